@@ -1,0 +1,42 @@
+# Each target sets up what it needs, so any of them works as the first command after a clone.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench
+
+PYTHON ?= python3
+PY := .venv/bin/python
+
+help:   ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: .venv/ready-test   ## make .venv with everything the demo and the tests need (once)
+
+demo: .venv/ready-test   ## pictures to columns to two models to demo/report.html
+	$(PY) -m eval.demo
+
+test: .venv/ready-test   ## run the tests
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest $(ARGS)
+
+lint: .venv/ready-test   ## check format, style and types
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+bench: .venv/ready-bench   ## measure what the design claims
+	for script in bench/*.py; do OMP_NUM_THREADS=1 $(PY) "$$script"; done
+
+# A stamp for each set of extras; pip is asked again when the list of packages changes.
+.venv/ready-test: extras := demo,test,s3
+.venv/ready-bench: extras := demo,test,s3,bench
+.venv/ready-bench: | .venv/ready-test
+.venv/ready-%: pyproject.toml constraints.txt
+	@[ -x $(PY) ] || $(PYTHON) -c 'import sys; v = sys.version.split()[0]; (3, 11) <= sys.version_info < (3, 13) or sys.exit(f"found Python {v}; this needs 3.11 or 3.12: make setup PYTHON=python3.12")'
+	@[ -x $(PY) ] || { echo "making .venv"; $(PYTHON) -m venv .venv; }
+	@echo "installing packages into .venv (the first time 2 to 10 minutes and 7 GB)"
+	@$(PY) -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[$(extras)]' 2>&1 | awk '\
+	  /^Requirement already/ { next } \
+	  /^Collecting/          { if (++found % 20 == 0) print "  " found " packages found"; fflush(); next } \
+	  /^Installing collected/ { print "  unpacking (the longest part)"; fflush(); next } \
+	  /^ *Downloading.*GB|^ *Downloading.*[0-9][0-9][0-9]\.[0-9] MB|ERROR|error|WARNING|^Successfully built/ { print "  " $$0; fflush() }'
+	@touch $@

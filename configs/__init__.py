@@ -1,0 +1,190 @@
+"""Config files: defaults, then YAML, then `a.b=value` words, into a frozen pydantic model.
+
+base: tiny.yaml          # at most one level, relative to this file
+optim: {lr: 1e-4}        # a float here, although PyYAML alone reads a string
+
+config = load(TrainConfig, "configs/train/tiny.yaml", ["data.latents=cache/flux"])
+"""
+
+import difflib
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+__all__ = ["ConfigError", "Strict", "load", "run"]
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used: says what was found, what was expected and what to do."""
+
+    exit_code = 2
+
+
+class Strict(BaseModel):
+    """The parent of every config model: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def load(model: type[M], path: Path | str | None, overrides: Sequence[str] = ()) -> M:
+    """Fill the model from its defaults, then the YAML file (if any), then the `a.b=value` words."""
+    values = {} if path is None else _read_with_base(Path(path))
+    for word in overrides:
+        values = _merge(values, _override(word))
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        where = "the command line" if path is None else str(path)
+        lines = [_explain(model, dict(problem)) for problem in error.errors()]
+        raise ConfigError("\n  ".join([f"{where} is no valid {model.__name__}:", *lines])) from None
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run an entry point; a user's error becomes one message on stderr and its exit code.
+
+    A user's error is an exception whose class has an `exit_code`. All others keep their traceback.
+    """
+    try:
+        code = main()
+    except Exception as error:
+        exit_code = getattr(type(error), "exit_code", None)
+        if exit_code is None:
+            raise
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(exit_code)
+    sys.exit(code or 0)
+
+
+# ---- YAML -------------------------------------------------------------------------------------
+
+
+class _Yaml(yaml.SafeLoader):
+    """Scalars as in YAML 1.2, not PyYAML's 1.1: `1e-4` is a float, `no` is a string."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+for _tag, _pattern, _first in (
+    ("null", "~|null|", ["~", "n", ""]),
+    ("bool", "true|false", ["t", "f"]),
+    ("int", "[-+]?(0|[1-9][0-9_]*)", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?([0-9][0-9_]*\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
+        r"|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.inf|\.nan",
+        list("-+.0123456789"),
+    ),
+):
+    _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^({_pattern})$"), _first)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Yaml)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not valid YAML: {error}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "nothing"
+        raise ConfigError(f"found {found} at {path}, expected a YAML file: check the path")
+    values = _parse(path.read_text(encoding="utf-8"), str(path))
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path} holds {type(values).__name__}, expected `key: value` lines")
+    return values
+
+
+def _read_with_base(path: Path) -> dict[str, Any]:
+    values = _read(path)
+    if "base" not in values:
+        return values
+    base = path.parent / str(values.pop("base"))
+    below = _read(base)
+    if "base" in below:
+        raise ConfigError(
+            f"{path} has the base {base}, which has a base itself: one level is allowed, "
+            f"so name {below['base']} or copy its lines"
+        )
+    return _merge(below, values)
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings are merged, everything else is replaced."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(old, value) if both else value  # type: ignore[arg-type]  # both are mappings
+    return merged
+
+
+def _override(word: str) -> dict[str, Any]:
+    name, equals, text = word.partition("=")
+    keys = name.split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"found {word!r}, expected KEY=VALUE such as optim.lr=1e-4")
+    value: Any = _parse(text, word)
+    for key in reversed(keys):
+        value = {key: value}
+    return dict(value)
+
+
+# ---- messages ---------------------------------------------------------------------------------
+
+
+def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
+    """One line for one of pydantic's errors."""
+    loc: tuple[int | str, ...] = problem["loc"]
+    name = ".".join(map(str, loc)) or "the whole"
+    if problem["type"] == "extra_forbidden":
+        known = sorted(
+            {field for parent in _models_at(model, loc[:-1]) for field in parent.model_fields}
+        )
+        near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ";"
+        return f"{name}: unknown key{hint} Known keys there: {', '.join(known)}"
+    if problem["type"] == "missing":
+        return f"{name}: missing. Put it into the YAML or say {name}=VALUE on the command line"
+    return f"{name}: found {problem['input']!r}: {problem['msg']}"
+
+
+def _models_at(model: type[BaseModel], loc: Sequence[int | str]) -> list[type[BaseModel]]:
+    """The models that may stand at this place (several, where a field is a union)."""
+    models = [model]
+    for part in loc:
+        inside = [
+            found
+            for parent in models
+            if part in parent.model_fields
+            for found in _models_in(parent.model_fields[str(part)].annotation)
+        ]
+        models = inside or models  # an index, or the tag of a union, leads to no other model
+    return models
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)

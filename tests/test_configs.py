@@ -1,0 +1,184 @@
+"""The config loader, and that every shipped YAML loads."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from configs import ConfigError, Strict, load
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+class Optim(Strict):
+    lr: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+class Jpeg(Strict):
+    quality: int
+
+
+class Example(Strict):
+    name: str = "x"
+    steps: int = 1
+    fast: bool = False
+    optim: Optim = Optim()
+    image: Jpeg | None = None
+    many: tuple[Optim, ...] = ()
+
+
+def write(folder: Path, text: str, name: str = "a.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_defaults_alone() -> None:
+    assert load(Example, None) == Example()
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("optim: {lr: 1e-4}", "optim", Optim(lr=0.0001)),  # PyYAML alone: the string '1e-4'
+        ("optim: {lr: 2.5E+3}", "optim", Optim(lr=2500.0)),
+        ("optim: {lr: .5}", "optim", Optim(lr=0.5)),
+        ("optim: {lr: 1}", "optim", Optim(lr=1.0)),
+        ("name: no", "name", "no"),  # PyYAML alone: False
+        ("name: 2026-01-31", "name", "2026-01-31"),  # PyYAML alone: a date
+        ("name: 1:30", "name", "1:30"),  # PyYAML alone: 90
+        ("name: Null", "name", "Null"),
+        ("name: 00000100", "name", "00000100"),  # PyYAML alone: 64
+        ("fast: true", "fast", True),
+        ("steps: 500_000", "steps", 500_000),
+        ("image: ", "image", None),
+        ("image: null", "image", None),
+        ("optim: {betas: [0.9, 0.95]}", "optim", Optim(betas=(0.9, 0.95))),
+        ("", "steps", 1),
+    ],
+)
+def test_yaml_values(tmp_path: Path, text: str, field: str, value: object) -> None:
+    found = getattr(load(Example, write(tmp_path, text)), field)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_overrides_reach_into_nested_keys(tmp_path: Path) -> None:
+    path = write(tmp_path, "optim: {lr: 3.0, betas: [0.5, 0.6]}\nsteps: 7")
+    words = ["optim.lr=1e-4", "image.quality=90", "name=s3://bucket/a=b", "fast=true"]
+    config = load(Example, str(path), words)
+    assert config.optim == Optim(lr=0.0001, betas=(0.5, 0.6))
+    assert config.image == Jpeg(quality=90)
+    assert (config.name, config.fast, config.steps) == ("s3://bucket/a=b", True, 7)
+    assert load(Example, path, ["image.quality=90", "image=null"]).image is None
+
+
+def test_base_is_merged_from_its_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    write(tmp_path, "steps: 5\noptim: {lr: 2.0, betas: [0.1, 0.2]}", "below.yaml")
+    path = write(tmp_path / "sub", "base: ../below.yaml\noptim: {lr: 3.0}")
+    config = load(Example, path)
+    assert (config.steps, config.optim) == (5, Optim(lr=3.0, betas=(0.1, 0.2)))
+
+
+def test_a_second_base_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "steps: 5", "one.yaml")
+    write(tmp_path, "base: one.yaml", "two.yaml")
+    with pytest.raises(ConfigError, match=r"two\.yaml, which has a base itself"):
+        load(Example, write(tmp_path, "base: two.yaml"))
+
+
+def test_unknown_key_names_the_known_and_the_nearest() -> None:
+    with pytest.raises(ConfigError) as error:
+        load(Example, None, ["optim.rl=1", "stepz=3", "image.qualty=1", "many=[{lrr: 1}]"])
+    message = str(error.value)
+    assert "optim.rl: unknown key; did you mean lr? Known keys there: betas, lr" in message
+    assert "stepz: unknown key; did you mean steps? Known keys there: fast, image, many" in message
+    assert "image.qualty: unknown key; did you mean quality?" in message
+    assert "image.quality: missing. Put it into the YAML or say image.quality=VALUE" in message
+    assert "many.0.lrr: unknown key; did you mean lr?" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: many", "steps: found 'many': Input should be a valid integer"),
+        ("steps: 1.5", "steps: found 1.5"),
+        ("optim: 3", "optim: found 3"),
+        ("- 1", "holds list, expected `key: value` lines"),
+        ("a: [1", "is not valid YAML"),
+        ("steps: 1\nsteps: 2", "the key 'steps' stands twice"),
+        ("1: 2", "holds dict, expected `key: value` lines"),
+    ],
+)
+def test_bad_yaml(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as error:
+        load(Example, path)
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_missing_file_and_bad_words(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"found nothing at .*gone\.yaml"):
+        load(Example, tmp_path / "gone.yaml")
+    with pytest.raises(ConfigError, match="found a folder"):
+        load(Example, tmp_path)
+    for word in ("steps", "=3", "optim..lr=1"):
+        with pytest.raises(ConfigError, match="expected KEY=VALUE"):
+            load(Example, None, [word])
+
+
+def test_models_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load(Example, None).steps = 3  # type: ignore[misc]  # the point of the test
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "stderr"),
+    [
+        ("return None", 0, ""),
+        ("return 3", 3, ""),
+        ("raise ConfigError('found x, expected y')", 2, "ConfigError: found x, expected y\n"),
+        ("raise Bug('oops')", 1, "Traceback"),
+    ],
+)
+def test_run_turns_user_errors_into_one_message(body: str, code: int, stderr: str) -> None:
+    script = (
+        "from configs import ConfigError, run\n"
+        "class Bug(Exception): pass\n"
+        f"def main():\n    {body}\n"
+        "run(main)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=CONFIGS.parent
+    )
+    assert done.returncode == code
+    if stderr == "Traceback":
+        assert "Traceback" in done.stderr
+    else:
+        assert done.stderr == stderr
+
+
+# ---- what is shipped ----------------------------------------------------------------------------
+
+MODELS = {
+    "encode": "encode.config:EncodeConfig",
+    "train": "train.config:TrainConfig",
+}
+
+
+def shipped() -> list[Path]:
+    return sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", shipped(), ids=str)
+def test_every_shipped_yaml_loads(path: Path) -> None:
+    """The folder's name says which model: configs/train/, and likewise configs/demo/train/."""
+    module, _, name = MODELS[path.parent.name].partition(":")
+    model: type[BaseModel] = getattr(importlib.import_module(module), name)
+    load(model, CONFIGS / path)
