@@ -1,0 +1,64 @@
+"""Columns: their format, how they are written, read, joined and streamed. The only meeting point
+of the stages.
+
+Importing this package is cheap; torch is loaded by `shards.stream`, `shards.latents` and
+`shards.randomness`.
+"""
+
+from .commits import Generation, put_complete, read_commit
+from .errors import (
+    CorruptColumn,
+    FormatVersion,
+    IdentityMismatch,
+    IncompleteColumn,
+    NotAColumn,
+    OrderError,
+    ShardsError,
+    SourceChanged,
+    SourceMismatch,
+)
+from .join import Join, open_join
+from .order import Order
+from .reader import Column
+from .schema import ColumnSpec, Layout, Norm, Status
+from .source import IndexRow, Source, open_source, put_index, read_index
+from .storage import atomic_write, canonical_json, put_if_absent, seal, sha256, sha256_file, unseal
+from .writer import ShardWriter, create_column, put_empty
+
+__all__ = [
+    "Column",
+    "ColumnSpec",
+    "CorruptColumn",
+    "FormatVersion",
+    "Generation",
+    "IdentityMismatch",
+    "IncompleteColumn",
+    "IndexRow",
+    "Join",
+    "Layout",
+    "Norm",
+    "NotAColumn",
+    "Order",
+    "OrderError",
+    "ShardWriter",
+    "ShardsError",
+    "Source",
+    "SourceChanged",
+    "SourceMismatch",
+    "Status",
+    "atomic_write",
+    "canonical_json",
+    "create_column",
+    "open_join",
+    "open_source",
+    "put_complete",
+    "put_empty",
+    "put_if_absent",
+    "put_index",
+    "read_commit",
+    "read_index",
+    "seal",
+    "sha256",
+    "sha256_file",
+    "unseal",
+]

@@ -1,0 +1,267 @@
+"""Commit records say that a shard is whole; COMPLETE records say that a column is. Readers trust
+these alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import CorruptColumn, IncompleteColumn, NotAColumn
+from .schema import BLOCK, COMMIT, COMPLETE, VERSION, Status
+from .storage import Json, canonical_json, put_if_absent, seal, sha256, unseal
+
+Run = tuple[int, int, int]  # (first row of the shard, count, status)
+FAILURE = "latentbank-failure"
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What a committed shard holds. Everything but `objects` and `provenance` is the same however
+    it was made.
+    """
+
+    shard: int
+    rows: int
+    not_ok: tuple[Run, ...]
+    objects: tuple[tuple[str, int, str], ...]  # (path below the column, bytes, sha256)
+    blocks: tuple[str, ...]  # logical digest of each 1,024 rows
+    index: str  # digest of the source index that was read
+    column: str  # digest of column.json
+    provenance: Json
+
+    @property
+    def content(self) -> str:
+        """Digest of the shard's logical content."""
+        return sha256(canonical_json([self.shard, self.rows, self.not_ok, self.blocks, self.index]))
+
+    def record(self) -> Json:
+        return {
+            "format": COMMIT,
+            "version": VERSION,
+            "shard": self.shard,
+            "rows": self.rows,
+            "not_ok": [list(run) for run in self.not_ok],
+            "objects": [list(item) for item in self.objects],
+            "blocks": list(self.blocks),
+            "index": self.index,
+            "column": self.column,
+            "content": self.content,
+            "provenance": self.provenance,
+        }
+
+    def status(self) -> NDArray[np.uint8]:
+        """The status of each row."""
+        status = np.zeros(self.rows, np.uint8)
+        for first, count, value in self.not_ok:
+            status[first : first + count] = value
+        return status
+
+
+def commit_path(column: Path, shard: int) -> Path:
+    return column / "commits" / f"{shard:05d}.json"
+
+
+def failure_path(column: Path, shard: int) -> Path:
+    return column / "failures" / f"{shard:05d}.json"
+
+
+def read_commit(column: Path, shard: int) -> Commit:
+    """The commit of a shard; NotAColumn if there is none, CorruptColumn if it is damaged."""
+    path = commit_path(column, shard)
+    record = unseal(path, COMMIT, VERSION)
+    try:
+        commit = Commit(
+            record["shard"],
+            record["rows"],
+            tuple((int(a), int(n), int(s)) for a, n, s in record["not_ok"]),
+            tuple((str(p), int(n), str(h)) for p, n, h in record["objects"]),
+            tuple(record["blocks"]),
+            record["index"],
+            record["column"],
+            record["provenance"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptColumn(f"{path}: damaged commit record ({error})") from None
+    if commit.content != record["content"] or commit.shard != shard:
+        raise CorruptColumn(
+            f"{path}: this is the record of another shard, or its content digest is wrong"
+        )
+    return commit
+
+
+def committed(column: Path, shards: int) -> list[int]:
+    """Shards that have a commit record."""
+    return [shard for shard in range(shards) if commit_path(column, shard).exists()]
+
+
+def valid_words(status: NDArray[np.uint8], admitted: Sequence[int]) -> NDArray[np.uint32]:
+    """Valid-row bits: word b holds rows 32b .. 32b+31, lowest bit first; (ceil(rows / 32),)
+    uint32.
+    """
+    good = np.isin(status, admitted)
+    bits = np.packbits(np.pad(good, (0, -good.size % BLOCK)), bitorder="little")
+    return bits.view("<u4").astype(np.uint32)
+
+
+def valid_rows(words: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Numbers of the set bits, ascending: the inverse of `valid_words`."""
+    blocks = np.flatnonzero(words)
+    octets = words[blocks].astype("<u4").view(np.uint8).reshape(-1, 4)
+    block, bit = np.nonzero(np.unpackbits(octets, axis=1, bitorder="little"))
+    rows: NDArray[np.int64] = blocks[block] * BLOCK + bit
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """All that a reader needs to know of a column: per shard its rows, content and index digests,
+    and the valid rows.
+
+    `words` are the bits of the rows with status 0, ceil(rows / 32) words a shard, laid end to end;
+    `truncated` lists the (shard, first row, count) of rows with status 1. A shard that is missing
+    or failed has `rows[s] == 0` and no content. `digest` pins all of it.
+    """
+
+    rows: tuple[int, ...]
+    content: tuple[str | None, ...]
+    index: tuple[str | None, ...]
+    failed: tuple[tuple[int, str], ...]
+    truncated: tuple[tuple[int, int, int], ...]
+    counts: dict[str, int]  # rows by status
+    words: NDArray[np.uint32]
+    digest: str
+
+    @classmethod
+    def of(
+        cls, column_digest: str, shards: int, commits: Sequence[Commit], failed: dict[int, str]
+    ) -> Generation:
+        by_shard = {commit.shard: commit for commit in commits}
+        get = [by_shard.get(shard) for shard in range(shards)]
+        counts: dict[str, int] = {}
+        for commit in commits:
+            for value, count in zip(*np.unique(commit.status(), return_counts=True), strict=True):
+                name = Status(int(value)).name.lower()
+                counts[name] = counts.get(name, 0) + int(count)
+        bits = [valid_words(commit.status(), (Status.OK,)) for commit in commits]
+        words = np.concatenate(bits) if bits else np.zeros(0, np.uint32)
+        partial = cls(
+            tuple(c.rows if c else 0 for c in get),
+            tuple(c.content if c else None for c in get),
+            tuple(c.index if c else None for c in get),
+            tuple(sorted(failed.items())),
+            tuple(
+                (c.shard, first, count)
+                for c in commits
+                for first, count, status in c.not_ok
+                if status == Status.TRUNCATED
+            ),
+            counts,
+            words,
+            "",
+        )
+        digest = sha256(canonical_json(partial.record(column_digest)))
+        return replace(partial, digest=digest)
+
+    def record(self, column_digest: str) -> Json:
+        """The COMPLETE record before sealing. Without time or place, so equal columns have equal
+        records.
+        """
+        return {
+            "format": COMPLETE,
+            "version": VERSION,
+            "column": column_digest,
+            "shards": [list(s) for s in zip(self.rows, self.content, self.index, strict=True)],
+            "failed": [list(f) for f in self.failed],
+            "truncated": [list(t) for t in self.truncated],
+            "counts": self.counts,
+            "valid": {
+                "words": int(self.words.size),
+                "sha256": sha256(self.words.astype("<u4").tobytes()),
+            },
+        }
+
+
+def read_failures(column: Path) -> dict[int, str]:
+    """Shards that could not be committed, and why."""
+    failures = {}
+    for path in sorted((column / "failures").glob("*.json")):
+        record = unseal(path, FAILURE, VERSION)
+        failures[int(record["shard"])] = str(record["reason"])
+    return failures
+
+
+def generation_of_commits(column: Path, column_digest: str, shards: int) -> Generation:
+    """The generation that the commits standing now make up, complete or not."""
+    commits = [read_commit(column, shard) for shard in committed(column, shards)]
+    for commit in commits:
+        if commit.column != column_digest:
+            raise CorruptColumn(
+                f"{commit_path(column, commit.shard)}: this commit belongs to another column.json"
+            )
+    done = {commit.shard for commit in commits}
+    failed = {s: why for s, why in read_failures(column).items() if s not in done}
+    return Generation.of(column_digest, shards, commits, failed)
+
+
+def put_complete(column: Path, column_digest: str, shards: int, allow_failed: bool) -> Generation:
+    """Write a COMPLETE generation; IncompleteColumn if a shard is neither committed nor an allowed
+    failure.
+    """
+    generation = generation_of_commits(column, column_digest, shards)
+    missing = [s for s, content in enumerate(generation.content) if content is None]
+    failed = dict(generation.failed)
+    unexplained = [s for s in missing if not (allow_failed and s in failed)]
+    if unexplained:
+        why = "; ".join(f"shard {s}: {failed.get(s, 'not encoded yet')}" for s in unexplained[:5])
+        raise IncompleteColumn(
+            f"{column}: {len(unexplained)} of {shards} shards are not committed ({why}). Run "
+            "encode again"
+        )
+    folder = column / "complete"
+    put_if_absent(folder / f"{generation.digest}.valid", generation.words.astype("<u4").tobytes())
+    put_if_absent(folder / f"{generation.digest}.json", seal(generation.record(column_digest)))
+    return generation
+
+
+def read_complete(column: Path, column_digest: str) -> Generation:
+    """The newest COMPLETE generation: the one with the most shards committed. Two objects are
+    read.
+    """
+    paths = sorted((column / "complete").glob("*.json"))
+    if not paths:
+        raise IncompleteColumn(
+            f"{column}: no COMPLETE record, so encoding has not finished. Run `python -m encode "
+            "run` again"
+        )
+    records = [(path, unseal(path, COMPLETE, VERSION)) for path in paths]
+    sizes = [sum(content is not None for _, content, _ in r["shards"]) for _, r in records]
+    newest = [item for item, size in zip(records, sizes, strict=True) if size == max(sizes)]
+    if len(newest) > 1:
+        raise CorruptColumn(
+            f"{column}: {[p.name for p, _ in newest]} both claim to be the newest complete "
+            "generation. "
+            "Delete the one that `python -m shards verify` refuses"
+        )
+    path, record = newest[0]
+    try:
+        words = np.fromfile(path.with_suffix(".valid"), "<u4")
+    except FileNotFoundError:
+        raise NotAColumn(f"{path.with_suffix('.valid')}: the valid-row bits are missing") from None
+    if record["valid"] != {"words": words.size, "sha256": sha256(words.tobytes())}:
+        raise CorruptColumn(
+            f"{path.with_suffix('.valid')}: the valid-row bits do not fit the record"
+        )
+    if record["column"] != column_digest:
+        raise CorruptColumn(f"{path}: this record belongs to another column.json")
+    rows, content, index = zip(*record["shards"], strict=True)
+    return Generation(
+        rows, content, index,
+        tuple((int(s), str(why)) for s, why in record["failed"]),
+        tuple((int(s), int(a), int(n)) for s, a, n in record["truncated"]),
+        record["counts"], words.astype(np.uint32), record["digest"],
+    )  # fmt: skip
