@@ -1,0 +1,1 @@
+"""Prompts in, images out, scores with their uncertainty: sample, reconstruct and compare."""

@@ -1,0 +1,31 @@
+"""What a user can get wrong in evaluation. Each message says what was found, what was expected and what to do."""
+
+
+class EvalError(Exception):
+    """Base of the family; entry points print it as one message and leave with `exit_code`."""
+
+    exit_code = 2
+
+
+class BadPrompts(EvalError, ValueError):
+    """A prompt file that is empty, unreadable or has ids that cannot name files."""
+
+
+class OtherImages(EvalError, ValueError):
+    """The folder holds images of other settings, or files that are none of ours."""
+
+
+class EncoderMismatch(EvalError, ValueError):
+    """A VAE or text encoder that is not the one the columns were made with."""
+
+
+class MissingWeights(EvalError, FileNotFoundError):
+    """A scorer's weights are not on this machine."""
+
+
+class TooFewImages(EvalError, ValueError):
+    """A folder with too few pictures to score."""
+
+
+class MissingPictures(EvalError, FileNotFoundError):
+    """The tars with the original pictures are not where they were said to be."""
