@@ -156,7 +156,10 @@ def _override(word: str) -> dict[str, Any]:
 def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
     """One line for one of pydantic's errors."""
     loc: tuple[int | str, ...] = problem["loc"]
-    name = ".".join(map(str, loc)) or "the whole"
+    name = ".".join(map(str, loc))
+    message = problem["msg"].removeprefix("Value error, ")
+    if not loc:
+        return message  # from a validator of the whole
     if problem["type"] == "extra_forbidden":
         known = sorted(
             {field for parent in _models_at(model, loc[:-1]) for field in parent.model_fields}
@@ -166,7 +169,7 @@ def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
         return f"{name}: unknown key{hint} Known keys there: {', '.join(known)}"
     if problem["type"] == "missing":
         return f"{name}: missing. Put it into the YAML or say {name}=VALUE on the command line"
-    return f"{name}: found {problem['input']!r}: {problem['msg']}"
+    return f"{name}: found {problem['input']!r:.80}: {message}"
 
 
 def _models_at(model: type[BaseModel], loc: Sequence[int | str]) -> list[type[BaseModel]]:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 
 from configs import ConfigError, Strict, load
 
@@ -20,6 +20,17 @@ class Optim(Strict):
 
 class Jpeg(Strict):
     quality: int
+
+
+class Pair(Strict):
+    batch: int = 8
+    micro: int = 4
+
+    @model_validator(mode="after")
+    def _fit(self) -> "Pair":
+        if self.batch % self.micro:
+            raise ValueError(f"batch {self.batch} is no multiple of micro {self.micro}: change one")
+        return self
 
 
 class Example(Strict):
@@ -131,6 +142,12 @@ def test_missing_file_and_bad_words(tmp_path: Path) -> None:
     for word in ("steps", "=3", "optim..lr=1"):
         with pytest.raises(ConfigError, match="expected KEY=VALUE"):
             load(Example, None, [word])
+
+
+def test_a_validator_of_the_whole_speaks_for_itself() -> None:
+    with pytest.raises(ConfigError) as error:
+        load(Pair, None, ["batch=9"])
+    assert str(error.value).endswith("Pair:\n  batch 9 is no multiple of micro 4: change one")
 
 
 def test_models_are_frozen() -> None:

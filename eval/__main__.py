@@ -1,0 +1,12 @@
+"""Evaluation on the command line; `--help` after a verb lists its flags.
+
+python -m eval generate --checkpoint demo/runs/NAME --prompts prompts.txt --save_dir images/NAME
+python -m eval reconstruct demo/cache/openmoji-val/vae-plain --tars demo/data/val --save_dir images/rec
+python -m eval fid images/NAME/images images/real --inception /weights
+"""
+
+from configs import run
+
+from .commands import main
+
+run(main)

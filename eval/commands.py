@@ -1,0 +1,91 @@
+"""The verbs of `python -m eval` and their flags, named as in the reference's scripts where it has them."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval", description="Sample, reconstruct, score"
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    for name, (add_flags, act) in VERBS.items():
+        verb = verbs.add_parser(
+            name,
+            help=(add_flags.__doc__ or "").splitlines()[0],
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        add_flags(verb)
+        verb.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        verb.set_defaults(act=act)
+    args = parser.parse_args()
+    args.act(args)
+
+
+def _generate_flags(add: argparse.ArgumentParser) -> None:
+    """images from prompts, through a checkpoint and its columns' VAE"""
+    add.add_argument("--checkpoint", type=Path, required=True, help="a run, or one of its steps")
+    add.add_argument(
+        "--tag", type=int, help="the step, where --checkpoint is a run; the last without"
+    )
+    add.add_argument(
+        "--prompts", type=Path, required=True, help=".txt: one a line; .json: list or {id: prompt}"
+    )
+    add.add_argument("--save_dir", type=Path, required=True)
+    add.add_argument("--num_inference_steps", type=int, default=25)
+    add.add_argument("--guidance_scale", type=float, default=6.0)
+    add.add_argument("--batch_size", type=int, default=32)
+    add.add_argument("--seed", type=int, default=42)
+    add.add_argument("--ema_weights", action=argparse.BooleanOptionalAction, default=True)
+    add.add_argument("--vae", help="where the columns' VAE lies now, if not where it was")
+    add.add_argument("--text_encoder", help="likewise for the text encoder")
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from .generate import Request, generate
+
+    fields = {k: v for k, v in vars(args).items() if k != "act"}
+    generate(Request(**fields))
+
+
+def _reconstruct_flags(add: argparse.ArgumentParser) -> None:
+    """pictures of a column decoded by its VAE, beside the originals, with PSNR and SSIM"""
+    add.add_argument("column", type=Path)
+    add.add_argument("--tars", type=Path, required=True, help="folder of the source's tars")
+    add.add_argument("--save_dir", type=Path, required=True)
+    add.add_argument(
+        "--count", type=int, default=64, help="pictures: the column's first valid rows"
+    )
+    add.add_argument("--batch_size", type=int, default=32)
+    add.add_argument("--vae", help="where the column's VAE lies now, if not where it was")
+
+
+def _reconstruct(args: argparse.Namespace) -> None:
+    from .reconstruct import reconstruct
+
+    fields = {k: v for k, v in vars(args).items() if k != "act"}
+    print(json.dumps(reconstruct(**fields)["mean"]))
+
+
+def _fid_flags(add: argparse.ArgumentParser) -> None:
+    """FID and KID between two folders of pictures"""
+    add.add_argument("fake", type=Path)
+    add.add_argument("real", type=Path)
+    add.add_argument("--inception", type=Path, help="folder that holds inception-2015-12-05.pt")
+    add.add_argument("--batch_size", type=int, default=32)
+
+
+def _fid(args: argparse.Namespace) -> None:
+    from .fid import score
+
+    print(json.dumps(score(args.fake, args.real, args.inception, args.device, args.batch_size)))
+
+
+VERBS = {
+    "generate": (_generate_flags, _generate),
+    "reconstruct": (_reconstruct_flags, _reconstruct),
+    "fid": (_fid_flags, _fid),
+}
