@@ -157,7 +157,7 @@ def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
     """One line for one of pydantic's errors."""
     loc: tuple[int | str, ...] = problem["loc"]
     name = ".".join(map(str, loc))
-    message = problem["msg"].removeprefix("Value error, ")
+    message: str = problem["msg"].removeprefix("Value error, ")
     if not loc:
         return message  # from a validator of the whole
     if problem["type"] == "extra_forbidden":
