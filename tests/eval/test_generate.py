@@ -1,0 +1,185 @@
+"""From a checkpoint and prompts to pictures on disk."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from encode.errors import ModelNotUsable
+from encode.vae import Vae
+from eval.errors import OtherImages
+from eval.generate import Generator, Request, generate, noise_numbers
+from shards.randomness import normal
+from train.checkpoint import CheckpointError
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = [
+    "a red cat",
+    "the blue dog on a flag",
+    "a",
+    "dog",
+    "the red flag on the blue flag on the cat",
+]
+
+
+@pytest.fixture
+def request_(tmp_path: Path, run: Path) -> Request:
+    (tmp_path / "flags.json").write_text(json.dumps(PROMPTS))
+    return Request(
+        checkpoint=run, prompts=tmp_path / "flags.json", save_dir=tmp_path / "out", num_inference_steps=3,
+        batch_size=2,
+    )  # fmt: skip
+
+
+def changed(request: Request, **fields: object) -> Request:
+    return Request(**(vars(request) | fields))  # type: ignore[arg-type]  # fields of Request
+
+
+def pictures(request: Request) -> np.ndarray:
+    files = sorted((request.save_dir / "images").iterdir())
+    return np.stack([np.asarray(Image.open(path)) for path in files]).astype(int)
+
+
+def test_latents_are_denormalised_before_decoding(request_: Request, vae_folder: Path) -> None:
+    """With a velocity of 0 the latents are the noise, so the pictures are known from diffusers alone."""
+    from diffusers import AutoencoderKL
+
+    request = changed(request_, ema_weights=False)
+    manifest = generate(request)
+    assert list(manifest["files"]) == [f"{i:05d}" for i in range(5)]
+    noise = normal(42, "generate", noise_numbers("flags", list(manifest["files"])), (4, 4, 4))
+    with torch.no_grad():
+        decoder = AutoencoderKL.from_pretrained(vae_folder).eval()
+        right = decoder.decode(noise / 0.05 + 3.0).sample.clamp(-1, 1)
+        forgotten = decoder.decode(noise).sample.clamp(-1, 1)
+    expected = ((right + 1) * 127.5).permute(0, 2, 3, 1).numpy()
+    found = pictures(request)
+    assert np.abs(found - expected).max() < 0.51
+    assert np.abs(found - ((forgotten + 1) * 127.5).permute(0, 2, 3, 1).numpy()).max() > 2
+
+
+def test_prompts_seeds_and_guidance_matter(request_: Request) -> None:
+    generate(request_)
+    base = pictures(request_)
+    for i, fields in enumerate(({"guidance_scale": 1.0}, {"seed": 1}, {"ema_weights": False})):
+        other = changed(request_, save_dir=request_.save_dir / f"../{i}", **fields)
+        generate(other)
+        assert np.abs(pictures(other) - base).max(axis=(1, 2, 3)).min() > 0, fields
+    prompts = request_.prompts.parent / "other" / "flags.json"
+    prompts.parent.mkdir()
+    prompts.write_text(json.dumps(["dog", *PROMPTS[1:]]))
+    other = changed(request_, save_dir=request_.save_dir / "../p", prompts=prompts)
+    generate(other)
+    differ = (np.abs(pictures(other) - base).max(axis=(1, 2, 3)) > 1).tolist()
+    assert differ == [True, False, False, False, False]
+
+
+def test_batch_size_changes_rounding_only(request_: Request) -> None:
+    generate(request_)
+    for size in (1, 5):
+        other = changed(request_, batch_size=size, save_dir=request_.save_dir / f"../{size}")
+        generate(other)
+        assert np.abs(pictures(other) - pictures(request_)).max() <= 1
+
+
+def test_an_interrupted_set_goes_on_to_the_same_bytes(request_: Request) -> None:
+    whole = generate(request_)["files"]
+    again = changed(request_, save_dir=request_.save_dir / "../again")
+    generator = Generator.load(again)
+    generate(again, generator)
+    images = again.save_dir / "images"
+    manifest = again.save_dir / "manifest.json"
+    # As a kill between two pictures of the second batch leaves it: no digests yet, one and a half batches done.
+    state = json.loads(manifest.read_text())
+    manifest.write_text(
+        json.dumps({k: state[k] for k in ("format", "version", "settings")} | {"complete": False})
+    )
+    for name in ("00003", "00004"):
+        (images / f"{name}.png").unlink()
+    (images / ".tmp-0123").write_bytes(b"half")
+    kept = (images / "00002.png").stat().st_mtime_ns
+    assert generate(again, generator)["files"] == whole
+    assert (images / "00002.png").stat().st_mtime_ns == kept
+
+
+def test_a_second_run_makes_nothing(request_: Request) -> None:
+    first = generate(request_)
+    times = [path.stat().st_mtime_ns for path in sorted((request_.save_dir / "images").iterdir())]
+    assert generate(request_) == first
+    assert [p.stat().st_mtime_ns for p in sorted((request_.save_dir / "images").iterdir())] == times
+
+
+def test_other_settings_into_the_same_folder_are_refused(request_: Request) -> None:
+    first = generate(request_)
+    with pytest.raises(OtherImages, match=r"guidance_scale: found 6\.0, expected 2\.0"):
+        generate(changed(request_, guidance_scale=2.0))
+    assert generate(request_) == first
+
+
+def test_a_step_by_tag_or_path_is_the_newest_of_its_run(request_: Request, run: Path) -> None:
+    newest = generate(request_)["settings"]
+    path = changed(request_, checkpoint=run / "checkpoints" / "step-00000020")
+    assert generate(path)["settings"] == newest  # and therefore the same folder
+    tag = changed(request_, tag=10, save_dir=request_.save_dir / "../tag")
+    assert generate(tag)["settings"] == newest | {"step": 10}
+    with pytest.raises(CheckpointError):
+        generate(changed(request_, tag=11, save_dir=request_.save_dir / "../none"))
+    assert not (request_.save_dir / "../none").exists()
+
+
+def test_an_encoder_may_move_but_not_change(
+    request_: Request, vae_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(vae_folder, tmp_path / "moved")
+    here = Generator.load(changed(request_, vae=str(tmp_path / "moved")))
+    assert here.vae.model.path == str(tmp_path / "moved")
+    from diffusers import AutoencoderKL
+
+    other = AutoencoderKL.from_pretrained(vae_folder)
+    with torch.no_grad():
+        other.decoder.conv_out.bias += 1e-6
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ModelNotUsable, match="weights .* were found, the column was made with"):
+        generate(changed(request_, vae=str(tmp_path / "other")))
+    assert not request_.save_dir.exists()
+
+
+def test_command_line(request_: Request, run: Path, vae: Vae) -> None:
+    words = [
+        "--checkpoint",
+        run,
+        "--tag",
+        "20",
+        "--prompts",
+        request_.prompts,
+        "--save_dir",
+        request_.save_dir,
+    ]
+    words += [
+        "--num_inference_steps",
+        "2",
+        "--guidance_scale",
+        "1.5",
+        "--no-ema_weights",
+        "--batch_size",
+        "4",
+    ]
+    command = [sys.executable, "-m", "eval", "generate", *map(str, words), "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((request_.save_dir / "manifest.json").read_text())
+    assert manifest["complete"]
+    assert manifest["settings"]["vae"] == vae.weights
+    assert manifest["settings"]["ema"] is False
+    assert len(list((request_.save_dir / "images").glob("*.png"))) == 5
+    request_.prompts.write_text("[]")
+    refused = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("BadPrompts: ")
+    assert "Traceback" not in refused.stderr
