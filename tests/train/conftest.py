@@ -1,0 +1,113 @@
+"""Small columns, written by the real writer, and a run of the real command."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from shards import ColumnSpec, Layout, Norm, ShardWriter, create_column, put_complete, put_empty
+
+ROOT = Path(__file__).parents[2]
+CHANNELS, SIDE, WIDTH, TOKENS = 4, 8, 12, 6
+TINY = {"hidden_size": 32, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp_size": 48}
+
+
+def words(values: torch.Tensor) -> np.ndarray[Any, Any]:
+    return values.to(torch.bfloat16).view(torch.uint16).numpy()
+
+
+def write_column(path: Path, spec: ColumnSpec, values: Any, empty: Any = None) -> None:
+    digest = create_column(path, spec)
+    if empty is not None:
+        put_empty(path, spec, empty)
+    writer = ShardWriter(path, spec, digest, 0, len(values), "index")
+    writer.put_block(values, np.zeros(len(values), np.uint8))
+    writer.commit({})
+    put_complete(path, digest, 1, allow_failed=False)
+
+
+def write_columns(folder: Path, source: str, rows: int, seed: int, model: str = "toy") -> None:
+    """`folder/vae` and `folder/text`: latents whose channel means depend on the first token of the caption."""
+    g = torch.Generator().manual_seed(seed)
+    topic = torch.randn(rows, CHANNELS, generator=g)
+    mean = 0.5 * torch.randn(rows, CHANNELS, SIDE, SIDE, generator=g) + topic[:, :, None, None]
+    moments = torch.cat([mean, torch.full_like(mean, -6.0)], 1).half().numpy()
+    lengths = torch.randint(2, TOKENS + 1, (rows,), generator=g).tolist()
+    captions = [torch.randn(n, WIDTH, generator=g) for n in lengths]
+    for caption, t in zip(captions, topic, strict=True):
+        caption[0, :CHANNELS] = t
+    layout = Layout("moments", (2 * CHANNELS, SIDE, SIDE), 1)
+    identity = {"source": source, "encoder": model}
+    write_column(folder / "vae", ColumnSpec(identity, layout, Norm((0.1,), (0.8,))), moments)
+    spec = ColumnSpec(
+        {"source": source, "encoder": "text"}, Layout("tokens", (TOKENS, WIDTH), 1), None, 2
+    )
+    write_column(folder / "text", spec, [words(c) for c in captions], words(torch.zeros(2, WIDTH)))
+
+
+@pytest.fixture(scope="session")
+def columns(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with a training source `toy` and a held-out source `toy-val`."""
+    cache = tmp_path_factory.mktemp("cache")
+    write_columns(cache / "toy", "toy", 150, 1)
+    write_columns(cache / "toy-val", "toy-val", 20, 2)
+    return cache
+
+
+def tiny_config(columns: Path, runs: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "data": {
+            "latents": str(columns / "toy/vae"),
+            "text": str(columns / "toy/text"),
+            "lanes": 8,
+        },
+        "model": TINY,
+        "optim": {"lr": 3e-3},
+        "ema": {"decay": 0.9},
+        "steps": 20,
+        "global_batch": 16,
+        "micro_batch": 4,
+        "log_every": 1,
+        "save_every": 10,
+        "runs": str(runs),
+        **changes,
+    }
+
+
+Launch = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def launch(tmp_path: Path, columns: Path) -> Launch:
+    """Run `train` on the tiny config as a user would; `ranks` > 1 through torchrun."""
+
+    def run(
+        *words: str, ranks: int = 1, runs: str = "runs", **changes: Any
+    ) -> subprocess.CompletedProcess[str]:
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump(tiny_config(columns, tmp_path / runs, **changes)))
+        return subprocess.run(
+            command(path, ranks, *words),
+            cwd=ROOT,
+            env=environment(),
+            text=True,
+            capture_output=True,
+        )
+
+    return run
+
+
+def command(path: Path, ranks: int, *words: str) -> list[str]:
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+    return [sys.executable, "-m", *(torchrun if ranks > 1 else []), "train", str(path), *words]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}

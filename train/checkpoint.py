@@ -1,0 +1,285 @@
+"""Checkpoints: complete or absent, readable without this code, loadable at any world size, and never a pickle.
+
+    checkpoints/step-00000100/manifest.json                       written last: what this is, and every file's sha256
+    checkpoints/step-00000100/state-00000-of-00002.safetensors    rank 0's part of weights, exp_avg, exp_avg_sq and ema
+    checkpoints/step-00000100/weights.safetensors                 all weights under the reference's parameter names
+    checkpoints/step-00000100/ema.safetensors                     their moving average, the same
+    checkpoints/latest                                            a hint for people; nothing here reads it
+
+A state file holds 1-D fp32 tensors `<kind>/<parameter>`; its metadata `ranges` says which elements of the flattened
+parameter they are: {"<parameter>": [start, stop, total]}. Saving goes: stage in a hidden folder, fsync, read back,
+manifest, rename. A folder named step-* is therefore whole, unless the disk failed it later, which the sha256 shows.
+"""
+
+import json
+import logging
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from shards import ShardsError, atomic_write, seal, sha256_file, unseal
+from shards.schema import differences
+
+from .engine import Fragment
+from .model import DiT, DiTConfig
+from .world import World
+
+KIND, VERSION = "latentbank-checkpoint", 1
+KINDS = ("weights", "exp_avg", "exp_avg_sq", "ema")
+WHOLE = {"weights": "weights.safetensors", "ema": "ema.safetensors"}
+Manifest = dict[str, Any]
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is absent, damaged, or could not be written."""
+
+    exit_code = 2
+
+
+class ResumeRefused(CheckpointError):
+    """The checkpoint belongs to another run than the one that is asked for."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a rank saves and loads: flat fp32 partitions by kind, and which elements they are."""
+
+    fragments: Sequence[Fragment]
+    totals: Mapping[str, int]  # elements of each whole parameter
+    flats: Mapping[str, Sequence[Tensor]]  # kind -> partition tensors
+
+
+# Saving --------------------------------------------------------------------------------------------------------------
+
+
+def save(
+    folder: Path, state: State, model: DiT, record: Mapping[str, Any], world: World, keep: int
+) -> Path:
+    """Write `folder/step-<record["step"]>`, all ranks together; the oldest beyond `keep` go. Returns its path.
+
+    An error of one rank is raised on all, and leaves the checkpoints that stand as they were."""
+    final = folder / f"step-{record['step']:08d}"
+    staging = folder / f".staging-{final.name}"
+    together(world, lambda: _fresh(staging) if world.rank == 0 else None)
+    own = staging / f"state-{world.rank:05d}-of-{world.size:05d}.safetensors"
+    files = together(world, lambda: _write_state(own, state))
+
+    def publish() -> None:
+        written = files + _write_whole(staging, [staging / file["name"] for file in files], model)
+        manifest = {
+            **record,
+            "format": KIND,
+            "version": VERSION,
+            "world": world.size,
+            "files": {f["name"]: {"bytes": f["bytes"], "sha256": f["sha256"]} for f in written},
+            "provenance": provenance(),
+        }
+        atomic_write(staging / "manifest.json", seal(manifest))
+        _replace(staging, final)
+        atomic_write(folder / "latest", f"{final.name}\n".encode())
+        for old in steps(folder)[keep:]:
+            shutil.rmtree(old)
+
+    together(world, lambda: publish() if world.rank == 0 else None)
+    return final
+
+
+def together(world: World, work: Callable[[], Any]) -> list[Any]:
+    """Do something on each rank and return all results everywhere; an error on one rank is raised on all."""
+    outcome: Any
+    try:
+        outcome = work()
+    except CheckpointError as error:
+        outcome = error
+    except (OSError, SafetensorError) as error:
+        outcome = CheckpointError(f"rank {world.rank}: {error}")
+    outcomes = world.gather(outcome)
+    for found in outcomes:
+        if isinstance(found, CheckpointError):
+            raise found
+    return outcomes
+
+
+def _fresh(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # what a crash left
+    folder.mkdir(parents=True)
+
+
+def _write_state(path: Path, state: State) -> dict[str, Any]:
+    tensors = {
+        f"{kind}/{f.name}": f.of(flats).cpu()
+        for kind, flats in state.flats.items()
+        for f in state.fragments
+    }
+    ranges = {f.name: [f.start, f.stop, state.totals[f.name]] for f in state.fragments}
+    metadata = {
+        "format": KIND,
+        "version": str(VERSION),
+        "ranges": json.dumps(ranges, sort_keys=True),
+    }
+    return _write(path, tensors, metadata)
+
+
+def _write_whole(folder: Path, states: Sequence[Path], model: DiT) -> list[dict[str, Any]]:
+    """Put weights and average together from the state files just written, which shows that they can be read."""
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    buffers = {name: b.cpu() for name, b in model.named_buffers()}
+    written = []
+    for kind, name in WHOLE.items():
+        parts = _read_ranges(states, kind, {n: (0, shape.numel()) for n, shape in shapes.items()})
+        written.append(
+            _write(folder / name, {n: parts[n].view(s) for n, s in shapes.items()} | buffers, {})
+        )
+    return written
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> dict[str, Any]:
+    save_file(dict(tensors), path, metadata=metadata)
+    path.chmod(0o644)  # safetensors makes it private to the user
+    _sync(path)
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace(staging: Path, final: Path) -> None:
+    """Make the staged folder appear under its name; what stands there is damaged, and was passed over on resume."""
+    _sync(staging)
+    if final.exists():
+        aside = final.with_name(f".replaced-{final.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        final.rename(aside)
+    staging.rename(final)
+    _sync(final.parent)
+    shutil.rmtree(final.with_name(f".replaced-{final.name}"), ignore_errors=True)
+
+
+def provenance() -> dict[str, Any]:
+    """Recorded, never compared."""
+    packages = {name: version(name) for name in ("torch", "deepspeed", "safetensors", "numpy")}
+    return {**packages, "python": platform.python_version(), "machine": platform.machine()}
+
+
+# Finding -------------------------------------------------------------------------------------------------------------
+
+
+def steps(folder: Path) -> list[Path]:
+    """The step folders of a run's checkpoints, newest first."""
+    return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
+
+
+def verified(path: Path, names: Iterable[str] | None = None) -> Manifest:
+    """The manifest of a checkpoint whose files (all, or those of these names) are as written; else CheckpointError."""
+    try:
+        manifest = unseal(path / "manifest.json", KIND, VERSION)
+        for name in manifest["files"] if names is None else names:
+            file, wanted = path / name, manifest["files"][name]
+            if file.stat().st_size != wanted["bytes"] or sha256_file(file) != wanted["sha256"]:
+                raise CheckpointError(
+                    f"{file}: not the {wanted['bytes']} bytes that the manifest names"
+                )
+    except (ShardsError, OSError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    return manifest
+
+
+def newest(folder: Path) -> tuple[Path, Manifest] | None:
+    """The newest whole checkpoint; a damaged one is named in the log and passed over. None if there is none at all."""
+    damaged = []
+    for path in steps(folder):
+        try:
+            return path, verified(path)
+        except CheckpointError as error:
+            damaged.append(path)
+            log.warning("%s. Falling back to the checkpoint before it", error)
+    if damaged:
+        raise CheckpointError(
+            f"{folder}: all {len(damaged)} checkpoints are damaged. Move them away to start over"
+        )
+    return None
+
+
+def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) -> None:
+    """ResumeRefused unless the checkpoint has the same columns, order of samples, seed and model as `record`."""
+    fields = ("data", "order", "model")  # the order holds the seed
+    changed = [
+        line for field in fields for line in differences(manifest[field], record[field], field)
+    ]
+    if changed:
+        raise ResumeRefused(
+            "\n  ".join([f"{path} belongs to another run (found there, expected now):", *changed])
+            + "\nGo back to its columns and settings, or start another run: give the config another name, or set runs="
+        )
+
+
+# Loading -------------------------------------------------------------------------------------------------------------
+
+
+def load(path: Path, manifest: Manifest, state: State) -> State:
+    """The same fragments, filled from a checkpoint that any number of ranks may have written."""
+    files = [path / name for name in manifest["files"] if name.startswith("state-")]
+    ranges = {f.name: (f.start, f.stop) for f in state.fragments}
+    flats = {
+        kind: [torch.zeros_like(flat) for flat in parts] for kind, parts in state.flats.items()
+    }
+    for kind, parts in flats.items():
+        read = _read_ranges(files, kind, ranges)
+        for fragment in state.fragments:
+            fragment.of(parts).copy_(read[fragment.name])
+    return replace(state, flats=flats)
+
+
+def _read_ranges(
+    files: Sequence[Path], kind: str, wanted: Mapping[str, tuple[int, int]]
+) -> dict[str, Tensor]:
+    """Elements [start, stop) of each parameter, 1-D fp32, from the state files that hold a part of them."""
+    out = {name: torch.empty(stop - start) for name, (start, stop) in wanted.items()}
+    missing = {name: stop - start for name, (start, stop) in wanted.items()}
+    for path in files:
+        with safe_open(path, "pt") as file:
+            ranges = json.loads(file.metadata()["ranges"])
+            for name in ranges.keys() & wanted.keys():
+                (start, stop), (first, last, _) = wanted[name], ranges[name]
+                low, high = max(start, first), min(stop, last)
+                if low < high:
+                    out[name][low - start : high - start] = file.get_slice(f"{kind}/{name}")[
+                        low - first : high - first
+                    ]
+                    missing[name] -= high - low
+    if lacking := [name for name, count in missing.items() if count]:
+        raise CheckpointError(
+            f"{files[0].parent}: {kind} of {lacking[0]} is not whole in the state files"
+        )
+    return out
+
+
+def load_for_sampling(run_or_step: Path, ema: bool = True) -> tuple[DiT, Manifest]:
+    """A model in eval mode on the CPU and its manifest, from a run folder (its newest checkpoint) or a step folder."""
+    name = WHOLE["ema" if ema else "weights"]
+    if (run_or_step / "checkpoints").is_dir():
+        found = newest(run_or_step / "checkpoints")
+        if found is None:
+            raise CheckpointError(f"{run_or_step}: found no checkpoint there. Train first")
+        path, manifest = found
+    else:
+        path, manifest = run_or_step, verified(run_or_step, [name])
+    model = DiT(DiTConfig.model_validate(manifest["model"]))
+    model.load_state_dict(load_file(path / name))
+    return model.eval(), manifest

@@ -1,0 +1,97 @@
+"""What a run is: one YAML, filled into `TrainConfig`. Sizes of latents and text come from the columns."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from configs import ConfigError, Strict
+
+from .flow import FlowConfig
+from .model import ModelConfig
+
+
+class DataConfig(Strict):
+    latents: Path  # a moments column; the one value that differs between two VAEs
+    text: Path  # a tokens column of the same source
+    also: tuple[
+        Path, ...
+    ] = ()  # columns whose rows must be valid too, so that paired runs see the same rows
+    truncated: bool = False  # admit pictures that were cut short but decoded
+    lanes: int = Field(default=64, ge=1)  # strands of the order; part of the run's identity
+    window: int = Field(
+        default=0, ge=0
+    )  # samples permuted together within a lane; 0 = the whole lane
+    caption_dropout: float = Field(
+        default=0.1, ge=0, le=1
+    )  # share of captions replaced by the empty one
+    prefetch: int = Field(default=2, ge=1)  # batches read ahead
+
+
+class OptimConfig(Strict):
+    lr: float = Field(default=1e-4, gt=0)
+    weight_decay: float = 1e-4  # on all parameters, as in the reference
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip: float = Field(default=1.0, gt=0)  # global L2 norm of the gradient
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: int = Field(default=0, ge=0)  # steps of linear warm-up
+
+
+class EmaConfig(Strict):
+    decay: float = Field(default=0.9999, ge=0, lt=1)
+
+
+class ValidationConfig(Strict):
+    source: Path | None = (
+        None  # folder of the held-out source; its columns carry the names of the training columns
+    )
+    every: int = Field(default=1000, ge=1)  # steps
+    rows: int = Field(default=256, ge=1)
+    batch: int = Field(
+        default=32, ge=1
+    )  # rows a forward pass; fixed, so that the sums do not depend on the world size
+
+
+class TrainConfig(Strict):
+    data: DataConfig
+    model: ModelConfig
+    flow: FlowConfig = FlowConfig()
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    ema: EmaConfig = Field(default_factory=EmaConfig)
+    validation: ValidationConfig = Field(default_factory=ValidationConfig)
+    deepspeed: Path | dict[str, Any] = Field(
+        default_factory=lambda: {"zero_optimization": {"stage": 1}}
+    )
+    seed: int = 0
+    steps: int = Field(ge=1)
+    global_batch: int = Field(ge=1)  # samples an optimizer step, over all ranks
+    micro_batch: int = Field(ge=1)  # samples a forward pass on one rank
+    log_every: int = Field(default=50, ge=1)  # steps
+    save_every: int = Field(default=1000, ge=1)  # steps
+    keep: int = Field(
+        default=3, ge=2
+    )  # checkpoints; two at least, so that a damaged one has a predecessor
+    runs: Path = Path("runs")
+
+    @model_validator(mode="after")
+    def _batches(self) -> "TrainConfig":
+        if self.global_batch % self.data.lanes:
+            raise ValueError(
+                f"global_batch {self.global_batch} is no multiple of data.lanes {self.data.lanes}: change one of them"
+            )
+        return self
+
+    def accumulation(self, world: int) -> int:
+        """Micro-batches a step on each rank."""
+        if self.global_batch % (world * self.micro_batch):
+            raise ConfigError(
+                f"global_batch {self.global_batch} cannot be cut into micro-batches of {self.micro_batch} on {world} "
+                "ranks: make it a multiple of micro_batch x ranks"
+            )
+        return self.global_batch // (world * self.micro_batch)
+
+
+def run_folder(config: TrainConfig, path: Path) -> Path:
+    """Where a run lives: the names of its config and of its latent column, so that VAEs never share a folder."""
+    return config.runs / f"{path.stem}-{config.data.latents.resolve().name}"

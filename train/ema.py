@@ -1,0 +1,32 @@
+"""The moving average of the weights, held as each rank's part of them: a fraction of the memory, and exact."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from .engine import Engine
+
+
+class Ema:
+    """Averages the fp32 partitions of this rank; `parts` are flat tensors in the order of `engine.weights()`."""
+
+    def __init__(self, weights: Sequence[Tensor], decay: float) -> None:
+        self.decay = decay
+        self.parts = [w.detach().clone() for w in weights]
+
+    @torch.no_grad()
+    def update(self, weights: Sequence[Tensor]) -> None:
+        """average = decay * average + (1 - decay) * weights, in one fused operation."""
+        torch._foreach_lerp_(self.parts, list(weights), 1 - self.decay)
+
+    @contextmanager
+    def in_place_of_weights(self, engine: Engine) -> Iterator[None]:
+        """Within the block the model computes with the averaged weights; afterwards the very same weights are back."""
+        kept = [w.detach().clone() for w in engine.weights()]
+        engine.set_weights(self.parts)
+        try:
+            yield
+        finally:
+            engine.set_weights(kept)

@@ -1,0 +1,72 @@
+"""From a batch of columns to what the model and the loss take, with all the randomness of its samples.
+
+Every random number is keyed by (seed, sample number, purpose): the same on any rank, in any micro-batch, after any
+restart.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from shards import Norm
+from shards.latents import draw
+from shards.randomness import normal, uniform
+from shards.stream import Batch, pad_text
+
+from .flow import FlowConfig, density, interpolate, noise_levels
+
+
+@dataclass(frozen=True)
+class Inputs:
+    latents: Tensor  # (B, C, H, W) fp32, normalised
+    noise: Tensor  # (B, C, H, W) fp32
+    sigma: Tensor  # (B,) fp32
+    timestep: Tensor  # (B,) fp32, in (0, 1000]
+    text: Tensor  # (B, L, Dt) fp32
+    mask: Tensor  # (B, L) of 0/1
+
+    @property
+    def noisy(self) -> Tensor:
+        return interpolate(self.latents, self.noise, self.sigma)
+
+    def to(self, device: torch.device) -> "Inputs":
+        return Inputs(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+def training_inputs(
+    batch: Batch, norm: Norm, empty: Tensor, flow: FlowConfig, dropout: float, seed: int
+) -> Inputs:
+    """One sample of the posterior, one noise and one noise level for each row; some captions give way to `empty`."""
+    keys = batch.samples.tolist()
+    channels, *size = batch.moments.shape[1:]
+    shape = (channels // 2, *size)
+    latents = draw(batch.moments, norm, normal(seed, "posterior", keys, shape))
+    sigma, timestep = noise_levels(density(flow, normal(seed, "timestep", keys, ())))
+    drop = uniform(seed, "caption-drop", keys) < dropout
+    text, mask = pad_text(*replace_captions(batch.tokens, batch.cu_seqlens, drop, empty))
+    return Inputs(latents, normal(seed, "flow", keys, shape), sigma, timestep, text, mask)
+
+
+def replace_captions(
+    tokens: Tensor, cu_seqlens: Tensor, where: Tensor, by: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Packed captions with those at `where` (B,) replaced by the tokens `by` (n, D)."""
+    captions = torch.split(tokens, cu_seqlens.diff().tolist())
+    captions = tuple(
+        by if drop else own for own, drop in zip(captions, where.tolist(), strict=True)
+    )
+    lengths = torch.tensor([0, *(len(c) for c in captions)], dtype=torch.int32)
+    return torch.cat(captions), lengths.cumsum(0, dtype=torch.int32)
+
+
+def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
+    """Cut a rank's part of a global batch into pieces of `size` samples."""
+    for start in range(0, len(batch.rows), size):
+        at = slice(start, start + size)
+        cu = batch.cu_seqlens[start : start + size + 1]
+        yield Batch(
+            batch.position, batch.samples[at], batch.rows[at], batch.moments[at],
+            batch.tokens[int(cu[0]) : int(cu[-1])], cu - cu[0],
+        )  # fmt: skip

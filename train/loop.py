@@ -1,0 +1,315 @@
+"""fit(): the run from its columns to its last checkpoint. The step itself is `Trainer.step`."""
+
+import json
+import logging
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import yaml
+
+from configs import ConfigError
+from shards import Join, Order, atomic_write, canonical_json, open_join
+from shards.stream import Batch, Stream, empty_caption
+
+from . import checkpoint
+from .config import TrainConfig
+from .ema import Ema
+from .engine import Engine, deepspeed_config
+from .flow import losses
+from .inputs import micro_batches, training_inputs
+from .metrics import Metrics, Pace, line
+from .model import DiT, DiTConfig
+from .schedule import learning_rate
+from .validate import Validator, open_held_out
+from .world import World, join_world, leave_world
+
+log = logging.getLogger(__name__)
+Batches = Callable[
+    [int, World], Iterator[Batch]
+]  # (position, world) -> this rank's batches from there on
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss or gradient that is not finite; the weights are as they were before the step."""
+
+    exit_code = 3
+
+
+def fit(config: TrainConfig, run: Path, batches: Batches | None = None) -> int:
+    """Train until `config.steps`, from the newest whole checkpoint of `run` if there is one; returns the exit code.
+
+    `batches` may come from elsewhere than the columns, in the order that `Order` gives. All that a user can get wrong
+    is found before the processes meet and the model is built."""
+    join = open_join(config.data.latents, config.data.text, config.data.also, config.data.truncated)
+    order = Order([join.words], config.seed, config.data.lanes, config.data.window)
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    order.check(0, config.global_batch, size)
+    deepspeed_config(config, size)
+    model = model_config(config, join)
+    held_out = open_held_out(config, join)
+    world = join_world()
+    try:
+        trainer = Trainer(config, run, join, order, DiT(model, config.seed), world)
+        validator = Validator(config, held_out, world) if held_out else None
+        return trainer.run_to_end(batches or _from_columns(config, join, order), validator)
+    finally:
+        leave_world()
+
+
+def model_config(config: TrainConfig, join: Join) -> DiTConfig:
+    """The model that fits the columns; ConfigError if none does."""
+    channels, *size = join.latent_shape
+    c = config.model
+    tokens = [side // c.patch_size for side in size]
+    if any(side % c.patch_size for side in size) or (
+        c.pos_embed == "ape" and max(tokens) > c.pos_embed_max_size
+    ):
+        raise ConfigError(
+            f"{config.data.latents} holds latents of {size[0]} x {size[1]}, which patches of {c.patch_size} and "
+            f"at most {c.pos_embed_max_size} tokens a side do not cover: change model.patch_size or "
+            "model.pos_embed_max_size"
+        )
+    return DiTConfig(
+        **c.model_dump(), in_channels=channels, out_channels=channels, text_width=join.text_width
+    )
+
+
+def _from_columns(config: TrainConfig, join: Join, order: Order) -> Batches:
+    def batches(position: int, world: World) -> Stream:
+        return Stream(
+            join, order, position=position, global_batch=config.global_batch, world=world.size, rank=world.rank,
+            prefetch=config.data.prefetch,
+        )  # fmt: skip
+
+    return batches
+
+
+class Trainer:
+    """A run in progress on one rank: the engine, the average, and how far they are."""
+
+    def __init__(
+        self, config: TrainConfig, run: Path, join: Join, order: Order, model: DiT, world: World
+    ) -> None:
+        self.config, self.folder, self.join, self.world = config, run, join, world
+        self.empty = empty_caption(join)
+        self.totals = {name: p.numel() for name, p in model.named_parameters()}
+        self.engine = Engine(model, config, world)
+        self.model_config = model.config
+        self.ema = Ema(self.engine.weights(), config.ema.decay)
+        self.order_identity = order.identity()
+        self.epoch_samples = order.epoch_samples
+        self.step_number = self.position = 0  # updates made, samples consumed
+        self.pace = Pace()
+        self._signal = 0
+
+    # The step ------------------------------------------------------------------------------------------------------
+
+    def step(self, batch: Batch) -> float:
+        """Update the weights from this rank's part of a global batch; returns the loss averaged over all ranks."""
+        lr = learning_rate(self.config.optim, self.step_number, self.config.steps)
+        parts = list(micro_batches(batch, self.config.micro_batch))
+        found = []
+        for number, part in enumerate(parts):
+            x = self._inputs(part)
+            predicted = self.engine(x.noisy, x.timestep, x.text, x.mask)
+            loss = losses(self.config.flow, predicted, x.latents, x.noise, x.sigma)
+            self.engine.backward(loss.mean())
+            found.append(loss.detach())
+            if number == len(parts) - 1:
+                mean = self._agree(batch, torch.cat(found))
+            self.engine.step(lr)  # moves the weights after the last part
+        if self.engine.skipped:
+            self._not_finite(batch, torch.cat(found), "gradient")
+        self.ema.update(self.engine.weights())
+        self.step_number += 1
+        self.position += self.config.global_batch
+        return mean
+
+    def _inputs(self, part: Batch) -> Any:
+        c = self.config
+        x = training_inputs(
+            part, self.join.norm, self.empty, c.flow, c.data.caption_dropout, c.seed
+        )
+        return x.to(self.world.device)
+
+    def _agree(self, batch: Batch, loss: torch.Tensor) -> float:
+        """Before the weights move: the mean loss of all ranks, finite on each or an error on all; and any signal."""
+        total, terminate, interrupt = self.world.sum(
+            [loss.double().mean(), self._signal == signal.SIGTERM, self._signal == signal.SIGINT]
+        )
+        if not math.isfinite(total):
+            self._not_finite(batch, loss, "loss")
+        self._signal = signal.SIGTERM if terminate else signal.SIGINT if interrupt else 0
+        return total / self.world.size
+
+    def _not_finite(self, batch: Batch, loss: torch.Tensor, what: str) -> None:
+        """Write down the rows of this rank's batch, and stop; all ranks come here together."""
+        path = (
+            self.folder / f"nonfinite-step-{self.step_number:08d}-rank-{self.world.rank:05d}.json"
+        )
+        rows, bad = batch.rows.tolist(), (~loss.isfinite()).tolist()
+        record = {
+            "step": self.step_number, "position": batch.position, "what": what, "rows": rows,
+            "rows_with_such_a_loss": [row for row, b in zip(rows, bad, strict=True) if b],
+        }  # fmt: skip
+        atomic_write(path, canonical_json(record))
+        raise NonFiniteLoss(
+            f"the {what} of step {self.step_number} is not finite on some rank; the weights were not moved. The rows "
+            f"of this rank's batch are in {path}. Resume with a smaller optim.lr, or look at those rows"
+        )
+
+    # The run -------------------------------------------------------------------------------------------------------
+
+    def run_to_end(self, batches: Batches, validator: Validator | None) -> int:
+        config = self.config
+        if self.world.rank == 0:
+            atomic_write(
+                self.folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json")).encode()
+            )
+        self._resume()
+        self._announce()
+        self.metrics = Metrics(self.folder, self.step_number) if self.world.rank == 0 else None
+        handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+        stream = batches(self.position, self.world)
+        try:
+            self.pace.reset()
+            while self.step_number < config.steps and not self._signal:
+                self._one_step(stream)
+                if validator and self._due(config.validation.every):
+                    self._validate(validator)
+                if self._due(config.save_every) or self._signal:
+                    self.save()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            if isinstance(stream, Stream):
+                stream.close()
+            if self.metrics:
+                self.metrics.close()
+        if self._signal:
+            log.info(
+                "stopped by %s after step %s, saved",
+                signal.Signals(self._signal).name,
+                self.step_number,
+            )
+            return 128 + self._signal
+        return 0
+
+    def _due(self, every: int) -> bool:
+        return self.step_number % every == 0 or self.step_number == self.config.steps
+
+    def _one_step(self, stream: Iterator[Batch]) -> None:
+        start = time.perf_counter()
+        batch = next(stream)
+        self.pace.waited += time.perf_counter() - start
+        self.pace.losses.append(self.step(batch))
+        self.pace.samples += self.config.global_batch
+        if self._due(self.config.log_every):
+            self._log()
+
+    def _log(self) -> None:
+        values = {
+            **self.pace.measure(self.config.steps - self.step_number),
+            "grad_norm": self.engine.grad_norm,
+            "lr": learning_rate(self.config.optim, self.step_number - 1, self.config.steps),
+            "epoch": self.position / self.epoch_samples,
+        }
+        log.info("%s", line(self.step_number, self.config.steps, values))
+        if self.metrics:
+            self.metrics.write(self.step_number, position=self.position, **values)
+        self.pace.reset()
+
+    def _validate(self, validator: Validator) -> None:
+        start = time.perf_counter()
+        found = validator(self.engine, self.ema)
+        seconds = time.perf_counter() - start
+        log.info("step %s  validation %.4f, %.4f of the target's variance (%.1f s)", f"{self.step_number:,}",
+                 found.loss, found.normalised, seconds)  # fmt: skip
+        if self.metrics:
+            self.metrics.write(self.step_number, validation={**found.record(), "seconds": seconds})
+        self.pace.reset()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number  # the step in progress is finished, on all ranks, then saved
+
+    def _announce(self) -> None:
+        channels, height, width = self.join.latent_shape
+        log.info(
+            "%s: %.1f M parameters, latents %d x %d x %d, text width %d, %s samples an epoch, %d ranks on %s",
+            self.folder, sum(self.totals.values()) / 1e6, channels, height, width, self.join.text_width,
+            f"{self.epoch_samples:,}", self.world.size, self.world.device.type,
+        )  # fmt: skip
+        log.info("DeepSpeed: %s", ", ".join(f"{k} {v}" for k, v in self.engine.effective.items()))
+
+    # State ---------------------------------------------------------------------------------------------------------
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint's manifest says of this run and its progress."""
+        record = {
+            "step": self.step_number,
+            "position": self.position,
+            "model": self.model_config.model_dump(mode="json"),
+            "config": self.config.model_dump(mode="json"),
+            "data": self.join.identity(),
+            "order": self.order_identity,
+            "seed": self.config.seed,
+            "optimizer": {"kind": "adamw", "step": self.step_number},
+        }
+        return json.loads(canonical_json(record))  # type: ignore[no-any-return]  # as it will be read again
+
+    def save(self) -> Path:
+        """Write a checkpoint; collective."""
+        start = time.perf_counter()
+        flats = {"weights": self.engine.weights(), **self.engine.moments(), "ema": self.ema.parts}
+        state = checkpoint.State(self.engine.fragments, self.totals, flats)
+        model: Any = self.engine.model
+        path = checkpoint.save(
+            self._checkpoints, state, model, self.record(), self.world, self.config.keep
+        )
+        log.info("saved %s (%.1f s)", path, time.perf_counter() - start)
+        self.pace.reset()
+        return path
+
+    def _resume(self) -> None:
+        """Go on from the newest whole checkpoint, on all ranks the same; ResumeRefused if it is of another run."""
+        found = checkpoint.together(
+            self.world, self._newest if self.world.rank == 0 else lambda: None
+        )[0]
+        if found is None:
+            return
+        path, manifest = found
+        flats = {
+            kind: self.engine.weights() for kind in checkpoint.KINDS
+        }  # only their shapes matter here
+        state = checkpoint.load(
+            path, manifest, checkpoint.State(self.engine.fragments, self.totals, flats)
+        )
+        self.engine.set_weights(state.flats["weights"])
+        self.engine.set_moments(
+            manifest["optimizer"]["step"], {k: state.flats[k] for k in ("exp_avg", "exp_avg_sq")}
+        )
+        self.ema.parts = list(state.flats["ema"])
+        self.step_number, self.position = manifest["step"], manifest["position"]
+        log.info(
+            "resumed from %s: step %s, position %s",
+            path,
+            f"{self.step_number:,}",
+            f"{self.position:,}",
+        )
+
+    def _newest(self) -> tuple[Path, checkpoint.Manifest] | None:
+        found = checkpoint.newest(self._checkpoints)
+        if found:
+            checkpoint.refuse_other_run(*found, self.record())
+        return found
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.folder / "checkpoints"

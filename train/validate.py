@@ -1,0 +1,113 @@
+"""Validation loss of the averaged weights on held-out rows, at fixed timesteps and noise.
+
+Each row is seen at 8 stratified noise levels with noise keyed by (row, level), so the figure moves only with the
+weights. Micro-batches do not depend on the world size, and losses are summed in row order in fp64: any world gives
+the same bits. The total divided by the variance of the target compares epochs of one run; it does not compare VAEs.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shards import IdentityMismatch, Join, open_join
+from shards.latents import draw
+from shards.randomness import normal
+from shards.stream import pad_text, read_rows
+
+from .config import TrainConfig
+from .ema import Ema
+from .engine import Engine
+from .flow import interpolate, losses, noise_levels, target
+from .world import World
+
+LEVELS = 8
+
+
+@dataclass(frozen=True)
+class Validation:
+    loss: float
+    normalised: float  # loss / variance of the target about its channel means
+    levels: tuple[float, ...]  # loss at each noise level, from much noise to little
+
+    def record(self) -> dict[str, Any]:
+        return {"loss": self.loss, "normalised": self.normalised, "levels": list(self.levels)}
+
+
+def open_held_out(config: TrainConfig, training: Join) -> Join | None:
+    """The columns of the held-out source that carry the names of the training columns; None if no source is named.
+
+    IdentityMismatch if another encoder or preprocessing made them."""
+    source = config.validation.source
+    if source is None:
+        return None
+    names = [path.resolve().name for path in (config.data.latents, config.data.text)]
+    join = open_join(source / names[0], source / names[1], truncated=config.data.truncated)
+    for ours, theirs in ((training.latents, join.latents), (training.text, join.text)):
+        found, expected = (
+            {**c.spec.identity, "source": None, "norm": c.spec.norm} for c in (theirs, ours)
+        )
+        if wrong := sorted(
+            k for k in found.keys() | expected.keys() if found.get(k) != expected.get(k)
+        ):
+            raise IdentityMismatch(
+                f"{theirs.path}: made otherwise than {ours.path}; different: {', '.join(wrong)}. Encode the held-out "
+                "source with the config of the training source"
+            )
+    return join
+
+
+class Validator:
+    def __init__(self, config: TrainConfig, join: Join, world: World) -> None:
+        self.config, self.join, self.world = config, join, world
+        rows = join.valid_rows[: config.validation.rows]
+        self.chunks = np.split(
+            rows, range(config.validation.batch, len(rows), config.validation.batch)
+        )
+
+    @torch.no_grad()
+    def __call__(self, engine: Engine, ema: Ema) -> Validation:
+        """Collective: every rank takes every world-th chunk of rows, and all get the same answer."""
+        engine.model.eval()
+        with ema.in_place_of_weights(engine):
+            own = [
+                self._chunk(engine, rows)
+                for rows in self.chunks[self.world.rank :: self.world.size]
+            ]
+        engine.model.train()
+        by_rank = self.world.gather(own)
+        chunks = [
+            by_rank[i % self.world.size][i // self.world.size] for i in range(len(self.chunks))
+        ]
+        loss, mean, square = (
+            torch.cat(parts) for parts in zip(*chunks, strict=True)
+        )  # rows in order again
+        variance = (square.mean((0, 1)) - mean.mean((0, 1)).square()).mean()
+        total = loss.mean()
+        return Validation(float(total), float(total / variance), tuple(loss.mean(0).tolist()))
+
+    def _chunk(
+        self, engine: Engine, rows: np.ndarray[Any, np.dtype[np.int64]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """By row and level: loss (b, 8), mean and mean square of the target by channel (b, 8, C); fp64 on the CPU."""
+        config, device = self.config, self.world.device
+        moments, tokens, cu_seqlens = read_rows(self.join, rows)
+        text, mask = (t.to(device) for t in pad_text(tokens, cu_seqlens))
+        keys, shape = rows.tolist(), self.join.latent_shape
+        latents = draw(
+            moments, self.join.norm, normal(config.seed, "validation-posterior", keys, shape)
+        )
+        found = []
+        for level in range(LEVELS):
+            sigma, timestep = noise_levels(torch.full((len(keys),), (level + 0.5) / LEVELS))
+            noise = normal(config.seed, f"validation-flow-{level}", keys, shape)
+            predicted = engine(
+                interpolate(latents, noise, sigma).to(device), timestep.to(device), text, mask
+            ).cpu()
+            wanted = target(latents, noise).double().flatten(2)
+            loss = losses(config.flow, predicted, latents, noise, sigma)
+            found.append((loss.double(), wanted.mean(2), wanted.square().mean(2)))
+        loss, mean, square = (torch.stack(parts, 1) for parts in zip(*found, strict=True))
+        return loss, mean, square
