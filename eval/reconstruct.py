@@ -1,0 +1,140 @@
+"""What a column's VAE keeps of a picture: the posterior's mean decoded, beside the original crop.
+
+    <save_dir>/original/images/<row id>.png          as the encoder saw it: decoded, resized, cropped
+    <save_dir>/reconstruction/images/<row id>.png    from the column's rows, never from the picture
+    <save_dir>/metrics.json                          PSNR and SSIM of each, and their means
+
+The two image folders are what `python -m eval fid` takes for rFID.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from encode.images import decode, to_images, transform
+from encode.vae import load_vae
+from shards import Column, IndexRow, Status, atomic_write, canonical_json, open_source, read_index
+
+from .errors import MissingPictures, OtherImages, TooFewImages
+from .generate import moved
+from .imageset import ImageSet
+from .prompts import Prompts
+
+Json = dict[str, Any]
+Picture = NDArray[np.uint8]  # (H, W, 3)
+
+
+def reconstruct(
+    column: Path,
+    tars: Path,
+    save_dir: Path,
+    count: int = 64,
+    batch_size: int = 32,
+    vae: str | None = None,
+    device: str = "cpu",
+) -> Json:
+    """Decode the first `count` valid rows of a moments column; `tars` is the folder of its source's tars."""
+    opened = Column.open(column)
+    if opened.layout.kind != "moments":
+        raise OtherImages(
+            f"{column}: found a column of {opened.layout.kind}, expected one of moments"
+        )
+    identity = opened.spec.identity
+    rows, keys, originals = read_originals(opened, tars, count)
+    decoder = load_vae(moved(identity["encoder"], vae), device)
+    items = Prompts(column.name, tuple(zip(map(name_of, rows), keys, strict=True)))
+    settings = {"column": opened.digest, "vae": decoder.weights}
+    before, after = (
+        ImageSet(save_dir / kind, items, settings | {"kind": kind})
+        for kind in ("original", "reconstruction")
+    )
+    pictures: list[Json] = []
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        moments = torch.from_numpy(opened.read(np.array(batch, np.int64), check=True)).float()
+        decoded = to_images(decoder.decode(moments.chunk(2, 1)[0]))
+        for i, (row, picture) in enumerate(zip(batch, decoded, strict=True), start):
+            for images, pixels in ((before, originals[i]), (after, picture)):
+                if not images.has(name_of(row)):
+                    images.save(name_of(row), pixels)
+            scores = {"psnr": psnr(originals[i], picture), "ssim": ssim(originals[i], picture)}
+            pictures.append({"row": row, "key": keys[i], **scores})
+    for images in (before, after):
+        images.finish({"device": device})
+    mean = {name: float(np.mean([p[name] for p in pictures])) for name in ("psnr", "ssim")}
+    metrics = settings | {"pictures": pictures, "mean": mean | {"count": len(pictures)}}
+    atomic_write(save_dir / "metrics.json", canonical_json(metrics))
+    return metrics
+
+
+def name_of(row: int) -> str:
+    return f"{row:08d}"
+
+
+def read_originals(
+    column: Column, tars: Path, count: int
+) -> tuple[list[int], list[str], list[Picture]]:
+    """Row ids, keys and crops of the first `count` ok rows, read from the source's tars."""
+    how, source = column.spec.identity["preprocess"], open_source(column.path.parent)
+    rows: list[int] = []
+    keys: list[str] = []
+    crops: list[Picture] = []
+    for shard, (name, _) in enumerate(source.tars):
+        first = shard * source.shard_rows
+        ids = np.arange(first, first + column.generation.rows[shard])
+        ok = ids[column.status(ids) == Status.OK][: count - len(rows)]
+        if not len(ok):
+            continue
+        index = read_index(column.path.parent, shard).rows
+        rows += ok.tolist()
+        keys += [index[row - first].key for row in rows[len(crops) :]]
+        crops += _crops(tars / name, [index[row - first] for row in rows[len(crops) :]], how)
+    if not rows:
+        raise TooFewImages(f"{column.path}: holds no valid row")
+    return rows, keys, crops
+
+
+def _crops(tar: Path, entries: Sequence[IndexRow], how: Json) -> list[Picture]:
+    if not tar.is_file():
+        raise MissingPictures(
+            f"{tar}: no such file. Name the folder of the source's tars with --tars"
+        )
+    crops = []
+    with tar.open("rb") as file:
+        for entry in entries:
+            offset, size = entry.members[how["image"]]
+            file.seek(offset)
+            image, _ = decode(file.read(size))
+            if image is None:
+                raise MissingPictures(
+                    f"{tar}: {entry.key} was a picture when the column was made and is none now. Restore the tar"
+                )
+            crops.append(transform(image, how["resolution"]))
+    return crops
+
+
+def psnr(a: Picture, b: Picture) -> float:
+    """10 log10(255^2 / MSE) over all channels; equal pictures count as differing by one step in one value."""
+    error = np.square(a.astype(np.float64) - b).mean()
+    return float(10 * np.log10(255**2 / max(error, 1 / a.size)))
+
+
+def ssim(a: Picture, b: Picture) -> float:
+    """Structural similarity with the usual Gaussian window, 11 x 11 and sigma 1.5, mean of the channels."""
+    from skimage.metrics import structural_similarity
+
+    return float(
+        structural_similarity(
+            a,
+            b,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            data_range=255,
+            channel_axis=2,
+        )
+    )

@@ -1,0 +1,139 @@
+"""A column's pictures beside the originals: right rows, right decoder, right numbers."""
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from encode.config import EncodeConfig
+from encode.job import run as encode
+from eval.errors import MissingPictures, OtherImages
+from eval.reconstruct import psnr, reconstruct, ssim
+
+ROOT = Path(__file__).parents[2]
+BROKEN = 2
+
+
+def picture(i: int) -> np.ndarray:
+    """48 x 40 with a colour that says which one it is."""
+    rows, columns = np.mgrid[:48, :40]
+    return np.stack([rows * 5, columns * 6, np.full_like(rows, 40 * i)], -1).astype(np.uint8)
+
+
+def write_tar(path: Path, numbers: range) -> None:
+    with tarfile.open(path, "w") as tar:
+        for i in numbers:
+            file = io.BytesIO()
+            Image.fromarray(picture(i)).save(file, "JPEG", quality=95)
+            data = file.getvalue() if i != BROKEN else b"no picture"
+            for name, content in ((f"sample/{i}.jpg", data), (f"sample/{i}.txt", b"a cat")):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, vae_folder: Path) -> Path:
+    """Source `pair` of two tars with 4 and 2 pictures, the third broken; its column `tiny`."""
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "tars").mkdir()
+    write_tar(folder / "tars" / "0.tar", range(4))
+    write_tar(folder / "tars" / "1.tar", range(4, 6))
+    config = EncodeConfig.model_validate(
+        {
+            "root": folder,
+            "sources": {"pair": [str(folder / "tars" / "0.tar"), str(folder / "tars" / "1.tar")]},
+            "columns": {
+                "tiny": {
+                    "kind": "moments",
+                    "encoder": {"class": "AutoencoderKL", "path": str(vae_folder)},
+                    "resolution": 32,
+                }
+            },
+            "shard_rows": 1024,
+            "engine": {"executor": "inline", "device": "cpu"},
+        }
+    )
+    assert encode(config) == 0
+    return folder
+
+
+@torch.no_grad()
+def test_reconstructions_are_the_decoded_means(
+    cache: Path, vae_folder: Path, tmp_path: Path
+) -> None:
+    from diffusers import AutoencoderKL
+
+    metrics = reconstruct(cache / "pair" / "tiny", cache / "tars", tmp_path, count=4, batch_size=3)
+    assert [p["row"] for p in metrics["pictures"]] == [
+        0,
+        1,
+        3,
+        1024,
+    ]  # 2 is broken; a shard is 1024 row ids
+    assert [p["key"] for p in metrics["pictures"]] == [f"sample/{i}" for i in (0, 1, 3, 4)]
+    vae = AutoencoderKL.from_pretrained(vae_folder).eval()
+    for number, entry in zip((0, 1, 3, 4), metrics["pictures"], strict=True):
+        name = f"images/{entry['row']:08d}.png"
+        before, after = (
+            np.array(Image.open(tmp_path / kind / name))
+            for kind in ("original", "reconstruction")
+        )
+        assert before.shape == after.shape == (32, 32, 3)
+        assert abs(int(before[..., 2].mean()) - 40 * number) < 4  # the right picture
+        pixels = torch.from_numpy(before).permute(2, 0, 1)[None] / 127.5 - 1
+        expected = vae.decode(vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
+        expected = ((expected + 1) * 127.5)[0].permute(1, 2, 0).numpy()
+        assert np.abs(after - expected).max() < 1.5  # the column holds fp16
+        error = ((before.astype(float) - after) ** 2).mean()
+        assert entry["psnr"] == pytest.approx(10 * np.log10(255**2 / error))
+    assert metrics["mean"]["count"] == 4
+    assert metrics["mean"]["psnr"] == pytest.approx(
+        np.mean([p["psnr"] for p in metrics["pictures"]])
+    )
+
+
+def test_again_is_the_same_and_more_is_refused(cache: Path, tmp_path: Path) -> None:
+    column = cache / "pair" / "tiny"
+    first = reconstruct(column, cache / "tars", tmp_path, count=2)
+    assert reconstruct(column, cache / "tars", tmp_path, count=2) == first
+    assert json.loads((tmp_path / "metrics.json").read_text()) == first
+    with pytest.raises(OtherImages, match="images of other settings"):
+        reconstruct(column, cache / "tars", tmp_path, count=3)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == first
+
+
+def test_missing_tars_on_the_command_line(cache: Path, tmp_path: Path) -> None:
+    words = [cache / "pair" / "tiny", "--tars", tmp_path, "--save_dir", tmp_path / "out"]
+    command = [sys.executable, "-m", "eval", "reconstruct", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("MissingPictures: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tar_that_changed(cache: Path, tmp_path: Path) -> None:
+    data = bytearray((cache / "tars" / "0.tar").read_bytes())
+    data[512:600] = bytes(88)
+    (tmp_path / "0.tar").write_bytes(data)
+    with pytest.raises(MissingPictures, match="sample/0 was a picture"):
+        reconstruct(cache / "pair" / "tiny", tmp_path, tmp_path / "out")
+
+
+def test_psnr_and_ssim() -> None:
+    a = picture(1)
+    assert psnr(a, a + np.uint8(2)) == pytest.approx(20 * np.log10(255 / 2))
+    assert psnr(a, a) == pytest.approx(10 * np.log10(255**2 * a.size))
+    assert ssim(a, a) == pytest.approx(1)
+    flat, other = np.full((24, 24, 3), 100, np.uint8), np.full((24, 24, 3), 150, np.uint8)
+    c1 = (0.01 * 255) ** 2  # for flat pictures only the term of the means is left
+    assert ssim(flat, other) == pytest.approx(
+        (2 * 100 * 150 + c1) / (100**2 + 150**2 + c1), rel=1e-6
+    )
