@@ -1,0 +1,65 @@
+"""What `python -m encode run` is told: sources, columns and the engine that fills them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from configs import Strict
+from shards.schema import SHARD_ROWS
+
+from .registry import ModelSpec
+
+
+class MomentsColumn(Strict):
+    """A column of VAE moments. `encoder` is a name of `encode.registry.VAES` or a model given in
+    full.
+    """
+
+    kind: Literal["moments"]
+    encoder: str | ModelSpec
+    resolution: PositiveInt
+    image: str = "jpg"  # suffix of the picture in the tar
+
+
+class TokensColumn(Strict):
+    """A column of text hidden states. `encoder` is a name of `encode.registry.TEXTS` or given in
+    full.
+    """
+
+    kind: Literal["tokens"]
+    encoder: str | ModelSpec
+    max_tokens: PositiveInt = 256
+    hidden_state: int = -1
+    template: str = "{}"  # the caption takes the place of {}
+    caption: str = "txt"  # suffix of the caption in the tar
+
+
+ColumnConfig = Annotated[MomentsColumn | TokensColumn, Field(discriminator="kind")]
+
+
+class EngineConfig(Strict):
+    """How the work is done. None of it is part of a column's identity."""
+
+    executor: Literal["ray", "inline"] = "ray"
+    workers: PositiveInt | None = None  # None: one a GPU, else one a CPU
+    threads: PositiveInt = 1  # decoding threads of a worker
+    batch: PositiveInt = 64  # pictures a batch
+    tokens: PositiveInt = 16_384  # tokens of a text batch, padding included
+    torch_threads: PositiveInt = 1  # of a worker's models; on a CPU the last bit may depend on it
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class EncodeConfig(Strict):
+    """Columns go to `<root>/<source>/<column>`; tars are paths or brace patterns like
+    `a/{00..09}.tar`.
+    """
+
+    root: Path
+    sources: dict[str, str | list[str]]
+    columns: dict[str, ColumnConfig]
+    shard_rows: PositiveInt = SHARD_ROWS
+    allow_failed: bool = False  # complete a column although some of its shards failed
+    engine: EngineConfig = EngineConfig()

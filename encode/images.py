@@ -1,0 +1,83 @@
+"""Bytes of a picture -> the reference's square crop: PIL, RGB, short side bilinear, centre crop,
+bit for bit.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+from torch import Tensor
+
+from shards import Status
+
+DECODER = "pil"
+
+
+class _Lenient(threading.local):
+    """PIL's switch for cut-off files is one global of the process; this makes it one a thread."""
+
+    on = False
+
+    def __bool__(self) -> bool:
+        return self.on
+
+
+_lenient = _Lenient()
+
+
+def decode(data: bytes) -> tuple[Image.Image | None, Status]:
+    """A picture in RGB and what became of it: OK, TRUNCATED (cut off; the rest as PIL leaves it)
+    or IMAGE_UNDECODABLE.
+
+    No rotation by EXIF, as in the reference.
+    """
+    ImageFile.LOAD_TRUNCATED_IMAGES = _lenient  # type: ignore[assignment]  # only its truth is asked
+    for status in (Status.OK, Status.TRUNCATED):
+        _lenient.on = status == Status.TRUNCATED
+        try:
+            return _open(data), status
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            continue  # broken or cut off: the lenient decoder tells which
+        finally:
+            _lenient.on = False
+    return None, Status.IMAGE_UNDECODABLE
+
+
+def _open(data: bytes) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL warns of odd metadata, which is not used
+        return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def transform(image: Image.Image, resolution: int) -> NDArray[np.uint8]:
+    """RGB picture -> (resolution, resolution, 3) uint8: short side resized, centre cropped.
+
+    Equal to torchvision's Resize and CenterCrop on PIL images, its rounding included.
+    """
+    width, height = image.size
+    if width <= height:
+        size = (resolution, int(resolution * height / width))
+    else:
+        size = (int(resolution * width / height), resolution)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    left, top = (round((side - resolution) / 2) for side in size)
+    return np.asarray(image.crop((left, top, left + resolution, top + resolution)))
+
+
+def to_pixels(images: NDArray[np.uint8]) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) fp32 in [-1, 1], as ToTensor and Normalize(0.5, 0.5)."""
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float()
+    return (x / 255 - 0.5) / 0.5
+
+
+def to_images(pixels: Tensor) -> NDArray[np.uint8]:
+    """The inverse: (B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8, rounded."""
+    x = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return x.permute(0, 2, 3, 1).cpu().numpy()

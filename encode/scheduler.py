@@ -1,0 +1,102 @@
+"""Who encodes what next: a pure state machine, without Ray, clocks or files.
+
+A worker has two shards in flight, so that it never waits for the next. What was in flight when a
+worker died becomes a suspect; suspects run alone, so that the death of a neighbour is never held
+against a shard. A shard is given up after three failures, or three deaths while alone; a worker's
+place after four deaths without a shard finished between them, where the second and third death of
+one suspect tell of the suspect and are not counted.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+ATTEMPTS = 3
+DEATHS = 4
+IN_FLIGHT = 2
+
+T = TypeVar("T", bound=Hashable)
+
+
+@dataclass
+class Scheduler(Generic[T]):
+    """Tasks are handed out by `next_for` and come back by `done`, `failed` or `died`."""
+
+    tasks: Iterable[T]
+    pending: deque[T] = field(init=False)
+    suspects: deque[T] = field(default_factory=deque)
+    running: dict[int, list[T]] = field(default_factory=dict)
+    abandoned: set[int] = field(default_factory=set)
+    given_up: dict[T, str] = field(default_factory=dict)
+    draining: bool = False
+
+    def __post_init__(self) -> None:
+        self.pending = deque(self.tasks)
+        self._failures: dict[T, int] = {}
+        self._deaths: dict[int, int] = {}
+        self._alone: set[T] = set()
+
+    def next_for(self, worker: int) -> T | None:
+        """The next task for a worker, or None if it should wait."""
+        mine = self.running.setdefault(worker, [])
+        if self.draining or worker in self.abandoned or any(t in self._alone for t in mine):
+            return None
+        if self.suspects and not mine:
+            task = self.suspects.popleft()
+            self._alone.add(task)
+        elif self.pending and len(mine) < IN_FLIGHT and not self.suspects:
+            task = self.pending.popleft()
+        else:
+            return None
+        mine.append(task)
+        return task
+
+    def done(self, worker: int, task: T) -> None:
+        self._return(worker, task)
+        self._deaths[worker] = 0
+
+    def failed(self, worker: int, task: T, reason: str, final: bool = False) -> None:
+        """The task raised an error; the worker lives. A `final` error would only come again."""
+        self._return(worker, task)
+        if final:
+            self.given_up[task] = reason
+        else:
+            self._count(task, reason, self.pending)
+
+    def died(self, worker: int, reason: str) -> None:
+        """The worker is gone, with all it had in flight; its place may be filled again."""
+        lost = self.running.pop(worker, [])
+        if not any(task in self._alone and task in self._failures for task in lost):
+            self._deaths[worker] = self._deaths.get(worker, 0) + 1
+        if self._deaths[worker] >= DEATHS:
+            self.abandoned.add(worker)
+        for task in lost:
+            if task in self._alone:
+                self._alone.discard(task)
+                self._count(task, reason, self.suspects)
+            else:
+                self.suspects.append(task)
+
+    def _return(self, worker: int, task: T) -> None:
+        self.running[worker].remove(task)
+        self._alone.discard(task)
+
+    def _count(self, task: T, reason: str, again: deque[T]) -> None:
+        self._failures[task] = self._failures.get(task, 0) + 1
+        if self._failures[task] >= ATTEMPTS:
+            self.given_up[task] = reason
+        else:
+            again.append(task)
+
+    @property
+    def finished(self) -> bool:
+        """Nothing is left to hand out or to wait for."""
+        busy = any(self.running.values())
+        return not busy and (self.draining or not (self.pending or self.suspects))
+
+    def stranded(self, workers: Iterable[int]) -> bool:
+        """Work is left, but every worker's place is given up."""
+        return not self.finished and all(worker in self.abandoned for worker in workers)
