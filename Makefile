@@ -24,7 +24,7 @@ lint: .venv/ready-test   ## check format, style and types
 	$(PY) -m mypy
 
 bench: .venv/ready-bench   ## measure what the design claims
-	for script in bench/*.py; do OMP_NUM_THREADS=1 $(PY) "$$script"; done
+	for script in bench/*.py; do OMP_NUM_THREADS=1 $(PY) -m "bench.$$(basename $$script .py)"; done
 
 # A stamp for each set of extras; pip is asked again when the list of packages changes.
 .venv/ready-test: extras := demo,test,s3
