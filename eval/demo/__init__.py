@@ -1,0 +1,1 @@
+"""The demo: real pictures, two small VAEs, two small transformers, one page."""
