@@ -83,8 +83,7 @@ def test_reconstructions_are_the_decoded_means(
     for number, entry in zip((0, 1, 3, 4), metrics["pictures"], strict=True):
         name = f"images/{entry['row']:08d}.png"
         before, after = (
-            np.array(Image.open(tmp_path / kind / name))
-            for kind in ("original", "reconstruction")
+            np.array(Image.open(tmp_path / kind / name)) for kind in ("original", "reconstruction")
         )
         assert before.shape == after.shape == (32, 32, 3)
         assert abs(int(before[..., 2].mean()) - 40 * number) < 4  # the right picture
