@@ -60,12 +60,13 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def vae(vae_folder: Path) -> Vae:
-    return Vae(ModelSpec(cls="AutoencoderKL", path=str(vae_folder)))
+    return Vae(ModelSpec.model_validate({"class": "AutoencoderKL", "path": str(vae_folder)}))
 
 
 @pytest.fixture(scope="session")
 def text(text_folder: Path) -> TextEncoder:
-    return TextEncoder(ModelSpec(cls="BertModel", path=str(text_folder)), max_tokens=16)
+    model = ModelSpec.model_validate({"class": "BertModel", "path": str(text_folder)})
+    return TextEncoder(model, max_tokens=16)
 
 
 @pytest.fixture(scope="session")
