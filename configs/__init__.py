@@ -161,9 +161,7 @@ def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
     if not loc:
         return message  # from a validator of the whole
     if problem["type"] == "extra_forbidden":
-        known = sorted(
-            {field for parent in _models_at(model, loc[:-1]) for field in parent.model_fields}
-        )
+        known = sorted({key for parent in _models_at(model, loc[:-1]) for key in _keys(parent)})
         near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ";"
         return f"{name}: unknown key{hint} Known keys there: {', '.join(known)}"
@@ -179,11 +177,16 @@ def _models_at(model: type[BaseModel], loc: Sequence[int | str]) -> list[type[Ba
         inside = [
             found
             for parent in models
-            if part in parent.model_fields
-            for found in _models_in(parent.model_fields[str(part)].annotation)
+            if part in _keys(parent)
+            for found in _models_in(_keys(parent)[str(part)])
         ]
         models = inside or models  # an index, or the tag of a union, leads to no other model
     return models
+
+
+def _keys(model: type[BaseModel]) -> dict[str, Any]:
+    """The keys of a model as a YAML has them, with their types."""
+    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from configs import ConfigError, Strict, load
 
@@ -20,6 +20,7 @@ class Optim(Strict):
 
 class Jpeg(Strict):
     quality: int
+    kind: str = Field("x", alias="class")
 
 
 class Pair(Strict):
@@ -109,7 +110,7 @@ def test_unknown_key_names_the_known_and_the_nearest() -> None:
     message = str(error.value)
     assert "optim.rl: unknown key; did you mean lr? Known keys there: betas, lr" in message
     assert "stepz: unknown key; did you mean steps? Known keys there: fast, image, many" in message
-    assert "image.qualty: unknown key; did you mean quality?" in message
+    assert "image.qualty: unknown key; did you mean quality? Known keys there: class, qu" in message
     assert "image.quality: missing. Put it into the YAML or say image.quality=VALUE" in message
     assert "many.0.lrr: unknown key; did you mean lr?" in message
 
