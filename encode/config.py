@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from configs import Strict
-from shards.schema import SHARD_ROWS
+from shards.schema import SHARD_ROWS, ZARR_ROWS
 
 from .registry import ModelSpec
 
@@ -60,6 +60,6 @@ class EncodeConfig(Strict):
     root: Path
     sources: dict[str, str | list[str]]
     columns: dict[str, ColumnConfig]
-    shard_rows: PositiveInt = SHARD_ROWS
+    shard_rows: Annotated[int, Field(gt=0, multiple_of=ZARR_ROWS)] = SHARD_ROWS
     allow_failed: bool = False  # complete a column although some of its shards failed
     engine: EngineConfig = EngineConfig()

@@ -212,7 +212,7 @@ def read_captions(
     block: Sequence[IndexRow], tar: int, suffix: str
 ) -> tuple[list[str | None], NDArray[np.uint8]]:
     """Captions of rows and what became of them: OK, CAPTION_MISSING or CAPTION_UNDECODABLE (not
-    UTF-8).
+    UTF-8, or over a megabyte).
     """
     captions: list[str | None] = []
     status = np.zeros(len(block), np.uint8)
@@ -223,8 +223,11 @@ def read_captions(
         else:
             offset, size = row.members[suffix]
             try:
-                caption = os.pread(tar, min(size, CAPTION_BYTES), offset).decode().strip()
+                if size <= CAPTION_BYTES:
+                    caption = os.pread(tar, size, offset).decode().strip()
             except UnicodeDecodeError:
+                pass
+            if caption is None:
                 status[i] = Status.CAPTION_UNDECODABLE
         captions.append(caption)
     return captions, status

@@ -42,7 +42,9 @@ def decode(data: bytes) -> tuple[Image.Image | None, Status]:
         _lenient.on = status == Status.TRUNCATED
         try:
             return _open(data), status
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        except MemoryError:
+            raise  # of this machine, not of the picture
+        except Exception:  # PIL's thirty decoders raise whatever they like on broken bytes
             continue  # broken or cut off: the lenient decoder tells which
         finally:
             _lenient.on = False

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,7 +56,6 @@ from .workers import (
 log = logging.getLogger(__name__)
 FINISHED, QUARANTINED, DRAINED = 0, 3, 130
 FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
-GREY = 32  # pixels; a picture to learn a VAE's shape from would do at any size
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,16 +141,19 @@ def run(config: EncodeConfig) -> int:
     plan = prepare(config)
     if not plan.tasks:
         print("every shard is committed already")
-        return finish(plan, config, {})
+        return finish(plan, config, [])
     scheduler: Scheduler[int] = Scheduler(range(len(plan.tasks)))
     executor, workers = start_executor(plan, config)
     names = {task.name: i for i, task in enumerate(plan.tasks)}
     try:
         with draining(scheduler), Progress(len(plan.tasks)) as bar:
             drive(scheduler, executor, workers, plan.tasks, names, bar)
+    except KeyboardInterrupt:
+        print("stopped; what was in flight is not committed, run the same command again to go on")
+        return DRAINED
     finally:
         executor.stop()
-    failed = {plan.tasks[i]: reason for i, reason in scheduler.given_up.items()}
+    failed = [(plan.tasks[i], reason) for i, reason in scheduler.given_up.items()]
     if scheduler.draining:
         print("drained: what was in flight is committed; run the same command again to go on")
         return DRAINED
@@ -178,7 +182,7 @@ def drive(
                 "every worker died again and again; the last reason is in the log above"
             )
         for worker in workers:
-            while (task := scheduler.next_for(worker)) is not None:
+            while executor.ready(worker) and (task := scheduler.next_for(worker)) is not None:
                 executor.submit(worker, tasks[task])
         for event in executor.events(timeout=1.0):
             if isinstance(event, Done):
@@ -206,9 +210,9 @@ def failure_is_final(error: Exception) -> bool:
     return isinstance(error, (BadTar, ShardsError))
 
 
-def finish(plan: Plan, config: EncodeConfig, failed: dict[ShardTask, str]) -> int:
+def finish(plan: Plan, config: EncodeConfig, failed: list[tuple[ShardTask, str]]) -> int:
     """Record failures, write COMPLETE records and the report."""
-    for task, reason in failed.items():
+    for task, reason in failed:
         for target in task.targets.values():
             record = {"format": FAILURE, "version": VERSION, "shard": task.number, "reason": reason}
             path = failure_path(target.path, task.number)
@@ -216,7 +220,7 @@ def finish(plan: Plan, config: EncodeConfig, failed: dict[ShardTask, str]) -> in
                 atomic_write(path, seal(record))
     report = {}
     for path, target in sorted(plan.columns.items()):
-        missing = [t for t in failed if target.path in [x.path for x in t.targets.values()]]
+        missing = [t for t, _ in failed if target.path in [x.path for x in t.targets.values()]]
         if missing and not config.allow_failed:
             print(f"{path}: NOT complete, {len(missing)} shards failed")
             continue
@@ -227,7 +231,7 @@ def finish(plan: Plan, config: EncodeConfig, failed: dict[ShardTask, str]) -> in
         counts = ", ".join(f"{n:,} {name}" for name, n in generation.counts.items())
         print(f"{path}: complete, {sum(generation.rows):,} rows: {counts}")
     atomic_write(config.root / "report.json", canonical_json(report))
-    for task, reason in failed.items():
+    for task, reason in failed:
         print(f"FAILED {task.name} ({task.tar}): {reason}")
     return QUARANTINED if failed else FINISHED
 
@@ -259,7 +263,9 @@ def draining(scheduler: Scheduler[int]) -> Iterator[None]:
         if scheduler.draining:
             raise KeyboardInterrupt
         scheduler.draining = True
-        print(f"\n{signal.Signals(number).name}: finishing what is in flight (once more: stop now)")
+        name = signal.Signals(number).name
+        # Not print: it fails if the signal came in the middle of another print.
+        os.write(sys.stderr.fileno(), f"\n{name}: finishing what is in flight\n".encode())
 
     before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

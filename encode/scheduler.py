@@ -69,8 +69,8 @@ class Scheduler(Generic[T]):
     def died(self, worker: int, reason: str) -> None:
         """The worker is gone, with all it had in flight; its place may be filled again."""
         lost = self.running.pop(worker, [])
-        if not any(task in self._alone and task in self._failures for task in lost):
-            self._deaths[worker] = self._deaths.get(worker, 0) + 1
+        known = any(task in self._alone and task in self._failures for task in lost)
+        self._deaths[worker] = self._deaths.get(worker, 0) + (not known)
         if self._deaths[worker] >= DEATHS:
             self.abandoned.add(worker)
         for task in lost:

@@ -46,10 +46,13 @@ def make_source(name: str, tars: str | Sequence[str], shard_rows: int) -> tuple[
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """`a/b.c.txt` -> (`a/b`, `c.txt`): webdataset's key and suffix."""
+    """`a/b.c.txt` -> (`a/b`, `c.txt`): webdataset's key and suffix.
+
+    Either is empty for a name that belongs to no sample: `README`, `._a.jpg`.
+    """
     folder, slash, base = name.rpartition("/")
     stem, _, suffix = base.partition(".")
-    return f"{folder}{slash}{stem}", suffix.lower()
+    return f"{folder}{slash}{stem}" if stem else "", suffix.lower()
 
 
 def scan_tar(path: Path, limit: int) -> tuple[list[IndexRow], str | None]:
@@ -62,24 +65,42 @@ def scan_tar(path: Path, limit: int) -> tuple[list[IndexRow], str | None]:
     note = None
     with path.open("rb") as file:
         try:
-            tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - closed with `file`
-        except tarfile.TarError as error:
+            # A name that is not UTF-8 becomes one that JSON can hold.
+            tar = tarfile.open(  # noqa: SIM115 - closed with `file`
+                fileobj=file, mode="r:", errors="backslashreplace"
+            )
+        except (tarfile.TarError, ValueError, OverflowError) as error:
             raise BadTar(f"{path}: not a tar ({error}, {size} bytes). Fetch it again") from None
         try:
             for member in tar:
-                if not member.isfile():
+                if member.size < 0 or tar.offset < member.offset_data:  # would go round for ever
+                    raise tarfile.ReadError(f"a member of {member.size} bytes")
+                if not (member.isfile() and all(split_name(member.name))):
                     continue
                 if member.offset_data + member.size > size:
                     note = f"cut off at byte {size}, inside {member.name}"
                     break
                 _add(rows, member, file)
-        except tarfile.TarError as error:
-            note = f"damaged after {len(rows)} rows ({error})"
+            else:
+                note = _end(tar.offset, file, size)
+        except (tarfile.TarError, ValueError, OverflowError):
+            note = f"damaged after {len(rows)} rows"  # the index is the same for every Python
     if not rows:
         raise BadTar(f"{path}: no sample in it ({note or 'an empty tar'}). Fetch it again")
     if len(rows) > limit:
         raise BadTar(f"{path}: {len(rows)} rows, a shard has room for {limit}. Split the tar")
     return rows, note
+
+
+def _end(offset: int, file: BinaryIO, size: int) -> str | None:
+    """A note if there is no end-of-archive block at `offset`: there tarfile stops without a word
+    too.
+    """
+    file.seek(offset)
+    block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        return f"cut off at byte {size}, before the end of the archive"
+    return f"damaged at byte {offset}: neither a member nor the end" if any(block) else None
 
 
 def _add(rows: list[IndexRow], member: tarfile.TarInfo, file: BinaryIO) -> None:

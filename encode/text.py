@@ -37,7 +37,7 @@ class TextEncoder:
             location(model.path), revision=model.revision, padding_side="right"
         )
         # Gemma: the reference forces tanh GELU, which newer transformers take from the config.
-        gemma = {"hidden_act": "gelu_pytorch_tanh"} if model.cls.startswith("Gemma") else {}
+        gemma = {"hidden_act": "gelu_pytorch_tanh"} if model.cls == "GemmaModel" else {}
         self._module = load_model(transformers, model, **gemma)
         self.weights = weights_digest(self._module)
         check_weights(self.weights, expected, model.path)
@@ -61,7 +61,7 @@ class TextEncoder:
         Captions are sorted by length and batched to at most `budget` tokens, so little padding is
         computed. Right padding does not change the real tokens' values but for rounding.
         """
-        ids = self.tokenize(captions)
+        ids = self.tokenize(captions) if captions else []  # a tokenizer takes no empty list
         out: list[Tensor] = [torch.empty(0)] * len(ids)
         for batch in by_length([len(i) for i in ids], budget):
             states = self._forward([ids[i] for i in batch])

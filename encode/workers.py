@@ -49,6 +49,7 @@ class Executor(Protocol):
     """
 
     def start(self, worker: int) -> None: ...
+    def ready(self, worker: int) -> bool: ...  # a cluster may have no room for it yet
     def submit(self, worker: int, task: ShardTask) -> None: ...
     def events(self, timeout: float) -> list[Event]: ...
     def rows(self) -> int: ...
@@ -115,10 +116,15 @@ class InlineExecutor:
     def start(self, worker: int) -> None:
         pass
 
+    def ready(self, worker: int) -> bool:
+        return True
+
     def submit(self, worker: int, task: ShardTask) -> None:
         self._queue.append((worker, task))
 
     def events(self, timeout: float) -> list[Event]:
+        if not self._queue:  # drained before the first task was handed out
+            return []
         worker, task = self._queue.popleft()
         try:
             return [Done(worker, task, self._worker.encode(task))]
@@ -144,12 +150,15 @@ class RayExecutor:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if not ray.is_initialized():
             # `ray job submit` sets RAY_ADDRESS; the cluster's resources are then its own business
-            local = {"include_dashboard": False, "object_store_memory": 128 << 20}
+            local = {
+                "address": "local", "include_dashboard": False, "object_store_memory": 128 << 20
+            }  # fmt: skip
             options = {} if "RAY_ADDRESS" in os.environ else local
             ray.init(logging_level="WARNING", **options)
         self._ray, self._args, self._engine = ray, (columns, weights, engine), engine
         self._actors: dict[int, Any] = {}
         self._calls: dict[Any, tuple[int, ShardTask | None]] = {}
+        self._ready: set[int] = set()
         self._finished_rows = 0
 
     def slots(self) -> int:
@@ -169,6 +178,9 @@ class RayExecutor:
         self._actors[worker] = actor
         self._calls[actor.rows.remote()] = worker, None  # fails if the actor cannot start
 
+    def ready(self, worker: int) -> bool:
+        return worker in self._ready
+
     def submit(self, worker: int, task: ShardTask) -> None:
         self._calls[self._actors[worker].encode.remote(task)] = worker, task
 
@@ -183,13 +195,16 @@ class RayExecutor:
                 result = self._ray.get(call)
             except self._ray.exceptions.RayActorError as error:
                 self._calls = {c: who for c, who in self._calls.items() if who[0] != worker}
-                found.append(Died(worker, str(error).strip().splitlines()[0]))
+                self._ready.discard(worker)
+                found.append(Died(worker, reason_of(error)))
             except self._ray.exceptions.RayTaskError as error:
                 if task is None:  # not a shard's error
                     raise
                 found.append(Failed(worker, task, error.cause))
             else:
-                if task is not None:
+                if task is None:
+                    self._ready.add(worker)
+                else:
                     self._finished_rows += result.rows
                     found.append(Done(worker, task, result))
         return found
@@ -199,6 +214,14 @@ class RayExecutor:
 
     def stop(self) -> None:
         self._ray.shutdown()
+
+
+def reason_of(error: Exception) -> str:
+    """First and last line of what Ray says of a dead actor: the last is the error of its own, if
+    any.
+    """
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return " ... ".join(dict.fromkeys((lines[0], lines[-1])))
 
 
 class RayWorker:

@@ -85,11 +85,22 @@ def read_commit(column: Path, shard: int) -> Commit:
             record["column"],
             record["provenance"],
         )
+        own = commit.content == record["content"] and commit.shard == shard
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptColumn(f"{path}: damaged commit record ({error})") from None
-    if commit.content != record["content"] or commit.shard != shard:
+    if not own:
         raise CorruptColumn(
             f"{path}: this is the record of another shard, or its content digest is wrong"
+        )
+    return commit
+
+
+def own_commit(column: Path, column_digest: str, shard: int) -> Commit:
+    """The commit of a shard, which must have been made under this column.json."""
+    commit = read_commit(column, shard)
+    if commit.column != column_digest:
+        raise CorruptColumn(
+            f"{commit_path(column, shard)}: this commit belongs to another column.json"
         )
     return commit
 
@@ -197,12 +208,7 @@ def read_failures(column: Path) -> dict[int, str]:
 
 def generation_of_commits(column: Path, column_digest: str, shards: int) -> Generation:
     """The generation that the commits standing now make up, complete or not."""
-    commits = [read_commit(column, shard) for shard in committed(column, shards)]
-    for commit in commits:
-        if commit.column != column_digest:
-            raise CorruptColumn(
-                f"{commit_path(column, commit.shard)}: this commit belongs to another column.json"
-            )
+    commits = [own_commit(column, column_digest, shard) for shard in committed(column, shards)]
     done = {commit.shard for commit in commits}
     failed = {s: why for s, why in read_failures(column).items() if s not in done}
     return Generation.of(column_digest, shards, commits, failed)
@@ -231,6 +237,8 @@ def put_complete(column: Path, column_digest: str, shards: int, allow_failed: bo
 def read_complete(column: Path, column_digest: str) -> Generation:
     """The newest COMPLETE generation: the one with the most shards committed. Two objects are
     read.
+
+    Several of the same shards differ in why the others failed; the first of them then serves.
     """
     paths = sorted((column / "complete").glob("*.json"))
     if not paths:
@@ -238,30 +246,39 @@ def read_complete(column: Path, column_digest: str) -> Generation:
             f"{column}: no COMPLETE record, so encoding has not finished. Run `python -m encode "
             "run` again"
         )
-    records = [(path, unseal(path, COMPLETE, VERSION)) for path in paths]
-    sizes = [sum(content is not None for _, content, _ in r["shards"]) for _, r in records]
-    newest = [item for item, size in zip(records, sizes, strict=True) if size == max(sizes)]
-    if len(newest) > 1:
+    found = [_open_complete(path, column_digest) for path in paths]
+    sizes = [sum(content is not None for content in g.content) for g in found]
+    newest = [(path, g) for path, g, n in zip(paths, found, sizes, strict=True) if n == max(sizes)]
+    if any(g.content != newest[0][1].content for _, g in newest):
         raise CorruptColumn(
-            f"{column}: {[p.name for p, _ in newest]} both claim to be the newest complete "
-            "generation. "
-            "Delete the one that `python -m shards verify` refuses"
+            f"{column}: {[p.name for p, _ in newest]} all claim to be the newest complete "
+            "generation. Delete the one that `python -m shards verify` refuses"
         )
-    path, record = newest[0]
+    return newest[0][1]
+
+
+def _open_complete(path: Path, column_digest: str) -> Generation:
+    """Read one COMPLETE record and its valid-row bits."""
+    record = unseal(path, COMPLETE, VERSION)
     try:
-        words = np.fromfile(path.with_suffix(".valid"), "<u4")
+        bits = path.with_suffix(".valid").read_bytes()
     except FileNotFoundError:
         raise NotAColumn(f"{path.with_suffix('.valid')}: the valid-row bits are missing") from None
-    if record["valid"] != {"words": words.size, "sha256": sha256(words.tobytes())}:
-        raise CorruptColumn(
-            f"{path.with_suffix('.valid')}: the valid-row bits do not fit the record"
-        )
-    if record["column"] != column_digest:
-        raise CorruptColumn(f"{path}: this record belongs to another column.json")
-    rows, content, index = zip(*record["shards"], strict=True)
-    return Generation(
-        rows, content, index,
-        tuple((int(s), str(why)) for s, why in record["failed"]),
-        tuple((int(s), int(a), int(n)) for s, a, n in record["truncated"]),
-        record["counts"], words.astype(np.uint32), record["digest"],
-    )  # fmt: skip
+    try:
+        if record["valid"] != {"words": len(bits) // 4, "sha256": sha256(bits)}:
+            raise CorruptColumn(
+                f"{path.with_suffix('.valid')}: the valid-row bits do not fit the record"
+            )
+        if record["column"] != column_digest:
+            raise CorruptColumn(f"{path}: this record belongs to another column.json")
+        rows, content, index = zip(*record["shards"], strict=True)
+        return Generation(
+            rows, content, index,
+            tuple((int(s), str(why)) for s, why in record["failed"]),
+            tuple((int(s), int(a), int(n)) for s, a, n in record["truncated"]),
+            record["counts"], np.frombuffer(bits, "<u4").astype(np.uint32), record["digest"],
+        )  # fmt: skip
+    except CorruptColumn:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptColumn(f"{path}: damaged COMPLETE record ({error})") from None

@@ -101,6 +101,11 @@ def check_same_source(a: Column, b: Column) -> None:
             "row number: "
             "use columns of one source, or encode the missing one"
         )
+    if a.layout.shard_rows != b.layout.shard_rows:  # row 1 of tar 1 has another id in each
+        raise SourceMismatch(
+            f"{b.path}: {b.layout.shard_rows} rows a shard, but {a.path} has {a.layout.shard_rows}. "
+            "Encode both with the same shard_rows"
+        )
     pairs = zip(a.generation.index, b.generation.index, strict=True)
     wrong = [s for s, (x, y) in enumerate(pairs) if x and y and x != y]
     if wrong:

@@ -162,6 +162,10 @@ class Order:
             raise OrderError(
                 f"lanes {lanes} >= 1, window {window} >= 0 and seed {seed} >= 0 expected"
             )
+        if weights is not None and (len(weights) != len(words) or min(weights) <= 0):
+            raise OrderError(
+                f"weights {list(weights)}: one above 0 for each of {len(words)} sources expected"
+            )
         seeds = [seed, *(int(key(seed, SOURCE, s)[0]) for s in range(1, len(words)))]
         self.sources = [SourceOrder(w, s, lanes, window) for w, s in zip(words, seeds, strict=True)]
         self.seed, self.lanes, self.window = seed, lanes, window

@@ -59,6 +59,19 @@ class Files:
             os.close(self._open.popitem()[1])
 
 
+def open_spec(path: Path) -> tuple[ColumnSpec, str]:
+    """What column.json says, and its digest."""
+    if not path.is_dir():
+        raise NotAColumn(
+            f"{path}: no such folder. Expected a column, as `python -m encode run` makes"
+        )
+    record = unseal(path / "column.json", COLUMN, VERSION)
+    try:
+        return ColumnSpec.from_record(record), str(record["digest"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptColumn(f"{path / 'column.json'}: damaged record ({error})") from None
+
+
 class Column:
     """One column, open for reading. Rows are named by row id, in any order.
 
@@ -81,16 +94,7 @@ class Column:
         Raises NotAColumn, IncompleteColumn, FormatVersion or CorruptColumn.
         """
         path = Path(path)
-        if not path.is_dir():
-            raise NotAColumn(
-                f"{path}: no such folder. Expected a column, as `python -m encode run` makes"
-            )
-        record = unseal(path / "column.json", COLUMN, VERSION)
-        digest = str(record["digest"])
-        try:
-            spec = ColumnSpec.from_record(record)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CorruptColumn(f"{path / 'column.json'}: damaged record ({error})") from None
+        spec, digest = open_spec(path)
         generation = (
             generation_of_commits(path, digest, spec.layout.shards)
             if partial

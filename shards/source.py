@@ -99,8 +99,12 @@ class ShardIndex:
     def decode(cls, data: bytes, path: Path) -> ShardIndex:
         try:
             head, *lines = map(json.loads, data.splitlines())
-            if (head["format"], head["version"]) != (INDEX, VERSION):
-                raise FormatVersion(f"{path}: not an index of version {VERSION}: {head}")
+            found, version = head["format"], head["version"]
+            if (found, version) != (INDEX, VERSION):
+                raise FormatVersion(
+                    f"{path}: found format {found!r} version {version!r}, this program reads "
+                    f"{INDEX!r} version {VERSION}. Use the release that wrote it"
+                )
             rows = [
                 IndexRow(key, {k: (o, n) for k, (o, n) in members.items()}, captions)
                 for key, members, captions in lines
@@ -108,7 +112,9 @@ class ShardIndex:
             index = cls(head["source"], head["shard"], rows, head["note"], sha256(data))
             if head["rows"] != len(rows):
                 raise ValueError(f"{len(rows)} rows, the header says {head['rows']}")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except FormatVersion:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptColumn(f"{path}: damaged index ({error})") from None
         return index
 

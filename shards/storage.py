@@ -148,6 +148,7 @@ def unseal(path: Path, kind: str, version: int) -> Json:
         record = json.loads(data)
         digest = record.pop("digest")
         found, standing = record["format"], record["version"]
+        sound = digest == sha256(canonical_json(record)) and data == seal(record)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CorruptColumn(f"{path}: not a {kind} record ({error})") from None
     if found != kind or standing != version:
@@ -155,7 +156,7 @@ def unseal(path: Path, kind: str, version: int) -> Json:
             f"{path}: found format {found!r} version {standing!r}, this program reads "
             f"{kind!r} version {version}. Use the release that wrote it, or encode again"
         )
-    if digest != sha256(canonical_json(record)) or data != seal(record):
+    if not sound:
         raise CorruptColumn(
             f"{path}: the record's digest does not fit its content; it was edited or damaged. "
             "Restore it, or delete it and encode again"

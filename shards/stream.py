@@ -105,8 +105,11 @@ class Stream(Iterator[Batch]):
                 continue
 
     def __next__(self) -> Batch:
+        if self._stop.is_set():
+            raise StopIteration
         item = self._queue.get()
         if isinstance(item, BaseException):
+            self._queue.put(item)  # for whoever asks again: the reading thread has ended
             raise item
         return item
 

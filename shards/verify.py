@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .commits import Commit, committed, generation_of_commits, read_commit
+from .commits import Commit, Generation, committed, own_commit, read_commit, read_failures
 from .errors import ShardsError
-from .reader import Column
+from .reader import Column, open_spec
 from .schema import ZARR_ROWS
 from .storage import canonical_json, sha256, sha256_file
 from .writer import block_digest
@@ -37,14 +37,26 @@ def verify(path: Path, progress: Callable[[int, int], None] = lambda done, of: N
     digests. Empty if sound.
     """
     try:
-        column = Column.open(path, partial=True)
-        faults = _record_faults(column)
+        spec, digest = open_spec(path)
     except ShardsError as error:
         return [str(error)]
-    shards = committed(path, column.layout.shards)
-    for done, shard in enumerate(shards):
-        faults += _shard_faults(column, read_commit(path, shard))
-        progress(done + 1, len(shards))
+    commits: list[Commit] = []
+    faults: list[str] = []
+    for shard in committed(path, spec.layout.shards):
+        try:
+            commits.append(own_commit(path, digest, shard))
+        except ShardsError as error:
+            faults.append(str(error))
+    try:
+        failed = read_failures(path)
+    except ShardsError as error:
+        failed = {}
+        faults.append(str(error))
+    column = Column(path, spec, digest, Generation.of(digest, spec.layout.shards, commits, failed))
+    faults += _record_faults(column)
+    for done, commit in enumerate(commits):
+        faults += _shard_faults(column, commit)
+        progress(done + 1, len(commits))
     return faults
 
 
@@ -60,12 +72,11 @@ def _record_faults(column: Column) -> list[str]:
             complete = Column.open(column.path).generation
         except ShardsError as error:
             return [*faults, str(error)]
-        now = generation_of_commits(column.path, column.digest, column.layout.shards)
         faults += [
             f"{column.path}: shard {shard} is not committed with the content that the COMPLETE "
             "record names"
             for shard, content in enumerate(complete.content)
-            if content and content != now.content[shard]
+            if content and content != column.generation.content[shard]
         ]
     return faults
 

@@ -37,6 +37,8 @@ def pack(file: Staged, spec: ArraySpec, parts: list[NDArray[Any]]) -> None:
     """
     elements = 0
     for part in parts:
+        if part.shape[1:] != spec.shape[1:]:
+            raise ValueError(f"elements of shape {part.shape[1:]}, the array says {spec.shape[1:]}")
         file.write(np.ascontiguousarray(part, spec.dtype))
         elements += len(part)
     if not 0 < elements <= spec.object_len:
