@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -42,7 +42,7 @@ def load(model: type[M], path: Path | str | None, overrides: Sequence[str] = ())
         return model.model_validate(values)
     except ValidationError as error:
         where = "the command line" if path is None else str(path)
-        lines = [_explain(model, dict(problem)) for problem in error.errors()]
+        lines = [_explain(model, values, dict(problem)) for problem in error.errors()]
         raise ConfigError("\n  ".join([f"{where} is no valid {model.__name__}:", *lines])) from None
 
 
@@ -153,21 +153,38 @@ def _override(word: str) -> dict[str, Any]:
 # ---- messages ---------------------------------------------------------------------------------
 
 
-def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
+def _explain(model: type[BaseModel], values: Any, problem: dict[str, Any]) -> str:
     """One line for one of pydantic's errors."""
     loc: tuple[int | str, ...] = problem["loc"]
-    name = ".".join(map(str, loc))
+    name = ".".join(_path(values, loc, problem["type"] == "missing"))
     message: str = problem["msg"].removeprefix("Value error, ")
     if not loc:
         return message  # from a validator of the whole
     if problem["type"] == "extra_forbidden":
         known = sorted({key for parent in _models_at(model, loc[:-1]) for key in _keys(parent)})
         near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ";"
+        hint = f"; did you mean {near[0]}?" if near else "."
         return f"{name}: unknown key{hint} Known keys there: {', '.join(known)}"
     if problem["type"] == "missing":
         return f"{name}: missing. Put it into the YAML or say {name}=VALUE on the command line"
     return f"{name}: found {problem['input']!r:.80}: {message}"
+
+
+def _path(values: Any, loc: Sequence[int | str], missing: bool) -> Iterator[str]:
+    """The parts of pydantic's location that the user wrote, without the names of union members."""
+    for part in loc[: len(loc) - missing]:
+        known = (
+            values
+            if isinstance(values, Mapping)
+            else range(len(values))
+            if isinstance(values, list)
+            else ()
+        )
+        if part in known:
+            values = values[part]
+            yield str(part)
+    if missing:
+        yield str(loc[-1])
 
 
 def _models_at(model: type[BaseModel], loc: Sequence[int | str]) -> list[type[BaseModel]]:
@@ -175,13 +192,23 @@ def _models_at(model: type[BaseModel], loc: Sequence[int | str]) -> list[type[Ba
     models = [model]
     for part in loc:
         inside = [
-            found
+            m
             for parent in models
             if part in _keys(parent)
-            for found in _models_in(_keys(parent)[str(part)])
+            for m in _models_in(_keys(parent)[str(part)])
         ]
-        models = inside or models  # an index, or the tag of a union, leads to no other model
+        # Else it is an index or a key of the user's, or names one member of a union.
+        models = inside or [m for m in models if part in _tags(m)] or models
     return models
+
+
+def _tags(model: type[BaseModel]) -> set[Any]:
+    """How pydantic calls a model as a member of a union: its name, or its discriminator's value."""
+    literals = [field.annotation for field in model.model_fields.values()]
+    return {
+        model.__name__,
+        *(tag for a in literals if get_origin(a) is Literal for tag in get_args(a)),
+    }
 
 
 def _keys(model: type[BaseModel]) -> dict[str, Any]:

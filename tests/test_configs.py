@@ -4,6 +4,7 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import BaseModel, Field, model_validator
@@ -32,6 +33,20 @@ class Pair(Strict):
         if self.batch % self.micro:
             raise ValueError(f"batch {self.batch} is no multiple of micro {self.micro}: change one")
         return self
+
+
+class Cat(Strict):
+    kind: Literal["cat"]
+    lives: int
+
+
+class Dog(Strict):
+    kind: Literal["dog"]
+    food: str | Jpeg
+
+
+class Zoo(Strict):
+    animals: dict[str, Annotated[Cat | Dog, Field(discriminator="kind")]]
 
 
 class Example(Strict):
@@ -113,6 +128,18 @@ def test_unknown_key_names_the_known_and_the_nearest() -> None:
     assert "image.qualty: unknown key; did you mean quality? Known keys there: class, qu" in message
     assert "image.quality: missing. Put it into the YAML or say image.quality=VALUE" in message
     assert "many.0.lrr: unknown key; did you mean lr?" in message
+
+
+def test_members_of_unions_are_named_as_written() -> None:
+    with pytest.raises(ConfigError) as error:
+        load(
+            Zoo, None, ["animals={rex: {kind: dog, food: {qality: 3}, lives: 9}, tom: {kind: cat}}"]
+        )
+    message = str(error.value)
+    assert "animals.rex.food.qality: unknown key; did you mean quality?" in message
+    assert "animals.rex.food.quality: missing." in message
+    assert "animals.rex.lives: unknown key. Known keys there: food, kind\n" in message
+    assert "animals.tom.lives: missing." in message
 
 
 @pytest.mark.parametrize(
