@@ -89,20 +89,32 @@ def location(path: str) -> str:
 
 
 def load_model(library: Any, model: ModelSpec, **options: Any) -> Any:
-    """Load a frozen model of a library's class in fp32; ModelNotUsable says what is missing."""
+    """Load a frozen model of a library's class in fp32; ModelNotUsable says what is missing.
+
+    Every weight must be in the checkpoint: the libraries would fill up the rest with random
+    numbers, and read pickles.
+    """
     cls = getattr(library, model.cls, None)
     if cls is None:
         raise ModelNotUsable(f"{model.path}: {library.__name__} has no class {model.cls!r}")
     if model.subfolder:
         options["subfolder"] = model.subfolder
+    path = location(model.path)
     try:
-        module = cls.from_pretrained(location(model.path), revision=model.revision, **options)
-    except (OSError, ValueError) as error:
+        module, report = cls.from_pretrained(
+            path, revision=model.revision, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise ModelNotUsable(
             f"{model.path}: cannot be loaded as {model.cls} "
-            f"({str(error).strip().splitlines()[0]}). "
-            "Check the path, or that the hub can be reached and its licence is accepted"
+            f"({' '.join(str(error).split())[:200]}). "
+            "Check class and path, or that the hub can be reached and its licence is accepted"
         ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise ModelNotUsable(
+            f"{model.path}: {len(missing)} weights of {model.cls} are not in it, {missing[:3]} "
+            "among them. Check class and path"
+        )
     return module.float().eval().requires_grad_(False)
 
 

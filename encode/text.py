@@ -25,7 +25,7 @@ class TextEncoder:
         """Load both; ModelNotUsable if the weights are not the `expected` ones."""
         import transformers
 
-        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call,unused-ignore]
         if "{}" not in template:
             raise ModelNotUsable(
                 f"template {template!r}: it must hold {{}}, the place of the caption"
@@ -33,9 +33,14 @@ class TextEncoder:
         self.model, self.device = model, torch.device(device)
         self.max_tokens, self.hidden_state, self.template = max_tokens, hidden_state, template
         # Right padding as the reference's slow tokenizer; the fast Gemma tokenizer would pad left.
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(
-            location(model.path), revision=model.revision, padding_side="right"
-        )
+        path = location(model.path)
+        try:
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+                path, revision=model.revision, padding_side="right"
+            )
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ModelNotUsable(f"{model.path}: no tokenizer can be loaded ({reason})") from error
         # Gemma: the reference forces tanh GELU, which newer transformers take from the config.
         gemma = {"hidden_act": "gelu_pytorch_tanh"} if model.cls == "GemmaModel" else {}
         self._module = load_model(transformers, model, **gemma)
