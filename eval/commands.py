@@ -25,6 +25,18 @@ def main() -> None:
     args.act(args)
 
 
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number, not negative")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if _natural(text) == 0:
+        raise argparse.ArgumentTypeError("found 0, expected at least 1")
+    return int(text)
+
+
 def _generate_flags(add: argparse.ArgumentParser) -> None:
     """images from prompts, through a checkpoint and its columns' VAE"""
     add.add_argument("--checkpoint", type=Path, required=True, help="a run, or one of its steps")
@@ -35,10 +47,10 @@ def _generate_flags(add: argparse.ArgumentParser) -> None:
         "--prompts", type=Path, required=True, help=".txt: one a line; .json: list or {id: prompt}"
     )
     add.add_argument("--save_dir", type=Path, required=True)
-    add.add_argument("--num_inference_steps", type=int, default=25)
+    add.add_argument("--num_inference_steps", type=_positive, default=25)
     add.add_argument("--guidance_scale", type=float, default=6.0)
-    add.add_argument("--batch_size", type=int, default=32)
-    add.add_argument("--seed", type=int, default=42)
+    add.add_argument("--batch_size", type=_positive, default=32)
+    add.add_argument("--seed", type=_natural, default=42)
     add.add_argument("--ema_weights", action=argparse.BooleanOptionalAction, default=True)
     add.add_argument("--vae", help="where the columns' VAE lies now, if not where it was")
     add.add_argument("--text_encoder", help="likewise for the text encoder")
@@ -57,9 +69,9 @@ def _reconstruct_flags(add: argparse.ArgumentParser) -> None:
     add.add_argument("--tars", type=Path, required=True, help="folder of the source's tars")
     add.add_argument("--save_dir", type=Path, required=True)
     add.add_argument(
-        "--count", type=int, default=64, help="pictures: the column's first valid rows"
+        "--count", type=_positive, default=64, help="pictures: the column's first valid rows"
     )
-    add.add_argument("--batch_size", type=int, default=32)
+    add.add_argument("--batch_size", type=_positive, default=32)
     add.add_argument("--vae", help="where the column's VAE lies now, if not where it was")
 
 
@@ -75,7 +87,7 @@ def _fid_flags(add: argparse.ArgumentParser) -> None:
     add.add_argument("fake", type=Path)
     add.add_argument("real", type=Path)
     add.add_argument("--inception", type=Path, help="folder that holds inception-2015-12-05.pt")
-    add.add_argument("--batch_size", type=int, default=32)
+    add.add_argument("--batch_size", type=_positive, default=32)
 
 
 def _fid(args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from encode.errors import ModelNotUsable
 from encode.vae import Vae
+from eval.commands import main
 from eval.errors import OtherImages
 from eval.generate import Generator, Request, generate, noise_numbers
 from shards.randomness import normal
@@ -183,3 +184,26 @@ def test_command_line(request_: Request, run: Path, vae: Vae) -> None:
     assert refused.returncode == 2
     assert refused.stderr.startswith("BadPrompts: ")
     assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--batch_size", "0"), ("--num_inference_steps", "x"), ("--seed", "-1")]
+)
+def test_numbers_that_make_no_sense(
+    flag: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "generate",
+        "--checkpoint",
+        "x",
+        "--prompts",
+        "x",
+        "--save_dir",
+        "x",
+        f"{flag}={value}",
+    ]
+    monkeypatch.setattr(sys, "argv", ["eval", *words])
+    with pytest.raises(SystemExit) as error:
+        main()
+    assert error.value.code == 2
+    assert f"argument {flag}: found" in capsys.readouterr().err
