@@ -192,9 +192,7 @@ def verified(path: Path, names: Iterable[str] | None = None) -> Manifest:
         for name in manifest["files"] if names is None else names:
             file, wanted = path / name, manifest["files"][name]
             if file.stat().st_size != wanted["bytes"] or sha256_file(file) != wanted["sha256"]:
-                raise CheckpointError(
-                    f"{file}: not the {wanted['bytes']} bytes that the manifest names"
-                )
+                raise OSError(f"{name} is not the {wanted['bytes']} bytes that its manifest names")
     except (ShardsError, OSError, KeyError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     return manifest

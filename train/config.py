@@ -63,7 +63,7 @@ class TrainConfig(Strict):
     deepspeed: Path | dict[str, Any] = Field(
         default_factory=lambda: {"zero_optimization": {"stage": 1}}
     )
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     steps: int = Field(ge=1)
     global_batch: int = Field(ge=1)  # samples an optimizer step, over all ranks
     micro_batch: int = Field(ge=1)  # samples a forward pass on one rank

@@ -167,7 +167,7 @@ def deepspeed_config(config: TrainConfig, world: int) -> dict[str, Any]:
     )
     for key, value in theirs.items():
         if key in OURS:
-            raise ConfigError(f"deepspeed.{key}: remove it, this trainer reads {OURS[key]} instead")
+            raise ConfigError(f"deepspeed.{key}: remove it, and set {OURS[key]} instead")
         if key not in KNOWN:
             raise ConfigError(f"deepspeed.{key}: unknown key. Known ones: {', '.join(KNOWN)}")
         inner = value if KNOWN[key] else {}

@@ -107,7 +107,7 @@ class Trainer:
         self.epoch_samples = order.epoch_samples
         self.step_number = self.position = 0  # updates made, samples consumed
         self.pace = Pace()
-        self._signal = 0
+        self._received = self._signal = 0  # the signal this process got; the one all agreed on
 
     # The step ------------------------------------------------------------------------------------------------------
 
@@ -142,7 +142,11 @@ class Trainer:
     def _agree(self, batch: Batch, loss: torch.Tensor) -> float:
         """Before the weights move: the mean loss of all ranks, finite on each or an error on all; and any signal."""
         total, terminate, interrupt = self.world.sum(
-            [loss.double().mean(), self._signal == signal.SIGTERM, self._signal == signal.SIGINT]
+            [
+                loss.double().mean(),
+                self._received == signal.SIGTERM,
+                self._received == signal.SIGINT,
+            ]
         )
         if not math.isfinite(total):
             self._not_finite(batch, loss, "loss")
@@ -237,7 +241,7 @@ class Trainer:
         self.pace.reset()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signal = number  # the step in progress is finished, on all ranks, then saved
+        self._received = number  # the ranks agree on it in the step in progress, finish that, save
 
     def _announce(self) -> None:
         channels, height, width = self.join.latent_shape

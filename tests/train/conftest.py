@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,27 +80,15 @@ def tiny_config(columns: Path, runs: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
-Launch = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def launch(tmp_path: Path, columns: Path) -> Launch:
-    """Run `train` on the tiny config as a user would; `ranks` > 1 through torchrun."""
-
-    def run(
-        *words: str, ranks: int = 1, runs: str = "runs", **changes: Any
-    ) -> subprocess.CompletedProcess[str]:
-        path = tmp_path / "tiny.yaml"
-        path.write_text(yaml.safe_dump(tiny_config(columns, tmp_path / runs, **changes)))
-        return subprocess.run(
-            command(path, ranks, *words),
-            cwd=ROOT,
-            env=environment(),
-            text=True,
-            capture_output=True,
-        )
-
-    return run
+def launch(
+    folder: Path, columns: Path, *words: str, ranks: int = 1, **changes: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run `train` on the tiny config as a user would, in `folder`; more ranks through torchrun."""
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_config(columns, folder, **changes)))
+    return subprocess.run(
+        command(path, ranks, *words), cwd=ROOT, env=environment(), text=True, capture_output=True
+    )
 
 
 def command(path: Path, ranks: int, *words: str) -> list[str]:

@@ -1,0 +1,65 @@
+"""The randomness of a sample depends on its number alone."""
+
+import torch
+
+from shards import Norm
+from shards.stream import Batch
+from train.flow import FlowConfig
+from train.inputs import Inputs, micro_batches, replace_captions, training_inputs
+
+
+def batch_of(samples: list[int]) -> Batch:
+    """Rows whose contents follow from the sample number."""
+    g = torch.tensor(samples)
+    lengths = [1 + s % 3 for s in samples]
+    moments = (g[:, None, None, None] / 100).expand(-1, 4, 2, 2).half()
+    tokens = torch.cat(
+        [torch.full((n, 5), float(s)) for s, n in zip(samples, lengths, strict=True)]
+    )
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
+    return Batch(0, g, g + 1000, moments, tokens.bfloat16(), cu_seqlens)
+
+
+def inputs(batch: Batch, dropout: float = 0.5) -> Inputs:
+    return training_inputs(
+        batch, Norm((0.0,), (1.0,)), torch.full((2, 5), -1.0), FlowConfig(), dropout, seed=7
+    )
+
+
+def test_a_sample_gets_the_same_in_any_company() -> None:
+    whole = inputs(batch_of([5, 6, 7, 8]))
+    parts = [inputs(part) for part in micro_batches(batch_of([8, 5, 7, 6]), 3)]
+    at = {8: (0, 0), 5: (0, 1), 7: (0, 2), 6: (1, 0)}
+    for i, sample in enumerate([5, 6, 7, 8]):
+        part, j = at[sample]
+        for field in ("latents", "noise", "sigma", "timestep", "noisy"):
+            assert torch.equal(getattr(whole, field)[i], getattr(parts[part], field)[j])
+        n = int(whole.mask[i].sum())
+        assert n == int(parts[part].mask[j].sum())
+        assert torch.equal(whole.text[i, :n], parts[part].text[j, :n])
+
+
+def test_samples_get_different_noise() -> None:
+    x = inputs(batch_of(list(range(100, 164))))
+    assert len({round(float(n), 6) for n in x.noise[:, 0, 0, 0]}) == 64
+    assert x.timestep.min() > 0
+    assert x.timestep.max() <= 1000
+    assert (x.timestep / 1000 - x.sigma).abs().max() < 1e-6
+    dropped = (x.text[:, 0, 0] == -1).sum()
+    assert 20 < dropped < 44  # half of 64, three standard deviations either way
+
+
+def test_dropping_replaces_the_whole_caption() -> None:
+    batch, empty = batch_of([2, 3, 4]), torch.full((2, 5), -1.0).bfloat16()  # 3, 1 and 2 tokens
+    tokens, cu = replace_captions(
+        batch.tokens, batch.cu_seqlens, torch.tensor([True, False, True]), empty
+    )
+    assert cu.tolist() == [0, 2, 3, 5]
+    assert tokens[:, 0].tolist() == [-1, -1, 3, -1, -1]
+
+
+def test_micro_batches_are_the_batch() -> None:
+    parts = list(micro_batches(batch_of([2, 3, 4, 5, 6]), 2))
+    assert [p.rows.tolist() for p in parts] == [[1002, 1003], [1004, 1005], [1006]]
+    assert [p.cu_seqlens.tolist() for p in parts] == [[0, 3, 4], [0, 2, 5], [0, 1]]
+    assert torch.equal(torch.cat([p.tokens for p in parts]), batch_of([2, 3, 4, 5, 6]).tokens)
