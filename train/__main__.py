@@ -1,12 +1,13 @@
 """Train a diffusion transformer from a latent column and a text column.
 
-    python -m train configs/demo/train/tiny.yaml data.latents=demo/cache/openmoji/vae-plain        # a CPU
+    python -m train configs/demo/train.yaml data.latents=demo/cache/openmoji/vae-plain             # a CPU
     torchrun --standalone --nproc-per-node 8 -m train configs/train/dit3b_256.yaml data.latents=cache/blip3o/flux \\
         data.text=cache/blip3o/gemma                                                               # a node
 
 Run it again to go on from the last checkpoint. Another VAE is another `data.latents`, and nothing else.
 Exit codes: 0 done; 2 something to put right, said on stderr; 3 a loss or gradient was not finite;
-143 after SIGTERM and 130 after SIGINT, each with a checkpoint of the step in progress.
+143 after SIGTERM and 130 after SIGINT, each with a checkpoint of the step in progress (torchrun leaves with a code of
+its own, and gives its ranks 30 seconds).
 """
 
 import logging

@@ -204,6 +204,7 @@ class Trainer:
                 self.step_number,
             )
             return 128 + self._signal
+        log.info("done: step %s of %s", f"{self.step_number:,}", f"{config.steps:,}")
         return 0
 
     def _due(self, every: int) -> bool:
