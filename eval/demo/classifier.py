@@ -27,6 +27,7 @@ from .openmoji import GROUPS, group_of
 
 RESOLUTION = 64
 FEATURES = 32  # few enough for a covariance from a few hundred pictures
+FIRST = 4  # losses that are recorded
 WIDTHS = (24, 48, 64, 64)
 
 
@@ -152,8 +153,10 @@ def main() -> None:
     budget = Budget()
     keys, pixels = read(training_tars(arguments.data), RESOLUTION)
     start = time.monotonic()
+    losses: list[float] = []
 
     def report(step: int, loss: float) -> None:
+        losses.append(loss)
         if (step + 1) % 50 == 0:
             rate = (step + 1) / (time.monotonic() - start)
             sys.stderr.write(
@@ -167,6 +170,8 @@ def main() -> None:
     recipe = {
         **asdict(budget),
         "data": digest(),
+        # A test repeats these steps, so that script, pictures and weights stay together.
+        "first_losses": [round(value, 4) for value in losses[:FIRST]],
         "seconds": round(time.monotonic() - start),
         "torch": torch.__version__,
         "held_out_accuracy": round(accuracy(classifier, pixels, labels(keys, list(GROUPS))), 3),

@@ -26,6 +26,7 @@ from .data import digest, read, training_tars
 
 RESOLUTION = 64
 RECIPES = ("plain", "equi")
+FIRST = 4  # losses that are recorded
 PHOTO_REPEATS = 5  # 42 crops among 2240 drawings would hardly be seen
 
 
@@ -192,7 +193,8 @@ def main() -> None:
     images = pictures(arguments.data)
     held_out = read([arguments.data / "openmoji-val/00000.tar"], RESOLUTION)[1]
     start = time.monotonic()
-    vae = train(images, arguments.recipe, budget, Progress(budget)).eval()
+    progress = Progress(budget)
+    vae = train(images, arguments.recipe, budget, progress).eval()
     normalise(vae, images)
     vae = save(vae, arguments.out)
     recipe = {
@@ -200,6 +202,8 @@ def main() -> None:
         **asdict(budget),
         "resolution": RESOLUTION,
         "data": digest(),
+        # A test repeats these steps, so that script, pictures and weights stay together.
+        "first_losses": [round(value, 4) for value in progress.losses[:FIRST]],
         "minutes": round((time.monotonic() - start) / 60, 1),
         "torch": torch.__version__,
         "held_out_psnr_db": round(psnr(vae, held_out), 2),
