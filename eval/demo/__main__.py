@@ -1,0 +1,15 @@
+"""The whole road on this machine: captioned pictures, columns, two models, a page that says which
+VAE did better.
+
+    python -m eval.demo            # everything below demo/, ending with demo/report.html and demo/summary.json
+
+Every step is one of the project's own commands and is printed before it runs; run again, it goes
+on where it stopped.
+"""
+
+from configs import run
+
+from .road import main
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,207 @@
+"""demo/report.html and demo/summary.json, from what the demo's commands left behind. Nothing is
+typed in by hand.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from shards import Column, atomic_write, canonical_json
+from train.checkpoint import load_for_sampling
+
+from .classifier import load_classifier
+from .score import Json, compare, encoding_cost, judge, read_metrics
+
+TEXT = "minilm"
+PER_GROUP = 4  # prompts shown of each group
+SHOWN = 14  # reconstructions shown
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+
+
+def write_report(
+    out: Path, vaes: Sequence[str], classifier_folder: Path, commands: list[str], clock: Json
+) -> Json:
+    """Judge, compare and write both files; returns the summary."""
+    prompts = [json.loads(line) for line in (out / "data/prompts.jsonl").read_text().splitlines()]
+    reconstructed = {vae: metrics_of(out, "openmoji-val", vae) for vae in vaes}
+    row_of = {p["key"]: f"{p['row']:08d}" for p in reconstructed[vaes[0]]["pictures"]}
+    prompts = [p for p in prompts if p["key"] in row_of]
+    groups = [p["group"] for p in prompts]
+    classifier = load_classifier(classifier_folder)
+    real_files = [
+        out / f"reconstructions/openmoji-val/{vaes[0]}/original/images/{row_of[p['key']]}.png"
+        for p in prompts
+    ]
+    real = judge(classifier, real_files, groups)
+    generated = {
+        vae: judge(classifier, [image_file(out, vae, p["key"]) for p in prompts], groups)
+        for vae in vaes
+    }
+    found = compare(generated, real)
+    runs = {vae: run_of(out / f"runs/train-{vae}") for vae in vaes}
+    encoded = json.loads((out / "cache/report.json").read_text())
+    chance = 1 / len(classifier.groups)
+    summary: Json = {
+        **found,
+        "chance": chance,
+        "accuracy_of_real_pictures": float(real.right.mean()),
+        "margin_over_chance": {
+            vae: scores["demo-acc"]["low"] - chance for vae, scores in found["scores"].items()
+        },
+        "accuracy_by_group": {
+            vae: by_group(judged.right, groups) for vae, judged in generated.items()
+        },
+        "reconstruction": {
+            source: {vae: metrics_of(out, source, vae)["mean"] for vae in vaes}
+            for source in ("openmoji-val", "photos")
+        },
+        "columns": {
+            str(Path(path).relative_to((out / "cache").resolve())): column_of(Path(path), column)
+            for path, column in encoded.items()
+        },
+        "runs": {
+            vae: {k: v for k, v in run.items() if k != "metrics"} for vae, run in runs.items()
+        },
+        "encoding": {
+            vae: encoding_cost(encoded, vae, TEXT, run["samples"], run["seconds"])
+            for vae, run in runs.items()
+        },
+        "commands": commands,
+        "seconds": clock,
+    }
+    atomic_write(out / "summary.json", canonical_json(summary))
+    shown = [
+        p
+        for group in classifier.groups
+        for p in [p for p in prompts if p["group"] == group][:PER_GROUP]
+    ]
+    html = environment().from_string(TEMPLATE.read_text()).render(
+        s=summary,
+        vaes=vaes,
+        curves=curves({vae: run["metrics"] for vae, run in runs.items()}),
+        samples=[
+            {
+                "prompt": p["prompt"],
+                "group": p["group"],
+                "pictures": [embed(image_file(out, vae, p["key"])) for vae in vaes],
+                "real": embed(real_files[prompts.index(p)]),
+            }
+            for p in shown
+        ],
+        reconstructions=[
+            reconstruction_strip(out, source, vaes) for source in ("openmoji-val", "photos")
+        ],
+    )  # fmt: skip
+    atomic_write(out / "report.html", html.encode())
+    return summary
+
+
+def environment() -> jinja2.Environment:
+    """Escapes everything it prints, fails on a name that is not there."""
+    made = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    made.filters["interval"] = lambda v, digits=3: (
+        f"{v['value']:.{digits}f} [{v['low']:.{digits}f}, {v['high']:.{digits}f}]"
+    )
+    made.filters["megabytes"] = lambda n: f"{n / 1e6:.1f} MB"
+    return made
+
+
+def image_file(out: Path, vae: str, key: str) -> Path:
+    return out / f"images/{vae}/images/{key}.png"
+
+
+def metrics_of(out: Path, source: str, vae: str) -> Json:
+    return dict(json.loads((out / f"reconstructions/{source}/{vae}/metrics.json").read_text()))
+
+
+def by_group(right: Any, groups: list[str]) -> dict[str, float]:
+    names = np.array(groups)
+    return {name: float(right[names == name].mean()) for name in dict.fromkeys(groups)}
+
+
+def column_of(path: Path, column: Json) -> Json:
+    """A column's line in the table, with its row shape from the column itself."""
+    layout = Column.open(path).layout
+    return {**column, "kind": layout.kind, "row_shape": list(layout.row_shape)}
+
+
+def run_of(run: Path) -> Json:
+    """Steps, samples, seconds and losses of a training run."""
+    metrics = read_metrics(run)
+    model, manifest = load_for_sampling(run)
+    steps = [m for m in metrics if "samples_per_second" in m]
+    interval = steps[0]["step"] if steps else 0
+    batch = manifest["config"]["global_batch"]
+    validation = [m for m in metrics if "validation" in m]
+    return {
+        "steps": manifest["step"],
+        "samples": manifest["position"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "seconds": sum(interval * batch / m["samples_per_second"] for m in steps),
+        "samples_per_second": float(np.mean([m["samples_per_second"] for m in steps])),
+        "data_wait": float(np.mean([m["data_wait"] for m in steps])),
+        "validation": validation[-1]["validation"] if validation else None,
+        "metrics": metrics,
+    }
+
+
+def curves(metrics: dict[str, list[Json]]) -> str:
+    """Training and validation loss over samples, each divided by the variance of its own target,
+    as one SVG.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    grey = "#888888"
+    style = {"text.color": grey, "axes.labelcolor": grey, "xtick.color": grey, "ytick.color": grey,
+             "axes.edgecolor": grey, "svg.fonttype": "none", "font.size": 11}  # fmt: skip
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(8, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for colour, (vae, lines) in zip(("#d2691e", "#2a7fb8"), metrics.items(), strict=True):
+            validation = [m for m in lines if "validation" in m]
+            last = validation[-1]["validation"]
+            variance = last["loss"] / last["normalised"]
+            training = [m for m in lines if "loss" in m]
+            axes.plot([m["step"] for m in training], [m["loss"] / variance for m in training],
+                      color=colour, alpha=0.4, linewidth=1, label=f"{vae}, training")  # fmt: skip
+            axes.plot([m["step"] for m in validation], [m["validation"]["normalised"] for m in validation],
+                      color=colour, marker="o", markersize=3, label=f"{vae}, validation (EMA)")  # fmt: skip
+        axes.set(xlabel="step", ylabel="loss / variance of the target", yscale="log")
+        axes.grid(color=grey, alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, labelcolor=grey)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def reconstruction_strip(out: Path, source: str, vaes: Sequence[str]) -> Json:
+    """The same held-out pictures: originals, then each VAE's reconstruction, spread over the
+    source.
+    """
+    pictures = metrics_of(out, source, vaes[0])["pictures"]
+    chosen = [pictures[i]["row"] for i in np.linspace(0, len(pictures) - 1, SHOWN).astype(int)]
+    folders = {"original": out / f"reconstructions/{source}/{vaes[0]}/original/images"}
+    folders |= {vae: out / f"reconstructions/{source}/{vae}/reconstruction/images" for vae in vaes}
+    strips = {n: [embed(f / f"{row:08d}.png") for row in chosen] for n, f in folders.items()}
+    return {"source": source, "strips": strips}
+
+
+def embed(file: Path) -> str:
+    """A picture as a data URI, enlarged twice without smoothing so that what is there is seen."""
+    image = Image.open(file)
+    image = image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST)
+    data = io.BytesIO()
+    image.save(data, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()

@@ -1,0 +1,84 @@
+"""The whole road through the project's own commands, from tars to the page, at a size for tests."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eval.demo.page import write_report
+from eval.demo.road import VAES, put_prompts, together
+
+SMALL_MODEL = ["model.hidden_size=32", "model.layers=1", "model.heads=1", "model.kv_heads=1"]
+
+
+@pytest.fixture(scope="module")
+def out(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make demo` leaves behind, after six training steps on the held-out tar."""
+    out = tmp_path_factory.mktemp("demo")
+    (out / "data").symlink_to(data)
+    put_prompts(data)
+    tar = data / "openmoji-val/00000.tar"
+    encode = [
+        "python", "-m", "encode", "run", "configs/demo/encode.yaml", f"root={out}/cache",
+        f"sources.openmoji={tar}", f"sources.openmoji-val={tar}",
+        f"sources.photos={data}/photos/00000.tar", "engine.executor=inline",
+    ]  # fmt: skip
+    together({"encode": encode})
+    cache = out / "cache/openmoji"
+    train = [
+        "torchrun", "--standalone", "--nproc-per-node", "1", "-m", "train", "configs/demo/train.yaml",
+        f"data.text={cache}/minilm", f"data.also=[{cache}/vae-plain,{cache}/vae-equi]",
+        f"validation.source={out}/cache/openmoji-val", f"runs={out}/runs", "steps=6", "log_every=2",
+        "validation.every=3", "validation.rows=8", "optim.warmup=2", *SMALL_MODEL,
+    ]  # fmt: skip
+    together({vae: [*train, f"data.latents={cache}/{vae}"] for vae in VAES})
+    for vae in VAES:
+        generate = [
+            "python", "-m", "eval", "generate", "--checkpoint", f"{out}/runs/train-{vae}",
+            "--prompts", f"{data}/prompts.json", "--save_dir", f"{out}/images/{vae}",
+            "--num_inference_steps", "2", "--batch_size", "140",
+        ]  # fmt: skip
+        reconstruct = [
+            ["python", "-m", "eval", "reconstruct", f"{out}/cache/{source}/{vae}", "--tars",
+             f"{data}/{source}", "--save_dir", f"{out}/reconstructions/{source}/{vae}", "--count", "280"]
+            for source in ("openmoji-val", "photos")
+        ]  # fmt: skip
+        for command in (generate, *reconstruct):
+            together({vae: command})
+    return out
+
+
+@pytest.mark.timeout(280)
+def test_the_page_says_what_was_measured(out: Path) -> None:
+    clock = {"pictures": 1.0}
+    summary = write_report(out, VAES, Path("configs/demo/classifier"), ["a < b"], clock)
+    assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    html = (out / "report.html").read_text()
+    assert summary["verdict"] in html.replace("&#39;", "'")
+    assert "a &lt; b" in html
+    assert 'src="http' not in html
+    assert "url(http" not in html
+    assert html.count("data:image/png") > 100
+    assert summary["accuracy_of_real_pictures"] > 0.8
+    for vae in VAES:
+        score = summary["scores"][vae]["demo-acc"]
+        assert score["low"] <= score["value"] <= score["high"]
+        assert summary["runs"][vae]["steps"] == 6
+        assert summary["runs"][vae]["samples"] == 6 * 32
+        assert summary["encoding"][vae]["every_step"] > 0
+
+
+def test_both_runs_saw_the_same_rows(out: Path) -> None:
+    """Only the latents differ between the two runs: rows are those of `shards order`, by either column."""
+    lines = [
+        subprocess.run(
+            [sys.executable, "-m", "shards", "order", f"{out}/cache/openmoji/{vae}",
+             f"{out}/cache/openmoji/minilm", "--global-batch", "32", "--lanes", "32", "--steps", "6"],
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for vae in VAES
+    ]  # fmt: skip
+    assert lines[0] == lines[1]
+    assert len(lines[0].splitlines()) == 6
