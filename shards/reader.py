@@ -157,6 +157,10 @@ class Column:
             return np.zeros(len(rows), np.int64)
         return np.array([self._of_block("lengths", b)[i] for b, i in split(rows)], np.int64)
 
+    def checksums(self, rows: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """crc32c of each row id's values as stored."""
+        return np.array([self._of_block("crc", b)[i] for b, i in split(rows)], np.uint32)
+
     def read_into(self, rows: NDArray[np.int64], out: NDArray[Any], check: bool = False) -> None:
         """Read rows into `out`: (B, 2C, H, W) float16, or (sum of lengths, D) bfloat16 words laid
         end to end.

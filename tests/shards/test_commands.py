@@ -1,0 +1,135 @@
+"""`python -m shards` as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from shards import Order, create_column, open_join
+from shards.verify import logical_digest
+
+from .toy import moments_spec, small_moments, small_tokens, tokens_spec, write_column
+
+ROOT = Path(__file__).parents[2]
+FAR = 10**9
+
+
+def command(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "shards", *map(str, words)], capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=60,
+    )  # fmt: skip
+
+
+def order(toy: Path, **options: int) -> list[dict[str, object]]:
+    words = [w for name, value in options.items() for w in (f"--{name.replace('_', '-')}", value)]
+    done = command("order", toy / "vae", toy / "text", *words)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_order_is_one_for_every_world(toy: Path) -> None:
+    run = {"global_batch": 128, "seed": 3}
+    whole = order(toy, **run, steps=6)
+    assert [list(line) for line in whole] == [["step", "rows"]] * 6
+    assert [line["step"] for line in whole] == [0, 1, 2, 3, 4, 5]
+    assert (
+        whole[0]["rows"]
+        == Order([open_join(toy / "vae", toy / "text").words], 3)(0, 128)[1].tolist()
+    )
+    for world in (2, 4, 8):
+        parts = [
+            order(toy, **run, steps=2, position=256, world=world, rank=r) for r in range(world)
+        ]
+        for k in range(2):
+            assert sum((part[k]["rows"] for part in parts), []) == whole[2 + k]["rows"]  # type: ignore[arg-type]
+    assert order(toy, **run, steps=4, position=256) == whole[2:]
+
+
+def test_order_far_on_is_as_fast(toy: Path) -> None:
+    far = FAR // 64 * 64
+    start = time.monotonic()
+    near = order(toy, global_batch=64, steps=2)
+    between = time.monotonic()
+    later = order(toy, global_batch=64, position=far, steps=2)
+    assert time.monotonic() - between < 3 * (between - start) + 1
+    assert [line["step"] for line in later] == [far // 64, far // 64 + 1]
+    assert later != near
+
+
+def test_order_with_windows_lanes_and_other_columns(toy: Path, tmp_path: Path) -> None:
+    write_column(tmp_path / "also", moments_spec(weights="other"))
+    done = command(
+        "order", toy / "vae", toy / "text", "--also", tmp_path / "also", "--truncated", "--global-batch", 16,
+        "--lanes", 16, "--window", 32, "--seed", 5,
+    )  # fmt: skip
+    words = open_join(toy / "vae", toy / "text", truncated=True).words
+    assert json.loads(done.stdout)["rows"] == Order([words], 5, 16, 32)(0, 16)[1].tolist()
+
+
+def test_digest(tmp_path: Path) -> None:
+    a, b = small_tokens(tmp_path / "a"), small_tokens(tmp_path / "b")
+    digests = [command("digest", path).stdout for path in (a, b)]
+    assert digests[0] == digests[1] == logical_digest(a) + "\n"
+    assert len(digests[0].strip()) == 64
+    assert command("digest", small_moments(tmp_path / "c")).stdout != digests[0]
+
+
+def test_info(toy: Path) -> None:
+    vae, text = command("info", toy / "vae").stdout, command("info", toy / "text").stdout
+    assert "(moments, complete)" in vae
+    assert "3 of 3 committed, 0 failed" in vae
+    assert "rows        2,164: " in vae
+    assert '"weights": "vae"' in vae
+    assert "WARNING     the VAE's shift and scale do not normalise these latents" in vae
+    assert "(tokens, complete)" in text
+    assert "most 4" in text
+
+
+def test_info_of_a_column_in_the_making(tmp_path: Path) -> None:
+    create_column(tmp_path, tokens_spec())
+    shown = command("info", tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "NOT complete" in shown.stdout
+    assert "0 of 3 committed" in shown.stdout
+
+
+def test_verify_sound_and_damaged(tmp_path: Path) -> None:
+    path = small_moments(tmp_path / "c")
+    sound = command("verify", path)
+    assert (sound.returncode, sound.stdout.strip()) == (0, f"{path}: sound")
+    data = bytearray((path / "moments/c/0/0/0/0").read_bytes())
+    data[100] ^= 1
+    (path / "moments/c/0/0/0/0").write_bytes(data)
+    bad = command("verify", path)
+    assert bad.returncode == 1
+    assert "moments/c/0/0/0/0" in bad.stdout
+    assert "rows [3] do not fit their checksums" in bad.stdout
+    assert not bad.stderr
+
+
+def test_messages_not_tracebacks(toy: Path, tmp_path: Path) -> None:
+    other = write_column(tmp_path / "other", tokens_spec(source="other"))
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut/column.json").write_bytes((toy / "vae/column.json").read_bytes()[:-20])
+    for words, message in (
+        (("info", tmp_path / "nothing"), "no such folder"),
+        (("digest", tmp_path), "column.json: no such file"),
+        (("info", tmp_path / "cut"), "not a latentbank-column record"),
+        (("order", toy / "vae", other, "--global-batch", 64), "made from source other"),
+        (("order", toy / "vae", toy / "text", "--global-batch", 65), "multiples of the 64 lanes"),
+        (
+            ("order", toy / "vae", toy / "text", "--global-batch", 64, "--world", 3),
+            "world of 3 ranks",
+        ),
+        (("order", toy / "text", toy / "vae", "--global-batch", 64), "expected one of moments"),
+        (("order", toy / "vae", toy / "text", "--global-batch", "x"), "invalid int value"),
+        (("nonsense",), "invalid choice"),
+    ):
+        done = command(*words)
+        assert done.returncode == 2, words
+        assert message in done.stderr, words
+        assert "Traceback" not in done.stderr
+        assert not done.stdout
