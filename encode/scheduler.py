@@ -2,9 +2,10 @@
 
 A worker has two shards in flight, so that it never waits for the next. What was in flight when a
 worker died becomes a suspect; suspects run alone, so that the death of a neighbour is never held
-against a shard. A shard is given up after three failures, or three deaths while alone; a worker's
-place after four deaths without a shard finished between them, where the second and third death of
-one suspect tell of the suspect and are not counted.
+against a shard, and not where they died if another worker lives, so that a broken machine is not
+either. A shard is given up after three failures, or three deaths while alone; a worker's place
+after four deaths without a shard finished between them, where the second and third death of one
+suspect tell of the suspect and are not counted.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Scheduler(Generic[T]):
         self._failures: dict[T, int] = {}
         self._deaths: dict[int, int] = {}
         self._alone: set[T] = set()
+        self._died_at: dict[T, set[int]] = {}
 
     def next_for(self, worker: int) -> T | None:
         """The next task for a worker, or None if it should wait."""
@@ -45,7 +47,10 @@ class Scheduler(Generic[T]):
         if self.draining or worker in self.abandoned or any(t in self._alone for t in mine):
             return None
         if self.suspects and not mine:
-            task = self.suspects.popleft()
+            task = self._suspect_for(worker)
+            if task is None:
+                return None
+            self.suspects.remove(task)
             self._alone.add(task)
         elif self.pending and len(mine) < IN_FLIGHT and not self.suspects:
             task = self.pending.popleft()
@@ -53,6 +58,14 @@ class Scheduler(Generic[T]):
             return None
         mine.append(task)
         return task
+
+    def _suspect_for(self, worker: int) -> T | None:
+        """A suspect that has not died with this worker, unless it has with every living one."""
+        living = self.running.keys() - self.abandoned
+        for task in self.suspects:
+            if worker not in self._died_at[task] or not living - self._died_at[task]:
+                return task
+        return None
 
     def done(self, worker: int, task: T) -> None:
         self._return(worker, task)
@@ -74,6 +87,7 @@ class Scheduler(Generic[T]):
         if self._deaths[worker] >= DEATHS:
             self.abandoned.add(worker)
         for task in lost:
+            self._died_at.setdefault(task, set()).add(worker)
             if task in self._alone:
                 self._alone.discard(task)
                 self._count(task, reason, self.suspects)
