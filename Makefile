@@ -16,7 +16,7 @@ demo: .venv/ready-test   ## pictures to columns to two models to demo/report.htm
 	$(PY) -m eval.demo
 
 test: .venv/ready-test   ## run the tests
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: .venv/ready-test   ## check format, style and types
 	$(PY) -m ruff format --check .

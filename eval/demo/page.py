@@ -46,6 +46,12 @@ def write_report(
         vae: judge(classifier, [image_file(out, vae, p["key"]) for p in prompts], groups)
         for vae in vaes
     }
+    decoded = {
+        vae: judge(
+            classifier, [reconstruction_file(out, vae, row_of[p["key"]]) for p in prompts], groups
+        )
+        for vae in vaes
+    }
     found = compare(generated, real)
     runs = {vae: run_of(out / f"runs/train-{vae}") for vae in vaes}
     encoded = json.loads((out / "cache/report.json").read_text())
@@ -54,6 +60,7 @@ def write_report(
         **found,
         "chance": chance,
         "accuracy_of_real_pictures": float(real.right.mean()),
+        "accuracy_of_reconstructions": {v: float(j.right.mean()) for v, j in decoded.items()},
         "margin_over_chance": {
             vae: scores["demo-acc"]["low"] - chance for vae, scores in found["scores"].items()
         },
@@ -117,6 +124,10 @@ def environment() -> jinja2.Environment:
 
 def image_file(out: Path, vae: str, key: str) -> Path:
     return out / f"images/{vae}/images/{key}.png"
+
+
+def reconstruction_file(out: Path, vae: str, row: str) -> Path:
+    return out / f"reconstructions/openmoji-val/{vae}/reconstruction/images/{row}.png"
 
 
 def metrics_of(out: Path, source: str, vae: str) -> Json:
