@@ -55,7 +55,7 @@ from .workers import (
 
 log = logging.getLogger(__name__)
 FINISHED, QUARANTINED, DRAINED = 0, 3, 130
-FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
+FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ def failure_is_final(error: Exception) -> bool:
     """Whether a shard's error would only come again; raises those that would hit every shard."""
     if isinstance(error, OSError) and error.errno in FATAL:
         raise EncodeError(
-            f"cannot write: {error}. Make room or give the rights, then run again"
+            f"cannot go on: {error}. Make room or give the rights, then run again"
         ) from error
     return isinstance(error, (BadTar, ShardsError))
 

@@ -1,0 +1,395 @@
+"""`encode run` as a process: statuses, resuming, refusals, deaths and signals."""
+
+import io
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from PIL import Image
+
+import configs
+from encode.__main__ import main
+from shards import Column, read_index
+from shards.verify import logical_digest, verify
+
+from .toy import (
+    files_of,
+    fork,
+    jpeg,
+    sample,
+    tar_bytes,
+    wait,
+    write_config,
+    write_source,
+)
+
+ROOT = Path(__file__).parents[2]
+Encode = Callable[..., tuple[int, str]]
+
+
+def start(output: Path, *words: object) -> int:
+    """`python -m encode run ...` in a forked process; its pid."""
+
+    def work() -> None:
+        sys.argv = ["encode", "run", *map(str, words)]
+        configs.run(main)
+
+    return fork(work, output)
+
+
+@pytest.fixture
+def encode(tmp_path: Path) -> Encode:
+    """Run it to the end: exit code and output."""
+
+    def run(*words: object) -> tuple[int, str]:
+        code = wait(start(tmp_path / "output", *words))
+        return code, (tmp_path / "output").read_text()
+
+    return run
+
+
+@pytest.fixture
+def config(tmp_path: Path, models: Path) -> Path:
+    """Six sound tars of nine samples."""
+    tars = write_source(tmp_path / "tars", 6, 9)
+    return write_config(tmp_path / "toy.yaml", tmp_path / "cache", tars, models)
+
+
+def digests(root: Path) -> list[str]:
+    return [logical_digest(root / "toy" / name) for name in ("vae", "text")]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, models: Path) -> list[str]:
+    """Digests of the columns of `config`, made in one go."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    tars = write_source(folder / "tars", 6, 9)
+    path = write_config(folder / "toy.yaml", folder / "cache", tars, models)
+    assert wait(start(folder / "output", path)) == 0, (folder / "output").read_text()
+    return digests(folder / "cache")
+
+
+def test_every_row_ends_as_ok_or_with_a_reason(tmp_path: Path, models: Path) -> None:
+    """The command itself, on a source with everything that may be wrong with a sample."""
+    odd: dict[str, list[tuple[str, bytes]]] = {
+        "sound": sample(0),
+        "broken picture": [("1.jpg", b"\xff\xd8 no jpeg"), ("1.txt", b"one")],
+        "no caption": [("2.jpg", jpeg(2))],
+        "no picture": [("3.txt", b"three")],
+        "half a picture": [("4.jpg", jpeg(4)[:-150]), ("4.txt", b"four")],
+        "no UTF-8": [("5.jpg", jpeg(5)), ("5.txt", b"caf\xe9")],
+        "empty caption": [("6.jpg", jpeg(6)), ("6.txt", b" \n")],
+        "huge caption": [("7.jpg", jpeg(7)), ("7.txt", b"x" * (1 << 20) + b"y")],
+        "cut off": [("8.jpg", jpeg(8)), ("8.txt", b"eight"), ("9.jpg", bytes(3000))],
+    }
+    whole = tar_bytes(m for members in odd.values() for m in members)
+    (tmp_path / "odd.tar").write_bytes(whole[: whole.rindex(b"eight") + 1000])
+    pattern = [str(tmp_path / "odd.tar"), write_source(tmp_path, 1, 3)]
+    path = write_config(tmp_path / "c.yaml", tmp_path / "cache", pattern, models)
+    done = subprocess.run(
+        [sys.executable, "-m", "encode", "run", str(path)], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "toy/00000: cut off at byte" in done.stdout
+    assert (
+        "vae: complete, 12 rows: 9 ok, 1 truncated, 1 image_undecodable, 1 image_missing"
+        in done.stdout
+    )
+    assert "text: complete, 12 rows: 9 ok, 1 caption_missing, 2 caption_undecodable" in done.stdout
+
+    vae, text = tmp_path / "cache/toy/vae", tmp_path / "cache/toy/text"
+    index = read_index(tmp_path / "cache/toy", 0)
+    assert [row.key for row in index.rows] == ["0000", *"12345678"]
+    assert index.note is not None
+    status = zarr.open(str(vae), mode="r")["status"][:]  # type: ignore[index]
+    assert status[:9].tolist() == [0, 2, 0, 3, 1, 0, 0, 0, 0]
+    assert (status[9:1024] == 255).all()
+    assert status[1024:1028].tolist() == [0, 0, 0, 255]
+    status = zarr.open(str(text), mode="r")["status"][:]  # type: ignore[index]
+    assert status[:10].tolist() == [0, 0, 4, 0, 0, 5, 0, 5, 0, 255]
+    column = Column.open(text)
+    lengths = column.lengths(np.arange(9)).tolist()
+    assert lengths == [24, 4, 0, 6, 5, 0, 1, 0, 6]  # <bos> and a token a letter; at most 24
+    np.testing.assert_array_equal(column.read(np.array([6])), column.empty())
+    assert verify(vae) == verify(text) == []
+    report = json.loads((tmp_path / "cache/report.json").read_bytes())[str(vae.resolve())]
+    assert report["rows"] == 12
+    assert report["counts"]["ok"] == 9
+    assert report["bytes"] > 12 * 32 * 16 * 2
+
+
+def test_a_second_run_does_nothing(config: Path, encode: Encode) -> None:
+    assert encode(config)[0] == 0
+    cache = config.parent / "cache"
+    before = {name: (cache / name).stat().st_mtime_ns for name in files_of(cache)}
+    code, output = encode(config)
+    assert code == 0
+    assert "every shard is committed already" in output
+    before.pop("report.json")
+    assert all((cache / name).stat().st_mtime_ns == at for name, at in before.items())
+    assert before.keys() | {"report.json"} == files_of(cache).keys()
+
+
+@torch.no_grad()
+def test_cached_moments_equal_online_encoding(config: Path, encode: Encode, models: Path) -> None:
+    """Picture -> PIL and torchvision -> diffusers, one by one in fp32, against the column's float16."""
+    from diffusers import AutoencoderKL
+    from torchvision import transforms
+
+    assert encode(config)[0] == 0
+    column = Column.open(config.parent / "cache/toy/vae")
+    rows = np.array([1024 * shard + row for shard in range(6) for row in range(9)])
+    cached = torch.from_numpy(column.read(rows, check=True)).float()
+    reference = transforms.Compose([
+        transforms.Resize(32, interpolation=transforms.InterpolationMode.BILINEAR),
+        transforms.CenterCrop(32), transforms.ToTensor(), transforms.Normalize([0.5], [0.5]),
+    ])  # fmt: skip
+    vae = AutoencoderKL.from_pretrained(models / "kl").eval()
+    online = []
+    for row in rows.tolist():
+        image = Image.open(io.BytesIO(jpeg(row // 1024 * 100 + row % 1024))).convert("RGB")
+        online.append(vae.encode(reference(image)[None]).latent_dist.parameters)
+    # Half a unit in the last of 11 bits, and what batching does to fp32.
+    torch.testing.assert_close(cached, torch.cat(online), rtol=2**-11, atol=2e-5)
+    assert (cached[0] - cached[1]).abs().max() > 0.01  # the pictures differ, so the rows do
+
+
+def test_columns_added_later_and_other_batches_agree(
+    config: Path, encode: Encode, tmp_path: Path, models: Path, undisturbed: list[str]
+) -> None:
+    text = config.read_text()
+    config.write_text(re.sub(r"  text:\n(    .*\n)+", "", text))
+    assert "text" not in config.read_text()
+    assert encode(config, "engine.threads=1")[0] == 0
+    config.write_text(text)
+    assert encode(config)[0] == 0
+    assert digests(tmp_path / "cache") == undisturbed
+
+
+# ---- bad input --------------------------------------------------------------------------------
+
+
+def refused(encode: Encode, cache: Path, *words: object) -> str:
+    """Exit code 2, one readable message, and nothing on disk is another than before."""
+    before = files_of(cache)
+    code, output = encode(*words)
+    assert code == 2, output
+    assert "Traceback" not in output
+    after = files_of(cache)
+    assert before.items() <= after.items()
+    assert not [name for name in after if ".tmp-" in name]
+    return output
+
+
+def test_another_vae_into_an_existing_column(config: Path, encode: Encode, models: Path) -> None:
+    assert encode(config)[0] == 0
+    cache = config.parent / "cache"
+    before = files_of(cache)
+    output = refused(encode, cache, config, f"columns.vae.encoder.path={models / 'other-kl'}")
+    assert (
+        f"identity.encoder.path: found '{models / 'kl'}', expected '{models / 'other-kl'}'"
+        in output
+    )
+    assert "identity.encoder.weights: found" in output
+    assert "Nothing was changed. Encode into another folder" in output
+    for word, field in (
+        ("columns.vae.resolution=64", "identity.preprocess.resolution: found 32, expected 64"),
+        ("columns.vae.encoder.precision=bf16-autocast", "identity.encoder.precision"),
+        ("columns.text.max_tokens=20", "identity.preprocess.max_tokens: found 24, expected 20"),
+        ("columns.text.template='a {}'", "identity.preprocess.template"),
+        ("columns.text.caption=short.txt", "identity.preprocess.caption"),
+        ("shard_rows=2048", "shard_rows: found 1024, expected 2048"),
+    ):
+        assert field in refused(encode, cache, config, word)
+    assert files_of(cache) == before
+
+
+def test_another_source_under_the_same_name(config: Path, encode: Encode) -> None:
+    assert encode(config)[0] == 0
+    cache, tar = config.parent / "cache", config.parent / "tars/5.tar"
+    before = files_of(cache)
+    output = refused(encode, cache, config, f"sources.toy={config.parent}/tars/{{0..4}}.tar")
+    assert "source.json: the source recorded here is another one" in output
+    tar.write_bytes(tar.read_bytes() + bytes(512))
+    assert "New or changed tars are a new source" in refused(encode, cache, config)
+    assert files_of(cache) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["engine.bacth=3"], "engine.bacth: unknown key; did you mean batch?"),
+        (["columns.vae.kind=latents"], "columns.vae"),
+        (["columns.vae.resolution=-1"], "columns.vae"),
+        (["columns.vae.encoder=fluks"], "'fluks': no such name; known are"),
+        (["columns.vae.encoder.path=/no/such/vae"], "/no/such/vae: no such folder"),
+        (["columns.vae.encoder.class=GemmaModel"], "no class 'GemmaModel'"),
+        (["columns.text.template=caption"], "must hold {}"),
+        (["sources.toy=/no/such/{0..3}.tar"], "4 of 4 tars are not there"),
+        (["shard_rows=1000"], "shard_rows: found 1000"),
+        (["root"], "expected KEY=VALUE"),
+    ],
+)
+def test_what_a_config_can_get_wrong(
+    config: Path, encode: Encode, words: list[str], message: str
+) -> None:
+    assert message in refused(encode, config.parent / "cache", config, *words)
+    assert not list(config.parent.glob("cache/toy/*/c"))
+
+
+def test_no_such_config(tmp_path: Path, encode: Encode) -> None:
+    output = refused(encode, tmp_path / "cache", tmp_path / "none.yaml")
+    assert "none.yaml, expected a YAML file" in output
+
+
+def test_what_is_no_tar_fails_alone(config: Path, encode: Encode, undisturbed: list[str]) -> None:
+    tar, cache = config.parent / "tars/2.tar", config.parent / "cache"
+    sound = tar.read_bytes()
+    tar.write_bytes(b"<html>Too many requests</html>".ljust(len(sound)))
+    code, output = encode(config)
+    assert code == 3
+    assert re.search(r"FAILED toy/00002 \(.*/tars/2.tar\): BadTar: .* not a tar", output)
+    assert "vae: NOT complete, 1 shards failed" in output
+    assert "Traceback" not in output
+    for column in ("vae", "text"):
+        done = sorted(p.stem for p in (cache / "toy" / column / "commits").iterdir())
+        assert done == ["00000", "00001", "00003", "00004", "00005"]
+        record = json.loads((cache / "toy" / column / "failures/00002.json").read_bytes())
+        assert "not a tar" in record["reason"]
+        assert verify(cache / "toy" / column) == []
+
+    code, output = encode(config, "allow_failed=true")  # complete without it, if told so
+    assert code == 3
+    assert "vae: complete, 45 rows: 45 ok" in output
+    column = Column.open(cache / "toy/vae")
+    assert column.generation.rows == (9, 9, 0, 9, 9, 9)
+    assert not column.words()[2 * 32 : 3 * 32].any()
+
+    tar.write_bytes(sound)  # fetched again: the same name and size
+    assert encode(config)[0] == 0
+    assert digests(cache) == undisturbed
+
+
+def test_a_tar_that_changed_between_two_columns(config: Path, encode: Encode) -> None:
+    assert encode(config)[0] == 0
+    tar = config.parent / "tars/1.tar"
+    data = tar.read_bytes()
+    tar.write_bytes(data.replace(b"picture number 101 ", b"picture number 999 "))
+    later = config.read_text().replace("  vae:", "  later:")
+    config.write_text(later)
+    code, output = encode(config)
+    assert code == 3
+    assert "FAILED toy/00001" in output
+    assert "SourceChanged" in output
+
+
+# ---- deaths -----------------------------------------------------------------------------------
+
+
+def litter(cache: Path) -> list[Path]:
+    return list(cache.rglob(".tmp-*"))
+
+
+def test_sigkill_at_random_moments_then_rerun(
+    config: Path, encode: Encode, tmp_path: Path, undisturbed: list[str]
+) -> None:
+    """Each run starts where the last was killed; in the end the digests are those of one quiet run."""
+    begin = time.monotonic()
+    assert encode(config, f"root={tmp_path / 'timed'}")[0] == 0
+    seconds = time.monotonic() - begin
+    chance, kills = random.Random(0), 0
+    for attempt in range(12):
+        pid = start(tmp_path / "output", config)
+        time.sleep(chance.uniform(0.1, 0.9) * seconds)
+        os.kill(pid, signal.SIGKILL)
+        kills += wait(pid) == -signal.SIGKILL
+        if attempt % 4 == 3:  # from the beginning again
+            assert encode(config)[0] == 0
+            assert digests(tmp_path / "cache") == undisturbed
+            assert verify(tmp_path / "cache/toy/vae") == verify(tmp_path / "cache/toy/text") == []
+            (tmp_path / "cache").rename(tmp_path / f"cache-{attempt}")
+    assert kills >= 3
+
+
+def test_sigterm_drains(
+    config: Path, encode: Encode, tmp_path: Path, undisturbed: list[str]
+) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        root = tmp_path / f"cache-{number}"
+        commits = root / "toy/text/commits"
+        pid = start(tmp_path / "output", config, f"root={root}")
+        while not (commits.is_dir() and any(commits.iterdir())):
+            time.sleep(0.005)
+        os.kill(pid, number)
+        code, output = wait(pid), (tmp_path / "output").read_text()
+        assert code == 130, output
+        assert f"{number.name}: finishing what is in flight" in output
+        assert "run the same command again to go on" in output
+        assert "Traceback" not in output
+        done = {p.stem for p in commits.iterdir()}
+        assert 1 <= len(done) <= 4  # the one seen, two in flight, and one more for a late look
+        assert done == {p.stem for p in (root / "toy/vae/commits").iterdir()}
+        assert not litter(root)
+        assert encode(config, f"root={root}")[0] == 0
+        assert digests(root) == undisturbed
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path, models: Path) -> None:
+    """In the middle of a shard, which is then not committed."""
+    tars = write_source(tmp_path / "tars", 2, 90)
+    config = write_config(tmp_path / "c.yaml", tmp_path / "cache", tars, models, batch=1)
+    pid = start(tmp_path / "output", config)
+    while not (tmp_path / "cache/toy/index/00000.jsonl").exists():
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGTERM)
+    while "finishing what is in flight" not in (tmp_path / "output").read_text():
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGTERM)
+    code, output = wait(pid), (tmp_path / "output").read_text()
+    assert code == 130, output
+    assert "stopped" in output
+    assert "Traceback" not in output
+    assert not litter(tmp_path / "cache")
+    assert not list((tmp_path / "cache/toy").glob("*/commits/*"))
+
+
+def test_a_full_disk_ends_the_run(config: Path, encode: Encode, tmp_path: Path) -> None:
+    """A limit on the size of files stands for it: the error is the job's, not of each shard."""
+
+    def work() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        sys.argv = ["encode", "run", str(config)]
+        configs.run(main)
+
+    code = wait(fork(work, tmp_path / "output"))
+    output = (tmp_path / "output").read_text()
+    assert code == 2, output
+    assert "cannot go on: [Errno 27] File too large" in output
+    assert "Traceback" not in output
+    assert not litter(tmp_path / "cache")
+    assert encode(config)[0] == 0
+
+
+def test_two_runs_at_once(config: Path, tmp_path: Path, undisturbed: list[str]) -> None:
+    """Nobody should, but it does no harm: each commits what the other has not, and adopts the rest."""
+    pids = [start(tmp_path / f"output-{i}", config) for i in range(2)]
+    codes = [wait(pid) for pid in pids]
+    assert codes == [0, 0], (tmp_path / "output-0").read_text() + (
+        tmp_path / "output-1"
+    ).read_text()
+    assert digests(tmp_path / "cache") == undisturbed
+    assert not litter(tmp_path / "cache")
