@@ -12,11 +12,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import zarr
+from numpy.typing import NDArray
 from PIL import Image
 
 import configs
@@ -67,6 +69,13 @@ def config(tmp_path: Path, models: Path) -> Path:
     return write_config(tmp_path / "toy.yaml", tmp_path / "cache", tars, models)
 
 
+def stored_status(path: Path) -> NDArray[np.uint8]:
+    """As zarr-python alone reads it."""
+    group: Any = zarr.open(str(path), mode="r")
+    status: NDArray[np.uint8] = group["status"][:]
+    return status
+
+
 def digests(root: Path) -> list[str]:
     return [logical_digest(root / "toy" / name) for name in ("vae", "text")]
 
@@ -114,11 +123,11 @@ def test_every_row_ends_as_ok_or_with_a_reason(tmp_path: Path, models: Path) -> 
     index = read_index(tmp_path / "cache/toy", 0)
     assert [row.key for row in index.rows] == ["0000", *"12345678"]
     assert index.note is not None
-    status = zarr.open(str(vae), mode="r")["status"][:]  # type: ignore[index]
+    status = stored_status(vae)
     assert status[:9].tolist() == [0, 2, 0, 3, 1, 0, 0, 0, 0]
     assert (status[9:1024] == 255).all()
     assert status[1024:1028].tolist() == [0, 0, 0, 255]
-    status = zarr.open(str(text), mode="r")["status"][:]  # type: ignore[index]
+    status = stored_status(text)
     assert status[:10].tolist() == [0, 0, 4, 0, 0, 5, 0, 5, 0, 255]
     column = Column.open(text)
     lengths = column.lengths(np.arange(9)).tolist()
@@ -264,12 +273,12 @@ def test_what_is_no_tar_fails_alone(config: Path, encode: Encode, undisturbed: l
     assert re.search(r"FAILED toy/00002 \(.*/tars/2.tar\): BadTar: .* not a tar", output)
     assert "vae: NOT complete, 1 shards failed" in output
     assert "Traceback" not in output
-    for column in ("vae", "text"):
-        done = sorted(p.stem for p in (cache / "toy" / column / "commits").iterdir())
+    for name in ("vae", "text"):
+        done = sorted(p.stem for p in (cache / "toy" / name / "commits").iterdir())
         assert done == ["00000", "00001", "00003", "00004", "00005"]
-        record = json.loads((cache / "toy" / column / "failures/00002.json").read_bytes())
+        record = json.loads((cache / "toy" / name / "failures/00002.json").read_bytes())
         assert "not a tar" in record["reason"]
-        assert verify(cache / "toy" / column) == []
+        assert verify(cache / "toy" / name) == []
 
     code, output = encode(config, "allow_failed=true")  # complete without it, if told so
     assert code == 3

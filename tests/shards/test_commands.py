@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from shards import Order, create_column, open_join
 from shards.verify import logical_digest
@@ -23,7 +24,7 @@ def command(*words: object) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def order(toy: Path, **options: int) -> list[dict[str, object]]:
+def order(toy: Path, **options: int) -> list[dict[str, Any]]:
     words = [w for name, value in options.items() for w in (f"--{name.replace('_', '-')}", value)]
     done = command("order", toy / "vae", toy / "text", *words)
     assert done.returncode == 0, done.stderr
@@ -44,7 +45,7 @@ def test_order_is_one_for_every_world(toy: Path) -> None:
             order(toy, **run, steps=2, position=256, world=world, rank=r) for r in range(world)
         ]
         for k in range(2):
-            assert sum((part[k]["rows"] for part in parts), []) == whole[2 + k]["rows"]  # type: ignore[arg-type]
+            assert sum((part[k]["rows"] for part in parts), []) == whole[2 + k]["rows"]
     assert order(toy, **run, steps=4, position=256) == whole[2:]
 
 

@@ -59,7 +59,7 @@ def test_each_epoch_has_every_valid_row_once(
         assert seen <= valid
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(cases(), st.integers(0, 10**7))
 def test_worlds_restarts_and_batches_agree(
     case: tuple[NDArray[np.uint32], int, int, int], step: int

@@ -34,7 +34,9 @@ def test_no_batch_or_rank_matters() -> None:
     whole = normal(3, "flow", samples, (2, 3))
     assert whole.shape == (32, 2, 3)
     assert whole.dtype == torch.float32
-    parts = torch.cat([normal(3, "flow", part, (2, 3)) for part in samples.split([1, 5, 26])])
+    parts = torch.cat(
+        [normal(3, "flow", part, (2, 3)) for part in torch.split(samples, [1, 5, 26])]
+    )
     assert torch.equal(whole, parts)
     order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(normal(3, "flow", samples[order], (2, 3)), whole[order])

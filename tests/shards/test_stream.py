@@ -3,10 +3,12 @@
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from shards import CorruptColumn, Join, Order, OrderError, open_join
 from shards.stream import Batch, Stream, empty_caption, pad_text
@@ -19,7 +21,7 @@ def join(toy: Path) -> Join:
     return open_join(toy / "vae", toy / "text")
 
 
-def words(tokens: torch.Tensor) -> np.ndarray:  # type: ignore[type-arg]
+def words(tokens: torch.Tensor) -> NDArray[np.uint16]:
     return tokens.view(torch.uint16).numpy()
 
 
@@ -74,7 +76,7 @@ def test_reads_ahead_but_not_far(join: Join) -> None:
     read: list[int] = []
 
     class Counted(Order):
-        def __call__(self, position: int, *rest: int) -> tuple[np.ndarray, ...]:  # type: ignore[override,type-arg]
+        def __call__(self, position: int, *rest: int) -> tuple[Any, Any, Any]:  # type: ignore[override]
             read.append(position)
             return super().__call__(position, *rest)
 

@@ -66,7 +66,7 @@ def write_and_die(path: Path, kind: str, publish: int, after: bool) -> Callable[
             if here:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        os.link = fatal
+        os.link = fatal  # type: ignore[assignment]  # of this child alone
         write_column(path, SPECS[kind](1), ROWS)
         os._exit(0)
 
