@@ -76,7 +76,7 @@ def test_reads_ahead_but_not_far(join: Join) -> None:
     read: list[int] = []
 
     class Counted(Order):
-        def __call__(self, position: int, *rest: int) -> tuple[Any, Any, Any]:  # type: ignore[override]
+        def __call__(self, position: int, *rest: int) -> tuple[Any, Any, Any]:
             read.append(position)
             return super().__call__(position, *rest)
 
