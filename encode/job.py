@@ -131,6 +131,7 @@ def column_spec(
         norm: Norm = model.norm
         return ColumnSpec(identity, Layout("moments", shape, shards, config.shard_rows), norm)
     how = column.model_dump(include={"caption", "template", "max_tokens", "hidden_state"})
+    how["tokenizer"] = model.tokenizer
     identity = {"kind": "tokens", "preprocess": how, "dtype": "bfloat16", **shared}
     layout = Layout("tokens", (column.max_tokens, model.width), shards, config.shard_rows)
     return ColumnSpec(identity, layout, empty_tokens=len(model.tokenize([""])[0]))

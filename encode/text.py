@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from shards.storage import Json
+from shards.storage import Json, canonical_json, sha256
 
 from .errors import ModelNotUsable
 from .registry import ModelSpec, autocast, check_weights, load_model, location, weights_digest
@@ -43,6 +44,7 @@ class TextEncoder:
             raise ModelNotUsable(f"{model.path}: no tokenizer can be loaded ({reason})") from error
         # Gemma: the reference forces tanh GELU, which newer transformers take from the config.
         gemma = {"hidden_act": "gelu_pytorch_tanh"} if model.cls == "GemmaModel" else {}
+        self.tokenizer = tokenizer_digest(self._tokenizer)
         self._module = load_model(transformers, model, **gemma)
         self.weights = weights_digest(self._module)
         check_weights(self.weights, expected, model.path)
@@ -93,9 +95,9 @@ class TextEncoder:
 
 
 def load_text(identity: Json, device: str = "cpu") -> TextEncoder:
-    """The text encoder that a tokens column's identity names, its weights checked."""
+    """The text encoder that a tokens column's identity names, its weights and tokenizer checked."""
     how, encoder = identity["preprocess"], identity["encoder"]
-    return TextEncoder(
+    text = TextEncoder(
         ModelSpec.of_identity(encoder),
         max_tokens=how["max_tokens"],
         hidden_state=how["hidden_state"],
@@ -103,6 +105,23 @@ def load_text(identity: Json, device: str = "cpu") -> TextEncoder:
         device=device,
         expected=encoder["weights"],
     )
+    if text.tokenizer != how["tokenizer"]:
+        raise ModelNotUsable(
+            f"{encoder['path']}: the weights are those of the column, the tokenizer is another "
+            f"(found {text.tokenizer[:16]}..., expected {how['tokenizer'][:16]}...). Restore its files"
+        )
+    return text
+
+
+PROBE = "The quick brown fox: naïve café, 東京 🦊, 12,345.67; don't"
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """sha256 of the vocabulary and of how a fixed sentence is cut: what decides the ids, whatever
+    the layout of its files in this or that version.
+    """
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    return sha256(canonical_json([vocabulary, tokenizer(PROBE).input_ids]))
 
 
 def by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

@@ -164,7 +164,8 @@ class Generation:
             tuple(c.rows if c else 0 for c in get),
             tuple(c.content if c else None for c in get),
             tuple(c.index if c else None for c in get),
-            tuple(sorted(failed.items())),
+            # the kind of error only: its text may hold paths, and equal columns have equal records
+            tuple(sorted((shard, why.partition(":")[0]) for shard, why in failed.items())),
             tuple(
                 (c.shard, first, count)
                 for c in commits
@@ -223,7 +224,8 @@ def put_complete(column: Path, column_digest: str, shards: int, allow_failed: bo
     failed = dict(generation.failed)
     unexplained = [s for s in missing if not (allow_failed and s in failed)]
     if unexplained:
-        why = "; ".join(f"shard {s}: {failed.get(s, 'not encoded yet')}" for s in unexplained[:5])
+        reasons = read_failures(column)
+        why = "; ".join(f"shard {s}: {reasons.get(s, 'not encoded yet')}" for s in unexplained[:5])
         raise IncompleteColumn(
             f"{column}: {len(unexplained)} of {shards} shards are not committed ({why}). Run "
             "encode again"

@@ -24,6 +24,7 @@ from .score import Json, compare, encoding_cost, judge, read_metrics
 TEXT = "minilm"
 PER_GROUP = 4  # prompts shown of each group
 SHOWN = 14  # reconstructions shown
+SEEN = {"openmoji-val": "held out", "photos": "which the VAEs were trained on too"}
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
@@ -68,8 +69,7 @@ def write_report(
             vae: by_group(judged.right, groups) for vae, judged in generated.items()
         },
         "reconstruction": {
-            source: {vae: metrics_of(out, source, vae)["mean"] for vae in vaes}
-            for source in ("openmoji-val", "photos")
+            source: {vae: metrics_of(out, source, vae)["mean"] for vae in vaes} for source in SEEN
         },
         "columns": {
             str(Path(path).relative_to((out / "cache").resolve())): column_of(Path(path), column)
@@ -105,7 +105,7 @@ def write_report(
             for p in shown
         ],
         reconstructions=[
-            reconstruction_strip(out, source, vaes) for source in ("openmoji-val", "photos")
+            reconstruction_strip(out, source, vaes) for source in SEEN
         ],
     )  # fmt: skip
     atomic_write(out / "report.html", html.encode())
@@ -198,7 +198,7 @@ def curves(metrics: dict[str, list[Json]]) -> str:
 
 
 def reconstruction_strip(out: Path, source: str, vaes: Sequence[str]) -> Json:
-    """The same held-out pictures: originals, then each VAE's reconstruction, spread over the
+    """The same pictures: originals, then each VAE's reconstruction, spread over the
     source.
     """
     pictures = metrics_of(out, source, vaes[0])["pictures"]
@@ -206,7 +206,7 @@ def reconstruction_strip(out: Path, source: str, vaes: Sequence[str]) -> Json:
     folders = {"original": out / f"reconstructions/{source}/{vaes[0]}/original/images"}
     folders |= {vae: out / f"reconstructions/{source}/{vae}/reconstruction/images" for vae in vaes}
     strips = {n: [embed(f / f"{row:08d}.png") for row in chosen] for n, f in folders.items()}
-    return {"source": source, "strips": strips}
+    return {"source": source, "seen": SEEN[source], "strips": strips}
 
 
 def embed(file: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from eval.demo.page import write_report
-from eval.demo.road import VAES, put_prompts, together
+from eval.demo.road import VAES, put_prompts, together, train_command
 
 SMALL_MODEL = ["model.hidden_size=32", "model.layers=1", "model.heads=1", "model.kv_heads=1"]
 
@@ -82,3 +82,9 @@ def test_both_runs_saw_the_same_rows(out: Path) -> None:
     ]  # fmt: skip
     assert lines[0] == lines[1]
     assert len(lines[0].splitlines()) == 6
+
+
+def test_swapping_the_vae_is_one_value() -> None:
+    pairs = zip(*map(train_command, VAES), strict=True)
+    different = [pair for pair in pairs if len(set(pair)) > 1]
+    assert different == [tuple(f"data.latents=demo/cache/openmoji/{vae}" for vae in VAES)]

@@ -112,13 +112,18 @@ def test_other_hidden_states(models: Path, gemma: TextEncoder) -> None:
 
 
 def test_by_the_identity_of_a_column(gemma: TextEncoder) -> None:
-    how = {"caption": "txt", "template": "{}", "max_tokens": 40, "hidden_state": -1}
+    how = {
+        "caption": "txt", "template": "{}", "max_tokens": 40, "hidden_state": -1,
+        "tokenizer": gemma.tokenizer,
+    }  # fmt: skip
     identity = {"preprocess": how, "encoder": gemma.model.identity(gemma.weights)}
     again = load_text(identity)
     assert all(
         torch.equal(a, b)
         for a, b in zip(again.encode(CAPTIONS), gemma.encode(CAPTIONS), strict=True)
     )
+    with pytest.raises(ModelNotUsable, match="tokenizer is another"):
+        load_text(identity | {"preprocess": how | {"tokenizer": "0" * 64}})
     identity["encoder"] = gemma.model.identity("0" * 64)
     with pytest.raises(ModelNotUsable, match="weights"):
         load_text(identity)
