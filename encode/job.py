@@ -8,6 +8,7 @@ goes on.
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import signal
@@ -23,8 +24,10 @@ from shards import (
     Layout,
     Norm,
     ShardsError,
+    Source,
     atomic_write,
     canonical_json,
+    check_column,
     create_column,
     put_complete,
     put_empty,
@@ -79,40 +82,43 @@ def prepare(config: EncodeConfig) -> Plan:
         name: load_encoder(column, pick_device(config.engine.device))
         for name, column in config.columns.items()
     }
-    columns: dict[Path, Target] = {}
-    tasks = []
-    for source_name, (source, tars) in made.items():
-        folder = (config.root / source_name).resolve()
-        specs = {
+    plan = Plan([], {}, {n: e.model.weights for n, e in encoders.items()}, encoders)
+    wanted = {
+        name: {
             n: column_spec(e, source.fingerprint, len(tars), config) for n, e in encoders.items()
         }
-        source.put(folder)
-        targets = {
-            name: Target(folder / name, create_column(folder / name, spec), spec)
-            for name, spec in specs.items()
-        }
-        for name, target in targets.items():
-            if target.spec.empty_tokens is not None:
-                put_empty(
-                    target.path, target.spec, bf16_words(encoders[name].model.encode([""])[0])
-                )
-        columns |= {target.path: target for target in targets.values()}
-        for number, tar in enumerate(tars):
-            missing = {n: t for n, t in targets.items() if not commit_path(t.path, number).exists()}
-            if missing:
-                tasks.append(
-                    ShardTask(
-                        source_name,
-                        source.fingerprint,
-                        folder,
-                        tar,
-                        number,
-                        config.shard_rows,
-                        missing,
-                    )
-                )
-    weights = {name: encoder.model.weights for name, encoder in encoders.items()}
-    return Plan(tasks, columns, weights, encoders)
+        for name, (source, tars) in made.items()
+    }
+    for name, specs in wanted.items():  # look at all that stands before the first file is written
+        made[name][0].check(config.root / name)
+        for column, spec in specs.items():
+            check_column(config.root / name / column, spec)
+    for name, specs in wanted.items():
+        _claim(plan, name, *made[name], specs, config)
+    return plan
+
+
+def _claim(
+    plan: Plan, name: str, source: Source, tars: list[Path], specs: dict[str, ColumnSpec],
+    config: EncodeConfig,
+) -> None:  # fmt: skip
+    """Write what says that a source's columns are these, and add their missing shards to the plan."""
+    folder = (config.root / name).resolve()
+    source.put(folder)
+    targets = {
+        n: Target(folder / n, create_column(folder / n, spec), spec) for n, spec in specs.items()
+    }
+    for n, target in targets.items():
+        if target.spec.empty_tokens is not None:
+            empty = plan.encoders[n].model.encode([""])[0]
+            put_empty(target.path, target.spec, bf16_words(empty))
+        plan.columns[target.path] = target
+    for number, tar in enumerate(tars):
+        missing = {n: t for n, t in targets.items() if not commit_path(t.path, number).exists()}
+        if missing:
+            plan.tasks.append(
+                ShardTask(name, source.fingerprint, folder, tar, number, config.shard_rows, missing)
+            )
 
 
 def column_spec(
@@ -139,6 +145,17 @@ def column_spec(
 
 def run(config: EncodeConfig) -> int:
     """Encode what is missing and complete the columns; returns the exit code."""
+    try:
+        return _run(config)
+    except OSError as error:
+        if getattr(type(error), "exit_code", None) is not None:
+            raise
+        raise EncodeError(
+            f"cannot go on: {error}. Make room, or give the rights, then run again"
+        ) from error
+
+
+def _run(config: EncodeConfig) -> int:
     plan = prepare(config)
     if not plan.tasks:
         print("every shard is committed already")
@@ -219,7 +236,7 @@ def finish(plan: Plan, config: EncodeConfig, failed: list[tuple[ShardTask, str]]
             path = failure_path(target.path, task.number)
             if not commit_path(target.path, task.number).exists():
                 atomic_write(path, seal(record))
-    report = {}
+    report = standing_report(config.root / "report.json")
     for path, target in sorted(plan.columns.items()):
         missing = [t for t, _ in failed if target.path in [x.path for x in t.targets.values()]]
         if missing and not config.allow_failed:
@@ -235,6 +252,15 @@ def finish(plan: Plan, config: EncodeConfig, failed: list[tuple[ShardTask, str]]
     for task, reason in failed:
         print(f"FAILED {task.name} ({task.tar}): {reason}")
     return QUARANTINED if failed else FINISHED
+
+
+def standing_report(path: Path) -> Json:
+    """What earlier runs reported of columns that this one does not touch; empty if nothing readable stands."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def column_report(path: Path, generation: Generation) -> Json:

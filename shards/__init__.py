@@ -23,7 +23,7 @@ from .reader import Column
 from .schema import ColumnSpec, Layout, Norm, Status
 from .source import IndexRow, Source, open_source, put_index, read_index
 from .storage import atomic_write, canonical_json, put_if_absent, seal, sha256, sha256_file, unseal
-from .writer import ShardWriter, create_column, put_empty
+from .writer import ShardWriter, check_column, create_column, put_empty
 
 __all__ = [
     "Column",
@@ -48,6 +48,7 @@ __all__ = [
     "Status",
     "atomic_write",
     "canonical_json",
+    "check_column",
     "create_column",
     "open_join",
     "open_source",

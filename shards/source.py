@@ -43,12 +43,10 @@ class Source:
             "fingerprint": self.fingerprint,
         }
 
-    def put(self, folder: Path) -> None:
-        """Write source.json, or check that the one standing is this source (IdentityMismatch
-        otherwise).
-        """
+    def check(self, folder: Path) -> None:
+        """Raise IdentityMismatch if source.json stands and is of another source; writes nothing."""
         path = folder / "source.json"
-        if not put_if_absent(path, seal(self.record())):
+        if path.exists():
             standing = unseal(path, SOURCE, VERSION)
             standing.pop("digest")
             refuse_difference(
@@ -57,6 +55,11 @@ class Source:
                 self.record(),
                 "New or changed tars are a new source: give it another name",
             )
+
+    def put(self, folder: Path) -> None:
+        """Write source.json, or check the one that stands."""
+        put_if_absent(folder / "source.json", seal(self.record()))
+        self.check(folder)
 
 
 def open_source(folder: Path) -> Source:

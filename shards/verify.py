@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .commits import Commit, Generation, committed, own_commit, read_commit, read_failures
-from .errors import ShardsError
+from .errors import CorruptColumn, ShardsError
 from .reader import Column, open_spec
 from .schema import ZARR_ROWS
 from .storage import canonical_json, sha256, sha256_file
@@ -35,11 +35,11 @@ def logical_digest(path: Path) -> str:
 
 def verify(path: Path, progress: Callable[[int, int], None] = lambda done, of: None) -> list[str]:
     """Every fault found in a column: records, objects (size and sha256), rows (crc), logical
-    digests. Empty if sound.
+    digests. Empty if sound. Raises NotAColumn or FormatVersion where there is nothing to check.
     """
     try:
         spec, digest = open_spec(path)
-    except ShardsError as error:
+    except CorruptColumn as error:
         return [str(error)]
     commits: list[Commit] = []
     faults: list[str] = []

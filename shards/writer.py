@@ -37,19 +37,29 @@ BF16_NAN = np.uint16(0x7FC0)
 Values = NDArray[Any] | Sequence[NDArray[Any]]
 
 
-def create_column(column: Path, spec: ColumnSpec) -> str:
-    """Claim a folder for a column and return the digest of column.json.
+def check_column(column: Path, spec: ColumnSpec) -> str | None:
+    """Digest of the column.json that stands in a folder, None if there is none; writes nothing.
 
-    Raises IdentityMismatch, naming every differing field, if another column stands there; writes
-    nothing then.
+    Raises IdentityMismatch, naming every differing field, if it is of another column.
     """
-    path, remedy = column / "column.json", "Nothing was changed. Encode into another folder"
-    if not put_if_absent(path, seal(spec.record())):
-        standing = unseal(path, COLUMN, VERSION)
-        digest = standing.pop("digest")
-        refuse_difference(f"{path}: the column that stands here", standing, spec.record(), remedy)
-    else:
-        digest = unseal(path, COLUMN, VERSION)["digest"]
+    path = column / "column.json"
+    if not path.exists():
+        return None
+    standing = unseal(path, COLUMN, VERSION)
+    digest = standing.pop("digest")
+    refuse_difference(
+        f"{path}: the column that stands here",
+        standing,
+        spec.record(),
+        "Nothing was changed. Encode into another folder",
+    )
+    return str(digest)
+
+
+def create_column(column: Path, spec: ColumnSpec) -> str:
+    """Claim a folder for a column and return the digest of column.json; see `check_column`."""
+    put_if_absent(column / "column.json", seal(spec.record()))
+    digest = check_column(column, spec)
     for name, data in spec.zarr_json().items():
         if not put_if_absent(column / name, data) and (column / name).read_bytes() != data:
             raise CorruptColumn(f"{column / name}: not the Zarr metadata that column.json names")
@@ -175,8 +185,7 @@ class ShardWriter:
                 raise CorruptColumn(
                     f"{name}: an object of {held} elements stands where {count} were to be "
                     "written. "
-                    "It is of no commit: `python -m shards verify` names such objects; delete it "
-                    "and encode again"
+                    "It is of no commit: delete it and encode again"
                 )
             return read_elements(descriptor, array, 0, count, name)
 

@@ -88,11 +88,22 @@ def save(
         atomic_write(staging / "manifest.json", seal(manifest))
         _replace(staging, final)
         atomic_write(folder / "latest", f"{final.name}\n".encode())
-        for old in steps(folder)[keep:]:
-            shutil.rmtree(old)
+        _prune(folder, final, keep)
 
     together(world, lambda: publish() if world.rank == 0 else None)
     return final
+
+
+def _prune(folder: Path, newest: Path, keep: int) -> None:
+    """Keep the checkpoint just written and those before it, `keep` in all. One of a later step was damaged, and passed
+    over on resume: it is set aside under another name. A name vanishes before the files below it do."""
+    found = steps(folder)
+    for damaged in (path for path in found if path.name > newest.name):
+        damaged.rename(damaged.with_name(f".damaged-{damaged.name}"))
+    for old in [path for path in found if path.name <= newest.name][keep:]:
+        aside = old.with_name(f".removed-{old.name}")
+        old.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def together(world: World, work: Callable[[], Any]) -> list[Any]:
@@ -215,8 +226,8 @@ def newest(folder: Path) -> tuple[Path, Manifest] | None:
 
 
 def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) -> None:
-    """ResumeRefused unless the checkpoint has the same columns, order of samples, seed and model as `record`."""
-    fields = ("data", "order", "model")  # the order holds the seed
+    """ResumeRefused unless the checkpoint has the same columns, order of samples, seed, model and objective as `record`."""
+    fields = ("data", "order", "model", "objective")  # the order holds the seed
     changed = [
         line for field in fields for line in differences(manifest[field], record[field], field)
     ]
@@ -277,6 +288,10 @@ def load_for_sampling(run_or_step: Path, ema: bool = True) -> tuple[DiT, Manifes
             raise CheckpointError(f"{run_or_step}: found no checkpoint there. Train first")
         path, manifest = found
     else:
+        if not (run_or_step / "manifest.json").is_file():
+            raise CheckpointError(
+                f"{run_or_step}: found no checkpoint there, expected a run folder or one of its steps. Train first"
+            )
         path, manifest = run_or_step, verified(run_or_step, [name])
     model = DiT(DiTConfig.model_validate(manifest["model"]))
     model.load_state_dict(load_file(path / name))

@@ -173,11 +173,11 @@ class Trainer:
 
     def run_to_end(self, batches: Batches, validator: Validator | None) -> int:
         config = self.config
+        self._resume()  # refuses another run's folder before anything is written
         if self.world.rank == 0:
             atomic_write(
                 self.folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json")).encode()
             )
-        self._resume()
         self._announce()
         self.metrics = Metrics(self.folder, self.step_number) if self.world.rank == 0 else None
         handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -264,6 +264,10 @@ class Trainer:
             "config": self.config.model_dump(mode="json"),
             "data": self.join.identity(),
             "order": self.order_identity,
+            "objective": {
+                "flow": self.config.flow.model_dump(mode="json"),
+                "caption_dropout": self.config.data.caption_dropout,
+            },
             "seed": self.config.seed,
             "optimizer": {"kind": "adamw", "step": self.step_number},
         }

@@ -123,10 +123,10 @@ def tar(contents: Members) -> bytes:
 
 
 def damage(contents: Members) -> bytes:
-    """A tar as bad luck makes them: three samples are spoilt, and the end is missing.
+    """A tar as bad luck makes them: four samples are spoilt, and the end is missing.
 
-    Sample 5 has half a JPEG, sample 12 no caption, sample 20 no picture; the file stops in the middle of
-    the last sample's JPEG.
+    Sample 5 has half a JPEG, sample 8 noise in its place, sample 12 no caption, sample 20 no picture; the file stops
+    in the middle of the last sample's JPEG.
     """
     keys = list(dict.fromkeys(name.split(".")[0] for name, _ in contents))
     spoilt: Members = []
@@ -135,6 +135,8 @@ def damage(contents: Members) -> bytes:
         number = keys.index(key)
         if (number == 12 and suffix.endswith("txt")) or (number == 20 and suffix == "jpg"):
             continue
+        if number == 8 and suffix == "jpg":
+            content = b"not a picture"
         half = number == 5 and suffix == "jpg"
         spoilt.append((name, content[: len(content) // 2] if half else content))
     whole = tar(spoilt)

@@ -57,6 +57,7 @@ def reconstruct_command(vae: str, source: str) -> list[str]:
 
 def main() -> int:
     clock: dict[str, float] = {}
+    start = time.perf_counter()
     with timed("pictures", clock):
         together({"pictures": ["python", "-m", "eval.demo.data", f"{OUT}/data"]})
         put_prompts(OUT / "data")
@@ -69,6 +70,7 @@ def main() -> int:
         for source in ("openmoji-val", "photos"):
             together({vae: reconstruct_command(vae, source) for vae in VAES})
     with timed("scores and page", clock):
+        clock["so far"] = round(time.perf_counter() - start, 1)
         commands = [shlex.join(c) for c in (ENCODE, *map(train_command, VAES))]
         summary = write_report(OUT, VAES, CONFIGS / "classifier", commands, clock)
     print(f"\n{summary['verdict']}\n\n{OUT / 'report.html'}  {OUT / 'summary.json'}")

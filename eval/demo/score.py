@@ -103,7 +103,7 @@ def verdict(a: str, b: str, difference: dict[str, Interval]) -> str:
 
 
 def encoding_cost(report: Json, vae: str, text: str, samples: int, training: float) -> Json:
-    """Seconds of one core: encoding the training source once, against encoding in each of a run's
+    """Seconds of one core: encoding every row of the sources once, against encoding in each of a run's
     steps.
 
     Both from the seconds that the encode run measured for scanning, decoding and each model, of

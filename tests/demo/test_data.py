@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from eval.demo.data import drawn, tar, validation
 from eval.demo.openmoji import BACKGROUNDS, PHRASES, group_of
@@ -89,6 +89,8 @@ def test_the_damaged_tar_breaks_where_it_says(data: Path) -> None:
     assert f"{keys[20]}.jpg" not in names
     with pytest.raises(OSError, match="truncated"):
         Image.open(io.BytesIO(images[f"{keys[5]}.jpg"])).load()
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(io.BytesIO(images[f"{keys[8]}.jpg"]))
 
 
 def test_photographs_are_in_the_wheels_and_captioned(data: Path) -> None:

@@ -94,7 +94,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, vae: Vae, text: TextEncoder) -
         "text": {
             "identity": {
                 "encoder": text.model.identity(text.weights),
-                "preprocess": {"max_tokens": 16, "hidden_state": -1, "template": "{}"},
+                "preprocess": {
+                    "max_tokens": 16,
+                    "hidden_state": -1,
+                    "template": "{}",
+                    "tokenizer": text.tokenizer,
+                },
             }
         },
     }

@@ -32,6 +32,7 @@ MODEL = DiT(
 )
 TOTALS = {name: p.numel() for name, p in MODEL.named_parameters()}
 RECORD: dict[str, Any] = {
+    "objective": {"flow": {"shift": 3.0}, "caption_dropout": 0.1},
     "position": 0, "model": MODEL.config.model_dump(mode="json"), "data": {"latents": {"complete": "abc"}},
     "order": {"seed": 0, "lanes": 8, "window": 0}, "optimizer": {"kind": "adamw", "step": 1},
 }  # fmt: skip
@@ -167,9 +168,16 @@ def test_another_run_is_refused_with_the_fields(tmp_path: Path) -> None:
         "data": {"latents": {"complete": "xyz"}},
         "order": {"seed": 1, "lanes": 8, "window": 1024},
         "model": {**RECORD["model"], "layers": 3},
+        "objective": {**RECORD["objective"], "caption_dropout": 0.2},
     }
     with pytest.raises(ResumeRefused) as caught:
         checkpoint.refuse_other_run(path, manifest, other)
-    for field in ("data.latents.complete", "order.seed", "order.window", "model.layers"):
+    for field in (
+        "data.latents.complete",
+        "order.seed",
+        "order.window",
+        "model.layers",
+        "objective.caption_dropout",
+    ):
         assert f"{field}: found" in str(caught.value)
     assert "order.lanes" not in str(caught.value)
