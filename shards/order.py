@@ -200,7 +200,7 @@ class Order:
         if batch < 1 or position < 0 or batch % self.lanes or position % self.lanes:
             raise OrderError(
                 f"global batch {batch} and position {position} must be multiples of the "
-                f"{self.lanes} lanes"
+                f"{self.lanes} lanes (--lanes, data.lanes)"
             )
         if world < 1 or batch % world:
             raise OrderError(f"a world of {world} ranks does not divide the global batch {batch}")

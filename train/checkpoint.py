@@ -226,7 +226,7 @@ def newest(folder: Path) -> tuple[Path, Manifest] | None:
 
 
 def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) -> None:
-    """ResumeRefused unless the checkpoint has the same columns, order of samples, seed, model and objective as `record`."""
+    """ResumeRefused unless the checkpoint has the columns, order of samples, seed, model and objective of `record`."""
     fields = ("data", "order", "model", "objective")  # the order holds the seed
     changed = [
         line for field in fields for line in differences(manifest[field], record[field], field)

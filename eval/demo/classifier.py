@@ -22,6 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shards import sha256_file
+
 from .data import digest, read, training_tars
 from .openmoji import GROUPS, group_of
 
@@ -170,6 +172,7 @@ def main() -> None:
     recipe = {
         **asdict(budget),
         "data": digest(),
+        "weights": sha256_file(arguments.out / "classifier.safetensors"),
         # A test repeats these steps, so that script, pictures and weights stay together.
         "first_losses": [round(value, 4) for value in losses[:FIRST]],
         "seconds": round(time.monotonic() - start),

@@ -22,6 +22,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
+from shards import sha256_file
+
 from .data import digest, read, training_tars
 
 RESOLUTION = 64
@@ -202,6 +204,7 @@ def main() -> None:
         **asdict(budget),
         "resolution": RESOLUTION,
         "data": digest(),
+        "weights": sha256_file(arguments.out / "diffusion_pytorch_model.safetensors"),
         # A test repeats these steps, so that script, pictures and weights stay together.
         "first_losses": [round(value, 4) for value in progress.losses[:FIRST]],
         "minutes": round((time.monotonic() - start) / 60, 1),

@@ -19,6 +19,7 @@ from eval.demo.classifier import (
 )
 from eval.demo.data import digest, read, training_tars
 from eval.demo.openmoji import GROUPS
+from shards import sha256_file
 
 SHIPPED = Path(__file__).parents[2] / "configs/demo/classifier"
 
@@ -32,6 +33,7 @@ def held_out(data: Path) -> tuple[torch.Tensor, torch.Tensor]:
 def test_the_script_repeats_the_first_steps_and_learns(data: Path) -> None:
     recipe = json.loads((SHIPPED / "recipe.json").read_text())
     assert recipe["data"] == digest()
+    assert recipe["weights"] == sha256_file(SHIPPED / "classifier.safetensors")
     keys, pixels = read(training_tars(data), RESOLUTION)
     losses: list[float] = []
     # The learning rate falls faster in a shorter training, so only the first two steps are alike.

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 
 from eval.demo.data import digest, read
 from eval.demo.vae import RECIPES, RESOLUTION, Budget, encode_means, pictures, psnr, train
+from shards import sha256_file
 
 SHIPPED = Path(__file__).parents[2] / "configs/demo"
 
@@ -50,11 +51,15 @@ def test_training_lowers_the_loss(images: torch.Tensor, name: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_shipped_weights_are_small_and_reconstruct_held_out_pictures(data: Path, name: str) -> None:
     folder = SHIPPED / f"vae-{name}"
-    assert (folder / "diffusion_pytorch_model.safetensors").stat().st_size <= 2_000_000
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    assert weights.stat().st_size <= 2_000_000
+    assert recipe_of(name)["weights"] == sha256_file(weights)
     vae = AutoencoderKL.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32)
-    held_out = read([data / "openmoji-val/00000.tar"], RESOLUTION)[1][:96]
-    assert psnr(vae, held_out) > 18.5  # dB; the recipe states the mean over all held-out pictures
-    latents = encode_means(vae, held_out)
+    held_out = read([data / "openmoji-val/00000.tar"], RESOLUTION)[1]
+    found = psnr(vae, held_out)
+    assert found > 18.5
+    assert found == pytest.approx(recipe_of(name)["held_out_psnr_db"], abs=0.05)
+    latents = encode_means(vae, held_out[:96])
     assert latents.shape == (96, 16, 8, 8)
     normalised = (latents - vae.config.shift_factor) * vae.config.scaling_factor
     assert abs(float(normalised.mean())) < 0.1
@@ -67,7 +72,7 @@ def test_the_recipes_differ_in_the_loss_only() -> None:
         del config["shift_factor"], config["scaling_factor"]
     assert configs[0] == configs[1]
     plain, equi = (recipe_of(name) for name in RECIPES)
-    own = {"recipe", "minutes", "first_losses", "held_out_psnr_db"}
+    own = {"recipe", "weights", "minutes", "first_losses", "held_out_psnr_db"}
     assert {k: v for k, v in plain.items() if k not in own} == {
         k: v for k, v in equi.items() if k not in own
     }

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 import zarr
 from numpy.typing import NDArray
 from PIL import Image
@@ -224,6 +225,33 @@ def test_another_vae_into_an_existing_column(config: Path, encode: Encode, model
     ):
         assert field in refused(encode, cache, config, word)
     assert files_of(cache) == before
+
+
+def test_a_refused_run_does_not_claim_its_new_columns(
+    config: Path, encode: Encode, models: Path
+) -> None:
+    """Also not those that come before the one that is refused."""
+    assert encode(config)[0] == 0
+    cache = config.parent / "cache"
+    before = files_of(cache)
+    settings = yaml.safe_load(config.read_text())
+    columns = settings["columns"]
+    settings["columns"] = {"new": columns["vae"], **columns}
+    settings["columns"]["text"] = columns["text"] | {"max_tokens": 20}
+    other = config.with_name("other.yaml")
+    other.write_text(yaml.safe_dump(settings, sort_keys=False))
+    assert "identity.preprocess.max_tokens" in refused(encode, cache, other)
+    assert files_of(cache) == before
+
+
+def test_the_report_keeps_columns_of_earlier_runs(config: Path, encode: Encode) -> None:
+    settings = yaml.safe_load(config.read_text())
+    for name in ("vae", "text"):
+        one = config.with_name(f"{name}.yaml")
+        one.write_text(yaml.safe_dump(settings | {"columns": {name: settings["columns"][name]}}))
+        assert encode(one)[0] == 0
+    report = json.loads((config.parent / "cache/report.json").read_text())
+    assert {Path(path).name for path in report} == {"vae", "text"}
 
 
 def test_another_source_under_the_same_name(config: Path, encode: Encode) -> None:

@@ -134,3 +134,10 @@ def test_messages_not_tracebacks(toy: Path, tmp_path: Path) -> None:
         assert message in done.stderr, words
         assert "Traceback" not in done.stderr
         assert not done.stdout
+
+
+def test_verify_of_no_column_is_not_damage(tmp_path: Path) -> None:
+    done = command("verify", tmp_path / "nowhere")
+    assert done.returncode == 2
+    assert "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr

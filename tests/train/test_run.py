@@ -89,6 +89,16 @@ def test_ten_and_ten_steps_are_twenty(straight: Path, tmp_path: Path, columns: P
     assert_same_files(step_folder(straight, 20), step_folder(cut, 20))
 
 
+def test_a_refused_resume_changes_nothing(straight: Path, tmp_path: Path, columns: Path) -> None:
+    run = copy_until(straight, 3, tmp_path)
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    done = launch(tmp_path, columns, "seed=7", "data.caption_dropout=0.5")
+    assert done.returncode == 2
+    assert "order.seed: found" in done.stderr
+    assert "objective.caption_dropout: found" in done.stderr
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
 def test_the_average_is_that_of_the_weights(straight: Path) -> None:
     manifest = json.loads((step_folder(straight, 20) / "manifest.json").read_text())
     assert TrainConfig.model_validate(manifest["config"]).ema.decay == 0.9
