@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .commits import Commit, Generation, committed, own_commit, read_commit, read_failures
-from .errors import CorruptColumn, ShardsError
+from .errors import CorruptColumn, NotAColumn, ShardsError
 from .reader import Column, open_spec
 from .schema import ZARR_ROWS
 from .storage import canonical_json, sha256, sha256_file
@@ -41,6 +41,10 @@ def verify(path: Path, progress: Callable[[int, int], None] = lambda done, of: N
         spec, digest = open_spec(path)
     except CorruptColumn as error:
         return [str(error)]
+    except NotAColumn as error:
+        if not (path / "commits").is_dir():
+            raise
+        return [str(error)]  # a column that lost its column.json
     commits: list[Commit] = []
     faults: list[str] = []
     for shard in committed(path, spec.layout.shards):
