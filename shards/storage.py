@@ -78,7 +78,7 @@ class Staged:
             os.link(self.temporary, self.path)
         except FileExistsError:
             return False
-        fsync_folder(self.path.parent)
+        fsync_path(self.path.parent)
         return True
 
     def discard(self) -> None:
@@ -97,9 +97,9 @@ def staged(path: Path) -> Iterator[Staged]:
         file.discard()
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def fsync_path(path: Path) -> None:
+    """Make a file's bytes, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -124,7 +124,7 @@ def atomic_write(path: Path, data: bytes) -> None:
         file._file.flush()
         os.fsync(file._file.fileno())
         os.replace(file.temporary, path)
-    fsync_folder(path.parent)
+    fsync_path(path.parent)
 
 
 def seal(record: Json) -> bytes:

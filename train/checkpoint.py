@@ -13,7 +13,6 @@ manifest, rename. A folder named step-* is therefore whole, unless the disk fail
 
 import json
 import logging
-import os
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from shards import ShardsError, atomic_write, seal, sha256_file, unseal
 from shards.schema import differences
+from shards.storage import fsync_path
 
 from .engine import Fragment
 from .model import DiT, DiTConfig
@@ -158,27 +158,19 @@ def _write_whole(folder: Path, states: Sequence[Path], model: DiT) -> list[dict[
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> dict[str, Any]:
     save_file(dict(tensors), path, metadata=metadata)
     path.chmod(0o644)  # safetensors makes it private to the user
-    _sync(path)
+    fsync_path(path)
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _replace(staging: Path, final: Path) -> None:
     """Make the staged folder appear under its name; what stands there is damaged, and was passed over on resume."""
-    _sync(staging)
+    fsync_path(staging)
     if final.exists():
         aside = final.with_name(f".replaced-{final.name}")
         shutil.rmtree(aside, ignore_errors=True)
         final.rename(aside)
     staging.rename(final)
-    _sync(final.parent)
+    fsync_path(final.parent)
     shutil.rmtree(final.with_name(f".replaced-{final.name}"), ignore_errors=True)
 
 
