@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench
+.PHONY: help setup demo test soak lint bench
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -16,19 +16,33 @@ demo: .venv/ready-test   ## pictures to columns to two models to demo/report.htm
 	$(PY) -m eval.demo
 
 test: .venv/ready-test   ## run the tests
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+soak: .venv/ready-test   ## run every sweep of faults in full, or go on with it; writes SOAK.md
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m tests.soak $(ARGS)
 
 lint: .venv/ready-test   ## check format, style and types
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-bench: .venv/ready-bench   ## measure what the design claims
-	for script in bench/*.py; do OMP_NUM_THREADS=1 $(PY) -m "bench.$$(basename $$script .py)"; done
+bench: .venv/ready-bench .venv-peers/ready   ## measure reading, beside other libraries
+	$(PY) -m shards bench --peers .venv-peers/bin/python --json bench/results.json $(ARGS)
+
+# Other loaders pin versions that break ours, so they get an environment of their own. What they leave open they take from
+# the project's by a .pth file: the same torch for all, and 3 GB less.
+.venv-peers/ready: bench/peers.txt | .venv/ready-bench
+	@[ -x .venv-peers/bin/python ] || $(PY) -m venv .venv-peers
+	@$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$(.venv-peers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	@echo "installing other loaders into .venv-peers (2 to 6 minutes, 1 GB)"
+	@.venv-peers/bin/python -m pip install --disable-pip-version-check --progress-bar off -r bench/peers.txt \
+	  > .venv-peers/pip.log 2>&1 || { tail -20 .venv-peers/pip.log; exit 1; }
+	@touch $@
 
 # A stamp for each set of extras; pip is asked again when the list of packages changes.
-.venv/ready-test: extras := demo,test,s3
-.venv/ready-bench: extras := demo,test,s3,bench
+.venv/ready-test: extras := demo,test
+.venv/ready-bench: extras := demo,test,bench
 .venv/ready-bench: | .venv/ready-test
 .venv/ready-%: pyproject.toml constraints.txt
 	@[ -x $(PY) ] || $(PYTHON) -c 'import sys; v = sys.version.split()[0]; (3, 11) <= sys.version_info < (3, 13) or sys.exit(f"found Python {v}; this needs 3.11 or 3.12: make setup PYTHON=python3.12")'

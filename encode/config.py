@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
@@ -13,7 +12,14 @@ from shards.schema import SHARD_ROWS, ZARR_ROWS
 from .registry import ModelSpec
 
 
-class MomentsColumn(Strict):
+class StoredColumn(Strict):
+    """How a column's values are stored. It changes no value, so it is no part of the identity."""
+
+    backend: Literal["zarr", "webdataset"] = "zarr"
+    codec: Literal["blosc"] | None = None  # a fifth to a third smaller, 2.6 times the CPU to read
+
+
+class MomentsColumn(StoredColumn):
     """A column of VAE moments. `encoder` is a name of `encode.registry.VAES` or a model given in
     full.
     """
@@ -24,7 +30,7 @@ class MomentsColumn(Strict):
     image: str = "jpg"  # suffix of the picture in the tar
 
 
-class TokensColumn(Strict):
+class TokensColumn(StoredColumn):
     """A column of text hidden states. `encoder` is a name of `encode.registry.TEXTS` or given in
     full.
     """
@@ -35,6 +41,7 @@ class TokensColumn(Strict):
     hidden_state: int = -1
     template: str = "{}"  # the caption takes the place of {}
     caption: str = "txt"  # suffix of the caption in the tar
+    element: Literal["bfloat16", "int8"] = "bfloat16"  # int8: half the bytes, about 1 % off
 
 
 ColumnConfig = Annotated[MomentsColumn | TokensColumn, Field(discriminator="kind")]
@@ -57,7 +64,7 @@ class EncodeConfig(Strict):
     `a/{00..09}.tar`.
     """
 
-    root: Path
+    root: str  # a path, or an url as s3://bucket/prefix
     sources: dict[str, str | list[str]]
     columns: dict[str, ColumnConfig]
     shard_rows: Annotated[int, Field(gt=0, multiple_of=ZARR_ROWS)] = SHARD_ROWS

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shards import ColumnSpec, IndexRow, ShardWriter, Status, put_index
+from shards import ColumnSpec, IndexRow, ShardWriter, Status, Store, put_index
+from shards.quantise import stored_rows
 from shards.schema import ZARR_ROWS
 from shards.storage import Json
 
@@ -38,7 +39,7 @@ from .vae import Vae
 class Target:
     """A column that a shard is to be written to."""
 
-    path: Path
+    store: Store
     digest: str  # of its column.json
     spec: ColumnSpec
 
@@ -51,7 +52,7 @@ class ShardTask:
 
     source: str
     fingerprint: str
-    folder: Path
+    folder: Store
     tar: Path
     number: int
     shard_rows: int
@@ -115,7 +116,7 @@ def encode_shard(
         index = put_index(task.folder, task.fingerprint, task.number, rows, note)
     writers = {
         name: ShardWriter(
-            target.path, target.spec, target.digest, task.number, len(rows), index.digest
+            target.store, target.spec, target.digest, task.number, len(rows), index.digest
         )
         for name, target in task.targets.items()
     }
@@ -126,7 +127,7 @@ def encode_shard(
                 block, tar.fileno(), writers, encoders, config, pool, lock, clock
             ):
                 with clock("write"):
-                    writers[name].put_block(values, status)
+                    writers[name].put_block(stored_rows(task.targets[name].spec, values), status)
             report(len(block))
     how = provenance(config)
     counts = {}

@@ -13,10 +13,13 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from shards import (
     ColumnSpec,
@@ -25,26 +28,29 @@ from shards import (
     Norm,
     ShardsError,
     Source,
-    atomic_write,
+    Store,
     canonical_json,
     check_column,
     create_column,
+    open_store,
     put_complete,
     put_empty,
     read_commit,
     seal,
 )
-from shards.commits import FAILURE, commit_path, failure_path
-from shards.schema import VERSION
+from shards.commits import FAILURE, commit_name, committed, failure_name
+from shards.quantise import calibrate
+from shards.schema import COLUMN, VERSION
 from shards.storage import Json
 
-from .config import EncodeConfig, MomentsColumn
-from .engine import Encoder, ShardTask, Target, bf16_words
+from .config import EncodeConfig, MomentsColumn, TokensColumn
+from .engine import Encoder, ShardTask, Target, bf16_words, read_captions
 from .errors import BadTar, EncodeError, NoWorkers
 from .images import DECODER
 from .progress import Progress
 from .scheduler import Scheduler
-from .source import make_source
+from .source import make_source, scan_tar
+from .text import TextEncoder
 from .workers import (
     Died,
     Done,
@@ -58,6 +64,7 @@ from .workers import (
 
 log = logging.getLogger(__name__)
 FINISHED, QUARANTINED, DRAINED = 0, 3, 130
+CALIBRATION_ROWS = 256  # captions that the channel scales of an int8 column are measured on
 FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
 
 
@@ -66,7 +73,7 @@ class Plan:
     """What a run has to do, once every identity has been checked."""
 
     tasks: list[ShardTask]
-    columns: dict[Path, Target]  # all that are asked for, by path
+    columns: dict[str, Target]  # all that are asked for, by url
     weights: dict[str, str]  # digest by name of the column in the config
     encoders: dict[str, Encoder]
 
@@ -82,20 +89,28 @@ def prepare(config: EncodeConfig) -> Plan:
         name: load_encoder(column, pick_device(config.engine.device))
         for name, column in config.columns.items()
     }
+    root = root_of(config)
     plan = Plan([], {}, {n: e.model.weights for n, e in encoders.items()}, encoders)
     wanted = {
         name: {
-            n: column_spec(e, source.fingerprint, len(tars), config) for n, e in encoders.items()
+            n: column_spec(e, source.fingerprint, tars, config, root.child(name).child(n))
+            for n, e in encoders.items()
         }
         for name, (source, tars) in made.items()
     }
     for name, specs in wanted.items():  # look at all that stands before the first file is written
-        made[name][0].check(config.root / name)
+        made[name][0].check(root.child(name))
         for column, spec in specs.items():
-            check_column(config.root / name / column, spec)
+            check_column(root.child(name).child(column), spec)
     for name, specs in wanted.items():
         _claim(plan, name, *made[name], specs, config)
     return plan
+
+
+def root_of(config: EncodeConfig) -> Store:
+    """Where the columns go, by an absolute name: workers run elsewhere."""
+    root = open_store(config.root)
+    return root if root.folder is None else open_store(root.folder.resolve())
 
 
 def _claim(
@@ -103,18 +118,20 @@ def _claim(
     config: EncodeConfig,
 ) -> None:  # fmt: skip
     """Write what says that a source's columns are these, and add their missing shards to the plan."""
-    folder = (config.root / name).resolve()
+    folder = root_of(config).child(name)
     source.put(folder)
     targets = {
-        n: Target(folder / n, create_column(folder / n, spec), spec) for n, spec in specs.items()
+        n: Target(folder.child(n), create_column(folder.child(n), spec), spec)
+        for n, spec in specs.items()
     }
     for n, target in targets.items():
         if target.spec.empty_tokens is not None:
             empty = plan.encoders[n].model.encode([""])[0]
-            put_empty(target.path, target.spec, bf16_words(empty))
-        plan.columns[target.path] = target
+            put_empty(target.store, target.spec, bf16_words(empty))
+        plan.columns[target.store.url] = target
+    done = {n: set(committed(t.store, len(tars))) for n, t in targets.items()}
     for number, tar in enumerate(tars):
-        missing = {n: t for n, t in targets.items() if not commit_path(t.path, number).exists()}
+        missing = {n: t for n, t in targets.items() if number not in done[n]}
         if missing:
             plan.tasks.append(
                 ShardTask(name, source.fingerprint, folder, tar, number, config.shard_rows, missing)
@@ -122,10 +139,11 @@ def _claim(
 
 
 def column_spec(
-    encoder: Encoder, fingerprint: str, shards: int, config: EncodeConfig
+    encoder: Encoder, fingerprint: str, tars: Sequence[Path], config: EncodeConfig, column_at: Store
 ) -> ColumnSpec:
     """Identity, layout and norm of the column that an encoder makes of a source."""
-    column, model = encoder.config, encoder.model
+    column, model, shards = encoder.config, encoder.model, len(tars)
+    stored: dict[str, Any] = {"codec": column.codec, "backend": column.backend}
     shared = {"encoder": model.model.identity(model.weights), "source": fingerprint}
     if isinstance(column, MomentsColumn):
         how = {
@@ -135,12 +153,39 @@ def column_spec(
         identity: Json = {"kind": "moments", "preprocess": how, "dtype": "float16", **shared}
         shape = model.moments_shape(column.resolution)
         norm: Norm = model.norm
-        return ColumnSpec(identity, Layout("moments", shape, shards, config.shard_rows), norm)
+        return ColumnSpec(
+            identity, Layout("moments", shape, shards, config.shard_rows, **stored), norm
+        )
     how = column.model_dump(include={"caption", "template", "max_tokens", "hidden_state"})
     how["tokenizer"] = model.tokenizer
-    identity = {"kind": "tokens", "preprocess": how, "dtype": "bfloat16", **shared}
-    layout = Layout("tokens", (column.max_tokens, model.width), shards, config.shard_rows)
-    return ColumnSpec(identity, layout, empty_tokens=len(model.tokenize([""])[0]))
+    identity = {"kind": "tokens", "preprocess": how, "dtype": column.element, **shared}
+    shape = column.max_tokens, model.width
+    layout = Layout("tokens", shape, shards, config.shard_rows, column.element, **stored)
+    scales = quantisation(column, model, tars[0], config, column_at) if layout.quantised else None
+    return ColumnSpec(
+        identity, layout, empty_tokens=len(model.tokenize([""])[0]), quantisation=scales
+    )
+
+
+def quantisation(
+    how: TokensColumn, model: TextEncoder, tar: Path, config: EncodeConfig, column: Store
+) -> Json:
+    """The channel scales of an int8 column: those that stand, else from captions of the first tar."""
+    if column.size("column.json") is not None:
+        standing = column.unseal("column.json", COLUMN, VERSION).get("quantisation")
+        if standing is not None:
+            return dict(standing)
+    rows, _ = scan_tar(tar, config.shard_rows)
+    with tar.open("rb") as file:
+        captions, _ = read_captions(rows[:CALIBRATION_ROWS], file.fileno(), how.caption)
+    there = [caption for caption in captions if caption]
+    if not there:
+        raise EncodeError(
+            f"{tar}: its first {CALIBRATION_ROWS} rows hold no caption, so the scales of an int8 "
+            "column cannot be measured. Put another tar first, or store bfloat16"
+        )
+    states = [bf16_words(state) for state in model.encode(there, config.engine.tokens)]
+    return calibrate(np.concatenate(states), len(there))
 
 
 def run(config: EncodeConfig) -> int:
@@ -233,44 +278,44 @@ def finish(plan: Plan, config: EncodeConfig, failed: list[tuple[ShardTask, str]]
     for task, reason in failed:
         for target in task.targets.values():
             record = {"format": FAILURE, "version": VERSION, "shard": task.number, "reason": reason}
-            path = failure_path(target.path, task.number)
-            if not commit_path(target.path, task.number).exists():
-                atomic_write(path, seal(record))
-    report = standing_report(config.root / "report.json")
+            if target.store.size(commit_name(task.number)) is None:
+                target.store.replace(failure_name(task.number), seal(record))
+    root = root_of(config)
+    report = standing_report(root)
     for path, target in sorted(plan.columns.items()):
-        missing = [t for t, _ in failed if target.path in [x.path for x in t.targets.values()]]
+        missing = [t for t, _ in failed if path in [x.store.url for x in t.targets.values()]]
         if missing and not config.allow_failed:
             print(f"{path}: NOT complete, {len(missing)} shards failed")
             continue
         generation = put_complete(
-            path, target.digest, target.spec.layout.shards, config.allow_failed
+            target.store, target.digest, target.spec.layout.shards, config.allow_failed
         )
-        report[str(path)] = column_report(path, generation)
+        report[path] = column_report(target.store, generation)
         counts = ", ".join(f"{n:,} {name}" for name, n in generation.counts.items())
         print(f"{path}: complete, {sum(generation.rows):,} rows: {counts}")
-    atomic_write(config.root / "report.json", canonical_json(report))
+    root.replace("report.json", canonical_json(report))
     for task, reason in failed:
         print(f"FAILED {task.name} ({task.tar}): {reason}")
     return QUARANTINED if failed else FINISHED
 
 
-def standing_report(path: Path) -> Json:
+def standing_report(root: Store) -> Json:
     """What earlier runs reported of columns that this one does not touch; empty if nothing readable stands."""
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(root.read("report.json"))
     except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def column_report(path: Path, generation: Generation) -> Json:
+def column_report(column: Store, generation: Generation) -> Json:
     """Rows by status, bytes, and the seconds each stage took, added up over the commits."""
     seconds: dict[str, float] = {}
     size = 0
     for shard, content in enumerate(generation.content):
         if content is None:
             continue
-        commit = read_commit(path, shard)
+        commit = read_commit(column, shard)
         size += sum(bytes_ for _, bytes_, _ in commit.objects)
         for stage, value in commit.provenance["seconds"].items():
             seconds[stage] = round(seconds.get(stage, 0.0) + value, 3)

@@ -79,7 +79,7 @@ def read_originals(
     column: Column, tars: Path, count: int
 ) -> tuple[list[int], list[str], list[Picture]]:
     """Row ids, keys and crops of the first `count` ok rows, read from the source's tars."""
-    how, source = column.spec.identity["preprocess"], open_source(column.path.parent)
+    how, source = column.spec.identity["preprocess"], open_source(column.store.parent)
     rows: list[int] = []
     keys: list[str] = []
     crops: list[Picture] = []
@@ -89,7 +89,7 @@ def read_originals(
         ok = ids[column.status(ids) == Status.OK][: count - len(rows)]
         if not len(ok):
             continue
-        index = read_index(column.path.parent, shard).rows
+        index = read_index(column.store.parent, shard).rows
         rows += ok.tolist()
         keys += [index[row - first].key for row in rows[len(crops) :]]
         crops += _crops(tars / name, [index[row - first] for row in rows[len(crops) :]], how)

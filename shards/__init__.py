@@ -7,25 +7,30 @@ Importing this package is cheap; torch is loaded by `shards.stream`, `shards.lat
 
 from .commits import Generation, put_complete, read_commit
 from .errors import (
+    BadRows,
     CorruptColumn,
     FormatVersion,
     IdentityMismatch,
     IncompleteColumn,
+    LeaseHeld,
     NotAColumn,
     OrderError,
     ShardsError,
     SourceChanged,
     SourceMismatch,
+    WorkerDied,
 )
-from .join import Join, open_join
+from .join import Join, Sources, open_join, open_sources
 from .order import Order
 from .reader import Column
 from .schema import ColumnSpec, Layout, Norm, Status
 from .source import IndexRow, Source, open_source, put_index, read_index
 from .storage import atomic_write, canonical_json, put_if_absent, seal, sha256, sha256_file, unseal
+from .store import Store, open_store
 from .writer import ShardWriter, check_column, create_column, put_empty
 
 __all__ = [
+    "BadRows",
     "Column",
     "ColumnSpec",
     "CorruptColumn",
@@ -36,6 +41,7 @@ __all__ = [
     "IndexRow",
     "Join",
     "Layout",
+    "LeaseHeld",
     "Norm",
     "NotAColumn",
     "Order",
@@ -45,13 +51,18 @@ __all__ = [
     "Source",
     "SourceChanged",
     "SourceMismatch",
+    "Sources",
     "Status",
+    "WorkerDied",
+    "Store",
     "atomic_write",
     "canonical_json",
     "check_column",
     "create_column",
     "open_join",
     "open_source",
+    "open_sources",
+    "open_store",
     "put_complete",
     "put_empty",
     "put_if_absent",

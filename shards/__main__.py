@@ -1,13 +1,24 @@
-"""Look at columns and at the order in which a run reads them.
+"""Look at columns, check, mend, compare and move them. A COLUMN is a folder or a url (file://,
+s3://, gs://, az://).
 
-    python -m shards info COLUMN
-    python -m shards verify COLUMN              # exit code 1 if anything is damaged
-    python -m shards digest COLUMN              # equal for equal content, however it was made
+    python -m shards info COLUMN [--json]
+    python -m shards verify COLUMN... [--processes N] [--json]     # every byte, by all cores
+    python -m shards repair COLUMN [--yes]         # puts aside what is bad; encode makes it again
+    python -m shards gc COLUMN [--yes] [--older-than 24h] [--generations] [--quarantine]
+    python -m shards digest COLUMN [--deep]        # equal for equal content, however it was made
+    python -m shards diff A B
+    python -m shards convert SRC DST [--backend webdataset] [--codec blosc] [--element int8]
+    python -m shards copy SRC DST [--with-source]
+    python -m shards stage SRC... FOLDER           # to a node's own disk, before a job
     python -m shards order LATENTS TEXT --global-batch 64 --seed 0 --position 0 --world 1 --rank 0
     --steps 3
+    python -m shards order LATENTS TEXT --global-batch 64 --window 1024 --variance
+    python -m shards bench [--json FILE]           # how fast this machine reads; see `make bench`
 
-Exit codes: 0 done, 1 `verify` found damage, 2 a wrong path, option or column (the message says
-which).
+Exit codes: 0 done (`verify`: sound, `diff`: equal content), 1 `verify` or `digest --deep` found
+damage, `repair` left some, `diff` found a difference, a reader of `bench` failed, 2 a wrong path,
+option or column, or no room (the message says which), 5 another command holds the column's lease,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -18,26 +29,65 @@ import os
 import sys
 from pathlib import Path
 
+from .bench import add_options
 from .errors import ShardsError
-from .info import describe
-from .join import open_join
-from .order import Order
-from .verify import logical_digest, verify
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
-        prog="python -m shards",
-        description="Look at columns and the order in which a run reads them.",
+        prog="python -m shards", description="Look at columns, check, mend, compare and move them."
     )
     commands = top.add_subparsers(dest="command", required=True)
-    for name, text in (
-        ("info", "schema, identity, rows by status, sizes, latent statistics"),
-        ("verify", "check every record, object and row; exit code 1 if anything is bad"),
-        ("digest", "one digest of the column's logical content"),
-    ):
-        commands.add_parser(name, help=text).add_argument("column", type=Path)
-    order = commands.add_parser("order", help="the row ids of each step, one JSON object a line")
+
+    def add(name: str, text: str, *columns: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        for column in columns:
+            command.add_argument(column)
+        return command
+
+    def processes(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--processes", type=int, help="how many; all cores if left out")
+
+    def changes(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--yes", action="store_true", help="do it; else only say what")
+        command.add_argument(
+            "--break-lease", action="store_true", help="take the lease from a holder that is gone"
+        )
+
+    info = add("info", "schema, identity, rows by status, sizes, statistics", "column")
+    info.add_argument("--json", action="store_true")
+    verify = add("verify", "check every record, object and row; exit code 1 if anything is bad")
+    verify.add_argument("column", nargs="+")
+    verify.add_argument("--json", action="store_true", help="faults as JSON lines")
+    processes(verify)
+    repair = add("repair", "put aside what is damaged, so that encode makes it again", "column")
+    changes(repair)
+    processes(repair)
+    gc = add("gc", "remove what interrupted writers left", "column")
+    changes(gc)
+    gc.add_argument("--older-than", default="24h", help="such as 90s, 30m, 24h, 7d")
+    gc.add_argument(
+        "--generations", action="store_true",
+        help="also superseded COMPLETE records (runs pin them, and cannot resume without)",
+    )  # fmt: skip
+    gc.add_argument("--quarantine", action="store_true", help="also what repair put aside")
+    digest = add("digest", "one digest of the column's logical content", "column")
+    digest.add_argument("--deep", action="store_true", help="read the data and recompute all")
+    processes(digest)
+    processes(add("diff", "in what two columns differ; exit code 1 if in anything", "a", "b"))
+    convert = add("convert", "the same column, stored in another way", "source", "target")
+    convert.add_argument("--backend", choices=("zarr", "webdataset"), default="zarr")
+    convert.add_argument("--codec", choices=("none", "blosc"), default="none")
+    convert.add_argument("--element", choices=("int8",), help="int8 tokens: half the bytes, lossy")
+    processes(convert)
+    copy = add("copy", "a column to another place; goes on where it stopped", "source", "target")
+    copy.add_argument("--with-source", action="store_true", help="source.json and the indexes too")
+    stage = add("stage", "columns to a node's own disk; prints what to give to train")
+    stage.add_argument("source", nargs="+")
+    stage.add_argument("folder", type=Path)
+    for command in (copy, stage):
+        command.add_argument("--threads", type=int, default=8)
+    order = add("order", "the row ids of each step, one JSON object a line")
     order.add_argument("latents", type=Path)
     order.add_argument("text", type=Path)
     order.add_argument(
@@ -49,13 +99,26 @@ def parser() -> argparse.ArgumentParser:
     ):  # fmt: skip
         order.add_argument(f"--{option}", type=int, default=default)
     order.add_argument("--truncated", action="store_true", help="admit rows of cut-off pictures")
+    order.add_argument(
+        "--variance", action="store_true",
+        help="instead: how well it mixes; variance of the mean of 1, 8 and 64 batches, 1.00 = "
+        "independent draws, beside (a full shuffle), if a tenth of it lies between units of rows",
+    )  # fmt: skip
+    add_options(add("bench", "measure reading, beside the machine's limit and other libraries"))
     return top
 
 
 def print_order(args: argparse.Namespace) -> int:
     """One line a step; `step` counts global batches from the start of the run."""
+    from .join import open_join
+    from .mixing import mixing, table
+    from .order import Order
+
     join = open_join(args.latents, args.text, args.also, args.truncated)
     order = Order([join.words], args.seed, args.lanes, args.window)
+    if args.variance:
+        print(table(mixing(order, args.global_batch, join.latents.layout.shard_rows)))
+        return 0
     for k in range(args.steps):
         position = args.position + k * args.global_batch
         _, rows, _ = order(position, args.global_batch, args.world, args.rank)
@@ -63,30 +126,59 @@ def print_order(args: argparse.Namespace) -> int:
     return 0
 
 
-def print_verdict(column: Path) -> int:
-    from rich.progress import Progress
+def run(args: argparse.Namespace) -> int:
+    """One function a command."""
+    from . import diff, gc, info, repair, transfer, verify
 
-    with Progress(transient=True) as bar:
-        task = bar.add_task("verify", total=None)
-        faults = verify(column, lambda done, of: bar.update(task, completed=done, total=of))
-    print("\n".join(faults) if faults else f"{column}: sound")
-    return 1 if faults else 0
+    match args.command:
+        case "info":
+            return info.run_info(args.column, args.json)
+        case "verify":
+            return verify.run_verify(args.column, args.processes, args.json)
+        case "repair":
+            return repair.run_repair(args.column, args.yes, args.processes, args.break_lease)
+        case "gc":
+            return gc.run_gc(
+                args.column, args.yes, args.older_than, args.generations, args.quarantine,
+                args.break_lease,
+            )  # fmt: skip
+        case "digest":
+            return verify.run_digest(args.column, args.deep, args.processes)
+        case "diff":
+            return diff.run_diff(args.a, args.b, args.processes)
+        case "convert":
+            codec = None if args.codec == "none" else args.codec
+            return transfer.run_convert(
+                args.source, args.target, args.backend, codec, args.element, args.processes
+            )
+        case "copy":
+            return transfer.run_copy(args.source, args.target, args.with_source, args.threads)
+        case "stage":
+            return transfer.run_stage(args.source, args.folder, args.threads)
+        case "bench":
+            from .bench.run import bench
+
+            return bench(args)
+        case _:
+            return print_order(args)
 
 
 def main() -> int:
     args = parser().parse_args()
     try:
-        if args.command == "order":
-            return print_order(args)
-        if args.command == "verify":
-            return print_verdict(args.column)
-        print(logical_digest(args.column) if args.command == "digest" else describe(args.column))
+        return run(args)
     except ShardsError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return 0
+    except OSError as error:
+        print(f"error: {error}. Make room, give the rights, then run again", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

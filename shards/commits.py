@@ -6,14 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CorruptColumn, IncompleteColumn, NotAColumn
+from .records import parse_commit, parse_complete, parse_failure
 from .schema import BLOCK, COMMIT, COMPLETE, VERSION, Status
-from .storage import Json, canonical_json, put_if_absent, seal, sha256, unseal
+from .storage import Json, canonical_json, seal, sha256
+from .store import Place, Store, open_store
 
 Run = tuple[int, int, int]  # (first row of the shard, count, status)
 FAILURE = "latentbank-failure"
@@ -62,52 +63,50 @@ class Commit:
         return status
 
 
-def commit_path(column: Path, shard: int) -> Path:
-    return column / "commits" / f"{shard:05d}.json"
+def commit_name(shard: int) -> str:
+    return f"commits/{shard:05d}.json"
 
 
-def failure_path(column: Path, shard: int) -> Path:
-    return column / "failures" / f"{shard:05d}.json"
+def failure_name(shard: int) -> str:
+    return f"failures/{shard:05d}.json"
 
 
-def read_commit(column: Path, shard: int) -> Commit:
+def read_commit(column: Place, shard: int) -> Commit:
     """The commit of a shard; NotAColumn if there is none, CorruptColumn if it is damaged."""
-    path = commit_path(column, shard)
-    record = unseal(path, COMMIT, VERSION)
-    try:
-        commit = Commit(
-            record["shard"],
-            record["rows"],
-            tuple((int(a), int(n), int(s)) for a, n, s in record["not_ok"]),
-            tuple((str(p), int(n), str(h)) for p, n, h in record["objects"]),
-            tuple(record["blocks"]),
-            record["index"],
-            record["column"],
-            record["provenance"],
-        )
-        own = commit.content == record["content"] and commit.shard == shard
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptColumn(f"{path}: damaged commit record ({error})") from None
-    if not own:
+    column = open_store(column)
+    path = column.at(commit_name(shard))
+    record = parse_commit(column.unseal(commit_name(shard), COMMIT, VERSION), path)
+    commit = Commit(
+        record["shard"],
+        record["rows"],
+        tuple((a, n, s) for a, n, s in record["not_ok"]),
+        tuple((p, n, h) for p, n, h in record["objects"]),
+        tuple(record["blocks"]),
+        record["index"],
+        record["column"],
+        record["provenance"],
+    )
+    if commit.content != record["content"] or commit.shard != shard:
         raise CorruptColumn(
             f"{path}: this is the record of another shard, or its content digest is wrong"
         )
     return commit
 
 
-def own_commit(column: Path, column_digest: str, shard: int) -> Commit:
+def own_commit(column: Store, column_digest: str, shard: int) -> Commit:
     """The commit of a shard, which must have been made under this column.json."""
     commit = read_commit(column, shard)
     if commit.column != column_digest:
         raise CorruptColumn(
-            f"{commit_path(column, shard)}: this commit belongs to another column.json"
+            f"{column.at(commit_name(shard))}: this commit belongs to another column.json"
         )
     return commit
 
 
-def committed(column: Path, shards: int) -> list[int]:
+def committed(column: Store, shards: int) -> list[int]:
     """Shards that have a commit record."""
-    return [shard for shard in range(shards) if commit_path(column, shard).exists()]
+    standing = {name for name, _ in column.list("commits")}
+    return [shard for shard in range(shards) if commit_name(shard) in standing]
 
 
 def valid_words(status: NDArray[np.uint8], admitted: Sequence[int]) -> NDArray[np.uint32]:
@@ -198,27 +197,36 @@ class Generation:
         }
 
 
-def read_failures(column: Path) -> dict[int, str]:
+def read_failures(column: Store) -> dict[int, str]:
     """Shards that could not be committed, and why."""
     failures = {}
-    for path in sorted((column / "failures").glob("*.json")):
-        record = unseal(path, FAILURE, VERSION)
-        failures[int(record["shard"])] = str(record["reason"])
+    for name, _ in column.list("failures"):
+        record = parse_failure(column.unseal(name, FAILURE, VERSION), column.at(name))
+        failures[record["shard"]] = record["reason"]
     return failures
 
 
-def generation_of_commits(column: Path, column_digest: str, shards: int) -> Generation:
-    """The generation that the commits standing now make up, complete or not."""
-    commits = [own_commit(column, column_digest, shard) for shard in committed(column, shards)]
+def generation_of_commits(
+    column: Store, column_digest: str, shards: int, only: Sequence[int] | None = None
+) -> Generation:
+    """The generation that the commits standing now make up, complete or not.
+
+    With `only`, of these shards and without a word on failures: a function of the commits alone,
+    so the same at any later time.
+    """
+    wanted = committed(column, shards) if only is None else only
+    commits = [own_commit(column, column_digest, shard) for shard in wanted]
     done = {commit.shard for commit in commits}
-    failed = {s: why for s, why in read_failures(column).items() if s not in done}
+    failures = read_failures(column) if only is None else {}
+    failed = {s: why for s, why in failures.items() if s not in done}
     return Generation.of(column_digest, shards, commits, failed)
 
 
-def put_complete(column: Path, column_digest: str, shards: int, allow_failed: bool) -> Generation:
+def put_complete(column: Place, column_digest: str, shards: int, allow_failed: bool) -> Generation:
     """Write a COMPLETE generation; IncompleteColumn if a shard is neither committed nor an allowed
     failure.
     """
+    column = open_store(column)
     generation = generation_of_commits(column, column_digest, shards)
     missing = [s for s, content in enumerate(generation.content) if content is None]
     failed = dict(generation.failed)
@@ -227,60 +235,59 @@ def put_complete(column: Path, column_digest: str, shards: int, allow_failed: bo
         reasons = read_failures(column)
         why = "; ".join(f"shard {s}: {reasons.get(s, 'not encoded yet')}" for s in unexplained[:5])
         raise IncompleteColumn(
-            f"{column}: {len(unexplained)} of {shards} shards are not committed ({why}). Run "
+            f"{column.url}: {len(unexplained)} of {shards} shards are not committed ({why}). Run "
             "encode again"
         )
-    folder = column / "complete"
-    put_if_absent(folder / f"{generation.digest}.valid", generation.words.astype("<u4").tobytes())
-    put_if_absent(folder / f"{generation.digest}.json", seal(generation.record(column_digest)))
+    name = f"complete/{generation.digest}"
+    column.put_if_absent(f"{name}.valid", generation.words.astype("<u4").tobytes())
+    column.put_if_absent(f"{name}.json", seal(generation.record(column_digest)))
     return generation
 
 
-def read_complete(column: Path, column_digest: str) -> Generation:
+def read_complete(column: Store, column_digest: str) -> Generation:
     """The newest COMPLETE generation: the one with the most shards committed. Two objects are
     read.
 
     Several of the same shards differ in why the others failed; the first of them then serves.
     """
-    paths = sorted((column / "complete").glob("*.json"))
-    if not paths:
+    names = [name for name, _ in column.list("complete") if name.endswith(".json")]
+    if not names:
         raise IncompleteColumn(
-            f"{column}: no COMPLETE record, so encoding has not finished. Run `python -m encode "
+            f"{column.url}: no COMPLETE record, so encoding has not finished. Run `python -m encode "
             "run` again"
         )
-    found = [_open_complete(path, column_digest) for path in paths]
+    found = [open_complete(column, name, column_digest) for name in names]
     sizes = [sum(content is not None for content in g.content) for g in found]
-    newest = [(path, g) for path, g, n in zip(paths, found, sizes, strict=True) if n == max(sizes)]
+    newest = [(name, g) for name, g, n in zip(names, found, sizes, strict=True) if n == max(sizes)]
     if any(g.content != newest[0][1].content for _, g in newest):
         raise CorruptColumn(
-            f"{column}: {[p.name for p, _ in newest]} all claim to be the newest complete "
+            f"{column.url}: {[name for name, _ in newest]} all claim to be the newest complete "
             "generation. Delete the one that `python -m shards verify` refuses"
         )
     return newest[0][1]
 
 
-def _open_complete(path: Path, column_digest: str) -> Generation:
+def open_complete(column: Store, name: str, column_digest: str) -> Generation:
     """Read one COMPLETE record and its valid-row bits."""
-    record = unseal(path, COMPLETE, VERSION)
-    try:
-        bits = path.with_suffix(".valid").read_bytes()
-    except FileNotFoundError:
-        raise NotAColumn(f"{path.with_suffix('.valid')}: the valid-row bits are missing") from None
-    try:
-        if record["valid"] != {"words": len(bits) // 4, "sha256": sha256(bits)}:
-            raise CorruptColumn(
-                f"{path.with_suffix('.valid')}: the valid-row bits do not fit the record"
-            )
-        if record["column"] != column_digest:
-            raise CorruptColumn(f"{path}: this record belongs to another column.json")
-        rows, content, index = zip(*record["shards"], strict=True)
-        return Generation(
-            rows, content, index,
-            tuple((int(s), str(why)) for s, why in record["failed"]),
-            tuple((int(s), int(a), int(n)) for s, a, n in record["truncated"]),
-            record["counts"], np.frombuffer(bits, "<u4").astype(np.uint32), record["digest"],
-        )  # fmt: skip
-    except CorruptColumn:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptColumn(f"{path}: damaged COMPLETE record ({error})") from None
+    path = column.at(name)
+    record = parse_complete(column.unseal(name, COMPLETE, VERSION), path)
+    beside = name.removesuffix(".json") + ".valid"
+    size = column.size(beside)
+    if size is None:
+        raise NotAColumn(f"{column.at(beside)}: the valid-row bits are missing")
+    bits = column.read(beside) if size == 4 * record["valid"]["words"] else None
+    if bits is None or sha256(bits) != record["valid"]["sha256"]:
+        raise CorruptColumn(f"{column.at(beside)}: the valid-row bits do not fit the record")
+    if record["column"] != column_digest:
+        raise CorruptColumn(f"{path}: this record belongs to another column.json")
+    shards = record["shards"]
+    return Generation(
+        tuple(n for n, _, _ in shards),
+        tuple(content for _, content, _ in shards),
+        tuple(index for _, _, index in shards),
+        tuple((s, why) for s, why in record["failed"]),
+        tuple((s, a, n) for s, a, n in record["truncated"]),
+        record["counts"],
+        np.frombuffer(bits, "<u4").astype(np.uint32),
+        record["digest"],
+    )

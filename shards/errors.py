@@ -29,6 +29,10 @@ class SourceChanged(ShardsError, ValueError):
     """A tar no longer holds what the index recorded when it was first read."""
 
 
+class BadRows(ShardsError, ValueError):
+    """Rows that are not ok in every column, where the user has asked for none."""
+
+
 class IncompleteColumn(ShardsError, ValueError):
     """The column has no COMPLETE record: encoding has not finished."""
 
@@ -39,5 +43,29 @@ class CorruptColumn(ShardsError, ValueError):
     """
 
 
+class StoreError(ShardsError, OSError):
+    """An object store refuses, cannot be reached, or cannot do what is needed; or its local cache
+    cannot be used.
+    """
+
+
 class OrderError(ShardsError, ValueError):
     """Position, batch, lanes and world size that do not fit together."""
+
+
+class LeaseHeld(ShardsError, RuntimeError):
+    """Another command works on the column, or took the lease away while this one did."""
+
+    exit_code = 5
+
+
+class NoRoom(ShardsError, OSError):
+    """The disk has less room than what is to be written."""
+
+
+class WorkerDied(ShardsError, RuntimeError):
+    """A process that read for a stream, or worked for a command, has ended before its time."""
+
+
+class ConversionFailed(ShardsError, ValueError):
+    """What was written does not have the digest of what was read."""

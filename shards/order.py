@@ -33,17 +33,23 @@ MINIMUM_BITS = 6  # below, the permutation is visibly uneven (chi-square)
 PERIOD = 4096  # mixture weights are multiples of 1 / PERIOD
 STRIDE = 2531  # odd and near PERIOD / golden ratio: spreads a source's slots evenly over the period
 GOLDEN = 0x9E3779B97F4A7C15
-BLOCKS, WINDOW, SOURCE = 1, 2, 3  # what a key is for
+BLOCKS, WINDOW, SOURCE, CAPTION = 1, 2, 3, 4  # what a key is for
+SHARE_BITS = 53  # rates are cut to multiples of 2**-53, as a double holds them
 
 Ints = NDArray[np.int64]
 U64 = np.uint64
+M1, M2 = U64(0xBF58476D1CE4E5B9), U64(0x94D049BB133111EB)
+S30, S27, S31 = U64(30), U64(27), U64(31)
 
 
 def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """splitmix64's finaliser: integers only, so the same on every platform and numpy version."""
-    x = (x ^ (x >> U64(30))) * U64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> U64(27))) * U64(0x94D049BB133111EB)
-    return x ^ (x >> U64(31))
+    x = x ^ (x >> S30)
+    x *= M1
+    x ^= x >> S27
+    x *= M2
+    x ^= x >> S31
+    return x
 
 
 def key(*parts: Any) -> NDArray[np.uint64]:
@@ -142,6 +148,22 @@ class SourceOrder:
         return rows
 
 
+class Union:
+    """Rows of several sources laid end to end, so that one order runs over all of them.
+
+    words: valid-row bits of each source, (row ids / 32,) uint32.
+    """
+
+    def __init__(self, words: Sequence[NDArray[np.uint32]]) -> None:
+        self.words = np.concatenate(words)
+        self._starts = BLOCK * np.cumsum([0, *(w.size for w in words)])
+
+    def split(self, rows: Ints) -> tuple[Ints, Ints]:
+        """(source, row id in it) of row ids of the union."""
+        source: Ints = np.searchsorted(self._starts, rows, "right") - 1
+        return source, rows - self._starts[source]
+
+
 class Order:
     """The samples of a run over one or more sources.
 
@@ -211,25 +233,49 @@ class Order:
         """(source, row id, sample number) of one rank's part of the global batch at `position`,
         lane by lane.
         """
+        samples = position + self.places(batch, world, rank)
         self.check(position, batch, world)
+        return *self.at(samples), samples
+
+    def places(self, batch: int, world: int = 1, rank: int = 0) -> Ints:
+        """Which samples of a global batch are a rank's, counted from the batch's position, in the
+        order in which a batch lists them: lane by lane.
+        """
+        self.check(0, batch, world)
         if not 0 <= rank < world:
             raise OrderError(f"rank {rank} is not one of the {world} ranks 0..{world - 1}")
-        samples = position + np.arange(batch).reshape(-1, self.lanes).T.ravel()
-        samples = samples[rank * batch // world : (rank + 1) * batch // world]
+        places: Ints = np.arange(batch).reshape(-1, self.lanes).T.ravel()
+        return places[rank * batch // world : (rank + 1) * batch // world]
+
+    def at(self, samples: Ints) -> tuple[Ints, Ints]:
+        """(source, row id) of any sample numbers. A call costs about as much for 1,000 as for
+        one, so ask for many batches at once.
+        """
         i, lane = np.divmod(samples, self.lanes)
         if len(self.sources) == 1:
-            return np.zeros(samples.size, np.int64), self.sources[0].rows(lane, i), samples
+            return np.zeros(samples.size, np.int64), self.sources[0].rows(lane, i)
         phase = lane * PERIOD // self.lanes  # each lane starts elsewhere in the period
-        source = self._pattern[(i + phase) % PERIOD]
+        source: Ints = self._pattern[(i + phase) % PERIOD]
         rows = np.empty(samples.size, np.int64)
         for s, order in enumerate(self.sources):
             at = np.flatnonzero(source == s)
             turn = self._slots(s, i[at] + phase[at]) - self._slots(s, phase[at])
             rows[at] = order.rows(lane[at], turn)
-        return source, rows, samples
+        return source, rows
 
     def _slots(self, source: int, slot: Ints) -> Ints:
         """How many of a lane's slots 0 .. slot-1 belong to a source."""
         whole, rest = np.divmod(slot, PERIOD)
         slots: Ints = whole * self._before[-1, source] + self._before[rest, source]
         return slots
+
+    def choose(self, samples: Ints, rates: Sequence[float]) -> Ints:
+        """Which of several captions each sample takes, (B,): the k-th at `rates[k]` of them. A
+        function of (seed, sample number) alone.
+        """
+        if len(rates) == 1:
+            return np.zeros(samples.size, np.int64)
+        cuts = np.rint(np.cumsum(rates) / np.sum(rates) * 2.0**SHARE_BITS).astype(U64)
+        number = key(self.seed, CAPTION, samples) >> U64(64 - SHARE_BITS)
+        choice: Ints = np.searchsorted(cuts[:-1], number, "right")
+        return choice

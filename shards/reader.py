@@ -1,75 +1,60 @@
-"""Read a column: every row straight from its place in a file into the caller's array, no decoding
-in between.
+"""Read a column: every row straight from its place in an object into the caller's buffer.
+
+A row is found by arithmetic (and, for ragged kinds, by the lengths of its shard, which are read at
+first touch and kept: 6 bytes a row). Then one `preadv` brings it; nothing else is done a row.
 """
 
 from __future__ import annotations
 
-import os
-from collections import OrderedDict
-from collections.abc import Iterator
-from pathlib import Path
+import resource
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .commits import Generation, generation_of_commits, read_complete
-from .errors import CorruptColumn, NotAColumn
-from .schema import BLOCK, COLUMN, VERSION, ZARR_ROWS, ArraySpec, ColumnSpec
-from .storage import unseal
-from .zarrfile import check_index, crc32c, read_elements, read_into
+from .commits import (
+    Generation,
+    commit_name,
+    committed,
+    generation_of_commits,
+    open_complete,
+    own_commit,
+    read_complete,
+)
+from .errors import CorruptColumn, IncompleteColumn, NotAColumn
+from .quantise import dequantise
+from .records import parse_column
+from .schema import BLOCK, COLUMN, HAS_VALUES, VERSION, ZARR_ROWS, ArraySpec, ColumnSpec
+from .storage import Json, naming, sha256
+from .store import Handle, Place, Store, open_store
+from .tars import first_byte, tar_name
+from .tars import starts as tar_starts
+from .zarrfile import crc32c, decode_into, read_index, read_into
 
-OPEN_FILES = 256
+OPEN_FILES = 64  # of a column at least; an eighth of what the process may open, if that is more
+INDEX_BYTES = 1 << 26  # of the chunk indexes that are kept of a column with a codec
+NOWHERE = 2**32 - 1  # among `starts`: the row has no member in the tar
+MOST_COMPRESSED = 256  # lz4 packs no tighter
+HINT_GAP = 1 << 16  # ranges closer than this are one to the disk
 
-
-class Files:
-    """Open objects of a column, each checked once when it is opened; the least recently used are
-    closed.
-    """
-
-    def __init__(self, column: Path, arrays: dict[str, ArraySpec]) -> None:
-        self._column, self._arrays = column, arrays
-        self._open: OrderedDict[tuple[str, int], int] = OrderedDict()
-
-    def get(self, array: str, number: int) -> tuple[int, str]:
-        """Descriptor and name of an object."""
-        key, spec = (array, number), self._arrays[array]
-        path = f"{self._column}/{array}/{spec.key(number)}"
-        if key not in self._open:
-            try:
-                descriptor = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:
-                raise CorruptColumn(
-                    f"{path}: the object is missing though its shard is committed. Restore it, or "
-                    "repair the column"
-                ) from None
-            try:
-                check_index(descriptor, spec, path)
-            except CorruptColumn:
-                os.close(descriptor)
-                raise
-            self._open[key] = descriptor
-            if len(self._open) > OPEN_FILES:
-                os.close(self._open.popitem(last=False)[1])
-        self._open.move_to_end(key)
-        return self._open[key], path
-
-    def close(self) -> None:
-        while self._open:
-            os.close(self._open.popitem()[1])
+Rows = NDArray[np.int64]
 
 
-def open_spec(path: Path) -> tuple[ColumnSpec, str]:
+def open_spec(store: Store) -> tuple[ColumnSpec, str]:
     """What column.json says, and its digest."""
-    if not path.is_dir():
+    if store.folder is not None and not store.folder.is_dir():
         raise NotAColumn(
-            f"{path}: no such folder. Expected a column, as `python -m encode run` makes"
+            f"{store.url}: no such folder. Expected a column, as `python -m encode run` makes"
         )
-    record = unseal(path / "column.json", COLUMN, VERSION)
+    name = store.at("column.json")
+    record = parse_column(store.unseal("column.json", COLUMN, VERSION), name)
     try:
-        return ColumnSpec.from_record(record), str(record["digest"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptColumn(f"{path / 'column.json'}: damaged record ({error})") from None
+        spec = ColumnSpec.from_record(record)
+    except ValueError as error:
+        raise CorruptColumn(f"{name}: damaged record ({error})") from None
+    if spec.record()["zarr"] != record["zarr"]:
+        raise CorruptColumn(f"{name}: the Zarr metadata that it names is not that of its layout")
+    return spec, record["digest"]
 
 
 class Column:
@@ -79,31 +64,65 @@ class Column:
     at a time; a copy made by pickle opens its own files.
     """
 
-    def __init__(self, path: Path, spec: ColumnSpec, digest: str, generation: Generation) -> None:
-        self.path, self.spec, self.digest, self.generation = path, spec, digest, generation
+    def __init__(self, store: Store, spec: ColumnSpec, digest: str, generation: Generation) -> None:
+        self.store, self.spec, self.digest, self.generation = store, spec, digest, generation
         self.layout = spec.layout
+        rows = generation.rows
+        if len(rows) != self.layout.shards or max(rows, default=0) > self.layout.shard_rows:
+            raise CorruptColumn(
+                f"{store.url}: its records speak of {len(rows)} shards of up to "
+                f"{max(rows, default=0)} rows, column.json of {self.layout.shards} of at most "
+                f"{self.layout.shard_rows}"
+            )
         self._arrays = spec.arrays()
-        self._files = Files(path, self._arrays)
-        self._small: dict[tuple[str, int], NDArray[Any]] = {}
+        self._files = Files(self)
+        self._table = Table(self)
+        self._indexes: dict[int, NDArray[np.uint64]] = {}
+        self._channel: NDArray[np.float32] | None = None
 
     @classmethod
-    def open(cls, path: Path | str, partial: bool = False) -> Column:
+    def open(cls, url: Place, partial: bool = False, pin: Json | None = None) -> Column:
         """Open a column by its newest COMPLETE record, or with `partial` by the commits that stand
-        now.
+        now. `pin` (what `Column.pin` gave) opens just the generation that was seen then.
 
         Raises NotAColumn, IncompleteColumn, FormatVersion or CorruptColumn.
         """
-        path = Path(path)
-        spec, digest = open_spec(path)
-        generation = (
-            generation_of_commits(path, digest, spec.layout.shards)
-            if partial
-            else read_complete(path, digest)
-        )
-        return cls(path, spec, digest, generation)
+        store = open_store(url)
+        spec, digest = open_spec(store)
+        if pin is not None:
+            generation = _pinned(store, digest, spec.layout.shards, pin)
+        elif partial:
+            standing = committed(store, spec.layout.shards)
+            generation = generation_of_commits(store, digest, spec.layout.shards, standing)
+        else:
+            generation = read_complete(store, digest)
+        return cls(store, spec, digest, generation)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Column, (self.path, self.spec, self.digest, self.generation)
+        return Column, (self.store, self.spec, self.digest, self.generation)
+
+    @property
+    def path(self) -> str:
+        """Where it stands, for messages."""
+        return self.store.url
+
+    @property
+    def name(self) -> str:
+        return self.store.name
+
+    def pin(self) -> Json:
+        """What names this generation for ever: its digest, and for a partial one its shards as
+        runs of (first, count).
+        """
+        there = np.array([content is not None for content in self.generation.content], np.int8)
+        complete = self.store.size(f"complete/{self.generation.digest}.json") is not None
+        if complete:
+            return {"generation": self.generation.digest, "shards": None}
+        edges = np.flatnonzero(np.diff(there, prepend=0, append=0)).reshape(-1, 2)
+        return {
+            "generation": self.generation.digest,
+            "shards": [[int(a), int(b - a)] for a, b in edges],
+        }
 
     def words(self, truncated: bool = False) -> NDArray[np.uint32]:
         """Valid-row bits over all row ids, (shards * shard_rows / 32,) uint32; with status 1
@@ -121,92 +140,398 @@ class Column:
             np.bitwise_or.at(words, ids // BLOCK, np.uint32(1) << (ids % BLOCK).astype(np.uint32))
         return words
 
-    def _of_block(self, array: str, block: int) -> NDArray[Any]:
-        """`lengths`, `status` or `crc` of the 1,024 rows from row id block * 1024 on; kept, 2-4 KB
-        each.
-        """
-        key = (array, block)
-        if key not in self._small:
-            shard, inner = divmod(block, self.layout.blocks_per_shard)
-            descriptor, name = self._files.get(array, shard)
-            rows = min(ZARR_ROWS, self.generation.rows[shard] - inner * ZARR_ROWS)
-            if rows <= 0:
-                raise IndexError(f"{self.path}: no row {block * ZARR_ROWS} in shard {shard}")
-            self._small[key] = read_elements(
-                descriptor, self._arrays[array], inner * ZARR_ROWS, rows, name
-            )
-        return self._small[key]
+    # What is known of rows ------------------------------------------------------------------------
 
-    def _starts(self, block: int) -> NDArray[np.int64]:
-        """Token offset at which each row of a block starts, and the end of the last: (rows +
-        1,).
-        """
-        key = ("starts", block)
-        if key not in self._small:
-            lengths = self._of_block("lengths", block)
-            self._small[key] = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        return self._small[key]
-
-    def status(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def status(self, rows: Rows) -> NDArray[np.uint8]:
         """Status of each row id."""
-        return np.array([self._of_block("status", b)[i] for b, i in split(rows)], np.uint8)
+        return self._table("status", rows)
 
-    def lengths(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Number of tokens of each row id (0 where the column holds moments)."""
+    def lengths(self, rows: Rows) -> Rows:
+        """Number of tokens of each row id (0 where rows have a fixed shape)."""
         if not self.layout.ragged:
             return np.zeros(len(rows), np.int64)
-        return np.array([self._of_block("lengths", b)[i] for b, i in split(rows)], np.int64)
+        return self._table("lengths", rows).astype(np.int64)
 
-    def checksums(self, rows: NDArray[np.int64]) -> NDArray[np.uint32]:
+    def checksums(self, rows: Rows) -> NDArray[np.uint32]:
         """crc32c of each row id's values as stored."""
-        return np.array([self._of_block("crc", b)[i] for b, i in split(rows)], np.uint32)
+        return self._table("crc", rows)
 
-    def read_into(self, rows: NDArray[np.int64], out: NDArray[Any], check: bool = False) -> None:
-        """Read rows into `out`: (B, 2C, H, W) float16, or (sum of lengths, D) bfloat16 words laid
-        end to end.
+    def row_bytes(self, rows: Rows) -> Rows:
+        """Bytes that each row id's values take in a buffer."""
+        units = self.lengths(rows) if self.layout.ragged else np.ones(len(rows), np.int64)
+        return units * self.layout.unit_bytes
 
-        With `check`, every row's crc32c is compared with the stored one (CorruptColumn names shard
-        and row).
+    def places(self, rows: Rows) -> tuple[Rows, Rows, Rows]:
+        """(object, byte at which the row starts before any codec, bytes) of each row id.
+
+        Where the backend is webdataset, a row without a member has start -1.
         """
-        unit, kind, at = self.layout.unit_bytes, self.layout.kind, 0
-        for row, (block, inside) in zip(rows.tolist(), split(rows), strict=True):
-            if self.layout.ragged:
-                starts = self._starts(block)
-                first, count = int(starts[inside]), int(starts[inside + 1] - starts[inside])
-            else:
-                first, count = inside, 1
-            target = out[at : at + count]
-            at += count
-            if count:
-                descriptor, name = self._files.get(kind, block)
-                read_into(descriptor, target, first * unit, name)
-            if check and crc32c(target.reshape(-1)) != self._of_block("crc", block)[inside]:
-                shard, place = divmod(row, self.layout.shard_rows)
-                raise CorruptColumn(
-                    f"{self.path}: row {place} of shard {shard} (row id {row}) does not fit its "
-                    "checksum. Run "
-                    f"`python -m shards verify {self.path}` for all that is damaged, then restore "
-                    "or encode it again"
-                )
+        size = self.row_bytes(rows)
+        if self.layout.backend == "webdataset":
+            start = self._table("starts", rows).astype(np.int64)
+            start = np.where(start == NOWHERE, -1, first_byte(start))
+            return rows // self.layout.shard_rows, start, size
+        first = self._table("starts", rows) if self.layout.ragged else rows % ZARR_ROWS
+        return rows // ZARR_ROWS, first.astype(np.int64) * self.layout.unit_bytes, size
 
-    def read(self, rows: NDArray[np.int64], check: bool = False) -> NDArray[Any]:
-        """Rows as a new array; see `read_into`."""
+    # Values ---------------------------------------------------------------------------------------
+
+    def gather(
+        self, rows: Rows, view: memoryview, at: Rows, check: bool = False,
+        places: tuple[Rows, Rows, Rows] | None = None,
+    ) -> None:  # fmt: skip
+        """Read row i's values to `view[at[i]:]`, a flat buffer of bytes; `row_bytes` says how many.
+
+        With `check`, every row's crc32c is compared with the stored one. `places`: of these rows,
+        if they are known already. Raises CorruptColumn, naming object, shard and row.
+        """
+        number, start, size = places or self.places(rows)
+        self._read(view, number, start, size, at)
+        if check or self.store.folder is None:  # what came over a network is always checked
+            self._check(rows, view, number, start, size, at)
+
+    def _read(self, view: memoryview, number: Rows, start: Rows, size: Rows, at: Rows) -> None:
+        """The bytes of rows that stand at these places."""
+        places = zip(number.tolist(), start.tolist(), size.tolist(), at.tolist(), strict=True)
+        handles, preadv = self._files.handles, self.store.preadv
+        if self.layout.codec:
+            for n, o, s, a in places:
+                if s:
+                    self._decode(n, view[a : a + s], o)
+            places = iter(())  # type: ignore[assignment]  # all done
+        try:
+            for n, o, s, a in places:
+                if s and o >= 0:
+                    handle = handles.get(n)
+                    if handle is None:
+                        handle = self._files.open(n)
+                    if preadv(handle, [view[a : a + s]], o) != s:  # once more, or the object's end
+                        read_into(self.store, handle, view[a : a + s], o, self._files.name(n))
+        except OSError as error:
+            if error.errno and not error.filename:
+                error.filename = self._files.name(n)
+            raise
+        if self.layout.backend != "webdataset":
+            return
+        for i in np.flatnonzero(start < 0):  # no member in the tar: a row without values
+            blank = self.layout.blank(int(size[i]) // self.layout.unit_bytes)
+            view[int(at[i]) : int(at[i] + size[i])] = blank.tobytes()
+
+    def _edges(self, number: int) -> NDArray[np.uint64]:
+        """The chunk index of an object that has a codec."""
+        if number not in self._indexes:
+            spec = self._arrays[self.layout.kind]
+            if len(self._indexes) * 8 * spec.chunks > INDEX_BYTES:
+                self._indexes.clear()
+            handle, name = self._files.open(number), self._files.name(number)
+            self._indexes[number] = read_index(self.store, handle, spec, name)
+        return self._indexes[number]
+
+    def _decode(self, number: int, view: memoryview, offset: int) -> None:
+        """Read a row through the codec; `offset` as if there were none."""
+        out = np.frombuffer(view, self.layout.dtype).reshape(-1, *self.layout.unit_shape)
+        decode_into(
+            self.store, self._files.open(number), self._arrays[self.layout.kind],
+            self._edges(number), offset // self.layout.unit_bytes, out, self._files.name(number),
+        )  # fmt: skip
+
+    def _stored(self, number: Rows, start: Rows, size: Rows) -> tuple[Rows, Rows]:
+        """(first byte, bytes) of the chunks that hold rows, where there is a codec."""
+        chunk = self._arrays[self.layout.kind].chunk_bytes
+        found = np.zeros((len(number), 2), np.int64)
+        for i, (n, a, s) in enumerate(
+            zip(number.tolist(), start.tolist(), size.tolist(), strict=True)
+        ):
+            if s:
+                first, last = a // chunk, -(-(a + s) // chunk)
+                if last >= len(edges := self._edges(n)):
+                    raise CorruptColumn(
+                        f"{self._files.name(n)}: the object ends before byte {a + s}"
+                    )
+                found[i] = edges[[first, last]]
+        return found[:, 0], found[:, 1] - found[:, 0]
+
+    def _check(
+        self, rows: Rows, view: memoryview, number: Rows, start: Rows, size: Rows, at: Rows
+    ) -> None:
+        """Compare rows that were read with their checksums; a remote one is fetched once more."""
+        stored = self.checksums(rows).tolist()
+        for i, (a, s) in enumerate(zip(at.tolist(), size.tolist(), strict=True)):
+            part = view[a : a + s]
+            if crc32c(part) == stored[i]:
+                continue
+            one = slice(i, i + 1)
+            if self._forget(number[one], start[one], size[one]):
+                self._read(part, number[one], start[one], size[one], np.zeros(1, np.int64))
+                if crc32c(part) == stored[i]:
+                    continue
+            shard, place = divmod(int(rows[i]), self.layout.shard_rows)
+            raise CorruptColumn(
+                f"{self.path}: row {place} of shard {shard} (row id {rows[i]}) does not fit its "
+                f"checksum. Run `python -m shards verify {self.path}` for all that is damaged, "
+                "then `repair` and encode again, or restore it"
+            )
+
+    def _forget(self, number: Rows, start: Rows, size: Rows) -> bool:
+        """Drop what is cached of a row; False if nothing is ever cached."""
+        if start[0] < 0:
+            return False
+        if self.layout.codec:
+            start, size = self._stored(number, start, size)
+        handle = self._files.open(int(number[0]))
+        return self.store.forget(handle, int(start[0]), int(size[0]))
+
+    def hint(self, rows: Rows, places: tuple[Rows, Rows, Rows] | None = None) -> None:
+        """Say that rows will be read soon: the disk reads ahead, a remote object is fetched."""
+        number, start, size = places or self.places(rows)
+        if self.layout.codec:
+            start, size = self._stored(number, start, size)
+        order = np.lexsort((start, number))
+        number, start, end = number[order], start[order], (start + size)[order]
+        fresh = np.ones(len(rows), bool)
+        fresh[1:] = (number[1:] != number[:-1]) | (start[1:] > end[:-1] + HINT_GAP)
+        first = np.flatnonzero(fresh)
+        last = np.append(first[1:], len(rows)) - 1
+        willneed = self.store.willneed
+        for n, a, b in zip(
+            number[first].tolist(), start[first].tolist(), end[last].tolist(), strict=True
+        ):
+            if b > a >= 0:
+                willneed(self._files.open(n), a, b - a)
+
+    def read_into(self, rows: Rows, out: NDArray[Any], check: bool = False) -> None:
+        """Read rows end to end into `out`: (B, 2C, H, W) float16, or (sum of lengths, D) bfloat16
+        words. `check` as in `gather`.
+        """
+        size = self.row_bytes(rows)
+        if out.size:
+            self.gather(rows, out.reshape(-1).view(np.uint8).data, np.cumsum(size) - size, check)
+
+    def read(self, rows: Rows, check: bool = False) -> NDArray[Any]:
+        """Rows as a new array of stored words, (B, *row) or (sum of lengths, *unit)."""
+        self._check_held(rows)
         count = int(self.lengths(rows).sum()) if self.layout.ragged else len(rows)
         out = np.empty((count, *self.layout.unit_shape), self.layout.dtype)
         self.read_into(rows, out, check)
         return out
 
+    def _check_held(self, rows: Rows) -> None:
+        """CorruptColumn if objects are too small to hold these rows, before memory is taken for
+        them.
+        """
+        number, start, size = self.places(rows)
+        if self.layout.codec:
+            short = size > MOST_COMPRESSED * self._stored(number, start, size)[1]
+            number = number[short]
+        else:
+            there = (start >= 0) & (size > 0)
+            objects, which = np.unique(number[there], return_inverse=True)
+            ends = np.zeros(len(objects), np.int64)
+            np.maximum.at(ends, which, (start + size)[there])
+            held = np.array([self._files.length(n) for n in objects.tolist()], np.int64)
+            number = objects[held < ends]
+        if len(number):
+            raise CorruptColumn(
+                f"{self._files.name(int(number[0]))}: the object is too small for its rows. Restore "
+                "it, or repair the column"
+            )
+
+    def decoded(self, words: NDArray[Any]) -> NDArray[Any]:
+        """Stored words of tokens as bfloat16 bits; others as they are."""
+        if not self.layout.quantised:
+            return words
+        if self._channel is None:
+            assert self.spec.quantisation
+            self._channel = np.array(self.spec.quantisation["channel"], np.float32)
+        return dequantise(words, self._channel)
+
     def empty(self) -> NDArray[np.uint16]:
         """The empty caption's tokens, (n, D) bfloat16 words."""
         spec = self._arrays["empty"]
-        descriptor, name = self._files.get("empty", 0)
-        return read_elements(descriptor, spec, 0, spec.shape[0], name)
+        return read_small(self.store, f"empty/{spec.key(0)}", spec, spec.shape[0])
 
     def close(self) -> None:
         self._files.close()
 
 
-def split(rows: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """(block of 1,024 rows, place in it) of each row id."""
-    blocks, inside = np.divmod(rows, ZARR_ROWS)
-    return zip(blocks.tolist(), inside.tolist(), strict=True)
+def read_small(
+    store: Store, name: str, spec: ArraySpec, count: int, digest: str | None = None
+) -> NDArray[Any]:
+    """The first `count` elements of a small object without a codec, whose sha256 is `digest`."""
+    try:
+        data = store.read(name)
+    except FileNotFoundError:
+        raise CorruptColumn(
+            f"{store.at(name)}: the object is missing though its shard is committed. Restore it, "
+            "or repair the column"
+        ) from None
+    values = count * spec.chunk_bytes // spec.chunk_len
+    if len(data) < values or (digest is not None and sha256(data) != digest):
+        raise CorruptColumn(
+            f"{store.at(name)}: its {len(data)} bytes are not those that were committed. Restore "
+            "it, or repair the column"
+        )
+    return np.frombuffer(bytearray(data[:values]), spec.dtype).reshape(count, *spec.shape[1:])
+
+
+def _pinned(store: Store, digest: str, shards: int, pin: Json) -> Generation:
+    """The generation that a pin names; IncompleteColumn if it can no longer be had."""
+    if pin["shards"] is None:
+        name = f"complete/{pin['generation']}.json"
+        if store.size(name) is None:
+            raise IncompleteColumn(
+                f"{store.at(name)}: the generation that this run has read is gone. Restore it, or "
+                "start a new run"
+            )
+        return open_complete(store, name, digest)
+    only = [s for first, count in pin["shards"] for s in range(first, first + count)]
+    try:
+        generation = generation_of_commits(store, digest, shards, only)
+    except NotAColumn as error:
+        raise IncompleteColumn(f"{error}. This run has read that shard") from None
+    if generation.digest != pin["generation"]:
+        raise IncompleteColumn(
+            f"{store.url}: its shards no longer hold what this run has read. Restore the column, or "
+            "start a new run"
+        )
+    return generation
+
+
+class Files:
+    """Open values objects of a column, each checked once; the least recently opened are closed."""
+
+    def __init__(self, column: Column) -> None:
+        self.column = column
+        self.handles: dict[int, Handle] = {}
+        self._checked: set[int] = set()
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._limit = max(OPEN_FILES, min(soft // 8, 1 << 15))
+
+    def path(self, number: int) -> str:
+        layout = self.column.layout
+        if layout.backend == "webdataset":
+            return tar_name(number)
+        return f"{layout.kind}/{self.column._arrays[layout.kind].key(number)}"
+
+    def name(self, number: int) -> str:
+        """Full name of an object, for messages."""
+        return self.column.store.at(self.path(number))
+
+    def length(self, number: int) -> int:
+        """Bytes of an object."""
+        with naming(self.name(number)):
+            return self.column.store.length(self.open(number))
+
+    def open(self, number: int) -> Handle:
+        """The handle of an object, opened if it is not."""
+        if number in self.handles:
+            return self.handles[number]
+        store, layout = self.column.store, self.column.layout
+        try:
+            handle = store.open(self.path(number))
+        except FileNotFoundError:
+            raise CorruptColumn(
+                f"{self.name(number)}: the object is missing though its shard is committed. "
+                "Restore it, or repair the column"
+            ) from None
+        if number not in self._checked and layout.backend == "zarr":
+            try:
+                read_index(store, handle, self.column._arrays[layout.kind], self.name(number))
+            except CorruptColumn:
+                store.close(handle)
+                raise
+            self._checked.add(number)
+        while len(self.handles) >= self._limit:
+            self._close(next(iter(self.handles)))
+        self.handles[number] = handle
+        return handle
+
+    def _close(self, number: int) -> None:
+        handle = self.handles.pop(number)
+        self.column.store.close(handle)
+
+    def close(self) -> None:
+        for number in list(self.handles):
+            self._close(number)
+
+
+class Table:
+    """What a column knows of its rows, read a shard at a time and kept: `lengths` (2 bytes a row),
+    `starts` (4), `crc` (4) and `status` (1). Memory is taken only for shards that were read.
+    """
+
+    TYPES = {"lengths": np.uint16, "status": np.uint8, "crc": np.uint32, "starts": np.uint32}
+
+    def __init__(self, column: Column) -> None:
+        self.column = column
+        self._rows = np.array(column.generation.rows, np.int64)
+        self._base = np.concatenate([[0], np.cumsum(self._rows)])
+        self._kept: dict[str, tuple[NDArray[Any], NDArray[np.bool_]]] = {}
+        self._digests: dict[int, dict[str, str]] = {}
+
+    def __call__(self, name: str, rows: Rows) -> NDArray[Any]:
+        """Of each row id; IndexError for a row that the generation does not hold."""
+        shard, place = np.divmod(rows, self.column.layout.shard_rows)
+        if len(rows) and (
+            rows.min() < 0 or shard.max() >= len(self._rows) or (place >= self._rows[shard]).any()
+        ):
+            raise IndexError(f"{self.column.path}: no such rows among {rows.tolist()[:8]}")
+        if name not in self._kept:  # zeros that nobody touches take no memory
+            kept = np.zeros(int(self._base[-1]), self.TYPES[name])
+            self._kept[name] = kept, np.zeros(len(self._rows), bool)
+        values, read = self._kept[name]
+        if not read[shard].all():
+            for s in np.unique(shard[~read[shard]]).tolist():
+                values[self._base[s] : self._base[s + 1]] = self._read(name, s)
+                read[s] = True
+        found: NDArray[Any] = values[self._base[shard] + place]
+        return found
+
+    def _read(self, name: str, shard: int) -> NDArray[Any]:
+        """Of every row of a shard."""
+        column, rows = self.column, int(self._rows[shard])
+        if name == "starts":
+            return self._starts(shard)
+        spec = column._arrays[name]
+        path = f"{name}/{spec.key(shard)}"
+        digest = self._committed(shard).get(path)
+        if digest is None:
+            raise CorruptColumn(
+                f"{column.store.at(commit_name(shard))}: it names no {path}, which a shard of "
+                f"{rows} rows has"
+            )
+        data = read_small(column.store, path, spec, rows, digest)
+        if name == "lengths" and data.max(initial=0) > column.layout.row_shape[0]:
+            raise CorruptColumn(
+                f"{column.store.at(path)}: a row of {data.max()} tokens, at most "
+                f"{column.layout.row_shape[0]} expected"
+            )
+        return data
+
+    def _committed(self, shard: int) -> dict[str, str]:
+        """sha256 of each small object of a shard, from the commit that the generation names."""
+        if shard not in self._digests:
+            column = self.column
+            commit = own_commit(column.store, column.digest, shard)
+            if commit.content != column.generation.content[shard]:
+                raise CorruptColumn(
+                    f"{column.store.at(commit_name(shard))}: not the content that the COMPLETE "
+                    f"record names. Run `python -m shards verify {column.path}`"
+                )
+            small = tuple(f"{name}/" for name in self.TYPES)
+            self._digests[shard] = {
+                path: digest for path, _, digest in commit.objects if path.startswith(small)
+            }
+        return self._digests[shard]
+
+    def _starts(self, shard: int) -> Rows:
+        """Where each row of a shard starts in its object: in tokens, or in blocks of a tar."""
+        layout = self.column.layout
+        ids = shard * layout.shard_rows + np.arange(self._rows[shard])
+        lengths = self.column.lengths(ids) if layout.ragged else np.ones(len(ids), np.int64)
+        if layout.backend == "webdataset":
+            there = np.isin(self("status", ids), HAS_VALUES)
+            return np.where(there, tar_starts(layout, lengths, there), NOWHERE)
+        blocks = np.pad(lengths, (0, -len(ids) % ZARR_ROWS)).reshape(-1, ZARR_ROWS)
+        before: Rows = (np.cumsum(blocks, 1) - blocks).ravel()[: len(ids)]
+        return before

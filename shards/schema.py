@@ -9,6 +9,7 @@ changed, only versioned.
     <column>/status/c/<s>            what became of each row           uint8, fill 255 = no such row
     <column>/crc/c/<s>               crc32c of each row's values       uint32
     <column>/empty/c/0/0             the empty caption's tokens        (n, D) bfloat16 as uint16
+    <column>/tar/<s>.tar             in place of moments or tokens, where the backend is webdataset
     <column>/commits/<s>.json        shard s is whole: written last
     <column>/complete/<digest>.json  every shard accounted for; <digest>.valid: valid-row bits
 
@@ -18,12 +19,14 @@ max_tokens + offset in z.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import IdentityMismatch
 from .storage import Json, canonical_json, sha256
@@ -35,7 +38,15 @@ VERSION = 1
 SHARD_ROWS = 65_536  # rows a source tar may hold; capacity that is not used costs nothing
 ZARR_ROWS = 1_024  # rows of a Zarr shard: the unit of writing, and of the logical digests
 CHUNK_ROWS, CHUNK_TOKENS = 32, 512  # inner chunks, for generic Zarr readers
+CODEC_TOKENS = 64  # with a codec a chunk is decoded whole for one row, so it is small
+MAX_SHARDS, MAX_SHARD_ROWS = 2**18, 2**24  # beyond these a layout is nonsense, not large
+MAX_ROWS = 2**34  # shards * shard_rows: the valid-row bits of all of them take 2 GiB at most
+MAX_ROW_VALUES = 2**29
+BF16_NAN = 0x7FC0
 BLOCK = 32  # rows of one word of valid-row bits, and of one block of the order
+
+
+BLOSC = {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle", "blocksize": 0}
 
 
 class Status(IntEnum):
@@ -65,22 +76,90 @@ class Norm:
     scale: tuple[float, ...]
 
 
+# what a value is stored as: numpy's name, Zarr's name, the word that stands where there is no value
+ELEMENTS: dict[str, tuple[str, str, int | str]] = {
+    "float16": ("<f2", "float16", "NaN"),
+    "bfloat16": ("<u2", "uint16", BF16_NAN),
+    "int8": ("|i1", "int8", 0),
+    "int32": ("<i4", "int32", 0),
+}
+# kind -> may a row be of any length, and the elements it may have (the usual one first)
+KINDS: dict[str, tuple[bool, tuple[str, ...]]] = {
+    "moments": (False, ("float16",)),
+    "features": (False, ("float16", "bfloat16")),
+    "tokens": (True, ("bfloat16", "int8")),
+    "ids": (True, ("int32",)),
+}
+SCALE_BYTES = 4  # of an int8 token's float32 scale, which stands behind its values
+BACKENDS, CODECS = ("zarr", "webdataset"), (None, "blosc")
+OPTIONS = ("element", "codec", "backend")  # of a layout; left out of its record where usual
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Shapes of a column. `row_shape` is (2C, H, W) for moments and (max_tokens, D) for tokens."""
+    """Shapes of a column, and how its values are stored.
 
-    kind: Literal["moments", "tokens"]
+    `row_shape` is (2C, H, W) for moments, any shape for features, (max_tokens, D) for tokens and
+    (max_tokens,) for ids. `element` is the stored type ("": the usual one of the kind), `codec`
+    None or "blosc" (bitshuffle and lz4, a chunk a row of moments or 64 tokens), `backend` "zarr" or
+    "webdataset" (a tar of .npy members a shard). Raises ValueError where these do not fit together.
+    """
+
+    kind: str
     row_shape: tuple[int, ...]
     shards: int
     shard_rows: int = SHARD_ROWS
+    element: str = ""
+    codec: str | None = None
+    backend: str = "zarr"
 
     def __post_init__(self) -> None:
-        if self.shard_rows % ZARR_ROWS:
-            raise ValueError(f"shard_rows {self.shard_rows} is not a multiple of {ZARR_ROWS}")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind {self.kind!r} is none of {', '.join(KINDS)}")
+        allowed = KINDS[self.kind][1]
+        if not self.element:
+            object.__setattr__(self, "element", allowed[0])
+        if self.element not in allowed:
+            raise ValueError(f"{self.kind} of {self.element}: one of {', '.join(allowed)} expected")
+        if self.shard_rows < 1 or self.shard_rows % ZARR_ROWS or self.shards < 0:
+            raise ValueError(
+                f"{self.shards} shards of {self.shard_rows} rows: a multiple of {ZARR_ROWS} rows "
+                "expected"
+            )
+        if self.shards > MAX_SHARDS or self.shard_rows > MAX_SHARD_ROWS:
+            raise ValueError(
+                f"{self.shards} shards of {self.shard_rows} rows: at most {MAX_SHARDS} of "
+                f"{MAX_SHARD_ROWS} expected"
+            )
+        ranks = {"moments": (3,), "tokens": (2,), "ids": (1,), "features": (1, 2, 3, 4)}[self.kind]
+        if len(self.row_shape) not in ranks or not all(0 < n < 2**31 for n in self.row_shape):
+            raise ValueError(f"{self.kind} rows of shape {self.row_shape}")
+        if self.ragged and self.row_shape[0] >= 2**16:
+            raise ValueError(f"{self.row_shape[0]} tokens in a row; lengths are uint16")
+        if math.prod(self.row_shape) > MAX_ROW_VALUES or self.shards * self.shard_rows > MAX_ROWS:
+            raise ValueError(
+                f"{self.shards} shards of {self.shard_rows} rows of {self.row_shape} values are "
+                "more than any column holds"
+            )
+        if self.backend not in BACKENDS or self.codec not in CODECS:
+            raise ValueError(f"backend {self.backend!r} with codec {self.codec!r}")
+        if self.backend == "webdataset" and self.codec:
+            raise ValueError("the webdataset backend has no codec")
+
+    def record(self) -> Json:
+        """As it stands in column.json; options that have their usual value are left out."""
+        usual = {"element": KINDS[self.kind][1][0], "codec": None, "backend": "zarr"}
+        record = {**asdict(self), "row_shape": list(self.row_shape)}
+        return {k: v for k, v in record.items() if k not in OPTIONS or v != usual[k]}
 
     @property
     def ragged(self) -> bool:
-        return self.kind == "tokens"
+        return KINDS[self.kind][0]
+
+    @property
+    def quantised(self) -> bool:
+        """Whether tokens are int8 values with a scale, to be turned into bfloat16 when read."""
+        return self.element == "int8"
 
     @property
     def blocks_per_shard(self) -> int:
@@ -89,37 +168,62 @@ class Layout:
 
     @property
     def unit_shape(self) -> tuple[int, ...]:
-        """Shape of what lies back to back in a values object: a row of moments, or one token."""
-        return self.row_shape[1:] if self.ragged else self.row_shape
-
-    @property
-    def unit_bytes(self) -> int:
-        return 2 * int(np.prod(self.unit_shape))
+        """Shape of what lies back to back: a row, or one token (with its scale where it has one)."""
+        if not self.ragged:
+            return self.row_shape
+        width = self.row_shape[1:]
+        return tuple(n + SCALE_BYTES for n in width) if self.quantised else width
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the stored words; tokens are bfloat16 held as uint16."""
-        return np.dtype("<u2" if self.ragged else "<f2")
+        """Of the stored words; bfloat16 is held as uint16."""
+        return np.dtype(ELEMENTS[self.element][0])
+
+    @property
+    def unit_bytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.unit_shape)
+
+    def blank(self, units: int) -> NDArray[Any]:
+        """`units` rows or tokens without values: NaN, or of scale NaN."""
+        fill = ELEMENTS[self.element][2]
+        words = np.full((units, *self.unit_shape), np.nan if fill == "NaN" else fill, self.dtype)
+        if self.quantised:
+            words[:, -SCALE_BYTES:] = np.array([np.nan], "<f4").view(np.int8)
+        return words
+
+    def finite(self, row: NDArray[Any]) -> bool:
+        """Whether all values of a row, or of its tokens, are finite numbers."""
+        if self.element == "int32":
+            return True
+        if self.quantised:
+            scales = np.ascontiguousarray(row[..., -SCALE_BYTES:]).view("<f4")
+            return bool(np.isfinite(scales).all())
+        mask = np.uint16(0x7C00 if self.element == "float16" else 0x7F80)  # the exponent's bits
+        return bool(((row.view("<u2") & mask) != mask).all())
 
     def arrays(self) -> dict[str, ArraySpec]:
         """The column's Zarr arrays by name."""
         rows = self.shards * self.shard_rows
+        _, name, fill = ELEMENTS[self.element]
+        notes = {"torch_dtype": "bfloat16"} if self.element == "bfloat16" else {}
+        if self.quantised:
+            notes = {"scale": f"the last {SCALE_BYTES} bytes of a token: float32, little endian"}
         if self.ragged:
             slots = ZARR_ROWS * self.row_shape[0]
-            values = ArraySpec(
-                (rows // ZARR_ROWS * slots, *self.unit_shape), "uint16", slots, CHUNK_TOKENS, 0,
-                {"torch_dtype": "bfloat16"},
-            )  # fmt: skip
+            chunk = CODEC_TOKENS if self.codec else CHUNK_TOKENS
+            shape = (rows // ZARR_ROWS * slots, *self.unit_shape)
+            values = ArraySpec(shape, name, slots, chunk, 0, notes, self.codec)
         else:
-            values = ArraySpec((rows, *self.row_shape), "float16", ZARR_ROWS, CHUNK_ROWS, "NaN")
+            chunk = 1 if self.codec else CHUNK_ROWS
+            shape = (rows, *self.row_shape)
+            values = ArraySpec(shape, name, ZARR_ROWS, chunk, fill, notes, self.codec)
         arrays = {
-            self.kind: values,
             "status": ArraySpec((rows,), "uint8", self.shard_rows, ZARR_ROWS, int(Status.ABSENT)),
             "crc": ArraySpec((rows,), "uint32", self.shard_rows, ZARR_ROWS, 0),
         }
         if self.ragged:
             arrays["lengths"] = ArraySpec((rows,), "uint16", self.shard_rows, ZARR_ROWS, 0)
-        return arrays
+        return arrays if self.backend == "webdataset" else {self.kind: values, **arrays}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +238,7 @@ class ArraySpec:
     chunk_len: int
     fill: int | str
     attributes: Mapping[str, str] | None = None
+    codec: str | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -157,13 +262,18 @@ class ArraySpec:
         return "/".join(["c", str(number), *["0"] * (len(self.shape) - 1)])
 
     def zarr_json(self) -> bytes:
-        """The array's Zarr v3 metadata. No compression, no checksum codec: rows stay contiguous
-        and readable in place.
+        """The array's Zarr v3 metadata. No checksum codec, and compression only if asked for: rows
+        stay contiguous and readable in place.
         """
         endian = {"name": "bytes", "configuration": {"endian": "little"}}
+        codecs: list[Json] = [endian if self.dtype.itemsize > 1 else {"name": "bytes"}]
+        if self.codec:
+            codecs.append(
+                {"name": "blosc", "configuration": {**BLOSC, "typesize": self.dtype.itemsize}}
+            )
         sharding = {
             "chunk_shape": [self.chunk_len, *self.shape[1:]],
-            "codecs": [endian if self.dtype.itemsize > 1 else {"name": "bytes"}],
+            "codecs": codecs,
             "index_codecs": [endian, {"name": "crc32c"}],
             "index_location": "end",
         }
@@ -185,11 +295,6 @@ class ArraySpec:
         )
 
 
-def empty_spec(tokens: int, width: int) -> ArraySpec:
-    """The array of the empty caption's tokens: one object, one chunk."""
-    return ArraySpec((tokens, width), "uint16", tokens, tokens, 0, {"torch_dtype": "bfloat16"})
-
-
 GROUP_JSON = canonical_json(
     {"zarr_format": 3, "node_type": "group", "attributes": {"latentbank": "column.json"}}
 )
@@ -201,18 +306,27 @@ class ColumnSpec:
 
     `identity` is plain JSON: encoder class, path and revision, weights digest, preprocessing,
     precision, source fingerprint. `empty_tokens` is the number of tokens of the empty caption
-    (token columns only).
+    (token columns only). `quantisation` tells the scheme, the scale of each channel and the
+    measured error of int8 tokens.
     """
 
     identity: Json
     layout: Layout
     norm: Norm | None = None
     empty_tokens: int | None = None
+    quantisation: Json | None = None
+
+    def __post_init__(self) -> None:
+        if self.layout.quantised != (self.quantisation is not None):
+            raise ValueError("int8 tokens, and only they, need the scale of each channel")
 
     def arrays(self) -> dict[str, ArraySpec]:
         arrays = self.layout.arrays()
-        if self.empty_tokens is not None:
-            arrays["empty"] = empty_spec(self.empty_tokens, self.layout.row_shape[1])
+        if self.empty_tokens is not None:  # one object, one chunk; never quantised
+            n, element = self.empty_tokens, KINDS[self.layout.kind][1][0]
+            shape, name = (n, *self.layout.row_shape[1:]), ELEMENTS[element][1]
+            notes = {"torch_dtype": "bfloat16"} if element == "bfloat16" else {}
+            arrays["empty"] = ArraySpec(shape, name, n, n, 0, notes)
         return arrays
 
     def zarr_json(self) -> dict[str, bytes]:
@@ -222,15 +336,16 @@ class ColumnSpec:
 
     def record(self) -> Json:
         """column.json before sealing."""
-        return {
+        record = {
             "format": COLUMN,
             "version": VERSION,
             "identity": self.identity,
-            "layout": {**asdict(self.layout), "row_shape": list(self.layout.row_shape)},
+            "layout": self.layout.record(),
             "norm": self.norm and {k: list(v) for k, v in asdict(self.norm).items()},
             "empty_tokens": self.empty_tokens,
             "zarr": {path: sha256(data) for path, data in sorted(self.zarr_json().items())},
         }
+        return record | ({"quantisation": self.quantisation} if self.quantisation else {})
 
     @classmethod
     def from_record(cls, record: Json) -> ColumnSpec:
@@ -241,6 +356,7 @@ class ColumnSpec:
             Layout(**{**layout, "row_shape": tuple(layout["row_shape"])}),
             norm and Norm(tuple(norm["shift"]), tuple(norm["scale"])),
             record["empty_tokens"],
+            record.get("quantisation"),
         )
 
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from .errors import CorruptColumn, FormatVersion, NotAColumn, SourceChanged
+from .errors import CorruptColumn, FormatVersion, NotAColumn, ShardsError, SourceChanged
+from .records import parse_index_head, parse_index_row, parse_source
 from .schema import INDEX, SHARD_ROWS, SOURCE, VERSION, refuse_difference
-from .storage import Json, canonical_json, put_if_absent, seal, sha256, unseal
+from .storage import Json, canonical_json, seal, sha256
+from .store import Place, open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +44,30 @@ class Source:
             "fingerprint": self.fingerprint,
         }
 
-    def check(self, folder: Path) -> None:
+    def check(self, folder: Place) -> None:
         """Raise IdentityMismatch if source.json stands and is of another source; writes nothing."""
-        path = folder / "source.json"
-        if path.exists():
-            standing = unseal(path, SOURCE, VERSION)
+        folder = open_store(folder)
+        if folder.size("source.json") is not None:
+            standing = folder.unseal("source.json", SOURCE, VERSION)
             standing.pop("digest")
             refuse_difference(
-                f"{path}: the source recorded here",
+                f"{folder.at('source.json')}: the source recorded here",
                 standing,
                 self.record(),
                 "New or changed tars are a new source: give it another name",
             )
 
-    def put(self, folder: Path) -> None:
+    def put(self, folder: Place) -> None:
         """Write source.json, or check the one that stands."""
-        put_if_absent(folder / "source.json", seal(self.record()))
+        open_store(folder).put_if_absent("source.json", seal(self.record()))
         self.check(folder)
 
 
-def open_source(folder: Path) -> Source:
+def open_source(folder: Place) -> Source:
     """Read source.json of `<root>/<source>`."""
-    record = unseal(folder / "source.json", SOURCE, VERSION)
-    tars = tuple((str(name), int(size)) for name, size in record["tars"])
+    folder = open_store(folder)
+    record = parse_source(folder.unseal("source.json", SOURCE, VERSION), folder.at("source.json"))
+    tars = tuple((name, size) for name, size in record["tars"])
     return Source(record["name"], tars, record["shard_rows"])
 
 
@@ -99,7 +101,7 @@ class ShardIndex:
         return b"".join([canonical_json(head), *lines])
 
     @classmethod
-    def decode(cls, data: bytes, path: Path) -> ShardIndex:
+    def decode(cls, data: bytes, path: str) -> ShardIndex:
         try:
             head, *lines = map(json.loads, data.splitlines())
             found, version = head["format"], head["version"]
@@ -108,48 +110,51 @@ class ShardIndex:
                     f"{path}: found format {found!r} version {version!r}, this program reads "
                     f"{INDEX!r} version {VERSION}. Use the release that wrote it"
                 )
+            parse_index_head(head, path)
             rows = [
                 IndexRow(key, {k: (o, n) for k, (o, n) in members.items()}, captions)
-                for key, members, captions in lines
+                for key, members, captions in (parse_index_row(line, path) for line in lines)
             ]
             index = cls(head["source"], head["shard"], rows, head["note"], sha256(data))
             if head["rows"] != len(rows):
                 raise ValueError(f"{len(rows)} rows, the header says {head['rows']}")
-        except FormatVersion:
+        except ShardsError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptColumn(f"{path}: damaged index ({error})") from None
         return index
 
 
-def index_path(folder: Path, shard: int) -> Path:
-    return folder / "index" / f"{shard:05d}.jsonl"
+def index_name(shard: int) -> str:
+    return f"index/{shard:05d}.jsonl"
 
 
-def read_index(folder: Path, shard: int) -> ShardIndex:
+def read_index(folder: Place, shard: int) -> ShardIndex:
     """The index of one tar of the source at `folder`."""
-    path = index_path(folder, shard)
+    folder, name = open_store(folder), index_name(shard)
     try:
-        return ShardIndex.decode(path.read_bytes(), path)
+        return ShardIndex.decode(folder.read(name), folder.at(name))
     except FileNotFoundError:
-        raise NotAColumn(f"{path}: this tar has not been read yet; encode it first") from None
+        raise NotAColumn(
+            f"{folder.at(name)}: this tar has not been read yet; encode it first"
+        ) from None
 
 
 def put_index(
-    folder: Path, source: str, shard: int, rows: Sequence[IndexRow], note: str | None
+    folder: Place, source: str, shard: int, rows: Sequence[IndexRow], note: str | None
 ) -> ShardIndex:
     """Write the index of a tar, or check that the one standing says the same (SourceChanged
     otherwise).
     """
-    data, path = ShardIndex.encode(source, shard, rows, note), index_path(folder, shard)
+    folder = open_store(folder)
+    data = ShardIndex.encode(source, shard, rows, note)
     index = ShardIndex(source, shard, rows, note, sha256(data))
-    if not put_if_absent(path, data):
+    if not folder.put_if_absent(index_name(shard), data):
         standing = read_index(folder, shard)
         if standing.digest != index.digest:
             raise SourceChanged(
-                f"{path}: tar {shard} held {len(standing.rows)} rows when it was first read and "
-                "holds "
-                f"{len(rows)} now, or other members or captions. Columns would no longer line up: "
-                "restore the tar, or make it a new source"
+                f"{folder.at(index_name(shard))}: tar {shard} held {len(standing.rows)} rows when "
+                f"it was first read and holds {len(rows)} now, or other members or captions. "
+                "Columns would no longer line up: restore the tar, or make it a new source"
             )
     return index

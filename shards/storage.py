@@ -1,10 +1,11 @@
 """Objects appear whole or not at all and are never replaced.
 
     write <dir>/.tmp-<random> -> flush -> fsync -> link to the final name (fails if it exists) ->
-    fsync(<dir>)
+    fsync(<dir>), and once the folders above it
 
 The link is what makes a name appear; a crash before it leaves only a `.tmp-` file, which nothing
-ever reads.
+ever reads. The last step is also taken where the name stood already: who made it may have been
+killed before that step, and what is written next must never outlive it in a power cut.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,13 @@ class Staged:
     """A file being written under a temporary name beside its final one, hashed on the way."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
         self.bytes = 0
         self._sha = hashlib.sha256()
-        self._file = self.temporary.open("xb")
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.temporary.open("xb")
 
     def write(self, data: Any) -> None:
         """Append a bytes-like object."""
@@ -60,7 +62,8 @@ class Staged:
         if not view.nbytes:  # an empty array has no flat view
             return
         view = view.cast("B")
-        self._file.write(view)
+        with naming(self.path):
+            self._file.write(view)
         self._sha.update(view)
         self.bytes += view.nbytes
 
@@ -72,19 +75,23 @@ class Staged:
         """Make the file appear under its final name; False if that name is taken (and stays as it
         was).
         """
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        try:
-            os.link(self.temporary, self.path)
-        except FileExistsError:
-            return False
-        fsync_path(self.path.parent)
-        return True
+        with naming(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            try:
+                os.link(self.temporary, self.path)
+                new = True
+            except FileExistsError:
+                new = False
+            make_durable(self.path)
+        return new
 
     def discard(self) -> None:
-        self._file.close()
-        with suppress(FileNotFoundError):
-            self.temporary.unlink()
+        with naming(self.path):
+            try:
+                self._file.close()
+            finally:
+                self.temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -97,13 +104,48 @@ def staged(path: Path) -> Iterator[Staged]:
         file.discard()
 
 
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Let an OSError say which object it is about: those of write, fsync and close do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and not error.filename:  # a ShardsError, which has no errno, says it already
+            error.filename = str(path)
+        raise
+
+
 def fsync_path(path: Path) -> None:
     """Make a file's bytes, or the names in a folder, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with naming(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+_durable: set[tuple[int, int]] = set()  # folders whose own names this process has made durable
+
+
+def make_durable(path: Path) -> None:
+    """Make an object's name durable, and once a process those of the folders above it.
+
+    Stops where the file system ends, or at a folder that this user may not open: we made none above.
+    """
+    path = path.absolute()
+    fsync_path(path.parent)
+    found = path.parent.stat()
+    for folder in path.parents:
+        key, above = (found.st_dev, found.st_ino), folder.parent.stat()
+        if key in _durable or above.st_dev != found.st_dev or folder == folder.parent:
+            return
+        try:
+            fsync_path(folder.parent)
+        except PermissionError:
+            return
+        _durable.add(key)
+        found = above
 
 
 def put_if_absent(path: Path, data: bytes) -> bool:
@@ -121,10 +163,11 @@ def atomic_write(path: Path, data: bytes) -> None:
     """
     with staged(path) as file:
         file.write(data)
-        file._file.flush()
-        os.fsync(file._file.fileno())
-        os.replace(file.temporary, path)
-    fsync_path(path.parent)
+        with naming(path):
+            file._file.flush()
+            os.fsync(file._file.fileno())
+            os.replace(file.temporary, path)
+    make_durable(path)
 
 
 def seal(record: Json) -> bytes:
@@ -133,32 +176,36 @@ def seal(record: Json) -> bytes:
 
 
 def unseal(path: Path, kind: str, version: int) -> Json:
-    """Read a sealed record and check its digest, its kind and its version.
-
-    Raises NotAColumn if the file is absent, CorruptColumn if it is damaged, FormatVersion if it is
-    something else.
-    """
+    """Read a sealed record from a file; see `unseal_bytes`. NotAColumn if the file is absent."""
     try:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise NotAColumn(
             f"{path}: no such file. Expected a {kind} record; check the path, or encode first"
         ) from None
+    return unseal_bytes(data, str(path), kind, version)
+
+
+def unseal_bytes(data: bytes, name: str, kind: str, version: int) -> Json:
+    """A sealed record from its bytes, its digest, kind and version checked.
+
+    Raises CorruptColumn if it is damaged, FormatVersion if it is something else.
+    """
     try:
         record = json.loads(data)
         digest = record.pop("digest")
         found, standing = record["format"], record["version"]
         sound = digest == sha256(canonical_json(record)) and data == seal(record)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise CorruptColumn(f"{path}: not a {kind} record ({error})") from None
+        raise CorruptColumn(f"{name}: not a {kind} record ({error})") from None
     if found != kind or standing != version:
         raise FormatVersion(
-            f"{path}: found format {found!r} version {standing!r}, this program reads "
+            f"{name}: found format {found!r} version {standing!r}, this program reads "
             f"{kind!r} version {version}. Use the release that wrote it, or encode again"
         )
     if not sound:
         raise CorruptColumn(
-            f"{path}: the record's digest does not fit its content; it was edited or damaged. "
+            f"{name}: the record's digest does not fit its content; it was edited or damaged. "
             "Restore it, or delete it and encode again"
         )
     record["digest"] = digest

@@ -1,11 +1,22 @@
-"""Columns to batches: an endless stream in the order of samples, read ahead by one thread."""
+"""Columns to batches: an endless stream in the order of samples, read ahead by a thread or by
+processes.
+
+Buffers are used again: fresh memory would double the price of a read, for the kernel has to clear
+it page by page. One is taken again only when no tensor lies over it, so a batch, or a part of it,
+may be kept for as long as one likes.
+"""
 
 from __future__ import annotations
 
+import math
+import os
 import queue
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+import weakref
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,39 +24,81 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import OrderError
-from .join import Join
+from .join import Join, Sources, as_sources
 from .order import Order
+from .plan import Frame, Header, Plan, Planner, Reader
+from .workers import Task, Workers
+
+TYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int32": torch.int32,
+}
 
 
 @dataclass(slots=True)
 class Batch:
-    """One rank's part of a global batch."""
+    """One rank's part of a global batch. Pinned memory where the stream was asked for it."""
 
     position: int  # samples the run had consumed before this batch
     samples: Tensor  # (B,) int64, global sample numbers: the key of all randomness
-    rows: Tensor  # (B,) int64, row ids
+    rows: Tensor  # (B,) int64, row ids in their sources
     moments: Tensor  # (B, 2C, H, W) fp16, raw: before drawing and normalising
     tokens: Tensor  # (sum of lengths, D) bf16, captions back to back
     cu_seqlens: Tensor  # (B + 1,) int32, where each caption starts; the last is the end
+    sources: Tensor = None  # type: ignore[assignment]  # (B,) int64, which source; None: all 0
+    extra: dict[str, Tensor] = field(default_factory=dict)  # further columns, (B, *row)
+
+    def __post_init__(self) -> None:
+        if self.sources is None:
+            self.sources = torch.zeros_like(self.rows)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) int32, tokens of each caption."""
+        return self.cu_seqlens.diff()
+
+
+def batch_of(
+    frame: Frame, position: int, header: Header, count: int, memory: NDArray[np.uint8] | Tensor
+) -> Batch:
+    """A batch of `count` tokens that was read into a flat buffer of bytes; `header`: its small
+    tensors. The large ones lie over the buffer, and it lives as long as one of them.
+    """
+
+    def over(offset: int, element: str, shape: tuple[int, ...]) -> Tensor:
+        dtype, count = TYPES[element], math.prod(shape)
+        if isinstance(memory, Tensor):  # pinned: its storage must stay the one that torch knows
+            return memory[offset : offset + dtype.itemsize * count].view(dtype).view(shape)
+        if not count:
+            return torch.empty(shape, dtype=dtype)
+        flat = torch.frombuffer(memory, dtype=dtype, count=count, offset=offset)
+        return flat.view(shape)
+
+    samples, rows, sources, ends = header
+    parts = {name: over(p.offset, p.element, p.shape) for name, p in frame.parts.items()}
+    tokens = over(frame.tokens_at, "bfloat16", (count, frame.width))
+    return Batch(position, samples, rows, parts.pop("moments"), tokens, ends, sources, parts)
 
 
 def read_rows(
     join: Join, rows: NDArray[np.int64], check: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(moments, tokens, cu_seqlens) of row ids, as in `Batch`. `check` compares every row's crc."""
+    """(moments, tokens, cu_seqlens) of row ids, as in `Batch`, with the captions of the first text
+    column. `check` compares every row's crc.
+    """
     lengths = join.text.lengths(rows)
     moments = torch.empty((len(rows), *join.latents.layout.row_shape), dtype=torch.float16)
-    tokens = torch.empty((int(lengths.sum()), join.text_width), dtype=torch.bfloat16)
     join.latents.read_into(rows, moments.numpy(), check)
-    join.text.read_into(rows, tokens.view(torch.uint16).numpy(), check)
+    words = join.text.decoded(join.text.read(rows, check))
     cu_seqlens = torch.zeros(len(rows) + 1, dtype=torch.int32)
     cu_seqlens[1:] = torch.from_numpy(np.cumsum(lengths))
-    return moments, tokens, cu_seqlens
+    return moments, torch.from_numpy(words).view(torch.bfloat16), cu_seqlens
 
 
-def empty_caption(join: Join) -> Tensor:
+def empty_caption(join: Join | Sources) -> Tensor:
     """The embedding of the empty caption, (n, D) bf16."""
-    return torch.from_numpy(join.text.empty()).view(torch.bfloat16)
+    return torch.from_numpy(as_sources(join).texts[0].empty()).view(torch.bfloat16)
 
 
 def pad_text(
@@ -66,60 +119,183 @@ def pad_text(
 
 
 class Stream(Iterator[Batch]):
-    """Endless batches of one rank from `position` on. Its whole state is that one integer.
+    """Endless batches of one rank from `position` on. Its whole state is that one integer:
+    `stream.position` is that of the next batch.
 
-    The first epoch of a run compares every row with its checksum. An error in the reading thread
-    is raised from `next`. Raises OrderError before any data is read if position, batch, lanes and
-    world do not fit together. Close it, or use it in `with`.
+    `workers`: 0 reads in a thread, N in as many processes; the batches are the same. `prefetch`:
+    batches that are ready ahead; `ahead`: batches before its turn that each is hinted to the disk
+    or fetched into the cache (0: never). `pin`: page-locked memory, for copies to a GPU that do not
+    wait.
+
+    The first epoch of a run compares every row with its checksum. What goes wrong while reading is
+    raised from `next`; WorkerDied if a process was killed. Raises OrderError before any data is
+    read if position, batch, lanes and world do not fit together. Close it, or use it in `with`. A
+    stream belongs to the process that made it: make it after a fork, or in the worker of a
+    DataLoader.
     """
 
     def __init__(
-        self, join: Join, order: Order, *, position: int, global_batch: int,
-        world: int = 1, rank: int = 0, prefetch: int = 2,
+        self, join: Join | Sources, order: Order, *, position: int, global_batch: int,
+        world: int = 1, rank: int = 0, prefetch: int = 2, workers: int = 0, ahead: int = 1,
+        pin: bool = False,
     ) -> None:  # fmt: skip
         order.check(position, global_batch, world)
-        if len(order.sources) != 1:
-            raise OrderError("one join holds one source; the order has several")
-        self._args = join, order, global_batch, world, rank
-        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(prefetch)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._read, args=(position,), daemon=True)
-        self._thread.start()
-
-    def _read(self, position: int) -> None:
-        join, order, batch, world, rank = self._args
-        try:
-            while not self._stop.is_set():
-                _, rows, samples = order(position, batch, world, rank)
-                data = read_rows(join, rows, check=position < order.epoch_samples)
-                self._put(Batch(position, torch.from_numpy(samples), torch.from_numpy(rows), *data))
-                position += batch
-        except Exception as error:  # handed to the consumer, who raises it
-            self._put(error)
-
-    def _put(self, item: Batch | BaseException) -> None:
-        while not self._stop.is_set():
-            try:
-                return self._queue.put(item, timeout=0.1)
-            except queue.Full:
-                continue
+        sources = as_sources(join)
+        if len(order.sources) != len(sources.words):
+            raise OrderError(
+                f"an order of {len(order.sources)} source{'s' * (len(order.sources) > 1)} for "
+                f"columns of {len(sources.words)}: make it by `Sources.order`"
+            )
+        if prefetch < 1 or workers < 0 or ahead < 0:
+            raise OrderError(
+                f"prefetch {prefetch} >= 1, workers {workers} >= 0 and ahead {ahead} >= 0 expected"
+            )
+        self.position, self._batch, self._owner = position, global_batch, os.getpid()
+        self._reading: _Thread | _Processes
+        if workers:
+            task = Task(sources, order, global_batch, world, rank, position, global_batch, ahead)
+            self._reading = _Processes(task, workers, prefetch, pin)
+        else:
+            planner = Planner(sources, order, global_batch, world, rank, _rows_of)
+            self._reading = _Thread(Reader(planner), position, global_batch, prefetch, ahead, pin)
+        self._error: BaseException | None = None
+        self._closed = False
 
     def __next__(self) -> Batch:
-        if self._stop.is_set():
+        if os.getpid() != self._owner:
+            raise RuntimeError(
+                "this stream was made in another process, from which this one was forked. Make a "
+                "stream of its own here"
+            )
+        if self._closed:
             raise StopIteration
-        item = self._queue.get()
-        if isinstance(item, BaseException):
-            self._queue.put(item)  # for whoever asks again: the reading thread has ended
-            raise item
-        return item
+        if self._error is not None:
+            raise self._error
+        try:
+            batch = self._reading.take(self.position)
+        except Exception as error:
+            self._error = error  # for whoever asks again: nobody reads any more
+            raise
+        self.position += self._batch
+        return batch
 
     def close(self) -> None:
-        """Stop the reading thread."""
-        self._stop.set()
-        self._thread.join()
+        """Stop reading. Batches that were handed out stay as they are."""
+        self._closed = True
+        if os.getpid() == self._owner:
+            self._reading.close()
 
     def __enter__(self) -> Stream:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Buffers:
+    """Memory for batches, taken again when the last tensor over it is gone."""
+
+    def __init__(self, spare: int) -> None:
+        self._free: deque[NDArray[np.uint8]] = deque(maxlen=spare)
+
+    def take(self, size: int) -> NDArray[np.uint8]:
+        """A buffer of `size` bytes with room in it; only pages that are written take memory."""
+        try:
+            memory = self._free.pop()  # the one used last is in the cache
+        except IndexError:
+            memory = np.empty(size, np.uint8)
+        buffer = memory[:]  # an object of its own: it dies with the last tensor over it
+        weakref.finalize(buffer, self._free.append, memory).atexit = False
+        return buffer
+
+
+class _Thread:
+    """A thread that reads batches ahead into a queue."""
+
+    def __init__(
+        self, reader: Reader, position: int, step: int, prefetch: int, ahead: int, pin: bool
+    ) -> None:
+        self._queue: queue.Queue[Batch | Exception] = queue.Queue(prefetch)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=_read, name="stream", daemon=True,
+            args=(reader, position, step, ahead, pin, self._queue, self._stop),
+        )  # fmt: skip
+        self.close = weakref.finalize(self, _halt, self._stop, self._thread)
+        self._thread.start()
+
+    def take(self, position: int) -> Batch:
+        item = self._queue.get()
+        if isinstance(item, Exception):
+            raise item
+        assert item.position == position
+        return item
+
+
+def _halt(stop: threading.Event, thread: threading.Thread) -> None:
+    """End the reading thread, also when the interpreter ends: killed in the midst of a tensor, it
+    would take the process with it.
+    """
+    stop.set()
+    if thread is not threading.current_thread():
+        thread.join()
+
+
+def _read(
+    reader: Reader, position: int, step: int, ahead: int, pin: bool,
+    batches: queue.Queue[Batch | Exception], stop: threading.Event,
+) -> None:  # fmt: skip
+    buffers = _Buffers(batches.maxsize + 2)  # with one being read and one in use
+    try:
+        for plan in reader.plans(position, step, ahead):
+            if stop.is_set() or not _put(batches, _batch(reader, plan, buffers, pin), stop):
+                return
+    except Exception as error:  # handed to the consumer, who raises it
+        _put(batches, error, stop)
+
+
+def _rows_of(table: NDArray[Any]) -> Sequence[Tensor]:
+    """(n, ...) -> n tensors, far cheaper together than one by one."""
+    return torch.from_numpy(table).unbind()
+
+
+def _batch(reader: Reader, plan: Plan, buffers: _Buffers, pin: bool) -> Batch:
+    if pin:  # torch keeps such memory, and hands it out again when no copy to the GPU uses it
+        pinned = torch.empty(plan.bytes, dtype=torch.uint8, pin_memory=True)
+        reader.fill(plan, pinned.numpy())
+        return batch_of(reader.frame, plan.position, plan.header, plan.tokens, pinned)
+    memory = buffers.take(reader.frame.capacity)
+    reader.fill(plan, memory)
+    return batch_of(reader.frame, plan.position, plan.header, plan.tokens, memory)
+
+
+def _put(
+    batches: queue.Queue[Batch | Exception], item: Batch | Exception, stop: threading.Event
+) -> bool:
+    while not stop.is_set():
+        try:
+            batches.put(item, timeout=0.1)
+        except queue.Full:
+            continue
+        return True
+    return False
+
+
+class _Processes:
+    """Worker processes, and their batches as tensors."""
+
+    def __init__(self, task: Task, workers: int, prefetch: int, pin: bool) -> None:
+        size = task.order.places(task.global_batch, task.world, task.rank).size
+        self._frame, self._pin = Frame(task.sources, size), pin
+        self._workers = Workers(task, workers, self._frame.capacity, prefetch)
+        self.close = self._workers.close
+
+    def take(self, position: int) -> Batch:
+        memory = self._workers.take()
+        arrays = self._frame.header(memory)
+        header: Any = tuple(map(torch.from_numpy, arrays))
+        batch = batch_of(self._frame, position, header, int(arrays[3][-1]), memory)
+        if self._pin:
+            batch.moments, batch.tokens = batch.moments.pin_memory(), batch.tokens.pin_memory()
+            batch.extra = {name: values.pin_memory() for name, values in batch.extra.items()}
+        return batch

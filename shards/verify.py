@@ -2,21 +2,312 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import json
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
-import numpy as np
-
-from .commits import Commit, Generation, committed, own_commit, read_commit, read_failures
+from .commits import (
+    FAILURE,
+    Commit,
+    Generation,
+    commit_name,
+    committed,
+    failure_name,
+    open_complete,
+    own_commit,
+    read_commit,
+)
 from .errors import CorruptColumn, NotAColumn, ShardsError
+from .parallel import Bar, Report, processes_for, silent, spread
 from .reader import Column, open_spec
-from .schema import ZARR_ROWS
-from .storage import canonical_json, sha256, sha256_file
-from .writer import Values, block_digest
-from .zarrfile import crc32c
+from .records import parse_complete, parse_failure
+from .scan import Fault, ShardScan, ShardTask, damage, nonsense, objects_of, scan_shard
+from .schema import COMPLETE, VERSION, ColumnSpec
+from .source import open_source
+from .storage import Json, canonical_json, sha256
+from .store import Place, Store, open_store
+from .writer import sha256_of
+
+READERS = 16  # threads that read small records
+QUARANTINE, LEASES = "quarantine/", "lease"
 
 
-def logical_digest(path: Path) -> str:
+@dataclass(slots=True)
+class Examination:
+    """What `examine` found. `commits` are the sound commit records by shard; `unfinished` names
+    objects that belong to no commit, which is no damage; `blocks` the recomputed logical digests.
+    """
+
+    store: Store
+    spec: ColumnSpec | None = None
+    digest: str = ""
+    faults: list[Fault] = field(default_factory=list)
+    commits: dict[int, Commit] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+    missing: list[int] = field(default_factory=list)
+    unfinished: list[tuple[str, int]] = field(default_factory=list)
+    complete: bool = False
+    blocks: dict[int, tuple[str | None, ...]] = field(default_factory=dict)
+
+    def fault(self, kind: str, message: str, name: str | None, shard: int | None = None) -> None:
+        self.faults.append(Fault(kind, message, shard, (), name))
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for commit in self.commits.values() for _, size, _ in commit.objects)
+
+    def sentences(self) -> list[str]:
+        """What is unfinished, in words."""
+        if self.spec is None:
+            return []
+        url, lines = self.store.url, []
+        if self.missing:
+            some = f"shards {self.missing[:8]}{' and more' if len(self.missing) > 8 else ''}"
+            lines.append(
+                f"{url}: unfinished, {len(self.missing)} of {self.spec.layout.shards} shards are not "
+                f"committed ({some}). `python -m encode run` goes on"
+            )
+        lines += [f"{url}: shard {s} failed: {why}" for s, why in list(self.failed.items())[:8]]
+        if not self.missing and not self.complete and not self.failed:
+            lines.append(f"{url}: all shards are committed, but no COMPLETE record says so")
+        if self.unfinished:
+            size = sum(size for _, size in self.unfinished)
+            lines.append(
+                f"{url}: {len(self.unfinished)} objects ({size:,} bytes) belong to no commit yet, "
+                f"{self.unfinished[0][0]} the first: an encode that runs or was interrupted"
+            )
+        return lines
+
+
+def verify(url: Place, report: Report = silent, processes: int | None = None) -> list[Fault]:
+    """Every fault found in a column; see `examine`. Empty if sound."""
+    return examine(url, processes, silent, report).faults
+
+
+def examine(
+    url: Place,
+    processes: int | None = None,
+    begin: Callable[[int], None] = silent,
+    report: Report = silent,
+    deep: bool = True,
+) -> Examination:
+    """Check records, Zarr metadata, COMPLETE generations and, if `deep`, every byte of every object:
+    each is read once, by all cores. `begin` is told how many bytes there are, `report` how many
+    were read.
+
+    Raises NotAColumn or FormatVersion where there is nothing to check.
+    """
+    store = open_store(url)
+    found = Examination(store)
+    try:
+        found.spec, found.digest = open_spec(store)
+    except CorruptColumn as error:
+        found.fault("column", str(error), "column.json")
+        return found
+    except NotAColumn as error:
+        if not store.list("commits"):
+            raise
+        found.fault("column", str(error), "column.json")
+        return found
+    _records(found)
+    _generations(found)
+    _strays(found)
+    begin(found.bytes)
+    if deep:
+        index = _source_stands(found)
+        _empty(found)
+        tasks = [ShardTask(store, found.spec, c, index) for c in found.commits.values()]
+        count = processes_for(processes, len(tasks), found.bytes)
+        scans: list[tuple[int, ShardScan]] = []
+        for task, scan in spread(scan_shard, tasks, count, report):
+            scans.append((task.commit.shard, scan))
+            found.blocks[task.commit.shard] = scan.blocks
+        for _, scan in sorted(scans, key=lambda pair: pair[0]):
+            found.faults += scan.faults
+    return found
+
+
+def check_stands(store: Store) -> None:
+    """Raise NotAColumn if there is no column, damaged or not; writes nothing."""
+    if store.size("column.json") is None and not store.list("commits"):
+        open_spec(store)
+
+
+def _records(found: Examination) -> None:
+    """Metadata, commit and failure records."""
+    store, spec = found.store, found.spec
+    assert spec
+    for name, data in spec.zarr_json().items():
+        if not _reads(store, name, data):
+            message = f"{store.at(name)}: not the Zarr metadata that column.json names"
+            found.fault("metadata", message, name)
+    standing = committed(store, spec.layout.shards)
+    with ThreadPoolExecutor(READERS) as pool:
+        commits = list(pool.map(lambda shard: _commit(store, found.digest, shard), standing))
+    for shard, commit in zip(standing, commits, strict=True):
+        name = commit_name(shard)
+        if isinstance(commit, str):
+            found.fault("commit", commit, name, shard)
+        elif why := nonsense(spec, commit):
+            message = f"{store.at(name)}: no commit of this column: {why}"
+            found.fault("commit", message, name, shard)
+        else:
+            found.commits[shard] = commit
+    for name, _ in store.list("failures"):
+        try:
+            record = parse_failure(store.unseal(name, FAILURE, VERSION), store.at(name))
+            if record["shard"] not in standing:
+                found.failed[record["shard"]] = record["reason"]
+        except (OSError, ShardsError) as error:
+            found.fault("failure", damage(error), name)
+    there = {*standing, *found.failed}
+    found.missing = [shard for shard in range(spec.layout.shards) if shard not in there]
+
+
+def _reads(store: Store, name: str, data: bytes) -> bool:
+    """Whether an object stands and has just these bytes."""
+    try:
+        return store.size(name) == len(data) and store.read(name) == data
+    except (OSError, CorruptColumn) as error:
+        damage(error)
+        return False
+
+
+def _commit(store: Store, digest: str, shard: int) -> Commit | str:
+    try:
+        return own_commit(store, digest, shard)
+    except (OSError, ShardsError) as error:
+        return damage(error)
+
+
+def _generations(found: Examination) -> None:
+    """COMPLETE records and valid-row bits, recomputed from the commits."""
+    store, spec = found.store, found.spec
+    assert spec
+    for name, _ in store.list("complete"):
+        if name.endswith(".json"):
+            found.complete = True
+            _generation(found, name)
+
+
+def _generation(found: Examination, name: str) -> None:
+    store, spec = found.store, found.spec
+    assert spec
+    beside = name.removesuffix(".json") + ".valid"
+    try:
+        record = parse_complete(store.unseal(name, COMPLETE, VERSION), store.at(name))
+        if record["column"] != found.digest or len(record["shards"]) != spec.layout.shards:
+            raise CorruptColumn(f"{store.at(name)}: this record belongs to another column.json")
+    except (OSError, ShardsError) as error:
+        return found.fault("complete", damage(error), name)
+    wrong = [
+        shard
+        for shard, (_, content, _) in enumerate(record["shards"])
+        if content and (shard not in found.commits or found.commits[shard].content != content)
+    ]
+    for shard in wrong:
+        found.fault(
+            "complete",
+            f"{store.url}: shard {shard} is not committed with the content that the COMPLETE record "
+            f"{name} names",
+            name,
+            shard,
+        )
+    try:
+        open_complete(store, name, found.digest)
+    except (OSError, ShardsError) as error:
+        found.fault("valid", damage(error), beside)
+    if wrong:
+        return None
+    expected = generation_of(found, record)
+    if expected.digest != record["digest"] or name != f"complete/{expected.digest}.json":
+        message = f"{store.at(name)}: not what the commits that it names make up"
+        found.fault("complete", message, name)
+    return None
+
+
+def generation_of(found: Examination, record: Json) -> Generation:
+    """The generation that a COMPLETE record should describe, from the commits it names."""
+    assert found.spec
+    named = [s for s, (_, content, _) in enumerate(record["shards"]) if content]
+    failed = {int(s): str(why) for s, why in record["failed"]}
+    commits = [found.commits[s] for s in named]
+    return Generation.of(found.digest, found.spec.layout.shards, commits, failed)
+
+
+def _strays(found: Examination) -> None:
+    """Objects that belong to no commit, nor to the records of a column."""
+    spec = found.spec
+    assert spec
+    shards = range(spec.layout.shards)
+    known = {
+        "column.json",
+        *spec.zarr_json(),
+        *map(commit_name, shards),
+        *map(failure_name, shards),
+    }
+    for commit in found.commits.values():
+        known.update(name for name, _, _ in commit.objects)
+    for fault in found.faults:  # what a damaged commit may have named is no stray
+        if fault.kind == "commit" and fault.shard is not None:
+            known |= set.union(*objects_of(spec, fault.shard, spec.layout.shard_rows))
+    arrays = spec.arrays()
+    if "empty" in arrays:
+        known.add(f"empty/{arrays['empty'].key(0)}")
+    standing = found.store.list()
+    names = {name for name, _ in standing}
+    for name, size in standing:
+        record = name.removesuffix(".valid") + ".json"
+        finished = name.startswith("complete/") and (name.endswith(".json") or record in names)
+        if not finished and name not in known and not name.startswith((QUARANTINE, LEASES)):
+            found.unfinished.append((name, size))
+
+
+def _source_stands(found: Examination) -> bool:
+    """Whether the column's source stands beside it, so that the indexes are to be checked."""
+    assert found.spec
+    folder = found.store.parent
+    try:
+        return open_source(folder).fingerprint == found.spec.identity.get("source")
+    except NotAColumn:
+        return False
+    except (OSError, ShardsError) as error:
+        found.fault("source", damage(error), None)
+        return False
+
+
+def _empty(found: Examination) -> None:
+    """The empty caption's object, which every commit names."""
+    assert found.spec
+    arrays = found.spec.arrays()
+    if "empty" not in arrays or not found.commits:
+        return
+    name = f"empty/{arrays['empty'].key(0)}"
+    try:
+        standing: tuple[int, str] | None = sha256_of(found.store, name)
+    except (OSError, CorruptColumn) as error:
+        damage(error)
+        standing = None
+    wrong = [
+        shard
+        for shard, commit in found.commits.items()
+        if (name, *(standing or (0, ""))) not in commit.objects
+    ]
+    if wrong:
+        how = "missing or unreadable" if standing is None else f"{standing[0]} other bytes than"
+        found.fault(
+            "object",
+            f"{found.store.at(name)}: {how} the commits of shards {wrong[:8]} name",
+            name,
+        )
+
+
+# Digests ------------------------------------------------------------------------------------------
+
+
+def logical_digest(path: Place) -> str:
     """One digest of a column's identity, rows, statuses and values, however and wherever it was
     made.
 
@@ -24,101 +315,89 @@ def logical_digest(path: Path) -> str:
     encoding has not finished.
     """
     column = Column.open(path)
-    record = column.spec.record()
-    shards = [
+    contents = [
         read_commit(path, shard).content if content else None
         for shard, content in enumerate(column.generation.content)
     ]
-    empty = sha256(column.empty().tobytes()) if column.spec.empty_tokens else None
-    return sha256(canonical_json([record["identity"], record["norm"], empty, shards]))
+    return _digest(column, contents)
 
 
-def verify(path: Path, progress: Callable[[int, int], None] = lambda done, of: None) -> list[str]:
-    """Every fault found in a column: records, objects (size and sha256), rows (crc), logical
-    digests. Empty if sound. Raises NotAColumn or FormatVersion where there is nothing to check.
-    """
-    try:
-        spec, digest = open_spec(path)
-    except CorruptColumn as error:
-        return [str(error)]
-    except NotAColumn as error:
-        if not (path / "commits").is_dir():
-            raise
-        return [str(error)]  # a column that lost its column.json
-    commits: list[Commit] = []
-    faults: list[str] = []
-    for shard in committed(path, spec.layout.shards):
-        try:
-            commits.append(own_commit(path, digest, shard))
-        except ShardsError as error:
-            faults.append(str(error))
-    try:
-        failed = read_failures(path)
-    except ShardsError as error:
-        failed = {}
-        faults.append(str(error))
-    column = Column(path, spec, digest, Generation.of(digest, spec.layout.shards, commits, failed))
-    faults += _record_faults(column)
-    for done, commit in enumerate(commits):
-        faults += _shard_faults(column, commit)
-        progress(done + 1, len(commits))
-    return faults
-
-
-def _record_faults(column: Column) -> list[str]:
-    """Zarr metadata as column.json says; a COMPLETE record that fits the commits."""
-    faults = [
-        f"{column.path / name}: not the Zarr metadata that column.json names"
-        for name, data in column.spec.zarr_json().items()
-        if not (column.path / name).is_file() or (column.path / name).read_bytes() != data
-    ]
-    if any((column.path / "complete").glob("*.json")):
-        try:
-            complete = Column.open(column.path).generation
-        except ShardsError as error:
-            return [*faults, str(error)]
-        faults += [
-            f"{column.path}: shard {shard} is not committed with the content that the COMPLETE "
-            "record names"
-            for shard, content in enumerate(complete.content)
-            if content and content != column.generation.content[shard]
-        ]
-    return faults
-
-
-def _shard_faults(column: Column, commit: Commit) -> Iterator[str]:
-    for name, size, digest in commit.objects:
-        file = column.path / name
-        if not file.is_file():
-            yield f"{file}: missing, though shard {commit.shard} is committed"
-        elif file.stat().st_size != size or sha256_file(file) != digest:
-            yield (
-                f"{file}: {file.stat().st_size} bytes that are not the {size} of sha256 "
-                f"{digest[:12]}... "
-                f"which the commit of shard {commit.shard} names"
-            )
-    first = commit.shard * column.layout.shard_rows
-    for block, digest in enumerate(commit.blocks):
-        rows = np.arange(block * ZARR_ROWS, min((block + 1) * ZARR_ROWS, commit.rows)) + first
-        try:
-            values: Values = column.read(rows)
-            ragged = column.layout.ragged
-            lengths = column.lengths(rows).astype(np.uint16) if ragged else None
-            status, stored = column.status(rows), column.checksums(rows)
-        except ShardsError as error:
-            yield str(error)
+def deep_digest(
+    path: Place,
+    processes: int | None = None,
+    begin: Callable[[int], None] = silent,
+    report: Report = silent,
+) -> tuple[str, list[Fault]]:
+    """The logical digest, recomputed from the data; and all that is not as the records say."""
+    column = Column.open(path)
+    found = examine(path, processes, begin, report)
+    contents: list[str | None] = []
+    for shard, content in enumerate(column.generation.content):
+        commit = found.commits.get(shard)
+        if content is None or commit is None:
+            contents.append(None)
             continue
-        if lengths is not None:
-            values = np.split(values, np.cumsum(lengths, dtype=int)[:-1])
-        found = [crc32c(np.ascontiguousarray(row)) for row in values]
-        bad = np.flatnonzero(np.array(found) != stored) + block * ZARR_ROWS
-        if len(bad):
-            yield (
-                f"{column.path}: shard {commit.shard}, rows {bad.tolist()} do not fit their "
-                "checksums"
-            )
-        if block_digest(values, lengths, status) != digest:
-            yield (
-                f"{column.path}: shard {commit.shard}, rows {rows[0] - first}..{rows[-1] - first} "
-                "do not fit the logical digest in the commit"
-            )
+        blocks = tuple(block or "" for block in found.blocks[shard])
+        again = Commit(
+            commit.shard, commit.rows, commit.not_ok, commit.objects, blocks, commit.index,
+            commit.column, commit.provenance,
+        )  # fmt: skip
+        contents.append(again.content)
+    try:
+        return _digest(column, contents), found.faults
+    except ShardsError as error:  # the empty caption cannot be read
+        if not found.faults:
+            raise
+        return f"none ({error})", found.faults
+
+
+def _digest(column: Column, contents: Sequence[str | None]) -> str:
+    record = column.spec.record()
+    empty = sha256(column.empty().tobytes()) if column.spec.empty_tokens else None
+    parts = [record["identity"], record["norm"], empty, list(contents)]
+    if column.spec.quantisation:
+        parts.append(record["quantisation"])
+    return sha256(canonical_json(parts))
+
+
+# Commands -----------------------------------------------------------------------------------------
+
+
+def run_verify(urls: Sequence[str], processes: int | None, as_json: bool) -> int:
+    """`python -m shards verify`: 1 if anything is damaged, else 0."""
+    damaged = False
+    for url in urls:
+        with Bar("verify") as shown:
+            found = examine(url, processes, shown.begin, shown.report)
+        damaged |= bool(found.faults)
+        for line in [
+            json.dumps(fault.record(found.store.url)) if as_json else str(fault)
+            for fault in found.faults
+        ]:
+            print(line)
+        if not as_json:
+            print("\n".join([*found.sentences(), _verdict(url, found.faults)]))
+    return int(damaged)
+
+
+def _verdict(url: str, faults: Sequence[Fault]) -> str:
+    if not faults:
+        return f"{url}: sound"
+    shards = {fault.shard for fault in faults if fault.shard is not None}
+    return (
+        f"{url}: DAMAGED, {len(faults)} faults, {len(shards)} shards. See what `python -m shards "
+        f"repair {url}` would do"
+    )
+
+
+def run_digest(url: str, deep: bool, processes: int | None) -> int:
+    """`python -m shards digest`: 1 if `--deep` found the data to be other than the records say."""
+    if not deep:
+        print(logical_digest(url))
+        return 0
+    with Bar("digest") as shown:
+        digest, faults = deep_digest(url, processes, shown.begin, shown.report)
+    print(digest)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return int(bool(faults))

@@ -9,16 +9,14 @@ attempts end in the same commit.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .commits import Commit, commit_path, read_commit
+from .commits import Commit, commit_name, read_commit
 from .errors import CorruptColumn
 from .schema import (
     COLUMN,
@@ -27,28 +25,31 @@ from .schema import (
     ZARR_ROWS,
     ArraySpec,
     ColumnSpec,
+    Layout,
     Status,
     refuse_difference,
 )
-from .storage import Json, put_if_absent, seal, sha256_file, staged, unseal
-from .zarrfile import check_index, crc32c, pack, read_elements
+from .storage import Json, naming, seal
+from .store import Place, Staging, Store, open_store
+from .tars import END, scan, tar_name, write_row
+from .zarrfile import crc32c, pack, read_elements, read_index, read_into
 
-BF16_NAN = np.uint16(0x7FC0)
 Values = NDArray[Any] | Sequence[NDArray[Any]]
+PIECE = 1 << 24  # bytes read at once where a standing object is hashed
 
 
-def check_column(column: Path, spec: ColumnSpec) -> str | None:
+def check_column(column: Place, spec: ColumnSpec) -> str | None:
     """Digest of the column.json that stands in a folder, None if there is none; writes nothing.
 
     Raises IdentityMismatch, naming every differing field, if it is of another column.
     """
-    path = column / "column.json"
-    if not path.exists():
+    column = open_store(column)
+    if column.size("column.json") is None:
         return None
-    standing = unseal(path, COLUMN, VERSION)
+    standing = column.unseal("column.json", COLUMN, VERSION)
     digest = standing.pop("digest")
     refuse_difference(
-        f"{path}: the column that stands here",
+        f"{column.at('column.json')}: the column that stands here",
         standing,
         spec.record(),
         "Nothing was changed. Encode into another folder",
@@ -56,53 +57,72 @@ def check_column(column: Path, spec: ColumnSpec) -> str | None:
     return str(digest)
 
 
-def create_column(column: Path, spec: ColumnSpec) -> str:
+def create_column(column: Place, spec: ColumnSpec) -> str:
     """Claim a folder for a column and return the digest of column.json; see `check_column`."""
-    put_if_absent(column / "column.json", seal(spec.record()))
+    column = open_store(column)
+    column.put_if_absent("column.json", seal(spec.record()))
     digest = check_column(column, spec)
     for name, data in spec.zarr_json().items():
-        if not put_if_absent(column / name, data) and (column / name).read_bytes() != data:
-            raise CorruptColumn(f"{column / name}: not the Zarr metadata that column.json names")
+        if not column.put_if_absent(name, data) and column.read(name) != data:
+            raise CorruptColumn(f"{column.at(name)}: not the Zarr metadata that column.json names")
     return str(digest)
 
 
-def put_empty(column: Path, spec: ColumnSpec, tokens: NDArray[np.uint16]) -> None:
+def put_empty(column: Place, spec: ColumnSpec, tokens: NDArray[np.uint16]) -> None:
     """Store the empty caption's embedding, (n, D) bfloat16 words, beside the rows of a token
     column.
     """
     array = spec.arrays()["empty"]
     if tokens.shape != array.shape:
         raise ValueError(f"empty caption of shape {tokens.shape}, the column says {array.shape}")
-    with staged(column / "empty" / array.key(0)) as file:
+    with open_store(column).staged(f"empty/{array.key(0)}") as file:
         pack(file, array, [tokens])
         file.publish()
 
 
-def row_finite(values: Values, ragged: bool) -> NDArray[np.bool_]:
-    """Which rows hold finite numbers only; an exponent of all ones is an infinity or a NaN."""
-    mask = np.uint16(0x7F80 if ragged else 0x7C00)
-    return np.array([bool(((row.view("<u2") & mask) != mask).all()) for row in values])
+def sha256_of(store: Store, name: str) -> tuple[int, str]:
+    """Bytes and sha256 of an object that stands."""
+    handle = store.open(name)
+    try:
+        with naming(store.at(name)):
+            digest, size = hashlib.sha256(), store.length(handle)
+        buffer = memoryview(bytearray(min(PIECE, size)))
+        for start in range(0, size, PIECE):
+            piece = buffer[: min(PIECE, size - start)]
+            read_into(store, handle, piece, start, store.at(name))
+            digest.update(piece)
+    finally:
+        store.close(handle)
+    return size, digest.hexdigest()
 
 
 class ShardWriter:
     """Writes the rows of one shard in blocks of 1,024 (the last may be shorter), then commits.
 
     `rows` is how many the tar holds; `index` the digest of its index; `column_digest` that of
-    column.json.
+    column.json. Close it, or use it in `with`, where it may be left before the commit.
     """
 
     def __init__(
-        self, column: Path, spec: ColumnSpec, column_digest: str, shard: int, rows: int, index: str
-    ) -> None:
-        self.column, self.spec, self.shard, self.rows = column, spec, shard, rows
+        self, column: Place, spec: ColumnSpec, column_digest: str, shard: int,
+        rows: int, index: str,
+    ) -> None:  # fmt: skip
+        self.store, self.spec, self.shard, self.rows = open_store(column), spec, shard, rows
+        if not 0 <= rows <= spec.layout.shard_rows:
+            raise ValueError(f"{rows} rows in a shard of at most {spec.layout.shard_rows}")
         self._column_digest, self._index = column_digest, index
         self._arrays = spec.arrays()
         self._objects: list[tuple[str, int, str]] = []
         self._blocks: list[str] = []
-        self._status = np.full(rows, Status.ABSENT, np.uint8)
+        self._given = np.full(
+            rows, Status.ABSENT, np.uint8
+        )  # the status before the values' own say
+        self._status = self._given.copy()
         self._lengths = np.zeros(rows, np.uint16)
         self._crc = np.zeros(rows, np.uint32)
         self._next = 0
+        backend = TarValues if spec.layout.backend == "webdataset" else ZarrValues
+        self._values: ZarrValues | TarValues = backend(self.store, spec.layout, shard)
 
     def put_block(self, values: Values, status: NDArray[np.uint8]) -> None:
         """Write the next rows: (n, 2C, H, W) float16, or n arrays (tokens, D) of bfloat16 words.
@@ -112,82 +132,40 @@ class ShardWriter:
         NON_FINITE.
         """
         layout, start = self.spec.layout, self._next
-        number = self.shard * layout.blocks_per_shard + start // ZARR_ROWS
         if start % ZARR_ROWS or len(values) != min(ZARR_ROWS, self.rows - start):
             raise ValueError(f"block of {len(values)} rows at row {start} of {self.rows}")
-        has_values = np.isin(status, HAS_VALUES)
-        values = self._blanked(values, has_values)
+        for row in values:
+            if (row.shape[1:] if layout.ragged else row.shape) != layout.unit_shape:
+                raise ValueError(f"a row of shape {row.shape}, the column says {layout.row_shape}")
+        values = _blanked(layout, values, np.isin(status, HAS_VALUES))
         lengths = np.array([len(v) for v in values] if layout.ragged else [0] * len(values))
-        if layout.ragged and lengths.max(initial=0) > layout.row_shape[0]:
+        if lengths.max(initial=0) > layout.row_shape[0] * layout.ragged:
             raise ValueError(f"{lengths.max()} tokens in a row of at most {layout.row_shape[0]}")
-        if not layout.ragged or lengths.sum():
-            values = self._put_values(number, values, lengths)
-        status = np.where(
-            has_values & ~row_finite(values, layout.ragged), Status.NON_FINITE, status
-        )
-        at = slice(start, start + len(values))
-        self._status[at], self._lengths[at] = status, lengths
+        self._given[start : start + len(values)] = status
+        self._learn(start, self._values.put(start, values, lengths, status), lengths)
+        self._next += len(values)
+
+    def _learn(self, start: int, values: Values, lengths: NDArray[Any]) -> None:
+        """Derive status, crc and digest of a block from the values that stand."""
+        layout, at = self.spec.layout, slice(start, start + len(values))
+        given = self._given[at]
+        lost = np.isin(given, HAS_VALUES) & ~_finite(layout, values)
+        self._status[at] = np.where(lost, Status.NON_FINITE, given)
+        self._lengths[at] = lengths
         self._crc[at] = [crc32c(np.ascontiguousarray(row)) for row in values]
         self._blocks.append(
             block_digest(values, self._lengths[at] if layout.ragged else None, self._status[at])
         )
-        self._next += len(values)
 
-    def _blanked(self, values: Values, has_values: NDArray[np.bool_]) -> Values:
-        """Rows without values blanked; a row with any non-finite value becomes NaN as a whole, its
-        length kept.
-        """
-        if self.spec.layout.ragged:
-            finite = row_finite(values, True)
-            width = self.spec.layout.unit_shape
-            return [
-                np.zeros((0, *width), np.uint16) if not there
-                else np.ascontiguousarray(row, "<u2") if good
-                else np.full_like(row, BF16_NAN)
-                for row, there, good in zip(values, has_values, finite, strict=True)
-            ]  # fmt: skip
-        dense = np.array(values, "<f2")
-        dense[~(has_values & row_finite(dense, False))] = np.nan
-        return dense
-
-    def _put_values(self, number: int, values: Values, lengths: NDArray[Any]) -> Values:
-        """Write one values object, or adopt the one that stands; returns the values that stand."""
-        kind = self.spec.layout.kind
-        array = self._arrays[kind]
-        path = f"{kind}/{array.key(number)}"
-        if self._put(path, array, [values] if isinstance(values, np.ndarray) else list(values)):
-            return values
-        count = int(lengths.sum()) if self.spec.layout.ragged else len(values)
-        standing = self._read(path, array, count)
-        if not self.spec.layout.ragged:
-            return standing
-        return np.split(standing, np.cumsum(lengths)[:-1])
-
-    def _put(self, path: str, array: ArraySpec, parts: list[NDArray[Any]]) -> bool:
-        """Write an object whole, if absent; either way record the size and sha256 of what
-        stands.
-        """
-        with staged(self.column / path) as file:
-            pack(file, array, parts)
-            new = file.publish()
-            size, digest = file.bytes, file.sha256
-        if not new:
-            size, digest = (self.column / path).stat().st_size, sha256_file(self.column / path)
-        self._objects.append((path, size, digest))
-        return new
-
-    def _read(self, path: str, array: ArraySpec, count: int) -> NDArray[Any]:
-        """The `count` elements of an object that stands, which must hold exactly so many."""
-        name = str(self.column / path)
-        with opened(self.column / path) as descriptor:
-            held = check_index(descriptor, array, name)
-            if held != count + -count % array.chunk_len:
-                raise CorruptColumn(
-                    f"{name}: an object of {held} elements stands where {count} were to be "
-                    "written. "
-                    "It is of no commit: delete it and encode again"
-                )
-            return read_elements(descriptor, array, 0, count, name)
+    def _adopt(self) -> None:
+        """Learn all again from the tar that another writer published first."""
+        self._values.close()
+        self._values = TarValues(self.store, self.spec.layout, self.shard)
+        self._blocks = []
+        for start in range(0, self.rows, ZARR_ROWS):
+            at = slice(start, min(start + ZARR_ROWS, self.rows))
+            lengths = self._lengths[at].astype(np.int64)
+            self._learn(start, self._values.standing(start, lengths, self._given[at]), lengths)
 
     def commit(self, provenance: Json) -> Commit:
         """Write what was learnt of the rows and, last, the commit record; adopts a commit that
@@ -195,41 +173,205 @@ class ShardWriter:
         """
         if self._next != self.rows:
             raise ValueError(f"commit after {self._next} of {self.rows} rows")
+        if not self._values.finish():
+            self._adopt()
+        self._objects = list(self._values.objects)
+        self.close()
         learnt: dict[str, NDArray[Any]] = {
             "lengths": self._lengths,
             "status": self._status,
             "crc": self._crc,
         }
         for name, data in learnt.items() if self.rows else ():
-            if name not in self._arrays:
-                continue
-            array = self._arrays[name]
-            path = f"{name}/{array.key(self.shard)}"
-            if not self._put(path, array, [data]) and not np.array_equal(
-                self._read(path, array, self.rows), data
-            ):
-                raise CorruptColumn(
-                    f"{self.column / path}: what stands does not fit the values that stand beside "
-                    "it. "
-                    "It is of no commit: delete it and encode again"
-                )
+            if name in self._arrays:
+                self._put(name, data)
         if "empty" in self._arrays:
             path = f"empty/{self._arrays['empty'].key(0)}"
-            file = self.column / path
-            self._objects.append((path, file.stat().st_size, sha256_file(file)))
+            self._objects.append((path, *sha256_of(self.store, path)))
         commit = Commit(
             self.shard, self.rows, runs(self._status), tuple(self._objects), tuple(self._blocks),
             self._index, self._column_digest, provenance,
         )  # fmt: skip
-        put_if_absent(commit_path(self.column, self.shard), seal(commit.record()))
-        standing = read_commit(self.column, self.shard)
+        name = commit_name(self.shard)
+        self.store.put_if_absent(name, seal(commit.record()))
+        standing = read_commit(self.store, self.shard)
         refuse_difference(
-            f"{commit_path(self.column, self.shard)}: the commit of shard {self.shard}",
+            f"{self.store.at(name)}: the commit of shard {self.shard}",
             standing.content,
             commit.content,
             "Two writers disagree about one shard: run `python -m shards verify` on the column",
         )
         return standing
+
+    def _put(self, array: str, data: NDArray[Any]) -> None:
+        """Write a small array of the shard, or check that what stands says the same."""
+        spec = self._arrays[array]
+        path = f"{array}/{spec.key(self.shard)}"
+        new, size, digest = put_object(self.store, path, spec, [data])
+        self._objects.append((path, size, digest))
+        if not new and not np.array_equal(read_object(self.store, path, spec, len(data)), data):
+            raise CorruptColumn(
+                f"{self.store.at(path)}: what stands does not fit the values that stand beside it. "
+                "It is of no commit: delete it and encode again"
+            )
+
+    def close(self) -> None:
+        """Drop what is not published yet."""
+        self._values.close()
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class ZarrValues:
+    """Values as Zarr objects, one a block of 1,024 rows, each published when it is written."""
+
+    def __init__(self, store: Store, layout: Layout, shard: int) -> None:
+        self.store, self.layout, self.shard = store, layout, shard
+        self.array = layout.arrays()[layout.kind]
+        self.objects: list[tuple[str, int, str]] = []
+
+    def put(
+        self, start: int, values: Values, lengths: NDArray[Any], status: NDArray[np.uint8]
+    ) -> Values:
+        """Write one values object, or adopt the one that stands; returns the values that stand."""
+        ragged = self.layout.ragged
+        count = int(lengths.sum()) if ragged else len(values)
+        if not count:
+            return values
+        number = self.shard * self.layout.blocks_per_shard + start // ZARR_ROWS
+        path = f"{self.layout.kind}/{self.array.key(number)}"
+        parts = [values] if isinstance(values, np.ndarray) else list(values)
+        new, size, digest = put_object(self.store, path, self.array, parts)
+        self.objects.append((path, size, digest))
+        if new:
+            return values
+        standing = read_object(self.store, path, self.array, count)
+        return np.split(standing, np.cumsum(lengths)[:-1]) if ragged else standing
+
+    def finish(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+class TarValues:
+    """Values as one tar of `.npy` members, published by `finish`; a tar that stands is adopted."""
+
+    def __init__(self, store: Store, layout: Layout, shard: int) -> None:
+        self.store, self.layout, self.path = store, layout, tar_name(shard)
+        self.objects: list[tuple[str, int, str]] = []
+        self._open = ExitStack()
+        self._file: Staging | None = None
+        if store.size(self.path) is None:
+            self._file = self._open.enter_context(store.staged(self.path))
+            return
+        store.settle(self.path)
+        self._handle = store.open(self.path)
+        self._open.callback(store.close, self._handle)
+        found = scan(store, self._handle, layout, store.at(self.path))
+        self._members = {row: (start, size) for row, start, size in found}
+        self.objects.append((self.path, *sha256_of(store, self.path)))
+
+    def put(
+        self, start: int, values: Values, lengths: NDArray[Any], status: NDArray[np.uint8]
+    ) -> Values:
+        """Append rows that have values; returns the values that stand."""
+        if self._file is None:
+            return self.standing(start, lengths, status)
+        for i in np.flatnonzero(
+            np.isin(status, HAS_VALUES) & _finite(self.layout, values)
+        ).tolist():
+            write_row(self._file, start + i, values[i])
+        return values
+
+    def standing(self, start: int, lengths: NDArray[Any], status: NDArray[np.uint8]) -> Values:
+        """What the standing tar holds of some rows; a row that it lacks is blank."""
+        layout, name = self.layout, self.store.at(self.path)
+        rows = []
+        for i, there in enumerate(np.isin(status, HAS_VALUES)):
+            row = layout.blank(int(lengths[i]) if layout.ragged else 1)
+            if found := self._members.get(start + i):
+                if not there or found[1] != row.nbytes:
+                    raise CorruptColumn(
+                        f"{name}: row {start + i} has {found[1]} bytes, {row.nbytes * there} were "
+                        "to be written. The tar is of no commit: delete it and encode again"
+                    )
+                if row.nbytes:
+                    read_into(
+                        self.store,
+                        self._handle,
+                        row.reshape(-1).view(np.uint8).data,
+                        found[0],
+                        name,
+                    )
+            rows.append(row if layout.ragged else row[0])
+        return rows if layout.ragged else np.stack(rows)
+
+    def finish(self) -> bool:
+        """Publish the tar; False if another writer was first, and its tar stands."""
+        if self._file is None:
+            return True
+        self._file.write(END)
+        new = self._file.publish()
+        if new:
+            self.objects.append((self.path, self._file.bytes, self._file.sha256))
+        return new
+
+    def close(self) -> None:
+        self._open.close()
+
+
+def put_object(
+    store: Store, path: str, spec: ArraySpec, parts: Sequence[NDArray[Any]]
+) -> tuple[bool, int, str]:
+    """Write an object whole, if absent; (whether it is new, size and sha256 of what stands)."""
+    with store.staged(path) as file:
+        pack(file, spec, parts)
+        if file.publish():
+            return True, file.bytes, file.sha256
+    return (False, *sha256_of(store, path))
+
+
+def read_object(store: Store, path: str, spec: ArraySpec, count: int) -> NDArray[Any]:
+    """The `count` elements of an object that stands, which must hold exactly so many."""
+    name, handle = store.at(path), store.open(path)
+    try:
+        held = (len(read_index(store, handle, spec, name)) - 1) * spec.chunk_len
+        if held != count + -count % spec.chunk_len:
+            raise CorruptColumn(
+                f"{name}: an object of {held} elements stands where {count} were to be written. "
+                "It is of no commit: delete it and encode again"
+            )
+        return read_elements(store, handle, spec, 0, count, name)
+    finally:
+        store.close(handle)
+
+
+def _blanked(layout: Layout, values: Values, has_values: NDArray[np.bool_]) -> Values:
+    """Rows without values blanked; a row with any non-finite value becomes NaN as a whole, its
+    length kept.
+    """
+    finite = _finite(layout, values)
+    if layout.ragged:
+        return [
+            layout.blank(0) if not there
+            else np.ascontiguousarray(row, layout.dtype) if good
+            else layout.blank(len(row))
+            for row, there, good in zip(values, has_values, finite, strict=True)
+        ]  # fmt: skip
+    dense = np.array(values, layout.dtype)
+    dense[~(has_values & finite)] = layout.blank(1)[0]
+    return dense
+
+
+def _finite(layout: Layout, values: Values) -> NDArray[np.bool_]:
+    """Which rows hold finite numbers only."""
+    return np.array([layout.finite(row) for row in values], bool)
 
 
 def block_digest(
@@ -252,13 +394,3 @@ def runs(status: NDArray[np.uint8]) -> tuple[tuple[int, int, int], ...]:
     edges = np.flatnonzero(np.diff(status, prepend=np.uint8(0), append=np.uint8(0)))
     spans = zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
     return tuple((a, b - a, int(status[a])) for a, b in spans if status[a] != Status.OK)
-
-
-@contextmanager
-def opened(path: Path) -> Any:
-    """A file descriptor for reading."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

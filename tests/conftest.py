@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from tests.shards.objects import server, url  # noqa: F401 - fixtures: S3 on loopback
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

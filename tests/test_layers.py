@@ -33,8 +33,18 @@ HEAVY = {
     "transformers": ("encode",),
     "ray": ("encode",),
     "deepspeed": ("train",),
-    "torch": ("shards.stream", "shards.latents", "shards.randomness", "encode", "train", "eval"),
+    "torch": (
+        "shards.stream",
+        "shards.latents",
+        "shards.randomness",
+        "shards.bench",
+        "encode",
+        "train",
+        "eval",
+    ),
 }
+# run in an environment that has none of ours: they may import each other alone
+ALONE = ("shards.bench.samples", "shards.bench.measure", "shards.bench.peers")
 
 
 def modules() -> list[tuple[str, Path]]:
@@ -71,6 +81,8 @@ def complaints(module: str, source: str) -> list[str]:
             found.append(f"{module}:{line} imports {name}")
         if top in HEAVY and not within(module, HEAVY[top]):
             found.append(f"{module}:{line} imports {name}")
+        if module in ALONE and top in OURS and not within(name, ALONE):
+            found.append(f"{module}:{line} imports {name}")
         if name in ("eval", "train"):
             found.append(
                 f"{module}:{line} hides a builtin or a method: write from {name}.x import y"
@@ -98,6 +110,10 @@ def test_import_directions(module: str, path: Path) -> None:
         ("eval.sampler", "from train.flow import sigmas\nfrom train import model", False),
         ("eval.sampler", "from train.engine import start", True),
         ("eval.sampler", "import train", True),
+        ("shards.bench.peers", "from .samples import Batch\nimport torch", False),
+        ("shards.bench.peers", "from ..order import Order", True),
+        ("shards.bench.peers", "from .readers import raw", True),
+        ("shards.bench.readers", "from ..order import Order", False),
         ("eval.demo.vae", "import diffusers", False),
         ("eval.demo.page", "import diffusers", True),
     ],

@@ -217,6 +217,18 @@ def newest(folder: Path) -> tuple[Path, Manifest] | None:
     return None
 
 
+def pins(folder: Path) -> dict[str, Any] | None:
+    """What the checkpoints of a run say of its columns, so that the same generations are opened again; None if there
+    are none. It is the same in all, so the newest that can be read will do, whatever became of its weights."""
+    for path in steps(folder):
+        try:
+            data: dict[str, Any] = unseal(path / "manifest.json", KIND, VERSION)["data"]
+        except (ShardsError, OSError, KeyError):
+            continue
+        return data
+    return None
+
+
 def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) -> None:
     """ResumeRefused unless the checkpoint has the columns, order of samples, seed, model and objective of `record`."""
     fields = ("data", "order", "model", "objective")  # the order holds the seed

@@ -10,14 +10,25 @@ from configs import ConfigError, Strict
 from .flow import FlowConfig
 from .model import ModelConfig
 
+Text = str | dict[str, float]  # a tokens column, or several and how often each is chosen
+
 
 class DataConfig(Strict):
-    latents: Path  # a moments column; the one value that differs between two VAEs
-    text: Path  # a tokens column of the same source
+    """Which columns are read, and how. Columns are folders or urls (s3://, gs://, az://, file://)."""
+
+    latents: (
+        str | tuple[str, ...]
+    )  # a moments column; the one value that differs between two VAEs. Several: one a source
+    text: Text | tuple[Text, ...]  # of the same source, or of each
+    weights: tuple[float, ...] | None = (
+        None  # share of each source; None: concatenated, each row once an epoch
+    )
     also: tuple[
-        Path, ...
+        str, ...
     ] = ()  # columns whose rows must be valid too, so that paired runs see the same rows
     truncated: bool = False  # admit pictures that were cut short but decoded
+    bad: Literal["skip", "error"] = "skip"  # rows that are not ok in some column
+    partial: bool = False  # read columns that are still being encoded, as far as they are now
     lanes: int = Field(default=64, ge=1)  # strands of the order; part of the run's identity
     window: int = Field(
         default=0, ge=0
@@ -26,6 +37,32 @@ class DataConfig(Strict):
         default=0.1, ge=0, le=1
     )  # share of captions replaced by the empty one
     prefetch: int = Field(default=2, ge=1)  # batches read ahead
+    ahead: int = Field(
+        default=1, ge=0
+    )  # batches before its turn that each is hinted to the disk, or fetched from an object store
+    workers: int = Field(default=0, ge=0)  # processes that read on each rank; 0: a thread
+
+    @model_validator(mode="after")
+    def _sources(self) -> "DataConfig":
+        counts = {"latents": self.latents, "text": self.text, "weights": self.weights}
+        found = {
+            name: len(value) if isinstance(value, tuple) else 1
+            for name, value in counts.items()
+            if value is not None
+        }
+        if len(set(found.values())) > 1:
+            raise ValueError(
+                "one of each a source expected, found "
+                + ", ".join(f"{n} {name}" for name, n in found.items())
+            )
+        return self
+
+    @property
+    def first(self) -> tuple[str, str]:
+        """The latent column and the (first) text column of the first source."""
+        latents = self.latents if isinstance(self.latents, str) else self.latents[0]
+        text = self.text[0] if isinstance(self.text, tuple) else self.text
+        return latents, text if isinstance(text, str) else next(iter(text))
 
 
 class OptimConfig(Strict):
@@ -43,7 +80,7 @@ class EmaConfig(Strict):
 
 
 class ValidationConfig(Strict):
-    source: Path | None = (
+    source: str | None = (
         None  # folder of the held-out source; its columns carry the names of the training columns
     )
     every: int = Field(default=1000, ge=1)  # steps
@@ -94,4 +131,11 @@ class TrainConfig(Strict):
 
 def run_folder(config: TrainConfig, path: Path) -> Path:
     """Where a run lives: the names of its config and of its latent column, so that VAEs never share a folder."""
-    return config.runs / f"{path.stem}-{config.data.latents.resolve().name}"
+    latents = config.data.latents
+    names = map(column_name, [latents] if isinstance(latents, str) else latents)
+    return config.runs / f"{path.stem}-{'+'.join(dict.fromkeys(names))}"
+
+
+def column_name(url: str) -> str:
+    """How people call a column: the last part of its url, or of the folder that a link leads to."""
+    return url.rstrip("/").rpartition("/")[2] if "://" in url else Path(url).resolve().name

@@ -68,5 +68,6 @@ def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
         cu = batch.cu_seqlens[start : start + size + 1]
         yield Batch(
             batch.position, batch.samples[at], batch.rows[at], batch.moments[at],
-            batch.tokens[int(cu[0]) : int(cu[-1])], cu - cu[0],
+            batch.tokens[int(cu[0]) : int(cu[-1])], cu - cu[0], batch.sources[at],
+            {name: values[at] for name, values in batch.extra.items()},
         )  # fmt: skip

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from configs import ConfigError
-from shards import Join, Order, atomic_write, canonical_json, open_join
+from shards import Order, Sources, atomic_write, canonical_json, open_sources
 from shards.stream import Batch, Stream, empty_caption
 
 from . import checkpoint
@@ -31,6 +31,7 @@ from .validate import Validator, open_held_out
 from .world import World, join_world, leave_world
 
 log = logging.getLogger(__name__)
+CHECKPOINTS = "checkpoints"  # folder of a run
 Batches = Callable[
     [int, World], Iterator[Batch]
 ]  # (position, world) -> this rank's batches from there on
@@ -47,45 +48,59 @@ def fit(config: TrainConfig, run: Path, batches: Batches | None = None) -> int:
 
     `batches` may come from elsewhere than the columns, in the order that `Order` gives. All that a user can get wrong
     is found before the processes meet and the model is built."""
-    join = open_join(config.data.latents, config.data.text, config.data.also, config.data.truncated)
-    order = Order([join.words], config.seed, config.data.lanes, config.data.window)
+    sources = open_columns(config, checkpoint.pins(run / CHECKPOINTS))
+    order = sources.order(config.seed, config.data.lanes, config.data.window)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     order.check(0, config.global_batch, size)
     deepspeed_config(config, size)
-    model = model_config(config, join)
-    held_out = open_held_out(config, join)
+    model = model_config(config, sources)
+    held_out = open_held_out(config, sources)
     world = join_world()
     try:
-        trainer = Trainer(config, run, join, order, DiT(model, config.seed), world)
+        seen = world.gather(sources.identity())
+        if seen[world.rank] != seen[0]:  # this rank looked at a growing column a little later
+            sources = open_columns(config, seen[0])
+            order = sources.order(config.seed, config.data.lanes, config.data.window)
+        trainer = Trainer(config, run, sources, order, DiT(model, config.seed), world)
         validator = Validator(config, held_out, world) if held_out else None
-        return trainer.run_to_end(batches or _from_columns(config, join, order), validator)
+        return trainer.run_to_end(batches or _from_columns(config, sources, order), validator)
     finally:
         leave_world()
 
 
-def model_config(config: TrainConfig, join: Join) -> DiTConfig:
+def open_columns(config: TrainConfig, pins: dict[str, Any] | None) -> Sources:
+    """The columns of a run, at the generations that `pins` (what `Sources.identity` said) names."""
+    c = config.data
+    return open_sources(
+        c.latents, c.text, c.also, c.truncated, weights=c.weights, bad=c.bad, partial=c.partial, pins=pins,
+    )  # fmt: skip
+
+
+def model_config(config: TrainConfig, sources: Sources) -> DiTConfig:
     """The model that fits the columns; ConfigError if none does."""
-    channels, *size = join.latent_shape
+    channels, *size = sources.latent_shape
     c = config.model
     tokens = [side // c.patch_size for side in size]
     if any(side % c.patch_size for side in size) or (
         c.pos_embed == "ape" and max(tokens) > c.pos_embed_max_size
     ):
         raise ConfigError(
-            f"{config.data.latents} holds latents of {size[0]} x {size[1]}, which patches of {c.patch_size} and "
+            f"{config.data.first[0]} holds latents of {size[0]} x {size[1]}, which patches of {c.patch_size} and "
             f"at most {c.pos_embed_max_size} tokens a side do not cover: change model.patch_size or "
             "model.pos_embed_max_size"
         )
     return DiTConfig(
-        **c.model_dump(), in_channels=channels, out_channels=channels, text_width=join.text_width
+        **c.model_dump(), in_channels=channels, out_channels=channels, text_width=sources.text_width
     )
 
 
-def _from_columns(config: TrainConfig, join: Join, order: Order) -> Batches:
+def _from_columns(config: TrainConfig, sources: Sources, order: Order) -> Batches:
+    c = config.data
+
     def batches(position: int, world: World) -> Stream:
         return Stream(
-            join, order, position=position, global_batch=config.global_batch, world=world.size, rank=world.rank,
-            prefetch=config.data.prefetch,
+            sources, order, position=position, global_batch=config.global_batch, world=world.size, rank=world.rank,
+            prefetch=c.prefetch, ahead=c.ahead, workers=c.workers, pin=world.device.type == "cuda",
         )  # fmt: skip
 
     return batches
@@ -95,10 +110,10 @@ class Trainer:
     """A run in progress on one rank: the engine, the average, and how far they are."""
 
     def __init__(
-        self, config: TrainConfig, run: Path, join: Join, order: Order, model: DiT, world: World
-    ) -> None:
-        self.config, self.folder, self.join, self.world = config, run, join, world
-        self.empty = empty_caption(join)
+        self, config: TrainConfig, run: Path, sources: Sources, order: Order, model: DiT, world: World
+    ) -> None:  # fmt: skip
+        self.config, self.folder, self.sources, self.world = config, run, sources, world
+        self.empty = empty_caption(sources)
         self.totals = {name: p.numel() for name, p in model.named_parameters()}
         self.engine = Engine(model, config, world)
         self.model_config = model.config
@@ -135,7 +150,7 @@ class Trainer:
     def _inputs(self, part: Batch) -> Any:
         c = self.config
         x = training_inputs(
-            part, self.join.norm, self.empty, c.flow, c.data.caption_dropout, c.seed
+            part, self.sources.norm, self.empty, c.flow, c.data.caption_dropout, c.seed
         )
         return x.to(self.world.device)
 
@@ -163,6 +178,8 @@ class Trainer:
             "step": self.step_number, "position": batch.position, "what": what, "rows": rows,
             "rows_with_such_a_loss": [row for row, b in zip(rows, bad, strict=True) if b],
         }  # fmt: skip
+        if len(self.sources.joins) > 1:
+            record["sources"] = batch.sources.tolist()
         atomic_write(path, canonical_json(record))
         raise NonFiniteLoss(
             f"the {what} of step {self.step_number} is not finite on some rank; the weights were not moved. The rows "
@@ -245,10 +262,10 @@ class Trainer:
         self._received = number  # the ranks agree on it in the step in progress, finish that, save
 
     def _announce(self) -> None:
-        channels, height, width = self.join.latent_shape
+        channels, height, width = self.sources.latent_shape
         log.info(
             "%s: %.1f M parameters, latents %d x %d x %d, text width %d, %s samples an epoch, %d ranks on %s",
-            self.folder, sum(self.totals.values()) / 1e6, channels, height, width, self.join.text_width,
+            self.folder, sum(self.totals.values()) / 1e6, channels, height, width, self.sources.text_width,
             f"{self.epoch_samples:,}", self.world.size, self.world.device.type,
         )  # fmt: skip
         log.info("DeepSpeed: %s", ", ".join(f"{k} {v}" for k, v in self.engine.effective.items()))
@@ -262,7 +279,7 @@ class Trainer:
             "position": self.position,
             "model": self.model_config.model_dump(mode="json"),
             "config": self.config.model_dump(mode="json"),
-            "data": self.join.identity(),
+            "data": self.sources.identity(),
             "order": self.order_identity,
             "objective": {
                 "flow": self.config.flow.model_dump(mode="json"),
@@ -321,4 +338,4 @@ class Trainer:
 
     @property
     def _checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
+        return self.folder / CHECKPOINTS

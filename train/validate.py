@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shards import IdentityMismatch, Join, open_join
+from shards import IdentityMismatch, Join, Sources, open_join
 from shards.latents import draw
 from shards.randomness import normal
 from shards.stream import pad_text, read_rows
 
-from .config import TrainConfig
+from .config import TrainConfig, column_name
 from .ema import Ema
 from .engine import Engine
 from .flow import interpolate, losses, noise_levels, target
@@ -36,16 +36,17 @@ class Validation:
         return {"loss": self.loss, "normalised": self.normalised, "levels": list(self.levels)}
 
 
-def open_held_out(config: TrainConfig, training: Join) -> Join | None:
-    """The columns of the held-out source that carry the names of the training columns; None if no source is named.
+def open_held_out(config: TrainConfig, training: Sources) -> Join | None:
+    """The columns of the held-out source that carry the names of the (first source's) training columns; None if no
+    source is named.
 
     IdentityMismatch if another encoder or preprocessing made them."""
     source = config.validation.source
     if source is None:
         return None
-    names = [path.resolve().name for path in (config.data.latents, config.data.text)]
-    join = open_join(source / names[0], source / names[1], truncated=config.data.truncated)
-    for ours, theirs in ((training.latents, join.latents), (training.text, join.text)):
+    latents, text = (f"{source.rstrip('/')}/{column_name(url)}" for url in config.data.first)
+    join, first = open_join(latents, text, truncated=config.data.truncated), training.joins[0]
+    for ours, theirs in ((first.latents, join.latents), (first.text, join.text)):
         found, expected = (
             {**c.spec.identity, "source": None, "norm": c.spec.norm} for c in (theirs, ours)
         )

@@ -86,30 +86,39 @@ def write_report(
         "seconds": clock,
     }
     atomic_write(out / "summary.json", canonical_json(summary))
+    real_of = dict(zip((p["key"] for p in prompts), real_files, strict=True))
     shown = [
         p
         for group in classifier.groups
         for p in [p for p in prompts if p["group"] == group][:PER_GROUP]
     ]
-    html = environment().from_string(TEMPLATE.read_text()).render(
-        s=summary,
-        vaes=vaes,
-        curves=curves({vae: run["metrics"] for vae, run in runs.items()}),
-        samples=[
-            {
-                "prompt": p["prompt"],
-                "group": p["group"],
-                "pictures": [embed(image_file(out, vae, p["key"])) for vae in vaes],
-                "real": embed(real_files[prompts.index(p)]),
-            }
-            for p in shown
-        ],
-        reconstructions=[
-            reconstruction_strip(out, source, vaes) for source in SEEN
-        ],
-    )  # fmt: skip
+    metrics = {vae: run["metrics"] for vae, run in runs.items()}
+    html = page_of(out, summary, vaes, metrics, shown, real_of)
     atomic_write(out / "report.html", html.encode())
     return summary
+
+
+def page_of(
+    out: Path, summary: Json, vaes: Sequence[str], metrics: dict[str, list[Json]],
+    shown: Sequence[Json], real_of: dict[str, Path],
+) -> str:  # fmt: skip
+    """The report as one self-contained HTML page; `shown` are the prompts whose pictures it has, `real_of` the real
+    picture of each prompt's key.
+    """
+    samples = [
+        {
+            "prompt": p["prompt"],
+            "group": p["group"],
+            "pictures": [embed(image_file(out, vae, p["key"])) for vae in vaes],
+            "real": embed(real_of[p["key"]]),
+        }
+        for p in shown
+    ]
+    html: str = environment().from_string(TEMPLATE.read_text()).render(
+        s=summary, vaes=vaes, curves=curves(metrics), samples=samples,
+        reconstructions=[reconstruction_strip(out, source, vaes) for source in SEEN],
+    )  # fmt: skip
+    return html
 
 
 def environment() -> jinja2.Environment:

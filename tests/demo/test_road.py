@@ -50,7 +50,7 @@ def out(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(600)
 def test_the_page_says_what_was_measured(out: Path) -> None:
     clock = {"pictures": 1.0}
     summary = write_report(out, VAES, Path("configs/demo/classifier"), ["a < b"], clock)

@@ -6,15 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.memory import MEMORY, in_memory  # noqa: F401 - a fixture
+
 from .toy import save_gemma, save_kl, save_qwen
-
-MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
-
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
-        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

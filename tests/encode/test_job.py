@@ -430,3 +430,34 @@ def test_two_runs_at_once(config: Path, tmp_path: Path, undisturbed: list[str]) 
     ).read_text()
     assert digests(tmp_path / "cache") == undisturbed
     assert not litter(tmp_path / "cache")
+
+
+def test_storage_options_change_no_value(
+    tmp_path: Path, models: Path, undisturbed: list[str]
+) -> None:
+    tars = write_source(tmp_path / "tars", 6, 9)
+    path = write_config(tmp_path / "toy.yaml", tmp_path / "cache", tars, models)
+    config = yaml.safe_load(path.read_text())
+    config["columns"]["vae"]["backend"] = "webdataset"
+    config["columns"]["text"]["codec"] = "blosc"
+    config["columns"]["small"] = {**config["columns"]["text"], "element": "int8", "codec": None}
+    path.write_text(yaml.safe_dump(config))
+    assert wait(start(tmp_path / "output", path)) == 0, (tmp_path / "output").read_text()
+    assert digests(tmp_path / "cache") == undisturbed
+    small, text = (Column.open(tmp_path / "cache/toy" / name) for name in ("small", "text"))
+    rows = np.arange(9)
+    exact, lossy = (
+        torch.from_numpy(c.decoded(c.read(rows, check=True))).view(torch.bfloat16).float()
+        for c in (text, small)
+    )
+    error = float((lossy - exact).norm() / exact.norm())
+    assert 0 < error < 0.01
+    assert small.spec.quantisation is not None
+    assert small.spec.quantisation["relative_error"] == pytest.approx(error, rel=0.2)
+    assert small.layout.unit_bytes == text.layout.unit_bytes // 2 + 4
+    assert verify(tmp_path / "cache/toy/small") == []
+    commit = tmp_path / "cache/toy/small/commits/00003.json"
+    whole = commit.read_bytes()
+    commit.unlink()  # the scales that stand are used again, not measured anew
+    assert wait(start(tmp_path / "output", path)) == 0, (tmp_path / "output").read_text()
+    assert json.loads(commit.read_bytes())["content"] == json.loads(whole)["content"]

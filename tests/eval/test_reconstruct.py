@@ -48,7 +48,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, vae_folder: Path) -> Path:
     write_tar(folder / "tars" / "1.tar", range(4, 6))
     config = EncodeConfig.model_validate(
         {
-            "root": folder,
+            "root": str(folder),
             "sources": {"pair": [str(folder / "tars" / "0.tar"), str(folder / "tars" / "1.tar")]},
             "columns": {
                 "tiny": {

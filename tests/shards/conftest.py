@@ -6,16 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.memory import MEMORY, in_memory  # noqa: F401 - a fixture
+
 from .toy import moments_spec, tokens_spec, write_column
-
-# Writers sync every object; on a busy disk a sync takes 30 ms, in memory none.
-MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
-
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
-        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -1,23 +1,39 @@
 """`python -m shards` as a user runs it."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from shards import Order, create_column, open_join
+from shards.__main__ import main
+from shards.lease import Lease
 from shards.verify import logical_digest
 
-from .toy import moments_spec, small_moments, small_tokens, tokens_spec, write_column
+from .toy import files_of, moments_spec, small_moments, small_tokens, tokens_spec, write_column
 
 ROOT = Path(__file__).parents[2]
 FAR = 10**9
 
 
 def command(*words: object) -> subprocess.CompletedProcess[str]:
+    """The command in this process, which saves two seconds each; `a_process` is the real thing."""
+    argv, out, err = ["shards", *map(str, words)], io.StringIO(), io.StringIO()
+    with mock.patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = main()
+        except SystemExit as stop:  # of the parser
+            code = int(stop.code or 0)
+    return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
+
+
+def a_process(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "shards", *map(str, words)], capture_output=True, text=True, cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=60,
@@ -70,6 +86,12 @@ def test_order_with_windows_lanes_and_other_columns(toy: Path, tmp_path: Path) -
     assert json.loads(done.stdout)["rows"] == Order([words], 5, 16, 32)(0, 16)[1].tolist()
 
 
+def test_as_a_process(toy: Path) -> None:
+    for words in (("digest", toy / "vae"), ("info", toy / "text"), ("verify", toy / "vae")):
+        done, here = a_process(*words), command(*words)
+        assert (done.returncode, done.stdout) == (here.returncode, here.stdout)
+
+
 def test_digest(tmp_path: Path) -> None:
     a, b = small_tokens(tmp_path / "a"), small_tokens(tmp_path / "b")
     digests = [command("digest", path).stdout for path in (a, b)]
@@ -111,6 +133,73 @@ def test_verify_sound_and_damaged(tmp_path: Path) -> None:
     assert not bad.stderr
 
 
+def test_damage_is_found_mended_and_told(tmp_path: Path) -> None:
+    """The road of somebody whose disk lost a bit: verify, repair, encode, verify."""
+    path = write_column(tmp_path / "c", moments_spec())
+    digest = logical_digest(path)
+    data = bytearray((path / "moments/c/4/0/0/0").read_bytes())
+    data[100] ^= 1
+    (path / "moments/c/4/0/0/0").write_bytes(data)
+    bad = command("verify", path, "--json", "--processes", 2)
+    assert bad.returncode == 1
+    faults = [json.loads(line) for line in bad.stdout.splitlines()]
+    assert [(f["kind"], f["shard"], f["object"]) for f in faults] == [
+        (kind, 2, "moments/c/4/0/0/0") for kind in ("object", "rows", "digest")
+    ]
+    assert faults[1]["rows"] == [[3, 1]]
+    deep = command("digest", path, "--deep")
+    assert deep.returncode == 1
+    assert "rows [3] do not fit" in deep.stderr
+    assert deep.stdout.strip() != digest
+    dry = command("repair", path)
+    assert dry.returncode == 0
+    assert "would quarantine: commits/00002.json" in dry.stdout
+    assert "nothing was changed" in dry.stdout
+    assert logical_digest(path) == digest
+    done = command("repair", path, "--yes")
+    assert done.returncode == 0
+    assert "now makes shards [2] again" in done.stdout
+    unfinished = command("verify", path)
+    assert unfinished.returncode == 0
+    assert "unfinished, 1 of 3 shards are not committed" in unfinished.stdout
+    write_column(path, moments_spec())
+    assert command("digest", path, "--deep").stdout.strip() == digest
+    assert "would delete: quarantine/" in command("gc", path, "--quarantine").stdout
+    assert "deleted: quarantine/" in command("gc", path, "--quarantine", "--yes").stdout
+    assert not [n for n in files_of(path) if n.startswith("quarantine")]
+
+
+def test_a_held_lease_is_exit_code_5(tmp_path: Path) -> None:
+    path = small_moments(tmp_path / "c")
+    with Lease(path, "shards repair"):
+        for name in ("repair", "gc"):
+            done = command(name, path, "--yes")
+            assert done.returncode == 5
+            assert "held by `shards repair`" in done.stderr
+        assert command("gc", path, "--yes", "--break-lease").returncode == 0
+
+
+def test_convert_copy_stage_diff(toy: Path, tmp_path: Path) -> None:
+    done = command("convert", toy / "text", tmp_path / "tar", "--backend", "webdataset")
+    assert done.returncode == 0, done.stderr
+    assert "logical digests equal those of the source" in done.stdout
+    same = command("diff", toy / "text", tmp_path / "tar")
+    assert (same.returncode, same.stderr) == (0, "")
+    assert "the same content" in same.stdout
+    other = command("diff", toy / "vae", tmp_path / "tar")
+    assert other.returncode == 1
+    done = command("copy", tmp_path / "tar", f"file://{tmp_path}/copied")
+    assert done.returncode == 0, done.stderr
+    assert files_of(tmp_path / "copied") == files_of(tmp_path / "tar")
+    staged = command("stage", toy / "vae", toy / "text", tmp_path / "nvme")
+    place = tmp_path / "nvme" / toy.name
+    assert staged.stdout.split() == [f"data.latents={place}/vae", f"data.text={place}/text"]
+    found = json.loads(command("info", place / "text", "--json").stdout)
+    assert found["rows"] == 2164
+    both = command("verify", place / "vae", place / "text")
+    assert both.stdout.splitlines() == [f"{place}/vae: sound", f"{place}/text: sound"]
+
+
 def test_messages_not_tracebacks(toy: Path, tmp_path: Path) -> None:
     other = write_column(tmp_path / "other", tokens_spec(source="other"))
     (tmp_path / "cut").mkdir()
@@ -128,6 +217,15 @@ def test_messages_not_tracebacks(toy: Path, tmp_path: Path) -> None:
         (("order", toy / "text", toy / "vae", "--global-batch", 64), "expected one of moments"),
         (("order", toy / "vae", toy / "text", "--global-batch", "x"), "invalid int value"),
         (("nonsense",), "invalid choice"),
+        (("gc", toy / "vae", "--older-than", "soon"), "such as 24h"),
+        (("repair", tmp_path / "nothing", "--yes"), "no such folder"),
+        (("copy", tmp_path / "nothing", tmp_path / "x"), "no such folder"),
+        (("copy", toy / "vae", other), "another record than that of"),
+        (("convert", toy / "vae", tmp_path / "x", "--element", "int8"), "cannot be converted"),
+        (("convert", toy / "vae", toy / "text"), "another one"),
+        (("stage", tmp_path, tmp_path / "x"), "column.json: no such file"),
+        (("diff", toy / "vae", tmp_path / "nothing"), "no such folder"),
+        (("verify", "ftp://somewhere/c"), "'ftp'"),
     ):
         done = command(*words)
         assert done.returncode == 2, words
@@ -137,7 +235,7 @@ def test_messages_not_tracebacks(toy: Path, tmp_path: Path) -> None:
 
 
 def test_verify_of_no_column_is_not_damage(tmp_path: Path) -> None:
-    done = command("verify", tmp_path / "nowhere")
+    done = a_process("verify", tmp_path / "nowhere")
     assert done.returncode == 2
     assert "nowhere" in done.stderr
     assert "Traceback" not in done.stderr

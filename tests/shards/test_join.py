@@ -1,5 +1,6 @@
 """Columns that may be joined, the rows that are valid in all, and refusals."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,24 +8,40 @@ import numpy as np
 import pytest
 
 from shards import (
+    BadRows,
+    Column,
+    ColumnSpec,
     CorruptColumn,
     IdentityMismatch,
     IncompleteColumn,
+    Join,
+    Layout,
     NotAColumn,
+    OrderError,
     ShardWriter,
     SourceMismatch,
+    Sources,
     create_column,
     open_join,
+    open_sources,
+    open_store,
     put_complete,
+    put_empty,
 )
+from shards.commits import FAILURE, failure_name
+from shards.schema import VERSION
+from shards.storage import seal
 
 from .toy import (
+    EMPTY,
     NORM,
     ROWS,
     SHAPE,
     SHARD_ROWS,
+    SOURCE,
     TOKENS,
     WIDTH,
+    caption_spec,
     caption_status,
     image_status,
     moments_spec,
@@ -33,6 +50,7 @@ from .toy import (
     small_tokens,
     tokens_spec,
     write_column,
+    write_shard,
 )
 
 ALL = np.concatenate([row_ids(s) for s in range(3)])
@@ -134,3 +152,273 @@ def test_absent_unfinished_and_damaged(toy: Path, tmp_path: Path) -> None:
     bits.write_bytes(bits.read_bytes()[:-4] + b"\xff\xff\xff\xff")
     with pytest.raises(CorruptColumn, match="the valid-row bits do not fit"):
         open_join(path, small_tokens(tmp_path / "t"))
+
+
+# Several captions ---------------------------------------------------------------------------------
+
+
+def two_captions(folder: Path, **second: str) -> dict[Path | str, float]:
+    long = write_column(folder / "long", caption_spec("txt"))
+    short = write_column(folder / "short", caption_spec("short.txt", **second), caption=1)
+    return {long: 0.75, short: 0.25}
+
+
+def test_captions_at_their_rates(toy: Path, tmp_path: Path) -> None:
+    texts = two_captions(tmp_path)
+    join = open_join(toy / "vae", texts)
+    assert join.rates == (0.75, 0.25)
+    assert [c.name for c in join.texts] == ["long", "short"]
+    np.testing.assert_array_equal(join.words, open_join(toy / "vae", tmp_path / "long").words)
+    found = join.identity()
+    assert found["rates"] == [0.75, 0.25]
+    assert found["text"]["identity"]["preprocess"]["caption"] == "txt"
+    assert found["text.1"]["identity"]["preprocess"]["caption"] == "short.txt"
+    assert "rates" not in open_join(toy / "vae", tmp_path / "long").identity()
+
+
+@pytest.mark.parametrize("rates", [(0.5, 0.4), (1.0, 0.0), (1.5, -0.5)])
+def test_rates_that_are_none(toy: Path, rates: tuple[float, float]) -> None:
+    text = Column.open(toy / "text")
+    with pytest.raises(IdentityMismatch, match="rates above 0 that add up to 1"):
+        Join(Column.open(toy / "vae"), list(zip((text, text), rates, strict=True)))
+
+
+def test_captions_of_other_encoders(toy: Path, tmp_path: Path) -> None:
+    texts = two_captions(tmp_path, template="A picture of {}")
+    with pytest.raises(IdentityMismatch, match="short cannot be read together with .*long") as e:
+        open_join(toy / "vae", texts)
+    assert "identity.preprocess.template: found 'A picture of {}', expected '{}'" in str(e.value)
+    assert "caption" not in str(e.value)
+
+
+def test_captions_with_another_empty_one(toy: Path, tmp_path: Path) -> None:
+    path, spec = tmp_path / "other", caption_spec("txt")
+    digest = create_column(path, spec)
+    put_empty(path, spec, EMPTY + np.uint16(1))
+    for shard in range(3):
+        write_shard(path, spec, digest, shard)
+    put_complete(path, digest, 3, allow_failed=False)
+    good = write_column(tmp_path / "good", caption_spec("txt"))
+    with pytest.raises(IdentityMismatch, match="the tokens of the empty caption differ"):
+        open_join(toy / "vae", {good: 0.5, path: 0.5})
+
+
+# Rows that are not ok -----------------------------------------------------------------------------
+
+
+def test_bad_rows_are_an_error_if_asked(toy: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadRows) as caught:
+        open_join(toy / "vae", toy / "text", bad="error")
+    found = str(caught.value)
+    undecodable, missing = (image_status(ALL) == 2).sum(), (caption_status(ALL) == 4).sum()
+    truncated = (image_status(ALL) == 1).sum()
+    assert f"{toy}/vae: {undecodable} rows are image_undecodable" in found
+    assert f"{toy}/vae: {truncated} rows are truncated" in found
+    assert f"{toy}/text: {missing} rows are caption_missing" in found
+    assert "row 3 of shard 0: truncated in vae" in found
+    assert "row 5 of shard 0: image_undecodable in vae" in found
+    assert "row 7 of shard 0: caption_missing in text" in found
+    with pytest.raises(BadRows) as caught:
+        open_join(toy / "vae", toy / "text", bad="error", truncated=True)
+    assert "are truncated" not in str(caught.value)
+
+
+def sound_column(path: Path, failed: int | None = None) -> Path:
+    """Moments that are all ok, but for a shard that failed."""
+    spec = moments_spec(weights="sound")
+    digest = create_column(path, spec)
+    for shard, rows in enumerate(ROWS):
+        if shard == failed:
+            record = {"format": FAILURE, "version": VERSION, "shard": shard, "reason": "NotATar: x"}
+            open_store(path).replace(failure_name(shard), seal(record))
+            continue
+        writer = ShardWriter(path, spec, digest, shard, rows, f"index {shard}")
+        for start in range(0, rows, 1024):
+            count = min(1024, rows - start)
+            writer.put_block(np.ones((count, *SHAPE), np.float16), np.zeros(count, np.uint8))
+        writer.commit({})
+    put_complete(path, digest, 3, allow_failed=failed is not None)
+    return path
+
+
+def sound_tokens(path: Path) -> Path:
+    spec = tokens_spec()
+    digest = create_column(path, spec)
+    put_empty(path, spec, EMPTY)
+    for shard, rows in enumerate(ROWS):
+        writer = ShardWriter(path, spec, digest, shard, rows, f"index {shard}")
+        for start in range(0, rows, 1024):
+            count = min(1024, rows - start)
+            writer.put_block([EMPTY] * count, np.zeros(count, np.uint8))
+        writer.commit({})
+    put_complete(path, digest, 3, allow_failed=False)
+    return path
+
+
+def test_rows_that_are_all_ok_pass(tmp_path: Path) -> None:
+    join = open_join(sound_column(tmp_path / "a"), sound_tokens(tmp_path / "t"), bad="error")
+    assert len(join.valid_rows) == sum(ROWS)
+
+
+def test_a_failed_shard_is_counted_row_by_row(tmp_path: Path) -> None:
+    vae, text = sound_column(tmp_path / "b", failed=1), sound_tokens(tmp_path / "t")
+    with pytest.raises(BadRows, match=r"b: 40 rows are shard_failed\n(.*\n)*.*row 0 of shard 1"):
+        open_join(vae, text, bad="error")
+
+
+# Generations that are pinned ----------------------------------------------------------------------
+
+
+def grow(path: Path, spec: ColumnSpec, shards: range) -> str:
+    digest = create_column(path, spec)
+    if spec.layout.ragged and shards.start == 0:
+        put_empty(path, spec, EMPTY)
+    for shard in shards:
+        write_shard(path, spec, digest, shard)
+    return digest
+
+
+def test_an_unfinished_column_stays_as_it_was_seen(toy: Path, tmp_path: Path) -> None:
+    path, spec = tmp_path / "new", moments_spec(weights="new")
+    digest = grow(path, spec, range(2))
+    with pytest.raises(IncompleteColumn):
+        open_join(path, toy / "text")
+    join = open_join(path, toy / "text", partial=True, bad="skip")
+    seen = join.valid_rows
+    assert seen.max() < 2 * SHARD_ROWS
+    pins = json.loads(json.dumps(join.identity()))
+    assert pins["latents"]["shards"] == [[0, 2]]
+    grow(path, spec, range(2, 3))
+    for finish in (False, True):
+        if finish:
+            put_complete(path, digest, 3, allow_failed=False)
+        again = open_join(path, toy / "text", partial=True, pins=pins)
+        np.testing.assert_array_equal(again.valid_rows, seen)
+        assert again.identity() == pins
+    assert open_join(path, toy / "text").valid_rows.max() >= 2 * SHARD_ROWS
+    (path / "commits/00001.json").unlink()
+    with pytest.raises(IncompleteColumn, match="new/.*This run has read that shard"):
+        open_join(path, toy / "text", partial=True, pins=pins)
+
+
+def test_all_shards_seen_before_the_column_was_complete(toy: Path, tmp_path: Path) -> None:
+    """Then the COMPLETE record has the same digest; the pin still says what was opened."""
+    path, spec = tmp_path / "new", moments_spec()
+    digest = grow(path, spec, range(3))
+    join = open_join(path, toy / "text", partial=True)
+    pins = join.identity()
+    put_complete(path, digest, 3, allow_failed=False)
+    assert join.identity() == pins  # also of the join that is open
+    assert open_join(path, toy / "text", partial=True, pins=pins).identity() == pins
+
+
+def test_a_complete_generation_stays_the_one_that_was_read(toy: Path, tmp_path: Path) -> None:
+    path = sound_column(tmp_path / "v", failed=1)
+    pins = open_join(path, toy / "text").identity()
+    assert "shards" not in pins["latents"]
+    spec = moments_spec(weights="sound")
+    write_shard(path, spec, create_column(path, spec), 1)
+    newer = put_complete(path, create_column(path, spec), 3, allow_failed=False)
+    assert open_join(path, toy / "text").identity()["latents"]["complete"] == newer.digest
+    pinned = open_join(path, toy / "text", pins=pins)
+    assert pinned.identity() == pins
+    assert not ((pinned.valid_rows >= SHARD_ROWS) & (pinned.valid_rows < 2 * SHARD_ROWS)).any()
+
+
+def test_pins_of_another_column_are_left_to_the_comparison(toy: Path, tmp_path: Path) -> None:
+    other = write_column(tmp_path / "other", moments_spec(weights="other"))
+    pins = open_join(other, toy / "text").identity()
+    found = open_join(toy / "vae", toy / "text", pins=pins).identity()
+    assert found["latents"]["column"] != pins["latents"]["column"]
+    assert found["text"] == pins["text"]
+
+
+# Several sources ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def second(tmp_path: Path) -> Path:
+    """Columns of another source, made by the encoders of the toy columns."""
+    write_column(tmp_path / "vae", moments_spec(source="more tars"))
+    write_column(tmp_path / "text", tokens_spec(source="more tars"))
+    return tmp_path
+
+
+def both(toy: Path, second: Path, kind: str) -> list[Path]:
+    return [toy / kind, second / kind]
+
+
+def test_concatenated_sources(toy: Path, second: Path) -> None:
+    sources = open_sources(both(toy, second, "vae"), both(toy, second, "text"))
+    each = [join.valid_rows.tolist() for join in sources.joins]
+    order = sources.order(seed=1, lanes=4)
+    assert order.epoch_samples == sum(map(len, each)) // 4 * 4
+    source, row = sources.locate(*order.at(np.arange(order.epoch_samples)))
+    seen = set(zip(source.tolist(), row.tolist(), strict=True))
+    assert len(seen) == order.epoch_samples
+    assert seen <= {(s, r) for s, rows in enumerate(each) for r in rows}
+    assert (sources.norm, sources.max_tokens, sources.text_width) == (NORM, TOKENS, WIDTH)
+    assert "weights" in sources.identity()
+
+
+def test_sources_at_fixed_weights(toy: Path, second: Path) -> None:
+    sources = open_sources(both(toy, second, "vae"), both(toy, second, "text"), weights=[0.6, 0.4])
+    assert len(sources.words) == 2
+    source, row = sources.locate(*sources.order(lanes=4).at(np.arange(4 * 4096)))
+    assert abs((source == 1).mean() - 0.4) < 1 / 4096
+    for s, join in enumerate(sources.joins):
+        assert set(row[source == s].tolist()) <= set(join.valid_rows.tolist())
+    with pytest.raises(OrderError, match="1 weights for 2 sources"):
+        open_sources(both(toy, second, "vae"), both(toy, second, "text"), weights=[1.0])
+
+
+def test_the_identity_of_one_source_is_that_of_its_join(toy: Path, second: Path) -> None:
+    join = open_join(toy / "vae", toy / "text")
+    assert Sources([join]).identity() == join.identity()
+    pins = open_sources(both(toy, second, "vae"), both(toy, second, "text")).identity()
+    assert pins["latents"] == join.identity()["latents"]
+    again = open_sources(both(toy, second, "vae"), both(toy, second, "text"), pins=pins)
+    assert again.identity() == pins
+
+
+def test_also_columns_find_their_source(toy: Path, second: Path, tmp_path: Path) -> None:
+    vae, text = both(toy, second, "vae"), both(toy, second, "text")
+    also = write_column(tmp_path / "also", moments_spec(source="more tars", weights="third"))
+    sources = open_sources(vae, text, [also])
+    assert [len(join.also) for join in sources.joins] == [0, 1]
+    stranger = write_column(tmp_path / "x", moments_spec(source="nobody's tars"))
+    with pytest.raises(SourceMismatch, match="made from source nobody's tars, which is none"):
+        open_sources(vae, text, [stranger])
+
+
+def test_sources_that_do_not_agree(toy: Path, tmp_path: Path) -> None:
+    other = "more tars"
+    text = write_column(tmp_path / "text", tokens_spec(source=other))
+    vae = write_column(tmp_path / "vae", moments_spec(source=other, weights="another vae"))
+    with pytest.raises(IdentityMismatch, match="identity.encoder.weights: found 'another vae'"):
+        open_sources([toy / "vae", vae], [toy / "text", text])
+    spec = replace(moments_spec(source=other), norm=replace(NORM, shift=(0.0, 0.0)))
+    vae = write_column(tmp_path / "norm", spec)
+    with pytest.raises(IdentityMismatch, match=r"norm.shift: found \[0.0, 0.0\]"):
+        open_sources([toy / "vae", vae], [toy / "text", text])
+    with pytest.raises(SourceMismatch, match="found 2 latent columns and 1 texts"):
+        open_sources([toy / "vae", vae], toy / "text")
+
+
+def test_extra_columns(toy: Path, tmp_path: Path) -> None:
+    spec = ColumnSpec(
+        {"kind": "features", "source": SOURCE}, Layout("features", (5,), 3, SHARD_ROWS)
+    )
+    path = tmp_path / "dino"
+    digest = create_column(path, spec)
+    for shard, rows in enumerate(ROWS):
+        writer = ShardWriter(path, spec, digest, shard, rows, f"index {shard}")
+        for start in range(0, rows, 1024):
+            count = min(1024, rows - start)
+            writer.put_block(np.ones((count, 5), np.float16), np.zeros(count, np.uint8))
+        writer.commit({})
+    put_complete(path, digest, 3, allow_failed=False)
+    join = open_join(toy / "vae", toy / "text", extra={"dino": path})
+    assert join.identity()["extra.dino"]["identity"] == spec.identity
+    with pytest.raises(IdentityMismatch, match="rows of one shape for the extra column 'text'"):
+        open_join(toy / "vae", toy / "text", extra={"text": toy / "text"})

@@ -1,107 +1,19 @@
 """The order of samples: properties for any sizes, and literal rows, so that it can never change unnoticed."""
 
-import itertools
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from shards import Order, OrderError
 from shards.order import key, nth_set_bit, permute
 
-FAR = 10**9
+from .properties import FAR, PROPERTIES, by_number, rows_of, run, words_of
+
+EXAMPLES = {name: 20 for name in PROPERTIES} | {"shares of a mixture": 4, "batch sizes agree": 8}
 
 
-def words_of(seed: int, blocks: int, density: float) -> NDArray[np.uint32]:
-    """Valid-row bits with the given share of rows."""
-    bits = np.random.default_rng(seed).random((blocks, 32)) < density
-    return np.packbits(bits, axis=1, bitorder="little").view("<u4").ravel().astype(np.uint32)
-
-
-def rows_of(words: NDArray[np.uint32]) -> set[int]:
-    return {32 * b + i for b, w in enumerate(words.tolist()) for i in range(32) if w >> i & 1}
-
-
-@st.composite
-def cases(draw: st.DrawFn) -> tuple[NDArray[np.uint32], int, int, int]:
-    """(words, seed, lanes, window) with at least one row a lane."""
-    lanes = draw(st.sampled_from([1, 2, 3, 4, 6, 8, 16]))
-    density = draw(st.sampled_from([0.05, 0.5, 0.97, 1.0]))
-    words = words_of(draw(st.integers(0, 1000)), draw(st.integers(1, 40)), density)
-    words[0] |= np.uint32((1 << lanes) - 1)  # an epoch of one sample a lane, at the least
-    return words, draw(st.integers(0, 2**40)), lanes, draw(st.sampled_from([0, 1, 3, 16, 64, 1000]))
-
-
-def first_samples(order: Order, count: int) -> NDArray[np.int64]:
-    """Rows of samples 0 .. count-1 by sample number."""
-    _, rows, samples = order(0, count)
-    by_number = np.empty(count, np.int64)
-    by_number[samples] = rows
-    return by_number
-
-
-@settings(max_examples=60, deadline=None)
-@given(cases())
-def test_each_epoch_has_every_valid_row_once(
-    case: tuple[NDArray[np.uint32], int, int, int],
-) -> None:
-    words, seed, lanes, window = case
-    order, valid = Order([words], seed, lanes, window), rows_of(words)
-    epoch = order.epoch_samples
-    assert epoch % lanes == 0
-    assert 0 <= len(valid) - epoch < lanes
-    rows = first_samples(order, 3 * epoch)
-    for start in (0, epoch, 2 * epoch):
-        seen = set(rows[start : start + epoch].tolist())
-        assert len(seen) == epoch
-        assert seen <= valid
-
-
-@settings(max_examples=10, deadline=None)
-@given(cases(), st.integers(0, 10**7))
-def test_worlds_restarts_and_batches_agree(
-    case: tuple[NDArray[np.uint32], int, int, int], step: int
-) -> None:
-    words, seed, lanes, window = case
-    position, batch = step * lanes, 24 * lanes  # a multiple of every world below
-    whole = Order([words], seed, lanes, window)(position, batch)
-    assert sorted(whole[2].tolist()) == list(range(position, position + batch))
-    for world in (2, 3, 4, 8):
-        parts = [
-            Order([words], seed, lanes, window)(position, batch, world, r) for r in range(world)
-        ]
-        assert all(len(rows) == batch // world for _, rows, _ in parts)
-        for gathered, expected in zip(zip(*parts, strict=True), whole, strict=True):
-            np.testing.assert_array_equal(np.concatenate(gathered), expected)
-        if lanes % world == 0:  # then a lane is read by one rank alone
-            owned = [set((samples % lanes).tolist()) for _, _, samples in parts]
-            assert not any(a & b for a, b in itertools.combinations(owned, 2))
-    by_number = dict(zip(whole[2].tolist(), whole[1].tolist(), strict=True))
-    order = Order([words], seed, lanes, window)
-    for start in range(0, batch, 8 * lanes):  # smaller batches, from another start
-        _, rows, samples = order(position + start, 8 * lanes)
-        assert [by_number[g] for g in samples.tolist()] == rows.tolist()
-
-
-@settings(max_examples=20, deadline=None)
-@given(cases())
-def test_far_on_is_the_same_from_anew(case: tuple[NDArray[np.uint32], int, int, int]) -> None:
-    words, seed, lanes, window = case
-    far = FAR // lanes * lanes
-    travelled = Order([words], seed, lanes, window)
-    for position in (0, 5 * lanes, far - 4 * lanes):
-        travelled(position, 4 * lanes)
-    fresh = Order([words], seed, lanes, window)(far, 4 * lanes)
-    np.testing.assert_array_equal(travelled(far, 4 * lanes), fresh)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 700), st.integers(0, 2**63), st.integers(0, 3))
-def test_permute_is_a_bijection(n: int, seed: int, spare: int) -> None:
-    bits = max(6, (n - 1).bit_length()) + spare
-    assert sorted(permute(np.arange(n), n, key(seed), bits).tolist()) == list(range(n))
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_properties(name: str) -> None:
+    run(name, EXAMPLES[name])
 
 
 def test_permutations_are_even() -> None:
@@ -125,6 +37,9 @@ def test_nth_set_bit() -> None:
 SMALL = np.array([0xFFFFFFFF, 0, 0x0F0F0F0F, 0x80000001, 0xFFFFFFFF], np.uint32)
 
 
+LITERAL_CHOICES = [0, 1, 0, 1, 1, 0, 1, 0, 1, 0, 1, 1, 1, 1, 1, 0]  # made by plain Python integers
+
+
 def test_literal_rows() -> None:
     """Made by another implementation. If this fails, runs can no longer be resumed: never update the numbers."""
     order = Order([SMALL], seed=0, lanes=4)
@@ -146,9 +61,9 @@ def test_literal_rows() -> None:
 def test_seeds_and_epochs_differ() -> None:
     words = words_of(0, 40, 0.9)
     order = Order([words], 0, 4)
-    one, two = np.split(first_samples(order, 2 * order.epoch_samples), 2)
+    one, two = np.split(by_number(order, 0, 2 * order.epoch_samples), 2)
     assert (one != two).mean() > 0.9
-    assert (one != first_samples(Order([words], 1, 4), len(one))).mean() > 0.9
+    assert (one != by_number(Order([words], 1, 4), 0, len(one))).mean() > 0.9
 
 
 def test_a_window_keeps_rows_together() -> None:
@@ -181,6 +96,24 @@ def test_mixture_shares_and_epochs(weights: list[float] | None) -> None:
             assert len(set(np.concatenate(seen).tolist())) == n * lanes
     parts = [Order(words, 11, lanes, 16, weights)(FAR, 16, 4, r) for r in range(4)]
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), order(FAR, 16))
+
+
+def test_captions_are_chosen_by_sample_number_alone() -> None:
+    order, samples = Order([SMALL], 5, 2), FAR + np.arange(20_000)
+    chosen = order.choose(samples, [0.2, 0.5, 0.3])
+    share = np.bincount(chosen) / chosen.size
+    np.testing.assert_allclose(share, [0.2, 0.5, 0.3], atol=0.012)  # over 3 deviations
+    other = Order([SMALL[:3]], 5, 4, 7)  # other rows, lanes and window: the same captions
+    for start in (0, 7, 19_990):
+        part = other.choose(samples[start : start + 10], [0.2, 0.5, 0.3])
+        np.testing.assert_array_equal(part, chosen[start : start + 10])
+    assert (Order([SMALL], 6, 2).choose(samples, [0.2, 0.5, 0.3]) != chosen).mean() > 0.4
+    # as the rate of one grows, no sample goes back to another
+    grown = order.choose(samples, [0.4, 0.3, 0.3])
+    assert (grown[chosen == 0] == 0).all()
+    # literal: if this fails, runs that mix captions can no longer be resumed
+    assert order.choose(np.arange(16), [0.5, 0.5]).tolist() == LITERAL_CHOICES
+    assert not order.choose(samples, [1.0]).any()
 
 
 def test_refusals() -> None:

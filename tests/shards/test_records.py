@@ -28,7 +28,7 @@ from shards import (
     seal,
     unseal,
 )
-from shards.commits import FAILURE, failure_path, valid_rows, valid_words
+from shards.commits import FAILURE, failure_name, valid_rows, valid_words
 from shards.schema import VERSION
 
 from .toy import moments_spec, small_moments, write_shard
@@ -144,7 +144,7 @@ def test_no_such_column(tmp_path: Path) -> None:
 
 def fail(column: Path, shard: int, reason: str) -> None:
     record = {"format": FAILURE, "version": VERSION, "shard": shard, "reason": reason}
-    atomic_write(failure_path(column, shard), seal(record))
+    atomic_write(column / failure_name(shard), seal(record))
 
 
 def test_complete_only_when_every_shard_is_accounted_for(tmp_path: Path) -> None:

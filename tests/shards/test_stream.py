@@ -1,7 +1,8 @@
-"""Batches hold what the row ids say, from any position, and errors of the reading thread surface."""
+"""Batches hold what the row ids say, from any position; no buffer is overwritten under a tensor; errors surface."""
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,41 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from shards import CorruptColumn, Join, Order, OrderError, open_join
-from shards.stream import Batch, Stream, empty_caption, pad_text
+from shards import (
+    Column,
+    ColumnSpec,
+    CorruptColumn,
+    Join,
+    Layout,
+    Order,
+    OrderError,
+    ShardWriter,
+    create_column,
+    open_join,
+    open_sources,
+    put_complete,
+    put_empty,
+)
+from shards.quantise import channel_scale, quantise
+from shards.stream import Batch, Stream, empty_caption, pad_text, read_rows
 
-from .toy import EMPTY, moments_of, small_moments, small_tokens, tokens_of
+from .toy import (
+    EMPTY,
+    ROWS,
+    SHARD_ROWS,
+    SOURCE,
+    TOKENS,
+    WIDTH,
+    caption_spec,
+    moments_of,
+    moments_spec,
+    row_ids,
+    small_moments,
+    small_tokens,
+    tokens_of,
+    tokens_spec,
+    write_column,
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +57,17 @@ def words(tokens: torch.Tensor) -> NDArray[np.uint16]:
     return tokens.view(torch.uint16).numpy()
 
 
-def check(batch: Batch) -> None:
+def check(batch: Batch, captions: Any = None) -> None:
+    """`captions`: the number of each sample's caption, if not 0."""
     rows = batch.rows.numpy()
+    captions = np.zeros(len(rows), int) if captions is None else captions
     np.testing.assert_array_equal(batch.moments.numpy(), moments_of(rows))
+    assert batch.lengths.tolist() == batch.cu_seqlens.diff().tolist()
     assert batch.cu_seqlens.dtype == torch.int32
     assert batch.cu_seqlens[0] == 0
     for i, row in enumerate(rows.tolist()):
         caption = batch.tokens[batch.cu_seqlens[i] : batch.cu_seqlens[i + 1]]
-        np.testing.assert_array_equal(words(caption), tokens_of(row))
+        np.testing.assert_array_equal(words(caption), tokens_of(row, int(captions[i])))
 
 
 def test_contents_follow_from_the_rows(join: Join) -> None:
@@ -72,17 +107,16 @@ def join_again(join: Join) -> Join:
     return open_join(join.latents.path, join.text.path)
 
 
-def test_reads_ahead_but_not_far(join: Join) -> None:
+def test_reads_ahead_but_not_far(toy: Path) -> None:
     read: list[int] = []
 
-    class Counted(Order):
-        def __call__(self, position: int, *rest: int) -> tuple[Any, Any, Any]:
-            read.append(position)
-            return super().__call__(position, *rest)
+    class Counted(Column):
+        def gather(self, rows: NDArray[np.int64], *rest: Any) -> None:
+            read.append(len(rows))
+            super().gather(rows, *rest)
 
-    with Stream(
-        join, Counted([join.words], 0, 8), position=0, global_batch=8, prefetch=3
-    ) as stream:
+    join = Join(Counted.open(toy / "vae"), Column.open(toy / "text"))
+    with Stream(join, Order([join.words], 0, 8), position=0, global_batch=8, prefetch=3) as stream:
         deadline = time.monotonic() + 10
         while len(read) < 4 and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -109,7 +143,7 @@ def test_pack_and_pad(join: Join) -> None:
 
 
 def readers() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if "_read" in t.name]
+    return [t for t in threading.enumerate() if t.name == "stream"]
 
 
 def test_close_ends_the_thread_and_the_batches(join: Join) -> None:
@@ -166,6 +200,184 @@ def test_refused_before_anything_is_read(join: Join) -> None:
         Stream(join, order, position=4, global_batch=8)
     with pytest.raises(OrderError, match="world"):
         Stream(join, order, position=0, global_batch=8, world=3)
-    with pytest.raises(OrderError, match="one source"):
+    with pytest.raises(OrderError, match="an order of 2 sources for columns of 1"):
         Stream(join, Order([join.words, join.words], 0, 8), position=0, global_batch=8)
+    for wrong in ({"prefetch": 0}, {"workers": -1}, {"ahead": -1}):
+        with pytest.raises(OrderError, match="expected"):
+            Stream(join, order, position=0, global_batch=8, **wrong)
     assert not readers()
+
+
+# What is mixed ------------------------------------------------------------------------------------
+
+
+def test_captions_mixed_by_rate(toy: Path, tmp_path: Path) -> None:
+    long = write_column(tmp_path / "long", caption_spec("txt"))
+    short = write_column(tmp_path / "short", caption_spec("short.txt"), caption=1)
+    join = open_join(toy / "vae", {long: 0.6, short: 0.4})
+    order, chosen = Order([join.words], 3, 8), list[int]()
+    with Stream(join, order, position=64, global_batch=64) as stream:
+        for _, batch in zip(range(20), stream, strict=False):
+            captions = order.choose(batch.samples.numpy(), join.rates)
+            check(batch, captions)
+            chosen += captions.tolist()
+    assert abs(np.mean(chosen) - 0.4) < 0.05
+    parts = [Stream(join, order, position=64, global_batch=64, world=2, rank=r) for r in (0, 1)]
+    for rank, stream in enumerate(parts):
+        batch = next(stream)
+        check(batch, np.array(chosen[32 * rank : 32 * rank + 32]))
+        stream.close()
+    assert torch.equal(empty_caption(join), empty_caption(open_join(toy / "vae", long)))
+
+
+@pytest.mark.parametrize(("weights", "workers"), [(None, 0), ([0.7, 0.3], 0), (None, 1)])
+def test_several_sources(
+    toy: Path, tmp_path: Path, weights: list[float] | None, workers: int
+) -> None:
+    other = "more tars"
+    write_column(tmp_path / "vae", moments_spec(source=other), shift=1.0)
+    write_column(tmp_path / "text", tokens_spec(source=other), caption=2)
+    sources = open_sources(
+        [toy / "vae", tmp_path / "vae"], [toy / "text", tmp_path / "text"], weights=weights
+    )
+    order, seen = sources.order(1, 8), list[tuple[int, int]]()
+    with Stream(sources, order, position=0, global_batch=64, workers=workers) as stream:
+        for _ in range(order.epoch_samples // 64):
+            batch = next(stream)
+            source = batch.sources.numpy()
+            moments = batch.moments.clone()
+            moments[torch.from_numpy(source == 1), 2] -= 1.0
+            plain = replace(batch, moments=moments)
+            check(plain, 2 * source)
+            seen += zip(source.tolist(), batch.rows.tolist(), strict=True)
+    if weights:
+        assert abs(np.mean([s for s, _ in seen]) - 0.3) < 0.01
+    else:
+        assert len(set(seen)) == len(seen)
+
+
+def test_extra_columns_ride_along(toy: Path, tmp_path: Path) -> None:
+    spec = ColumnSpec(
+        {"source": SOURCE}, Layout("features", (2, 3), 3, SHARD_ROWS, element="bfloat16")
+    )
+    digest = create_column(tmp_path / "dino", spec)
+    for shard, rows in enumerate(ROWS):
+        writer = ShardWriter(tmp_path / "dino", spec, digest, shard, rows, f"index {shard}")
+        ids = row_ids(shard)
+        for start in range(0, rows, 1024):
+            block = ids[start : start + 1024].astype(np.uint16)
+            values = np.broadcast_to(block[:, None, None], (len(block), 2, 3))
+            writer.put_block(np.ascontiguousarray(values), np.zeros(len(block), np.uint8))
+        writer.commit({})
+    put_complete(tmp_path / "dino", digest, 3, allow_failed=False)
+    join = open_join(toy / "vae", toy / "text", extra={"dino": tmp_path / "dino"})
+    for workers in (0, 1):
+        with Stream(
+            join, Order([join.words], 0, 8), position=0, global_batch=8, workers=workers
+        ) as stream:
+            batch = next(stream)
+        check(batch)
+        found = batch.extra["dino"]
+        assert (found.dtype, found.shape) == (torch.bfloat16, (8, 2, 3))
+        assert (found.view(torch.int16) == batch.rows[:, None, None]).all()
+
+
+def test_int8_captions_arrive_as_bfloat16(toy: Path, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    sample = torch.from_numpy(generator.normal(size=(64, WIDTH))).bfloat16()
+    channel = channel_scale(words(sample))
+    layout = replace(tokens_spec().layout, element="int8")
+    quantisation = {
+        "scheme": "int8",
+        "channel": channel.tolist(),
+        "relative_error": 0.01,
+        "rows": 64,
+    }
+    spec = ColumnSpec(tokens_spec().identity, layout, None, 1, quantisation)
+    digest = create_column(tmp_path / "t", spec)
+    put_empty(tmp_path / "t", spec, EMPTY)
+    truth: dict[int, torch.Tensor] = {}
+    for shard, rows in enumerate(ROWS):
+        writer = ShardWriter(tmp_path / "t", spec, digest, shard, rows, f"index {shard}")
+        ids = row_ids(shard).tolist()
+        for row in ids:
+            values = generator.normal(size=(1 + row % TOKENS, WIDTH))
+            truth[row] = torch.from_numpy(values).bfloat16()
+        for start in range(0, rows, 1024):
+            block = [quantise(words(truth[row]), channel) for row in ids[start : start + 1024]]
+            writer.put_block(block, np.zeros(len(block), np.uint8))
+        writer.commit({})
+    put_complete(tmp_path / "t", digest, 3, allow_failed=False)
+    join = open_join(toy / "vae", tmp_path / "t")
+    with Stream(join, Order([join.words], 0, 8), position=0, global_batch=512) as stream:
+        batch = next(stream)  # more tokens than are turned at once
+    expected = torch.cat([truth[row] for row in batch.rows.tolist()])
+    assert batch.tokens.dtype == torch.bfloat16
+    error = (batch.tokens.float() - expected.float()).norm() / expected.float().norm()
+    assert 0 < error < 0.02
+    _, tokens, ends = read_rows(join, batch.rows.numpy())
+    assert torch.equal(tokens.view(torch.int16), batch.tokens.view(torch.int16))
+    assert torch.equal(ends, batch.cu_seqlens)
+
+
+# Buffers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_held_is_never_overwritten(join: Join, workers: int) -> None:
+    """A whole batch, and parts that keep its buffer only through views of views."""
+    order, seen = Order([join.words], 1, 8), set[int]()
+    with Stream(join, order, position=0, global_batch=64, workers=workers) as stream:
+        first = next(stream)
+        batch = next(stream)
+        rows = batch.rows.clone()
+        row, tail = batch.moments[5:6, 1:][0], batch.tokens[-3:].view(torch.int16).numpy()
+        small = batch.sources, batch.samples
+        del batch
+        for _ in range(30):
+            later = next(stream)
+            check(later)
+            seen.add(later.moments.data_ptr())
+            del later
+        check(first)
+        np.testing.assert_array_equal(row.numpy(), moments_of(rows.numpy()[5:6])[0, 1:])
+        last = int(rows[-1])
+        np.testing.assert_array_equal(tail.view(np.uint16)[-1], tokens_of(last)[-1])
+        assert small[1].tolist() == order(64, 64)[2].tolist()
+    assert len(seen) <= 8  # and what is not held is used again
+    check(first)  # also when the stream is closed
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_many_batches_held_and_let_go(join: Join, workers: int) -> None:
+    """A user may keep an epoch; the memory goes when the tensors do, but for a few buffers."""
+    stream = Stream(join, Order([join.words], 1, 8), position=0, global_batch=64, workers=workers)
+    with stream:
+        held = [next(stream) for _ in range(25)]
+        assert len({batch.moments.data_ptr() for batch in held}) == 25
+        for batch in held:
+            check(batch)
+        del held, batch
+        for _ in range(3):
+            next(stream)
+        if workers:
+            (worker,) = stream._reading._workers._workers  # type: ignore[union-attr]
+            assert len(worker._slots) <= 6
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pinned_batches(join: Join, workers: int) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    order = Order([join.words], 1, 8)
+    with Stream(join, order, position=0, global_batch=64, workers=workers, pin=True) as stream:
+        copies = []
+        for _ in range(20):
+            batch = next(stream)
+            assert batch.moments.is_pinned()
+            assert batch.tokens.is_pinned()
+            copies.append((batch.rows, batch.moments.to("cuda", non_blocking=True)))
+            check(batch)
+        for rows, moments in copies:
+            np.testing.assert_array_equal(moments.cpu().numpy(), moments_of(rows.numpy()))

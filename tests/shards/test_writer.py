@@ -27,6 +27,7 @@ from shards.verify import logical_digest, verify
 from .toy import (
     EMPTY,
     SHAPE,
+    SPECS,
     files_of,
     moments_of,
     moments_spec,
@@ -37,7 +38,6 @@ from .toy import (
     write_shard,
 )
 
-SPECS = {"moments": moments_spec, "tokens": tokens_spec}
 ROWS = (1030,)  # two blocks
 
 

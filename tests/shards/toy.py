@@ -1,5 +1,6 @@
 """Columns of three shards whose every value follows from the row id, so that a lost or swapped row shows at once."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,14 @@ def moments_of(ids: NDArray[np.int64]) -> NDArray[np.float16]:
     return values
 
 
-def length_of(row: int) -> int:
-    return 1 + row % TOKENS
+def length_of(row: int, caption: int = 0) -> int:
+    return 1 + (row + caption) % TOKENS
 
 
-def tokens_of(row: int) -> NDArray[np.uint16]:
-    """(1 to 4, 3) words below 0x7F80, so finite in bfloat16."""
-    place = np.arange(length_of(row) * WIDTH, dtype=np.uint32).reshape(-1, WIDTH)
-    return ((row * 7 + place) % 0x7F80).astype(np.uint16)
+def tokens_of(row: int, caption: int = 0) -> NDArray[np.uint16]:
+    """(1 to 4, 3) words below 0x7F80, so finite in bfloat16; each of a row's captions has others."""
+    place = np.arange(length_of(row, caption) * WIDTH, dtype=np.uint32).reshape(-1, WIDTH)
+    return ((row * 7 + place + 9_000 * caption) % 0x7F80).astype(np.uint16)
 
 
 def image_status(ids: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -56,28 +57,46 @@ def caption_status(ids: NDArray[np.int64]) -> NDArray[np.uint8]:
     return np.where(ids % 53 == 7, Status.CAPTION_MISSING, Status.OK).astype(np.uint8)
 
 
-def moments_spec(shards: int = 3, source: str = SOURCE, weights: str = "vae") -> ColumnSpec:
+def moments_spec(
+    shards: int = 3, source: str = SOURCE, weights: str = "vae", **stored: Any
+) -> ColumnSpec:
+    """`stored`: options of the layout."""
     identity = {"kind": "moments", "encoder": {"weights": weights}, "source": source}
-    return ColumnSpec(identity, Layout("moments", SHAPE, shards, SHARD_ROWS), NORM)
+    return ColumnSpec(identity, Layout("moments", SHAPE, shards, SHARD_ROWS, **stored), NORM)
 
 
-def tokens_spec(shards: int = 3, source: str = SOURCE) -> ColumnSpec:
+def tokens_spec(shards: int = 3, source: str = SOURCE, **stored: Any) -> ColumnSpec:
     identity = {"kind": "tokens", "encoder": {"weights": "text"}, "source": source}
-    layout = Layout("tokens", (TOKENS, WIDTH), shards, SHARD_ROWS)
+    layout = Layout("tokens", (TOKENS, WIDTH), shards, SHARD_ROWS, **stored)
     return ColumnSpec(identity, layout, empty_tokens=1)
+
+
+def caption_spec(member: str, source: str = SOURCE, **preprocess: Any) -> ColumnSpec:
+    """Tokens of one of several captions of a row."""
+    spec = tokens_spec(source=source)
+    how = {"caption": member, "template": "{}", **preprocess}
+    return replace(spec, identity={**spec.identity, "preprocess": how})
+
+
+SPECS = {"moments": moments_spec, "tokens": tokens_spec}
+STORED: dict[str, dict[str, Any]] = {
+    "zarr": {},
+    "blosc": {"codec": "blosc"},
+    "webdataset": {"backend": "webdataset"},
+}
 
 
 def write_shard(
     path: Path, spec: ColumnSpec, digest: str, shard: int, rows: tuple[int, ...] = ROWS,
-    index: str = "index", shift: float = 0.0,
+    index: str = "index", shift: float = 0.0, caption: int = 0,
 ) -> None:  # fmt: skip
-    """Write and commit a shard; `shift` is added to the third channel of moments."""
+    """Write and commit a shard; `shift` is added to the third channel of moments, `caption` is the one encoded."""
     writer = ShardWriter(path, spec, digest, shard, rows[shard], f"{index} {shard}")
     ids = row_ids(shard, rows)
     for start in range(0, len(ids), 1024):
         block = ids[start : start + 1024]
         if spec.layout.ragged:
-            writer.put_block([tokens_of(int(i)) for i in block], caption_status(block))
+            writer.put_block([tokens_of(int(i), caption) for i in block], caption_status(block))
         else:
             values = moments_of(block)
             values[:, 2] += np.float16(shift)

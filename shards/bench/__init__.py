@@ -1,0 +1,29 @@
+"""How fast columns are read, beside the limit of the machine and beside other libraries.
+
+`samples`, `measure` and `peers` import nothing else of ours: they also run in the environment of
+the peers, where this package has another name.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m shards bench`."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all rows there")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("/var/tmp/latentbank-bench"),
+        help="work folder on the disk to measure; 18 GB, kept and used again (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--rows", type=int, default=4096, help="samples of 0.5 MB (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=4, help="turns of each reader (%(default)s)")
+    parser.add_argument(
+        "--peers", type=Path, metavar="PYTHON",
+        help="python of the peers' environment (`make bench` makes it from bench/peers.txt)",
+    )  # fmt: skip
+    parser.add_argument("--readers", nargs="*", help="only these, and raw (default: all)")
+    parser.add_argument(
+        "--modes", nargs="*", help="only these, such as `shuffled-warm` (default: all)"
+    )

@@ -1,0 +1,295 @@
+"""Where a column stands: a folder, or a prefix in an object store, behind one seam.
+
+A store is a small file system of objects. Names are relative, parted by `/`. Objects appear whole
+or not at all and are never replaced; what is large is streamed in, and read in place by `preadv`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+from .errors import CorruptColumn, NotAColumn
+from .schema import COLUMN, COMMIT, COMPLETE, SOURCE
+from .storage import (
+    TEMPORARY,
+    Json,
+    atomic_write,
+    make_durable,
+    naming,
+    put_if_absent,
+    staged,
+    unseal_bytes,
+)
+
+REMOTE = ("s3", "gs", "az")
+WHOLE_BYTES = 1 << 28  # no object that is read whole comes near; a larger one is not taken in
+# of a sealed record by kind; parsed, JSON takes up to twenty times as much
+RECORD_BYTES = {COLUMN: 1 << 22, COMMIT: 1 << 24, COMPLETE: 1 << 26, SOURCE: 1 << 26}
+Handle = Any  # of an open object: a file descriptor, or what the store makes of one
+
+
+class Staging(Protocol):
+    """An object on its way: bytes are written and hashed, then it appears whole or never."""
+
+    bytes: int
+
+    @property
+    def sha256(self) -> str: ...
+
+    def write(self, data: Any) -> None:
+        """Append a bytes-like object."""
+
+    def publish(self) -> bool:
+        """Make the object appear; False if its name is taken, and then what stands stays."""
+
+
+class Store(ABC):
+    """A folder of objects. Pickles; a copy in another process opens its own files."""
+
+    url: str  # without a slash at the end
+    folder: Path | None = None  # of a local store
+
+    def at(self, name: str) -> str:
+        """The object's full name, for messages."""
+        return f"{self.url}/{name}"
+
+    @property
+    def name(self) -> str:
+        """The last part of the url: how people call a column."""
+        return self.url.rstrip("/").rpartition("/")[2]
+
+    @abstractmethod
+    def child(self, name: str) -> Store:
+        """The store of all names below `name`."""
+
+    @property
+    def parent(self) -> Store:
+        """The store that this one is a child of: of a column, its source."""
+        return open_store(self.url.rpartition("/")[0])
+
+    # Whole objects --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """A whole small object; FileNotFoundError if it is absent."""
+
+    @abstractmethod
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        """Create a small object; False if the name is taken, and then what stands stays."""
+
+    @abstractmethod
+    def replace(self, name: str, data: bytes) -> None:
+        """Write or replace an object that is derived from others, never a data object."""
+
+    @abstractmethod
+    def staged(self, name: str) -> AbstractContextManager[Staging]:
+        """Create a large object: `with store.staged(name) as f: f.write(...); f.publish()`."""
+
+    def settle(self, name: str) -> None:  # noqa: B027  # an object store keeps what it shows
+        """Make a name that stands outlive a power cut: its writer may have died just before that."""
+
+    def unseal(self, name: str, kind: str, version: int) -> Json:
+        """Read a sealed record; see `storage.unseal_bytes`. NotAColumn if it is absent."""
+        size = self.size(name)
+        if size is not None and size > RECORD_BYTES.get(kind, 1 << 20):
+            raise CorruptColumn(
+                f"{self.at(name)}: {size} bytes are no {kind} record. Restore it, or delete it and "
+                "encode again"
+            )
+        try:
+            data = self.read(name)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotAColumn(
+                f"{self.at(name)}: no such file. Expected a {kind} record; check the path, or "
+                "encode first"
+            ) from None
+        return unseal_bytes(data, self.at(name), kind, version)
+
+    # Names ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def size(self, name: str) -> int | None:
+        """Bytes of an object; None if it is absent."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> list[tuple[str, int]]:
+        """(name, bytes) of every object below a folder, sorted, without what is being staged."""
+
+    @abstractmethod
+    def litter(self, seconds: float) -> Sequence[str]:
+        """Names that interrupted writers left behind at least so long ago."""
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Remove an object, if it is there. For `repair` and `gc` alone, under the lease."""
+
+    @abstractmethod
+    def move(self, name: str, to: str) -> None:
+        """Give an object another name. For `repair` alone."""
+
+    # Reading in place -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def open(self, name: str) -> Handle:
+        """Open an object for `preadv`; FileNotFoundError if it is absent."""
+
+    @abstractmethod
+    def length(self, handle: Handle) -> int:
+        """Bytes of an open object."""
+
+    @abstractmethod
+    def preadv(self, handle: Handle, buffers: Sequence[memoryview], offset: int) -> int:
+        """Fill buffers from an open object as `os.preadv` does; how many bytes came."""
+
+    @abstractmethod
+    def willneed(self, handle: Handle, offset: int, length: int) -> None:
+        """Say that a range will be read soon. Returns at once."""
+
+    @abstractmethod
+    def close(self, handle: Handle) -> None:
+        """Close an open object."""
+
+    def forget(self, handle: Handle, offset: int, length: int) -> bool:
+        """Drop what is cached of a range, so that it is fetched again; False if nothing is ever
+        cached.
+        """
+        return False
+
+
+Place = Store | Path | str  # what a store may be named by
+
+
+class LocalStore(Store):
+    """A folder. Handles are file descriptors."""
+
+    preadv = staticmethod(os.preadv)  # type: ignore[assignment]  # the same call, with no layer between
+    close = staticmethod(os.close)  # type: ignore[assignment]
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder: Path = Path(folder)
+        self.url = str(self.folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LocalStore, (self.folder,)
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    def child(self, name: str) -> Store:
+        return LocalStore(self.folder / name)
+
+    @property
+    def parent(self) -> Store:
+        return LocalStore(self.folder.absolute().parent)
+
+    def read(self, name: str) -> bytes:
+        handle = self.open(name)
+        with naming(self.folder / name), open(handle, "rb", buffering=0) as file:
+            size = self.length(handle)
+            if size > WHOLE_BYTES:
+                raise CorruptColumn(
+                    f"{self.at(name)}: {size} bytes, at most {WHOLE_BYTES} expected. Restore it, or "
+                    "encode again"
+                )
+            return file.readall()
+
+    def settle(self, name: str) -> None:
+        make_durable(self.folder / name)
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        return put_if_absent(self.folder / name, data)
+
+    def replace(self, name: str, data: bytes) -> None:
+        atomic_write(self.folder / name, data)
+
+    def staged(self, name: str) -> AbstractContextManager[Staging]:
+        return staged(self.folder / name)
+
+    def size(self, name: str) -> int | None:
+        try:
+            return (self.folder / name).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _files(self, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """Every file below a folder with its name."""
+        try:
+            entries = list(os.scandir(self.folder / prefix))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for entry in entries:
+            name = f"{prefix}/{entry.name}" if prefix else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from self._files(name)
+            else:
+                yield name, entry
+
+    def list(self, prefix: str = "") -> list[tuple[str, int]]:
+        return sorted(
+            (name, entry.stat().st_size)
+            for name, entry in self._files(prefix.rstrip("/"))
+            if not entry.name.startswith(TEMPORARY)
+        )
+
+    def litter(self, seconds: float) -> Sequence[str]:
+        old = time.time() - seconds
+        return sorted(
+            name
+            for name, entry in self._files("")
+            if entry.name.startswith(TEMPORARY) and entry.stat().st_mtime <= old
+        )
+
+    def delete(self, name: str) -> None:
+        (self.folder / name).unlink(missing_ok=True)
+
+    def move(self, name: str, to: str) -> None:
+        (self.folder / to).parent.mkdir(parents=True, exist_ok=True)
+        os.rename(self.folder / name, self.folder / to)
+
+    def open(self, name: str) -> Handle:
+        # a pipe or a device in the place of a file would never end, or never begin
+        handle = os.open(self.folder / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            with naming(self.at(name)):
+                if not stat.S_ISREG(os.fstat(handle).st_mode):
+                    raise CorruptColumn(
+                        f"{self.at(name)}: it is no file. Restore it, or encode again"
+                    )
+        except OSError:
+            os.close(handle)
+            raise
+        return handle
+
+    def length(self, handle: Handle) -> int:
+        return os.fstat(handle).st_size
+
+    def willneed(self, handle: Handle, offset: int, length: int) -> None:
+        os.posix_fadvise(handle, offset, length, os.POSIX_FADV_WILLNEED)
+
+
+def open_store(url: Place) -> Store:
+    """The store at a path or url: a folder, `file://`, or `s3://`, `gs://`, `az://`."""
+    if isinstance(url, Store):
+        return url
+    scheme = str(url).partition("://")[0] if "://" in str(url) else ""
+    if scheme in REMOTE:
+        from .remote import RemoteStore
+
+        return RemoteStore(str(url))
+    if scheme == "file":
+        return LocalStore(unquote(urlsplit(str(url)).path))
+    if scheme:
+        raise NotAColumn(
+            f"{url}: found the scheme {scheme!r}, expected a path or one of file://, "
+            + ", ".join(f"{name}://" for name in REMOTE)
+        )
+    return LocalStore(url)

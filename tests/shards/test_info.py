@@ -1,0 +1,73 @@
+"""What `info` says of a column."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from shards import ColumnSpec, Layout, Norm, ShardWriter, create_column, put_complete
+from shards.info import describe, information
+from shards.transfer import convert
+
+from .test_transfer import normal_tokens
+from .toy import NORM, moments_spec, write_column
+
+
+def test_moments(toy: Path) -> None:
+    found = information(toy / "vae")
+    assert (found["rows"], found["shards"], found["committed"]) == (2164, 3, 3)
+    assert sum(found["statuses"].values()) == 2164
+    files = (toy / "vae").rglob("c/**/*")
+    assert found["bytes"] == sum(path.stat().st_size for path in files if path.is_file())
+    assert found["norm"] == {"shift": list(NORM.shift), "scale": list(NORM.scale)}
+    assert (found["element"], found["backend"], found["codec"]) == ("float16", "zarr", None)
+    json.dumps(found, allow_nan=False)
+    assert found["warnings"] == ["the VAE's shift and scale do not normalise these latents"]
+
+
+def test_latents_that_their_norm_normalises(tmp_path: Path) -> None:
+    shift, scale = np.array([3.0, -1.0]), np.array([0.5, 4.0])
+    spec = ColumnSpec(
+        {"kind": "moments", "source": "s"}, Layout("moments", (4, 8, 8), 1, 1024),
+        Norm(tuple(shift), tuple(scale)),
+    )  # fmt: skip
+    digest = create_column(tmp_path / "c", spec)
+    mean = np.random.default_rng(0).normal(size=(300, 2, 8, 8)) / scale[:, None, None]
+    values = np.concatenate([mean + shift[:, None, None], np.full_like(mean, -20)], 1)
+    with ShardWriter(tmp_path / "c", spec, digest, 0, 300, "index") as writer:
+        writer.put_block(values.astype(np.float16), np.zeros(300, np.uint8))
+        writer.commit({})
+    put_complete(tmp_path / "c", digest, 1, allow_failed=False)
+    found = information(tmp_path / "c")
+    assert found["warnings"] == []
+    latents = found["latents"]
+    np.testing.assert_allclose(latents["mean"], shift, atol=0.1)
+    np.testing.assert_allclose(latents["normalised"]["channel_std"], 1, atol=0.02)
+    np.testing.assert_allclose(latents["normalised"]["channel_mean"], 0, atol=0.02)
+    text = describe(tmp_path / "c")
+    assert "WARNING" not in text
+    assert "latents     mean 3.0" in text
+
+
+def test_lengths_and_quantisation(toy: Path, tmp_path: Path) -> None:
+    found = information(toy / "text")["lengths"]
+    assert (found["max"], found["limit"]) == (4, 4)
+    assert sum(found["histogram"]["counts"]) == found["rows"] == 2048  # of 2,123 valid ones
+    normal_tokens(tmp_path / "a")
+    convert(tmp_path / "a", tmp_path / "b", element="int8")
+    scales = information(tmp_path / "b")
+    assert scales["quantisation"].keys() == {"scheme", "relative_error", "rows"}
+    assert scales["warnings"] == []
+    assert "quantised   int8" in describe(tmp_path / "b")
+    normal_tokens(tmp_path / "c", outliers=True)
+    convert(tmp_path / "c", tmp_path / "d", element="int8")
+    assert "% of these tokens" in information(tmp_path / "d")["warnings"][0]
+    assert "WARNING     int8 loses" in describe(tmp_path / "d")
+
+
+def test_other_storage_and_unfinished(tmp_path: Path) -> None:
+    write_column(tmp_path / "a", moments_spec(), (1100, 40, 1024))
+    convert(tmp_path / "a", tmp_path / "b", codec="blosc")
+    assert "float16, zarr, blosc" in describe(tmp_path / "b")
+    create_column(tmp_path / "c", moments_spec())
+    assert "NOT complete" in describe(tmp_path / "c")

@@ -1,0 +1,78 @@
+"""The tools on a column in an object store, as on one in a folder."""
+
+from pathlib import Path
+
+import pytest
+
+from shards import Column, LeaseHeld
+from shards.client import Limits
+from shards.diff import diff
+from shards.errors import StoreError
+from shards.gc import collect
+from shards.info import information
+from shards.lease import LEASE, Lease
+from shards.remote import RemoteStore
+from shards.repair import repair
+from shards.store import open_store
+from shards.transfer import convert, copy, stage
+from shards.verify import deep_digest, examine, logical_digest, verify
+
+from .objects import Proxy, Server
+from .toy import files_of, row_ids, tokens_spec, write_column
+
+
+def test_up_damaged_mended_and_down(url: str, tmp_path: Path) -> None:
+    local = write_column(tmp_path / "text", tokens_spec())
+    there = f"{url}/toy/text"
+    copy(local, there)
+    assert verify(there) == []
+    assert not diff(local, there)
+    assert deep_digest(there) == (logical_digest(local), [])
+    assert information(there)["rows"] == 2164
+    Column.open(there).read(row_ids(1))  # pages of it are in the cache now
+    store = open_store(there)
+    sound = store.read("tokens/c/2/0")
+    store.delete("tokens/c/2/0")
+    changed = bytearray(sound)
+    changed[40] ^= 1
+    store.put_if_absent("tokens/c/2/0", bytes(changed))
+    faults = verify(there, processes=2)
+    assert {(f.shard, f.object) for f in faults} == {(1, "tokens/c/2/0")}
+    with Lease(there, "shards gc"), pytest.raises(LeaseHeld, match="shards gc"):
+        repair(there, yes=True)
+    repair(there, yes=True)
+    assert store.size(LEASE) is None
+    found = examine(there)
+    assert (found.faults, found.missing) == ([], [1])
+    garbage, kept = collect(there, yes=True, seconds=0, quarantine=True)
+    assert {item.name.split("/")[0] for item in garbage} == {"quarantine"}
+    write_column(there, tokens_spec())  # type: ignore[arg-type]
+    assert verify(there) == []
+    (place,) = stage([there], tmp_path / "nvme")
+    assert place == tmp_path / "nvme/toy/text"
+    assert logical_digest(place) == logical_digest(local)
+    convert(place, f"{url}/tar", backend="webdataset")
+    assert verify(f"{url}/tar") == []
+    copy(f"{url}/tar", tmp_path / "tar")
+    assert logical_digest(tmp_path / "tar") == logical_digest(local)
+    assert {n for n in files_of(tmp_path / "tar") if n.startswith("tar/")} == {
+        f"tar/0000{s}.tar" for s in range(3)
+    }
+
+
+def test_what_cannot_be_reached_is_not_damaged(
+    url: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else `repair` would put a whole column aside while the network is down."""
+    copy(write_column(tmp_path / "text", tokens_spec()), f"{url}/text")
+    proxy = Proxy(server.port)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+    limits = Limits(1, stall=1, request=1, copy=1, give_up=2, backoff=0.01, max_backoff=0.1)
+
+    def work() -> None:
+        repair(RemoteStore(f"{url}/text", limits), yes=False)
+
+    work()
+    proxy.close()
+    with pytest.raises(StoreError):
+        work()

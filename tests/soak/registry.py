@@ -1,0 +1,17 @@
+"""Every sweep there is. A stage adds its own by a line here."""
+
+from __future__ import annotations
+
+from tests.shards import hostile, properties, sweeps
+
+from .drawn import properties as drawn
+from .sweep import Sweep
+
+SWEEPS: dict[str, Sweep] = {
+    sweep.name: sweep
+    for sweep in [
+        *sweeps.SWEEPS,
+        *hostile.SWEEPS,
+        drawn("order", properties.PROPERTIES, seeds=60),
+    ]
+}
