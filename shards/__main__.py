@@ -13,24 +13,28 @@ s3://, gs://, az://).
     python -m shards order LATENTS TEXT --global-batch 64 --seed 0 --position 0 --world 1 --rank 0
     --steps 3
     python -m shards order LATENTS TEXT --global-batch 64 --window 1024 --variance
+    python -m shards order LATENTS TEXT --more LATENTS TEXT --weights 0.85 0.15 --global-batch 64
     python -m shards bench [--json FILE]           # how fast this machine reads; see `make bench`
 
 Exit codes: 0 done (`verify`: sound, `diff`: equal content), 1 `verify` or `digest --deep` found
 damage, `repair` left some, `diff` found a difference, a reader of `bench` failed, 2 a wrong path,
 option or column, or no room (the message says which), 5 another command holds the column's lease,
-130 interrupted.
+130 interrupted. `verify` of several goes on after one that is no column, and leaves with 2.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
-from pathlib import Path
 
 from .bench import add_options
 from .errors import ShardsError
+from .options import not_negative, positive
+
+NO_RIGHTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
         return command
 
     def processes(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--processes", type=int, help="how many; all cores if left out")
+        command.add_argument("--processes", type=positive, help="how many; all cores if left out")
 
     def changes(command: argparse.ArgumentParser) -> None:
         command.add_argument("--yes", action="store_true", help="do it; else only say what")
@@ -84,20 +88,28 @@ def parser() -> argparse.ArgumentParser:
     copy.add_argument("--with-source", action="store_true", help="source.json and the indexes too")
     stage = add("stage", "columns to a node's own disk; prints what to give to train")
     stage.add_argument("source", nargs="+")
-    stage.add_argument("folder", type=Path)
+    stage.add_argument("folder")
     for command in (copy, stage):
-        command.add_argument("--threads", type=int, default=8)
+        command.add_argument("--threads", type=positive, default=8)
     order = add("order", "the row ids of each step, one JSON object a line")
-    order.add_argument("latents", type=Path)
-    order.add_argument("text", type=Path)
+    order.add_argument("latents")
+    order.add_argument("text")
+    order.add_argument("--also", nargs="*", default=[], help="columns joined for their statuses")
     order.add_argument(
-        "--also", type=Path, nargs="*", default=[], help="columns joined for their statuses"
+        "--more", nargs=2, action="append", default=[], metavar=("LATENTS", "TEXT"),
+        help="a further source; several may be given",
+    )  # fmt: skip
+    order.add_argument(
+        "--weights", type=float, nargs="*", help="share of each source; else concatenated"
     )
-    order.add_argument("--global-batch", type=int, required=True)
-    for option, default in (
-        ("seed", 0), ("position", 0), ("world", 1), ("rank", 0), ("steps", 1), ("lanes", 64), ("window", 0),
+    order.add_argument("--partial", action="store_true", help="columns that are not complete, too")
+    order.add_argument("--global-batch", type=positive, required=True)
+    for option, kind, default in (
+        ("seed", not_negative, 0), ("position", not_negative, 0), ("world", positive, 1),
+        ("rank", not_negative, 0), ("steps", positive, 1), ("lanes", positive, 64),
+        ("window", not_negative, 0),
     ):  # fmt: skip
-        order.add_argument(f"--{option}", type=int, default=default)
+        order.add_argument(f"--{option}", type=kind, default=default)
     order.add_argument("--truncated", action="store_true", help="admit rows of cut-off pictures")
     order.add_argument(
         "--variance", action="store_true",
@@ -109,20 +121,26 @@ def parser() -> argparse.ArgumentParser:
 
 
 def print_order(args: argparse.Namespace) -> int:
-    """One line a step; `step` counts global batches from the start of the run."""
-    from .join import open_join
+    """One line a step; `step` counts global batches from the start of the run. With several
+    sources, `sources` says of which each row is.
+    """
+    from .join import open_sources
     from .mixing import mixing, table
-    from .order import Order
 
-    join = open_join(args.latents, args.text, args.also, args.truncated)
-    order = Order([join.words], args.seed, args.lanes, args.window)
+    latents, texts = zip((args.latents, args.text), *args.more, strict=True)
+    sources = open_sources(
+        latents, texts, args.also, args.truncated, weights=args.weights, partial=args.partial
+    )
+    order = sources.order(args.seed, args.lanes, args.window)
     if args.variance:
-        print(table(mixing(order, args.global_batch, join.latents.layout.shard_rows)))
+        print(table(mixing(order, args.global_batch, sources.joins[0].latents.layout.shard_rows)))
         return 0
     for k in range(args.steps):
         position = args.position + k * args.global_batch
-        _, rows, _ = order(position, args.global_batch, args.world, args.rank)
-        print(json.dumps({"step": position // args.global_batch, "rows": rows.tolist()}))
+        source, rows, _ = order(position, args.global_batch, args.world, args.rank)
+        source, rows = sources.locate(source, rows)
+        line = {"step": position // args.global_batch, "rows": rows.tolist()}
+        print(json.dumps(line | ({"sources": source.tolist()} if args.more else {})))
     return 0
 
 
@@ -174,7 +192,8 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f"error: {error}. Make room, give the rights, then run again", file=sys.stderr)
+        remedy = "Make room, give the rights, then run again"
+        print(f"error: {error}" + f". {remedy}" * (error.errno in NO_RIGHTS), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)

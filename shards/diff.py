@@ -216,7 +216,9 @@ def lines_of(found: Difference, a: str, b: str) -> list[str]:
             f"{found.relative:.3g} (L2, over these rows)"
         )
     if not found:
-        lines.append(f"{a} and {b} have the same content")
+        lines.append(
+            f"{a} and {b} have the same content by their commits; `verify` looks whether the data do"
+        )
     return lines
 
 

@@ -5,7 +5,6 @@ generations and quarantines.
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import dataclass
 
 from .commits import commit_name, read_complete
@@ -55,9 +54,7 @@ def find_garbage(
             kept.append(f"{name}: not an object of ours")
         elif shard in found.commits:
             garbage.append(Garbage(name, size, f"not in the commit of shard {shard}"))
-        elif age(store, name) is None:
-            kept.append(f"{name}: its shard is not committed, and this store tells no ages")
-        elif (age(store, name) or 0.0) < seconds:
+        elif (store.age(name) or 0.0) < seconds:
             kept.append(f"{name}: its shard is not committed, and it is too young")
         else:
             garbage.append(Garbage(name, size, f"shard {shard} was never committed", shard))
@@ -88,16 +85,6 @@ def shard_of(spec: ColumnSpec, name: str) -> int | None:
         return None
     shard = number // layout.blocks_per_shard if array == layout.kind else number
     return shard if shard < layout.shards else None
-
-
-def age(store: Store, name: str) -> float | None:
-    """Seconds since an object was written; None where the store does not tell."""
-    if store.folder is None:
-        return None
-    try:
-        return time.time() - (store.folder / name).stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
 
 
 def collect(

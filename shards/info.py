@@ -19,6 +19,7 @@ SAMPLE_ROWS = 2_048
 SAMPLE_BYTES = 1 << 28  # of values that are read for statistics
 GROUP = 32  # rows of them at once
 TOLERANCE = 0.25  # of mean and deviation of normalised latents
+CHANNEL_TOLERANCE = 0.5  # of those of one channel, which has a shift and scale of its own
 
 
 def information(url: Place) -> Json:
@@ -125,6 +126,12 @@ def _latents(
     }  # fmt: skip
     if abs(centre) > TOLERANCE or abs(spread - 1) > TOLERANCE:
         warnings.append("the VAE's shift and scale do not normalise these latents")
+    if max(shift.size, scale.size) > 1:  # a shift and scale of its own for each channel
+        far = (np.abs(means) > CHANNEL_TOLERANCE) | (np.abs(spreads - 1) > CHANNEL_TOLERANCE)
+        if far.any():
+            warnings.append(
+                f"the VAE's shift and scale do not normalise channels {np.flatnonzero(far).tolist()}"
+            )
     return found
 
 

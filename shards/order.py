@@ -29,6 +29,7 @@ from .schema import BLOCK
 from .storage import Json
 
 ROUNDS = 8  # even, so that halves of unequal width come back to their places
+FAREST = 2**56  # samples a run may come to: all sums below stay within 64 bits
 MINIMUM_BITS = 6  # below, the permutation is visibly uneven (chi-square)
 PERIOD = 4096  # mixture weights are multiples of 1 / PERIOD
 STRIDE = 2531  # odd and near PERIOD / golden ratio: spreads a source's slots evenly over the period
@@ -180,9 +181,9 @@ class Order:
         window: int = 0,
         weights: Sequence[float] | None = None,
     ) -> None:
-        if lanes < 1 or window < 0 or seed < 0:
+        if lanes < 1 or window < 0 or not 0 <= seed < 2**64:
             raise OrderError(
-                f"lanes {lanes} >= 1, window {window} >= 0 and seed {seed} >= 0 expected"
+                f"lanes {lanes} >= 1, window {window} >= 0 and seed {seed} from 0 to 2^64 - 1 expected"
             )
         if weights is not None and (len(weights) != len(words) or min(weights) <= 0):
             raise OrderError(
@@ -219,7 +220,11 @@ class Order:
         """Raise OrderError unless position and batch are multiples of the lanes and the world
         divides the batch.
         """
-        if batch < 1 or position < 0 or batch % self.lanes or position % self.lanes:
+        if not 0 <= position <= FAREST or not 1 <= batch <= FAREST:
+            raise OrderError(
+                f"position {position} from 0 and global batch {batch} from 1 to {FAREST} expected"
+            )
+        if batch % self.lanes or position % self.lanes:
             raise OrderError(
                 f"global batch {batch} and position {position} must be multiples of the "
                 f"{self.lanes} lanes (--lanes, data.lanes)"
@@ -233,8 +238,8 @@ class Order:
         """(source, row id, sample number) of one rank's part of the global batch at `position`,
         lane by lane.
         """
-        samples = position + self.places(batch, world, rank)
         self.check(position, batch, world)
+        samples = position + self.places(batch, world, rank)
         return *self.at(samples), samples
 
     def places(self, batch: int, world: int = 1, rank: int = 0) -> Ints:

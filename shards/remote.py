@@ -232,6 +232,12 @@ class RemoteStore(Store):
             item["name"] = item["path"][skip:]
         return sorted(found, key=lambda item: str(item["name"]))
 
+    def age(self, name: str) -> float | None:
+        try:
+            return time.time() - float(self._head(name)["last_modified"].timestamp())
+        except FileNotFoundError:
+            return None
+
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
         return [
             (item["name"], item["size"])

@@ -43,6 +43,7 @@ MAX_SHARDS, MAX_SHARD_ROWS = 2**18, 2**24  # beyond these a layout is nonsense, 
 MAX_ROWS = 2**34  # shards * shard_rows: the valid-row bits of all of them take 2 GiB at most
 MAX_ROW_VALUES = 2**29
 BF16_NAN = 0x7FC0
+SHOWN = 120  # characters of a value in a message: two sha256 still differ in them
 BLOCK = 32  # rows of one word of valid-row bits, and of one block of the order
 
 
@@ -369,7 +370,14 @@ def differences(found: Any, expected: Any, at: str = "") -> list[str]:
             for key in keys
             for line in differences(found.get(key), expected.get(key), f"{at}.{key}".lstrip("."))
         ]
-    return [] if found == expected else [f"{at}: found {found!r}, expected {expected!r}"]
+    if found == expected:
+        return []
+    return [f"{at}: found {_shown(found)}, expected {_shown(expected)}"]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
 
 
 def refuse_difference(what: str, found: Any, expected: Any, remedy: str) -> None:

@@ -128,6 +128,10 @@ class Store(ABC):
         """Names that interrupted writers left behind at least so long ago."""
 
     @abstractmethod
+    def age(self, name: str) -> float | None:
+        """Seconds since an object was written; None if it is absent."""
+
+    @abstractmethod
     def delete(self, name: str) -> None:
         """Remove an object, if it is there. For `repair` and `gc` alone, under the lease."""
 
@@ -247,6 +251,12 @@ class LocalStore(Store):
             for name, entry in self._files("")
             if entry.name.startswith(TEMPORARY) and entry.stat().st_mtime <= old
         )
+
+    def age(self, name: str) -> float | None:
+        try:
+            return time.time() - (self.folder / name).stat().st_mtime
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def delete(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)

@@ -29,7 +29,14 @@ from .commits import (
     read_commit,
     valid_rows,
 )
-from .errors import ConversionFailed, CorruptColumn, IdentityMismatch, NoRoom, ShardsError
+from .errors import (
+    ConversionFailed,
+    CorruptColumn,
+    IdentityMismatch,
+    NoRoom,
+    NotAColumn,
+    ShardsError,
+)
 from .parallel import Bar, Report, processes_for, silent, spread
 from .quantise import WARN_ABOVE, calibrate, stored_rows
 from .reader import Column, open_spec
@@ -100,7 +107,10 @@ def copy(
     looked at. Raises CorruptColumn or IdentityMismatch, naming the object.
     """
     source, target = open_store(source), open_store(target)
+    _apart(source, target)
     goods = shipment(source)
+    if with_source:
+        _check_source(source.parent, goods)
     objects = goods.objects
     begin(goods.bytes)
     _same(source, target, "column.json")
@@ -143,6 +153,19 @@ def copy(
     if with_source:
         _copy_source(source.parent, target.parent, goods)
     return goods
+
+
+def _apart(source: Store, target: Store) -> None:
+    """Refuse a place inside the column, or one that the column is inside of."""
+    here, there = (
+        f"{store.url if store.folder is None else store.folder.resolve()}/"
+        for store in (source, target)
+    )
+    if here != there and (here.startswith(there) or there.startswith(here)):
+        raise IdentityMismatch(
+            f"{target.url}: one of it and {source.url} lies inside the other. Nothing was written; "
+            "give another place"
+        )
 
 
 def _same(source: Store, target: Store, name: str) -> None:
@@ -207,6 +230,20 @@ def _damaged(store: Store, name: str, size: int, digest: str) -> str:
         f"{store.at(name)}: not the {size} bytes of sha256 {digest[:12]}... that its commit names; "
         f"it was not copied. Run `python -m shards repair {store.url}`, encode again, copy again"
     )
+
+
+def _check_source(source: Store, goods: Shipment) -> None:
+    """NotAColumn unless source.json and the indexes of all shards stand."""
+    standing = {name for name, _ in source.list("index")}
+    wanted = {index_name(shard) for shard in goods.commits}
+    missing = sorted(wanted - standing)
+    if source.size("source.json") is None:
+        missing = ["source.json", *missing]
+    if missing:
+        raise NotAColumn(
+            f"{source.at(missing[0])}: no such file ({len(missing)} are missing), so the source cannot "
+            "be copied with its column. Nothing was written; restore it, or leave out --with-source"
+        )
 
 
 def _copy_source(source: Store, target: Store, goods: Shipment) -> None:
@@ -349,6 +386,7 @@ def convert(
     """
     column = Column.open(source)
     store = open_store(target)
+    _apart(column.store, store)
     spec, digest = _target(column, store, backend, codec, element)
     if spec.empty_tokens is not None:
         put_empty(store, spec, column.empty())
@@ -453,8 +491,14 @@ def run_copy(source: str, target: str, with_source: bool, threads: int) -> int:
     return 0
 
 
-def run_stage(sources: Sequence[str], folder: Path, threads: int) -> int:
+def run_stage(sources: Sequence[str], target: str, threads: int) -> int:
     """Prints what to put on the command line of `train` instead of the columns' own paths."""
+    folder = open_store(target).folder
+    if folder is None:
+        raise NotAColumn(
+            f"{target}: found an object store, expected a folder of this machine. `python -m shards "
+            "copy` copies to a store"
+        )
     with Bar("stage") as shown:
         places = stage(sources, folder, threads, shown.begin, shown.report)
     names = {"moments": "latents", "tokens": "text"}

@@ -364,12 +364,17 @@ def _digest(column: Column, contents: Sequence[str | None]) -> str:
 
 
 def run_verify(urls: Sequence[str], processes: int | None, as_json: bool) -> int:
-    """`python -m shards verify`: 1 if anything is damaged, else 0."""
-    damaged = False
+    """`python -m shards verify`: 2 if one of them is no column, else 1 if anything is damaged, or 0."""
+    code = 0
     for url in urls:
-        with Bar("verify") as shown:
-            found = examine(url, processes, shown.begin, shown.report)
-        damaged |= bool(found.faults)
+        try:
+            with Bar("verify") as shown:
+                found = examine(url, processes, shown.begin, shown.report)
+        except ShardsError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = 2
+            continue
+        code = max(code, int(bool(found.faults)))
         for line in [
             json.dumps(fault.record(found.store.url)) if as_json else str(fault)
             for fault in found.faults
@@ -377,7 +382,7 @@ def run_verify(urls: Sequence[str], processes: int | None, as_json: bool) -> int
             print(line)
         if not as_json:
             print("\n".join([*found.sentences(), _verdict(url, found.faults)]))
-    return int(damaged)
+    return code
 
 
 def _verdict(url: str, faults: Sequence[Fault]) -> str:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+ORDERS = ("sequential", "shuffled", "shuffled+crc")  # the last compares every row's checksum
+MODES = [f"{order}-{state}" for order in ORDERS for state in ("warm", "cold")]
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m shards bench`."""
@@ -18,12 +21,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="work folder on the disk to measure; 18 GB, kept and used again (default %(default)s)",
     )  # fmt: skip
     parser.add_argument("--rows", type=int, default=4096, help="samples of 0.5 MB (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=4, help="turns of each reader (%(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=4, choices=range(1, 1001), metavar="N",
+        help="turns of each reader (%(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--peers", type=Path, metavar="PYTHON",
         help="python of the peers' environment (`make bench` makes it from bench/peers.txt)",
     )  # fmt: skip
     parser.add_argument("--readers", nargs="*", help="only these, and raw (default: all)")
-    parser.add_argument(
-        "--modes", nargs="*", help="only these, such as `shuffled-warm` (default: all)"
-    )
+    parser.add_argument("--modes", nargs="*", choices=MODES, help="only these (default: all)")

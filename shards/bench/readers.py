@@ -26,6 +26,7 @@ from ..reader import HINT_GAP, Column
 from ..schema import ZARR_ROWS, ColumnSpec, Layout, Norm
 from ..stream import Stream
 from ..writer import ShardWriter, create_column, put_empty
+from . import ORDERS
 from .measure import Reader, main
 from .samples import BATCH, MAX_TOKENS, Batch, Ring, Samples
 
@@ -269,10 +270,9 @@ def zarr_reads(
         )
 
 
-SHUFFLES = ("sequential", "shuffled", "shuffled+crc")
 READERS = {
     "raw": Reader(raw(2), STORE),
-    "ours": Reader(two_columns, STORE, 2, SHUFFLES),
+    "ours": Reader(two_columns, STORE, 2, ORDERS),
     "raw, latents": Reader(raw(1), STORE, 1),
     "ours, latents": Reader(one_column, STORE, 1),
     "zarr-python": Reader(zarr_python, STORE),

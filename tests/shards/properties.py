@@ -219,7 +219,7 @@ def run(name: str, examples: int) -> None:
     body, strategies = PROPERTIES[name]
 
     @settings(
-        max_examples=examples, deadline=None, database=None,
+        max_examples=examples, deadline=None, database=None, derandomize=True,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )  # fmt: skip
     @given(st.tuples(*strategies))

@@ -13,9 +13,12 @@ from unittest import mock
 
 from shards import Order, create_column, open_join
 from shards.__main__ import main
+from shards.join import Sources, open_sources
 from shards.lease import Lease
+from shards.order import FAREST
 from shards.verify import logical_digest
 
+from .test_repair import flip
 from .toy import files_of, moments_spec, small_moments, small_tokens, tokens_spec, write_column
 
 ROOT = Path(__file__).parents[2]
@@ -202,6 +205,7 @@ def test_convert_copy_stage_diff(toy: Path, tmp_path: Path) -> None:
 
 def test_messages_not_tracebacks(toy: Path, tmp_path: Path) -> None:
     other = write_column(tmp_path / "other", tokens_spec(source="other"))
+    one = ("order", toy / "vae", toy / "text", "--global-batch", 64)
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut/column.json").write_bytes((toy / "vae/column.json").read_bytes()[:-20])
     for words, message in (
@@ -215,7 +219,20 @@ def test_messages_not_tracebacks(toy: Path, tmp_path: Path) -> None:
             "world of 3 ranks",
         ),
         (("order", toy / "text", toy / "vae", "--global-batch", 64), "expected one of moments"),
-        (("order", toy / "vae", toy / "text", "--global-batch", "x"), "invalid int value"),
+        (("order", toy / "vae", toy / "text", "--global-batch", "x"), "no whole number"),
+        ((*one, "--steps", -1), "found -1, expected 1 or more"),
+        ((*one, "--position", 10**20), "below 2^64"),
+        ((*one, "--position", 2**63), f"from 0 and global batch 64 from 1 to {FAREST} expected"),
+        ((*one, "--seed", 2**64), "below 2^64"),
+        ((*one, "--more", toy / "vae", toy / "text", "--weights", "0.5"), "for each of 2 sources"),
+        (("verify", toy / "vae", "--processes", 0), "found 0, expected 1 or more"),
+        (("stage", toy / "vae", tmp_path / "x", "--threads", 0), "found 0, expected 1 or more"),
+        (("stage", toy / "vae", "s3://bucket/prefix"), "found an object store, expected a folder"),
+        (("copy", toy / "vae", tmp_path / "x", "--with-source"), "source.json: no such file"),
+        (("copy", toy / "vae", toy / "vae/inside"), "lies inside the other"),
+        (("convert", toy / "vae", toy), "lies inside the other"),
+        (("bench", "--rows", 100), "a multiple of 64 expected"),
+        (("bench", "--modes", "nonsense"), "invalid choice"),
         (("nonsense",), "invalid choice"),
         (("gc", toy / "vae", "--older-than", "soon"), "such as 24h"),
         (("repair", tmp_path / "nothing", "--yes"), "no such folder"),
@@ -232,6 +249,34 @@ def test_messages_not_tracebacks(toy: Path, tmp_path: Path) -> None:
         assert message in done.stderr, words
         assert "Traceback" not in done.stderr
         assert not done.stdout
+        assert not (tmp_path / "x").exists()
+
+
+def test_verify_goes_on_after_what_is_no_column(toy: Path, tmp_path: Path) -> None:
+    bad = small_moments(tmp_path / "bad")
+    flip(bad / "moments/c/0/0/0/0")
+    done = command("verify", toy / "vae", tmp_path / "nothing", bad)
+    assert done.returncode == 2
+    assert "nothing" in done.stderr
+    assert done.stdout.startswith(f"{toy}/vae: sound\n")
+    assert "DAMAGED" in done.stdout.splitlines()[-1]
+
+
+def test_order_of_several_sources(toy: Path, tmp_path: Path) -> None:
+    other = [write_column(tmp_path / "vae", moments_spec(source="b")),
+             write_column(tmp_path / "text", tokens_spec(source="b"))]  # fmt: skip
+    words = ("order", f"file://{toy}/vae", f"file://{toy}/text", "--more", *other)
+    lines = [
+        json.loads(command(*words, "--global-batch", 64, *more).stdout)
+        for more in ((), ("--weights", 0.25, 0.75))
+    ]
+    sources = open_sources([toy / "vae", other[0]], [toy / "text", other[1]])
+    expected = [sources, Sources(sources.joins, [0.25, 0.75])]
+    for line, read in zip(lines, expected, strict=True):
+        source, rows = read.locate(*read.order()(0, 64)[:2])
+        assert (line["sources"], line["rows"]) == (source.tolist(), rows.tolist())
+    assert lines[0]["sources"] != lines[1]["sources"]
+    assert 40 < sum(lines[1]["sources"]) < 56  # three quarters of 64
 
 
 def test_verify_of_no_column_is_not_damage(tmp_path: Path) -> None:

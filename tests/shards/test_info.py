@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,22 +23,30 @@ def test_moments(toy: Path) -> None:
     assert found["norm"] == {"shift": list(NORM.shift), "scale": list(NORM.scale)}
     assert (found["element"], found["backend"], found["codec"]) == ("float16", "zarr", None)
     json.dumps(found, allow_nan=False)
-    assert found["warnings"] == ["the VAE's shift and scale do not normalise these latents"]
+    assert found["warnings"] == [
+        "the VAE's shift and scale do not normalise these latents",
+        "the VAE's shift and scale do not normalise channels [0, 1]",
+    ]
+
+
+def normal_latents(path: Path, norm: Norm, shift: Any, scale: Any) -> Path:
+    """A column of 300 latents that just this shift and scale would normalise, with another norm."""
+    spec = ColumnSpec(
+        {"kind": "moments", "source": "s"}, Layout("moments", (4, 8, 8), 1, 1024), norm
+    )
+    digest = create_column(path, spec)
+    mean = np.random.default_rng(0).normal(size=(300, 2, 8, 8)) / scale[:, None, None]
+    values = np.concatenate([mean + shift[:, None, None], np.full_like(mean, -20)], 1)
+    with ShardWriter(path, spec, digest, 0, 300, "index") as writer:
+        writer.put_block(values.astype(np.float16), np.zeros(300, np.uint8))
+        writer.commit({})
+    put_complete(path, digest, 1, allow_failed=False)
+    return path
 
 
 def test_latents_that_their_norm_normalises(tmp_path: Path) -> None:
     shift, scale = np.array([3.0, -1.0]), np.array([0.5, 4.0])
-    spec = ColumnSpec(
-        {"kind": "moments", "source": "s"}, Layout("moments", (4, 8, 8), 1, 1024),
-        Norm(tuple(shift), tuple(scale)),
-    )  # fmt: skip
-    digest = create_column(tmp_path / "c", spec)
-    mean = np.random.default_rng(0).normal(size=(300, 2, 8, 8)) / scale[:, None, None]
-    values = np.concatenate([mean + shift[:, None, None], np.full_like(mean, -20)], 1)
-    with ShardWriter(tmp_path / "c", spec, digest, 0, 300, "index") as writer:
-        writer.put_block(values.astype(np.float16), np.zeros(300, np.uint8))
-        writer.commit({})
-    put_complete(tmp_path / "c", digest, 1, allow_failed=False)
+    normal_latents(tmp_path / "c", Norm(tuple(shift), tuple(scale)), shift, scale)
     found = information(tmp_path / "c")
     assert found["warnings"] == []
     latents = found["latents"]
@@ -47,6 +56,14 @@ def test_latents_that_their_norm_normalises(tmp_path: Path) -> None:
     text = describe(tmp_path / "c")
     assert "WARNING" not in text
     assert "latents     mean 3.0" in text
+
+
+def test_channels_in_another_order_are_told(tmp_path: Path) -> None:
+    shift, scale = np.array([1.0, -1.0]), np.array([1.0, 1.0])
+    path = normal_latents(tmp_path / "c", Norm((-1.0, 1.0), (1.0, 1.0)), shift, scale)
+    found = information(path)
+    assert abs(found["latents"]["normalised"]["mean"]) < 0.02  # as a whole it looks right
+    assert found["warnings"] == ["the VAE's shift and scale do not normalise channels [0, 1]"]
 
 
 def test_lengths_and_quantisation(toy: Path, tmp_path: Path) -> None:

@@ -46,6 +46,12 @@ def test_up_damaged_mended_and_down(url: str, tmp_path: Path) -> None:
     assert (found.faults, found.missing) == ([], [1])
     garbage, kept = collect(there, yes=True, seconds=0, quarantine=True)
     assert {item.name.split("/")[0] for item in garbage} == {"quarantine"}
+    store.put_if_absent("tokens/c/2/0", sound)  # of a writer that died before its commit
+    _, kept = collect(there, yes=True, seconds=3600)
+    assert kept == ["tokens/c/2/0: its shard is not committed, and it is too young"]
+    garbage, kept = collect(there, yes=True, seconds=0)
+    assert ([item.name for item in garbage], kept) == (["tokens/c/2/0"], [])
+    assert store.size("tokens/c/2/0") is None
     write_column(there, tokens_spec())  # type: ignore[arg-type]
     assert verify(there) == []
     (place,) = stage([there], tmp_path / "nvme")
