@@ -45,7 +45,7 @@ class Join:
         self.texts, self.rates = tuple(c for c, _ in pairs), tuple(float(r) for _, r in pairs)
         self.also, self.extra = tuple(also), dict(extra or {})
         self._pins = dict(pins or {})
-        if not pairs or min(self.rates) <= 0 or abs(sum(self.rates) - 1) > 1e-6:
+        if not pairs or not min(self.rates) > 0 or not abs(sum(self.rates) - 1) <= 1e-6:
             raise IdentityMismatch(
                 f"text columns at the rates {list(self.rates)}: rates above 0 that add up to 1 "
                 "expected"
@@ -261,7 +261,7 @@ def open_sources(
     """
     all_latents = [latents] if isinstance(latents, Store | Path | str) else list(latents)
     all_texts = [text] if isinstance(text, Store | Path | str | Mapping) else list(text)
-    if len(all_latents) != len(all_texts):
+    if not all_latents or len(all_latents) != len(all_texts):
         raise SourceMismatch(
             f"found {len(all_latents)} latent columns and {len(all_texts)} texts, expected one "
             "text (a column, or columns with their rates) for each latent column"
@@ -338,7 +338,7 @@ def encoding(column: Column) -> Json:
         "identity": identity,
         "norm": column.spec.record()["norm"],
         "row_shape": shape[1:] if column.layout.ragged else shape,
-    }
+    } | ({} if column.layout.ragged else {"element": column.layout.element})
 
 
 def check_same_encoding(a: Column, b: Column) -> None:
@@ -371,7 +371,9 @@ def refuse_bad_rows(columns: Sequence[Column], truncated: bool) -> None:
         failed = {shard for shard, _ in column.generation.failed}
         content = column.generation.content
         known[[s for s, c in enumerate(content) if c is None and s not in failed]] = 0
-    present = np.concatenate([_first_bits(rows, layout.shard_rows) for rows in known.tolist()])
+    present = np.concatenate(
+        [np.zeros(0, np.uint32), *(_first_bits(rows, layout.shard_rows) for rows in known.tolist())]
+    )
     lines, examples = [], list[tuple[int, str]]()
     for column in columns:
         ids = valid_rows(present & ~column.words(truncated))

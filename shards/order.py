@@ -185,7 +185,9 @@ class Order:
             raise OrderError(
                 f"lanes {lanes} >= 1, window {window} >= 0 and seed {seed} from 0 to 2^64 - 1 expected"
             )
-        if weights is not None and (len(weights) != len(words) or min(weights) <= 0):
+        if weights is not None and (
+            len(weights) != len(words) or not all(0 < w < float("inf") for w in weights)
+        ):
             raise OrderError(
                 f"weights {list(weights)}: one above 0 for each of {len(words)} sources expected"
             )
@@ -195,6 +197,11 @@ class Order:
         self.weights = list(weights) if weights is not None else None
         share = np.array(weights or [s.lane_samples for s in self.sources], float)
         cuts = np.rint(np.cumsum(share / share.sum()) * PERIOD).astype(int)
+        if (lost := np.flatnonzero(np.diff(cuts, prepend=0) == 0)).size:
+            raise OrderError(
+                f"source {lost[0]} has {share[lost[0]] / share.sum():.2g} of the weight: at least 1 / "
+                f"{2 * PERIOD} expected, else none of its samples come. Give it more, or leave it out"
+            )
         self._pattern = np.searchsorted(cuts, np.arange(PERIOD) * STRIDE % PERIOD, "right")
         taken = np.cumsum(np.eye(len(words), dtype=int)[self._pattern], 0)
         self._before = np.vstack(

@@ -109,7 +109,6 @@ class Plan:
     reads: list[Reads]
     tokens: int
     bytes: int  # of the buffer that are used
-    check: bool  # compare every row with its checksum
 
 
 class Planner:
@@ -163,10 +162,10 @@ class Planner:
                     )
         tables = [array.reshape(positions.size, size) for array in (samples, rows, sources)]
         headers = zip(*map(self._rows_of, [*tables, ends.astype(np.int32)]), strict=True)
-        tokens, first_epoch = ends[:, -1].tolist(), self.order.epoch_samples
+        tokens = ends[:, -1].tolist()
         for i, (position, header) in enumerate(zip(positions.tolist(), headers, strict=True)):
             used = frame.tokens_at + tokens[i] * frame.token_bytes
-            yield Plan(position, header, reads[i], tokens[i], used, position < first_epoch)
+            yield Plan(position, header, reads[i], tokens[i], used)
 
     def _groups(
         self, samples: Ints, sources: Ints, rows: Ints
@@ -222,7 +221,7 @@ class Reader:
             if reads.column.layout.quantised:
                 self._decoded(reads, plan, buffer)
             else:
-                reads.column.gather(reads.rows, buffer.data, reads.at, plan.check, reads.places)
+                reads.column.gather(reads.rows, buffer.data, reads.at, "new", reads.places)
         slow = plan.bytes < SLOW * (time.perf_counter() - start)
         before, self._disk_reads = self._disk_reads, _disk_reads()
         self._warm = 0 if slow or self._disk_reads > before else self._warm + 1
@@ -233,7 +232,7 @@ class Reader:
         stored = np.empty(int(size.sum()), np.uint8)
         if not stored.size:
             return
-        column.gather(reads.rows, stored.data, np.cumsum(size) - size, plan.check, reads.places)
+        column.gather(reads.rows, stored.data, np.cumsum(size) - size, "new", reads.places)
         words = stored.view(column.layout.dtype).reshape(-1, *column.layout.unit_shape)
         start = self.frame.tokens_at
         tokens = buffer[start : plan.bytes].view(np.uint16).reshape(-1, self.frame.width)

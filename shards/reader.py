@@ -6,38 +6,34 @@ first touch and kept: 6 bytes a row). Then one `preadv` brings it; nothing else 
 
 from __future__ import annotations
 
-import resource
-from typing import Any
+import threading
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .commits import (
     Generation,
-    commit_name,
     committed,
     generation_of_commits,
     open_complete,
-    own_commit,
     read_complete,
 )
 from .errors import CorruptColumn, IncompleteColumn, NotAColumn
+from .handles import NOWHERE, Files, Rows, Table, read_small
 from .quantise import dequantise
 from .records import parse_column
-from .schema import BLOCK, COLUMN, HAS_VALUES, VERSION, ZARR_ROWS, ArraySpec, ColumnSpec
-from .storage import Json, naming, sha256
-from .store import Handle, Place, Store, open_store
-from .tars import first_byte, tar_name
-from .tars import starts as tar_starts
-from .zarrfile import crc32c, decode_into, read_index, read_into
+from .schema import BLOCK, COLUMN, VERSION, ZARR_ROWS, ColumnSpec
+from .storage import Json
+from .store import Place, Store, open_store
+from .tars import first_byte
+from .zarrfile import crc32c, decode_into, read_into
 
-OPEN_FILES = 64  # of a column at least; an eighth of what the process may open, if that is more
 INDEX_BYTES = 1 << 26  # of the chunk indexes that are kept of a column with a codec
-NOWHERE = 2**32 - 1  # among `starts`: the row has no member in the tar
 MOST_COMPRESSED = 256  # lz4 packs no tighter
 HINT_GAP = 1 << 16  # ranges closer than this are one to the disk
 
-Rows = NDArray[np.int64]
+Check = Literal[False, True, "new"]
 
 
 def open_spec(store: Store) -> tuple[ColumnSpec, str]:
@@ -60,8 +56,8 @@ def open_spec(store: Store) -> tuple[ColumnSpec, str]:
 class Column:
     """One column, open for reading. Rows are named by row id, in any order.
 
-    `spec` says what the column is, `generation` which rows it holds. Safe to use from one thread
-    at a time; a copy made by pickle opens its own files.
+    `spec` says what the column is, `generation` which rows it holds. Threads that share one take
+    turns; a copy made by pickle opens its own files.
     """
 
     def __init__(self, store: Store, spec: ColumnSpec, digest: str, generation: Generation) -> None:
@@ -79,6 +75,7 @@ class Column:
         self._table = Table(self)
         self._indexes: dict[int, NDArray[np.uint64]] = {}
         self._channel: NDArray[np.float32] | None = None
+        self._lock = threading.RLock()
 
     @classmethod
     def open(cls, url: Place, partial: bool = False, pin: Json | None = None) -> Column:
@@ -177,18 +174,26 @@ class Column:
     # Values ---------------------------------------------------------------------------------------
 
     def gather(
-        self, rows: Rows, view: memoryview, at: Rows, check: bool = False,
+        self, rows: Rows, view: memoryview, at: Rows, check: Check = False,
         places: tuple[Rows, Rows, Rows] | None = None,
     ) -> None:  # fmt: skip
         """Read row i's values to `view[at[i]:]`, a flat buffer of bytes; `row_bytes` says how many.
 
-        With `check`, every row's crc32c is compared with the stored one. `places`: of these rows,
+        With `check`, every row's crc32c is compared with the stored one, or with "new" that of rows
+        that were not compared before; what came over a network always is. `places`: of these rows,
         if they are known already. Raises CorruptColumn, naming object, shard and row.
         """
         number, start, size = places or self.places(rows)
-        self._read(view, number, start, size, at)
-        if check or self.store.folder is None:  # what came over a network is always checked
-            self._check(rows, view, number, start, size, at)
+        with self._lock:
+            self._read(view, number, start, size, at)
+            if check is True or self.store.folder is None:
+                self._check(rows, view, number, start, size, at)
+            elif check:
+                seen = self._table.seen(rows)
+                if not seen.all():
+                    new = np.flatnonzero(~seen)
+                    self._check(rows[new], view, number[new], start[new], size[new], at[new])
+                    self._table.see(rows[new])
 
     def _read(self, view: memoryview, number: Rows, start: Rows, size: Rows, at: Rows) -> None:
         """The bytes of rows that stand at these places."""
@@ -223,8 +228,7 @@ class Column:
             spec = self._arrays[self.layout.kind]
             if len(self._indexes) * 8 * spec.chunks > INDEX_BYTES:
                 self._indexes.clear()
-            handle, name = self._files.open(number), self._files.name(number)
-            self._indexes[number] = read_index(self.store, handle, spec, name)
+            self._indexes[number] = self._files.index(number, self._files.open(number))
         return self._indexes[number]
 
     def _decode(self, number: int, view: memoryview, offset: int) -> None:
@@ -283,15 +287,20 @@ class Column:
 
     def hint(self, rows: Rows, places: tuple[Rows, Rows, Rows] | None = None) -> None:
         """Say that rows will be read soon: the disk reads ahead, a remote object is fetched."""
-        number, start, size = places or self.places(rows)
+        if not len(rows):
+            return
+        with self._lock:
+            self._hint(*(places or self.places(rows)))
+
+    def _hint(self, number: Rows, start: Rows, size: Rows) -> None:
         if self.layout.codec:
             start, size = self._stored(number, start, size)
         order = np.lexsort((start, number))
         number, start, end = number[order], start[order], (start + size)[order]
-        fresh = np.ones(len(rows), bool)
+        fresh = np.ones(len(number), bool)
         fresh[1:] = (number[1:] != number[:-1]) | (start[1:] > end[:-1] + HINT_GAP)
         first = np.flatnonzero(fresh)
-        last = np.append(first[1:], len(rows)) - 1
+        last = np.append(first[1:], len(number)) - 1
         willneed = self.store.willneed
         for n, a, b in zip(
             number[first].tolist(), start[first].tolist(), end[last].tolist(), strict=True
@@ -309,7 +318,8 @@ class Column:
 
     def read(self, rows: Rows, check: bool = False) -> NDArray[Any]:
         """Rows as a new array of stored words, (B, *row) or (sum of lengths, *unit)."""
-        self._check_held(rows)
+        with self._lock:
+            self._check_held(rows)
         count = int(self.lengths(rows).sum()) if self.layout.ragged else len(rows)
         out = np.empty((count, *self.layout.unit_shape), self.layout.dtype)
         self.read_into(rows, out, check)
@@ -346,32 +356,16 @@ class Column:
         return dequantise(words, self._channel)
 
     def empty(self) -> NDArray[np.uint16]:
-        """The empty caption's tokens, (n, D) bfloat16 words."""
+        """The empty caption's tokens, (n, D) bfloat16 words, compared with what a commit says of them."""
         spec = self._arrays["empty"]
-        return read_small(self.store, f"empty/{spec.key(0)}", spec, spec.shape[0])
+        name = f"empty/{spec.key(0)}"
+        there = (s for s, content in enumerate(self.generation.content) if content is not None)
+        shard = next(there, None)
+        digest = None if shard is None else self._table.committed(shard).get(name)
+        return read_small(self.store, name, spec, spec.shape[0], digest)
 
     def close(self) -> None:
         self._files.close()
-
-
-def read_small(
-    store: Store, name: str, spec: ArraySpec, count: int, digest: str | None = None
-) -> NDArray[Any]:
-    """The first `count` elements of a small object without a codec, whose sha256 is `digest`."""
-    try:
-        data = store.read(name)
-    except FileNotFoundError:
-        raise CorruptColumn(
-            f"{store.at(name)}: the object is missing though its shard is committed. Restore it, "
-            "or repair the column"
-        ) from None
-    values = count * spec.chunk_bytes // spec.chunk_len
-    if len(data) < values or (digest is not None and sha256(data) != digest):
-        raise CorruptColumn(
-            f"{store.at(name)}: its {len(data)} bytes are not those that were committed. Restore "
-            "it, or repair the column"
-        )
-    return np.frombuffer(bytearray(data[:values]), spec.dtype).reshape(count, *spec.shape[1:])
 
 
 def _pinned(store: Store, digest: str, shards: int, pin: Json) -> Generation:
@@ -395,143 +389,3 @@ def _pinned(store: Store, digest: str, shards: int, pin: Json) -> Generation:
             "start a new run"
         )
     return generation
-
-
-class Files:
-    """Open values objects of a column, each checked once; the least recently opened are closed."""
-
-    def __init__(self, column: Column) -> None:
-        self.column = column
-        self.handles: dict[int, Handle] = {}
-        self._checked: set[int] = set()
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._limit = max(OPEN_FILES, min(soft // 8, 1 << 15))
-
-    def path(self, number: int) -> str:
-        layout = self.column.layout
-        if layout.backend == "webdataset":
-            return tar_name(number)
-        return f"{layout.kind}/{self.column._arrays[layout.kind].key(number)}"
-
-    def name(self, number: int) -> str:
-        """Full name of an object, for messages."""
-        return self.column.store.at(self.path(number))
-
-    def length(self, number: int) -> int:
-        """Bytes of an object."""
-        with naming(self.name(number)):
-            return self.column.store.length(self.open(number))
-
-    def open(self, number: int) -> Handle:
-        """The handle of an object, opened if it is not."""
-        if number in self.handles:
-            return self.handles[number]
-        store, layout = self.column.store, self.column.layout
-        try:
-            handle = store.open(self.path(number))
-        except FileNotFoundError:
-            raise CorruptColumn(
-                f"{self.name(number)}: the object is missing though its shard is committed. "
-                "Restore it, or repair the column"
-            ) from None
-        if number not in self._checked and layout.backend == "zarr":
-            try:
-                read_index(store, handle, self.column._arrays[layout.kind], self.name(number))
-            except CorruptColumn:
-                store.close(handle)
-                raise
-            self._checked.add(number)
-        while len(self.handles) >= self._limit:
-            self._close(next(iter(self.handles)))
-        self.handles[number] = handle
-        return handle
-
-    def _close(self, number: int) -> None:
-        handle = self.handles.pop(number)
-        self.column.store.close(handle)
-
-    def close(self) -> None:
-        for number in list(self.handles):
-            self._close(number)
-
-
-class Table:
-    """What a column knows of its rows, read a shard at a time and kept: `lengths` (2 bytes a row),
-    `starts` (4), `crc` (4) and `status` (1). Memory is taken only for shards that were read.
-    """
-
-    TYPES = {"lengths": np.uint16, "status": np.uint8, "crc": np.uint32, "starts": np.uint32}
-
-    def __init__(self, column: Column) -> None:
-        self.column = column
-        self._rows = np.array(column.generation.rows, np.int64)
-        self._base = np.concatenate([[0], np.cumsum(self._rows)])
-        self._kept: dict[str, tuple[NDArray[Any], NDArray[np.bool_]]] = {}
-        self._digests: dict[int, dict[str, str]] = {}
-
-    def __call__(self, name: str, rows: Rows) -> NDArray[Any]:
-        """Of each row id; IndexError for a row that the generation does not hold."""
-        shard, place = np.divmod(rows, self.column.layout.shard_rows)
-        if len(rows) and (
-            rows.min() < 0 or shard.max() >= len(self._rows) or (place >= self._rows[shard]).any()
-        ):
-            raise IndexError(f"{self.column.path}: no such rows among {rows.tolist()[:8]}")
-        if name not in self._kept:  # zeros that nobody touches take no memory
-            kept = np.zeros(int(self._base[-1]), self.TYPES[name])
-            self._kept[name] = kept, np.zeros(len(self._rows), bool)
-        values, read = self._kept[name]
-        if not read[shard].all():
-            for s in np.unique(shard[~read[shard]]).tolist():
-                values[self._base[s] : self._base[s + 1]] = self._read(name, s)
-                read[s] = True
-        found: NDArray[Any] = values[self._base[shard] + place]
-        return found
-
-    def _read(self, name: str, shard: int) -> NDArray[Any]:
-        """Of every row of a shard."""
-        column, rows = self.column, int(self._rows[shard])
-        if name == "starts":
-            return self._starts(shard)
-        spec = column._arrays[name]
-        path = f"{name}/{spec.key(shard)}"
-        digest = self._committed(shard).get(path)
-        if digest is None:
-            raise CorruptColumn(
-                f"{column.store.at(commit_name(shard))}: it names no {path}, which a shard of "
-                f"{rows} rows has"
-            )
-        data = read_small(column.store, path, spec, rows, digest)
-        if name == "lengths" and data.max(initial=0) > column.layout.row_shape[0]:
-            raise CorruptColumn(
-                f"{column.store.at(path)}: a row of {data.max()} tokens, at most "
-                f"{column.layout.row_shape[0]} expected"
-            )
-        return data
-
-    def _committed(self, shard: int) -> dict[str, str]:
-        """sha256 of each small object of a shard, from the commit that the generation names."""
-        if shard not in self._digests:
-            column = self.column
-            commit = own_commit(column.store, column.digest, shard)
-            if commit.content != column.generation.content[shard]:
-                raise CorruptColumn(
-                    f"{column.store.at(commit_name(shard))}: not the content that the COMPLETE "
-                    f"record names. Run `python -m shards verify {column.path}`"
-                )
-            small = tuple(f"{name}/" for name in self.TYPES)
-            self._digests[shard] = {
-                path: digest for path, _, digest in commit.objects if path.startswith(small)
-            }
-        return self._digests[shard]
-
-    def _starts(self, shard: int) -> Rows:
-        """Where each row of a shard starts in its object: in tokens, or in blocks of a tar."""
-        layout = self.column.layout
-        ids = shard * layout.shard_rows + np.arange(self._rows[shard])
-        lengths = self.column.lengths(ids) if layout.ragged else np.ones(len(ids), np.int64)
-        if layout.backend == "webdataset":
-            there = np.isin(self("status", ids), HAS_VALUES)
-            return np.where(there, tar_starts(layout, lengths, there), NOWHERE)
-        blocks = np.pad(lengths, (0, -len(ids) % ZARR_ROWS)).reshape(-1, ZARR_ROWS)
-        before: Rows = (np.cumsum(blocks, 1) - blocks).ravel()[: len(ids)]
-        return before

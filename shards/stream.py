@@ -29,6 +29,7 @@ from .order import Order
 from .plan import Frame, Header, Plan, Planner, Reader
 from .workers import Task, Workers
 
+MOST_READY = 256  # batches; more would be memory for nothing
 TYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -105,13 +106,13 @@ def pad_text(
     tokens: Tensor, cu_seqlens: Tensor, length: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Packed captions -> (text (B, L, D) fp32, mask (B, L) int64 of 0/1); L is `length` or the
-    longest caption.
+    longest caption, 1 at least.
     """
     lengths = cu_seqlens.diff()
     longest = int(lengths.max())
     if length is not None and longest > length:
         raise ValueError(f"a caption of {longest} tokens does not fit {length}")
-    place = torch.arange(length or longest, device=tokens.device)
+    place = torch.arange(length or max(longest, 1), device=tokens.device)
     mask = place[None, :] < lengths[:, None]
     text = tokens.new_zeros((*mask.shape, tokens.shape[1]), dtype=torch.float32)
     text[mask] = tokens.float()
@@ -127,8 +128,8 @@ class Stream(Iterator[Batch]):
     or fetched into the cache (0: never). `pin`: page-locked memory, for copies to a GPU that do not
     wait.
 
-    The first epoch of a run compares every row with its checksum. What goes wrong while reading is
-    raised from `next`; WorkerDied if a process was killed. Raises OrderError before any data is
+    A row is compared with its checksum when this process, or the worker, first reads it. What goes
+    wrong while reading is raised from `next`; WorkerDied if a process was killed. Raises OrderError before any data is
     read if position, batch, lanes and world do not fit together. Close it, or use it in `with`. A
     stream belongs to the process that made it: make it after a fork, or in the worker of a
     DataLoader.
@@ -146,9 +147,10 @@ class Stream(Iterator[Batch]):
                 f"an order of {len(order.sources)} source{'s' * (len(order.sources) > 1)} for "
                 f"columns of {len(sources.words)}: make it by `Sources.order`"
             )
-        if prefetch < 1 or workers < 0 or ahead < 0:
+        if not 1 <= prefetch <= MOST_READY or workers < 0 or ahead < 0:
             raise OrderError(
-                f"prefetch {prefetch} >= 1, workers {workers} >= 0 and ahead {ahead} >= 0 expected"
+                f"prefetch {prefetch} from 1 to {MOST_READY}, workers {workers} >= 0 and ahead "
+                f"{ahead} >= 0 expected"
             )
         self.position, self._batch, self._owner = position, global_batch, os.getpid()
         self._reading: _Thread | _Processes

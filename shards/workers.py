@@ -17,6 +17,7 @@ DataLoader. It ends when its socket does, or when its parent is no longer its pa
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import pickle
@@ -46,6 +47,8 @@ READY, ERROR = b"b", b"e"
 ERROR_BYTES = 64 << 10  # of a pickled error; a longer one is cut
 PATIENCE = 1.0  # seconds between two looks at whether the other side is alive
 FAREWELL = 5.0  # seconds that a worker has to end by itself
+# for the parent, who ends its workers when it is done: a terminal or torchrun sends them to all
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +87,16 @@ class Worker:
         with other:
             start = f"from shards.workers import main; main({other.fileno()}, {os.getpid()})"
             path = {"PYTHONPATH": os.pathsep.join(map(str, sys.path))}
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", start], pass_fds=[other.fileno()], stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL, env={"OPENBLAS_NUM_THREADS": "1", **os.environ, **path},
-            )  # fmt: skip
+            # the child inherits the mask: a signal that comes while it still imports must wait
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+            try:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-c", start], pass_fds=[other.fileno()],
+                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                    env={"OPENBLAS_NUM_THREADS": "1", **os.environ, **path},
+                )  # fmt: skip
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._slots: dict[int, Slot] = {}
         self._free: deque[Slot] = deque()
         with os.fdopen(os.memfd_create("latentbank-task"), "wb") as file:
@@ -175,6 +184,8 @@ def _end(owner: int, workers: list[Worker]) -> None:
     if os.getpid() != owner:  # a fork of the owner ends; its workers are not ours
         return
     for worker in workers:
+        with suppress(OSError):  # the worker is gone already
+            worker.socket.shutdown(socket.SHUT_RDWR)  # also where a fork of ours still holds it
         worker.socket.close()
     deadline = time.monotonic() + FAREWELL
     for worker in workers:
@@ -226,9 +237,11 @@ class Parent:
             if os.getppid() != self._process:  # a fork of the parent may still hold the socket
                 raise ParentGone
         try:
-            message, descriptors, _, _ = socket.recv_fds(self.socket, 64, 1)
+            message, descriptors, flags, _ = socket.recv_fds(self.socket, 64, 1)
         except ConnectionResetError:
             raise ParentGone from None
+        if flags & socket.MSG_CTRUNC:  # the kernel had no room for what was sent
+            raise OSError(errno.EMFILE, "no descriptor left for a buffer; raise `ulimit -n`")
         if not message:
             raise ParentGone
         return message, descriptors
@@ -242,7 +255,9 @@ class Parent:
 
 def main(descriptor: int, process: int) -> None:
     """Read batches until the parent closes the socket."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the parent
+    for stop in STOPS:
+        signal.signal(stop, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     parent = Parent(descriptor, process)
     with suppress(ParentGone):
         try:

@@ -36,7 +36,7 @@ class DataConfig(Strict):
     caption_dropout: float = Field(
         default=0.1, ge=0, le=1
     )  # share of captions replaced by the empty one
-    prefetch: int = Field(default=2, ge=1)  # batches read ahead
+    prefetch: int = Field(default=2, ge=1, le=256)  # batches read ahead
     ahead: int = Field(
         default=1, ge=0
     )  # batches before its turn that each is hinted to the disk, or fetched from an object store
@@ -100,7 +100,7 @@ class TrainConfig(Strict):
     deepspeed: Path | dict[str, Any] = Field(
         default_factory=lambda: {"zero_optimization": {"stage": 1}}
     )
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**64)
     steps: int = Field(ge=1)
     global_batch: int = Field(ge=1)  # samples an optimizer step, over all ranks
     micro_batch: int = Field(ge=1)  # samples a forward pass on one rank

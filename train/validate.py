@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shards import IdentityMismatch, Join, Sources, open_join
+from shards import BadRows, IdentityMismatch, Join, Sources, open_join
 from shards.latents import draw
 from shards.randomness import normal
 from shards.stream import pad_text, read_rows
@@ -57,6 +57,11 @@ def open_held_out(config: TrainConfig, training: Sources) -> Join | None:
                 f"{theirs.path}: made otherwise than {ours.path}; different: {', '.join(wrong)}. Encode the held-out "
                 "source with the config of the training source"
             )
+    if not len(join.valid_rows):
+        raise BadRows(
+            f"{source}: found no row that is ok in {join.latents.name} and {join.text.name}, expected some to "
+            "validate on. Name another source, or leave validation.source out"
+        )
     return join
 
 

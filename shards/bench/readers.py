@@ -10,6 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -205,14 +206,23 @@ class Sequential(Order):
 
 
 def two_columns(folder: Path, samples: Samples, order: str, ring: Ring) -> Iterator[Batch]:
-    """This program as a training run uses it: a stream over a join."""
-    join = open_join(folder / STORE / "latents", folder / STORE / "text")
+    """This program as a training run uses it: a stream over a join.
+
+    A row is compared with its checksum when it is first read, so the later epochs of a run go over
+    a join that stays open, and one that is opened anew compares them all.
+    """
+    join = opened(folder) if "crc" not in order else opened.__wrapped__(folder)
     kind = Sequential if order == "sequential" else Order
-    return streamed(join, kind([join.words]), samples, first_epoch="crc" in order)
+    return streamed(join, kind([join.words]), samples, later="crc" not in order)
 
 
-def streamed(join: Join, order: Order, samples: Samples, first_epoch: bool) -> Iterator[Batch]:
-    position = 0 if first_epoch else order.epoch_samples  # the first epoch compares every crc
+@cache
+def opened(folder: Path) -> Join:
+    return open_join(folder / STORE / "latents", folder / STORE / "text")
+
+
+def streamed(join: Join, order: Order, samples: Samples, later: bool) -> Iterator[Batch]:
+    position = order.epoch_samples if later else 0
     with Stream(join, order, position=position, global_batch=BATCH) as stream:
         for batch in islice(stream, samples.rows // BATCH):
             yield Batch(batch.moments, batch.tokens, batch.cu_seqlens)

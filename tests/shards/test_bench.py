@@ -12,14 +12,8 @@ from rich.console import Console
 
 from shards.bench import peers, readers
 from shards.bench.measure import Reader, one_pass
-from shards.bench.run import (
-    PROMISES,
-    READERS,
-    compare,
-    expected_digests,
-    promises,
-    summary,
-)
+from shards.bench.report import PROMISES, READERS, promises, summary
+from shards.bench.run import compare, expected_digests
 from shards.bench.samples import BATCH, Batch, Ring, Samples
 from shards.bench.scale import opening, write_records
 

@@ -176,7 +176,7 @@ def test_captions_at_their_rates(toy: Path, tmp_path: Path) -> None:
     assert "rates" not in open_join(toy / "vae", tmp_path / "long").identity()
 
 
-@pytest.mark.parametrize("rates", [(0.5, 0.4), (1.0, 0.0), (1.5, -0.5)])
+@pytest.mark.parametrize("rates", [(0.5, 0.4), (1.0, 0.0), (1.5, -0.5), (float("nan"), 0.5)])
 def test_rates_that_are_none(toy: Path, rates: tuple[float, float]) -> None:
     text = Column.open(toy / "text")
     with pytest.raises(IdentityMismatch, match="rates above 0 that add up to 1"):
@@ -403,22 +403,64 @@ def test_sources_that_do_not_agree(toy: Path, tmp_path: Path) -> None:
         open_sources([toy / "vae", vae], [toy / "text", text])
     with pytest.raises(SourceMismatch, match="found 2 latent columns and 1 texts"):
         open_sources([toy / "vae", vae], toy / "text")
+    with pytest.raises(SourceMismatch, match="found 0 latent columns and 0 texts"):
+        open_sources([], [])
 
 
-def test_extra_columns(toy: Path, tmp_path: Path) -> None:
+def features(path: Path, source: str = SOURCE, element: str = "float16") -> Path:
     spec = ColumnSpec(
-        {"kind": "features", "source": SOURCE}, Layout("features", (5,), 3, SHARD_ROWS)
+        {"kind": "features", "source": source}, Layout("features", (5,), 3, SHARD_ROWS, element)
     )
-    path = tmp_path / "dino"
     digest = create_column(path, spec)
     for shard, rows in enumerate(ROWS):
         writer = ShardWriter(path, spec, digest, shard, rows, f"index {shard}")
         for start in range(0, rows, 1024):
             count = min(1024, rows - start)
-            writer.put_block(np.ones((count, 5), np.float16), np.zeros(count, np.uint8))
+            writer.put_block(np.ones((count, 5), spec.layout.dtype), np.zeros(count, np.uint8))
         writer.commit({})
     put_complete(path, digest, 3, allow_failed=False)
+    return path
+
+
+def test_extra_columns(toy: Path, tmp_path: Path) -> None:
+    path = features(tmp_path / "dino")
+    spec = Column.open(path).spec
     join = open_join(toy / "vae", toy / "text", extra={"dino": path})
     assert join.identity()["extra.dino"]["identity"] == spec.identity
     with pytest.raises(IdentityMismatch, match="rows of one shape for the extra column 'text'"):
         open_join(toy / "vae", toy / "text", extra={"text": toy / "text"})
+
+
+def test_extra_columns_of_other_elements(toy: Path, tmp_path: Path) -> None:
+    """They would be read as what they are not: all sources share one buffer."""
+    joins = [
+        open_join(
+            write_column(tmp_path / f"{source}/vae", moments_spec(source=source)),
+            write_column(tmp_path / f"{source}/text", tokens_spec(source=source)),
+            extra={"dino": features(tmp_path / f"{source}/dino", source, element)},
+        )
+        for source, element in (("a", "float16"), ("b", "bfloat16"))
+    ]
+    with pytest.raises(IdentityMismatch, match="element: found 'bfloat16', expected 'float16'"):
+        Sources(joins)
+
+
+def test_a_damaged_empty_caption_is_seen(tmp_path: Path) -> None:
+    text = write_column(tmp_path / "text", tokens_spec())
+    file = text / "empty/c/0/0"
+    data = bytearray(file.read_bytes())
+    data[0] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(
+        CorruptColumn, match="empty/c/0/0: its .* are not those that were committed"
+    ):
+        Column.open(text).empty()
+
+
+def test_columns_without_shards(tmp_path: Path) -> None:
+    vae = write_column(tmp_path / "vae", moments_spec(0), ())
+    text = write_column(tmp_path / "text", tokens_spec(0), ())
+    join = open_join(vae, text, bad="error")
+    assert not len(join.valid_rows)
+    with pytest.raises(OrderError, match="0 valid rows"):
+        Sources([join]).order()

@@ -120,8 +120,10 @@ def test_refusals() -> None:
     order = Order([SMALL], lanes=4)
     with pytest.raises(OrderError, match="batch 6 and position 0 must be multiples of the 4 lanes"):
         order(0, 6)
-    for position, batch in ((2, 8), (-4, 8), (0, 0), (0, -4)):
-        with pytest.raises(OrderError, match="multiples of the 4 lanes"):
+    with pytest.raises(OrderError, match="batch 8 and position 2 must be multiples of the 4 lanes"):
+        order(2, 8)
+    for position, batch in ((-4, 8), (0, 0), (0, -4), (2**60, 8)):
+        with pytest.raises(OrderError, match="from 0 and global batch"):
             order(position, batch)
     for world in (3, 0, 16):
         with pytest.raises(OrderError, match=f"a world of {world} ranks does not divide"):
@@ -133,10 +135,12 @@ def test_refusals() -> None:
         Order([SMALL], lanes=100)
     with pytest.raises(OrderError, match="0 valid rows"):
         Order([np.zeros(4, np.uint32)], lanes=1)
-    for lanes, window, seed in ((0, 0, 0), (1, -1, 0), (1, 0, -1)):
+    for lanes, window, seed in ((0, 0, 0), (1, -1, 0), (1, 0, -1), (1, 0, 2**64)):
         with pytest.raises(OrderError, match="expected"):
             Order([SMALL], seed, lanes, window)
-    for weights in ([1.0], [1, 0], [1, -1], [1, 1, 1]):
+    with pytest.raises(OrderError, match="source 0 has 0.0001 of the weight: at least 1 / 8192"):
+        Order([SMALL, SMALL], lanes=2, weights=[1e-4, 1])
+    for weights in ([1.0], [1, 0], [1, -1], [1, 1, 1], [float("nan"), 1], [1, float("inf")]):
         with pytest.raises(OrderError, match="one above 0 for each of 2 sources"):
             Order([SMALL, SMALL], lanes=2, weights=weights)
 

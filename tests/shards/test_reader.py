@@ -12,8 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards import Column, CorruptColumn, IncompleteColumn, create_column, put_complete
-from shards import reader as reader_module
+from shards import (
+    Column,
+    CorruptColumn,
+    IncompleteColumn,
+    ShardWriter,
+    create_column,
+    handles,
+    put_complete,
+)
 
 from .toy import (
     ROWS,
@@ -52,14 +59,48 @@ def test_rows_land_where_they_are_told_to(tmp_path: Path, stored: dict[str, Any]
 def test_more_objects_than_files_may_be_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader_module, "OPEN_FILES", 1)
-    monkeypatch.setattr(reader_module.resource, "getrlimit", lambda _: (8, 8))
+    monkeypatch.setattr(handles, "OPEN_FILES", 1)
+    monkeypatch.setattr(handles.resource, "getrlimit", lambda _: (1, 1))
     column = Column.open(write_column(tmp_path / "c", moments_spec()))
     rows = np.random.default_rng(1).permutation(ALL)
     read = column.read(rows, check=True)
     good = column.status(rows) < 2
     np.testing.assert_array_equal(read[good], moments_of(rows)[good])
     assert len(column._files.handles) == 1
+
+
+def test_many_columns_share_what_may_be_open(tmp_path: Path) -> None:
+    """In a process that may open few files: 8 columns of 20 objects, and 40 files."""
+    paths = [str(write_column(tmp_path / str(i), moments_spec(20), (3,) * 20)) for i in range(8)]
+    script = """if True:
+        import resource, sys
+        import numpy as np
+        from shards import Column
+        columns = [Column.open(path) for path in sys.argv[1:]]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+        rows = 2048 * np.arange(20)
+        for _ in range(3):
+            for column in columns:
+                assert (column.read(rows)[:, 0, 0, 0] == rows // 100).all()"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *paths], capture_output=True, text=True,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_hints_of_no_rows(toy: Path) -> None:
+    Column.open(toy / "vae").hint(np.zeros(0, np.int64))
+
+
+def test_rows_of_another_type_are_refused(tmp_path: Path) -> None:
+    spec = moments_spec(1)
+    digest = create_column(tmp_path / "c", spec)
+    with (
+        ShardWriter(tmp_path / "c", spec, digest, 0, 2, "index") as writer,
+        pytest.raises(ValueError, match="a row of float32, the column holds words of float16"),
+    ):
+        writer.put_block(np.ones((2, *SHAPE), np.float32), np.zeros(2, np.uint8))
 
 
 def test_rows_that_are_not_there(toy: Path) -> None:

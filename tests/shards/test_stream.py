@@ -1,5 +1,6 @@
 """Batches hold what the row ids say, from any position; no buffer is overwritten under a tensor; errors surface."""
 
+import os
 import threading
 import time
 from dataclasses import replace
@@ -21,6 +22,7 @@ from shards import (
     OrderError,
     ShardWriter,
     create_column,
+    handles,
     open_join,
     open_sources,
     put_complete,
@@ -37,6 +39,7 @@ from .toy import (
     TOKENS,
     WIDTH,
     caption_spec,
+    length_of,
     moments_of,
     moments_spec,
     row_ids,
@@ -160,7 +163,9 @@ def test_close_ends_the_thread_and_the_batches(join: Join) -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "size"), [("vae", "moments/c/0/0/0/0", 32), ("text", "tokens/c/0/0", 0)]
 )
-def test_a_damaged_row_in_the_first_epoch(tmp_path: Path, kind: str, name: str, size: int) -> None:
+def test_a_row_is_compared_when_it_is_first_read(
+    tmp_path: Path, kind: str, name: str, size: int
+) -> None:
     small_moments(tmp_path / "vae")
     small_tokens(tmp_path / "text")
     row = 21
@@ -175,9 +180,53 @@ def test_a_damaged_row_in_the_first_epoch(tmp_path: Path, kind: str, name: str, 
         pytest.raises(CorruptColumn, match=rf"{kind}: row 21 of shard 0 \(row id 21\)"),
     ):
         next(stream)
-    epoch = order.epoch_samples
-    with Stream(join, order, position=epoch, global_batch=epoch) as stream:
-        assert row in next(stream).rows  # it has been looked at once; later epochs trust it
+    data[start + 1] ^= 0x04
+    (tmp_path / kind / name).write_bytes(data)
+    with Stream(join, order, position=0, global_batch=order.epoch_samples) as stream:
+        assert row in next(stream).rows
+        data[start + 1] ^= 0x04
+        (tmp_path / kind / name).write_bytes(data)
+        assert row in next(stream).rows  # it has been compared; later epochs trust it
+
+
+def test_what_the_first_epoch_did_not_choose_is_compared_too(tmp_path: Path) -> None:
+    rows = (70, 3, 3)
+    write_column(tmp_path / "vae", moments_spec(), rows)
+    for caption in (0, 1):
+        write_column(tmp_path / str(caption), caption_spec(f"{caption}.txt"), rows, caption=caption)
+    join = open_join(tmp_path / "vae", {tmp_path / "0": 0.5, tmp_path / "1": 0.5})
+    order = Order([join.words], 0, 1)
+    samples = np.arange(order.epoch_samples)
+    first = order.at(samples)[1][order.choose(samples, join.rates) == 0]
+    row = int(first[first < 70][0])  # its second caption's turn comes in a later epoch
+    file = tmp_path / "1/tokens/c/0/0"
+    data = bytearray(file.read_bytes())
+    data[6 * sum(length_of(r, 1) for r in range(row) if r % 53 != 7)] ^= 1
+    file.write_bytes(data)
+    with Stream(join, order, position=0, global_batch=order.epoch_samples) as stream:
+        next(stream)
+        with pytest.raises(CorruptColumn, match=rf"1: row {row} of shard 0"):
+            list(zip(range(12), stream, strict=False))
+
+
+def test_two_streams_over_one_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where each opens what the other has just closed."""
+    monkeypatch.setattr(handles, "OPEN_FILES", 1)
+    monkeypatch.setattr(handles.resource, "getrlimit", lambda _: (1, 1))
+    write_column(tmp_path / "vae", moments_spec(20), (10,) * 20)
+    write_column(tmp_path / "text", tokens_spec(20), (10,) * 20)
+    join = open_join(tmp_path / "vae", tmp_path / "text")
+    order = Order([join.words], 0, 8)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    streams = [
+        Stream(join, order, position=0, global_batch=32, world=2, rank=rank) for rank in (0, 1)
+    ]
+    for _ in range(40):
+        for stream in streams:
+            check(next(stream))
+    for stream in streams:
+        stream.close()
+    assert len(os.listdir("/proc/self/fd")) <= descriptors + 2
 
 
 def test_errors_surface_and_later_calls_do_not_hang(tmp_path: Path) -> None:
@@ -202,7 +251,7 @@ def test_refused_before_anything_is_read(join: Join) -> None:
         Stream(join, order, position=0, global_batch=8, world=3)
     with pytest.raises(OrderError, match="an order of 2 sources for columns of 1"):
         Stream(join, Order([join.words, join.words], 0, 8), position=0, global_batch=8)
-    for wrong in ({"prefetch": 0}, {"workers": -1}, {"ahead": -1}):
+    for wrong in ({"prefetch": 0}, {"prefetch": 700}, {"workers": -1}, {"ahead": -1}):
         with pytest.raises(OrderError, match="expected"):
             Stream(join, order, position=0, global_batch=8, **wrong)
     assert not readers()

@@ -90,14 +90,15 @@ def test_a_fork_must_not_use_its_parents_stream(join: Join) -> None:
 
 
 @pytest.mark.slow  # the trainer's own tests run two ranks, one worker each
-def test_under_torchrun(toy: Path, tmp_path: Path, expected: list[list[Any]]) -> None:
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+@pytest.mark.parametrize("world", [2, 4])
+def test_under_torchrun(toy: Path, tmp_path: Path, expected: list[list[Any]], world: int) -> None:
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "-m"]
     words = ["tests.shards.reading", str(toy), "1", "3", str(tmp_path / "out")]
     subprocess.run([sys.executable, *command, *words], cwd=ROOT, check=True, capture_output=True)
-    ranks = [json.loads((tmp_path / f"out-{rank}").read_text()) for rank in (0, 1)]
-    for one, other, (position, rows, _) in zip(*ranks, expected[:3], strict=True):
-        assert one[0] == other[0] == position
-        assert one[1] + other[1] == rows
+    ranks = [json.loads((tmp_path / f"out-{rank}").read_text()) for rank in range(world)]
+    for *parts, (position, rows, _) in zip(*ranks, expected[:3], strict=True):
+        assert {part[0] for part in parts} == {position}
+        assert sum((part[1] for part in parts), []) == rows
 
 
 def test_an_error_in_a_process_is_raised_with_its_cause(tmp_path: Path) -> None:
@@ -112,6 +113,32 @@ def test_an_error_in_a_process_is_raised_with_its_cause(tmp_path: Path) -> None:
                 next(stream)
         assert "in worker 0 of the stream" in str(caught.value.__cause__)
         assert "in gather" in str(caught.value.__cause__)  # where it was raised
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_to_all_processes_are_for_the_parent(
+    join: Join, expected: list[list[Any]], number: int
+) -> None:
+    """A terminal and torchrun send them to workers too, which read on: the parent has a step to end."""
+    order = Order([join.words], reading.SEED, reading.LANES)
+    with Stream(join, order, position=0, global_batch=reading.BATCH, workers=1) as stream:
+        (worker,) = stream._reading._workers._workers  # type: ignore[union-attr]
+        for k in range(3):
+            worker.process.send_signal(number)  # the first comes before it has imported anything
+            assert reading.said(next(stream)) == expected[k]
+
+
+def test_closing_does_not_wait_for_a_fork(join: Join) -> None:
+    stream = Stream(join, Order([join.words], 0, 8), position=0, global_batch=8, workers=1)
+    next(stream)
+    if not (fork := os.fork()):  # it holds copies of the sockets
+        time.sleep(60)
+        os._exit(0)
+    (worker,) = stream._reading._workers._workers  # type: ignore[union-attr]
+    stream.close()
+    assert worker.process.returncode == 0  # it ended by itself, nobody had to kill it
+    os.kill(fork, signal.SIGKILL)
+    os.waitpid(fork, 0)
 
 
 def test_a_killed_worker_is_named(join: Join) -> None:

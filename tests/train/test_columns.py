@@ -11,10 +11,12 @@ import torch
 
 from configs import ConfigError, load
 from shards import (
+    BadRows,
     Column,
     ColumnSpec,
     IncompleteColumn,
     ShardWriter,
+    Status,
     create_column,
     put_complete,
     put_empty,
@@ -23,6 +25,7 @@ from shards import (
 from train import checkpoint
 from train.config import DataConfig, TrainConfig, run_folder
 from train.loop import open_columns
+from train.validate import open_held_out
 
 from .conftest import launch, tiny_config, words
 
@@ -55,6 +58,29 @@ def test_one_of_each_a_source() -> None:
     assert config.first == ("a", "t")
     with pytest.raises(ConfigError, match="2 latents, 2 text, 3 weights"):
         load(DataConfig, None, [*words, "weights=[3, 1, 1]"])
+
+
+def test_nothing_to_validate_on_is_said_at_once(columns: Path, tmp_path: Path) -> None:
+    for name in ("text", "vae"):
+        spec = Column.open(columns / "toy-val" / name).spec
+        digest = create_column(tmp_path / name, spec)
+        if spec.layout.ragged:
+            put_empty(tmp_path / name, spec, Column.open(columns / "toy-val" / name).empty())
+        with ShardWriter(tmp_path / name, spec, digest, 0, 2, "index") as writer:
+            writer.put_block(_no_values(spec), np.full(2, Status.IMAGE_UNDECODABLE, np.uint8))
+            writer.commit({})
+        put_complete(tmp_path / name, digest, 1, allow_failed=False)
+    values = tiny_config(columns, tmp_path, validation={"source": str(tmp_path)})
+    config = TrainConfig.model_validate(values)
+    with pytest.raises(BadRows, match="found no row that is ok in vae and text"):
+        open_held_out(config, open_columns(config, None))
+
+
+def _no_values(spec: ColumnSpec) -> Any:
+    shape = spec.layout.row_shape
+    if spec.layout.ragged:
+        return [np.zeros((0, shape[1]), np.uint16)] * 2
+    return np.zeros((2, *shape), np.float16)
 
 
 def write_shards(path: Path, spec: ColumnSpec, shards: range) -> str:
