@@ -24,6 +24,7 @@ import numpy as np
 from shards import (
     ColumnSpec,
     Generation,
+    IncompleteColumn,
     Layout,
     Norm,
     ShardsError,
@@ -39,6 +40,7 @@ from shards import (
     seal,
 )
 from shards.commits import FAILURE, commit_name, committed, failure_name
+from shards.errors import StoreError
 from shards.quantise import calibrate
 from shards.schema import COLUMN, VERSION
 from shards.storage import Json
@@ -265,12 +267,15 @@ def drive(
 
 
 def failure_is_final(error: Exception) -> bool:
-    """Whether a shard's error would only come again; raises those that would hit every shard."""
+    """Whether a shard's error would only come again; raises those that would hit every shard. A
+    network may come back, and what `gc` took is made anew.
+    """
     if isinstance(error, OSError) and error.errno in FATAL:
         raise EncodeError(
             f"cannot go on: {error}. Make room or give the rights, then run again"
         ) from error
-    return isinstance(error, (BadTar, ShardsError))
+    passing = isinstance(error, (StoreError, IncompleteColumn))
+    return isinstance(error, (BadTar, ShardsError)) and not passing
 
 
 def finish(plan: Plan, config: EncodeConfig, failed: list[tuple[ShardTask, str]]) -> int:
@@ -317,7 +322,7 @@ def column_report(column: Store, generation: Generation) -> Json:
             continue
         commit = read_commit(column, shard)
         size += sum(bytes_ for _, bytes_, _ in commit.objects)
-        for stage, value in commit.provenance["seconds"].items():
+        for stage, value in commit.provenance.get("seconds", {}).items():
             seconds[stage] = round(seconds.get(stage, 0.0) + value, 3)
     return {
         "rows": sum(generation.rows), "counts": generation.counts, "bytes": size,

@@ -197,10 +197,22 @@ class Generation:
         }
 
 
+def failure_names(column: Store) -> list[str]:
+    """Names of the failure records."""
+    return [name for name, _ in column.list("failures") if name.endswith(".json")]
+
+
+def complete_names(column: Store) -> list[str]:
+    """Names of the COMPLETE records. Whoever compares them with the commits lists them first: a
+    shard that one of them names is committed already.
+    """
+    return [name for name, _ in column.list("complete") if name.endswith(".json")]
+
+
 def read_failures(column: Store) -> dict[int, str]:
     """Shards that could not be committed, and why."""
     failures = {}
-    for name, _ in column.list("failures"):
+    for name in failure_names(column):
         record = parse_failure(column.unseal(name, FAILURE, VERSION), column.at(name))
         failures[record["shard"]] = record["reason"]
     return failures
@@ -250,7 +262,7 @@ def read_complete(column: Store, column_digest: str) -> Generation:
 
     Several of the same shards differ in why the others failed; the first of them then serves.
     """
-    names = [name for name, _ in column.list("complete") if name.endswith(".json")]
+    names = complete_names(column)
     if not names:
         raise IncompleteColumn(
             f"{column.url}: no COMPLETE record, so encoding has not finished. Run `python -m encode "

@@ -104,12 +104,28 @@ def collect(
     check_stands(store)
     with Lease(store, "shards gc", force) as lease:
         garbage, kept = find_garbage(_records(store), seconds, generations, quarantine)
+        deleted = []
         for item in garbage:
             lease.check()
-            if item.shard is not None and store.size(commit_name(item.shard)) is not None:
-                continue  # committed meanwhile
+            if why := _taken(store, item, seconds):
+                kept.append(f"{item.name}: {why}")
+                continue
             store.delete(item.name)
-    return garbage, kept
+            deleted.append(item)
+    return deleted, kept
+
+
+def _taken(store: Store, item: Garbage, seconds: float) -> str:
+    """Why an object of no commit must stay after all; empty if it may go. A writer that comes on
+    such an object makes it young, and then commits it.
+    """
+    if item.shard is None:
+        return ""
+    if store.size(commit_name(item.shard)) is not None:
+        return "its shard was committed meanwhile"
+    if (store.age(item.name) or 0.0) < seconds:
+        return "a writer uses it"
+    return ""
 
 
 def _records(store: Store) -> Examination:

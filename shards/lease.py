@@ -11,6 +11,7 @@ over from an owner that was seen before then finds the start changed, and withdr
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -22,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LeaseHeld
-from .storage import Json, canonical_json
+from .storage import Json, canonical_json, sha256
 from .store import Place, Store, open_store
 
 LEASE = "lease.json"
 SECONDS = 120.0  # until a lease that is not renewed expires; clocks of hosts differ by less
 ATTEMPTS = 8
+LATEST = 1e11  # seconds since 1970: a later end, after the year 5000, is damage
 
 
 def successor(owner: str) -> str:
@@ -46,7 +48,7 @@ def machine() -> str | None:
 
 def read_lease(store: Store, name: str) -> Json | None:
     """A lease record; None if there is none. One that cannot be read holds nobody off for ever: it
-    counts as expired.
+    counts as expired, and its owner is what it is and holds.
     """
     try:
         data = store.read(name)
@@ -57,9 +59,11 @@ def read_lease(store: Store, name: str) -> Json | None:
         record = {**record, "owner": str(record["owner"]), "expires": float(record["expires"])}
         if not re.fullmatch("[0-9a-f]{32}", record["owner"]):  # it becomes part of a name
             raise ValueError(record["owner"])
+        if not math.isfinite(record["expires"]) or abs(record["expires"]) > LATEST:
+            raise ValueError(record["expires"])
         return record
-    except (ValueError, KeyError, TypeError):
-        return {"owner": "unreadable", "expires": 0.0}
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return {"owner": sha256(name.encode() + data)[:32], "expires": 0.0}
 
 
 def standing(store: Store) -> tuple[list[str], Json | None]:

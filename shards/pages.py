@@ -17,7 +17,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ from .storage import TEMPORARY
 
 PAGE = 4 << 20
 THREADS = 16
+BESIDE = 4  # pages of one read past the cache that are fetched at once
 TOUCH = 60  # seconds: a page used within them is not marked as used again
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -111,7 +112,8 @@ class PageCache:
             self.drop(key, page)
             return None
         if time.time() - standing.st_mtime > TOUCH:
-            os.utime(descriptor)
+            with suppress(PermissionError):  # another user's: may be read, and that is all
+                os.utime(descriptor)
         return descriptor
 
     def add(self, key: str, page: int, data: Any) -> bool:
@@ -222,7 +224,7 @@ class Pages:
         if end <= offset:
             return 0
         if not self.cache.limit:
-            return self._straight(source, buffers, offset, end)
+            return self.straight(source, buffers, offset)
         second = (offset // self.page_bytes + 1) * self.page_bytes
         if end > second:  # the other pages of this read are fetched beside its first
             self.willneed(source, second, end - second)
@@ -230,14 +232,22 @@ class Pages:
             self._read(source, page, start, parts)
         return end - offset
 
-    def _straight(
-        self, source: Source, buffers: Sequence[memoryview], offset: int, end: int
-    ) -> int:
-        """Read past the cache, page by page so that no buffer is large."""
-        for page, start, parts in spread(buffers, offset, end, self.page_bytes):
+    def straight(self, source: Source, buffers: Sequence[memoryview], offset: int) -> int:
+        """`preadv` past the cache, page by page so that no buffer is large, a few at once."""
+        end = min(source.size, offset + sum(memoryview(buffer).nbytes for buffer in buffers))
+        pieces = list(spread(buffers, offset, end, self.page_bytes))
+
+        def bring(piece: tuple[int, int, list[memoryview]]) -> None:
+            page, start, parts = piece
             first, length = page * self.page_bytes + start, sum(len(part) for part in parts)
             fill(parts, source.fetch(first, length), 0)
-        return end - offset
+
+        if len(pieces) == 1:
+            bring(pieces[0])
+        elif pieces:
+            with ThreadPoolExecutor(BESIDE) as pool:
+                list(pool.map(bring, pieces))
+        return max(end - offset, 0)
 
     def _read(self, source: Source, page: int, start: int, parts: list[memoryview]) -> None:
         descriptor = self.cache.open(source.key, page, self._size(source, page))

@@ -17,6 +17,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any
 
 from .client import Client, Limits, Short
 from .errors import CorruptColumn, NotAColumn, StoreError
-from .pages import PAGE, PageCache, Pages
+from .pages import PAGE, THREADS, PageCache, Pages
 from .storage import TEMPORARY
 from .store import WHOLE_BYTES, Handle, Store
 
@@ -42,6 +43,7 @@ class Opened:
     name: str
     size: int
     etag: str | None
+    cached: bool = True  # whether it is read through the pages
 
     def __post_init__(self) -> None:
         told = f"{self.store.at(self.name)}\n{self.size}\n{self.etag}\n{self.store.page_bytes}"
@@ -217,14 +219,23 @@ class RemoteStore(Store):
         except FileNotFoundError:
             return None
 
+    def sizes(self, names: Sequence[str]) -> Sequence[int | None]:
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(self.size, names))
+
     def _objects(self, prefix: str) -> list[dict[str, Any]]:
-        """What the store knows of every object below a folder, sorted, with names of ours."""
+        """What the store knows of every object below a folder, sorted, with names of ours. Empty
+        objects that other tools put in the place of folders, named as these, are left out.
+        """
+        folder = self.key(prefix)
         found: list[dict[str, Any]] = self.call(
             "listing", prefix,
             lambda library, store: [
                 dict(item)
-                for some in library.list(store, self.key(prefix) or None, chunk_size=1000)
+                for some in library.list(store, folder or None, chunk_size=1000)
                 for item in some
+                if item["path"].startswith(f"{folder}/" if folder else "")
+                and not item["path"].endswith("/")
             ],
         )  # fmt: skip
         skip = len(self._prefix) + 1 if self._prefix else 0
@@ -284,18 +295,20 @@ class RemoteStore(Store):
             pages = _PAGES.setdefault(key, Pages(PageCache(folder, limit), self.page_bytes))
         return pages
 
-    def open(self, name: str) -> Handle:
+    def open(self, name: str, cached: bool = True) -> Handle:
         head = self._head(name)
-        return Opened(self, name, head["size"], head["e_tag"])
+        return Opened(self, name, head["size"], head["e_tag"], cached)
 
     def length(self, handle: Handle) -> int:
         return int(handle.size)
 
     def preadv(self, handle: Handle, buffers: Sequence[memoryview], offset: int) -> int:
-        return self._pages.preadv(handle, buffers, offset)
+        read = self._pages.preadv if handle.cached else self._pages.straight
+        return read(handle, buffers, offset)
 
     def willneed(self, handle: Handle, offset: int, length: int) -> None:
-        self._pages.willneed(handle, offset, length)
+        if handle.cached:
+            self._pages.willneed(handle, offset, length)
 
     def forget(self, handle: Handle, offset: int, length: int) -> bool:
         self._pages.forget(handle, offset, length)

@@ -131,7 +131,7 @@ class Pass:
         self._sha = hashlib.sha256()
         self._handle: Any = None
         try:
-            self._handle = store.open(name)
+            self._handle = store.open(name, cached=False)
             self.size = store.length(self._handle)
         except FileNotFoundError:
             self.error = "missing"
@@ -142,8 +142,6 @@ class Pass:
         """Fill a flat buffer with the next bytes; how many came."""
         filled = 0
         while self._handle is not None and not self.error and filled < len(view):
-            if self.store.folder is None:  # not what a cache holds, but what the store does
-                self.store.forget(self._handle, self.at, len(view) - filled)
             try:
                 got = self.store.preadv(self._handle, [view[filled:]], self.at)
             except OSError as error:

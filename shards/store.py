@@ -6,15 +6,17 @@ or not at all and are never replaced; what is large is streamed in, and read in 
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import stat
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from .errors import CorruptColumn, NotAColumn
 from .schema import COLUMN, COMMIT, COMPLETE, SOURCE
@@ -33,6 +35,7 @@ REMOTE = ("s3", "gs", "az")
 WHOLE_BYTES = 1 << 28  # no object that is read whole comes near; a larger one is not taken in
 # of a sealed record by kind; parsed, JSON takes up to twenty times as much
 RECORD_BYTES = {COLUMN: 1 << 22, COMMIT: 1 << 24, COMPLETE: 1 << 26, SOURCE: 1 << 26}
+NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # a name that leads to nothing
 Handle = Any  # of an open object: a file descriptor, or what the store makes of one
 
 
@@ -96,6 +99,9 @@ class Store(ABC):
     def settle(self, name: str) -> None:  # noqa: B027  # an object store keeps what it shows
         """Make a name that stands outlive a power cut: its writer may have died just before that."""
 
+    def touch(self, name: str) -> None:  # noqa: B027  # an object store can only write it again
+        """Make an object young again that is of no commit, but will be: `gc` then leaves it."""
+
     def unseal(self, name: str, kind: str, version: int) -> Json:
         """Read a sealed record; see `storage.unseal_bytes`. NotAColumn if it is absent."""
         size = self.size(name)
@@ -118,6 +124,10 @@ class Store(ABC):
     @abstractmethod
     def size(self, name: str) -> int | None:
         """Bytes of an object; None if it is absent."""
+
+    def sizes(self, names: Sequence[str]) -> Sequence[int | None]:
+        """The size of each of many objects."""
+        return [self.size(name) for name in names]
 
     @abstractmethod
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
@@ -142,8 +152,10 @@ class Store(ABC):
     # Reading in place -----------------------------------------------------------------------------
 
     @abstractmethod
-    def open(self, name: str) -> Handle:
-        """Open an object for `preadv`; FileNotFoundError if it is absent."""
+    def open(self, name: str, cached: bool = True) -> Handle:
+        """Open an object for `preadv`; FileNotFoundError if it is absent. Without `cached` its bytes
+        come from the store itself, past anything that is kept of it elsewhere.
+        """
 
     @abstractmethod
     def length(self, handle: Handle) -> int:
@@ -193,7 +205,7 @@ class LocalStore(Store):
 
     @property
     def parent(self) -> Store:
-        return LocalStore(self.folder.absolute().parent)
+        return LocalStore(Path(os.path.normpath(self.folder.absolute())).parent)
 
     def read(self, name: str) -> bytes:
         handle = self.open(name)
@@ -208,6 +220,11 @@ class LocalStore(Store):
 
     def settle(self, name: str) -> None:
         make_durable(self.folder / name)
+
+    def touch(self, name: str) -> None:
+        # another user's, or gone, as whoever asked will see
+        with suppress(PermissionError, FileNotFoundError):
+            os.utime(self.folder / name)
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         return put_if_absent(self.folder / name, data)
@@ -224,8 +241,12 @@ class LocalStore(Store):
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def _files(self, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        """Every file below a folder with its name."""
+    def _files(
+        self, prefix: str, above: tuple[str, ...] = ()
+    ) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """Every file below a folder with its name, also where a link leads to another disk; `above`
+        are the links that were followed to come here.
+        """
         try:
             entries = list(os.scandir(self.folder / prefix))
         except (FileNotFoundError, NotADirectoryError):
@@ -233,15 +254,22 @@ class LocalStore(Store):
         for entry in entries:
             name = f"{prefix}/{entry.name}" if prefix else entry.name
             if entry.is_dir(follow_symlinks=False):
-                yield from self._files(name)
-            else:
+                yield from self._files(name, above)
+            elif not entry.is_symlink() or not is_folder(entry):
                 yield name, entry
+            elif not self._leads_up(entry, real := os.path.realpath(entry.path), above):
+                yield from self._files(name, (*above, real))
+
+    def _leads_up(self, entry: os.DirEntry[str], real: str, above: tuple[str, ...]) -> bool:
+        """Whether a link leads to a folder that it lies in itself, by links or without."""
+        below = (os.path.realpath(p) for p in (self.folder, os.path.dirname(entry.path)))
+        return real in above or any(Path(folder).is_relative_to(real) for folder in below)
 
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
         return sorted(
-            (name, entry.stat().st_size)
+            (name, found.st_size)
             for name, entry in self._files(prefix.rstrip("/"))
-            if not entry.name.startswith(TEMPORARY)
+            if not entry.name.startswith(TEMPORARY) and (found := status_of(entry))
         )
 
     def litter(self, seconds: float) -> Sequence[str]:
@@ -249,7 +277,9 @@ class LocalStore(Store):
         return sorted(
             name
             for name, entry in self._files("")
-            if entry.name.startswith(TEMPORARY) and entry.stat().st_mtime <= old
+            if entry.name.startswith(TEMPORARY)
+            and (found := status_of(entry))
+            and found.st_mtime <= old
         )
 
     def age(self, name: str) -> float | None:
@@ -263,9 +293,15 @@ class LocalStore(Store):
 
     def move(self, name: str, to: str) -> None:
         (self.folder / to).parent.mkdir(parents=True, exist_ok=True)
-        os.rename(self.folder / name, self.folder / to)
+        try:
+            os.rename(self.folder / name, self.folder / to)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            shutil.copy2(self.folder / name, self.folder / to)  # a link led to another disk
+            os.unlink(self.folder / name)
 
-    def open(self, name: str) -> Handle:
+    def open(self, name: str, cached: bool = True) -> Handle:
         # a pipe or a device in the place of a file would never end, or never begin
         handle = os.open(self.folder / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -286,6 +322,22 @@ class LocalStore(Store):
         os.posix_fadvise(handle, offset, length, os.POSIX_FADV_WILLNEED)
 
 
+def status_of(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """What a name leads to; None if that is nothing: it went meanwhile, or is a link to nowhere."""
+    try:
+        return entry.stat()
+    except OSError as error:
+        if error.errno not in NOWHERE:
+            raise
+        return None
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether a link leads to a folder."""
+    found = status_of(entry)
+    return found is not None and stat.S_ISDIR(found.st_mode)
+
+
 def open_store(url: Place) -> Store:
     """The store at a path or url: a folder, `file://`, or `s3://`, `gs://`, `az://`."""
     if isinstance(url, Store):
@@ -296,10 +348,21 @@ def open_store(url: Place) -> Store:
 
         return RemoteStore(str(url))
     if scheme == "file":
-        return LocalStore(unquote(urlsplit(str(url)).path))
+        return LocalStore(_path_of(str(url)))
     if scheme:
         raise NotAColumn(
             f"{url}: found the scheme {scheme!r}, expected a path or one of file://, "
             + ", ".join(f"{name}://" for name in REMOTE)
         )
     return LocalStore(url)
+
+
+def _path_of(url: str) -> str:
+    """The path that a `file://` url names: all that follows, a `#` or `?` too."""
+    host, slash, path = url.removeprefix("file://").partition("/")
+    if host not in ("", "localhost") or not slash:
+        raise NotAColumn(
+            f"{url}: found the host {host!r}, expected file:// and an absolute path of this machine, "
+            "such as file:///data/column"
+        )
+    return unquote(slash + path, errors="surrogateescape")

@@ -23,10 +23,14 @@ from .commits import (
     Commit,
     commit_name,
     committed,
+    complete_names,
     failure_name,
+    failure_names,
+    open_complete,
     own_commit,
     put_complete,
     read_commit,
+    read_failures,
     valid_rows,
 )
 from .errors import (
@@ -74,21 +78,47 @@ class Shipment:
 
 
 def shipment(source: Store) -> Shipment:
-    """What a column holds now. COMPLETE records are listed first, so every shard they name is
-    among the commits.
+    """What a column holds now, its records checked: they are copied as they are. COMPLETE records
+    are listed first, so every shard they name is among the commits.
     """
     spec, digest = open_spec(source)
-    names = [name for name, _ in source.list("complete")]
-    records = [n for n in names if n.endswith(".json")]
+    records = complete_names(source)
     bits = [n.removesuffix(".json") + ".valid" for n in records]
-    failures = [name for name, _ in source.list("failures")]
+    failures = failure_names(source)
     standing = committed(source, spec.layout.shards)
     with ThreadPoolExecutor(THREADS) as pool:
         commits = list(pool.map(lambda shard: own_commit(source, digest, shard), standing))
     for commit in commits:
         if why := nonsense(spec, commit):
             raise CorruptColumn(f"{source.at(commit_name(commit.shard))}: {why}")
-    return Shipment(spec, {c.shard: c for c in commits}, bits + records, failures)
+    goods = Shipment(spec, {c.shard: c for c in commits}, bits + records, failures)
+    _check_records(source, digest, goods, records)
+    return goods
+
+
+def _check_records(source: Store, digest: str, goods: Shipment, records: Sequence[str]) -> None:
+    """CorruptColumn unless metadata, failure and COMPLETE records are what the commits and
+    column.json make them.
+    """
+    remedy = f"Nothing was copied; run `python -m shards repair {source.url}`, then copy again"
+    for name, data in goods.spec.zarr_json().items():
+        if source.size(name) != len(data) or source.read(name) != data:
+            raise CorruptColumn(
+                f"{source.at(name)}: not the Zarr metadata that column.json names. {remedy}"
+            )
+    read_failures(source)
+    for name in records:
+        try:
+            named = open_complete(source, name, digest)
+        except (CorruptColumn, NotAColumn) as error:
+            raise CorruptColumn(f"{error}. {remedy}") from None
+        held = {s: c.content for s, c in goods.commits.items()}
+        lost = [s for s, c in enumerate(named.content) if c and held.get(s) != c]
+        if lost:
+            raise CorruptColumn(
+                f"{source.at(name)}: it names shard {lost[0]}, which is not committed with that "
+                f"content. {remedy}"
+            )
 
 
 def copy(
@@ -119,7 +149,7 @@ def copy(
     done = {shard for shard in committed(target, goods.spec.layout.shards)}
     left: dict[str, set[int]] = {}  # object -> shards that wait for it (the empty caption: all)
     for shard, commit in goods.commits.items():
-        if shard in done and read_commit(target, shard).objects != commit.objects:
+        if shard in done and not _alike(read_commit(target, shard), commit):
             raise IdentityMismatch(
                 f"{target.at(commit_name(shard))}: another shard {shard} than that of {source.url} "
                 "stands here. Nothing of it was changed; copy into another place"
@@ -138,12 +168,12 @@ def copy(
                 name = jobs[job]
                 for shard in left[name]:
                     waits[shard].discard(name)
-                    if not waits[shard]:
+                    if not waits[shard] and shard not in done:
                         _same(source, target, commit_name(shard))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    for shard in goods.commits:
+    for shard in goods.commits.keys() - done:
         if not goods.commits[shard].objects:
             _same(source, target, commit_name(shard))
     for name in goods.failures:
@@ -168,6 +198,11 @@ def _apart(source: Store, target: Store) -> None:
         )
 
 
+def _alike(a: Commit, b: Commit) -> bool:
+    """Whether two commits are of one content in the same objects, wherever they were made."""
+    return a.objects == b.objects and a.content == b.content
+
+
 def _same(source: Store, target: Store, name: str) -> None:
     """Bring a record, or check that just this one stands."""
     data = source.read(name)
@@ -187,6 +222,8 @@ def _bring(
     """Copy one object unless it stands. `trusted`: its shard is committed there, so its size will
     do.
     """
+    if not trusted:
+        target.touch(name)
     standing = target.size(name)
     if standing is not None:
         if standing != size or not (trusted or sha256_of(target, name)[1] == digest):
@@ -200,7 +237,7 @@ def _bring(
     if not hasattr(_local, "buffer"):
         _local.buffer = memoryview(bytearray(PIECE))
     try:
-        handle = source.open(name)
+        handle = source.open(name, cached=False)
     except FileNotFoundError:
         raise CorruptColumn(
             f"{source.at(name)}: the object is missing though its shard is committed. Run `python "
@@ -412,8 +449,11 @@ def convert(
 def _target(
     column: Column, store: Store, backend: str, codec: str | None, element: str | None
 ) -> tuple[ColumnSpec, str]:
-    """What the target is, claimed; its scales are kept where an earlier attempt measured them."""
-    if store.size("column.json") is not None and element == "int8":
+    """What the target is, claimed; its scales are kept where an earlier attempt measured them.
+    (Those of a source that is int8 already go with its words.)
+    """
+    measured = element == "int8" and column.layout.element != "int8"
+    if measured and store.size("column.json") is not None:
         standing, _ = open_spec(store)
         layout = replace(column.layout, backend=backend, codec=codec, element="int8")
         spec = replace(
@@ -462,7 +502,9 @@ def convert_shard(task: ConvertTask, report: Report) -> None:
                 values = stored_rows(task.spec, values)
             # A row that is not finite is given as it was to the first writer, which finds it so.
             writer.put_block(values, np.where(status == Status.NON_FINITE, Status.OK, status))
-        writer.commit({"converted": source.path})
+        # a path may be any bytes, a record is text
+        where = os.fsencode(source.path).decode(errors="backslashreplace")
+        writer.commit({"converted": where})
     source.close()
 
 

@@ -14,7 +14,9 @@ from .commits import (
     Generation,
     commit_name,
     committed,
+    complete_names,
     failure_name,
+    failure_names,
     open_complete,
     own_commit,
     read_commit,
@@ -37,7 +39,8 @@ QUARANTINE, LEASES = "quarantine/", "lease"
 @dataclass(slots=True)
 class Examination:
     """What `examine` found. `commits` are the sound commit records by shard; `unfinished` names
-    objects that belong to no commit, which is no damage; `blocks` the recomputed logical digests.
+    objects that belong to no commit, which is no damage; `generations` the COMPLETE records that
+    stood before the commits were listed; `blocks` the recomputed logical digests.
     """
 
     store: Store
@@ -48,11 +51,15 @@ class Examination:
     failed: dict[int, str] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
     unfinished: list[tuple[str, int]] = field(default_factory=list)
-    complete: bool = False
+    generations: list[str] = field(default_factory=list)
     blocks: dict[int, tuple[str | None, ...]] = field(default_factory=dict)
 
     def fault(self, kind: str, message: str, name: str | None, shard: int | None = None) -> None:
         self.faults.append(Fault(kind, message, shard, (), name))
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.generations)
 
     @property
     def bytes(self) -> int:
@@ -111,8 +118,10 @@ def examine(
             raise
         found.fault("column", str(error), "column.json")
         return found
+    found.generations = complete_names(store)  # before the commits: an encode may end meanwhile
     _records(found)
-    _generations(found)
+    for name in found.generations:
+        _generation(found, name)
     _strays(found)
     begin(found.bytes)
     if deep:
@@ -155,7 +164,7 @@ def _records(found: Examination) -> None:
             found.fault("commit", message, name, shard)
         else:
             found.commits[shard] = commit
-    for name, _ in store.list("failures"):
+    for name in failure_names(store):
         try:
             record = parse_failure(store.unseal(name, FAILURE, VERSION), store.at(name))
             if record["shard"] not in standing:
@@ -182,17 +191,8 @@ def _commit(store: Store, digest: str, shard: int) -> Commit | str:
         return damage(error)
 
 
-def _generations(found: Examination) -> None:
-    """COMPLETE records and valid-row bits, recomputed from the commits."""
-    store, spec = found.store, found.spec
-    assert spec
-    for name, _ in store.list("complete"):
-        if name.endswith(".json"):
-            found.complete = True
-            _generation(found, name)
-
-
 def _generation(found: Examination, name: str) -> None:
+    """A COMPLETE record and its valid-row bits, recomputed from the commits."""
     store, spec = found.store, found.spec
     assert spec
     beside = name.removesuffix(".json") + ".valid"

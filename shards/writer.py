@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .commits import Commit, commit_name, read_commit
-from .errors import CorruptColumn
+from .errors import CorruptColumn, IncompleteColumn
 from .schema import (
     COLUMN,
     HAS_VALUES,
@@ -82,7 +82,7 @@ def put_empty(column: Place, spec: ColumnSpec, tokens: NDArray[np.uint16]) -> No
 
 def sha256_of(store: Store, name: str) -> tuple[int, str]:
     """Bytes and sha256 of an object that stands."""
-    handle = store.open(name)
+    handle = store.open(name, cached=False)
     try:
         with naming(store.at(name)):
             digest, size = hashlib.sha256(), store.length(handle)
@@ -137,6 +137,8 @@ class ShardWriter:
         for row in values:
             if (row.shape[1:] if layout.ragged else row.shape) != layout.unit_shape:
                 raise ValueError(f"a row of shape {row.shape}, the column says {layout.row_shape}")
+            if row.dtype != layout.dtype:
+                raise ValueError(f"a row of {row.dtype}, the column holds words of {layout.dtype}")
         values = _blanked(layout, values, np.isin(status, HAS_VALUES))
         lengths = np.array([len(v) for v in values] if layout.ragged else [0] * len(values))
         if lengths.max(initial=0) > layout.row_shape[0] * layout.ragged:
@@ -193,6 +195,7 @@ class ShardWriter:
             self._index, self._column_digest, provenance,
         )  # fmt: skip
         name = commit_name(self.shard)
+        self._insist()
         self.store.put_if_absent(name, seal(commit.record()))
         standing = read_commit(self.store, self.shard)
         refuse_difference(
@@ -202,6 +205,19 @@ class ShardWriter:
             "Two writers disagree about one shard: run `python -m shards verify` on the column",
         )
         return standing
+
+    def _insist(self) -> None:
+        """IncompleteColumn unless every object stands that the commit is to name: one that is of no
+        commit yet, and old, may have been taken by `gc`.
+        """
+        sizes = self.store.sizes([name for name, _, _ in self._objects])
+        for (name, size, _), found in zip(self._objects, sizes, strict=True):
+            if found != size:
+                raise IncompleteColumn(
+                    f"{self.store.at(name)}: {'no object' if found is None else f'{found} bytes'} "
+                    f"where {size} bytes were written or found before; shard {self.shard} was not "
+                    "committed. Run encode again"
+                )
 
     def _put(self, array: str, data: NDArray[Any]) -> None:
         """Write a small array of the shard, or check that what stands says the same."""
@@ -271,8 +287,10 @@ class TarValues:
             self._file = self._open.enter_context(store.staged(self.path))
             return
         store.settle(self.path)
+        store.touch(self.path)
         self._handle = store.open(self.path)
         self._open.callback(store.close, self._handle)
+        store.forget(self._handle, 0, store.length(self._handle))  # pages of it may be damaged
         found = scan(store, self._handle, layout, store.at(self.path))
         self._members = {row: (start, size) for row, start, size in found}
         self.objects.append((self.path, *sha256_of(store, self.path)))
@@ -334,12 +352,13 @@ def put_object(
         pack(file, spec, parts)
         if file.publish():
             return True, file.bytes, file.sha256
+    store.touch(path)
     return (False, *sha256_of(store, path))
 
 
 def read_object(store: Store, path: str, spec: ArraySpec, count: int) -> NDArray[Any]:
     """The `count` elements of an object that stands, which must hold exactly so many."""
-    name, handle = store.at(path), store.open(path)
+    name, handle = store.at(path), store.open(path, cached=False)
     try:
         held = (len(read_index(store, handle, spec, name)) - 1) * spec.chunk_len
         if held != count + -count % spec.chunk_len:

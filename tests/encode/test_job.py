@@ -24,8 +24,12 @@ from PIL import Image
 
 import configs
 from encode.__main__ import main
-from shards import Column, read_index
+from encode.job import column_report, failure_is_final
+from shards import Column, CorruptColumn, IncompleteColumn, read_index
+from shards.errors import StoreError
+from shards.transfer import convert
 from shards.verify import logical_digest, verify
+from tests.shards.toy import small_moments
 
 from .toy import (
     files_of,
@@ -419,6 +423,18 @@ def test_a_full_disk_ends_the_run(config: Path, encode: Encode, tmp_path: Path) 
     assert "Traceback" not in output
     assert not litter(tmp_path / "cache")
     assert encode(config)[0] == 0
+
+
+def test_what_may_pass_is_tried_again() -> None:
+    assert not failure_is_final(StoreError("s3://b/x: reading failed after 240 s"))
+    assert not failure_is_final(IncompleteColumn("values: no object. Run encode again"))
+    assert failure_is_final(CorruptColumn("damaged"))
+
+
+def test_the_report_of_a_column_that_was_converted(tmp_path: Path) -> None:
+    column = convert(small_moments(tmp_path / "a"), tmp_path / "b", backend="webdataset")
+    report = column_report(column.store, column.generation)
+    assert (report["rows"], report["seconds"]) == (70, {})
 
 
 def test_two_runs_at_once(config: Path, tmp_path: Path, undisturbed: list[str]) -> None:

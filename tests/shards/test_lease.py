@@ -78,15 +78,23 @@ def test_it_is_renewed_while_held(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "record",
-    [b"", b"\x80\x04pickle", b"[]", b'{"owner": "../../x", "expires": 9e99}', b'{"owner": 1}'],
-)
+    [b"", b"\x80\x04pickle", b"[]", b'{"owner": "../../x", "expires": 9e9}', b'{"owner": 1}',
+     b"[" * 10**5, *(b'{"owner": "%s", "expires": %s}' % (b"a" * 32, until)
+                    for until in (b"1e400", b"NaN", b"9" * 400, b"1e18"))],
+)  # fmt: skip
 def test_a_lease_that_is_none_holds_nobody_off(tmp_path: Path, record: bytes) -> None:
     (tmp_path / "column").mkdir()
     (tmp_path / "column" / LEASE).write_bytes(record)
     with Lease(tmp_path / "column", "shards gc") as lease:
         lease.check()
+        (chain,) = set(leases(tmp_path / "column")) - {LEASE}
     assert leases(tmp_path / "column") == []
     assert leases(tmp_path) == []
+    for name in (LEASE, chain):  # and of who took over from it
+        (tmp_path / "column" / name).write_bytes(record)
+    with Lease(tmp_path / "column", "shards gc") as lease:
+        lease.check()
+    assert leases(tmp_path / "column") == []
 
 
 def claim(folder: Path, barrier: Barrier, held: Path) -> None:

@@ -95,6 +95,27 @@ def test_a_page_is_marked_as_used_only_now_and_then(tmp_path: Path) -> None:
         assert (os.stat(cache.path("a", 0)).st_mtime > when + 1) == marked
 
 
+def test_a_page_of_another_user_is_read(tmp_path: Path) -> None:
+    """Who may not mark it as used."""
+    if os.geteuid():
+        pytest.skip("only root can be two users")
+    PageCache(tmp_path, 1 << 20).add("a", 0, b"12")
+    os.utime(tmp_path / "a/0", (0, 0))
+    tmp_path.chmod(0o755)
+    pid = os.fork()
+    if not pid:
+        code = 9
+        try:
+            os.chdir(tmp_path)  # the folders above it are root's alone
+            os.setuid(12345)
+            descriptor = PageCache(Path(), 1 << 20).open("a", 0, 2)
+            code = 9 if descriptor is None else int(os.read(descriptor, 3) != b"12")
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert (tmp_path / "a/0").stat().st_mtime == 0
+
+
 def test_litter_of_killed_writers_is_evicted(tmp_path: Path) -> None:
     cache = PageCache(tmp_path, 10_000)
     (tmp_path / "old").mkdir()

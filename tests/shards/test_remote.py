@@ -21,10 +21,11 @@ import pytest
 
 from shards import Column, transfer
 from shards.client import Limits
-from shards.commits import committed
+from shards.commits import committed, read_failures
 from shards.errors import CorruptColumn, IncompleteColumn, NotAColumn, StoreError
 from shards.remote import RemoteStore
 from shards.store import open_store
+from shards.verify import examine
 
 from .objects import BUCKET, FAULTS, EachKindOnce, Proxy, Server, point_to
 from .toy import files_of, moments_spec, row_ids, tokens_spec, write_column
@@ -134,6 +135,20 @@ def test_what_is_not_published_vanishes(server: Server, url: str, size: int) -> 
     assert store.list() == []
     assert store.litter(0) == []
     assert server.unfinished() == 0
+
+
+def test_markers_of_folders_are_no_objects(server: Server, url: str) -> None:
+    """Which consoles and sync tools put there."""
+    path = url.removeprefix(f"s3://{BUCKET}/")
+    write_column(url, moments_spec(1), (70,))  # type: ignore[arg-type]
+    for marker in ("", "failures/", "commits/", "complete/"):
+        server.backend.put_object(BUCKET, f"{path}/{marker}", b"")
+    store = open_store(url)
+    assert [len(store.list(name)) for name in ("failures", "commits", "complete")] == [0, 1, 2]
+    assert path not in {name for name, _ in store.list()} | {""}
+    assert (examine(url).faults, read_failures(store)) == ([], {})
+    store.replace("failures/notes.txt", b"not ours")
+    assert read_failures(store) == {}
 
 
 def test_litter_is_what_is_temporary_and_old(url: str) -> None:
@@ -308,6 +323,24 @@ def test_stores_open_by_url(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store.replace("x", b"1")
     with pytest.raises(StoreError, match="LATENTBANK_CACHE_GB: found 'much'"):
         in_place(store, "x", 0, 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("named", "path"),
+    [("file:///data/run#1", "/data/run#1"), ("file:///data/a?b", "/data/a?b"),
+     ("file://localhost/data/a%20b", "/data/a b"), ("file:///%FF", os.fsdecode(b"/\xff")),
+     ("/data/column/moments/..", "/data/column/moments/..")],
+)  # fmt: skip
+def test_folders_open_by_path_or_url(named: str, path: str) -> None:
+    store = open_store(named)
+    assert store.url == path
+    assert store.parent.url == ("/" if path.count("/") == 1 else "/data")
+
+
+@pytest.mark.parametrize("bad", ["file://host/x", "file://data", "file://", "ftp://host/x"])
+def test_urls_of_no_folder(bad: str) -> None:
+    with pytest.raises(NotAColumn, match="found the (host|scheme) .*, expected"):
+        open_store(bad)
 
 
 # Reading in place ---------------------------------------------------------------------------------

@@ -16,7 +16,15 @@ from typing import Any
 
 import pytest
 
-from shards import Column, IncompleteColumn, LeaseHeld, create_column, put_complete, put_empty
+from shards import (
+    Column,
+    IncompleteColumn,
+    LeaseHeld,
+    ShardWriter,
+    create_column,
+    put_complete,
+    put_empty,
+)
 from shards.commits import committed, read_commit
 from shards.gc import collect, seconds_of
 from shards.lease import Lease
@@ -25,7 +33,19 @@ from shards.storage import canonical_json, seal, unseal
 from shards.store import LocalStore
 from shards.verify import examine, logical_digest, verify
 
-from .toy import EMPTY, ROWS, files_of, moments_spec, tokens_spec, write_column, write_shard
+from .toy import (
+    EMPTY,
+    ROWS,
+    STORED,
+    files_of,
+    image_status,
+    moments_of,
+    moments_spec,
+    row_ids,
+    tokens_spec,
+    write_column,
+    write_shard,
+)
 
 SPECS: dict[str, Callable[..., Any]] = {
     "moments": moments_spec,
@@ -87,6 +107,50 @@ def test_damage_of_any_file_is_mended(tmp_path: Path, kind: str) -> None:
         assert logical_digest(path) == digest
     assert verify(path) == []
     assert len(list((path / "quarantine").iterdir())) > 1
+
+
+def test_folders_that_lie_on_another_disk(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Their links are followed, and in no circle."""
+    spec, other = moments_spec(), tmp_path_factory.mktemp("other") / "moments"
+    path = write_column(tmp_path / "c", spec)
+    whole, store = files_of(path), LocalStore(path)
+    shutil.move(path / "moments", other)
+    (path / "moments").symlink_to(other)
+    (path / "up").symlink_to(tmp_path)
+    (other / "loop").symlink_to(path)
+    assert [name for name, _ in store.list()] == sorted(whole)
+    flip(other / "c/0/0/0/0")
+    (other / ".tmp-0").touch()
+    assert store.litter(0) == ["moments/.tmp-0"]
+    repair(path, yes=True)
+    assert not (other / "c/0/0/0/0").exists()
+    (put_aside,) = path.glob("quarantine/*/moments/c/0/0/0/0")
+    assert len(put_aside.read_bytes()) == len(whole["moments/c/0/0/0/0"])
+    encode(path, spec)
+    assert {name: store.read(name) for name in whole} == whole
+    assert verify(path) == []
+
+
+class Late(LocalStore):
+    """A column whose encode ends once the commits have been listed."""
+
+    def list(self, prefix: str = "") -> list[tuple[str, int]]:
+        found = super().list(prefix)
+        if prefix == "commits" and len(found) == 2:
+            encode(self.folder, moments_spec())
+        return found
+
+
+def test_an_encode_that_ends_meanwhile_is_no_damage(tmp_path: Path) -> None:
+    spec, path = moments_spec(), tmp_path / "c"
+    digest = create_column(path, spec)
+    for shard in (0, 1):
+        write_shard(path, spec, digest, shard)
+    found, plan = repair(Late(path), yes=True)
+    assert (found.faults, plan.quarantine, found.missing) == ([], [], [2])
+    assert Column.open(path).generation.rows == ROWS
 
 
 def test_only_derived_objects_are_put_aside_alone(tmp_path: Path) -> None:
@@ -259,6 +323,52 @@ def test_gc_takes_only_what_is_old_and_of_no_commit(tmp_path: Path) -> None:
     assert files_of(path).keys() == whole.keys() - {"moments/c/4/0/0/0", "moments/c/3/0/0/0"}
     assert not list(path.rglob(".tmp-*"))
     write_shard(path, spec, digest, 2)
+    assert verify(path) == []
+
+
+class Busy(LocalStore):
+    """A folder in which things happen once somebody has seen how old an object is."""
+
+    happens: dict[str, Callable[[], object]]
+
+    def age(self, name: str) -> float | None:
+        age = super().age(name)
+        self.happens.pop(name, lambda: None)()
+        return age
+
+
+@pytest.mark.parametrize("stored", ["zarr", "webdataset"])
+def test_gc_leaves_what_a_writer_has_adopted(tmp_path: Path, stored: str) -> None:
+    """Also where the writer came after `gc` had found it old. What it did take is not committed."""
+    spec, path, ids = moments_spec(1, **STORED[stored]), tmp_path / "c", row_ids(0, (40,))
+    digest = create_column(path, spec)
+
+    def begun() -> ShardWriter:
+        writer = ShardWriter(path, spec, digest, 0, 40, "index")
+        writer.put_block(moments_of(ids), image_status(ids))
+        return writer
+
+    begun().commit({})
+    (path / "commits/00000.json").unlink()  # an encode that was killed before its commit
+    (name,) = (n for n in files_of(path) if n.startswith(("moments/c", "tar/")))
+    for standing_name in files_of(path):
+        age(path / standing_name, 25)
+    writers: list[ShardWriter] = []
+    store = Busy(path)
+    store.happens = {name: lambda: writers.append(begun())}
+    garbage, kept = collect(store, yes=True)
+    assert {item.name for item in garbage} == {"crc/c/0", "status/c/0"}
+    assert kept == [f"{name}: a writer uses it"]
+    writers[0].commit({})
+    assert verify(path) == []
+
+    (path / "commits/00000.json").unlink()
+    with begun() as writer:
+        (path / name).unlink()
+        with pytest.raises(IncompleteColumn, match=f"{name}: no object .* Run encode again"):
+            writer.commit({})
+    assert not (path / "commits/00000.json").exists()
+    begun().commit({})
     assert verify(path) == []
 
 

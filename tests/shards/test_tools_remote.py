@@ -18,7 +18,7 @@ from shards.transfer import convert, copy, stage
 from shards.verify import deep_digest, examine, logical_digest, verify
 
 from .objects import Proxy, Server
-from .toy import files_of, row_ids, tokens_spec, write_column
+from .toy import STORED, files_of, row_ids, tokens_spec, write_column
 
 
 def test_up_damaged_mended_and_down(url: str, tmp_path: Path) -> None:
@@ -64,6 +64,31 @@ def test_up_damaged_mended_and_down(url: str, tmp_path: Path) -> None:
     assert {n for n in files_of(tmp_path / "tar") if n.startswith("tar/")} == {
         f"tar/0000{s}.tar" for s in range(3)
     }
+
+
+@pytest.mark.parametrize("stored", ["zarr", "webdataset"])
+def test_pages_that_rot_deceive_no_tool(url: str, tmp_path: Path, stored: str) -> None:
+    """Whole objects are read past the cache, and so fill no disk with it either."""
+    spec = tokens_spec(1, **STORED[stored])
+    there, store = f"{url}/toy/text", open_store(f"{url}/toy/text")
+    copy(write_column(tmp_path / "text", spec, (70,)), there)
+    for name, size in store.list():
+        handle = store.open(name)
+        store.preadv(handle, [memoryview(bytearray(size))], 0)
+        store.close(handle)
+    pages = {page: page.read_bytes() for page in (tmp_path / "cache").glob("*/*")}
+    rotten = {page: bytes([*data[:5], data[5] ^ 1, *data[6:]]) for page, data in pages.items()}
+    for page, data in rotten.items():
+        page.write_bytes(data)
+    (place,) = stage([there], tmp_path / "nvme")
+    assert repair(there, yes=True)[1].quarantine == []
+    assert files_of(place) == files_of(tmp_path / "text")
+    assert {page: page.read_bytes() for page in (tmp_path / "cache").glob("*/*")} == rotten
+    for name, _ in [*store.list("commits"), *store.list("complete")]:
+        store.delete(name)
+    write_column(there, spec, (70,))  # type: ignore[arg-type]  # adopts what stands
+    assert verify(there) == []
+    assert logical_digest(there) == logical_digest(place)
 
 
 def test_what_cannot_be_reached_is_not_damaged(

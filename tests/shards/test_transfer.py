@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,11 @@ from .toy import (
     TOKENS,
     WIDTH,
     files_of,
+    image_status,
+    moments_of,
     moments_spec,
     row_ids,
+    small_moments,
     tokens_spec,
     write_column,
     write_shard,
@@ -233,6 +237,11 @@ def test_int8(tmp_path: Path) -> None:
     tar = convert(tmp_path / "b", tmp_path / "c", backend="webdataset")
     assert logical_digest(tmp_path / "c") == logical_digest(tmp_path / "b")
     assert tar.layout.element == "int8"
+    other = {**record, "channel": [2 * scale for scale in record["channel"]]}
+    layout = replace(column.spec.layout, backend="webdataset")
+    create_column(tmp_path / "d", replace(column.spec, layout=layout, quantisation=other))
+    with pytest.raises(IdentityMismatch, match="quantisation.channel"):  # not for words of these
+        convert(tmp_path / "b", tmp_path / "d", backend="webdataset", element="int8")
     moments = write_column(tmp_path / "m", moments_spec())
     with pytest.raises(ShardsError, match="cannot be converted"):
         convert(moments, tmp_path / "n", element="int8")
@@ -266,6 +275,13 @@ def test_a_target_that_held_other_values_is_refused(tmp_path: Path) -> None:
     with pytest.raises(IdentityMismatch, match="weights"):
         convert(source, other, backend="webdataset")
     assert files_of(other) == before
+
+
+def test_from_a_path_that_is_no_text(tmp_path: Path) -> None:
+    source = small_moments(tmp_path / os.fsdecode(b"\xff"))
+    convert(source, tmp_path / "b", backend="webdataset")
+    assert read_commit(tmp_path / "b", 0).provenance == {"converted": rf"{tmp_path}/\xff"}
+    assert logical_digest(tmp_path / "b") == logical_digest(source)
 
 
 def test_by_several_processes(tmp_path: Path) -> None:
@@ -337,9 +353,11 @@ def test_what_stands_is_kept_or_refused_never_replaced(tmp_path: Path) -> None:
         copy(source, target)
     assert set((target / name).read_bytes()) == {0}
     shutil.copy(source / name, target / name)
-    then = (target / name).stat().st_mtime_ns
+    os.utime(target / name, (0, 0))
+    before = (target / name).stat()
     copy(source, target)
-    assert (target / name).stat().st_mtime_ns == then
+    assert (target / name).stat().st_ino == before.st_ino
+    assert (target / name).stat().st_mtime > 0  # it was old, and `gc` would have taken it
     other = write_column(tmp_path / "c", moments_spec(weights="other"))
     with pytest.raises(IdentityMismatch, match=r"column.json: another record"):
         copy(source, other)
@@ -371,6 +389,46 @@ def test_with_its_source(tmp_path: Path) -> None:
         copy(path, tmp_path / "third/toy/vae", with_source=True)
     (tmp_path / "root/toy/source.json").write_bytes(canonical_json({}))
     assert [f.kind for f in verify(path)] == ["source"]
+
+
+def test_records_that_are_wrong_are_not_copied(tmp_path: Path) -> None:
+    source = write_column(tmp_path / "a", moments_spec())
+    digest = Column.open(source).generation.digest
+    for number, (name, change) in enumerate(
+        {
+            f"complete/{digest}.valid": lambda data: bytes(len(data)),
+            f"complete/{digest}.json": lambda data: data[:50],
+            "moments/zarr.json": lambda data: data[:20],
+            "commits/00001.json": lambda data: None,  # the COMPLETE record is then wrong
+            "failures/00001.json": lambda data: b"{}",
+        }.items()
+    ):
+        path = shutil.copytree(source, tmp_path / f"c{number}")
+        whole = (path / name).read_bytes() if (path / name).exists() else b""
+        (path / name).unlink(missing_ok=True)
+        if (data := change(whole)) is not None:
+            LocalStore(path).replace(name, data)
+        wrong = name if data is not None else f"complete/{digest}.json: it names shard 1"
+        with pytest.raises(CorruptColumn, match=wrong):
+            copy(path, tmp_path / "b")
+        assert not (tmp_path / "b").exists()
+
+
+def test_a_copy_knows_a_shard_that_was_made_again(tmp_path: Path) -> None:
+    """By the same content in the same objects; host and time of the commit may differ."""
+    spec, path = moments_spec(1), tmp_path / "a"
+    write_column(path, spec, (70,))
+    copy(path, tmp_path / "b")
+    before = files_of(tmp_path / "b")
+    (path / "commits/00000.json").unlink()
+    with ShardWriter(path, spec, Column.open(path).digest, 0, 70, "index 0") as writer:
+        ids = row_ids(0, (70,))
+        writer.put_block(moments_of(ids), image_status(ids))
+        writer.commit({"host": "another"})
+    assert files_of(path) != before
+    copy(path, tmp_path / "b")
+    assert files_of(tmp_path / "b") == before
+    assert verify(tmp_path / "b") == []
 
 
 # Stage --------------------------------------------------------------------------------------------

@@ -96,6 +96,32 @@ def test_a_missing_file(column: Path) -> None:
             assert names(verify(column), name), name
 
 
+class Fleeting(LocalStore):
+    """A folder of which some files are gone once they have been listed."""
+
+    def _files(self, *where: Any) -> Iterator[Any]:
+        for name, entry in super()._files(*where):
+            if name in ("lease.json", ".tmp-0"):
+                (self.folder / name).unlink()
+            yield name, entry
+
+
+def test_names_that_lead_to_nothing(tmp_path: Path) -> None:
+    """Of files that vanish while they are looked at, and of links."""
+    path = small_moments(tmp_path / "c")
+    whole = sorted(files_of(path))
+    (path / "nowhere").symlink_to("/nonexistent/x")
+    (path / "itself").symlink_to("itself")
+    (path / "lease.json").write_bytes(b"{}")
+    (path / ".tmp-0").write_bytes(b"half")
+    store = Fleeting(path)
+    assert store.litter(0) == []
+    assert [name for name, _ in store.list()] == whole
+    (path / "lease.json").write_bytes(b"{}")
+    found = examine(store)
+    assert (found.faults, found.unfinished) == ([], [])
+
+
 def test_every_fault_is_listed_at_once(tmp_path: Path) -> None:
     path = write_column(tmp_path / "c", moments_spec())
     hurt = ["moments/c/0/0/0/0", "moments/c/4/0/0/0", "crc/c/2"]
@@ -169,8 +195,8 @@ def reads_of(path: Path, work: Callable[[], object]) -> dict[str, int]:
         counts[names[handle]] = counts.get(names[handle], 0) + got
         return got
 
-    def named(self: LocalStore, name: str) -> int:
-        handle: int = opened(self, name)
+    def named(self: LocalStore, name: str, cached: bool = True) -> int:
+        handle: int = opened(self, name, cached)
         names[handle] = name
         return handle
 
@@ -257,8 +283,8 @@ def test_a_disk_that_fails(
     wanted = "tar/00000.tar" if "backend" in stored else "moments/c/0/0/0/0"
     opened, handles = LocalStore.open, set()
 
-    def remember(self: LocalStore, name: str) -> int:
-        handle: int = opened(self, name)
+    def remember(self: LocalStore, name: str, cached: bool = True) -> int:
+        handle: int = opened(self, name, cached)
         if name == wanted:
             handles.add(handle)
         else:
@@ -292,10 +318,10 @@ def test_errors_that_say_nothing_of_an_object_are_no_damage(
     path = small_tokens(tmp_path / "c")
     calls = itertools.count()
 
-    def fail(*words: Any) -> Any:
+    def fail(*words: Any, **how: Any) -> Any:
         if next(calls) >= 3:
             raise OSError(number, "not now")
-        return work(*words)
+        return work(*words, **how)
 
     work = getattr(LocalStore, name)
     monkeypatch.setattr(LocalStore, name, staticmethod(fail) if name == "preadv" else fail)
