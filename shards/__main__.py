@@ -146,7 +146,7 @@ def print_order(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """One function a command."""
-    from . import diff, gc, info, repair, transfer, verify
+    from . import convert, diff, gc, info, repair, transfer, verify
 
     match args.command:
         case "info":
@@ -166,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
             return diff.run_diff(args.a, args.b, args.processes)
         case "convert":
             codec = None if args.codec == "none" else args.codec
-            return transfer.run_convert(
+            return convert.run_convert(
                 args.source, args.target, args.backend, codec, args.element, args.processes
             )
         case "copy":

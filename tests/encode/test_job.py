@@ -26,8 +26,8 @@ import configs
 from encode.__main__ import main
 from encode.job import column_report, failure_is_final
 from shards import Column, CorruptColumn, IncompleteColumn, read_index
+from shards.convert import convert
 from shards.errors import StoreError
-from shards.transfer import convert
 from shards.verify import logical_digest, verify
 from tests.shards.toy import small_moments
 

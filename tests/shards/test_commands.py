@@ -224,7 +224,10 @@ def test_messages_not_tracebacks(toy: Path, tmp_path: Path) -> None:
         ((*one, "--position", 10**20), "below 2^64"),
         ((*one, "--position", 2**63), f"from 0 and global batch 64 from 1 to {FAREST} expected"),
         ((*one, "--seed", 2**64), "below 2^64"),
-        ((*one, "--more", toy / "vae", toy / "text", "--weights", "0.5"), "1 weights for 2 sources"),
+        (
+            (*one, "--more", toy / "vae", toy / "text", "--weights", "0.5"),
+            "1 weights for 2 sources",
+        ),
         (("verify", toy / "vae", "--processes", 0), "found 0, expected 1 or more"),
         (("stage", toy / "vae", tmp_path / "x", "--threads", 0), "found 0, expected 1 or more"),
         (("stage", toy / "vae", "s3://bucket/prefix"), "found an object store, expected a folder"),

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from shards import Column, ShardWriter, Status, create_column, put_complete, put_empty
+from shards.convert import convert
 from shards.diff import Difference, diff, lines_of
 from shards.quantise import to_floats
-from shards.transfer import convert
 
 from .test_transfer import normal_tokens
 from .toy import (

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from shards import ColumnSpec, Layout, Norm, ShardWriter, create_column, put_complete
+from shards.convert import convert
 from shards.info import describe, information
-from shards.transfer import convert
 
 from .test_transfer import normal_tokens
 from .toy import NORM, moments_spec, write_column

@@ -6,6 +6,7 @@ import pytest
 
 from shards import Column, LeaseHeld
 from shards.client import Limits
+from shards.convert import convert
 from shards.diff import diff
 from shards.errors import StoreError
 from shards.gc import collect
@@ -14,7 +15,7 @@ from shards.lease import LEASE, Lease
 from shards.remote import RemoteStore
 from shards.repair import repair
 from shards.store import open_store
-from shards.transfer import convert, copy, stage
+from shards.transfer import copy, stage
 from shards.verify import deep_digest, examine, logical_digest, verify
 
 from .objects import Proxy, Server

@@ -33,11 +33,12 @@ from shards import (
     seal,
     sha256,
 )
+from shards.convert import convert
 from shards.errors import ConversionFailed, NoRoom
 from shards.quantise import quantise, to_floats
 from shards.source import ShardIndex, Source
 from shards.store import LocalStore
-from shards.transfer import convert, copy, stage
+from shards.transfer import copy, stage
 from shards.verify import logical_digest, verify
 
 from .toy import (
