@@ -308,6 +308,8 @@ def stage(
         raise IdentityMismatch(
             f"two of these columns have the same name: {[str(t) for t in targets]}"
         )
+    for store in stores:  # a wrong path makes no folder
+        open_spec(store)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         loads = [shipment(store) for store in stores]
