@@ -44,7 +44,7 @@ class Files:
     def limit(self) -> int:
         """Files that this column may hold open now."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return max(OPEN_FILES, min(soft // 2, 1 << 17) // len(_ALIVE))
+        return max(OPEN_FILES, min(soft // 2, 1 << 17) // max(1, len(_ALIVE)))
 
     def path(self, number: int) -> str:
         layout = self.column.layout

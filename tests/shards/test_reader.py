@@ -209,3 +209,16 @@ def test_shape_of_what_is_read(toy: Path) -> None:
     assert column.read(ALL[:0]).shape == (0, *SHAPE)
     assert column.read(ALL[:5]).shape == (5, *SHAPE)
     assert column.name == "vae"
+
+
+def test_a_column_that_was_closed_opens_again(toy: Path) -> None:
+    script = (
+        "import sys; import numpy as np; from shards import Column; column = Column.open(sys.argv[1]);"
+        "before = column.read(np.arange(3)); column.close(); after = column.read(np.arange(3));"
+        "assert (before == after).all()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(toy / "text")], capture_output=True, text=True,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -522,7 +522,9 @@ def test_uploads_take_little_memory(url: str) -> None:
 def test_a_gigabyte_takes_little_memory(url: str) -> None:
     start = time.monotonic()
     grown, peak = memory(url, 1 << 30)
-    print(f"1 GiB in {time.monotonic() - start:.0f} s, {peak >> 20} MiB, {grown >> 20} of them for it")
+    print(
+        f"1 GiB in {time.monotonic() - start:.0f} s, {peak >> 20} MiB, {grown >> 20} of them for it"
+    )
     assert peak < 200 << 20
 
 
