@@ -457,7 +457,7 @@ def run_stage(sources: Sequence[str], folder: Path, threads: int) -> int:
     """Prints what to put on the command line of `train` instead of the columns' own paths."""
     with Bar("stage") as shown:
         places = stage(sources, folder, threads, shown.begin, shown.report)
-    names = {"moments": "latents", "tokens": "text"}
+    names = {"moments": "latents", "latents": "latents", "tokens": "text"}
     by_name: dict[str, list[str]] = {}
     for place in places:
         kind = open_spec(open_store(place))[0].layout.kind

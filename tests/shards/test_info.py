@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from shards import ColumnSpec, Layout, Norm, ShardWriter, create_column, put_complete
 from shards.info import describe, information
@@ -25,15 +26,18 @@ def test_moments(toy: Path) -> None:
     assert found["warnings"] == ["the VAE's shift and scale do not normalise these latents"]
 
 
-def test_latents_that_their_norm_normalises(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["moments", "latents"])
+def test_latents_that_their_norm_normalises(tmp_path: Path, kind: str) -> None:
     shift, scale = np.array([3.0, -1.0]), np.array([0.5, 4.0])
     spec = ColumnSpec(
-        {"kind": "moments", "source": "s"}, Layout("moments", (4, 8, 8), 1, 1024),
+        {"kind": kind, "source": "s"}, Layout(kind, (4 if kind == "moments" else 2, 8, 8), 1, 1024),
         Norm(tuple(shift), tuple(scale)),
     )  # fmt: skip
     digest = create_column(tmp_path / "c", spec)
     mean = np.random.default_rng(0).normal(size=(300, 2, 8, 8)) / scale[:, None, None]
-    values = np.concatenate([mean + shift[:, None, None], np.full_like(mean, -20)], 1)
+    values = mean + shift[:, None, None]
+    if kind == "moments":
+        values = np.concatenate([values, np.full_like(mean, -20)], 1)
     with ShardWriter(tmp_path / "c", spec, digest, 0, 300, "index") as writer:
         writer.put_block(values.astype(np.float16), np.zeros(300, np.uint8))
         writer.commit({})
