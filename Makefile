@@ -2,13 +2,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak lint bench
+.PHONY: help setup demo test soak lint bench bench-encode
 
 PYTHON ?= python3
 PY := .venv/bin/python
 
 help:   ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: .venv/ready-test   ## make .venv with everything the demo and the tests need (once)
 
@@ -29,6 +29,9 @@ lint: .venv/ready-test   ## check format, style and types
 
 bench: .venv/ready-bench .venv-peers/ready   ## measure reading, beside other libraries
 	$(PY) -m shards bench --peers .venv-peers/bin/python --json bench/results.json $(ARGS)
+
+bench-encode: .venv/ready-test   ## measure the encode engine: overhead, encoder-busy share, many shards (half an hour)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m encode bench --json bench/encode.json $(ARGS)
 
 # Other loaders pin versions that break ours, so they get an environment of their own. What they leave open they take from
 # the project's by a .pth file: the same torch for all, and 3 GB less.

@@ -1,23 +1,38 @@
 """Encode tars into columns.
 
+    python -m encode plan CONFIG                   # bytes, hours and money, before starting
     python -m encode run configs/demo/encode.yaml
     python -m encode run CONFIG root=/data/cache engine.workers=8
+    python -m encode status CONFIG --watch
+    python -m encode retry-failed CONFIG           # only shards that have failed
+    python -m encode download DATASET FOLDER
+    python -m encode bench
     ray job submit --working-dir . -- python -m encode run CONFIG
 
 A second run does nothing; an interrupted one goes on where it stopped. Exit codes: 0 done, 2
 config, identity or disk, 3 finished but some shards failed (`report.json` and the output say
-which), 4 no workers left, 130 drained after SIGINT or SIGTERM.
+which), 4 no workers left, 5 a column is held by another command, 130 drained after SIGINT or
+SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import sys
 from pathlib import Path
 
 import configs
 
 from .config import EncodeConfig
-from .job import run
+from .job import Options, run
+
+OTHERS = {
+    "plan": "bytes, hours and money of a config, before starting",
+    "status": "how far the columns are, and what a run waits for",
+    "download": "bring a data set here",
+    "bench": "measure the engine's own cost",
+}
 
 
 def main() -> int:
@@ -25,11 +40,37 @@ def main() -> int:
         prog="python -m encode", description="Encode tars into columns."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("run", help="encode what is missing")
-    command.add_argument("config", type=Path)
-    command.add_argument("overrides", nargs="*", metavar="a.b=value")
+    for name, text in (
+        ("run", "encode what is missing"),
+        ("retry-failed", "encode what has failed before, and nothing else"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("config", type=Path)
+        command.add_argument("overrides", nargs="*", metavar="a.b=value")
+        command.add_argument(
+            "--allow-failed", action="store_true",
+            help="complete columns without the shards that failed",
+        )  # fmt: skip
+        command.add_argument(
+            "--ignore-space", action="store_true",
+            help="start although the target seems to have too little room",
+        )  # fmt: skip
+        command.add_argument(
+            "--break-lease", action="store_true",
+            help="take a column over from a command that is surely gone",
+        )  # fmt: skip
+    for name, text in OTHERS.items():
+        command = commands.add_parser(name, help=text)
+        if sys.argv[1:2] == [name]:  # the others are not loaded
+            importlib.import_module(f".{name}", __package__).add_options(command)
     args = parser.parse_args()
-    return run(configs.load(EncodeConfig, args.config, args.overrides))
+    if args.command in OTHERS:
+        module = importlib.import_module(f".{args.command}", __package__)
+        return int(getattr(module, f"run_{args.command}")(args))
+    config = configs.load(EncodeConfig, args.config, args.overrides)
+    if args.allow_failed:
+        config = config.model_copy(update={"allow_failed": True})
+    return run(config, Options(args.command == "retry-failed", args.ignore_space, args.break_lease))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from configs import Strict
 from shards.schema import SHARD_ROWS, ZARR_ROWS
@@ -15,36 +15,98 @@ from .registry import ModelSpec
 class StoredColumn(Strict):
     """How a column's values are stored. It changes no value, so it is no part of the identity."""
 
+    kind: str
     backend: Literal["zarr", "webdataset"] = "zarr"
     codec: Literal["blosc"] | None = None  # a fifth to a third smaller, 2.6 times the CPU to read
 
 
-class MomentsColumn(StoredColumn):
-    """A column of VAE moments. `encoder` is a name of `encode.registry.VAES` or a model given in
-    full.
-    """
+class PictureColumn(StoredColumn):
+    """A column made from the pictures: one row of fixed shape each."""
 
-    kind: Literal["moments"]
     encoder: str | ModelSpec
-    resolution: PositiveInt
     image: str = "jpg"  # suffix of the picture in the tar
 
 
-class TokensColumn(StoredColumn):
+class NormConfig(Strict):
+    """z = (latent - shift) * scale, a number for all channels or one for each. Only for a model
+    whose own config says nothing, or the same.
+    """
+
+    shift: list[float] = Field(min_length=1)
+    scale: list[float] = Field(min_length=1)
+
+
+class VaeColumn(PictureColumn):
+    """A column by an autoencoder. `encoder` is a name of `encode.registry.VAES` or a model given in
+    full.
+    """
+
+    resolution: PositiveInt
+    norm: NormConfig | None = None
+
+
+class MomentsColumn(VaeColumn):
+    """Mean and log-variance of a VAE's posterior."""
+
+    kind: Literal["moments"]
+
+
+class LatentsColumn(VaeColumn):
+    """Latents, by an autoencoder that has no posterior (DC-AE, TAESD, RAE)."""
+
+    kind: Literal["latents"]
+
+
+class FeaturesColumn(PictureColumn):
+    """A column of image features by an `AutoModel` of transformers (DINOv2, SigLIP). `encoder` is a
+    name of `encode.registry.FEATURES` or a model given in full.
+
+    What is not said here is read from the model's preprocessor_config.json.
+    """
+
+    kind: Literal["features"]
+    resolution: PositiveInt | None = None
+    mean: list[float] | None = Field(default=None, min_length=3, max_length=3)
+    std: list[float] | None = Field(default=None, min_length=3, max_length=3)
+    output: Literal["tokens", "pooled"] = (
+        "tokens"  # last hidden state, class token and all | pooled
+    )
+    element: Literal["float16", "bfloat16"] = "float16"
+
+
+class CaptionColumn(StoredColumn):
+    """A column made from the captions: a row of as many tokens as the caption has."""
+
+    encoder: str | ModelSpec
+    max_tokens: PositiveInt = 256
+    template: str = "{}"  # the caption takes the place of {}
+    instruction: str = ""  # stands before every caption; its tokens come on top of max_tokens
+    chat_template: bool = False  # put the caption into the tokenizer's chat template
+    caption: str = "txt"  # suffix of the caption in the tar
+
+
+class TokensColumn(CaptionColumn):
     """A column of text hidden states. `encoder` is a name of `encode.registry.TEXTS` or given in
     full.
     """
 
     kind: Literal["tokens"]
-    encoder: str | ModelSpec
-    max_tokens: PositiveInt = 256
-    hidden_state: int = -1
-    template: str = "{}"  # the caption takes the place of {}
-    caption: str = "txt"  # suffix of the caption in the tar
+    hidden_state: int = -1  # -1: what the model puts out, after its last norm
     element: Literal["bfloat16", "int8"] = "bfloat16"  # int8: half the bytes, about 1 % off
 
 
-ColumnConfig = Annotated[MomentsColumn | TokensColumn, Field(discriminator="kind")]
+class IdsColumn(CaptionColumn):
+    """A column of token ids: a thousandth of the bytes, but the trainer runs the text encoder. Only
+    the tokenizer of `encoder` is loaded.
+    """
+
+    kind: Literal["ids"]
+
+
+ColumnConfig = Annotated[
+    MomentsColumn | LatentsColumn | FeaturesColumn | TokensColumn | IdsColumn,
+    Field(discriminator="kind"),
+]
 
 
 class EngineConfig(Strict):
@@ -57,11 +119,18 @@ class EngineConfig(Strict):
     tokens: PositiveInt = 16_384  # tokens of a text batch, padding included
     torch_threads: PositiveInt = 1  # of a worker's models; on a CPU the last bit may depend on it
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: bool = False  # torch.compile, for GPUs
+    channels_last: bool = False  # convolutions in that memory format, for GPUs
+    scratch: str | None = None  # folder for tars that are brought from elsewhere; None: the usual
+    remote_decode: float = Field(default=0.0, ge=0, le=1)  # share of shards decoded on other nodes
+    patience: PositiveFloat = 1800.0  # seconds with nothing done until a worker is killed
+    look: PositiveFloat = 30.0  # seconds between two looks at the cluster's nodes and the leases
+    cooperate: bool = False  # hold no lease: several runs may work on one column
 
 
 class EncodeConfig(Strict):
     """Columns go to `<root>/<source>/<column>`; tars are paths or brace patterns like
-    `a/{00..09}.tar`.
+    `a/{00..09}.tar`. A source or column that is null is left out: `columns.flux-512=null`.
     """
 
     root: str  # a path, or an url as s3://bucket/prefix
@@ -70,3 +139,11 @@ class EncodeConfig(Strict):
     shard_rows: Annotated[int, Field(gt=0, multiple_of=ZARR_ROWS)] = SHARD_ROWS
     allow_failed: bool = False  # complete a column although some of its shards failed
     engine: EngineConfig = EngineConfig()
+
+    @field_validator("sources", "columns", mode="before")
+    @classmethod
+    def _without_nulls(cls, named: Any) -> Any:
+        """What a `base` names can so be left out."""
+        if not isinstance(named, dict):
+            return named
+        return {name: value for name, value in named.items() if value is not None}

@@ -1,6 +1,12 @@
 """One source shard through its encoders: decode once, feed every column, write blocks of 1,024
 rows, commit.
 
+    read    bring the tar here if it is elsewhere, list its rows
+    decode  threads, two batches ahead, all resolutions from one decoded picture
+    encode  batch by batch, in turns with the other shard of the worker; captions block by block
+    write   a thread of its own
+    commit  column by column
+
 Batches depend on the shard and the config alone, so a second attempt gives the same bytes on the
 same machine. The same function serves a laptop (inline) and a cluster (inside a Ray actor).
 """
@@ -9,11 +15,9 @@ from __future__ import annotations
 
 import os
 import platform
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -24,15 +28,19 @@ import torch
 from numpy.typing import NDArray
 
 from shards import ColumnSpec, IndexRow, ShardWriter, Status, Store, put_index
-from shards.quantise import stored_rows
+from shards.commits import commit_name
 from shards.schema import ZARR_ROWS
+from shards.source import ShardIndex
 from shards.storage import Json
 
-from .config import EngineConfig, MomentsColumn, TokensColumn
-from .images import decode, to_pixels, transform
+from .columns import CaptionEncoder, Encoder, ImageEncoder, View
+from .config import EngineConfig
+from .decoding import Batch, decoded
+from .fetch import fetched
+from .meter import DECODE, READ, WRITE, Timer
 from .source import CAPTION_BYTES, scan_tar
-from .text import TextEncoder
-from .vae import Vae
+from .workplace import Workplace
+from .writing import Writing
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +55,18 @@ class Target:
 @dataclass(frozen=True, slots=True)
 class ShardTask:
     """One tar and the columns it still lacks. `number` is its shard, `folder` that of the
-    source.
+    source. `remote`: pictures are decoded on another node.
     """
 
     source: str
     fingerprint: str
     folder: Store
-    tar: Path
+    tar: str  # an absolute path, or an url
+    size: int
     number: int
     shard_rows: int
-    targets: dict[str, Target]  # by name of the column in the config
+    targets: Mapping[str, Target]  # by name of the column in the config
+    remote: bool = False
 
     @property
     def name(self) -> str:
@@ -65,148 +75,175 @@ class ShardTask:
 
 @dataclass(slots=True)
 class ShardResult:
-    """What a shard gave: rows, rows by status of each column, seconds by stage."""
+    """What a shard gave: rows, rows by status of each column, seconds and CPU seconds by stage.
+    Columns that another run committed meanwhile are not among `counts`.
+    """
 
     rows: int
-    counts: dict[str, dict[str, int]]
-    seconds: dict[str, float]
-    note: str | None
-
-
-@dataclass(slots=True)
-class Encoder:
-    """A column's config and the model that fills it."""
-
-    config: MomentsColumn | TokensColumn
-    model: Any  # Vae or TextEncoder
-
-
-@dataclass(slots=True)
-class Clock:
-    """Seconds by stage."""
-
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            passed = time.perf_counter() - start
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + passed
+    cpu: dict[str, float] = field(default_factory=dict)
+    note: str | None = None
 
 
 def encode_shard(
-    task: ShardTask,
-    encoders: dict[str, Encoder],
-    config: EngineConfig,
-    lock: threading.Lock,
-    report: Callable[[int], None] = lambda rows: None,
+    task: ShardTask, encoders: Mapping[str, Encoder], config: EngineConfig, place: Workplace
 ) -> ShardResult:
-    """Encode one tar into every column of the task and commit each. `lock` is held while a model
-    runs.
+    """Encode one tar into every column of the task and commit each.
 
-    `report` is called with the number of rows of each block written. Raises BadTar, SourceChanged
-    or OSError; what was committed stands.
+    Raises BadTar, SourceChanged, OSError or Aborted; what was committed stands.
     """
-    clock = Clock()
-    with clock("scan"):
-        rows, note = scan_tar(task.tar, task.shard_rows)
-        index = put_index(task.folder, task.fingerprint, task.number, rows, note)
-    writers = {
-        name: ShardWriter(
-            target.store, target.spec, target.digest, task.number, len(rows), index.digest
-        )
-        for name, target in task.targets.items()
-    }
-    with task.tar.open("rb") as tar, ThreadPoolExecutor(config.threads) as pool:
-        for start in range(0, len(rows), ZARR_ROWS):
-            block = rows[start : start + ZARR_ROWS]
-            for name, values, status in _encode_block(
-                block, tar.fileno(), writers, encoders, config, pool, lock, clock
-            ):
-                with clock("write"):
-                    writers[name].put_block(stored_rows(task.targets[name].spec, values), status)
-            report(len(block))
-    how = provenance(config)
-    counts = {}
-    for name, writer in writers.items():
-        mine = {s: clock.seconds.get(s, 0.0) for s in ("scan", "decode", name, "write")}
-        commit = writer.commit({**how, "seconds": {k: round(v, 3) for k, v in mine.items()}})
-        values, amounts = np.unique(commit.status(), return_counts=True)
-        counts[name] = {
-            Status(int(v)).name.lower(): int(n) for v, n in zip(values, amounts, strict=True)
+    with place.meter.shard(task.name) as timer, ExitStack() as stack:
+        targets = {n: t for n, t in task.targets.items() if not is_committed(t, task.number)}
+        if not targets:
+            return ShardResult(0)
+        with timer("read"):
+            scratch = Path(config.scratch or tempfile.gettempdir())
+            report = lambda _: timer.done()  # noqa: E731
+            path = stack.enter_context(fetched(task.tar, scratch, task.size, report=report))
+            rows, note = scan_tar(path, task.shard_rows)
+            index = put_index(task.folder, task.fingerprint, task.number, rows, note)
+            tar = stack.enter_context(path.open("rb")).fileno()
+        writers = {
+            name: stack.enter_context(
+                ShardWriter(t.store, t.spec, t.digest, task.number, len(rows), index.digest)
+            )
+            for name, t in targets.items()
         }
-    return ShardResult(len(rows), counts, clock.seconds, note)
+        shard = Shard(task, rows, index, tar, {n: encoders[n] for n in writers}, config)
+        writing = stack.enter_context(Writing(writers, timer))
+        shard.encode(place, timer, writing)
+        with timer.waiting(WRITE):
+            writing.finish()
+            counts = {}
+            for name, writer in writers.items():
+                with timer(f"write {name}"):
+                    seconds = seconds_of(timer.seconds, name)
+                    commit = writer.commit({**provenance(config), "seconds": seconds})
+                values, amounts = np.unique(commit.status(), return_counts=True)
+                counts[name] = {
+                    Status(int(v)).name.lower(): int(n)
+                    for v, n in zip(values, amounts, strict=True)
+                }
+        return ShardResult(
+            len(rows), counts, by_stage(timer.seconds), by_stage(timer.cpu), note
+        )  # fmt: skip
 
 
-def _encode_block(
-    block: Sequence[IndexRow], tar: int, names: Any, encoders: dict[str, Encoder],
-    config: EngineConfig, pool: ThreadPoolExecutor, lock: threading.Lock, clock: Clock,
-) -> Iterator[tuple[str, Any, NDArray[np.uint8]]]:  # fmt: skip
-    """(column, values, status) of up to 1,024 rows: pictures once a resolution, then captions."""
-    wanted = {name: encoders[name] for name in names}
-    views: dict[tuple[int, str], dict[str, Vae]] = {}
-    for name, encoder in wanted.items():
-        if isinstance(encoder.config, MomentsColumn):
-            key = encoder.config.resolution, encoder.config.image
-            views.setdefault(key, {})[name] = encoder.model
-    for (resolution, suffix), vaes in views.items():
-        yield from _encode_images(block, tar, resolution, suffix, vaes, config, pool, lock, clock)
-    for name, encoder in wanted.items():
-        if isinstance(encoder.config, TokensColumn):
-            captions, status = read_captions(block, tar, encoder.config.caption)
-            with lock, clock(name):
-                values = _encode_captions(captions, status, encoder.model, config.tokens)
-            yield name, values, status
+def is_committed(target: Target, shard: int) -> bool:
+    """Whether a shard of a column is done, by an earlier attempt or another run."""
+    return target.store.size(commit_name(shard)) is not None
 
 
-def _encode_images(
-    block: Sequence[IndexRow], tar: int, resolution: int, suffix: str, vaes: dict[str, Vae],
-    config: EngineConfig, pool: ThreadPoolExecutor, lock: threading.Lock, clock: Clock,
-) -> Iterator[tuple[str, Any, NDArray[np.uint8]]]:  # fmt: skip
-    """Decode batch k + 1 in threads while the models work on batch k."""
+@dataclass
+class Shard:
+    """The rows of one tar on their way through the encoders."""
 
-    def load(row: IndexRow) -> tuple[NDArray[np.uint8] | None, Status]:
-        if suffix not in row.members:
-            return None, Status.IMAGE_MISSING
-        offset, size = row.members[suffix]
-        image, status = decode(os.pread(tar, size, offset))
-        return (None if image is None else transform(image, resolution)), status
+    task: ShardTask
+    rows: Sequence[IndexRow]
+    index: ShardIndex
+    tar: int  # the open file
+    encoders: Mapping[str, Encoder]
+    config: EngineConfig
 
-    status = np.zeros(len(block), np.uint8)
-    moments: dict[str, NDArray[np.float16]] = {}
-    starts = range(0, len(block), config.batch)
-    loads = [pool.submit(load, row) for row in block[: config.batch]]
-    for start in starts:
-        after = block[start + config.batch : start + 2 * config.batch]
-        with clock("decode"):  # waiting for it
-            done = [job.result() for job in loads]
-        loads = [pool.submit(load, row) for row in after]
-        status[start : start + len(done)] = [s for _, s in done]
-        good = [i for i, (image, _) in enumerate(done) if image is not None]
-        if not good:
-            continue
-        pixels = to_pixels(np.stack([done[i][0] for i in good]))  # type: ignore[misc]  # good: not None
-        for name, vae in vaes.items():
-            with lock, clock(name):
-                encoded = to_float16(vae.encode(pixels))
-            if name not in moments:
-                moments[name] = np.full((len(block), *encoded.shape[1:]), np.nan, np.float16)
-            moments[name][start + np.array(good)] = encoded
-    for name, vae in vaes.items():
-        if name not in moments:  # not one picture of the block could be decoded
-            shape = len(block), *vae.moments_shape(resolution)
-            moments[name] = np.full(shape, np.nan, np.float16)
-        yield name, moments[name], status
+    def __post_init__(self) -> None:
+        self.images = {n: e for n, e in self.encoders.items() if isinstance(e, ImageEncoder)}
+        self.captions = {n: e for n, e in self.encoders.items() if isinstance(e, CaptionEncoder)}
+        self.views = list(dict.fromkeys(encoder.view for encoder in self.images.values()))
+
+    def encode(self, place: Workplace, timer: Timer, writing: Writing) -> None:
+        """Every block through every encoder and on to the writer."""
+        turn = place.number()
+        with ExitStack() as stack:
+            if self.images:
+                batches = stack.enter_context(closing(self._batches(place, timer)))
+            for start in range(0, len(self.rows), ZARR_ROWS):
+                block = self.rows[start : start + ZARR_ROWS]
+                if self.images:
+                    pictures = Pictures(self.images, self.task.targets, len(block))
+                    while pictures.rows < len(block):
+                        place.check()
+                        with timer.waiting(DECODE), timer("wait"):
+                            batch = next(batches)
+                        pictures.add(batch, place, turn, timer)
+                        timer.done(batch.span[1] - batch.span[0])
+                    for name in self.images:
+                        writing.put(name, *pictures.block(name))
+                for name, encoder in self.captions.items():
+                    place.check()
+                    self._captions(name, encoder, block, place, turn, timer, writing)
+                timer.done(0 if self.images else len(block))
+                writing.end_block()
+
+    def _batches(self, place: Workplace, timer: Timer) -> Generator[Batch, None, None]:
+        if self.task.remote:
+            from .remote import decoded_elsewhere
+
+            return decoded_elsewhere(self.task, self.index, self.views, self.config)
+        return decoded(
+            self.rows, self.tar, self.views, self.config.batch, place.decoding, timer
+        )  # fmt: skip
+
+    def _captions(
+        self, name: str, encoder: CaptionEncoder, block: Sequence[IndexRow], place: Workplace,
+        turn: int, timer: Timer, writing: Writing,
+    ) -> None:  # fmt: skip
+        """One column of captions of a block. Encoded text is large: a worker holds two such
+        blocks.
+        """
+        with timer.waiting(READ), timer("read"):
+            captions, status = read_captions(block, self.tar, encoder.suffix)
+        with timer.waiting(WRITE):
+            place.texts.acquire()
+        try:
+            with place.turns.turn(turn), timer.encodes(name):
+                values = encode_captions(captions, encoder, self.config.tokens)
+        except BaseException:
+            place.texts.release()
+            raise
+        writing.put(name, values, status, place.texts.release)
 
 
-def to_float16(moments: torch.Tensor) -> NDArray[np.float16]:
-    """fp32 moments -> float16; what float16 cannot hold becomes infinite, which the writer marks
-    NON_FINITE.
-    """
-    return moments.cpu().numpy().astype(np.float16)
+class Pictures:
+    """The image columns of one block, filled batch by batch."""
+
+    def __init__(
+        self, encoders: Mapping[str, ImageEncoder], targets: Mapping[str, Target], count: int
+    ) -> None:
+        self.rows, self._count = 0, count
+        self._encoders, self._targets = encoders, targets
+        self._values: dict[str, NDArray[Any]] = {}
+        self._status: dict[str, NDArray[np.uint8]] = {}
+
+    def add(self, batch: Batch, place: Workplace, turn: int, timer: Timer) -> None:
+        """Run the encoders on the next batch; rows without a picture are left out of it."""
+        count = batch.span[1] - batch.span[0]
+        good = {suffix: batch.good(suffix) for suffix in batch.status}
+        for suffix, status in batch.status.items():
+            whole = self._status.setdefault(suffix, np.zeros(self._count, np.uint8))
+            whole[self.rows : self.rows + count] = status
+        shown: dict[View, NDArray[np.uint8]] = {}
+        for view, images in batch.images.items():
+            mine = good[view.suffix]
+            shown[view] = images if len(mine) == count else images[mine]
+        for name, encoder in self._encoders.items():
+            mine = good[encoder.view.suffix]
+            if not len(mine):
+                continue
+            with place.turns.turn(turn), timer.encodes(name):
+                words = encoder.encode(shown[encoder.view])
+            if name not in self._values:  # the writer blanks what is not set here
+                self._values[name] = np.zeros((self._count, *words.shape[1:]), words.dtype)
+            self._values[name][self.rows + mine] = words
+        self.rows += count
+
+    def block(self, name: str) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Values and status of a column, once all rows are in."""
+        encoder = self._encoders[name]
+        status = self._status[encoder.view.suffix]
+        if name not in self._values:  # not one picture of the block could be decoded
+            return self._targets[name].spec.layout.blank(self._count), status
+        return self._values.pop(name), status
 
 
 def read_captions(
@@ -234,21 +271,33 @@ def read_captions(
     return captions, status
 
 
-def _encode_captions(
-    captions: list[str | None], status: NDArray[np.uint8], model: TextEncoder, budget: int
-) -> list[NDArray[np.uint16]]:
-    """bfloat16 words (tokens, D) of each row; none where there is no caption."""
+def encode_captions(
+    captions: Sequence[str | None], encoder: CaptionEncoder, budget: int
+) -> list[NDArray[Any]]:
+    """The words of each row; none where there is no caption."""
     there = [i for i, caption in enumerate(captions) if caption is not None]
-    states = model.encode([captions[i] or "" for i in there], budget)
-    values = [np.zeros((0, model.width), np.uint16)] * len(captions)
-    for i, state in zip(there, states, strict=True):
-        values[i] = bf16_words(state)
+    values = [encoder.blank] * len(captions)
+    encoded = encoder.encode([captions[i] or "" for i in there], budget) if there else []
+    for i, words in zip(there, encoded, strict=True):
+        values[i] = words
     return values
 
 
-def bf16_words(states: torch.Tensor) -> NDArray[np.uint16]:
-    """A bf16 tensor as the uint16 words that a column stores."""
-    return states.to(torch.bfloat16).contiguous().view(torch.uint16).numpy()
+def by_stage(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of a shard by stage; writing is told column by column until here."""
+    found: dict[str, float] = {}
+    for stage, passed in seconds.items():
+        name = "write" if stage.startswith("write ") else stage
+        found[name] = found.get(name, 0.0) + passed
+    return found
+
+
+def seconds_of(seconds: Mapping[str, float], column: str) -> dict[str, float]:
+    """What one column's commit tells of the time: its own encoder and writing, and what all share."""
+    shared = ("read", "decode", "wait")
+    mine = {stage: seconds[stage] for stage in shared if stage in seconds}
+    mine |= {column: seconds.get(column, 0.0), "write": seconds.get(f"write {column}", 0.0)}
+    return {stage: round(passed, 3) for stage, passed in mine.items()}
 
 
 def provenance(config: EngineConfig) -> Json:

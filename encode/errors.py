@@ -17,6 +17,18 @@ class MissingTar(EncodeError, FileNotFoundError):
     """A tar of the source is not where the config says."""
 
 
+class NotASource(EncodeError, ValueError):
+    """Tars that cannot be one source: none at all, two of one name, a place that cannot be read."""
+
+
+class FetchFailed(EncodeError, OSError):
+    """A tar could not be brought from where it is; the shard is tried again."""
+
+
+class HubError(EncodeError, OSError):
+    """The hub cannot be reached, has no such data set, or does not give it to this user."""
+
+
 class BadTar(EncodeError, ValueError):
     """A file that is no tar, or one too large; its shard is reported as failed and the others go
     on.
@@ -27,3 +39,13 @@ class NoWorkers(EncodeError, RuntimeError):
     """Every worker died again and again without finishing anything."""
 
     exit_code = 4
+
+
+class RemoteDecodeFailed(EncodeError, RuntimeError):
+    """Another node did not send the pictures that were asked for; the shard is tried again, here."""
+
+
+class Aborted(EncodeError, RuntimeError):
+    """A shard was given up between two batches because the run was told to stop at once."""
+
+    exit_code = 130

@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import threading
 import warnings
+from functools import cache
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from shards import Status
 
 DECODER = "pil"
+LARGE = 1 << 26  # pixels of a resized picture that are not made only to be cut away
 
 
 class _Lenient(threading.local):
@@ -54,22 +56,37 @@ def decode(data: bytes) -> tuple[Image.Image | None, Status]:
 def _open(data: bytes) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL warns of odd metadata, which is not used
-        return Image.open(io.BytesIO(data)).convert("RGB")
+        return Image.open(io.BytesIO(data), formats=_formats()).convert("RGB")
+
+
+@cache
+def _formats() -> list[str]:
+    """What PIL reads, but for EPS: that it gives to Ghostscript, which runs a stranger's program."""
+    Image.init()
+    return [name for name in Image.ID if name != "EPS"]
 
 
 def transform(image: Image.Image, resolution: int) -> NDArray[np.uint8]:
     """RGB picture -> (resolution, resolution, 3) uint8: short side resized, centre cropped.
 
-    Equal to torchvision's Resize and CenterCrop on PIL images, its rounding included.
+    Equal to torchvision's Resize and CenterCrop on PIL images, its rounding included. (Of a picture
+    so long that its resized form would take gigabytes, only the crop is made; a value may then be
+    off by one.)
     """
     width, height = image.size
     if width <= height:
         size = (resolution, int(resolution * height / width))
     else:
         size = (int(resolution * width / height), resolution)
+    left, top = (round((side - resolution) / 2) for side in size)
+    if size[0] * size[1] > LARGE:
+        x, y = width / size[0], height / size[1]
+        right, bottom = (left + resolution) * x, (top + resolution) * y
+        box = left * x, top * y, min(right, width), min(bottom, height)
+        image = image.resize((resolution, resolution), Image.Resampling.BILINEAR, box=box)
+        return np.asarray(image)
     if size != image.size:
         image = image.resize(size, Image.Resampling.BILINEAR)
-    left, top = (round((side - resolution) / 2) for side in size)
     return np.asarray(image.crop((left, top, left + resolution, top + resolution)))
 
 

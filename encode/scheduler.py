@@ -6,6 +6,8 @@ against a shard, and not where they died if another worker lives, so that a brok
 either. A shard is given up after three failures, or three deaths while alone; a worker's place
 after four deaths without a shard finished between them, where the second and third death of one
 suspect tell of the suspect and are not counted.
+
+No step looks at all shards: each costs the same for a thousand as for a million.
 """
 
 from __future__ import annotations
@@ -46,13 +48,14 @@ class Scheduler(Generic[T]):
         mine = self.running.setdefault(worker, [])
         if self.draining or worker in self.abandoned or any(t in self._alone for t in mine):
             return None
-        if self.suspects and not mine:
-            task = self._suspect_for(worker)
-            if task is None:
-                return None
+        suspect = self._suspect_for(worker) if self.suspects else None
+        if suspect is not None:
+            if mine:
+                return None  # first it has to be without work
+            task = suspect
             self.suspects.remove(task)
             self._alone.add(task)
-        elif self.pending and len(mine) < IN_FLIGHT and not self.suspects:
+        elif self.pending and len(mine) < IN_FLIGHT:
             task = self.pending.popleft()
         else:
             return None
@@ -94,6 +97,16 @@ class Scheduler(Generic[T]):
             else:
                 self.suspects.append(task)
 
+    def dropped(self, worker: int, task: T) -> None:
+        """The task was not finished because the run is to end; nothing is held against it."""
+        self._return(worker, task)
+        self.pending.append(task)
+
+    def retired(self, worker: int) -> None:
+        """A worker without work is gone, and is not to come back."""
+        assert not self.running.get(worker)
+        self.running.pop(worker, None)
+
     def _return(self, worker: int, task: T) -> None:
         self.running[worker].remove(task)
         self._alone.discard(task)
@@ -104,6 +117,19 @@ class Scheduler(Generic[T]):
             self.given_up[task] = reason
         else:
             again.append(task)
+
+    @property
+    def left(self) -> int:
+        """Tasks that nobody has at the moment."""
+        return len(self.pending) + len(self.suspects)
+
+    @property
+    def in_flight(self) -> int:
+        return sum(map(len, self.running.values()))
+
+    def tried(self, task: T) -> bool:
+        """Whether it has been handed out before, and did not come back done."""
+        return task in self._failures or task in self._died_at
 
     @property
     def finished(self) -> bool:

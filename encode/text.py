@@ -11,7 +11,115 @@ from torch import Tensor
 from shards.storage import Json, canonical_json, sha256
 
 from .errors import ModelNotUsable
-from .registry import ModelSpec, autocast, check_weights, load_model, location, weights_digest
+from .registry import (
+    ModelSpec,
+    autocast,
+    check_weights,
+    load_model,
+    location,
+    one_line,
+    tune,
+    weights_digest,
+)
+
+# Classes whose captions begin with <bos> and end without <eos>, as the reference has them.
+BOS_ALONE = {"GemmaModel", "Gemma2Model"}
+MESSAGE = "latentbank"  # stands for a caption while a chat template is looked at
+
+
+class CaptionTokenizer:
+    """Captions -> token ids: template, instruction, chat template and truncation.
+
+    `max_tokens` is of the caption; an instruction's tokens and those of a chat template come on top
+    of it, and the sum is `limit`. `tokenizer` is the digest of what decides the ids.
+    """
+
+    def __init__(
+        self, model: ModelSpec, *, max_tokens: int, template: str = "{}", instruction: str = "",
+        chat_template: bool = False,
+    ) -> None:  # fmt: skip
+        import transformers
+
+        if "{}" not in template:
+            raise ModelNotUsable(
+                f"template {template!r}: it must hold {{}}, the place of the caption"
+            )
+        self.model, self.max_tokens = model, max_tokens
+        self.template, self.instruction = template, instruction
+        # Right padding as the reference's slow tokenizer; the fast Gemma tokenizer would pad left.
+        options = {"subfolder": model.tokenizer} if model.tokenizer else {}
+        try:
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+                location(model.path), revision=model.revision, padding_side="right", **options
+            )
+        except (OSError, ValueError) as error:
+            raise ModelNotUsable(
+                f"{model.path}: no tokenizer can be loaded ({one_line(error)})"
+            ) from error
+        self.tokenizer = tokenizer_digest(self._tokenizer)
+        self.chat: str | None = None  # digest of the chat template, where it is used
+        self._tail: list[int] = []  # what a chat template puts behind the caption
+        nothing: list[int] = self._tokenizer("").input_ids
+        if model.cls in BOS_ALONE and nothing != [self._tokenizer.bos_token_id]:
+            raise ModelNotUsable(
+                f'{model.path}: its tokenizer makes {nothing} of "", expected <bos> alone '
+                f"({self._tokenizer.bos_token_id}). Restore its files"
+            )
+        extra = len(self._tokenizer(instruction).input_ids) - len(nothing) if instruction else 0
+        if chat_template:
+            self.chat = sha256(self._template_text().encode())
+            head, found, tail = self._rendered(MESSAGE).partition(MESSAGE)
+            if not found or MESSAGE in tail:
+                raise ModelNotUsable(f"{model.path}: its chat template does not hold the message")
+            self._tail = self._plain(tail) if tail else []
+            extra += len(self._plain(head)) + len(self._tail) - len(nothing)
+        self.limit = max_tokens + extra
+
+    def _template_text(self) -> str:
+        if not self._tokenizer.chat_template:
+            raise ModelNotUsable(
+                f"{self.model.path}: its tokenizer has no chat template. Leave chat_template out"
+            )
+        text = self._tokenizer.get_chat_template()
+        return str(text)
+
+    def _rendered(self, message: str) -> str:
+        """The text of a conversation in which the user has said this, and it is the model's turn."""
+        said = [{"role": "user", "content": message}]
+        text = self._tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+        return str(text)
+
+    def _plain(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    def __call__(self, captions: Sequence[str]) -> list[list[int]]:
+        """Token ids with the tokenizer's special tokens, at most `limit` of them. The empty caption
+        gets neither template nor instruction.
+
+        A tokenizer that makes nothing of the empty caption (Qwen's) gives its padding token.
+        """
+        if not captions:
+            return []  # a tokenizer takes no empty list
+        texts = [self.instruction + self.template.replace("{}", c) if c else "" for c in captions]
+        ids: list[list[int]]
+        if self.chat:
+            ids = [self._plain(self._rendered(text)) for text in texts]
+            return [self._cut(row) for row in ids]
+        ids = self._tokenizer(texts, truncation=True, max_length=self.limit).input_ids
+        return [row or [self.pad] for row in ids]
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        """Tokens are taken from the caption's end, so that the template stays closed."""
+        if len(ids) <= self.limit:
+            return ids
+        return ids[: self.limit - len(self._tail)] + self._tail
+
+    @property
+    def pad(self) -> int:
+        """The padding token; <eos> or 0 where a tokenizer has none."""
+        named = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id, 0)
+        return int(next(token for token in named if token is not None))
 
 
 class TextEncoder:
@@ -21,45 +129,49 @@ class TextEncoder:
 
     def __init__(
         self, model: ModelSpec, *, max_tokens: int, hidden_state: int = -1, template: str = "{}",
-        device: str = "cpu", expected: str | None = None,
+        instruction: str = "", chat_template: bool = False, device: str = "cpu",
+        expected: str | None = None, compiled: bool = False,
     ) -> None:  # fmt: skip
         """Load both; ModelNotUsable if the weights are not the `expected` ones."""
         import transformers
 
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call,unused-ignore]
-        if "{}" not in template:
-            raise ModelNotUsable(
-                f"template {template!r}: it must hold {{}}, the place of the caption"
-            )
-        self.model, self.device = model, torch.device(device)
-        self.max_tokens, self.hidden_state, self.template = max_tokens, hidden_state, template
-        # Right padding as the reference's slow tokenizer; the fast Gemma tokenizer would pad left.
-        path = location(model.path)
-        try:
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(
-                path, revision=model.revision, padding_side="right"
-            )
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ModelNotUsable(f"{model.path}: no tokenizer can be loaded ({reason})") from error
+        self.model, self.device, self.hidden_state = model, torch.device(device), hidden_state
+        self.tokenize = CaptionTokenizer(
+            model, max_tokens=max_tokens, template=template, instruction=instruction,
+            chat_template=chat_template,
+        )  # fmt: skip
+        self.tokenizer, self.max_tokens = self.tokenize.tokenizer, max_tokens
         # Gemma: the reference forces tanh GELU, which newer transformers take from the config.
         gemma = {"hidden_act": "gelu_pytorch_tanh"} if model.cls == "GemmaModel" else {}
-        self.tokenizer = tokenizer_digest(self._tokenizer)
         self._module = load_model(transformers, model, **gemma)
+        self._check()
         self.weights = weights_digest(self._module)
         check_weights(self.weights, expected, model.path)
-        self.width = int(self._module.config.hidden_size)
+        self.width = int(self._module.config.get_text_config().hidden_size)
         self._module.to(self.device)
+        tune(self._module, self._module, compiled, last=False)
 
-    def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
-        """Token ids with the tokenizer's special tokens, cut at `max_tokens`. The empty caption
-        gets no template.
-        """
-        texts = [self.template.replace("{}", c) if c else "" for c in captions]
-        ids: list[list[int]] = self._tokenizer(
-            texts, truncation=True, max_length=self.max_tokens
-        ).input_ids
-        return ids
+    def _check(self) -> None:
+        """Refuse what loads, but would fail or lie at the first caption."""
+        config, path = self._module.config.get_text_config(), self.model.path
+        if hasattr(self._module, "vision_model") or hasattr(self._module, "decoder"):
+            raise ModelNotUsable(
+                f"{path}: {self.model.cls} is not a text encoder alone. Give the class of its text "
+                "half, as T5EncoderModel or CLIPTextModel"
+            )
+        layers = int(config.num_hidden_layers)
+        if not -layers - 1 <= self.hidden_state <= layers:
+            raise ModelNotUsable(
+                f"{path}: hidden state {self.hidden_state} asked for, there are {layers + 1} "
+                f"({-layers - 1} to {layers}, 0 the embeddings, -1 the output after the last norm)"
+            )
+        most = getattr(config, "max_position_embeddings", None)
+        if most is not None and self.tokenize.limit > most:
+            raise ModelNotUsable(
+                f"{path}: captions of {self.tokenize.limit} tokens asked for, the model takes "
+                f"{most}. Lower max_tokens"
+            )
 
     def encode(self, captions: Sequence[str], budget: int = 16_384) -> list[Tensor]:
         """Hidden states (n_i, D) bf16 of each caption, n_i its number of tokens, special ones
@@ -68,7 +180,7 @@ class TextEncoder:
         Captions are sorted by length and batched to at most `budget` tokens, so little padding is
         computed. Right padding does not change the real tokens' values but for rounding.
         """
-        ids = self.tokenize(captions) if captions else []  # a tokenizer takes no empty list
+        ids = self.tokenize(captions)
         out: list[Tensor] = [torch.empty(0)] * len(ids)
         for batch in by_length([len(i) for i in ids], budget):
             states = self._forward([ids[i] for i in batch])
@@ -78,8 +190,7 @@ class TextEncoder:
 
     @torch.inference_mode()
     def _forward(self, ids: list[list[int]]) -> list[Tensor]:
-        longest = max(map(len, ids))
-        pad = self._tokenizer.pad_token_id or 0
+        longest, pad = max(map(len, ids)), self.tokenize.pad
         tokens = torch.tensor([row + [pad] * (longest - len(row)) for row in ids])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
         last = self.hidden_state == -1
@@ -88,6 +199,11 @@ class TextEncoder:
                 input_ids=tokens.to(self.device),
                 attention_mask=mask.to(self.device),
                 output_hidden_states=not last,
+            )
+        if not hasattr(output, "last_hidden_state"):
+            raise ModelNotUsable(
+                f"{self.model.path}: {self.model.cls} gives no hidden states but its head's output. "
+                "Give the class without the head, as GemmaModel, or AutoModel"
             )
         states = output.last_hidden_state if last else output.hidden_states[self.hidden_state]
         states = states.to(torch.bfloat16).cpu()
@@ -102,14 +218,19 @@ def load_text(identity: Json, device: str = "cpu") -> TextEncoder:
         max_tokens=how["max_tokens"],
         hidden_state=how["hidden_state"],
         template=how["template"],
+        instruction=how.get("instruction", ""),
+        chat_template="chat_template" in how,
         device=device,
         expected=encoder["weights"],
     )
-    if text.tokenizer != how["tokenizer"]:
-        raise ModelNotUsable(
-            f"{encoder['path']}: the weights are those of the column, the tokenizer is another "
-            f"(found {text.tokenizer[:16]}..., expected {how['tokenizer'][:16]}...). Restore its files"
-        )
+    found = {"tokenizer": text.tokenizer, "chat_template": text.tokenize.chat}
+    for name, digest in found.items():
+        if digest != how.get(name):
+            raise ModelNotUsable(
+                f"{encoder['path']}: the weights are those of the column, the "
+                f"{name.replace('_', ' ')} is another (found {digest:.16}..., expected "
+                f"{how[name]:.16}...). Restore its files"
+            )
     return text
 
 

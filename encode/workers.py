@@ -1,36 +1,35 @@
-"""Where shards are encoded: in this process, or in Ray actors. Both speak to the job by the same
-few events.
+"""A worker holds every encoder once and encodes shards, two at a time. Here is the one in this
+process; `cluster` has those that are Ray actors. Both speak to the job by the same few events.
 """
 
 from __future__ import annotations
 
-import importlib
-import os
-import threading
-from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
-from .config import ColumnConfig, EngineConfig, MomentsColumn
-from .engine import Encoder, ShardResult, ShardTask, encode_shard
-from .registry import TEXTS, VAES, lookup
-from .text import TextEncoder
-from .vae import Vae
+from .columns import Encoder, load_encoder
+from .config import ColumnConfig, EngineConfig
+from .engine import ShardResult, ShardTask, encode_shard
+from .meter import Stats
+from .scheduler import IN_FLIGHT
+from .workplace import Workplace
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
     worker: int
-    task: ShardTask
+    key: int  # of the task, as it was given to `submit`
     result: ShardResult
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
     worker: int
-    task: ShardTask
+    key: int
     error: Exception
 
 
@@ -44,15 +43,18 @@ Event = Done | Failed | Died
 
 
 class Executor(Protocol):
-    """Workers are small integers. `rows` is how many rows have been written so far, for the
-    progress bar.
-    """
+    """Workers are small integers, and so are tasks."""
 
+    def places(self) -> int: ...  # workers there is room for now; it may change
+    def nodes(self) -> frozenset[str]: ...  # that live, by id
     def start(self, worker: int) -> None: ...
     def ready(self, worker: int) -> bool: ...  # a cluster may have no room for it yet
-    def submit(self, worker: int, task: ShardTask) -> None: ...
+    def retire(self, worker: int) -> None: ...  # it is not to come any more, or to go
+    def submit(self, worker: int, key: int, task: ShardTask) -> None: ...
     def events(self, timeout: float) -> list[Event]: ...
-    def rows(self) -> int: ...
+    def node_of(self, worker: int) -> str | None: ...  # where it is, or was
+    def stats(self) -> Mapping[int, Stats]: ...  # the last word of each worker that lives
+    def abort(self) -> None: ...  # shards in flight fail as Aborted; called by a signal handler
     def stop(self) -> None: ...
 
 
@@ -63,55 +65,53 @@ def pick_device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_encoder(config: ColumnConfig, device: str, expected: str | None = None) -> Encoder:
-    """The model of a column; ModelNotUsable if it cannot be loaded or its weights are not the
-    expected ones.
-    """
-    if isinstance(config, MomentsColumn):
-        return Encoder(config, Vae(lookup(config.encoder, VAES), device, expected))
-    text = TextEncoder(
-        lookup(config.encoder, TEXTS),
-        max_tokens=config.max_tokens,
-        hidden_state=config.hidden_state,
-        template=config.template,
-        device=device,
-        expected=expected,
-    )
-    return Encoder(config, text)
+def load_encoders(
+    columns: Mapping[str, ColumnConfig], engine: EngineConfig,
+    weights: Mapping[str, str] | None = None,
+) -> dict[str, Encoder]:  # fmt: skip
+    """The encoders of a config, on this machine's device; their weights checked if they are known."""
+    device = pick_device(engine.device)
+    return {
+        name: load_encoder(
+            column, device, None if weights is None else weights[name],
+            compiled=engine.compile, channels_last=engine.channels_last,
+        )
+        for name, column in columns.items()
+    }  # fmt: skip
 
 
 class Worker:
-    """Holds every model once and encodes shards; two calls may run at a time, models take turns."""
+    """`encode` may be called from two threads: one shard fills the gaps of the other."""
 
-    def __init__(self, encoders: dict[str, Encoder], engine: EngineConfig) -> None:
+    def __init__(self, encoders: Mapping[str, Encoder], engine: EngineConfig) -> None:
         self._encoders, self._engine = encoders, engine
-        self._lock = threading.Lock()
-        self._rows = 0
+        self._place = Workplace(engine.threads)
         torch.set_num_threads(engine.torch_threads)
 
-    @classmethod
-    def load(
-        cls, columns: dict[str, ColumnConfig], weights: dict[str, str], engine: EngineConfig
-    ) -> Worker:
-        device = pick_device(engine.device)
-        return cls({n: load_encoder(c, device, weights[n]) for n, c in columns.items()}, engine)
-
     def encode(self, task: ShardTask) -> ShardResult:
-        return encode_shard(task, self._encoders, self._engine, self._lock, self._count)
+        return encode_shard(task, self._encoders, self._engine, self._place)
 
-    def _count(self, rows: int) -> None:
-        self._rows += rows
+    def stats(self) -> Stats:
+        return self._place.meter.stats()
 
-    def rows(self) -> int:
-        return self._rows
+    def abort(self) -> None:
+        """Let what is in flight fail between two batches."""
+        self._place.stop.set()
 
 
 class InlineExecutor:
-    """One worker in this process; a task runs when its event is asked for."""
+    """One worker in this process."""
 
-    def __init__(self, encoders: dict[str, Encoder], engine: EngineConfig) -> None:
+    def __init__(self, encoders: Mapping[str, Encoder], engine: EngineConfig) -> None:
         self._worker = Worker(encoders, engine)
-        self._queue: deque[tuple[int, ShardTask]] = deque()
+        self._pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="shard")
+        self._calls: dict[Future[ShardResult], tuple[int, int]] = {}
+
+    def places(self) -> int:
+        return 1
+
+    def nodes(self) -> frozenset[str]:
+        return frozenset()
 
     def start(self, worker: int) -> None:
         pass
@@ -119,121 +119,32 @@ class InlineExecutor:
     def ready(self, worker: int) -> bool:
         return True
 
-    def submit(self, worker: int, task: ShardTask) -> None:
-        self._queue.append((worker, task))
-
-    def events(self, timeout: float) -> list[Event]:
-        if not self._queue:  # drained before the first task was handed out
-            return []
-        worker, task = self._queue.popleft()
-        try:
-            return [Done(worker, task, self._worker.encode(task))]
-        except Exception as error:  # the job decides what it means
-            return [Failed(worker, task, error)]
-
-    def rows(self) -> int:
-        return self._worker.rows()
-
-    def stop(self) -> None:
+    def retire(self, worker: int) -> None:
         pass
 
-
-class RayExecutor:
-    """Supervised Ray actors, one a worker. Ray restarts nothing by itself: the job does, and knows
-    which shard it was.
-    """
-
-    def __init__(
-        self, columns: dict[str, ColumnConfig], weights: dict[str, str], engine: EngineConfig
-    ) -> None:
-        ray: Any = importlib.import_module("ray")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        if not ray.is_initialized():
-            # `ray job submit` sets RAY_ADDRESS; the cluster's resources are then its own business
-            local = {
-                "address": "local", "include_dashboard": False, "object_store_memory": 128 << 20
-            }  # fmt: skip
-            options = {} if "RAY_ADDRESS" in os.environ else local
-            ray.init(logging_level="WARNING", **options)
-        self._ray, self._args, self._engine = ray, (columns, weights, engine), engine
-        self._actors: dict[int, Any] = {}
-        self._calls: dict[Any, tuple[int, ShardTask | None]] = {}
-        self._ready: set[int] = set()
-        self._finished_rows = 0
-
-    def slots(self) -> int:
-        """Workers that the cluster has room for: one a GPU, or one a CPU where there is none."""
-        resources = self._ray.cluster_resources()
-        return int(resources.get("GPU", 0) or resources.get("CPU", 1))
-
-    def _needs(self) -> dict[str, float]:
-        gpus = self._ray.cluster_resources().get("GPU", 0) and self._engine.device != "cpu"
-        return {"num_gpus": 1, "num_cpus": self._engine.threads} if gpus else {"num_cpus": 1}
-
-    def start(self, worker: int) -> None:
-        actor = self._ray.remote(RayWorker).options(
-            max_restarts=0, max_task_retries=0, max_concurrency=4,
-            scheduling_strategy="SPREAD", **self._needs(),
-        ).remote(*self._args)  # fmt: skip
-        self._actors[worker] = actor
-        self._calls[actor.rows.remote()] = worker, None  # fails if the actor cannot start
-
-    def ready(self, worker: int) -> bool:
-        return worker in self._ready
-
-    def submit(self, worker: int, task: ShardTask) -> None:
-        self._calls[self._actors[worker].encode.remote(task)] = worker, task
+    def submit(self, worker: int, key: int, task: ShardTask) -> None:
+        self._calls[self._pool.submit(self._worker.encode, task)] = worker, key
 
     def events(self, timeout: float) -> list[Event]:
-        ready, _ = self._ray.wait(list(self._calls), timeout=timeout)
+        ready, _ = wait(self._calls, timeout, FIRST_COMPLETED)
         found: list[Event] = []
         for call in ready:
-            if call not in self._calls:  # its worker has been declared dead meanwhile
-                continue
-            worker, task = self._calls.pop(call)
+            worker, key = self._calls.pop(call)
             try:
-                result = self._ray.get(call)
-            except self._ray.exceptions.RayActorError as error:
-                self._calls = {c: who for c, who in self._calls.items() if who[0] != worker}
-                self._ready.discard(worker)
-                found.append(Died(worker, reason_of(error)))
-            except self._ray.exceptions.RayTaskError as error:
-                if task is None:  # not a shard's error
-                    raise
-                found.append(Failed(worker, task, error.cause))
-            else:
-                if task is None:
-                    self._ready.add(worker)
-                else:
-                    self._finished_rows += result.rows
-                    found.append(Done(worker, task, result))
+                found.append(Done(worker, key, call.result()))
+            except Exception as error:  # the job decides what it means
+                found.append(Failed(worker, key, error))
         return found
 
-    def rows(self) -> int:
-        return self._finished_rows
+    def node_of(self, worker: int) -> str | None:
+        return None
+
+    def stats(self) -> Mapping[int, Stats]:
+        return {0: self._worker.stats()}
+
+    def abort(self) -> None:
+        self._worker.abort()
 
     def stop(self) -> None:
-        self._ray.shutdown()
-
-
-def reason_of(error: Exception) -> str:
-    """First and last line of what Ray says of a dead actor: the last is the error of its own, if
-    any.
-    """
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return " ... ".join(dict.fromkeys((lines[0], lines[-1])))
-
-
-class RayWorker:
-    """The class that Ray makes an actor of."""
-
-    def __init__(
-        self, columns: dict[str, ColumnConfig], weights: dict[str, str], engine: EngineConfig
-    ) -> None:
-        self._worker = Worker.load(columns, weights, engine)
-
-    def encode(self, task: ShardTask) -> ShardResult:
-        return self._worker.encode(task)
-
-    def rows(self) -> int:
-        return self._worker.rows()
+        self._worker.abort()
+        self._pool.shutdown(cancel_futures=True)

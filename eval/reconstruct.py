@@ -37,12 +37,11 @@ def reconstruct(
     vae: str | None = None,
     device: str = "cpu",
 ) -> Json:
-    """Decode the first `count` valid rows of a moments column; `tars` is the folder of its source's tars."""
+    """Decode the first `count` valid rows of a moments or latents column; `tars` is the folder of its source's tars."""
     opened = Column.open(column)
-    if opened.layout.kind != "moments":
-        raise OtherImages(
-            f"{column}: found a column of {opened.layout.kind}, expected one of moments"
-        )
+    kind = opened.layout.kind
+    if kind not in ("moments", "latents"):
+        raise OtherImages(f"{column}: found a column of {kind}, expected one of moments or latents")
     identity = opened.spec.identity
     rows, keys, originals = read_originals(opened, tars, count)
     decoder = load_vae(moved(identity["encoder"], vae), device)
@@ -55,8 +54,9 @@ def reconstruct(
     pictures: list[Json] = []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
-        moments = torch.from_numpy(opened.read(np.array(batch, np.int64), check=True)).float()
-        decoded = to_images(decoder.decode(moments.chunk(2, 1)[0]))
+        stored = torch.from_numpy(opened.read(np.array(batch, np.int64), check=True)).float()
+        latents = stored.chunk(2, 1)[0] if kind == "moments" else stored
+        decoded = to_images(decoder.decode(latents))
         for i, (row, picture) in enumerate(zip(batch, decoded, strict=True), start):
             for images, pixels in ((before, originals[i]), (after, picture)):
                 if not images.has(name_of(row)):

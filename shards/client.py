@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from .errors import ShardsError, StoreError
 
 T = TypeVar("T")
-PREFIX = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}
+PREFIX = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE", "http": "HTTP", "https": "HTTPS"}
 # obstore reads the rest of the environment itself, but not these once it is given time limits
 CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "proxy_url", "proxy_excludes")
 ADVICE = {
@@ -35,11 +35,15 @@ ADVICE = {
     "AWS_SKIP_SIGNATURE=true for a public bucket)",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    "http": "what the server asks for: this program shows it no password",
+    "https": "HF_TOKEN, if it is huggingface.co; other servers are shown no password",
 }
 NETWORK = {
     "s3": "AWS_ENDPOINT_URL, AWS_REGION, and AWS_ALLOW_HTTP=true if the address is http://",
     "gs": "the network",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and the network",
+    "http": "the url and the network",
+    "https": "the url and the network",
 }
 
 
@@ -54,6 +58,18 @@ class Limits:
     give_up: float = 240  # all repetitions of a request together
     backoff: float = 0.1  # before the first repetition, then more and more
     max_backoff: float = 15
+
+
+def web_headers(root: str) -> dict[str, str]:
+    """What a web server is told: to huggingface.co, and to HF_ENDPOINT in its place, whose the
+    token in HF_TOKEN is. A server that these lead to does not see it.
+    """
+    headers = {"Accept-Encoding": "identity"}  # sizes and ranges are of the file as it is
+    hosts = {"https://huggingface.co", "https://hf.co", os.environ.get("HF_ENDPOINT", "")}
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if token and root in {host.rstrip("/").lower() for host in hosts}:
+        headers["Authorization"] = f"Bearer {token}"
+    return headers
 
 
 class Short(OSError):
@@ -150,6 +166,9 @@ class Client:
             "timeout": request,
         }
         options |= {name: timedelta(seconds=value) for name, value in seconds.items()}
+        if self.scheme in ("http", "https"):
+            options["allow_http"] = self.scheme == "http"
+            options["default_headers"] = web_headers(self.root)
         config: dict[str, Any] = {}
         if self.scheme == "s3":
             if "AWS_COPY_IF_NOT_EXISTS" not in os.environ:

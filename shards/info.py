@@ -69,7 +69,7 @@ def information(url: Place) -> Json:
     ids = _some_valid_rows(column)
     if len(ids) and layout.ragged:
         found["lengths"] = _lengths(column.lengths(ids), layout.row_shape[0])
-    elif len(ids) and layout.kind == "moments":
+    elif len(ids) and layout.kind in ("moments", "latents"):
         found["latents"] = _latents(column, ids, column.spec.norm, found["warnings"])
     column.close()
     return found
@@ -102,14 +102,17 @@ def _latents(
     """Per-channel mean and deviation of sampled latents; with a norm, a warning where it does not
     normalise them.
     """
-    channels, values = column.layout.row_shape[0] // 2, len(ids) * column.layout.row_shape[1]
+    drawn = column.layout.kind == "moments"  # else they stand in the column
+    channels = column.layout.row_shape[0] // (2 if drawn else 1)
+    values = len(ids) * column.layout.row_shape[1]
     total, square, noise = np.zeros((3, channels))
     for start in range(0, len(ids), GROUP):
-        moments = column.read(ids[start : start + GROUP]).astype(np.float64)
-        mean, logvar = np.split(moments, 2, axis=1)
+        mean = column.read(ids[start : start + GROUP]).astype(np.float64)
+        if drawn:
+            mean, logvar = np.split(mean, 2, axis=1)
+            noise += np.exp(logvar.clip(-30, 20)).sum((0, 2, 3))
         total += mean.sum((0, 2, 3))
         square += np.square(mean).sum((0, 2, 3))
-        noise += np.exp(logvar.clip(-30, 20)).sum((0, 2, 3))
     values *= column.layout.row_shape[2]
     channel = total / values
     deviation = np.sqrt(np.maximum(square / values - channel**2, 0) + noise / values)

@@ -24,7 +24,7 @@ SHOWN = 8  # rows that an error lists
 
 
 class Join:
-    """A moments column and one or several tokens columns of one source, with the rows that are
+    """A moments (or latents) column and one or several tokens columns of one source, with the rows that are
     valid in all.
 
     `text`: a column, or (column, rate) pairs, of which each sample takes one: the choice depends on
@@ -50,7 +50,7 @@ class Join:
                 f"text columns at the rates {list(self.rates)}: rates above 0 that add up to 1 "
                 "expected"
             )
-        _expect_kind(latents, "moments")
+        _expect_kind(latents, "moments", "latents")
         for column in self.texts:
             _expect_kind(column, "tokens")
             check_same_encoding(self.text, column)
@@ -91,10 +91,15 @@ class Join:
         return self.latents.spec.norm
 
     @property
+    def posterior(self) -> bool:
+        """Whether latents are drawn from moments; else they stand in the column."""
+        return self.latents.layout.kind == "moments"
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a latent: half the channels of the moments."""
+        """(C, H, W) of a latent: half the channels of moments."""
         channels, height, width = self.latents.layout.row_shape
-        return channels // 2, height, width
+        return channels // 2 if self.posterior else channels, height, width
 
     @property
     def max_tokens(self) -> int:
@@ -178,6 +183,10 @@ class Sources:
         return self.joins[0].norm
 
     @property
+    def posterior(self) -> bool:
+        return self.joins[0].posterior
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         return self.joins[0].latent_shape
 
@@ -254,7 +263,7 @@ def open_sources(
     truncated: bool = False, *, weights: Sequence[float] | None = None, bad: Bad = "skip",
     partial: bool = False, pins: Json | None = None,
 ) -> Sources:  # fmt: skip
-    """Open one or several sources: a moments column and a `text` (as in `open_join`) of each.
+    """Open one or several sources: a moments or latents column and a `text` (as in `open_join`) of each.
 
     Each `also` column goes to the source that it was made from. `pins`: what `Sources.identity`
     said earlier.
@@ -297,10 +306,11 @@ def _by_source(latents: Sequence[Place], also: Sequence[Place]) -> list[list[Pla
 # Refusals ----------------------------------------------------------------------------------------
 
 
-def _expect_kind(column: Column, kind: str) -> None:
-    if column.layout.kind != kind:
+def _expect_kind(column: Column, *kinds: str) -> None:
+    if column.layout.kind not in kinds:
         raise IdentityMismatch(
-            f"{column.path}: found a column of {column.layout.kind}, expected one of {kind}"
+            f"{column.path}: found a column of {column.layout.kind}, expected one of "
+            f"{' or '.join(kinds)}"
         )
 
 

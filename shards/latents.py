@@ -1,6 +1,4 @@
-"""Moments to latents and back: `draw` a normalised sample of the posterior, `undraw` what a VAE
-decodes.
-"""
+"""What a column stores to latents and back: `draw` a normalised latent, `undraw` what a VAE decodes."""
 
 from __future__ import annotations
 
@@ -19,15 +17,19 @@ def _shift_scale(norm: Norm, like: Tensor) -> tuple[Tensor, Tensor]:
     return shift, scale
 
 
-def draw(moments: Tensor, norm: Norm, noise: Tensor) -> Tensor:
+def draw(stored: Tensor, norm: Norm, noise: Tensor | None) -> Tensor:
     """Sample the posterior and normalise: (B, 2C, H, W) mean | logvar, noise (B, C, H, W) -> (B,
     C, H, W) fp32.
 
     z = (mean + exp(clamp(logvar, -30, 20) / 2) * noise - shift) * scale, as the reference does at
-    every step.
+    every step. Without noise `stored` are latents (B, C, H, W) of an encoder that has no posterior,
+    and z = (latent - shift) * scale.
     """
-    mean, logvar = moments.float().chunk(2, dim=1)
-    latents = mean + torch.exp(0.5 * logvar.clamp(-30.0, 20.0)) * noise
+    if noise is None:
+        latents = stored.float()
+    else:
+        mean, logvar = stored.float().chunk(2, dim=1)
+        latents = mean + torch.exp(0.5 * logvar.clamp(-30.0, 20.0)) * noise
     shift, scale = _shift_scale(norm, latents)
     return (latents - shift) * scale
 

@@ -16,7 +16,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,6 +33,11 @@ PART = 8 << 20  # of an upload; a smaller object goes in one request
 CONCURRENT = 4  # parts on their way at once
 COPY_BYTES = 5 << 30  # the most that S3 copies on a condition
 CACHE_GB = 64
+CHUNK = 1 << 20  # bytes of a stream that are handed on at a time
+
+
+class NoRanges(StoreError):
+    """A web server gives whole files only."""
 
 
 @dataclass(eq=False)
@@ -53,15 +58,64 @@ class Opened:
         """Bytes of the object, by one request; repeated if fewer come."""
 
         def get(library: Any, store: Any) -> Any:
-            options: dict[str, Any] = {"range": (start, start + length)}
-            if self.etag is not None:
-                options["if_match"] = self.etag
-            data = library.get(store, self.store.key(self.name), options=options).bytes()
+            data = self._ask(library, store, start, length).bytes()
             if len(data) != length:
                 raise Short(f"{len(data)} bytes came, {length} were asked for")
             return data
 
         return self.store.call("reading", self.name, get)
+
+    def pour(self, start: int, length: int, take: Callable[[int, Any], None]) -> None:
+        """Give `take` the bytes of a range with their offsets, as they come. A request that breaks
+        off is followed by one for the rest. Raises NoRanges where a server only gives whole objects.
+        """
+        done = 0
+
+        def get(library: Any, store: Any) -> None:
+            nonlocal done
+            try:
+                found = self._ask(library, store, start + done, length - done)
+            except library.exceptions.NotSupportedError:
+                raise NoRanges(f"{self.store.at(self.name)}: the server knows no ranges") from None
+            for chunk in found.stream(min_chunk_size=CHUNK):
+                if len(chunk) > length - done:
+                    raise Short(f"more than the {length} bytes came that were asked for")
+                take(start + done, chunk)
+                done += len(chunk)
+            if done < length:
+                raise Short(f"{done} bytes came, {length} were asked for")
+
+        self.store.call("reading", self.name, get)
+
+    def pour_whole(self, take: Callable[[int, Any], None]) -> None:
+        """As `pour`, of a server that only gives whole objects: what breaks off begins anew."""
+
+        def get(library: Any, store: Any) -> None:
+            found, done = self._same(library.get(store, self.store.key(self.name))), 0
+            for chunk in found.stream(min_chunk_size=CHUNK):
+                take(done, chunk)
+                done += len(chunk)
+            if done != self.size:
+                raise Short(f"{done} bytes came, the object has {self.size}")
+
+        self.store.call("reading", self.name, get)
+
+    def _ask(self, library: Any, store: Any, start: int, length: int) -> Any:
+        """The answer to a request for a range."""
+        options: dict[str, Any] = {"range": (start, start + length)}
+        if self.etag is not None and self.store.conditional:
+            options["if_match"] = self.etag
+        return self._same(library.get(store, self.store.key(self.name), options=options))
+
+    def _same(self, found: Any) -> Any:
+        """An answer, if it is of what was opened; a store that takes conditions has seen to it."""
+        size, etag = found.meta["size"], found.meta["e_tag"]
+        if not self.store.conditional and (size, etag) != (self.size, self.etag):
+            raise StoreError(
+                f"{self.store.at(self.name)}: it was replaced while it was open ({self.size} bytes "
+                f"then, {size} now). Open it again"
+            )
+        return found
 
 
 class RemoteStore(Store):
@@ -70,6 +124,8 @@ class RemoteStore(Store):
     `cache` (a folder) and `cache_bytes` are taken from LATENTBANK_CACHE and LATENTBANK_CACHE_GB
     where they are not given.
     """
+
+    conditional = True  # a request may say of which version the object must be
 
     def __init__(
         self, url: str, limits: Limits | None = None,

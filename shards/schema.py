@@ -4,6 +4,7 @@ changed, only versioned.
     <column>/column.json             identity, layout and norm, put before any data
     <column>/zarr.json               a Zarr v3 group; its arrays are the objects below
     <column>/moments/c/<z>/0/0/0     rows z*1024 .. z*1024+1023        (rows, 2C, H, W) float16
+    <column>/latents/c/<z>/0/0/0     of an encoder without posterior     (rows, C, H, W) float16
     <column>/tokens/c/<z>/0          their tokens, back to back        (slots, D) bfloat16 as uint16
     <column>/lengths/c/<s>           tokens of each row of shard s     uint16
     <column>/status/c/<s>            what became of each row           uint8, fill 255 = no such row
@@ -87,6 +88,7 @@ ELEMENTS: dict[str, tuple[str, str, int | str]] = {
 # kind -> may a row be of any length, and the elements it may have (the usual one first)
 KINDS: dict[str, tuple[bool, tuple[str, ...]]] = {
     "moments": (False, ("float16",)),
+    "latents": (False, ("float16",)),
     "features": (False, ("float16", "bfloat16")),
     "tokens": (True, ("bfloat16", "int8")),
     "ids": (True, ("int32",)),
@@ -100,10 +102,11 @@ OPTIONS = ("element", "codec", "backend")  # of a layout; left out of its record
 class Layout:
     """Shapes of a column, and how its values are stored.
 
-    `row_shape` is (2C, H, W) for moments, any shape for features, (max_tokens, D) for tokens and
-    (max_tokens,) for ids. `element` is the stored type ("": the usual one of the kind), `codec`
-    None or "blosc" (bitshuffle and lz4, a chunk a row of moments or 64 tokens), `backend` "zarr" or
-    "webdataset" (a tar of .npy members a shard). Raises ValueError where these do not fit together.
+    `row_shape` is (2C, H, W) for moments, (C, H, W) for latents, any shape for features,
+    (max_tokens, D) for tokens and (max_tokens,) for ids. `element` is the stored type ("": the
+    usual one of the kind), `codec` None or "blosc" (bitshuffle and lz4, a chunk a row of moments or
+    64 tokens), `backend` "zarr" or "webdataset" (a tar of .npy members a shard). Raises ValueError
+    where these do not fit together.
     """
 
     kind: str
@@ -132,7 +135,8 @@ class Layout:
                 f"{self.shards} shards of {self.shard_rows} rows: at most {MAX_SHARDS} of "
                 f"{MAX_SHARD_ROWS} expected"
             )
-        ranks = {"moments": (3,), "tokens": (2,), "ids": (1,), "features": (1, 2, 3, 4)}[self.kind]
+        fixed = {"moments": (3,), "latents": (3,), "tokens": (2,), "ids": (1,)}
+        ranks = fixed.get(self.kind, (1, 2, 3, 4))
         if len(self.row_shape) not in ranks or not all(0 < n < 2**31 for n in self.row_shape):
             raise ValueError(f"{self.kind} rows of shape {self.row_shape}")
         if self.ragged and self.row_shape[0] >= 2**16:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote
 
+from .client import Limits
 from .errors import CorruptColumn, NotAColumn
 from .schema import COLUMN, COMMIT, COMPLETE, SOURCE
 from .storage import (
@@ -32,6 +33,7 @@ from .storage import (
 )
 
 REMOTE = ("s3", "gs", "az")
+WEB = ("http", "https")  # to be read only
 WHOLE_BYTES = 1 << 28  # no object that is read whole comes near; a larger one is not taken in
 # of a sealed record by kind; parsed, JSON takes up to twenty times as much
 RECORD_BYTES = {COLUMN: 1 << 22, COMMIT: 1 << 24, COMPLETE: 1 << 26, SOURCE: 1 << 26}
@@ -338,21 +340,27 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
     return found is not None and stat.S_ISDIR(found.st_mode)
 
 
-def open_store(url: Place) -> Store:
-    """The store at a path or url: a folder, `file://`, or `s3://`, `gs://`, `az://`."""
+def open_store(url: Place, limits: Limits | None = None) -> Store:
+    """The store at a path or url: a folder, `file://`, `s3://`, `gs://`, `az://`, or, to read single
+    files, `http://` or `https://`. `limits` of waiting hold for what is remote.
+    """
     if isinstance(url, Store):
         return url
     scheme = str(url).partition("://")[0] if "://" in str(url) else ""
     if scheme in REMOTE:
         from .remote import RemoteStore
 
-        return RemoteStore(str(url))
+        return RemoteStore(str(url), limits)
+    if scheme in WEB:
+        from .web import WebStore
+
+        return WebStore(str(url), limits)
     if scheme == "file":
         return LocalStore(_path_of(str(url)))
     if scheme:
         raise NotAColumn(
             f"{url}: found the scheme {scheme!r}, expected a path or one of file://, "
-            + ", ".join(f"{name}://" for name in REMOTE)
+            + ", ".join(f"{name}://" for name in (*REMOTE, *WEB))
         )
     return LocalStore(url)
 

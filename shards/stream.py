@@ -44,7 +44,7 @@ class Batch:
     position: int  # samples the run had consumed before this batch
     samples: Tensor  # (B,) int64, global sample numbers: the key of all randomness
     rows: Tensor  # (B,) int64, row ids in their sources
-    moments: Tensor  # (B, 2C, H, W) fp16, raw: before drawing and normalising
+    moments: Tensor  # (B, 2C, H, W) fp16, not normalised yet; (B, C, H, W) where they are latents
     tokens: Tensor  # (sum of lengths, D) bf16, captions back to back
     cu_seqlens: Tensor  # (B + 1,) int32, where each caption starts; the last is the end
     sources: Tensor = None  # type: ignore[assignment]  # (B,) int64, which source; None: all 0

@@ -36,13 +36,18 @@ class Inputs:
 
 
 def training_inputs(
-    batch: Batch, norm: Norm, empty: Tensor, flow: FlowConfig, dropout: float, seed: int
-) -> Inputs:
-    """One sample of the posterior, one noise and one noise level for each row; some captions give way to `empty`."""
+    batch: Batch, norm: Norm, empty: Tensor, flow: FlowConfig, dropout: float, seed: int,
+    posterior: bool = True,
+) -> Inputs:  # fmt: skip
+    """One sample of the posterior, one noise and one noise level for each row; some captions give way to `empty`.
+
+    `posterior` False: the batch holds latents, of an encoder that has none, and nothing is drawn.
+    """
     keys = batch.samples.tolist()
     channels, *size = batch.moments.shape[1:]
-    shape = (channels // 2, *size)
-    latents = draw(batch.moments, norm, normal(seed, "posterior", keys, shape))
+    shape = (channels // 2 if posterior else channels, *size)
+    drawn = normal(seed, "posterior", keys, shape) if posterior else None
+    latents = draw(batch.moments, norm, drawn)
     sigma, timestep = noise_levels(density(flow, normal(seed, "timestep", keys, ())))
     drop = uniform(seed, "caption-drop", keys) < dropout
     text, mask = pad_text(*replace_captions(batch.tokens, batch.cu_seqlens, drop, empty))

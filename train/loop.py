@@ -150,8 +150,9 @@ class Trainer:
     def _inputs(self, part: Batch) -> Any:
         c = self.config
         x = training_inputs(
-            part, self.sources.norm, self.empty, c.flow, c.data.caption_dropout, c.seed
-        )
+            part, self.sources.norm, self.empty, c.flow, c.data.caption_dropout, c.seed,
+            self.sources.posterior,
+        )  # fmt: skip
         return x.to(self.world.device)
 
     def _agree(self, batch: Batch, loss: torch.Tensor) -> float:

@@ -102,9 +102,10 @@ class Validator:
         moments, tokens, cu_seqlens = read_rows(self.join, rows)
         text, mask = (t.to(device) for t in pad_text(tokens, cu_seqlens))
         keys, shape = rows.tolist(), self.join.latent_shape
-        latents = draw(
-            moments, self.join.norm, normal(config.seed, "validation-posterior", keys, shape)
-        )
+        drawn = None
+        if self.join.posterior:
+            drawn = normal(config.seed, "validation-posterior", keys, shape)
+        latents = draw(moments, self.join.norm, drawn)
         found = []
         for level in range(LEVELS):
             sigma, timestep = noise_levels(torch.full((len(keys),), (level + 0.5) / LEVELS))

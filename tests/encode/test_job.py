@@ -24,12 +24,13 @@ from PIL import Image
 
 import configs
 from encode.__main__ import main
-from encode.job import column_report, failure_is_final
+from encode.crew import is_final
 from shards import Column, CorruptColumn, IncompleteColumn, read_index
-from shards.convert import convert
-from shards.errors import StoreError
+from shards.errors import LeaseHeld, StoreError
+from shards.gc import collect
+from shards.lease import Lease
+from shards.repair import repair
 from shards.verify import logical_digest, verify
-from tests.shards.toy import small_moments
 
 from .toy import (
     files_of,
@@ -46,11 +47,11 @@ ROOT = Path(__file__).parents[2]
 Encode = Callable[..., tuple[int, str]]
 
 
-def start(output: Path, *words: object) -> int:
+def start(output: Path, *words: object, command: str = "run") -> int:
     """`python -m encode run ...` in a forked process; its pid."""
 
     def work() -> None:
-        sys.argv = ["encode", "run", *map(str, words)]
+        sys.argv = ["encode", command, *map(str, words)]
         configs.run(main)
 
     return fork(work, output)
@@ -60,8 +61,8 @@ def start(output: Path, *words: object) -> int:
 def encode(tmp_path: Path) -> Encode:
     """Run it to the end: exit code and output."""
 
-    def run(*words: object) -> tuple[int, str]:
-        code = wait(start(tmp_path / "output", *words))
+    def run(*words: object, command: str = "run") -> tuple[int, str]:
+        code = wait(start(tmp_path / "output", *words, command=command))
         return code, (tmp_path / "output").read_text()
 
     return run
@@ -273,7 +274,9 @@ def test_another_source_under_the_same_name(config: Path, encode: Encode) -> Non
     ("words", "message"),
     [
         (["engine.bacth=3"], "engine.bacth: unknown key; did you mean batch?"),
-        (["columns.vae.kind=latents"], "columns.vae"),
+        (["columns.vae.kind=latent"], "columns.vae"),
+        (["columns.vae.kind=latents"], "AutoencoderKL has a posterior. Say kind: moments"),
+        (["engine.remote_decode=2"], "engine.remote_decode"),
         (["columns.vae.resolution=-1"], "columns.vae"),
         (["columns.vae.encoder=fluks"], "'fluks': no such name; known are"),
         (["columns.vae.encoder.path=/no/such/vae"], "/no/such/vae: no such folder"),
@@ -312,16 +315,45 @@ def test_what_is_no_tar_fails_alone(config: Path, encode: Encode, undisturbed: l
         assert "not a tar" in record["reason"]
         assert verify(cache / "toy" / name) == []
 
-    code, output = encode(config, "allow_failed=true")  # complete without it, if told so
+    before = (cache / "toy/vae/failures/00002.json").stat().st_mtime_ns
+    code, output = encode(config)  # it is not tried again by itself
+    assert code == 3
+    assert "1 shards failed in an earlier run and are left alone" in output
+    assert (cache / "toy/vae/failures/00002.json").stat().st_mtime_ns == before
+
+    code, output = encode(config, "--allow-failed")  # complete without it, if told so
     assert code == 3
     assert "vae: complete, 45 rows: 45 ok" in output
     column = Column.open(cache / "toy/vae")
     assert column.generation.rows == (9, 9, 0, 9, 9, 9)
     assert not column.words()[2 * 32 : 3 * 32].any()
 
+    code, output = encode(config, command="retry-failed")  # as bad as before
+    assert code == 3
     tar.write_bytes(sound)  # fetched again: the same name and size
-    assert encode(config)[0] == 0
+    code, output = encode(config, command="retry-failed")
+    assert code == 0, output
     assert digests(cache) == undisturbed
+    code, output = encode(config, command="retry-failed")
+    assert (code, "no shard has failed" in output) == (0, True)
+    assert encode(config)[0] == 0
+
+
+def test_retry_failed_leaves_the_rest_alone(config: Path, encode: Encode) -> None:
+    """Of a column that is not finished, only what has failed is tried."""
+    tar, cache = config.parent / "tars/2.tar", config.parent / "cache"
+    sound = tar.read_bytes()
+    tar.write_bytes(b"<html>Too many requests</html>".ljust(len(sound)))
+    assert encode(config)[0] == 3
+    for name in ("vae", "text"):
+        (cache / "toy" / name / "commits/00004.json").unlink()  # as if it had not been reached
+    tar.write_bytes(sound)
+    code, output = encode(config, command="retry-failed")
+    assert code == 0, output
+    assert "NOT complete, 0 shards failed, 1 not encoded yet" in output
+    assert sorted(p.stem for p in (cache / "toy/vae/commits").iterdir()) == [
+        "00000", "00001", "00002", "00003", "00005"
+    ]  # fmt: skip
 
 
 def test_a_tar_that_changed_between_two_columns(config: Path, encode: Encode) -> None:
@@ -401,7 +433,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, models: Path) -> None:
     os.kill(pid, signal.SIGTERM)
     code, output = wait(pid), (tmp_path / "output").read_text()
     assert code == 130, output
-    assert "stopped" in output
+    assert "giving up what is in flight" in output
     assert "Traceback" not in output
     assert not litter(tmp_path / "cache")
     assert not list((tmp_path / "cache/toy").glob("*/commits/*"))
@@ -426,26 +458,67 @@ def test_a_full_disk_ends_the_run(config: Path, encode: Encode, tmp_path: Path) 
 
 
 def test_what_may_pass_is_tried_again() -> None:
-    assert not failure_is_final(StoreError("s3://b/x: reading failed after 240 s"))
-    assert not failure_is_final(IncompleteColumn("values: no object. Run encode again"))
-    assert failure_is_final(CorruptColumn("damaged"))
-
-
-def test_the_report_of_a_column_that_was_converted(tmp_path: Path) -> None:
-    column = convert(small_moments(tmp_path / "a"), tmp_path / "b", backend="webdataset")
-    report = column_report(column.store, column.generation)
-    assert (report["rows"], report["seconds"]) == (70, {})
+    assert not is_final(StoreError("s3://b/x: reading failed after 240 s"))
+    assert not is_final(IncompleteColumn("values: no object. Run encode again"))
+    assert is_final(CorruptColumn("damaged"))
 
 
 def test_two_runs_at_once(config: Path, tmp_path: Path, undisturbed: list[str]) -> None:
-    """Nobody should, but it does no harm: each commits what the other has not, and adopts the rest."""
-    pids = [start(tmp_path / f"output-{i}", config) for i in range(2)]
+    """They share the work: each commits what the other has not, and adopts the rest."""
+    words = "engine.cooperate=true", "engine.batch=2"
+    pids = [start(tmp_path / f"output-{i}", config, *words) for i in range(2)]
     codes = [wait(pid) for pid in pids]
     assert codes == [0, 0], (tmp_path / "output-0").read_text() + (
         tmp_path / "output-1"
     ).read_text()
     assert digests(tmp_path / "cache") == undisturbed
     assert not litter(tmp_path / "cache")
+
+
+def test_a_column_that_another_command_holds(
+    config: Path, encode: Encode, undisturbed: list[str]
+) -> None:
+    column = config.parent / "cache/toy/vae"
+    with Lease(column, "shards repair"):
+        code, output = encode(config)
+        assert code == 5
+        assert "held by `shards repair` (pid " in output
+        assert not (column / "column.json").exists()
+        assert list(files_of(config.parent / "cache")) == ["toy/vae/lease.json"]
+        assert encode(config, "--break-lease")[0] == 0
+    assert digests(config.parent / "cache") == undisturbed
+
+
+def test_repair_and_gc_keep_away_from_a_run(tmp_path: Path, models: Path) -> None:
+    tars = write_source(tmp_path / "tars", 3, 90)
+    config = write_config(tmp_path / "c.yaml", tmp_path / "cache", tars, models, batch=1)
+    pid = start(tmp_path / "output", config)
+    column = tmp_path / "cache/toy/vae"
+    while not list(column.glob("commits/*.json")):
+        time.sleep(0.005)
+    for attempt in (lambda: repair(column, yes=True), lambda: collect(column, yes=True)):
+        with pytest.raises(LeaseHeld, match="held by `encode run`"):
+            attempt()
+    assert wait(pid) == 0, (tmp_path / "output").read_text()
+    assert not list(tmp_path.glob("cache/toy/*/lease*"))
+    collect(column, yes=True)
+
+
+def test_a_run_whose_column_is_taken_away_drains(
+    tmp_path: Path, models: Path, encode: Encode
+) -> None:
+    tars = write_source(tmp_path / "tars", 8, 40)
+    config = write_config(tmp_path / "c.yaml", tmp_path / "cache", tars, models, batch=1, look=0.05)
+    pid = start(tmp_path / "output", config)
+    column = tmp_path / "cache/toy/vae"
+    while not list(column.glob("commits/*.json")):
+        time.sleep(0.005)
+    with Lease(column, "shards repair", force=True):
+        code, output = wait(pid), (tmp_path / "output").read_text()
+        assert code == 5, output
+        assert "was taken away or expired; it stopped" in output
+        assert len(list(column.glob("commits/*.json"))) < 8
+    assert encode(config)[0] == 0
 
 
 def test_storage_options_change_no_value(

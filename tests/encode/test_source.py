@@ -4,16 +4,21 @@ import hashlib
 import io
 import random
 import tarfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from encode.errors import BadTar, MissingTar
-from encode.source import make_source, scan_tar, split_name
+from encode.errors import BadTar, MissingTar, NotASource
+from encode.source import expand, make_source, scan_tar, split_name
 from shards import IndexRow, SourceChanged, put_index, read_index
+from shards.errors import NotAColumn, StoreError
+from shards.records import MAX_CAPTIONS, MAX_TEXT
+from shards.store import open_store
 
 from .toy import tar_bytes
+from .web import serving
 
 
 def scan(tmp_path: Path, data: bytes, limit: int = 1024) -> tuple[list[IndexRow], str | None]:
@@ -181,7 +186,7 @@ def test_no_tar(tmp_path: Path, data: bytes) -> None:
 def test_too_many_rows(tmp_path: Path) -> None:
     data = tar_bytes((f"{i}.jpg", b"") for i in range(5))
     assert len(scan(tmp_path, data, 5)[0]) == 5
-    with pytest.raises(BadTar, match="5 rows, a shard has room for 4. Split the tar"):
+    with pytest.raises(BadTar, match="more than 4 rows, .* Split the tar"):
         scan(tmp_path, data, 4)
 
 
@@ -205,17 +210,149 @@ def test_index_twice_and_changed(tmp_path: Path) -> None:
             put_index(tmp_path, "s", 0, *scan(tmp_path, tar_bytes(changed)))
 
 
-def test_sources_from_patterns(tmp_path: Path) -> None:
-    for name in ("00.tar", "01.tar", "x.tar"):
+def test_names_that_no_index_could_hold(tmp_path: Path) -> None:
+    """What stands in an index can be read again: longer names belong to no sample."""
+    names = [
+        "a.jpg",
+        f"a.{'s' * 257}",
+        f"{'k' * (MAX_TEXT + 1)}.jpg",
+        "a.txt",
+        f"{'k' * 60_000}.txt",
+    ]
+    rows, note = scan(tmp_path, tar_bytes((name, b"1") for name in names))
+    assert [(row.key[:2], list(row.members)) for row in rows] == [("a", ["jpg", "txt"]), ("kk", ["txt"])]  # fmt: skip
+    put_index(tmp_path, "s", 0, rows, note)
+    assert read_index(tmp_path, 0).rows == rows
+    many = tar_bytes((f"frame.{i:04d}.jpg", b"") for i in range(MAX_CAPTIONS))
+    rows, note = scan(tmp_path, many)
+    put_index(tmp_path, "s", 1, rows, note)
+    assert read_index(tmp_path, 1).rows == rows
+    with pytest.raises(
+        BadTar, match="more than 256 members of one sample, 'frame'.*write 0001.jpg"
+    ):
+        scan(tmp_path, tar_bytes((f"frame.{i:04d}.jpg", b"") for i in range(MAX_CAPTIONS + 1)))
+
+
+def test_headers_that_claim_much_or_never_end(tmp_path: Path) -> None:
+    whole = bytearray(tar_bytes([("a.jpg", b"1"), ("b.jpg", b"2")]))
+    long = tarfile.TarInfo("././@LongLink")
+    long.type, long.size = tarfile.GNUTYPE_LONGNAME, 3 << 30
+    with (tmp_path / "some.tar").open("wb") as file:  # 4 GB, of which the disk holds none
+        file.write(whole[:1024] + long.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(4 << 30)
+    rows, note = scan_tar(tmp_path / "some.tar", 1024)
+    assert ([row.key for row in rows], note) == (["a"], "damaged after 1 rows")
+    long.size = 0
+    rows, note = scan(tmp_path, bytes(whole[:1024] + long.tobuf(tarfile.GNU_FORMAT) * 5000))
+    assert ([row.key for row in rows], note) == (["a"], "damaged after 1 rows")
+
+
+@pytest.mark.parametrize("how", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_sparse_members_are_skipped(tmp_path: Path, how: int) -> None:
+    """Their bytes do not stand in the tar as they are, and their size is not what they take there."""
+    holes = tarfile.TarInfo("a.jpg")
+    body = b"x" * 512
+    if how == tarfile.GNU_FORMAT:
+        holes.size, holes.type = len(body), tarfile.GNUTYPE_SPARSE
+        header = bytearray(holes.tobuf(how))
+        header[386:410] = b"%011o\0%011o\0" % (0, 512)  # what is there of it
+        header[483:495] = b"%011o\0" % (1 << 32)  # what it says it is
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        first = bytes(header)
+    else:
+        holes.size = len(body)
+        holes.pax_headers = {
+            "GNU.sparse.map": "0,512", "GNU.sparse.size": str(1 << 40), "GNU.sparse.numblocks": "1"
+        }  # fmt: skip
+        first = holes.tobuf(how)
+    rows, note = scan(tmp_path, first + body + tar_bytes([("a.txt", b"1"), ("b.jpg", b"2")]))
+    assert [(row.key, list(row.members)) for row in rows] == [("a", ["txt"]), ("b", ["jpg"])]
+    assert note is None
+
+
+def test_places_from_patterns(tmp_path: Path) -> None:
+    for name in ("00.tar", "01.tar", "x y.tar"):
         (tmp_path / name).write_bytes(name.encode())
     source, paths = make_source("s", f"{tmp_path}/{{00..01}}.tar", 1024)
     assert source.tars == (("00.tar", 6), ("01.tar", 6))
-    assert paths == [tmp_path / "00.tar", tmp_path / "01.tar"]
-    assert make_source("s", [f"{tmp_path}/x.tar", f"{tmp_path}/00.tar"], 1024)[0].tars[0] == (
-        "x.tar",
-        5,
-    )
-    with pytest.raises(MissingTar, match=r"source 's': 1 of 3 tars are not there.*02\.tar"):
-        make_source("s", f"{tmp_path}/{{00..02}}.tar", 1024)
-    with pytest.raises(MissingTar, match="0 of 0"):
+    assert paths == [f"{tmp_path}/00.tar", f"{tmp_path}/01.tar"]
+    two = make_source("s", [f"file://{tmp_path}/x%20y.tar", f"{tmp_path}/00.tar"], 1024)
+    assert two[0].tars == (("x y.tar", 7), ("00.tar", 6))
+    assert two[1] == [f"{tmp_path}/x y.tar", f"{tmp_path}/00.tar"]
+    with pytest.raises(
+        MissingTar, match=r"source 's': 2 of 4 tars are not there.*02\.tar.*03\.tar"
+    ):
+        make_source("s", f"{tmp_path}/{{00..03}}.tar", 1024)
+    with pytest.raises(MissingTar, match="97 of 100 .*and 77 more"):
+        make_source("s", [*two[1], f"{tmp_path}/{{01..98}}.tar"], 1024)
+    with pytest.raises(NotASource, match="found no tar"):
         make_source("s", [], 1024)
+    assert expand(["a/{1,x}/{01..02}.tar", "https://h/{8..9}.tar"]) == [
+        "a/1/01.tar", "a/1/02.tar", "a/x/01.tar", "a/x/02.tar", "https://h/8.tar", "https://h/9.tar"
+    ]  # fmt: skip
+
+
+def test_the_published_lists_of_blip3o(tmp_path: Path) -> None:
+    """4,530 names as the reference's config gives them, and their sizes in a moment."""
+    patterns = [
+        f"{tmp_path}/sa_{{000000..000999}}.tar", f"{tmp_path}/webdataset_JDB_{{1..99}}.tar",
+        f"{tmp_path}/webdataset_shard_{{000..999}}.tar", f"{tmp_path}/webdataset_shard_{{1000..1597}}.tar",
+        f"{tmp_path}/short-caption/{{00000..01832}}.tar",
+    ]  # fmt: skip
+    (tmp_path / "short-caption").mkdir()
+    for path in expand(patterns):
+        Path(path).touch()
+    start = time.monotonic()
+    source, paths = make_source("blip3o", patterns, 1024)
+    assert len(paths) == len(source.tars) == len(set(source.tars)) == 4530
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("again", ["b/0.tar", "a/0.tar", "./a/0.tar"])
+def test_two_tars_of_one_name(tmp_path: Path, again: str) -> None:
+    """One name and one size would be one identity, whatever they hold."""
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.tar").write_bytes(folder.encode())
+    with pytest.raises(NotASource, match=r"two tars called 0\.tar, .*make each folder a source"):
+        make_source("s", [f"{tmp_path}/a/0.tar", f"{tmp_path}/{again}"], 1024)
+
+
+def test_tars_of_a_web_server(tmp_path: Path) -> None:
+    with serving(**{f"set/{i:03d} é.tar": b"1" * i for i in range(300)}) as web:
+        pattern = f"{web.url}/set/{{000..299}}%20é.tar"
+        source, places = make_source("s", pattern, 1024)
+        assert places == expand(pattern)
+        for i in range(300):  # the same source as the same tars in a folder
+            (tmp_path / f"{i:03d} é.tar").write_bytes(b"1" * i)
+        local, _ = make_source("s", f"{tmp_path}/{{000..299}} é.tar", 1024)
+        assert source.fingerprint == local.fingerprint
+        with pytest.raises(MissingTar, match=r"1 of 301 tars are not there: http://.*/set/300%20é"):
+            make_source("s", f"{web.url}/set/{{000..300}}%20é.tar", 1024)
+        for wrong, why in (
+            ("set/0.tar?token=secret", "found a query"), ("set/0.tar#1", "found a fragment"),
+            ("set//0.tar", "found .* empty parts"), ("set/../0.tar", "found empty parts"),
+        ):  # fmt: skip
+            with pytest.raises((StoreError, NotASource), match=why) as caught:
+                make_source("s", f"{web.url}/{wrong}", 1024)
+            assert "secret" not in str(caught.value)
+        for wrong in ("set/", ""):
+            with pytest.raises(NotASource, match="found no file's name"):
+                make_source("s", f"{web.url}/{wrong}", 1024)
+        web.fault = lambda method, path, part: "401"
+        with pytest.raises(StoreError, match=r"looking up failed.*401"):
+            make_source("s", pattern, 1024)
+    with pytest.raises(NotAColumn, match="found the scheme 'ftp'"):
+        make_source("s", "ftp://h/0.tar", 1024)
+
+
+def test_tars_of_an_object_store(url: str, tmp_path: Path) -> None:
+    store = open_store(url)
+    for i in range(3):
+        store.put_if_absent(f"set/{i}.tar", b"1" * i)
+    source, places = make_source("s", f"{url}/set/{{0..2}}.tar", 1024)
+    assert source.tars == (("0.tar", 0), ("1.tar", 1), ("2.tar", 2))
+    assert places == [f"{url}/set/{i}.tar" for i in range(3)]
+    with pytest.raises(MissingTar, match=f"2 of 5 tars are not there: {url}/set/3.tar, "):
+        make_source("s", f"{url}/set/{{0..4}}.tar", 1024)

@@ -1,4 +1,4 @@
-"""Tiny random VAEs of both classes against diffusers itself, and models that cannot serve."""
+"""Tiny random autoencoders of every family against diffusers itself, and models that cannot serve."""
 
 import shutil
 from pathlib import Path
@@ -8,10 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from encode.errors import ModelNotUsable
-from encode.registry import VAES, location, lookup
+from encode.registry import VAES, ModelSpec, location, lookup
 from encode.vae import Vae, load_vae, norm_of
 from shards import Norm
+from shards.latents import draw
 
+from .models import VAES as VAES_MADE
+from .models import Models
 from .toy import MINILM, save_kl, spec
 
 PIXELS = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -60,6 +63,77 @@ def test_qwen_equals_diffusers(models: Path, qwen: Vae) -> None:
     mean, std = reference.config.latents_mean, reference.config.latents_std
     assert qwen.norm.shift == tuple(mean)
     assert qwen.norm.scale == pytest.approx([1 / s for s in std])
+
+
+def made(tiny: Models, name: str) -> Vae:
+    return Vae(ModelSpec.model_validate(tiny(name)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", list(VAES_MADE))
+def test_every_family_equals_diffusers(tiny: Models, name: str) -> None:
+    """Shapes, frame axis, fourth channel, patches and ranges written out by hand for each class."""
+    import diffusers
+    from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline
+
+    vae = made(tiny, name)
+    reference = getattr(diffusers, vae.model.cls).from_pretrained(vae.model.path).eval()
+    x, many = PIXELS, name in ("qwen", "qwen21", "wan")
+    if name == "qwen21":  # an opaque picture in RGBA
+        x = torch.cat([x, torch.ones(3, 1, 32, 32)], 1)
+    if name == "rae":
+        x = (x + 1) / 2
+    output = reference.encode(x[:, :, None] if many else x)
+    if name in ("dc", "rae", "taesd"):
+        expected = output.latents if name == "taesd" else output.latent
+    else:
+        mean, logvar = output.latent_dist.mean, output.latent_dist.logvar
+        if name == "flux2":
+            mean, logvar = (Flux2Pipeline._patchify_latents(part) for part in (mean, logvar))
+        expected = torch.cat([mean, logvar], 1)
+        expected = expected[:, :, 0] if many else expected
+    assert vae.kind == ("latents" if name in ("dc", "rae", "taesd") else "moments")
+    torch.testing.assert_close(vae.encode(PIXELS), expected, rtol=0, atol=2e-5)
+    assert vae.moments_shape(32) == tuple(expected.shape[1:])
+
+    channels = expected.shape[1] // (1 if vae.kind == "latents" else 2)
+    seeded = torch.Generator().manual_seed(1)
+    latents = torch.randn(2, channels, *expected.shape[2:], generator=seeded)
+    z = Flux2Pipeline._unpatchify_latents(latents) if name == "flux2" else latents
+    pixels = reference.decode(z[:, :, None] if many else z, return_dict=False)[0]
+    pixels = pixels[:, :3, 0] if many else pixels
+    pixels = pixels * 2 - 1 if name == "rae" else pixels
+    torch.testing.assert_close(vae.decode(latents), pixels.clamp(-1, 1), rtol=0, atol=2e-5)
+
+
+def test_flux2_normalises_by_its_batch_norm(tiny: Models) -> None:
+    vae = made(tiny, "flux2")
+    bn = vae._module.bn.eval()
+    latents = torch.randn(2, 16, 3, 3, generator=torch.Generator().manual_seed(1))
+    moments = torch.cat([latents, torch.full_like(latents, -30)], 1)
+    drawn = draw(moments, vae.norm, torch.zeros_like(latents))
+    torch.testing.assert_close(drawn, bn(latents))
+
+
+def test_latents_that_are_normalised_already(tiny: Models) -> None:
+    assert made(tiny, "rae").norm == Norm((0.0,), (1.0,))
+    assert made(tiny, "taesd").norm == Norm((0.0,), (1.0,))  # as its config says
+
+
+def test_pictures_that_a_class_cannot_take(tiny: Models) -> None:
+    with pytest.raises(
+        ModelNotUsable, match=r"cannot encode pictures of 20 x 20 .*Try another size"
+    ):
+        made(tiny, "wan").moments_shape(20)
+
+
+def test_channels_last_changes_no_value(tiny: Models) -> None:
+    for name in ("flux", "qwen"):
+        plain = made(tiny, name)
+        fast = Vae(plain.model, channels_last=True)
+        assert fast.weights == plain.weights
+        assert any(p.ndim > 3 and not p.is_contiguous() for p in fast._module.parameters())
+        torch.testing.assert_close(fast.encode(PIXELS), plain.encode(PIXELS), rtol=0, atol=1e-5)
 
 
 def test_batches_do_not_matter_in_fp32(kl: Vae, qwen: Vae) -> None:
@@ -119,8 +193,9 @@ def test_no_norm_is_not_guessed(tmp_path: Path) -> None:
     for config in ({}, {"scaling_factor": 0.18}, {"shift_factor": 0.1}, {"latents_mean": [1.0]}):
         with pytest.raises(ModelNotUsable, match="Training needs a normalisation"):
             norm_of(config, "x")
+    vae = Vae(spec("AutoencoderKL", save_kl(tmp_path / "kl", shift_factor=None)))
     with pytest.raises(ModelNotUsable, match="shift_factor None and scaling_factor 0.5"):
-        Vae(spec("AutoencoderKL", save_kl(tmp_path / "kl", shift_factor=None)))
+        _ = vae.norm
 
 
 def test_classes_and_paths_that_cannot_serve(models: Path) -> None:

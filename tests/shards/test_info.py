@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from shards import ColumnSpec, Layout, Norm, ShardWriter, create_column, put_complete
 from shards.convert import convert
@@ -29,14 +30,15 @@ def test_moments(toy: Path) -> None:
     ]
 
 
-def normal_latents(path: Path, norm: Norm, shift: Any, scale: Any) -> Path:
+def normal_latents(path: Path, norm: Norm, shift: Any, scale: Any, kind: str = "moments") -> Path:
     """A column of 300 latents that just this shift and scale would normalise, with another norm."""
-    spec = ColumnSpec(
-        {"kind": "moments", "source": "s"}, Layout("moments", (4, 8, 8), 1, 1024), norm
-    )
+    shape = (4 if kind == "moments" else 2, 8, 8)
+    spec = ColumnSpec({"kind": kind, "source": "s"}, Layout(kind, shape, 1, 1024), norm)
     digest = create_column(path, spec)
     mean = np.random.default_rng(0).normal(size=(300, 2, 8, 8)) / scale[:, None, None]
-    values = np.concatenate([mean + shift[:, None, None], np.full_like(mean, -20)], 1)
+    values = mean + shift[:, None, None]
+    if kind == "moments":
+        values = np.concatenate([values, np.full_like(mean, -20)], 1)
     with ShardWriter(path, spec, digest, 0, 300, "index") as writer:
         writer.put_block(values.astype(np.float16), np.zeros(300, np.uint8))
         writer.commit({})
@@ -44,9 +46,10 @@ def normal_latents(path: Path, norm: Norm, shift: Any, scale: Any) -> Path:
     return path
 
 
-def test_latents_that_their_norm_normalises(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["moments", "latents"])
+def test_latents_that_their_norm_normalises(tmp_path: Path, kind: str) -> None:
     shift, scale = np.array([3.0, -1.0]), np.array([0.5, 4.0])
-    normal_latents(tmp_path / "c", Norm(tuple(shift), tuple(scale)), shift, scale)
+    normal_latents(tmp_path / "c", Norm(tuple(shift), tuple(scale)), shift, scale, kind)
     found = information(tmp_path / "c")
     assert found["warnings"] == []
     latents = found["latents"]

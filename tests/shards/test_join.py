@@ -135,6 +135,30 @@ def test_the_wrong_kind(toy: Path) -> None:
         open_join(toy / "vae", toy / "vae")
 
 
+def test_latents_in_the_place_of_moments(toy: Path, tmp_path: Path) -> None:
+    """An encoder without posterior; two sources must agree in it."""
+    spec = moments_spec()
+    channels, *size = spec.layout.row_shape
+    shape = channels // 2, *size
+    layout = replace(spec.layout, kind="latents", row_shape=shape)
+    latents = replace(spec, layout=layout, identity={**spec.identity, "kind": "latents"})
+    path = tmp_path / "c"
+    digest = create_column(path, latents)
+    for shard, rows in enumerate(ROWS):
+        writer = ShardWriter(path, latents, digest, shard, rows, f"index {shard}")
+        for start in range(0, rows, 1024):
+            count = min(1024, rows - start)
+            writer.put_block(np.zeros((count, *shape), np.float16), np.zeros(count, np.uint8))
+        writer.commit({})
+    put_complete(path, digest, len(ROWS), allow_failed=False)
+    join = open_join(path, toy / "text")
+    moments = open_join(toy / "vae", toy / "text")
+    assert (join.posterior, moments.posterior) == (False, True)
+    assert join.latent_shape == moments.latent_shape == Sources([join]).latent_shape == shape
+    with pytest.raises(IdentityMismatch, match="cannot be read together"):
+        Sources([moments, join])
+
+
 def test_a_column_without_norm(toy: Path, tmp_path: Path) -> None:
     path = write_column(tmp_path / "c", replace(moments_spec(), norm=None))
     with pytest.raises(IdentityMismatch, match="records no shift and scale"):

@@ -38,6 +38,13 @@ def test_equals_diffusers(dtype: torch.dtype) -> None:
     assert torch.equal(draw(moments, Norm((shift,), (scale,)), noise), (expected - shift) * scale)
 
 
+def test_latents_are_normalised_and_nothing_is_drawn() -> None:
+    latents = torch.tensor([3.0, -1.0]).view(1, 2, 1, 1).half()
+    found = draw(latents, Norm((1.0, -2.0), (10.0, 0.5)), None)
+    assert found.dtype == torch.float32
+    assert found.flatten().tolist() == [20.0, 0.5]
+
+
 @pytest.mark.parametrize("norm", [Norm((0.3,), (1.7,)), Norm((1.0, -2.0, 3.0), (0.1, 2.0, 30.0))])
 def test_undraw_is_the_inverse(norm: Norm) -> None:
     moments = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(0))

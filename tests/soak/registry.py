@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.encode import faults
 from tests.shards import hostile, properties, sweeps
 
 from .drawn import properties as drawn
@@ -12,6 +13,7 @@ SWEEPS: dict[str, Sweep] = {
     for sweep in [
         *sweeps.SWEEPS,
         *hostile.SWEEPS,
+        faults.SWEEP,
         drawn("order", properties.PROPERTIES, seeds=60),
     ]
 }

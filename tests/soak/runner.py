@@ -43,10 +43,14 @@ METHOD = "spawn"  # of starting them: they inherit nothing
 SCRATCH = "LATENTBANK_SCRATCH"  # where the sweeps put their columns
 
 
-def code() -> str:
+FOLDERS = ("shards", "tests/shards", "tests/soak")  # the code that all sweeps run and test
+MORE = {"encode": ("encode", "tests/encode")}  # what one sweep alone does
+
+
+def code(sweep: str = "") -> str:
     """Digest of the code that runs and of the code that is tested (not of the fast tests)."""
     digest = hashlib.sha256()
-    for folder in ("shards", "tests/shards", "tests/soak"):
+    for folder in (*FOLDERS, *MORE.get(sweep, ())):
         for path in sorted((ROOT / folder).rglob("*.py")):
             if not path.name.startswith("test_"):
                 name = str(path.relative_to(ROOT)).encode()
@@ -112,7 +116,7 @@ def soak(
     names: Iterable[str], new: bool = False, processes: int = PROCESSES, limit: float = math.inf
 ) -> dict[str, Outcome]:
     """Run these sweeps to the end, or each for `limit` seconds; what each came to."""
-    digest, outcomes = code(), {}
+    outcomes = {}
     with tempfile.TemporaryDirectory(dir=MEMORY, prefix="soak-") as scratch:
         os.environ[SCRATCH] = scratch
         with Progress(
@@ -121,7 +125,7 @@ def soak(
             TextColumn("{task.fields[failed]}"),
         ) as bar:  # fmt: skip
             for name in names:
-                state = State(name, digest, new)
+                state = State(name, code(name), new)
                 cases = SWEEPS[name].cases()
                 parts = [(first, part) for first, part in chunks(cases) if first not in state.done]
                 end = time.monotonic() + limit

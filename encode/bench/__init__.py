@@ -1,0 +1,61 @@
+"""What the engine costs beside a bare loop, how busy it keeps an encoder, and how it scales.
+
+    python -m encode bench overhead          # CPU seconds of the engine over those of a bare loop
+    python -m encode bench busy              # share of the time that a slow encoder is at work
+    python -m encode bench scale             # 1,000 tars of 1,000 rows: cost a shard, memory, resuming
+    python -m encode bench --json FILE       # all three
+
+All of it is made up in a temporary folder (pictures, models of random weights, columns) and removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from shards.storage import Json
+
+PARTS = ("overhead", "busy", "scale")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m encode bench`."""
+    parser.add_argument("part", nargs="?", choices=(*PARTS, "all"), default="all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all results there")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where the temporary folder goes: a disk (default: the system's)",
+    )
+    parser.add_argument("--rounds", type=int, default=20, help="turns of A and B (%(default)s)")
+    parser.add_argument("--rows", type=int, help="rows of a tar (default: 96, 1,000 and 1,000)")
+    parser.add_argument("--shards", type=int, help="tars (default: 8 for busy, 1,000 for scale)")
+    parser.add_argument("--no-ray", action="store_true", help="leave out what needs Ray")
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    """`python -m encode bench`: run the parts, print their tables, write them down."""
+    from . import busy, overhead, scale  # torch and diffusers are loaded when they are needed
+
+    found: Json = {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+    }
+    parts = PARTS if args.part == "all" else (args.part,)
+    with tempfile.TemporaryDirectory(dir=args.folder, prefix="latentbank-bench-") as name:
+        for part in parts:
+            folder = Path(name) / part
+            folder.mkdir()
+            measure = {"overhead": overhead.run, "busy": busy.run, "scale": scale.run}[part]
+            found[part], text = measure(folder, args)
+            print(text, flush=True)
+    found["load_after"] = os.getloadavg()[0]
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    return 0

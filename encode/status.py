@@ -1,0 +1,272 @@
+"""How far the columns of a config are, and what a run is doing at this moment.
+
+    python -m encode status CONFIG
+    python -m encode status CONFIG --watch        # until the run ends; Ctrl-C leaves it alone
+    python -m encode status CONFIG --json
+
+Nothing is loaded and nothing is written: shards come from one listing of each column, rows from its
+COMPLETE record or its commits, and the rest from `<root>/progress.json`, which a run replaces every
+few seconds. Exit code 0, or 3 if shards have failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+import configs
+from shards import Status, Store, open_store
+from shards.commits import committed, read_complete, read_failures
+from shards.errors import NotAColumn
+from shards.schema import COLUMN, VERSION, ColumnSpec
+from shards.storage import Json
+
+from .config import EncodeConfig
+from .report import AHEAD, READERS, SHOWN, render, standing_report
+from .room import size_text
+
+PROGRESS = "progress.json"
+FORMAT = "latentbank-progress"
+SILENT = 60.0  # seconds without a word after which a run is not taken for alive
+EVERY = 5.0
+QUARANTINED = 3
+ADVICE = {
+    "decode": "decode-bound: raise engine.threads, or engine.remote_decode where other nodes idle",
+    "read": "read-bound: tars come too slowly; put engine.scratch on a fast disk or tars nearer",
+    "write": "write-bound: the target takes columns too slowly",
+    "idle": "short of work: fewer shards than workers, or the tail of the run",
+}
+BUSY = 0.9  # share of the time; a busier encoder waits for nothing worth a word
+
+
+# Columns ------------------------------------------------------------------------------------------
+
+
+def column_status(store: Store, reported: Json | None = None) -> Json:
+    """Shards and rows of one column, as it stands. `reported` is its entry in report.json."""
+    if store.size("column.json") is None:
+        return {"begun": False, "shards": None, "committed": 0, "failed": {}, "complete": None}
+    record = store.unseal("column.json", COLUMN, VERSION)
+    digest = record.pop("digest")
+    shards = ColumnSpec.from_record(record).layout.shards
+    done = committed(store, shards)
+    failures = {s: why for s, why in read_failures(store).items() if s not in set(done)}
+    found: Json = {
+        "begun": True,
+        "shards": shards,
+        "committed": len(done),
+        "failed": failures,
+        "missing": shards - len(done) - len(failures),
+        "complete": None,
+    }
+    if any(name.endswith(".json") for name, _ in store.list("complete")):
+        generation = read_complete(store, digest)
+        found["complete"] = generation.digest
+        if reported and reported.get("complete") == generation.digest:
+            return found | {
+                "rows": sum(generation.rows), "counts": generation.counts,
+                "bytes": reported["bytes"],
+            }  # fmt: skip
+    return found | _of_commits(store, done)
+
+
+def _of_commits(store: Store, shards: Sequence[int]) -> Json:
+    """Rows by status and bytes, from the commits as they are: quick, and without checking digests
+    (`python -m shards verify` does that).
+    """
+    counts: Counter[str] = Counter()
+    size = damaged = 0
+    for record in _records(store, shards):
+        try:
+            counts["ok"] += record["rows"]
+            for _, count, status in record["not_ok"]:
+                counts["ok"] -= count
+                counts[Status(status).name.lower()] += count
+            size += sum(bytes_ for path, bytes_, _ in record["objects"] if path[:6] != "empty/")
+        except (KeyError, TypeError, ValueError):
+            damaged += 1
+    found = {"rows": counts.total(), "counts": dict(+counts), "bytes": size}
+    return found | ({"damaged": damaged} if damaged else {})
+
+
+def _records(store: Store, shards: Sequence[int]) -> Iterator[Any]:
+    def read(shard: int) -> Any:
+        try:
+            return json.loads(store.read(f"commits/{shard:05d}.json"))
+        except ValueError:
+            return None
+
+    if store.folder is not None:  # a local file is read faster than handed to a thread
+        yield from map(read, shards)
+        return
+    with ThreadPoolExecutor(READERS) as pool:
+        for start in range(0, len(shards), AHEAD):
+            yield from pool.map(read, shards[start : start + AHEAD])
+
+
+# The run ------------------------------------------------------------------------------------------
+
+
+def read_progress(root: Store) -> Json | None:
+    """What the last run said of itself; None if there is nothing that can be read."""
+    try:
+        found = json.loads(root.read(PROGRESS))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    known = isinstance(found, dict) and found.get("format") == FORMAT
+    return found if known else None
+
+
+def is_alive(run: Json, now: float) -> bool:
+    """Whether the process that wrote this still runs, as far as can be told from here."""
+    if now - float(run.get("updated", 0)) > SILENT:
+        return False
+    if run.get("host") != platform.node():
+        return True  # it wrote a moment ago
+    try:
+        os.kill(int(run["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, KeyError, ValueError):
+        return True
+    return True
+
+
+def in_words(run: Json, alive: bool, now: float) -> list[str]:
+    """What the run does, and what it waits for."""
+    shards = run.get("shards", {})
+    total, done, failed = (shards.get(k, 0) for k in ("total", "done", "failed"))
+    state = "running" if alive else "ended" if done + failed >= total else "not running any more"
+    age = max(0.0, now - float(run.get("updated", now)))
+    lines = [
+        f"run         {state}: process {run.get('pid')} on {run.get('host')}, last word {age:.0f} s "
+        "ago",
+        f"shards      {done:,} of {total:,} done in this run, {failed:,} failed, "
+        f"{shards.get('running', 0) if alive else 0:,} in flight",
+        f"rate        {run.get('rows_per_s') or 0:,.1f} samples/s, {run.get('rows', 0):,} rows in "
+        "this run",
+    ]
+    if alive and run.get("eta_s") is not None:
+        lines.append(f"ETA         {duration(run['eta_s'])}")
+    if run.get("busy") is not None:
+        lines.append(f"encoders    {100 * run['busy']:.0f} % busy; {waiting_for(run)}")
+    return lines
+
+
+def waiting_for(run: Json) -> str:
+    """The greatest reason of waiting in words, with what would help."""
+    waits = {k: float(v) for k, v in run.get("waits", {}).items() if v}
+    if not waits or (run.get("busy") or 0) >= BUSY:
+        return "that is as it should be" if (run.get("busy") or 0) >= BUSY else "no waits counted"
+    most = max(waits, key=lambda reason: waits[reason])
+    share = waits[most] / sum(waits.values())
+    return f"{ADVICE.get(most, f'it waits for {most}')} ({100 * share:.0f} % of the waiting)"
+
+
+def duration(seconds: float) -> str:
+    """1 d 02:03:04."""
+    whole = max(0, round(seconds))
+    days, rest = divmod(whole, 86_400)
+    clock = f"{rest // 3_600:02d}:{rest % 3_600 // 60:02d}:{rest % 60:02d}"
+    return f"{days} d {clock}" if days else clock
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+def status(config: EncodeConfig, now: float | None = None) -> Json:
+    """All of it as JSON."""
+    now = time.time() if now is None else now
+    root, reported = open_store(config.root), {}
+    reported = standing_report(root)
+    columns: Json = {}
+    for source in config.sources:
+        for name in config.columns:
+            store = root.child(source).child(name)
+            entry = reported.get(_resolved(store))
+            try:
+                columns[f"{source}/{name}"] = column_status(store, entry)
+            except NotAColumn as error:  # between two objects of a column that is just begun
+                columns[f"{source}/{name}"] = {"begun": False, "error": str(error), "failed": {}}
+    run = read_progress(root)
+    found: Json = {"root": root.url, "columns": columns, "run": None}
+    if run is not None:
+        alive = is_alive(run, now)
+        found["run"] = run | {"alive": alive, "words": in_words(run, alive, now)}
+    return found
+
+
+def _resolved(store: Store) -> str:
+    """A column's url as runs write it: local folders by their absolute path."""
+    return store.url if store.folder is None else str(store.folder.resolve())
+
+
+def as_text(found: Json, config_path: str) -> str:
+    """The status for a reader."""
+    table = Table("column", "shards", "failed", "missing", "rows", "bytes", "rows by status")
+    for shown in table.columns[1:6]:
+        shown.justify = "right"
+    for name, column in found["columns"].items():
+        if not column.get("shards"):
+            table.add_row(name, "", "", "", "", "", "not begun")
+            continue
+        counts = ", ".join(f"{n:,} {status}" for status, n in column["counts"].items())
+        state = "complete: " if column["complete"] else ""
+        table.add_row(
+            name, f"{column['committed']:,} of {column['shards']:,}", f"{len(column['failed']):,}",
+            f"{column['missing']:,}", f"{column['rows']:,}", size_text(column["bytes"]),
+            state + counts,
+        )  # fmt: skip
+    lines = [*(found["run"] or {}).get("words", ["run         none is known here"])]
+    failed = [
+        f"FAILED {name}/{int(shard):05d}: {reason}"
+        for name, column in found["columns"].items()
+        for shard, reason in column["failed"].items()
+    ]
+    lines += failed[:SHOWN]
+    if len(failed) > SHOWN:
+        lines.append(f"... and {len(failed) - SHOWN} more; --json has all")
+    if failed:
+        lines.append(f"mend or fetch the tars, then: python -m encode retry-failed {config_path}")
+    return render(table, *lines, width=118)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m encode status`."""
+    parser.add_argument("config", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--watch", action="store_true", help="again every few seconds")
+
+
+def run_status(args: argparse.Namespace) -> int:
+    """`python -m encode status`."""
+    config = configs.load(EncodeConfig, args.config, args.overrides)
+    while True:
+        found = status(config)
+        text = json.dumps(found, indent=1) if args.json else as_text(found, str(args.config))
+        if args.watch and sys.stdout.isatty():
+            print("\x1b[H\x1b[J", end="")
+        print(text, flush=True)
+        alive = bool(found["run"] and found["run"]["alive"])
+        if not (args.watch and alive):
+            return QUARANTINED if _failed(found["columns"]) else 0
+        try:
+            time.sleep(EVERY)
+        except KeyboardInterrupt:
+            return 0
+
+
+def _failed(columns: Mapping[str, Json]) -> bool:
+    return any(column["failed"] for column in columns.values())

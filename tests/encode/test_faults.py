@@ -1,0 +1,115 @@
+"""One real case of each kind of fault on a real Ray cluster; `make soak` has all of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import configs
+from encode.config import EncodeConfig
+from encode.job import run
+from shards.verify import logical_digest, verify
+
+from . import faults
+from .rays import RAY, ROOT, until
+from .toy import write_config, write_source
+
+INLINE = "engine.executor=inline"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def at() -> Iterator[faults.Stage]:
+    with faults.stage(dashboard=True) as stage:
+        faults._stage.append(stage)
+        try:
+            yield stage
+        finally:
+            faults._stage.clear()
+
+
+def test_worker_killed_or_stopped_in_the_middle_of_a_batch() -> None:
+    faults.killed_within(("die", 3, 17), ("stop", 2, 5))
+
+
+def test_worker_killed_after_a_payload_and_before_a_commit() -> None:
+    faults.killed_at(("died", "payload", 1), ("die", "commit", 4))
+
+
+def test_poisoned_shard() -> None:
+    faults.poisoned(4, 9)
+
+
+def test_driver_killed() -> None:
+    faults.driver_killed(seed=1, then="inline")
+
+
+def test_two_drivers_and_one_told_to_end() -> None:
+    faults.two_drivers(seed=0, end="SIGTERM")
+
+
+def test_node_lost_and_another_one_comes() -> None:
+    faults.node_lost(seed=0, comes=True)
+
+
+@pytest.mark.skipif(not faults.can_mount(), reason="needs the right to mount")
+def test_disk_full() -> None:
+    faults.disk_full(kilobytes=200)
+
+
+def test_decoded_elsewhere() -> None:
+    faults.decoded_elsewhere(0.5)
+
+
+def test_submitted_stopped_and_submitted_again(
+    at: faults.Stage, tmp_path: Path, models: Path
+) -> None:
+    """The real command with real models, by `ray job submit`. Half-way its workers are stopped, so
+    that `ray job stop` finds shards in flight, however long it takes; then they go on.
+    """
+    tars = write_source(tmp_path / "tars", 10, 40)
+    config = write_config(
+        tmp_path / "c.yaml", tmp_path / "cache", tars, models, executor="ray", workers=1
+    )
+    assert run(configs.load(EncodeConfig, config, [f"root={tmp_path}/inline", INLINE])) == 0
+    server = ["--address", f"http://127.0.0.1:{at.rays.dashboard}"]
+    env = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
+
+    def submit(name: str) -> "subprocess.Popen[bytes]":
+        options = [*server, "--submission-id", name, "--runtime-env-json", env]
+        command = [sys.executable, "-m", "encode", "run", str(config)]
+        with (tmp_path / name).open("w") as log:
+            return subprocess.Popen(
+                [RAY, "job", "submit", *options, "--working-dir", ".", "--", *command],
+                cwd=ROOT, stdout=log, stderr=log,
+            )  # fmt: skip
+
+    def log_of(name: str) -> str:
+        return (tmp_path / name).read_text()
+
+    job = submit("first")
+    until(lambda: faults.commits(tmp_path / "cache") or job.poll() is not None)
+    workers = at.rays.workers(b"ray::RayWorker")
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    assert job.poll() is None, log_of("first")
+    stop = subprocess.Popen([RAY, "job", "stop", *server, "first"], stdout=subprocess.PIPE)
+    until(lambda: "SIGTERM: finishing what is in flight" in log_of("first"))
+    for pid in workers:
+        os.kill(pid, signal.SIGCONT)
+    assert b"was stopped" in stop.communicate(timeout=120)[0]
+    job.wait(120)
+    assert "drained: what was finished is committed" in log_of("first")
+    assert 0 < faults.commits(tmp_path / "cache") < 10
+    assert not faults.litter(tmp_path / "cache")
+
+    assert submit("second").wait(240) == 0, log_of("second")
+    assert "cache/toy/vae: complete, 400 rows: 400 ok" in log_of("second")
+    for name in ("vae", "text"):
+        assert verify(tmp_path / "cache/toy" / name) == []
+        same = [logical_digest(tmp_path / root / "toy" / name) for root in ("cache", "inline")]
+        assert len(set(same)) == 1
