@@ -34,19 +34,24 @@ def out(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "validation.every=3", "validation.rows=8", "optim.warmup=2", *SMALL_MODEL,
     ]  # fmt: skip
     together({vae: [*train, f"data.latents={cache}/{vae}"] for vae in VAES})
-    for vae in VAES:
-        generate = [
+    generate = {
+        vae: [
             "python", "-m", "eval", "generate", "--checkpoint", f"{out}/runs/train-{vae}",
             "--prompts", f"{data}/prompts.json", "--save_dir", f"{out}/images/{vae}",
             "--num_inference_steps", "2", "--batch_size", "140",
-        ]  # fmt: skip
-        reconstruct = [
-            ["python", "-m", "eval", "reconstruct", f"{out}/cache/{source}/{vae}", "--tars",
-             f"{data}/{source}", "--save_dir", f"{out}/reconstructions/{source}/{vae}", "--count", "280"]
-            for source in ("openmoji-val", "photos")
-        ]  # fmt: skip
-        for command in (generate, *reconstruct):
-            together({vae: command})
+        ]
+        for vae in VAES
+    }  # fmt: skip
+    reconstruct = {
+        f"{source} {vae}": [
+            "python", "-m", "eval", "reconstruct", f"{out}/cache/{source}/{vae}", "--tars",
+            f"{data}/{source}", "--save_dir", f"{out}/reconstructions/{source}/{vae}", "--count", "280",
+        ]
+        for source in ("openmoji-val", "photos")
+        for vae in VAES
+    }  # fmt: skip
+    together(generate)
+    together(reconstruct)
     return out
 
 

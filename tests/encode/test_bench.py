@@ -86,7 +86,8 @@ def test_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inline, resume = found["inline"], found["resume"]
     assert isinstance(inline, dict)
     assert isinstance(resume, dict)
-    assert inline["driver_ms_a_shard"] >= 0
+    assert math.isfinite(inline["driver_ms_a_shard"])
+    assert inline["fixed_cpu_s"] > 0
     assert math.isfinite(inline["memory_growth"])
     assert all(resume[name] > 0 for name in ("resume_s", "whole_run_s", "status_s", "bytes_a_task"))
     assert "for 1,000,000 shards (4 sources" in capsys.readouterr().out

@@ -376,20 +376,30 @@ def litter(cache: Path) -> list[Path]:
     return list(cache.rglob(".tmp-*"))
 
 
+WATCH = os.WEXITED | os.WNOHANG | os.WNOWAIT  # whether a child has ended, which stays as it is
+
+
+def count(folder: Path) -> int:
+    """Files that are whole."""
+    names = (name for _, _, names in os.walk(folder) for name in names)
+    return sum(not name.startswith(".tmp-") for name in names)
+
+
 def test_sigkill_at_random_moments_then_rerun(
     config: Path, encode: Encode, tmp_path: Path, undisturbed: list[str]
 ) -> None:
     """Each run starts where the last was killed; in the end the digests are those of one quiet run."""
-    begin = time.monotonic()
-    assert encode(config, f"root={tmp_path / 'timed'}")[0] == 0
-    seconds = time.monotonic() - begin
+    assert encode(config, f"root={tmp_path / 'whole'}")[0] == 0
+    total, cache = count(tmp_path / "whole"), tmp_path / "cache"
     chance, kills = random.Random(0), 0
-    for attempt in range(12):
+    for attempt in range(6):
         pid = start(tmp_path / "output", config)
-        time.sleep(chance.uniform(0.1, 0.9) * seconds)
+        there = chance.randrange(count(cache), total + 1)  # files, so that it bites on any machine
+        while count(cache) < there and os.waitid(os.P_PID, pid, WATCH) is None:
+            time.sleep(0.001)
         os.kill(pid, signal.SIGKILL)
         kills += wait(pid) == -signal.SIGKILL
-        if attempt % 4 == 3:  # from the beginning again
+        if attempt % 3 == 2:  # from the beginning again
             assert encode(config)[0] == 0
             assert digests(tmp_path / "cache") == undisturbed
             assert verify(tmp_path / "cache/toy/vae") == verify(tmp_path / "cache/toy/text") == []
