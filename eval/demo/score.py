@@ -106,7 +106,7 @@ def encoding_cost(report: Json, vae: str, text: str, samples: int, training: flo
     """Seconds of one core: encoding every row of the sources once, against encoding in each of a run's
     steps.
 
-    Both from the seconds that the encode run measured for scanning, decoding and each model, of
+    Both from the seconds that the encode run measured for reading, decoding and each model, of
     the rows of all sources; `samples` is how many the training run saw, `training` its wall
     seconds.
     """
@@ -117,7 +117,7 @@ def encoding_cost(report: Json, vae: str, text: str, samples: int, training: flo
             continue
         seconds[name] += column["seconds"].get(name, 0.0)
         if name == vae:  # both columns record the one decoding pass
-            seconds["decode"] += column["seconds"]["scan"] + column["seconds"]["decode"]
+            seconds["decode"] += column["seconds"]["read"] + column["seconds"]["decode"]
             seconds["rows"] += column["rows"]
     rows = seconds.pop("rows")
     per_sample = sum(seconds.values()) / rows

@@ -4,13 +4,21 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from eval.commands import main
 from eval.demo.page import write_report
 from eval.demo.road import VAES, put_prompts, together, train_command
 
 SMALL_MODEL = ["model.hidden_size=32", "model.layers=1", "model.heads=1", "model.kv_heads=1"]
+
+
+def evaluate(*words: str) -> None:
+    """`python -m eval` in this process, which has loaded all that it needs."""
+    with mock.patch.object(sys, "argv", ["eval", *words]):
+        main()
 
 
 @pytest.fixture(scope="module")
@@ -34,24 +42,16 @@ def out(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "validation.every=3", "validation.rows=8", "optim.warmup=2", *SMALL_MODEL,
     ]  # fmt: skip
     together({vae: [*train, f"data.latents={cache}/{vae}"] for vae in VAES})
-    generate = {
-        vae: [
-            "python", "-m", "eval", "generate", "--checkpoint", f"{out}/runs/train-{vae}",
-            "--prompts", f"{data}/prompts.json", "--save_dir", f"{out}/images/{vae}",
-            "--num_inference_steps", "2", "--batch_size", "140",
-        ]
-        for vae in VAES
-    }  # fmt: skip
-    reconstruct = {
-        f"{source} {vae}": [
-            "python", "-m", "eval", "reconstruct", f"{out}/cache/{source}/{vae}", "--tars",
-            f"{data}/{source}", "--save_dir", f"{out}/reconstructions/{source}/{vae}", "--count", "280",
-        ]
-        for source in ("openmoji-val", "photos")
-        for vae in VAES
-    }  # fmt: skip
-    together(generate)
-    together(reconstruct)
+    for vae in VAES:
+        evaluate(
+            "generate", "--checkpoint", f"{out}/runs/train-{vae}", "--prompts", f"{data}/prompts.json",
+            "--save_dir", f"{out}/images/{vae}", "--num_inference_steps", "2", "--batch_size", "140",
+        )  # fmt: skip
+        for source in ("openmoji-val", "photos"):
+            evaluate(
+                "reconstruct", f"{out}/cache/{source}/{vae}", "--tars", f"{data}/{source}",
+                "--save_dir", f"{out}/reconstructions/{source}/{vae}", "--count", "280",
+            )  # fmt: skip
     return out
 
 

@@ -49,7 +49,7 @@ def test_compare_finds_a_real_difference_and_only_that() -> None:
 
 
 def test_encoding_cost_counts_the_decoding_once() -> None:
-    seconds = {"scan": 1.0, "decode": 3.0, "write": 9.0}
+    seconds = {"read": 1.0, "decode": 3.0, "write": 9.0}
     report = {
         "/c/s/vae": {"rows": 100, "seconds": seconds | {"vae": 10.0}},
         "/c/s/text": {"rows": 100, "seconds": seconds | {"text": 6.0}},
