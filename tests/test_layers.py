@@ -23,6 +23,7 @@ MAY = {
         "train.model",
         "train.flow",
         "train.loop",
+        "train.run",
         "train.checkpoint",
         "train.config",
     ),

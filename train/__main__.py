@@ -32,7 +32,7 @@ def main() -> int:
     )
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger(__package__).setLevel(logging.INFO if leader else logging.WARNING)
-    from .loop import fit  # torch and the columns' readers are loaded once the config is right
+    from .run import fit  # torch and the columns' readers are loaded once the config is right
 
     return fit(config, run_folder(config, path))
 

@@ -1,9 +1,8 @@
-"""fit(): the run from its columns to its last checkpoint. The step itself is `Trainer.step`."""
+"""A run in progress: step, log, validate, save, until the last step or a signal. The step itself is `Trainer.step`."""
 
 import json
 import logging
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -14,21 +13,20 @@ from typing import Any
 import torch
 import yaml
 
-from configs import ConfigError
-from shards import Order, Sources, atomic_write, canonical_json, open_sources
+from shards import Order, Sources, atomic_write, canonical_json
 from shards.stream import Batch, Stream, empty_caption
 
 from . import checkpoint
 from .config import TrainConfig
 from .ema import Ema
-from .engine import Engine, deepspeed_config
+from .engine import Engine
 from .flow import losses
 from .inputs import micro_batches, training_inputs
 from .metrics import Metrics, Pace, line
-from .model import DiT, DiTConfig
+from .model import DiT
 from .schedule import learning_rate
-from .validate import Validator, open_held_out
-from .world import World, join_world, leave_world
+from .validate import Validator
+from .world import World
 
 log = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"  # folder of a run
@@ -41,69 +39,6 @@ class NonFiniteLoss(RuntimeError):
     """A loss or gradient that is not finite; the weights are as they were before the step."""
 
     exit_code = 3
-
-
-def fit(config: TrainConfig, run: Path, batches: Batches | None = None) -> int:
-    """Train until `config.steps`, from the newest whole checkpoint of `run` if there is one; returns the exit code.
-
-    `batches` may come from elsewhere than the columns, in the order that `Order` gives. All that a user can get wrong
-    is found before the processes meet and the model is built."""
-    sources = open_columns(config, checkpoint.pins(run / CHECKPOINTS))
-    order = sources.order(config.seed, config.data.lanes, config.data.window)
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    order.check(0, config.global_batch, size)
-    deepspeed_config(config, size)
-    model = model_config(config, sources)
-    held_out = open_held_out(config, sources)
-    world = join_world()
-    try:
-        seen = world.gather(sources.identity())
-        if seen[world.rank] != seen[0]:  # this rank looked at a growing column a little later
-            sources = open_columns(config, seen[0])
-            order = sources.order(config.seed, config.data.lanes, config.data.window)
-        trainer = Trainer(config, run, sources, order, DiT(model, config.seed), world)
-        validator = Validator(config, held_out, world) if held_out else None
-        return trainer.run_to_end(batches or _from_columns(config, sources, order), validator)
-    finally:
-        leave_world()
-
-
-def open_columns(config: TrainConfig, pins: dict[str, Any] | None) -> Sources:
-    """The columns of a run, at the generations that `pins` (what `Sources.identity` said) names."""
-    c = config.data
-    return open_sources(
-        c.latents, c.text, c.also, c.truncated, weights=c.weights, bad=c.bad, partial=c.partial, pins=pins,
-    )  # fmt: skip
-
-
-def model_config(config: TrainConfig, sources: Sources) -> DiTConfig:
-    """The model that fits the columns; ConfigError if none does."""
-    channels, *size = sources.latent_shape
-    c = config.model
-    tokens = [side // c.patch_size for side in size]
-    if any(side % c.patch_size for side in size) or (
-        c.pos_embed == "ape" and max(tokens) > c.pos_embed_max_size
-    ):
-        raise ConfigError(
-            f"{config.data.first[0]} holds latents of {size[0]} x {size[1]}, which patches of {c.patch_size} and "
-            f"at most {c.pos_embed_max_size} tokens a side do not cover: change model.patch_size or "
-            "model.pos_embed_max_size"
-        )
-    return DiTConfig(
-        **c.model_dump(), in_channels=channels, out_channels=channels, text_width=sources.text_width
-    )
-
-
-def _from_columns(config: TrainConfig, sources: Sources, order: Order) -> Batches:
-    c = config.data
-
-    def batches(position: int, world: World) -> Stream:
-        return Stream(
-            sources, order, position=position, global_batch=config.global_batch, world=world.size, rank=world.rank,
-            prefetch=c.prefetch, ahead=c.ahead, workers=c.workers, pin=world.device.type == "cuda",
-        )  # fmt: skip
-
-    return batches
 
 
 class Trainer:

@@ -24,7 +24,7 @@ from shards import (
 )
 from train import checkpoint
 from train.config import DataConfig, TrainConfig, run_folder
-from train.loop import open_columns
+from train.run import open_columns
 from train.validate import open_held_out
 
 from .conftest import launch, tiny_config, words
