@@ -41,8 +41,8 @@ from .room import (
     layout_of,
     lengths_of,
     scratch_of,
-    suffix_in,
     size_text,
+    suffix_in,
     token_lengths,
 )
 from .sizes import alternatives, column_bytes, shard_bytes
