@@ -63,7 +63,7 @@ def main() -> int:
         command = commands.add_parser(name, help=text)
         if sys.argv[1:2] == [name]:  # the others are not loaded
             importlib.import_module(f".{name}", __package__).add_options(command)
-    args = parser.parse_args()
+    args = _parsed(parser)
     if args.command in OTHERS:
         module = importlib.import_module(f".{args.command}", __package__)
         return int(getattr(module, f"run_{args.command}")(args))
@@ -71,6 +71,16 @@ def main() -> int:
     if args.allow_failed:
         config = config.model_copy(update={"allow_failed": True})
     return run(config, Options(args.command == "retry-failed", args.ignore_space, args.break_lease))
+
+
+def _parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Overrides may stand behind options, which argparse does not allow of a subcommand."""
+    args, behind = parser.parse_known_args()
+    if behind:
+        if not hasattr(args, "overrides") or any(word.startswith("-") for word in behind):
+            parser.error(f"unrecognized arguments: {' '.join(behind)}")
+        args.overrides += behind
+    return args
 
 
 if __name__ == "__main__":

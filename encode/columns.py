@@ -7,6 +7,7 @@ ids). Which model stands behind is nobody's business but `load_encoder`'s.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +32,7 @@ from .config import (
     PictureColumn,
     TokensColumn,
 )
-from .errors import EncodeError, ModelNotUsable
+from .errors import ModelNotUsable
 from .features import FeatureEncoder
 from .images import DECODER, to_pixels
 from .registry import FEATURES, TEXTS, VAES, check_weights, lookup
@@ -53,7 +54,7 @@ class View:
     suffix: str
 
 
-class Encoder:
+class Encoder(ABC):
     """A column's config and the model that fills it. `weights` is the digest of what decides the
     values: a model's weights, or a tokenizer.
     """
@@ -62,13 +63,13 @@ class Encoder:
     weights: str
     model: Any  # what encode.vae, encode.text or encode.features has loaded
 
+    @abstractmethod
     def identity(self) -> Json:
         """The column's identity, but for the source."""
-        raise NotImplementedError
 
+    @abstractmethod
     def row(self) -> tuple[int, ...]:
         """`Layout.row_shape` of the column."""
-        raise NotImplementedError
 
 
 class ImageEncoder(Encoder):
@@ -81,11 +82,11 @@ class ImageEncoder(Encoder):
         """Of latents; None for what is not normalised."""
         return None
 
+    @abstractmethod
     def encode(self, images: NDArray[np.uint8]) -> Words:
         """(B, R, R, 3) uint8 -> (B, *row_shape) as they are stored. A value that the element cannot
         hold becomes infinite, and the writer marks its row NON_FINITE.
         """
-        raise NotImplementedError
 
     @cached_property
     def row_shape(self) -> tuple[int, ...]:
@@ -102,16 +103,16 @@ class CaptionEncoder(Encoder):
 
     suffix: str  # of the sample's member that holds the caption
 
+    @abstractmethod
     def encode(self, captions: Sequence[str], budget: int) -> list[Words]:
         """A row for each caption, in their order: (n, D) bfloat16 words, or (n,) ids. A call's
         captions are sorted by length and run in batches of at most `budget` tokens.
         """
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def blank(self) -> Words:
         """The row of a sample that has no caption: no tokens."""
-        raise NotImplementedError
 
 
 class VaeEncoder(ImageEncoder):
@@ -372,16 +373,9 @@ def standing_scales(column: Store) -> Json | None:
     return None if found is None else dict(found)
 
 
-def measured_scales(
-    encoder: CaptionEncoder, captions: Sequence[str | None], where: str, budget: int
-) -> Json:
-    """Channel scales for int8, from the captions of the first rows of a source's first tar (None
-    and "" are passed over); EncodeError if there is none. `where` names the tar.
+def measured_scales(encoder: CaptionEncoder, captions: Sequence[str | None], budget: int) -> Json:
+    """Channel scales for int8, from the first captions of a tar; None and "" are passed over, and
+    one at least must be left.
     """
     there = [caption for caption in captions[:CALIBRATION_ROWS] if caption]
-    if not there:
-        raise EncodeError(
-            f"{where}: its first {CALIBRATION_ROWS} rows hold no caption, so the scales of an int8 "
-            "column cannot be measured. Put another tar first, or store bfloat16"
-        )
     return calibrate(np.concatenate(encoder.encode(there, budget)), len(there))

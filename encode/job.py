@@ -50,7 +50,7 @@ def run(config: EncodeConfig, options: Options = Options()) -> int:
         with interruptible():
             plan = prepare(config)
             if not options.ignore_space:
-                refuse_if_full(root_of(config), config, plan.claims, plan.encoders)
+                refuse_if_full(root_of(config), config, plan.claims, plan.encoders, options.retry)
             with held(plan.stores(), config.engine.cooperate, options.break_lease) as leases:
                 return _run(plan, config, options, leases)
     except KeyboardInterrupt:  # before there is anything in flight

@@ -42,6 +42,7 @@ from .room import (
     lengths_of,
     scratch_of,
     size_text,
+    suffix_in,
     token_lengths,
 )
 from .sizes import alternatives, column_bytes, shard_bytes
@@ -85,13 +86,6 @@ class SourcePlan:
 # Bytes --------------------------------------------------------------------------------------------
 
 
-def suffix_of(encoder: Encoder) -> str:
-    if isinstance(encoder, ImageEncoder):
-        return encoder.view.suffix
-    assert isinstance(encoder, CaptionEncoder)
-    return encoder.suffix
-
-
 def bytes_of(
     layout: Layout, survey: Survey, there: Sequence[NDArray[np.bool_]],
     lengths: Sequence[NDArray[np.int64]], ratio: float = 1.0, empty: int = 0,
@@ -106,7 +100,7 @@ def plan_column(
     name: str, encoder: Encoder, survey: Survey, folder: Store, rate: Rate | None
 ) -> ColumnPlan:
     """Samples, tokens and bytes of one column."""
-    suffix, shards = suffix_of(encoder), survey.shards
+    suffix, shards = suffix_in(encoder.config), survey.shards
     layout = layout_of(encoder, shards, survey.source.shard_rows)
     there = [look.has(suffix) for look in survey.looks]
     lengths = [np.zeros(len(t), np.int64) for t in there]
@@ -137,7 +131,7 @@ def plan_column(
 
 def rows_for_probe(encoder: Encoder, survey: Survey) -> list[Any]:
     """Real pictures or captions of the tars looked into."""
-    suffix = suffix_of(encoder)
+    suffix = suffix_in(encoder.config)
     if isinstance(encoder, ImageEncoder):
         return [data for look in survey.looks for data in look.pictures.get(suffix, [])]
     texts = [t for look in survey.looks for t in look.captions.get(suffix, []) if t]

@@ -6,10 +6,8 @@ there is one listing of commits and one of failures, whatever the number of shar
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from shards import ColumnSpec, Source, Store, check_column, create_column, open_store, put_empty
 from shards.commits import committed, read_failures
@@ -25,9 +23,13 @@ from .columns import (
 )
 from .config import EncodeConfig
 from .engine import ShardTask, Target, read_captions
+from .errors import BadTar, EncodeError
 from .fetch import fetched
+from .room import scratch_of
 from .source import make_source, scan_tar
 from .workers import load_encoders
+
+TRIES = 8  # tars that are looked at for captions to measure on
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +69,6 @@ def root_of(config: EncodeConfig) -> Store:
     return root if root.folder is None else open_store(root.folder.resolve())
 
 
-def scratch_of(config: EncodeConfig) -> Path:
-    return Path(config.engine.scratch or tempfile.gettempdir())
-
-
 def prepare(config: EncodeConfig) -> Plan:
     """Load the encoders and compare with what stands. Writes nothing."""
     made = {
@@ -98,18 +96,35 @@ def prepare(config: EncodeConfig) -> Plan:
 def scales(
     encoder: Encoder, column: Store, source: Source, tars: Sequence[str], config: EncodeConfig
 ) -> Callable[[], Json]:
-    """The channel scales of an int8 column: those that stand, else from captions of the first tar."""
+    """The channel scales of an int8 column: those that stand, else from captions of the first tar
+    that is one and has some.
+    """
+
+    def captions_of(shard: int) -> list[str | None]:
+        assert isinstance(encoder, CaptionEncoder)
+        size = source.tars[shard][1]
+        with fetched(tars[shard], scratch_of(config), size) as path, path.open("rb") as file:
+            rows, _ = scan_tar(path, config.shard_rows)
+            captions, _ = read_captions(rows[:CALIBRATION_ROWS], file.fileno(), encoder.suffix)
+        return captions
 
     def measure() -> Json:
         assert isinstance(encoder, CaptionEncoder)
         standing = standing_scales(column)
         if standing is not None:
             return standing
-        size = source.tars[0][1]
-        with fetched(tars[0], scratch_of(config), size) as path, path.open("rb") as file:
-            rows, _ = scan_tar(path, config.shard_rows)
-            captions, _ = read_captions(rows[:CALIBRATION_ROWS], file.fileno(), encoder.suffix)
-        return measured_scales(encoder, captions, tars[0], config.engine.tokens)
+        for shard in range(min(TRIES, len(tars))):
+            try:
+                captions = captions_of(shard)
+            except BadTar:
+                continue  # it is reported when its turn comes
+            if any(captions):
+                return measured_scales(encoder, captions, config.engine.tokens)
+        raise EncodeError(
+            f"{tars[0]}: neither it nor the tars after it ({min(TRIES, len(tars))} were looked at) hold "
+            f"a caption ({encoder.suffix}) in their first {CALIBRATION_ROWS} rows, so the scales of an "
+            "int8 column cannot be measured. Put another tar first, or store bfloat16"
+        )
 
     return measure
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import ColumnSpec, Layout, Source, Store
-from shards.commits import committed
+from shards.commits import committed, read_failures
 
 from .columns import CaptionEncoder, Encoder, TokensEncoder
 from .config import EncodeConfig
@@ -107,21 +107,27 @@ def free_bytes(root: Store) -> int | None:
 
 
 def required_bytes(
-    config: EncodeConfig, claims: Sequence[Claim], encoders: Mapping[str, Encoder] | None = None
-) -> float:
-    """Bytes that the shards which are not committed yet will add, from one tar of each source.
+    config: EncodeConfig, claims: Sequence[Claim], encoders: Mapping[str, Encoder] | None = None,
+    retry: bool = False,
+) -> float:  # fmt: skip
+    """Bytes that the shards which are not committed yet will add, from one tar of each source; with
+    `retry` only those that have failed before.
 
     No encoder runs. With `encoders` captions are counted in tokens, else estimated from their bytes.
     """
-    return sum(_of_claim(config, claim, encoders or {}) for claim in claims)
+    return sum(_of_claim(config, claim, encoders or {}, retry) for claim in claims)
 
 
-def _of_claim(config: EncodeConfig, claim: Claim, encoders: Mapping[str, Encoder]) -> float:
+def _of_claim(
+    config: EncodeConfig, claim: Claim, encoders: Mapping[str, Encoder], retry: bool
+) -> float:
     shards = len(claim.tars)
-    missing = {
-        name: sorted(set(range(shards)) - set(committed(claim.folder.child(name), shards)))
-        for name in claim.specs
-    }
+
+    def lacking(column: Store) -> list[int]:
+        asked = set(read_failures(column)) if retry else set(range(shards))
+        return sorted(asked - set(committed(column, shards)))
+
+    missing = {name: lacking(claim.folder.child(name)) for name in claim.specs}
     wanted = sorted(set().union(*missing.values()))
     if not wanted:
         return 0.0
@@ -171,12 +177,12 @@ def _ragged(column: Any) -> bool:
 
 def scratch_of(config: EncodeConfig) -> Path:
     """Where tars that are brought from elsewhere stand meanwhile."""
-    return Path(getattr(config.engine, "scratch", None) or tempfile.gettempdir())
+    return Path(config.engine.scratch or tempfile.gettempdir())
 
 
 def refuse_if_full(
     root: Store, config: EncodeConfig, claims: Sequence[Claim],
-    encoders: Mapping[str, Encoder] | None = None,
+    encoders: Mapping[str, Encoder] | None = None, retry: bool = False,
 ) -> None:  # fmt: skip
     """Raise NoRoom if the target has less free space than a run will write; nothing is written.
     `run` calls it, unless it is told `--ignore-space`.
@@ -184,7 +190,7 @@ def refuse_if_full(
     free = free_bytes(root)
     if free is None:
         return
-    need = required_bytes(config, claims, encoders) * MARGIN
+    need = required_bytes(config, claims, encoders, retry) * MARGIN
     if free < need:
         raise NoRoom(
             f"{root.url}: {size_text(free)} are free, what is not committed yet will take about "

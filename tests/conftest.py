@@ -10,7 +10,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# What takes longest is started first, so that no process is left alone with it at the end.
+LONG = (
+    "train/test_run.py", "train/test_faults.py", "encode/test_faults.py", "demo/test_road.py", "encode/test_job.py",
+)  # fmt: skip
+
+
+def _turn(item: pytest.Item) -> int:
+    file = item.path.as_posix()
+    return next((i for i, name in enumerate(LONG) if file.endswith(name)), len(LONG))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_turn)
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not on_gpu:
         return

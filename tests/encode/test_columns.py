@@ -24,6 +24,8 @@ from encode.columns import (
 from encode.config import ColumnConfig, EncodeConfig
 from encode.errors import EncodeError, ModelNotUsable
 from encode.images import to_pixels
+from encode.prepare import scales
+from encode.source import make_source
 from encode.text import tokenizer_digest
 from shards import (
     Column,
@@ -43,7 +45,9 @@ from shards.stream import Batch, read_rows
 from train.flow import FlowConfig
 from train.inputs import training_inputs
 
+from .light import write_source
 from .models import SIDE, Models
+from .toy import tar_bytes
 
 CONFIG: TypeAdapter[Any] = TypeAdapter(ColumnConfig)
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, SIDE, SIDE, 3), dtype=np.uint8)
@@ -183,9 +187,7 @@ def test_features(tiny: Models, element: str) -> None:
 def written(place: Path, encoder: Encoder, rows: Any, status: Any = None) -> Store:
     """A finished column of these rows."""
     store = open_store(place)
-    spec = column_spec(
-        encoder, "source", 1, 1024, lambda: measured_scales(encoder, CAPTIONS, "", 99)
-    )  # type: ignore[arg-type]  # asked of captions alone
+    spec = column_spec(encoder, "source", 1, 1024, lambda: measured_scales(encoder, CAPTIONS, 99))  # type: ignore[arg-type]  # asked of captions alone
     return put(store, spec, encoder, rows, status)
 
 
@@ -278,16 +280,37 @@ def test_scales_of_an_int8_column(tiny: Models, tmp_path: Path) -> None:
     encoder = words_of(kind="tokens", encoder=tiny("gemma"), max_tokens=40, element="int8")
     store = open_store(tmp_path / "text")
     assert standing_scales(store) is None
-    scales = measured_scales(encoder, [None, *CAPTIONS], "0.tar", 99)
+    scales = measured_scales(encoder, [None, *CAPTIONS], 99)
     assert scales["rows"] == 3  # neither the missing one nor the empty one
     spec = column_spec(encoder, "source", 1, 1024, lambda: scales)
     assert spec.identity["dtype"] == "int8"
     put(store, spec, encoder, encoder.encode(CAPTIONS, 99), None)
     assert standing_scales(store) == scales
-    with pytest.raises(EncodeError, match="0.tar: its first 256 rows hold no caption"):
-        measured_scales(encoder, [None, ""], "0.tar", 99)
     with pytest.raises(ValueError, match="scales of its channels"):
         column_spec(encoder, "source", 1, 1024)
+
+
+def test_scales_are_measured_on_the_first_tar_that_has_captions(
+    tiny: Models, tmp_path: Path
+) -> None:
+    encoder = words_of(kind="tokens", encoder=tiny("gemma"), max_tokens=40, element="int8")
+    pattern = write_source(tmp_path / "tars", 3, 2)
+    (tmp_path / "tars/0.tar").write_bytes(b"<html>")
+    (tmp_path / "tars/1.tar").write_bytes(tar_bytes([("0.jpg", b"no caption beside it")]))
+    values = {"root": str(tmp_path), "sources": {"toy": pattern}, "columns": {}}
+    config = EncodeConfig.model_validate(values)
+
+    def measured() -> Any:
+        source, tars = make_source("toy", pattern, 1024)
+        return scales(encoder, open_store(tmp_path / "toy/text"), source, tars, config)()
+
+    captions = [f"picture {row} of shard 2" for row in range(2)]
+    assert measured() == measured_scales(encoder, captions, config.engine.tokens)
+    (tmp_path / "tars/2.tar").write_bytes(b"<html>")
+    with pytest.raises(
+        EncodeError, match="0.tar: neither it nor the tars after it .3 were looked at"
+    ):
+        measured()
 
 
 def test_a_base_can_be_thinned_out(tmp_path: Path) -> None:

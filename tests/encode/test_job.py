@@ -321,7 +321,9 @@ def test_what_is_no_tar_fails_alone(config: Path, encode: Encode, undisturbed: l
     assert "1 shards failed in an earlier run and are left alone" in output
     assert (cache / "toy/vae/failures/00002.json").stat().st_mtime_ns == before
 
-    code, output = encode(config, "--allow-failed")  # complete without it, if told so
+    code, output = encode(
+        config, "--allow-failed", "engine.batch=8"
+    )  # complete without it, if told so
     assert code == 3
     assert "vae: complete, 45 rows: 45 ok" in output
     column = Column.open(cache / "toy/vae")

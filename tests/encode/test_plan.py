@@ -22,7 +22,9 @@ from encode.prepare import prepare, root_of
 from encode.probe import Rate, decode_bound, hours, spread, timed
 from encode.room import NoRoom, free_bytes, required_bytes, size_text
 from encode.survey import Estimate, exactly, extrapolate, find, look_into
-from shards import IndexRow, Source, open_store, put_index
+from shards import IndexRow, Source, open_store, put_index, seal
+from shards.commits import FAILURE, failure_name
+from shards.schema import VERSION
 
 from .models import Models
 from .toy import jpeg, sample, tar_bytes, write_config, write_source
@@ -211,6 +213,12 @@ def test_run_refuses_what_does_not_fit(
     assert "it does NOT fit, `run` will refuse" in capsys.readouterr().out
     monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage(1 << 40, 0, int(need * 1.1)))
     room.refuse_if_full(root_of(settings), settings, prepared.claims, prepared.encoders)
+    assert required_bytes(settings, prepared.claims, prepared.encoders, retry=True) == 0
+    for column in prepared.claims[0].columns():
+        record = {"format": FAILURE, "version": VERSION, "shard": 1, "reason": "died"}
+        column.replace(failure_name(1), seal(record))
+    again = required_bytes(settings, prepared.claims, prepared.encoders, retry=True)
+    assert 0 < again < need / 2  # of three tars
 
 
 def test_free_space_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
