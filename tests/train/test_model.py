@@ -6,7 +6,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from train.model import DiT, DiTConfig, rope_table, sincos_table, time_features
+from train.model import DiT, DiTConfig
+from train.positions import rope_table, sincos_table, time_features
 
 from .goldens import golden, model_of
 
@@ -51,6 +52,9 @@ def test_types_under_autocast_are_the_originals(name: str) -> None:
     assert seen == settings["autocast_dtype_trace"]
     error = (out.float() - tensors["out"]).norm() / tensors["out"].norm()
     assert error < 1.1 * settings["autocast_rel_err"]
+    assert str(out.dtype) == settings["autocast_out_dtype"]
+    theirs = tensors["out_autocast_bf16_cpu"].float()
+    assert (out.float() - theirs).norm() / theirs.norm() < settings["autocast_rel_err"]
 
 
 def test_positions_and_times_are_the_originals() -> None:
