@@ -126,8 +126,13 @@ def choose(asked: Backend, like: Tensor, head_dim: int) -> Backend:
     varlen = like.is_cuda and half and head_dim % 8 == 0 and head_dim <= 256
     if asked == "varlen" and not varlen:
         raise ConfigError(
-            f"compute.attention=varlen: found {like.dtype} on {like.device.type} and heads of {head_dim}, expected half "
-            "precision on a GPU and a multiple of 8 up to 256. Set compute.attention=auto"
+            f"compute.attention=varlen: found {like.dtype} on {like.device.type} and heads of {head_dim}, expected "
+            "half precision on a GPU and a multiple of 8 up to 256. Set compute.attention=auto"
+        )
+    if asked == "flex" and not like.is_cuda and torch.is_grad_enabled():
+        raise ConfigError(
+            "compute.attention=flex: found a CPU, where FlexAttention has no gradient, expected a GPU. Set "
+            "compute.attention=auto"
         )
     if asked != "auto":
         return asked

@@ -104,6 +104,8 @@ def test_what_does_not_fit_is_refused() -> None:
         attend(q[:2], k, v, ends)
     with pytest.raises(ConfigError, match="expected half precision on a GPU"):
         attend(q, k, v, ends, "varlen")
+    with pytest.raises(ConfigError, match="FlexAttention has no gradient"):
+        attend(q, k, v, ends, "flex")
 
 
 @pytest.mark.slow
