@@ -168,6 +168,10 @@ def locate(
     return _padded(cu_seqlens, lengths, longest, like, image, groups, backend == "flex")
 
 
+def _beside(like: Tensor, numbers: Tensor) -> Tensor:
+    return numbers.to(like.device, torch.int64, non_blocking=True)
+
+
 def _samples(cu: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
     """Of each text token its sample, and its place there."""
     numbers = torch.arange(len(cu) - 1, device=cu.device)
@@ -180,9 +184,9 @@ def _padded(
 ) -> Padded:  # fmt: skip
     tokens, batch = int(lengths.sum()) - image * len(lengths), len(lengths)
     length = -(-longest // TILE) * TILE if flex else longest
-    sample, place = _samples(cu_seqlens.to(like.device, torch.int64), tokens)
+    sample, place = _samples(_beside(like, cu_seqlens), tokens)
     at = sample * length + image + place
-    known = lengths.clamp(min=1).to(like.device)  # a sample without keys sees one zero
+    known = _beside(like, lengths.clamp(min=1))  # a sample without keys sees one zero
     if flex:
         blocks = _blocks(known, groups * like.shape[1], length)
         return Padded(at, batch, length, (blocks,), flex_kernel(like.is_cuda))
@@ -195,10 +199,10 @@ def _padded(
 def _packed(
     cu_seqlens: Tensor, lengths: Tensor, longest: int, like: Tensor, image: int, groups: int
 ) -> Packed:
-    cu = cu_seqlens.to(like.device, torch.int64)
+    cu = _beside(like, cu_seqlens)
     known = lengths.clamp(min=1)  # a sample without keys gets one, a zero
     tokens, rows, batch = int(lengths.sum()) - image * len(lengths), int(known.sum()), len(lengths)
-    ends = F.pad(known.cumsum(0), (1, 0)).to(like.device)
+    ends = _beside(like, F.pad(known.cumsum(0), (1, 0)))
     sample, place = _samples(cu, tokens)
     image_at = (ends[:-1] + cu.diff())[:, None] + torch.arange(image, device=like.device)
     queries = torch.arange(batch + 1, device=like.device) * (groups * like.shape[1])

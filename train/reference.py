@@ -9,6 +9,7 @@ The pickle is the one that is ever opened here, by torch's reader of tensors onl
 import json
 import pickle
 import shutil
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,7 +32,7 @@ KEYS = {"ema": "ema", "weights": "module"}  # ours -> the key in the pickle
 State = dict[str, Tensor]
 UNREADABLE = (  # what torch's reader raises on a file that is hostile, cut short, or never was a checkpoint
     pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
-    AssertionError,
+    AssertionError, struct.error,
 )  # fmt: skip
 
 

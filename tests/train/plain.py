@@ -48,7 +48,9 @@ def forward(
 
     e = torch.zeros(batch, width)
     if kind is not None:
-        f = torch.tensor([10_000 ** (-k / 128) for k in range(128)])
+        # "computed fp32": the exponent too, which at t = 1000 shows in the fifth digit
+        exponent = (-math.log(10_000) * torch.arange(128).float() / 128).tolist()
+        f = torch.tensor([math.exp(x) for x in exponent])
         angles = t[:, None] * f
         features = torch.cat([angles.cos(), angles.sin()], -1)
         e = linear(silu(linear(features, "timestep_embedder.0")), "timestep_embedder.2")

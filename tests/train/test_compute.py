@@ -74,9 +74,9 @@ def test_captions_without_tokens(attention: str) -> None:
         assert out.isfinite().all()
     latents, timestep, tokens, ends = inputs([0, 3])
     alone = dit(latents[:1], timestep[:1], tokens[:0], ends[:2])
-    torch.testing.assert_close(alone, out[:1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(alone, out[:1], atol=2e-5, rtol=0)
     padded = dit(latents[:1], timestep[:1], torch.zeros(1, 0, 12), torch.zeros(1, 0))
-    torch.testing.assert_close(padded, alone, atol=1e-6, rtol=0)
+    torch.testing.assert_close(padded, alone, atol=2e-5, rtol=0)
 
 
 def test_tokens_may_be_bf16_as_columns_hold_them() -> None:

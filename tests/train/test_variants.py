@@ -48,7 +48,7 @@ def inputs(config: dict[str, Any], size: tuple[int, int]) -> tuple[Tensor, Tenso
     g = torch.Generator().manual_seed(1)
     z = torch.randn(len(MASK), config["in_channels"], *size, generator=g)
     text = torch.randn(*MASK.shape, config["text_hidden_size"], generator=g)
-    return z, torch.tensor([1.5, 250.25, 760.0, 1000.0]), text, MASK
+    return z, torch.tensor([1.5, 50.25, 160.0, 300.0]), text, MASK
 
 
 def check(config: dict[str, Any]) -> None:
