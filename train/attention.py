@@ -39,7 +39,7 @@ def attend(
 class Padded:
     """Buffers (B, K): of each sample the keys of its image, those of its text, and zeros."""
 
-    at: Tensor  # (T,) rows of the text, the buffer taken as B * K rows
+    at: Tensor  # (T,) rows of the text, what is behind the image taken as rows of all samples
     batch: int
     length: int  # K
     masked: tuple[Any, ...]  # what `kernel` takes after q, k and v
@@ -47,13 +47,11 @@ class Padded:
 
     def join(self, text: Tensor, image: Tensor | None) -> Tensor:
         """Keys or values of the text (T, nkv, hd) and of the image (B, S, nkv, hd), which each sample has."""
-        image_length = 0 if image is None else image.shape[1]
-        rows = text.new_zeros(self.batch * self.length, *text.shape[1:])
+        behind = self.length - (0 if image is None else image.shape[1])
+        rows = text.new_zeros(self.batch * behind, *text.shape[1:])
         rows[self.at] = text
-        buffer = rows.view(self.batch, self.length, *text.shape[1:])
-        if image is not None:
-            buffer[:, :image_length] = image
-        return buffer
+        padded = rows.view(self.batch, behind, *text.shape[1:])
+        return padded if image is None else torch.cat([image, padded], 1)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         heads_first = (x.transpose(1, 2) for x in (_fold(q, k.shape[2]), k, v))
@@ -185,7 +183,7 @@ def _padded(
     tokens, batch = int(lengths.sum()) - image * len(lengths), len(lengths)
     length = -(-longest // TILE) * TILE if flex else longest
     sample, place = _samples(_beside(like, cu_seqlens), tokens)
-    at = sample * length + image + place
+    at = sample * (length - image) + place
     known = _beside(like, lengths.clamp(min=1))  # a sample without keys sees one zero
     if flex:
         blocks = _blocks(known, groups * like.shape[1], length)
