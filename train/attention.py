@@ -69,7 +69,7 @@ class Packed:
     query_ends: Tensor  # (B + 1,) int32, of folded queries
     ends: Tensor  # (B + 1,) int32, of keys
     longest: int
-    kernel: Callable[..., Tensor]
+    kernel: Callable[..., Any]
 
     def join(self, text: Tensor, image: Tensor | None) -> Tensor:
         rows = text.new_zeros(self.rows, *text.shape[1:])
@@ -90,8 +90,9 @@ Keys = Padded | Packed
 
 def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The same where all samples have equally many keys: k and v (B, K, nkv, hd)."""
-    heads_first = (x.transpose(1, 2) for x in (_fold(q, k.shape[2]), k, v))
-    return _unfold(F.scaled_dot_product_attention(*heads_first).transpose(1, 2), q.shape)
+    folded = _fold(q, k.shape[2]).transpose(1, 2)
+    out = F.scaled_dot_product_attention(folded, k.transpose(1, 2), v.transpose(1, 2))
+    return _unfold(out.transpose(1, 2), q.shape)
 
 
 def _fold(q: Tensor, kv_heads: int) -> Tensor:
@@ -215,13 +216,13 @@ def _packed(
 
 
 @cache
-def varlen_kernel() -> Callable[..., Tensor] | None:
+def varlen_kernel() -> Callable[..., Any] | None:
     """torch's attention over sequences of any length; None before torch 2.10."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    return varlen_attn  # type: ignore[no-any-return, unused-ignore]  # without `return_aux` it is a tensor
+    return varlen_attn
 
 
 @cache

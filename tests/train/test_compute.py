@@ -96,15 +96,17 @@ def test_forward_on_the_meta_device() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recompute", [False, True])
-def test_compiled_blocks_compute_the_same(recompute: bool) -> None:
+def test_compiled_blocks_compute_the_same() -> None:
+    """With recomputing, which is the harder case: the compiled block is then called in the backward pass too."""
     torch.compiler.reset()
-    eager, compiled = model(layers=12), model(layers=12)
-    compiled.prepare(ComputeConfig(compile=True, recompute=recompute))
+    torch._dynamo.utils.counters.clear()
+    eager, compiled = model(layers=3), model(layers=3)
+    compiled.prepare(ComputeConfig(compile=True, recompute=True))
     assert compiled.state_dict().keys() == eager.state_dict().keys()
     batches = [3, 1], [5, 2], [4, 4], [1, 9]  # another number of tokens each time
     found, wanted = values(compiled, *batches), values(eager, *batches)
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
     frames = torch._dynamo.utils.counters["frames"]
-    assert frames["ok"] <= 4, frames  # one block's code serves all, and all lengths
+    # one block's code serves all blocks: for the first lengths, for any lengths, and for equal ones
+    assert dict(frames) == {"total": 3, "ok": 3}
