@@ -34,7 +34,7 @@ from shards import Norm
 from shards.latents import undraw
 from shards.randomness import normal
 from shards.stream import pad_text
-from train.checkpoint import load_for_sampling
+from train.checkpoint import CheckpointError, load_for_sampling
 from train.model import DiT
 
 from .imageset import ImageSet
@@ -80,6 +80,11 @@ class Generator:
         if request.tag is not None:
             step = step / "checkpoints" / f"step-{request.tag:08d}"
         model, manifest = load_for_sampling(step, request.ema_weights)
+        if "data" not in manifest:
+            raise CheckpointError(
+                f"{step}: found imported weights and no word of their VAE and text encoder. Import them again and name "
+                "the latent column and the text column that these made"
+            )
         latents, text = manifest["data"]["latents"], manifest["data"]["text"]
         vae = load_vae(moved(latents["identity"]["encoder"], request.vae), request.device)
         _, height, width = vae.moments_shape(latents["identity"]["preprocess"]["resolution"])

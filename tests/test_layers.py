@@ -21,6 +21,7 @@ MAY = {
         "shards",
         "encode",
         "train.model",
+        "train.reference",
         "train.flow",
         "train.loop",
         "train.run",

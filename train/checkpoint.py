@@ -283,20 +283,26 @@ def _read_ranges(
     return out
 
 
-def load_for_sampling(run_or_step: Path, ema: bool = True) -> tuple[DiT, Manifest]:
-    """A model in eval mode on the CPU and its manifest, from a run folder (its newest checkpoint) or a step folder."""
+def load_for_sampling(where: Path, ema: bool = True) -> tuple[DiT, Manifest]:
+    """A model in eval mode on the CPU and its manifest, from a run folder, a folder of steps (of either the newest), or
+    a step folder; trained here or imported."""
     name = WHOLE["ema" if ema else "weights"]
-    if (run_or_step / "checkpoints").is_dir():
-        found = newest(run_or_step / "checkpoints")
-        if found is None:
-            raise CheckpointError(f"{run_or_step}: found no checkpoint there. Train first")
+    folder = where / "checkpoints" if (where / "checkpoints").is_dir() else where
+    if (where / "manifest.json").is_file():
+        path, manifest = where, verified(where, [name])
+    elif (found := newest(folder)) is not None:
         path, manifest = found
     else:
-        if not (run_or_step / "manifest.json").is_file():
-            raise CheckpointError(
-                f"{run_or_step}: found no checkpoint there, expected a run folder or one of its steps. Train first"
+        foreign = any(where.glob("*/mp_rank_00_model_states.pt"))
+        raise CheckpointError(
+            f"{where}: found no checkpoint there, expected a run folder or one of its steps. "
+            + (
+                f"It is the reference's: python -m train import {where} OUT"
+                if foreign
+                else "Train first"
             )
-        path, manifest = run_or_step, verified(run_or_step, [name])
-    model = DiT(DiTConfig.model_validate(manifest["model"]))
-    model.load_state_dict(load_file(path / name))
+        )
+    with torch.device("meta"):  # no memory, and no time for weights that are replaced
+        model = DiT(DiTConfig.model_validate(manifest["model"]))
+    model.load_state_dict(load_file(path / name), assign=True)
     return model.eval(), manifest

@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 
 from configs import ConfigError, Strict
 
+from .architecture import ComputeConfig, ModelConfig
 from .flow import FlowConfig
-from .model import ModelConfig
 
 Text = str | dict[str, float]  # a tokens column, or several and how often each is chosen
 
@@ -95,6 +95,7 @@ class TrainConfig(Strict):
     model: ModelConfig
     flow: FlowConfig = FlowConfig()
     optim: OptimConfig = Field(default_factory=OptimConfig)
+    compute: ComputeConfig = Field(default_factory=ComputeConfig)
     ema: EmaConfig = Field(default_factory=EmaConfig)
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
     deepspeed: Path | dict[str, Any] = Field(

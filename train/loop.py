@@ -50,6 +50,7 @@ class Trainer:
         self.config, self.folder, self.sources, self.world = config, run, sources, world
         self.empty = empty_caption(sources)
         self.totals = {name: p.numel() for name, p in model.named_parameters()}
+        model.prepare(config.compute)
         self.engine = Engine(model, config, world)
         self.model_config = model.config
         self.ema = Ema(self.engine.weights(), config.ema.decay)
@@ -68,7 +69,7 @@ class Trainer:
         found = []
         for number, part in enumerate(parts):
             x = self._inputs(part)
-            predicted = self.engine(x.noisy, x.timestep, x.text, x.mask)
+            predicted = self.engine(x.noisy, x.timestep, x.tokens, x.cu_seqlens)
             loss = losses(self.config.flow, predicted, x.latents, x.noise, x.sigma)
             self.engine.backward(loss.mean())
             found.append(loss.detach())

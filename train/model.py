@@ -2,163 +2,30 @@
 
 Image tokens run through the blocks; caption tokens never change and enter every block as keys and values only.
 Parameter names and shapes are those of the reference implementation (fuse-dit), so its checkpoints load as they are.
-Shapes: B batch, C channels, (H, W) latent size, S image tokens, L text tokens, D width, nh / nkv heads, hd head_dim.
+Shapes: B batch, C channels, (H, W) latent size, S image tokens, T caption tokens of the whole batch, D width, nh / nkv
+heads, hd head_dim.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from configs import Strict
-
-TIME_CHANNELS = 256
-
-
-class ModelConfig(Strict):
-    """What a person chooses. Channels and text width are not here: they come from the columns."""
-
-    hidden_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp_size: int
-    patch_size: int = 2
-    attention: Literal["self", "cross"] = "self"
-    pos_embed: Literal["ape", "1d-rope", "2d-rope", "m-rope"] = "ape"
-    pos_embed_max_size: int = 64  # side of the sincos table, in tokens
-    sample_size: int = (
-        32  # latent side whose token grid gets the coordinates 0 .. sample_size / patch_size
-    )
-    timestep_conditioning: Literal["adaln-zero", "adaln-single", "addition", "none"] = "adaln-zero"
-    qk_norm: bool = True
-    sandwich_norm: bool = False
-    attention_bias: bool = False
-    activation: Literal["gelu_pytorch_tanh", "gelu", "silu"] = "gelu_pytorch_tanh"
-    norm_eps: float = 1e-6
-    rope_theta: float = 10_000.0
-    initializer_range: float = 0.02
-
-
-class DiTConfig(ModelConfig):
-    """A model in full: what was chosen, and what its columns say."""
-
-    in_channels: int
-    out_channels: int
-    text_width: int
-
-    @classmethod
-    def from_reference(cls, fields: Mapping[str, Any]) -> Self:
-        """Read the reference's `config.json`, its Gemma-like `base_config` nested in it."""
-        base = fields["base_config"]
-        hidden = fields.get("dit_hidden_size") or base["hidden_size"]
-        heads = base["num_attention_heads"]
-        return cls(
-            hidden_size=hidden,
-            layers=fields.get("dit_num_hidden_layers", 18),
-            heads=heads,
-            kv_heads=base["num_key_value_heads"],
-            head_dim=base.get("head_dim") or hidden // heads,
-            mlp_size=base["intermediate_size"],
-            patch_size=fields.get("patch_size", 2),
-            attention=fields.get("attention", "self"),
-            pos_embed=fields.get("pos_embed", "1d-rope"),
-            pos_embed_max_size=fields.get("pos_embed_max_size", 64),
-            sample_size=fields.get("sample_size", 32),
-            timestep_conditioning=fields.get("timestep_conditioning", "adaln-zero") or "none",
-            qk_norm=fields.get("qk_norm", False),
-            sandwich_norm=fields.get("sandwich_norm", False),
-            attention_bias=base.get("attention_bias", False),
-            activation=base.get("hidden_activation") or "gelu_pytorch_tanh",
-            norm_eps=base.get("rms_norm_eps", 1e-6),
-            rope_theta=base.get("rope_theta", 10_000.0),
-            initializer_range=base.get("initializer_range", 0.02),
-            in_channels=fields.get("in_channels", 16),
-            out_channels=fields.get("out_channels", 16),
-            text_width=fields.get("text_hidden_size") or base["hidden_size"],
-        )
-
+from .architecture import ComputeConfig
+from .architecture import DiTConfig as DiTConfig
+from .architecture import ModelConfig as ModelConfig
+from .attention import Keys, choose, dense, locate
+from .positions import ROPES, TIME_CHANNELS, Rope, rope_table, rotate, sincos_table, time_features
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
     "gelu": F.gelu,
     "silu": F.silu,
 }
-
-
-# Positions -----------------------------------------------------------------------------------------------------------
-
-
-def sincos_table(width: int, side: int, base: int) -> Tensor:
-    """2-D sine-cosine table (1, side * side, width): column in the first half of the channels, row in the second.
-
-    Grid index k stands at coordinate k / (side / base), so that a larger table refines the same picture."""
-    at = torch.arange(side, dtype=torch.float64) / (side / base)
-    omega = 10_000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width / 4))
-    angle = at[:, None] * omega  # (side, width / 4)
-    half = torch.cat([angle.sin(), angle.cos()], 1)  # (side, width / 2)
-    column = half[None, :, :].expand(side, side, -1)
-    row = half[:, None, :].expand(side, side, -1)
-    return torch.cat([column, row], 2).reshape(1, side * side, width).float()
-
-
-def _frequencies(dim: int, theta: float) -> Tensor:
-    return theta ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
-
-
-def _angles_1d(row: Tensor, column: Tensor, head_dim: int, theta: float) -> Tensor:
-    index = torch.arange(row.numel(), dtype=torch.float32)
-    return (index[:, None] * _frequencies(head_dim, theta)).repeat(1, 2)
-
-
-def _angles_2d(row: Tensor, column: Tensor, head_dim: int, theta: float) -> Tensor:
-    f = _frequencies(head_dim // 2, theta)
-    return torch.cat([row[:, None] * f, column[:, None] * f], 1).repeat(1, 2)
-
-
-def _angles_m(row: Tensor, column: Tensor, head_dim: int, theta: float) -> Tensor:
-    high, low = _frequencies(head_dim, theta).chunk(
-        2
-    )  # rows turn with the high frequencies, columns with the low
-    return torch.cat([row[:, None] * high, column[:, None] * low], 1).repeat(1, 2)
-
-
-ROPES = {"1d-rope": _angles_1d, "2d-rope": _angles_2d, "m-rope": _angles_m}
-
-
-def rope_table(kind: str, h: int, w: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (h * w, head_dim) of the rotary embedding `kind` over a token grid, row-major."""
-    row = torch.arange(h, dtype=torch.float32).repeat_interleave(w)
-    column = torch.arange(w, dtype=torch.float32).repeat(h)
-    angles = ROPES[kind](row, column, head_dim, theta)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Apply a rotary embedding to (B, heads, S, hd), dimension j paired with j + hd / 2."""
-    if rope is None:
-        return x
-    first, second = x.chunk(2, -1)
-    return x * rope[0] + torch.cat([-second, first], -1) * rope[1]
-
-
-def time_features(timestep: Tensor) -> Tensor:
-    """Timesteps (B,) in (0, 1000] -> (B, 256), cosines first."""
-    half = TIME_CHANNELS // 2
-    exponent = (
-        -math.log(10_000.0) * torch.arange(half, device=timestep.device, dtype=torch.float32) / half
-    )
-    # Through fp64, because an fp32 exp differs by an ulp between processors, and t = 1000 makes 6e-5 of it.
-    angle = timestep.float()[:, None] * exponent.double().exp().float()
-    return torch.cat([angle.cos(), angle.sin()], 1)
-
-
-# Parts ---------------------------------------------------------------------------------------------------------------
 
 
 class RMSNorm(nn.Module):
@@ -241,7 +108,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: DiTConfig, image: bool, text: bool) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        self.head_dim = config.head_dim
         linear = partial(nn.Linear, bias=config.attention_bias)
         width, kv = config.hidden_size, config.kv_heads * config.head_dim
         self.image, self.text = image, text
@@ -254,30 +121,26 @@ class Attention(nn.Module):
         norm = partial(RMSNorm, config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity
         self.q_norm, self.k_norm = norm(), norm()
 
-    def forward(
-        self, x: Tensor, context: Tensor, allowed: Tensor | None, rope: tuple[Tensor, Tensor] | None
-    ) -> Tensor:
-        """x (B, S, D), context (B, L, D), allowed keys (B, 1, 1, keys) bool -> (B, S, D)."""
+    def forward(self, x: Tensor, context: Tensor, keys: Keys, rope: Rope | None) -> Tensor:
+        """x (B, S, D), context (T, D) -> (B, S, D)."""
         q = rotate(self.q_norm(self._heads(self.q_proj(x))), rope)
-        keys, values = [], []
-        if self.text:  # the same k_norm as the image, no position
-            keys.append(self.k_norm(self._heads(self.text_k_proj(context))))
-            values.append(self._heads(self.text_v_proj(context)))
+        k = v = None
         if self.image:
-            keys.append(rotate(self.k_norm(self._heads(self.k_proj(x))), rope))
-            values.append(self._heads(self.v_proj(x)))
-        attended = self._attend(q, torch.cat(keys, 2), torch.cat(values, 2), allowed)
-        out: Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
+            k = rotate(self.k_norm(self._heads(self.k_proj(x))), rope)
+            v = self._heads(self.v_proj(x))
+        if self.text:  # the same k_norm as the image, no position
+            text_k = self.k_norm(self._heads(self.text_k_proj(context)))
+            text_v = self._heads(self.text_v_proj(context))
+            attended = keys.attend(q, keys.join(text_k, k), keys.join(text_v, v))
+        else:
+            assert k is not None
+            assert v is not None
+            attended = dense(q, k, v)
+        out: Tensor = self.o_proj(attended.flatten(2))
         return out
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)  # (B, heads, tokens, hd)
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
-        groups = self.heads // self.kv_heads
-        if groups > 1:  # each key head serves `groups` adjacent query heads
-            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        return x.view(*x.shape[:-1], x.shape[-1] // self.head_dim, self.head_dim)
 
 
 def _modulate_zero(block: "Block", temb: Tensor) -> tuple[Any, ...]:
@@ -322,19 +185,14 @@ class Block(nn.Module):
         self.modulate = MODULATIONS[config.timestep_conditioning]
 
     def forward(
-        self,
-        x: Tensor,
-        temb: Tensor,
-        context: Tensor,
-        allowed: Tensor,
-        rope: tuple[Tensor, Tensor] | None,
+        self, x: Tensor, temb: Tensor, context: Tensor, keys: Keys, rope: Rope | None
     ) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulate(self, temb)
         n = self.input_layernorm(x) * (1 + scale_a) + shift_a
-        a = self.self_attn(n, context, None if self.cross_attn else allowed, rope)
+        a = self.self_attn(n, context, keys, rope)
         x = x + gate_a * (self.post_attention_layernorm(a) if self.sandwich else a)
         if self.cross_attn:  # its query is neither normed nor modulated and its output has no gate
-            c = self.cross_attn(x, context, allowed, None)
+            c = self.cross_attn(x, context, keys, None)
             x = x + (self.post_cross_attention_layernorm(c) if self.sandwich else c)
         # With sandwich norms, post_attention_layernorm is spent above and another one takes its place here.
         n = self.pre_feedforward_layernorm(x) if self.sandwich else self.post_attention_layernorm(x)
@@ -344,11 +202,14 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """latents (B, C, H, W), timestep (B,) in (0, 1000], text (B, L, Dt), mask (B, L) 0/1 -> velocity (B, C, H, W)."""
+    """latents (B, C, H, W), timestep (B,) in (0, 1000] and captions -> velocity (B, C, H, W).
+
+    Captions are text (T, Dt), back to back, and where each starts and the last ends, (B + 1,) int32, which a GPU need
+    not be waited for if it is on the CPU; or padded text (B, L, Dt) and mask (B, L) of 0/1."""
 
     def __init__(self, config: DiTConfig, seed: int = 0) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.compute = config, ComputeConfig()
         width, eps, conditioning = config.hidden_size, config.norm_eps, config.timestep_conditioning
         self.patch_embed = PatchEmbed(config)
         if conditioning != "none":
@@ -361,6 +222,10 @@ class DiT(nn.Module):
         self.context_embedder = nn.Sequential(
             RMSNorm(config.text_width, eps), nn.Linear(config.text_width, width)
         )
+        if unused := config.text_modulation_width:  # the reference makes it and has no input for it
+            self.condition_embedder = nn.Sequential(
+                RMSNorm(unused, eps), nn.Linear(unused, width), nn.SiLU(), nn.Linear(width, width)
+            )
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm_out = (
             ModulatedNorm(width, 2, eps) if conditioning == "adaln-zero" else RMSNorm(width, eps)
@@ -369,20 +234,36 @@ class DiT(nn.Module):
         if not self.proj_out.weight.is_meta:
             initialise(self, seed)
 
+    def prepare(self, compute: ComputeConfig) -> None:
+        """Say how to compute; before the engine takes the model. The state dict stays as it is."""
+        self.compute = compute
+        if compute.compile:
+            for block in self.layers:
+                block.compile()
+
     def forward(self, latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        text, cu_seqlens = _pack(text, mask) if text.ndim == 3 else (text, mask)
         x = self.patch_embed(latents)
         h, w = (side // self.config.patch_size for side in latents.shape[2:])
         embedded, temb = self._embed_time(timestep, x)
         if self.config.timestep_conditioning == "addition":
             x = x + embedded[:, None]
-        context = self.context_embedder(text)
-        allowed = mask.bool()[:, None, None]  # (B, 1, 1, L)
-        if self.config.attention == "self":
-            allowed = F.pad(allowed, (0, x.shape[1]), value=True)  # keys are [text, image]
-        rope = self._rope(h, w, x)
+        context = self.context_embedder(text.to(self.proj_out.weight.dtype))
+        keys, rope = self._keys(cu_seqlens, text, x), self._rope(h, w, x)
         for block in self.layers:
-            x = block(x, temb, context, allowed, rope)
+            if self.compute.recompute and torch.is_grad_enabled():
+                x = checkpoint(
+                    block, x, temb, context, keys, rope, use_reentrant=False, preserve_rng_state=False
+                )  # fmt: skip
+            else:
+                x = block(x, temb, context, keys, rope)
         return self._unpatchify(self.proj_out(self._head(x, embedded)), h, w)
+
+    def _keys(self, cu_seqlens: Tensor, text: Tensor, x: Tensor) -> Keys:
+        c = self.config
+        backend = choose(self.compute.attention, x, c.head_dim)
+        image = x.shape[1] if c.attention == "self" else 0
+        return locate(cu_seqlens, len(text), x, image, c.heads // c.kv_heads, backend)
 
     def _embed_time(self, timestep: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """The embedding itself, and what the blocks make their modulation from."""
@@ -393,11 +274,11 @@ class DiT(nn.Module):
         single = self.config.timestep_conditioning == "adaln-single"
         return embedded, self.t_block(embedded) if single else embedded
 
-    def _rope(self, h: int, w: int, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _rope(self, h: int, w: int, x: Tensor) -> Rope | None:
         c = self.config
         if c.pos_embed not in ROPES:
             return None
-        cos, sin = rope_table(c.pos_embed, h, w, c.head_dim, c.rope_theta)
+        cos, sin = rope_table(c.pos_embed, h, w, c.head_dim, c.rope_theta, x.device)
         return cos.to(x), sin.to(x)
 
     def _head(self, x: Tensor, embedded: Tensor) -> Tensor:
@@ -418,11 +299,17 @@ class DiT(nn.Module):
         return x.view(-1, h, w, p, p, c).permute(0, 5, 1, 3, 2, 4).reshape(-1, c, h * p, w * p)
 
 
+def _pack(text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Padded captions (B, L, Dt) -> (T, Dt) and where each starts; any pattern of 0/1 will do."""
+    real = mask.bool()
+    return text[real], F.pad(real.sum(1).cumsum(0), (1, 0))
+
+
 def initialise(model: DiT, seed: int) -> None:
     """Fill the weights as the reference does; the same seed gives the same weights on every rank."""
     g, std = torch.Generator().manual_seed(seed), model.config.initializer_range
-    normal = {"timestep_embedder.0": std, "timestep_embedder.2": std, "context_embedder.1": std}
-    normal["t_block.1"] = 0.02
+    embedders = "timestep_embedder.0 timestep_embedder.2 context_embedder.1 condition_embedder.1 condition_embedder.3"
+    normal = {**dict.fromkeys(embedders.split(), std), "t_block.1": 0.02}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             if name == "proj_out" or name.endswith(("input_layernorm.linear", "norm_out.linear")):

@@ -15,7 +15,7 @@ from torch import Tensor
 from shards import BadRows, IdentityMismatch, Join, Sources, open_join
 from shards.latents import draw
 from shards.randomness import normal
-from shards.stream import pad_text, read_rows
+from shards.stream import read_rows
 
 from .config import TrainConfig, column_name
 from .ema import Ema
@@ -100,7 +100,7 @@ class Validator:
         """By row and level: loss (b, 8), mean and mean square of the target by channel (b, 8, C); fp64 on the CPU."""
         config, device = self.config, self.world.device
         moments, tokens, cu_seqlens = read_rows(self.join, rows)
-        text, mask = (t.to(device) for t in pad_text(tokens, cu_seqlens))
+        tokens = tokens.to(device)
         keys, shape = rows.tolist(), self.join.latent_shape
         drawn = None
         if self.join.posterior:
@@ -111,7 +111,10 @@ class Validator:
             sigma, timestep = noise_levels(torch.full((len(keys),), (level + 0.5) / LEVELS))
             noise = normal(config.seed, f"validation-flow-{level}", keys, shape)
             predicted = engine(
-                interpolate(latents, noise, sigma).to(device), timestep.to(device), text, mask
+                interpolate(latents, noise, sigma).to(device),
+                timestep.to(device),
+                tokens,
+                cu_seqlens,
             ).cpu()
             wanted = target(latents, noise).double().flatten(2)
             loss = losses(config.flow, predicted, latents, noise, sigma)

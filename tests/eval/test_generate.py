@@ -16,6 +16,7 @@ from encode.vae import Vae
 from eval.commands import main
 from eval.errors import OtherImages
 from eval.generate import Generator, Request, generate, noise_numbers
+from shards import seal
 from shards.randomness import normal
 from train.checkpoint import CheckpointError
 
@@ -132,6 +133,17 @@ def test_a_step_by_tag_or_path_is_the_newest_of_its_run(request_: Request, run: 
     with pytest.raises(CheckpointError):
         generate(changed(request_, tag=11, save_dir=request_.save_dir / "../none"))
     assert not (request_.save_dir / "../none").exists()
+
+
+def test_imported_weights_without_their_columns(request_: Request, run: Path) -> None:
+    """They say nothing of a VAE, so it is asked for."""
+    step = request_.save_dir.parent / "step-00000010"
+    shutil.copytree(run / "checkpoints/step-00000010", step)
+    record = json.loads((step / "manifest.json").read_bytes())
+    del record["data"], record["digest"]
+    (step / "manifest.json").write_bytes(seal(record))
+    with pytest.raises(CheckpointError, match="Import them again and name the latent column"):
+        generate(changed(request_, checkpoint=step))
 
 
 def test_an_encoder_may_move_but_not_change(

@@ -1,0 +1,208 @@
+"""What a model is, and how the reference's `config.json` says the same. How it is computed changes no number of it."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from configs import ConfigError, Strict
+
+Backend = Literal["auto", "plain", "varlen", "flex"]  # see attention.py
+
+
+class ComputeConfig(Strict):
+    """How the model is run: for speed and memory, the values stay the same but for rounding."""
+
+    compile: bool = False  # torch.compile, block by block
+    recompute: bool = False  # activations of a block are computed again in the backward pass
+    attention: Backend = "auto"
+
+
+class ModelConfig(Strict):
+    """What a person chooses. Channels and text width are not here: they come from the columns."""
+
+    hidden_size: int = Field(ge=1)
+    layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    kv_heads: int = Field(ge=1)
+    head_dim: int = Field(ge=1)
+    mlp_size: int = Field(ge=1)
+    patch_size: int = Field(default=2, ge=1)
+    attention: Literal["self", "cross"] = "self"
+    pos_embed: Literal["ape", "1d-rope", "2d-rope", "m-rope"] = "ape"
+    pos_embed_max_size: int = Field(default=64, ge=1)  # side of the sincos table, in tokens
+    sample_size: int = Field(
+        default=32, ge=1
+    )  # latent side whose token grid gets the coordinates 0 .. sample_size / patch_size
+    timestep_conditioning: Literal["adaln-zero", "adaln-single", "addition", "none"] = "adaln-zero"
+    qk_norm: bool = True
+    sandwich_norm: bool = False
+    attention_bias: bool = False
+    activation: Literal["gelu_pytorch_tanh", "gelu", "silu"] = "gelu_pytorch_tanh"
+    norm_eps: float = 1e-6
+    rope_theta: float = 10_000.0
+    initializer_range: float = 0.02
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads {self.heads} is no multiple of kv_heads {self.kv_heads}: each key head serves as many queries"
+            )
+        if self.pos_embed == "ape" and self.hidden_size % 4:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is no multiple of 4: sines and cosines of row and column share it"
+            )
+        if self.pos_embed == "ape" and self.sample_size < self.patch_size:
+            raise ValueError(
+                f"sample_size {self.sample_size} is less than patch_size {self.patch_size}: no token has a place there"
+            )
+        parts = {"ape": 1, "1d-rope": 2}.get(self.pos_embed, 4)
+        if self.head_dim % parts:
+            raise ValueError(
+                f"head_dim {self.head_dim} is no multiple of {parts}, into which {self.pos_embed} cuts it"
+            )
+        return self
+
+
+class DiTConfig(ModelConfig):
+    """A model in full: what was chosen, and what its columns say."""
+
+    in_channels: int = Field(ge=1)
+    out_channels: int = Field(ge=1)
+    text_width: int = Field(ge=1)
+    text_modulation_width: int | None = None  # of weights that the reference makes and never uses
+
+    @classmethod
+    def from_reference(cls, fields: Mapping[str, Any]) -> Self:
+        """Read the reference's `config.json`, its Gemma-like `base_config` nested in it; ConfigError if it is none.
+
+        A field that is absent or null has the default of the class that wrote it; unknown ones are left aside."""
+        if fields.get("model_type", "DiT") != "DiT":
+            raise ConfigError(
+                f"config.json: model_type: found {fields['model_type']!r}, expected 'DiT'. Deep fusion (FuseDiT), "
+                "where a language model runs in the step, is not supported"
+            )
+        base = _base(fields.get("base_config"))
+        own = {k: v for k, v in fields.items() if v is not None}
+        hidden = own.get("dit_hidden_size") or _need(base, "hidden_size")
+        heads = _need(base, "num_attention_heads")
+        conditioning = fields.get("timestep_conditioning", "adaln-zero")
+        try:
+            return cls(
+                hidden_size=hidden,
+                layers=own.get("dit_num_hidden_layers", 18),
+                heads=heads,
+                kv_heads=_need(base, "num_key_value_heads"),
+                head_dim=base.get("head_dim") or base.get("hidden_size", hidden) // heads,
+                mlp_size=_need(base, "intermediate_size"),
+                patch_size=own.get("patch_size", 2),
+                attention=own.get("attention", "self"),
+                pos_embed=own.get("pos_embed", "1d-rope"),
+                pos_embed_max_size=own.get("pos_embed_max_size", 64),
+                sample_size=own.get("sample_size", 32),
+                timestep_conditioning="none" if conditioning is None else conditioning,
+                qk_norm=own.get("qk_norm", False),
+                sandwich_norm=own.get("sandwich_norm", False),
+                attention_bias=base["attention_bias"],
+                activation=base["hidden_activation"],
+                norm_eps=base["rms_norm_eps"],
+                rope_theta=base["rope_theta"],
+                initializer_range=base["initializer_range"],
+                in_channels=own.get("in_channels", 16),
+                out_channels=own.get("out_channels", 16),
+                text_width=own.get("text_hidden_size") or _need(base, "hidden_size"),
+                text_modulation_width=own.get("text_modulation_embeds_dim"),
+            )
+        except ValidationError as error:
+            lines = [
+                f"{NAMES.get(name, name)}: found {problem['input']!r:.80}: {problem['msg']}"
+                if (name := ".".join(map(str, problem["loc"])))
+                else problem["msg"]
+                for problem in error.errors()
+            ]
+            raise ConfigError("\n  ".join(["config.json is of no model here:", *lines])) from None
+
+    def to_reference(self) -> dict[str, Any]:
+        """The `config.json` from which `from_reference` makes this model again."""
+        mine = self.model_dump()
+        own = {theirs: mine[ours] for ours, theirs in NAMES.items() if "." not in theirs}
+        base = {
+            theirs.removeprefix("base_config."): mine[ours]
+            for ours, theirs in NAMES.items()
+            if "." in theirs
+        }
+        if own["timestep_conditioning"] == "none":
+            own["timestep_conditioning"] = None
+        base |= {"model_type": "gemma", "hidden_size": self.hidden_size}
+        return {"architectures": ["DiT"], "model_type": "DiT", **own, "base_config": base}
+
+
+# ours -> where the reference's config.json has it
+NAMES = {
+    "attention": "attention",
+    "hidden_size": "dit_hidden_size",
+    "layers": "dit_num_hidden_layers",
+    "in_channels": "in_channels",
+    "out_channels": "out_channels",
+    "patch_size": "patch_size",
+    "pos_embed": "pos_embed",
+    "pos_embed_max_size": "pos_embed_max_size",
+    "qk_norm": "qk_norm",
+    "sample_size": "sample_size",
+    "sandwich_norm": "sandwich_norm",
+    "text_width": "text_hidden_size",
+    "text_modulation_width": "text_modulation_embeds_dim",
+    "timestep_conditioning": "timestep_conditioning",
+    "heads": "base_config.num_attention_heads",
+    "kv_heads": "base_config.num_key_value_heads",
+    "head_dim": "base_config.head_dim",
+    "mlp_size": "base_config.intermediate_size",
+    "activation": "base_config.hidden_activation",
+    "norm_eps": "base_config.rms_norm_eps",
+    "attention_bias": "base_config.attention_bias",
+    "rope_theta": "base_config.rope_theta",
+    "initializer_range": "base_config.initializer_range",
+}
+# What transformers' classes fill in for a field that a config.json leaves out.
+ANY_BASE: dict[str, Any] = {
+    "hidden_activation": "gelu_pytorch_tanh",  # also where it is null; `hidden_act` is ignored
+    "rms_norm_eps": 1e-6,
+    "attention_bias": False,
+    "rope_theta": 10_000.0,
+    "initializer_range": 0.02,
+}
+BASES: dict[str | None, dict[str, Any]] = {
+    "gemma": {
+        "hidden_size": 3072, "intermediate_size": 24576, "num_attention_heads": 16,
+        "num_key_value_heads": 16, "head_dim": 256,
+    },
+    "gemma2": {
+        "hidden_size": 2304, "intermediate_size": 9216, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "head_dim": 256,
+    },
+}  # fmt: skip
+
+
+def _base(found: Any) -> dict[str, Any]:
+    """The nested config with the defaults of its class; a null `head_dim` is for hidden size / heads to say."""
+    if not isinstance(found, Mapping):
+        raise ConfigError(
+            f"config.json: base_config: found {type(found).__name__}, expected the config of the language model whose "
+            "geometry the model has"
+        )
+    defaults = {**ANY_BASE, **BASES.get(found.get("model_type"), {})}
+    rope = found.get("rope_parameters")  # where transformers 5 keeps it
+    if isinstance(rope, Mapping) and rope.get("rope_theta") is not None:
+        defaults["rope_theta"] = rope["rope_theta"]
+    given = {k: v for k, v in found.items() if v is not None or k == "head_dim"}
+    return {**defaults, **given}
+
+
+def _need(base: Mapping[str, Any], name: str) -> int:
+    if not isinstance(value := base.get(name), int) or value < 1:
+        raise ConfigError(
+            f"config.json: base_config.{name}: found {value!r}, expected a number. model_type "
+            f"{base.get('model_type')!r} has no default for it; {' and '.join(map(str, BASES))} have"
+        )
+    return value
