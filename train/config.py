@@ -67,7 +67,10 @@ class DataConfig(Strict):
 
 class OptimConfig(Strict):
     lr: float = Field(default=1e-4, gt=0)
-    weight_decay: float = 1e-4  # on all parameters, as in the reference
+    weight_decay: float = 1e-4
+    decay: Literal["all", "matrices"] = (
+        "all"  # all: as in the reference; matrices: no norm, bias or table decays
+    )
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip: float = Field(default=1.0, gt=0)  # global L2 norm of the gradient
@@ -77,6 +80,21 @@ class OptimConfig(Strict):
 
 class EmaConfig(Strict):
     decay: float = Field(default=0.9999, ge=0, lt=1)
+
+
+class GuardConfig(Strict):
+    """What a run bears, and when it ends itself rather than stand still."""
+
+    nonfinite: Literal["stop", "skip"] = "stop"  # a step whose loss or gradient is not finite
+    skips: int = Field(
+        default=10, ge=1
+    )  # such steps in a row that are skipped before the run stops
+    hang: float = Field(
+        default=600, ge=0
+    )  # seconds without progress on any rank; 0: never given up
+    silence: float = Field(
+        default=60, gt=0
+    )  # seconds without a sign of life, until a rank counts as dead
 
 
 class ValidationConfig(Strict):
@@ -96,6 +114,7 @@ class TrainConfig(Strict):
     flow: FlowConfig = FlowConfig()
     optim: OptimConfig = Field(default_factory=OptimConfig)
     ema: EmaConfig = Field(default_factory=EmaConfig)
+    guard: GuardConfig = Field(default_factory=GuardConfig)
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
     deepspeed: Path | dict[str, Any] = Field(
         default_factory=lambda: {"zero_optimization": {"stage": 1}}
