@@ -21,6 +21,7 @@ def fork(work: Callable[[], Any], output: Path) -> int:
         sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 - pytest has replaced them
         sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
         work()
+        code = 0
     except SystemExit as stop:
         code = int(stop.code or 0)
     except BaseException:

@@ -17,7 +17,8 @@ import json
 import logging
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -296,7 +297,7 @@ def _read_ranges(
     out = {name: torch.empty(stop - start) for name, (start, stop) in wanted.items()}
     missing = {name: stop - start for name, (start, stop) in wanted.items()}
     for path in files:
-        with safe_open(path, "pt") as file:
+        with _opened(path) as file:
             ranges = json.loads(file.metadata()["ranges"])
             for name in ranges.keys() & wanted.keys():
                 (start, stop), (first, last, _) = wanted[name], ranges[name]
@@ -311,6 +312,15 @@ def _read_ranges(
             f"{files[0].parent}: {kind} of {lacking[0]} is not whole in the state files"
         )
     return out
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except RuntimeError as error:  # of torch, which maps the file
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def load_for_sampling(run_or_step: Path, ema: bool = True) -> tuple[DiT, Manifest]:

@@ -102,12 +102,12 @@ class Guard:
                 if not verdict and (lost := self._silent()):
                     verdict = self._put(self._death(lost))
                 if verdict:
-                    return RankLost(verdict["text"])
+                    return _error_of(verdict)
             code = getattr(type(error), "exit_code", 1)
             text = f"rank {self.rank} ended the run: {type(error).__name__}: {error}"
             self._put({"rank": self.rank, "code": code, "text": text})
             return None
-        return RankLost(self._store_gone()["text"]) if self._of_the_network(error) else None
+        return _error_of(self._store_gone()) if self._of_the_network(error) else None
 
     def _of_the_network(self, error: BaseException) -> bool:
         if self.size == 1 or hasattr(type(error), "exit_code"):
@@ -225,6 +225,13 @@ class Guard:
 def _verdict_of(rank: int, text: str) -> dict[str, Any]:
     again = "Start the run again: it goes on from its last checkpoint"
     return {"rank": rank, "code": RankLost.exit_code, "text": f"{text}. {again}"}
+
+
+def _error_of(verdict: dict[str, Any]) -> RankLost:
+    """An error with the exit code of the verdict: that of the rank that ended the run, if it was not lost."""
+    kind = type(RankLost.__name__, (RankLost,), {"exit_code": verdict["code"]})
+    error: RankLost = kind(verdict["text"])
+    return error
 
 
 def _stands(frame: FrameType | None) -> tuple[str, bool]:

@@ -27,10 +27,6 @@ from train.config import GuardConfig, TrainConfig, run_folder
 from train.run import fit, open_columns
 from train.world import World, joined
 
-if not torch.cuda.is_available():
-    os.environ["DS_ACCELERATOR"] = "cpu"  # as the trainer sets it
-    import deepspeed  # noqa: F401 - once, here, and not in each rank
-
 Wrap = Callable[[Iterator[Batch], World], Iterator[Batch]]
 SECONDS = 100.0  # a job that takes longer hangs
 
@@ -91,6 +87,9 @@ class Job:
 
 def start(work: Callable[[int], Any], ranks: int, folder: Path) -> Job:
     """Run `work(rank)` in a process for each rank, with what torchrun puts into the environment."""
+    os.environ["DS_ACCELERATOR"] = "cpu"  # as the trainer sets it
+    import deepspeed  # noqa: F401 - three seconds: once, here, and not in each rank
+
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
