@@ -71,6 +71,7 @@ class Guard:
         self._main = threading.get_ident()
         self._beat, self._mark, self._at, self._since = 0, 0, "start", time.monotonic()
         self._seen = (0, time.monotonic())  # the next rank's last sign, and when it came
+        self._verdict: dict[str, Any] | None = None  # that this rank has heard of
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="guard", daemon=True)
         if rank == 0:
@@ -96,18 +97,27 @@ class Guard:
         """What is behind an error of this rank: RankLost if the connection to a lost rank broke, else None.
 
         Either way the other ranks are told, for they wait for this one."""
-        with suppress(RuntimeError):
-            if self._of_the_network(error):
-                verdict, _ = self._look(self.rank)
-                if not verdict and (lost := self._silent()):
-                    verdict = self._put(self._death(lost))
-                if verdict:
-                    return _error_of(verdict)
-            code = getattr(type(error), "exit_code", 1)
-            text = f"rank {self.rank} ended the run: {type(error).__name__}: {error}"
-            self._put({"rank": self.rank, "code": code, "text": text})
-            return None
-        return _error_of(self._store_gone()) if self._of_the_network(error) else None
+        broken = self._of_the_network(error)
+        try:
+            verdict = self._verdict or self._look(self.rank)[0]
+            if broken and not verdict and (lost := self._silent()):
+                verdict = self._put(self._death(lost))
+            if not verdict:
+                code = getattr(type(error), "exit_code", 1)
+                text = f"rank {self.rank} ended the run: {type(error).__name__}: {error}"
+                self._put({"rank": self.rank, "code": code, "text": text})
+            self._be_heard()
+        except RuntimeError:
+            verdict = self._verdict or self._store_gone()
+        return _error_of(verdict) if broken and verdict else None
+
+    def _be_heard(self) -> None:
+        """This rank knows the verdict. The first, which may hold the store, does not leave before all others do."""
+        self._store.set(f"heard/{self.rank}", "")
+        everyone = [f"heard/{rank}" for rank in range(self.size)]
+        end = time.monotonic() + max(1.0, 3 * self.interval)
+        while self.rank == 0 and time.monotonic() < end and not self._store.check(everyone):
+            time.sleep(0.01)
 
     def _of_the_network(self, error: BaseException) -> bool:
         if self.size == 1 or hasattr(type(error), "exit_code"):
@@ -123,9 +133,11 @@ class Guard:
             try:
                 self._give_sign()
                 verdict, following = self._look((self.rank + 1) % self.size)
-                verdict = verdict or self._judge(following)
+                verdict = self._verdict = verdict or self._judge(following)
+                if verdict:
+                    self._store.set(f"heard/{self.rank}", "")
             except RuntimeError:
-                verdict = self._store_gone()
+                verdict = self._verdict = self._verdict or self._store_gone()
             if verdict and not self._over.wait(
                 max(1.0, 2 * self.interval)
             ):  # else it ended by itself

@@ -50,12 +50,13 @@ class RunLock:
 
     def check(self) -> None:
         """RunLocked if another job has taken over meanwhile; where none has, a lease that expired is taken again."""
-        assert self._lease is not None
         try:
-            self._lease.check()
+            if self._lease is not None:
+                self._lease.check()
+                return
         except LeaseHeld:
             self.release()
-            self.take()
+        self.take()
 
     def release(self) -> None:
         if self._lease is not None:

@@ -155,41 +155,46 @@ class Trainer:
     # The run -------------------------------------------------------------------------------------------------------
 
     def run_to_end(self, batches: Batches, validator: Validator | None) -> int:
-        config = self.config
-        self._resume()  # refuses another run's folder before anything is written
-        if self.world.rank == 0:
-            atomic_write(
-                self.folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json")).encode()
-            )
-        self._announce()
-        self.metrics = Metrics(self.folder, self.step_number) if self.world.rank == 0 else None
         handlers = {s: signal.signal(s, self._on_signal) for s in SIGNALS}
-        stream = batches(self.position, self.world)
         try:
-            self.pace.reset()
-            while self.step_number < config.steps and not self._signal:
-                self._one_step(stream)
-                if validator and self._due(config.validation.every) and not self._signal:
-                    self._validate(validator)
-                if self._due(config.save_every) or self._signal:
-                    self.save()
-                    self._stopping()  # a signal that came meanwhile ends the run at what was just saved
+            self._resume()  # refuses another run's folder before anything is written
+            self._begin()
+            stream = batches(self.position, self.world)
+            try:
+                if not self._stopping():  # while it was loading
+                    self._train(stream, validator)
+            finally:
+                if isinstance(stream, Stream):
+                    stream.close()
+                if self.metrics:
+                    self.metrics.close()
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-            if isinstance(stream, Stream):
-                stream.close()
-            if self.metrics:
-                self.metrics.close()
         if self._signal:
-            log.info(
-                "stopped by %s after step %s, saved",
-                signal.Signals(self._signal).name,
-                self.step_number,
-            )
+            name = signal.Signals(self._signal).name
+            log.info("stopped by %s after step %s, saved", name, self.step_number)
             return 128 + self._signal
-        log.info("done: step %s of %s", f"{self.step_number:,}", f"{config.steps:,}")
+        log.info("done: step %s of %s", f"{self.step_number:,}", f"{self.config.steps:,}")
         return 0
+
+    def _begin(self) -> None:
+        if self.world.rank == 0:
+            values = self.config.model_dump(mode="json")
+            atomic_write(self.folder / "config.yaml", yaml.safe_dump(values).encode())
+        self._announce()
+        self.metrics = Metrics(self.folder, self.step_number) if self.world.rank == 0 else None
+        self.pace.reset()
+
+    def _train(self, stream: Iterator[Batch], validator: Validator | None) -> None:
+        config = self.config
+        while self.step_number < config.steps and not self._signal:
+            self._one_step(stream)
+            if validator and self._due(config.validation.every) and not self._signal:
+                self._validate(validator)
+            if self._due(config.save_every) or self._signal:
+                self.save()
+                self._stopping()  # a signal that came meanwhile ends the run at what was just saved
 
     def _due(self, every: int) -> bool:
         return self.step_number % every == 0 or self.step_number == self.config.steps

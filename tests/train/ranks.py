@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ from train.config import GuardConfig, TrainConfig, run_folder
 from train.run import fit, open_columns
 from train.world import World, joined
 
+# What a run imports on its way, and takes four seconds: once, here, and not in each rank.
+IMPORTED = (
+    "deepspeed", "deepspeed.module_inject.auto_ep_layer", "deepspeed.ops.op_builder.all_ops",
+    "deepspeed.runtime.zero.muon.muon_optimizer", "torch._dynamo.debug_utils", "torch._dynamo.testing",
+    "torch._inductor.compile_fx", "setuptools", "torch.utils.tensorboard", "train.__main__",
+)  # fmt: skip
 Wrap = Callable[[Iterator[Batch], World], Iterator[Batch]]
 SECONDS = 100.0  # a job that takes longer hangs
 
@@ -88,13 +95,16 @@ class Job:
 def start(work: Callable[[int], Any], ranks: int, folder: Path) -> Job:
     """Run `work(rank)` in a process for each rank, with what torchrun puts into the environment."""
     os.environ["DS_ACCELERATOR"] = "cpu"  # as the trainer sets it
-    import deepspeed  # noqa: F401 - three seconds: once, here, and not in each rank
-
+    for name in IMPORTED:
+        import_module(name)
+    assert import_module("deepspeed.ops").__compatible_ops__  # found out by compiling something
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     folder.mkdir(parents=True, exist_ok=True)
     logs = [folder / f"log-{rank}" for rank in range(ranks)]
+    for log in logs:
+        log.write_text("")
 
     def as_rank(rank: int) -> None:
         os.environ.update(
