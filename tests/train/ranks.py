@@ -3,6 +3,7 @@
 A rank by itself costs some tenths of a second; through torchrun it costs six seconds, most of them imports.
 """
 
+import faulthandler
 import logging
 import os
 import pickle
@@ -113,6 +114,7 @@ def start(work: Callable[[int], Any], ranks: int, folder: Path) -> Job:
         )  # fmt: skip
         torch.set_num_threads(1)
         logging.getLogger().handlers.clear()  # those of pytest
+        faulthandler.disable()  # writes to pytest's stderr
         work(rank)
 
     return Job([fork(lambda rank=rank: as_rank(rank), logs[rank]) for rank in range(ranks)], logs)  # type: ignore[misc]
