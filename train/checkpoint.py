@@ -42,7 +42,12 @@ KINDS = ("weights", "exp_avg", "exp_avg_sq", "ema")
 LEFT = (".staging-*", ".removed-*", f"{TEMPORARY}*")  # by a crash in the midst of a save
 WHOLE = {"weights": "weights.safetensors", "ema": "ema.safetensors"}
 Manifest = dict[str, Any]
+Tell = Callable[[str], None]  # told what is about to be read
 log = logging.getLogger(__name__)
+
+
+def _quietly(at: str) -> None:
+    pass
 
 
 class CheckpointError(RuntimeError):
@@ -213,12 +218,8 @@ def steps(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
 
 
-def verified(
-    path: Path, names: Iterable[str] | None = None, tell: Callable[[str], None] = str
-) -> Manifest:
-    """The manifest of a checkpoint whose files (all, or those of these names) are as written; else CheckpointError.
-
-    `tell` is told of each file before it is read."""
+def verified(path: Path, names: Iterable[str] | None = None, tell: Tell = _quietly) -> Manifest:
+    """The manifest of a checkpoint whose files (all, or those of these names) are as written; else CheckpointError."""
     try:
         manifest = unseal(path / "manifest.json", KIND, VERSION)
         for name in manifest["files"] if names is None else names:
@@ -231,7 +232,7 @@ def verified(
     return manifest
 
 
-def newest(folder: Path, tell: Callable[[str], None] = str) -> tuple[Path, Manifest] | None:
+def newest(folder: Path, tell: Tell = _quietly) -> tuple[Path, Manifest] | None:
     """The newest whole checkpoint; a damaged one is named in the log and passed over. None if there is none at all."""
     damaged = []
     for path in steps(folder):
@@ -275,7 +276,7 @@ def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) 
 # Loading -------------------------------------------------------------------------------------------------------------
 
 
-def load(path: Path, manifest: Manifest, state: State, tell: Callable[[str], None] = str) -> State:
+def load(path: Path, manifest: Manifest, state: State, tell: Tell = _quietly) -> State:
     """The same fragments, filled from a checkpoint that any number of ranks may have written."""
     files = [path / name for name in manifest["files"] if name.startswith("state-")]
     ranges = {f.name: (f.start, f.stop) for f in state.fragments}

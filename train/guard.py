@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 from torch import distributed
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
 from .config import GuardConfig
 
@@ -57,16 +58,12 @@ class Guard:
     def __init__(self, rank: int, size: int, config: GuardConfig, address: str, port: int) -> None:
         self.rank, self.size, self.config = rank, size, config
         self.interval = config.silence / BEATS
-        self._store: Any = distributed.PrefixStore(
-            "guard",
-            distributed.TCPStore(
-                address,
-                port,
-                is_master=False,
-                wait_for_workers=False,
-                timeout=timedelta(seconds=max(1.0, config.silence / 2)),
-            ),  # fmt: skip
-        )
+        attempt = os.environ.get(
+            "TORCHELASTIC_RESTART_COUNT", "0"
+        )  # torchrun's store may outlive one
+        timeout = timedelta(seconds=max(1.0, config.silence / 2))
+        store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timeout)
+        self._store: Any = PrefixStore(f"guard/{attempt}", store)
         self._holder = f"the store of the run at {address}:{port}"
         self._main = threading.get_ident()
         self._beat, self._mark, self._at, self._since = 0, 0, "start", time.monotonic()

@@ -82,7 +82,7 @@ def joined(config: GuardConfig, run: Path) -> Iterator[World]:
     try:
         world.barrier()
         guard.start()
-        world.together(lambda: world.lock and world.lock.take())
+        world.together(world.lock.take if world.lock else lambda: None)
         yield world
         world.barrier()  # the store outlives the guards
     except BaseException as error:
