@@ -18,7 +18,7 @@ import logging
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from shards import ShardsError, atomic_write, seal, sha256_file, unseal
 from shards.schema import differences
-from shards.storage import TEMPORARY, fsync_path, make_durable
+from shards.storage import TEMPORARY, fsync_path, make_durable, naming
 
 from .engine import Fragment
 from .model import DiT, DiTConfig
@@ -145,7 +145,8 @@ def _set_aside(damaged: Path) -> None:
 def _remove(path: Path) -> None:
     aside = path.with_name(f".removed-{path.name}")
     path.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(OSError):  # what is left goes with the next save
+        shutil.rmtree(aside)
 
 
 def together(world: World, work: Callable[[], Any]) -> list[Any]:
@@ -199,9 +200,10 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) 
         save_file(dict(tensors), path, metadata=metadata)
     except SafetensorError as error:
         raise CheckpointError(f"{path} could not be written: {error}") from error
-    path.chmod(0o644)  # safetensors makes it private to the user
-    fsync_path(path)
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    with naming(path):
+        path.chmod(0o644)  # safetensors makes it private to the user
+        fsync_path(path)
+        return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
 def provenance() -> dict[str, Any]:
@@ -320,7 +322,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, "pt") as file:
             yield file
-    except RuntimeError as error:  # of torch, which maps the file
+    except (OSError, SafetensorError, RuntimeError) as error:  # the last from torch, which maps it
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
