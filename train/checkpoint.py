@@ -109,9 +109,10 @@ def _fresh(staging: Path) -> None:
     """An empty staging folder; what a crash left beside it goes."""
     for left in LEFT:
         for path in staging.parent.glob(left):
-            path.unlink() if path.name.startswith(TEMPORARY) else shutil.rmtree(
-                path, ignore_errors=True
-            )
+            if path.name.startswith(TEMPORARY):
+                path.unlink()
+            else:
+                shutil.rmtree(path, ignore_errors=True)
     staging.mkdir(parents=True)
 
 

@@ -68,9 +68,7 @@ class DataConfig(Strict):
 class OptimConfig(Strict):
     lr: float = Field(default=1e-4, gt=0)
     weight_decay: float = 1e-4
-    decay: Literal["all", "matrices"] = (
-        "all"  # all: as in the reference; matrices: no norm, bias or table decays
-    )
+    decay: Literal["all", "matrices"] = "all"  # matrices: no norm, bias or table decays
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip: float = Field(default=1.0, gt=0)  # global L2 norm of the gradient
@@ -85,16 +83,10 @@ class EmaConfig(Strict):
 class GuardConfig(Strict):
     """What a run bears, and when it ends itself rather than stand still."""
 
-    nonfinite: Literal["stop", "skip"] = "stop"  # a step whose loss or gradient is not finite
-    skips: int = Field(
-        default=10, ge=1
-    )  # such steps in a row that are skipped before the run stops
-    hang: float = Field(
-        default=600, ge=0
-    )  # seconds without progress on any rank; 0: never given up
-    silence: float = Field(
-        default=60, gt=0
-    )  # seconds without a sign of life, until a rank counts as dead
+    nonfinite: Literal["stop", "skip"] = "stop"  # where a loss or gradient is not finite
+    skips: int = Field(default=10, ge=1)  # of them in a row; then it stops
+    hang: float = Field(default=600, ge=0)  # seconds without progress; 0: for ever
+    silence: float = Field(default=60, gt=0)  # seconds without a sign of life: a rank is dead
 
 
 class ValidationConfig(Strict):

@@ -27,9 +27,8 @@ from .config import GuardConfig
 
 BEATS = 12  # signs of life within the silence that counts as death
 VERDICT = "verdict"
-WAITING = re.compile(
-    r"/torch/distributed/|/deepspeed/comm/"
-)  # where a rank stands that waits for others
+# Where a rank stands that waits for others.
+WAITING = re.compile(r"/torch/distributed/|/deepspeed/comm/|/train/world\.py:(sum|gather)$")
 NETWORK = re.compile(r"gloo|nccl|connection|tcpstore|socket", re.IGNORECASE)
 
 
@@ -58,9 +57,8 @@ class Guard:
     def __init__(self, rank: int, size: int, config: GuardConfig, address: str, port: int) -> None:
         self.rank, self.size, self.config = rank, size, config
         self.interval = config.silence / BEATS
-        attempt = os.environ.get(
-            "TORCHELASTIC_RESTART_COUNT", "0"
-        )  # torchrun's store may outlive one
+        # torchrun's store may outlive an attempt of the job
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         timeout = timedelta(seconds=max(1.0, config.silence / 2))
         store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timeout)
         self._store: Any = PrefixStore(f"guard/{attempt}", store)
@@ -253,4 +251,5 @@ def _stands(frame: FrameType | None) -> tuple[str, bool]:
     ]
     file, line, function = lines[0]
     short = "/".join(file.split("/")[-2:])
-    return f"{short}:{line} in {function}", any(WAITING.search(file) for file, _, _ in lines)
+    waits = any(WAITING.search(f"{file}:{function}") for file, _, function in lines)
+    return f"{short}:{line} in {function}", waits
