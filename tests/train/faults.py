@@ -32,7 +32,7 @@ from tests.soak.sweep import Case, Sweep
 from train.world import World
 
 from .conftest import tiny_config, write_columns
-from .ranks import Job, Wrap, command, fitting
+from .ranks import JOBS, Job, Wrap, command, fitting
 
 SCRATCH = os.environ.get("LATENTBANK_SCRATCH") or MEMORY
 STEPS = 12
@@ -117,7 +117,13 @@ def ends_as_straight(folder: Path, ranks: int) -> None:
 @contextmanager
 def scratch() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=SCRATCH, prefix="fault-") as name:
-        yield Path(name)
+        before = len(JOBS)
+        try:
+            yield Path(name)
+        finally:
+            for job in JOBS[before:]:
+                job.kill()
+            del JOBS[before:]
 
 
 # Batches that do something -----------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 A rank by itself costs some tenths of a second; through torchrun it costs six seconds, most of them imports.
 """
 
+import ctypes
 import faulthandler
 import logging
 import os
@@ -37,6 +38,7 @@ IMPORTED = (
 )  # fmt: skip
 Wrap = Callable[[Iterator[Batch], World], Iterator[Batch]]
 SECONDS = 100.0  # a job that takes longer hangs
+JOBS: list["Job"] = []  # that were started, and may still go on
 
 
 @dataclass
@@ -115,9 +117,12 @@ def start(work: Callable[[int], Any], ranks: int, folder: Path) -> Job:
         torch.set_num_threads(1)
         logging.getLogger().handlers.clear()  # those of pytest
         faulthandler.disable()  # writes to pytest's stderr
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # when the parent dies
         work(rank)
 
-    return Job([fork(lambda rank=rank: as_rank(rank), logs[rank]) for rank in range(ranks)], logs)  # type: ignore[misc]
+    job = Job([fork(lambda rank=rank: as_rank(rank), logs[rank]) for rank in range(ranks)], logs)  # type: ignore[misc]
+    JOBS.append(job)
+    return job
 
 
 def command(path: Path, words: tuple[str, ...], ranks: int) -> Job:

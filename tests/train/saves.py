@@ -220,7 +220,9 @@ def error_cases() -> list[Case]:
         (f"error {error}", ranks, rank, call.number, label(call))
         for ranks, rank in ((1, 0), (2, 1))
         for call in calls(ranks, rank)
-        for error in [*errors_of(call), *(["EIO", "EACCES"] if call.name in RENAMING else [])]
+        for error in dict.fromkeys(
+            [*errors_of(call), *(["EIO", "EACCES"] if call.name in RENAMING else [])]
+        )
     ]
 
 
