@@ -366,6 +366,7 @@ def cases() -> list[Case]:
         for ranks, rank in ((2, 0), (2, 1), (4, 2))
         for step in (0, 5)
     ]
+    found += [("rank lost", "loop", 1, 0, step) for step in (0, 5)]
     found += [
         ("terminated", name, ranks, to, seed)
         for name in names

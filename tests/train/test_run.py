@@ -89,17 +89,14 @@ def test_other_numbers_of_ranks_go_on(worlds: tuple[int, ...], precision: str) -
     elastic(worlds, precision)
 
 
-def test_validation_is_the_same_for_any_world(
-    straight: Path, tmp_path: Path, columns: Path
-) -> None:
+def test_validation_is_the_same_for_any_world(tmp_path: Path, columns: Path) -> None:
     """A step from the sixth checkpoint of 2 ranks on 1, 2 and 4, with a rate so small that no weight moves."""
-    if ranks_of(straight) != 2:
-        pytest.skip("goes on from the 2-rank run")
-    seventh, found = records(straight, first=7)[0], []
+    two = faults.straight(2)
+    seventh, found = records(two, first=7)[0], []
     held_out = {"source": str(columns / "toy-val"), "rows": 20, "batch": 6}
     for ranks in (1, 2, 4):
         folder = tmp_path / str(ranks)
-        run = copy_until(straight, 6, folder)
+        run = copy_until(two, 6, folder)
         words = ("steps=7", "optim.lr=1e-38")
         done = launch(folder, columns, *words, ranks=ranks, validation=held_out, **zero(2))
         assert done.returncode == 0, done.stderr
@@ -112,16 +109,12 @@ def test_validation_is_the_same_for_any_world(
     assert found[0] == found[1] == found[2]  # to the last bit
 
 
-def test_another_batch_goes_on_in_the_same_order(
-    straight: Path, tmp_path: Path, columns: Path
-) -> None:
+def test_another_batch_goes_on_in_the_same_order(tmp_path: Path, columns: Path) -> None:
     """The loss of a batch of 32 is the mean of those of the two batches of 16 that stand in its place."""
-    if ranks_of(straight) != 1:
-        pytest.skip("once is enough")
     losses = {}
     for batch, steps in ((16, 8), (32, 7)):
         folder = tmp_path / str(batch)
-        run = copy_until(straight, 6, folder)
+        run = copy_until(faults.straight(1), 6, folder)
         words = (f"steps={steps}", "optim.lr=1e-38", f"global_batch={batch}", "micro_batch=8")
         assert launch(folder, columns, *words).returncode == 0
         losses[batch] = [r["loss"] for r in records(run, first=7)]
@@ -129,9 +122,9 @@ def test_another_batch_goes_on_in_the_same_order(
     assert losses[32] == [pytest.approx(sum(losses[16]) / 2, rel=1e-6)]
 
 
-def test_a_refused_resume_changes_nothing(straight: Path, tmp_path: Path, columns: Path) -> None:
-    ranks = ranks_of(straight)
-    run = copy_until(straight, 3, tmp_path)
+def test_a_refused_resume_changes_nothing(tmp_path: Path, columns: Path) -> None:
+    ranks = 2
+    run = copy_until(faults.straight(ranks), 3, tmp_path)
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     done = launch(tmp_path, columns, "seed=7", "data.caption_dropout=0.5", ranks=ranks)
     assert done.returncode == 2
@@ -140,8 +133,9 @@ def test_a_refused_resume_changes_nothing(straight: Path, tmp_path: Path, column
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
-def test_a_damaged_checkpoint_is_passed_over(straight: Path, tmp_path: Path, columns: Path) -> None:
-    ranks = ranks_of(straight)
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, columns: Path) -> None:
+    ranks = 2
+    straight = faults.straight(ranks)
     run = copy_until(straight, 8, tmp_path)
     file = step_folder(run, 8) / "ema.safetensors"
     data = bytearray(file.read_bytes())
