@@ -5,9 +5,10 @@
         data.text=cache/blip3o/gemma                                                               # a node
 
 Run it again to go on from the last checkpoint. Another VAE is another `data.latents`, and nothing else.
-Exit codes: 0 done; 2 something to put right, said on stderr; 3 a loss or gradient was not finite;
-143 after SIGTERM and 130 after SIGINT, each with a checkpoint of the step in progress (torchrun leaves with a code of
-its own, and gives its ranks 30 seconds).
+Exit codes: 0 done; 2 something to put right, said on stderr; 3 a loss or gradient was not finite; 4 a rank died or
+stood still, which the others name; 5 another job trains in the same folder; 143 after SIGTERM and 130 after SIGINT,
+each with a checkpoint of the step in progress. All ranks leave with the same one (torchrun leaves with a code of its
+own, and gives its ranks 30 seconds).
 """
 
 import logging

@@ -5,17 +5,20 @@
     checkpoints/step-00000100/weights.safetensors                 all weights under the reference's parameter names
     checkpoints/step-00000100/ema.safetensors                     their moving average, the same
     checkpoints/latest                                            a hint for people; nothing here reads it
+    checkpoints/.damaged-step-00000200                            the last one that was passed over, set aside
 
 A state file holds 1-D fp32 tensors `<kind>/<parameter>`; its metadata `ranges` says which elements of the flattened
 parameter they are: {"<parameter>": [start, stop, total]}. Saving goes: stage in a hidden folder, fsync, read back,
 manifest, rename. A folder named step-* is therefore whole, unless the disk failed it later, which the sha256 shows.
+What a crash leaves has a name with a dot before it, and goes with the next save.
 """
 
 import json
 import logging
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +31,7 @@ from torch import Tensor
 
 from shards import ShardsError, atomic_write, seal, sha256_file, unseal
 from shards.schema import differences
-from shards.storage import fsync_path
+from shards.storage import TEMPORARY, fsync_path, make_durable, naming
 
 from .engine import Fragment
 from .model import DiT, DiTConfig
@@ -36,9 +39,15 @@ from .world import World
 
 KIND, VERSION = "latentbank-checkpoint", 1
 KINDS = ("weights", "exp_avg", "exp_avg_sq", "ema")
+LEFT = (".staging-*", ".removed-*", f"{TEMPORARY}*")  # by a crash in the midst of a save
 WHOLE = {"weights": "weights.safetensors", "ema": "ema.safetensors"}
 Manifest = dict[str, Any]
+Tell = Callable[[str], None]  # told what is about to be read
 log = logging.getLogger(__name__)
+
+
+def _quietly(at: str) -> None:
+    pass
 
 
 class CheckpointError(RuntimeError):
@@ -76,7 +85,8 @@ def save(
     files = together(world, lambda: _write_state(own, state))
 
     def publish() -> None:
-        written = files + _write_whole(staging, [staging / file["name"] for file in files], model)
+        states = [staging / file["name"] for file in files]
+        written = files + _write_whole(staging, states, model, world)
         manifest = {
             **record,
             "format": KIND,
@@ -86,6 +96,7 @@ def save(
             "provenance": provenance(),
         }
         atomic_write(staging / "manifest.json", seal(manifest))
+        world.check_lock()
         _replace(staging, final)
         atomic_write(folder / "latest", f"{final.name}\n".encode())
         _prune(folder, final, keep)
@@ -94,37 +105,64 @@ def save(
     return final
 
 
+def _fresh(staging: Path) -> None:
+    """An empty staging folder; what a crash left beside it goes."""
+    for left in LEFT:
+        for path in staging.parent.glob(left):
+            if path.name.startswith(TEMPORARY):
+                path.unlink()
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+    staging.mkdir(parents=True)
+
+
+def _replace(staging: Path, final: Path) -> None:
+    """Make the staged folder appear under its name; what stands there is damaged, and was passed over on resume."""
+    fsync_path(staging)
+    if final.exists():
+        _set_aside(final)
+    staging.rename(final)
+    make_durable(final)
+
+
 def _prune(folder: Path, newest: Path, keep: int) -> None:
     """Keep the checkpoint just written and those before it, `keep` in all. One of a later step was damaged, and passed
-    over on resume: it is set aside under another name. A name vanishes before the files below it do."""
+    over on resume. A name vanishes before the files below it do."""
     found = steps(folder)
-    for damaged in (path for path in found if path.name > newest.name):
-        damaged.rename(damaged.with_name(f".damaged-{damaged.name}"))
+    for damaged in reversed([path for path in found if path.name > newest.name]):
+        _set_aside(damaged)
     for old in [path for path in found if path.name <= newest.name][keep:]:
-        aside = old.with_name(f".removed-{old.name}")
-        old.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(old)
+
+
+def _set_aside(damaged: Path) -> None:
+    """For whoever wants to look into it; one such folder is enough."""
+    aside = damaged.with_name(f".damaged-{damaged.name}")
+    for earlier in damaged.parent.glob(".damaged-*"):
+        shutil.rmtree(earlier, ignore_errors=True)
+    damaged.rename(aside)
+
+
+def _remove(path: Path) -> None:
+    aside = path.with_name(f".removed-{path.name}")
+    path.rename(aside)
+    with suppress(OSError):  # what is left goes with the next save
+        shutil.rmtree(aside)
 
 
 def together(world: World, work: Callable[[], Any]) -> list[Any]:
     """Do something on each rank and return all results everywhere; an error on one rank is raised on all."""
-    outcome: Any
-    try:
-        outcome = work()
-    except CheckpointError as error:
-        outcome = error
-    except (OSError, SafetensorError) as error:
-        outcome = CheckpointError(f"rank {world.rank}: {error}")
-    outcomes = world.gather(outcome)
-    for found in outcomes:
-        if isinstance(found, CheckpointError):
-            raise found
-    return outcomes
 
+    def named() -> Any:
+        try:
+            return work()
+        except ShardsError:
+            raise  # has its own exit code
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"rank {world.rank}: {error}") from error
 
-def _fresh(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # what a crash left
-    folder.mkdir(parents=True)
+    world.mark("saving or loading a checkpoint")
+    return world.together(named)
 
 
 def _write_state(path: Path, state: State) -> dict[str, Any]:
@@ -142,12 +180,15 @@ def _write_state(path: Path, state: State) -> dict[str, Any]:
     return _write(path, tensors, metadata)
 
 
-def _write_whole(folder: Path, states: Sequence[Path], model: DiT) -> list[dict[str, Any]]:
+def _write_whole(
+    folder: Path, states: Sequence[Path], model: DiT, world: World
+) -> list[dict[str, Any]]:
     """Put weights and average together from the state files just written, which shows that they can be read."""
     shapes = {name: p.shape for name, p in model.named_parameters()}
     buffers = {name: b.cpu() for name, b in model.named_buffers()}
     written = []
     for kind, name in WHOLE.items():
+        world.mark(f"writing {name}", own=True)
         parts = _read_ranges(states, kind, {n: (0, shape.numel()) for n, shape in shapes.items()})
         written.append(
             _write(folder / name, {n: parts[n].view(s) for n, s in shapes.items()} | buffers, {})
@@ -156,22 +197,14 @@ def _write_whole(folder: Path, states: Sequence[Path], model: DiT) -> list[dict[
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> dict[str, Any]:
-    save_file(dict(tensors), path, metadata=metadata)
-    path.chmod(0o644)  # safetensors makes it private to the user
-    fsync_path(path)
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-
-
-def _replace(staging: Path, final: Path) -> None:
-    """Make the staged folder appear under its name; what stands there is damaged, and was passed over on resume."""
-    fsync_path(staging)
-    if final.exists():
-        aside = final.with_name(f".replaced-{final.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        final.rename(aside)
-    staging.rename(final)
-    fsync_path(final.parent)
-    shutil.rmtree(final.with_name(f".replaced-{final.name}"), ignore_errors=True)
+    try:
+        save_file(dict(tensors), path, metadata=metadata)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} could not be written: {error}") from error
+    with naming(path):
+        path.chmod(0o644)  # safetensors makes it private to the user
+        fsync_path(path)
+        return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
 def provenance() -> dict[str, Any]:
@@ -188,11 +221,12 @@ def steps(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
 
 
-def verified(path: Path, names: Iterable[str] | None = None) -> Manifest:
+def verified(path: Path, names: Iterable[str] | None = None, tell: Tell = _quietly) -> Manifest:
     """The manifest of a checkpoint whose files (all, or those of these names) are as written; else CheckpointError."""
     try:
         manifest = unseal(path / "manifest.json", KIND, VERSION)
         for name in manifest["files"] if names is None else names:
+            tell(f"checking {path.name}/{name}")
             file, wanted = path / name, manifest["files"][name]
             if file.stat().st_size != wanted["bytes"] or sha256_file(file) != wanted["sha256"]:
                 raise OSError(f"{name} is not the {wanted['bytes']} bytes that its manifest names")
@@ -201,12 +235,12 @@ def verified(path: Path, names: Iterable[str] | None = None) -> Manifest:
     return manifest
 
 
-def newest(folder: Path) -> tuple[Path, Manifest] | None:
+def newest(folder: Path, tell: Tell = _quietly) -> tuple[Path, Manifest] | None:
     """The newest whole checkpoint; a damaged one is named in the log and passed over. None if there is none at all."""
     damaged = []
     for path in steps(folder):
         try:
-            return path, verified(path)
+            return path, verified(path, tell=tell)
         except CheckpointError as error:
             damaged.append(path)
             log.warning("%s. Falling back to the checkpoint before it", error)
@@ -245,7 +279,7 @@ def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) 
 # Loading -------------------------------------------------------------------------------------------------------------
 
 
-def load(path: Path, manifest: Manifest, state: State) -> State:
+def load(path: Path, manifest: Manifest, state: State, tell: Tell = _quietly) -> State:
     """The same fragments, filled from a checkpoint that any number of ranks may have written."""
     files = [path / name for name in manifest["files"] if name.startswith("state-")]
     ranges = {f.name: (f.start, f.stop) for f in state.fragments}
@@ -253,6 +287,7 @@ def load(path: Path, manifest: Manifest, state: State) -> State:
         kind: [torch.zeros_like(flat) for flat in parts] for kind, parts in state.flats.items()
     }
     for kind, parts in flats.items():
+        tell(f"reading {kind} of {path.name}")
         read = _read_ranges(files, kind, ranges)
         for fragment in state.fragments:
             fragment.of(parts).copy_(read[fragment.name])
@@ -266,7 +301,7 @@ def _read_ranges(
     out = {name: torch.empty(stop - start) for name, (start, stop) in wanted.items()}
     missing = {name: stop - start for name, (start, stop) in wanted.items()}
     for path in files:
-        with safe_open(path, "pt") as file:
+        with _opened(path) as file:
             ranges = json.loads(file.metadata()["ranges"])
             for name in ranges.keys() & wanted.keys():
                 (start, stop), (first, last, _) = wanted[name], ranges[name]
@@ -281,6 +316,15 @@ def _read_ranges(
             f"{files[0].parent}: {kind} of {lacking[0]} is not whole in the state files"
         )
     return out
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (OSError, SafetensorError, RuntimeError) as error:  # the last from torch, which maps it
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def load_for_sampling(where: Path, ema: bool = True) -> tuple[DiT, Manifest]:

@@ -67,7 +67,8 @@ class DataConfig(Strict):
 
 class OptimConfig(Strict):
     lr: float = Field(default=1e-4, gt=0)
-    weight_decay: float = 1e-4  # on all parameters, as in the reference
+    weight_decay: float = 1e-4
+    decay: Literal["all", "matrices"] = "all"  # matrices: no norm, bias or table decays
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip: float = Field(default=1.0, gt=0)  # global L2 norm of the gradient
@@ -77,6 +78,15 @@ class OptimConfig(Strict):
 
 class EmaConfig(Strict):
     decay: float = Field(default=0.9999, ge=0, lt=1)
+
+
+class GuardConfig(Strict):
+    """What a run bears, and when it ends itself rather than stand still."""
+
+    nonfinite: Literal["stop", "skip"] = "stop"  # where a loss or gradient is not finite
+    skips: int = Field(default=10, ge=1)  # of them in a row; then it stops
+    hang: float = Field(default=600, ge=0)  # seconds without progress; 0: for ever
+    silence: float = Field(default=60, gt=0)  # seconds without a sign of life: a rank is dead
 
 
 class ValidationConfig(Strict):
@@ -97,6 +107,7 @@ class TrainConfig(Strict):
     optim: OptimConfig = Field(default_factory=OptimConfig)
     compute: ComputeConfig = Field(default_factory=ComputeConfig)
     ema: EmaConfig = Field(default_factory=EmaConfig)
+    guard: GuardConfig = Field(default_factory=GuardConfig)
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
     deepspeed: Path | dict[str, Any] = Field(
         default_factory=lambda: {"zero_optimization": {"stage": 1}}

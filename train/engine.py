@@ -67,12 +67,13 @@ class Engine:
         import deepspeed
 
         asked = deepspeed_config(config, world.size)
-        optimizer = torch.optim.AdamW(model.parameters(), fused=True, **_adamw(config.optim))
+        groups = parameter_groups(model, config.optim)
+        optimizer = torch.optim.AdamW(groups, fused=True, **_adamw(config.optim))
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=asked)
         self.zero = self.deepspeed.optimizer
         self.model: nn.Module = self.deepspeed.module
         self.effective = self._read_back()
-        _check(asked, config.optim, self.effective)
+        check(asked, config.optim, world.size, [g["weight_decay"] for g in groups], self.effective)
         self.fragments = self._fragments()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -87,6 +88,12 @@ class Engine:
         for group in self.zero.param_groups:
             group["lr"] = lr
         self.deepspeed.step()
+
+    def discard(self) -> None:
+        """Before the last `step` of an update: let it leave the weights alone, as if a gradient were not finite."""
+        for gradients in self.zero.averaged_gradients.values():
+            for gradient in gradients or ():
+                gradient.fill_(torch.nan)
 
     @property
     def skipped(self) -> bool:
@@ -103,9 +110,12 @@ class Engine:
         return [part.data for part in self.zero.single_partition_of_fp32_groups]
 
     def moments(self) -> dict[str, list[Tensor]]:
-        """AdamW's two moments over the same partition."""
+        """AdamW's two moments over the same partition; zero before the first update."""
         state, parts = self.zero.optimizer.state, self.zero.single_partition_of_fp32_groups
-        return {name: [state[part][name] for part in parts] for name in ("exp_avg", "exp_avg_sq")}
+        return {
+            name: [state[p][name] if state[p] else torch.zeros_like(p.data) for p in parts]
+            for name in ("exp_avg", "exp_avg_sq")
+        }
 
     @torch.no_grad()
     def set_weights(self, parts: Sequence[Tensor]) -> None:
@@ -144,20 +154,44 @@ class Engine:
     def _read_back(self) -> dict[str, Any]:
         """What DeepSpeed runs with, in the words of its JSON."""
         ds, adamw = self.deepspeed, self.zero.optimizer
-        group = adamw.param_groups[0]
+        groups = adamw.param_groups
         return {
             "stage": int(ds.zero_optimization_stage()),
+            "ranks": ds.dp_world_size,
             "train_batch_size": ds.train_batch_size(),
             "train_micro_batch_size_per_gpu": ds.train_micro_batch_size_per_gpu(),
             "gradient_accumulation_steps": ds.gradient_accumulation_steps(),
             "gradient_clipping": self.zero.clip_grad,
             "optimizer": type(adamw).__name__,
-            **{name: group[name] for name in ("lr", "betas", "eps", "weight_decay")},
+            **{n: _one_of([group[n] for group in groups]) for n in ("lr", "betas", "eps")},
+            "weight_decay": [group["weight_decay"] for group in groups],
             "autocast": str(ds.torch_autocast_dtype()) if ds.torch_autocast_enabled() else None,
-            "weights": str(self.zero.single_partition_of_fp32_groups[0].dtype),
+            "weights": _one_of([str(p.dtype) for p in self.zero.single_partition_of_fp32_groups]),
+            "gradients": str(self.zero.gradient_accumulation_dtype),
             "overlap_comm": bool(self.zero.overlap_comm),
             "contiguous_gradients": bool(self.zero.contiguous_gradients),
+            "reduce_scatter": bool(self.zero.reduce_scatter),
+            "reduce_bucket_size": self.zero.reduce_bucket_size,
+            "allgather_bucket_size": self.zero.allgather_bucket_size,
         }
+
+
+def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
+    """One group that decays, or that and one of norms, biases and tables that does not."""
+    named = list(model.named_parameters())
+    if optim.decay == "all":
+        return [{"params": [p for _, p in named], "weight_decay": optim.weight_decay}]
+    flat = {name: p.ndim < 2 or name.endswith("table") for name, p in named}
+    groups = [
+        {"params": [p for name, p in named if flat[name] == rest], "weight_decay": decay}
+        for rest, decay in ((False, optim.weight_decay), (True, 0.0))
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _one_of(values: list[Any]) -> Any:
+    """What all groups have; the list of them, where they differ."""
+    return values[0] if all(value == values[0] for value in values) else values
 
 
 def deepspeed_config(config: TrainConfig, world: int) -> dict[str, Any]:
@@ -213,11 +247,12 @@ def _adamw(optim: OptimConfig) -> dict[str, Any]:
         "lr": optim.lr,
         "betas": optim.betas,
         "eps": optim.eps,
-        "weight_decay": optim.weight_decay,
     }
 
 
-def _check(asked: Mapping[str, Any], optim: OptimConfig, effective: Mapping[str, Any]) -> None:
+def check(
+    asked: Mapping[str, Any], optim: OptimConfig, ranks: int, decays: Sequence[float], effective: Mapping[str, Any]
+) -> None:  # fmt: skip
     """DeepSpeed ignores what it does not understand, so what it runs with is compared with what was asked."""
     zero, autocast = asked["zero_optimization"], asked.get("torch_autocast", {})
     names = (
@@ -229,11 +264,14 @@ def _check(asked: Mapping[str, Any], optim: OptimConfig, effective: Mapping[str,
     dtype = f"torch.{autocast.get('dtype', 'bfloat16')}" if autocast.get("enabled") else None
     expected = {
         **{name: asked[name] for name in names},
-        **{name: zero[name] for name in ("stage", "overlap_comm", "contiguous_gradients")},
+        **{name: value for name, value in zero.items() if name in effective},
         **_adamw(optim),
+        "weight_decay": list(decays),
+        "ranks": ranks,
         "optimizer": "AdamW",
         "autocast": dtype,
         "weights": "torch.float32",
+        "gradients": "torch.float32",
     }
     wrong = [
         f"{k}: asked for {v!r}, runs with {effective[k]!r}"

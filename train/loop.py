@@ -5,7 +5,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,6 +30,7 @@ from .world import World
 
 log = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"  # folder of a run
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 Batches = Callable[
     [int, World], Iterator[Batch]
 ]  # (position, world) -> this rank's batches from there on
@@ -56,7 +57,8 @@ class Trainer:
         self.ema = Ema(self.engine.weights(), config.ema.decay)
         self.order_identity = order.identity()
         self.epoch_samples = order.epoch_samples
-        self.step_number = self.position = 0  # updates made, samples consumed
+        self.step_number = self.position = 0  # steps made, samples consumed
+        self.updates = self.skipped = 0  # of the weights; steps in a row without one
         self.pace = Pace()
         self._received = self._signal = 0  # the signal this process got; the one all agreed on
 
@@ -68,6 +70,7 @@ class Trainer:
         parts = list(micro_batches(batch, self.config.micro_batch))
         found = []
         for number, part in enumerate(parts):
+            self.world.mark(f"step {self.step_number}, micro-batch {number}")
             x = self._inputs(part)
             predicted = self.engine(x.noisy, x.timestep, x.tokens, x.cu_seqlens)
             loss = losses(self.config.flow, predicted, x.latents, x.noise, x.sigma)
@@ -77,8 +80,10 @@ class Trainer:
                 mean = self._agree(batch, torch.cat(found))
             self.engine.step(lr)  # moves the weights after the last part
         if self.engine.skipped:
-            self._not_finite(batch, torch.cat(found), "gradient")
-        self.ema.update(self.engine.weights())
+            self._not_finite(batch, torch.cat(found), "gradient" if math.isfinite(mean) else "loss")
+        else:
+            self.ema.update(self.engine.weights())
+            self.updates, self.skipped = self.updates + 1, 0
         self.step_number += 1
         self.position += self.config.global_batch
         return mean
@@ -92,21 +97,20 @@ class Trainer:
         return x.to(self.world.device)
 
     def _agree(self, batch: Batch, loss: torch.Tensor) -> float:
-        """Before the weights move: the mean loss of all ranks, finite on each or an error on all; and any signal."""
-        total, terminate, interrupt = self.world.sum(
-            [
-                loss.double().mean(),
-                self._received == signal.SIGTERM,
-                self._received == signal.SIGINT,
-            ]
-        )
+        """Before the weights move: the mean loss of all ranks, and any signal. Where it is not finite on some rank, all
+        stop, or leave the weights alone in this step."""
+        self.world.mark(f"step {self.step_number}, agreement")
+        total, *signals = self.world.sum([loss.double().mean(), *self._signals()])
+        self._heed(signals)
         if not math.isfinite(total):
-            self._not_finite(batch, loss, "loss")
-        self._signal = signal.SIGTERM if terminate else signal.SIGINT if interrupt else 0
+            if self.config.guard.nonfinite == "stop":
+                self._not_finite(batch, loss, "loss")
+            self.engine.discard()
         return total / self.world.size
 
     def _not_finite(self, batch: Batch, loss: torch.Tensor, what: str) -> None:
-        """Write down the rows of this rank's batch, and stop; all ranks come here together."""
+        """Write down the rows of this rank's batch; then stop, or have skipped this step. All ranks come here."""
+        guard = self.config.guard
         path = (
             self.folder / f"nonfinite-step-{self.step_number:08d}-rank-{self.world.rank:05d}.json"
         )
@@ -118,54 +122,87 @@ class Trainer:
         if len(self.sources.joins) > 1:
             record["sources"] = batch.sources.tolist()
         atomic_write(path, canonical_json(record))
-        raise NonFiniteLoss(
+        self.skipped += 1
+        found = (
             f"the {what} of step {self.step_number} is not finite on some rank; the weights were not moved. The rows "
-            f"of this rank's batch are in {path}. Resume with a smaller optim.lr, or look at those rows"
+            f"of this rank's batch are in {path}"
         )
+        if guard.nonfinite == "stop":
+            raise NonFiniteLoss(f"{found}. Resume with a smaller optim.lr, or look at those rows")
+        if self.skipped > guard.skips:
+            raise NonFiniteLoss(
+                f"{found}. {self.skipped} such steps in a row are more than guard.skips. Resume with a smaller "
+                "optim.lr, or look at the rows of those steps"
+            )
+        log.warning("%s. Skipped, %d in a row", found, self.skipped)
+
+    # Signals -------------------------------------------------------------------------------------------------------
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._received = number  # the ranks agree on it in what is in progress, finish that, save
+
+    def _signals(self) -> list[float]:
+        return [self._received == number for number in SIGNALS]
+
+    def _heed(self, sums: Sequence[float]) -> int:
+        """The signal that some rank has got, from the sums over all ranks; 0: none."""
+        self._signal = next((n for n, got in zip(SIGNALS, sums, strict=True) if got), 0)
+        return self._signal
+
+    def _stopping(self) -> bool:
+        """Whether some rank has got a signal; collective."""
+        return bool(self._heed(self.world.sum(self._signals())))
 
     # The run -------------------------------------------------------------------------------------------------------
 
     def run_to_end(self, batches: Batches, validator: Validator | None) -> int:
-        config = self.config
-        self._resume()  # refuses another run's folder before anything is written
-        if self.world.rank == 0:
-            atomic_write(
-                self.folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json")).encode()
-            )
-        self._announce()
-        self.metrics = Metrics(self.folder, self.step_number) if self.world.rank == 0 else None
-        handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
-        stream = batches(self.position, self.world)
+        handlers = {s: signal.signal(s, self._on_signal) for s in SIGNALS}
         try:
-            self.pace.reset()
-            while self.step_number < config.steps and not self._signal:
-                self._one_step(stream)
-                if validator and self._due(config.validation.every):
-                    self._validate(validator)
-                if self._due(config.save_every) or self._signal:
-                    self.save()
+            self._resume()  # refuses another run's folder before anything is written
+            self._begin()
+            stream = batches(self.position, self.world)
+            try:
+                if not self._stopping():  # while it was loading
+                    self._train(stream, validator)
+            finally:
+                if isinstance(stream, Stream):
+                    stream.close()
+                if self.metrics:
+                    self.metrics.close()
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-            if isinstance(stream, Stream):
-                stream.close()
-            if self.metrics:
-                self.metrics.close()
         if self._signal:
-            log.info(
-                "stopped by %s after step %s, saved",
-                signal.Signals(self._signal).name,
-                self.step_number,
-            )
+            name = signal.Signals(self._signal).name
+            log.info("stopped by %s after step %s, saved", name, self.step_number)
             return 128 + self._signal
-        log.info("done: step %s of %s", f"{self.step_number:,}", f"{config.steps:,}")
+        log.info("done: step %s of %s", f"{self.step_number:,}", f"{self.config.steps:,}")
         return 0
+
+    def _begin(self) -> None:
+        if self.world.rank == 0:
+            values = self.config.model_dump(mode="json")
+            atomic_write(self.folder / "config.yaml", yaml.safe_dump(values).encode())
+        self._announce()
+        self.metrics = Metrics(self.folder, self.step_number) if self.world.rank == 0 else None
+        self.pace.reset()
+
+    def _train(self, stream: Iterator[Batch], validator: Validator | None) -> None:
+        config = self.config
+        while self.step_number < config.steps and not self._signal:
+            self._one_step(stream)
+            if validator and self._due(config.validation.every) and not self._signal:
+                self._validate(validator)
+            if self._due(config.save_every) or self._signal:
+                self.save()
+                self._stopping()  # a signal that came meanwhile ends the run at what was just saved
 
     def _due(self, every: int) -> bool:
         return self.step_number % every == 0 or self.step_number == self.config.steps
 
     def _one_step(self, stream: Iterator[Batch]) -> None:
         start = time.perf_counter()
+        self.world.mark(f"step {self.step_number}, data")
         batch = next(stream)
         self.pace.waited += time.perf_counter() - start
         self.pace.losses.append(self.step(batch))
@@ -187,16 +224,16 @@ class Trainer:
 
     def _validate(self, validator: Validator) -> None:
         start = time.perf_counter()
-        found = validator(self.engine, self.ema)
+        found = validator(self.engine, self.ema, self._stopping)
         seconds = time.perf_counter() - start
+        if found is None:
+            log.info("validation abandoned after %.1f s, for a signal", seconds)
+            return
         log.info("step %s  validation %.4f, %.4f of the target's variance (%.1f s)", f"{self.step_number:,}",
                  found.loss, found.normalised, seconds)  # fmt: skip
         if self.metrics:
             self.metrics.write(self.step_number, validation={**found.record(), "seconds": seconds})
         self.pace.reset()
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._received = number  # the ranks agree on it in the step in progress, finish that, save
 
     def _announce(self) -> None:
         channels, height, width = self.sources.latent_shape
@@ -223,7 +260,7 @@ class Trainer:
                 "caption_dropout": self.config.data.caption_dropout,
             },
             "seed": self.config.seed,
-            "optimizer": {"kind": "adamw", "step": self.step_number},
+            "optimizer": {"kind": "adamw", "step": self.updates, "skipped": self.skipped},
         }
         return json.loads(canonical_json(record))  # type: ignore[no-any-return]  # as it will be read again
 
@@ -251,12 +288,13 @@ class Trainer:
         flats = {
             kind: self.engine.weights() for kind in checkpoint.KINDS
         }  # only their shapes matter here
-        state = checkpoint.load(
-            path, manifest, checkpoint.State(self.engine.fragments, self.totals, flats)
-        )
+        blank = checkpoint.State(self.engine.fragments, self.totals, flats)
+        state = checkpoint.load(path, manifest, blank, self._tell)
         self.engine.set_weights(state.flats["weights"])
+        self.updates = manifest["optimizer"]["step"]
+        self.skipped = manifest["optimizer"].get("skipped", 0)
         self.engine.set_moments(
-            manifest["optimizer"]["step"], {k: state.flats[k] for k in ("exp_avg", "exp_avg_sq")}
+            self.updates, {k: state.flats[k] for k in ("exp_avg", "exp_avg_sq")}
         )
         self.ema.parts = list(state.flats["ema"])
         self.step_number, self.position = manifest["step"], manifest["position"]
@@ -268,10 +306,13 @@ class Trainer:
         )
 
     def _newest(self) -> tuple[Path, checkpoint.Manifest] | None:
-        found = checkpoint.newest(self._checkpoints)
+        found = checkpoint.newest(self._checkpoints, self._tell)
         if found:
             checkpoint.refuse_other_run(*found, self.record())
         return found
+
+    def _tell(self, at: str) -> None:
+        self.world.mark(at, own=True)
 
     @property
     def _checkpoints(self) -> Path:

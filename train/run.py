@@ -14,7 +14,7 @@ from .engine import deepspeed_config
 from .loop import CHECKPOINTS, Batches, Trainer
 from .model import DiT, DiTConfig
 from .validate import Validator, open_held_out
-from .world import World, join_world, leave_world
+from .world import World, joined
 
 
 def fit(config: TrainConfig, run: Path, batches: Batches | None = None) -> int:
@@ -29,8 +29,7 @@ def fit(config: TrainConfig, run: Path, batches: Batches | None = None) -> int:
     deepspeed_config(config, size)
     model = model_config(config, sources)
     held_out = open_held_out(config, sources)
-    world = join_world()
-    try:
+    with joined(config.guard, run) as world:
         seen = world.gather(sources.identity())
         if seen[world.rank] != seen[0]:  # this rank looked at a growing column a little later
             sources = open_columns(config, seen[0])
@@ -38,8 +37,6 @@ def fit(config: TrainConfig, run: Path, batches: Batches | None = None) -> int:
         trainer = Trainer(config, run, sources, order, DiT(model, config.seed), world)
         validator = Validator(config, held_out, world) if held_out else None
         return trainer.run_to_end(batches or _from_columns(config, sources, order), validator)
-    finally:
-        leave_world()
 
 
 def open_columns(config: TrainConfig, pins: dict[str, Any] | None) -> Sources:

@@ -5,6 +5,7 @@ weights. Micro-batches do not depend on the world size, and losses are summed in
 the same bits. The total divided by the variance of the target compares epochs of one run; it does not compare VAEs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +32,13 @@ class Validation:
     loss: float
     normalised: float  # loss / variance of the target about its channel means
     levels: tuple[float, ...]  # loss at each noise level, from much noise to little
+    levels_normalised: tuple[float, ...]  # each by the variance of its own targets
 
     def record(self) -> dict[str, Any]:
-        return {"loss": self.loss, "normalised": self.normalised, "levels": list(self.levels)}
+        return {
+            "loss": self.loss, "normalised": self.normalised, "levels": list(self.levels),
+            "levels_normalised": list(self.levels_normalised),
+        }  # fmt: skip
 
 
 def open_held_out(config: TrainConfig, training: Sources) -> Join | None:
@@ -74,15 +79,27 @@ class Validator:
         )
 
     @torch.no_grad()
-    def __call__(self, engine: Engine, ema: Ema) -> Validation:
-        """Collective: every rank takes every world-th chunk of rows, and all get the same answer."""
+    def __call__(
+        self, engine: Engine, ema: Ema, stop: Callable[[], bool] = bool
+    ) -> Validation | None:
+        """Collective: every rank takes every world-th chunk of rows, and all get the same answer. `stop` is asked by
+        all ranks before each chunk; None if it said so."""
         engine.model.eval()
-        with ema.in_place_of_weights(engine):
-            own = [
-                self._chunk(engine, rows)
-                for rows in self.chunks[self.world.rank :: self.world.size]
-            ]
-        engine.model.train()
+        try:
+            with ema.in_place_of_weights(engine):
+                own = []
+                for first in range(0, len(self.chunks), self.world.size):
+                    self.world.mark(f"validation, chunk {first} of {len(self.chunks)}")
+                    if stop():
+                        return None
+                    own += [
+                        self._chunk(engine, rows)
+                        for rows in self.chunks[first : first + self.world.size][self.world.rank :][
+                            :1
+                        ]
+                    ]
+        finally:
+            engine.model.train()
         by_rank = self.world.gather(own)
         chunks = [
             by_rank[i % self.world.size][i // self.world.size] for i in range(len(self.chunks))
@@ -91,8 +108,11 @@ class Validator:
             torch.cat(parts) for parts in zip(*chunks, strict=True)
         )  # rows in order again
         variance = (square.mean((0, 1)) - mean.mean((0, 1)).square()).mean()
-        total = loss.mean()
-        return Validation(float(total), float(total / variance), tuple(loss.mean(0).tolist()))
+        by_level = (square.mean(0) - mean.mean(0).square()).mean(1)
+        total, levels = loss.mean(), loss.mean(0)
+        return Validation(
+            float(total), float(total / variance), tuple(levels.tolist()), tuple((levels / by_level).tolist())
+        )  # fmt: skip
 
     def _chunk(
         self, engine: Engine, rows: np.ndarray[Any, np.dtype[np.int64]]

@@ -2,12 +2,19 @@
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
+
+from .config import GuardConfig
+from .guard import Guard
+from .lock import RunLock
 
 
 @dataclass(frozen=True)
@@ -15,6 +22,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    guard: Guard | None = None
+    lock: RunLock | None = None  # of rank 0
 
     def sum(self, values: Sequence[float | Tensor]) -> list[float]:
         """Sums over all ranks, the same floats on each. NaN and infinity on one rank reach all."""
@@ -34,9 +43,67 @@ class World:
     def barrier(self) -> None:
         self.gather(None)
 
+    def together(self, work: Callable[[], Any]) -> list[Any]:
+        """Do something on each rank and return all results everywhere; a user's error on one rank, that is one with
+        an `exit_code`, is raised on all."""
+        outcome, failure = None, None
+        try:
+            outcome = work()
+        except Exception as error:
+            if not hasattr(type(error), "exit_code"):
+                raise
+            failure = error
+        outcomes = self.gather((outcome, failure))
+        for _, found in outcomes:
+            if found is not None:
+                raise found
+        return [found for found, _ in outcomes]
 
-def join_world() -> World:
-    """Meet the other processes of this run through DeepSpeed; without torchrun, be a world of one."""
+    def mark(self, at: str, own: bool = False) -> None:
+        """Tell the guard what this rank is at; see `Guard.mark`."""
+        if self.guard:
+            self.guard.mark(at, own)
+
+    def check_lock(self) -> None:
+        """RunLocked if another job has taken over this run's folder."""
+        if self.lock:
+            self.lock.check()
+
+
+@contextmanager
+def joined(config: GuardConfig, run: Path) -> Iterator[World]:
+    """Meet the other processes of this run, hold its folder against other jobs, and watch over each other.
+
+    An error of one rank alone ends the others too, with its text and exit code."""
+    rank, size, device = _meet(config)
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    guard = Guard(rank, size, config, address, port)
+    world = World(rank, size, device, guard, RunLock(run) if rank == 0 else None)
+    try:
+        world.barrier()
+        guard.start()
+        world.together(world.lock.take if world.lock else lambda: None)
+        yield world
+        world.barrier()  # the store outlives the guards
+    except BaseException as error:
+        lost = guard.explain(error)
+        guard.stop()
+        if lost:
+            raise lost from error
+        if size == 1 or device.type == "cpu":  # NCCL would wait for ranks that do not come
+            distributed.destroy_process_group()
+        raise
+    else:
+        guard.stop()
+        world.barrier()
+        distributed.destroy_process_group()
+    finally:
+        if world.lock:
+            world.lock.release()
+
+
+def _meet(config: GuardConfig) -> tuple[int, int, torch.device]:
+    """Join the process group through DeepSpeed; without torchrun, be a world of one."""
     if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -63,10 +130,7 @@ def join_world() -> World:
     logger.setLevel("WARNING")
     if not gpu:  # else a C++ extension is compiled here, half a minute to two, for the same bits
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", verbose=False)
-    return World(rank, size, device)
-
-
-def leave_world() -> None:
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+    # The guard names the culprit; the backend's own time-out, which cannot, comes after it.
+    patience = {"timeout": timedelta(seconds=config.hang + 300)} if config.hang else {}
+    deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", verbose=False, **patience)
+    return rank, size, device

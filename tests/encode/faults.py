@@ -24,12 +24,12 @@ from typing import Any
 from encode.config import EncodeConfig
 from encode.job import Options
 from shards.verify import logical_digest, verify
+from tests.forks import fork, wait
 from tests.memory import MEMORY
 from tests.soak.sweep import Case, Sweep
 
 from . import light
 from .rays import Cluster, cluster, until
-from .toy import fork, wait
 
 SHARDS, ROWS = 8, 40
 COLUMNS = "vae", "large", "text"

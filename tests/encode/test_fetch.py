@@ -22,8 +22,9 @@ from encode.fetch import fetched, sweep
 from shards.client import Limits
 from shards.store import open_store
 from shards.verify import logical_digest
+from tests.forks import fork, wait
 
-from .toy import fork, wait, write_config, write_source
+from .toy import write_config, write_source
 from .web import Web, serving
 
 QUICK = Limits(1, stall=0.5, request=5, give_up=20, backoff=0.01, max_backoff=0.05)

@@ -7,8 +7,9 @@ import configs
 from encode.__main__ import main
 from shards.repair import repair
 from shards.verify import examine, logical_digest, verify
+from tests.forks import fork, wait
 
-from .toy import files_of, fork, wait, write_config, write_source
+from .toy import files_of, write_config, write_source
 
 
 def encode(config: Path, output: Path) -> str:

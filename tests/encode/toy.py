@@ -1,10 +1,8 @@
 """Tiny real models and tars of counted pictures."""
 
 import io
-import os
-import sys
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -134,35 +132,6 @@ def write_config(
     }  # fmt: skip
     path.write_text(yaml.safe_dump(config))
     return path
-
-
-def fork(work: Callable[[], Any], output: Path) -> int:
-    """Start `work` in a forked process (no imports to wait for), stdout and stderr in a file; its pid."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 - pytest has replaced them
-        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-        work()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-    return pid
-
-
-def wait(pid: int) -> int:
-    """Exit code of a child, or minus the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tests.encode import faults
 from tests.shards import hostile, properties, sweeps
+from tests.train import faults as training
+from tests.train import saves
 
 from .drawn import properties as drawn
 from .sweep import Sweep
@@ -14,6 +16,8 @@ SWEEPS: dict[str, Sweep] = {
         *sweeps.SWEEPS,
         *hostile.SWEEPS,
         faults.SWEEP,
+        saves.SWEEP,
+        training.SWEEP,
         drawn("order", properties.PROPERTIES, seeds=60),
     ]
 }

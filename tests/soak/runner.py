@@ -44,7 +44,12 @@ SCRATCH = "LATENTBANK_SCRATCH"  # where the sweeps put their columns
 
 
 FOLDERS = ("shards", "tests/shards", "tests/soak")  # the code that all sweeps run and test
-MORE = {"encode": ("encode", "tests/encode")}  # what one sweep alone does
+TRAIN = ("configs", "train", "tests/train")
+MORE = {  # what one sweep alone does
+    "encode": ("encode", "tests/encode"),
+    "checkpoints": TRAIN,
+    "training": TRAIN,
+}
 
 
 def code(sweep: str = "") -> str:

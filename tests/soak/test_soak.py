@@ -143,6 +143,18 @@ def test_every_sweep_is_large_enough() -> None:
     assert counts["cuts"] >= 50_000
     assert counts["hostile"] * 20 >= 100_000
     assert counts["order"] * INPUTS >= 10_000
-    for name in ("kills", "power", "errors", "reads", "flips", "cuts", "swaps"):
+    assert counts["checkpoints"] >= 30_000
+    assert counts["training"] >= 150
+    for name in (
+        "kills",
+        "power",
+        "errors",
+        "reads",
+        "flips",
+        "cuts",
+        "swaps",
+        "checkpoints",
+        "training",
+    ):
         cases = registry.SWEEPS[name].cases()
         assert len(set(cases)) == len(cases), f"{name} repeats a case"

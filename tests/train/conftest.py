@@ -1,4 +1,4 @@
-"""Small columns, written by the real writer, and a run of the real command."""
+"""Small columns, written by the real writer, and a run of the command on them."""
 
 import os
 import subprocess
@@ -12,6 +12,8 @@ import torch
 import yaml
 
 from shards import ColumnSpec, Layout, Norm, ShardWriter, create_column, put_complete, put_empty
+
+from . import ranks as jobs
 
 ROOT = Path(__file__).parents[2]
 CHANNELS, SIDE, WIDTH, TOKENS = 4, 8, 12, 6
@@ -83,15 +85,21 @@ def tiny_config(columns: Path, runs: Path, **changes: Any) -> dict[str, Any]:
 def launch(
     folder: Path, columns: Path, *words: str, ranks: int = 1, **changes: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run `train` on the tiny config as a user would, in `folder`; more ranks through torchrun."""
+    """Run `train` on the tiny config in `folder`, as a user would, but each rank in a fork of this process. The exit
+    code is that of the first rank that failed; stdout and stderr are those of all ranks, together in both."""
+    job = jobs.command(write_config(folder, columns, **changes), words, ranks)
+    code = next((code for code in job.wait() if code), 0)
+    return subprocess.CompletedProcess(words, code, job.text(), job.text())
+
+
+def write_config(folder: Path, columns: Path, **changes: Any) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny_config(columns, folder, **changes)))
-    return subprocess.run(
-        command(path, ranks, *words), cwd=ROOT, env=environment(), text=True, capture_output=True
-    )
+    return path
 
 
 def command(path: Path, ranks: int, *words: str) -> list[str]:
+    """The real command line, of processes that are not forked."""
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
     return [sys.executable, "-m", *(torchrun if ranks > 1 else []), "train", str(path), *words]
 

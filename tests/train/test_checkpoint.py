@@ -1,68 +1,20 @@
 """The checkpoint format, without training: whole or refused, and readable by any number of ranks."""
 
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.soak.sweep import Sweep, run, sample
 from train import checkpoint
 from train.checkpoint import CheckpointError, ResumeRefused, State
-from train.engine import Fragment
-from train.model import DiT, DiTConfig
-from train.world import World
 
-ALONE = World(0, 1, torch.device("cpu"))
-MODEL = DiT(
-    DiTConfig(
-        hidden_size=16,
-        layers=1,
-        heads=2,
-        kv_heads=1,
-        head_dim=8,
-        mlp_size=24,
-        pos_embed_max_size=4,
-        sample_size=4,
-        in_channels=2,
-        out_channels=2,
-        text_width=6,
-    )  # fmt: skip
-)
-TOTALS = {name: p.numel() for name, p in MODEL.named_parameters()}
-RECORD: dict[str, Any] = {
-    "objective": {"flow": {"shift": 3.0}, "caption_dropout": 0.1},
-    "position": 0, "model": MODEL.config.model_dump(mode="json"), "data": {"latents": {"complete": "abc"}},
-    "order": {"seed": 0, "lanes": 8, "window": 0}, "optimizer": {"kind": "adamw", "step": 1},
-}  # fmt: skip
-
-
-def part(start: int, stop: int) -> tuple[list[Fragment], list[tuple[str, int, int]]]:
-    """Fragments of the elements [start, stop) of all parameters laid end to end, as ZeRO cuts them."""
-    fragments, at = [], 0
-    for name, total in TOTALS.items():
-        low, high = max(start, at), min(stop, at + total)
-        if low < high:
-            fragments.append(Fragment(name, low - at, high - at, 0, low - start))
-        at += total
-    return fragments, [(f.name, f.start, f.stop) for f in fragments]
-
-
-def state_of(start: int, stop: int, value: float) -> State:
-    """Elements numbered from `start`; kind k adds k * 1e6."""
-    numbers = torch.arange(start, stop, dtype=torch.float32) + value
-    flats = {kind: [numbers + 1e6 * k] for k, kind in enumerate(checkpoint.KINDS)}
-    return State(part(start, stop)[0], TOTALS, flats)
-
-
-SIZE = sum(TOTALS.values())
-
-
-def save(folder: Path, step: int) -> Path:
-    return checkpoint.save(
-        folder, state_of(0, SIZE, step), MODEL, {**RECORD, "step": step}, ALONE, keep=2
-    )
+from . import saves
+from .saves import MODEL, RECORD, SIZE, SWEEP, TOTALS, part, save, state_of
 
 
 def test_any_part_is_read_back(tmp_path: Path) -> None:
@@ -71,10 +23,10 @@ def test_any_part_is_read_back(tmp_path: Path) -> None:
     cuts = [0, 7, SIZE // 3, SIZE // 3 + 1, SIZE]
     for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
         blank = State(
-            part(start, stop)[0], TOTALS, {k: [torch.zeros(stop - start)] for k in checkpoint.KINDS}
+            part(start, stop), TOTALS, {k: [torch.zeros(stop - start)] for k in checkpoint.KINDS}
         )
         loaded = checkpoint.load(path, manifest, blank)
-        for kind, wanted in state_of(start, stop, 1).flats.items():
+        for kind, wanted in state_of(1, start, stop).flats.items():
             assert torch.equal(loaded.flats[kind][0], wanted[0])
 
 
@@ -87,7 +39,7 @@ def test_whole_weights_and_average_stand_beside(tmp_path: Path) -> None:
     assert torch.equal(torch.cat([ema[name].flatten() for name in TOTALS]), flat + 3e6)
     sampled, manifest = checkpoint.load_for_sampling(path)
     assert torch.equal(sampled.state_dict()["proj_out.bias"], ema["proj_out.bias"])
-    assert manifest["model"]["hidden_size"] == 16
+    assert manifest["model"]["hidden_size"] == 8
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
@@ -181,3 +133,77 @@ def test_another_run_is_refused_with_the_fields(tmp_path: Path) -> None:
     ):
         assert f"{field}: found" in str(caught.value)
     assert "order.lanes" not in str(caught.value)
+
+
+# Faults: a sample of what the soak run does ------------------------------------------------------------------------
+
+
+def test_faults_within_a_save_and_damage_to_what_stands() -> None:
+    """One of each kind of fault for each rank and file, and a few more."""
+    picked = sample(saves_only(), 14) + sample(damage_only(), 24)
+    killed = {case[1:3] for case in picked if str(case[0]).startswith("kill")}
+    assert killed == {(1, 0), (2, 0), (2, 1)}
+    outcome = run(SWEEP, picked)
+    assert not outcome.failures, outcome.failures[0]
+
+
+def saves_only() -> Sweep:
+    return replace(
+        SWEEP,
+        cases=lambda: [*saves.kill_cases(), *saves.error_cases()],
+        group=lambda case: f"{str(case[0]).split()[0]} {case[1:3]}",
+    )
+
+
+def damage_only() -> Sweep:
+    return replace(SWEEP, cases=lambda: [*saves.flip_cases(), *saves.cut_cases()])
+
+
+def test_a_full_disk_leaves_what_stands() -> None:
+    """Whichever write finds it full, of either rank."""
+    full = [c for c in saves.error_cases() if c[0] == "error ENOSPC" and "write" in str(c[4])]
+    assert {case[1:3] for case in full} == {(1, 0), (2, 1)}
+    outcome = run(SWEEP, full)
+    assert not outcome.failures, outcome.failures[0]
+
+
+def test_a_power_cut_leaves_a_whole_checkpoint() -> None:
+    """Before a name appears, all bytes below it are safe; before an older one vanishes, the newer name is."""
+    calls = saves.calls(1, 0)
+    dirty: set[str] = set()
+    staged, named, safe = False, False, False
+    for call in calls:
+        path, new = call.paths[0], call.paths[-1]
+        if ".staging-" in path and call.name in ("write", "openat", "open", "ftruncate"):
+            written = call.name in ("write", "ftruncate") or call.arguments[2] & os.O_CREAT
+            dirty |= {path} if written else set()
+        if call.name.startswith("rename") and path in dirty:
+            dirty = dirty - {path} | {new}
+        if call.name == "fsync":
+            dirty.discard(path)
+            staged = staged or (path == ".staging-step-00000004" and not dirty)
+            safe = safe or (named and path == ".")
+        if call.name.startswith("rename") and new == "step-00000004":
+            assert staged, "the name appears before the bytes are safe"
+            assert not dirty, dirty
+            named = True
+        if call.name.startswith("rename") and ".removed-" in new:
+            assert safe, "an older one goes before the name of the newer one is safe"
+    assert named
+    assert safe
+
+
+def test_damaged_ones_are_set_aside_and_crashes_leave_nothing(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, keep=4)
+    for step in (3, 4):
+        saves.damage(tmp_path / f"step-{step:08d}/ema.safetensors", 99)
+    for name in (".staging-step-00000009", ".removed-step-00000000"):
+        shutil.copytree(tmp_path / "step-00000001", tmp_path / name)
+    (tmp_path / ".tmp-0123").write_bytes(b"x")
+    assert saves.found(tmp_path) == 2
+    save(tmp_path, 3, keep=4)
+    assert saves.listing(tmp_path) == [
+        ".damaged-step-00000004", "latest", *(f"step-{step:08d}" for step in (1, 2, 3))
+    ]  # fmt: skip
+    assert saves.found(tmp_path) == 3

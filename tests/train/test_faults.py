@@ -1,0 +1,154 @@
+"""One real case of each kind of fault of a training job; the soak run has them in great numbers."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shards.lease import LEASE, Lease
+from shards.storage import canonical_json
+from train.lock import RunLock, RunLocked
+
+from . import faults
+from .faults import HOW, check_lost, ends_as_straight, go, lost, saved, scratch
+from .ranks import Job
+
+
+@pytest.fixture(scope="module")
+def losses() -> Iterator[dict[str, tuple[Path, Job]]]:
+    """Jobs of 2 ranks of which rank 1 is lost before step 3, side by side: they do little but wait."""
+    with scratch() as folder:
+        jobs = {how: (folder / how, lost(folder / how, how, 2, 1, 3)) for how in HOW}
+        yield jobs
+        for _, job in jobs.values():
+            job.kill()
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_lost_rank_ends_the_job_and_is_named(
+    losses: dict[str, tuple[Path, Job]], how: str
+) -> None:
+    folder, job = losses[how]
+    check_lost(job, how, 2, 1)
+    assert saved(folder / "tiny-vae") == [2]
+    if how == "kill":
+        ends_as_straight(folder, 2)
+
+
+def test_the_first_rank_may_be_lost_too() -> None:
+    with scratch() as folder:
+        check_lost(lost(folder, "kill", 4, 0, 1), "kill", 4, 0)
+
+
+def test_sigkill_within_a_save() -> None:
+    faults.killed_saving(2, 7, 5)
+
+
+@pytest.mark.parametrize(("name", "ranks"), [("SIGTERM", 1), ("SIGINT", 2)])
+def test_a_signal_to_one_rank_saves_the_step_in_progress(name: str, ranks: int) -> None:
+    faults.terminated(name, ranks, "one", 1)
+
+
+def test_a_signal_within_a_save_comes_twice() -> None:
+    faults.terminated_saving("SIGTERM", 2, 2)
+
+
+def test_a_signal_within_validation() -> None:
+    faults.terminated_validating("SIGTERM", 2)
+
+
+@pytest.mark.parametrize("mode", ["stop", "skip"])
+def test_one_rank_has_a_loss_that_is_not_finite(mode: str) -> None:
+    faults.poisoned(mode, 2, 1, 5)
+
+
+def test_too_many_steps_in_a_row_are_skipped() -> None:
+    guard = {"nonfinite": "skip", "skips": 2}
+    with scratch() as folder:
+        done = go(folder, 1, "optim.lr=1e38", guard=guard)
+        assert done.wait() == [3]
+        assert "3 such steps in a row are more than guard.skips" in done.text()
+        assert len(list((folder / "tiny-vae").glob("nonfinite-*.json"))) == 3
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_damaged_row_is_named_by_all_ranks(ranks: int) -> None:
+    with scratch() as folder:
+        faults.write_columns(folder / "toy", "toy", 150, 1)
+        (payload,) = (folder / "toy/vae/moments/c").rglob("[0-9]*/0/0/0")
+        data = bytearray(payload.read_bytes())
+        data[37 * 2 * 4 * 64 * 2] ^= 0x10  # row 37, of 8 channels of 8 x 8 of 2 bytes
+        payload.write_bytes(data)
+        columns = {"latents": str(folder / "toy/vae"), "text": str(folder / "toy/text"), "lanes": 8}
+        job = go(folder, ranks, data=columns)
+        assert job.wait() == [2] * ranks, job.text()
+        for rank in range(ranks):
+            text = job.text(rank)
+            assert "CorruptColumn" in text
+            assert "toy/vae" in text
+            assert "row 37" in text, text
+            assert "Traceback" not in text
+
+
+# One job on a folder -----------------------------------------------------------------------------------------------
+
+
+def test_a_second_job_on_a_folder_is_refused() -> None:
+    with scratch() as folder:
+        first = go(folder, 1, "steps=100000")
+        first.logged("step 1/")
+        second = go(folder / "second", 2, f"runs={folder}")
+        assert second.wait() == [5, 5], second.text()
+        for rank in (0, 1):
+            assert f"another job trains in this folder (pid {first.pids[0]} on" in second.text(rank)
+        first.kill()  # and leaves its lease
+        assert (folder / "tiny-vae" / LEASE).exists()
+        third = go(folder, 1, "steps=100000")
+        third.logged("DeepSpeed")  # from here on a signal is heeded
+        third.send(signal.SIGTERM)
+        assert third.wait() == [143]
+        assert not list((folder / "tiny-vae").glob("lease*"))
+
+
+def write_lease(run: Path, seconds: float) -> None:
+    """That of a job on another host."""
+    run.mkdir(exist_ok=True)
+    record = {
+        "owner": "0" * 32, "host": "far", "machine": "another", "pid": os.getpid(), "command": "train",
+        "expires": time.time() + seconds,
+    }  # fmt: skip
+    (run / LEASE).write_bytes(canonical_json(record))
+
+
+def test_a_job_of_another_host_is_given_time(tmp_path: Path) -> None:
+    """Until its lease expires, or is renewed."""
+    write_lease(tmp_path / "run", 0.5)
+    lock = RunLock(tmp_path / "run", seconds=1)
+    lock.take()
+    lock.check()
+    lock.release()
+    assert not list((tmp_path / "run").iterdir())
+    write_lease(tmp_path / "run", 50)
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(0.3)
+        write_lease(tmp_path / "run", 100)  # renewed
+        os._exit(0)
+    with pytest.raises(RunLocked, match="another job trains in this folder .* on far"):
+        RunLock(tmp_path / "run", seconds=1).take()
+    os.waitpid(pid, 0)
+
+
+def test_a_lock_that_was_taken_away_is_noticed(tmp_path: Path) -> None:
+    lock, thief = RunLock(tmp_path), Lease(tmp_path, "train", force=True)
+    lock.take()
+    lock.check()
+    thief.acquire()
+    with pytest.raises(RunLocked):
+        lock.check()
+    thief.release()
+    lock.check()  # nobody has it: it is taken again
+    lock.release()

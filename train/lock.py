@@ -1,0 +1,80 @@
+"""One job at a time on a run's folder: a lease in it, that of `shards`, held by rank 0."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from shards.errors import LeaseHeld
+from shards.lease import SECONDS, Lease, machine, standing
+from shards.store import open_store
+
+log = logging.getLogger(__name__)
+
+
+class RunLocked(LeaseHeld):
+    """Another job trains in this folder."""
+
+
+class RunLock:
+    """The right to write into a run's folder: `take`, `check` before each checkpoint, `release`."""
+
+    def __init__(self, run: Path, seconds: float = SECONDS) -> None:
+        self.run, self.seconds = run, seconds
+        self._lease: Lease | None = None
+
+    def take(self) -> None:
+        """RunLocked if another job holds it.
+
+        The lease of a job on another host, of which nothing more can be seen, is given the time to be renewed or to
+        expire: a job that is started again on other hosts goes on by itself."""
+        self.run.mkdir(parents=True, exist_ok=True)
+        first = self._holder()
+        while True:
+            lease = Lease(self.run, "train", seconds=self.seconds)
+            try:
+                self._lease = lease.__enter__()
+                return
+            except LeaseHeld:
+                now = self._holder()
+                if now and (now.get("machine") == machine() or _renewed(first, now)):
+                    raise RunLocked(self._held(now)) from None
+                if first and now:
+                    log.info(
+                        "%s: waiting for the lease of a job on %s to expire",
+                        self.run,
+                        now.get("host"),
+                    )
+                first = first or now
+                time.sleep(min(1.0, self.seconds / 10))
+
+    def check(self) -> None:
+        """RunLocked if another job has taken over meanwhile; where none has, a lease that expired is taken again."""
+        try:
+            if self._lease is not None:
+                self._lease.check()
+                return
+        except LeaseHeld:
+            self.release()
+        self.take()
+
+    def release(self) -> None:
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
+
+    def _holder(self) -> dict[str, Any] | None:
+        return standing(open_store(self.run))[1]
+
+    def _held(self, record: dict[str, Any]) -> str:
+        host, pid = record.get("host", "an unknown host"), record.get("pid", "unknown")
+        return (
+            f"{self.run}: another job trains in this folder (pid {pid} on {host}). Wait for its end or stop it; "
+            "a run beside it needs another name of its config, or another runs="
+        )
+
+
+def _renewed(first: dict[str, Any] | None, now: dict[str, Any]) -> bool:
+    return first is not None and (
+        first["owner"] != now["owner"] or first["expires"] != now["expires"]
+    )
