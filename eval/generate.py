@@ -80,16 +80,19 @@ class Generator:
         if request.tag is not None:
             step = step / "checkpoints" / f"step-{request.tag:08d}"
         model, manifest = load_for_sampling(step, request.ema_weights)
-        latents, text = manifest["data"]["latents"], manifest["data"]["text"]
+        latents, text = manifest["data"]["latents"], manifest["data"]["text"]["identity"]
+        text = manifest["data"].get(
+            "text_encoder", text
+        )  # of ids, the encoder that ran in the step
         vae = load_vae(moved(latents["identity"]["encoder"], request.vae), request.device)
         _, height, width = vae.moments_shape(latents["identity"]["preprocess"]["resolution"])
-        encoder = moved(text["identity"]["encoder"], request.text_encoder)
+        encoder = moved(text["encoder"], request.text_encoder)
         weights = manifest["files"][
             "ema.safetensors" if request.ema_weights else "weights.safetensors"
         ]
         return cls(
             model.to(request.device),
-            load_text({**text["identity"], "encoder": encoder}, request.device),
+            load_text({**text, "encoder": encoder}, request.device),
             vae,
             Norm(tuple(latents["norm"]["shift"]), tuple(latents["norm"]["scale"])),
             (model.config.in_channels, height, width),

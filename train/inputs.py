@@ -13,7 +13,7 @@ from torch import Tensor
 from shards import Norm
 from shards.latents import draw
 from shards.randomness import normal, uniform
-from shards.stream import Batch, pad_text
+from shards.stream import Batch
 
 from .flow import FlowConfig, density, interpolate, noise_levels
 
@@ -24,8 +24,8 @@ class Inputs:
     noise: Tensor  # (B, C, H, W) fp32
     sigma: Tensor  # (B,) fp32
     timestep: Tensor  # (B,) fp32, in (0, 1000]
-    text: Tensor  # (B, L, Dt) fp32
-    mask: Tensor  # (B, L) of 0/1
+    tokens: Tensor  # (T, Dt) bf16, captions back to back; (T,) int32 where they are ids
+    cu_seqlens: Tensor  # (B + 1,) int32
 
     @property
     def noisy(self) -> Tensor:
@@ -50,8 +50,8 @@ def training_inputs(
     latents = draw(batch.moments, norm, drawn)
     sigma, timestep = noise_levels(density(flow, normal(seed, "timestep", keys, ())))
     drop = uniform(seed, "caption-drop", keys) < dropout
-    text, mask = pad_text(*replace_captions(batch.tokens, batch.cu_seqlens, drop, empty))
-    return Inputs(latents, normal(seed, "flow", keys, shape), sigma, timestep, text, mask)
+    text = replace_captions(batch.tokens, batch.cu_seqlens, drop, empty)
+    return Inputs(latents, normal(seed, "flow", keys, shape), sigma, timestep, *text)
 
 
 def replace_captions(

@@ -21,6 +21,7 @@ from .config import TrainConfig, column_name
 from .ema import Ema
 from .engine import Engine
 from .flow import interpolate, losses, noise_levels, target
+from .texts import TextEncoder, encoded
 from .world import World
 
 LEVELS = 8
@@ -66,8 +67,11 @@ def open_held_out(config: TrainConfig, training: Sources) -> Join | None:
 
 
 class Validator:
-    def __init__(self, config: TrainConfig, join: Join, world: World) -> None:
+    def __init__(
+        self, config: TrainConfig, join: Join, world: World, text_encoder: TextEncoder | None = None
+    ) -> None:
         self.config, self.join, self.world = config, join, world
+        self.text_encoder = text_encoder
         rows = join.valid_rows[: config.validation.rows]
         self.chunks = np.split(
             rows, range(config.validation.batch, len(rows), config.validation.batch)
@@ -100,7 +104,8 @@ class Validator:
         """By row and level: loss (b, 8), mean and mean square of the target by channel (b, 8, C); fp64 on the CPU."""
         config, device = self.config, self.world.device
         moments, tokens, cu_seqlens = read_rows(self.join, rows)
-        text, mask = (t.to(device) for t in pad_text(tokens, cu_seqlens))
+        tokens, cu_seqlens = tokens.to(device), cu_seqlens.to(device)
+        text, mask = pad_text(encoded(self.text_encoder, tokens, cu_seqlens), cu_seqlens)
         keys, shape = rows.tolist(), self.join.latent_shape
         drawn = None
         if self.join.posterior:
