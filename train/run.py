@@ -31,7 +31,7 @@ def fit(
     model is built."""
     sources, order = open_run(config, run)
     check_text_encoder(sources, text_encoder)
-    model = model_config(config, data_shape(sources, text_encoder))
+    model = model_config(config, shape_of(sources, text_encoder))
     held_out = open_held_out(config, sources)
     fresh = not checkpoint.steps(run / CHECKPOINTS)
     start = initial.find(config, model) if fresh else None
@@ -129,7 +129,7 @@ def check_text_encoder(sources: Sources, text_encoder: TextEncoder | None) -> No
         )
 
 
-def data_shape(sources: Sources, text_encoder: TextEncoder | None = None) -> DataShape:
+def shape_of(sources: Sources, text_encoder: TextEncoder | None = None) -> DataShape:
     """What the model has to take; of ids, the encoder's answer to the empty caption tells the width."""
     width = sources.text_width
     if width is None:
