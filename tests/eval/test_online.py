@@ -38,11 +38,12 @@ from train.world import World
 SIDE, BATCH = 32, 16  # pixels | samples a step
 ALONE = World(0, 1, torch.device("cpu"))
 CLASSES = {"kl": "AutoencoderKL", "qwen": "AutoencoderKLQwenImage"}
-WORDS = ["a", "photograph", "of", "an", "astronaut", "who", "rides", "a", "horse", "on", "the", "moon", "in", "colour", "and", "a", "cat"]
+SENTENCE = "a photograph of an astronaut who rides a horse on the moon in colour and a cat"
 
 
 def caption(number: int) -> str:
-    return " ".join(WORDS[: 1 + number % len(WORDS)]) + f" {number}"
+    words = SENTENCE.split()
+    return " ".join(words[: 1 + number % len(words)]) + f" {number}"
 
 
 def write_source(folder: Path, shards: int, rows: int, first: int) -> str:
@@ -117,7 +118,7 @@ def moving(config: DiTConfig) -> DiT:
     return model
 
 
-# Against the libraries themselves --------------------------------------------------------------------------------------
+# Against the libraries themselves ------------------------------------------------------------------------------------
 
 
 def direct(cache: Path, vae: str, rows: list[int]) -> tuple[Tensor, list[Tensor]]:
@@ -162,7 +163,7 @@ def loss_of(
 @torch.no_grad()
 @pytest.mark.parametrize("vae", CLASSES)
 def test_the_loss_is_that_of_pictures_and_captions(cache: Path, tmp_path: Path, vae: str) -> None:
-    """Columns hold fp16 and bf16; the loss is the fp32 one within 1e-4. Other rows, or another text, are not near it."""
+    """Columns hold fp16 and bf16; the loss is the fp32 one within 1e-4. Other rows or texts are not near it."""
     config = config_of(cache, tmp_path, vae)
     sources, order = columns_of(config)
     model = moving(model_config(config, shape_of(sources)))
