@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils.tensorboard  # noqa: F401 - like deepspeed below: once, here, and not in each fork
 
 import configs
 from shards import Order, Sources
@@ -21,7 +22,7 @@ from train.world import World
 
 if not torch.cuda.is_available():
     os.environ["DS_ACCELERATOR"] = "cpu"  # as the trainer sets it
-    import deepspeed  # noqa: F401 - once, here, and not in each fork
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 - which brings the whole of torch.compile
 
 
 def forked(work: Callable[[], int | None], log: Path) -> tuple[int, str]:

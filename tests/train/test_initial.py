@@ -36,7 +36,8 @@ def still(columns: Path, folder: Path, **changes: Any) -> dict[str, Any]:
 def assert_starts_as(run: Path, file: Path) -> None:
     found, expected = load_file(step_folder(run, 1) / "weights.safetensors"), load_file(file)
     assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    for name in expected:  # but for the step itself, which takes 1e-38 from what is zero
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-30)
 
 
 def test_from_the_average_of_a_run(columns: Path, source: Path, tmp_path: Path) -> None:
