@@ -28,8 +28,8 @@ from shards.stream import Batch, Stream, empty_caption, pad_text
 from tests.encode.toy import jpeg, save_gemma, save_kl, save_qwen, tar_bytes
 from tests.train.conftest import TINY
 from tests.train.here import columns_of, forked, losses, manifest, trained
+from train import flow
 from train.config import TrainConfig
-from train.flow import losses as losses_of
 from train.inputs import training_inputs
 from train.model import DiT, DiTConfig
 from train.run import from_columns, model_config, shape_of
@@ -91,13 +91,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def values(
-    cache: Path, runs: Path, vae: str = "kl", text: str = "text", **data: Any
+    cache: Path, runs: Path, vae: str = "kl", captions: str = "text", **data: Any
 ) -> dict[str, Any]:
     one = cache / "cache/one"
     return {
         "data": {
-            "latents": str(one / vae), "text": str(one / text), "lanes": 8, "caption_dropout": 0.2,
-            "encoder": {"class": "GemmaModel", "path": str(cache / "gemma")} if "ids" in text else None, **data,
+            "latents": str(one / vae), "text": str(one / captions), "lanes": 8, "caption_dropout": 0.2,
+            "encoder": {"class": "GemmaModel", "path": str(cache / "gemma")} if "ids" in captions else None, **data,
         },
         "model": TINY, "steps": 1, "global_batch": BATCH, "micro_batch": 4, "log_every": 1, "save_every": 10,
         "runs": str(runs),
@@ -149,15 +149,15 @@ def direct(cache: Path, vae: str, rows: list[int]) -> tuple[Tensor, list[Tensor]
     ]
 
 
-def loss_of(
+def losses_of(
     model: DiT, sources: Sources, config: TrainConfig, batch: Batch, empty: Tensor
-) -> float:
-    """Of a step: what `Trainer.step` computes."""
+) -> Tensor:
+    """Of each sample of a step: what `Trainer.step` computes."""
     x = training_inputs(
         batch, sources.norm, empty, config.flow, config.data.caption_dropout, config.seed
     )
     predicted = model(x.noisy, x.timestep, *pad_text(x.tokens, x.cu_seqlens))
-    return float(losses_of(config.flow, predicted, x.latents, x.noise, x.sigma).mean())
+    return flow.losses(config.flow, predicted, x.latents, x.noise, x.sigma)
 
 
 @torch.no_grad()
@@ -170,22 +170,23 @@ def test_the_loss_is_that_of_pictures_and_captions(cache: Path, tmp_path: Path, 
     with Stream(sources, order, position=0, global_batch=BATCH) as stream:
         cached = next(stream)
     moments, states = direct(cache, vae, cached.rows.tolist())
-    assert moments.dtype == states[0].dtype == torch.float32
+    tokens, empty = torch.cat(states), empty_caption(sources)
+    assert moments.dtype == tokens.dtype == torch.float32
     assert [len(s) for s in states] == cached.lengths.tolist()
-    empty = empty_caption(sources)
-    ours = Batch(0, cached.samples, cached.rows, moments, torch.cat(states), cached.cu_seqlens)
-    expected = loss_of(model, sources, config, ours, empty.float())
-    found = loss_of(model, sources, config, cached, empty)
-    assert found == pytest.approx(expected, rel=1e-4)
+
+    def online_losses(moments: Tensor, tokens: Tensor) -> Tensor:
+        batch = Batch(0, cached.samples, cached.rows, moments, tokens, cached.cu_seqlens)
+        return losses_of(model, sources, config, batch, empty.float())
+
+    expected = online_losses(moments, tokens)
+    found = losses_of(model, sources, config, cached, empty)
+    assert float(found.mean()) == pytest.approx(float(expected.mean()), rel=1e-4)
+    torch.testing.assert_close(found, expected, rtol=2e-4, atol=0)
     for wrong in (
-        {"moments": moments.roll(1, 0)}, {"tokens": torch.cat(states).flip(0)}
-    ):  # fmt: skip
-        fields = {
-            "position": 0, "samples": cached.samples, "rows": cached.rows, "moments": moments,
-            "tokens": torch.cat(states), "cu_seqlens": cached.cu_seqlens,
-        }  # fmt: skip
-        other = loss_of(model, sources, config, Batch(**{**fields, **wrong}), empty.float())
-        assert abs(other / expected - 1) > 1e-3
+        online_losses(moments.roll(1, 0), tokens),
+        online_losses(moments, tokens.flip(0)),
+    ):
+        assert (wrong / expected - 1).abs().max() > 5e-3
 
 
 # Through the trainer -------------------------------------------------------------------------------------------------
@@ -233,14 +234,14 @@ def test_three_ways_to_one_step(cache: Path, start: Path, by_command: Path, tmp_
     for step in (1, 2):
         assert live[step] == pytest.approx(cached[step], rel=1e-4)
         assert ids[step] == pytest.approx(cached[step], rel=1e-4)
-    assert cached[1] != pytest.approx(cached[2], rel=1e-2)  # what the tolerance is of
+    assert cached[1] != pytest.approx(cached[2], rel=2e-3)  # what the tolerance is of
 
 
 def test_a_run_on_ids_says_which_encoder_it_had(cache: Path, by_command: Path) -> None:
     """So its pictures can be sampled, with that encoder."""
     said = manifest(by_command, 2)["data"]["text_encoder"]
     assert said["encoder"]["class"] == "GemmaModel"
-    generator = Generator.load(Request(by_command, Path(), Path()))
+    generator = Generator.load(Request(checkpoint=by_command, prompts=Path(), save_dir=Path()))
     assert generator.text.weights == said["encoder"]["weights"]
     assert generator.text.tokenize.max_tokens == 90
     assert generator.identity["text_encoder"] == said["encoder"]["weights"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.utils.tensorboard  # noqa: F401 - like deepspeed below: once, here, and not in each fork
+import torch.utils.tensorboard
 
 import configs
 from shards import Order, Sources
