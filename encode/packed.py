@@ -72,7 +72,7 @@ class PackedText:
     @torch.no_grad()
     def __call__(self, ids: Tensor, cu_seqlens: Tensor) -> Tensor:
         given, device = ids.to(self.text.device, torch.long), self.text.device
-        ends = cu_seqlens.cpu().numpy().astype(np.int64)
+        ends = cu_seqlens.cpu().numpy().astype(np.int64)  # on a GPU this would wait for it
         out = torch.empty(len(ids), self.text.width, dtype=torch.bfloat16, device=device)
         cut = self.text.cls in CUT
         for rows in packed_rows(np.diff(ends)) if cut else similar_rows(np.diff(ends)):

@@ -24,15 +24,17 @@ class Inputs:
     noise: Tensor  # (B, C, H, W) fp32
     sigma: Tensor  # (B,) fp32
     timestep: Tensor  # (B,) fp32, in (0, 1000]
-    tokens: Tensor  # (T, Dt) bf16, captions back to back; (T,) int32 where they are ids
-    cu_seqlens: Tensor  # (B + 1,) int32
+    tokens: Tensor  # (T, Dt), captions back to back
+    cu_seqlens: Tensor  # (B + 1,) int32, where each caption starts; the last is the end
 
     @property
     def noisy(self) -> Tensor:
         return interpolate(self.latents, self.noise, self.sigma)
 
     def to(self, device: torch.device) -> "Inputs":
-        return Inputs(*(getattr(self, f.name).to(device) for f in fields(self)))
+        """On another device; cu_seqlens stays, for its numbers are wanted here: a GPU would have to be waited for."""
+        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
+        return Inputs(**{**moved, "cu_seqlens": self.cu_seqlens})
 
 
 def training_inputs(
@@ -50,8 +52,8 @@ def training_inputs(
     latents = draw(batch.moments, norm, drawn)
     sigma, timestep = noise_levels(density(flow, normal(seed, "timestep", keys, ())))
     drop = uniform(seed, "caption-drop", keys) < dropout
-    text = replace_captions(batch.tokens, batch.cu_seqlens, drop, empty)
-    return Inputs(latents, normal(seed, "flow", keys, shape), sigma, timestep, *text)
+    captions = replace_captions(batch.tokens, batch.cu_seqlens, drop, empty)
+    return Inputs(latents, normal(seed, "flow", keys, shape), sigma, timestep, *captions)
 
 
 def replace_captions(

@@ -135,7 +135,7 @@ def shape_of(sources: Sources, text_encoder: TextEncoder | None = None) -> DataS
     if width is None:
         assert text_encoder is not None
         ids = empty_caption(sources).to(_device())
-        ends = torch.tensor([0, len(ids)], dtype=torch.int32, device=ids.device)
+        ends = torch.tensor([0, len(ids)], dtype=torch.int32)
         with torch.no_grad():
             tokens = text_encoder(ids, ends)
         if tokens.ndim != 2 or len(tokens) != len(ids):

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# (ids (T,) int32, cu_seqlens (B + 1,) int32) -> tokens (T, Dt), on the same device. An attribute `identity`, if it has
-# one, says which encoder it is, in the words of a tokens column: checkpoints record it, and it is compared on resume.
+# (ids (T,) int32, cu_seqlens (B + 1,) int32) -> tokens (T, Dt) on the device of the ids; cu_seqlens is on the CPU. An
+# attribute `identity`, if it has one, says which encoder it is, in the words of a tokens column: checkpoints record it,
+# and it is compared on resume.
 TextEncoder = Callable[[Tensor, Tensor], Tensor]
 
 

@@ -104,8 +104,8 @@ class Validator:
         """By row and level: loss (b, 8), mean and mean square of the target by channel (b, 8, C); fp64 on the CPU."""
         config, device = self.config, self.world.device
         moments, tokens, cu_seqlens = read_rows(self.join, rows)
-        tokens, cu_seqlens = tokens.to(device), cu_seqlens.to(device)
-        text, mask = pad_text(encoded(self.text_encoder, tokens, cu_seqlens), cu_seqlens)
+        tokens = encoded(self.text_encoder, tokens.to(device), cu_seqlens)
+        text, mask = pad_text(tokens, cu_seqlens)
         keys, shape = rows.tolist(), self.join.latent_shape
         drawn = None
         if self.join.posterior:
