@@ -116,6 +116,11 @@ class CaptionTokenizer:
         return ids[: self.limit - len(self._tail)] + self._tail
 
     @property
+    def largest(self) -> int:
+        """The largest id that it can make."""
+        return max(self._tokenizer.get_vocab().values())
+
+    @property
     def pad(self) -> int:
         """The padding token; <eos> or 0 where a tokenizer has none."""
         named = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id, 0)
@@ -193,43 +198,74 @@ class TextEncoder:
         longest, pad = max(map(len, ids)), self.tokenize.pad
         tokens = torch.tensor([row + [pad] * (longest - len(row)) for row in ids])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
+        given = {"input_ids": tokens.to(self.device), "attention_mask": mask.to(self.device)}
+        states = self.states(**given).cpu()
+        return [row[: len(i)] for row, i in zip(states, ids, strict=True)]
+
+    def states(self, **given: Any) -> Tensor:
+        """The hidden state (rows, tokens, D) bf16 of one forward pass, on the encoder's device."""
         last = self.hidden_state == -1
         with autocast(self.model.precision, self.device):
-            output = self._module(
-                input_ids=tokens.to(self.device),
-                attention_mask=mask.to(self.device),
-                output_hidden_states=not last,
-            )
+            output = self._module(**given, output_hidden_states=not last)
         if not hasattr(output, "last_hidden_state"):
             raise ModelNotUsable(
                 f"{self.model.path}: {self.model.cls} gives no hidden states but its head's output. "
                 "Give the class without the head, as GemmaModel, or AutoModel"
             )
         states = output.last_hidden_state if last else output.hidden_states[self.hidden_state]
-        states = states.to(torch.bfloat16).cpu()
-        return [row[: len(i)] for row, i in zip(states, ids, strict=True)]
+        return states.to(torch.bfloat16)  # type: ignore[no-any-return]  # transformers is untyped
+
+    @property
+    def cls(self) -> str:
+        """The class that was loaded, also where AutoModel was asked for."""
+        return type(self._module).__name__
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the model has an embedding of."""
+        return int(self._module.get_input_embeddings().num_embeddings)
 
 
 def load_text(identity: Json, device: str = "cpu") -> TextEncoder:
     """The text encoder that a tokens column's identity names, its weights and tokenizer checked."""
     how, encoder = identity["preprocess"], identity["encoder"]
+    model = ModelSpec.of_identity(encoder)
+    return text_of(model, how, how["hidden_state"], device, encoder["weights"])
+
+
+def load_tokenizer(identity: Json) -> CaptionTokenizer:
+    """The tokenizer that an ids column's identity names, as it was used there, and checked."""
+    how, encoder = identity["preprocess"], identity["encoder"]
+    tokenizer = CaptionTokenizer(
+        ModelSpec.of_identity(encoder), max_tokens=how["max_tokens"], template=how["template"],
+        instruction=how.get("instruction", ""), chat_template="chat_template" in how,
+    )  # fmt: skip
+    check_weights(tokenizer.tokenizer, encoder["weights"], encoder["path"])
+    return tokenizer
+
+
+def text_of(
+    model: ModelSpec, how: Json, hidden_state: int, device: str, expected: str | None = None
+) -> TextEncoder:
+    """A text encoder that reads captions as a column's `preprocess` says; ModelNotUsable if its
+    tokenizer or chat template is not the one named there.
+    """
     text = TextEncoder(
-        ModelSpec.of_identity(encoder),
+        model,
         max_tokens=how["max_tokens"],
-        hidden_state=how["hidden_state"],
+        hidden_state=hidden_state,
         template=how["template"],
         instruction=how.get("instruction", ""),
         chat_template="chat_template" in how,
         device=device,
-        expected=encoder["weights"],
+        expected=expected,
     )
     found = {"tokenizer": text.tokenizer, "chat_template": text.tokenize.chat}
     for name, digest in found.items():
         if digest != how.get(name):
             raise ModelNotUsable(
-                f"{encoder['path']}: the weights are those of the column, the "
-                f"{name.replace('_', ' ')} is another (found {digest:.16}..., expected "
-                f"{how[name]:.16}...). Restore its files"
+                f"{model.path}: the {name.replace('_', ' ')} is another than the column's (found "
+                f"{digest:.16}..., expected {how[name]:.16}...). Restore its files"
             )
     return text
 

@@ -2,12 +2,14 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> int | None:
+    """Run a verb with its flags, those of the command line unless given; returns its exit code, None being 0."""
     parser = argparse.ArgumentParser(
         prog="python -m eval", description="Sample, reconstruct, score"
     )
@@ -19,10 +21,12 @@ def main() -> None:
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         add_flags(verb)
-        verb.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        if name != "train":  # there each rank has its own
+            verb.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         verb.set_defaults(act=act)
-    args = parser.parse_args()
-    args.act(args)
+    args = parser.parse_args(words)
+    code: int | None = args.act(args)
+    return code
 
 
 def _natural(text: str) -> int:
@@ -96,7 +100,20 @@ def _fid(args: argparse.Namespace) -> None:
     print(json.dumps(score(args.fake, args.real, args.inception, args.device, args.batch_size)))
 
 
+def _train_flags(add: argparse.ArgumentParser) -> None:
+    """train, with the text encoder in the step where the captions are token ids"""
+    add.add_argument("config", type=Path)
+    add.add_argument("words", nargs="*", metavar="KEY=VALUE", help="over the config: optim.lr=1e-4")
+
+
+def _train(args: argparse.Namespace) -> int:
+    from .online import train
+
+    return train(args.config, args.words)
+
+
 VERBS = {
+    "train": (_train_flags, _train),
     "generate": (_generate_flags, _generate),
     "reconstruct": (_reconstruct_flags, _reconstruct),
     "fid": (_fid_flags, _fid),

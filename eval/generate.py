@@ -88,13 +88,15 @@ class Generator:
         latents, text = manifest["data"]["latents"], manifest["data"]["text"]
         vae = load_vae(moved(latents["identity"]["encoder"], request.vae), request.device)
         _, height, width = vae.moments_shape(latents["identity"]["preprocess"]["resolution"])
-        encoder = moved(text["identity"]["encoder"], request.text_encoder)
+        # where the column is of ids, the encoder that ran in the step
+        read_by = manifest["data"].get("text_encoder", text["identity"])
+        encoder = moved(read_by["encoder"], request.text_encoder)
         weights = manifest["files"][
             "ema.safetensors" if request.ema_weights else "weights.safetensors"
         ]
         return cls(
             model.to(request.device),
-            load_text({**text["identity"], "encoder": encoder}, request.device),
+            load_text({**read_by, "encoder": encoder}, request.device),
             vae,
             Norm(tuple(latents["norm"]["shift"]), tuple(latents["norm"]["scale"])),
             (model.config.in_channels, height, width),

@@ -7,25 +7,23 @@
 The two image folders are what `python -m eval fid` takes for rFID.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from encode.images import decode, to_images, transform
+from encode.images import to_images
 from encode.vae import load_vae
-from shards import Column, IndexRow, Status, atomic_write, canonical_json, open_source, read_index
+from shards import Column, Status, atomic_write, canonical_json
 
-from .errors import MissingPictures, OtherImages, TooFewImages
+from .errors import OtherImages, TooFewImages
 from .generate import moved
 from .imageset import ImageSet
+from .originals import Originals, Picture
 from .prompts import Prompts
 
 Json = dict[str, Any]
-Picture = NDArray[np.uint8]  # (H, W, 3)
 
 
 def reconstruct(
@@ -79,42 +77,16 @@ def read_originals(
     column: Column, tars: Path, count: int
 ) -> tuple[list[int], list[str], list[Picture]]:
     """Row ids, keys and crops of the first `count` ok rows, read from the source's tars."""
-    how, source = column.spec.identity["preprocess"], open_source(column.store.parent)
-    rows: list[int] = []
-    keys: list[str] = []
-    crops: list[Picture] = []
-    for shard, (name, _) in enumerate(source.tars):
-        first = shard * source.shard_rows
+    originals, rows = Originals(column, tars), list[int]()
+    for shard in range(len(originals.source.tars)):
+        first = shard * originals.source.shard_rows
         ids = np.arange(first, first + column.generation.rows[shard])
-        ok = ids[column.status(ids) == Status.OK][: count - len(rows)]
-        if not len(ok):
-            continue
-        index = read_index(column.store.parent, shard).rows
-        rows += ok.tolist()
-        keys += [index[row - first].key for row in rows[len(crops) :]]
-        crops += _crops(tars / name, [index[row - first] for row in rows[len(crops) :]], how)
+        rows += ids[column.status(ids) == Status.OK][: count - len(rows)].tolist()
     if not rows:
         raise TooFewImages(f"{column.path}: holds no valid row")
-    return rows, keys, crops
-
-
-def _crops(tar: Path, entries: Sequence[IndexRow], how: Json) -> list[Picture]:
-    if not tar.is_file():
-        raise MissingPictures(
-            f"{tar}: no such file. Name the folder of the source's tars with --tars"
-        )
-    crops = []
-    with tar.open("rb") as file:
-        for entry in entries:
-            offset, size = entry.members[how["image"]]
-            file.seek(offset)
-            image, _ = decode(file.read(size))
-            if image is None:
-                raise MissingPictures(
-                    f"{tar}: {entry.key} was a picture when the column was made and is none now. Restore the tar"
-                )
-            crops.append(transform(image, how["resolution"]))
-    return crops
+    how = column.spec.identity["preprocess"]
+    keys = [originals.entry(row).key for row in rows]
+    return rows, keys, [originals.crop(row, how) for row in rows]
 
 
 def psnr(a: Picture, b: Picture) -> float:

@@ -17,15 +17,17 @@ from .schema import BLOCK, Norm, Status, differences
 from .storage import Json
 from .store import Place, Store, open_store
 
-Text = Place | Mapping[Any, float]  # a tokens column, or several and how often each is chosen
+Text = (
+    Place | Mapping[Any, float]
+)  # a tokens or ids column, or several and how often each is chosen
 Bad = Literal["skip", "error"]
 Ints = NDArray[np.int64]
 SHOWN = 8  # rows that an error lists
 
 
 class Join:
-    """A moments (or latents) column and one or several tokens columns of one source, with the rows that are
-    valid in all.
+    """A moments (or latents) column and one or several tokens (or ids) columns of one source, with the rows
+    that are valid in all.
 
     `text`: a column, or (column, rate) pairs, of which each sample takes one: the choice depends on
     (seed, sample number) alone. `also`: further columns whose statuses are joined but which are not
@@ -52,7 +54,7 @@ class Join:
             )
         _expect_kind(latents, "moments", "latents")
         for column in self.texts:
-            _expect_kind(column, "tokens")
+            _expect_kind(column, "tokens", "ids")
             check_same_encoding(self.text, column)
         for name, column in self.extra.items():
             if column.layout.ragged:
@@ -106,8 +108,14 @@ class Join:
         return max(column.layout.row_shape[0] for column in self.texts)
 
     @property
-    def text_width(self) -> int:
-        return self.text.layout.row_shape[1]
+    def ids(self) -> bool:
+        """Whether the text is token ids, which an encoder has yet to run on; else it is tokens."""
+        return self.text.layout.kind == "ids"
+
+    @property
+    def text_width(self) -> int | None:
+        """Of a token; None for ids, of which only their encoder knows it."""
+        return None if self.ids else self.text.layout.row_shape[1]
 
     @property
     def valid_rows(self) -> Ints:
@@ -195,7 +203,11 @@ class Sources:
         return max(join.max_tokens for join in self.joins)
 
     @property
-    def text_width(self) -> int:
+    def ids(self) -> bool:
+        return self.joins[0].ids
+
+    @property
+    def text_width(self) -> int | None:
         return self.joins[0].text_width
 
     @property
@@ -341,10 +353,11 @@ def check_same_source(a: Column, b: Column) -> None:
 def encoding(column: Column) -> Json:
     """How a column was made, whatever the source and whichever caption of it was read."""
     identity = {k: v for k, v in column.spec.identity.items() if k != "source"}
-    if column.layout.kind == "tokens" and isinstance(identity.get("preprocess"), dict):
+    if column.layout.ragged and isinstance(identity.get("preprocess"), dict):
         identity["preprocess"] = {k: v for k, v in identity["preprocess"].items() if k != "caption"}
     shape = list(column.layout.row_shape)
     return {
+        "kind": column.layout.kind,
         "identity": identity,
         "norm": column.spec.record()["norm"],
         "row_shape": shape[1:] if column.layout.ragged else shape,
@@ -354,8 +367,8 @@ def encoding(column: Column) -> Json:
 def check_same_encoding(a: Column, b: Column) -> None:
     """Raise IdentityMismatch unless rows of both may stand in one batch."""
     lines = differences(encoding(b), encoding(a))
-    tokens = a.layout.kind == b.layout.kind == "tokens" and a is not b
-    if tokens and not lines and not np.array_equal(a.empty(), b.empty()):
+    text = a.layout.ragged and a is not b
+    if text and not lines and not np.array_equal(a.empty(), b.empty()):
         lines = ["the tokens of the empty caption differ"]
     if lines:
         raise IdentityMismatch(

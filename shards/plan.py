@@ -10,6 +10,7 @@ rows. Numpy only: the processes that read for a stream never load torch.
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections import deque
@@ -62,13 +63,12 @@ class Frame:
             )
             at = _aligned(at + size * layout.unit_bytes)
         self.extra = tuple(first.extra)
-        self.width, self.tokens_at = sources.text_width, at
+        # of a token in the buffer, which is bfloat16 whatever it is stored as; an id is itself
+        self.token_element = "int32" if sources.ids else "bfloat16"
+        self.token_shape = first.text.layout.row_shape[1:]
+        self.token_bytes = (4 if sources.ids else 2) * math.prod(self.token_shape)
+        self.tokens_at = at
         self.capacity = at + size * sources.max_tokens * self.token_bytes
-
-    @property
-    def token_bytes(self) -> int:
-        """Of a token in the buffer: always bfloat16."""
-        return 2 * self.width
 
     def start(self, name: str, number: Ints) -> Ints:
         """Where a part has the rows of these samples of the batch, in bytes."""
@@ -235,7 +235,7 @@ class Reader:
         column.gather(reads.rows, stored.data, np.cumsum(size) - size, "new", reads.places)
         words = stored.view(column.layout.dtype).reshape(-1, *column.layout.unit_shape)
         start = self.frame.tokens_at
-        tokens = buffer[start : plan.bytes].view(np.uint16).reshape(-1, self.frame.width)
+        tokens = buffer[start : plan.bytes].view(np.uint16).reshape(-1, *self.frame.token_shape)
         lengths = size // column.layout.unit_bytes
         first = (reads.at - start) // self.frame.token_bytes
         to = np.repeat(first - (np.cumsum(lengths) - lengths), lengths) + np.arange(len(words))

@@ -355,8 +355,10 @@ class Column:
             self._channel = np.array(self.spec.quantisation["channel"], np.float32)
         return dequantise(words, self._channel)
 
-    def empty(self) -> NDArray[np.uint16]:
-        """The empty caption's tokens, (n, D) bfloat16 words, compared with what a commit says of them."""
+    def empty(self) -> NDArray[Any]:
+        """The empty caption's tokens, (n, D) bfloat16 words or (n,) ids, compared with what a commit
+        says of them.
+        """
         spec = self._arrays["empty"]
         name = f"empty/{spec.key(0)}"
         there = (s for s, content in enumerate(self.generation.content) if content is not None)

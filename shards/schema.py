@@ -6,6 +6,7 @@ changed, only versioned.
     <column>/moments/c/<z>/0/0/0     rows z*1024 .. z*1024+1023        (rows, 2C, H, W) float16
     <column>/latents/c/<z>/0/0/0     of an encoder without posterior     (rows, C, H, W) float16
     <column>/tokens/c/<z>/0          their tokens, back to back        (slots, D) bfloat16 as uint16
+    <column>/ids/c/<z>               or their token ids                (slots,) int32
     <column>/lengths/c/<s>           tokens of each row of shard s     uint16
     <column>/status/c/<s>            what became of each row           uint8, fill 255 = no such row
     <column>/crc/c/<s>               crc32c of each row's values       uint32

@@ -45,7 +45,9 @@ class Batch:
     samples: Tensor  # (B,) int64, global sample numbers: the key of all randomness
     rows: Tensor  # (B,) int64, row ids in their sources
     moments: Tensor  # (B, 2C, H, W) fp16, not normalised yet; (B, C, H, W) where they are latents
-    tokens: Tensor  # (sum of lengths, D) bf16, captions back to back
+    tokens: (
+        Tensor  # (sum of lengths, D) bf16, captions back to back; (sum of lengths,) int32 of ids
+    )
     cu_seqlens: Tensor  # (B + 1,) int32, where each caption starts; the last is the end
     sources: Tensor = None  # type: ignore[assignment]  # (B,) int64, which source; None: all 0
     extra: dict[str, Tensor] = field(default_factory=dict)  # further columns, (B, *row)
@@ -78,7 +80,7 @@ def batch_of(
 
     samples, rows, sources, ends = header
     parts = {name: over(p.offset, p.element, p.shape) for name, p in frame.parts.items()}
-    tokens = over(frame.tokens_at, "bfloat16", (count, frame.width))
+    tokens = over(frame.tokens_at, frame.token_element, (count, *frame.token_shape))
     return Batch(position, samples, rows, parts.pop("moments"), tokens, ends, sources, parts)
 
 
@@ -94,12 +96,18 @@ def read_rows(
     words = join.text.decoded(join.text.read(rows, check))
     cu_seqlens = torch.zeros(len(rows) + 1, dtype=torch.int32)
     cu_seqlens[1:] = torch.from_numpy(np.cumsum(lengths))
-    return moments, torch.from_numpy(words).view(torch.bfloat16), cu_seqlens
+    return moments, _as_tokens(words), cu_seqlens
 
 
 def empty_caption(join: Join | Sources) -> Tensor:
-    """The embedding of the empty caption, (n, D) bf16."""
-    return torch.from_numpy(as_sources(join).texts[0].empty()).view(torch.bfloat16)
+    """The empty caption: its embedding (n, D) bf16, or its ids (n,) int32."""
+    return _as_tokens(as_sources(join).texts[0].empty())
+
+
+def _as_tokens(words: NDArray[Any]) -> Tensor:
+    """Words of a text column as its tensor: bfloat16 bits as such, ids as they are."""
+    tokens = torch.from_numpy(words)
+    return tokens if tokens.dtype == torch.int32 else tokens.view(torch.bfloat16)
 
 
 def pad_text(

@@ -364,7 +364,7 @@ def run_stage(sources: Sequence[str], target: str, threads: int) -> int:
         )
     with Bar("stage") as shown:
         places = stage(sources, folder, threads, shown.begin, shown.report)
-    names = {"moments": "latents", "latents": "latents", "tokens": "text"}
+    names = {"moments": "latents", "latents": "latents", "tokens": "text", "ids": "text"}
     by_name: dict[str, list[str]] = {}
     for place in places:
         kind = open_spec(open_store(place))[0].layout.kind

@@ -68,9 +68,9 @@ def create_column(column: Place, spec: ColumnSpec) -> str:
     return str(digest)
 
 
-def put_empty(column: Place, spec: ColumnSpec, tokens: NDArray[np.uint16]) -> None:
-    """Store the empty caption's embedding, (n, D) bfloat16 words, beside the rows of a token
-    column.
+def put_empty(column: Place, spec: ColumnSpec, tokens: NDArray[Any]) -> None:
+    """Store the empty caption, (n, D) bfloat16 words or (n,) ids, beside the rows of a column of
+    text.
     """
     array = spec.arrays()["empty"]
     if tokens.shape != array.shape:

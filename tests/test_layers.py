@@ -27,6 +27,7 @@ MAY = {
         "train.run",
         "train.checkpoint",
         "train.config",
+        "train.world",
     ),
 }
 # heavy library -> the only places that may import it

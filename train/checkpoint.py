@@ -272,7 +272,8 @@ def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) 
     if changed:
         raise ResumeRefused(
             "\n  ".join([f"{path} belongs to another run (found there, expected now):", *changed])
-            + "\nGo back to its columns and settings, or start another run: give the config another name, or set runs="
+            + "\nGo back to its columns and settings, or start another run: give the config another name, or set "
+            f"runs=. It may start from these weights: init_from={path}"
         )
 
 

@@ -1,5 +1,6 @@
 """What a run is: one YAML, filled into `TrainConfig`. Sizes of latents and text come from the columns."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,17 @@ from configs import ConfigError, Strict
 from .architecture import ComputeConfig, ModelConfig
 from .flow import FlowConfig
 
-Text = str | dict[str, float]  # a tokens column, or several and how often each is chosen
+Text = str | dict[str, float]  # a tokens or ids column, or several and how often each is chosen
+
+
+@dataclass(frozen=True)
+class DataShape:
+    """What a model takes: the columns say it, or `data.expect` where there are none yet."""
+
+    channels: int  # of a latent
+    height: int
+    width: int
+    text_width: int
 
 
 class DataConfig(Strict):
@@ -20,6 +31,10 @@ class DataConfig(Strict):
         str | tuple[str, ...]
     )  # a moments column; the one value that differs between two VAEs. Several: one a source
     text: Text | tuple[Text, ...]  # of the same source, or of each
+    # where text is ids, `torchrun -m eval train` runs this in the step: a name of encode.registry.TEXTS, or class and
+    # path; None: the registry's model of the column's tokenizer
+    encoder: str | dict[str, Any] | None = None
+    hidden_state: int = -1  # of it: -1 is what the model puts out, after its last norm
     weights: tuple[float, ...] | None = (
         None  # share of each source; None: concatenated, each row once an epoch
     )
@@ -112,9 +127,14 @@ class TrainConfig(Strict):
     deepspeed: Path | dict[str, Any] = Field(
         default_factory=lambda: {"zero_optimization": {"stage": 1}}
     )
+    # a run, one of its steps, or what `train import` wrote: weights for step 0. Not read once the run has a checkpoint
+    init_from: Path | None = None
+    init_ema: bool = True  # its averaged weights
     seed: int = Field(default=0, ge=0, lt=2**64)
-    steps: int = Field(ge=1)
-    global_batch: int = Field(ge=1)  # samples an optimizer step, over all ranks
+    steps: int = Field(ge=1)  # updates; warm-up, decay and this are counted in them
+    # samples an update, over all ranks. May be another on resume: the samples go on in the same order from where they
+    # were, and a step is then another number of them
+    global_batch: int = Field(ge=1)
     micro_batch: int = Field(ge=1)  # samples a forward pass on one rank
     log_every: int = Field(default=50, ge=1)  # steps
     save_every: int = Field(default=1000, ge=1)  # steps

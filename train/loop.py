@@ -25,6 +25,7 @@ from .inputs import micro_batches, training_inputs
 from .metrics import Metrics, Pace, line
 from .model import DiT
 from .schedule import learning_rate
+from .texts import TextEncoder, encoded, identity_of
 from .validate import Validator
 from .world import World
 
@@ -46,9 +47,11 @@ class Trainer:
     """A run in progress on one rank: the engine, the average, and how far they are."""
 
     def __init__(
-        self, config: TrainConfig, run: Path, sources: Sources, order: Order, model: DiT, world: World
+        self, config: TrainConfig, run: Path, sources: Sources, order: Order, model: DiT, world: World,
+        text_encoder: TextEncoder | None = None, init: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.sources, self.world = config, run, sources, world
+        self.text_encoder, self.init = text_encoder, init
         self.empty = empty_caption(sources)
         self.totals = {name: p.numel() for name, p in model.named_parameters()}
         model.prepare(config.compute)
@@ -72,7 +75,8 @@ class Trainer:
         for number, part in enumerate(parts):
             self.world.mark(f"step {self.step_number}, micro-batch {number}")
             x = self._inputs(part)
-            predicted = self.engine(x.noisy, x.timestep, x.tokens, x.cu_seqlens)
+            tokens = encoded(self.text_encoder, x.tokens, x.cu_seqlens)
+            predicted = self.engine(x.noisy, x.timestep, tokens, x.cu_seqlens)
             loss = losses(self.config.flow, predicted, x.latents, x.noise, x.sigma)
             self.engine.backward(loss.mean())
             found.append(loss.detach())
@@ -239,7 +243,7 @@ class Trainer:
         channels, height, width = self.sources.latent_shape
         log.info(
             "%s: %.1f M parameters, latents %d x %d x %d, text width %d, %s samples an epoch, %d ranks on %s",
-            self.folder, sum(self.totals.values()) / 1e6, channels, height, width, self.sources.text_width,
+            self.folder, sum(self.totals.values()) / 1e6, channels, height, width, self.model_config.text_width,
             f"{self.epoch_samples:,}", self.world.size, self.world.device.type,
         )  # fmt: skip
         log.info("DeepSpeed: %s", ", ".join(f"{k} {v}" for k, v in self.engine.effective.items()))
@@ -253,16 +257,22 @@ class Trainer:
             "position": self.position,
             "model": self.model_config.model_dump(mode="json"),
             "config": self.config.model_dump(mode="json"),
-            "data": self.sources.identity(),
+            "data": self._data(),
             "order": self.order_identity,
             "objective": {
                 "flow": self.config.flow.model_dump(mode="json"),
                 "caption_dropout": self.config.data.caption_dropout,
             },
             "seed": self.config.seed,
+            "init": self.init,
             "optimizer": {"kind": "adamw", "step": self.updates, "skipped": self.skipped},
         }
         return json.loads(canonical_json(record))  # type: ignore[no-any-return]  # as it will be read again
+
+    def _data(self) -> dict[str, Any]:
+        """The columns; where they hold ids, also the encoder that makes tokens of them."""
+        encoder = identity_of(self.text_encoder)
+        return self.sources.identity() | ({"text_encoder": encoder} if encoder else {})
 
     def save(self) -> Path:
         """Write a checkpoint; collective."""
@@ -298,6 +308,7 @@ class Trainer:
         )
         self.ema.parts = list(state.flats["ema"])
         self.step_number, self.position = manifest["step"], manifest["position"]
+        self.init = manifest.get("init")
         log.info(
             "resumed from %s: step %s, position %s",
             path,

@@ -4,39 +4,65 @@ import os
 from pathlib import Path
 from typing import Any
 
-from configs import ConfigError
-from shards import Order, Sources, open_sources
-from shards.stream import Stream
+import torch
 
-from . import checkpoint
-from .config import TrainConfig
+from configs import ConfigError
+from shards import IdentityMismatch, Order, Sources, open_sources
+from shards.schema import differences
+from shards.stream import Stream, empty_caption
+
+from . import checkpoint, initial
+from .config import DataShape, TrainConfig
 from .engine import deepspeed_config
 from .loop import CHECKPOINTS, Batches, Trainer
 from .model import DiT, DiTConfig
+from .texts import TextEncoder, identity_of
 from .validate import Validator, open_held_out
 from .world import World, joined
 
 
-def fit(config: TrainConfig, run: Path, batches: Batches | None = None) -> int:
+def fit(
+    config: TrainConfig, run: Path, batches: Batches | None = None, text_encoder: TextEncoder | None = None
+) -> int:  # fmt: skip
     """Train until `config.steps`, from the newest whole checkpoint of `run` if there is one; returns the exit code.
 
-    `batches` may come from elsewhere than the columns, in the order that `Order` gives. All that a user can get wrong
-    is found before the processes meet and the model is built."""
-    sources = open_columns(config, checkpoint.pins(run / CHECKPOINTS))
-    order = sources.order(config.seed, config.data.lanes, config.data.window)
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    order.check(0, config.global_batch, size)
-    deepspeed_config(config, size)
-    model = model_config(config, sources)
+    `batches` may come from elsewhere than the columns, in the order that `Order` gives. `text_encoder` makes tokens of
+    ids where `data.text` is a column of ids. All that a user can get wrong is found before the processes meet and the
+    model is built."""
+    sources, order = open_run(config, run)
+    check_text_encoder(sources, text_encoder)
+    model = model_config(config, shape_of(sources, text_encoder))
     held_out = open_held_out(config, sources)
+    fresh = not checkpoint.steps(run / CHECKPOINTS)
+    start = initial.find(config, model) if fresh else None
     with joined(config.guard, run) as world:
         seen = world.gather(sources.identity())
         if seen[world.rank] != seen[0]:  # this rank looked at a growing column a little later
             sources = open_columns(config, seen[0])
-            order = sources.order(config.seed, config.data.lanes, config.data.window)
-        trainer = Trainer(config, run, sources, order, DiT(model, config.seed), world)
-        validator = Validator(config, held_out, world) if held_out else None
-        return trainer.run_to_end(batches or _from_columns(config, sources, order), validator)
+            order = order_of(config, sources)
+        start = world.gather(start)[0]  # a run that goes on may have saved meanwhile
+        net = DiT(model, config.seed)
+        if start:
+            start.load(net, world)
+        trainer = Trainer(
+            config, run, sources, order, net, world, text_encoder, start and start.record
+        )
+        validator = Validator(config, held_out, world, text_encoder) if held_out else None
+        return trainer.run_to_end(batches or from_columns(config, sources, order), validator)
+
+
+# Columns -------------------------------------------------------------------------------------------------------------
+
+
+def open_run(config: TrainConfig, run: Path) -> tuple[Sources, Order]:
+    """The columns of a run and their order, at the generations that its checkpoints name; the batch fits both, and
+    the number of processes."""
+    sources = open_columns(config, checkpoint.pins(run / CHECKPOINTS))
+    order = order_of(config, sources)
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    order.check(0, config.global_batch, size)
+    deepspeed_config(config, size)
+    return sources, order
 
 
 def open_columns(config: TrainConfig, pins: dict[str, Any] | None) -> Sources:
@@ -47,25 +73,11 @@ def open_columns(config: TrainConfig, pins: dict[str, Any] | None) -> Sources:
     )  # fmt: skip
 
 
-def model_config(config: TrainConfig, sources: Sources) -> DiTConfig:
-    """The model that fits the columns; ConfigError if none does."""
-    channels, *size = sources.latent_shape
-    c = config.model
-    tokens = [side // c.patch_size for side in size]
-    if any(side % c.patch_size for side in size) or (
-        c.pos_embed == "ape" and max(tokens) > c.pos_embed_max_size
-    ):
-        raise ConfigError(
-            f"{config.data.first[0]} holds latents of {size[0]} x {size[1]}, which patches of {c.patch_size} and "
-            f"at most {c.pos_embed_max_size} tokens a side do not cover: change model.patch_size or "
-            "model.pos_embed_max_size"
-        )
-    return DiTConfig(
-        **c.model_dump(), in_channels=channels, out_channels=channels, text_width=sources.text_width
-    )
+def order_of(config: TrainConfig, sources: Sources) -> Order:
+    return sources.order(config.seed, config.data.lanes, config.data.window)
 
 
-def _from_columns(config: TrainConfig, sources: Sources, order: Order) -> Batches:
+def from_columns(config: TrainConfig, sources: Sources, order: Order) -> Batches:
     c = config.data
 
     def batches(position: int, world: World) -> Stream:
@@ -75,3 +87,86 @@ def _from_columns(config: TrainConfig, sources: Sources, order: Order) -> Batche
         )  # fmt: skip
 
     return batches
+
+
+# What fits them ------------------------------------------------------------------------------------------------------
+
+
+def check_text_encoder(sources: Sources, text_encoder: TextEncoder | None) -> None:
+    """An encoder is there if, and only if, the text is ids, and cuts captions as the column says: ConfigError or
+    IdentityMismatch."""
+    column = sources.texts[0]
+    if sources.ids and text_encoder is None:
+        raise ConfigError(
+            f"{column.path}: found a column of ids, on which a text encoder has to run in every step, and none was "
+            "handed in. Start it as `torchrun -m eval train CONFIG`, which brings it, or give data.text a column of "
+            "tokens"
+        )
+    if text_encoder is None:
+        return
+    if not sources.ids:
+        raise ConfigError(
+            f"{column.path}: found a column of {column.layout.kind}, and a text encoder that was handed in: it runs on "
+            "a column of ids. Leave one of them out"
+        )
+    said = (identity_of(text_encoder) or {}).get("preprocess")
+    column_says = column.spec.identity.get("preprocess")
+    if said is None or column_says is None:
+        return
+    keys = sorted(
+        {*said, *column_says} - {"hidden_state", "caption"}
+    )  # the one is not of ids; captions differ
+    lines = differences({k: said.get(k) for k in keys}, {k: column_says.get(k) for k in keys})
+    if lines:
+        raise IdentityMismatch(
+            "\n  ".join(
+                [f"the text encoder is not that of {column.path} (found, expected):", *lines]
+            )
+            + "\nHand in the one whose tokenizer made the column"
+        )
+
+
+def shape_of(sources: Sources, text_encoder: TextEncoder | None = None) -> DataShape:
+    """What the model has to take; of ids, the encoder's answer to the empty caption tells the width."""
+    width = sources.text_width
+    if width is None:
+        assert text_encoder is not None
+        ids = empty_caption(sources).to(_device())
+        ends = torch.tensor([0, len(ids)], dtype=torch.int32)
+        with torch.no_grad():
+            tokens = text_encoder(ids, ends)
+        if tokens.ndim != 2 or len(tokens) != len(ids):
+            raise ConfigError(
+                f"the text encoder made {tuple(tokens.shape)} of {len(ids)} ids, expected ({len(ids)}, width): a row "
+                "for each id, packed as they are"
+            )
+        width = tokens.shape[1]
+    return DataShape(*sources.latent_shape, width)
+
+
+def _device() -> torch.device:
+    """Of this process, before it has met the others."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def model_config(config: TrainConfig, shape: DataShape) -> DiTConfig:
+    """The model that fits the data; ConfigError if none does."""
+    c = config.model
+    sides = shape.height, shape.width
+    tokens = [side // c.patch_size for side in sides]
+    if any(side % c.patch_size for side in sides) or (
+        c.pos_embed == "ape" and max(tokens) > c.pos_embed_max_size
+    ):
+        raise ConfigError(
+            f"{config.data.first[0]} holds latents of {sides[0]} x {sides[1]}, which patches of {c.patch_size} and "
+            f"at most {c.pos_embed_max_size} tokens a side do not cover: change model.patch_size or "
+            "model.pos_embed_max_size"
+        )
+    return DiTConfig(
+        **c.model_dump(),
+        in_channels=shape.channels,
+        out_channels=shape.channels,
+        text_width=shape.text_width,
+    )

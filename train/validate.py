@@ -22,6 +22,7 @@ from .config import TrainConfig, column_name
 from .ema import Ema
 from .engine import Engine
 from .flow import interpolate, losses, noise_levels, target
+from .texts import TextEncoder, encoded
 from .world import World
 
 LEVELS = 8
@@ -71,8 +72,11 @@ def open_held_out(config: TrainConfig, training: Sources) -> Join | None:
 
 
 class Validator:
-    def __init__(self, config: TrainConfig, join: Join, world: World) -> None:
+    def __init__(
+        self, config: TrainConfig, join: Join, world: World, text_encoder: TextEncoder | None = None
+    ) -> None:
         self.config, self.join, self.world = config, join, world
+        self.text_encoder = text_encoder
         rows = join.valid_rows[: config.validation.rows]
         self.chunks = np.split(
             rows, range(config.validation.batch, len(rows), config.validation.batch)
@@ -120,7 +124,7 @@ class Validator:
         """By row and level: loss (b, 8), mean and mean square of the target by channel (b, 8, C); fp64 on the CPU."""
         config, device = self.config, self.world.device
         moments, tokens, cu_seqlens = read_rows(self.join, rows)
-        tokens = tokens.to(device)
+        tokens = encoded(self.text_encoder, tokens.to(device), cu_seqlens)
         keys, shape = rows.tolist(), self.join.latent_shape
         drawn = None
         if self.join.posterior:

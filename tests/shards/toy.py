@@ -22,6 +22,7 @@ SHARD_ROWS, ROWS = 2048, (1100, 40, 1024)  # two blocks, part of a chunk, a whol
 SHAPE, TOKENS, WIDTH = (4, 2, 2), 4, 3
 NORM = Norm((0.5, -0.25), (2.0, 4.0))
 EMPTY = np.array([[0x3F80, 0, 0x4000]], np.uint16)  # 1, 0, 2 in bfloat16
+EMPTY_IDS = np.array([2, 70_000], np.int32)
 SOURCE = "fingerprint of toy"
 
 
@@ -46,6 +47,12 @@ def tokens_of(row: int, caption: int = 0) -> NDArray[np.uint16]:
     """(1 to 4, 3) words below 0x7F80, so finite in bfloat16; each of a row's captions has others."""
     place = np.arange(length_of(row, caption) * WIDTH, dtype=np.uint32).reshape(-1, WIDTH)
     return ((row * 7 + place + 9_000 * caption) % 0x7F80).astype(np.uint16)
+
+
+def ids_of(row: int, caption: int = 0) -> NDArray[np.int32]:
+    """(1 to 4,) ids, beyond 16 bits for some; each of a row's captions has others."""
+    place = np.arange(length_of(row, caption), dtype=np.int32)
+    return place + np.int32(100 * row + 1_000_000 * caption)
 
 
 def image_status(ids: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -78,6 +85,18 @@ def caption_spec(member: str, source: str = SOURCE, **preprocess: Any) -> Column
     return replace(spec, identity={**spec.identity, "preprocess": how})
 
 
+def ids_spec(
+    shards: int = 3, source: str = SOURCE, member: str = "txt", **stored: Any
+) -> ColumnSpec:
+    """Token ids of one of several captions of a row."""
+    how = {"caption": member, "max_tokens": TOKENS}
+    identity = {
+        "kind": "ids", "encoder": {"weights": "tokenizer"}, "source": source, "preprocess": how,
+    }  # fmt: skip
+    layout = Layout("ids", (TOKENS,), shards, SHARD_ROWS, **stored)
+    return ColumnSpec(identity, layout, empty_tokens=len(EMPTY_IDS))
+
+
 SPECS = {"moments": moments_spec, "tokens": tokens_spec}
 STORED: dict[str, dict[str, Any]] = {
     "zarr": {},
@@ -96,7 +115,8 @@ def write_shard(
     for start in range(0, len(ids), 1024):
         block = ids[start : start + 1024]
         if spec.layout.ragged:
-            writer.put_block([tokens_of(int(i), caption) for i in block], caption_status(block))
+            words: Any = ids_of if spec.layout.kind == "ids" else tokens_of
+            writer.put_block([words(int(i), caption) for i in block], caption_status(block))
         else:
             values = moments_of(block)
             values[:, 2] += np.float16(shift)
@@ -109,7 +129,7 @@ def write_column(
 ) -> Path:  # fmt: skip
     digest = create_column(path, spec)
     if spec.layout.ragged:
-        put_empty(path, spec, EMPTY)
+        put_empty(path, spec, EMPTY_IDS if spec.layout.kind == "ids" else EMPTY)
     for shard in range(len(rows)):
         write_shard(path, spec, digest, shard, rows, **how)
     put_complete(path, digest, len(rows), allow_failed=False)

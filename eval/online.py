@@ -1,0 +1,179 @@
+"""Training with encoders in the step.
+
+    torchrun -m eval train CONFIG [key=value ...]     `data.text` is a column of ids: the text encoder runs in the step
+    fit(config, run, batches=online(config, TARS))    no column is read: pictures and captions are encoded in the step
+
+The second is what the cache is compared with. Rows, their order and all randomness are those of the columns that the
+config names, whose identities say which encoders ran and how.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+
+import configs
+from configs import ConfigError
+from encode.columns import pixels_on
+from encode.packed import PackedText
+from encode.registry import TEXTS, ModelSpec, lookup
+from encode.text import CaptionTokenizer, load_tokenizer
+from encode.vae import Vae, load_vae
+from shards import Order, Sources
+from shards.stream import Batch
+from train.config import TrainConfig, run_folder
+from train.loop import Batches
+from train.run import fit, open_columns, open_run, order_of
+from train.world import World
+
+from .originals import Originals, Picture
+
+Ints = NDArray[np.int64]
+THREADS = 4  # that decode pictures, one batch ahead
+
+
+def train(path: Path, words: Sequence[str] = ()) -> int:
+    """`train` with the text encoder of the ids column, where the text is one; returns the exit code."""
+    config = configs.load(TrainConfig, path, words)
+    _speak()
+    run = run_folder(config, path)
+    sources, _ = open_run(config, run)  # what is wrong is said before an encoder is loaded
+    encoder = step_encoder(config, sources, _device()) if sources.ids else None
+    sources.close()
+    return fit(config, run, text_encoder=encoder)
+
+
+def step_encoder(config: TrainConfig, sources: Sources, device: str) -> PackedText:
+    """The encoder that makes tokens of the sources' ids; ModelNotUsable if it is not the one of their tokenizer."""
+    said, identity = config.data.encoder, sources.texts[0].spec.identity
+    try:
+        model = ModelSpec.model_validate(said) if isinstance(said, dict) else said
+    except ValidationError as error:
+        raise ConfigError(
+            f"data.encoder: found {said!r}, expected a name of encode.registry.TEXTS or class and path: {error}"
+        ) from None
+    found = None if model is None else lookup(model, TEXTS)
+    return PackedText.of_ids(identity, found, config.data.hidden_state, device)
+
+
+def _device() -> str:
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def _speak() -> None:
+    """The trainer's lines, of rank 0."""
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("train").setLevel(level)
+
+
+# Without columns -----------------------------------------------------------------------------------------------------
+
+
+def online(config: TrainConfig, tars: Path | Sequence[Path]) -> Batches:
+    """What `fit` takes as `batches`: those of the config's columns, made of pictures and captions in the step.
+
+    `tars`: the folder of the source's tars, or one for each source. Where the text is ids, so are the batches: hand in
+    the encoder too."""
+    folders = [tars] if isinstance(tars, Path) else list(tars)
+    if config.data.partial:
+        raise ConfigError(
+            "data.partial: found true, expected finished columns: their rows are the same at any time"
+        )
+
+    def batches(position: int, world: World) -> Iterator[Batch]:
+        sources = open_columns(config, None)
+        return Online.load(config, sources, folders, str(world.device)).batches(position, world)
+
+    return batches
+
+
+@dataclass(frozen=True)
+class Online:
+    """The encoders of some columns, and the tars that these were made of."""
+
+    config: TrainConfig
+    sources: Sources
+    order: Order
+    originals: Sequence[Originals]
+    vae: Vae
+    tokenize: CaptionTokenizer
+    text: PackedText | None  # None: the text is ids
+
+    @classmethod
+    def load(
+        cls, config: TrainConfig, sources: Sources, tars: Sequence[Path], device: str
+    ) -> "Online":
+        if len(tars) != len(sources.joins):
+            raise ConfigError(
+                f"found {len(tars)} folders of tars for {len(sources.joins)} sources, expected one for each"
+            )
+        vae, text = (c.spec.identity for c in (sources.joins[0].latents, sources.texts[0]))
+        encoder = None if sources.ids else PackedText.of_tokens(text, device)
+        return cls(
+            config, sources, order_of(config, sources),
+            [Originals(join.latents, folder) for join, folder in zip(sources.joins, tars, strict=True)],
+            load_vae(vae["encoder"], device), encoder.text.tokenize if encoder else load_tokenizer(text), encoder,
+        )  # fmt: skip
+
+    def batches(self, position: int, world: World) -> Iterator[Batch]:
+        """This rank's batches from `position` on, for ever; pictures are decoded one batch ahead."""
+        step = self.config.global_batch
+        places = self.order.places(step, world.size, world.rank)
+        with ThreadPoolExecutor(THREADS) as pool:
+            ahead = self._begin(pool, position, places)
+            while True:
+                shown, position = ahead, position + step
+                ahead = self._begin(pool, position, places)
+                yield self._encoded(shown)
+
+    def _begin(self, pool: ThreadPoolExecutor, position: int, places: Ints) -> "_Shown":
+        samples = position + places
+        sources, rows = self.sources.locate(*self.order.at(samples))
+        crops, captions = [], []
+        for sample, s, row in zip(samples, sources.tolist(), rows.tolist(), strict=True):
+            join, source = self.sources.joins[s], self.originals[s]
+            crops.append(pool.submit(source.crop, row, join.latents.spec.identity["preprocess"]))
+            chosen = join.texts[int(self.order.choose(sample[None], join.rates)[0])]
+            captions.append(source.caption(row, chosen.spec.identity["preprocess"]))
+        return _Shown(position, samples, rows, sources, crops, captions)
+
+    def _encoded(self, shown: "_Shown") -> Batch:
+        images = np.stack([crop.result() for crop in shown.crops])
+        size = self.config.micro_batch
+        moments = [
+            self.vae.encode(pixels_on(self.vae.device, images[i : i + size])).cpu()
+            for i in range(0, len(images), size)
+        ]
+        tokens, cu_seqlens = self._text(shown.captions)
+        return Batch(
+            shown.position, torch.from_numpy(shown.samples), torch.from_numpy(shown.rows),
+            torch.cat(moments), tokens, cu_seqlens, torch.from_numpy(shown.sources),
+        )  # fmt: skip
+
+    def _text(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        ids = self.tokenize(captions)
+        ends = torch.tensor([0, *map(len, ids)]).cumsum(0, dtype=torch.int32)
+        packed = torch.tensor([token for row in ids for token in row], dtype=torch.int32)
+        return self.text(packed, ends) if self.text else packed, ends
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A batch before it is encoded."""
+
+    position: int
+    samples: Ints
+    rows: Ints
+    sources: Ints
+    crops: Sequence[Future[Picture]]
+    captions: Sequence[str]

@@ -1,0 +1,72 @@
+"""Pictures and captions of a source by row id, from its tars: what the encoders of its columns were shown."""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encode.images import decode, transform
+from shards import Column, IndexRow, open_source, read_index
+
+from .errors import MissingPictures
+
+Json = dict[str, Any]
+Picture = NDArray[np.uint8]  # (H, W, 3)
+SHARDS = 64  # whose index and open tar are kept
+
+
+class Originals:
+    """The source that a column was made of; `tars` is the folder of its tars. Threads may share one."""
+
+    def __init__(self, column: Column, tars: Path) -> None:
+        folder = column.store.parent
+        self.source = open_source(folder)
+        self._tars = tars
+        self._index = lru_cache(SHARDS)(lambda shard: read_index(folder, shard).rows)
+        self._tar = lru_cache(SHARDS)(self._open)
+
+    def _open(self, shard: int) -> "_File":
+        path = self._tars / self.source.tars[shard][0]
+        if not path.is_file():
+            raise MissingPictures(
+                f"{path}: no such file. Name the folder of the source's tars with --tars"
+            )
+        return _File(path)
+
+    def entry(self, row: int) -> IndexRow:
+        shard, place = divmod(row, self.source.shard_rows)
+        return self._index(shard)[place]
+
+    def member(self, row: int, suffix: str) -> bytes:
+        offset, size = self.entry(row).members[suffix]
+        return self._tar(row // self.source.shard_rows).read(offset, size)
+
+    def crop(self, row: int, how: Json) -> Picture:
+        """The picture as a column's encoder saw it; `how` is `preprocess` of that column's identity."""
+        image, _ = decode(self.member(row, how["image"]))
+        if image is None:
+            tar = self._tars / self.source.tars[row // self.source.shard_rows][0]
+            raise MissingPictures(
+                f"{tar}: {self.entry(row).key} was a picture when the column was made and is none now. Restore the tar"
+            )
+        return transform(image, how["resolution"])
+
+    def caption(self, row: int, how: Json) -> str:
+        """The caption likewise, before template and tokenizer."""
+        return self.member(row, how["caption"]).decode().strip()
+
+
+class _File:
+    """A file that is open as long as somebody has it."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def read(self, offset: int, size: int) -> bytes:
+        return os.pread(self._descriptor, size, offset)
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
