@@ -1,8 +1,13 @@
 """Train a diffusion transformer from a latent column and a text column.
 
-    python -m train configs/demo/train.yaml data.latents=demo/cache/openmoji/vae-plain             # a CPU
-    torchrun --standalone --nproc-per-node 8 -m train configs/train/dit3b_256.yaml data.latents=cache/blip3o/flux \\
-        data.text=cache/blip3o/gemma                                                               # a node
+    python -m train configs/train/cpu.yaml                                              # a CPU, after `make demo`
+    torchrun --standalone --nproc-per-node 8 -m train configs/train/flux-256.yaml       # a node
+    torchrun --standalone --nproc-per-node 8 -m train configs/train/dit3b_256.yaml \\
+        data.latents=cache/blip3o/flux data.text=cache/blip3o/gemma
+    python -m train plan configs/train/flux-256.yaml --gpu h100 --gpus 32               # before it starts
+    python -m train import REFERENCE_RUN runs/imported --tag 100000     # a checkpoint of the reference
+    python -m train export runs/NAME/checkpoints/step-00100000 OUT --layout diffusers
+    python -m train bench
 
 Run it again to go on from the last checkpoint. Another VAE is another `data.latents`, and nothing else.
 Exit codes: 0 done; 2 something to put right, said on stderr; 3 a loss or gradient was not finite;
@@ -10,6 +15,8 @@ Exit codes: 0 done; 2 something to put right, said on stderr; 3 a loss or gradie
 its own, and gives its ranks 30 seconds).
 """
 
+import argparse
+import importlib
 import logging
 import os
 import sys
@@ -19,13 +26,24 @@ import configs
 from configs import ConfigError
 
 from .config import TrainConfig, run_folder
+from .loggers import check
+
+COMMANDS = {
+    "plan": "plan",
+    "bench": "bench",
+    "import": "exchange",
+    "export": "exchange",
+}  # word: module
 
 
 def main() -> int:
-    if len(sys.argv) < 2 or "=" in sys.argv[1]:
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        return _command(sys.argv[1], sys.argv[2:])
+    if len(sys.argv) < 2 or "=" in sys.argv[1] or sys.argv[1].startswith("-"):
         raise ConfigError(f"expected a config file as the first word\n{__doc__}")
     path = Path(sys.argv[1])
     config = configs.load(TrainConfig, path, sys.argv[2:])
+    check(config.metrics)
     leader = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(
         level=logging.INFO if leader else logging.WARNING, format="%(message)s", stream=sys.stdout
@@ -35,6 +53,14 @@ def main() -> int:
     from .run import fit  # torch and the columns' readers are loaded once the config is right
 
     return fit(config, run_folder(config, path))
+
+
+def _command(name: str, words: list[str]) -> int:
+    """What is not a run. Its module has its options and the function that takes them; no other is loaded."""
+    module = importlib.import_module(f".{COMMANDS[name]}", __package__)
+    parser = argparse.ArgumentParser(prog=f"python -m train {name}")
+    getattr(module, f"add_{name}_options", getattr(module, "add_options", None))(parser)
+    return int(getattr(module, f"run_{name}")(parser.parse_intermixed_args(words)))
 
 
 if __name__ == "__main__":

@@ -20,9 +20,11 @@ from . import checkpoint
 from .config import TrainConfig
 from .ema import Ema
 from .engine import Engine
+from .flops import gpu_of, parameters, training
 from .flow import losses
 from .inputs import micro_batches, training_inputs
-from .metrics import Metrics, Pace, line
+from .loggers import open_loggers
+from .metrics import Metrics, Pace, StepRecord, Tally, line, step_record
 from .model import DiT
 from .schedule import learning_rate
 from .validate import Validator
@@ -50,37 +52,41 @@ class Trainer:
         self.config, self.folder, self.sources, self.world = config, run, sources, world
         self.empty = empty_caption(sources)
         self.totals = {name: p.numel() for name, p in model.named_parameters()}
+        self.parameters = parameters(model)
         self.engine = Engine(model, config, world)
         self.model_config = model.config
         self.ema = Ema(self.engine.weights(), config.ema.decay)
         self.order_identity = order.identity()
         self.epoch_samples = order.epoch_samples
         self.step_number = self.position = 0  # updates made, samples consumed
-        self.pace = Pace()
+        self.cost = training(model.config, *sources.latent_shape[1:])
+        self.gpu = gpu_of(torch.cuda.get_device_name()) if world.device.type == "cuda" else None
+        self.pace = Pace(self.cost, self.gpu and self.gpu.peak * world.size)
+        self.waited = 0.0  # seconds for the last batch
         self._received = self._signal = 0  # the signal this process got; the one all agreed on
 
     # The step ------------------------------------------------------------------------------------------------------
 
-    def step(self, batch: Batch) -> float:
-        """Update the weights from this rank's part of a global batch; returns the loss averaged over all ranks."""
+    def step(self, batch: Batch) -> StepRecord:
+        """Update the weights from this rank's part of a global batch; returns the figures of all ranks."""
         lr = learning_rate(self.config.optim, self.step_number, self.config.steps)
         parts = list(micro_batches(batch, self.config.micro_batch))
-        found = []
+        tally = Tally(batch, self.waited)
         for number, part in enumerate(parts):
             x = self._inputs(part)
             predicted = self.engine(x.noisy, x.timestep, x.text, x.mask)
             loss = losses(self.config.flow, predicted, x.latents, x.noise, x.sigma)
             self.engine.backward(loss.mean())
-            found.append(loss.detach())
+            tally.add(part, loss, x.sigma)
             if number == len(parts) - 1:
-                mean = self._agree(batch, torch.cat(found))
+                record = self._agree(batch, tally)
             self.engine.step(lr)  # moves the weights after the last part
         if self.engine.skipped:
-            self._not_finite(batch, torch.cat(found), "gradient")
+            self._not_finite(batch, tally.losses, "gradient")
         self.ema.update(self.engine.weights())
         self.step_number += 1
         self.position += self.config.global_batch
-        return mean
+        return record
 
     def _inputs(self, part: Batch) -> Any:
         c = self.config
@@ -90,19 +96,14 @@ class Trainer:
         )  # fmt: skip
         return x.to(self.world.device)
 
-    def _agree(self, batch: Batch, loss: torch.Tensor) -> float:
-        """Before the weights move: the mean loss of all ranks, finite on each or an error on all; and any signal."""
-        total, terminate, interrupt = self.world.sum(
-            [
-                loss.double().mean(),
-                self._received == signal.SIGTERM,
-                self._received == signal.SIGINT,
-            ]
-        )
-        if not math.isfinite(total):
-            self._not_finite(batch, loss, "loss")
+    def _agree(self, batch: Batch, tally: Tally) -> StepRecord:
+        """Before the weights move: the figures of all ranks, finite on each or an error on all; and any signal."""
+        flags = [self._received == signal.SIGTERM, self._received == signal.SIGINT]
+        *sums, terminate, interrupt = self.world.sum([*tally.sums(), *flags])
+        if not math.isfinite(sums[0]):
+            self._not_finite(batch, tally.losses, "loss")
         self._signal = signal.SIGTERM if terminate else signal.SIGINT if interrupt else 0
-        return total / self.world.size
+        return step_record(sums, self.world.size)
 
     def _not_finite(self, batch: Batch, loss: torch.Tensor, what: str) -> None:
         """Write down the rows of this rank's batch, and stop; all ranks come here together."""
@@ -129,10 +130,11 @@ class Trainer:
         self._resume()  # refuses another run's folder before anything is written
         if self.world.rank == 0:
             atomic_write(
-                self.folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json")).encode()
+                self.folder / "config.yaml",
+                yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode(),
             )
+        self.metrics = self._open_metrics() if self.world.rank == 0 else None
         self._announce()
-        self.metrics = Metrics(self.folder, self.step_number) if self.world.rank == 0 else None
         handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
         stream = batches(self.position, self.world)
         try:
@@ -166,9 +168,8 @@ class Trainer:
     def _one_step(self, stream: Iterator[Batch]) -> None:
         start = time.perf_counter()
         batch = next(stream)
-        self.pace.waited += time.perf_counter() - start
-        self.pace.losses.append(self.step(batch))
-        self.pace.samples += self.config.global_batch
+        self.waited = time.perf_counter() - start
+        self.pace.add(self.step(batch))
         if self._due(self.config.log_every):
             self._log()
 
@@ -197,14 +198,40 @@ class Trainer:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._received = number  # the ranks agree on it in the step in progress, finish that, save
 
+    def _open_metrics(self) -> Metrics:
+        described = {**self.config.model_dump(mode="json"), "mix": self._mix()}
+        loggers = open_loggers(self.config.metrics, self.folder, described, self.step_number)
+        return Metrics(self.folder, self.step_number, loggers)
+
     def _announce(self) -> None:
+        """What is trained on what, on the screen and as a line of metrics.jsonl."""
         channels, height, width = self.sources.latent_shape
+        device = torch.cuda.get_device_name() if self.world.device.type == "cuda" else "cpu"
         log.info(
             "%s: %.1f M parameters, latents %d x %d x %d, text width %d, %s samples an epoch, %d ranks on %s",
             self.folder, sum(self.totals.values()) / 1e6, channels, height, width, self.sources.text_width,
-            f"{self.epoch_samples:,}", self.world.size, self.world.device.type,
+            f"{self.epoch_samples:,}", self.world.size, device,
         )  # fmt: skip
+        mix = self._mix()
+        log.info(
+            "data mix: %s", ", ".join(f"{source} {share:.3f}" for source, share in mix.items())
+        )
         log.info("DeepSpeed: %s", ", ".join(f"{k} {v}" for k, v in self.engine.effective.items()))
+        if self.world.device.type == "cuda" and self.gpu is None:
+            log.info("no MFU: the peak of %s is not in train/flops.py", device)
+        if self.metrics:
+            start = {
+                "mix": mix, "epoch_samples": self.epoch_samples, "world": self.world.size, "device": device,
+                "parameters": self.parameters, "flops_a_sample": self.cost.sample,
+                "flops_a_text_token": self.cost.token, "peak_flops_per_second": self.pace.peak,
+            }  # fmt: skip
+            self.metrics.write(self.step_number, start=start)
+
+    def _mix(self) -> dict[str, float]:
+        """The share of the samples that each source has."""
+        names = self.config.data.source_names
+        shares = self.sources.weights or [len(join.valid_rows) for join in self.sources.joins]
+        return {n: s / sum(shares) for n, s in zip(names, shares, strict=True)}
 
     # State ---------------------------------------------------------------------------------------------------------
 
