@@ -28,12 +28,12 @@ from configs import ConfigError
 from .config import TrainConfig, run_folder
 from .loggers import check
 
-COMMANDS = {
-    "plan": "plan",
-    "bench": "bench",
-    "import": "exchange",
-    "export": "exchange",
-}  # word: module
+COMMANDS = {  # what is not a run: module, function that adds the options, function that takes them
+    "plan": ("plan", "add_options", "run_plan"),
+    "bench": ("bench", "add_options", "run_bench"),
+    "import": ("exchange", "add_import_options", "run_import"),
+    "export": ("exchange", "add_export_options", "run_export"),
+}
 
 
 def main() -> int:
@@ -56,11 +56,12 @@ def main() -> int:
 
 
 def _command(name: str, words: list[str]) -> int:
-    """What is not a run. Its module has its options and the function that takes them; no other is loaded."""
-    module = importlib.import_module(f".{COMMANDS[name]}", __package__)
+    """Load its module, and no other, and run it."""
+    module, add_options, run = COMMANDS[name]
+    found = importlib.import_module(f".{module}", __package__)
     parser = argparse.ArgumentParser(prog=f"python -m train {name}")
-    getattr(module, f"add_{name}_options", getattr(module, "add_options", None))(parser)
-    return int(getattr(module, f"run_{name}")(parser.parse_intermixed_args(words)))
+    getattr(found, add_options)(parser)
+    return int(getattr(found, run)(parser.parse_intermixed_args(words)))
 
 
 if __name__ == "__main__":

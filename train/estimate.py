@@ -56,7 +56,7 @@ class Plan:
     @property
     def samples_per_second(self) -> float | None:
         s = self.setting
-        return s.gpu and s.gpus * s.gpu.peak * s.efficiency.dit / self.flops
+        return s.gpus * s.gpu.peak * s.efficiency.dit / self.flops if s.gpu else None
 
     @property
     def gpu_hours(self) -> float | None:

@@ -61,7 +61,8 @@ class Trainer:
         self.step_number = self.position = 0  # updates made, samples consumed
         self.cost = training(model.config, *sources.latent_shape[1:])
         self.gpu = gpu_of(torch.cuda.get_device_name()) if world.device.type == "cuda" else None
-        self.pace = Pace(self.cost, self.gpu and self.gpu.peak * world.size)
+        peak = self.gpu.peak * world.size if self.gpu else None
+        self.pace = Pace(self.cost, peak)
         self.waited = 0.0  # seconds for the last batch
         self._received = self._signal = 0  # the signal this process got; the one all agreed on
 

@@ -54,20 +54,21 @@ def _memory_table(plan: Plan) -> Table:
     heads = ["the reference"] + [
         f"ZeRO {stage}{', this config' if stage == plan.stage else ''}" for stage in (1, 2)
     ]
-    table = Table(f"GB on each of {plan.setting.gpus} GPUs", *heads)
+    sums = [sum(parts.values()) for parts in plan.memory.values()]
+    unit, size = ("GB", 1e9) if sums[plan.stage] > 1e9 else ("MB", 1e6)
+    table = Table(f"{unit} on each of {plan.setting.gpus} GPUs", *heads)
     for shown in table.columns[1:]:
         shown.justify = "right"
     for part in plan.memory[0]:
-        table.add_row(part, *(f"{parts[part] / 1e9:,.1f}" for parts in plan.memory.values()))
+        table.add_row(part, *(f"{parts[part] / size:,.1f}" for parts in plan.memory.values()))
     table.add_section()
-    sums = [sum(parts.values()) for parts in plan.memory.values()]
-    table.add_row("total, without CUDA's own", *(f"{n / 1e9:,.1f}" for n in sums))
+    table.add_row("total, without CUDA's own", *(f"{n / size:,.1f}" for n in sums))
     return table
 
 
 def _time_lines(plan: Plan) -> list[str]:
     given, setting, rate = plan.given, plan.setting, plan.samples_per_second
-    lines = [f"run: {plan.steps:,} steps, {plan.samples / 1e6:,.1f} M samples"]
+    lines = [f"run: {plan.steps:,} steps, {plan.samples:,} samples"]
     lines += [
         f"epoch of {name}: {steps:,.0f} steps; {epochs:,.2f} epochs in the run"
         for name, (steps, epochs) in plan.epochs().items()
@@ -100,21 +101,14 @@ def _saving_lines(plan: Plan) -> list[str | Table]:
             "cached against online: the encoders' FLOPs are not known for pictures of this size"
         ]
     table = Table(
-        "encoders in each step",
-        "their share of the FLOPs",
-        "cached is faster by FLOPs",
-        "by time, assumed",
+        "if these ran in each step", "of its FLOPs", "cached is faster by FLOPs", "by time, assumed"
     )
     for shown in table.columns[1:]:
         shown.justify = "right"
     for s in plan.savings:
-        text = f"padded to {PADDED}" if s.tokens == PADDED else f"at {s.tokens:.0f} tokens"
-        table.add_row(
-            f"{s.vae} + Gemma-2B, captions {text}",
-            f"{s.share:.1%}",
-            f"{s.by_flops:.2f}x",
-            f"{s.by_time:.2f}x",
-        )
+        text = f"padded to {PADDED}" if s.tokens == PADDED else f"on {s.tokens:.0f} tokens"
+        name = f"{s.vae}; Gemma-2B {text}"
+        table.add_row(name, f"{s.share:.1%}", f"{s.by_flops:.2f}x", f"{s.by_time:.2f}x")
     return [
         table,
         f"by time: the DiT at {e.dit:.0%} of the peak, Gemma at {e.llm:.0%}, the VAE at {e.vae:.0%}; decoding pictures "

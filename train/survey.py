@@ -79,15 +79,18 @@ def _found(config: TrainConfig, sources: Sources) -> Given:
             "data.expect.text_width and the other sizes"
         )
     names, shares = _mix(config)
-    given, tokens, token_bytes = [], [], []
+    given: list[Source] = []
+    tokens: list[float] = []
+    token_bytes: list[float] = []
+    weights: list[float] = []
     for name, share, join in zip(names, shares, sources.joins, strict=True):
         rows = join.valid_rows
         given.append(Source(name, share, float(len(rows))))
+        weights.append(len(rows) if share is None else share)
         some = rows[np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(int)]
         pairs = list(zip(join.texts, join.rates, strict=True))
-        tokens.append(sum(rate * float(column.lengths(some).mean()) for column, rate in pairs))
-        token_bytes.append(sum(rate * column.layout.unit_bytes for column, rate in pairs))
-    weights = [s.rows if s.share is None else s.share for s in given]
+        tokens.append(sum(r * float(column.lengths(some).mean()) for column, r in pairs))
+        token_bytes.append(sum(r * column.layout.unit_bytes for column, r in pairs))
     return Given(
         DataShape(*sources.latent_shape, width),
         tuple(given),
