@@ -5,6 +5,7 @@
     torchrun --standalone --nproc-per-node 8 -m train configs/train/dit3b_256.yaml \\
         data.latents=cache/blip3o/flux data.text=cache/blip3o/gemma
     python -m train plan configs/train/flux-256.yaml --gpu h100 --gpus 32               # before it starts
+    python -m train page runs/flux-256                                                  # its curves, at any time
     python -m train import REFERENCE_RUN runs/imported --tag 100000     # a checkpoint of the reference
     python -m train export runs/NAME/checkpoints/step-00100000 OUT --layout diffusers
     python -m train bench
@@ -30,6 +31,7 @@ from .loggers import check
 
 COMMANDS = {  # what is not a run: module, function that adds the options, function that takes them
     "plan": ("plan", "add_options", "run_plan"),
+    "page": ("page", "add_options", "run_page"),
     "bench": ("bench", "add_options", "run_bench"),
     "import": ("exchange", "add_import_options", "run_import"),
     "export": ("exchange", "add_export_options", "run_export"),

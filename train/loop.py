@@ -26,6 +26,7 @@ from .inputs import micro_batches, training_inputs
 from .loggers import open_loggers
 from .metrics import Metrics, Pace, StepRecord, Tally, line, step_record
 from .model import DiT
+from .page import write_page
 from .schedule import learning_rate
 from .validate import Validator
 from .world import World
@@ -153,6 +154,8 @@ class Trainer:
                 stream.close()
             if self.metrics:
                 self.metrics.close()
+        if self.metrics:
+            write_page(self.folder)
         if self._signal:
             log.info(
                 "stopped by %s after step %s, saved",

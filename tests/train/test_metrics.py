@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -21,6 +22,7 @@ from train.flow import level_of, train_sigmas
 from train.loggers import Aside, check
 from train.metrics import LEVELS, Metrics, Pace, StepRecord, Tally, line, step_record
 from train.model import DiTConfig
+from train.page import page
 from train.run import fit, open_columns
 
 from .conftest import CHANNELS, SIDE, TINY, WIDTH, tiny_config
@@ -102,6 +104,33 @@ def test_no_mfu_without_a_known_peak_and_skipped_steps_apart() -> None:
     assert m["loss_by_level"][0] == 2.0
     assert "MFU" not in line(1, 2, {**m, "grad_norm": 1.0, "lr": 1e-4})
     assert "MFU 50.0%" in line(1, 2, {**m, "grad_norm": 1.0, "lr": 1e-4, "mfu": 0.5})
+
+
+# On a page ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_page_of_any_length_and_of_nothing_yet(tmp_path: Path) -> None:
+    config = TrainConfig.model_validate(tiny_config(tmp_path, tmp_path)).model_dump(mode="json")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError, match="found no metrics.jsonl"):
+        page(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("")
+    assert "<svg" not in page(tmp_path)
+    steps = [
+        {"step": n, "loss": n % 7, "samples_per_second": 1.0, "data_wait": 0.0, "epoch": 0.0}
+        for n in range(1, 5001)
+    ]
+    levels = [1.0, None, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    checks = {"step": 5000, "validation": {"loss": 0.5, "normalised": 0.25, "levels": levels}}
+    odd = {"step": 5001, "loss": None, "samples_per_second": 1.0, "data_wait": 0.0, "epoch": 0.0}
+    lines = [json.dumps(r) + "\n" for r in (*steps, checks, odd)]
+    path.write_text("".join(lines) + '{"step": 5002, "lo')  # while the run goes on
+    found = page(tmp_path)
+    assert "loss not finite" in found
+    assert "0.5, 0.25 of the target" in found
+    curve = re.findall(r'points="([^"]*)"', found)[0].split()
+    assert 300 < len(curve) <= 400
 
 
 # Where they go -------------------------------------------------------------------------------------------------------
@@ -251,6 +280,9 @@ def test_what_a_run_writes(columns: Path, tmp_path: Path, environ: None) -> None
         assert m["mfu"] is None
         assert 0 <= m["padding_waste"] < 1
     assert list((run / "tensorboard").iterdir())
+    shown = (run / "page.html").read_text()
+    assert "toy 0.750, toy-val 0.250 of the samples" in shown
+    assert shown.count("<svg") == 5  # no validation here
     saved = yaml.safe_load((run / "config.yaml").read_text())
     assert list(saved["data"]["sources"]) == ["toy", "toy-val"]
     assert TrainConfig.model_validate(saved) == config
