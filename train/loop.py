@@ -197,7 +197,7 @@ class Trainer:
                  found.loss, found.normalised, seconds)  # fmt: skip
         if self.metrics:
             self.metrics.write(self.step_number, validation={**found.record(), "seconds": seconds})
-        self.pace.reset()
+        self.pace.leave_out(time.perf_counter() - start)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._received = number  # the ranks agree on it in the step in progress, finish that, save
@@ -266,8 +266,9 @@ class Trainer:
         path = checkpoint.save(
             self._checkpoints, state, model, self.record(), self.world, self.config.keep
         )
-        log.info("saved %s (%.1f s)", path, time.perf_counter() - start)
-        self.pace.reset()
+        seconds = time.perf_counter() - start
+        log.info("saved %s (%.1f s)", path, seconds)
+        self.pace.leave_out(seconds)
         return path
 
     def _resume(self) -> None:

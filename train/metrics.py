@@ -96,11 +96,15 @@ class Pace:
         self.reset()
 
     def reset(self) -> None:
-        self.start, self.waited = time.perf_counter(), 0.0
+        self.start = time.perf_counter()
         self.steps: list[StepRecord] = []
 
     def add(self, step: StepRecord) -> None:
         self.steps.append(step)
+
+    def leave_out(self, seconds: float) -> None:
+        """Seconds that went into something else than steps."""
+        self.start += seconds
 
     def measure(self, steps_left: int) -> dict[str, Any]:
         """The interval's means, and the seconds that `steps_left` more steps would take."""

@@ -91,6 +91,9 @@ def test_an_interval_is_the_mean_of_its_steps() -> None:
     assert m["read_mb_per_second"] / m["samples_per_second"] == pytest.approx(3000 / 1e6 / 12)
     assert m["seconds_left"] == pytest.approx(6 * m["seconds_a_step"])
     assert m["memory_gb"] > 0.05  # torch alone
+    seconds = m["seconds_a_step"] * 3
+    pace.leave_out(1000 * seconds)  # more than there were
+    assert pace.measure(steps_left=6)["seconds_a_step"] < 0
     assert Pace(Cost(1, 1)).peak is None
 
 
