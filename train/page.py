@@ -128,14 +128,19 @@ def chart(title: str, lines: Sequence[Line]) -> str:
         drawn.append(
             f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{path}"/>'
         )
+        if len(line) == 1:
+            x, y = place(*line[0]).split(",")
+            drawn.append(f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>')
         if name:
             text = (
                 f'<text x="{WIDTH - 8}" y="{16 + 13 * i}" text-anchor="end" style="fill:{colour}">'
             )
             drawn.append(f"{text}{html.escape(name)}</text>")
     for value in (low, high):
-        y = float(place(first, value).split(",")[1]) + 4
-        drawn.append(f'<text x="{LEFT - 6}" y="{y:.1f}" text-anchor="end">{_figure(value)}</text>')
+        height = float(place(first, value).split(",")[1]) + 4
+        drawn.append(
+            f'<text x="{LEFT - 6}" y="{height:.1f}" text-anchor="end">{_figure(value)}</text>'
+        )
     for value, anchor in ((first, "start"), (last, "end")):
         x = place(value, low).split(",")[0]
         drawn.append(f'<text x="{x}" y="{HEIGHT - 8}" text-anchor="{anchor}">{value:,.0f}</text>')

@@ -134,6 +134,7 @@ def test_a_page_of_any_length_and_of_nothing_yet(tmp_path: Path) -> None:
     assert "0.5, 0.25 of the target" in found
     curve = re.findall(r'points="([^"]*)"', found)[0].split()
     assert 300 < len(curve) <= 400
+    assert found.count("<circle") == 1 + 7  # one validation so far, with seven levels
 
 
 # Where they go -------------------------------------------------------------------------------------------------------
