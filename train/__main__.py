@@ -1,8 +1,14 @@
 """Train a diffusion transformer from a latent column and a text column.
 
-    python -m train configs/demo/train.yaml data.latents=demo/cache/openmoji/vae-plain             # a CPU
-    torchrun --standalone --nproc-per-node 8 -m train configs/train/dit3b_256.yaml data.latents=cache/blip3o/flux \\
-        data.text=cache/blip3o/gemma                                                               # a node
+    python -m train configs/train/cpu.yaml                                              # a CPU, after `make demo`
+    torchrun --standalone --nproc-per-node 8 -m train configs/train/flux-256.yaml       # a node
+    torchrun --standalone --nproc-per-node 8 -m train configs/train/dit3b_256.yaml \\
+        data.latents=cache/blip3o/flux data.text=cache/blip3o/gemma
+    python -m train plan configs/train/flux-256.yaml --gpu h100 --gpus 32               # before it starts
+    python -m train page runs/flux-256                                                  # its curves, at any time
+    python -m train import REFERENCE_RUN runs/imported --tag 100000     # a checkpoint of the reference
+    python -m train export runs/NAME/checkpoints/step-00100000 OUT --layout diffusers
+    python -m train bench
 
 Run it again to go on from the last checkpoint. Another VAE is another `data.latents`, and nothing else.
 Exit codes: 0 done; 2 something to put right, said on stderr; 3 a loss or gradient was not finite; 4 a rank died or
@@ -11,6 +17,8 @@ each with a checkpoint of the step in progress. All ranks leave with the same on
 own, and gives its ranks 30 seconds).
 """
 
+import argparse
+import importlib
 import logging
 import os
 import sys
@@ -20,13 +28,25 @@ import configs
 from configs import ConfigError
 
 from .config import TrainConfig, run_folder
+from .loggers import check
+
+COMMANDS = {  # what is not a run: module, function that adds the options, function that takes them
+    "plan": ("plan", "add_options", "run_plan"),
+    "page": ("page", "add_options", "run_page"),
+    "bench": ("bench", "add_options", "run_bench"),
+    "import": ("exchange", "add_import_options", "run_import"),
+    "export": ("exchange", "add_export_options", "run_export"),
+}
 
 
 def main() -> int:
-    if len(sys.argv) < 2 or "=" in sys.argv[1]:
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        return _command(sys.argv[1], sys.argv[2:])
+    if len(sys.argv) < 2 or "=" in sys.argv[1] or sys.argv[1].startswith("-"):
         raise ConfigError(f"expected a config file as the first word\n{__doc__}")
     path = Path(sys.argv[1])
     config = configs.load(TrainConfig, path, sys.argv[2:])
+    check(config.metrics)
     leader = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(
         level=logging.INFO if leader else logging.WARNING, format="%(message)s", stream=sys.stdout
@@ -36,6 +56,15 @@ def main() -> int:
     from .run import fit  # torch and the columns' readers are loaded once the config is right
 
     return fit(config, run_folder(config, path))
+
+
+def _command(name: str, words: list[str]) -> int:
+    """Load its module, and no other, and run it."""
+    module, add_options, run = COMMANDS[name]
+    found = importlib.import_module(f".{module}", __package__)
+    parser = argparse.ArgumentParser(prog=f"python -m train {name}")
+    getattr(found, add_options)(parser)
+    return int(getattr(found, run)(parser.parse_intermixed_args(words)))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """What a run is: one YAML, filled into `TrainConfig`. Sizes of latents and text come from the columns."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from configs import ConfigError, Strict
 
@@ -12,20 +12,26 @@ from .architecture import ComputeConfig, ModelConfig
 from .flow import FlowConfig
 
 Text = str | dict[str, float]  # a tokens or ids column, or several and how often each is chosen
+Size = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)
 class DataShape:
     """What a model takes: the columns say it, or `data.expect` where there are none yet."""
 
-    channels: int  # of a latent
-    height: int
-    width: int
-    text_width: int
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    channels: Size  # of a latent
+    height: Size
+    width: Size
+    text_width: Size
 
 
 class DataConfig(Strict):
-    """Which columns are read, and how. Columns are folders or urls (s3://, gs://, az://, file://)."""
+    """Which columns are read, and how. Columns are folders or urls (s3://, gs://, az://, file://).
+
+    With `sources`, a word without a slash is the name of a column that each source has: one word for several sources.
+    Where latents and text are folders or urls all the same, `sources` is not used."""
 
     latents: (
         str | tuple[str, ...]
@@ -35,8 +41,15 @@ class DataConfig(Strict):
     # path; None: the registry's model of the column's tokenizer
     encoder: str | dict[str, Any] | None = None
     hidden_state: int = -1  # of it: -1 is what the model puts out, after its last norm
+    root: str = ""  # folder or url above `sources`
+    sources: tuple[str, ...] | dict[str, float | None] | None = (
+        None  # folders of columns; {folder: share} mixes them at fixed shares, and null leaves one out
+    )
     weights: tuple[float, ...] | None = (
         None  # share of each source; None: concatenated, each row once an epoch
+    )
+    expect: DataShape | None = (
+        None  # for plans while there are no columns yet; columns of other sizes are an error
     )
     also: tuple[
         str, ...
@@ -59,25 +72,111 @@ class DataConfig(Strict):
 
     @model_validator(mode="after")
     def _sources(self) -> "DataConfig":
-        counts = {"latents": self.latents, "text": self.text, "weights": self.weights}
-        found = {
-            name: len(value) if isinstance(value, tuple) else 1
-            for name, value in counts.items()
-            if value is not None
-        }
-        if len(set(found.values())) > 1:
+        words = [
+            *_several(self.latents),
+            *(c for text in _several(self.text) for c in _names(text)),
+        ]
+        if self.sources is None or all(map(_is_place, words)):
+            counts = {"latents": self.latents, "text": self.text, "weights": self.weights}
+            found = {k: len(_several(v)) for k, v in counts.items() if v is not None}
+            if len(set(found.values())) > 1:
+                raise ValueError(
+                    "one of each a source expected, found "
+                    + ", ".join(f"{n} {name}" for name, n in found.items())
+                )
+            return self
+        if places := [word for word in words if _is_place(word)]:
             raise ValueError(
-                "one of each a source expected, found "
-                + ", ".join(f"{n} {name}" for name, n in found.items())
+                f"{places[0]} is a folder or url, {next(w for w in words if not _is_place(w))} the name of a column in "
+                "each of data.sources: give all latents and text as one or as the other"
             )
+        if isinstance(self.latents, tuple) or isinstance(self.text, tuple):
+            raise ValueError("with data.sources, one name for latents and one text expected")
+        if isinstance(self.sources, dict) and self.weights is not None:
+            raise ValueError("data.sources says the shares already: remove data.weights")
+        if not self._shares:
+            raise ValueError("data.sources names no source")
+        if self.weights is not None and len(self.weights) != len(self.sources):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.sources)} sources")
         return self
+
+    @property
+    def _shares(self) -> dict[str, float | None]:
+        """Folder or url of each source that is used, and its share."""
+        given = self.sources or {}
+        if not isinstance(given, dict):
+            weights = self.weights or (None,) * len(given)
+            return {self._below_root(s): w for s, w in zip(given, weights, strict=False)}
+        return {self._below_root(s): share for s, share in given.items() if share is not None}
+
+    def _below_root(self, source: str) -> str:
+        return f"{self.root.rstrip('/')}/{source}" if self.root else source.rstrip("/")
+
+    def resolved(self) -> "DataConfig":
+        """The same data with each column as a folder or url, one of each a source, and no `sources`."""
+        if self.sources is None or _is_place(_several(self.latents)[0]):
+            return self.model_copy(update={"sources": None})
+        folders, shares = list(self._shares), tuple(self._shares.values())
+        latents, text = self.latents, self.text
+        assert isinstance(latents, str)
+        assert not isinstance(text, tuple)
+        texts = [
+            f"{f}/{text}" if isinstance(text, str) else {f"{f}/{k}": v for k, v in text.items()}
+            for f in folders
+        ]
+        also = [w if _is_place(w) else [f"{f}/{w}" for f in folders] for w in self.also]
+        one = len(folders) == 1
+        return self.model_copy(
+            update={
+                "latents": f"{folders[0]}/{latents}" if one else tuple(f"{f}/{latents}" for f in folders),
+                "text": texts[0] if one else tuple(texts),
+                "also": tuple(c for found in also for c in _several(found)),
+                "weights": None if one or None in shares else shares,
+                "sources": None,
+            }
+        )  # fmt: skip
 
     @property
     def first(self) -> tuple[str, str]:
         """The latent column and the (first) text column of the first source."""
-        latents = self.latents if isinstance(self.latents, str) else self.latents[0]
-        text = self.text[0] if isinstance(self.text, tuple) else self.text
-        return latents, text if isinstance(text, str) else next(iter(text))
+        data = self.resolved()
+        return _several(data.latents)[0], next(iter(_names(_several(data.text)[0])))
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """How people call each source: the folder of its latents; where two are called the same, the whole path."""
+        columns = [url.rstrip("/") for url in _several(self.resolved().latents)]
+        names = [
+            c.split("/")[-2] if "://" in c else Path(c).absolute().parent.name for c in columns
+        ]
+        return tuple(names if len(set(names)) == len(names) else columns)
+
+    def check(self, found: DataShape) -> None:
+        """ConfigError where the columns are not of the sizes that `expect` names."""
+        if self.expect is not None and self.expect != found:
+            expected = asdict(self.expect)
+            wrong = [
+                f"{k} {v}, data.expect says {expected[k]}"
+                for k, v in asdict(found).items()
+                if v != expected[k]
+            ]
+            raise ConfigError(
+                f"{self.first[0]} and {self.first[1]}: found {'; '.join(wrong)}. Name other columns, or correct "
+                "data.expect"
+            )
+
+
+def _several(value: Any) -> Any:
+    """One thing, or a tuple or list of things, as a sequence."""
+    return value if isinstance(value, tuple | list) else (value,)
+
+
+def _names(text: Text) -> tuple[str, ...]:
+    return (text,) if isinstance(text, str) else tuple(text)
+
+
+def _is_place(word: str) -> bool:
+    return "/" in word
 
 
 class OptimConfig(Strict):
@@ -115,15 +214,23 @@ class ValidationConfig(Strict):
     )  # rows a forward pass; fixed, so that the sums do not depend on the world size
 
 
+class MetricsConfig(Strict):
+    """Where the figures go beside metrics.jsonl. wandb and trackio are extras, and imported only if named here."""
+
+    to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    project: str = "latentbank"  # of wandb and trackio
+
+
 class TrainConfig(Strict):
     data: DataConfig
     model: ModelConfig
     flow: FlowConfig = FlowConfig()
     optim: OptimConfig = Field(default_factory=OptimConfig)
-    compute: ComputeConfig = Field(default_factory=ComputeConfig)
     ema: EmaConfig = Field(default_factory=EmaConfig)
     guard: GuardConfig = Field(default_factory=GuardConfig)
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
+    compute: ComputeConfig = Field(default_factory=ComputeConfig)
+    metrics: MetricsConfig = Field(default_factory=MetricsConfig)
     deepspeed: Path | dict[str, Any] = Field(
         default_factory=lambda: {"zero_optimization": {"stage": 1}}
     )
@@ -163,9 +270,9 @@ class TrainConfig(Strict):
 
 def run_folder(config: TrainConfig, path: Path) -> Path:
     """Where a run lives: the names of its config and of its latent column, so that VAEs never share a folder."""
-    latents = config.data.latents
-    names = map(column_name, [latents] if isinstance(latents, str) else latents)
-    return config.runs / f"{path.stem}-{'+'.join(dict.fromkeys(names))}"
+    names = map(column_name, _several(config.data.resolved().latents))
+    latents = "+".join(dict.fromkeys(names))
+    return config.runs / (latents if path.stem == latents else f"{path.stem}-{latents}")
 
 
 def column_name(url: str) -> str:

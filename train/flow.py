@@ -73,6 +73,12 @@ def noise_levels(u: Tensor) -> tuple[Tensor, Tensor]:
     return sigma, sigma * TRAIN_STEPS
 
 
+def level_of(sigma: Tensor, levels: int) -> Tensor:
+    """Which of `levels` equal parts of the 1000 training levels each sigma (B,) lies in, int64; 0 is the most noise."""
+    s = sigma / (SHIFT - (SHIFT - 1) * sigma)  # the inverse of `shifted`
+    return ((1 - s) * TRAIN_STEPS).round().long() * levels // TRAIN_STEPS
+
+
 def interpolate(latents: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """The noisy latent (B, C, H, W)."""
     s = sigma.view(-1, 1, 1, 1)

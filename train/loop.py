@@ -20,10 +20,13 @@ from . import checkpoint
 from .config import TrainConfig
 from .ema import Ema
 from .engine import Engine
+from .flops import gpu_of, parameters, training
 from .flow import losses
 from .inputs import micro_batches, training_inputs
-from .metrics import Metrics, Pace, line
+from .loggers import open_loggers
+from .metrics import Metrics, Pace, StepRecord, Tally, line, step_record
 from .model import DiT
+from .page import write_page
 from .schedule import learning_rate
 from .texts import TextEncoder, encoded, identity_of
 from .validate import Validator
@@ -54,6 +57,7 @@ class Trainer:
         self.text_encoder, self.init = text_encoder, init
         self.empty = empty_caption(sources)
         self.totals = {name: p.numel() for name, p in model.named_parameters()}
+        self.parameters = parameters(model)
         model.prepare(config.compute)
         self.engine = Engine(model, config, world)
         self.model_config = model.config
@@ -62,16 +66,20 @@ class Trainer:
         self.epoch_samples = order.epoch_samples
         self.step_number = self.position = 0  # steps made, samples consumed
         self.updates = self.skipped = 0  # of the weights; steps in a row without one
-        self.pace = Pace()
+        self.cost = training(model.config, *sources.latent_shape[1:])
+        self.gpu = gpu_of(torch.cuda.get_device_name()) if world.device.type == "cuda" else None
+        peak = self.gpu.peak * world.size if self.gpu else None
+        self.pace = Pace(self.cost, peak)
+        self.waited = 0.0  # seconds for the last batch
         self._received = self._signal = 0  # the signal this process got; the one all agreed on
 
     # The step ------------------------------------------------------------------------------------------------------
 
-    def step(self, batch: Batch) -> float:
-        """Update the weights from this rank's part of a global batch; returns the loss averaged over all ranks."""
+    def step(self, batch: Batch) -> StepRecord:
+        """Update the weights from this rank's part of a global batch; returns the figures of all ranks."""
         lr = learning_rate(self.config.optim, self.step_number, self.config.steps)
         parts = list(micro_batches(batch, self.config.micro_batch))
-        found = []
+        tally = Tally(batch, self.waited)
         for number, part in enumerate(parts):
             self.world.mark(f"step {self.step_number}, micro-batch {number}")
             x = self._inputs(part)
@@ -79,18 +87,20 @@ class Trainer:
             predicted = self.engine(x.noisy, x.timestep, tokens, x.cu_seqlens)
             loss = losses(self.config.flow, predicted, x.latents, x.noise, x.sigma)
             self.engine.backward(loss.mean())
-            found.append(loss.detach())
+            tally.add(part, loss, x.sigma)
             if number == len(parts) - 1:
-                mean = self._agree(batch, torch.cat(found))
+                record = self._agree(batch, tally)
             self.engine.step(lr)  # moves the weights after the last part
         if self.engine.skipped:
-            self._not_finite(batch, torch.cat(found), "gradient" if math.isfinite(mean) else "loss")
+            self._not_finite(
+                batch, tally.losses, "gradient" if math.isfinite(record.loss) else "loss"
+            )
         else:
             self.ema.update(self.engine.weights())
             self.updates, self.skipped = self.updates + 1, 0
         self.step_number += 1
         self.position += self.config.global_batch
-        return mean
+        return record
 
     def _inputs(self, part: Batch) -> Any:
         c = self.config
@@ -100,17 +110,18 @@ class Trainer:
         )  # fmt: skip
         return x.to(self.world.device)
 
-    def _agree(self, batch: Batch, loss: torch.Tensor) -> float:
-        """Before the weights move: the mean loss of all ranks, and any signal. Where it is not finite on some rank, all
-        stop, or leave the weights alone in this step."""
+    def _agree(self, batch: Batch, tally: Tally) -> StepRecord:
+        """Before the weights move: the figures of all ranks, and any signal. Where the loss is not finite on some rank,
+        all stop, or leave the weights alone in this step."""
         self.world.mark(f"step {self.step_number}, agreement")
-        total, *signals = self.world.sum([loss.double().mean(), *self._signals()])
-        self._heed(signals)
-        if not math.isfinite(total):
+        found = self.world.sum([*tally.sums(), *self._signals()])
+        self._heed(found[Tally.SIZE :])
+        record = step_record(found[: Tally.SIZE], self.world.size)
+        if not math.isfinite(record.loss):
             if self.config.guard.nonfinite == "stop":
-                self._not_finite(batch, loss, "loss")
+                self._not_finite(batch, tally.losses, "loss")
             self.engine.discard()
-        return total / self.world.size
+        return record
 
     def _not_finite(self, batch: Batch, loss: torch.Tensor, what: str) -> None:
         """Write down the rows of this rank's batch; then stop, or have skipped this step. All ranks come here."""
@@ -176,6 +187,8 @@ class Trainer:
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+        if self.metrics:
+            write_page(self.folder)
         if self._signal:
             name = signal.Signals(self._signal).name
             log.info("stopped by %s after step %s, saved", name, self.step_number)
@@ -186,9 +199,11 @@ class Trainer:
     def _begin(self) -> None:
         if self.world.rank == 0:
             values = self.config.model_dump(mode="json")
-            atomic_write(self.folder / "config.yaml", yaml.safe_dump(values).encode())
+            atomic_write(
+                self.folder / "config.yaml", yaml.safe_dump(values, sort_keys=False).encode()
+            )
+        self.metrics = self._open_metrics() if self.world.rank == 0 else None
         self._announce()
-        self.metrics = Metrics(self.folder, self.step_number) if self.world.rank == 0 else None
         self.pace.reset()
 
     def _train(self, stream: Iterator[Batch], validator: Validator | None) -> None:
@@ -208,9 +223,8 @@ class Trainer:
         start = time.perf_counter()
         self.world.mark(f"step {self.step_number}, data")
         batch = next(stream)
-        self.pace.waited += time.perf_counter() - start
-        self.pace.losses.append(self.step(batch))
-        self.pace.samples += self.config.global_batch
+        self.waited = time.perf_counter() - start
+        self.pace.add(self.step(batch))
         if self._due(self.config.log_every):
             self._log()
 
@@ -237,16 +251,42 @@ class Trainer:
                  found.loss, found.normalised, seconds)  # fmt: skip
         if self.metrics:
             self.metrics.write(self.step_number, validation={**found.record(), "seconds": seconds})
-        self.pace.reset()
+        self.pace.leave_out(time.perf_counter() - start)
+
+    def _open_metrics(self) -> Metrics:
+        described = {**self.config.model_dump(mode="json"), "mix": self._mix()}
+        loggers = open_loggers(self.config.metrics, self.folder, described, self.step_number)
+        return Metrics(self.folder, self.step_number, loggers)
 
     def _announce(self) -> None:
+        """What is trained on what, on the screen and as a line of metrics.jsonl."""
         channels, height, width = self.sources.latent_shape
+        device = torch.cuda.get_device_name() if self.world.device.type == "cuda" else "cpu"
         log.info(
             "%s: %.1f M parameters, latents %d x %d x %d, text width %d, %s samples an epoch, %d ranks on %s",
             self.folder, sum(self.totals.values()) / 1e6, channels, height, width, self.model_config.text_width,
-            f"{self.epoch_samples:,}", self.world.size, self.world.device.type,
+            f"{self.epoch_samples:,}", self.world.size, device,
         )  # fmt: skip
+        mix = self._mix()
+        log.info(
+            "data mix: %s", ", ".join(f"{source} {share:.3f}" for source, share in mix.items())
+        )
         log.info("DeepSpeed: %s", ", ".join(f"{k} {v}" for k, v in self.engine.effective.items()))
+        if self.world.device.type == "cuda" and self.gpu is None:
+            log.info("no MFU: the peak of %s is not in train/flops.py", device)
+        if self.metrics:
+            start = {
+                "mix": mix, "epoch_samples": self.epoch_samples, "world": self.world.size, "device": device,
+                "parameters": self.parameters, "flops_a_sample": self.cost.sample,
+                "flops_a_text_token": self.cost.token, "peak_flops_per_second": self.pace.peak,
+            }  # fmt: skip
+            self.metrics.write(self.step_number, start=start)
+
+    def _mix(self) -> dict[str, float]:
+        """The share of the samples that each source has."""
+        names = self.config.data.source_names
+        shares = self.sources.weights or [len(join.valid_rows) for join in self.sources.joins]
+        return {n: s / sum(shares) for n, s in zip(names, shares, strict=True)}
 
     # State ---------------------------------------------------------------------------------------------------------
 
@@ -283,8 +323,9 @@ class Trainer:
         path = checkpoint.save(
             self._checkpoints, state, model, self.record(), self.world, self.config.keep
         )
-        log.info("saved %s (%.1f s)", path, time.perf_counter() - start)
-        self.pace.reset()
+        seconds = time.perf_counter() - start
+        log.info("saved %s (%.1f s)", path, seconds)
+        self.pace.leave_out(seconds)
         return path
 
     def _resume(self) -> None:

@@ -1,45 +1,200 @@
-"""What a run leaves to be read: metrics.jsonl, TensorBoard files, and one line a log step on the screen."""
+"""What a run leaves to be read: metrics.jsonl and one line a log step on the screen; loggers get the same numbers."""
 
 import json
-import logging
+import math
+import resource
+import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from shards import atomic_write
+import torch
+from torch import Tensor
 
-log = logging.getLogger(__name__)
+from shards import atomic_write
+from shards.stream import Batch
+
+from .flops import Cost
+from .flow import level_of
+from .loggers import Logger
+
+LEVELS = 8  # equal parts of the noise levels of training, from much noise to little
+
+
+# Of one step ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A step of all ranks together."""
+
+    loss: float  # mean over all samples
+    level_loss: tuple[float, ...]  # sums, by part of the noise levels
+    level_count: tuple[int, ...]
+    tokens: int  # of text, real ones
+    padded: int  # the same if each micro-batch were padded to its longest caption
+    bytes: int  # read from the columns
+    waited: float  # seconds for the batch, mean of the ranks
+
+    @property
+    def samples(self) -> int:
+        return sum(self.level_count)
+
+
+class Tally:
+    """One rank's part of a step, as numbers that can be summed over the ranks in one go."""
+
+    SIZE = 1 + 2 * LEVELS + 4
+
+    def __init__(self, batch: Batch, waited: float) -> None:
+        read = [batch.moments, batch.tokens, *batch.extra.values()]
+        self._bytes = sum(t.nbytes for t in read)
+        self._tokens, self._padded, self._waited = int(batch.cu_seqlens[-1]), 0, waited
+        self._found: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, part: Batch, losses: Tensor, sigma: Tensor) -> None:
+        """A micro-batch: the loss and the noise level of each sample, (b,)."""
+        self._padded += len(losses) * int(part.lengths.max())
+        self._found.append((losses.detach(), sigma))
+
+    @property
+    def losses(self) -> Tensor:
+        return torch.cat([losses for losses, _ in self._found])
+
+    def sums(self) -> list[float]:
+        """`SIZE` numbers, fp64; a loss that is not finite makes the first one so."""
+        losses = self.losses.double()
+        level = level_of(torch.cat([sigma for _, sigma in self._found]), LEVELS)
+        by_level = losses.new_zeros(2, LEVELS)
+        by_level[0].index_add_(0, level, losses)
+        by_level[1].index_add_(0, level, torch.ones_like(losses))
+        found: list[float] = torch.cat([losses.sum()[None], by_level.flatten()]).tolist()
+        return [*found, self._tokens, self._padded, self._bytes, self._waited]
+
+
+def step_record(sums: Sequence[float], world: int) -> StepRecord:
+    """From the sums of `world` ranks."""
+    loss, rest = sums[0], sums[1 : 1 + 2 * LEVELS]
+    tokens, padded, read, waited = sums[1 + 2 * LEVELS : Tally.SIZE]
+    counts = tuple(int(n) for n in rest[LEVELS:])
+    return StepRecord(
+        loss / sum(counts), tuple(rest[:LEVELS]), counts, int(tokens), int(padded), int(read), waited / world,
+    )  # fmt: skip
+
+
+# Of an interval ------------------------------------------------------------------------------------------------------
+
+
+class Pace:
+    """The steps of a log interval, and its wall-clock seconds. `peak`: FLOP/s of all ranks' devices, if known."""
+
+    def __init__(self, cost: Cost = Cost(), peak: float | None = None) -> None:  # noqa: B008  # frozen
+        self.cost, self.peak = cost, peak
+        self.reset()
+
+    def reset(self) -> None:
+        self.start = time.perf_counter()
+        self.steps: list[StepRecord] = []
+
+    def add(self, step: StepRecord) -> None:
+        self.steps.append(step)
+
+    def leave_out(self, seconds: float) -> None:
+        """Seconds that went into something else than steps."""
+        self.start += seconds
+
+    def measure(self, steps_left: int) -> dict[str, Any]:
+        """The interval's means, and the seconds that `steps_left` more steps would take."""
+        steps, seconds = self.steps, time.perf_counter() - self.start
+        samples, tokens, padded = (
+            sum(getattr(s, name) for s in steps) for name in ("samples", "tokens", "padded")
+        )
+        flops = self.cost.of(samples, tokens) / seconds
+        finite = [s for s in steps if math.isfinite(s.loss)]  # the others moved no weight
+        return {
+            "loss": sum(s.loss for s in finite) / len(finite) if finite else math.nan,
+            "loss_by_level": _by_level(finite),
+            "not_finite": len(steps) - len(finite),
+            "samples_per_second": samples / seconds,
+            "data_wait": sum(s.waited for s in steps) / seconds,
+            "read_mb_per_second": sum(s.bytes for s in steps) / 1e6 / seconds,
+            "text_tokens": tokens / samples,
+            "padding_waste": 1 - tokens / padded if padded else 0.0,
+            "flops_per_second": flops,
+            "mfu": flops / self.peak if self.peak else None,
+            "memory_gb": peak_memory() / 1e9,
+            "seconds_a_step": seconds / len(steps),
+            "seconds_left": seconds / len(steps) * steps_left,
+        }
+
+
+def _by_level(steps: Sequence[StepRecord]) -> list[float | None]:
+    """Mean loss by part of the noise levels; None where there was no sample."""
+    found: list[float | None] = []
+    for level in range(LEVELS):
+        count = sum(s.level_count[level] for s in steps)
+        found.append(sum(s.level_loss[level] for s in steps) / count if count else None)
+    return found
+
+
+def peak_memory() -> int:
+    """Bytes: the most that torch has held on this rank's GPU; on a CPU, that the process has had in memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def line(step: int, steps: int, m: dict[str, Any]) -> str:
+    left = timedelta(seconds=round(m["seconds_left"]))
+    mfu = "" if m["mfu"] is None else f"  MFU {m['mfu']:.1%}"
+    return (
+        f"step {step:,}/{steps:,}  loss {m['loss']:.4f}  norm {m['grad_norm']:.3f}  lr {m['lr']:.2e}  "
+        f"{m['samples_per_second']:,.1f} samples/s  data wait {m['data_wait']:.1%}{mfu}  ETA {left}"
+    )
+
+
+# Where it goes -------------------------------------------------------------------------------------------------------
 
 
 class Metrics:
     """Records of rank 0. Those of steps after `step` are from before a crash, and are dropped."""
 
-    def __init__(self, run: Path, step: int) -> None:
-        # A second to import, and only rank 0 needs it.
-        from torch.utils.tensorboard import SummaryWriter
-
+    def __init__(self, run: Path, step: int, loggers: Sequence[Logger] = ()) -> None:
         self.path = run / "metrics.jsonl"
         kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= step]
         atomic_write(self.path, "".join(kept).encode())
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self._loggers = loggers
 
     def write(self, step: int, **values: Any) -> None:
-        """One JSON line; its numbers also go to TensorBoard, nested names joined by a slash."""
+        """One JSON line; its numbers also go to the loggers, nested names joined by a slash."""
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in _numbers(values):
-            self._board.add_scalar(name, value, step)
-        self._board.flush()
+            file.write(json.dumps(_plain({"step": step, **values}), allow_nan=False) + "\n")
+        numbers = dict(_numbers(values))
+        for logger in self._loggers:
+            logger.log(step, numbers)
 
     def close(self) -> None:
-        self._board.close()
+        for logger in self._loggers:
+            logger.close()
 
 
 def _lines(path: Path) -> list[str]:
     """Whole lines; a last one that a crash cut off is not among them."""
     text = path.read_text() if path.exists() else ""
     return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _plain(value: Any) -> Any:
+    """NaN and infinity are no JSON: null stands for them."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _numbers(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
@@ -49,39 +204,8 @@ def _numbers(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]
             found += _numbers(value, f"{prefix}{name}/")
         elif isinstance(value, list):
             found += _numbers({str(i): v for i, v in enumerate(value)}, f"{prefix}{name}/")
-        else:
+        elif isinstance(value, int | float) and math.isfinite(
+            value
+        ):  # all else is in the JSON alone
             found.append((prefix + name, float(value)))
     return found
-
-
-class Pace:
-    """Wall-clock seconds of a log interval: how many samples, and how long the step waited for data."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.start, self.waited, self.samples, self.losses = (
-            time.perf_counter(),
-            0.0,
-            0,
-            list[float](),
-        )
-
-    def measure(self, steps_left: int) -> dict[str, float]:
-        """The interval's means, and the seconds that `steps_left` more steps would take."""
-        seconds = time.perf_counter() - self.start
-        return {
-            "loss": sum(self.losses) / len(self.losses),
-            "samples_per_second": self.samples / seconds,
-            "data_wait": self.waited / seconds,
-            "seconds_left": seconds / len(self.losses) * steps_left,
-        }
-
-
-def line(step: int, steps: int, m: dict[str, float]) -> str:
-    left = timedelta(seconds=round(m["seconds_left"]))
-    return (
-        f"step {step:,}/{steps:,}  loss {m['loss']:.4f}  norm {m['grad_norm']:.3f}  lr {m['lr']:.2e}  "
-        f"{m['samples_per_second']:,.1f} samples/s  data wait {m['data_wait']:.1%}  ETA {left}"
-    )

@@ -67,7 +67,7 @@ def open_run(config: TrainConfig, run: Path) -> tuple[Sources, Order]:
 
 def open_columns(config: TrainConfig, pins: dict[str, Any] | None) -> Sources:
     """The columns of a run, at the generations that `pins` (what `Sources.identity` said) names."""
-    c = config.data
+    c = config.data.resolved()
     return open_sources(
         c.latents, c.text, c.also, c.truncated, weights=c.weights, bad=c.bad, partial=c.partial, pins=pins,
     )  # fmt: skip
@@ -153,6 +153,7 @@ def _device() -> torch.device:
 
 def model_config(config: TrainConfig, shape: DataShape) -> DiTConfig:
     """The model that fits the data; ConfigError if none does."""
+    config.data.check(shape)
     c = config.model
     sides = shape.height, shape.width
     tokens = [side // c.patch_size for side in sides]

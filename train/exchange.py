@@ -1,0 +1,37 @@
+"""`python -m train import` and `export`: checkpoints from the reference, and to others."""
+
+import argparse
+from pathlib import Path
+
+LAYOUTS = ("reference", "diffusers")
+
+
+def add_import_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="of the reference's run, with its config.json")
+    parser.add_argument("out", type=Path, help="where step-<tag> is written")
+    parser.add_argument("--tag", type=int, help="which of its checkpoints (default: the last)")
+    parser.add_argument("--latents", metavar="COLUMN", help="of its VAE, to make pictures with it")
+    parser.add_argument("--text", metavar="COLUMN", help="of its text encoder, the same")
+
+
+def run_import(args: argparse.Namespace) -> int:
+    from .reference import import_reference
+
+    print(import_reference(args.folder, args.tag, args.out, args.latents, args.text))
+    return 0
+
+
+def add_export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("step", type=Path, help="a step folder of a run's checkpoints")
+    parser.add_argument("out", type=Path, help="a new folder")
+    parser.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0])
+    parser.add_argument(
+        "--weights", action="store_true", help="for diffusers: the weights, not their average"
+    )
+
+
+def run_export(args: argparse.Namespace) -> int:
+    from .reference import export
+
+    print(export(args.step, args.out, layout=args.layout, ema=not args.weights))
+    return 0

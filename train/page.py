@@ -1,0 +1,177 @@
+"""`python -m train page RUN`: a run on one self-contained page, RUN/page.html: what it trains on, and its curves."""
+
+import argparse
+import html
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from configs import ConfigError
+from shards import atomic_write
+
+WIDTH, HEIGHT, LEFT, BOTTOM = 640, 220, 64, 24  # of a chart, and its margins, in pixels
+MOST = 400  # points of a curve
+COLOURS = ("#2a7fb8", "#d2691e", "#3a9a5b", "#9355b5", "#b8922a", "#c0486a", "#4a9c9c", "#777777")
+STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:1360px;margin:2em auto;padding:0 1em;color:#222}
+table{border-collapse:collapse}td,th{padding:2px 14px 2px 0;text-align:left;vertical-align:top}
+figure{display:inline-block;margin:0 20px 20px 0}figcaption{font-weight:600}svg{background:#fafafa}
+text{font:11px system-ui,sans-serif;fill:#555}"""
+
+Line = tuple[str, Sequence[tuple[float, float]]]  # a name, and its points
+
+
+def page(run: Path) -> str:
+    """From metrics.jsonl and config.yaml; ConfigError if the folder is no run."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        raise ConfigError(f"found no metrics.jsonl in {run}, expected the folder of a run")
+    text = path.read_text().splitlines(keepends=True)
+    records = [json.loads(line) for line in text if line.endswith("\n")]
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    charts = "".join(
+        chart(title, lines) for title, lines in curves(records) if any(p for _, p in lines)
+    )
+    facts = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+        for name, value in described(config, records)
+    )
+    name = html.escape(run.resolve().name)
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title><style>{STYLE}</style>'
+        f"<h1>{name}</h1><table>{facts}</table>{charts}</html>\n"
+    )  # fmt: skip
+
+
+def described(config: dict[str, Any], records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """What the run is, and where it stands."""
+    starts = [r["start"] for r in records if "start" in r]
+    steps = [r for r in records if "loss" in r]
+    checks = [r["validation"] for r in records if "validation" in r]
+    found = [
+        ("latents", str(config["data"]["latents"])),
+        ("text", str(config["data"]["text"])),
+        ("batch", f"{config['global_batch']:,} samples, seed {config['seed']}"),
+    ]
+    if starts:
+        last = starts[-1]
+        mix = ", ".join(f"{name} {share:.3f}" for name, share in last["mix"].items())
+        found[:0] = [
+            ("data mix", f"{mix} of the samples; {last['epoch_samples']:,} samples an epoch"),
+            ("model", f"{sum(last['parameters'].values()):,} parameters"),
+            ("machines", f"{last['world']} x {last['device']}, started {len(starts)} times"),
+        ]
+    if steps:
+        last = steps[-1]
+        mfu = "" if last.get("mfu") is None else f", MFU {last['mfu']:.1%}"
+        speed = (
+            f"{last['samples_per_second']:,.1f} samples/s, data wait {last['data_wait']:.1%}{mfu}"
+        )
+        found.append(
+            ("step", f"{last['step']:,} of {config['steps']:,}, epoch {last['epoch']:.3f}")
+        )
+        found.append(("last interval", f"loss {_figure(last['loss'])}, {speed}"))
+    if checks:
+        loss, share = checks[-1]["loss"], checks[-1]["normalised"]
+        found.append(("validation", f"{_figure(loss)}, {_figure(share)} of the target's variance"))
+    return found
+
+
+def curves(records: Sequence[dict[str, Any]]) -> list[tuple[str, list[Line]]]:
+    """The charts: a title, and lines over steps."""
+    steps = [r for r in records if "loss" in r]
+    checks = [{"step": r["step"], **r["validation"]} for r in records if "validation" in r]
+
+    def over(
+        rows: Sequence[dict[str, Any]], key: str, level: int | None = None
+    ) -> list[tuple[float, float]]:
+        found = [
+            (r["step"], r.get(key) if level is None else (r.get(key) or {level: None})[level])
+            for r in rows
+        ]
+        return [(step, value) for step, value in found if value is not None]
+
+    def by_level(rows: Sequence[dict[str, Any]], key: str) -> list[Line]:
+        return [(f"{i}/8", over(rows, key, i)) for i in range(8)]
+
+    return [
+        ("Loss", [("training", over(steps, "loss")), ("validation, averaged weights", over(checks, "loss"))]),
+        ("Validation loss, by noise level from much to little", by_level(checks, "levels")),
+        ("Training loss, by noise level from much to little", by_level(steps, "loss_by_level")),
+        ("Norm of the gradient", [("", over(steps, "grad_norm"))]),
+        ("Samples a second", [("", over(steps, "samples_per_second"))]),
+        ("Data wait, share of the time", [("", over(steps, "data_wait"))]),
+    ]  # fmt: skip
+
+
+def chart(title: str, lines: Sequence[Line]) -> str:
+    """Lines over a common scale, as SVG."""
+    points = [p for _, line in lines for p in line]
+    last, low, high = (
+        max(x for x, _ in points),
+        min(y for _, y in points),
+        max(y for _, y in points),
+    )
+    first, span = min(x for x, _ in points), (high - low) or abs(high) or 1.0
+
+    def place(x: float, y: float) -> str:
+        right = LEFT + (WIDTH - LEFT - 8) * (x - first) / ((last - first) or 1)
+        return f"{right:.1f},{HEIGHT - BOTTOM - (HEIGHT - BOTTOM - 8) * (y - low) / span:.1f}"
+
+    drawn = []
+    for i, (name, line) in enumerate(lines):
+        colour = COLOURS[i % len(COLOURS)]
+        path = " ".join(place(x, y) for x, y in thinned(line))
+        drawn.append(
+            f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{path}"/>'
+        )
+        if len(line) == 1:
+            x, y = place(*line[0]).split(",")
+            drawn.append(f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>')
+        if name:
+            text = (
+                f'<text x="{WIDTH - 8}" y="{16 + 13 * i}" text-anchor="end" style="fill:{colour}">'
+            )
+            drawn.append(f"{text}{html.escape(name)}</text>")
+    for value in (low, high):
+        height = float(place(first, value).split(",")[1]) + 4
+        drawn.append(
+            f'<text x="{LEFT - 6}" y="{height:.1f}" text-anchor="end">{_figure(value)}</text>'
+        )
+    for value, anchor in ((first, "start"), (last, "end")):
+        x = place(value, low).split(",")[0]
+        drawn.append(f'<text x="{x}" y="{HEIGHT - 8}" text-anchor="{anchor}">{value:,.0f}</text>')
+    return (
+        f'<figure><figcaption>{html.escape(title)}</figcaption><svg width="{WIDTH}" height="{HEIGHT}">'
+        f"{''.join(drawn)}</svg></figure>"
+    )  # fmt: skip
+
+
+def thinned(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most MOST points, each the mean of its neighbours."""
+    size = math.ceil(len(line) / MOST) or 1
+    groups = [line[i : i + size] for i in range(0, len(line), size)]
+    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
+
+
+def _figure(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:,.4g}"
+
+
+def write_page(run: Path) -> Path:
+    path = run / "page.html"
+    atomic_write(path, page(run).encode())
+    return path
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m train page`."""
+    parser.add_argument("run", type=Path, help="the folder of a run, in progress or done")
+
+
+def run_page(args: argparse.Namespace) -> int:
+    print(write_page(args.run))
+    return 0
