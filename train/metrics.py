@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from shards import atomic_write
+from .history import forget_after
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +20,7 @@ class Metrics:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = run / "metrics.jsonl"
-        kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= step]
-        atomic_write(self.path, "".join(kept).encode())
+        forget_after(self.path, step)
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, **values: Any) -> None:
@@ -34,12 +33,6 @@ class Metrics:
 
     def close(self) -> None:
         self._board.close()
-
-
-def _lines(path: Path) -> list[str]:
-    """Whole lines; a last one that a crash cut off is not among them."""
-    text = path.read_text() if path.exists() else ""
-    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def _numbers(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:

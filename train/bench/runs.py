@@ -1,0 +1,52 @@
+"""What the benchmarks train: columns of made-up samples, and a config of a run over them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.bench.readers import write_columns
+from shards.bench.samples import Samples
+
+from ..config import TrainConfig
+
+SEVERAL_EPOCHS = 10**9  # steps: a run that does not end by itself
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A model, the samples that it sees, and how many of them a step."""
+
+    model: dict[str, Any]
+    samples: Samples
+    batch: int
+
+
+TOY = Size(
+    {"hidden_size": 32, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp_size": 48, "sample_size": 8},
+    Samples(64, (8, 8, 8), 16),
+    4,
+)  # fmt: skip
+
+
+def model(width: int, layers: int) -> dict[str, Any]:
+    """A model of the reference's proportions: grouped queries, a gated MLP of four widths."""
+    heads = width // 64
+    return {
+        "hidden_size": width, "layers": layers, "heads": heads, "kv_heads": max(1, heads // 4), "head_dim": 64,
+        "mlp_size": 4 * width,
+    }  # fmt: skip
+
+
+def config_of(folder: Path, size: Size, **changes: Any) -> TrainConfig:
+    """Write the columns into `folder`, and say how to train from them: the loss is logged at each step."""
+    columns = folder / "columns"
+    if not columns.exists():
+        columns.mkdir(parents=True)
+        write_columns(columns, size.samples)
+    return TrainConfig.model_validate({
+        "data": {
+            "latents": str(columns / "latents"), "text": str(columns / "text"), "lanes": size.batch,
+        },
+        "model": size.model, "steps": SEVERAL_EPOCHS, "global_batch": size.batch, "micro_batch": size.batch,
+        "log_every": 1, "save_every": SEVERAL_EPOCHS, "runs": str(folder), **changes,
+    })  # fmt: skip
