@@ -41,16 +41,16 @@ ROWS, REAL_BATCH, LANES = (
 
 
 class FirstStep:
-    """The batches of a run; CPU seconds and seconds until the second is asked for."""
+    """The batches of a run, from position `at` on; CPU seconds and seconds until the second is asked for."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config, self.sources = config, open_columns(config, None)
         self.order = self.sources.order(config.seed, config.data.lanes, config.data.window)
-        self.batches = 0
+        self.batches, self.at = 0, -1
         self.cpu, self.seconds = cpu_seconds(), time.perf_counter()
 
     def __call__(self, position: int, world: World) -> Iterator[Batch]:
-        size = self.config.global_batch
+        self.at, size = position, self.config.global_batch
         with Stream(self.sources, self.order, position=position, global_batch=size) as stream:
             for batch in stream:
                 if self.batches == 1:
