@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from shards import ColumnSpec, Layout, Norm, ShardWriter, create_column, put_complete, put_empty
+from shards.schema import ZARR_ROWS
 
 ROOT = Path(__file__).parents[2]
 CHANNELS, SIDE, WIDTH, TOKENS = 4, 8, 12, 6
@@ -27,7 +28,9 @@ def write_column(path: Path, spec: ColumnSpec, values: Any, empty: Any = None) -
     if empty is not None:
         put_empty(path, spec, empty)
     writer = ShardWriter(path, spec, digest, 0, len(values), "index")
-    writer.put_block(values, np.zeros(len(values), np.uint8))
+    for start in range(0, len(values), ZARR_ROWS):
+        block = values[start : start + ZARR_ROWS]
+        writer.put_block(block, np.zeros(len(block), np.uint8))
     writer.commit({})
     put_complete(path, digest, 1, allow_failed=False)
 

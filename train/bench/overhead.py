@@ -35,7 +35,7 @@ from ..inputs import training_inputs
 from ..model import DiT, DiTConfig
 from ..run import fit, open_columns
 from ..world import World
-from .runs import TOY, Size, config_of, model
+from .runs import TOY, Size, config_of, forked, model
 
 ROUNDS = 60
 RATIO, WAIT, SAME = 1.03, 0.01, 1e-4  # what is promised of the ratio, of waiting, and of the losses
@@ -148,8 +148,12 @@ def batch_at(sources: Sources, order: Order, position: int, size: int) -> Batch:
 
 def run(folder: Path, rounds: int | None, light: bool) -> tuple[Json, Table]:
     """Train for a while beside the bare loop; (results, table)."""
-    rounds = rounds or ROUNDS
-    size = TOY if light else LARGE
+    found = forked(lambda: measure(folder, rounds or ROUNDS, TOY if light else LARGE))
+    return found, table(found)
+
+
+def measure(folder: Path, rounds: int, size: Size) -> Json:
+    """The results of so many turns."""
     config = config_of(
         folder, size, steps=rounds + 2
     )  # the first pair and the last step are not counted
@@ -164,7 +168,7 @@ def run(folder: Path, rounds: int | None, light: bool) -> tuple[Json, Table]:
         "latents": list(turns.sources.latent_shape), "text_width": turns.sources.text_width,
         "cores": os.cpu_count(),
     }  # fmt: skip
-    return found, table(found)
+    return found
 
 
 def results(turns: Turns, losses: list[float], rounds: int) -> Json:

@@ -1,14 +1,15 @@
 """What it takes to go on: from the start of a run to the end of its first step, at step 10 and at step 1,000,000.
 
 A real run makes the checkpoint of step 10. The far one is a copy in which manifest and metrics say that a million steps
-were made, so all else is equal: the ratio shows what grows with the step. Imports are not counted. The order of a real
-data set is looked at too, which is larger than columns that a benchmark can write.
+were made, so all else is equal: the ratio shows what grows with the step. Each start is a fork that has all imports, so
+those are not counted. The order of a real data set is looked at too: it is larger than columns that a benchmark writes.
 """
 
 import json
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from ..config import TrainConfig
 from ..loop import CHECKPOINTS
 from ..run import fit, open_columns
 from ..world import World
-from .runs import TOY, Size, config_of, model
+from .runs import TOY, Size, config_of, forked, model
 
 ROUNDS = 20
 NEAR, FAR = 10, 1_000_000  # steps
@@ -40,33 +41,43 @@ ROWS, REAL_BATCH, LANES = (
 )  # of a data set as BLIP3o, and of the reference's recipe
 
 
-class FirstStep:
-    """The batches of a run, from position `at` on; CPU seconds and seconds until the second is asked for."""
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a run took until its second batch was asked for."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config, self.sources = config, open_columns(config, None)
-        self.order = self.sources.order(config.seed, config.data.lanes, config.data.window)
-        self.batches, self.at = 0, -1
-        self.cpu, self.seconds = cpu_seconds(), time.perf_counter()
+    position: int
+    cpu: float
+    seconds: float
+    bytes_read: int  # of files, cached or not
 
-    def __call__(self, position: int, world: World) -> Iterator[Batch]:
-        self.at, size = position, self.config.global_batch
-        with Stream(self.sources, self.order, position=position, global_batch=size) as stream:
-            for batch in stream:
-                if self.batches == 1:
-                    self.cpu, self.seconds = (
-                        cpu_seconds() - self.cpu,
-                        time.perf_counter() - self.seconds,
-                    )
-                self.batches += 1
-                yield batch
+
+def start_of(config: TrainConfig, run: Path) -> Start:
+    """Go on with a run; it ends two steps later."""
+    sources, size = open_columns(config, None), config.global_batch
+    order = sources.order(config.seed, config.data.lanes, config.data.window)
+    found: list[Start] = []
+    read, cpu, seconds = bytes_read(), cpu_seconds(), time.perf_counter()
+
+    def batches(position: int, world: World) -> Iterator[Batch]:
+        with Stream(sources, order, position=position, global_batch=size) as stream:
+            yield next(stream)
+            spent = cpu_seconds() - cpu, time.perf_counter() - seconds
+            found.append(Start(position, *spent, bytes_read() - read))
+            yield from stream
+
+    fit(config, run, batches)
+    return found[0]
+
+
+def bytes_read() -> int:
+    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def first_run(folder: Path, size: Size) -> tuple[TrainConfig, dict[int, Path]]:
     """The two runs to go on with, by the step they have reached."""
     config = config_of(folder, size, steps=NEAR)
     runs = {step: folder / f"after-{step}" for step in (NEAR, FAR)}
-    fit(config, runs[NEAR])
+    forked(lambda: fit(config, runs[NEAR]))
     shutil.copytree(runs[NEAR], runs[FAR])
     move_to(runs[FAR], FAR, config.global_batch)
     return config, runs
@@ -87,26 +98,25 @@ def move_to(run: Path, step: int, batch: int) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def go_on(config: TrainConfig, run: Path, step: int, scratch: Path) -> FirstStep:
-    """Make two more steps in a copy of a run."""
+def go_on(config: TrainConfig, run: Path, step: int, scratch: Path) -> Start:
+    """Make two more steps in a copy of a run, in a process of its own."""
     shutil.copytree(run, scratch)
-    further = config.model_copy(update={"steps": step + 2})
-    first = FirstStep(further)
-    fit(further, scratch, first)
-    shutil.rmtree(scratch)
-    return first
+    try:
+        return forked(lambda: start_of(config.model_copy(update={"steps": step + 2}), scratch))
+    finally:
+        shutil.rmtree(scratch)
 
 
 def run(folder: Path, rounds: int | None, light: bool) -> tuple[Json, Table]:
     """Go on with either run in turns; (results, table)."""
     rounds = rounds or ROUNDS
     config, runs = first_run(folder, TOY if light else SMALL)
-    found: dict[int, list[FirstStep]] = {step: [] for step in runs}
+    found: dict[int, list[Start]] = {step: [] for step in runs}
     for number in range(-1, rounds):  # the first round is not counted
         for step in runs if number % 2 else reversed(runs):  # there and back
-            first = go_on(config, runs[step], step, folder / "scratch")
+            start = go_on(config, runs[step], step, folder / "scratch")
             if number >= 0:
-                found[step].append(first)
+                found[step].append(start)
     near, far = found[NEAR], found[FAR]
     cpu = paired([f.cpu for f in far], [n.cpu for n in near])
     seconds = paired([f.seconds for f in far], [n.seconds for n in near])

@@ -1,15 +1,18 @@
-"""What the benchmarks train: columns of made-up samples, and a config of a run over them."""
+"""What the benchmarks train: columns of made-up samples, a config of a run over them, and a process for each run."""
 
+import multiprocessing
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from shards.bench.readers import write_columns
 from shards.bench.samples import Samples
 
 from ..config import TrainConfig
 
-SEVERAL_EPOCHS = 10**9  # steps: a run that does not end by itself
+FOR_EVER = 10**9  # steps
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,22 @@ def config_of(folder: Path, size: Size, **changes: Any) -> TrainConfig:
         "data": {
             "latents": str(columns / "latents"), "text": str(columns / "text"), "lanes": size.batch,
         },
-        "model": size.model, "steps": SEVERAL_EPOCHS, "global_batch": size.batch, "micro_batch": size.batch,
-        "log_every": 1, "save_every": SEVERAL_EPOCHS, "runs": str(folder), **changes,
+        "model": size.model, "steps": FOR_EVER, "global_batch": size.batch, "micro_batch": size.batch,
+        "log_every": 1, "save_every": FOR_EVER, "runs": str(folder), **changes,
     })  # fmt: skip
+
+
+def forked(work: Callable[[], Found]) -> Found:
+    """Do something in a process of its own, which has imported all that this one has: DeepSpeed starts once in each."""
+    context = multiprocessing.get_context("fork")
+    answers, answer = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: answer.send(work()))
+    process.start()
+    answer.close()  # what is left to write belongs to the child: its death is the end of the answers
+    try:
+        found: Found = answers.recv()
+    except EOFError:
+        raise RuntimeError("a run of the benchmark ended early; what it said is above") from None
+    finally:
+        process.join()
+    return found
