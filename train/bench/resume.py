@@ -87,7 +87,8 @@ def move_to(run: Path, step: int, batch: int) -> None:
     """Let a run's only checkpoint and its metrics say that `step` steps were made."""
     (path,) = checkpoint.steps(run / CHECKPOINTS)
     manifest = unseal(path / "manifest.json", checkpoint.KIND, checkpoint.VERSION)
-    manifest |= {"step": step, "position": step * batch}
+    manifest = manifest | {"step": step, "position": step * batch}
+    manifest.pop("digest")  # of what it said before
     manifest["optimizer"]["step"] = step
     (path / "manifest.json").write_bytes(seal(manifest))
     path.rename(path.with_name(f"step-{step:08d}"))
