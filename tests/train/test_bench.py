@@ -17,7 +17,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (folder / "work").mkdir()
     parser = argparse.ArgumentParser()
     add_options(parser)
-    words = ["--light", "--rounds", "2", "--json", f"{folder}/r.json", "--folder", f"{folder}/work"]
+    words = ["--light", "--rounds", "1", "--json", f"{folder}/r.json", "--folder", f"{folder}/work"]
     assert run_bench(parser.parse_args(words)) == 0
     assert not list((folder / "work").iterdir())
     found: dict[str, Any] = json.loads((folder / "r.json").read_text())
@@ -32,7 +32,7 @@ def check_ratio(found: dict[str, Any], rounds: int) -> None:
 
 def test_the_trainer_and_the_bare_loop_do_the_same_work(results: dict[str, Any]) -> None:
     found = results["overhead"]
-    check_ratio(found, 2)
+    check_ratio(found, 1)
     assert found["losses_apart"] < 1e-5
     assert 0 <= found["data_wait"] < 1
     assert all(spent > 0 for both in (found["cpu_s"], found["seconds"]) for spent in both.values())
@@ -42,6 +42,6 @@ def test_the_trainer_and_the_bare_loop_do_the_same_work(results: dict[str, Any])
 def test_resuming_is_measured_at_two_steps(results: dict[str, Any]) -> None:
     found = results["resume"]
     assert found["steps"] == [NEAR, FAR]
-    for name, rounds in (("cpu", 2), ("seconds", 2), ("order", 4)):
+    for name, rounds in (("cpu", 1), ("seconds", 1), ("order", 2)):
         check_ratio(found[name], rounds)
     assert all(spent > 0 for spent in (*found["cpu_s"], *found["seconds_s"], *found["order"]["ms"]))

@@ -27,7 +27,7 @@ from ..config import TrainConfig
 from ..loop import CHECKPOINTS
 from ..run import fit, open_columns
 from ..world import World
-from .runs import TOY, Size, config_of, forked, model
+from .runs import TOY, Size, config_of, forked, load_all, model
 
 ROUNDS = 20
 NEAR, FAR = 10, 1_000_000  # steps
@@ -75,6 +75,7 @@ def bytes_read() -> int:
 
 def first_run(folder: Path, size: Size) -> tuple[TrainConfig, dict[int, Path]]:
     """The two runs to go on with, by the step they have reached."""
+    load_all()
     config = config_of(folder, size, steps=NEAR)
     runs = {step: folder / f"after-{step}" for step in (NEAR, FAR)}
     forked(lambda: fit(config, runs[NEAR]))

@@ -1,6 +1,7 @@
 """What the benchmarks train: columns of made-up samples, a config of a run over them, and a process for each run."""
 
 import multiprocessing
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,17 @@ def config_of(folder: Path, size: Size, **changes: Any) -> TrainConfig:
         "model": size.model, "steps": FOR_EVER, "global_batch": size.batch, "micro_batch": size.batch,
         "log_every": 1, "save_every": FOR_EVER, "runs": str(folder), **changes,
     })  # fmt: skip
+
+
+def load_all() -> None:
+    """Import what a run imports when it starts, so that its forks do not."""
+    import torch.utils.tensorboard
+
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = (
+            "cpu"  # as the trainer sets it: read when deepspeed is imported
+        )
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 - which brings the whole of torch.compile
 
 
 def forked(work: Callable[[], Found]) -> Found:
