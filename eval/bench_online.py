@@ -91,9 +91,7 @@ class Material:
     def __init__(self, folder: Path, size: Size) -> None:
         self.size = size
         data = [picture(row, size.resolution + 32, size.resolution) for row in range(size.rows)]
-        self.captions = [
-            f"picture {row}: ".ljust(size.tokens, "a b c ") for row in range(size.rows)
-        ]
+        self.captions = [f"picture {row}: ".ljust(size.tokens, "x") for row in range(size.rows)]
         write_tar(folder / "0.tar", zip(data, (c.encode() for c in self.captions), strict=True))
         save_gemma(folder / "gemma", size.text)
         config = EncodeConfig.model_validate({
