@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shards import atomic_write
 from shards.stream import Batch
 
 from .flops import Cost
 from .flow import level_of
+from .history import forget_after
 from .loggers import Logger
 
 LEVELS = 8  # equal parts of the noise levels of training, from much noise to little
@@ -165,8 +165,7 @@ class Metrics:
 
     def __init__(self, run: Path, step: int, loggers: Sequence[Logger] = ()) -> None:
         self.path = run / "metrics.jsonl"
-        kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= step]
-        atomic_write(self.path, "".join(kept).encode())
+        forget_after(self.path, step)
         self._loggers = loggers
 
     def write(self, step: int, **values: Any) -> None:
@@ -180,12 +179,6 @@ class Metrics:
     def close(self) -> None:
         for logger in self._loggers:
             logger.close()
-
-
-def _lines(path: Path) -> list[str]:
-    """Whole lines; a last one that a crash cut off is not among them."""
-    text = path.read_text() if path.exists() else ""
-    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def _plain(value: Any) -> Any:

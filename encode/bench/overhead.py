@@ -31,6 +31,7 @@ from PIL import Image
 from rich.table import Table
 
 from shards import ShardWriter, put_index
+from shards.bench.cost import cpu_of, keep_memory, paired, tree_cpu_seconds
 from shards.storage import Json
 from shards.writer import block_digest
 from shards.zarrfile import crc32c
@@ -42,7 +43,6 @@ from ..images import decode, to_pixels, transform
 from ..report import render
 from ..source import scan_tar
 from ..workers import Done, InlineExecutor
-from .measure import cpu_of, keep_memory, median_interval, tree_cpu_seconds
 from .synthetic import MODELS, picture, save_vae, tasks_of, write_tar
 
 BATCH = 16
@@ -139,7 +139,6 @@ def compare(bench: Bench, rounds: int) -> Json:
     """Ratio of CPU seconds, A over B, of each round."""
     engine: list[float] = []
     bare: list[float] = []
-    ratios: list[float] = []
     for number in range(-1, rounds):
         task = bench.task()
         turns: list[tuple[list[float], Callable[[], object]]] = [
@@ -153,9 +152,6 @@ def compare(bench: Bench, rounds: int) -> Json:
         if number < 0:
             engine.clear()
             bare.clear()
-        else:
-            ratios.append(engine[-1] / bare[-1])
-    median, low, high = median_interval(ratios)
     each = 1e3 / bench.case.rows
     return {
         "rounds": rounds,
@@ -165,12 +161,9 @@ def compare(bench: Bench, rounds: int) -> Json:
         "encoder_parameters": _parameters(bench),
         "resolution": bench.case.resolution,
         "pictures": f"{bench.case.width} x {bench.case.height}",
-        "ratio": median,
-        "ratio_low": low,
-        "ratio_high": high,
+        **paired(engine, bare),
         "engine_cpu_ms_a_row": float(np.median(engine)) * each,
         "bare_cpu_ms_a_row": float(np.median(bare)) * each,
-        "ratios": ratios,
         "stages_cpu_ms_a_row": stages(bench, min(rounds, 5)),
     }
 

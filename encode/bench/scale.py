@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from shards.bench.cost import rss_mb
 from shards.schema import MAX_SHARDS
 from shards.storage import Json
 
@@ -35,7 +36,6 @@ from ..report import render
 from ..source import make_source
 from ..status import status
 from ..workers import load_encoders
-from .measure import rss_mb
 from .synthetic import picture, save_vae, write_tar
 
 SHARDS, ROWS = 1_000, 1_000

@@ -21,6 +21,7 @@ from ..engine import ShardTask, Target
 MODELS: dict[str, dict[str, Any]] = {
     "small": {"block_out_channels": [8, 16, 16, 16], "layers_per_block": 1},
     "demo": {"block_out_channels": [8, 16, 32, 64], "layers_per_block": 1},
+    "wide": {"block_out_channels": [16, 32, 64, 64], "layers_per_block": 1},
 }
 
 
@@ -58,6 +59,35 @@ def save_vae(folder: Path, size: str) -> Path:
         latent_channels=16, norm_num_groups=4, use_quant_conv=False, use_post_quant_conv=False,
         shift_factor=0.1, scaling_factor=0.4, **MODELS[size],
     ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def save_gemma(folder: Path, fields: Mapping[str, int]) -> Path:
+    """A `GemmaModel` of random weights, and a tokenizer of bytes that puts <bos> first, as Gemma's does."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    made: Any = transformers  # untyped
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    words = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer: Any = Tokenizer(
+        models.BPE({t: i for i, t in enumerate(words)}, [], unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 2)]
+    )
+    made.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>",
+        unk_token="<unk>", padding_side="left",
+    ).save_pretrained(folder)  # fmt: skip
+    torch.manual_seed(0)
+    config = made.GemmaConfig(
+        vocab_size=len(words), pad_token_id=0, eos_token_id=1, bos_token_id=2, **fields
+    )
+    made.GemmaModel(config).save_pretrained(folder)
     return folder
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from rich.table import Table
 
 from . import peers, readers
+from .cost import promise
 
 READERS = readers.READERS | peers.READERS
 Json = dict[str, Any]
@@ -82,12 +83,7 @@ def promises(rows: Sequence[Json], large: Json) -> list[Json]:
         *((f"32 M rows, {key}", large.get(key), s, b) for key, s, b in LARGE),
     ]
     return [
-        {
-            "what": what,
-            "found": value,
-            "promised": f"{sign} {bound:g}",
-            "holds": bool(value >= bound if sign == ">=" else value <= bound),
-        }
+        promise(what, value, sign, bound)
         for what, value, sign, bound in wanted
         if value is not None
     ]

@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from . import ORDERS, peers, readers
+from .cost import verdict
 from .measure import ONE_THREAD
 from .report import READERS, machine, promises, summary, table, versions
 from .samples import Samples, digest_of_all, row_digest
@@ -352,8 +353,7 @@ def bench(args: argparse.Namespace) -> int:
     Console().print({name: round(value, 4) for name, value in large.items()})
     kept = promises(rows, large)
     for promise in kept:
-        word = "holds" if promise["holds"] else "[red]DOES NOT HOLD"
-        console.print(f"{promise['what']}: {promise['found']:.3g}, {promise['promised']}: {word}")
+        console.print(verdict(promise), style=None if promise["holds"] else "red")
     for fault in faults:
         console.print(f"[red]{fault}")
     if args.json:

@@ -11,9 +11,9 @@ import pytest
 
 from encode.bench import add_options, run_bench
 from encode.bench.busy import Sleeper
-from encode.bench.measure import cpu_of, median_interval, tree_cpu_seconds
 from encode.bench.overhead import Bench, Case
 from shards import Column
+from shards.bench.cost import cpu_of, median_interval, tree_cpu_seconds
 
 
 def options(*words: object) -> argparse.Namespace:

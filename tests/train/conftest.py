@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from shards import ColumnSpec, Layout, Norm, ShardWriter, create_column, put_complete, put_empty
+from shards.schema import ZARR_ROWS
 
 from . import ranks as jobs
 
@@ -29,7 +30,9 @@ def write_column(path: Path, spec: ColumnSpec, values: Any, empty: Any = None) -
     if empty is not None:
         put_empty(path, spec, empty)
     writer = ShardWriter(path, spec, digest, 0, len(values), "index")
-    writer.put_block(values, np.zeros(len(values), np.uint8))
+    for start in range(0, len(values), ZARR_ROWS):
+        block = values[start : start + ZARR_ROWS]
+        writer.put_block(block, np.zeros(len(block), np.uint8))
     writer.commit({})
     put_complete(path, digest, 1, allow_failed=False)
 

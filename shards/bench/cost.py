@@ -1,4 +1,4 @@
-"""CPU seconds, memory, and what may be claimed of ratios."""
+"""CPU seconds, memory, and what may be claimed of them: for the benchmarks of every stage."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import resource
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,6 +56,25 @@ def median_interval(
     medians = np.median(chance.choice(array, (draws, len(array))), axis=1)
     low, high = np.percentile(medians, [2.5, 97.5])
     return float(np.median(array)), float(low), float(high)
+
+
+def paired(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
+    """What A took over what B took, measured in turns: the median of the ratios and its 95 % interval."""
+    ratios = [x / y for x, y in zip(a, b, strict=True)]
+    median, low, high = median_interval(ratios)
+    return {"ratio": median, "ratio_low": low, "ratio_high": high, "ratios": ratios}
+
+
+def promise(what: str, found: float, sign: str, bound: float) -> dict[str, Any]:
+    """Something that is promised of a measurement, and whether it holds; `sign` is >= or <=."""
+    holds = found >= bound if sign == ">=" else found <= bound
+    return {"what": what, "found": found, "promised": f"{sign} {bound:g}", "holds": bool(holds)}
+
+
+def verdict(made: dict[str, Any]) -> str:
+    """A promise as a line to print."""
+    word = "holds" if made["holds"] else "DOES NOT HOLD"
+    return f"{made['what']}: {made['found']:.3g}, {made['promised']}: {word}"
 
 
 def tree_cpu_seconds(root: int) -> dict[int, float]:
