@@ -28,6 +28,10 @@ from .checkpoint import KIND, VERSION, WHOLE, CheckpointError, Manifest, provena
 from .model import DiT, DiTConfig
 
 STATES = "mp_rank_00_model_states.pt"
+ENGINE = {  # without these DeepSpeed does not load a module either
+    "dp_world_size": 1, "mp_world_size": 1, "skipped_steps": 0, "global_samples": 0, "optimizer": None,
+    "lr_scheduler": None,
+}  # fmt: skip
 KEYS = {"ema": "ema", "weights": "module"}  # ours -> the key in the pickle
 State = dict[str, Tensor]
 UNREADABLE = (  # what torch's reader raises on a file that is hostile, cut short, or never was a checkpoint
@@ -204,7 +208,7 @@ def _export_reference(step: Path, manifest: Manifest, out: Path, ema: bool) -> N
     number = manifest["step"]
     folder = out / str(number)
     folder.mkdir()
-    torch.save({**states, "global_steps": number}, folder / STATES)
+    torch.save({**states, **ENGINE, "global_steps": number}, folder / STATES)
     fsync_path(folder / STATES)
     atomic_write(out / "config.json", _json(fields))
     atomic_write(out / "latest", str(number).encode())

@@ -99,6 +99,10 @@ def test_there_and_back(theirs: Path, tmp_path: Path) -> None:
     assert json.loads((back / "config.json").read_text()) == FIELDS  # the language model's name too
     assert (back / "latest").read_text() == "100000"
     content = torch.load(back / "100000" / STATES, weights_only=True)
+    assert (content["global_steps"], content["dp_world_size"]) == (
+        100_000,
+        1,
+    )  # as DeepSpeed wants it
     assert same(content["module"], state_of(3))
     assert same(content["ema"], state_of(4))
     again = import_reference(back, 100_000, tmp_path / "again")
