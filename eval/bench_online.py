@@ -38,8 +38,8 @@ from shards.bench.report import machine
 from shards.storage import Json
 from shards.stream import Batch, Stream
 from train.config import TrainConfig
-from train.model import DiT, DiTConfig
-from train.run import fit, open_columns
+from train.model import DiT
+from train.run import fit, model_config, open_columns, shape_of
 
 ROUNDS = 20
 REAL = {
@@ -184,13 +184,10 @@ def run(folder: Path, rounds: int, light: bool) -> tuple[Json, Table]:
 
 def flops_of(material: Material, config: TrainConfig, sources: Sources) -> dict[str, float]:
     """GFLOP of one sample: encoding its picture, its caption, and forward and backward of the model."""
-    channels = sources.latent_shape[0]
-    made = DiTConfig(
-        **config.model.model_dump(), in_channels=channels, out_channels=channels, text_width=sources.text_width
-    )  # fmt: skip
+    made = model_config(config, shape_of(sources))
     model = DiT(made)
     latents = torch.zeros(1, *sources.latent_shape)
-    tokens = torch.zeros(1, material.size.tokens, sources.text_width)
+    tokens = torch.zeros(1, material.size.tokens, made.text_width)
     mask = torch.ones(1, material.size.tokens, dtype=torch.long)
     works: dict[str, Callable[[], object]] = {
         "vae": lambda: material.vae.encode(material.images[:1]),

@@ -33,7 +33,7 @@ from ..config import TrainConfig
 from ..flow import target
 from ..inputs import training_inputs
 from ..model import DiT, DiTConfig
-from ..run import fit, open_columns
+from ..run import fit, model_config, open_columns, shape_of
 from ..world import World
 from .runs import TOY, Size, config_of, forked, model
 
@@ -59,7 +59,7 @@ class Bare:
     def __init__(self, config: TrainConfig, made: DiTConfig) -> None:
         self.model, self.config = DiT(made, config.seed), config
         optim = config.optim
-        self.parameters = list(self.model.parameters())
+        self.parameters: list[Tensor] = list(self.model.parameters())
         self.optimizer = torch.optim.AdamW(
             self.parameters, optim.lr, optim.betas, optim.eps, optim.weight_decay, fused=True
         )
@@ -68,7 +68,7 @@ class Bare:
     def step(self, x: Tensors) -> float:
         predicted = self.model(x.noisy, x.timestep, x.tokens, x.cu_seqlens)
         loss = F.mse_loss(predicted, x.target)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call, unused-ignore]  # torch's
         torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -83,11 +83,7 @@ class Turns:
     def __init__(self, config: TrainConfig, sources: Sources) -> None:
         self.config, self.sources = config, sources
         self.order = sources.order(config.seed, config.data.lanes, config.data.window)
-        channels = sources.latent_shape[0]
-        made = DiTConfig(
-            **config.model.model_dump(), in_channels=channels, out_channels=channels, text_width=sources.text_width
-        )  # fmt: skip
-        self.bare = Bare(config, made)
+        self.bare = Bare(config, model_config(config, shape_of(sources)))
         self.cpu: dict[str, list[float]] = {"trainer": [], "bare": []}
         self.seconds: dict[str, list[float]] = {"trainer": [], "bare": []}
         self.waited: list[float] = []
