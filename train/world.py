@@ -91,15 +91,22 @@ def joined(config: GuardConfig, run: Path) -> Iterator[World]:
         if lost:
             raise lost from error
         if size == 1 or device.type == "cpu":  # NCCL would wait for ranks that do not come
-            distributed.destroy_process_group()
+            _part()
         raise
     else:
         guard.stop()
         world.barrier()
-        distributed.destroy_process_group()
+        _part()
     finally:
         if world.lock:
             world.lock.release()
+
+
+def _part() -> None:
+    """By DeepSpeed, which keeps groups of its own and would hand them to the next run of this process."""
+    import deepspeed.comm
+
+    deepspeed.comm.destroy_process_group()
 
 
 def _meet(config: GuardConfig) -> tuple[int, int, torch.device]:

@@ -43,7 +43,7 @@ def opened(
 
 def packed(x: Inputs) -> list[torch.Tensor]:
     """The caption of each sample, at its true length."""
-    return [text[mask.bool()] for text, mask in zip(x.text, x.mask, strict=True)]
+    return list(torch.split(x.tokens, x.cu_seqlens.diff().tolist()))
 
 
 def drawn(
