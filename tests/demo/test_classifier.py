@@ -30,6 +30,7 @@ def held_out(data: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return pixels, labels(keys, list(GROUPS))
 
 
+@pytest.mark.slow
 def test_the_script_repeats_the_first_steps_and_learns(data: Path) -> None:
     recipe = json.loads((SHIPPED / "recipe.json").read_text())
     assert recipe["data"] == digest()

@@ -4,16 +4,27 @@ import json
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
+from encode.__main__ import main as encode
 from eval.commands import main
 from eval.demo.page import write_report
-from eval.demo.road import VAES, put_prompts, together, train_command
+from eval.demo.road import VAES, put_prompts, train_command
+from tests.train.here import forked
+from train.__main__ import main as train
 
 SMALL_MODEL = ["model.hidden_size=32", "model.layers=1", "model.heads=1", "model.kv_heads=1"]
+
+
+def command(folder: Path, main: Callable[[], int], *words: str) -> None:
+    """`python -m encode` or `train` in a fork, which need not wait for imports."""
+    with mock.patch.object(sys, "argv", ["command", *words]):
+        code, text = forked(main, folder / "log")
+    assert code == 0, text
 
 
 def evaluate(*words: str) -> None:
@@ -44,20 +55,20 @@ def out(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (data / "prompts.jsonl").write_text("".join(lines[::4]))
     put_prompts(data)
     tar = data / "openmoji-val/00000.tar"
-    encode = [
-        "python", "-m", "encode", "run", "configs/demo/encode.yaml", f"root={out}/cache",
+    command(
+        out, encode, "run", "configs/demo/encode.yaml", f"root={out}/cache",
         f"sources.openmoji={tar}", f"sources.openmoji-val={tar}",
         f"sources.photos={data}/photos/00000.tar", "engine.executor=inline",
-    ]  # fmt: skip
-    together({"encode": encode})
+    )  # fmt: skip
     cache = out / "cache/openmoji"
-    train = [
-        "python", "-m", "train", "configs/demo/train.yaml",
+    settings = [
+        "configs/demo/train.yaml",
         f"data.text={cache}/minilm", f"data.also=[{cache}/vae-plain,{cache}/vae-equi]",
         f"validation.source={out}/cache/openmoji-val", f"runs={out}/runs", "steps=6", "log_every=2",
         "validation.every=3", "validation.rows=8", "optim.warmup=2", *SMALL_MODEL,
     ]  # fmt: skip
-    together({vae: [*train, f"data.latents={cache}/{vae}"] for vae in VAES})
+    for vae in VAES:
+        command(out, train, *settings, f"data.latents={cache}/{vae}")
     for vae in VAES:
         evaluate(
             "generate", "--checkpoint", f"{out}/runs/train-{vae}", "--prompts", f"{data}/prompts.json",

@@ -65,6 +65,7 @@ def test_decoded_elsewhere() -> None:
     faults.decoded_elsewhere(0.5)
 
 
+@pytest.mark.slow
 def test_submitted_stopped_and_submitted_again(
     at: faults.Stage, tmp_path: Path, models: Path
 ) -> None:

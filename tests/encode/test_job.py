@@ -31,17 +31,9 @@ from shards.gc import collect
 from shards.lease import Lease
 from shards.repair import repair
 from shards.verify import logical_digest, verify
+from tests.forks import fork, wait
 
-from .toy import (
-    files_of,
-    fork,
-    jpeg,
-    sample,
-    tar_bytes,
-    wait,
-    write_config,
-    write_source,
-)
+from .toy import files_of, jpeg, sample, tar_bytes, write_config, write_source
 
 ROOT = Path(__file__).parents[2]
 Encode = Callable[..., tuple[int, str]]
