@@ -232,7 +232,7 @@ def killed_at(*moments: tuple[str, str, int]) -> None:
 
 PUBLISHED = {
     "index": "*/toy/index/{:05d}.jsonl", "payload": "*/toy/vae/moments/c/{}/*",
-    "second payload": "*/toy/large/moments/c/{}/*", "third payload": "*/toy/text/ids/c/{}/*",
+    "second payload": "*/toy/large/moments/c/{}/*", "third payload": "*/toy/text/ids/c/{}",
     "lengths": "*/toy/text/lengths/c/{}", "status": "*/toy/vae/status/c/{}",
     "crc": "*/toy/large/crc/c/{}", "commit": "*/toy/vae/commits/{:05d}.json",
     "last commit": "*/toy/text/commits/{:05d}.json",
