@@ -29,12 +29,12 @@ import configs
 from shards import Layout, Store, open_store
 from shards.commits import committed
 from shards.storage import Json
+from shards.tables import render, without_nan
 
 from .columns import CaptionEncoder, Encoder, ImageEncoder
 from .config import EncodeConfig
 from .errors import EncodeError
 from .probe import Rate, decode_bound, hours, probe, spread
-from .report import render
 from .room import (
     MARGIN,
     free_bytes,
@@ -269,7 +269,7 @@ def run_plan(args: argparse.Namespace) -> int:
         pass_gpu_hours(plans, config.engine.threads),
     )
     if args.json:
-        print(json.dumps(_without_nan(as_record(sources, plans, args, room)), indent=1))
+        print(json.dumps(without_nan(as_record(sources, plans, args, room)), indent=1))
     else:
         print(as_text(sources, plans, args, room))
     return 2 if room.fits is False else 0
@@ -291,15 +291,6 @@ def as_record(
         "free_bytes": room.free,
         "fits": room.fits,
     }
-
-
-def _without_nan(value: Any) -> Any:
-    """NaN is no JSON: an interval that is not known is null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def money(plan: ColumnPlan, args: argparse.Namespace) -> Json:
@@ -350,7 +341,7 @@ def as_text(
         if args.price_per_gpu_hour is not None:
             total += f", price {room.gpu_hours * args.price_per_gpu_hour:,.2f}"
     lines.append(total)
-    return render(table, *lines, verdict(room), width=118)
+    return render(table, *lines, verdict(room))
 
 
 # what a price is called in the JSON: (option, head of its column in the table)

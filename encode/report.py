@@ -7,14 +7,12 @@ meet: a row that is neither ok nor of a named reason is a fault of the program, 
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-from rich.console import Console
 from rich.table import Table
 
 from shards import ColumnSpec, Status, Store, canonical_json
@@ -22,6 +20,7 @@ from shards.commits import Commit, committed, own_commit, read_complete, read_fa
 from shards.records import parse_index_head
 from shards.source import index_name
 from shards.storage import Json
+from shards.tables import render
 
 from .config import EncodeConfig
 from .errors import EncodeError
@@ -223,18 +222,6 @@ def _of_run(run: Json, url: str) -> Json:
 # The text -----------------------------------------------------------------------------------------
 
 
-def render(*parts: Any, width: int = WIDTH) -> str:
-    """Tables and lines as plain text."""
-    console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
-    for part in parts:
-        if isinstance(part, str):
-            console.print(part, markup=False, soft_wrap=True)
-        else:
-            console.print(part)
-    assert isinstance(console.file, io.StringIO)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
-
-
 def summary(
     columns: Mapping[str, Json], failed: Sequence[tuple[Task, str]], run: Json | None,
     allow_failed: bool = False,
@@ -253,7 +240,7 @@ def summary(
             "Mend or fetch the tars again, then: python -m encode retry-failed CONFIG. To complete "
             "the columns without them: python -m encode run CONFIG allow_failed=true"
         )
-    return render(*parts)
+    return render(*parts, width=WIDTH)
 
 
 def _line(url: str, entry: Json, allow_failed: bool) -> str:

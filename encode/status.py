@@ -31,9 +31,10 @@ from shards.commits import committed, read_complete, read_failures
 from shards.errors import NotAColumn
 from shards.schema import COLUMN, VERSION, ColumnSpec
 from shards.storage import Json
+from shards.tables import render
 
 from .config import EncodeConfig
-from .report import AHEAD, READERS, SHOWN, render, standing_report
+from .report import AHEAD, READERS, SHOWN, standing_report
 from .room import size_text
 
 PROGRESS = "progress.json"
@@ -239,7 +240,7 @@ def as_text(found: Json, config_path: str) -> str:
         lines.append(f"... and {len(failed) - SHOWN} more; --json has all")
     if failed:
         lines.append(f"mend or fetch the tars, then: python -m encode retry-failed {config_path}")
-    return render(table, *lines, width=118)
+    return render(table, *lines)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

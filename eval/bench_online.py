@@ -10,8 +10,6 @@ are in memory and decoded, so what decoding takes is left out, and counts for ne
 """
 
 import argparse
-import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -33,7 +31,7 @@ from encode.columns import CaptionEncoder, ImageEncoder, load_encoder
 from encode.images import decode, transform
 from encode.job import run as encode_run
 from shards import Sources
-from shards.bench.cost import cpu_seconds, keep_memory, paired, promise, verdict
+from shards.bench.cost import cpu_seconds, keep_memory, paired, promise, verdict, write_found
 from shards.bench.report import machine
 from shards.storage import Json
 from shards.stream import Batch, Stream
@@ -253,10 +251,7 @@ def bench(args: argparse.Namespace) -> int:
     console.print(shown)
     for made in found["online"]["promises"]:
         console.print(verdict(made), highlight=False)
-    found["load_after"] = os.getloadavg()[0]
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    write_found(found, args.json)
     return 0
 
 

@@ -191,7 +191,8 @@ class Trainer:
             write_page(self.folder)
         if self._signal:
             name = signal.Signals(self._signal).name
-            log.info("stopped by %s after step %s, saved", name, self.step_number)
+            kept = "saved" if self.step_number else "before there was anything to save"
+            log.info("stopped by %s after step %s, %s", name, self.step_number, kept)
             return 128 + self._signal
         log.info("done: step %s of %s", f"{self.step_number:,}", f"{self.config.steps:,}")
         return 0

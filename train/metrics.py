@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from shards.stream import Batch
+from shards.tables import without_nan
 
 from .flops import Cost
 from .flow import level_of
@@ -171,7 +172,7 @@ class Metrics:
     def write(self, step: int, **values: Any) -> None:
         """One JSON line; its numbers also go to the loggers, nested names joined by a slash."""
         with self.path.open("a") as file:
-            file.write(json.dumps(_plain({"step": step, **values}), allow_nan=False) + "\n")
+            file.write(json.dumps(without_nan({"step": step, **values}), allow_nan=False) + "\n")
         numbers = dict(_numbers(values))
         for logger in self._loggers:
             logger.log(step, numbers)
@@ -179,15 +180,6 @@ class Metrics:
     def close(self) -> None:
         for logger in self._loggers:
             logger.close()
-
-
-def _plain(value: Any) -> Any:
-    """NaN and infinity are no JSON: null stands for them."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _numbers(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:

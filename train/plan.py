@@ -4,16 +4,15 @@ The model is built on the meta device. Where there are no columns yet, `data.exp
 """
 
 import argparse
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 import configs
 from shards.options import positive
+from shards.tables import render
 
 from .config import TrainConfig
 from .estimate import Plan, Setting, as_record, make_plan
@@ -29,7 +28,7 @@ NODE = 8  # GPUs
 
 def as_text(plan: Plan) -> str:
     given, shape = plan.given, plan.given.shape
-    return _render(
+    return render(
         f"model: {sum(plan.parameters.values()):,} parameters "
         f"({', '.join(f'{part} {n / 1e6:,.1f} M' for part, n in plan.parameters.items())})",
         f"data: latents {shape.channels} x {shape.height} x {shape.width}, text width {shape.text_width}, "
@@ -131,17 +130,6 @@ def _bytes(n: float) -> str:
 
 def _tera(flops: float) -> str:
     return f"{flops / 1e12:,.3g} T" if flops >= 1e11 else f"{flops / 1e9:,.3g} G"
-
-
-def _render(*parts: str | Table) -> str:
-    console = Console(file=io.StringIO(), width=118, color_system=None, highlight=False)
-    for part in parts:
-        if isinstance(part, str):
-            console.print(part, markup=False, soft_wrap=True)
-        else:
-            console.print(part)
-    assert isinstance(console.file, io.StringIO)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
 # The command ---------------------------------------------------------------------------------------------------------

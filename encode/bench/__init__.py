@@ -11,7 +11,6 @@ All of it is made up in a temporary folder (pictures, models of random weights, 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -39,6 +38,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run_bench(args: argparse.Namespace) -> int:
     """`python -m encode bench`: run the parts, print their tables, write them down."""
+    from shards.bench.cost import write_found
+
     from . import busy, overhead, scale  # torch and diffusers are loaded when they are needed
 
     found: Json = {
@@ -54,8 +55,5 @@ def run_bench(args: argparse.Namespace) -> int:
             measure = {"overhead": overhead.run, "busy": busy.run, "scale": scale.run}[part]
             found[part], text = measure(folder, args)
             print(text, flush=True)
-    found["load_after"] = os.getloadavg()[0]
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    write_found(found, args.json)
     return 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import os
 import resource
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -75,6 +77,19 @@ def verdict(made: dict[str, Any]) -> str:
     """A promise as a line to print."""
     word = "holds" if made["holds"] else "DOES NOT HOLD"
     return f"{made['what']}: {made['found']:.3g}, {made['promised']}: {word}"
+
+
+def write_found(found: dict[str, Any], path: Path | None) -> None:
+    """Add the load at the end, and write all of it down where that is asked for."""
+    found["load_after"] = os.getloadavg()[0]
+    if path:
+        write_json(path, found)
+
+
+def write_json(path: Path, found: dict[str, Any]) -> None:
+    """A benchmark's results, in a folder that need not be there yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def tree_cpu_seconds(root: int) -> dict[int, float]:

@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from . import ORDERS, peers, readers
-from .cost import verdict
+from .cost import verdict, write_json
 from .measure import ONE_THREAD
 from .report import READERS, machine, promises, summary, table, versions
 from .samples import Samples, digest_of_all, row_digest
@@ -368,6 +368,5 @@ def bench(args: argparse.Namespace) -> int:
             "turns": turns,
             "faults": faults,
         }
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(args.json, report)
     return 1 if any("not run" not in fault for fault in faults) else 0

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -13,7 +14,7 @@ import pytest
 from encode.__main__ import main as encode
 from eval.commands import main
 from eval.demo.page import write_report
-from eval.demo.road import VAES, put_prompts, train_command
+from eval.demo.road import VAES, StepFailed, put_prompts, together, train_command
 from tests.train.here import forked
 from train.__main__ import main as train
 
@@ -114,6 +115,18 @@ def test_both_runs_saw_the_same_rows(out: Path) -> None:
     ]  # fmt: skip
     assert lines[0] == lines[1]
     assert len(lines[0].splitlines()) == 6
+
+
+def test_commands_run_side_by_side_and_one_that_fails_ends_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    together({"one": ["python", "-c", "print('here')"], "other": ["python", "-c", "print('too')"]})
+    assert {"here", "too"} <= {line.split()[-1] for line in capsys.readouterr().out.splitlines()}
+    start = time.monotonic()
+    forever = ["python", "-c", "import time; time.sleep(600)"]
+    with pytest.raises(StepFailed, match=r"'bad': 7"):
+        together({"bad": ["python", "-c", "raise SystemExit(7)"], "forever": forever})
+    assert time.monotonic() - start < 300
 
 
 def test_swapping_the_vae_is_one_value() -> None:

@@ -10,8 +10,6 @@ made up in a temporary folder and removed.
 """
 
 import argparse
-import json
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -38,7 +36,7 @@ def run_bench(args: argparse.Namespace) -> int:
     import torch
     from rich.console import Console
 
-    from shards.bench.cost import keep_memory, verdict
+    from shards.bench.cost import keep_memory, verdict, write_found
     from shards.bench.report import machine
 
     from . import overhead, resume
@@ -59,8 +57,5 @@ def run_bench(args: argparse.Namespace) -> int:
             console.print(table)
             for promise in found[part]["promises"]:
                 console.print(verdict(promise), highlight=False)
-    found["load_after"] = os.getloadavg()[0]
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    write_found(found, args.json)
     return 0
