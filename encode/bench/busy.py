@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from shards.storage import Json
+from shards.tables import render
 
 from ..cluster import RayExecutor, RayWorker
 from ..columns import ImageEncoder, View, Words
 from ..config import EngineConfig, MomentsColumn
 from ..meter import Stats
-from ..report import render
 from ..scheduler import IN_FLIGHT
 from ..workers import Done, Executor, InlineExecutor, Worker
 from .synthetic import picture, tasks_of, write_tar

@@ -33,6 +33,7 @@ from rich.table import Table
 from shards import ShardWriter, put_index
 from shards.bench.cost import cpu_of, keep_memory, paired, tree_cpu_seconds
 from shards.storage import Json
+from shards.tables import render
 from shards.writer import block_digest
 from shards.zarrfile import crc32c
 
@@ -40,7 +41,6 @@ from ..columns import Encoder, ImageEncoder, load_encoder
 from ..config import EngineConfig, MomentsColumn
 from ..engine import ShardTask
 from ..images import decode, to_pixels, transform
-from ..report import render
 from ..source import scan_tar
 from ..workers import Done, InlineExecutor
 from .synthetic import MODELS, picture, save_vae, tasks_of, write_tar

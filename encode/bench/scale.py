@@ -28,11 +28,11 @@ from rich.table import Table
 from shards.bench.cost import rss_mb
 from shards.schema import MAX_SHARDS
 from shards.storage import Json
+from shards.tables import render
 
 from ..config import EncodeConfig
 from ..job import run as run_job
 from ..prepare import claim_columns, prepare
-from ..report import render
 from ..source import make_source
 from ..status import status
 from ..workers import load_encoders
