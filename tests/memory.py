@@ -8,6 +8,14 @@ import pytest
 
 MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None  # None: where others are
 
+_kept: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def kept(folder: str | Path | None = MEMORY) -> Path:
+    """A new folder there, which goes with this process."""
+    _kept.append(tempfile.TemporaryDirectory(dir=folder, prefix="kept-"))
+    return Path(_kept[-1].name)
+
 
 @pytest.fixture(name="tmp_path")
 def in_memory() -> Iterator[Path]:

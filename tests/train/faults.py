@@ -27,7 +27,7 @@ import yaml
 from safetensors.torch import load_file
 
 from shards.stream import Batch
-from tests.memory import MEMORY
+from tests.memory import MEMORY, kept
 from tests.soak.sweep import Case, Sweep
 from train.world import World
 
@@ -45,7 +45,7 @@ GUARD = {"silence": 8.0, "hang": 20.0}  # as short as a busy machine allows
 
 @cache
 def columns() -> Path:
-    cache = Path(tempfile.mkdtemp(dir=SCRATCH, prefix="faults-"))
+    cache = kept(SCRATCH)
     write_columns(cache / "toy", "toy", 150, 1)
     write_columns(cache / "toy-val", "toy-val", 20, 2)
     return cache
@@ -70,7 +70,7 @@ def go(folder: Path, ranks: int, *words: str, **changes: Any) -> Job:
 @cache
 def straight(ranks: int) -> Path:
     """A run that nothing befell, with all its checkpoints."""
-    folder = Path(tempfile.mkdtemp(dir=SCRATCH, prefix="faults-"))
+    folder = kept(SCRATCH)
     job = go(folder, ranks, "save_every=1", f"keep={STEPS}")
     assert job.wait() == [0] * ranks, job.text()
     return folder / "tiny-vae"

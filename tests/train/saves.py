@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from tests.forks import wait
-from tests.memory import MEMORY
+from tests.memory import MEMORY, kept
 from tests.shards.killer import Act, Call, Run, trace
 from tests.shards.sweeps import CHANGING, WRITING, act_of, errors_of
 from tests.soak.sweep import Case, Sweep
@@ -145,7 +145,7 @@ AFTER = [".damaged-step-00000005", "latest", "step-00000003", "step-00000004"]
 @cache
 def before() -> Path:
     """The checkpoints that a save finds."""
-    folder = Path(tempfile.mkdtemp(dir=SCRATCH, prefix="saves-"))
+    folder = kept(SCRATCH)
     for step in STEPS:
         save(folder, step, keep=3)
     damage(folder / "step-00000005/manifest.json", 10)
@@ -230,12 +230,14 @@ def check_save(what: str, ranks: int, rank: int, at: int, name: str) -> None:
     """What stands after it is whole: step 3 or step 4. The run goes on, saves again, and leaves nothing behind."""
     act = act_of(what[6:], at) if what.startswith("error") else Act(what, at)  # type: ignore[arg-type]
     with scratch() as scratched:
-        for attempt in range(3):  # now and then a file is written in other pieces
+        for attempt in range(4):  # now and then a file is written in other pieces
             folder = scratched / f"c{attempt}"
-            run = traced(folder, ranks, rank, act)
-            if label(run.calls[at]) == name:
-                break
-        assert label(run.calls[at]) == name, f"{label(run.calls[at])!r} is not {name!r}"
+            with suppress(ValueError, IndexError):  # that call is no write here
+                run = traced(folder, ranks, rank, act)
+                if label(run.calls[at]) == name:
+                    break
+        else:
+            raise AssertionError(f"no call {name!r} was met")
         if what.startswith("error"):
             if run.status:
                 assert run.error.startswith("CheckpointError"), run.error
@@ -257,7 +259,7 @@ _standing: dict[int, Path] = {}
 def standing() -> Path:
     """Two sound checkpoints of this process, for cases that put them back as they were."""
     if os.getpid() not in _standing:
-        folder = Path(tempfile.mkdtemp(dir=SCRATCH, prefix="saves-"))
+        folder = kept(SCRATCH)
         for step in (3, 4):
             save(folder, step)
         _standing[os.getpid()] = folder
