@@ -31,6 +31,14 @@ def fork(work: Callable[[], Any], output: Path) -> int:
     return pid
 
 
+def ended(work: Callable[[], int], output: Path) -> str:
+    """What a command says in a fork, where it leaves its settings of malloc and its process group; exit code 0."""
+    code = wait(fork(lambda: sys.exit(work()), output))
+    text = output.read_text()
+    assert code == 0, text
+    return text
+
+
 def wait(pid: int) -> int:
     """Exit code of a child, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

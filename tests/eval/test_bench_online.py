@@ -2,10 +2,7 @@
 
 import argparse
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,18 +11,13 @@ import torch
 from eval.bench_online import SPARED, TOY, Material, bench
 from shards import open_join
 from shards.stream import Batch, read_rows
-
-
-@pytest.fixture(autouse=True)
-def environment() -> Iterator[None]:
-    with mock.patch.dict(os.environ):  # a run of one process says so in its environment
-        yield
+from tests.forks import ended
 
 
 def test_it_measures_both_ways(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     options = {"json": path, "folder": tmp_path, "rounds": 1, "threads": 1, "light": True}
-    assert bench(argparse.Namespace(**options)) == 0
+    ended(lambda: bench(argparse.Namespace(**options)), tmp_path / "log")
     found = json.loads(path.read_text())["online"]
     assert found["cpu"]["ratios"][0] > 0
     assert found["expected"] == pytest.approx(

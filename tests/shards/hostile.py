@@ -8,7 +8,6 @@ error of ours that names the column, or in values, with bounded memory, and neve
 from __future__ import annotations
 
 import copy
-import gc
 import hashlib
 import io
 import json
@@ -384,7 +383,6 @@ def numbers_of(name: str) -> int:
 def bounded(growth: int = GROWTH) -> Iterator[None]:
     """AssertionError if memory grows by more than `growth` meanwhile; the machine is guarded too."""
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    gc.collect()  # what others left, and would be freed meanwhile, must not make up for what grows
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from now
     before = numbers_of("VmRSS")
     resource.setrlimit(resource.RLIMIT_AS, (numbers_of("VmSize") + VIRTUAL, limits[1]))

@@ -33,11 +33,12 @@ class Counted:
         self.key, self.size = key, size
         self.data = np.random.default_rng(size).bytes(size)
         self.fetched: list[tuple[int, int]] = []
-        self.go = threading.Event()
+        self.asked, self.go = threading.Event(), threading.Event()
         self.go.set()
 
     def fetch(self, start: int, length: int) -> bytes:
         self.fetched.append((start, length))
+        self.asked.set()
         assert self.go.wait(10)
         return self.data[start : start + length]
 
@@ -215,14 +216,12 @@ def test_a_reader_takes_what_is_asked_for_but_has_no_turn_yet(tmp_path: Path) ->
     pages, source = Pages(PageCache(tmp_path, 1 << 20), 10, threads=1), Counted(100)
     source.go.clear()
     pages.willneed(source, 0, 100)
+    assert source.asked.wait(10)  # the thread has begun, and waits
     threading.Timer(0.2, source.go.set).start()
     buffer = bytearray(10)
     assert pages.preadv(source, [memoryview(buffer)], 90) == 10
     assert bytes(buffer) == source.data[90:]
-    assert set(source.fetched[:2]) == {
-        (0, 10),
-        (90, 10),
-    }  # the thread's first one, and the reader's own
+    assert source.fetched[:2] == [(0, 10), (90, 10)]  # the thread's first, then the reader's own
     whole = bytearray(100)
     assert pages.preadv(source, [memoryview(whole)], 0) == 100
     assert bytes(whole) == source.data

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.forks import ended
 from train.bench import add_options, run_bench
 from train.bench.resume import FAR, NEAR
 
@@ -18,7 +19,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     parser = argparse.ArgumentParser()
     add_options(parser)
     words = ["--light", "--rounds", "1", "--json", f"{folder}/r.json", "--folder", f"{folder}/work"]
-    assert run_bench(parser.parse_args(words)) == 0
+    ended(lambda: run_bench(parser.parse_args(words)), folder / "log")
     assert not list((folder / "work").iterdir())
     found: dict[str, Any] = json.loads((folder / "r.json").read_text())
     assert {"date", "machine", "threads", "light", "torch", "load_after"} < found.keys()
