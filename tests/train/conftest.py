@@ -16,6 +16,10 @@ from shards.schema import ZARR_ROWS
 
 from . import ranks as jobs
 
+# The first backward pass of a process starts autograd's threads, one for each kind of device that is known by then.
+# FlexAttention makes another one known, after which no fork could train: so the first pass comes before it.
+torch.ones(1, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call, unused-ignore]  # torch's
+
 ROOT = Path(__file__).parents[2]
 CHANNELS, SIDE, WIDTH, TOKENS = 4, 8, 12, 6
 TINY = {"hidden_size": 32, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp_size": 48}
