@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from .benchmarks import BENCHMARKS
+
 
 def main(words: Sequence[str] | None = None) -> int | None:
     """Run a verb with its flags, those of the command line unless given; returns its exit code, None being 0."""
@@ -51,6 +53,7 @@ def _generate_flags(add: argparse.ArgumentParser) -> None:
         "--prompts", type=Path, required=True, help=".txt: one a line; .json: list or {id: prompt}"
     )
     add.add_argument("--save_dir", type=Path, required=True)
+    add.add_argument("--benchmark", choices=BENCHMARKS, default="prompts")
     add.add_argument("--num_inference_steps", type=_positive, default=25)
     add.add_argument("--guidance_scale", type=float, default=6.0)
     add.add_argument("--batch_size", type=_positive, default=32)

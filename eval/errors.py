@@ -29,3 +29,11 @@ class TooFewImages(EvalError, ValueError):
 
 class MissingPictures(EvalError, FileNotFoundError):
     """The tars with the original pictures are not where they were said to be."""
+
+
+class MissingImages(EvalError, FileNotFoundError):
+    """A set of pictures that is not finished, or has lost some: nothing is scored."""
+
+
+class BadScores(EvalError, ValueError):
+    """A file of scores that is damaged or none of ours."""

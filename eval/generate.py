@@ -1,13 +1,13 @@
 """A checkpoint and prompts in, pictures out.
 
-Each picture's noise is a function of (seed, benchmark, prompt id), and batches are cut from the whole list of
+Each picture's noise is a function of (seed, benchmark, prompt id, number), and batches are cut from the whole list of
 prompts, so an interrupted run ends with the same files, byte for byte, as an undisturbed one. Another batch size gives
 the same pictures but for rounding. Latents are de-normalised before the VAE decodes them.
 """
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -37,8 +37,9 @@ from shards.stream import pad_text
 from train.checkpoint import CheckpointError, load_for_sampling
 from train.model import DiT
 
+from .benchmarks import BENCHMARKS
 from .imageset import ImageSet
-from .prompts import read_prompts
+from .layouts import File
 from .sampler import sample
 
 Json = dict[str, Any]
@@ -51,6 +52,7 @@ class Request:
     checkpoint: Path
     prompts: Path
     save_dir: Path
+    benchmark: str = "prompts"
     tag: int | None = None
     num_inference_steps: int = 25
     guidance_scale: float = 6.0
@@ -131,10 +133,10 @@ def moved(encoder: Json, path: str | None) -> Json:
     )
 
 
-def noise_numbers(benchmark: str, names: Sequence[str]) -> list[int]:
-    """The number of each prompt's picture for `shards.randomness`: one picture a prompt, hence image 0."""
-    keys = [f"{benchmark}\0{name}\0{0}".encode() for name in names]
-    return [int.from_bytes(hashlib.sha256(key).digest()[:8], "little") for key in keys]
+def noise_number(benchmark: str, prompt: str, number: int) -> int:
+    """The number of a prompt's picture for `shards.randomness`."""
+    key = f"{benchmark}\0{prompt}\0{number}".encode()
+    return int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
 
 
 def generate(request: Request, generator: Generator | None = None) -> Json:
@@ -142,7 +144,8 @@ def generate(request: Request, generator: Generator | None = None) -> Json:
 
     Raises BadPrompts, OtherImages, CheckpointError or ModelNotUsable before anything is written.
     """
-    prompts = read_prompts(request.prompts)
+    benchmark = BENCHMARKS[request.benchmark]
+    prompts = benchmark.read(request.prompts)
     generator = generator or Generator.load(request)
     settings = generator.identity | {
         "sampler": "euler",
@@ -152,31 +155,40 @@ def generate(request: Request, generator: Generator | None = None) -> Json:
         "seed": request.seed,
         "precision": "bf16-autocast" if request.device.startswith("cuda") else "fp32",
     }
-    images = ImageSet(request.save_dir, prompts, settings)
-    starts = range(0, len(prompts.items), request.batch_size)
-    batches = [prompts.items[i : i + request.batch_size] for i in starts]
-    standing = {name for name, _ in prompts.items if images.has(name)}
-    todo = [batch for batch in batches if any(name not in standing for name, _ in batch)]
+    images = ImageSet(
+        request.save_dir, prompts, settings, benchmark.layout, benchmark.images_per_prompt
+    )
+    batches = list(cut(images.files, request.batch_size))
+    standing = {file.path for file in images.files if images.has(file)}
+    todo = [batch for batch in batches if any(file.path not in standing for file in batch)]
     if todo:
         empty = generator.text.encode([""])[0]
     with progress(request.save_dir.name) as bar:
-        task = bar.add_task(
-            "", total=len(prompts.items), completed=len(prompts.items) - sum(map(len, todo))
-        )
+        total, left = (sum(map(len, some)) for some in (batches, todo))
+        task = bar.add_task("", total=total, completed=total - left)
         for batch in todo:
-            names = [name for name, _ in batch]
-            numbers = noise_numbers(prompts.benchmark, names)
+            asked = [(file.prompt, number) for file in batch for number in file.numbers]
+            numbers = [noise_number(prompts.benchmark, p.id, number) for p, number in asked]
             noise = normal(request.seed, "generate", numbers, generator.latent_shape)
             pixels = generator.pictures(
-                generator.text.encode([prompt for _, prompt in batch]), empty, noise.to(request.device),
+                generator.text.encode([prompt.text for prompt, _ in asked]), empty, noise.to(request.device),
                 request.num_inference_steps, request.guidance_scale,
             )  # fmt: skip
-            for name, picture in zip(names, to_images(pixels), strict=True):
-                if name not in standing:
-                    images.save(name, picture)
+            pictures = iter(to_images(pixels))
+            for file in batch:
+                tiles = [next(pictures) for _ in file.numbers]
+                if file.path not in standing:
+                    images.save(file, tiles)
             bar.advance(task, len(batch))
     packages = ("torch", "diffusers", "transformers", "pillow")
     return images.finish({name: version(name) for name in packages} | {"device": request.device})
+
+
+def cut(files: Sequence[File], batch_size: int) -> Iterator[Sequence[File]]:
+    """Batches of about so many pictures, the same whatever is left to do; a file's pictures stay together."""
+    each = max(1, batch_size // len(files[0].numbers))
+    for start in range(0, len(files), each):
+        yield files[start : start + each]
 
 
 class Rate(ProgressColumn):

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +10,37 @@ from shards import canonical_json, sha256
 
 from .errors import BadPrompts
 
+Json = dict[str, Any]
 LONGEST_ID = 200  # bytes; file systems stop at 255, and a suffix follows
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is asked for. `id` names its files and is part of its pictures' seeds."""
+
+    id: str
+    text: str
+    group: str | None = None  # category or tag
+    record: Json | None = None  # the benchmark's own, where its scorer wants it
+
+
+@dataclass(frozen=True, slots=True)
 class Prompts:
-    """Ordered (id, prompt) pairs. `benchmark` is part of every image's seed."""
+    """Ordered prompts. `benchmark` is part of every picture's seed."""
 
     benchmark: str
-    items: tuple[tuple[str, str], ...]
+    items: tuple[Prompt, ...]
 
     @property
     def digest(self) -> str:
-        return sha256(canonical_json(list(map(list, self.items))))
+        return sha256(canonical_json(self.to_json()))
+
+    def to_json(self) -> list[Json]:
+        return [asdict(prompt) for prompt in self.items]
+
+    @classmethod
+    def from_json(cls, benchmark: str, items: list[Json]) -> "Prompts":
+        return cls(benchmark, tuple(Prompt(**item) for item in items))
 
 
 def read_prompts(path: Path) -> Prompts:
@@ -42,7 +60,7 @@ def read_prompts(path: Path) -> Prompts:
     if not items:
         raise BadPrompts(f"{path}: holds no prompt")
     _check(items, path)
-    return Prompts(path.stem, tuple(items))
+    return Prompts(path.stem, tuple(Prompt(name, text) for name, text in items))
 
 
 def _from_lines(text: str, path: Path) -> list[tuple[str, Any]]:

@@ -21,7 +21,7 @@ from .errors import OtherImages, TooFewImages
 from .generate import moved
 from .imageset import ImageSet
 from .originals import Originals, Picture
-from .prompts import Prompts
+from .prompts import Prompt, Prompts
 
 Json = dict[str, Any]
 
@@ -43,7 +43,8 @@ def reconstruct(
     identity = opened.spec.identity
     rows, keys, originals = read_originals(opened, tars, count)
     decoder = load_vae(moved(identity["encoder"], vae), device)
-    items = Prompts(column.name, tuple(zip(map(name_of, rows), keys, strict=True)))
+    asked = zip(map(name_of, rows), keys, strict=True)
+    items = Prompts(column.name, tuple(Prompt(name, key) for name, key in asked))
     settings = {"column": opened.digest, "vae": decoder.weights}
     before, after = (
         ImageSet(save_dir / kind, items, settings | {"kind": kind})
@@ -57,8 +58,8 @@ def reconstruct(
         decoded = to_images(decoder.decode(latents))
         for i, (row, picture) in enumerate(zip(batch, decoded, strict=True), start):
             for images, pixels in ((before, originals[i]), (after, picture)):
-                if not images.has(name_of(row)):
-                    images.save(name_of(row), pixels)
+                if not images.has(images.files[i]):
+                    images.save(images.files[i], [pixels])
             scores = {"psnr": psnr(originals[i], picture), "ssim": ssim(originals[i], picture)}
             pictures.append({"row": row, "key": keys[i], **scores})
     for images in (before, after):

@@ -15,7 +15,7 @@ from encode.errors import ModelNotUsable
 from encode.vae import Vae
 from eval.commands import main
 from eval.errors import OtherImages
-from eval.generate import Generator, Request, generate, noise_numbers
+from eval.generate import Generator, Request, generate, noise_number
 from shards import seal
 from shards.randomness import normal
 from train.checkpoint import CheckpointError
@@ -54,8 +54,10 @@ def test_latents_are_denormalised_before_decoding(request_: Request, vae_folder:
 
     request = changed(request_, ema_weights=False)
     manifest = generate(request)
-    assert list(manifest["files"]) == [f"{i:05d}" for i in range(5)]
-    noise = normal(42, "generate", noise_numbers("flags", list(manifest["files"])), (4, 4, 4))
+    assert list(manifest["files"]) == [f"{i:05d}.png" for i in range(5)]
+    noise = normal(
+        42, "generate", [noise_number("flags", f"{i:05d}", 0) for i in range(5)], (4, 4, 4)
+    )
     with torch.no_grad():
         decoder = AutoencoderKL.from_pretrained(vae_folder).eval()
         right = decoder.decode(noise / 0.05 + 3.0).sample.clamp(-1, 1)

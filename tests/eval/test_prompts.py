@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from eval.errors import BadPrompts
-from eval.prompts import read_prompts
+from eval.prompts import Prompt, read_prompts
 
 
 def write(tmp_path: Path, name: str, text: str | bytes) -> Path:
@@ -25,13 +25,13 @@ def write(tmp_path: Path, name: str, text: str | bytes) -> Path:
 def test_formats(tmp_path: Path, name: str, text: str) -> None:
     prompts = read_prompts(write(tmp_path, name, text))
     assert prompts.benchmark == "mjhq"
-    assert prompts.items == (("00000", "a cat"), ("00001", "ein Hündchen 🐶"))
+    assert prompts.items == (Prompt("00000", "a cat"), Prompt("00001", "ein Hündchen 🐶"))
 
 
 def test_ids_and_long_prompts_are_kept(tmp_path: Path) -> None:
     long = "x" * 10_000
     prompts = read_prompts(write(tmp_path, "p.json", f'{{"b.2": "{long}", "ä": ""}}'))
-    assert prompts.items == (("b.2", long), ("ä", ""))
+    assert prompts.items == (Prompt("b.2", long), Prompt("ä", ""))
 
 
 def test_digest_follows_ids_texts_and_order(tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""From items to scores with intervals, and to paired differences of two sets.
+
+What was drawn by chance is prompts, so prompts are resampled, all pictures of one together, and within their group
+where each belongs to one. A difference resamples the prompts once for both sets.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import OtherImages
+from .intervals import LEVEL
+from .results import Item, Value
+
+RESAMPLES = 10_000
+AT_ONCE = 4_000_000  # indices drawn at once: 32 MB
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Of each prompt: its pictures' scores added, their number, and the groups it is in."""
+
+    prompts: list[str]
+    total: Floats  # (P,)
+    count: Floats  # (P,)
+    groups: dict[str, NDArray[np.bool_]]  # name -> (P,), in the order of appearance
+
+    @classmethod
+    def of(cls, items: Sequence[Item]) -> "Sums":
+        number = {name: i for i, name in enumerate(dict.fromkeys(item.prompt for item in items))}
+        at = np.array([number[item.prompt] for item in items])
+        total, count = np.zeros(len(number)), np.zeros(len(number))
+        np.add.at(total, at, [item.value for item in items])
+        np.add.at(count, at, 1)
+        groups: dict[str, NDArray[np.bool_]] = {}
+        for item in items:
+            for name in item.groups:
+                groups.setdefault(name, np.zeros(len(number), bool))[number[item.prompt]] = True
+        return cls(list(number), total, count, groups)
+
+    def strata(self) -> list[NDArray[np.int64]]:
+        """Indices that are resampled among themselves: the groups, or all prompts where groups overlap."""
+        inside = sum(self.groups.values(), np.zeros(len(self.prompts), int))
+        if self.groups and (inside == 1).all():
+            return [np.flatnonzero(members) for members in self.groups.values()]
+        return [np.arange(len(self.prompts))]
+
+
+def aggregate(
+    items: Sequence[Item], overall: str = "prompts", unit: float = 1.0, seed: int = 0
+) -> tuple[Value, dict[str, Value]]:
+    """The value of all items and of each group, with their intervals."""
+    sums = Sums.of(items)
+    names = [None, *sums.groups]
+    draws = np.concatenate([_means(sums, weights, overall) for weights in _weights(sums, seed)])
+    point = _means(sums, np.ones((1, len(sums.prompts))), overall)[0]
+    low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    sizes = [len(sums.prompts), *(int(members.sum()) for members in sums.groups.values())]
+    values = {
+        name: _value(unit, point[i], low[i], high[i], sizes[i]) for i, name in enumerate(names)
+    }
+    return values.pop(None), {name: value for name, value in values.items() if name is not None}
+
+
+def difference(
+    a: Sequence[Item], b: Sequence[Item], overall: str = "prompts", unit: float = 1.0, seed: int = 0
+) -> tuple[Value, dict[str, Value]]:
+    """b minus a over the same prompts, as `aggregate` gives each; OtherImages where the prompts differ."""
+    first, second = Sums.of(a), Sums.of(b)
+    if sorted(first.prompts) != sorted(second.prompts):
+        raise OtherImages(
+            f"found scores of {len(first.prompts)} and of {len(second.prompts)} prompts that are not the same ones: "
+            "only sets of the same prompts are compared"
+        )
+    place = {name: i for i, name in enumerate(second.prompts)}
+    order = np.array([place[name] for name in first.prompts])
+    second = Sums(
+        first.prompts, second.total[order], second.count[order],
+        {name: members[order] for name, members in second.groups.items()},
+    )  # fmt: skip
+    drawn = [
+        _means(second, weights, overall) - _means(first, weights, overall)
+        for weights in _weights(first, seed)
+    ]
+    ones = np.ones((1, len(first.prompts)))
+    point = (_means(second, ones, overall) - _means(first, ones, overall))[0]
+    low, high = np.nanquantile(np.concatenate(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    made = [_value(unit, *ends, len(first.prompts)) for ends in zip(point, low, high, strict=True)]
+    return made[0], dict(zip(first.groups, made[1:], strict=True))
+
+
+def _value(unit: float, point: float, low: float, high: float, count: int) -> Value:
+    return Value(unit * float(point), unit * float(low), unit * float(high), count)
+
+
+def _weights(sums: Sums, seed: int) -> Iterator[Floats]:
+    """How often each prompt is drawn, (n, P) a block, RESAMPLES in all."""
+    generator = np.random.default_rng(seed)
+    size = len(sums.prompts)
+    block = max(1, min(RESAMPLES, AT_ONCE // size))
+    for start in range(0, RESAMPLES, block):
+        weights = np.zeros((min(block, RESAMPLES - start), size))
+        for stratum in sums.strata():
+            drawn = generator.integers(0, len(stratum), (len(weights), len(stratum)))
+            rows = np.arange(len(weights))[:, None]
+            np.add.at(weights, (rows, stratum[drawn]), 1)
+        yield weights
+
+
+def _means(sums: Sums, weights: Floats, overall: str) -> Floats:
+    """(n, 1 + groups): the value of all, then of each group, under each row of weights (n, P)."""
+    with np.errstate(invalid="ignore"):  # a group of which no prompt was drawn is NaN
+        groups = [
+            (weights @ (sums.total * members)) / (weights @ (sums.count * members))
+            for members in sums.groups.values()
+        ]
+        every = (weights @ sums.total) / (weights @ sums.count)
+    if overall == "groups":
+        every = np.mean(groups, axis=0)
+    return np.stack([every, *groups], 1)

@@ -1,0 +1,105 @@
+"""What a scorer found, written so that every number can be computed again without a GPU.
+
+    <save_dir>/scores/<scorer>.json           one Score: value, interval, groups, and what it was computed with
+    <save_dir>/scores/<scorer>.items.jsonl    one Item a line: each picture's or prompt's own score and raw findings
+
+A score over items is a mean of prompts' means; resampling prompts gives its interval (and, with another set of the
+same prompts, the interval of their difference). A distance between sets has no items; its scorer keeps features.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from shards import ShardsError, atomic_write, canonical_json, seal, unseal
+
+from .errors import BadScores
+
+Json = dict[str, Any]
+FORMAT, VERSION = "latentbank-score", 1
+NAME = "scores"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One picture's score."""
+
+    prompt: str  # its id
+    number: int  # of the prompt's pictures
+    value: float
+    groups: tuple[str, ...] = ()  # tags, categories, skills
+    found: Json = field(
+        default_factory=dict
+    )  # answers, detections, probabilities: what the value follows from
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A number with the ends of its 95 % interval; both None where none is known."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    count: int | None = None  # of prompts it is of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """One aggregate of one set of pictures."""
+
+    scorer: str  # with all that makes it comparable: "fid-clean-...", "geneval-hf-...", "dpg-<vlm>"
+    benchmark: str
+    value: Value
+    better: str  # "higher" or "lower"
+    groups: dict[str, Value] = field(default_factory=dict)
+    overall: str = "prompts"  # how items make the value: mean of "prompts", or of "groups" (each group's mean first)
+    unit: float = 1.0  # value = unit x the items' mean
+    prompts: int
+    pictures: int
+    missing: int = 0  # pictures that were not there (--partial); the scorer's name then says so too
+    notes: tuple[str, ...] = ()  # "uncalibrated: ..."
+    images: str  # digest of the set
+    prompt_list: str  # digest of the prompts
+    made_by: Json  # weights' digests, versions, preprocessing
+    seconds: float | None = None
+
+
+def write(save_dir: Path, score: Score, items: Sequence[Item] = ()) -> Path:
+    """Put a score beside its pictures, replacing an older one of the same scorer; returns its path."""
+    path = save_dir / NAME / f"{score.scorer}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = b"".join(canonical_json(asdict(item)) for item in items)
+    if items:
+        atomic_write(path.with_suffix(".items.jsonl"), lines)
+    atomic_write(path, seal({"format": FORMAT, "version": VERSION, **asdict(score)}))
+    return path
+
+
+def read(path: Path) -> Score:
+    """A score that `write` put there; BadScores where it is none, or was changed."""
+    try:
+        found = unseal(path, FORMAT, VERSION)
+        kept = {f.name: found[f.name] for f in fields(Score)}
+        groups = {name: Value(**value) for name, value in kept["groups"].items()}
+        made = {"value": Value(**kept["value"]), "groups": groups, "notes": tuple(kept["notes"])}
+        return Score(**kept | made)
+    except (ShardsError, KeyError, TypeError) as error:
+        raise BadScores(f"{path}: not a score of ours ({error}). Score the set again") from None
+
+
+def read_items(path: Path) -> list[Item]:
+    """The items beside a score's file, none where it has none."""
+    path = path.with_suffix(".items.jsonl")
+    if not path.exists():
+        return []
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Item(**line | {"groups": tuple(line["groups"])}) for line in lines]
+
+
+def read_all(save_dir: Path) -> dict[str, Score]:
+    """All scores of a set, by scorer."""
+    paths = sorted((save_dir / NAME).glob("*.json"))
+    scores = [read(path) for path in paths]
+    return {score.scorer: score for score in scores}

@@ -1,0 +1,76 @@
+"""Scores from items: hand-worked means, and intervals against their closed forms."""
+
+import numpy as np
+import pytest
+
+from eval.aggregate import Sums, aggregate, difference
+from eval.errors import OtherImages
+from eval.results import Item
+
+
+def items(values: dict[str, list[float]], groups: dict[str, tuple[str, ...]]) -> list[Item]:
+    return [
+        Item(prompt, k, value, groups.get(prompt, ()))
+        for prompt, found in values.items()
+        for k, value in enumerate(found)
+    ]
+
+
+VALUES = {"a": [1.0, 0.0], "b": [1.0, 1.0], "c": [0.0, 0.0]}
+
+
+def test_mean_of_prompts_and_mean_of_groups() -> None:
+    groups = {"a": ("x",), "b": ("x",), "c": ("y",)}
+    value, each = aggregate(items(VALUES, groups))
+    assert value.value == pytest.approx(0.5)
+    assert (each["x"].value, each["y"].value) == (0.75, 0.0)
+    assert (value.count, each["x"].count, each["y"].count) == (3, 2, 1)
+    value, _ = aggregate(items(VALUES, groups), overall="groups", unit=100)
+    assert value.value == pytest.approx(37.5)
+
+
+def test_a_prompt_in_two_groups_counts_once_in_the_whole() -> None:
+    groups = {"a": ("counting", "advanced"), "b": ("basic",), "c": ("advanced",)}
+    value, each = aggregate(items(VALUES, groups))
+    assert value.value == pytest.approx(0.5)
+    assert each["advanced"].value == pytest.approx(0.25)
+    assert len(Sums.of(items(VALUES, groups)).strata()) == 1
+
+
+def test_interval_is_that_of_a_mean_of_prompts() -> None:
+    """The pictures of a prompt agree, so the standard error is that of prompts, not of pictures."""
+    random = np.random.default_rng(3)
+    drawn = random.normal(0, 1, 400)
+    value, _ = aggregate(items({str(i): [float(x)] * 4 for i, x in enumerate(drawn)}, {}))
+    error = drawn.std() / 20
+    assert value.low is not None
+    assert value.high is not None
+    assert value.high - value.low == pytest.approx(2 * 1.96 * error, rel=0.05)
+
+
+def test_within_groups_the_differences_between_them_do_not_widen_the_interval() -> None:
+    values = {str(i): [float(i % 2)] for i in range(100)}
+    groups = {str(i): ("even" if i % 2 == 0 else "odd",) for i in range(100)}
+    value, _ = aggregate(items(values, groups))
+    assert (value.low, value.value, value.high) == (0.5, 0.5, 0.5)
+    value, _ = aggregate(items(values, {}))
+    assert value.low is not None
+    assert value.low < 0.45
+
+
+def test_a_paired_difference_sees_what_two_intervals_hide() -> None:
+    random = np.random.default_rng(4)
+    hard = {str(i): float(x) for i, x in enumerate(random.normal(0, 1, 300))}
+    a = items({name: [x] for name, x in hard.items()}, {})
+    b = items({name: [x + 0.05] for name, x in reversed(hard.items())}, {})
+    found, _ = difference(a, b)
+    assert (found.low, found.high) == (pytest.approx(0.05), pytest.approx(0.05))
+    first, second = aggregate(a)[0], aggregate(b)[0]
+    assert first.high is not None
+    assert second.low is not None
+    assert first.high > second.low
+
+
+def test_other_prompts_are_not_compared() -> None:
+    with pytest.raises(OtherImages, match="not the same ones"):
+        difference(items({"a": [1.0]}, {}), items({"b": [1.0]}, {}))
