@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import queue
-import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -23,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .ahead import Ahead
 from .errors import OrderError
 from .join import Join, Sources, as_sources
 from .order import Order
@@ -230,48 +229,21 @@ def _aligned(size: int) -> NDArray[np.uint8]:
 
 
 class _Thread:
-    """A thread that reads batches ahead into a queue."""
+    """A thread that reads batches ahead."""
 
     def __init__(
         self, reader: Reader, position: int, step: int, prefetch: int, ahead: int, pin: bool
     ) -> None:
-        self._queue: queue.Queue[Batch | Exception] = queue.Queue(prefetch)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(
-            target=_read, name="stream", daemon=True,
-            args=(reader, position, step, ahead, pin, self._queue, self._stop),
-        )  # fmt: skip
-        self.close = weakref.finalize(self, _halt, self._stop, self._thread)
-        self._thread.start()
+        buffers = _Buffers(prefetch + 2)  # with one being read and one in use
+        plans = reader.plans(position, step, ahead)
+        made = (_batch(reader, plan, buffers, pin) for plan in plans)
+        self._batches = Ahead(made, prefetch, "stream")
+        self.close = self._batches.close
 
     def take(self, position: int) -> Batch:
-        item = self._queue.get()
-        if isinstance(item, Exception):
-            raise item
-        assert item.position == position
-        return item
-
-
-def _halt(stop: threading.Event, thread: threading.Thread) -> None:
-    """End the reading thread, also when the interpreter ends: killed in the midst of a tensor, it
-    would take the process with it.
-    """
-    stop.set()
-    if thread is not threading.current_thread():
-        thread.join()
-
-
-def _read(
-    reader: Reader, position: int, step: int, ahead: int, pin: bool,
-    batches: queue.Queue[Batch | Exception], stop: threading.Event,
-) -> None:  # fmt: skip
-    buffers = _Buffers(batches.maxsize + 2)  # with one being read and one in use
-    try:
-        for plan in reader.plans(position, step, ahead):
-            if stop.is_set() or not _put(batches, _batch(reader, plan, buffers, pin), stop):
-                return
-    except Exception as error:  # handed to the consumer, who raises it
-        _put(batches, error, stop)
+        batch = next(self._batches)
+        assert batch.position == position
+        return batch
 
 
 def _rows_of(table: NDArray[Any]) -> Sequence[Tensor]:
@@ -287,18 +259,6 @@ def _batch(reader: Reader, plan: Plan, buffers: _Buffers, pin: bool) -> Batch:
     memory = buffers.take(reader.frame.capacity)
     reader.fill(plan, memory)
     return batch_of(reader.frame, plan.position, plan.header, plan.tokens, memory)
-
-
-def _put(
-    batches: queue.Queue[Batch | Exception], item: Batch | Exception, stop: threading.Event
-) -> bool:
-    while not stop.is_set():
-        try:
-            batches.put(item, timeout=0.1)
-        except queue.Full:
-            continue
-        return True
-    return False
 
 
 class _Processes:

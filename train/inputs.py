@@ -4,7 +4,7 @@ Every random number is keyed by (seed, sample number, purpose): the same on any 
 restart.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 
 import torch
@@ -35,6 +35,28 @@ class Inputs:
         """On another device; cu_seqlens stays, for its numbers are wanted here: a GPU would have to be waited for."""
         moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
         return Inputs(**{**moved, "cu_seqlens": self.cu_seqlens})
+
+    def pinned(self) -> "Inputs":
+        """In page-locked memory, from which `to` copies without waiting."""
+        moved = {f.name: getattr(self, f.name).pin_memory() for f in fields(self)}
+        return Inputs(**{**moved, "cu_seqlens": self.cu_seqlens})
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A micro-batch."""
+
+    batch: Batch  # this rank's part of the global batch, of which it is
+    part: Batch
+    inputs: Inputs
+    last: bool  # of its batch
+
+
+def pieces(batches: Iterable[Batch], size: int, make: Callable[[Batch], Inputs]) -> Iterator[Piece]:
+    """All batches, cut into micro-batches of `size` samples and made ready for the model."""
+    for batch in batches:
+        for start, part in enumerate(micro_batches(batch, size)):
+            yield Piece(batch, part, make(part), (start + 1) * size >= len(batch.rows))
 
 
 def training_inputs(

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from shards import Order, Sources, atomic_write, canonical_json
+from shards.ahead import Ahead
 from shards.stream import Batch, Stream, empty_caption
 
 from . import checkpoint
@@ -22,7 +23,7 @@ from .ema import Ema
 from .engine import Engine
 from .flops import gpu_of, parameters, training
 from .flow import losses
-from .inputs import micro_batches, training_inputs
+from .inputs import Inputs, Piece, pieces, training_inputs
 from .loggers import open_loggers
 from .metrics import Metrics, Pace, StepRecord, Tally, line, step_record
 from .model import DiT
@@ -33,6 +34,7 @@ from .validate import Validator
 from .world import World
 
 log = logging.getLogger(__name__)
+AHEAD = 2  # micro-batches that are ready before their turn
 CHECKPOINTS = "checkpoints"  # folder of a run
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 Batches = Callable[
@@ -70,30 +72,33 @@ class Trainer:
         self.gpu = gpu_of(torch.cuda.get_device_name()) if world.device.type == "cuda" else None
         peak = self.gpu.peak * world.size if self.gpu else None
         self.pace = Pace(self.cost, peak)
-        self.waited = 0.0  # seconds for the last batch
         self._received = self._signal = 0  # the signal this process got; the one all agreed on
 
     # The step ------------------------------------------------------------------------------------------------------
 
-    def step(self, batch: Batch) -> StepRecord:
+    def step(self, made: Iterator[Piece]) -> StepRecord:
         """Update the weights from this rank's part of a global batch; returns the figures of all ranks."""
         lr = learning_rate(self.config.optim, self.step_number, self.config.steps)
-        parts = list(micro_batches(batch, self.config.micro_batch))
-        tally = Tally(batch, self.waited)
-        for number, part in enumerate(parts):
+        tally, number, piece = Tally(), 0, None
+        while piece is None or not piece.last:
+            self.world.mark(f"step {self.step_number}, data of micro-batch {number}")
+            start = time.perf_counter()
+            piece = next(made)
+            tally.wait(time.perf_counter() - start)
             self.world.mark(f"step {self.step_number}, micro-batch {number}")
-            x = self._inputs(part)
+            x = piece.inputs.to(self.world.device)
             tokens = encoded(self.text_encoder, x.tokens, x.cu_seqlens)
             predicted = self.engine(x.noisy, x.timestep, tokens, x.cu_seqlens)
             loss = losses(self.config.flow, predicted, x.latents, x.noise, x.sigma)
             self.engine.backward(loss.mean())
-            tally.add(part, loss, x.sigma)
-            if number == len(parts) - 1:
-                record = self._agree(batch, tally)
-            self.engine.step(lr)  # moves the weights after the last part
+            tally.add(piece.part, loss, x.sigma)
+            if piece.last:
+                record = self._agree(piece.batch, tally)
+            self.engine.step(lr)  # moves the weights after the last one
+            number += 1
         if self.engine.skipped:
             self._not_finite(
-                batch, tally.losses, "gradient" if math.isfinite(record.loss) else "loss"
+                piece.batch, tally.losses, "gradient" if math.isfinite(record.loss) else "loss"
             )
         else:
             self.ema.update(self.engine.weights())
@@ -102,13 +107,18 @@ class Trainer:
         self.position += self.config.global_batch
         return record
 
-    def _inputs(self, part: Batch) -> Any:
+    def _pieces(self, batches: Iterator[Batch]) -> Iterator[Piece]:
+        """The micro-batches; those of columns are made in a thread while the device computes."""
+        made = pieces(batches, self.config.micro_batch, self._inputs)
+        return Ahead(made, AHEAD, "inputs") if isinstance(batches, Stream) else made
+
+    def _inputs(self, part: Batch) -> Inputs:
         c = self.config
         x = training_inputs(
             part, self.sources.norm, self.empty, c.flow, c.data.caption_dropout, c.seed,
             self.sources.posterior,
         )  # fmt: skip
-        return x.to(self.world.device)
+        return x.pinned() if self.world.device.type == "cuda" else x
 
     def _agree(self, batch: Batch, tally: Tally) -> StepRecord:
         """Before the weights move: the figures of all ranks, and any signal. Where the loss is not finite on some rank,
@@ -176,12 +186,14 @@ class Trainer:
             self._resume()  # refuses another run's folder before anything is written
             self._begin()
             stream = batches(self.position, self.world)
+            made = self._pieces(stream)
             try:
                 if not self._stopping():  # while it was loading
-                    self._train(stream, validator)
+                    self._train(made, validator)
             finally:
-                if isinstance(stream, Stream):
-                    stream.close()
+                for source in (made, stream):
+                    if isinstance(source, Ahead | Stream):
+                        source.close()
                 if self.metrics:
                     self.metrics.close()
         finally:
@@ -207,10 +219,12 @@ class Trainer:
         self._announce()
         self.pace.reset()
 
-    def _train(self, stream: Iterator[Batch], validator: Validator | None) -> None:
+    def _train(self, made: Iterator[Piece], validator: Validator | None) -> None:
         config = self.config
         while self.step_number < config.steps and not self._signal:
-            self._one_step(stream)
+            self.pace.add(self.step(made))
+            if self._due(self.config.log_every):
+                self._log()
             if validator and self._due(config.validation.every) and not self._signal:
                 self._validate(validator)
             if self._due(config.save_every) or self._signal:
@@ -219,15 +233,6 @@ class Trainer:
 
     def _due(self, every: int) -> bool:
         return self.step_number % every == 0 or self.step_number == self.config.steps
-
-    def _one_step(self, stream: Iterator[Batch]) -> None:
-        start = time.perf_counter()
-        self.world.mark(f"step {self.step_number}, data")
-        batch = next(stream)
-        self.waited = time.perf_counter() - start
-        self.pace.add(self.step(batch))
-        if self._due(self.config.log_every):
-            self._log()
 
     def _log(self) -> None:
         values = {

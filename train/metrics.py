@@ -38,7 +38,7 @@ class StepRecord:
     tokens: int  # of text, real ones
     padded: int  # the same if each micro-batch were padded to its longest caption
     bytes: int  # read from the columns
-    waited: float  # seconds for the batch, mean of the ranks
+    waited: float  # seconds for data, mean of the ranks
 
     @property
     def samples(self) -> int:
@@ -50,14 +50,20 @@ class Tally:
 
     SIZE = 1 + 2 * LEVELS + 4
 
-    def __init__(self, batch: Batch, waited: float) -> None:
-        read = [batch.moments, batch.tokens, *batch.extra.values()]
-        self._bytes = sum(t.nbytes for t in read)
-        self._tokens, self._padded, self._waited = int(batch.cu_seqlens[-1]), 0, waited
+    def __init__(self) -> None:
+        self._bytes = self._tokens = self._padded = 0
+        self._waited = 0.0
         self._found: list[tuple[Tensor, Tensor]] = []
+
+    def wait(self, seconds: float) -> None:
+        """For the data of a micro-batch."""
+        self._waited += seconds
 
     def add(self, part: Batch, losses: Tensor, sigma: Tensor) -> None:
         """A micro-batch: the loss and the noise level of each sample, (b,)."""
+        read = [part.moments, part.tokens, *part.extra.values()]
+        self._bytes += sum(t.nbytes for t in read)
+        self._tokens += int(part.cu_seqlens[-1])
         self._padded += len(losses) * int(part.lengths.max())
         self._found.append((losses.detach(), sigma))
 

@@ -5,7 +5,7 @@ import torch
 from shards import Norm
 from shards.stream import Batch
 from train.flow import FlowConfig
-from train.inputs import Inputs, micro_batches, replace_captions, training_inputs
+from train.inputs import Inputs, micro_batches, pieces, replace_captions, training_inputs
 
 
 def batch_of(samples: list[int]) -> Batch:
@@ -65,3 +65,15 @@ def test_micro_batches_are_the_batch() -> None:
     assert [p.rows.tolist() for p in parts] == [[1002, 1003], [1004, 1005], [1006]]
     assert [p.cu_seqlens.tolist() for p in parts] == [[0, 3, 4], [0, 2, 5], [0, 1]]
     assert torch.equal(torch.cat([p.tokens for p in parts]), batch_of([2, 3, 4, 5, 6]).tokens)
+
+
+def test_pieces_are_the_micro_batches_made_ready() -> None:
+    batches = [batch_of([2, 3, 4, 5, 6]), batch_of([7, 8, 9, 10])]
+    made = list(pieces(iter(batches), 2, inputs))
+    assert [piece.last for piece in made] == [False, False, True, False, True]
+    assert [piece.batch is batches[i > 2] for i, piece in enumerate(made)] == [True] * 5
+    parts = [part for batch in batches for part in micro_batches(batch, 2)]
+    for piece, part in zip(made, parts, strict=True):
+        assert torch.equal(piece.part.rows, part.rows)
+        assert torch.equal(piece.inputs.noise, inputs(part).noise)
+        assert torch.equal(piece.inputs.tokens, inputs(part).tokens)

@@ -46,7 +46,10 @@ def test_each_noise_level_has_its_part() -> None:
 
 def test_two_ranks_are_one_step() -> None:
     sigmas = train_sigmas()[[0, 130, 999, 999]]
-    one, other = Tally(batch([1, 3]), waited=0.5), Tally(batch([0, 2]), waited=0.25)
+    one, other = Tally(), Tally()
+    one.wait(0.375)
+    one.wait(0.125)
+    other.wait(0.25)
     one.add(batch([1]), torch.tensor([1.0]), sigmas[:1])  # two micro-batches
     one.add(batch([3]), torch.tensor([2.0]), sigmas[1:2])
     other.add(batch([0, 2]), torch.tensor([4.0, 5.0]), sigmas[2:])
@@ -63,7 +66,7 @@ def test_two_ranks_are_one_step() -> None:
 
 
 def test_a_loss_that_is_not_finite_shows() -> None:
-    tally = Tally(batch([1, 1]), 0)
+    tally = Tally()
     tally.add(batch([1, 1]), torch.tensor([1.0, float("nan")]), train_sigmas()[:2])
     assert tally.sums()[0] != tally.sums()[0]
 
