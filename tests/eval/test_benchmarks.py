@@ -97,6 +97,16 @@ def test_forms(
             '{"tag": "colors", "include": 3, "prompt": "x"}',
             "a list of what the picture includes",
         ),
+        (
+            "geneval",
+            '{"tag": "colors", "include": [{"class": "cat"}], "prompt": "x"}',
+            "has no 'count'",
+        ),
+        (
+            "geneval",
+            '{"tag": "colors", "include": [{"class": "cat", "count": "1"}], "prompt": "x"}',
+            "a class and a count",
+        ),
         ("geneval", '{"tag": "colors", "include": [NaN], "prompt": "x"}', "NaN is no JSON"),
         (
             "geneval",

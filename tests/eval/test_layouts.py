@@ -62,7 +62,7 @@ def walk_geneval(root: Path) -> Iterator[tuple[dict[str, object], list[Path]]]:
     for folder in sorted(os.listdir(root)):
         if not (root / folder).is_dir() or not folder.isdigit():
             continue
-        with (root / folder / "metadata.jsonl").open() as file:
+        with (root / folder / "metadata.jsonl").open(encoding="ascii") as file:  # in any locale
             metadata = json.load(file)
         samples = sorted(os.listdir(root / folder / "samples"))
         yield (
