@@ -4,6 +4,7 @@ A file whose digest is known has to have it. Of another one the digest is writte
 (`fetched.json`), and from then on it has to have that one.
 """
 
+import errno
 import fcntl
 import http.client
 import json
@@ -28,12 +29,11 @@ from .prompts import Json
 from .sources import Source
 
 RECORD = "fetched.json"
-TRIES, PAUSE, TIMEOUT = (
-    6,
-    0.5,
-    30.0,
-)  # attempts that bring nothing; seconds before the second, then doubled; of silence
+TRIES = 6  # in a row that bring nothing
+PAUSE = 0.5  # seconds before the second, then doubled
+TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 1 << 16
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG)
 PASSING = (408, 429, 500, 502, 503, 504)  # statuses that may be others a moment later
 
 Show = Callable[[int, int | None], None]  # bytes that are here, and in all where a server says so
@@ -154,6 +154,10 @@ def download(url: str, path: Path, show: Show) -> Path:
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, NotFetched):
                 raise
+            if isinstance(error, OSError) and error.errno in DISK:
+                raise NotFetched(
+                    f"{path.parent}: cannot be written to ({error.strerror}); see --to"
+                ) from None
             reason = f"{type(error).__name__}: {error}"
         failed, had = (0 if here[0] > had else failed + 1), max(had, here[0])
         if failed >= TRIES:

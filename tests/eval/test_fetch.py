@@ -6,11 +6,14 @@ import hashlib
 import io
 import json
 import random
+import resource
+import signal
 import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -143,6 +146,19 @@ def test_wrong_digests_are_refused_and_nothing_is_left(
     assert path.read_bytes() == PROMPTS
 
 
+def test_a_full_disk_is_no_matter_of_the_network(web: Web, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(NotFetched, match=r"cannot be written to \(File too large\); see --to"):
+            download(f"{web.url}/p.json", tmp_path / "p.json", lambda *_: None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert len(web.seen) == 1
+
+
 def test_what_holds_no_prompts_is_refused(
     web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +174,41 @@ def test_what_holds_no_prompts_is_refused(
     (tmp_path / "mine" / "fetched.json").write_text("[]")
     with pytest.raises(NotFetched, match=r"fetched\.json: damaged"):
         fetch("mine", tmp_path)
+
+
+class Archives(Web):
+    """Sends in chunks and without a size, as GitHub sends archives; breaks off in the middle `breaks` times."""
+
+    breaks = 0
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        data = self.files[request.path]
+        self.seen.append((request.command, request.path, request.headers.get("Range", "")))
+        request.send_response(200)
+        request.send_header("Transfer-Encoding", "chunked")
+        request.end_headers()
+        for at in range(0, len(data), 50_000):
+            if self.breaks and at > len(data) // 2:
+                self.breaks, request.close_connection = self.breaks - 1, True
+                return
+            piece = data[at : at + 50_000]
+            request.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+        request.wfile.write(b"0\r\n\r\n")
+
+
+def test_a_server_that_says_no_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "PAUSE", 0.01)
+    web = Archives()
+    try:
+        web.files["/a.tar.gz"], web.breaks = PROMPTS, 2
+        came = download(f"{web.url}/a.tar.gz", tmp_path / "a", lambda *_: None)
+        assert came.read_bytes() == PROMPTS
+        assert [part for _, _, part in web.seen] == ["", "", ""]  # each time from the start
+        web.breaks = 99
+        with pytest.raises(NotFetched, match="did not come .IncompleteRead"):
+            download(f"{web.url}/a.tar.gz", tmp_path / "b", lambda *_: None)
+    finally:
+        web.close()
 
 
 def test_two_that_fetch_one_file(web: Web, tmp_path: Path) -> None:
