@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from .benchmarks import BENCHMARKS
+from .benchmarks import BENCHMARKS, PLACE
 
 
 def main(words: Sequence[str] | None = None) -> int | None:
@@ -23,7 +23,7 @@ def main(words: Sequence[str] | None = None) -> int | None:
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         add_flags(verb)
-        if name != "train":  # there each rank has its own
+        if name not in ("train", "prompts"):  # of train each rank has its own
             verb.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         verb.set_defaults(act=act)
     args = parser.parse_args(words)
@@ -68,6 +68,39 @@ def _generate(args: argparse.Namespace) -> None:
 
     fields = {k: v for k, v in vars(args).items() if k != "act"}
     generate(Request(**fields))
+
+
+def _prompts_flags(add: argparse.ArgumentParser) -> None:
+    """the benchmarks' prompts: fetch, list, show"""
+    actions = add.add_subparsers(dest="action", required=True, metavar="ACTION")
+    fetch = actions.add_parser("fetch", help="bring them from where they are published")
+    names = [name for name, benchmark in BENCHMARKS.items() if benchmark.sources]
+    fetch.add_argument("names", nargs="+", metavar="NAME", choices=names, help=", ".join(names))
+    show = actions.add_parser("show", help="what a file holds, as a benchmark reads it")
+    show.add_argument("file", type=Path, nargs="?", help="what was fetched without")
+    show.add_argument("--benchmark", choices=BENCHMARKS, default="prompts")
+    listed = actions.add_parser("list", help="benchmarks, and whose prompts are here")
+    for action in (fetch, show, listed):
+        action.add_argument("--to", type=Path, default=PLACE, help=f"where they are kept ({PLACE})")
+
+
+def _prompts(args: argparse.Namespace) -> int:
+    from .catalogue import listed, shown
+    from .fetch import fetch
+
+    if args.action != "fetch":
+        lines = (
+            listed(args.to) if args.action == "list" else shown(args.benchmark, args.file, args.to)
+        )
+        print("\n".join(lines))
+        return 0
+    try:
+        for name in args.names:
+            fetch(name, args.to)
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on")
+        return 130
+    return 0
 
 
 def _reconstruct_flags(add: argparse.ArgumentParser) -> None:
@@ -117,6 +150,7 @@ def _train(args: argparse.Namespace) -> int:
 
 VERBS = {
     "train": (_train_flags, _train),
+    "prompts": (_prompts_flags, _prompts),
     "generate": (_generate_flags, _generate),
     "reconstruct": (_reconstruct_flags, _reconstruct),
     "fid": (_fid_flags, _fid),

@@ -37,3 +37,7 @@ class MissingImages(EvalError, FileNotFoundError):
 
 class BadScores(EvalError, ValueError):
     """A file of scores that is damaged or none of ours."""
+
+
+class NotFetched(EvalError, OSError):
+    """Prompts that did not come from where they are published, or are not those that are known."""

@@ -4,14 +4,13 @@ A layout turns prompts into the files of `<save_dir>/images`. A file shows one p
 tiles of a square grid, row by row.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isqrt
 
 import numpy as np
 from numpy.typing import NDArray
-
-from shards import canonical_json
 
 from .prompts import Prompt, Prompts
 
@@ -29,7 +28,10 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`files` lists what is drawn, in the order of the prompts; `sidecars` what else the scorer wants to find there."""
+    """`files` lists what is drawn, in the order of the prompts; `sidecars` what else the scorer wants to find there.
+
+    A layout of .jpeg files is written as the official generator of GenAI-Bench does, with Pillow's defaults.
+    """
 
     files: Callable[[Prompts, int], list[File]]
     sidecars: Callable[[Prompts], dict[str, bytes]] = lambda prompts: {}
@@ -40,7 +42,7 @@ def flat(suffix: str) -> Callable[[Prompts, int], list[File]]:
 
     def files(prompts: Prompts, count: int) -> list[File]:
         return [
-            File(f"{p.id}{suffix}" if count == 1 else f"{p.id}_{k}{suffix}", p, (k,))
+            File(f"{p.id}{'' if count == 1 else f'_{k}'}{suffix}", p, (k,))
             for p in prompts.items
             for k in range(count)
         ]
@@ -49,8 +51,15 @@ def flat(suffix: str) -> Callable[[Prompts, int], list[File]]:
 
 
 def by_group(prompts: Prompts, count: int) -> list[File]:
-    """`<group>/<id>.png`, as MJHQ-30K's pictures lie."""
-    return [File(f"{p.group}/{p.id}.png", p, (k,)) for p in prompts.items for k in range(count)]
+    """`<group>/<id>.png`, as MJHQ-30K's pictures lie; without the folder where a prompt has no group."""
+    return [
+        File(
+            file.path if file.prompt.group is None else f"{file.prompt.group}/{file.path}",
+            file.prompt,
+            file.numbers,
+        )
+        for file in flat(".png")(prompts, count)
+    ]
 
 
 def folders(prompts: Prompts, count: int) -> list[File]:
@@ -61,8 +70,11 @@ def folders(prompts: Prompts, count: int) -> list[File]:
 
 
 def records(prompts: Prompts) -> dict[str, bytes]:
-    """GenEval's `<id>/metadata.jsonl`: the prompt's line of the official file."""
-    return {f"{p.id}/metadata.jsonl": canonical_json(p.record) for p in prompts.items}
+    """GenEval's `<id>/metadata.jsonl`: the prompt's record, in ASCII as the scorer says no encoding."""
+    return {
+        f"{p.id}/metadata.jsonl": json.dumps(p.record, sort_keys=True).encode() + b"\n"
+        for p in prompts.items
+    }
 
 
 def grids(prompts: Prompts, count: int) -> list[File]:

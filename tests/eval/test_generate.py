@@ -106,7 +106,7 @@ def test_an_interrupted_set_goes_on_to_the_same_bytes(request_: Request) -> None
     )
     for name in ("00003", "00004"):
         (images / f"{name}.png").unlink()
-    (images / ".tmp-0123").write_bytes(b"half")
+    (again.save_dir / ".tmp-0123").write_bytes(b"half")
     kept = (images / "00002.png").stat().st_mtime_ns
     assert generate(again, generator)["files"] == whole
     assert (images / "00002.png").stat().st_mtime_ns == kept
