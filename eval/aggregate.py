@@ -70,6 +70,13 @@ def difference(
     a: Sequence[Item], b: Sequence[Item], overall: str = "prompts", unit: float = 1.0, seed: int = 0
 ) -> tuple[Value, dict[str, Value]]:
     """b minus a over the same prompts, as `aggregate` gives each; OtherImages where the prompts differ."""
+    return difference_and_share(a, b, overall, unit, seed)[:2]
+
+
+def difference_and_share(
+    a: Sequence[Item], b: Sequence[Item], overall: str = "prompts", unit: float = 1.0, seed: int = 0
+) -> tuple[Value, dict[str, Value], float]:
+    """`difference`, and the share of the resamples in which b's value is above a's."""
     first, second = Sums.of(a), Sums.of(b)
     if sorted(first.prompts) != sorted(second.prompts):
         raise OtherImages(
@@ -88,9 +95,10 @@ def difference(
     ]
     ones = np.ones((1, len(first.prompts)))
     point = (_means(second, ones, overall) - _means(first, ones, overall))[0]
-    low, high = np.nanquantile(np.concatenate(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    draws = np.concatenate(drawn)
+    low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     made = [_value(unit, *ends, len(first.prompts)) for ends in zip(point, low, high, strict=True)]
-    return made[0], dict(zip(first.groups, made[1:], strict=True))
+    return made[0], dict(zip(first.groups, made[1:], strict=True)), float((draws[:, 0] > 0).mean())
 
 
 def _value(unit: float, point: float, low: float, high: float, count: int) -> Value:

@@ -115,9 +115,40 @@ def _train(args: argparse.Namespace) -> int:
     return train(args.config, args.words)
 
 
+def _report_flags(add: argparse.ArgumentParser) -> None:
+    """sets of pictures and their scores side by side, on one page"""
+    add.add_argument(
+        "folders", type=Path, nargs="+", metavar="DIR", help="the first is the baseline"
+    )
+    add.add_argument(
+        "--out", type=Path, default=Path("report.html"), help="report.json goes beside it"
+    )
+    add.add_argument("--partial", action="store_true", help="take unfinished sets as they are")
+    add.add_argument(
+        "--run", type=_named, action="append", default=[], metavar="NAME=RUN",
+        help="the training run of the folder of that name, where its pictures do not say it",
+    )  # fmt: skip
+    add.add_argument("--pictures", type=_natural, default=24, help="prompts shown of a benchmark")
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected NAME=RUN")
+    return name, Path(path)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from .report import report
+
+    report(args.folders, args.out, args.partial, dict(args.run), args.pictures)
+    print(args.out)
+
+
 VERBS = {
     "train": (_train_flags, _train),
     "generate": (_generate_flags, _generate),
     "reconstruct": (_reconstruct_flags, _reconstruct),
     "fid": (_fid_flags, _fid),
+    "report": (_report_flags, _report),
 }

@@ -37,3 +37,11 @@ class MissingImages(EvalError, FileNotFoundError):
 
 class BadScores(EvalError, ValueError):
     """A file of scores that is damaged or none of ours."""
+
+
+class BadReport(EvalError, ValueError):
+    """Folders that cannot stand on one report, or a page that cannot be written where it was asked for."""
+
+
+class Watched(EvalError, RuntimeError):
+    """Another process watches this run, or its scores are of other settings."""

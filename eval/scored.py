@@ -1,0 +1,152 @@
+"""A folder of a report: its pictures, what made them, what scorers found, what it cost.
+
+Two kinds are read: a set that `python -m eval generate` made, and the folder of a reconstruction, which holds scores
+and two such sets, `original` and `reconstruction`.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import results
+from .errors import BadReport, BadScores, MissingImages
+from .imageset import Images
+from .results import Item, Score
+
+Json = dict[str, Any]
+RECONSTRUCTION = "reconstruction"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What a folder holds. `name` is unique on its report."""
+
+    name: str
+    folder: Path
+    benchmark: str
+    scores: dict[str, Score]  # by scorer, of these pictures alone
+    images: Images | None = None  # of a reconstruction: the decoded ones
+    originals: Images | None = None
+    provenance: Json
+    run: Path | None = None  # the training run, where it is known
+    notes: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        return RECONSTRUCTION if self.originals or self.images is None else "pictures"
+
+    @property
+    def settings(self) -> Json:
+        return self.images.settings if self.images else {}
+
+    def items(self, scorer: str) -> list[Item]:
+        """What a score was made of; BadScores where the file is damaged."""
+        path = self.folder / results.NAME / f"{scorer}.json"
+        try:
+            return results.read_items(path)
+        except (ValueError, TypeError, KeyError) as error:
+            raise BadScores(
+                f"{path.with_suffix('.items.jsonl')}: not the items of a score ({error}). Score the set again"
+            ) from None
+
+
+def open_all(
+    folders: Sequence[Path], partial: bool = False, runs: Mapping[str, Path] | None = None
+) -> list[Scored]:
+    """All folders of a report, in their order; `runs` are training runs by name of the folder.
+
+    Raises BadReport, MissingImages, OtherImages or BadScores, each naming the folder.
+    """
+    names = unique_names(folders)
+    unknown = sorted((runs or {}).keys() - set(names))
+    if unknown:
+        raise BadReport(
+            f"--run {unknown[0]}=...: no folder of that name, expected one of {', '.join(names)}"
+        )
+    found = [open_one(folder, partial) for folder in folders]
+    return [
+        replace(scored, name=name, run=(runs or {}).get(name) or scored.run)
+        for name, scored in zip(names, found, strict=True)
+    ]
+
+
+def unique_names(folders: Sequence[Path]) -> list[str]:
+    """How folders are called: by their last part, and by as many above it as tell all apart."""
+    resolved = [folder.resolve() for folder in folders]
+    twice = [str(folder) for folder, count in Counter(resolved).items() if count > 1]
+    if twice:
+        raise BadReport(f"{twice[0]}: named twice. Name each folder once")
+    depth = 1
+    while True:
+        names = ["/".join(folder.parts[-depth:]) for folder in resolved]
+        if len(set(names)) == len(names):
+            return names
+        depth += 1
+
+
+def open_one(folder: Path, partial: bool = False) -> Scored:
+    """One folder, named by itself."""
+    if (folder / "manifest.json").exists():
+        return _opened(folder, folder, partial)
+    if (folder / RECONSTRUCTION / "manifest.json").exists():
+        scored = _opened(folder, folder / RECONSTRUCTION, partial)
+        original = folder / "original"
+        return replace(
+            scored, originals=Images.open(original, partial) if original.exists() else None
+        )
+    scores = results.read_all(folder)
+    if not scores:
+        what = "no such folder" if not folder.is_dir() else "found neither manifest.json nor scores"
+        raise MissingImages(
+            f"{folder}: {what}, expected a folder that `python -m eval generate` or `python -m eval reconstruct` made"
+        )
+    benchmarks = sorted({score.benchmark for score in scores.values()})
+    if len(benchmarks) > 1:
+        raise BadReport(f"{folder}: found scores of several benchmarks: {', '.join(benchmarks)}")
+    return Scored(
+        name=folder.name, folder=folder, benchmark=benchmarks[0], scores=scores, provenance={}
+    )
+
+
+def _opened(folder: Path, pictures: Path, partial: bool) -> Scored:
+    """Pictures that are all there, and those scores that are of them."""
+    images = Images.open(pictures, partial)
+    provenance = json.loads((pictures / "manifest.json").read_bytes()).get("provenance") or {}
+    found, notes = results.read_all(folder), list[str]()
+    of_these = {
+        name: score
+        for name, score in found.items()
+        if folder != pictures or score.images == images.digest  # a reconstruction has two sets
+    }
+    for name in sorted(found.keys() - of_these.keys()):
+        notes.append(
+            f"{name} is left out: it is of other pictures than stand here now. Score the set again"
+        )
+    if images.missing:
+        notes.append(f"incomplete: {images.missing} files of the set are missing")
+    benchmarks = sorted({score.benchmark for score in of_these.values()})
+    benchmark = str(images.settings["benchmark"])
+    if folder != pictures:
+        benchmark = benchmarks[0] if benchmarks else RECONSTRUCTION
+    return Scored(
+        name=folder.name, folder=folder, benchmark=benchmark, scores=of_these, images=images,
+        provenance=provenance, run=_run_of(provenance), notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _run_of(provenance: Json) -> Path | None:
+    """The run that a set's checkpoint is of, if it is still where it was."""
+    named = provenance.get("checkpoint")
+    if not isinstance(named, str):
+        return None
+    return next(
+        (
+            path
+            for path in (Path(named), *Path(named).parents)
+            if (path / "metrics.jsonl").is_file()
+        ),
+        None,
+    )
