@@ -39,6 +39,7 @@ def gallery(sets: Sequence[tuple[str, Images]], most: int) -> list[Json]:
     prompts = shown_prompts([images for _, images in sets], most)
     wanted = {prompt.id for prompt in prompts}
     first = [_first(images, wanted) for _, images in sets]
+    made: list[Json] = []
     for side in SIDES:
         made = [
             {

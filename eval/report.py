@@ -38,6 +38,7 @@ from .scored import Scored, open_all
 
 Json = dict[str, Any]
 FORMAT, VERSION = "latentbank-report", 1
+HARD = "\u00a0"  # a space at which no line ends
 PICTURES = 24  # prompts shown of a benchmark
 
 
@@ -225,13 +226,14 @@ def _value(value: Json | None) -> str:
         return "–"
     if value["low"] is None:
         return plots.figure(value["value"])
-    return f"{plots.figure(value['value'])} [{plots.figure(value['low'])}, {plots.figure(value['high'])}]"
+    low, high = plots.figure(value["low"]), plots.figure(value["high"])
+    return f"{plots.figure(value['value'])} [{low},{HARD}{high}]"
 
 
 def _change(value: Json) -> str:
     if value["low"] is None:
         return f"{value['value']:+,.3g}"
-    return f"{value['value']:+,.3g} [{value['low']:+,.3g}, {value['high']:+,.3g}]"
+    return f"{value['value']:+,.3g} [{value['low']:+,.3g},{HARD}{value['high']:+,.3g}]"
 
 
 def _seconds(seconds: float) -> str:

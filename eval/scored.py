@@ -46,7 +46,10 @@ class Scored:
         """What a score was made of; BadScores where the file is damaged."""
         path = self.folder / results.NAME / f"{scorer}.json"
         try:
-            return results.read_items(path)
+            items = results.read_items(path)
+            if wrong := [item for item in items if not isinstance(item.value, int | float)]:
+                raise TypeError(f"found the value {wrong[0].value!r:.40}")
+            return items
         except (ValueError, TypeError, KeyError) as error:
             raise BadScores(
                 f"{path.with_suffix('.items.jsonl')}: not the items of a score ({error}). Score the set again"
