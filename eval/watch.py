@@ -278,7 +278,8 @@ class Watcher:
                 record["scores"][score.scorer] = asdict(score.value)
                 self.say(f"step {step}: {line(folder, score)}")
             record["asked"].append(each.name)
-        seconds = {"generate": generating, "score": time.perf_counter() - start}
+        took = {"generate": generating, "score": time.perf_counter() - start}
+        seconds = {key: record["seconds"].get(key, 0.0) + took[key] for key in took}
         self._lease.check()
         self._write(record | {"seconds": seconds, "images": images.digest})
 
