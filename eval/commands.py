@@ -173,7 +173,7 @@ def _watch(args: argparse.Namespace) -> int:
     from .generate import Request
     from .watch import asked, watch
 
-    scorers = asked(args.scorer, getattr(score, "SCORERS", {}), args.device)
+    scorers = asked(args.scorer, getattr(score, "scorers", dict)(), args.device)
     apart = ("act", "run", "order", "every", "once", "scorer")
     fields = {k: v for k, v in vars(args).items() if k not in apart}
     request = Request(checkpoint=args.run, save_dir=args.run / "eval", **fields)

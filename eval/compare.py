@@ -23,11 +23,12 @@ Json = dict[str, Any]
 SEVERAL = "several settings"
 # What a comparison is of: the first of these that differs. With it go the fields that cannot but differ too.
 SUBJECTS = (
-    ("VAEs", "vae", {"vae", "weights", "column"}),
+    ("VAEs", "vae", {"vae", "norm", "weights", "column"}),
     ("weights", "weights", {"weights", "step", "ema"}),
     ("columns", "column", {"column"}),
 )
-HARMLESS = {"batch_size"}  # changes rounding only
+HARMLESS = {"batch_size", "threads"}  # change rounding only
+NOT_MAKING = {"subsets", "summary", "paths"}  # what made_by holds of findings and places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ def judged(differ: dict[str, tuple[Any, Any]]) -> tuple[str, list[str]]:
 
 
 def _short(values: tuple[Any, Any]) -> str:
-    return ", ".join(str(v)[:12] if isinstance(v, str) else str(v) for v in values)
+    return ", ".join(v[:12] if isinstance(v, str) else str(v)[:40] for v in values)
 
 
 def _difference(a: Scored, b: Scored, scorer: str) -> Difference:
@@ -121,7 +122,7 @@ class _NoDifference(Exception):
 
 def _warnings(first: Score, second: Score) -> list[str]:
     """What else than the pictures may have moved a score."""
-    keys = sorted(first.made_by.keys() | second.made_by.keys())
+    keys = sorted((first.made_by.keys() | second.made_by.keys()) - NOT_MAKING)
     changed = [key for key in keys if first.made_by.get(key) != second.made_by.get(key)]
     found = [f"scored differently: {', '.join(changed)}"] if changed else []
     if first.missing or second.missing:
@@ -147,9 +148,19 @@ def _by_items(
     if (score.overall, score.unit) != (other.overall, other.unit):
         raise _NoDifference("the scores are made of their items in different ways")
     try:
-        return difference_and_share(first, second, score.overall, score.unit)
+        value, groups, share = difference_and_share(first, second, score.overall, score.unit)
     except EvalError as error:
         raise _NoDifference(str(error)) from None
+    same = [name for name in groups if all(_made_of(name, *each) for each in found)]
+    return value, {name: groups[name] for name in same}, share
+
+
+def _made_of(group: str, items: Sequence[Item], score: Score) -> bool:
+    """Whether a group's value is the mean of its items: of some scores it is not."""
+    values = [item.value for item in items if group in item.groups]
+    return group in score.groups and isclose(
+        score.unit * float(np.mean(values)), score.groups[group].value, rel_tol=1e-6, abs_tol=1e-9
+    )
 
 
 def mean_of(items: Sequence[Item], score: Score) -> float:

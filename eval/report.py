@@ -38,6 +38,7 @@ from .scored import Scored, open_all
 
 Json = dict[str, Any]
 FORMAT, VERSION = "latentbank-report", 1
+LONGEST = 100  # characters of a setting on the page
 HARD = "\u00a0"  # a space at which no line ends
 PICTURES = 24  # prompts shown of a benchmark
 
@@ -247,4 +248,6 @@ def _short(value: Any) -> str:
     """A setting; of a digest the first twelve characters."""
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
     is_digest = len(text) == 64 and set(text) <= set("0123456789abcdef")
-    return text[:12] if is_digest else text
+    if is_digest:
+        return text[:12]
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

@@ -136,20 +136,14 @@ def _opened(folder: Path, pictures: Path, partial: bool) -> Scored:
         benchmark = benchmarks[0] if benchmarks else RECONSTRUCTION
     return Scored(
         name=folder.name, folder=folder, benchmark=benchmark, scores=of_these, images=images,
-        provenance=provenance, run=_run_of(provenance), notes=tuple(notes),
+        provenance=provenance, run=_run_of(folder, provenance), notes=tuple(notes),
     )  # fmt: skip
 
 
-def _run_of(provenance: Json) -> Path | None:
-    """The run that a set's checkpoint is of, if it is still where it was."""
+def _run_of(folder: Path, provenance: Json) -> Path | None:
+    """The run that a set is of: in which a watcher left it, or whose checkpoint it names, if that is where it was."""
     named = provenance.get("checkpoint")
-    if not isinstance(named, str):
-        return None
-    return next(
-        (
-            path
-            for path in (Path(named), *Path(named).parents)
-            if (path / "metrics.jsonl").is_file()
-        ),
-        None,
-    )
+    places = [folder.resolve().parent.parent] if folder.resolve().parent.name == "eval" else []
+    if isinstance(named, str):
+        places += [Path(named), *list(Path(named).parents)[:2]]
+    return next((place for place in places if (place / "metrics.jsonl").is_file()), None)

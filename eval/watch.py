@@ -32,7 +32,8 @@ from .benchmarks import BENCHMARKS
 from .errors import BadReport, OtherImages, Watched
 from .generate import Request, generate
 from .imageset import Images
-from .score import Scorer, line
+from .score import Scorer
+from .score import run as score_sets
 
 Json = dict[str, Any]
 NAME = "eval"  # folder of a run
@@ -59,7 +60,7 @@ class Asked:
 
 
 def asked(words: Sequence[str], scorers: Mapping[str, Scorer], device: str) -> list[Asked]:
-    """From `cmmd --reference FILE --scorer fid ...`: each name is followed by the flags of that scorer."""
+    """From `cmmd --reference FILE --scorer fid ...`: names, each followed by its flags as `score` takes them."""
     parts: list[list[str]] = [[]]
     for word in words:
         if word == "--scorer":
@@ -73,13 +74,14 @@ def asked(words: Sequence[str], scorers: Mapping[str, Scorer], device: str) -> l
             raise BadReport(
                 f"--scorer: found {part[0] if part else 'nothing'!r}, expected one of {known}"
             )
-        parser = argparse.ArgumentParser(prog=f"python -m eval watch RUN --scorer {part[0]}")
+        parser = argparse.ArgumentParser(
+            prog=f"python -m eval watch RUN --scorer {part[0]}", conflict_handler="resolve"
+        )
+        parser.add_argument("--device", default=device)
+        parser.add_argument("--batch_size", type=int, default=32)
+        parser.set_defaults(partial=False)
         scorers[part[0]].flags(parser)
-        args = parser.parse_args(part[1:])
-        for name, value in (("device", device), ("partial", False)):
-            if not hasattr(args, name):
-                setattr(args, name, value)
-        found.append(Asked(" ".join(part), scorers[part[0]], args))
+        found.append(Asked(" ".join(part), scorers[part[0]], parser.parse_args(part[1:])))
     return found
 
 
@@ -147,6 +149,8 @@ class Watcher:
             )
         if not self.scorers:
             raise BadReport("--scorer: found none, expected at least one with its flags")
+        for each in self.scorers:  # weights that are missing, before any picture is made
+            getattr(each.scorer, "ready", lambda args: None)(each.args)
         prompts = BENCHMARKS[self.request.benchmark].read(self.request.prompts)
         kept = {key: value for key, value in vars(self.request).items() if key not in APART}
         sampled = {"prompts": prompts.digest, "benchmark": prompts.benchmark}
@@ -271,17 +275,20 @@ class Watcher:
         images = Images.open(folder)
         start = time.perf_counter()
         for each in self.scorers:
-            if each.name in record["asked"]:
-                continue
-            for score, items in each.scorer.score(images, each.args):
-                results.write(folder, score, items)
-                record["scores"][score.scorer] = asdict(score.value)
-                self.say(f"step {step}: {line(folder, score)}")
-            record["asked"].append(each.name)
+            if each.name not in record["asked"]:
+                each.args.save_dir = [folder]
+                score_sets(each.scorer, each.args)
+                record["asked"].append(each.name)
+        for name, score in results.read_all(folder).items():
+            if score.images == images.digest:
+                record["scores"][name] = asdict(score.value)
         took = {"generate": generating, "score": time.perf_counter() - start}
         seconds = {key: record["seconds"].get(key, 0.0) + took[key] for key in took}
         self._lease.check()
         self._write(record | {"seconds": seconds, "images": images.digest})
+        self.say(
+            f"step {step}: scored, after {took['generate']:.3g} s of sampling and {took['score']:.3g} s of scoring"
+        )
 
     def _write(self, record: Json) -> None:
         """The file anew, in the order of steps, which need not be the order of scoring; then the run's page."""

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from eval import results
+from eval.aggregate import aggregate
 from eval.compare import compare, judged
 from eval.errors import BadScores
 from eval.prompts import Prompts
-from eval.results import Item
+from eval.results import Item, Value
 from eval.scored import open_all
 
 from .sets import GROUPS, PROMPTS, make_items, make_score, make_set
@@ -139,3 +140,14 @@ def test_means_of_groups_weigh_groups_alike(tmp_path: Path) -> None:
     (found,) = compare(*open_all([tmp_path / "a", tmp_path / "b"])).differences
     assert found.value is not None
     assert found.value.value == pytest.approx(0.75)
+
+
+def test_a_group_that_is_not_made_of_items_values_has_no_difference(tmp_path: Path) -> None:
+    """As of DPG-Bench, whose categories count answers that its score does not."""
+    for name in ("a", "b"):
+        folder, items = make_set(tmp_path / name), make_items(np.linspace(0, 1, N))
+        groups = dict(aggregate(items)[1])
+        groups["colors"] = Value(0.99, 0.9, 1.0, 10)
+        make_score(folder, "dpg", items, groups=groups)
+    (found,) = compare(*open_all([tmp_path / "a", tmp_path / "b"])).differences
+    assert sorted(found.groups) == ["counting", "position"]

@@ -95,9 +95,11 @@ def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def until(found: Callable[[], bool], seconds: float = 60) -> None:
+def until(found: Callable[[], bool], pid: int, seconds: float = 60) -> None:
+    """Wait for what a process that goes on will do."""
     end = time.monotonic() + seconds
     while not found():
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0), "it ended"
         assert time.monotonic() < end, "it did not come"
         time.sleep(0.02)
 
@@ -150,9 +152,9 @@ def test_stopped_gone_on_and_ended_by_itself(trained: Path, tmp_path: Path) -> N
         time.sleep(600)
         return brightness(images, args)
 
-    waiting = [Asked("bright", Scorer(flags, slow), argparse.Namespace(scale=1.0))]
+    waiting = [Asked("bright", Scorer(flags, slow), argparse.Namespace(scale=1.0, partial=False))]
     pid = fork(lambda: sys.exit(watch(trained, request_of(trained), waiting)), tmp_path / "first")
-    until(marker.exists)
+    until(marker.exists, pid)
     with pytest.raises(Watched, match=f"another process watches this run .pid {pid} on"):
         watch(trained, request_of(trained), scorers(), once=True)
     os.kill(pid, signal.SIGTERM)
@@ -167,7 +169,7 @@ def test_stopped_gone_on_and_ended_by_itself(trained: Path, tmp_path: Path) -> N
         sys.exit(watch(trained, request_of(trained), scorers(), "oldest", every=0.05))
 
     pid = fork(go_on, tmp_path / "second")
-    until(lambda: len(lines(trained)) == 2)
+    until(lambda: len(lines(trained)) == 2, pid)
     time.sleep(0.2)
     assert os.waitpid(pid, os.WNOHANG) == (0, 0)  # step 30 is still to come
     publish(trained, 30)
@@ -233,7 +235,7 @@ def test_other_settings_are_refused(trained: Path) -> None:
 def test_the_command_hands_flags_to_the_scorers(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("eval.score.SCORERS", SCORERS, raising=False)
+    monkeypatch.setattr("eval.score.scorers", lambda: SCORERS, raising=False)
     words = ["watch", str(trained), "--prompts", str(trained.parent / "few.json"), "--num_inference_steps", "1",
              "--once", "--device", "cpu", "--scorer", "bright", "--scale", "3", "--scorer", "bright"]  # fmt: skip
     assert main(words) == 0
