@@ -111,22 +111,25 @@ def _weights(sums: Sums, seed: int) -> Iterator[Floats]:
     size = len(sums.prompts)
     block = max(1, min(RESAMPLES, AT_ONCE // size))
     for start in range(0, RESAMPLES, block):
-        weights = np.zeros((min(block, RESAMPLES - start), size))
+        draws = min(block, RESAMPLES - start)
+        weights, rows = np.empty((draws, size)), np.arange(draws)[:, None]
         for stratum in sums.strata():
-            drawn = generator.integers(0, len(stratum), (len(weights), len(stratum)))
-            rows = np.arange(len(weights))[:, None]
-            np.add.at(weights, (rows, stratum[drawn]), 1)
+            inside = len(stratum)
+            drawn = generator.integers(0, inside, (draws, inside)) + inside * rows
+            counts = np.bincount(drawn.ravel(), minlength=draws * inside)
+            weights[:, stratum] = counts.reshape(draws, inside)
         yield weights
 
 
 def _means(sums: Sums, weights: Floats, overall: str) -> Floats:
     """(n, 1 + groups): the value of all, then of each group, under each row of weights (n, P)."""
+    members = np.stack([np.ones(len(sums.prompts)), *sums.groups.values()], 1)  # (P, 1 + groups)
+    both = weights @ np.concatenate(
+        [sums.total[:, None] * members, sums.count[:, None] * members], 1
+    )
+    total, count = np.split(both, 2, axis=1)
     with np.errstate(invalid="ignore"):  # a group of which no prompt was drawn is NaN
-        groups = [
-            (weights @ (sums.total * members)) / (weights @ (sums.count * members))
-            for members in sums.groups.values()
-        ]
-        every = (weights @ sums.total) / (weights @ sums.count)
+        means = total / count
     if overall == "groups":
-        every = np.mean(groups, axis=0)
-    return np.stack([every, *groups], 1)
+        means[:, 0] = means[:, 1:].mean(1)
+    return means

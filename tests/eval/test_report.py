@@ -153,7 +153,10 @@ def test_the_page_says_what_the_json_says(made: dict[str, Any]) -> None:
     assert "no paired difference:" in text
     assert "python -m eval score SCORER" in text  # for the set without scores
     assert 'prompt <0> & "more"' in text  # told, not taken for tags
-    assert "3.33 min" not in text
+    assert (
+        len(re.findall(r"(vae|weights|guidance_scale) differs", text)) == 3 + 1
+    )  # and the warning
+    assert made["html"].count('class="differs"') == 3
     assert "3 min, 100 steps" in text
 
 
