@@ -7,17 +7,22 @@ and two such sets, `original` and `reconstruction`.
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from . import results
+from .aggregate import aggregate
 from .errors import BadReport, BadScores, MissingImages
 from .imageset import Images
 from .results import Item, Score
 
 Json = dict[str, Any]
 RECONSTRUCTION = "reconstruction"
+METRICS = {
+    "psnr": "10 log10(255^2 / MSE)",
+    "ssim": "Gaussian window, 11 x 11, sigma 1.5",
+}  # of reconstruct's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,9 @@ class Scored:
     provenance: Json
     run: Path | None = None  # the training run, where it is known
     notes: tuple[str, ...] = ()
+    measured: dict[str, list[Item]] = field(
+        default_factory=dict
+    )  # items that no file of scores holds
 
     @property
     def kind(self) -> str:
@@ -44,6 +52,8 @@ class Scored:
 
     def items(self, scorer: str) -> list[Item]:
         """What a score was made of; BadScores where the file is damaged."""
+        if scorer in self.measured:
+            return self.measured[scorer]
         path = self.folder / results.NAME / f"{scorer}.json"
         try:
             items = results.read_items(path)
@@ -96,6 +106,7 @@ def open_one(folder: Path, partial: bool = False) -> Scored:
         return _opened(folder, folder, partial)
     if (folder / RECONSTRUCTION / "manifest.json").exists():
         scored = _opened(folder, folder / RECONSTRUCTION, partial)
+        scored = _with_metrics(scored)
         original = folder / "original"
         return replace(
             scored, originals=Images.open(original, partial) if original.exists() else None
@@ -138,6 +149,31 @@ def _opened(folder: Path, pictures: Path, partial: bool) -> Scored:
         name=folder.name, folder=folder, benchmark=benchmark, scores=of_these, images=images,
         provenance=provenance, run=_run_of(folder, provenance), notes=tuple(notes),
     )  # fmt: skip
+
+
+def _with_metrics(scored: Scored) -> Scored:
+    """PSNR and SSIM of each picture, which `python -m eval reconstruct` writes into metrics.json, as scores."""
+    path = scored.folder / "metrics.json"
+    if not path.is_file() or scored.images is None:
+        return scored
+    images, measured = scored.images, dict[str, list[Item]]()
+    try:
+        for picture in json.loads(path.read_bytes())["pictures"]:
+            for name in METRICS.keys() & picture.keys() - scored.scores.keys():
+                item = Item(f"{picture['row']:08d}", 0, float(picture[name]))
+                measured.setdefault(name, []).append(item)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadScores(
+            f"{path}: not what `python -m eval reconstruct` writes ({error!r}). Run it again"
+        ) from None
+    made = {
+        name: Score(
+            scorer=name, benchmark=scored.benchmark, value=aggregate(items)[0], better="higher", prompts=len(items),
+            pictures=len(items), images=images.digest, prompt_list=images.prompts.digest, made_by={"by": METRICS[name]},
+        )
+        for name, items in sorted(measured.items())
+    }  # fmt: skip
+    return replace(scored, scores=scored.scores | made, measured=measured)
 
 
 def _run_of(folder: Path, provenance: Json) -> Path | None:

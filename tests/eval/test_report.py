@@ -270,6 +270,36 @@ def test_reconstructions(tmp_path: Path) -> None:
     assert names[:3] == ["original: key0", "flux: key0", "e2e: key0"]
 
 
+def test_reconstructions_as_the_command_leaves_them(tmp_path: Path) -> None:
+    """Its metrics.json is enough: means, and paired differences over pictures."""
+    items = tuple(Prompt(f"{i:08d}", f"key{i}") for i in range(4))
+    values = {"flux": [20.0, 22.0, 24.0, 26.0], "e2e": [21.0, 22.5, 25.0, 27.5]}
+    for name, psnr in values.items():
+        for kind in ("original", "reconstruction"):
+            make_set(
+                tmp_path / name / kind,
+                {"vae": name, "column": name, "kind": kind},
+                Prompts(name, items),
+            )
+        pictures = [
+            {"row": i, "key": f"key{i}", "psnr": v, "ssim": 0.5} for i, v in enumerate(psnr)
+        ]
+        (tmp_path / name / "metrics.json").write_text(json.dumps({"pictures": pictures}))
+    data = report([tmp_path / "flux", tmp_path / "e2e"], tmp_path / "r.html")
+    (section,) = data["sections"]
+    assert [(s["scorer"], s["values"][0]["value"]) for s in section["scores"]] == [
+        ("psnr", 23.0),
+        ("ssim", 0.5),
+    ]
+    psnr, ssim = section["comparisons"][0]["differences"]
+    assert (psnr["value"]["value"], psnr["resolved"], psnr["favours"]) == (1.0, True, "e2e")
+    assert (ssim["value"]["value"], ssim["resolved"]) == (0.0, False)
+    assert section["comparisons"][0]["warnings"] == []
+    (tmp_path / "e2e/metrics.json").write_text("{}")
+    with pytest.raises(BadScores, match=r"e2e/metrics\.json"):
+        report([tmp_path / "flux", tmp_path / "e2e"], tmp_path / "r.html")
+
+
 def test_bad_folders_are_named_and_nothing_is_written(tmp_path: Path) -> None:
     a, out = make_set(tmp_path / "a"), tmp_path / "r.html"
     make_score(a, "clip", make_items(np.ones(N)))
