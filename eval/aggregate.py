@@ -129,7 +129,7 @@ def _means(sums: Sums, weights: Floats, overall: str) -> Floats:
     )
     total, count = np.split(both, 2, axis=1)
     with np.errstate(invalid="ignore"):  # a group of which no prompt was drawn is NaN
-        means = total / count
+        means: Floats = total / count
     if overall == "groups":
         means[:, 0] = means[:, 1:].mean(1)
     return means

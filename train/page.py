@@ -35,7 +35,7 @@ def page(run: Path) -> str:
         raise ConfigError(f"found no metrics.jsonl in {run}, expected the folder of a run")
     records = read(path)
     config = yaml.safe_load((run / "config.yaml").read_text())
-    found = [*curves(records), *scores(read(run / "eval" / "metrics.jsonl"))]
+    found = [*curves(records), *scores(run / "eval" / "metrics.jsonl")]
     charts = "".join(chart(title, lines) for title, lines in found if any(p for _, p in lines))
     facts = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
@@ -116,12 +116,15 @@ def curves(records: Sequence[dict[str, Any]]) -> list[tuple[str, list[Line]]]:
     ]  # fmt: skip
 
 
-def scores(records: Sequence[dict[str, Any]]) -> list[tuple[str, list[Line]]]:
-    """A chart for each scorer that looked at checkpoints."""
+def scores(path: Path) -> list[tuple[str, list[Line]]]:
+    """A chart for each scorer that looked at checkpoints; none where this file, which is not the trainer's, is odd."""
     found: dict[str, list[tuple[float, float]]] = {}
-    for record in records:
-        for scorer, value in record["scores"].items():
-            found.setdefault(scorer, []).append((record["step"], value["value"]))
+    try:
+        for record in read(path):
+            for scorer, value in record["scores"].items():
+                found.setdefault(scorer, []).append((record["step"], float(value["value"])))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
     return [(scorer, [("", line)]) for scorer, line in sorted(found.items())]
 
 
