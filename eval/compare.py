@@ -181,7 +181,9 @@ def _between_sets(a: Scored, b: Scored, scorer: str) -> tuple[Value, dict[str, V
     """Of a distance between sets, whose module keeps features."""
     try:
         module = importlib.import_module(".distances", __package__)
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != f"{__package__}.distances":
+            raise
         raise _NoDifference("it is of the whole set, and no features of it were kept") from None
     difference: SetDifference = module.difference
     try:

@@ -56,6 +56,7 @@ def report(
     """
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
         raise BadReport(f"{out}: expected the name of a page, such as report.html")
+    _refuse_others(out.with_suffix(".json"))
     for name, run in (runs or {}).items():
         if not (run / "metrics.jsonl").is_file():
             raise BadReport(f"--run {name}={run}: found no metrics.jsonl there, expected a run")
@@ -74,6 +75,19 @@ def report(
     atomic_write(out.with_suffix(".json"), json.dumps(data, indent=1, ensure_ascii=False).encode())
     atomic_write(out, page.encode())
     return data
+
+
+def _refuse_others(path: Path) -> None:
+    """BadReport where the JSON would take the place of a file that is no report."""
+    try:
+        found = json.loads(path.read_bytes()) if path.exists() else {"format": FORMAT}
+        if found["format"] == FORMAT:
+            return
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise BadReport(
+        f"{path}: found a file that is no report of ours, expected none: choose another --out"
+    )
 
 
 # What it holds -------------------------------------------------------------------------------------------------------

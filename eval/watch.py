@@ -180,7 +180,12 @@ class Watcher:
         path = self.folder / "watch.json"
         if put_if_absent(path, canonical_json(self.settings)):
             return
-        found = json.loads(path.read_bytes())
+        try:
+            found = dict(json.loads(path.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise Watched(
+                f"{path}: not readable ({error}). Move {self.folder} away to start over"
+            ) from None
         lines = [
             f"{key}: found {found[key]!r}, expected {self.settings[key]!r}"
             for key in sorted(found.keys() & self.settings.keys())
@@ -218,7 +223,7 @@ class Watcher:
         config = self.run / "config.yaml"
         if not config.is_file():
             return bool(numbers)
-        wanted = yaml.safe_load(config.read_text())["steps"]
+        wanted: int = yaml.safe_load(config.read_text())["steps"]
         return bool(numbers) and max(numbers) >= wanted
 
     def pending(self) -> list[int]:

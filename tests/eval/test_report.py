@@ -318,6 +318,8 @@ def test_bad_folders_are_named_and_nothing_is_written(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(BadReport, match="--run b=.*expected one of a"):
         report([a], out, runs={"b": tmp_path})
+    with pytest.raises(BadReport, match=r"a/manifest.json: found a file that is no report"):
+        report([a], a / "manifest.html")
     (a / "scores/clip.json").write_text("{}")
     with pytest.raises(BadScores, match=r"scores/clip\.json"):
         report([a], out)

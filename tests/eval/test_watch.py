@@ -228,6 +228,9 @@ def test_other_settings_are_refused(trained: Path) -> None:
     with pytest.raises(Watched, match=r"guidance_scale: found 6.0, expected 3.0") as error:
         watch(trained, other, scorers(), once=True)
     assert "batch_size" not in str(error.value)
+    (trained / "eval" / "watch.json").write_text("[")
+    with pytest.raises(Watched, match=r"watch\.json: not readable"):
+        watch(trained, request_of(trained), scorers(), once=True)
     assert lines(trained) == []
     assert not (trained / "eval" / "lease.json").exists()
 
