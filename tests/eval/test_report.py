@@ -239,7 +239,7 @@ def test_a_score_of_other_pictures_is_left_out_and_said(tmp_path: Path) -> None:
 def test_unfinished_sets(tmp_path: Path) -> None:
     folder = make_set(tmp_path / "a", finish=False)
     (folder / "images/003.png").unlink()
-    with pytest.raises(MissingImages, match=r"1 of 30 files are missing \(003\.png\)"):
+    with pytest.raises(MissingImages, match=r"1 of 30 files are missing.*003\.png"):
         report([folder], tmp_path / "r.html")
     assert not list(tmp_path.glob("r.*"))
     report([folder], tmp_path / "r.html", partial=True)
