@@ -29,6 +29,7 @@ SUBJECTS = (
 )
 # The first two change rounding only; a reconstruction's benchmark is called as its column.
 HARMLESS = {"batch_size", "threads", "benchmark"}
+UNPAIRED = ("seed", "prompts")  # alone they leave nothing to compare
 NOT_MAKING = {"subsets", "summary", "paths"}  # what made_by holds of findings and places
 
 
@@ -95,10 +96,12 @@ def judged(differ: dict[str, tuple[Any, Any]]) -> tuple[str, list[str]]:
     others = sorted(counted - own)
     if subject is None:
         subject = others[0] if len(others) == 1 else SEVERAL if others else "equal settings"
-        if others and subject not in (SEVERAL, "seed", "prompts"):
-            return subject, []
     said = "; ".join(f"{key} differs ({_short(differ[key])})" for key in others)
-    return subject, [f"not a paired comparison of {subject} alone: {said}"] if said else []
+    if subject in UNPAIRED:
+        return subject, [f"not a paired comparison: {said}"]
+    if not others or others == [subject]:
+        return subject, []
+    return subject, [f"not a paired comparison of {subject} alone: {said}"]
 
 
 def _short(values: tuple[Any, Any]) -> str:
