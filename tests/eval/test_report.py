@@ -87,6 +87,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         for s in range(10, 201, 10)
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    column = top / "cache" / "toy" / "vae"
+    (run / "config.yaml").write_text(json.dumps({"data": {"latents": str(column)}}))
+    column.parent.mkdir(parents=True)
+    encoded = {str(column): {"rows": 150, "seconds": {"decode": 30.0, "vae": 70.5}}, "else": {}}
+    (top / "cache/report.json").write_text(json.dumps(encoded))
     value = {"value": 3.0, "low": None, "high": None, "count": None}
     (run / "eval" / "metrics.jsonl").write_text(
         "".join(json.dumps({"step": s, "scores": {"cmmd": value}}) + "\n" for s in (50, 100))
@@ -134,6 +139,7 @@ def test_cost_is_what_was_measured(made: dict[str, Any]) -> None:
     ]  # the set is of step 100: 6,400 samples at 32 a second, on eight GPUs
     assert (training["seconds"], training["step"], training["samples"]) == (200.0, 100, 6400)
     assert training["gpu_hours"] == pytest.approx(200 * 8 / 3600)
+    assert (plain["encoding"]["seconds"], plain["encoding"]["rows"]) == (100.5, 150)
     assert plain["generation"]["seconds"] == 90.0
     assert plain["scoring"]["vqa-tiny"] == 12.0
     assert e2e["training"] is None
@@ -158,6 +164,7 @@ def test_the_page_says_what_the_json_says(made: dict[str, Any]) -> None:
     )  # and the warning
     assert made["html"].count('class="differs"') == 3
     assert "3 min, 100 steps" in text
+    assert "2 min for 150 rows" in text
 
 
 def test_the_page_needs_nothing_from_outside(made: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from eval.commands import main
 from eval.errors import BadReport, Watched
 from eval.generate import Request
 from eval.imageset import Images
+from eval.report import report
 from eval.results import Item, Score
 from eval.score import Scored, Scorer
 from eval.watch import Asked, Watcher, asked, watch
@@ -122,6 +123,12 @@ def test_each_checkpoint_is_scored_once(trained: Path, capsys: pytest.CaptureFix
     assert page.count("<svg") == 1
     assert "bright-1" in page
     assert trainers == {path: path.read_bytes() for path in trainers}
+
+    data = report(sorted((trained / "eval").glob("step-*")), trained.parent / "r.html")
+    assert [point[0] for point in data["curves"][0]["points"]] == [10, 20]
+    assert (
+        data["sections"][0]["comparisons"][0]["subject"] == "step"
+    )  # the weights are the same ones
 
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
     assert watch(trained, request_of(trained), scorers(), once=True) == 0
