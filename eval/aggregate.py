@@ -70,6 +70,13 @@ def difference(
     a: Sequence[Item], b: Sequence[Item], overall: str = "prompts", unit: float = 1.0, seed: int = 0
 ) -> tuple[Value, dict[str, Value]]:
     """b minus a over the same prompts, as `aggregate` gives each; OtherImages where the prompts differ."""
+    return difference_and_share(a, b, overall, unit, seed)[:2]
+
+
+def difference_and_share(
+    a: Sequence[Item], b: Sequence[Item], overall: str = "prompts", unit: float = 1.0, seed: int = 0
+) -> tuple[Value, dict[str, Value], float]:
+    """`difference`, and the share of the resamples in which b's value is above a's."""
     first, second = Sums.of(a), Sums.of(b)
     if sorted(first.prompts) != sorted(second.prompts):
         raise OtherImages(
@@ -88,9 +95,10 @@ def difference(
     ]
     ones = np.ones((1, len(first.prompts)))
     point = (_means(second, ones, overall) - _means(first, ones, overall))[0]
-    low, high = np.nanquantile(np.concatenate(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    draws = np.concatenate(drawn)
+    low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     made = [_value(unit, *ends, len(first.prompts)) for ends in zip(point, low, high, strict=True)]
-    return made[0], dict(zip(first.groups, made[1:], strict=True))
+    return made[0], dict(zip(first.groups, made[1:], strict=True)), float((draws[:, 0] > 0).mean())
 
 
 def _value(unit: float, point: float, low: float, high: float, count: int) -> Value:
@@ -103,22 +111,25 @@ def _weights(sums: Sums, seed: int) -> Iterator[Floats]:
     size = len(sums.prompts)
     block = max(1, min(RESAMPLES, AT_ONCE // size))
     for start in range(0, RESAMPLES, block):
-        weights = np.zeros((min(block, RESAMPLES - start), size))
+        draws = min(block, RESAMPLES - start)
+        weights, rows = np.empty((draws, size)), np.arange(draws)[:, None]
         for stratum in sums.strata():
-            drawn = generator.integers(0, len(stratum), (len(weights), len(stratum)))
-            rows = np.arange(len(weights))[:, None]
-            np.add.at(weights, (rows, stratum[drawn]), 1)
+            inside = len(stratum)
+            drawn = generator.integers(0, inside, (draws, inside)) + inside * rows
+            counts = np.bincount(drawn.ravel(), minlength=draws * inside)
+            weights[:, stratum] = counts.reshape(draws, inside)
         yield weights
 
 
 def _means(sums: Sums, weights: Floats, overall: str) -> Floats:
     """(n, 1 + groups): the value of all, then of each group, under each row of weights (n, P)."""
+    members = np.stack([np.ones(len(sums.prompts)), *sums.groups.values()], 1)  # (P, 1 + groups)
+    both = weights @ np.concatenate(
+        [sums.total[:, None] * members, sums.count[:, None] * members], 1
+    )
+    total, count = np.split(both, 2, axis=1)
     with np.errstate(invalid="ignore"):  # a group of which no prompt was drawn is NaN
-        groups = [
-            (weights @ (sums.total * members)) / (weights @ (sums.count * members))
-            for members in sums.groups.values()
-        ]
-        every = (weights @ sums.total) / (weights @ sums.count)
+        means: Floats = total / count
     if overall == "groups":
-        every = np.mean(groups, axis=0)
-    return np.stack([every, *groups], 1)
+        means[:, 0] = means[:, 1:].mean(1)
+    return means

@@ -148,10 +148,77 @@ def _train(args: argparse.Namespace) -> int:
     return train(args.config, args.words)
 
 
+def _report_flags(add: argparse.ArgumentParser) -> None:
+    """sets of pictures and their scores side by side, on one page"""
+    add.add_argument(
+        "folders", type=Path, nargs="+", metavar="DIR", help="the first is the baseline"
+    )
+    add.add_argument(
+        "--out", type=Path, default=Path("report.html"), help="report.json goes beside it"
+    )
+    add.add_argument("--partial", action="store_true", help="take unfinished sets as they are")
+    add.add_argument(
+        "--run", type=_named, action="append", default=[], metavar="NAME=RUN",
+        help="the training run of the folder of that name, where its pictures do not say it",
+    )  # fmt: skip
+    add.add_argument("--pictures", type=_natural, default=24, help="prompts shown of a benchmark")
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected NAME=RUN")
+    return name, Path(path)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from .report import report
+
+    report(args.folders, args.out, args.partial, dict(args.run), args.pictures)
+    print(args.out)
+
+
+def _watch_flags(add: argparse.ArgumentParser) -> None:
+    """pictures and scores of each checkpoint of a run, while it is trained"""
+    add.add_argument("run", type=Path, metavar="RUN")
+    add.add_argument(
+        "--prompts", type=Path, required=True, help="a small set, as generate reads it"
+    )
+    add.add_argument("--benchmark", choices=BENCHMARKS, default="prompts")
+    add.add_argument("--num_inference_steps", type=_positive, default=25)
+    add.add_argument("--guidance_scale", type=float, default=6.0)
+    add.add_argument("--batch_size", type=_positive, default=32)
+    add.add_argument("--seed", type=_natural, default=42)
+    add.add_argument("--ema_weights", action=argparse.BooleanOptionalAction, default=True)
+    add.add_argument("--vae", help="where the columns' VAE lies now, if not where it was")
+    add.add_argument("--text_encoder", help="likewise for the text encoder")
+    add.add_argument("--order", choices=("newest", "oldest"), default="newest", help="which first")
+    add.add_argument("--every", type=_positive, default=30, help="seconds between two looks")
+    add.add_argument("--once", action="store_true", help="score what stands, and end")
+    add.add_argument(
+        "--scorer", nargs=argparse.REMAINDER, default=[], metavar="NAME [FLAG ...] [--scorer NAME ...]",
+        help="the last flag: all that follows is the scorer's",
+    )  # fmt: skip
+
+
+def _watch(args: argparse.Namespace) -> int:
+    from . import score
+    from .generate import Request
+    from .watch import asked, watch
+
+    scorers = asked(args.scorer, getattr(score, "scorers", dict)(), args.device)
+    apart = ("act", "run", "order", "every", "once", "scorer")
+    fields = {k: v for k, v in vars(args).items() if k not in apart}
+    request = Request(checkpoint=args.run, save_dir=args.run / "eval", **fields)
+    return watch(args.run, request, scorers, args.order, args.every, args.once)
+
+
 VERBS = {
     "train": (_train_flags, _train),
     "prompts": (_prompts_flags, _prompts),
     "generate": (_generate_flags, _generate),
     "reconstruct": (_reconstruct_flags, _reconstruct),
     "fid": (_fid_flags, _fid),
+    "report": (_report_flags, _report),
+    "watch": (_watch_flags, _watch),
 }

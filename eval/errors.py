@@ -41,3 +41,11 @@ class BadScores(EvalError, ValueError):
 
 class NotFetched(EvalError, OSError):
     """Prompts that did not come from where they are published, or are not those that are known."""
+
+
+class BadReport(EvalError, ValueError):
+    """Folders that cannot stand on one report, or a page that cannot be written where it was asked for."""
+
+
+class Watched(EvalError, RuntimeError):
+    """Another process watches this run, or its scores are of other settings."""

@@ -27,6 +27,7 @@ MAY = {
         "train.run",
         "train.checkpoint",
         "train.config",
+        "train.page",
         "train.world",
     ),
 }

@@ -1,4 +1,7 @@
-"""`python -m train page RUN`: a run on one self-contained page, RUN/page.html: what it trains on, and its curves."""
+"""`python -m train page RUN`: a run on one self-contained page, RUN/page.html: what it trains on, and its curves.
+
+Scores of its checkpoints are shown too, where `python -m eval watch` left them in RUN/eval/metrics.jsonl.
+"""
 
 import argparse
 import html
@@ -16,10 +19,11 @@ from shards import atomic_write
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 220, 64, 24  # of a chart, and its margins, in pixels
 MOST = 400  # points of a curve
 COLOURS = ("#2a7fb8", "#d2691e", "#3a9a5b", "#9355b5", "#b8922a", "#c0486a", "#4a9c9c", "#777777")
-STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:1360px;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse}td,th{padding:2px 14px 2px 0;text-align:left;vertical-align:top}
-figure{display:inline-block;margin:0 20px 20px 0}figcaption{font-weight:600}svg{background:#fafafa}
-text{font:11px system-ui,sans-serif;fill:#555}"""
+STYLE = """:root{color-scheme:light dark}
+body{font:15px/1.45 system-ui,sans-serif;max-width:1360px;margin:2em auto;padding:0 1em}
+table{border-collapse:collapse}td,th{padding:2px 14px 2px 0;text-align:left;vertical-align:top;overflow-wrap:anywhere}
+figure{display:inline-block;margin:0 20px 20px 0;max-width:100%}figcaption{font-weight:600}
+svg{background:#8881;max-width:100%;height:auto}text{font:11px system-ui,sans-serif;fill:currentColor}"""
 
 Line = tuple[str, Sequence[tuple[float, float]]]  # a name, and its points
 
@@ -29,21 +33,26 @@ def page(run: Path) -> str:
     path = run / "metrics.jsonl"
     if not path.is_file():
         raise ConfigError(f"found no metrics.jsonl in {run}, expected the folder of a run")
-    text = path.read_text().splitlines(keepends=True)
-    records = [json.loads(line) for line in text if line.endswith("\n")]
+    records = read(path)
     config = yaml.safe_load((run / "config.yaml").read_text())
-    charts = "".join(
-        chart(title, lines) for title, lines in curves(records) if any(p for _, p in lines)
-    )
+    found = [*curves(records), *scores(run / "eval" / "metrics.jsonl")]
+    charts = "".join(chart(title, lines) for title, lines in found if any(p for _, p in lines))
     facts = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
         for name, value in described(config, records)
     )
     name = html.escape(run.resolve().name)
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title><style>{STYLE}</style>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width, initial-scale=1"><title>{name}</title><style>{STYLE}</style>'
         f"<h1>{name}</h1><table>{facts}</table>{charts}</html>\n"
     )  # fmt: skip
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines, none where there is no file; a last line that is being written is left."""
+    text = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in text if line.endswith("\n")]
 
 
 def described(config: dict[str, Any], records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -107,6 +116,18 @@ def curves(records: Sequence[dict[str, Any]]) -> list[tuple[str, list[Line]]]:
     ]  # fmt: skip
 
 
+def scores(path: Path) -> list[tuple[str, list[Line]]]:
+    """A chart for each scorer that looked at checkpoints; none where this file, which is not the trainer's, is odd."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    try:
+        for record in read(path):
+            for scorer, value in record["scores"].items():
+                found.setdefault(scorer, []).append((record["step"], float(value["value"])))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
+    return [(scorer, [("", line)]) for scorer, line in sorted(found.items())]
+
+
 def chart(title: str, lines: Sequence[Line]) -> str:
     """Lines over a common scale, as SVG."""
     points = [p for _, line in lines for p in line]
@@ -145,7 +166,8 @@ def chart(title: str, lines: Sequence[Line]) -> str:
         x = place(value, low).split(",")[0]
         drawn.append(f'<text x="{x}" y="{HEIGHT - 8}" text-anchor="{anchor}">{value:,.0f}</text>')
     return (
-        f'<figure><figcaption>{html.escape(title)}</figcaption><svg width="{WIDTH}" height="{HEIGHT}">'
+        f'<figure><figcaption>{html.escape(title)}</figcaption><svg width="{WIDTH}" height="{HEIGHT}" '
+        f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">'
         f"{''.join(drawn)}</svg></figure>"
     )  # fmt: skip
 

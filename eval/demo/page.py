@@ -4,20 +4,19 @@ typed in by hand.
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from PIL import Image
 
 from shards import Column, atomic_write, canonical_json
 from train.checkpoint import load_for_sampling
 
+from ..pages import embed, environment
 from .classifier import load_classifier
 from .score import Json, compare, encoding_cost, judge, read_metrics
 
@@ -25,7 +24,7 @@ TEXT = "minilm"
 PER_GROUP = 4  # prompts shown of each group
 SHOWN = 14  # reconstructions shown
 SEEN = {"openmoji-val": "held out", "photos": "which the VAEs were trained on too"}
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATE = "demo/report.html.j2"
 
 
 def write_report(
@@ -109,26 +108,16 @@ def page_of(
         {
             "prompt": p["prompt"],
             "group": p["group"],
-            "pictures": [embed(image_file(out, vae, p["key"])) for vae in vaes],
-            "real": embed(real_of[p["key"]]),
+            "pictures": [enlarged(image_file(out, vae, p["key"])) for vae in vaes],
+            "real": enlarged(real_of[p["key"]]),
         }
         for p in shown
     ]
-    html: str = environment().from_string(TEMPLATE.read_text()).render(
+    html: str = environment().get_template(TEMPLATE).render(
         s=summary, vaes=vaes, curves=curves(metrics), samples=samples,
         reconstructions=[reconstruction_strip(out, source, vaes) for source in SEEN],
     )  # fmt: skip
     return html
-
-
-def environment() -> jinja2.Environment:
-    """Escapes everything it prints, fails on a name that is not there."""
-    made = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    made.filters["interval"] = lambda v, digits=3: (
-        f"{v['value']:.{digits}f} [{v['low']:.{digits}f}, {v['high']:.{digits}f}]"
-    )
-    made.filters["megabytes"] = lambda n: f"{n / 1e6:.1f} MB"
-    return made
 
 
 def image_file(out: Path, vae: str, key: str) -> Path:
@@ -214,14 +203,12 @@ def reconstruction_strip(out: Path, source: str, vaes: Sequence[str]) -> Json:
     chosen = [pictures[i]["row"] for i in np.linspace(0, len(pictures) - 1, SHOWN).astype(int)]
     folders = {"original": out / f"reconstructions/{source}/{vaes[0]}/original/images"}
     folders |= {vae: out / f"reconstructions/{source}/{vae}/reconstruction/images" for vae in vaes}
-    strips = {n: [embed(f / f"{row:08d}.png") for row in chosen] for n, f in folders.items()}
+    strips = {n: [enlarged(f / f"{row:08d}.png") for row in chosen] for n, f in folders.items()}
     return {"source": source, "seen": SEEN[source], "strips": strips}
 
 
-def embed(file: Path) -> str:
-    """A picture as a data URI, enlarged twice without smoothing so that what is there is seen."""
+def enlarged(file: Path) -> str:
+    """A picture as a data URI, twice as large without smoothing so that what is there is seen."""
     image = Image.open(file)
     image = image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST)
-    data = io.BytesIO()
-    image.save(data, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    return embed(image, optimize=True)

@@ -138,6 +138,12 @@ def test_a_page_of_any_length_and_of_nothing_yet(tmp_path: Path) -> None:
     curve = re.findall(r'points="([^"]*)"', found)[0].split()
     assert 300 < len(curve) <= 400
     assert found.count("<circle") == 1 + 7  # one validation so far, with seven levels
+    (tmp_path / "eval").mkdir()
+    scores = {"step": 100, "scores": {"cmmd-<x>": {"value": 2.5, "low": None, "high": None}}}
+    for text, charts in ((json.dumps(scores) + "\n", 1), ("{}\n", 0), ("cmmd\n", 0)):
+        (tmp_path / "eval" / "metrics.jsonl").write_text(text)
+        assert page(tmp_path).count("<svg") == found.count("<svg") + charts
+        assert ("cmmd-&lt;x&gt;" in page(tmp_path)) == bool(charts)
 
 
 # Where they go -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,185 @@
+"""A folder of a report: its pictures, what made them, what scorers found, what it cost.
+
+Two kinds are read: a set that `python -m eval generate` made, and the folder of a reconstruction, which holds scores
+and two such sets, `original` and `reconstruction`.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from . import results
+from .aggregate import aggregate
+from .errors import BadReport, BadScores, MissingImages
+from .imageset import Images
+from .results import Item, Score
+
+Json = dict[str, Any]
+RECONSTRUCTION = "reconstruction"
+METRICS = {
+    "psnr": "10 log10(255^2 / MSE)",
+    "ssim": "Gaussian window, 11 x 11, sigma 1.5",
+}  # of reconstruct's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What a folder holds. `name` is unique on its report."""
+
+    name: str
+    folder: Path
+    benchmark: str
+    scores: dict[str, Score]  # by scorer, of these pictures alone
+    images: Images | None = None  # of a reconstruction: the decoded ones
+    originals: Images | None = None
+    provenance: Json
+    run: Path | None = None  # the training run, where it is known
+    notes: tuple[str, ...] = ()
+    measured: dict[str, list[Item]] = field(
+        default_factory=dict
+    )  # items that no file of scores holds
+
+    @property
+    def kind(self) -> str:
+        return RECONSTRUCTION if self.originals or self.images is None else "pictures"
+
+    @property
+    def settings(self) -> Json:
+        return self.images.settings if self.images else {}
+
+    def items(self, scorer: str) -> list[Item]:
+        """What a score was made of; BadScores where the file is damaged."""
+        if scorer in self.measured:
+            return self.measured[scorer]
+        path = self.folder / results.NAME / f"{scorer}.json"
+        try:
+            items = results.read_items(path)
+            if wrong := [item for item in items if not isinstance(item.value, int | float)]:
+                raise TypeError(f"found the value {wrong[0].value!r:.40}")
+            return items
+        except (ValueError, TypeError, KeyError) as error:
+            raise BadScores(
+                f"{path.with_suffix('.items.jsonl')}: not the items of a score ({error}). Score the set again"
+            ) from None
+
+
+def open_all(
+    folders: Sequence[Path], partial: bool = False, runs: Mapping[str, Path] | None = None
+) -> list[Scored]:
+    """All folders of a report, in their order; `runs` are training runs by name of the folder.
+
+    Raises BadReport, MissingImages, OtherImages or BadScores, each naming the folder.
+    """
+    names = unique_names(folders)
+    unknown = sorted((runs or {}).keys() - set(names))
+    if unknown:
+        raise BadReport(
+            f"--run {unknown[0]}=...: no folder of that name, expected one of {', '.join(names)}"
+        )
+    found = [open_one(folder, partial) for folder in folders]
+    return [
+        replace(scored, name=name, run=(runs or {}).get(name) or scored.run)
+        for name, scored in zip(names, found, strict=True)
+    ]
+
+
+def unique_names(folders: Sequence[Path]) -> list[str]:
+    """How folders are called: by their last part, and by as many above it as tell all apart."""
+    resolved = [folder.resolve() for folder in folders]
+    twice = [str(folder) for folder, count in Counter(resolved).items() if count > 1]
+    if twice:
+        raise BadReport(f"{twice[0]}: named twice. Name each folder once")
+    depth = 1
+    while True:
+        names = ["/".join(folder.parts[-depth:]) for folder in resolved]
+        if len(set(names)) == len(names):
+            return names
+        depth += 1
+
+
+def open_one(folder: Path, partial: bool = False) -> Scored:
+    """One folder, named by itself."""
+    if (folder / "manifest.json").exists():
+        return _opened(folder, folder, partial)
+    if (folder / RECONSTRUCTION / "manifest.json").exists():
+        scored = _opened(folder, folder / RECONSTRUCTION, partial)
+        scored = _with_metrics(scored)
+        original = folder / "original"
+        return replace(
+            scored, originals=Images.open(original, partial) if original.exists() else None
+        )
+    scores = results.read_all(folder)
+    if not scores:
+        what = "no such folder" if not folder.is_dir() else "found neither manifest.json nor scores"
+        raise MissingImages(
+            f"{folder}: {what}, expected a folder that `python -m eval generate` or `python -m eval reconstruct` made"
+        )
+    benchmarks = sorted({score.benchmark for score in scores.values()})
+    if len(benchmarks) > 1:
+        raise BadReport(f"{folder}: found scores of several benchmarks: {', '.join(benchmarks)}")
+    return Scored(
+        name=folder.name, folder=folder, benchmark=benchmarks[0], scores=scores, provenance={}
+    )
+
+
+def _opened(folder: Path, pictures: Path, partial: bool) -> Scored:
+    """Pictures that are all there, and those scores that are of them."""
+    images = Images.open(pictures, partial)
+    provenance = json.loads((pictures / "manifest.json").read_bytes()).get("provenance") or {}
+    found, notes = results.read_all(folder), list[str]()
+    of_these = {
+        name: score
+        for name, score in found.items()
+        if folder != pictures or score.images == images.digest  # a reconstruction has two sets
+    }
+    for name in sorted(found.keys() - of_these.keys()):
+        notes.append(
+            f"{name} is left out: it is of other pictures than stand here now. Score the set again"
+        )
+    if images.missing:
+        notes.append(f"incomplete: {images.missing} files of the set are missing")
+    benchmarks = sorted({score.benchmark for score in of_these.values()})
+    benchmark = str(images.settings["benchmark"])
+    if folder != pictures:
+        benchmark = benchmarks[0] if benchmarks else RECONSTRUCTION
+    return Scored(
+        name=folder.name, folder=folder, benchmark=benchmark, scores=of_these, images=images,
+        provenance=provenance, run=_run_of(folder, provenance), notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _with_metrics(scored: Scored) -> Scored:
+    """PSNR and SSIM of each picture, which `python -m eval reconstruct` writes into metrics.json, as scores."""
+    path = scored.folder / "metrics.json"
+    if not path.is_file() or scored.images is None:
+        return scored
+    images, measured = scored.images, dict[str, list[Item]]()
+    try:
+        for picture in json.loads(path.read_bytes())["pictures"]:
+            for name in METRICS.keys() & picture.keys() - scored.scores.keys():
+                item = Item(f"{picture['row']:08d}", 0, float(picture[name]))
+                measured.setdefault(name, []).append(item)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadScores(
+            f"{path}: not what `python -m eval reconstruct` writes ({error!r}). Run it again"
+        ) from None
+    made = {
+        name: Score(
+            scorer=name, benchmark=scored.benchmark, value=aggregate(items)[0], better="higher", prompts=len(items),
+            pictures=len(items), images=images.digest, prompt_list=images.prompts.digest, made_by={"by": METRICS[name]},
+        )
+        for name, items in sorted(measured.items())
+    }  # fmt: skip
+    return replace(scored, scores=scored.scores | made, measured=measured)
+
+
+def _run_of(folder: Path, provenance: Json) -> Path | None:
+    """The run that a set is of: in which a watcher left it, or whose checkpoint it names, if that is where it was."""
+    named = provenance.get("checkpoint")
+    places = [folder.resolve().parent.parent] if folder.resolve().parent.name == "eval" else []
+    if isinstance(named, str):
+        places += [Path(named), *list(Path(named).parents)[:2]]
+    return next((place for place in places if (place / "metrics.jsonl").is_file()), None)

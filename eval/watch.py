@@ -1,0 +1,316 @@
+"""`python -m eval watch RUN`: pictures of a few prompts and their scores for each checkpoint, beside a run in progress.
+
+    RUN/eval/watch.json             what is sampled: prompts, steps, guidance, seed
+    RUN/eval/step-00000010/         the set of pictures of a checkpoint, and its scores
+    RUN/eval/metrics.jsonl          a line a checkpoint: {"step", "scores": {scorer: Value}, "seconds", ...}
+    RUN/eval/lease.json             while a watcher runs: there is one at a time
+
+A process of its own: the trainer's files are read only. It goes on where it was stopped, passes over checkpoints that
+the trainer removes meanwhile, and ends when the run's last checkpoint is scored.
+"""
+
+import argparse
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from shards import LeaseHeld, atomic_write, canonical_json, open_store, put_if_absent
+from shards.lease import Lease, standing
+from train.checkpoint import CheckpointError, steps
+from train.page import read, write_page
+
+from . import results
+from .benchmarks import BENCHMARKS
+from .errors import BadReport, OtherImages, Watched
+from .generate import Request, generate
+from .imageset import Images
+from .score import Scorer
+from .score import run as score_sets
+
+Json = dict[str, Any]
+NAME = "eval"  # folder of a run
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ORDERS = ("newest", "oldest")
+# Fields of a request that are not what is sampled, but from what, where and how fast.
+APART = {
+    "checkpoint", "tag", "prompts", "save_dir", "vae", "text_encoder", "allow_other_encoder", "text_cache", "device",
+    "batch_size", "threads",
+}  # fmt: skip
+
+
+class Stopped(BaseException):
+    """A signal came."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A scorer with the flags it was given."""
+
+    name: str  # with its flags, as they were typed
+    scorer: Scorer
+    args: argparse.Namespace
+
+
+def asked(words: Sequence[str], scorers: Mapping[str, Scorer], device: str) -> list[Asked]:
+    """From `cmmd --reference FILE --scorer fid ...`: names, each followed by its flags as `score` takes them."""
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if word == "--scorer":
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    found = []
+    for part in parts:
+        if not part or part[0] not in scorers:
+            known = ", ".join(sorted(scorers)) or "none here"
+            raise BadReport(
+                f"--scorer: found {part[0] if part else 'nothing'!r}, expected one of {known}"
+            )
+        parser = argparse.ArgumentParser(
+            prog=f"python -m eval watch RUN --scorer {part[0]}", conflict_handler="resolve"
+        )
+        parser.add_argument("--device", default=device)
+        parser.add_argument("--batch_size", type=int, default=32)
+        parser.set_defaults(partial=False)
+        scorers[part[0]].flags(parser)
+        found.append(Asked(" ".join(part), scorers[part[0]], parser.parse_args(part[1:])))
+    return found
+
+
+def watch(
+    run: Path,
+    request: Request,
+    scorers: Sequence[Asked],
+    order: str = "newest",
+    every: float = 30.0,
+    once: bool = False,
+) -> int:
+    """Score what stands and what comes, until the run is finished; with `once`, what stands. Returns the exit code.
+
+    `request` says what to sample; its checkpoint and save_dir are set for each step. `every`: seconds between looks.
+    """
+    watcher = Watcher(run, request, scorers, order)
+    try:
+        with stopping(), watcher.alone():
+            watcher.go(every, once)
+    except Stopped as stop:
+        number = int(stop.args[0])
+        print(
+            f"stopped by {signal.Signals(number).name}; run it again to go on from there",
+            flush=True,
+        )
+        return 128 + number
+    return 0
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Let SIGTERM and SIGINT raise Stopped, once: what follows cleans up undisturbed."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class Watcher:
+    """A run, and what is done with each of its checkpoints."""
+
+    run: Path
+    request: Request
+    scorers: Sequence[Asked]
+    order: str
+    passed: set[str] = field(default_factory=set)  # names of checkpoints that could not be read
+    say: Callable[[str], None] = lambda text: print(text, flush=True)
+
+    def __post_init__(self) -> None:
+        """All that a user can get wrong, before anything is written."""
+        if not self.run.is_dir():
+            raise CheckpointError(f"{self.run}: no such folder, expected one of a run. Train first")
+        if not ((self.run / "checkpoints").is_dir() or (self.run / "config.yaml").is_file()):
+            raise CheckpointError(
+                f"{self.run}: found neither checkpoints nor config.yaml, expected the folder of a run"
+            )
+        if not self.scorers:
+            raise BadReport("--scorer: found none, expected at least one with its flags")
+        for each in self.scorers:  # weights that are missing, before any picture is made
+            getattr(each.scorer, "ready", lambda args: None)(each.args)
+        prompts = BENCHMARKS[self.request.benchmark].read(self.request.prompts)
+        kept = {key: value for key, value in vars(self.request).items() if key not in APART}
+        sampled = {"prompts": prompts.digest, "benchmark": prompts.benchmark}
+        self.settings: Json = json.loads(json.dumps(kept | sampled, default=str))
+        self.folder = self.run / NAME
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the lease of the folder; Watched if another does, or if what stands there is of other settings."""
+        self.folder.mkdir(exist_ok=True)
+        self._lease = Lease(self.folder, "eval watch")
+        try:
+            self._lease.__enter__()
+        except LeaseHeld:
+            holder = standing(open_store(self.folder))[1] or {}
+            raise Watched(
+                f"{self.run}: another process watches this run (pid {holder.get('pid', 'unknown')} on "
+                f"{holder.get('host', 'an unknown host')}). Wait for its end or stop it"
+            ) from None
+        try:
+            self._check_settings()
+            yield
+        finally:
+            self._lease.release()
+
+    def _check_settings(self) -> None:
+        path = self.folder / "watch.json"
+        if put_if_absent(path, canonical_json(self.settings)):
+            return
+        try:
+            found = dict(json.loads(path.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise Watched(
+                f"{path}: not readable ({error}). Move {self.folder} away to start over"
+            ) from None
+        lines = [
+            f"{key}: found {found[key]!r}, expected {self.settings[key]!r}"
+            for key in sorted(found.keys() & self.settings.keys())
+            if found[key] != self.settings[key]
+        ]
+        if lines:
+            what = f"{self.folder} holds scores of pictures of other settings:"
+            raise Watched(
+                "\n  ".join(
+                    [what, *lines, "Use these again, or move that folder away to start over"]
+                )
+            )
+
+    # What there is to do ----------------------------------------------------------------------------------------------
+
+    def go(self, every: float, once: bool) -> None:
+        """One checkpoint after another; before each it is asked anew which one is next."""
+        while True:
+            last = (
+                once or self.finished()
+            )  # asked first: what is saved meanwhile is still found below
+            if (todo := self.pending()) and self._one(todo[0]):
+                continue
+            if todo:
+                self.passed.add(f"step-{todo[0]:08d}")
+            elif last:
+                self.say(f"{self.run}: all checkpoints that stand are scored")
+                return
+            else:
+                time.sleep(every)
+
+    def finished(self) -> bool:
+        """Whether no checkpoint will come: the one of the last step stands, or, without config.yaml, any."""
+        numbers = [number_of(path) for path in steps(self.run / "checkpoints")]
+        config = self.run / "config.yaml"
+        if not config.is_file():
+            return bool(numbers)
+        wanted: int = yaml.safe_load(config.read_text())["steps"]
+        return bool(numbers) and max(numbers) >= wanted
+
+    def pending(self) -> list[int]:
+        """Steps to be scored, the next one first: of checkpoints that stand, and of sets whose checkpoint is gone."""
+        done = self.records()
+        wanted = {each.name for each in self.scorers}
+        standing = {path.name for path in steps(self.run / "checkpoints")}
+        made = {path.parent.name for path in self.folder.glob("step-*/manifest.json")
+                if path.parent.name in standing or _complete(path)}  # fmt: skip
+        todo = {int(name.removeprefix("step-")) for name in (standing | made) - self.passed}
+        return sorted(
+            (step for step in todo if not wanted <= set(done.get(step, {}).get("asked", []))),
+            reverse=self.order == "newest",
+        )
+
+    def records(self) -> dict[int, Json]:
+        return {record["step"]: record for record in read(self.folder / "metrics.jsonl")}
+
+    # One checkpoint ---------------------------------------------------------------------------------------------------
+
+    def _one(self, step: int) -> bool:
+        """Sample and score a checkpoint; False, with a word about it, where it cannot be read."""
+        checkpoint = self.run / "checkpoints" / f"step-{step:08d}"
+        folder = self.folder / checkpoint.name
+        start = time.perf_counter()
+        try:
+            if not _complete(folder / "manifest.json"):
+                changed: Json = {"checkpoint": checkpoint, "tag": None, "save_dir": folder}
+                if hasattr(self.request, "text_cache"):  # one for all steps
+                    changed["text_cache"] = self.request.text_cache or self.folder / "text"
+                generate(replace(self.request, **changed))
+        except (CheckpointError, OSError) as error:
+            if not checkpoint.is_dir():
+                self.say(f"step {step}: passed over, its checkpoint was removed while it was read")
+            elif isinstance(error, CheckpointError):
+                self.say(f"step {step}: passed over. {error}")
+            else:
+                raise
+            return False
+        except OtherImages as error:  # this step was trained twice
+            self.say(f"step {step}: passed over. {error}")
+            return False
+        self._score(step, folder, time.perf_counter() - start)
+        return True
+
+    def _score(self, step: int, folder: Path, generating: float) -> None:
+        """What is asked for and not there yet; a record of all of it."""
+        record = self.records().get(step) or {
+            "step": step,
+            "scores": {},
+            "asked": [],
+            "seconds": {},
+        }
+        images = Images.open(folder)
+        start = time.perf_counter()
+        for each in self.scorers:
+            if each.name not in record["asked"]:
+                each.args.save_dir = [folder]
+                score_sets(each.scorer, each.args)
+                record["asked"].append(each.name)
+        for name, score in results.read_all(folder).items():
+            if score.images == images.digest:
+                record["scores"][name] = asdict(score.value)
+        took = {"generate": generating, "score": time.perf_counter() - start}
+        seconds = {key: record["seconds"].get(key, 0.0) + took[key] for key in took}
+        self._lease.check()
+        self._write(record | {"seconds": seconds, "images": images.digest})
+        self.say(
+            f"step {step}: scored, after {took['generate']:.3g} s of sampling and {took['score']:.3g} s of scoring"
+        )
+
+    def _write(self, record: Json) -> None:
+        """The file anew, in the order of steps, which need not be the order of scoring; then the run's page."""
+        records = self.records() | {record["step"]: record}
+        lines = (canonical_json(records[step]) for step in sorted(records))
+        atomic_write(self.folder / "metrics.jsonl", b"".join(lines))
+        if (self.run / "metrics.jsonl").is_file() and (self.run / "config.yaml").is_file():
+            write_page(self.run)
+
+
+def number_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _complete(manifest: Path) -> bool:
+    """Whether a set is finished; what is not readable is told by whoever opens it."""
+    try:
+        return bool(json.loads(manifest.read_bytes())["complete"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

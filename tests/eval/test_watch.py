@@ -1,0 +1,253 @@
+"""A run watched: each checkpoint's pictures and scores, beside a trainer that saves and removes checkpoints."""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from eval import results
+from eval.aggregate import aggregate
+from eval.commands import main
+from eval.errors import BadReport, Watched
+from eval.generate import Request
+from eval.imageset import Images
+from eval.report import report
+from eval.results import Item, Score
+from eval.score import Scored, Scorer
+from eval.watch import Asked, Watcher, asked, watch
+from shards import seal
+from tests.forks import fork, wait
+from train.checkpoint import CheckpointError
+
+PROMPTS = ["a red cat", "the blue dog", "a flag"]
+CONFIG = {
+    "steps": 30,
+    "global_batch": 8,
+    "seed": 0,
+    "data": {"latents": "cache/vae", "text": "cache/text"},
+}
+
+
+def flags(add: argparse.ArgumentParser) -> None:
+    """mean brightness"""
+    add.add_argument("--scale", type=float, default=1.0)
+
+
+def brightness(images: Images, args: argparse.Namespace) -> Scored:
+    items = [
+        Item(one.file.prompt.id, one.number, float(one.read().mean()) * args.scale)
+        for one in images
+    ]
+    value, groups = aggregate(items)
+    yield Score(
+        scorer=f"bright-{args.scale:g}", benchmark=images.prompts.benchmark, value=value, groups=groups,
+        better="higher", prompts=len(PROMPTS), pictures=len(items), images=images.digest,
+        prompt_list=images.prompts.digest, made_by={},
+    ), items  # fmt: skip
+
+
+SCORERS = {"bright": Scorer(flags, brightness)}
+
+
+@pytest.fixture
+def trained(run: Path, tmp_path: Path) -> Path:
+    """A run in progress, whose steps 10 and 20 are saved, of 30."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    (folder / "metrics.jsonl").write_text("")
+    (tmp_path / "few.json").write_text(json.dumps(PROMPTS))
+    return folder
+
+
+def request_of(run: Path, **fields: Any) -> Request:
+    few = {"num_inference_steps": 2, "prompts": run.parent / "few.json"} | fields
+    return Request(checkpoint=run, save_dir=run / "eval", **few)
+
+
+def scorers(*words: str) -> list[Asked]:
+    return asked(words or ("bright",), SCORERS, "cpu")
+
+
+def publish(run: Path, step: int) -> None:
+    """A checkpoint appears as the trainer's do: staged, then renamed."""
+    folder = run / "checkpoints"
+    staging = folder / f".staging-step-{step:08d}"
+    shutil.copytree(folder / "step-00000020", staging)
+    record = json.loads((staging / "manifest.json").read_bytes())
+    del record["digest"]
+    (staging / "manifest.json").write_bytes(seal(record | {"step": step}))
+    staging.rename(folder / f"step-{step:08d}")
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    path = run / "eval" / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def until(found: Callable[[], bool], pid: int, seconds: float = 60) -> None:
+    """Wait for what a process that goes on will do."""
+    end = time.monotonic() + seconds
+    while not found():
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0), "it ended"
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.02)
+
+
+def test_each_checkpoint_is_scored_once(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainers = {path: path.read_bytes() for path in trained.iterdir() if path.is_file()}
+    assert watch(trained, request_of(trained), scorers(), once=True) == 0
+    told = capsys.readouterr().out
+    assert told.index("step 20") < told.index("step 10")  # the newest first
+    found = lines(trained)
+    assert [record["step"] for record in found] == [10, 20]
+    for record in found:
+        folder = trained / "eval" / f"step-{record['step']:08d}"
+        pixels = [np.asarray(Image.open(path)).mean() for path in (folder / "images").iterdir()]
+        assert len(pixels) == 3
+        assert record["scores"]["bright-1"]["value"] == pytest.approx(np.mean(pixels))
+        assert results.read_all(folder)["bright-1"].value.value == pytest.approx(np.mean(pixels))
+        assert record["seconds"]["generate"] > 0
+    page = (trained / "page.html").read_text()
+    assert page.count("<svg") == 1
+    assert "bright-1" in page
+    assert trainers == {path: path.read_bytes() for path in trainers}
+
+    data = report(sorted((trained / "eval").glob("step-*")), trained.parent / "r.html")
+    assert [point[0] for point in data["curves"][0]["points"]] == [10, 20]
+    assert (
+        data["sections"][0]["comparisons"][0]["subject"] == "step"
+    )  # the weights are the same ones
+
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
+    assert watch(trained, request_of(trained), scorers(), once=True) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert not (trained / "eval" / "lease.json").exists()
+
+    shutil.rmtree(
+        trained / "checkpoints" / "step-00000010"
+    )  # as the trainer does; the pictures are enough
+    both = scorers("bright", "--scorer", "bright", "--scale", "2")
+    assert watch(trained, request_of(trained), both, once=True) == 0
+    for record in lines(trained):
+        assert list(record["scores"]) == ["bright-1", "bright-2"]
+        assert record["scores"]["bright-2"]["value"] == pytest.approx(
+            2 * record["scores"]["bright-1"]["value"]
+        )
+    images = [path for path in before if path.suffix == ".png"]
+    assert len(images) == 6
+    assert all(path.stat().st_mtime_ns == before[path] for path in images)
+
+
+def test_stopped_gone_on_and_ended_by_itself(trained: Path, tmp_path: Path) -> None:
+    """SIGTERM while the first set is scored; then on, while the last checkpoint appears."""
+    marker = tmp_path / "scoring"
+
+    def slow(images: Images, args: argparse.Namespace) -> Scored:
+        marker.touch()
+        time.sleep(600)
+        return brightness(images, args)
+
+    waiting = [Asked("bright", Scorer(flags, slow), argparse.Namespace(scale=1.0, partial=False))]
+    pid = fork(lambda: sys.exit(watch(trained, request_of(trained), waiting)), tmp_path / "first")
+    until(marker.exists, pid)
+    with pytest.raises(Watched, match=f"another process watches this run .pid {pid} on"):
+        watch(trained, request_of(trained), scorers(), once=True)
+    os.kill(pid, signal.SIGTERM)
+    assert wait(pid) == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM" in (tmp_path / "first").read_text()
+    assert not (trained / "eval" / "lease.json").exists()
+    assert lines(trained) == []
+    images = sorted((trained / "eval/step-00000020/images").iterdir())
+    times = [path.stat().st_mtime_ns for path in images]
+
+    def go_on() -> None:
+        sys.exit(watch(trained, request_of(trained), scorers(), "oldest", every=0.05))
+
+    pid = fork(go_on, tmp_path / "second")
+    until(lambda: len(lines(trained)) == 2, pid)
+    time.sleep(0.2)
+    assert os.waitpid(pid, os.WNOHANG) == (0, 0)  # step 30 is still to come
+    publish(trained, 30)
+    assert wait(pid) == 0
+    told = (tmp_path / "second").read_text()
+    assert told.index("step 10") < told.index("step 20") < told.index("step 30")
+    assert [record["step"] for record in lines(trained)] == [10, 20, 30]
+    assert [path.stat().st_mtime_ns for path in images] == times
+
+
+def test_checkpoints_that_vanish_or_are_damaged_are_passed_over(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = trained / "checkpoints/step-00000020/ema.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert watch(trained, request_of(trained), scorers(), once=True) == 0
+    assert "step 20: passed over. " in (told := capsys.readouterr().out)
+    assert "damaged" in told
+    assert [record["step"] for record in lines(trained)] == [10]
+
+    watcher = Watcher(trained, request_of(trained), scorers(), "oldest")
+    with watcher.alone():
+        assert watcher.pending() == [20]
+        shutil.rmtree(trained / "checkpoints/step-00000020")  # between the look and the reading
+        assert watcher._one(20) is False
+        assert watcher.pending() == []
+    assert "step 20: passed over, its checkpoint was removed" in capsys.readouterr().out
+    assert [record["step"] for record in lines(trained)] == [10]
+
+
+def test_a_run_without_a_config_has_ended(trained: Path) -> None:
+    """Imported weights: nothing trains there."""
+    (trained / "config.yaml").unlink()
+    assert watch(trained, request_of(trained), scorers(), every=600) == 0
+    assert len(lines(trained)) == 2
+
+
+def test_bad_input_is_said_before_anything_is_written(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        watch(tmp_path / "none", request_of(trained), scorers())
+    with pytest.raises(CheckpointError, match="expected the folder of a run"):
+        watch(tmp_path, request_of(trained), scorers())
+    with pytest.raises(BadReport, match="at least one"):
+        watch(trained, request_of(trained), [])
+    with pytest.raises(BadReport, match="found 'dark', expected one of bright"):
+        scorers("bright", "--scorer", "dark")
+    with pytest.raises(SystemExit):
+        scorers("bright", "--size", "3")
+    assert not (trained / "eval").exists()
+
+
+def test_other_settings_are_refused(trained: Path) -> None:
+    with Watcher(trained, request_of(trained), scorers(), "newest").alone():
+        pass
+    other = request_of(trained, guidance_scale=3.0, batch_size=1)
+    with pytest.raises(Watched, match=r"guidance_scale: found 6.0, expected 3.0") as error:
+        watch(trained, other, scorers(), once=True)
+    assert "batch_size" not in str(error.value)
+    (trained / "eval" / "watch.json").write_text("[")
+    with pytest.raises(Watched, match=r"watch\.json: not readable"):
+        watch(trained, request_of(trained), scorers(), once=True)
+    assert lines(trained) == []
+    assert not (trained / "eval" / "lease.json").exists()
+
+
+def test_the_command_hands_flags_to_the_scorers(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("eval.score.scorers", lambda: SCORERS, raising=False)
+    words = ["watch", str(trained), "--prompts", str(trained.parent / "few.json"), "--num_inference_steps", "1",
+             "--once", "--device", "cpu", "--scorer", "bright", "--scale", "3", "--scorer", "bright"]  # fmt: skip
+    assert main(words) == 0
+    assert set(lines(trained)[0]["scores"]) == {"bright-1", "bright-3"}
+    assert "bright-3" in capsys.readouterr().out
