@@ -37,3 +37,7 @@ class MissingImages(EvalError, FileNotFoundError):
 
 class BadScores(EvalError, ValueError):
     """A file of scores that is damaged or none of ours."""
+
+
+class BadQuestions(EvalError, ValueError):
+    """A benchmark's questions or skills that are absent, damaged, or of other prompts than the pictures."""

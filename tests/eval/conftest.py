@@ -11,6 +11,7 @@ from encode.registry import ModelSpec
 from encode.text import TextEncoder
 from encode.vae import Vae
 from shards import seal, sha256_file
+from tests.eval.judged import clip_folder, detector_folder, llava_folder, qwen_folder  # noqa: F401 - fixtures
 from train.model import DiT, DiTConfig
 
 NORM = {"shift": [3.0], "scale": [0.05]}

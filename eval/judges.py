@@ -1,0 +1,253 @@
+"""Scorers with models that look at pictures: `python -m eval score geneval|dpg|genai SAVE_DIR ...`
+
+    questions and models are read and checked -> pictures -> findings (kept as they come) -> items -> scores
+
+What decides is in `eval.geneval`, `eval.dpg` and `eval.genai`, what looks in `eval.detector` and `eval.vlm`. A score is
+named after the model that looked, since it compares with no other.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shards import atomic_write, canonical_json, sha256
+
+from . import dpg, genai, geneval
+from .aggregate import aggregate
+from .imageset import Images, One
+from .journal import findings
+from .layouts import Picture
+from .pretrained import label
+from .results import NAME, Item, Score, Value
+from .score import Scored, Scorer
+
+if TYPE_CHECKING:
+    from .detector import Colours, Detector
+    from .vlm import Spellings, Vlm
+
+Json = dict[str, Any]
+DETECTOR = "facebook/mask2former-swin-small-coco-instance"
+CLIP = "openai/clip-vit-large-patch14"
+VLM = "Qwen/Qwen3-VL-8B-Instruct"  # of the family that t2v_metrics 3.1 asks
+UNCALIBRATED = "uncalibrated until compared with the official scorer"
+PACKAGES = ("torch", "transformers", "pillow")
+
+
+# GenEval -------------------------------------------------------------------------------------------
+
+
+def _geneval_flags(add: argparse.ArgumentParser) -> None:
+    """GenEval: objects by Mask2Former, colours by CLIP"""
+    add.add_argument(
+        "--detector", default=DETECTOR, help="Mask2Former for COCO instances: hub name or folder"
+    )
+    add.add_argument("--clip", default=CLIP, help="CLIP for colours: hub name or folder")
+    add.add_argument("--batch_size", type=int, default=8, help="pictures")
+
+
+def _geneval(images: Images, args: argparse.Namespace) -> Scored:
+    notes = (UNCALIBRATED, *geneval.check(images.prompts))
+    detector, colours = _detector(args.detector, args.device), _colours(args.clip, args.device)
+    records = [prompt.record for prompt in images.prompts.items]
+    key = {
+        "detector": detector.identity, "colours": colours.identity, "batch_size": args.batch_size,
+        "records": sha256(canonical_json(records)),
+    }  # fmt: skip
+
+    def find(ones: Sequence[One], pictures: Sequence[Picture]) -> list[Json]:
+        found: list[Json] = []
+        for _, same in groupby(zip(ones, pictures, strict=True), lambda pair: pair[1].shape):
+            some, shown = zip(*same, strict=True)
+            for one, picture, objects in zip(some, shown, detector(shown), strict=True):
+                wanted = geneval.looked_at(one.file.prompt.record or {})
+                found.append(geneval.to_json(_coloured(picture, objects, wanted, colours)))
+        return found
+
+    began, about = time.monotonic(), f"geneval-hf-{label(args.detector)}"
+    items, lines = [], []
+    for one, stored in findings(images, about, key, args.batch_size, find):
+        record, objects = one.file.prompt.record or {}, geneval.from_json(stored)
+        items.append(geneval.item(one.file.prompt.id, one.number, record, objects))
+        lines.append(geneval.official(str(one.path), record, objects))
+    made_by = key | {
+        "paths": [args.detector, args.clip], "rules": asdict(geneval.Rules()), "summary": geneval.summary(items),
+    }  # fmt: skip
+    scored = _Scored(images, made_by, notes, time.monotonic() - began)
+    score = scored.score(about, items, aggregate(items, overall="groups"), overall="groups")
+    official = images.folder / NAME / f"{score.scorer}.results.jsonl"
+    atomic_write(official, b"".join(map(canonical_json, lines)))
+    yield score, items
+
+
+def _coloured(
+    picture: Picture, found: Sequence[Any], wanted: dict[str, int], colours: "Colours"
+) -> geneval.Objects:
+    """Segments by class, the surest first; those whose colours are asked for with their likeness."""
+    objects: geneval.Objects = {}
+    ordered = sorted(found, key=lambda segment: -segment.score)
+    for kind in sorted({segment.kind for segment in found}):
+        name = geneval.CLASSES[kind]
+        mine = [segment for segment in ordered if segment.kind == kind]
+        looked = mine[: wanted.get(name, 0)]
+        likeness = colours(picture, looked, name) if looked else []
+        likeness += [()] * (len(mine) - len(looked))
+        objects[name] = [
+            geneval.Detection(s.box, s.score, like) for s, like in zip(mine, likeness, strict=True)
+        ]
+    return objects
+
+
+# DPG-Bench -----------------------------------------------------------------------------------------
+
+
+def _vlm_flags(add: argparse.ArgumentParser) -> None:
+    add.add_argument("--vlm", default=VLM, help="a model for pictures and text: hub name or folder")
+    add.add_argument("--batch_size", type=int, default=8, help="questions about a picture")
+
+
+def _dpg_flags(add: argparse.ArgumentParser) -> None:
+    """DPG-Bench: the official questions, answered by a model of your choice"""
+    _vlm_flags(add)
+    add.add_argument(
+        "--csv",
+        type=Path,
+        default=Path("prompts/dpgbench/dpg_bench.csv"),
+        help="the official questions",
+    )
+
+
+def _dpg(images: Images, args: argparse.Namespace) -> Scored:
+    questions = dpg.read_questions(args.csv)
+    absent = dpg.absent(questions, images.prompts, args.partial)
+    from .vlm import ANY
+
+    vlm = _vlm(args.vlm, args.device, ANY, args.batch_size)
+    key = {"vlm": vlm.identity, "prompt": dpg.PROMPT, "questions": dpg.digest(questions)}
+
+    def find(ones: Sequence[One], pictures: Sequence[Picture]) -> list[Json]:
+        pairs = zip(ones, pictures, strict=True)
+        return [_answers(vlm, shown, questions[one.file.prompt.id]) for one, shown in pairs]
+
+    began, about = time.monotonic(), label(args.vlm)
+    seen = [
+        (one.file.prompt.id, one.number, odds)
+        for one, odds in findings(images, f"dpg-{about}", key, 1, find)
+    ]
+    gated = [dpg.item(name, number, questions[name], odds) for name, number, odds in seen]
+    scored = _Scored(images, key | {"paths": [args.vlm]}, (), time.monotonic() - began, absent)
+    for name, items, field in (
+        (f"dpg-{about}", gated, "gated"),
+        (f"dpg-ungated-{about}", [dpg.ungated(item) for item in gated], "answer"),
+    ):
+        each = dpg.by_category(items, field)
+        groups = {category: aggregate(mine, unit=100)[0] for category, mine in each}
+        yield scored.score(name, items, (aggregate(items, unit=100)[0], groups), unit=100), items
+
+
+def _answers(vlm: "Vlm", picture: Picture, questions: Sequence[dpg.Question]) -> Json:
+    odds = vlm.answers(picture, [dpg.PROMPT.format(q.text) for q in questions])
+    return {
+        str(q.number): [answer.yes, answer.no] for q, answer in zip(questions, odds, strict=True)
+    }
+
+
+# GenAI-Bench ---------------------------------------------------------------------------------------
+
+
+def _genai_flags(add: argparse.ArgumentParser) -> None:
+    """GenAI-Bench: VQAScore by a model of your choice"""
+    _vlm_flags(add)
+    add.add_argument(
+        "--skills",
+        type=Path,
+        default=Path("prompts/genaibench/genai_skills.json"),
+        help="the official skills",
+    )
+
+
+def _genai(images: Images, args: argparse.Namespace) -> Scored:
+    skills, absent = genai.read_skills(args.skills, images.prompts, args.partial)
+    from .vlm import EXACT
+
+    vlm = _vlm(args.vlm, args.device, EXACT, args.batch_size)
+    key = {"vlm": vlm.identity, "prompt": genai.QUESTION, "prompts": images.prompts.digest}
+
+    def find(ones: Sequence[One], pictures: Sequence[Picture]) -> list[Json]:
+        asked = [genai.QUESTION.format(one.file.prompt.text) for one in ones]
+        odds = [vlm.answers(shown, [text])[0] for shown, text in zip(pictures, asked, strict=True)]
+        return [{"yes": answer.yes, "no": answer.no} for answer in odds]
+
+    began, about = time.monotonic(), f"genai-vqascore-{label(args.vlm)}"
+    seen = findings(images, about, key, 1, find, lambda one: one.file.prompt.id in skills)
+    items = [
+        genai.item(one.file.prompt.id, one.number, skills[one.file.prompt.id], **odds)
+        for one, odds in seen
+    ]
+    made_by = key | {"paths": [args.vlm], "skills": sha256(canonical_json(skills))}
+    notes = genai.check(skills, images.prompts)
+    scored = _Scored(images, made_by, notes, time.monotonic() - began, absent)
+    yield scored.score(about, items, aggregate(items)), items
+
+
+# All -----------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)  # of several sets, the models are loaded for the first
+def _detector(path: str, device: str) -> "Detector":
+    from .detector import Detector
+
+    return Detector(path, device)
+
+
+@lru_cache(maxsize=1)
+def _colours(path: str, device: str) -> "Colours":
+    from .detector import Colours
+
+    return Colours(path, device)
+
+
+@lru_cache(maxsize=1)
+def _vlm(path: str, device: str, spellings: "Spellings", batch_size: int) -> "Vlm":
+    from .vlm import Vlm
+
+    return Vlm(path, device, spellings, batch_size)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What the scores of one pass have in common."""
+
+    images: Images
+    made_by: Json
+    notes: tuple[str, ...]
+    seconds: float
+    absent: int = 0  # prompts of the benchmark that the set does not have
+
+    def score(
+        self, name: str, items: Sequence[Item], values: tuple[Value, dict[str, Value]], overall: str = "prompts",
+        unit: float = 1.0,
+    ) -> Score:  # fmt: skip
+        each = int(self.images.settings["images_per_prompt"])
+        tiles = len(self.images.files[0].numbers)
+        missing = self.images.missing * tiles + self.absent * each
+        versions = {package: version(package) for package in PACKAGES}
+        return Score(
+            scorer=f"{name}-partial-{len(items)}-of-{len(items) + missing}" if missing else name,
+            benchmark=self.images.prompts.benchmark, value=values[0], better="higher", groups=values[1],
+            overall=overall, unit=unit, prompts=len({item.prompt for item in items}), pictures=len(items),
+            missing=missing, notes=self.notes, images=self.images.digest, prompt_list=self.images.prompts.digest,
+            made_by=self.made_by | {"versions": versions}, seconds=self.seconds,
+        )  # fmt: skip
+
+
+JUDGES: dict[str, Scorer] = {
+    "geneval": Scorer(_geneval_flags, _geneval),
+    "dpg": Scorer(_dpg_flags, _dpg),
+    "genai": Scorer(_genai_flags, _genai),
+}
