@@ -94,7 +94,7 @@ def _question(row: dict[str, str], where: str) -> Question:
 
 
 def parents_first(questions: Sequence[Question], where: str = "") -> tuple[Question, ...]:
-    """The questions of a prompt in an order in which each follows its parents, otherwise as they were."""
+    """The questions of a prompt, first those without parents, then those about them, and so on."""
     known = {question.number: question for question in questions}
     twice = [number for number, count in Counter(q.number for q in questions).items() if count > 1]
     lost = sorted({p for question in questions for p in question.parents} - known.keys())

@@ -49,7 +49,8 @@ def _from_pretrained(cls: str, path: str, **options: Any) -> Any:
     except (
         ModelNotUsable, OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, ImportError,
     ) as error:  # fmt: skip
+        name = path if path.count("/") == 1 and not path.startswith(".") else "OWNER/NAME"
         raise MissingWeights(
-            f"{path}: cannot be loaded as {cls} ({one_line(error)}). `hf download {path}` brings a model from the hub, "
-            "where this machine or another one reaches it; or give the folder where it lies"
+            f"{path}: cannot be loaded as {cls} ({one_line(error)}). `hf download {name}` brings a model to this "
+            "machine from the hub; or give the folder where it lies"
         ) from error
