@@ -37,3 +37,15 @@ class MissingImages(EvalError, FileNotFoundError):
 
 class BadScores(EvalError, ValueError):
     """A file of scores that is damaged or none of ours."""
+
+
+class BadRanks(EvalError, ValueError):
+    """RANK and WORLD_SIZE in the environment that cannot be."""
+
+
+class BadTextCache(EvalError, ValueError):
+    """A file of encoded prompts that is damaged."""
+
+
+class BadRequest(EvalError, ValueError):
+    """Settings that the model, the VAE or the layout of the pictures cannot serve."""
