@@ -49,8 +49,9 @@ def flat(suffix: str) -> Callable[[Prompts, int], list[File]]:
 
 
 def by_group(prompts: Prompts, count: int) -> list[File]:
-    """`<group>/<id>.png`, as MJHQ-30K's pictures lie."""
-    return [File(f"{p.group}/{p.id}.png", p, (k,)) for p in prompts.items for k in range(count)]
+    """`<group>/<id>.png`, as MJHQ-30K's pictures lie; `<id>.png` where a list of prompts names no groups."""
+    below = [p.id if p.group is None else f"{p.group}/{p.id}" for p in prompts.items]
+    return [File(f"{name}.png", p, (0,)) for name, p in zip(below, prompts.items, strict=True)]
 
 
 def folders(prompts: Prompts, count: int) -> list[File]:
