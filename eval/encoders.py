@@ -68,10 +68,10 @@ def _folder(
     name: str, subfolder: str | None, known: dict[str, ModelSpec]
 ) -> tuple[Path, str | None]:
     """A model's folder, and the subfolder that its config is in, if it is."""
-    folder = Path(location(name))
+    folder = Path(location(name)) if name.startswith("package:") else Path(name)
     if not folder.is_dir():
         raise ModelNotUsable(
-            f"{name}: found no such folder, expected one with a config.json, or one of {', '.join(known)}"
+            f"{name}: no such folder, and none of {', '.join(known)}. Name a folder with a config.json, or one of these"
         )
     below = subfolder is not None and not (folder / "config.json").exists()
     return folder, subfolder if below else None
@@ -138,8 +138,9 @@ class Text:
         reference does, or as the column does."""
         how: Json = column["preprocess"] if column else {}
         read = {"max_tokens": TOKENS, "hidden_state": hidden_state, "template": "{}"} | how
-        self._how = {name: read[name] for name in (*SAID, "chat_template") if name in read}
-        self._device, self._loaded = device, None
+        self._how: Json = {name: read[name] for name in (*SAID, "chat_template") if name in read}
+        self._device = device
+        self._loaded: TextEncoder | None = None
         if column is None or (other and named):
             self._model = text_named(_needed(named, "--text-encoder"))
             self._loaded = text = self._load()
@@ -149,8 +150,6 @@ class Text:
             self._model = ModelSpec.of_identity(encoder)
             self._expected = {"weights": encoder["weights"]}
             self._expected |= {name: how[name] for name in CHECKED if name in how}
-
-    _loaded: TextEncoder | None
 
     @property
     def weights(self) -> str:
@@ -181,7 +180,7 @@ class Text:
         return self._loaded
 
     def _load(self) -> TextEncoder:
-        options = {name: self._how[name] for name in SAID if name in self._how}
+        options: Json = {name: self._how[name] for name in SAID if name in self._how}
         chat = "chat_template" in self._how
         return TextEncoder(self._model, chat_template=chat, device=self._device, **options)
 

@@ -210,7 +210,7 @@ class Rate(ProgressColumn):
     """How many a second."""
 
     def render(self, task: Task) -> Words:
-        return Words(f"{task.speed or 0:.2f}/s")
+        return Words(f"{task.finished_speed or task.speed or 0:.2f}/s")
 
 
 def progress(name: str, rank: Rank) -> Progress:

@@ -27,11 +27,10 @@ class Rank:
     @classmethod
     def here(cls, environment: Mapping[str, str] = os.environ) -> "Rank":
         """From RANK, WORLD_SIZE and LOCAL_RANK; alone without the first two. BadRanks if they make no sense."""
-        given = {name: environment.get(name) for name in ("RANK", "WORLD_SIZE")}
-        if None in given.values():
+        if not {"RANK", "WORLD_SIZE"} <= environment.keys():
             return cls()
-        given["LOCAL_RANK"] = environment.get("LOCAL_RANK", "0")
-        numbers = [int(text) if (text or "").isdecimal() else -1 for text in given.values()]
+        given = {name: environment.get(name, "0") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+        numbers = [int(text) if text.isdecimal() else -1 for text in given.values()]
         if min(numbers) < 0 or numbers[0] >= numbers[1]:
             said = ", ".join(f"{name}={value}" for name, value in given.items())
             raise BadRanks(

@@ -94,11 +94,12 @@ def sample(
         guided = guidance > 1 and low <= sigma <= high
         batch = torch.cat([latents, latents]) if guided else latents
         timestep = torch.full((len(batch),), TRAIN_STEPS * sigma, device=latents.device)
-        found = model(batch, timestep, *(both if guided else alone)).float()
+        found: Tensor = model(batch, timestep, *(both if guided else alone)).float()
         if not guided:
             return found
         without, towards = found.chunk(2)
-        return without + guidance * (towards - without)
+        found = without + guidance * (towards - without)
+        return found
 
     return integrate(velocity, noise.float(), inference_sigmas(steps).tolist(), sampler)
 
