@@ -41,3 +41,15 @@ class BadScores(EvalError, ValueError):
 
 class BadQuestions(EvalError, ValueError):
     """A benchmark's questions or skills that are absent, damaged, or of other prompts than the pictures."""
+
+
+class BadRanks(EvalError, ValueError):
+    """RANK and WORLD_SIZE in the environment that cannot be."""
+
+
+class BadTextCache(EvalError, ValueError):
+    """A file of encoded prompts that is damaged."""
+
+
+class BadRequest(EvalError, ValueError):
+    """Settings that the model, the VAE or the layout of the pictures cannot serve."""

@@ -29,7 +29,10 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`files` lists what is drawn, in the order of the prompts; `sidecars` what else the scorer wants to find there."""
+    """`files` lists what is drawn, in the order of the prompts; `sidecars` what else the scorer wants to find there.
+
+    A layout of .jpeg files is written as the official generator of GenAI-Bench does, with Pillow's defaults.
+    """
 
     files: Callable[[Prompts, int], list[File]]
     sidecars: Callable[[Prompts], dict[str, bytes]] = lambda prompts: {}
@@ -40,7 +43,7 @@ def flat(suffix: str) -> Callable[[Prompts, int], list[File]]:
 
     def files(prompts: Prompts, count: int) -> list[File]:
         return [
-            File(f"{p.id}{suffix}" if count == 1 else f"{p.id}_{k}{suffix}", p, (k,))
+            File(f"{p.id}{'' if count == 1 else f'_{k}'}{suffix}", p, (k,))
             for p in prompts.items
             for k in range(count)
         ]
@@ -49,8 +52,15 @@ def flat(suffix: str) -> Callable[[Prompts, int], list[File]]:
 
 
 def by_group(prompts: Prompts, count: int) -> list[File]:
-    """`<group>/<id>.png`, as MJHQ-30K's pictures lie."""
-    return [File(f"{p.group}/{p.id}.png", p, (k,)) for p in prompts.items for k in range(count)]
+    """`<group>/<id>.png`, as MJHQ-30K's pictures lie; without the folder where a prompt has no group."""
+    return [
+        File(
+            file.path if file.prompt.group is None else f"{file.prompt.group}/{file.path}",
+            file.prompt,
+            file.numbers,
+        )
+        for file in flat(".png")(prompts, count)
+    ]
 
 
 def folders(prompts: Prompts, count: int) -> list[File]:

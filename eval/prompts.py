@@ -1,7 +1,8 @@
-"""Prompt files: what is asked for, under ids that become file names."""
+"""Prompts: what is asked for, under ids that become file names."""
 
-import json
+import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from .errors import BadPrompts
 
 Json = dict[str, Any]
 LONGEST_ID = 200  # bytes; file systems stop at 255, and a suffix follows
+NAMED = 5  # of many ids, how many an error names
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,59 +45,57 @@ class Prompts:
         return cls(benchmark, tuple(Prompt(**item) for item in items))
 
 
-def read_prompts(path: Path) -> Prompts:
-    """Read a .txt file (a prompt a line) or a .json file (a list of prompts, or {id: prompt}).
+def checked(benchmark: str, items: Iterable[Prompt], path: Path) -> Prompts:
+    """Prompts whose ids can name files and which ask for something; else BadPrompts, which names `path`.
 
-    The benchmark's name is the file's. Prompts without ids are numbered 00000, 00001, ...
+    Two ids that differ only in case, or in how Unicode composes their letters, are refused too: on some file systems
+    they are one file, and a set that is copied there would lose a picture.
     """
-    if path.suffix not in READERS:
-        raise BadPrompts(f"{path}: expected a name that ends in {' or '.join(READERS)}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise BadPrompts(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise BadPrompts(f"{path}: expected UTF-8 ({error})") from None
-    items = READERS[path.suffix](text, path)
-    if not items:
+    prompts = Prompts(benchmark, tuple(items))
+    if not prompts.items:
         raise BadPrompts(f"{path}: holds no prompt")
-    _check(items, path)
-    return Prompts(path.stem, tuple(Prompt(name, text) for name, text in items))
+    for prompt in prompts.items:
+        if not isinstance(prompt.text, str) or not _encodes(prompt.text):
+            raise BadPrompts(f"{path}: prompt {prompt.id} is {prompt.text!r:.80}, expected text")
+        _check_name(prompt.id, "id", path)
+        if prompt.group is not None:
+            _check_name(prompt.group, "category", path)
+    _check_once([prompt.id for prompt in prompts.items], path)
+    return prompts
 
 
-def _from_lines(text: str, path: Path) -> list[tuple[str, Any]]:
-    return _numbered([line.strip() for line in text.splitlines() if line.strip()])
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold and no file can
+        return False
+    return True
 
 
-def _from_json(text: str, path: Path) -> list[tuple[str, Any]]:
-    try:  # pairs, so that an id that stands twice is seen
-        found = json.loads(text, object_pairs_hook=tuple)
-    except ValueError as error:
-        raise BadPrompts(f"{path}: not valid JSON ({error})") from None
-    if isinstance(found, list):
-        return _numbered(found)
-    if isinstance(found, tuple):
-        return list(found)
-    raise BadPrompts(f"{path}: found {found!r:.80}, expected a list of prompts or {{id: prompt}}")
+def _check_name(name: Any, what: str, path: Path) -> None:
+    usable = isinstance(name, str) and name.strip() == name != "" and name.isprintable()
+    if (
+        not usable
+        or name.startswith(".")
+        or {"/", "\\"} & set(name)
+        or len(name.encode()) > LONGEST_ID
+    ):
+        raise BadPrompts(
+            f"{path}: the {what} {name!r:.80} cannot name a file; use 1 to {LONGEST_ID} bytes, no path separators, no "
+            "dot in front and no space at an end"
+        )
 
 
-READERS = {".txt": _from_lines, ".json": _from_json}
-
-
-def _numbered(prompts: list[Any]) -> list[tuple[str, Any]]:
-    return [(f"{i:05d}", prompt) for i, prompt in enumerate(prompts)]
-
-
-def _check(items: list[tuple[str, Any]], path: Path) -> None:
-    for name, prompt in items:
-        if not isinstance(prompt, str):
-            raise BadPrompts(f"{path}: prompt {name} is {prompt!r:.80}, expected text")
-        bad = not name or name.startswith(".") or not name.isprintable() or {"/", "\\"} & set(name)
-        if bad or len(name.encode()) > LONGEST_ID:
-            raise BadPrompts(
-                f"{path}: the id {name!r:.80} cannot name a file; use at most {LONGEST_ID} bytes, no path separators "
-                "and no dot in front"
-            )
-    twice = [name for name, count in Counter(name for name, _ in items).items() if count > 1]
+def _check_once(ids: list[str], path: Path) -> None:
+    twice = [name for name, count in Counter(ids).items() if count > 1]
     if twice:
-        raise BadPrompts(f"{path}: these ids stand more than once: {', '.join(twice[:5])}")
+        raise BadPrompts(f"{path}: these ids stand more than once: {', '.join(twice[:NAMED])}")
+    alike: dict[str, list[str]] = {}
+    for name in ids:
+        alike.setdefault(unicodedata.normalize("NFC", name).casefold(), []).append(name)
+    clashes = [" and ".join(map(ascii, names)) for names in alike.values() if len(names) > 1]
+    if clashes:
+        raise BadPrompts(
+            f"{path}: these ids differ only in case or in how Unicode composes them, so some file systems take them "
+            f"for one file: {', '.join(clashes[:NAMED])}. Rename them"
+        )

@@ -45,11 +45,13 @@ def canonical_json(value: Any) -> bytes:
 
 
 class Staged:
-    """A file being written under a temporary name beside its final one, hashed on the way."""
+    """A file being written under a temporary name beside its final one, or in another folder of the
+    same file system, hashed on the way.
+    """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, folder: Path | None = None) -> None:
         self.path = path
-        self.temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+        self.temporary = (folder or path.parent) / f"{TEMPORARY}{secrets.token_hex(8)}"
         self.bytes = 0
         self._sha = hashlib.sha256()
         with naming(path):
@@ -95,9 +97,9 @@ class Staged:
 
 
 @contextmanager
-def staged(path: Path) -> Iterator[Staged]:
+def staged(path: Path, folder: Path | None = None) -> Iterator[Staged]:
     """Write a new object: `with staged(path) as f: f.write(...); f.publish()`."""
-    file = Staged(path)
+    file = Staged(path, folder)
     try:
         yield file
     finally:
@@ -148,11 +150,11 @@ def make_durable(path: Path) -> None:
         found = above
 
 
-def put_if_absent(path: Path, data: bytes) -> bool:
+def put_if_absent(path: Path, data: bytes, folder: Path | None = None) -> bool:
     """Write a whole small object; False if one stands there already, which is then left as it
-    is.
+    is. Unfinished it is in `folder`, if one is given.
     """
-    with staged(path) as file:
+    with staged(path, folder) as file:
         file.write(data)
         return file.publish()
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from eval.errors import BadPrompts
-from eval.prompts import Prompt, read_prompts
+from eval.formats import read_prompts
+from eval.prompts import Prompt
 
 
 def write(tmp_path: Path, name: str, text: str | bytes) -> Path:

@@ -1,0 +1,104 @@
+"""What a folder of pictures must hold to be scored: all of a set, unchanged, and nothing else."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .errors import MissingImages, OtherImages
+from .layouts import LAYOUTS, File
+from .prompts import Prompts
+
+FORMAT, VERSION = "latentbank-images", 2
+NAMED = 20  # of many files, how many an error names
+
+Json = dict[str, Any]
+
+
+def refuse_missing(save_dir: Path, files: Sequence[File], complete: bool = True) -> None:
+    """MissingImages where files are not there, or (without `complete`) were never all there; it lists them."""
+    absent = [file for file in files if not (save_dir / "images" / file.path).is_file()]
+    if not absent and complete:
+        return
+    prompts = len({file.prompt.id for file in absent})
+    what = (
+        f"{len(absent)} of {len(files)} files are missing, of {prompts} prompts: {_listed([f.path for f in absent])}"
+        if absent
+        else "all files are there, but the run that makes them has not ended"
+    )
+    raise MissingImages(
+        f"{save_dir}: {what}. Run `python -m eval generate` with the same settings again: it makes what is missing"
+    )
+
+
+def refuse_strangers(images: Path, known: set[str]) -> None:
+    """OtherImages where the folder holds a file that no prompt asks for, or a folder that has none of theirs."""
+    folders = {parent.as_posix() for path in known for parent in PurePosixPath(path).parents}
+    strange = []
+    for at, below, names in os.walk(images):
+        here = Path(at).relative_to(images)
+        strange += [path for name in names if (path := (here / name).as_posix()) not in known]
+        strange += [f"{p}/" for name in below if (p := (here / name).as_posix()) not in folders]
+    if strange:
+        raise OtherImages(
+            f"{images}: found {len(strange)} files that no prompt asks for ({_listed(sorted(strange))}). "
+            "A scorer would count them: move them away"
+        )
+
+
+def refuse_changed(images: Path, found: Mapping[str, str], recorded: Mapping[str, str]) -> None:
+    """OtherImages where digests are not those of the manifest."""
+    changed = [path for path in found if found[path] != recorded.get(path)]
+    if changed:
+        raise OtherImages(
+            f"{images}: {len(changed)} pictures changed since manifest.json was written ({_listed(changed)}). Restore "
+            "them, or make the whole set again in another folder"
+        )
+
+
+def refuse_sidecars(images: Path, sidecars: Mapping[str, bytes]) -> None:
+    """OtherImages where what a scorer reads beside the pictures is not there, or says something else."""
+    for path, data in sidecars.items():
+        try:
+            found = (images / path).read_bytes()
+        except FileNotFoundError:
+            found = b""
+        if found != data:
+            raise OtherImages(
+                f"{images / path}: {'changed' if found else 'missing'}; expected what prompts.json says of the prompt. "
+                "Delete it and run `python -m eval generate` with the same settings again"
+            )
+
+
+def _listed(paths: Sequence[str]) -> str:
+    more = f", and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+    return ", ".join(paths[:NAMED]) + more
+
+
+def read_manifest(path: Path) -> Json:
+    """A set's manifest; OtherImages where it is none."""
+    try:
+        found: Json = json.loads(path.read_bytes())
+        settings, complete = found["settings"], found["complete"]
+        if (
+            (found["format"], found["version"]) == (FORMAT, VERSION)
+            and settings["layout"] in LAYOUTS
+            and (isinstance(found["files"], dict) if complete else complete is False)
+        ):
+            return found
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise OtherImages(f"{path}: not a manifest of images, version {VERSION}. Choose another folder")
+
+
+def read_set_prompts(path: Path, settings: Json) -> Prompts:
+    """The prompts that a set was made of; OtherImages where they are not."""
+    try:
+        prompts = Prompts.from_json(settings["benchmark"], json.loads(path.read_bytes()))
+        digest = prompts.digest
+    except (OSError, ValueError, TypeError) as error:
+        raise OtherImages(f"{path}: not a list of prompts ({error})") from None
+    if digest != settings["prompts"]:
+        raise OtherImages(f"{path}: changed since the pictures were made. Make the set again")
+    return prompts

@@ -1,0 +1,54 @@
+"""Picture files that can be verified alone: each carries a stamp of what made it, and shows every damage.
+
+A PNG has the stamp as text; the CRC of each chunk covers the rest. A JPEG has none, so its comment holds the stamp and
+the sha256 of the file in which that sha256 is written as zeros.
+"""
+
+import io
+from pathlib import Path
+
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from shards import sha256
+
+from .errors import OtherImages
+from .layouts import Picture
+
+KEY = "latentbank"
+ENCODINGS = {".png": "png", ".jpeg": "jpeg-quality-75"}
+ZEROS = b"0" * 64
+
+
+def encode(picture: Picture, suffix: str, stamp: str) -> bytes:
+    """A picture (H, W, 3) as the bytes of a stamped file; the same picture gives the same bytes."""
+    image, data = Image.fromarray(picture), io.BytesIO()
+    if suffix == ".png":
+        info = PngImagePlugin.PngInfo()
+        info.add_text(KEY, stamp)
+        image.save(data, "PNG", pnginfo=info)
+        return data.getvalue()
+    image.save(data, "JPEG", quality=75, comment=stamp.encode() + ZEROS)
+    blank = data.getvalue()
+    return blank.replace(stamp.encode() + ZEROS, stamp.encode() + sha256(blank).encode(), 1)
+
+
+def check(path: Path, stamp: str) -> None:
+    """Raise OtherImages if a file is damaged, or is not one that was given this stamp."""
+    try:
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            found = image.info.get(KEY) or image.info.get("comment", b"").decode(errors="replace")
+            image.verify()  # of a PNG the CRC of every chunk, to the end
+            kind = image.format
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        raise OtherImages(f"{path}: unreadable ({error}). Delete it to make it again") from None
+    if kind == "JPEG" and found.startswith(stamp):
+        found, digest = found[:64], found[64:].encode()
+        if len(digest) != 64 or sha256(data.replace(digest, ZEROS, 1)).encode() != digest:
+            raise OtherImages(
+                f"{path}: damaged, its bytes are not those of its sha256. Delete it to make it again"
+            )
+    if found != stamp:
+        raise OtherImages(
+            f"{path}: not made by this run's settings and prompt. Move it away, or choose another --save_dir"
+        )
