@@ -48,10 +48,11 @@ class Bar:
         if not self._console.is_terminal and now - self._line >= LINE_SECONDS:
             self._line = now
             done = self._done + self._skipped
-            self._console.print(
-                f"{self._name} {done}/{self._total} {self._unit}, {self.told()}", highlight=False, markup=False,
-                soft_wrap=True,
-            )  # fmt: skip
+            self.note(f"{self._name} {done}/{self._total} {self._unit}, {self.told()}")
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def told(self) -> str:
         """Rate and time to go."""

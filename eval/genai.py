@@ -27,7 +27,7 @@ def read_skills(path: Path, prompts: Prompts, partial: bool = False) -> tuple[Sk
     names = _numbered(prompts)
     lost: set[int] = set()
     found: dict[str, list[str]] = {}
-    for skill, numbers in _read(path).items():
+    for skill, numbers in read(path).items():
         lost |= set(numbers) - names.keys()
         for number in dict.fromkeys(n for n in numbers if n in names):
             found.setdefault(names[number], []).append(skill)
@@ -53,7 +53,8 @@ def _numbered(prompts: Prompts) -> dict[int, str]:
     return names
 
 
-def _read(path: Path) -> dict[str, list[int]]:
+def read(path: Path) -> dict[str, list[int]]:
+    """{skill: [numbers]}, or BadQuestions."""
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
         if found and all(numbers for numbers in found.values()):

@@ -7,7 +7,6 @@ named after the model that looked, since it compares with no other.
 """
 
 import argparse
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -24,6 +23,7 @@ from .imageset import Images, One
 from .journal import findings
 from .layouts import Picture
 from .pretrained import label
+from .ranks import Rank
 from .results import NAME, Item, Score, Value
 from .score import Scored, Scorer
 
@@ -51,9 +51,13 @@ def _geneval_flags(add: argparse.ArgumentParser) -> None:
     add.add_argument("--batch_size", type=int, default=8, help="pictures")
 
 
+def _geneval_ready(args: argparse.Namespace) -> None:
+    _lookers(args)
+
+
 def _geneval(images: Images, args: argparse.Namespace) -> Scored:
     notes = (UNCALIBRATED, *geneval.check(images.prompts))
-    detector, colours = _detector(args.detector, args.device), _colours(args.clip, args.device)
+    detector, colours = _lookers(args)
     records = [prompt.record for prompt in images.prompts.items]
     key = {
         "detector": detector.identity, "colours": colours.identity, "batch_size": args.batch_size,
@@ -69,20 +73,28 @@ def _geneval(images: Images, args: argparse.Namespace) -> Scored:
                 found.append(geneval.to_json(_coloured(picture, objects, wanted, colours)))
         return found
 
-    began, about = time.monotonic(), f"geneval-hf-{label(args.detector)}"
+    about = f"geneval-hf-{label(args.detector)}"
+    seen = findings(images, about, key, args.batch_size, find, rank=Rank.here())
+    if seen is None:
+        return
     items, lines = [], []
-    for one, stored in findings(images, about, key, args.batch_size, find):
+    for one, stored in seen.found:
         record, objects = one.file.prompt.record or {}, geneval.from_json(stored)
         items.append(geneval.item(one.file.prompt.id, one.number, record, objects))
         lines.append(geneval.official(str(one.path), record, objects))
     made_by = key | {
         "paths": [args.detector, args.clip], "rules": asdict(geneval.Rules()), "summary": geneval.summary(items),
     }  # fmt: skip
-    scored = _Scored(images, made_by, notes, time.monotonic() - began)
+    scored = _Scored(images, made_by, notes, seen.seconds)
     score = scored.score(about, items, aggregate(items, overall="groups"), overall="groups")
     official = images.folder / NAME / f"{score.scorer}.results.jsonl"
     atomic_write(official, b"".join(map(canonical_json, lines)))
     yield score, items
+
+
+def _lookers(args: argparse.Namespace) -> "tuple[Detector, Colours]":
+    device = Rank.here().device(args.device)
+    return _detector(args.detector, device), _colours(args.clip, device)
 
 
 def _coloured(
@@ -108,7 +120,7 @@ def _coloured(
 
 def _vlm_flags(add: argparse.ArgumentParser) -> None:
     add.add_argument("--vlm", default=VLM, help="a model for pictures and text: hub name or folder")
-    add.add_argument("--batch_size", type=int, default=8, help="questions about a picture")
+    add.add_argument("--batch_size", type=int, default=8, help="questions at a time")
 
 
 def _dpg_flags(add: argparse.ArgumentParser) -> None:
@@ -122,25 +134,34 @@ def _dpg_flags(add: argparse.ArgumentParser) -> None:
     )
 
 
+def _dpg_ready(args: argparse.Namespace) -> None:
+    from .vlm import ANY
+
+    dpg.read_questions(args.csv)
+    _asked(args, ANY)
+
+
 def _dpg(images: Images, args: argparse.Namespace) -> Scored:
     questions = dpg.read_questions(args.csv)
     absent = dpg.absent(questions, images.prompts, args.partial)
     from .vlm import ANY
 
-    vlm = _vlm(args.vlm, args.device, ANY, args.batch_size)
+    vlm = _asked(args, ANY)
     key = {"vlm": vlm.identity, "prompt": dpg.PROMPT, "questions": dpg.digest(questions)}
 
     def find(ones: Sequence[One], pictures: Sequence[Picture]) -> list[Json]:
         pairs = zip(ones, pictures, strict=True)
         return [_answers(vlm, shown, questions[one.file.prompt.id]) for one, shown in pairs]
 
-    began, about = time.monotonic(), label(args.vlm)
-    seen = [
-        (one.file.prompt.id, one.number, odds)
-        for one, odds in findings(images, f"dpg-{about}", key, 1, find)
+    about = label(args.vlm)
+    seen = findings(images, f"dpg-{about}", key, 1, find, rank=Rank.here())
+    if seen is None:
+        return
+    gated = [
+        dpg.item(one.file.prompt.id, one.number, questions[one.file.prompt.id], odds)
+        for one, odds in seen.found
     ]
-    gated = [dpg.item(name, number, questions[name], odds) for name, number, odds in seen]
-    scored = _Scored(images, key | {"paths": [args.vlm]}, (), time.monotonic() - began, absent)
+    scored = _Scored(images, key | {"paths": [args.vlm]}, (), seen.seconds, absent)
     for name, items, field in (
         (f"dpg-{about}", gated, "gated"),
         (f"dpg-ungated-{about}", [dpg.ungated(item) for item in gated], "answer"),
@@ -171,27 +192,44 @@ def _genai_flags(add: argparse.ArgumentParser) -> None:
     )
 
 
+def _genai_ready(args: argparse.Namespace) -> None:
+    from .vlm import EXACT
+
+    genai.read(args.skills)
+    _asked(args, EXACT)
+
+
 def _genai(images: Images, args: argparse.Namespace) -> Scored:
     skills, absent = genai.read_skills(args.skills, images.prompts, args.partial)
     from .vlm import EXACT
 
-    vlm = _vlm(args.vlm, args.device, EXACT, args.batch_size)
+    vlm = _asked(args, EXACT)
     key = {"vlm": vlm.identity, "prompt": genai.QUESTION, "prompts": images.prompts.digest}
 
     def find(ones: Sequence[One], pictures: Sequence[Picture]) -> list[Json]:
         asked = [genai.QUESTION.format(one.file.prompt.text) for one in ones]
-        odds = [vlm.answers(shown, [text])[0] for shown, text in zip(pictures, asked, strict=True)]
+        odds = vlm.ask(list(zip(pictures, asked, strict=True)))
         return [{"yes": answer.yes, "no": answer.no} for answer in odds]
 
-    began, about = time.monotonic(), f"genai-vqascore-{label(args.vlm)}"
-    seen = findings(images, about, key, 1, find, lambda one: one.file.prompt.id in skills)
+    about = f"genai-vqascore-{label(args.vlm)}"
+    seen = findings(
+        images,
+        about,
+        key,
+        args.batch_size,
+        find,
+        lambda one: one.file.prompt.id in skills,
+        Rank.here(),
+    )
+    if seen is None:
+        return
     items = [
         genai.item(one.file.prompt.id, one.number, skills[one.file.prompt.id], **odds)
-        for one, odds in seen
+        for one, odds in seen.found
     ]
     made_by = key | {"paths": [args.vlm], "skills": sha256(canonical_json(skills))}
     notes = genai.check(skills, images.prompts)
-    scored = _Scored(images, made_by, notes, time.monotonic() - began, absent)
+    scored = _Scored(images, made_by, notes, seen.seconds, absent)
     yield scored.score(about, items, aggregate(items)), items
 
 
@@ -217,6 +255,10 @@ def _vlm(path: str, device: str, spellings: "Spellings", batch_size: int) -> "Vl
     from .vlm import Vlm
 
     return Vlm(path, device, spellings, batch_size)
+
+
+def _asked(args: argparse.Namespace, spellings: "Spellings") -> "Vlm":
+    return _vlm(args.vlm, Rank.here().device(args.device), spellings, args.batch_size)
 
 
 @dataclass(frozen=True)
@@ -247,7 +289,7 @@ class _Scored:
 
 
 JUDGES: dict[str, Scorer] = {
-    "geneval": Scorer(_geneval_flags, _geneval),
-    "dpg": Scorer(_dpg_flags, _dpg),
-    "genai": Scorer(_genai_flags, _genai),
+    "geneval": Scorer(_geneval_flags, _geneval, _geneval_ready),
+    "dpg": Scorer(_dpg_flags, _dpg, _dpg_ready),
+    "genai": Scorer(_genai_flags, _genai, _genai_ready),
 }

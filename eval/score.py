@@ -15,14 +15,21 @@ from .results import Item, Score
 Scored = Iterable[tuple[Score, Sequence[Item]]]
 
 
+def nothing(args: argparse.Namespace) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Scorer:
     flags: Callable[[argparse.ArgumentParser], None]  # its docstring is the help
     score: Callable[[Images, argparse.Namespace], Scored]
+    # loads weights and checks flags, so that what is missing is said before any picture is read
+    ready: Callable[[argparse.Namespace], None] = nothing
 
 
 def run(scorer: Scorer, args: argparse.Namespace) -> None:
     """Open the sets, score them, write and print what was found."""
+    scorer.ready(args)
     for folder in args.save_dir:
         images = Images.open(folder, args.partial)
         for score, items in scorer.score(images, args):

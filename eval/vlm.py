@@ -42,7 +42,7 @@ class Answer:
 
 
 class Vlm:
-    """Questions about one picture go through the model `batch_size` at a time."""
+    """Questions go through the model `batch_size` at a time, each with its picture."""
 
     def __init__(self, path: str, device: str, spellings: Spellings, batch_size: int = 8) -> None:
         self._processor = pretrained.part("AutoProcessor", path)
@@ -68,23 +68,29 @@ class Vlm:
             "yes": spellings.yes, "no": spellings.no, "batch_size": batch_size,
         }  # fmt: skip
 
-    @torch.inference_mode()
     def answers(self, picture: Picture, questions: Sequence[str]) -> list[Answer]:
-        """P(yes) and P(no) to each question about a picture (H, W, 3)."""
-        image, found = Image.fromarray(picture), []
-        for start in range(0, len(questions), self._batch):
-            inputs = self._inputs(image, questions[start : start + self._batch])
+        """To each question about one picture (H, W, 3)."""
+        return self.ask([(picture, question) for question in questions])
+
+    @torch.inference_mode()
+    def ask(self, pairs: Sequence[tuple[Picture, str]]) -> list[Answer]:
+        """P(yes) and P(no) to each question about its picture."""
+        found: list[Answer] = []
+        for start in range(0, len(pairs), self._batch):
+            inputs = self._inputs(pairs[start : start + self._batch])
             logits: Tensor = self._model(**inputs, **self._options).logits[:, -1]
             odds = logits.float().softmax(-1)
             yes, no = odds[:, self._yes].sum(1).tolist(), odds[:, self._no].sum(1).tolist()
             found += [Answer(*pair) for pair in zip(yes, no, strict=True)]
         return found
 
-    def _inputs(self, image: Image.Image, questions: Sequence[str]) -> Any:
+    def _inputs(self, pairs: Sequence[tuple[Picture, str]]) -> Any:
         """One row a question, padded at the left."""
         asked = [
-            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
-            for text in questions
+            [{"role": "user", "content": [
+                {"type": "image", "image": Image.fromarray(picture)}, {"type": "text", "text": text},
+            ]}]
+            for picture, text in pairs
         ]  # fmt: skip
         made = self._processor.apply_chat_template(
             asked, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",

@@ -132,10 +132,19 @@ def test_geneval_writes_the_official_lines(geneval_set: Path) -> None:
     assert len({row["metadata"] for row in rows}) == 3
 
 
-def test_geneval_refuses_what_is_not_geneval_before_models(tmp_path: Path) -> None:
+def test_geneval_refuses_what_is_not_geneval(
+    tmp_path: Path, detector_folder: Path, clip_folder: Path
+) -> None:
     prompts = Prompts("p", (Prompt("a", "a cat"),))
     with pytest.raises(BadPrompts, match="prompt a: found the record None"):
-        score("geneval", made(tmp_path, prompts, "flat"))
+        score(
+            "geneval",
+            made(tmp_path, prompts, "flat"),
+            "--detector",
+            detector_folder,
+            "--clip",
+            clip_folder,
+        )
 
 
 def test_geneval_without_weights_says_how_to_get_them(tmp_path: Path) -> None:
@@ -244,17 +253,17 @@ def test_dpg_goes_on_from_what_stands(tmp_path: Path, llava_folder: Path) -> Non
     assert fresh[:4] == whole[:4]  # other questions: nothing of that is believed
 
 
-def test_dpg_refuses_other_prompts_and_absent_questions_before_models(tmp_path: Path) -> None:
+def test_dpg_refuses_other_prompts_and_absent_questions(tmp_path: Path, llava_folder: Path) -> None:
     folder = made(tmp_path / "set", PICTURES, "grids", 4)
     with pytest.raises(BadQuestions, match="prompts fetch dpgbench"):
         score("dpg", folder)
     with pytest.raises(BadQuestions, match="without a question"):
-        score("dpg", folder, "--csv", csv(tmp_path, QUESTIONS[:3]))
+        score("dpg", folder, "--csv", csv(tmp_path, QUESTIONS[:3]), "--vlm", llava_folder)
     more = csv(tmp_path, [*QUESTIONS, ("kite", 1, "0", "entity", "Is there a kite?")])
     with pytest.raises(
         BadQuestions, match=r"questions to 1 prompts that the set does not have \(kite\)"
     ):
-        score("dpg", folder, "--csv", more)
+        score("dpg", folder, "--csv", more, "--vlm", llava_folder)
     assert not (folder / "scores").exists()
 
 
@@ -299,8 +308,10 @@ def test_genai_from_pictures_to_a_score(tmp_path: Path, qwen_folder: Path) -> No
     assert found.notes == ("1 of 4 prompts have no skill and do not count",)
     assert (found.prompts, found.pictures, found.unit, found.overall) == (3, 3, 1.0, "prompts")
     items = results.read_items(folder / "scores" / "genai-vqascore-tiny-qwen.json")
-    assert [item.found["no"] for item in items] == [odds[item.prompt].no for item in items]
-    assert [item.value for item in items] == yes
+    assert [item.found["no"] for item in items] == pytest.approx(
+        [odds[item.prompt].no for item in items], rel=1e-5
+    )
+    assert [item.value for item in items] == pytest.approx(yes, rel=1e-5)
     assert found.made_by["vlm"]["weights"] == vlm.identity["weights"]
 
 
