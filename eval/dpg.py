@@ -8,7 +8,7 @@ it skips the first question, takes categories from the last tile alone, and drop
 
 import csv
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -178,7 +178,7 @@ def ungated(one: Item) -> Item:
     return Item(one.prompt, one.number, sum(q["answer"] for q in asked) / len(asked), (), one.found)
 
 
-def by_category(items: Sequence[Item], field: str) -> Iterator[tuple[str, list[Item]]]:
+def by_category(items: Sequence[Item], field: str) -> dict[str, list[Item]]:
     """Of each category, broad ones first, an item for each of its questions about each tile.
 
     `field` is "answer" (as the official script has categories) or "gated".
@@ -189,4 +189,4 @@ def by_category(items: Sequence[Item], field: str) -> Iterator[tuple[str, list[I
             broad = asked["category"].partition("-")[0].strip()
             for name in dict.fromkeys((broad, asked["category"])):
                 made.setdefault(name, []).append(Item(one.prompt, one.number, float(asked[field])))
-    yield from sorted(made.items(), key=lambda pair: ("-" in pair[0], pair[0]))
+    return dict(sorted(made.items(), key=lambda pair: ("-" in pair[0], pair[0])))

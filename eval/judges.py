@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from shards import atomic_write, canonical_json, sha256
 
 from . import dpg, genai, geneval
-from .aggregate import aggregate
+from .aggregate import aggregate, pooled
 from .imageset import Images, One
 from .journal import findings
 from .layouts import Picture
@@ -166,9 +166,8 @@ def _dpg(images: Images, args: argparse.Namespace) -> Scored:
         (f"dpg-{about}", gated, "gated"),
         (f"dpg-ungated-{about}", [dpg.ungated(item) for item in gated], "answer"),
     ):
-        each = dpg.by_category(items, field)
-        groups = {category: aggregate(mine, unit=100)[0] for category, mine in each}
-        yield scored.score(name, items, (aggregate(items, unit=100)[0], groups), unit=100), items
+        values = aggregate(items, unit=100)[0], pooled(dpg.by_category(items, field), unit=100)
+        yield scored.score(name, items, values, unit=100), items
 
 
 def _answers(vlm: "Vlm", picture: Picture, questions: Sequence[dpg.Question]) -> Json:

@@ -153,7 +153,8 @@ def test_a_tile_from_probabilities() -> None:
     assert asked == {1: (False, False), 2: (True, False), 3: (True, True)}  # as likely as no is no
     assert (item.value, dpg.ungated(item).value) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
     answers = {
-        name: [one.value for one in some] for name, some in dpg.by_category([item], "answer")
+        name: [one.value for one in some]
+        for name, some in dpg.by_category([item], "answer").items()
     }
     assert answers == {
         "attribute": [1.0],
@@ -161,5 +162,7 @@ def test_a_tile_from_probabilities() -> None:
         "attribute - color": [1.0],
         "entity - whole": [0.0, 1.0],
     }
-    counts = {name: [one.value for one in some] for name, some in dpg.by_category([item], "gated")}
+    counts = {
+        name: [one.value for one in some] for name, some in dpg.by_category([item], "gated").items()
+    }
     assert counts["attribute"] == [0.0]
