@@ -35,8 +35,17 @@ Json = dict[str, Any]
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 CLIP = "openai/clip-vit-large-patch14"
 VLM = "Qwen/Qwen3-VL-8B-Instruct"  # of the family that t2v_metrics 3.1 asks
+# where `python -m eval prompts fetch` puts them
+QUESTIONS = Path("prompts/dpgbench/dpg_bench.csv")
+SKILLS = Path("prompts/genaibench/genai_skills.json")
 UNCALIBRATED = "uncalibrated until compared with the official scorer"
 PACKAGES = ("torch", "transformers", "pillow")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number, at least 1")
+    return int(text)
 
 
 # GenEval -------------------------------------------------------------------------------------------
@@ -48,7 +57,7 @@ def _geneval_flags(add: argparse.ArgumentParser) -> None:
         "--detector", default=DETECTOR, help="Mask2Former for COCO instances: hub name or folder"
     )
     add.add_argument("--clip", default=CLIP, help="CLIP for colours: hub name or folder")
-    add.add_argument("--batch_size", type=int, default=8, help="pictures")
+    add.add_argument("--batch_size", type=_count, default=8, help="pictures")
 
 
 def _geneval_ready(args: argparse.Namespace) -> None:
@@ -120,18 +129,13 @@ def _coloured(
 
 def _vlm_flags(add: argparse.ArgumentParser) -> None:
     add.add_argument("--vlm", default=VLM, help="a model for pictures and text: hub name or folder")
-    add.add_argument("--batch_size", type=int, default=8, help="questions at a time")
+    add.add_argument("--batch_size", type=_count, default=8, help="questions at a time")
 
 
 def _dpg_flags(add: argparse.ArgumentParser) -> None:
     """DPG-Bench: the official questions, answered by a model of your choice"""
     _vlm_flags(add)
-    add.add_argument(
-        "--csv",
-        type=Path,
-        default=Path("prompts/dpgbench/dpg_bench.csv"),
-        help="the official questions",
-    )
+    add.add_argument("--csv", type=Path, default=QUESTIONS, help="the official questions")
 
 
 def _dpg_ready(args: argparse.Namespace) -> None:
@@ -183,12 +187,7 @@ def _answers(vlm: "Vlm", picture: Picture, questions: Sequence[dpg.Question]) ->
 def _genai_flags(add: argparse.ArgumentParser) -> None:
     """GenAI-Bench: VQAScore by a model of your choice"""
     _vlm_flags(add)
-    add.add_argument(
-        "--skills",
-        type=Path,
-        default=Path("prompts/genaibench/genai_skills.json"),
-        help="the official skills",
-    )
+    add.add_argument("--skills", type=Path, default=SKILLS, help="the official skills")
 
 
 def _genai_ready(args: argparse.Namespace) -> None:
@@ -211,15 +210,11 @@ def _genai(images: Images, args: argparse.Namespace) -> Scored:
         return [{"yes": answer.yes, "no": answer.no} for answer in odds]
 
     about = f"genai-vqascore-{label(args.vlm)}"
-    seen = findings(
-        images,
-        about,
-        key,
-        args.batch_size,
-        find,
-        lambda one: one.file.prompt.id in skills,
-        Rank.here(),
-    )
+
+    def counts(one: One) -> bool:
+        return one.file.prompt.id in skills
+
+    seen = findings(images, about, key, args.batch_size, find, counts, Rank.here())
     if seen is None:
         return
     items = [

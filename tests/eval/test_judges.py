@@ -13,6 +13,7 @@ from eval.detector import Detector
 from eval.errors import BadPrompts, BadQuestions, MissingImages, MissingWeights
 from eval.imageset import Images, ImageSet
 from eval.judges import JUDGES
+from eval.pretrained import label
 from eval.prompts import Prompt, Prompts
 from eval.score import run
 from eval.vlm import ANY, EXACT, Vlm
@@ -319,6 +320,13 @@ def test_genai_without_skills_says_how_to_get_them(tmp_path: Path) -> None:
     prompts = Prompts("genaibench", (Prompt("00000", "a cat"),))
     with pytest.raises(BadQuestions, match="prompts fetch genaibench"):
         score("genai", made(tmp_path, prompts, "jpeg"))
+
+
+def test_a_model_is_called_by_the_end_of_its_name(tmp_path: Path) -> None:
+    cached = tmp_path / "models--Qwen--Qwen3-VL-8B-Instruct" / "snapshots" / "0123abc"
+    cached.mkdir(parents=True)
+    for path in ("Qwen/Qwen3-VL-8B-Instruct", f"{cached}", f"{cached}/", "qwen3-vl-8b-instruct"):
+        assert label(path) == "qwen3-vl-8b-instruct"
 
 
 def test_every_judge_has_help() -> None:
