@@ -37,3 +37,11 @@ class MissingImages(EvalError, FileNotFoundError):
 
 class BadScores(EvalError, ValueError):
     """A file of scores that is damaged or none of ours."""
+
+
+class BadPicture(EvalError, ValueError):
+    """A file that should be a picture and cannot be read as one."""
+
+
+class BadReference(EvalError, ValueError):
+    """Reference statistics that are damaged, or of another network or crop than what is to be scored."""
