@@ -3,7 +3,8 @@
 import argparse
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ def main(words: Sequence[str] | None = None) -> int | None:
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         add_flags(verb)
-        if name != "train":  # there each rank has its own
+        if name not in ("train", "score"):  # there each rank, or each scorer, has its own
             verb.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         verb.set_defaults(act=act)
     args = parser.parse_args(words)
@@ -152,6 +153,43 @@ def _fid(args: argparse.Namespace) -> None:
     print(json.dumps(score(args.fake, args.real, args.inception, args.device, args.batch_size)))
 
 
+def _score_flags(add: argparse.ArgumentParser) -> None:
+    """scores of finished sets of pictures, written beside them"""
+    from .distances import make_reference, reference_flags
+    from .score import run, scorers
+
+    kinds = add.add_subparsers(required=True, metavar="SCORER")
+
+    def one_of_them(
+        name: str, flags: Callable[[argparse.ArgumentParser], None]
+    ) -> argparse.ArgumentParser:
+        kind = kinds.add_parser(
+            name,
+            help=(flags.__doc__ or "").splitlines()[0],
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            conflict_handler="resolve",  # a scorer may set its own defaults of these
+        )
+        kind.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        kind.add_argument("--batch_size", type=_positive, default=32)
+        flags(kind)
+        return kind
+
+    for name, scorer in scorers().items():
+        kind = one_of_them(name, scorer.flags)
+        kind.add_argument("save_dir", type=Path, nargs="+", help="what `generate` wrote")
+        kind.add_argument(
+            "--partial",
+            action="store_true",
+            help="score what is there; the name says how much that is",
+        )
+        kind.set_defaults(score=partial(run, scorer))
+    one_of_them("reference", reference_flags).set_defaults(score=make_reference)
+
+
+def _score(args: argparse.Namespace) -> None:
+    args.score(args)
+
+
 def _train_flags(add: argparse.ArgumentParser) -> None:
     """train, with the text encoder in the step where the captions are token ids"""
     add.add_argument("config", type=Path)
@@ -169,4 +207,5 @@ VERBS = {
     "generate": (_generate_flags, _generate),
     "reconstruct": (_reconstruct_flags, _reconstruct),
     "fid": (_fid_flags, _fid),
+    "score": (_score_flags, _score),
 }

@@ -53,3 +53,11 @@ class BadTextCache(EvalError, ValueError):
 
 class BadRequest(EvalError, ValueError):
     """Settings that the model, the VAE or the layout of the pictures cannot serve."""
+
+
+class BadPicture(EvalError, ValueError):
+    """A file that should be a picture and cannot be read as one."""
+
+
+class BadReference(EvalError, ValueError):
+    """Reference statistics that are damaged, or of another network or crop than what is to be scored."""

@@ -33,7 +33,7 @@ MAY = {
 # heavy library -> the only places that may import it
 HEAVY = {
     "diffusers": ("encode", "eval.demo.vae"),
-    "transformers": ("encode", "eval.pretrained"),
+    "transformers": ("encode", "eval.networks", "eval.pretrained"),
     "ray": ("encode",),
     "deepspeed": ("train",),
     "torch": (
