@@ -39,6 +39,7 @@ VLM = "Qwen/Qwen3-VL-8B-Instruct"  # of the family that t2v_metrics 3.1 asks
 QUESTIONS = Path("prompts/dpgbench/dpg_bench.csv")
 SKILLS = Path("prompts/genaibench/genai_skills.json")
 UNCALIBRATED = "uncalibrated until compared with the official scorer"
+GATED = "categories are gated too; those that the official script prints are dpg-ungated's"
 PACKAGES = ("torch", "transformers", "pillow")
 
 
@@ -165,12 +166,13 @@ def _dpg(images: Images, args: argparse.Namespace) -> Scored:
         dpg.item(one.file.prompt.id, one.number, questions[one.file.prompt.id], odds)
         for one, odds in seen.found
     ]
-    scored = _Scored(images, key | {"paths": [args.vlm]}, (), seen.seconds, absent)
-    for name, items, field in (
-        (f"dpg-{about}", gated, "gated"),
-        (f"dpg-ungated-{about}", [dpg.ungated(item) for item in gated], "answer"),
+    made_by = key | {"paths": [args.vlm]}
+    for name, items, field, notes in (
+        (f"dpg-{about}", gated, "gated", (GATED,)),
+        (f"dpg-ungated-{about}", [dpg.ungated(item) for item in gated], "answer", ()),
     ):
         values = aggregate(items, unit=100)[0], pooled(dpg.by_category(items, field), unit=100)
+        scored = _Scored(images, made_by, notes, seen.seconds, absent)
         yield scored.score(name, items, values, unit=100), items
 
 
