@@ -1,9 +1,9 @@
-"""Scorers with models that look at pictures: `python -m eval score geneval|dpg|genai SAVE_DIR ...`
+"""Scorers with models that look at pictures: `python -m eval score geneval|dpg|genai|softtifa SAVE_DIR ...`
 
     questions and models are read and checked -> pictures -> findings (kept as they come) -> items -> scores
 
-What decides is in `eval.geneval`, `eval.dpg` and `eval.genai`, what looks in `eval.detector` and `eval.vlm`. A score is
-named after the model that looked, since it compares with no other.
+What decides is in `eval.geneval`, `.dpg`, `.genai` and `.softtifa`, what looks in `eval.detector` and `eval.vlm`. A
+score is named after the model that looked, since it compares with no other.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from shards import atomic_write, canonical_json, sha256
 
-from . import dpg, genai, geneval
+from . import dpg, genai, geneval, softtifa
 from .aggregate import aggregate, pooled
 from .imageset import Images, One
 from .journal import findings
@@ -229,6 +229,60 @@ def _genai(images: Images, args: argparse.Namespace) -> Scored:
     yield scored.score(about, items, aggregate(items)), items
 
 
+# GenEval 2 -----------------------------------------------------------------------------------------
+
+
+def _softtifa_flags(add: argparse.ArgumentParser) -> None:
+    """GenEval 2's Soft-TIFA: its questions, answered by a model of your choice"""
+    _vlm_flags(add)
+    add.add_argument(
+        "--questions", type=Path, default=Path("geneval2_data.jsonl"), help="the official questions"
+    )
+
+
+def _softtifa_ready(args: argparse.Namespace) -> None:
+    from .vlm import ANY
+
+    softtifa.read_questions(args.questions)
+    _asked(args, ANY)
+
+
+def _softtifa(images: Images, args: argparse.Namespace) -> Scored:
+    questions = softtifa.read_questions(args.questions)
+    absent = softtifa.absent(questions, images.prompts, args.partial)
+    from .vlm import ANY
+
+    vlm = _asked(args, ANY)
+    key = {"vlm": vlm.identity, "prompt": softtifa.PROMPT, "questions": softtifa.digest(questions)}
+
+    def find(ones: Sequence[One], pictures: Sequence[Picture]) -> list[Json]:
+        found = []
+        for one, picture in zip(ones, pictures, strict=True):
+            asked = questions[one.file.prompt.text].questions
+            pairs = [(picture, softtifa.PROMPT.format(question)) for question, _ in asked]
+            odds = vlm.odds(pairs, [softtifa.spellings(answer) for _, answer in asked])
+            found.append({"odds": odds})
+        return found
+
+    about = label(args.vlm)
+    seen = findings(images, f"geneval2-{about}", key, 1, find, rank=Rank.here())
+    if seen is None:
+        return
+    means = [
+        softtifa.items(
+            one.file.prompt.id, one.number, questions[one.file.prompt.text], told["odds"]
+        )
+        for one, told in seen.found
+    ]
+    scored = _Scored(images, key | {"paths": [args.vlm]}, (), seen.seconds, absent)
+    arithmetic, geometric = ([pair[i] for pair in means] for i in (0, 1))
+    skills = pooled(softtifa.by_skill(arithmetic), unit=100)
+    for name, items, groups in (("am", arithmetic, skills), ("gm", geometric, {})):
+        value, atoms = aggregate(items, unit=100)
+        values = (value, atoms | groups)
+        yield scored.score(f"geneval2-softtifa-{name}-{about}", items, values, unit=100), items
+
+
 # All -----------------------------------------------------------------------------------------------
 
 
@@ -288,4 +342,5 @@ JUDGES: dict[str, Scorer] = {
     "geneval": Scorer(_geneval_flags, _geneval, _geneval_ready),
     "dpg": Scorer(_dpg_flags, _dpg, _dpg_ready),
     "genai": Scorer(_genai_flags, _genai, _genai_ready),
+    "softtifa": Scorer(_softtifa_flags, _softtifa, _softtifa_ready),
 }

@@ -5,7 +5,7 @@ generated: the logits behind the prompt are the answer, as greedy decoding of on
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,7 @@ class Vlm:
         tokenizer.padding_side = "left"  # the answer then follows the last position of every row
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        self._tokenizer = tokenizer
         self._yes = _tokens(tokenizer, spellings.yes, path)
         self._no = _tokens(tokenizer, spellings.no, path)
         dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
@@ -75,14 +76,29 @@ class Vlm:
     @torch.inference_mode()
     def ask(self, pairs: Sequence[tuple[Picture, str]]) -> list[Answer]:
         """P(yes) and P(no) to each question about its picture."""
-        found: list[Answer] = []
+        return [
+            Answer(float(odds[self._yes].sum()), float(odds[self._no].sum()))
+            for odds in self._first(pairs)
+        ]
+
+    @torch.inference_mode()
+    def odds(
+        self, pairs: Sequence[tuple[Picture, str]], accepted: Sequence[Sequence[str]]
+    ) -> list[float]:
+        """Of each question the probability that its answer begins as one of its accepted spellings does."""
+        found = []
+        for odds, spellings in zip(self._first(pairs), accepted, strict=True):
+            cut = [self._tokenizer(text, add_special_tokens=False).input_ids for text in spellings]
+            first = sorted({ids[0] for ids in cut if ids} - {self._tokenizer.unk_token_id})
+            found.append(float(odds[first].sum()))
+        return found
+
+    def _first(self, pairs: Sequence[tuple[Picture, str]]) -> Iterator[Tensor]:
+        """Of each question the first token's probabilities (V,)."""
         for start in range(0, len(pairs), self._batch):
             inputs = self._inputs(pairs[start : start + self._batch])
             logits: Tensor = self._model(**inputs, **self._options).logits[:, -1]
-            odds = logits.float().softmax(-1)
-            yes, no = odds[:, self._yes].sum(1).tolist(), odds[:, self._no].sum(1).tolist()
-            found += [Answer(*pair) for pair in zip(yes, no, strict=True)]
-        return found
+            yield from logits.float().softmax(-1).cpu()
 
     def _inputs(self, pairs: Sequence[tuple[Picture, str]]) -> Any:
         """One row a question, padded at the left."""

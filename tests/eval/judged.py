@@ -18,7 +18,8 @@ SPECIAL = [
 ]
 SENTENCES = (
     "Yes No yes no user assistant : Does this figure show Please answer or . , ? Is Are there a an the photo of "
-    "colored object - red orange yellow green blue purple pink brown black white cat dog bench kite two on it"
+    "colored object - red orange yellow green blue purple pink brown black white cat dog bench kite two on it "
+    "Two 2 three 3 one How many"
 )
 WORDS = SENTENCES.split()
 TEMPLATE = (

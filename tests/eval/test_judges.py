@@ -322,6 +322,47 @@ def test_genai_without_skills_says_how_to_get_them(tmp_path: Path) -> None:
         score("genai", made(tmp_path, prompts, "jpeg"))
 
 
+# GenEval 2 -----------------------------------------------------------------------------------------
+
+
+def test_softtifa_from_pictures_to_scores(tmp_path: Path, llava_folder: Path) -> None:
+    prompts = Prompts("prompts", (Prompt("00000", "two red cat"), Prompt("00001", "a dog")))
+    folder = made(tmp_path / "set", prompts, "flat")
+    asked = {
+        "two red cat": [["How many cat?", "two"], ["Is the cat red?", "Yes"]], "a dog": [["Is there a dog?", "Yes"]],
+    }  # fmt: skip
+    lines = [
+        {
+            "prompt": p,
+            "vqa_list": q,
+            "skills": ["count", "attribute"][-len(q) :],
+            "atom_count": 2 + len(q),
+        }
+        for p, q in asked.items()
+    ]
+    questions = tmp_path / "geneval2_data.jsonl"
+    questions.write_text("\n".join(map(json.dumps, lines)))
+    score("softtifa", folder, "--questions", questions, "--vlm", llava_folder)
+    found = results.read_all(folder)
+    vlm = Vlm(str(llava_folder), "cpu", ANY)
+    accepted = {"two": ["two", "Two", "2"], "Yes": ["yes", "Yes"]}
+    odds = [
+        vlm.odds(
+            [(one.read(), f"{q} Answer in one word.") for q, _ in asked[one.file.prompt.text]],
+            [accepted[answer] for _, answer in asked[one.file.prompt.text]],
+        )
+        for one in Images.open(folder)
+    ]
+    means = found["geneval2-softtifa-am-tiny-llava"]
+    assert means.value.value == pytest.approx(100 * np.mean([np.mean(some) for some in odds]))
+    assert means.groups["attribute"].value == pytest.approx(100 * (odds[0][1] + odds[1][0]) / 2)
+    assert set(means.groups) == {"4 atoms", "3 atoms", "count", "attribute"}
+    products = found["geneval2-softtifa-gm-tiny-llava"]
+    assert products.value.value == pytest.approx(
+        100 * (np.sqrt(odds[0][0] * odds[0][1]) + odds[1][0]) / 2
+    )
+
+
 def test_a_model_is_called_by_the_end_of_its_name(tmp_path: Path) -> None:
     cached = tmp_path / "models--Qwen--Qwen3-VL-8B-Instruct" / "snapshots" / "0123abc"
     cached.mkdir(parents=True)

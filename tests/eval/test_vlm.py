@@ -64,6 +64,20 @@ def test_answers_are_those_of_a_plain_forward(folder: Path) -> None:
         assert one.yes + one.no < 0.999
 
 
+def test_odds_of_accepted_beginnings(folder: Path) -> None:
+    """Each question with its own; a beginning that several share counts once."""
+    shown = picture(0)
+    vlm = Vlm(str(folder), "cpu", ANY, batch_size=2)
+    accepted = (("Two", "two", "2", " two"), ("Yes",), ("two cat", "two", "unheard"))
+    found = vlm.odds([(shown, question) for question in QUESTIONS], accepted)
+    for question, words, value in zip(
+        QUESTIONS, (("Two", "two", "2"), ("Yes",), ("two",)), found, strict=True
+    ):
+        odds, tokenizer = by_hand(folder, shown, question)
+        expected = sum(odds[tokenizer.convert_tokens_to_ids(word)].item() for word in words)
+        assert value == pytest.approx(expected, rel=1e-4)
+
+
 def test_answers_depend_on_picture_and_question(folder: Path) -> None:
     vlm = Vlm(str(folder), "cpu", EXACT)
     first, second = vlm.answers(picture(0), QUESTIONS[:2])
