@@ -189,18 +189,20 @@ def _answers(vlm: "Vlm", picture: Picture, questions: Sequence[dpg.Question]) ->
 def _genai_flags(add: argparse.ArgumentParser) -> None:
     """GenAI-Bench: VQAScore by a model of your choice"""
     _vlm_flags(add)
-    add.add_argument("--skills", type=Path, default=SKILLS, help="the official skills")
+    add.add_argument("--skills", type=Path, help="the official skills; fetched ones without")
 
 
 def _genai_ready(args: argparse.Namespace) -> None:
     from .vlm import EXACT
 
-    genai.read(args.skills)
+    if args.skills or not any(SKILLS.parents[1].glob(f"genaibench*/{SKILLS.name}")):
+        genai.read(args.skills or SKILLS)
     _asked(args, EXACT)
 
 
 def _genai(images: Images, args: argparse.Namespace) -> Scored:
-    skills, absent = genai.read_skills(args.skills, images.prompts, args.partial)
+    path = args.skills or SKILLS.parents[1] / images.prompts.benchmark / SKILLS.name
+    skills, absent = genai.read_skills(path, images.prompts, args.partial)
     from .vlm import EXACT
 
     vlm = _asked(args, EXACT)

@@ -254,7 +254,10 @@ def test_dpg_goes_on_from_what_stands(tmp_path: Path, llava_folder: Path) -> Non
     assert fresh[:4] == whole[:4]  # other questions: nothing of that is believed
 
 
-def test_dpg_refuses_other_prompts_and_absent_questions(tmp_path: Path, llava_folder: Path) -> None:
+def test_dpg_refuses_other_prompts_and_absent_questions(
+    tmp_path: Path, llava_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     folder = made(tmp_path / "set", PICTURES, "grids", 4)
     with pytest.raises(BadQuestions, match="prompts fetch dpgbench"):
         score("dpg", folder)
@@ -283,15 +286,20 @@ def test_a_part_says_so_in_its_name(tmp_path: Path, llava_folder: Path) -> None:
 # GenAI-Bench ---------------------------------------------------------------------------------------
 
 
-def test_genai_from_pictures_to_a_score(tmp_path: Path, qwen_folder: Path) -> None:
+def test_genai_from_pictures_to_a_score(
+    tmp_path: Path, qwen_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the edition that counts from 1; its skills are where they are fetched to."""
+    monkeypatch.chdir(tmp_path)
     texts = ("a red cat", "a blue dog", "two white dog", "a kite")
     prompts = Prompts(
-        "genaibench", tuple(Prompt(f"{i:05d}", text) for i, text in enumerate(texts, 1))
+        "genaibench527", tuple(Prompt(f"{i:05d}", text) for i, text in enumerate(texts, 1))
     )
     folder = made(tmp_path / "set", prompts, "jpeg")
-    skills = tmp_path / "skills.json"
+    skills = tmp_path / "prompts" / "genaibench527" / "genai_skills.json"
+    skills.parent.mkdir(parents=True)
     skills.write_text(json.dumps({"counting": [3], "advanced": [3, 2], "basic": [1]}))
-    score("genai", folder, "--skills", skills, "--vlm", qwen_folder)
+    score("genai", folder, "--vlm", qwen_folder)
     found = results.read_all(folder)["genai-vqascore-tiny-qwen"]
     vlm = Vlm(str(qwen_folder), "cpu", EXACT)
     odds = {
@@ -316,7 +324,10 @@ def test_genai_from_pictures_to_a_score(tmp_path: Path, qwen_folder: Path) -> No
     assert found.made_by["vlm"]["weights"] == vlm.identity["weights"]
 
 
-def test_genai_without_skills_says_how_to_get_them(tmp_path: Path) -> None:
+def test_genai_without_skills_says_how_to_get_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     prompts = Prompts("genaibench", (Prompt("00000", "a cat"),))
     with pytest.raises(BadQuestions, match="prompts fetch genaibench"):
         score("genai", made(tmp_path, prompts, "jpeg"))
