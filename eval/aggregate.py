@@ -4,7 +4,7 @@ What was drawn by chance is prompts, so prompts are resampled, all pictures of o
 where each belongs to one. A difference resamples the prompts once for both sets.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,3 +133,29 @@ def _means(sums: Sums, weights: Floats, overall: str) -> Floats:
     if overall == "groups":
         means[:, 0] = means[:, 1:].mean(1)
     return means
+
+
+def pooled(
+    parts: Mapping[str, Sequence[Item]], unit: float = 1.0, seed: int = 0
+) -> dict[str, Value]:
+    """The mean over each part's items, all parts under the same resamples of prompts.
+
+    For parts that cut through prompts, such as categories of questions, where `aggregate` has groups of whole prompts.
+    """
+    place: dict[str, int] = {}
+    for items in parts.values():
+        for item in items:
+            place.setdefault(item.prompt, len(place))
+    total, count = np.zeros((2, len(place), len(parts)))
+    for column, items in enumerate(parts.values()):
+        at = np.array([place[item.prompt] for item in items])
+        np.add.at(total[:, column], at, [item.value for item in items])
+        np.add.at(count[:, column], at, 1)
+    every = Sums(list(place), total[:, 0], count[:, 0], {})
+    with np.errstate(invalid="ignore"):  # a part of which no prompt was drawn is NaN
+        draws = np.concatenate([(w @ total) / (w @ count) for w in _weights(every, seed)])
+    low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    point, sizes = total.sum(0) / count.sum(0), (count > 0).sum(0)
+    return {
+        name: _value(unit, point[i], low[i], high[i], int(sizes[i])) for i, name in enumerate(parts)
+    }

@@ -2,12 +2,15 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from .benchmarks import BENCHMARKS, PLACE
+from .errors import BadRequest
 
 
 def main(words: Sequence[str] | None = None) -> int | None:
@@ -23,7 +26,12 @@ def main(words: Sequence[str] | None = None) -> int | None:
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         add_flags(verb)
-        if name not in ("train", "prompts"):  # of train each rank has its own
+        if name not in (
+            "train",
+            "score",
+            "prompts",
+            "report",
+        ):  # of train each rank has its own, and each scorer
             verb.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         verb.set_defaults(act=act)
     args = parser.parse_args(words)
@@ -44,30 +52,77 @@ def _positive(text: str) -> int:
 
 
 def _generate_flags(add: argparse.ArgumentParser) -> None:
-    """images from prompts, through a checkpoint and its columns' VAE"""
+    """images from prompts, through a checkpoint and its VAE; also under torchrun or accelerate launch"""
     add.add_argument("--checkpoint", type=Path, required=True, help="a run, or one of its steps")
     add.add_argument(
         "--tag", type=int, help="the step, where --checkpoint is a run; the last without"
     )
     add.add_argument(
-        "--prompts", type=Path, required=True, help=".txt: one a line; .json: list or {id: prompt}"
-    )
-    add.add_argument("--save_dir", type=Path, required=True)
+        "--type", choices=("latentbank", "baseline-dit"), default="latentbank",
+        help="baseline-dit: a folder of the reference's, with config.json and TAG/mp_rank_00_model_states.pt",
+    )  # fmt: skip
     add.add_argument("--benchmark", choices=BENCHMARKS, default="prompts")
+    add.add_argument(
+        "--prompts", "--metadata_file", type=Path,
+        help="its prompt file, if not the one fetched; of your own: .txt, one a line; .json, list or {id: prompt}",
+    )  # fmt: skip
+    add.add_argument("--save_dir", type=Path, required=True)
+    add.add_argument(
+        "--resolution", type=_positive, help="pixels; the columns' by default, 256 without any"
+    )
     add.add_argument("--num_inference_steps", type=_positive, default=25)
+    add.add_argument("--sampler", choices=("euler", "dpmpp-2m"), default="euler")
     add.add_argument("--guidance_scale", type=float, default=6.0)
-    add.add_argument("--batch_size", type=_positive, default=32)
+    add.add_argument(
+        "--guidance_interval", type=float, nargs=2, metavar=("LOW", "HIGH"),
+        help="of sigma, 0 to 1: outside of it the prompt alone is run, at half the cost",
+    )  # fmt: skip
+    add.add_argument("--batch_size", type=_positive, help="pictures; the benchmark's by default")
+    add.add_argument(
+        "--n_samples", "--num_samples", type=_positive, help="pictures of a prompt; likewise"
+    )
     add.add_argument("--seed", type=_natural, default=42)
     add.add_argument("--ema_weights", action=argparse.BooleanOptionalAction, default=True)
-    add.add_argument("--vae", help="where the columns' VAE lies now, if not where it was")
-    add.add_argument("--text_encoder", help="likewise for the text encoder")
+    add.add_argument(
+        "--vae",
+        help="where the columns' VAE lies now, if not where it was: a folder, or flux, sd35, ...",
+    )
+    add.add_argument("--text-encoder", "--text_encoder", help="likewise for the text encoder")
+    add.add_argument(
+        "--allow-other-encoder", "--allow_other_encoder", action="store_true",
+        help="take what --vae and --text-encoder name, though the columns were made with others",
+    )  # fmt: skip
+    add.add_argument(
+        "--text_cache",
+        "--text-cache",
+        type=Path,
+        help="of encoded prompts, for several sets; SAVE_DIR/text by default",
+    )
+    add.add_argument("--threads", type=_positive, default=1, help="of a rank, on a CPU")
 
 
 def _generate(args: argparse.Namespace) -> None:
     from .generate import Request, generate
+    from .ranks import Rank
 
+    rank = Rank.here()
     fields = {k: v for k, v in vars(args).items() if k != "act"}
-    generate(Request(**fields))
+    fields["guidance_interval"] = _interval(args.guidance_interval)
+    fields["device"] = rank.device(args.device)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("eval").setLevel(logging.INFO)
+    generate(Request(**fields), rank=rank)
+
+
+def _interval(found: Sequence[float] | None) -> tuple[float, float] | None:
+    if found is None:
+        return None
+    low, high = found
+    if not 0 <= low < high <= 1:
+        raise BadRequest(
+            f"--guidance_interval: found {low:g} {high:g}, expected 0 <= LOW < HIGH <= 1"
+        )
+    return low, high
 
 
 def _prompts_flags(add: argparse.ArgumentParser) -> None:
@@ -136,6 +191,43 @@ def _fid(args: argparse.Namespace) -> None:
     print(json.dumps(score(args.fake, args.real, args.inception, args.device, args.batch_size)))
 
 
+def _score_flags(add: argparse.ArgumentParser) -> None:
+    """scores of finished sets of pictures, written beside them"""
+    from .distances import make_reference, reference_flags
+    from .score import run, scorers
+
+    kinds = add.add_subparsers(required=True, metavar="SCORER")
+
+    def one_of_them(
+        name: str, flags: Callable[[argparse.ArgumentParser], None]
+    ) -> argparse.ArgumentParser:
+        kind = kinds.add_parser(
+            name,
+            help=(flags.__doc__ or "").splitlines()[0],
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            conflict_handler="resolve",  # a scorer may set its own defaults of these
+        )
+        kind.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        kind.add_argument("--batch_size", type=_positive, default=32)
+        flags(kind)
+        return kind
+
+    for name, scorer in scorers().items():
+        kind = one_of_them(name, scorer.flags)
+        kind.add_argument("save_dir", type=Path, nargs="+", help="what `generate` wrote")
+        kind.add_argument(
+            "--partial",
+            action="store_true",
+            help="score what is there; the name says how much that is",
+        )
+        kind.set_defaults(score=partial(run, scorer))
+    one_of_them("reference", reference_flags).set_defaults(score=make_reference)
+
+
+def _score(args: argparse.Namespace) -> None:
+    args.score(args)
+
+
 def _train_flags(add: argparse.ArgumentParser) -> None:
     """train, with the text encoder in the step where the captions are token ids"""
     add.add_argument("config", type=Path)
@@ -202,15 +294,15 @@ def _watch_flags(add: argparse.ArgumentParser) -> None:
 
 
 def _watch(args: argparse.Namespace) -> int:
-    from . import score
     from .generate import Request
+    from .score import scorers
     from .watch import asked, watch
 
-    scorers = asked(args.scorer, getattr(score, "scorers", dict)(), args.device)
+    chosen = asked(args.scorer, scorers(), args.device)
     apart = ("act", "run", "order", "every", "once", "scorer")
     fields = {k: v for k, v in vars(args).items() if k not in apart}
     request = Request(checkpoint=args.run, save_dir=args.run / "eval", **fields)
-    return watch(args.run, request, scorers, args.order, args.every, args.once)
+    return watch(args.run, request, chosen, args.order, args.every, args.once)
 
 
 VERBS = {
@@ -221,4 +313,5 @@ VERBS = {
     "fid": (_fid_flags, _fid),
     "report": (_report_flags, _report),
     "watch": (_watch_flags, _watch),
+    "score": (_score_flags, _score),
 }

@@ -49,3 +49,27 @@ class BadReport(EvalError, ValueError):
 
 class Watched(EvalError, RuntimeError):
     """Another process watches this run, or its scores are of other settings."""
+
+
+class BadQuestions(EvalError, ValueError):
+    """A benchmark's questions or skills that are absent, damaged, or of other prompts than the pictures."""
+
+
+class BadRanks(EvalError, ValueError):
+    """RANK and WORLD_SIZE in the environment that cannot be."""
+
+
+class BadTextCache(EvalError, ValueError):
+    """A file of encoded prompts that is damaged."""
+
+
+class BadRequest(EvalError, ValueError):
+    """Settings that the model, the VAE or the layout of the pictures cannot serve."""
+
+
+class BadPicture(EvalError, ValueError):
+    """A file that should be a picture and cannot be read as one."""
+
+
+class BadReference(EvalError, ValueError):
+    """Reference statistics that are damaged, or of another network or crop than what is to be scored."""

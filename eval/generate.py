@@ -1,15 +1,24 @@
 """A checkpoint and prompts in, pictures out.
 
 Each picture's noise is a function of (seed, benchmark, prompt id, number), and batches are cut from the whole list of
-prompts, so an interrupted run ends with the same files, byte for byte, as an undisturbed one. Another batch size gives
-the same pictures but for rounding. Latents are de-normalised before the VAE decodes them.
+prompts, so any number of ranks, interrupted as often as may be, ends with the same files, byte for byte on a CPU.
+Another batch size gives the same pictures but for rounding. Latents are de-normalised before the VAE decodes them.
+
+    the prompts' text is encoded (`textcache`), and the text encoder goes
+    each of this rank's batches: noise and text -> latents -> pixels -> files, which threads write meanwhile
+    whoever sees all files there records the set (`imageset`)
 """
 
 import hashlib
+import logging
+import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -24,113 +33,26 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.text import Text
-from torch import Tensor
+from rich.text import Text as Words
 
 from encode.images import to_images
-from encode.text import TextEncoder, load_text
-from encode.vae import Vae, load_vae
-from shards import Norm
-from shards.latents import undraw
 from shards.randomness import normal
-from shards.stream import pad_text
-from train.checkpoint import CheckpointError, load_for_sampling
-from train.model import DiT
 
-from .benchmarks import BENCHMARKS
+from .benchmarks import BENCHMARKS, find
+from .encoders import moved as moved
+from .errors import BadRequest
+from .generator import Generator as Generator
+from .generator import Request as Request
 from .imageset import ImageSet
-from .layouts import File
-from .sampler import sample
+from .layouts import LAYOUTS, File
+from .prompts import Prompts
+from .ranks import Rank
+from .textcache import TextCache
 
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What to generate; names and defaults are the command line's."""
-
-    checkpoint: Path
-    prompts: Path
-    save_dir: Path
-    benchmark: str = "prompts"
-    tag: int | None = None
-    num_inference_steps: int = 25
-    guidance_scale: float = 6.0
-    batch_size: int = 32
-    seed: int = 42
-    ema_weights: bool = True
-    vae: str | None = None
-    text_encoder: str | None = None
-    device: str = "cpu"
-
-
-@dataclass(frozen=True)
-class Generator:
-    """Everything that turns prompts into pictures, on one device."""
-
-    model: DiT
-    text: TextEncoder
-    vae: Vae
-    norm: Norm
-    latent_shape: tuple[int, int, int]  # (C, H, W)
-    identity: Json  # of weights, VAE and text encoder
-
-    @classmethod
-    def load(cls, request: Request) -> "Generator":
-        """Load the checkpoint and the encoders that its columns name, checking their weights."""
-        step = request.checkpoint
-        if request.tag is not None:
-            step = step / "checkpoints" / f"step-{request.tag:08d}"
-        model, manifest = load_for_sampling(step, request.ema_weights)
-        if "data" not in manifest:
-            raise CheckpointError(
-                f"{step}: found imported weights and no word of their VAE and text encoder. Import them again and name "
-                "the latent column and the text column that these made"
-            )
-        latents, text = manifest["data"]["latents"], manifest["data"]["text"]
-        vae = load_vae(moved(latents["identity"]["encoder"], request.vae), request.device)
-        _, height, width = vae.moments_shape(latents["identity"]["preprocess"]["resolution"])
-        # where the column is of ids, the encoder that ran in the step
-        read_by = manifest["data"].get("text_encoder", text["identity"])
-        encoder = moved(read_by["encoder"], request.text_encoder)
-        weights = manifest["files"][
-            "ema.safetensors" if request.ema_weights else "weights.safetensors"
-        ]
-        return cls(
-            model.to(request.device),
-            load_text({**read_by, "encoder": encoder}, request.device),
-            vae,
-            Norm(tuple(latents["norm"]["shift"]), tuple(latents["norm"]["scale"])),
-            (model.config.in_channels, height, width),
-            {
-                "weights": weights["sha256"],
-                "step": manifest["step"],
-                "ema": request.ema_weights,
-                "vae": vae.weights,
-                "text_encoder": encoder["weights"],
-            },
-        )
-
-    def pictures(
-        self, text: Sequence[Tensor], empty: Tensor, noise: Tensor, steps: int, guidance: float
-    ) -> Tensor:
-        """Prompts' tokens [(n_i, D)] and noise (B, C, H, W) -> pixels (B, 3, H', W') in [-1, 1]."""
-        device = noise.device
-        ends = torch.tensor([0, *map(len, text)]).cumsum(0, dtype=torch.int32)
-        padded, mask = pad_text(torch.cat(list(text)), ends)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            latents = sample(
-                self.model, padded.to(device), mask.to(device), empty.to(device).float(),
-                noise=noise, steps=steps, guidance=guidance,
-            )  # fmt: skip
-        return self.vae.decode(undraw(latents, self.norm))
-
-
-def moved(encoder: Json, path: str | None) -> Json:
-    """An encoder's identity with its files in another place; the weights still have to be the same."""
-    return (
-        encoder if path is None else encoder | {"path": path, "subfolder": None, "revision": None}
-    )
+log = logging.getLogger(__name__)
+ALONE = Rank()
+SAVERS = 4  # threads that write files while the next batch is sampled
 
 
 def noise_number(benchmark: str, prompt: str, number: int) -> int:
@@ -139,49 +61,131 @@ def noise_number(benchmark: str, prompt: str, number: int) -> int:
     return int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
 
 
-def generate(request: Request, generator: Generator | None = None) -> Json:
-    """Make the pictures that are missing and return the manifest.
+def generate(request: Request, generator: Generator | None = None, rank: Rank = ALONE) -> Json:
+    """Make the pictures of this rank that are missing. Returns the manifest, if no other rank's are missing then, or
+    else {"complete": False, "missing": how many}.
 
-    Raises BadPrompts, OtherImages, CheckpointError or ModelNotUsable before anything is written.
+    Raises BadPrompts, BadRequest, OtherImages, CheckpointError, EncoderMismatch or ModelNotUsable before anything is
+    written.
     """
+    prompts = find(request.benchmark, request.prompts)
     benchmark = BENCHMARKS[request.benchmark]
-    prompts = benchmark.read(request.prompts)
+    count = request.n_samples or benchmark.images_per_prompt
+    _check_layout(benchmark.layout, prompts, count)
     generator = generator or Generator.load(request)
+    on_cpu = torch.device(request.device).type == "cpu"
+    size = request.batch_size or benchmark.batch_size
     settings = generator.identity | {
-        "sampler": "euler",
+        "sampler": request.sampler,
         "num_inference_steps": request.num_inference_steps,
         "guidance_scale": request.guidance_scale,
-        "batch_size": request.batch_size,
+        "guidance_interval": request.guidance_interval and list(request.guidance_interval),
+        "batch_size": size,
         "seed": request.seed,
-        "precision": "bf16-autocast" if request.device.startswith("cuda") else "fp32",
+        **(
+            {"precision": "fp32", "threads": request.threads}
+            if on_cpu
+            else {"precision": "bf16-autocast"}
+        ),
     }
-    images = ImageSet(
-        request.save_dir, prompts, settings, benchmark.layout, benchmark.images_per_prompt
+    texts = [prompt.text for prompt in prompts.items]
+    place = request.text_cache or request.save_dir / "text"
+    cache = TextCache(place, generator.texts.identity, texts, request.device)
+    if not (request.save_dir / "manifest.json").exists() and cache.missing():
+        generator.texts.load()  # what is wrong with it is said before anything is written
+    images = ImageSet(request.save_dir, prompts, settings, benchmark.layout, count)
+    start = time.monotonic()
+    with threads(request.threads) if on_cpu else nullcontext():
+        known = make(request, generator, images, prompts, cache, size, rank)
+    return finish(
+        images, known, rank, {"device": request.device, "seconds": time.monotonic() - start}
     )
-    batches = list(cut(images.files, request.batch_size))
-    standing = {file.path for file in images.files if images.has(file)}
+
+
+def make(
+    request: Request, generator: Generator, images: ImageSet, prompts: Prompts, cache: TextCache,
+    batch_size: int, rank: Rank,
+) -> set[str]:  # fmt: skip
+    """This rank's part of the files: what stands is verified, what does not is made. Returns their paths."""
+    batches = rank.share(list(cut(images.files, batch_size)))
+    standing = {file.path for batch in batches for file in batch if images.has(file)}
     todo = [batch for batch in batches if any(file.path not in standing for file in batch)]
-    if todo:
-        empty = generator.text.encode([""])[0]
-    with progress(request.save_dir.name) as bar:
-        total, left = (sum(map(len, some)) for some in (batches, todo))
-        task = bar.add_task("", total=total, completed=total - left)
+    number = {prompt.id: i for i, prompt in enumerate(prompts.items)}
+    total, left = (sum(map(len, some)) for some in (batches, todo))
+    with progress(request.save_dir.name, rank) as bar, ThreadPoolExecutor(SAVERS) as savers:
+        if todo:
+            needed = [number[file.prompt.id] for batch in todo for file in batch]
+            encode(generator, cache, needed, rank, bar)
+            generator.model.to(request.device)
+        task = bar.add_task("pictures", total=total, completed=total - left)
+        saving: list[Future[None]] = []
         for batch in todo:
-            asked = [(file.prompt, number) for file in batch for number in file.numbers]
-            numbers = [noise_number(prompts.benchmark, p.id, number) for p, number in asked]
-            noise = normal(request.seed, "generate", numbers, generator.latent_shape)
+            asked = [(file.prompt.id, k) for file in batch for k in file.numbers]
+            keys = [noise_number(prompts.benchmark, name, k) for name, k in asked]
+            noise = normal(request.seed, "generate", keys, generator.latent_shape)
             pixels = generator.pictures(
-                generator.text.encode([prompt.text for prompt, _ in asked]), empty, noise.to(request.device),
-                request.num_inference_steps, request.guidance_scale,
+                cache.read([number[name] for name, _ in asked]), cache.empty, noise.to(request.device),
+                request.num_inference_steps, request.guidance_scale, request.sampler, request.guidance_interval,
             )  # fmt: skip
             pictures = iter(to_images(pixels))
-            for file in batch:
-                tiles = [next(pictures) for _ in file.numbers]
-                if file.path not in standing:
-                    images.save(file, tiles)
+            tiles = [[next(pictures) for _ in file.numbers] for file in batch]
+            for done in saving:
+                done.result()
+            saving = [
+                savers.submit(images.save, file, shown)
+                for file, shown in zip(batch, tiles, strict=True)
+                if file.path not in standing
+            ]
             bar.advance(task, len(batch))
+        for done in saving:
+            done.result()
+    return {file.path for batch in batches for file in batch}
+
+
+def encode(
+    generator: Generator, cache: TextCache, needed: Sequence[int], rank: Rank, bar: Progress
+) -> None:
+    """Encode the prompts that are not in the cache; then the text encoder makes room for the model."""
+    if missing := cache.missing(needed):
+        task = bar.add_task("prompts, by chunks", total=len(missing))
+        cache.fill(
+            needed, generator.texts.load, rank.number, lambda done: bar.update(task, completed=done)
+        )
+    generator.texts.release()
+
+
+def finish(images: ImageSet, known: set[str], rank: Rank, provenance: Json) -> Json:
+    """Record the set if all its files are there; those of other ranks are verified first. Else say how many are not."""
+    found = {
+        Path(at, name).relative_to(images.images).as_posix()  # a listing is fresh on NFS too
+        for at, _, names in os.walk(images.images)
+        for name in names
+    }
+    if absent := [file for file in images.files if file.path not in found]:
+        log.info(
+            "rank %d: its part is done; %d files of other ranks are not there yet, and who makes the last records the "
+            "set",
+            rank.number, len(absent),
+        )  # fmt: skip
+        return {"complete": False, "missing": len(absent)}
+    for file in images.files:
+        if file.path not in known:
+            images.has(file)
     packages = ("torch", "diffusers", "transformers", "pillow")
-    return images.finish({name: version(name) for name in packages} | {"device": request.device})
+    versions = {name: version(name) for name in packages}
+    return images.finish(versions | provenance | {"ranks": rank.size})
+
+
+def _check_layout(layout: str, prompts: Prompts, count: int) -> None:
+    """BadRequest where a layout has no place for so many pictures of a prompt."""
+    files = LAYOUTS[layout].files(prompts, count)
+    shown = len({file.path for file in files}) * len(files[0].numbers)
+    square = isqrt(len(files[0].numbers)) ** 2 == len(files[0].numbers)
+    if shown != count * len(prompts.items) or not square:
+        raise BadRequest(
+            f"--n_samples {count}: found more than the benchmark's layout ({layout}) has a place for"
+            + ("" if square else ": a grid takes a square number")
+        )
 
 
 def cut(files: Sequence[File], batch_size: int) -> Iterator[Sequence[File]]:
@@ -191,16 +195,28 @@ def cut(files: Sequence[File], batch_size: int) -> Iterator[Sequence[File]]:
         yield files[start : start + each]
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many threads of torch, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class Rate(ProgressColumn):
-    """Pictures a second."""
+    """How many a second."""
 
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:.2f} pictures/s")
+    def render(self, task: Task) -> Words:
+        return Words(f"{task.finished_speed or task.speed or 0:.2f}/s")
 
 
-def progress(name: str) -> Progress:
-    """A bar on stderr with rate and time left."""
+def progress(name: str, rank: Rank) -> Progress:
+    """A bar on stderr with rate and time left, of rank 0's own part."""
+    part = f", rank 0 of {rank.size}" if rank.size > 1 else ""
     return Progress(
-        TextColumn(f"generate {name}"), BarColumn(), MofNCompleteColumn(), Rate(), TextColumn("ETA"),
-        TimeRemainingColumn(), console=Console(file=sys.stderr),
+        TextColumn(f"{name}{part}: {{task.description}}"), BarColumn(), MofNCompleteColumn(), Rate(), TextColumn("ETA"),
+        TimeRemainingColumn(), console=Console(file=sys.stderr), disable=rank.number > 0,
     )  # fmt: skip

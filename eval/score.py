@@ -4,8 +4,9 @@ A scorer is an entry: the flags it takes, and a function from a set and those fl
 """
 
 import argparse
+import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import results
@@ -15,19 +16,49 @@ from .results import Item, Score
 Scored = Iterable[tuple[Score, Sequence[Item]]]
 
 
+def nothing(args: argparse.Namespace) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Scorer:
     flags: Callable[[argparse.ArgumentParser], None]  # its docstring is the help
     score: Callable[[Images, argparse.Namespace], Scored]
+    # loads weights and checks flags, so that what is missing is said before any picture is read
+    ready: Callable[[argparse.Namespace], None] = nothing
+
+
+def scorers() -> dict[str, Scorer]:
+    """All scorers by name."""
+    from .clipscore import CLIPSCORE
+    from .distances import DISTANCES
+    from .judges import JUDGES
+
+    return {**DISTANCES, "clipscore": CLIPSCORE, **JUDGES}
 
 
 def run(scorer: Scorer, args: argparse.Namespace) -> None:
     """Open the sets, score them, write and print what was found."""
-    for folder in args.save_dir:
-        images = Images.open(folder, args.partial)
+    scorer.ready(args)
+    sets = [Images.open(folder, args.partial) for folder in args.save_dir]
+    for images in sets:
+        start = time.perf_counter()
         for score, items in scorer.score(images, args):
-            results.write(folder, score, items)
-            print(line(folder, score))
+            now = time.perf_counter()
+            named = replace(
+                score, scorer=name(score.scorer, images), missing=score.missing or images.missing,
+                seconds=now - start if score.seconds is None else score.seconds,
+            )  # fmt: skip
+            start = now
+            results.write(images.folder, named, items)
+            print(line(images.folder, named))
+
+
+def name(scorer: str, images: Images) -> str:
+    """A scorer's name; of a set that is not whole it says how many files were there."""
+    if not images.missing or "-partial" in scorer:
+        return scorer
+    return f"{scorer}-partial-{len(images.files)}-of-{len(images.files) + images.missing}"
 
 
 def line(folder: Path, score: Score) -> str:

@@ -28,7 +28,7 @@ from train.checkpoint import CheckpointError, steps
 from train.page import read, write_page
 
 from . import results
-from .benchmarks import BENCHMARKS
+from .benchmarks import find
 from .errors import BadReport, OtherImages, Watched
 from .generate import Request, generate
 from .imageset import Images
@@ -150,8 +150,8 @@ class Watcher:
         if not self.scorers:
             raise BadReport("--scorer: found none, expected at least one with its flags")
         for each in self.scorers:  # weights that are missing, before any picture is made
-            getattr(each.scorer, "ready", lambda args: None)(each.args)
-        prompts = BENCHMARKS[self.request.benchmark].read(self.request.prompts)
+            each.scorer.ready(each.args)
+        prompts = find(self.request.benchmark, self.request.prompts)
         kept = {key: value for key, value in vars(self.request).items() if key not in APART}
         sampled = {"prompts": prompts.digest, "benchmark": prompts.benchmark}
         self.settings: Json = json.loads(json.dumps(kept | sampled, default=str))
@@ -251,10 +251,10 @@ class Watcher:
         start = time.perf_counter()
         try:
             if not _complete(folder / "manifest.json"):
-                changed: Json = {"checkpoint": checkpoint, "tag": None, "save_dir": folder}
-                if hasattr(self.request, "text_cache"):  # one for all steps
-                    changed["text_cache"] = self.request.text_cache or self.folder / "text"
-                generate(replace(self.request, **changed))
+                cache = self.request.text_cache or self.folder / "text"  # one for all steps
+                generate(replace(
+                    self.request, checkpoint=checkpoint, tag=None, save_dir=folder, text_cache=cache
+                ))  # fmt: skip
         except (CheckpointError, OSError) as error:
             if not checkpoint.is_dir():
                 self.say(f"step {step}: passed over, its checkpoint was removed while it was read")

@@ -34,7 +34,7 @@ MAY = {
 # heavy library -> the only places that may import it
 HEAVY = {
     "diffusers": ("encode", "eval.demo.vae"),
-    "transformers": ("encode",),
+    "transformers": ("encode", "eval.networks", "eval.pretrained"),
     "ray": ("encode",),
     "deepspeed": ("train",),
     "torch": (

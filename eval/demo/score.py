@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from encode.images import to_pixels
-from eval.fid import frechet_features
+from eval.frechet import frechet_features
 from eval.intervals import Interval, bootstrap
 
 from .classifier import Classifier

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.aggregate import Sums, aggregate, difference
+from eval.aggregate import Sums, aggregate, difference, pooled
 from eval.errors import OtherImages
 from eval.results import Item
 
@@ -74,3 +74,20 @@ def test_a_paired_difference_sees_what_two_intervals_hide() -> None:
 def test_other_prompts_are_not_compared() -> None:
     with pytest.raises(OtherImages, match="not the same ones"):
         difference(items({"a": [1.0]}, {}), items({"b": [1.0]}, {}))
+
+
+def test_parts_that_cut_through_prompts_are_pooled_under_the_same_resamples() -> None:
+    """Each part is what `aggregate` gives it alone, where it is about all prompts."""
+    random = np.random.default_rng(5)
+    parts = {
+        name: items({str(i): list(random.normal(0, 1, 1 + i % 3)) for i in range(40)}, {})
+        for name in ("colour", "count")
+    }
+    found = pooled(parts, unit=100)
+    for name, some in parts.items():
+        alone, _ = aggregate(some, unit=100)
+        for end in ("value", "low", "high", "count"):
+            assert getattr(found[name], end) == pytest.approx(getattr(alone, end))
+    few = pooled({"all": parts["colour"], "two": items({"0": [1.0], "1": [0.0, 0.0]}, {})})
+    assert few["two"].value == pytest.approx(1 / 3)
+    assert (few["two"].count, few["two"].low, few["two"].high) == (2, 0.0, 1.0)

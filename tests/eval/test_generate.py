@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,16 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from encode.errors import ModelNotUsable
-from encode.vae import Vae
 from eval.commands import main
-from eval.errors import OtherImages
+from eval.errors import BadRequest, EncoderMismatch, OtherImages
 from eval.generate import Generator, Request, generate, noise_number
 from shards import seal
 from shards.randomness import normal
 from train.checkpoint import CheckpointError
 
-ROOT = Path(__file__).parents[2]
 PROMPTS = [
     "a red cat",
     "the blue dog on a flag",
@@ -97,6 +93,7 @@ def test_an_interrupted_set_goes_on_to_the_same_bytes(request_: Request) -> None
     again = changed(request_, save_dir=request_.save_dir / "../again")
     generator = Generator.load(again)
     generate(again, generator)
+    shutil.rmtree(again.save_dir / "text")  # the prompts' text is made again, too
     images = again.save_dir / "images"
     manifest = again.save_dir / "manifest.json"
     # As a kill between two pictures of the second batch leaves it: no digests yet, one and a half batches done.
@@ -160,44 +157,12 @@ def test_an_encoder_may_move_but_not_change(
     with torch.no_grad():
         other.decoder.conv_out.bias += 1e-6
     other.save_pretrained(tmp_path / "other")
-    with pytest.raises(ModelNotUsable, match="weights .* were found, the column was made with"):
-        generate(changed(request_, vae=str(tmp_path / "other")))
+    other_vae = changed(request_, vae=str(tmp_path / "other"))
+    with pytest.raises(
+        EncoderMismatch, match=r"not the VAE .*found weights .*--allow-other-encoder"
+    ):
+        generate(other_vae)
     assert not request_.save_dir.exists()
-
-
-def test_command_line(request_: Request, run: Path, vae: Vae) -> None:
-    words = [
-        "--checkpoint",
-        run,
-        "--tag",
-        "20",
-        "--prompts",
-        request_.prompts,
-        "--save_dir",
-        request_.save_dir,
-    ]
-    words += [
-        "--num_inference_steps",
-        "2",
-        "--guidance_scale",
-        "1.5",
-        "--no-ema_weights",
-        "--batch_size",
-        "4",
-    ]
-    command = [sys.executable, "-m", "eval", "generate", *map(str, words), "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    manifest = json.loads((request_.save_dir / "manifest.json").read_text())
-    assert manifest["complete"]
-    assert manifest["settings"]["vae"] == vae.weights
-    assert manifest["settings"]["ema"] is False
-    assert len(list((request_.save_dir / "images").glob("*.png"))) == 5
-    request_.prompts.write_text("[]")
-    refused = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert refused.returncode == 2
-    assert refused.stderr.startswith("BadPrompts: ")
-    assert "Traceback" not in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -221,3 +186,83 @@ def test_numbers_that_make_no_sense(
         main()
     assert error.value.code == 2
     assert f"argument {flag}: found" in capsys.readouterr().err
+
+
+# Settings ------------------------------------------------------------------------------------------------------------
+
+
+def test_another_solver_and_guidance_within_an_interval(request_: Request) -> None:
+    """Each is another set, and its settings say so."""
+    request_ = changed(request_, num_inference_steps=5)
+    generator = Generator.load(request_)
+    base = generate(request_, generator)["settings"]
+    given = ({"sampler": "dpmpp-2m"}, {"guidance_interval": (0.3, 0.9)})
+    for i, fields in enumerate(given):
+        other = changed(request_, save_dir=request_.save_dir / f"../{i}", **fields)
+        settings = json.loads(json.dumps(generate(other, generator)["settings"]))
+        different = {k: settings[k] for k in settings if settings[k] != base[k]}
+        assert different == {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+        assert np.abs(pictures(other) - pictures(request_)).max() > 2
+        with pytest.raises(OtherImages, match=next(iter(fields))):
+            generate(changed(other, save_dir=request_.save_dir), generator)
+
+
+def test_manifest_names_all_that_made_the_pictures(
+    request_: Request, run: Path, vae_folder: Path
+) -> None:
+    made = generate(request_)
+    settings = made["settings"]
+    step = run / "checkpoints/step-00000020"
+    record = json.loads((step / "manifest.json").read_bytes())
+    assert settings["weights"] == record["files"]["ema.safetensors"]["sha256"]
+    encoders = {name: record["data"][name]["identity"]["encoder"] for name in ("latents", "text")}
+    assert settings["vae"] == encoders["latents"]["weights"]
+    assert settings["text_encoder"] == encoders["text"]["weights"]
+    assert settings["norm"] == {"shift": [3.0], "scale": [0.05]}
+    asked = {
+        "type": "latentbank", "step": 20, "ema": True, "resolution": 32, "sampler": "euler", "num_inference_steps": 3,
+        "guidance_scale": 6.0, "guidance_interval": None, "batch_size": 2, "seed": 42, "precision": "fp32",
+        "benchmark": "flags", "images_per_prompt": 1,
+    }  # fmt: skip
+    assert {name: settings[name] for name in asked} == asked
+    assert {"torch", "diffusers", "transformers", "pillow"} <= made["provenance"].keys()
+
+
+def test_another_resolution_where_the_table_of_positions_has_room(request_: Request) -> None:
+    small = changed(request_, resolution=16, save_dir=request_.save_dir / "../small")
+    assert generate(small)["settings"]["resolution"] == 16
+    assert pictures(small).shape[1:] == (16, 16, 3)
+    wide = changed(request_, resolution=256, save_dir=request_.save_dir / "../wide")
+    assert Generator.load(wide).latent_shape == (4, 32, 32)
+    with pytest.raises(BadRequest, match=r"34 x 34, expected at most 32, .* 16 x 16 patches"):
+        generate(changed(wide, resolution=272))
+    with pytest.raises(BadRequest, match=r"3 x 3, expected multiples of 2"):
+        generate(changed(wide, resolution=24))
+    assert not wide.save_dir.exists()
+
+
+def test_pictures_of_a_prompt(request_: Request) -> None:
+    """Each has noise of its own, by its number; the first is the same, however many there are."""
+    generate(request_)
+    several = changed(request_, n_samples=2, save_dir=request_.save_dir / "../several")
+    assert generate(several)["settings"]["images_per_prompt"] == 2
+    both = pictures(several).reshape(5, 2, 32, 32, 3)
+    assert np.abs(both[:, 0] - pictures(request_)).max() <= 1
+    assert np.abs(both[:, 0] - both[:, 1]).max(axis=(1, 2, 3)).min() > 0
+    official = request_.prompts.parent / "official.json"  # type: ignore[union-attr]
+    official.write_text(json.dumps({"a": {"category": "animals", "prompt": "a red cat"}}))
+    named = request_.prompts.parent / "named.json"  # type: ignore[union-attr]
+    named.write_text(json.dumps({"a": "a red cat"}))
+    grids = changed(request_, benchmark="dpgbench", n_samples=3, prompts=named)
+    with pytest.raises(BadRequest, match=r"--n_samples 3: .*grids.*a square number"):
+        generate(grids)
+    by_group = changed(request_, benchmark="mjhq30k", n_samples=2, prompts=official)
+    with pytest.raises(BadRequest, match=r"--n_samples 2: .*by-group"):
+        generate(by_group)
+
+
+def test_an_interval_that_is_none(request_: Request) -> None:
+    words = ["generate", "--checkpoint", "x", "--prompts", "x", "--save_dir", "x"]
+    for low, high in (("0.9", "0.2"), ("0.5", "1.5"), ("nan", "1")):
+        with pytest.raises(BadRequest, match="expected 0 <= LOW < HIGH <= 1"):
+            main([*words, "--guidance_interval", low, high])

@@ -1,0 +1,63 @@
+"""How far a long pass is, how fast, and how long it will take: a bar on a terminal, a line now and then elsewhere."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+LINE_SECONDS = 30.0
+
+
+class Bar:
+    """`with Bar("geneval", 2212, "pictures") as bar`, then `bar.advance(n)` after each piece of work."""
+
+    def __init__(self, name: str, total: int, unit: str, console: Console | None = None) -> None:
+        self._name, self._total, self._unit = name, total, unit
+        self._console = console or Console(stderr=True)
+        self._bar = Progress(
+            TextColumn(name, markup=False), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+            TextColumn("{task.fields[told]}"),
+            console=self._console, disable=not self._console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task(name, total=total, told="")
+        self._began = self._line = time.monotonic()
+        self._done = self._skipped = 0
+
+    def __enter__(self) -> "Bar":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def skip(self, count: int) -> None:
+        """What was there before: it does not count for the rate."""
+        self._skipped += count
+        self._bar.update(self._task, advance=count)
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        self._bar.update(self._task, advance=count, told=self.told())
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._line >= LINE_SECONDS:
+            self._line = now
+            done = self._done + self._skipped
+            self.note(f"{self._name} {done}/{self._total} {self._unit}, {self.told()}")
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def told(self) -> str:
+        """Rate and time to go."""
+        rate = self._done / max(time.monotonic() - self._began, 1e-9)
+        if not rate:
+            return ""
+        left = int((self._total - self._skipped - self._done) / rate)
+        return f"{rate:.3g}/s, {left // 3600}:{left % 3600 // 60:02d}:{left % 60:02d} to go"

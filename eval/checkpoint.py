@@ -1,0 +1,76 @@
+"""Models to sample from: a run of ours or one of its steps, or a folder of the reference's.
+
+`--type` says which; the reference's folder is read as it is, with nothing written beside it.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from encode.registry import weights_digest
+from train.checkpoint import CheckpointError, load_for_sampling, steps
+from train.model import DiT
+from train.reference import STATES, read
+
+Json = dict[str, Any]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model in eval mode on the CPU, and what is known of it."""
+
+    model: DiT
+    step: int
+    weights: str  # digest
+    latents: Json | None  # of the columns that it was trained on: identity and norm
+    text: Json | None  # the identity of the encoder that made its text
+    hidden_state: int = -1  # of a text encoder that no column names
+
+
+def load_ours(where: Path, tag: int | None, ema: bool) -> Checkpoint:
+    """The step `tag` of a run, or its last; or `where` itself, if it is a step. CheckpointError names what is wrong."""
+    model, manifest = _load(where, tag, ema)
+    data = manifest.get("data")
+    file = manifest["files"]["ema.safetensors" if ema else "weights.safetensors"]
+    # where the column is of ids, the encoder that ran in the step
+    text = data.get("text_encoder", data["text"]["identity"]) if data else None
+    latents = data["latents"] if data else None
+    return Checkpoint(model, manifest["step"], file["sha256"], latents, text)
+
+
+def _load(where: Path, tag: int | None, ema: bool) -> tuple[DiT, Json]:
+    """As `load_for_sampling`, but of a step only the file that is read is checked, not the state beside it."""
+    folder = where / "checkpoints" if (where / "checkpoints").is_dir() else where
+    numbers = {path.name.removeprefix("step-"): path for path in steps(folder)}
+    there = {int(number): path for number, path in numbers.items() if number.isdigit()}
+    if tag is not None and tag not in there and not (where / "manifest.json").is_file():
+        found = f"steps {', '.join(map(str, sorted(there)))}" if there else "no steps"
+        raise CheckpointError(f"{where}: found {found}, expected step {tag}. Name one with --tag")
+    newest_first = [there[tag]] if tag in there else [there[n] for n in sorted(there, reverse=True)]
+    for path in newest_first[:-1]:
+        try:
+            return load_for_sampling(path, ema)
+        except CheckpointError as error:
+            log.warning("%s. Falling back to the checkpoint before it", error)
+    return load_for_sampling(newest_first[-1] if newest_first else where, ema)
+
+
+def load_reference(where: Path, tag: int | None, ema: bool) -> Checkpoint:
+    """The step `tag` of a folder of the reference's, or its last; BadReference names what is wrong."""
+    config, state = read(where, tag, ema)
+    with torch.device("meta"):
+        model = DiT(config)
+    model.load_state_dict(state, assign=True)
+    names = [path.parent.name for path in where.glob(f"*/{STATES}")]
+    step = max(int(name) for name in names if name.isdigit()) if tag is None else tag
+    fields = json.loads((where / "config.json").read_bytes())
+    hidden_state = fields.get("text_hidden_states_index", -1)
+    return Checkpoint(model.eval(), step, weights_digest(model), None, None, hidden_state)
+
+
+TYPES = {"latentbank": load_ours, "baseline-dit": load_reference}

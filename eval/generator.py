@@ -1,0 +1,165 @@
+"""What turns prompts into pictures: a model, its VAE and its text encoder, which must belong together."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from encode.text import TextEncoder
+from encode.vae import Vae
+from shards import Norm
+from shards.latents import undraw
+from shards.stream import pad_text
+from train.checkpoint import CheckpointError
+from train.model import DiT
+
+from .checkpoint import TYPES, Checkpoint
+from .encoders import Text, latent_shape, vae_of
+from .errors import BadRequest, EncoderMismatch
+from .sampler import Interval, sample
+
+Json = dict[str, Any]
+log = logging.getLogger(__name__)
+RESOLUTION = 256  # the reference's, where no column says
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to generate; names and defaults are the command line's."""
+
+    checkpoint: Path
+    save_dir: Path
+    prompts: Path | None = None  # or where the benchmark's were fetched to
+    benchmark: str = "prompts"
+    type: str = "latentbank"  # of eval.checkpoint.TYPES
+    tag: int | None = None
+    resolution: int | None = None  # pixels; the columns', or RESOLUTION
+    num_inference_steps: int = 25
+    guidance_scale: float = 6.0
+    guidance_interval: Interval | None = None
+    sampler: str = "euler"
+    batch_size: int | None = None  # pictures; the benchmark's
+    n_samples: int | None = None  # pictures of a prompt; the benchmark's
+    seed: int = 42
+    ema_weights: bool = True
+    vae: str | None = None
+    text_encoder: str | None = None
+    allow_other_encoder: bool = False
+    text_cache: Path | None = None
+    threads: int = 1  # on a CPU; the last bits may depend on it
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Generator:
+    """Everything that turns prompts into pictures, on one device."""
+
+    model: DiT
+    texts: Text
+    vae: Vae
+    norm: Norm
+    latent_shape: tuple[int, int, int]  # (C, H, W)
+    identity: Json  # of weights, VAE and text encoder
+
+    @property
+    def text(self) -> TextEncoder:
+        """The text encoder, which is loaded now if it was not yet."""
+        return self.texts.load()
+
+    @classmethod
+    def load(cls, request: Request) -> "Generator":
+        """Load the checkpoint and its VAE, checking their weights, and find out which text encoder it takes."""
+        found = TYPES[request.type](request.checkpoint, request.tag, request.ema_weights)
+        _check_named(request, found)
+        other, device = request.allow_other_encoder, request.device
+        column = found.latents["identity"] if found.latents else None
+        vae = vae_of(column, request.vae, device, other)
+        norm = vae.norm
+        if found.latents:
+            norm = Norm(*(tuple(found.latents["norm"][name]) for name in ("shift", "scale")))
+        default = column["preprocess"]["resolution"] if column else RESOLUTION
+        resolution = request.resolution or default
+        shape = latent_shape(vae, resolution, found.model.config.in_channels)
+        _check_size(found.model, shape, resolution)
+        texts = Text(found.text, request.text_encoder, device, other, found.hidden_state)
+        width = found.model.config.text_width
+        if texts.width not in (None, width):
+            raise EncoderMismatch(
+                f"{request.text_encoder}: found a text encoder of width {texts.width}, expected {width}, as the model "
+                "has. Name the one that it was trained with"
+            )
+        identity = {
+            "type": request.type, "weights": found.weights, "step": found.step, "ema": request.ema_weights,
+            "vae": vae.weights, "norm": {"shift": list(norm.shift), "scale": list(norm.scale)},
+            "text_encoder": texts.weights, "text": texts.identity, "resolution": resolution,
+        }  # fmt: skip
+        _warn_of_others(found, identity)
+        return cls(found.model, texts, vae, norm, shape, identity)
+
+    def pictures(
+        self,
+        text: Sequence[Tensor],
+        empty: Tensor,
+        noise: Tensor,
+        steps: int,
+        guidance: float,
+        sampler: str = "euler",
+        interval: Interval | None = None,
+    ) -> Tensor:
+        """Prompts' tokens [(n_i, D)] and noise (B, C, H, W) -> pixels (B, 3, H', W') in [-1, 1]."""
+        device = noise.device
+        ends = torch.tensor([0, *map(len, text)]).cumsum(0, dtype=torch.int32)
+        padded, mask = pad_text(torch.cat(list(text)), ends)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            latents = sample(
+                self.model, padded.to(device), mask.to(device), empty.to(device).float(),
+                noise=noise, steps=steps, guidance=guidance, sampler=sampler, interval=interval,
+            )  # fmt: skip
+        return self.vae.decode(undraw(latents, self.norm))
+
+
+def _check_named(request: Request, found: Checkpoint) -> None:
+    """Imported weights say nothing of encoders; those that are named for them make good."""
+    if request.type == "latentbank" and not found.latents and not request.vae:
+        raise CheckpointError(
+            f"{request.checkpoint}: found imported weights and no word of their VAE and text encoder. Import them "
+            "again and name the latent column and the text column that these made, or name --vae and --text-encoder"
+        )
+
+
+def _check_size(model: DiT, shape: tuple[int, int, int], resolution: int) -> None:
+    """BadRequest where the model cannot take latents of this shape."""
+    config, (channels, *sides) = model.config, shape
+    patch, most = config.patch_size, config.pos_embed_max_size
+    if config.out_channels != channels:
+        raise BadRequest(
+            f"found a model of {channels} channels in and {config.out_channels} out, expected as many"
+        )
+    size = " x ".join(map(str, sides))
+    if any(side % patch for side in sides):
+        raise BadRequest(
+            f"--resolution {resolution}: found latents of {size}, expected multiples of {patch}, the model's patches"
+        )
+    if config.pos_embed == "ape" and max(sides) > patch * most:
+        raise BadRequest(
+            f"--resolution {resolution}: found latents of {size}, expected at most {patch * most}, for the model's "
+            f"table of positions has {most} x {most} patches"
+        )
+
+
+def _warn_of_others(found: Checkpoint, identity: Json) -> None:
+    columns = {
+        "vae": found.latents["identity"]["encoder"]["weights"] if found.latents else None,
+        "text_encoder": found.text["encoder"]["weights"] if found.text else None,
+    }
+    for name, weights in columns.items():
+        if weights and identity[name] != weights:
+            log.warning(
+                "%s: using weights %.16s..., the columns were made with %.16s...: these pictures are not of the model "
+                "as it was trained",
+                name, identity[name], weights,
+            )  # fmt: skip

@@ -1,0 +1,110 @@
+"""One set of pictures by several processes: the same bytes, whatever their number and whatever befalls them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eval.errors import BadRanks, OtherImages
+from eval.generate import generate
+from eval.ranks import Rank
+from tests.forks import wait
+from tests.memory import in_memory  # noqa: F401 - a fixture, instead of pytest's
+
+from . import faults
+from .faults import made, request, same, start
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_any_number_of_ranks_makes_the_set_of_one(tmp_path: Path, ranks: int) -> None:
+    out = tmp_path / "out"
+    pids = start(out, ranks, tmp_path / "log")
+    assert [wait(pid) for pid in pids] == [0] * ranks
+    same(out)
+
+
+def test_ranks_that_start_one_after_the_other(tmp_path: Path) -> None:
+    """As those of a scheduler's array: each ends well, and the last records the set."""
+    out = tmp_path / "out"
+    for number in (2, 0, 1):
+        assert not (
+            json.loads(m.read_text())["complete"]
+            if (m := out / "manifest.json").exists()
+            else False
+        )
+        (pid,) = start(out, 3, tmp_path / "log", (number,))
+        assert wait(pid) == 0
+    same(out)
+    said = [(tmp_path / f"log.{n}").read_text() for n in (2, 0, 1)]
+    assert "rank 2: its part is done; 48 files of other ranks are not there yet" in said[0]
+    assert "its part is done" not in said[2]
+
+
+def test_a_rank_that_dies_keeps_no_other_waiting(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pids = start(out, 3, tmp_path / "log")
+    faults.await_files(out, 5, pids)
+    os.kill(pids[1], signal.SIGKILL)
+    assert [wait(pid) for pid in pids] == [0, -signal.SIGKILL, 0]
+    assert not json.loads((out / "manifest.json").read_text())["complete"]
+    pids = start(out, 2, tmp_path / "log")  # as many as are left
+    assert [wait(pid) for pid in pids] == [0, 0]
+    same(out)
+
+
+@pytest.mark.parametrize(("ranks", "moment"), [(1, 100), (2, 101), (4, 102)])
+def test_killed_at_any_moment(ranks: int, moment: int) -> None:
+    faults.killed(ranks, moment)
+
+
+def test_the_one_that_records_verifies_what_others_made(tmp_path: Path) -> None:
+    """Rank 1 has not looked at its part yet, and there a foreign picture lies."""
+
+    def spoil(out: Path) -> None:
+        record = json.loads((out / "manifest.json").read_text())
+        del record["files"], record["provenance"]
+        (out / "manifest.json").write_text(json.dumps({**record, "complete": False}))
+        for name in ("00000", "00001"):  # of rank 0
+            (out / f"images/{name}.png").unlink()
+        whole = (out / "images/00004.png").read_bytes()
+        (out / "images/00005.png").write_bytes(whole)  # of rank 1: its picture is another's
+
+    out = faults.copied(tmp_path / "out", spoil)
+    with pytest.raises(OtherImages, match=r"00005\.png"):
+        generate(request(made()[0], out), rank=Rank(0, 2))
+    assert not json.loads((out / "manifest.json").read_text())["complete"]
+
+
+def test_command_under_torchrun(tmp_path: Path) -> None:
+    """Two ranks by torchrun, and then the same command alone finds all there."""
+    folder, _ = made()
+    asked = request(folder, tmp_path / "out")
+    words = [
+        "eval", "generate", "--checkpoint", asked.checkpoint, "--prompts", asked.prompts, "--save_dir", asked.save_dir,
+        "--num_inference_steps", "2", "--batch_size", "4", "--device", "cpu",
+    ]  # fmt: skip
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command = [sys.executable, "-m", *launch, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=250)
+    assert done.returncode == 0, done.stderr
+    assert "rank 0 of 2: pictures" in done.stderr
+    same(tmp_path / "out")
+
+
+def test_who_this_process_is() -> None:
+    here = Rank.here({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"})
+    assert here == Rank(5, 8, 1)
+    assert Rank.here({}) == Rank.here({"LOCAL_RANK": "3"}) == Rank(0, 1)
+    assert list(here.share(range(20))) == [5, 13]
+    everything = sorted(i for n in range(3) for i in Rank(n, 3).share(range(20)))
+    assert everything == list(range(20))
+    assert here.device("cpu") == "cpu"
+    for bad in ({"RANK": "2"}, {"RANK": "-1"}, {"RANK": "x"}, {"RANK": "0", "LOCAL_RANK": "a"}):
+        with pytest.raises(BadRanks, match="RANK="):
+            Rank.here({"WORLD_SIZE": "2", **bad})

@@ -1,0 +1,87 @@
+"""GenEval 2's means over the probabilities of right answers, by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval import softtifa
+from eval.errors import BadQuestions
+from eval.prompts import Prompt, Prompts
+from eval.softtifa import Asked, geometric, items, read_questions, spellings
+
+TWO_CATS = {
+    "prompt": "two red cat", "atom_count": 3, "skills": ["count", "attribute", "object"],
+    "vqa_list": [["How many cat are there?", "two"], ["Is the cat red?", "Yes"], ["Is there a cat?", "Yes"]],
+}  # fmt: skip
+
+
+def written(folder: Path, *records: Any) -> Path:
+    path = folder / "geneval2_data.jsonl"
+    path.write_text("\n".join(json.dumps(record) for record in records))
+    return path
+
+
+def test_questions_are_read_by_prompt(tmp_path: Path) -> None:
+    assert read_questions(written(tmp_path, TWO_CATS)) == {
+        "two red cat": Asked(
+            (("How many cat are there?", "two"), ("Is the cat red?", "Yes"), ("Is there a cat?", "Yes")),
+            ("count", "attribute", "object"), 3,
+        )
+    }  # fmt: skip
+
+
+def test_spellings() -> None:
+    assert spellings("Yes") == ("Yes", "yes", " Yes", " yes")
+    assert spellings("seven") == ("seven", "Seven", " seven", "7", " 7")
+
+
+def test_means() -> None:
+    assert geometric([0.5, 0.5, 0.125]) == pytest.approx(0.03125 ** (1 / 3))
+    assert geometric([0.9, 0.0, 0.9]) == 0
+    assert geometric([1e-300] * 3) == pytest.approx(1e-300)  # the product alone would be 0
+    asked = read_questions_of(TWO_CATS)
+    arithmetic, other = items("00000", 0, asked, [0.2, 0.4, 0.9])
+    assert (arithmetic.value, other.value) == (pytest.approx(0.5), pytest.approx(0.072 ** (1 / 3)))
+    assert arithmetic.groups == other.groups == ("3 atoms",)
+    skills = softtifa.by_skill([arithmetic])
+    assert {name: [one.value for one in some] for name, some in skills.items()} == {
+        "attribute": [0.4], "count": [0.2], "object": [0.9],
+    }  # fmt: skip
+
+
+def read_questions_of(record: dict[str, Any]) -> Asked:
+    return softtifa._asked(record)[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"skills": ["count"]}, {"vqa_list": []}, {"vqa_list": [["How many?", "eleven"]], "skills": ["count"]},
+        {"atom_count": "x"}, {"vqa_list": [["one"]]}, {"prompt": None, "vqa_list": 3},
+    ],
+)  # fmt: skip
+def test_damaged_lines_are_named(tmp_path: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(BadQuestions, match=r"geneval2_data\.jsonl:2: found"):
+        read_questions(written(tmp_path, TWO_CATS, TWO_CATS | {"prompt": "other"} | change))
+
+
+def test_absent_and_repeated(tmp_path: Path) -> None:
+    with pytest.raises(BadQuestions, match=r"no such file.*--questions"):
+        read_questions(tmp_path / "none.jsonl")
+    with pytest.raises(BadQuestions, match="stands twice"):
+        read_questions(written(tmp_path, TWO_CATS, TWO_CATS))
+    with pytest.raises(BadQuestions, match="holds no question"):
+        read_questions(written(tmp_path))
+
+
+def test_the_set_has_the_prompts_that_are_asked_about() -> None:
+    questions = {"a": read_questions_of(TWO_CATS), "b": read_questions_of(TWO_CATS)}
+    one = Prompts("p", (Prompt("00000", "a"),))
+    assert softtifa.absent(questions, one, partial=True) == 1
+    with pytest.raises(BadQuestions, match=r"1 prompts are not in the set \('b'\)"):
+        softtifa.absent(questions, one, partial=False)
+    other = Prompts("p", (Prompt("00000", "c"),))
+    with pytest.raises(BadQuestions, match="1 prompts of the set are not asked about"):
+        softtifa.absent(questions, other, partial=True)
