@@ -3,12 +3,13 @@
 import argparse
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from .benchmarks import BENCHMARKS
+from .benchmarks import BENCHMARKS, PLACE
 from .errors import BadRequest
 
 
@@ -25,7 +26,7 @@ def main(words: Sequence[str] | None = None) -> int | None:
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         add_flags(verb)
-        if name != "train":  # there each rank has its own
+        if name not in ("train", "prompts"):  # of train each rank has its own
             verb.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         verb.set_defaults(act=act)
     args = parser.parse_args(words)
@@ -43,6 +44,16 @@ def _positive(text: str) -> int:
     if _natural(text) == 0:
         raise argparse.ArgumentTypeError("found 0, expected at least 1")
     return int(text)
+
+
+def _finite(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number")
+    return found
 
 
 def _generate_flags(add: argparse.ArgumentParser) -> None:
@@ -66,9 +77,9 @@ def _generate_flags(add: argparse.ArgumentParser) -> None:
     )
     add.add_argument("--num_inference_steps", type=_positive, default=25)
     add.add_argument("--sampler", choices=("euler", "dpmpp-2m"), default="euler")
-    add.add_argument("--guidance_scale", type=float, default=6.0)
+    add.add_argument("--guidance_scale", type=_finite, default=6.0)
     add.add_argument(
-        "--guidance_interval", type=float, nargs=2, metavar=("LOW", "HIGH"),
+        "--guidance_interval", type=_finite, nargs=2, metavar=("LOW", "HIGH"),
         help="of sigma, 0 to 1: outside of it the prompt alone is run, at half the cost",
     )  # fmt: skip
     add.add_argument("--batch_size", type=_positive, help="pictures; the benchmark's by default")
@@ -103,6 +114,8 @@ def _generate(args: argparse.Namespace) -> None:
     fields = {k: v for k, v in vars(args).items() if k != "act"}
     fields["guidance_interval"] = _interval(args.guidance_interval)
     fields["device"] = rank.device(args.device)
+    if fields["device"].startswith("cuda:"):
+        torch.cuda.set_device(fields["device"])
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("eval").setLevel(logging.INFO)
     generate(Request(**fields), rank=rank)
@@ -117,6 +130,39 @@ def _interval(found: Sequence[float] | None) -> tuple[float, float] | None:
             f"--guidance_interval: found {low:g} {high:g}, expected 0 <= LOW < HIGH <= 1"
         )
     return low, high
+
+
+def _prompts_flags(add: argparse.ArgumentParser) -> None:
+    """the benchmarks' prompts: fetch, list, show"""
+    actions = add.add_subparsers(dest="action", required=True, metavar="ACTION")
+    fetch = actions.add_parser("fetch", help="bring them from where they are published")
+    names = [name for name, benchmark in BENCHMARKS.items() if benchmark.sources]
+    fetch.add_argument("names", nargs="+", metavar="NAME", choices=names, help=", ".join(names))
+    show = actions.add_parser("show", help="what a file holds, as a benchmark reads it")
+    show.add_argument("file", type=Path, nargs="?", help="what was fetched without")
+    show.add_argument("--benchmark", choices=BENCHMARKS, default="prompts")
+    listed = actions.add_parser("list", help="benchmarks, and whose prompts are here")
+    for action in (fetch, show, listed):
+        action.add_argument("--to", type=Path, default=PLACE, help=f"where they are kept ({PLACE})")
+
+
+def _prompts(args: argparse.Namespace) -> int:
+    from .catalogue import listed, shown
+    from .fetch import fetch
+
+    if args.action != "fetch":
+        lines = (
+            listed(args.to) if args.action == "list" else shown(args.benchmark, args.file, args.to)
+        )
+        print("\n".join(lines))
+        return 0
+    try:
+        for name in args.names:
+            fetch(name, args.to)
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on")
+        return 130
+    return 0
 
 
 def _reconstruct_flags(add: argparse.ArgumentParser) -> None:
@@ -166,6 +212,7 @@ def _train(args: argparse.Namespace) -> int:
 
 VERBS = {
     "train": (_train_flags, _train),
+    "prompts": (_prompts_flags, _prompts),
     "generate": (_generate_flags, _generate),
     "reconstruct": (_reconstruct_flags, _reconstruct),
     "fid": (_fid_flags, _fid),

@@ -49,3 +49,7 @@ class BadTextCache(EvalError, ValueError):
 
 class BadRequest(EvalError, ValueError):
     """Settings that the model, the VAE or the layout of the pictures cannot serve."""
+
+
+class NotFetched(EvalError, OSError):
+    """Prompts that did not come from where they are published, or are not those that are known."""

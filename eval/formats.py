@@ -141,6 +141,9 @@ def tagged(number: int, record: Json) -> Prompt:
     """GenEval's {"tag": ..., "include": [...], "prompt": ...}, under the number of its line."""
     if not isinstance(record["tag"], str) or not isinstance(record["include"], list):
         raise TypeError("expected a tag and a list of what the picture includes")
+    for asked in [*record["include"], *record.get("exclude", [])]:
+        if not isinstance(asked["class"], str) or type(asked["count"]) is not int:
+            raise TypeError(f"expected a class and a count, found {asked!r:.80}")
     return Prompt(f"{number:05d}", record["prompt"], record["tag"], record)
 
 

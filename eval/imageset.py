@@ -55,9 +55,11 @@ class ImageSet:
         self.images.mkdir(parents=True, exist_ok=True)
         put_if_absent(self._manifest, self._record({"complete": False}))
         self._refuse_others()
-        atomic_write(folder / "prompts.json", canonical_json(prompts.to_json()))
-        for path, data in self._sidecars.items():
-            self._put(path, data)
+        beside = {f"images/{path}": data for path, data in self._sidecars.items()}
+        for path, data in {"prompts.json": canonical_json(prompts.to_json()), **beside}.items():
+            if not (folder / path).exists():
+                self._put(folder / path, data)
+        checks.read_set_prompts(folder / "prompts.json", self._settings)
         checks.refuse_sidecars(self.images, self._sidecars)
 
     def has(self, file: File) -> bool:
@@ -71,7 +73,8 @@ class ImageSet:
     def save(self, file: File, tiles: Sequence[Picture]) -> None:
         """Write a file's pictures, each (H, W, 3)."""
         suffix = PurePosixPath(file.path).suffix
-        self._put(file.path, stamps.encode(joined(tiles), suffix, stamp_of(self._settings, file)))
+        data = stamps.encode(joined(tiles), suffix, stamp_of(self._settings, file))
+        self._put(self.images / file.path, data)
 
     def finish(self, provenance: Json) -> Json:
         """Record the digests of all files, or check them where they are recorded already.
@@ -92,11 +95,10 @@ class ImageSet:
         checks.refuse_changed(self.images, files, recorded["files"])
         return recorded
 
-    def _put(self, path: str, data: bytes) -> None:
+    def _put(self, path: Path, data: bytes) -> None:
         """Unfinished files are outside of images/: scorers take all they find there."""
-        place = self.images / path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        put_if_absent(place, data, self.folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        put_if_absent(path, data, self.folder)
 
     def _record(self, state: Json) -> bytes:
         return canonical_json(

@@ -4,14 +4,13 @@ A layout turns prompts into the files of `<save_dir>/images`. A file shows one p
 tiles of a square grid, row by row.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isqrt
 
 import numpy as np
 from numpy.typing import NDArray
-
-from shards import canonical_json
 
 from .prompts import Prompt, Prompts
 
@@ -71,8 +70,11 @@ def folders(prompts: Prompts, count: int) -> list[File]:
 
 
 def records(prompts: Prompts) -> dict[str, bytes]:
-    """GenEval's `<id>/metadata.jsonl`: the prompt's line of the official file."""
-    return {f"{p.id}/metadata.jsonl": canonical_json(p.record) for p in prompts.items}
+    """GenEval's `<id>/metadata.jsonl`: the prompt's record, in ASCII as the scorer says no encoding."""
+    return {
+        f"{p.id}/metadata.jsonl": json.dumps(p.record, sort_keys=True).encode() + b"\n"
+        for p in prompts.items
+    }
 
 
 def grids(prompts: Prompts, count: int) -> list[File]:

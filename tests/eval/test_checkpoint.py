@@ -87,10 +87,12 @@ def test_a_state_that_is_not_the_last(theirs: Request, tmp_path: Path) -> None:
     assert texts.identity["hidden_state"] == -2
 
 
-def test_an_encoder_of_another_shape_is_named(theirs: Request, tmp_path: Path) -> None:
+def test_an_encoder_of_another_shape_is_named(theirs: Request, run: Path, tmp_path: Path) -> None:
     wide = changed(theirs, vae=str(save_vae(tmp_path / "wide", channels=8)))
-    with pytest.raises(EncoderMismatch, match="found a VAE of 8 latent channels, expected 4"):
-        generate(wide)
+    ours = changed(wide, type="latentbank", checkpoint=run, allow_other_encoder=True)
+    for request in (wide, ours):
+        with pytest.raises(EncoderMismatch, match="found a VAE of 8 latent channels, expected 4"):
+            generate(request)
     long = changed(theirs, text_encoder=str(save_text(tmp_path / "long", width=32)))
     with pytest.raises(EncoderMismatch, match="found a text encoder of width 32, expected 24"):
         generate(long)

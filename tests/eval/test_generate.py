@@ -10,9 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from eval.checkpoint import TYPES
 from eval.commands import main
 from eval.errors import BadRequest, EncoderMismatch, OtherImages
 from eval.generate import Generator, Request, generate, noise_number
+from eval.ranks import Rank
+from eval.sampler import SAMPLERS
 from shards import seal
 from shards.randomness import normal
 from train.checkpoint import CheckpointError
@@ -134,8 +137,10 @@ def test_a_step_by_tag_or_path_is_the_newest_of_its_run(request_: Request, run: 
     assert not (request_.save_dir / "../none").exists()
 
 
-def test_imported_weights_without_their_columns(request_: Request, run: Path) -> None:
-    """They say nothing of a VAE, so it is asked for."""
+def test_imported_weights_without_their_columns(
+    request_: Request, run: Path, vae_folder: Path, text_folder: Path
+) -> None:
+    """They say nothing of a VAE, so it is asked for, and one that is named will do."""
     step = request_.save_dir.parent / "step-00000010"
     shutil.copytree(run / "checkpoints/step-00000010", step)
     record = json.loads((step / "manifest.json").read_bytes())
@@ -143,6 +148,8 @@ def test_imported_weights_without_their_columns(request_: Request, run: Path) ->
     (step / "manifest.json").write_bytes(seal(record))
     with pytest.raises(CheckpointError, match="Import them again and name the latent column"):
         generate(changed(request_, checkpoint=step))
+    named = changed(request_, checkpoint=step, vae=str(vae_folder), text_encoder=str(text_folder))
+    assert generate(changed(named, resolution=32))["settings"]["step"] == 10
 
 
 def test_an_encoder_may_move_but_not_change(
@@ -166,7 +173,13 @@ def test_an_encoder_may_move_but_not_change(
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"), [("--batch_size", "0"), ("--num_inference_steps", "x"), ("--seed", "-1")]
+    ("flag", "value"),
+    [
+        ("--batch_size", "0"),
+        ("--num_inference_steps", "x"),
+        ("--seed", "-1"),
+        ("--guidance_scale", "nan"),
+    ],
 )
 def test_numbers_that_make_no_sense(
     flag: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -207,9 +220,7 @@ def test_another_solver_and_guidance_within_an_interval(request_: Request) -> No
             generate(changed(other, save_dir=request_.save_dir), generator)
 
 
-def test_manifest_names_all_that_made_the_pictures(
-    request_: Request, run: Path, vae_folder: Path
-) -> None:
+def test_manifest_names_all_that_made_the_pictures(request_: Request, run: Path) -> None:
     made = generate(request_)
     settings = made["settings"]
     step = run / "checkpoints/step-00000020"
@@ -263,6 +274,27 @@ def test_pictures_of_a_prompt(request_: Request) -> None:
 
 def test_an_interval_that_is_none(request_: Request) -> None:
     words = ["generate", "--checkpoint", "x", "--prompts", "x", "--save_dir", "x"]
-    for low, high in (("0.9", "0.2"), ("0.5", "1.5"), ("nan", "1")):
+    for low, high in (("0.9", "0.2"), ("0.5", "1.5"), ("-0.1", "1")):
         with pytest.raises(BadRequest, match="expected 0 <= LOW < HIGH <= 1"):
             main([*words, "--guidance_interval", low, high])
+
+
+def test_flags_know_all_samplers_and_types(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag, known in (("--sampler", SAMPLERS), ("--type", TYPES)):
+        with pytest.raises(SystemExit):
+            main(["generate", flag, "none"])
+        said = capsys.readouterr().err
+        assert all(name in said.partition("choose from")[2] for name in known)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(request_: Request) -> None:
+    """bf16 autocast moves a picture a little, and two ranks make the files of one."""
+    generate(request_)
+    gpu = changed(request_, device="cuda", save_dir=request_.save_dir / "../gpu")
+    made = generate(gpu)
+    assert made["settings"]["precision"] == "bf16-autocast"
+    assert np.abs(pictures(gpu) - pictures(request_)).mean() < 4
+    ranks = changed(gpu, save_dir=request_.save_dir / "../ranks")
+    assert not generate(ranks, rank=Rank(1, 2))["complete"]
+    assert generate(ranks, rank=Rank(0, 2))["files"] == made["files"]

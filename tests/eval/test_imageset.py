@@ -1,14 +1,17 @@
 """A folder of pictures goes on after a stop and refuses what it did not make."""
 
 import json
+import multiprocessing
+import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from eval.errors import OtherImages
-from eval.imageset import ImageSet
+from eval.errors import MissingImages, OtherImages
+from eval.imageset import Images, ImageSet
 from eval.prompts import Prompt, Prompts
 
 PROMPTS = Prompts("p", (Prompt("a", "one"), Prompt("b", "two")))
@@ -98,3 +101,169 @@ def test_another_manifest_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(OtherImages, match="not a manifest of images"):
         ImageSet(tmp_path, PROMPTS, SETTINGS)
     assert (tmp_path / "manifest.json").read_text() == "{}"
+
+
+def test_a_jpeg_verifies_itself(tmp_path: Path) -> None:
+    images = ImageSet(tmp_path, PROMPTS, SETTINGS, "jpeg")
+    for file, value in zip(images.files, (90, 160), strict=True):
+        images.save(file, [picture(value)])
+    path = tmp_path / "images" / "a.jpeg"
+    whole = path.read_bytes()
+    assert whole[:3] == b"\xff\xd8\xff"
+    with Image.open(path) as image:
+        assert (image.format, image.size) == ("JPEG", (6, 8))
+        assert np.abs(np.asarray(image).astype(int) - 90).max() <= 1
+    again = ImageSet(tmp_path, PROMPTS, SETTINGS, "jpeg")
+    assert [again.has(file) for file in again.files] == [True, True]
+    for at in range(0, len(whole), 4):  # no byte can change, nor can the file end early
+        damaged = bytearray(whole)
+        damaged[at] ^= 0x10
+        for found in (bytes(damaged), whole[:at]) if at % 32 == 0 else (bytes(damaged),):
+            path.write_bytes(found)
+            with pytest.raises(OtherImages, match=r"a\.jpeg"):
+                again.has(again.files[0])
+    path.write_bytes((tmp_path / "images" / "b.jpeg").read_bytes())
+    with pytest.raises(OtherImages, match="not made by this run's settings"):
+        again.has(again.files[0])
+    Image.fromarray(picture(90)).save(path)
+    with pytest.raises(OtherImages, match="not made by this run's settings"):
+        again.has(again.files[0])
+    assert (
+        json.loads((tmp_path / "manifest.json").read_text())["settings"]["encoding"]
+        == "jpeg-quality-75"
+    )
+
+
+def test_nothing_unfinished_is_ever_among_the_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    link = os.link
+
+    def looking(old: Path, new: Path) -> None:
+        seen.extend(path.name for path in (tmp_path / "images").rglob("*") if path.is_file())
+        link(old, new)
+
+    monkeypatch.setattr(os, "link", looking)
+    images = made(tmp_path)
+    assert set(seen) == {"a.png"}
+    old, new = tmp_path / ".tmp-old", tmp_path / ".tmp-new"
+    for path in (old, new):
+        path.write_bytes(b"")
+    os.utime(old, (time.time() - 7200,) * 2)  # of a killed process; the other may be still writing
+    images.finish({})
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_what_is_missing_is_listed(tmp_path: Path) -> None:
+    with pytest.raises(MissingImages, match=r"found no manifest\.json"):
+        Images.open(tmp_path)
+    prompts = Prompts("p", tuple(Prompt(f"{i:02d}", "x") for i in range(30)))
+    images = ImageSet(tmp_path, prompts, {}, "flat", 2)
+    images.save(images.files[3], [picture(3)])
+    for act in (lambda: Images.open(tmp_path), lambda: images.finish({})):
+        with pytest.raises(MissingImages) as error:
+            act()
+        assert (
+            "59 of 60 files are missing, of 30 prompts: 00_0.png, 00_1.png, 01_0.png, 02_0.png"
+            in str(error.value)
+        )
+        assert "and 39 more" in str(error.value)
+    some = Images.open(tmp_path, partial=True)
+    assert [(one.file.path, one.read()[0, 0, 0]) for one in some] == [("01_1.png", 3)]
+    assert some.missing == 59
+    for file in images.files:
+        if not images.has(file):
+            images.save(file, [picture(7)])
+    with pytest.raises(MissingImages, match="the run that makes them has not ended"):
+        Images.open(tmp_path)
+    images.finish({})
+    assert Images.open(tmp_path).missing == 0
+
+
+def test_a_set_that_changed_is_not_scored(tmp_path: Path) -> None:
+    images = ImageSet(tmp_path, PROMPTS, SETTINGS)
+    images.save(images.files[0], [picture(1)])
+    strange = tmp_path / "images" / "b.png"
+    Image.fromarray(picture(2)).save(strange)
+    with pytest.raises(OtherImages, match=r"b\.png: not made by"):
+        Images.open(tmp_path, partial=True)  # a mixed set
+    strange.unlink()
+    images.save(images.files[1], [picture(2)])
+    images.finish({})
+    whole = Images.open(tmp_path)
+    path = tmp_path / "images" / "a.png"
+    before = path.read_bytes()
+    path.write_bytes(before + b"x")
+    with pytest.raises(OtherImages, match=r"1 pictures changed .*\(a\.png\)"):
+        Images.open(tmp_path)
+    path.write_bytes(before)
+    (tmp_path / "images" / "empty").mkdir()
+    with pytest.raises(OtherImages, match="no prompt asks for .empty/."):
+        Images.open(tmp_path)
+    (tmp_path / "images" / "empty").rmdir()
+    assert Images.open(tmp_path).digest == whole.digest
+    stored = tmp_path / "prompts.json"
+    stored.write_text(stored.read_text().replace("two", "too"))
+    with pytest.raises(OtherImages, match="changed since the pictures were made"):
+        Images.open(tmp_path)
+
+
+def test_what_lies_beside_the_pictures_is_checked(tmp_path: Path) -> None:
+    record = {"tag": "colors", "include": [], "prompt": "x"}
+    prompts = Prompts("geneval", (Prompt("00000", "x", "colors", record),))
+    images = ImageSet(tmp_path, prompts, {}, "folders")
+    images.save(images.files[0], [picture(1)])
+    images.finish({})
+    path = tmp_path / "images" / "00000" / "metadata.jsonl"
+    path.write_text("{}")
+    for act in (lambda: Images.open(tmp_path), lambda: ImageSet(tmp_path, prompts, {}, "folders")):
+        with pytest.raises(OtherImages, match=r"metadata\.jsonl: changed"):
+            act()
+    assert path.read_text() == "{}"
+    path.unlink()
+    with pytest.raises(OtherImages, match=r"metadata\.jsonl: missing"):
+        Images.open(tmp_path)
+    ImageSet(tmp_path, prompts, {}, "folders")
+    assert Images.open(tmp_path).files[0].path == "00000/samples/00000.png"
+
+
+def test_a_refused_folder_stays_as_it_was(tmp_path: Path) -> None:
+    made(tmp_path)
+
+    def state() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    before = state()
+    for prompts, settings in ((PROMPTS, {}), (Prompts("p", (Prompt("c", "x"),)), SETTINGS)):
+        with pytest.raises(OtherImages):
+            ImageSet(tmp_path, prompts, settings)
+    assert state() == before
+
+
+def _write_at_once(folder: Path, rank: int, start: "multiprocessing.synchronize.Barrier") -> None:
+    prompts = Prompts("p", tuple(Prompt(f"{i:02d}", "x") for i in range(24)))
+    start.wait()
+    images = ImageSet(folder, prompts, SETTINGS, "flat")
+    for file in images.files[rank // 2 :: 2]:  # each file is made by two of the four
+        if not images.has(file):
+            images.save(file, [picture(int(file.prompt.id))])
+    start.wait()
+    images.finish({"torch": "x"})
+
+
+def test_processes_write_one_set_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    start = context.Barrier(4)
+    ranks = [
+        context.Process(target=_write_at_once, args=(tmp_path, rank, start)) for rank in range(4)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [0] * 4
+    found = Images.open(tmp_path)
+    assert [one.read()[0, 0, 0] for one in found] == list(range(24))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"images", "manifest.json", "prompts.json"}
