@@ -176,8 +176,9 @@ def finish(images: ImageSet, known: set[str], rank: Rank, provenance: Json) -> J
             rank.number, len(absent),
         )  # fmt: skip
         return {"complete": False, "missing": len(absent)}
-    with progress(images.folder.name, rank) as bar:
-        verified(images, [file for file in images.files if file.path not in known], bar)
+    if others := [file for file in images.files if file.path not in known]:
+        with progress(images.folder.name, rank) as bar:
+            verified(images, others, bar)
     packages = ("torch", "diffusers", "transformers", "pillow")
     versions = {name: version(name) for name in packages}
     return images.finish(versions | provenance | {"ranks": rank.size})
@@ -185,13 +186,10 @@ def finish(images: ImageSet, known: set[str], rank: Rank, provenance: Json) -> J
 
 def _check_layout(layout: str, prompts: Prompts, count: int) -> None:
     """BadRequest where a layout has no place for so many pictures of a prompt."""
-    files = LAYOUTS[layout].files(prompts, count)
-    shown = len({file.path for file in files}) * len(files[0].numbers)
-    square = isqrt(len(files[0].numbers)) ** 2 == len(files[0].numbers)
-    if shown != count * len(prompts.items) or not square:
+    tiles = len(LAYOUTS[layout].files(prompts, count)[0].numbers)
+    if isqrt(tiles) ** 2 != tiles:
         raise BadRequest(
-            f"--n_samples {count}: found more than the benchmark's layout ({layout}) has a place for"
-            + ("" if square else ": a grid takes a square number")
+            f"--n_samples: found {count}, expected a square number, as a grid takes it"
         )
 
 

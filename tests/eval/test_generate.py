@@ -260,16 +260,11 @@ def test_pictures_of_a_prompt(request_: Request) -> None:
     both = pictures(several).reshape(5, 2, 32, 32, 3)
     assert np.abs(both[:, 0] - pictures(request_)).max() <= 1
     assert np.abs(both[:, 0] - both[:, 1]).max(axis=(1, 2, 3)).min() > 0
-    official = request_.prompts.parent / "official.json"  # type: ignore[union-attr]
-    official.write_text(json.dumps({"a": {"category": "animals", "prompt": "a red cat"}}))
     named = request_.prompts.parent / "named.json"  # type: ignore[union-attr]
     named.write_text(json.dumps({"a": "a red cat"}))
     grids = changed(request_, benchmark="dpgbench", n_samples=3, prompts=named)
-    with pytest.raises(BadRequest, match=r"--n_samples 3: .*grids.*a square number"):
+    with pytest.raises(BadRequest, match="--n_samples: found 3, expected a square number"):
         generate(grids)
-    by_group = changed(request_, benchmark="mjhq30k", n_samples=2, prompts=official)
-    with pytest.raises(BadRequest, match=r"--n_samples 2: .*by-group"):
-        generate(by_group)
 
 
 def test_an_interval_that_is_none(request_: Request) -> None:
