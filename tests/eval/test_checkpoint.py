@@ -71,7 +71,7 @@ def test_its_defaults(theirs: Request) -> None:
 
 def test_its_encoders_must_be_named(theirs: Request) -> None:
     for flag, field in (("--vae", "vae"), ("--text-encoder", "text_encoder")):
-        with pytest.raises(BadRequest, match=f"found no {flag}, expected that of the model"):
+        with pytest.raises(BadRequest, match=f"--type baseline-dit: found no {flag}, expected"):
             generate(changed(theirs, **{field: None}))
     with pytest.raises(ModelNotUsable, match="no such folder"):
         generate(changed(theirs, vae="/nowhere"))

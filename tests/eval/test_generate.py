@@ -293,3 +293,30 @@ def test_on_a_gpu(request_: Request) -> None:
     ranks = changed(gpu, save_dir=request_.save_dir / "../ranks")
     assert not generate(ranks, rank=Rank(1, 2))["complete"]
     assert generate(ranks, rank=Rank(0, 2))["files"] == made["files"]
+
+
+def test_benchmarks_bring_their_pictures_a_prompt_and_layout(request_: Request) -> None:
+    """Each picture of a GenEval prompt has noise of its own; DPG-Bench's four are tiles of one file."""
+    official = request_.prompts.parent / "geneval.jsonl"  # type: ignore[union-attr]
+    lines = [
+        {"tag": "single_object", "include": [{"class": "cat", "count": 1}], "prompt": "a red cat"},
+        {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a blue dog"},
+    ]
+    official.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    geneval = changed(
+        request_, benchmark="geneval", prompts=official, batch_size=None,
+        save_dir=request_.save_dir / "../geneval",
+    )  # fmt: skip
+    made = generate(geneval)
+    assert (made["settings"]["batch_size"], made["settings"]["images_per_prompt"]) == (4, 4)
+    files = [f"{i:05d}/samples/{k:05d}.png" for i in range(2) for k in range(4)]
+    assert sorted(made["files"]) == files
+    assert len(set(made["files"].values())) == 8
+    named = official.with_name("dpg.json")
+    named.write_text(json.dumps({"a": "a red cat", "b": "a blue dog"}))
+    grids = changed(
+        geneval, benchmark="dpgbench", prompts=named, save_dir=request_.save_dir / "../grids"
+    )
+    assert sorted(generate(grids)["files"]) == ["a.png", "b.png"]
+    tiles = pictures(grids)[0].reshape(2, 32, 2, 32, 3).swapaxes(1, 2).reshape(4, 32, 32, 3)
+    assert len({tile.tobytes() for tile in tiles}) == 4
