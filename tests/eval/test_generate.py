@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from encode.errors import ModelNotUsable
 from eval.checkpoint import TYPES
 from eval.commands import main
 from eval.errors import BadRequest, EncoderMismatch, OtherImages
@@ -320,3 +321,16 @@ def test_benchmarks_bring_their_pictures_a_prompt_and_layout(request_: Request) 
     assert sorted(generate(grids)["files"]) == ["a.png", "b.png"]
     tiles = pictures(grids)[0].reshape(2, 32, 2, 32, 3).swapaxes(1, 2).reshape(4, 32, 32, 3)
     assert len({tile.tobytes() for tile in tiles}) == 4
+
+
+def test_encoded_prompts_serve_several_sets(request_: Request, tmp_path: Path) -> None:
+    """The second does not load the text encoder, which is no longer there."""
+    first = changed(request_, text_cache=tmp_path / "cache")
+    generate(first)
+    assert not (request_.save_dir / "text").exists()
+    gone = {"text_encoder": str(tmp_path / "gone"), "save_dir": request_.save_dir / "../second"}
+    generate(changed(first, **gone))
+    assert np.array_equal(pictures(changed(first, **gone)), pictures(first))
+    with pytest.raises(ModelNotUsable, match="gone: no such folder"):
+        generate(changed(first, **gone | {"save_dir": tmp_path / "x"}, text_cache=None))
+    assert not (tmp_path / "x").exists()
