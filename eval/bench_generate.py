@@ -43,7 +43,7 @@ from .generate import Generator, Request, generate
 from .sampler import sample
 from .textcache import TextCache
 
-ROUNDS = 16
+ROUNDS = 20
 CHANNELS = 16  # of the VAEs
 
 
@@ -58,7 +58,7 @@ class Size:
     steps: int
 
 
-LARGE = Size("wide", 128, gemma(128, 2), dit(256, 4), 4, 3, 10)
+LARGE = Size("wide", 128, gemma(128, 2), dit(256, 4), 4, 2, 10)
 TOY = Size("small", 32, gemma(64, 1), dit(64, 1), 2, 2, 2)
 
 
