@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,16 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _finite(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number")
+    return found
+
+
 def _generate_flags(add: argparse.ArgumentParser) -> None:
     """images from prompts, through a checkpoint and its VAE; also under torchrun or accelerate launch"""
     add.add_argument("--checkpoint", type=Path, required=True, help="a run, or one of its steps")
@@ -72,9 +83,9 @@ def _generate_flags(add: argparse.ArgumentParser) -> None:
     )
     add.add_argument("--num_inference_steps", type=_positive, default=25)
     add.add_argument("--sampler", choices=("euler", "dpmpp-2m"), default="euler")
-    add.add_argument("--guidance_scale", type=float, default=6.0)
+    add.add_argument("--guidance_scale", type=_finite, default=6.0)
     add.add_argument(
-        "--guidance_interval", type=float, nargs=2, metavar=("LOW", "HIGH"),
+        "--guidance_interval", type=_finite, nargs=2, metavar=("LOW", "HIGH"),
         help="of sigma, 0 to 1: outside of it the prompt alone is run, at half the cost",
     )  # fmt: skip
     add.add_argument("--batch_size", type=_positive, help="pictures; the benchmark's by default")
@@ -109,6 +120,8 @@ def _generate(args: argparse.Namespace) -> None:
     fields = {k: v for k, v in vars(args).items() if k != "act"}
     fields["guidance_interval"] = _interval(args.guidance_interval)
     fields["device"] = rank.device(args.device)
+    if fields["device"].startswith("cuda:"):
+        torch.cuda.set_device(fields["device"])
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("eval").setLevel(logging.INFO)
     generate(Request(**fields), rank=rank)

@@ -16,7 +16,7 @@ from encode.registry import TEXTS, VAES, ModelSpec, location
 from encode.text import TextEncoder
 from encode.vae import Vae
 
-from .errors import BadRequest, EncoderMismatch
+from .errors import EncoderMismatch
 
 Json = dict[str, Any]
 TOKENS = 256  # of a caption, in the reference
@@ -99,9 +99,13 @@ def _spec(name: str, cls: Any, subfolder: str | None) -> ModelSpec:
 
 
 def vae_of(column: Json | None, named: str | None, device: str, other: bool) -> Vae:
-    """The VAE of a column's identity, or the one named; EncoderMismatch if it is another and `other` is off."""
-    if column is None or (other and named):
-        return Vae(vae_named(_needed(named, "--vae")), device)
+    """The VAE of a column's identity, or the one named, which without a column one must be.
+
+    EncoderMismatch if it is another than the column's and `other` is off.
+    """
+    if named and (other or column is None):
+        return Vae(vae_named(named), device)
+    assert column is not None
     encoder = placed(column["encoder"], named, VAES)
     vae = Vae(ModelSpec.of_identity(encoder), device)
     _check("VAE", vae.model.path, {"weights": (vae.weights, encoder["weights"])})
@@ -141,11 +145,12 @@ class Text:
         self._how: Json = {name: read[name] for name in (*SAID, "chat_template") if name in read}
         self._device = device
         self._loaded: TextEncoder | None = None
-        if column is None or (other and named):
-            self._model = text_named(_needed(named, "--text-encoder"))
+        if named and (other or column is None):
+            self._model = text_named(named)
             self._loaded = text = self._load()
             self._expected = {"weights": text.weights, **_digests(text)}
         else:
+            assert column is not None
             encoder = placed(column["encoder"], named, TEXTS)
             self._model = ModelSpec.of_identity(encoder)
             self._expected = {"weights": encoder["weights"]}
@@ -212,12 +217,3 @@ def _check(what: str, path: str, digests: dict[str, tuple[str | None, str | None
 
 def _short(digest: str | None) -> str:
     return f"{digest[:16]}..." if digest else "none"
-
-
-def _needed(named: str | None, flag: str) -> str:
-    if named is None:
-        raise BadRequest(
-            f"found no {flag}, expected that of the model's training, of which its checkpoint says nothing: a folder, "
-            "or a name of the registry"
-        )
-    return named

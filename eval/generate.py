@@ -108,11 +108,12 @@ def make(
 ) -> set[str]:  # fmt: skip
     """This rank's part of the files: what stands is verified, what does not is made. Returns their paths."""
     batches = rank.share(list(cut(images.files, batch_size)))
-    standing = {file.path for batch in batches for file in batch if images.has(file)}
-    todo = [batch for batch in batches if any(file.path not in standing for file in batch)]
+    files = [file for batch in batches for file in batch]
     number = {prompt.id: i for i, prompt in enumerate(prompts.items)}
-    total, left = (sum(map(len, some)) for some in (batches, todo))
     with progress(request.save_dir.name, rank) as bar, ThreadPoolExecutor(SAVERS) as savers:
+        standing = verified(images, files, bar)
+        todo = [batch for batch in batches if any(file.path not in standing for file in batch)]
+        total, left = (sum(map(len, some)) for some in (batches, todo))
         if todo:
             needed = [number[file.prompt.id] for batch in todo for file in batch]
             encode(generator, cache, needed, rank, bar)
@@ -139,7 +140,14 @@ def make(
             bar.advance(task, len(batch))
         for done in saving:
             done.result()
-    return {file.path for batch in batches for file in batch}
+    return {file.path for file in files}
+
+
+def verified(images: ImageSet, files: Sequence[File], bar: Progress) -> set[str]:
+    """Paths of the files that stand; OtherImages if one is not of these settings."""
+    there = [file for file in files if (images.images / file.path).exists()]
+    shown = bar.track(there, description="verified") if there else there
+    return {file.path for file in shown if images.has(file)}
 
 
 def encode(
@@ -168,9 +176,9 @@ def finish(images: ImageSet, known: set[str], rank: Rank, provenance: Json) -> J
             rank.number, len(absent),
         )  # fmt: skip
         return {"complete": False, "missing": len(absent)}
-    for file in images.files:
-        if file.path not in known:
-            images.has(file)
+    if others := [file for file in images.files if file.path not in known]:
+        with progress(images.folder.name, rank) as bar:
+            verified(images, others, bar)
     packages = ("torch", "diffusers", "transformers", "pillow")
     versions = {name: version(name) for name in packages}
     return images.finish(versions | provenance | {"ranks": rank.size})
@@ -178,13 +186,10 @@ def finish(images: ImageSet, known: set[str], rank: Rank, provenance: Json) -> J
 
 def _check_layout(layout: str, prompts: Prompts, count: int) -> None:
     """BadRequest where a layout has no place for so many pictures of a prompt."""
-    files = LAYOUTS[layout].files(prompts, count)
-    shown = len({file.path for file in files}) * len(files[0].numbers)
-    square = isqrt(len(files[0].numbers)) ** 2 == len(files[0].numbers)
-    if shown != count * len(prompts.items) or not square:
+    tiles = len(LAYOUTS[layout].files(prompts, count)[0].numbers)
+    if isqrt(tiles) ** 2 != tiles:
         raise BadRequest(
-            f"--n_samples {count}: found more than the benchmark's layout ({layout}) has a place for"
-            + ("" if square else ": a grid takes a square number")
+            f"--n_samples: found {count}, expected a square number, as a grid takes it"
         )
 
 

@@ -73,14 +73,13 @@ class Generator:
     @classmethod
     def load(cls, request: Request) -> "Generator":
         """Load the checkpoint and its VAE, checking their weights, and find out which text encoder it takes."""
+        _check_named(request)
         found = TYPES[request.type](request.checkpoint, request.tag, request.ema_weights)
-        _check_named(request, found)
+        _check_imported(request, found)
         other, device = request.allow_other_encoder, request.device
         column = found.latents["identity"] if found.latents else None
         vae = vae_of(column, request.vae, device, other)
-        norm = vae.norm
-        if found.latents:
-            norm = Norm(*(tuple(found.latents["norm"][name]) for name in ("shift", "scale")))
+        norm = norm_of(found.latents["norm"]) if found.latents else vae.norm
         default = column["preprocess"]["resolution"] if column else RESOLUTION
         resolution = request.resolution or default
         shape = latent_shape(vae, resolution, found.model.config.in_channels)
@@ -122,13 +121,31 @@ class Generator:
         return self.vae.decode(undraw(latents, self.norm))
 
 
-def _check_named(request: Request, found: Checkpoint) -> None:
-    """Imported weights say nothing of encoders; those that are named for them make good."""
-    if request.type == "latentbank" and not found.latents and not request.vae:
-        raise CheckpointError(
-            f"{request.checkpoint}: found imported weights and no word of their VAE and text encoder. Import them "
-            "again and name the latent column and the text column that these made, or name --vae and --text-encoder"
+def norm_of(record: Json) -> Norm:
+    """That of a column; the VAE's config may have none, or another."""
+    return Norm(tuple(record["shift"]), tuple(record["scale"]))
+
+
+def _check_named(request: Request) -> None:
+    """The reference's checkpoints say nothing of their encoders; that is told before gigabytes are read."""
+    if request.type == "latentbank":
+        return
+    given = {"--vae": request.vae, "--text-encoder": request.text_encoder}
+    if missing := [flag for flag, name in given.items() if name is None]:
+        raise BadRequest(
+            f"--type {request.type}: found no {' and no '.join(missing)}, expected those of the model's training, of "
+            "which its checkpoint says nothing: a folder, or a name of the registry such as flux, gemma-2b"
         )
+
+
+def _check_imported(request: Request, found: Checkpoint) -> None:
+    """Imported weights say nothing either, unless their columns were named."""
+    if request.type != "latentbank" or found.latents or (request.vae and request.text_encoder):
+        return
+    raise CheckpointError(
+        f"{request.checkpoint}: found imported weights and no word of their VAE and text encoder. Import them again "
+        "and name the latent column and the text column that these made, or name --vae and --text-encoder"
+    )
 
 
 def _check_size(model: DiT, shape: tuple[int, int, int], resolution: int) -> None:

@@ -71,7 +71,7 @@ def test_its_defaults(theirs: Request) -> None:
 
 def test_its_encoders_must_be_named(theirs: Request) -> None:
     for flag, field in (("--vae", "vae"), ("--text-encoder", "text_encoder")):
-        with pytest.raises(BadRequest, match=f"found no {flag}, expected that of the model"):
+        with pytest.raises(BadRequest, match=f"--type baseline-dit: found no {flag}, expected"):
             generate(changed(theirs, **{field: None}))
     with pytest.raises(ModelNotUsable, match="no such folder"):
         generate(changed(theirs, vae="/nowhere"))
@@ -87,10 +87,12 @@ def test_a_state_that_is_not_the_last(theirs: Request, tmp_path: Path) -> None:
     assert texts.identity["hidden_state"] == -2
 
 
-def test_an_encoder_of_another_shape_is_named(theirs: Request, tmp_path: Path) -> None:
+def test_an_encoder_of_another_shape_is_named(theirs: Request, run: Path, tmp_path: Path) -> None:
     wide = changed(theirs, vae=str(save_vae(tmp_path / "wide", channels=8)))
-    with pytest.raises(EncoderMismatch, match="found a VAE of 8 latent channels, expected 4"):
-        generate(wide)
+    ours = changed(wide, type="latentbank", checkpoint=run, allow_other_encoder=True)
+    for request in (wide, ours):
+        with pytest.raises(EncoderMismatch, match="found a VAE of 8 latent channels, expected 4"):
+            generate(request)
     long = changed(theirs, text_encoder=str(save_text(tmp_path / "long", width=32)))
     with pytest.raises(EncoderMismatch, match="found a text encoder of width 32, expected 24"):
         generate(long)

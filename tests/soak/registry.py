@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.encode import faults
+from tests.eval import faults as generating
 from tests.shards import hostile, properties, sweeps
 from tests.train import faults as training
 from tests.train import saves
@@ -18,6 +19,7 @@ SWEEPS: dict[str, Sweep] = {
         faults.SWEEP,
         saves.SWEEP,
         training.SWEEP,
+        generating.SWEEP,
         drawn("order", properties.PROPERTIES, seeds=60),
     ]
 }

@@ -49,6 +49,7 @@ MORE = {  # what one sweep alone does
     "encode": ("encode", "tests/encode"),
     "checkpoints": TRAIN,
     "training": TRAIN,
+    "generate": (*TRAIN, "encode", "eval", "tests/eval"),
 }
 
 

@@ -145,6 +145,7 @@ def test_every_sweep_is_large_enough() -> None:
     assert counts["order"] * INPUTS >= 10_000
     assert counts["checkpoints"] >= 30_000
     assert counts["training"] >= 150
+    assert counts["generate"] >= 20
     for name in (
         "kills",
         "power",
@@ -155,6 +156,7 @@ def test_every_sweep_is_large_enough() -> None:
         "swaps",
         "checkpoints",
         "training",
+        "generate",
     ):
         cases = registry.SWEEPS[name].cases()
         assert len(set(cases)) == len(cases), f"{name} repeats a case"
