@@ -11,6 +11,8 @@ timed a second time over features that stand.
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ ROUNDS, PICTURES, SIDE, BATCH = 10, 32, 256, 16
 LIMIT = 1.05  # of clean-fid's CPU seconds
 
 Json = dict[str, Any]
+Work = Callable[[], object]
 
 
 def inception(light: bool) -> Network:
@@ -85,10 +88,10 @@ def run(folder: Path, rounds: int, light: bool) -> tuple[Json, Table]:
     cpu: dict[str, list[float]] = {"ours": [], "theirs": [], "kept": []}
     for turn in range(-1, rounds):  # the first warms up
         kept = folder / f"kept{turn}"
-        both = [("ours", lambda kept=kept: ours(kept)), ("theirs", theirs)]
+        both: list[tuple[str, Work]] = [("ours", partial(ours, kept)), ("theirs", theirs)]
         for name, work in both if turn % 2 else both[::-1]:
             cpu[name].append(cpu_of(work))
-        cpu["kept"].append(cpu_of(lambda kept=kept: ours(kept)))
+        cpu["kept"].append(cpu_of(partial(ours, kept)))
     cpu = {name: spent[1:] for name, spent in cpu.items()}
     ratio, again = (paired(cpu[name], cpu["theirs"]) for name in ("ours", "kept"))
     result: Json = {
