@@ -60,6 +60,10 @@ def _ready(kind: str, args: argparse.Namespace) -> None:
                 f"{args.reference}: made with the crop {reference.record['crop']}, found --crop {args.crop}. Leave it "
                 "out: both sides get the reference's"
             )
+        if args.label:
+            raise BadReference(
+                f"{args.reference}: labelled {reference.label} when it was made. Leave --label out"
+            )
         count = len(reference.features)
     enough(METRICS[kind], network, count, f"{args.reference}", args.allow_few)
 

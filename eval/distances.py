@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from . import influences, results
 from .errors import OtherImages, TooFewImages
-from .features import extract, folder_of, of_set
+from .features import Floats, Pictures, extract, folder_of, of_set
 from .imageset import Images
 from .influences import Influence
 from .metrics import METRICS, Found, Metric, least
@@ -46,15 +46,8 @@ def measure(
     kept = folder_of(images.folder, network, cut)
     features = extract(pictures, network, cut, kept, batch_size)
     title = name(prefix + _title(metric, network, images, reference), images)
-    found, groups = metric.distance(features, reference), dict[str, Found]()
-    own: list[float | None] = [None] * len(features)
-    for group in dict.fromkeys(pictures.groups):
-        at = np.array([i for i, other in enumerate(pictures.groups) if other == group])
-        part = reference.of_group(group) if group else None
-        if group and part and _suffices(metric, network, len(at), len(part.features), few):
-            groups[group] = metric.distance(features[at], part)
-            for i, each in zip(at, groups[group].influence, strict=True):
-                own[i] = float(each)
+    found = metric.distance(features, reference)
+    groups, own = _by_group(metric, network, pictures, features, reference, few)
     each_picture = [
         Influence(one.file.prompt.id, one.number, float(all_), one.file.prompt.group, alone)
         for one, all_, alone in zip(images, found.influence, own, strict=True)
@@ -79,10 +72,33 @@ def measure(
         notes=tuple(notes), images=images.digest, prompt_list=images.prompts.digest,
         made_by={
             "metric": kind, "reference": reference.digest, "reference_label": reference.label, **reference.record,
-            "subsets": {group or "": list(one.subsets) for group, one in {"": found, **groups}.items()},
+            "subsets": {group: list(one.subsets) for group, one in {"": found, **groups}.items() if one.subsets},
             "versions": {package: version(package) for package in PACKAGES},
         },
     )  # fmt: skip
+
+
+def _by_group(
+    metric: Metric,
+    network: Network,
+    pictures: Pictures,
+    features: Floats,
+    reference: Reference,
+    few: bool,
+) -> tuple[dict[str, Found], list[float | None]]:
+    """The distance of each group that can be scored alone, and each picture's influence on its group's."""
+    found: dict[str, Found] = {}
+    own: list[float | None] = [None] * len(features)
+    needed = 2 if few else least(metric, network)
+    for group in dict.fromkeys(g for g in pictures.groups if g is not None):
+        at = np.array([i for i, other in enumerate(pictures.groups) if other == group])
+        part = reference.of_group(group)
+        if part is None or min(len(at), len(part.features)) < needed:
+            continue
+        found[group] = metric.distance(features[at], part)
+        for i, each in zip(at, found[group].influence, strict=True):
+            own[i] = float(each)
+    return found, own
 
 
 def difference(a: Path, b: Path, scorer: str) -> tuple[Value, dict[str, Value]]:
@@ -121,10 +137,6 @@ def difference(a: Path, b: Path, scorer: str) -> tuple[Value, dict[str, Value]]:
 
     shared = [group for group in first.groups if group in second.groups]
     return apart(None), {group: apart(group) for group in shared}
-
-
-def _suffices(metric: Metric, network: Network, count: int, real: int, few: bool) -> bool:
-    return min(count, real) >= (2 if few else least(metric, network))
 
 
 def enough(metric: Metric, network: Network, count: int, where: str, few: bool) -> None:

@@ -257,6 +257,8 @@ def test_what_is_missing_is_said_before_any_picture_is_read(
         main(
             ["score", "clip-fid", gone, "--reference", str(reference), "--crop", "cc16-box", *model]
         )
+    with pytest.raises(BadReference, match="labelled photos when it was made"):
+        main(["score", "clip-fid", gone, "--reference", str(reference), "--label", "x", *model])
     few = save_folder(tmp_path / "few", 12)
     with pytest.raises(
         TooFewImages, match="few: found 12 pictures, expected at least 13 for clip-fid"
