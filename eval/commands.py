@@ -172,7 +172,7 @@ def _prompts(args: argparse.Namespace) -> int:
 
 
 def _reconstruct_flags(add: argparse.ArgumentParser) -> None:
-    """pictures of a column decoded by its VAE, beside the originals, with PSNR and SSIM"""
+    """pictures of a column decoded by its VAE, beside the originals, with their scores"""
     add.add_argument("column", type=Path)
     add.add_argument("--tars", type=Path, required=True, help="folder of the source's tars")
     add.add_argument("--save_dir", type=Path, required=True)
@@ -181,6 +181,15 @@ def _reconstruct_flags(add: argparse.ArgumentParser) -> None:
     )
     add.add_argument("--batch_size", type=_positive, default=32)
     add.add_argument("--vae", help="where the column's VAE lies now, if not where it was")
+    add.add_argument(
+        "--scores", nargs="+", default=[], help="beside PSNR and SSIM: lpips-alex, lpips-vgg, rfid, rkid",
+        choices=("lpips-alex", "lpips-vgg", "rfid", "rkid"), metavar="SCORE",
+    )  # fmt: skip
+    add.add_argument("--inception", dest="inception_folder", type=Path, metavar="DIR",
+                     help="folder that holds inception-2015-12-05.pt")  # fmt: skip
+    add.add_argument("--lpips", dest="lpips_folder", type=Path, metavar="DIR",
+                     help="folder of LPIPS's backbones and heads, where torchvision's and lpips's are not")  # fmt: skip
+    add.add_argument("--allow-few", action="store_true", help="rFID of fewer than 2,049 pictures")
 
 
 def _reconstruct(args: argparse.Namespace) -> None:
@@ -206,7 +215,7 @@ def _fid(args: argparse.Namespace) -> None:
 
 def _score_flags(add: argparse.ArgumentParser) -> None:
     """scores of finished sets of pictures, written beside them"""
-    from .distances import make_reference, reference_flags
+    from .distance_scorers import make_reference, reference_flags
     from .score import run, scorers
 
     kinds = add.add_subparsers(required=True, metavar="SCORER")

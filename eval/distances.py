@@ -1,129 +1,53 @@
-"""Distances between a set of pictures and real ones: FID, KID, CMMD, FD-DINOv2, CLIP-FID.
-
-    python -m eval score fid images/flux --reference val2014.safetensors --inception /weights
+"""A set of pictures against real ones, and the paired difference of two sets.
 
 The name of a score says what it may be compared with: `fid-clean-coco30k-val2014-cc256-lanczos-1a2b3c4d` is clean-fid's
 FID of the set's benchmark against the reference of this label and digest.
 """
 
-import argparse
 import re
-from collections.abc import Iterator, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import crops, influences, results
-from .errors import BadReference, OtherImages, TooFewImages
-from .features import clean_listing, extract, folder_of, of_folder, of_set
+from . import influences, results
+from .errors import OtherImages, TooFewImages
+from .features import Floats, Pictures, extract, folder_of, of_set
 from .imageset import Images
 from .influences import Influence
-from .metrics import INCEPTION, METRICS, Found, Metric, least
+from .metrics import METRICS, Found, Metric, least
 from .networks import Network
-from .references import Reference, build, check_label, check_network, default_label, make, read
-from .results import Item, Score, Value
-from .score import Scorer, name
+from .references import Reference
+from .results import Score, Value
+from .score import name
 
 PACKAGES = ("clean-fid", "numpy", "pillow", "torch", "transformers")
 
 
-def _flags(metric: Metric, add: argparse.ArgumentParser) -> None:
-    add.add_argument("--reference", type=Path, required=True,
-                     help="what `score reference` wrote, or a folder of real pictures")  # fmt: skip
-    add.add_argument("--crop", type=crops.argument, default="none",
-                     help="of both sides, where --reference is a folder: cc256-lanczos, squash256-bicubic")  # fmt: skip
-    add.add_argument(
-        "--label", help="the folder's part of the score's name (default: folder and crop)"
-    )
-    add.add_argument("--allow-few", action="store_true",
-                     help="score fewer pictures than the network is wide; the name says so")  # fmt: skip
-    _weights_flag(metric, add)
-
-
-def _weights_flag(metric: Metric, add: argparse.ArgumentParser) -> None:
-    if metric.model is None:
-        add.add_argument("--inception", dest="weights", help=f"folder that holds {INCEPTION}.pt")
-    else:
-        add.add_argument("--model", dest="weights", default=metric.model, help="name or folder")
-
-
-@cache
-def _network(kind: str, where: str | None, device: str) -> Network:
-    return METRICS[kind].load(where, device)
-
-
-def _ready(kind: str, args: argparse.Namespace) -> None:
-    """Load the weights and look at the reference."""
-    network = _network(kind, args.weights, args.device)
-    if args.reference.is_dir():
-        check_label(args.label or default_label(args.reference, args.crop))
-        count = len(clean_listing(args.reference))
-    else:
-        reference = _stored(args.reference)
-        check_network(reference, network, args.reference)
-        if args.crop not in ("none", reference.record["crop"]):
-            raise BadReference(
-                f"{args.reference}: made with the crop {reference.record['crop']}, found --crop {args.crop}. Leave it "
-                "out: both sides get the reference's"
-            )
-        count = len(reference.features)
-    _enough(METRICS[kind], network, count, f"{args.reference}", args.allow_few)
-
-
-@cache
-def _stored(path: Path) -> Reference:
-    return read(path)
-
-
-@cache
-def _reference(
-    path: Path,
+def measure(
     kind: str,
-    where: str | None,
-    device: str,
-    crop: str,
-    label: str | None,
-    batch_size: int,
-) -> Reference:
-    """Of a file, or of a folder whose pictures are run through the network once a command."""
-    if not path.is_dir():
-        return _stored(path)
-    network = _network(kind, where, device)
-    return make(
-        of_folder(path), network, crop, label or default_label(path, crop), None, batch_size
-    )
+    images: Images,
+    network: Network,
+    reference: Reference,
+    *,
+    few: bool = False,
+    batch_size: int = 32,
+    prefix: str = "",
+) -> Score:
+    """Score a set by an entry of METRICS; keeps features and influences beside it.
 
-
-def _score(
-    kind: str, images: Images, args: argparse.Namespace
-) -> Iterator[tuple[Score, Sequence[Item]]]:
-    metric, network = METRICS[kind], _network(kind, args.weights, args.device)
-    pictures = of_set(images)
-    _enough(metric, network, len(pictures), f"{images.folder}", args.allow_few)
-    reference = _reference(
-        args.reference, kind, args.weights, args.device, args.crop, args.label, args.batch_size
-    )
+    Groups that the reference has too are scored alone, where they have pictures enough.
+    """
+    metric, pictures = METRICS[kind], of_set(images)
+    enough(metric, network, len(pictures), f"{images.folder}", few)
     cut = reference.record["crop"]
     kept = folder_of(images.folder, network, cut)
-    features = extract(pictures, network, cut, kept, args.batch_size)
-    few = min(len(features), len(reference.features)) < least(metric, network)
-    title = name(_title(metric, network, images, reference, few), images)
-    found, groups = metric.distance(features, reference), dict[str, Found]()
-    own: list[float | None] = [None] * len(features)
-    for group in dict.fromkeys(pictures.groups):
-        at = np.array([i for i, other in enumerate(pictures.groups) if other == group])
-        part = reference.of_group(group) if group else None
-        if (
-            group
-            and part
-            and _suffices(metric, network, len(at), len(part.features), args.allow_few)
-        ):
-            groups[group] = metric.distance(features[at], part)
-            for i, each in zip(at, groups[group].influence, strict=True):
-                own[i] = float(each)
+    features = extract(pictures, network, cut, kept, batch_size)
+    title = name(prefix + _title(metric, network, images, reference), images)
+    found = metric.distance(features, reference)
+    groups, own = _by_group(metric, network, pictures, features, reference, few)
     each_picture = [
         Influence(one.file.prompt.id, one.number, float(all_), one.file.prompt.group, alone)
         for one, all_, alone in zip(images, found.influence, own, strict=True)
@@ -139,7 +63,7 @@ def _score(
     notes = [f"{len(features)} pictures against {len(reference.features)}", metric.note]
     if groups and metric.gaussian:
         notes.append("groups are fewer pictures, so theirs are larger; KID has no such bias")
-    yield Score(
+    return Score(
         scorer=title, benchmark=images.prompts.benchmark, better="lower", groups=values,
         value=influences.value(
             found.value, influences.totals(each_picture), strata, _drawn(found.subsets)
@@ -148,10 +72,33 @@ def _score(
         notes=tuple(notes), images=images.digest, prompt_list=images.prompts.digest,
         made_by={
             "metric": kind, "reference": reference.digest, "reference_label": reference.label, **reference.record,
-            "subsets": {group or "": list(one.subsets) for group, one in {"": found, **groups}.items()},
+            "subsets": {group: list(one.subsets) for group, one in {"": found, **groups}.items() if one.subsets},
             "versions": {package: version(package) for package in PACKAGES},
         },
-    ), ()  # fmt: skip
+    )  # fmt: skip
+
+
+def _by_group(
+    metric: Metric,
+    network: Network,
+    pictures: Pictures,
+    features: Floats,
+    reference: Reference,
+    few: bool,
+) -> tuple[dict[str, Found], list[float | None]]:
+    """The distance of each group that can be scored alone, and each picture's influence on its group's."""
+    found: dict[str, Found] = {}
+    own: list[float | None] = [None] * len(features)
+    needed = 2 if few else least(metric, network)
+    for group in dict.fromkeys(g for g in pictures.groups if g is not None):
+        at = np.array([i for i, other in enumerate(pictures.groups) if other == group])
+        part = reference.of_group(group)
+        if part is None or min(len(at), len(part.features)) < needed:
+            continue
+        found[group] = metric.distance(features[at], part)
+        for i, each in zip(at, found[group].influence, strict=True):
+            own[i] = float(each)
+    return found, own
 
 
 def difference(a: Path, b: Path, scorer: str) -> tuple[Value, dict[str, Value]]:
@@ -192,11 +139,8 @@ def difference(a: Path, b: Path, scorer: str) -> tuple[Value, dict[str, Value]]:
     return apart(None), {group: apart(group) for group in shared}
 
 
-def _suffices(metric: Metric, network: Network, count: int, real: int, few: bool) -> bool:
-    return min(count, real) >= (2 if few else least(metric, network))
-
-
-def _enough(metric: Metric, network: Network, count: int, where: str, few: bool) -> None:
+def enough(metric: Metric, network: Network, count: int, where: str, few: bool) -> None:
+    """Raise TooFewImages where a set or a reference has too few pictures for this distance."""
     needed = 2 if few else least(metric, network)
     if count < needed:
         raise TooFewImages(
@@ -205,51 +149,17 @@ def _enough(metric: Metric, network: Network, count: int, where: str, few: bool)
         )
 
 
-def _title(
-    metric: Metric, network: Network, images: Images, reference: Reference, few: bool
-) -> str:
+def _title(metric: Metric, network: Network, images: Images, reference: Reference) -> str:
     parts = [metric.prefix]
     if network.name != metric.usual:
         parts.append(network.name.partition("-")[2])
     parts += [re.sub(r"[^\w.-]+", "-", images.prompts.benchmark), reference.name]
-    if few:
-        parts.append(f"few-{sum(len(file.numbers) for file in images.files)}")
+    count = sum(len(file.numbers) for file in images.files)
+    if min(count, len(reference.features)) < least(metric, network):
+        parts.append(f"few-{count}")
     return "-".join(parts)
 
 
 def _drawn(subsets: Sequence[float] | NDArray[np.float64]) -> float:
     """What is added to a variance because subsets were drawn, not all of them taken."""
     return float(np.var(subsets, ddof=1) / len(subsets)) if len(subsets) else 0.0
-
-
-def reference_flags(add: argparse.ArgumentParser) -> None:
-    """features of a folder of real pictures, kept for scoring against"""
-    add.add_argument("folder", type=Path)
-    add.add_argument("--out", type=Path, required=True, help="a .safetensors file")
-    add.add_argument("--of", choices=METRICS, default="fid", help="FID's serve KID too")
-    add.add_argument("--crop", type=crops.argument, default="none",
-                     help="of both sides: none, or such as cc256-lanczos, squash256-bicubic")  # fmt: skip
-    add.add_argument("--label", help="its part of a score's name (default: folder and crop)")
-    add.add_argument("--inception", help=f"folder that holds {INCEPTION}.pt")
-    add.add_argument(
-        "--model", help="name or folder of the other distances' network (default: theirs)"
-    )
-
-
-def make_reference(args: argparse.Namespace) -> None:
-    metric = METRICS[args.of]
-    where = args.inception if metric.model is None else args.model or metric.model
-    network = metric.load(where, args.device)
-    made = build(args.folder, args.out, network, args.crop, args.label, args.batch_size)
-    print(f"{args.out}: {made.name}, {len(made.features)} pictures")
-
-
-def _scorer(kind: str, metric: Metric) -> Scorer:
-    def flags(add: argparse.ArgumentParser) -> None:
-        _flags(metric, add)
-
-    flags.__doc__ = metric.help
-    return Scorer(flags, partial(_score, kind), partial(_ready, kind))
-
-
-DISTANCES = {kind: _scorer(kind, metric) for kind, metric in METRICS.items()}

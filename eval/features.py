@@ -7,7 +7,6 @@ and an interrupted pass goes on behind the blocks that stand. Pictures are read 
 batches of pictures, and the features.
 """
 
-import json
 import os
 import sys
 from collections import deque
@@ -219,10 +218,3 @@ def _batches(
             yield torch.stack([future.result() for future in ahead.popleft()])
     while ahead:
         yield torch.stack([future.result() for future in ahead.popleft()])
-
-
-def read_told(path: Path) -> tuple[Json, dict[str, NDArray[Any]]]:
-    """A safetensors file of ours: its record and its tensors. Raises SafetensorError, KeyError, ValueError, OSError."""
-    with safe_open(path, "numpy") as file:
-        record = json.loads((file.metadata() or {})["record"])
-        return dict(record), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

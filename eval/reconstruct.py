@@ -2,28 +2,48 @@
 
     <save_dir>/original/images/<row id>.png          as the encoder saw it: decoded, resized, cropped
     <save_dir>/reconstruction/images/<row id>.png    from the column's rows, never from the picture
-    <save_dir>/metrics.json                          PSNR and SSIM of each, and their means
+    <save_dir>/reconstruction/scores/                PSNR, SSIM and what else was asked for, each with its interval
+    <save_dir>/metrics.json                          PSNR, SSIM and LPIPS of each picture, and their means
 
-The two image folders are what `python -m eval fid` takes for rFID.
+All scores are of the 8-bit pictures. Originals do not depend on the column, so reconstructions of one source by several
+VAEs are paired. Memory holds one batch.
 """
 
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from encode.images import to_images
 from encode.vae import load_vae
 from shards import Column, Status, atomic_write, canonical_json
 
+from . import results
+from .aggregate import aggregate
+from .distances import PACKAGES, enough, measure
 from .errors import OtherImages, TooFewImages
+from .features import folder_of, of_set
 from .generate import moved
-from .imageset import ImageSet
+from .imageset import Images, ImageSet
+from .lpips import Lpips
+from .metrics import METRICS
+from .networks import inception
 from .originals import Originals, Picture
 from .prompts import Prompt, Prompts
+from .references import make
+from .results import Item, Score
 
 Json = dict[str, Any]
+Batch = NDArray[np.uint8]  # (B, H, W, 3)
+Scores = Callable[[Batch, Batch], list[float]]  # originals, reconstructions -> one each
+
+LPIPS = {"lpips-alex": "alex", "lpips-vgg": "vgg"}
+DISTANCES = {"rfid": "fid", "rkid": "kid"}  # entries of eval.metrics.METRICS
+MORE = (*LPIPS, *DISTANCES)
 
 
 def reconstruct(
@@ -34,60 +54,109 @@ def reconstruct(
     batch_size: int = 32,
     vae: str | None = None,
     device: str = "cpu",
+    scores: Sequence[str] = (),
+    inception_folder: Path | None = None,
+    lpips_folder: Path | None = None,
+    allow_few: bool = False,
 ) -> Json:
-    """Decode the first `count` valid rows of a moments or latents column; `tars` is the folder of its source's tars."""
+    """Decode the first `count` valid rows of a moments or latents column; `tars` is the folder of its source's tars.
+
+    `scores` of MORE are computed beside PSNR and SSIM. Their weights are looked for before anything is decoded.
+    """
     opened = Column.open(column)
     kind = opened.layout.kind
     if kind not in ("moments", "latents"):
         raise OtherImages(f"{column}: found a column of {kind}, expected one of moments or latents")
     identity = opened.spec.identity
-    rows, keys, originals = read_originals(opened, tars, count)
+    network = inception(inception_folder, device) if DISTANCES.keys() & set(scores) else None
+    lpips = [Lpips(LPIPS[name], lpips_folder, device) for name in scores if name in LPIPS]
+    originals = Originals(opened, tars)
+    rows, keys = first_rows(originals, opened, count)
+    for name in DISTANCES.keys() & set(scores):
+        assert network is not None
+        enough(METRICS[DISTANCES[name]], network, len(rows), f"{column}", allow_few)
+    how = identity["preprocess"]
+    originals.crop(rows[0], how)  # without its tars nothing is made
     decoder = load_vae(moved(identity["encoder"], vae), device)
     asked = zip(map(name_of, rows), keys, strict=True)
-    items = Prompts(column.name, tuple(Prompt(name, key) for name, key in asked))
+    items = Prompts(f"reconstruct-{column.resolve().parent.name}",
+                    tuple(Prompt(name, key) for name, key in asked))  # fmt: skip
     settings = {"column": opened.digest, "vae": decoder.weights}
-    before, after = (
-        ImageSet(save_dir / kind, items, settings | {"kind": kind})
-        for kind in ("original", "reconstruction")
-    )
+    source = {"source": originals.source.fingerprint, "preprocess": how}
+    before = ImageSet(save_dir / "original", items, source | {"kind": "original"})
+    after = ImageSet(save_dir / "reconstruction", items, settings | {"kind": "reconstruction"})
+    measures: dict[str, Scores] = {"psnr": _each(psnr), "ssim": _each(ssim)}
+    measures |= {one.name: one for one in lpips}
     pictures: list[Json] = []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         stored = torch.from_numpy(opened.read(np.array(batch, np.int64), check=True)).float()
         latents = stored.chunk(2, 1)[0] if kind == "moments" else stored
         decoded = to_images(decoder.decode(latents))
-        for i, (row, picture) in enumerate(zip(batch, decoded, strict=True), start):
-            for images, pixels in ((before, originals[i]), (after, picture)):
-                if not images.has(images.files[i]):
-                    images.save(images.files[i], [pixels])
-            scores = {"psnr": psnr(originals[i], picture), "ssim": ssim(originals[i], picture)}
-            pictures.append({"row": row, "key": keys[i], **scores})
+        crops = np.stack([originals.crop(row, how) for row in batch])
+        for images, pixels in ((before, crops), (after, decoded)):
+            for file, picture in zip(images.files[start:], pixels, strict=False):
+                if not images.has(file):
+                    images.save(file, [picture])
+        found = {name: score(crops, decoded) for name, score in measures.items()}
+        pictures += [
+            {"row": row, "key": keys[start + i], **{name: of[i] for name, of in found.items()}}
+            for i, row in enumerate(batch)
+        ]
     for images in (before, after):
         images.finish({"device": device})
-    mean = {name: float(np.mean([p[name] for p in pictures])) for name in ("psnr", "ssim")}
-    metrics = settings | {"pictures": pictures, "mean": mean | {"count": len(pictures)}}
+    mean = {name: float(np.mean([p[name] for p in pictures])) for name in measures}
+    metrics: Json = {**settings, "pictures": pictures, "mean": mean | {"count": len(pictures)}}
     atomic_write(save_dir / "metrics.json", canonical_json(metrics))
+    made = Images.open(save_dir / "reconstruction")
+    weights = {one.name: one.weights for one in lpips}
+    for name in measures:
+        score, of = _score(name, made, pictures, settings | {"weights": weights.get(name)})
+        results.write(made.folder, score, of)
+    if network is not None:
+        real = Images.open(save_dir / "original")
+        kept = folder_of(real.folder, network, "none")
+        reference = make(of_set(real), network, "none", "originals", kept, batch_size)
+        for name in (name for name in scores if name in DISTANCES):
+            score = measure(
+                DISTANCES[name], made, network, reference, few=allow_few, batch_size=batch_size, prefix="r"
+            )  # fmt: skip
+            results.write(made.folder, score)
+            metrics["mean"][name] = score.value.value
     return metrics
+
+
+def _score(
+    name: str, images: Images, pictures: list[Json], made_by: Json
+) -> tuple[Score, list[Item]]:
+    """The mean over pictures, with its interval."""
+    items = [Item(name_of(p["row"]), 0, p[name]) for p in pictures]
+    value, _ = aggregate(items)
+    return Score(
+        scorer=name, benchmark=images.prompts.benchmark, value=value, prompts=len(items), pictures=len(items),
+        better="lower" if name in LPIPS else "higher", images=images.digest, prompt_list=images.prompts.digest,
+        made_by=made_by | {"versions": {p: version(p) for p in (*PACKAGES, "scikit-image")}},
+    ), items  # fmt: skip
 
 
 def name_of(row: int) -> str:
     return f"{row:08d}"
 
 
-def read_originals(
-    column: Column, tars: Path, count: int
-) -> tuple[list[int], list[str], list[Picture]]:
-    """Row ids, keys and crops of the first `count` ok rows, read from the source's tars."""
-    originals, rows = Originals(column, tars), list[int]()
+def first_rows(originals: Originals, column: Column, count: int) -> tuple[list[int], list[str]]:
+    """Row ids and keys of the first `count` ok rows."""
+    rows = list[int]()
     for shard in range(len(originals.source.tars)):
         first = shard * originals.source.shard_rows
         ids = np.arange(first, first + column.generation.rows[shard])
         rows += ids[column.status(ids) == Status.OK][: count - len(rows)].tolist()
     if not rows:
         raise TooFewImages(f"{column.path}: holds no valid row")
-    how = column.spec.identity["preprocess"]
-    keys = [originals.entry(row).key for row in rows]
-    return rows, keys, [originals.crop(row, how) for row in rows]
+    return rows, [originals.entry(row).key for row in rows]
+
+
+def _each(score: Callable[[Picture, Picture], float]) -> Scores:
+    return lambda a, b: [score(x, y) for x, y in zip(a, b, strict=True)]
 
 
 def psnr(a: Picture, b: Picture) -> float:

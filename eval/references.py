@@ -2,26 +2,27 @@
 
     python -m eval score reference val2014 --out val2014.safetensors --crop cc256-lanczos --inception /weights
 
-A file holds the features (N, D), their mean and covariance, each picture's group, and a record: network, weights,
-resize, crop, and the digest of the pictures. The digest of that record, not a free name, says which reference it is.
+A file holds the features (N, D), their mean and covariance, each picture's group and digest, and a record: network,
+weights, resize, crop, and the digest of all pictures. The digest of that record, not a free name, says which it is.
 """
 
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from shards import atomic_write, canonical_json, sha256
 
 from .errors import BadReference
-from .features import Floats, Pictures, extract, identity, of_folder, read_told
+from .features import Floats, Pictures, extract, identity, of_folder
 from .frechet import Gaussian
 from .networks import Network
 
@@ -31,13 +32,15 @@ LABEL = re.compile(r"[\w.-]+")
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reference:
     label: str  # for people; part of a score's name
     record: Json  # network, weights, resize, crop, source, count
     features: Floats  # (N, D)
     groups: tuple[str | None, ...]
+    pictures: tuple[str, ...] = ()  # digest of each
     fitted: Gaussian | None = None  # where it was stored
+    _parts: dict[str, "Reference | None"] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -54,10 +57,11 @@ class Reference:
 
     def of_group(self, group: str) -> "Reference | None":
         """The part of a group, None where it has fewer than two pictures."""
-        at = np.array([name == group for name in self.groups])
-        if at.sum() < 2:
-            return None
-        return Reference(self.label, self.record, self.features[at], (group,) * int(at.sum()))
+        if group not in self._parts:
+            at = np.array([name == group for name in self.groups])
+            part = Reference(self.label, self.record, self.features[at], (group,) * int(at.sum()))
+            self._parts[group] = part if at.sum() > 1 else None
+        return self._parts[group]
 
 
 def make(
@@ -72,7 +76,7 @@ def make(
     check_label(label)
     features = extract(pictures, network, cut, kept, batch_size)
     record = identity(network, cut) | {"source": pictures.digest, "count": len(features)}
-    return Reference(label, record, features, tuple(pictures.groups))
+    return Reference(label, record, features, tuple(pictures.groups), tuple(pictures.digests))
 
 
 def default_label(folder: Path, cut: str) -> str:
@@ -112,6 +116,9 @@ def write(reference: Reference, path: Path) -> None:
         "features": reference.features,
         "mean": fitted.mean,
         "covariance": fitted.covariance,
+        "pictures": np.array(
+            [list(bytes.fromhex(digest)) for digest in reference.pictures], np.uint8
+        ),
         "groups": np.array(
             [-1 if g is None else names.index(g) for g in reference.groups], np.int32
         ),
@@ -126,14 +133,19 @@ def write(reference: Reference, path: Path) -> None:
 def read(path: Path) -> Reference:
     """A reference that `write` put there; BadReference where it is none, or was damaged."""
     try:
-        told, tensors = read_told(path)
+        with safe_open(path, "numpy") as file:
+            told = json.loads((file.metadata() or {})["record"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
         if (told["format"], told["version"]) != (FORMAT, VERSION):
             raise ValueError(f"found {told['format']} version {told['version']}")
         if told["contents"] != _contents(tensors):
             raise ValueError("its numbers are not those that were written")
         fitted = Gaussian(tensors["mean"], tensors["covariance"], int(told["record"]["count"]))
         groups = tuple(None if at < 0 else str(told["groups"][at]) for at in tensors["groups"])
-        return Reference(told["label"], told["record"], tensors["features"], groups, fitted)
+        pictures = tuple(bytes(digest).hex() for digest in tensors["pictures"])
+        return Reference(
+            told["label"], told["record"], tensors["features"], groups, pictures, fitted
+        )
     except FileNotFoundError:
         raise BadReference(
             f"{path}: no such file. Make one with `python -m eval score reference`"

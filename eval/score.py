@@ -31,7 +31,7 @@ class Scorer:
 def scorers() -> dict[str, Scorer]:
     """All scorers by name."""
     from .clipscore import CLIPSCORE
-    from .distances import DISTANCES
+    from .distance_scorers import DISTANCES
     from .judges import JUDGES
 
     return {**DISTANCES, "clipscore": CLIPSCORE, **JUDGES}

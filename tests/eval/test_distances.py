@@ -90,12 +90,13 @@ def test_a_reference_is_known_by_its_digest(
         found.gaussian.covariance, np.cov(features.astype(float), rowvar=False), atol=1e-9
     )
     with safe_open(reference, "numpy") as file:
-        assert {"features", "mean", "covariance", "groups"} == set(file.keys())
+        assert {"features", "mean", "covariance", "groups", "pictures"} == set(file.keys())
         assert file.get_tensor("mean").dtype == file.get_tensor("covariance").dtype == np.float64
     assert found.record == {
         "network": "clip-vit-16-14-28", "weights": network.weights, "resize": "short28-bicubic", "crop": "cc32-lanczos",
         "source": of_folder(real).digest, "count": 80,
     }  # fmt: skip
+    assert found.pictures == tuple(of_folder(real).digests)
     assert found.name == f"photos-{found.digest[:8]}"
     assert {g: found.groups.count(g) for g in ("x", "y")} == {"x": 40, "y": 40}
     assert not list(reference.parent.glob(".*"))  # the blocks of the pass are gone
@@ -256,6 +257,8 @@ def test_what_is_missing_is_said_before_any_picture_is_read(
         main(
             ["score", "clip-fid", gone, "--reference", str(reference), "--crop", "cc16-box", *model]
         )
+    with pytest.raises(BadReference, match="labelled photos when it was made"):
+        main(["score", "clip-fid", gone, "--reference", str(reference), "--label", "x", *model])
     few = save_folder(tmp_path / "few", 12)
     with pytest.raises(
         TooFewImages, match="few: found 12 pictures, expected at least 13 for clip-fid"

@@ -97,3 +97,22 @@ def test_influence_on_kid_from_some_of_the_others(monkeypatch: pytest.MonkeyPatc
     assert not np.array_equal(some, whole)
     assert some.std() == pytest.approx(whole.std(), rel=0.1)
     assert np.corrcoef(some, whole)[0, 1] > 0.95
+
+
+def test_intervals_cover_what_other_draws_give() -> None:
+    """Known Gaussians against one fixed reference: about 95 % of other draws lie within an interval."""
+    generator = np.random.default_rng(6)
+    reference = generator.normal(size=(200, 8))
+    kids, cmmds = list[tuple[float, float]](), list[tuple[float, float]]()
+    for seed in range(120):
+        x = generator.normal(0.4, 1.2, (100, 8))
+        subsets = kid_subsets(x, reference, seed)
+        drawn = subsets.var(ddof=1) / len(subsets)
+        variance = kid_influence(x, reference).var(ddof=1) / 100 + drawn
+        kids.append((subsets.mean(), 1.96 * np.sqrt(variance)))
+        value, each = cmmd_influence(x + 0.5, reference + 0.5)
+        cmmds.append((value, 1.96 * each.std(ddof=1) / 10))
+    for found in (kids, cmmds):
+        values, halves = np.array(found).T
+        assert 0.88 <= np.mean(np.abs(values - values.mean()) < halves) <= 1
+        assert halves.mean() < 3 * values.std()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,8 +15,13 @@ from PIL import Image
 
 from encode.config import EncodeConfig
 from encode.job import run as encode
-from eval.errors import MissingPictures, OtherImages
+from eval import results
+from eval.distances import difference
+from eval.errors import MissingPictures, MissingWeights, OtherImages, TooFewImages
 from eval.reconstruct import psnr, reconstruct, ssim
+
+from .small import save_inception
+from .test_lpips import save_weights
 
 ROOT = Path(__file__).parents[2]
 BROKEN = 2
@@ -107,6 +113,54 @@ def test_again_is_the_same_and_more_is_refused(cache: Path, tmp_path: Path) -> N
     with pytest.raises(OtherImages, match="images of other settings"):
         reconstruct(column, cache / "tars", tmp_path, count=3)
     assert json.loads((tmp_path / "metrics.json").read_text()) == first
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_scores_of_two_columns_of_one_source_are_paired(
+    cache: Path, vae_folder: Path, tmp_path: Path
+) -> None:
+    weights = save_inception(tmp_path / "weights")
+    save_weights(weights)
+    column = cache / "pair" / "tiny"
+    shutil.copytree(column, column.parent / "other", dirs_exist_ok=True)
+    for name in ("tiny", "other"):
+        found = reconstruct(
+            column.parent / name, cache / "tars", tmp_path / name, count=4, scores=["lpips-alex", "rkid"],
+            inception_folder=weights, lpips_folder=weights,
+        )  # fmt: skip
+    folders = [tmp_path / name / "reconstruction" for name in ("tiny", "other")]
+    first, second = (results.read_all(folder) for folder in folders)
+    (rkid,) = (name for name in first if name.startswith("rkid-clean-reconstruct-pair-originals-"))
+    assert first.keys() == second.keys() == {"psnr", "ssim", "lpips-alex", rkid}
+    for name in ("psnr", "ssim", "lpips-alex"):
+        items = results.read_items(folders[0] / "scores" / f"{name}.json")
+        assert [item.value for item in items] == [p[name] for p in found["pictures"]]
+        assert first[name].value.value == pytest.approx(found["mean"][name])
+        assert first[name].value.low <= first[name].value.value <= first[name].value.high
+    assert [first[name].better for name in ("psnr", "lpips-alex", rkid)] == [
+        "higher",
+        "lower",
+        "lower",
+    ]
+    assert first[rkid].value.value > 0
+    assert (
+        difference(*folders, rkid)[0].value == 0
+    )  # the same pictures, under the same prompts and originals
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_what_a_score_needs_is_said_before_anything_is_made(cache: Path, tmp_path: Path) -> None:
+    column, out = cache / "pair" / "tiny", tmp_path / "out"
+    with pytest.raises(MissingWeights, match="--inception"):
+        reconstruct(column, cache / "tars", out, scores=["rfid"], inception_folder=tmp_path)
+    with pytest.raises(MissingWeights, match="--lpips"):
+        reconstruct(column, cache / "tars", out, scores=["lpips-vgg"], lpips_folder=tmp_path)
+    weights = save_inception(tmp_path / "weights")
+    with pytest.raises(
+        TooFewImages, match=r"found 5 pictures, expected at least 2049.*--allow-few"
+    ):
+        reconstruct(column, cache / "tars", out, scores=["rfid"], inception_folder=weights)
+    assert not out.exists()
 
 
 def test_missing_tars_on_the_command_line(cache: Path, tmp_path: Path) -> None:
