@@ -3,8 +3,6 @@
 import io
 import json
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from PIL import Image
 from encode.config import EncodeConfig
 from encode.job import run as encode
 from eval import results
+from eval.commands import main
 from eval.distances import difference
 from eval.errors import MissingPictures, MissingWeights, OtherImages, TooFewImages
 from eval.reconstruct import psnr, reconstruct, ssim
@@ -163,12 +162,13 @@ def test_what_a_score_needs_is_said_before_anything_is_made(cache: Path, tmp_pat
     assert not out.exists()
 
 
-def test_missing_tars_on_the_command_line(cache: Path, tmp_path: Path) -> None:
+def test_missing_tars_on_the_command_line(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [cache / "pair" / "tiny", "--tars", tmp_path, "--save_dir", tmp_path / "out"]
-    command = [sys.executable, "-m", "eval", "reconstruct", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("MissingPictures: ")
+    with pytest.raises(MissingPictures):
+        main(["reconstruct", *map(str, words)])
+    assert capsys.readouterr().out == ""
     assert not (tmp_path / "out").exists()
 
 
