@@ -1,6 +1,6 @@
 """What making a set costs beyond sampling it: `generate`, beside a bare loop of the same model.
 
-    python -m eval.bench_generate --json FILE      # about three minutes
+    python -m eval.bench_generate --json FILE      # about seven minutes
     python -m eval.bench_generate --light          # toy sizes: that it runs, and nothing else
 
 Both sample the same pictures, in turns. The bare loop has its noise and its text ready and padded: it runs the sampler,
@@ -43,7 +43,7 @@ from .generate import Generator, Request, generate
 from .sampler import sample
 from .textcache import TextCache
 
-ROUNDS = 20
+ROUNDS = 40
 CHANNELS = 16  # of the VAEs
 
 

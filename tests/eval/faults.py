@@ -117,8 +117,11 @@ def killed(ranks: int, moment: int) -> None:
         save_dir, log = Path(name) / "out", Path(name) / "log"
         for _ in range(2):
             pids = start(save_dir, ranks, log)
-            await_files(save_dir, chance.randrange(PROMPTS), pids)
-            time.sleep(0.02 * chance.random())
+            if chance.random() < 0.3:  # while models are loaded and prompts encoded, as a rule
+                time.sleep(0.8 * chance.random())
+            else:
+                await_files(save_dir, chance.randrange(PROMPTS), pids)
+                time.sleep(0.02 * chance.random())
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
             for pid in pids:
