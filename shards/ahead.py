@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 class _End:
     """What stands behind the last item: nothing, or the error that ended them."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
 
 
@@ -29,20 +29,30 @@ class Ahead(Iterator[Item], Generic[Item]):
     def __init__(self, items: Iterable[Item], depth: int, name: str) -> None:
         self._queue: queue.Queue[Item | _End] = queue.Queue(depth)
         self._end: _End | None = None
-        stop = threading.Event()
+        self._stop = threading.Event()
         thread = threading.Thread(
-            target=_make, name=name, daemon=True, args=(items, self._queue, stop)
+            target=_make, name=name, daemon=True, args=(items, self._queue, self._stop)
         )
-        self.close: Callable[[], Any] = weakref.finalize(self, _halt, stop, thread)
+        self.close: Callable[[], Any] = weakref.finalize(self, _halt, self._stop, thread)
         thread.start()
 
     def __next__(self) -> Item:
         if self._end is None:
-            item = self._queue.get()
+            item = self._taken()
             if not isinstance(item, _End):
                 return item
             self._end = item
         raise self._end.error or StopIteration
+
+    def _taken(self) -> Item | _End:
+        while not self._stop.is_set():
+            try:
+                return self._queue.get(timeout=1.0)
+            except (
+                queue.Empty
+            ):  # only `close`, from another thread, leaves a thread that puts nothing more
+                continue
+        return _End()
 
 
 def _make(items: Iterable[Any], made: queue.Queue[Any], stop: threading.Event) -> None:
@@ -51,7 +61,7 @@ def _make(items: Iterable[Any], made: queue.Queue[Any], stop: threading.Event) -
         for item in items:
             if not _put(made, item, stop):
                 return
-    except Exception as error:  # handed to the consumer, who raises it
+    except BaseException as error:  # whatever it is, the consumer waits for it, and raises it
         end = _End(error)
     _put(made, end, stop)
 

@@ -40,15 +40,18 @@ def test_all_in_their_order_and_no_more_than_depth_ahead() -> None:
         next(ahead)
 
 
-def test_an_error_comes_in_its_turn_and_again() -> None:
+@pytest.mark.parametrize(
+    "error", [KeyError("row 7"), SystemExit("row 7")]
+)  # what is no Exception, too
+def test_an_error_comes_in_its_turn_and_again(error: BaseException) -> None:
     def broken() -> Iterator[int]:
         yield 1
-        raise KeyError("row 7")
+        raise error
 
     ahead = Ahead(broken(), 4, "broken")
     assert next(ahead) == 1
     for _ in range(2):
-        with pytest.raises(KeyError, match="row 7"):
+        with pytest.raises(type(error), match="row 7"):
             next(ahead)
 
 
@@ -62,6 +65,8 @@ def test_the_thread_ends_with_it(how: str) -> None:
         ahead.close()
         assert not named(name)
         ahead.close()
+        with pytest.raises(StopIteration):
+            next(ahead)
     else:
         del ahead
         gc.collect()
