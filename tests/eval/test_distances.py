@@ -189,7 +189,7 @@ def test_only_sets_of_the_same_prompts_and_reference_are_compared(
 
 
 def test_sets_of_different_numbers_of_pictures_are_compared_by_kid_alone(tmp_path: Path) -> None:
-    """Fewer pictures have a larger Frechet distance by themselves; KID is unbiased, and paired by prompts all the same."""
+    """Fewer pictures alone have a larger Frechet distance; KID has no such bias, and is paired by prompts anyway."""
 
     def scored_set(folder: Path, numbers: list[int], metric: str) -> Path:
         each = [
