@@ -94,7 +94,9 @@ def read_items(path: Path) -> list[Item]:
     path = path.with_suffix(".items.jsonl")
     if not path.exists():
         return []
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # not splitlines(), which also ends lines at U+2028 and U+0085, that text may hold
+    text = path.read_text(encoding="utf-8").removesuffix("\n")
+    lines = [json.loads(line) for line in text.split("\n")]
     return [Item(**line | {"groups": tuple(line["groups"])}) for line in lines]
 
 

@@ -36,7 +36,7 @@ def read_questions(path: Path) -> dict[str, Asked]:
     """The official lines, by the prompts' texts; else BadQuestions."""
     found: dict[str, Asked] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise BadQuestions(
             f"{path}: no such file, expected GenEval 2's geneval2_data.jsonl. It is at {URL} (CC BY-NC 4.0); say where "
@@ -45,6 +45,8 @@ def read_questions(path: Path) -> dict[str, Asked]:
     except UnicodeDecodeError as error:
         raise BadQuestions(f"{path}: not UTF-8 ({error}). The file is at {URL}") from None
     for number, line in enumerate(lines, 1):
+        if not line:
+            continue
         try:
             prompt, asked = _asked(json.loads(line))
         except (ValueError, KeyError, TypeError) as error:

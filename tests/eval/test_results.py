@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from eval import results
+from eval import influences, results, softtifa
 from eval.errors import BadScores
+from eval.influences import Influence
 from eval.results import Item, Score, Value
+from shards import canonical_json
+from train import page
 
 SCORE = Score(
     scorer="geneval-hf-tiny", benchmark="geneval", value=Value(0.5, 0.4, 0.6, 10), better="higher",
@@ -22,6 +25,25 @@ def test_written_and_read(tmp_path: Path) -> None:
     assert results.read_items(path) == items
     results.write(tmp_path, SCORE)
     assert results.read_all(tmp_path / "none") == {}
+
+
+def test_text_may_hold_what_python_takes_for_ends_of_lines(tmp_path: Path) -> None:
+    """U+2028, U+0085 and U+001C stand in JSON as they are, or may."""
+    text = "a\u2028b\u0085c\u001cd"
+    items = [Item(text, 0, 1.0), Item("b", 0, 0.5)]
+    assert results.read_items(results.write(tmp_path, SCORE, items)) == items
+    influences.write(tmp_path, "s", "digest", some := [Influence(text, 0, 1.0)])
+    assert influences.read(tmp_path, "s", "digest") == some
+    record = {
+        "prompt": text,
+        "atom_count": 1,
+        "skills": ["object"],
+        "vqa_list": [["Is it?", "Yes"]],
+    }
+    (tmp_path / "q.jsonl").write_bytes(2 * b"\n" + canonical_json(record))
+    assert set(softtifa.read_questions(tmp_path / "q.jsonl")) == {text}
+    (tmp_path / "m.jsonl").write_bytes(canonical_json({"name": text}) + b'{"step": 1')
+    assert page.read(tmp_path / "m.jsonl") == [{"name": text}]
 
 
 @pytest.mark.parametrize("change", [b"", b"{}", b"[]", None])
