@@ -1,11 +1,12 @@
 """Scores come back as they were written; damaged ones are named."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from eval import influences, results, softtifa
-from eval.errors import BadScores
+from eval.errors import BadScores, NotFinite
 from eval.influences import Influence
 from eval.results import Item, Score, Value
 from shards import canonical_json
@@ -44,6 +45,17 @@ def test_text_may_hold_what_python_takes_for_ends_of_lines(tmp_path: Path) -> No
     assert set(softtifa.read_questions(tmp_path / "q.jsonl")) == {text}
     (tmp_path / "m.jsonl").write_bytes(canonical_json({"name": text}) + b'{"step": 1')
     assert page.read(tmp_path / "m.jsonl") == [{"name": text}]
+
+
+def test_numbers_that_are_none_are_named_before_anything_is_written(tmp_path: Path) -> None:
+    items = [Item("a", 0, 1.0), Item("b", 3, float("nan"))]
+    with pytest.raises(
+        NotFinite, match=r"geneval-hf-tiny\.json: picture 3 of prompt 'b': found NaN"
+    ):
+        results.write(tmp_path, SCORE, items)
+    with pytest.raises(NotFinite, match=r"geneval-hf-tiny\.json: found NaN or infinity"):
+        results.write(tmp_path, replace(SCORE, value=Value(float("inf"))), items[:1])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("change", [b"", b"{}", b"[]", None])
