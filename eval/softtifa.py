@@ -6,7 +6,7 @@ pictures are joined to it by the text of their prompts, as the official scorer d
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import exp, log
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,13 @@ def absent(questions: dict[str, Asked], prompts: Prompts, partial: bool) -> int:
 
 
 def digest(questions: dict[str, Asked]) -> str:
+    """Of all that the probabilities follow from besides pictures and model."""
     return sha256(canonical_json({prompt: asked.questions for prompt, asked in questions.items()}))
+
+
+def whole_digest(questions: dict[str, Asked]) -> str:
+    """Of all that the scores follow from besides pictures and model: skills and atoms too."""
+    return sha256(canonical_json({prompt: asdict(asked) for prompt, asked in questions.items()}))
 
 
 def spellings(answer: str) -> tuple[str, ...]:
