@@ -1,11 +1,18 @@
 """Scores from items: hand-worked means, and intervals against their closed forms."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from eval.aggregate import Sums, aggregate, difference, difference_and_share, pooled
 from eval.errors import OtherImages
+from eval.prompts import Prompt, Prompts
+from eval.report import report
 from eval.results import Item
+from eval.score import line
+
+from .sets import make_items, make_score, make_set
 
 
 def items(values: dict[str, list[float]], groups: dict[str, tuple[str, ...]]) -> list[Item]:
@@ -131,3 +138,16 @@ def test_groups_are_paired_by_name() -> None:
     for other in (wider, moved):
         with pytest.raises(OtherImages, match="the groups x, y and"):
             difference(a, other, "groups")
+
+
+def test_sets_of_one_prompt_are_shown_without_a_verdict(tmp_path: Path) -> None:
+    prompts = Prompts("bench", (Prompt("0", "a cat", "x"),))
+    folders = [make_set(tmp_path / name, prompts=prompts) for name in ("a", "b")]
+    for folder, value in zip(folders, (0.25, 0.75), strict=True):
+        made = make_score(folder, "judge", make_items([value], prompts))
+        assert line(folder, made) == f"{folder}: judge {value}"
+    (section,) = report(folders, tmp_path / "r.html")["sections"]
+    (found,) = section["comparisons"][0]["differences"]
+    assert (found["value"]["value"], found["groups"]["x"]["low"]) == (0.5, None)
+    assert (found["resolved"], found["favours"], found["share"]) == (None, None, None)
+    assert "no interval" in (tmp_path / "r.html").read_text()
