@@ -1,7 +1,8 @@
 """From items to scores with intervals, and to paired differences of two sets.
 
 What was drawn by chance is prompts, so prompts are resampled, all pictures of one together, and within their group
-where each belongs to one. A difference resamples the prompts once for both sets.
+where each belongs to one. A difference resamples the prompts once for both sets. One prompt alone says nothing of how
+prompts vary, so there is no interval of it, nor of a whole that has a stratum of one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ RESAMPLES = 10_000
 AT_ONCE = 4_000_000  # indices drawn at once: 32 MB
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Sums:
                 groups.setdefault(name, np.zeros(len(number), bool))[number[item.prompt]] = True
         return cls(list(number), total, count, groups)
 
-    def strata(self) -> list[NDArray[np.int64]]:
+    def strata(self) -> list[Ints]:
         """Indices that are resampled among themselves: the groups, or all prompts where groups overlap."""
         inside = sum(self.groups.values(), np.zeros(len(self.prompts), int))
         if self.groups and (inside == 1).all():
@@ -55,15 +57,10 @@ def aggregate(
 ) -> tuple[Value, dict[str, Value]]:
     """The value of all items and of each group, with their intervals."""
     sums = Sums.of(items)
-    names = [None, *sums.groups]
-    draws = np.concatenate([_means(sums, weights, overall) for weights in _weights(sums, seed)])
+    strata = sums.strata()
+    draws = np.concatenate([_means(sums, weights, overall) for weights in _weights(strata, seed)])
     point = _means(sums, np.ones((1, len(sums.prompts))), overall)[0]
-    low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    sizes = [len(sums.prompts), *(int(members.sum()) for members in sums.groups.values())]
-    values = {
-        name: _value(unit, point[i], low[i], high[i], sizes[i]) for i, name in enumerate(names)
-    }
-    return values.pop(None), {name: value for name, value in values.items() if name is not None}
+    return _values(sums, strata, point, draws, unit)
 
 
 def difference(
@@ -75,45 +72,74 @@ def difference(
 
 def difference_and_share(
     a: Sequence[Item], b: Sequence[Item], overall: str = "prompts", unit: float = 1.0, seed: int = 0
-) -> tuple[Value, dict[str, Value], float]:
-    """`difference`, and the share of the resamples in which b's value is above a's."""
+) -> tuple[Value, dict[str, Value], float | None]:
+    """`difference`, and the share of the resamples in which b's value is above a's, None without an interval.
+
+    Groups are those that both have, of the same prompts; OtherImages if the value is made of others too.
+    """
     first, second = Sums.of(a), Sums.of(b)
     if sorted(first.prompts) != sorted(second.prompts):
         raise OtherImages(
             f"found scores of {len(first.prompts)} and of {len(second.prompts)} prompts that are not the same ones: "
             "only sets of the same prompts are compared"
         )
+    strata = first.strata()
     place = {name: i for i, name in enumerate(second.prompts)}
     order = np.array([place[name] for name in first.prompts])
-    second = Sums(
-        first.prompts, second.total[order], second.count[order],
-        {name: members[order] for name, members in second.groups.items()},
+    others = {name: members[order] for name, members in second.groups.items()}
+    shared = [
+        name for name, members in first.groups.items()
+        if name in others and np.array_equal(members, others[name])
+    ]  # fmt: skip
+    if overall == "groups" and not len(shared) == len(first.groups) == len(others):
+        raise OtherImages(
+            f"found the groups {', '.join(first.groups)} and {', '.join(others)}, expected the same ones of the same "
+            "prompts: the value is their mean"
+        )
+    first, second = (
+        Sums(first.prompts, total, count, {name: groups[name] for name in shared})
+        for total, count, groups in (
+            (first.total, first.count, first.groups), (second.total[order], second.count[order], others),
+        )
     )  # fmt: skip
     drawn = [
         _means(second, weights, overall) - _means(first, weights, overall)
-        for weights in _weights(first, seed)
+        for weights in _weights(strata, seed)
     ]
     ones = np.ones((1, len(first.prompts)))
     point = (_means(second, ones, overall) - _means(first, ones, overall))[0]
     draws = np.concatenate(drawn)
+    value, groups = _values(first, strata, point, draws, unit)
+    return value, groups, None if value.low is None else float((draws[:, 0] > 0).mean())
+
+
+def _values(
+    sums: Sums, strata: Sequence[Ints], point: Floats, draws: Floats, unit: float
+) -> tuple[Value, dict[str, Value]]:
+    """Of all and of each group, from `point` (1 + groups,) and `draws` (n, 1 + groups)."""
     low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    made = [_value(unit, *ends, len(first.prompts)) for ends in zip(point, low, high, strict=True)]
-    return made[0], dict(zip(first.groups, made[1:], strict=True)), float((draws[:, 0] > 0).mean())
+    sizes = [len(sums.prompts), *(int(members.sum()) for members in sums.groups.values())]
+    known = [min(map(len, strata)) > 1, *(size > 1 for size in sizes[1:])]
+    made = [_value(unit, *one) for one in zip(point, low, high, sizes, known, strict=True)]
+    return made[0], dict(zip(sums.groups, made[1:], strict=True))
 
 
-def _value(unit: float, point: float, low: float, high: float, count: int) -> Value:
+def _value(unit: float, point: float, low: float, high: float, count: int, known: bool) -> Value:
+    """Without an interval unless it is known."""
+    if not known:
+        return Value(unit * float(point), count=count)
     return Value(unit * float(point), unit * float(low), unit * float(high), count)
 
 
-def _weights(sums: Sums, seed: int) -> Iterator[Floats]:
+def _weights(strata: Sequence[Ints], seed: int) -> Iterator[Floats]:
     """How often each prompt is drawn, (n, P) a block, RESAMPLES in all."""
     generator = np.random.default_rng(seed)
-    size = len(sums.prompts)
+    size = sum(map(len, strata))
     block = max(1, min(RESAMPLES, AT_ONCE // size))
     for start in range(0, RESAMPLES, block):
         draws = min(block, RESAMPLES - start)
         weights, rows = np.empty((draws, size)), np.arange(draws)[:, None]
-        for stratum in sums.strata():
+        for stratum in strata:
             inside = len(stratum)
             drawn = generator.integers(0, inside, (draws, inside)) + inside * rows
             counts = np.bincount(drawn.ravel(), minlength=draws * inside)
@@ -151,11 +177,12 @@ def pooled(
         at = np.array([place[item.prompt] for item in items])
         np.add.at(total[:, column], at, [item.value for item in items])
         np.add.at(count[:, column], at, 1)
-    every = Sums(list(place), total[:, 0], count[:, 0], {})
+    every = [np.arange(len(place))]
     with np.errstate(invalid="ignore"):  # a part of which no prompt was drawn is NaN
         draws = np.concatenate([(w @ total) / (w @ count) for w in _weights(every, seed)])
     low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     point, sizes = total.sum(0) / count.sum(0), (count > 0).sum(0)
     return {
-        name: _value(unit, point[i], low[i], high[i], int(sizes[i])) for i, name in enumerate(parts)
+        name: _value(unit, point[i], low[i], high[i], int(sizes[i]), bool(sizes[i] > 1))
+        for i, name in enumerate(parts)
     }

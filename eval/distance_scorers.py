@@ -68,6 +68,11 @@ def _ready(kind: str, args: argparse.Namespace) -> None:
     enough(METRICS[kind], network, count, f"{args.reference}", args.allow_few)
 
 
+def _enough(kind: str, args: argparse.Namespace, count: int, where: str) -> None:
+    network = _network(kind, args.weights, args.device)
+    enough(METRICS[kind], network, count, where, args.allow_few)
+
+
 @cache
 def _stored(path: Path) -> Reference:
     return read(path)
@@ -130,7 +135,7 @@ def _scorer(kind: str, metric: Metric) -> Scorer:
         _flags(metric, add)
 
     flags.__doc__ = metric.help
-    return Scorer(flags, partial(_score, kind), partial(_ready, kind))
+    return Scorer(flags, partial(_score, kind), partial(_ready, kind), partial(_enough, kind))
 
 
 DISTANCES = {kind: _scorer(kind, metric) for kind, metric in METRICS.items()}

@@ -24,6 +24,7 @@ from .results import Score, Value
 from .score import name
 
 PACKAGES = ("clean-fid", "numpy", "pillow", "torch", "transformers")
+UNBIASED = {"kid"}  # metrics that may be compared at different numbers of pictures
 
 
 def measure(
@@ -105,7 +106,8 @@ def difference(a: Path, b: Path, scorer: str) -> tuple[Value, dict[str, Value]]:
     """b minus a of a distance that both sets were scored with, of all and of each group.
 
     The sets must share their prompts, and then their seeds: each prompt is taken away from both at once, so what it
-    does to both cancels. OtherImages where prompts or references differ, BadScores where one was not scored.
+    does to both cancels. All but KID are larger of fewer pictures, so both sets must hold the same ones. OtherImages
+    where prompts, pictures' numbers or references differ, BadScores where one was not scored.
     """
     first, second = (results.read(folder / results.NAME / f"{scorer}.json") for folder in (a, b))
     for what, found in (
@@ -120,6 +122,13 @@ def difference(a: Path, b: Path, scorer: str) -> tuple[Value, dict[str, Value]]:
     ours, theirs = (
         influences.read(folder, scorer, score.images) for folder, score in ((a, first), (b, second))
     )
+    numbers = [{(i.prompt, i.number) for i in each} for each in (ours, theirs)]
+    if first.made_by.get("metric") not in UNBIASED and numbers[0] != numbers[1]:
+        raise OtherImages(
+            f"{a} and {b}: {scorer} is of {len(ours)} and of {len(theirs)} pictures, "
+            f"{len(numbers[0] & numbers[1])} of them of the same prompt and number. Fewer pictures alone make a larger "
+            "distance, so only sets of the same ones are compared: make both whole, or score kid"
+        )
     strata = influences.strata_of(ours)
 
     def apart(group: str | None) -> Value:

@@ -9,7 +9,7 @@ it skips the first question, takes categories from the last tile alone, and drop
 import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -143,6 +143,13 @@ def digest(questions: Questions) -> str:
     """Of all that the answers follow from besides pictures and model."""
     asked = {name: [[q.number, q.text] for q in some] for name, some in questions.items()}
     return sha256(canonical_json(asked))
+
+
+def whole_digest(questions: Questions) -> str:
+    """Of all that the score follows from besides pictures and model: parents and categories too."""
+    return sha256(
+        canonical_json({name: [asdict(q) for q in some] for name, some in questions.items()})
+    )
 
 
 def gated(questions: Sequence[Question], answers: Mapping[int, bool]) -> dict[int, bool]:

@@ -71,5 +71,9 @@ class BadPicture(EvalError, ValueError):
     """A file that should be a picture and cannot be read as one."""
 
 
+class NotFinite(EvalError, ValueError):
+    """A model that answered with NaN or infinity: nothing follows from it."""
+
+
 class BadReference(EvalError, ValueError):
     """Reference statistics that are damaged, or of another network or crop than what is to be scored."""

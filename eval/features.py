@@ -29,7 +29,7 @@ from torch import Tensor
 from shards import atomic_write, canonical_json, sha256, sha256_file
 
 from .crops import crop
-from .errors import BadPicture, TooFewImages
+from .errors import BadPicture, MissingImages, NotFinite, TooFewImages
 from .imageset import Images
 from .layouts import Picture
 from .networks import Network
@@ -62,8 +62,10 @@ class Pictures:
 
 
 def of_set(images: Images) -> Pictures:
-    """All pictures of a finished set, in the order of its prompts."""
+    """All pictures of a finished set, in the order of its prompts; MissingImages if there are none."""
     ones = list(images)
+    if not ones:
+        raise MissingImages(f"{images.folder}: found no picture, expected at least one")
     return Pictures(
         [str(one.path) for one in ones],
         [
@@ -204,7 +206,14 @@ def _run(
     for batch in _batches(pool, prepared, numbers, batch_size):
         with torch.inference_mode():
             found.append(network.features(batch.to(network.device)).float().cpu())
-    return torch.cat(found).numpy()
+    features = torch.cat(found).numpy()
+    strange = np.flatnonzero(~np.isfinite(features).all(1))
+    if len(strange):
+        raise NotFinite(
+            f"{pictures.names[numbers[strange[0]]]}: found NaN or infinity in the features that {network.name} "
+            f"makes of it, and of {len(strange) - 1} others, expected finite numbers. Look at the weights"
+        )
+    return features
 
 
 def _batches(

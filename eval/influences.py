@@ -87,7 +87,9 @@ def read(save_dir: Path, scorer: str, images: str) -> list[Influence]:
     """Those of a score of this set; BadScores where they are missing or of other pictures."""
     path = path_of(save_dir, scorer)
     try:
-        first, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        first, *lines = map(
+            json.loads, path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        )
         if first["images"] == images:
             return [Influence(**line) for line in lines]
         found = "of other pictures"

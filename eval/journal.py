@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from glob import escape
 from typing import Any
 
-from shards import canonical_json, sha256
+from shards import atomic_write, canonical_json, put_if_absent, sha256
 
 from .bar import Bar
-from .errors import BadScores, MissingImages
+from .errors import BadScores, MissingImages, NotFinite
 from .imageset import Images, One
 from .layouts import Picture
 from .ranks import Rank
@@ -42,7 +42,7 @@ class Journal:
         self._digests, self._found = images.digests, dict[str, tuple[Json, float]]()
         self._stem = f"{scorer}-{sha256(self._head)[:12]}"
         self.path = images.folder / NAME / "raw" / f"{self._stem}{f'.{rank}' if rank else ''}.jsonl"
-        self._begun = False  # whether the file has its first line
+        self._begun = False  # whether the file has its first line, as far as this process knows
         self.read()
 
     def __contains__(self, one: One) -> bool:
@@ -74,20 +74,34 @@ class Journal:
     def add(self, ones: Sequence[One], found: Sequence[Json], seconds: float) -> None:
         """Append what was found in a block, so that it outlives the process and the machine's power."""
         each = seconds / len(ones)
-        told = [
-            {"of": self._name(one), "found": what, "seconds": each}
-            for one, what in zip(ones, found, strict=True)
-        ]
-        lines = b"".join(map(canonical_json, told))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab" if self._begun else "wb") as file:
-            file.write(self._end_of_cut_line() + lines if self._begun else self._head + lines)
+        lines = b"".join(self._line(one, what, each) for one, what in zip(ones, found, strict=True))
+        if not self._begun:
+            self._begin()
+        with self.path.open("ab") as file:
+            file.write(self._end_of_cut_line() + lines)
             file.flush()
             os.fsync(file.fileno())
-        self._begun = True
         self._found |= {
             line["of"]: (line["found"], each) for line in map(json.loads, lines.splitlines())
         }
+
+    def _line(self, one: One, found: Json, seconds: float) -> bytes:
+        try:
+            return canonical_json({"of": self._name(one), "found": found, "seconds": seconds})
+        except ValueError:
+            raise NotFinite(
+                f"{one.path}: found NaN or infinity in what {self._stem} says of picture {one.number}, expected finite "
+                "numbers. Try another precision (--device cpu), or look at the model's weights"
+            ) from None
+
+    def _begin(self) -> None:
+        """The first line, unless another process wrote it meanwhile; one that a kill cut off is written anew."""
+        if not put_if_absent(self.path, self._head):
+            with self.path.open("rb") as file:
+                whole = file.readline().endswith(b"\n")
+            if not whole:
+                atomic_write(self.path, self._head)
+        self._begun = True
 
     def _end_of_cut_line(self) -> bytes:
         """What a kill may have kept from the last line."""

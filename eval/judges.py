@@ -166,7 +166,7 @@ def _dpg(images: Images, args: argparse.Namespace) -> Scored:
         dpg.item(one.file.prompt.id, one.number, questions[one.file.prompt.id], odds)
         for one, odds in seen.found
     ]
-    made_by = key | {"paths": [args.vlm]}
+    made_by = key | {"paths": [args.vlm], "whole_questions": dpg.whole_digest(questions)}
     for name, items, field, notes in (
         (f"dpg-{about}", gated, "gated", (GATED,)),
         (f"dpg-ungated-{about}", [dpg.ungated(item) for item in gated], "answer", ()),
@@ -276,7 +276,8 @@ def _softtifa(images: Images, args: argparse.Namespace) -> Scored:
         )
         for one, told in seen.found
     ]
-    scored = _Scored(images, key | {"paths": [args.vlm]}, (), seen.seconds, absent)
+    made_by = key | {"paths": [args.vlm], "whole_questions": softtifa.whole_digest(questions)}
+    scored = _Scored(images, made_by, (), seen.seconds, absent)
     arithmetic, geometric = ([pair[i] for pair in means] for i in (0, 1))
     skills = pooled(softtifa.by_skill(arithmetic), unit=100)
     for name, items, groups in (("am", arithmetic, skills), ("gm", geometric, {})):

@@ -8,14 +8,14 @@ same prompts, the interval of their difference). A distance between sets has no 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from shards import ShardsError, atomic_write, canonical_json, seal, unseal
 
-from .errors import BadScores
+from .errors import BadScores, NotFinite
 
 Json = dict[str, Any]
 FORMAT, VERSION = "latentbank-score", 1
@@ -67,14 +67,30 @@ class Score:
 
 
 def write(save_dir: Path, score: Score, items: Sequence[Item] = ()) -> Path:
-    """Put a score beside its pictures, replacing an older one of the same scorer; returns its path."""
+    """Put a score beside its pictures, replacing an older one of the same scorer; returns its path.
+
+    NotFinite, before anything is written, where a number is none.
+    """
     path = save_dir / NAME / f"{score.scorer}.json"
+    lines = [
+        _finite(canonical_json, asdict(item), f"{path}: picture {item.number} of prompt {item.prompt!r}")
+        for item in items
+    ]  # fmt: skip
+    record = _finite(seal, {"format": FORMAT, "version": VERSION, **asdict(score)}, f"{path}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = b"".join(canonical_json(asdict(item)) for item in items)
     if items:
-        atomic_write(path.with_suffix(".items.jsonl"), lines)
-    atomic_write(path, seal({"format": FORMAT, "version": VERSION, **asdict(score)}))
+        atomic_write(path.with_suffix(".items.jsonl"), b"".join(lines))
+    atomic_write(path, record)
     return path
+
+
+def _finite(write: Callable[[Json], bytes], record: Json, what: str) -> bytes:
+    try:
+        return write(record)
+    except ValueError:
+        raise NotFinite(
+            f"{what}: found NaN or infinity, expected finite numbers. Look at the scorer's weights"
+        ) from None
 
 
 def read(path: Path) -> Score:
@@ -94,7 +110,9 @@ def read_items(path: Path) -> list[Item]:
     path = path.with_suffix(".items.jsonl")
     if not path.exists():
         return []
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # not splitlines(), which also ends lines at U+2028 and U+0085, that text may hold
+    text = path.read_text(encoding="utf-8").removesuffix("\n")
+    lines = [json.loads(line) for line in text.split("\n")]
     return [Item(**line | {"groups": tuple(line["groups"])}) for line in lines]
 
 

@@ -20,12 +20,18 @@ def nothing(args: argparse.Namespace) -> None:
     pass
 
 
+def any_number(args: argparse.Namespace, count: int, where: str) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Scorer:
     flags: Callable[[argparse.ArgumentParser], None]  # its docstring is the help
     score: Callable[[Images, argparse.Namespace], Scored]
     # loads weights and checks flags, so that what is missing is said before any picture is read
     ready: Callable[[argparse.Namespace], None] = nothing
+    # raises TooFewImages where so many pictures, of the set that the text names, are too few
+    enough: Callable[[argparse.Namespace, int, str], None] = any_number
 
 
 def scorers() -> dict[str, Scorer]:

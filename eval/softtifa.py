@@ -6,7 +6,7 @@ pictures are joined to it by the text of their prompts, as the official scorer d
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import exp, log
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def read_questions(path: Path) -> dict[str, Asked]:
     """The official lines, by the prompts' texts; else BadQuestions."""
     found: dict[str, Asked] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise BadQuestions(
             f"{path}: no such file, expected GenEval 2's geneval2_data.jsonl. It is at {URL} (CC BY-NC 4.0); say where "
@@ -45,6 +45,8 @@ def read_questions(path: Path) -> dict[str, Asked]:
     except UnicodeDecodeError as error:
         raise BadQuestions(f"{path}: not UTF-8 ({error}). The file is at {URL}") from None
     for number, line in enumerate(lines, 1):
+        if not line:
+            continue
         try:
             prompt, asked = _asked(json.loads(line))
         except (ValueError, KeyError, TypeError) as error:
@@ -83,7 +85,13 @@ def absent(questions: dict[str, Asked], prompts: Prompts, partial: bool) -> int:
 
 
 def digest(questions: dict[str, Asked]) -> str:
+    """Of all that the probabilities follow from besides pictures and model."""
     return sha256(canonical_json({prompt: asked.questions for prompt, asked in questions.items()}))
+
+
+def whole_digest(questions: dict[str, Asked]) -> str:
+    """Of all that the scores follow from besides pictures and model: skills and atoms too."""
+    return sha256(canonical_json({prompt: asdict(asked) for prompt, asked in questions.items()}))
 
 
 def spellings(answer: str) -> tuple[str, ...]:

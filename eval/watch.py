@@ -2,7 +2,8 @@
 
     RUN/eval/watch.json             what is sampled: prompts, steps, guidance, seed
     RUN/eval/step-00000010/         the set of pictures of a checkpoint, and its scores
-    RUN/eval/metrics.jsonl          a line a checkpoint: {"step", "scores": {scorer: Value}, "seconds", ...}
+    RUN/eval/metrics.jsonl          a line a checkpoint: {"step", "scores": {scorer: Value}, "seconds", "weights", ...}
+    RUN/eval/step-00000010.old-1/   set and record of other weights that were this step's before it was trained again
     RUN/eval/lease.json             while a watcher runs: there is one at a time
 
 A process of its own: the trainer's files are read only. It goes on where it was stopped, passes over checkpoints that
@@ -11,6 +12,7 @@ the trainer removes meanwhile, and ends when the run's last checkpoint is scored
 
 import argparse
 import json
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 import yaml
 
 from shards import LeaseHeld, atomic_write, canonical_json, open_store, put_if_absent
@@ -28,7 +31,7 @@ from train.checkpoint import CheckpointError, steps
 from train.page import read, write_page
 
 from . import results
-from .benchmarks import find
+from .benchmarks import BENCHMARKS, find
 from .errors import BadReport, OtherImages, Watched
 from .generate import Request, generate
 from .imageset import Images
@@ -39,6 +42,7 @@ Json = dict[str, Any]
 NAME = "eval"  # folder of a run
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ORDERS = ("newest", "oldest")
+STEP = re.compile(r"step-(\d{8,})")
 # Fields of a request that are not what is sampled, but from what, where and how fast.
 APART = {
     "checkpoint", "tag", "prompts", "save_dir", "vae", "text_encoder", "allow_other_encoder", "text_cache", "device",
@@ -99,7 +103,7 @@ def watch(
     """
     watcher = Watcher(run, request, scorers, order)
     try:
-        with stopping(), watcher.alone():
+        with stopping(watcher.signals), watcher.alone():
             watcher.go(every, once)
     except Stopped as stop:
         number = int(stop.args[0])
@@ -112,12 +116,16 @@ def watch(
 
 
 @contextmanager
-def stopping() -> Iterator[None]:
-    """Let SIGTERM and SIGINT raise Stopped, once: what follows cleans up undisturbed."""
+def stopping(came: list[int]) -> Iterator[None]:
+    """Let SIGTERM and SIGINT raise Stopped, once: what follows cleans up undisturbed.
+
+    What is raised within a finaliser is lost, so the signal's number is in `came` too.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in SIGNALS:
             signal.signal(each, signal.SIG_IGN)
+        came.append(number)
         raise Stopped(number)
 
     before = {number: signal.signal(number, stop) for number in SIGNALS}
@@ -136,7 +144,9 @@ class Watcher:
     request: Request
     scorers: Sequence[Asked]
     order: str
-    passed: set[str] = field(default_factory=set)  # names of checkpoints that could not be read
+    # step and age of the manifest of checkpoints that could not be read
+    passed: set[tuple[int, int]] = field(default_factory=set)
+    signals: list[int] = field(default_factory=list)  # that came
     say: Callable[[str], None] = lambda text: print(text, flush=True)
 
     def __post_init__(self) -> None:
@@ -152,8 +162,17 @@ class Watcher:
         for each in self.scorers:  # weights that are missing, before any picture is made
             each.scorer.ready(each.args)
         prompts = find(self.request.benchmark, self.request.prompts)
+        each_has = self.request.n_samples or BENCHMARKS[self.request.benchmark].images_per_prompt
+        for each in self.scorers:
+            where = str(self.request.prompts or prompts.benchmark)
+            each.scorer.enough(each.args, each_has * len(prompts.items), where)
         kept = {key: value for key, value in vars(self.request).items() if key not in APART}
-        sampled = {"prompts": prompts.digest, "benchmark": prompts.benchmark}
+        on_cpu = torch.device(self.request.device).type == "cpu"
+        sampled = {
+            "prompts": prompts.digest,
+            "benchmark": prompts.benchmark,
+            "precision": "fp32" if on_cpu else "bf16-autocast",
+        }
         self.settings: Json = json.loads(json.dumps(kept | sampled, default=str))
         self.folder = self.run / NAME
 
@@ -207,10 +226,15 @@ class Watcher:
             last = (
                 once or self.finished()
             )  # asked first: what is saved meanwhile is still found below
-            if (todo := self.pending()) and self._one(todo[0]):
+            todo = self.pending()
+            key = self._key(todo[0]) if todo else None  # before it is read: it may be replaced
+            done = bool(todo) and self._one(todo[0])
+            if self.signals:
+                raise Stopped(self.signals[0])
+            if done:
                 continue
-            if todo:
-                self.passed.add(f"step-{todo[0]:08d}")
+            if key:
+                self.passed.add(key)
             elif last:
                 self.say(f"{self.run}: all checkpoints that stand are scored")
                 return
@@ -219,7 +243,8 @@ class Watcher:
 
     def finished(self) -> bool:
         """Whether no checkpoint will come: the one of the last step stands, or, without config.yaml, any."""
-        numbers = [number_of(path) for path in steps(self.run / "checkpoints")]
+        found = map(number_of, steps(self.run / "checkpoints"))
+        numbers = [number for number in found if number is not None]
         config = self.run / "config.yaml"
         if not config.is_file():
             return bool(numbers)
@@ -233,11 +258,50 @@ class Watcher:
         standing = {path.name for path in steps(self.run / "checkpoints")}
         made = {path.parent.name for path in self.folder.glob("step-*/manifest.json")
                 if path.parent.name in standing or _complete(path)}  # fmt: skip
-        todo = {int(name.removeprefix("step-")) for name in (standing | made) - self.passed}
+        found = {step for name in standing | made if (step := number_of(Path(name))) is not None}
         return sorted(
-            (step for step in todo if not wanted <= set(done.get(step, {}).get("asked", []))),
+            (
+                step for step in found
+                if self._key(step) not in self.passed
+                and (not wanted <= set(done.get(step, {}).get("asked", [])) or self._of_others(step, done.get(step)))
+            ),
             reverse=self.order == "newest",
+        )  # fmt: skip
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.run / "checkpoints" / f"step-{step:08d}"
+
+    def _key(self, step: int) -> tuple[int, int]:
+        """What a checkpoint is passed over by, until another one takes its place."""
+        try:
+            return step, (self._checkpoint(step) / "manifest.json").stat().st_mtime_ns
+        except OSError:
+            return step, 0
+
+    def _of_others(self, step: int, record: Json | None) -> bool:
+        """Whether the set or the record is of other weights than those of the checkpoint that stands."""
+        file = "ema.safetensors" if self.request.ema_weights else "weights.safetensors"
+        now = _told(self._checkpoint(step) / "manifest.json", "files", file, "sha256")
+        made = _told(self.folder / f"step-{step:08d}" / "manifest.json", "settings", "weights")
+        return now is not None and any(
+            weights not in (None, now) for weights in (made, (record or {}).get("weights"))
         )
+
+    def _set_aside(self, step: int) -> None:
+        """Set and record of other weights; the folder gets a name that is no step's."""
+        records = self.records()
+        record = records.pop(step, None)
+        folder, number = self.folder / f"step-{step:08d}", 1
+        while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+            number += 1
+        self.say(f"step {step}: trained again since it was scored; what was of it goes to {aside}")
+        self._lease.check()
+        if folder.is_dir():
+            if record:
+                atomic_write(folder / "record.json", canonical_json(record))
+            folder.rename(aside)
+        if record:
+            self._write(records)
 
     def records(self) -> dict[int, Json]:
         return {record["step"]: record for record in read(self.folder / "metrics.jsonl")}
@@ -246,9 +310,11 @@ class Watcher:
 
     def _one(self, step: int) -> bool:
         """Sample and score a checkpoint; False, with a word about it, where it cannot be read."""
-        checkpoint = self.run / "checkpoints" / f"step-{step:08d}"
+        checkpoint = self._checkpoint(step)
         folder = self.folder / checkpoint.name
         start = time.perf_counter()
+        if self._of_others(step, self.records().get(step)):
+            self._set_aside(step)
         try:
             if not _complete(folder / "manifest.json"):
                 cache = self.request.text_cache or self.folder / "text"  # one for all steps
@@ -290,27 +356,37 @@ class Watcher:
         took = {"generate": generating, "score": time.perf_counter() - start}
         seconds = {key: record["seconds"].get(key, 0.0) + took[key] for key in took}
         self._lease.check()
-        self._write(record | {"seconds": seconds, "images": images.digest})
+        told = {"seconds": seconds, "images": images.digest, "weights": images.settings["weights"]}
+        self._write(self.records() | {step: record | told})
         self.say(
             f"step {step}: scored, after {took['generate']:.3g} s of sampling and {took['score']:.3g} s of scoring"
         )
 
-    def _write(self, record: Json) -> None:
+    def _write(self, records: Mapping[int, Json]) -> None:
         """The file anew, in the order of steps, which need not be the order of scoring; then the run's page."""
-        records = self.records() | {record["step"]: record}
         lines = (canonical_json(records[step]) for step in sorted(records))
         atomic_write(self.folder / "metrics.jsonl", b"".join(lines))
         if (self.run / "metrics.jsonl").is_file() and (self.run / "config.yaml").is_file():
             write_page(self.run)
 
 
-def number_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
+def number_of(checkpoint: Path) -> int | None:
+    """The step, None where the name is no step's."""
+    found = STEP.fullmatch(checkpoint.name)
+    return int(found[1]) if found else None
+
+
+def _told(path: Path, *keys: str) -> Any:
+    """What stands under these keys of a JSON file, None where nothing is readable there."""
+    try:
+        found = json.loads(path.read_bytes())
+        for key in keys:
+            found = found[key]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found
 
 
 def _complete(manifest: Path) -> bool:
     """Whether a set is finished; what is not readable is told by whoever opens it."""
-    try:
-        return bool(json.loads(manifest.read_bytes())["complete"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return bool(_told(manifest, "complete"))

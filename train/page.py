@@ -51,8 +51,8 @@ def page(run: Path) -> str:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The records of a file of JSON lines, none where there is no file; a last line that is being written is left."""
-    text = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in text if line.endswith("\n")]
+    whole = path.read_text().split("\n")[:-1] if path.is_file() else []
+    return [json.loads(line) for line in whole]
 
 
 def described(config: dict[str, Any], records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -1,11 +1,18 @@
 """Scores from items: hand-worked means, and intervals against their closed forms."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from eval.aggregate import Sums, aggregate, difference, pooled
+from eval.aggregate import Sums, aggregate, difference, difference_and_share, pooled
 from eval.errors import OtherImages
+from eval.prompts import Prompt, Prompts
+from eval.report import report
 from eval.results import Item
+from eval.score import line
+
+from .sets import make_items, make_score, make_set
 
 
 def items(values: dict[str, list[float]], groups: dict[str, tuple[str, ...]]) -> list[Item]:
@@ -91,3 +98,56 @@ def test_parts_that_cut_through_prompts_are_pooled_under_the_same_resamples() ->
     few = pooled({"all": parts["colour"], "two": items({"0": [1.0], "1": [0.0, 0.0]}, {})})
     assert few["two"].value == pytest.approx(1 / 3)
     assert (few["two"].count, few["two"].low, few["two"].high) == (2, 0.0, 1.0)
+
+
+def test_one_prompt_alone_has_no_interval() -> None:
+    """Of the whole none where a stratum has one prompt, of a group or part none where it has one."""
+    alone, _ = aggregate(items({"a": [1.0, 0.0]}, {}))
+    assert (alone.value, alone.low, alone.high, alone.count) == (0.5, None, None, 1)
+    groups = {"a": ("x",), "b": ("x",), "c": ("y",)}
+    value, each = aggregate(items(VALUES, groups))
+    assert (value.low, value.high, each["y"].low, each["y"].high) == (None,) * 4
+    assert each["x"].low is not None
+    value, each = aggregate(items(VALUES, groups | {"b": ("x", "y", "z")}))  # one stratum of three
+    assert value.low is not None
+    assert (each["y"].low is None, each["z"].low is None) == (False, True)
+    found = pooled({"all": items(VALUES, {}), "one": items({"b": [1.0, 0.0]}, {})})
+    assert found["all"].low is not None
+    assert (found["one"].low, found["one"].high, found["one"].value) == (None, None, 0.5)
+    a, b = items({"a": [0.0]}, {}), items({"a": [1.0]}, {})
+    found_, _, share = difference_and_share(a, b)
+    assert (found_.value, found_.low, found_.high, share) == (1.0, None, None, None)
+
+
+def test_groups_are_paired_by_name() -> None:
+    """Of items in another order, and of sets of which one has more groups or other prompts in one."""
+    groups = {"a": ("x",), "b": ("x",), "c": ("y",), "d": ("y",)}
+    values = {"a": [1.0], "b": [2.0], "c": [3.0], "d": [5.0]}
+    more = {"a": [1.0], "b": [2.0], "c": [13.0], "d": [15.0]}
+    a, b = items(values, groups), items(more, groups)[::-1]
+    for overall in ("prompts", "groups"):
+        value, each = difference(a, b, overall)
+        assert value.value == pytest.approx(5)
+        assert {name: found.value for name, found in each.items()} == {"x": 0.0, "y": 10.0}
+        assert [found.count for found in (value, *each.values())] == [4, 2, 2]
+    wider = items(more, {name: (*kept, "z") for name, kept in groups.items()})[::-1]
+    moved = items(more, groups | {"b": ("y",)})
+    assert set(difference(a, wider)[1]) == {"x", "y"}
+    assert difference(a, moved)[1] == {}
+    assert difference(a, wider)[0] == difference(a, b)[0]  # drawn within the first's groups
+    for other in (wider, moved):
+        with pytest.raises(OtherImages, match="the groups x, y and"):
+            difference(a, other, "groups")
+
+
+def test_sets_of_one_prompt_are_shown_without_a_verdict(tmp_path: Path) -> None:
+    prompts = Prompts("bench", (Prompt("0", "a cat", "x"),))
+    folders = [make_set(tmp_path / name, prompts=prompts) for name in ("a", "b")]
+    for folder, value in zip(folders, (0.25, 0.75), strict=True):
+        made = make_score(folder, "judge", make_items([value], prompts))
+        assert line(folder, made) == f"{folder}: judge {value}"
+    (section,) = report(folders, tmp_path / "r.html")["sections"]
+    (found,) = section["comparisons"][0]["differences"]
+    assert (found["value"]["value"], found["groups"]["x"]["low"]) == (0.5, None)
+    assert (found["resolved"], found["favours"], found["share"]) == (None, None, None)
+    assert "no interval" in (tmp_path / "r.html").read_text()

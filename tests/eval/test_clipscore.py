@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from eval import results
 from eval.commands import main
-from eval.errors import MissingWeights
+from eval.errors import MissingImages, MissingWeights, NotFinite
 from eval.imageset import Images
 from eval.prompts import Prompt, Prompts
 
@@ -57,3 +58,18 @@ def test_scores_are_cosines_of_the_models_own_embeddings(
 def test_missing_weights(tmp_path: Path) -> None:
     with pytest.raises(MissingWeights, match=r"gone.*--model"):
         main(["score", "clipscore", str(tmp_path), "--model", str(tmp_path / "gone")])
+
+
+def test_a_set_without_pictures_and_a_model_that_answers_nan(tmp_path: Path) -> None:
+    clip = save_clip(tmp_path / "clip")
+    folder = save_set(tmp_path / "set", Prompts("tiny", (Prompt("0", "a red cat"),)))
+    words = ["score", "clipscore", str(folder), "--model", str(clip), "--device", "cpu"]
+    weights = load_file(clip / "model.safetensors")
+    weights["visual_projection.weight"][0, 0] = float("nan")
+    save_file(weights, clip / "model.safetensors", {"format": "pt"})
+    with pytest.raises(NotFinite, match=r"0\.png: found NaN or infinity in the features"):
+        main(words)
+    next((folder / "images").iterdir()).unlink()
+    with pytest.raises(MissingImages, match="set: found no picture, expected at least one"):
+        main([*words, "--partial"])
+    assert not (folder / "scores").exists()

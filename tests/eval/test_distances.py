@@ -27,7 +27,7 @@ from eval.influences import Influence, spread, strata_of, totals
 from eval.kernels import cmmd_influence, kid_features
 from eval.networks import Clip
 from eval.references import read
-from eval.results import Score
+from eval.results import Score, Value
 from shards import sha256_file
 
 from .small import prompts_of, save_clip, save_folder, save_inception, save_set
@@ -186,6 +186,31 @@ def test_only_sets_of_the_same_prompts_and_reference_are_compared(
         with pytest.raises(BadScores, match="Score the set again"):
             difference(*sets, name)
     path.write_bytes(whole)
+
+
+def test_sets_of_different_numbers_of_pictures_are_compared_by_kid_alone(tmp_path: Path) -> None:
+    """Fewer pictures alone have a larger Frechet distance; KID has no such bias, and is paired by prompts anyway."""
+
+    def scored_set(folder: Path, numbers: list[int], metric: str) -> Path:
+        each = [
+            Influence(prompt, k, 1.0 + i) for i, prompt in enumerate(("p", "q")) for k in numbers
+        ]
+        influences.write(folder, "s", "digest", each)
+        made_by = {"reference": "r", "metric": metric, "subsets": {}}
+        results.write(folder, Score(
+            scorer="s", benchmark="b", value=Value(float(len(numbers))), better="lower", prompts=2,
+            pictures=len(each), images="digest", prompt_list="same", made_by=made_by,
+        ))  # fmt: skip
+        return folder
+
+    four, one = (scored_set(tmp_path / f"fid{n}", list(range(n)), "fid") for n in (4, 1))
+    with pytest.raises(OtherImages, match="of 8 and of 2 pictures, 2 of them of the same prompt"):
+        difference(four, one, "s")
+    other = scored_set(tmp_path / "other", [4], "fid")  # as many, but not the same ones
+    with pytest.raises(OtherImages, match="of 2 and of 2 pictures, 0 of them"):
+        difference(one, other, "s")
+    four, one = (scored_set(tmp_path / f"kid{n}", list(range(n)), "kid") for n in (4, 1))
+    assert difference(four, one, "s")[0].value == -3
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

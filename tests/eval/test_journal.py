@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eval import journal
-from eval.errors import BadScores, MissingImages
+from eval.errors import BadScores, MissingImages, NotFinite
 from eval.imageset import Images, ImageSet, One
 from eval.journal import Journal, findings
 from eval.layouts import Picture
@@ -83,6 +83,23 @@ def test_a_journal_killed_within_its_first_line(tmp_path: Path) -> None:
     path = Journal(images, "s", MADE_BY).path
     path.write_bytes(path.read_bytes()[:20])
     assert found_by(images, MADE_BY, 1, Finder()) == whole
+
+
+def test_two_processes_that_begin_at_once_keep_each_others_findings(tmp_path: Path) -> None:
+    images = made(tmp_path, [10, 20])
+    first, second = (Journal(images, "s", MADE_BY) for _ in range(2))
+    for each, one, shade in zip((first, second), images, (10, 20), strict=True):
+        each.add([one], [{"shade": shade}], 1.0)
+    again = Journal(images, "s", MADE_BY)
+    assert [again[one]["shade"] for one in images] == [10, 20]
+
+
+def test_a_finding_that_is_no_number_is_named(tmp_path: Path) -> None:
+    images = made(tmp_path, [10, 20])
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(NotFinite, match=r"00000\.png: found NaN or infinity in what s-"):
+            Journal(images, "s", MADE_BY).add(list(images)[:1], [{"yes": value}], 1.0)
+    assert not Journal(images, "s", MADE_BY).path.exists()
 
 
 def test_another_finder_or_another_picture_takes_nothing_over(tmp_path: Path) -> None:

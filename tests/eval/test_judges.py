@@ -205,6 +205,14 @@ def test_dpg_from_grids_to_scores(tmp_path: Path, llava_folder: Path) -> None:
     assert found["dpg-tiny-llava"].value.value == pytest.approx(
         100 * np.mean([np.mean(v) for v in gated.values()])
     )
+    journals = list((folder / "scores" / "raw").iterdir())
+    flat = [
+        (item, n, "0", *rest) for item, n, _, *rest in QUESTIONS
+    ]  # no gates: other scores of the same answers
+    score("dpg", folder, "--csv", csv(tmp_path, flat), "--vlm", llava_folder, "--batch_size", 3)
+    assert list((folder / "scores" / "raw").iterdir()) == journals
+    before, after = (some["dpg-tiny-llava"].made_by for some in (found, results.read_all(folder)))
+    assert {key for key in before if before[key] != after[key]} == {"whole_questions"}
     ungated = found["dpg-ungated-tiny-llava"]
     assert ungated.value.value == pytest.approx(100 * np.mean([np.mean(v) for v in plain.values()]))
     entity = [says[0] for some in plain.values() for says in some]  # of all tiles
@@ -368,6 +376,11 @@ def test_softtifa_from_pictures_to_scores(tmp_path: Path, llava_folder: Path) ->
     assert means.value.value == pytest.approx(100 * np.mean([np.mean(some) for some in odds]))
     assert means.groups["attribute"].value == pytest.approx(100 * (odds[0][1] + odds[1][0]) / 2)
     assert set(means.groups) == {"4 atoms", "3 atoms", "count", "attribute"}
+    lines[1]["atom_count"] = 9
+    questions.write_text("\n".join(map(json.dumps, lines)))
+    score("softtifa", folder, "--questions", questions, "--vlm", llava_folder)
+    again = results.read_all(folder)["geneval2-softtifa-am-tiny-llava"].made_by
+    assert {key for key in again if again[key] != means.made_by[key]} == {"whole_questions"}
     products = found["geneval2-softtifa-gm-tiny-llava"]
     assert products.value.value == pytest.approx(
         100 * (np.sqrt(odds[0][0] * odds[0][1]) + odds[1][0]) / 2

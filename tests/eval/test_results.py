@@ -1,12 +1,16 @@
 """Scores come back as they were written; damaged ones are named."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from eval import results
-from eval.errors import BadScores
+from eval import influences, results, softtifa
+from eval.errors import BadScores, NotFinite
+from eval.influences import Influence
 from eval.results import Item, Score, Value
+from shards import canonical_json
+from train import page
 
 SCORE = Score(
     scorer="geneval-hf-tiny", benchmark="geneval", value=Value(0.5, 0.4, 0.6, 10), better="higher",
@@ -22,6 +26,36 @@ def test_written_and_read(tmp_path: Path) -> None:
     assert results.read_items(path) == items
     results.write(tmp_path, SCORE)
     assert results.read_all(tmp_path / "none") == {}
+
+
+def test_text_may_hold_what_python_takes_for_ends_of_lines(tmp_path: Path) -> None:
+    """U+2028, U+0085 and U+001C stand in JSON as they are, or may."""
+    text = "a\u2028b\u0085c\u001cd"
+    items = [Item(text, 0, 1.0), Item("b", 0, 0.5)]
+    assert results.read_items(results.write(tmp_path, SCORE, items)) == items
+    influences.write(tmp_path, "s", "digest", some := [Influence(text, 0, 1.0)])
+    assert influences.read(tmp_path, "s", "digest") == some
+    record = {
+        "prompt": text,
+        "atom_count": 1,
+        "skills": ["object"],
+        "vqa_list": [["Is it?", "Yes"]],
+    }
+    (tmp_path / "q.jsonl").write_bytes(2 * b"\n" + canonical_json(record))
+    assert set(softtifa.read_questions(tmp_path / "q.jsonl")) == {text}
+    (tmp_path / "m.jsonl").write_bytes(canonical_json({"name": text}) + b'{"step": 1')
+    assert page.read(tmp_path / "m.jsonl") == [{"name": text}]
+
+
+def test_numbers_that_are_none_are_named_before_anything_is_written(tmp_path: Path) -> None:
+    items = [Item("a", 0, 1.0), Item("b", 3, float("nan"))]
+    with pytest.raises(
+        NotFinite, match=r"geneval-hf-tiny\.json: picture 3 of prompt 'b': found NaN"
+    ):
+        results.write(tmp_path, SCORE, items)
+    with pytest.raises(NotFinite, match=r"geneval-hf-tiny\.json: found NaN or infinity"):
+        results.write(tmp_path, replace(SCORE, value=Value(float("inf"))), items[:1])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("change", [b"", b"{}", b"[]", None])

@@ -19,7 +19,8 @@ from PIL import Image
 from eval import results
 from eval.aggregate import aggregate
 from eval.commands import main
-from eval.errors import BadReport, Watched
+from eval.distance_scorers import DISTANCES
+from eval.errors import BadReport, TooFewImages, Watched
 from eval.generate import Request
 from eval.imageset import Images
 from eval.report import report
@@ -29,6 +30,8 @@ from eval.watch import Asked, Watcher, asked, watch
 from shards import seal
 from tests.forks import fork, wait
 from train.checkpoint import CheckpointError
+
+from .small import save_clip, save_folder
 
 PROMPTS = ["a red cat", "the blue dog", "a flag"]
 CONFIG = {
@@ -89,6 +92,16 @@ def publish(run: Path, step: int) -> None:
     del record["digest"]
     (staging / "manifest.json").write_bytes(seal(record | {"step": step}))
     staging.rename(folder / f"step-{step:08d}")
+
+
+def other_weights(checkpoint: Path) -> None:
+    """The step as if it was trained again: its average is now what its weights are."""
+    weights, average = (checkpoint / f"{name}.safetensors" for name in ("weights", "ema"))
+    average.write_bytes(weights.read_bytes())
+    record = json.loads((checkpoint / "manifest.json").read_bytes())
+    del record["digest"]
+    record["files"]["ema.safetensors"] = record["files"]["weights.safetensors"]
+    (checkpoint / "manifest.json").write_bytes(seal(record))
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -207,6 +220,76 @@ def test_checkpoints_that_vanish_or_are_damaged_are_passed_over(
     assert [record["step"] for record in lines(trained)] == [10]
 
 
+def test_a_step_that_is_trained_again_is_scored_again(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert watch(trained, request_of(trained), scorers(), once=True) == 0
+    before = lines(trained)
+    other_weights(trained / "checkpoints/step-00000010")
+    shutil.rmtree(trained / "checkpoints/step-00000020")  # with nothing to compare, its set stays
+    assert watch(trained, request_of(trained), scorers(), once=True) == 0
+    told = capsys.readouterr().out
+    assert "step 10: trained again since it was scored" in told
+    old, new = trained / "eval/step-00000010.old-1", trained / "eval/step-00000010"
+    assert json.loads((old / "record.json").read_text()) == before[0]
+    assert Images.open(old).digest == before[0]["images"] != Images.open(new).digest
+    ten, twenty = lines(trained)
+    assert twenty == before[1]
+    assert ten["weights"] == Images.open(new).settings["weights"] != before[0]["weights"]
+    assert ten["scores"] != before[0]["scores"]
+    assert watch(trained, request_of(trained), scorers(), once=True) == 0
+    assert lines(trained) == [ten, twenty]
+
+
+def test_a_checkpoint_that_was_passed_over_is_read_when_it_is_replaced(trained: Path) -> None:
+    folder = trained / "checkpoints/step-00000020"
+    weights = folder / "ema.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    watcher = Watcher(trained, request_of(trained), scorers(), "newest")
+    with watcher.alone():
+        watcher.go(0.1, once=True)
+        assert watcher.pending() == []
+        other_weights(folder)
+        assert watcher.pending() == [20]
+
+
+def test_folders_that_are_no_steps_are_left_alone(trained: Path) -> None:
+    aside = trained / "eval/step-00000010-old"
+    aside.mkdir(parents=True)
+    (aside / "manifest.json").write_text('{"complete": true}')
+    (trained / "checkpoints/step-copy").mkdir()
+    watcher = Watcher(trained, request_of(trained), scorers(), "newest")
+    assert watcher.pending() == [20, 10]
+    assert not watcher.finished()
+
+
+def test_too_few_prompts_are_said_before_anything_is_sampled(trained: Path, tmp_path: Path) -> None:
+    real = save_folder(tmp_path / "real", 20)
+    words = ["clip-fid", "--reference", str(real), "--model", str(save_clip(tmp_path / "clip"))]
+    with pytest.raises(TooFewImages, match=r"few\.json: found 3 pictures, expected at least 13"):
+        watch(trained, request_of(trained), asked(words, DISTANCES, "cpu"), once=True)
+    assert not (trained / "eval").exists()
+    Watcher(
+        trained, request_of(trained), asked([*words, "--allow-few"], DISTANCES, "cpu"), "newest"
+    )
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_lands_in_a_finaliser_stops_it_all_the_same(trained: Path) -> None:
+    class Last:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    def finalising(images: Images, args: argparse.Namespace) -> Scored:
+        Last()
+        return brightness(images, args)
+
+    one = [Asked("bright", Scorer(flags, finalising), argparse.Namespace(scale=1.0, partial=False))]
+    assert watch(trained, request_of(trained), one, once=True) == 128 + signal.SIGTERM
+    assert [record["step"] for record in lines(trained)] == [20]
+
+
 def test_a_run_without_a_config_has_ended(trained: Path) -> None:
     """Imported weights: nothing trains there."""
     (trained / "config.yaml").unlink()
@@ -235,6 +318,8 @@ def test_other_settings_are_refused(trained: Path) -> None:
     with pytest.raises(Watched, match=r"guidance_scale: found 6.0, expected 3.0") as error:
         watch(trained, other, scorers(), once=True)
     assert "batch_size" not in str(error.value)
+    with pytest.raises(Watched, match=r"precision: found 'fp32', expected 'bf16-autocast'"):
+        watch(trained, request_of(trained, device="cuda"), scorers(), once=True)
     (trained / "eval" / "watch.json").write_text("[")
     with pytest.raises(Watched, match=r"watch\.json: not readable"):
         watch(trained, request_of(trained), scorers(), once=True)
