@@ -27,8 +27,7 @@ SUBJECTS = (
     ("weights", "weights", {"weights", "step", "ema"}),
     ("columns", "column", {"column"}),
 )
-# The first two change rounding only; a reconstruction's benchmark is called as its column.
-HARMLESS = {"batch_size", "threads", "benchmark"}
+HARMLESS = {"batch_size", "threads"}  # they change rounding only
 UNPAIRED = ("seed", "prompts")  # alone they leave nothing to compare
 NOT_MAKING = {"subsets", "summary", "paths"}  # what made_by holds of findings and places
 
@@ -190,6 +189,6 @@ def _between_sets(a: Scored, b: Scored, scorer: str) -> tuple[Value, dict[str, V
         raise _NoDifference("it is of the whole set, and no features of it were kept") from None
     difference: SetDifference = module.difference
     try:
-        return difference(a.folder, b.folder, scorer)
+        return difference(a.beside, b.beside, scorer)
     except EvalError as error:
         raise _NoDifference(str(error)) from None

@@ -111,7 +111,7 @@ def reconstruct(
     made = Images.open(save_dir / "reconstruction")
     weights = {one.name: one.weights for one in lpips}
     for name in measures:
-        score, of = _score(name, made, pictures, settings | {"weights": weights.get(name)})
+        score, of = _score(name, made, pictures, weights.get(name))
         results.write(made.folder, score, of)
     if network is not None:
         real = Images.open(save_dir / "original")
@@ -127,15 +127,15 @@ def reconstruct(
 
 
 def _score(
-    name: str, images: Images, pictures: list[Json], made_by: Json
+    name: str, images: Images, pictures: list[Json], weights: str | None
 ) -> tuple[Score, list[Item]]:
-    """The mean over pictures, with its interval."""
+    """The mean over pictures, with its interval. `weights` are of the score's own network, if it has one."""
     items = [Item(name_of(p["row"]), 0, p[name]) for p in pictures]
     value, _ = aggregate(items)
     return Score(
         scorer=name, benchmark=images.prompts.benchmark, value=value, prompts=len(items), pictures=len(items),
         better="lower" if name in LPIPS else "higher", images=images.digest, prompt_list=images.prompts.digest,
-        made_by=made_by | {"versions": {p: version(p) for p in (*PACKAGES, "scikit-image")}},
+        made_by={"weights": weights, "versions": {p: version(p) for p in (*PACKAGES, "scikit-image")}},
     ), items  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from eval.commands import main
 from eval.distances import difference
 from eval.errors import MissingPictures, MissingWeights, OtherImages, TooFewImages
 from eval.reconstruct import psnr, reconstruct, ssim
+from eval.report import report
 
 from .small import save_inception
 from .test_lpips import save_weights
@@ -145,6 +146,17 @@ def test_scores_of_two_columns_of_one_source_are_paired(
     assert (
         difference(*folders, rkid)[0].value == 0
     )  # the same pictures, under the same prompts and originals
+    (section,) = report([tmp_path / "tiny", tmp_path / "other"], tmp_path / "r.html")["sections"]
+    assert section["benchmark"] == "reconstruct-pair"
+    assert {score["scorer"] for score in section["scores"]} == first.keys()
+    (comparison,) = section["comparisons"]
+    assert comparison["warnings"] == []
+    assert len(comparison["differences"]) == 4
+    for found in comparison["differences"]:
+        assert found["value"]["value"] == 0
+        assert not found["warnings"]
+    # else two VAEs would be "scored differently"
+    assert not {"column", "vae"} & first["psnr"].made_by.keys()
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
