@@ -36,6 +36,7 @@ from .originals import Originals, Picture
 from .prompts import Prompt, Prompts
 from .references import make
 from .results import Item, Score
+from .scored import PREFIX
 
 Json = dict[str, Any]
 Batch = NDArray[np.uint8]  # (B, H, W, 3)
@@ -79,7 +80,7 @@ def reconstruct(
     originals.crop(rows[0], how)  # without its tars nothing is made
     decoder = load_vae(moved(identity["encoder"], vae), device)
     asked = zip(map(name_of, rows), keys, strict=True)
-    items = Prompts(f"reconstruct-{column.resolve().parent.name}",
+    items = Prompts(f"{PREFIX}{column.resolve().parent.name}",
                     tuple(Prompt(name, key) for name, key in asked))  # fmt: skip
     settings = {"column": opened.digest, "vae": decoder.weights}
     source = {"source": originals.source.fingerprint, "preprocess": how}

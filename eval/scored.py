@@ -19,6 +19,7 @@ from .results import Item, Score
 
 Json = dict[str, Any]
 RECONSTRUCTION = "reconstruction"
+PREFIX = "reconstruct-"  # of reconstruct's benchmarks, which are called as the source
 METRICS = {
     "psnr": "10 log10(255^2 / MSE)",
     "ssim": "Gaussian window, 11 x 11, sigma 1.5",
@@ -44,7 +45,10 @@ class Scored:
 
     @property
     def kind(self) -> str:
-        return RECONSTRUCTION if self.originals or self.images is None else "pictures"
+        alone = self.images is None and self.benchmark.startswith(PREFIX)
+        return (
+            RECONSTRUCTION if alone or self.settings.get("kind") == RECONSTRUCTION else "pictures"
+        )
 
     @property
     def settings(self) -> Json:

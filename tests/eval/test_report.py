@@ -242,6 +242,15 @@ def test_a_score_of_other_pictures_is_left_out_and_said(tmp_path: Path) -> None:
     assert "clip is left out: it is of other pictures" in (tmp_path / "r.html").read_text()
 
 
+def test_scores_without_their_pictures_join_their_benchmark(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_score(make_set(tmp_path / name), "clip", make_items(np.ones(N)))
+    shutil.copytree(tmp_path / "b/scores", tmp_path / "scores-only/scores")
+    (section,) = report([tmp_path / "a", tmp_path / "scores-only"], tmp_path / "r.html")["sections"]
+    assert (section["kind"], section["benchmark"]) == ("pictures", "bench")
+    assert section["comparisons"][0]["differences"][0]["value"]["value"] == 0
+
+
 def test_unfinished_sets(tmp_path: Path) -> None:
     folder = make_set(tmp_path / "a", finish=False)
     (folder / "images/003.png").unlink()
