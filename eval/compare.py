@@ -77,6 +77,7 @@ def compare(a: Scored, b: Scored) -> Comparison:
         if a.settings.get(key) != b.settings.get(key)
     }
     subject, warnings = judged(differ)
+    warnings += _of_originals(a, b)
     differences = [
         _difference(a, b, scorer) for scorer in sorted(a.scores.keys() & b.scores.keys())
     ]
@@ -101,6 +102,17 @@ def judged(differ: dict[str, tuple[Any, Any]]) -> tuple[str, list[str]]:
     if not others or others == [subject]:
         return subject, []
     return subject, [f"not a paired comparison of {subject} alone: {said}"]
+
+
+def _of_originals(a: Scored, b: Scored) -> list[str]:
+    """A warning where two reconstructions are not of the same pictures: of another source, resolution or rows."""
+    first, second = a.originals, b.originals
+    if first is None or second is None or first.digest == second.digest:
+        return []
+    keys = sorted(first.settings.keys() | second.settings.keys())
+    changed = [key for key in keys if first.settings.get(key) != second.settings.get(key)]
+    said = f"{', '.join(changed)} differs" if changed else "their pictures differ"
+    return [f"of other originals: {said}"]
 
 
 def _short(values: tuple[Any, Any]) -> str:
@@ -148,6 +160,8 @@ def _by_items(
                 f"the items of {side.name} do not add up to its score. Score that set again"
             )
     (first, score), (second, other) = found
+    if score.prompt_list != other.prompt_list:  # ids may be the same
+        raise _NoDifference("it is of other prompts in each")
     if (score.overall, score.unit) != (other.overall, other.unit):
         raise _NoDifference("the scores are made of their items in different ways")
     try:

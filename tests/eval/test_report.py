@@ -290,7 +290,8 @@ def test_reconstructions_as_the_command_leaves_them(tmp_path: Path) -> None:
         for kind in ("original", "reconstruction"):
             make_set(
                 tmp_path / name / kind,
-                {"vae": name, "column": name, "kind": kind},
+                {"kind": kind}
+                | ({"vae": name, "column": name} if kind == "reconstruction" else {}),
                 Prompts("reconstruct-" + ("other" if name == "elsewhere" else "toy"), items),
             )
         pictures = [
