@@ -120,7 +120,8 @@ def reconstruct(
         reference = make(of_set(real), network, "none", "originals", kept, batch_size)
         for name in (name for name in scores if name in DISTANCES):
             score = measure(
-                DISTANCES[name], made, network, reference, few=allow_few, batch_size=batch_size, prefix="r"
+                DISTANCES[name], made, network, reference, few=allow_few, batch_size=batch_size, prefix="r",
+                paired=True,
             )  # fmt: skip
             results.write(made.folder, score)
             metrics["mean"][name] = score.value.value
