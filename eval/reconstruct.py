@@ -129,7 +129,7 @@ def reconstruct(
 
 
 def _score(
-    name: str, images: Images, pictures: list[Json], weights: str | None
+    name: str, images: Images, pictures: list[Json], weights: dict[str, str] | None
 ) -> tuple[Score, list[Item]]:
     """The mean over pictures, with its interval. `weights` are of the score's own network, if it has one."""
     items = [Item(name_of(p["row"]), 0, p[name]) for p in pictures]
