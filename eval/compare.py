@@ -27,8 +27,7 @@ SUBJECTS = (
     ("weights", "weights", {"weights", "step", "ema"}),
     ("columns", "column", {"column"}),
 )
-# The first two change rounding only; a reconstruction's benchmark is called as its column.
-HARMLESS = {"batch_size", "threads", "benchmark"}
+HARMLESS = {"batch_size", "threads"}  # they change rounding only
 UNPAIRED = ("seed", "prompts")  # alone they leave nothing to compare
 NOT_MAKING = {"subsets", "summary", "paths"}  # what made_by holds of findings and places
 
@@ -78,6 +77,7 @@ def compare(a: Scored, b: Scored) -> Comparison:
         if a.settings.get(key) != b.settings.get(key)
     }
     subject, warnings = judged(differ)
+    warnings += _of_originals(a, b)
     differences = [
         _difference(a, b, scorer) for scorer in sorted(a.scores.keys() & b.scores.keys())
     ]
@@ -102,6 +102,17 @@ def judged(differ: dict[str, tuple[Any, Any]]) -> tuple[str, list[str]]:
     if not others or others == [subject]:
         return subject, []
     return subject, [f"not a paired comparison of {subject} alone: {said}"]
+
+
+def _of_originals(a: Scored, b: Scored) -> list[str]:
+    """A warning where two reconstructions are not of the same pictures: of another source, resolution or rows."""
+    first, second = a.originals, b.originals
+    if first is None or second is None or first.digest == second.digest:
+        return []
+    keys = sorted(first.settings.keys() | second.settings.keys())
+    changed = [key for key in keys if first.settings.get(key) != second.settings.get(key)]
+    said = f"{', '.join(changed)} differs" if changed else "their pictures differ"
+    return [f"of other originals: {said}"]
 
 
 def _short(values: tuple[Any, Any]) -> str:
@@ -149,6 +160,8 @@ def _by_items(
                 f"the items of {side.name} do not add up to its score. Score that set again"
             )
     (first, score), (second, other) = found
+    if score.prompt_list != other.prompt_list:  # ids may be the same
+        raise _NoDifference("it is of other prompts in each")
     if (score.overall, score.unit) != (other.overall, other.unit):
         raise _NoDifference("the scores are made of their items in different ways")
     try:
@@ -190,6 +203,6 @@ def _between_sets(a: Scored, b: Scored, scorer: str) -> tuple[Value, dict[str, V
         raise _NoDifference("it is of the whole set, and no features of it were kept") from None
     difference: SetDifference = module.difference
     try:
-        return difference(a.folder, b.folder, scorer)
+        return difference(a.beside, b.beside, scorer)
     except EvalError as error:
         raise _NoDifference(str(error)) from None

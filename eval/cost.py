@@ -26,7 +26,7 @@ def cost_of(scored: Scored) -> Json:
 
 
 def generation_cost(scored: Scored) -> Json | None:
-    """As `generate` noted in the manifest."""
+    """As `generate` noted in the manifest: of the session and rank that recorded the set, which made the last of it."""
     keys = ("seconds", "pictures_per_second", "device", "ranks")
     found = {key: scored.provenance.get(key) for key in keys}
     return found if any(value is not None for value in found.values()) else None

@@ -36,9 +36,11 @@ def measure(
     few: bool = False,
     batch_size: int = 32,
     prefix: str = "",
+    paired: bool = False,
 ) -> Score:
     """Score a set by an entry of METRICS; keeps features and influences beside it.
 
+    `paired`: the reference is of the originals of the same pictures, in their order, so its chance is theirs too.
     Groups that the reference has too are scored alone, where they have pictures enough.
     """
     metric, pictures = METRICS[kind], of_set(images)
@@ -47,8 +49,8 @@ def measure(
     kept = folder_of(images.folder, network, cut)
     features = extract(pictures, network, cut, kept, batch_size)
     title = name(prefix + _title(metric, network, images, reference), images)
-    found = metric.distance(features, reference)
-    groups, own = _by_group(metric, network, pictures, features, reference, few)
+    found = metric.distance(features, reference, paired)
+    groups, own = _by_group(metric, network, pictures, features, reference, few, paired)
     each_picture = [
         Influence(one.file.prompt.id, one.number, float(all_), one.file.prompt.group, alone)
         for one, all_, alone in zip(images, found.influence, own, strict=True)
@@ -86,6 +88,7 @@ def _by_group(
     features: Floats,
     reference: Reference,
     few: bool,
+    paired: bool,
 ) -> tuple[dict[str, Found], list[float | None]]:
     """The distance of each group that can be scored alone, and each picture's influence on its group's."""
     found: dict[str, Found] = {}
@@ -96,7 +99,7 @@ def _by_group(
         part = reference.of_group(group)
         if part is None or min(len(at), len(part.features)) < needed:
             continue
-        found[group] = metric.distance(features[at], part)
+        found[group] = metric.distance(features[at], part, paired)
         for i, each in zip(at, found[group].influence, strict=True):
             own[i] = float(each)
     return found, own

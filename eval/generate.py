@@ -96,17 +96,21 @@ def generate(request: Request, generator: Generator | None = None, rank: Rank = 
     images = ImageSet(request.save_dir, prompts, settings, benchmark.layout, count)
     start = time.monotonic()
     with threads(request.threads) if on_cpu else nullcontext():
-        known = make(request, generator, images, prompts, cache, size, rank)
-    return finish(
-        images, known, rank, {"device": request.device, "seconds": time.monotonic() - start}
-    )
+        known, made = make(request, generator, images, prompts, cache, size, rank)
+    seconds = time.monotonic() - start
+    session = {  # of this rank, and of this time only where it was interrupted before
+        "checkpoint": str(request.checkpoint), "device": request.device, "seconds": seconds,
+        "pictures_per_second": made / seconds if made else None,
+    }  # fmt: skip
+    return finish(images, known, rank, session)
 
 
 def make(
     request: Request, generator: Generator, images: ImageSet, prompts: Prompts, cache: TextCache,
     batch_size: int, rank: Rank,
-) -> set[str]:  # fmt: skip
-    """This rank's part of the files: what stands is verified, what does not is made. Returns their paths."""
+) -> tuple[set[str], int]:  # fmt: skip
+    """This rank's part of the files: what stands is verified, what does not is made. Returns their paths, and how many
+    pictures were made now."""
     batches = rank.share(list(cut(images.files, batch_size)))
     files = [file for batch in batches for file in batch]
     number = {prompt.id: i for i, prompt in enumerate(prompts.items)}
@@ -140,7 +144,8 @@ def make(
             bar.advance(task, len(batch))
         for done in saving:
             done.result()
-    return {file.path for file in files}
+    made = sum(len(file.numbers) for file in files if file.path not in standing)
+    return {file.path for file in files}, made
 
 
 def verified(images: ImageSet, files: Sequence[File], bar: Progress) -> set[str]:

@@ -37,23 +37,35 @@ class Metric:
     usual: str  # the network's name; another one is said in the score's name
     load: Callable[[str | None, str], Network]  # where its weights are, device
     model: str | None  # the weights taken unless said; None: --inception names their folder
-    distance: Callable[[Floats, Reference], Found]
+    distance: Callable[[Floats, Reference, bool], Found]  # the last: `paired`, as below
     gaussian: bool  # a covariance is fitted: width + 1 pictures at least
     note: str
 
 
-def _frechet(features: Floats, reference: Reference) -> Found:
-    return Found(*frechet.influence(features, reference.gaussian))
+# A reference is taken as given, unless it is `paired`: of the originals of the same pictures, in their order. Drawing
+# others would change both sides, and most of what that does to one it takes back on the other: influences are added.
 
 
-def _kid(features: Floats, reference: Reference) -> Found:
+def _frechet(features: Floats, reference: Reference, paired: bool = False) -> Found:
+    value, each = frechet.influence(features, reference.gaussian)
+    if paired:
+        each = each + frechet.influence(reference.features, frechet.Gaussian.fitted(features))[1]
+    return Found(value, each)
+
+
+def _kid(features: Floats, reference: Reference, paired: bool = False) -> Found:
     subsets = 1_000 * kernels.kid_subsets(features, reference.features)
-    each = 1_000 * kernels.kid_influence(features, reference.features)
-    return Found(float(subsets.mean()), each, tuple(subsets.tolist()))
+    each = kernels.kid_influence(features, reference.features)
+    if paired:
+        each = each + kernels.kid_influence(reference.features, features)
+    return Found(float(subsets.mean()), 1_000 * each, tuple(subsets.tolist()))
 
 
-def _cmmd(features: Floats, reference: Reference) -> Found:
-    return Found(*kernels.cmmd_influence(features, reference.features))
+def _cmmd(features: Floats, reference: Reference, paired: bool = False) -> Found:
+    value, each = kernels.cmmd_influence(features, reference.features)
+    if paired:
+        each = each + kernels.cmmd_influence(reference.features, features)[1]
+    return Found(value, each)
 
 
 def _inception(where: str | None, device: str) -> Network:

@@ -36,6 +36,7 @@ from .originals import Originals, Picture
 from .prompts import Prompt, Prompts
 from .references import make
 from .results import Item, Score
+from .scored import PREFIX
 
 Json = dict[str, Any]
 Batch = NDArray[np.uint8]  # (B, H, W, 3)
@@ -79,7 +80,7 @@ def reconstruct(
     originals.crop(rows[0], how)  # without its tars nothing is made
     decoder = load_vae(moved(identity["encoder"], vae), device)
     asked = zip(map(name_of, rows), keys, strict=True)
-    items = Prompts(f"reconstruct-{column.resolve().parent.name}",
+    items = Prompts(f"{PREFIX}{column.resolve().parent.name}",
                     tuple(Prompt(name, key) for name, key in asked))  # fmt: skip
     settings = {"column": opened.digest, "vae": decoder.weights}
     source = {"source": originals.source.fingerprint, "preprocess": how}
@@ -111,7 +112,7 @@ def reconstruct(
     made = Images.open(save_dir / "reconstruction")
     weights = {one.name: one.weights for one in lpips}
     for name in measures:
-        score, of = _score(name, made, pictures, settings | {"weights": weights.get(name)})
+        score, of = _score(name, made, pictures, weights.get(name))
         results.write(made.folder, score, of)
     if network is not None:
         real = Images.open(save_dir / "original")
@@ -119,7 +120,8 @@ def reconstruct(
         reference = make(of_set(real), network, "none", "originals", kept, batch_size)
         for name in (name for name in scores if name in DISTANCES):
             score = measure(
-                DISTANCES[name], made, network, reference, few=allow_few, batch_size=batch_size, prefix="r"
+                DISTANCES[name], made, network, reference, few=allow_few, batch_size=batch_size, prefix="r",
+                paired=True,
             )  # fmt: skip
             results.write(made.folder, score)
             metrics["mean"][name] = score.value.value
@@ -127,15 +129,15 @@ def reconstruct(
 
 
 def _score(
-    name: str, images: Images, pictures: list[Json], made_by: Json
+    name: str, images: Images, pictures: list[Json], weights: dict[str, str] | None
 ) -> tuple[Score, list[Item]]:
-    """The mean over pictures, with its interval."""
+    """The mean over pictures, with its interval. `weights` are of the score's own network, if it has one."""
     items = [Item(name_of(p["row"]), 0, p[name]) for p in pictures]
     value, _ = aggregate(items)
     return Score(
         scorer=name, benchmark=images.prompts.benchmark, value=value, prompts=len(items), pictures=len(items),
         better="lower" if name in LPIPS else "higher", images=images.digest, prompt_list=images.prompts.digest,
-        made_by=made_by | {"versions": {p: version(p) for p in (*PACKAGES, "scikit-image")}},
+        made_by={"weights": weights, "versions": {p: version(p) for p in (*PACKAGES, "scikit-image")}},
     ), items  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """A folder of a report: its pictures, what made them, what scorers found, what it cost.
 
-Two kinds are read: a set that `python -m eval generate` made, and the folder of a reconstruction, which holds scores
-and two such sets, `original` and `reconstruction`.
+Two kinds are read: a set that `python -m eval generate` made, and the folder of a reconstruction, which holds two such
+sets, `original` and `reconstruction`. Scores lie beside the pictures that they are of.
 """
 
 import json
@@ -19,6 +19,7 @@ from .results import Item, Score
 
 Json = dict[str, Any]
 RECONSTRUCTION = "reconstruction"
+PREFIX = "reconstruct-"  # of reconstruct's benchmarks, which are called as the source
 METRICS = {
     "psnr": "10 log10(255^2 / MSE)",
     "ssim": "Gaussian window, 11 x 11, sigma 1.5",
@@ -44,17 +45,25 @@ class Scored:
 
     @property
     def kind(self) -> str:
-        return RECONSTRUCTION if self.originals or self.images is None else "pictures"
+        alone = self.images is None and self.benchmark.startswith(PREFIX)
+        return (
+            RECONSTRUCTION if alone or self.settings.get("kind") == RECONSTRUCTION else "pictures"
+        )
 
     @property
     def settings(self) -> Json:
         return self.images.settings if self.images else {}
 
+    @property
+    def beside(self) -> Path:
+        """Where the scores lie: beside the pictures, where those are there."""
+        return self.images.folder if self.images else self.folder
+
     def items(self, scorer: str) -> list[Item]:
         """What a score was made of; BadScores where the file is damaged."""
         if scorer in self.measured:
             return self.measured[scorer]
-        path = self.folder / results.NAME / f"{scorer}.json"
+        path = self.beside / results.NAME / f"{scorer}.json"
         try:
             items = results.read_items(path)
             if wrong := [item for item in items if not isinstance(item.value, int | float)]:
@@ -129,24 +138,16 @@ def _opened(folder: Path, pictures: Path, partial: bool) -> Scored:
     """Pictures that are all there, and those scores that are of them."""
     images = Images.open(pictures, partial)
     provenance = json.loads((pictures / "manifest.json").read_bytes()).get("provenance") or {}
-    found, notes = results.read_all(folder), list[str]()
-    of_these = {
-        name: score
-        for name, score in found.items()
-        if folder != pictures or score.images == images.digest  # a reconstruction has two sets
-    }
+    found, notes = results.read_all(pictures), list[str]()
+    of_these = {name: score for name, score in found.items() if score.images == images.digest}
     for name in sorted(found.keys() - of_these.keys()):
         notes.append(
             f"{name} is left out: it is of other pictures than stand here now. Score the set again"
         )
     if images.missing:
         notes.append(f"incomplete: {images.missing} files of the set are missing")
-    benchmarks = sorted({score.benchmark for score in of_these.values()})
-    benchmark = str(images.settings["benchmark"])
-    if folder != pictures:
-        benchmark = benchmarks[0] if benchmarks else RECONSTRUCTION
     return Scored(
-        name=folder.name, folder=folder, benchmark=benchmark, scores=of_these, images=images,
+        name=folder.name, folder=folder, benchmark=images.prompts.benchmark, scores=of_these, images=images,
         provenance=provenance, run=_run_of(folder, provenance), notes=tuple(notes),
     )  # fmt: skip
 
@@ -157,9 +158,10 @@ def _with_metrics(scored: Scored) -> Scored:
     if not path.is_file() or scored.images is None:
         return scored
     images, measured = scored.images, dict[str, list[Item]]()
+    known = {score.stem for score in (scored.beside / results.NAME).glob("*.json")}
     try:
         for picture in json.loads(path.read_bytes())["pictures"]:
-            for name in METRICS.keys() & picture.keys() - scored.scores.keys():
+            for name in METRICS.keys() & picture.keys() - known:
                 item = Item(f"{picture['row']:08d}", 0, float(picture[name]))
                 measured.setdefault(name, []).append(item)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

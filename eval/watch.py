@@ -3,7 +3,7 @@
     RUN/eval/watch.json             what is sampled: prompts, steps, guidance, seed
     RUN/eval/step-00000010/         the set of pictures of a checkpoint, and its scores
     RUN/eval/metrics.jsonl          a line a checkpoint: {"step", "scores": {scorer: Value}, "seconds", "weights", ...}
-    RUN/eval/step-00000010.old-1/   set and record of other weights that were this step's before it was trained again
+    RUN/eval/old-1-step-00000010/   set and record of other weights that were this step's before it was trained again
     RUN/eval/lease.json             while a watcher runs: there is one at a time
 
 A process of its own: the trainer's files are read only. It goes on where it was stopped, passes over checkpoints that
@@ -292,7 +292,7 @@ class Watcher:
         records = self.records()
         record = records.pop(step, None)
         folder, number = self.folder / f"step-{step:08d}", 1
-        while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        while (aside := folder.with_name(f"old-{number}-{folder.name}")).exists():
             number += 1
         self.say(f"step {step}: trained again since it was scored; what was of it goes to {aside}")
         self._lease.check()

@@ -1,5 +1,6 @@
 """What differs between two sets, and by how much."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +114,27 @@ def test_other_prompts_are_not_paired(tmp_path: Path) -> None:
     make_score(b, "clip", make_items(np.ones(20), fewer))
     comparison = compare(*open_all([a, b]))
     assert "prompts differs" in comparison.warnings[0]
-    assert "not the same ones" in (comparison.differences[0].reason or "")
+    assert comparison.differences[0].reason == "it is of other prompts in each"
+
+
+def test_other_texts_under_the_same_ids_are_not_paired(tmp_path: Path) -> None:
+    other = Prompts("bench", tuple(replace(p, text=f"{p.text}, in oil") for p in PROMPTS.items))
+    for name, prompts in (("a", PROMPTS), ("b", other)):
+        make_score(
+            make_set(tmp_path / name, prompts=prompts), "clip", make_items(np.ones(N), prompts)
+        )
+    (found,) = compare(*open_all([tmp_path / "a", tmp_path / "b"])).differences
+    assert (found.value, found.reason) == (None, "it is of other prompts in each")
+
+
+def test_reconstructions_of_other_originals_are_warned_of(tmp_path: Path) -> None:
+    for name, resolution in (("a", 256), ("b", 512), ("c", 256)):
+        how = {"kind": "original", "preprocess": {"resolution": resolution}}
+        make_set(tmp_path / name / "original", how)
+        make_set(tmp_path / name / "reconstruction", {"kind": "reconstruction", "vae": name * 64})
+    a, b, c = open_all([tmp_path / name for name in "abc"])
+    assert compare(a, b).warnings == ("of other originals: preprocess differs",)
+    assert compare(a, c).warnings == ()
 
 
 @pytest.mark.parametrize(

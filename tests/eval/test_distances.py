@@ -25,8 +25,9 @@ from eval.frechet import frechet_features
 from eval.imageset import Images
 from eval.influences import Influence, spread, strata_of, totals
 from eval.kernels import cmmd_influence, kid_features
+from eval.metrics import METRICS
 from eval.networks import Clip
-from eval.references import read
+from eval.references import Reference, read
 from eval.results import Score, Value
 from shards import sha256_file
 
@@ -211,6 +212,28 @@ def test_sets_of_different_numbers_of_pictures_are_compared_by_kid_alone(tmp_pat
         difference(one, other, "s")
     four, one = (scored_set(tmp_path / f"kid{n}", list(range(n)), "kid") for n in (4, 1))
     assert difference(four, one, "s")[0].value == -3
+
+
+@pytest.mark.parametrize("kind", ["fid", "kid", "cmmd"])
+def test_a_paired_reference_is_drawn_with_the_pictures(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Known Gaussians, and what a VAE might make of them: errors said are those that other draws show."""
+    monkeypatch.setattr("eval.kernels.SUBSETS", 1)  # of all pictures: one is as good as a hundred
+    generator, count = np.random.default_rng(6), 100
+    deviation = 1 / np.arange(1, 9) ** 0.75
+    alone = (None,) * count
+    draws, paired, given = [], [], []
+    for i in range(150):
+        y = (1 + generator.normal(size=(count, 8)) * deviation).astype(np.float32)
+        x = (0.9 * y + 0.3 + generator.normal(0, 0.1, (count, 8))).astype(np.float32)
+        for of, errors in ((False, given), (True, paired))[i >= 20 :]:
+            found = METRICS[kind].distance(x, Reference("", {}, y, alone), of)
+            errors.append(found.influence.std(ddof=1) / np.sqrt(count))
+        draws.append(found.value)
+    true = np.std(draws, ddof=1)
+    assert 0.8 < np.mean(paired) / true < 1.25
+    assert np.mean(given) / true > 1.8  # as if originals had not changed
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

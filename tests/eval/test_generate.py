@@ -13,10 +13,12 @@ from PIL import Image
 from encode.errors import ModelNotUsable
 from eval.checkpoint import TYPES
 from eval.commands import main
+from eval.cost import cost_of
 from eval.errors import BadRequest, EncoderMismatch, OtherImages
 from eval.generate import Generator, Request, generate, noise_number
 from eval.ranks import Rank
 from eval.sampler import SAMPLERS
+from eval.scored import open_one
 from shards import seal
 from shards.randomness import normal
 from train.checkpoint import CheckpointError
@@ -221,8 +223,13 @@ def test_another_solver_and_guidance_within_an_interval(request_: Request) -> No
             generate(changed(other, save_dir=request_.save_dir), generator)
 
 
-def test_manifest_names_all_that_made_the_pictures(request_: Request, run: Path) -> None:
-    made = generate(request_)
+def test_manifest_names_all_that_made_the_pictures(
+    request_: Request, run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(run, tmp_path / "run")
+    log = {"step": 20, "position": 640, "samples_per_second": 32.0}
+    (run / "metrics.jsonl").write_text(json.dumps(log) + "\n")
+    made = generate(changed(request_, checkpoint=run))
     settings = made["settings"]
     step = run / "checkpoints/step-00000020"
     record = json.loads((step / "manifest.json").read_bytes())
@@ -237,7 +244,24 @@ def test_manifest_names_all_that_made_the_pictures(request_: Request, run: Path)
         "benchmark": "flags", "images_per_prompt": 1,
     }  # fmt: skip
     assert {name: settings[name] for name in asked} == asked
-    assert {"torch", "diffusers", "transformers", "pillow"} <= made["provenance"].keys()
+    told = made["provenance"]
+    assert {"torch", "diffusers", "transformers", "pillow"} <= told.keys()
+    assert told["checkpoint"] == str(run)
+    assert told["pictures_per_second"] == pytest.approx(5 / told["seconds"])
+    cost = cost_of(open_one(request_.save_dir))  # finds the run by that
+    assert (cost["training"]["seconds"], cost["training"]["step"]) == (20.0, 20)
+    assert cost["generation"]["pictures_per_second"] == told["pictures_per_second"]
+
+
+def test_pictures_per_second_are_of_those_that_this_session_made(request_: Request) -> None:
+    generate(request_)
+    manifest = request_.save_dir / "manifest.json"
+    record = json.loads(manifest.read_text())
+    del record["files"], record["provenance"]
+    manifest.write_text(json.dumps({**record, "complete": False}))
+    (request_.save_dir / "images" / "00003.png").unlink()
+    told = generate(request_)["provenance"]
+    assert told["pictures_per_second"] == pytest.approx(1 / told["seconds"])
 
 
 def test_another_resolution_where_the_table_of_positions_has_room(request_: Request) -> None:

@@ -13,11 +13,16 @@ from PIL import Image
 
 from encode.config import EncodeConfig
 from encode.job import run as encode
-from eval import results
+from eval import influences, results
 from eval.commands import main
 from eval.distances import difference
 from eval.errors import MissingPictures, MissingWeights, OtherImages, TooFewImages
+from eval.features import extract, of_set
+from eval.imageset import Images
+from eval.kernels import kid_influence
+from eval.networks import inception
 from eval.reconstruct import psnr, reconstruct, ssim
+from eval.report import report
 
 from .small import save_inception
 from .test_lpips import save_weights
@@ -145,6 +150,25 @@ def test_scores_of_two_columns_of_one_source_are_paired(
     assert (
         difference(*folders, rkid)[0].value == 0
     )  # the same pictures, under the same prompts and originals
+    network = inception(weights, "cpu")
+    b, a = (
+        extract(of_set(Images.open(tmp_path / "other" / kind)), network)
+        for kind in ("reconstruction", "original")
+    )
+    kept = influences.read(folders[1], rkid, second[rkid].images)
+    expected = 1000 * (kid_influence(b, a) + kid_influence(a, b))  # originals are drawn with them
+    np.testing.assert_allclose([i.all for i in kept], expected, rtol=1e-6, atol=1e-9)
+    (section,) = report([tmp_path / "tiny", tmp_path / "other"], tmp_path / "r.html")["sections"]
+    assert section["benchmark"] == "reconstruct-pair"
+    assert {score["scorer"] for score in section["scores"]} == first.keys()
+    (comparison,) = section["comparisons"]
+    assert comparison["warnings"] == []
+    assert len(comparison["differences"]) == 4
+    for found in comparison["differences"]:
+        assert found["value"]["value"] == 0
+        assert not found["warnings"]
+    # else two VAEs would be "scored differently"
+    assert not {"column", "vae"} & first["psnr"].made_by.keys()
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

@@ -19,7 +19,6 @@ from eval.commands import main
 from eval.errors import BadReport, BadScores, MissingImages, OtherImages
 from eval.prompts import Prompt, Prompts
 from eval.report import report
-from eval.results import Score, Value
 from eval.scored import unique_names
 
 from .sets import GROUPS, PROMPTS, make_items, make_score, make_set
@@ -243,6 +242,15 @@ def test_a_score_of_other_pictures_is_left_out_and_said(tmp_path: Path) -> None:
     assert "clip is left out: it is of other pictures" in (tmp_path / "r.html").read_text()
 
 
+def test_scores_without_their_pictures_join_their_benchmark(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_score(make_set(tmp_path / name), "clip", make_items(np.ones(N)))
+    shutil.copytree(tmp_path / "b/scores", tmp_path / "scores-only/scores")
+    (section,) = report([tmp_path / "a", tmp_path / "scores-only"], tmp_path / "r.html")["sections"]
+    assert (section["kind"], section["benchmark"]) == ("pictures", "bench")
+    assert section["comparisons"][0]["differences"][0]["value"]["value"] == 0
+
+
 def test_unfinished_sets(tmp_path: Path) -> None:
     folder = make_set(tmp_path / "a", finish=False)
     (folder / "images/003.png").unlink()
@@ -255,21 +263,17 @@ def test_unfinished_sets(tmp_path: Path) -> None:
 
 
 def test_reconstructions(tmp_path: Path) -> None:
-    rows = Prompts("col", tuple(Prompt(f"{i:08d}", f"key{i}") for i in range(4)))
+    rows = Prompts("reconstruct-toy", tuple(Prompt(f"{i:08d}", f"key{i}") for i in range(4)))
     for seed, name in enumerate(("flux", "e2e")):
         folder = tmp_path / name
         for kind in ("original", "reconstruction"):
             make_set(folder / kind, {"vae": name, "kind": kind}, rows, seed=seed)
         items = make_items([20.0 + seed + i for i in range(4)], rows)
-        score = Score(
-            scorer="psnr", benchmark="toy", value=Value(21.5 + seed), better="higher", prompts=4, pictures=4,
-            images="x", prompt_list=rows.digest, made_by={},
-        )  # fmt: skip
-        results.write(folder, score, items)
+        score = make_score(folder / "reconstruction", "psnr", items)
     results.write(tmp_path / "scores-only", score, items)
     data = report([tmp_path / n for n in ("flux", "e2e", "scores-only")], tmp_path / "r.html")
     (section,) = data["sections"]
-    assert (section["kind"], section["benchmark"]) == ("reconstruction", "toy")
+    assert (section["kind"], section["benchmark"]) == ("reconstruction", "reconstruct-toy")
     first, second = section["comparisons"]
     assert (first["subject"], first["differences"][0]["value"]["value"]) == ("VAEs", 1.0)
     assert second["differences"][0]["value"]["value"] == 1.0
@@ -278,22 +282,25 @@ def test_reconstructions(tmp_path: Path) -> None:
 
 
 def test_reconstructions_as_the_command_leaves_them(tmp_path: Path) -> None:
-    """Its metrics.json is enough: means, and paired differences over pictures."""
+    """Its metrics.json is enough: means, and paired differences over pictures; each source has a section."""
     items = tuple(Prompt(f"{i:08d}", f"key{i}") for i in range(4))
     values = {"flux": [20.0, 22.0, 24.0, 26.0], "e2e": [21.0, 22.5, 25.0, 27.5]}
+    values["elsewhere"] = values["flux"]
     for name, psnr in values.items():
         for kind in ("original", "reconstruction"):
             make_set(
                 tmp_path / name / kind,
-                {"vae": name, "column": name, "kind": kind},
-                Prompts(name, items),
+                {"kind": kind}
+                | ({"vae": name, "column": name} if kind == "reconstruction" else {}),
+                Prompts("reconstruct-" + ("other" if name == "elsewhere" else "toy"), items),
             )
         pictures = [
             {"row": i, "key": f"key{i}", "psnr": v, "ssim": 0.5} for i, v in enumerate(psnr)
         ]
         (tmp_path / name / "metrics.json").write_text(json.dumps({"pictures": pictures}))
-    data = report([tmp_path / "flux", tmp_path / "e2e"], tmp_path / "r.html")
-    (section,) = data["sections"]
+    data = report([tmp_path / name for name in values], tmp_path / "r.html")
+    section, other = data["sections"]
+    assert (other["benchmark"], other["comparisons"]) == ("reconstruct-other", [])
     assert [(s["scorer"], s["values"][0]["value"]) for s in section["scores"]] == [
         ("psnr", 23.0),
         ("ssim", 0.5),

@@ -230,7 +230,7 @@ def test_a_step_that_is_trained_again_is_scored_again(
     assert watch(trained, request_of(trained), scorers(), once=True) == 0
     told = capsys.readouterr().out
     assert "step 10: trained again since it was scored" in told
-    old, new = trained / "eval/step-00000010.old-1", trained / "eval/step-00000010"
+    old, new = trained / "eval/old-1-step-00000010", trained / "eval/step-00000010"
     assert json.loads((old / "record.json").read_text()) == before[0]
     assert Images.open(old).digest == before[0]["images"] != Images.open(new).digest
     ten, twenty = lines(trained)
