@@ -93,7 +93,8 @@ class Generator:
             )
         identity = {
             "type": request.type, "weights": found.weights, "step": found.step, "ema": request.ema_weights,
-            "vae": vae.weights, "norm": {"shift": list(norm.shift), "scale": list(norm.scale)},
+            "vae": vae.weights, "decoding": {"class": vae.model.cls, "precision": vae.model.precision},
+            "norm": {"shift": list(norm.shift), "scale": list(norm.scale)},
             "text_encoder": texts.weights, "text": texts.identity, "resolution": resolution,
         }  # fmt: skip
         _warn_of_others(found, identity)

@@ -173,6 +173,16 @@ def test_an_encoder_may_move_but_not_change(
     assert not request_.save_dir.exists()
 
 
+def test_a_vae_of_another_precision_makes_another_set(request_: Request, vae_folder: Path) -> None:
+    """A folder that is named alone is run in bf16, as the registry's; the column's was fp32."""
+    made = generate(request_)
+    assert made["settings"]["decoding"] == {"class": "AutoencoderKL", "precision": "fp32"}
+    named = changed(request_, vae=str(vae_folder), allow_other_encoder=True)
+    with pytest.raises(OtherImages, match=r"decoding: found .*'fp32'}, expected .*'bf16-autocast'"):
+        generate(named)
+    assert generate(request_) == made
+
+
 @pytest.mark.parametrize(
     ("flag", "value"),
     [
