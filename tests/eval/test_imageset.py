@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from eval.errors import MissingImages, OtherImages
 from eval.imageset import Images, ImageSet
@@ -82,6 +82,27 @@ def test_strange_and_damaged_files_are_refused_and_left(tmp_path: Path) -> None:
     (tmp_path / "images" / "grid.png").write_bytes(whole)
     with pytest.raises(OtherImages, match=r"no prompt asks for \(grid\.png\)"):
         ImageSet(tmp_path, PROMPTS, SETTINGS)
+
+
+def test_a_png_shows_every_damage(tmp_path: Path) -> None:
+    """No byte can change, to the end of IEND, nor can the file end early or late."""
+    images = made(tmp_path)
+    path = tmp_path / "images" / "a.png"
+    whole = path.read_bytes()
+    flipped = [bytearray(whole) for _ in whole]
+    for at, data in enumerate(flipped):
+        data[at] ^= 0x04
+    for damaged in (*map(bytes, flipped), *(whole[:at] for at in range(len(whole))), whole + b"x"):
+        path.write_bytes(damaged)
+        with pytest.raises(OtherImages, match=r"a\.png"):
+            images.has(images.files[0])
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "of a stranger")
+    Image.fromarray(picture(1)).save(path, pnginfo=info)
+    with pytest.raises(OtherImages, match="not made by this run's settings"):
+        images.has(images.files[0])
+    path.write_bytes(whole)
+    assert images.has(images.files[0])
 
 
 def test_a_complete_set_that_changed_is_refused(tmp_path: Path) -> None:
