@@ -108,13 +108,26 @@ def test_a_png_shows_every_damage(tmp_path: Path) -> None:
 def test_a_complete_set_that_changed_is_refused(tmp_path: Path) -> None:
     images = made(tmp_path)
     images.finish({})
-    path = tmp_path / "images" / "a.png"
-    path.unlink()
-    images.save(
-        images.files[0], [picture(9)]
-    )  # a picture of the same settings, but not the one recorded
+    other = ImageSet(tmp_path / "other", PROMPTS, SETTINGS)
+    other.save(other.files[0], [picture(9)])
+    data = (other.images / "a.png").read_bytes()  # of the same settings, but not the one recorded
+    (tmp_path / "images" / "a.png").write_bytes(data)
     with pytest.raises(OtherImages, match=r"1 pictures changed .*\(a\.png\)"):
         images.finish({})
+
+
+def test_a_lost_picture_that_is_made_otherwise_is_not_put_in_place(tmp_path: Path) -> None:
+    """As on a machine that rounds otherwise: the set stays one that the first machine can mend."""
+    images = made(tmp_path)
+    whole = images.finish({"torch": "2.0", "device": "cpu"})
+    path = tmp_path / "images" / "a.png"
+    path.unlink()
+    for found in (images, ImageSet(tmp_path, PROMPTS, SETTINGS)):
+        with pytest.raises(OtherImages, match=r"a\.png: was lost, .*\(device cpu, torch 2\.0\)"):
+            found.save(found.files[0], [picture(9)])
+        assert not path.exists()
+    found.save(found.files[0], [picture(1)])
+    assert found.finish({}) == whole
 
 
 def test_another_manifest_is_left_alone(tmp_path: Path) -> None:
