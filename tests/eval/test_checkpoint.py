@@ -16,7 +16,7 @@ from eval.encoders import text_named, vae_named
 from eval.errors import BadRequest, EncoderMismatch
 from eval.generate import Generator, Request, generate
 from train.checkpoint import CheckpointError
-from train.reference import BadReference
+from train.reference import BadReference, import_reference
 
 from .models import save_reference, save_run, save_text, save_vae
 
@@ -83,8 +83,10 @@ def test_its_encoders_must_be_named(theirs: Request) -> None:
 def test_a_state_that_is_not_the_last(theirs: Request, tmp_path: Path) -> None:
     """`text_hidden_states_index` of its config is heeded."""
     folder = save_reference(tmp_path / "second", text_hidden_states_index=-2)
-    texts = Generator.load(changed(theirs, checkpoint=folder)).texts
-    assert texts.identity["hidden_state"] == -2
+    step = import_reference(folder, None, tmp_path / "imported")
+    for fields in ({}, {"checkpoint": step, "type": "latentbank"}):
+        texts = Generator.load(changed(theirs, **{"checkpoint": folder} | fields)).texts
+        assert texts.identity["hidden_state"] == -2
 
 
 def test_an_encoder_of_another_shape_is_named(theirs: Request, run: Path, tmp_path: Path) -> None:
@@ -103,6 +105,10 @@ def test_what_was_asked_of_ours_but_is_not_there(run: Path, theirs: Request) -> 
     ours = changed(theirs, checkpoint=run, type="latentbank", vae=None, text_encoder=None)
     with pytest.raises(CheckpointError, match="found steps 10, 20, expected step 11"):
         generate(changed(ours, tag=11))
+    step = run / "checkpoints/step-00000020"
+    with pytest.raises(CheckpointError, match="found step 20, expected step 10"):
+        generate(changed(ours, checkpoint=step, tag=10))
+    assert Generator.load(changed(ours, checkpoint=step, tag=20)).identity["step"] == 20
     with pytest.raises(CheckpointError, match="It is the reference's"):
         generate(changed(ours, checkpoint=theirs.checkpoint))
     assert not ours.save_dir.exists()
