@@ -84,6 +84,7 @@ class Generator:
         resolution = request.resolution or default
         shape = latent_shape(vae, resolution, found.model.config.in_channels)
         _check_size(found.model, shape, resolution)
+        _check_decoded(vae, shape, resolution)
         texts = Text(found.text, request.text_encoder, device, other, found.hidden_state)
         width = found.model.config.text_width
         if texts.width not in (None, width):
@@ -166,6 +167,16 @@ def _check_size(model: DiT, shape: tuple[int, int, int], resolution: int) -> Non
         raise BadRequest(
             f"--resolution {resolution}: found latents of {size}, expected at most {patch * most}, for the model's "
             f"table of positions has {most} x {most} patches"
+        )
+
+
+def _check_decoded(vae: Vae, shape: tuple[int, int, int], resolution: int) -> None:
+    """BadRequest where pictures would be of another size: encoders round down what they do not divide."""
+    height, width = vae.decode(torch.zeros(1, *shape)).shape[-2:]
+    if (height, width) != (resolution, resolution):
+        raise BadRequest(
+            f"--resolution {resolution}: found a VAE that makes pictures of {width} x {height} pixels of its latents, "
+            f"expected {resolution} x {resolution}. Choose a multiple of the VAE's factor, such as {width}"
         )
 
 

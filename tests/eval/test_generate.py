@@ -260,6 +260,9 @@ def test_another_resolution_where_the_table_of_positions_has_room(request_: Requ
         generate(changed(wide, resolution=272))
     with pytest.raises(BadRequest, match=r"3 x 3, expected multiples of 2"):
         generate(changed(wide, resolution=24))
+    for rest in (33, 39):
+        with pytest.raises(BadRequest, match=f"--resolution {rest}: .* pictures of 32 x 32 pixels"):
+            generate(changed(wide, resolution=rest))
     assert not wide.save_dir.exists()
 
 
