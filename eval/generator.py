@@ -20,6 +20,7 @@ from train.model import DiT
 from .checkpoint import TYPES, Checkpoint
 from .encoders import Text, latent_shape, vae_of
 from .errors import BadRequest, EncoderMismatch
+from .ranks import check_device
 from .sampler import Interval, sample
 
 Json = dict[str, Any]
@@ -52,6 +53,12 @@ class Request:
     text_cache: Path | None = None
     threads: int = 1  # on a CPU; the last bits may depend on it
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """BadRequest for a seed or a device that cannot be."""
+        if not 0 <= self.seed < 2**64:
+            raise BadRequest(f"--seed: found {self.seed}, expected 0 to 2**64 - 1")
+        check_device(self.device)
 
 
 @dataclass(frozen=True)

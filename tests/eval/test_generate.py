@@ -288,6 +288,22 @@ def test_an_interval_that_is_none(request_: Request) -> None:
             main([*words, "--guidance_interval", low, high])
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--seed", str(2**64)), ("--device", "cuda:99"), ("--device", "gpu")]
+)
+def test_what_cannot_be_served_writes_nothing(request_: Request, flag: str, value: str) -> None:
+    words = [
+        "generate",
+        "--checkpoint",
+        str(request_.checkpoint),
+        "--prompts",
+        str(request_.prompts),
+    ]
+    with pytest.raises(BadRequest, match=f"{flag}.*: found"):
+        main([*words, "--save_dir", str(request_.save_dir), flag, value])
+    assert not request_.save_dir.exists()
+
+
 def test_flags_know_all_samplers_and_types(capsys: pytest.CaptureFixture[str]) -> None:
     for flag, known in (("--sampler", SAMPLERS), ("--type", TYPES)):
         with pytest.raises(SystemExit):
