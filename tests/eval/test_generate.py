@@ -212,6 +212,17 @@ def test_numbers_that_make_no_sense(
     assert f"argument {flag}: found" in capsys.readouterr().err
 
 
+def test_long_prompts_and_other_scripts(request_: Request) -> None:
+    """An id names a file, in any script; a caption is cut to the encoder's tokens, in whatever it is written."""
+    prompts = request_.save_dir.parent / "long.json"
+    listed = {"ä東": "a red cat " * 1000, "b": "東京 🦊 " * 2000}
+    prompts.write_text(json.dumps(listed), encoding="utf-8")
+    made = generate(changed(request_, prompts=prompts))
+    assert set(made["files"]) == {"ä東.png", "b.png"}
+    stored = json.loads((request_.save_dir / "prompts.json").read_bytes())
+    assert [item["text"] for item in stored] == list(listed.values())
+
+
 # Settings ------------------------------------------------------------------------------------------------------------
 
 
