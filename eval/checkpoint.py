@@ -33,14 +33,22 @@ class Checkpoint:
 
 
 def load_ours(where: Path, tag: int | None, ema: bool) -> Checkpoint:
-    """The step `tag` of a run, or its last; or `where` itself, if it is a step. CheckpointError names what is wrong."""
+    """The step `tag` of a run, or its last; or `where` itself, if it is a step. CheckpointError names what is wrong.
+
+    Of imported weights the reference's config says which hidden state they take, which counts where no column does.
+    """
     model, manifest = _load(where, tag, ema)
+    if tag is not None and manifest["step"] != tag:
+        raise CheckpointError(
+            f"{where}: found step {manifest['step']}, expected step {tag}. Leave out --tag, or name the run"
+        )
     data = manifest.get("data")
     file = manifest["files"]["ema.safetensors" if ema else "weights.safetensors"]
     # where the column is of ids, the encoder that ran in the step
     text = data.get("text_encoder", data["text"]["identity"]) if data else None
     latents = data["latents"] if data else None
-    return Checkpoint(model, manifest["step"], file["sha256"], latents, text)
+    hidden_state = (manifest.get("reference") or {}).get("text_hidden_states_index", -1)
+    return Checkpoint(model, manifest["step"], file["sha256"], latents, text, hidden_state)
 
 
 def _load(where: Path, tag: int | None, ema: bool) -> tuple[DiT, Json]:

@@ -57,6 +57,20 @@ def refuse_changed(images: Path, found: Mapping[str, str], recorded: Mapping[str
         )
 
 
+def refuse_remade(path: Path, digest: str, name: str, manifest: Json) -> None:
+    """OtherImages where a picture of a complete set, made again, is not the one that was recorded."""
+    if not manifest["complete"] or manifest["files"].get(name) == digest:
+        return
+    told = manifest.get("provenance", {}).items()
+    made = ", ".join(f"{key} {value}" for key, value in told if isinstance(value, str))
+    raise OtherImages(
+        f"{path}: was lost, and cannot be made again here: found sha256 {digest:.16}..., expected "
+        f"{manifest['files'].get(name)!s:.16}... of manifest.json. Another kind of CPU or GPU and other versions round "
+        f"otherwise; nothing was written. Make it where the set was made ({made}), restore it from a copy, or make the "
+        "whole set again in another --save_dir"
+    )
+
+
 def refuse_sidecars(images: Path, sidecars: Mapping[str, bytes]) -> None:
     """OtherImages where what a scorer reads beside the pictures is not there, or says something else."""
     for path, data in sidecars.items():

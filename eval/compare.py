@@ -23,7 +23,7 @@ Json = dict[str, Any]
 SEVERAL = "several settings"
 # What a comparison is of: the first of these that differs. With it go the fields that cannot but differ too.
 SUBJECTS = (
-    ("VAEs", "vae", {"vae", "norm", "weights", "column"}),
+    ("VAEs", "vae", {"vae", "decoding", "norm", "weights", "column"}),
     ("weights", "weights", {"weights", "step", "ema"}),
     ("columns", "column", {"column"}),
 )

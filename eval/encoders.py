@@ -1,7 +1,8 @@
 """The VAE and the text encoder of a set: those of the columns, or others that are named.
 
-By name a registry entry, or a folder; a folder alone says which class its weights are of. What was made with other
-weights than the columns is another set, so it must be asked for, and the settings hold the digests of what was used.
+By name or hub id a registry entry, or a folder; a folder alone says which class its weights are of. What was made with
+other weights than the columns is another set, so it must be asked for, and the settings hold the digests of what was
+used.
 """
 
 import json
@@ -26,29 +27,52 @@ HALVES = {  # classes of whole models whose text half is the encoder
 
 
 def moved(encoder: Json, path: str | None) -> Json:
-    """An encoder's identity with its files in another place; the weights still have to be the same."""
+    """An encoder's identity with its files in another place; the weights still have to be the same.
+
+    The place is the whole repository, if it has the encoder's subfolder, or else that folder alone; the tokenizer's
+    lies in or beside it.
+    """
     if path is None:
         return encoder
-    return encoder | {"path": path, "subfolder": None, "revision": None}
+    place, below, tokens = _place(path), encoder.get("subfolder"), encoder.get("tokenizer")
+    found = {"path": path, "subfolder": None, "revision": None}
+    if below and (place / below).is_dir():
+        found["subfolder"] = below
+    elif tokens and not (place / tokens).is_dir() and (place.absolute().parent / tokens).is_dir():
+        found |= {"path": str(place.absolute().parent), "subfolder": place.absolute().name}
+    if tokens and not (_place(str(found["path"])) / tokens).is_dir():
+        found["tokenizer"] = None  # its files are the encoder's neighbours
+    return encoder | found
 
 
 def placed(encoder: Json, named: str | None, known: dict[str, ModelSpec]) -> Json:
-    """Likewise, where `named` may be a name of the registry."""
-    if named not in known:
+    """Likewise, where `named` may be a name or a hub id of the registry."""
+    spec = _registered(named, known)
+    if spec is None:
         return moved(encoder, named)
-    spec = known[named]
     return encoder | {
-        "path": spec.path, "subfolder": spec.subfolder, "revision": spec.revision,
+        "path": spec.path, "subfolder": spec.subfolder, "revision": spec.revision, "tokenizer": spec.tokenizer,
     }  # fmt: skip
+
+
+def _registered(named: str | None, known: dict[str, ModelSpec]) -> ModelSpec | None:
+    """A registry's entry by its name or its hub id, unless a folder of that name is here."""
+    if named is None or named in known or Path(named).is_dir():
+        return known.get(named or "")
+    return next((spec for spec in known.values() if spec.path == named), None)
+
+
+def _place(name: str) -> Path:
+    return Path(location(name)) if name.startswith("package:") else Path(name)
 
 
 # Named alone ---------------------------------------------------------------------------------------------------------
 
 
 def vae_named(name: str) -> ModelSpec:
-    """A VAE by its name in the registry or its folder, run as those of the registry."""
-    if name in VAES:
-        return VAES[name]
+    """A VAE by its name or hub id in the registry or its folder, run as those of the registry."""
+    if spec := _registered(name, VAES):
+        return spec
     folder, subfolder = _folder(name, "vae", VAES)
     cls = _config(folder / (subfolder or "")).get("_class_name")
     return _spec(name, cls, subfolder)
@@ -56,8 +80,8 @@ def vae_named(name: str) -> ModelSpec:
 
 def text_named(name: str) -> ModelSpec:
     """Likewise a text encoder."""
-    if name in TEXTS:
-        return TEXTS[name]
+    if spec := _registered(name, TEXTS):
+        return spec
     folder, _ = _folder(name, None, TEXTS)
     architectures = _config(folder).get("architectures") or [None]
     whole = str(architectures[0]) if architectures[0] else None
@@ -68,7 +92,7 @@ def _folder(
     name: str, subfolder: str | None, known: dict[str, ModelSpec]
 ) -> tuple[Path, str | None]:
     """A model's folder, and the subfolder that its config is in, if it is."""
-    folder = Path(location(name)) if name.startswith("package:") else Path(name)
+    folder = _place(name)
     if not folder.is_dir():
         raise ModelNotUsable(
             f"{name}: no such folder, and none of {', '.join(known)}. Name a folder with a config.json, or one of these"

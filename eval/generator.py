@@ -20,6 +20,7 @@ from train.model import DiT
 from .checkpoint import TYPES, Checkpoint
 from .encoders import Text, latent_shape, vae_of
 from .errors import BadRequest, EncoderMismatch
+from .ranks import check_device
 from .sampler import Interval, sample
 
 Json = dict[str, Any]
@@ -53,6 +54,12 @@ class Request:
     threads: int = 1  # on a CPU; the last bits may depend on it
     device: str = "cpu"
 
+    def __post_init__(self) -> None:
+        """BadRequest for a seed or a device that cannot be."""
+        if not 0 <= self.seed < 2**64:
+            raise BadRequest(f"--seed: found {self.seed}, expected 0 to 2**64 - 1")
+        check_device(self.device)
+
 
 @dataclass(frozen=True)
 class Generator:
@@ -84,6 +91,7 @@ class Generator:
         resolution = request.resolution or default
         shape = latent_shape(vae, resolution, found.model.config.in_channels)
         _check_size(found.model, shape, resolution)
+        _check_decoded(vae, shape, resolution)
         texts = Text(found.text, request.text_encoder, device, other, found.hidden_state)
         width = found.model.config.text_width
         if texts.width not in (None, width):
@@ -93,7 +101,8 @@ class Generator:
             )
         identity = {
             "type": request.type, "weights": found.weights, "step": found.step, "ema": request.ema_weights,
-            "vae": vae.weights, "norm": {"shift": list(norm.shift), "scale": list(norm.scale)},
+            "vae": vae.weights, "decoding": {"class": vae.model.cls, "precision": vae.model.precision},
+            "norm": {"shift": list(norm.shift), "scale": list(norm.scale)},
             "text_encoder": texts.weights, "text": texts.identity, "resolution": resolution,
         }  # fmt: skip
         _warn_of_others(found, identity)
@@ -165,6 +174,16 @@ def _check_size(model: DiT, shape: tuple[int, int, int], resolution: int) -> Non
         raise BadRequest(
             f"--resolution {resolution}: found latents of {size}, expected at most {patch * most}, for the model's "
             f"table of positions has {most} x {most} patches"
+        )
+
+
+def _check_decoded(vae: Vae, shape: tuple[int, int, int], resolution: int) -> None:
+    """BadRequest where pictures would be of another size: encoders round down what they do not divide."""
+    height, width = vae.decode(torch.zeros(1, *shape)).shape[-2:]
+    if (height, width) != (resolution, resolution):
+        raise BadRequest(
+            f"--resolution {resolution}: found a VAE that makes pictures of {width} x {height} pixels of its latents, "
+            f"expected {resolution} x {resolution}. Choose a multiple of the VAE's factor, such as {width}"
         )
 
 

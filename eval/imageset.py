@@ -54,7 +54,7 @@ class ImageSet:
         )
         self.images.mkdir(parents=True, exist_ok=True)
         put_if_absent(self._manifest, self._record({"complete": False}))
-        self._refuse_others()
+        self._recorded = self._refuse_others()
         beside = {f"images/{path}": data for path, data in self._sidecars.items()}
         for path, data in {"prompts.json": canonical_json(prompts.to_json()), **beside}.items():
             if not (folder / path).exists():
@@ -71,9 +71,10 @@ class ImageSet:
         return True
 
     def save(self, file: File, tiles: Sequence[Picture]) -> None:
-        """Write a file's pictures, each (H, W, 3)."""
+        """Write a file's pictures, each (H, W, 3). OtherImages if the set is complete and recorded another file."""
         suffix = PurePosixPath(file.path).suffix
         data = stamps.encode(joined(tiles), suffix, stamp_of(self._settings, file))
+        checks.refuse_remade(self.images / file.path, sha256(data), file.path, self._recorded)
         self._put(self.images / file.path, data)
 
     def finish(self, provenance: Json) -> Json:
@@ -91,7 +92,8 @@ class ImageSet:
         if not recorded["complete"]:
             recorded = {"complete": True, "files": files, "provenance": provenance}
             atomic_write(self._manifest, self._record(recorded))
-            return checks.read_manifest(self._manifest)
+            self._recorded = checks.read_manifest(self._manifest)
+            return self._recorded
         checks.refuse_changed(self.images, files, recorded["files"])
         return recorded
 
@@ -105,8 +107,10 @@ class ImageSet:
             {"format": checks.FORMAT, "version": checks.VERSION, "settings": self._settings} | state
         )
 
-    def _refuse_others(self) -> None:
-        found = checks.read_manifest(self._manifest)["settings"]
+    def _refuse_others(self) -> Json:
+        """The manifest, if it is of these settings."""
+        recorded = checks.read_manifest(self._manifest)
+        found = recorded["settings"]
         lines = [
             f"{key}: found {found.get(key)!r}, expected {self._settings.get(key)!r}"
             for key in sorted(found.keys() | self._settings.keys())
@@ -116,6 +120,7 @@ class ImageSet:
             remedy = "Choose another --save_dir, or the settings of before"
             what = f"{self._manifest.parent} holds images of other settings:"
             raise OtherImages("\n  ".join([what, *lines, remedy]))
+        return recorded
 
 
 def stamp_of(settings: Json, file: File) -> str:

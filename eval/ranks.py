@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from .errors import BadRanks
+from .errors import BadRanks, BadRequest
 
 T = TypeVar("T")
 
@@ -44,7 +44,22 @@ class Rank:
         return items[self.number :: self.size]
 
     def device(self, asked: str) -> str:
-        """`cuda` becomes this process's own GPU: the `local`-th of those that it sees."""
+        """`cuda` becomes this process's own GPU: the `local`-th of those that it sees. BadRequest if it sees none."""
+        check_device(asked)
         if asked != "cuda" or self.size == 1:
             return asked
         return f"cuda:{self.local % torch.cuda.device_count()}"
+
+
+def check_device(asked: str) -> None:
+    """BadRequest where there is no such device, as torch would say only once it is used."""
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise BadRequest(f"--device: found {asked!r}, expected cpu, cuda or cuda:NUMBER") from None
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise BadRequest(
+            f"--device {asked}: found {count} GPUs, expected at least {(device.index or 0) + 1}. Name one that is "
+            "there, or cpu"
+        )

@@ -1,7 +1,7 @@
 """Picture files that can be verified alone: each carries a stamp of what made it, and shows every damage.
 
-A PNG has the stamp as text; the CRC of each chunk covers the rest. A JPEG has none, so its comment holds the stamp and
-the sha256 of the file in which that sha256 is written as zeros.
+A PNG has the stamp as text; the CRC of each chunk covers the rest, and the file ends with IEND's. A JPEG has none, so
+its comment holds the stamp and the sha256 of the file in which that sha256 is written as zeros.
 """
 
 import io
@@ -17,6 +17,7 @@ from .layouts import Picture
 KEY = "latentbank"
 ENCODINGS = {".png": "png", ".jpeg": "jpeg-quality-75"}
 ZEROS = b"0" * 64
+IEND = b"\0\0\0\0IEND\xaeB\x60\x82"  # length 0, name, CRC: the end of a PNG, which Pillow does not verify
 
 
 def encode(picture: Picture, suffix: str, stamp: str) -> bytes:
@@ -37,10 +38,21 @@ def check(path: Path, stamp: str) -> None:
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
-            found = image.info.get(KEY) or image.info.get("comment", b"").decode(errors="replace")
+            comment = image.info.get("comment", b"")  # text in a PNG
+            found = image.info.get(KEY) or (
+                comment.decode(errors="replace") if isinstance(comment, bytes) else comment
+            )
             image.verify()  # of a PNG the CRC of every chunk, to the end
             kind = image.format
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        if kind == "PNG" and not data.endswith(IEND):
+            raise SyntaxError("it does not end as a PNG does")
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        OSError,
+        SyntaxError,
+        ValueError,
+    ) as error:
         raise OtherImages(f"{path}: unreadable ({error}). Delete it to make it again") from None
     if kind == "JPEG" and found.startswith(stamp):
         found, digest = found[:64], found[64:].encode()

@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 
 from encode.errors import ModelNotUsable
-from encode.registry import ModelSpec
+from encode.registry import TEXTS, VAES, ModelSpec
 from encode.text import TextEncoder
 from encode.vae import Vae
-from eval.encoders import text_named, vae_named
+from eval.encoders import placed, text_named, vae_named
 from eval.errors import BadRequest, EncoderMismatch
 from eval.generate import Generator, Request, generate
 from train.checkpoint import CheckpointError
-from train.reference import BadReference
+from train.reference import BadReference, import_reference
 
 from .models import save_reference, save_run, save_text, save_vae
 
@@ -83,8 +83,10 @@ def test_its_encoders_must_be_named(theirs: Request) -> None:
 def test_a_state_that_is_not_the_last(theirs: Request, tmp_path: Path) -> None:
     """`text_hidden_states_index` of its config is heeded."""
     folder = save_reference(tmp_path / "second", text_hidden_states_index=-2)
-    texts = Generator.load(changed(theirs, checkpoint=folder)).texts
-    assert texts.identity["hidden_state"] == -2
+    step = import_reference(folder, None, tmp_path / "imported")
+    for fields in ({}, {"checkpoint": step, "type": "latentbank"}):
+        texts = Generator.load(changed(theirs, **{"checkpoint": folder} | fields)).texts
+        assert texts.identity["hidden_state"] == -2
 
 
 def test_an_encoder_of_another_shape_is_named(theirs: Request, run: Path, tmp_path: Path) -> None:
@@ -103,6 +105,10 @@ def test_what_was_asked_of_ours_but_is_not_there(run: Path, theirs: Request) -> 
     ours = changed(theirs, checkpoint=run, type="latentbank", vae=None, text_encoder=None)
     with pytest.raises(CheckpointError, match="found steps 10, 20, expected step 11"):
         generate(changed(ours, tag=11))
+    step = run / "checkpoints/step-00000020"
+    with pytest.raises(CheckpointError, match="found step 20, expected step 10"):
+        generate(changed(ours, checkpoint=step, tag=10))
+    assert Generator.load(changed(ours, checkpoint=step, tag=20)).identity["step"] == 20
     with pytest.raises(CheckpointError, match="It is the reference's"):
         generate(changed(ours, checkpoint=theirs.checkpoint))
     assert not ours.save_dir.exists()
@@ -143,6 +149,47 @@ def test_other_encoders_only_where_allowed(
     original = changed(ours, text_encoder=None, save_dir=tmp_path / "original")
     generate(original)
     assert np.abs(pictures(original) - pictures(ours)).max() > 2
+
+
+def test_encoders_of_a_repository_move_with_it_or_alone(tmp_path: Path, text_folder: Path) -> None:
+    """Its text encoder and the tokenizer are in folders of their own."""
+    for path in text_folder.iterdir():
+        below = "tokenizer_3" if "token" in path.name else "text_encoder_3"
+        (tmp_path / "now" / below).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "now" / below / path.name).write_bytes(path.read_bytes())
+    spec = ModelSpec.model_validate(
+        {
+            "class": "BertModel",
+            "path": "was",
+            "subfolder": "text_encoder_3",
+            "tokenizer": "tokenizer_3",
+        }
+    )
+    expected = TextEncoder(
+        ModelSpec.model_validate({"class": "BertModel", "path": str(text_folder)}), max_tokens=16
+    )
+    column = spec.identity(expected.weights)
+    for place in (tmp_path / "now", tmp_path / "now/text_encoder_3", text_folder):
+        found = TextEncoder(ModelSpec.of_identity(placed(column, str(place), TEXTS)), max_tokens=16)
+        assert (found.weights, found.tokenizer) == (expected.weights, expected.tokenizer), place
+    (tmp_path / "now/vae").mkdir()
+    vae = VAES["flux"].identity("0")
+    assert placed(vae, str(tmp_path / "now"), VAES)["subfolder"] == "vae"
+    assert placed(vae, str(tmp_path / "now/vae"), VAES)["subfolder"] is None
+
+
+def test_a_registered_model_by_its_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert vae_named("REPA-E/e2e-flux-vae") == VAES["flux-e2e"]
+    t5 = TEXTS["t5-xxl"]
+    assert text_named(t5.path) == t5
+    elsewhere = {"class": t5.cls, "path": "/gone", "subfolder": None, "weights": "0"}
+    for name in ("t5-xxl", t5.path):
+        assert placed(elsewhere, name, TEXTS)["tokenizer"] == "tokenizer_3"
+    here = tmp_path / "google/gemma-2b"
+    here.mkdir(parents=True)
+    (here / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"]}')
+    monkeypatch.chdir(tmp_path)
+    assert text_named("google/gemma-2b").cls == "Qwen3Model"  # a folder goes first
 
 
 def test_a_folder_says_which_class_it_is(tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ def test_a_difference_inside_its_interval_is_not_resolved(tmp_path: Path) -> Non
     [
         (("vae", "weights"), "VAEs", []),
         (("vae", "weights", "batch_size"), "VAEs", []),
+        (("vae", "decoding", "norm"), "VAEs", []),
+        (("decoding",), "decoding", []),
         (("vae", "weights", "guidance_scale"), "VAEs", ["guidance_scale"]),
         (("vae", "weights", "step", "seed"), "VAEs", ["seed", "step"]),
         (("weights", "step"), "weights", []),

@@ -175,6 +175,16 @@ def test_an_encoder_may_move_but_not_change(
     assert not request_.save_dir.exists()
 
 
+def test_a_vae_of_another_precision_makes_another_set(request_: Request, vae_folder: Path) -> None:
+    """A folder that is named alone is run in bf16, as the registry's; the column's was fp32."""
+    made = generate(request_)
+    assert made["settings"]["decoding"] == {"class": "AutoencoderKL", "precision": "fp32"}
+    named = changed(request_, vae=str(vae_folder), allow_other_encoder=True)
+    with pytest.raises(OtherImages, match=r"decoding: found .*'fp32'}, expected .*'bf16-autocast'"):
+        generate(named)
+    assert generate(request_) == made
+
+
 @pytest.mark.parametrize(
     ("flag", "value"),
     [
@@ -202,6 +212,17 @@ def test_numbers_that_make_no_sense(
         main()
     assert error.value.code == 2
     assert f"argument {flag}: found" in capsys.readouterr().err
+
+
+def test_long_prompts_and_other_scripts(request_: Request) -> None:
+    """An id names a file, in any script; a caption is cut to the encoder's tokens, in whatever it is written."""
+    prompts = request_.save_dir.parent / "long.json"
+    listed = {"ä東": "a red cat " * 1000, "b": "東京 🦊 " * 2000}
+    prompts.write_text(json.dumps(listed), encoding="utf-8")
+    made = generate(changed(request_, prompts=prompts))
+    assert set(made["files"]) == {"ä東.png", "b.png"}
+    stored = json.loads((request_.save_dir / "prompts.json").read_bytes())
+    assert [item["text"] for item in stored] == list(listed.values())
 
 
 # Settings ------------------------------------------------------------------------------------------------------------
@@ -274,6 +295,9 @@ def test_another_resolution_where_the_table_of_positions_has_room(request_: Requ
         generate(changed(wide, resolution=272))
     with pytest.raises(BadRequest, match=r"3 x 3, expected multiples of 2"):
         generate(changed(wide, resolution=24))
+    for rest in (33, 39):
+        with pytest.raises(BadRequest, match=f"--resolution {rest}: .* pictures of 32 x 32 pixels"):
+            generate(changed(wide, resolution=rest))
     assert not wide.save_dir.exists()
 
 
@@ -297,6 +321,22 @@ def test_an_interval_that_is_none(request_: Request) -> None:
     for low, high in (("0.9", "0.2"), ("0.5", "1.5"), ("-0.1", "1")):
         with pytest.raises(BadRequest, match="expected 0 <= LOW < HIGH <= 1"):
             main([*words, "--guidance_interval", low, high])
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--seed", str(2**64)), ("--device", "cuda:99"), ("--device", "gpu")]
+)
+def test_what_cannot_be_served_writes_nothing(request_: Request, flag: str, value: str) -> None:
+    words = [
+        "generate",
+        "--checkpoint",
+        str(request_.checkpoint),
+        "--prompts",
+        str(request_.prompts),
+    ]
+    with pytest.raises(BadRequest, match=f"{flag}.*: found"):
+        main([*words, "--save_dir", str(request_.save_dir), flag, value])
+    assert not request_.save_dir.exists()
 
 
 def test_flags_know_all_samplers_and_types(capsys: pytest.CaptureFixture[str]) -> None:

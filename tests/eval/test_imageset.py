@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from eval.errors import MissingImages, OtherImages
 from eval.imageset import Images, ImageSet
@@ -84,16 +84,50 @@ def test_strange_and_damaged_files_are_refused_and_left(tmp_path: Path) -> None:
         ImageSet(tmp_path, PROMPTS, SETTINGS)
 
 
+def test_a_png_shows_every_damage(tmp_path: Path) -> None:
+    """No byte can change, to the end of IEND, nor can the file end early or late."""
+    images = made(tmp_path)
+    path = tmp_path / "images" / "a.png"
+    whole = path.read_bytes()
+    flipped = [bytearray(whole) for _ in whole]
+    for at, data in enumerate(flipped):
+        data[at] ^= 0x04
+    for damaged in (*map(bytes, flipped), *(whole[:at] for at in range(len(whole))), whole + b"x"):
+        path.write_bytes(damaged)
+        with pytest.raises(OtherImages, match=r"a\.png"):
+            images.has(images.files[0])
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "of a stranger")
+    Image.fromarray(picture(1)).save(path, pnginfo=info)
+    with pytest.raises(OtherImages, match="not made by this run's settings"):
+        images.has(images.files[0])
+    path.write_bytes(whole)
+    assert images.has(images.files[0])
+
+
 def test_a_complete_set_that_changed_is_refused(tmp_path: Path) -> None:
     images = made(tmp_path)
     images.finish({})
-    path = tmp_path / "images" / "a.png"
-    path.unlink()
-    images.save(
-        images.files[0], [picture(9)]
-    )  # a picture of the same settings, but not the one recorded
+    other = ImageSet(tmp_path / "other", PROMPTS, SETTINGS)
+    other.save(other.files[0], [picture(9)])
+    data = (other.images / "a.png").read_bytes()  # of the same settings, but not the one recorded
+    (tmp_path / "images" / "a.png").write_bytes(data)
     with pytest.raises(OtherImages, match=r"1 pictures changed .*\(a\.png\)"):
         images.finish({})
+
+
+def test_a_lost_picture_that_is_made_otherwise_is_not_put_in_place(tmp_path: Path) -> None:
+    """As on a machine that rounds otherwise: the set stays one that the first machine can mend."""
+    images = made(tmp_path)
+    whole = images.finish({"torch": "2.0", "device": "cpu"})
+    path = tmp_path / "images" / "a.png"
+    path.unlink()
+    for found in (images, ImageSet(tmp_path, PROMPTS, SETTINGS)):
+        with pytest.raises(OtherImages, match=r"a\.png: was lost, .*\(device cpu, torch 2\.0\)"):
+            found.save(found.files[0], [picture(9)])
+        assert not path.exists()
+    found.save(found.files[0], [picture(1)])
+    assert found.finish({}) == whole
 
 
 def test_another_manifest_is_left_alone(tmp_path: Path) -> None:

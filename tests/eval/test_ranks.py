@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from eval.errors import BadRanks, OtherImages
+from eval.errors import BadRanks, BadRequest, OtherImages
 from eval.generate import generate
 from eval.ranks import Rank
 from tests.forks import wait
@@ -105,6 +106,9 @@ def test_who_this_process_is() -> None:
     everything = sorted(i for n in range(3) for i in Rank(n, 3).share(range(20)))
     assert everything == list(range(20))
     assert here.device("cpu") == "cpu"
+    if not torch.cuda.is_available():
+        with pytest.raises(BadRequest, match="--device cuda: found 0 GPUs"):
+            Rank(0, 2, 0).device("cuda")
     for bad in ({"RANK": "2"}, {"RANK": "-1"}, {"RANK": "x"}, {"RANK": "0", "LOCAL_RANK": "a"}):
         with pytest.raises(BadRanks, match="RANK="):
             Rank.here({"WORLD_SIZE": "2", **bad})
