@@ -1,5 +1,6 @@
 """Processes that are forked: they need not wait for imports."""
 
+import gc
 import os
 import sys
 import traceback
@@ -13,6 +14,9 @@ def fork(work: Callable[[], Any], output: Path) -> int:
     pid = os.fork()
     if pid:
         return pid
+    # What the parent has left to its collector is not the child's to end: a finaliser that imports something while the
+    # child imports breaks Python's import locks (KeyError in importlib, before 3.12).
+    gc.freeze()
     code = 1
     try:
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

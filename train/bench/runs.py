@@ -1,5 +1,6 @@
 """What the benchmarks train: columns of made-up samples, a config of a run over them, and a process for each run."""
 
+import gc
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -71,7 +72,12 @@ def forked(work: Callable[[], Found]) -> Found:
     """Do something in a process of its own, which has imported all that this one has: DeepSpeed starts once in each."""
     context = multiprocessing.get_context("fork")
     answers, answer = context.Pipe(duplex=False)
-    process = context.Process(target=lambda: answer.send(work()))
+
+    def run() -> None:
+        gc.freeze()  # what this process has left to its collector is not the fork's to end
+        answer.send(work())
+
+    process = context.Process(target=run)
     process.start()
     answer.close()  # what is left to write belongs to the child: its death is the end of the answers
     try:
