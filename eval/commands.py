@@ -62,6 +62,20 @@ def _finite(text: str) -> float:
     return found
 
 
+def _sampling_flags(add: argparse.ArgumentParser) -> None:
+    add.add_argument("--benchmark", choices=BENCHMARKS, default="prompts")
+    add.add_argument("--num_inference_steps", type=_positive, default=25)
+    add.add_argument("--guidance_scale", type=_finite, default=6.0)
+    add.add_argument("--batch_size", type=_positive, help="pictures; the benchmark's by default")
+    add.add_argument("--seed", type=_natural, default=42)
+    add.add_argument("--ema_weights", action=argparse.BooleanOptionalAction, default=True)
+    add.add_argument(
+        "--vae",
+        help="where the columns' VAE lies now, if not where it was: a folder, or flux, sd35, ...",
+    )
+    add.add_argument("--text-encoder", "--text_encoder", help="likewise for the text encoder")
+
+
 def _generate_flags(add: argparse.ArgumentParser) -> None:
     """images from prompts, through a checkpoint and its VAE; also under torchrun or accelerate launch"""
     add.add_argument("--checkpoint", type=Path, required=True, help="a run, or one of its steps")
@@ -72,33 +86,23 @@ def _generate_flags(add: argparse.ArgumentParser) -> None:
         "--type", choices=("latentbank", "baseline-dit"), default="latentbank",
         help="baseline-dit: a folder of the reference's, with config.json and TAG/mp_rank_00_model_states.pt",
     )  # fmt: skip
-    add.add_argument("--benchmark", choices=BENCHMARKS, default="prompts")
     add.add_argument(
         "--prompts", "--metadata_file", type=Path,
         help="its prompt file, if not the one fetched; of your own: .txt, one a line; .json, list or {id: prompt}",
     )  # fmt: skip
     add.add_argument("--save_dir", type=Path, required=True)
+    _sampling_flags(add)
     add.add_argument(
         "--resolution", type=_positive, help="pixels; the columns' by default, 256 without any"
     )
-    add.add_argument("--num_inference_steps", type=_positive, default=25)
     add.add_argument("--sampler", choices=("euler", "dpmpp-2m"), default="euler")
-    add.add_argument("--guidance_scale", type=_finite, default=6.0)
     add.add_argument(
         "--guidance_interval", type=_finite, nargs=2, metavar=("LOW", "HIGH"),
         help="of sigma, 0 to 1: outside of it the prompt alone is run, at half the cost",
     )  # fmt: skip
-    add.add_argument("--batch_size", type=_positive, help="pictures; the benchmark's by default")
     add.add_argument(
         "--n_samples", "--num_samples", type=_positive, help="pictures of a prompt; likewise"
     )
-    add.add_argument("--seed", type=_natural, default=42)
-    add.add_argument("--ema_weights", action=argparse.BooleanOptionalAction, default=True)
-    add.add_argument(
-        "--vae",
-        help="where the columns' VAE lies now, if not where it was: a folder, or flux, sd35, ...",
-    )
-    add.add_argument("--text-encoder", "--text_encoder", help="likewise for the text encoder")
     add.add_argument(
         "--allow-other-encoder", "--allow_other_encoder", action="store_true",
         help="take what --vae and --text-encoder name, though the columns were made with others",
@@ -298,14 +302,8 @@ def _watch_flags(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--prompts", type=Path, required=True, help="a small set, as generate reads it"
     )
-    add.add_argument("--benchmark", choices=BENCHMARKS, default="prompts")
-    add.add_argument("--num_inference_steps", type=_positive, default=25)
-    add.add_argument("--guidance_scale", type=float, default=6.0)
-    add.add_argument("--batch_size", type=_positive, default=32)
-    add.add_argument("--seed", type=_natural, default=42)
-    add.add_argument("--ema_weights", action=argparse.BooleanOptionalAction, default=True)
-    add.add_argument("--vae", help="where the columns' VAE lies now, if not where it was")
-    add.add_argument("--text_encoder", help="likewise for the text encoder")
+    _sampling_flags(add)
+    add.set_defaults(batch_size=32)
     add.add_argument("--order", choices=("newest", "oldest"), default="newest", help="which first")
     add.add_argument("--every", type=_positive, default=30, help="seconds between two looks")
     add.add_argument("--once", action="store_true", help="score what stands, and end")

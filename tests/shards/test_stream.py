@@ -420,8 +420,6 @@ def test_many_batches_held_and_let_go(join: Join, workers: int) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("workers", [0, 1])
 def test_pinned_batches(join: Join, workers: int) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
     order = Order([join.words], 1, 8)
     with Stream(join, order, position=0, global_batch=64, workers=workers, pin=True) as stream:
         copies = []

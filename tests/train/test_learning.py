@@ -3,7 +3,7 @@ its captions and its timesteps.
 
 Emoji of the demo on their backgrounds, through the demo's VAE and language model; held-out rows show other emoji. The
 opponent knows mean and covariance of the training latents and the noise level, so a model that had learned nothing but
-second moments could at best be equal. In the time that a test may take the model is ahead at the four noisier levels;
+second moments could at best be equal. In the time that a test may take the model is ahead at the five noisier levels;
 the slow test is the same run for longer, and ahead at six. The last two, of hardly any noise, would take longer still.
 """
 
@@ -49,9 +49,9 @@ CHANGES = [
     "model.mlp_size=768", "model.patch_size=4", "model.sample_size=4", "global_batch=128", "micro_batch=128",
     "optim.lr=3e-3", "flow.logit_std=1.5", "validation.every=10000", "validation.rows=140", "log_every=100",
 ]  # fmt: skip
-SHORT = ["steps=400", "flow.logit_mean=1.0"]
+SHORT = ["steps=700", "flow.logit_mean=1.0"]
 LONG = ["steps=2200", "flow.logit_mean=1.3"]
-EARLY, LATE = 4, 6  # of the eight levels: where the short and the long run are ahead by then
+EARLY, LATE = 5, 6  # of the eight levels: where the short and the long run are ahead by then
 Predictor = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 SHRINKAGE = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3)
 
