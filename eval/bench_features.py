@@ -9,8 +9,6 @@ timed a second time over features that stand.
 """
 
 import argparse
-import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,13 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 import configs
-from shards.bench.cost import cpu_of, keep_memory, paired, promise, verdict, write_found
-from shards.bench.report import machine
+from shards.bench import turns
+from shards.bench.cost import cpu_of, paired, promise
 
 from .features import extract, of_folder
 from .networks import Network
@@ -117,33 +114,12 @@ def table(found: Json) -> Table:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all results there")
-    parser.add_argument(
-        "--folder", type=Path, help="where the temporary folder goes (default: the system's)"
-    )
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of A and B (%(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (%(default)s)")
-    parser.add_argument("--light", action="store_true", help="toy sizes, to see that it runs")
-    return bench(parser.parse_args())
+    return bench(turns.parsed(__doc__, ROUNDS))
 
 
 def bench(args: argparse.Namespace) -> int:
     """Measure, print, write down."""
-    torch.set_num_threads(args.threads)
-    keep_memory()
-    with tempfile.TemporaryDirectory(dir=args.folder, prefix="latentbank-bench-") as name:
-        found: Json = {
-            "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "machine": machine(Path(name)), "threads": args.threads,
-            "light": args.light, "torch": torch.__version__,
-        }  # fmt: skip
-        found["features"], shown = run(Path(name), args.rounds, args.light)
-    console = Console()
-    console.print(shown)
-    for made in found["features"]["promises"]:
-        console.print(verdict(made), highlight=False)
-    write_found(found, args.json)
-    return 0
+    return turns.measured({"features": run}, args)
 
 
 if __name__ == "__main__":

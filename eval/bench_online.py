@@ -10,7 +10,6 @@ are in memory and decoded, so what decoding takes is left out, and counts for ne
 """
 
 import argparse
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,8 +29,8 @@ from encode.columns import CaptionEncoder, ImageEncoder, load_encoder
 from encode.images import decode, transform
 from encode.job import run as encode_run
 from shards import Sources
-from shards.bench.cost import cpu_seconds, keep_memory, paired, promise, verdict, write_found
-from shards.bench.report import machine
+from shards.bench import turns
+from shards.bench.cost import cpu_seconds, paired, promise
 from shards.storage import Json
 from shards.stream import Batch, Stream
 from train.config import TrainConfig
@@ -226,33 +224,12 @@ def table(found: Json) -> Table:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all results there")
-    parser.add_argument(
-        "--folder", type=Path, help="where the temporary folder goes (default: the system's)"
-    )
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of A and B (%(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (%(default)s)")
-    parser.add_argument("--light", action="store_true", help="toy sizes, to see that it runs")
-    return bench(parser.parse_args())
+    return bench(turns.parsed(__doc__, ROUNDS))
 
 
 def bench(args: argparse.Namespace) -> int:
     """Measure, print, write down."""
-    torch.set_num_threads(args.threads)
-    keep_memory()
-    with tempfile.TemporaryDirectory(dir=args.folder, prefix="latentbank-bench-") as name:
-        found: Json = {
-            "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "machine": machine(Path(name)), "threads": args.threads,
-            "light": args.light, "torch": torch.__version__,
-        }  # fmt: skip
-        found["online"], shown = run(Path(name), args.rounds, args.light)
-    console = Console()
-    console.print(shown)
-    for made in found["online"]["promises"]:
-        console.print(verdict(made), highlight=False)
-    write_found(found, args.json)
-    return 0
+    return turns.measured({"online": run}, args)
 
 
 if __name__ == "__main__":
