@@ -55,6 +55,12 @@ def _spread(model: torch.nn.Module, seed: int) -> None:
                 parameter.normal_(0, 0.3)
 
 
+VISION = {
+    "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14,
+}  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def detector_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sure of classes, so that something is found."""
@@ -86,14 +92,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=len(cut), hidden_size=32, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=32, eos_token_id=2, bos_token_id=1, pad_token_id=0,
     )  # fmt: skip
-    vision = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=28,
-        patch_size=14,
-    )
+    vision = CLIPVisionConfig(**VISION)
     model = CLIPModel(
         CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=10)
     )
@@ -116,14 +115,7 @@ def llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
     cut = tokenizer()
-    vision = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=28,
-        patch_size=14,
-    )
+    vision = CLIPVisionConfig(**VISION)
     text = LlamaConfig(
         vocab_size=len(cut), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=128,
