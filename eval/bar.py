@@ -1,4 +1,5 @@
-"""How far a long pass is, how fast, and how long it will take: a bar on a terminal, a line now and then elsewhere."""
+"""How far a long pass is, how fast, and how long it will take: a bar on a terminal, a line now and then elsewhere,
+and one at the end."""
 
 import time
 from types import TracebackType
@@ -10,11 +11,16 @@ LINE_SECONDS = 30.0
 
 
 class Bar:
-    """`with Bar("geneval", 2212, "pictures") as bar`, then `bar.advance(n)` after each piece of work."""
+    """`with Bar("geneval", 2212, "pictures") as bar`, then `bar.advance(n)` after each piece of work.
 
-    def __init__(self, name: str, total: int, unit: str, console: Console | None = None) -> None:
+    Of several processes that share a screen, one is `shown`.
+    """
+
+    def __init__(
+        self, name: str, total: int, unit: str, console: Console | None = None, shown: bool = True
+    ) -> None:
         self._name, self._total, self._unit = name, total, unit
-        self._console = console or Console(stderr=True)
+        self._console = console or Console(stderr=True, quiet=not shown)
         self._bar = Progress(
             TextColumn(name, markup=False), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
             TextColumn("{task.fields[told]}"),
@@ -35,6 +41,8 @@ class Bar:
         trace: TracebackType | None,
     ) -> None:
         self._bar.stop()
+        if kind is None and self._done and not self._console.is_terminal:
+            self.note(f"{self._count()} in {_clock(time.monotonic() - self._began)}")
 
     def skip(self, count: int) -> None:
         """What was there before: it does not count for the rate."""
@@ -47,8 +55,10 @@ class Bar:
         now = time.monotonic()
         if not self._console.is_terminal and now - self._line >= LINE_SECONDS:
             self._line = now
-            done = self._done + self._skipped
-            self.note(f"{self._name} {done}/{self._total} {self._unit}, {self.told()}")
+            self.note(f"{self._count()}, {self.told()}")
+
+    def _count(self) -> str:
+        return f"{self._name} {self._done + self._skipped}/{self._total} {self._unit}"
 
     def note(self, text: str) -> None:
         """A line that stays."""
@@ -59,5 +69,9 @@ class Bar:
         rate = self._done / max(time.monotonic() - self._began, 1e-9)
         if not rate:
             return ""
-        left = int((self._total - self._skipped - self._done) / rate)
-        return f"{rate:.3g}/s, {left // 3600}:{left % 3600 // 60:02d}:{left % 60:02d} to go"
+        return f"{rate:.3g}/s, {_clock((self._total - self._skipped - self._done) / rate)} to go"
+
+
+def _clock(seconds: float) -> str:
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"

@@ -8,7 +8,6 @@ batches of pictures, and the features.
 """
 
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,14 +19,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
-from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
 from shards import atomic_write, canonical_json, sha256, sha256_file
 
+from .bar import Bar
 from .crops import crop
 from .errors import BadPicture, MissingImages, NotFinite, TooFewImages
 from .imageset import Images
@@ -130,11 +128,8 @@ def extract(
     blocks: list[Floats] = []
     with (
         ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool,
-        Progress(
-            console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-        ) as bar,
+        Bar(network.name, len(pictures), "pictures") as bar,
     ):
-        task = bar.add_task(network.name, total=len(pictures))
         for start in range(0, len(pictures), BLOCK):
             numbers = range(start, min(start + BLOCK, len(pictures)))
             told = {
@@ -144,11 +139,12 @@ def extract(
             path = kept / f"{start // BLOCK:05d}.safetensors" if kept else None
             block = _standing(path, told)
             if block is None:
-                block = _run(pictures, numbers, network, cut, batch_size, pool)
+                block = _run(pictures, numbers, network, cut, batch_size, pool, bar)
                 if path:
                     atomic_write(path, save({"features": block}, told))
+            else:
+                bar.skip(len(block))
             blocks.append(block)
-            bar.advance(task, len(numbers))
     return np.concatenate(blocks)
 
 
@@ -185,6 +181,7 @@ def _run(
     cut: str,
     batch_size: int,
     pool: ThreadPoolExecutor,
+    bar: Bar,
 ) -> Floats:
     act = crop(cut)
 
@@ -206,6 +203,7 @@ def _run(
     for batch in _batches(pool, prepared, numbers, batch_size):
         with torch.inference_mode():
             found.append(network.features(batch.to(network.device)).float().cpu())
+        bar.advance(len(batch))
     features = torch.cat(found).numpy()
     strange = np.flatnonzero(~np.isfinite(features).all(1))
     if len(strange):

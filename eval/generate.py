@@ -12,9 +12,8 @@ Another batch size gives the same pictures but for rounding. Latents are de-norm
 import hashlib
 import logging
 import os
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
@@ -23,21 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text as Words
 
 from encode.images import to_images
 from shards.randomness import normal
 
+from .bar import Bar
 from .benchmarks import BENCHMARKS, find
 from .encoders import moved as moved
 from .errors import BadRequest
@@ -70,8 +59,8 @@ def generate(request: Request, generator: Generator | None = None, rank: Rank = 
     """
     prompts = find(request.benchmark, request.prompts)
     benchmark = BENCHMARKS[request.benchmark]
-    count = request.n_samples or benchmark.images_per_prompt
-    _check_layout(benchmark.layout, prompts, count)
+    each = request.n_samples or benchmark.images_per_prompt
+    _check_layout(benchmark.layout, prompts, each)
     generator = generator or Generator.load(request)
     on_cpu = torch.device(request.device).type == "cpu"
     size = request.batch_size or benchmark.batch_size
@@ -93,7 +82,7 @@ def generate(request: Request, generator: Generator | None = None, rank: Rank = 
     cache = TextCache(place, generator.texts.identity, texts, request.device)
     if not (request.save_dir / "manifest.json").exists() and cache.missing():
         generator.texts.load()  # what is wrong with it is said before anything is written
-    images = ImageSet(request.save_dir, prompts, settings, benchmark.layout, count)
+    images = ImageSet(request.save_dir, prompts, settings, benchmark.layout, each)
     start = time.monotonic()
     with threads(request.threads) if on_cpu else nullcontext():
         known, made = make(request, generator, images, prompts, cache, size, rank)
@@ -114,16 +103,16 @@ def make(
     batches = rank.share(list(cut(images.files, batch_size)))
     files = [file for batch in batches for file in batch]
     number = {prompt.id: i for i, prompt in enumerate(prompts.items)}
-    with progress(request.save_dir.name, rank) as bar, ThreadPoolExecutor(SAVERS) as savers:
-        standing = verified(images, files, bar)
-        todo = [batch for batch in batches if any(file.path not in standing for file in batch)]
-        total, left = (sum(map(len, some)) for some in (batches, todo))
-        if todo:
-            needed = [number[file.prompt.id] for batch in todo for file in batch]
-            encode(generator, cache, needed, rank, bar)
-            generator.model.to(request.device)
-        task = bar.add_task("pictures", total=total, completed=total - left)
-        saving: list[Future[None]] = []
+    standing = verified(images, files, rank)
+    todo = [batch for batch in batches if any(file.path not in standing for file in batch)]
+    total, left = (count(file for batch in some for file in batch) for some in (batches, todo))
+    if todo:
+        needed = [number[file.prompt.id] for batch in todo for file in batch]
+        encode(generator, cache, needed, images, rank)
+        generator.model.to(request.device)
+    saving: list[Future[None]] = []
+    with progress(images, rank, total, "pictures") as bar, ThreadPoolExecutor(SAVERS) as savers:
+        bar.skip(total - left)
         for batch in todo:
             asked = [(file.prompt.id, k) for file in batch for k in file.numbers]
             keys = [noise_number(prompts.benchmark, name, k) for name, k in asked]
@@ -141,29 +130,38 @@ def make(
                 for file, shown in zip(batch, tiles, strict=True)
                 if file.path not in standing
             ]
-            bar.advance(task, len(batch))
+            bar.advance(count(batch))
         for done in saving:
             done.result()
-    made = sum(len(file.numbers) for file in files if file.path not in standing)
+    made = count(file for file in files if file.path not in standing)
     return {file.path for file in files}, made
 
 
-def verified(images: ImageSet, files: Sequence[File], bar: Progress) -> set[str]:
+def count(files: Iterable[File]) -> int:
+    """Their pictures: a file may be a grid of several."""
+    return sum(len(file.numbers) for file in files)
+
+
+def verified(images: ImageSet, files: Sequence[File], rank: Rank) -> set[str]:
     """Paths of the files that stand; OtherImages if one is not of these settings."""
+    found = set()
     there = [file for file in files if (images.images / file.path).exists()]
-    shown = bar.track(there, description="verified") if there else there
-    return {file.path for file in shown if images.has(file)}
+    if there:
+        with progress(images, rank, count(there), "pictures verified") as bar:
+            for file in there:
+                if images.has(file):
+                    found.add(file.path)
+                bar.advance(count([file]))
+    return found
 
 
 def encode(
-    generator: Generator, cache: TextCache, needed: Sequence[int], rank: Rank, bar: Progress
+    generator: Generator, cache: TextCache, needed: Sequence[int], images: ImageSet, rank: Rank
 ) -> None:
     """Encode the prompts that are not in the cache; then the text encoder makes room for the model."""
     if missing := cache.missing(needed):
-        task = bar.add_task("prompts, by chunks", total=len(missing))
-        cache.fill(
-            needed, generator.texts.load, rank.number, lambda done: bar.update(task, completed=done)
-        )
+        with progress(images, rank, len(missing), "chunks of prompts") as bar:
+            cache.fill(needed, generator.texts.load, rank.number, bar.advance)
     generator.texts.release()
 
 
@@ -182,8 +180,7 @@ def finish(images: ImageSet, known: set[str], rank: Rank, provenance: Json) -> J
         )  # fmt: skip
         return {"complete": False, "missing": len(absent)}
     if others := [file for file in images.files if file.path not in known]:
-        with progress(images.folder.name, rank) as bar:
-            verified(images, others, bar)
+        verified(images, others, rank)
     packages = ("torch", "diffusers", "transformers", "pillow")
     versions = {name: version(name) for name in packages}
     return images.finish(versions | provenance | {"ranks": rank.size})
@@ -216,17 +213,7 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class Rate(ProgressColumn):
-    """How many a second."""
-
-    def render(self, task: Task) -> Words:
-        return Words(f"{task.finished_speed or task.speed or 0:.2f}/s")
-
-
-def progress(name: str, rank: Rank) -> Progress:
-    """A bar on stderr with rate and time left, of rank 0's own part."""
+def progress(images: ImageSet, rank: Rank, total: int, unit: str) -> Bar:
+    """Of rank 0's own part."""
     part = f", rank 0 of {rank.size}" if rank.size > 1 else ""
-    return Progress(
-        TextColumn(f"{name}{part}: {{task.description}}"), BarColumn(), MofNCompleteColumn(), Rate(), TextColumn("ETA"),
-        TimeRemainingColumn(), console=Console(file=sys.stderr), disable=rank.number > 0,
-    )  # fmt: skip
+    return Bar(f"{images.folder.name}{part}:", total, unit, shown=rank.number == 0)

@@ -24,6 +24,7 @@ from shards import Column, Status, atomic_write, canonical_json
 
 from . import results
 from .aggregate import aggregate
+from .bar import Bar
 from .distances import PACKAGES, enough, measure
 from .errors import OtherImages, TooFewImages
 from .features import folder_of, of_set
@@ -89,21 +90,23 @@ def reconstruct(
     measures: dict[str, Scores] = {"psnr": _each(psnr), "ssim": _each(ssim)}
     measures |= {one.name: one for one in lpips}
     pictures: list[Json] = []
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        stored = torch.from_numpy(opened.read(np.array(batch, np.int64), check=True)).float()
-        latents = stored.chunk(2, 1)[0] if kind == "moments" else stored
-        decoded = to_images(decoder.decode(latents))
-        crops = np.stack([originals.crop(row, how) for row in batch])
-        for images, pixels in ((before, crops), (after, decoded)):
-            for file, picture in zip(images.files[start:], pixels, strict=False):
-                if not images.has(file):
-                    images.save(file, [picture])
-        found = {name: score(crops, decoded) for name, score in measures.items()}
-        pictures += [
-            {"row": row, "key": keys[start + i], **{name: of[i] for name, of in found.items()}}
-            for i, row in enumerate(batch)
-        ]
+    with Bar(save_dir.name, len(rows), "pictures") as bar:
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            stored = torch.from_numpy(opened.read(np.array(batch, np.int64), check=True)).float()
+            latents = stored.chunk(2, 1)[0] if kind == "moments" else stored
+            decoded = to_images(decoder.decode(latents))
+            crops = np.stack([originals.crop(row, how) for row in batch])
+            for images, pixels in ((before, crops), (after, decoded)):
+                for file, picture in zip(images.files[start:], pixels, strict=False):
+                    if not images.has(file):
+                        images.save(file, [picture])
+            found = {name: score(crops, decoded) for name, score in measures.items()}
+            pictures += [
+                {"row": row, "key": keys[start + i], **{name: of[i] for name, of in found.items()}}
+                for i, row in enumerate(batch)
+            ]
+            bar.advance(len(batch))
     for images in (before, after):
         images.finish({"device": device})
     mean = {name: float(np.mean([p[name] for p in pictures])) for name in measures}

@@ -55,20 +55,18 @@ class TextCache:
 
     def fill(
         self, prompts: Iterable[int], encoder: Callable[[], TextEncoder], rank: int = 0,
-        tell: Callable[[int], None] = lambda done: None,
+        tell: Callable[[int], None] = lambda count: None,
     ) -> None:  # fmt: skip
-        """Encode what these prompts lack; `tell` hears how many files are done. Ranks go through them in orders of
-        their own, so that two hardly ever encode the same."""
+        """Encode what these prompts lack; `tell` hears of each file. Ranks go through them in orders of their own, so
+        that two hardly ever encode the same."""
         names = self.missing(prompts)
         random.Random(rank).shuffle(names)
-        for done, name in enumerate(names):
-            tell(done)
-            if self._path(name).exists():
-                continue  # by another rank, meanwhile
-            first = 0 if name == "empty" else int(name) * CHUNK
-            texts = [""] if name == "empty" else self._texts[first : first + CHUNK]
-            self._write(name, encoder().encode(texts))
-        tell(len(names))
+        for name in names:
+            if not self._path(name).exists():  # made by another rank, meanwhile
+                first = 0 if name == "empty" else int(name) * CHUNK
+                texts = [""] if name == "empty" else self._texts[first : first + CHUNK]
+                self._write(name, encoder().encode(texts))
+            tell(1)
 
     def read(self, prompts: Sequence[int]) -> list[Tensor]:
         """Hidden states (n_i, D) bf16 of the prompts of these numbers; BadTextCache if a file is damaged."""

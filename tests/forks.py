@@ -1,7 +1,11 @@
 """Processes that are forked: they need not wait for imports."""
 
+import ctypes
+import faulthandler
 import gc
+import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -9,14 +13,21 @@ from pathlib import Path
 from typing import Any
 
 
+def split() -> int:
+    """`os.fork`, but what the parent has left to its collector is not the child's to end: a finaliser that imports
+    something while the child imports breaks Python's import locks (KeyError in importlib, before 3.12).
+    """
+    pid = os.fork()
+    if not pid:
+        gc.freeze()
+    return pid
+
+
 def fork(work: Callable[[], Any], output: Path) -> int:
     """Start `work` in a forked process (no imports to wait for), stdout and stderr in a file; its pid."""
-    pid = os.fork()
+    pid = split()
     if pid:
         return pid
-    # What the parent has left to its collector is not the child's to end: a finaliser that imports something while the
-    # child imports breaks Python's import locks (KeyError in importlib, before 3.12).
-    gc.freeze()
     code = 1
     try:
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -35,6 +46,13 @@ def fork(work: Callable[[], Any], output: Path) -> int:
     return pid
 
 
+def leave_pytest() -> None:
+    """Undo in a fork what pytest has set up, and end when the parent does."""
+    logging.getLogger().handlers.clear()
+    faulthandler.disable()  # writes to pytest's stderr
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 def ended(work: Callable[[], int], output: Path) -> str:
     """What a command says in a fork, where it leaves its settings of malloc and its process group; exit code 0."""
     code = wait(fork(lambda: sys.exit(work()), output))
@@ -46,3 +64,22 @@ def ended(work: Callable[[], int], output: Path) -> str:
 def wait(pid: int) -> int:
     """Exit code of a child, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def torchrun(work: Callable[[], Any], ranks: int, output: Path) -> int:
+    """torchrun's agent with `work` in a fork for each rank, not in a Python started anew; its exit code."""
+
+    def agent() -> None:
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+        config = LaunchConfig(
+            min_nodes=1, max_nodes=1, nproc_per_node=ranks, run_id="forks", rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0", start_method="fork", max_restarts=0, monitor_interval=0.1,
+        )  # fmt: skip
+        elastic_launch(config, as_rank)()
+
+    def as_rank() -> None:
+        leave_pytest()
+        work()
+
+    return wait(fork(agent, output))

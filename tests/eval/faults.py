@@ -8,8 +8,6 @@ Each function is one case: of the tests, and in greater numbers of the soak run.
 
 from __future__ import annotations
 
-import ctypes
-import faulthandler
 import json
 import logging
 import os
@@ -31,7 +29,7 @@ from encode.text import TextEncoder
 from encode.vae import Vae
 from eval.generate import Request, generate
 from eval.ranks import Rank
-from tests.forks import fork, wait
+from tests.forks import fork, leave_pytest, wait
 from tests.memory import MEMORY, kept
 from tests.soak.sweep import Case, Sweep
 
@@ -78,10 +76,8 @@ def start(save_dir: Path, ranks: int, log: Path, only: tuple[int, ...] = ()) -> 
 
     def work(number: int) -> None:
         os.environ.update(RANK=str(number), WORLD_SIZE=str(ranks), LOCAL_RANK=str(number))
-        logging.getLogger().handlers.clear()  # those of pytest
+        leave_pytest()
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-        faulthandler.disable()  # writes to pytest's stderr
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # when the parent dies
         generate(request(folder, save_dir), rank=Rank.here())
 
     numbers = only or range(ranks)

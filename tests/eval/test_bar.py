@@ -23,7 +23,26 @@ def test_lines_with_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
         assert out.getvalue() == ""
         now[0] += 25
         shown.advance(20)
-    assert out.getvalue() == "geneval 50/100 pictures, 1/s, 0:00:50 to go\n"
+        assert out.getvalue() == "geneval 50/100 pictures, 1/s, 0:00:50 to go\n"
+        shown.advance(50)
+    *_, last = out.getvalue().splitlines()
+    assert last == "geneval 100/100 pictures in 0:00:30"
+
+
+def test_only_what_was_done_is_told() -> None:
+    out = io.StringIO()
+    with Bar("geneval", 3, "pictures", Console(file=out)) as shown:
+        shown.skip(3)
+
+    def fails() -> None:
+        with Bar("geneval", 3, "pictures", Console(file=out)) as shown:
+            shown.advance(1)
+            raise KeyError
+
+    pytest.raises(KeyError, fails)
+    with Bar("geneval", 3, "pictures", shown=False) as shown:
+        shown.advance(3)
+    assert out.getvalue() == ""
 
 
 def test_a_terminal_gets_a_bar() -> None:

@@ -336,3 +336,43 @@ def test_the_command_hands_flags_to_the_scorers(
     assert main(words) == 0
     assert set(lines(trained)[0]["scores"]) == {"bright-1", "bright-3"}
     assert "bright-3" in capsys.readouterr().out
+
+
+def test_distances_over_steps(trained: Path, tmp_path: Path) -> None:
+    """The real scorers by the real command: what `score` says of the same pictures, for each checkpoint."""
+    real = [
+        "--reference",
+        str(save_folder(tmp_path / "real", 20)),
+        "--label",
+        "real",
+        "--allow-few",
+    ]
+    clip = str(save_clip(tmp_path / "clip"))
+    asked_for = [
+        ["cmmd", *real, "--model", clip],
+        ["clip-fid", *real, "--model", clip],
+    ]
+    words = [
+        "--prompts",
+        str(trained.parent / "few.json"),
+        "--num_inference_steps",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    flags = [word for scorer in asked_for for word in ("--scorer", *scorer)]
+    assert main(["watch", str(trained), "--once", *words, *flags]) == 0
+    for record in lines(trained):
+        step = f"step-{record['step']:08d}"
+        alone = tmp_path / step  # the pictures, and nothing that was computed of them
+        shutil.copytree(
+            trained / "eval" / step, alone, ignore=shutil.ignore_patterns("scores", "features")
+        )
+        assert results.read_all(alone) == {}
+        for scorer in asked_for:
+            main(["score", scorer[0], str(alone), *scorer[1:], "--device", "cpu"])
+        said = {name: score.value.value for name, score in results.read_all(alone).items()}
+        assert {name.split("-")[0] for name in said} == {"cmmd", "clip"}
+        assert {name: score["value"] for name, score in record["scores"].items()} == said
+    page = (trained / "page.html").read_text()
+    assert all(name in page for name in lines(trained)[0]["scores"])

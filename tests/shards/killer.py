@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tests.forks import split
+
 TRACEME, SYSCALL, SETOPTIONS, GETREGSET, SETREGSET = 0, 24, 0x4200, 0x4204, 0x4205
 OPTIONS = 0x100001  # EXITKILL: no orphan outlives the tracer; TRACESYSGOOD: marks syscall stops
 NT_PRSTATUS, NT_ARM_SYSTEM_CALL = 1, 0x404
@@ -240,7 +242,7 @@ def trace(work: Callable[[], object], folder: Path, act: Act | None = None) -> R
     """
     kind, root = machine(), os.path.realpath(folder)
     reading, writing = os.pipe()
-    pid = os.fork()
+    pid = split()
     if pid == 0:
         code = 1
         try:

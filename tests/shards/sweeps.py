@@ -38,6 +38,7 @@ from shards import (
     put_empty,
 )
 from shards.verify import verify
+from tests.forks import split
 from tests.memory import MEMORY
 from tests.soak.sweep import Case, Sweep
 
@@ -218,7 +219,7 @@ def check_deaths(variant: str, seed: int) -> None:
 
 def spawn(work: Callable[[], object]) -> int:
     """Run `work` in a forked process; its pid. It ends with 0, or 9 where `work` raised."""
-    pid = os.fork()
+    pid = split()
     if pid == 0:
         code = 9
         try:

@@ -1,8 +1,6 @@
 """Small columns, written by the real writer, and a run of the command on them."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +101,3 @@ def write_config(folder: Path, columns: Path, **changes: Any) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny_config(columns, folder, **changes)))
     return path
-
-
-def command(path: Path, ranks: int, *words: str) -> list[str]:
-    """The real command line, of processes that are not forked."""
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
-    return [sys.executable, "-m", *(torchrun if ranks > 1 else []), "train", str(path), *words]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch.utils.tensorboard
 import configs
 from shards import Order, Sources
 from shards.stream import Batch, Stream
+from tests.forks import fork, leave_pytest, wait
 from train.config import TrainConfig, run_folder
 from train.loop import Batches
 from train.run import fit, open_columns, order_of
@@ -27,26 +27,12 @@ if not torch.cuda.is_available():
 
 def forked(work: Callable[[], int | None], log: Path) -> tuple[int, str]:
     """Exit code of an entry point's work, and what it said, which also stands in `log`."""
-    pid = os.fork()
-    if not pid:
-        code = 1
-        try:
-            descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(descriptor, 1)
-            os.dup2(descriptor, 2)
-            sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 - pytest's are another
-            sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-            logging.getLogger().handlers.clear()
-            configs.run(work)
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return code, log.read_text()
+
+    def alone() -> None:
+        leave_pytest()
+        configs.run(work)
+
+    return wait(fork(alone, log)), log.read_text()
 
 
 def fitted(config: dict[str, Any], **more: Any) -> tuple[int, str, Path]:

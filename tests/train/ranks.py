@@ -3,8 +3,6 @@
 A rank by itself costs some tenths of a second; through torchrun it costs six seconds, most of them imports.
 """
 
-import ctypes
-import faulthandler
 import logging
 import os
 import pickle
@@ -24,7 +22,7 @@ import torch
 
 import configs
 from shards.stream import Batch, Stream
-from tests.forks import fork
+from tests.forks import fork, leave_pytest, torchrun
 from tests.memory import MEMORY
 from train.config import GuardConfig, TrainConfig, run_folder
 from train.run import fit, open_columns
@@ -95,12 +93,24 @@ class Job:
         self.until(lambda: words in self.text(0), words)
 
 
-def start(work: Callable[[int], Any], ranks: int, folder: Path) -> Job:
-    """Run `work(rank)` in a process for each rank, with what torchrun puts into the environment."""
+def load_all() -> None:
+    """Import what ranks would import each."""
     os.environ["DS_ACCELERATOR"] = "cpu"  # as the trainer sets it
     for name in IMPORTED:
         import_module(name)
     assert import_module("deepspeed.ops").__compatible_ops__  # found out by compiling something
+
+
+def settle() -> None:
+    """One thread, no GPU, and nothing of pytest in a rank that was forked from a test."""
+    os.environ.update(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+    torch.set_num_threads(1)
+    leave_pytest()
+
+
+def start(work: Callable[[int], Any], ranks: int, folder: Path) -> Job:
+    """Run `work(rank)` in a process for each rank, with what torchrun puts into the environment."""
+    load_all()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -112,12 +122,9 @@ def start(work: Callable[[int], Any], ranks: int, folder: Path) -> Job:
     def as_rank(rank: int) -> None:
         os.environ.update(
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1",
+            MASTER_PORT=port,
         )  # fmt: skip
-        torch.set_num_threads(1)
-        logging.getLogger().handlers.clear()  # those of pytest
-        faulthandler.disable()  # writes to pytest's stderr
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # when the parent dies
+        settle()
         work(rank)
 
     job = Job([fork(lambda rank=rank: as_rank(rank), logs[rank]) for rank in range(ranks)], logs)  # type: ignore[misc]
@@ -127,13 +134,26 @@ def start(work: Callable[[int], Any], ranks: int, folder: Path) -> Job:
 
 def command(path: Path, words: tuple[str, ...], ranks: int) -> Job:
     """`torchrun --nproc-per-node RANKS -m train PATH WORDS`."""
+    return start(lambda rank: called([str(path), *words]), ranks, path.parent)
+
+
+def by_agent(words: list[str], ranks: int, output: Path) -> int:
+    """The same, but with torchrun's own agent over the ranks; its exit code."""
+    load_all()
+
+    def work() -> None:
+        settle()
+        called(words)
+
+    return torchrun(work, ranks, output)
+
+
+def called(words: list[str]) -> None:
+    """`python -m train WORDS`, in this process."""
     from train.__main__ import main
 
-    def work(rank: int) -> None:
-        sys.argv = ["train", str(path), *words]
-        configs.run(main)
-
-    return start(work, ranks, path.parent)
+    sys.argv = ["train", *words]
+    configs.run(main)
 
 
 def fitting(

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from tests.forks import wait
+from tests.forks import split, wait
 from tests.memory import MEMORY, kept
 from tests.shards.killer import Act, Call, Run, trace
 from tests.shards.sweeps import CHANGING, WRITING, act_of, errors_of
@@ -164,7 +164,7 @@ def traced(folder: Path, ranks: int, rank: int, act: Act | None = None) -> Run:
     if ranks == 1:
         return trace(lambda: save(folder, 4), folder, act)
     ends = multiprocessing.Pipe()
-    pid = os.fork()
+    pid = split()
     if pid == 0:
         code = 1
         try:

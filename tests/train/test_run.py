@@ -1,12 +1,14 @@
 """Runs of the command: exact resume, elastic resume, damage, refusals, and what a run says of itself.
 
-Ranks are forks of this process (`ranks.py`), and runs are shared; one test goes through torchrun.
+Ranks are forks of this process (`ranks.py`), and runs are shared; one test goes through torchrun's agent.
 """
 
 import json
 import re
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from train.config import TrainConfig
 from train.model import DiT, DiTConfig
 
 from . import faults
-from .conftest import ROOT, command, environment, launch, write_config
+from .conftest import ROOT, launch, write_config
 from .faults import STEPS, elastic, records, same_files, step_folder
+from .ranks import by_agent
 
 WORDS = (f"steps={STEPS}", f"keep={STEPS}", "save_every=1")
 
@@ -149,14 +152,35 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, columns: Path) -> N
     same_files(step_folder(run, STEPS), step_folder(straight, STEPS))
 
 
+def command(words: list[str], output: Path) -> int:
+    """As a user types it: each rank starts with its imports, which take seconds."""
+    run = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+    ]
+    with output.open("w") as log:
+        return subprocess.run([*run, *words], cwd=ROOT, stdout=log, stderr=log).returncode
+
+
+def agent(words: list[str], output: Path) -> int:
+    return by_agent(words[1:], 2, output)
+
+
+@pytest.mark.parametrize("launcher", [agent, pytest.param(command, marks=pytest.mark.slow)])
 def test_torchrun_stops_all_ranks_at_a_loss_that_is_not_finite(
-    tmp_path: Path, columns: Path
+    tmp_path: Path, columns: Path, launcher: Callable[[list[str], Path], int]
 ) -> None:
-    words = command(write_config(tmp_path, columns), 2, "optim.lr=1e38")
-    done = subprocess.run(words, cwd=ROOT, env=environment(), text=True, capture_output=True)
-    assert done.returncode != 0  # torchrun's own code; the ranks leave with 3
-    assert re.search(r"exitcode\s*:\s*3", done.stderr)
-    assert "NonFiniteLoss" in done.stderr
+    words = ["train", str(write_config(tmp_path, columns)), "optim.lr=1e38"]
+    log = tmp_path / "log"
+    assert launcher(words, log) != 0  # torchrun's own code; the ranks leave with 3
+    said = log.read_text()
+    assert re.search(r"exitcode\s*:\s*3", said)
+    assert "NonFiniteLoss" in said
     run = tmp_path / "tiny-vae"
     assert not (run / "checkpoints").exists()
     written = [json.loads(p.read_text()) for p in sorted(run.glob("nonfinite-*.json"))]
