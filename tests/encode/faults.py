@@ -96,7 +96,7 @@ def digests(root: Path) -> list[str]:
 
 
 @contextmanager
-def stage(dashboard: bool = False) -> Iterator[Stage]:
+def stage() -> Iterator[Stage]:
     """Set it, and clear it away."""
     with tempfile.TemporaryDirectory(dir=MEMORY, ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -108,7 +108,7 @@ def stage(dashboard: bool = False) -> Iterator[Stage]:
         assert wait(pid) == 0, (folder / "log").read_text()
         os.environ[light.FAULTS] = str(folder / "faults")
         try:
-            with cluster(folder / "ray", 1, dashboard) as rays:
+            with cluster(folder / "ray", 1) as rays:
                 yield Stage(folder, rays, rays.add_node(1), digests(folder / "quiet"))
         finally:
             del os.environ[light.FAULTS]

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,20 +15,21 @@ import configs
 from encode.config import EncodeConfig
 from encode.job import run
 from shards.verify import logical_digest, verify
+from tests.memory import MEMORY
 
 from . import faults
-from .rays import RAY, ROOT, until
+from .rays import RAY, ROOT, Cluster, cluster, until
 from .toy import write_config, write_source
 
 INLINE = "engine.executor=inline"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def at() -> Iterator[faults.Stage]:
-    with faults.stage(dashboard=True) as stage:
+def at() -> Iterator[None]:
+    with faults.stage() as stage:
         faults._stage.append(stage)
         try:
-            yield stage
+            yield
         finally:
             faults._stage.clear()
 
@@ -65,10 +67,18 @@ def test_decoded_elsewhere() -> None:
     faults.decoded_elsewhere(0.5)
 
 
+@pytest.fixture
+def rays() -> Iterator[Cluster]:
+    """A cluster that takes jobs."""
+    with (
+        tempfile.TemporaryDirectory(dir=MEMORY, ignore_cleanup_errors=True) as name,
+        cluster(Path(name) / "ray", 2, dashboard=True) as found,
+    ):
+        yield found
+
+
 @pytest.mark.slow
-def test_submitted_stopped_and_submitted_again(
-    at: faults.Stage, tmp_path: Path, models: Path
-) -> None:
+def test_submitted_stopped_and_submitted_again(rays: Cluster, tmp_path: Path, models: Path) -> None:
     """The real command with real models, by `ray job submit`. Half-way its workers are stopped, so
     that `ray job stop` finds shards in flight, however long it takes; then they go on.
     """
@@ -77,7 +87,7 @@ def test_submitted_stopped_and_submitted_again(
         tmp_path / "c.yaml", tmp_path / "cache", tars, models, executor="ray", workers=1
     )
     assert run(configs.load(EncodeConfig, config, [f"root={tmp_path}/inline", INLINE])) == 0
-    server = ["--address", f"http://127.0.0.1:{at.rays.dashboard}"]
+    server = ["--address", f"http://127.0.0.1:{rays.dashboard}"]
     env = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
 
     def submit(name: str) -> "subprocess.Popen[bytes]":
@@ -94,7 +104,7 @@ def test_submitted_stopped_and_submitted_again(
 
     job = submit("first")
     until(lambda: faults.commits(tmp_path / "cache") or job.poll() is not None)
-    workers = at.rays.workers(b"ray::RayWorker")
+    workers = rays.workers(b"ray::RayWorker")
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
     assert job.poll() is None, log_of("first")
