@@ -88,7 +88,7 @@ def generate(request: Request, generator: Generator | None = None, rank: Rank = 
         known, made = make(request, generator, images, prompts, cache, size, rank)
     seconds = time.monotonic() - start
     session = {  # of this rank, and of this time only where it was interrupted before
-        "checkpoint": str(request.checkpoint), "device": request.device, "seconds": seconds,
+        "checkpoint": str(request.checkpoint.absolute()), "device": request.device, "seconds": seconds,
         "pictures_per_second": made / seconds if made else None,
     }  # fmt: skip
     return finish(images, known, rank, session)

@@ -12,7 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # What takes longest is started first, so that no process is left alone with it at the end.
 LONG = (
-    "train/test_run.py", "train/test_faults.py", "encode/test_faults.py", "demo/test_road.py", "encode/test_job.py",
+    "encode/test_faults.py", "train/test_learning.py", "train/test_run.py", "train/test_faults.py", "demo/test_road.py",
+    "encode/test_job.py", "shards/test_remote.py",
 )  # fmt: skip
 
 

@@ -124,7 +124,7 @@ class Guard:
     # The thread ------------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        while not self._over.wait(self.interval):
+        while self._waited():
             try:
                 self._give_sign()
                 verdict, following = self._look((self.rank + 1) % self.size)
@@ -137,6 +137,16 @@ class Guard:
                 max(1.0, 2 * self.interval)
             ):  # else it ended by itself
                 self._end(verdict)
+
+    def _waited(self) -> bool:
+        """Until the next beat; False at the end. While a scheduler has the job suspended, nobody is silent."""
+        before = time.monotonic()
+        over = self._over.wait(self.interval)
+        now = time.monotonic()
+        late = now - before - self.interval
+        if late > self.interval:
+            self._since, self._seen = min(self._since + late, now), (self._seen[0], now)
+        return not over
 
     def _give_sign(self) -> None:
         self._beat += 1

@@ -245,12 +245,14 @@ def test_another_solver_and_guidance_within_an_interval(request_: Request) -> No
 
 
 def test_manifest_names_all_that_made_the_pictures(
-    request_: Request, run: Path, tmp_path: Path
+    request_: Request, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = shutil.copytree(run, tmp_path / "run")
     log = {"step": 20, "position": 640, "samples_per_second": 32.0}
     (run / "metrics.jsonl").write_text(json.dumps(log) + "\n")
-    made = generate(changed(request_, checkpoint=run))
+    with monkeypatch.context() as here:
+        here.chdir(tmp_path)
+        made = generate(changed(request_, checkpoint=Path("run")))
     settings = made["settings"]
     step = run / "checkpoints/step-00000020"
     record = json.loads((step / "manifest.json").read_bytes())

@@ -10,11 +10,13 @@ import pytest
 
 from shards.lease import LEASE, Lease
 from shards.storage import canonical_json
+from train.config import GuardConfig
 from train.lock import RunLock, RunLocked
+from train.world import joined
 
 from . import faults
 from .faults import HOW, check_lost, ends_as_straight, go, lost, saved, scratch
-from .ranks import Job
+from .ranks import Job, start
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,28 @@ def test_a_lost_rank_ends_the_job_and_is_named(
 def test_the_first_rank_may_be_lost_too() -> None:
     with scratch() as folder:
         check_lost(lost(folder, "kill", 4, 0, 1), "kill", 4, 0)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_job_that_was_suspended_goes_on(tmp_path: Path, ranks: int) -> None:
+    """For longer than ranks may stand still: a scheduler does it, and nobody has hung."""
+    guard = GuardConfig(hang=1.5, silence=3.0)
+
+    def work(rank: int) -> None:
+        with joined(guard, tmp_path / "run") as world:
+            for _ in range(20):  # 20 times 0.1 s of CPU time, which stands while the process does
+                world.mark("a step")
+                until = time.process_time() + 0.1
+                while time.process_time() < until:
+                    pass
+                print("done", flush=True)
+
+    job = start(work, ranks, tmp_path)
+    job.logged("done")
+    job.send(signal.SIGSTOP)
+    time.sleep(2.5)
+    job.send(signal.SIGCONT)
+    assert job.wait() == [0] * ranks, job.text()
 
 
 def test_sigkill_within_a_save() -> None:
