@@ -217,14 +217,19 @@ def worker_killed(seed: int) -> None:
         sound(at, root, driver)
 
 
-def killed_at(*moments: tuple[str, str, int]) -> None:
-    """A worker dies just before or after it publishes an object of a shard."""
+def killed(*moments: tuple[str, str | int, int]) -> None:
+    """Workers die just before or after they publish an object of a shard (die or died, what, shard); or die, hang
+    or are stopped in the middle of a batch (how, shard, row).
+    """
     at = standing()
     with at.root() as root:
         at.ensure_node()
-        for i, (when, what, shard) in enumerate(moments):
-            at.fault(f"{when}-link-{i}", PUBLISHED[what].format(shard))
-        driver = start(at.config(root))
+        for i, (how, where, number) in enumerate(moments):
+            if isinstance(where, str):
+                at.fault(f"{how}-link-{i}", PUBLISHED[where].format(number))
+            else:
+                at.fault(f"{how}-picture-{where}-{number}")
+        driver = start(at.config(root, patience=4))
         sound(at, root, driver)
         assert not list((at.folder / "faults").iterdir()), "not all of it has happened"
         assert driver.text().count(" died: ") >= len(moments)
@@ -237,17 +242,6 @@ PUBLISHED = {
     "crc": "*/toy/large/crc/c/{}", "commit": "*/toy/vae/commits/{:05d}.json",
     "last commit": "*/toy/text/commits/{:05d}.json",
 }  # fmt: skip
-
-
-def killed_within(*moments: tuple[str, int, int]) -> None:
-    """A worker dies, hangs or is stopped in the middle of a batch."""
-    at = standing()
-    with at.root() as root:
-        for how, shard, row in moments:
-            at.fault(f"{how}-picture-{shard}-{row}")
-        driver = start(at.config(root, patience=4, workers=1))
-        sound(at, root, driver)
-        assert driver.text().count(" died: ") >= len(moments)
 
 
 def poisoned(shard: int, row: int) -> None:
@@ -375,8 +369,8 @@ def can_mount() -> bool:
 KINDS: dict[str, Callable[..., None]] = {
     "driver killed": driver_killed,
     "worker killed": worker_killed,
-    "killed at": lambda when, what, shard: killed_at((when, what, shard)),
-    "killed within": lambda how, shard, row: killed_within((how, shard, row)),
+    "killed at": lambda when, what, shard: killed((when, what, shard)),
+    "killed within": lambda how, shard, row: killed((how, shard, row)),
     "poisoned": poisoned,
     "drained": drained,
     "two drivers": two_drivers,

@@ -34,12 +34,9 @@ def at() -> Iterator[None]:
             faults._stage.clear()
 
 
-def test_worker_killed_or_stopped_in_the_middle_of_a_batch() -> None:
-    faults.killed_within(("die", 3, 17), ("stop", 2, 5))
-
-
-def test_worker_killed_after_a_payload_and_before_a_commit() -> None:
-    faults.killed_at(("died", "payload", 1), ("die", "commit", 4))
+def test_workers_killed_and_stopped() -> None:
+    """In the middle of a batch, after a payload, before a commit."""
+    faults.killed(("died", "payload", 0), ("stop", 2, 5), ("die", "commit", 4), ("die", 7, 17))
 
 
 def test_poisoned_shard() -> None:

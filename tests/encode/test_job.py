@@ -7,7 +7,6 @@ import random
 import re
 import resource
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -88,8 +87,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, models: Path) -> list[
     return digests(folder / "cache")
 
 
-def test_every_row_ends_as_ok_or_with_a_reason(tmp_path: Path, models: Path) -> None:
-    """The command itself, on a source with everything that may be wrong with a sample."""
+def test_every_row_ends_as_ok_or_with_a_reason(
+    tmp_path: Path, models: Path, encode: Encode
+) -> None:
+    """A source with everything that may be wrong with a sample."""
     odd: dict[str, list[tuple[str, bytes]]] = {
         "sound": sample(0),
         "broken picture": [("1.jpg", b"\xff\xd8 no jpeg"), ("1.txt", b"one")],
@@ -105,17 +106,11 @@ def test_every_row_ends_as_ok_or_with_a_reason(tmp_path: Path, models: Path) -> 
     (tmp_path / "odd.tar").write_bytes(whole[: whole.rindex(b"eight") + 1000])
     pattern = [str(tmp_path / "odd.tar"), write_source(tmp_path, 1, 3)]
     path = write_config(tmp_path / "c.yaml", tmp_path / "cache", pattern, models)
-    done = subprocess.run(
-        [sys.executable, "-m", "encode", "run", str(path)], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "toy/00000: cut off at byte" in done.stdout
-    assert (
-        "vae: complete, 12 rows: 9 ok, 1 truncated, 1 image_undecodable, 1 image_missing"
-        in done.stdout
-    )
-    assert "text: complete, 12 rows: 9 ok, 1 caption_missing, 2 caption_undecodable" in done.stdout
+    code, said = encode(path)
+    assert code == 0, said
+    assert "toy/00000: cut off at byte" in said
+    assert "vae: complete, 12 rows: 9 ok, 1 truncated, 1 image_undecodable, 1 image_missing" in said
+    assert "text: complete, 12 rows: 9 ok, 1 caption_missing, 2 caption_undecodable" in said
 
     vae, text = tmp_path / "cache/toy/vae", tmp_path / "cache/toy/text"
     index = read_index(tmp_path / "cache/toy", 0)

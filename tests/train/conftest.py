@@ -11,6 +11,7 @@ import yaml
 
 from shards import ColumnSpec, Layout, Norm, ShardWriter, create_column, put_complete, put_empty
 from shards.schema import ZARR_ROWS
+from tests.demo.drawn import data  # noqa: F401 - a fixture
 
 from . import ranks as jobs
 

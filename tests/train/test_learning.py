@@ -8,6 +8,7 @@ the slow test is the same run for longer, and ahead at six. The last two, of har
 """
 
 import json
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor
 import configs
 from encode import ModelSpec, TextEncoder, Vae
 from encode.images import decode, to_pixels, transform
-from eval.demo.data import jpeg
+from eval.demo.data import training_tars
 from eval.demo.openmoji import GROUPS, Sample, choose, hashed
 from eval.intervals import bootstrap
 from shards import ColumnSpec, Layout, Norm, open_join
@@ -69,11 +70,24 @@ def caption(sample: Sample) -> str:
     return f"{sample.background} {sample.emoji.group}"
 
 
+def drawn_pictures(data: Path) -> dict[str, bytes]:
+    """key -> JPEG, of the demo's tars."""
+    found = {}
+    for path in (*training_tars(data), data / "openmoji-val/00000.tar"):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, _, suffix = member.name.partition(".")
+                if suffix == "jpg" and (file := tar.extractfile(member)):
+                    found[key] = file.read()
+    return found
+
+
 def write_source(
-    folder: Path, chosen: list[Sample], vae: Vae, text: TextEncoder, norm: Norm | None = None
-) -> Norm:
+    folder: Path, chosen: list[Sample], pictures: dict[str, bytes], vae: Vae, text: TextEncoder,
+    norm: Norm | None = None,
+) -> Norm:  # fmt: skip
     """Both columns; each channel normalised by itself, as `norm` says or as these pictures have it."""
-    images = [decode(jpeg(sample))[0] for sample in chosen]
+    images = [decode(pictures[sample.key])[0] for sample in chosen]
     pixels = to_pixels(np.stack([transform(image, RESOLUTION) for image in images if image]))
     moments = torch.cat([vae.encode(part) for part in pixels.split(70)]).half().numpy()
     captions = sorted({"", *map(caption, chosen)})
@@ -91,15 +105,16 @@ def write_source(
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     load_all()
     folder = tmp_path_factory.mktemp("emoji")
     made = {"class": "AutoencoderKL", "path": str(ROOT / "configs/demo/vae-plain")}
     vae = Vae(ModelSpec.model_validate(made))
     model = ModelSpec.model_validate({"class": "AutoModel", "path": MINILM})
     text = TextEncoder(model, max_tokens=64)
-    norm = write_source(folder / "emoji", samples(TRAINING, held_out=False), vae, text)
-    write_source(folder / "emoji-val", samples(HELD_OUT, held_out=True), vae, text, norm)
+    pictures = drawn_pictures(data)
+    norm = write_source(folder / "emoji", samples(TRAINING, held_out=False), pictures, vae, text)
+    write_source(folder / "emoji-val", samples(HELD_OUT, held_out=True), pictures, vae, text, norm)
     return folder
 
 
