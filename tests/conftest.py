@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from tests.forks import lighten
 from tests.shards.objects import server, url  # noqa: F401 - fixtures: S3 on loopback
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -32,3 +33,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in on_gpu:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """All that tests import is there, and they fork some thousand times."""
+    if not session.config.option.collectonly:
+        lighten()

@@ -23,6 +23,22 @@ def split() -> int:
     return pid
 
 
+def lighten() -> None:
+    """Move this process's memory to pages of 2 MB, where the kernel does that (Linux 6.1): a fork copies the page
+    table, which takes 70 ms of CPU once torch, diffusers and transformers are loaded, and half of that afterwards.
+    """
+    maps = Path("/proc/self/maps")
+    advise, collapse, size = 14, 25, 1 << 21  # MADV_HUGEPAGE, MADV_COLLAPSE
+    madvise = ctypes.CDLL(None).madvise
+    for line in maps.read_text().splitlines() if maps.exists() else ():
+        span, kind, _, _, _, *name = line.split()
+        first, last = (int(address, 16) // size for address in span.split("-"))
+        start = (first + 1) * size
+        if kind == "rw-p" and name in ([], ["[heap]"]) and last * size > start:
+            for advice in (advise, collapse):
+                madvise(ctypes.c_void_p(start), ctypes.c_size_t(last * size - start), advice)
+
+
 def fork(work: Callable[[], Any], output: Path) -> int:
     """Start `work` in a forked process (no imports to wait for), stdout and stderr in a file; its pid."""
     pid = split()

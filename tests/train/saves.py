@@ -187,8 +187,8 @@ def traced(folder: Path, ranks: int, rank: int, act: Act | None = None) -> Run:
 
 @cache
 def calls(ranks: int, rank: int) -> tuple[Call, ...]:
-    """Those that come again: now and then two ranks, which are forks, draw the same name for what they write, and one of
-    them tries another."""
+    """Those that come again: now and then two ranks, which are forks, draw the same name for what they write, and one
+    of them tries another."""
     seen: set[tuple[str, ...]] = set()
     while True:
         with scratch() as folder:
