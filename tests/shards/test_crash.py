@@ -26,8 +26,8 @@ from .sweeps import ANEW, Disk, expected, make, reads, standing
 from .toy import files_of
 
 SAMPLES = {
-    "kills": 16, "deaths": 2, "power": 6, "errors": 32, "reads": 24, "races": 4, "flips": 64,
-    "cuts": 64, "swaps": 32,
+    "kills": 16, "deaths": 2, "power": 6, "errors": 20, "reads": 12, "races": 4, "flips": 48,
+    "cuts": 48, "swaps": 32,
 }  # fmt: skip
 
 

@@ -221,7 +221,13 @@ def test_every_byte_is_read_once(
     assert sum(seen) == sum(size for name, size in sizes.items() if "empty" not in name)
 
 
-@pytest.mark.parametrize("stored", STORED.values(), ids=STORED)
+@pytest.mark.parametrize(
+    "stored",
+    [
+        pytest.param(how, id=name, marks=[] if name == "zarr" else pytest.mark.slow)
+        for name, how in STORED.items()
+    ],
+)
 def test_by_all_cores_it_finds_the_same(tmp_path: Path, stored: dict[str, str]) -> None:
     path = write_column(tmp_path / "c", tokens_spec(**stored))
     assert verify(path, processes=2) == []

@@ -73,7 +73,7 @@ def write_and_die(path: Path, kind: str, publish: int, after: bool) -> Callable[
     return work
 
 
-@pytest.mark.parametrize("kind", ["moments", "tokens"])
+@pytest.mark.parametrize("kind", ["moments", pytest.param("tokens", marks=pytest.mark.slow)])
 def test_killed_at_every_publish_then_run_again(tmp_path: Path, kind: str) -> None:
     expected = files_of(write_column(tmp_path / "whole", SPECS[kind](1), ROWS))
     deaths = 0
