@@ -16,7 +16,7 @@ demo: .venv/ready-test   ## pictures to columns to two models to demo/report.htm
 	$(PY) -m eval.demo
 
 test: .venv/ready-test   ## run the tests
-	PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak: .venv/ready-test   ## run every sweep of faults in full, or go on with it; writes SOAK.md
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m slow tests

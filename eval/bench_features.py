@@ -9,7 +9,9 @@ timed a second time over features that stand.
 """
 
 import argparse
+import io
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,7 +76,8 @@ def run(folder: Path, rounds: int, light: bool) -> tuple[Json, Table]:
     found: dict[str, Any] = {}
 
     def ours(kept: Path) -> None:
-        found["ours"] = extract(of_folder(pictures), network, kept=kept, batch_size=BATCH)
+        with redirect_stderr(io.StringIO()):  # the bar of each turn
+            found["ours"] = extract(of_folder(pictures), network, kept=kept, batch_size=BATCH)
 
     def theirs() -> None:
         found["theirs"] = fid.get_folder_features(
