@@ -89,6 +89,7 @@ class RayExecutor:
                 ) from error
         self._ray, self._args, self._engine = ray, (columns, weights, engine), engine
         self._poll = min(POLL_SECONDS, engine.patience / 4)
+        self._looked = time.monotonic()  # for workers that are stuck
         self._actors: dict[int, Actor] = {}
         self._last_node: dict[int, str] = {}
         self._calls: dict[Any, tuple[int, int | None]] = {}  # None: a question
@@ -218,8 +219,15 @@ class RayExecutor:
         return None
 
     def _stuck(self) -> list[Event]:
-        """Workers with shards in flight of which nothing has been heard for too long are killed."""
+        """Workers with shards in flight of which nothing has been heard for too long are killed.
+
+        The time that this process did not look (a scheduler had suspended it, maybe all of the job) does not count.
+        """
         now, patience = time.monotonic(), self._engine.patience
+        if now - self._looked > patience / 2:
+            for actor in self._actors.values():
+                actor.heard = now
+        self._looked = now
         late = [
             (worker, now - actor.heard)
             for worker, actor in self._actors.items()

@@ -267,6 +267,22 @@ def given_up_alone(root: Path, driver: Driver, shard: int) -> None:
         assert "died" in failed["reason"] or "dead" in failed["reason"], failed
 
 
+def suspended(seed: int) -> None:
+    """The job stands still for longer than a worker may, as under a scheduler, and goes on: nobody is killed."""
+    at, chance = standing(), random.Random(seed)
+    with at.root() as root:
+        at.ensure_node()
+        driver = start(at.config(root, patience=4))
+        some_time(chance, root)
+        job = [driver.pid, *at.rays.workers()]
+        for number, seconds in ((signal.SIGSTOP, 8), (signal.SIGCONT, 0)):
+            for pid in job:
+                os.kill(pid, number)
+            time.sleep(seconds)
+        sound(at, root, driver)
+        assert " died: " not in driver.text(), driver.text()
+
+
 def drained(name: str, seed: int) -> None:
     """A signal at any moment: what is in flight is finished, and nothing lies about."""
     at, chance = standing(), random.Random(seed)
@@ -372,6 +388,7 @@ KINDS: dict[str, Callable[..., None]] = {
     "killed at": lambda when, what, shard: killed((when, what, shard)),
     "killed within": lambda how, shard, row: killed((how, shard, row)),
     "poisoned": poisoned,
+    "suspended": suspended,
     "drained": drained,
     "two drivers": two_drivers,
     "node lost": node_lost,
@@ -395,6 +412,7 @@ def cases() -> list[Case]:
         for shard, row in ((0, 0), (3, 17), (SHARDS - 1, ROWS - 1))
     ]
     found += [("poisoned", shard, row) for shard, row in ((0, 0), (4, 9), (SHARDS - 1, ROWS - 1))]
+    found += [("suspended", seed) for seed in range(3)]
     found += [("drained", name, seed) for name in ("SIGTERM", "SIGINT") for seed in range(5)]
     found += [
         ("two drivers", seed, end) for end in ("none", "SIGTERM", "SIGKILL") for seed in range(3)

@@ -51,6 +51,11 @@ def test_two_drivers_and_one_told_to_end() -> None:
     faults.two_drivers(seed=0, end="SIGTERM")
 
 
+@pytest.mark.slow
+def test_suspended() -> None:
+    faults.suspended(seed=0)
+
+
 def test_node_lost_and_another_one_comes() -> None:
     faults.node_lost(seed=0, comes=True)
 
