@@ -116,9 +116,10 @@ def _generate_flags(add: argparse.ArgumentParser) -> None:
     add.add_argument("--threads", type=_positive, default=1, help="of a rank, on a CPU")
 
 
-def _generate(args: argparse.Namespace) -> None:
+def _generate(args: argparse.Namespace) -> int:
     from .generate import Request, generate
     from .ranks import Rank
+    from .stopping import stoppable, stopping
 
     rank = Rank.here()
     fields = {k: v for k, v in vars(args).items() if k != "act"}
@@ -128,7 +129,13 @@ def _generate(args: argparse.Namespace) -> None:
         torch.cuda.set_device(fields["device"])
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("eval").setLevel(logging.INFO)
-    generate(Request(**fields), rank=rank)
+
+    def work() -> int:
+        with stopping([]):
+            generate(Request(**fields), rank=rank)
+        return 0
+
+    return stoppable(work)
 
 
 def _interval(found: Sequence[float] | None) -> tuple[float, float] | None:

@@ -7,6 +7,8 @@ used.
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +133,8 @@ def vae_of(column: Json | None, named: str | None, device: str, other: bool) -> 
         return Vae(vae_named(named), device)
     assert column is not None
     encoder = placed(column["encoder"], named, VAES)
-    vae = Vae(ModelSpec.of_identity(encoder), device)
+    with _hint("--vae", named):
+        vae = Vae(ModelSpec.of_identity(encoder), device)
     _check("VAE", vae.model.path, {"weights": (vae.weights, encoder["weights"])})
     return vae
 
@@ -167,7 +170,7 @@ class Text:
         how: Json = column["preprocess"] if column else {}
         read = {"max_tokens": TOKENS, "hidden_state": hidden_state, "template": "{}"} | how
         self._how: Json = {name: read[name] for name in (*SAID, "chat_template") if name in read}
-        self._device = device
+        self._device, self._named = device, named
         self._loaded: TextEncoder | None = None
         if named and (other or column is None):
             self._model = text_named(named)
@@ -200,7 +203,8 @@ class Text:
     def load(self) -> TextEncoder:
         """The encoder itself; EncoderMismatch if its weights or tokenizer are not the column's."""
         if self._loaded is None:
-            text = self._load()
+            with _hint("--text-encoder", self._named):
+                text = self._load()
             found = {"weights": text.weights, **_digests(text)}
             every = dict.fromkeys([*self._expected, *found])
             wanted = {name: (found.get(name), self._expected.get(name)) for name in every}
@@ -237,6 +241,20 @@ def _check(what: str, path: str, digests: dict[str, tuple[str | None, str | None
             f"{path}: not the {what} that the columns were made with: found {'; '.join(wrong)}. Give the path of the "
             "original, or say --allow-other-encoder to use this one all the same"
         )
+
+
+@contextmanager
+def _hint(flag: str, named: str | None) -> Iterator[None]:
+    """Say of a model that cannot be loaded how to name another place, where its own is a column's."""
+    try:
+        yield
+    except ModelNotUsable as error:
+        if named is not None:
+            raise
+        raise ModelNotUsable(
+            f"{error}. The columns name it as it was called when they were made: run this from the same folder, or say "
+            f"where it is with {flag}"
+        ) from None
 
 
 def _short(digest: str | None) -> str:

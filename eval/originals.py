@@ -29,10 +29,12 @@ class Originals:
         self._tar = lru_cache(SHARDS)(self._open)
 
     def _open(self, shard: int) -> "_File":
-        path = self._tars / self.source.tars[shard][0]
-        if not path.is_file():
+        name, size = self.source.tars[shard]
+        path = self._tars / name
+        found = f"found {path.stat().st_size:,} bytes" if path.is_file() else "no such file"
+        if found != f"found {size:,} bytes":
             raise MissingPictures(
-                f"{path}: no such file. Name the folder of the source's tars with --tars"
+                f"{path}: {found}, expected one of {size:,} bytes. Name the folder of the source's own tars with --tars"
             )
         return _File(path)
 

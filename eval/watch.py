@@ -13,13 +13,11 @@ the trainer removes meanwhile, and ends when the run's last checkpoint is scored
 import argparse
 import json
 import re
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -37,10 +35,10 @@ from .generate import Request, generate
 from .imageset import Images
 from .score import Scorer
 from .score import run as score_sets
+from .stopping import Stopped, stoppable, stopping
 
 Json = dict[str, Any]
 NAME = "eval"  # folder of a run
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ORDERS = ("newest", "oldest")
 STEP = re.compile(r"step-(\d{8,})")
 # Fields of a request that are not what is sampled, but from what, where and how fast.
@@ -48,10 +46,6 @@ APART = {
     "checkpoint", "tag", "prompts", "save_dir", "vae", "text_encoder", "allow_other_encoder", "text_cache", "device",
     "batch_size", "threads",
 }  # fmt: skip
-
-
-class Stopped(BaseException):
-    """A signal came."""
 
 
 @dataclass(frozen=True)
@@ -102,38 +96,13 @@ def watch(
     `request` says what to sample; its checkpoint and save_dir are set for each step. `every`: seconds between looks.
     """
     watcher = Watcher(run, request, scorers, order)
-    try:
+
+    def work() -> int:
         with stopping(watcher.signals), watcher.alone():
             watcher.go(every, once)
-    except Stopped as stop:
-        number = int(stop.args[0])
-        print(
-            f"stopped by {signal.Signals(number).name}; run it again to go on from there",
-            flush=True,
-        )
-        return 128 + number
-    return 0
+        return 0
 
-
-@contextmanager
-def stopping(came: list[int]) -> Iterator[None]:
-    """Let SIGTERM and SIGINT raise Stopped, once: what follows cleans up undisturbed.
-
-    What is raised within a finaliser is lost, so the signal's number is in `came` too.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
-        came.append(number)
-        raise Stopped(number)
-
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return stoppable(work)
 
 
 @dataclass

@@ -42,6 +42,9 @@ COMMANDS = {  # what is not a run: module, function that adds the options, funct
 def main() -> int:
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
         return _command(sys.argv[1], sys.argv[2:])
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return 0
     if len(sys.argv) < 2 or "=" in sys.argv[1] or sys.argv[1].startswith("-"):
         raise ConfigError(f"expected a config file as the first word\n{__doc__}")
     path = Path(sys.argv[1])

@@ -14,6 +14,7 @@ from encode.errors import ModelNotUsable
 from eval.checkpoint import TYPES
 from eval.commands import main
 from eval.cost import cost_of
+from eval.encoders import Text, vae_of
 from eval.errors import BadRequest, EncoderMismatch, OtherImages
 from eval.generate import Generator, Request, generate, noise_number
 from eval.ranks import Rank
@@ -387,6 +388,23 @@ def test_benchmarks_bring_their_pictures_a_prompt_and_layout(request_: Request) 
     assert sorted(generate(grids)["files"]) == ["a.png", "b.png"]
     tiles = pictures(grids)[0].reshape(2, 32, 2, 32, 3).swapaxes(1, 2).reshape(4, 32, 32, 3)
     assert len({tile.tobytes() for tile in tiles}) == 4
+
+
+def test_a_model_that_is_not_where_the_columns_say(run: Path) -> None:
+    """It is said how to name the place where it is now; a place that was named is the user's own affair."""
+    columns = json.loads((run / "checkpoints/step-00000020/manifest.json").read_bytes())["data"]
+    latents, text = (columns[name]["identity"] for name in ("latents", "text"))
+    for column in (latents, text):
+        column["encoder"] |= {"path": "configs/demo/gone"}
+    with pytest.raises(ModelNotUsable, match=r"configs/demo/gone: no such folder.*with --vae"):
+        vae_of(latents, None, "cpu", False)
+    with pytest.raises(
+        ModelNotUsable, match=r"configs/demo/gone: no such folder.*with --text-encoder"
+    ):
+        Text(text, None, "cpu").load()
+    with pytest.raises(ModelNotUsable) as named:
+        vae_of(latents, "/nowhere", "cpu", False)
+    assert "--vae" not in str(named.value)
 
 
 def test_encoded_prompts_serve_several_sets(request_: Request, tmp_path: Path) -> None:

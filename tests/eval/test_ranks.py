@@ -17,7 +17,7 @@ from eval.commands import main
 from eval.errors import BadRanks, BadRequest, OtherImages
 from eval.generate import generate
 from eval.ranks import Rank
-from tests.forks import torchrun, wait
+from tests.forks import fork, leave_pytest, torchrun, wait
 from tests.memory import in_memory  # noqa: F401 - a fixture, instead of pytest's
 
 from . import faults
@@ -66,6 +66,30 @@ def test_a_rank_that_dies_keeps_no_other_waiting(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("ranks", "moment"), [(1, 100), (2, 101), (4, 102)])
 def test_killed_at_any_moment(ranks: int, moment: int) -> None:
     faults.killed(ranks, moment)
+
+
+def test_told_to_end_it_says_how_to_go_on(tmp_path: Path) -> None:
+    folder, _ = made()
+    asked = request(folder, tmp_path / "out")
+    words = [
+        "generate", "--checkpoint", asked.checkpoint, "--prompts", asked.prompts, "--save_dir", asked.save_dir,
+        "--num_inference_steps", "2", "--batch_size", "4", "--device", "cpu",
+    ]  # fmt: skip
+
+    def work() -> None:
+        leave_pytest()
+        sys.exit(main([str(word) for word in words]))
+
+    pid = fork(work, tmp_path / "log")
+    faults.await_files(tmp_path / "out", 5, [pid])
+    os.kill(pid, signal.SIGTERM)
+    assert wait(pid) == 128 + signal.SIGTERM, (tmp_path / "log").read_text()
+    said = (tmp_path / "log").read_text()
+    assert "stopped by SIGTERM; run it again to go on from there" in said
+    assert "Traceback" not in said
+    assert not json.loads((tmp_path / "out/manifest.json").read_text())["complete"]
+    assert wait(fork(work, tmp_path / "log")) == 0
+    same(tmp_path / "out")
 
 
 def test_the_one_that_records_verifies_what_others_made(tmp_path: Path) -> None:

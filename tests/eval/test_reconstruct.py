@@ -196,6 +196,16 @@ def test_missing_tars_on_the_command_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_tars_of_another_source(cache: Path, tmp_path: Path) -> None:
+    """The same name, but not the bytes: said before anything is written."""
+    data = (cache / "tars" / "0.tar").read_bytes()
+    (tmp_path / "0.tar").write_bytes(data + bytes(512))
+    wrong = f"found {len(data) + 512:,} bytes, expected one of {len(data):,} bytes.*--tars"
+    with pytest.raises(MissingPictures, match=wrong):
+        reconstruct(cache / "pair" / "tiny", tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_tar_that_changed(cache: Path, tmp_path: Path) -> None:
     data = bytearray((cache / "tars" / "0.tar").read_bytes())
     data[512:600] = bytes(88)

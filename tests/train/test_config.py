@@ -1,10 +1,12 @@
 """How a config names its columns: places, or one word for all sources."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from configs import ConfigError, load
+from train.__main__ import main
 from train.config import DataConfig, DataShape, TrainConfig, run_folder
 
 from .conftest import tiny_config
@@ -95,3 +97,12 @@ def test_a_run_is_called_after_config_and_column(tmp_path: Path) -> None:
     config = TrainConfig.model_validate(values)
     assert run_folder(config, Path("configs/flux-256.yaml")) == tmp_path / "flux-256"
     assert run_folder(config, Path("configs/dit1b.yaml")) == tmp_path / "dit1b-flux-256"
+
+
+def test_help_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["--help"], ["configs/demo/train.yaml", "-h"]):
+        monkeypatch.setattr(sys, "argv", ["train", *words])
+        assert main() == 0
+        assert "python -m train configs/train/cpu.yaml" in capsys.readouterr().out
