@@ -385,8 +385,14 @@ def _shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
 
 
+# where a model was found, which is not what it is
+PLACES = {f"identity.encoder.{field}" for field in ("path", "subfolder", "revision")}
+
+
 def refuse_difference(what: str, found: Any, expected: Any, remedy: str) -> None:
     """Raise IdentityMismatch with every differing field named."""
     lines = differences(found, expected)
     if lines:
+        if {line.partition(":")[0] for line in lines} <= PLACES:
+            remedy = "The weights are the same: name their place as it was named first"
         raise IdentityMismatch("\n  ".join([f"{what} is another one:", *lines, remedy]))

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -234,6 +235,14 @@ def test_a_refused_run_does_not_claim_its_new_columns(
     other.write_text(yaml.safe_dump(settings, sort_keys=False))
     assert "identity.preprocess.max_tokens" in refused(encode, cache, other)
     assert files_of(cache) == before
+
+
+def test_the_same_model_in_another_place(config: Path, encode: Encode, models: Path) -> None:
+    assert encode(config)[0] == 0
+    moved = shutil.copytree(models / "kl", config.parent / "moved")
+    output = refused(encode, config.parent / "cache", config, f"columns.vae.encoder.path={moved}")
+    assert f"identity.encoder.path: found '{models / 'kl'}', expected '{moved}'" in output
+    assert "The weights are the same: name their place as it was named first" in output
 
 
 def test_the_report_keeps_columns_of_earlier_runs(config: Path, encode: Encode) -> None:
