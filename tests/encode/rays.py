@@ -74,7 +74,9 @@ class Cluster:
             ],
             capture_output=True, text=True, timeout=120,
         )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
+        if done.returncode:
+            self.stop()  # what has started of it
+            raise AssertionError(done.stdout + done.stderr)
         new = [pid for pid in self.mine(b"raylet/raylet\0") if pid not in self.raylets]
         self.raylets += new
         return new[0]
