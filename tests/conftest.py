@@ -1,14 +1,23 @@
-"""What every test gets: no network, one thread, and no GPU test where there is no GPU."""
+"""What every test gets: no network, one thread, no limit to time but that of a test, and no GPU test where there is no
+GPU.
+"""
 
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.forks import lighten
 from tests.shards.objects import server, url  # noqa: F401 - fixtures: S3 on loopback
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A machine that has much else to do draws slowly, which says nothing of a test.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 
 # What takes longest is started first, so that no process is left alone with it at the end.
