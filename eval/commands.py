@@ -130,9 +130,11 @@ def _generate(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("eval").setLevel(logging.INFO)
 
+    came: list[int] = []
+
     def work() -> int:
-        with stopping([]):
-            generate(Request(**fields), rank=rank)
+        with stopping(came):
+            generate(Request(**fields), rank=rank, came=came)
         return 0
 
     return stoppable(work)

@@ -36,6 +36,7 @@ from .imageset import ImageSet
 from .layouts import LAYOUTS, File
 from .prompts import Prompts
 from .ranks import Rank
+from .stopping import Stopped
 from .textcache import TextCache
 
 Json = dict[str, Any]
@@ -50,9 +51,14 @@ def noise_number(benchmark: str, prompt: str, number: int) -> int:
     return int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
 
 
-def generate(request: Request, generator: Generator | None = None, rank: Rank = ALONE) -> Json:
+def generate(
+    request: Request,
+    generator: Generator | None = None,
+    rank: Rank = ALONE,
+    came: Sequence[int] = (),
+) -> Json:
     """Make the pictures of this rank that are missing. Returns the manifest, if no other rank's are missing then, or
-    else {"complete": False, "missing": how many}.
+    else {"complete": False, "missing": how many}. Raises Stopped before the next batch once `came` holds a signal.
 
     Raises BadPrompts, BadRequest, OtherImages, CheckpointError, EncoderMismatch or ModelNotUsable before anything is
     written.
@@ -85,7 +91,7 @@ def generate(request: Request, generator: Generator | None = None, rank: Rank = 
     images = ImageSet(request.save_dir, prompts, settings, benchmark.layout, each)
     start = time.monotonic()
     with threads(request.threads) if on_cpu else nullcontext():
-        known, made = make(request, generator, images, prompts, cache, size, rank)
+        known, made = make(request, generator, images, prompts, cache, size, rank, came)
     seconds = time.monotonic() - start
     session = {  # of this rank, and of this time only where it was interrupted before
         "checkpoint": str(request.checkpoint.absolute()), "device": request.device, "seconds": seconds,
@@ -96,7 +102,7 @@ def generate(request: Request, generator: Generator | None = None, rank: Rank = 
 
 def make(
     request: Request, generator: Generator, images: ImageSet, prompts: Prompts, cache: TextCache,
-    batch_size: int, rank: Rank,
+    batch_size: int, rank: Rank, came: Sequence[int],
 ) -> tuple[set[str], int]:  # fmt: skip
     """This rank's part of the files: what stands is verified, what does not is made. Returns their paths, and how many
     pictures were made now."""
@@ -114,6 +120,8 @@ def make(
     with progress(images, rank, total, "pictures") as bar, ThreadPoolExecutor(SAVERS) as savers:
         bar.skip(total - left)
         for batch in todo:
+            if came:  # and what it raised was lost
+                raise Stopped(came[0])
             asked = [(file.prompt.id, k) for file in batch for k in file.numbers]
             keys = [noise_number(prompts.benchmark, name, k) for name, k in asked]
             noise = normal(request.seed, "generate", keys, generator.latent_shape)

@@ -287,9 +287,10 @@ class Watcher:
         try:
             if not _complete(folder / "manifest.json"):
                 cache = self.request.text_cache or self.folder / "text"  # one for all steps
-                generate(replace(
+                request = replace(
                     self.request, checkpoint=checkpoint, tag=None, save_dir=folder, text_cache=cache
-                ))  # fmt: skip
+                )
+                generate(request, came=self.signals)
         except (CheckpointError, OSError) as error:
             if not checkpoint.is_dir():
                 self.say(f"step {step}: passed over, its checkpoint was removed while it was read")

@@ -17,6 +17,7 @@ from eval.commands import main
 from eval.errors import BadRanks, BadRequest, OtherImages
 from eval.generate import generate
 from eval.ranks import Rank
+from eval.stopping import Stopped
 from tests.forks import fork, leave_pytest, torchrun, wait
 from tests.memory import in_memory  # noqa: F401 - a fixture, instead of pytest's
 
@@ -68,17 +69,27 @@ def test_killed_at_any_moment(ranks: int, moment: int) -> None:
     faults.killed(ranks, moment)
 
 
-def test_told_to_end_it_says_how_to_go_on(tmp_path: Path) -> None:
-    folder, _ = made()
-    asked = request(folder, tmp_path / "out")
-    words = [
-        "generate", "--checkpoint", asked.checkpoint, "--prompts", asked.prompts, "--save_dir", asked.save_dir,
-        "--num_inference_steps", "2", "--batch_size", "4", "--device", "cpu",
+def words_of(save_dir: Path) -> list[str]:
+    """`generate` as `start` runs it."""
+    asked = request(made()[0], save_dir)
+    return [
+        "generate", "--checkpoint", str(asked.checkpoint), "--prompts", str(asked.prompts), "--save_dir",
+        str(asked.save_dir), "--num_inference_steps", "2", "--batch_size", "4", "--device", "cpu",
     ]  # fmt: skip
+
+
+def test_a_signal_whose_error_was_lost_stops_it_all_the_same(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        generate(request(made()[0], tmp_path / "out"), came=[signal.SIGTERM])
+    assert not list((tmp_path / "out/images").glob("*.png"))
+
+
+def test_told_to_end_it_says_how_to_go_on(tmp_path: Path) -> None:
+    words = words_of(tmp_path / "out")
 
     def work() -> None:
         leave_pytest()
-        sys.exit(main([str(word) for word in words]))
+        sys.exit(main(words))
 
     pid = fork(work, tmp_path / "log")
     faults.await_files(tmp_path / "out", 5, [pid])
@@ -150,14 +161,8 @@ def agent(words: list[str], output: Path) -> int:
 def test_command_under_a_launcher(
     tmp_path: Path, launcher: Callable[[list[str], Path], int]
 ) -> None:
-    folder, _ = made()
-    asked = request(folder, tmp_path / "out")
-    words = [
-        "eval", "generate", "--checkpoint", asked.checkpoint, "--prompts", asked.prompts, "--save_dir", asked.save_dir,
-        "--num_inference_steps", "2", "--batch_size", "4", "--device", "cpu",
-    ]  # fmt: skip
     log = tmp_path / "log"
-    assert launcher([str(word) for word in words], log) == 0, log.read_text()
+    assert launcher(["eval", *words_of(tmp_path / "out")], log) == 0, log.read_text()
     assert re.search(r"out, rank 0 of 2: \d+/\d+ pictures in 0:0", log.read_text())
     same(tmp_path / "out")
 
