@@ -1,5 +1,6 @@
 """The DeepSpeed JSON, and what DeepSpeed does by it: the recipe beside plain torch, on 1 rank and on 2."""
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -97,11 +98,19 @@ def batches(rank: int, ranks: int, steps: int, micro: int) -> torch.Tensor:
     return x[:, rank * 16 // ranks : (rank + 1) * 16 // ranks].unflatten(1, (-1, micro))
 
 
+def engine_of(model: torch.nn.Module, made: TrainConfig, world: World) -> Engine:
+    """An engine, once those of before have ended: DeepSpeed's finaliser imports something, which breaks Python's
+    import locks if the collector calls it while something is being imported (KeyError in importlib, before 3.12).
+    """
+    gc.collect()
+    return Engine(model, made, world)
+
+
 def trained(world: World, folder: Path, steps: int = 4, **changes: Any) -> dict[str, Any]:
     """Some steps of the small model, with everything that can be compared with plain torch."""
     made = config(folder, **{"optim": OPTIM, **changes})
     model = Small()
-    engine = Engine(model, made, world)
+    engine = engine_of(model, made, world)
     ema = Ema(engine.weights(), made.ema.decay)
     whole = {name: p.detach().clone() for name, p in model.named_parameters()}
     norms, rates = [], []
@@ -227,7 +236,7 @@ def spoiled(world: World, folder: Path) -> dict[str, Any]:
     """A gradient that is not finite on the last rank alone; then a step that is discarded; then a sound one."""
     made = config(folder, micro_batch=16 // world.size)
     model = Small()
-    engine = Engine(model, made, world)
+    engine = engine_of(model, made, world)
     states = [{name: p.detach().clone() for name, p in model.named_parameters()}]
     skipped = []
     for step, parts in enumerate(batches(world.rank, world.size, 3, made.micro_batch)):
