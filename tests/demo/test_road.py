@@ -1,7 +1,6 @@
 """The whole road through the project's own commands, from tars to the page, at a size for tests."""
 
 import json
-import subprocess
 import sys
 import tarfile
 import time
@@ -15,17 +14,19 @@ from encode.__main__ import main as encode
 from eval.commands import main
 from eval.demo.page import write_report
 from eval.demo.road import VAES, StepFailed, put_prompts, together, train_command
+from shards.__main__ import main as order
 from tests.train.here import forked
 from train.__main__ import main as train
 
 SMALL_MODEL = ["model.hidden_size=32", "model.layers=1", "model.heads=1", "model.kv_heads=1"]
 
 
-def command(folder: Path, main: Callable[[], int], *words: str) -> None:
-    """`python -m encode` or `train` in a fork, which need not wait for imports."""
+def command(folder: Path, main: Callable[[], int], *words: str) -> str:
+    """What a command of `python -m` says, in a fork, which need not wait for imports."""
     with mock.patch.object(sys, "argv", ["command", *words]):
         code, text = forked(main, folder / "log")
     assert code == 0, text
+    return text
 
 
 def evaluate(*words: str) -> None:
@@ -106,11 +107,10 @@ def test_the_page_says_what_was_measured(out: Path) -> None:
 def test_both_runs_saw_the_same_rows(out: Path) -> None:
     """Only the latents differ between the two runs: rows are those of `shards order`, by either column."""
     lines = [
-        subprocess.run(
-            [sys.executable, "-m", "shards", "order", f"{out}/cache/openmoji/{vae}",
-             f"{out}/cache/openmoji/minilm", "--global-batch", "32", "--lanes", "32", "--steps", "6"],
-            capture_output=True, text=True, check=True,
-        ).stdout
+        command(
+            out, order, "order", f"{out}/cache/openmoji/{vae}", f"{out}/cache/openmoji/minilm",
+            "--global-batch", "32", "--lanes", "32", "--steps", "6",
+        )
         for vae in VAES
     ]  # fmt: skip
     assert lines[0] == lines[1]

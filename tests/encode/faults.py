@@ -217,22 +217,30 @@ def worker_killed(seed: int) -> None:
         sound(at, root, driver)
 
 
-def killed(*moments: tuple[str, str | int, int]) -> None:
+Moment = tuple[str, str | int, int]
+
+
+def arranged(at: Stage, *moments: Moment) -> None:
     """Workers die just before or after they publish an object of a shard (die or died, what, shard); or die, hang
     or are stopped in the middle of a batch (how, shard, row).
     """
+    for i, (how, where, number) in enumerate(moments):
+        if isinstance(where, str):
+            at.fault(f"{how}-link-{i}", PUBLISHED[where].format(number))
+        else:
+            at.fault(f"{how}-picture-{where}-{number}")
+
+
+def killed(moment: Moment) -> None:
+    """A worker is lost, and nothing else."""
     at = standing()
     with at.root() as root:
         at.ensure_node()
-        for i, (how, where, number) in enumerate(moments):
-            if isinstance(where, str):
-                at.fault(f"{how}-link-{i}", PUBLISHED[where].format(number))
-            else:
-                at.fault(f"{how}-picture-{where}-{number}")
+        arranged(at, moment)
         driver = start(at.config(root, patience=4))
         sound(at, root, driver)
-        assert not list((at.folder / "faults").iterdir()), "not all of it has happened"
-        assert driver.text().count(" died: ") >= len(moments)
+        assert not list((at.folder / "faults").iterdir()), "it has not happened"
+        assert driver.text().count(" died: ") >= 1
 
 
 PUBLISHED = {
@@ -244,14 +252,17 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def poisoned(shard: int, row: int) -> None:
-    """A picture that kills whoever looks at it: its shard alone is given up."""
+def poisoned(shard: int, row: int, *moments: Moment) -> None:
+    """A picture that kills whoever looks at it: its shard alone is given up, though other workers are lost too."""
     at = standing()
     with at.root() as root:
         at.ensure_node()
         poison = at.fault(f"die-picture-{shard}-{row}", "always")
-        driver = start(at.config(root))
+        arranged(at, *moments)
+        driver = start(at.config(root, patience=4))
         given_up_alone(root, driver, shard)
+        assert list((at.folder / "faults").iterdir()) == [poison], "not all of it has happened"
+        assert driver.text().count(" died: ") >= 3 + len(moments)
         poison.unlink()
         sound(at, root, start(at.config(root, executor="inline"), Options(retry=True)))
 
@@ -385,8 +396,8 @@ def can_mount() -> bool:
 KINDS: dict[str, Callable[..., None]] = {
     "driver killed": driver_killed,
     "worker killed": worker_killed,
-    "killed at": lambda when, what, shard: killed((when, what, shard)),
-    "killed within": lambda how, shard, row: killed((how, shard, row)),
+    "killed at": lambda *moment: killed(moment),
+    "killed within": lambda *moment: killed(moment),
     "poisoned": poisoned,
     "suspended": suspended,
     "drained": drained,

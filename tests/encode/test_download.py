@@ -18,10 +18,13 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 import yaml
 
+import configs
+from encode.__main__ import main
 from encode.download import braces, human
 from encode.fetch import RANGE
 from encode.hub import natural
 from encode.source import expand, make_source
+from tests.forks import fork, wait
 
 from .web import Web
 
@@ -312,15 +315,13 @@ def test_what_goes_wrong_has_a_name(
     assert re.search(message, output), output
 
 
-def test_offline_is_respected(hub: Hub, tmp_path: Path) -> None:
-    """The command as people type it, in the environment of `make test`."""
-    done = subprocess.run(
-        [sys.executable, "-m", "encode", "download", "blip3o-long", str(tmp_path / "folder")],
-        cwd=ROOT, env={**os.environ, **QUIET, "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": hub.url},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr == "HubError: HF_HUB_OFFLINE is set: unset it to download\n"
+def test_offline_is_respected(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the environment of `make test`."""
+    words = ["download", "blip3o-long", str(tmp_path / "folder"), "--endpoint", hub.url]
+    monkeypatch.setattr(sys, "argv", ["encode", *words])
+    assert wait(fork(lambda: configs.run(main), tmp_path / "log")) == 2
+    said = (tmp_path / "log").read_text()
+    assert said == "HubError: HF_HUB_OFFLINE is set: unset it to download\n"
     assert hub.seen == []
 
 

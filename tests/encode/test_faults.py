@@ -34,13 +34,9 @@ def at() -> Iterator[None]:
             faults._stage.clear()
 
 
-def test_workers_killed_and_stopped() -> None:
-    """In the middle of a batch, after a payload, before a commit."""
-    faults.killed(("died", "payload", 0), ("stop", 2, 5), ("die", "commit", 4), ("die", 7, 17))
-
-
-def test_poisoned_shard() -> None:
-    faults.poisoned(4, 9)
+def test_workers_lost_and_a_poisoned_shard() -> None:
+    """After a payload, in the middle of a batch, before a commit; and thrice at one picture."""
+    faults.poisoned(6, 9, ("died", "payload", 0), ("stop", 2, 5), ("die", "commit", 4))
 
 
 def test_driver_killed() -> None:

@@ -1,7 +1,5 @@
 """Networks see pictures as their own libraries prepare them, and say what is missing."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
+from eval.commands import main
 from eval.errors import MissingWeights
 from eval.networks import Clip, dinov2, inception
+from tests.train.here import forked
 
 from .small import LENGTH, WORDS, ScriptedInception, picture, save_clip, save_folder, save_inception
 
-ROOT = Path(__file__).parents[2]
 SIZES = [(40, 33), (33, 60), (28, 28)]
 
 
@@ -113,7 +112,7 @@ def test_missing_weights_are_named_with_a_way_to_get_them(tmp_path: Path) -> Non
 
 def test_missing_weights_on_the_command_line(tmp_path: Path) -> None:
     a = save_folder(tmp_path / "a", 3)
-    command = [sys.executable, "-m", "eval", "fid", str(a), str(a), "--inception", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("MissingWeights: FID needs Inception's weights")
+    words = ["fid", str(a), str(a), "--inception", str(tmp_path)]
+    code, said = forked(lambda: main(words), tmp_path / "log")
+    assert code == 2
+    assert said.startswith("MissingWeights: FID needs Inception's weights")
