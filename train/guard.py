@@ -2,7 +2,8 @@
 
 A thread of each rank gives a sign of life to the store by which the ranks met, with what its rank is at, and looks at
 the next rank's. It asks nothing of the backend: a collective of NCCL that waits for a lost rank waits for ever, and
-only this thread is left to end the process. Who notices first puts down a verdict, and all ranks leave by that one.
+only this thread is left to end the process, and one that looks whether the store still answers it. Who notices first
+puts down a verdict, and all ranks leave by that one.
 """
 
 import faulthandler
@@ -68,18 +69,24 @@ class Guard:
         self._seen = (0, time.monotonic())  # the next rank's last sign, and when it came
         self._verdict: dict[str, Any] | None = None  # that this rank has heard of
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="guard", daemon=True)
+        self._rounds = 0  # of the watch, each of which the store has answered
+        self._threads = [
+            threading.Thread(target=work, name=name, daemon=True)
+            for work, name in ((self._watch, "guard"), (self._watch_store, "guard of the store"))
+        ]
         if rank == 0:
             self._store.set(VERDICT, "")
         self._give_sign()
 
     def start(self) -> None:
         """To be called when all ranks have made theirs."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         self._over.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join(self.config.silence)  # the store may have gone silent meanwhile
 
     def mark(self, at: str, own: bool = False) -> None:
         """This rank has come to the next phase; `own`: has got on within one, in what not all ranks do."""
@@ -121,10 +128,22 @@ class Guard:
             isinstance(error, RuntimeError) and bool(NETWORK.search(str(error)))
         )
 
-    # The thread ------------------------------------------------------------------------------------------------------
+    # The threads -----------------------------------------------------------------------------------------------------
+
+    def _watch_store(self) -> None:
+        """A store whose process is stopped, or whose host is lost without a word, may let an operation wait for ever:
+        torch, past its time-out, asks the store to cancel and waits for the answer to that. Beats are counted, not
+        seconds: those for which a scheduler has the job suspended are none of the store's.
+        """
+        rounds, silent = 0, 0
+        while not self._over.wait(self.interval):
+            rounds, silent = self._rounds, silent + 1 if rounds == self._rounds else 0
+            if silent > BEATS:
+                self._end(self._verdict or self._store_gone())
 
     def _watch(self) -> None:
         while self._waited():
+            self._rounds += 1
             try:
                 self._give_sign()
                 verdict, following = self._look((self.rank + 1) % self.size)
@@ -163,8 +182,7 @@ class Guard:
         return [Sign(**json.loads(sign)) for sign in self._store.multi_get(keys)]
 
     def _look(self, rank: int) -> tuple[dict[str, Any] | None, Sign]:
-        """The verdict, if there is one, and a rank's last sign. Of all that a store can do, `multi_get` alone comes
-        back where its process is stopped: with an error, after the time-out."""
+        """The verdict, if there is one, and a rank's last sign."""
         verdict, sign = self._store.multi_get([VERDICT, f"sign/{rank}"])
         return json.loads(verdict) if verdict else None, Sign(**json.loads(sign))
 

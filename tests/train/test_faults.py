@@ -40,9 +40,11 @@ def test_a_lost_rank_ends_the_job_and_is_named(
         ends_as_straight(folder, 2)
 
 
-def test_the_first_rank_may_be_lost_too() -> None:
+@pytest.mark.parametrize(("how", "ranks"), [("kill", 4), ("stop", 2)])
+def test_the_first_rank_may_be_lost_too(how: str, ranks: int) -> None:
+    """It holds the store by which the others would learn of a loss."""
     with scratch() as folder:
-        check_lost(lost(folder, "kill", 4, 0, 1), "kill", 4, 0)
+        check_lost(lost(folder, how, ranks, 0, 1), how, ranks, 0)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
