@@ -87,8 +87,12 @@ def make_source(name: str, tars: str | Sequence[str], shard_rows: int) -> tuple[
     _refuse_names(name, names, places)
     folders = {split_url(place)[0] for place in places if is_url(place)}
     stores = {folder: open_store(folder, LOOKING) for folder in folders}
-    with ThreadPoolExecutor(PROBES) as pool:
-        sizes = list(pool.map(lambda place: _size(place, stores), places))
+    sizes: list[int | None] = [None] * len(places)
+    with ThreadPoolExecutor(PROBES) as pool:  # a part of the tars for each thread
+        parts = [places[i::PROBES] for i in range(PROBES)]
+        found = pool.map(lambda part: [_size(place, stores) for place in part], parts)
+        for i, of_part in enumerate(found):
+            sizes[i::PROBES] = of_part
     missing = [place for place, size in zip(places, sizes, strict=True) if size is None]
     if missing:
         more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
@@ -97,9 +101,9 @@ def make_source(name: str, tars: str | Sequence[str], shard_rows: int) -> tuple[
             f"{', '.join(missing[:20])}{more}. "
             "Check the pattern (relative paths start at the current folder)"
         )
-    found = tuple((n, size) for n, size in zip(names, sizes, strict=True) if size is not None)
+    tar_sizes = tuple((n, size) for n, size in zip(names, sizes, strict=True) if size is not None)
     resolved = [p if is_url(p) else str(local_path(p).resolve()) for p in places]
-    return Source(name, found, shard_rows), resolved
+    return Source(name, tar_sizes, shard_rows), resolved
 
 
 def _refuse_names(name: str, names: Sequence[str], places: Sequence[str]) -> None:

@@ -27,7 +27,7 @@ from .faults import made, request, same, start
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow), 4])
 def test_any_number_of_ranks_makes_the_set_of_one(tmp_path: Path, ranks: int) -> None:
     out = tmp_path / "out"
     pids = start(out, ranks, tmp_path / "log")
@@ -64,7 +64,9 @@ def test_a_rank_that_dies_keeps_no_other_waiting(tmp_path: Path) -> None:
     same(out)
 
 
-@pytest.mark.parametrize(("ranks", "moment"), [(1, 100), (2, 101), (4, 102)])
+@pytest.mark.parametrize(
+    ("ranks", "moment"), [(1, 100), pytest.param(2, 101, marks=pytest.mark.slow), (4, 102)]
+)
 def test_killed_at_any_moment(ranks: int, moment: int) -> None:
     faults.killed(ranks, moment)
 

@@ -18,36 +18,42 @@ from . import faults
 from .faults import HOW, check_lost, ends_as_straight, go, lost, saved, scratch
 from .ranks import Job, start
 
+# The first rank holds the store by which the others would learn of its loss.
+LOST = [*((how, 1) for how in HOW), ("stop", 0)]
+
 
 @pytest.fixture(scope="module")
-def losses() -> Iterator[dict[str, tuple[Path, Job]]]:
-    """Jobs of 2 ranks of which rank 1 is lost before step 3, side by side: they do little but wait."""
+def losses() -> Iterator[dict[tuple[str, int], tuple[Path, Job]]]:
+    """Jobs of 2 ranks of which one is lost before step 3, side by side: they do little but wait."""
     with scratch() as folder:
-        jobs = {how: (folder / how, lost(folder / how, how, 2, 1, 3)) for how in HOW}
+        places = {case: folder / "-".join(map(str, case)) for case in LOST}
+        jobs = {
+            (how, rank): (place, lost(place, how, 2, rank, 3))
+            for (how, rank), place in places.items()
+        }
         yield jobs
         for _, job in jobs.values():
             job.kill()
 
 
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize(("how", "rank"), LOST)
 def test_a_lost_rank_ends_the_job_and_is_named(
-    losses: dict[str, tuple[Path, Job]], how: str
+    losses: dict[tuple[str, int], tuple[Path, Job]], how: str, rank: int
 ) -> None:
-    folder, job = losses[how]
-    check_lost(job, how, 2, 1)
-    assert saved(folder / "tiny-vae") == [2]
+    folder, job = losses[how, rank]
+    check_lost(job, how, 2, rank)
+    if rank:
+        assert saved(folder / "tiny-vae") == [2]
     if how == "kill":
         ends_as_straight(folder, 2)
 
 
-@pytest.mark.parametrize(("how", "ranks"), [("kill", 4), ("stop", 2)])
-def test_the_first_rank_may_be_lost_too(how: str, ranks: int) -> None:
-    """It holds the store by which the others would learn of a loss."""
+def test_the_first_of_four_may_be_lost_too() -> None:
     with scratch() as folder:
-        check_lost(lost(folder, how, ranks, 0, 1), how, ranks, 0)
+        check_lost(lost(folder, "kill", 4, 0, 1), "kill", 4, 0)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_job_that_was_suspended_goes_on(tmp_path: Path, ranks: int) -> None:
     """For longer than ranks may stand still: a scheduler does it, and nobody has hung."""
     guard = GuardConfig(hang=1.5, silence=3.0)

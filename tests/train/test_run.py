@@ -87,7 +87,10 @@ def test_the_average_is_that_of_the_weights(straight: Path) -> None:
         torch.testing.assert_close(found[name], wanted, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("worlds", "precision"), [((4, 2, 1, 4), "fp32"), ((2, 1, 2), "bf16")])
+@pytest.mark.parametrize(
+    ("worlds", "precision"),
+    [((4, 2, 1, 4), "fp32"), pytest.param((2, 1, 2), "bf16", marks=pytest.mark.slow)],
+)
 def test_other_numbers_of_ranks_go_on(worlds: tuple[int, ...], precision: str) -> None:
     elastic(worlds, precision)
 
