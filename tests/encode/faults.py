@@ -324,8 +324,8 @@ def decoded_elsewhere(share: float) -> None:
         assert "RemoteDecodeFailed" not in driver.text()
 
 
-def two_drivers(seed: int, end: str) -> None:
-    """Two runs share the work; one of them is told to end, or killed."""
+def two_drivers(seed: int, end: str, then: str = "none") -> None:
+    """Two runs share the work; one of them is told to end, or killed; then the other may be, and a third goes on."""
     at, chance = standing(), random.Random(seed)
     with at.root() as root:
         at.ensure_node()  # a CPU for each
@@ -337,6 +337,10 @@ def two_drivers(seed: int, end: str) -> None:
         assert code in {"none": (0,), "SIGTERM": (0, 130), "SIGKILL": (0, -9)}[end], drivers[
             0
         ].text()
+        if then != "none":
+            drivers[1].kill(getattr(signal, then))
+            assert drivers[1].wait() in (0, 130), drivers[1].text()
+            drivers[1] = start(at.config(root, executor="inline"))
         sound(at, root, drivers[1])
         assert end == "SIGKILL" or not litter(root)
 

@@ -39,12 +39,8 @@ def test_workers_lost_and_a_poisoned_shard() -> None:
     faults.poisoned(6, 9, ("died", "payload", 0), ("stop", 2, 5), ("die", "commit", 4))
 
 
-def test_driver_killed() -> None:
-    faults.driver_killed(seed=1, then="inline")
-
-
-def test_two_drivers_and_one_told_to_end() -> None:
-    faults.two_drivers(seed=0, end="SIGTERM")
+def test_two_drivers_one_killed_and_one_told_to_end() -> None:
+    faults.two_drivers(seed=0, end="SIGKILL", then="SIGTERM")
 
 
 @pytest.mark.slow

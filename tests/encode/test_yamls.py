@@ -79,7 +79,14 @@ def with_index(place: Path, config: EncodeConfig) -> None:
         put_index(folder, source.fingerprint, len(tars) // 2, rows, None)
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name != "all-vaes"])  # the same ones
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * name.endswith("e2e-512"))  # others alike
+        for name in FILES
+        if name != "all-vaes"  # the same ones
+    ],
+)
 def test_columns_from_a_tiny_model_of_the_class(name: str, tiny: Models, tmp_path: Path) -> None:
     """Built, and planned against a synthetic index."""
     config = small(name, tiny, f"root={tmp_path}")

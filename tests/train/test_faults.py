@@ -106,7 +106,7 @@ def test_too_many_steps_in_a_row_are_skipped() -> None:
         assert len(list((folder / "tiny-vae").glob("nonfinite-*.json"))) == 3
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_damaged_row_is_named_by_all_ranks(ranks: int) -> None:
     with scratch() as folder:
         faults.write_columns(folder / "toy", "toy", 150, 1)

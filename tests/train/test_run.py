@@ -32,7 +32,7 @@ def columns() -> Path:
     return faults.columns()
 
 
-@pytest.fixture(scope="module", params=[1, 2, 4])
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow), 4])
 def straight(request: pytest.FixtureRequest) -> Path:
     """Twelve steps without a break, on 1 rank with ZeRO 1 and on 2 and 4 ranks with ZeRO 2; all checkpoints kept."""
     run = faults.straight(request.param)
