@@ -87,12 +87,11 @@ def make_source(name: str, tars: str | Sequence[str], shard_rows: int) -> tuple[
     _refuse_names(name, names, places)
     folders = {split_url(place)[0] for place in places if is_url(place)}
     stores = {folder: open_store(folder, LOOKING) for folder in folders}
-    sizes: list[int | None] = [None] * len(places)
-    with ThreadPoolExecutor(PROBES) as pool:  # a part of the tars for each thread
-        parts = [places[i::PROBES] for i in range(PROBES)]
+    some = max(1, min(64, len(places) // PROBES))  # a thread asks for some at a time
+    with ThreadPoolExecutor(PROBES) as pool:
+        parts = [places[i : i + some] for i in range(0, len(places), some)]
         found = pool.map(lambda part: [_size(place, stores) for place in part], parts)
-        for i, of_part in enumerate(found):
-            sizes[i::PROBES] = of_part
+        sizes = [size for of_part in found for size in of_part]
     missing = [place for place, size in zip(places, sizes, strict=True) if size is None]
     if missing:
         more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""

@@ -2,8 +2,8 @@
 
 A thread of each rank gives a sign of life to the store by which the ranks met, with what its rank is at, and looks at
 the next rank's. It asks nothing of the backend: a collective of NCCL that waits for a lost rank waits for ever, and
-only this thread is left to end the process, and one that looks whether the store still answers it. Who notices first
-puts down a verdict, and all ranks leave by that one.
+only this thread is left to end the process. A second one looks whether the store still answers the first. Who notices
+first puts down a verdict, and all ranks leave by that one.
 """
 
 import faulthandler
@@ -69,7 +69,8 @@ class Guard:
         self._seen = (0, time.monotonic())  # the next rank's last sign, and when it came
         self._verdict: dict[str, Any] | None = None  # that this rank has heard of
         self._over = threading.Event()
-        self._rounds = 0  # of the watch, each of which the store has answered
+        self._rounds = 0  # that the watch has begun: the store has answered all but the last
+        self._error: BaseException | None = None  # of the main thread
         self._threads = [
             threading.Thread(target=work, name=name, daemon=True)
             for work, name in ((self._watch, "guard"), (self._watch_store, "guard of the store"))
@@ -86,7 +87,8 @@ class Guard:
     def stop(self) -> None:
         self._over.set()
         for thread in self._threads:
-            thread.join(self.config.silence)  # the store may have gone silent meanwhile
+            if thread.is_alive():
+                thread.join(self.config.silence)  # the store may have gone silent meanwhile
 
     def mark(self, at: str, own: bool = False) -> None:
         """This rank has come to the next phase; `own`: has got on within one, in what not all ranks do."""
@@ -99,7 +101,7 @@ class Guard:
         """What is behind an error of this rank: RankLost if the connection to a lost rank broke, else None.
 
         Either way the other ranks are told, for they wait for this one."""
-        broken = self._of_the_network(error)
+        self._error, broken = error, self._of_the_network(error)
         try:
             verdict = self._verdict or self._look(self.rank)[0]
             if broken and not verdict and (lost := self._silent()):
@@ -132,13 +134,14 @@ class Guard:
 
     def _watch_store(self) -> None:
         """A store whose process is stopped, or whose host is lost without a word, may let an operation wait for ever:
-        torch, past its time-out, asks the store to cancel and waits for the answer to that. Beats are counted, not
-        seconds: those for which a scheduler has the job suspended are none of the store's.
+        torch, past its time-out, asks the store to cancel and waits for the answer to that. Beats are counted, so the
+        seconds for which a scheduler suspends the job are no silence. A rank that gets on goes on: with torchrun alone
+        stopped, as by Ctrl-Z, nobody needs the store for now.
         """
         rounds, silent = 0, 0
         while not self._over.wait(self.interval):
             rounds, silent = self._rounds, silent + 1 if rounds == self._rounds else 0
-            if silent > BEATS:
+            if silent > BEATS and time.monotonic() - self._since > self.config.silence:
                 self._end(self._verdict or self._store_gone())
 
     def _watch(self) -> None:
@@ -250,6 +253,8 @@ class Guard:
     def _end(self, verdict: dict[str, Any]) -> None:
         """The main thread waits for a rank that does not come, or is itself the one that does not."""
         with suppress(Exception):
+            if self._error:  # which the main thread could not tell the others
+                traceback.print_exception(self._error)
             print(f"{RankLost.__name__}: {verdict['text']}", file=sys.stderr, flush=True)
             if verdict["rank"] == self.rank:
                 faulthandler.dump_traceback(sys.stderr.fileno())

@@ -324,8 +324,8 @@ def decoded_elsewhere(share: float) -> None:
         assert "RemoteDecodeFailed" not in driver.text()
 
 
-def two_drivers(seed: int, end: str, then: str = "none") -> None:
-    """Two runs share the work; one of them is told to end, or killed; then the other may be, and a third goes on."""
+def two_drivers(seed: int, end: str) -> None:
+    """Two runs share the work; one of them is told to end, or killed."""
     at, chance = standing(), random.Random(seed)
     with at.root() as root:
         at.ensure_node()  # a CPU for each
@@ -337,12 +337,25 @@ def two_drivers(seed: int, end: str, then: str = "none") -> None:
         assert code in {"none": (0,), "SIGTERM": (0, 130), "SIGKILL": (0, -9)}[end], drivers[
             0
         ].text()
-        if then != "none":
-            drivers[1].kill(getattr(signal, then))
-            assert drivers[1].wait() in (0, 130), drivers[1].text()
-            drivers[1] = start(at.config(root, executor="inline"))
         sound(at, root, drivers[1])
         assert end == "SIGKILL" or not litter(root)
+
+
+def both_drivers_ended(seed: int) -> None:
+    """Of two runs that share the work one is killed and then the other told to end, both in the midst of it; a third
+    goes on.
+    """
+    at, chance = standing(), random.Random(seed)
+    with at.root() as root:
+        at.ensure_node()
+        first, second = (start(at.config(root, cooperate=True, workers=1)) for _ in range(2))
+        some_time(chance, root)
+        first.kill()
+        second.kill(signal.SIGTERM)
+        assert (first.wait(), second.wait()) == (-signal.SIGKILL, 130), second.text()
+        assert "Traceback" not in second.text()
+        assert commits(root) < SHARDS
+        sound(at, root, start(at.config(root, executor="inline")))
 
 
 def node_lost(seed: int, comes: bool) -> None:

@@ -116,3 +116,4 @@ def test_missing_weights_on_the_command_line(tmp_path: Path) -> None:
     code, said = forked(lambda: main(words), tmp_path / "log")
     assert code == 2
     assert said.startswith("MissingWeights: FID needs Inception's weights")
+    assert said.count("\n") == 1

@@ -42,7 +42,7 @@ def test_a_lost_rank_ends_the_job_and_is_named(
 ) -> None:
     folder, job = losses[how, rank]
     check_lost(job, how, 2, rank)
-    if rank:
+    if rank:  # the first may be stopped before it has saved
         assert saved(folder / "tiny-vae") == [2]
     if how == "kill":
         ends_as_straight(folder, 2)
@@ -55,7 +55,7 @@ def test_the_first_of_four_may_be_lost_too() -> None:
 
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_job_that_was_suspended_goes_on(tmp_path: Path, ranks: int) -> None:
-    """For longer than ranks may stand still: a scheduler does it, and nobody has hung."""
+    """For longer than ranks may stand still or be silent: a scheduler does it, and nobody has hung."""
     guard = GuardConfig(hang=1.5, silence=3.0)
 
     def work(rank: int) -> None:
@@ -70,7 +70,7 @@ def test_a_job_that_was_suspended_goes_on(tmp_path: Path, ranks: int) -> None:
     job = start(work, ranks, tmp_path)
     job.logged("done")
     job.send(signal.SIGSTOP)
-    time.sleep(2.5)
+    time.sleep(4)
     job.send(signal.SIGCONT)
     assert job.wait() == [0] * ranks, job.text()
 

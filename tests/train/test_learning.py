@@ -54,7 +54,7 @@ SHORT = [
     "model.head_dim=64", "model.mlp_size=768",
 ]  # fmt: skip
 # With the minutes, a token for each place is better, and a constant rate: both learn less of the training pictures by
-# heart, which is what a model loses by at the least noise.
+# heart, which costs a model most at the least noise.
 LONG = [
     "steps=1500", "global_batch=128", "micro_batch=128", "optim.lr=2e-3", "optim.weight_decay=0.5",
     "optim.schedule=constant", "flow.logit_mean=1.3", "model.patch_size=1", "model.layers=3", "model.hidden_size=128",
