@@ -24,7 +24,7 @@ def images(data: Path) -> torch.Tensor:
     return pictures(data)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["equi", pytest.param("plain", marks=pytest.mark.slow)])
 def test_the_script_repeats_the_first_steps_of_the_shipped_weights(
     images: torch.Tensor, name: str
 ) -> None:

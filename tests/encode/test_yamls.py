@@ -82,7 +82,7 @@ def with_index(place: Path, config: EncodeConfig) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * name.endswith("e2e-512"))  # others alike
+        pytest.param(name, marks=[pytest.mark.slow] * ("e2e" in name))  # of the same class
         for name in FILES
         if name != "all-vaes"  # the same ones
     ],

@@ -25,9 +25,10 @@ from . import faults
 from .faults import made, request, same, start
 
 ROOT = Path(__file__).parents[2]
+SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=SLOW), 3, pytest.param(4, marks=SLOW)])
 def test_any_number_of_ranks_makes_the_set_of_one(tmp_path: Path, ranks: int) -> None:
     out = tmp_path / "out"
     pids = start(out, ranks, tmp_path / "log")
@@ -65,7 +66,7 @@ def test_a_rank_that_dies_keeps_no_other_waiting(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "moment"), [(1, 100), pytest.param(2, 101, marks=pytest.mark.slow), (4, 102)]
+    ("ranks", "moment"), [(1, 100), pytest.param(2, 101, marks=SLOW), (4, 102)]
 )
 def test_killed_at_any_moment(ranks: int, moment: int) -> None:
     faults.killed(ranks, moment)
@@ -156,8 +157,8 @@ def agent(words: list[str], output: Path) -> int:
     "launcher",
     [
         agent,
-        pytest.param(torch_run, marks=pytest.mark.slow),
-        pytest.param(accelerate, marks=pytest.mark.slow),
+        pytest.param(torch_run, marks=SLOW),
+        pytest.param(accelerate, marks=SLOW),
     ],
 )
 def test_command_under_a_launcher(

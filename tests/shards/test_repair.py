@@ -76,7 +76,9 @@ def encode(path: Path, spec: Any, rows: tuple[int, ...] = ROWS) -> None:
     put_complete(path, digest, len(rows), allow_failed=False)
 
 
-@pytest.mark.parametrize("kind", SPECS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k == "blosc")) for k in SPECS]
+)
 def test_damage_of_any_file_is_mended(tmp_path: Path, kind: str) -> None:
     """For each file in turn: cut off, or a bit changed; repaired, written again, the same bytes."""
     spec, rows = SPECS[kind](2), (1030, 40)
