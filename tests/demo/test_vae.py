@@ -40,7 +40,8 @@ def test_the_script_repeats_the_first_steps_of_the_shipped_weights(
     assert losses == pytest.approx(first, rel=0.02)  # another CPU rounds differently
 
 
-@pytest.mark.parametrize("name", ["equi", pytest.param("plain", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
 def test_training_lowers_the_loss(images: torch.Tensor, name: str) -> None:
     losses: list[float] = []
     budget = Budget(steps=24, batch=4, warmup=4)

@@ -66,7 +66,8 @@ def test_a_rank_that_dies_keeps_no_other_waiting(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "moment"), [(1, 100), pytest.param(2, 101, marks=SLOW), (4, 102)]
+    ("ranks", "moment"),
+    [pytest.param(1, 100, marks=SLOW), pytest.param(2, 101, marks=SLOW), (4, 102)],
 )
 def test_killed_at_any_moment(ranks: int, moment: int) -> None:
     faults.killed(ranks, moment)

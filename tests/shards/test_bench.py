@@ -107,6 +107,7 @@ def test_a_reader_that_delivers_something_else_is_found(
         assert digest(reader, stores, "sequential") != expected[2]
 
 
+@pytest.mark.slow
 def test_processes_take_turns_and_a_damaged_store_has_no_numbers(
     tmp_path: Path, stores: Path
 ) -> None:

@@ -67,7 +67,7 @@ def test_up_damaged_mended_and_down(url: str, tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("stored", ["zarr", "webdataset"])
+@pytest.mark.parametrize("stored", ["zarr", pytest.param("webdataset", marks=pytest.mark.slow)])
 def test_pages_that_rot_deceive_no_tool(url: str, tmp_path: Path, stored: str) -> None:
     """Whole objects are read past the cache, and so fill no disk with it either."""
     spec = tokens_spec(1, **STORED[stored])

@@ -31,6 +31,7 @@ def check_ratio(found: dict[str, Any], rounds: int) -> None:
     assert 0 < found["ratio_low"] <= found["ratio"] <= found["ratio_high"]
 
 
+@pytest.mark.slow
 def test_the_trainer_and_the_bare_loop_do_the_same_work(results: dict[str, Any]) -> None:
     found = results["overhead"]
     check_ratio(found, 1)
