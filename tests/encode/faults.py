@@ -192,7 +192,7 @@ def some_time(chance: random.Random, root: Path) -> None:
 # The cases ----------------------------------------------------------------------------------------
 
 
-def driver_killed(seed: int, then: str = "ray") -> None:
+def driver_killed(seed: int) -> None:
     """SIGKILL to the driver at any moment; the same command goes on."""
     at, chance = standing(), random.Random(seed)
     with at.root() as root:
@@ -201,7 +201,7 @@ def driver_killed(seed: int, then: str = "ray") -> None:
         some_time(chance, root)
         driver.kill()
         driver.wait()
-        sound(at, root, start(at.config(root, executor=then)))
+        sound(at, root, start(at.config(root)))
 
 
 def worker_killed(seed: int) -> None:
@@ -231,12 +231,12 @@ def arranged(at: Stage, *moments: Moment) -> None:
             at.fault(f"{how}-picture-{where}-{number}")
 
 
-def killed(moment: Moment) -> None:
+def killed(how: str, where: str | int, number: int) -> None:
     """A worker is lost, and nothing else."""
     at = standing()
     with at.root() as root:
         at.ensure_node()
-        arranged(at, moment)
+        arranged(at, (how, where, number))
         driver = start(at.config(root, patience=4))
         sound(at, root, driver)
         assert not list((at.folder / "faults").iterdir()), "it has not happened"
@@ -413,8 +413,8 @@ def can_mount() -> bool:
 KINDS: dict[str, Callable[..., None]] = {
     "driver killed": driver_killed,
     "worker killed": worker_killed,
-    "killed at": lambda *moment: killed(moment),
-    "killed within": lambda *moment: killed(moment),
+    "killed at": killed,
+    "killed within": killed,
     "poisoned": poisoned,
     "suspended": suspended,
     "drained": drained,
