@@ -84,6 +84,11 @@ def wait(pid: int) -> int:
 
 def torchrun(work: Callable[[], Any], ranks: int, output: Path) -> int:
     """torchrun's agent with `work` in a fork for each rank, not in a Python started anew; its exit code."""
+    return wait(start_torchrun(work, ranks, output))
+
+
+def start_torchrun(work: Callable[[], Any], ranks: int, output: Path) -> int:
+    """The same, but not to its end: the agent's pid."""
 
     def agent() -> None:
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -98,4 +103,4 @@ def torchrun(work: Callable[[], Any], ranks: int, output: Path) -> int:
         leave_pytest()
         work()
 
-    return wait(fork(agent, output))
+    return fork(agent, output)

@@ -10,13 +10,14 @@ import pytest
 
 from shards.lease import LEASE, Lease
 from shards.storage import canonical_json
+from tests.forks import start_torchrun, wait
 from train.config import GuardConfig
 from train.lock import RunLock, RunLocked
 from train.world import joined
 
 from . import faults
 from .faults import HOW, check_lost, ends_as_straight, go, lost, saved, scratch
-from .ranks import Job, start
+from .ranks import Job, load_all, settle, start
 
 # The first rank holds the store by which the others would learn of its loss.
 LOST = [*((how, 1) for how in HOW), ("stop", 0)]
@@ -73,6 +74,32 @@ def test_a_job_that_was_suspended_goes_on(tmp_path: Path, ranks: int) -> None:
     time.sleep(4)
     job.send(signal.SIGCONT)
     assert job.wait() == [0] * ranks, job.text()
+
+
+def test_ranks_that_get_on_outlive_a_stopped_torchrun(tmp_path: Path) -> None:
+    """It holds the store, which nobody needs meanwhile; Ctrl-Z stops it and not them."""
+    load_all()
+    log = tmp_path / "log"
+    log.touch()
+
+    def work() -> None:
+        settle()
+        with joined(GuardConfig(silence=2.0), tmp_path / "run") as world:
+            for _ in range(80):
+                world.mark("a step")
+                time.sleep(0.1)
+                print("done", flush=True)
+
+    agent = start_torchrun(work, 2, log)
+    end = time.monotonic() + 60
+    while "done" not in log.read_text():
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.05)
+    os.kill(agent, signal.SIGSTOP)
+    time.sleep(4)
+    os.kill(agent, signal.SIGCONT)
+    assert wait(agent) == 0, log.read_text()
+    assert log.read_text().count("done") == 2 * 80
 
 
 def test_sigkill_within_a_save() -> None:
