@@ -8,6 +8,7 @@ error of ours that names the column, or in values, with bounded memory, and neve
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
 import io
 import json
@@ -383,6 +384,8 @@ def numbers_of(name: str) -> int:
 def bounded(growth: int = GROWTH) -> Iterator[None]:
     """AssertionError if memory grows by more than `growth` meanwhile; the machine is guarded too."""
     limits = resource.getrlimit(resource.RLIMIT_AS)
+    frozen = gc.get_freeze_count()
+    gc.freeze()  # what stands stays: old garbage that goes meanwhile would hide as much growth
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from now
     before = numbers_of("VmRSS")
     resource.setrlimit(resource.RLIMIT_AS, (numbers_of("VmSize") + VIRTUAL, limits[1]))
@@ -390,6 +393,8 @@ def bounded(growth: int = GROWTH) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
+        if not frozen:  # in a fork the parent's garbage stays frozen
+            gc.unfreeze()
     grown = numbers_of("VmHWM") - before
     assert grown <= growth, f"{grown >> 20} MB of memory for a small column"
 
