@@ -1,8 +1,23 @@
 """Frozen encoders over captioned pictures, once: tars in, columns out."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .config import EncodeConfig
 from .registry import ModelSpec
-from .text import TextEncoder, load_text
-from .vae import Vae, load_vae
+
+if TYPE_CHECKING:
+    from .text import TextEncoder, load_text
+    from .vae import Vae, load_vae
 
 __all__ = ["EncodeConfig", "ModelSpec", "TextEncoder", "Vae", "load_text", "load_vae"]
+
+
+HOMES = {"Vae": "vae", "load_vae": "vae", "TextEncoder": "text", "load_text": "text"}
+
+
+def __getattr__(name: str) -> Any:
+    """A model's class or loader when it is asked for: torch takes seconds, and a status needs none."""
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from shards import ColumnSpec, IndexRow, ShardWriter, Status, Store, put_index
@@ -119,7 +118,8 @@ def encode_shard(
             for name, writer in writers.items():
                 with timer(f"write {name}"):
                     seconds = seconds_of(timer.seconds, name)
-                    commit = writer.commit({**provenance(config), "seconds": seconds})
+                    told = {**provenance(encoders[name], config), "seconds": seconds}
+                    commit = writer.commit(told)
                 values, amounts = np.unique(commit.status(), return_counts=True)
                 counts[name] = {
                     Status(int(v)).name.lower(): int(n)
@@ -300,7 +300,7 @@ def seconds_of(seconds: Mapping[str, float], column: str) -> dict[str, float]:
     return {stage: round(passed, 3) for stage, passed in mine.items()}
 
 
-def provenance(config: EngineConfig) -> Json:
+def provenance(encoder: Encoder, config: EngineConfig) -> Json:
     """What may differ between two attempts at the same column; recorded in commits, never
     compared.
     """
@@ -309,8 +309,7 @@ def provenance(config: EngineConfig) -> Json:
         "host": platform.node(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in libraries},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "torch_threads": torch.get_num_threads(),
+        **encoder.runs_on(),
         "batch": config.batch,
         "tokens": config.tokens,
     }

@@ -11,16 +11,8 @@ from torch import Tensor
 from shards.storage import Json
 
 from .errors import ModelNotUsable
-from .registry import (
-    ModelSpec,
-    autocast,
-    check_weights,
-    load_model,
-    location,
-    one_line,
-    tune,
-    weights_digest,
-)
+from .loading import autocast, load_model, tune, weights_digest
+from .registry import ModelSpec, check_weights, location, one_line
 
 
 class FeatureEncoder:

@@ -10,10 +10,8 @@ import warnings
 from functools import cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
-from torch import Tensor
 
 from shards import Status
 
@@ -88,15 +86,3 @@ def transform(image: Image.Image, resolution: int) -> NDArray[np.uint8]:
     if size != image.size:
         image = image.resize(size, Image.Resampling.BILINEAR)
     return np.asarray(image.crop((left, top, left + resolution, top + resolution)))
-
-
-def to_pixels(images: NDArray[np.uint8]) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) fp32 in [-1, 1], as ToTensor and Normalize(0.5, 0.5)."""
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float()
-    return (x / 255 - 0.5) / 0.5
-
-
-def to_images(pixels: Tensor) -> NDArray[np.uint8]:
-    """The inverse: (B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8, rounded."""
-    x = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return x.permute(0, 2, 3, 1).cpu().numpy()

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
@@ -43,7 +42,6 @@ from .room import (
     scratch_of,
     size_text,
     suffix_in,
-    token_lengths,
 )
 from .sizes import alternatives, column_bytes, shard_bytes
 from .survey import Estimate, Survey, find, look_into
@@ -107,7 +105,7 @@ def plan_column(
     empty = 0
     if isinstance(encoder, CaptionEncoder):
         lengths = lengths_of(encoder, suffix, layout.row_shape[0], survey.looks)
-        empty = int(token_lengths(encoder, [""])[0])
+        empty = int(encoder.lengths([""])[0])
     ratio = rate.ratio if rate is not None else 1.0
     total = bytes_of(layout, survey, there, lengths, ratio, empty)
     done = len(committed(folder.child(name), shards))
@@ -172,7 +170,6 @@ def make_plan(
     """The plan of every source, and of every column of it."""
     root = open_store(config.root)
     surveys: dict[str, Survey] = {}
-    torch.set_num_threads(config.engine.torch_threads)  # as a worker does
     encoders = load_encoders(config.columns, config.engine)
     captions = {e.suffix for e in encoders.values() if isinstance(e, CaptionEncoder)}
     pictures = {e.view.suffix for e in encoders.values() if isinstance(e, ImageEncoder)}

@@ -6,12 +6,10 @@ id, a folder, or `package:NAME/SUB` for data that an installed Python package ca
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from pydantic import Field
 
 from configs import Strict
@@ -101,50 +99,6 @@ def location(path: str) -> str:
     return path
 
 
-def load_model(library: Any, model: ModelSpec, **options: Any) -> Any:
-    """Load a frozen model of a library's class in fp32; ModelNotUsable says what is missing.
-
-    Every weight must be in the checkpoint: the libraries would fill up the rest with random
-    numbers, and read pickles.
-    """
-    cls = getattr(library, model.cls, None)
-    if cls is None:
-        raise ModelNotUsable(f"{model.path}: {library.__name__} has no class {model.cls!r}")
-    if model.subfolder:
-        options["subfolder"] = model.subfolder
-    path, talk = location(model.path), library.utils.logging
-    talks = talk.get_verbosity()
-    talk.set_verbosity_error()  # both list at length what a checkpoint holds beyond this class
-    try:
-        module, report = cls.from_pretrained(
-            path, revision=model.revision, use_safetensors=True, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
-        raise ModelNotUsable(
-            f"{model.path}: cannot be loaded as {model.cls} "
-            f"({one_line(error)}). "
-            "Check class and path, or that the hub can be reached and its licence is accepted"
-        ) from error
-    finally:
-        talk.set_verbosity(talks)
-    if missing := sorted(report["missing_keys"]):
-        raise ModelNotUsable(
-            f"{model.path}: {len(missing)} weights of {model.cls} are not in it, {missing[:3]} "
-            "among them. Check class and path"
-        )
-    return module.float().eval().requires_grad_(False)
-
-
-def weights_digest(module: torch.nn.Module) -> str:
-    """sha256 over the sorted names, dtypes, shapes and bytes of a module's tensors."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        data = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
-        digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def check_weights(found: str, expected: str | None, path: str) -> None:
     """Raise ModelNotUsable if the weights that were loaded are not those a column was made with."""
     if expected is not None and found != expected:
@@ -158,20 +112,3 @@ def check_weights(found: str, expected: str | None, path: str) -> None:
 def one_line(error: Exception) -> str:
     """What a library says, short enough to stand in a message."""
     return " ".join(str(error).split())[:200]
-
-
-def tune(module: torch.nn.Module, hot: torch.nn.Module, compiled: bool, last: bool) -> None:
-    """Make a model faster on a GPU: compile its hot part, lay convolutions out channels last. In
-    place, and after the digest: neither names nor values change, only the last bits of results.
-    """
-    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
-    for parameter in module.parameters() if last else ():
-        if parameter.ndim in layouts:
-            parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.ndim])
-    if compiled:
-        hot.compile()
-
-
-def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """The context in which an encoder runs."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-autocast")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from shards import ColumnSpec, Layout, Source, Store
 from shards.commits import committed, read_failures
 
-from .columns import CaptionEncoder, Encoder, TokensEncoder
+from .columns import CaptionEncoder, Encoder
 from .config import EncodeConfig
 from .errors import BadTar, EncodeError, FetchFailed
 from .sizes import column_bytes, shard_bytes
@@ -49,15 +49,6 @@ class NoRoom(EncodeError, OSError):
     """The target has less free space than the columns will take."""
 
 
-def token_lengths(encoder: CaptionEncoder, captions: Sequence[str]) -> NDArray[np.int64]:
-    """Tokens that the column will hold of each caption; no model runs."""
-    if isinstance(encoder, TokensEncoder):
-        rows: Sequence[Any] = encoder.model.tokenize(captions)
-    else:  # ids: encoding is tokenising
-        rows = encoder.encode(captions, encoder.row()[0])
-    return np.array([len(row) for row in rows], np.int64)
-
-
 def layout_of(encoder: Encoder, shards: int, shard_rows: int) -> Layout:
     """The layout of the column that an encoder fills, as `columns.column_spec` has it."""
     how = encoder.config
@@ -82,7 +73,7 @@ def lengths_of(
             continue
         lengths = np.zeros(len(texts), np.int64)
         there = [i for i, text in enumerate(texts) if text is not None]
-        lengths[there] = token_lengths(encoder, [texts[i] or "" for i in there])
+        lengths[there] = encoder.lengths([texts[i] or "" for i in there])
         counted[look.shard] = lengths
         whole = (lengths > 0) & (lengths < most)  # what was cut tells nothing of the rate
         size += int(look.member_bytes(suffix)[whole].sum())

@@ -11,16 +11,8 @@ from torch import Tensor
 from shards.storage import Json, canonical_json, sha256
 
 from .errors import ModelNotUsable
-from .registry import (
-    ModelSpec,
-    autocast,
-    check_weights,
-    load_model,
-    location,
-    one_line,
-    tune,
-    weights_digest,
-)
+from .loading import autocast, load_model, tune, weights_digest
+from .registry import ModelSpec, check_weights, location, one_line
 
 # Classes whose captions begin with <bos> and end without <eos>, as the reference has them.
 BOS_ALONE = {"GemmaModel", "Gemma2Model"}

@@ -13,15 +13,8 @@ from shards import Norm
 from shards.storage import Json
 
 from .errors import ModelNotUsable
-from .registry import (
-    ModelSpec,
-    autocast,
-    check_weights,
-    load_model,
-    one_line,
-    tune,
-    weights_digest,
-)
+from .loading import autocast, load_model, tune, weights_digest
+from .registry import ModelSpec, check_weights, one_line
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-
-from .columns import Encoder, load_encoder
+from .columns import Encoder
 from .config import ColumnConfig, EngineConfig
 from .engine import ShardResult, ShardTask, encode_shard
 from .meter import Stats
@@ -58,26 +56,14 @@ class Executor(Protocol):
     def stop(self) -> None: ...
 
 
-def pick_device(device: str) -> str:
-    """`auto` is the GPU if there is one."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def load_encoders(
     columns: Mapping[str, ColumnConfig], engine: EngineConfig,
     weights: Mapping[str, str] | None = None,
 ) -> dict[str, Encoder]:  # fmt: skip
-    """The encoders of a config, on this machine's device; their weights checked if they are known."""
-    device = pick_device(engine.device)
-    return {
-        name: load_encoder(
-            column, device, None if weights is None else weights[name],
-            compiled=engine.compile, channels_last=engine.channels_last,
-        )
-        for name, column in columns.items()
-    }  # fmt: skip
+    """See `encoders`, which is imported here: torch takes seconds, and only who encodes needs it."""
+    from . import encoders
+
+    return encoders.load_encoders(columns, engine, weights)
 
 
 class Worker:
@@ -86,7 +72,6 @@ class Worker:
     def __init__(self, encoders: Mapping[str, Encoder], engine: EngineConfig) -> None:
         self._encoders, self._engine = encoders, engine
         self._place = Workplace(engine.threads)
-        torch.set_num_threads(engine.torch_threads)
 
     def encode(self, task: ShardTask) -> ShardResult:
         return encode_shard(task, self._encoders, self._engine, self._place)

@@ -25,7 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import configs
 from encode import EncodeConfig
 from encode.bench.synthetic import picture, save_gemma, save_vae, write_tar
-from encode.columns import CaptionEncoder, ImageEncoder, load_encoder
+from encode.columns import CaptionEncoder, ImageEncoder
+from encode.encoders import load_encoder
 from encode.images import decode, transform
 from encode.job import run as encode_run
 from shards import Sources

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from encode.registry import weights_digest
+from encode.loading import weights_digest
 from train.checkpoint import CheckpointError, load_for_sampling, steps
 from train.model import DiT
 from train.reference import STATES, read

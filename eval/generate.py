@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from encode.images import to_images
+from encode.pixels import to_images
 from shards.randomness import normal
 
 from .bar import Bar

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from encode.errors import ModelNotUsable
-from encode.registry import ModelSpec, load_model, location, one_line, weights_digest
+from encode.loading import load_model, weights_digest
+from encode.registry import ModelSpec, location, one_line
 from shards import sha256_file
 
 from .crops import crop

@@ -23,8 +23,8 @@ from torch import Tensor
 
 import configs
 from configs import ConfigError
-from encode.columns import pixels_on
 from encode.packed import PackedText
+from encode.pixels import pixels_on
 from encode.registry import TEXTS, ModelSpec, lookup
 from encode.text import CaptionTokenizer, load_tokenizer
 from encode.vae import Vae, load_vae

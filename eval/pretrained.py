@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from encode.errors import ModelNotUsable
-from encode.registry import location, one_line, weights_digest
+from encode.loading import weights_digest
+from encode.registry import location, one_line
 
 from .errors import MissingWeights
 

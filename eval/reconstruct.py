@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from encode.images import to_images
+from encode.pixels import to_images
 from encode.vae import load_vae
 from shards import Column, Status, atomic_write, canonical_json
 

@@ -1,6 +1,8 @@
 """Which package may import what, read from the syntax trees (also the imports inside functions)."""
 
 import ast
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +44,14 @@ HEAVY = {
         "shards.latents",
         "shards.randomness",
         "shards.bench",
-        "encode",
+        "encode.encoders",
+        "encode.features",
+        "encode.loading",
+        "encode.packed",
+        "encode.pixels",
+        "encode.text",
+        "encode.vae",
+        "encode.bench",
         "train",
         "eval",
     ),
@@ -110,6 +119,7 @@ def test_import_directions(module: str, path: Path) -> None:
         ("train.loop", "from diffusers import AutoencoderKL", True),
         ("encode.job", "import ray.util\nfrom .source import read_tar", False),
         ("encode.job", "from ..train import model", True),
+        ("encode.job", "import torch", True),
         ("encode.job", "from train.model import DiT", True),
         ("eval.sampler", "from train.flow import sigmas\nfrom train import model", False),
         ("eval.sampler", "from train.engine import start", True),
@@ -124,6 +134,13 @@ def test_import_directions(module: str, path: Path) -> None:
 )
 def test_the_rules_themselves(module: str, source: str, bad: bool) -> None:
     assert bool(complaints(module, source)) == bad
+
+
+def test_commands_and_those_who_decode_wait_for_no_torch() -> None:
+    """A status, a driver on a head node, a decoder on a node without GPU."""
+    modules = "shards.__main__ encode.__main__ encode.status encode.cluster encode.remote"
+    code = f"import sys, {', '.join(modules.split())}; raise SystemExit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_pyproject_lists_every_package() -> None:

@@ -37,10 +37,12 @@ from shards.tables import render
 from shards.writer import block_digest
 from shards.zarrfile import crc32c
 
-from ..columns import Encoder, ImageEncoder, load_encoder
+from ..columns import Encoder, ImageEncoder
 from ..config import EngineConfig, MomentsColumn
+from ..encoders import load_encoder
 from ..engine import ShardTask
-from ..images import decode, to_pixels, transform
+from ..images import decode, transform
+from ..pixels import to_pixels
 from ..source import scan_tar
 from ..workers import Done, InlineExecutor
 from .synthetic import MODELS, picture, save_vae, tasks_of, write_tar
@@ -89,6 +91,7 @@ class Bench:
             "kind": "moments", "resolution": case.resolution,
             "encoder": {"class": "AutoencoderKL", "path": str(self.vae)},
         })  # fmt: skip
+        torch.set_num_threads(engine_config().torch_threads)
         self.encoder = load_encoder(self.config, "cpu")
         self.executor = InlineExecutor({"vae": self.encoder}, engine_config())
         self._columns = (folder / f"column-{number}" for number in count())

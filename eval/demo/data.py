@@ -25,7 +25,8 @@ import resvg_py
 from PIL import Image
 from torch import Tensor
 
-from encode.images import to_pixels, transform
+from encode.images import transform
+from encode.pixels import to_pixels
 
 from .openmoji import BACKGROUNDS, GROUPS, Sample, choose, hashed
 from .photos import photos

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from encode.images import to_pixels
+from encode.pixels import to_pixels
 from eval.frechet import frechet_features
 from eval.intervals import Interval, bootstrap
 

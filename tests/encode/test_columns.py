@@ -15,15 +15,13 @@ from encode.columns import (
     ImageEncoder,
     View,
     column_spec,
-    load_encoder,
-    looked_up,
     measured_scales,
     standing_scales,
-    to_float16,
 )
 from encode.config import ColumnConfig, EncodeConfig
+from encode.encoders import load_encoder, to_float16
 from encode.errors import EncodeError, ModelNotUsable
-from encode.images import to_pixels
+from encode.pixels import looked_up, to_pixels
 from encode.prepare import scales
 from encode.source import make_source
 from encode.text import tokenizer_digest

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from encode.images import decode, to_images, to_pixels, transform
+from encode.images import decode, transform
+from encode.pixels import to_images, to_pixels
 from shards import Status
 
 from .toy import jpeg, picture

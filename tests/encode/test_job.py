@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import platform
 import random
 import re
 import resource
@@ -25,7 +26,7 @@ from PIL import Image
 import configs
 from encode.__main__ import main
 from encode.crew import is_final
-from shards import Column, CorruptColumn, IncompleteColumn, read_index
+from shards import Column, CorruptColumn, IncompleteColumn, read_commit, read_index
 from shards.errors import LeaseHeld, StoreError
 from shards.gc import collect
 from shards.lease import Lease
@@ -128,6 +129,10 @@ def test_every_row_ends_as_ok_or_with_a_reason(
     assert lengths == [24, 4, 0, 6, 5, 0, 1, 0, 6]  # <bos> and a token a letter; at most 24
     np.testing.assert_array_equal(column.read(np.array([6])), column.empty())
     assert verify(vae) == verify(text) == []
+    for made in (vae, text):  # a commit says what its encoder ran on
+        told = read_commit(made, 0).provenance
+        assert told["device"] == platform.machine()
+        assert told["torch_threads"] == 1
     report = json.loads((tmp_path / "cache/report.json").read_bytes())[str(vae.resolve())]
     assert report["rows"] == 12
     assert report["counts"]["ok"] == 9

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from encode import packed
-from encode.columns import IdsEncoder, load_encoder
 from encode.config import IdsColumn
+from encode.encoders import IdsEncoder, load_encoder
 from encode.errors import ModelNotUsable
 from encode.packed import PackedText, laid_out, model_of, packed_rows, similar_rows
 from encode.registry import ModelSpec

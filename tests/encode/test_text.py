@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encode.columns import load_encoder
 from encode.config import TokensColumn
+from encode.encoders import load_encoder
 from encode.errors import ModelNotUsable
 from encode.registry import ModelSpec
 from encode.text import TextEncoder, by_length, load_text

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 import configs
-from encode.columns import column_spec, load_encoder
+from encode.columns import column_spec
 from encode.config import EncodeConfig
+from encode.encoders import load_encoder
 from encode.plan import make_plan
 from encode.registry import TEXTS, VAES
 from encode.source import expand

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from encode.images import to_images
+from encode.pixels import to_images
 from eval.bench_generate import TOY, Bare, bench, write_models
 from eval.generate import Generator, generate, noise_number
 from shards.latents import undraw

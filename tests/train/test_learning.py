@@ -21,7 +21,8 @@ from torch import Tensor
 
 import configs
 from encode import ModelSpec, TextEncoder, Vae
-from encode.images import decode, to_pixels, transform
+from encode.images import decode, transform
+from encode.pixels import to_pixels
 from eval.demo.data import training_tars
 from eval.demo.openmoji import GROUPS, Sample, choose, hashed
 from eval.intervals import bootstrap

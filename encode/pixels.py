@@ -1,0 +1,36 @@
+"""Square crops of bytes <-> the pixels that a model takes and gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def to_pixels(images: NDArray[np.uint8]) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) fp32 in [-1, 1], as ToTensor and Normalize(0.5, 0.5)."""
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float()
+    return (x / 255 - 0.5) / 0.5
+
+
+def to_images(pixels: Tensor) -> NDArray[np.uint8]:
+    """The inverse: (B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8, rounded."""
+    x = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return x.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def pixels_on(device: torch.device, images: NDArray[np.uint8]) -> Tensor:
+    """`to_pixels` on a device. Bytes travel, and each is looked up in a table: a GPU's own division
+    would be off in the last bit.
+    """
+    if device.type == "cpu":
+        return to_pixels(images)
+    return looked_up(torch.from_numpy(images).to(device))
+
+
+def looked_up(images: Tensor) -> Tensor:
+    """(B, H, W, 3) bytes -> (B, 3, H, W) fp32 in [-1, 1], bit for bit as `to_pixels`."""
+    every = np.arange(256, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
+    table = to_pixels(every)[:, 0, 0, 0].to(images.device)
+    return table[images.permute(0, 3, 1, 2).int()]
