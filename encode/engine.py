@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -300,15 +301,21 @@ def seconds_of(seconds: Mapping[str, float], column: str) -> dict[str, float]:
     return {stage: round(passed, 3) for stage, passed in mine.items()}
 
 
+@cache
+def versions() -> Json:
+    """Of what decides the values; read once, as it was loaded once."""
+    libraries = ("torch", "diffusers", "transformers", "pillow", "numpy")
+    return {name: version(name) for name in libraries}
+
+
 def provenance(encoder: Encoder, config: EngineConfig) -> Json:
     """What may differ between two attempts at the same column; recorded in commits, never
     compared.
     """
-    libraries = ("torch", "diffusers", "transformers", "pillow", "numpy")
     return {
         "host": platform.node(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in libraries},
+        "versions": versions(),
         **encoder.runs_on(),
         "batch": config.batch,
         "tokens": config.tokens,

@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -207,10 +208,15 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) 
         return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
+@cache
+def _packages() -> dict[str, str]:
+    """Their versions; read once, as they were loaded once."""
+    return {name: version(name) for name in ("torch", "deepspeed", "safetensors", "numpy")}
+
+
 def provenance() -> dict[str, Any]:
     """Recorded, never compared."""
-    packages = {name: version(name) for name in ("torch", "deepspeed", "safetensors", "numpy")}
-    return {**packages, "python": platform.python_version(), "machine": platform.machine()}
+    return {**_packages(), "python": platform.python_version(), "machine": platform.machine()}
 
 
 # Finding -------------------------------------------------------------------------------------------------------------
