@@ -8,6 +8,7 @@ meet: a row that is neither ok nor of a named reason is a fault of the program, 
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,8 @@ HEAD_BYTES = 1 << 17  # the first line of an index holds a note of at most 65,53
 READERS = 16  # small objects read at once: of an object store each takes a round trip
 AHEAD = 256  # commits read before they are asked for
 SHOWN = 20  # failed shards that are printed; report.json has all
-WIDTH = 100
+WIDTH = 200  # of tables, at most
+STAGES = ("read", "decode", "wait", "encode", "write")  # of a shard, in their order
 
 
 class CountsDisagree(EncodeError, ValueError):
@@ -240,7 +242,7 @@ def summary(
             "Mend or fetch the tars again, then: python -m encode retry-failed CONFIG. To complete "
             "the columns without them: python -m encode run CONFIG allow_failed=true"
         )
-    return render(*parts, width=WIDTH)
+    return render(*parts, width=min(WIDTH, shutil.get_terminal_size((WIDTH, 0)).columns))
 
 
 def _line(url: str, entry: Json, allow_failed: bool) -> str:
@@ -258,35 +260,49 @@ def _ordered(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: order.get(item[0], 256))
 
 
+def _table(first: str, names: Sequence[str], title: str) -> Table:
+    """One row for each column, since there may be many; words of a heading may stand in two lines."""
+    table = Table(first, *(name.replace("_", " ") for name in names), title=title)
+    for shown in table.columns[1:]:
+        shown.justify = "right"
+    table.columns[0].no_wrap = True
+    return table
+
+
 def _rows_table(columns: Mapping[str, Json]) -> Table:
     """Every input row of each column, as ok or by reason; the sums have been checked."""
     reasons = [name for name, _ in _ordered({k: 0 for e in columns.values() for k in e["counts"]})]
-    table = Table("rows", *(_column(url) for url in columns), title="what became of the input rows")
-    for shown in table.columns[1:]:
-        shown.justify = "right"
-    for reason in reasons:
-        table.add_row(reason, *(f"{e['counts'].get(reason, 0):,}" for e in columns.values()))
-    table.add_section()
-    table.add_row("input", *(f"{e['input_rows']:,}" for e in columns.values()))
-    if any(e["unread"] for e in columns.values()):
-        table.add_row("tars not read", *(f"{e['unread']:,}" for e in columns.values()))
-    table.add_row("GB written", *(f"{e['bytes'] / 1e9:,.3f}" for e in columns.values()))
+    unread = any(e["unread"] for e in columns.values())
+    names = [*reasons, "input", *(["tars not read"] if unread else []), "GB written"]
+    table = _table("column", names, "what became of the input rows")
+    for url, entry in columns.items():
+        counts = [entry["counts"].get(reason, 0) for reason in reasons] + [entry["input_rows"]]
+        counts += [entry["unread"]] if unread else []
+        table.add_row(_column(url), *(f"{n:,}" for n in counts), f"{entry['bytes'] / 1e9:,.3f}")
     return table
 
 
 def _stage_table(columns: Mapping[str, Json]) -> Table:
-    """Seconds by stage over all commits, with milliseconds a row."""
-    stages = sorted({stage for entry in columns.values() for stage in entry["seconds"]})
-    table = Table("stage", *(_column(url) for url in columns), title="seconds, and ms a row")
-    for shown in table.columns[1:]:
-        shown.justify = "right"
-    for stage in stages:
-        cells = []
-        for entry in columns.values():
-            spent = entry["seconds"].get(stage)
-            each = 1e3 * (spent or 0) / max(entry["rows"], 1)
-            cells.append("" if spent is None else f"{spent:,.1f}  {each:.2f}")
-        table.add_row(stage, *cells)
+    """Seconds by stage over all commits, with milliseconds a row. A commit calls the time of its
+    column's encoder by the column's name.
+    """
+    spent = {
+        url: {
+            "encode" if stage == url.rstrip("/").split("/")[-1] else stage: passed
+            for stage, passed in entry["seconds"].items()
+        }
+        for url, entry in columns.items()
+    }
+    found = {stage for seconds in spent.values() for stage in seconds}
+    stages = [s for s in STAGES if s in found] + sorted(found.difference(STAGES))
+    table = _table("column", stages, "seconds, and ms a row")
+    for url, seconds in spent.items():
+        rows = max(columns[url]["rows"], 1)
+        cells = (
+            f"{seconds[s]:,.1f}  {1e3 * seconds[s] / rows:.2f}" if s in seconds else ""
+            for s in stages
+        )
+        table.add_row(_column(url), *cells)
     return table
 
 

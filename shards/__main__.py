@@ -5,7 +5,7 @@ s3://, gs://, az://).
     python -m shards verify COLUMN... [--processes N] [--json]     # every byte, by all cores
     python -m shards repair COLUMN [--yes]         # puts aside what is bad; encode makes it again
     python -m shards gc COLUMN [--yes] [--older-than 24h] [--generations] [--quarantine]
-    python -m shards digest COLUMN [--deep]        # equal for equal content, however it was made
+    python -m shards digest COLUMN... [--deep]     # equal for equal content, however it was made
     python -m shards diff A B
     python -m shards convert SRC DST [--backend webdataset] [--codec blosc] [--element int8]
     python -m shards copy SRC DST [--with-source]
@@ -75,7 +75,8 @@ def parser() -> argparse.ArgumentParser:
         help="also superseded COMPLETE records (runs pin them, and cannot resume without)",
     )  # fmt: skip
     gc.add_argument("--quarantine", action="store_true", help="also what repair put aside")
-    digest = add("digest", "one digest of the column's logical content", "column")
+    digest = add("digest", "one digest of a column's logical content")
+    digest.add_argument("column", nargs="+")
     digest.add_argument("--deep", action="store_true", help="read the data and recompute all")
     processes(digest)
     processes(add("diff", "in what two columns differ; exit code 1 if in anything", "a", "b"))

@@ -395,14 +395,19 @@ def _verdict(url: str, faults: Sequence[Fault]) -> str:
     )
 
 
-def run_digest(url: str, deep: bool, processes: int | None) -> int:
-    """`python -m shards digest`: 1 if `--deep` found the data to be other than the records say."""
-    if not deep:
-        print(logical_digest(url))
-        return 0
-    with Bar("digest") as shown:
-        digest, faults = deep_digest(url, processes, shown.begin, shown.report)
-    print(digest)
-    for fault in faults:
-        print(fault, file=sys.stderr)
-    return int(bool(faults))
+def run_digest(urls: Sequence[str], deep: bool, processes: int | None) -> int:
+    """`python -m shards digest`: 1 if `--deep` found data to be other than the records say. Of several columns
+    each digest has its column beside it.
+    """
+    damaged = False
+    for url in urls:
+        if deep:
+            with Bar("digest") as shown:
+                digest, faults = deep_digest(url, processes, shown.begin, shown.report)
+        else:
+            digest, faults = logical_digest(url), []
+        print(digest if len(urls) == 1 else f"{digest}  {url}", flush=True)
+        for fault in faults:
+            print(fault, file=sys.stderr)
+        damaged |= bool(faults)
+    return int(damaged)

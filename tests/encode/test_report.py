@@ -1,6 +1,7 @@
 """report.json and the summary: every row of every tar is accounted for, or it is said that it is not."""
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from encode.config import EncodeConfig
-from encode.report import CountsDisagree, column_report, index_heads, write_report
+from encode.registry import VAES
+from encode.report import CountsDisagree, column_report, index_heads, summary, write_report
 from shards import (
     ColumnSpec,
     IndexRow,
@@ -112,6 +114,20 @@ def test_every_row_is_ok_or_has_a_reason(tmp_path: Path) -> None:
     assert "4.5 samples/s" in text
     write_report(root, {column.store.url: column}, [], None, config_of(tmp_path))  # nothing to do
     assert json.loads((tmp_path / "report.json").read_text())[column.store.url] == entry
+
+
+def test_tables_of_many_columns_are_whole(tmp_path: Path) -> None:
+    column = make(tmp_path)
+    entry = column_report(column, index_heads(open_store(tmp_path / "toy")))
+    names = [f"blip3o-long/{vae}-{size}" for vae in VAES for size in (256, 512)]
+    entry |= {"failed": [], "seconds": {**entry["seconds"], "flux-256": 4.5}}
+    text = summary({f"s3://bucket/cache/{name}": entry for name in names}, [], None)
+    assert "…" not in text
+    told = [line for line in text.splitlines() if "blip3o-long/flux-256 " in line]
+    assert [re.findall(r"[\d.]+", line.split("256", 1)[1]) for line in told] == [
+        ["7", "1", "1", "9", "0.000"], ["3.8", "416.67", "4.5", "500.00", "1.5", "166.67"]
+    ]  # fmt: skip
+    assert re.search(r"column +┃ +decode ┃ +encode ┃", text)
 
 
 def test_shards_that_failed_count_too(tmp_path: Path) -> None:

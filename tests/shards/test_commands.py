@@ -100,7 +100,12 @@ def test_digest(tmp_path: Path) -> None:
     digests = [command("digest", path).stdout for path in (a, b)]
     assert digests[0] == digests[1] == logical_digest(a) + "\n"
     assert len(digests[0].strip()) == 64
-    assert command("digest", small_moments(tmp_path / "c")).stdout != digests[0]
+    other = small_moments(tmp_path / "c")
+    assert command("digest", other).stdout != digests[0]
+    several = command("digest", a, other, b, "--deep").stdout.splitlines()
+    assert several == [f"{logical_digest(path)}  {path}" for path in (a, other, b)]
+    cut = command("digest", a, tmp_path / "nothing", b)
+    assert (cut.returncode, cut.stdout) == (2, several[0] + "\n")
 
 
 def test_info(toy: Path) -> None:
