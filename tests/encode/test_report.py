@@ -116,7 +116,8 @@ def test_every_row_is_ok_or_has_a_reason(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "report.json").read_text())[column.store.url] == entry
 
 
-def test_tables_of_many_columns_are_whole(tmp_path: Path) -> None:
+def test_tables_of_many_columns_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     column = make(tmp_path)
     entry = column_report(column, index_heads(open_store(tmp_path / "toy")))
     names = [f"blip3o-long/{vae}-{size}" for vae in VAES for size in (256, 512)]
