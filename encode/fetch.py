@@ -167,7 +167,7 @@ class Remote:
         self.url, self.size, store = url, size, open_store(folder, limits)
         try:
             self.opened: Any = store.open(name)
-            found = store.length(self.opened)
+            found = store.length(self.opened, url)
         except FileNotFoundError:
             raise FetchFailed(f"{url}: it is there no more. Restore it") from None
         except StoreError as error:

@@ -73,7 +73,7 @@ def index_heads(source: Store, shards: Iterable[int] | None = None) -> dict[int,
     def head(name: str) -> tuple[int, int]:
         handle = source.open(name)
         try:
-            buffer = bytearray(min(HEAD_BYTES, source.length(handle)))
+            buffer = bytearray(min(HEAD_BYTES, source.length(handle, source.at(name))))
             got = source.preadv(handle, [memoryview(buffer)], 0)
         finally:
             source.close(handle)

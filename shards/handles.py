@@ -59,7 +59,7 @@ class Files:
     def length(self, number: int) -> int:
         """Bytes of an object."""
         with naming(self.name(number)):
-            return self.column.store.length(self.open(number))
+            return self.column.store.length(self.open(number), self.name(number))
 
     def open(self, number: int) -> Handle:
         """The handle of an object, opened if it is not."""
@@ -102,7 +102,7 @@ class Files:
         store, spec = self.column.store, self.column._arrays[self.column.layout.kind]
         with suppress(CorruptColumn):
             return read_index(store, handle, spec, self.name(number))
-        store.forget(handle, 0, store.length(handle))
+        store.forget(handle, 0, store.length(handle, self.name(number)))
         return read_index(store, handle, spec, self.name(number))
 
     def _close(self, number: int) -> None:

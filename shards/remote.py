@@ -355,7 +355,7 @@ class RemoteStore(Store):
         head = self._head(name)
         return Opened(self, name, head["size"], head["e_tag"], cached)
 
-    def length(self, handle: Handle) -> int:
+    def length(self, handle: Handle, name: str) -> int:
         return int(handle.size)
 
     def preadv(self, handle: Handle, buffers: Sequence[memoryview], offset: int) -> int:

@@ -132,7 +132,7 @@ class Pass:
         self._handle: Any = None
         try:
             self._handle = store.open(name, cached=False)
-            self.size = store.length(self._handle)
+            self.size = store.length(self._handle, store.at(name))
         except FileNotFoundError:
             self.error = "missing"
         except (OSError, CorruptColumn) as error:
@@ -184,7 +184,7 @@ class Held:
     def __init__(self, data: bytes, size: int | None = None) -> None:
         self.data, self.size = data, len(data) if size is None else size
 
-    def length(self, handle: Any) -> int:
+    def length(self, handle: Any, name: str) -> int:
         return self.size
 
     def preadv(self, handle: Any, buffers: Sequence[memoryview], offset: int) -> int:

@@ -160,8 +160,8 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def length(self, handle: Handle) -> int:
-        """Bytes of an open object."""
+    def length(self, handle: Handle, name: str) -> int:
+        """Bytes of an open object; an error says its `name`."""
 
     @abstractmethod
     def preadv(self, handle: Handle, buffers: Sequence[memoryview], offset: int) -> int:
@@ -212,7 +212,7 @@ class LocalStore(Store):
     def read(self, name: str) -> bytes:
         handle = self.open(name)
         with naming(self.folder / name), open(handle, "rb", buffering=0) as file:
-            size = self.length(handle)
+            size = self.length(handle, self.at(name))
             if size > WHOLE_BYTES:
                 raise CorruptColumn(
                     f"{self.at(name)}: {size} bytes, at most {WHOLE_BYTES} expected. Restore it, or "
@@ -317,8 +317,9 @@ class LocalStore(Store):
             raise
         return handle
 
-    def length(self, handle: Handle) -> int:
-        return os.fstat(handle).st_size
+    def length(self, handle: Handle, name: str) -> int:
+        with naming(name):
+            return os.fstat(handle).st_size
 
     def willneed(self, handle: Handle, offset: int, length: int) -> None:
         os.posix_fadvise(handle, offset, length, os.POSIX_FADV_WILLNEED)

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from .errors import CorruptColumn
 from .schema import Layout
-from .storage import naming
 from .store import Handle, Staging, Store
 from .zarrfile import read_into
 
@@ -60,8 +59,7 @@ def scan(store: Store, handle: Handle, layout: Layout, name: str) -> Iterator[tu
 
     Raises CorruptColumn for anything but what `write_row` writes.
     """
-    with naming(name):
-        size, at, last = store.length(handle), 0, -1
+    size, at, last = store.length(handle, name), 0, -1
     while at + len(END) < size:
         block = bytearray(HEADER)
         read_into(store, handle, block, at, name)

@@ -235,7 +235,7 @@ def _bring(
             f"-m shards repair {source.url}`"
         ) from None
     try:
-        found = source.length(handle)
+        found = source.length(handle, source.at(name))
         if found != size:
             raise CorruptColumn(_damaged(source, name, size, digest))
         with target.staged(name) as file:

@@ -29,7 +29,7 @@ from .schema import (
     Status,
     refuse_difference,
 )
-from .storage import Json, naming, seal
+from .storage import Json, seal
 from .store import Place, Staging, Store, open_store
 from .tars import END, scan, tar_name, write_row
 from .zarrfile import crc32c, pack, read_elements, read_index, read_into
@@ -84,8 +84,7 @@ def sha256_of(store: Store, name: str) -> tuple[int, str]:
     """Bytes and sha256 of an object that stands."""
     handle = store.open(name, cached=False)
     try:
-        with naming(store.at(name)):
-            digest, size = hashlib.sha256(), store.length(handle)
+        digest, size = hashlib.sha256(), store.length(handle, store.at(name))
         buffer = memoryview(bytearray(min(PIECE, size)))
         for start in range(0, size, PIECE):
             piece = buffer[: min(PIECE, size - start)]
@@ -290,7 +289,8 @@ class TarValues:
         store.touch(self.path)
         self._handle = store.open(self.path)
         self._open.callback(store.close, self._handle)
-        store.forget(self._handle, 0, store.length(self._handle))  # pages of it may be damaged
+        size = store.length(self._handle, store.at(self.path))
+        store.forget(self._handle, 0, size)  # pages of it may be damaged
         found = scan(store, self._handle, layout, store.at(self.path))
         self._members = {row: (start, size) for row, start, size in found}
         self.objects.append((self.path, *sha256_of(store, self.path)))

@@ -110,8 +110,7 @@ def read_index(store: Store, handle: Handle, spec: ArraySpec, name: str) -> NDAr
     Raises CorruptColumn for a truncated or lengthened file, a damaged index, or one that is not
     laid back to back.
     """
-    with naming(name):
-        size = store.length(handle)
+    size = store.length(handle, name)
     index_bytes = 16 * spec.chunks + 4
     if size < index_bytes:
         raise CorruptColumn(f"{name}: the object is cut off ({size} bytes)")

@@ -22,7 +22,7 @@ from tests.soak.sweep import Sweep, run, sample
 
 from . import killer, sweeps
 from .killer import Act, machine, trace
-from .sweeps import ANEW, Disk, expected, make, reads, standing
+from .sweeps import ADOPTING, ANEW, Disk, expected, make, reads, standing
 from .toy import files_of
 
 SAMPLES = {
@@ -43,6 +43,18 @@ def test_a_sample_of_each_sweep(sweep: Sweep) -> None:
     outcome = run(sweep, sample(sweep, SAMPLES[sweep.name]))
     assert outcome.failures == []
     assert outcome.cases == SAMPLES[sweep.name]
+
+
+def test_a_stat_of_an_open_tar_that_fails_names_it() -> None:
+    found = [
+        (variant, start, error, at, label)
+        for variant, start, error, at, label in sweeps.error_cases()
+        if (variant, start, error) == ("tokens tar", ADOPTING, "EIO")
+        and label.endswith("newfstatat c/tar/00000.tar")
+    ]
+    assert found
+    for case in found:
+        sweeps.check_error(*case)
 
 
 def test_every_system_call_of_a_writer_is_known() -> None:

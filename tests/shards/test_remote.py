@@ -351,7 +351,7 @@ def test_reads_fill_buffers_as_preadv_does(url: str, tmp_path: Path) -> None:
     store.replace("values", data)
     (tmp_path / "values").write_bytes(data)
     handle, file = store.open("values"), os.open(tmp_path / "values", os.O_RDONLY)
-    assert store.length(handle) == len(data)
+    assert store.length(handle, "values") == len(data)
     rng = np.random.default_rng(1)
     for _ in range(50):
         sizes = rng.integers(0, 2 * PAGE, 3)
