@@ -12,12 +12,11 @@ if TYPE_CHECKING:
 
 __all__ = ["EncodeConfig", "ModelSpec", "TextEncoder", "Vae", "load_text", "load_vae"]
 
-
-HOMES = {"Vae": "vae", "load_vae": "vae", "TextEncoder": "text", "load_text": "text"}
+_HOMES = {"Vae": "vae", "load_vae": "vae", "TextEncoder": "text", "load_text": "text"}
 
 
 def __getattr__(name: str) -> Any:
     """A model's class or loader when it is asked for: torch takes seconds, and a status needs none."""
-    if name not in HOMES:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -100,7 +100,7 @@ class CaptionEncoder(Encoder):
         """
 
     def lengths(self, captions: Sequence[str]) -> NDArray[np.int64]:
-        """Tokens that the column will hold of each caption."""
+        """Tokens that the column will hold of each caption, (B,); here by encoding them."""
         return np.array([len(row) for row in self.encode(captions, self.row()[0])], np.int64)
 
     @property

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from .errors import ModelNotUsable
 from .registry import ModelSpec, Precision, location, one_line
+
+
+@contextmanager
+def hushed(library: Any) -> Iterator[None]:
+    """Let diffusers or transformers speak of errors alone: they list at length what a checkpoint
+    holds beyond a class.
+    """
+    talk = library.utils.logging
+    before = talk.get_verbosity()
+    talk.set_verbosity_error()
+    try:
+        yield
+    finally:
+        talk.set_verbosity(before)
 
 
 def load_model(library: Any, model: ModelSpec, **options: Any) -> Any:
@@ -22,21 +38,19 @@ def load_model(library: Any, model: ModelSpec, **options: Any) -> Any:
         raise ModelNotUsable(f"{model.path}: {library.__name__} has no class {model.cls!r}")
     if model.subfolder:
         options["subfolder"] = model.subfolder
-    path, talk = location(model.path), library.utils.logging
-    talks = talk.get_verbosity()
-    talk.set_verbosity_error()  # both list at length what a checkpoint holds beyond this class
+    path = location(model.path)
     try:
-        module, report = cls.from_pretrained(
-            path, revision=model.revision, use_safetensors=True, output_loading_info=True, **options
-        )
+        with hushed(library):
+            module, report = cls.from_pretrained(
+                path, revision=model.revision, use_safetensors=True, output_loading_info=True,
+                **options,
+            )  # fmt: skip
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         raise ModelNotUsable(
             f"{model.path}: cannot be loaded as {model.cls} "
             f"({one_line(error)}). "
             "Check class and path, or that the hub can be reached and its licence is accepted"
         ) from error
-    finally:
-        talk.set_verbosity(talks)
     if missing := sorted(report["missing_keys"]):
         raise ModelNotUsable(
             f"{model.path}: {len(missing)} weights of {model.cls} are not in it, {missing[:3]} "

@@ -260,9 +260,9 @@ def _ordered(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: order.get(item[0], 256))
 
 
-def _table(first: str, names: Sequence[str], title: str) -> Table:
+def _table(names: Sequence[str], title: str) -> Table:
     """One row for each column, since there may be many; words of a heading may stand in two lines."""
-    table = Table(first, *(name.replace("_", " ") for name in names), title=title)
+    table = Table("column", *(name.replace("_", " ") for name in names), title=title)
     for shown in table.columns[1:]:
         shown.justify = "right"
     table.columns[0].no_wrap = True
@@ -274,7 +274,7 @@ def _rows_table(columns: Mapping[str, Json]) -> Table:
     reasons = [name for name, _ in _ordered({k: 0 for e in columns.values() for k in e["counts"]})]
     unread = any(e["unread"] for e in columns.values())
     names = [*reasons, "input", *(["tars not read"] if unread else []), "GB written"]
-    table = _table("column", names, "what became of the input rows")
+    table = _table(names, "what became of the input rows")
     for url, entry in columns.items():
         counts = [entry["counts"].get(reason, 0) for reason in reasons] + [entry["input_rows"]]
         counts += [entry["unread"]] if unread else []
@@ -288,14 +288,14 @@ def _stage_table(columns: Mapping[str, Json]) -> Table:
     """
     spent = {
         url: {
-            "encode" if stage == url.rstrip("/").split("/")[-1] else stage: passed
+            "encode" if stage == _column(url).split("/")[-1] else stage: passed
             for stage, passed in entry["seconds"].items()
         }
         for url, entry in columns.items()
     }
     found = {stage for seconds in spent.values() for stage in seconds}
     stages = [s for s in STAGES if s in found] + sorted(found.difference(STAGES))
-    table = _table("column", stages, "seconds, and ms a row")
+    table = _table(stages, "seconds, and ms a row")
     for url, seconds in spent.items():
         rows = max(columns[url]["rows"], 1)
         cells = (

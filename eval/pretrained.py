@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from encode.errors import ModelNotUsable
-from encode.loading import weights_digest
+from encode.loading import hushed, weights_digest
 from encode.registry import location, one_line
 
 from .errors import MissingWeights
@@ -16,15 +16,10 @@ def model(cls: str, path: str, device: str, dtype: torch.dtype = torch.float32) 
     """A frozen model of a class of transformers, and the digest of its weights; else MissingWeights."""
     import transformers
 
-    talk: Any = transformers.utils.logging
-    talks = talk.get_verbosity()
-    talk.set_verbosity_error()  # it lists at length what a checkpoint holds beyond the class
-    try:
+    with hushed(transformers):
         module, report = _from_pretrained(
             cls, path, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
-    finally:
-        talk.set_verbosity(talks)
     if absent := sorted(report["missing_keys"]):
         raise MissingWeights(
             f"{path}: {len(absent)} weights of {cls} are not in it, {absent[:3]} among them. Check that it is the "

@@ -153,9 +153,8 @@ class Guard:
                 verdict = self._verdict = verdict or self._judge(following)
                 if verdict:
                     self._store.set(f"heard/{self.rank}", "")
-            except (
-                distributed.DistStoreError
-            ):  # too late, but an answer: its process was stopped, and signs with it
+            except distributed.DistStoreError:
+                # too late, but an answer: its process was stopped, and signs with it
                 self._seen = (self._seen[0], time.monotonic())
                 continue
             except RuntimeError:
