@@ -1,6 +1,9 @@
 """The reference's picture, bit for bit; what becomes of broken ones."""
 
 import io
+import json
+import subprocess
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,10 +14,12 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
+from encode import images
 from encode.images import decode, transform
 from encode.pixels import to_images, to_pixels
 from shards import Status
 
+from .scarce import KINDS, outcome
 from .toy import jpeg, picture
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden/image_transform.safetensors")
@@ -168,3 +173,54 @@ def test_strict_and_lenient_decoding_side_by_side() -> None:
             image, status = job.result()
             assert status == (Status.OK, Status.TRUNCATED)[i % 2]
             np.testing.assert_array_equal(np.asarray(image), alone[i % 2])
+
+
+def test_want_of_memory_is_no_status(tmp_path: Path) -> None:
+    """A sound picture is decoded or raises MemoryError, whatever its decoder says; a broken one has
+    its usual status once there is room.
+    """
+    shown = picture(4, 900, 800)
+    for kind in KINDS:
+        (tmp_path / f"{kind} sound").write_bytes(encoded(shown, kind))
+    (tmp_path / "lossless WEBP sound").write_bytes(encoded(shown, "WEBP", lossless=True))
+    (tmp_path / "progressive JPEG sound").write_bytes(encoded(shown, "JPEG", progressive=True))
+    for path in list(tmp_path.glob("*sound")):
+        data = path.read_bytes()
+        (tmp_path / f"{path.name} cut").write_bytes(data[: len(data) // 2])
+    (tmp_path / "no picture").write_bytes(b"<html>404</html>")
+    usual = {path.name: outcome(path.read_bytes()) for path in tmp_path.iterdir()}
+    room = [0, 4, 7, 10, 16, 24, 200]  # MiB; the last is enough for a verdict
+    command = [sys.executable, "-m", "tests.encode.scarce", tmp_path, *room]
+    printed = subprocess.run(
+        list(map(str, command)), check=True, capture_output=True, cwd=Path(__file__).parents[2]
+    )
+    short = 0
+    for name, found in json.loads(printed.stdout).items():
+        assert set(found) <= {"MemoryError", usual[name]}, name
+        assert found[-1] == usual[name], name
+        assert usual[name].startswith("OK") == name.endswith("sound"), name
+        short += "MemoryError" in found
+    assert short > len(usual) // 2
+
+
+def test_one_picture_is_judged_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory is limited, a failed picture is decoded again while no other thread decodes."""
+    monkeypatch.setattr(images, "_memory_is_limited", lambda: True)
+    kinds = [jpeg(1), jpeg(2)[:-150], b"no picture"]
+    usual = [Status.OK, Status.TRUNCATED, Status.IMAGE_UNDECODABLE]
+    tried, running, company = images._tried, [], []
+
+    def watched(data: bytes, formats: list[str]) -> tuple[Image.Image | None, Status]:
+        again = images._gate._waiting and not images._gate._inside
+        running.append(data)
+        found = tried(data, formats)
+        if again:
+            company.append(len(running))
+        running.remove(data)
+        return found
+
+    monkeypatch.setattr(images, "_tried", watched)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda i: decode(kinds[i % 3])[1], range(600)))
+    assert found == usual * 200
+    assert company == [1] * 400
