@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator
 
 from configs import Strict
+from shards.names import checked_name, refuse_doubles
 from shards.schema import SHARD_ROWS, ZARR_ROWS
 
 from .registry import ModelSpec
+
+
+Name = Annotated[str, AfterValidator(checked_name)]  # of a source or a column
 
 
 class StoredColumn(Strict):
@@ -134,8 +138,8 @@ class EncodeConfig(Strict):
     """
 
     root: str  # a path, or an url as s3://bucket/prefix
-    sources: dict[str, str | list[str]]
-    columns: dict[str, ColumnConfig]
+    sources: dict[Name, str | list[str]]
+    columns: dict[Name, ColumnConfig]
     shard_rows: Annotated[int, Field(gt=0, multiple_of=ZARR_ROWS)] = SHARD_ROWS
     allow_failed: bool = False  # complete a column although some of its shards failed
     engine: EngineConfig = EngineConfig()
@@ -147,3 +151,9 @@ class EncodeConfig(Strict):
         if not isinstance(named, dict):
             return named
         return {name: value for name, value in named.items() if value is not None}
+
+    @field_validator("sources", "columns")
+    @classmethod
+    def _without_doubles(cls, named: dict[str, Any]) -> dict[str, Any]:
+        refuse_doubles(named)
+        return named
