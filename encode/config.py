@@ -10,8 +10,8 @@ from configs import Strict
 from shards.names import checked_name, refuse_doubles
 from shards.schema import SHARD_ROWS, ZARR_ROWS
 
+from .members import normal_caption, normal_suffix
 from .registry import ModelSpec
-
 
 Name = Annotated[str, AfterValidator(checked_name)]  # of a source or a column
 
@@ -28,7 +28,11 @@ class PictureColumn(StoredColumn):
     """A column made from the pictures: one row of fixed shape each."""
 
     encoder: str | ModelSpec
-    image: str = "jpg"  # suffix of the picture in the tar
+    image: Annotated[str, AfterValidator(normal_suffix)] = "jpg"  # of the picture in the tar
+
+    @property
+    def suffix(self) -> str:
+        return self.image
 
 
 class NormConfig(Strict):
@@ -86,7 +90,12 @@ class CaptionColumn(StoredColumn):
     template: str = "{}"  # the caption takes the place of {}
     instruction: str = ""  # stands before every caption; its tokens come on top of max_tokens
     chat_template: bool = False  # put the caption into the tokenizer's chat template
-    caption: str = "txt"  # suffix of the caption in the tar
+    # suffix of the caption in the tar, or json:field
+    caption: Annotated[str, AfterValidator(normal_caption)] = "txt"
+
+    @property
+    def suffix(self) -> str:
+        return self.caption
 
 
 class TokensColumn(CaptionColumn):

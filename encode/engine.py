@@ -37,6 +37,7 @@ from .columns import CaptionEncoder, Encoder, ImageEncoder, View
 from .config import EngineConfig
 from .decoding import Batch, decoded
 from .fetch import fetched
+from .members import caption_in, member_of, passed_over
 from .meter import DECODE, READ, WRITE, Timer
 from .source import CAPTION_BYTES, scan_tar
 from .workplace import Workplace
@@ -120,6 +121,8 @@ def encode_shard(
                 with timer(f"write {name}"):
                     seconds = seconds_of(timer.seconds, name)
                     told = {**provenance(encoders[name], config), "seconds": seconds}
+                    if others := shard.passed_over(name):
+                        told["passed_over"] = others
                     commit = writer.commit(told)
                 values, amounts = np.unique(commit.status(), return_counts=True)
                 counts[name] = {
@@ -151,6 +154,12 @@ class Shard:
         self.images = {n: e for n, e in self.encoders.items() if isinstance(e, ImageEncoder)}
         self.captions = {n: e for n, e in self.encoders.items() if isinstance(e, CaptionEncoder)}
         self.views = list(dict.fromkeys(encoder.view for encoder in self.images.values()))
+
+    def passed_over(self, name: str) -> dict[str, int]:
+        """See `members.passed_over`."""
+        if name in self.captions:
+            return passed_over(self.rows, self.captions[name].suffix, pictures=False)
+        return passed_over(self.rows, self.images[name].view.suffix, pictures=True)
 
     def encode(self, place: Workplace, timer: Timer, writing: Writing) -> None:
         """Every block through every encoder and on to the writer."""
@@ -250,24 +259,21 @@ class Pictures:
 def read_captions(
     block: Sequence[IndexRow], tar: int, suffix: str
 ) -> tuple[list[str | None], NDArray[np.uint8]]:
-    """Captions of rows and what became of them: OK, CAPTION_MISSING or CAPTION_UNDECODABLE (not
-    UTF-8, or over a megabyte).
+    """Captions of rows and what became of them: OK, CAPTION_MISSING or CAPTION_UNDECODABLE (over a
+    megabyte, or see `caption_in`).
     """
     captions: list[str | None] = []
     status = np.zeros(len(block), np.uint8)
+    member = member_of(suffix)
     for i, row in enumerate(block):
         caption = None
-        if suffix not in row.members:
+        if member not in row.members:
             status[i] = Status.CAPTION_MISSING
         else:
-            offset, size = row.members[suffix]
-            try:
-                if size <= CAPTION_BYTES:
-                    caption = os.pread(tar, size, offset).decode().strip()
-            except UnicodeDecodeError:
-                pass
-            if caption is None:
-                status[i] = Status.CAPTION_UNDECODABLE
+            offset, size = row.members[member]
+            status[i] = Status.CAPTION_UNDECODABLE
+            if size <= CAPTION_BYTES:
+                caption, status[i] = caption_in(os.pread(tar, size, offset), suffix)
         captions.append(caption)
     return captions, status
 

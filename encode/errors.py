@@ -21,6 +21,10 @@ class NotASource(EncodeError, ValueError):
     """Tars that cannot be one source: none at all, two of one name, a place that cannot be read."""
 
 
+class NoSuchSuffix(EncodeError, ValueError):
+    """A column reads members of a suffix that the samples of its source do not have."""
+
+
 class FetchFailed(EncodeError, OSError):
     """A tar could not be brought from where it is; the shard is tried again."""
 

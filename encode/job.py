@@ -153,5 +153,6 @@ def finish(
             put_complete(
                 target.store, target.digest, target.spec.layout.shards, config.allow_failed
             )
-    print(write_report(root_of(config), plan.columns, failed, run, config))
-    return QUARANTINED if failed else FINISHED
+    report = write_report(root_of(config), plan.columns, failed, run, config)
+    print(report.text)
+    return QUARANTINED if failed or report.useless else FINISHED

@@ -33,6 +33,7 @@ from shards.tables import render, without_nan
 from .columns import CaptionEncoder, Encoder, ImageEncoder
 from .config import EncodeConfig
 from .errors import EncodeError
+from .members import passed_over
 from .probe import Rate, decode_bound, hours, probe, spread
 from .room import (
     MARGIN,
@@ -41,10 +42,9 @@ from .room import (
     lengths_of,
     scratch_of,
     size_text,
-    suffix_in,
 )
 from .sizes import alternatives, column_bytes, shard_bytes
-from .survey import Estimate, Survey, find, look_into
+from .survey import Estimate, Survey, find, look_into, refuse_unmatched
 from .workers import load_encoders
 
 
@@ -67,6 +67,7 @@ class ColumnPlan:
     threads_wanted: int | None = None  # decoding threads a device, where it would wait
     break_even_steps: float | None = None
     alternatives: dict[str, float] = field(default_factory=dict)  # bytes by name
+    passed_over: dict[str, int] = field(default_factory=dict)  # see `members`; of the rows seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def plan_column(
     name: str, encoder: Encoder, survey: Survey, folder: Store, rate: Rate | None
 ) -> ColumnPlan:
     """Samples, tokens and bytes of one column."""
-    suffix, shards = suffix_in(encoder.config), survey.shards
+    suffix, shards = encoder.config.suffix, survey.shards
     layout = layout_of(encoder, shards, survey.source.shard_rows)
     there = [look.has(suffix) for look in survey.looks]
     lengths = [np.zeros(len(t), np.int64) for t in there]
@@ -114,6 +115,8 @@ def plan_column(
         survey.total([float(t.sum()) for t in there]), total,
         total.value * (shards - done) / max(shards, 1), done, shards, rate=rate,
     )  # fmt: skip
+    rows = (row for look in survey.looks for row in look.rows)
+    plan.passed_over = passed_over(rows, suffix, not layout.ragged)
     if layout.ragged:
         held = np.concatenate(lengths)[np.concatenate(there)]
         if held.size:
@@ -129,7 +132,7 @@ def plan_column(
 
 def rows_for_probe(encoder: Encoder, survey: Survey) -> list[Any]:
     """Real pictures or captions of the tars looked into."""
-    suffix = suffix_in(encoder.config)
+    suffix = encoder.config.suffix
     if isinstance(encoder, ImageEncoder):
         return [data for look in survey.looks for data in look.pictures.get(suffix, [])]
     texts = [t for look in survey.looks for t in look.captions.get(suffix, []) if t]
@@ -170,15 +173,18 @@ def make_plan(
     """The plan of every source, and of every column of it."""
     root = open_store(config.root)
     surveys: dict[str, Survey] = {}
+    for name, tars in config.sources.items():
+        folder = root.child(name)
+        found = find(name, tars, config.shard_rows, folder)
+        refuse_unmatched(config.columns, found.source, found.tars, folder, scratch_of(config))
+        surveys[name] = found
     encoders = load_encoders(config.columns, config.engine)
     captions = {e.suffix for e in encoders.values() if isinstance(e, CaptionEncoder)}
     pictures = {e.view.suffix for e in encoders.values() if isinstance(e, ImageEncoder)}
-    for name, tars in config.sources.items():
+    for name, survey in surveys.items():
         say(f"source {name}: looking into tars")
-        folder = root.child(name)
-        surveys[name] = find(name, tars, config.shard_rows, folder)
-        count = args.shards_sampled or surveys[name].shards
-        look_into(surveys[name], folder, count, captions, pictures, scratch_of(config))
+        count = args.shards_sampled or survey.shards
+        look_into(survey, root.child(name), count, captions, pictures, scratch_of(config))
     plans = []
     rates: dict[str, Rate | None] = {}
     for name, survey in surveys.items():
@@ -360,6 +366,9 @@ def _hints(plan: ColumnPlan) -> list[str]:
             f"{name}: decoding is the slower part; engine.threads={plan.threads_wanted} would keep "
             "the device busy"
         )
+    if plan.passed_over:
+        words = ", ".join(f"{suffix!r} of {count:,}" for suffix, count in plan.passed_over.items())
+        lines.append(f"{name}: reads one suffix; of the rows seen it passes over {words}")
     if plan.alternatives:
         words = ", ".join(f"{n} {size_text(b)}" for n, b in plan.alternatives.items())
         lines.append(f"{name}: the same captions stored otherwise: {words}")

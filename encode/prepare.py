@@ -27,6 +27,7 @@ from .errors import BadTar, EncodeError
 from .fetch import fetched
 from .room import scratch_of
 from .source import make_source, scan_tar
+from .survey import refuse_unmatched
 from .workers import load_encoders
 
 TRIES = 8  # tars that are looked at for captions to measure on
@@ -74,8 +75,11 @@ def prepare(config: EncodeConfig) -> Plan:
     made = {
         name: make_source(name, tars, config.shard_rows) for name, tars in config.sources.items()
     }
+    root, claims = root_of(config), list[Claim]()
+    for name, (source, tars) in made.items():
+        source.check(root.child(name))  # an index of other tars says nothing of these
+        refuse_unmatched(config.columns, source, tars, root.child(name), scratch_of(config))
     encoders = load_encoders(config.columns, config.engine)
-    root, claims = root_of(config), []
     for name, (source, tars) in made.items():
         folder = root.child(name)
         specs = {
@@ -87,7 +91,6 @@ def prepare(config: EncodeConfig) -> Plan:
         }  # fmt: skip
         claims.append(Claim(name, source, tars, folder, specs))
     for claim in claims:
-        claim.source.check(claim.folder)
         for column, spec in claim.specs.items():
             check_column(claim.folder.child(column), spec)
     return Plan(claims, encoders, {name: e.weights for name, e in encoders.items()})

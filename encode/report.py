@@ -12,6 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rich.table import Table
@@ -19,6 +20,7 @@ from rich.table import Table
 from shards import ColumnSpec, Status, Store, canonical_json
 from shards.commits import Commit, committed, own_commit, read_complete, read_failures
 from shards.records import parse_index_head
+from shards.schema import HAS_VALUES
 from shards.source import index_name
 from shards.storage import Json
 from shards.tables import render
@@ -93,11 +95,24 @@ def index_heads(source: Store, shards: Iterable[int] | None = None) -> dict[int,
         return dict(pool.map(head, names))
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run ends with: a text, and the complete columns in which no row is usable, by url."""
+
+    text: str
+    useless: list[str]
+
+
+def usable(counts: Mapping[str, int]) -> bool:
+    """Whether any row has values."""
+    return any(counts.get(status.name.lower()) for status in HAS_VALUES)
+
+
 def write_report(
     root: Store, columns: Mapping[str, Written], failed: Sequence[tuple[Task, str]],
     run: Json | None, config: EncodeConfig,
-) -> str:  # fmt: skip
-    """Write `<root>/report.json` and return the summary of the run as text.
+) -> Report:  # fmt: skip
+    """Write `<root>/report.json` and summarise the run.
 
     `columns` are all that the run was asked for, by url; `failed` its shards and why; `run` what the
     meter counted (as in progress.json), None where nothing was encoded. Columns of earlier runs keep
@@ -118,7 +133,8 @@ def write_report(
             entry["run"] = report[url]["run"]  # the last one that encoded anything
         mine[url] = entry
     root.replace("report.json", canonical_json(report | mine))
-    return summary(mine, failed, run, config.allow_failed)
+    useless = [u for u, e in mine.items() if e["complete"] is not None and not usable(e["counts"])]
+    return Report(summary(mine, failed, run, config.allow_failed), useless)
 
 
 def standing_report(root: Store) -> Json:
@@ -143,11 +159,13 @@ def column_report(target: Written, heads: dict[int, int]) -> Json:
     counts: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
+    others: Counter[str] = Counter()
     rows = 0
     for commit in _commits(target, done):
         rows += commit.rows
         counts.update(_counts_of(commit, heads.get(commit.shard), store))
         seconds.update(commit.provenance.get("seconds", {}))
+        others.update(commit.provenance.get("passed_over", {}))
         for path, size, _ in commit.objects:
             shared = path.startswith("empty/")  # one object, named by every commit
             sizes["shared" if shared else "own"] = size if shared else sizes["own"] + size
@@ -166,6 +184,7 @@ def column_report(target: Written, heads: dict[int, int]) -> Json:
         "rows": rows,
         "input_rows": expected,
         "counts": dict(sorted(counts.items())),
+        "passed_over": dict(others.most_common()),  # rows without the column's member, by others
         "bytes": sizes.total(),
         "seconds": {stage: round(value, 3) for stage, value in sorted(seconds.items())},
         "shards": layout.shards,
@@ -230,6 +249,12 @@ def summary(
 ) -> str:  # fmt: skip
     """The end of a run for a reader: rows by column, time by stage, what failed and what to do."""
     parts: list[Any] = [_line(url, entry, allow_failed) for url, entry in columns.items()]
+    parts += [
+        f"{url}: passed over, since a column reads one suffix: "
+        + ", ".join(f"{suffix!r} of {count:,} rows" for suffix, count in others.items())
+        for url, entry in columns.items()
+        if (others := entry["passed_over"])
+    ]
     parts += [_rows_table(columns), _stage_table(columns)]
     if run is not None:
         parts.append(_run_line(run))
@@ -248,7 +273,8 @@ def summary(
 def _line(url: str, entry: Json, allow_failed: bool) -> str:
     counts = ", ".join(f"{n:,} {name}" for name, n in _ordered(entry["counts"]))
     if entry["complete"] is not None and (allow_failed or not entry["missing"]):
-        return f"{url}: complete, {entry['rows']:,} rows: {counts}"
+        useless = "" if usable(entry["counts"]) else "but NO ROW IS USABLE, "
+        return f"{url}: complete, {useless}{entry['rows']:,} rows: {counts}"
     lost = len(entry["failed"])
     left = f", {entry['missing'] - lost} not encoded yet" if entry["missing"] > lost else ""
     return f"{url}: NOT complete, {lost} shards failed{left}; {counts}"

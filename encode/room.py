@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,13 +125,13 @@ def _of_claim(
     sizes = [size for _, size in claim.source.tars]
     room = claim.source.shard_rows
     tars = [Tar(claim.tars[shard], sizes[shard], shard, room) for shard in wanted]
-    suffixes = {suffix_in(config.columns[n]) for n in missing if _ragged(config.columns[n])}
+    suffixes = {config.columns[n].suffix for n in missing if claim.specs[n].layout.ragged}
     look = _any_look(tars, claim.folder, suffixes, config)
     if look is None:
         return 0.0
     total = 0.0
     for name, spec in claim.specs.items():
-        layout, suffix = spec.layout, suffix_in(config.columns[name])
+        layout, suffix = spec.layout, config.columns[name].suffix
         lengths = np.zeros(len(look.rows), np.int64)
         if layout.ragged:
             counter = encoders.get(name)
@@ -155,15 +155,6 @@ def _any_look(
         except (BadTar, FetchFailed):
             continue  # it is reported when its turn comes
     return None
-
-
-def suffix_in(column: Any) -> str:
-    """The member of a sample that a column's config names."""
-    return str(column.caption if _ragged(column) else column.image)
-
-
-def _ragged(column: Any) -> bool:
-    return hasattr(column, "caption")
 
 
 def scratch_of(config: EncodeConfig) -> Path:

@@ -6,7 +6,7 @@
 
 Nothing is loaded and nothing is written: shards come from one listing of each column, rows from its
 COMPLETE record or its commits, and the rest from `<root>/progress.json`, which a run replaces every
-few seconds. Exit code 0, or 3 if shards have failed.
+few seconds. Exit code 0, or 3 if shards have failed or a complete column has no usable row.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from shards.storage import Json
 from shards.tables import render
 
 from .config import EncodeConfig
-from .report import AHEAD, READERS, SHOWN, standing_report
+from .report import AHEAD, READERS, SHOWN, standing_report, usable
 from .room import size_text
 
 PROGRESS = "progress.json"
@@ -224,6 +224,8 @@ def as_text(found: Json, config_path: str) -> str:
             continue
         counts = ", ".join(f"{n:,} {status}" for status, n in column["counts"].items())
         state = "complete: " if column["complete"] else ""
+        if _useless(column):
+            state = "complete, NO ROW IS USABLE: "
         table.add_row(
             name, f"{column['committed']:,} of {column['shards']:,}", f"{len(column['failed']):,}",
             f"{column['missing']:,}", f"{column['rows']:,}", size_text(column["bytes"]),
@@ -262,12 +264,13 @@ def run_status(args: argparse.Namespace) -> int:
         print(text, flush=True)
         alive = bool(found["run"] and found["run"]["alive"])
         if not (args.watch and alive):
-            return QUARANTINED if _failed(found["columns"]) else 0
+            columns = found["columns"].values()
+            return QUARANTINED if any(c["failed"] or _useless(c) for c in columns) else 0
         try:
             time.sleep(EVERY)
         except KeyboardInterrupt:
             return 0
 
 
-def _failed(columns: Mapping[str, Json]) -> bool:
-    return any(column["failed"] for column in columns.values())
+def _useless(column: Json) -> bool:
+    return bool(column.get("complete")) and not usable(column["counts"])

@@ -9,22 +9,27 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards import IndexRow, Source, Store, open_source, read_index
+from shards import CorruptColumn, IndexRow, Source, Store, open_source, read_index
 from shards.source import ShardIndex, index_name
 
-from .errors import BadTar, EncodeError, FetchFailed, MissingTar
+from .config import ColumnConfig
+from .engine import read_captions
+from .errors import BadTar, EncodeError, FetchFailed, MissingTar, NoSuchSuffix
 from .fetch import fetched
+from .members import member_of
 from .report import index_heads
-from .source import CAPTION_BYTES, make_source, scan_tar
+from .source import make_source, scan_tar
 
 PICTURES = 256  # kept of a tar, to try the encoders on
+FIRST, TRIES = 8, 32  # tars with rows that are looked at for a suffix, of so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +49,12 @@ class Look:
         """Which rows have this member, (rows,)."""
         if suffix in self.captions:
             return np.array([caption is not None for caption in self.captions[suffix]], bool)
-        return np.array([suffix in row.members for row in self.rows], bool)
+        return np.array([member_of(suffix) in row.members for row in self.rows], bool)
 
     def member_bytes(self, suffix: str) -> NDArray[np.int64]:
         """Size of this member in each row, 0 where it is not, (rows,)."""
-        return np.array([row.members.get(suffix, (0, 0))[1] for row in self.rows], np.int64)
+        member = member_of(suffix)
+        return np.array([row.members.get(member, (0, 0))[1] for row in self.rows], np.int64)
 
 
 @dataclass(slots=True)
@@ -147,6 +153,44 @@ def find(name: str, tars: str | Sequence[str], shard_rows: int, folder: Store) -
     return Survey(source, places, index_heads(folder))
 
 
+def refuse_unmatched(
+    columns: Mapping[str, ColumnConfig], source: Source, tars: Sequence[str] | None, folder: Store,
+    scratch: Path,
+) -> None:  # fmt: skip
+    """Raise NoSuchSuffix if a column's suffix is that of no member in the first tars with rows, and
+    in some more of the source. Tars are read, or their indexes, until every suffix was seen.
+    """
+    shards, half = len(source.tars), FIRST // 2
+    some = [*range(half), *(shards * i // half - 1 for i in range(1, half + 1))]
+    some += [shards * i // TRIES for i in range(TRIES)]
+    seen, looked, lacking = Counter[str](), list[str](), dict(columns)
+    for shard in dict.fromkeys(shard for shard in some if 0 <= shard < shards):
+        if not lacking or len(looked) == FIRST:
+            break
+        place = None if tars is None else tars[shard]
+        tar = Tar(place, source.tars[shard][1], shard, source.shard_rows)
+        try:
+            rows = look_at(tar, folder, set(), set(), scratch).rows
+        except (BadTar, CorruptColumn):
+            continue  # it is reported when its turn comes
+        except OSError:
+            return  # so is this, and others would take as long
+        looked.append(source.tars[shard][0])
+        seen.update(suffix for row in rows for suffix in row.members)
+        lacking = {n: c for n, c in lacking.items() if member_of(c.suffix) not in seen}
+    if not looked or not lacking:
+        return
+    name, column = next(iter(lacking.items()))
+    key = "image" if hasattr(column, "image") else "caption"
+    held = ", ".join(f"{suffix!r} ({count:,})" for suffix, count in seen.most_common(12))
+    raise NoSuchSuffix(
+        f"columns.{name}.{key}: no sample of source {source.name!r} has a member with the suffix "
+        f"{member_of(column.suffix)!r}, in {len(looked)} of {shards} tars that were looked at "
+        f"({', '.join(map(repr, looked[:3]))}{', ...' if looked[3:] else ''}). Suffixes there, with "
+        f"their rows: {held}. Set columns.{name}.{key} to one of them"
+    )
+
+
 def look_into(
     survey: Survey, folder: Store, count: int, captions: set[str], pictures: set[str], scratch: Path
 ) -> None:
@@ -194,9 +238,10 @@ def look_at(tar: Tar, folder: Store, captions: set[str], pictures: set[str], scr
     """Look into a tar: rows from its index where that stands; captions, and some pictures."""
     size = folder.size(index_name(tar.shard))
     index = None if size is None else read_index(folder, tar.shard)
-    if tar.place is None:
-        if index is None:
-            raise BadTar(f"tar {tar.shard}: neither it nor its index is in reach. Fetch it")
+    if tar.place is None and index is None:
+        raise BadTar(f"tar {tar.shard}: neither it nor its index is in reach. Fetch it")
+    if tar.place is None or (index is not None and not captions and not pictures):
+        assert index is not None
         return Look(tar.shard, index.rows, tar.size, size or 0, {}, {})
     with fetched(tar.place, scratch, tar.size) as path:
         if index is not None:
@@ -205,7 +250,7 @@ def look_at(tar: Tar, folder: Store, captions: set[str], pictures: set[str], scr
             rows, note = scan_tar(path, tar.shard_rows)
             size = len(ShardIndex.encode(64 * "0", tar.shard, rows, note))
         with path.open("rb") as file:
-            texts = {s: [_caption(file.fileno(), row, s) for row in rows] for s in captions}
+            texts = {s: read_captions(rows, file.fileno(), s)[0] for s in captions}
             some = rows[:: max(1, len(rows) // PICTURES)]
             shown = {
                 s: [_member(file.fileno(), row, s) for row in some if s in row.members]
@@ -217,13 +262,3 @@ def look_at(tar: Tar, folder: Store, captions: set[str], pictures: set[str], scr
 def _member(tar: int, row: IndexRow, suffix: str) -> bytes:
     offset, size = row.members[suffix]
     return os.pread(tar, size, offset)
-
-
-def _caption(tar: int, row: IndexRow, suffix: str) -> str | None:
-    """A caption as the engine reads it; None where it would count as missing or undecodable."""
-    if suffix not in row.members or row.members[suffix][1] > CAPTION_BYTES:
-        return None
-    try:
-        return _member(tar, row, suffix).decode().strip()
-    except UnicodeDecodeError:
-        return None

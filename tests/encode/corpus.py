@@ -412,7 +412,8 @@ def page() -> str:
         "", "A case of several rows names the status of each, in order.", "", "## Tars", "",
         "A tar that is cut off or damaged keeps what stands before; the index, the output and the report note it.",
         "One that holds nothing fails (`BadTar`): its shard is recorded in `failures/`, the others go on, and the",
-        "run ends with exit code 3.",
+        "run ends with exit code 3. Want of memory is no fault of a picture: the shard is tried again, and fails with",
+        "`MemoryError` after three attempts.",
         "", "| case | outcome |", "|---|---|",
     ]  # fmt: skip
     for tar in TARS:
@@ -424,6 +425,11 @@ def page() -> str:
     lines += [
         "", "## Sources", "", "Nothing is encoded, exit code 2.", "", "| case | error |", "|---|---|",
         *(f"| {cell(s.name)} | {s.error.__name__}: ... {s.message} ... |" for s in SOURCES),
+        "| a suffix that no sample in the first tars has | NoSuchSuffix: ... Suffixes there, with their rows: ... |",
+        "",
+        "How a suffix is written in the config does not matter: `.JPG` is `jpg`. Rows that lack a column's suffix and",
+        "have others are counted by those, in the output, in `report.json` and by `plan`. A column in which no row is",
+        "usable is said to be one, and `run` and `status` end with exit code 3.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

@@ -71,7 +71,7 @@ class Means(ImageEncoder):
 
     def __init__(self, config: ColumnConfig, seconds: float) -> None:
         self.config, self.weights, self.model = config, "0" * 64, None
-        self.view = View(config.resolution, "jpg")  # type: ignore[union-attr]
+        self.view = View(config.resolution, config.suffix)  # type: ignore[union-attr]
         self._seconds = seconds
 
     def identity(self) -> Json:
@@ -94,10 +94,9 @@ class Means(ImageEncoder):
 class Letters(CaptionEncoder):
     """A 2, then the letters of a caption."""
 
-    suffix = "txt"
-
     def __init__(self, config: ColumnConfig) -> None:
         self.config, self.weights, self.model = config, "0" * 64, None
+        self.suffix = config.suffix
 
     def identity(self) -> Json:
         return {"kind": "ids", "encoder": "letters"}

@@ -94,7 +94,7 @@ def test_every_row_is_ok_or_has_a_reason(tmp_path: Path) -> None:
         "columns": {column.store.url: {"rows": 9}}, "workers": [], "pid": 7,
     }  # fmt: skip
     root = open_store(tmp_path)
-    text = write_report(root, {column.store.url: column}, [], run, config_of(tmp_path))
+    text = write_report(root, {column.store.url: column}, [], run, config_of(tmp_path)).text
     entry = json.loads((tmp_path / "report.json").read_text())[column.store.url]
     assert entry["counts"] == {"image_missing": 1, "image_undecodable": 1, "ok": 7}
     assert entry["input_rows"] == entry["rows"] == 9
@@ -137,7 +137,7 @@ def test_shards_that_failed_count_too(tmp_path: Path) -> None:
     fail(column, 3)
     root, url = open_store(tmp_path), column.store.url
     failed = [(Task("toy/00001", "/data/1.tar", 1, {"vae": column}), "BadTar: no tar")] * 25
-    text = write_report(root, {url: column}, failed, None, config_of(tmp_path))
+    text = write_report(root, {url: column}, failed, None, config_of(tmp_path)).text
     entry = json.loads((tmp_path / "report.json").read_text())[url]
     assert entry["counts"] == {"image_undecodable": 1, "ok": 6, "shard_failed": 2}
     assert (entry["rows"], entry["input_rows"]) == (7, 9)
