@@ -31,7 +31,7 @@ CAPTION = "txt"  # last part of a suffix whose members are captions: txt, short.
 CAPTION_BYTES = 1 << 20  # a longer one is no caption
 SUFFIX = 256  # characters; a longer one names nothing that a config could ask for
 HEADER_BYTES = 1 << 20  # of a long name or of PAX fields; a larger one is damage
-AFTER = 1 << 16  # bytes after the end that are looked at; one tar behind another starts there
+AFTER = 1 << 20  # bytes after the end that are looked at together; one tar behind another is there
 PROBES = 32  # sizes that are asked for at once
 LOOKING = Limits(give_up=60)
 # what tarfile raises on damaged headers; the last on a chain of long names without a member
@@ -225,8 +225,9 @@ def _end(offset: int, file: BinaryIO, size: int) -> str | None:
         return f"cut off at byte {size}, before the end of the archive"
     if any(block):
         return f"damaged at byte {offset}: neither a member nor the end"
-    if any(file.read(AFTER)):
-        return f"more after the end of the archive at byte {offset}, which is not read"
+    while rest := file.read(AFTER):
+        if rest.count(0) < len(rest):
+            return f"more after the end of the archive at byte {offset}, which is not read"
     return None
 
 

@@ -143,14 +143,17 @@ def read_index(folder: Place, shard: int) -> ShardIndex:
 def put_index(
     folder: Place, source: str, shard: int, rows: Sequence[IndexRow], note: str | None
 ) -> ShardIndex:
-    """Write the index of a tar, or check that the one standing says the same (SourceChanged
-    otherwise).
+    """Write the index of a tar, or check that the one standing has the same rows (SourceChanged
+    otherwise) and return that one: an older program may have noted less of the same tar.
     """
     folder = open_store(folder)
     data = ShardIndex.encode(source, shard, rows, note)
     index = ShardIndex(source, shard, rows, note, sha256(data))
     if not folder.put_if_absent(index_name(shard), data):
         standing = read_index(folder, shard)
+        if standing.note is None and standing.digest != index.digest:
+            data = ShardIndex.encode(source, shard, rows, None)
+            index = ShardIndex(source, shard, rows, None, sha256(data))
         if standing.digest != index.digest:
             raise SourceChanged(
                 f"{folder.at(index_name(shard))}: tar {shard} held {len(standing.rows)} rows when "

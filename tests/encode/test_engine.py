@@ -21,7 +21,7 @@ from encode.prepare import claim_columns, prepare
 from encode.source import scan_tar
 from encode.workplace import TEXT_BUFFERS, Turns, Workplace
 from encode.writing import Writing
-from shards import ShardWriter, Status
+from shards import ShardWriter, SourceChanged, Status, put_index
 from shards.source import ShardIndex
 
 from . import faults, light
@@ -257,6 +257,20 @@ def test_another_tar_elsewhere_is_refused(shard: Any) -> None:
     path.write_bytes(path.read_bytes().replace(b"number 3 ", b"number 9 "))
     with pytest.raises(RemoteDecodeFailed, match="Both must see the same file"):
         next(remote.decode_batches(task, index.digest, VIEWS, config))
+
+
+def test_an_index_that_notes_less_is_the_same_reading(shard: Any, tmp_path: Path) -> None:
+    """Older programs did not see what is far behind the end of a tar."""
+    task, _, config = shard
+    path = Path(task.tar)
+    path.write_bytes(path.read_bytes() + bytes(1 << 17) + tar_bytes(sample(9)))
+    rows, note = scan_tar(path, 1024)
+    assert note is not None
+    standing = put_index(tmp_path / "folder", "f", 0, rows, None)
+    assert put_index(tmp_path / "folder", "f", 0, rows, note) == standing
+    assert next(remote.decode_batches(task, standing.digest, VIEWS, config)).span == (0, 8)
+    with pytest.raises(SourceChanged):
+        put_index(tmp_path / "folder", "f", 0, rows[1:], note)
 
 
 # Signals ------------------------------------------------------------------------------------------
