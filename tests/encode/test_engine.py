@@ -1,6 +1,8 @@
 """The parts of the engine: turns, meters, batches, the writing thread, pictures from elsewhere."""
 
+import io
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from encode import decoding, remote, signals
+from encode import decoding, engine, remote, signals
 from encode.columns import View
 from encode.config import EncodeConfig
 from encode.decoding import decoded, spans
@@ -23,8 +26,9 @@ from encode.workplace import TEXT_BUFFERS, Turns, Workplace
 from encode.writing import Writing
 from shards import ShardWriter, SourceChanged, Status, put_index
 from shards.source import ShardIndex
+from tests.forks import fork, wait
 
-from . import faults, light
+from . import faults, light, scarce
 from .toy import jpeg, sample, tar_bytes, write_source
 
 # Turns and time -----------------------------------------------------------------------------------
@@ -271,6 +275,46 @@ def test_an_index_that_notes_less_is_the_same_reading(shard: Any, tmp_path: Path
     assert next(remote.decode_batches(task, standing.digest, VIEWS, config)).span == (0, 8)
     with pytest.raises(SourceChanged):
         put_index(tmp_path / "folder", "f", 0, rows[1:], note)
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_a_shard_without_memory_is_tried_again(tmp_path: Path, attempts: int) -> None:
+    """libwebp then says what it says of a broken picture. Too little in one attempt changes nothing;
+    in three the shard fails.
+    """
+    buffer = io.BytesIO()
+    Image.new("RGB", (4000, 3000), (9, 8, 7)).save(buffer, "WEBP", method=0)
+    members = [("0.jpg", jpeg(0)), ("1.jpg", buffer.getvalue()), ("2.jpg", b"no picture")]
+    (tmp_path / "0.tar").write_bytes(tar_bytes(members))
+    config = EncodeConfig.model_validate({
+        "root": str(tmp_path / "cache"), "sources": {"toy": str(tmp_path / "0.tar")},
+        "columns": {"vae": {"kind": "moments", "encoder": "0", "resolution": 32}},
+        "shard_rows": 1024, "engine": {"executor": "inline"},
+    })  # fmt: skip
+
+    def work() -> None:
+        whole, tried = engine.Shard.encode, []
+
+        def encode(self: Any, *rest: Any) -> None:
+            tried.append(self)
+            if len(tried) <= attempts:
+                scarce.limit(20)
+            else:
+                scarce.lift()
+            whole(self, *rest)
+
+        engine.Shard.encode = encode  # type: ignore[method-assign]  # in this process alone
+        sys.exit(light.run(config))
+
+    code, output = wait(fork(work, tmp_path / "output")), (tmp_path / "output").read_text()
+    assert output.count("toy/00000: MemoryError: a picture of 12,000,000 pixels failed") == attempts
+    if attempts == 1:
+        assert code == 0, output
+        assert "vae: complete, 3 rows: 2 ok, 1 image_undecodable" in output
+    else:
+        assert code == 3, output
+        assert "NOT complete, 1 shards failed" in output
+        assert "undecodable" not in output
 
 
 # Signals ------------------------------------------------------------------------------------------
