@@ -59,9 +59,10 @@ def caption_in(data: bytes, suffix: str) -> tuple[str | None, Status]:
     """
     try:
         found: Any = data.decode()
-        if _is_json(member_of(suffix)):
+        field = suffix.removeprefix(member_of(suffix)).removeprefix(":")
+        if field:
             found = json.loads(found)
-            for name in suffix.partition(":")[2].split("."):
+            for name in field.split("."):
                 if not isinstance(found, dict) or name not in found:
                     return None, Status.CAPTION_MISSING
                 found = found[name]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encode.images import decode, transform
+from encode.members import caption_in, member_of
 from shards import Column, IndexRow, open_source, read_index
 
 from .errors import MissingPictures
@@ -50,15 +51,21 @@ class Originals:
         """The picture as a column's encoder saw it; `how` is `preprocess` of that column's identity."""
         image, _ = decode(self.member(row, how["image"]))
         if image is None:
-            tar = self._tars / self.source.tars[row // self.source.shard_rows][0]
-            raise MissingPictures(
-                f"{tar}: {self.entry(row).key} was a picture when the column was made and is none now. Restore the tar"
-            )
+            raise self._gone(row, "picture")
         return transform(image, how["resolution"])
 
     def caption(self, row: int, how: Json) -> str:
         """The caption likewise, before template and tokenizer."""
-        return self.member(row, how["caption"]).decode().strip()
+        text, _ = caption_in(self.member(row, member_of(how["caption"])), how["caption"])
+        if text is None:
+            raise self._gone(row, "caption")
+        return text
+
+    def _gone(self, row: int, what: str) -> MissingPictures:
+        tar = self._tars / self.source.tars[row // self.source.shard_rows][0]
+        return MissingPictures(
+            f"{tar}: {self.entry(row).key} was a {what} when the column was made and is none now. Restore the tar"
+        )
 
 
 class _File:

@@ -19,6 +19,8 @@ from encode.config import ColumnConfig, EncodeConfig
 from encode.errors import NoSuchSuffix
 from encode.members import caption_in, member_of, normal_caption, normal_suffix, passed_over
 from encode.source import split_name
+from eval.errors import MissingPictures
+from eval.originals import Originals
 from shards import Column, IndexRow, Status, read_commit
 
 from . import light
@@ -95,6 +97,7 @@ def test_every_kind_of_column(kind: str) -> None:
     [
         (b" a cat\n", "txt", "a cat", Status.OK),
         (b'{"caption": "a"}', "txt", '{"caption": "a"}', Status.OK),
+        (b'{"caption": "a"}', "json", '{"caption": "a"}', Status.OK),  # of an old column
         (b"caf\xe9", "txt", None, Status.CAPTION_UNDECODABLE),
         (b'{"caption": " a cat "}', "json:caption", "a cat", Status.OK),
         (b'{"caption": ""}', "json:caption", "", Status.OK),
@@ -327,6 +330,11 @@ def test_captions_in_json(run: Run, tmp_path: Path) -> None:
     assert "ids: complete, 4 rows: 1 ok, 1 caption_missing, 2 caption_undecodable" in out
     ids = Column.open(tmp_path / "cache/toy/ids")
     assert ids.read(np.array([0])).tolist() == [2, *map(ord, "a cat")]
+    originals = Originals(ids, tmp_path)
+    for field, caption in (("json:en.long", "a cat"), ("txt", "other")):
+        assert originals.caption(0, {"caption": field}) == caption
+    with pytest.raises(MissingPictures, match="1 was a caption"):
+        originals.caption(1, {"caption": "json:en.long"})
 
 
 def test_pictures_of_odd_names(run: Run) -> None:
