@@ -429,6 +429,7 @@ def page() -> str:
         "", "## Sources", "", "Nothing is encoded, exit code 2.", "", "| case | error |", "|---|---|",
         *(f"| {cell(s.name)} | {s.error.__name__}: ... {s.message} ... |" for s in SOURCES),
         "| a suffix that no sample in the first tars has | NoSuchSuffix: ... Suffixes there, with their rows: ... |",
+        "| a source or a column whose name cannot be a folder's | ConfigError: ... Call it ... |",
         "",
         "How a suffix is written in the config does not matter: `.JPG` is `jpg`. Rows that lack a column's suffix and",
         "have others are counted by those, in the output, in `report.json` and by `plan`. A column in which no row is",

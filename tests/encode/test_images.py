@@ -203,6 +203,21 @@ def test_want_of_memory_is_no_status(tmp_path: Path) -> None:
     assert short > len(usual) // 2
 
 
+def test_a_decoder_that_cannot_be_loaded_is_no_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PIL goes on without it, for as long as the process lives."""
+    data = encoded(picture(3), "WEBP")
+
+    def unloadable(name: str) -> None:
+        raise ImportError(f"{name}: failed to map segment from shared object")
+
+    images._formats.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(images.importlib, "import_module", unloadable)
+        with pytest.raises(ImportError, match="failed to map segment"):
+            decode(data)
+    assert decode(data)[1] == Status.OK
+
+
 def test_one_picture_is_judged_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where memory is limited, a failed picture is decoded again while no other thread decodes."""
     monkeypatch.setattr(images, "_memory_is_limited", lambda: True)
