@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from encode.errors import BadTar, MissingTar, NotASource
-from encode.source import expand, make_source, scan_tar, split_name
+from encode.source import AFTER, expand, make_source, scan_tar, split_name
 from shards import IndexRow, SourceChanged, put_index, read_index
 from shards.errors import NotAColumn, StoreError
 from shards.records import MAX_CAPTIONS, MAX_TEXT
@@ -128,6 +128,18 @@ def test_damaged_in_the_middle(tmp_path: Path) -> None:
     rows, note = scan(tmp_path, bytes(data))
     assert [row.key for row in rows] == ["0", "1"]
     assert note == "damaged at byte 3072: neither a member nor the end"
+
+
+@pytest.mark.parametrize("padding", [512, 10_240, 1 << 16, AFTER - 512, AFTER, 2 * AFTER + 512])
+def test_whatever_is_behind_the_end_is_noted(tmp_path: Path, padding: int) -> None:
+    """However much padding there is before it, as between tars that `cat` put together."""
+    tar = tar_bytes([("a.jpg", b"a"), ("a.txt", b"a")])
+    rows, note = scan(tmp_path, tar + bytes(padding))
+    assert note is None
+    for behind in (tar, b"\1", bytes(511) + b"\1"):
+        found, note = scan(tmp_path, tar + bytes(padding) + behind)
+        assert found == rows
+        assert note == "more after the end of the archive at byte 2048, which is not read"
 
 
 def test_a_member_of_negative_size_ends_the_tar(tmp_path: Path) -> None:
