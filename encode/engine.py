@@ -121,8 +121,7 @@ def encode_shard(
                 with timer(f"write {name}"):
                     seconds = seconds_of(timer.seconds, name)
                     told = {**provenance(encoders[name], config), "seconds": seconds}
-                    if others := shard.passed_over(name):
-                        told["passed_over"] = others
+                    told["passed_over"] = shard.passed_over(name)
                     commit = writer.commit(told)
                 values, amounts = np.unique(commit.status(), return_counts=True)
                 counts[name] = {

@@ -33,6 +33,7 @@ READERS = 16  # small objects read at once: of an object store each takes a roun
 AHEAD = 256  # commits read before they are asked for
 SHOWN = 20  # failed shards that are printed; report.json has all
 WIDTH = 200  # of tables, at most
+MISSING = (Status.IMAGE_MISSING, Status.CAPTION_MISSING)
 STAGES = ("read", "decode", "wait", "encode", "write")  # of a shard, in their order
 
 
@@ -160,12 +161,14 @@ def column_report(target: Written, heads: dict[int, int]) -> Json:
     seconds: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     others: Counter[str] = Counter()
-    rows = 0
+    rows = uncounted = 0
     for commit in _commits(target, done):
         rows += commit.rows
         counts.update(_counts_of(commit, heads.get(commit.shard), store))
         seconds.update(commit.provenance.get("seconds", {}))
         others.update(commit.provenance.get("passed_over", {}))
+        missing = any(status in MISSING for _, _, status in commit.not_ok)
+        uncounted += missing and "passed_over" not in commit.provenance
         for path, size, _ in commit.objects:
             shared = path.startswith("empty/")  # one object, named by every commit
             sizes["shared" if shared else "own"] = size if shared else sizes["own"] + size
@@ -185,6 +188,7 @@ def column_report(target: Written, heads: dict[int, int]) -> Json:
         "input_rows": expected,
         "counts": dict(sorted(counts.items())),
         "passed_over": dict(others.most_common()),  # rows without the column's member, by others
+        "passed_over_unknown": uncounted,  # shards with such rows, by a program that did not count
         "bytes": sizes.total(),
         "seconds": {stage: round(value, 3) for stage, value in sorted(seconds.items())},
         "shards": layout.shards,
@@ -252,6 +256,7 @@ def summary(
     parts += [
         f"{url}: passed over, since a column reads one suffix: "
         + ", ".join(f"{suffix!r} of {count:,} rows" for suffix, count in others.items())
+        + (f" ({n:,} older shards are not counted)" if (n := entry["passed_over_unknown"]) else "")
         for url, entry in columns.items()
         if (others := entry["passed_over"])
     ]

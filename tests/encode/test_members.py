@@ -21,7 +21,7 @@ from encode.members import caption_in, member_of, normal_caption, normal_suffix,
 from encode.source import split_name
 from eval.errors import MissingPictures
 from eval.originals import Originals
-from shards import Column, IndexRow, Status, read_commit
+from shards import Column, IndexRow, Status, seal
 
 from . import light
 from .toy import files_of, jpeg, picture, tar_bytes
@@ -314,7 +314,20 @@ def test_what_was_passed_over_is_said(run: Run, tmp_path: Path) -> None:
     assert "toy/vae: reads one suffix; of the rows seen it passes over 'png' of 6, 'webp' of 2" in (
         planned
     )
-    assert "passed_over" not in read_commit(tmp_path / "cache/toy/vae", 2).provenance
+
+
+def test_shards_of_an_older_program_are_not_counted(run: Run, tmp_path: Path) -> None:
+    half = tar_bytes(members(range(3)) + members(range(3, 7), "png"))
+    tars = {"0.tar": half, "1.tar": half, "2.tar": tar_bytes(members(range(3)))}
+    assert run(tars)[0] == 0
+    for shard in (0, 2):
+        name = tmp_path / f"cache/toy/vae/commits/{shard:05d}.json"
+        record = json.loads(name.read_text())
+        del record["provenance"]["passed_over"], record["digest"]
+        name.write_bytes(seal(record))
+    code, out = run(tars)
+    assert code == 0
+    assert "'png' of 4 rows (1 older shards are not counted)" in out
 
 
 def test_captions_in_json(run: Run, tmp_path: Path) -> None:
