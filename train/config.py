@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import yaml
 from pydantic import ConfigDict, Field, model_validator
 
 from configs import ConfigError, Strict
@@ -269,10 +270,24 @@ class TrainConfig(Strict):
 
 
 def run_folder(config: TrainConfig, path: Path) -> Path:
-    """Where a run lives: the names of its config and of its latent column, so that VAEs never share a folder."""
+    """Where a run lives: the names of its config and of its latent column, and its seed unless that is 0, so that
+    neither VAEs nor seeds share a folder. A run of another seed that was begun without the seed in its name goes on."""
     names = map(column_name, _several(config.data.resolved().latents))
     latents = "+".join(dict.fromkeys(names))
-    return config.runs / (latents if path.stem == latents else f"{path.stem}-{latents}")
+    folder = config.runs / (latents if path.stem == latents else f"{path.stem}-{latents}")
+    if config.seed == 0:
+        return folder
+    named = folder.with_name(f"{folder.name}-seed{config.seed}")
+    return folder if not named.exists() and _seed_of(folder) == config.seed else named
+
+
+def _seed_of(run: Path) -> int | None:
+    """The seed of the run in a folder, None where there is none."""
+    try:
+        seed = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["seed"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None
+    return seed if isinstance(seed, int) else None
 
 
 def column_name(url: str) -> str:

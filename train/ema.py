@@ -14,12 +14,14 @@ class Ema:
 
     def __init__(self, weights: Sequence[Tensor], decay: float) -> None:
         self.decay = decay
+        self.initial_share = 1.0  # of the first weights in the average: the product of all decays
         self.parts = [w.detach().clone() for w in weights]
 
     @torch.no_grad()
     def update(self, weights: Sequence[Tensor]) -> None:
         """average = decay * average + (1 - decay) * weights, in one fused operation."""
         torch._foreach_lerp_(self.parts, list(weights), 1 - self.decay)
+        self.initial_share *= self.decay
 
     @contextmanager
     def in_place_of_weights(self, engine: Engine) -> Iterator[None]:

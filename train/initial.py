@@ -13,6 +13,7 @@ from shards.schema import differences
 
 from . import checkpoint
 from .config import TrainConfig
+from .identity import training_of
 from .model import DiT, DiTConfig
 from .world import World
 
@@ -52,7 +53,7 @@ def find(config: TrainConfig, model: DiTConfig) -> Initial | None:
     _refuse_another_model(folder, DiTConfig.model_validate(manifest["model"]), model)
     record = {
         "path": str(folder.resolve()), "file": name, "sha256": manifest["files"][name]["sha256"],
-        "step": manifest["step"],
+        "step": manifest["step"], "training": training_of(manifest),
     }  # fmt: skip
     return Initial(folder, name, record)
 

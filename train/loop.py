@@ -23,6 +23,7 @@ from .ema import Ema
 from .engine import Engine
 from .flops import gpu_of, parameters, training
 from .flow import losses
+from .identity import differing, initial_share, resumed
 from .inputs import Inputs, Piece, pieces, training_inputs
 from .loggers import open_loggers
 from .metrics import Metrics, Pace, StepRecord, Tally, line, step_record
@@ -67,6 +68,7 @@ class Trainer:
         self.order_identity = order.identity()
         self.epoch_samples = order.epoch_samples
         self.step_number = self.position = 0  # steps made, samples consumed
+        self.changes: list[dict[str, Any]] = []  # of the config, each with the step from which on
         self.updates = self.skipped = 0  # of the weights; steps in a row without one
         self.cost = training(model.config, *sources.latent_shape[1:])
         self.gpu = gpu_of(torch.cuda.get_device_name()) if world.device.type == "cuda" else None
@@ -240,6 +242,7 @@ class Trainer:
             "grad_norm": self.engine.grad_norm,
             "lr": learning_rate(self.config.optim, self.step_number - 1, self.config.steps),
             "epoch": self.position / self.epoch_samples,
+            "initial_share": self.ema.initial_share,
         }
         log.info("%s", line(self.step_number, self.config.steps, values))
         if self.metrics:
@@ -253,10 +256,14 @@ class Trainer:
         if found is None:
             log.info("validation abandoned after %.1f s, for a signal", seconds)
             return
-        log.info("step %s  validation %.4f, %.4f of the target's variance (%.1f s)", f"{self.step_number:,}",
-                 found.loss, found.normalised, seconds)  # fmt: skip
+        share = self.ema.initial_share
+        log.info(
+            "step %s  validation %.4f, %.4f of the target's variance, %.1f %% initial weights in the average (%.1f s)",
+            f"{self.step_number:,}", found.loss, found.normalised, 100 * share, seconds,
+        )  # fmt: skip
         if self.metrics:
-            self.metrics.write(self.step_number, validation={**found.record(), "seconds": seconds})
+            record = {**found.record(), "initial_share": share, "seconds": seconds}
+            self.metrics.write(self.step_number, validation=record)
         self.pace.leave_out(time.perf_counter() - start)
 
     def _open_metrics(self) -> Metrics:
@@ -302,6 +309,7 @@ class Trainer:
             "step": self.step_number,
             "position": self.position,
             "model": self.model_config.model_dump(mode="json"),
+            "latent_shape": list(self.sources.latent_shape),
             "config": self.config.model_dump(mode="json"),
             "data": self._data(),
             "order": self.order_identity,
@@ -312,6 +320,8 @@ class Trainer:
             "seed": self.config.seed,
             "init": self.init,
             "optimizer": {"kind": "adamw", "step": self.updates, "skipped": self.skipped},
+            "average": {"initial_share": self.ema.initial_share},
+            **({"changes": self.changes} if self.changes else {}),
         }
         return json.loads(canonical_json(record))  # type: ignore[no-any-return]  # as it will be read again
 
@@ -354,8 +364,15 @@ class Trainer:
             self.updates, {k: state.flats[k] for k in ("exp_avg", "exp_avg_sq")}
         )
         self.ema.parts = list(state.flats["ema"])
+        share = initial_share(manifest)
+        assert share is not None  # every checkpoint that can be resumed has its config
+        self.ema.initial_share = share
         self.step_number, self.position = manifest["step"], manifest["position"]
         self.init = manifest.get("init")
+        self.changes = manifest.get("changes", [])
+        changed = differing(resumed(manifest["config"]), resumed(self.record()["config"]))
+        if changed:
+            self.changes = [*self.changes, {"step": self.step_number, **changed}]
         log.info(
             "resumed from %s: step %s, position %s",
             path,

@@ -86,6 +86,9 @@ def described(config: dict[str, Any], records: Sequence[dict[str, Any]]) -> list
     if checks:
         loss, share = checks[-1]["loss"], checks[-1]["normalised"]
         found.append(("validation", f"{_figure(loss)}, {_figure(share)} of the target's variance"))
+    shares = [share for r in [*steps, *checks] if (share := r.get("initial_share")) is not None]
+    if shares:
+        found.append(("average", f"{min(shares):.1%} of it are the initial weights"))
     return found
 
 

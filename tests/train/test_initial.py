@@ -14,6 +14,7 @@ from shards import ColumnSpec, Layout, Norm, seal
 from train import initial
 from train.checkpoint import CheckpointError, verified
 from train.config import TrainConfig
+from train.identity import training_of
 from train.model import DiTConfig
 from train.run import model_config, open_columns, shape_of
 
@@ -48,7 +49,9 @@ def test_from_the_average_of_a_run(columns: Path, source: Path, tmp_path: Path) 
     assert (said["step"], said["position"]) == (1, 16)
     digest = manifest(source, 2)["files"]["ema.safetensors"]["sha256"]
     name = "ema.safetensors"
-    assert said["init"] == {"path": str(step), "file": name, "sha256": digest, "step": 2}
+    training = training_of(manifest(source, 2))
+    expected = {"path": str(step), "file": name, "sha256": digest, "step": 2, "training": training}
+    assert said["init"] == expected
     assert manifest(source, 2)["init"] is None
     # The run goes on by itself: where its weights came from is not looked at again, and not forgotten.
     trained(still(columns, tmp_path, steps=2, init_from=str(tmp_path / "gone")))

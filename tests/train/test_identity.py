@@ -1,0 +1,240 @@
+"""What a run is for a comparison: read from real checkpoints, and which differences belong to the VAE."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shards import ColumnSpec, Layout, Norm, ShardWriter, create_column, put_complete, seal
+from shards.schema import ZARR_ROWS
+from train.config import TrainConfig, run_folder
+from train.ema import Ema
+from train.identity import PARTS, compared, differing, initial_share, leaves, training_of, without_seed
+
+from .conftest import SIDE, TINY, tiny_config
+from .here import fitted, manifest, trained
+
+
+@pytest.fixture(scope="module")
+def cache(columns: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source `toy`, and there another VAE of six channels, which failed at one of the 150 rows."""
+    folder = tmp_path_factory.mktemp("identity") / "toy"
+    shutil.copytree(columns / "toy", folder)
+    spec = ColumnSpec(
+        {"source": "toy", "encoder": "other"}, Layout("moments", (12, SIDE, SIDE), 1), Norm((0.2,), (0.5,))
+    )  # fmt: skip
+    digest = create_column(folder / "other", spec)
+    writer = ShardWriter(folder / "other", spec, digest, 0, 150, "index")
+    moments = np.random.default_rng(0).standard_normal((150, 12, SIDE, SIDE)).astype(np.float16)
+    status = np.zeros(150, np.uint8)
+    status[7] = 1
+    for start in range(0, 150, ZARR_ROWS):
+        writer.put_block(moments[start : start + ZARR_ROWS], status[start : start + ZARR_ROWS])
+    writer.commit({})
+    put_complete(folder / "other", digest, 1, allow_failed=True)
+    return folder.parent
+
+
+def config(cache: Path, runs: Path, latents: str = "vae", **changes: Any) -> dict[str, Any]:
+    found = tiny_config(cache, runs, **{"steps": 2, **changes})
+    also = [str(cache / "toy" / name) for name in ("vae", "other")]
+    return {**found, "data": {**found["data"], "latents": str(cache / "toy" / latents), "also": also}}
+
+
+@pytest.fixture(scope="module")
+def base(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return training_of(manifest(trained(config(cache, tmp_path_factory.mktemp("base"))), 2))
+
+
+def test_only_what_follows_the_vae_differs(
+    cache: Path, base: dict[str, Any], tmp_path: Path
+) -> None:
+    other = training_of(manifest(trained(config(cache, tmp_path, "other")), 2))
+    assert set(base) >= set(PARTS)
+    found = compared(base, other)
+    assert (found.beside, found.unknown) == ({}, ())
+    assert found.follow["model.in_channels"] == (4, 6)
+    assert found.follow["data.sources.0.latents.encoder"] == ("toy", "other")
+    assert "data.sources.0.latents.norm.shift" in found.follow
+    assert compared(base, base).all == {}
+
+
+def test_everything_else_is_beside_it(cache: Path, base: dict[str, Any], tmp_path: Path) -> None:
+    """Other layers, rate, decay, batch, steps, seed, lanes, dropped captions and rows, in one real run."""
+    changed = config(
+        cache, tmp_path, "other", model={**TINY, "layers": 1}, optim={"lr": 1e-5}, seed=7, steps=3,
+        ema={"decay": 0.5}, global_batch=32, flow={"weighting": "mode"},
+    )  # fmt: skip
+    changed["data"] |= {"also": [], "caption_dropout": 0.0, "lanes": 16, "window": 16}
+    changed["data"]["latents"] = str(cache / "toy/vae")
+    found = compared(base, training_of(manifest(trained(changed), 3)))
+    assert found.beside.keys() >= {
+        "model.layers", "optim.lr", "seed", "step", "position", "ema.decay", "global_batch", "flow.weighting",
+        "caption_dropout", "order.lanes", "order.window", "order.rows",
+    }  # fmt: skip
+    assert found.beside["model.layers"] == (2, 1)
+    assert found.beside["optim.lr"] == (3e-3, 1e-5)
+    assert found.follow == {}
+
+
+def test_columns_that_leave_the_rows_as_they_are_make_no_difference(base: dict[str, Any]) -> None:
+    data = {key: dict(value) for key, value in base["data"]["sources"][0].items()}
+    sources = [{k: v for k, v in data.items() if k != "also.1"}]
+    other = {**base, "data": {**base["data"], "sources": sources}}
+    assert compared(base, other).all == {}
+    fewer = {**other, "order": {**base["order"], "rows": ["0" * 64]}}
+    assert {key.partition(".also")[0] for key in compared(base, fewer).beside} == {
+        "order.rows", "data.sources.0",
+    }  # fmt: skip
+
+
+def test_a_patch_of_another_size_follows_only_where_the_tokens_are_as_many(
+    base: dict[str, Any],
+) -> None:
+    def at(patch: int, tokens: int) -> dict[str, Any]:
+        return {**base, "model": {**base["model"], "patch_size": patch}, "tokens": tokens}
+
+    assert compared(at(2, 16), at(1, 16)).follow == {"model.patch_size": (2, 1)}
+    assert compared(at(2, 16), at(1, 64)).beside == {"model.patch_size": (2, 1)}
+    assert compared(at(2, 16), at(2, 64)).follow == {"tokens": (16, 64)}
+
+
+def test_fields_that_an_older_version_did_not_have_are_no_difference(base: dict[str, Any]) -> None:
+    for part, key in (("optim", "warmup"), ("flow", "precondition"), ("model", "qk_norm")):
+        older = {**base, part: {k: v for k, v in base[part].items() if k != key}}
+        assert compared(older, base).all == {}
+    newer = {**base, "flow": {**base["flow"], "brand_new": 3}}
+    assert compared(base, newer).beside == {"flow.brand_new": (None, 3)}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_not_said_is_unknown(base: dict[str, Any], part: str) -> None:
+    found = compared({k: v for k, v in base.items() if k != part}, base)
+    assert (found.unknown, found.all) == ((part,), {})
+
+
+def test_imported_weights_say_nothing_of_their_training() -> None:
+    found = training_of({"step": 5, "model": {"layers": 2}, "files": {}})
+    assert found == {"step": 5, "model": {"layers": 2}}
+    assert initial_share({"step": 5, "model": {}}) is None
+
+
+def test_seeds_alone(base: dict[str, Any]) -> None:
+    """Also where each seed went on from a run of the same seed."""
+    first, second = ({**base, "seed": seed} for seed in (0, 1))
+    assert without_seed(first) == without_seed(second)
+    assert compared(first, second).all == {"seed": (0, 1)}
+    assert without_seed({**first, "step": 9}) != without_seed(second)
+    later = [
+        {**run, "init": {"path": f"/runs/{i}", "sha256": str(i) * 64, "file": "ema.safetensors", "step": 2,
+                         "training": run}}
+        for i, run in enumerate((first, second))
+    ]  # fmt: skip
+    assert without_seed(later[0]) == without_seed(later[1])
+    unknown = [{**run, "init": {k: v for k, v in run["init"].items() if k != "training"}} for run in later]
+    assert without_seed(unknown[0]) != without_seed(unknown[1])
+
+
+def test_a_run_begun_from_another_says_what_that_was(cache: Path, tmp_path: Path) -> None:
+    """The VAE follows there too, what else differs there is named."""
+    trainings = []
+    for name, lr in (("vae", 3e-3), ("other", 1e-3)):
+        first = trained(config(cache, tmp_path / name / "first", name, optim={"lr": lr}))
+        second = trained(config(cache, tmp_path / name / "second", name, init_from=str(first)))
+        trainings.append(training_of(manifest(second, 2)))
+    found = compared(*trainings)
+    assert found.beside == {"init.training.optim.lr": (3e-3, 1e-3)}
+    assert "init.training.model.in_channels" in found.follow
+
+
+def test_a_config_that_changed_on_the_way_is_remembered(
+    cache: Path, base: dict[str, Any], tmp_path: Path
+) -> None:
+    """Half of the steps at another rate make another training, though the last config is the same."""
+    run = trained(config(cache, tmp_path, steps=1, optim={"lr": 1e-4}, ema={"decay": 0.5}))
+    assert "changes" not in manifest(run, 1)
+    assert trained(config(cache, tmp_path)) == run
+    said = manifest(run, 2)
+    assert said["changes"] == [{"step": 1, "ema.decay": [0.5, 0.9], "optim.lr": [1e-4, 3e-3]}]
+    assert compared(training_of(said), base).beside["changes.0.step"] == (1, None)
+    assert said["average"]["initial_share"] == pytest.approx(0.5 * 0.9)
+    trained(config(cache, tmp_path, steps=3))
+    assert manifest(run, 3)["changes"] == said["changes"]
+
+
+# The average ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(0, 0.99999), st.integers(0, 400))
+def test_the_initial_share_is_the_product_of_the_decays(decay: float, updates: int) -> None:
+    """Closed form: weights that start at 1 and are 0 from the first update on leave the share in the average."""
+    ema = Ema([torch.ones(1, dtype=torch.float64)], decay)
+    for _ in range(updates):
+        ema.update([torch.zeros(1, dtype=torch.float64)])
+    assert ema.initial_share == pytest.approx(decay**updates, rel=1e-9, abs=1e-300)
+    assert ema.parts[0].item() == pytest.approx(ema.initial_share, rel=1e-6, abs=1e-12)
+    old = {"config": {"ema": {"decay": decay}}, "optimizer": {"step": updates}}
+    assert initial_share(old) == pytest.approx(ema.initial_share, rel=1e-9, abs=1e-300)
+    assert initial_share({**old, "average": {"initial_share": 0.25}}) == 0.25
+
+
+def test_a_young_average_is_said(cache: Path, columns: Path, tmp_path: Path) -> None:
+    """In the line of validation, in the metrics, in the checkpoint and on the run's page."""
+    made = config(
+        cache, tmp_path, ema={"decay": 0.99}, validation={"source": str(columns / "toy-val"), "every": 1, "rows": 4}
+    )  # fmt: skip
+    code, said, run = fitted(made)
+    assert code == 0, said
+    assert "98.0 % initial weights in the average" in said
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    shares = [r["validation"]["initial_share"] for r in lines if "validation" in r]
+    assert shares == pytest.approx([0.99, 0.9801])
+    assert [r["initial_share"] for r in lines if "loss" in r][-1] == pytest.approx(0.9801)
+    assert manifest(run, 2)["average"]["initial_share"] == pytest.approx(0.9801)
+    assert "98.0% of it are the initial weights" in (run / "page.html").read_text()
+
+
+def test_a_resumed_average_goes_on_from_checkpoints_that_do_not_say_it(
+    cache: Path, tmp_path: Path
+) -> None:
+    run = trained(config(cache, tmp_path, ema={"decay": 0.5}))
+    path = run / "checkpoints/step-00000002/manifest.json"
+    record = json.loads(path.read_bytes())
+    for key in ("average", "latent_shape", "digest"):
+        del record[key]
+    path.write_bytes(seal(record))
+    trained(config(cache, tmp_path, ema={"decay": 0.5}, steps=3))
+    assert manifest(run, 3)["average"]["initial_share"] == 0.125
+
+
+# Folders -------------------------------------------------------------------------------------------------------------
+
+
+def test_seeds_do_not_share_a_folder(cache: Path, tmp_path: Path) -> None:
+    def folder(seed: int) -> str:
+        made = TrainConfig.model_validate(config(cache, tmp_path, seed=seed))
+        return run_folder(made, Path("dit.yaml")).name
+
+    assert [folder(seed) for seed in (0, 1, 12)] == ["dit-vae", "dit-vae-seed1", "dit-vae-seed12"]
+    (tmp_path / "dit-vae").mkdir()
+    (tmp_path / "dit-vae/config.yaml").write_text("seed: 12\n")  # as it was named before
+    assert [folder(seed) for seed in (0, 1, 12)] == ["dit-vae", "dit-vae-seed1", "dit-vae"]
+    (tmp_path / "dit-vae-seed12").mkdir()
+    assert folder(12) == "dit-vae-seed12"
+    for damaged in ("seed", "[", "seed: x", ""):
+        (tmp_path / "dit-vae/config.yaml").write_text(damaged)
+        assert folder(1) == "dit-vae-seed1"
+
+
+@given(st.recursive(st.integers() | st.text(max_size=2), lambda inner: st.lists(inner, max_size=3)
+                    | st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, max_size=3)))  # fmt: skip
+def test_a_value_does_not_differ_from_itself(value: Any) -> None:
+    assert differing(value, value) == {}
+    assert differing({"x": value}, {"x": value, "y": 1}) == {"y": (None, 1)}
+    assert leaves(1, "x") == {"x": 1}

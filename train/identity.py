@@ -1,0 +1,182 @@
+"""What a run is, for comparisons: the training behind a checkpoint, read from its manifest, and where two of them differ.
+
+A training is a JSON object of parts (PARTS). A part that a manifest does not say is absent, which means unknown: imported
+weights name their model and no more.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from .config import EmaConfig, OptimConfig
+from .flow import FlowConfig
+from .model import DiTConfig
+
+Json = dict[str, Any]
+PARTS = (
+    "model", "optim", "ema", "flow", "caption_dropout", "deepspeed", "global_batch", "steps_planned", "step", "position",
+    "seed", "order", "data", "init", "changes",
+)  # fmt: skip
+CONFIGS: dict[str, type[BaseModel]] = {
+    "model": DiTConfig, "optim": OptimConfig, "ema": EmaConfig, "flow": FlowConfig,
+}  # fmt: skip
+# What cannot but differ where the latent column is another VAE's.
+FOLLOWS = ("model.in_channels", "model.out_channels", "tokens")
+COLUMN = ("encoder", "norm", "kind", "digest")  # likewise, of a latent column
+
+
+def training_of(manifest: Mapping[str, Any]) -> Json:
+    """The training behind a checkpoint, by part."""
+    found = {key: manifest[key] for key in ("model", "init", "step", "position") if key in manifest}
+    if "latent_shape" in manifest:
+        _, *sides = manifest["latent_shape"]
+        found["tokens"] = prod(side // manifest["model"]["patch_size"] for side in sides)
+    if "data" in manifest:
+        found["data"] = _columns(manifest["data"])
+    if "order" in manifest:
+        order = manifest["order"]
+        found["order"] = {key: order[key] for key in ("lanes", "window", "weights")}
+        found["order"]["rows"] = order["valid"]  # a digest of the row ids of each source
+    if "config" not in manifest:
+        return found
+    config = manifest["config"]
+    constant = config["optim"]["schedule"] == "constant"  # the length of the run changes no rate
+    return found | resumed(config) | {
+        "flow": config["flow"], "caption_dropout": config["data"]["caption_dropout"],
+        "steps_planned": None if constant else config["steps"], "seed": config["seed"],
+        "changes": manifest.get("changes", []),
+    }  # fmt: skip
+
+
+def resumed(config: Mapping[str, Any]) -> Json:
+    """The parts of a run's config that may be others when it goes on, of those that move the weights."""
+    deepspeed = config["deepspeed"]
+    if isinstance(deepspeed, Mapping):  # stage and buckets change nothing
+        deepspeed = {key: v for key, v in deepspeed.items() if key == "torch_autocast"}
+    found = {key: config[key] for key in ("optim", "ema", "global_batch")}
+    return with_defaults(found | {"deepspeed": deepspeed})
+
+
+def with_defaults(training: Mapping[str, Any]) -> Json:
+    """The same, with the fields that its version did not have yet; unknown fields of a later version stay."""
+    filled = dict(training)
+    for part, config in CONFIGS.items():
+        with suppress(KeyError, ValidationError):
+            filled[part] = config.model_validate(training[part]).model_dump(mode="json")
+    return filled
+
+
+def _columns(data: Mapping[str, Any]) -> Json:
+    """The columns of each source, without what says which generation of them was read: the order's rows do."""
+    sources = [data, *data.get("more", ())]
+    columns = [
+        {name: _column(value) for name, value in source.items()
+         if isinstance(value, Mapping) and "identity" in value}
+        for source in sources
+    ]  # fmt: skip
+    keys = ("truncated", "rates", "weights", "text_encoder")
+    return {"sources": columns} | {key: data[key] for key in keys if data.get(key) is not None}
+
+
+def _column(record: Mapping[str, Any]) -> Json:
+    more = {"norm": record.get("norm"), "digest": record.get("column")}
+    return {**record["identity"], **{key: value for key, value in more.items() if value}}
+
+
+def initial_share(manifest: Mapping[str, Any]) -> float | None:
+    """The share of the initial weights in a checkpoint's average; None where it is unknown.
+
+    Manifests that do not say it are of runs whose decay was the same in all updates."""
+    try:
+        if "average" in manifest:
+            return float(manifest["average"]["initial_share"])
+        return float(manifest["config"]["ema"]["decay"] ** manifest["optimizer"]["step"])
+    except (KeyError, TypeError):
+        return None
+
+
+# Differences ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainingDifferences:
+    """Where two trainings differ, each key with both values."""
+
+    beside: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    follow: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # from the VAE of the latents
+    unknown: tuple[str, ...] = ()  # parts that one of them does not say
+
+    @property
+    def all(self) -> dict[str, tuple[Any, Any]]:
+        return {**self.beside, **self.follow}
+
+
+def compared(a: Mapping[str, Any], b: Mapping[str, Any]) -> TrainingDifferences:
+    """Where the parts differ that both say. Columns that the rows must be valid in (`also`) count through the rows."""
+    a, b = _comparable(a), _comparable(b)
+    unknown = tuple(part for part in PARTS if part not in a or part not in b)
+    shared = a.keys() & b.keys()
+    differ = differing({part: a[part] for part in shared}, {part: b[part] for part in shared})
+    if "order.rows" not in differ:
+        differ = {key: value for key, value in differ.items() if ".also." not in key}
+    same_tokens = a.get("tokens") is not None and a.get("tokens") == b.get("tokens")
+    follow = {
+        key: value for key, value in differ.items()
+        if _follows(key) or (key == "model.patch_size" and same_tokens)
+    }  # fmt: skip
+    beside = {key: value for key, value in differ.items() if key not in follow}
+    return TrainingDifferences(beside, follow, unknown)
+
+
+def _comparable(training: Mapping[str, Any]) -> Json:
+    """The same, with the run that its first weights came from known by its own training, where that is recorded."""
+    found = with_defaults(training)
+    init = found.get("init")
+    if init and init.get("training", {}).keys() >= set(PARTS):
+        kept = {key: value for key, value in init.items() if key not in ("path", "sha256")}
+        found["init"] = kept | {"training": _comparable(init["training"])}
+    return found
+
+
+def without_seed(training: Mapping[str, Any]) -> Json:
+    """What trainings share that differ in their seeds alone."""
+    found = {key: value for key, value in _comparable(training).items() if key != "seed"}
+    init = found.get("init")
+    if init and "training" in init:
+        found["init"] = init | {"training": without_seed(init["training"])}
+    return found
+
+
+def _follows(key: str) -> bool:
+    """Whether a difference of this key belongs to the VAE; also in the run that the weights came from."""
+    key = key.rpartition("init.training.")[2]
+    before, latents, below = key.partition(".latents.")
+    return key in FOLLOWS or (
+        bool(latents) and before.startswith("data.sources.") and below.split(".")[0] in COLUMN
+    )
+
+
+def differing(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
+    """The leaves that differ between two JSON values, by dotted path; None where one has none."""
+    first, second = leaves(a), leaves(b)
+    return {
+        key: (first.get(key), second.get(key))
+        for key in sorted(first.keys() | second.keys())
+        if first.get(key) != second.get(key)
+    }
+
+
+def leaves(value: Any, path: str = "") -> Json:
+    """A JSON value's leaves by dotted path; a list without objects in it is a leaf."""
+    if isinstance(value, Mapping):
+        items = list(value.items())
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        items = [(str(i), item) for i, item in enumerate(value)]
+    else:
+        return {path: value}
+    below = f"{path}." if path else ""
+    return {k: v for key, item in items for k, v in leaves(item, f"{below}{key}").items()}
