@@ -13,8 +13,11 @@ import torch
 
 from encode.loading import weights_digest
 from train.checkpoint import CheckpointError, load_for_sampling, steps
+from train.identity import initial_share, training_of
 from train.model import DiT
 from train.reference import STATES, read
+
+from .runs import Run
 
 Json = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -29,6 +32,7 @@ class Checkpoint:
     weights: str  # digest
     latents: Json | None  # of the columns that it was trained on: identity and norm
     text: Json | None  # the identity of the encoder that made its text
+    run: Run  # the training that made it
     hidden_state: int = -1  # of a text encoder that no column names
 
 
@@ -48,7 +52,8 @@ def load_ours(where: Path, tag: int | None, ema: bool) -> Checkpoint:
     text = data.get("text_encoder", data["text"]["identity"]) if data else None
     latents = data["latents"] if data else None
     hidden_state = (manifest.get("reference") or {}).get("text_hidden_states_index", -1)
-    return Checkpoint(model, manifest["step"], file["sha256"], latents, text, hidden_state)
+    run = Run(file["sha256"], training_of(manifest), initial_share(manifest) if ema else None)
+    return Checkpoint(model, manifest["step"], file["sha256"], latents, text, run, hidden_state)
 
 
 def _load(where: Path, tag: int | None, ema: bool) -> tuple[DiT, Json]:
@@ -78,7 +83,9 @@ def load_reference(where: Path, tag: int | None, ema: bool) -> Checkpoint:
     step = max(int(name) for name in names if name.isdigit()) if tag is None else tag
     fields = json.loads((where / "config.json").read_bytes())
     hidden_state = fields.get("text_hidden_states_index", -1)
-    return Checkpoint(model.eval(), step, weights_digest(model), None, None, hidden_state)
+    weights = weights_digest(model)
+    run = Run(weights, {"model": config.model_dump(mode="json"), "step": step})
+    return Checkpoint(model.eval(), step, weights, None, None, run, hidden_state)
 
 
 TYPES = {"latentbank": load_ours, "baseline-dit": load_reference}

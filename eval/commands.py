@@ -62,10 +62,22 @@ def _finite(text: str) -> float:
     return found
 
 
+def _guidance(text: str) -> float:
+    found = _finite(text)
+    if found < 0:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from 0")
+    return found
+
+
 def _sampling_flags(add: argparse.ArgumentParser) -> None:
     add.add_argument("--benchmark", choices=BENCHMARKS, default="prompts")
     add.add_argument("--num_inference_steps", type=_positive, default=25)
-    add.add_argument("--guidance_scale", type=_finite, default=6.0)
+    add.add_argument(
+        "--guidance_scale",
+        type=_guidance,
+        default=6.0,
+        help="from 0; up to 1 the prompt alone is run",
+    )
     add.add_argument("--batch_size", type=_positive, help="pictures; the benchmark's by default")
     add.add_argument("--seed", type=_natural, default=42)
     add.add_argument("--ema_weights", action=argparse.BooleanOptionalAction, default=True)

@@ -1,4 +1,7 @@
-"""Two sets of one benchmark: what differs between them, and by how much each score of both differs, with its interval.
+"""Two entries of one benchmark: what differs between them, and by how much each score differs, with its interval.
+
+An entry is a set of pictures, or several whose trainings differ in the seed alone; those of equal seed are paired.
+Whether the sets differ in what is compared alone follows from their settings and from the trainings behind them.
 
 A difference is b minus a. Where both scores kept items it is resampled over the prompts that the sets share; of a
 distance between sets, its scorer's module does that from the features it kept. All scores that both sets have are
@@ -6,18 +9,23 @@ compared: none is selected.
 """
 
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import isclose
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shards import canonical_json
+from train.identity import TrainingDifferences, compared, without_seed
+
 from .aggregate import difference_and_share
 from .errors import EvalError
 from .results import Item, Score, Value
-from .scored import Scored
+from .scored import RECONSTRUCTION, Scored
+from .seeds import grouped, groups_over_seeds, over_seeds
 
 Json = dict[str, Any]
 SEVERAL = "several settings"
@@ -28,6 +36,11 @@ SUBJECTS = (
     ("columns", "column", {"column"}),
 )
 HARMLESS = {"batch_size", "threads"}  # they change rounding only
+PROGRESS = {"step", "position"}  # of a training
+NAMES = {
+    "seed": "training seed"
+}  # of a training's parts, where a setting of the pictures is called so
+LISTED = 12  # differences that a warning names
 UNPAIRED = ("seed", "prompts")  # alone they leave nothing to compare
 NOT_MAKING = {"subsets", "summary", "paths"}  # what made_by holds of findings and places
 
@@ -43,11 +56,40 @@ class Difference:
     share: float | None = None  # of the resamples in which b's value is above a's
     warnings: tuple[str, ...] = ()
     reason: str | None = None
+    by_seed: dict[int, Value] = field(default_factory=dict)  # where there are several
 
     @property
     def resolved(self) -> bool | None:
         """Whether 0 lies outside the interval; None without one."""
         return None if self.value is None else resolved(self.value)
+
+    @property
+    def covers_seeds(self) -> bool:
+        """Whether its interval is over training seeds too."""
+        return len(self.by_seed) > 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairing:
+    """What two sets compare, and whether they differ in nothing else."""
+
+    subject: str  # "VAEs", "weights", or the one setting that differs
+    differ: dict[str, tuple[Any, Any]]  # settings, a's and b's
+    training: TrainingDifferences | None  # None: one of the trainings is unknown
+    warnings: tuple[str, ...]
+    paired: bool | None  # None: as far as is known, but a training is unknown in part
+    same_seed: bool  # unless it is known that the trainings had other seeds
+
+    @property
+    def sentence(self) -> str:
+        if self.paired:
+            return f"Compares {self.subject}, on the prompts that both share."
+        if self.paired is None:
+            return f"Compares {self.subject} as far as is known: how the weights were trained is not known in full."
+        if self.subject in UNPAIRED:
+            return f"Compares sets of another {self.subject}: not a paired comparison."
+        more = "" if self.subject == SEVERAL else "more than "
+        return f"Compares sets that differ in {more}{self.subject}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +98,60 @@ class Comparison:
 
     a: str
     b: str
-    subject: str  # what is compared: "VAEs", "weights", or the one setting that differs
-    differ: dict[str, tuple[Any, Any]]  # settings, a's and b's
-    warnings: tuple[str, ...]
+    pairing: Pairing
+    seeds: tuple[int, ...]  # of training, which both have; none where they are unknown or others
     differences: tuple[Difference, ...]
+
+    @property
+    def subject(self) -> str:
+        return self.pairing.subject
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self.pairing.warnings
+
+    def favours(self, difference: Difference) -> str | None:
+        """The better entry, None unless the interval shows one; other training seeds show nothing."""
+        if difference.value is None or not difference.resolved or not self.pairing.same_seed:
+            return None
+        above = difference.value.value > 0
+        return self.b if above == (difference.better == "higher") else self.a
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Sets whose trainings differ in the seed alone."""
+
+    name: str
+    members: dict[int | None, Scored]  # by training seed; None: unknown
+
+    @property
+    def first(self) -> Scored:
+        return next(iter(self.members.values()))
+
+
+def entries(sets: Sequence[Scored]) -> list[Entry]:
+    """The entries of some sets, in the order of their first sets, each named by its first set without the seed."""
+    found = grouped([(_but_for_the_seed(s), s.trained.seed if s.trained else None) for s in sets])
+    members = [{seed: sets[i] for seed, i in entry.items()} for entry in found]
+    names = [_name(entry) for entry in members]
+    return [
+        Entry(name if names.count(name) == 1 else next(iter(entry.values())).name, entry)
+        for name, entry in zip(names, members, strict=True)
+    ]
+
+
+def _but_for_the_seed(scored: Scored) -> bytes | None:
+    """What sets of one entry share; None where that is unknown."""
+    if scored.trained is None or scored.trained.seed is None:
+        return None
+    settings = {k: v for k, v in scored.settings.items() if k not in HARMLESS | {"weights"}}
+    return canonical_json([settings, without_seed(scored.trained.training)])
+
+
+def _name(members: Mapping[int | None, Scored]) -> str:
+    seed, first = next(iter(members.items()))
+    return first.name.removesuffix(f"-seed{seed}") if len(members) > 1 else first.name
 
 
 def resolved(difference: Value) -> bool | None:
@@ -69,34 +161,119 @@ def resolved(difference: Value) -> bool | None:
     return difference.low > 0 or difference.high < 0
 
 
-def compare(a: Scored, b: Scored) -> Comparison:
-    """All differences of two sets; BadScores where items are damaged."""
+def compare(a: Scored | Entry, b: Scored | Entry) -> Comparison:
+    """All differences of two entries; BadScores where items are damaged."""
+    first, second = (x if isinstance(x, Entry) else entries([x])[0] for x in (a, b))
+    shared = [seed for seed in first.members if seed is not None and seed in second.members]
+    pairs = [(first.members[seed], second.members[seed]) for seed in sorted(shared)]
+    pairs = pairs or [(first.first, second.first)]
+    pairing = pairing_of(*pairs[0])
+    used = [scored.name for pair in pairs for scored in pair]
+    left = [s.name for x in (first, second) for s in x.members.values() if s.name not in used]
+    if left:
+        warning = f"left out, for want of a partner: {', '.join(left)}"
+        pairing = replace(pairing, warnings=(*pairing.warnings, warning))
+    return Comparison(
+        a=first.name,
+        b=second.name,
+        pairing=pairing,
+        seeds=tuple(sorted(shared)),
+        differences=tuple(_differences(pairs, sorted(shared))),
+    )
+
+
+def _differences(pairs: Sequence[tuple[Scored, Scored]], seeds: Sequence[int]) -> list[Difference]:
+    """Of each score that all of these pairs of sets have, the mean over the pairs."""
+    scorers = sorted({scorer for a, b in pairs for scorer in a.scores.keys() & b.scores.keys()})
+    return [_over_pairs(pairs, seeds, scorer) for scorer in scorers]
+
+
+def _over_pairs(
+    pairs: Sequence[tuple[Scored, Scored]], seeds: Sequence[int], scorer: str
+) -> Difference:
+    scored = [scorer in a.scores and scorer in b.scores for a, b in pairs]
+    each = [_difference(a, b, scorer) for (a, b), both in zip(pairs, scored, strict=True) if both]
+    without = next((difference for difference in each if difference.value is None), None)
+    if without or len(pairs) == 1:
+        return without or each[0]
+    values = [difference.value for difference in each if difference.value]
+    of = [seed for seed, both in zip(seeds, scored, strict=True) if both]
+    warnings = list(dict.fromkeys(w for difference in each for w in difference.warnings))
+    if len(of) < len(seeds):
+        warnings.append(f"of training seed {', '.join(map(str, of))} alone: others are not scored")
+    return Difference(
+        scorer=scorer,
+        better=each[0].better,
+        value=over_seeds(values),
+        groups=groups_over_seeds([difference.groups for difference in each]),
+        warnings=tuple(warnings),
+        share=each[0].share if len(each) == 1 else None,
+        by_seed=dict(zip(of, values, strict=True)),
+    )
+
+
+def pairing_of(a: Scored, b: Scored) -> Pairing:
+    """What two sets compare, from their settings and trainings."""
     differ = {
         key: (a.settings.get(key), b.settings.get(key))
         for key in sorted(a.settings.keys() | b.settings.keys())
         if a.settings.get(key) != b.settings.get(key)
     }
-    subject, warnings = judged(differ)
+    trained = a.kind != RECONSTRUCTION and "weights" in differ
+    if not trained:
+        training: TrainingDifferences | None = TrainingDifferences()
+    elif a.trained and b.trained:
+        training = compared(a.trained.training, b.trained.training)
+    else:
+        training = None
+    subject, warnings = judged(differ, training)
     warnings += _of_originals(a, b)
-    differences = [
-        _difference(a, b, scorer) for scorer in sorted(a.scores.keys() & b.scores.keys())
-    ]
-    return Comparison(
-        a=a.name, b=b.name, subject=subject, differ=differ, warnings=tuple(warnings),
-        differences=tuple(differences),
+    paired = None if not warnings else False
+    if training is not None and not training.unknown:
+        paired = not warnings
+    else:
+        warnings += _unknown(a, b, training)
+    seeds = [scored.trained.seed if scored.trained else None for scored in (a, b)]
+    return Pairing(
+        subject=subject, differ=differ, training=training, warnings=tuple(warnings), paired=paired,
+        same_seed=not trained or None in seeds or seeds[0] == seeds[1],
     )  # fmt: skip
 
 
-def judged(differ: dict[str, tuple[Any, Any]]) -> tuple[str, list[str]]:
-    """What sets compare that differ in these settings, and what speaks against that."""
+def _unknown(a: Scored, b: Scored, training: TrainingDifferences | None) -> list[str]:
+    if training is None:
+        names = " and ".join(scored.name for scored in (a, b) if scored.trained is None)
+        return [
+            f"how the weights of {names} were trained is not known: `python -m eval generate` with the settings of the "
+            "set records it, where the checkpoint says it"
+        ]
+    return [f"of the trainings this is not known: {', '.join(training.unknown)}"]
+
+
+def judged(
+    differ: Mapping[str, tuple[Any, Any]], training: TrainingDifferences | None = None
+) -> tuple[str, list[str]]:
+    """What sets compare that differ in these settings and in their trainings, and what speaks against that."""
     counted = differ.keys() - HARMLESS
     subject, own = next(
         ((name, fields) for name, key, fields in SUBJECTS if key in counted), (None, set[str]())
     )
-    others = sorted(counted - own)
+    of_training = {} if training is None else training.beside if subject == "VAEs" else training.all
+    trained = {NAMES.get(key, key): value for key, value in of_training.items()}
+    if subject == "weights" and trained:
+        own = {"weights"}
+        if trained.keys() <= PROGRESS:
+            subject, own = "steps", own | PROGRESS
+        elif len(trained) == 1:
+            subject = next(iter(trained))
+            own = own | {subject}
+    differ = {**trained, **differ}
+    others = sorted((counted | trained.keys()) - own)
     if subject is None:
         subject = others[0] if len(others) == 1 else SEVERAL if others else "equal settings"
-    said = "; ".join(f"{key} differs ({_short(differ[key])})" for key in others)
+    said = "; ".join(f"{key} differs ({_short(differ[key])})" for key in others[:LISTED])
+    if len(others) > LISTED:
+        said += f"; and {len(others) - LISTED} more"
     if subject in UNPAIRED:
         return subject, [f"not a paired comparison: {said}"]
     if not others or others == [subject]:
@@ -116,7 +293,16 @@ def _of_originals(a: Scored, b: Scored) -> list[str]:
 
 
 def _short(values: tuple[Any, Any]) -> str:
-    return ", ".join(v[:12] if isinstance(v, str) else str(v)[:40] for v in values)
+    return ", ".join(brief(value)[:40] for value in values)
+
+
+def brief(value: Any) -> str:
+    """A setting for people; of digests the first twelve characters."""
+    if isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef"):
+        return value[:12]
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(brief, value))}]"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
 
 
 def _difference(a: Scored, b: Scored, scorer: str) -> Difference:

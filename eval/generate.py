@@ -4,6 +4,7 @@ Each picture's noise is a function of (seed, benchmark, prompt id, number), and 
 prompts, so any number of ranks, interrupted as often as may be, ends with the same files, byte for byte on a CPU.
 Another batch size gives the same pictures but for rounding. Latents are de-normalised before the VAE decodes them.
 
+    the training behind the weights is recorded (`runs`)
     the prompts' text is encoded (`textcache`), and the text encoder goes
     each of this rank's batches: noise and text -> latents -> pixels -> files, which threads write meanwhile
     whoever sees all files there records the set (`imageset`)
@@ -26,6 +27,7 @@ import torch
 from encode.pixels import to_images
 from shards.randomness import normal
 
+from . import runs
 from .bar import Bar
 from .benchmarks import BENCHMARKS, find
 from .encoders import moved as moved
@@ -89,6 +91,7 @@ def generate(
     if not (request.save_dir / "manifest.json").exists() and cache.missing():
         generator.texts.load()  # what is wrong with it is said before anything is written
     images = ImageSet(request.save_dir, prompts, settings, benchmark.layout, each)
+    runs.put(request.save_dir, generator.run)
     start = time.monotonic()
     with threads(request.threads) if on_cpu else nullcontext():
         known, made = make(request, generator, images, prompts, cache, size, rank, came)

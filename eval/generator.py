@@ -1,6 +1,7 @@
 """What turns prompts into pictures: a model, its VAE and its text encoder, which must belong together."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from .checkpoint import TYPES, Checkpoint
 from .encoders import Text, latent_shape, vae_of
 from .errors import BadRequest, EncoderMismatch
 from .ranks import check_device
+from .runs import Run
 from .sampler import Interval, sample
 
 Json = dict[str, Any]
@@ -55,9 +57,14 @@ class Request:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        """BadRequest for a seed or a device that cannot be."""
+        """BadRequest for a seed, a guidance or a device that cannot be."""
         if not 0 <= self.seed < 2**64:
             raise BadRequest(f"--seed: found {self.seed}, expected 0 to 2**64 - 1")
+        if not 0 <= self.guidance_scale < math.inf:  # which NaN is not either
+            raise BadRequest(
+                f"--guidance_scale: found {self.guidance_scale:g}, expected a number from 0: up to 1 the prompt alone "
+                "is run, above 1 with guidance"
+            )
         check_device(self.device)
 
 
@@ -71,6 +78,7 @@ class Generator:
     norm: Norm
     latent_shape: tuple[int, int, int]  # (C, H, W)
     identity: Json  # of weights, VAE and text encoder
+    run: Run  # the training that made the weights
 
     @property
     def text(self) -> TextEncoder:
@@ -106,7 +114,9 @@ class Generator:
             "text_encoder": texts.weights, "text": texts.identity, "resolution": resolution,
         }  # fmt: skip
         _warn_of_others(found, identity)
-        return cls(found.model, texts, vae, norm, shape, identity)
+        for warning in found.run.warnings(request.guidance_scale):
+            log.warning("%s: %s", request.checkpoint, warning)
+        return cls(found.model, texts, vae, norm, shape, identity, found.run)
 
     def pictures(
         self,

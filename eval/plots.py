@@ -26,10 +26,15 @@ def ends(values: Sequence[Value]) -> tuple[float, float]:
     )
 
 
-def intervals(title: str, lines: Sequence[Named]) -> str:
+def intervals(
+    title: str, lines: Sequence[Named], points: Sequence[Sequence[float]] | None = None
+) -> str:
     """A value with its interval on each line, on one scale: text above, dot and whisker below. The i-th line has the
-    i-th colour; one without a value is left empty."""
-    low, high = ends([value for _, value in lines if value])
+    i-th colour, and its i-th points as rings; one without a value is left empty."""
+    rings = [[Value(number) for number in numbers] for numbers in points or [[] for _ in lines]]
+    low, high = ends(
+        [v for v in [*(v for _, v in lines), *(v for line in rings for v in line)] if v]
+    )
     height = ROW * len(lines) + 18
     drawn = [_axis(low, high, height)]
     for i, (name, value) in enumerate(lines):
@@ -39,11 +44,14 @@ def intervals(title: str, lines: Sequence[Named]) -> str:
         drawn.append(f'<text x="{WIDTH - MARGIN}" y="{at + 11}" text-anchor="end">{shown}</text>')
         if value:
             drawn.append(_mark(value, low, high, at + 19, i))
+        drawn += [_ring(ring.value, low, high, at + 19, i) for ring in rings[i]]
     return _svg(title, height, drawn)
 
 
-def groups(title: str, names: Sequence[str], sets: Sequence[dict[str, Value]]) -> str:
-    """For each group a line of text and below it a mark of each set, on one scale."""
+def groups(
+    title: str, names: Sequence[str], sets: Sequence[dict[str, Value]], colours: Sequence[int]
+) -> str:
+    """For each group a line of text and below it a mark of each set in its colour, on one scale."""
     low, high = ends([value for values in sets for value in values.values()])
     step = 9
     each = 16 + step * len(sets)
@@ -53,7 +61,8 @@ def groups(title: str, names: Sequence[str], sets: Sequence[dict[str, Value]]) -
         drawn.append(f'<text x="{MARGIN}" y="{each * row + 11}">{html.escape(name)}</text>')
         for i, values in enumerate(sets):
             if name in values:
-                drawn.append(_mark(values[name], low, high, each * row + 18 + step * i, i))
+                at = each * row + 18 + step * i
+                drawn.append(_mark(values[name], low, high, at, colours[i]))
     return _svg(title, height, drawn)
 
 
@@ -79,6 +88,12 @@ def _mark(value: Value, low: float, high: float, y: int, colour: int | None) -> 
         )
     dot = f'<circle cx="{_place(value.value, low, high):.1f}" cy="{y}" r="3.5"/>'
     return f'<g style="color:{style}">{drawn}{dot}</g>'
+
+
+def _ring(number: float, low: float, high: float, y: int, colour: int) -> str:
+    at = _place(number, low, high)
+    style = f"color:var(--c{colour % COLOURS})"
+    return f'<g style="{style}"><circle class="ring" cx="{at:.1f}" cy="{y}" r="5"/></g>'
 
 
 def _axis(low: float, high: float, height: int) -> str:

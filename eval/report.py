@@ -5,12 +5,19 @@ interval is 95 %, null where none is known):
 
     sections[]      one a benchmark, in the order of its first folder
       benchmark     its name; `kind` is "pictures" or "reconstruction"
-      sets[]        name, folder, images (digest), prompts (digest), pictures, settings, provenance, cost, notes
+      sets[]        name, folder, images (digest), prompts (digest), pictures, settings, provenance, cost, notes, entry
+                    (its index), training (by part, null where unknown; see train/identity.py), initial_share (of the
+                    initial weights in the average, null where unknown)
+      entries[]     sets whose trainings differ in the seed alone: name, sets (indices), seeds (of training, or null)
       scores[]      scorer, better, notes, and by set (in the order of sets; null where it was not scored): values,
-                    groups {group: [Value]}, made_by, prompts, pictures, seconds
-      comparisons[] baseline, other, subject, differ {setting: [baseline's, other's]}, warnings, differences[]: scorer,
-                    better, value (other minus baseline), groups, share (of resamples above 0), resolved, favours (name
-                    of the better set, null unless resolved), warnings, reason (why there is no value)
+                    groups {group: [Value]}, made_by, prompts, pictures, seconds; by entry: over_seeds (the mean, its
+                    interval over prompts and training seeds where there are several)
+      comparisons[] baseline, other (entries), subject, paired (whether they differ in the subject alone; null: not
+                    known in full), sentence (that says so), differ {setting: [baseline's, other's]}, training {differ,
+                    follow, unknown}, warnings, seeds (that both have), differences[]: scorer, better, value (other
+                    minus baseline), groups, by_seed {training seed: Value}, covers_seeds (whether the interval is over
+                    training seeds too), share (of resamples above 0), resolved, favours (name of the better entry, null
+                    unless resolved, or where training seeds are others), warnings, reason (why there is no value)
       shown[]       ids of the prompts whose pictures are on the page
     curves[]        from `python -m eval watch`: scorer, run, points [[step, Value]]
 """
@@ -24,10 +31,11 @@ from typing import Any
 from markupsafe import Markup
 
 from shards import atomic_write
+from train.identity import leaves
 from train.page import chart, read
 
 from . import plots
-from .compare import Comparison, Difference, compare
+from .compare import Comparison, brief, compare, entries
 from .cost import cost_of
 from .errors import BadReport
 from .gallery import gallery
@@ -35,6 +43,7 @@ from .intervals import LEVEL
 from .pages import environment
 from .results import Value
 from .scored import Scored, open_all
+from .seeds import over_seeds
 
 Json = dict[str, Any]
 FORMAT, VERSION = "latentbank-report", 1
@@ -96,18 +105,28 @@ def _refuse_others(path: Path) -> None:
 def section_of(sets: Sequence[Scored]) -> Json:
     """Sets of one benchmark; the first is the baseline of all differences."""
     scorers = sorted({scorer for scored in sets for scorer in scored.scores})
+    found = entries(sets)
+    place = {scored.name: i for i, scored in enumerate(sets)}
+    of_entry = {s.name: i for i, entry in enumerate(found) for s in entry.members.values()}
+    members = [[place[s.name] for s in entry.members.values()] for entry in found]
     return {
         "benchmark": sets[0].benchmark,
         "kind": sets[0].kind,
-        "sets": [_set(scored) for scored in sets],
-        "scores": [_score(sets, scorer) for scorer in scorers],
-        "comparisons": [_comparison(compare(sets[0], other)) for other in sets[1:]],
+        "sets": [_set(scored) | {"entry": of_entry[scored.name]} for scored in sets],
+        "entries": [
+            {"name": entry.name, "sets": own, "seeds": list(entry.members)}
+            for entry, own in zip(found, members, strict=True)
+        ],
+        "scores": [_score(sets, scorer, members) for scorer in scorers],
+        "comparisons": [_comparison(compare(found[0], other)) for other in found[1:]],
     }
 
 
 def _set(scored: Scored) -> Json:
-    images = scored.images
+    images, trained = scored.images, scored.trained
     return {
+        "training": trained.training or None if trained else None,
+        "initial_share": trained.initial_share if trained else None,
         "name": scored.name,
         "folder": str(scored.folder),
         "images": images.digest if images else None,
@@ -120,15 +139,17 @@ def _set(scored: Scored) -> Json:
     }
 
 
-def _score(sets: Sequence[Scored], scorer: str) -> Json:
+def _score(sets: Sequence[Scored], scorer: str, entries: Sequence[Sequence[int]]) -> Json:
     found = [scored.scores.get(scorer) for scored in sets]
     known = [score for score in found if score]
     groups = list(dict.fromkeys(name for score in known for name in score.groups))
+    by_entry = [[score.value for i in sets_of if (score := found[i])] for sets_of in entries]
     return {
         "scorer": scorer,
         "better": known[0].better,
         "notes": list(dict.fromkeys(note for score in known for note in score.notes)),
         "values": [asdict(score.value) if score else None for score in found],
+        "over_seeds": [asdict(over_seeds(values)) if values else None for values in by_entry],
         "groups": {
             name: [asdict(s.groups[name]) if s and name in s.groups else None for s in found]
             for name in groups
@@ -141,24 +162,37 @@ def _score(sets: Sequence[Scored], scorer: str) -> Json:
 
 
 def _comparison(found: Comparison) -> Json:
+    pairing, training = found.pairing, found.pairing.training
     return {
         "baseline": found.a,
         "other": found.b,
         "subject": found.subject,
-        "differ": {key: list(values) for key, values in found.differ.items()},
+        "paired": pairing.paired,
+        "sentence": pairing.sentence,
+        "differ": _lists(pairing.differ),
+        "training": training
+        and {
+            "differ": _lists(training.beside),
+            "follow": _lists(training.follow),
+            "unknown": list(training.unknown),
+        },
         "warnings": list(found.warnings),
+        "seeds": list(found.seeds),
         "differences": [
-            asdict(d) | {"resolved": d.resolved, "favours": favours(d, found.a, found.b)}
+            asdict(d)
+            | {
+                "resolved": d.resolved,
+                "favours": found.favours(d),
+                "covers_seeds": d.covers_seeds,
+                "by_seed": {str(seed): asdict(value) for seed, value in d.by_seed.items()},
+            }
             for d in found.differences
         ],
     }
 
 
-def favours(found: Difference, a: str, b: str) -> str | None:
-    """The better set of a difference, None unless its interval shows one."""
-    if found.value is None or not found.resolved:
-        return None
-    return b if (found.value.value > 0) == (found.better == "higher") else a
+def _lists(differ: Mapping[str, tuple[Any, Any]]) -> Json:
+    return {key: list(values) for key, values in differ.items()}
 
 
 def curves_of(found: Sequence[Scored]) -> list[Json]:
@@ -179,7 +213,9 @@ def curves_of(found: Sequence[Scored]) -> list[Json]:
 
 
 def _gallery(sets: Sequence[Scored], most: int) -> list[Json]:
-    shown = [(scored.name, scored.images) for scored in sets if scored.images]
+    """The same prompts of each entry, from the first of its sets."""
+    first_sets = [entry.first for entry in entries(sets)]
+    shown = [(scored.name, scored.images) for scored in first_sets if scored.images]
     original = next((scored.originals for scored in sets if scored.originals), None)
     first = [("original", original)] if original else []
     return gallery([*first, *shown], most)
@@ -193,6 +229,7 @@ def render(data: Json, shown: Sequence[Sequence[Json]]) -> str:
     }  # fmt: skip
     page: str = made.get_template("report.html.j2").render(
         r=data, galleries=shown, plot=_plot, groups_plot=_groups_plot, difference_plot=_difference_plot,
+        trainings=_trainings,
         title=" and ".join(section["benchmark"] for section in data["sections"]),
         charts=[Markup(chart(*lines)) for lines in _charts(data["curves"])],
     )  # fmt: skip
@@ -217,18 +254,52 @@ def _charts(
     ]
 
 
-def _plot(title: str, sets: Sequence[Json], values: Sequence[Json | None]) -> Markup:
-    lines = [(s["name"], Value(**v) if v else None) for s, v in zip(sets, values, strict=True)]
-    return Markup(plots.intervals(title, lines))
+def _plot(section: Json, score: Json) -> Markup:
+    """A line an entry; each training seed is a ring, where there are several."""
+    entries, values = section["entries"], score["over_seeds"]
+    lines = [(e["name"], Value(**v) if v else None) for e, v in zip(entries, values, strict=True)]
+    seeds = [[v["value"] for i in entry["sets"] if (v := score["values"][i])] for entry in entries]
+    points = [numbers if len(numbers) > 1 else [] for numbers in seeds]
+    return Markup(plots.intervals(f"{score['scorer']} with intervals", lines, points))
 
 
-def _groups_plot(title: str, groups: Mapping[str, Sequence[Json | None]]) -> Markup:
+def _trainings(section: Json) -> list[Json]:
+    """The parts of the trainings: key, values by set, whether they differ, and what a difference is."""
+    trainings = [leaves(s["training"] or {}) for s in section["sets"]]
+    shares = [s["initial_share"] for s in section["sets"]]
+    found = [
+        {
+            "key": "initial weights in the average",
+            "badge": "",
+            "differs": any(share is not None for share in shares),
+            "values": ["unknown" if share is None else f"{share:.1%}" for share in shares],
+        }
+    ]
+    compared = [c["training"] for c in section["comparisons"] if c["training"]]
+    follow, beside = ({key for c in compared for key in c[kind]} for kind in ("follow", "differ"))
+    for key in sorted({key for training in trainings for key in training}):
+        known = [training[key] for training in trainings if key in training]
+        differs = any(value != known[0] for value in known)
+        badge = "differs" if key in beside else "follows the VAE" if key in follow else ""
+        values = [
+            _short(training[key]) if key in training else "–" if training else "unknown"
+            for training in trainings
+        ]
+        found.append(
+            {"key": key, "badge": badge if differs else "", "differs": differs, "values": values}
+        )
+    return found
+
+
+def _groups_plot(
+    title: str, groups: Mapping[str, Sequence[Json | None]], sets: Sequence[Json]
+) -> Markup:
     count = len(next(iter(groups.values())))
-    sets = [
+    of_sets = [
         {name: Value(**found) for name, values in groups.items() if (found := values[i])}
         for i in range(count)
     ]
-    return Markup(plots.groups(title, list(groups), sets))
+    return Markup(plots.groups(title, list(groups), of_sets, [s["entry"] for s in sets]))
 
 
 def _difference_plot(title: str, value: Json) -> Markup:
@@ -259,9 +330,6 @@ def _seconds(seconds: float) -> str:
 
 
 def _short(value: Any) -> str:
-    """A setting; of a digest the first twelve characters."""
-    text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
-    is_digest = len(text) == 64 and set(text) <= set("0123456789abcdef")
-    if is_digest:
-        return text[:12]
+    """A setting, as `brief` says it, with an end."""
+    text = brief(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

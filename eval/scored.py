@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from . import results
+from . import results, runs
 from .aggregate import aggregate
 from .errors import BadReport, BadScores, MissingImages
 from .imageset import Images
@@ -37,7 +37,8 @@ class Scored:
     images: Images | None = None  # of a reconstruction: the decoded ones
     originals: Images | None = None
     provenance: Json
-    run: Path | None = None  # the training run, where it is known
+    run: Path | None = None  # the folder of the training run, where it is known
+    trained: runs.Run | None = None  # the training, where it was recorded
     notes: tuple[str, ...] = ()
     measured: dict[str, list[Item]] = field(
         default_factory=dict
@@ -146,9 +147,12 @@ def _opened(folder: Path, pictures: Path, partial: bool) -> Scored:
         )
     if images.missing:
         notes.append(f"incomplete: {images.missing} files of the set are missing")
+    trained = runs.read(pictures, images.settings.get("weights"))
+    if trained:
+        notes += trained.warnings(images.settings.get("guidance_scale", 1))
     return Scored(
         name=folder.name, folder=folder, benchmark=images.prompts.benchmark, scores=of_these, images=images,
-        provenance=provenance, run=_run_of(folder, provenance), notes=tuple(notes),
+        provenance=provenance, run=_run_of(folder, provenance), trained=trained, notes=tuple(notes),
     )  # fmt: skip
 
 

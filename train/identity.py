@@ -1,7 +1,7 @@
-"""What a run is, for comparisons: the training behind a checkpoint, read from its manifest, and where two of them differ.
+"""What a run is, for comparisons: the training behind a checkpoint, and where two of them differ.
 
-A training is a JSON object of parts (PARTS). A part that a manifest does not say is absent, which means unknown: imported
-weights name their model and no more.
+A training is a JSON object of parts (PARTS), read from a manifest. A part that the manifest does
+not say is absent, which means unknown: imported weights name their model and no more.
 """
 
 from collections.abc import Mapping
@@ -18,12 +18,29 @@ from .model import DiTConfig
 
 Json = dict[str, Any]
 PARTS = (
-    "model", "optim", "ema", "flow", "caption_dropout", "deepspeed", "global_batch", "steps_planned", "step", "position",
-    "seed", "order", "data", "init", "changes",
-)  # fmt: skip
+    "model",
+    "optim",
+    "ema",
+    "flow",
+    "caption_dropout",
+    "deepspeed",
+    "global_batch",
+    "steps_planned",
+    "step",
+    "position",
+    "seed",
+    "order",
+    "data",
+    "init",
+    "changes",
+)
 CONFIGS: dict[str, type[BaseModel]] = {
-    "model": DiTConfig, "optim": OptimConfig, "ema": EmaConfig, "flow": FlowConfig,
-}  # fmt: skip
+    "model": DiTConfig,
+    "optim": OptimConfig,
+    "ema": EmaConfig,
+    "flow": FlowConfig,
+}
+YOUNG = 0.05  # share of the initial weights in an average, above which it is of little use
 # What cannot but differ where the latent column is another VAE's.
 FOLLOWS = ("model.in_channels", "model.out_channels", "tokens")
 COLUMN = ("encoder", "norm", "kind", "digest")  # likewise, of a latent column
@@ -45,11 +62,17 @@ def training_of(manifest: Mapping[str, Any]) -> Json:
         return found
     config = manifest["config"]
     constant = config["optim"]["schedule"] == "constant"  # the length of the run changes no rate
-    return found | resumed(config) | {
-        "flow": config["flow"], "caption_dropout": config["data"]["caption_dropout"],
-        "steps_planned": None if constant else config["steps"], "seed": config["seed"],
-        "changes": manifest.get("changes", []),
-    }  # fmt: skip
+    return (
+        found
+        | resumed(config)
+        | {
+            "flow": config["flow"],
+            "caption_dropout": config["data"]["caption_dropout"],
+            "steps_planned": None if constant else config["steps"],
+            "seed": config["seed"],
+            "changes": manifest.get("changes", []),
+        }
+    )
 
 
 def resumed(config: Mapping[str, Any]) -> Json:
@@ -74,10 +97,13 @@ def _columns(data: Mapping[str, Any]) -> Json:
     """The columns of each source, without what says which generation of them was read: the order's rows do."""
     sources = [data, *data.get("more", ())]
     columns = [
-        {name: _column(value) for name, value in source.items()
-         if isinstance(value, Mapping) and "identity" in value}
+        {
+            name: _column(value)
+            for name, value in source.items()
+            if isinstance(value, Mapping) and "identity" in value
+        }
         for source in sources
-    ]  # fmt: skip
+    ]
     keys = ("truncated", "rates", "weights", "text_encoder")
     return {"sources": columns} | {key: data[key] for key in keys if data.get(key) is not None}
 
@@ -97,6 +123,17 @@ def initial_share(manifest: Mapping[str, Any]) -> float | None:
         return float(manifest["config"]["ema"]["decay"] ** manifest["optimizer"]["step"])
     except (KeyError, TypeError):
         return None
+
+
+def young_average(share: float | None, init: Mapping[str, Any] | None) -> str | None:
+    """What is wrong with an average that holds more than YOUNG of the initial weights, which came from `init`."""
+    if share is None or share <= YOUNG:
+        return None
+    origin = f" ({init['path']})" if init else ", which are noise"
+    return (
+        f"{share:.1%} of the averaged weights are the weights that training began with{origin}: the average is younger "
+        "than its decay. Train longer, lower ema.decay, or take the weights themselves"
+    )
 
 
 # Differences ---------------------------------------------------------------------------------------------------------
@@ -125,9 +162,10 @@ def compared(a: Mapping[str, Any], b: Mapping[str, Any]) -> TrainingDifferences:
         differ = {key: value for key, value in differ.items() if ".also." not in key}
     same_tokens = a.get("tokens") is not None and a.get("tokens") == b.get("tokens")
     follow = {
-        key: value for key, value in differ.items()
+        key: value
+        for key, value in differ.items()
         if _follows(key) or (key == "model.patch_size" and same_tokens)
-    }  # fmt: skip
+    }
     beside = {key: value for key, value in differ.items() if key not in follow}
     return TrainingDifferences(beside, follow, unknown)
 

@@ -13,7 +13,7 @@ from shards.schema import differences
 
 from . import checkpoint
 from .config import TrainConfig
-from .identity import training_of
+from .identity import initial_share, training_of, young_average
 from .model import DiT, DiTConfig
 from .world import World
 
@@ -51,6 +51,9 @@ def find(config: TrainConfig, model: DiTConfig) -> Initial | None:
             f"Say init_ema={str(not config.init_ema).lower()} for its other weights"
         )
     _refuse_another_model(folder, DiTConfig.model_validate(manifest["model"]), model)
+    share = initial_share(manifest) if config.init_ema else None
+    if young := young_average(share, manifest.get("init")):
+        log.warning("init_from: %s: %s (init_ema=false)", folder, young)
     record = {
         "path": str(folder.resolve()), "file": name, "sha256": manifest["files"][name]["sha256"],
         "step": manifest["step"], "training": training_of(manifest),

@@ -259,8 +259,12 @@ class Trainer:
         share = self.ema.initial_share
         log.info(
             "step %s  validation %.4f, %.4f of the target's variance, %.1f %% initial weights in the average (%.1f s)",
-            f"{self.step_number:,}", found.loss, found.normalised, 100 * share, seconds,
-        )  # fmt: skip
+            f"{self.step_number:,}",
+            found.loss,
+            found.normalised,
+            100 * share,
+            seconds,
+        )
         if self.metrics:
             record = {**found.record(), "initial_share": share, "seconds": seconds}
             self.metrics.write(self.step_number, validation=record)

@@ -7,6 +7,7 @@ The pickle is the one that is ever opened here, by torch's reader of tensors onl
 """
 
 import json
+import logging
 import pickle
 import shutil
 import struct
@@ -25,6 +26,7 @@ from shards import atomic_write, open_sources, seal, sha256_file
 from shards.storage import fsync_path
 
 from .checkpoint import KIND, VERSION, WHOLE, CheckpointError, Manifest, provenance, verified
+from .identity import initial_share, young_average
 from .model import DiT, DiTConfig
 
 STATES = "mp_rank_00_model_states.pt"
@@ -34,6 +36,7 @@ ENGINE = {  # without these DeepSpeed does not load a module either
 }  # fmt: skip
 KEYS = {"ema": "ema", "weights": "module"}  # ours -> the key in the pickle
 State = dict[str, Tensor]
+log = logging.getLogger(__name__)
 UNREADABLE = (  # what torch's reader raises on a file that is hostile, cut short, or never was a checkpoint
     pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
     AssertionError, struct.error,
@@ -196,6 +199,8 @@ def export(step: Path, out: Path, layout: str = "reference", ema: bool = True) -
             f"{step}: found no manifest.json, expected a step folder. Name RUN/checkpoints/step-*"
         )
     manifest = verified(step, WHOLE.values())
+    if ema and (young := young_average(initial_share(manifest), manifest.get("init"))):
+        log.warning("%s: %s", step, young)
     return _publish(out, lambda staging: LAYOUTS[layout](step, manifest, staging, ema))
 
 

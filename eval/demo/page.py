@@ -15,8 +15,11 @@ from PIL import Image
 
 from shards import Column, atomic_write, canonical_json
 from train.checkpoint import load_for_sampling
+from train.identity import initial_share
 
+from ..compare import Pairing, pairing_of
 from ..pages import embed, environment
+from ..scored import open_all
 from .classifier import load_classifier
 from .score import Json, compare, encoding_cost, judge, read_metrics
 
@@ -52,12 +55,23 @@ def write_report(
         )
         for vae in vaes
     }
+    first, second = open_all([out / "images" / vae for vae in vaes])
+    pairing = pairing_of(first, second)
     found = compare(generated, real)
     runs = {vae: run_of(out / f"runs/train-{vae}") for vae in vaes}
     encoded = json.loads((out / "cache/report.json").read_text())
     chance = 1 / len(classifier.groups)
     summary: Json = {
         **found,
+        "verdict": f"{found['verdict']} {limits(pairing)}",
+        "pairing": {
+            "sentence": pairing.sentence,
+            "paired": pairing.paired,
+            "warnings": list(pairing.warnings),
+            "notes": [
+                f"{scored.name}: {note}" for scored in (first, second) for note in scored.notes
+            ],
+        },
         "chance": chance,
         "accuracy_of_real_pictures": float(real.right.mean()),
         "accuracy_of_reconstructions": {v: float(j.right.mean()) for v, j in decoded.items()},
@@ -95,6 +109,12 @@ def write_report(
     html = page_of(out, summary, vaes, metrics, shown, real_of)
     atomic_write(out / "report.html", html.encode())
     return summary
+
+
+def limits(pairing: Pairing) -> str:
+    """What a verdict does not say."""
+    seeds = "The intervals are over prompts: they do not cover other training seeds."
+    return seeds if pairing.paired else f"{pairing.sentence} {seeds}"
 
 
 def page_of(
@@ -159,6 +179,7 @@ def run_of(run: Path) -> Json:
         "samples_per_second": float(np.mean([m["samples_per_second"] for m in steps])),
         "data_wait": float(np.mean([m["data_wait"] for m in steps])),
         "validation": validation[-1]["validation"] if validation else None,
+        "initial_share": initial_share(manifest),
         "metrics": metrics,
     }
 

@@ -14,6 +14,7 @@ from encode.__main__ import main as encode
 from eval.commands import main
 from eval.demo.page import write_report
 from eval.demo.road import VAES, StepFailed, put_prompts, together, train_command
+from shards import seal
 from shards.__main__ import main as order
 from tests.train.here import forked
 from train.__main__ import main as train
@@ -102,6 +103,23 @@ def test_the_page_says_what_was_measured(out: Path) -> None:
         assert summary["runs"][vae]["steps"] == 6
         assert summary["runs"][vae]["samples"] == 6 * 32
         assert summary["encoding"][vae]["every_step"] > 0
+        assert summary["runs"][vae]["initial_share"] == pytest.approx(0.99**6)
+    assert summary["pairing"]["paired"] is True
+    assert "they do not cover other training seeds" in summary["verdict"]
+    assert any("94.1% of the averaged weights" in note for note in summary["pairing"]["notes"])
+
+    record = out / "images" / VAES[1] / "run.json"
+    kept = record.read_bytes()
+    run = json.loads(kept)
+    del run["digest"]
+    run["training"]["optim"]["lr"] *= 2
+    record.write_bytes(seal(run))
+    try:
+        other = write_report(out, VAES, Path("configs/demo/classifier"), [], clock)
+    finally:
+        record.write_bytes(kept)
+    assert "Compares sets that differ in more than VAEs" in other["verdict"]
+    assert "optim.lr differs (0.0015, 0.003)" in (out / "report.html").read_text()
 
 
 def test_both_runs_saw_the_same_rows(out: Path) -> None:

@@ -1,12 +1,13 @@
 """Small sets of pictures with scores, as `generate` and `score` leave them."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eval import results
+from eval import results, runs
 from eval.aggregate import aggregate
 from eval.imageset import Images, ImageSet
 from eval.prompts import Prompt, Prompts
@@ -22,13 +23,78 @@ SETTINGS = {
 }  # fmt: skip
 
 
+# What `train.identity.training_of` says of a small run's checkpoint.
+TRAINING: dict[str, Any] = {
+    "model": {
+        "layers": 7,
+        "hidden_size": 64,
+        "heads": 2,
+        "kv_heads": 1,
+        "head_dim": 32,
+        "mlp_size": 96,
+        "in_channels": 4,
+        "out_channels": 4,
+        "text_width": 12,
+    },
+    "optim": {"lr": 1.5e-3},
+    "ema": {"decay": 0.9},
+    "flow": {},
+    "caption_dropout": 0.1,
+    "deepspeed": {},
+    "global_batch": 32,
+    "steps_planned": None,
+    "step": 100,
+    "position": 3200,
+    "seed": 0,
+    "order": {"lanes": 32, "window": 0, "weights": None, "rows": ["1" * 64]},
+    "data": {
+        "truncated": False,
+        "sources": [
+            {
+                "latents": {
+                    "encoder": {"class": "Vae", "weights": "a" * 64},
+                    "norm": {"shift": [0.0], "scale": [1.0]},
+                },
+                "text": {"encoder": {"class": "Text", "weights": "b" * 64}},
+            }
+        ],
+    },
+    "init": None,
+    "changes": [],
+}
+
+# Leaves that follow another VAE.
+VAE = {
+    "data.sources.0.latents.encoder.weights": "c" * 64,
+    "data.sources.0.latents.norm.shift": [0.5],
+    "model.in_channels": 16,
+    "model.out_channels": 16,
+}
+
+
+def training(changes: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """TRAINING with other leaves, by dotted path."""
+    made: dict[str, Any] = json.loads(json.dumps(TRAINING))
+    for path, value in changes.items():
+        *above, last = path.split(".")
+        at: Any = made
+        for key in above:
+            at = at[int(key) if isinstance(at, list) else key]
+        at[last] = value
+    return made
+
+
 def make_set(
     folder: Path, settings: Mapping[str, Any] = {}, prompts: Prompts = PROMPTS, seed: int = 0, side: int = 24,
-    provenance: Mapping[str, Any] = {}, finish: bool = True,
+    provenance: Mapping[str, Any] = {}, finish: bool = True, trained: Mapping[str, Any] | None = None,
+    initial_share: float | None = None,
 ) -> Path:  # fmt: skip
-    """A set of noise; `settings` over SETTINGS."""
+    """A set of noise; `settings` over SETTINGS, and its training, unless it is not recorded."""
     random = np.random.default_rng(seed)
     images = ImageSet(folder, prompts, {**SETTINGS, **settings})
+    if trained is not None:
+        weights = {**SETTINGS, **settings}["weights"]
+        runs.put(folder, runs.Run(weights, dict(trained), initial_share))
     for file in images.files:
         images.save(file, [random.integers(0, 256, (side, side, 3), np.uint8)])
     if finish:
@@ -59,3 +125,27 @@ def make_score(
     score = Score(**told | fields)
     results.write(folder, score, items)
     return score
+
+
+def seeded(folder: Path, seeds: dict[str, tuple[int, ...]], gap: float = 0.5) -> list[Path]:
+    """Two VAEs, each of several training seeds: the second is better by about `gap`, with a spread between seeds."""
+    random = np.random.default_rng(3)
+    prompts = random.normal(0, 0.3, len(PROMPTS.items))
+    folders = []
+    for i, (name, own) in enumerate(seeds.items()):
+        for seed in own:
+            at = folder / (f"{name}-seed{seed}" if seed else name)
+            weights = f"{i}{seed}" * 32
+            trained = training((VAE if i else {}) | {"seed": seed})
+            make_set(
+                at, {"vae": str(i) * 64, "weights": weights}, seed=9 * i + seed, trained=trained
+            )
+            values = (
+                prompts
+                + gap * i
+                + 0.02 * seed * (1 + i)
+                + random.normal(0, 0.05, len(PROMPTS.items))
+            )
+            make_score(at, "clip", make_items(values))
+            folders.append(at)
+    return folders

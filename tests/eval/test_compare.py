@@ -1,20 +1,23 @@
 """What differs between two sets, and by how much."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from eval import results
 from eval.aggregate import aggregate
-from eval.compare import compare, judged
+from eval.compare import compare, entries, judged, pairing_of
 from eval.errors import BadScores
 from eval.prompts import Prompts
 from eval.results import Item, Value
-from eval.scored import open_all
+from eval.scored import Scored, open_all, open_one
+from eval.seeds import over_seeds
 
-from .sets import GROUPS, PROMPTS, make_items, make_score, make_set
+from .sets import GROUPS, PROMPTS, VAE, make_items, make_score, make_set, seeded, training
 
 N = len(PROMPTS.items)
 
@@ -174,3 +177,207 @@ def test_a_group_that_is_not_made_of_items_values_has_no_difference(tmp_path: Pa
         make_score(folder, "dpg", items, groups=groups)
     (found,) = compare(*open_all([tmp_path / "a", tmp_path / "b"])).differences
     assert sorted(found.groups) == ["counting", "position"]
+
+
+# Trainings -----------------------------------------------------------------------------------------------------------
+
+
+def sets_of(folder: Path, *trainings: dict[str, Any] | None, **differ: Any) -> list[Scored]:
+    """Sets of other VAEs and weights, whose trainings differ from the first by these leaves; None: not recorded."""
+    random = np.random.default_rng(0)
+    for i, changes in enumerate(trainings):
+        settings = {"vae": str(i) * 64, "weights": str(i) * 64} | (differ if i else {})
+        trained = None if changes is None else training(changes)
+        made = make_set(folder / f"{i}", settings, seed=i, trained=trained)
+        make_score(made, "clip", make_items(random.normal(i, 0.1, N)))
+    return open_all([folder / f"{i}" for i in range(len(trainings))])
+
+
+def test_vaes_alone_are_claimed_only_where_the_trainings_are_the_same(tmp_path: Path) -> None:
+    pairing = compare(*sets_of(tmp_path, {}, VAE)).pairing
+    assert pairing.sentence == "Compares VAEs, on the prompts that both share."
+    assert (pairing.paired, pairing.warnings) == (True, ())
+    assert pairing.training is not None
+    assert pairing.training.beside == {}
+    assert pairing.training.follow["model.in_channels"] == (4, 16)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "value"),
+    [
+        ("model.layers", 2),
+        ("model.patch_size", 1),
+        ("optim.lr", 1e-5),
+        ("optim.schedule", "cosine"),
+        ("ema.decay", 0.5),
+        ("flow.weighting", "mode"),
+        ("caption_dropout", 0.0),
+        ("deepspeed", "zero2.json"),
+        ("global_batch", 64),
+        ("steps_planned", 10),
+        ("step", 200),
+        ("position", 6400),
+        ("order.lanes", 16),
+        ("order.window", 64),
+        ("order.weights", [0.5, 0.5]),
+        ("order.rows", ["2" * 64]),
+        ("init", {"path": "x"}),
+        ("data.sources.0.text.encoder.weights", "d" * 64),
+        ("data.sources.0.latents.preprocess", {"crop": 1}),
+        ("changes", [{"step": 5, "optim.lr": [1, 2]}]),
+        ("data.rates", [1.0]),
+        ("data.text_encoder", "x"),
+    ],
+)
+def test_each_other_difference_is_named(tmp_path: Path, leaf: str, value: Any) -> None:
+    comparison = compare(*sets_of(tmp_path, {}, VAE | {leaf: value}))
+    assert comparison.subject == "VAEs"
+    assert comparison.pairing.paired is False
+    (warning,) = comparison.warnings
+    assert warning.startswith("not a paired comparison of VAEs alone: ")
+    assert f"{leaf}" in warning
+    assert comparison.pairing.sentence == "Compares sets that differ in more than VAEs."
+
+
+def test_averages_and_steps_are_named_too(tmp_path: Path) -> None:
+    found = compare(
+        *sets_of(tmp_path, {}, VAE | {"step": 200, "position": 6400}, ema=False, step=200)
+    )
+    assert found.pairing.paired is False
+    for key in ("ema differs (True, False)", "step differs (100, 200)", "position differs"):
+        assert key in found.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("trainings", "said"),
+    [
+        (({}, None), "how the weights of 1 were trained is not known"),
+        ((None, None), "how the weights of 0 and 1 were trained is not known"),
+    ],
+)
+def test_sets_without_a_record_say_so(tmp_path: Path, trainings: Any, said: str) -> None:
+    """As sets of before: all that the pictures say is compared, and a verdict is one on the sets."""
+    found = compare(*sets_of(tmp_path, *trainings))
+    assert (found.subject, found.pairing.paired, found.pairing.training) == ("VAEs", None, None)
+    assert found.warnings[0].startswith(said)
+    assert "as far as is known" in found.pairing.sentence
+    assert found.favours(found.differences[0]) == "1"
+    make_set(tmp_path / "2", {"vae": "2" * 64, "weights": "2" * 64}, trained={"step": 100})
+    partly = pairing_of(*open_all([tmp_path / "0", tmp_path / "2"]))
+    assert partly.paired is None
+    assert "not known" in partly.warnings[-1]
+
+
+def test_a_record_of_other_weights_or_a_damaged_one_counts_for_nothing(tmp_path: Path) -> None:
+    first, second = sets_of(tmp_path, {}, VAE)
+    shutil.copy(first.folder / "run.json", second.folder / "run.json")
+    assert open_one(second.folder).trained is None
+    for data in (
+        b"",
+        b"{}",
+        b"[1]",
+        (first.folder / "run.json").read_bytes().replace(b"0.0015", b"0.0016"),
+    ):
+        (first.folder / "run.json").write_bytes(data)
+        assert open_one(first.folder).trained is None
+
+
+def test_the_subject_is_what_the_trainings_differ_in(tmp_path: Path) -> None:
+    """Of one VAE: the one value, the steps, or, of several, none alone."""
+    for i, (changes, subject, paired) in enumerate(
+        [
+            ({"optim.lr": 1e-5}, "optim.lr", True),
+            ({"step": 200, "position": 6400}, "steps", True),
+            ({"optim.lr": 1e-5, "model.layers": 2}, "weights", False),
+            ({"optim.lr": 1e-5, "step": 200, "position": 6400}, "weights", False),
+            ({}, "weights", True),
+        ]
+    ):
+        sets = sets_of(tmp_path / str(i), {}, changes, vae="0" * 64, step=changes.get("step", 100))
+        found = compare(*sets).pairing
+        assert (found.subject, found.paired) == (subject, paired)
+
+
+# Seeds ---------------------------------------------------------------------------------------------------------------
+
+
+def opened(folder: Path, seeds: dict[str, tuple[int, ...]]) -> list[Scored]:
+    return open_all(seeded(folder, seeds))
+
+
+def test_seeds_of_an_entry_are_never_compared_with_each_other(tmp_path: Path) -> None:
+    sets = opened(tmp_path, {"flux": (0, 1, 2), "e2e": (2, 0, 1)})
+    a, b = entries(sets)
+    assert (a.name, list(a.members), b.name, list(b.members)) == (
+        "flux",
+        [0, 1, 2],
+        "e2e",
+        [2, 0, 1],
+    )
+    found = compare(a, b)
+    assert (found.seeds, found.subject, found.pairing.paired) == ((0, 1, 2), "VAEs", True)
+    (difference,) = found.differences
+    means = {
+        seed: float(np.mean([i.value for i in b.members[seed].items("clip")]))
+        - float(np.mean([i.value for i in a.members[seed].items("clip")]))
+        for seed in found.seeds
+    }
+    assert {s: v.value for s, v in difference.by_seed.items()} == pytest.approx(means)
+    assert difference.value == over_seeds(list(difference.by_seed.values()))
+    assert difference.covers_seeds
+    assert difference.share is None
+    assert found.favours(difference) == "e2e"
+    assert difference.groups.keys() == set(GROUPS)
+    assert entries(sets[:3])[0].members.keys() == {0, 1, 2}
+    assert len(entries(sets[:3])) == 1
+
+
+def test_a_crossed_pair_has_no_verdict(tmp_path: Path) -> None:
+    found = compare(*entries(opened(tmp_path, {"flux": (0,), "e2e": (1,)})))
+    (difference,) = found.differences
+    assert (found.seeds, difference.resolved, found.favours(difference)) == ((), True, None)
+    assert "training seed differs (0, 1)" in found.warnings[0]
+    assert found.pairing.paired is False
+
+
+def test_seeds_without_a_partner_are_left_out_and_said(tmp_path: Path) -> None:
+    sets = opened(tmp_path, {"flux": (0, 1), "e2e": (1, 2)})
+    (tmp_path / "e2e-seed1" / results.NAME / "clip.json").rename(tmp_path / "kept")
+    found = compare(*entries(sets))
+    assert found.seeds == (1,)
+    assert found.warnings == ("left out, for want of a partner: flux, e2e-seed2",)
+    assert not found.differences[0].covers_seeds
+    sets = opened(tmp_path / "none", {"flux": (0, 1), "e2e": (2, 3)})
+    found = compare(*entries(sets))
+    assert found.warnings[-1] == "left out, for want of a partner: flux-seed1, e2e-seed3"
+    assert found.favours(found.differences[0]) is None
+
+
+def test_a_score_that_some_seeds_lack_says_so(tmp_path: Path) -> None:
+    seeded(tmp_path, {"flux": (0, 1, 2), "e2e": (0, 1, 2)})
+    (tmp_path / "e2e-seed1" / results.NAME / "clip.json").unlink()
+    names = ("flux", "flux-seed1", "flux-seed2", "e2e", "e2e-seed1", "e2e-seed2")
+    (difference,) = compare(*entries(open_all([tmp_path / name for name in names]))).differences
+    assert list(difference.by_seed) == [0, 2]
+    assert difference.warnings == ("of training seed 0, 2 alone: others are not scored",)
+
+
+def test_sets_that_differ_in_more_than_the_seed_are_no_entry(tmp_path: Path) -> None:
+    """Another step, rate or sampling is another entry; another batch size, which moves a rounding, is not."""
+    for name, changes, settings in (
+        ("a", {}, {}),
+        ("b", {"seed": 1, "step": 200}, {"step": 200}),
+        ("c", {"seed": 1, "optim.lr": 1.0}, {}),
+        ("d", {"seed": 1}, {"guidance_scale": 2.0}),
+        ("e", {"seed": 1}, {"batch_size": 64}),
+        ("f", {}, {}),
+    ):
+        make_set(tmp_path / name, {"weights": name * 64} | settings, trained=training(changes))
+    found = entries(open_all([tmp_path / name for name in "abcdef"]))
+    assert [[scored.name for scored in entry.members.values()] for entry in found] == [
+        ["a", "e"],
+        ["b"],
+        ["c"],
+        ["d"],
+        ["f"],
+    ]

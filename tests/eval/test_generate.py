@@ -1,9 +1,11 @@
 """From a checkpoint and prompts to pictures on disk."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,9 @@ from eval.scored import open_one
 from shards import seal
 from shards.randomness import normal
 from train.checkpoint import CheckpointError
+from train.identity import PARTS
+
+from .models import save_reference
 
 PROMPTS = [
     "a red cat",
@@ -275,6 +280,161 @@ def test_manifest_names_all_that_made_the_pictures(
     cost = cost_of(open_one(request_.save_dir))  # finds the run by that
     assert (cost["training"]["seconds"], cost["training"]["step"]) == (20.0, 20)
     assert cost["generation"]["pictures_per_second"] == told["pictures_per_second"]
+
+
+def of_a_run(run: Path, **changes: Any) -> Path:
+    """The checkpoints of `run` as the trainer writes them: with the run's config and what follows from it."""
+    for path in run.glob("checkpoints/step-*/manifest.json"):
+        record = json.loads(path.read_bytes())
+        del record["digest"]
+        config = {
+            "optim": {"lr": 1e-3, "schedule": "constant"},
+            "ema": {"decay": 0.5},
+            "flow": {},
+            "deepspeed": {},
+            "global_batch": 8,
+            "steps": 20,
+            "seed": 0,
+            "data": {"caption_dropout": 0.1},
+        }
+        step = record["step"]
+        order = {"lanes": 8, "window": 0, "weights": None, "valid": ["0" * 64], "seed": 0}
+        whole = {
+            "config": config,
+            "position": 8 * step,
+            "order": order,
+            "init": None,
+            "optimizer": {"step": step},
+        }
+        path.write_bytes(
+            seal(record | whole | changes | {"config": config | changes.get("config", {})})
+        )
+    return run
+
+
+def said(caplog: pytest.LogCaptureFixture) -> str:
+    return " ".join(
+        record.getMessage() for record in caplog.records if record.levelname == "WARNING"
+    )
+
+
+def test_the_training_is_recorded_beside_the_settings(
+    request_: Request, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Outside of stamps and settings: a set that was begun without it goes on, and its pictures are the same."""
+    before = generate(request_)
+    known = open_one(request_.save_dir).trained
+    assert known is not None
+    assert "optim" not in known.training  # this checkpoint does not say it
+    full = of_a_run(shutil.copytree(run, tmp_path / "run"))
+    resumed = changed(request_, checkpoint=full)
+    (request_.save_dir / "run.json").unlink()  # as sets of before
+    (request_.save_dir / "images/00003.png").unlink()
+    assert open_one(request_.save_dir, partial=True).trained is None
+    assert generate(resumed) == before
+    found = open_one(request_.save_dir).trained
+    assert found is not None
+    assert found.training["optim"]["lr"] == 1e-3
+    assert found.training["order"]["rows"] == ["0" * 64]
+    assert set(found.training) >= set(PARTS)
+    assert found.initial_share == 0.5**20
+    assert found.weights == before["settings"]["weights"]
+    kept = (request_.save_dir / "run.json").read_bytes()
+    assert generate(request_) == before  # and by a checkpoint that says less, nothing is lost
+    assert (request_.save_dir / "run.json").read_bytes() == kept
+    assert not said(caplog)
+
+
+def test_imported_weights_and_the_references_say_what_they_know(
+    request_: Request, vae_folder: Path, text_folder: Path, tmp_path: Path
+) -> None:
+    theirs = changed(
+        request_,
+        type="baseline-dit",
+        checkpoint=save_reference(tmp_path / "theirs"),
+        vae=str(vae_folder),
+        text_encoder=str(text_folder),
+        resolution=32,
+    )
+    generate(theirs)
+    found = open_one(theirs.save_dir).trained
+    assert found is not None
+    assert (set(found.training), found.initial_share) == ({"model", "step"}, None)
+
+
+def test_a_young_average_is_warned_of(
+    request_: Request, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Above 5 % of initial weights, whether the manifest says the share or it follows from decay and updates."""
+    cases: list[tuple[dict[str, Any], bool, str | None]] = [
+        ({"config": {"ema": {"decay": 0.99}}}, True, "81.8% of the averaged weights"),  # 0.99 ** 20
+        ({"config": {"ema": {"decay": 0.85}}}, True, None),  # 3.9 %
+        (
+            {"average": {"initial_share": 0.98}},
+            True,
+            "98.0% of the averaged weights .* which are noise",
+        ),
+        (
+            {"average": {"initial_share": 0.98}, "init": {"path": "/runs/first"}},
+            True,
+            "/runs/first",
+        ),
+        ({"average": {"initial_share": 0.98}}, False, None),  # the weights themselves
+    ]
+    for i, (changes, ema, expected) in enumerate(cases):
+        caplog.clear()
+        at = of_a_run(shutil.copytree(run, tmp_path / f"{i}"), **changes)
+        where = tmp_path / f"out-{i}"
+        generate(
+            changed(request_, checkpoint=at, ema_weights=ema, save_dir=where, guidance_scale=1.0)
+        )
+        notes = open_one(where).notes
+        if expected is None:
+            assert (said(caplog), notes) == ("", ())
+        else:
+            assert re.search(expected, said(caplog))
+            assert re.search(expected, notes[0])
+
+
+def test_guidance_without_dropped_captions_is_warned_of(
+    request_: Request, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    at = of_a_run(shutil.copytree(run, tmp_path / "run"), config={"data": {"caption_dropout": 0.0}})
+    for scale, warned in ((6.0, True), (1.5, True), (1.0, False)):
+        caplog.clear()
+        request = changed(
+            request_, checkpoint=at, guidance_scale=scale, save_dir=tmp_path / f"{scale}"
+        )
+        Generator.load(request)
+        assert ("trained without dropped captions" in said(caplog)) is warned
+    assert not (tmp_path / "6.0").exists()
+
+
+@pytest.mark.parametrize("scale", ["-1", "-0.001", "nan", "inf", "-inf", "six"])
+@pytest.mark.parametrize("verb", ["generate", "watch"])
+def test_a_guidance_that_cannot_be_is_refused(
+    request_: Request, verb: str, scale: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {
+        "generate": [
+            "--checkpoint",
+            str(request_.checkpoint),
+            "--save_dir",
+            str(request_.save_dir),
+        ],
+        "watch": [str(request_.checkpoint)],
+    }[verb]
+    with pytest.raises(SystemExit) as left:
+        main([verb, *words, "--prompts", str(request_.prompts), f"--guidance_scale={scale}"])
+    assert left.value.code == 2
+    assert "--guidance_scale: found" in capsys.readouterr().err
+    assert not request_.save_dir.exists()
+    if scale != "six":
+        with pytest.raises(
+            BadRequest, match=r"--guidance_scale: found .*, expected a number from 0"
+        ):
+            changed(request_, guidance_scale=float(scale))
+        assert BadRequest.exit_code == 2
 
 
 def test_pictures_per_second_are_of_those_that_this_session_made(request_: Request) -> None:

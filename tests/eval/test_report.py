@@ -21,7 +21,16 @@ from eval.prompts import Prompt, Prompts
 from eval.report import report
 from eval.scored import unique_names
 
-from .sets import GROUPS, PROMPTS, make_items, make_score, make_set
+from .sets import (
+    GROUPS,
+    PROMPTS,
+    VAE,
+    make_items,
+    make_score,
+    make_set,
+    seeded,
+    training,
+)
 
 N = len(PROMPTS.items)
 VOID = {"meta", "img", "br", "link", "input", "hr", "wbr"}
@@ -70,7 +79,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     provenance = {"device": "cuda", "seconds": 90.0, "pictures_per_second": 0.33}
     for i, (name, found) in enumerate(values.items()):
         settings = {"vae": str(i) * 64, "weights": str(i) * 64, "guidance_scale": 6.0 + i / 2}
-        make_set(top / name, settings, seed=i, provenance=provenance)
+        trained = training({"data.sources.0.latents.encoder.weights": str(i) * 64})
+        make_set(top / name, settings, seed=i, provenance=provenance, trained=trained)
         make_score(
             top / name, "vqa-tiny", make_items(found), notes=("uncalibrated: tiny",), seconds=12.0
         )
@@ -161,7 +171,9 @@ def test_the_page_says_what_the_json_says(made: dict[str, Any]) -> None:
     assert (
         len(re.findall(r"(vae|weights|guidance_scale) differs", text)) == 3 + 1
     )  # and the warning
-    assert made["html"].count('class="differs"') == 3
+    assert made["html"].count('class="differs"') == 3 + 1  # and what follows the VAE
+    assert "data.sources.0.latents.encoder.weights follows the VAE" in text
+    assert "over prompts; training seeds are not covered" in text
     assert "3 min, 100 steps" in text
     assert "2 min for 150 rows" in text
 
@@ -341,6 +353,86 @@ def test_bad_folders_are_named_and_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(OtherImages, match="1 pictures changed"):
         report([a], out)
     assert not list(tmp_path.glob("r.*"))
+
+
+def test_what_differs_beside_the_vae_is_on_the_page(tmp_path: Path) -> None:
+    """Two layers, another rate, seed and rows against seven: no claim of pairing, and each value is named."""
+    other = VAE | {"model.layers": 2, "optim.lr": 1e-5, "seed": 7, "order.rows": ["2" * 64]}
+    for i, changes in enumerate(({}, other)):
+        settings = {"vae": str(i) * 64, "weights": str(i) * 64}
+        made = make_set(
+            tmp_path / str(i), settings, trained=training(changes), initial_share=0.98 * i
+        )
+        make_score(made, "clip", make_items(np.linspace(i, i + 0.1, N)))
+    data = report([tmp_path / "0", tmp_path / "1"], tmp_path / "r.html")
+    (comparison,) = data["sections"][0]["comparisons"]
+    assert (comparison["subject"], comparison["paired"]) == ("VAEs", False)
+    assert comparison["training"]["differ"] == {
+        "model.layers": [7, 2],
+        "optim.lr": [1.5e-3, 1e-5],
+        "seed": [0, 7],
+        "order.rows": [["1" * 64], ["2" * 64]],
+    }
+    assert "model.in_channels" in comparison["training"]["follow"]
+    (difference,) = comparison["differences"]
+    assert (difference["resolved"], difference["favours"]) == (True, None)
+    text = " ".join(Page((tmp_path / "r.html").read_text()).text.split())
+    assert "Compares VAEs" not in text
+    assert "Compares sets that differ in more than VAEs." in text
+    for said in (
+        "model.layers differs (7, 2)",
+        "optim.lr differs (0.0015, 1e-05)",
+        "order.rows differs",
+        "training seed differs (0, 7)",
+        "model.layers differs72",
+        "no verdict: other training seeds",
+        "98.0% of the averaged weights",
+    ):
+        assert said in text
+
+
+def test_sets_without_a_record_of_their_training_are_shown_as_such(tmp_path: Path) -> None:
+    for i in range(2):
+        make_set(tmp_path / str(i), {"vae": str(i) * 64, "weights": str(i) * 64})
+    data = report([tmp_path / "0", tmp_path / "1"], tmp_path / "r.html")
+    (comparison,) = data["sections"][0]["comparisons"]
+    assert (comparison["paired"], comparison["training"]) == (None, None)
+    assert [s["training"] for s in data["sections"][0]["sets"]] == [None, None]
+    text = Page((tmp_path / "r.html").read_text()).text
+    assert "how the weights of 0 and 1 were trained is not known" in text
+    assert "Compares VAEs, on the prompts" not in text
+
+
+def test_training_seeds_are_points_of_one_entry(tmp_path: Path) -> None:
+    folders = seeded(tmp_path, {"flux": (0, 1, 2), "e2e": (0, 1, 2)})
+    data = report(folders, tmp_path / "r.html")
+    (section,) = data["sections"]
+    assert section["entries"] == [
+        {"name": "flux", "sets": [0, 1, 2], "seeds": [0, 1, 2]},
+        {"name": "e2e", "sets": [3, 4, 5], "seeds": [0, 1, 2]},
+    ]
+    (comparison,) = section["comparisons"]
+    assert (comparison["baseline"], comparison["other"], comparison["seeds"]) == (
+        "flux",
+        "e2e",
+        [0, 1, 2],
+    )
+    (difference,) = comparison["differences"]
+    values = [v["value"] for v in section["scores"][0]["values"]]
+    assert {seed: v["value"] for seed, v in difference["by_seed"].items()} == pytest.approx(
+        {str(seed): values[3 + seed] - values[seed] for seed in range(3)}
+    )
+    assert (difference["covers_seeds"], difference["favours"]) == (True, "e2e")
+    means = [v["value"] for v in section["scores"][0]["over_seeds"]]
+    assert means == pytest.approx([np.mean(values[:3]), np.mean(values[3:])])
+    html = (tmp_path / "r.html").read_text()
+    page = Page(html)
+    rings = [a for a in page.all("circle") if a.get("class") == "ring"]
+    assert len(rings) == 6
+    assert len({a["cx"] for a in rings}) == 6
+    assert "over prompts and 3 training seeds" in page.text
+    assert "Sets of the same training seed are paired: 0, 1, 2." in page.text
+    assert len(page.all("img")) == 2 * len(section["shown"])  # of the first seed of each
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:

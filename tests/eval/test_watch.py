@@ -26,6 +26,7 @@ from eval.imageset import Images
 from eval.report import report
 from eval.results import Item, Score
 from eval.score import Scored, Scorer
+from eval.scored import open_one
 from eval.watch import Asked, Watcher, asked, watch
 from shards import seal
 from tests.forks import fork, wait
@@ -161,6 +162,35 @@ def test_each_checkpoint_is_scored_once(trained: Path, capsys: pytest.CaptureFix
     images = [path for path in before if path.suffix == ".png"]
     assert len(images) == 6
     assert all(path.stat().st_mtime_ns == before[path] for path in images)
+
+
+def test_what_is_known_of_the_training_goes_with_each_set(
+    trained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And what speaks against sampling it so is said: a young average, guidance that was never trained."""
+    config = CONFIG | {
+        "ema": {"decay": 0.9999},
+        "data": {"caption_dropout": 0.0},
+        "flow": {},
+        "deepspeed": {},
+        "optim": {"lr": 1e-3, "schedule": "constant"},
+    }
+    for path in (trained / "checkpoints").glob("*/manifest.json"):
+        record = json.loads(path.read_bytes())
+        del record["digest"]
+        path.write_bytes(
+            seal(record | {"config": config, "optimizer": {"step": 10 * record["step"]}})
+        )
+    assert watch(trained, request_of(trained), scorers(), once=True) == 0
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    assert "98.0% of the averaged weights" in said  # of 200 updates
+    assert "trained without dropped captions" in said
+    for step in (10, 20):
+        set_ = open_one(trained / f"eval/step-{step:08d}")
+        assert set_.trained is not None
+        assert set_.trained.initial_share == pytest.approx(0.9999 ** (10 * step))
+        assert set_.trained.training["optim"]["lr"] == 1e-3
+        assert len(set_.notes) == 2
 
 
 def test_stopped_gone_on_and_ended_by_itself(trained: Path, tmp_path: Path) -> None:

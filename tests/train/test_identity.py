@@ -15,7 +15,16 @@ from shards import ColumnSpec, Layout, Norm, ShardWriter, create_column, put_com
 from shards.schema import ZARR_ROWS
 from train.config import TrainConfig, run_folder
 from train.ema import Ema
-from train.identity import PARTS, compared, differing, initial_share, leaves, training_of, without_seed
+from train.identity import (
+    PARTS,
+    compared,
+    differing,
+    initial_share,
+    leaves,
+    training_of,
+    without_seed,
+)
+from train.reference import export
 
 from .conftest import SIDE, TINY, tiny_config
 from .here import fitted, manifest, trained
@@ -27,8 +36,10 @@ def cache(columns: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("identity") / "toy"
     shutil.copytree(columns / "toy", folder)
     spec = ColumnSpec(
-        {"source": "toy", "encoder": "other"}, Layout("moments", (12, SIDE, SIDE), 1), Norm((0.2,), (0.5,))
-    )  # fmt: skip
+        {"source": "toy", "encoder": "other"},
+        Layout("moments", (12, SIDE, SIDE), 1),
+        Norm((0.2,), (0.5,)),
+    )
     digest = create_column(folder / "other", spec)
     writer = ShardWriter(folder / "other", spec, digest, 0, 150, "index")
     moments = np.random.default_rng(0).standard_normal((150, 12, SIDE, SIDE)).astype(np.float16)
@@ -44,7 +55,10 @@ def cache(columns: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(cache: Path, runs: Path, latents: str = "vae", **changes: Any) -> dict[str, Any]:
     found = tiny_config(cache, runs, **{"steps": 2, **changes})
     also = [str(cache / "toy" / name) for name in ("vae", "other")]
-    return {**found, "data": {**found["data"], "latents": str(cache / "toy" / latents), "also": also}}
+    return {
+        **found,
+        "data": {**found["data"], "latents": str(cache / "toy" / latents), "also": also},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -68,16 +82,34 @@ def test_only_what_follows_the_vae_differs(
 def test_everything_else_is_beside_it(cache: Path, base: dict[str, Any], tmp_path: Path) -> None:
     """Other layers, rate, decay, batch, steps, seed, lanes, dropped captions and rows, in one real run."""
     changed = config(
-        cache, tmp_path, "other", model={**TINY, "layers": 1}, optim={"lr": 1e-5}, seed=7, steps=3,
-        ema={"decay": 0.5}, global_batch=32, flow={"weighting": "mode"},
-    )  # fmt: skip
+        cache,
+        tmp_path,
+        "other",
+        model={**TINY, "layers": 1},
+        optim={"lr": 1e-5},
+        seed=7,
+        steps=3,
+        ema={"decay": 0.5},
+        global_batch=32,
+        flow={"weighting": "mode"},
+    )
     changed["data"] |= {"also": [], "caption_dropout": 0.0, "lanes": 16, "window": 16}
     changed["data"]["latents"] = str(cache / "toy/vae")
     found = compared(base, training_of(manifest(trained(changed), 3)))
     assert found.beside.keys() >= {
-        "model.layers", "optim.lr", "seed", "step", "position", "ema.decay", "global_batch", "flow.weighting",
-        "caption_dropout", "order.lanes", "order.window", "order.rows",
-    }  # fmt: skip
+        "model.layers",
+        "optim.lr",
+        "seed",
+        "step",
+        "position",
+        "ema.decay",
+        "global_batch",
+        "flow.weighting",
+        "caption_dropout",
+        "order.lanes",
+        "order.window",
+        "order.rows",
+    }
     assert found.beside["model.layers"] == (2, 1)
     assert found.beside["optim.lr"] == (3e-3, 1e-5)
     assert found.follow == {}
@@ -90,8 +122,9 @@ def test_columns_that_leave_the_rows_as_they_are_make_no_difference(base: dict[s
     assert compared(base, other).all == {}
     fewer = {**other, "order": {**base["order"], "rows": ["0" * 64]}}
     assert {key.partition(".also")[0] for key in compared(base, fewer).beside} == {
-        "order.rows", "data.sources.0",
-    }  # fmt: skip
+        "order.rows",
+        "data.sources.0",
+    }
 
 
 def test_a_patch_of_another_size_follows_only_where_the_tokens_are_as_many(
@@ -132,12 +165,22 @@ def test_seeds_alone(base: dict[str, Any]) -> None:
     assert compared(first, second).all == {"seed": (0, 1)}
     assert without_seed({**first, "step": 9}) != without_seed(second)
     later = [
-        {**run, "init": {"path": f"/runs/{i}", "sha256": str(i) * 64, "file": "ema.safetensors", "step": 2,
-                         "training": run}}
+        {
+            **run,
+            "init": {
+                "path": f"/runs/{i}",
+                "sha256": str(i) * 64,
+                "file": "ema.safetensors",
+                "step": 2,
+                "training": run,
+            },
+        }
         for i, run in enumerate((first, second))
-    ]  # fmt: skip
+    ]
     assert without_seed(later[0]) == without_seed(later[1])
-    unknown = [{**run, "init": {k: v for k, v in run["init"].items() if k != "training"}} for run in later]
+    unknown = [
+        {**run, "init": {k: v for k, v in run["init"].items() if k != "training"}} for run in later
+    ]
     assert without_seed(unknown[0]) != without_seed(unknown[1])
 
 
@@ -187,8 +230,11 @@ def test_the_initial_share_is_the_product_of_the_decays(decay: float, updates: i
 def test_a_young_average_is_said(cache: Path, columns: Path, tmp_path: Path) -> None:
     """In the line of validation, in the metrics, in the checkpoint and on the run's page."""
     made = config(
-        cache, tmp_path, ema={"decay": 0.99}, validation={"source": str(columns / "toy-val"), "every": 1, "rows": 4}
-    )  # fmt: skip
+        cache,
+        tmp_path,
+        ema={"decay": 0.99},
+        validation={"source": str(columns / "toy-val"), "every": 1, "rows": 4},
+    )
     code, said, run = fitted(made)
     assert code == 0, said
     assert "98.0 % initial weights in the average" in said
@@ -213,6 +259,23 @@ def test_a_resumed_average_goes_on_from_checkpoints_that_do_not_say_it(
     assert manifest(run, 3)["average"]["initial_share"] == 0.125
 
 
+def test_a_young_average_is_no_good_start_either(
+    cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`init_from` and `export` take the average too."""
+    run = trained(config(cache, tmp_path, ema={"decay": 0.99}))
+    for init_ema, warned in ((True, True), (False, False)):
+        made = config(cache, tmp_path / str(init_ema), init_from=str(run), init_ema=init_ema)
+        code, said, _ = fitted(made)
+        assert code == 0, said
+        assert ("98.0% of the averaged weights" in said) is warned
+    step = run / "checkpoints/step-00000002"
+    export(step, tmp_path / "weights", "diffusers", ema=False)
+    assert not caplog.records
+    export(step, tmp_path / "average", "diffusers")
+    assert "98.0% of the averaged weights" in caplog.text
+
+
 # Folders -------------------------------------------------------------------------------------------------------------
 
 
@@ -232,8 +295,15 @@ def test_seeds_do_not_share_a_folder(cache: Path, tmp_path: Path) -> None:
         assert folder(1) == "dit-vae-seed1"
 
 
-@given(st.recursive(st.integers() | st.text(max_size=2), lambda inner: st.lists(inner, max_size=3)
-                    | st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, max_size=3)))  # fmt: skip
+@given(
+    st.recursive(
+        st.integers() | st.text(max_size=2),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, max_size=3)
+        ),
+    )
+)
 def test_a_value_does_not_differ_from_itself(value: Any) -> None:
     assert differing(value, value) == {}
     assert differing({"x": value}, {"x": value, "y": 1}) == {"y": (None, 1)}

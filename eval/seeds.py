@@ -1,0 +1,65 @@
+"""Training seeds: which trainings are one entry with several seeds, and what differences of several seeds say together.
+
+Pure, so that whatever compares entries can call it: it knows keys, seeds and values, no files.
+
+A seed is drawn as a prompt is, but there are few of them, and resampling two or three says far too little of how seeds
+vary. So seeds are never resampled: the mean over seeds has the interval of Student's t on the seeds' own differences,
+which are paired (equal seed, equal order of samples), and the interval over prompts is added to it.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from math import hypot, sqrt
+
+import numpy as np
+
+from .intervals import LEVEL
+from .results import Value
+
+Seeded = dict[int | None, int]  # index by training seed; None: unknown
+
+
+def grouped(sets: Sequence[tuple[Hashable | None, int | None]]) -> list[Seeded]:
+    """Entries in the order of their first set, from each set's key (all but its seed) and seed.
+
+    Sets of equal key are one entry; one without a key, and a second one of the same seed, is an entry of its own."""
+    entries: list[tuple[Hashable | None, Seeded]] = []
+    for index, (key, seed) in enumerate(sets):
+        known = (
+            members
+            for k, members in entries
+            if key is not None and k == key and seed not in members
+        )
+        members = next(known, None)
+        if members is None:
+            entries.append((key, {seed: index}))
+        else:
+            members[seed] = index
+    return [members for _, members in entries]
+
+
+def over_seeds(values: Sequence[Value]) -> Value:
+    """The mean of a value over training seeds, its interval over seeds and prompts; of one seed the value itself.
+
+    The parts of both intervals are added as squares. That over prompts is taken as the mean of the seeds' own, as if
+    the seeds' values moved with the prompts together: wide rather than narrow. Without intervals over prompts, it is
+    that over seeds alone.
+    """
+    if len(values) == 1:
+        return values[0]
+    from scipy.stats import t
+
+    numbers = np.array([value.value for value in values])
+    mean = float(numbers.mean())
+    quantile = float(t.ppf((1 + LEVEL) / 2, len(values) - 1))
+    seeds = quantile * float(numbers.std(ddof=1)) / sqrt(len(values))
+    below, above = (
+        float(np.mean([0.0 if end is None else abs(value.value - end) for value, end in ends]))
+        for ends in ([(v, v.low) for v in values], [(v, v.high) for v in values])
+    )
+    return Value(mean, mean - hypot(seeds, below), mean + hypot(seeds, above), values[0].count)
+
+
+def groups_over_seeds(values: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
+    """Of each group that all seeds have."""
+    names = [name for name in values[0] if all(name in each for each in values)]
+    return {name: over_seeds([each[name] for each in values]) for name in names}
