@@ -40,6 +40,7 @@ CONFIGS: dict[str, type[BaseModel]] = {
     "ema": EmaConfig,
     "flow": FlowConfig,
 }
+PRECISION = ("torch_autocast", "communication_data_type")  # of the DeepSpeed JSON
 YOUNG = 0.05  # share of the initial weights in an average, above which it is of little use
 # What cannot but differ where the latent column is another VAE's.
 FOLLOWS = ("model.in_channels", "model.out_channels", "tokens")
@@ -64,7 +65,7 @@ def training_of(manifest: Mapping[str, Any]) -> Json:
     constant = config["optim"]["schedule"] == "constant"  # the length of the run changes no rate
     return (
         found
-        | resumed(config)
+        | resumed(manifest)
         | {
             "flow": config["flow"],
             "caption_dropout": config["data"]["caption_dropout"],
@@ -75,13 +76,21 @@ def training_of(manifest: Mapping[str, Any]) -> Json:
     )
 
 
-def resumed(config: Mapping[str, Any]) -> Json:
-    """The parts of a run's config that may be others when it goes on, of those that move the weights."""
-    deepspeed = config["deepspeed"]
-    if isinstance(deepspeed, Mapping):  # stage and buckets change nothing
-        deepspeed = {key: v for key, v in deepspeed.items() if key == "torch_autocast"}
+def resumed(manifest: Mapping[str, Any]) -> Json:
+    """The parts that may be others when a run goes on, of those that move the weights."""
+    config = manifest["config"]
     found = {key: config[key] for key in ("optim", "ema", "global_batch")}
-    return with_defaults(found | {"deepspeed": deepspeed})
+    deepspeed = manifest.get(
+        "deepspeed", config["deepspeed"]
+    )  # else the path of the file that said it
+    return with_defaults(found | {"deepspeed": precision(deepspeed)})
+
+
+def precision(deepspeed: Any) -> Any:
+    """Of a DeepSpeed JSON what changes the numbers: not its stage, nor its buckets."""
+    if not isinstance(deepspeed, Mapping):
+        return deepspeed
+    return {key: deepspeed[key] for key in PRECISION if key in deepspeed}
 
 
 def with_defaults(training: Mapping[str, Any]) -> Json:

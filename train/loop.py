@@ -20,10 +20,10 @@ from shards.stream import Batch, Stream, empty_caption
 from . import checkpoint
 from .config import TrainConfig
 from .ema import Ema
-from .engine import Engine
+from .engine import Engine, deepspeed_config
 from .flops import gpu_of, parameters, training
 from .flow import losses
-from .identity import differing, initial_share, resumed
+from .identity import differing, initial_share, precision, resumed
 from .inputs import Inputs, Piece, pieces, training_inputs
 from .loggers import open_loggers
 from .metrics import Metrics, Pace, StepRecord, Tally, line, step_record
@@ -64,6 +64,7 @@ class Trainer:
         model.prepare(config.compute)
         self.engine = Engine(model, config, world)
         self.model_config = model.config
+        self.precision = precision(deepspeed_config(config, world.size))
         self.ema = Ema(self.engine.weights(), config.ema.decay)
         self.order_identity = order.identity()
         self.epoch_samples = order.epoch_samples
@@ -324,6 +325,7 @@ class Trainer:
             "seed": self.config.seed,
             "init": self.init,
             "optimizer": {"kind": "adamw", "step": self.updates, "skipped": self.skipped},
+            "deepspeed": self.precision,
             "average": {"initial_share": self.ema.initial_share},
             **({"changes": self.changes} if self.changes else {}),
         }
@@ -374,8 +376,10 @@ class Trainer:
         self.step_number, self.position = manifest["step"], manifest["position"]
         self.init = manifest.get("init")
         self.changes = manifest.get("changes", [])
-        changed = differing(resumed(manifest["config"]), resumed(self.record()["config"]))
-        if changed:
+        now = self.record()
+        if "deepspeed" not in manifest:  # an older one: what its file said then is not known
+            del now["deepspeed"]
+        if changed := differing(resumed(manifest), resumed(now)):
             self.changes = [*self.changes, {"step": self.step_number, **changed}]
         log.info(
             "resumed from %s: step %s, position %s",

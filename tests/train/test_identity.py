@@ -211,6 +211,26 @@ def test_a_config_that_changed_on_the_way_is_remembered(
     assert manifest(run, 3)["changes"] == said["changes"]
 
 
+def test_a_deepspeed_file_counts_by_what_it_said(cache: Path, tmp_path: Path) -> None:
+    """The same path with other words in it is another training; another stage is not."""
+    path = tmp_path / "zero.json"
+    found = []
+    stage = {"zero_optimization": {"stage": 1}}
+    autocast = {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
+    for i, said in enumerate((stage, stage | autocast, {"zero_optimization": {"stage": 2}})):
+        path.write_text(json.dumps(said))
+        made = config(cache, tmp_path / str(i), steps=1, deepspeed=str(path))
+        found.append(training_of(manifest(trained(made), 1)))
+    differ = compared(found[0], found[1]).beside
+    assert differ["deepspeed.torch_autocast.dtype"] == (None, "bfloat16")
+    assert compared(found[0], found[2]).all == {}
+    run = tmp_path / "0/tiny-vae"
+    path.write_text(json.dumps(stage | autocast))
+    trained(config(cache, tmp_path / "0", steps=2, deepspeed=str(path)))
+    (change,) = manifest(run, 2)["changes"]
+    assert change["deepspeed.torch_autocast.enabled"] == [None, True]
+
+
 # The average ---------------------------------------------------------------------------------------------------------
 
 
@@ -252,11 +272,12 @@ def test_a_resumed_average_goes_on_from_checkpoints_that_do_not_say_it(
     run = trained(config(cache, tmp_path, ema={"decay": 0.5}))
     path = run / "checkpoints/step-00000002/manifest.json"
     record = json.loads(path.read_bytes())
-    for key in ("average", "latent_shape", "digest"):
+    for key in ("average", "latent_shape", "deepspeed", "digest"):
         del record[key]
     path.write_bytes(seal(record))
     trained(config(cache, tmp_path, ema={"decay": 0.5}, steps=3))
     assert manifest(run, 3)["average"]["initial_share"] == 0.125
+    assert "changes" not in manifest(run, 3)
 
 
 def test_a_young_average_is_no_good_start_either(
