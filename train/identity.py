@@ -62,14 +62,12 @@ def training_of(manifest: Mapping[str, Any]) -> Json:
     if "config" not in manifest:
         return found
     config = manifest["config"]
-    constant = config["optim"]["schedule"] == "constant"  # the length of the run changes no rate
     return (
         found
         | resumed(manifest)
         | {
             "flow": config["flow"],
             "caption_dropout": config["data"]["caption_dropout"],
-            "steps_planned": None if constant else config["steps"],
             "seed": config["seed"],
             "changes": manifest.get("changes", []),
         }
@@ -80,10 +78,11 @@ def resumed(manifest: Mapping[str, Any]) -> Json:
     """The parts that may be others when a run goes on, of those that move the weights."""
     config = manifest["config"]
     found = {key: config[key] for key in ("optim", "ema", "global_batch")}
-    deepspeed = manifest.get(
-        "deepspeed", config["deepspeed"]
-    )  # else the path of the file that said it
-    return with_defaults(found | {"deepspeed": precision(deepspeed)})
+    constant = config["optim"]["schedule"] == "constant"  # then the length of the run moves no rate
+    found["steps_planned"] = None if constant else config["steps"]
+    # of older checkpoints it may be the path of the file that said it
+    found["deepspeed"] = precision(manifest.get("deepspeed", config["deepspeed"]))
+    return with_defaults(found)
 
 
 def precision(deepspeed: Any) -> Any:
@@ -94,7 +93,7 @@ def precision(deepspeed: Any) -> Any:
 
 
 def with_defaults(training: Mapping[str, Any]) -> Json:
-    """The same, with the fields that its version did not have yet; unknown fields of a later version stay."""
+    """The same, with fields that its version did not have yet; those of a later version stay."""
     filled = dict(training)
     for part, config in CONFIGS.items():
         with suppress(KeyError, ValidationError):

@@ -208,7 +208,13 @@ def test_a_config_that_changed_on_the_way_is_remembered(
     assert compared(training_of(said), base).beside["changes.0.step"] == (1, None)
     assert said["average"]["initial_share"] == pytest.approx(0.5 * 0.9)
     trained(config(cache, tmp_path, steps=3))
-    assert manifest(run, 3)["changes"] == said["changes"]
+    assert manifest(run, 3)["changes"] == said["changes"]  # more steps move no constant rate
+    for steps in (4, 5):
+        trained(config(cache, tmp_path, steps=steps, optim={"lr": 3e-3, "schedule": "cosine"}))
+    first, then, last = manifest(run, 5)["changes"]
+    assert [first] == said["changes"]
+    assert then == {"step": 3, "optim.schedule": ["constant", "cosine"], "steps_planned": [None, 4]}
+    assert last == {"step": 4, "steps_planned": [4, 5]}
 
 
 def test_a_deepspeed_file_counts_by_what_it_said(cache: Path, tmp_path: Path) -> None:
