@@ -25,6 +25,7 @@ MAY = {
         "train.model",
         "train.reference",
         "train.flow",
+        "train.identity",
         "train.loop",
         "train.run",
         "train.checkpoint",
