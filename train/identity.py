@@ -58,7 +58,7 @@ def training_of(manifest: Mapping[str, Any]) -> Json:
     if "order" in manifest:
         order = manifest["order"]
         found["order"] = {key: order[key] for key in ("lanes", "window", "weights")}
-        found["order"]["rows"] = order["valid"]  # a digest of the row ids of each source
+        found["order"]["valid_rows"] = order["valid"]  # a digest of the row ids of each source
     if "config" not in manifest:
         return found
     config = manifest["config"]
@@ -166,7 +166,7 @@ def compared(a: Mapping[str, Any], b: Mapping[str, Any]) -> TrainingDifferences:
     unknown = tuple(part for part in PARTS if part not in a or part not in b)
     shared = a.keys() & b.keys()
     differ = differing({part: a[part] for part in shared}, {part: b[part] for part in shared})
-    if "order.rows" not in differ:
+    if "order.valid_rows" not in differ:
         differ = {key: value for key, value in differ.items() if ".also." not in key}
     same_tokens = a.get("tokens") is not None and a.get("tokens") == b.get("tokens")
     follow = {

@@ -87,6 +87,9 @@ def described(config: dict[str, Any], records: Sequence[dict[str, Any]]) -> list
         loss, share = checks[-1]["loss"], checks[-1]["normalised"]
         found.append(("validation", f"{_figure(loss)}, {_figure(share)} of the target's variance"))
     shares = [share for r in [*steps, *checks] if (share := r.get("initial_share")) is not None]
+    if steps and not shares and "ema" in config:  # of an older run: one decay for all its updates
+        updates = steps[-1]["step"] - sum(r.get("not_finite", 0) for r in steps)
+        shares = [config["ema"]["decay"] ** updates]
     if shares:
         found.append(("average", f"{min(shares):.1%} of it are the initial weights"))
     return found

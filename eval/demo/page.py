@@ -63,7 +63,7 @@ def write_report(
     chance = 1 / len(classifier.groups)
     summary: Json = {
         **found,
-        "verdict": f"{found['verdict']} {limits(pairing)}",
+        "verdict": limited(found["verdict"], pairing),
         "pairing": {
             "sentence": pairing.sentence,
             "paired": pairing.paired,
@@ -111,10 +111,12 @@ def write_report(
     return summary
 
 
-def limits(pairing: Pairing) -> str:
-    """What a verdict does not say."""
-    seeds = "The intervals are over prompts: they do not cover other training seeds."
-    return seeds if pairing.paired else f"{pairing.sentence} {seeds}"
+def limited(verdict: str, pairing: Pairing) -> str:
+    """A verdict with what it does not say."""
+    before = "" if pairing.paired else f"{pairing.sentence} "
+    return (
+        f"{before}{verdict} The intervals are over prompts: they do not cover other training seeds."
+    )
 
 
 def page_of(

@@ -118,7 +118,7 @@ def test_the_page_says_what_was_measured(out: Path) -> None:
         other = write_report(out, VAES, Path("configs/demo/classifier"), [], clock)
     finally:
         record.write_bytes(kept)
-    assert "Compares sets that differ in more than VAEs" in other["verdict"]
+    assert other["verdict"].startswith("Compares sets that differ in more than VAEs. ")
     assert "optim.lr differs (0.0015, 0.003)" in (out / "report.html").read_text()
 
 

@@ -46,7 +46,7 @@ TRAINING: dict[str, Any] = {
     "step": 100,
     "position": 3200,
     "seed": 0,
-    "order": {"lanes": 32, "window": 0, "weights": None, "rows": ["1" * 64]},
+    "order": {"lanes": 32, "window": 0, "weights": None, "valid_rows": ["1" * 64]},
     "data": {
         "truncated": False,
         "sources": [

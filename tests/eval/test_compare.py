@@ -220,7 +220,7 @@ def test_vaes_alone_are_claimed_only_where_the_trainings_are_the_same(tmp_path: 
         ("order.lanes", 16),
         ("order.window", 64),
         ("order.weights", [0.5, 0.5]),
-        ("order.rows", ["2" * 64]),
+        ("order.valid_rows", ["2" * 64]),
         ("init", {"path": "x"}),
         ("data.sources.0.text.encoder.weights", "d" * 64),
         ("data.sources.0.latents.preprocess", {"crop": 1}),

@@ -335,7 +335,7 @@ def test_the_training_is_recorded_beside_the_settings(
     found = open_one(request_.save_dir).trained
     assert found is not None
     assert found.training["optim"]["lr"] == 1e-3
-    assert found.training["order"]["rows"] == ["0" * 64]
+    assert found.training["order"]["valid_rows"] == ["0" * 64]
     assert set(found.training) >= set(PARTS)
     assert found.initial_share == 0.5**20
     assert found.weights == before["settings"]["weights"]

@@ -357,7 +357,7 @@ def test_bad_folders_are_named_and_nothing_is_written(tmp_path: Path) -> None:
 
 def test_what_differs_beside_the_vae_is_on_the_page(tmp_path: Path) -> None:
     """Two layers, another rate, seed and rows against seven: no claim of pairing, and each value is named."""
-    other = VAE | {"model.layers": 2, "optim.lr": 1e-5, "seed": 7, "order.rows": ["2" * 64]}
+    other = VAE | {"model.layers": 2, "optim.lr": 1e-5, "seed": 7, "order.valid_rows": ["2" * 64]}
     for i, changes in enumerate(({}, other)):
         settings = {"vae": str(i) * 64, "weights": str(i) * 64}
         made = make_set(
@@ -371,7 +371,7 @@ def test_what_differs_beside_the_vae_is_on_the_page(tmp_path: Path) -> None:
         "model.layers": [7, 2],
         "optim.lr": [1.5e-3, 1e-5],
         "seed": [0, 7],
-        "order.rows": [["1" * 64], ["2" * 64]],
+        "order.valid_rows": [["1" * 64], ["2" * 64]],
     }
     assert "model.in_channels" in comparison["training"]["follow"]
     (difference,) = comparison["differences"]
@@ -382,7 +382,7 @@ def test_what_differs_beside_the_vae_is_on_the_page(tmp_path: Path) -> None:
     for said in (
         "model.layers differs (7, 2)",
         "optim.lr differs (0.0015, 1e-05)",
-        "order.rows differs",
+        "order.valid_rows differs",
         "training seed differs (0, 7)",
         "model.layers differs72",
         "no verdict: other training seeds",

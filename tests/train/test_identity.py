@@ -108,7 +108,7 @@ def test_everything_else_is_beside_it(cache: Path, base: dict[str, Any], tmp_pat
         "caption_dropout",
         "order.lanes",
         "order.window",
-        "order.rows",
+        "order.valid_rows",
     }
     assert found.beside["model.layers"] == (2, 1)
     assert found.beside["optim.lr"] == (3e-3, 1e-5)
@@ -120,9 +120,9 @@ def test_columns_that_leave_the_rows_as_they_are_make_no_difference(base: dict[s
     sources = [{k: v for k, v in data.items() if k != "also.1"}]
     other = {**base, "data": {**base["data"], "sources": sources}}
     assert compared(base, other).all == {}
-    fewer = {**other, "order": {**base["order"], "rows": ["0" * 64]}}
+    fewer = {**other, "order": {**base["order"], "valid_rows": ["0" * 64]}}
     assert {key.partition(".also")[0] for key in compared(base, fewer).beside} == {
-        "order.rows",
+        "order.valid_rows",
         "data.sources.0",
     }
 

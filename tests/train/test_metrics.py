@@ -127,6 +127,12 @@ def test_a_page_of_any_length_and_of_nothing_yet(tmp_path: Path) -> None:
         {"step": n, "loss": n % 7, "samples_per_second": 1.0, "data_wait": 0.0, "epoch": 0.0}
         for n in range(1, 5001)
     ]
+    path.write_text(
+        "".join(json.dumps(r) + "\n" for r in (*steps[:9], {**steps[9], "not_finite": 2}))
+    )
+    assert "43.0% of it are the initial weights" in page(
+        tmp_path
+    )  # 0.9 ** 8, though no line says it
     levels = [1.0, None, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
     checks = {"step": 5000, "validation": {"loss": 0.5, "normalised": 0.25, "levels": levels}}
     odd = {"step": 5001, "loss": None, "samples_per_second": 1.0, "data_wait": 0.0, "epoch": 0.0}
