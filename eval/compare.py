@@ -132,8 +132,8 @@ class Entry:
 
 def entries(sets: Sequence[Scored]) -> list[Entry]:
     """The entries of some sets, in the order of their first sets, each named by its first set without the seed."""
-    found = grouped([(_but_for_the_seed(s), s.trained.seed if s.trained else None) for s in sets])
-    members = [{seed: sets[i] for seed, i in entry.items()} for entry in found]
+    groups = grouped([(_but_for_the_seed(s), s.trained.seed if s.trained else None) for s in sets])
+    members = [{seed: sets[i] for seed, i in group.items()} for group in groups]
     names = [_name(entry) for entry in members]
     return [
         Entry(name if names.count(name) == 1 else next(iter(entry.values())).name, entry)

@@ -105,20 +105,20 @@ def _refuse_others(path: Path) -> None:
 def section_of(sets: Sequence[Scored]) -> Json:
     """Sets of one benchmark; the first is the baseline of all differences."""
     scorers = sorted({scorer for scored in sets for scorer in scored.scores})
-    found = entries(sets)
+    groups = entries(sets)
     place = {scored.name: i for i, scored in enumerate(sets)}
-    of_entry = {s.name: i for i, entry in enumerate(found) for s in entry.members.values()}
-    members = [[place[s.name] for s in entry.members.values()] for entry in found]
+    of_entry = {s.name: i for i, entry in enumerate(groups) for s in entry.members.values()}
+    members = [[place[s.name] for s in entry.members.values()] for entry in groups]
     return {
         "benchmark": sets[0].benchmark,
         "kind": sets[0].kind,
         "sets": [_set(scored) | {"entry": of_entry[scored.name]} for scored in sets],
         "entries": [
             {"name": entry.name, "sets": own, "seeds": list(entry.members)}
-            for entry, own in zip(found, members, strict=True)
+            for entry, own in zip(groups, members, strict=True)
         ],
         "scores": [_score(sets, scorer, members) for scorer in scorers],
-        "comparisons": [_comparison(compare(found[0], other)) for other in found[1:]],
+        "comparisons": [_comparison(compare(groups[0], other)) for other in groups[1:]],
     }
 
 
@@ -161,12 +161,12 @@ def _score(sets: Sequence[Scored], scorer: str, entries: Sequence[Sequence[int]]
     }
 
 
-def _comparison(found: Comparison) -> Json:
-    pairing, training = found.pairing, found.pairing.training
+def _comparison(comparison: Comparison) -> Json:
+    pairing, training = comparison.pairing, comparison.pairing.training
     return {
-        "baseline": found.a,
-        "other": found.b,
-        "subject": found.subject,
+        "baseline": comparison.a,
+        "other": comparison.b,
+        "subject": comparison.subject,
         "paired": pairing.paired,
         "sentence": pairing.sentence,
         "differ": _lists(pairing.differ),
@@ -176,17 +176,17 @@ def _comparison(found: Comparison) -> Json:
             "follow": _lists(training.follow),
             "unknown": list(training.unknown),
         },
-        "warnings": list(found.warnings),
-        "seeds": list(found.seeds),
+        "warnings": list(comparison.warnings),
+        "seeds": list(comparison.seeds),
         "differences": [
             asdict(d)
             | {
                 "resolved": d.resolved,
-                "favours": found.favours(d),
+                "favours": comparison.favours(d),
                 "covers_seeds": d.covers_seeds,
                 "by_seed": {str(seed): asdict(value) for seed, value in d.by_seed.items()},
             }
-            for d in found.differences
+            for d in comparison.differences
         ],
     }
 
@@ -267,7 +267,7 @@ def _trainings(section: Json) -> list[Json]:
     """The parts of the trainings: key, values by set, whether they differ, and what a difference is."""
     trainings = [leaves(s["training"] or {}) for s in section["sets"]]
     shares = [s["initial_share"] for s in section["sets"]]
-    found = [
+    rows = [
         {
             "key": "initial weights in the average",
             "badge": "",
@@ -285,10 +285,10 @@ def _trainings(section: Json) -> list[Json]:
             _short(training[key]) if key in training else "–" if training else "unknown"
             for training in trainings
         ]
-        found.append(
+        rows.append(
             {"key": key, "badge": badge if differs else "", "differs": differs, "values": values}
         )
-    return found
+    return rows
 
 
 def _groups_plot(

@@ -35,14 +35,14 @@ class Run:
     def warnings(self, guidance: float) -> list[str]:
         """What speaks against sampling these weights so."""
         young = young_average(self.initial_share, self.training.get("init"))
-        found = [f"{young} (--no-ema_weights)"] if young else []
+        warnings = [f"{young} (--no-ema_weights)"] if young else []
         if guidance > 1 and self.training.get("caption_dropout") == 0:
-            found.append(
+            warnings.append(
                 f"--guidance_scale {guidance:g}: the model was trained without dropped captions "
                 "(data.caption_dropout 0), so it has not learned what guidance leads away from. Use "
                 "--guidance_scale 1, or train with dropped captions"
             )
-        return found
+        return warnings
 
 
 def put(folder: Path, run: Run) -> None:
@@ -55,10 +55,10 @@ def read(folder: Path, weights: str | None) -> Run | None:
     if not (folder / NAME).exists():
         return None
     try:
-        found = unseal(folder / NAME, FORMAT, VERSION)
-        share = found["initial_share"]
+        record = unseal(folder / NAME, FORMAT, VERSION)
+        share = record["initial_share"]
         run = Run(
-            found["weights"], dict(found["training"]), None if share is None else float(share)
+            record["weights"], dict(record["training"]), None if share is None else float(share)
         )
     except (ShardsError, OSError, KeyError, TypeError, ValueError) as error:
         log.warning("%s: not read, so this training counts as unknown (%s)", folder / NAME, error)

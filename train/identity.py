@@ -49,21 +49,23 @@ COLUMN = ("encoder", "norm", "kind", "digest")  # likewise, of a latent column
 
 def training_of(manifest: Mapping[str, Any]) -> Json:
     """The training behind a checkpoint, by part."""
-    found = {key: manifest[key] for key in ("model", "init", "step", "position") if key in manifest}
+    training = {
+        key: manifest[key] for key in ("model", "init", "step", "position") if key in manifest
+    }
     if "latent_shape" in manifest:
         _, *sides = manifest["latent_shape"]
-        found["tokens"] = prod(side // manifest["model"]["patch_size"] for side in sides)
+        training["tokens"] = prod(side // manifest["model"]["patch_size"] for side in sides)
     if "data" in manifest:
-        found["data"] = _columns(manifest["data"])
+        training["data"] = _columns(manifest["data"])
     if "order" in manifest:
         order = manifest["order"]
-        found["order"] = {key: order[key] for key in ("lanes", "window", "weights")}
-        found["order"]["valid_rows"] = order["valid"]  # a digest of the row ids of each source
+        training["order"] = {key: order[key] for key in ("lanes", "window", "weights")}
+        training["order"]["valid_rows"] = order["valid"]  # a digest of the row ids of each source
     if "config" not in manifest:
-        return found
+        return training
     config = manifest["config"]
     return (
-        found
+        training
         | resumed(manifest)
         | {
             "flow": config["flow"],
@@ -77,12 +79,12 @@ def training_of(manifest: Mapping[str, Any]) -> Json:
 def resumed(manifest: Mapping[str, Any]) -> Json:
     """The parts that may be others when a run goes on, of those that move the weights."""
     config = manifest["config"]
-    found = {key: config[key] for key in ("optim", "ema", "global_batch")}
+    parts = {key: config[key] for key in ("optim", "ema", "global_batch")}
     constant = config["optim"]["schedule"] == "constant"  # then the length of the run moves no rate
-    found["steps_planned"] = None if constant else config["steps"]
+    parts["steps_planned"] = None if constant else config["steps"]
     # of older checkpoints it may be the path of the file that said it
-    found["deepspeed"] = precision(manifest.get("deepspeed", config["deepspeed"]))
-    return with_defaults(found)
+    parts["deepspeed"] = precision(manifest.get("deepspeed", config["deepspeed"]))
+    return with_defaults(parts)
 
 
 def precision(deepspeed: Any) -> Any:
@@ -180,21 +182,21 @@ def compared(a: Mapping[str, Any], b: Mapping[str, Any]) -> TrainingDifferences:
 
 def _comparable(training: Mapping[str, Any]) -> Json:
     """The same, with the run that its first weights came from known by its own training, where that is recorded."""
-    found = with_defaults(training)
-    init = found.get("init")
+    other = with_defaults(training)
+    init = other.get("init")
     if init and init.get("training", {}).keys() >= set(PARTS):
         kept = {key: value for key, value in init.items() if key not in ("path", "sha256")}
-        found["init"] = kept | {"training": _comparable(init["training"])}
-    return found
+        other["init"] = kept | {"training": _comparable(init["training"])}
+    return other
 
 
 def without_seed(training: Mapping[str, Any]) -> Json:
     """What trainings share that differ in their seeds alone."""
-    found = {key: value for key, value in _comparable(training).items() if key != "seed"}
-    init = found.get("init")
+    other = {key: value for key, value in _comparable(training).items() if key != "seed"}
+    init = other.get("init")
     if init and "training" in init:
-        found["init"] = init | {"training": without_seed(init["training"])}
-    return found
+        other["init"] = init | {"training": without_seed(init["training"])}
+    return other
 
 
 def _follows(key: str) -> bool:

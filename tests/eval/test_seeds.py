@@ -15,7 +15,7 @@ from eval.seeds import grouped, groups_over_seeds, over_seeds
 SETS = st.lists(st.tuples(st.none() | st.sampled_from("ab"), st.none() | st.integers(0, 3)))
 
 
-def test_seeds_of_one_entry_stand_together() -> None:
+def test_seeds_of_one_entry_are_grouped() -> None:
     found = grouped([("a", 0), ("b", 1), ("a", 2), (None, 0), ("b", 0), ("a", 0), (None, None)])
     assert found == [{0: 0, 2: 2}, {1: 1, 0: 4}, {0: 3}, {0: 5}, {None: 6}]
 
