@@ -158,6 +158,16 @@ def test_imported_weights_say_nothing_of_their_training() -> None:
     assert initial_share({"step": 5, "model": {}}) is None
 
 
+def test_runs_of_two_seeds_differ_in_the_seed_alone(
+    cache: Path, base: dict[str, Any], tmp_path: Path
+) -> None:
+    run = trained(config(cache, tmp_path, seed=1))
+    assert run.name == "tiny-vae-seed1"
+    other = training_of(manifest(run, 2))
+    assert compared(base, other).all == {"seed": (0, 1)}
+    assert without_seed(base) == without_seed(other)
+
+
 def test_seeds_alone(base: dict[str, Any]) -> None:
     """Also where each seed went on from a run of the same seed."""
     first, second = ({**base, "seed": seed} for seed in (0, 1))
