@@ -3,7 +3,6 @@
 `--type` says which; the reference's folder is read as it is, with nothing written beside it.
 """
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from encode.loading import weights_digest
+from shards.storage import read_json
 from train.checkpoint import CheckpointError, load_for_sampling, steps
 from train.model import DiT
 from train.reference import STATES, read
@@ -76,7 +76,7 @@ def load_reference(where: Path, tag: int | None, ema: bool) -> Checkpoint:
     model.load_state_dict(state, assign=True)
     names = [path.parent.name for path in where.glob(f"*/{STATES}")]
     step = max(int(name) for name in names if name.isdigit()) if tag is None else tag
-    fields = json.loads((where / "config.json").read_bytes())
+    fields = read_json(where / "config.json")
     hidden_state = fields.get("text_hidden_states_index", -1)
     return Checkpoint(model.eval(), step, weights_digest(model), None, None, hidden_state)
 

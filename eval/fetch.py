@@ -7,7 +7,6 @@ A file whose digest is known has to have it. Of another one the digest is writte
 import errno
 import fcntl
 import http.client
-import json
 import os
 import sys
 import time
@@ -22,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shards import atomic_write, canonical_json, sha256, sha256_file
+from shards.storage import read_json
 
 from .benchmarks import BENCHMARKS, PLACE, Benchmark
 from .errors import BadPrompts, NotFetched
@@ -122,7 +122,7 @@ def read_record(home: Path) -> Json:
     """What was fetched to a folder before: {file: {"sha256", "bytes", "url"}}."""
     path = home / RECORD
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path)
         if all(isinstance(entry["sha256"], str) for entry in found.values()):
             return dict(found)
     except FileNotFoundError:

@@ -6,7 +6,7 @@ A file holds the features (N, D), their mean and covariance, each picture's grou
 weights, resize, crop, and the digest of all pictures. The digest of that record, not a free name, says which it is.
 """
 
-import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from shards import atomic_write, canonical_json, sha256
+from shards import FormatVersion, atomic_write, canonical_json, sha256
+from shards.storage import open_file, parse_json, refuse_version
 
 from .errors import BadReference
 from .features import Floats, Pictures, extract, identity, of_folder
@@ -133,11 +134,11 @@ def write(reference: Reference, path: Path) -> None:
 def read(path: Path) -> Reference:
     """A reference that `write` put there; BadReference where it is none, or was damaged."""
     try:
+        os.close(open_file(path))
         with safe_open(path, "numpy") as file:
-            told = json.loads((file.metadata() or {})["record"])
+            told = parse_json((file.metadata() or {})["record"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-        if (told["format"], told["version"]) != (FORMAT, VERSION):
-            raise ValueError(f"found {told['format']} version {told['version']}")
+        refuse_version(told, str(path), FORMAT, VERSION)
         if told["contents"] != _contents(tensors):
             raise ValueError("its numbers are not those that were written")
         fitted = Gaussian(tensors["mean"], tensors["covariance"], int(told["record"]["count"]))
@@ -146,11 +147,13 @@ def read(path: Path) -> Reference:
         return Reference(
             told["label"], told["record"], tensors["features"], groups, pictures, fitted
         )
+    except FormatVersion:
+        raise
     except FileNotFoundError:
         raise BadReference(
             f"{path}: no such file. Make one with `python -m eval score reference`"
         ) from None
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
         raise BadReference(
             f"{path}: not a reference of ours ({error}). Make it again with `python -m eval score reference`"
         ) from None

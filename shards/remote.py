@@ -26,8 +26,8 @@ from typing import Any
 from .client import Client, Limits, Short
 from .errors import CorruptColumn, NotAColumn, StoreError
 from .pages import PAGE, THREADS, PageCache, Pages
-from .storage import TEMPORARY
-from .store import WHOLE_BYTES, Handle, Store
+from .storage import TEMPORARY, WHOLE_BYTES
+from .store import Handle, Store
 
 PART = 8 << 20  # of an upload; a smaller object goes in one request
 CONCURRENT = 4  # parts on their way at once

@@ -14,14 +14,17 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from .errors import CorruptColumn, FormatVersion, NotAColumn
+from .errors import CorruptColumn, FormatVersion, NotAColumn, Unreadable
 
 TEMPORARY = ".tmp-"
+WHOLE_BYTES = 1 << 28  # no file that is read whole comes near; a larger one is not taken in
+JSON_BYTES = 1 << 26  # of a record: parsed, JSON takes up to twenty times as much
 Json = dict[str, Any]
 
 
@@ -32,7 +35,7 @@ def sha256(data: bytes) -> str:
 
 def sha256_file(path: Path) -> str:
     """Hexadecimal sha256 of a file, read in pieces."""
-    with path.open("rb") as file:
+    with open(open_file(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -42,6 +45,44 @@ def canonical_json(value: Any) -> bytes:
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
     return text.encode() + b"\n"
+
+
+def open_file(path: Path | str) -> int:
+    """A descriptor of a regular file for reading. Unreadable where a pipe, a device or a folder has
+    its name: reading these may never end, or never begin.
+    """
+    with naming(path):
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise Unreadable(f"{path}: it is no file, but a pipe, a device or a folder")
+        return handle
+
+
+def read_file(path: Path | str, most: int = WHOLE_BYTES) -> bytes:
+    """The bytes of a regular file of at most `most` bytes; Unreadable otherwise."""
+    with naming(path), open(open_file(path), "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise Unreadable(f"{path}: {size} bytes, at most {most} expected")
+        return file.readall()
+
+
+def parse_json(data: bytes | str) -> Any:
+    """The value of a JSON text; ValueError where it is none, or nests too deep to be read."""
+    try:
+        return json.loads(data, parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def read_json(path: Path | str) -> Any:
+    """The value of a JSON file; OSError or ValueError where there is none."""
+    return parse_json(read_file(path, JSON_BYTES))
 
 
 class Staged:
@@ -180,7 +221,7 @@ def seal(record: Json) -> bytes:
 def unseal(path: Path, kind: str, version: int) -> Json:
     """Read a sealed record from a file; see `unseal_bytes`. NotAColumn if the file is absent."""
     try:
-        data = path.read_bytes()
+        data = read_file(path, JSON_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise NotAColumn(
             f"{path}: no such file. Expected a {kind} record; check the path, or encode first"
@@ -194,17 +235,15 @@ def unseal_bytes(data: bytes, name: str, kind: str, version: int) -> Json:
     Raises CorruptColumn if it is damaged, FormatVersion if it is something else.
     """
     try:
-        record = json.loads(data)
+        record = parse_json(data)
         digest = record.pop("digest")
-        found, standing = record["format"], record["version"]
         sound = digest == sha256(canonical_json(record)) and data == seal(record)
+        refuse_version(record, name, kind, version)
+    except FormatVersion as error:
+        error.sound = sound
+        raise
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CorruptColumn(f"{name}: not a {kind} record ({error})") from None
-    if found != kind or standing != version:
-        raise FormatVersion(
-            f"{name}: found format {found!r} version {standing!r}, this program reads "
-            f"{kind!r} version {version}. Use the release that wrote it, or encode again"
-        )
     if not sound:
         raise CorruptColumn(
             f"{name}: the record's digest does not fit its content; it was edited or damaged. "
@@ -212,3 +251,17 @@ def unseal_bytes(data: bytes, name: str, kind: str, version: int) -> Json:
         )
     record["digest"] = digest
     return record  # type: ignore[no-any-return]  # json.loads is untyped
+
+
+def refuse_version(record: Any, name: str, kind: str, version: int) -> None:
+    """FormatVersion if a record is of another format, or of a version that this program does not
+    read; KeyError or TypeError if it does not say so. `name` is the file, for the message.
+    """
+    form, number = record["format"], record["version"]
+    if (form, number) != (kind, version):
+        error = FormatVersion(
+            f"{name}: found format {form!r:.80} version {number!r:.80}, this program reads {kind!r} "
+            f"version {version}. Use the release that wrote it"
+        )
+        error.newer = form == kind and type(number) is int and number > version
+        raise error

@@ -19,14 +19,16 @@ from typing import Any, Protocol
 from urllib.parse import unquote
 
 from .client import Limits
-from .errors import CorruptColumn, NotAColumn
+from .errors import CorruptColumn, NotAColumn, Unreadable
 from .schema import COLUMN, COMMIT, COMPLETE, SOURCE
 from .storage import (
     TEMPORARY,
+    WHOLE_BYTES,
     Json,
     atomic_write,
     make_durable,
     naming,
+    open_file,
     put_if_absent,
     staged,
     unseal_bytes,
@@ -34,7 +36,6 @@ from .storage import (
 
 REMOTE = ("s3", "gs", "az")
 WEB = ("http", "https")  # to be read only
-WHOLE_BYTES = 1 << 28  # no object that is read whole comes near; a larger one is not taken in
 # of a sealed record by kind; parsed, JSON takes up to twenty times as much
 RECORD_BYTES = {COLUMN: 1 << 22, COMMIT: 1 << 24, COMPLETE: 1 << 26, SOURCE: 1 << 26}
 NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # a name that leads to nothing
@@ -304,18 +305,12 @@ class LocalStore(Store):
             os.unlink(self.folder / name)
 
     def open(self, name: str, cached: bool = True) -> Handle:
-        # a pipe or a device in the place of a file would never end, or never begin
-        handle = os.open(self.folder / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            with naming(self.at(name)):
-                if not stat.S_ISREG(os.fstat(handle).st_mode):
-                    raise CorruptColumn(
-                        f"{self.at(name)}: it is no file. Restore it, or encode again"
-                    )
-        except OSError:
-            os.close(handle)
-            raise
-        return handle
+            return open_file(self.folder / name)
+        except Unreadable:
+            raise CorruptColumn(
+                f"{self.at(name)}: it is no file. Restore it, or encode again"
+            ) from None
 
     def length(self, handle: Handle, name: str) -> int:
         with naming(name):

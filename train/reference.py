@@ -22,7 +22,7 @@ from torch import Tensor
 
 from configs import ConfigError
 from shards import atomic_write, open_sources, seal, sha256_file
-from shards.storage import fsync_path
+from shards.storage import fsync_path, read_json
 
 from .checkpoint import KIND, VERSION, WHOLE, CheckpointError, Manifest, provenance, verified
 from .model import DiT, DiTConfig
@@ -108,7 +108,7 @@ def _columns(config: DiTConfig, latents: str, text: str) -> dict[str, Any]:
 def _config(folder: Path) -> tuple[DiTConfig, dict[str, Any]]:
     path = folder / "config.json"
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = read_json(path)
     except FileNotFoundError:
         raise BadReference(
             f"{path}: found nothing, expected the model's config. Name the folder that holds it and the step folders"

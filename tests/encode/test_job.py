@@ -568,3 +568,20 @@ def test_storage_options_change_no_value(
     commit.unlink()  # the scales that stand are used again, not measured anew
     assert wait(start(tmp_path / "output", path)) == 0, (tmp_path / "output").read_text()
     assert json.loads(commit.read_bytes())["content"] == json.loads(whole)["content"]
+
+
+def test_an_index_of_a_newer_release_ends_the_run(
+    tmp_path: Path, models: Path, encode: Encode
+) -> None:
+    """It is no fault of the shard: no failure is recorded, and nothing is committed."""
+    tars = write_source(tmp_path / "data", 1, 3)
+    config = write_config(tmp_path / "toy.yaml", tmp_path / "cache", tars, models)
+    assert encode(config, "columns.text=null")[0] == 0
+    source = tmp_path / "cache/toy"
+    index = source / "index/00000.jsonl"
+    index.write_bytes(index.read_bytes().replace(b'"version":1', b'"version":2', 1))
+    shutil.rmtree(source / "vae")
+    code, said = encode(config, "columns.text=null")
+    assert (code, "version 2" in said) == (2, True)
+    assert not list(source.glob("vae/failures/*"))
+    assert not list(source.glob("vae/commits/*"))
