@@ -8,6 +8,7 @@ config = load(TrainConfig, "configs/train/tiny.yaml", ["data.latents=cache/flux"
 
 import difflib
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -155,7 +156,10 @@ def _read_with_base(path: Path) -> dict[str, Any]:
     values = read_yaml(path)
     if "base" not in values:
         return values
-    base = path.parent / str(values.pop("base"))
+    named = str(values.pop("base"))
+    if "://" in named:
+        raise ConfigError(f"{path}: base: found the url {named}, expected a path beside this file")
+    base = path.parent / os.path.expanduser(named)
     below = read_yaml(base)
     if "base" in below:
         raise ConfigError(

@@ -20,9 +20,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from pathlib import Path
 
 import configs
+from shards.places import local_path
 
 from .config import EncodeConfig
 from .job import Options, run
@@ -45,7 +45,7 @@ def main() -> int:
         ("retry-failed", "encode what has failed before, and nothing else"),
     ):
         command = commands.add_parser(name, help=text)
-        command.add_argument("config", type=Path)
+        command.add_argument("config", type=local_path)
         command.add_argument("overrides", nargs="*", metavar="a.b=value")
         command.add_argument(
             "--allow-failed", action="store_true",

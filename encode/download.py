@@ -38,6 +38,7 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 
 from shards.errors import NoRoom
+from shards.places import local_path
 from shards.storage import make_durable
 
 from .errors import FetchFailed, HubError
@@ -60,7 +61,7 @@ EVERY = 10.0  # seconds between lines where there is no terminal
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.description = "Download a set of tars from the Hugging Face hub; go on where it stopped."
     parser.add_argument("dataset", help=f"one of {', '.join(SETS)}, or OWNER/NAME")
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=local_path)
     parser.add_argument("--revision", default="main", help="branch, tag or commit (main)")
     parser.add_argument("--files", default="*.tar", metavar="PATTERN", help="which files (*.tar)")
     parser.add_argument(

@@ -20,7 +20,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -29,6 +28,7 @@ import configs
 from shards import Status, Store, open_store
 from shards.commits import committed, read_complete, read_failures
 from shards.errors import NotAColumn
+from shards.places import local_path
 from shards.schema import COLUMN, VERSION, ColumnSpec
 from shards.storage import Json
 from shards.tables import render
@@ -247,7 +247,7 @@ def as_text(found: Json, config_path: str) -> str:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m encode status`."""
-    parser.add_argument("config", type=Path)
+    parser.add_argument("config", type=local_path)
     parser.add_argument("overrides", nargs="*", metavar="a.b=value")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--watch", action="store_true", help="again every few seconds")

@@ -26,6 +26,7 @@ from typing import Any
 from .client import Client, Limits, Short
 from .errors import CorruptColumn, NotAColumn, StoreError
 from .pages import PAGE, THREADS, PageCache, Pages
+from .places import local_path
 from .storage import TEMPORARY, WHOLE_BYTES
 from .store import Handle, Store
 
@@ -380,7 +381,8 @@ _PAGES: dict[tuple[int, Path, int, int], Pages] = {}
 def cache_folder() -> Path:
     """Where pages are kept: LATENTBANK_CACHE, or a folder of the user's cache."""
     own = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("LATENTBANK_CACHE") or Path(own) / "latentbank")
+    folder: Path = local_path(os.environ.get("LATENTBANK_CACHE") or Path(own) / "latentbank")
+    return folder
 
 
 def cache_limit() -> int:

@@ -16,10 +16,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote
 
 from .client import Limits
 from .errors import CorruptColumn, NotAColumn, Unreadable
+from .places import local_path, path_of
 from .schema import COLUMN, COMMIT, COMPLETE, SOURCE
 from .storage import (
     TEMPORARY,
@@ -352,21 +352,10 @@ def open_store(url: Place, limits: Limits | None = None) -> Store:
 
         return WebStore(str(url), limits)
     if scheme == "file":
-        return LocalStore(_path_of(str(url)))
+        return LocalStore(path_of(str(url)))
     if scheme:
         raise NotAColumn(
             f"{url}: found the scheme {scheme!r}, expected a path or one of file://, "
             + ", ".join(f"{name}://" for name in (*REMOTE, *WEB))
         )
-    return LocalStore(url)
-
-
-def _path_of(url: str) -> str:
-    """The path that a `file://` url names: all that follows, a `#` or `?` too."""
-    host, slash, path = url.removeprefix("file://").partition("/")
-    if host not in ("", "localhost") or not slash:
-        raise NotAColumn(
-            f"{url}: found the host {host!r}, expected file:// and an absolute path of this machine, "
-            "such as file:///data/column"
-        )
-    return unquote(slash + path, errors="surrogateescape")
+    return LocalStore(local_path(url))

@@ -22,10 +22,10 @@ import importlib
 import logging
 import os
 import sys
-from pathlib import Path
 
 import configs
 from configs import ConfigError
+from shards.places import local_path
 
 from .config import TrainConfig, run_folder
 from .loggers import check
@@ -47,7 +47,7 @@ def main() -> int:
         return 0
     if len(sys.argv) < 2 or "=" in sys.argv[1] or sys.argv[1].startswith("-"):
         raise ConfigError(f"expected a config file as the first word\n{__doc__}")
-    path = Path(sys.argv[1])
+    path = local_path(sys.argv[1])
     config = configs.load(TrainConfig, path, sys.argv[2:])
     check(config.metrics)
     leader = os.environ.get("RANK", "0") == "0"

@@ -12,6 +12,7 @@ from typing import Any
 
 from configs import ConfigError, read_yaml
 from shards import atomic_write
+from shards.places import local_path
 from shards.records import anything, finite, having, integer, listed, optional, table, text
 from shards.storage import parse_json, read_file
 
@@ -227,7 +228,7 @@ def write_page(run: Path) -> Path:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m train page`."""
-    parser.add_argument("run", type=Path, help="the folder of a run, in progress or done")
+    parser.add_argument("run", type=local_path, help="the folder of a run, in progress or done")
 
 
 def run_page(args: argparse.Namespace) -> int:
