@@ -4,27 +4,38 @@
     fsync(<dir>), and once the folders above it
 
 The link is what makes a name appear; a crash before it leaves only a `.tmp-` file, which nothing
-ever reads. The last step is also taken where the name stood already: who made it may have been
-killed before that step, and what is written next must never outlive it in a power cut.
+ever reads. Where a file system has no links (exFAT, SMB), a rename that does not replace takes its
+place; where it has neither, StoreError says so at the first object. The last step is also taken
+where the name stood already: who made it may have been killed before that step, and what is written
+next must never outlive it in a power cut.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .errors import CorruptColumn, FormatVersion, NotAColumn, Unreadable
+from .errors import CorruptColumn, FormatVersion, NotAColumn, StoreError, Unreadable
 
 TEMPORARY = ".tmp-"
 WHOLE_BYTES = 1 << 28  # no file that is read whole comes near; a larger one is not taken in
 JSON_BYTES = 1 << 26  # of a record: parsed, JSON takes up to twenty times as much
+# what a link ends with where there are none (EPERM may also be a right: the rename then says so), a
+# rename that must not replace where it is not known, and the fsync of a folder likewise
+NO_LINKS = (
+    errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV,
+)  # fmt: skip
+NO_RENAMES = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 Json = dict[str, Any]
 
 
@@ -122,7 +133,7 @@ class Staged:
             self._file.flush()
             os.fsync(self._file.fileno())
             try:
-                os.link(self.temporary, self.path)
+                appear(self.temporary, self.path)
                 new = True
             except FileExistsError:
                 new = False
@@ -135,6 +146,37 @@ class Staged:
                 self._file.close()
             finally:
                 self.temporary.unlink(missing_ok=True)
+
+
+def appear(temporary: Path, path: Path) -> None:
+    """Give a file its final name, at once and whole; FileExistsError if the name is taken.
+
+    StoreError where the file system can do that neither by a link nor by a rename.
+    """
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        code = _rename_new(temporary, path)
+        if code in NO_RENAMES:
+            raise StoreError(
+                f"{path}: this file system has neither hard links ({error.strerror}) nor renames that "
+                "never replace, so two writers could destroy each other's data. Write to a folder of "
+                "another one, and copy what is finished here with `cp -r`"
+            ) from None
+        if code:
+            raise OSError(code, os.strerror(code), str(path)) from None
+
+
+def _rename_new(old: Path, new: Path) -> int:
+    """Rename unless the new name is taken, by Linux's renameat2; an errno, 0 if it was done."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return errno.ENOSYS
+    here, no_replace = -100, 1  # AT_FDCWD, RENAME_NOREPLACE
+    failed = call(here, os.fsencode(old), here, os.fsencode(new), no_replace)
+    return ctypes.get_errno() if failed else 0
 
 
 @contextmanager
@@ -164,6 +206,9 @@ def fsync_path(path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in NO_SYNC or not path.is_dir():
+                raise
         finally:
             os.close(descriptor)
 
@@ -189,6 +234,12 @@ def make_durable(path: Path) -> None:
             return
         _durable.add(key)
         found = above
+
+
+def make_readable(path: Path) -> None:
+    """Let others read a file that safetensors made private to the user, where a file has rights."""
+    with suppress(PermissionError, NotImplementedError):
+        path.chmod(0o644)
 
 
 def put_if_absent(path: Path, data: bytes, folder: Path | None = None) -> bool:

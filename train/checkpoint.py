@@ -33,7 +33,7 @@ from torch import Tensor
 from shards import FormatVersion, ShardsError, atomic_write, seal, sha256_file, unseal
 from shards.records import base_name, digest, having, integer, mapping, table
 from shards.schema import differences
-from shards.storage import TEMPORARY, fsync_path, make_durable, naming
+from shards.storage import TEMPORARY, fsync_path, make_durable, make_readable, naming
 
 from .engine import Fragment
 from .model import DiT, DiTConfig
@@ -210,7 +210,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) 
     except SafetensorError as error:
         raise CheckpointError(f"{path} could not be written: {error}") from error
     with naming(path):
-        path.chmod(0o644)  # safetensors makes it private to the user
+        make_readable(path)
         fsync_path(path)
         return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
 

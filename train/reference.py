@@ -22,7 +22,7 @@ from torch import Tensor
 
 from configs import ConfigError
 from shards import atomic_write, open_sources, seal, sha256_file
-from shards.storage import fsync_path, read_json
+from shards.storage import fsync_path, make_readable, read_json
 
 from .checkpoint import KIND, VERSION, WHOLE, CheckpointError, Manifest, provenance, verified
 from .model import DiT, DiTConfig
@@ -244,7 +244,7 @@ def _json(fields: Mapping[str, Any]) -> bytes:
 def _write(path: Path, state: Mapping[str, Tensor]) -> tuple[str, int, str]:
     """(name, bytes, sha256) of a safetensors file."""
     save_file({name: t.contiguous() for name, t in state.items()}, path, metadata={"format": "pt"})
-    path.chmod(0o644)  # safetensors makes it private to the user
+    make_readable(path)
     fsync_path(path)
     return path.name, path.stat().st_size, sha256_file(path)
 

@@ -33,6 +33,7 @@ from shards.lease import Lease
 from shards.repair import repair
 from shards.verify import logical_digest, verify
 from tests.forks import fork, wait
+from tests.seccomp import no_atomic_names, no_links
 
 from .toy import files_of, jpeg, sample, tar_bytes, write_config, write_source
 
@@ -585,3 +586,23 @@ def test_an_index_of_a_newer_release_ends_the_run(
     assert (code, "version 2" in said) == (2, True)
     assert not list(source.glob("vae/failures/*"))
     assert not list(source.glob("vae/commits/*"))
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+def test_a_file_system_without_hard_links(tmp_path: Path, models: Path, atomic: bool) -> None:
+    """A run works where a rename can be told not to replace, and is refused in a sentence where none can."""
+    tars = write_source(tmp_path / "data", 1, 3)
+    config = write_config(tmp_path / "toy.yaml", tmp_path / "cache", tars, models)
+
+    def work() -> None:
+        (no_links if atomic else no_atomic_names)()
+        sys.argv = ["encode", "run", str(config), "columns.text=null"]
+        configs.run(main)
+
+    code, said = wait(fork(work, tmp_path / "output")), (tmp_path / "output").read_text()
+    if atomic:
+        assert code == 0, said
+        assert verify(tmp_path / "cache/toy/vae") == []
+    else:
+        assert (code, "neither hard links" in said, "Make room" in said) == (2, True, False)
+        assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
