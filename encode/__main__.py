@@ -23,6 +23,7 @@ import sys
 
 import configs
 from shards.places import local_path
+from shards.printing import safe_output
 
 from .config import EncodeConfig
 from .job import Options, run
@@ -36,6 +37,7 @@ OTHERS = {
 
 
 def main() -> int:
+    safe_output()
     parser = argparse.ArgumentParser(
         prog="python -m encode", description="Encode tars into columns."
     )

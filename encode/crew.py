@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from shards import FormatVersion, ShardsError
 from shards.errors import IncompleteColumn, LeaseHeld, StoreError
+from shards.printing import redacted
 
 from .config import EngineConfig
 from .engine import ShardTask
@@ -167,7 +168,7 @@ class Crew:
             if isinstance(event.error, FormatVersion):  # no fault of the shard: nothing is recorded
                 self.fatal = event.error
             return
-        reason = f"{type(event.error).__name__}: {event.error}"
+        reason = redacted(f"{type(event.error).__name__}: {event.error}")
         self.scheduler.failed(event.worker, event.key, reason, is_final(event.error))
         self.progress.note(f"{self.tasks[event.key].name}: {reason}")
         if isinstance(event.error, OSError) and event.error.errno in FATAL:

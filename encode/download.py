@@ -27,7 +27,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -39,6 +38,7 @@ from rich.progress import Progress as Bar
 
 from shards.errors import NoRoom
 from shards.places import local_path
+from shards.printing import console
 from shards.storage import make_durable
 
 from .errors import FetchFailed, HubError
@@ -247,7 +247,7 @@ class Meter:
     """A bar with bytes, rate and ETA on a terminal; a line every ten seconds elsewhere."""
 
     def __init__(self, total: int) -> None:
-        self._console, self._total, self._came, self._had = Console(), total, 0, 0
+        self._console, self._total, self._came, self._had = console(), total, 0, 0
         self._lock, self._start, self._last = threading.Lock(), time.monotonic(), time.monotonic()
         self._bar = Bar(
             TextColumn("download"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),

@@ -29,6 +29,7 @@ from shards import Status, Store, open_store
 from shards.commits import committed, read_complete, read_failures
 from shards.errors import NotAColumn
 from shards.places import local_path
+from shards.printing import raw
 from shards.schema import COLUMN, VERSION, ColumnSpec
 from shards.storage import Json
 from shards.tables import render
@@ -259,8 +260,8 @@ def run_status(args: argparse.Namespace) -> int:
     while True:
         found = status(config)
         text = json.dumps(found, indent=1) if args.json else as_text(found, str(args.config))
-        if args.watch and sys.stdout.isatty():
-            print("\x1b[H\x1b[J", end="")
+        if args.watch and (terminal := raw(sys.stdout)).isatty():
+            terminal.write("\x1b[H\x1b[J")
         print(text, flush=True)
         alive = bool(found["run"] and found["run"]["alive"])
         if not (args.watch and alive):

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shards import FormatVersion
+from shards.printing import one_line
 from shards.records import boolean, digest, finite, having, integer, one_of, optional, table, text
 from shards.storage import read_file, read_json, refuse_version
 
@@ -114,7 +115,7 @@ def refuse_sidecars(images: Path, sidecars: Mapping[str, bytes]) -> None:
 
 def _listed(paths: Sequence[str]) -> str:
     more = f", and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
-    return ", ".join(paths[:NAMED]) + more
+    return ", ".join(map(one_line, paths[:NAMED])) + more
 
 
 def read_manifest(path: Path) -> Json:

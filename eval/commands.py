@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from shards.places import local_path, model, place
+from shards.printing import safe_output
 
 from .benchmarks import BENCHMARKS, PLACE
 from .errors import BadRequest
@@ -18,6 +19,7 @@ from .errors import BadRequest
 
 def main(words: Sequence[str] | None = None) -> int | None:
     """Run a verb with its flags, those of the command line unless given; returns its exit code, None being 0."""
+    safe_output()
     parser = argparse.ArgumentParser(
         prog="python -m eval", description="Sample, reconstruct, score"
     )

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from .errors import NotAColumn
+from .printing import redacted
 
 # a scheme; the second form is what is left of a url that was a Path once
 URL = re.compile(r"[A-Za-z][\w+.-]*://|(?:s3|gs|az|https?|hf|file):/")
@@ -68,7 +69,14 @@ def local_path(word: Any) -> Any:
 
 
 def place(word: Any) -> Any:
-    """A path or url from what was typed, with the home folder written out."""
+    """A path or url from what was typed, with the home folder written out; NotLocal where a url
+    holds what must not be written down.
+    """
+    if isinstance(word, str) and is_url(word) and redacted(word) != word:
+        raise NotLocal(
+            f"{redacted(word)}: found a user, password or query in the url, which would be written "
+            "down. Leave it out, and give credentials in the environment"
+        )
     return home(word) if isinstance(word, str) else word
 
 

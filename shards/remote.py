@@ -27,6 +27,7 @@ from .client import Client, Limits, Short
 from .errors import CorruptColumn, NotAColumn, StoreError
 from .pages import PAGE, THREADS, PageCache, Pages
 from .places import local_path
+from .printing import redacted
 from .storage import TEMPORARY, WHOLE_BYTES
 from .store import Handle, Store
 
@@ -135,9 +136,10 @@ class RemoteStore(Store):
         scheme, _, path = url.partition("://")
         path = path.rstrip("/")
         bucket, _, self._prefix = path.partition("/")
-        if not bucket or "?" in path or "#" in path or "" in path.split("/"):
+        if not bucket or {"?", "#"} & set(path) or "@" in bucket or "" in path.split("/"):
             raise StoreError(
-                f"{url}: expected {scheme}://<bucket>/<path> without empty parts, `?` or `#`"
+                f"{redacted(url)}: expected {scheme}://<bucket>/<path> without empty parts, `?`, `#`, "
+                "or a user or password"
             )
         self._client = Client(f"{scheme}://{bucket}", limits or Limits())
         self._cache, self._cache_bytes, self.page_bytes = cache, cache_bytes, page_bytes

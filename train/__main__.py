@@ -26,6 +26,7 @@ import sys
 import configs
 from configs import ConfigError
 from shards.places import local_path
+from shards.printing import safe_output
 
 from .config import TrainConfig, run_folder
 from .loggers import check
@@ -40,6 +41,7 @@ COMMANDS = {  # what is not a run: module, function that adds the options, funct
 
 
 def main() -> int:
+    safe_output()
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
         return _command(sys.argv[1], sys.argv[2:])
     if {"-h", "--help"} & set(sys.argv[1:]):
