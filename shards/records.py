@@ -40,8 +40,11 @@ HEX = re.compile(r"[0-9a-f]{64}")
 OBJECT = re.compile(r"[a-z]+(/[A-Za-z0-9][A-Za-z0-9_-]*(\.[a-z]+)?){1,8}")
 
 
-class Unknown(Exception):
+class Unknown(ValueError):
     """A field that this version does not know."""
+
+    def __str__(self) -> str:
+        return f"found the field {self.args[0][:80]!r}, which this program does not know"
 
 
 def found(value: Any, expected: str) -> ValueError:
@@ -201,6 +204,8 @@ def at(place: str | int, check: Check, value: Any) -> None:
     """Check a value that stands at a place; the place is told with the fault."""
     try:
         check(value)
+    except Unknown:
+        raise
     except ValueError as error:
         message = str(error)
         if message.startswith("found"):
@@ -326,10 +331,7 @@ def parse(record: Any, check: Check, name: str, kind: str = "record") -> Json:
     try:
         check(record)
     except Unknown as error:
-        raise FormatVersion(
-            f"{name}: found the field {str(error)[:80]!r}, which this program does not know. Use "
-            "the release that wrote it"
-        ) from None
+        raise FormatVersion(f"{name}: {error}. Use the release that wrote it") from None
     except (ValueError, RecursionError) as error:
         raise corrupt(name, str(error), kind) from None
     return record  # type: ignore[no-any-return]  # what has passed is a JSON object

@@ -44,6 +44,7 @@ KINDS = ("weights", "exp_avg", "exp_avg_sq", "ema")
 LEFT = (".staging-*", ".removed-*", f"{TEMPORARY}*")  # by a crash in the midst of a save
 WHOLE = {"weights": "weights.safetensors", "ema": "ema.safetensors"}
 COUNT = integer(0, 1 << 62)
+MOST = 1 << 24  # of any size of a model
 FILE = having({"bytes": COUNT, "sha256": digest})
 MANIFEST = having(
     {"step": COUNT, "model": mapping, "files": table(base_name, FILE, 1 << 20)}, {"data": mapping, "position": COUNT}
@@ -379,9 +380,15 @@ def load_for_sampling(where: Path, ema: bool = True) -> tuple[DiT, Manifest]:
             )
         )
     try:
+        state = load_file(path / name)
+        config = DiTConfig.model_validate(manifest["model"])
+        if config.layers > len(state) or any(
+            n > MOST for n in vars(config).values() if type(n) is int
+        ):
+            raise ValueError("the model is larger than any")
         with torch.device("meta"):  # no memory, and no time for weights that are replaced
-            model = DiT(DiTConfig.model_validate(manifest["model"]))
-        model.load_state_dict(load_file(path / name), assign=True)
-    except (ValueError, RuntimeError) as error:
+            model = DiT(config)
+        model.load_state_dict(state, assign=True)
+    except (ValueError, RuntimeError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{path}: its weights do not fit its manifest: {error}") from None
     return model.eval(), manifest

@@ -29,18 +29,18 @@ MOST_BYTES = 1 << 31
 COUNT = integer(0, 1 << 64)
 FIGURE = optional(finite)  # null where it was not
 LEVELS = optional(listed(FIGURE, 8, 8))
-RECORD = having(
-    {"step": COUNT},
-    {
-        "position": COUNT, "loss": FIGURE, "loss_by_level": LEVELS, "grad_norm": FIGURE, "data_wait": finite,
-        "samples_per_second": finite, "mfu": FIGURE, "epoch": finite,
-        "validation": having({"loss": FIGURE, "normalised": FIGURE}, {"levels": LEVELS}),
-        "start": having({}, {
-            "mix": table(text(), finite, 1 << 16), "epoch_samples": COUNT, "parameters": table(text(), COUNT, 1 << 16),
-            "world": integer(1, 1 << 30), "device": text(),
-        }),
-    },
+STEP = having(
+    {"step": COUNT, "loss": FIGURE, "data_wait": finite, "samples_per_second": finite, "epoch": finite},
+    {"position": COUNT, "loss_by_level": LEVELS, "grad_norm": FIGURE, "mfu": FIGURE},
 )  # fmt: skip
+START = having(
+    {
+        "mix": table(text(), finite, 1 << 16), "epoch_samples": COUNT, "parameters": table(text(), COUNT, 1 << 16),
+        "world": integer(1, 1 << 30), "device": text(),
+    }
+)  # fmt: skip
+CHECKED = having({"loss": FIGURE, "normalised": FIGURE}, {"levels": LEVELS})
+RECORD = having({"step": COUNT}, {"start": START, "validation": CHECKED})
 CONFIG = having(
     {"data": having({"latents": anything, "text": anything}), "steps": COUNT, "global_batch": COUNT, "seed": COUNT}
 )  # fmt: skip
@@ -84,6 +84,8 @@ def read(path: Path) -> list[dict[str, Any]]:
         for line in read_file(path, MOST_BYTES).split(b"\n")[:-1]:
             record = parse_json(line)
             RECORD(record)
+            if "loss" in record:
+                STEP(record)
             records.append(record)
     except (OSError, ValueError) as error:
         raise ConfigError(
