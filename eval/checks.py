@@ -17,7 +17,7 @@ from .prompts import Prompts, checked
 
 FORMAT, VERSION = "latentbank-images", 2
 NAMED = 20  # of many files, how many an error names
-MOST_PICTURES = 1 << 22  # of a set
+MOST_PICTURES = 1 << 21  # of a set
 SETTINGS = having(
     {
         "benchmark": text(),

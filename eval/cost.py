@@ -1,6 +1,5 @@
 """What a set of pictures cost: training, encoding, generating, scoring. Only what was measured and written down."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ def training_cost(run: Path, until: int | None = None) -> Json | None:
             if (device := start.get("device", "unknown")) not in devices:
                 devices.append(device)
         rate = record.get("samples_per_second")
-        if rate and math.isfinite(rate):
+        if rate and "position" in record:
             took = (record["position"] - position) / rate
             seconds += took
             gpu_seconds += took * ranks * (devices[-1:] != ["cpu"])

@@ -20,7 +20,7 @@ from typing import Any
 
 from shards import atomic_write, canonical_json, put_if_absent, sha256
 from shards.records import finite, having, mapping, text
-from shards.storage import parse_json, read_file, refuse_version
+from shards.storage import LINES_BYTES, parse_json, read_file, refuse_version
 
 from .bar import Bar
 from .errors import BadScores, MissingImages, NotFinite
@@ -62,7 +62,7 @@ class Journal:
     def read(self) -> None:
         """Take up what all processes have found so far."""
         for path in sorted(self.path.parent.glob(f"{escape(self._stem)}*.jsonl")):
-            head, *lines = read_file(path).split(b"\n")
+            head, *lines = read_file(path, LINES_BYTES).split(b"\n")
             if not lines:  # killed within the first line
                 continue
             self._refuse_version(head, str(path))

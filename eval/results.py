@@ -28,7 +28,7 @@ from shards.records import (
     text,
 )
 from shards.records import fields as exactly
-from shards.storage import parse_json, read_file
+from shards.storage import LINES_BYTES, parse_json, read_file
 from train import page
 
 from .errors import BadScores, NotFinite
@@ -159,7 +159,9 @@ def read_items(path: Path) -> list[Item]:
 def read_lines(path: Path) -> list[Any]:
     """The values of a file of JSON lines; OSError or ValueError where it is none."""
     # not splitlines(), which also ends lines at U+2028 and U+0085, that text may hold
-    return [parse_json(line) for line in read_file(path).removesuffix(b"\n").split(b"\n")]
+    return [
+        parse_json(line) for line in read_file(path, LINES_BYTES).removesuffix(b"\n").split(b"\n")
+    ]
 
 
 def read_watched(path: Path) -> list[Json]:

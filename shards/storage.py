@@ -28,7 +28,8 @@ from .errors import CorruptColumn, FormatVersion, NotAColumn, StoreError, Unread
 
 TEMPORARY = ".tmp-"
 WHOLE_BYTES = 1 << 28  # no file that is read whole comes near; a larger one is not taken in
-JSON_BYTES = 1 << 26  # of a record: parsed, JSON takes up to twenty times as much
+RECORD_BYTES = 1 << 26  # of a sealed record: parsed, JSON takes up to twenty times as much
+LINES_BYTES = 1 << 31  # of a file of JSON lines
 # what a link ends with where there are none (EPERM may also be a right: the rename then says so), a
 # rename that must not replace where it is not known, and the fsync of a folder likewise
 NO_LINKS = (
@@ -80,9 +81,14 @@ def read_file(path: Path | str, most: int = WHOLE_BYTES) -> bytes:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """The value of a JSON text; ValueError where it is none, or nests too deep to be read."""
+    """The value of a JSON text; ValueError where it is none, nests too deep to be read, or holds a
+    half of a character, which no file can.
+    """
     try:
-        return json.loads(data, parse_constant=_no_number)
+        value = json.loads(data, parse_constant=_no_number)
+        if (b"\\ud" if isinstance(data, bytes) else "\\ud") in data.lower():  # type: ignore[operator]
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except RecursionError:
         raise ValueError("nested too deep") from None
 
@@ -93,7 +99,7 @@ def _no_number(name: str) -> NoReturn:
 
 def read_json(path: Path | str) -> Any:
     """The value of a JSON file; OSError or ValueError where there is none."""
-    return parse_json(read_file(path, JSON_BYTES))
+    return parse_json(read_file(path))
 
 
 class Staged:
@@ -272,7 +278,7 @@ def seal(record: Json) -> bytes:
 def unseal(path: Path, kind: str, version: int) -> Json:
     """Read a sealed record from a file; see `unseal_bytes`. NotAColumn if the file is absent."""
     try:
-        data = read_file(path, JSON_BYTES)
+        data = read_file(path, RECORD_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise NotAColumn(
             f"{path}: no such file. Expected a {kind} record; check the path, or encode first"

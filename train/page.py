@@ -14,7 +14,7 @@ from configs import ConfigError, read_yaml
 from shards import atomic_write
 from shards.places import local_path
 from shards.records import anything, finite, having, integer, listed, optional, table, text
-from shards.storage import parse_json, read_file
+from shards.storage import LINES_BYTES, parse_json, read_file
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 220, 64, 24  # of a chart, and its margins, in pixels
 MOST = 400  # points of a curve
@@ -25,7 +25,6 @@ table{border-collapse:collapse}td,th{padding:2px 14px 2px 0;text-align:left;vert
 figure{display:inline-block;margin:0 20px 20px 0;max-width:100%}figcaption{font-weight:600}
 svg{background:#8881;max-width:100%;height:auto}text{font:11px system-ui,sans-serif;fill:currentColor}"""
 
-MOST_BYTES = 1 << 31
 COUNT = integer(0, 1 << 64)
 FIGURE = optional(finite)  # null where it was not
 LEVELS = optional(listed(FIGURE, 8, 8))
@@ -81,7 +80,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         return []
     records: list[dict[str, Any]] = []
     try:
-        for line in read_file(path, MOST_BYTES).split(b"\n")[:-1]:
+        for line in read_file(path, LINES_BYTES).split(b"\n")[:-1]:
             record = parse_json(line)
             RECORD(record)
             if "loss" in record:

@@ -606,3 +606,33 @@ def test_a_file_system_without_hard_links(tmp_path: Path, models: Path, atomic: 
     else:
         assert (code, "neither hard links" in said, "Make room" in said) == (2, True, False)
         assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+def test_a_member_named_with_escape_sequences(tmp_path: Path, models: Path, encode: Encode) -> None:
+    """The index keeps the name as it is; a terminal and a log get it written out."""
+    name = "zz\x1b]0;title\x07\x1b[31m[bold]evil\n.jpg"
+    data = tar_bytes([*sample(0), (name, jpeg(7) * 9)])
+    (tmp_path / "0.tar").write_bytes(data[: data.rindex(b"evil") + 1500])
+    config = write_config(
+        tmp_path / "toy.yaml", tmp_path / "cache", str(tmp_path / "0.tar"), models
+    )
+    code, said = encode(config, "columns.text=null")
+    assert code == 0, said
+    assert "\x1b" not in said
+    assert r"inside zz\x1b]0;title\x07\x1b[31m[bold]evil\n.jpg; 1 rows kept" in said
+    assert name in str(read_index(tmp_path / "cache/toy", 0).note)
+
+
+def test_a_password_in_a_url_is_neither_printed_nor_recorded(
+    tmp_path: Path, models: Path, encode: Encode
+) -> None:
+    for url in (
+        "https://me:SECRET@127.0.0.1:9/a.tar",
+        "https://127.0.0.1:9/a.tar?X-Amz-Signature=SECRET",
+    ):
+        config = write_config(tmp_path / "toy.yaml", tmp_path / "cache", url, models)
+        code, said = encode(config)
+        assert (code, "SECRET" in said) == (2, False)
+        assert encode(config, "root=s3://me:SECRET@b/c")[0] == 2
+        assert "SECRET" not in (tmp_path / "output").read_text()
+    assert not (tmp_path / "cache").exists()
