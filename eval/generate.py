@@ -199,8 +199,8 @@ def _check_layout(layout: str, prompts: Prompts, count: int) -> None:
     """BadRequest where a layout has no place for so many pictures of a prompt, or a set for so many in all."""
     if count * len(prompts.items) > MOST_PICTURES:
         raise BadRequest(
-            f"--n_samples: found {count} pictures of {len(prompts.items)} prompts, expected at most {MOST_PICTURES} in a "
-            "set"
+            f"--n_samples: found {count} pictures of {len(prompts.items)} prompts, expected at most {MOST_PICTURES} in "
+            "a set"
         )
     tiles = len(LAYOUTS[layout].files(prompts, count)[0].numbers)
     if isqrt(tiles) ** 2 != tiles:

@@ -28,18 +28,19 @@ svg{background:#8881;max-width:100%;height:auto}text{font:11px system-ui,sans-se
 COUNT = integer(0, 1 << 64)
 FIGURE = optional(finite)  # null where it was not
 LEVELS = optional(listed(FIGURE, 8, 8))
-STEP = having(
-    {"step": COUNT, "loss": FIGURE, "data_wait": finite, "samples_per_second": finite, "epoch": finite},
-    {"position": COUNT, "loss_by_level": LEVELS, "grad_norm": FIGURE, "mfu": FIGURE},
-)  # fmt: skip
-START = having(
+START = {
+    "mix": table(text(), finite, 1 << 16), "epoch_samples": COUNT, "parameters": table(text(), COUNT, 1 << 16),
+    "world": integer(1, 1 << 30), "device": text(),
+}  # fmt: skip
+STEP = {"loss": FIGURE, "data_wait": finite, "samples_per_second": finite, "epoch": finite}
+RECORD = having(
+    {"step": COUNT},
     {
-        "mix": table(text(), finite, 1 << 16), "epoch_samples": COUNT, "parameters": table(text(), COUNT, 1 << 16),
-        "world": integer(1, 1 << 30), "device": text(),
-    }
+        **STEP, "position": COUNT, "loss_by_level": LEVELS, "grad_norm": FIGURE, "mfu": FIGURE,
+        "start": having({}, START), "validation": having({"loss": FIGURE, "normalised": FIGURE}, {"levels": LEVELS}),
+    },
 )  # fmt: skip
-CHECKED = having({"loss": FIGURE, "normalised": FIGURE}, {"levels": LEVELS})
-RECORD = having({"step": COUNT}, {"start": START, "validation": CHECKED})
+WHOLE_STEP, WHOLE_START = having(STEP), having({}, {"start": having(START)})  # what a page shows
 CONFIG = having(
     {"data": having({"latents": anything, "text": anything}), "steps": COUNT, "global_batch": COUNT, "seed": COUNT}
 )  # fmt: skip
@@ -58,6 +59,11 @@ def page(run: Path) -> str:
         CONFIG(config)
     except ValueError as error:
         raise ConfigError(f"{run / 'config.yaml'} is not the config of a run: {error}") from None
+    try:
+        for record in records:
+            (WHOLE_STEP if "loss" in record else WHOLE_START)(record)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not of a run: step {record['step']}: {error}") from None
     found = [*curves(records), *scores(run / "eval" / "metrics.jsonl")]
     charts = "".join(chart(title, lines) for title, lines in found if any(p for _, p in lines))
     facts = "".join(
@@ -83,8 +89,6 @@ def read(path: Path) -> list[dict[str, Any]]:
         for line in read_file(path, LINES_BYTES).split(b"\n")[:-1]:
             record = parse_json(line)
             RECORD(record)
-            if "loss" in record:
-                STEP(record)
             records.append(record)
     except (OSError, ValueError) as error:
         raise ConfigError(
