@@ -20,18 +20,19 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from rich.table import Table
 
 import configs
 from shards import Status, Store, open_store
-from shards.commits import committed, read_complete, read_failures
+from shards.commits import commit_name, committed, read_complete, read_failures
 from shards.errors import NotAColumn
 from shards.places import local_path
 from shards.printing import raw
-from shards.schema import COLUMN, VERSION, ColumnSpec
-from shards.storage import Json
+from shards.schema import COLUMN, COMMIT, VERSION, ColumnSpec
+from shards.storage import Json, refuse_version
 from shards.tables import render
 
 from .config import EncodeConfig
@@ -89,7 +90,9 @@ def _of_commits(store: Store, shards: Sequence[int]) -> Json:
     """
     counts: Counter[str] = Counter()
     size = damaged = 0
-    for record in _records(store, shards):
+    for shard, record in zip(shards, _records(store, shards), strict=True):
+        with suppress(KeyError, TypeError):
+            refuse_version(record, store.at(commit_name(shard)), COMMIT, VERSION)
         try:
             counts["ok"] += record["rows"]
             for _, count, status in record["not_ok"]:

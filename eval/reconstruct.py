@@ -71,6 +71,7 @@ def reconstruct(
     if kind not in ("moments", "latents"):
         raise OtherImages(f"{column}: found a column of {kind}, expected one of moments or latents")
     identity = opened.spec.identity
+    results.refuse_versions(save_dir / "reconstruction")
     network = inception(inception_folder, device) if DISTANCES.keys() & set(scores) else None
     lpips = [Lpips(LPIPS[name], lpips_folder, device) for name in scores if name in LPIPS]
     originals = Originals(opened, tars)
