@@ -157,8 +157,13 @@ def test_pins_survive_damaged_checkpoints(tmp_path: Path) -> None:
         path = tmp_path / f"step-{step:08d}"
         path.mkdir()
         record = {
-            "format": checkpoint.KIND, "version": checkpoint.VERSION, "data": data, "step": step, "model": {}, "files": {},
-        }  # fmt: skip
+            "format": checkpoint.KIND,
+            "version": checkpoint.VERSION,
+            "data": data,
+            "step": step,
+            "model": {},
+            "files": {},
+        }
         (path / "manifest.json").write_bytes(seal(record))
     newest = tmp_path / "step-00000002/manifest.json"
     newest.write_bytes(newest.read_bytes()[:-5])
