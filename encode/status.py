@@ -31,8 +31,9 @@ from shards.commits import commit_name, committed, read_complete, read_failures
 from shards.errors import NotAColumn
 from shards.places import local_path
 from shards.printing import raw
+from shards.records import finite, having, integer, one_of, optional, table, text
 from shards.schema import COLUMN, COMMIT, VERSION, ColumnSpec
-from shards.storage import Json, refuse_version
+from shards.storage import Json, parse_json, refuse_version
 from shards.tables import render
 
 from .config import EncodeConfig
@@ -54,6 +55,15 @@ BUSY = 0.9  # share of the time; a busier encoder waits for nothing worth a word
 
 
 # Columns ------------------------------------------------------------------------------------------
+COUNT = integer(0, 1 << 62)
+RUN = having(
+    {"format": one_of(FORMAT)},
+    {
+        "updated": finite, "pid": integer(1, (1 << 31) - 1), "host": text(), "rows": COUNT, "rows_per_s": finite,
+        "shards": having({}, dict.fromkeys(("total", "done", "failed", "running"), COUNT)), "eta_s": optional(finite),
+        "busy": optional(finite), "waits": table(text(), finite, 64),
+    },
+)  # fmt: skip
 
 
 def column_status(store: Store, reported: Json | None = None) -> Json:
@@ -126,11 +136,11 @@ def _records(store: Store, shards: Sequence[int]) -> Iterator[Any]:
 def read_progress(root: Store) -> Json | None:
     """What the last run said of itself; None if there is nothing that can be read."""
     try:
-        found = json.loads(root.read(PROGRESS))
+        found: Json = parse_json(root.read(PROGRESS))
+        RUN(found)
+        return found
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    known = isinstance(found, dict) and found.get("format") == FORMAT
-    return found if known else None
 
 
 def is_alive(run: Json, now: float) -> bool:

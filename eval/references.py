@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from shards import FormatVersion, atomic_write, canonical_json, sha256
+from shards.records import having, integer, listed, text
 from shards.storage import open_file, parse_json, refuse_version
 
 from .errors import BadReference
@@ -29,6 +30,14 @@ from .networks import Network
 
 FORMAT, VERSION = "latentbank-reference", 1
 LABEL = re.compile(r"[\w.-]+")
+RECORD = having(
+    {
+        "label": text(200), "groups": listed(text(), 0, 1 << 20),
+        "record": having(
+            {**dict.fromkeys(("network", "weights", "resize", "crop"), text()), "count": integer(2, 1 << 40)}
+        ),
+    }
+)  # fmt: skip
 
 Json = dict[str, Any]
 
@@ -139,6 +148,21 @@ def read(path: Path) -> Reference:
             told = parse_json((file.metadata() or {})["record"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
         refuse_version(told, str(path), FORMAT, VERSION)
+        RECORD(told)
+        check_label(told["label"])
+        count, width = tensors["features"].shape
+        shapes = {
+            "mean": (width,),
+            "covariance": (width, width),
+            "groups": (count,),
+            "pictures": (count, 32),
+        }
+        if wrong := [
+            n for n, shape in shapes.items() if tensors[n].size and tensors[n].shape != shape
+        ]:
+            raise ValueError(
+                f"{wrong[0]} is of shape {tensors[wrong[0]].shape}, expected {shapes[wrong[0]]}"
+            )
         if told["contents"] != _contents(tensors):
             raise ValueError("its numbers are not those that were written")
         fitted = Gaussian(tensors["mean"], tensors["covariance"], int(told["record"]["count"]))

@@ -123,7 +123,7 @@ class TextCache:
             if not torch.equal(_digest(tokens, lengths), found["sha256"]):
                 raise ValueError("its digest is another")
             return list(torch.split(tokens, lengths.tolist()))
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError, TypeError) as error:
             raise BadTextCache(
                 f"{path}: found a file that cannot be used ({error}), expected encoded prompts. Delete it: they are "
                 "encoded again"

@@ -10,18 +10,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 import configs
 from configs import ConfigError
-from eval import influences, results
+from eval import influences, references, results
 from eval.bar import Bar
 from eval.benchmarks import find
-from eval.errors import BadPrompts, EvalError, OtherImages
+from eval.errors import BadPrompts, BadReference, EvalError, OtherImages
 from eval.imageset import Images, ImageSet
 from eval.prompts import Prompt, Prompts
+from eval.references import Reference
 from eval.report import report
 from shards import FormatVersion, ShardsError, canonical_json, seal
 from train import checkpoint, page
@@ -318,3 +322,53 @@ def test_an_edited_manifest_of_a_checkpoint(tmp_path: Path) -> None:
         borne(lambda: checkpoint.load_for_sampling(path.parent))
 
     check()
+
+
+def test_an_edited_reference(tmp_path: Path) -> None:
+    """Its label becomes part of a file's name."""
+    features = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    record = {"network": "n", "weights": "w", "resize": "r", "crop": "none", "count": 5}
+    references.write(
+        Reference("r", record, features, (None,) * 5, ("0" * 64,) * 5), tmp_path / "whole"
+    )
+    assert references.read(tmp_path / "whole").label == "r"
+    tensors = load_file(tmp_path / "whole")
+    with safe_open(tmp_path / "whole", "numpy") as file:
+        told = json.loads(file.metadata()["record"])
+    for more in (
+        {"label": "../../x"},
+        {"record": {}},
+        {"record": record | {"count": 0}},
+        {"groups": 7},
+        {"contents": {}},
+    ):
+        save_file(tensors, tmp_path / "edited", {"record": json.dumps(told | more)})
+        with pytest.raises(BadReference):
+            references.read(tmp_path / "edited")
+    narrow = tensors | {"mean": tensors["mean"][:2]}
+    told["contents"] = references._contents(narrow)
+    save_file(narrow, tmp_path / "edited", {"record": json.dumps(told)})
+    with pytest.raises(BadReference, match="mean is of shape"):
+        references.read(tmp_path / "edited")
+
+
+def test_a_watcher_leaves_sets_of_a_newer_release(tmp_path: Path) -> None:
+    from eval.generator import Request
+    from eval.watch import Watcher
+
+    folder = make_set(tmp_path / "eval/step-00000001", prompts=PROMPTS)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"version": 3}))
+    watcher = Watcher.__new__(Watcher)
+    watcher.run, watcher.folder, watcher.scorers, watcher.passed = (
+        tmp_path,
+        tmp_path / "eval",
+        (),
+        set(),
+    )
+    watcher.order, watcher.request = (
+        "newest",
+        Request(checkpoint=tmp_path, save_dir=tmp_path / "eval"),
+    )
+    with pytest.raises(FormatVersion, match="version 3"):
+        watcher.pending()
