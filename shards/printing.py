@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # it is loaded where something is drawn
 # direction of writing, and halves of characters
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 USER = re.compile(r"(\b[A-Za-z][\w+.-]*):(//?)([^\s/?#]+)@")
-QUERY = re.compile(r"(\b[A-Za-z][\w+.-]*://[^\s?#'\"<>]*)\?([^\s'\"<>]+)")
+QUERY = re.compile(r"(\b[A-Za-z][\w+.-]*://[^\s?#'\"<>]*)\?([^\s'\"<>]*[^\s'\"<>:,.;)])")
 CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")  # there the part before @ names no user
 HIDDEN = "***"
 

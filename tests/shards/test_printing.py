@@ -68,6 +68,12 @@ def test_other_texts_stay(text: str) -> None:
     assert redacted(text) == text
 
 
+def test_a_sentence_goes_on_behind_a_url() -> None:
+    assert redacted("https://h/a?x=1: no such file (https://h/b?2).") == (
+        "https://h/a?x=***: no such file (https://h/b?***)."
+    )
+
+
 def test_streams() -> None:
     inner = io.StringIO()
     with redirect_stdout(inner), redirect_stderr(inner):
