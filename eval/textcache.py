@@ -48,7 +48,7 @@ class TextCache:
         self._refuse_others()
 
     def _refuse_others(self) -> None:
-        """BadTextCache or FormatVersion if the folder is of another record than this one, whose name it has."""
+        """BadTextCache where the record in the folder is damaged, FormatVersion where another release wrote it."""
         path = self.folder / "text.json"
         if not path.exists():
             return
