@@ -7,18 +7,23 @@ config = load(TrainConfig, "configs/train/tiny.yaml", ["data.latents=cache/flux"
 """
 
 import difflib
+import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-__all__ = ["ConfigError", "Strict", "load", "run"]
+__all__ = ["ConfigError", "Strict", "load", "read_yaml", "run"]
 
 M = TypeVar("M", bound=BaseModel)
+MOST_BYTES = 1 << 22  # of a YAML file
+MOST_NODES = 100_000  # values of it, with each alias written out
 
 
 class ConfigError(ValueError):
@@ -97,17 +102,49 @@ for _tag, _pattern, _first in (
 
 
 def _parse(text: str, where: str) -> Any:
+    loader = None
     try:
-        return yaml.load(text, Loader=_Yaml)
-    except yaml.YAMLError as error:
+        loader = _Yaml(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, {}) > MOST_NODES:
+            raise ConfigError(f"{where}: its aliases make more than {MOST_NODES} values")
+        return loader.construct_document(node)
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{where} is not valid YAML: {error}") from None
+    except ValueError as error:  # an integer of thousands of digits
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{where} is not valid YAML: {error}") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _size(node: yaml.Node, known: dict[int, float]) -> float:
+    """Values below a node with each alias written out; infinite where one lies within itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # while it is being counted
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        flat = chain(*parts) if isinstance(node, yaml.MappingNode) else parts
+        known[id(node)] = 1 + sum(_size(part, known) for part in flat)
+    return known[id(node)]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The values of a YAML file; ConfigError where it is none, or none of `key: value` lines."""
     if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing"
+        found = (
+            "a folder" if path.is_dir() else "a pipe or a device" if path.exists() else "nothing"
+        )
         raise ConfigError(f"found {found} at {path}, expected a YAML file: check the path")
-    values = _parse(path.read_text(encoding="utf-8"), str(path))
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise ConfigError(f"{path}: found {size} bytes, expected at most {MOST_BYTES} of a config")
+    try:
+        values = _parse(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not in UTF-8: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -116,11 +153,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _read_with_base(path: Path) -> dict[str, Any]:
-    values = _read(path)
+    values = read_yaml(path)
     if "base" not in values:
         return values
-    base = path.parent / str(values.pop("base"))
-    below = _read(base)
+    named = str(values.pop("base"))
+    if "://" in named:
+        raise ConfigError(f"{path}: base: found the url {named}, expected a path beside this file")
+    base = path.parent / os.path.expanduser(named)
+    below = read_yaml(base)
     if "base" in below:
         raise ConfigError(
             f"{path} has the base {base}, which has a base itself: one level is allowed, "

@@ -20,9 +20,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from pathlib import Path
 
 import configs
+from shards.places import local_path
+from shards.printing import safe_output
 
 from .config import EncodeConfig
 from .job import Options, run
@@ -36,6 +37,7 @@ OTHERS = {
 
 
 def main() -> int:
+    safe_output()
     parser = argparse.ArgumentParser(
         prog="python -m encode", description="Encode tars into columns."
     )
@@ -45,7 +47,7 @@ def main() -> int:
         ("retry-failed", "encode what has failed before, and nothing else"),
     ):
         command = commands.add_parser(name, help=text)
-        command.add_argument("config", type=Path)
+        command.add_argument("config", type=local_path)
         command.add_argument("overrides", nargs="*", metavar="a.b=value")
         command.add_argument(
             "--allow-failed", action="store_true",

@@ -69,6 +69,7 @@ class RayExecutor:
     ) -> None:
         ray: Any = importlib.import_module("ray")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # colours of its lines would be escaped
         self._own = not ray.is_initialized()
         if self._own:
             # `ray job submit` sets RAY_ADDRESS; the cluster's resources are then its own business

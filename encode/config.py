@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
 
 from configs import Strict
 from shards.names import checked_name, refuse_doubles
+from shards.places import local_path, place
 from shards.schema import SHARD_ROWS, ZARR_ROWS
 
 from .members import normal_caption, normal_suffix
@@ -134,7 +143,8 @@ class EngineConfig(Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = False  # torch.compile, for GPUs
     channels_last: bool = False  # convolutions in that memory format, for GPUs
-    scratch: str | None = None  # folder for tars that are brought from elsewhere; None: the usual
+    # folder for tars that are brought from elsewhere; None: the usual
+    scratch: Annotated[Path, BeforeValidator(local_path)] | None = None
     remote_decode: float = Field(default=0.0, ge=0, le=1)  # share of shards decoded on other nodes
     patience: PositiveFloat = 1800.0  # seconds with nothing done until a worker is killed
     look: PositiveFloat = 30.0  # seconds between two looks at the cluster's nodes and the leases
@@ -146,7 +156,7 @@ class EncodeConfig(Strict):
     `a/{00..09}.tar`. A source or column that is null is left out: `columns.flux-512=null`.
     """
 
-    root: str  # a path, or an url as s3://bucket/prefix
+    root: Annotated[str, BeforeValidator(place)]  # a path, or an url as s3://bucket/prefix
     sources: dict[Name, str | list[str]]
     columns: dict[Name, ColumnConfig]
     shard_rows: Annotated[int, Field(gt=0, multiple_of=ZARR_ROWS)] = SHARD_ROWS

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
-from shards import ShardsError
+from shards import FormatVersion, ShardsError
 from shards.errors import IncompleteColumn, LeaseHeld, StoreError
+from shards.printing import redacted
 
 from .config import EngineConfig
 from .engine import ShardTask
@@ -43,7 +44,7 @@ class Crew:
     lost: set[int] = field(default_factory=set)  # given up on a node that is gone
     next_place: int = 0
     taken_away: LeaseHeld | None = None
-    fatal: OSError | None = None  # an error that would hit every shard
+    fatal: Exception | None = None  # an error that would hit every shard
 
     def work(self) -> None:
         """To the end, or until the scheduler drains. Raises NoWorkers, or the error that would hit
@@ -162,10 +163,12 @@ class Crew:
                 self.executor.start(event.worker)
 
     def _failed(self, event: Failed) -> None:
-        if isinstance(event.error, Aborted):
+        if isinstance(event.error, Aborted | FormatVersion):
             self.scheduler.dropped(event.worker, event.key)
+            if isinstance(event.error, FormatVersion):  # no fault of the shard: nothing is recorded
+                self.fatal = event.error
             return
-        reason = f"{type(event.error).__name__}: {event.error}"
+        reason = redacted(f"{type(event.error).__name__}: {event.error}")
         self.scheduler.failed(event.worker, event.key, reason, is_final(event.error))
         self.progress.note(f"{self.tasks[event.key].name}: {reason}")
         if isinstance(event.error, OSError) and event.error.errno in FATAL:
@@ -180,8 +183,10 @@ def is_final(error: Exception) -> bool:
     return isinstance(error, (BadTar, ShardsError)) and not passing
 
 
-def refuse(error: OSError) -> NoReturn:
-    """Raise what would hit every shard: a full disk, missing rights."""
+def refuse(error: Exception) -> NoReturn:
+    """Raise what would hit every shard: a full disk, missing rights, records of a newer release."""
+    if isinstance(error, FormatVersion):
+        raise error
     raise EncodeError(
         f"cannot go on: {error}. Make room or give the rights, then run again"
     ) from error

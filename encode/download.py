@@ -27,7 +27,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -38,6 +37,8 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 
 from shards.errors import NoRoom
+from shards.places import local_path
+from shards.printing import console
 from shards.storage import make_durable
 
 from .errors import FetchFailed, HubError
@@ -60,7 +61,7 @@ EVERY = 10.0  # seconds between lines where there is no terminal
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.description = "Download a set of tars from the Hugging Face hub; go on where it stopped."
     parser.add_argument("dataset", help=f"one of {', '.join(SETS)}, or OWNER/NAME")
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=local_path)
     parser.add_argument("--revision", default="main", help="branch, tag or commit (main)")
     parser.add_argument("--files", default="*.tar", metavar="PATTERN", help="which files (*.tar)")
     parser.add_argument(
@@ -246,7 +247,7 @@ class Meter:
     """A bar with bytes, rate and ETA on a terminal; a line every ten seconds elsewhere."""
 
     def __init__(self, total: int) -> None:
-        self._console, self._total, self._came, self._had = Console(), total, 0, 0
+        self._console, self._total, self._came, self._had = console(), total, 0, 0
         self._lock, self._start, self._last = threading.Lock(), time.monotonic(), time.monotonic()
         self._bar = Bar(
             TextColumn("download"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),

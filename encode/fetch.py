@@ -30,10 +30,11 @@ from typing import Any
 from shards import open_store
 from shards.client import Limits
 from shards.errors import StoreError
+from shards.places import local_path
 from shards.remote import NoRanges
 
 from .errors import BadTar, FetchFailed
-from .source import is_url, local_path, split_url
+from .source import is_url, split_url
 
 PREFIX = "latentbank-"  # of every file of ours in a scratch folder
 OURS = re.compile(rf"{PREFIX}[0-9a-f]{{24}}-[0-9a-z]{{1,8}}")

@@ -17,7 +17,6 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from rich.table import Table
 import configs
 from shards import Layout, Store, open_store
 from shards.commits import committed
+from shards.places import local_path
 from shards.storage import Json
 from shards.tables import render, without_nan
 
@@ -218,7 +218,7 @@ def plan_source(survey: Survey) -> SourcePlan:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m encode plan`."""
-    parser.add_argument("config", type=Path)
+    parser.add_argument("config", type=local_path)
     parser.add_argument("overrides", nargs="*", metavar="a.b=value")
     parser.add_argument("--gpus", type=int, default=1, help="devices like this one (%(default)s)")
     parser.add_argument("--price-per-gpu-hour", type=float, metavar="P", help="in any currency")

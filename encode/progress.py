@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from shards import Store
+from shards.printing import console, one_line
 from shards.storage import Json, canonical_json
 
 from .engine import ShardResult, ShardTask
@@ -72,10 +72,10 @@ class Progress:
 
     def __init__(self, root: Store, tasks: Sequence[ShardTask]) -> None:
         self._root, self._tasks = root, tasks
-        self._console = Console()
+        self._console = console()
         self._bar = Bar(
             TextColumn("encode"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             console=self._console, disable=not self._console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task("encode", total=len(tasks), text="")
@@ -101,7 +101,7 @@ class Progress:
     def note(self, text: str) -> None:
         """A line that stays. Where it goes may be full, as the target may be: the run goes on."""
         with suppress(OSError):
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._console.print(one_line(text), soft_wrap=True)
 
     def shard_done(self, key: int, result: ShardResult) -> None:
         """A shard is committed."""

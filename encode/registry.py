@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from configs import Strict
+from shards.places import model
 from shards.storage import Json
 
 from .errors import ModelNotUsable
@@ -24,7 +25,7 @@ class ModelSpec(Strict):
     """Which weights, held how. fp32 weights under bf16 autocast are what the reference runs."""
 
     cls: str = Field(alias="class")  # of diffusers (VAEs) or transformers (text, features)
-    path: str
+    path: Annotated[str, BeforeValidator(model)]
     subfolder: str | None = None
     revision: str | None = None
     precision: Precision = "fp32"

@@ -22,7 +22,7 @@ from shards.commits import Commit, committed, own_commit, read_complete, read_fa
 from shards.records import parse_index_head
 from shards.schema import HAS_VALUES
 from shards.source import index_name
-from shards.storage import Json
+from shards.storage import Json, parse_json
 from shards.tables import render
 
 from .config import EncodeConfig
@@ -141,7 +141,7 @@ def write_report(
 def standing_report(root: Store) -> Json:
     """What earlier runs reported; empty if nothing readable stands."""
     try:
-        found = json.loads(root.read("report.json"))
+        found = parse_json(root.read("report.json"))
     except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from braceexpand import braceexpand
 
 from shards import IndexRow, Source, Store, open_store
 from shards.client import Limits
+from shards.places import home, local_path
 from shards.records import MAX_CAPTIONS, MAX_TEXT
 from shards.store import WEB
 
@@ -47,7 +48,7 @@ def expand(tars: str | Sequence[str]) -> list[str]:
     `data/{000..009}.tar`.
     """
     patterns = [tars] if isinstance(tars, str) else list(tars)
-    return [place for pattern in patterns for place in braceexpand(pattern)]
+    return [home(place) for pattern in patterns for place in braceexpand(pattern)]
 
 
 def is_url(place: str) -> bool:
@@ -67,11 +68,7 @@ def split_url(url: str) -> tuple[str, str]:
 
 def base_name(place: str) -> str:
     """The name that a source knows a tar by: the last part of its path."""
-    return split_url(place)[1] if is_url(place) else local_path(place).name
-
-
-def local_path(place: str) -> Path:
-    return Path(unquote(urlsplit(place).path)) if place.startswith("file://") else Path(place)
+    return split_url(place)[1] if is_url(place) else str(local_path(place).name)
 
 
 def make_source(name: str, tars: str | Sequence[str], shard_rows: int) -> tuple[Source, list[str]]:

@@ -20,17 +20,20 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 from rich.table import Table
 
 import configs
 from shards import Status, Store, open_store
-from shards.commits import committed, read_complete, read_failures
+from shards.commits import commit_name, committed, read_complete, read_failures
 from shards.errors import NotAColumn
-from shards.schema import COLUMN, VERSION, ColumnSpec
-from shards.storage import Json
+from shards.places import local_path
+from shards.printing import raw
+from shards.records import finite, having, integer, one_of, optional, table, text
+from shards.schema import COLUMN, COMMIT, VERSION, ColumnSpec
+from shards.storage import Json, parse_json, refuse_version
 from shards.tables import render
 
 from .config import EncodeConfig
@@ -52,6 +55,15 @@ BUSY = 0.9  # share of the time; a busier encoder waits for nothing worth a word
 
 
 # Columns ------------------------------------------------------------------------------------------
+COUNT = integer(0, 1 << 62)
+RUN = having(
+    {"format": one_of(FORMAT)},
+    {
+        "updated": finite, "pid": integer(1, (1 << 31) - 1), "host": text(), "rows": COUNT, "rows_per_s": finite,
+        "shards": having({}, dict.fromkeys(("total", "done", "failed", "running"), COUNT)), "eta_s": optional(finite),
+        "busy": optional(finite), "waits": table(text(), finite, 64),
+    },
+)  # fmt: skip
 
 
 def column_status(store: Store, reported: Json | None = None) -> Json:
@@ -88,7 +100,9 @@ def _of_commits(store: Store, shards: Sequence[int]) -> Json:
     """
     counts: Counter[str] = Counter()
     size = damaged = 0
-    for record in _records(store, shards):
+    for shard, record in zip(shards, _records(store, shards), strict=True):
+        with suppress(KeyError, TypeError):
+            refuse_version(record, store.at(commit_name(shard)), COMMIT, VERSION)
         try:
             counts["ok"] += record["rows"]
             for _, count, status in record["not_ok"]:
@@ -122,11 +136,11 @@ def _records(store: Store, shards: Sequence[int]) -> Iterator[Any]:
 def read_progress(root: Store) -> Json | None:
     """What the last run said of itself; None if there is nothing that can be read."""
     try:
-        found = json.loads(root.read(PROGRESS))
+        found: Json = parse_json(root.read(PROGRESS))
+        RUN(found)
+        return found
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    known = isinstance(found, dict) and found.get("format") == FORMAT
-    return found if known else None
 
 
 def is_alive(run: Json, now: float) -> bool:
@@ -247,7 +261,7 @@ def as_text(found: Json, config_path: str) -> str:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m encode status`."""
-    parser.add_argument("config", type=Path)
+    parser.add_argument("config", type=local_path)
     parser.add_argument("overrides", nargs="*", metavar="a.b=value")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--watch", action="store_true", help="again every few seconds")
@@ -259,8 +273,8 @@ def run_status(args: argparse.Namespace) -> int:
     while True:
         found = status(config)
         text = json.dumps(found, indent=1) if args.json else as_text(found, str(args.config))
-        if args.watch and sys.stdout.isatty():
-            print("\x1b[H\x1b[J", end="")
+        if args.watch and (terminal := raw(sys.stdout)).isatty():
+            terminal.write("\x1b[H\x1b[J")
         print(text, flush=True)
         alive = bool(found["run"] and found["run"]["alive"])
         if not (args.watch and alive):

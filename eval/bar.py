@@ -7,6 +7,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from shards import printing
+from shards.printing import one_line
+
 LINE_SECONDS = 30.0
 
 
@@ -20,13 +23,13 @@ class Bar:
         self, name: str, total: int, unit: str, console: Console | None = None, shown: bool = True
     ) -> None:
         self._name, self._total, self._unit = name, total, unit
-        self._console = console or Console(stderr=True, quiet=not shown)
+        self._console = console or printing.console(stderr=True, quiet=not shown)
         self._bar = Progress(
-            TextColumn(name, markup=False), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
             TextColumn("{task.fields[told]}"),
             console=self._console, disable=not self._console.is_terminal,
         )  # fmt: skip
-        self._task = self._bar.add_task(name, total=total, told="")
+        self._task = self._bar.add_task(one_line(name), total=total, told="")
         self._began = self._line = time.monotonic()
         self._done = self._skipped = 0
 
@@ -62,7 +65,9 @@ class Bar:
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(
+            one_line(text), highlight=False, markup=False, emoji=False, soft_wrap=True
+        )
 
     def told(self) -> str:
         """Rate and time to go."""

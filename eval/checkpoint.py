@@ -3,7 +3,6 @@
 `--type` says which; the reference's folder is read as it is, with nothing written beside it.
 """
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from encode.loading import weights_digest
+from shards.storage import read_json
 from train.checkpoint import CheckpointError, load_for_sampling, steps
 from train.identity import initial_share, training_of
 from train.model import DiT
@@ -81,7 +81,7 @@ def load_reference(where: Path, tag: int | None, ema: bool) -> Checkpoint:
     model.load_state_dict(state, assign=True)
     names = [path.parent.name for path in where.glob(f"*/{STATES}")]
     step = max(int(name) for name in names if name.isdigit()) if tag is None else tag
-    fields = json.loads((where / "config.json").read_bytes())
+    fields = read_json(where / "config.json")
     hidden_state = fields.get("text_hidden_states_index", -1)
     weights = weights_digest(model)
     run = Run(weights, {"model": config.model_dump(mode="json"), "step": step})

@@ -1,17 +1,45 @@
 """What a folder of pictures must hold to be scored: all of a set, unchanged, and nothing else."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
+from math import isqrt
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from shards import FormatVersion
+from shards.printing import one_line
+from shards.records import boolean, digest, finite, having, integer, one_of, optional, table, text
+from shards.storage import read_file, read_json, refuse_version
+
 from .errors import MissingImages, OtherImages
 from .layouts import LAYOUTS, File
-from .prompts import Prompts
+from .prompts import Prompts, checked
 
 FORMAT, VERSION = "latentbank-images", 2
 NAMED = 20  # of many files, how many an error names
+MOST_PICTURES = 1 << 21  # of a set
+SETTINGS = having(
+    {
+        "benchmark": text(),
+        "prompts": digest,
+        "layout": one_of(*LAYOUTS),
+        "images_per_prompt": integer(1, MOST_PICTURES),
+        "encoding": text(),
+    },
+    {"step": integer(0, 1 << 62), "weights": text()},
+)
+PROVENANCE = having(
+    {},
+    {
+        "seconds": optional(finite),
+        "pictures_per_second": optional(finite),
+        "device": text(),
+        "ranks": integer(1, 1 << 30),
+        "checkpoint": text(),
+    },
+)
+MANIFEST = having({"settings": SETTINGS, "complete": boolean}, {"provenance": PROVENANCE})
+COMPLETE = having({"files": table(text(), digest, MOST_PICTURES)})
 
 Json = dict[str, Any]
 
@@ -75,7 +103,7 @@ def refuse_sidecars(images: Path, sidecars: Mapping[str, bytes]) -> None:
     """OtherImages where what a scorer reads beside the pictures is not there, or says something else."""
     for path, data in sidecars.items():
         try:
-            found = (images / path).read_bytes()
+            found = read_file(images / path)
         except FileNotFoundError:
             found = b""
         if found != data:
@@ -87,32 +115,43 @@ def refuse_sidecars(images: Path, sidecars: Mapping[str, bytes]) -> None:
 
 def _listed(paths: Sequence[str]) -> str:
     more = f", and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
-    return ", ".join(paths[:NAMED]) + more
+    return ", ".join(map(one_line, paths[:NAMED])) + more
 
 
 def read_manifest(path: Path) -> Json:
-    """A set's manifest; OtherImages where it is none."""
+    """A set's manifest; OtherImages where it is none, FormatVersion where another release wrote it."""
     try:
-        found: Json = json.loads(path.read_bytes())
-        settings, complete = found["settings"], found["complete"]
-        if (
-            (found["format"], found["version"]) == (FORMAT, VERSION)
-            and settings["layout"] in LAYOUTS
-            and (isinstance(found["files"], dict) if complete else complete is False)
-        ):
-            return found
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise OtherImages(f"{path}: not a manifest of images, version {VERSION}. Choose another folder")
+        found = read_json(path)
+        refuse_version(found, str(path), FORMAT, VERSION)
+        MANIFEST(found)
+        if found["complete"]:
+            COMPLETE(found)
+        count = found["settings"]["images_per_prompt"]
+        if found["settings"]["layout"] == "grids" and isqrt(count) ** 2 != count:
+            raise ValueError(f"found grids of {count} pictures, expected a square number")
+    except FormatVersion:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OtherImages(
+            f"{path}: not a manifest of images ({error}). Restore it, or choose another folder"
+        ) from None
+    manifest: Json = found
+    return manifest
 
 
 def read_set_prompts(path: Path, settings: Json) -> Prompts:
-    """The prompts that a set was made of; OtherImages where they are not."""
+    """The prompts that a set was made of; OtherImages where they are not, or where their ids cannot name its files."""
     try:
-        prompts = Prompts.from_json(settings["benchmark"], json.loads(path.read_bytes()))
+        prompts = Prompts.from_json(settings["benchmark"], read_json(path))
         digest = prompts.digest
+        checked(prompts.benchmark, prompts.items, path)
     except (OSError, ValueError, TypeError) as error:
         raise OtherImages(f"{path}: not a list of prompts ({error})") from None
     if digest != settings["prompts"]:
         raise OtherImages(f"{path}: changed since the pictures were made. Make the set again")
+    if len(prompts.items) * settings["images_per_prompt"] > MOST_PICTURES:
+        raise OtherImages(
+            f"{path}: {len(prompts.items)} prompts of {settings['images_per_prompt']} pictures each are more than the "
+            f"{MOST_PICTURES} that a set holds"
+        )
     return prompts

@@ -14,6 +14,8 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
+from shards.places import model
+
 from .aggregate import aggregate
 from .distances import PACKAGES
 from .features import extract, folder_of, identity, of_set
@@ -27,7 +29,7 @@ from .score import Scorer
 
 def flags(add: argparse.ArgumentParser) -> None:
     """cosine of picture and prompt by a CLIP model, x 100"""
-    add.add_argument("--model", default=CLIP_BASE, help="name or folder")
+    add.add_argument("--model", type=model, default=CLIP_BASE, help="name or folder")
 
 
 @cache

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import torch
 
+from shards.places import local_path, model, place
+from shards.printing import safe_output
+
 from .benchmarks import BENCHMARKS, PLACE
 from .errors import BadRequest
 
 
 def main(words: Sequence[str] | None = None) -> int | None:
     """Run a verb with its flags, those of the command line unless given; returns its exit code, None being 0."""
+    safe_output()
     parser = argparse.ArgumentParser(
         prog="python -m eval", description="Sample, reconstruct, score"
     )
@@ -83,14 +87,19 @@ def _sampling_flags(add: argparse.ArgumentParser) -> None:
     add.add_argument("--ema_weights", action=argparse.BooleanOptionalAction, default=True)
     add.add_argument(
         "--vae",
+        type=model,
         help="where the columns' VAE lies now, if not where it was: a folder, or flux, sd35, ...",
     )
-    add.add_argument("--text-encoder", "--text_encoder", help="likewise for the text encoder")
+    add.add_argument(
+        "--text-encoder", "--text_encoder", type=model, help="likewise for the text encoder"
+    )
 
 
 def _generate_flags(add: argparse.ArgumentParser) -> None:
     """images from prompts, through a checkpoint and its VAE; also under torchrun or accelerate launch"""
-    add.add_argument("--checkpoint", type=Path, required=True, help="a run, or one of its steps")
+    add.add_argument(
+        "--checkpoint", type=local_path, required=True, help="a run, or one of its steps"
+    )
     add.add_argument(
         "--tag", type=int, help="the step, where --checkpoint is a run; the last without"
     )
@@ -99,10 +108,10 @@ def _generate_flags(add: argparse.ArgumentParser) -> None:
         help="baseline-dit: a folder of the reference's, with config.json and TAG/mp_rank_00_model_states.pt",
     )  # fmt: skip
     add.add_argument(
-        "--prompts", "--metadata_file", type=Path,
+        "--prompts", "--metadata_file", type=local_path,
         help="its prompt file, if not the one fetched; of your own: .txt, one a line; .json, list or {id: prompt}",
     )  # fmt: skip
-    add.add_argument("--save_dir", type=Path, required=True)
+    add.add_argument("--save_dir", type=local_path, required=True)
     _sampling_flags(add)
     add.add_argument(
         "--resolution", type=_positive, help="pixels; the columns' by default, 256 without any"
@@ -122,7 +131,7 @@ def _generate_flags(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--text_cache",
         "--text-cache",
-        type=Path,
+        type=local_path,
         help="of encoded prompts, for several sets; SAVE_DIR/text by default",
     )
     add.add_argument("--threads", type=_positive, default=1, help="of a rank, on a CPU")
@@ -170,11 +179,13 @@ def _prompts_flags(add: argparse.ArgumentParser) -> None:
     names = [name for name, benchmark in BENCHMARKS.items() if benchmark.sources]
     fetch.add_argument("names", nargs="+", metavar="NAME", choices=names, help=", ".join(names))
     show = actions.add_parser("show", help="what a file holds, as a benchmark reads it")
-    show.add_argument("file", type=Path, nargs="?", help="what was fetched without")
+    show.add_argument("file", type=local_path, nargs="?", help="what was fetched without")
     show.add_argument("--benchmark", choices=BENCHMARKS, default="prompts")
     listed = actions.add_parser("list", help="benchmarks, and whose prompts are here")
     for action in (fetch, show, listed):
-        action.add_argument("--to", type=Path, default=PLACE, help=f"where they are kept ({PLACE})")
+        action.add_argument(
+            "--to", type=local_path, default=PLACE, help=f"where they are kept ({PLACE})"
+        )
 
 
 def _prompts(args: argparse.Namespace) -> int:
@@ -198,21 +209,23 @@ def _prompts(args: argparse.Namespace) -> int:
 
 def _reconstruct_flags(add: argparse.ArgumentParser) -> None:
     """pictures of a column decoded by its VAE, beside the originals, with their scores"""
-    add.add_argument("column", type=Path)
-    add.add_argument("--tars", type=Path, required=True, help="folder of the source's tars")
-    add.add_argument("--save_dir", type=Path, required=True)
+    add.add_argument("column", type=place)
+    add.add_argument("--tars", type=local_path, required=True, help="folder of the source's tars")
+    add.add_argument("--save_dir", type=local_path, required=True)
     add.add_argument(
         "--count", type=_positive, default=64, help="pictures: the column's first valid rows"
     )
     add.add_argument("--batch_size", type=_positive, default=32)
-    add.add_argument("--vae", help="where the column's VAE lies now, if not where it was")
+    add.add_argument(
+        "--vae", type=model, help="where the column's VAE lies now, if not where it was"
+    )
     add.add_argument(
         "--scores", nargs="+", default=[], help="beside PSNR and SSIM: lpips-alex, lpips-vgg, rfid, rkid",
         choices=("lpips-alex", "lpips-vgg", "rfid", "rkid"), metavar="SCORE",
     )  # fmt: skip
-    add.add_argument("--inception", dest="inception_folder", type=Path, metavar="DIR",
+    add.add_argument("--inception", dest="inception_folder", type=local_path, metavar="DIR",
                      help="folder that holds inception-2015-12-05.pt")  # fmt: skip
-    add.add_argument("--lpips", dest="lpips_folder", type=Path, metavar="DIR",
+    add.add_argument("--lpips", dest="lpips_folder", type=local_path, metavar="DIR",
                      help="folder of LPIPS's backbones and heads, where torchvision's and lpips's are not")  # fmt: skip
     add.add_argument("--allow-few", action="store_true", help="rFID of fewer than 2,049 pictures")
 
@@ -226,9 +239,11 @@ def _reconstruct(args: argparse.Namespace) -> None:
 
 def _fid_flags(add: argparse.ArgumentParser) -> None:
     """FID and KID between two folders of pictures"""
-    add.add_argument("fake", type=Path)
-    add.add_argument("real", type=Path)
-    add.add_argument("--inception", type=Path, help="folder that holds inception-2015-12-05.pt")
+    add.add_argument("fake", type=local_path)
+    add.add_argument("real", type=local_path)
+    add.add_argument(
+        "--inception", type=local_path, help="folder that holds inception-2015-12-05.pt"
+    )
     add.add_argument("--batch_size", type=_positive, default=32)
 
 
@@ -261,7 +276,7 @@ def _score_flags(add: argparse.ArgumentParser) -> None:
 
     for name, scorer in scorers().items():
         kind = one_of_them(name, scorer.flags)
-        kind.add_argument("save_dir", type=Path, nargs="+", help="what `generate` wrote")
+        kind.add_argument("save_dir", type=local_path, nargs="+", help="what `generate` wrote")
         kind.add_argument(
             "--partial",
             action="store_true",
@@ -277,7 +292,7 @@ def _score(args: argparse.Namespace) -> None:
 
 def _train_flags(add: argparse.ArgumentParser) -> None:
     """train, with the text encoder in the step where the captions are token ids"""
-    add.add_argument("config", type=Path)
+    add.add_argument("config", type=local_path)
     add.add_argument("words", nargs="*", metavar="KEY=VALUE", help="over the config: optim.lr=1e-4")
 
 
@@ -290,10 +305,10 @@ def _train(args: argparse.Namespace) -> int:
 def _report_flags(add: argparse.ArgumentParser) -> None:
     """sets of pictures and their scores side by side, on one page"""
     add.add_argument(
-        "folders", type=Path, nargs="+", metavar="DIR", help="the first is the baseline"
+        "folders", type=local_path, nargs="+", metavar="DIR", help="the first is the baseline"
     )
     add.add_argument(
-        "--out", type=Path, default=Path("report.html"), help="report.json goes beside it"
+        "--out", type=local_path, default=Path("report.html"), help="report.json goes beside it"
     )
     add.add_argument("--partial", action="store_true", help="take unfinished sets as they are")
     add.add_argument(
@@ -307,7 +322,7 @@ def _named(text: str) -> tuple[str, Path]:
     name, equals, path = text.partition("=")
     if not (name and equals and path):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected NAME=RUN")
-    return name, Path(path)
+    return name, local_path(path)
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -319,9 +334,9 @@ def _report(args: argparse.Namespace) -> None:
 
 def _watch_flags(add: argparse.ArgumentParser) -> None:
     """pictures and scores of each checkpoint of a run, while it is trained"""
-    add.add_argument("run", type=Path, metavar="RUN")
+    add.add_argument("run", type=local_path, metavar="RUN")
     add.add_argument(
-        "--prompts", type=Path, required=True, help="a small set, as generate reads it"
+        "--prompts", type=local_path, required=True, help="a small set, as generate reads it"
     )
     _sampling_flags(add)
     add.set_defaults(batch_size=32)

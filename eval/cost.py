@@ -1,12 +1,10 @@
 """What a set of pictures cost: training, encoding, generating, scoring. Only what was measured and written down."""
 
-import json
-import math
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from configs import read_yaml
+from shards.storage import read_json
 from train.page import read
 
 from .scored import Scored
@@ -40,14 +38,14 @@ def training_cost(run: Path, until: int | None = None) -> Json | None:
     seconds = gpu_seconds = 0.0
     position, step, ranks, devices = 0, 0, 1, list[str]()
     for record in read(run / "metrics.jsonl"):
-        if until is not None and record.get("step", 0) > until:
+        if until is not None and record["step"] > until:
             break
         if isinstance(start := record.get("start"), dict):
             ranks = start.get("world", 1)
             if (device := start.get("device", "unknown")) not in devices:
                 devices.append(device)
         rate = record.get("samples_per_second")
-        if rate and math.isfinite(rate):
+        if rate and "position" in record:
             took = (record["position"] - position) / rate
             seconds += took
             gpu_seconds += took * ranks * (devices[-1:] != ["cpu"])
@@ -64,11 +62,11 @@ def encoding_cost(run: Path) -> Json | None:
     """Seconds of the encode run that made the latent column, where its report.json stands beside the column's source:
     of reading, decoding and the VAE, added over workers."""
     try:
-        latents = yaml.safe_load((run / "config.yaml").read_text())["data"]["latents"]
+        latents = read_yaml(run / "config.yaml")["data"]["latents"]
         column = Path(latents).resolve()
         for folder in list(column.parents)[:3]:
             if (folder / "report.json").is_file():
-                columns = json.loads((folder / "report.json").read_bytes())
+                columns = read_json(folder / "report.json")
                 made = next(v for k, v in columns.items() if Path(k).resolve() == column)
                 return {
                     "seconds": float(sum(made["seconds"].values())), "rows": made.get("rows"), "column": str(column),

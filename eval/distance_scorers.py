@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 
+from shards.places import local_path, model
+
 from . import crops
 from .distances import enough, measure
 from .errors import BadReference
@@ -22,7 +24,7 @@ from .score import Scorer
 
 
 def _flags(metric: Metric, add: argparse.ArgumentParser) -> None:
-    add.add_argument("--reference", type=Path, required=True,
+    add.add_argument("--reference", type=local_path, required=True,
                      help="what `score reference` wrote, or a folder of real pictures")  # fmt: skip
     add.add_argument("--crop", type=crops.argument, default="none",
                      help="of both sides, where --reference is a folder: cc256-lanczos, squash256-bicubic")  # fmt: skip
@@ -36,9 +38,13 @@ def _flags(metric: Metric, add: argparse.ArgumentParser) -> None:
 
 def _weights_flag(metric: Metric, add: argparse.ArgumentParser) -> None:
     if metric.model is None:
-        add.add_argument("--inception", dest="weights", help=f"folder that holds {INCEPTION}.pt")
+        add.add_argument(
+            "--inception", dest="weights", type=model, help=f"folder that holds {INCEPTION}.pt"
+        )
     else:
-        add.add_argument("--model", dest="weights", default=metric.model, help="name or folder")
+        add.add_argument(
+            "--model", dest="weights", type=model, default=metric.model, help="name or folder"
+        )
 
 
 @cache
@@ -110,15 +116,17 @@ def _score(
 
 def reference_flags(add: argparse.ArgumentParser) -> None:
     """features of a folder of real pictures, kept for scoring against"""
-    add.add_argument("folder", type=Path)
-    add.add_argument("--out", type=Path, required=True, help="a .safetensors file")
+    add.add_argument("folder", type=local_path)
+    add.add_argument("--out", type=local_path, required=True, help="a .safetensors file")
     add.add_argument("--of", choices=METRICS, default="fid", help="FID's serve KID too")
     add.add_argument("--crop", type=crops.argument, default="none",
                      help="of both sides: none, or such as cc256-lanczos, squash256-bicubic")  # fmt: skip
     add.add_argument("--label", help="its part of a score's name (default: folder and crop)")
-    add.add_argument("--inception", help=f"folder that holds {INCEPTION}.pt")
+    add.add_argument("--inception", type=model, help=f"folder that holds {INCEPTION}.pt")
     add.add_argument(
-        "--model", help="name or folder of the other distances' network (default: theirs)"
+        "--model",
+        type=model,
+        help="name or folder of the other distances' network (default: theirs)",
     )
 
 

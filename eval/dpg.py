@@ -7,6 +7,7 @@ it skips the first question, takes categories from the last tile alone, and drop
 """
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from shards import canonical_json, sha256
+from shards.storage import read_file
 
 from .errors import BadQuestions
 from .prompts import Prompts
@@ -45,7 +47,7 @@ def read_questions(path: Path) -> Questions:
     """The official csv, or one of its columns for questions of one's own; else BadQuestions."""
     rows: dict[str, list[Question]] = {}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.StringIO(read_file(path).decode("utf-8-sig"), newline="") as file:
             lines = csv.DictReader(file)
             absent = [name for name in COLUMNS if name not in (lines.fieldnames or ())]
             if absent:

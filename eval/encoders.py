@@ -18,6 +18,7 @@ from encode.errors import ModelNotUsable
 from encode.registry import TEXTS, VAES, ModelSpec, location
 from encode.text import TextEncoder
 from encode.vae import Vae
+from shards.storage import read_file
 
 from .errors import EncoderMismatch
 
@@ -106,7 +107,7 @@ def _folder(
 def _config(folder: Path) -> Json:
     path = folder / "config.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_file(path))  # not ours, and may hold Infinity
     except (OSError, ValueError) as error:
         raise ModelNotUsable(
             f"{path}: found nothing that can be read ({error}), expected the model's config"

@@ -7,9 +7,7 @@ A file whose digest is known has to have it. Of another one the digest is writte
 import errno
 import fcntl
 import http.client
-import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,10 +16,11 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shards import atomic_write, canonical_json, sha256, sha256_file
+from shards.printing import console, one_line
+from shards.storage import read_json
 
 from .benchmarks import BENCHMARKS, PLACE, Benchmark
 from .errors import BadPrompts, NotFetched
@@ -122,7 +121,7 @@ def read_record(home: Path) -> Json:
     """What was fetched to a folder before: {file: {"sha256", "bytes", "url"}}."""
     path = home / RECORD
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path)
         if all(isinstance(entry["sha256"], str) for entry in found.values()):
             return dict(found)
     except FileNotFoundError:
@@ -225,7 +224,12 @@ def _locked(part: Path) -> Iterator[int]:
 @contextmanager
 def _bar(name: str) -> Iterator[Show]:
     """Bytes, and of how many; time left."""
-    columns = TextColumn(f"fetch {name}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(file=sys.stderr)) as bar:
-        task = bar.add_task("", total=None)
+    columns = (
+        TextColumn("fetch {task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console(stderr=True)) as bar:
+        task = bar.add_task(one_line(name), total=None)
         yield lambda here, size: bar.update(task, completed=here, total=size)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from shards.storage import read_file
+
 from .errors import BadPrompts
 from .prompts import Json, Prompt, Prompts, checked
 
@@ -176,13 +178,13 @@ def _made(form: Form, items: Items, path: Path) -> list[Prompt]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")  # some editors put a mark in front
+        return read_file(path).decode("utf-8-sig")  # some editors put a mark in front
     except FileNotFoundError:
         raise BadPrompts(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise BadPrompts(f"{path}: expected UTF-8 ({error})") from None
     except OSError as error:
-        raise BadPrompts(f"{path}: cannot be read ({error.strerror})") from None
+        raise BadPrompts(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def _parsed(text: str) -> Any:

@@ -6,9 +6,10 @@ Skills name prompts by whole numbers. They are joined to ids by that number, and
 one list of the benchmark counts from 0, another from 1.
 """
 
-import json
 from pathlib import Path
 from typing import Any
+
+from shards.storage import read_json
 
 from .errors import BadQuestions
 from .prompts import Prompts
@@ -56,7 +57,7 @@ def _numbered(prompts: Prompts) -> dict[int, str]:
 def read(path: Path) -> dict[str, list[int]]:
     """{skill: [numbers]}, or BadQuestions."""
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        found: Any = read_json(path)
         if found and all(numbers for numbers in found.values()):
             return {skill: [int(number) for number in numbers] for skill, numbers in found.items()}
     except FileNotFoundError:

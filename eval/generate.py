@@ -30,6 +30,7 @@ from shards.randomness import normal
 from . import runs
 from .bar import Bar
 from .benchmarks import BENCHMARKS, find
+from .checks import MOST_PICTURES
 from .encoders import moved as moved
 from .errors import BadRequest
 from .generator import Generator as Generator
@@ -198,7 +199,12 @@ def finish(images: ImageSet, known: set[str], rank: Rank, provenance: Json) -> J
 
 
 def _check_layout(layout: str, prompts: Prompts, count: int) -> None:
-    """BadRequest where a layout has no place for so many pictures of a prompt."""
+    """BadRequest where a layout has no place for so many pictures of a prompt, or a set for so many in all."""
+    if count * len(prompts.items) > MOST_PICTURES:
+        raise BadRequest(
+            f"--n_samples: found {count} pictures of {len(prompts.items)} prompts, expected at most {MOST_PICTURES} in "
+            "a set"
+        )
     tiles = len(LAYOUTS[layout].files(prompts, count)[0].numbers)
     if isqrt(tiles) ** 2 != tiles:
         raise BadRequest(

@@ -7,7 +7,6 @@ their influences; so prompts are counted as units, and two sets of the same prom
 distributions agree the first order vanishes, and the interval is then too wide rather than too narrow.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,10 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import atomic_write, canonical_json
+from shards.records import fields, finite, listed, optional, text
 
 from .errors import BadScores
-from .results import NAME, Value
+from .results import COUNT, NAME, Value, read_lines
 
+INFLUENCE = fields(
+    {"prompt": text(), "number": COUNT, "all": finite}, {"group": optional(text()), "own": optional(finite)}
+)  # fmt: skip
 NORMAL = 1.96  # deviations on either side: 95 %
 
 Floats = NDArray[np.float64]
@@ -87,9 +90,8 @@ def read(save_dir: Path, scorer: str, images: str) -> list[Influence]:
     """Those of a score of this set; BadScores where they are missing or of other pictures."""
     path = path_of(save_dir, scorer)
     try:
-        first, *lines = map(
-            json.loads, path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        )
+        first, *lines = read_lines(path)
+        listed(INFLUENCE, 0, len(lines))(lines)
         if first["images"] == images:
             return [Influence(**line) for line in lines]
         found = "of other pictures"

@@ -13,11 +13,14 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from glob import escape
 from typing import Any
 
 from shards import atomic_write, canonical_json, put_if_absent, sha256
+from shards.records import finite, having, mapping, text
+from shards.storage import LINES_BYTES, parse_json, read_file, refuse_version
 
 from .bar import Bar
 from .errors import BadScores, MissingImages, NotFinite
@@ -28,7 +31,8 @@ from .results import NAME
 
 Json = dict[str, Any]
 Find = Callable[[Sequence[One], Sequence[Picture]], list[Json]]
-FORMAT = "latentbank-findings"
+FORMAT, VERSION = "latentbank-findings", 1
+FOUND = having({"of": text(), "found": mapping, "seconds": finite})
 ALONE = Rank()
 READERS = 4  # threads that decode pictures while the model looks at others
 
@@ -38,7 +42,7 @@ class Journal:
 
     def __init__(self, images: Images, scorer: str, made_by: Json, rank: int = 0) -> None:
         told = json.loads(canonical_json(made_by))
-        self._head = canonical_json({"format": FORMAT, "version": 1, "made_by": told})
+        self._head = canonical_json({"format": FORMAT, "version": VERSION, "made_by": told})
         self._digests, self._found = images.digests, dict[str, tuple[Json, float]]()
         self._stem = f"{scorer}-{sha256(self._head)[:12]}"
         self.path = images.folder / NAME / "raw" / f"{self._stem}{f'.{rank}' if rank else ''}.jsonl"
@@ -58,18 +62,26 @@ class Journal:
     def read(self) -> None:
         """Take up what all processes have found so far."""
         for path in sorted(self.path.parent.glob(f"{escape(self._stem)}*.jsonl")):
-            head, *lines = path.read_bytes().split(b"\n")
+            head, *lines = read_file(path, LINES_BYTES).split(b"\n")
             if not lines:  # killed within the first line
                 continue
+            self._refuse_version(head, str(path))
             if head + b"\n" != self._head:
                 raise BadScores(f"{path}: not the findings of this scorer. Move it away")
             self._begun |= path == self.path
             for line in lines:
                 try:
-                    told = json.loads(line)
+                    told = parse_json(line)
+                    FOUND(told)
                     self._found[told["of"]] = told["found"], float(told["seconds"])
                 except (ValueError, KeyError, TypeError):
                     continue  # cut off by a kill: it is found again
+
+    @staticmethod
+    def _refuse_version(head: bytes, path: str) -> None:
+        """FormatVersion where another release wrote the findings."""
+        with suppress(KeyError, TypeError, json.JSONDecodeError):
+            refuse_version(json.loads(head), path, FORMAT, VERSION)
 
     def add(self, ones: Sequence[One], found: Sequence[Json], seconds: float) -> None:
         """Append what was found in a block, so that it outlives the process and the machine's power."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards import atomic_write, canonical_json, sha256
+from shards.places import local_path, model
 
 from . import dpg, genai, geneval, softtifa
 from .aggregate import aggregate, pooled
@@ -55,9 +56,14 @@ def _count(text: str) -> int:
 def _geneval_flags(add: argparse.ArgumentParser) -> None:
     """GenEval: objects by Mask2Former, colours by CLIP"""
     add.add_argument(
-        "--detector", default=DETECTOR, help="Mask2Former for COCO instances: hub name or folder"
+        "--detector",
+        type=model,
+        default=DETECTOR,
+        help="Mask2Former for COCO instances: hub name or folder",
     )
-    add.add_argument("--clip", default=CLIP, help="CLIP for colours: hub name or folder")
+    add.add_argument(
+        "--clip", type=model, default=CLIP, help="CLIP for colours: hub name or folder"
+    )
     add.add_argument("--batch_size", type=_count, default=8, help="pictures")
 
 
@@ -129,14 +135,16 @@ def _coloured(
 
 
 def _vlm_flags(add: argparse.ArgumentParser) -> None:
-    add.add_argument("--vlm", default=VLM, help="a model for pictures and text: hub name or folder")
+    add.add_argument(
+        "--vlm", type=model, default=VLM, help="a model for pictures and text: hub name or folder"
+    )
     add.add_argument("--batch_size", type=_count, default=8, help="questions at a time")
 
 
 def _dpg_flags(add: argparse.ArgumentParser) -> None:
     """DPG-Bench: the official questions, answered by a model of your choice"""
     _vlm_flags(add)
-    add.add_argument("--csv", type=Path, default=QUESTIONS, help="the official questions")
+    add.add_argument("--csv", type=local_path, default=QUESTIONS, help="the official questions")
 
 
 def _dpg_ready(args: argparse.Namespace) -> None:
@@ -189,7 +197,7 @@ def _answers(vlm: "Vlm", picture: Picture, questions: Sequence[dpg.Question]) ->
 def _genai_flags(add: argparse.ArgumentParser) -> None:
     """GenAI-Bench: VQAScore by a model of your choice"""
     _vlm_flags(add)
-    add.add_argument("--skills", type=Path, help="the official skills; fetched ones without")
+    add.add_argument("--skills", type=local_path, help="the official skills; fetched ones without")
 
 
 def _genai_ready(args: argparse.Namespace) -> None:
@@ -238,7 +246,10 @@ def _softtifa_flags(add: argparse.ArgumentParser) -> None:
     """GenEval 2's Soft-TIFA: its questions, answered by a model of your choice"""
     _vlm_flags(add)
     add.add_argument(
-        "--questions", type=Path, default=Path("geneval2_data.jsonl"), help="the official questions"
+        "--questions",
+        type=local_path,
+        default=Path("geneval2_data.jsonl"),
+        help="the official questions",
     )
 
 

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from shards import canonical_json, sha256
+from shards.records import fields, listed, mapping, optional, text
 
 from .errors import BadPrompts
 
 Json = dict[str, Any]
 LONGEST_ID = 200  # bytes; file systems stop at 255, and a suffix follows
+MOST_PROMPTS = 1 << 22
+PROMPT = fields(
+    {"id": text(), "text": text(1 << 24)}, {"group": optional(text()), "record": optional(mapping)}
+)
 NAMED = 5  # of many ids, how many an error names
 
 
@@ -41,7 +46,9 @@ class Prompts:
         return [asdict(prompt) for prompt in self.items]
 
     @classmethod
-    def from_json(cls, benchmark: str, items: list[Json]) -> "Prompts":
+    def from_json(cls, benchmark: str, items: Any) -> "Prompts":
+        """The inverse of `to_json`; ValueError or TypeError where the items are none."""
+        listed(PROMPT, 0, MOST_PROMPTS)(items)
         return cls(benchmark, tuple(Prompt(**item) for item in items))
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from encode.pixels import to_images
 from encode.vae import load_vae
 from shards import Column, Status, atomic_write, canonical_json
+from shards.store import Place
 
 from . import results
 from .aggregate import aggregate
@@ -49,7 +50,7 @@ MORE = (*LPIPS, *DISTANCES)
 
 
 def reconstruct(
-    column: Path,
+    column: Place,
     tars: Path,
     save_dir: Path,
     count: int = 64,
@@ -70,6 +71,7 @@ def reconstruct(
     if kind not in ("moments", "latents"):
         raise OtherImages(f"{column}: found a column of {kind}, expected one of moments or latents")
     identity = opened.spec.identity
+    results.refuse_versions(save_dir / "reconstruction")
     network = inception(inception_folder, device) if DISTANCES.keys() & set(scores) else None
     lpips = [Lpips(LPIPS[name], lpips_folder, device) for name in scores if name in LPIPS]
     originals = Originals(opened, tars)
@@ -81,11 +83,13 @@ def reconstruct(
     originals.crop(rows[0], how)  # without its tars nothing is made
     decoder = load_vae(moved(identity["encoder"], vae), device)
     asked = zip(map(name_of, rows), keys, strict=True)
-    items = Prompts(f"{PREFIX}{column.resolve().parent.name}",
+    folder = opened.store.folder
+    source = folder.resolve().parent.name if folder else opened.store.parent.name
+    items = Prompts(f"{PREFIX}{source}",
                     tuple(Prompt(name, key) for name, key in asked))  # fmt: skip
     settings = {"column": opened.digest, "vae": decoder.weights}
-    source = {"source": originals.source.fingerprint, "preprocess": how}
-    before = ImageSet(save_dir / "original", items, source | {"kind": "original"})
+    shown = {"source": originals.source.fingerprint, "preprocess": how}
+    before = ImageSet(save_dir / "original", items, shown | {"kind": "original"})
     after = ImageSet(save_dir / "reconstruction", items, settings | {"kind": "reconstruction"})
     measures: dict[str, Scores] = {"psnr": _each(psnr), "ssim": _each(ssim)}
     measures |= {one.name: one for one in lpips}

@@ -6,7 +6,7 @@ A file holds the features (N, D), their mean and covariance, each picture's grou
 weights, resize, crop, and the digest of all pictures. The digest of that record, not a free name, says which it is.
 """
 
-import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from shards import atomic_write, canonical_json, sha256
+from shards import FormatVersion, atomic_write, canonical_json, sha256
+from shards.records import having, integer, listed, text
+from shards.storage import open_file, parse_json, refuse_version
 
 from .errors import BadReference
 from .features import Floats, Pictures, extract, identity, of_folder
@@ -28,6 +30,14 @@ from .networks import Network
 
 FORMAT, VERSION = "latentbank-reference", 1
 LABEL = re.compile(r"[\w.-]+")
+RECORD = having(
+    {
+        "label": text(200), "groups": listed(text(), 0, 1 << 20),
+        "record": having(
+            {**dict.fromkeys(("network", "weights", "resize", "crop"), text()), "count": integer(2, 1 << 40)}
+        ),
+    }
+)  # fmt: skip
 
 Json = dict[str, Any]
 
@@ -133,11 +143,26 @@ def write(reference: Reference, path: Path) -> None:
 def read(path: Path) -> Reference:
     """A reference that `write` put there; BadReference where it is none, or was damaged."""
     try:
+        os.close(open_file(path))
         with safe_open(path, "numpy") as file:
-            told = json.loads((file.metadata() or {})["record"])
+            told = parse_json((file.metadata() or {})["record"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-        if (told["format"], told["version"]) != (FORMAT, VERSION):
-            raise ValueError(f"found {told['format']} version {told['version']}")
+        refuse_version(told, str(path), FORMAT, VERSION)
+        RECORD(told)
+        check_label(told["label"])
+        count, width = tensors["features"].shape
+        shapes = {
+            "mean": (width,),
+            "covariance": (width, width),
+            "groups": (count,),
+            "pictures": (count, 32),
+        }
+        if wrong := [
+            n for n, shape in shapes.items() if tensors[n].size and tensors[n].shape != shape
+        ]:
+            raise ValueError(
+                f"{wrong[0]} is of shape {tensors[wrong[0]].shape}, expected {shapes[wrong[0]]}"
+            )
         if told["contents"] != _contents(tensors):
             raise ValueError("its numbers are not those that were written")
         fitted = Gaussian(tensors["mean"], tensors["covariance"], int(told["record"]["count"]))
@@ -146,11 +171,13 @@ def read(path: Path) -> Reference:
         return Reference(
             told["label"], told["record"], tensors["features"], groups, pictures, fitted
         )
+    except FormatVersion:
+        raise
     except FileNotFoundError:
         raise BadReference(
             f"{path}: no such file. Make one with `python -m eval score reference`"
         ) from None
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
         raise BadReference(
             f"{path}: not a reference of ours ({error}). Make it again with `python -m eval score reference`"
         ) from None

@@ -30,11 +30,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from shards import atomic_write
+from shards import FormatVersion, atomic_write
+from shards.storage import read_json, refuse_version
 from train.identity import leaves
-from train.page import chart, read
+from train.page import chart
 
-from . import plots
+from . import plots, results
 from .compare import Comparison, brief, compare, entries
 from .cost import cost_of
 from .errors import BadReport
@@ -87,11 +88,16 @@ def report(
 
 
 def _refuse_others(path: Path) -> None:
-    """BadReport where the JSON would take the place of a file that is no report."""
+    """BadReport where the JSON would take the place of a file that is no report, FormatVersion where of another
+    release's."""
+    if not path.exists():
+        return
     try:
-        found = json.loads(path.read_bytes()) if path.exists() else {"format": FORMAT}
+        found = read_json(path)
         if found["format"] == FORMAT:
-            return
+            return refuse_version(found, str(path), FORMAT, VERSION)
+    except FormatVersion:
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise BadReport(
@@ -200,8 +206,8 @@ def curves_of(found: Sequence[Scored]) -> list[Json]:
     runs = dict.fromkeys(scored.run for scored in found if scored.run)
     curves: dict[tuple[str, str], list[Any]] = {}
     for run in runs:
-        for record in read(run / "eval" / "metrics.jsonl"):
-            for scorer, value in record.get("scores", {}).items():
+        for record in results.read_watched(run / "eval" / "metrics.jsonl"):
+            for scorer, value in record["scores"].items():
                 curves.setdefault((scorer, str(run)), []).append([record["step"], value])
     return [
         {"scorer": scorer, "run": run, "points": sorted(points, key=lambda point: point[0])}

@@ -7,19 +7,56 @@ A score over items is a mean of prompts' means; resampling prompts gives its int
 same prompts, the interval of their difference). A distance between sets has no items; its scorer keeps features.
 """
 
-import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from shards import ShardsError, atomic_write, canonical_json, seal, unseal
+from shards import FormatVersion, ShardsError, atomic_write, canonical_json, seal, unseal
+from shards.records import (
+    Check,
+    base_name,
+    finite,
+    having,
+    integer,
+    listed,
+    mapping,
+    one_of,
+    optional,
+    table,
+    text,
+)
+from shards.records import fields as exactly
+from shards.storage import LINES_BYTES, parse_json, read_file
+from train import page
 
 from .errors import BadScores, NotFinite
 
 Json = dict[str, Any]
 FORMAT, VERSION = "latentbank-score", 1
 NAME = "scores"
+
+
+COUNT = integer(0, 1 << 40)
+VALUE = exactly(
+    {"value": finite, "low": optional(finite), "high": optional(finite), "count": optional(COUNT)}
+)
+SCORE = having(
+    {
+        "scorer": base_name, "benchmark": text(), "value": VALUE, "better": one_of("higher", "lower"),
+        "groups": table(text(), VALUE, 1 << 20), "overall": one_of("prompts", "groups"), "unit": finite,
+        "prompts": COUNT, "pictures": COUNT, "missing": COUNT, "notes": listed(text(), 0, 1 << 16), "images": text(),
+        "prompt_list": text(), "made_by": mapping, "seconds": optional(finite),
+    }
+)  # fmt: skip
+ITEM: Check = exactly(
+    {"prompt": text(), "number": COUNT, "value": finite, "groups": listed(text(), 0, 1 << 16)}, {"found": mapping}
+)  # fmt: skip
+WATCHED = having(
+    {"step": COUNT, "scores": table(text(), VALUE, 1 << 16)},
+    {"asked": listed(text(), 0, 1 << 16), "seconds": table(text(), finite, 1 << 10), "weights": text()},
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,26 +131,56 @@ def _finite(write: Callable[[Json], bytes], record: Json, what: str) -> bytes:
 
 
 def read(path: Path) -> Score:
-    """A score that `write` put there; BadScores where it is none, or was changed."""
+    """A score that `write` put there; BadScores where it is none, or was changed, FormatVersion where another release
+    wrote it."""
     try:
         found = unseal(path, FORMAT, VERSION)
+        SCORE(found)
         kept = {f.name: found[f.name] for f in fields(Score)}
         groups = {name: Value(**value) for name, value in kept["groups"].items()}
         made = {"value": Value(**kept["value"]), "groups": groups, "notes": tuple(kept["notes"])}
         return Score(**kept | made)
-    except (ShardsError, KeyError, TypeError) as error:
+    except FormatVersion:
+        raise
+    except (ShardsError, ValueError, KeyError, TypeError) as error:
         raise BadScores(f"{path}: not a score of ours ({error}). Score the set again") from None
 
 
 def read_items(path: Path) -> list[Item]:
-    """The items beside a score's file, none where it has none."""
+    """The items beside a score's file, none where it has none; OSError or ValueError where they are none."""
     path = path.with_suffix(".items.jsonl")
     if not path.exists():
         return []
+    items = read_lines(path)
+    listed(ITEM, 0, len(items))(items)
+    return [Item(**item | {"groups": tuple(item["groups"])}) for item in items]
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The values of a file of JSON lines; OSError or ValueError where it is none."""
     # not splitlines(), which also ends lines at U+2028 and U+0085, that text may hold
-    text = path.read_text(encoding="utf-8").removesuffix("\n")
-    lines = [json.loads(line) for line in text.split("\n")]
-    return [Item(**line | {"groups": tuple(line["groups"])}) for line in lines]
+    return [
+        parse_json(line) for line in read_file(path, LINES_BYTES).removesuffix(b"\n").split(b"\n")
+    ]
+
+
+def read_watched(path: Path) -> list[Json]:
+    """The records that `python -m eval watch` left, a checkpoint each; BadScores where they are others."""
+    try:
+        records = page.read(path)
+        listed(WATCHED, 0, len(records))(records)
+        return records
+    except (OSError, ValueError) as error:
+        raise BadScores(
+            f"{path}: not what `python -m eval watch` writes ({error}). Restore it, or move it away"
+        ) from None
+
+
+def refuse_versions(save_dir: Path) -> None:
+    """FormatVersion where another release wrote any score of a set: this one must not write over it."""
+    for path in sorted((save_dir / NAME).glob("*.json")):
+        with suppress(BadScores):
+            read(path)
 
 
 def read_all(save_dir: Path) -> dict[str, Score]:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards import ShardsError, put_if_absent, seal, unseal
+from shards import FormatVersion, ShardsError, put_if_absent, seal, unseal
 from train.identity import young_average
 
 Json = dict[str, Any]
@@ -60,6 +60,8 @@ def read(folder: Path, weights: str | None) -> Run | None:
         run = Run(
             record["weights"], dict(record["training"]), None if share is None else float(share)
         )
+    except FormatVersion:
+        raise
     except (ShardsError, OSError, KeyError, TypeError, ValueError) as error:
         log.warning("%s: not read, so this training counts as unknown (%s)", folder / NAME, error)
         return None

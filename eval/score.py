@@ -48,6 +48,8 @@ def run(scorer: Scorer, args: argparse.Namespace) -> None:
     scorer.ready(args)
     sets = [Images.open(folder, args.partial) for folder in args.save_dir]
     for images in sets:
+        results.refuse_versions(images.folder)
+    for images in sets:
         start = time.perf_counter()
         for score, items in scorer.score(images, args):
             now = time.perf_counter()

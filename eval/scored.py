@@ -4,14 +4,16 @@ Two kinds are read: a set that `python -m eval generate` made, and the folder of
 sets, `original` and `reconstruction`. Scores lie beside the pictures that they are of.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from . import results, runs
+from shards.records import finite
+from shards.storage import read_json
+
+from . import checks, results, runs
 from .aggregate import aggregate
 from .errors import BadReport, BadScores, MissingImages
 from .imageset import Images
@@ -66,11 +68,8 @@ class Scored:
             return self.measured[scorer]
         path = self.beside / results.NAME / f"{scorer}.json"
         try:
-            items = results.read_items(path)
-            if wrong := [item for item in items if not isinstance(item.value, int | float)]:
-                raise TypeError(f"found the value {wrong[0].value!r:.40}")
-            return items
-        except (ValueError, TypeError, KeyError) as error:
+            return results.read_items(path)
+        except (OSError, ValueError) as error:
             raise BadScores(
                 f"{path.with_suffix('.items.jsonl')}: not the items of a score ({error}). Score the set again"
             ) from None
@@ -138,7 +137,7 @@ def open_one(folder: Path, partial: bool = False) -> Scored:
 def _opened(folder: Path, pictures: Path, partial: bool) -> Scored:
     """Pictures that are all there, and those scores that are of them."""
     images = Images.open(pictures, partial)
-    provenance = json.loads((pictures / "manifest.json").read_bytes()).get("provenance") or {}
+    provenance = checks.read_manifest(pictures / "manifest.json").get("provenance") or {}
     found, notes = results.read_all(pictures), list[str]()
     of_these = {name: score for name, score in found.items() if score.images == images.digest}
     for name in sorted(found.keys() - of_these.keys()):
@@ -164,11 +163,12 @@ def _with_metrics(scored: Scored) -> Scored:
     images, measured = scored.images, dict[str, list[Item]]()
     known = {score.stem for score in (scored.beside / results.NAME).glob("*.json")}
     try:
-        for picture in json.loads(path.read_bytes())["pictures"]:
+        for picture in read_json(path)["pictures"]:
             for name in METRICS.keys() & picture.keys() - known:
+                finite(picture[name])
                 item = Item(f"{picture['row']:08d}", 0, float(picture[name]))
                 measured.setdefault(name, []).append(item)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadScores(
             f"{path}: not what `python -m eval reconstruct` writes ({error!r}). Run it again"
         ) from None

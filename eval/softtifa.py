@@ -4,7 +4,6 @@ Pure but for reading the questions. Their file, geneval2_data.jsonl, is under CC
 pictures are joined to it by the text of their prompts, as the official scorer does.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import exp, log
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shards import canonical_json, sha256
+from shards.storage import parse_json, read_file
 
 from .errors import BadQuestions
 from .prompts import Prompts
@@ -36,7 +36,7 @@ def read_questions(path: Path) -> dict[str, Asked]:
     """The official lines, by the prompts' texts; else BadQuestions."""
     found: dict[str, Asked] = {}
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_file(path).decode().split("\n")
     except FileNotFoundError:
         raise BadQuestions(
             f"{path}: no such file, expected GenEval 2's geneval2_data.jsonl. It is at {URL} (CC BY-NC 4.0); say where "
@@ -48,7 +48,7 @@ def read_questions(path: Path) -> dict[str, Asked]:
         if not line:
             continue
         try:
-            prompt, asked = _asked(json.loads(line))
+            prompt, asked = _asked(parse_json(line))
         except (ValueError, KeyError, TypeError) as error:
             raise BadQuestions(
                 f"{path}:{number}: found {line!r:.100}, expected a prompt, its vqa_list, skills and atom_count "

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from shards import sha256
+from shards.storage import read_file
 
 from .errors import OtherImages
 from .layouts import Picture
@@ -36,7 +37,7 @@ def encode(picture: Picture, suffix: str, stamp: str) -> bytes:
 def check(path: Path, stamp: str) -> None:
     """Raise OtherImages if a file is damaged, or is not one that was given this stamp."""
     try:
-        data = path.read_bytes()
+        data = read_file(path)
         with Image.open(io.BytesIO(data)) as image:
             comment = image.info.get("comment", b"")  # text in a PNG
             found = image.info.get(KEY) or (

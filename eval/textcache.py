@@ -21,12 +21,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from encode.text import TextEncoder
-from shards import canonical_json, put_if_absent, sha256
+from shards import FormatVersion, canonical_json, put_if_absent, sha256
+from shards.storage import parse_json, read_file, read_json, refuse_version
 
 from .errors import BadTextCache
 
 Json = dict[str, Any]
-VERSION = 1
+FORMAT, VERSION = "latentbank-text", 1  # the format is not written down: the file's name says it
 CHUNK = 64  # prompts: of 256 tokens each, one pass of the encoder
 KEPT = 2  # chunks in memory
 
@@ -44,6 +45,24 @@ class TextCache:
         }  # fmt: skip
         self.folder = folder / sha256(canonical_json(self._record))[:16]
         self._kept: dict[str, list[Tensor]] = {}
+        self._refuse_others()
+
+    def _refuse_others(self) -> None:
+        """BadTextCache where the record in the folder is damaged, FormatVersion where another release wrote it."""
+        path = self.folder / "text.json"
+        if not path.exists():
+            return
+        try:
+            found = read_json(path)
+            refuse_version({"format": FORMAT} | found, str(path), FORMAT, VERSION)
+        except FormatVersion:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadTextCache(f"{path}: damaged ({error}). Delete the folder") from None
+        if found != parse_json(canonical_json(self._record)):
+            raise BadTextCache(
+                f"{path}: of other prompts than its folder's name. Delete the folder"
+            )
 
     def missing(self, prompts: Iterable[int] | None = None) -> list[str]:
         """Names of the files that are not there yet, of those that these prompts (or all) need."""
@@ -99,12 +118,12 @@ class TextCache:
     def _load(self, name: str) -> list[Tensor]:
         path = self._path(name)
         try:
-            found = load(path.read_bytes())
+            found = load(read_file(path, 1 << 32))
             tokens, lengths = found["tokens"], found["lengths"]
             if not torch.equal(_digest(tokens, lengths), found["sha256"]):
                 raise ValueError("its digest is another")
             return list(torch.split(tokens, lengths.tolist()))
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError, TypeError) as error:
             raise BadTextCache(
                 f"{path}: found a file that cannot be used ({error}), expected encoded prompts. Delete it: they are "
                 "encoded again"

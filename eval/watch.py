@@ -15,21 +15,23 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
+import configs
 from shards import LeaseHeld, atomic_write, canonical_json, open_store, put_if_absent
 from shards.lease import Lease, standing
+from shards.storage import read_json
 from train.checkpoint import CheckpointError, steps
-from train.page import read, write_page
+from train.page import write_page
 
 from . import results
 from .benchmarks import BENCHMARKS, find
+from .checks import read_manifest
 from .errors import BadReport, OtherImages, Watched
 from .generate import Request, generate
 from .imageset import Images
@@ -169,8 +171,8 @@ class Watcher:
         if put_if_absent(path, canonical_json(self.settings)):
             return
         try:
-            found = dict(json.loads(path.read_bytes()))
-        except (ValueError, TypeError) as error:
+            found = dict(read_json(path))
+        except (OSError, ValueError, TypeError) as error:
             raise Watched(
                 f"{path}: not readable ({error}). Move {self.folder} away to start over"
             ) from None
@@ -217,11 +219,18 @@ class Watcher:
         config = self.run / "config.yaml"
         if not config.is_file():
             return bool(numbers)
-        wanted: int = yaml.safe_load(config.read_text())["steps"]
+        wanted = configs.read_yaml(config).get("steps")
+        if type(wanted) is not int:
+            raise Watched(f"{config}: found steps {wanted!r:.40}, expected the config of a run")
         return bool(numbers) and max(numbers) >= wanted
 
     def pending(self) -> list[int]:
-        """Steps to be scored, the next one first: of checkpoints that stand, and of sets whose checkpoint is gone."""
+        """Steps to be scored, the next one first: of checkpoints that stand, and of sets whose checkpoint is gone.
+
+        FormatVersion where another release made any of the sets: this one must not make it anew."""
+        for manifest in self.folder.glob("step-*/manifest.json"):
+            with suppress(OtherImages):  # told by whoever opens it
+                read_manifest(manifest)
         done = self.records()
         wanted = {each.name for each in self.scorers}
         standing = {path.name for path in steps(self.run / "checkpoints")}
@@ -273,7 +282,8 @@ class Watcher:
             self._write(records)
 
     def records(self) -> dict[int, Json]:
-        return {record["step"]: record for record in read(self.folder / "metrics.jsonl")}
+        records = results.read_watched(self.folder / "metrics.jsonl")
+        return {record["step"]: record for record in records}
 
     # One checkpoint ---------------------------------------------------------------------------------------------------
 
@@ -349,7 +359,7 @@ def number_of(checkpoint: Path) -> int | None:
 def _told(path: Path, *keys: str) -> Any:
     """What stands under these keys of a JSON file, None where nothing is readable there."""
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path)
         for key in keys:
             found = found[key]
     except (OSError, ValueError, KeyError, TypeError):

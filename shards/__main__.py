@@ -33,6 +33,7 @@ import sys
 from .bench import add_options
 from .errors import ShardsError
 from .options import not_negative, positive
+from .printing import safe_output
 
 NO_RIGHTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -183,6 +184,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
+    safe_output()
     args = parser().parse_args()
     try:
         return run(args)

@@ -25,6 +25,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from .errors import ShardsError, StoreError
+from .printing import redacted
 
 T = TypeVar("T")
 PREFIX = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE", "http": "HTTP", "https": "HTTPS"}
@@ -263,4 +264,4 @@ def lasting(error: Exception, library_: Any) -> bool:
 def reason(text: str) -> str:
     """The part of obstore's message that a person needs, without keys that a url may hold."""
     line = " ".join(text.partition("Debug source")[0].split())
-    return re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", line)[:400]
+    return redacted(line)[:400]

@@ -14,7 +14,16 @@ class NotAColumn(ShardsError, FileNotFoundError):
 
 
 class FormatVersion(ShardsError, ValueError):
-    """A record of another format, or of a newer version of it."""
+    """A record of another format, or of a newer version of it. It is no damage: whoever gets this
+    error leaves the record, and what it speaks of, as they are.
+    """
+
+    sound = True  # whether its digest fits: else a flipped bit may have made it look so
+    newer = False  # whether it is of the format, and of a higher version
+
+
+class Unreadable(ShardsError, OSError):
+    """A pipe, a device or a folder in the place of a file, or a file larger than any of its kind."""
 
 
 class IdentityMismatch(ShardsError, ValueError):

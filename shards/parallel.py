@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -18,6 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from .errors import WorkerDied
+from .printing import console
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -109,7 +109,6 @@ class Bar:
     """A progress bar in bytes on stderr, with rate and remaining time; nothing where nobody looks."""
 
     def __init__(self, title: str) -> None:
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             DownloadColumn,
@@ -120,14 +119,16 @@ class Bar:
         )
 
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
         )
-        console, hidden = Console(stderr=True), not sys.stderr.isatty()
-        self._shown = Progress(*columns, console=console, transient=True, disable=hidden)
+        shown = console(stderr=True)
+        self._shown = Progress(
+            *columns, console=shown, transient=True, disable=not shown.is_terminal
+        )
         self._task = self._shown.add_task(title, total=None)
 
     def begin(self, total: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from .errors import CorruptColumn, FormatVersion
 from .schema import (
     BLOCK,
+    INDEX,
     MAX_ROW_VALUES,
     MAX_ROWS,
     MAX_SHARD_ROWS,
@@ -28,7 +30,7 @@ from .schema import (
     ZARR_ROWS,
     Status,
 )
-from .storage import Json, canonical_json, sha256
+from .storage import Json, canonical_json, refuse_version, sha256
 
 MAX_TEXT = 2**16  # characters of a key, a name, a note or a reason
 MAX_CAPTIONS = 256  # members or captions of one sample
@@ -38,8 +40,11 @@ HEX = re.compile(r"[0-9a-f]{64}")
 OBJECT = re.compile(r"[a-z]+(/[A-Za-z0-9][A-Za-z0-9_-]*(\.[a-z]+)?){1,8}")
 
 
-class Unknown(Exception):
+class Unknown(ValueError):
     """A field that this version does not know."""
+
+    def __str__(self) -> str:
+        return f"found the field {self.args[0][:80]!r}, which this program does not know"
 
 
 def found(value: Any, expected: str) -> ValueError:
@@ -79,6 +84,29 @@ def digest(value: Any) -> None:
 def number(value: Any) -> None:
     if type(value) not in (int, float) or not abs(value) <= 1e30:  # false for a NaN, too
         raise found(value, "a finite number")
+
+
+def anything(value: Any) -> None:
+    pass
+
+
+def finite(value: Any) -> None:
+    """A number of any size that a float can have."""
+    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+        raise found(value, "a finite number")
+
+
+def boolean(value: Any) -> None:
+    if type(value) is not bool:
+        raise found(value, "true or false")
+
+
+def one_of(*values: str) -> Check:
+    def check(value: Any) -> None:
+        if value not in values:
+            raise found(value, f"one of {', '.join(values)}")
+
+    return check
 
 
 def mapping(value: Any) -> None:
@@ -157,10 +185,27 @@ def fields(required: Mapping[str, Check], more: Mapping[str, Check] | None = Non
     return of_fields
 
 
+def having(required: Mapping[str, Check], more: Mapping[str, Check] | None = None) -> Check:
+    """An object of these fields, perhaps of `more`, and of any others."""
+
+    def of_some(value: Any) -> None:
+        mapping(value)
+        for key in required:
+            if key not in value:
+                raise ValueError(f"{key} is missing")
+        for key, check in {**required, **(more or {})}.items():
+            if key in value:
+                at(key, check, value[key])
+
+    return of_some
+
+
 def at(place: str | int, check: Check, value: Any) -> None:
     """Check a value that stands at a place; the place is told with the fault."""
     try:
         check(value)
+    except Unknown:
+        raise
     except ValueError as error:
         message = str(error)
         if message.startswith("found"):
@@ -286,10 +331,7 @@ def parse(record: Any, check: Check, name: str, kind: str = "record") -> Json:
     try:
         check(record)
     except Unknown as error:
-        raise FormatVersion(
-            f"{name}: found the field {str(error)[:80]!r}, which this program does not know. Use "
-            "the release that wrote it"
-        ) from None
+        raise FormatVersion(f"{name}: {error}. Use the release that wrote it") from None
     except (ValueError, RecursionError) as error:
         raise corrupt(name, str(error), kind) from None
     return record  # type: ignore[no-any-return]  # what has passed is a JSON object
@@ -409,6 +451,10 @@ def parse_source(record: Any, name: str) -> Json:
 
 def parse_index_head(head: Any, name: str) -> Json:
     """The first line of an index."""
+    try:
+        refuse_version(head, name, INDEX, VERSION)
+    except (KeyError, TypeError):
+        raise corrupt(name, "its first line does not say what it is", "index") from None
     return parse(head, INDEX_HEAD, name, "index")
 
 

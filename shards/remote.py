@@ -26,8 +26,10 @@ from typing import Any
 from .client import Client, Limits, Short
 from .errors import CorruptColumn, NotAColumn, StoreError
 from .pages import PAGE, THREADS, PageCache, Pages
-from .storage import TEMPORARY
-from .store import WHOLE_BYTES, Handle, Store
+from .places import local_path
+from .printing import redacted
+from .storage import TEMPORARY, WHOLE_BYTES
+from .store import Handle, Store
 
 PART = 8 << 20  # of an upload; a smaller object goes in one request
 CONCURRENT = 4  # parts on their way at once
@@ -134,9 +136,10 @@ class RemoteStore(Store):
         scheme, _, path = url.partition("://")
         path = path.rstrip("/")
         bucket, _, self._prefix = path.partition("/")
-        if not bucket or "?" in path or "#" in path or "" in path.split("/"):
+        if not bucket or {"?", "#"} & set(path) or "@" in bucket or "" in path.split("/"):
             raise StoreError(
-                f"{url}: expected {scheme}://<bucket>/<path> without empty parts, `?` or `#`"
+                f"{redacted(url)}: expected {scheme}://<bucket>/<path> without empty parts, `?`, `#`, "
+                "or a user or password"
             )
         self._client = Client(f"{scheme}://{bucket}", limits or Limits())
         self._cache, self._cache_bytes, self.page_bytes = cache, cache_bytes, page_bytes
@@ -380,7 +383,8 @@ _PAGES: dict[tuple[int, Path, int, int], Pages] = {}
 def cache_folder() -> Path:
     """Where pages are kept: LATENTBANK_CACHE, or a folder of the user's cache."""
     own = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("LATENTBANK_CACHE") or Path(own) / "latentbank")
+    folder: Path = local_path(os.environ.get("LATENTBANK_CACHE") or Path(own) / "latentbank")
+    return folder
 
 
 def cache_limit() -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .commits import Commit, commit_name
-from .errors import CorruptColumn, ShardsError, StoreError
+from .errors import CorruptColumn, FormatVersion, ShardsError, StoreError
 from .parallel import Report
 from .schema import HAS_VALUES, ZARR_ROWS, ArraySpec, ColumnSpec, Status
 from .source import index_name
@@ -83,9 +83,10 @@ LOST = {
 
 def damage(error: Exception) -> str:
     """What an error says of an object. It is raised again where it says nothing: a network that is
-    down, rights or memory that are lacking are no damage, and nothing must be put aside for them.
+    down, rights or memory that are lacking, or a record of a version that this program does not
+    know, are no damage, and nothing must be put aside for them.
     """
-    if isinstance(error, StoreError):
+    if isinstance(error, StoreError) or (isinstance(error, FormatVersion) and error.sound):
         raise error
     if (
         isinstance(error, OSError)

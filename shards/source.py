@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .errors import CorruptColumn, FormatVersion, NotAColumn, ShardsError, SourceChanged
+from .errors import CorruptColumn, NotAColumn, ShardsError, SourceChanged
 from .records import parse_index_head, parse_index_row, parse_source
 from .schema import INDEX, SHARD_ROWS, SOURCE, VERSION, refuse_difference
 from .storage import Json, canonical_json, seal, sha256
@@ -104,12 +104,6 @@ class ShardIndex:
     def decode(cls, data: bytes, path: str) -> ShardIndex:
         try:
             head, *lines = map(json.loads, data.splitlines())
-            found, version = head["format"], head["version"]
-            if (found, version) != (INDEX, VERSION):
-                raise FormatVersion(
-                    f"{path}: found format {found!r} version {version!r}, this program reads "
-                    f"{INDEX!r} version {VERSION}. Use the release that wrote it"
-                )
             parse_index_head(head, path)
             rows = [
                 IndexRow(key, {k: (o, n) for k, (o, n) in members.items()}, captions)

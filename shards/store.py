@@ -16,17 +16,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote
 
 from .client import Limits
-from .errors import CorruptColumn, NotAColumn
+from .errors import CorruptColumn, NotAColumn, Unreadable
+from .places import local_path, path_of
 from .schema import COLUMN, COMMIT, COMPLETE, SOURCE
 from .storage import (
     TEMPORARY,
+    WHOLE_BYTES,
     Json,
     atomic_write,
     make_durable,
     naming,
+    open_file,
     put_if_absent,
     staged,
     unseal_bytes,
@@ -34,7 +36,6 @@ from .storage import (
 
 REMOTE = ("s3", "gs", "az")
 WEB = ("http", "https")  # to be read only
-WHOLE_BYTES = 1 << 28  # no object that is read whole comes near; a larger one is not taken in
 # of a sealed record by kind; parsed, JSON takes up to twenty times as much
 RECORD_BYTES = {COLUMN: 1 << 22, COMMIT: 1 << 24, COMPLETE: 1 << 26, SOURCE: 1 << 26}
 NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # a name that leads to nothing
@@ -304,18 +305,12 @@ class LocalStore(Store):
             os.unlink(self.folder / name)
 
     def open(self, name: str, cached: bool = True) -> Handle:
-        # a pipe or a device in the place of a file would never end, or never begin
-        handle = os.open(self.folder / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            with naming(self.at(name)):
-                if not stat.S_ISREG(os.fstat(handle).st_mode):
-                    raise CorruptColumn(
-                        f"{self.at(name)}: it is no file. Restore it, or encode again"
-                    )
-        except OSError:
-            os.close(handle)
-            raise
-        return handle
+            return open_file(self.folder / name)
+        except Unreadable:
+            raise CorruptColumn(
+                f"{self.at(name)}: it is no file. Restore it, or encode again"
+            ) from None
 
     def length(self, handle: Handle, name: str) -> int:
         with naming(name):
@@ -357,21 +352,10 @@ def open_store(url: Place, limits: Limits | None = None) -> Store:
 
         return WebStore(str(url), limits)
     if scheme == "file":
-        return LocalStore(_path_of(str(url)))
+        return LocalStore(path_of(str(url)))
     if scheme:
         raise NotAColumn(
             f"{url}: found the scheme {scheme!r}, expected a path or one of file://, "
             + ", ".join(f"{name}://" for name in (*REMOTE, *WEB))
         )
-    return LocalStore(url)
-
-
-def _path_of(url: str) -> str:
-    """The path that a `file://` url names: all that follows, a `#` or `?` too."""
-    host, slash, path = url.removeprefix("file://").partition("/")
-    if host not in ("", "localhost") or not slash:
-        raise NotAColumn(
-            f"{url}: found the host {host!r}, expected file:// and an absolute path of this machine, "
-            "such as file:///data/column"
-        )
-    return unquote(slash + path, errors="surrogateescape")
+    return LocalStore(local_path(url))

@@ -13,10 +13,12 @@ WIDTH = 118  # characters
 
 def render(*parts: Any, width: int = WIDTH) -> str:
     """Tables and lines as plain text."""
-    console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
+    console = Console(
+        file=io.StringIO(), width=width, color_system=None, highlight=False, markup=False, emoji=False
+    )  # fmt: skip
     for part in parts:
         if isinstance(part, str):
-            console.print(part, markup=False, soft_wrap=True)
+            console.print(part, soft_wrap=True)
         else:
             console.print(part)
     assert isinstance(console.file, io.StringIO)

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from .client import Client, Limits
 from .errors import StoreError
+from .printing import redacted
 from .remote import RemoteStore
 
 FORBIDS = re.compile(r"status code: (400|403|501)\b")
@@ -31,7 +32,7 @@ class WebStore(RemoteStore):
         try:
             parts = urlsplit(url)
         except ValueError as error:
-            raise StoreError(f"{url}: found no url ({error})") from None
+            raise StoreError(f"{redacted(url)}: found no url ({error})") from None
         path = unquote(parts.path).strip("/")
         wrong = {
             "a query (`?...`): files behind signed or parametrised urls cannot be asked for by "
@@ -45,7 +46,7 @@ class WebStore(RemoteStore):
         for what, there in wrong.items():
             if there:
                 raise StoreError(
-                    f"{url.partition('?')[0]}: found {what}. Expected {parts.scheme}://<server>/"
+                    f"{redacted(url.partition('?')[0])}: found {what}. Expected {parts.scheme}://<server>/"
                     "<path> alone; download such files first and name them by their paths"
                 )
         super().__init__(f"{parts.scheme}://{parts.netloc}", limits)

@@ -1,6 +1,7 @@
 """The config loader, and that every shipped YAML loads."""
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import BaseModel, Field, model_validator
 
+import configs
 from configs import ConfigError, Strict, load
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -229,3 +231,60 @@ def test_every_shipped_yaml_loads(path: Path) -> None:
     module, _, name = MODELS[kinds[0]].partition(":")
     model: type[BaseModel] = getattr(importlib.import_module(module), name)
     load(model, CONFIGS / path)
+
+
+# Files of strangers ------------------------------------------------------------------------------
+
+
+def bomb(levels: int, width: int) -> str:
+    lines = ["a0: &a0 [x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]" for i in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (bomb(30, 9), "aliases make more than"),
+        (
+            bomb(12, 9).replace("[", "{k: [").replace("]", "]}"),
+            "aliases make more than|not valid YAML",
+        ),
+        ("a: &a [*a]", "aliases make more than"),
+        ("a: &a {b: *a}", "aliases make more than"),
+        ("[" * 5000, "not valid YAML"),
+        ("a: " + "{b: " * 5000, "not valid YAML"),
+        ("a: " + "9" * 5000, "not valid YAML"),
+        ("a: !!python/object/apply:os.system [true]", "not valid YAML"),
+        ("a: \x00", "not valid YAML"),
+    ],
+)
+def test_a_yaml_that_is_an_attack(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "evil.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load(Example, path)
+    with pytest.raises(ConfigError, match=message):
+        load(Example, None, [f"name={text}"])
+
+
+def test_some_aliases_are_fine(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("a: &x {b: [1, 2]}\nc: [*x, *x]")
+    assert configs.read_yaml(tmp_path / "a.yaml")["c"][1] == {"b": [1, 2]}
+
+
+def test_what_is_no_file_of_text(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes(b"a: \xe4")
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with (tmp_path / "huge.yaml").open("wb") as file:
+        file.truncate(1 << 34)
+    for name, message in (("latin", "UTF-8"), ("pipe", "a pipe"), ("huge", "at most")):
+        with pytest.raises(ConfigError, match=message):
+            configs.read_yaml(tmp_path / f"{name}.yaml")
+
+
+@pytest.mark.parametrize("base", ["s3://b/base.yaml", "https://h/base.yaml"])
+def test_a_base_that_is_a_url(tmp_path: Path, base: str) -> None:
+    (tmp_path / "a.yaml").write_text(f"base: {base}")
+    with pytest.raises(ConfigError, match=f"base: found the url {base}"):
+        load(Example, tmp_path / "a.yaml")

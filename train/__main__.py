@@ -22,10 +22,11 @@ import importlib
 import logging
 import os
 import sys
-from pathlib import Path
 
 import configs
 from configs import ConfigError
+from shards.places import local_path
+from shards.printing import safe_output
 
 from .config import TrainConfig, run_folder
 from .loggers import check
@@ -40,6 +41,7 @@ COMMANDS = {  # what is not a run: module, function that adds the options, funct
 
 
 def main() -> int:
+    safe_output()
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
         return _command(sys.argv[1], sys.argv[2:])
     if {"-h", "--help"} & set(sys.argv[1:]):
@@ -47,7 +49,7 @@ def main() -> int:
         return 0
     if len(sys.argv) < 2 or "=" in sys.argv[1] or sys.argv[1].startswith("-"):
         raise ConfigError(f"expected a config file as the first word\n{__doc__}")
-    path = Path(sys.argv[1])
+    path = local_path(sys.argv[1])
     config = configs.load(TrainConfig, path, sys.argv[2:])
     check(config.metrics)
     leader = os.environ.get("RANK", "0") == "0"

@@ -30,9 +30,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shards import ShardsError, atomic_write, seal, sha256_file, unseal
+from shards import FormatVersion, ShardsError, atomic_write, seal, sha256_file, unseal
+from shards.records import base_name, digest, having, integer, mapping, table
 from shards.schema import differences
-from shards.storage import TEMPORARY, fsync_path, make_durable, naming
+from shards.storage import TEMPORARY, fsync_path, make_durable, make_readable, naming
 
 from .engine import Fragment
 from .model import DiT, DiTConfig
@@ -42,6 +43,13 @@ KIND, VERSION = "latentbank-checkpoint", 1
 KINDS = ("weights", "exp_avg", "exp_avg_sq", "ema")
 LEFT = (".staging-*", ".removed-*", f"{TEMPORARY}*")  # by a crash in the midst of a save
 WHOLE = {"weights": "weights.safetensors", "ema": "ema.safetensors"}
+COUNT = integer(0, 1 << 62)
+MOST = 1 << 24  # of any size of a model
+FILE = having({"bytes": COUNT, "sha256": digest})
+MANIFEST = having(
+    {"step": COUNT, "model": mapping, "files": table(base_name, FILE, 1 << 20)}, {"data": mapping, "position": COUNT}
+)  # fmt: skip
+RESUMED = having({"position": COUNT, "optimizer": having({"step": COUNT}, {"skipped": COUNT})})
 Manifest = dict[str, Any]
 Tell = Callable[[str], None]  # told what is about to be read
 log = logging.getLogger(__name__)
@@ -203,7 +211,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) 
     except SafetensorError as error:
         raise CheckpointError(f"{path} could not be written: {error}") from error
     with naming(path):
-        path.chmod(0o644)  # safetensors makes it private to the user
+        make_readable(path)
         fsync_path(path)
         return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
@@ -227,16 +235,29 @@ def steps(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
 
 
-def verified(path: Path, names: Iterable[str] | None = None, tell: Tell = _quietly) -> Manifest:
-    """The manifest of a checkpoint whose files (all, or those of these names) are as written; else CheckpointError."""
+def manifest_of(path: Path) -> Manifest:
+    """The manifest of a checkpoint; CheckpointError where it is damaged, FormatVersion where another release wrote it,
+    which is no damage."""
     try:
         manifest = unseal(path / "manifest.json", KIND, VERSION)
+        MANIFEST(manifest)
+        return manifest
+    except (ShardsError, OSError, ValueError) as error:
+        if isinstance(error, FormatVersion) and (error.sound or error.newer):
+            raise
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+
+
+def verified(path: Path, names: Iterable[str] | None = None, tell: Tell = _quietly) -> Manifest:
+    """The manifest of a checkpoint whose files (all, or those of these names) are as written; else CheckpointError."""
+    manifest = manifest_of(path)
+    try:
         for name in manifest["files"] if names is None else names:
             tell(f"checking {path.name}/{name}")
             file, wanted = path / name, manifest["files"][name]
             if file.stat().st_size != wanted["bytes"] or sha256_file(file) != wanted["sha256"]:
                 raise OSError(f"{name} is not the {wanted['bytes']} bytes that its manifest names")
-    except (ShardsError, OSError, KeyError) as error:
+    except (OSError, KeyError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     return manifest
 
@@ -259,21 +280,22 @@ def newest(folder: Path, tell: Tell = _quietly) -> tuple[Path, Manifest] | None:
 
 def pins(folder: Path) -> dict[str, Any] | None:
     """What the checkpoints of a run say of its columns, so that the same generations are opened again; None if there
-    are none. It is the same in all, so the newest that can be read will do, whatever became of its weights."""
+    are none. It is the same in all, so the newest that can be read will do, whatever became of its weights.
+
+    FormatVersion where another release wrote any of them: this one must neither pass it over nor take it away."""
+    found = None
     for path in steps(folder):
-        try:
-            data: dict[str, Any] = unseal(path / "manifest.json", KIND, VERSION)["data"]
-        except (ShardsError, OSError, KeyError):
-            continue
-        return data
-    return None
+        with suppress(CheckpointError, KeyError):
+            data = manifest_of(path)["data"]  # of each, for its version
+            found = found or data
+    return found
 
 
 def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) -> None:
     """ResumeRefused unless the checkpoint has the columns, order of samples, seed, model and objective of `record`."""
     fields = ("data", "order", "model", "objective")  # the order holds the seed
     changed = [
-        line for field in fields for line in differences(manifest[field], record[field], field)
+        line for field in fields for line in differences(manifest.get(field), record[field], field)
     ]
     if changed:
         raise ResumeRefused(
@@ -281,6 +303,10 @@ def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) 
             + "\nGo back to its columns and settings, or start another run: give the config another name, or set "
             f"runs=. It may start from these weights: init_from={path}"
         )
+    try:
+        RESUMED(manifest)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: its manifest: {error}") from None
 
 
 # Loading -------------------------------------------------------------------------------------------------------------
@@ -353,7 +379,16 @@ def load_for_sampling(where: Path, ema: bool = True) -> tuple[DiT, Manifest]:
                 else "Train first"
             )
         )
-    with torch.device("meta"):  # no memory, and no time for weights that are replaced
-        model = DiT(DiTConfig.model_validate(manifest["model"]))
-    model.load_state_dict(load_file(path / name), assign=True)
+    try:
+        state = load_file(path / name)
+        config = DiTConfig.model_validate(manifest["model"])
+        if config.layers > len(state) or any(
+            n > MOST for n in vars(config).values() if type(n) is int
+        ):
+            raise ValueError("the model is larger than any")
+        with torch.device("meta"):  # no memory, and no time for weights that are replaced
+            model = DiT(config)
+        model.load_state_dict(state, assign=True)
+    except (ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: its weights do not fit its manifest: {error}") from None
     return model.eval(), manifest

@@ -4,15 +4,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from configs import ConfigError, Strict
+from configs import ConfigError, Strict, read_yaml
+from shards.places import local_path, place
 
 from .architecture import ComputeConfig, ModelConfig
 from .flow import FlowConfig
 
-Text = str | dict[str, float]  # a tokens or ids column, or several and how often each is chosen
+Place = Annotated[str, BeforeValidator(place)]  # a column's name, a folder or a url
+LocalPath = Annotated[Path, BeforeValidator(local_path)]
+Text = Place | dict[Place, float]  # a tokens or ids column, or several and how often each is chosen
 Size = Annotated[int, Field(ge=1)]
 
 
@@ -35,15 +37,15 @@ class DataConfig(Strict):
     Where latents and text are folders or urls all the same, `sources` is not used."""
 
     latents: (
-        str | tuple[str, ...]
+        Place | tuple[Place, ...]
     )  # a moments column; the one value that differs between two VAEs. Several: one a source
     text: Text | tuple[Text, ...]  # of the same source, or of each
     # where text is ids, `torchrun -m eval train` runs this in the step: a name of encode.registry.TEXTS, or class and
     # path; None: the registry's model of the column's tokenizer
     encoder: str | dict[str, Any] | None = None
     hidden_state: int = -1  # of it: -1 is what the model puts out, after its last norm
-    root: str = ""  # folder or url above `sources`
-    sources: tuple[str, ...] | dict[str, float | None] | None = (
+    root: Place = ""  # folder or url above `sources`
+    sources: tuple[Place, ...] | dict[Place, float | None] | None = (
         None  # folders of columns; {folder: share} mixes them at fixed shares, and null leaves one out
     )
     weights: tuple[float, ...] | None = (
@@ -53,7 +55,7 @@ class DataConfig(Strict):
         None  # for plans while there are no columns yet; columns of other sizes are an error
     )
     also: tuple[
-        str, ...
+        Place, ...
     ] = ()  # columns whose rows must be valid too, so that paired runs see the same rows
     truncated: bool = False  # admit pictures that were cut short but decoded
     bad: Literal["skip", "error"] = "skip"  # rows that are not ok in some column
@@ -205,7 +207,7 @@ class GuardConfig(Strict):
 
 
 class ValidationConfig(Strict):
-    source: str | None = (
+    source: Place | None = (
         None  # folder of the held-out source; its columns carry the names of the training columns
     )
     every: int = Field(default=1000, ge=1)  # steps
@@ -232,11 +234,11 @@ class TrainConfig(Strict):
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
     compute: ComputeConfig = Field(default_factory=ComputeConfig)
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)
-    deepspeed: Path | dict[str, Any] = Field(
+    deepspeed: LocalPath | dict[str, Any] = Field(
         default_factory=lambda: {"zero_optimization": {"stage": 1}}
     )
     # a run, one of its steps, or what `train import` wrote: weights for step 0. Not read once the run has a checkpoint
-    init_from: Path | None = None
+    init_from: LocalPath | None = None
     init_ema: bool = True  # its averaged weights
     seed: int = Field(default=0, ge=0, lt=2**64)
     steps: int = Field(ge=1)  # updates; warm-up, decay and this are counted in them
@@ -249,7 +251,7 @@ class TrainConfig(Strict):
     keep: int = Field(
         default=3, ge=2
     )  # checkpoints; two at least, so that a damaged one has a predecessor
-    runs: Path = Path("runs")
+    runs: LocalPath = Path("runs")
 
     @model_validator(mode="after")
     def _batches(self) -> "TrainConfig":
@@ -284,8 +286,8 @@ def run_folder(config: TrainConfig, path: Path) -> Path:
 def _seed_of(run: Path) -> int | None:
     """The seed of the run in a folder, None where there is none."""
     try:
-        seed = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["seed"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        seed = read_yaml(run / "config.yaml")["seed"]
+    except (ConfigError, OSError, KeyError):
         return None
     return seed if isinstance(seed, int) else None
 

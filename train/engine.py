@@ -4,7 +4,6 @@ Each rank holds a *partition*: flat fp32 tensors of weights and moments, cut fro
 `Fragment` says which elements of which parameter stand where in it. Checkpoints and the EMA work on partitions only.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from configs import ConfigError
+from shards.storage import read_json
 
 from .config import OptimConfig, TrainConfig
 from .world import World
@@ -230,12 +230,12 @@ def deepspeed_config(config: TrainConfig, world: int) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except FileNotFoundError:
         raise ConfigError(
             f"deepspeed: found nothing at {path}, expected a JSON file: check the path"
         ) from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"deepspeed: {path} is not valid JSON: {error}") from None
     if not isinstance(found, dict):
         raise ConfigError(f"deepspeed: {path} holds a {type(found).__name__}, expected an object")

@@ -1,17 +1,24 @@
 """`python -m train import` and `export`: checkpoints from the reference, and to others."""
 
 import argparse
-from pathlib import Path
+
+from shards.places import local_path, place
 
 LAYOUTS = ("reference", "diffusers")
 
 
 def add_import_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="of the reference's run, with its config.json")
-    parser.add_argument("out", type=Path, help="where step-<tag> is written")
+    parser.add_argument(
+        "folder", type=local_path, help="of the reference's run, with its config.json"
+    )
+    parser.add_argument("out", type=local_path, help="where step-<tag> is written")
     parser.add_argument("--tag", type=int, help="which of its checkpoints (default: the last)")
-    parser.add_argument("--latents", metavar="COLUMN", help="of its VAE, to make pictures with it")
-    parser.add_argument("--text", metavar="COLUMN", help="of its text encoder, the same")
+    parser.add_argument(
+        "--latents", metavar="COLUMN", type=place, help="of its VAE, to make pictures with it"
+    )
+    parser.add_argument(
+        "--text", metavar="COLUMN", type=place, help="of its text encoder, the same"
+    )
 
 
 def run_import(args: argparse.Namespace) -> int:
@@ -22,8 +29,8 @@ def run_import(args: argparse.Namespace) -> int:
 
 
 def add_export_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("step", type=Path, help="a step folder of a run's checkpoints")
-    parser.add_argument("out", type=Path, help="a new folder")
+    parser.add_argument("step", type=local_path, help="a step folder of a run's checkpoints")
+    parser.add_argument("out", type=local_path, help="a new folder")
     parser.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0])
     parser.add_argument(
         "--weights", action="store_true", help="for diffusers: the weights, not their average"

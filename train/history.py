@@ -1,22 +1,45 @@
 """The records that a run has written so far: a file of JSON lines, in the order of their steps."""
 
-import json
 import mmap
+import os
 from pathlib import Path
+
+from configs import ConfigError
+from shards.records import having, integer
+from shards.storage import open_file, parse_json
+
+RECORD = having({"step": integer(0, 1 << 64)})
 
 
 def forget_after(path: Path, step: int) -> None:
     """Drop the records of steps after `step`, which are from before a crash, and a last line that it cut off.
 
     Looks at the end of the file only: after a million steps it costs what it costs after ten."""
-    if not path.exists() or not path.stat().st_size:
+    if not path.exists():
+        return
+    os.close(open_file(path))  # Unreadable for a pipe, which would wait for a reader
+    if not path.stat().st_size:
         return
     with path.open("r+b") as file:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:
             end = lines.rfind(b"\n") + 1
             while end:
                 start = lines.rfind(b"\n", 0, end - 1) + 1
-                if json.loads(lines[start:end])["step"] <= step:
+                if step_of(lines[start:end], path) <= step:
                     break
                 end = start
         file.truncate(end)
+
+
+def step_of(line: bytes, path: Path) -> int:
+    """The step of a record; ConfigError where a line of the file is none."""
+    try:
+        record = parse_json(line)
+        RECORD(record)
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: found the line {line[:80]!r}, expected a record of a run ({error}). Restore the file, or move it "
+            "away"
+        ) from None
+    step: int = record["step"]
+    return step

@@ -8,7 +8,6 @@ from typing import Any
 from safetensors.torch import load_file
 
 from configs import ConfigError
-from shards import ShardsError, unseal
 from shards.schema import differences
 
 from . import checkpoint
@@ -71,11 +70,9 @@ def _step(path: Path) -> tuple[Path, checkpoint.Manifest]:
             "`python -m train import` wrote"
         )
     try:
-        return there[0], unseal(there[0] / "manifest.json", checkpoint.KIND, checkpoint.VERSION)
-    except (ShardsError, OSError) as error:
-        raise checkpoint.CheckpointError(
-            f"init_from: {there[0]} is damaged: {error}. Name another step"
-        ) from None
+        return there[0], checkpoint.manifest_of(there[0])
+    except checkpoint.CheckpointError as error:
+        raise checkpoint.CheckpointError(f"init_from: {error}. Name another step") from None
 
 
 def _refuse_another_model(folder: Path, found: DiTConfig, expected: DiTConfig) -> None:

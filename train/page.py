@@ -5,16 +5,16 @@ Scores of its checkpoints are shown too, where `python -m eval watch` left them 
 
 import argparse
 import html
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from configs import ConfigError
+from configs import ConfigError, read_yaml
 from shards import atomic_write
+from shards.places import local_path
+from shards.records import anything, finite, having, integer, listed, optional, table, text
+from shards.storage import LINES_BYTES, parse_json, read_file
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 220, 64, 24  # of a chart, and its margins, in pixels
 MOST = 400  # points of a curve
@@ -25,6 +25,26 @@ table{border-collapse:collapse}td,th{padding:2px 14px 2px 0;text-align:left;vert
 figure{display:inline-block;margin:0 20px 20px 0;max-width:100%}figcaption{font-weight:600}
 svg{background:#8881;max-width:100%;height:auto}text{font:11px system-ui,sans-serif;fill:currentColor}"""
 
+COUNT = integer(0, 1 << 64)
+FIGURE = optional(finite)  # null where it was not
+LEVELS = optional(listed(FIGURE, 8, 8))
+START = {
+    "mix": table(text(), finite, 1 << 16), "epoch_samples": COUNT, "parameters": table(text(), COUNT, 1 << 16),
+    "world": integer(1, 1 << 30), "device": text(),
+}  # fmt: skip
+STEP = {"loss": FIGURE, "data_wait": finite, "samples_per_second": finite, "epoch": finite}
+RECORD = having(
+    {"step": COUNT},
+    {
+        **STEP, "position": COUNT, "loss_by_level": LEVELS, "grad_norm": FIGURE, "mfu": FIGURE,
+        "start": having({}, START), "validation": having({"loss": FIGURE, "normalised": FIGURE}, {"levels": LEVELS}),
+    },
+)  # fmt: skip
+WHOLE_STEP, WHOLE_START = having(STEP), having({}, {"start": having(START)})  # what a page shows
+CONFIG = having(
+    {"data": having({"latents": anything, "text": anything}), "steps": COUNT, "global_batch": COUNT, "seed": COUNT}
+)  # fmt: skip
+
 Line = tuple[str, Sequence[tuple[float, float]]]  # a name, and its points
 
 
@@ -34,7 +54,16 @@ def page(run: Path) -> str:
     if not path.is_file():
         raise ConfigError(f"found no metrics.jsonl in {run}, expected the folder of a run")
     records = read(path)
-    config = yaml.safe_load((run / "config.yaml").read_text())
+    config = read_yaml(run / "config.yaml")
+    try:
+        CONFIG(config)
+    except ValueError as error:
+        raise ConfigError(f"{run / 'config.yaml'} is not the config of a run: {error}") from None
+    try:
+        for record in records:
+            (WHOLE_STEP if "loss" in record else WHOLE_START)(record)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not of a run: step {record['step']}: {error}") from None
     found = [*curves(records), *scores(run / "eval" / "metrics.jsonl")]
     charts = "".join(chart(title, lines) for title, lines in found if any(p for _, p in lines))
     facts = "".join(
@@ -50,9 +79,22 @@ def page(run: Path) -> str:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a file of JSON lines, none where there is no file; a last line that is being written is left."""
-    whole = path.read_text().split("\n")[:-1] if path.is_file() else []
-    return [json.loads(line) for line in whole]
+    """The records of a file of JSON lines, none where there is no file; a last line that is being written is left.
+
+    ConfigError where a line is no record."""
+    if not path.exists():
+        return []
+    records: list[dict[str, Any]] = []
+    try:
+        for line in read_file(path, LINES_BYTES).split(b"\n")[:-1]:
+            record = parse_json(line)
+            RECORD(record)
+            records.append(record)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: line {len(records) + 1} is no record of a run: {error}. Restore the file, or move it away"
+        ) from None
+    return records
 
 
 def described(config: dict[str, Any], records: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -129,7 +171,7 @@ def scores(path: Path) -> list[tuple[str, list[Line]]]:
         for record in read(path):
             for scorer, value in record["scores"].items():
                 found.setdefault(scorer, []).append((record["step"], float(value["value"])))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ConfigError, ValueError, KeyError, TypeError, AttributeError):
         return []
     return [(scorer, [("", line)]) for scorer, line in sorted(found.items())]
 
@@ -197,7 +239,7 @@ def write_page(run: Path) -> Path:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m train page`."""
-    parser.add_argument("run", type=Path, help="the folder of a run, in progress or done")
+    parser.add_argument("run", type=local_path, help="the folder of a run, in progress or done")
 
 
 def run_page(args: argparse.Namespace) -> int:

@@ -6,12 +6,12 @@ The model is built on the meta device. Where there are no columns yet, `data.exp
 import argparse
 import json
 from dataclasses import replace
-from pathlib import Path
 
 from rich.table import Table
 
 import configs
 from shards.options import positive
+from shards.places import local_path
 from shards.tables import render
 
 from .config import TrainConfig
@@ -139,7 +139,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m train plan`."""
     e = Efficiency()
     add = parser.add_argument
-    add("config", type=Path)
+    add("config", type=local_path)
     add("overrides", nargs="*", metavar="a.b=value")
     add("--gpus", type=positive, default=1, help="of the run (%(default)s)")
     add("--gpu", choices=sorted(GPUS), help="which, for time and money")
@@ -150,7 +150,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--vae-efficiency", type=float, default=e.vae, help="of the VAE, if online (%(default)s)")
     add("--samples", type=_numbers, metavar="N[,N]", help="rows of each source, without columns")
     add("--tokens", type=float, metavar="T", help="tokens a caption, not those found or assumed")
-    add("--json", type=Path, metavar="FILE", help="also write the plan there")
+    add("--json", type=local_path, metavar="FILE", help="also write the plan there")
 
 
 def _numbers(text: str) -> list[float]:

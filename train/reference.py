@@ -23,7 +23,7 @@ from torch import Tensor
 
 from configs import ConfigError
 from shards import atomic_write, open_sources, seal, sha256_file
-from shards.storage import fsync_path
+from shards.storage import fsync_path, make_readable, read_json
 
 from .checkpoint import KIND, VERSION, WHOLE, CheckpointError, Manifest, provenance, verified
 from .identity import initial_share, young_average
@@ -111,7 +111,7 @@ def _columns(config: DiTConfig, latents: str, text: str) -> dict[str, Any]:
 def _config(folder: Path) -> tuple[DiTConfig, dict[str, Any]]:
     path = folder / "config.json"
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = read_json(path)
     except FileNotFoundError:
         raise BadReference(
             f"{path}: found nothing, expected the model's config. Name the folder that holds it and the step folders"
@@ -249,7 +249,7 @@ def _json(fields: Mapping[str, Any]) -> bytes:
 def _write(path: Path, state: Mapping[str, Tensor]) -> tuple[str, int, str]:
     """(name, bytes, sha256) of a safetensors file."""
     save_file({name: t.contiguous() for name, t in state.items()}, path, metadata={"format": "pt"})
-    path.chmod(0o644)  # safetensors makes it private to the user
+    make_readable(path)
     fsync_path(path)
     return path.name, path.stat().st_size, sha256_file(path)
 

@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from shards.places import local_path
 from shards.storage import Json
 
 PARTS = ("overhead", "busy", "scale")
@@ -24,10 +25,12 @@ PARTS = ("overhead", "busy", "scale")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m encode bench`."""
     parser.add_argument("part", nargs="?", choices=(*PARTS, "all"), default="all")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all results there")
+    parser.add_argument(
+        "--json", type=local_path, metavar="FILE", help="also write all results there"
+    )
     parser.add_argument(
         "--folder",
-        type=Path,
+        type=local_path,
         help="where the temporary folder goes: a disk (default: the system's)",
     )
     parser.add_argument("--rounds", type=int, default=20, help="turns of A and B (%(default)s)")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shards import sha256_file
+from shards.places import local_path
 
 from .data import digest, read, training_tars
 from .openmoji import GROUPS, group_of
@@ -149,8 +150,8 @@ def accuracy(classifier: Classifier, pixels: Tensor, targets: Tensor) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of eval.demo.data")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", type=local_path, required=True, help="folder of eval.demo.data")
+    parser.add_argument("--out", type=local_path, required=True)
     arguments = parser.parse_args()
     budget = Budget()
     keys, pixels = read(training_tars(arguments.data), RESOLUTION)

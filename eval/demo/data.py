@@ -27,6 +27,7 @@ from torch import Tensor
 
 from encode.images import transform
 from encode.pixels import to_pixels
+from shards.places import local_path
 
 from .openmoji import BACKGROUNDS, GROUPS, Sample, choose, hashed
 from .photos import photos
@@ -196,7 +197,7 @@ def draw(out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=local_path)
     out = parser.parse_args().out
     draw(out)
     tars = sorted(out.glob("*/*.tar"))

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shards import sha256_file
+from shards.places import local_path
 
 from .data import digest, read, training_tars
 
@@ -187,8 +188,8 @@ def save(vae: AutoencoderKL, out: Path) -> AutoencoderKL:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", choices=RECIPES, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="folder of eval.demo.data")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", type=local_path, required=True, help="folder of eval.demo.data")
+    parser.add_argument("--out", type=local_path, required=True)
     parser.add_argument("--steps", type=int, default=Budget.steps)
     arguments = parser.parse_args()
     budget = Budget(steps=arguments.steps)

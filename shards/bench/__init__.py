@@ -9,15 +9,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..places import local_path
+
 ORDERS = ("sequential", "shuffled", "shuffled+crc")  # the last compares every row's checksum
 MODES = [f"{order}-{state}" for order in ORDERS for state in ("warm", "cold")]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m shards bench`."""
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all rows there")
+    parser.add_argument("--json", type=local_path, metavar="FILE", help="also write all rows there")
     parser.add_argument(
-        "--folder", type=Path, default=Path("/var/tmp/latentbank-bench"),
+        "--folder", type=local_path, default=Path("/var/tmp/latentbank-bench"),
         help="work folder on the disk to measure; 18 GB, kept and used again (default %(default)s)",
     )  # fmt: skip
     parser.add_argument("--rows", type=int, default=4096, help="samples of 0.5 MB (%(default)s)")
@@ -26,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="turns of each reader (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--peers", type=Path, metavar="PYTHON",
+        "--peers", type=local_path, metavar="PYTHON",
         help="python of the peers' environment (`make bench` makes it from bench/peers.txt)",
     )  # fmt: skip
     parser.add_argument("--readers", nargs="*", help="only these, and raw (default: all)")

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ..places import local_path
 from ..storage import Json
 from .cost import keep_memory, verdict, write_found
 from .report import machine
@@ -21,9 +22,11 @@ Measure = Callable[[Path, Any, bool], tuple[Json, Table]]
 
 def add_options(parser: argparse.ArgumentParser, rounds: int | None, told: str) -> None:
     """`rounds`: how many turns by default, of which `told` speaks."""
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all results there")
     parser.add_argument(
-        "--folder", type=Path, help="where the temporary folder goes: a disk (default: the system's)"
+        "--json", type=local_path, metavar="FILE", help="also write all results there"
+    )
+    parser.add_argument(
+        "--folder", type=local_path, help="where the temporary folder goes: a disk (default: the system's)"
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of A and B ({told})")
     parser.add_argument("--threads", type=int, default=1, help="of torch (%(default)s)")

@@ -22,6 +22,7 @@ from PIL import Image
 from encode.errors import MissingTar, NotASource
 from shards import Status
 from shards.errors import NotAColumn, StoreError
+from shards.places import NotLocal
 
 from .toy import jpeg, picture, tar_bytes
 
@@ -377,6 +378,15 @@ SOURCES: list[SourceCase] = [
     SourceCase("one tar twice", ["{}/a.tar", "{}/a.tar"], NotASource, "two tars called a.tar"),
     SourceCase(
         "an url with a query", ["https://server.invalid/a.tar?key=1"], StoreError, "found a query"
+    ),
+    SourceCase(
+        "an url with a password",
+        ["https://me:secret@server.invalid/a.tar"],
+        StoreError,
+        "found a user or password",
+    ),
+    SourceCase(
+        "a home folder of nobody", ["~no-such-user-here/a.tar"], NotLocal, "no such user's home"
     ),
     SourceCase(
         "an url of another kind",

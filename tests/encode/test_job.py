@@ -33,6 +33,7 @@ from shards.lease import Lease
 from shards.repair import repair
 from shards.verify import logical_digest, verify
 from tests.forks import fork, wait
+from tests.seccomp import no_atomic_names, no_links
 
 from .toy import files_of, jpeg, sample, tar_bytes, write_config, write_source
 
@@ -568,3 +569,70 @@ def test_storage_options_change_no_value(
     commit.unlink()  # the scales that stand are used again, not measured anew
     assert wait(start(tmp_path / "output", path)) == 0, (tmp_path / "output").read_text()
     assert json.loads(commit.read_bytes())["content"] == json.loads(whole)["content"]
+
+
+def test_an_index_of_a_newer_release_ends_the_run(
+    tmp_path: Path, models: Path, encode: Encode
+) -> None:
+    """It is no fault of the shard: no failure is recorded, and nothing is committed."""
+    tars = write_source(tmp_path / "data", 1, 3)
+    config = write_config(tmp_path / "toy.yaml", tmp_path / "cache", tars, models)
+    assert encode(config, "columns.text=null")[0] == 0
+    source = tmp_path / "cache/toy"
+    index = source / "index/00000.jsonl"
+    index.write_bytes(index.read_bytes().replace(b'"version":1', b'"version":2', 1))
+    shutil.rmtree(source / "vae")
+    code, said = encode(config, "columns.text=null")
+    assert (code, "version 2" in said) == (2, True)
+    assert not list(source.glob("vae/failures/*"))
+    assert not list(source.glob("vae/commits/*"))
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+def test_a_file_system_without_hard_links(tmp_path: Path, models: Path, atomic: bool) -> None:
+    """A run works where a rename can be told not to replace, and is refused in a sentence where none can."""
+    tars = write_source(tmp_path / "data", 1, 3)
+    config = write_config(tmp_path / "toy.yaml", tmp_path / "cache", tars, models)
+
+    def work() -> None:
+        (no_links if atomic else no_atomic_names)()
+        sys.argv = ["encode", "run", str(config), "columns.text=null"]
+        configs.run(main)
+
+    code, said = wait(fork(work, tmp_path / "output")), (tmp_path / "output").read_text()
+    if atomic:
+        assert code == 0, said
+        assert verify(tmp_path / "cache/toy/vae") == []
+    else:
+        assert (code, "neither hard links" in said, "Make room" in said) == (2, True, False)
+        assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+def test_a_member_named_with_escape_sequences(tmp_path: Path, models: Path, encode: Encode) -> None:
+    """The index keeps the name as it is; a terminal and a log get it written out."""
+    name = "zz\x1b]0;title\x07\x1b[31m[bold]evil\n.jpg"
+    data = tar_bytes([*sample(0), (name, jpeg(7) * 9)])
+    (tmp_path / "0.tar").write_bytes(data[: data.rindex(b"evil") + 1500])
+    config = write_config(
+        tmp_path / "toy.yaml", tmp_path / "cache", str(tmp_path / "0.tar"), models
+    )
+    code, said = encode(config, "columns.text=null")
+    assert code == 0, said
+    assert "\x1b" not in said
+    assert r"inside zz\x1b]0;title\x07\x1b[31m[bold]evil\n.jpg; 1 rows kept" in said
+    assert name in str(read_index(tmp_path / "cache/toy", 0).note)
+
+
+def test_a_password_in_a_url_is_neither_printed_nor_recorded(
+    tmp_path: Path, models: Path, encode: Encode
+) -> None:
+    for url in (
+        "https://me:SECRET@127.0.0.1:9/a.tar",
+        "https://127.0.0.1:9/a.tar?X-Amz-Signature=SECRET",
+    ):
+        config = write_config(tmp_path / "toy.yaml", tmp_path / "cache", url, models)
+        code, said = encode(config)
+        assert (code, "SECRET" in said) == (2, False)
+        assert encode(config, "root=s3://me:SECRET@b/c")[0] == 2
+        assert "SECRET" not in (tmp_path / "output").read_text()
+    assert not (tmp_path / "cache").exists()

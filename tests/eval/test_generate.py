@@ -477,6 +477,8 @@ def test_pictures_of_a_prompt(request_: Request) -> None:
     grids = changed(request_, benchmark="dpgbench", n_samples=3, prompts=named)
     with pytest.raises(BadRequest, match="--n_samples: found 3, expected a square number"):
         generate(grids)
+    with pytest.raises(BadRequest, match="--n_samples: found 1000000000 pictures"):
+        generate(changed(grids, n_samples=10**9))
 
 
 def test_an_interval_that_is_none(request_: Request) -> None:

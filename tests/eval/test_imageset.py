@@ -13,6 +13,9 @@ from PIL import Image, PngImagePlugin
 from eval.errors import MissingImages, OtherImages
 from eval.imageset import Images, ImageSet
 from eval.prompts import Prompt, Prompts
+from shards.errors import StoreError
+from tests.forks import fork, wait
+from tests.seccomp import no_atomic_names, no_links
 
 PROMPTS = Prompts("p", (Prompt("a", "one"), Prompt("b", "two")))
 SETTINGS = {"steps": 4, "guidance_scale": 6.0}
@@ -301,3 +304,18 @@ def test_processes_write_one_set_at_once(tmp_path: Path) -> None:
     assert [one.read()[0, 0, 0] for one in found] == list(range(24))
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"images", "manifest.json", "prompts.json"}
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+def test_a_file_system_without_hard_links(tmp_path: Path, atomic: bool) -> None:
+    def work() -> None:
+        (no_links if atomic else no_atomic_names)()
+        if atomic:
+            made(tmp_path / "set").finish({})
+            assert len(Images.open(tmp_path / "set").files) == 2
+        else:
+            with pytest.raises(StoreError, match="neither hard links"):
+                made(tmp_path / "set")
+
+    assert wait(fork(work, tmp_path / "log")) == 0, (tmp_path / "log").read_text()
+    assert atomic or not list((tmp_path / "set/images").iterdir())

@@ -43,8 +43,8 @@ def test_text_may_hold_what_python_takes_for_ends_of_lines(tmp_path: Path) -> No
     }
     (tmp_path / "q.jsonl").write_bytes(2 * b"\n" + canonical_json(record))
     assert set(softtifa.read_questions(tmp_path / "q.jsonl")) == {text}
-    (tmp_path / "m.jsonl").write_bytes(canonical_json({"name": text}) + b'{"step": 1')
-    assert page.read(tmp_path / "m.jsonl") == [{"name": text}]
+    (tmp_path / "m.jsonl").write_bytes(canonical_json({"name": text, "step": 0}) + b'{"step": 1')
+    assert page.read(tmp_path / "m.jsonl") == [{"name": text, "step": 0}]
 
 
 def test_numbers_that_are_none_are_named_before_anything_is_written(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The checkpoint format, without training: whole or refused, and readable by any number of ranks."""
 
+import errno
 import os
 import shutil
 from dataclasses import replace
@@ -9,9 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from shards.errors import StoreError
+from tests.forks import fork, wait
+from tests.seccomp import deny, no_atomic_names, no_links
 from tests.soak.sweep import Sweep, run, sample
 from train import checkpoint
 from train.checkpoint import CheckpointError, ResumeRefused, State
+from train.lock import RunLock
 
 from . import saves
 from .saves import MODEL, RECORD, SIZE, SWEEP, TOTALS, part, save, state_of
@@ -207,3 +212,30 @@ def test_damaged_ones_are_set_aside_and_crashes_leave_nothing(tmp_path: Path) ->
         ".damaged-step-00000004", "latest", *(f"step-{step:08d}" for step in (1, 2, 3))
     ]  # fmt: skip
     assert saves.found(tmp_path) == 3
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+def test_a_file_system_without_hard_links(tmp_path: Path, atomic: bool) -> None:
+    def work() -> None:
+        (no_links if atomic else no_atomic_names)()
+        lock = RunLock(tmp_path)
+        if atomic:
+            lock.take()
+            save(tmp_path / "checkpoints", 1)
+            checkpoint.verified(tmp_path / "checkpoints/step-00000001")
+            lock.release()
+        else:
+            with pytest.raises(StoreError, match="neither hard links"):
+                lock.take()
+
+    assert wait(fork(work, tmp_path / "log")) == 0, (tmp_path / "log").read_text()
+
+
+def test_where_files_have_no_rights(tmp_path: Path) -> None:
+    """exFAT refuses other rights than those of the mount: the file stays as it is."""
+
+    def work() -> None:
+        deny(errno.EPERM, "chmod", "fchmodat", "fchmodat2")
+        checkpoint.verified(save(tmp_path / "checkpoints", 1))
+
+    assert wait(fork(work, tmp_path / "log")) == 0, (tmp_path / "log").read_text()

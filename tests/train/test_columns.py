@@ -156,7 +156,14 @@ def test_pins_survive_damaged_checkpoints(tmp_path: Path) -> None:
     for step, data in ((1, {"latents": 1}), (2, {"latents": 1})):
         path = tmp_path / f"step-{step:08d}"
         path.mkdir()
-        record = {"format": checkpoint.KIND, "version": checkpoint.VERSION, "data": data}
+        record = {
+            "format": checkpoint.KIND,
+            "version": checkpoint.VERSION,
+            "data": data,
+            "step": step,
+            "model": {},
+            "files": {},
+        }
         (path / "manifest.json").write_bytes(seal(record))
     newest = tmp_path / "step-00000002/manifest.json"
     newest.write_bytes(newest.read_bytes()[:-5])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from shards import seal
 from train.config import OptimConfig, TrainConfig
 from train.schedule import learning_rate
 
@@ -45,6 +46,19 @@ def test_a_position_between_batches_of_lanes_is_refused(columns: Path, tmp_path:
     """Lanes are part of the run: a batch that they do not divide is no batch of it."""
     with pytest.raises(ValueError, match="no multiple of data.lanes"):
         TrainConfig.model_validate(tiny_config(columns, tmp_path, global_batch=20))
+
+
+def test_checkpoints_of_a_newer_release_are_left_as_they_are(columns: Path, tmp_path: Path) -> None:
+    """They are no damage: the run neither goes on from an older step nor takes any away."""
+    run = trained(tiny_config(columns, tmp_path, steps=2, save_every=1))
+    path = step_folder(run, 2) / "manifest.json"
+    record = json.loads(path.read_text())
+    del record["digest"]
+    path.write_bytes(seal(record | {"version": 2}))
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    code, said, _ = fitted(tiny_config(columns, tmp_path, steps=4, save_every=1))
+    assert (code, "version 2" in said) == (2, True)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
 def test_other_columns_are_another_run(columns: Path, tmp_path: Path) -> None:

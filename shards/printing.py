@@ -1,0 +1,102 @@
+"""What reaches a terminal or a log: names, captions and errors may be strangers', and may hold escape
+sequences; urls may hold passwords and signatures.
+
+`safe_output` lets every line of a command, its log and its tracebacks pass here. What draws on a
+terminal takes `console`, and what it draws `one_line`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:  # it is loaded where something is drawn
+    from rich.console import Console
+
+# all but tabs and ends of lines: C0, DEL, C1, ends of lines that only some know, what turns the
+# direction of writing, and halves of characters
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+USER = re.compile(r"(\b[A-Za-z][\w+.-]*):(//?)([^\s/?#]+)@")
+QUERY = re.compile(r"(\b[A-Za-z][\w+.-]*://[^\s?#'\"<>]*)\?([^\s'\"<>]*[^\s'\"<>:,.;)])")
+CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")  # there the part before @ names no user
+HIDDEN = "***"
+
+
+def redacted(text: str) -> str:
+    """A text without users, passwords, tokens and signatures in its urls."""
+    if ":/" not in text:
+        return text
+
+    def user(found: re.Match[str]) -> str:
+        scheme, slashes, who = found.groups()
+        keep = scheme in CONTAINERS and ":" not in who
+        return found[0] if keep else f"{scheme}:{slashes}{HIDDEN}@"
+
+    def query(found: re.Match[str]) -> str:
+        if found[1].startswith("file:"):  # there it is part of a name
+            return found[0]
+        names = (part.partition("=")[:2] for part in found[2].split("&"))
+        return f"{found[1]}?" + "&".join(
+            f"{n}={HIDDEN}" if equals else HIDDEN for n, equals in names
+        )
+
+    return QUERY.sub(query, USER.sub(user, text))
+
+
+def printable(text: str) -> str:
+    """A text as it may be printed: redacted, and its control characters as `\\x1b`."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], redacted(text))
+
+
+def one_line(text: str) -> str:
+    """As `printable`, with ends of lines and tabs written out too."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+class SafeStream:
+    """A stream of text that takes what is printable. To libraries it is no terminal, so that they
+    write no sequences of their own.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        start = "\r" if text.startswith("\r") else ""  # a bar of a library begins its line again
+        self.stream.write(start + printable(text[len(start) :]))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def isatty(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def safe_output() -> None:
+    """Let all that this process prints from now on pass `printable`."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, SafeStream):
+            setattr(sys, name, SafeStream(stream))
+
+
+def raw(stream: Any) -> TextIO:
+    """The stream itself, for what draws on a terminal."""
+    inner: TextIO = stream.stream if isinstance(stream, SafeStream) else stream
+    return inner
+
+
+def console(stderr: bool = False, quiet: bool = False) -> Console:
+    """A console that takes brackets and colons as they are. What is drawn on it is not made
+    printable: see `one_line`.
+    """
+    from rich.console import Console
+
+    stream = raw(sys.stderr if stderr else sys.stdout)
+    return Console(file=stream, quiet=quiet, markup=False, emoji=False, highlight=False)
