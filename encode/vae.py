@@ -13,8 +13,8 @@ from shards import Norm
 from shards.storage import Json
 
 from .errors import ModelNotUsable
-from .loading import autocast, load_model, tune, weights_digest
-from .registry import ModelSpec, check_weights, one_line
+from .loading import autocast, load_model, trying, tune, weights_digest
+from .registry import ModelSpec, check_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,16 +128,13 @@ class Vae:
         """(2C, h, w) of moments or (C, h, w) of latents for square pictures of this size, found by
         encoding a grey one; ModelNotUsable if that fails.
         """
-        try:
+        with trying(
+            f"{self.model.path}: {self.model.cls} cannot encode pictures of {resolution} x "
+            f"{resolution} pixels",
+            "Try another size; a class that takes frames, or has no posterior, must be known to "
+            "encode.vae.MANNERS",
+        ):
             row = self.encode(torch.zeros(1, 3, resolution, resolution))[0]
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-            raise ModelNotUsable(
-                f"{self.model.path}: {self.model.cls} cannot encode pictures of {resolution} x "
-                f"{resolution} pixels ({one_line(error)}). Try another size; a class that takes "
-                "frames, or has no posterior, must be known to encode.vae.MANNERS"
-            ) from error
         if row.ndim != 3:
             raise ModelNotUsable(
                 f"{self.model.path}: {self.model.cls} gives rows of shape {tuple(row.shape)}, "
