@@ -253,22 +253,10 @@ def caption_identity(config: CaptionColumn, dtype: str, tokenizer: CaptionTokeni
 
 
 def norm_in(config: MomentsColumn | LatentsColumn, model: Vae) -> Norm:
-    """The model's normalisation, or the column's where the model has none; ModelNotUsable if they
-    differ.
+    """The model's normalisation, or the column's, which must not contradict it; ModelNotUsable if
+    it does, or if neither says one.
     """
-    if config.norm is None:
-        return model.norm
-    asked = Norm(tuple(config.norm.shift), tuple(config.norm.scale))
-    try:
-        own = model.norm
-    except ModelNotUsable:
-        return asked
-    if asked != own:
-        raise ModelNotUsable(
-            f"{model.model.path}: its config normalises by {own}, the column says {asked}. Leave "
-            "norm out of the column"
-        )
-    return own
+    return model.norm if config.norm is None else model.norms.agreed(config.norm.norm)
 
 
 # Values ------------------------------------------------------------------------------------------
