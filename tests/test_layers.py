@@ -49,6 +49,7 @@ HEAVY = {
         "encode.loading",
         "encode.packed",
         "encode.pixels",
+        "encode.rehearsal",
         "encode.text",
         "encode.vae",
         "encode.bench",
