@@ -69,7 +69,7 @@ class Vae:
         tune(self._module, self._module.encoder, compiled, channels_last)
 
     @cached_property
-    def norms(self) -> NormsSaid:
+    def norms(self) -> ConfigNorm:
         """What its config says of normalisation, or its class where that keeps it elsewhere;
         ModelNotUsable for numbers that are none.
         """
@@ -77,18 +77,18 @@ class Vae:
         if self._manner.patches:
             deviation = (self._module.bn.running_var + config.batch_norm_eps).sqrt()
             shift, scale = self._module.bn.running_mean.tolist(), (1 / deviation).tolist()
-            return NormsSaid(tuple(shift), tuple(scale), path)
-        said = config
+            return ConfigNorm(tuple(shift), tuple(scale), path)
+        file = config
         if (path, self.model.subfolder) not in {(m.path, m.subfolder) for m in VAES.values()}:
             # diffusers fills up what the file does not say with numbers of the class, which are
             # those of the first model of its kind
-            said = type(self._module).load_config(
+            file = type(self._module).load_config(
                 location(path), subfolder=self.model.subfolder, revision=self.model.revision
             )
         if self._manner.own_norm:
-            known = None not in (said.get("latents_mean"), said.get("latents_std"))
-            return NormsSaid((0.0,), (1.0,), path) if known else NormsSaid(None, None, path)
-        return norms_of(said, path, config)
+            known = None not in (file.get("latents_mean"), file.get("latents_std"))
+            return ConfigNorm((0.0,), (1.0,), path) if known else ConfigNorm(None, None, path)
+        return norms_of(file, path, config)
 
     @property
     def norm(self) -> Norm:
@@ -174,7 +174,7 @@ Numbers = tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class NormsSaid:
+class ConfigNorm:
     """Shift and scale as a VAE's config says them, None where it does not. `factor` is a scaling
     factor beside a mean and a deviation: the reference leaves it out, diffusers' pipelines multiply.
     `filled` is the same with what the class fills in.
@@ -184,7 +184,7 @@ class NormsSaid:
     scale: Numbers | None
     path: str
     factor: float = 1.0
-    filled: NormsSaid | None = None
+    filled: ConfigNorm | None = None
 
     def own(self) -> Norm:
         """As the reference has it; ModelNotUsable where the config does not say all of it."""
@@ -249,7 +249,7 @@ class NormsSaid:
 
 def norms_of(
     config: Mapping[str, Any], path: str, filled: Mapping[str, Any] | None = None
-) -> NormsSaid:
+) -> ConfigNorm:
     """What a VAE's config says: per channel latents_mean and latents_std if both are set, else
     shift_factor and scaling_factor. ModelNotUsable for what is no number. `filled` is the config with
     the numbers that its class fills in.
@@ -258,12 +258,12 @@ def norms_of(
     """
     mean, std = _numbers(config, "latents_mean", path), _numbers(config, "latents_std", path)
     shift, factor = _numbers(config, "shift_factor", path), _numbers(config, "scaling_factor", path)
-    rest = norms_of(filled, path) if filled is not None else None
+    whole = norms_of(filled, path) if filled is not None else None
     if mean is None or std is None:
-        return NormsSaid(shift, factor, path, filled=rest)
+        return ConfigNorm(shift, factor, path, filled=whole)
     # diffusers multiplies by what its class fills in, too
-    also = factor[0] if factor else rest.factor if rest else 1.0
-    return NormsSaid(mean, tuple(1.0 / value for value in std), path, also, rest)
+    also = factor[0] if factor else whole.factor if whole else 1.0
+    return ConfigNorm(mean, tuple(1.0 / value for value in std), path, also, whole)
 
 
 def _numbers(config: Mapping[str, Any], name: str, path: str) -> Numbers | None:
