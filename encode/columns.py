@@ -24,6 +24,7 @@ from shards.schema import COLUMN, VERSION
 from shards.storage import Json
 
 from .config import ColumnConfig
+from .errors import EncodeError, ModelNotUsable
 
 CALIBRATION_ROWS = 256  # captions that the channel scales of an int8 column are measured on
 
@@ -112,6 +113,20 @@ class CaptionEncoder(Encoder):
 # Identity and layout -----------------------------------------------------------------------------
 
 
+def layout_of(encoder: Encoder, shards: int, shard_rows: int) -> Layout:
+    """The layout of the column that an encoder fills; EncodeError if there is none."""
+    how = encoder.config
+    try:
+        return Layout(
+            how.kind, encoder.row(), shards, shard_rows, getattr(how, "element", ""),
+            codec=how.codec, backend=how.backend,
+        )  # fmt: skip
+    except ModelNotUsable:
+        raise
+    except ValueError as error:
+        raise EncodeError(f"a column of {how.kind}: {error}. Change its options") from None
+
+
 def column_spec(
     encoder: Encoder, fingerprint: str, shards: int, shard_rows: int,
     scales: Callable[[], Json] | None = None,
@@ -121,11 +136,7 @@ def column_spec(
     `scales` is asked for the channel scales if, and only if, the column is stored as int8: see
     `standing_scales` and `measured_scales`.
     """
-    config = encoder.config
-    layout = Layout(
-        config.kind, encoder.row(), shards, shard_rows, getattr(config, "element", ""),
-        codec=config.codec, backend=config.backend,
-    )  # fmt: skip
+    layout = layout_of(encoder, shards, shard_rows)
     identity = {**encoder.identity(), "source": fingerprint}
     if isinstance(encoder, ImageEncoder):
         return ColumnSpec(identity, layout, encoder.norm)

@@ -12,12 +12,13 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     field_validator,
+    model_validator,
 )
 
 from configs import Strict
 from shards.names import checked_name, refuse_doubles
 from shards.places import local_path, place
-from shards.schema import SHARD_ROWS, ZARR_ROWS
+from shards.schema import SHARD_ROWS, ZARR_ROWS, Norm
 
 from .members import normal_caption, normal_suffix
 from .registry import ModelSpec
@@ -51,6 +52,16 @@ class NormConfig(Strict):
 
     shift: list[float] = Field(min_length=1)
     scale: list[float] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _can_be(self) -> NormConfig:
+        _ = self.norm
+        return self
+
+    @property
+    def norm(self) -> Norm:
+        """ValueError where latents cannot be normalised so."""
+        return Norm(tuple(self.shift), tuple(self.scale))
 
 
 class VaeColumn(PictureColumn):

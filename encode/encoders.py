@@ -31,6 +31,7 @@ from .features import FeatureEncoder
 from .images import DECODER
 from .pixels import pixels_on
 from .registry import FEATURES, TEXTS, VAES, check_weights, lookup
+from .rehearsal import rehearse
 from .text import CaptionTokenizer, TextEncoder
 from .vae import Vae
 
@@ -209,17 +210,20 @@ def load_encoders(
     weights: Mapping[str, str] | None = None,
 ) -> dict[str, Encoder]:  # fmt: skip
     """The encoders of a config, on this machine's device, with the threads that the engine is to
-    have; their weights checked if they are known.
+    have; their weights checked if they are known, else tried out: see `rehearsal`.
     """
     device = pick_device(engine.device)
     torch.set_num_threads(engine.torch_threads)
-    return {
+    encoders = {
         name: load_encoder(
             column, device, None if weights is None else weights[name],
             compiled=engine.compile, channels_last=engine.channels_last,
         )
         for name, column in columns.items()
     }  # fmt: skip
+    for encoder in encoders.values() if weights is None else ():
+        rehearse(encoder, engine)
+    return encoders
 
 
 # Identity ----------------------------------------------------------------------------------------
@@ -249,22 +253,10 @@ def caption_identity(config: CaptionColumn, dtype: str, tokenizer: CaptionTokeni
 
 
 def norm_in(config: MomentsColumn | LatentsColumn, model: Vae) -> Norm:
-    """The model's normalisation, or the column's where the model has none; ModelNotUsable if they
-    differ.
+    """The model's normalisation, or the column's, which must not contradict it; ModelNotUsable if
+    it does, or if neither says one.
     """
-    if config.norm is None:
-        return model.norm
-    asked = Norm(tuple(config.norm.shift), tuple(config.norm.scale))
-    try:
-        own = model.norm
-    except ModelNotUsable:
-        return asked
-    if asked != own:
-        raise ModelNotUsable(
-            f"{model.model.path}: its config normalises by {own}, the column says {asked}. Leave "
-            "norm out of the column"
-        )
-    return own
+    return model.norm if config.norm is None else model.norms.agreed(config.norm.norm)
 
 
 # Values ------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from torch import Tensor
 from shards.storage import Json
 
 from .errors import ModelNotUsable
-from .loading import autocast, load_model, tune, weights_digest
-from .registry import ModelSpec, check_weights, location, one_line
+from .loading import autocast, load_model, trying, tune, weights_digest
+from .registry import ModelSpec, check_weights, location
 
 
 class FeatureEncoder:
@@ -63,15 +63,11 @@ class FeatureEncoder:
     def shape(self) -> tuple[int, ...]:
         """(N, D) or (D,), found by encoding a grey picture; ModelNotUsable if that fails."""
         side = self.resolution
-        try:
+        with trying(
+            f"{self.model.path}: {self.model.cls} cannot encode pictures of {side} x {side} pixels",
+            "Give an image model and its size",
+        ):
             return tuple(self.encode(torch.zeros(1, 3, side, side)).shape[1:])
-        except (torch.OutOfMemoryError, ModelNotUsable):
-            raise
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise ModelNotUsable(
-                f"{self.model.path}: {self.model.cls} cannot encode pictures of {side} x {side} "
-                f"pixels ({one_line(error)}). Give an image model and its size"
-            ) from error
 
 
 def preprocessing(model: ModelSpec) -> Json:

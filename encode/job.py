@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from shards import Store, put_complete, seal
+from shards import Store, put_complete
 from shards.commits import FAILURE, commit_name, failure_name
 from shards.lease import Lease
+from shards.records import FAILURE_FIELDS, sealed
 from shards.schema import VERSION
 from shards.storage import Json
 
@@ -33,6 +34,7 @@ from .workers import Executor, InlineExecutor
 
 FINISHED, QUARANTINED = 0, 3
 COMMAND = "encode run"
+REASON = 4_000  # characters of why a shard failed that are kept: its beginning and its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +137,14 @@ def start_executor(plan: Plan, config: EncodeConfig) -> Executor:
 
 
 def record_failures(failed: Sequence[tuple[ShardTask, str]]) -> None:
-    """Write down, beside each column, why a shard could not be committed."""
-    for task, reason in failed:
+    """Write down, beside each column, why a shard could not be committed, however long the reason."""
+    for task, why in failed:
+        reason = why if len(why) <= REASON else f"{why[: REASON // 2]} ... {why[-REASON // 2 :]}"
         for target in task.targets.values():
             record = {"format": FAILURE, "version": VERSION, "shard": task.number, "reason": reason}
             if target.store.size(commit_name(task.number)) is None:
-                target.store.replace(failure_name(task.number), seal(record))
+                name = failure_name(task.number)
+                target.store.replace(name, sealed(record, FAILURE_FIELDS, target.store.at(name)))
 
 
 def finish(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .errors import ModelNotUsable
+from .errors import EncodeError, ModelNotUsable
 from .registry import ModelSpec, Precision, location, one_line
 
 
@@ -25,6 +25,25 @@ def hushed(library: Any) -> Iterator[None]:
         yield
     finally:
         talk.set_verbosity(before)
+
+
+# what a model may raise at an input that it was not made for
+REFUSALS = (
+    RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError
+)  # fmt: skip
+
+
+@contextmanager
+def trying(what: str, advice: str = "Check class, path and sizes") -> Iterator[None]:
+    """Turn what a model raises at a trial input into ModelNotUsable; want of memory stays as it is."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, EncodeError):
+        raise
+    except REFUSALS as error:
+        raise ModelNotUsable(
+            f"{what}. {advice}\n  {type(error).__name__} of the library: {one_line(error)}"
+        ) from error
 
 
 def load_model(library: Any, model: ModelSpec, **options: Any) -> Any:

@@ -20,7 +20,9 @@ from torch import Tensor
 from shards.storage import Json
 
 from .errors import ModelNotUsable
+from .loading import trying
 from .registry import TEXTS, ModelSpec
+from .rehearsal import long_caption
 from .text import TextEncoder, by_length, load_text, text_of
 
 # classes whose causal mask transformers makes from `position_ids`
@@ -66,6 +68,11 @@ class PackedText:
                 f"{model.path}: its tokenizer makes ids up to {text.tokenize.largest}, {text.cls} has "
                 f"embeddings of {text.vocabulary}. Give the model that the tokenizer belongs to"
             )
+        limit = text.tokenize.limit
+        with trying(
+            f"{model.path}: {text.cls} cannot encode captions of up to {limit} tokens, as the column has"
+        ):
+            text.encode([long_caption(text.tokenize), ""])
         made = {**how, "hidden_state": hidden_state}
         return cls(text, {"preprocess": made, "encoder": model.identity(text.weights)})
 

@@ -30,7 +30,7 @@ from shards.places import local_path
 from shards.storage import Json
 from shards.tables import render, without_nan
 
-from .columns import CaptionEncoder, Encoder, ImageEncoder
+from .columns import CaptionEncoder, Encoder, ImageEncoder, layout_of
 from .config import EncodeConfig
 from .errors import EncodeError
 from .members import passed_over
@@ -38,7 +38,6 @@ from .probe import Rate, decode_bound, hours, probe, spread
 from .room import (
     MARGIN,
     free_bytes,
-    layout_of,
     lengths_of,
     scratch_of,
     size_text,

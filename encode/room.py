@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shards import ColumnSpec, Layout, Source, Store
+from shards import ColumnSpec, Source, Store
 from shards.commits import committed, read_failures
 
 from .columns import CaptionEncoder, Encoder
@@ -47,15 +47,6 @@ class Claim(Protocol):
 
 class NoRoom(EncodeError, OSError):
     """The target has less free space than the columns will take."""
-
-
-def layout_of(encoder: Encoder, shards: int, shard_rows: int) -> Layout:
-    """The layout of the column that an encoder fills, as `columns.column_spec` has it."""
-    how = encoder.config
-    return Layout(
-        how.kind, encoder.row(), shards, shard_rows, getattr(how, "element", ""),
-        codec=how.codec, backend=how.backend,
-    )  # fmt: skip
 
 
 def lengths_of(

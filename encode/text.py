@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 from shards.storage import Json, canonical_json, sha256
 
 from .errors import ModelNotUsable
-from .loading import autocast, load_model, tune, weights_digest
+from .loading import autocast, load_model, trying, tune, weights_digest
 from .registry import ModelSpec, check_weights, location, one_line
 
 # Classes whose captions begin with <bos> and end without <eos>, as the reference has them.
@@ -23,12 +25,14 @@ class CaptionTokenizer:
     """Captions -> token ids: template, instruction, chat template and truncation.
 
     `max_tokens` is of the caption; an instruction's tokens and those of a chat template come on top
-    of it, and the sum is `limit`. `tokenizer` is the digest of what decides the ids.
+    of it, and the sum is `limit`. `tokenizer` is the digest of what decides the ids. A caption that
+    is too long keeps its first tokens, also where the tokenizer's file says `truncation_side: left`;
+    but where `expected` is the digest of a column made before that was so, it keeps its last ones.
     """
 
     def __init__(
         self, model: ModelSpec, *, max_tokens: int, template: str = "{}", instruction: str = "",
-        chat_template: bool = False,
+        chat_template: bool = False, expected: str | None = None,
     ) -> None:  # fmt: skip
         import transformers
 
@@ -49,6 +53,9 @@ class CaptionTokenizer:
                 f"{model.path}: no tokenizer can be loaded ({one_line(error)})"
             ) from error
         self.tokenizer = tokenizer_digest(self._tokenizer)
+        if self._tokenizer.truncation_side != "right" and self.tokenizer != expected:
+            self.tokenizer = sha256(canonical_json([self.tokenizer, "truncation_side: right"]))
+            self._tokenizer.truncation_side = "right"
         self.chat: str | None = None  # digest of the chat template, where it is used
         self._tail: list[int] = []  # what a chat template puts behind the caption
         nothing: list[int] = self._tokenizer("").input_ids
@@ -75,11 +82,27 @@ class CaptionTokenizer:
         text = self._tokenizer.get_chat_template()
         return str(text)
 
-    def _rendered(self, message: str) -> str:
-        """The text of a conversation in which the user has said this, and it is the model's turn."""
+    def _rendered(self, message: str, **variables: Any) -> str:
+        """The text of a conversation in which the user has said this, and it is the model's turn;
+        `variables` take the place of what transformers gives to the template.
+        """
         said = [{"role": "user", "content": message}]
-        text = self._tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+        text = self._tokenizer.apply_chat_template(
+            said, tokenize=False, add_generation_prompt=True, **variables
+        )
         return str(text)
+
+    @property
+    def dated(self) -> bool:
+        """Whether its chat template asks for the date, so that tokens depend on the day."""
+        if not self.chat:
+            return False
+        try:
+            # the template's one way to the clock, replaced by what cannot be called
+            self._rendered(MESSAGE, strftime_now="not a function")
+        except TypeError:
+            return True
+        return False
 
     def _plain(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
@@ -96,9 +119,9 @@ class CaptionTokenizer:
         texts = [self.instruction + self.template.replace("{}", c) if c else "" for c in captions]
         ids: list[list[int]]
         if self.chat:
-            ids = [self._plain(self._rendered(text)) for text in texts]
-            return [self._cut(row) for row in ids]
-        ids = self._tokenizer(texts, truncation=True, max_length=self.limit).input_ids
+            ids = [self._cut(self._plain(self._rendered(text))) for text in texts]
+        else:
+            ids = self._tokenizer(texts, truncation=True, max_length=self.limit).input_ids
         return [row or [self.pad] for row in ids]
 
     def _cut(self, ids: list[int]) -> list[int]:
@@ -106,6 +129,10 @@ class CaptionTokenizer:
         if len(ids) <= self.limit:
             return ids
         return ids[: self.limit - len(self._tail)] + self._tail
+
+    def word(self, token: int) -> str:
+        """How the tokenizer writes a token."""
+        return str(self._tokenizer.convert_ids_to_tokens(token))
 
     @property
     def largest(self) -> int:
@@ -120,14 +147,12 @@ class CaptionTokenizer:
 
 
 class TextEncoder:
-    """Tokenizer and language model. `weights` is the digest of the weights, `width` that of a
-    hidden state.
-    """
+    """Tokenizer and language model. `weights` is the digest of the weights."""
 
     def __init__(
         self, model: ModelSpec, *, max_tokens: int, hidden_state: int = -1, template: str = "{}",
         instruction: str = "", chat_template: bool = False, device: str = "cpu",
-        expected: str | None = None, compiled: bool = False,
+        expected: str | None = None, expected_tokenizer: str | None = None, compiled: bool = False,
     ) -> None:  # fmt: skip
         """Load both; ModelNotUsable if the weights are not the `expected` ones."""
         import transformers
@@ -136,7 +161,7 @@ class TextEncoder:
         self.model, self.device, self.hidden_state = model, torch.device(device), hidden_state
         self.tokenize = CaptionTokenizer(
             model, max_tokens=max_tokens, template=template, instruction=instruction,
-            chat_template=chat_template,
+            chat_template=chat_template, expected=expected_tokenizer,
         )  # fmt: skip
         self.tokenizer, self.max_tokens = self.tokenize.tokenizer, max_tokens
         # Gemma: the reference forces tanh GELU, which newer transformers take from the config.
@@ -145,23 +170,17 @@ class TextEncoder:
         self._check()
         self.weights = weights_digest(self._module)
         check_weights(self.weights, expected, model.path)
-        self.width = int(self._module.config.get_text_config().hidden_size)
         self._module.to(self.device)
         tune(self._module, self._module, compiled, last=False)
 
     def _check(self) -> None:
-        """Refuse what loads, but would fail or lie at the first caption."""
+        """Refuse what loads, but would lie: a pair of towers, or more tokens than were trained."""
         config, path = self._module.config.get_text_config(), self.model.path
-        if hasattr(self._module, "vision_model") or hasattr(self._module, "decoder"):
+        both = hasattr(self._module, "decoder") and self._module.config.is_encoder_decoder
+        if hasattr(self._module, "vision_model") or both:
             raise ModelNotUsable(
                 f"{path}: {self.model.cls} is not a text encoder alone. Give the class of its text "
                 "half, as T5EncoderModel or CLIPTextModel"
-            )
-        layers = int(config.num_hidden_layers)
-        if not -layers - 1 <= self.hidden_state <= layers:
-            raise ModelNotUsable(
-                f"{path}: hidden state {self.hidden_state} asked for, there are {layers + 1} "
-                f"({-layers - 1} to {layers}, 0 the embeddings, -1 the output after the last norm)"
             )
         most = getattr(config, "max_position_embeddings", None)
         if most is not None and self.tokenize.limit > most:
@@ -169,6 +188,12 @@ class TextEncoder:
                 f"{path}: captions of {self.tokenize.limit} tokens asked for, the model takes "
                 f"{most}. Lower max_tokens"
             )
+
+    @cached_property
+    def width(self) -> int:
+        """Of a hidden state, found by encoding the empty caption; ModelNotUsable if that fails."""
+        with trying(f"{self.model.path}: {self.model.cls} cannot encode the empty caption"):
+            return int(self.encode([""])[0].shape[1])
 
     def encode(self, captions: Sequence[str], budget: int = 16_384) -> list[Tensor]:
         """Hidden states (n_i, D) bf16 of each caption, n_i its number of tokens, special ones
@@ -188,6 +213,13 @@ class TextEncoder:
     @torch.inference_mode()
     def _forward(self, ids: list[list[int]]) -> list[Tensor]:
         longest, pad = max(map(len, ids)), self.tokenize.pad
+        if (largest := max(map(max, [*ids, [pad]]))) >= self.vocabulary:
+            # on a GPU the model would not say so, but spoil the process
+            raise ModelNotUsable(
+                f"{self.model.path}: its tokenizer makes the token {largest} "
+                f"({self.tokenize.word(largest)!r}), {self.cls} has embeddings of "
+                f"{self.vocabulary}. Give the model that the tokenizer belongs to"
+            )
         tokens = torch.tensor([row + [pad] * (longest - len(row)) for row in ids])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
         given = {"input_ids": tokens.to(self.device), "attention_mask": mask.to(self.device)}
@@ -204,7 +236,15 @@ class TextEncoder:
                 f"{self.model.path}: {self.model.cls} gives no hidden states but its head's output. "
                 "Give the class without the head, as GemmaModel, or AutoModel"
             )
-        states = output.last_hidden_state if last else output.hidden_states[self.hidden_state]
+        if last:
+            return output.last_hidden_state.to(torch.bfloat16)  # type: ignore[no-any-return]  # transformers is untyped
+        every = output.hidden_states or ()
+        if not -len(every) <= self.hidden_state < len(every):
+            raise ModelNotUsable(
+                f"{self.model.path}: hidden state {self.hidden_state} asked for, there are "
+                f"{len(every)} (0 the embeddings, -1 the output after the last norm)"
+            )
+        states = every[self.hidden_state]
         return states.to(torch.bfloat16)  # type: ignore[no-any-return]  # transformers is untyped
 
     @property
@@ -214,8 +254,12 @@ class TextEncoder:
 
     @property
     def vocabulary(self) -> int:
-        """Tokens that the model has an embedding of."""
-        return int(self._module.get_input_embeddings().num_embeddings)
+        """Tokens that the model has an embedding of; without bound where it has no table of them."""
+        try:
+            table = self._module.get_input_embeddings()
+        except (NotImplementedError, AttributeError):
+            table = None
+        return int(getattr(table, "num_embeddings", sys.maxsize))
 
 
 def load_text(identity: Json, device: str = "cpu") -> TextEncoder:
@@ -231,6 +275,7 @@ def load_tokenizer(identity: Json) -> CaptionTokenizer:
     tokenizer = CaptionTokenizer(
         ModelSpec.of_identity(encoder), max_tokens=how["max_tokens"], template=how["template"],
         instruction=how.get("instruction", ""), chat_template="chat_template" in how,
+        expected=encoder["weights"],
     )  # fmt: skip
     check_weights(tokenizer.tokenizer, encoder["weights"], encoder["path"])
     return tokenizer
@@ -251,6 +296,7 @@ def text_of(
         chat_template="chat_template" in how,
         device=device,
         expected=expected,
+        expected_tokenizer=how["tokenizer"],
     )
     found = {"tokenizer": text.tokenizer, "chat_template": text.tokenize.chat}
     for name, digest in found.items():

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CorruptColumn, IncompleteColumn, NotAColumn
-from .records import parse_commit, parse_complete, parse_failure
+from .records import complete_record, parse_commit, parse_complete, parse_failure, sealed
 from .schema import BLOCK, COMMIT, COMPLETE, VERSION, Status
-from .storage import Json, canonical_json, seal, sha256
+from .storage import Json, canonical_json, sha256
 from .store import Place, Store, open_store
 
 Run = tuple[int, int, int]  # (first row of the shard, count, status)
@@ -251,8 +251,9 @@ def put_complete(column: Place, column_digest: str, shards: int, allow_failed: b
             "encode again"
         )
     name = f"complete/{generation.digest}"
+    record = sealed(generation.record(column_digest), complete_record, column.at(f"{name}.json"))
     column.put_if_absent(f"{name}.valid", generation.words.astype("<u4").tobytes())
-    column.put_if_absent(f"{name}.json", seal(generation.record(column_digest)))
+    column.put_if_absent(f"{name}.json", record)
     return generation
 
 

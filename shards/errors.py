@@ -46,6 +46,10 @@ class IncompleteColumn(ShardsError, ValueError):
     """The column has no COMPLETE record: encoding has not finished."""
 
 
+class NotARecord(ShardsError, ValueError):
+    """What was to be written down is nothing that a reader takes."""
+
+
 class CorruptColumn(ShardsError, ValueError):
     """An object or record of a column is damaged; the message names column, object, shard and
     rows.

@@ -44,10 +44,7 @@ def open_spec(store: Store) -> tuple[ColumnSpec, str]:
         )
     name = store.at("column.json")
     record = parse_column(store.unseal("column.json", COLUMN, VERSION), name)
-    try:
-        spec = ColumnSpec.from_record(record)
-    except ValueError as error:
-        raise CorruptColumn(f"{name}: damaged record ({error})") from None
+    spec = ColumnSpec.from_record(record)
     if spec.record()["zarr"] != record["zarr"]:
         raise CorruptColumn(f"{name}: the Zarr metadata that it names is not that of its layout")
     return spec, record["digest"]

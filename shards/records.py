@@ -8,7 +8,7 @@ know) with the file, the field, what was found and what was expected.
 
 from __future__ import annotations
 
-import math
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,19 +18,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CorruptColumn, FormatVersion
+from .errors import CorruptColumn, FormatVersion, NotARecord
 from .schema import (
     BLOCK,
     INDEX,
-    MAX_ROW_VALUES,
+    MAX_NUMBER,
     MAX_ROWS,
     MAX_SHARD_ROWS,
     MAX_SHARDS,
     VERSION,
     ZARR_ROWS,
+    ColumnSpec,
     Status,
 )
-from .storage import Json, canonical_json, refuse_version, sha256
+from .storage import Json, canonical_json, refuse_version, seal, sha256
+from .store import RECORD_BYTES
 
 MAX_TEXT = 2**16  # characters of a key, a name, a note or a reason
 MAX_CAPTIONS = 256  # members or captions of one sample
@@ -82,7 +84,7 @@ def digest(value: Any) -> None:
 
 
 def number(value: Any) -> None:
-    if type(value) not in (int, float) or not abs(value) <= 1e30:  # false for a NaN, too
+    if type(value) not in (int, float) or not abs(value) <= MAX_NUMBER:  # false for a NaN, too
         raise found(value, "a finite number")
 
 
@@ -343,57 +345,35 @@ def corrupt(name: str, what: str, kind: str = "record") -> CorruptColumn:
     )
 
 
-def parse_layout(layout: Any, name: str) -> Json:
-    """The `layout` of column.json: types and bounds. `Layout` itself refuses what does not fit
-    together.
-    """
-    parse(layout, LAYOUT, name)
-    rows, values = layout["shards"] * layout["shard_rows"], math.prod(layout["row_shape"])
-    if rows > MAX_ROWS or values > MAX_ROW_VALUES:
-        raise corrupt(name, f"layout: {rows} rows of {values} values, more than any column holds")
-    return layout  # type: ignore[no-any-return]
+# What a record of each kind must be beyond the types of its fields, for its writer and its reader.
 
 
-def parse_column(record: Any, name: str) -> Json:
-    """column.json, unsealed."""
-    parse(record, COLUMN_FIELDS, name)
-    shape = parse_layout(record["layout"], name)["row_shape"]
-    channels = (1, shape[0] // 2) if record["layout"]["kind"] == "moments" else (1, *shape)
-    norm = record["norm"]
-    if norm and not (len(norm["shift"]) in channels and len(norm["scale"]) in channels):
-        raise corrupt(
-            name, f"norm: found {len(norm['shift'])} channels, expected one of {channels}"
-        )
-    if norm and 0 in norm["scale"]:
-        raise corrupt(name, "norm.scale: found 0, expected what latents can be divided by")
-    scale = record.get("quantisation")
-    if scale and (len(shape) != 2 or len(scale["channel"]) != shape[1] or 0 in scale["channel"]):
-        raise corrupt(
-            name, "quantisation.channel: expected a scale for each channel, none of them 0"
-        )
-    if (record["empty_tokens"] or 0) > shape[0]:
-        raise corrupt(name, f"empty_tokens: found {record['empty_tokens']}, at most {shape[0]}")
-    return record  # type: ignore[no-any-return]
+def column_record(record: Any) -> None:
+    """column.json: what `ColumnSpec`, `Layout` and `Norm` take."""
+    COLUMN_FIELDS(record)
+    ColumnSpec.from_record(record)
 
 
-def parse_commit(record: Any, name: str) -> Json:
-    """A commit record, unsealed: its blocks and runs fit its rows, its objects stay in the column."""
-    parse(record, COMMIT_FIELDS, name)
+def commit_record(record: Any) -> None:
+    """A commit: its blocks and runs fit its rows, its objects stay in the column."""
+    COMMIT_FIELDS(record)
     rows = record["rows"]
     if len(record["blocks"]) != -(-rows // ZARR_ROWS):
-        raise corrupt(name, f"blocks: found {len(record['blocks'])} digests of {rows} rows")
+        raise ValueError(f"blocks: found {len(record['blocks'])} digests of {rows} rows")
     if len({path for path, _, _ in record["objects"]}) != len(record["objects"]):
-        raise corrupt(name, "objects: the same path twice")
-    try:
-        first, count, status = integers(record["not_ok"], 3, MAX_SHARD_ROWS).T
-    except ValueError as error:
-        raise corrupt(name, f"not_ok: {error}") from None
+        raise ValueError("objects: the same path twice")
+    first, count, status = _runs(record, "not_ok")
     bad = set(status.tolist()) - (set(Status) - {Status.OK})
     if bad or not _apart(first, count, rows):
-        raise corrupt(
-            name, f"not_ok: found runs out of order, or of no such status, in {rows} rows"
-        )
-    return record  # type: ignore[no-any-return]
+        raise ValueError(f"not_ok: found runs out of order, or of no such status, in {rows} rows")
+
+
+def _runs(record: Json, field: str) -> NDArray[np.int64]:
+    """The three columns of a list of runs."""
+    try:
+        return integers(record[field], 3, MAX_SHARD_ROWS).T
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from None
 
 
 def _apart(
@@ -404,34 +384,66 @@ def _apart(
     return bool((count > 0).all() and (end <= rows).all() and (first[1:] >= end[:-1]).all())
 
 
-def parse_complete(record: Any, name: str) -> Json:
-    """A COMPLETE record, unsealed: its sums fit its shards."""
-    parse(record, COMPLETE_FIELDS, name)
+def complete_record(record: Any) -> None:
+    """A COMPLETE record: its sums fit its shards."""
+    COMPLETE_FIELDS(record)
     shards: Sequence[tuple[int, str | None, str | None]] = record["shards"]
     rows = np.array([n for n, _, _ in shards], np.int64)
     there = np.array([content is not None for _, content, _ in shards], bool)
     if any((content is None) != (index is None) for _, content, index in shards) or (
         rows[~there].any()
     ):
-        raise corrupt(name, "shards: found rows or an index of a shard without content")
+        raise ValueError("shards: found rows or an index of a shard without content")
     words = int((-(-rows // BLOCK)).sum())
     if record["valid"]["words"] != words:
-        raise corrupt(name, f"valid: found {record['valid']['words']} words, expected {words}")
+        raise ValueError(f"valid: found {record['valid']['words']} words, expected {words}")
     if sum(record["counts"].values()) != rows.sum():
-        raise corrupt(name, f"counts: they do not add up to the {rows.sum()} rows")
+        raise ValueError(f"counts: they do not add up to the {rows.sum()} rows")
     if any(shard >= len(shards) or there[shard] for shard, _ in record["failed"]):
-        raise corrupt(name, "failed: found a shard that has content, or that there is not")
-    try:
-        shard, first, count = integers(record["truncated"], 3, MAX_SHARD_ROWS).T
-    except ValueError as error:
-        raise corrupt(name, f"truncated: {error}") from None
+        raise ValueError("failed: found a shard that has content, or that there is not")
+    shard, first, count = _runs(record, "truncated")
     if len(shard):
         place = shard * MAX_SHARD_ROWS + first  # below 2^63: both are bounded
         if shard.max() >= len(rows) or not (
             _apart(place, count, shard * MAX_SHARD_ROWS + rows[shard])
         ):
-            raise corrupt(name, "truncated: found runs out of order, or beyond their shard")
-    return record  # type: ignore[no-any-return]
+            raise ValueError("truncated: found runs out of order, or beyond their shard")
+
+
+def source_record(record: Any) -> None:
+    """source.json: base names only, and the fingerprint of just these."""
+    SOURCE_FIELDS(record)
+    if len(record["tars"]) * record["shard_rows"] > MAX_ROWS:
+        raise ValueError(f"{len(record['tars'])} tars of {record['shard_rows']} rows")
+    if record["fingerprint"] != sha256(canonical_json(record["tars"])):
+        raise ValueError("fingerprint: it is not of the tars listed")
+
+
+def sealed(record: Json, check: Check, name: str) -> bytes:
+    """A record as it is written, once its reader's check has passed; NotARecord if it would not."""
+    data = seal(record)
+    try:
+        check(json.loads(data))
+        if len(data) > (most := RECORD_BYTES.get(record["format"], 1 << 20)):
+            raise ValueError(f"found {len(data)} bytes, expected at most {most}")
+    except (ValueError, Unknown) as error:
+        raise NotARecord(f"{name}: nothing was written: {error}") from None
+    return data
+
+
+def parse_column(record: Any, name: str) -> Json:
+    """column.json, unsealed."""
+    return parse(record, column_record, name)
+
+
+def parse_commit(record: Any, name: str) -> Json:
+    """A commit record, unsealed."""
+    return parse(record, commit_record, name)
+
+
+def parse_complete(record: Any, name: str) -> Json:
+    """A COMPLETE record, unsealed."""
+    return parse(record, complete_record, name)
 
 
 def parse_failure(record: Any, name: str) -> Json:
@@ -440,13 +452,8 @@ def parse_failure(record: Any, name: str) -> Json:
 
 
 def parse_source(record: Any, name: str) -> Json:
-    """source.json, unsealed: base names only, and the fingerprint of just these."""
-    parse(record, SOURCE_FIELDS, name)
-    if len(record["tars"]) * record["shard_rows"] > MAX_ROWS:
-        raise corrupt(name, f"{len(record['tars'])} tars of {record['shard_rows']} rows")
-    if record["fingerprint"] != sha256(canonical_json(record["tars"])):
-        raise corrupt(name, "fingerprint: it is not of the tars listed")
-    return record  # type: ignore[no-any-return]
+    """source.json, unsealed."""
+    return parse(record, source_record, name)
 
 
 def parse_index_head(head: Any, name: str) -> Json:

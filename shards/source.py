@@ -13,11 +13,23 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .errors import CorruptColumn, NotAColumn, ShardsError, SourceChanged
-from .records import parse_index_head, parse_index_row, parse_source
+from .errors import (
+    CorruptColumn,
+    NotAColumn,
+    NotARecord,
+    ShardsError,
+    SourceChanged,
+)
+from .records import (
+    parse_index_head,
+    parse_index_row,
+    parse_source,
+    sealed,
+    source_record,
+)
 from .schema import INDEX, SHARD_ROWS, SOURCE, VERSION, refuse_difference
-from .storage import Json, canonical_json, seal, sha256
-from .store import Place, open_store
+from .storage import WHOLE_BYTES, Json, canonical_json, sha256
+from .store import Place, Store, open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +57,11 @@ class Source:
         }
 
     def check(self, folder: Place) -> None:
-        """Raise IdentityMismatch if source.json stands and is of another source; writes nothing."""
+        """Raise IdentityMismatch if source.json stands and is of another source, NotARecord if no
+        reader would take this one; writes nothing.
+        """
         folder = open_store(folder)
+        self._sealed(folder)
         if folder.size("source.json") is not None:
             standing = folder.unseal("source.json", SOURCE, VERSION)
             standing.pop("digest")
@@ -57,9 +72,13 @@ class Source:
                 "New or changed tars are a new source: give it another name",
             )
 
+    def _sealed(self, folder: Store) -> bytes:
+        return sealed(self.record(), source_record, folder.at("source.json"))
+
     def put(self, folder: Place) -> None:
         """Write source.json, or check the one that stands."""
-        open_store(folder).put_if_absent("source.json", seal(self.record()))
+        folder = open_store(folder)
+        folder.put_if_absent("source.json", self._sealed(folder))
         self.check(folder)
 
 
@@ -143,6 +162,11 @@ def put_index(
     folder = open_store(folder)
     data = ShardIndex.encode(source, shard, rows, note)
     index = ShardIndex(source, shard, rows, note, sha256(data))
+    if len(data) > WHOLE_BYTES:
+        raise NotARecord(
+            f"{folder.at(index_name(shard))}: nothing was written: {len(data)} bytes for {len(rows)} "
+            f"rows, at most {WHOLE_BYTES} are read back. Split the tar"
+        )
     if not folder.put_if_absent(index_name(shard), data):
         standing = read_index(folder, shard)
         if standing.note is None and standing.digest != index.digest:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from .commits import Commit, commit_name, read_commit
 from .errors import CorruptColumn, IncompleteColumn
+from .records import column_record, commit_record, sealed
 from .schema import (
     COLUMN,
     HAS_VALUES,
@@ -29,7 +30,7 @@ from .schema import (
     Status,
     refuse_difference,
 )
-from .storage import Json, seal
+from .storage import Json
 from .store import Place, Staging, Store, open_store
 from .tars import END, scan, tar_name, write_row
 from .zarrfile import crc32c, pack, read_elements, read_index, read_into
@@ -41,9 +42,11 @@ PIECE = 1 << 24  # bytes read at once where a standing object is hashed
 def check_column(column: Place, spec: ColumnSpec) -> str | None:
     """Digest of the column.json that stands in a folder, None if there is none; writes nothing.
 
-    Raises IdentityMismatch, naming every differing field, if it is of another column.
+    Raises IdentityMismatch, naming every differing field, if it is of another column; NotARecord if
+    no reader would take this one.
     """
     column = open_store(column)
+    sealed(spec.record(), column_record, column.at("column.json"))
     if column.size("column.json") is None:
         return None
     standing = column.unseal("column.json", COLUMN, VERSION)
@@ -60,7 +63,8 @@ def check_column(column: Place, spec: ColumnSpec) -> str | None:
 def create_column(column: Place, spec: ColumnSpec) -> str:
     """Claim a folder for a column and return the digest of column.json; see `check_column`."""
     column = open_store(column)
-    column.put_if_absent("column.json", seal(spec.record()))
+    name = "column.json"
+    column.put_if_absent(name, sealed(spec.record(), column_record, column.at(name)))
     digest = check_column(column, spec)
     for name, data in spec.zarr_json().items():
         if not column.put_if_absent(name, data) and column.read(name) != data:
@@ -195,7 +199,8 @@ class ShardWriter:
         )  # fmt: skip
         name = commit_name(self.shard)
         self._insist()
-        self.store.put_if_absent(name, seal(commit.record()))
+        record = sealed(commit.record(), commit_record, self.store.at(name))
+        self.store.put_if_absent(name, record)
         standing = read_commit(self.store, self.shard)
         refuse_difference(
             f"{self.store.at(name)}: the commit of shard {self.shard}",

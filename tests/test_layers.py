@@ -50,6 +50,7 @@ HEAVY = {
         "encode.loading",
         "encode.packed",
         "encode.pixels",
+        "encode.rehearsal",
         "encode.text",
         "encode.vae",
         "encode.bench",

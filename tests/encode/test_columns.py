@@ -129,6 +129,19 @@ def test_moments_are_not_latents(tiny: Models) -> None:
         load(kind="latents", encoder=tiny("flux"), resolution=SIDE)
 
 
+def test_options_that_no_column_can_have(tiny: Models) -> None:
+    gemma = {"kind": "ids", "encoder": tiny("gemma")}
+    for column, message in (
+        ({**gemma, "max_tokens": 70_000}, "70000 tokens in a row; lengths are uint16"),
+        (
+            {**gemma, "backend": "webdataset", "codec": "blosc"},
+            "the webdataset backend has no codec",
+        ),
+    ):
+        with pytest.raises(EncodeError, match=f"a column of ids: {message}. Change its options"):
+            column_spec(load(**column), "source", 1, 1024)
+
+
 def test_a_norm_for_a_model_that_has_none(tiny: Models) -> None:
     """Only then, or the same one; it is recorded in the column."""
     column = {"kind": "moments", "encoder": tiny("hunyuan"), "resolution": SIDE}
@@ -140,7 +153,7 @@ def test_a_norm_for_a_model_that_has_none(tiny: Models) -> None:
     assert pictures(**own, norm={"shift": [0.1], "scale": [0.5]}).norm == Norm((0.1,), (0.5,))
     with pytest.raises(ModelNotUsable, match="Leave norm out of the column"):
         load(**own, norm={"shift": [0.1], "scale": [0.6]})
-    three = pictures(**column, norm={"shift": [0.0] * 3, "scale": [1.0] * 3})
+    three = pictures(**column, norm={"shift": [0.0] * 3, "scale": [0.5] * 3})
     with pytest.raises(ModelNotUsable, match="a shift for 3 channels, but latents of 8"):
         column_spec(three, "s", 1, 1024)
 
@@ -205,7 +218,10 @@ def put(store: Store, spec: ColumnSpec, encoder: Encoder, rows: Any, status: Any
 def test_training_on_latents(tiny: Models, tmp_path: Path) -> None:
     """A column of latents takes the place of moments: nothing is drawn, the same norm and shapes."""
     images = pictures(
-        kind="latents", encoder=tiny("dc"), resolution=SIDE, norm={"shift": [0.5], "scale": [2.0]}
+        kind="latents",
+        encoder=tiny("dc"),
+        resolution=SIDE,
+        norm={"shift": [0.5], "scale": [0.41407]},
     )
     stored = images.encode(IMAGES)
     latents = written(tmp_path / "dc", images, stored)
@@ -219,7 +235,7 @@ def test_training_on_latents(tiny: Models, tmp_path: Path) -> None:
     batch = Batch(0, ids + 100, ids, values, tokens, cu)
     empty = torch.zeros(1, 32)
     x = training_inputs(batch, join.norm, empty, FlowConfig(), 0.0, 7, join.posterior)
-    assert torch.equal(x.latents, (torch.from_numpy(stored).float() - 0.5) * 2)
+    assert torch.equal(x.latents, (torch.from_numpy(stored).float() - 0.5) * 0.41407)
     moments = torch.cat([values, torch.zeros_like(values)], 1)  # the same samples, with a posterior
     other = training_inputs(
         Batch(0, ids + 100, ids, moments, tokens, cu), join.norm, empty, FlowConfig(), 0.0, 7

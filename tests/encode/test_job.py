@@ -26,7 +26,19 @@ from PIL import Image
 import configs
 from encode.__main__ import main
 from encode.crew import is_final
-from shards import Column, CorruptColumn, IncompleteColumn, read_commit, read_index
+from encode.engine import ShardTask, Target
+from encode.job import record_failures
+from shards import (
+    Column,
+    CorruptColumn,
+    IncompleteColumn,
+    create_column,
+    open_store,
+    put_complete,
+    read_commit,
+    read_index,
+)
+from shards.commits import read_failures
 from shards.errors import LeaseHeld, StoreError
 from shards.gc import collect
 from shards.lease import Lease
@@ -34,6 +46,7 @@ from shards.repair import repair
 from shards.verify import logical_digest, verify
 from tests.forks import fork, wait
 from tests.seccomp import no_atomic_names, no_links
+from tests.shards.toy import moments_spec
 
 from .toy import files_of, jpeg, sample, tar_bytes, write_config, write_source
 
@@ -636,3 +649,19 @@ def test_a_password_in_a_url_is_neither_printed_nor_recorded(
         assert encode(config, "root=s3://me:SECRET@b/c")[0] == 2
         assert "SECRET" not in (tmp_path / "output").read_text()
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("size", [1, 4_000, 4_001, 70_000, 1_000_000])
+def test_a_reason_of_any_length_is_written_and_read(tmp_path: Path, size: int) -> None:
+    """Its beginning and its end are kept."""
+    store, spec = open_store(tmp_path / "s/c"), moments_spec(1)
+    digest = create_column(store, spec)
+    target = Target(store, digest, spec)
+    tar = ShardTask("s", "f", store.parent, "0.tar", 1, 0, spec.layout.shard_rows, {"c": target})
+    why = ("first " + "x" * size)[: size - 5] + " last" if size > 20 else "x" * size
+    record_failures([(tar, why)])
+    (reason,) = read_failures(store).values()
+    assert (reason[:6], reason[-5:]) == (why[:6], why[-5:])
+    assert len(reason) <= 4_100
+    assert (reason == why) == (size <= 4_000)
+    assert put_complete(store, digest, 1, allow_failed=True).failed == ((0, reason),)

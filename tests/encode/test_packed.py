@@ -1,7 +1,9 @@
 """A text encoder over packed ids gives what it gives caption by caption, whatever stands beside them."""
 
+import shutil
 from collections.abc import Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from encode.packed import PackedText, laid_out, model_of, packed_rows, similar_r
 from encode.registry import ModelSpec
 from encode.text import TextEncoder, load_text, load_tokenizer
 
-from .models import TEXTS, Models
+from .models import SMALL, TEXTS, Models, saved
 
 CAPTIONS = [
     "a cat", "a photograph of an astronaut who rides a horse on the moon", "", "Größe 😀",
@@ -112,6 +114,19 @@ def test_only_with_the_tokenizer_of_the_column(tiny: Models) -> None:
     identity["encoder"]["weights"] = "0" * 64
     with pytest.raises(ModelNotUsable, match="weights"):
         load_tokenizer(identity)
+
+
+def test_a_model_with_too_few_positions(tmp_path: Path, tiny: Models) -> None:
+    """Refused when it is loaded, not at the first long caption of a training run."""
+    column = ids_column(tiny, "gemma")
+    shutil.copytree(tiny("gemma")["path"], tmp_path / "m")
+    config = {
+        **SMALL, "vocab_size": 300, "max_position_embeddings": 71, "pad_token_id": 1,
+    }  # fmt: skip
+    saved(tmp_path / "m", "transformers", "XLMRobertaModel", config)
+    model = ModelSpec.model_validate({"class": "XLMRobertaModel", "path": str(tmp_path / "m")})
+    with pytest.raises(ModelNotUsable, match="XLMRobertaModel cannot encode captions of up to 70"):
+        PackedText.of_ids(column, model)
 
 
 def test_the_registry_knows_the_model_of_an_ids_column() -> None:

@@ -280,7 +280,7 @@ def test_classes_that_would_lie_or_fail(tiny: Models) -> None:
     with pytest.raises(ModelNotUsable, match="head's output"):
         headed.encode(["cat"])
     with pytest.raises(ModelNotUsable, match="hidden state 3 asked for, there are 3"):
-        made(tiny, "t5", hidden_state=3)
+        _ = made(tiny, "t5", hidden_state=3).width
     with pytest.raises(ModelNotUsable, match="captions of 78 tokens asked for, the model takes 77"):
         made(tiny, "clip", max_tokens=78)
 

@@ -29,7 +29,7 @@ from shards import (
     sha256,
 )
 from shards.errors import IncompleteColumn
-from shards.records import parse_index_row, parse_layout, parse_source
+from shards.records import LAYOUT, parse, parse_index_row, parse_source
 from shards.schema import MAX_SHARDS
 from shards.verify import verify
 from shards.writer import block_digest
@@ -437,7 +437,7 @@ def test_lines_of_an_index(tmp_path: Path, line: Any) -> None:
 def test_what_is_sound_passes_unchanged() -> None:
     for spec in (moments_spec(3), moments_spec(1, codec="blosc", backend="zarr")):
         layout = json.loads(json.dumps(spec.layout.record()))
-        assert parse_layout(layout, "file") is layout
+        assert parse(layout, LAYOUT, "file") is layout
         assert Layout(**{**layout, "row_shape": tuple(layout["row_shape"])}) == spec.layout
     largest = {
         "kind": "moments",
@@ -445,7 +445,7 @@ def test_what_is_sound_passes_unchanged() -> None:
         "shards": MAX_SHARDS,
         "shard_rows": 65536,
     }
-    assert parse_layout(largest, "file") == largest
+    assert parse(largest, LAYOUT, "file") == largest
     source = {**Source("s", (("ü.tar", 2**40),)).record(), "digest": "0" * 64}
     assert parse_source(source, "file") is source
 
@@ -453,7 +453,7 @@ def test_what_is_sound_passes_unchanged() -> None:
 def test_messages_name_file_field_and_bounds() -> None:
     layout = {"kind": "moments", "row_shape": [4, True, 2], "shards": 1, "shard_rows": 1024}
     with pytest.raises(CorruptColumn) as caught:
-        parse_layout(layout, "a/column.json")
+        parse(layout, LAYOUT, "a/column.json")
     assert str(caught.value) == (
         "a/column.json: damaged record: row_shape[1]: found True, expected an integer from 1 to "
         "2147483647. Restore it, or delete it and encode again"

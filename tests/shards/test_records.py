@@ -1,25 +1,35 @@
 """Records that were edited, damaged or written by another version end in named errors."""
 
 import json
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shards import (
     Column,
+    ColumnSpec,
     CorruptColumn,
     FormatVersion,
     IncompleteColumn,
     IndexRow,
+    Layout,
+    Norm,
     NotAColumn,
     ShardsError,
+    ShardWriter,
     Source,
     SourceChanged,
     atomic_write,
     create_column,
     open_source,
+    open_store,
     put_complete,
     put_if_absent,
     put_index,
@@ -29,6 +39,8 @@ from shards import (
     unseal,
 )
 from shards.commits import FAILURE, failure_name, valid_rows, valid_words
+from shards.errors import NotARecord
+from shards.reader import open_spec
 from shards.schema import VERSION
 
 from .toy import moments_spec, small_moments, write_shard
@@ -278,3 +290,74 @@ def test_a_damaged_index(tmp_path: Path) -> None:
     path.write_bytes(data.replace(b'"version":1', b'"version":2'))
     with pytest.raises(FormatVersion, match="version 2"):
         read_index(tmp_path, 0)
+
+
+# What a writer accepts is what a reader takes --------------------------------------------------------
+
+NUMBERS = st.lists(
+    st.floats(width=64) | st.sampled_from([0.0, -0.0, 1e-46, 1e-30, 1e30, 1.0001e30]),
+    min_size=0, max_size=4,
+)  # fmt: skip
+
+
+def create(folder: Path, make: Callable[[], ColumnSpec]) -> ColumnSpec | None:
+    """The column that is created, or None where it is refused; then nothing is there."""
+    try:
+        spec = make()
+        create_column(folder, spec)
+    except ValueError:  # of `ColumnSpec` itself, or NotARecord
+        assert not folder.exists()
+        return None
+    return spec
+
+
+@given(NUMBERS, NUMBERS)
+def test_a_norm_is_refused_or_read_back(shift: list[float], scale: list[float]) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        column = Path(place, "c")
+        spec = create(
+            column, lambda: replace(moments_spec(), norm=Norm(tuple(shift), tuple(scale)))
+        )
+        sound = all(abs(v) <= 1e30 for v in [*shift, *scale]) and 0 not in np.float32(scale)
+        assert (spec is not None) == (sound and {len(shift), len(scale)} <= {1, 2})
+        if spec is not None:
+            assert open_spec(open_store(column))[0] == spec
+
+
+@given(NUMBERS, st.integers(-1, 9) | st.none())
+def test_scales_of_int8_are_refused_or_read_back(channel: list[float], empty: int | None) -> None:
+    layout = Layout("tokens", (8, 2), 1, 1024, "int8")
+    how = {"scheme": "x", "channel": channel, "relative_error": 0.0, "rows": 1}
+    with tempfile.TemporaryDirectory() as place:
+        column = Path(place, "c")
+        spec = create(column, lambda: ColumnSpec({}, layout, None, empty, how))
+        if spec is not None:
+            assert open_spec(open_store(column))[0] == spec
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=6) | st.just("x" * 300))
+def test_a_source_is_refused_or_read_back(name: str) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folder, source = Path(place, "s"), Source("s", ((name, 7),))
+        try:
+            source.check(folder)
+            source.put(folder)
+        except NotARecord:
+            assert not folder.exists()
+        else:
+            assert open_source(folder) == source
+
+
+def test_other_records_that_no_reader_takes(tmp_path: Path) -> None:
+    column = tmp_path / "c"
+    spec = moments_spec()
+    digest = create_column(column, spec)
+    writer = ShardWriter(column, spec, digest, 0, 1, "i" * 257)
+    values = np.zeros((1, *spec.layout.row_shape), np.float16)
+    writer.put_block(values, np.zeros(1, np.uint8))
+    with pytest.raises(NotARecord, match="commits/00000.json: nothing was written: index: found"):
+        writer.commit({})
+    assert not (column / "commits").exists()
+    with pytest.raises(NotARecord, match=r"column.json: nothing was written: found \d+ bytes"):
+        create_column(tmp_path / "d", replace(spec, identity={"note": "x" * (1 << 22)}))
+    assert not (tmp_path / "d").exists()
