@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .commits import Commit, own_commit
-from .members import member_of
+from .members import member_read
 from .parallel import Bar, Report, processes_for, silent, spread
 from .quantise import to_floats
 from .reader import Column
@@ -100,8 +100,8 @@ def diff(
     alike = one.layout.element == two.layout.element and _scales(one) == _scales(two)
     pairs = zip(one.generation.content, two.generation.content, strict=True)
     shards = [s for s, (x, y) in enumerate(pairs) if x != y or (x and not alike)]
-    suffix = member_of(one.spec.identity)
-    if suffix is not None and suffix == member_of(two.spec.identity):
+    suffix = member_read(one.spec.identity)
+    if suffix is not None and suffix == member_read(two.spec.identity):
         found.members = _other_members(one, two, suffix)
     tasks = [DiffTask(_slim(one), _slim(two), shard) for shard in shards]
     size = sum(one.generation.rows[s] for s in shards)

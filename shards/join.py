@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .commits import valid_rows
 from .errors import BadRows, IdentityMismatch, OrderError, SourceMismatch
-from .members import member_of
+from .members import member_read
 from .order import Order, Union
 from .reader import Column, open_spec
 from .schema import BLOCK, Norm, Status, differences
@@ -359,7 +359,7 @@ def check_same_members(columns: Sequence[Column]) -> None:
     """
     by_suffix: dict[str, dict[str, Column]] = defaultdict(dict)
     for column in columns:
-        if suffix := member_of(column.spec.identity):
+        if suffix := member_read(column.spec.identity):
             by_suffix[suffix][column.path] = column
     for suffix, some in by_suffix.items():
         first: dict[int, tuple[str, Column]] = {}

@@ -22,18 +22,23 @@ ABSENT = bytes(DIGEST_BYTES)
 UNREAD = b"\xff" * DIGEST_BYTES
 
 
-def suffix_of(member: str) -> str:
-    """The suffix of a member of which a column reads all, `txt`, or a field, `json:caption`."""
-    return member.partition(":")[0]
+def member_of(suffix: str) -> str:
+    """The suffix of the member alone: `json` of `json:caption`."""
+    member = suffix.partition(":")[0]
+    return member if is_json(member) else suffix
 
 
-def member_of(identity: Json) -> str | None:
+def is_json(member: str) -> bool:
+    return member.rpartition(".")[2] == "json"
+
+
+def member_read(identity: Json) -> str | None:
     """The suffix of the members that a column was made of, captions or pictures, as its identity
     says; None if it says nothing.
     """
     how = identity.get("preprocess")
-    member = (how.get("caption") or how.get("image")) if isinstance(how, dict) else None
-    return suffix_of(member) if isinstance(member, str) else None
+    suffix = (how.get("caption") or how.get("image")) if isinstance(how, dict) else None
+    return member_of(suffix) if isinstance(suffix, str) else None
 
 
 def members_digest(

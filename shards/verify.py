@@ -23,7 +23,7 @@ from .commits import (
     read_commit,
 )
 from .errors import CorruptColumn, NotAColumn, ShardsError, SourceMismatch
-from .members import member_of, members_digest
+from .members import member_read, members_digest
 from .parallel import Bar, Report, processes_for, silent, spread
 from .reader import Column, open_spec
 from .records import parse_complete, parse_failure
@@ -144,7 +144,7 @@ def check_source(found: Examination, folders: Sequence[Place]) -> int:
     shards could be compared. Commits of older releases do not say what they were made of.
     """
     assert found.spec
-    suffix, captions = member_of(found.spec.identity), found.spec.layout.ragged
+    suffix, captions = member_read(found.spec.identity), found.spec.layout.ragged
     source = open_source(found.store.parent)
     if source.fingerprint != found.spec.identity.get("source"):
         raise SourceMismatch(

@@ -44,5 +44,12 @@ def test_new_columns_join_old_ones(columns: Path) -> None:
     }
     assert run(EncodeConfig.model_validate(config_of(new))) == 0
     for latents, text in (("vae", "new-text"), ("new-vae", "text")):
-        assert open_join(columns / latents, columns / text).valid_rows.tolist() == [0, 2, 1024, 1025]
-    assert len(open_join(columns / "vae", columns / "new-other", [columns / "other"]).valid_rows) == 5
+        assert open_join(columns / latents, columns / text).valid_rows.tolist() == [
+            0,
+            2,
+            1024,
+            1025,
+        ]
+    assert (
+        len(open_join(columns / "vae", columns / "new-other", [columns / "other"]).valid_rows) == 5
+    )
