@@ -16,7 +16,7 @@ from shards.printing import redacted
 
 from .config import EngineConfig
 from .engine import ShardTask
-from .errors import Aborted, BadTar, EncodeError, NoWorkers
+from .errors import Aborted, BadTar, EncodeError, NoWorkers, TarChanged
 from .progress import Progress
 from .scheduler import Scheduler
 from .workers import Died, Done, Event, Executor, Failed
@@ -179,7 +179,7 @@ def is_final(error: Exception) -> bool:
     """Whether a shard's error would only come again. A network may come back, and what `gc` took is
     made anew.
     """
-    passing = isinstance(error, (StoreError, IncompleteColumn))
+    passing = isinstance(error, (StoreError, IncompleteColumn, TarChanged))
     return isinstance(error, (BadTar, ShardsError)) and not passing
 
 

@@ -6,7 +6,7 @@ holds depends on the shard and the config alone.
 
 from __future__ import annotations
 
-import os
+import hashlib
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import IndexRow, Status
+from shards.members import DIGEST_BYTES
 from shards.schema import HAS_VALUES, ZARR_ROWS
 
 from .columns import View
 from .images import decode, transform
 from .meter import Timer
+from .source import read_exactly
 
 AHEAD = 2  # batches decoded before they are asked for
 CHUNK = 16  # rows decoded by a thread at a time: few enough to share out, enough to cost nothing
@@ -35,6 +37,7 @@ class Batch:
     span: Span
     status: Mapping[str, NDArray[np.uint8]]  # by suffix
     images: Mapping[View, NDArray[np.uint8]]
+    digests: Mapping[str, NDArray[np.uint8]]  # of each row's member by suffix, (rows, 32)
 
     @classmethod
     def empty(cls, span: Span, views: Iterable[View]) -> Batch:
@@ -42,7 +45,11 @@ class Batch:
         images = {
             view: np.empty((count, view.resolution, view.resolution, 3), np.uint8) for view in views
         }
-        return cls(span, {view.suffix: np.zeros(count, np.uint8) for view in images}, images)
+        suffixes = {view.suffix for view in images}
+        return cls(
+            span, {suffix: np.zeros(count, np.uint8) for suffix in suffixes}, images,
+            {suffix: np.zeros((count, DIGEST_BYTES), np.uint8) for suffix in suffixes},
+        )  # fmt: skip
 
     def good(self, suffix: str) -> NDArray[np.intp]:
         """Rows of the batch that hold a picture."""
@@ -70,7 +77,10 @@ def load(rows: Sequence[IndexRow], tar: int, batch: Batch, first: int, after: in
                 batch.status[suffix][i] = Status.IMAGE_MISSING
                 continue
             offset, size = members[suffix]
-            image, batch.status[suffix][i] = decode(os.pread(tar, size, offset))
+            data = read_exactly(tar, size, offset)
+            # about 2 % of the CPU time of decoding and cropping
+            batch.digests[suffix][i] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
+            image, batch.status[suffix][i] = decode(data)
             if image is not None:
                 for view in wanted:
                     batch.images[view][i] = transform(image, view.resolution)

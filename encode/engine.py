@@ -13,11 +13,11 @@ same machine. The same function serves a laptop (inline) and a cluster (inside a
 
 from __future__ import annotations
 
-import os
+import hashlib
 import platform
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -28,18 +28,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import ColumnSpec, IndexRow, ShardWriter, Status, Store, put_index
-from shards.commits import commit_name
+from shards.commits import commit_name, own_commit
+from shards.errors import CorruptColumn, FormatVersion, NotAColumn, SourceChanged
+from shards.members import ABSENT, CAPTION_BYTES, UNREAD, member_of
 from shards.schema import ZARR_ROWS
 from shards.source import ShardIndex
 from shards.storage import Json
+from shards.writer import refuse_other_members
 
 from .columns import CaptionEncoder, Encoder, ImageEncoder, View
 from .config import EngineConfig
 from .decoding import Batch, decoded
+from .errors import BadTar, TarChanged
 from .fetch import fetched
-from .members import caption_in, member_of, passed_over
+from .members import caption_in, passed_over
 from .meter import DECODE, READ, WRITE, Timer
-from .source import CAPTION_BYTES, scan_tar
+from .source import Tar, read_exactly, scan_tar
 from .workplace import Workplace
 from .writing import Writing
 
@@ -56,7 +60,8 @@ class Target:
 @dataclass(frozen=True, slots=True)
 class ShardTask:
     """One tar and the columns it still lacks. `number` is its shard, `folder` that of the
-    source. `remote`: pictures are decoded on another node.
+    source. `remote`: pictures are decoded on another node. `peers`: columns of the source that stand
+    already, by the suffix that they read.
     """
 
     source: str
@@ -68,6 +73,7 @@ class ShardTask:
     shard_rows: int
     targets: Mapping[str, Target]  # by name of the column in the config
     remote: bool = False
+    peers: Mapping[str, Sequence[Target]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -102,27 +108,33 @@ def encode_shard(
             scratch = Path(config.scratch or tempfile.gettempdir())
             report = lambda _: timer.done()  # noqa: E731
             path = stack.enter_context(fetched(task.tar, scratch, task.size, report=report))
-            rows, note = scan_tar(path, task.shard_rows)
+            tar = Tar(stack.enter_context(path.open("rb")), task.size)
+            rows, note = scan_tar(tar.file, task.shard_rows)
+            tar.check()
             index = put_index(task.folder, task.fingerprint, task.number, rows, note)
-            tar = stack.enter_context(path.open("rb")).fileno()
         writers = {
             name: stack.enter_context(
                 ShardWriter(t.store, t.spec, t.digest, task.number, len(rows), index.digest)
             )
             for name, t in targets.items()
         }
-        shard = Shard(task, rows, index, tar, {n: encoders[n] for n in writers}, config)
+        stack.enter_context(withdrawing(writers.values(), tar))
+        encoding = {name: encoders[name] for name in writers}
+        shard = Shard(task, rows, index, tar.file.fileno(), encoding, config)
         writing = stack.enter_context(Writing(writers, timer))
         shard.encode(place, timer, writing)
         with timer.waiting(WRITE):
             writing.finish()
+            tar.check()
+            members = shard.members()
+            refuse_others(task, members)
             counts = {}
             for name, writer in writers.items():
                 with timer(f"write {name}"):
                     seconds = seconds_of(timer.seconds, name)
                     told = {**provenance(encoders[name], config), "seconds": seconds}
                     told["passed_over"] = shard.passed_over(name)
-                    commit = writer.commit(told)
+                    commit = writer.commit(told, members[name])
                 values, amounts = np.unique(commit.status(), return_counts=True)
                 counts[name] = {
                     Status(int(v)).name.lower(): int(n)
@@ -133,9 +145,41 @@ def encode_shard(
         )  # fmt: skip
 
 
+@contextmanager
+def withdrawing(writers: Iterable[ShardWriter], tar: Tar) -> Iterator[None]:
+    """Take back what a failed attempt has written if the tar was to blame: the next attempt would
+    adopt it as sound. After any other failure it stays, and is gone on with.
+    """
+    try:
+        yield
+    except BaseException as error:
+        to_blame = isinstance(error, (BadTar, SourceChanged))
+        try:
+            tar.check()
+        except BadTar:
+            to_blame = True
+        for writer in writers if to_blame else ():
+            writer.withdraw()
+        raise
+
+
 def is_committed(target: Target, shard: int) -> bool:
     """Whether a shard of a column is done, by an earlier attempt or another run."""
     return target.store.size(commit_name(shard)) is not None
+
+
+def refuse_others(task: ShardTask, members: Mapping[str, Mapping[str, str]]) -> None:
+    """Raise SourceChanged if a column that stands was made of other members of this tar than those
+    that were read now, TarChanged if two of these columns read different ones.
+    """
+    now: dict[str, str] = {}
+    for suffix, digest in (item for said in members.values() for item in said.items()):
+        if now.setdefault(suffix, digest) != digest:
+            raise TarChanged(f"{task.tar}: its {suffix} members were replaced while they were read")
+        for peer in task.peers.get(suffix, ()):
+            with suppress(NotAColumn, CorruptColumn, FormatVersion):  # not committed, or damaged
+                commit = own_commit(peer.store, peer.digest, task.number)
+                refuse_other_members(peer.store, commit, {suffix: digest})
 
 
 @dataclass
@@ -153,6 +197,17 @@ class Shard:
         self.images = {n: e for n, e in self.encoders.items() if isinstance(e, ImageEncoder)}
         self.captions = {n: e for n, e in self.encoders.items() if isinstance(e, CaptionEncoder)}
         self.views = list(dict.fromkeys(encoder.view for encoder in self.images.values()))
+        self._pictures: dict[str, Any] = {view.suffix: hashlib.sha256() for view in self.views}
+        self._texts: dict[str, Any] = {name: hashlib.sha256() for name in self.captions}
+
+    def members(self) -> dict[str, dict[str, str]]:
+        """What each column has read of the tar, by suffix; see `shards.members`."""
+        images = {n: (e.view.suffix, self._pictures[e.view.suffix]) for n, e in self.images.items()}
+        texts = {n: (member_of(e.suffix), self._texts[n]) for n, e in self.captions.items()}
+        return {
+            name: {suffix: digest.hexdigest()}
+            for name, (suffix, digest) in (images | texts).items()
+        }
 
     def passed_over(self, name: str) -> dict[str, int]:
         """See `members.passed_over`."""
@@ -174,6 +229,8 @@ class Shard:
                         place.check()
                         with timer.waiting(DECODE), timer("wait"):
                             batch = next(batches)
+                        for suffix, digests in batch.digests.items():
+                            self._pictures[suffix].update(digests)
                         pictures.add(batch, place, turn, timer)
                         timer.done(batch.span[1] - batch.span[0])
                     for name in self.images:
@@ -201,7 +258,9 @@ class Shard:
         blocks.
         """
         with timer.waiting(READ), timer("read"):
-            captions, status = read_captions(block, self.tar, encoder.suffix)
+            captions, status = read_captions(
+                block, self.tar, encoder.suffix, self._texts[name].update
+            )
         with timer.waiting(WRITE):
             place.texts.acquire()
         try:
@@ -256,10 +315,13 @@ class Pictures:
 
 
 def read_captions(
-    block: Sequence[IndexRow], tar: int, suffix: str
-) -> tuple[list[str | None], NDArray[np.uint8]]:
+    block: Sequence[IndexRow], tar: int, suffix: str,
+    digested: Callable[[bytes], object] = lambda digest: None,
+) -> tuple[list[str | None], NDArray[np.uint8]]:  # fmt: skip
     """Captions of rows and what became of them: OK, CAPTION_MISSING or CAPTION_UNDECODABLE (over a
-    megabyte, or see `caption_in`).
+    megabyte, or see `caption_in`). `digested` hears of each row's 32 bytes of `shards.members`.
+
+    Raises TarChanged if a caption is not the one that the index knows.
     """
     captions: list[str | None] = []
     status = np.zeros(len(block), np.uint8)
@@ -268,11 +330,21 @@ def read_captions(
         caption = None
         if member not in row.members:
             status[i] = Status.CAPTION_MISSING
+            digested(ABSENT)
+        elif row.members[member][1] > CAPTION_BYTES:
+            status[i] = Status.CAPTION_UNDECODABLE
+            digested(UNREAD)
         else:
             offset, size = row.members[member]
-            status[i] = Status.CAPTION_UNDECODABLE
-            if size <= CAPTION_BYTES:
-                caption, status[i] = caption_in(os.pread(tar, size, offset), suffix)
+            data = read_exactly(tar, size, offset)
+            digest = hashlib.sha256(data)
+            if row.captions.get(member, digest.hexdigest()) != digest.hexdigest():
+                raise TarChanged(
+                    f"the {member} of {row.key!r} is not the one that the tar held when it was "
+                    "listed. Restore the tar, then run again"
+                )
+            digested(digest.digest())
+            caption, status[i] = caption_in(data, suffix)
         captions.append(caption)
     return captions, status
 

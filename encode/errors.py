@@ -39,6 +39,12 @@ class BadTar(EncodeError, ValueError):
     """
 
 
+class TarChanged(BadTar, OSError):
+    """A tar changes while it is read, or holds other bytes than its index says; the shard is tried
+    again.
+    """
+
+
 class NoWorkers(EncodeError, RuntimeError):
     """Every worker died again and again without finishing anything."""
 

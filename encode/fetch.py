@@ -33,8 +33,8 @@ from shards.errors import StoreError
 from shards.places import local_path
 from shards.remote import NoRanges
 
-from .errors import BadTar, FetchFailed
-from .source import is_url, split_url
+from .errors import FetchFailed
+from .source import is_url, read_exactly, refuse_size, split_url
 
 PREFIX = "latentbank-"  # of every file of ours in a scratch folder
 OURS = re.compile(rf"{PREFIX}[0-9a-f]{{24}}-[0-9a-z]{{1,8}}")
@@ -173,11 +173,7 @@ class Remote:
             raise FetchFailed(f"{url}: it is there no more. Restore it") from None
         except StoreError as error:
             raise FetchFailed(str(error)) from None
-        if found != size:
-            raise BadTar(
-                f"{url}: found {found} bytes, the source was made of {size}. Restore the tar, or make "
-                "it a new source"
-            )
+        refuse_size(url, found, size)
         told = f"{url}\n{size}\n{self.opened.etag}\n{os.getuid()}"  # /tmp is everybody's
         self.key = f"{hashlib.sha256(told.encode()).hexdigest()[:24]}-{boot()}"
 
@@ -202,7 +198,7 @@ def fill(
     if os.fstat(file).st_size != remote.size + len(ranges):
         os.ftruncate(file, 0)
         os.ftruncate(file, remote.size + len(ranges))
-    there = os.pread(file, len(ranges), remote.size)
+    there = read_exactly(file, len(ranges), remote.size)
     missing = [i for i in range(len(ranges)) if there[i] != 1]
     had(sum(min(RANGE, remote.size - ranges[i]) for i in range(len(ranges)) if there[i] == 1))
     filling = Filling(file, remote, report)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from shards import Store, put_complete
 from shards.commits import FAILURE, commit_name, failure_name
+from shards.errors import ObjectsMissing
 from shards.lease import Lease
 from shards.records import FAILURE_FIELDS, sealed
 from shards.schema import VERSION
@@ -150,13 +151,17 @@ def record_failures(failed: Sequence[tuple[ShardTask, str]]) -> None:
 def finish(
     plan: Plan, config: EncodeConfig, failed: Sequence[tuple[ShardTask, str]], run: Json | None
 ) -> int:
-    """Write COMPLETE records and the report."""
+    """Write COMPLETE records, of columns whose objects are all there, and the report."""
+    damaged: dict[str, str] = {}
     lacking = {t.store.url for task, _ in failed for t in task.targets.values()}
     for url, target in sorted(plan.columns.items()):
         if url not in plan.untried and (url not in lacking or config.allow_failed):
-            put_complete(
-                target.store, target.digest, target.spec.layout.shards, config.allow_failed
-            )
-    report = write_report(root_of(config), plan.columns, failed, run, config)
+            try:
+                put_complete(
+                    target.store, target.digest, target.spec.layout.shards, config.allow_failed
+                )
+            except ObjectsMissing as error:
+                damaged[url] = str(error)
+    report = write_report(root_of(config), plan.columns, failed, run, config, damaged)
     print(report.text)
-    return QUARANTINED if failed or report.useless else FINISHED
+    return QUARANTINED if failed or damaged or report.useless else FINISHED

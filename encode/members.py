@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from shards import IndexRow, Status
+from shards.members import is_json, member_of
 
 from .source import split_name
 
@@ -32,7 +33,7 @@ def normal_caption(text: str) -> str:
     """The same for captions, where a field of JSON may follow: `.JSON: caption` is `json:caption`."""
     member, _, field = text.partition(":")
     member = normal_suffix(member)
-    if not _is_json(member):
+    if not is_json(member):
         return normal_suffix(text)
     names = [name.strip() for name in field.split(".")]
     if not all(names):
@@ -41,16 +42,6 @@ def normal_caption(text: str) -> str:
             f"{member}:meta.caption"
         )
     return f"{member}:{'.'.join(names)}"
-
-
-def member_of(suffix: str) -> str:
-    """The suffix of the member alone: `json` of `json:caption`."""
-    member = suffix.partition(":")[0]
-    return member if _is_json(member) else suffix
-
-
-def _is_json(member: str) -> bool:
-    return member.rpartition(".")[2] == "json"
 
 
 def caption_in(data: bytes, suffix: str) -> tuple[str | None, Status]:

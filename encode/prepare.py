@@ -7,10 +7,14 @@ there is one listing of commits and one of failures, whatever the number of shar
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from shards import ColumnSpec, Source, Store, check_column, create_column, open_store, put_empty
 from shards.commits import committed, read_failures
+from shards.errors import CorruptColumn, FormatVersion, NotAColumn
+from shards.members import member_read
+from shards.reader import open_spec
 from shards.storage import Json
 
 from .columns import (
@@ -26,7 +30,7 @@ from .engine import ShardTask, Target, read_captions
 from .errors import BadTar, EncodeError
 from .fetch import fetched
 from .room import scratch_of
-from .source import make_source, scan_tar
+from .source import Tar, make_source, scan_tar
 from .survey import refuse_unmatched
 from .workers import load_encoders
 
@@ -107,7 +111,8 @@ def scales(
         assert isinstance(encoder, CaptionEncoder)
         size = source.tars[shard][1]
         with fetched(tars[shard], scratch_of(config), size) as path, path.open("rb") as file:
-            rows, _ = scan_tar(path, config.shard_rows)
+            Tar(file, size)
+            rows, _ = scan_tar(file, config.shard_rows)
             captions, _ = read_captions(rows[:CALIBRATION_ROWS], file.fileno(), encoder.suffix)
         return captions
 
@@ -138,6 +143,7 @@ def claim_columns(plan: Plan, config: EncodeConfig, retry: bool) -> None:
     """
     for claim in plan.claims:
         claim.source.put(claim.folder)
+        peers = columns_of(claim.folder, claim.source.fingerprint)
         targets = {}
         for name, spec in claim.specs.items():
             column = claim.folder.child(name)
@@ -148,10 +154,28 @@ def claim_columns(plan: Plan, config: EncodeConfig, retry: bool) -> None:
                 assert isinstance(encoder, CaptionEncoder)
                 (words,) = encoder.encode([""], config.engine.tokens)
                 put_empty(column, spec, words)
-        _list_tasks(plan, claim, targets, retry)
+        _list_tasks(plan, claim, targets, peers, retry)
 
 
-def _list_tasks(plan: Plan, claim: Claim, targets: Mapping[str, Target], retry: bool) -> None:
+def columns_of(folder: Store, fingerprint: str) -> dict[str, list[Target]]:
+    """The columns of a source that stand, by the suffix of the members that they read. A folder
+    that holds no column, or one that cannot be read, is passed over.
+    """
+    found: dict[str, list[Target]] = {}
+    for name in folder.folders():
+        store = folder.child(name)
+        with suppress(NotAColumn, CorruptColumn, FormatVersion):
+            spec, digest = open_spec(store)
+            suffix = member_read(spec.identity)
+            if suffix and spec.identity.get("source") == fingerprint:
+                found.setdefault(suffix, []).append(Target(store, digest, spec))
+    return found
+
+
+def _list_tasks(
+    plan: Plan, claim: Claim, targets: Mapping[str, Target], peers: Mapping[str, Sequence[Target]],
+    retry: bool,
+) -> None:  # fmt: skip
     """Shards by what they lack; those that lack the same share one mapping."""
     shards = len(claim.tars)
     done = {n: set(committed(t.store, shards)) for n, t in targets.items()}
@@ -166,7 +190,7 @@ def _list_tasks(plan: Plan, claim: Claim, targets: Mapping[str, Target], retry: 
         size = claim.source.tars[shard][1]
         return ShardTask(
             claim.name, claim.source.fingerprint, claim.folder, claim.tars[shard], size, shard,
-            claim.source.shard_rows, lacking,
+            claim.source.shard_rows, lacking, peers=peers,
         )  # fmt: skip
 
     for shard in range(shards):

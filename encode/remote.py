@@ -11,6 +11,7 @@ import importlib
 import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from .decoding import Batch, load, spans
 from .engine import ShardTask
 from .errors import RemoteDecodeFailed
 from .fetch import fetched
-from .source import scan_tar
+from .source import Tar, scan_tar
 
 IN_STORE = 3  # batches that wait in the object store
 
@@ -38,7 +39,8 @@ def decode_batches(
     """
     scratch = Path(config.scratch or tempfile.gettempdir())
     with fetched(task.tar, scratch, task.size) as path, path.open("rb") as file:
-        rows, note = scan_tar(path, task.shard_rows)
+        tar = Tar(file, task.size)
+        rows, note = scan_tar(file, task.shard_rows)
         found = [  # of an older program, too, which noted less
             sha256(ShardIndex.encode(task.fingerprint, task.number, rows, noted))
             for noted in {note, None}
@@ -51,6 +53,7 @@ def decode_batches(
         for span in spans(len(rows), config.batch):
             batch = Batch.empty(span, views)
             load(rows, file.fileno(), batch, 0, span[1] - span[0])
+            tar.check()
             yield batch
 
 
@@ -101,6 +104,6 @@ def in_order(
             raise RemoteDecodeFailed(f"{task.name}: {found} came, rows {span} were expected")
         # what comes from the object store cannot be written to, and torch wants to be able to
         images = {view: np.array(images) for view, images in batch.images.items()}
-        yield Batch(batch.span, batch.status, images)
+        yield replace(batch, images=images)
     if next(batches, None) is not None:
         raise RemoteDecodeFailed(f"{task.name}: more rows came than the tar has")

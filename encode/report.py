@@ -24,6 +24,7 @@ from shards.schema import HAS_VALUES
 from shards.source import index_name
 from shards.storage import Json, parse_json
 from shards.tables import render
+from shards.zarrfile import read_into
 
 from .config import EncodeConfig
 from .errors import EncodeError
@@ -77,10 +78,10 @@ def index_heads(source: Store, shards: Iterable[int] | None = None) -> dict[int,
         handle = source.open(name)
         try:
             buffer = bytearray(min(HEAD_BYTES, source.length(handle, source.at(name))))
-            got = source.preadv(handle, [memoryview(buffer)], 0)
+            read_into(source, handle, buffer, 0, source.at(name))
         finally:
             source.close(handle)
-        line = bytes(buffer[:got]).partition(b"\n")[0]
+        line = bytes(buffer).partition(b"\n")[0]
         try:
             found = json.loads(line)
         except ValueError:
@@ -111,13 +112,14 @@ def usable(counts: Mapping[str, int]) -> bool:
 
 def write_report(
     root: Store, columns: Mapping[str, Written], failed: Sequence[tuple[Task, str]],
-    run: Json | None, config: EncodeConfig,
+    run: Json | None, config: EncodeConfig, damaged: Mapping[str, str] | None = None,
 ) -> Report:  # fmt: skip
     """Write `<root>/report.json` and summarise the run.
 
     `columns` are all that the run was asked for, by url; `failed` its shards and why; `run` what the
-    meter counted (as in progress.json), None where nothing was encoded. Columns of earlier runs keep
-    their entries. Raises CountsDisagree where rows are lost or doubled.
+    meter counted (as in progress.json), None where nothing was encoded; `damaged` says of columns by
+    url what they lack though it is committed. Columns of earlier runs keep their entries. Raises
+    CountsDisagree where rows are lost or doubled.
     """
     report = standing_report(root)
     heads: dict[str, dict[int, int]] = {}
@@ -128,6 +130,8 @@ def write_report(
             heads[folder.url] = index_heads(folder)
         entry = column_report(target, heads[folder.url])
         entry["failed"] = _failures(target, failed) if entry["missing"] else []
+        if damaged and url in damaged:
+            entry |= {"complete": None, "damaged": damaged[url]}
         if run is not None:
             entry["run"] = _of_run(run, url)
         elif isinstance(report.get(url), dict) and "run" in report[url]:
@@ -276,6 +280,8 @@ def summary(
 
 
 def _line(url: str, entry: Json, allow_failed: bool) -> str:
+    if "damaged" in entry:
+        return f"NOT complete, DAMAGED: {entry['damaged']}"
     counts = ", ".join(f"{n:,} {name}" for name, n in _ordered(entry["counts"]))
     if entry["complete"] is not None and (allow_failed or not entry["missing"]):
         useless = "" if usable(entry["counts"]) else "but NO ROW IS USABLE, "

@@ -53,7 +53,7 @@ def shard_bytes(
     lost = int(np.count_nonzero(np.diff(~there, prepend=False, append=False))) // 2
     commit = Commit(
         1, rows, ((1_000, 1, 2),) * lost, tuple(objects), (DIGEST,) * blocks, DIGEST, DIGEST,
-        PROVENANCE,
+        PROVENANCE, {"jpg": DIGEST},
     )  # fmt: skip
     return total + len(seal(commit.record()))
 

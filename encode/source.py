@@ -11,9 +11,11 @@ members before the cut.
 from __future__ import annotations
 
 import hashlib
+import os
 import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote
@@ -22,14 +24,14 @@ from braceexpand import braceexpand
 
 from shards import IndexRow, Source, Store, open_store
 from shards.client import Limits
+from shards.members import CAPTION_BYTES
 from shards.places import home, local_path
 from shards.records import MAX_CAPTIONS, MAX_TEXT
 from shards.store import WEB
 
-from .errors import BadTar, MissingTar, NotASource
+from .errors import BadTar, MissingTar, NotASource, TarChanged
 
 CAPTION = "txt"  # last part of a suffix whose members are captions: txt, short.txt
-CAPTION_BYTES = 1 << 20  # a longer one is no caption
 SUFFIX = 256  # characters; a longer one names nothing that a config could ask for
 HEADER_BYTES = 1 << 20  # of a long name or of PAX fields; a larger one is damage
 AFTER = 1 << 20  # bytes after the end that are looked at together; one tar behind another is there
@@ -125,6 +127,54 @@ def _size(place: str, stores: dict[str, Store]) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
+def refuse_size(name: str, found: int, expected: int) -> None:
+    """Raise BadTar unless a tar has the size that its source knows."""
+    if found != expected:
+        raise BadTar(
+            f"{name}: found {found} bytes, the source was made of {expected}. Restore the tar, or make "
+            "it a new source"
+        )
+
+
+class Tar:
+    """A tar that is open for reading: of the size that its source knows, and to stay as it is."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.file, self._size = file, size
+        self._time = os.fstat(file.fileno()).st_mtime_ns
+        self.check()
+
+    def check(self) -> None:
+        """Raise BadTar if the size is another, TarChanged if the tar was written to since it was
+        opened: what was read of it may be half of one tar and half of another.
+        """
+        state = os.fstat(self.file.fileno())
+        refuse_size(self.file.name, state.st_size, self._size)
+        if state.st_mtime_ns != self._time:
+            raise TarChanged(
+                f"{self.file.name}: it was written to while it was read. Let whatever copies it "
+                "finish, then run again"
+            )
+
+
+def read_exactly(file: int, size: int, offset: int) -> bytes:
+    """Bytes of an open file; TarChanged if it ends before that. One call of `os.pread` may give
+    fewer, as network file systems do.
+    """
+    data = os.pread(file, size, offset)
+    if len(data) == size:
+        return data
+    parts = [data]
+    while (left := size - sum(map(len, parts))) and parts[-1]:
+        parts.append(os.pread(file, left, offset + size - left))
+    if left:
+        raise TarChanged(
+            f"the tar ends at byte {os.fstat(file).st_size}, but a member of it ends at byte "
+            f"{offset + size}. It was cut off after it was listed: restore it, then run again"
+        )
+    return b"".join(parts)
+
+
 def split_name(name: str) -> tuple[str, str]:
     """`a/b.c.txt` -> (`a/b`, `c.txt`): webdataset's key and suffix.
 
@@ -147,27 +197,27 @@ class _Headers:
         return self._read(size)
 
 
-def scan_tar(path: Path, limit: int) -> tuple[list[IndexRow], str | None]:
+def scan_tar(tar: Path | BinaryIO, limit: int) -> tuple[list[IndexRow], str | None]:
     """Rows of a tar, and a note where it is cut off or damaged.
 
     Raises BadTar for a file that is no tar at all, holds no sample, or has more than `limit` rows.
     """
-    size = path.stat().st_size
     rows: list[IndexRow] = []
-    with path.open("rb") as file:
+    with tar.open("rb") if isinstance(tar, Path) else nullcontext(tar) as file:
+        size = os.fstat(file.fileno()).st_size
         headers: Any = _Headers(file)  # all that tarfile needs of a file
         try:
             # A name that is not UTF-8 becomes one that JSON can hold.
-            tar = tarfile.open(  # noqa: SIM115 - closed with `file`
+            members = tarfile.open(  # noqa: SIM115 - closed with `file`
                 fileobj=headers, mode="r:", errors="backslashreplace"
             )
         except DAMAGE as error:
             raise BadTar(
-                f"{path}: not a tar ({_kind(file) or error}, {size} bytes). Fetch it again"
+                f"{file.name}: not a tar ({_kind(file) or error}, {size} bytes). Fetch it again"
             ) from None
-        note = _read_members(tar, file, size, rows, limit)
+        note = _read_members(members, file, size, rows, limit)
     if not rows:
-        raise BadTar(f"{path}: no sample in it ({note or 'an empty tar'}). Fetch it again")
+        raise BadTar(f"{file.name}: no sample in it ({note or 'an empty tar'}). Fetch it again")
     return rows, note
 
 
@@ -241,8 +291,6 @@ def _add(rows: list[IndexRow], member: tarfile.TarInfo, file: BinaryIO) -> None:
     members, captions = dict(rows[-1].members), dict(rows[-1].captions)
     members[suffix] = (member.offset_data, member.size)
     if suffix.rpartition(".")[2] == CAPTION and member.size <= CAPTION_BYTES:
-        at = file.tell()
-        file.seek(member.offset_data)
-        captions[suffix] = hashlib.sha256(file.read(member.size)).hexdigest()
-        file.seek(at)
+        data = read_exactly(file.fileno(), member.size, member.offset_data)
+        captions[suffix] = hashlib.sha256(data).hexdigest()
     rows[-1] = IndexRow(key, members, captions)

@@ -6,7 +6,9 @@
 
 Nothing is loaded and nothing is written: shards come from one listing of each column, rows from its
 COMPLETE record or its commits, and the rest from `<root>/progress.json`, which a run replaces every
-few seconds. Exit code 0, or 3 if shards have failed or a complete column has no usable row.
+few seconds. Sizes of committed objects are compared once (of an object store by a listing of each
+array). Exit code 0, or 3 if shards have failed, a column lacks what is committed, or a complete one
+has no usable row.
 """
 
 from __future__ import annotations
@@ -27,8 +29,15 @@ from rich.table import Table
 
 import configs
 from shards import Status, Store, open_store
-from shards.commits import commit_name, committed, read_complete, read_failures
-from shards.errors import NotAColumn
+from shards.commits import (
+    commit_name,
+    committed,
+    complete_names,
+    lost_objects,
+    read_complete,
+    read_failures,
+)
+from shards.errors import CorruptColumn, NotAColumn
 from shards.places import local_path
 from shards.printing import raw
 from shards.records import finite, having, integer, one_of, optional, table, text
@@ -66,8 +75,10 @@ RUN = having(
 )  # fmt: skip
 
 
-def column_status(store: Store, reported: Json | None = None) -> Json:
-    """Shards and rows of one column, as it stands. `reported` is its entry in report.json."""
+def column_status(store: Store, reported: Json | None = None, sizes: bool = False) -> Json:
+    """Shards and rows of one column, as it stands. `reported` is its entry in report.json. With
+    `sizes` those of its objects are compared with the commits.
+    """
     if store.size("column.json") is None:
         return {"begun": False, "shards": None, "committed": 0, "failed": {}, "complete": None}
     record = store.unseal("column.json", COLUMN, VERSION)
@@ -83,22 +94,33 @@ def column_status(store: Store, reported: Json | None = None) -> Json:
         "missing": shards - len(done) - len(failures),
         "complete": None,
     }
-    if any(name.endswith(".json") for name, _ in store.list("complete")):
-        generation = read_complete(store, digest)
+    if complete_names(store):
+        try:
+            generation = read_complete(store, digest)
+        except (NotAColumn, CorruptColumn) as error:
+            return found | _of_commits(store, done, sizes) | {"lost": str(error)}
         found["complete"] = generation.digest
-        if reported and reported.get("complete") == generation.digest:
+        named = [s for s, content in enumerate(generation.content) if content is not None]
+        if absent := sorted(set(named) - set(done)):
+            lost = (
+                f"commits of shards {absent[:8]} are missing ({len(absent)} in all), which a "
+                "COMPLETE record names. Copy the rest if it was copied in part, or encode again"
+            )
+            return found | _of_commits(store, done, sizes) | {"lost": lost}
+        if not sizes and reported and reported.get("complete") == generation.digest:
             return found | {
                 "rows": sum(generation.rows), "counts": generation.counts,
                 "bytes": reported["bytes"],
             }  # fmt: skip
-    return found | _of_commits(store, done)
+    return found | _of_commits(store, done, sizes)
 
 
-def _of_commits(store: Store, shards: Sequence[int]) -> Json:
+def _of_commits(store: Store, shards: Sequence[int], sizes: bool) -> Json:
     """Rows by status and bytes, from the commits as they are: quick, and without checking digests
     (`python -m shards verify` does that).
     """
     counts: Counter[str] = Counter()
+    objects: dict[str, int] = {}
     size = damaged = 0
     for shard, record in zip(shards, _records(store, shards), strict=True):
         with suppress(KeyError, TypeError):
@@ -108,11 +130,13 @@ def _of_commits(store: Store, shards: Sequence[int]) -> Json:
             for _, count, status in record["not_ok"]:
                 counts["ok"] -= count
                 counts[Status(status).name.lower()] += count
+            objects |= {str(path): bytes_ for path, bytes_, _ in record["objects"]} if sizes else {}
             size += sum(bytes_ for path, bytes_, _ in record["objects"] if path[:6] != "empty/")
         except (KeyError, TypeError, ValueError):
             damaged += 1
     found = {"rows": counts.total(), "counts": dict(+counts), "bytes": size}
-    return found | ({"damaged": damaged} if damaged else {})
+    lost = lost_objects(store, objects)
+    return found | ({"damaged": damaged} if damaged else {}) | ({"lost": lost} if lost else {})
 
 
 def _records(store: Store, shards: Sequence[int]) -> Iterator[Any]:
@@ -200,7 +224,7 @@ def duration(seconds: float) -> str:
 # The command --------------------------------------------------------------------------------------
 
 
-def status(config: EncodeConfig, now: float | None = None) -> Json:
+def status(config: EncodeConfig, now: float | None = None, sizes: bool = True) -> Json:
     """All of it as JSON."""
     now = time.time() if now is None else now
     root, reported = open_store(config.root), {}
@@ -211,7 +235,7 @@ def status(config: EncodeConfig, now: float | None = None) -> Json:
             store = root.child(source).child(name)
             entry = reported.get(_resolved(store))
             try:
-                columns[f"{source}/{name}"] = column_status(store, entry)
+                columns[f"{source}/{name}"] = column_status(store, entry, sizes)
             except NotAColumn as error:  # between two objects of a column that is just begun
                 columns[f"{source}/{name}"] = {"begun": False, "error": str(error), "failed": {}}
     run = read_progress(root)
@@ -240,6 +264,8 @@ def as_text(found: Json, config_path: str) -> str:
         state = "complete: " if column["complete"] else ""
         if _useless(column):
             state = "complete, NO ROW IS USABLE: "
+        if column.get("lost"):
+            state = "DAMAGED: "
         table.add_row(
             name, f"{column['committed']:,} of {column['shards']:,}", f"{len(column['failed']):,}",
             f"{column['missing']:,}", f"{column['rows']:,}", size_text(column["bytes"]),
@@ -251,6 +277,7 @@ def as_text(found: Json, config_path: str) -> str:
         for name, column in found["columns"].items()
         for shard, reason in column["failed"].items()
     ]
+    lines += [f"DAMAGED {n}: {c['lost']}" for n, c in found["columns"].items() if c.get("lost")]
     lines += failed[:SHOWN]
     if len(failed) > SHOWN:
         lines.append(f"... and {len(failed) - SHOWN} more; --json has all")
@@ -270,8 +297,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run_status(args: argparse.Namespace) -> int:
     """`python -m encode status`."""
     config = configs.load(EncodeConfig, args.config, args.overrides)
+    lost: dict[str, str] | None = None  # what the first look found to be missing
     while True:
-        found = status(config)
+        found = status(config, sizes=lost is None)
+        if lost is None:
+            lost = {n: c["lost"] for n, c in found["columns"].items() if c.get("lost")}
+        for name, what in lost.items():
+            found["columns"][name]["lost"] = what
         text = json.dumps(found, indent=1) if args.json else as_text(found, str(args.config))
         if args.watch and (terminal := raw(sys.stdout)).isatty():
             terminal.write("\x1b[H\x1b[J")
@@ -279,7 +311,11 @@ def run_status(args: argparse.Namespace) -> int:
         alive = bool(found["run"] and found["run"]["alive"])
         if not (args.watch and alive):
             columns = found["columns"].values()
-            return QUARANTINED if any(c["failed"] or _useless(c) for c in columns) else 0
+            return (
+                QUARANTINED
+                if any(c["failed"] or c.get("lost") or _useless(c) for c in columns)
+                else 0
+            )
         try:
             time.sleep(EVERY)
         except KeyboardInterrupt:

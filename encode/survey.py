@@ -8,7 +8,6 @@ the encoders on. Totals follow by the ratio to rows (where all are known) or to 
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,15 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import CorruptColumn, IndexRow, Source, Store, open_source, read_index
+from shards.members import member_of
 from shards.source import ShardIndex, index_name
 
 from .config import ColumnConfig
 from .engine import read_captions
 from .errors import BadTar, EncodeError, FetchFailed, MissingTar, NoSuchSuffix
 from .fetch import fetched
-from .members import member_of
 from .report import index_heads
-from .source import make_source, scan_tar
+from .source import Tar as OpenTar
+from .source import make_source, read_exactly, scan_tar
 
 PICTURES = 256  # kept of a tar, to try the encoders on
 FIRST, TRIES = 8, 32  # tars with rows that are looked at for a suffix, of so many
@@ -243,22 +243,23 @@ def look_at(tar: Tar, folder: Store, captions: set[str], pictures: set[str], scr
     if tar.place is None or (index is not None and not captions and not pictures):
         assert index is not None
         return Look(tar.shard, index.rows, tar.size, size or 0, {}, {})
-    with fetched(tar.place, scratch, tar.size) as path:
+    with fetched(tar.place, scratch, tar.size) as path, path.open("rb") as file:
+        opened = OpenTar(file, tar.size)
         if index is not None:
             rows = index.rows
         else:
-            rows, note = scan_tar(path, tar.shard_rows)
+            rows, note = scan_tar(file, tar.shard_rows)
             size = len(ShardIndex.encode(64 * "0", tar.shard, rows, note))
-        with path.open("rb") as file:
-            texts = {s: read_captions(rows, file.fileno(), s)[0] for s in captions}
-            some = rows[:: max(1, len(rows) // PICTURES)]
-            shown = {
-                s: [_member(file.fileno(), row, s) for row in some if s in row.members]
-                for s in pictures
-            }
+        texts = {s: read_captions(rows, file.fileno(), s)[0] for s in captions}
+        some = rows[:: max(1, len(rows) // PICTURES)]
+        shown = {
+            s: [_member(file.fileno(), row, s) for row in some if s in row.members]
+            for s in pictures
+        }
+        opened.check()
     return Look(tar.shard, rows, tar.size, size or 0, texts, shown)
 
 
 def _member(tar: int, row: IndexRow, suffix: str) -> bytes:
     offset, size = row.members[suffix]
-    return os.pread(tar, size, offset)
+    return read_exactly(tar, size, offset)

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from encode.errors import TarChanged
 from encode.images import decode, transform
-from encode.members import caption_in, member_of
-from shards import Column, IndexRow, open_source, read_index
+from encode.members import caption_in
+from encode.source import read_exactly
+from shards import Column, IndexRow, open_source, read_index, sha256
+from shards.members import member_of
 
 from .errors import MissingPictures
 
@@ -45,7 +48,18 @@ class Originals:
 
     def member(self, row: int, suffix: str) -> bytes:
         offset, size = self.entry(row).members[suffix]
-        return self._tar(row // self.source.shard_rows).read(offset, size)
+        tar = self._tar(row // self.source.shard_rows)
+        try:
+            data = tar.read(offset, size)
+        except TarChanged:
+            data = b""
+        captions = self.entry(row).captions
+        if len(data) != size or (suffix in captions and sha256(data) != captions[suffix]):
+            name = self._tars / self.source.tars[row // self.source.shard_rows][0]
+            raise MissingPictures(
+                f"{name}: {suffix} of {self.entry(row).key} is not what the source was made of. Restore the tar"
+            )
+        return data
 
     def crop(self, row: int, how: Json) -> Picture:
         """The picture as a column's encoder saw it; `how` is `preprocess` of that column's identity."""
@@ -75,7 +89,7 @@ class _File:
         self._descriptor = os.open(path, os.O_RDONLY)
 
     def read(self, offset: int, size: int) -> bytes:
-        return os.pread(self._descriptor, size, offset)
+        return read_exactly(self._descriptor, size, offset)
 
     def __del__(self) -> None:
         os.close(self._descriptor)

@@ -3,6 +3,7 @@ s3://, gs://, az://).
 
     python -m shards info COLUMN [--json]
     python -m shards verify COLUMN... [--processes N] [--json]     # every byte, by all cores
+    python -m shards verify COLUMN --source FOLDER     # and the tars, against what was encoded
     python -m shards repair COLUMN [--yes]         # puts aside what is bad; encode makes it again
     python -m shards gc COLUMN [--yes] [--older-than 24h] [--generations] [--quarantine]
     python -m shards digest COLUMN... [--deep]     # equal for equal content, however it was made
@@ -64,6 +65,11 @@ def parser() -> argparse.ArgumentParser:
     verify = add("verify", "check every record, object and row; exit code 1 if anything is bad")
     verify.add_argument("column", nargs="+")
     verify.add_argument("--json", action="store_true", help="faults as JSON lines")
+    verify.add_argument(
+        "--source", action="append", default=[], metavar="FOLDER",
+        help="folder or url of the source's tars, which are compared with what was encoded; "
+        "several may be given",
+    )  # fmt: skip
     processes(verify)
     repair = add("repair", "put aside what is damaged, so that encode makes it again", "column")
     changes(repair)
@@ -154,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
         case "info":
             return info.run_info(args.column, args.json)
         case "verify":
-            return verify.run_verify(args.column, args.processes, args.json)
+            return verify.run_verify(args.column, args.processes, args.json, args.source)
         case "repair":
             return repair.run_repair(args.column, args.yes, args.processes, args.break_lease)
         case "gc":

@@ -4,13 +4,14 @@ these alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CorruptColumn, IncompleteColumn, NotAColumn
+from .errors import CorruptColumn, IncompleteColumn, NotAColumn, ObjectsMissing
 from .records import complete_record, parse_commit, parse_complete, parse_failure, sealed
 from .schema import BLOCK, COMMIT, COMPLETE, VERSION, Status
 from .storage import Json, canonical_json, sha256
@@ -18,12 +19,13 @@ from .store import Place, Store, open_store
 
 Run = tuple[int, int, int]  # (first row of the shard, count, status)
 FAILURE = "latentbank-failure"
+READERS = 16  # records read at once: of an object store each takes a round trip
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
     """What a committed shard holds. Everything but `objects` and `provenance` is the same however
-    it was made.
+    it was made; commits of older releases have no `members`.
     """
 
     shard: int
@@ -34,6 +36,7 @@ class Commit:
     index: str  # digest of the source index that was read
     column: str  # digest of column.json
     provenance: Json
+    members: Mapping[str, str] = field(default_factory=dict)  # what was read of the tar, by suffix
 
     @property
     def content(self) -> str:
@@ -53,7 +56,7 @@ class Commit:
             "column": self.column,
             "content": self.content,
             "provenance": self.provenance,
-        }
+        } | ({"members": dict(self.members)} if self.members else {})
 
     def status(self) -> NDArray[np.uint8]:
         """The status of each row."""
@@ -85,6 +88,7 @@ def read_commit(column: Place, shard: int) -> Commit:
         record["index"],
         record["column"],
         record["provenance"],
+        record.get("members", {}),
     )
     if commit.content != record["content"] or commit.shard != shard:
         raise CorruptColumn(
@@ -227,19 +231,32 @@ def generation_of_commits(
     so the same at any later time.
     """
     wanted = committed(column, shards) if only is None else only
-    commits = [own_commit(column, column_digest, shard) for shard in wanted]
+    commits = read_commits(column, column_digest, wanted)
+    return _generation(column, column_digest, shards, commits, only is None)
+
+
+def read_commits(column: Store, column_digest: str, shards: Sequence[int]) -> list[Commit]:
+    """The commits of some shards."""
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(lambda shard: own_commit(column, column_digest, shard), shards))
+
+
+def _generation(
+    column: Store, column_digest: str, shards: int, commits: Sequence[Commit], failures: bool
+) -> Generation:
     done = {commit.shard for commit in commits}
-    failures = read_failures(column) if only is None else {}
-    failed = {s: why for s, why in failures.items() if s not in done}
+    reasons = read_failures(column) if failures else {}
+    failed = {s: why for s, why in reasons.items() if s not in done}
     return Generation.of(column_digest, shards, commits, failed)
 
 
 def put_complete(column: Place, column_digest: str, shards: int, allow_failed: bool) -> Generation:
     """Write a COMPLETE generation; IncompleteColumn if a shard is neither committed nor an allowed
-    failure.
+    failure, ObjectsMissing if what is committed is not there.
     """
     column = open_store(column)
-    generation = generation_of_commits(column, column_digest, shards)
+    commits = read_commits(column, column_digest, committed(column, shards))
+    generation = _generation(column, column_digest, shards, commits, True)
     missing = [s for s, content in enumerate(generation.content) if content is None]
     failed = dict(generation.failed)
     unexplained = [s for s in missing if not (allow_failed and s in failed)]
@@ -250,11 +267,34 @@ def put_complete(column: Place, column_digest: str, shards: int, allow_failed: b
             f"{column.url}: {len(unexplained)} of {shards} shards are not committed ({why}). Run "
             "encode again"
         )
+    lost = lost_objects(column, {name: n for c in commits for name, n, _ in c.objects})
+    if lost:
+        raise ObjectsMissing(f"{column.url}: {lost}")
     name = f"complete/{generation.digest}"
     record = sealed(generation.record(column_digest), complete_record, column.at(f"{name}.json"))
     column.put_if_absent(f"{name}.valid", generation.words.astype("<u4").tobytes())
     column.put_if_absent(f"{name}.json", record)
     return generation
+
+
+def lost_objects(column: Store, committed: Mapping[str, int]) -> str:
+    """What is wrong where objects are not of the size that commits say, in words with what to do;
+    empty if all are. Of an object store this is one listing of each array.
+    """
+    sizes = column.sizes(list(committed))
+    wrong = [
+        f"{name}: {'nothing' if found is None else f'{found} bytes'}, {size} bytes are committed"
+        for (name, size), found in zip(committed.items(), sizes, strict=True)
+        if found != size
+    ]
+    if not wrong:
+        return ""
+    return (
+        f"{len(wrong)} of {len(committed)} objects are missing or of another size, though their "
+        f"shards are committed ({'; '.join(wrong[:3])}{'; ...' if len(wrong) > 3 else ''}). Copy the "
+        "rest if it was copied in part; else see `python -m shards verify`, put the damage aside "
+        "with `python -m shards repair`, and encode again"
+    )
 
 
 def read_complete(column: Store, column_digest: str) -> Generation:

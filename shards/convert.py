@@ -177,7 +177,7 @@ def convert_shard(task: ConvertTask, report: Report) -> None:
             writer.put_block(values, np.where(status == Status.NON_FINITE, Status.OK, status))
         # a path may be any bytes, a record is text
         where = os.fsencode(source.path).decode(errors="backslashreplace")
-        writer.commit({"converted": where})
+        writer.commit({"converted": where}, source._table.members(shard))
     source.close()
 
 

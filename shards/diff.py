@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .commits import Commit, own_commit
+from .members import member_read
 from .parallel import Bar, Report, processes_for, silent, spread
 from .quantise import to_floats
 from .reader import Column
@@ -46,10 +47,11 @@ class Difference:
     fields: list[str] = field(default_factory=list)
     stored: list[str] = field(default_factory=list)
     shards: list[ShardDifference] = field(default_factory=list)
+    members: list[int] = field(default_factory=list)  # shards made of other captions or pictures
     comparable: bool = True
 
     def __bool__(self) -> bool:
-        return bool(self.fields or self.shards)
+        return bool(self.fields or self.shards or self.members)
 
     @property
     def relative(self) -> float:
@@ -98,6 +100,9 @@ def diff(
     alike = one.layout.element == two.layout.element and _scales(one) == _scales(two)
     pairs = zip(one.generation.content, two.generation.content, strict=True)
     shards = [s for s, (x, y) in enumerate(pairs) if x != y or (x and not alike)]
+    suffix = member_read(one.spec.identity)
+    if suffix is not None and suffix == member_read(two.spec.identity):
+        found.members = _other_members(one, two, suffix)
     tasks = [DiffTask(_slim(one), _slim(two), shard) for shard in shards]
     size = sum(one.generation.rows[s] for s in shards)
     begin(size)
@@ -105,6 +110,12 @@ def diff(
     results = [result for _, result in spread(diff_shard, tasks, count, report)]
     found.shards = sorted((r for r in results if r), key=lambda r: r.shard)
     return found
+
+
+def _other_members(a: Column, b: Column, suffix: str) -> list[int]:
+    """Shards that were made of other members of the tar, where both commits say of which."""
+    first, second = a.members(suffix), b.members(suffix)
+    return [s for s in sorted(first.keys() & second.keys()) if first[s] != second[s]]
 
 
 def _scales(column: Column) -> Any:
@@ -208,6 +219,10 @@ def lines_of(found: Difference, a: str, b: str) -> list[str]:
         lines.append(f"shard {shard.shard}: " + "; ".join(notes))
     if len(found.shards) > SHOWN:
         lines.append(f"... and {len(found.shards) - SHOWN} more shards")
+    if found.members:
+        lines.append(
+            f"shards {spans(found.members)}: made of other captions or pictures, as the tars were then"
+        )
     rows = sum(len(s.rows) for s in found.shards)
     if rows:
         largest = max(s.largest for s in found.shards)

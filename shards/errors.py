@@ -56,6 +56,10 @@ class CorruptColumn(ShardsError, ValueError):
     """
 
 
+class ObjectsMissing(CorruptColumn):
+    """Objects that commits name are missing or of another size: a column copied in part."""
+
+
 class StoreError(ShardsError, OSError):
     """An object store refuses, cannot be reached, or cannot do what is needed; or its local cache
     cannot be used.

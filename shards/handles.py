@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import resource
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -129,7 +130,7 @@ class Table:
         self._base = np.concatenate([[0], np.cumsum(self._rows)])
         self._kept: dict[str, tuple[NDArray[Any], NDArray[np.bool_]]] = {}
         self._seen = np.zeros(0, bool)
-        self._digests: dict[int, dict[str, str]] = {}
+        self._commits: dict[int, tuple[dict[str, str], Mapping[str, str]]] = {}
 
     def __call__(self, name: str, rows: Rows) -> NDArray[Any]:
         """Of each row id; IndexError for a row that the generation does not hold."""
@@ -187,7 +188,14 @@ class Table:
 
     def committed(self, shard: int) -> dict[str, str]:
         """sha256 of each small object of a shard, from the commit that the generation names."""
-        if shard not in self._digests:
+        return self._commit(shard)[0]
+
+    def members(self, shard: int) -> Mapping[str, str]:
+        """`members` of that commit."""
+        return self._commit(shard)[1]
+
+    def _commit(self, shard: int) -> tuple[dict[str, str], Mapping[str, str]]:
+        if shard not in self._commits:
             column = self.column
             commit = own_commit(column.store, column.digest, shard)
             if commit.content != column.generation.content[shard]:
@@ -195,10 +203,11 @@ class Table:
                     f"{column.store.at(commit_name(shard))}: not the content that the COMPLETE "
                     f"record names. Run `python -m shards verify {column.path}`"
                 )
-            self._digests[shard] = {
+            small = {
                 path: digest for path, _, digest in commit.objects if path.startswith(self.SMALL)
             }
-        return self._digests[shard]
+            self._commits[shard] = small, commit.members
+        return self._commits[shard]
 
     def _starts(self, shard: int) -> Rows:
         """Where each row of a shard starts in its object: in tokens, or in blocks of a tar."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from .commits import valid_rows
 from .errors import BadRows, IdentityMismatch, OrderError, SourceMismatch
+from .members import member_read
 from .order import Order, Union
 from .reader import Column, open_spec
 from .schema import BLOCK, Norm, Status, differences
@@ -65,6 +67,7 @@ class Join:
         _, *others = self.columns.values()
         for column in others:
             check_same_source(latents, column)
+        check_same_members(list(self.columns.values()))
         words = latents.words(truncated)
         for column in others:
             words &= column.words(truncated)
@@ -348,6 +351,30 @@ def check_same_source(a: Column, b: Column) -> None:
             "rows. "
             "Encode one of the two columns again"
         )
+
+
+def check_same_members(columns: Sequence[Column]) -> None:
+    """Raise SourceMismatch if columns that read the same suffix, of captions or of pictures, were
+    made of other ones. Commits are read of such columns alone; those of older releases say nothing.
+    """
+    by_suffix: dict[str, dict[str, Column]] = defaultdict(dict)
+    for column in columns:
+        if suffix := member_read(column.spec.identity):
+            by_suffix[suffix][column.path] = column
+    for suffix, some in by_suffix.items():
+        first: dict[int, tuple[str, Column]] = {}
+        for column in some.values() if len(some) > 1 else ():
+            wrong: dict[str, list[int]] = defaultdict(list)
+            for shard, digest in column.members(suffix).items():
+                expected, other = first.setdefault(shard, (digest, column))
+                if digest != expected:
+                    wrong[other.path].append(shard)
+            for other_path, shards in wrong.items():
+                raise SourceMismatch(
+                    f"{column.path} and {other_path}: shards {shards[:8]} ({len(shards)} in all) were "
+                    f"made of other {suffix} members: the tars were changed in place between the "
+                    "two. Encode one of the two columns again from the tars that are right"
+                )
 
 
 def encoding(column: Column) -> Json:

@@ -7,12 +7,14 @@ first touch and kept: 6 bytes a row). Then one `preadv` brings it; nothing else 
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .commits import (
+    READERS,
     Generation,
     committed,
     generation_of_commits,
@@ -117,6 +119,15 @@ class Column:
             "generation": self.generation.digest,
             "shards": [[int(a), int(b - a)] for a, b in edges],
         }
+
+    def members(self, suffix: str) -> dict[int, str]:
+        """Digest of the members with a suffix that each shard was made of, where its commit says
+        so; see `members`. All commits are read.
+        """
+        shards = [s for s, content in enumerate(self.generation.content) if content is not None]
+        with ThreadPoolExecutor(READERS) as pool:
+            found = zip(shards, pool.map(self._table.members, shards), strict=True)
+            return {shard: said[suffix] for shard, said in found if suffix in said}
 
     def words(self, truncated: bool = False) -> NDArray[np.uint32]:
         """Valid-row bits over all row ids, (shards * shard_rows / 32,) uint32; with status 1

@@ -285,7 +285,8 @@ COMMIT_FIELDS = fields(
         "column": digest,
         "content": digest,
         "provenance": mapping,
-    }
+    },
+    {"members": table(text(1024), digest, 16)},
 )
 COMPLETE_FIELDS = fields(
     {

@@ -35,6 +35,7 @@ PART = 8 << 20  # of an upload; a smaller object goes in one request
 CONCURRENT = 4  # parts on their way at once
 COPY_BYTES = 5 << 30  # the most that S3 copies on a condition
 CACHE_GB = 64
+LISTED = 256  # more objects than these are looked up by listing their folders
 CHUNK = 1 << 20  # bytes of a stream that are handed on at a time
 
 
@@ -279,8 +280,21 @@ class RemoteStore(Store):
             return None
 
     def sizes(self, names: Sequence[str]) -> Sequence[int | None]:
+        if len(names) > LISTED:
+            folders = {name.rpartition("/")[0].partition("/")[0] for name in names}
+            listed = dict(item for folder in folders for item in self.list(folder))
+            return [listed.get(name) for name in names]
         with ThreadPoolExecutor(THREADS) as pool:
             return list(pool.map(self.size, names))
+
+    def folders(self) -> Sequence[str]:
+        found: Sequence[str] = self.call(
+            "listing", "",
+            lambda library, store: library.list_with_delimiter(
+                store, f"{self._prefix}/" if self._prefix else None
+            )["common_prefixes"],
+        )  # fmt: skip
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
 
     def _objects(self, prefix: str) -> list[dict[str, Any]]:
         """What the store knows of every object below a folder, sorted, with names of ours. Empty

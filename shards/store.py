@@ -13,6 +13,7 @@ import stat
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,6 +40,7 @@ WEB = ("http", "https")  # to be read only
 # of a sealed record by kind; parsed, JSON takes up to twenty times as much
 RECORD_BYTES = {COLUMN: 1 << 22, COMMIT: 1 << 24, COMPLETE: 1 << 26, SOURCE: 1 << 26}
 NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # a name that leads to nothing
+SOME, READERS = 256, 16  # sizes that a thread asks for, one after the other, and threads
 Handle = Any  # of an open object: a file descriptor, or what the store makes of one
 
 
@@ -130,7 +132,14 @@ class Store(ABC):
 
     def sizes(self, names: Sequence[str]) -> Sequence[int | None]:
         """The size of each of many objects."""
-        return [self.size(name) for name in names]
+        parts = [names[i : i + SOME] for i in range(0, len(names), SOME)]
+        with ThreadPoolExecutor(READERS) as pool:  # a network's file system takes its time for each
+            found = pool.map(lambda part: [self.size(name) for name in part], parts)
+            return [size for part in found for size in part]
+
+    @abstractmethod
+    def folders(self) -> Sequence[str]:
+        """Names of the folders that are direct children."""
 
     @abstractmethod
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
@@ -240,9 +249,16 @@ class LocalStore(Store):
 
     def size(self, name: str) -> int | None:
         try:
-            return (self.folder / name).stat().st_size
+            return os.stat(os.path.join(self.folder, name)).st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+    def folders(self) -> Sequence[str]:
+        try:
+            entries = list(os.scandir(self.folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) or is_folder(e))
 
     def _files(
         self, prefix: str, above: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from .commits import (
     FAILURE,
+    READERS,
     Commit,
     Generation,
     commit_name,
@@ -21,18 +22,18 @@ from .commits import (
     own_commit,
     read_commit,
 )
-from .errors import CorruptColumn, NotAColumn, ShardsError
+from .errors import CorruptColumn, NotAColumn, ShardsError, SourceMismatch
+from .members import member_read, members_digest
 from .parallel import Bar, Report, processes_for, silent, spread
 from .reader import Column, open_spec
 from .records import parse_complete, parse_failure
 from .scan import Fault, ShardScan, ShardTask, damage, nonsense, objects_of, scan_shard
 from .schema import COMPLETE, VERSION, ColumnSpec
-from .source import open_source
+from .source import open_source, read_index
 from .storage import Json, canonical_json, sha256
 from .store import Place, Store, open_store
 from .writer import sha256_of
 
-READERS = 16  # threads that read small records
 QUARANTINE, LEASES = "quarantine/", "lease"
 
 
@@ -136,6 +137,56 @@ def examine(
         for _, scan in sorted(scans, key=lambda pair: pair[0]):
             found.faults += scan.faults
     return found
+
+
+def check_source(found: Examination, folders: Sequence[Place]) -> int:
+    """Compare what the column was made of with the tars, which are in one of the folders; how many
+    shards could be compared. Commits of older releases do not say what they were made of.
+    """
+    assert found.spec
+    suffix, captions = member_read(found.spec.identity), found.spec.layout.ragged
+    source = open_source(found.store.parent)
+    if source.fingerprint != found.spec.identity.get("source"):
+        raise SourceMismatch(
+            f"{found.store.url}: made from another source than source.json beside it names. Restore "
+            "source.json"
+        )
+    stores = [open_store(folder) for folder in folders]
+
+    def digest_of(commit: Commit) -> str:
+        """Of the members that the tar holds now; a ShardsError says why there is none."""
+        name, size = source.tars[commit.shard]
+        sizes = [(store, store.size(name)) for store in stores]
+        store, held = next((pair for pair in sizes if pair[1] is not None), sizes[0])
+        if held != size:
+            amount = "no such file" if held is None else f"{held} bytes"
+            raise NotAColumn(
+                f"{store.at(name)}: found {amount}, the source was made of {size} bytes"
+            )
+        rows = read_index(found.store.parent, commit.shard).rows
+        tar = store.open(name, cached=False)
+        try:
+            return members_digest(store, tar, store.at(name), rows, str(suffix), captions)
+        finally:
+            store.close(tar)
+
+    def check(commit: Commit) -> str | None:
+        try:
+            if digest_of(commit) == commit.members[str(suffix)]:
+                return None
+        except (OSError, ShardsError) as error:
+            return damage(error)
+        return (
+            f"{found.store.url}: shard {commit.shard} was made of other {suffix} members than "
+            f"{source.tars[commit.shard][0]} holds now. Restore the tar, or make it a new source"
+        )
+
+    some = [commit for commit in found.commits.values() if suffix in commit.members]
+    with ThreadPoolExecutor(READERS) as pool:
+        for commit, message in zip(some, pool.map(check, some), strict=True):
+            if message is not None:
+                found.fault("members", message, None, commit.shard)
+    return len(some)
 
 
 def check_stands(store: Store) -> None:
@@ -363,13 +414,18 @@ def _digest(column: Column, contents: Sequence[str | None]) -> str:
 # Commands -----------------------------------------------------------------------------------------
 
 
-def run_verify(urls: Sequence[str], processes: int | None, as_json: bool) -> int:
-    """`python -m shards verify`: 2 if one of them is no column, else 1 if anything is damaged, or 0."""
+def run_verify(
+    urls: Sequence[str], processes: int | None, as_json: bool, tars: Sequence[str] = ()
+) -> int:
+    """`python -m shards verify`: 2 if one of them is no column, else 1 if anything is damaged, or 0.
+    `tars`: folders of the source's tars, which are compared then.
+    """
     code = 0
     for url in urls:
         try:
             with Bar("verify") as shown:
                 found = examine(url, processes, shown.begin, shown.report)
+            compared = check_source(found, tars) if tars and found.spec else 0
         except ShardsError as error:
             print(f"error: {error}", file=sys.stderr)
             code = 2
@@ -381,6 +437,11 @@ def run_verify(urls: Sequence[str], processes: int | None, as_json: bool) -> int
         ]:
             print(line)
         if not as_json:
+            if tars:
+                print(
+                    f"{url}: {compared} of {len(found.commits)} shards compared with the tars; the "
+                    "commits of the others do not say what they were made of"
+                )
             print("\n".join([*found.sentences(), _verdict(url, found.faults)]))
     return code
 

@@ -88,5 +88,8 @@ class WebStore(RemoteStore):
     def list(self, prefix: str = "") -> Sequence[tuple[str, int]]:  # type: ignore[override]  # never
         self._refuse()
 
+    def folders(self) -> Sequence[str]:
+        self._refuse()
+
     def litter(self, seconds: float) -> Sequence[str]:
         self._refuse()

@@ -9,7 +9,7 @@ attempts end in the same commit.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .commits import Commit, commit_name, read_commit
-from .errors import CorruptColumn, IncompleteColumn
+from .errors import CorruptColumn, IncompleteColumn, SourceChanged
 from .records import column_record, commit_record, sealed
 from .schema import (
     COLUMN,
@@ -123,7 +123,7 @@ class ShardWriter:
         self._status = self._given.copy()
         self._lengths = np.zeros(rows, np.uint16)
         self._crc = np.zeros(rows, np.uint32)
-        self._next = 0
+        self._next, self._committing = 0, False
         backend = TarValues if spec.layout.backend == "webdataset" else ZarrValues
         self._values: ZarrValues | TarValues = backend(self.store, spec.layout, shard)
 
@@ -172,12 +172,13 @@ class ShardWriter:
             lengths = self._lengths[at].astype(np.int64)
             self._learn(start, self._values.standing(start, lengths, self._given[at]), lengths)
 
-    def commit(self, provenance: Json) -> Commit:
+    def commit(self, provenance: Json, members: Mapping[str, str] | None = None) -> Commit:
         """Write what was learnt of the rows and, last, the commit record; adopts a commit that
-        stands.
+        stands. `members`: what was read of the tar, see `members`.
         """
         if self._next != self.rows:
             raise ValueError(f"commit after {self._next} of {self.rows} rows")
+        self._committing = True
         if not self._values.finish():
             self._adopt()
         self._objects = list(self._values.objects)
@@ -195,7 +196,7 @@ class ShardWriter:
             self._objects.append((path, *sha256_of(self.store, path)))
         commit = Commit(
             self.shard, self.rows, runs(self._status), tuple(self._objects), tuple(self._blocks),
-            self._index, self._column_digest, provenance,
+            self._index, self._column_digest, provenance, members or {},
         )  # fmt: skip
         name = commit_name(self.shard)
         self._insist()
@@ -208,7 +209,15 @@ class ShardWriter:
             commit.content,
             "Two writers disagree about one shard: run `python -m shards verify` on the column",
         )
+        refuse_other_members(self.store, standing, commit.members)
         return standing
+
+    def withdraw(self) -> None:
+        """Delete the values that this writer made, because its input turned out to be wrong. From
+        `commit` on, or where another writer has committed them, they stay.
+        """
+        if not self._committing and self.store.size(commit_name(self.shard)) is None:
+            self._values.withdraw()
 
     def _insist(self) -> None:
         """IncompleteColumn unless every object stands that the commit is to name: one that is of no
@@ -246,6 +255,17 @@ class ShardWriter:
         self.close()
 
 
+def refuse_other_members(column: Store, commit: Commit, members: Mapping[str, str]) -> None:
+    """Raise SourceChanged if a commit of the same shard was made of other members of a suffix."""
+    for suffix, digest in members.items():
+        if commit.members.get(suffix, digest) != digest:
+            raise SourceChanged(
+                f"{column.at(commit_name(commit.shard))}: shard {commit.shard} of this column was made "
+                f"of other {suffix} members than the tar holds now. Columns would no longer belong "
+                "together: restore the tar, or make it a new source"
+            )
+
+
 class ZarrValues:
     """Values as Zarr objects, one a block of 1,024 rows, each published when it is written."""
 
@@ -253,6 +273,7 @@ class ZarrValues:
         self.store, self.layout, self.shard = store, layout, shard
         self.array = layout.arrays()[layout.kind]
         self.objects: list[tuple[str, int, str]] = []
+        self._new: list[str] = []
 
     def put(
         self, start: int, values: Values, lengths: NDArray[Any], status: NDArray[np.uint8]
@@ -268,12 +289,17 @@ class ZarrValues:
         new, size, digest = put_object(self.store, path, self.array, parts)
         self.objects.append((path, size, digest))
         if new:
+            self._new.append(path)
             return values
         standing = read_object(self.store, path, self.array, count)
         return np.split(standing, np.cumsum(lengths)[:-1]) if ragged else standing
 
     def finish(self) -> bool:
         return True
+
+    def withdraw(self) -> None:
+        for path in self._new:
+            self.store.delete(path)
 
     def close(self) -> None:
         pass
@@ -344,6 +370,9 @@ class TarValues:
         if new:
             self.objects.append((self.path, self._file.bytes, self._file.sha256))
         return new
+
+    def withdraw(self) -> None:
+        self.close()  # nothing is published before the commit
 
     def close(self) -> None:
         self._open.close()

@@ -397,6 +397,15 @@ SOURCES: list[SourceCase] = [
 ]
 
 
+CHANGES = [  # see test_changed.py
+    ("another size when its turn comes", "BadTar: ... found N bytes, the source was made of M ..."),
+    ("cut off, lengthened or written to while it is read", "BadTar or TarChanged, tried again"),
+    ("other captions (txt) than the index knows", "SourceChanged: ... other members or captions ..."),
+    ("other pictures, or captions of any suffix, than an earlier column read",
+     "SourceChanged: ... was made of other jpg members ..."),
+]  # fmt: skip
+
+
 # The page ------------------------------------------------------------------------------------------
 
 HEAD = """\
@@ -436,6 +445,11 @@ def page() -> str:
             f"| {cell(tar.name)} | {f'fails: BadTar, ... {tar.error} ...' if tar.error else kept} |"
         )
     lines += [
+        "", "## Tars that change", "",
+        "Such a shard fails without a commit, what it had written is taken back, and the run ends with exit code 3.",
+        "Restore the tar; `encode retry-failed` then makes the shard.",
+        "", "| case | outcome |", "|---|---|",
+        *(f"| {what} | {outcome} |" for what, outcome in CHANGES),
         "", "## Sources", "", "Nothing is encoded, exit code 2.", "", "| case | error |", "|---|---|",
         *(f"| {cell(s.name)} | {s.error.__name__}: ... {s.message} ... |" for s in SOURCES),
         "| a suffix that no sample in the first tars has | NoSuchSuffix: ... Suffixes there, with their rows: ... |",

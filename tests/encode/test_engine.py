@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,7 @@ def test_an_index_that_notes_less_is_the_same_reading(shard: Any, tmp_path: Path
     task, _, config = shard
     path = Path(task.tar)
     path.write_bytes(path.read_bytes() + bytes(1 << 17) + tar_bytes(sample(9)))
+    task = replace(task, size=path.stat().st_size)
     rows, note = scan_tar(path, 1024)
     assert note is not None
     standing = put_index(tmp_path / "folder", "f", 0, rows, None)

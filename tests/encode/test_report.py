@@ -1,6 +1,7 @@
 """report.json and the summary: every row of every tar is accounted for, or it is said that it is not."""
 
 import json
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from shards import (
 )
 from shards.commits import FAILURE, commit_name, failure_name
 from shards.schema import VERSION
+from shards.store import LocalStore
 
 OK, BAD, NONE = Status.OK, Status.IMAGE_UNDECODABLE, Status.IMAGE_MISSING
 TARS = ([OK, OK, BAD], [OK, NONE], [OK] * 4)
@@ -198,3 +200,17 @@ def test_a_commit_of_another_column_is_not_counted(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="belongs to another column.json"):
         column_report(other, index_heads(column.store.parent))
     assert column.store.size(commit_name(0))
+
+
+def test_heads_of_indexes_that_come_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As reads of a network's file system may: an index is not damaged for that."""
+    column = make(tmp_path)
+    folder = column.store.parent
+
+    def short(handle: int, buffers: list[memoryview], offset: int) -> int:
+        return os.preadv(handle, [buffers[0][: -(-len(buffers[0]) // 2)]], offset)
+
+    monkeypatch.setattr(LocalStore, "preadv", staticmethod(short))
+    assert index_heads(folder) == {0: 3, 1: 2, 2: 4}

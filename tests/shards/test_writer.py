@@ -16,12 +16,14 @@ from shards import (
     Column,
     IdentityMismatch,
     ShardWriter,
+    SourceChanged,
     Status,
     create_column,
     put_complete,
     put_empty,
     read_commit,
 )
+from shards.commits import Commit
 from shards.verify import logical_digest, verify
 
 from .toy import (
@@ -237,3 +239,60 @@ def test_a_commit_of_other_content_is_not_adopted(tmp_path: Path) -> None:
         write_shard(path, spec, create_column(path, spec), 0, ROWS, index="another index")
     assert read_commit(path, 0).index == "index 0"
     assert verify(path) == []
+
+
+def test_what_an_attempt_wrote_is_withdrawn_unless_it_is_committed(tmp_path: Path) -> None:
+    """Its own objects alone: not those that it found, nor those that another writer has committed."""
+    spec = moments_spec(1)
+    digest = create_column(tmp_path, spec)
+    ids = row_ids(0, ROWS)
+
+    def put(writer: ShardWriter, *blocks: slice) -> None:
+        for block in blocks:
+            writer.put_block(moments_of(ids[block]), np.zeros(len(ids[block]), np.uint8))
+
+    def values() -> list[str]:
+        return sorted(name for name in files_of(tmp_path) if name.startswith("moments/c/"))
+
+    def writer() -> ShardWriter:
+        return ShardWriter(tmp_path, spec, digest, 0, ROWS[0], "index")
+
+    first, second = slice(0, 1024), slice(1024, None)
+    left = writer()
+    put(left, first)
+    (found,) = values()
+    failed = writer()
+    put(failed, first, second)
+    assert len(values()) == 2
+    failed.withdraw()
+    assert values() == [found]
+    slow, quick = writer(), writer()
+    put(slow, first, second)
+    put(quick, first, second)
+    quick.commit({})
+    slow.withdraw()
+    quick.withdraw()
+    assert len(values()) == 2
+    put_complete(tmp_path, digest, 1, allow_failed=False)
+    assert verify(tmp_path) == []
+
+
+def test_a_commit_of_other_members_is_not_adopted(tmp_path: Path) -> None:
+    spec = moments_spec(1)
+    digest = create_column(tmp_path, spec)
+    ids = row_ids(0, (40,))
+
+    def commit(members: dict[str, str] | None) -> Commit:
+        with ShardWriter(tmp_path, spec, digest, 0, 40, "index") as writer:
+            writer.put_block(moments_of(ids), np.zeros(40, np.uint8))
+            return writer.commit({}, members)
+
+    one, other = ({"jpg": digit * 64} for digit in "12")
+    assert commit(one).members == one
+    assert commit(None).members == one  # of an older program, which does not know
+    assert commit({"png": "3" * 64}).members == one
+    with pytest.raises(SourceChanged, match="other jpg members"):
+        commit(other)
+    put_complete(tmp_path, digest, 1, allow_failed=False)
+    assert Column.open(tmp_path).members("jpg") == {0: "1" * 64}
+    assert Column.open(tmp_path).members("png") == {}
