@@ -1,7 +1,8 @@
 """Squared Frechet distance of Gaussians fitted to features, and what each picture adds to it.
 
-|m1 - m2|^2 + Tr S1 + Tr S2 - 2 Tr (S1 S2)^(1/2), m means, S covariances with n - 1. With R = S2^(1/2) the last trace
-is that of (R S1 R)^(1/2), whose eigenvalues are real and not negative: no matrix root of a product is needed.
+|m1 - m2|^2 + Tr S1 + Tr S2 - 2 Tr (S1 S2)^(1/2), m means, S covariances with n - 1. With S = F F^T the last trace is
+the sum of the singular values of F1^T F2: the same whichever comes first, and no root of a product is taken, whose
+eigenvalues, where they are 0 but for rounding, would each add the root of that rounding.
 """
 
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.linalg import svd
 from numpy.typing import NDArray
 
 ROWS = 1_024  # of features that are held in float64 at once
-NEGLIGIBLE = 1e-10  # of the largest eigenvalue: directions in which a sample does not vary
+NEGLIGIBLE = 1e-10  # of the largest singular value: directions in which a sample does not vary
 
 Features = NDArray[np.floating[Any]]  # (pictures, width)
 Floats = NDArray[np.float64]
@@ -37,10 +39,13 @@ class Gaussian:
         return cls(mean, outer / (len(features) - 1), len(features))
 
     @cached_property
-    def root(self) -> Floats:
-        """The covariance's symmetric root."""
+    def factor(self) -> Floats:
+        """F (D, rank) with F F^T the covariance: its eigenvectors times the roots of its eigenvalues, without those
+        that are 0 as far as float64 can tell: their roots would be 1e-8 of the largest, and not 1e-16.
+        """
         values, vectors = np.linalg.eigh(self.covariance)
-        return np.asarray((vectors * np.sqrt(values.clip(0))) @ vectors.T)
+        varies = values > values.max() * len(values) * np.finfo(np.float64).eps
+        return np.asarray(vectors[:, varies] * np.sqrt(values[varies]))
 
 
 def frechet(mu1: Floats, sigma1: Floats, mu2: Floats, sigma2: Floats) -> float:
@@ -54,9 +59,7 @@ def frechet_features(a: Features, b: Features) -> float:
 
 
 def distance(found: Gaussian, reference: Gaussian) -> float:
-    root = reference.root
-    values = np.linalg.eigvalsh(root @ found.covariance @ root)
-    return _distance(found, reference, values)
+    return _distance(found, reference, svd(found.factor.T @ reference.factor, compute_uv=False))
 
 
 def influence(features: Features, reference: Gaussian) -> tuple[float, Floats]:
@@ -64,15 +67,15 @@ def influence(features: Features, reference: Gaussian) -> tuple[float, Floats]:
 
     The influence is the derivative of the distance by the picture's weight, times N: its mean is 0, and the mean of
     its squares over N is the distance's variance, as far as it comes from which pictures were drawn. Along a centred
-    feature c it is 2 c.(m1 - m2) + c.c - c^T T c, less its mean, where T = R (R S1 R)^(-1/2) R carries one Gaussian
-    into the other. (A bootstrap would move the distance itself, which grows when pictures repeat.)
+    feature c it is 2 c.(m1 - m2) + c.c - c^T T c, less its mean, where T carries one Gaussian into the other: with
+    F1^T F2 = U s V^T it is F2 V s^-1 V^T F2^T. (A bootstrap would move the distance itself, which grows when pictures
+    repeat.)
     """
-    found, root = Gaussian.fitted(features), reference.root
-    values, vectors = np.linalg.eigh(root @ found.covariance @ root)
-    varies = values > values.max() * NEGLIGIBLE
-    carried = (
-        root @ vectors[:, varies] * values[varies] ** -0.25
-    )  # (D, rank): T is this times its transpose
+    found = Gaussian.fitted(features)
+    _, values, vectors = svd(found.factor.T @ reference.factor, full_matrices=False)
+    varies = values > values.max(initial=0) * NEGLIGIBLE
+    # (D, rank): T is this times its transpose
+    carried = reference.factor @ (vectors[varies].T / np.sqrt(values[varies]))
     shift = 2 * (found.mean - reference.mean)
     parts = []
     for start in range(0, len(features), ROWS):
@@ -83,7 +86,7 @@ def influence(features: Features, reference: Gaussian) -> tuple[float, Floats]:
 
 
 def _distance(found: Gaussian, reference: Gaussian, values: Features) -> float:
-    """With the eigenvalues of R S1 R."""
+    """With the singular values of F1^T F2."""
     apart = np.square(found.mean - reference.mean).sum()
     traces = np.trace(found.covariance) + np.trace(reference.covariance)
-    return float(apart + traces - 2 * np.sqrt(values.clip(0)).sum())
+    return float(apart + traces - 2 * values.sum())

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eval.frechet import Gaussian, distance, frechet, frechet_features, influence
 from eval.influences import NORMAL
@@ -21,7 +23,7 @@ def test_commuting_gaussians_have_a_closed_form() -> None:
     mu1, mu2 = generator.normal(size=6), generator.normal(size=6)
     by_hand = ((mu1 - mu2) ** 2).sum() + ((np.sqrt(s1) - np.sqrt(s2)) ** 2).sum()
     found = frechet(mu1, (q * s1) @ q.T, mu2, (q * s2) @ q.T)
-    assert found == pytest.approx(by_hand, rel=1e-7)
+    assert found == pytest.approx(by_hand, rel=1e-12)
 
 
 def test_a_shifted_sample_is_at_the_squared_shift() -> None:
@@ -29,15 +31,45 @@ def test_a_shifted_sample_is_at_the_squared_shift() -> None:
     assert frechet_features(features, features + 1) == pytest.approx(8.0, abs=1e-12)
 
 
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    width=st.integers(1, 64),
+    ranks=st.tuples(st.integers(1, 80), st.integers(1, 80)),
+)
+def test_ranks_below_the_width_cost_no_digits(
+    seed: int, width: int, ranks: tuple[int, int]
+) -> None:
+    """Tr (S1 S2)^(1/2) from the factors that the covariances are made of: it is the sum of the singular values of
+    A1^T A2, which takes no root of an eigenvalue that is 0 but for rounding.
+    """
+    (mu1, s1), (mu2, s2) = gaussian(seed, width, ranks[0]), gaussian(seed + 1, width, ranks[1])
+    a1, a2 = (
+        np.random.default_rng(seed + i).normal(size=(width, rank)) / np.sqrt(rank)
+        for i, rank in enumerate(ranks)
+    )
+    root = np.linalg.svd(a1.T @ a2, compute_uv=False).sum()
+    traces = np.square(a1).sum() + np.square(a2).sum()
+    expected = np.square(mu1 - mu2).sum() + traces - 2 * root
+    found = frechet(mu1, s1, mu2, s2)
+    # rounding is D eps of the traces that are subtracted, and a little more where an eigenvalue is small
+    assert found == pytest.approx(expected, abs=1e-11 * traces, rel=1e-12)
+    assert frechet(mu2, s2, mu1, s1) == pytest.approx(found, abs=1e-12 * traces, rel=1e-12)
+    assert frechet(mu1, s1, mu1, s1) == pytest.approx(0, abs=1e-12 * traces)
+
+
 @pytest.mark.filterwarnings("ignore:.*disp.*:DeprecationWarning")
 @pytest.mark.parametrize("rank", [32, 200])
 def test_equal_to_clean_fid(rank: int) -> None:
+    """clean-fid takes the root of S1 S2 itself: in place of each of its D - rank eigenvalues of 0, rounding leaves up
+    to D eps |S1| |S2|, and the root of that in the trace.
+    """
     from cleanfid import fid
 
     (mu1, s1), (mu2, s2) = gaussian(1, 64, 200), gaussian(2, 64, rank)
     theirs = fid.frechet_distance(mu1, s1, mu2, s2)
-    assert frechet(mu1, s1, mu2, s2) == pytest.approx(theirs, rel=1e-5)
-    assert frechet(mu2, s2, mu1, s1) == pytest.approx(frechet(mu1, s1, mu2, s2), rel=1e-9)
+    left = 64 * np.finfo(float).eps * np.linalg.norm(s1, 2) * np.linalg.norm(s2, 2)
+    rounding = 2 * max(64 - rank, 0) * np.sqrt(left)
+    assert frechet(mu1, s1, mu2, s2) == pytest.approx(theirs, rel=1e-11, abs=rounding)
 
 
 @pytest.mark.parametrize("count", [6, 3_000])
@@ -68,6 +100,31 @@ def test_influence_is_the_derivative_by_a_pictures_weight() -> None:
         slope = (weighted(more) - weighted(less)) / (2 * step)
         assert each[i] == pytest.approx(slope, abs=0.03 * np.abs(each).max())
     assert each.mean() == pytest.approx(0, abs=1e-12)
+
+
+def test_influences_of_fewer_pictures_than_features() -> None:
+    """Without a covariance: for C centred features and C1 C2^T = U s V^T, c^T T c of picture i is U s U^T at (i, i)."""
+    generator = np.random.default_rng(5)
+    x, y = generator.normal(0.2, 1.5, (20, 64)), generator.normal(size=(30, 64))
+    value, each = influence(x, Gaussian.fitted(y))
+    c1, c2 = x - x.mean(0), y - y.mean(0)
+    u, s, _ = np.linalg.svd(c1 @ c2.T / np.sqrt(19 * 29))
+    carried = 19 * (u**2 @ np.pad(s, (0, 20 - len(s))))
+    expected = 2 * c1 @ (x.mean(0) - y.mean(0)) + np.square(c1).sum(1) - carried
+    np.testing.assert_allclose(
+        each, expected - expected.mean(), atol=1e-11 * np.abs(expected).max()
+    )
+    assert value == pytest.approx(frechet_features(x, y), rel=1e-12)
+
+
+def test_pictures_that_are_all_the_same() -> None:
+    same, others = np.ones((6, 5)), np.random.default_rng(0).normal(size=(9, 5))
+    apart = np.square(others.mean(0) - 1).sum() + others.var(0, ddof=1).sum()
+    assert frechet_features(same, others) == pytest.approx(apart, rel=1e-12)
+    value, each = influence(same, Gaussian.fitted(others))
+    assert value == pytest.approx(apart, rel=1e-12)
+    np.testing.assert_array_equal(each, 0)
+    assert frechet_features(same, same) == 0
 
 
 @pytest.mark.parametrize(
