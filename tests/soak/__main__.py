@@ -1,7 +1,7 @@
 """Run every sweep in full and write SOAK.md.
 
     python -m tests.soak                 # all, or what is left of it since an interruption
-    python -m tests.soak kills flips     # these alone; the table is printed
+    python -m tests.soak kills flips     # these alone; SOAK.md keeps what it says of the others
     python -m tests.soak --new           # from the beginning
     python -m tests.soak --minutes 5     # each at most so long
     python -m tests.soak --list
@@ -54,11 +54,9 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted; run it again to go on", file=sys.stderr)
         return 130
-    if args.sweeps:
-        print(report.table(outcomes))
-    else:
-        (ROOT / "SOAK.md").write_text(report.text(outcomes))
-        print(f"{report.table(outcomes)}\n\nwritten to SOAK.md")
+    page = ROOT / "SOAK.md"
+    page.write_text(report.text(outcomes, page.read_text() if page.exists() else ""))
+    print(f"{report.table(outcomes)}\n\nwritten to SOAK.md")
     for name, outcome in outcomes.items():
         for case, why in outcome.failures[:20]:
             print(f"FAILED: python -m tests.soak --case {name} '{shown(case)}'\n  {why[:500]}")

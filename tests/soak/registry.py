@@ -8,6 +8,7 @@ from tests.shards import hostile, properties, sweeps
 from tests.train import faults as training
 from tests.train import saves
 
+from . import kernels
 from .drawn import properties as drawn
 from .sweep import Sweep
 
@@ -20,6 +21,7 @@ SWEEPS: dict[str, Sweep] = {
         saves.SWEEP,
         training.SWEEP,
         generating.SWEEP,
+        kernels.SWEEP,
         drawn("order", properties.PROPERTIES, seeds=60),
     ]
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -19,11 +20,14 @@ HEAD = """# The soak run
 By `make soak`. Where fewer cases were run than there are, they were drawn by chance. A case is one
 distinct cause (a system call and what is done at it, a byte, a length, a pair of files), never a
 repetition; where inputs are drawn by chance, equal ones are counted once. `make test` runs a sample
-of each sweep.
+of each sweep; `kernels` runs the tests of `make test`. A sweep that is run by itself replaces its own
+lines; the first table describes the last run.
 
 | | |
 |---|---|
 """
+TABLE = """| sweep | a case is | cases | distinct causes | kinds | failures | seconds | commit | date (UTC) |
+|---|---|--:|--:|--:|--:|--:|---|---|"""
 
 
 def machine() -> dict[str, str]:
@@ -42,7 +46,7 @@ def machine() -> dict[str, str]:
     dirty = subprocess.run(
         [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
     )
-    packages = ("numpy", "zarr", "numcodecs", "google-crc32c", "hypothesis")
+    packages = ("numpy", "scipy", "torch", "zarr", "numcodecs", "google-crc32c", "hypothesis")
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "commit": commit.stdout.strip() + (", with changes" if dirty.stdout.strip() else ""),
@@ -56,33 +60,53 @@ def machine() -> dict[str, str]:
 
 def table(outcomes: Mapping[str, Outcome]) -> str:
     """The sums, a row a sweep."""
-    lines = [
-        "| sweep | a case is | cases | distinct causes | kinds | failures | seconds |",
-        "|---|---|--:|--:|--:|--:|--:|",
-    ]
-    for name, outcome in outcomes.items():
-        inputs = len(outcome.inputs)
-        distinct = len(set(outcome.inputs)) if inputs else outcome.cases
-        lines.append(
-            f"| {name} | {SWEEPS[name].counts} | {outcome.cases:,} of {len(SWEEPS[name].cases()):,} "
-            f"| {distinct:,} "
-            f"| {len(outcome.groups)} | {len(outcome.failures)} | {outcome.seconds:,.0f} |"
-        )
-    return "\n".join(lines)
+    return "\n".join([TABLE, *(row(*item) for item in outcomes.items())])
 
 
-def text(outcomes: Mapping[str, Outcome]) -> str:
-    """All of SOAK.md."""
-    parts = [HEAD + "\n".join(f"| {k} | {v} |" for k, v in machine().items()), table(outcomes)]
-    failures = [
-        f"- `python -m tests.soak --case {name} '{shown(case)}'`: {why.splitlines()[0][:300]}"
-        for name, outcome in outcomes.items()
-        for case, why in outcome.failures
-    ]
-    if failures:
-        parts.append("## Failures\n" + "\n".join(failures))
-    parts.append("## Kinds of causes, and how many of each")
-    for name, outcome in outcomes.items():
+def row(name: str, outcome: Outcome) -> str:
+    ran = machine()
+    distinct = len(set(outcome.inputs)) if outcome.inputs else outcome.cases
+    return (
+        f"| {name} | {SWEEPS[name].counts} | {outcome.cases:,} of {len(SWEEPS[name].cases()):,} | {distinct:,} "
+        f"| {len(outcome.groups)} | {len(outcome.failures)} | {outcome.seconds:,.0f} | {ran['commit']} "
+        f"| {ran['date'].removesuffix(' UTC')} |"
+    )
+
+
+def text(outcomes: Mapping[str, Outcome], before: str = "") -> str:
+    """All of SOAK.md; of sweeps that were not run, what it said before."""
+    rows, failures, kinds, left = [], [], [], []
+    for name, sweep in SWEEPS.items():
+        if name not in outcomes:
+            rows += lines(before, f"| {name} |")
+            failures += lines(before, f"- `python -m tests.soak --case {name} ")
+            kinds += lines(before, f"**{name}**: ")
+            left += lines(before, f"- {name}: ")
+            continue
+        outcome = outcomes[name]
+        rows.append(row(name, outcome))
+        failures += [
+            f"- `python -m tests.soak --case {name} '{shown(case)}'`: {why.splitlines()[0][:300]}"
+            for case, why in outcome.failures
+        ]
         groups = ", ".join(f"{group} {count:,}" for group, count in sorted(outcome.groups.items()))
-        parts.append(f"**{name}**: {groups}.")
+        kinds.append(f"**{name}**: {groups}.")
+        left += [f"- {name}: {what}" for what in sweep.not_run()]
+    notes = re.search(r"^## Notes\n.*?(?=\n+## |\Z)", before, re.M | re.S)  # written by hand
+    parts = [
+        HEAD + "\n".join(f"| {k} | {v} |" for k, v in machine().items()),
+        "\n".join([TABLE, *rows]),
+        *(
+            f"## {title}\n" + "\n".join(said)
+            for title, said in (("Failures", failures), ("Not run", left))
+            if said
+        ),
+        *([notes[0]] if notes else []),
+        "## Kinds of causes, and how many of each",
+        *kinds,
+    ]
     return "\n\n".join(parts) + "\n"
+
+
+def lines(text: str, start: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith(start)]

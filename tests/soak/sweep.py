@@ -27,7 +27,8 @@ class Sweep:
 
     `check` raises where the case is not borne. It returns None, or, where a case is many inputs
     drawn by chance, a digest of each, so that inputs are counted once. `group` names the kind of
-    cause that a case is, for the breakdown in the report.
+    cause that a case is, for the breakdown in the report. `not_run` says what cannot be run on this
+    machine, or is left out, and why.
     """
 
     name: str
@@ -35,6 +36,8 @@ class Sweep:
     cases: Callable[[], Sequence[Case]]
     check: Callable[..., Sequence[int] | None]
     group: Callable[[Case], str]
+    seconds: float = SECONDS
+    not_run: Callable[[], Sequence[str]] = tuple
 
 
 @dataclass(slots=True)
@@ -70,7 +73,7 @@ def run(sweep: Sweep, cases: Sequence[Case]) -> Outcome:
     for case in cases:
         outcome.cases += 1
         try:
-            with limit(SECONDS):
+            with limit(sweep.seconds):
                 found = sweep.check(*case)
         except (Exception, TimeoutError) as error:
             outcome.failures.append((case, f"{type(error).__name__}: {error}"[:2000]))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from . import registry, report, runner
+from . import kernels, registry, report, runner
 from .drawn import INPUTS, properties
 from .sweep import Case, Outcome, Sweep, limit, run, sample
 
@@ -133,6 +133,27 @@ def test_the_report_tells_what_failed_and_how_to_run_it_again() -> None:
     assert tuple(json.loads(line.split("'")[1])) == case
 
 
+def test_a_sweep_that_is_run_alone_leaves_the_lines_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case: Case = ("moments", "anew", "tear", 5, "5 write c/.tmp-*")
+    before = report.text({"kills": Outcome(7, [], {"tear write": 7}, [(case, "why")], 60)})
+    before = before.replace("## Kinds", "## Notes\n\nIt was mended.\n\nTwice.\n\n## Kinds")
+    alone = Sweep(
+        "deaths", "a death", lambda: [("a",)], die, lambda case: "all", not_run=lambda: ["b: none"]
+    )
+    monkeypatch.setitem(registry.SWEEPS, "deaths", alone)
+    after = report.text({"deaths": Outcome(1, [], {"all": 1})}, before)
+    assert set(before.splitlines()) < set(after.splitlines())
+    assert "| deaths | a death | 1 of 1 |" in after
+    assert "## Not run\n- deaths: b: none\n" in after
+    again = report.text({"deaths": Outcome(1, [], {"all": 1}), "kills": Outcome(8)}, after)
+    assert again.count("| kills |") == again.count("| deaths |") == 1
+    assert "| 8 of " in again
+    assert "why" not in again  # the failure was of the run before
+    assert again.count("It was mended.\n\nTwice.") == 1
+
+
 def test_every_sweep_is_large_enough() -> None:
     """The counts that the soak run promises, from the lists of cases alone."""
     counts = {name: len(sweep.cases()) for name, sweep in registry.SWEEPS.items()}
@@ -146,6 +167,7 @@ def test_every_sweep_is_large_enough() -> None:
     assert counts["checkpoints"] >= 30_000
     assert counts["training"] >= 150
     assert counts["generate"] >= 20
+    assert not kernels.flags() or counts["kernels"] >= 50
     for name in (
         "kills",
         "power",
@@ -157,6 +179,7 @@ def test_every_sweep_is_large_enough() -> None:
         "checkpoints",
         "training",
         "generate",
+        "kernels",
     ):
         cases = registry.SWEEPS[name].cases()
         assert len(set(cases)) == len(cases), f"{name} repeats a case"
