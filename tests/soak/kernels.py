@@ -58,16 +58,19 @@ NAMES = {
 
 FOLDERS = ("demo", "eval", "train")
 FILES = (
-    "encode/test_features.py", "encode/test_images.py", "encode/test_parity.py", "encode/test_text.py",
-    "encode/test_vae.py", "shards/test_diff.py", "shards/test_info.py", "shards/test_latents.py",
-    "shards/test_quantise.py", "shards/test_randomness.py",
+    "encode/test_features.py", "encode/test_golden.py", "encode/test_images.py", "encode/test_packed.py",
+    "encode/test_parity.py", "encode/test_rehearsal.py", "encode/test_text.py", "encode/test_vae.py",
+    "shards/test_diff.py", "shards/test_info.py", "shards/test_latents.py", "shards/test_quantise.py",
+    "shards/test_randomness.py",
 )  # fmt: skip
 LEFT_OUT = {
     "eval/test_bar.py": "prints lines",
     "eval/test_benchmarks.py": "reads prompts",
     "eval/test_fetch.py": "downloads",
+    "eval/test_hostile.py": "reads damaged files",
     "eval/test_prompts.py": "reads prompts",
     "eval/test_results.py": "reads files",
+    "eval/test_versions.py": "reads files of other versions",
     "train/test_architecture.py": "reads configs",
     "train/test_bad_input.py": "ends before anything is computed",
     "train/test_config.py": "reads configs",
