@@ -44,7 +44,9 @@ def machine() -> dict[str, str]:
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     dirty = subprocess.run(
-        [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
+        [*git, "status", "--porcelain", "--untracked-files=no", ":!/SOAK.md"],
+        capture_output=True,
+        text=True,
     )
     packages = ("numpy", "scipy", "torch", "zarr", "numcodecs", "google-crc32c", "hypothesis")
     return {
