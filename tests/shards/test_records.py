@@ -261,10 +261,20 @@ def test_another_source_under_the_name(tmp_path: Path) -> None:
 
 def test_a_tar_that_changed_since_it_was_read(tmp_path: Path) -> None:
     put_index(tmp_path, "s", 0, ROWS, None)
-    for rows, note in ((ROWS[:1], None), (ROWS, "cut off"), (ROWS[::-1], None)):
+    for rows, note in ((ROWS[:1], None), (ROWS[:1], "cut off"), (ROWS[::-1], None)):
         with pytest.raises(SourceChanged, match="held 2 rows when it was first read"):
             put_index(tmp_path, "s", 0, rows, note)
     assert read_index(tmp_path, 0).rows == ROWS
+
+
+def test_an_index_without_a_note_is_the_same_reading(tmp_path: Path) -> None:
+    """An older program noted less; a note that was there may not become another one."""
+    first = put_index(tmp_path, "s", 0, ROWS, None)
+    assert put_index(tmp_path, "s", 0, ROWS, "more after the end") == first
+    put_index(tmp_path, "s", 1, ROWS, "cut off")
+    for note in (None, "more after the end"):
+        with pytest.raises(SourceChanged):
+            put_index(tmp_path, "s", 1, ROWS, note)
 
 
 def test_a_damaged_index(tmp_path: Path) -> None:
