@@ -37,7 +37,7 @@ WORDS = {
     "dataset", "overrides", "words", "--split",
 }  # fmt: skip
 COLUMNS = {  # served by `shards.open_store`, which writes the home folder out
-    "column", "source", "target", "a", "b", "latents", "text", "--also", "--more", "folder",
+    "column", "source", "target", "a", "b", "latents", "text", "--also", "--more", "folder", "--source",
 }  # fmt: skip
 
 
