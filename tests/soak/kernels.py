@@ -37,6 +37,14 @@ PYTORCH = {  # ATEN_CPU_CAPABILITY
     "avx2": AVX2,
     "avx512": AVX512,
 }
+# What a CPU of each generation takes, and what one does where OPENBLAS_CORETYPE is set for older builds of OpenBLAS.
+PAIRS = (
+    ("Prescott", "default"),
+    ("Haswell", "avx2"),
+    ("Zen", "avx2"),
+    ("SkylakeX", "avx512"),
+    ("Haswell", "avx512"),
+)
 # What PyTorch calls, oneDNN and MKL, as it would choose on a CPU that can do that and no more. MKL hears of its oldest
 # kernels on every CPU, of the others on Intel's alone.
 BESIDE = {
@@ -166,9 +174,11 @@ def zen_is_haswell() -> bool:
 
 def settings() -> list[tuple[str, str]]:
     """Pairs of kernels, of OpenBLAS and of PyTorch, that this machine has."""
-    first = [name for name, needed in OPENBLAS.items() if not lacking(needed)]
-    second = [name for name, needed in PYTORCH.items() if not lacking(needed)]
-    return [(a, b) for a in first for b in second if a != "Zen" or not zen_is_haswell()]
+    return [
+        (a, b)
+        for a, b in PAIRS
+        if not lacking(OPENBLAS[a] | PYTORCH[b]) and (a != "Zen" or not zen_is_haswell())
+    ]
 
 
 def cases() -> list[Case]:
