@@ -2,6 +2,7 @@
 
 import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from configs import ConfigError
@@ -11,10 +12,11 @@ from shards.storage import open_file, parse_json
 RECORD = having({"step": integer(0, 1 << 64)})
 
 
-def forget_after(path: Path, step: int) -> None:
+def forget_after(path: Path, step: int, check_lock: Callable[[], None] = lambda: None) -> None:
     """Drop the records of steps after `step`, which are from before a crash, and a last line that it cut off.
 
-    Looks at the end of the file only: after a million steps it costs what it costs after ten."""
+    Looks at the end of the file only: after a million steps it costs what it costs after ten. `check_lock` raises
+    where what was read there may be another job's by now."""
     if not path.exists():
         return
     os.close(open_file(path))  # Unreadable for a pipe, which would wait for a reader
@@ -28,6 +30,7 @@ def forget_after(path: Path, step: int) -> None:
                 if step_of(lines[start:end], path) <= step:
                     break
                 end = start
+        check_lock()
         file.truncate(end)
 
 

@@ -149,6 +149,7 @@ class Trainer:
         }  # fmt: skip
         if len(self.sources.joins) > 1:
             record["sources"] = batch.sources.tolist()
+        self.world.together(self.world.check_lock)
         atomic_write(path, canonical_json(record))
         self.skipped += 1
         found = (
@@ -203,6 +204,7 @@ class Trainer:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         if self.metrics:
+            self.world.check_lock()
             write_page(self.folder)
         if self._signal:
             name = signal.Signals(self._signal).name
@@ -213,6 +215,7 @@ class Trainer:
         return 0
 
     def _begin(self) -> None:
+        self.world.together(self.world.check_lock)  # a checkpoint may have taken long to read
         if self.world.rank == 0:
             values = self.config.model_dump(mode="json")
             atomic_write(
@@ -274,7 +277,7 @@ class Trainer:
     def _open_metrics(self) -> Metrics:
         described = {**self.config.model_dump(mode="json"), "mix": self._mix()}
         loggers = open_loggers(self.config.metrics, self.folder, described, self.step_number)
-        return Metrics(self.folder, self.step_number, loggers)
+        return Metrics(self.folder, self.step_number, loggers, self.world.check_lock)
 
     def _announce(self) -> None:
         """What is trained on what, on the screen and as a line of metrics.jsonl."""
@@ -362,7 +365,7 @@ class Trainer:
             kind: self.engine.weights() for kind in checkpoint.KINDS
         }  # only their shapes matter here
         blank = checkpoint.State(self.engine.fragments, self.totals, flats)
-        state = checkpoint.load(path, manifest, blank, self._tell)
+        state = checkpoint.load(path, manifest, blank, self.world.tell)
         self.engine.set_weights(state.flats["weights"])
         self.updates = manifest["optimizer"]["step"]
         self.skipped = manifest["optimizer"].get("skipped", 0)
@@ -389,13 +392,10 @@ class Trainer:
         )
 
     def _newest(self) -> tuple[Path, checkpoint.Manifest] | None:
-        found = checkpoint.newest(self._checkpoints, self._tell)
+        found = checkpoint.newest(self._checkpoints, self.world.tell)
         if found:
             checkpoint.refuse_other_run(*found, self.record())
         return found
-
-    def _tell(self, at: str) -> None:
-        self.world.mark(at, own=True)
 
     @property
     def _checkpoints(self) -> Path:

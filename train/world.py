@@ -1,6 +1,7 @@
 """The processes of a run: who they are, and the few things they say to each other."""
 
 import os
+import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -64,10 +65,19 @@ class World:
         if self.guard:
             self.guard.mark(at, own)
 
+    def tell(self, at: str) -> None:
+        """That this rank has got on, in what not all ranks do."""
+        self.mark(at, own=True)
+
     def check_lock(self) -> None:
-        """RunLocked if another job has taken over this run's folder."""
+        """RunLocked if another job has taken over this run's folder. To be asked before each change in it."""
         if self.lock:
             self.lock.check()
+
+    @property
+    def owner(self) -> str:
+        """A name that no other job's folders carry."""
+        return self.lock.owner if self.lock else secrets.token_hex(16)
 
 
 @contextmanager

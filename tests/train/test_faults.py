@@ -1,5 +1,6 @@
 """One real case of each kind of fault of a training job; the soak run has them in great numbers."""
 
+import json
 import os
 import signal
 import time
@@ -206,8 +207,37 @@ def test_a_lock_that_was_taken_away_is_noticed(tmp_path: Path) -> None:
     lock.take()
     lock.check()
     thief.acquire()
-    with pytest.raises(RunLocked):
+    with pytest.raises(RunLocked, match=rf"took over this folder \(pid {os.getpid()} on"):
         lock.check()
     thief.release()
-    lock.check()  # nobody has it: it is taken again
+    with pytest.raises(RunLocked, match=r"took over this folder \(and has ended\)"):
+        lock.check()  # nobody has it, but what it wrote is there
     lock.release()
+
+
+def test_a_lease_that_expired_and_nobody_took_is_taken_anew(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    lock.take()
+    owner = lock.owner
+    lock._lease._until = 0.0  # type: ignore[union-attr]  # as of a process that was stopped
+    (tmp_path / LEASE).write_bytes(
+        canonical_json({**json.loads((tmp_path / LEASE).read_bytes()), "expires": 0.0})
+    )
+    lock.check()
+    assert lock.owner != owner
+    with pytest.raises(RunLocked):
+        RunLock(tmp_path).take()
+    lock.release()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("point", "ranks", "wakes"),
+    [
+        ("checkpoint.py:_write_whole", 2, "beside it"),
+        ("metrics.py:write", 1, "ended"),
+        ("history.py:forget_after", 1, "beside it"),
+    ],
+)
+def test_a_suspended_job_wakes_beside_its_successor(point: str, ranks: int, wakes: str) -> None:
+    faults.suspended(point, ranks, wakes)
