@@ -15,7 +15,7 @@ What a crash leaves has a name with a dot before it, and goes with the next save
 
 A job may be suspended at any line (SIGSTOP, a paused machine), lose the run's lock meanwhile and wake up beside its
 successor. So what is deleted is listed first, then the lock is checked, then it is deleted: what the successor makes is
-not in the list. Names that both may write differ by owner, and a whole checkpoint is never moved or replaced.
+not in the list. Names of what is in progress differ by owner.
 """
 
 import json
@@ -36,6 +36,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shards import FormatVersion, ShardsError, atomic_write, seal, sha256_file, unseal
+from shards.errors import LeaseHeld
 from shards.records import base_name, digest, having, integer, mapping, table
 from shards.schema import differences
 from shards.storage import TEMPORARY, fsync_path, make_durable, make_readable, naming
@@ -154,20 +155,16 @@ def _prune(newest: Path, keep: int, world: World) -> None:
 
 
 def _set_aside(damaged: Path, world: World) -> None:
-    """For whoever wants to look into it; one such folder is enough. CheckpointError, and it is left, if it is whole."""
+    """For whoever wants to look into it; one such folder is enough. It is put back if it is another job's by now."""
     aside = damaged.with_name(f".damaged-{damaged.name}")
     for earlier in damaged.parent.glob(".damaged-*"):
         shutil.rmtree(earlier, ignore_errors=True)
     damaged.rename(aside)
     try:
-        verified(aside, tell=world.tell)
-    except CheckpointError:
-        return
-    aside.rename(damaged)
-    raise CheckpointError(
-        f"{damaged} is whole, and is left as it is: another job wrote it, or it could not be read when this one "
-        "started. Start the run again: it goes on from there"
-    )
+        world.check_lock()
+    except LeaseHeld:
+        aside.rename(damaged)
+        raise
 
 
 def _remove(path: Path) -> None:

@@ -307,6 +307,7 @@ def poisoned(mode: str, ranks: int, rank: int, step: int) -> None:
         if mode == "stop":
             assert codes == [3] * ranks, job.text()
             assert all("NonFiniteLoss" in job.text(r) for r in range(ranks))
+            assert f"it left the weights as they were after {step} updates" in job.text(0)
             ends_as_straight(folder, ranks)
             return
         assert codes == [0] * ranks, job.text()
@@ -418,7 +419,6 @@ def suspended(point: str, ranks: int, wakes: str) -> None:
         assert saved(run) == [STEPS - 4, STEPS - 2, STEPS]
         same_files(step_folder(run, STEPS), step_folder(undisturbed, STEPS))
         checkpoint.verified(step_folder(run, STEPS - 2))
-        assert not list((run / "checkpoints").glob(".damaged-*"))
         ends_as_straight(folder, ranks)
 
 

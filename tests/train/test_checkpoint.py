@@ -201,15 +201,6 @@ def test_a_power_cut_leaves_a_whole_checkpoint() -> None:
     assert safe
 
 
-def test_a_whole_checkpoint_is_never_replaced_or_set_aside(tmp_path: Path) -> None:
-    save(tmp_path, 4)
-    before = {path: path.read_bytes() for path in (tmp_path / "step-00000004").iterdir()}
-    for step in (4, 3):
-        with pytest.raises(CheckpointError, match="step-00000004 is whole, and is left as it is"):
-            save(tmp_path, step)
-        assert {path: path.read_bytes() for path in before} == before
-
-
 def test_a_pause_within_a_save_while_another_job_takes_over() -> None:
     """Before each name appears or vanishes, and at a few other moments."""
     sweep = replace(SWEEP, cases=saves.pause_cases)
