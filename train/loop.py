@@ -44,7 +44,7 @@ Batches = Callable[
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss or gradient that is not finite; the weights are as they were before the step."""
+    """A loss or gradient that is not finite; the weights are as the step before left them."""
 
     exit_code = 3
 
@@ -152,9 +152,15 @@ class Trainer:
         self.world.together(self.world.check_lock)
         atomic_write(path, canonical_json(record))
         self.skipped += 1
+        spoiled = any(self.world.sum([not part.isfinite().all() for part in self.engine.weights()]))
+        weights = (
+            "the weights were not finite before it, so an earlier step has spoiled them"
+            if spoiled
+            else f"it left the weights as they were after {self.updates} updates"
+        )
         found = (
-            f"the {what} of step {self.step_number} is not finite on some rank; the weights were not moved. The rows "
-            f"of this rank's batch are in {path}"
+            f"the {what} of step {self.step_number} is not finite on some rank; {weights}. The rows of this rank's "
+            f"batch are in {path}"
         )
         if guard.nonfinite == "stop":
             raise NonFiniteLoss(f"{found}. Resume with a smaller optim.lr, or look at those rows")

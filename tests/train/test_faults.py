@@ -125,6 +125,15 @@ def test_one_rank_has_a_loss_that_is_not_finite(mode: str) -> None:
     faults.poisoned(mode, 2, 1, 5)
 
 
+def test_weights_that_an_earlier_step_spoiled_are_said_to_be() -> None:
+    """The loss of step 1 is not finite because step 0 moved the weights to infinity."""
+    with scratch() as folder:
+        done = go(folder, 2, "optim.lr=1e38", "optim.weight_decay=100")
+        assert done.wait() == [3, 3]
+        assert "the loss of step 1 is not finite" in done.text(0)
+        assert "not finite before it, so an earlier step has spoiled them" in done.text(0)
+
+
 def test_too_many_steps_in_a_row_are_skipped() -> None:
     guard = {"nonfinite": "skip", "skips": 2}
     with scratch() as folder:
