@@ -214,7 +214,9 @@ class GuardConfig(Strict):
 
     nonfinite: Literal["stop", "skip"] = "stop"  # where a loss or gradient is not finite
     skips: int = Field(default=10, ge=1)  # of them in a row; then it stops
-    hang: float = Field(default=600, ge=0, le=1e6)  # seconds without progress; 0: for ever
+    hang: float = Field(
+        default=600, ge=0, le=1e6
+    )  # seconds without progress; 0: for ever (torch: 24 days)
     silence: float = Field(
         default=60, gt=0, le=1e6
     )  # seconds without a sign of life: a rank is dead

@@ -5,20 +5,25 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
+from torch.distributed import distributed_c10d
 
+import configs
 from shards.lease import LEASE, Lease
 from shards.storage import canonical_json
 from tests.forks import start_torchrun, wait
-from train.config import GuardConfig
+from train.config import GuardConfig, TrainConfig
+from train.engine import Engine
 from train.lock import RunLock, RunLocked
-from train.world import joined
+from train.world import World, joined
 
 from . import faults
 from .faults import HOW, check_lost, ends_as_straight, go, lost, saved, scratch
-from .ranks import Job, load_all, settle, start
+from .ranks import Job, in_world, load_all, settle, start
 
 # The first rank holds the store by which the others would learn of its loss.
 LOST = [*((how, 1) for how in HOW), ("stop", 0)]
@@ -53,6 +58,49 @@ def test_a_lost_rank_ends_the_job_and_is_named(
 def test_the_first_of_four_may_be_lost_too() -> None:
     with scratch() as folder:
         check_lost(lost(folder, "kill", 4, 0, 1), "kill", 4, 0)
+
+
+@pytest.mark.parametrize("hang", [0.0, 5.0, 600.0, 1e6])
+def test_every_process_group_waits_longer_than_the_guard(hang: float) -> None:
+    """Also those that DeepSpeed makes, for an engine and later; torch's own times are 10 and 30 minutes."""
+
+    def work(world: World) -> list[timedelta]:
+        import deepspeed.comm
+
+        values = faults.values_of(Path(), world.size)
+        engine = Engine(torch.nn.Linear(4, 4), TrainConfig.model_validate(values), world)
+        engine.backward(engine(torch.ones(1, 4)).sum())
+        deepspeed.comm.new_group([0, 1])
+        groups = [group._get_backend(world.device) for group in distributed_c10d._world.pg_map]
+        return [group.options._timeout for group in groups]
+
+    for times in in_world(2, work, GuardConfig(hang=hang)):
+        assert len(times) >= 3
+        assert len(set(times)) == 1
+        longest = timedelta(days=24, seconds=-1)  # torch rounds it
+        assert times[0] >= (min(timedelta(seconds=hang + 3600), longest) if hang else longest)
+
+
+def test_a_hung_rank_is_named_by_the_guard_and_not_by_torch(tmp_path: Path) -> None:
+    """In a group that DeepSpeed makes, whose time-out would be torch's own: here one that runs out before `hang`."""
+    guard = GuardConfig(hang=4.0, silence=8.0)
+
+    def work(rank: int) -> None:
+        distributed_c10d.default_pg_timeout = timedelta(seconds=1)
+        with joined(guard, tmp_path / "run") as world:
+            import deepspeed.comm
+
+            group = deepspeed.comm.new_group([0, 1])
+            world.mark("a step")
+            while rank == 1:
+                time.sleep(0.01)
+            deepspeed.comm.all_reduce(torch.ones(1), group=group)
+
+    job = start(lambda rank: configs.run(lambda: work(rank)), 2, tmp_path)
+    assert job.wait() == [4, 4], job.text()
+    for rank in (0, 1):
+        assert "no rank has got on for 4 s (guard.hang): rank 1 (" in job.text(rank)
+    assert "timed out" not in job.text().lower().replace("guard", "")
 
 
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
