@@ -25,7 +25,7 @@ from .flops import gpu_of, parameters, training
 from .flow import losses
 from .identity import differing, initial_share, precision, resumed
 from .inputs import Inputs, Piece, pieces, training_inputs
-from .loggers import open_loggers
+from .loggers import open_loggers, run_id
 from .metrics import Metrics, Pace, StepRecord, Tally, line, step_record
 from .model import DiT
 from .page import write_page
@@ -223,6 +223,7 @@ class Trainer:
     def _begin(self) -> None:
         self.world.together(self.world.check_lock)  # a checkpoint may have taken long to read
         if self.world.rank == 0:
+            run_id(self.folder)
             values = self.config.model_dump(mode="json")
             atomic_write(
                 self.folder / "config.yaml", yaml.safe_dump(values, sort_keys=False).encode()
