@@ -11,13 +11,13 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 __all__ = ["ConfigError", "Strict", "load", "read_yaml", "run"]
 
@@ -33,9 +33,25 @@ class ConfigError(ValueError):
 
 
 class Strict(BaseModel):
-    """The parent of every config model: frozen, and an unknown key is an error."""
+    """The parent of every config model: frozen; an unknown key is an error, and so is a number that is none (NaN,
+    infinity, true or false)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, values: Any) -> Any:
+        for name, annotation in _keys(cls).items() if isinstance(values, Mapping) else ():
+            kinds = set(_types_in(annotation))
+            if kinds & {int, float} and bool not in kinds and _holds_truth(values.get(name)):
+                raise ValueError(f"{name}: found {values[name]}, expected a number")
+        return values
+
+
+def _holds_truth(value: Any) -> bool:
+    if isinstance(value, Mapping | list | tuple):
+        return any(map(_holds_truth, value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, bool)
 
 
 def load(model: type[M], path: Path | str | None, overrides: Sequence[str] = ()) -> M:
@@ -43,12 +59,14 @@ def load(model: type[M], path: Path | str | None, overrides: Sequence[str] = ())
     values = {} if path is None else _read_with_base(Path(path))
     for word in overrides:
         values = _merge(values, _override(word))
+    lines = [f"{name}: found {value}, expected a number" for name, value in _not_finite(values)]
     try:
-        return model.model_validate(values)
+        if not lines:
+            return model.model_validate(values)
     except ValidationError as error:
-        where = "the command line" if path is None else str(path)
         lines = [_explain(model, values, dict(problem)) for problem in error.errors()]
-        raise ConfigError("\n  ".join([f"{where} is no valid {model.__name__}:", *lines])) from None
+    where = "the command line" if path is None else str(path)
+    raise ConfigError("\n  ".join([f"{where} is no valid {model.__name__}:", *lines]))
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -179,6 +197,19 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
+def _not_finite(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Names and values of numbers that are none, also where a model takes anything."""
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, list):
+        parts = enumerate(value)
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield name, value
+    for key, part in parts:
+        yield from _not_finite(part, f"{name}.{key}" if name else str(key))
+
+
 def _override(word: str) -> dict[str, Any]:
     name, equals, text = word.partition("=")
     keys = name.split(".")
@@ -257,7 +288,13 @@ def _keys(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    return (found for found in _types_in(annotation) if issubclass(found, BaseModel))
+
+
+def _types_in(annotation: Any) -> Iterator[type]:
+    """The plain types that an annotation is put together of."""
+    arguments = get_args(annotation)
+    if not arguments and isinstance(annotation, type):
         yield annotation
-    for argument in get_args(annotation):
-        yield from _models_in(argument)
+    for argument in arguments:
+        yield from _types_in(argument)

@@ -95,7 +95,7 @@ class FeaturesColumn(PictureColumn):
     kind: Literal["features"]
     resolution: PositiveInt | None = None
     mean: list[float] | None = Field(default=None, min_length=3, max_length=3)
-    std: list[float] | None = Field(default=None, min_length=3, max_length=3)
+    std: list[PositiveFloat] | None = Field(default=None, min_length=3, max_length=3)
     output: Literal["tokens", "pooled"] = (
         "tokens"  # last hidden state, class token and all | pooled
     )
@@ -106,7 +106,7 @@ class CaptionColumn(StoredColumn):
     """A column made from the captions: a row of as many tokens as the caption has."""
 
     encoder: str | ModelSpec
-    max_tokens: PositiveInt = 256
+    max_tokens: int = Field(default=256, ge=1, le=65_535)  # lengths are uint16
     template: str = "{}"  # the caption takes the place of {}
     instruction: str = ""  # stands before every caption; its tokens come on top of max_tokens
     chat_template: bool = False  # put the caption into the tokenizer's chat template

@@ -37,6 +37,7 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 
 from shards.errors import NoRoom
+from shards.options import positive
 from shards.places import local_path
 from shards.printing import console
 from shards.storage import make_durable
@@ -65,7 +66,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", default="main", help="branch, tag or commit (main)")
     parser.add_argument("--files", default="*.tar", metavar="PATTERN", help="which files (*.tar)")
     parser.add_argument(
-        "--threads", type=int, default=THREADS, help=f"requests at once ({THREADS})"
+        "--threads", type=positive, default=THREADS, help=f"requests at once ({THREADS})"
     )
     parser.add_argument("--endpoint", help="the hub's address (HF_ENDPOINT, or huggingface.co)")
     parser.add_argument("--sha256", action="store_true", help="check every file's digest as well")
@@ -73,8 +74,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run_download(args: argparse.Namespace) -> int:
     """`python -m encode download`."""
-    if args.threads < 1:
-        raise HubError(f"--threads: found {args.threads}, expected 1 or more")
     repository = SETS.get(args.dataset, args.dataset)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise HubError(

@@ -26,6 +26,7 @@ from rich.table import Table
 import configs
 from shards import Layout, Store, open_store
 from shards.commits import committed
+from shards.options import not_negative, number, positive
 from shards.places import local_path
 from shards.storage import Json
 from shards.tables import render, without_nan
@@ -219,18 +220,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m encode plan`."""
     parser.add_argument("config", type=local_path)
     parser.add_argument("overrides", nargs="*", metavar="a.b=value")
-    parser.add_argument("--gpus", type=int, default=1, help="devices like this one (%(default)s)")
-    parser.add_argument("--price-per-gpu-hour", type=float, metavar="P", help="in any currency")
-    parser.add_argument("--price-per-tb-month", type=float, metavar="Q", help="of the target")
     parser.add_argument(
-        "--seconds", type=float, default=60, help="to try each encoder for, 0: not (%(default)s)"
+        "--gpus", type=positive, default=1, help="devices like this one (%(default)s)"
+    )
+    parser.add_argument("--price-per-gpu-hour", type=number(), metavar="P", help="in any currency")
+    parser.add_argument("--price-per-tb-month", type=number(), metavar="Q", help="of the target")
+    parser.add_argument(
+        "--seconds", type=number(), default=60, help="to try each encoder for, 0: not (%(default)s)"
     )
     parser.add_argument(
-        "--shards-sampled", type=int, default=8, metavar="K",
+        "--shards-sampled", type=not_negative, default=8, metavar="K",
         help="tars of each source to look into, 0: all (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--global-batch", type=int, default=1_024, metavar="B",
+        "--global-batch", type=positive, default=1_024, metavar="B",
         help="of the run that encoding in every step is compared with (%(default)s)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")

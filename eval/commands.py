@@ -101,7 +101,7 @@ def _generate_flags(add: argparse.ArgumentParser) -> None:
         "--checkpoint", type=local_path, required=True, help="a run, or one of its steps"
     )
     add.add_argument(
-        "--tag", type=int, help="the step, where --checkpoint is a run; the last without"
+        "--tag", type=_natural, help="the step, where --checkpoint is a run; the last without"
     )
     add.add_argument(
         "--type", choices=("latentbank", "baseline-dit"), default="latentbank",

@@ -25,6 +25,7 @@ import torch
 import configs
 from shards import LeaseHeld, atomic_write, canonical_json, open_store, put_if_absent
 from shards.lease import Lease, standing
+from shards.options import positive
 from shards.storage import read_json
 from train.checkpoint import CheckpointError, steps
 from train.page import write_page
@@ -78,7 +79,7 @@ def asked(words: Sequence[str], scorers: Mapping[str, Scorer], device: str) -> l
             prog=f"python -m eval watch RUN --scorer {part[0]}", conflict_handler="resolve"
         )
         parser.add_argument("--device", default=device)
-        parser.add_argument("--batch_size", type=int, default=32)
+        parser.add_argument("--batch_size", type=positive, default=32)
         parser.set_defaults(partial=False)
         scorers[part[0]].flags(parser)
         found.append(Asked(" ".join(part), scorers[part[0]], parser.parse_args(part[1:])))

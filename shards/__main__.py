@@ -33,7 +33,7 @@ import sys
 
 from .bench import add_options
 from .errors import ShardsError
-from .options import not_negative, positive
+from .options import not_negative, number, positive
 from .printing import safe_output
 
 NO_RIGHTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -108,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
         help="a further source; several may be given",
     )  # fmt: skip
     order.add_argument(
-        "--weights", type=float, nargs="*", help="share of each source; else concatenated"
+        "--weights", type=number(1e-9), nargs="*", help="share of each source; else concatenated"
     )
     order.add_argument("--partial", action="store_true", help="columns that are not complete, too")
     order.add_argument("--global-batch", type=positive, required=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Callable
 
 
 def _whole(text: str, least: int) -> int:
@@ -21,3 +23,21 @@ def positive(text: str) -> int:
 
 def not_negative(text: str) -> int:
     return _whole(text, 0)
+
+
+def number(least: float = 0.0, most: float = math.inf) -> Callable[[str], float]:
+    """The type of an option that is a finite number from `least` to `most`."""
+
+    def parsed(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or not least <= value <= most:
+            above = "" if most == math.inf else f", at most {most:g}"
+            raise argparse.ArgumentTypeError(
+                f"found {text!r}, expected a number of at least {least:g}{above}"
+            )
+        return value
+
+    return parsed

@@ -6,15 +6,16 @@
         data.latents=cache/blip3o/flux data.text=cache/blip3o/gemma
     python -m train plan configs/train/flux-256.yaml --gpu h100 --gpus 32               # before it starts
     python -m train page runs/flux-256                                                  # its curves, at any time
+    python -m train saved configs/train/flux-256.yaml                                   # its newest checkpoint
     python -m train import REFERENCE_RUN runs/imported --tag 100000     # a checkpoint of the reference
     python -m train export runs/NAME/checkpoints/step-00100000 OUT --layout diffusers
     python -m train bench
 
 Run it again to go on from the last checkpoint. Another VAE is another `data.latents`, and nothing else.
 Exit codes: 0 done; 2 something to put right, said on stderr; 3 a loss or gradient was not finite; 4 a rank died or
-stood still, which the others name; 5 another job trains in the same folder; 143 after SIGTERM and 130 after SIGINT,
-each with a checkpoint of the step in progress. All ranks leave with the same one (torchrun leaves with a code of its
-own, and gives its ranks 30 seconds).
+stood still, which the others name; 5 another job trains in the same folder, or took it over; 143 after SIGTERM and 130
+after SIGINT, each with a checkpoint of the step in progress. All ranks leave with the same one (torchrun leaves with a
+code of its own, and gives its ranks 30 seconds).
 """
 
 import argparse
@@ -34,6 +35,7 @@ from .loggers import check
 COMMANDS = {  # what is not a run: module, function that adds the options, function that takes them
     "plan": ("plan", "add_options", "run_plan"),
     "page": ("page", "add_options", "run_page"),
+    "saved": ("history", "add_options", "run_saved"),
     "bench": ("bench", "add_options", "run_bench"),
     "import": ("exchange", "add_import_options", "run_import"),
     "export": ("exchange", "add_export_options", "run_export"),

@@ -39,9 +39,9 @@ class ModelConfig(Strict):
     sandwich_norm: bool = False
     attention_bias: bool = False
     activation: Literal["gelu_pytorch_tanh", "gelu", "silu"] = "gelu_pytorch_tanh"
-    norm_eps: float = 1e-6
-    rope_theta: float = 10_000.0
-    initializer_range: float = 0.02
+    norm_eps: float = Field(default=1e-6, ge=0, le=1)
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    initializer_range: float = Field(default=0.02, ge=0, le=100)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -71,7 +71,9 @@ class DiTConfig(ModelConfig):
     in_channels: int = Field(ge=1)
     out_channels: int = Field(ge=1)
     text_width: int = Field(ge=1)
-    text_modulation_width: int | None = None  # of weights that the reference makes and never uses
+    text_modulation_width: int | None = Field(
+        default=None, ge=1
+    )  # of weights that the reference makes and never uses
 
     @classmethod
     def from_reference(cls, fields: Mapping[str, Any]) -> Self:

@@ -5,12 +5,17 @@
     checkpoints/step-00000100/weights.safetensors                 all weights under the reference's parameter names
     checkpoints/step-00000100/ema.safetensors                     their moving average, the same
     checkpoints/latest                                            a hint for people; nothing here reads it
+    checkpoints/.staging-step-00000300-<owner>                    one that a job is writing; the owner is its lease
     checkpoints/.damaged-step-00000200                            the last one that was passed over, set aside
 
 A state file holds 1-D fp32 tensors `<kind>/<parameter>`; its metadata `ranges` says which elements of the flattened
 parameter they are: {"<parameter>": [start, stop, total]}. Saving goes: stage in a hidden folder, fsync, read back,
 manifest, rename. A folder named step-* is therefore whole, unless the disk failed it later, which the sha256 shows.
 What a crash leaves has a name with a dot before it, and goes with the next save.
+
+A job may be suspended at any line (SIGSTOP, a paused machine), lose the run's lock meanwhile and wake up beside its
+successor. So what is deleted is listed first, then the lock is checked, then it is deleted: what the successor makes is
+not in the list. Names of what is in progress differ by owner.
 """
 
 import json
@@ -31,6 +36,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shards import FormatVersion, ShardsError, atomic_write, seal, sha256_file, unseal
+from shards.errors import LeaseHeld
 from shards.records import base_name, digest, having, integer, mapping, table
 from shards.schema import differences
 from shards.storage import TEMPORARY, fsync_path, make_durable, make_readable, naming
@@ -88,8 +94,7 @@ def save(
 
     An error of one rank is raised on all, and leaves the checkpoints that stand as they were."""
     final = folder / f"step-{record['step']:08d}"
-    staging = folder / f".staging-{final.name}"
-    together(world, lambda: _fresh(staging) if world.rank == 0 else None)
+    staging = together(world, lambda: _stage(final, world) if world.rank == 0 else None)[0]
     own = staging / f"state-{world.rank:05d}-of-{world.size:05d}.safetensors"
     files = together(world, lambda: _write_state(own, state))
 
@@ -106,50 +111,60 @@ def save(
         }
         atomic_write(staging / "manifest.json", seal(manifest))
         world.check_lock()
-        _replace(staging, final)
+        _replace(staging, final, world)
+        world.check_lock()
         atomic_write(folder / "latest", f"{final.name}\n".encode())
-        _prune(folder, final, keep)
+        _prune(final, keep, world)
 
     together(world, lambda: publish() if world.rank == 0 else None)
     return final
 
 
-def _fresh(staging: Path) -> None:
-    """An empty staging folder; what a crash left beside it goes."""
-    for left in LEFT:
-        for path in staging.parent.glob(left):
-            if path.name.startswith(TEMPORARY):
-                path.unlink()
-            else:
-                shutil.rmtree(path, ignore_errors=True)
+def _stage(final: Path, world: World) -> Path:
+    """An empty staging folder of this job; what crashes and jobs that lost the lock have left beside it goes."""
+    left = [path for pattern in LEFT for path in final.parent.glob(pattern)]
+    world.check_lock()
+    for path in left:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    staging = final.with_name(f".staging-{final.name}-{world.owner}")
     staging.mkdir(parents=True)
+    return staging
 
 
-def _replace(staging: Path, final: Path) -> None:
-    """Make the staged folder appear under its name; what stands there is damaged, and was passed over on resume."""
+def _replace(staging: Path, final: Path, world: World) -> None:
+    """Make the staged folder appear under its name; a damaged one of that name was passed over on resume."""
     fsync_path(staging)
     if final.exists():
-        _set_aside(final)
+        _set_aside(final, world)
     staging.rename(final)
     make_durable(final)
 
 
-def _prune(folder: Path, newest: Path, keep: int) -> None:
+def _prune(newest: Path, keep: int, world: World) -> None:
     """Keep the checkpoint just written and those before it, `keep` in all. One of a later step was damaged, and passed
     over on resume. A name vanishes before the files below it do."""
-    found = steps(folder)
-    for damaged in reversed([path for path in found if path.name > newest.name]):
-        _set_aside(damaged)
-    for old in [path for path in found if path.name <= newest.name][keep:]:
+    listed = steps(newest.parent)
+    world.check_lock()
+    for damaged in reversed([path for path in listed if path.name > newest.name]):
+        _set_aside(damaged, world)
+    for old in [path for path in listed if path.name <= newest.name][keep:]:
         _remove(old)
 
 
-def _set_aside(damaged: Path) -> None:
-    """For whoever wants to look into it; one such folder is enough."""
+def _set_aside(damaged: Path, world: World) -> None:
+    """For whoever wants to look into it; one such folder is enough. It is put back if it is another job's by now."""
     aside = damaged.with_name(f".damaged-{damaged.name}")
     for earlier in damaged.parent.glob(".damaged-*"):
         shutil.rmtree(earlier, ignore_errors=True)
     damaged.rename(aside)
+    try:
+        world.check_lock()
+    except LeaseHeld:
+        aside.rename(damaged)
+        raise
 
 
 def _remove(path: Path) -> None:
@@ -160,7 +175,8 @@ def _remove(path: Path) -> None:
 
 
 def together(world: World, work: Callable[[], Any]) -> list[Any]:
-    """Do something on each rank and return all results everywhere; an error on one rank is raised on all."""
+    """Do something on each rank and return all results everywhere; an error on one rank is raised on all. Where it
+    came of another job that has the folder by now, it is RunLocked."""
 
     def named() -> Any:
         try:
@@ -171,7 +187,11 @@ def together(world: World, work: Callable[[], Any]) -> list[Any]:
             raise CheckpointError(f"rank {world.rank}: {error}") from error
 
     world.mark("saving or loading a checkpoint")
-    return world.together(named)
+    try:
+        return world.together(named)
+    except CheckpointError:
+        world.together(world.check_lock)
+        raise
 
 
 def _write_state(path: Path, state: State) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """What a run is: one YAML, filled into `TrainConfig`. Sizes of latents and text come from the columns."""
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from configs import ConfigError, Strict, read_yaml
 from shards.places import local_path, place
@@ -14,8 +15,10 @@ from .flow import FlowConfig
 
 Place = Annotated[str, BeforeValidator(place)]  # a column's name, a folder or a url
 LocalPath = Annotated[Path, BeforeValidator(local_path)]
-Text = Place | dict[Place, float]  # a tokens or ids column, or several and how often each is chosen
-Size = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0)]
+Text = Place | dict[Place, Share]  # a tokens or ids column, or several and how often each is chosen
+Size = Annotated[int, Field(ge=1, strict=True)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,10 @@ class DataConfig(Strict):
     encoder: str | dict[str, Any] | None = None
     hidden_state: int = -1  # of it: -1 is what the model puts out, after its last norm
     root: Place = ""  # folder or url above `sources`
-    sources: tuple[Place, ...] | dict[Place, float | None] | None = (
+    sources: tuple[Place, ...] | dict[Place, Share | None] | None = (
         None  # folders of columns; {folder: share} mixes them at fixed shares, and null leaves one out
     )
-    weights: tuple[float, ...] | None = (
+    weights: tuple[Share, ...] | None = (
         None  # share of each source; None: concatenated, each row once an epoch
     )
     expect: DataShape | None = (
@@ -69,9 +72,9 @@ class DataConfig(Strict):
     )  # share of captions replaced by the empty one
     prefetch: int = Field(default=2, ge=1, le=256)  # batches read ahead
     ahead: int = Field(
-        default=1, ge=0
+        default=1, ge=0, le=256
     )  # batches before its turn that each is hinted to the disk, or fetched from an object store
-    workers: int = Field(default=0, ge=0)  # processes that read on each rank; 0: a thread
+    workers: int = Field(default=0, ge=0, le=256)  # processes that read on each rank; 0: a thread
 
     @model_validator(mode="after")
     def _sources(self) -> "DataConfig":
@@ -184,13 +187,22 @@ def _is_place(word: str) -> bool:
 
 class OptimConfig(Strict):
     lr: float = Field(default=1e-4, gt=0)
-    weight_decay: float = 1e-4
+    weight_decay: float = Field(default=1e-4, ge=0, le=100)
     decay: Literal["all", "matrices"] = "all"  # matrices: no norm, bias or table decays
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    clip: float = Field(default=1.0, gt=0)  # global L2 norm of the gradient
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0, le=1)
+    clip: float | None = 1.0  # global L2 norm of the gradient; null: it is not clipped
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup: int = Field(default=0, ge=0)  # steps of linear warm-up
+
+    @field_validator("clip", mode="before")
+    @classmethod
+    def _clip(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not 0 < value < math.inf:
+            raise ValueError(
+                "expected a number above 0, or null for a gradient that is not clipped"
+            )
+        return value
 
 
 class EmaConfig(Strict):
@@ -202,8 +214,12 @@ class GuardConfig(Strict):
 
     nonfinite: Literal["stop", "skip"] = "stop"  # where a loss or gradient is not finite
     skips: int = Field(default=10, ge=1)  # of them in a row; then it stops
-    hang: float = Field(default=600, ge=0)  # seconds without progress; 0: for ever
-    silence: float = Field(default=60, gt=0)  # seconds without a sign of life: a rank is dead
+    hang: float = Field(
+        default=600, ge=0, le=1e6
+    )  # seconds without progress; 0: for ever (torch: 24 days)
+    silence: float = Field(
+        default=60, gt=0, le=1e6
+    )  # seconds without a sign of life: a rank is dead
 
 
 class ValidationConfig(Strict):
@@ -241,7 +257,8 @@ class TrainConfig(Strict):
     init_from: LocalPath | None = None
     init_ema: bool = True  # its averaged weights
     seed: int = Field(default=0, ge=0, lt=2**64)
-    steps: int = Field(ge=1)  # updates; warm-up, decay and this are counted in them
+    # updates; warm-up, decay and this are counted in them. A checkpoint's name has eight digits
+    steps: int = Field(ge=1, lt=10**8)
     # samples an update, over all ranks. May be another on resume: the samples go on in the same order from where they
     # were, and a step is then another number of them
     global_batch: int = Field(ge=1)

@@ -28,6 +28,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "communication_data_type": (),
     "wall_clock_breakdown": (),
 }  # fmt: skip
+BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")
 OURS = {
     "train_batch_size": "global_batch",
     "train_micro_batch_size_per_gpu": "micro_batch",
@@ -211,6 +212,12 @@ def deepspeed_config(config: TrainConfig, world: int) -> dict[str, Any]:
             raise ConfigError(
                 f"deepspeed.{key}.{unknown[0]}: unknown key. Known ones: {', '.join(KNOWN[key])}"
             )
+        for name in set(inner) & set(BUCKETS):
+            size = inner[name]
+            if not isinstance(size, int | float) or isinstance(size, bool) or not 1 <= size < 2**63:
+                raise ConfigError(
+                    f"deepspeed.{key}.{name}: found {size!r}, expected a number of elements"
+                )
     zero = theirs.get("zero_optimization", {})
     if zero.get("stage") not in (1, 2):
         raise ConfigError(
@@ -223,7 +230,7 @@ def deepspeed_config(config: TrainConfig, world: int) -> dict[str, Any]:
         "train_batch_size": config.global_batch,
         "train_micro_batch_size_per_gpu": config.micro_batch,
         "gradient_accumulation_steps": config.accumulation(world),
-        "gradient_clipping": config.optim.clip,
+        "gradient_clipping": config.optim.clip or 0.0,  # DeepSpeed's way to say that it is not
         "steps_per_print": 10**9,  # the loop prints its own line
     }
 

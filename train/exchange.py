@@ -2,6 +2,7 @@
 
 import argparse
 
+from shards.options import not_negative
 from shards.places import local_path, place
 
 LAYOUTS = ("reference", "diffusers")
@@ -12,7 +13,9 @@ def add_import_options(parser: argparse.ArgumentParser) -> None:
         "folder", type=local_path, help="of the reference's run, with its config.json"
     )
     parser.add_argument("out", type=local_path, help="where step-<tag> is written")
-    parser.add_argument("--tag", type=int, help="which of its checkpoints (default: the last)")
+    parser.add_argument(
+        "--tag", type=not_negative, help="which of its checkpoints (default: the last)"
+    )
     parser.add_argument(
         "--latents", metavar="COLUMN", type=place, help="of its VAE, to make pictures with it"
     )

@@ -1,20 +1,27 @@
-"""The records that a run has written so far: a file of JSON lines, in the order of their steps."""
+"""What a run has written so far: its records, JSON lines in the order of their steps, and its newest checkpoint."""
 
+import argparse
 import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import configs
 from configs import ConfigError
+from shards.places import local_path
 from shards.records import having, integer
 from shards.storage import open_file, parse_json
+
+from .config import TrainConfig, run_folder
 
 RECORD = having({"step": integer(0, 1 << 64)})
 
 
-def forget_after(path: Path, step: int) -> None:
+def forget_after(path: Path, step: int, check_lock: Callable[[], None] = lambda: None) -> None:
     """Drop the records of steps after `step`, which are from before a crash, and a last line that it cut off.
 
-    Looks at the end of the file only: after a million steps it costs what it costs after ten."""
+    Looks at the end of the file only: after a million steps it costs what it costs after ten. `check_lock` raises
+    where what was read there may be another job's by now."""
     if not path.exists():
         return
     os.close(open_file(path))  # Unreadable for a pipe, which would wait for a reader
@@ -28,6 +35,7 @@ def forget_after(path: Path, step: int) -> None:
                 if step_of(lines[start:end], path) <= step:
                     break
                 end = start
+        check_lock()
         file.truncate(end)
 
 
@@ -43,3 +51,22 @@ def step_of(line: bytes, path: Path) -> int:
         ) from None
     step: int = record["step"]
     return step
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m train saved`."""
+    parser.add_argument("config", type=local_path)
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value")
+
+
+def run_saved(args: argparse.Namespace) -> int:
+    """`python -m train saved`: print the newest checkpoint of a run and when it was written, in seconds since 1970. The
+    line is another one after each save; its files are not looked into."""
+    run = run_folder(configs.load(TrainConfig, args.config, args.overrides), args.config)
+    manifests = sorted(run.glob("checkpoints/step-*/manifest.json"))
+    print(
+        f"{manifests[-1].parent} {manifests[-1].stat().st_mtime_ns / 1e9:.3f}"
+        if manifests
+        else "none"
+    )
+    return 0

@@ -17,7 +17,7 @@ class RunLocked(LeaseHeld):
 
 
 class RunLock:
-    """The right to write into a run's folder: `take`, `check` before each checkpoint, `release`."""
+    """The right to write into a run's folder: `take`, `check` before each change in it, `release`."""
 
     def __init__(self, run: Path, seconds: float = SECONDS) -> None:
         self.run, self.seconds = run, seconds
@@ -48,15 +48,27 @@ class RunLock:
                 first = first or now
                 time.sleep(min(1.0, self.seconds / 10))
 
+    @property
+    def owner(self) -> str:
+        """Of the lease that is held."""
+        assert self._lease is not None
+        return self._lease.owner
+
     def check(self) -> None:
-        """RunLocked if another job has taken over meanwhile; where none has, a lease that expired is taken again."""
+        """RunLocked if another job has taken over meanwhile, even if that job has ended since.
+
+        A lease that expired (this job was suspended) and that nobody took over is followed by a new one."""
+        assert self._lease is not None
         try:
-            if self._lease is not None:
-                self._lease.check()
-                return
+            self._lease.check()
         except LeaseHeld:
-            self.release()
-        self.take()
+            last = self._holder()
+            if last is None or last["owner"] != self._lease.owner:
+                raise RunLocked(self._lost(last)) from None
+            try:
+                self._lease = Lease(self.run, "train", seconds=self.seconds).__enter__()
+            except LeaseHeld:  # another job was faster
+                raise RunLocked(self._lost(self._holder())) from None
 
     def release(self) -> None:
         if self._lease is not None:
@@ -71,6 +83,17 @@ class RunLock:
         return (
             f"{self.run}: another job trains in this folder (pid {pid} on {host}). Wait for its end or stop it; "
             "a run beside it needs another name of its config, or another runs="
+        )
+
+    def _lost(self, record: dict[str, Any] | None) -> str:
+        who = (
+            "and has ended"
+            if record is None
+            else f"pid {record.get('pid')} on {record.get('host')}"
+        )
+        return (
+            f"{self.run}: another job took over this folder ({who}) while this one was suspended or could not renew "
+            "its lease. This one stopped, and changed nothing since"
         )
 
 

@@ -3,12 +3,16 @@
 import importlib.util
 import logging
 import queue
+import secrets
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import yaml
+
 from configs import ConfigError
+from shards import put_if_absent
 
 from .config import MetricsConfig
 
@@ -44,13 +48,13 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run of W&B under the name of the run's folder, continued on resume."""
+    """A run of W&B, shown under the name of the run's folder; its id makes it go on when the run does."""
 
     def __init__(self, run: Path, project: str, config: Config, step: int) -> None:
         import wandb
 
         self._run = wandb.init(
-            project=project, name=run.name, id=run.name, dir=str(run), config=dict(config), resume="allow",
+            project=project, name=run.name, id=run_id(run), dir=str(run), config=dict(config), resume="allow",
         )  # fmt: skip
 
     def log(self, step: int, values: Values) -> None:
@@ -61,20 +65,35 @@ class Wandb:
 
 
 class Trackio:
-    """A run of trackio under the name of the run's folder, continued on resume."""
+    """A run of trackio, which knows runs by name alone: that of the run's folder and the id."""
 
     def __init__(self, run: Path, project: str, config: Config, step: int) -> None:
         import trackio
 
-        self._run = trackio.init(
-            project=project, name=run.name, config=dict(config), resume="allow"
-        )
+        own = run_id(run)
+        name = run.name if own == run.name else f"{run.name}-{own}"
+        self._run = trackio.init(project=project, name=name, config=dict(config), resume="allow")
 
     def log(self, step: int, values: Values) -> None:
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
         self._run.finish()
+
+
+def run_id(run: Path) -> str:
+    """By which W&B and trackio know a run, from its file `id`; made at the first call, which comes before the run's
+    config.yaml is written anew.
+
+    Two runs of one name in two folders have two. A run of an earlier version, which W&B or trackio knows by the name
+    of its folder, keeps that one."""
+    path = run / "id"
+    if not path.exists():
+        config = run / "config.yaml"
+        earlier = (yaml.safe_load(config.read_text()) if config.exists() else None) or {}
+        known = {"wandb", "trackio"} & set(earlier.get("metrics", {}).get("to", ()))
+        put_if_absent(path, f"{run.name if known else secrets.token_hex(8)}\n".encode())
+    return path.read_text().strip()
 
 
 LOGGERS: dict[str, Callable[[Path, str, Config, int], Logger]] = {

@@ -25,7 +25,7 @@ from .flops import gpu_of, parameters, training
 from .flow import losses
 from .identity import differing, initial_share, precision, resumed
 from .inputs import Inputs, Piece, pieces, training_inputs
-from .loggers import open_loggers
+from .loggers import open_loggers, run_id
 from .metrics import Metrics, Pace, StepRecord, Tally, line, step_record
 from .model import DiT
 from .page import write_page
@@ -44,7 +44,7 @@ Batches = Callable[
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss or gradient that is not finite; the weights are as they were before the step."""
+    """A loss or gradient that is not finite; the weights are as the step before left them."""
 
     exit_code = 3
 
@@ -149,11 +149,18 @@ class Trainer:
         }  # fmt: skip
         if len(self.sources.joins) > 1:
             record["sources"] = batch.sources.tolist()
+        self.world.together(self.world.check_lock)
         atomic_write(path, canonical_json(record))
         self.skipped += 1
+        spoiled = any(self.world.sum([not part.isfinite().all() for part in self.engine.weights()]))
+        weights = (
+            "the weights were not finite before it, so an earlier step has spoiled them"
+            if spoiled
+            else f"it left the weights as they were after {self.updates} updates"
+        )
         found = (
-            f"the {what} of step {self.step_number} is not finite on some rank; the weights were not moved. The rows "
-            f"of this rank's batch are in {path}"
+            f"the {what} of step {self.step_number} is not finite on some rank; {weights}. The rows of this rank's "
+            f"batch are in {path}"
         )
         if guard.nonfinite == "stop":
             raise NonFiniteLoss(f"{found}. Resume with a smaller optim.lr, or look at those rows")
@@ -203,6 +210,7 @@ class Trainer:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         if self.metrics:
+            self.world.check_lock()
             write_page(self.folder)
         if self._signal:
             name = signal.Signals(self._signal).name
@@ -213,7 +221,9 @@ class Trainer:
         return 0
 
     def _begin(self) -> None:
+        self.world.together(self.world.check_lock)  # a checkpoint may have taken long to read
         if self.world.rank == 0:
+            run_id(self.folder)
             values = self.config.model_dump(mode="json")
             atomic_write(
                 self.folder / "config.yaml", yaml.safe_dump(values, sort_keys=False).encode()
@@ -274,7 +284,7 @@ class Trainer:
     def _open_metrics(self) -> Metrics:
         described = {**self.config.model_dump(mode="json"), "mix": self._mix()}
         loggers = open_loggers(self.config.metrics, self.folder, described, self.step_number)
-        return Metrics(self.folder, self.step_number, loggers)
+        return Metrics(self.folder, self.step_number, loggers, self.world.check_lock)
 
     def _announce(self) -> None:
         """What is trained on what, on the screen and as a line of metrics.jsonl."""
@@ -362,7 +372,7 @@ class Trainer:
             kind: self.engine.weights() for kind in checkpoint.KINDS
         }  # only their shapes matter here
         blank = checkpoint.State(self.engine.fragments, self.totals, flats)
-        state = checkpoint.load(path, manifest, blank, self._tell)
+        state = checkpoint.load(path, manifest, blank, self.world.tell)
         self.engine.set_weights(state.flats["weights"])
         self.updates = manifest["optimizer"]["step"]
         self.skipped = manifest["optimizer"].get("skipped", 0)
@@ -389,13 +399,10 @@ class Trainer:
         )
 
     def _newest(self) -> tuple[Path, checkpoint.Manifest] | None:
-        found = checkpoint.newest(self._checkpoints, self._tell)
+        found = checkpoint.newest(self._checkpoints, self.world.tell)
         if found:
             checkpoint.refuse_other_run(*found, self.record())
         return found
-
-    def _tell(self, at: str) -> None:
-        self.world.mark(at, own=True)
 
     @property
     def _checkpoints(self) -> Path:

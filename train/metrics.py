@@ -5,7 +5,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -168,16 +168,23 @@ def line(step: int, steps: int, m: dict[str, Any]) -> str:
 
 
 class Metrics:
-    """Records of rank 0. Those of steps after `step` are from before a crash, and are dropped."""
+    """Records of rank 0. Those of steps after `step` are from before a crash, and are dropped.
 
-    def __init__(self, run: Path, step: int, loggers: Sequence[Logger] = ()) -> None:
+    `check_lock` raises where another job has the folder by now; it is asked before each change of the file."""
+
+    def __init__(
+        self, run: Path, step: int, loggers: Sequence[Logger] = (),
+        check_lock: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self.path = run / "metrics.jsonl"
-        forget_after(self.path, step)
+        self._check_lock = check_lock
+        forget_after(self.path, step, check_lock)
         self._loggers = loggers
 
     def write(self, step: int, **values: Any) -> None:
         """One JSON line; its numbers also go to the loggers, nested names joined by a slash."""
         with self.path.open("a") as file:
+            self._check_lock()
             file.write(json.dumps(without_nan({"step": step, **values}), allow_nan=False) + "\n")
         numbers = dict(_numbers(values))
         for logger in self._loggers:

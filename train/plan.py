@@ -10,7 +10,7 @@ from dataclasses import replace
 from rich.table import Table
 
 import configs
-from shards.options import positive
+from shards.options import number, positive
 from shards.places import local_path
 from shards.tables import render
 
@@ -143,18 +143,38 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("overrides", nargs="*", metavar="a.b=value")
     add("--gpus", type=positive, default=1, help="of the run (%(default)s)")
     add("--gpu", choices=sorted(GPUS), help="which, for time and money")
-    add("--peak-tflops", type=float, metavar="P", help="dense bf16 peak of a GPU not known here")
-    add("--price-per-gpu-hour", type=float, metavar="P", help="in any currency")
-    add("--mfu", type=float, default=e.dit, help="share of the peak that is reached (%(default)s)")
-    add("--llm-efficiency", type=float, default=e.llm, help="of Gemma, if online (%(default)s)")
-    add("--vae-efficiency", type=float, default=e.vae, help="of the VAE, if online (%(default)s)")
+    add(
+        "--peak-tflops",
+        type=number(1e-3),
+        metavar="P",
+        help="dense bf16 peak of a GPU not known here",
+    )
+    add("--price-per-gpu-hour", type=number(), metavar="P", help="in any currency")
+    add(
+        "--mfu",
+        type=number(1e-6, 1),
+        default=e.dit,
+        help="share of the peak that is reached (%(default)s)",
+    )
+    add(
+        "--llm-efficiency",
+        type=number(1e-6, 1),
+        default=e.llm,
+        help="of Gemma, if online (%(default)s)",
+    )
+    add(
+        "--vae-efficiency",
+        type=number(1e-6, 1),
+        default=e.vae,
+        help="of the VAE, if online (%(default)s)",
+    )
     add("--samples", type=_numbers, metavar="N[,N]", help="rows of each source, without columns")
-    add("--tokens", type=float, metavar="T", help="tokens a caption, not those found or assumed")
+    add("--tokens", type=number(), metavar="T", help="tokens a caption, not those found or assumed")
     add("--json", type=local_path, metavar="FILE", help="also write the plan there")
 
 
 def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
+    return [number(1)(part) for part in text.split(",")]
 
 
 def run_plan(args: argparse.Namespace) -> int:

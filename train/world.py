@@ -1,6 +1,7 @@
 """The processes of a run: who they are, and the few things they say to each other."""
 
 import os
+import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,10 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed import distributed_c10d
 
 from .config import GuardConfig
 from .guard import Guard
 from .lock import RunLock
+
+# Seconds for which the others may wait while one rank gets on, as in reading a checkpoint.
+LATER = 3600.0
+FOREVER = 24 * 86_400.0  # poll(2), by which torch's store waits, takes 31 bits of milliseconds
 
 
 @dataclass(frozen=True)
@@ -64,10 +70,19 @@ class World:
         if self.guard:
             self.guard.mark(at, own)
 
+    def tell(self, at: str) -> None:
+        """That this rank has got on, in what not all ranks do."""
+        self.mark(at, own=True)
+
     def check_lock(self) -> None:
-        """RunLocked if another job has taken over this run's folder."""
+        """RunLocked if another job has taken over this run's folder. To be asked before each change in it."""
         if self.lock:
             self.lock.check()
+
+    @property
+    def owner(self) -> str:
+        """A name that no other job's folders carry."""
+        return self.lock.owner if self.lock else secrets.token_hex(16)
 
 
 @contextmanager
@@ -137,7 +152,17 @@ def _meet(config: GuardConfig) -> tuple[int, int, torch.device]:
     logger.setLevel("WARNING")
     if not gpu:  # else a C++ extension is compiled here, half a minute to two, for the same bits
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # The guard names the culprit; the backend's own time-out, which cannot, comes after it.
-    patience = {"timeout": timedelta(seconds=config.hang + 300)} if config.hang else {}
-    deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", verbose=False, **patience)
+    patience = patience_of(config)
+    # of the groups that DeepSpeed makes, now and later: it hands no time-out on
+    defaults: Any = distributed_c10d
+    defaults.default_pg_timeout = defaults.default_pg_nccl_timeout = patience
+    deepspeed.init_distributed(
+        dist_backend="nccl" if gpu else "gloo", verbose=False, timeout=patience
+    )
     return rank, size, device
+
+
+def patience_of(config: GuardConfig) -> timedelta:
+    """How long a collective waits. The guard names the culprit; the backend's time-out, which cannot, comes after it:
+    the guard counts from the last progress of any rank, the backend from when the first one began to wait."""
+    return timedelta(seconds=min(config.hang + LATER, FOREVER) if config.hang else FOREVER)

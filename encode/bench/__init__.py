@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from shards.options import positive
 from shards.places import local_path
 from shards.storage import Json
 
@@ -33,9 +34,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=local_path,
         help="where the temporary folder goes: a disk (default: the system's)",
     )
-    parser.add_argument("--rounds", type=int, default=20, help="turns of A and B (%(default)s)")
-    parser.add_argument("--rows", type=int, help="rows of a tar (default: 96, 1,000 and 1,000)")
-    parser.add_argument("--shards", type=int, help="tars (default: 8 for busy, 1,000 for scale)")
+    parser.add_argument(
+        "--rounds", type=positive, default=20, help="turns of A and B (%(default)s)"
+    )
+    parser.add_argument(
+        "--rows", type=positive, help="rows of a tar (default: 96, 1,000 and 1,000)"
+    )
+    parser.add_argument(
+        "--shards", type=positive, help="tars (default: 8 for busy, 1,000 for scale)"
+    )
     parser.add_argument("--no-ray", action="store_true", help="leave out what needs Ray")
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shards import sha256_file
+from shards.options import positive
 from shards.places import local_path
 
 from .data import digest, read, training_tars
@@ -190,7 +191,7 @@ def main() -> None:
     parser.add_argument("--recipe", choices=RECIPES, required=True)
     parser.add_argument("--data", type=local_path, required=True, help="folder of eval.demo.data")
     parser.add_argument("--out", type=local_path, required=True)
-    parser.add_argument("--steps", type=int, default=Budget.steps)
+    parser.add_argument("--steps", type=positive, default=Budget.steps)
     arguments = parser.parse_args()
     budget = Budget(steps=arguments.steps)
     images = pictures(arguments.data)

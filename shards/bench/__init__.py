@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..options import positive
 from ..places import local_path
 
 ORDERS = ("sequential", "shuffled", "shuffled+crc")  # the last compares every row's checksum
@@ -22,9 +23,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--folder", type=local_path, default=Path("/var/tmp/latentbank-bench"),
         help="work folder on the disk to measure; 18 GB, kept and used again (default %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--rows", type=int, default=4096, help="samples of 0.5 MB (%(default)s)")
     parser.add_argument(
-        "--rounds", type=int, default=4, choices=range(1, 1001), metavar="N",
+        "--rows", type=positive, default=4096, help="samples of 0.5 MB (%(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=positive, default=4, choices=range(1, 1001), metavar="N",
         help="turns of each reader (%(default)s)",
     )  # fmt: skip
     parser.add_argument(

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ..options import positive
 from ..places import local_path
 from ..storage import Json
 from .cost import keep_memory, verdict, write_found
@@ -28,8 +29,10 @@ def add_options(parser: argparse.ArgumentParser, rounds: int | None, told: str) 
     parser.add_argument(
         "--folder", type=local_path, help="where the temporary folder goes: a disk (default: the system's)"
     )  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of A and B ({told})")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (%(default)s)")
+    parser.add_argument(
+        "--rounds", type=positive, default=rounds, help=f"turns of A and B ({told})"
+    )
+    parser.add_argument("--threads", type=positive, default=1, help="of torch (%(default)s)")
     parser.add_argument("--light", action="store_true", help="toy sizes, to see that it runs")
 
 

@@ -8,6 +8,7 @@ named and listed. At the call asked for, an `Act` is done to it:
     tear                             a write puts half of its bytes on disk, then SIGKILL
     fail with an errno               the call is not executed and returns the error
     shorten                          a write or read takes half of its bytes, and the writer goes on
+    pause                            `meanwhile` runs before the call, and the writer goes on
 
 The child must stay single-threaded, so that one tracee is all there is to follow. Needs Linux on
 x86_64 or aarch64, and the right to trace one's own children.
@@ -133,9 +134,10 @@ class Call:
 class Act:
     """What to do at call number `at`."""
 
-    what: Literal["kill before", "kill after", "tear", "fail", "shorten"]
+    what: Literal["kill before", "kill after", "tear", "fail", "shorten", "pause"]
     at: int
     error: int = 0  # errno of "fail"
+    meanwhile: Callable[[], object] | None = None  # of "pause", in the parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +300,8 @@ def _follow(
                         child.skip()  # a close that fails has closed all the same
                     if here and here.what == "kill before":
                         return _kill(pid)
+                    if here and here.meanwhile:
+                        here.meanwhile()
                     if here and here.what in ("tear", "shorten"):
                         _halve(child, current)
             elif current:

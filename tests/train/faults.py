@@ -1,7 +1,8 @@
 """What may befall a job of the trainer, with real signals to real processes; each ends in the weights, moments, average
 and log of a job that nothing befell, once it is started again.
 
-training   ranks killed, stopped, told to end, hanging or poisoned, at 1, 2 and 4 ranks
+training   ranks killed, stopped, told to end, hanging or poisoned, at 1, 2 and 4 ranks; jobs suspended until
+           another one has taken over
 
 Each function is one case: of the tests, and in great numbers of the soak run.
 """
@@ -14,12 +15,14 @@ import os
 import random
 import re
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -29,10 +32,12 @@ from safetensors.torch import load_file
 from shards.stream import Batch
 from tests.memory import MEMORY, kept
 from tests.soak.sweep import Case, Sweep
+from train import checkpoint
+from train.lock import RunLock
 from train.world import World
 
 from .conftest import tiny_config, write_columns
-from .ranks import JOBS, Job, Wrap, command, fitting
+from .ranks import JOBS, Job, Wrap, called, command, fitting, start
 
 SCRATCH = os.environ.get("LATENTBANK_SCRATCH") or MEMORY
 STEPS = 12
@@ -211,6 +216,10 @@ def saving(run: Path) -> list[Path]:
     return list((run / "checkpoints").glob(".staging-*"))
 
 
+def step_of(staging: Path) -> int:
+    return int(staging.name.split("-")[2])
+
+
 def terminated(name: str, ranks: int, to: str, seed: int) -> None:
     """A signal to one rank or to all, at any moment after the first step: all save the same step and leave."""
     chance = random.Random(seed)
@@ -247,7 +256,7 @@ def terminated_saving(name: str, ranks: int, times: int) -> None:
             job.send(number)
         job.send(signal.SIGCONT)
         last = check_terminated(run, job, number)
-        assert last == int(caught[0].name[-8:]), "it went on for another step"
+        assert last == step_of(caught[0]), "it went on for another step"
 
 
 def stopped_within(job: Job, seen: Callable[[], Any]) -> Any:
@@ -280,7 +289,7 @@ def killed_saving(ranks: int, save: int, wait: int) -> None:
     with scratch() as folder:
         run = folder / "tiny-vae"
         job = go(folder, ranks, "save_every=1")
-        job.until(lambda: list((run / "checkpoints").glob(f".staging-step-{save:08d}")), "save")
+        job.until(lambda: save in map(step_of, saving(run)), "save")
         time.sleep(wait / 1000)
         job.kill()
         assert not saved(run) or saved(run)[-1] >= save - 1
@@ -298,6 +307,7 @@ def poisoned(mode: str, ranks: int, rank: int, step: int) -> None:
         if mode == "stop":
             assert codes == [3] * ranks, job.text()
             assert all("NonFiniteLoss" in job.text(r) for r in range(ranks))
+            assert f"it left the weights as they were after {step} updates" in job.text(0)
             ends_as_straight(folder, ranks)
             return
         assert codes == [0] * ranks, job.text()
@@ -345,7 +355,86 @@ def elastic(worlds: tuple[int, ...], precision: str) -> None:
         assert worst <= bound, worst
 
 
+# Suspended, and taken over ------------------------------------------------------------------------------------------
+
+# function -> how often it is called before, of a run of 12 steps that saves every other one
+POINTS = {
+    "loop.py:_begin": 0, "history.py:forget_after": 0, "checkpoint.py:_stage": 1, "checkpoint.py:_write_state": 1,
+    "checkpoint.py:_write_whole": 1, "checkpoint.py:_replace": 1, "checkpoint.py:_prune": 2, "metrics.py:write": 6,
+    "metrics.py:close": 0,
+}  # fmt: skip
+LEASE_SECONDS = 2.0
+
+
+def stop_at(point: str) -> None:
+    """SIGSTOP to this process as it enters a function."""
+    file, name = point.split(":")
+    left = POINTS[point]
+
+    def profile(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal left
+        code = frame.f_code
+        if event == "call" and code.co_name == name and code.co_filename.endswith(f"/train/{file}"):
+            left -= 1
+            if left < 0:
+                sys.setprofile(None)
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+    sys.setprofile(profile)
+
+
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def suspended(point: str, ranks: int, wakes: str) -> None:
+    """A job is suspended, its lease expires, another job takes over; when the first one wakes up it changes nothing."""
+    with scratch() as folder, short_leases():
+        run = folder / "tiny-vae"
+        folder.mkdir(exist_ok=True)
+        path = folder / "tiny.yaml"
+        path.write_text(yaml.safe_dump(values_of(folder, ranks)))
+
+        def work(rank: int) -> None:
+            if rank == 0:
+                stop_at(point)
+            called([str(path)])
+
+        first = start(work, ranks, folder / "first")
+        first.until(lambda: is_stopped(first.pids[0]), f"stop at {point}")
+        first.send(signal.SIGSTOP)
+        time.sleep(LEASE_SECONDS)
+        second = start(lambda rank: called([str(path)]), ranks, folder / "second")
+        if wakes == "ended":
+            assert second.wait() == [0] * ranks, second.text()
+        else:
+            second.logged("data mix")
+        first.send(signal.SIGCONT)
+        assert second.wait() == [0] * ranks, second.text()
+        assert first.wait() == [5] * ranks, first.text()
+        assert "RunLocked" in first.text(0)
+        assert "another job took over this folder" in first.text(0)
+        undisturbed = straight(ranks)
+        assert records(run) == records(undisturbed)
+        assert saved(run) == [STEPS - 4, STEPS - 2, STEPS]
+        same_files(step_folder(run, STEPS), step_folder(undisturbed, STEPS))
+        checkpoint.verified(step_folder(run, STEPS - 2))
+        ends_as_straight(folder, ranks)
+
+
+@contextmanager
+def short_leases() -> Iterator[None]:
+    """Of the jobs that are forked here."""
+    before = RunLock.__init__.__defaults__
+    RunLock.__init__.__defaults__ = (LEASE_SECONDS,)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        RunLock.__init__.__defaults__ = before  # type: ignore[attr-defined]
+
+
 KINDS: dict[str, Callable[..., None]] = {
+    "suspended": suspended,
     "killed": killed, "killed saving": killed_saving, "rank lost": rank_lost, "terminated": terminated,
     "terminated saving": terminated_saving, "terminated validating": terminated_validating, "poisoned": poisoned,
 }  # fmt: skip
@@ -367,6 +456,12 @@ def cases() -> list[Case]:
         for step in (0, 5)
     ]
     found += [("rank lost", "loop", 1, 0, step) for step in (0, 5)]
+    found += [
+        ("suspended", point, ranks, wakes)
+        for point in POINTS
+        for ranks in (1, 2)
+        for wakes in ("beside it", "ended")
+    ]
     found += [
         ("terminated", name, ranks, to, seed)
         for name in names

@@ -178,13 +178,17 @@ def fitting(
     return start(work, ranks, folder)
 
 
-def in_world(ranks: int, work: Callable[[World], Any]) -> list[Any]:
+def in_world(
+    ranks: int,
+    work: Callable[[World], Any],
+    guard: GuardConfig = GuardConfig(),  # noqa: B008  # frozen
+) -> list[Any]:
     """What `work` returns on each rank of a process group of its own; its error is raised here."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as name:
         folder = Path(name)
 
         def meet(rank: int) -> None:
-            with joined(GuardConfig(), folder / "run") as world:
+            with joined(guard, folder / "run") as world:
                 found = work(world)
             (folder / f"found-{rank}").write_bytes(pickle.dumps(found))
 

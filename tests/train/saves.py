@@ -1,12 +1,13 @@
 """Everything that can befall a checkpoint while it is saved, and all damage to one that stands.
 
 checkpoints   SIGKILL before, after and within every system call of a save, by 1 rank and by each of 2;
-              each error that such a call can give, a full disk among them; every byte of every file changed; every
-              file cut at every length
+              each error that such a call can give, a full disk among them; a pause before each such call, in which
+              another job takes the run over; every byte of every file changed; every file cut at every length
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import re
@@ -21,6 +22,8 @@ from typing import Any
 
 import torch
 
+from shards.lease import LEASE
+from shards.storage import canonical_json
 from tests.forks import split, wait
 from tests.memory import MEMORY, kept
 from tests.shards.killer import Act, Call, Run, trace
@@ -29,6 +32,7 @@ from tests.soak.sweep import Case, Sweep
 from train import checkpoint
 from train.checkpoint import CheckpointError, State
 from train.engine import Fragment
+from train.lock import RunLock
 from train.model import DiT, DiTConfig
 from train.world import World
 
@@ -202,8 +206,8 @@ def calls(ranks: int, rank: int) -> tuple[Call, ...]:
 
 
 def label(call: Call) -> str:
-    """Without what is random in the names that safetensors gives to what it writes."""
-    return re.sub(r"\.tmp\w{6}\b", ".tmp*", call.label)
+    """Without what is random in the names: of the owner, and those that safetensors gives to what it writes."""
+    return re.sub(r"(\.staging-step-\d{8})-\w+|(\.tmp)\w{6}\b", r"\1\2*", call.label)
 
 
 RENAMING = ("rename", "renameat", "renameat2", "rmdir", "unlinkat", "chmod")
@@ -256,6 +260,62 @@ def check_save(what: str, ranks: int, rank: int, at: int, name: str) -> None:
         assert found(folder) == 4
         left = [name for name in listing(folder) if not name.startswith(".damaged-")]
         assert left == AFTER[1:]
+
+
+# A pause within a save ----------------------------------------------------------------------------------------
+
+
+def paused(folder: Path, meanwhile: Act | None = None) -> Run:
+    """The job that has the lock saves step 4."""
+    checkpoints = folder / "checkpoints"
+    shutil.copytree(before(), checkpoints)
+
+    def work() -> None:
+        lock = RunLock(folder)
+        lock.take()
+        save(checkpoints, 4, World(0, 1, torch.device("cpu"), lock=lock))
+
+    return trace(work, checkpoints, meanwhile)
+
+
+def pause_cases() -> list[Case]:
+    return [
+        ("pause", end, call.number, label(call))
+        for call in calls(1, 0)
+        for end in ("saving", "works", "ended")
+    ]
+
+
+def check_pause(end: str, at: int, name: str) -> None:
+    """Meanwhile another job takes over and saves two checkpoints, and ends, goes on or is about to save a third: what
+    it wrote stays as it is."""
+    with scratch() as folder:
+        checkpoints, lock = folder / "checkpoints", RunLock(folder)
+        stored: dict[Path, bytes] = {}
+
+        def successor() -> None:
+            record = json.loads((folder / LEASE).read_bytes())
+            (folder / LEASE).write_bytes(canonical_json({**record, "expires": 0.0}))
+            lock.take()
+            world = World(0, 1, torch.device("cpu"), lock=lock)
+            step = found(checkpoints)
+            for later in (step + 1, step + 2):
+                path = save(checkpoints, later, world)
+                stored.update({file: file.read_bytes() for file in path.iterdir()})
+            if end == "saving":
+                file = checkpoint._stage(checkpoints / f"step-{step + 3:08d}", world) / "state"
+                file.write_bytes(b"as much as is written yet")
+                stored[file] = file.read_bytes()
+            if end == "ended":
+                lock.release()
+
+        run = paused(folder, Act("pause", at, meanwhile=successor))
+        assert stored, "it was not paused"
+        assert not run.error or run.error.startswith("RunLocked"), run.error
+        assert {path: path.read_bytes() for path in stored} == stored
+        newest = max(path.parent.name for path in stored if path.name == "manifest.json")
+        assert f"step-{found(checkpoints):08d}" == newest
+        lock.release()
 
 
 # Damage -----------------------------------------------------------------------------------------------------
@@ -318,16 +378,21 @@ def check_damage(what: str, name: str, place: int) -> None:
 
 
 def check(what: str, *rest: Any) -> None:
-    (check_damage if what in ("flip", "cut") else check_save)(what, *rest)
+    if what == "pause":
+        check_pause(*rest)
+    else:
+        (check_damage if what in ("flip", "cut") else check_save)(what, *rest)
 
 
 def cases() -> list[Case]:
-    return [*kill_cases(), *error_cases(), *flip_cases(), *cut_cases()]
+    return [*kill_cases(), *error_cases(), *pause_cases(), *flip_cases(), *cut_cases()]
 
 
 def group(case: Case) -> str:
     if case[0] in ("flip", "cut"):
         return f"{case[0]} of {str(case[1]).split('-')[0]}"
+    if case[0] == "pause":
+        return f"pause, successor {case[1]}: {str(case[3]).split()[1]}"
     return f"{case[0]}, rank {case[2]} of {case[1]}: {str(case[4]).split()[1]}"
 
 

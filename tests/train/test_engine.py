@@ -137,6 +137,7 @@ MATRICES = {**OPTIM, "decay": "matrices"}
 RECIPES: dict[str, dict[str, Any]] = {
     "stage 1": {},
     "stage 2": {"deepspeed": {"zero_optimization": {"stage": 2}}},
+    "not clipped": {"optim": {**OPTIM, "clip": None}},
     "matrices 1": {"optim": MATRICES},
     "matrices 2": {"optim": MATRICES, "deepspeed": {"zero_optimization": {"stage": 2}}},
 }
@@ -154,7 +155,8 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     def work(world: World) -> dict[str, dict[str, Any]]:
         made = {name: trained(world, folder, **recipe) for name, recipe in RECIPES.items()}
         made["autocast"] = trained(world, folder, deepspeed=AUTOCAST)
-        made["not finite"] = spoiled(world, folder)
+        made["not finite 1"] = spoiled(world, folder, 1)
+        made["not finite 4"] = spoiled(world, folder, 4)
         return made
 
     return in_world(request.param, work)
@@ -176,7 +178,8 @@ def plain(steps: int = 4, **recipe: Any) -> dict[str, torch.Tensor]:
     for rate, x in zip(rates, batches(0, 1, steps, 16)[:, 0], strict=True):
         adamw.zero_grad()
         model(x).square().mean().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        if optim["clip"]:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), optim["clip"])
         for group in adamw.param_groups:
             group["lr"] = rate
         adamw.step()
@@ -220,6 +223,7 @@ def test_the_engine_says_what_it_runs_with(found: Found) -> None:
         assert (said["stage"], said["ranks"], said["autocast"]) == (2, len(found), None)
         assert (said["gradient_clipping"], said["betas"]) == (0.5, (0.8, 0.9))
         assert rank["stage 1"]["effective"]["weight_decay"] == [0.3]
+        assert rank["not clipped"]["effective"]["gradient_clipping"] == 0.0
         bf16 = rank["autocast"]["effective"]
         assert (bf16["autocast"], bf16["weights"]) == ("torch.bfloat16", "torch.float32")
         exact, rounded = rank["stage 2"]["weights"], rank["autocast"]["weights"]
@@ -232,31 +236,36 @@ def test_the_engine_says_what_it_runs_with(found: Found) -> None:
         )
 
 
-def spoiled(world: World, folder: Path) -> dict[str, Any]:
-    """A gradient that is not finite on the last rank alone; then a step that is discarded; then a sound one."""
-    made = config(folder, micro_batch=16 // world.size)
+def spoiled(world: World, folder: Path, micro_batches: int) -> dict[str, Any]:
+    """A gradient that is not finite on the last rank's first micro-batch alone; then a step that is discarded; then a
+    sound one."""
+    made = config(folder, micro_batch=16 // world.size // micro_batches)
     model = Small()
     engine = engine_of(model, made, world)
     states = [{name: p.detach().clone() for name, p in model.named_parameters()}]
     skipped = []
     for step, parts in enumerate(batches(world.rank, world.size, 3, made.micro_batch)):
-        hook = model.last.weight.register_hook(
-            lambda gradient, bad=step == 0 and world.rank == world.size - 1: gradient * (torch.inf if bad else 1)
-        )  # fmt: skip
-        engine.backward(engine(parts[0]).square().mean())
-        hook.remove()
-        if step == 1:
-            engine.discard()
-        engine.step(0.1)
+        for number, part in enumerate(parts):
+            hook = model.last.weight.register_hook(
+                lambda gradient, bad=step + number == 0 and world.rank == world.size - 1: (
+                    gradient * (torch.inf if bad else 1)
+                )
+            )
+            engine.backward(engine(part).square().mean())
+            hook.remove()
+            if step == 1 and number == micro_batches - 1:
+                engine.discard()
+            engine.step(0.1)
         skipped.append(engine.skipped)
         states.append({name: p.detach().clone() for name, p in model.named_parameters()})
     updates = {float(s["step"]) for s in engine.zero.optimizer.state.values()}
     return {"states": states, "skipped": skipped, "updates": updates}
 
 
-def test_a_gradient_that_is_not_finite_moves_no_weight(found: Found) -> None:
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_a_gradient_that_is_not_finite_moves_no_weight(found: Found, micro_batches: int) -> None:
     for rank in found:
-        spoilt = rank["not finite"]
+        spoilt = rank[f"not finite {micro_batches}"]
         assert spoilt["skipped"] == [True, True, False]
         assert spoilt["updates"] == {1.0}
         first, second, third, fourth = spoilt["states"]

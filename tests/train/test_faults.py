@@ -1,23 +1,29 @@
 """One real case of each kind of fault of a training job; the soak run has them in great numbers."""
 
+import json
 import os
 import signal
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
+from torch.distributed import distributed_c10d
 
+import configs
 from shards.lease import LEASE, Lease
 from shards.storage import canonical_json
 from tests.forks import start_torchrun, wait
-from train.config import GuardConfig
+from train.config import GuardConfig, TrainConfig
+from train.engine import Engine
 from train.lock import RunLock, RunLocked
-from train.world import joined
+from train.world import World, joined
 
 from . import faults
 from .faults import HOW, check_lost, ends_as_straight, go, lost, saved, scratch
-from .ranks import Job, load_all, settle, start
+from .ranks import Job, in_world, load_all, settle, start
 
 # The first rank holds the store by which the others would learn of its loss.
 LOST = [*((how, 1) for how in HOW), ("stop", 0)]
@@ -52,6 +58,49 @@ def test_a_lost_rank_ends_the_job_and_is_named(
 def test_the_first_of_four_may_be_lost_too() -> None:
     with scratch() as folder:
         check_lost(lost(folder, "kill", 4, 0, 1), "kill", 4, 0)
+
+
+@pytest.mark.parametrize("hang", [0.0, 5.0, 600.0, 1e6])
+def test_every_process_group_waits_longer_than_the_guard(hang: float) -> None:
+    """Also those that DeepSpeed makes, for an engine and later; torch's own times are 10 and 30 minutes."""
+
+    def work(world: World) -> list[timedelta]:
+        import deepspeed.comm
+
+        values = faults.values_of(Path(), world.size)
+        engine = Engine(torch.nn.Linear(4, 4), TrainConfig.model_validate(values), world)
+        engine.backward(engine(torch.ones(1, 4)).sum())
+        deepspeed.comm.new_group([0, 1])
+        groups = [group._get_backend(world.device) for group in distributed_c10d._world.pg_map]
+        return [group.options._timeout for group in groups]
+
+    for times in in_world(2, work, GuardConfig(hang=hang)):
+        assert len(times) >= 3
+        assert len(set(times)) == 1
+        longest = timedelta(days=24, seconds=-1)  # torch rounds it
+        assert times[0] >= (min(timedelta(seconds=hang + 3600), longest) if hang else longest)
+
+
+def test_a_hung_rank_is_named_by_the_guard_and_not_by_torch(tmp_path: Path) -> None:
+    """In a group that DeepSpeed makes, whose time-out would be torch's own: here one that runs out before `hang`."""
+    guard = GuardConfig(hang=4.0, silence=8.0)
+
+    def work(rank: int) -> None:
+        distributed_c10d.default_pg_timeout = timedelta(seconds=1)
+        with joined(guard, tmp_path / "run") as world:
+            import deepspeed.comm
+
+            group = deepspeed.comm.new_group([0, 1])
+            world.mark("a step")
+            while rank == 1:
+                time.sleep(0.01)
+            deepspeed.comm.all_reduce(torch.ones(1), group=group)
+
+    job = start(lambda rank: configs.run(lambda: work(rank)), 2, tmp_path)
+    assert job.wait() == [4, 4], job.text()
+    for rank in (0, 1):
+        assert "no rank has got on for 4 s (guard.hang): rank 1 (" in job.text(rank)
+    assert "timed out" not in job.text().lower().replace("guard", "")
 
 
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
@@ -122,6 +171,15 @@ def test_a_signal_within_validation() -> None:
 @pytest.mark.parametrize("mode", ["stop", "skip"])
 def test_one_rank_has_a_loss_that_is_not_finite(mode: str) -> None:
     faults.poisoned(mode, 2, 1, 5)
+
+
+def test_weights_that_an_earlier_step_spoiled_are_said_to_be() -> None:
+    """The loss of step 1 is not finite because step 0 moved the weights to infinity."""
+    with scratch() as folder:
+        done = go(folder, 2, "optim.lr=1e38", "optim.weight_decay=100")
+        assert done.wait() == [3, 3]
+        assert "the loss of step 1 is not finite" in done.text(0)
+        assert "not finite before it, so an earlier step has spoiled them" in done.text(0)
 
 
 def test_too_many_steps_in_a_row_are_skipped() -> None:
@@ -206,8 +264,37 @@ def test_a_lock_that_was_taken_away_is_noticed(tmp_path: Path) -> None:
     lock.take()
     lock.check()
     thief.acquire()
-    with pytest.raises(RunLocked):
+    with pytest.raises(RunLocked, match=rf"took over this folder \(pid {os.getpid()} on"):
         lock.check()
     thief.release()
-    lock.check()  # nobody has it: it is taken again
+    with pytest.raises(RunLocked, match=r"took over this folder \(and has ended\)"):
+        lock.check()  # nobody has it, but what it wrote is there
     lock.release()
+
+
+def test_a_lease_that_expired_and_nobody_took_is_taken_anew(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    lock.take()
+    owner = lock.owner
+    lock._lease._until = 0.0  # type: ignore[union-attr]  # as of a process that was stopped
+    (tmp_path / LEASE).write_bytes(
+        canonical_json({**json.loads((tmp_path / LEASE).read_bytes()), "expires": 0.0})
+    )
+    lock.check()
+    assert lock.owner != owner
+    with pytest.raises(RunLocked):
+        RunLock(tmp_path).take()
+    lock.release()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("point", "ranks", "wakes"),
+    [
+        ("checkpoint.py:_write_whole", 2, "beside it"),
+        ("metrics.py:write", 1, "ended"),
+        ("history.py:forget_after", 1, "beside it"),
+    ],
+)
+def test_a_suspended_job_wakes_beside_its_successor(point: str, ranks: int, wakes: str) -> None:
+    faults.suspended(point, ranks, wakes)

@@ -3,10 +3,13 @@
 import json
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterator, Mapping
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -249,6 +252,49 @@ def test_a_logger_that_is_not_installed_is_named(name: str) -> None:
         pytest.skip(f"{name} is installed here")
     with pytest.raises(ConfigError, match=f"pip install {name}, or .*metrics.to=.tensorboard."):
         check(MetricsConfig(to=("tensorboard", name)))  # type: ignore[arg-type]  # one of the two
+
+
+class Service(ModuleType):
+    """Stands for wandb or trackio: keeps what `init` was called with."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)
+        self.known: list[str] = []  # of each `init`, by what the service tells runs apart
+
+    def init(self, **given: Any) -> Any:
+        assert given["resume"] == "allow"
+        self.known.append(given.get("id", given["name"]))
+        return SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_two_runs_of_one_name_are_two(
+    tmp_path: Path, columns: Path, monkeypatch: pytest.MonkeyPatch, environ: None, name: str
+) -> None:
+    """By an id that a run keeps; one that an earlier version began has the name of its folder."""
+    service = Service(name)
+    monkeypatch.setitem(sys.modules, name, service)
+
+    def start(folder: Path, to: list[str], steps: int) -> str | None:
+        values = tiny_config(columns, tmp_path, steps=steps, save_every=1, metrics={"to": to})
+        assert fit(TrainConfig.model_validate(values), folder / "flux") == 0
+        return service.known[-1] if to else None
+
+    first, second = (start(tmp_path / seed, [name], 1) for seed in ("a", "b"))
+    assert first != second
+    assert first not in (None, "flux")
+    assert start(tmp_path / "a", [name], 2) == first
+
+    def as_earlier(folder: Path) -> None:
+        (folder / "flux/id").unlink()
+
+    as_earlier(tmp_path / "b")
+    assert start(tmp_path / "b", [name], 2) == "flux"
+    assert start(tmp_path / "b", [name], 3) == "flux"
+    start(tmp_path / "c", [], 1)
+    as_earlier(tmp_path / "c")  # no service knows it yet
+    assert start(tmp_path / "c", [name], 2) not in ("flux", first)
 
 
 # A run ---------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ costs counts for A. The first pair is not counted.
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -70,7 +71,7 @@ class Bare:
         predicted = self.model(x.noisy, x.timestep, x.tokens, x.cu_seqlens)
         loss = F.mse_loss(predicted, x.target)
         loss.backward()  # type: ignore[no-untyped-call, unused-ignore]  # torch's
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip)
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
         with torch.no_grad():
