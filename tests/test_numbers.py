@@ -238,7 +238,7 @@ def test_an_option_that_is_no_number_is_refused(
 ) -> None:
     for name, kind in numeric(parser_of(command, monkeypatch)):
         bad = ["nan", "inf", "-inf", "1e999", "", "one"]
-        bad += [] if name.startswith("--guidance") else ["-1"]  # their ranges are looked at later
+        bad += [] if name == "--guidance_interval" else ["-1"]  # its range is looked at later
         for text in [*bad, *(["0"] if name not in ZERO else [])]:
             with pytest.raises((argparse.ArgumentTypeError, ValueError)):
                 print(f"{command} {name}: {text!r} became", kind(text))
