@@ -39,7 +39,9 @@ OTHERS = {
 def main() -> int:
     safe_output()
     parser = argparse.ArgumentParser(
-        prog="python -m encode", description="Encode tars into columns."
+        prog="python -m encode",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (

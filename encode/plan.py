@@ -369,8 +369,10 @@ def _hints(plan: ColumnPlan) -> list[str]:
             "the device busy"
         )
     if plan.passed_over:
-        words = ", ".join(f"{suffix!r} of {count:,}" for suffix, count in plan.passed_over.items())
-        lines.append(f"{name}: reads one suffix; of the rows seen it passes over {words}")
+        words = ", ".join(
+            f"{suffix!r} of {count:,} rows" for suffix, count in plan.passed_over.items()
+        )
+        lines.append(f"{name}: reads one suffix only; passed over, of the rows looked at: {words}")
     if plan.alternatives:
         words = ", ".join(f"{n} {size_text(b)}" for n, b in plan.alternatives.items())
         lines.append(f"{name}: the same captions stored otherwise: {words}")

@@ -258,7 +258,7 @@ def summary(
     """The end of a run for a reader: rows by column, time by stage, what failed and what to do."""
     parts: list[Any] = [_line(url, entry, allow_failed) for url, entry in columns.items()]
     parts += [
-        f"{url}: passed over, since a column reads one suffix: "
+        f"{url}: passed over, since the column reads one suffix only: "
         + ", ".join(f"{suffix!r} of {count:,} rows" for suffix, count in others.items())
         + (f" ({n:,} older shards are not counted)" if (n := entry["passed_over_unknown"]) else "")
         for url, entry in columns.items()

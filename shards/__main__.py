@@ -18,9 +18,9 @@ s3://, gs://, az://).
     python -m shards bench [--json FILE]           # how fast this machine reads; see `make bench`
 
 Exit codes: 0 done (`verify`: sound, `diff`: equal content), 1 `verify` or `digest --deep` found
-damage, `repair` left some, `diff` found a difference, a reader of `bench` failed, 2 a wrong path,
-option or column, or no room (the message says which), 5 another command holds the column's lease,
-130 interrupted. `verify` of several goes on after one that is no column, and leaves with 2.
+damage (`verify --source`: or tars other than those that were encoded), `repair` left some, `diff`
+found a difference, a reader of `bench` failed, 2 a wrong path, option or column, or no room (the
+message says which), 5 another command holds the column's lease, 130 interrupted. `verify` of several goes on after one that is no column, and leaves with 2.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ NO_RIGHTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
-        prog="python -m shards", description="Look at columns, check, mend, compare and move them."
+        prog="python -m shards",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", required=True)
 

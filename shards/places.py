@@ -63,7 +63,7 @@ def local_path(word: Any) -> Any:
     if is_url(text):
         raise NotLocal(
             f"{text}: found a url, expected a path of this machine, since nothing else is read or "
-            "written here. Name a folder, and copy what is in it there or back"
+            "written here. Name a local folder, and copy its files from or to the url yourself"
         )
     return Path(home(text))
 

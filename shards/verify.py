@@ -35,6 +35,7 @@ from .store import Place, Store, open_store
 from .writer import sha256_of
 
 QUARANTINE, LEASES = "quarantine/", "lease"
+MEMBERS = "members"  # the kind of a fault that lies in the tars, not in the column
 
 
 @dataclass(slots=True)
@@ -185,7 +186,7 @@ def check_source(found: Examination, folders: Sequence[Place]) -> int:
     with ThreadPoolExecutor(READERS) as pool:
         for commit, message in zip(some, pool.map(check, some), strict=True):
             if message is not None:
-                found.fault("members", message, None, commit.shard)
+                found.fault(MEMBERS, message, None, commit.shard)
     return len(some)
 
 
@@ -438,10 +439,15 @@ def run_verify(
             print(line)
         if not as_json:
             if tars:
-                print(
-                    f"{url}: {compared} of {len(found.commits)} shards compared with the tars; the "
-                    "commits of the others do not say what they were made of"
+                total = len(found.commits)
+                rest = (
+                    ""
+                    if compared == total
+                    else (
+                        "; the commits of the others, from an older release, do not say what they were made of"
+                    )
                 )
+                print(f"{url}: {compared} of {total} shards compared with the tars{rest}")
             print("\n".join([*found.sentences(), _verdict(url, found.faults)]))
     return code
 
@@ -449,11 +455,20 @@ def run_verify(
 def _verdict(url: str, faults: Sequence[Fault]) -> str:
     if not faults:
         return f"{url}: sound"
+    lines = []
+    if changed := {fault.shard for fault in faults if fault.kind == MEMBERS}:
+        lines.append(
+            f"{url}: {len(changed)} shards do not match the tars. The column itself is not damaged by "
+            "that, and `repair` does not change it"
+        )
+    faults = [fault for fault in faults if fault.kind != MEMBERS]
     shards = {fault.shard for fault in faults if fault.shard is not None}
-    return (
-        f"{url}: DAMAGED, {len(faults)} faults, {len(shards)} shards. See what `python -m shards "
-        f"repair {url}` would do"
-    )
+    if faults:
+        lines.append(
+            f"{url}: DAMAGED, {len(faults)} faults, {len(shards)} shards. See what `python -m shards "
+            f"repair {url}` would do"
+        )
+    return "\n".join(lines)
 
 
 def run_digest(urls: Sequence[str], deep: bool, processes: int | None) -> int:

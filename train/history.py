@@ -55,6 +55,10 @@ def step_of(line: bytes, path: Path) -> int:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m train saved`."""
+    parser.description = (
+        "Print the newest checkpoint of a run and when it was written, in seconds since 1970, or "
+        "`none`. slurm.sbatch compares what it prints before and after a run."
+    )
     parser.add_argument("config", type=local_path)
     parser.add_argument("overrides", nargs="*", metavar="a.b=value")
 

@@ -386,7 +386,10 @@ SOURCES: list[SourceCase] = [
         "found a user or password",
     ),
     SourceCase(
-        "a home folder of nobody", ["~no-such-user-here/a.tar"], NotLocal, "no such user's home"
+        "a home folder of a user that does not exist",
+        ["~no-such-user-here/a.tar"],
+        NotLocal,
+        "no such user's home",
     ),
     SourceCase(
         "an url of another kind",
@@ -398,7 +401,7 @@ SOURCES: list[SourceCase] = [
 
 
 CHANGES = [  # see test_changed.py
-    ("another size when its turn comes", "BadTar: ... found N bytes, the source was made of M ..."),
+    ("another size when it is opened", "BadTar: ... found N bytes, the source was made of M ..."),
     ("cut off, lengthened or written to while it is read", "BadTar or TarChanged, tried again"),
     ("other captions (txt) than the index knows", "SourceChanged: ... other members or captions ..."),
     ("other pictures, or captions of any suffix, than an earlier column read",
@@ -434,8 +437,8 @@ def page() -> str:
         "", "A case of several rows names the status of each, in order.", "", "## Tars", "",
         "A tar that is cut off or damaged keeps what stands before; the index, the output and the report note it.",
         "One that holds nothing fails (`BadTar`): its shard is recorded in `failures/`, the others go on, and the",
-        "run ends with exit code 3. Want of memory is no fault of a picture: the shard is tried again, and fails with",
-        "`MemoryError` after three attempts.",
+        "run ends with exit code 3. A lack of memory is no fault of a picture: the shard is tried again, and fails",
+        "with `MemoryError` after three attempts.",
         "", "| case | outcome |", "|---|---|",
     ]  # fmt: skip
     for tar in TARS:
@@ -457,7 +460,7 @@ def page() -> str:
         "",
         "How a suffix is written in the config does not matter: `.JPG` is `jpg`. Rows that lack a column's suffix and",
         "have others are counted by those, in the output, in `report.json` and by `plan`. A column in which no row is",
-        "usable is said to be one, and `run` and `status` end with exit code 3.",
+        "usable is reported as such, and `run` and `status` end with exit code 3.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

@@ -178,10 +178,12 @@ def test_columns_of_other_members_are_told_apart(
     assert "made of other captions or pictures" in "\n".join(lines_of(found, "a", "other"))
     code, printed = shards("verify", other, "--source", tmp_path, "--source", tars)
     assert code == 0
-    assert "2 of 2 shards compared" in printed
+    assert "2 of 2 shards compared with the tars\n" in printed  # there are no others
     code, printed = shards("verify", a, "--source", tars)
     assert code == 1
     assert "shard 1 was made of other" in printed
+    assert "1 shards do not match the tars" in printed
+    assert "DAMAGED" not in printed  # `repair` would find nothing
     os.truncate(tars / "0.tar", 512)
     code, printed = shards("verify", other, "--source", tars, "--json")
     assert code == 1

@@ -302,7 +302,7 @@ def test_what_was_passed_over_is_said(run: Run, tmp_path: Path) -> None:
     }
     code, out = run(tars)
     assert code == 0
-    words = "passed over, since a column reads one suffix: "
+    words = "passed over, since the column reads one suffix only: "
     assert f"toy/vae: {words}'png' of 6 rows, 'webp' of 2 rows" in out
     assert f"toy/ids: {words}'caption' of 4 rows" in out
     report = json.loads((tmp_path / "cache/report.json").read_text())
@@ -311,8 +311,9 @@ def test_what_was_passed_over_is_said(run: Run, tmp_path: Path) -> None:
     }  # fmt: skip
     assert words in run(tars)[1]  # nothing to do, and said again
     planned = run(tars, what="plan")[1]
-    assert "toy/vae: reads one suffix; of the rows seen it passes over 'png' of 6, 'webp' of 2" in (
-        planned
+    assert (
+        "toy/vae: reads one suffix only; passed over, of the rows looked at: 'png' of 6 rows"
+        in planned
     )
 
 
