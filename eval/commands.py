@@ -69,7 +69,7 @@ def _finite(text: str) -> float:
 def _guidance(text: str) -> float:
     found = _finite(text)
     if found < 0:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from 0")
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a finite number of at least 0")
     return found
 
 
@@ -80,7 +80,7 @@ def _sampling_flags(add: argparse.ArgumentParser) -> None:
         "--guidance_scale",
         type=_guidance,
         default=6.0,
-        help="from 0; up to 1 the prompt alone is run",
+        help="at least 0; at 1 or below the prompt alone is run, without guidance",
     )
     add.add_argument("--batch_size", type=_positive, help="pictures; the benchmark's by default")
     add.add_argument("--seed", type=_natural, default=42)

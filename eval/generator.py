@@ -62,8 +62,8 @@ class Request:
             raise BadRequest(f"--seed: found {self.seed}, expected 0 to 2**64 - 1")
         if not 0 <= self.guidance_scale < math.inf:  # which NaN is not either
             raise BadRequest(
-                f"--guidance_scale: found {self.guidance_scale:g}, expected a number from 0: up to 1 the prompt alone "
-                "is run, above 1 with guidance"
+                f"--guidance_scale: found {self.guidance_scale:g}, expected a finite number of at least 0 (at 1 or "
+                "below the prompt alone is run, without guidance)"
             )
         check_device(self.device)
 

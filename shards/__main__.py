@@ -20,7 +20,8 @@ s3://, gs://, az://).
 Exit codes: 0 done (`verify`: sound, `diff`: equal content), 1 `verify` or `digest --deep` found
 damage (`verify --source`: or tars other than those that were encoded), `repair` left some, `diff`
 found a difference, a reader of `bench` failed, 2 a wrong path, option or column, or no room (the
-message says which), 5 another command holds the column's lease, 130 interrupted. `verify` of several goes on after one that is no column, and leaves with 2.
+message says which), 5 another command holds the column's lease, 130 interrupted. `verify`
+of several goes on after one that is no column, and leaves with 2.
 """
 
 from __future__ import annotations
