@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ from shards.verify import logical_digest, verify
 
 from . import faults, light
 from .test_status import words_of
-from .toy import picture, sample, tar_bytes, write_source
+from .toy import files_of, picture, sample, tar_bytes, write_source
 from .web import serving
 
 Columns = dict[str, dict[str, Any]]
@@ -188,6 +189,39 @@ def test_columns_of_other_members_are_told_apart(
     assert code == 1
     assert "found 512 bytes" in json.loads(printed)["message"]
     assert "no such file" in shards("verify", other, "--source", tmp_path)[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reads"),
+    [
+        ("ids", {"caption": "md"}),
+        ("tokens", {"caption": "md"}),
+        ("tokens", {"caption": "md", "element": "int8"}),
+        ("moments", {"image": "jpg"}),
+        ("moments", {"image": "jpg", "backend": "webdataset"}),
+    ],
+)
+def test_values_that_a_killed_attempt_made_of_other_members(
+    tmp_path: Path, encode: Any, kinds: Any, kind: str, reads: dict[str, str], capsys: Any
+) -> None:
+    """They are not adopted; those of the same members are."""
+    orders = {"jpg": [0, 1, 2], "md": [0, 1, 2]}
+    for shard in range(2):
+        write_tar(tmp_path / f"tars/{shard}.tar", **orders)
+    assert encode({"a": kinds[kind] | reads}) == 0
+    column = tmp_path / "cache/s/a"
+    shutil.rmtree(column / "complete")  # as killed before it committed shard 0
+    for path in [column / "commits/00000.json", *column.glob("[!ze]*/c/0")]:
+        if path.is_file() and kind not in path.parts:
+            path.unlink()
+    killed = files_of(column)
+    write_tar(tmp_path / "tars/0.tar", **orders | {"jpg": [1, 2, 0], "md": [1, 2, 0]})
+    assert encode({"a": kinds[kind] | reads}) == 3
+    assert "by an attempt that was cut off" in " ".join(capsys.readouterr().out.split())
+    assert not (column / "commits/00000.json").exists()
+    write_tar(tmp_path / "tars/0.tar", **orders)
+    assert encode({"a": kinds[kind] | reads}, retry=True) == 0
+    assert killed.items() <= files_of(column).items()
 
 
 def plain_digest(data: bytes, rows: Sequence[IndexRow], captions: bool) -> str:
