@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import Layout
+from shards.quantise import channel_scale, quantise
 from shards.zarrfile import chunked, compress
 
 from .columns import CaptionEncoder, Encoder, ImageEncoder
@@ -108,6 +109,9 @@ def ratio_of(layout: Layout, values: Sequence[NDArray[Any]]) -> float:
     if not layout.codec:
         return 1.0
     array = layout.arrays()[layout.kind]
+    if layout.quantised:
+        channel = channel_scale(np.concatenate(values))
+        values = [quantise(row, channel) for row in values]
     chunks = [chunk.copy() for chunk in chunked(values, array)]
     return sum(len(compress(c)) for c in chunks) / max(1, sum(c.nbytes for c in chunks))
 

@@ -81,7 +81,7 @@ def check_captions(tokenizer: CaptionTokenizer, captions: Sequence[str]) -> None
     path, limit = tokenizer.model.path, tokenizer.limit
     if tokenizer.dated:
         raise ModelNotUsable(
-            f"{path}: its chat template asks for the date (strftime_now), so the same caption has "
+            f"{path}: its chat template writes the date (strftime_now), so the same caption has "
             "other tokens on another day. Put a fixed date into the template, save the tokenizer "
             "to a folder and give that, or use template or instruction in place of chat_template"
         )

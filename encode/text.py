@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +20,8 @@ from .registry import ModelSpec, check_weights, location, one_line
 # Classes whose captions begin with <bos> and end without <eos>, as the reference has them.
 BOS_ALONE = {"GemmaModel", "Gemma2Model"}
 MESSAGE = "latentbank"  # stands for a caption while a chat template is looked at
+# They differ in all that a format of strftime can write.
+DAYS = datetime(1999, 2, 3, 4, 5, 6, tzinfo=UTC), datetime(2028, 11, 25, 16, 47, 58)
 
 
 class CaptionTokenizer:
@@ -94,15 +97,30 @@ class CaptionTokenizer:
 
     @property
     def dated(self) -> bool:
-        """Whether its chat template asks for the date, so that tokens depend on the day."""
+        """Whether tokens depend on the day: its chat template writes other text on another one."""
         if not self.chat:
             return False
         try:
             # the template's one way to the clock, replaced by what cannot be called
             self._rendered(MESSAGE, strftime_now="not a function")
+            return False
         except TypeError:
-            return True
-        return False
+            return len({self._rendered_on(day) for day in DAYS}) > 1
+
+    def _rendered_on(self, day: datetime) -> str:
+        """As `_rendered`, of MESSAGE on another day; transformers itself hands no functions on."""
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        template: Any = _compile_jinja_template(self._template_text())  # type: ignore[no-untyped-call,unused-ignore]
+        text = template.render(
+            messages=[{"role": "user", "content": MESSAGE}],
+            tools=None,
+            documents=None,
+            add_generation_prompt=True,
+            strftime_now=day.strftime,
+            **self._tokenizer.special_tokens_map,
+        )
+        return str(text)
 
     def _plain(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids

@@ -8,7 +8,8 @@ read the same suffix have the same digest, whatever their encoders.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .source import IndexRow
@@ -20,6 +21,7 @@ CAPTION_BYTES = 1 << 20  # a longer one is no caption
 DIGEST_BYTES = 32  # of a row
 ABSENT = bytes(DIGEST_BYTES)
 UNREAD = b"\xff" * DIGEST_BYTES
+AT_ONCE, GAP = 1 << 24, 1 << 20  # bytes of a read, and between two members that are read together
 
 
 def member_of(suffix: str) -> str:
@@ -48,14 +50,40 @@ def members_digest(
     CorruptColumn if the tar ends before that.
     """
     digest: Any = hashlib.sha256()
-    for row in rows:
-        offset, size = row.members.get(suffix, (0, None))
-        if size is None:
+    places = [row.members.get(suffix) for row in rows]
+    large = CAPTION_BYTES if captions else sys.maxsize
+    wanted = [place for place in places if place is not None and place[1] <= large]
+    members = _read(store, tar, name, wanted)
+    for place in places:
+        if place is None:
             digest.update(ABSENT)
-        elif captions and size > CAPTION_BYTES:
+        elif place[1] > large:
             digest.update(UNREAD)
         else:
-            data = bytearray(size)
-            read_into(store, tar, data, offset, name)
-            digest.update(hashlib.sha256(data).digest())
+            digest.update(hashlib.sha256(next(members)).digest())
     return str(digest.hexdigest())
+
+
+def _read(
+    store: Store, tar: Handle, name: str, places: Sequence[tuple[int, int]]
+) -> Iterator[memoryview]:
+    """The bytes at each (offset, size); places that are close together are read at once."""
+    for run in _runs(places):
+        first = run[0][0]
+        data = memoryview(bytearray(run[-1][0] + run[-1][1] - first))
+        read_into(store, tar, data, first, name)
+        yield from (data[offset - first :][:size] for offset, size in run)
+
+
+def _runs(places: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """The places, in their order, by what is read at once."""
+    run: list[tuple[int, int]] = []
+    for offset, size in places:
+        if run:
+            end = sum(run[-1])
+            if not (end <= offset <= end + GAP and offset + size - run[0][0] <= AT_ONCE):
+                yield run
+                run = []
+        run.append((offset, size))
+    if run:
+        yield run

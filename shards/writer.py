@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from .commits import Commit, commit_name, read_commit
 from .errors import CorruptColumn, IncompleteColumn, SourceChanged
+from .quantise import to_floats
 from .records import column_record, commit_record, sealed
 from .schema import (
     COLUMN,
     HAS_VALUES,
+    SCALE_BYTES,
     VERSION,
     ZARR_ROWS,
     ArraySpec,
@@ -36,6 +38,7 @@ from .tars import END, scan, tar_name, write_row
 from .zarrfile import crc32c, pack, read_elements, read_index, read_into
 
 Values = NDArray[Any] | Sequence[NDArray[Any]]
+OTHER = 0.5  # machines change a channel or token by a twentieth at most, see encode/rehearsal.py
 PIECE = 1 << 24  # bytes read at once where a standing object is hashed
 
 
@@ -147,7 +150,15 @@ class ShardWriter:
         if lengths.max(initial=0) > layout.row_shape[0] * layout.ragged:
             raise ValueError(f"{lengths.max()} tokens in a row of at most {layout.row_shape[0]}")
         self._given[start : start + len(values)] = status
-        self._learn(start, self._values.put(start, values, lengths, status), lengths)
+        stored = self._values.put(start, values, lengths, status)
+        if stored is not values and (wrong := _of_another_input(layout, values, stored)):
+            raise CorruptColumn(
+                f"{self.store.at(self._values.objects[-1][0])}: its rows "
+                f"{[start + i for i in wrong[:8]]} ({len(wrong)} in all) were made of other captions "
+                "or pictures, by an attempt that was cut off while the tar held those. It is of no "
+                "commit: delete it and encode again"
+            )
+        self._learn(start, stored, lengths)
         self._next += len(values)
 
     def _learn(self, start: int, values: Values, lengths: NDArray[Any]) -> None:
@@ -403,6 +414,32 @@ def read_object(store: Store, path: str, spec: ArraySpec, count: int) -> NDArray
         return read_elements(store, handle, spec, 0, count, name)
     finally:
         store.close(handle)
+
+
+def _of_another_input(layout: Layout, values: Values, standing: Values) -> list[int]:
+    """Rows that differ by more than two machines do: no values in one of the two, other token ids,
+    or a channel or token whose L2 norm changes by more than OTHER of itself.
+    """
+    same = _finite(layout, values) == _finite(layout, standing)
+    for i in np.flatnonzero(same & _finite(layout, values)).tolist():
+        if layout.element == "int32":
+            same[i] = np.array_equal(values[i], standing[i])
+        elif values[i].size:
+            ours, theirs = _vectors(layout, values[i]), _vectors(layout, standing[i])
+            norms = np.linalg.norm(ours, axis=1)
+            floor = max(float(np.median(norms)) / 8, 1e-30)  # of a channel that is almost zero
+            change = np.linalg.norm(ours - theirs, axis=1) / np.maximum(norms, floor)
+            same[i] = change.max() <= OTHER
+    return [int(i) for i in np.flatnonzero(~same)]
+
+
+def _vectors(layout: Layout, row: NDArray[Any]) -> NDArray[np.float32]:
+    """The channels or tokens of a row as float32, (count, values)."""
+    if layout.quantised:  # scales of channels stand in column.json, and are those of both
+        scale = np.ascontiguousarray(row[:, -SCALE_BYTES:]).view("<f4")
+        return np.asarray(row[:, :-SCALE_BYTES] * scale, np.float32)
+    values = to_floats(row) if layout.element == "bfloat16" else row
+    return np.asarray(values, np.float32).reshape(len(row) if row.ndim > 1 else 1, -1)
 
 
 def _blanked(layout: Layout, values: Values, has_values: NDArray[np.bool_]) -> Values:

@@ -406,6 +406,8 @@ CHANGES = [  # see test_changed.py
     ("other captions (txt) than the index knows", "SourceChanged: ... other members or captions ..."),
     ("other pictures, or captions of any suffix, than an earlier column read",
      "SourceChanged: ... was made of other jpg members ..."),
+    ("values that a killed attempt made of other members",
+     "CorruptColumn: ... of no commit: delete it ..."),
 ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,12 +31,12 @@ from encode.survey import Tar as Place
 from encode.survey import look_at
 from encode.workers import load_encoders
 from encode.workplace import Workplace
-from shards import Column, SourceChanged, SourceMismatch, open_join, open_store, put_index
+from shards import Column, IndexRow, SourceChanged, SourceMismatch, open_join, open_store, put_index
 from shards.__main__ import main as shards_main
 from shards.commits import read_commit
 from shards.convert import convert
 from shards.diff import diff, lines_of
-from shards.members import member_of
+from shards.members import ABSENT, CAPTION_BYTES, UNREAD, member_of, members_digest
 from shards.remote import RemoteStore
 from shards.repair import repair
 from shards.source import ShardIndex
@@ -43,7 +44,8 @@ from shards.verify import logical_digest, verify
 
 from . import faults, light
 from .test_status import words_of
-from .toy import picture, sample, tar_bytes, write_source
+from .toy import files_of, picture, sample, tar_bytes, write_source
+from .web import serving
 
 Columns = dict[str, dict[str, Any]]
 
@@ -189,6 +191,97 @@ def test_columns_of_other_members_are_told_apart(
     assert code == 1
     assert "found 512 bytes" in json.loads(printed)["message"]
     assert "no such file" in shards("verify", other, "--source", tmp_path)[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reads"),
+    [
+        ("ids", {"caption": "md"}),
+        ("tokens", {"caption": "md"}),
+        ("tokens", {"caption": "md", "element": "int8"}),
+        ("moments", {"image": "jpg"}),
+        ("moments", {"image": "jpg", "backend": "webdataset"}),
+    ],
+)
+def test_values_that_a_killed_attempt_made_of_other_members(
+    tmp_path: Path, encode: Any, kinds: Any, kind: str, reads: dict[str, str], capsys: Any
+) -> None:
+    """They are not adopted; those of the same members are."""
+    orders = {"jpg": [0, 1, 2], "md": [0, 1, 2]}
+    for shard in range(2):
+        write_tar(tmp_path / f"tars/{shard}.tar", **orders)
+    assert encode({"a": kinds[kind] | reads}) == 0
+    column = tmp_path / "cache/s/a"
+    shutil.rmtree(column / "complete")  # as killed before it committed shard 0
+    for path in [column / "commits/00000.json", *column.glob("[!ze]*/c/0")]:
+        if path.is_file() and kind not in path.parts:
+            path.unlink()
+    killed = files_of(column)
+    write_tar(tmp_path / "tars/0.tar", **orders | {"jpg": [1, 2, 0], "md": [1, 2, 0]})
+    assert encode({"a": kinds[kind] | reads}) == 3
+    assert "by an attempt that was cut off" in " ".join(capsys.readouterr().out.split())
+    assert not (column / "commits/00000.json").exists()
+    write_tar(tmp_path / "tars/0.tar", **orders)
+    assert encode({"a": kinds[kind] | reads}, retry=True) == 0
+    assert killed.items() <= files_of(column).items()
+
+
+def plain_digest(data: bytes, rows: Sequence[IndexRow], captions: bool) -> str:
+    """Of the members `x` of a tar, one by one."""
+    parts = []
+    for row in rows:
+        if "x" not in row.members:
+            parts.append(ABSENT)
+            continue
+        offset, size = row.members["x"]
+        member = data[offset : offset + size]
+        parts.append(
+            UNREAD if captions and size > CAPTION_BYTES else hashlib.sha256(member).digest()
+        )
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+@given(
+    sizes=st.lists(st.one_of(st.none(), st.integers(0, 40)), max_size=20),
+    gaps=st.lists(st.integers(0, 30), min_size=20, max_size=20),
+    captions=st.booleans(),
+    bounds=st.tuples(st.integers(1, 64), st.integers(0, 20), st.integers(0, 40)),
+    shuffled=st.randoms(),
+)
+def test_members_that_are_read_together_have_the_same_digest(
+    sizes: list[int | None], gaps: list[int], captions: bool, bounds: tuple[int, int, int],
+    shuffled: random.Random,
+) -> None:  # fmt: skip
+    data, rows = b"", []
+    for size, gap in zip(sizes, gaps, strict=False):
+        data += random.Random(len(data)).randbytes(gap)
+        rows.append(IndexRow("k", {} if size is None else {"x": (len(data), size)}, {}))
+        data += random.Random(len(data)).randbytes(size or 0)
+    shuffled.shuffle(rows)  # in our tars they are in order
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        (Path(name) / "a.tar").write_bytes(data)
+        for key, value in zip(("AT_ONCE", "GAP", "CAPTION_BYTES"), bounds, strict=True):
+            patch.setattr(f"shards.members.{key}", value)
+        patch.setattr(f"{__name__}.CAPTION_BYTES", bounds[2])
+        store = open_store(name)
+        tar = store.open("a.tar")
+        found = members_digest(store, tar, "a.tar", rows, "x", captions)
+        store.close(tar)
+        assert found == plain_digest(data, rows, captions)
+
+
+def test_a_tar_elsewhere_is_compared_in_large_reads() -> None:
+    data = tar_bytes(member for number in range(50) for member in sample(number))
+    with tempfile.NamedTemporaryFile() as file, serving() as web:
+        file.write(data)
+        file.flush()
+        rows, _ = scan_tar(Path(file.name), 1024)
+        web.files["/a.tar"] = data
+        store = open_store(web.url)
+        tar = store.open("a.tar", cached=False)
+        members_digest(store, tar, "a.tar", rows, "jpg", False)
+        store.close(tar)
+        assert web.gets("a.tar") == 1
 
 
 def test_captions_that_differ_in_spaces_alone(tmp_path: Path, encode: Any, kinds: Any) -> None:

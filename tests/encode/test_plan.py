@@ -196,6 +196,14 @@ def test_a_codec_is_measured(config: Path, capsys: pytest.CaptureFixture[str]) -
     assert tried["bytes"]["value"] < plain["bytes"]["value"]
 
 
+def test_a_codec_of_int8_tokens_is_measured_on_what_is_stored(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("columns.small.codec=blosc", "--shards-sampled", 0, "--seconds", 0.2)
+    tried = columns_of(planned(capsys, config, *words))["small"]
+    assert 0 < tried["rate"]["ratio"] < 1.1
+
+
 def test_run_refuses_what_does_not_fit(
     config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -294,23 +294,27 @@ DATED = [
     "{% endif %}{% endif %}{{ date_string }} {{ messages[0].content }}",
     "{% macro today() %}{{ strftime_now('%H') }}{% endmacro %}{{ today() }}{{ messages[0].content }}",
     "{% set now = strftime_now %}{{ now('%A') }}{{ messages[0].content }}",
+    "{{ 'am' if strftime_now('%H')|int < 12 else 'pm' }}{{ messages[0].content }}",
 ]
 UNDATED = [
     "{{ bos_token }}{{ messages[0].content }}",
     "{% if strftime_now is not defined %}old{% endif %}{{ messages[0].content }}",
     # asks for the day only of a conversation without a user
     "{% if not messages %}{{ strftime_now('%d') }}{% endif %}{{ messages[0].content }}",
+    # asks for it and writes it into a system prompt, which a caption has not
+    "{% set today = strftime_now('%d %b %Y') %}{% if messages[0].role == 'system' %}{{ today }}"
+    "{% endif %}{{ messages[0].content }}",
 ]
 
 
 @pytest.mark.parametrize("kind", ["ids", "tokens"])
-def test_a_chat_template_that_asks_for_the_day(tmp_path: Path, kind: str) -> None:
+def test_a_chat_template_that_writes_the_day(tmp_path: Path, kind: str) -> None:
     for i, chat in enumerate([*DATED, *UNDATED]):
         model = text_model(tmp_path / f"{kind}{i}", "LlamaModel", GROUPED, chat)
         column = {"kind": kind, "encoder": model, "max_tokens": 24}
         tried(**column)
         if chat in DATED:
-            refused("its chat template asks for the date", **column, chat_template=True)
+            refused("its chat template writes the date", **column, chat_template=True)
         else:
             tried(**column, chat_template=True)
 
