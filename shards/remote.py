@@ -137,7 +137,12 @@ class RemoteStore(Store):
         scheme, _, path = url.partition("://")
         path = path.rstrip("/")
         bucket, _, self._prefix = path.partition("/")
-        if not bucket or {"?", "#"} & set(path) or "@" in bucket or "" in path.split("/"):
+        if (
+            not bucket
+            or {"?", "#"} & set(path)
+            or {"@", ":"} & set(bucket)
+            or "" in path.split("/")
+        ):
             raise StoreError(
                 f"{redacted(url)}: expected {scheme}://<bucket>/<path> without empty parts, `?`, `#`, "
                 "or a user or password"
