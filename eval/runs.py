@@ -11,11 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from shards import FormatVersion, ShardsError, put_if_absent, seal, unseal
+from shards.records import finite, having, integer, mapping, optional, text
 from train.identity import young_average
 
 Json = dict[str, Any]
 log = logging.getLogger(__name__)
 FORMAT, VERSION, NAME = "latentbank-run", 1, "run.json"
+
+
+def _training(value: Any) -> None:
+    """Of a training what is computed with here; what else it says is compared and shown as it is."""
+    TRAINING(value)
+
+
+TRAINING = having(
+    {},
+    {
+        "model": mapping,
+        "seed": integer(0, 2**64 - 1),
+        "init": optional(having({}, {"path": text(), "training": _training})),
+    },
+)
+RUN = having(
+    {"weights": text(), "training": TRAINING, "initial_share": optional(finite)},
+)
 
 
 @dataclass(frozen=True)
@@ -56,10 +75,8 @@ def read(folder: Path, weights: str | None) -> Run | None:
         return None
     try:
         record = unseal(folder / NAME, FORMAT, VERSION)
-        share = record["initial_share"]
-        run = Run(
-            record["weights"], dict(record["training"]), None if share is None else float(share)
-        )
+        RUN(record)
+        run = Run(record["weights"], record["training"], record["initial_share"])
     except FormatVersion:
         raise
     except (ShardsError, OSError, KeyError, TypeError, ValueError) as error:
