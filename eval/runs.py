@@ -11,30 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from shards import FormatVersion, ShardsError, put_if_absent, seal, unseal
-from shards.records import finite, having, integer, mapping, optional, text
-from train.identity import young_average
+from shards.records import finite, having, optional, text
+from train.identity import TRAINING, young_average
 
 Json = dict[str, Any]
 log = logging.getLogger(__name__)
 FORMAT, VERSION, NAME = "latentbank-run", 1, "run.json"
 
 
-def _training(value: Any) -> None:
-    """Of a training what is computed with here; what else it says is compared and shown as it is."""
-    TRAINING(value)
-
-
-TRAINING = having(
-    {},
-    {
-        "model": mapping,
-        "seed": integer(0, 2**64 - 1),
-        "init": optional(having({}, {"path": text(), "training": _training})),
-    },
-)
-RUN = having(
-    {"weights": text(), "training": TRAINING, "initial_share": optional(finite)},
-)
+RUN = having({"weights": text(), "training": TRAINING, "initial_share": optional(finite)})
 
 
 @dataclass(frozen=True)

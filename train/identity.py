@@ -12,6 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from shards.records import finite, having, integer, mapping, optional, text
+
 from .config import EmaConfig, OptimConfig
 from .flow import FlowConfig
 from .model import DiTConfig
@@ -50,8 +52,33 @@ CHOSEN = "encoder.precision"  # but this is the user's choice
 LOCATION = ("path", "subfolder", "revision")  # of weights that are known by their digest
 
 
+def _init(value: Any) -> None:
+    having({}, {"path": text(), "training": TRAINING})(value)
+
+
+# What is computed with here; the rest of a training is compared and shown, whatever it says.
+TRAINING = having(
+    {},
+    {
+        "model": mapping,
+        "seed": integer(0, 2**64 - 1),
+        "caption_dropout": finite,
+        "init": optional(_init),
+    },
+)
+
+
 def training_of(manifest: Mapping[str, Any]) -> Json:
-    """The training behind a checkpoint, by part."""
+    """The training behind a checkpoint, by part; ValueError where a part is none of a run."""
+    try:
+        training = _parts(manifest)
+        TRAINING(training)
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"no training can be read from it ({error!r:.200})") from None
+    return training
+
+
+def _parts(manifest: Mapping[str, Any]) -> Json:
     training = {
         key: manifest[key] for key in ("model", "init", "step", "position") if key in manifest
     }
@@ -138,7 +165,7 @@ def initial_share(manifest: Mapping[str, Any]) -> float | None:
         if "average" in manifest:
             return float(manifest["average"]["initial_share"])
         return float(manifest["config"]["ema"]["decay"] ** manifest["optimizer"]["step"])
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 

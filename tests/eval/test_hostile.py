@@ -4,6 +4,7 @@ memory; nothing outside of a set gets onto a page; pipes are not waited for."""
 import copy
 import json
 import os
+import shutil
 import signal
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -19,19 +20,24 @@ from safetensors.numpy import load_file, save_file
 
 import configs
 from configs import ConfigError
+from encode.errors import ModelNotUsable
 from eval import influences, references, results
 from eval.bar import Bar
 from eval.benchmarks import find
 from eval.errors import BadPrompts, BadReference, EvalError, OtherImages
+from eval.generator import Generator, Request
 from eval.imageset import Images, ImageSet
 from eval.prompts import Prompt, Prompts
 from eval.references import Reference
 from eval.report import report
 from shards import FormatVersion, ShardsError, canonical_json, seal
-from train import checkpoint, page
+from train import checkpoint, initial, page
 from train.checkpoint import CheckpointError
+from train.config import TrainConfig
 from train.history import forget_after
 
+from ..train.conftest import tiny_config
+from .models import DIT
 from .sets import SETTINGS, make_items, make_score, make_set
 
 PROMPTS = Prompts("bench", (Prompt("a", "one", "g"), Prompt("b", "two", "g")))
@@ -322,6 +328,42 @@ def test_an_edited_manifest_of_a_checkpoint(tmp_path: Path) -> None:
         borne(lambda: checkpoint.load_for_sampling(path.parent))
 
     check()
+
+
+LATENTS, TEXT = ("data", "latents"), ("data", "text", "identity")
+
+
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        ((*LATENTS,), 5), ((*LATENTS, "norm"), None), ((*LATENTS, "norm", "scale"), []),
+        ((*LATENTS, "norm", "scale"), ["x"]), ((*LATENTS, "identity", "encoder"), 5),
+        ((*LATENTS, "identity", "encoder", "weights"), 5), ((*LATENTS, "identity", "encoder", "precision"), 5),
+        ((*LATENTS, "identity", "preprocess"), {}), (TEXT, 5), ((*TEXT, "encoder"), {}),
+        ((*TEXT, "preprocess"), None), ((*TEXT, "preprocess", "max_tokens"), "x"),
+        ((*TEXT, "preprocess", "template"), 5), ((*TEXT, "preprocess", "tokenizer"), 5), (("init",), 5),
+        (("init",), {"training": []}), (("latent_shape",), None), (("latent_shape",), [4, "x", 4]), (("order",), 5),
+        (("order",), {}), (("config",), {}), (("config",), {"optim": 5}), (("reference",), 5),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_strangers_says_what_is_wrong(
+    tmp_path: Path, run: Path, at: tuple[str, ...], value: Any
+) -> None:
+    """What `generate` and `init_from` read of a manifest, sealed anew."""
+    step = shutil.copytree(run / "checkpoints/step-00000020", tmp_path / "step-00000020")
+    record = json.loads((step / "manifest.json").read_bytes())
+    del record["digest"]
+    inner = record
+    for key in at[:-1]:
+        inner = inner[key]
+    inner[at[-1]] = value
+    (step / "manifest.json").write_bytes(seal(record))
+    with pytest.raises((CheckpointError, ModelNotUsable)):
+        Generator.load(Request(checkpoint=step, save_dir=tmp_path / "out"))
+    if at[0] in ("init", "latent_shape", "order", "config"):
+        config = TrainConfig.model_validate(tiny_config(tmp_path, tmp_path, init_from=step))
+        with pytest.raises(CheckpointError, match="is damaged"):
+            initial.find(config, DIT)
 
 
 def test_an_edited_reference(tmp_path: Path) -> None:
