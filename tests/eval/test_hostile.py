@@ -31,6 +31,7 @@ from eval.prompts import Prompt, Prompts
 from eval.references import Reference
 from eval.report import report
 from shards import FormatVersion, ShardsError, canonical_json, seal
+from shards.printing import one_line
 from train import checkpoint, initial, page
 from train.checkpoint import CheckpointError
 from train.config import TrainConfig
@@ -196,6 +197,42 @@ def test_names_that_climb_out_of_a_set(tmp_path: Path, name: str, field: str) ->
     with pytest.raises(OtherImages, match="cannot name a file|embedded null"):
         report([folder], tmp_path / "r.html", partial=True)
     assert not (tmp_path / "r.html").exists()
+
+
+def test_names_of_folders_on_pages(tmp_path: Path, folder: Path) -> None:
+    """Escape sequences, halves of characters (bytes that are no UTF-8) and urls with passwords."""
+    for i, name in enumerate(("e\x1b[31m\x9b2J", os.fsdecode(b"n\xff"), "u\u202et")):
+        folder = folder.rename(folder.with_name(name))
+        run = tmp_path / f"run {name}"
+        run.mkdir()
+        (run / "metrics.jsonl").write_bytes(dumped({"step": 1, "start": {}}) + b"\n")
+        report([folder], tmp_path / "r.html", runs={one_line(name): run})
+        found = report([folder], tmp_path / "r.html")  # it reads its own JSON
+        assert found["sections"][0]["sets"][0]["name"] == one_line(name)
+        html = (tmp_path / "r.html").read_text()
+        assert one_line(name) in html
+        assert not set(html) & {"\x1b", "\x9b", "\u202e"}
+        assert page_of_a_run(run, i)
+
+
+def page_of_a_run(run: Path, i: int) -> bool:
+    start = {
+        "mix": {"a\x1b[31m": 1.0},
+        "epoch_samples": 1,
+        "parameters": {},
+        "world": 1,
+        "device": "\x9b",
+    }
+    (run / "metrics.jsonl").write_bytes(dumped({"step": i, "start": start}) + b"\n")
+    config = {
+        "data": {"latents": "s3://me:SEC/RET@b/x", "text": "t"},
+        "steps": 1,
+        "global_batch": 1,
+        "seed": 0,
+    }
+    (run / "config.yaml").write_text(json.dumps(config))
+    html = page.write_page(run).read_text()
+    return "RET" not in html and not set(html) & {"\x1b", "\x9b", "\u202e"}
 
 
 def test_a_picture_that_leads_elsewhere_is_none_of_the_set(tmp_path: Path, folder: Path) -> None:
