@@ -50,7 +50,8 @@ class Run:
 
 
 def put(folder: Path, run: Run) -> None:
-    """Write the record, unless the folder has one."""
+    """Write the record, unless the folder has one; FormatVersion where that is of another release."""
+    read(folder, run.weights)
     put_if_absent(folder / NAME, seal({"format": FORMAT, "version": VERSION, **asdict(run)}))
 
 
