@@ -12,14 +12,14 @@ from typing import Any
 
 from shards import FormatVersion, ShardsError, put_if_absent, seal, unseal
 from shards.records import finite, having, optional, text
-from train.identity import TRAINING, young_average
+from train.identity import check, young_average
 
 Json = dict[str, Any]
 log = logging.getLogger(__name__)
 FORMAT, VERSION, NAME = "latentbank-run", 1, "run.json"
 
 
-RUN = having({"weights": text(), "training": TRAINING, "initial_share": optional(finite)})
+RUN = having({"weights": text(), "training": check, "initial_share": optional(finite)})
 
 
 @dataclass(frozen=True)

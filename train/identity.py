@@ -43,6 +43,7 @@ CONFIGS: dict[str, type[BaseModel]] = {
     "flow": FlowConfig,
 }
 PRECISION = ("torch_autocast", "communication_data_type")  # of the DeepSpeed JSON
+DEEPEST = 100  # levels of a training's JSON
 YOUNG = 0.05  # share of the initial weights in an average, above which it is of little use
 # What cannot but differ where the latent column is another VAE's.
 GRID = ("model.patch_size", "model.sample_size")  # where both have the same tokens all the same
@@ -68,11 +69,27 @@ TRAINING = having(
 )
 
 
+def check(training: Any) -> None:
+    """ValueError where a record is no training, or nests deeper than some forty runs that each began from another."""
+    mapping(training)
+    _shallow(training, DEEPEST)
+    TRAINING(training)
+
+
+def _shallow(value: Any, left: int) -> None:
+    if not left:
+        raise ValueError("nested too deep")
+    for inner in (
+        value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    ):
+        _shallow(inner, left - 1)
+
+
 def training_of(manifest: Mapping[str, Any]) -> Json:
     """The training behind a checkpoint, by part; ValueError where a part is none of a run."""
     try:
         training = _parts(manifest)
-        TRAINING(training)
+        check(training)
     except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(f"no training can be read from it ({error!r:.200})") from None
     return training

@@ -317,7 +317,8 @@ def test_a_record_of_other_weights_or_a_damaged_one_counts_for_nothing(tmp_path:
     "edits",
     [
         {"init": 5}, {"init": []}, {"init": {"training": 5}}, {"init": {"path": []}}, {"seed": []}, {"seed": {}},
-        {"seed": -1}, {"seed": True}, {"model": 5},
+        {"seed": -1}, {"seed": True}, {"model": 5}, {"flow": json.loads("[" * 400 + "]" * 400)},
+        {"init": json.loads('{"training":{"init":' * 200 + "null" + "}}" * 200)},
     ],
 )  # fmt: skip
 def test_an_edited_record_counts_for_nothing(tmp_path: Path, edits: dict[str, Any]) -> None:
