@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -140,7 +141,7 @@ class RemoteStore(Store):
         if (
             not bucket
             or {"?", "#"} & set(path)
-            or {"@", ":"} & set(bucket)
+            or re.search(r"@|:(?!\d*$)", bucket)  # a server's port is none
             or "" in path.split("/")
         ):
             raise StoreError(
