@@ -10,7 +10,7 @@ import importlib.util
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationError
 
 from configs import Strict
 from shards.places import model
@@ -40,8 +40,11 @@ class ModelSpec(Strict):
 
     @classmethod
     def of_identity(cls, encoder: Json) -> ModelSpec:
-        """The inverse of `identity`, without the digest."""
-        return cls.model_validate({k: v for k, v in encoder.items() if k != "weights"})
+        """The inverse of `identity`, without the digest; ModelNotUsable where it names no model."""
+        try:
+            return cls.model_validate({k: v for k, v in encoder.items() if k != "weights"})
+        except ValidationError as error:
+            raise ModelNotUsable(f"a column's encoder {encoder!r:.200}: {error}") from None
 
 
 def _model(cls: str, path: str, subfolder: str | None = None, **fields: str) -> ModelSpec:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from encode.loading import weights_digest
+from shards import Norm
+from shards.records import at, finite, having, integer, listed, mapping, optional, text
 from shards.storage import read_json
 from train.checkpoint import CheckpointError, load_for_sampling, steps
 from train.identity import initial_share, training_of
@@ -21,6 +23,23 @@ from .runs import Run
 
 Json = dict[str, Any]
 log = logging.getLogger(__name__)
+# What a manifest's `data` must say, so that pictures can be made of it.
+NUMBERS = listed(finite, 1, 1 << 16)
+ENCODER = having({"class": text(), "path": text(), "weights": text()})
+READ = {"max_tokens": integer(1, 1 << 20), "template": text(), "tokenizer": text()}
+READ |= {"hidden_state": integer(-1000, 1000), "chat_template": optional(text())}
+ENCODED = having({"encoder": ENCODER, "preprocess": having({}, READ)})
+PIXELS = having({"encoder": ENCODER, "preprocess": having({"resolution": integer(1, 1 << 16)})})
+DATA = having(
+    {
+        "latents": having(
+            {"identity": PIXELS, "norm": having({"shift": NUMBERS, "scale": NUMBERS})}
+        ),
+        "text": having({"identity": mapping}),
+    },
+    {"text_encoder": ENCODED},
+)
+REFERENCE = having({}, {"text_hidden_states_index": optional(integer(-1000, 1000))})
 
 
 @dataclass(frozen=True)
@@ -46,14 +65,29 @@ def load_ours(where: Path, tag: int | None, ema: bool) -> Checkpoint:
         raise CheckpointError(
             f"{where}: found step {manifest['step']}, expected step {tag}. Leave out --tag, or name the run"
         )
-    data = manifest.get("data")
     file = manifest["files"]["ema.safetensors" if ema else "weights.safetensors"]
+    try:
+        latents, made_by = _columns(manifest.get("data"))
+        run = Run(file["sha256"], training_of(manifest), initial_share(manifest) if ema else None)
+        reference = manifest.get("reference") or {}
+        REFERENCE(reference)
+    except ValueError as error:
+        raise CheckpointError(f"{where} is damaged: its manifest: {error}") from None
+    hidden_state = reference.get("text_hidden_states_index", -1)
+    return Checkpoint(model, manifest["step"], file["sha256"], latents, made_by, run, hidden_state)
+
+
+def _columns(data: Json | None) -> tuple[Json | None, Json | None]:
+    """The latent column, and the identity of the encoder that made the text; ValueError where they are none."""
+    if not data:
+        return None, None
+    DATA(data)
+    latents = data["latents"]
+    Norm(tuple(latents["norm"]["shift"]), tuple(latents["norm"]["scale"]))
     # where the column is of ids, the encoder that ran in the step
-    text = data.get("text_encoder", data["text"]["identity"]) if data else None
-    latents = data["latents"] if data else None
-    hidden_state = (manifest.get("reference") or {}).get("text_hidden_states_index", -1)
-    run = Run(file["sha256"], training_of(manifest), initial_share(manifest) if ema else None)
-    return Checkpoint(model, manifest["step"], file["sha256"], latents, text, run, hidden_state)
+    made_by: Json = data.get("text_encoder", data["text"]["identity"])
+    at("text", ENCODED, made_by)
+    return latents, made_by
 
 
 def _load(where: Path, tag: int | None, ema: bool) -> tuple[DiT, Json]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from shards import canonical_json
-from train.identity import TrainingDifferences, compared, without_seed
+from train.identity import TrainingDifferences, compared, leaves, without_seed
 
 from .aggregate import difference_and_share
 from .errors import EvalError
@@ -227,7 +227,7 @@ def pairing_of(a: Scored, b: Scored) -> Pairing:
     else:
         training = None
     subject, warnings = judged(differ, training)
-    warnings += _of_originals(a, b)
+    warnings += [*_of_originals(a, b), *_of_other_decoders(a, b)]
     paired = None if not warnings else False
     if training is not None and not training.unknown:
         paired = not warnings
@@ -267,6 +267,9 @@ def judged(
         elif len(trained) == 1:
             subject = next(iter(trained))
             own = own | {subject}
+    precisions = [v.get("precision") for v in differ.get("decoding", ()) if isinstance(v, Mapping)]
+    if len(set(precisions)) > 1:  # which is no part of a VAE
+        own = own - {"decoding"}
     differ = {**trained, **differ}
     others = sorted((counted | trained.keys()) - own)
     if subject is None:
@@ -290,6 +293,21 @@ def _of_originals(a: Scored, b: Scored) -> list[str]:
     changed = [key for key in keys if first.settings.get(key) != second.settings.get(key)]
     said = f"{', '.join(changed)} differs" if changed else "their pictures differ"
     return [f"of other originals: {said}"]
+
+
+def _of_other_decoders(*sets: Scored) -> list[str]:
+    """A warning for each set whose pictures another VAE decoded than the one that its model was trained on."""
+    warnings = []
+    for scored in sets:
+        known = leaves(scored.trained.training.get("data") if scored.trained else None)
+        trained_on = [v for k, v in known.items() if k.endswith(".latents.encoder.weights")]
+        vae = scored.settings.get("vae")
+        if trained_on and vae not in trained_on:
+            warnings.append(
+                f"{scored.name}: decoded by the VAE {brief(vae)}, its model was trained on latents of "
+                f"{brief(trained_on[0])}"
+            )
+    return warnings
 
 
 def _short(values: tuple[Any, Any]) -> str:

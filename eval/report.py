@@ -31,6 +31,7 @@ from typing import Any
 from markupsafe import Markup
 
 from shards import FormatVersion, atomic_write
+from shards.printing import one_line, printable
 from shards.storage import read_json, refuse_version
 from train.identity import leaves
 from train.page import chart
@@ -83,7 +84,7 @@ def report(
     }  # fmt: skip
     page = render(data, shown)
     atomic_write(out.with_suffix(".json"), json.dumps(data, indent=1, ensure_ascii=False).encode())
-    atomic_write(out, page.encode())
+    atomic_write(out, printable(page).encode())
     return data
 
 
@@ -134,7 +135,7 @@ def _set(scored: Scored) -> Json:
         "training": trained.training or None if trained else None,
         "initial_share": trained.initial_share if trained else None,
         "name": scored.name,
-        "folder": str(scored.folder),
+        "folder": one_line(str(scored.folder)),
         "images": images.digest if images else None,
         "prompts": scored.settings.get("prompts"),
         "pictures": sum(len(file.numbers) for file in images.files) if images else None,
@@ -208,7 +209,7 @@ def curves_of(found: Sequence[Scored]) -> list[Json]:
     for run in runs:
         for record in results.read_watched(run / "eval" / "metrics.jsonl"):
             for scorer, value in record["scores"].items():
-                curves.setdefault((scorer, str(run)), []).append([record["step"], value])
+                curves.setdefault((scorer, one_line(str(run))), []).append([record["step"], value])
     return [
         {"scorer": scorer, "run": run, "points": sorted(points, key=lambda point: point[0])}
         for (scorer, run), points in sorted(curves.items())

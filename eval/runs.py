@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from shards import FormatVersion, ShardsError, put_if_absent, seal, unseal
-from train.identity import young_average
+from shards.records import finite, having, optional, text
+from train.identity import check, young_average
 
 Json = dict[str, Any]
 log = logging.getLogger(__name__)
 FORMAT, VERSION, NAME = "latentbank-run", 1, "run.json"
+
+
+RUN = having({"weights": text(), "training": check, "initial_share": optional(finite)})
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Run:
 
 
 def put(folder: Path, run: Run) -> None:
-    """Write the record, unless the folder has one."""
+    """Write the record, unless the folder has one; FormatVersion where that is of another release."""
+    read(folder, run.weights)
     put_if_absent(folder / NAME, seal({"format": FORMAT, "version": VERSION, **asdict(run)}))
 
 
@@ -56,10 +61,8 @@ def read(folder: Path, weights: str | None) -> Run | None:
         return None
     try:
         record = unseal(folder / NAME, FORMAT, VERSION)
-        share = record["initial_share"]
-        run = Run(
-            record["weights"], dict(record["training"]), None if share is None else float(share)
-        )
+        RUN(record)
+        run = Run(record["weights"], record["training"], record["initial_share"])
     except FormatVersion:
         raise
     except (ShardsError, OSError, KeyError, TypeError, ValueError) as error:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from shards.printing import one_line
 from shards.records import finite
 from shards.storage import read_json
 
@@ -103,7 +104,7 @@ def unique_names(folders: Sequence[Path]) -> list[str]:
         raise BadReport(f"{twice[0]}: named twice. Name each folder once")
     depth = 1
     while True:
-        names = ["/".join(folder.parts[-depth:]) for folder in resolved]
+        names = [one_line("/".join(folder.parts[-depth:])) for folder in resolved]
         if len(set(names)) == len(names):
             return names
         depth += 1

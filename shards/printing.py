@@ -17,7 +17,9 @@ if TYPE_CHECKING:  # it is loaded where something is drawn
 # all but tabs and ends of lines: C0, DEL, C1, ends of lines that only some know, what turns the
 # direction of writing, and halves of characters
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-USER = re.compile(r"(\b[A-Za-z][\w+.-]*):(//?)([^\s/?#]+)@")
+# a user and a password, in which there may be a slash or `#` that should have been written as %2F
+# or %23 (a number there is a port); or a user alone
+USER = re.compile(r"(\b[A-Za-z][\w+.-]*):(//?)([^\s/?#:\[]+:(?!\d+[/?#])\S+|[^\s/?#]+)@")
 QUERY = re.compile(r"(\b[A-Za-z][\w+.-]*://[^\s?#'\"<>]*)\?([^\s'\"<>]*[^\s'\"<>:,.;)])")
 CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")  # there the part before @ names no user
 HIDDEN = "***"

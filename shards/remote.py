@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -137,7 +138,12 @@ class RemoteStore(Store):
         scheme, _, path = url.partition("://")
         path = path.rstrip("/")
         bucket, _, self._prefix = path.partition("/")
-        if not bucket or {"?", "#"} & set(path) or "@" in bucket or "" in path.split("/"):
+        if (
+            not bucket
+            or {"?", "#"} & set(path)
+            or re.search(r"@|:(?!\d*$)", bucket)  # a server's port is none
+            or "" in path.split("/")
+        ):
             raise StoreError(
                 f"{redacted(url)}: expected {scheme}://<bucket>/<path> without empty parts, `?`, `#`, "
                 "or a user or password"

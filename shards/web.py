@@ -19,6 +19,7 @@ from .errors import StoreError
 from .printing import redacted
 from .remote import RemoteStore
 
+SERVER = re.compile(r"(\[[^\]]*\]|[^:@]*)(:\d*)?")  # a host, perhaps with a port
 FORBIDS = re.compile(r"status code: (400|403|501)\b")
 
 
@@ -38,7 +39,7 @@ class WebStore(RemoteStore):
             "a query (`?...`): files behind signed or parametrised urls cannot be asked for by "
             "range": "?" in url,
             "a fragment (`#...`)": "#" in url,
-            "a user or password": "@" in parts.netloc,
+            "a user or password": not SERVER.fullmatch(parts.netloc),
             "no server": not parts.netloc,
             "empty parts or `..` in its path": {"", ".", ".."}
             & set(path.split("/") if path else []),
@@ -46,7 +47,7 @@ class WebStore(RemoteStore):
         for what, there in wrong.items():
             if there:
                 raise StoreError(
-                    f"{redacted(url.partition('?')[0])}: found {what}. Expected {parts.scheme}://<server>/"
+                    f"{redacted(url).partition('?')[0]}: found {what}. Expected {parts.scheme}://<server>/"
                     "<path> alone; download such files first and name them by their paths"
                 )
         super().__init__(f"{parts.scheme}://{parts.netloc}", limits)

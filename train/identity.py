@@ -12,6 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from shards.records import finite, having, integer, mapping, optional, text
+
 from .config import EmaConfig, OptimConfig
 from .flow import FlowConfig
 from .model import DiTConfig
@@ -41,14 +43,59 @@ CONFIGS: dict[str, type[BaseModel]] = {
     "flow": FlowConfig,
 }
 PRECISION = ("torch_autocast", "communication_data_type")  # of the DeepSpeed JSON
+DEEPEST = 100  # levels of a training's JSON
 YOUNG = 0.05  # share of the initial weights in an average, above which it is of little use
 # What cannot but differ where the latent column is another VAE's.
+GRID = ("model.patch_size", "model.sample_size")  # where both have the same tokens all the same
 FOLLOWS = ("model.in_channels", "model.out_channels", "tokens")
-COLUMN = ("encoder", "norm", "kind", "digest")  # likewise, of a latent column
+COLUMN = ("encoder", "norm", "kind")  # likewise, of a latent column
+CHOSEN = "encoder.precision"  # but this is the user's choice
+LOCATION = ("path", "subfolder", "revision")  # of weights that are known by their digest
+
+
+def _init(value: Any) -> None:
+    having({}, {"path": text(), "training": TRAINING})(value)
+
+
+# What is computed with here; the rest of a training is compared and shown, whatever it says.
+TRAINING = having(
+    {},
+    {
+        "model": mapping,
+        "seed": integer(0, 2**64 - 1),
+        "caption_dropout": finite,
+        "init": optional(_init),
+    },
+)
+
+
+def check(training: Any) -> None:
+    """ValueError where a record is no training, or nests deeper than some forty runs that each began from another."""
+    mapping(training)
+    _shallow(training, DEEPEST)
+    TRAINING(training)
+
+
+def _shallow(value: Any, left: int) -> None:
+    if not left:
+        raise ValueError("nested too deep")
+    for inner in (
+        value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    ):
+        _shallow(inner, left - 1)
 
 
 def training_of(manifest: Mapping[str, Any]) -> Json:
-    """The training behind a checkpoint, by part."""
+    """The training behind a checkpoint, by part; ValueError where a part is none of a run."""
+    try:
+        training = _parts(manifest)
+        check(training)
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"no training can be read from it ({error!r:.200})") from None
+    return training
+
+
+def _parts(manifest: Mapping[str, Any]) -> Json:
     training = {
         key: manifest[key] for key in ("model", "init", "step", "position") if key in manifest
     }
@@ -91,7 +138,11 @@ def precision(deepspeed: Any) -> Any:
     """Of a DeepSpeed JSON what changes the numbers: not its stage, nor its buckets."""
     if not isinstance(deepspeed, Mapping):
         return deepspeed
-    return {key: deepspeed[key] for key in PRECISION if key in deepspeed}
+    parts = {key: deepspeed[key] for key in PRECISION if key in deepspeed}
+    autocast = parts.get("torch_autocast")
+    if isinstance(autocast, Mapping) and not autocast.get("enabled"):
+        del parts["torch_autocast"]
+    return parts
 
 
 def with_defaults(training: Mapping[str, Any]) -> Json:
@@ -131,7 +182,7 @@ def initial_share(manifest: Mapping[str, Any]) -> float | None:
         if "average" in manifest:
             return float(manifest["average"]["initial_share"])
         return float(manifest["config"]["ema"]["decay"] ** manifest["optimizer"]["step"])
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
@@ -170,19 +221,44 @@ def compared(a: Mapping[str, Any], b: Mapping[str, Any]) -> TrainingDifferences:
     differ = differing({part: a[part] for part in shared}, {part: b[part] for part in shared})
     if "order.valid_rows" not in differ:
         differ = {key: value for key, value in differ.items() if ".also." not in key}
-    same_tokens = a.get("tokens") is not None and a.get("tokens") == b.get("tokens")
-    follow = {
-        key: value
-        for key, value in differ.items()
-        if _follows(key) or (key == "model.patch_size" and same_tokens)
-    }
+    patches = GRID if _same_grid(a, b) else ()
+    follow = {key: value for key, value in differ.items() if _follows(key) or key in patches}
     beside = {key: value for key, value in differ.items() if key not in follow}
     return TrainingDifferences(beside, follow, unknown)
 
 
+def _same_grid(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether both models have as many tokens, at the same positions: patches of another size then follow the VAE."""
+    first, second = ([t.get("tokens"), *_extent(t.get("model", {}))] for t in (a, b))
+    return None not in first and first == second
+
+
+def _extent(model: Mapping[str, Any]) -> list[Any]:
+    """The largest coordinate of a token, where the model adds a table of them."""
+    if model.get("pos_embed") != "ape":
+        return []
+    try:
+        return [model["sample_size"] // model["patch_size"]]
+    except (KeyError, TypeError, ZeroDivisionError):
+        return [None]
+
+
+def _by_content(data: Any) -> Any:
+    """Columns by what their values are of: not how they are stored, nor where the encoder's weights were read."""
+    if isinstance(data, list):
+        return [_by_content(value) for value in data]
+    if not isinstance(data, Mapping):
+        return data
+    left = ("digest", *LOCATION) if "weights" in data else ("digest",)
+    return {key: _by_content(value) for key, value in data.items() if key not in left}
+
+
 def _comparable(training: Mapping[str, Any]) -> Json:
-    """The same, with the run that its first weights came from known by its own training, where that is recorded."""
+    """The same, with columns known by their content, and the run that the first weights came from by its own training,
+    where that is recorded."""
     other = with_defaults(training)
+    if "data" in other:
+        other["data"] = _by_content(other["data"])
     init = other.get("init")
     if init and init.get("training", {}).keys() >= set(PARTS):
         kept = {key: value for key, value in init.items() if key not in ("path", "sha256")}
@@ -191,20 +267,28 @@ def _comparable(training: Mapping[str, Any]) -> Json:
 
 
 def without_seed(training: Mapping[str, Any]) -> Json:
-    """What trainings share that differ in their seeds alone."""
-    other = {key: value for key, value in _comparable(training).items() if key != "seed"}
-    init = other.get("init")
-    if init and "training" in init:
-        other["init"] = init | {"training": without_seed(init["training"])}
-    return other
+    """The leaves that trainings share that differ in their seeds alone; columns of `also` count through the rows."""
+    return {
+        key: value
+        for key, value in leaves(_comparable(training)).items()
+        if _own(key) != "seed" and ".also." not in key
+    }
+
+
+def _own(key: str) -> str:
+    """A leaf's path within its own training, also of the run that the weights came from."""
+    return key.rpartition("init.training.")[2]
 
 
 def _follows(key: str) -> bool:
     """Whether a difference of this key belongs to the VAE; also in the run that the weights came from."""
-    key = key.rpartition("init.training.")[2]
+    key = _own(key)
     before, latents, below = key.partition(".latents.")
     return key in FOLLOWS or (
-        bool(latents) and before.startswith("data.sources.") and below.split(".")[0] in COLUMN
+        bool(latents)
+        and before.startswith("data.sources.")
+        and below.split(".")[0] in COLUMN
+        and below != CHOSEN
     )
 
 

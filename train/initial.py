@@ -49,13 +49,19 @@ def find(config: TrainConfig, model: DiTConfig) -> Initial | None:
             f"init_from: {folder} holds {', '.join(sorted(manifest['files']))}, expected {name}. "
             f"Say init_ema={str(not config.init_ema).lower()} for its other weights"
         )
-    _refuse_another_model(folder, DiTConfig.model_validate(manifest["model"]), model)
+    try:
+        config_there, training = DiTConfig.model_validate(manifest["model"]), training_of(manifest)
+    except ValueError as error:
+        raise checkpoint.CheckpointError(
+            f"init_from: {folder} is damaged: its manifest: {error}. Name another step"
+        ) from None
+    _refuse_another_model(folder, config_there, model)
     share = initial_share(manifest) if config.init_ema else None
     if young := young_average(share, manifest.get("init")):
         log.warning("init_from: %s: %s (init_ema=false)", folder, young)
     record = {
         "path": str(folder.resolve()), "file": name, "sha256": manifest["files"][name]["sha256"],
-        "step": manifest["step"], "training": training_of(manifest),
+        "step": manifest["step"], "training": training,
     }  # fmt: skip
     return Initial(folder, name, record)
 

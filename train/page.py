@@ -13,6 +13,7 @@ from typing import Any
 from configs import ConfigError, read_yaml
 from shards import atomic_write
 from shards.places import local_path
+from shards.printing import printable
 from shards.records import anything, finite, having, integer, listed, optional, table, text
 from shards.storage import LINES_BYTES, parse_json, read_file
 
@@ -233,7 +234,7 @@ def _figure(value: float | None) -> str:
 
 def write_page(run: Path) -> Path:
     path = run / "page.html"
-    atomic_write(path, page(run).encode())
+    atomic_write(path, printable(page(run)).encode())
     return path
 
 

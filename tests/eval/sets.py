@@ -138,7 +138,7 @@ def seeded(folder: Path, seeds: dict[str, tuple[int, ...]], gap: float = 0.5) ->
             weights = f"{i}{seed}" * 32
             trained = training((VAE if i else {}) | {"seed": seed})
             make_set(
-                at, {"vae": str(i) * 64, "weights": weights}, seed=9 * i + seed, trained=trained
+                at, {"vae": "ac"[i] * 64, "weights": weights}, seed=9 * i + seed, trained=trained
             )
             values = (
                 prompts

@@ -1,5 +1,6 @@
 """What differs between two sets, and by how much."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,11 @@ from eval.aggregate import aggregate
 from eval.compare import compare, entries, judged, pairing_of
 from eval.errors import BadScores
 from eval.prompts import Prompts
+from eval.report import report
 from eval.results import Item, Value
 from eval.scored import Scored, open_all, open_one
 from eval.seeds import over_seeds
+from shards import seal
 
 from .sets import GROUPS, PROMPTS, VAE, make_items, make_score, make_set, seeded, training
 
@@ -186,7 +189,7 @@ def sets_of(folder: Path, *trainings: dict[str, Any] | None, **differ: Any) -> l
     """Sets of other VAEs and weights, whose trainings differ from the first by these leaves; None: not recorded."""
     random = np.random.default_rng(0)
     for i, changes in enumerate(trainings):
-        settings = {"vae": str(i) * 64, "weights": str(i) * 64} | (differ if i else {})
+        settings = {"vae": "ac"[i] * 64, "weights": str(i) * 64} | (differ if i else {})
         trained = None if changes is None else training(changes)
         made = make_set(folder / f"{i}", settings, seed=i, trained=trained)
         make_score(made, "clip", make_items(random.normal(i, 0.1, N)))
@@ -205,6 +208,7 @@ def test_vaes_alone_are_claimed_only_where_the_trainings_are_the_same(tmp_path: 
 @pytest.mark.parametrize(
     ("leaf", "value"),
     [
+        ("data.sources.0.latents.encoder.precision", "bf16-autocast"),
         ("model.layers", 2),
         ("model.patch_size", 1),
         ("optim.lr", 1e-5),
@@ -237,6 +241,33 @@ def test_each_other_difference_is_named(tmp_path: Path, leaf: str, value: Any) -
     assert warning.startswith("not a paired comparison of VAEs alone: ")
     assert f"{leaf}" in warning
     assert comparison.pairing.sentence == "Compares sets that differ in more than VAEs."
+
+
+def test_pictures_that_another_vae_decoded_than_the_models_own_are_no_paired_comparison(
+    tmp_path: Path,
+) -> None:
+    """As `--vae` with `--allow-other-encoder` makes them: of the same weights, and of those of another VAE."""
+    first, *others = sets_of(tmp_path, {}, VAE, vae="d" * 64)
+    make_set(tmp_path / "2", {"vae": "c" * 64, "weights": "0" * 64}, trained=training())
+    others.append(open_one(tmp_path / "2"))
+    for scored, vae in zip(others, "dc", strict=True):
+        found = pairing_of(first, scored)
+        assert found.paired is False
+        (warning,) = found.warnings
+        assert warning.startswith(
+            f"{scored.name}: decoded by the VAE {vae * 12}, its model was trained on"
+        )
+
+
+def test_another_precision_of_the_decoder_is_no_part_of_the_vae(tmp_path: Path) -> None:
+    for name in "ac":
+        decoding = {"class": name, "precision": "fp32" if name == "a" else "bf16-autocast"}
+        make_set(
+            tmp_path / name, {"kind": "reconstruction", "vae": name * 64, "decoding": decoding}
+        )
+    found = pairing_of(*open_all([tmp_path / "a", tmp_path / "c"]))
+    assert found.paired is False
+    assert "decoding differs" in found.warnings[0]
 
 
 def test_averages_and_steps_are_named_too(tmp_path: Path) -> None:
@@ -282,6 +313,28 @@ def test_a_record_of_other_weights_or_a_damaged_one_counts_for_nothing(tmp_path:
         assert open_one(first.folder).trained is None
 
 
+@pytest.mark.parametrize(
+    "edits",
+    [
+        {"init": 5}, {"init": []}, {"init": {"training": 5}}, {"init": {"path": []}}, {"seed": []}, {"seed": {}},
+        {"seed": -1}, {"seed": True}, {"model": 5}, {"flow": json.loads("[" * 400 + "]" * 400)},
+        {"init": json.loads('{"training":{"init":' * 200 + "null" + "}}" * 200)},
+    ],
+)  # fmt: skip
+def test_an_edited_record_counts_for_nothing(tmp_path: Path, edits: dict[str, Any]) -> None:
+    """Also one with a digest that fits: it comes from strangers, as the set does."""
+    first, second = sets_of(tmp_path, {}, VAE)
+    path = second.folder / "run.json"
+    record = json.loads(path.read_bytes())
+    del record["digest"]
+    record["training"] |= edits
+    path.write_bytes(seal(record))
+    report([first.folder, second.folder], tmp_path / "r.html")
+    assert open_one(second.folder).trained is None
+    path.write_bytes(seal({**record, "training": training(), "initial_share": "9" * 400}))
+    assert open_one(second.folder).trained is None  # no infinity in the JSON
+
+
 def test_the_subject_is_what_the_trainings_differ_in(tmp_path: Path) -> None:
     """Of one VAE: the one value, the steps, or, of several, none alone."""
     for i, (changes, subject, paired) in enumerate(
@@ -293,7 +346,7 @@ def test_the_subject_is_what_the_trainings_differ_in(tmp_path: Path) -> None:
             ({}, "weights", True),
         ]
     ):
-        sets = sets_of(tmp_path / str(i), {}, changes, vae="0" * 64, step=changes.get("step", 100))
+        sets = sets_of(tmp_path / str(i), {}, changes, vae="a" * 64, step=changes.get("step", 100))
         found = compare(*sets).pairing
         assert (found.subject, found.paired) == (subject, paired)
 

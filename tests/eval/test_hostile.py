@@ -4,6 +4,7 @@ memory; nothing outside of a set gets onto a page; pipes are not waited for."""
 import copy
 import json
 import os
+import shutil
 import signal
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -19,19 +20,25 @@ from safetensors.numpy import load_file, save_file
 
 import configs
 from configs import ConfigError
+from encode.errors import ModelNotUsable
 from eval import influences, references, results
 from eval.bar import Bar
 from eval.benchmarks import find
 from eval.errors import BadPrompts, BadReference, EvalError, OtherImages
+from eval.generator import Generator, Request
 from eval.imageset import Images, ImageSet
 from eval.prompts import Prompt, Prompts
 from eval.references import Reference
 from eval.report import report
 from shards import FormatVersion, ShardsError, canonical_json, seal
-from train import checkpoint, page
+from shards.printing import one_line
+from train import checkpoint, initial, page
 from train.checkpoint import CheckpointError
+from train.config import TrainConfig
 from train.history import forget_after
 
+from ..train.conftest import tiny_config
+from .models import DIT
 from .sets import SETTINGS, make_items, make_score, make_set
 
 PROMPTS = Prompts("bench", (Prompt("a", "one", "g"), Prompt("b", "two", "g")))
@@ -192,6 +199,42 @@ def test_names_that_climb_out_of_a_set(tmp_path: Path, name: str, field: str) ->
     assert not (tmp_path / "r.html").exists()
 
 
+def test_names_of_folders_on_pages(tmp_path: Path, folder: Path) -> None:
+    """Escape sequences, halves of characters (bytes that are no UTF-8) and urls with passwords."""
+    for i, name in enumerate(("e\x1b[31m\x9b2J", os.fsdecode(b"n\xff"), "u\u202et")):
+        folder = folder.rename(folder.with_name(name))
+        run = tmp_path / f"run {name}"
+        run.mkdir()
+        (run / "metrics.jsonl").write_bytes(dumped({"step": 1, "start": {}}) + b"\n")
+        report([folder], tmp_path / "r.html", runs={one_line(name): run})
+        found = report([folder], tmp_path / "r.html")  # it reads its own JSON
+        assert found["sections"][0]["sets"][0]["name"] == one_line(name)
+        html = (tmp_path / "r.html").read_text()
+        assert one_line(name) in html
+        assert not set(html) & {"\x1b", "\x9b", "\u202e"}
+        assert page_of_a_run(run, i)
+
+
+def page_of_a_run(run: Path, i: int) -> bool:
+    start = {
+        "mix": {"a\x1b[31m": 1.0},
+        "epoch_samples": 1,
+        "parameters": {},
+        "world": 1,
+        "device": "\x9b",
+    }
+    (run / "metrics.jsonl").write_bytes(dumped({"step": i, "start": start}) + b"\n")
+    config = {
+        "data": {"latents": "s3://me:SEC/RET@b/x", "text": "t"},
+        "steps": 1,
+        "global_batch": 1,
+        "seed": 0,
+    }
+    (run / "config.yaml").write_text(json.dumps(config))
+    html = page.write_page(run).read_text()
+    return "RET" not in html and not set(html) & {"\x1b", "\x9b", "\u202e"}
+
+
 def test_a_picture_that_leads_elsewhere_is_none_of_the_set(tmp_path: Path, folder: Path) -> None:
     """A link is followed, and what it leads to has another digest or stamp."""
     private = make_set(tmp_path / "private", {"seed": 7}, PROMPTS, seed=9) / "images/a.png"
@@ -322,6 +365,42 @@ def test_an_edited_manifest_of_a_checkpoint(tmp_path: Path) -> None:
         borne(lambda: checkpoint.load_for_sampling(path.parent))
 
     check()
+
+
+LATENTS, TEXT = ("data", "latents"), ("data", "text", "identity")
+
+
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        ((*LATENTS,), 5), ((*LATENTS, "norm"), None), ((*LATENTS, "norm", "scale"), []),
+        ((*LATENTS, "norm", "scale"), ["x"]), ((*LATENTS, "identity", "encoder"), 5),
+        ((*LATENTS, "identity", "encoder", "weights"), 5), ((*LATENTS, "identity", "encoder", "precision"), 5),
+        ((*LATENTS, "identity", "preprocess"), {}), (TEXT, 5), ((*TEXT, "encoder"), {}),
+        ((*TEXT, "preprocess"), None), ((*TEXT, "preprocess", "max_tokens"), "x"),
+        ((*TEXT, "preprocess", "template"), 5), ((*TEXT, "preprocess", "tokenizer"), 5), (("init",), 5),
+        (("init",), {"training": []}), (("latent_shape",), None), (("latent_shape",), [4, "x", 4]), (("order",), 5),
+        (("order",), {}), (("config",), {}), (("config",), {"optim": 5}), (("reference",), 5),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_strangers_says_what_is_wrong(
+    tmp_path: Path, run: Path, at: tuple[str, ...], value: Any
+) -> None:
+    """What `generate` and `init_from` read of a manifest, sealed anew."""
+    step = shutil.copytree(run / "checkpoints/step-00000020", tmp_path / "step-00000020")
+    record = json.loads((step / "manifest.json").read_bytes())
+    del record["digest"]
+    inner = record
+    for key in at[:-1]:
+        inner = inner[key]
+    inner[at[-1]] = value
+    (step / "manifest.json").write_bytes(seal(record))
+    with pytest.raises((CheckpointError, ModelNotUsable)):
+        Generator.load(Request(checkpoint=step, save_dir=tmp_path / "out"))
+    if at[0] in ("init", "latent_shape", "order", "config"):
+        config = TrainConfig.model_validate(tiny_config(tmp_path, tmp_path, init_from=step))
+        with pytest.raises(CheckpointError, match="is damaged"):
+            initial.find(config, DIT)
 
 
 def test_an_edited_reference(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from eval import runs
 from eval.commands import main
 from eval.imageset import ImageSet
 from eval.journal import Journal
@@ -23,7 +24,7 @@ from tests.shards.toy import small_moments
 from tests.train import saves
 from train import checkpoint
 
-from .sets import PROMPTS, SETTINGS, make_items, make_score, make_set
+from .sets import PROMPTS, SETTINGS, make_items, make_score, make_set, training
 
 Act = Callable[[Path], Any]
 
@@ -144,6 +145,14 @@ def test_a_set_of_a_newer_release(
     bump(path)
     for act in acts:
         refused(folder, act)
+
+
+def test_a_record_of_a_training_of_a_newer_release(tmp_path: Path) -> None:
+    """Neither a report nor what goes on with the set passes it over."""
+    folder = make_set(tmp_path / "set", trained=training())
+    bump(folder / runs.NAME)
+    refused(folder, lambda folder: report([folder], tmp_path / "r.html"))
+    refused(folder, lambda folder: runs.put(folder, runs.Run(SETTINGS["weights"], training())))
 
 
 def test_a_reference_of_a_newer_release(tmp_path: Path) -> None:

@@ -36,9 +36,10 @@ def test_every_character_that_is_no_text_is_written_out(text: str) -> None:
         assert shown == text
 
 
-WORDS = st.text(string.ascii_letters + string.digits + "._~%!$*+-:@", min_size=4, max_size=30).map(
-    "Qq{}Zz".format
-)
+# a slash, too: keys of S3 have them, and are pasted as they are
+WORDS = st.text(
+    string.ascii_letters + string.digits + "._~%!$*+-:@/#?", min_size=4, max_size=30
+).map("Qq{}Zz".format)
 
 
 @given(WORDS, st.sampled_from(["https", "http", "s3", "gs", "az", "hf", "abfs", "https:"]))
@@ -129,7 +130,8 @@ def test_a_command_on_a_terminal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", [
     "s3://me:SECRET@bucket/a", "gs://SECRET@bucket/a", "https://me:SECRET@host/a", "https://host/a?token=SECRET",
-    "http://me:SECRET@host/a?sig=SECRET#SECRET", "az://me:SECRET@c/a",
+    "http://me:SECRET@host/a?sig=SECRET#SECRET", "az://me:SECRET@c/a", "s3://me:x/SECRET@bucket/a", "https://me:x/SECRET@host/a",
+    "https://me:x?SECRET@host/a",
 ])  # fmt: skip
 def test_stores_refuse_credentials_and_do_not_repeat_them(
     url: str, capsys: pytest.CaptureFixture[str]

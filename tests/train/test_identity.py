@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards import ColumnSpec, Layout, Norm, ShardWriter, create_column, put_complete, seal
+from shards.convert import convert
 from shards.schema import ZARR_ROWS
 from train.config import TrainConfig, run_folder
 from train.ema import Ema
@@ -21,6 +22,7 @@ from train.identity import (
     differing,
     initial_share,
     leaves,
+    precision,
     training_of,
     without_seed,
 )
@@ -131,11 +133,68 @@ def test_a_patch_of_another_size_follows_only_where_the_tokens_are_as_many(
     base: dict[str, Any],
 ) -> None:
     def at(patch: int, tokens: int) -> dict[str, Any]:
-        return {**base, "model": {**base["model"], "patch_size": patch}, "tokens": tokens}
+        sizes = {"patch_size": patch, "pos_embed": "2d-rope"}  # which has no table of places
+        return {**base, "model": {**base["model"], **sizes}, "tokens": tokens}
 
     assert compared(at(2, 16), at(1, 16)).follow == {"model.patch_size": (2, 1)}
     assert compared(at(2, 16), at(1, 64)).beside == {"model.patch_size": (2, 1)}
     assert compared(at(2, 16), at(2, 64)).follow == {"tokens": (16, 64)}
+
+
+@pytest.mark.parametrize(
+    ("sides", "paired"), [((32, 16), True), ((32, 32), False), ((8, 4), True), ((8, 3), False)]
+)
+def test_patches_follow_where_the_tokens_have_the_same_places(
+    base: dict[str, Any], sides: tuple[int, int], paired: bool
+) -> None:
+    """A VAE that shrinks twice as much, with patches half as large: the table of places must be the same, too."""
+    first, second = (
+        {**base, "model": {**base["model"], "patch_size": patch, "sample_size": side}, "tokens": 16}
+        for patch, side in zip((2, 1), sides, strict=True)
+    )
+    found = compared(first, second)
+    named = {"model.patch_size"} | ({"model.sample_size"} if sides[0] != sides[1] else set())
+    assert (found.follow if paired else found.beside).keys() == named
+    assert not (found.beside if paired else found.follow)
+
+
+def test_where_columns_lie_and_how_they_are_stored_makes_no_difference(
+    base: dict[str, Any],
+) -> None:
+    """The same weights under another path, another digest of the column (its layout), and `also` in another order."""
+
+    def at(
+        path: str, digest: str, also: tuple[str, ...], precision: str = "fp32"
+    ) -> dict[str, Any]:
+        encoder = {
+            "class": "C", "path": path, "subfolder": None, "revision": None, "precision": precision, "weights": "a" * 64
+        }  # fmt: skip
+        source = {
+            name: {"encoder": encoder, "digest": digest}
+            for name in ("latents", "text", *(f"also.{i}" for i in range(len(also))))
+        } | {f"also.{i}": {"encoder": value} for i, value in enumerate(also)}
+        found = {**base, "data": {"truncated": False, "sources": [source], "text_encoder": encoder}}
+        return {**found, "init": {"path": path, "sha256": digest * 64, "training": found}}
+
+    first, second = at("vae", "1", ("x", "y")), at("/models/vae", "2", ("y",))
+    assert compared(first, second).all == {}
+    assert without_seed(first) == without_seed({**second, "seed": 9})
+    other = at("vae", "1", ("x", "y"), "bf16-autocast")
+    assert "data.sources.0.latents.encoder.precision" in compared(first, other).beside
+
+
+def test_runs_on_copies_of_their_columns_are_the_same_training(
+    cache: Path, base: dict[str, Any], tmp_path: Path
+) -> None:
+    copied = tmp_path / "moved/toy"
+    copied.mkdir(parents=True)
+    for name in ("vae", "text", "other"):
+        convert(cache / "toy" / name, copied / name, backend="webdataset")
+    run = trained(config(copied.parent, tmp_path, seed=1))
+    other = training_of(manifest(run, 2))
+    assert other["data"] != base["data"]
+    assert compared(base, other).all == {"seed": (0, 1)}
+    assert without_seed(base) == without_seed(other)
 
 
 def test_fields_that_an_older_version_did_not_have_are_no_difference(base: dict[str, Any]) -> None:
@@ -240,6 +299,7 @@ def test_a_deepspeed_file_counts_by_what_it_said(cache: Path, tmp_path: Path) ->
     differ = compared(found[0], found[1]).beside
     assert differ["deepspeed.torch_autocast.dtype"] == (None, "bfloat16")
     assert compared(found[0], found[2]).all == {}
+    assert precision({"torch_autocast": {"enabled": False, "dtype": "bfloat16"}}) == {}
     run = tmp_path / "0/tiny-vae"
     path.write_text(json.dumps(stage | autocast))
     trained(config(cache, tmp_path / "0", steps=2, deepspeed=str(path)))
