@@ -454,7 +454,7 @@ def test_sigterm_drains(
 
 def test_a_second_signal_stops_at_once(tmp_path: Path, models: Path) -> None:
     """In the middle of a shard, which is then not committed: a large one, so that its end is far away."""
-    tars = write_source(tmp_path / "tars", 2, 400)
+    tars = write_source(tmp_path / "tars", 2, 1000)
     config = write_config(tmp_path / "c.yaml", tmp_path / "cache", tars, models, batch=1)
     pid = start(tmp_path / "output", config)
     while not (tmp_path / "cache/toy/index/00000.jsonl").exists():

@@ -191,7 +191,7 @@ CHANGES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
     # as of a posterior that is drawn from, far below any rounding
     "noise": (lambda h: h + 1e-3 * torch.randn_like(h), "draws random numbers"),
     "numpy": (
-        lambda h: h * float(1 + np.random.rand() / 100),
+        lambda h: h * float(1 + np.random.rand()),
         "draws random numbers",
     ),  # what a model may use
     "own generator": (
