@@ -168,7 +168,8 @@ class Crew:
             if isinstance(event.error, FormatVersion):  # no fault of the shard: nothing is recorded
                 self.fatal = event.error
             return
-        reason = redacted(f"{type(event.error).__name__}: {event.error}")
+        text = str(event.error) or "the process could not get more memory"
+        reason = redacted(f"{type(event.error).__name__}: {text}")
         self.scheduler.failed(event.worker, event.key, reason, is_final(event.error))
         self.progress.note(f"{self.tasks[event.key].name}: {reason}")
         if isinstance(event.error, OSError) and event.error.errno in FATAL:

@@ -80,10 +80,21 @@ def column_status(store: Store, reported: Json | None = None, sizes: bool = Fals
     `sizes` those of its objects are compared with the commits.
     """
     if store.size("column.json") is None:
-        return {"begun": False, "shards": None, "committed": 0, "failed": {}, "complete": None}
+        nothing: Json = {
+            "begun": False,
+            "shards": None,
+            "committed": 0,
+            "failed": {},
+            "complete": None,
+        }
+        if not store.list("commits"):
+            return nothing
+        return nothing | {"lost": "column.json is missing, though shards are committed. Copy it if "
+                          "the column was copied in part; a run writes it again"}  # fmt: skip
     record = store.unseal("column.json", COLUMN, VERSION)
     digest = record.pop("digest")
-    shards = ColumnSpec.from_record(record).layout.shards
+    spec = ColumnSpec.from_record(record)
+    shards = spec.layout.shards
     done = committed(store, shards)
     failures = {s: why for s, why in read_failures(store).items() if s not in set(done)}
     found: Json = {
@@ -94,11 +105,13 @@ def column_status(store: Store, reported: Json | None = None, sizes: bool = Fals
         "missing": shards - len(done) - len(failures),
         "complete": None,
     }
+    metadata = {name: len(data) for name, data in spec.zarr_json().items()} if done else {}
+    objects = metadata if sizes else None
     if complete_names(store):
         try:
             generation = read_complete(store, digest)
         except (NotAColumn, CorruptColumn) as error:
-            return found | _of_commits(store, done, sizes) | {"lost": str(error)}
+            return found | _of_commits(store, done, objects) | {"lost": str(error)}
         found["complete"] = generation.digest
         named = [s for s, content in enumerate(generation.content) if content is not None]
         if absent := sorted(set(named) - set(done)):
@@ -106,21 +119,22 @@ def column_status(store: Store, reported: Json | None = None, sizes: bool = Fals
                 f"commits of shards {absent[:8]} are missing ({len(absent)} in all), which a "
                 "COMPLETE record names. Copy the rest if it was copied in part, or encode again"
             )
-            return found | _of_commits(store, done, sizes) | {"lost": lost}
+            return found | _of_commits(store, done, objects) | {"lost": lost}
         if not sizes and reported and reported.get("complete") == generation.digest:
             return found | {
                 "rows": sum(generation.rows), "counts": generation.counts,
                 "bytes": reported["bytes"],
             }  # fmt: skip
-    return found | _of_commits(store, done, sizes)
+    return found | _of_commits(store, done, objects)
 
 
-def _of_commits(store: Store, shards: Sequence[int], sizes: bool) -> Json:
+def _of_commits(store: Store, shards: Sequence[int], metadata: dict[str, int] | None) -> Json:
     """Rows by status and bytes, from the commits as they are: quick, and without checking digests
-    (`python -m shards verify` does that).
+    (`python -m shards verify` does that). Sizes of the objects named in `metadata` and in the commits
+    are compared, unless that is None.
     """
     counts: Counter[str] = Counter()
-    objects: dict[str, int] = {}
+    objects = dict(metadata or {})
     size = damaged = 0
     for shard, record in zip(shards, _records(store, shards), strict=True):
         with suppress(KeyError, TypeError):
@@ -130,12 +144,12 @@ def _of_commits(store: Store, shards: Sequence[int], sizes: bool) -> Json:
             for _, count, status in record["not_ok"]:
                 counts["ok"] -= count
                 counts[Status(status).name.lower()] += count
-            objects |= {str(path): bytes_ for path, bytes_, _ in record["objects"]} if sizes else {}
+            objects |= {str(path): bytes_ for path, bytes_, _ in record["objects"]}
             size += sum(bytes_ for path, bytes_, _ in record["objects"] if path[:6] != "empty/")
         except (KeyError, TypeError, ValueError):
             damaged += 1
     found = {"rows": counts.total(), "counts": dict(+counts), "bytes": size}
-    lost = lost_objects(store, objects)
+    lost = lost_objects(store, objects) if metadata is not None else ""
     return found | ({"damaged": damaged} if damaged else {}) | ({"lost": lost} if lost else {})
 
 

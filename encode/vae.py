@@ -250,20 +250,21 @@ class ConfigNorm:
 def norms_of(
     config: Mapping[str, Any], path: str, filled: Mapping[str, Any] | None = None
 ) -> ConfigNorm:
-    """What a VAE's config says: per channel latents_mean and latents_std if both are set, else
-    shift_factor and scaling_factor. ModelNotUsable for what is no number. `filled` is the config with
-    the numbers that its class fills in.
+    """What a VAE's config says: per channel latents_mean and latents_std if one of them is set (the
+    other is then missing, not replaced), else shift_factor and scaling_factor. ModelNotUsable for
+    what is no number. `filled` is the config with the numbers that its class fills in.
 
     z = (latent - shift) * scale. Nothing is guessed.
     """
     mean, std = _numbers(config, "latents_mean", path), _numbers(config, "latents_std", path)
     shift, factor = _numbers(config, "shift_factor", path), _numbers(config, "scaling_factor", path)
     whole = norms_of(filled, path) if filled is not None else None
-    if mean is None or std is None:
+    if mean is None and std is None:
         return ConfigNorm(shift, factor, path, filled=whole)
     # diffusers multiplies by what its class fills in, too
     also = factor[0] if factor else whole.factor if whole else 1.0
-    return ConfigNorm(mean, tuple(1.0 / value for value in std), path, also, whole)
+    scale = None if std is None else tuple(1.0 / value for value in std)
+    return ConfigNorm(mean, scale, path, also, whole)
 
 
 def _numbers(config: Mapping[str, Any], name: str, path: str) -> Numbers | None:

@@ -511,7 +511,9 @@ def test_a_column_that_was_copied_in_part_is_not_complete(
         path.write_bytes(data)
         for record, said in records.items():
             record.write_bytes(said)
-    for name in ("commits/00001.json", "complete/*.valid"):
+    metadata = [path.relative_to(cache / "moments") for path in cache.glob("moments/**/zarr.json")]
+    assert len(metadata) >= 3
+    for name in ("commits/00001.json", "complete/*.valid", "column.json", *map(str, metadata)):
         (path,) = cache.glob(f"moments/{name}")
         data = path.read_bytes()
         path.unlink()
