@@ -7,8 +7,8 @@ from .config import EncodeConfig
 from .registry import ModelSpec
 
 if TYPE_CHECKING:
-    from .text import TextEncoder, load_text
-    from .vae import Vae, load_vae
+    from .models.text import TextEncoder, load_text
+    from .models.vae import Vae, load_vae
 
 __all__ = ["EncodeConfig", "ModelSpec", "TextEncoder", "Vae", "load_text", "load_vae"]
 

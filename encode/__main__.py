@@ -26,7 +26,7 @@ from shards.places import local_path
 from shards.printing import safe_output
 
 from .config import EncodeConfig
-from .job import Options, run
+from .run.job import Options, run
 
 OTHERS = {
     "plan": "bytes, hours and money of a config, before starting",

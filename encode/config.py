@@ -16,12 +16,12 @@ from pydantic import (
 )
 
 from configs import Strict
-from shards.names import checked_name, refuse_doubles
+from shards.format.layout import SHARD_ROWS, ZARR_ROWS, Norm
+from shards.format.names import checked_name, refuse_doubles
 from shards.places import local_path, place
-from shards.schema import SHARD_ROWS, ZARR_ROWS, Norm
 
-from .members import normal_caption, normal_suffix
 from .registry import ModelSpec
+from .source.members import normal_caption, normal_suffix
 
 Name = Annotated[str, AfterValidator(checked_name)]  # of a source or a column
 

@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, ValidationError
 
 from configs import Strict
+from shards.format.atomic import Json
 from shards.places import model
-from shards.storage import Json
 
 from .errors import ModelNotUsable
 

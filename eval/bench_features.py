@@ -26,8 +26,8 @@ import configs
 from shards.bench import turns
 from shards.bench.cost import cpu_of, paired, promise
 
-from .features import extract, of_folder
-from .networks import Network
+from .features.features import extract, of_folder
+from .features.networks import Network
 
 ROUNDS, PICTURES, SIDE, BATCH = 10, 32, 256, 16
 LIMIT = 1.05  # of clean-fid's CPU seconds

@@ -29,17 +29,17 @@ import configs
 from encode.bench.synthetic import save_gemma, save_vae
 from shards.bench import turns
 from shards.bench.cost import cpu_of, paired, promise
-from shards.latents import undraw
-from shards.randomness import normal
-from shards.storage import Json
-from shards.stream import pad_text
-from train.model import DiT, DiTConfig
-from train.reference import STATES
+from shards.format.atomic import Json
+from shards.read.latents import undraw
+from shards.read.randomness import normal
+from shards.read.stream import pad_text
+from train.checkpoints.reference import STATES
+from train.model.dit import DiT, DiTConfig
 
 from .bench_online import dit, gemma
-from .generate import Generator, Request, generate
-from .sampler import sample
-from .textcache import TextCache
+from .images.generate import Generator, Request, generate
+from .images.prompt_cache import TextCache
+from .images.sampler import sample
 
 ROUNDS = 40
 CHANNELS = 16  # of the VAEs

@@ -25,17 +25,17 @@ from torch.utils.flop_counter import FlopCounterMode
 import configs
 from encode import EncodeConfig
 from encode.bench.synthetic import picture, save_gemma, save_vae, write_tar
-from encode.columns import CaptionEncoder, ImageEncoder
-from encode.encoders import load_encoder
-from encode.images import decode, transform
-from encode.job import run as encode_run
+from encode.models.encoder import CaptionEncoder, ImageEncoder
+from encode.models.load import load_encoder
+from encode.run.job import run as encode_run
+from encode.source.images import decode, transform
 from shards import Sources
 from shards.bench import turns
 from shards.bench.cost import cpu_seconds, paired, promise
-from shards.storage import Json
-from shards.stream import Batch, Stream
+from shards.format.atomic import Json
+from shards.read.stream import Batch, Stream
 from train.config import TrainConfig
-from train.model import DiT
+from train.model.dit import DiT
 from train.run import fit, model_config, open_columns, shape_of
 
 ROUNDS = 20

@@ -13,8 +13,8 @@ import torch
 from shards.places import local_path, model, place
 from shards.printing import safe_output
 
-from .benchmarks import BENCHMARKS, PLACE
 from .errors import BadRequest
+from .prompts.benchmarks import BENCHMARKS, PLACE
 
 
 def main(words: Sequence[str] | None = None) -> int | None:
@@ -138,8 +138,8 @@ def _generate_flags(add: argparse.ArgumentParser) -> None:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from .generate import Request, generate
-    from .ranks import Rank
+    from .images.generate import Request, generate
+    from .images.ranks import Rank
     from .stopping import stoppable, stopping
 
     rank = Rank.here()
@@ -189,8 +189,8 @@ def _prompts_flags(add: argparse.ArgumentParser) -> None:
 
 
 def _prompts(args: argparse.Namespace) -> int:
-    from .catalogue import listed, shown
-    from .fetch import fetch
+    from .prompts.catalogue import listed, shown
+    from .prompts.fetch import fetch
 
     if args.action != "fetch":
         lines = (
@@ -248,14 +248,14 @@ def _fid_flags(add: argparse.ArgumentParser) -> None:
 
 
 def _fid(args: argparse.Namespace) -> None:
-    from .fid import score
+    from .distances.fid import score
 
     print(json.dumps(score(args.fake, args.real, args.inception, args.device, args.batch_size)))
 
 
 def _score_flags(add: argparse.ArgumentParser) -> None:
     """scores of finished sets of pictures, written beside them"""
-    from .distance_scorers import make_reference, reference_flags
+    from .distances.scorers import make_reference, reference_flags
     from .score import run, scorers
 
     kinds = add.add_subparsers(required=True, metavar="SCORER")
@@ -326,7 +326,7 @@ def _named(text: str) -> tuple[str, Path]:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from .report import report
+    from .report.report import report
 
     report(args.folders, args.out, args.partial, dict(args.run), args.pictures)
     print(args.out)
@@ -350,7 +350,7 @@ def _watch_flags(add: argparse.ArgumentParser) -> None:
 
 
 def _watch(args: argparse.Namespace) -> int:
-    from .generate import Request
+    from .images.generate import Request
     from .score import scorers
     from .watch import asked, watch
 

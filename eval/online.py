@@ -23,19 +23,19 @@ from torch import Tensor
 
 import configs
 from configs import ConfigError
-from encode.packed import PackedText
-from encode.pixels import pixels_on
+from encode.models.packed_text import PackedText
+from encode.models.pixels import pixels_on
+from encode.models.text import CaptionTokenizer, load_tokenizer
+from encode.models.vae import Vae, load_vae
 from encode.registry import TEXTS, ModelSpec, lookup
-from encode.text import CaptionTokenizer, load_tokenizer
-from encode.vae import Vae, load_vae
 from shards import Order, Sources
-from shards.stream import Batch
+from shards.read.stream import Batch
 from train.config import TrainConfig, run_folder
 from train.loop import Batches
+from train.ranks.world import World
 from train.run import fit, open_columns, open_run, order_of
-from train.world import World
 
-from .originals import Originals, Picture
+from .images.originals import Originals, Picture
 
 Ints = NDArray[np.int64]
 THREADS = 4  # that decode pictures, one batch ahead

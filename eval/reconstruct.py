@@ -18,27 +18,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from encode.pixels import to_images
-from encode.vae import load_vae
+from encode.models.pixels import to_images
+from encode.models.vae import load_vae
 from shards import Column, Status, atomic_write, canonical_json
-from shards.store import Place
+from shards.store.base import Place
 
-from . import results
-from .aggregate import aggregate
 from .bar import Bar
-from .distances import PACKAGES, enough, measure
+from .distances.measure import PACKAGES, enough, measure
+from .distances.metrics import METRICS
+from .distances.references import make
 from .errors import OtherImages, TooFewImages
-from .features import folder_of, of_set
-from .generate import moved
-from .imageset import Images, ImageSet
-from .lpips import Lpips
-from .metrics import METRICS
-from .networks import inception
-from .originals import Originals, Picture
-from .prompts import Prompt, Prompts
-from .references import make
-from .results import Item, Score
-from .scored import PREFIX
+from .features.features import folder_of, of_set
+from .features.lpips import Lpips
+from .features.networks import inception
+from .images.generate import moved
+from .images.imageset import Images, ImageSet
+from .images.originals import Originals, Picture
+from .prompts.prompts import Prompt, Prompts
+from .report.entries import PREFIX
+from .scores import results
+from .scores.aggregate import aggregate
+from .scores.results import Item, Score
 
 Json = dict[str, Any]
 Batch = NDArray[np.uint8]  # (B, H, W, 3)

@@ -5,40 +5,20 @@ A scorer is an entry: the flags it takes, and a function from a set and those fl
 
 import argparse
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from . import results
-from .imageset import Images
-from .results import Item, Score
-
-Scored = Iterable[tuple[Score, Sequence[Item]]]
-
-
-def nothing(args: argparse.Namespace) -> None:
-    pass
-
-
-def any_number(args: argparse.Namespace, count: int, where: str) -> None:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Scorer:
-    flags: Callable[[argparse.ArgumentParser], None]  # its docstring is the help
-    score: Callable[[Images, argparse.Namespace], Scored]
-    # loads weights and checks flags, so that what is missing is said before any picture is read
-    ready: Callable[[argparse.Namespace], None] = nothing
-    # raises TooFewImages where so many pictures, of the set that the text names, are too few
-    enough: Callable[[argparse.Namespace, int, str], None] = any_number
+from .images.imageset import Images
+from .scores import results
+from .scores.results import Score
+from .scores.scorer import Scorer, name
 
 
 def scorers() -> dict[str, Scorer]:
     """All scorers by name."""
-    from .clipscore import CLIPSCORE
-    from .distance_scorers import DISTANCES
-    from .judges import JUDGES
+    from .distances.scorers import DISTANCES
+    from .scorers.clipscore import CLIPSCORE
+    from .scorers.judges import JUDGES
 
     return {**DISTANCES, "clipscore": CLIPSCORE, **JUDGES}
 
@@ -60,13 +40,6 @@ def run(scorer: Scorer, args: argparse.Namespace) -> None:
             start = now
             results.write(images.folder, named, items)
             print(line(images.folder, named))
-
-
-def name(scorer: str, images: Images) -> str:
-    """A scorer's name; of a set that is not whole it says how many files were there."""
-    if not images.missing or "-partial" in scorer:
-        return scorer
-    return f"{scorer}-partial-{len(images.files)}-of-{len(images.files) + images.missing}"
 
 
 def line(folder: Path, score: Score) -> str:

@@ -24,20 +24,20 @@ import torch
 
 import configs
 from shards import LeaseHeld, atomic_write, canonical_json, open_store, put_if_absent
-from shards.lease import Lease, standing
+from shards.column.lease import Lease, standing
+from shards.format.atomic import read_json
 from shards.options import positive
-from shards.storage import read_json
-from train.checkpoint import CheckpointError, steps
-from train.page import write_page
+from train.checkpoints.checkpoint import CheckpointError, steps
+from train.report.page import write_page
 
-from . import results
-from .benchmarks import BENCHMARKS, find
-from .checks import read_manifest
 from .errors import BadReport, OtherImages, Watched
-from .generate import Request, generate
-from .imageset import Images
-from .score import Scorer
+from .images.checks import read_manifest
+from .images.generate import Request, generate
+from .images.imageset import Images
+from .prompts.benchmarks import BENCHMARKS, find
 from .score import run as score_sets
+from .scores import results
+from .scores.scorer import Scorer
 from .stopping import Stopped, stoppable, stopping
 
 Json = dict[str, Any]

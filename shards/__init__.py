@@ -5,7 +5,9 @@ Importing this package is cheap; torch is loaded by `shards.stream`, `shards.lat
 `shards.randomness`.
 """
 
-from .commits import Generation, put_complete, read_commit
+from .column.commits import Generation, put_complete, read_commit
+from .column.source import IndexRow, Source, open_source, put_index, read_index
+from .column.writer import ShardWriter, check_column, create_column, put_empty
 from .errors import (
     BadRows,
     CorruptColumn,
@@ -20,14 +22,21 @@ from .errors import (
     SourceMismatch,
     WorkerDied,
 )
-from .join import Join, Sources, open_join, open_sources
-from .order import Order
-from .reader import Column
-from .schema import ColumnSpec, Layout, Norm, Status
-from .source import IndexRow, Source, open_source, put_index, read_index
-from .storage import atomic_write, canonical_json, put_if_absent, seal, sha256, sha256_file, unseal
-from .store import Store, open_store
-from .writer import ShardWriter, check_column, create_column, put_empty
+from .format.atomic import (
+    atomic_write,
+    canonical_json,
+    put_if_absent,
+    seal,
+    sha256,
+    sha256_file,
+    unseal,
+)
+from .format.layout import ColumnSpec, Layout, Norm, Status
+from .read.column import Column
+from .read.join import Join, Sources, open_join, open_sources
+from .read.order import Order
+from .store.base import Store
+from .store.open import open_store
 
 __all__ = [
     "BadRows",

@@ -135,8 +135,8 @@ def print_order(args: argparse.Namespace) -> int:
     """One line a step; `step` counts global batches from the start of the run. With several
     sources, `sources` says of which each row is.
     """
-    from .join import open_sources
-    from .mixing import mixing, table
+    from .read.join import open_sources
+    from .tools.shuffle_quality import mixing, table
 
     latents, texts = zip((args.latents, args.text), *args.more, strict=True)
     sources = open_sources(
@@ -157,7 +157,8 @@ def print_order(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """One function a command."""
-    from . import convert, diff, gc, info, repair, transfer, verify
+    from .tools import convert, diff, gc, info, repair, verify
+    from .tools import copy as transfer
 
     match args.command:
         case "info":

@@ -17,8 +17,8 @@ from pydantic import BaseModel
 import configs
 from configs import ConfigError
 from encode.config import EncodeConfig
-from train.architecture import DiTConfig
 from train.config import TrainConfig
+from train.model.config import DiTConfig
 
 MODEL = {"hidden_size": 8, "layers": 1, "heads": 1, "kv_heads": 1, "head_dim": 4, "mlp_size": 4}
 SPEC = {"encoder": {"class": "AutoencoderKL", "path": "vae"}}

@@ -18,14 +18,13 @@ import train.__main__ as train_main
 from configs import ConfigError
 from encode.config import EncodeConfig
 from encode.registry import location
-from encode.source import expand
+from encode.source.tars import expand
 from eval import commands
 from eval.score import scorers
 from shards import open_store
 from shards.places import NotLocal, is_url, local_path, model, place
+from tests.train.conftest import TINY
 from train.config import TrainConfig
-
-from .train.conftest import TINY
 
 TYPES = (local_path, place, model)
 URLS = (

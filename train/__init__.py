@@ -1,6 +1,6 @@
 """Train a diffusion transformer from columns: `torchrun -m train CONFIG data.latents=COLUMN`."""
 
 from .config import TrainConfig
-from .model import DiT, DiTConfig, ModelConfig
+from .model.dit import DiT, DiTConfig, ModelConfig
 
 __all__ = ["DiT", "DiTConfig", "ModelConfig", "TrainConfig"]

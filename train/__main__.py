@@ -30,7 +30,7 @@ from shards.places import local_path
 from shards.printing import safe_output
 
 from .config import TrainConfig, run_folder
-from .loggers import check
+from .report.loggers import check
 
 COMMANDS = {  # what is not a run: module, function that adds the options, function that takes them
     "plan": ("plan", "add_options", "run_plan"),

@@ -10,8 +10,8 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_
 from configs import ConfigError, Strict, read_yaml
 from shards.places import local_path, place
 
-from .architecture import ComputeConfig, ModelConfig
-from .flow import FlowConfig
+from .model.config import ComputeConfig, ModelConfig
+from .model.flow import FlowConfig
 
 Place = Annotated[str, BeforeValidator(place)]  # a column's name, a folder or a url
 LocalPath = Annotated[Path, BeforeValidator(local_path)]

@@ -14,25 +14,25 @@ import torch
 import yaml
 
 from shards import Order, Sources, atomic_write, canonical_json
-from shards.ahead import Ahead
-from shards.stream import Batch, Stream, empty_caption
+from shards.read.prefetch import Ahead
+from shards.read.stream import Batch, Stream, empty_caption
 
-from . import checkpoint
+from .checkpoints import checkpoint
+from .checkpoints.identity import differing, initial_share, precision, resumed
 from .config import TrainConfig
-from .ema import Ema
-from .engine import Engine, deepspeed_config
-from .flops import gpu_of, parameters, training
-from .flow import losses
-from .identity import differing, initial_share, precision, resumed
-from .inputs import Inputs, Piece, pieces, training_inputs
-from .loggers import open_loggers, run_id
-from .metrics import Metrics, Pace, StepRecord, Tally, line, step_record
-from .model import DiT
-from .page import write_page
-from .schedule import learning_rate
-from .texts import TextEncoder, encoded, identity_of
-from .validate import Validator
-from .world import World
+from .model.dit import DiT
+from .model.flops import gpu_of, parameters, training
+from .model.flow import losses
+from .ranks.world import World
+from .report.loggers import open_loggers, run_id
+from .report.metrics import Metrics, Pace, StepRecord, Tally, line, step_record
+from .report.page import write_page
+from .step.ema import Ema
+from .step.engine import Engine, deepspeed_config
+from .step.inputs import Inputs, Piece, pieces, training_inputs
+from .step.online_text import TextEncoder, encoded, identity_of
+from .step.schedule import learning_rate
+from .step.validate import Validator
 
 log = logging.getLogger(__name__)
 AHEAD = 2  # micro-batches that are ready before their turn

@@ -8,17 +8,18 @@ import torch
 
 from configs import ConfigError
 from shards import IdentityMismatch, Order, Sources, open_sources
-from shards.schema import differences
-from shards.stream import Stream, empty_caption
+from shards.format.layout import differences
+from shards.read.stream import Stream, empty_caption
 
-from . import checkpoint, initial
+from .checkpoints import checkpoint
+from .checkpoints import init_weights as initial
 from .config import DataShape, TrainConfig
-from .engine import deepspeed_config
 from .loop import CHECKPOINTS, Batches, Trainer
-from .model import DiT, DiTConfig
-from .texts import TextEncoder, identity_of
-from .validate import Validator, open_held_out
-from .world import World, joined
+from .model.dit import DiT, DiTConfig
+from .ranks.world import World, joined
+from .step.engine import deepspeed_config
+from .step.online_text import TextEncoder, identity_of
+from .step.validate import Validator, open_held_out
 
 
 def fit(

@@ -16,9 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from shards.format.atomic import Json
 from shards.options import positive
 from shards.places import local_path
-from shards.storage import Json
 
 PARTS = ("overhead", "busy", "scale")
 

@@ -16,15 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from shards.storage import Json
+from shards.format.atomic import Json
 from shards.tables import render
 
-from ..cluster import RayExecutor, RayWorker
-from ..columns import ImageEncoder, View, Words
 from ..config import EngineConfig, MomentsColumn
 from ..meter import Stats
-from ..scheduler import IN_FLIGHT
-from ..workers import Done, Executor, InlineExecutor, Worker
+from ..models.encoder import ImageEncoder, Words
+from ..run.local_worker import Done, Executor, InlineExecutor, Worker
+from ..run.ray_workers import RayExecutor, RayWorker
+from ..run.scheduler import IN_FLIGHT
+from ..source.decoding import View
 from .synthetic import picture, tasks_of, write_tar
 
 SHARDS, ROWS = 8, 1_000

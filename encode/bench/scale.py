@@ -26,16 +26,16 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from shards.bench.cost import rss_mb
-from shards.schema import MAX_SHARDS
-from shards.storage import Json
+from shards.format.atomic import Json
+from shards.format.layout import MAX_SHARDS
 from shards.tables import render
 
 from ..config import EncodeConfig
-from ..job import run as run_job
-from ..prepare import claim_columns, prepare
-from ..source import make_source
-from ..status import status
-from ..workers import load_encoders
+from ..models import load_encoders
+from ..report.status import status
+from ..run.job import run as run_job
+from ..run.prepare import claim_columns, prepare
+from ..source.tars import make_source
 from .synthetic import picture, save_vae, write_tar
 
 SHARDS, ROWS = 1_000, 1_000

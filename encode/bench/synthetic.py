@@ -13,8 +13,8 @@ from PIL import Image
 
 from shards import Source, create_column, open_store
 
-from ..columns import Encoder, column_spec
-from ..engine import ShardTask, Target
+from ..models.encoder import Encoder, column_spec
+from ..run.tasks import ShardTask, Target
 
 # FLUX's VAE has channels of 128, 256, 512 and 512 and takes 273 GFLOP for a picture of 256 px. These
 # are of its class, so that their rows have its size, and run in a time that twenty rounds allow.

@@ -9,7 +9,7 @@ on where it stopped.
 
 from configs import run
 
-from .road import main
+from .pipeline import main
 
 if __name__ == "__main__":
     run(main)

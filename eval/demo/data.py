@@ -25,8 +25,8 @@ import resvg_py
 from PIL import Image
 from torch import Tensor
 
-from encode.images import transform
-from encode.pixels import to_pixels
+from encode.models.pixels import to_pixels
+from encode.source.images import transform
 from shards.places import local_path
 
 from .openmoji import BACKGROUNDS, GROUPS, Sample, choose, hashed

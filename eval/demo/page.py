@@ -14,12 +14,12 @@ import numpy as np
 from PIL import Image
 
 from shards import Column, atomic_write, canonical_json
-from train.checkpoint import load_for_sampling
-from train.identity import initial_share
+from train.checkpoints.checkpoint import load_for_sampling
+from train.checkpoints.identity import initial_share
 
-from ..compare import Pairing, pairing_of
-from ..pages import embed, environment
-from ..scored import open_all
+from ..report.compare import Pairing, pairing_of
+from ..report.entries import open_all
+from ..report.pages import embed, environment
 from .classifier import load_classifier
 from .score import Json, compare, encoding_cost, judge, read_metrics
 

@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from encode.pixels import to_pixels
-from eval.frechet import frechet_features
-from eval.intervals import Interval, bootstrap
+from encode.models.pixels import to_pixels
 
+from ..distances.frechet import frechet_features
+from ..scores.intervals import Interval, bootstrap
 from .classifier import Classifier
 
 RESAMPLES = 1_000

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..commits import put_complete
-from ..join import Join, open_join
-from ..order import Order
-from ..plan import SLOW, WARM
-from ..reader import HINT_GAP, Column
-from ..schema import ZARR_ROWS, ColumnSpec, Layout, Norm
-from ..stream import Stream
-from ..writer import ShardWriter, create_column, put_empty
+from ..column.commits import put_complete
+from ..column.writer import ShardWriter, create_column, put_empty
+from ..format.layout import ZARR_ROWS, ColumnSpec, Layout, Norm
+from ..read.batch_layout import SLOW, WARM
+from ..read.column import HINT_GAP, Column
+from ..read.join import Join, open_join
+from ..read.order import Order
+from ..read.stream import Stream
 from . import ORDERS
 from .measure import Reader, main
 from .samples import BATCH, MAX_TOKENS, Batch, Ring, Samples

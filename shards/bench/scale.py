@@ -14,13 +14,13 @@ import sys
 import time
 from pathlib import Path
 
-from ..commits import Commit, Generation
-from ..join import open_join
-from ..order import Order
-from ..schema import ZARR_ROWS, ColumnSpec, Layout, Norm, Status
-from ..storage import put_if_absent, seal, sha256
-from ..stream import Stream
-from ..writer import create_column
+from ..column.commits import Commit, Generation
+from ..column.writer import create_column
+from ..format.atomic import put_if_absent, seal, sha256
+from ..format.layout import ZARR_ROWS, ColumnSpec, Layout, Norm, Status
+from ..read.join import open_join
+from ..read.order import Order
+from ..read.stream import Stream
 from .readers import STORE
 from .samples import BATCH
 

@@ -11,9 +11,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ..format.atomic import Json
 from ..options import positive
 from ..places import local_path
-from ..storage import Json
 from .cost import keep_memory, verdict, write_found
 from .report import machine
 

@@ -1,1 +1,1 @@
-from .drawn import data  # noqa: F401 - a fixture
+from tests.demo.drawn import data  # noqa: F401 - a fixture

@@ -13,7 +13,7 @@ import pytest
 from encode.__main__ import main as encode
 from eval.commands import main
 from eval.demo.page import write_report
-from eval.demo.road import VAES, StepFailed, put_prompts, together, train_command
+from eval.demo.pipeline import VAES, StepFailed, put_prompts, together, train_command
 from shards import seal
 from shards.__main__ import main as order
 from tests.train.here import forked

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from eval.demo.score import Judged, compare, encoding_cost, verdict
-from eval.intervals import Interval
+from eval.scores.intervals import Interval
 
 NOTHING, UP, DOWN = Interval(0.1, -0.1, 0.3), Interval(0.2, 0.1, 0.3), Interval(-0.2, -0.3, -0.1)
 

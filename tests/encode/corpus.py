@@ -23,8 +23,7 @@ from encode.errors import MissingTar, NotASource
 from shards import Status
 from shards.errors import NotAColumn, StoreError
 from shards.places import NotLocal
-
-from .toy import jpeg, picture, tar_bytes
+from tests.encode.toy import jpeg, picture, tar_bytes
 
 OK, CUT, BROKEN, NO_IMAGE = (
     Status.OK,

@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from encode.config import EncodeConfig
-from encode.job import Options
-from shards.verify import logical_digest, verify
+from encode.run.job import Options
+from shards.tools.verify import logical_digest, verify
+from tests.encode import light
+from tests.encode.rays import Cluster, cluster, until
 from tests.forks import fork, wait
 from tests.memory import MEMORY
 from tests.soak.sweep import Case, Sweep
-
-from . import light
-from .rays import Cluster, cluster, until
 
 SHARDS, ROWS = 8, 40
 COLUMNS = "vae", "large", "text"

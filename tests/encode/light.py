@@ -27,14 +27,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from encode import cluster, job, prepare
-from encode.columns import CaptionEncoder, Encoder, ImageEncoder, View, Words
 from encode.config import ColumnConfig, EncodeConfig, EngineConfig
-from encode.workers import Worker
+from encode.models.encoder import CaptionEncoder, Encoder, ImageEncoder, Words
+from encode.run import job, prepare
+from encode.run import ray_workers as cluster
+from encode.run.local_worker import Worker
+from encode.source.decoding import View
 from shards import Norm
-from shards.storage import Json
-
-from .toy import tar_bytes
+from shards.format.atomic import Json
+from tests.encode.toy import tar_bytes
 
 FAULTS = "LATENTBANK_TEST_FAULTS"  # the folder
 PLAIN = job.Options()

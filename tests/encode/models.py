@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .toy import save_gemma, save_kl, save_qwen
+from tests.encode.toy import save_gemma, save_kl, save_qwen
 
 SIDE = 32  # of the pictures that all of these take
 

@@ -12,17 +12,17 @@ import zarr
 from PIL import Image
 
 import configs
-from encode import images, job
 from encode.config import EncodeConfig
-from encode.source import make_source
+from encode.run import job
+from encode.source import images
+from encode.source.tars import make_source
 from shards import Status, read_commit, read_index
-from shards.commits import FAILURE, commit_name, failure_name
-from shards.schema import VERSION
-from shards.store import open_store
-from shards.verify import verify
-
-from .corpus import END, SOURCES, TARS, SourceCase, page, row_cases
-from .toy import picture, write_config
+from shards.column.commits import FAILURE, commit_name, failure_name
+from shards.format.layout import VERSION
+from shards.store.open import open_store
+from shards.tools.verify import verify
+from tests.encode.corpus import END, SOURCES, TARS, SourceCase, page, row_cases
+from tests.encode.toy import picture, write_config
 
 DOCS = Path(__file__).parents[2] / "docs/bad-sources.md"
 CASES = row_cases()

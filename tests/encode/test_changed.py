@@ -17,35 +17,36 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encode import job, remote
-from encode.columns import View
 from encode.config import EncodeConfig
-from encode.crew import is_final
-from encode.decoding import Batch, load
-from encode.engine import ShardTask, encode_shard, read_captions
 from encode.errors import BadTar, EncodeError, TarChanged
-from encode.prepare import claim_columns, columns_of, prepare
-from encode.source import read_exactly, scan_tar
-from encode.status import run_status, status
-from encode.survey import Tar as Place
-from encode.survey import look_at
-from encode.workers import load_encoders
-from encode.workplace import Workplace
+from encode.models import load_encoders
+from encode.plan.survey import Tar as Place
+from encode.plan.survey import look_at
+from encode.report.status import run_status, status
+from encode.run import job
+from encode.run import remote_decode as remote
+from encode.run.encode_shard import encode_shard
+from encode.run.prepare import claim_columns, columns_of, prepare
+from encode.run.resources import Workplace
+from encode.run.supervisor import is_final
+from encode.run.tasks import ShardTask
+from encode.source.decoding import Batch, View, load
+from encode.source.members import read_captions
+from encode.source.tars import read_exactly, scan_tar
 from shards import Column, IndexRow, SourceChanged, SourceMismatch, open_join, open_store, put_index
 from shards.__main__ import main as shards_main
-from shards.commits import read_commit
-from shards.convert import convert
-from shards.diff import diff, lines_of
-from shards.members import ABSENT, CAPTION_BYTES, UNREAD, member_of, members_digest
-from shards.remote import RemoteStore
-from shards.repair import repair
-from shards.source import ShardIndex
-from shards.verify import logical_digest, verify
-
-from . import faults, light
-from .test_status import words_of
-from .toy import files_of, picture, sample, tar_bytes, write_source
-from .web import serving
+from shards.column.commits import read_commit
+from shards.column.members import ABSENT, CAPTION_BYTES, UNREAD, member_of, members_digest
+from shards.column.source import ShardIndex
+from shards.store.object_store import RemoteStore
+from shards.tools.convert import convert
+from shards.tools.diff import diff, lines_of
+from shards.tools.repair import repair
+from shards.tools.verify import logical_digest, verify
+from tests.encode import faults, light
+from tests.encode.test_status import words_of
+from tests.encode.toy import files_of, picture, sample, tar_bytes, write_source
+from tests.encode.web import serving
 
 Columns = dict[str, dict[str, Any]]
 

@@ -9,22 +9,22 @@ import torch
 from pydantic import TypeAdapter
 
 import configs
-from encode.columns import (
+from encode.config import ColumnConfig, EncodeConfig
+from encode.errors import EncodeError, ModelNotUsable
+from encode.models.encoder import (
     CaptionEncoder,
     Encoder,
     ImageEncoder,
-    View,
     column_spec,
     measured_scales,
     standing_scales,
 )
-from encode.config import ColumnConfig, EncodeConfig
-from encode.encoders import load_encoder, to_float16
-from encode.errors import EncodeError, ModelNotUsable
-from encode.pixels import looked_up, to_pixels
-from encode.prepare import scales
-from encode.source import make_source
-from encode.text import tokenizer_digest
+from encode.models.load import load_encoder, to_float16
+from encode.models.pixels import looked_up, to_pixels
+from encode.models.text import tokenizer_digest
+from encode.run.prepare import scales
+from encode.source.decoding import View
+from encode.source.tars import make_source
 from shards import (
     Column,
     ColumnSpec,
@@ -38,14 +38,13 @@ from shards import (
     put_complete,
     put_empty,
 )
-from shards.quantise import stored_rows
-from shards.stream import Batch, read_rows
-from train.flow import FlowConfig
-from train.inputs import training_inputs
-
-from .light import write_source
-from .models import SIDE, Models
-from .toy import tar_bytes
+from shards.format.int8 import stored_rows
+from shards.read.stream import Batch, read_rows
+from tests.encode.light import write_source
+from tests.encode.models import SIDE, Models
+from tests.encode.toy import tar_bytes
+from train.model.flow import FlowConfig
+from train.step.inputs import training_inputs
 
 CONFIG: TypeAdapter[Any] = TypeAdapter(ColumnConfig)
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, SIDE, SIDE, 3), dtype=np.uint8)

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from encode.config import EngineConfig
-from encode.crew import Crew
-from encode.engine import ShardResult, ShardTask
 from encode.errors import NoWorkers
 from encode.meter import Stats
-from encode.progress import Progress
-from encode.scheduler import Scheduler
-from encode.workers import Died, Done, Event
+from encode.run.local_worker import Died, Done, Event
+from encode.run.progress import Progress
+from encode.run.scheduler import Scheduler
+from encode.run.supervisor import Crew
+from encode.run.tasks import ShardResult, ShardTask
 from shards import open_store
 
 

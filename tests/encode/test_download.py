@@ -20,13 +20,12 @@ import yaml
 
 import configs
 from encode.__main__ import main
-from encode.download import braces, human
-from encode.fetch import RANGE
-from encode.hub import natural
-from encode.source import expand, make_source
+from encode.source.download import braces, human
+from encode.source.fetch import RANGE
+from encode.source.hub import natural
+from encode.source.tars import expand, make_source
+from tests.encode.web import Web
 from tests.forks import fork, wait
-
-from .web import Web
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "c0ffee" + "0" * 34

@@ -14,23 +14,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encode import decoding, engine, remote, signals
-from encode.columns import View
 from encode.config import EncodeConfig
-from encode.decoding import decoded, spans
-from encode.engine import ShardTask, Target, encode_shard
 from encode.errors import Aborted, RemoteDecodeFailed
 from encode.meter import DECODE, IDLE, READ, WRITE, Meter
-from encode.prepare import claim_columns, prepare
-from encode.source import scan_tar
-from encode.workplace import TEXT_BUFFERS, Turns, Workplace
-from encode.writing import Writing
+from encode.run import encode_shard as engine
+from encode.run import remote_decode as remote
+from encode.run import signals
+from encode.run.encode_shard import encode_shard
+from encode.run.prepare import claim_columns, prepare
+from encode.run.resources import TEXT_BUFFERS, Turns, Workplace
+from encode.run.tasks import ShardTask, Target
+from encode.run.writing import Writing
+from encode.source import decoding
+from encode.source.decoding import View, decoded, spans
+from encode.source.tars import scan_tar
 from shards import ShardWriter, SourceChanged, Status, put_index
-from shards.source import ShardIndex
+from shards.column.source import ShardIndex
+from tests.encode import faults, light, scarce
+from tests.encode.toy import jpeg, sample, tar_bytes, write_source
 from tests.forks import fork, wait
-
-from . import faults, light, scarce
-from .toy import jpeg, sample, tar_bytes, write_source
 
 # Turns and time -----------------------------------------------------------------------------------
 
@@ -125,7 +127,7 @@ def test_a_picture_is_decoded_once_for_all_its_columns(
     assert batches[2].good("jpg").tolist() == [0, 1, 2, 3]
     assert timer.cpu["decode"] > 0
     for view in views:
-        from encode.images import decode, transform
+        from encode.source.images import decode, transform
 
         image, _ = decode(jpeg(9))
         assert image is not None

@@ -13,13 +13,12 @@ import pytest
 
 import configs
 from encode.config import EncodeConfig
-from encode.job import run
-from shards.verify import logical_digest, verify
+from encode.run.job import run
+from shards.tools.verify import logical_digest, verify
+from tests.encode import faults
+from tests.encode.rays import RAY, ROOT, Cluster, cluster, until
+from tests.encode.toy import write_config, write_source
 from tests.memory import MEMORY
-
-from . import faults
-from .rays import RAY, ROOT, Cluster, cluster, until
-from .toy import write_config, write_source
 
 INLINE = "engine.executor=inline"
 

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from encode.errors import ModelNotUsable
-from encode.features import FeatureEncoder
+from encode.models.features import FeatureEncoder
 from encode.registry import ModelSpec
-
-from .models import SIDE, Models, save_dinov2, save_preprocessor
-from .toy import spec
+from tests.encode.models import SIDE, Models, save_dinov2, save_preprocessor
+from tests.encode.toy import spec
 
 PIXELS = torch.rand(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 2 - 1
 

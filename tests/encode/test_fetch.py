@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 
 import configs
-from encode import fetch, job
 from encode.config import EncodeConfig
 from encode.errors import BadTar, FetchFailed
-from encode.fetch import fetched, sweep
-from shards.client import Limits
-from shards.store import open_store
-from shards.verify import logical_digest
+from encode.run import job
+from encode.source import fetch
+from encode.source.fetch import fetched, sweep
+from shards.store.client import Limits
+from shards.store.open import open_store
+from shards.tools.verify import logical_digest
+from tests.encode.toy import write_config, write_source
+from tests.encode.web import Web, serving
 from tests.forks import fork, wait
-
-from .toy import write_config, write_source
-from .web import Web, serving
 
 QUICK = Limits(1, stall=0.5, request=5, give_up=20, backoff=0.01, max_backoff=0.05)
 # where requests are counted: on a busy machine half a second may pass without a byte

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from encode.config import EncodeConfig
-from encode.job import run
+from encode.run.job import run
 from shards import Column, open_join
-from shards.verify import examine, logical_digest
-
-from .golden import ARCHIVE, COLUMNS, HALF, TEXT, VAE, config_of
+from shards.tools.verify import examine, logical_digest
+from tests.encode.golden import ARCHIVE, COLUMNS, HALF, TEXT, VAE, config_of
 
 
 @pytest.fixture

@@ -14,13 +14,12 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from encode import images
-from encode.images import decode, transform
-from encode.pixels import to_images, to_pixels
+from encode.models.pixels import to_images, to_pixels
+from encode.source import images
+from encode.source.images import decode, transform
 from shards import Status
-
-from .scarce import KINDS, outcome
-from .toy import jpeg, picture
+from tests.encode.scarce import KINDS, outcome
+from tests.encode.toy import jpeg, picture
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden/image_transform.safetensors")
 

@@ -25,9 +25,9 @@ from PIL import Image
 
 import configs
 from encode.__main__ import main
-from encode.crew import is_final
-from encode.engine import ShardTask, Target
-from encode.job import record_failures
+from encode.run.job import record_failures
+from encode.run.supervisor import is_final
+from encode.run.tasks import ShardTask, Target
 from shards import (
     Column,
     CorruptColumn,
@@ -38,17 +38,16 @@ from shards import (
     read_commit,
     read_index,
 )
-from shards.commits import read_failures
+from shards.column.commits import read_failures
+from shards.column.lease import Lease
 from shards.errors import LeaseHeld, StoreError
-from shards.gc import collect
-from shards.lease import Lease
-from shards.repair import repair
-from shards.verify import logical_digest, verify
+from shards.tools.gc import collect
+from shards.tools.repair import repair
+from shards.tools.verify import logical_digest, verify
+from tests.encode.toy import files_of, jpeg, sample, tar_bytes, write_config, write_source
 from tests.forks import fork, wait
 from tests.seccomp import no_atomic_names, no_links
 from tests.shards.toy import moments_spec
-
-from .toy import files_of, jpeg, sample, tar_bytes, write_config, write_source
 
 ROOT = Path(__file__).parents[2]
 Encode = Callable[..., tuple[int, str]]

@@ -14,18 +14,19 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 import configs
-from encode import job, plan, prepare, status
 from encode.config import ColumnConfig, EncodeConfig
 from encode.errors import NoSuchSuffix
-from encode.members import caption_in, member_of, normal_caption, normal_suffix, passed_over
-from encode.source import split_name
+from encode.plan import plan
+from encode.report import status
+from encode.run import job, prepare
+from encode.source.members import caption_in, member_of, normal_caption, normal_suffix, passed_over
+from encode.source.tars import split_name
 from eval.errors import MissingPictures
-from eval.originals import Originals
+from eval.images.originals import Originals
 from shards import Column, IndexRow, Status, seal
-
-from . import light
-from .toy import files_of, jpeg, picture, tar_bytes
-from .web import serving
+from tests.encode import light
+from tests.encode.toy import files_of, jpeg, picture, tar_bytes
+from tests.encode.web import serving
 
 COLUMN: TypeAdapter[ColumnConfig] = TypeAdapter(ColumnConfig)
 Run = Callable[..., Any]

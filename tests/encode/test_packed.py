@@ -13,15 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from encode import packed
 from encode.config import IdsColumn
-from encode.encoders import IdsEncoder, load_encoder
 from encode.errors import ModelNotUsable
-from encode.packed import PackedText, laid_out, model_of, packed_rows, similar_rows
+from encode.models import packed_text as packed
+from encode.models.load import IdsEncoder, load_encoder
+from encode.models.packed_text import PackedText, laid_out, model_of, packed_rows, similar_rows
+from encode.models.text import TextEncoder, load_text, load_tokenizer
 from encode.registry import ModelSpec
-from encode.text import TextEncoder, load_text, load_tokenizer
-
-from .models import SMALL, TEXTS, Models, saved
+from tests.encode.models import SMALL, TEXTS, Models, saved
 
 CAPTIONS = [
     "a cat", "a photograph of an astronaut who rides a horse on the moon", "", "Größe 😀",

@@ -15,11 +15,10 @@ from torch import Tensor
 
 import configs
 from encode.config import EncodeConfig
-from encode.job import run
+from encode.run.job import run
 from shards import Column
-
-from .models import SIDE, TEXTS, VAES, Models
-from .toy import jpeg, tar_bytes
+from tests.encode.models import SIDE, TEXTS, VAES, Models
+from tests.encode.toy import jpeg, tar_bytes
 
 ROWS = 6
 CAPTIONS = [

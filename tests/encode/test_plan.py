@@ -13,22 +13,22 @@ import pytest
 import yaml
 
 import configs
-from encode import plan, room
 from encode.config import EncodeConfig
 from encode.errors import EncodeError
-from encode.job import run
-from encode.plan import add_options, break_even, interval, run_plan
-from encode.prepare import prepare, root_of
-from encode.probe import Rate, decode_bound, hours, spread, timed
-from encode.room import NoRoom, free_bytes, required_bytes, size_text
-from encode.survey import Estimate, exactly, extrapolate, find, look_into
+from encode.plan import disk_space as room
+from encode.plan import plan
+from encode.plan.disk_space import NoRoom, free_bytes, required_bytes, size_text
+from encode.plan.plan import add_options, break_even, interval, run_plan
+from encode.plan.probe import Rate, decode_bound, hours, spread, timed
+from encode.plan.survey import Estimate, exactly, extrapolate, find, look_into
+from encode.run.job import run
+from encode.run.prepare import prepare, root_of
 from shards import IndexRow, Source, open_store, put_index, seal
-from shards.commits import FAILURE, failure_name
-from shards.schema import VERSION
-
-from .models import Models
-from .toy import jpeg, sample, tar_bytes, write_config, write_source
-from .web import serving
+from shards.column.commits import FAILURE, failure_name
+from shards.format.layout import VERSION
+from tests.encode.models import Models
+from tests.encode.toy import jpeg, sample, tar_bytes, write_config, write_source
+from tests.encode.web import serving
 
 
 @pytest.fixture

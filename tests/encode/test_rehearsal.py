@@ -12,16 +12,25 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from encode import job
 from encode.config import ColumnConfig, EncodeConfig, EngineConfig
-from encode.encoders import load_encoder, load_encoders
 from encode.errors import ModelNotUsable
-from encode.plan import add_options, run_plan
-from encode.rehearsal import TOLERANCE, difference, long_caption, pictures, rehearse
-from encode.text import CaptionTokenizer, load_tokenizer
-
-from .models import EYES, GROUPED, SIDE, SMALL, TEXTS, VAES, Models, save_tokenizer, saved
-from .toy import MINILM, spec, write_source
+from encode.models.load import load_encoder, load_encoders
+from encode.models.rehearsal import TOLERANCE, difference, long_caption, pictures, rehearse
+from encode.models.text import CaptionTokenizer, load_tokenizer
+from encode.plan.plan import add_options, run_plan
+from encode.run import job
+from tests.encode.models import (
+    EYES,
+    GROUPED,
+    SIDE,
+    SMALL,
+    TEXTS,
+    VAES,
+    Models,
+    save_tokenizer,
+    saved,
+)
+from tests.encode.toy import MINILM, spec, write_source
 
 CONFIG: TypeAdapter[Any] = TypeAdapter(ColumnConfig)
 ENGINE = EngineConfig(executor="inline", device="cpu")

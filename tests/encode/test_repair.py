@@ -5,11 +5,10 @@ from pathlib import Path
 
 import configs
 from encode.__main__ import main
-from shards.repair import repair
-from shards.verify import examine, logical_digest, verify
+from shards.tools.repair import repair
+from shards.tools.verify import examine, logical_digest, verify
+from tests.encode.toy import files_of, write_config, write_source
 from tests.forks import fork, wait
-
-from .toy import files_of, write_config, write_source
 
 
 def encode(config: Path, output: Path) -> str:

@@ -12,7 +12,8 @@ import pytest
 
 from encode.config import EncodeConfig
 from encode.registry import VAES
-from encode.report import CountsDisagree, column_report, index_heads, summary, write_report
+from encode.report.report import CountsDisagree, column_report, summary, write_report
+from encode.source.index import index_heads
 from shards import (
     ColumnSpec,
     IndexRow,
@@ -28,9 +29,9 @@ from shards import (
     put_index,
     seal,
 )
-from shards.commits import FAILURE, commit_name, failure_name
-from shards.schema import VERSION
-from shards.store import LocalStore
+from shards.column.commits import FAILURE, commit_name, failure_name
+from shards.format.layout import VERSION
+from shards.store.local import LocalStore
 
 OK, BAD, NONE = Status.OK, Status.IMAGE_UNDECODABLE, Status.IMAGE_MISSING
 TARS = ([OK, OK, BAD], [OK, NONE], [OK] * 4)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encode.scheduler import ATTEMPTS, DEATHS, Scheduler
+from encode.run.scheduler import ATTEMPTS, DEATHS, Scheduler
 
 OK, POISON, BROKEN, FINAL, SHAKY, FRAGILE = "ok", "poison", "broken", "final", "shaky", "fragile"
 # poison: kills its worker always; broken: fails always; final: fails for good; shaky and fragile: only at first

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from encode.sizes import alternatives, column_bytes, shard_bytes
+from encode.plan.sizes import alternatives, column_bytes, shard_bytes
 from shards import ColumnSpec, Layout, ShardWriter, create_column, put_empty
 
 ROWS = 1_500

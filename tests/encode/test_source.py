@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 
 from encode.errors import BadTar, MissingTar, NotASource
-from encode.source import AFTER, expand, make_source, scan_tar, split_name
+from encode.source.tars import AFTER, expand, make_source, scan_tar, split_name
 from shards import IndexRow, SourceChanged, put_index, read_index
 from shards.errors import NotAColumn, StoreError
-from shards.records import MAX_CAPTIONS, MAX_TEXT
-from shards.store import open_store
-
-from .toy import tar_bytes
-from .web import serving
+from shards.format.records import MAX_CAPTIONS, MAX_TEXT
+from shards.store.open import open_store
+from tests.encode.toy import tar_bytes
+from tests.encode.web import serving
 
 
 def scan(tmp_path: Path, data: bytes, limit: int = 1024) -> tuple[list[IndexRow], str | None]:

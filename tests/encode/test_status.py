@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from encode.status import (
+from encode.report.status import (
     add_options,
     column_status,
     duration,
@@ -22,10 +22,9 @@ from encode.status import (
     waiting_for,
 )
 from shards import open_store, put_complete
-from shards.commits import Commit, commit_name
-from shards.storage import canonical_json, seal
-
-from .test_report import config_of, fail, make
+from shards.column.commits import Commit, commit_name
+from shards.format.atomic import canonical_json, seal
+from tests.encode.test_report import config_of, fail, make
 
 RUN = {
     "format": "latentbank-progress", "host": platform.node(), "started": 1e9,

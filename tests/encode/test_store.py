@@ -6,12 +6,11 @@ import torch
 
 import configs
 from encode.config import EncodeConfig
-from encode.job import run
+from encode.run.job import run
 from shards import Order, open_join
-from shards.stream import Stream
-from shards.verify import logical_digest, verify
-
-from .toy import write_config, write_source
+from shards.read.stream import Stream
+from shards.tools.verify import logical_digest, verify
+from tests.encode.toy import write_config, write_source
 
 
 def test_encoded_to_a_store_and_streamed_from_it(url: str, tmp_path: Path, models: Path) -> None:

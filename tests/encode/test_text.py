@@ -13,13 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from encode.config import TokensColumn
-from encode.encoders import load_encoder
 from encode.errors import ModelNotUsable
+from encode.models.load import load_encoder
+from encode.models.text import TextEncoder, by_length, load_text
 from encode.registry import ModelSpec
-from encode.text import TextEncoder, by_length, load_text
-
-from .models import TEXTS, Models
-from .toy import MINILM, save_gemma, spec
+from tests.encode.models import TEXTS, Models
+from tests.encode.toy import MINILM, save_gemma, spec
 
 CAPTIONS = [
     "a cat",

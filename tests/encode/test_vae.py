@@ -13,16 +13,15 @@ from safetensors.torch import load_file, save_file
 
 import configs
 from encode.config import ColumnConfig, EncodeConfig
-from encode.encoders import load_encoder
 from encode.errors import ModelNotUsable
+from encode.models.load import load_encoder
+from encode.models.vae import Vae, load_vae, norms_of
 from encode.registry import VAES, ModelSpec, location, lookup
-from encode.vae import Vae, load_vae, norms_of
 from shards import Norm
-from shards.latents import draw
-
-from .models import DOWN, Models, saved
-from .models import VAES as VAES_MADE
-from .toy import MINILM, save_kl, spec
+from shards.read.latents import draw
+from tests.encode.models import DOWN, Models, saved
+from tests.encode.models import VAES as VAES_MADE
+from tests.encode.toy import MINILM, save_kl, spec
 
 PIXELS = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 

@@ -6,15 +6,14 @@ from pathlib import Path
 import pytest
 
 import configs
-from encode.columns import column_spec
 from encode.config import EncodeConfig
-from encode.encoders import load_encoder
-from encode.plan import make_plan
+from encode.models.encoder import column_spec
+from encode.models.load import load_encoder
+from encode.plan.plan import make_plan
 from encode.registry import TEXTS, VAES
-from encode.source import expand
+from encode.source.tars import expand
 from shards import IndexRow, Source, open_store, put_index
-
-from .models import Models
+from tests.encode.models import Models
 
 FOLDER = Path(__file__).parents[2] / "configs/encode"
 FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from encode.models.text import TextEncoder
+from encode.models.vae import Vae
 from encode.registry import ModelSpec
-from encode.text import TextEncoder
-from encode.vae import Vae
-
-from .judged import clip_folder, detector_folder, llava_folder, qwen_folder  # noqa: F401 - fixtures
-from .models import save_run, save_text, save_vae
+from tests.eval.judged import clip_folder, detector_folder, llava_folder, qwen_folder  # noqa: F401 - fixtures
+from tests.eval.models import save_run, save_text, save_vae
 
 
 @pytest.fixture(scope="session")

@@ -24,16 +24,15 @@ from typing import Any
 
 import torch
 
+from encode.models.text import TextEncoder
+from encode.models.vae import Vae
 from encode.registry import ModelSpec
-from encode.text import TextEncoder
-from encode.vae import Vae
-from eval.generate import Request, generate
-from eval.ranks import Rank
+from eval.images.generate import Request, generate
+from eval.images.ranks import Rank
+from tests.eval.models import save_run, save_text, save_vae
 from tests.forks import fork, leave_pytest, wait
 from tests.memory import MEMORY, kept
 from tests.soak.sweep import Case, Sweep
-
-from .models import save_run, save_text, save_vae
 
 SCRATCH = os.environ.get("LATENTBANK_SCRATCH") or MEMORY
 PROMPTS = 70  # more than a chunk of the text cache

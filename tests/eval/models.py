@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from encode.text import TextEncoder
-from encode.vae import Vae
+from encode.models.text import TextEncoder
+from encode.models.vae import Vae
 from shards import seal, sha256_file
-from train.model import DiT, DiTConfig
-from train.reference import STATES
+from train.checkpoints.reference import STATES
+from train.model.dit import DiT, DiTConfig
 
 NORM = {"shift": [3.0], "scale": [0.05]}
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "red", "blue", "cat", "dog", "flag", "on", "the"]

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from eval import results, runs
-from eval.aggregate import aggregate
-from eval.imageset import Images, ImageSet
-from eval.prompts import Prompt, Prompts
-from eval.results import Item, Score, Value
+from eval.images import runs
+from eval.images.imageset import Images, ImageSet
+from eval.prompts.prompts import Prompt, Prompts
+from eval.scores import results
+from eval.scores.aggregate import aggregate
+from eval.scores.results import Item, Score, Value
 
 GROUPS = ("counting", "colors", "position")
 PROMPTS = Prompts("bench", tuple(

@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.imageset import ImageSet
-from eval.layouts import Picture
-from eval.networks import Network
-from eval.prompts import Prompt, Prompts
+from eval.features.networks import Network
+from eval.images.imageset import ImageSet
+from eval.images.layouts import Picture
+from eval.prompts.prompts import Prompt, Prompts
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "red", "blue", "cat", "dog", "flag", "on", "the"]
 LENGTH = 8  # tokens that the small CLIP takes

@@ -5,14 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.aggregate import Sums, aggregate, difference, difference_and_share, pooled
 from eval.errors import OtherImages
-from eval.prompts import Prompt, Prompts
-from eval.report import report
-from eval.results import Item
+from eval.prompts.prompts import Prompt, Prompts
+from eval.report.report import report
 from eval.score import line
-
-from .sets import make_items, make_score, make_set
+from eval.scores.aggregate import Sums, aggregate, difference, difference_and_share, pooled
+from eval.scores.results import Item
+from tests.eval.sets import make_items, make_score, make_set
 
 
 def items(values: dict[str, list[float]], groups: dict[str, tuple[str, ...]]) -> list[Item]:

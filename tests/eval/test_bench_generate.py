@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from encode.pixels import to_images
+from encode.models.pixels import to_images
 from eval.bench_generate import TOY, Bare, bench, write_models
-from eval.generate import Generator, generate, noise_number
-from shards.latents import undraw
-from shards.randomness import normal
+from eval.images.generate import Generator, generate, noise_number
+from shards.read.latents import undraw
+from shards.read.randomness import normal
 from tests.forks import ended
 
 

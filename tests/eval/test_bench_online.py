@@ -10,7 +10,7 @@ import torch
 
 from eval.bench_online import SPARED, TOY, Material, bench
 from shards import open_join
-from shards.stream import Batch, read_rows
+from shards.read.stream import Batch, read_rows
 from tests.forks import ended
 
 

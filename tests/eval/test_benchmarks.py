@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from eval.benchmarks import BENCHMARKS, find
 from eval.errors import BadPrompts
-from eval.layouts import LAYOUTS
-from eval.prompts import Prompt
+from eval.images.layouts import LAYOUTS
+from eval.prompts.benchmarks import BENCHMARKS, find
+from eval.prompts.prompts import Prompt
 
 BENCH = {
     "tag": "single_object",

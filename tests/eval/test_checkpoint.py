@@ -9,16 +9,15 @@ import torch
 from PIL import Image
 
 from encode.errors import ModelNotUsable
+from encode.models.text import TextEncoder
+from encode.models.vae import Vae
 from encode.registry import TEXTS, VAES, ModelSpec
-from encode.text import TextEncoder
-from encode.vae import Vae
-from eval.encoders import placed, text_named, vae_named
 from eval.errors import BadRequest, EncoderMismatch
-from eval.generate import Generator, Request, generate
-from train.checkpoint import CheckpointError
-from train.reference import BadReference, import_reference
-
-from .models import save_reference, save_run, save_text, save_vae
+from eval.images.encoders import placed, text_named, vae_named
+from eval.images.generate import Generator, Request, generate
+from tests.eval.models import save_reference, save_run, save_text, save_vae
+from train.checkpoints.checkpoint import CheckpointError
+from train.checkpoints.reference import BadReference, import_reference
 
 
 @pytest.fixture

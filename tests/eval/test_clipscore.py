@@ -7,13 +7,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from eval import results
 from eval.commands import main
 from eval.errors import MissingImages, MissingWeights, NotFinite
-from eval.imageset import Images
-from eval.prompts import Prompt, Prompts
-
-from .small import WORDS, save_clip, save_set
+from eval.images.imageset import Images
+from eval.prompts.prompts import Prompt, Prompts
+from eval.scores import results
+from tests.eval.small import WORDS, save_clip, save_set
 
 
 @torch.no_grad()

@@ -9,18 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval import results
-from eval.aggregate import aggregate
-from eval.compare import compare, entries, judged, pairing_of
 from eval.errors import BadScores
-from eval.prompts import Prompts
-from eval.report import report
-from eval.results import Item, Value
-from eval.scored import Scored, open_all, open_one
-from eval.seeds import over_seeds
+from eval.prompts.prompts import Prompts
+from eval.report.compare import compare, entries, judged, pairing_of
+from eval.report.entries import Scored, open_all, open_one
+from eval.report.report import report
+from eval.scores import results
+from eval.scores.aggregate import aggregate
+from eval.scores.results import Item, Value
+from eval.scores.seeds import over_seeds
 from shards import seal
-
-from .sets import GROUPS, PROMPTS, VAE, make_items, make_score, make_set, seeded, training
+from tests.eval.sets import GROUPS, PROMPTS, VAE, make_items, make_score, make_set, seeded, training
 
 N = len(PROMPTS.items)
 

@@ -6,9 +6,8 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
-from eval.crops import crop
-
-from .small import picture
+from eval.features.crops import crop
+from tests.eval.small import picture
 
 SIZES = [(40, 33), (33, 40), (41, 34), (64, 64), (20, 50)]
 

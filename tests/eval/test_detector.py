@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.detector import (
+from eval.errors import MissingWeights
+from eval.scorers.detector import (
     FLOOR,
     TEMPLATES,
     Colours,
@@ -19,8 +20,7 @@ from eval.detector import (
     prepared,
     segments,
 )
-from eval.errors import MissingWeights
-from eval.geneval import COLOURS, Detection
+from eval.scorers.geneval import COLOURS, Detection
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from eval import influences, results
 from eval.commands import main
-from eval.distances import difference
+from eval.distances import influences
+from eval.distances.frechet import frechet_features
+from eval.distances.influences import Influence, spread, strata_of, totals
+from eval.distances.kernels import cmmd_influence, kid_features
+from eval.distances.measure import difference
+from eval.distances.metrics import METRICS
+from eval.distances.references import Reference, read
 from eval.errors import (
     BadPicture,
     BadReference,
@@ -20,18 +25,13 @@ from eval.errors import (
     OtherImages,
     TooFewImages,
 )
-from eval.features import extract, of_folder, of_set
-from eval.frechet import frechet_features
-from eval.imageset import Images
-from eval.influences import Influence, spread, strata_of, totals
-from eval.kernels import cmmd_influence, kid_features
-from eval.metrics import METRICS
-from eval.networks import Clip
-from eval.references import Reference, read
-from eval.results import Score, Value
+from eval.features.features import extract, of_folder, of_set
+from eval.features.networks import Clip
+from eval.images.imageset import Images
+from eval.scores import results
+from eval.scores.results import Score, Value
 from shards import sha256_file
-
-from .small import prompts_of, save_clip, save_folder, save_inception, save_set
+from tests.eval.small import prompts_of, save_clip, save_folder, save_inception, save_set
 
 Command = Callable[..., None]
 
@@ -240,7 +240,7 @@ def test_a_paired_reference_is_drawn_with_the_pictures(
 def test_kid_and_cmmd_against_a_folder(
     sets: tuple[Path, Path], real: Path, clip_folder: Path, tmp_path: Path
 ) -> None:
-    from eval.networks import inception
+    from eval.features.networks import inception
 
     weights = save_inception(tmp_path)
     main(

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from eval import dpg
-from eval.dpg import Question, gated, parents_first, read_questions
 from eval.errors import BadQuestions
-from eval.prompts import Prompt, Prompts
+from eval.prompts.prompts import Prompt, Prompts
+from eval.scorers import dpg
+from eval.scorers.dpg import Question, gated, parents_first, read_questions
 
 HEADER = (
     "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,"

@@ -9,16 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from eval import features
+from eval.distances.fid import score
+from eval.distances.frechet import frechet_features
+from eval.distances.kernels import kid_features
 from eval.errors import BadPicture, TooFewImages
-from eval.features import Pictures, clean_listing, extract, folder_of, of_folder, of_set
-from eval.fid import score
-from eval.frechet import frechet_features
-from eval.imageset import Images
-from eval.kernels import kid_features
-from eval.networks import Network
-
-from .small import colours, picture, prompts_of, save_folder, save_inception, save_set
+from eval.features import features
+from eval.features.features import Pictures, clean_listing, extract, folder_of, of_folder, of_set
+from eval.features.networks import Network
+from eval.images.imageset import Images
+from tests.eval.small import colours, picture, prompts_of, save_folder, save_inception, save_set
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 
 import eval.fetch as fetching
-from eval.benchmarks import BENCHMARKS, find
 from eval.commands import main
 from eval.errors import BadPrompts, NotFetched
-from eval.fetch import download, fetch
-from eval.sources import Source, coco_captions, draw, texts_of
+from eval.prompts.benchmarks import BENCHMARKS, find
+from eval.prompts.fetch import download, fetch
+from eval.prompts.published import Source, coco_captions, draw, texts_of
 from tests.encode.web import Web, serving
 
 PROMPTS = json.dumps({f"{i:05d}": "x" * 900 for i in range(400)}).encode()  # some chunks

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.frechet import Gaussian, distance, frechet, frechet_features, influence
-from eval.influences import NORMAL
+from eval.distances.frechet import Gaussian, distance, frechet, frechet_features, influence
+from eval.distances.influences import NORMAL
 
 
 def gaussian(seed: int, width: int, rank: int) -> tuple[np.ndarray, np.ndarray]:

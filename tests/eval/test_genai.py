@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from eval import genai
-from eval.aggregate import aggregate
 from eval.errors import BadQuestions
-from eval.genai import check, read_skills
-from eval.prompts import Prompt, Prompts
+from eval.prompts.prompts import Prompt, Prompts
+from eval.scorers import genai
+from eval.scorers.genai import check, read_skills
+from eval.scores.aggregate import aggregate
 
 
 def prompts(*ids: str) -> Prompts:

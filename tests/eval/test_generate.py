@@ -13,21 +13,20 @@ import torch
 from PIL import Image
 
 from encode.errors import ModelNotUsable
-from eval.checkpoint import TYPES
 from eval.commands import main
-from eval.cost import cost_of
-from eval.encoders import Text, vae_of
 from eval.errors import BadRequest, EncoderMismatch, OtherImages
-from eval.generate import Generator, Request, generate, noise_number
-from eval.ranks import Rank
-from eval.sampler import SAMPLERS
-from eval.scored import open_one
+from eval.images.checkpoint import TYPES
+from eval.images.encoders import Text, vae_of
+from eval.images.generate import Generator, Request, generate, noise_number
+from eval.images.ranks import Rank
+from eval.images.sampler import SAMPLERS
+from eval.report.cost import cost_of
+from eval.report.entries import open_one
 from shards import seal
-from shards.randomness import normal
-from train.checkpoint import CheckpointError
-from train.identity import PARTS
-
-from .models import save_reference
+from shards.read.randomness import normal
+from tests.eval.models import save_reference
+from train.checkpoints.checkpoint import CheckpointError
+from train.checkpoints.identity import PARTS
 
 PROMPTS = [
     "a red cat",

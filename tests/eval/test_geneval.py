@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval import geneval
 from eval.errors import BadPrompts
-from eval.geneval import CLASSES, COLOURS, Detection, Objects, Rules, judge, kept, related
-from eval.prompts import Prompt, Prompts
+from eval.prompts.prompts import Prompt, Prompts
+from eval.scorers import geneval
+from eval.scorers.geneval import CLASSES, COLOURS, Detection, Objects, Rules, judge, kept, related
 
 HERE, RIGHT = (0.0, 0.0, 10.0, 10.0), (100.0, 0.0, 110.0, 10.0)
 

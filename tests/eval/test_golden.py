@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from eval.commands import main
-from eval.imageset import Images, ImageSet
+from eval.images.imageset import Images, ImageSet
 
 ARCHIVE = Path(__file__).parents[1] / "golden/pictures.tar.xz"
 DIGEST = "92d15ff1005587e440941a358d2821b3cf73ae2fa8cfa3ab6f2763047cf0b9fa"

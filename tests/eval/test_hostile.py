@@ -21,25 +21,27 @@ from safetensors.numpy import load_file, save_file
 import configs
 from configs import ConfigError
 from encode.errors import ModelNotUsable
-from eval import influences, references, results
 from eval.bar import Bar
-from eval.benchmarks import find
+from eval.distances import influences, references
+from eval.distances.references import Reference
 from eval.errors import BadPrompts, BadReference, EvalError, OtherImages
-from eval.generator import Generator, Request
-from eval.imageset import Images, ImageSet
-from eval.prompts import Prompt, Prompts
-from eval.references import Reference
-from eval.report import report
+from eval.images.generator import Generator, Request
+from eval.images.imageset import Images, ImageSet
+from eval.prompts.benchmarks import find
+from eval.prompts.prompts import Prompt, Prompts
+from eval.report.report import report
+from eval.scores import results
 from shards import FormatVersion, ShardsError, canonical_json, seal
 from shards.printing import one_line
-from train import checkpoint, initial, page
-from train.checkpoint import CheckpointError
+from tests.eval.models import DIT
+from tests.eval.sets import SETTINGS, make_items, make_score, make_set
+from tests.train.conftest import tiny_config
+from train.checkpoints import checkpoint
+from train.checkpoints import init_weights as initial
+from train.checkpoints.checkpoint import CheckpointError
 from train.config import TrainConfig
-from train.history import forget_after
-
-from ..train.conftest import tiny_config
-from .models import DIT
-from .sets import SETTINGS, make_items, make_score, make_set
+from train.report import page
+from train.report.history import forget_after
 
 PROMPTS = Prompts("bench", (Prompt("a", "one", "g"), Prompt("b", "two", "g")))
 NAMED = (EvalError, ShardsError, ConfigError, CheckpointError)
@@ -432,7 +434,7 @@ def test_an_edited_reference(tmp_path: Path) -> None:
 
 
 def test_a_watcher_leaves_sets_of_a_newer_release(tmp_path: Path) -> None:
-    from eval.generator import Request
+    from eval.images.generator import Request
     from eval.watch import Watcher
 
     folder = make_set(tmp_path / "eval/step-00000001", prompts=PROMPTS)

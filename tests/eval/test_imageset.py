@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from eval.errors import MissingImages, OtherImages
-from eval.imageset import Images, ImageSet
-from eval.prompts import Prompt, Prompts
+from eval.images.imageset import Images, ImageSet
+from eval.prompts.prompts import Prompt, Prompts
 from shards.errors import StoreError
 from tests.forks import fork, wait
 from tests.seccomp import no_atomic_names, no_links

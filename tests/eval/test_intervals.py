@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.intervals import bootstrap
+from eval.scores.intervals import bootstrap
 
 
 def test_bootstrap_of_a_mean_is_the_normal_interval() -> None:

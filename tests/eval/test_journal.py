@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval import journal
 from eval.errors import BadScores, MissingImages, NotFinite
-from eval.imageset import Images, ImageSet, One
-from eval.journal import Journal, findings
-from eval.layouts import Picture
-from eval.prompts import Prompt, Prompts
-from eval.ranks import Rank
+from eval.images.imageset import Images, ImageSet, One
+from eval.images.layouts import Picture
+from eval.images.ranks import Rank
+from eval.prompts.prompts import Prompt, Prompts
+from eval.scorers import predictions as journal
+from eval.scorers.predictions import Journal, findings
 
 MADE_BY = {"weights": "abc", "spellings": ("Yes",)}
 

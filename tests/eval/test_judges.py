@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import dpg, geneval, results
-from eval.detector import Detector
 from eval.errors import BadPrompts, BadQuestions, MissingImages, MissingWeights
-from eval.imageset import Images, ImageSet
-from eval.judges import JUDGES
-from eval.pretrained import label
-from eval.prompts import Prompt, Prompts
+from eval.features.pretrained import label
+from eval.images.imageset import Images, ImageSet
+from eval.prompts.prompts import Prompt, Prompts
 from eval.score import run
-from eval.vlm import ANY, EXACT, Vlm
+from eval.scorers import dpg, geneval
+from eval.scorers.detector import Detector
+from eval.scorers.judges import JUDGES
+from eval.scorers.vlm import ANY, EXACT, Vlm
+from eval.scores import results
 
 
 def made(

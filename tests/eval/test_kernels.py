@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from eval.kernels import cmmd_influence, kid_features, kid_influence, kid_subsets
+from eval.distances.kernels import cmmd_influence, kid_features, kid_influence, kid_subsets
 
 
 def sets(count: int, width: int = 5) -> tuple[np.ndarray, np.ndarray]:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.benchmarks import BENCHMARKS
-from eval.imageset import Images, ImageSet
-from eval.layouts import joined, parted
-from eval.prompts import Prompt, Prompts
+from eval.images.imageset import Images, ImageSet
+from eval.images.layouts import joined, parted
+from eval.prompts.benchmarks import BENCHMARKS
+from eval.prompts.prompts import Prompt, Prompts
 
 SIDE = 16
 RECORDS = [
@@ -162,7 +162,7 @@ def test_what_was_written_is_read_back(made: tuple[str, Path]) -> None:
 
 
 def test_mjhq_without_categories_lies_flat() -> None:
-    from eval.layouts import LAYOUTS
+    from eval.images.layouts import LAYOUTS
 
     prompts = Prompts("mjhq30k", (Prompt("00000", "x"),))
     assert [file.path for file in LAYOUTS["by-group"].files(prompts, 1)] == ["00000.png"]

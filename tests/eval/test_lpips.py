@@ -9,9 +9,8 @@ from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from eval.errors import MissingWeights
-from eval.lpips import Lpips
-
-from .small import picture
+from eval.features.lpips import Lpips
+from tests.eval.small import picture
 
 RELUS = ("features.1", "features.4", "features.7", "features.9", "features.11")
 CHANNELS = (64, 192, 384, 256, 256)

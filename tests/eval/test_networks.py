@@ -9,10 +9,17 @@ from PIL import Image
 
 from eval.commands import main
 from eval.errors import MissingWeights
-from eval.networks import Clip, dinov2, inception
+from eval.features.networks import Clip, dinov2, inception
+from tests.eval.small import (
+    LENGTH,
+    WORDS,
+    ScriptedInception,
+    picture,
+    save_clip,
+    save_folder,
+    save_inception,
+)
 from tests.train.here import forked
-
-from .small import LENGTH, WORDS, ScriptedInception, picture, save_clip, save_folder, save_inception
 
 SIZES = [(40, 33), (33, 60), (28, 28)]
 

@@ -18,22 +18,22 @@ from torch import Tensor
 from configs import ConfigError
 from encode.config import EncodeConfig
 from encode.errors import ModelNotUsable
-from encode.job import run as encode
-from encode.packed import PackedText
+from encode.models.packed_text import PackedText
+from encode.run.job import run as encode
 from eval.commands import main
-from eval.generate import Generator, Request
+from eval.images.generate import Generator, Request
 from eval.online import Online, online, step_encoder
 from shards import Sources, seal, sha256_file
-from shards.stream import Batch, Stream, empty_caption, pad_text
+from shards.read.stream import Batch, Stream, empty_caption, pad_text
 from tests.encode.toy import jpeg, save_gemma, save_kl, save_qwen, tar_bytes
 from tests.train.conftest import TINY
 from tests.train.here import columns_of, forked, losses, manifest, trained
-from train import flow
 from train.config import TrainConfig
-from train.inputs import training_inputs
-from train.model import DiT, DiTConfig
+from train.model import flow
+from train.model.dit import DiT, DiTConfig
+from train.ranks.world import World
 from train.run import from_columns, model_config, shape_of
-from train.world import World
+from train.step.inputs import training_inputs
 
 SIDE, BATCH = 32, 16  # pixels | samples a step
 ALONE = World(0, 1, torch.device("cpu"))

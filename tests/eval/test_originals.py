@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eval.errors import MissingPictures
-from eval.originals import Originals
+from eval.images.originals import Originals
 from shards import Column
 from tests.encode.golden import ARCHIVE
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from eval.errors import BadPrompts
-from eval.formats import read_prompts
-from eval.prompts import Prompt
+from eval.prompts.files import read_prompts
+from eval.prompts.prompts import Prompt
 
 
 def write(tmp_path: Path, name: str, text: str | bytes) -> Path:

@@ -15,14 +15,13 @@ import torch
 import configs
 from eval.commands import main
 from eval.errors import BadRanks, BadRequest, OtherImages
-from eval.generate import generate
-from eval.ranks import Rank
+from eval.images.generate import generate
+from eval.images.ranks import Rank
 from eval.stopping import Stopped
+from tests.eval import faults
+from tests.eval.faults import made, request, same, start
 from tests.forks import fork, leave_pytest, torchrun, wait
 from tests.memory import in_memory  # noqa: F401 - a fixture, instead of pytest's
-
-from . import faults
-from .faults import made, request, same, start
 
 ROOT = Path(__file__).parents[2]
 SLOW = pytest.mark.slow

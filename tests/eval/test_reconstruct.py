@@ -12,20 +12,20 @@ import torch
 from PIL import Image
 
 from encode.config import EncodeConfig
-from encode.job import run as encode
-from eval import influences, results
+from encode.run.job import run as encode
 from eval.commands import main
-from eval.distances import difference
+from eval.distances import influences
+from eval.distances.kernels import kid_influence
+from eval.distances.measure import difference
 from eval.errors import MissingPictures, MissingWeights, OtherImages, TooFewImages
-from eval.features import extract, of_set
-from eval.imageset import Images
-from eval.kernels import kid_influence
-from eval.networks import inception
+from eval.features.features import extract, of_set
+from eval.features.networks import inception
+from eval.images.imageset import Images
 from eval.reconstruct import psnr, reconstruct, ssim
-from eval.report import report
-
-from .small import save_inception
-from .test_lpips import save_weights
+from eval.report.report import report
+from eval.scores import results
+from tests.eval.small import save_inception
+from tests.eval.test_lpips import save_weights
 
 ROOT = Path(__file__).parents[2]
 BROKEN = 2

@@ -14,23 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval import results
 from eval.commands import main
 from eval.errors import BadReport, BadScores, MissingImages, OtherImages
-from eval.prompts import Prompt, Prompts
-from eval.report import report
-from eval.scored import unique_names
-
-from .sets import (
-    GROUPS,
-    PROMPTS,
-    VAE,
-    make_items,
-    make_score,
-    make_set,
-    seeded,
-    training,
-)
+from eval.prompts.prompts import Prompt, Prompts
+from eval.report.entries import unique_names
+from eval.report.report import report
+from eval.scores import results
+from tests.eval.sets import GROUPS, PROMPTS, VAE, make_items, make_score, make_set, seeded, training
 
 N = len(PROMPTS.items)
 VOID = {"meta", "img", "br", "link", "input", "hr", "wbr"}

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from eval import influences, results, softtifa
+from eval.distances import influences
+from eval.distances.influences import Influence
 from eval.errors import BadScores, NotFinite
-from eval.influences import Influence
-from eval.results import Item, Score, Value
+from eval.scorers import geneval2 as softtifa
+from eval.scores import results
+from eval.scores.results import Item, Score, Value
 from shards import canonical_json
-from train import page
+from train.report import page
 
 SCORE = Score(
     scorer="geneval-hf-tiny", benchmark="geneval", value=Value(0.5, 0.4, 0.6, 10), better="higher",

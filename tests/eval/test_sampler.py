@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from eval.sampler import SAMPLERS, integrate, sample
-from train.flow import inference_sigmas
-from train.model import DiT, DiTConfig
+from eval.images.sampler import SAMPLERS, integrate, sample
+from train.model.dit import DiT, DiTConfig
+from train.model.flow import inference_sigmas
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t
 
-from eval.results import Value
-from eval.seeds import grouped, groups_over_seeds, over_seeds
+from eval.scores.results import Value
+from eval.scores.seeds import grouped, groups_over_seeds, over_seeds
 
 SETS = st.lists(st.tuples(st.none() | st.sampled_from("ab"), st.none() | st.integers(0, 3)))
 

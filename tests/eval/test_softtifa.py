@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from eval import softtifa
 from eval.errors import BadQuestions
-from eval.prompts import Prompt, Prompts
-from eval.softtifa import Asked, geometric, items, read_questions, spellings
+from eval.prompts.prompts import Prompt, Prompts
+from eval.scorers import geneval2 as softtifa
+from eval.scorers.geneval2 import Asked, geometric, items, read_questions, spellings
 
 TWO_CATS = {
     "prompt": "two red cat", "atom_count": 3, "skills": ["count", "attribute", "object"],

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from encode.text import TextEncoder
-from eval.encoders import Text
+from encode.models.text import TextEncoder
 from eval.errors import BadTextCache
-from eval.textcache import CHUNK, TextCache
+from eval.images.encoders import Text
+from eval.images.prompt_cache import CHUNK, TextCache
 
 TEXTS = [" ".join(["red", "cat", "on", "the", "flag"][: 1 + i % 5]) for i in range(2 * CHUNK + 9)]
 IDENTITY = {"class": "BertModel", "weights": "w"}

@@ -10,21 +10,20 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from eval import runs
 from eval.commands import main
-from eval.imageset import ImageSet
-from eval.journal import Journal
-from eval.report import report
-from eval.score import Scorer
+from eval.images import runs
+from eval.images.imageset import ImageSet
+from eval.images.prompt_cache import TextCache
+from eval.report.report import report
 from eval.score import run as score_sets
-from eval.textcache import TextCache
+from eval.scorers.predictions import Journal
+from eval.scores.scorer import Scorer
 from shards import FormatVersion, put_if_absent, seal
 from shards.__main__ import main as shards_main
+from tests.eval.sets import PROMPTS, SETTINGS, make_items, make_score, make_set, training
 from tests.shards.toy import small_moments
 from tests.train import saves
-from train import checkpoint
-
-from .sets import PROMPTS, SETTINGS, make_items, make_score, make_set, training
+from train.checkpoints import checkpoint
 
 Act = Callable[[Path], Any]
 
@@ -116,7 +115,7 @@ def add_findings(folder: Path) -> Path:
 
 
 def results_images(folder: Path) -> Any:
-    from eval.imageset import Images
+    from eval.images.imageset import Images
 
     return Images.open(folder)
 
@@ -158,7 +157,7 @@ def test_a_record_of_a_training_of_a_newer_release(tmp_path: Path) -> None:
 def test_a_reference_of_a_newer_release(tmp_path: Path) -> None:
     import numpy as np
 
-    from eval.references import Reference, read, write
+    from eval.distances.references import Reference, read, write
 
     path = tmp_path / "r.safetensors"
     features = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from eval.errors import MissingWeights
-from eval.vlm import ANY, EXACT, Answer, Spellings, Vlm
+from eval.scorers.vlm import ANY, EXACT, Answer, Spellings, Vlm
 
 QUESTIONS = [
     "Is there a cat ?",

@@ -16,23 +16,22 @@ import pytest
 import yaml
 from PIL import Image
 
-from eval import results
-from eval.aggregate import aggregate
 from eval.commands import main
-from eval.distance_scorers import DISTANCES
+from eval.distances.scorers import DISTANCES
 from eval.errors import BadReport, TooFewImages, Watched
-from eval.generate import Request
-from eval.imageset import Images
-from eval.report import report
-from eval.results import Item, Score
-from eval.score import Scored, Scorer
-from eval.scored import open_one
+from eval.images.generate import Request
+from eval.images.imageset import Images
+from eval.report.entries import open_one
+from eval.report.report import report
+from eval.scores import results
+from eval.scores.aggregate import aggregate
+from eval.scores.results import Item, Score
+from eval.scores.scorer import Scored, Scorer
 from eval.watch import Asked, Watcher, asked, watch
 from shards import seal
+from tests.eval.small import save_clip, save_folder
 from tests.forks import fork, wait
-from train.checkpoint import CheckpointError
-
-from .small import save_clip, save_folder
+from train.checkpoints.checkpoint import CheckpointError
 
 PROMPTS = ["a red cat", "the blue dog", "a flag"]
 CONFIG = {

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.memory import MEMORY, in_memory  # noqa: F401 - a fixture
-
-from .toy import moments_spec, tokens_spec, write_column
+from tests.shards.toy import moments_spec, tokens_spec, write_column
 
 
 @pytest.fixture(scope="session")

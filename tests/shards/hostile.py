@@ -36,13 +36,12 @@ from shards import (
     seal,
     sha256,
 )
-from shards.commits import Commit
-from shards.info import describe
-from shards.verify import logical_digest, verify
-from shards.zarrfile import crc32c
+from shards.column.commits import Commit
+from shards.column.zarr_object import crc32c
+from shards.tools.info import describe
+from shards.tools.verify import logical_digest, verify
+from tests.shards.sweeps import VARIANTS, expected, make, scratch, standing
 from tests.soak.sweep import Case, Sweep
-
-from .sweeps import VARIANTS, expected, make, scratch, standing
 
 INPUTS = 20  # of a case
 GROWTH = 128 << 20  # bytes that a small column may take of memory, whatever its records say

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from shards import Order
-from shards.order import Union, key, permute
-from shards.workers import shares
+from shards.read.order import Union, key, permute
+from shards.read.workers import shares
 
 WORLDS, WORKERS, FAR = (2, 3, 4, 8), (2, 4), 10**9
 Case = tuple[NDArray[np.uint32], int, int, int]  # words, seed, lanes, window

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from shards import open_sources
-from shards.stream import Batch, Stream
+from shards.read.stream import Batch, Stream
 
 SEED, LANES, BATCH = 1, 8, 64
 

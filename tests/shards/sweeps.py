@@ -37,13 +37,11 @@ from shards import (
     put_complete,
     put_empty,
 )
-from shards.verify import verify
+from shards.tools.verify import verify
 from tests.forks import split
 from tests.memory import MEMORY
-from tests.soak.sweep import Case, Sweep
-
-from .killer import SIZED, VECTORED, Act, Call, Run, trace
-from .toy import (
+from tests.shards.killer import SIZED, VECTORED, Act, Call, Run, trace
+from tests.shards.toy import (
     EMPTY,
     caption_status,
     files_of,
@@ -57,6 +55,7 @@ from .toy import (
     write_column,
     write_shard,
 )
+from tests.soak.sweep import Case, Sweep
 
 SCRATCH = os.environ.get("LATENTBANK_SCRATCH") or MEMORY
 

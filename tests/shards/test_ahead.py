@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from shards.ahead import Ahead
+from shards.read.prefetch import Ahead
 
 
 def until(true: Callable[[], bool]) -> bool:

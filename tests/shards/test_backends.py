@@ -8,9 +8,8 @@ import webdataset
 import zarr
 
 from shards import Column, CorruptColumn, ShardWriter, Status, create_column, put_empty, read_commit
-from shards.verify import logical_digest, verify
-
-from .toy import (
+from shards.tools.verify import logical_digest, verify
+from tests.shards.toy import (
     EMPTY,
     SHARD_ROWS,
     SPECS,

@@ -13,13 +13,19 @@ from unittest import mock
 
 from shards import Order, create_column, open_join
 from shards.__main__ import main
-from shards.join import Sources, open_sources
-from shards.lease import Lease
-from shards.order import FAREST
-from shards.verify import logical_digest
-
-from .test_repair import flip
-from .toy import files_of, moments_spec, small_moments, small_tokens, tokens_spec, write_column
+from shards.column.lease import Lease
+from shards.read.join import Sources, open_sources
+from shards.read.order import FAREST
+from shards.tools.verify import logical_digest
+from tests.shards.test_repair import flip
+from tests.shards.toy import (
+    files_of,
+    moments_spec,
+    small_moments,
+    small_tokens,
+    tokens_spec,
+    write_column,
+)
 
 ROOT = Path(__file__).parents[2]
 FAR = 10**9

@@ -16,14 +16,13 @@ from pathlib import Path
 import pytest
 
 from shards import put_if_absent
-from shards.storage import make_durable
-from shards.verify import verify
+from shards.format.atomic import make_durable
+from shards.tools.verify import verify
+from tests.shards import killer, sweeps
+from tests.shards.killer import Act, machine, trace
+from tests.shards.sweeps import ADOPTING, ANEW, Disk, expected, make, reads, standing
+from tests.shards.toy import files_of
 from tests.soak.sweep import Sweep, run, sample
-
-from . import killer, sweeps
-from .killer import Act, machine, trace
-from .sweeps import ADOPTING, ANEW, Disk, expected, make, reads, standing
-from .toy import files_of
 
 SAMPLES = {
     "kills": 16, "deaths": 2, "power": 6, "errors": 20, "reads": 12, "races": 4, "flips": 48,

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from shards import Column, ShardWriter, Status, create_column, put_complete, put_empty
-from shards.convert import convert
-from shards.diff import Difference, diff, lines_of
-from shards.quantise import to_floats
-
-from .test_transfer import normal_tokens
-from .toy import (
+from shards.format.int8 import to_floats
+from shards.tools.convert import convert
+from shards.tools.diff import Difference, diff, lines_of
+from tests.shards.test_transfer import normal_tokens
+from tests.shards.toy import (
     EMPTY,
     ROWS,
     caption_status,

@@ -11,9 +11,8 @@ import pytest
 import zarr
 
 from shards import Column, Layout, Status
-from shards.schema import differences
-
-from .toy import (
+from shards.format.layout import differences
+from tests.shards.toy import (
     EMPTY,
     ROWS,
     SHAPE,

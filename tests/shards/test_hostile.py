@@ -28,18 +28,17 @@ from shards import (
     seal,
     sha256,
 )
+from shards.column.writer import block_digest
+from shards.column.zarr_object import crc32c
 from shards.errors import IncompleteColumn
-from shards.records import LAYOUT, parse, parse_index_row, parse_source
-from shards.schema import MAX_SHARDS
-from shards.verify import verify
-from shards.writer import block_digest
-from shards.zarrfile import crc32c
+from shards.format.layout import MAX_SHARDS
+from shards.format.records import LAYOUT, parse, parse_index_row, parse_source
+from shards.tools.verify import verify
+from tests.shards import hostile
+from tests.shards.hostile import CANARY, Canary, bounded, closed, commit_name, complete_name, opened
+from tests.shards.sweeps import expected, make
+from tests.shards.toy import moments_spec, write_shard
 from tests.soak.sweep import run, sample
-
-from . import hostile
-from .hostile import CANARY, Canary, bounded, closed, commit_name, complete_name, opened
-from .sweeps import expected, make
-from .toy import moments_spec, write_shard
 
 GIB = 1 << 30
 

@@ -21,9 +21,8 @@ from shards import (
     put_complete,
     put_empty,
 )
-from shards.stream import Batch, Stream, empty_caption, read_rows
-
-from .toy import (
+from shards.read.stream import Batch, Stream, empty_caption, read_rows
+from tests.shards.toy import (
     EMPTY,
     EMPTY_IDS,
     ROWS,

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from shards import ColumnSpec, Layout, Norm, ShardWriter, create_column, put_complete
-from shards.convert import convert
-from shards.info import describe, information
-
-from .test_transfer import normal_tokens
-from .toy import NORM, moments_spec, write_column
+from shards.tools.convert import convert
+from shards.tools.info import describe, information
+from tests.shards.test_transfer import normal_tokens
+from tests.shards.toy import NORM, moments_spec, write_column
 
 
 def test_moments(toy: Path) -> None:

@@ -28,11 +28,10 @@ from shards import (
     put_complete,
     put_empty,
 )
-from shards.commits import FAILURE, failure_name
-from shards.schema import VERSION
-from shards.storage import seal
-
-from .toy import (
+from shards.column.commits import FAILURE, failure_name
+from shards.format.atomic import seal
+from shards.format.layout import VERSION
+from tests.shards.toy import (
     EMPTY,
     NORM,
     ROWS,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shards import Norm
-from shards.latents import draw, undraw
+from shards.read.latents import draw, undraw
 
 
 def test_by_hand() -> None:

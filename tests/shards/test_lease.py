@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
+from shards.column.lease import LEASE, Lease, standing
 from shards.errors import LeaseHeld
-from shards.lease import LEASE, Lease, standing
-from shards.store import open_store
+from shards.store.open import open_store
 
 
 def leases(folder: Path) -> list[str]:

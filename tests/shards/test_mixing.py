@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from shards import Order, OrderError
-from shards.mixing import Mixing, mixing, table
-
-from .properties import words_of
+from shards.tools.shuffle_quality import Mixing, mixing, table
+from tests.shards.properties import words_of
 
 FULL = np.full(4_096, 2**32 - 1, np.uint32)
 

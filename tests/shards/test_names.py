@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shards import open_store
-from shards.names import checked_name, proposed, refuse_doubles
+from shards.format.names import checked_name, proposed, refuse_doubles
 
 REFUSED = [
     "", ".", "..", " ", "a/b", "a\\b", "/abs", "../up", ".hidden", "end.", "end ", " start", "a\nb",

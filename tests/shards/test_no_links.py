@@ -11,15 +11,14 @@ import pytest
 
 from shards import put_if_absent
 from shards.__main__ import main
+from shards.column.lease import Lease
 from shards.errors import StoreError
-from shards.lease import Lease
-from shards.storage import appear
-from shards.verify import logical_digest, verify
+from shards.format.atomic import appear
+from shards.tools.verify import logical_digest, verify
 from tests.forks import fork, wait
 from tests.seccomp import deny, no_atomic_names, no_links
-
-from .killer import Act, trace
-from .toy import files_of, small_moments
+from tests.shards.killer import Act, trace
+from tests.shards.toy import files_of, small_moments
 
 ERRORS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from shards import Order, OrderError
-from shards.order import key, nth_set_bit, permute
-
-from .properties import FAR, PROPERTIES, by_number, rows_of, run, words_of
+from shards.read.order import key, nth_set_bit, permute
+from tests.shards.properties import FAR, PROPERTIES, by_number, rows_of, run, words_of
 
 EXAMPLES = {name: 20 for name in PROPERTIES} | {"shares of a mixture": 4, "batch sizes agree": 8}
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import StoreError
-from shards.pages import PageCache, Pages, spread
+from shards.store.page_cache import PageCache, Pages, spread
 
 
 def total(folder: Path) -> int:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from shards.errors import CorruptColumn, WorkerDied
-from shards.parallel import Report, processes_for, silent, spread
+from shards.tools.parallel import Report, processes_for, silent, spread
 
 
 def double(task: int, report: Report) -> int:

@@ -19,7 +19,7 @@ from shards import (
     put_complete,
     put_empty,
 )
-from shards.quantise import (
+from shards.format.int8 import (
     WARN_ABOVE,
     calibrate,
     channel_scale,
@@ -30,7 +30,7 @@ from shards.quantise import (
     to_floats,
     to_words,
 )
-from shards.verify import verify
+from shards.tools.verify import verify
 
 
 def words_of(values: torch.Tensor) -> np.ndarray:

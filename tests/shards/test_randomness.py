@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from shards.randomness import normal, uniform
+from shards.read.randomness import normal, uniform
 
 MASK = 2**64 - 1
 

@@ -12,17 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards import (
-    Column,
-    CorruptColumn,
-    IncompleteColumn,
-    ShardWriter,
-    create_column,
-    handles,
-    put_complete,
-)
-
-from .toy import (
+from shards import Column, CorruptColumn, IncompleteColumn, ShardWriter, create_column, put_complete
+from shards.read import objects as handles
+from tests.shards.toy import (
     ROWS,
     SHAPE,
     STORED,

@@ -38,12 +38,11 @@ from shards import (
     seal,
     unseal,
 )
-from shards.commits import FAILURE, failure_name, valid_rows, valid_words
+from shards.column.commits import FAILURE, failure_name, valid_rows, valid_words
 from shards.errors import NotARecord
-from shards.reader import open_spec
-from shards.schema import VERSION
-
-from .toy import moments_spec, small_moments, write_shard
+from shards.format.layout import VERSION
+from shards.read.column import open_spec
+from tests.shards.toy import moments_spec, small_moments, write_shard
 
 RECORDS = ("column.json", "commits/00000.json", "complete")
 

@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards import Column, transfer
-from shards.client import Limits
-from shards.commits import committed, read_failures
+from shards import Column
+from shards.column.commits import committed, read_failures
 from shards.errors import CorruptColumn, IncompleteColumn, NotAColumn, StoreError
-from shards.remote import RemoteStore
-from shards.store import open_store
-from shards.verify import examine
-
-from .objects import BUCKET, FAULTS, EachKindOnce, Proxy, Server, point_to
-from .toy import files_of, moments_spec, row_ids, tokens_spec, write_column
+from shards.store.client import Limits
+from shards.store.object_store import RemoteStore
+from shards.store.open import open_store
+from shards.tools import copy as transfer
+from shards.tools.verify import examine
+from tests.shards.objects import BUCKET, FAULTS, EachKindOnce, Proxy, Server, point_to
+from tests.shards.toy import files_of, moments_spec, row_ids, tokens_spec, write_column
 
 # short enough for a test, long enough for a busy machine
 QUICK = Limits(1, stall=1, request=2, copy=3, give_up=20, backoff=0.01, max_backoff=0.1)

@@ -26,16 +26,15 @@ from shards import (
     put_complete,
     put_empty,
 )
-from shards.commits import committed, read_commit
+from shards.column.commits import committed, read_commit
+from shards.column.lease import Lease
 from shards.errors import ObjectsMissing
-from shards.gc import collect, seconds_of
-from shards.lease import Lease
-from shards.repair import repair
-from shards.storage import canonical_json, seal, unseal
-from shards.store import LocalStore
-from shards.verify import examine, logical_digest, verify
-
-from .toy import (
+from shards.format.atomic import canonical_json, seal, unseal
+from shards.store.local import LocalStore
+from shards.tools.gc import collect, seconds_of
+from shards.tools.repair import repair
+from shards.tools.verify import examine, logical_digest, verify
+from tests.shards.toy import (
     EMPTY,
     ROWS,
     STORED,

@@ -22,16 +22,15 @@ from shards import (
     OrderError,
     ShardWriter,
     create_column,
-    handles,
     open_join,
     open_sources,
     put_complete,
     put_empty,
 )
-from shards.quantise import channel_scale, quantise
-from shards.stream import Batch, Stream, empty_caption, pad_text, read_rows
-
-from .toy import (
+from shards.format.int8 import channel_scale, quantise
+from shards.read import objects as handles
+from shards.read.stream import Batch, Stream, empty_caption, pad_text, read_rows
+from tests.shards.toy import (
     EMPTY,
     ROWS,
     SHARD_ROWS,

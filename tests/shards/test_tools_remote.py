@@ -5,21 +5,20 @@ from pathlib import Path
 import pytest
 
 from shards import Column, LeaseHeld
-from shards.client import Limits
-from shards.convert import convert
-from shards.diff import diff
+from shards.column.lease import LEASE, Lease
 from shards.errors import StoreError
-from shards.gc import collect
-from shards.info import information
-from shards.lease import LEASE, Lease
-from shards.remote import RemoteStore
-from shards.repair import repair
-from shards.store import open_store
-from shards.transfer import copy, stage
-from shards.verify import deep_digest, examine, logical_digest, verify
-
-from .objects import Proxy, Server
-from .toy import STORED, files_of, row_ids, tokens_spec, write_column
+from shards.store.client import Limits
+from shards.store.object_store import RemoteStore
+from shards.store.open import open_store
+from shards.tools.convert import convert
+from shards.tools.copy import copy, stage
+from shards.tools.diff import diff
+from shards.tools.gc import collect
+from shards.tools.info import information
+from shards.tools.repair import repair
+from shards.tools.verify import deep_digest, examine, logical_digest, verify
+from tests.shards.objects import Proxy, Server
+from tests.shards.toy import STORED, files_of, row_ids, tokens_spec, write_column
 
 
 def test_up_damaged_mended_and_down(url: str, tmp_path: Path) -> None:

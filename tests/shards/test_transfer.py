@@ -33,15 +33,14 @@ from shards import (
     seal,
     sha256,
 )
-from shards.convert import convert
+from shards.column.source import ShardIndex, Source
 from shards.errors import ConversionFailed, NoRoom
-from shards.quantise import quantise, to_floats
-from shards.source import ShardIndex, Source
-from shards.store import LocalStore
-from shards.transfer import copy, stage
-from shards.verify import logical_digest, verify
-
-from .toy import (
+from shards.format.int8 import quantise, to_floats
+from shards.store.local import LocalStore
+from shards.tools.convert import convert
+from shards.tools.copy import copy, stage
+from shards.tools.verify import logical_digest, verify
+from tests.shards.toy import (
     EMPTY,
     SHARD_ROWS,
     SPECS,

@@ -25,11 +25,10 @@ from shards import (
     create_column,
     put_complete,
 )
-from shards.scan import Fault
-from shards.store import LocalStore
-from shards.verify import deep_digest, examine, logical_digest, verify
-
-from .toy import (
+from shards.store.local import LocalStore
+from shards.tools.scan import Fault
+from shards.tools.verify import deep_digest, examine, logical_digest, verify
+from tests.shards.toy import (
     STORED,
     files_of,
     moments_spec,

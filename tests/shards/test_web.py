@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from shards.client import Limits, web_headers
 from shards.errors import StoreError
-from shards.store import open_store
-from shards.web import WebStore
+from shards.store.client import Limits, web_headers
+from shards.store.http import WebStore
+from shards.store.open import open_store
 from tests.encode.web import Web, serving
 
 QUICK = Limits(1, stall=0.5, request=2, give_up=5, backoff=0.01, max_backoff=0.1)

@@ -17,10 +17,9 @@ import pytest
 import torch
 
 from shards import CorruptColumn, Join, Order, WorkerDied, open_join
-from shards.stream import Stream
-
-from . import reading
-from .toy import moments_of, small_moments, small_tokens
+from shards.read.stream import Stream
+from tests.shards import reading
+from tests.shards.toy import moments_of, small_moments, small_tokens
 
 ROOT = Path(__file__).parents[2]
 

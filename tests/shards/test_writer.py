@@ -23,10 +23,9 @@ from shards import (
     put_empty,
     read_commit,
 )
-from shards.commits import Commit
-from shards.verify import logical_digest, verify
-
-from .toy import (
+from shards.column.commits import Commit
+from shards.tools.verify import logical_digest, verify
+from tests.shards.toy import (
     EMPTY,
     SHAPE,
     SPECS,

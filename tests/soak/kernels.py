@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .sweep import Case, Sweep
+from tests.soak.sweep import Case, Sweep
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 900  # a file takes 60 alone, and more where the machine has much else to do

@@ -29,15 +29,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from shards.stream import Batch
+from shards.read.stream import Batch
 from tests.memory import MEMORY, kept
 from tests.soak.sweep import Case, Sweep
-from train import checkpoint
-from train.lock import RunLock
-from train.world import World
-
-from .conftest import tiny_config, write_columns
-from .ranks import JOBS, Job, Wrap, called, command, fitting, start
+from tests.train.conftest import tiny_config, write_columns
+from tests.train.ranks import JOBS, Job, Wrap, called, command, fitting, start
+from train.checkpoints import checkpoint
+from train.ranks.lock import RunLock
+from train.ranks.world import World
 
 SCRATCH = os.environ.get("LATENTBANK_SCRATCH") or MEMORY
 STEPS = 12

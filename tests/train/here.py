@@ -13,12 +13,12 @@ import torch.utils.tensorboard
 
 import configs
 from shards import Order, Sources
-from shards.stream import Batch, Stream
+from shards.read.stream import Batch, Stream
 from tests.forks import fork, leave_pytest, wait
 from train.config import TrainConfig, run_folder
 from train.loop import Batches
+from train.ranks.world import World
 from train.run import fit, open_columns, order_of
-from train.world import World
 
 if not torch.cuda.is_available():
     os.environ["DS_ACCELERATOR"] = "cpu"  # as the trainer sets it

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 import configs
-from shards.stream import Batch, Stream
+from shards.read.stream import Batch, Stream
 from tests.forks import fork, leave_pytest, torchrun
 from tests.memory import MEMORY
 from train.config import GuardConfig, TrainConfig, run_folder
+from train.ranks.world import World, joined
 from train.run import fit, open_columns
-from train.world import World, joined
 
 # What a run imports on its way, and takes four seconds: once, here, and not in each rank.
 IMPORTED = (

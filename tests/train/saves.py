@@ -22,19 +22,19 @@ from typing import Any
 
 import torch
 
-from shards.lease import LEASE
-from shards.storage import canonical_json
+from shards.column.lease import LEASE
+from shards.format.atomic import canonical_json
 from tests.forks import split, wait
 from tests.memory import MEMORY, kept
 from tests.shards.killer import Act, Call, Run, trace
 from tests.shards.sweeps import CHANGING, WRITING, act_of, errors_of
 from tests.soak.sweep import Case, Sweep
-from train import checkpoint
-from train.checkpoint import CheckpointError, State
-from train.engine import Fragment
-from train.lock import RunLock
-from train.model import DiT, DiTConfig
-from train.world import World
+from train.checkpoints import checkpoint
+from train.checkpoints.checkpoint import CheckpointError, State
+from train.model.dit import DiT, DiTConfig
+from train.ranks.lock import RunLock
+from train.ranks.world import World
+from train.step.engine import Fragment
 
 SCRATCH = os.environ.get("LATENTBANK_SCRATCH") or MEMORY
 MODEL = DiT(

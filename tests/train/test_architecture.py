@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from configs import ConfigError
-from train.architecture import BASES, DiTConfig, ModelConfig
+from train.model.config import BASES, DiTConfig, ModelConfig
 
 BASE = {
     "model_type": "gemma", "_name_or_path": "google/gemma-2b", "hidden_size": 2048, "intermediate_size": 8192,

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from configs import ConfigError
-from train.architecture import Backend
-from train.attention import attend, flex_kernel, varlen_kernel
+from train.model.attention import attend, flex_kernel, varlen_kernel
+from train.model.config import Backend
 
 LENGTHS = ([3, 1, 7], [5, 5, 5], [0, 4, 1], [0, 0, 0], [200, 128, 131])
 
@@ -115,7 +115,7 @@ def test_flex_attention_compiled() -> None:
     for lengths in ([3, 1, 7], [200, 128, 131], [90, 260, 10]):
         q, k, v, ends = sample(lengths, width=32, queries=150)
         with torch.no_grad():
-            from train.attention import locate
+            from train.model.attention import locate
 
             keys = locate(ends, len(k), q, 0, 2, "flex")
             keys = type(keys)(**{**vars(keys), "kernel": flex})

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from .conftest import write_columns
-from .faults import go, saved, scratch
+from tests.train.conftest import write_columns
+from tests.train.faults import go, saved, scratch
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "ranks that do not divide the batch": (

@@ -15,12 +15,11 @@ from shards.errors import StoreError
 from tests.forks import fork, wait
 from tests.seccomp import deny, no_atomic_names, no_links
 from tests.soak.sweep import Sweep, run, sample
-from train import checkpoint
-from train.checkpoint import CheckpointError, ResumeRefused, State
-from train.lock import RunLock
-
-from . import saves
-from .saves import MODEL, RECORD, SIZE, SWEEP, TOTALS, part, save, state_of
+from tests.train import saves
+from tests.train.saves import MODEL, RECORD, SIZE, SWEEP, TOTALS, part, save, state_of
+from train.checkpoints import checkpoint
+from train.checkpoints.checkpoint import CheckpointError, ResumeRefused, State
+from train.ranks.lock import RunLock
 
 
 def test_any_part_is_read_back(tmp_path: Path) -> None:

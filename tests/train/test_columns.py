@@ -22,12 +22,11 @@ from shards import (
     put_empty,
     seal,
 )
-from train import checkpoint
+from tests.train.conftest import launch, tiny_config, words
+from train.checkpoints import checkpoint
 from train.config import DataConfig, TrainConfig, run_folder
 from train.run import open_columns
-from train.validate import open_held_out
-
-from .conftest import launch, tiny_config, words
+from train.step.validate import open_held_out
 
 
 def config_of(columns: Path, **data: Any) -> TrainConfig:

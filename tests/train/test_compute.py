@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from train.architecture import ComputeConfig
-from train.model import DiT, DiTConfig
+from train.model.config import ComputeConfig
+from train.model.dit import DiT, DiTConfig
 
 CONFIG: dict[str, Any] = {
     "hidden_size": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8, "mlp_size": 48, "in_channels": 4,

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from configs import ConfigError, load
+from tests.train.conftest import tiny_config
 from train.__main__ import main
 from train.config import DataConfig, DataShape, TrainConfig, run_folder
-
-from .conftest import tiny_config
 
 MIXED = ["root=/cols", "sources={long: 0.6, short: 0.4}", "latents=flux", "text=gemma"]
 

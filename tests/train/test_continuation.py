@@ -6,11 +6,18 @@ from pathlib import Path
 import pytest
 
 from shards import seal
+from tests.train.conftest import tiny_config, write_columns
+from tests.train.here import (
+    columns_of,
+    fitted,
+    losses,
+    manifest,
+    step_folder,
+    trained,
+    written_down,
+)
 from train.config import OptimConfig, TrainConfig
-from train.schedule import learning_rate
-
-from .conftest import tiny_config, write_columns
-from .here import columns_of, fitted, losses, manifest, step_folder, trained, written_down
+from train.step.schedule import learning_rate
 
 
 def test_another_global_batch_goes_on_with_the_same_order(columns: Path, tmp_path: Path) -> None:

@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from configs import ConfigError
+from tests.train.conftest import tiny_config
+from tests.train.ranks import in_world
 from train.config import TrainConfig
-from train.ema import Ema
-from train.engine import Engine, EngineError, check, deepspeed_config
-from train.schedule import learning_rate
-from train.world import World
-
-from .conftest import tiny_config
-from .ranks import in_world
+from train.ranks.world import World
+from train.step.ema import Ema
+from train.step.engine import Engine, EngineError, check, deepspeed_config
+from train.step.schedule import learning_rate
 
 
 def config(tmp_path: Path, **changes: Any) -> TrainConfig:

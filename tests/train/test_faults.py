@@ -13,17 +13,16 @@ import torch
 from torch.distributed import distributed_c10d
 
 import configs
-from shards.lease import LEASE, Lease
-from shards.storage import canonical_json
+from shards.column.lease import LEASE, Lease
+from shards.format.atomic import canonical_json
 from tests.forks import start_torchrun, wait
+from tests.train import faults
+from tests.train.faults import HOW, check_lost, ends_as_straight, go, lost, saved, scratch
+from tests.train.ranks import Job, in_world, load_all, settle, start
 from train.config import GuardConfig, TrainConfig
-from train.engine import Engine
-from train.lock import RunLock, RunLocked
-from train.world import World, joined
-
-from . import faults
-from .faults import HOW, check_lost, ends_as_straight, go, lost, saved, scratch
-from .ranks import Job, in_world, load_all, settle, start
+from train.ranks.lock import RunLock, RunLocked
+from train.ranks.world import World, joined
+from train.step.engine import Engine
 
 # The first rank holds the store by which the others would learn of its loss.
 LOST = [*((how, 1) for how in HOW), ("stop", 0)]

@@ -7,8 +7,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from train.flops import GPUS, forward, gpu_of, parameters, total, training
-from train.model import DiT, DiTConfig
+from train.model.dit import DiT, DiTConfig
+from train.model.flops import GPUS, forward, gpu_of, parameters, total, training
 
 TOKENS, HEIGHT, WIDTH = 5, 8, 12
 SMALL = {

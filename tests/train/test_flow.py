@@ -4,11 +4,10 @@ import pytest
 import torch
 
 from shards import Norm
-from shards.latents import draw
-from train import flow
-from train.flow import FlowConfig
-
-from .goldens import golden, model_of
+from shards.read.latents import draw
+from tests.train.goldens import golden, model_of
+from train.model import flow
+from train.model.flow import FlowConfig
 
 
 def test_noise_levels_are_the_originals() -> None:

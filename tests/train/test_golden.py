@@ -15,9 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from train import checkpoint
-
-from .ranks import command
+from tests.train.ranks import command
+from train.checkpoints import checkpoint
 
 ARCHIVE = Path(__file__).parents[1] / "golden/run.tar.gz"
 

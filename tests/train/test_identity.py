@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards import ColumnSpec, Layout, Norm, ShardWriter, create_column, put_complete, seal
-from shards.convert import convert
-from shards.schema import ZARR_ROWS
-from train.config import TrainConfig, run_folder
-from train.ema import Ema
-from train.identity import (
+from shards.format.layout import ZARR_ROWS
+from shards.tools.convert import convert
+from tests.train.conftest import SIDE, TINY, tiny_config
+from tests.train.here import fitted, manifest, trained
+from train.checkpoints.identity import (
     PARTS,
     compared,
     differing,
@@ -26,10 +26,9 @@ from train.identity import (
     training_of,
     without_seed,
 )
-from train.reference import export
-
-from .conftest import SIDE, TINY, tiny_config
-from .here import fitted, manifest, trained
+from train.checkpoints.reference import export
+from train.config import TrainConfig, run_folder
+from train.step.ema import Ema
 
 
 @pytest.fixture(scope="module")

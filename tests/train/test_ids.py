@@ -12,12 +12,11 @@ from torch import Tensor
 
 from configs import ConfigError
 from shards import Column, ColumnSpec, IdentityMismatch, Layout
+from tests.train.conftest import TOKENS, WIDTH, tiny_config, words, write_column
+from tests.train.here import fitted, losses, manifest, step_folder, trained
 from train.config import TrainConfig
 from train.loop import CHECKPOINTS
 from train.run import check_text_encoder, open_columns, shape_of
-
-from .conftest import TOKENS, WIDTH, tiny_config, words, write_column
-from .here import fitted, losses, manifest, step_folder, trained
 
 VOCABULARY = 40
 HOW = {"tokenizer": "digest", "max_tokens": TOKENS}

@@ -11,15 +11,14 @@ from safetensors.torch import load_file
 
 from configs import ConfigError
 from shards import ColumnSpec, Layout, Norm, seal
-from train import initial
-from train.checkpoint import CheckpointError, verified
+from tests.train.conftest import CHANNELS, SIDE, tiny_config, write_column
+from tests.train.here import fitted, losses, manifest, step_folder, trained
+from train.checkpoints import init_weights as initial
+from train.checkpoints.checkpoint import CheckpointError, verified
+from train.checkpoints.identity import training_of
 from train.config import TrainConfig
-from train.identity import training_of
-from train.model import DiTConfig
+from train.model.dit import DiTConfig
 from train.run import model_config, open_columns, shape_of
-
-from .conftest import CHANNELS, SIDE, tiny_config, write_column
-from .here import fitted, losses, manifest, step_folder, trained
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
 import torch
 
 from shards import Norm
-from shards.stream import Batch
-from train.flow import FlowConfig
-from train.inputs import Inputs, micro_batches, pieces, replace_captions, training_inputs
+from shards.read.stream import Batch
+from train.model.flow import FlowConfig
+from train.step.inputs import Inputs, micro_batches, pieces, replace_captions, training_inputs
 
 
 def batch_of(samples: list[int]) -> Batch:

@@ -21,23 +21,22 @@ from torch import Tensor
 
 import configs
 from encode import ModelSpec, TextEncoder, Vae
-from encode.images import decode, transform
-from encode.pixels import to_pixels
+from encode.models.pixels import to_pixels
+from encode.source.images import decode, transform
 from eval.demo.data import training_tars
 from eval.demo.openmoji import GROUPS, Sample, choose, hashed
-from eval.intervals import bootstrap
+from eval.scores.intervals import bootstrap
 from shards import ColumnSpec, Layout, Norm, open_join
-from shards.latents import draw
-from shards.randomness import normal
-from shards.stream import pad_text, read_rows
+from shards.read.latents import draw
+from shards.read.randomness import normal
+from shards.read.stream import pad_text, read_rows
+from tests.train.conftest import ROOT, words, write_column
 from train.bench.runs import forked, load_all
-from train.checkpoint import load_for_sampling
+from train.checkpoints.checkpoint import load_for_sampling
 from train.config import TrainConfig
-from train.flow import interpolate, noise_levels, target
-from train.model import DiT
+from train.model.dit import DiT
+from train.model.flow import interpolate, noise_levels, target
 from train.run import fit
-
-from .conftest import ROOT, words, write_column
 
 pytestmark = pytest.mark.timeout(900)  # minutes of a machine that has much else to do
 LEVELS = 8

@@ -18,17 +18,16 @@ import torch
 import yaml
 
 from configs import ConfigError
-from shards.stream import Batch
+from shards.read.stream import Batch
+from tests.train.conftest import CHANNELS, SIDE, TINY, WIDTH, tiny_config
 from train.config import MetricsConfig, TrainConfig
-from train.flops import Cost, training
-from train.flow import level_of, train_sigmas
-from train.loggers import Aside, check
-from train.metrics import LEVELS, Metrics, Pace, StepRecord, Tally, line, step_record
-from train.model import DiTConfig
-from train.page import page
+from train.model.dit import DiTConfig
+from train.model.flops import Cost, training
+from train.model.flow import level_of, train_sigmas
+from train.report.loggers import Aside, check
+from train.report.metrics import LEVELS, Metrics, Pace, StepRecord, Tally, line, step_record
+from train.report.page import page
 from train.run import fit, open_columns
-
-from .conftest import CHANNELS, SIDE, TINY, WIDTH, tiny_config
 
 # A step over ranks ---------------------------------------------------------------------------------------------------
 

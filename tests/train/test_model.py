@@ -6,10 +6,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from train.model import DiT, DiTConfig
-from train.positions import rope_table, sincos_table, time_features
-
-from .goldens import golden, model_of
+from tests.train.goldens import golden, model_of
+from train.model.dit import DiT, DiTConfig
+from train.model.positions import rope_table, sincos_table, time_features
 
 VARIANTS = (
     "dit_e2e_self_ape_adalnzero",

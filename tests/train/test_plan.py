@@ -13,17 +13,16 @@ from torch import Tensor
 
 from configs import ConfigError, load
 from shards import Column
+from tests.train.conftest import CHANNELS, ROOT, SIDE, TINY, WIDTH, tiny_config
+from tests.train.test_flops import SMALL, THREE_B
 from train.__main__ import main
 from train.config import TrainConfig
-from train.estimate import Plan, Setting, make_plan
-from train.flops import GPUS, training
-from train.memory import activations, by_stage
-from train.model import DiT, DiTConfig
-from train.saving import Efficiency, gemma, savings
-from train.survey import look, with_rows
-
-from .conftest import CHANNELS, ROOT, SIDE, TINY, WIDTH, tiny_config
-from .test_flops import SMALL, THREE_B
+from train.model.dit import DiT, DiTConfig
+from train.model.flops import GPUS, training
+from train.plan.caching_speedup import Efficiency, gemma, savings
+from train.plan.estimate import Plan, Setting, make_plan
+from train.plan.memory import activations, by_stage
+from train.plan.survey import look, with_rows
 
 CONFIGS = ROOT / "configs/train"
 P = 2_660_490_816

@@ -10,13 +10,12 @@ import pytest
 import torch
 
 from shards import Order, Sources
-from shards.randomness import normal
-from shards.stream import Stream, empty_caption
+from shards.read.randomness import normal
+from shards.read.stream import Stream, empty_caption
+from tests.train.conftest import tiny_config, write_columns
 from train.config import TrainConfig
-from train.inputs import Inputs, micro_batches, training_inputs
 from train.run import open_columns
-
-from .conftest import tiny_config, write_columns
+from train.step.inputs import Inputs, micro_batches, training_inputs
 
 BATCH, LANES, ROUNDS = 32, 8, 3
 Sample = tuple[int, int, list[torch.Tensor]]  # source, row, and what is drawn for it

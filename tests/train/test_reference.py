@@ -12,12 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from configs import ConfigError
-from eval.sampler import sample
-from train.checkpoint import CheckpointError, load_for_sampling, verified
-from train.model import DiT, DiTConfig
-from train.reference import STATES, BadReference, export, import_reference, read
-
-from .goldens import golden
+from eval.images.sampler import sample
+from tests.train.goldens import golden
+from train.checkpoints.checkpoint import CheckpointError, load_for_sampling, verified
+from train.checkpoints.reference import STATES, BadReference, export, import_reference, read
+from train.model.dit import DiT, DiTConfig
 
 BASE = {
     "model_type": "gemma", "_name_or_path": "google/gemma-2b", "hidden_size": 32, "intermediate_size": 48,

@@ -8,11 +8,11 @@ import pytest
 from numpy.typing import NDArray
 
 from shards import Order
-from shards.plan import Planner
+from shards.read.batch_layout import Planner
 from train.bench.resume import FAR, NEAR, first_run, go_on
 from train.bench.runs import TOY
 from train.config import TrainConfig
-from train.history import forget_after
+from train.report.history import forget_after
 from train.run import open_columns
 
 Runs = tuple[TrainConfig, dict[int, Path], Path]

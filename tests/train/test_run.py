@@ -16,13 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.train import faults
+from tests.train.conftest import ROOT, launch, write_config
+from tests.train.faults import STEPS, elastic, records, same_files, step_folder
+from tests.train.ranks import by_agent
 from train.config import TrainConfig
-from train.model import DiT, DiTConfig
-
-from . import faults
-from .conftest import ROOT, launch, write_config
-from .faults import STEPS, elastic, records, same_files, step_folder
-from .ranks import by_agent
+from train.model.dit import DiT, DiTConfig
 
 WORDS = (f"steps={STEPS}", f"keep={STEPS}", "save_every=1")
 

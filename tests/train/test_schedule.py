@@ -1,7 +1,7 @@
 import pytest
 
 from train.config import OptimConfig
-from train.schedule import learning_rate
+from train.step.schedule import learning_rate
 
 
 def rates(steps: int, **fields: object) -> list[float]:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT
-from .test_golden import ARCHIVE
+from tests.train.conftest import ROOT
+from tests.train.test_golden import ARCHIVE
 
 SCRIPT = ROOT / "configs/train/slurm.sbatch"
 LOST = (1, 4, 134, 137, 139, 143, 253, 255)  # a rank, a node, or the end of the time

@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from train.model import DiT, DiTConfig
-
-from .goldens import golden
-from .plain import forward
+from tests.train.goldens import golden
+from tests.train.plain import forward
+from train.model.dit import DiT, DiTConfig
 
 SIZES = ((6, 10), (8, 4))  # latents, non-square both ways
 KINDS = ("adaln-zero", "adaln-single", "addition", None)

@@ -8,11 +8,10 @@ import torch
 import yaml
 
 from configs import load
+from tests.train.conftest import ROOT
 from train.config import TrainConfig, run_folder
-from train.model import DiT
+from train.model.dit import DiT
 from train.run import model_config
-
-from .conftest import ROOT
 
 FOLDER = ROOT / "configs/train"
 FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))

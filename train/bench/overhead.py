@@ -26,16 +26,16 @@ from torch.nn import functional as F
 from shards import Sources
 from shards.bench.cost import cpu_seconds, paired, promise
 from shards.bench.samples import Samples
-from shards.order import Order
-from shards.storage import Json
-from shards.stream import Batch, Stream, empty_caption, read_rows
+from shards.format.atomic import Json
+from shards.read.order import Order
+from shards.read.stream import Batch, Stream, empty_caption, read_rows
 
 from ..config import TrainConfig
-from ..flow import target
-from ..inputs import training_inputs
-from ..model import DiT, DiTConfig
+from ..model.dit import DiT, DiTConfig
+from ..model.flow import target
+from ..ranks.world import World
 from ..run import fit, model_config, open_columns, shape_of
-from ..world import World
+from ..step.inputs import training_inputs
 from .runs import TOY, Size, config_of, forked, model
 
 ROUNDS = 60

@@ -18,15 +18,15 @@ from rich.table import Table
 from shards import Order, seal, unseal
 from shards.bench.cost import cpu_seconds, paired, promise
 from shards.bench.samples import Samples
-from shards.schema import BLOCK
-from shards.storage import Json
-from shards.stream import Batch, Stream
+from shards.format.atomic import Json
+from shards.format.layout import BLOCK
+from shards.read.stream import Batch, Stream
 
-from .. import checkpoint
+from ..checkpoints import checkpoint
 from ..config import TrainConfig
 from ..loop import CHECKPOINTS
+from ..ranks.world import World
 from ..run import fit, open_columns
-from ..world import World
 from .runs import TOY, Size, config_of, forked, load_all, model
 
 ROUNDS = 20

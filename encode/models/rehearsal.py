@@ -1,0 +1,156 @@
+"""An encoder is tried before anything is written: what would fail or lie in a run is refused here.
+
+    captions   one of as many tokens as are kept, a short one and the empty one
+    pictures   noise and a gradient
+
+Both go through the encoder together, twice, and then one by one, in batches as the run makes them.
+So too few positions, tokens that the model does not know, random numbers and rows that depend on
+their batch show at once. It takes a few batches. Workers do without: the driver has tried the model.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shards.format.int8 import to_floats
+
+from ..config import EngineConfig
+from ..errors import ModelNotUsable
+from ..registry import ModelSpec
+from .encoder import CaptionEncoder, Encoder, ImageEncoder, Words
+from .text import PROBE, CaptionTokenizer
+from .weights import trying
+
+SHORT = "a cat"
+# What a batch may change of a channel or token: L2 norm of the change over that of the values. Measured
+# on random models of 2 to 24 layers, weights up to three times as large: fp32 5e-4 (sums in another
+# order, stored as bfloat16; a GPU may choose another algorithm, with TF32's 2^-11), bf16-autocast 0.045,
+# and 0.18 to 1.3 where padding is attended to.
+TOLERANCE = {"fp32": 2.0**-6, "bf16-autocast": 2.0**-3}
+
+
+def rehearse(encoder: Encoder, engine: EngineConfig) -> None:
+    """Raise ModelNotUsable, saying what to do, if the encoder cannot fill its column."""
+    model: ModelSpec = encoder.model.model
+    device = getattr(encoder.model, "device", torch.device("cpu"))  # a tokenizer has none
+    if isinstance(encoder, ImageEncoder):
+        side = encoder.view.resolution
+        images = pictures(side)[: engine.batch]
+        encoder.row()  # refuses what takes no pictures of this size
+        with trying(f"{model.path}: {model.cls} cannot encode pictures of {side} x {side} pixels"):
+            compare(
+                model, device, lambda n: list(encoder.encode(images[n])), len(images), "a picture"
+            )
+        return
+    assert isinstance(encoder, CaptionEncoder)
+    tokenizer = getattr(encoder.model, "tokenize", encoder.model)
+    captions = [long_caption(tokenizer), SHORT, ""]
+    check_captions(tokenizer, captions)
+    limit = tokenizer.limit
+    with trying(
+        f"{model.path}: {model.cls} cannot encode captions of up to {limit} tokens",
+        "Lower max_tokens if the model has fewer positions; else check class and path",
+    ):
+        compare(
+            model, device, lambda n: encoder.encode([captions[i] for i in n], engine.tokens),
+            len(captions), "a caption",
+        )  # fmt: skip
+
+
+def pictures(side: int) -> NDArray[np.uint8]:
+    """Two pictures that have little in common, (2, side, side, 3)."""
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    ramp = np.linspace(0, 255, side, dtype=np.uint8)
+    grey = np.broadcast_to(ramp[:, None, None], noise.shape)
+    return np.stack([noise, grey])
+
+
+def long_caption(tokenizer: CaptionTokenizer) -> str:
+    """A caption of at least as many tokens as are kept."""
+    return " ".join([PROBE] * (tokenizer.limit // len(PROBE.split()) + 1))
+
+
+def check_captions(tokenizer: CaptionTokenizer, captions: Sequence[str]) -> None:
+    """Raise ModelNotUsable where tokens depend on the day, or on no caption, or are too many."""
+    path, limit = tokenizer.model.path, tokenizer.limit
+    if tokenizer.dated:
+        raise ModelNotUsable(
+            f"{path}: its chat template writes the date (strftime_now), so the same caption has "
+            "other tokens on another day. Put a fixed date into the template, save the tokenizer "
+            "to a folder and give that, or use template or instruction in place of chat_template"
+        )
+    rows = tokenizer(captions)
+    if (most := max(map(len, rows))) > limit:
+        raise ModelNotUsable(
+            f"{path}: its tokenizer makes {most} tokens where {limit} are asked for: it puts more "
+            "than that around each caption. Raise max_tokens"
+        )
+    if rows[0] == rows[1]:
+        raise ModelNotUsable(
+            f"{path}: all captions have the same {len(rows[0])} tokens: what the template puts "
+            f"before them leaves no room in max_tokens: {tokenizer.max_tokens}. Raise max_tokens, "
+            "or shorten the template"
+        )
+
+
+def compare(
+    model: ModelSpec,
+    device: torch.device,
+    encode: Callable[[Sequence[int]], Sequence[Words]],
+    count: int,
+    what: str,
+) -> None:
+    """Encode inputs together, twice, then one by one; ModelNotUsable if a row differs by more than
+    rounding. A second time it may not differ at all, but for kernels of a GPU that add up in any
+    order.
+    """
+    rounding = TOLERANCE[model.precision]
+    before = random_states(device)
+    first, second = encode(range(count)), encode(range(count))
+    on_gpu = device.type == "cuda" and random_states(device) == before
+    if max(map(difference, first, second)) > (rounding if on_gpu else 0):
+        raise ModelNotUsable(
+            f"{model.path}: {model.cls} gives {what} other values each time: it draws random numbers "
+            "(ViTMAEModel hides parts of a picture at random, a tokenizer with dropout cuts words at "
+            "random). Use a class that does not, such as ViTModel, or switch the dropout off"
+        )
+    apart = max(difference(row, encode([i])[0]) for i, row in enumerate(first))
+    if apart > rounding:
+        raise ModelNotUsable(
+            f"{model.path}: {model.cls} gives {what} other values in a batch than alone (they differ by "
+            f"{apart:.2g} of their size, rounding by {rounding:.2g} at most): a row would depend on its "
+            "neighbours, as where padding is not masked. Use another class, or encode one by one: "
+            "engine.batch=1 and engine.tokens=1"
+        )
+
+
+def difference(row: Words, other: Words) -> float:
+    """How far two encodings of one input are apart: of their channels or tokens, the largest L2
+    norm of the difference over that of the values. Infinite where shapes or token ids differ.
+    """
+    if row.dtype == np.int32 or row.shape != other.shape:
+        return 0.0 if np.array_equal(row, other) else np.inf
+    a, b = flat(row), flat(other)
+    norms = np.linalg.norm(a, axis=1)
+    # a channel that is almost zero everywhere is not measured by its own size
+    floor = max(float(np.median(norms)) / 8, 1e-30)
+    return float((np.linalg.norm(a - b, axis=1) / np.maximum(norms, floor)).max(initial=0))
+
+
+def flat(words: Words) -> NDArray[np.float64]:
+    """(channels or tokens, values) of one row; what is no finite number counts as a large one."""
+    values = to_floats(words) if words.dtype == np.uint16 else words
+    rows = np.asarray(values, np.float64).reshape(len(words) if words.ndim > 1 else 1, -1)
+    return np.nan_to_num(rows, nan=1e5, posinf=1e5, neginf=-1e5)
+
+
+def random_states(device: torch.device) -> list[Any]:
+    """The states of the generators that a model draws from, to be compared."""
+    cuda = torch.cuda.get_rng_state(device).tolist() if device.type == "cuda" else None
+    return [random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist(), cuda]

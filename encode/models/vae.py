@@ -1,0 +1,295 @@
+"""A frozen autoencoder of diffusers: pixels -> moments or latents, latents -> pixels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shards import Norm
+from shards.format.atomic import Json
+
+from ..errors import ModelNotUsable
+from ..registry import VAES, ModelSpec, check_weights, location
+from .weights import autocast, load_model, trying, tune, weights_digest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a class is driven, where that differs from AutoencoderKL: (B, 3, H, W) in [-1, 1] to a
+    posterior.
+    """
+
+    frame: bool = False  # takes (B, 3, 1, H, W) and gives (B, 2C, 1, h, w)
+    latent: str = ""  # no posterior: the field of `encode`'s output that holds the latent
+    alpha: bool = False  # may take a fourth channel, which is opaque here
+    patches: bool = False  # latents are put into patches and normalised by its batch norm
+    own_norm: bool = False  # takes pixels in [0, 1] and gives latents that are normalised already
+
+
+MANNERS = {
+    "AutoencoderKLQwenImage": Manner(frame=True),
+    "AutoencoderKLQwenImage21": Manner(frame=True, alpha=True),
+    "AutoencoderKLWan": Manner(frame=True),
+    "AutoencoderKLFlux2": Manner(patches=True),
+    "AutoencoderDC": Manner(latent="latent"),
+    "AutoencoderTiny": Manner(latent="latents"),
+    "AutoencoderRAE": Manner(latent="latent", own_norm=True),
+}
+
+
+class Vae:
+    """Encoder and decoder of one autoencoder with its own normalisation. `weights` is the digest of
+    both; `kind` says which column it fills: "moments", or "latents" where there is no posterior.
+    """
+
+    def __init__(
+        self, model: ModelSpec, device: str = "cpu", expected: str | None = None, *,
+        compiled: bool = False, channels_last: bool = False,
+    ) -> None:  # fmt: skip
+        """Load it; ModelNotUsable if the weights are not the `expected` ones."""
+        import diffusers
+
+        self.model, self.device = model, torch.device(device)
+        self._manner = MANNERS.get(model.cls, Manner())
+        self.kind = "latents" if self._manner.latent else "moments"
+        diffusers.utils.logging.disable_progress_bar()
+        self._module = load_model(diffusers, model, low_cpu_mem_usage=False)
+        self.weights = weights_digest(self._module)
+        check_weights(self.weights, expected, model.path)
+        self._module.to(self.device)
+        tune(self._module, self._module.encoder, compiled, channels_last)
+
+    @cached_property
+    def norms(self) -> ConfigNorm:
+        """What its config says of normalisation, or its class where that keeps it elsewhere;
+        ModelNotUsable for numbers that are none.
+        """
+        config, path = self._module.config, self.model.path
+        if self._manner.patches:
+            deviation = (self._module.bn.running_var + config.batch_norm_eps).sqrt()
+            shift, scale = self._module.bn.running_mean.tolist(), (1 / deviation).tolist()
+            return ConfigNorm(tuple(shift), tuple(scale), path)
+        file = config
+        if (path, self.model.subfolder) not in {(m.path, m.subfolder) for m in VAES.values()}:
+            # diffusers fills up what the file does not say with numbers of the class, which are
+            # those of the first model of its kind
+            file = type(self._module).load_config(
+                location(path), subfolder=self.model.subfolder, revision=self.model.revision
+            )
+        if self._manner.own_norm:
+            known = None not in (file.get("latents_mean"), file.get("latents_std"))
+            return ConfigNorm((0.0,), (1.0,), path) if known else ConfigNorm(None, None, path)
+        return norms_of(file, path, config)
+
+    @property
+    def norm(self) -> Norm:
+        """Of a column that says none itself; ModelNotUsable if its config has none."""
+        return self.norms.own()
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in [-1, 1] -> fp32 moments (B, 2C, h, w), mean | logvar in [-30, 20],
+        or latents (B, C, h, w).
+        """
+        x = self._as_taken(pixels.to(self.device, torch.float32))
+        with autocast(self.model.precision, self.device):
+            output = self._module.encode(x)
+        if self._manner.latent:
+            return getattr(output, self._manner.latent).float()  # type: ignore[no-any-return]  # diffusers is untyped
+        parts = [output.latent_dist.mean.float(), output.latent_dist.logvar.float()]
+        if self._manner.frame:
+            parts = [part.squeeze(2) for part in parts]
+        if self._manner.patches:
+            parts = [torch.pixel_unshuffle(part, self._patch) for part in parts]
+        return torch.cat(parts, 1)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w), not normalised -> pixels (B, 3, H, W) fp32 in [-1, 1]."""
+        z = latents.to(self.device, torch.float32)
+        if self._manner.patches:
+            z = torch.pixel_shuffle(z, self._patch)
+        with autocast(self.model.precision, self.device):
+            pixels = self._module.decode(
+                z.unsqueeze(2) if self._manner.frame else z, return_dict=False
+            )[0]
+        pixels = pixels.squeeze(2) if self._manner.frame else pixels
+        pixels = pixels.float()[:, :3]
+        pixels = pixels * 2 - 1 if self._manner.own_norm else pixels
+        return pixels.clamp(-1, 1)  # type: ignore[no-any-return]  # diffusers is untyped
+
+    def _as_taken(self, pixels: Tensor) -> Tensor:
+        """Pixels in the shape and range that the class wants."""
+        config, manner = self._module.config, self._manner
+        if manner.own_norm:
+            pixels = (pixels + 1) / 2
+        if manner.alpha and config.in_channels == 4 * (config.patch_size or 1) ** 2:
+            pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
+        return pixels.unsqueeze(2) if manner.frame else pixels
+
+    @property
+    def _patch(self) -> int:
+        height, width = self._module.config.patch_size
+        if height != width:
+            raise ModelNotUsable(f"{self.model.path}: patches of {height} x {width}, not square")
+        return int(height)
+
+    def moments_shape(self, resolution: int) -> tuple[int, ...]:
+        """(2C, h, w) of moments or (C, h, w) of latents for square pictures of this size, found by
+        encoding a grey one; ModelNotUsable if that fails.
+        """
+        with trying(
+            f"{self.model.path}: {self.model.cls} cannot encode pictures of {resolution} x "
+            f"{resolution} pixels",
+            "Try another size; a class that takes frames, or has no posterior, must be known to "
+            "encode.vae.MANNERS",
+        ):
+            row = self.encode(torch.zeros(1, 3, resolution, resolution))[0]
+        if row.ndim != 3:
+            raise ModelNotUsable(
+                f"{self.model.path}: {self.model.cls} gives rows of shape {tuple(row.shape)}, "
+                "expected (channels, height, width)"
+            )
+        return tuple(row.shape)
+
+
+def load_vae(encoder: Json, device: str = "cpu") -> Vae:
+    """The VAE that a column's identity names (`identity["encoder"]`), its weights checked."""
+    return Vae(ModelSpec.of_identity(encoder), device, encoder["weights"])
+
+
+# Normalisation -----------------------------------------------------------------------------------
+
+SHIFTS = ("latents_mean", "shift_factor")
+Numbers = tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigNorm:
+    """Shift and scale as a VAE's config says them, None where it does not. `factor` is a scaling
+    factor beside a mean and a deviation: the reference leaves it out, diffusers' pipelines multiply.
+    `filled` is the same with what the class fills in.
+    """
+
+    shift: Numbers | None
+    scale: Numbers | None
+    path: str
+    factor: float = 1.0
+    filled: ConfigNorm | None = None
+
+    def own(self) -> Norm:
+        """As the reference has it; ModelNotUsable where the config does not say all of it."""
+        if self.shift is None or self.scale is None:
+            raise ModelNotUsable(self._missing())
+        if self.factor != 1:
+            log.warning(
+                "%s: its config has latents_mean, latents_std and scaling_factor %g. The column is "
+                "normalised by mean and deviation, as the reference does; diffusers' own pipelines "
+                "multiply by scaling_factor too. To have theirs, write norm: %s",
+                self.path, self.factor, as_yaml(self.shift, self._theirs()),
+            )  # fmt: skip
+        return self._norm(self.shift, self.scale)
+
+    def agreed(self, asked: Norm) -> Norm:
+        """The norm of a column that says one itself; ModelNotUsable if it contradicts the config in
+        any number that this says, whatever else it leaves out.
+        """
+        if self.shift is not None and not same(asked.shift, self.shift):
+            self._refuse("shift", asked, self.shift)
+        choices = [] if self.scale is None else [self.scale, self._theirs()]
+        for scale in choices:
+            if same(asked.scale, scale):
+                return asked if self.shift is None else self._norm(self.shift, scale)
+        if choices:
+            self._refuse("scale", asked, choices[0])
+        return asked
+
+    def _theirs(self) -> Numbers:
+        """The scale of diffusers' pipelines."""
+        assert self.scale is not None
+        return tuple(self.factor * value for value in self.scale)
+
+    def _norm(self, shift: Numbers, scale: Numbers) -> Norm:
+        try:
+            return Norm(shift, scale)
+        except ValueError as error:
+            raise ModelNotUsable(f"{self.path}: its config makes a {error}. Correct it") from None
+
+    def _refuse(self, name: str, asked: Norm, own: Numbers) -> NoReturn:
+        shift, scale = self.shift or asked.shift, self.scale or asked.scale
+        advice = f"Say norm: {as_yaml(shift, scale)}"
+        if None not in (self.shift, self.scale):
+            advice = "Leave norm out of the column"
+        raise ModelNotUsable(
+            f"{self.path}: its config normalises by {name} {list(own)}, the column says "
+            f"{list(getattr(asked, name))}. {advice}"
+        )
+
+    def _missing(self) -> str:
+        filled = self.filled or self
+        lacking = [name for name in ("shift", "scale") if getattr(self, name) is None]
+        guess = as_yaml(filled.shift or (0.0,), filled.scale or (1.0,))
+        return (
+            f"{self.path}: its config says no {' and no '.join(lacking)} of latents (neither "
+            "latents_mean and latents_std nor shift_factor and scaling_factor; what the class would "
+            "fill in is another model's). Training needs a normalisation: look it up where the model "
+            f"was published and say it in the column, as norm: {guess} (a shift of 0 is a number too), "
+            "or in its config.json"
+        )
+
+
+def norms_of(
+    config: Mapping[str, Any], path: str, filled: Mapping[str, Any] | None = None
+) -> ConfigNorm:
+    """What a VAE's config says: per channel latents_mean and latents_std if one of them is set (the
+    other is then missing, not replaced), else shift_factor and scaling_factor. ModelNotUsable for
+    what is no number. `filled` is the config with the numbers that its class fills in.
+
+    z = (latent - shift) * scale. Nothing is guessed.
+    """
+    mean, std = _numbers(config, "latents_mean", path), _numbers(config, "latents_std", path)
+    shift, factor = _numbers(config, "shift_factor", path), _numbers(config, "scaling_factor", path)
+    whole = norms_of(filled, path) if filled is not None else None
+    if mean is None and std is None:
+        return ConfigNorm(shift, factor, path, filled=whole)
+    # diffusers multiplies by what its class fills in, too
+    also = factor[0] if factor else whole.factor if whole else 1.0
+    scale = None if std is None else tuple(1.0 / value for value in std)
+    return ConfigNorm(mean, scale, path, also, whole)
+
+
+def _numbers(config: Mapping[str, Any], name: str, path: str) -> Numbers | None:
+    """A number or a list of them, however nested; None where it is not said."""
+    if config.get(name) is None:
+        return None
+    try:
+        values = tuple(np.array(config[name], np.float64).reshape(-1).tolist())
+        sound = bool(np.isfinite(values).all()) and (name in SHIFTS or min(values) > 0)
+    except (ValueError, TypeError):
+        sound = False
+    if not sound:
+        raise ModelNotUsable(
+            f"{path}: its config says {name}: {str(config[name])[:80]}, expected a finite number"
+            f"{'' if name in SHIFTS else ' above 0'}, or one for each channel. Correct it"
+        )
+    return values
+
+
+def same(some: Numbers, others: Numbers) -> bool:
+    """Whether two say the same for each channel but for rounding; one number stands for all."""
+    fits = len(some) == len(others) or 1 in (len(some), len(others))
+    return fits and bool(np.allclose(some, others, rtol=1e-5, atol=0))
+
+
+def as_yaml(shift: Numbers, scale: Numbers) -> str:
+    """A norm as a column's config has it."""
+    return f"{{shift: {list(shift)}, scale: {list(scale)}}}"

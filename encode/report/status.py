@@ -1,0 +1,341 @@
+"""How far the columns of a config are, and what a run is doing at this moment.
+
+    python -m encode status CONFIG
+    python -m encode status CONFIG --watch        # until the run ends; Ctrl-C leaves it alone
+    python -m encode status CONFIG --json
+
+Nothing is loaded and nothing is written: shards come from one listing of each column, rows from its
+COMPLETE record or its commits, and the rest from `<root>/progress.json`, which a run replaces every
+few seconds. Sizes of committed objects are compared once (of an object store by a listing of each
+array). Exit code 0, or 3 if shards have failed, a column lacks what is committed, or a complete one
+has no usable row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from rich.table import Table
+
+import configs
+from shards import Status, Store, open_store
+from shards.column.commits import (
+    commit_name,
+    committed,
+    complete_names,
+    lost_objects,
+    read_complete,
+    read_failures,
+)
+from shards.errors import CorruptColumn, NotAColumn
+from shards.format.atomic import Json, parse_json, refuse_version
+from shards.format.layout import COLUMN, COMMIT, VERSION, ColumnSpec
+from shards.format.records import finite, having, integer, one_of, optional, table, text
+from shards.places import local_path
+from shards.printing import raw
+from shards.tables import render
+
+from ..config import EncodeConfig
+from ..plan.disk_space import size_text
+from ..source.index import READERS
+from .report import AHEAD, SHOWN, standing_report, usable
+
+PROGRESS = "progress.json"
+FORMAT = "latentbank-progress"
+SILENT = 60.0  # seconds without a word after which a run is not taken for alive
+EVERY = 5.0
+QUARANTINED = 3
+ADVICE = {
+    "decode": "decode-bound: raise engine.threads, or engine.remote_decode where other nodes idle",
+    "read": "read-bound: tars come too slowly; put engine.scratch on a fast disk or tars nearer",
+    "write": "write-bound: the target takes columns too slowly",
+    "idle": "short of work: fewer shards than workers, or the tail of the run",
+}
+BUSY = 0.9  # share of the time; a busier encoder waits for nothing worth a word
+
+
+# Columns ------------------------------------------------------------------------------------------
+COUNT = integer(0, 1 << 62)
+RUN = having(
+    {"format": one_of(FORMAT)},
+    {
+        "updated": finite, "pid": integer(1, (1 << 31) - 1), "host": text(), "rows": COUNT, "rows_per_s": finite,
+        "shards": having({}, dict.fromkeys(("total", "done", "failed", "running"), COUNT)), "eta_s": optional(finite),
+        "busy": optional(finite), "waits": table(text(), finite, 64),
+    },
+)  # fmt: skip
+
+
+def column_status(store: Store, reported: Json | None = None, sizes: bool = False) -> Json:
+    """Shards and rows of one column, as it stands. `reported` is its entry in report.json. With
+    `sizes` those of its objects are compared with the commits.
+    """
+    if store.size("column.json") is None:
+        nothing: Json = {
+            "begun": False,
+            "shards": None,
+            "committed": 0,
+            "failed": {},
+            "complete": None,
+        }
+        if not store.list("commits"):
+            return nothing
+        return nothing | {"lost": "column.json is missing, though shards are committed. Copy it if "
+                          "the column was copied in part; a run writes it again"}  # fmt: skip
+    record = store.unseal("column.json", COLUMN, VERSION)
+    digest = record.pop("digest")
+    spec = ColumnSpec.from_record(record)
+    shards = spec.layout.shards
+    done = committed(store, shards)
+    failures = {s: why for s, why in read_failures(store).items() if s not in set(done)}
+    found: Json = {
+        "begun": True,
+        "shards": shards,
+        "committed": len(done),
+        "failed": failures,
+        "missing": shards - len(done) - len(failures),
+        "complete": None,
+    }
+    metadata = {name: len(data) for name, data in spec.zarr_json().items()} if done else {}
+    objects = metadata if sizes else None
+    if complete_names(store):
+        try:
+            generation = read_complete(store, digest)
+        except (NotAColumn, CorruptColumn) as error:
+            return found | _of_commits(store, done, objects) | {"lost": str(error)}
+        found["complete"] = generation.digest
+        named = [s for s, content in enumerate(generation.content) if content is not None]
+        if absent := sorted(set(named) - set(done)):
+            lost = (
+                f"commits of shards {absent[:8]} are missing ({len(absent)} in all), which a "
+                "COMPLETE record names. Copy the rest if it was copied in part, or encode again"
+            )
+            return found | _of_commits(store, done, objects) | {"lost": lost}
+        if not sizes and reported and reported.get("complete") == generation.digest:
+            return found | {
+                "rows": sum(generation.rows), "counts": generation.counts,
+                "bytes": reported["bytes"],
+            }  # fmt: skip
+    return found | _of_commits(store, done, objects)
+
+
+def _of_commits(store: Store, shards: Sequence[int], metadata: dict[str, int] | None) -> Json:
+    """Rows by status and bytes, from the commits as they are: quick, and without checking digests
+    (`python -m shards verify` does that). Sizes of the objects named in `metadata` and in the commits
+    are compared, unless that is None.
+    """
+    counts: Counter[str] = Counter()
+    objects = dict(metadata or {})
+    size = damaged = 0
+    for shard, record in zip(shards, _records(store, shards), strict=True):
+        with suppress(KeyError, TypeError):
+            refuse_version(record, store.at(commit_name(shard)), COMMIT, VERSION)
+        try:
+            counts["ok"] += record["rows"]
+            for _, count, status in record["not_ok"]:
+                counts["ok"] -= count
+                counts[Status(status).name.lower()] += count
+            objects |= {str(path): bytes_ for path, bytes_, _ in record["objects"]}
+            size += sum(bytes_ for path, bytes_, _ in record["objects"] if path[:6] != "empty/")
+        except (KeyError, TypeError, ValueError):
+            damaged += 1
+    found = {"rows": counts.total(), "counts": dict(+counts), "bytes": size}
+    lost = lost_objects(store, objects) if metadata is not None else ""
+    return found | ({"damaged": damaged} if damaged else {}) | ({"lost": lost} if lost else {})
+
+
+def _records(store: Store, shards: Sequence[int]) -> Iterator[Any]:
+    def read(shard: int) -> Any:
+        try:
+            return json.loads(store.read(f"commits/{shard:05d}.json"))
+        except ValueError:
+            return None
+
+    if store.folder is not None:  # a local file is read faster than handed to a thread
+        yield from map(read, shards)
+        return
+    with ThreadPoolExecutor(READERS) as pool:
+        for start in range(0, len(shards), AHEAD):
+            yield from pool.map(read, shards[start : start + AHEAD])
+
+
+# The run ------------------------------------------------------------------------------------------
+
+
+def read_progress(root: Store) -> Json | None:
+    """What the last run said of itself; None if there is nothing that can be read."""
+    try:
+        found: Json = parse_json(root.read(PROGRESS))
+        RUN(found)
+        return found
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def is_alive(run: Json, now: float) -> bool:
+    """Whether the process that wrote this still runs, as far as can be told from here."""
+    if now - float(run.get("updated", 0)) > SILENT:
+        return False
+    if run.get("host") != platform.node():
+        return True  # it wrote a moment ago
+    try:
+        os.kill(int(run["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, KeyError, ValueError):
+        return True
+    return True
+
+
+def in_words(run: Json, alive: bool, now: float) -> list[str]:
+    """What the run does, and what it waits for."""
+    shards = run.get("shards", {})
+    total, done, failed = (shards.get(k, 0) for k in ("total", "done", "failed"))
+    state = "running" if alive else "ended" if done + failed >= total else "not running any more"
+    age = max(0.0, now - float(run.get("updated", now)))
+    lines = [
+        f"run         {state}: process {run.get('pid')} on {run.get('host')}, last word {age:.0f} s "
+        "ago",
+        f"shards      {done:,} of {total:,} done in this run, {failed:,} failed, "
+        f"{shards.get('running', 0) if alive else 0:,} in flight",
+        f"rate        {run.get('rows_per_s') or 0:,.1f} samples/s, {run.get('rows', 0):,} rows in "
+        "this run",
+    ]
+    if alive and run.get("eta_s") is not None:
+        lines.append(f"ETA         {duration(run['eta_s'])}")
+    if run.get("busy") is not None:
+        lines.append(f"encoders    {100 * run['busy']:.0f} % busy; {waiting_for(run)}")
+    return lines
+
+
+def waiting_for(run: Json) -> str:
+    """The greatest reason of waiting in words, with what would help."""
+    waits = {k: float(v) for k, v in run.get("waits", {}).items() if v}
+    if not waits or (run.get("busy") or 0) >= BUSY:
+        return "that is as it should be" if (run.get("busy") or 0) >= BUSY else "no waits counted"
+    most = max(waits, key=lambda reason: waits[reason])
+    share = waits[most] / sum(waits.values())
+    return f"{ADVICE.get(most, f'it waits for {most}')} ({100 * share:.0f} % of the waiting)"
+
+
+def duration(seconds: float) -> str:
+    """1 d 02:03:04."""
+    whole = max(0, round(seconds))
+    days, rest = divmod(whole, 86_400)
+    clock = f"{rest // 3_600:02d}:{rest % 3_600 // 60:02d}:{rest % 60:02d}"
+    return f"{days} d {clock}" if days else clock
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+def status(config: EncodeConfig, now: float | None = None, sizes: bool = True) -> Json:
+    """All of it as JSON."""
+    now = time.time() if now is None else now
+    root, reported = open_store(config.root), {}
+    reported = standing_report(root)
+    columns: Json = {}
+    for source in config.sources:
+        for name in config.columns:
+            store = root.child(source).child(name)
+            entry = reported.get(_resolved(store))
+            try:
+                columns[f"{source}/{name}"] = column_status(store, entry, sizes)
+            except NotAColumn as error:  # between two objects of a column that is just begun
+                columns[f"{source}/{name}"] = {"begun": False, "error": str(error), "failed": {}}
+    run = read_progress(root)
+    found: Json = {"root": root.url, "columns": columns, "run": None}
+    if run is not None:
+        alive = is_alive(run, now)
+        found["run"] = run | {"alive": alive, "words": in_words(run, alive, now)}
+    return found
+
+
+def _resolved(store: Store) -> str:
+    """A column's url as runs write it: local folders by their absolute path."""
+    return store.url if store.folder is None else str(store.folder.resolve())
+
+
+def as_text(found: Json, config_path: str) -> str:
+    """The status for a reader."""
+    table = Table("column", "shards", "failed", "missing", "rows", "bytes", "rows by status")
+    for shown in table.columns[1:6]:
+        shown.justify = "right"
+    for name, column in found["columns"].items():
+        if not column.get("shards"):
+            table.add_row(name, "", "", "", "", "", "not begun")
+            continue
+        counts = ", ".join(f"{n:,} {status}" for status, n in column["counts"].items())
+        state = "complete: " if column["complete"] else ""
+        if _useless(column):
+            state = "complete, NO ROW IS USABLE: "
+        if column.get("lost"):
+            state = "DAMAGED: "
+        table.add_row(
+            name, f"{column['committed']:,} of {column['shards']:,}", f"{len(column['failed']):,}",
+            f"{column['missing']:,}", f"{column['rows']:,}", size_text(column["bytes"]),
+            state + counts,
+        )  # fmt: skip
+    lines = [*(found["run"] or {}).get("words", ["run         none is known here"])]
+    failed = [
+        f"FAILED {name}/{int(shard):05d}: {reason}"
+        for name, column in found["columns"].items()
+        for shard, reason in column["failed"].items()
+    ]
+    lines += [f"DAMAGED {n}: {c['lost']}" for n, c in found["columns"].items() if c.get("lost")]
+    lines += failed[:SHOWN]
+    if len(failed) > SHOWN:
+        lines.append(f"... and {len(failed) - SHOWN} more; --json has all")
+    if failed:
+        lines.append(f"mend or fetch the tars, then: python -m encode retry-failed {config_path}")
+    return render(table, *lines)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m encode status`."""
+    parser.add_argument("config", type=local_path)
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--watch", action="store_true", help="again every few seconds")
+
+
+def run_status(args: argparse.Namespace) -> int:
+    """`python -m encode status`."""
+    config = configs.load(EncodeConfig, args.config, args.overrides)
+    lost: dict[str, str] | None = None  # what the first look found to be missing
+    while True:
+        found = status(config, sizes=lost is None)
+        if lost is None:
+            lost = {n: c["lost"] for n, c in found["columns"].items() if c.get("lost")}
+        for name, what in lost.items():
+            found["columns"][name]["lost"] = what
+        text = json.dumps(found, indent=1) if args.json else as_text(found, str(args.config))
+        if args.watch and (terminal := raw(sys.stdout)).isatty():
+            terminal.write("\x1b[H\x1b[J")
+        print(text, flush=True)
+        alive = bool(found["run"] and found["run"]["alive"])
+        if not (args.watch and alive):
+            columns = found["columns"].values()
+            return (
+                QUARANTINED
+                if any(c["failed"] or c.get("lost") or _useless(c) for c in columns)
+                else 0
+            )
+        try:
+            time.sleep(EVERY)
+        except KeyboardInterrupt:
+            return 0
+
+
+def _useless(column: Json) -> bool:
+    return bool(column.get("complete")) and not usable(column["counts"])

@@ -1,0 +1,167 @@
+"""`encode run`: what is asked for, minus what is committed, handed to workers until every shard is
+accounted for.
+
+There is no state but what stands in the columns: a second run does nothing, an interrupted one
+goes on. Each column is held by a lease while a run works on it, for economy and so that `repair` and
+`gc` keep away; that the columns come out right rests on commits alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from shards import Store, put_complete
+from shards.column.commits import FAILURE, commit_name, failure_name
+from shards.column.lease import Lease
+from shards.errors import ObjectsMissing
+from shards.format.atomic import Json
+from shards.format.layout import VERSION
+from shards.format.records import FAILURE_FIELDS, sealed
+
+from ..config import EncodeConfig
+from ..errors import EncodeError
+from ..plan.disk_space import refuse_if_full
+from ..report.report import write_report
+from .local_worker import Executor, InlineExecutor
+from .prepare import Plan, claim_columns, prepare, root_of
+from .progress import Progress
+from .scheduler import Scheduler
+from .signals import DRAINED, draining, interruptible
+from .supervisor import Crew
+from .tasks import ShardTask
+
+FINISHED, QUARANTINED = 0, 3
+COMMAND = "encode run"
+REASON = 4_000  # characters of why a shard failed that are kept: its beginning and its end
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line adds to the config."""
+
+    retry: bool = False  # only shards that have failed
+    ignore_space: bool = False
+    break_lease: bool = False
+
+
+def run(config: EncodeConfig, options: Options = Options()) -> int:
+    """Encode what is missing and complete the columns; returns the exit code."""
+    try:
+        with interruptible():
+            plan = prepare(config)
+            if not options.ignore_space:
+                refuse_if_full(root_of(config), config, plan.claims, plan.encoders, options.retry)
+            with held(plan.stores(), config.engine.cooperate, options.break_lease) as leases:
+                return _run(plan, config, options, leases)
+    except KeyboardInterrupt:  # before there is anything in flight
+        print("stopped before anything was encoded")
+        return DRAINED
+    except OSError as error:
+        if getattr(type(error), "exit_code", None) is not None:
+            raise
+        raise EncodeError(
+            f"cannot go on: {error}. Make room, or give the rights, then run again"
+        ) from error
+
+
+@contextmanager
+def held(columns: Sequence[Store], cooperate: bool, force: bool) -> Iterator[list[Lease]]:
+    """Hold every column; LeaseHeld, naming the holder, if another run, repair or gc has one.
+
+    With `cooperate` nothing is held: runs share the work and do some of it twice, and `repair` and
+    `gc --yes` are not to be started meanwhile, for they do not see the runs.
+    """
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(Lease(column, COMMAND, force))
+            for column in (() if cooperate else columns)
+        ]
+
+
+def _run(plan: Plan, config: EncodeConfig, options: Options, leases: Sequence[Lease]) -> int:
+    claim_columns(plan, config, options.retry)
+    if plan.failed:
+        print(
+            f"{len(plan.failed)} shards failed in an earlier run and are left alone; `python -m "
+            "encode retry-failed CONFIG` tries them again"
+        )
+    if not plan.tasks:
+        print("no shard has failed" if options.retry else "every shard is committed already")
+        return finish(plan, config, plan.failed, None)
+    if config.engine.cooperate:
+        random.shuffle(plan.tasks)  # so that runs seldom do the same shard at the same time
+    scheduler: Scheduler[int] = Scheduler(range(len(plan.tasks)))
+    executor = start_executor(plan, config)
+    root = root_of(config)
+    try:
+        with Progress(root, plan.tasks) as progress:
+            crew = Crew(
+                scheduler, executor, config.engine, plan.tasks, progress,
+                lambda: check(leases),
+            )  # fmt: skip
+            with draining(lambda: drain(scheduler), executor.abort):
+                crew.work()
+    finally:
+        executor.stop()
+        given_up = [(plan.tasks[i], why) for i, why in scheduler.given_up.items()]
+        record_failures(given_up)
+    if crew.taken_away is not None:
+        raise crew.taken_away
+    if scheduler.draining:
+        print("drained: what was finished is committed; run the same command again to go on")
+        return DRAINED
+    return finish(plan, config, [*plan.failed, *given_up], progress.record(final=True))
+
+
+def check(leases: Sequence[Lease]) -> None:
+    """LeaseHeld if one of them was lost."""
+    for lease in leases:
+        lease.check()
+
+
+def drain(scheduler: Scheduler[int]) -> None:
+    scheduler.draining = True
+
+
+def start_executor(plan: Plan, config: EncodeConfig) -> Executor:
+    """The executor that the config names."""
+    if config.engine.executor == "inline":
+        return InlineExecutor(plan.encoders, config.engine)
+    from .ray_workers import RayExecutor
+
+    executor = RayExecutor(config.columns, plan.weights, config.engine)
+    plan.encoders.clear()  # the workers hold their own
+    return executor
+
+
+def record_failures(failed: Sequence[tuple[ShardTask, str]]) -> None:
+    """Write down, beside each column, why a shard could not be committed, however long the reason."""
+    for task, why in failed:
+        reason = why if len(why) <= REASON else f"{why[: REASON // 2]} ... {why[-REASON // 2 :]}"
+        for target in task.targets.values():
+            record = {"format": FAILURE, "version": VERSION, "shard": task.number, "reason": reason}
+            if target.store.size(commit_name(task.number)) is None:
+                name = failure_name(task.number)
+                target.store.replace(name, sealed(record, FAILURE_FIELDS, target.store.at(name)))
+
+
+def finish(
+    plan: Plan, config: EncodeConfig, failed: Sequence[tuple[ShardTask, str]], run: Json | None
+) -> int:
+    """Write COMPLETE records, of columns whose objects are all there, and the report."""
+    damaged: dict[str, str] = {}
+    lacking = {t.store.url for task, _ in failed for t in task.targets.values()}
+    for url, target in sorted(plan.columns.items()):
+        if url not in plan.untried and (url not in lacking or config.allow_failed):
+            try:
+                put_complete(
+                    target.store, target.digest, target.spec.layout.shards, config.allow_failed
+                )
+            except ObjectsMissing as error:
+                damaged[url] = str(error)
+    report = write_report(root_of(config), plan.columns, failed, run, config, damaged)
+    print(report.text)
+    return QUARANTINED if failed or damaged or report.useless else FINISHED

@@ -1,0 +1,126 @@
+"""A worker holds every encoder once and encodes shards, two at a time. Here is the one in this
+process; `cluster` has those that are Ray actors. Both speak to the job by the same few events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..config import EngineConfig
+from ..meter import Stats
+from ..models.encoder import Encoder
+from .encode_shard import encode_shard
+from .resources import Workplace
+from .scheduler import IN_FLIGHT
+from .tasks import ShardResult, ShardTask
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    worker: int
+    key: int  # of the task, as it was given to `submit`
+    result: ShardResult
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    worker: int
+    key: int
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    worker: int
+    reason: str
+
+
+Event = Done | Failed | Died
+
+
+class Executor(Protocol):
+    """Workers are small integers, and so are tasks."""
+
+    def places(self) -> int: ...  # workers there is room for now; it may change
+    def nodes(self) -> frozenset[str]: ...  # that live, by id
+    def start(self, worker: int) -> None: ...
+    def ready(self, worker: int) -> bool: ...  # a cluster may have no room for it yet
+    def retire(self, worker: int) -> None: ...  # it is not to come any more, or to go
+    def submit(self, worker: int, key: int, task: ShardTask) -> None: ...
+    def events(self, timeout: float) -> list[Event]: ...
+    def node_of(self, worker: int) -> str | None: ...  # where it is, or was
+    def stats(self) -> Mapping[int, Stats]: ...  # the last word of each worker that lives
+    def abort(self) -> None: ...  # shards in flight fail as Aborted; called by a signal handler
+    def stop(self) -> None: ...
+
+
+class Worker:
+    """`encode` may be called from two threads: one shard fills the gaps of the other."""
+
+    def __init__(self, encoders: Mapping[str, Encoder], engine: EngineConfig) -> None:
+        self._encoders, self._engine = encoders, engine
+        self._place = Workplace(engine.threads)
+
+    def encode(self, task: ShardTask) -> ShardResult:
+        return encode_shard(task, self._encoders, self._engine, self._place)
+
+    def stats(self) -> Stats:
+        return self._place.meter.stats()
+
+    def abort(self) -> None:
+        """Let what is in flight fail between two batches."""
+        self._place.stop.set()
+
+
+class InlineExecutor:
+    """One worker in this process."""
+
+    def __init__(self, encoders: Mapping[str, Encoder], engine: EngineConfig) -> None:
+        self._worker = Worker(encoders, engine)
+        self._pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="shard")
+        self._calls: dict[Future[ShardResult], tuple[int, int]] = {}
+
+    def places(self) -> int:
+        return 1
+
+    def nodes(self) -> frozenset[str]:
+        return frozenset()
+
+    def start(self, worker: int) -> None:
+        pass
+
+    def ready(self, worker: int) -> bool:
+        return True
+
+    def retire(self, worker: int) -> None:
+        pass
+
+    def submit(self, worker: int, key: int, task: ShardTask) -> None:
+        self._calls[self._pool.submit(self._worker.encode, task)] = worker, key
+
+    def events(self, timeout: float) -> list[Event]:
+        ready, _ = wait(self._calls, timeout, FIRST_COMPLETED)
+        found: list[Event] = []
+        for call in ready:
+            worker, key = self._calls.pop(call)
+            try:
+                found.append(Done(worker, key, call.result()))
+            except Exception as error:  # the job decides what it means
+                found.append(Failed(worker, key, error))
+        return found
+
+    def node_of(self, worker: int) -> str | None:
+        return None
+
+    def stats(self) -> Mapping[int, Stats]:
+        return {0: self._worker.stats()}
+
+    def abort(self) -> None:
+        self._worker.abort()
+
+    def stop(self) -> None:
+        self._worker.abort()
+        self._pool.shutdown(cancel_futures=True)

@@ -1,0 +1,102 @@
+"""The distances: which network, what is done with its features, and what a score of them is called.
+
+FID and KID are clean-fid's; CMMD is that of its authors; CLIP-FID takes clean-fid's preparation, FD-DINOv2 dgm-eval's.
+A new distance is an entry of METRICS.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..features.features import Floats
+from ..features.networks import Clip, Network, dinov2, inception
+from . import frechet, kernels
+from .references import Reference
+
+CLIP_BASE, CLIP_LARGE = "openai/clip-vit-base-patch32", "openai/clip-vit-large-patch14-336"
+DINOV2 = "facebook/dinov2-large"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A distance, each picture's influence (N,), and what it is the mean of where subsets were drawn."""
+
+    value: float
+    influence: NDArray[np.float64]
+    subsets: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    help: str
+    prefix: str  # of the score's name
+    usual: str  # the network's name; another one is said in the score's name
+    load: Callable[[str | None, str], Network]  # where its weights are, device
+    model: str | None  # the weights taken unless said; None: --inception names their folder
+    distance: Callable[[Floats, Reference, bool], Found]  # the last: `paired`, as below
+    gaussian: bool  # a covariance is fitted: width + 1 pictures at least
+    note: str
+
+
+# A reference is taken as given, unless it is `paired`: of the originals of the same pictures, in their order. Drawing
+# others would change both sides, and most of what that does to one it takes back on the other: influences are added.
+
+
+def _frechet(features: Floats, reference: Reference, paired: bool = False) -> Found:
+    value, each = frechet.influence(features, reference.gaussian)
+    if paired:
+        each = each + frechet.influence(reference.features, frechet.Gaussian.fitted(features))[1]
+    return Found(value, each)
+
+
+def _kid(features: Floats, reference: Reference, paired: bool = False) -> Found:
+    subsets = 1_000 * kernels.kid_subsets(features, reference.features)
+    each = kernels.kid_influence(features, reference.features)
+    if paired:
+        each = each + kernels.kid_influence(reference.features, features)
+    return Found(float(subsets.mean()), 1_000 * each, tuple(subsets.tolist()))
+
+
+def _cmmd(features: Floats, reference: Reference, paired: bool = False) -> Found:
+    value, each = kernels.cmmd_influence(features, reference.features)
+    if paired:
+        each = each + kernels.cmmd_influence(reference.features, features)[1]
+    return Found(value, each)
+
+
+def _inception(where: str | None, device: str) -> Network:
+    return inception(Path(where) if where else None, device)
+
+
+def _clip(resize: str, where: str | None, device: str) -> Network:
+    return Clip(str(where), device).network(resize)
+
+
+def _dinov2(where: str | None, device: str) -> Network:
+    return dinov2(str(where), device)
+
+
+FEW = "compare at equal numbers of pictures only: fewer give a larger one"
+INCEPTION = "inception-2015-12-05"
+SHORT, CENTRE = partial(_clip, "short-bicubic"), partial(_clip, "cc-bicubic-floor")
+METRICS = {
+    "fid": Metric("Frechet distance of Inception's features, as clean-fid computes it",
+                  "fid-clean", INCEPTION, _inception, None, _frechet, True, FEW),
+    "kid": Metric("kernel distance of the same features, x 1000; unbiased, so good for few pictures",
+                  "kid-clean", INCEPTION, _inception, None, _kid, False, "x 1000"),
+    "cmmd": Metric("kernel distance of CLIP ViT-L/14-336 embeddings, x 1000",
+                   "cmmd", "clip-vit-l-14-336", CENTRE, CLIP_LARGE, _cmmd, False, FEW),
+    "clip-fid": Metric("Frechet distance of CLIP ViT-B/32 embeddings",
+                       "clip-fid", "clip-vit-b-32", SHORT, CLIP_BASE, _frechet, True, FEW),
+    "fd-dinov2": Metric("Frechet distance of DINOv2 ViT-L/14 features, as dgm-eval prepares pictures",
+                        "fd-dinov2", "dinov2-vit-l-14", _dinov2, DINOV2, _frechet, True, FEW),
+}  # fmt: skip
+
+
+def least(metric: Metric, network: Network) -> int:
+    """Pictures that a distance needs: fewer than the features' width leave a covariance without full rank."""
+    return network.width + 1 if metric.gaussian else 2

@@ -1,0 +1,125 @@
+"""Models to sample from: a run of ours or one of its steps, or a folder of the reference's.
+
+`--type` says which; the reference's folder is read as it is, with nothing written beside it.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from encode.models.weights import weights_digest
+from shards import Norm
+from shards.format.atomic import read_json
+from shards.format.records import at, finite, having, integer, listed, mapping, optional, text
+from train.checkpoints.checkpoint import CheckpointError, load_for_sampling, steps
+from train.checkpoints.identity import initial_share, training_of
+from train.checkpoints.reference import STATES, read
+from train.model.dit import DiT
+
+from .runs import Run
+
+Json = dict[str, Any]
+log = logging.getLogger(__name__)
+# What a manifest's `data` must say, so that pictures can be made of it.
+NUMBERS = listed(finite, 1, 1 << 16)
+ENCODER = having({"class": text(), "path": text(), "weights": text()})
+READ = {"max_tokens": integer(1, 1 << 20), "template": text(), "tokenizer": text()}
+READ |= {"hidden_state": integer(-1000, 1000), "chat_template": optional(text())}
+ENCODED = having({"encoder": ENCODER, "preprocess": having({}, READ)})
+PIXELS = having({"encoder": ENCODER, "preprocess": having({"resolution": integer(1, 1 << 16)})})
+DATA = having(
+    {
+        "latents": having(
+            {"identity": PIXELS, "norm": having({"shift": NUMBERS, "scale": NUMBERS})}
+        ),
+        "text": having({"identity": mapping}),
+    },
+    {"text_encoder": ENCODED},
+)
+REFERENCE = having({}, {"text_hidden_states_index": optional(integer(-1000, 1000))})
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model in eval mode on the CPU, and what is known of it."""
+
+    model: DiT
+    step: int
+    weights: str  # digest
+    latents: Json | None  # of the columns that it was trained on: identity and norm
+    text: Json | None  # the identity of the encoder that made its text
+    run: Run  # the training that made it
+    hidden_state: int = -1  # of a text encoder that no column names
+
+
+def load_ours(where: Path, tag: int | None, ema: bool) -> Checkpoint:
+    """The step `tag` of a run, or its last; or `where` itself, if it is a step. CheckpointError names what is wrong.
+
+    Of imported weights the reference's config says which hidden state they take, which counts where no column does.
+    """
+    model, manifest = _load(where, tag, ema)
+    if tag is not None and manifest["step"] != tag:
+        raise CheckpointError(
+            f"{where}: found step {manifest['step']}, expected step {tag}. Leave out --tag, or name the run"
+        )
+    file = manifest["files"]["ema.safetensors" if ema else "weights.safetensors"]
+    try:
+        latents, made_by = _columns(manifest.get("data"))
+        run = Run(file["sha256"], training_of(manifest), initial_share(manifest) if ema else None)
+        reference = manifest.get("reference") or {}
+        REFERENCE(reference)
+    except ValueError as error:
+        raise CheckpointError(f"{where} is damaged: its manifest: {error}") from None
+    hidden_state = reference.get("text_hidden_states_index", -1)
+    return Checkpoint(model, manifest["step"], file["sha256"], latents, made_by, run, hidden_state)
+
+
+def _columns(data: Json | None) -> tuple[Json | None, Json | None]:
+    """The latent column, and the identity of the encoder that made the text; ValueError where they are none."""
+    if not data:
+        return None, None
+    DATA(data)
+    latents = data["latents"]
+    Norm(tuple(latents["norm"]["shift"]), tuple(latents["norm"]["scale"]))
+    # where the column is of ids, the encoder that ran in the step
+    made_by: Json = data.get("text_encoder", data["text"]["identity"])
+    at("text", ENCODED, made_by)
+    return latents, made_by
+
+
+def _load(where: Path, tag: int | None, ema: bool) -> tuple[DiT, Json]:
+    """As `load_for_sampling`, but of a step only the file that is read is checked, not the state beside it."""
+    folder = where / "checkpoints" if (where / "checkpoints").is_dir() else where
+    numbers = {path.name.removeprefix("step-"): path for path in steps(folder)}
+    there = {int(number): path for number, path in numbers.items() if number.isdigit()}
+    if tag is not None and tag not in there and not (where / "manifest.json").is_file():
+        found = f"steps {', '.join(map(str, sorted(there)))}" if there else "no steps"
+        raise CheckpointError(f"{where}: found {found}, expected step {tag}. Name one with --tag")
+    newest_first = [there[tag]] if tag in there else [there[n] for n in sorted(there, reverse=True)]
+    for path in newest_first[:-1]:
+        try:
+            return load_for_sampling(path, ema)
+        except CheckpointError as error:
+            log.warning("%s. Falling back to the checkpoint before it", error)
+    return load_for_sampling(newest_first[-1] if newest_first else where, ema)
+
+
+def load_reference(where: Path, tag: int | None, ema: bool) -> Checkpoint:
+    """The step `tag` of a folder of the reference's, or its last; BadReference names what is wrong."""
+    config, state = read(where, tag, ema)
+    with torch.device("meta"):
+        model = DiT(config)
+    model.load_state_dict(state, assign=True)
+    names = [path.parent.name for path in where.glob(f"*/{STATES}")]
+    step = max(int(name) for name in names if name.isdigit()) if tag is None else tag
+    fields = read_json(where / "config.json")
+    hidden_state = fields.get("text_hidden_states_index", -1)
+    weights = weights_digest(model)
+    run = Run(weights, {"model": config.model_dump(mode="json"), "step": step})
+    return Checkpoint(model.eval(), step, weights, None, None, run, hidden_state)
+
+
+TYPES = {"latentbank": load_ours, "baseline-dit": load_reference}

@@ -1,0 +1,167 @@
+"""What a folder of pictures must hold to be scored: all of a set, unchanged, and nothing else."""
+
+import os
+from collections.abc import Mapping, Sequence
+from math import isqrt
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from shards import FormatVersion
+from shards.format.atomic import read_file, read_json, refuse_version
+from shards.format.records import (
+    boolean,
+    digest,
+    finite,
+    having,
+    integer,
+    one_of,
+    optional,
+    table,
+    text,
+)
+from shards.printing import one_line
+
+from ..errors import MissingImages, OtherImages
+from ..prompts.prompts import Prompts, checked
+from .layouts import LAYOUTS, File
+
+FORMAT, VERSION = "latentbank-images", 2
+NAMED = 20  # of many files, how many an error names
+MOST_PICTURES = 1 << 21  # of a set
+SETTINGS = having(
+    {
+        "benchmark": text(),
+        "prompts": digest,
+        "layout": one_of(*LAYOUTS),
+        "images_per_prompt": integer(1, MOST_PICTURES),
+        "encoding": text(),
+    },
+    {"step": integer(0, 1 << 62), "weights": text()},
+)
+PROVENANCE = having(
+    {},
+    {
+        "seconds": optional(finite),
+        "pictures_per_second": optional(finite),
+        "device": text(),
+        "ranks": integer(1, 1 << 30),
+        "checkpoint": text(),
+    },
+)
+MANIFEST = having({"settings": SETTINGS, "complete": boolean}, {"provenance": PROVENANCE})
+COMPLETE = having({"files": table(text(), digest, MOST_PICTURES)})
+
+Json = dict[str, Any]
+
+
+def refuse_missing(save_dir: Path, files: Sequence[File], complete: bool = True) -> None:
+    """MissingImages where files are not there, or (without `complete`) were never all there; it lists them."""
+    absent = [file for file in files if not (save_dir / "images" / file.path).is_file()]
+    if not absent and complete:
+        return
+    prompts = len({file.prompt.id for file in absent})
+    what = (
+        f"{len(absent)} of {len(files)} files are missing, of {prompts} prompts: {_listed([f.path for f in absent])}"
+        if absent
+        else "all files are there, but the run that makes them has not ended"
+    )
+    raise MissingImages(
+        f"{save_dir}: {what}. Run `python -m eval generate` with the same settings again: it makes what is missing"
+    )
+
+
+def refuse_strangers(images: Path, known: set[str]) -> None:
+    """OtherImages where the folder holds a file that no prompt asks for, or a folder that has none of theirs."""
+    folders = {parent.as_posix() for path in known for parent in PurePosixPath(path).parents}
+    strange = []
+    for at, below, names in os.walk(images):
+        here = Path(at).relative_to(images)
+        strange += [path for name in names if (path := (here / name).as_posix()) not in known]
+        strange += [f"{p}/" for name in below if (p := (here / name).as_posix()) not in folders]
+    if strange:
+        raise OtherImages(
+            f"{images}: found {len(strange)} files that no prompt asks for ({_listed(sorted(strange))}). "
+            "A scorer would count them: move them away"
+        )
+
+
+def refuse_changed(images: Path, found: Mapping[str, str], recorded: Mapping[str, str]) -> None:
+    """OtherImages where digests are not those of the manifest."""
+    changed = [path for path in found if found[path] != recorded.get(path)]
+    if changed:
+        raise OtherImages(
+            f"{images}: {len(changed)} pictures changed since manifest.json was written ({_listed(changed)}). Restore "
+            "them, or make the whole set again in another folder"
+        )
+
+
+def refuse_remade(path: Path, digest: str, name: str, manifest: Json) -> None:
+    """OtherImages where a picture of a complete set, made again, is not the one that was recorded."""
+    if not manifest["complete"] or manifest["files"].get(name) == digest:
+        return
+    told = manifest.get("provenance", {}).items()
+    made = ", ".join(f"{key} {value}" for key, value in told if isinstance(value, str))
+    raise OtherImages(
+        f"{path}: was lost, and cannot be made again here: found sha256 {digest:.16}..., expected "
+        f"{manifest['files'].get(name)!s:.16}... of manifest.json. Another kind of CPU or GPU and other versions round "
+        f"otherwise; nothing was written. Make it where the set was made ({made}), restore it from a copy, or make the "
+        "whole set again in another --save_dir"
+    )
+
+
+def refuse_sidecars(images: Path, sidecars: Mapping[str, bytes]) -> None:
+    """OtherImages where what a scorer reads beside the pictures is not there, or says something else."""
+    for path, data in sidecars.items():
+        try:
+            found = read_file(images / path)
+        except FileNotFoundError:
+            found = b""
+        if found != data:
+            raise OtherImages(
+                f"{images / path}: {'changed' if found else 'missing'}; expected what prompts.json says of the prompt. "
+                "Delete it and run `python -m eval generate` with the same settings again"
+            )
+
+
+def _listed(paths: Sequence[str]) -> str:
+    more = f", and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+    return ", ".join(map(one_line, paths[:NAMED])) + more
+
+
+def read_manifest(path: Path) -> Json:
+    """A set's manifest; OtherImages where it is none, FormatVersion where another release wrote it."""
+    try:
+        found = read_json(path)
+        refuse_version(found, str(path), FORMAT, VERSION)
+        MANIFEST(found)
+        if found["complete"]:
+            COMPLETE(found)
+        count = found["settings"]["images_per_prompt"]
+        if found["settings"]["layout"] == "grids" and isqrt(count) ** 2 != count:
+            raise ValueError(f"found grids of {count} pictures, expected a square number")
+    except FormatVersion:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OtherImages(
+            f"{path}: not a manifest of images ({error}). Restore it, or choose another folder"
+        ) from None
+    manifest: Json = found
+    return manifest
+
+
+def read_set_prompts(path: Path, settings: Json) -> Prompts:
+    """The prompts that a set was made of; OtherImages where they are not, or where their ids cannot name its files."""
+    try:
+        prompts = Prompts.from_json(settings["benchmark"], read_json(path))
+        digest = prompts.digest
+        checked(prompts.benchmark, prompts.items, path)
+    except (OSError, ValueError, TypeError) as error:
+        raise OtherImages(f"{path}: not a list of prompts ({error})") from None
+    if digest != settings["prompts"]:
+        raise OtherImages(f"{path}: changed since the pictures were made. Make the set again")
+    if len(prompts.items) * settings["images_per_prompt"] > MOST_PICTURES:
+        raise OtherImages(
+            f"{path}: {len(prompts.items)} prompts of {settings['images_per_prompt']} pictures each are more than the "
+            f"{MOST_PICTURES} that a set holds"
+        )
+    return prompts

@@ -1,0 +1,208 @@
+"""A folder of generated pictures that knows what made it.
+
+    <save_dir>/manifest.json      the settings; when all pictures are there, their sha256 too
+    <save_dir>/prompts.json       the prompts, in their order
+    <save_dir>/images/            the files of the benchmark's layout, as its official scorer reads them
+    <save_dir>/scores/            what scorers found (`eval.results`)
+
+Each file is written whole or not at all and stamped with settings, id and prompt, which makes it verifiable alone: an
+interrupted run goes on from the files that stand. `ImageSet` writes a set, `Images` reads a finished one.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from shards import atomic_write, canonical_json, put_if_absent, sha256, sha256_file
+
+from ..errors import MissingImages, OtherImages
+from ..prompts.prompts import Prompts
+from . import checks
+from . import embedded_digest as stamps
+from .layouts import LAYOUTS, File, Picture, joined, parted
+
+LITTER_SECONDS = 3600  # unfinished files so old are of killed processes
+
+Json = dict[str, Any]
+
+
+class ImageSet:
+    """Pictures of one list of prompts under one set of settings. Opening refuses a folder of other ones.
+
+    Several processes may write one set: each file is put where it belongs at once or not at all, the first of two that
+    make the same one wins, and any of them may call `finish`.
+    """
+
+    def __init__(
+        self, folder: Path, prompts: Prompts, settings: Json, layout: str = "flat", count: int = 1
+    ) -> None:
+        self.folder, self.images = folder, folder / "images"
+        self.files = LAYOUTS[layout].files(prompts, count)
+        self._manifest = folder / "manifest.json"
+        self._sidecars = LAYOUTS[layout].sidecars(prompts)
+        self._settings = settings | {
+            "benchmark": prompts.benchmark, "prompts": prompts.digest, "layout": layout, "images_per_prompt": count,
+            "encoding": stamps.ENCODINGS[PurePosixPath(self.files[0].path).suffix],
+        }  # fmt: skip
+        checks.refuse_strangers(
+            self.images, {file.path for file in self.files} | self._sidecars.keys()
+        )
+        self.images.mkdir(parents=True, exist_ok=True)
+        put_if_absent(self._manifest, self._record({"complete": False}))
+        self._recorded = self._refuse_others()
+        beside = {f"images/{path}": data for path, data in self._sidecars.items()}
+        for path, data in {"prompts.json": canonical_json(prompts.to_json()), **beside}.items():
+            if not (folder / path).exists():
+                self._put(folder / path, data)
+        checks.read_set_prompts(folder / "prompts.json", self._settings)
+        checks.refuse_sidecars(self.images, self._sidecars)
+
+    def has(self, file: File) -> bool:
+        """Whether this file stands; one that these settings did not make, or that is damaged, is refused."""
+        path = self.images / file.path
+        if not path.exists():
+            return False
+        stamps.check(path, stamp_of(self._settings, file))
+        return True
+
+    def save(self, file: File, tiles: Sequence[Picture]) -> None:
+        """Write a file's pictures, each (H, W, 3). OtherImages if the set is complete and recorded another file."""
+        suffix = PurePosixPath(file.path).suffix
+        data = stamps.encode(joined(tiles), suffix, stamp_of(self._settings, file))
+        checks.refuse_remade(self.images / file.path, sha256(data), file.path, self._recorded)
+        self._put(self.images / file.path, data)
+
+    def finish(self, provenance: Json) -> Json:
+        """Record the digests of all files, or check them where they are recorded already.
+
+        Raises MissingImages where files are not there. Two processes that finish at once record the same.
+        """
+        checks.refuse_missing(self.folder, self.files)
+        for left in self.folder.glob(".tmp-*"):
+            with suppress(FileNotFoundError):  # another's, and now finished
+                if time.time() - left.stat().st_mtime > LITTER_SECONDS:
+                    left.unlink()
+        files = {file.path: sha256_file(self.images / file.path) for file in self.files}
+        recorded = checks.read_manifest(self._manifest)
+        if not recorded["complete"]:
+            recorded = {"complete": True, "files": files, "provenance": provenance}
+            atomic_write(self._manifest, self._record(recorded))
+            self._recorded = checks.read_manifest(self._manifest)
+            return self._recorded
+        checks.refuse_changed(self.images, files, recorded["files"])
+        return recorded
+
+    def _put(self, path: Path, data: bytes) -> None:
+        """Unfinished files are outside of images/: scorers take all they find there."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        put_if_absent(path, data, self.folder)
+
+    def _record(self, state: Json) -> bytes:
+        return canonical_json(
+            {"format": checks.FORMAT, "version": checks.VERSION, "settings": self._settings} | state
+        )
+
+    def _refuse_others(self) -> Json:
+        """The manifest, if it is of these settings."""
+        recorded = checks.read_manifest(self._manifest)
+        found = recorded["settings"]
+        lines = [
+            f"{key}: found {found.get(key)!r}, expected {self._settings.get(key)!r}"
+            for key in sorted(found.keys() | self._settings.keys())
+            if found.get(key) != self._settings.get(key)
+        ]
+        if lines:
+            remedy = "Choose another --save_dir, or the settings of before"
+            what = f"{self._manifest.parent} holds images of other settings:"
+            raise OtherImages("\n  ".join([what, *lines, remedy]))
+        return recorded
+
+
+def stamp_of(settings: Json, file: File) -> str:
+    """What a file of these settings is stamped with."""
+    return sha256(canonical_json([settings, file.path, file.prompt.text, file.numbers]))
+
+
+@dataclass(frozen=True, slots=True)
+class One:
+    """One picture of a finished set."""
+
+    file: File
+    number: int  # of its prompt's pictures
+    path: Path
+    tile: int | None  # where the file is a grid
+
+    def read(self) -> Picture:
+        """Pixels (H, W, 3), 8-bit RGB."""
+        with Image.open(self.path) as image:
+            whole = np.asarray(image.convert("RGB"))
+        if self.tile is None:
+            return whole
+        return parted(whole, len(self.file.numbers))[self.tile]
+
+
+@dataclass(frozen=True)
+class Images:
+    """A finished set of pictures, for scorers."""
+
+    folder: Path  # the save_dir
+    prompts: Prompts
+    settings: Json
+    files: list[File]
+    digests: dict[str, str]  # of each file
+    missing: int = 0  # files that are not there
+
+    @classmethod
+    def open(cls, save_dir: Path, partial: bool = False) -> "Images":
+        """Check that all files are there, are those recorded, and are alone.
+
+        With `partial` the files that are there are taken, and `missing` counts the others. Raises MissingImages, which
+        lists what is missing, and OtherImages.
+        """
+        manifest = save_dir / "manifest.json"
+        if not manifest.exists():
+            raise MissingImages(
+                f"{save_dir}: found no manifest.json, expected a folder that `python -m eval generate` made"
+            )
+        recorded = checks.read_manifest(manifest)
+        settings = recorded["settings"]
+        prompts = checks.read_set_prompts(save_dir / "prompts.json", settings)
+        layout, images = LAYOUTS[settings["layout"]], save_dir / "images"
+        files, sidecars = (
+            layout.files(prompts, settings["images_per_prompt"]),
+            layout.sidecars(prompts),
+        )
+        if not partial:
+            checks.refuse_missing(save_dir, files, recorded["complete"])
+        checks.refuse_strangers(images, {file.path for file in files} | sidecars.keys())
+        checks.refuse_sidecars(images, sidecars)
+        present = [file for file in files if (images / file.path).is_file()]
+        found = {file.path: sha256_file(images / file.path) for file in present}
+        if recorded["complete"]:
+            checks.refuse_changed(images, found, recorded["files"])
+        else:
+            for file in present:
+                stamps.check(images / file.path, stamp_of(settings, file))
+        return cls(save_dir, prompts, settings, present, found, len(files) - len(present))
+
+    @property
+    def images(self) -> Path:
+        return self.folder / "images"
+
+    @property
+    def digest(self) -> str:
+        """Of settings and all files: what a score is of."""
+        return sha256(canonical_json([self.settings, self.digests]))
+
+    def __iter__(self) -> Iterator[One]:
+        """Pictures in the order of the prompts."""
+        for file in self.files:
+            for tile, number in enumerate(file.numbers):
+                whole = len(file.numbers) == 1
+                yield One(file, number, self.images / file.path, None if whole else tile)

@@ -1,0 +1,71 @@
+"""The training behind a set of pictures, in a record of its own beside the set's settings.
+
+    <save_dir>/run.json     digest of the weights, the training (`train.identity`), how young their average was
+
+It is neither in the stamps of the pictures nor compared when a set goes on, so sets without it stay what they are.
+"""
+
+import logging
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shards import FormatVersion, ShardsError, put_if_absent, seal, unseal
+from shards.format.records import finite, having, optional, text
+from train.checkpoints.identity import check, young_average
+
+Json = dict[str, Any]
+log = logging.getLogger(__name__)
+FORMAT, VERSION, NAME = "latentbank-run", 1, "run.json"
+
+
+RUN = having({"weights": text(), "training": check, "initial_share": optional(finite)})
+
+
+@dataclass(frozen=True)
+class Run:
+    """The training that made the weights of some pictures, as far as their checkpoint says it."""
+
+    weights: str  # digest
+    training: Json = field(default_factory=dict)  # by part; absent parts are unknown
+    initial_share: float | None = (
+        None  # of the initial weights in the average; None: unknown, or not averaged
+    )
+
+    @property
+    def seed(self) -> int | None:
+        return self.training.get("seed")
+
+    def warnings(self, guidance: float) -> list[str]:
+        """What speaks against sampling these weights so."""
+        young = young_average(self.initial_share, self.training.get("init"))
+        warnings = [f"{young} (--no-ema_weights)"] if young else []
+        if guidance > 1 and self.training.get("caption_dropout") == 0:
+            warnings.append(
+                f"--guidance_scale {guidance:g}: the model was trained without dropped captions "
+                "(data.caption_dropout 0), so it has not learned what guidance leads away from. Use "
+                "--guidance_scale 1, or train with dropped captions"
+            )
+        return warnings
+
+
+def put(folder: Path, run: Run) -> None:
+    """Write the record, unless the folder has one; FormatVersion where that is of another release."""
+    read(folder, run.weights)
+    put_if_absent(folder / NAME, seal({"format": FORMAT, "version": VERSION, **asdict(run)}))
+
+
+def read(folder: Path, weights: str | None) -> Run | None:
+    """The record of a set that was made of these weights; None where there is none that can be read."""
+    if not (folder / NAME).exists():
+        return None
+    try:
+        record = unseal(folder / NAME, FORMAT, VERSION)
+        RUN(record)
+        run = Run(record["weights"], record["training"], record["initial_share"])
+    except FormatVersion:
+        raise
+    except (ShardsError, OSError, KeyError, TypeError, ValueError) as error:
+        log.warning("%s: not read, so this training counts as unknown (%s)", folder / NAME, error)
+        return None
+    return run if run.weights == weights else None

@@ -1,0 +1,1 @@
+"""Pages and tables that compare sets of pictures."""

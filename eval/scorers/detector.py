@@ -1,0 +1,192 @@
+"""Objects in a picture and their colours, for GenEval: Mask2Former and CLIP as transformers has them.
+
+    pixels (H, W, 3) -> network's size -> class logits (Q, 81), mask logits (Q, h, w) -> Segments at the picture's size
+
+The processors that come with the checkpoints are not used: Mask2Former's shrinks pictures to 384 x 384 and rounds masks
+to that grid. What is done instead is mmdet's test pipeline and its instance post-processing, which the official scorer
+runs. CLIP gets open_clip's transform.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate, normalize, pad
+
+from ..errors import MissingWeights
+from ..features import pretrained
+from ..images.layouts import Picture
+from .geneval import CLASSES, COLOURS, Box
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, RGB in [0, 1]
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SHORTEST, LONGEST, DIVISOR = 800, 1333, 32
+PAIRS = 100  # of query and class, the surest: mmdet's max_per_image
+FLOOR = 0.1  # what scores less is not stored; the lowest official threshold is 0.3
+GREY = 0x99
+TEMPLATES = ("a photo of a {c} {o}", "a photo of a {c}-colored {o}", "a photo of a {c} object")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """An object: class number, score, box in pixels (x2 and y2 behind the last), and mask (H, W)."""
+
+    kind: int
+    score: float
+    box: Box
+    mask: NDArray[np.bool_]
+
+
+class Detector:
+    """Mask2Former over COCO's 80 classes."""
+
+    def __init__(
+        self, path: str, device: str, shortest: int = SHORTEST, longest: int = LONGEST
+    ) -> None:
+        self._model, weights = pretrained.model("Mask2FormerForUniversalSegmentation", path, device)
+        if self._model.config.num_labels != len(CLASSES):
+            raise MissingWeights(
+                f"{path}: found {self._model.config.num_labels} classes, expected COCO's {len(CLASSES)}. Give a model "
+                "for COCO instances, such as facebook/mask2former-swin-small-coco-instance"
+            )
+        self._device, self._shortest, self._longest = device, shortest, longest
+        self.identity = {
+            "weights": weights, "shortest": shortest, "longest": longest, "divisor": DIVISOR,
+            "resize": "bilinear, antialiased", "post": "mmdet instance", "floor": FLOOR,
+        }  # fmt: skip
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Sequence[Picture]) -> list[list[Segment]]:
+        """The objects of pictures that are all of one size."""
+        height, width = pictures[0].shape[:2]
+        size = network_size(height, width, self._shortest, self._longest)
+        pixels = torch.from_numpy(np.stack(pictures)).to(self._device).permute(0, 3, 1, 2).float()
+        shown = prepared(pixels, size)
+        out = self._model(pixel_values=shown)
+        return [
+            segments(classes.float(), masks.float(), tuple(shown.shape[-2:]), size, (height, width))
+            for classes, masks in zip(
+                out.class_queries_logits, out.masks_queries_logits, strict=True
+            )
+        ]
+
+
+def network_size(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
+    """(H, W) as large as fits: its shorter side at most `shortest`, its longer one `longest`."""
+    scale = min(shortest / min(height, width), longest / max(height, width))
+    return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+def prepared(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, 3, H, W) in [0, 255] -> resized, normalised, and padded with zeros below and at the right."""
+    pixels = interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
+    mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (MEAN, STD))
+    more = [ceil(side / DIVISOR) * DIVISOR - side for side in size]
+    return pad((pixels / 255 - mean) / std, (0, more[1], 0, more[0]))
+
+
+def segments(
+    classes: Tensor,
+    masks: Tensor,
+    padded: tuple[int, ...],
+    size: tuple[int, int],
+    shape: tuple[int, int],
+) -> list[Segment]:
+    """Class logits (Q, 81) and mask logits (Q, h, w) of one picture -> its objects that score above FLOOR.
+
+    The masks are enlarged to the network's (padded) input, cut to what the picture filled of it, and brought to the
+    picture's shape as logits. An object scores its class's probability x its mask's mean probability inside the mask,
+    which is at most 1: so masks are enlarged only for pairs whose class may reach the floor.
+    """
+    likely, pair = (
+        classes.softmax(-1)[:, :-1]
+        .flatten()
+        .topk(min(PAIRS, classes.shape[0] * (classes.shape[1] - 1)))
+    )
+    pair = pair[likely > FLOOR]
+    if not len(pair):
+        return []
+    query, kind = pair // (classes.shape[1] - 1), pair % (classes.shape[1] - 1)
+    queries, place = torch.unique(query, return_inverse=True)
+    logits = interpolate(masks[queries][None], padded, mode="bilinear", align_corners=False)
+    logits = logits[..., : size[0], : size[1]]
+    logits = interpolate(logits, shape, mode="bilinear", align_corners=False)[0]
+    inside = logits > 0
+    sure = (logits.sigmoid() * inside).sum((1, 2)) / (inside.sum((1, 2)) + 1e-6)
+    scores = (likely[: len(pair)] * sure[place]).tolist()
+    cut = inside.cpu().numpy()
+    return [
+        Segment(int(kind[i]), scores[i], box_of(cut[place[i]]), cut[place[i]])
+        for i in range(len(pair))
+        if scores[i] > FLOOR
+    ]
+
+
+def box_of(mask: NDArray[np.bool_]) -> Box:
+    """The tight box of a mask, ends behind the last pixel; zeros where it is empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return (0.0, 0.0, 0.0, 0.0)
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+class Colours:
+    """CLIP's likeness of an object to each of GenEval's colours."""
+
+    def __init__(self, path: str, device: str) -> None:
+        self._model, weights = pretrained.model("CLIPModel", path, device)
+        self._tokenizer = pretrained.part("AutoTokenizer", path)
+        self._side = self._model.config.vision_config.image_size
+        self._device = device
+        self._texts: dict[str, Tensor] = {}
+        self.identity = {
+            "weights": weights, "templates": TEMPLATES, "background": "#999", "crop": True,
+            "transform": f"open_clip, bicubic {self._side}",
+        }  # fmt: skip
+
+    @torch.inference_mode()
+    def __call__(
+        self, picture: Picture, found: Sequence[Segment], name: str
+    ) -> list[tuple[float, ...]]:
+        """Of each object of a class its cosine to COLOURS."""
+        pixels = torch.stack([self._transformed(cut_out(picture, one)) for one in found])
+        image = self._model.get_image_features(pixel_values=pixels.to(self._device))
+        return [tuple(row) for row in (normalize(_pooled(image)) @ self._text(name).T).tolist()]
+
+    def _transformed(self, image: Image.Image) -> Tensor:
+        from torchvision import transforms as t
+
+        steps = [
+            t.Resize(self._side, t.InterpolationMode.BICUBIC), t.CenterCrop(self._side), t.ToTensor(),
+            t.Normalize(CLIP_MEAN, CLIP_STD),
+        ]  # fmt: skip
+        made: Tensor = t.Compose(steps)(image)
+        return made
+
+    def _text(self, name: str) -> Tensor:
+        """(10, D): of each colour the mean over the templates, normalised before and after."""
+        if name not in self._texts:
+            asked = [t.format(c=colour, o=name) for colour in COLOURS for t in TEMPLATES]
+            tokens = self._tokenizer(asked, padding=True, return_tensors="pt").to(self._device)
+            texts = normalize(_pooled(self._model.get_text_features(**tokens)))
+            self._texts[name] = normalize(texts.view(len(COLOURS), len(TEMPLATES), -1).mean(1))
+        return self._texts[name]
+
+
+def cut_out(picture: Picture, one: Segment) -> Image.Image:
+    """The object over flat grey, cut to its box."""
+    shown = np.where(one.mask[..., None], picture, np.uint8(GREY))
+    x1, y1, x2, y2 = (int(end) for end in one.box)
+    return Image.fromarray(shown[y1:y2, x1:x2])
+
+
+def _pooled(out: Any) -> Tensor:
+    """transformers gives the projected embeddings alone, or since 5 in a record."""
+    found: Tensor = out if isinstance(out, Tensor) else out.pooler_output
+    return found

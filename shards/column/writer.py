@@ -1,0 +1,487 @@
+"""Write one shard of a column: values block by block, then lengths, status and crc, and the commit
+last.
+
+Nothing is ever replaced. Where an object already stands (a crash or a second writer was here) it
+is adopted: it is read back, and everything later is derived from the values that stand, so all
+attempts end in the same commit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CorruptColumn, IncompleteColumn, SourceChanged
+from ..format.atomic import Json
+from ..format.int8 import to_floats
+from ..format.layout import (
+    COLUMN,
+    HAS_VALUES,
+    SCALE_BYTES,
+    VERSION,
+    ZARR_ROWS,
+    ArraySpec,
+    ColumnSpec,
+    Layout,
+    Status,
+    refuse_difference,
+)
+from ..format.records import column_record, commit_record, sealed
+from ..store.base import Place, Staging, Store
+from ..store.open import open_store
+from .commits import Commit, commit_name, read_commit
+from .tar_object import END, scan, tar_name, write_row
+from .zarr_object import crc32c, pack, read_elements, read_index, read_into
+
+Values = NDArray[Any] | Sequence[NDArray[Any]]
+OTHER = 0.5  # machines change a channel or token by a twentieth at most, see encode/rehearsal.py
+PIECE = 1 << 24  # bytes read at once where a standing object is hashed
+
+
+def check_column(column: Place, spec: ColumnSpec) -> str | None:
+    """Digest of the column.json that stands in a folder, None if there is none; writes nothing.
+
+    Raises IdentityMismatch, naming every differing field, if it is of another column; NotARecord if
+    no reader would take this one.
+    """
+    column = open_store(column)
+    sealed(spec.record(), column_record, column.at("column.json"))
+    if column.size("column.json") is None:
+        return None
+    standing = column.unseal("column.json", COLUMN, VERSION)
+    digest = standing.pop("digest")
+    refuse_difference(
+        f"{column.at('column.json')}: the column that stands here",
+        standing,
+        spec.record(),
+        "Nothing was changed. Encode into another folder",
+    )
+    return str(digest)
+
+
+def create_column(column: Place, spec: ColumnSpec) -> str:
+    """Claim a folder for a column and return the digest of column.json; see `check_column`."""
+    column = open_store(column)
+    name = "column.json"
+    column.put_if_absent(name, sealed(spec.record(), column_record, column.at(name)))
+    digest = check_column(column, spec)
+    for name, data in spec.zarr_json().items():
+        if not column.put_if_absent(name, data) and column.read(name) != data:
+            raise CorruptColumn(f"{column.at(name)}: not the Zarr metadata that column.json names")
+    return str(digest)
+
+
+def put_empty(column: Place, spec: ColumnSpec, tokens: NDArray[Any]) -> None:
+    """Store the empty caption, (n, D) bfloat16 words or (n,) ids, beside the rows of a column of
+    text.
+    """
+    array = spec.arrays()["empty"]
+    if tokens.shape != array.shape:
+        raise ValueError(f"empty caption of shape {tokens.shape}, the column says {array.shape}")
+    with open_store(column).staged(f"empty/{array.key(0)}") as file:
+        pack(file, array, [tokens])
+        file.publish()
+
+
+def sha256_of(store: Store, name: str) -> tuple[int, str]:
+    """Bytes and sha256 of an object that stands."""
+    handle = store.open(name, cached=False)
+    try:
+        digest, size = hashlib.sha256(), store.length(handle, store.at(name))
+        buffer = memoryview(bytearray(min(PIECE, size)))
+        for start in range(0, size, PIECE):
+            piece = buffer[: min(PIECE, size - start)]
+            read_into(store, handle, piece, start, store.at(name))
+            digest.update(piece)
+    finally:
+        store.close(handle)
+    return size, digest.hexdigest()
+
+
+class ShardWriter:
+    """Writes the rows of one shard in blocks of 1,024 (the last may be shorter), then commits.
+
+    `rows` is how many the tar holds; `index` the digest of its index; `column_digest` that of
+    column.json. Close it, or use it in `with`, where it may be left before the commit.
+    """
+
+    def __init__(
+        self, column: Place, spec: ColumnSpec, column_digest: str, shard: int,
+        rows: int, index: str,
+    ) -> None:  # fmt: skip
+        self.store, self.spec, self.shard, self.rows = open_store(column), spec, shard, rows
+        if not 0 <= rows <= spec.layout.shard_rows:
+            raise ValueError(f"{rows} rows in a shard of at most {spec.layout.shard_rows}")
+        self._column_digest, self._index = column_digest, index
+        self._arrays = spec.arrays()
+        self._objects: list[tuple[str, int, str]] = []
+        self._blocks: list[str] = []
+        self._given = np.full(
+            rows, Status.ABSENT, np.uint8
+        )  # the status before the values' own say
+        self._status = self._given.copy()
+        self._lengths = np.zeros(rows, np.uint16)
+        self._crc = np.zeros(rows, np.uint32)
+        self._next, self._committing = 0, False
+        backend = TarValues if spec.layout.backend == "webdataset" else ZarrValues
+        self._values: ZarrValues | TarValues = backend(self.store, spec.layout, shard)
+
+    def put_block(self, values: Values, status: NDArray[np.uint8]) -> None:
+        """Write the next rows: (n, 2C, H, W) float16, or n arrays (tokens, D) of bfloat16 words.
+
+        `status` says what became of each row in the input. A row without values is NaN (moments)
+        or has no tokens; a row with a value that is not finite is stored as NaN and gets status
+        NON_FINITE.
+        """
+        layout, start = self.spec.layout, self._next
+        if start % ZARR_ROWS or len(values) != min(ZARR_ROWS, self.rows - start):
+            raise ValueError(f"block of {len(values)} rows at row {start} of {self.rows}")
+        for row in values:
+            if (row.shape[1:] if layout.ragged else row.shape) != layout.unit_shape:
+                raise ValueError(f"a row of shape {row.shape}, the column says {layout.row_shape}")
+            if row.dtype != layout.dtype:
+                raise ValueError(f"a row of {row.dtype}, the column holds words of {layout.dtype}")
+        values = _blanked(layout, values, np.isin(status, HAS_VALUES))
+        lengths = np.array([len(v) for v in values] if layout.ragged else [0] * len(values))
+        if lengths.max(initial=0) > layout.row_shape[0] * layout.ragged:
+            raise ValueError(f"{lengths.max()} tokens in a row of at most {layout.row_shape[0]}")
+        self._given[start : start + len(values)] = status
+        stored = self._values.put(start, values, lengths, status)
+        if stored is not values and (wrong := _of_another_input(layout, values, stored)):
+            raise CorruptColumn(
+                f"{self.store.at(self._values.objects[-1][0])}: its rows "
+                f"{[start + i for i in wrong[:8]]} ({len(wrong)} in all) were made of other captions "
+                "or pictures, by an attempt that was cut off while the tar held those. It is of no "
+                "commit: delete it and encode again"
+            )
+        self._learn(start, stored, lengths)
+        self._next += len(values)
+
+    def _learn(self, start: int, values: Values, lengths: NDArray[Any]) -> None:
+        """Derive status, crc and digest of a block from the values that stand."""
+        layout, at = self.spec.layout, slice(start, start + len(values))
+        given = self._given[at]
+        lost = np.isin(given, HAS_VALUES) & ~_finite(layout, values)
+        self._status[at] = np.where(lost, Status.NON_FINITE, given)
+        self._lengths[at] = lengths
+        self._crc[at] = [crc32c(np.ascontiguousarray(row)) for row in values]
+        self._blocks.append(
+            block_digest(values, self._lengths[at] if layout.ragged else None, self._status[at])
+        )
+
+    def _adopt(self) -> None:
+        """Learn all again from the tar that another writer published first."""
+        self._values.close()
+        self._values = TarValues(self.store, self.spec.layout, self.shard)
+        self._blocks = []
+        for start in range(0, self.rows, ZARR_ROWS):
+            at = slice(start, min(start + ZARR_ROWS, self.rows))
+            lengths = self._lengths[at].astype(np.int64)
+            self._learn(start, self._values.standing(start, lengths, self._given[at]), lengths)
+
+    def commit(self, provenance: Json, members: Mapping[str, str] | None = None) -> Commit:
+        """Write what was learnt of the rows and, last, the commit record; adopts a commit that
+        stands. `members`: what was read of the tar, see `members`.
+        """
+        if self._next != self.rows:
+            raise ValueError(f"commit after {self._next} of {self.rows} rows")
+        self._committing = True
+        if not self._values.finish():
+            self._adopt()
+        self._objects = list(self._values.objects)
+        self.close()
+        learnt: dict[str, NDArray[Any]] = {
+            "lengths": self._lengths,
+            "status": self._status,
+            "crc": self._crc,
+        }
+        for name, data in learnt.items() if self.rows else ():
+            if name in self._arrays:
+                self._put(name, data)
+        if "empty" in self._arrays:
+            path = f"empty/{self._arrays['empty'].key(0)}"
+            self._objects.append((path, *sha256_of(self.store, path)))
+        commit = Commit(
+            self.shard, self.rows, runs(self._status), tuple(self._objects), tuple(self._blocks),
+            self._index, self._column_digest, provenance, members or {},
+        )  # fmt: skip
+        name = commit_name(self.shard)
+        self._insist()
+        record = sealed(commit.record(), commit_record, self.store.at(name))
+        self.store.put_if_absent(name, record)
+        standing = read_commit(self.store, self.shard)
+        refuse_difference(
+            f"{self.store.at(name)}: the commit of shard {self.shard}",
+            standing.content,
+            commit.content,
+            "Two writers disagree about one shard: run `python -m shards verify` on the column",
+        )
+        refuse_other_members(self.store, standing, commit.members)
+        return standing
+
+    def withdraw(self) -> None:
+        """Delete the values that this writer made, because its input turned out to be wrong. From
+        `commit` on, or where another writer has committed them, they stay.
+        """
+        if not self._committing and self.store.size(commit_name(self.shard)) is None:
+            self._values.withdraw()
+
+    def _insist(self) -> None:
+        """IncompleteColumn unless every object stands that the commit is to name: one that is of no
+        commit yet, and old, may have been taken by `gc`.
+        """
+        sizes = self.store.sizes([name for name, _, _ in self._objects])
+        for (name, size, _), found in zip(self._objects, sizes, strict=True):
+            if found != size:
+                raise IncompleteColumn(
+                    f"{self.store.at(name)}: {'no object' if found is None else f'{found} bytes'} "
+                    f"where {size} bytes were written or found before; shard {self.shard} was not "
+                    "committed. Run encode again"
+                )
+
+    def _put(self, array: str, data: NDArray[Any]) -> None:
+        """Write a small array of the shard, or check that what stands says the same."""
+        spec = self._arrays[array]
+        path = f"{array}/{spec.key(self.shard)}"
+        new, size, digest = put_object(self.store, path, spec, [data])
+        self._objects.append((path, size, digest))
+        if not new and not np.array_equal(read_object(self.store, path, spec, len(data)), data):
+            raise CorruptColumn(
+                f"{self.store.at(path)}: what stands does not fit the values that stand beside it. "
+                "It is of no commit: delete it and encode again"
+            )
+
+    def close(self) -> None:
+        """Drop what is not published yet."""
+        self._values.close()
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def refuse_other_members(column: Store, commit: Commit, members: Mapping[str, str]) -> None:
+    """Raise SourceChanged if a commit of the same shard was made of other members of a suffix."""
+    for suffix, digest in members.items():
+        if commit.members.get(suffix, digest) != digest:
+            raise SourceChanged(
+                f"{column.at(commit_name(commit.shard))}: shard {commit.shard} of this column was made "
+                f"of other {suffix} members than the tar holds now. Columns would no longer belong "
+                "together: restore the tar, or make it a new source"
+            )
+
+
+class ZarrValues:
+    """Values as Zarr objects, one a block of 1,024 rows, each published when it is written."""
+
+    def __init__(self, store: Store, layout: Layout, shard: int) -> None:
+        self.store, self.layout, self.shard = store, layout, shard
+        self.array = layout.arrays()[layout.kind]
+        self.objects: list[tuple[str, int, str]] = []
+        self._new: list[str] = []
+
+    def put(
+        self, start: int, values: Values, lengths: NDArray[Any], status: NDArray[np.uint8]
+    ) -> Values:
+        """Write one values object, or adopt the one that stands; returns the values that stand."""
+        ragged = self.layout.ragged
+        count = int(lengths.sum()) if ragged else len(values)
+        if not count:
+            return values
+        number = self.shard * self.layout.blocks_per_shard + start // ZARR_ROWS
+        path = f"{self.layout.kind}/{self.array.key(number)}"
+        parts = [values] if isinstance(values, np.ndarray) else list(values)
+        new, size, digest = put_object(self.store, path, self.array, parts)
+        self.objects.append((path, size, digest))
+        if new:
+            self._new.append(path)
+            return values
+        standing = read_object(self.store, path, self.array, count)
+        return np.split(standing, np.cumsum(lengths)[:-1]) if ragged else standing
+
+    def finish(self) -> bool:
+        return True
+
+    def withdraw(self) -> None:
+        for path in self._new:
+            self.store.delete(path)
+
+    def close(self) -> None:
+        pass
+
+
+class TarValues:
+    """Values as one tar of `.npy` members, published by `finish`; a tar that stands is adopted."""
+
+    def __init__(self, store: Store, layout: Layout, shard: int) -> None:
+        self.store, self.layout, self.path = store, layout, tar_name(shard)
+        self.objects: list[tuple[str, int, str]] = []
+        self._open = ExitStack()
+        self._file: Staging | None = None
+        if store.size(self.path) is None:
+            self._file = self._open.enter_context(store.staged(self.path))
+            return
+        store.settle(self.path)
+        store.touch(self.path)
+        self._handle = store.open(self.path)
+        self._open.callback(store.close, self._handle)
+        size = store.length(self._handle, store.at(self.path))
+        store.forget(self._handle, 0, size)  # pages of it may be damaged
+        found = scan(store, self._handle, layout, store.at(self.path))
+        self._members = {row: (start, size) for row, start, size in found}
+        self.objects.append((self.path, *sha256_of(store, self.path)))
+
+    def put(
+        self, start: int, values: Values, lengths: NDArray[Any], status: NDArray[np.uint8]
+    ) -> Values:
+        """Append rows that have values; returns the values that stand."""
+        if self._file is None:
+            return self.standing(start, lengths, status)
+        for i in np.flatnonzero(
+            np.isin(status, HAS_VALUES) & _finite(self.layout, values)
+        ).tolist():
+            write_row(self._file, start + i, values[i])
+        return values
+
+    def standing(self, start: int, lengths: NDArray[Any], status: NDArray[np.uint8]) -> Values:
+        """What the standing tar holds of some rows; a row that it lacks is blank."""
+        layout, name = self.layout, self.store.at(self.path)
+        rows = []
+        for i, there in enumerate(np.isin(status, HAS_VALUES)):
+            row = layout.blank(int(lengths[i]) if layout.ragged else 1)
+            if found := self._members.get(start + i):
+                if not there or found[1] != row.nbytes:
+                    raise CorruptColumn(
+                        f"{name}: row {start + i} has {found[1]} bytes, {row.nbytes * there} were "
+                        "to be written. The tar is of no commit: delete it and encode again"
+                    )
+                if row.nbytes:
+                    read_into(
+                        self.store,
+                        self._handle,
+                        row.reshape(-1).view(np.uint8).data,
+                        found[0],
+                        name,
+                    )
+            rows.append(row if layout.ragged else row[0])
+        return rows if layout.ragged else np.stack(rows)
+
+    def finish(self) -> bool:
+        """Publish the tar; False if another writer was first, and its tar stands."""
+        if self._file is None:
+            return True
+        self._file.write(END)
+        new = self._file.publish()
+        if new:
+            self.objects.append((self.path, self._file.bytes, self._file.sha256))
+        return new
+
+    def withdraw(self) -> None:
+        self.close()  # nothing is published before the commit
+
+    def close(self) -> None:
+        self._open.close()
+
+
+def put_object(
+    store: Store, path: str, spec: ArraySpec, parts: Sequence[NDArray[Any]]
+) -> tuple[bool, int, str]:
+    """Write an object whole, if absent; (whether it is new, size and sha256 of what stands)."""
+    with store.staged(path) as file:
+        pack(file, spec, parts)
+        if file.publish():
+            return True, file.bytes, file.sha256
+    store.touch(path)
+    return (False, *sha256_of(store, path))
+
+
+def read_object(store: Store, path: str, spec: ArraySpec, count: int) -> NDArray[Any]:
+    """The `count` elements of an object that stands, which must hold exactly so many."""
+    name, handle = store.at(path), store.open(path, cached=False)
+    try:
+        held = (len(read_index(store, handle, spec, name)) - 1) * spec.chunk_len
+        if held != count + -count % spec.chunk_len:
+            raise CorruptColumn(
+                f"{name}: an object of {held} elements stands where {count} were to be written. "
+                "It is of no commit: delete it and encode again"
+            )
+        return read_elements(store, handle, spec, 0, count, name)
+    finally:
+        store.close(handle)
+
+
+def _of_another_input(layout: Layout, values: Values, standing: Values) -> list[int]:
+    """Rows that differ by more than two machines do: no values in one of the two, other token ids,
+    or a channel or token whose L2 norm changes by more than OTHER of itself.
+    """
+    same = _finite(layout, values) == _finite(layout, standing)
+    for i in np.flatnonzero(same & _finite(layout, values)).tolist():
+        if layout.element == "int32":
+            same[i] = np.array_equal(values[i], standing[i])
+        elif values[i].size:
+            ours, theirs = _vectors(layout, values[i]), _vectors(layout, standing[i])
+            norms = np.linalg.norm(ours, axis=1)
+            floor = max(float(np.median(norms)) / 8, 1e-30)  # of a channel that is almost zero
+            change = np.linalg.norm(ours - theirs, axis=1) / np.maximum(norms, floor)
+            same[i] = change.max() <= OTHER
+    return [int(i) for i in np.flatnonzero(~same)]
+
+
+def _vectors(layout: Layout, row: NDArray[Any]) -> NDArray[np.float32]:
+    """The channels or tokens of a row as float32, (count, values)."""
+    if layout.quantised:  # scales of channels stand in column.json, and are those of both
+        scale = np.ascontiguousarray(row[:, -SCALE_BYTES:]).view("<f4")
+        return np.asarray(row[:, :-SCALE_BYTES] * scale, np.float32)
+    values = to_floats(row) if layout.element == "bfloat16" else row
+    return np.asarray(values, np.float32).reshape(len(row) if row.ndim > 1 else 1, -1)
+
+
+def _blanked(layout: Layout, values: Values, has_values: NDArray[np.bool_]) -> Values:
+    """Rows without values blanked; a row with any non-finite value becomes NaN as a whole, its
+    length kept.
+    """
+    finite = _finite(layout, values)
+    if layout.ragged:
+        return [
+            layout.blank(0) if not there
+            else np.ascontiguousarray(row, layout.dtype) if good
+            else layout.blank(len(row))
+            for row, there, good in zip(values, has_values, finite, strict=True)
+        ]  # fmt: skip
+    dense = np.array(values, layout.dtype)
+    dense[~(has_values & finite)] = layout.blank(1)[0]
+    return dense
+
+
+def _finite(layout: Layout, values: Values) -> NDArray[np.bool_]:
+    """Which rows hold finite numbers only."""
+    return np.array([layout.finite(row) for row in values], bool)
+
+
+def block_digest(
+    values: Values, lengths: NDArray[np.uint16] | None, status: NDArray[np.uint8]
+) -> str:
+    """The logical digest of up to 1,024 rows: values, lengths, statuses; the same for every
+    backend and codec.
+    """
+    digest = hashlib.sha256()
+    for row in values:
+        digest.update(np.ascontiguousarray(row).data)
+    if lengths is not None:
+        digest.update(lengths.astype("<u2").data)
+    digest.update(status.astype(np.uint8).data)
+    return digest.hexdigest()
+
+
+def runs(status: NDArray[np.uint8]) -> tuple[tuple[int, int, int], ...]:
+    """Runs of rows that are not ok: (first row, count, status)."""
+    edges = np.flatnonzero(np.diff(status, prepend=np.uint8(0), append=np.uint8(0)))
+    spans = zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+    return tuple((a, b - a, int(status[a])) for a, b in spans if status[a] != Status.OK)

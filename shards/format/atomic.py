@@ -1,0 +1,324 @@
+"""Objects appear whole or not at all and are never replaced.
+
+    write <dir>/.tmp-<random> -> flush -> fsync -> link to the final name (fails if it exists) ->
+    fsync(<dir>), and once the folders above it
+
+The link is what makes a name appear; a crash before it leaves only a `.tmp-` file, which nothing
+ever reads. Where a file system has no links (exFAT, SMB), a rename that does not replace takes its
+place; where it has neither, StoreError says so at the first object. The last step is also taken
+where the name stood already: who made it may have been killed before that step, and what is written
+next must never outlive it in a power cut.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..errors import CorruptColumn, FormatVersion, NotAColumn, StoreError, Unreadable
+
+TEMPORARY = ".tmp-"
+WHOLE_BYTES = 1 << 28  # no file that is read whole comes near; a larger one is not taken in
+RECORD_BYTES = 1 << 26  # of a sealed record: parsed, JSON takes up to twenty times as much
+LINES_BYTES = 1 << 31  # of a file of JSON lines
+# what a link ends with where there are none (EPERM may also be a right: the rename then says so), a
+# rename that must not replace where it is not known, and the fsync of a folder likewise
+NO_LINKS = (
+    errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV,
+)  # fmt: skip
+NO_RENAMES = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
+Json = dict[str, Any]
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal sha256 of some bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in pieces."""
+    with open(open_file(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one byte string of a JSON value: sorted keys, no spaces, no NaN, a newline at the end."""
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode() + b"\n"
+
+
+def open_file(path: Path | str) -> int:
+    """A descriptor of a regular file for reading. Unreadable where a pipe, a device or a folder has
+    its name: reading these may never end, or never begin.
+    """
+    with naming(path):
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise Unreadable(f"{path}: it is no file, but a pipe, a device or a folder")
+        return handle
+
+
+def read_file(path: Path | str, most: int = WHOLE_BYTES) -> bytes:
+    """The bytes of a regular file of at most `most` bytes; Unreadable otherwise."""
+    with naming(path), open(open_file(path), "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise Unreadable(f"{path}: {size} bytes, at most {most} expected")
+        return file.readall()
+
+
+def parse_json(data: bytes | str) -> Any:
+    """The value of a JSON text; ValueError where it is none, nests too deep to be read, or holds a
+    half of a character, which no file can.
+    """
+    try:
+        value = json.loads(data, parse_constant=_no_number)
+        if (b"\\ud" if isinstance(data, bytes) else "\\ud") in data.lower():  # type: ignore[operator]
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def read_json(path: Path | str) -> Any:
+    """The value of a JSON file; OSError or ValueError where there is none."""
+    return parse_json(read_file(path))
+
+
+class Staged:
+    """A file being written under a temporary name beside its final one, or in another folder of the
+    same file system, hashed on the way.
+    """
+
+    def __init__(self, path: Path, folder: Path | None = None) -> None:
+        self.path = path
+        self.temporary = (folder or path.parent) / f"{TEMPORARY}{secrets.token_hex(8)}"
+        self.bytes = 0
+        self._sha = hashlib.sha256()
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.temporary.open("xb")
+
+    def write(self, data: Any) -> None:
+        """Append a bytes-like object."""
+        view = memoryview(data)
+        if not view.nbytes:  # an empty array has no flat view
+            return
+        view = view.cast("B")
+        with naming(self.path):
+            self._file.write(view)
+        self._sha.update(view)
+        self.bytes += view.nbytes
+
+    @property
+    def sha256(self) -> str:
+        return self._sha.hexdigest()
+
+    def publish(self) -> bool:
+        """Make the file appear under its final name; False if that name is taken (and stays as it
+        was).
+        """
+        with naming(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            try:
+                appear(self.temporary, self.path)
+                new = True
+            except FileExistsError:
+                new = False
+            make_durable(self.path)
+        return new
+
+    def discard(self) -> None:
+        with naming(self.path):
+            try:
+                self._file.close()
+            finally:
+                self.temporary.unlink(missing_ok=True)
+
+
+def appear(temporary: Path, path: Path) -> None:
+    """Give a file its final name, at once and whole; FileExistsError if the name is taken.
+
+    StoreError where the file system can do that neither by a link nor by a rename.
+    """
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        code = _rename_new(temporary, path)
+        if code in NO_RENAMES:
+            raise StoreError(
+                f"{path}: this file system has neither hard links ({error.strerror}) nor renames that "
+                "never replace, so two writers could destroy each other's data. Write to a folder of "
+                "another one, and copy what is finished here with `cp -r`"
+            ) from None
+        if code:
+            raise OSError(code, os.strerror(code), str(path)) from None
+
+
+def _rename_new(old: Path, new: Path) -> int:
+    """Rename unless the new name is taken, by Linux's renameat2; an errno, 0 if it was done."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return errno.ENOSYS
+    here, no_replace = -100, 1  # AT_FDCWD, RENAME_NOREPLACE
+    failed = call(here, os.fsencode(old), here, os.fsencode(new), no_replace)
+    return ctypes.get_errno() if failed else 0
+
+
+@contextmanager
+def staged(path: Path, folder: Path | None = None) -> Iterator[Staged]:
+    """Write a new object: `with staged(path) as f: f.write(...); f.publish()`."""
+    file = Staged(path, folder)
+    try:
+        yield file
+    finally:
+        file.discard()
+
+
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Let an OSError say which object it is about: those of write, fsync and close do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and not error.filename:  # a ShardsError, which has no errno, says it already
+            error.filename = str(path)
+        raise
+
+
+def fsync_path(path: Path) -> None:
+    """Make a file's bytes, or the names in a folder, durable."""
+    with naming(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in NO_SYNC or not path.is_dir():
+                raise
+        finally:
+            os.close(descriptor)
+
+
+_durable: set[tuple[int, int]] = set()  # folders whose own names this process has made durable
+
+
+def make_durable(path: Path) -> None:
+    """Make an object's name durable, and once a process those of the folders above it.
+
+    Stops where the file system ends, or at a folder that this user may not open: we made none above.
+    """
+    path = path.absolute()
+    fsync_path(path.parent)
+    found = path.parent.stat()
+    for folder in path.parents:
+        key, above = (found.st_dev, found.st_ino), folder.parent.stat()
+        if key in _durable or above.st_dev != found.st_dev or folder == folder.parent:
+            return
+        try:
+            fsync_path(folder.parent)
+        except PermissionError:
+            return
+        _durable.add(key)
+        found = above
+
+
+def make_readable(path: Path) -> None:
+    """Let others read a file that safetensors made private to the user, where a file has rights."""
+    with suppress(PermissionError, NotImplementedError):
+        path.chmod(0o644)
+
+
+def put_if_absent(path: Path, data: bytes, folder: Path | None = None) -> bool:
+    """Write a whole small object; False if one stands there already, which is then left as it
+    is. Unfinished it is in `folder`, if one is given.
+    """
+    with staged(path, folder) as file:
+        file.write(data)
+        return file.publish()
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write or replace a file that is derived from others (a pointer, a report), never a data
+    object.
+    """
+    with staged(path) as file:
+        file.write(data)
+        with naming(path):
+            file._file.flush()
+            os.fsync(file._file.fileno())
+            os.replace(file.temporary, path)
+    make_durable(path)
+
+
+def seal(record: Json) -> bytes:
+    """A JSON record with the digest of its own canonical form in `digest`."""
+    return canonical_json({**record, "digest": sha256(canonical_json(record))})
+
+
+def unseal(path: Path, kind: str, version: int) -> Json:
+    """Read a sealed record from a file; see `unseal_bytes`. NotAColumn if the file is absent."""
+    try:
+        data = read_file(path, RECORD_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotAColumn(
+            f"{path}: no such file. Expected a {kind} record; check the path, or encode first"
+        ) from None
+    return unseal_bytes(data, str(path), kind, version)
+
+
+def unseal_bytes(data: bytes, name: str, kind: str, version: int) -> Json:
+    """A sealed record from its bytes, its digest, kind and version checked.
+
+    Raises CorruptColumn if it is damaged, FormatVersion if it is something else.
+    """
+    try:
+        record = parse_json(data)
+        digest = record.pop("digest")
+        sound = digest == sha256(canonical_json(record)) and data == seal(record)
+        refuse_version(record, name, kind, version)
+    except FormatVersion as error:
+        error.sound = sound
+        raise
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise CorruptColumn(f"{name}: not a {kind} record ({error})") from None
+    if not sound:
+        raise CorruptColumn(
+            f"{name}: the record's digest does not fit its content; it was edited or damaged. "
+            "Restore it, or delete it and encode again"
+        )
+    record["digest"] = digest
+    return record  # type: ignore[no-any-return]  # json.loads is untyped
+
+
+def refuse_version(record: Any, name: str, kind: str, version: int) -> None:
+    """FormatVersion if a record is of another format, or of a version that this program does not
+    read; KeyError or TypeError if it does not say so. `name` is the file, for the message.
+    """
+    form, number = record["format"], record["version"]
+    if (form, number) != (kind, version):
+        error = FormatVersion(
+            f"{name}: found format {form!r:.80} version {number!r:.80}, this program reads {kind!r} "
+            f"version {version}. Use the release that wrote it"
+        )
+        error.newer = form == kind and type(number) is int and number > version
+        raise error

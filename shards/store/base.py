@@ -1,0 +1,180 @@
+"""Where a column stands: a folder, or a prefix in an object store, behind one seam.
+
+A store is a small file system of objects. Names are relative, parted by `/`. Objects appear whole
+or not at all and are never replaced; what is large is streamed in, and read in place by `preadv`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import CorruptColumn, NotAColumn
+from ..format.atomic import (
+    Json,
+    unseal_bytes,
+)
+from ..format.layout import COLUMN, COMMIT, COMPLETE, SOURCE
+from .open import open_store
+
+REMOTE = ("s3", "gs", "az")
+WEB = ("http", "https")  # to be read only
+# of a sealed record by kind; parsed, JSON takes up to twenty times as much
+RECORD_BYTES = {COLUMN: 1 << 22, COMMIT: 1 << 24, COMPLETE: 1 << 26, SOURCE: 1 << 26}
+SOME, READERS = 256, 16  # sizes that a thread asks for, one after the other, and threads
+Handle = Any  # of an open object: a file descriptor, or what the store makes of one
+
+
+class Staging(Protocol):
+    """An object on its way: bytes are written and hashed, then it appears whole or never."""
+
+    bytes: int
+
+    @property
+    def sha256(self) -> str: ...
+
+    def write(self, data: Any) -> None:
+        """Append a bytes-like object."""
+
+    def publish(self) -> bool:
+        """Make the object appear; False if its name is taken, and then what stands stays."""
+
+
+class Store(ABC):
+    """A folder of objects. Pickles; a copy in another process opens its own files."""
+
+    url: str  # without a slash at the end
+    folder: Path | None = None  # of a local store
+
+    def at(self, name: str) -> str:
+        """The object's full name, for messages."""
+        return f"{self.url}/{name}"
+
+    @property
+    def name(self) -> str:
+        """The last part of the url: how people call a column."""
+        return self.url.rstrip("/").rpartition("/")[2]
+
+    @abstractmethod
+    def child(self, name: str) -> Store:
+        """The store of all names below `name`."""
+
+    @property
+    def parent(self) -> Store:
+        """The store that this one is a child of: of a column, its source."""
+        return open_store(self.url.rpartition("/")[0])
+
+    # Whole objects --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """A whole small object; FileNotFoundError if it is absent."""
+
+    @abstractmethod
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        """Create a small object; False if the name is taken, and then what stands stays."""
+
+    @abstractmethod
+    def replace(self, name: str, data: bytes) -> None:
+        """Write or replace an object that is derived from others, never a data object."""
+
+    @abstractmethod
+    def staged(self, name: str) -> AbstractContextManager[Staging]:
+        """Create a large object: `with store.staged(name) as f: f.write(...); f.publish()`."""
+
+    def settle(self, name: str) -> None:  # noqa: B027  # an object store keeps what it shows
+        """Make a name that stands outlive a power cut: its writer may have died just before that."""
+
+    def touch(self, name: str) -> None:  # noqa: B027  # an object store can only write it again
+        """Make an object young again that is of no commit, but will be: `gc` then leaves it."""
+
+    def unseal(self, name: str, kind: str, version: int) -> Json:
+        """Read a sealed record; see `storage.unseal_bytes`. NotAColumn if it is absent."""
+        size = self.size(name)
+        if size is not None and size > RECORD_BYTES.get(kind, 1 << 20):
+            raise CorruptColumn(
+                f"{self.at(name)}: {size} bytes are no {kind} record. Restore it, or delete it and "
+                "encode again"
+            )
+        try:
+            data = self.read(name)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotAColumn(
+                f"{self.at(name)}: no such file. Expected a {kind} record; check the path, or "
+                "encode first"
+            ) from None
+        return unseal_bytes(data, self.at(name), kind, version)
+
+    # Names ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def size(self, name: str) -> int | None:
+        """Bytes of an object; None if it is absent."""
+
+    def sizes(self, names: Sequence[str]) -> Sequence[int | None]:
+        """The size of each of many objects."""
+        parts = [names[i : i + SOME] for i in range(0, len(names), SOME)]
+        with ThreadPoolExecutor(READERS) as pool:  # a network's file system takes its time for each
+            found = pool.map(lambda part: [self.size(name) for name in part], parts)
+            return [size for part in found for size in part]
+
+    @abstractmethod
+    def folders(self) -> Sequence[str]:
+        """Names of the folders that are direct children."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> list[tuple[str, int]]:
+        """(name, bytes) of every object below a folder, sorted, without what is being staged."""
+
+    @abstractmethod
+    def litter(self, seconds: float) -> Sequence[str]:
+        """Names that interrupted writers left behind at least so long ago."""
+
+    @abstractmethod
+    def age(self, name: str) -> float | None:
+        """Seconds since an object was written; None if it is absent."""
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Remove an object, if it is there. For `repair` and `gc` alone, under the lease."""
+
+    @abstractmethod
+    def move(self, name: str, to: str) -> None:
+        """Give an object another name. For `repair` alone."""
+
+    # Reading in place -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def open(self, name: str, cached: bool = True) -> Handle:
+        """Open an object for `preadv`; FileNotFoundError if it is absent. Without `cached` its bytes
+        come from the store itself, past anything that is kept of it elsewhere.
+        """
+
+    @abstractmethod
+    def length(self, handle: Handle, name: str) -> int:
+        """Bytes of an open object; an error says its `name`."""
+
+    @abstractmethod
+    def preadv(self, handle: Handle, buffers: Sequence[memoryview], offset: int) -> int:
+        """Fill buffers from an open object as `os.preadv` does; how many bytes came."""
+
+    @abstractmethod
+    def willneed(self, handle: Handle, offset: int, length: int) -> None:
+        """Say that a range will be read soon. Returns at once."""
+
+    @abstractmethod
+    def close(self, handle: Handle) -> None:
+        """Close an open object."""
+
+    def forget(self, handle: Handle, offset: int, length: int) -> bool:
+        """Drop what is cached of a range, so that it is fetched again; False if nothing is ever
+        cached.
+        """
+        return False
+
+
+Place = Store | Path | str  # what a store may be named by

@@ -1,0 +1,414 @@
+"""Checkpoints: complete or absent, readable without this code, loadable at any world size, and never a pickle.
+
+    checkpoints/step-00000100/manifest.json                       written last: what this is, and every file's sha256
+    checkpoints/step-00000100/state-00000-of-00002.safetensors    rank 0's part of weights, exp_avg, exp_avg_sq and ema
+    checkpoints/step-00000100/weights.safetensors                 all weights under the reference's parameter names
+    checkpoints/step-00000100/ema.safetensors                     their moving average, the same
+    checkpoints/latest                                            a hint for people; nothing here reads it
+    checkpoints/.staging-step-00000300-<owner>                    one that a job is writing; the owner is its lease
+    checkpoints/.damaged-step-00000200                            the last one that was passed over, set aside
+
+A state file holds 1-D fp32 tensors `<kind>/<parameter>`; its metadata `ranges` says which elements of the flattened
+parameter they are: {"<parameter>": [start, stop, total]}. Saving goes: stage in a hidden folder, fsync, read back,
+manifest, rename. A folder named step-* is therefore whole, unless the disk failed it later, which the sha256 shows.
+What a crash leaves has a name with a dot before it, and goes with the next save.
+
+A job may be suspended at any line (SIGSTOP, a paused machine), lose the run's lock meanwhile and wake up beside its
+successor. So what is deleted is listed first, then the lock is checked, then it is deleted: what the successor makes is
+not in the list. Names of what is in progress differ by owner.
+"""
+
+import json
+import logging
+import platform
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from shards import FormatVersion, ShardsError, atomic_write, seal, sha256_file, unseal
+from shards.errors import LeaseHeld
+from shards.format.atomic import TEMPORARY, fsync_path, make_durable, make_readable, naming
+from shards.format.layout import differences
+from shards.format.records import base_name, digest, having, integer, mapping, table
+
+from ..model.dit import DiT, DiTConfig
+from ..ranks.world import World
+from ..step.engine import Fragment
+
+KIND, VERSION = "latentbank-checkpoint", 1
+KINDS = ("weights", "exp_avg", "exp_avg_sq", "ema")
+LEFT = (".staging-*", ".removed-*", f"{TEMPORARY}*")  # by a crash in the midst of a save
+WHOLE = {"weights": "weights.safetensors", "ema": "ema.safetensors"}
+COUNT = integer(0, 1 << 62)
+MOST = 1 << 24  # of any size of a model
+FILE = having({"bytes": COUNT, "sha256": digest})
+MANIFEST = having(
+    {"step": COUNT, "model": mapping, "files": table(base_name, FILE, 1 << 20)}, {"data": mapping, "position": COUNT}
+)  # fmt: skip
+RESUMED = having({"position": COUNT, "optimizer": having({"step": COUNT}, {"skipped": COUNT})})
+Manifest = dict[str, Any]
+Tell = Callable[[str], None]  # told what is about to be read
+log = logging.getLogger(__name__)
+
+
+def _quietly(at: str) -> None:
+    pass
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is absent, damaged, or could not be written."""
+
+    exit_code = 2
+
+
+class ResumeRefused(CheckpointError):
+    """The checkpoint belongs to another run than the one that is asked for."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a rank saves and loads: flat fp32 partitions by kind, and which elements they are."""
+
+    fragments: Sequence[Fragment]
+    totals: Mapping[str, int]  # elements of each whole parameter
+    flats: Mapping[str, Sequence[Tensor]]  # kind -> partition tensors
+
+
+# Saving --------------------------------------------------------------------------------------------------------------
+
+
+def save(
+    folder: Path, state: State, model: DiT, record: Mapping[str, Any], world: World, keep: int
+) -> Path:
+    """Write `folder/step-<record["step"]>`, all ranks together; the oldest beyond `keep` go. Returns its path.
+
+    An error of one rank is raised on all, and leaves the checkpoints that stand as they were."""
+    final = folder / f"step-{record['step']:08d}"
+    staging = together(world, lambda: _stage(final, world) if world.rank == 0 else None)[0]
+    own = staging / f"state-{world.rank:05d}-of-{world.size:05d}.safetensors"
+    files = together(world, lambda: _write_state(own, state))
+
+    def publish() -> None:
+        states = [staging / file["name"] for file in files]
+        written = files + _write_whole(staging, states, model, world)
+        manifest = {
+            **record,
+            "format": KIND,
+            "version": VERSION,
+            "world": world.size,
+            "files": {f["name"]: {"bytes": f["bytes"], "sha256": f["sha256"]} for f in written},
+            "provenance": provenance(),
+        }
+        atomic_write(staging / "manifest.json", seal(manifest))
+        world.check_lock()
+        _replace(staging, final, world)
+        world.check_lock()
+        atomic_write(folder / "latest", f"{final.name}\n".encode())
+        _prune(final, keep, world)
+
+    together(world, lambda: publish() if world.rank == 0 else None)
+    return final
+
+
+def _stage(final: Path, world: World) -> Path:
+    """An empty staging folder of this job; what crashes and jobs that lost the lock have left beside it goes."""
+    left = [path for pattern in LEFT for path in final.parent.glob(pattern)]
+    world.check_lock()
+    for path in left:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    staging = final.with_name(f".staging-{final.name}-{world.owner}")
+    staging.mkdir(parents=True)
+    return staging
+
+
+def _replace(staging: Path, final: Path, world: World) -> None:
+    """Make the staged folder appear under its name; a damaged one of that name was passed over on resume."""
+    fsync_path(staging)
+    if final.exists():
+        _set_aside(final, world)
+    staging.rename(final)
+    make_durable(final)
+
+
+def _prune(newest: Path, keep: int, world: World) -> None:
+    """Keep the checkpoint just written and those before it, `keep` in all. One of a later step was damaged, and passed
+    over on resume. A name vanishes before the files below it do."""
+    listed = steps(newest.parent)
+    world.check_lock()
+    for damaged in reversed([path for path in listed if path.name > newest.name]):
+        _set_aside(damaged, world)
+    for old in [path for path in listed if path.name <= newest.name][keep:]:
+        _remove(old)
+
+
+def _set_aside(damaged: Path, world: World) -> None:
+    """For whoever wants to look into it; one such folder is enough. It is put back if it is another job's by now."""
+    aside = damaged.with_name(f".damaged-{damaged.name}")
+    for earlier in damaged.parent.glob(".damaged-*"):
+        shutil.rmtree(earlier, ignore_errors=True)
+    damaged.rename(aside)
+    try:
+        world.check_lock()
+    except LeaseHeld:
+        aside.rename(damaged)
+        raise
+
+
+def _remove(path: Path) -> None:
+    aside = path.with_name(f".removed-{path.name}")
+    path.rename(aside)
+    with suppress(OSError):  # what is left goes with the next save
+        shutil.rmtree(aside)
+
+
+def together(world: World, work: Callable[[], Any]) -> list[Any]:
+    """Do something on each rank and return all results everywhere; an error on one rank is raised on all. Where it
+    came of another job that has the folder by now, it is RunLocked."""
+
+    def named() -> Any:
+        try:
+            return work()
+        except ShardsError:
+            raise  # has its own exit code
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"rank {world.rank}: {error}") from error
+
+    world.mark("saving or loading a checkpoint")
+    try:
+        return world.together(named)
+    except CheckpointError:
+        world.together(world.check_lock)
+        raise
+
+
+def _write_state(path: Path, state: State) -> dict[str, Any]:
+    tensors = {
+        f"{kind}/{f.name}": f.of(flats).cpu()
+        for kind, flats in state.flats.items()
+        for f in state.fragments
+    }
+    ranges = {f.name: [f.start, f.stop, state.totals[f.name]] for f in state.fragments}
+    metadata = {
+        "format": KIND,
+        "version": str(VERSION),
+        "ranges": json.dumps(ranges, sort_keys=True),
+    }
+    return _write(path, tensors, metadata)
+
+
+def _write_whole(
+    folder: Path, states: Sequence[Path], model: DiT, world: World
+) -> list[dict[str, Any]]:
+    """Put weights and average together from the state files just written, which shows that they can be read."""
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    buffers = {name: b.cpu() for name, b in model.named_buffers()}
+    written = []
+    for kind, name in WHOLE.items():
+        world.mark(f"writing {name}", own=True)
+        parts = _read_ranges(states, kind, {n: (0, shape.numel()) for n, shape in shapes.items()})
+        written.append(
+            _write(folder / name, {n: parts[n].view(s) for n, s in shapes.items()} | buffers, {})
+        )
+    return written
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> dict[str, Any]:
+    try:
+        save_file(dict(tensors), path, metadata=metadata)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} could not be written: {error}") from error
+    with naming(path):
+        make_readable(path)
+        fsync_path(path)
+        return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+@cache
+def _packages() -> dict[str, str]:
+    """Their versions; read once, as they were loaded once."""
+    return {name: version(name) for name in ("torch", "deepspeed", "safetensors", "numpy")}
+
+
+def provenance() -> dict[str, Any]:
+    """Recorded, never compared."""
+    return {**_packages(), "python": platform.python_version(), "machine": platform.machine()}
+
+
+# Finding -------------------------------------------------------------------------------------------------------------
+
+
+def steps(folder: Path) -> list[Path]:
+    """The step folders of a run's checkpoints, newest first."""
+    return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
+
+
+def manifest_of(path: Path) -> Manifest:
+    """The manifest of a checkpoint; CheckpointError where it is damaged, FormatVersion where another release wrote it,
+    which is no damage."""
+    try:
+        manifest = unseal(path / "manifest.json", KIND, VERSION)
+        MANIFEST(manifest)
+        return manifest
+    except (ShardsError, OSError, ValueError) as error:
+        if isinstance(error, FormatVersion) and (error.sound or error.newer):
+            raise
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+
+
+def verified(path: Path, names: Iterable[str] | None = None, tell: Tell = _quietly) -> Manifest:
+    """The manifest of a checkpoint whose files (all, or those of these names) are as written; else CheckpointError."""
+    manifest = manifest_of(path)
+    try:
+        for name in manifest["files"] if names is None else names:
+            tell(f"checking {path.name}/{name}")
+            file, wanted = path / name, manifest["files"][name]
+            if file.stat().st_size != wanted["bytes"] or sha256_file(file) != wanted["sha256"]:
+                raise OSError(f"{name} is not the {wanted['bytes']} bytes that its manifest names")
+    except (OSError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    return manifest
+
+
+def newest(folder: Path, tell: Tell = _quietly) -> tuple[Path, Manifest] | None:
+    """The newest whole checkpoint; a damaged one is named in the log and passed over. None if there is none at all."""
+    damaged = []
+    for path in steps(folder):
+        try:
+            return path, verified(path, tell=tell)
+        except CheckpointError as error:
+            damaged.append(path)
+            log.warning("%s. Falling back to the checkpoint before it", error)
+    if damaged:
+        raise CheckpointError(
+            f"{folder}: all {len(damaged)} checkpoints are damaged. Move them away to start over"
+        )
+    return None
+
+
+def pins(folder: Path) -> dict[str, Any] | None:
+    """What the checkpoints of a run say of its columns, so that the same generations are opened again; None if there
+    are none. It is the same in all, so the newest that can be read will do, whatever became of its weights.
+
+    FormatVersion where another release wrote any of them: this one must neither pass it over nor take it away."""
+    found = None
+    for path in steps(folder):
+        with suppress(CheckpointError, KeyError):
+            data = manifest_of(path)["data"]  # of each, for its version
+            found = found or data
+    return found
+
+
+def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) -> None:
+    """ResumeRefused unless the checkpoint has the columns, order of samples, seed, model and objective of `record`."""
+    fields = ("data", "order", "model", "objective")  # the order holds the seed
+    changed = [
+        line for field in fields for line in differences(manifest.get(field), record[field], field)
+    ]
+    if changed:
+        raise ResumeRefused(
+            "\n  ".join([f"{path} belongs to another run (found there, expected now):", *changed])
+            + "\nGo back to its columns and settings, or start another run: give the config another name, or set "
+            f"runs=. It may start from these weights: init_from={path}"
+        )
+    try:
+        RESUMED(manifest)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: its manifest: {error}") from None
+
+
+# Loading -------------------------------------------------------------------------------------------------------------
+
+
+def load(path: Path, manifest: Manifest, state: State, tell: Tell = _quietly) -> State:
+    """The same fragments, filled from a checkpoint that any number of ranks may have written."""
+    files = [path / name for name in manifest["files"] if name.startswith("state-")]
+    ranges = {f.name: (f.start, f.stop) for f in state.fragments}
+    flats = {
+        kind: [torch.zeros_like(flat) for flat in parts] for kind, parts in state.flats.items()
+    }
+    for kind, parts in flats.items():
+        tell(f"reading {kind} of {path.name}")
+        read = _read_ranges(files, kind, ranges)
+        for fragment in state.fragments:
+            fragment.of(parts).copy_(read[fragment.name])
+    return replace(state, flats=flats)
+
+
+def _read_ranges(
+    files: Sequence[Path], kind: str, wanted: Mapping[str, tuple[int, int]]
+) -> dict[str, Tensor]:
+    """Elements [start, stop) of each parameter, 1-D fp32, from the state files that hold a part of them."""
+    out = {name: torch.empty(stop - start) for name, (start, stop) in wanted.items()}
+    missing = {name: stop - start for name, (start, stop) in wanted.items()}
+    for path in files:
+        with _opened(path) as file:
+            ranges = json.loads(file.metadata()["ranges"])
+            for name in ranges.keys() & wanted.keys():
+                (start, stop), (first, last, _) = wanted[name], ranges[name]
+                low, high = max(start, first), min(stop, last)
+                if low < high:
+                    out[name][low - start : high - start] = file.get_slice(f"{kind}/{name}")[
+                        low - first : high - first
+                    ]
+                    missing[name] -= high - low
+    if lacking := [name for name, count in missing.items() if count]:
+        raise CheckpointError(
+            f"{files[0].parent}: {kind} of {lacking[0]} is not whole in the state files"
+        )
+    return out
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (OSError, SafetensorError, RuntimeError) as error:  # the last from torch, which maps it
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def load_for_sampling(where: Path, ema: bool = True) -> tuple[DiT, Manifest]:
+    """A model in eval mode on the CPU and its manifest, from a run folder, a folder of steps (of either the newest), or
+    a step folder; trained here or imported."""
+    name = WHOLE["ema" if ema else "weights"]
+    folder = where / "checkpoints" if (where / "checkpoints").is_dir() else where
+    if (where / "manifest.json").is_file():
+        path, manifest = where, verified(where, [name])
+    elif (found := newest(folder)) is not None:
+        path, manifest = found
+    else:
+        foreign = any(where.glob("*/mp_rank_00_model_states.pt"))
+        raise CheckpointError(
+            f"{where}: found no checkpoint there, expected a run folder or one of its steps. "
+            + (
+                f"It is the reference's: python -m train import {where} OUT"
+                if foreign
+                else "Train first"
+            )
+        )
+    try:
+        state = load_file(path / name)
+        config = DiTConfig.model_validate(manifest["model"])
+        if config.layers > len(state) or any(
+            n > MOST for n in vars(config).values() if type(n) is int
+        ):
+            raise ValueError("the model is larger than any")
+        with torch.device("meta"):  # no memory, and no time for weights that are replaced
+            model = DiT(config)
+        model.load_state_dict(state, assign=True)
+    except (ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: its weights do not fit its manifest: {error}") from None
+    return model.eval(), manifest

@@ -1,0 +1,314 @@
+"""What a run is, for comparisons: the training behind a checkpoint, and where two of them differ.
+
+A training is a JSON object of parts (PARTS), read from a manifest. A part that the manifest does
+not say is absent, which means unknown: imported weights name their model and no more.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from shards.format.records import finite, having, integer, mapping, optional, text
+
+from ..config import EmaConfig, OptimConfig
+from ..model.dit import DiTConfig
+from ..model.flow import FlowConfig
+
+Json = dict[str, Any]
+PARTS = (
+    "model",
+    "optim",
+    "ema",
+    "flow",
+    "caption_dropout",
+    "deepspeed",
+    "global_batch",
+    "steps_planned",
+    "step",
+    "position",
+    "seed",
+    "order",
+    "data",
+    "init",
+    "changes",
+)
+CONFIGS: dict[str, type[BaseModel]] = {
+    "model": DiTConfig,
+    "optim": OptimConfig,
+    "ema": EmaConfig,
+    "flow": FlowConfig,
+}
+PRECISION = ("torch_autocast", "communication_data_type")  # of the DeepSpeed JSON
+DEEPEST = 100  # levels of a training's JSON
+YOUNG = 0.05  # share of the initial weights in an average, above which it is of little use
+# What cannot but differ where the latent column is another VAE's.
+GRID = ("model.patch_size", "model.sample_size")  # where both have the same tokens all the same
+FOLLOWS = ("model.in_channels", "model.out_channels", "tokens")
+COLUMN = ("encoder", "norm", "kind")  # likewise, of a latent column
+CHOSEN = "encoder.precision"  # but this is the user's choice
+LOCATION = ("path", "subfolder", "revision")  # of weights that are known by their digest
+
+
+def _init(value: Any) -> None:
+    having({}, {"path": text(), "training": TRAINING})(value)
+
+
+# What is computed with here; the rest of a training is compared and shown, whatever it says.
+TRAINING = having(
+    {},
+    {
+        "model": mapping,
+        "seed": integer(0, 2**64 - 1),
+        "caption_dropout": finite,
+        "init": optional(_init),
+    },
+)
+
+
+def check(training: Any) -> None:
+    """ValueError where a record is no training, or nests deeper than some forty runs that each began from another."""
+    mapping(training)
+    _shallow(training, DEEPEST)
+    TRAINING(training)
+
+
+def _shallow(value: Any, left: int) -> None:
+    if not left:
+        raise ValueError("nested too deep")
+    for inner in (
+        value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    ):
+        _shallow(inner, left - 1)
+
+
+def training_of(manifest: Mapping[str, Any]) -> Json:
+    """The training behind a checkpoint, by part; ValueError where a part is none of a run."""
+    try:
+        training = _parts(manifest)
+        check(training)
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"no training can be read from it ({error!r:.200})") from None
+    return training
+
+
+def _parts(manifest: Mapping[str, Any]) -> Json:
+    training = {
+        key: manifest[key] for key in ("model", "init", "step", "position") if key in manifest
+    }
+    if "latent_shape" in manifest:
+        _, *sides = manifest["latent_shape"]
+        training["tokens"] = prod(side // manifest["model"]["patch_size"] for side in sides)
+    if "data" in manifest:
+        training["data"] = _columns(manifest["data"])
+    if "order" in manifest:
+        order = manifest["order"]
+        training["order"] = {key: order[key] for key in ("lanes", "window", "weights")}
+        training["order"]["valid_rows"] = order["valid"]  # a digest of the row ids of each source
+    if "config" not in manifest:
+        return training
+    config = manifest["config"]
+    return (
+        training
+        | resumed(manifest)
+        | {
+            "flow": config["flow"],
+            "caption_dropout": config["data"]["caption_dropout"],
+            "seed": config["seed"],
+            "changes": manifest.get("changes", []),
+        }
+    )
+
+
+def resumed(manifest: Mapping[str, Any]) -> Json:
+    """The parts that may be others when a run goes on, of those that move the weights."""
+    config = manifest["config"]
+    parts = {key: config[key] for key in ("optim", "ema", "global_batch")}
+    constant = config["optim"]["schedule"] == "constant"  # then the length of the run moves no rate
+    parts["steps_planned"] = None if constant else config["steps"]
+    # of older checkpoints it may be the path of the file that said it
+    parts["deepspeed"] = precision(manifest.get("deepspeed", config["deepspeed"]))
+    return with_defaults(parts)
+
+
+def precision(deepspeed: Any) -> Any:
+    """Of a DeepSpeed JSON what changes the numbers: not its stage, nor its buckets."""
+    if not isinstance(deepspeed, Mapping):
+        return deepspeed
+    parts = {key: deepspeed[key] for key in PRECISION if key in deepspeed}
+    autocast = parts.get("torch_autocast")
+    if isinstance(autocast, Mapping) and not autocast.get("enabled"):
+        del parts["torch_autocast"]
+    return parts
+
+
+def with_defaults(training: Mapping[str, Any]) -> Json:
+    """The same, with fields that its version did not have yet; those of a later version stay."""
+    filled = dict(training)
+    for part, config in CONFIGS.items():
+        with suppress(KeyError, ValidationError):
+            filled[part] = config.model_validate(training[part]).model_dump(mode="json")
+    return filled
+
+
+def _columns(data: Mapping[str, Any]) -> Json:
+    """The columns of each source, without what says which generation of them was read: the order's rows do."""
+    sources = [data, *data.get("more", ())]
+    columns = [
+        {
+            name: _column(value)
+            for name, value in source.items()
+            if isinstance(value, Mapping) and "identity" in value
+        }
+        for source in sources
+    ]
+    keys = ("truncated", "rates", "weights", "text_encoder")
+    return {"sources": columns} | {key: data[key] for key in keys if data.get(key) is not None}
+
+
+def _column(record: Mapping[str, Any]) -> Json:
+    more = {"norm": record.get("norm"), "digest": record.get("column")}
+    return {**record["identity"], **{key: value for key, value in more.items() if value}}
+
+
+def initial_share(manifest: Mapping[str, Any]) -> float | None:
+    """The share of the initial weights in a checkpoint's average; None where it is unknown.
+
+    Manifests that do not say it are of runs whose decay was the same in all updates."""
+    try:
+        if "average" in manifest:
+            return float(manifest["average"]["initial_share"])
+        return float(manifest["config"]["ema"]["decay"] ** manifest["optimizer"]["step"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def young_average(share: float | None, init: Mapping[str, Any] | None) -> str | None:
+    """What is wrong with an average that holds more than YOUNG of the initial weights, which came from `init`."""
+    if share is None or share <= YOUNG:
+        return None
+    origin = f" ({init['path']})" if init else ", which are noise"
+    return (
+        f"{share:.1%} of the averaged weights are the weights that training began with{origin}: the average is younger "
+        "than its decay. Train longer, lower ema.decay, or take the weights themselves"
+    )
+
+
+# Differences ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainingDifferences:
+    """Where two trainings differ, each key with both values."""
+
+    beside: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    follow: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # from the VAE of the latents
+    unknown: tuple[str, ...] = ()  # parts that one of them does not say
+
+    @property
+    def all(self) -> dict[str, tuple[Any, Any]]:
+        return {**self.beside, **self.follow}
+
+
+def compared(a: Mapping[str, Any], b: Mapping[str, Any]) -> TrainingDifferences:
+    """Where the parts differ that both say. Columns that the rows must be valid in (`also`) count through the rows."""
+    a, b = _comparable(a), _comparable(b)
+    unknown = tuple(part for part in PARTS if part not in a or part not in b)
+    shared = a.keys() & b.keys()
+    differ = differing({part: a[part] for part in shared}, {part: b[part] for part in shared})
+    if "order.valid_rows" not in differ:
+        differ = {key: value for key, value in differ.items() if ".also." not in key}
+    patches = GRID if _same_grid(a, b) else ()
+    follow = {key: value for key, value in differ.items() if _follows(key) or key in patches}
+    beside = {key: value for key, value in differ.items() if key not in follow}
+    return TrainingDifferences(beside, follow, unknown)
+
+
+def _same_grid(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether both models have as many tokens, at the same positions: patches of another size then follow the VAE."""
+    first, second = ([t.get("tokens"), *_extent(t.get("model", {}))] for t in (a, b))
+    return None not in first and first == second
+
+
+def _extent(model: Mapping[str, Any]) -> list[Any]:
+    """The largest coordinate of a token, where the model adds a table of them."""
+    if model.get("pos_embed") != "ape":
+        return []
+    try:
+        return [model["sample_size"] // model["patch_size"]]
+    except (KeyError, TypeError, ZeroDivisionError):
+        return [None]
+
+
+def _by_content(data: Any) -> Any:
+    """Columns by what their values are of: not how they are stored, nor where the encoder's weights were read."""
+    if isinstance(data, list):
+        return [_by_content(value) for value in data]
+    if not isinstance(data, Mapping):
+        return data
+    left = ("digest", *LOCATION) if "weights" in data else ("digest",)
+    return {key: _by_content(value) for key, value in data.items() if key not in left}
+
+
+def _comparable(training: Mapping[str, Any]) -> Json:
+    """The same, with columns known by their content, and the run that the first weights came from by its own training,
+    where that is recorded."""
+    other = with_defaults(training)
+    if "data" in other:
+        other["data"] = _by_content(other["data"])
+    init = other.get("init")
+    if init and init.get("training", {}).keys() >= set(PARTS):
+        kept = {key: value for key, value in init.items() if key not in ("path", "sha256")}
+        other["init"] = kept | {"training": _comparable(init["training"])}
+    return other
+
+
+def without_seed(training: Mapping[str, Any]) -> Json:
+    """The leaves that trainings share that differ in their seeds alone; columns of `also` count through the rows."""
+    return {
+        key: value
+        for key, value in leaves(_comparable(training)).items()
+        if _own(key) != "seed" and ".also." not in key
+    }
+
+
+def _own(key: str) -> str:
+    """A leaf's path within its own training, also of the run that the weights came from."""
+    return key.rpartition("init.training.")[2]
+
+
+def _follows(key: str) -> bool:
+    """Whether a difference of this key belongs to the VAE; also in the run that the weights came from."""
+    key = _own(key)
+    before, latents, below = key.partition(".latents.")
+    return key in FOLLOWS or (
+        bool(latents)
+        and before.startswith("data.sources.")
+        and below.split(".")[0] in COLUMN
+        and below != CHOSEN
+    )
+
+
+def differing(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
+    """The leaves that differ between two JSON values, by dotted path; None where one has none."""
+    first, second = leaves(a), leaves(b)
+    return {
+        key: (first.get(key), second.get(key))
+        for key in sorted(first.keys() | second.keys())
+        if first.get(key) != second.get(key)
+    }
+
+
+def leaves(value: Any, path: str = "") -> Json:
+    """A JSON value's leaves by dotted path; a list without objects in it is a leaf."""
+    if isinstance(value, Mapping):
+        items = list(value.items())
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        items = [(str(i), item) for i, item in enumerate(value)]
+    else:
+        return {path: value}
+    below = f"{path}." if path else ""
+    return {k: v for key, item in items for k, v in leaves(item, f"{below}{key}").items()}

@@ -1,0 +1,170 @@
+"""Where metrics go beside metrics.jsonl: TensorBoard, W&B, trackio. None of them can stop or delay a run."""
+
+import importlib.util
+import logging
+import queue
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from configs import ConfigError
+from shards import put_if_absent
+
+from ..config import MetricsConfig
+
+log = logging.getLogger(__name__)
+Values = Mapping[str, float]
+Config = Mapping[str, Any]
+MOST_WAITING = 1000  # records of a logger that does not keep up
+PATIENCE = 10.0  # seconds that the end of a run waits for a logger
+
+
+class Logger(Protocol):
+    def log(self, step: int, values: Values) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Files in the run's folder. A run that goes on from an earlier step takes back what was written beyond it."""
+
+    def __init__(self, run: Path, project: str, config: Config, step: int) -> None:
+        # A second to import, and only rank 0 needs it.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def log(self, step: int, values: Values) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Wandb:
+    """A run of W&B, shown under the name of the run's folder; its id makes it go on when the run does."""
+
+    def __init__(self, run: Path, project: str, config: Config, step: int) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project=project, name=run.name, id=run_id(run), dir=str(run), config=dict(config), resume="allow",
+        )  # fmt: skip
+
+    def log(self, step: int, values: Values) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Trackio:
+    """A run of trackio, which knows runs by name alone: that of the run's folder and the id."""
+
+    def __init__(self, run: Path, project: str, config: Config, step: int) -> None:
+        import trackio
+
+        own = run_id(run)
+        name = run.name if own == run.name else f"{run.name}-{own}"
+        self._run = trackio.init(project=project, name=name, config=dict(config), resume="allow")
+
+    def log(self, step: int, values: Values) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def run_id(run: Path) -> str:
+    """By which W&B and trackio know a run, from its file `id`; made at the first call, which comes before the run's
+    config.yaml is written anew.
+
+    Two runs of one name in two folders have two. A run of an earlier version, which W&B or trackio knows by the name
+    of its folder, keeps that one."""
+    path = run / "id"
+    if not path.exists():
+        config = run / "config.yaml"
+        earlier = (yaml.safe_load(config.read_text()) if config.exists() else None) or {}
+        known = {"wandb", "trackio"} & set(earlier.get("metrics", {}).get("to", ()))
+        put_if_absent(path, f"{run.name if known else secrets.token_hex(8)}\n".encode())
+    return path.read_text().strip()
+
+
+LOGGERS: dict[str, Callable[[Path, str, Config, int], Logger]] = {
+    "tensorboard": TensorBoard,
+    "wandb": Wandb,
+    "trackio": Trackio,
+}
+
+
+def check(config: MetricsConfig) -> None:
+    """ConfigError if a logger is asked for that is not installed; nothing is imported."""
+    for name in config.to:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"metrics.to: {name} is asked for and not installed here: pip install {name}, or leave it out with "
+                f"metrics.to=[{', '.join(other for other in config.to if other != name)}]"
+            )
+
+
+def open_loggers(metrics: MetricsConfig, run: Path, config: Config, step: int) -> list["Aside"]:
+    """The loggers that a config asks for, of a run that stands at `step`."""
+
+    def opening(make: Callable[[Path, str, Config, int], Logger]) -> Callable[[], Logger]:
+        return lambda: make(run, metrics.project, config, step)
+
+    check(metrics)
+    return [Aside(name, opening(LOGGERS[name])) for name in metrics.to]
+
+
+class Aside:
+    """A logger in a thread of its own. If it fails, it is given up with a warning; if it hangs, it is left behind."""
+
+    def __init__(self, name: str, make: Callable[[], Logger], patience: float = PATIENCE) -> None:
+        self.name, self._make, self._patience = name, make, patience
+        self._queue = queue.Queue[tuple[int, Values] | None](MOST_WAITING)
+        self.failed = False
+        self.thread = threading.Thread(target=self._work, name=f"logger-{name}", daemon=True)
+        self.thread.start()
+
+    def log(self, step: int, values: Values) -> None:
+        """Never waits: what a logger cannot take is missing there."""
+        self._put((step, values))
+
+    def close(self) -> None:
+        self._put(None)
+        if not self.failed:
+            self.thread.join(self._patience)
+            if self.thread.is_alive():
+                self._give_up(f"it has not come to an end within {self._patience:.0f} s")
+
+    def _put(self, record: tuple[int, Values] | None) -> None:
+        if not self.failed:
+            try:
+                self._queue.put_nowait(record)
+            except queue.Full:
+                self._give_up(f"it has not taken the last {MOST_WAITING} records")
+
+    def _work(self) -> None:
+        try:
+            logger = self._make()
+            while (record := self._queue.get()) is not None:
+                logger.log(*record)
+            logger.close()
+        except (
+            Exception
+        ) as error:  # whatever a library of others raises: a run is worth more than its graph
+            self._give_up(f"{type(error).__name__}: {error}")
+
+    def _give_up(self, why: str) -> None:
+        if not self.failed:
+            self.failed = True
+            log.warning(
+                "%s gets no more metrics: %s. They are all in metrics.jsonl", self.name, why
+            )
