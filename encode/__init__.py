@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 __all__ = ["EncodeConfig", "ModelSpec", "TextEncoder", "Vae", "load_text", "load_vae"]
 
-_HOMES = {"Vae": "vae", "load_vae": "vae", "TextEncoder": "text", "load_text": "text"}
+_HOMES = {
+    "Vae": "models.vae",
+    "load_vae": "models.vae",
+    "TextEncoder": "models.text",
+    "load_text": "models.text",
+}
 
 
 def __getattr__(name: str) -> Any:

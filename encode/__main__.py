@@ -28,11 +28,11 @@ from shards.printing import safe_output
 from .config import EncodeConfig
 from .run.job import Options, run
 
-OTHERS = {
-    "plan": "bytes, hours and money of a config, before starting",
-    "status": "how far the columns are, and what a run waits for",
-    "download": "bring a data set here",
-    "bench": "measure the engine's own cost",
+OTHERS = {  # module, and what it is for
+    "plan": ("plan.plan", "bytes, hours and money of a config, before starting"),
+    "status": ("report.status", "how far the columns are, and what a run waits for"),
+    "download": ("source.download", "bring a data set here"),
+    "bench": ("bench", "measure the engine's own cost"),
 }
 
 
@@ -63,14 +63,14 @@ def main() -> int:
             "--break-lease", action="store_true",
             help="take a column over from a command that is surely gone",
         )  # fmt: skip
-    for name, text in OTHERS.items():
+    for name, (module, text) in OTHERS.items():
         command = commands.add_parser(name, help=text)
         if sys.argv[1:2] == [name]:  # the others are not loaded
-            importlib.import_module(f".{name}", __package__).add_options(command)
+            importlib.import_module(f".{module}", __package__).add_options(command)
     args = _parsed(parser)
     if args.command in OTHERS:
-        module = importlib.import_module(f".{args.command}", __package__)
-        return int(getattr(module, f"run_{args.command}")(args))
+        verb = importlib.import_module(f".{OTHERS[args.command][0]}", __package__)
+        return int(getattr(verb, f"run_{args.command}")(args))
     config = configs.load(EncodeConfig, args.config, args.overrides)
     if args.allow_failed:
         config = config.model_copy(update={"allow_failed": True})

@@ -45,7 +45,7 @@ Batch = NDArray[np.uint8]  # (B, H, W, 3)
 Scores = Callable[[Batch, Batch], list[float]]  # originals, reconstructions -> one each
 
 LPIPS = {"lpips-alex": "alex", "lpips-vgg": "vgg"}
-DISTANCES = {"rfid": "fid", "rkid": "kid"}  # entries of eval.metrics.METRICS
+DISTANCES = {"rfid": "fid", "rkid": "kid"}  # entries of eval.distances.metrics.METRICS
 MORE = (*LPIPS, *DISTANCES)
 
 

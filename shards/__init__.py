@@ -1,8 +1,8 @@
 """Columns: their format, how they are written, read, joined and streamed. The only meeting point
 of the stages.
 
-Importing this package is cheap; torch is loaded by `shards.stream`, `shards.latents` and
-`shards.randomness`.
+Importing this package is cheap; torch is loaded by `shards.read.stream`, `shards.read.latents` and
+`shards.read.randomness`.
 """
 
 from .column.commits import Generation, put_complete, read_commit

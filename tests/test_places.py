@@ -168,7 +168,7 @@ def test_every_field_of_a_path_has_a_type_that_checks_it(config: type[BaseModel]
     for name, annotation in leaves(config):
         inside = list(parts(annotation))
         if Path in inside or name.rpartition(".")[2] in PATHLIKE and name not in (
-            "columns.source", "sources",  # patterns of tars: `encode.source.expand`
+            "columns.source", "sources",  # patterns of tars: `encode.source.tars.expand`
         ):  # fmt: skip
             checks = [p.func for p in inside if isinstance(p, BeforeValidator)]
             assert set(checks) & set(TYPES), f"{config.__name__}.{name}"

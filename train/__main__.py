@@ -33,12 +33,12 @@ from .config import TrainConfig, run_folder
 from .report.loggers import check
 
 COMMANDS = {  # what is not a run: module, function that adds the options, function that takes them
-    "plan": ("plan", "add_options", "run_plan"),
-    "page": ("page", "add_options", "run_page"),
-    "saved": ("history", "add_options", "run_saved"),
+    "plan": ("plan.plan", "add_options", "run_plan"),
+    "page": ("report.page", "add_options", "run_page"),
+    "saved": ("report.history", "add_options", "run_saved"),
     "bench": ("bench", "add_options", "run_bench"),
-    "import": ("exchange", "add_import_options", "run_import"),
-    "export": ("exchange", "add_export_options", "run_export"),
+    "import": ("checkpoints.commands", "add_import_options", "run_import"),
+    "export": ("checkpoints.commands", "add_export_options", "run_export"),
 }
 
 

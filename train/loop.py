@@ -301,7 +301,7 @@ class Trainer:
         )
         log.info("DeepSpeed: %s", ", ".join(f"{k} {v}" for k, v in self.engine.effective.items()))
         if self.world.device.type == "cuda" and self.gpu is None:
-            log.info("no MFU: the peak of %s is not in train/flops.py", device)
+            log.info("no MFU: the peak of %s is not in train/model/flops.py", device)
         if self.metrics:
             start = {
                 "mix": mix, "epoch_samples": self.epoch_samples, "world": self.world.size, "device": device,

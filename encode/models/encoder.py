@@ -38,7 +38,7 @@ class Encoder(ABC):
 
     config: ColumnConfig
     weights: str
-    model: Any  # what encode.vae, encode.text or encode.features has loaded
+    model: Any  # what encode.models.vae, encode.models.text or encode.models.features has loaded
 
     @abstractmethod
     def identity(self) -> Json:

@@ -151,7 +151,7 @@ class Vae:
             f"{self.model.path}: {self.model.cls} cannot encode pictures of {resolution} x "
             f"{resolution} pixels",
             "Try another size; a class that takes frames, or has no posterior, must be known to "
-            "encode.vae.MANNERS",
+            "encode.models.vae.MANNERS",
         ):
             row = self.encode(torch.zeros(1, 3, resolution, resolution))[0]
         if row.ndim != 3:

@@ -157,7 +157,7 @@ class Shard:
         self._texts: dict[str, Any] = {name: hashlib.sha256() for name in self.captions}
 
     def members(self) -> dict[str, dict[str, str]]:
-        """What each column has read of the tar, by suffix; see `shards.members`."""
+        """What each column has read of the tar, by suffix; see `shards.column.members`."""
         images = {n: (e.view.suffix, self._pictures[e.view.suffix]) for n, e in self.images.items()}
         texts = {n: (member_of(e.suffix), self._texts[n]) for n, e in self.captions.items()}
         return {

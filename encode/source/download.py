@@ -4,7 +4,7 @@
     python -m encode download OWNER/NAME data/name --files 'train-*.tar' --threads 16 --sha256
 
 The hub says what there is at one revision: names, sizes, digests. The bytes come by range
-(`encode.fetch`): an interrupted download goes on inside a file, and a file has its name once it is
+(`encode.source.fetch`): an interrupted download goes on inside a file, and a file has its name once it is
 whole. Exit codes: 0 done, 2 the hub, the disk or a file is not as expected, 130 interrupted.
 """
 

@@ -89,7 +89,7 @@ def read_captions(
     digested: Callable[[bytes], object] = lambda digest: None,
 ) -> tuple[list[str | None], NDArray[np.uint8]]:  # fmt: skip
     """Captions of rows and what became of them: OK, CAPTION_MISSING or CAPTION_UNDECODABLE (over a
-    megabyte, or see `caption_in`). `digested` hears of each row's 32 bytes of `shards.members`.
+    megabyte, or see `caption_in`). `digested` hears of each row's 32 bytes of `shards.column.members`.
 
     Raises TarChanged if a caption is not the one that the index knows.
     """

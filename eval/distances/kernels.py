@@ -47,7 +47,7 @@ def kid_features(a: Features, b: Features, seed: int = 0) -> float:
 
 
 def kid_influence(a: Features, b: Features) -> Floats:
-    """How much each picture of `a` adds to the unbiased distance, times N (see `eval.frechet.influence`)."""
+    """How much each picture of `a` adds to the unbiased distance, times N (see `eval.distances.frechet.influence`)."""
     others = np.arange(0, len(a), -(-len(a) // COLUMNS))
     among, from_ = a[others], b[:: -(-len(b) // COLUMNS)]
     near = _row_means(a, among, polynomial) * len(others)

@@ -42,7 +42,7 @@ class Network:
 
     name: str  # with the architecture
     weights: str  # their digest
-    resize: str  # how a picture is prepared: an entry of `eval.crops`, or clean-fid's
+    resize: str  # how a picture is prepared: an entry of `eval.features.crops`, or clean-fid's
     width: int
     prepare: Callable[[Picture], Tensor]  # (H, W, 3) -> (3, S, S), values 0 to 255
     features: Callable[[Tensor], Tensor]  # (B, 3, S, S) on the device -> (B, width)

@@ -49,7 +49,7 @@ SAVERS = 4  # threads that write files while the next batch is sampled
 
 
 def noise_number(benchmark: str, prompt: str, number: int) -> int:
-    """The number of a prompt's picture for `shards.randomness`."""
+    """The number of a prompt's picture for `shards.read.randomness`."""
     key = f"{benchmark}\0{prompt}\0{number}".encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
 

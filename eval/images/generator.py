@@ -38,7 +38,7 @@ class Request:
     save_dir: Path
     prompts: Path | None = None  # or where the benchmark's were fetched to
     benchmark: str = "prompts"
-    type: str = "latentbank"  # of eval.checkpoint.TYPES
+    type: str = "latentbank"  # of eval.images.checkpoint.TYPES
     tag: int | None = None
     resolution: int | None = None  # pixels; the columns', or RESOLUTION
     num_inference_steps: int = 25

@@ -3,7 +3,7 @@
     <save_dir>/manifest.json      the settings; when all pictures are there, their sha256 too
     <save_dir>/prompts.json       the prompts, in their order
     <save_dir>/images/            the files of the benchmark's layout, as its official scorer reads them
-    <save_dir>/scores/            what scorers found (`eval.results`)
+    <save_dir>/scores/            what scorers found (`eval.scores.results`)
 
 Each file is written whole or not at all and stamped with settings, id and prompt, which makes it verifiable alone: an
 interrupted run goes on from the files that stand. `ImageSet` writes a set, `Images` reads a finished one.

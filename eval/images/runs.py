@@ -1,6 +1,7 @@
 """The training behind a set of pictures, in a record of its own beside the set's settings.
 
-    <save_dir>/run.json     digest of the weights, the training (`train.identity`), how young their average was
+    <save_dir>/run.json     digest of the weights, the training (`train.checkpoints.identity`), and
+                            how young their average was
 
 It is neither in the stamps of the pictures nor compared when a set goes on, so sets without it stay what they are.
 """

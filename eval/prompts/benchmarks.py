@@ -1,8 +1,8 @@
 """The benchmarks: where their prompts are, how many pictures each asks for, and how the pictures lie.
 
 A benchmark is one entry of BENCHMARKS; a prompt file of one's own is "prompts": a picture each, in one folder. To add
-one, write its entry: `reader` with the forms of its prompt file (of `eval.formats`; a new form of item is a function
-from (id, value) to Prompt), a layout of `eval.layouts`, and the `Source` of each file that it publishes.
+one, write its entry: `reader` with the forms of its prompt file (of `eval.prompts.files`; a new form of item is
+a function from (id, value) to Prompt), a layout of `eval.images.layouts`, and the `Source` of each file that it publishes.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ PLACE = Path("prompts")  # where `python -m eval prompts fetch` puts prompt file
 @dataclass(frozen=True, slots=True)
 class Benchmark:
     read: Callable[[Path], Prompts]  # its official prompt file, or the reference's
-    layout: str = "flat"  # of eval.layouts.LAYOUTS
+    layout: str = "flat"  # of eval.images.layouts.LAYOUTS
     images_per_prompt: int = 1
     batch_size: int = 32  # pictures; the reference's default
     prompts: int | None = None  # how many the whole benchmark has

@@ -8,12 +8,10 @@ distance between sets, its scorer's module does that from the features it kept. 
 compared: none is selected.
 """
 
-import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isclose
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -394,18 +392,10 @@ def mean_of(items: Sequence[Item], score: Score) -> float:
     return score.unit * float(np.mean(means))
 
 
-SetDifference = Callable[[Path, Path, str], tuple[Value, dict[str, Value]]]
-
-
 def _between_sets(a: Scored, b: Scored, scorer: str) -> tuple[Value, dict[str, Value]]:
     """Of a distance between sets, whose module keeps features."""
-    try:
-        module = importlib.import_module(".distances", __package__)
-    except ModuleNotFoundError as error:
-        if error.name != f"{__package__}.distances":
-            raise
-        raise _NoDifference("it is of the whole set, and no features of it were kept") from None
-    difference: SetDifference = module.difference
+    from ..distances.measure import difference  # which loads torch
+
     try:
         return difference(a.beside, b.beside, scorer)
     except EvalError as error:

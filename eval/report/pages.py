@@ -1,4 +1,5 @@
-"""What our HTML pages have in common: a file each, nothing from outside, a style (style.css.j2) for light and dark."""
+"""What our HTML pages have in common: a file each, nothing from
+outside, a style (report/style.css.j2) for light and dark."""
 
 import base64
 import io
@@ -8,13 +9,13 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-HERE = Path(__file__).parent
+EVAL = Path(__file__).parents[1]
 
 
 def environment() -> jinja2.Environment:
     """Templates below eval/. Escapes everything it prints, fails on a name that is not there."""
     made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
+        loader=jinja2.FileSystemLoader(EVAL), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     made.filters["interval"] = interval

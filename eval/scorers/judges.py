@@ -2,8 +2,9 @@
 
     questions and models are read and checked -> pictures -> findings (kept as they come) -> items -> scores
 
-What decides is in `eval.geneval`, `.dpg`, `.genai` and `.softtifa`, what looks in `eval.detector` and `eval.vlm`. A
-score is named after the model that looked, since it compares with no other.
+What decides is in `eval.scorers.geneval`, `.dpg`, `.genai` and `.geneval2`, what looks in
+`eval.scorers.detector` and `eval.scorers.vlm`. A score is named after the model that looked, since
+it compares with no other.
 """
 
 import argparse

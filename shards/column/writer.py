@@ -39,7 +39,9 @@ from .tar_object import END, scan, tar_name, write_row
 from .zarr_object import crc32c, pack, read_elements, read_index, read_into
 
 Values = NDArray[Any] | Sequence[NDArray[Any]]
-OTHER = 0.5  # machines change a channel or token by a twentieth at most, see encode/rehearsal.py
+OTHER = (
+    0.5  # machines change a channel or token by a twentieth at most, see encode/models/rehearsal.py
+)
 PIECE = 1 << 24  # bytes read at once where a standing object is hashed
 
 

@@ -19,21 +19,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptColumn, FormatVersion, NotARecord
-from ..store.base import RECORD_BYTES
 from .atomic import Json, canonical_json, refuse_version, seal, sha256
 from .layout import (
     BLOCK,
+    COLUMN,
+    COMMIT,
+    COMPLETE,
     INDEX,
     MAX_NUMBER,
     MAX_ROWS,
     MAX_SHARD_ROWS,
     MAX_SHARDS,
+    SOURCE,
     VERSION,
     ZARR_ROWS,
     ColumnSpec,
     Status,
 )
 
+# Largest file of a sealed record by kind; parsed, JSON takes up to twenty times as much memory.
+RECORD_BYTES = {COLUMN: 1 << 22, COMMIT: 1 << 24, COMPLETE: 1 << 26, SOURCE: 1 << 26}
 MAX_TEXT = 2**16  # characters of a key, a name, a note or a reason
 MAX_CAPTIONS = 256  # members or captions of one sample
 

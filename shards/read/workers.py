@@ -85,7 +85,7 @@ class Worker:
         self.number, self.capacity, self.depth = number, capacity, depth
         self.socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
-            start = f"from shards.workers import main; main({other.fileno()}, {os.getpid()})"
+            start = f"from shards.read.workers import main; main({other.fileno()}, {os.getpid()})"
             path = {"PYTHONPATH": os.pathsep.join(map(str, sys.path))}
             # the child inherits the mask: a signal that comes while it still imports must wait
             before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)

@@ -18,13 +18,10 @@ from ..format.atomic import (
     Json,
     unseal_bytes,
 )
-from ..format.layout import COLUMN, COMMIT, COMPLETE, SOURCE
-from .open import open_store
+from ..format.records import RECORD_BYTES
 
 REMOTE = ("s3", "gs", "az")
 WEB = ("http", "https")  # to be read only
-# of a sealed record by kind; parsed, JSON takes up to twenty times as much
-RECORD_BYTES = {COLUMN: 1 << 22, COMMIT: 1 << 24, COMPLETE: 1 << 26, SOURCE: 1 << 26}
 SOME, READERS = 256, 16  # sizes that a thread asks for, one after the other, and threads
 Handle = Any  # of an open object: a file descriptor, or what the store makes of one
 
@@ -64,9 +61,9 @@ class Store(ABC):
         """The store of all names below `name`."""
 
     @property
+    @abstractmethod
     def parent(self) -> Store:
         """The store that this one is a child of: of a column, its source."""
-        return open_store(self.url.rpartition("/")[0])
 
     # Whole objects --------------------------------------------------------------------------------
 

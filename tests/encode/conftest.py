@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.encode.models import Models
+from tests.encode.tiny_models import Models
 from tests.encode.toy import save_gemma, save_kl, save_qwen
 from tests.memory import MEMORY, in_memory  # noqa: F401 - a fixture
 

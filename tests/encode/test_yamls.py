@@ -13,7 +13,7 @@ from encode.plan.plan import make_plan
 from encode.registry import TEXTS, VAES
 from encode.source.tars import expand
 from shards import IndexRow, Source, open_store, put_index
-from tests.encode.models import Models
+from tests.encode.tiny_models import Models
 
 FOLDER = Path(__file__).parents[2] / "configs/encode"
 FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))

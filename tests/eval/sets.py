@@ -24,7 +24,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
-# What `train.identity.training_of` says of a small run's checkpoint.
+# What `train.checkpoints.identity.training_of` says of a small run's checkpoint.
 TRAINING: dict[str, Any] = {
     "model": {
         "layers": 7,

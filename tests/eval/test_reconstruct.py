@@ -24,8 +24,8 @@ from eval.images.imageset import Images
 from eval.reconstruct import psnr, reconstruct, ssim
 from eval.report.report import report
 from eval.scores import results
+from tests.eval.features.test_lpips import save_weights
 from tests.eval.small import save_inception
-from tests.eval.test_lpips import save_weights
 
 ROOT = Path(__file__).parents[2]
 BROKEN = 2

@@ -33,7 +33,7 @@ from shards.read.stream import Batch
 from tests.memory import MEMORY, kept
 from tests.soak.sweep import Case, Sweep
 from tests.train.conftest import tiny_config, write_columns
-from tests.train.ranks import JOBS, Job, Wrap, called, command, fitting, start
+from tests.train.processes import JOBS, Job, Wrap, called, command, fitting, start
 from train.checkpoints import checkpoint
 from train.ranks.lock import RunLock
 from train.ranks.world import World

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.train.ranks import command
+from tests.train.processes import command
 from train.checkpoints import checkpoint
 
 ARCHIVE = Path(__file__).parents[1] / "golden/run.tar.gz"

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from tests.train import faults
 from tests.train.conftest import ROOT, launch, write_config
 from tests.train.faults import STEPS, elastic, records, same_files, step_folder
-from tests.train.ranks import by_agent
+from tests.train.processes import by_agent
 from train.config import TrainConfig
 from train.model.dit import DiT, DiTConfig
 

@@ -1,0 +1,352 @@
+"""`plan` against what `run` then writes, on full and sampled sources, with and without tars."""
+
+import argparse
+import json
+import math
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+import configs
+from encode.config import EncodeConfig
+from encode.errors import EncodeError
+from encode.plan import disk_space as room
+from encode.plan import plan
+from encode.plan.disk_space import NoRoom, free_bytes, required_bytes, size_text
+from encode.plan.plan import add_options, break_even, interval, run_plan
+from encode.plan.probe import Rate, decode_bound, hours, spread, timed
+from encode.plan.survey import Estimate, exactly, extrapolate, find, look_into
+from encode.run.job import run
+from encode.run.prepare import prepare, root_of
+from shards import IndexRow, Source, open_store, put_index, seal
+from shards.column.commits import FAILURE, failure_name
+from shards.format.layout import VERSION
+from tests.encode.tiny_models import Models
+from tests.encode.toy import jpeg, sample, tar_bytes, write_config, write_source
+from tests.encode.web import serving
+
+
+@pytest.fixture
+def config(tmp_path: Path, models: Path) -> Path:
+    """Moments, tokens, int8 tokens and ids of three tars, one of them with faults."""
+    tars = write_source(tmp_path / "tars", 3, 40)
+    odd = [
+        ("1.jpg", jpeg(1)),
+        ("2.txt", b"no picture"),
+        ("3.jpg", b"broken"),
+        ("3.txt", b"caf\xe9"),
+    ]
+    members = [member for n in range(300, 330) for member in sample(n)]
+    (tmp_path / "tars/1.tar").write_bytes(tar_bytes(members + odd))
+    path = write_config(tmp_path / "toy.yaml", tmp_path / "cache", tars, models)
+    written = yaml.safe_load(path.read_text())
+    columns = written["columns"]
+    columns["small"] = columns["text"] | {"element": "int8"}
+    columns["ids"] = columns["text"] | {"kind": "ids"}
+    columns["tarred"] = columns["vae"] | {"backend": "webdataset"}
+    path.write_text(yaml.safe_dump(written))
+    return path
+
+
+def options(config: Path, *words: object) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    return parser.parse_args([str(config), *map(str, words)])
+
+
+def planned(capsys: pytest.CaptureFixture[str], config: Path, *words: object) -> Any:
+    """The plan as JSON; words with a `=` are for the config, and stand first."""
+    run_plan(options(config, *words, "--json"))
+    return json.loads(capsys.readouterr().out)
+
+
+def bytes_below(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def columns_of(found: Any) -> dict[str, Any]:
+    return {column["column"]: column for column in found["columns"]}
+
+
+def test_a_full_plan_is_what_is_then_written(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = planned(capsys, config, "--shards-sampled", 0, "--seconds", 0)
+    assert found["fits"] is True
+    settings = configs.load(EncodeConfig, config)
+    prepared = prepare(settings)
+    cheap = required_bytes(settings, prepared.claims, prepared.encoders)
+    assert not (config.parent / "cache").exists()  # planning writes nothing
+    assert run(settings) == 0
+    capsys.readouterr()
+    root = config.parent / "cache/toy"
+    for name, column in columns_of(found).items():
+        assert column["bytes"]["value"] == pytest.approx(bytes_below(root / name), rel=0.01), name
+        assert column["bytes"]["low"] == column["bytes"]["high"] == column["bytes"]["value"]
+        assert column["committed"] == 0
+        assert column["missing_bytes"] == column["bytes"]["value"]
+    index = found["sources"][0]["index_bytes"]["value"]
+    assert index == pytest.approx(bytes_below(root / "index"), rel=0.01)
+    assert found["bytes"] == pytest.approx(bytes_below(root), rel=0.01)
+    assert cheap == pytest.approx(bytes_below(root), rel=0.15)  # from one tar of three
+
+    mine = columns_of(found)
+    assert mine["vae"]["samples"]["value"] == 112  # what cannot be decoded is not known before
+    assert mine["text"]["samples"]["value"] == 111
+    assert mine["ids"]["mean_tokens"] == mine["text"]["mean_tokens"]
+    assert 20 < mine["text"]["mean_tokens"] <= mine["text"]["p99_tokens"] == 24
+    assert list(mine["text"]["alternatives"]) == ["int8", "ids"]
+    for other, name in (("int8", "small"), ("ids", "ids")):
+        size = mine["text"]["alternatives"][other]
+        assert size == pytest.approx(mine[name]["bytes"]["value"], rel=0.01)
+
+    again = planned(capsys, config, "--seconds", 0)  # now from the index, and nothing is missing
+    assert again["missing_bytes"] == again["sources"][0]["index_missing_bytes"] == 0
+    assert columns_of(again)["text"]["bytes"] == mine["text"]["bytes"]
+    after = prepare(settings)
+    assert required_bytes(settings, after.claims, after.encoders) == 0
+
+
+def test_the_index_serves_without_tars(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows and pictures exactly, tokens from the bytes of captions."""
+    exact = columns_of(planned(capsys, config, "--shards-sampled", 0, "--seconds", 0))
+    assert run(configs.load(EncodeConfig, config)) == 0
+    shutil.rmtree(config.parent / "tars")
+    capsys.readouterr()
+    found = planned(capsys, config, "columns.text.max_tokens=64", "--seconds", 0)
+    assert "no tar is in reach" in found["sources"][0]["notes"][-1]
+    mine = columns_of(found)
+    assert mine["vae"]["bytes"]["value"] == exact["vae"]["bytes"]["value"]
+    text = mine["text"]
+    assert 6 < text["mean_tokens"] < 20  # 34 bytes a caption, at 4.2 bytes a token
+    assert text["samples"]["value"] == 112  # a caption that is no UTF-8 is not known from the index
+
+
+def test_the_synthetic_index_of_a_large_source(
+    tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1,000 tars that are nowhere: the total of a column from eight of them, rows of all."""
+    sizes = np.random.default_rng(0).integers(50, 150, 200)
+    source = Source("toy", tuple((f"{s}.tar", int(n) * 9_000) for s, n in enumerate(sizes)), 1024)
+    root = open_store(tmp_path / "cache/toy")
+    source.put(root)
+    for shard, count in enumerate(sizes.tolist()):
+        rows = [
+            IndexRow(f"{i}", {"jpg": (512, 8_000), "txt": (9_000, 84)}, {}) for i in range(count)
+        ]
+        put_index(root, source.fingerprint, shard, rows, None)
+    tars = f"{tmp_path}/{{0..199}}.tar"
+    config = write_config(tmp_path / "toy.yaml", tmp_path / "cache", tars, models)
+    found = planned(capsys, config, "columns.text.max_tokens=64", "--seconds", 0)
+    assert found["sources"][0]["rows"]["value"] == sizes.sum()
+    assert found["sources"][0]["index_missing_bytes"] == 0
+    mine = columns_of(found)
+    assert mine["vae"]["samples"]["value"] == pytest.approx(sizes.sum())
+    assert mine["text"]["mean_tokens"] == 21  # 84 bytes at 4.2, and one
+    values = sum(-(-n // 32) * 32 * 32 * 4 * 4 * 2 for n in sizes.tolist())
+    estimate = mine["vae"]["bytes"]
+    assert estimate["low"] < estimate["value"] < estimate["high"]
+    assert values < estimate["value"] < 3 * values  # and records of 1,000 tiny shards
+
+
+def test_hours_and_money(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Encoders are tried on real rows; the numbers follow from the rates."""
+    prices = ("--price-per-gpu-hour", 2.5, "--price-per-tb-month", 20)
+    found = planned(
+        capsys, config, "--gpus", 4, "--seconds", 0.4, "--global-batch", 16, *prices
+    )  # fmt: skip
+    for name, column in columns_of(found).items():
+        rate, samples = column["rate"], column["samples"]["value"]
+        assert rate["rows_per_s"] > 0
+        slowest = min(rate["rows_per_s"], 2 * (rate["decoded_per_s"] or math.inf))
+        assert column["gpu_hours"] == pytest.approx(samples / slowest / 3600)
+        assert column["hours"] == pytest.approx(column["gpu_hours"] / 4)
+        assert column["price_once"] == pytest.approx(column["gpu_hours"] * 2.5)
+        assert column["price_a_month"] == pytest.approx(column["bytes"]["value"] / 1e12 * 20)
+        share = 1 if "tokens" not in column["kind"] else column["mean_tokens"] / 24
+        expected = None if name == "ids" else pytest.approx(samples / 16 * share)
+        assert column["break_even_steps"] == expected
+
+    mine = columns_of(found)
+    encoding = sum(c["samples"]["value"] / c["rate"]["rows_per_s"] for c in mine.values())
+    decoding = max(112 / mine[n]["rate"]["decoded_per_s"] / 2 for n in ("vae", "tarred"))
+    assert found["hours"] == pytest.approx(max(encoding, decoding) / 3600 / 4)
+
+    assert run_plan(options(config, "columns.vae.codec=blosc", "--seconds", 0.1, *prices)) == 0
+    text = capsys.readouterr().out
+    assert "toy/vae" in text
+    assert "it fits" in text
+    assert "samples/s on this device" in text
+    assert "the same captions stored otherwise: int8" in text
+    assert "steps of a run of global batch 1,024" in text
+    assert "a month" in text
+    assert "all columns in one pass" in text
+
+
+def test_a_codec_is_measured(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("columns.vae.codec=blosc", "--shards-sampled", 0)
+    plain = columns_of(planned(capsys, config, *words, "--seconds", 0))["vae"]
+    tried = columns_of(planned(capsys, config, *words, "--seconds", 0.2))["vae"]
+    assert tried["rate"]["ratio"] < 1
+    assert tried["bytes"]["value"] < plain["bytes"]["value"]
+
+
+def test_a_codec_of_int8_tokens_is_measured_on_what_is_stored(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("columns.small.codec=blosc", "--shards-sampled", 0, "--seconds", 0.2)
+    tried = columns_of(planned(capsys, config, *words))["small"]
+    assert 0 < tried["rate"]["ratio"] < 1.1
+
+
+def test_run_refuses_what_does_not_fit(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk cannot be had in a test: the one figure that the system gives is put in its place."""
+    settings = configs.load(EncodeConfig, config)
+    prepared = prepare(settings)
+    need = required_bytes(settings, prepared.claims, prepared.encoders)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage(1 << 40, 0, int(need * 0.99)))
+    with pytest.raises(NoRoom, match="are free, what is not committed yet will take about"):
+        room.refuse_if_full(root_of(settings), settings, prepared.claims, prepared.encoders)
+    assert NoRoom.exit_code == 2
+    assert not (config.parent / "cache").exists()
+    assert run_plan(options(config, "--seconds", 0, "--shards-sampled", 0)) == 2
+    assert "it does NOT fit, `run` will refuse" in capsys.readouterr().out
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage(1 << 40, 0, int(need * 1.1)))
+    room.refuse_if_full(root_of(settings), settings, prepared.claims, prepared.encoders)
+    assert required_bytes(settings, prepared.claims, prepared.encoders, retry=True) == 0
+    for column in prepared.claims[0].columns():
+        record = {"format": FAILURE, "version": VERSION, "shard": 1, "reason": "died"}
+        column.replace(failure_name(1), seal(record))
+    again = required_bytes(settings, prepared.claims, prepared.encoders, retry=True)
+    assert 0 < again < need / 2  # of three tars
+
+
+def test_free_space_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    there = free_bytes(open_store(tmp_path / "not/yet"))
+    assert there is not None
+    assert there == pytest.approx(free, rel=0.05)
+    assert free_bytes(open_store("s3://bucket/prefix")) is None
+    nobody_knows = plan.Room("s3://bucket", 1.0, 1.0, None)
+    assert nobody_knows.fits is None
+    assert "unknown" in plan.verdict(nobody_knows)
+
+
+def test_tars_that_are_none_are_passed_over(config: Path) -> None:
+    settings = configs.load(EncodeConfig, config)
+    (config.parent / "tars/0.tar").write_bytes(b"<html>")
+    folder = root_of(settings).child("toy")
+    survey = find("toy", settings.sources["toy"], 1024, folder)
+    look_into(survey, folder, 3, {"txt"}, {"jpg"}, config.parent)
+    assert [look.shard for look in survey.looks] == [1, 2]
+    assert "tar 0 passed over" in survey.notes[0]
+    assert "extrapolated from 2 of 3 tars" in survey.notes[-1]
+    assert required_bytes(settings, prepare_without_int8(config)) > 0
+    for shard in range(3):
+        (config.parent / f"tars/{shard}.tar").write_bytes(b"<html>")
+    assert required_bytes(settings, prepare_without_int8(config)) == 0
+    survey = find("toy", settings.sources["toy"], 1024, folder)
+    with pytest.raises(EncodeError, match="none of 3 tars could be looked into"):
+        look_into(survey, folder, 3, {"txt"}, set(), config.parent)
+
+
+def prepare_without_int8(config: Path) -> Any:
+    """Claims of columns that need no caption for their scales."""
+    return prepare(configs.load(EncodeConfig, config, ["columns.small=null"])).claims
+
+
+def test_extrapolation_covers_the_truth() -> None:
+    """The interval of a ratio estimator, over many samples of a known population."""
+    chance = np.random.default_rng(0)
+    sizes = chance.integers(500, 1_500, 300).astype(float)
+    values = sizes * chance.normal(3, 0.3, 300)
+    covered = 0
+    for _ in range(200):
+        chosen = chance.choice(300, 10, replace=False)
+        got = extrapolate(values[chosen].tolist(), sizes[chosen].tolist(), sizes.sum(), 300)
+        covered += got.low <= values.sum() <= got.high
+    assert 180 <= covered <= 200  # 95 % of 200
+    assert extrapolate([1, 2, 3], [1, 1, 1], 3, 3) == exactly(6)
+    assert math.isnan(extrapolate([4], [2], 10, 5).low)
+    assert extrapolate([4], [2], 10, 5).value == 20
+
+
+def test_arithmetic_of_rates() -> None:
+    rate = Rate(1_000.0, 100.0, 1.0, 5)
+    assert hours(3.6e6, rate, 1, 20) == 1
+    assert hours(3.6e6, rate, 4, 20) == 0.25
+    assert hours(3.6e6, rate, 1, 5) == 2  # decoding is slower
+    assert decode_bound(rate, 5) == 10
+    assert decode_bound(rate, 10) is None
+    assert spread([1, 2, 3], 6) == [1, 1, 2, 2, 3, 3]
+    assert spread(list(range(10)), 5) == [0, 2, 4, 6, 8]
+    given: list[int] = []
+    median, calls, last = timed(lambda n: given.append(n) or n, 64, 0.01)
+    assert given[:3] == [1, 1, 64]
+    assert (last, calls, median > 0) == (64, 25, True)
+
+
+def test_words() -> None:
+    assert size_text(2.1e12) == "2.10 TB"
+    assert size_text(512) == "0.5 kB"
+    assert interval(exactly(3e9), size_text) == "3.00 GB"
+    assert interval(Estimate(3e9, math.nan, math.nan), size_text) == "~3.00 GB"
+    assert interval(Estimate(3e9, 2e9, 4e9), size_text) == "~3.00 GB (2.00 GB to 4.00 GB)"
+    ids = plan.ColumnPlan("s", "c", "ids", exactly(10), exactly(10), 0, 0, 1, mean_tokens=2.0)
+    assert break_even(ids, 256, 2) is None
+
+
+def test_tars_elsewhere(config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Tars of a web server are fetched to be looked into, and go again; the plan is the same."""
+    local = columns_of(planned(capsys, config, "--shards-sampled", 0, "--seconds", 0))
+    with serving() as web:
+        for shard in range(3):
+            web.files[f"/d/{shard}.tar"] = (tmp_path / f"tars/{shard}.tar").read_bytes()
+        scratch = tmp_path / "scratch"
+        words = [f"sources.toy={web.url}/d/{{0..2}}.tar", f"engine.scratch={scratch}"]
+        found = planned(capsys, config, *words, "--shards-sampled", 0, "--seconds", 0)
+        assert not list(scratch.iterdir())
+        settings = configs.load(EncodeConfig, config, words)
+        prepared = prepare(settings)
+        cheap = required_bytes(settings, prepared.claims, prepared.encoders)
+        assert cheap == pytest.approx(found["bytes"], rel=0.2)
+        assert web.gets("/d/1.tar") > 0
+    elsewhere = columns_of(found)
+    for name, column in local.items():
+        assert elsewhere[name]["bytes"] == column["bytes"]
+
+
+def test_every_kind_can_be_planned(
+    tiny: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Latents, features, T5 and a chat template: as many bytes as a run writes."""
+    norm = {"shift": [0.0], "scale": [0.41407]}
+    columns = {
+        "dc": {"kind": "latents", "encoder": tiny("dc"), "resolution": 32, "norm": norm},
+        "dino": {"kind": "features", "encoder": tiny("dinov2"), "element": "bfloat16"},
+        "t5": {"kind": "tokens", "encoder": tiny("t5"), "max_tokens": 24, "backend": "webdataset"},
+        "chat": {"kind": "ids", "encoder": tiny("qwen3"), "max_tokens": 16, "chat_template": True},
+    }
+    written = {
+        "root": str(tmp_path / "cache"), "columns": columns, "shard_rows": 1024,
+        "sources": {"toy": write_source(tmp_path / "tars", 2, 35)},
+        "engine": {"executor": "inline", "batch": 8, "device": "cpu"},
+    }  # fmt: skip
+    path = tmp_path / "kinds.yaml"
+    path.write_text(yaml.safe_dump(written))
+    found = columns_of(planned(capsys, path, "--shards-sampled", 0, "--seconds", 0.1))
+    assert run(configs.load(EncodeConfig, path)) == 0
+    for name, column in found.items():
+        size = bytes_below(tmp_path / "cache/toy" / name)
+        assert column["bytes"]["value"] == pytest.approx(size, rel=0.01), name
+        assert column["rate"]["rows_per_s"] > 0
+    assert found["dc"]["alternatives"] == found["chat"]["alternatives"] == {}
+    assert found["chat"]["break_even_steps"] is None
