@@ -138,9 +138,10 @@ def _generate_flags(add: argparse.ArgumentParser) -> None:
 
 
 def _generate(args: argparse.Namespace) -> int:
+    from shards.signals import stoppable, stopping
+
     from .images.generate import Request, generate
     from .images.ranks import Rank
-    from .stopping import stoppable, stopping
 
     rank = Rank.here()
     fields = {k: v for k, v in vars(args).items() if k != "act"}

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from encode.models.pixels import to_images
 from encode.models.vae import load_vae
 from shards import Column, Status, atomic_write, canonical_json
+from shards.console import Bar
 from shards.store.base import Place
 
-from .bar import Bar
 from .distances.measure import PACKAGES, enough, measure
 from .distances.metrics import METRICS
 from .distances.references import make

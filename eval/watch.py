@@ -25,8 +25,9 @@ import torch
 import configs
 from shards import LeaseHeld, atomic_write, canonical_json, open_store, put_if_absent
 from shards.column.lease import Lease, standing
+from shards.console import positive
 from shards.format.atomic import read_json
-from shards.options import positive
+from shards.signals import Stopped, stoppable, stopping
 from train.checkpoints.checkpoint import CheckpointError, steps
 from train.report.page import write_page
 
@@ -38,7 +39,6 @@ from .prompts.benchmarks import BENCHMARKS, find
 from .score import run as score_sets
 from .scores import results
 from .scores.scorer import Scorer
-from .stopping import Stopped, stoppable, stopping
 
 Json = dict[str, Any]
 NAME = "eval"  # folder of a run

@@ -33,8 +33,8 @@ import os
 import sys
 
 from .bench import add_options
+from .console import not_negative, number, positive
 from .errors import ShardsError
-from .options import not_negative, number, positive
 from .printing import safe_output
 
 NO_RIGHTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)

@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from shards.console import positive
 from shards.format.atomic import Json
-from shards.options import positive
 from shards.places import local_path
 
 PARTS = ("overhead", "busy", "scale")

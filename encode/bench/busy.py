@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from shards.console import render
 from shards.format.atomic import Json
-from shards.tables import render
 
 from ..config import EngineConfig, MomentsColumn
 from ..meter import Stats

@@ -34,8 +34,8 @@ from shards import ShardWriter, put_index
 from shards.bench.cost import cpu_of, keep_memory, paired, tree_cpu_seconds
 from shards.column.writer import block_digest
 from shards.column.zarr_object import crc32c
+from shards.console import render
 from shards.format.atomic import Json
-from shards.tables import render
 
 from ..config import EngineConfig, MomentsColumn
 from ..models.encoder import Encoder, ImageEncoder

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from shards.bench.cost import rss_mb
+from shards.console import render
 from shards.format.atomic import Json
 from shards.format.layout import MAX_SHARDS
-from shards.tables import render
 
 from ..config import EncodeConfig
 from ..models import load_encoders

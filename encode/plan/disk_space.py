@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from shards import ColumnSpec, Source, Store
 from shards.column.commits import committed, read_failures
+from shards.console import size_text
 
 from ..config import EncodeConfig
 from ..errors import BadTar, EncodeError, FetchFailed
@@ -170,11 +171,3 @@ def refuse_if_full(
             f"{size_text(need)}. Make room, or choose cheaper columns (`python -m encode plan "
             "CONFIG` shows some); --ignore-space goes on all the same"
         )
-
-
-def size_text(size: float) -> str:
-    """Bytes in decimal units, as disks are sold."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if size >= scale:
-            return f"{size / scale:,.2f} {unit}"
-    return f"{size / 1e3:,.1f} kB"

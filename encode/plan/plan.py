@@ -26,17 +26,16 @@ from rich.table import Table
 import configs
 from shards import Layout, Store, open_store
 from shards.column.commits import committed
+from shards.console import not_negative, number, positive, render, size_text, without_nan
 from shards.format.atomic import Json
-from shards.options import not_negative, number, positive
 from shards.places import local_path
-from shards.tables import render, without_nan
 
 from ..config import EncodeConfig
 from ..errors import EncodeError
 from ..models import load_encoders
 from ..models.encoder import CaptionEncoder, Encoder, ImageEncoder, layout_of
 from ..source.members import passed_over
-from .disk_space import MARGIN, free_bytes, lengths_of, scratch_of, size_text
+from .disk_space import MARGIN, free_bytes, lengths_of, scratch_of
 from .probe import Rate, decode_bound, hours, probe, spread
 from .sizes import alternatives, column_bytes, shard_bytes
 from .survey import Estimate, Survey, find, look_into, refuse_unmatched

@@ -18,9 +18,9 @@ from rich.table import Table
 
 from shards import ColumnSpec, Status, Store, canonical_json
 from shards.column.commits import Commit, committed, own_commit, read_complete, read_failures
+from shards.console import render
 from shards.format.atomic import Json, parse_json
 from shards.format.layout import HAS_VALUES
-from shards.tables import render
 
 from ..config import EncodeConfig
 from ..errors import EncodeError

@@ -37,16 +37,15 @@ from shards.column.commits import (
     read_complete,
     read_failures,
 )
+from shards.console import duration_text, render, size_text
 from shards.errors import CorruptColumn, NotAColumn
 from shards.format.atomic import Json, parse_json, refuse_version
 from shards.format.layout import COLUMN, COMMIT, VERSION, ColumnSpec
 from shards.format.records import finite, having, integer, one_of, optional, table, text
 from shards.places import local_path
 from shards.printing import raw
-from shards.tables import render
 
 from ..config import EncodeConfig
-from ..plan.disk_space import size_text
 from ..source.index import READERS
 from .report import AHEAD, SHOWN, standing_report, usable
 
@@ -212,7 +211,7 @@ def in_words(run: Json, alive: bool, now: float) -> list[str]:
         "this run",
     ]
     if alive and run.get("eta_s") is not None:
-        lines.append(f"ETA         {duration(run['eta_s'])}")
+        lines.append(f"ETA         {duration_text(run['eta_s'])}")
     if run.get("busy") is not None:
         lines.append(f"encoders    {100 * run['busy']:.0f} % busy; {waiting_for(run)}")
     return lines
@@ -226,14 +225,6 @@ def waiting_for(run: Json) -> str:
     most = max(waits, key=lambda reason: waits[reason])
     share = waits[most] / sum(waits.values())
     return f"{ADVICE.get(most, f'it waits for {most}')} ({100 * share:.0f} % of the waiting)"
-
-
-def duration(seconds: float) -> str:
-    """1 d 02:03:04."""
-    whole = max(0, round(seconds))
-    days, rest = divmod(whole, 86_400)
-    clock = f"{rest // 3_600:02d}:{rest % 3_600 // 60:02d}:{rest % 60:02d}"
-    return f"{days} d {clock}" if days else clock
 
 
 # The command --------------------------------------------------------------------------------------

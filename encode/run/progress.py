@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from shards import Store
+from shards.console import duration_text
 from shards.format.atomic import Json, canonical_json
 from shards.printing import console, one_line
 
@@ -180,7 +181,7 @@ class Progress:
         since = self._past[0][2]
         words = [f"{self.rows:,} rows", f"{self.rate():,.0f} rows/s"]
         eta = self.eta()
-        words.append("ETA unknown" if eta is None else f"ETA {clock(eta)}")
+        words.append("ETA unknown" if eta is None else f"ETA {duration_text(eta)}")
         share = self._totals.share(since)
         if share is not None:
             words.append(f"encoders busy {100 * share:.0f} %")
@@ -236,9 +237,3 @@ class Progress:
 
 def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in sorted(seconds.items())}
-
-
-def clock(seconds: float) -> str:
-    """1:02:03."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"

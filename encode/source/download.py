@@ -36,9 +36,9 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
+from shards.console import positive, size_text
 from shards.errors import NoRoom
 from shards.format.atomic import make_durable
-from shards.options import positive
 from shards.places import local_path
 from shards.printing import console
 
@@ -85,12 +85,12 @@ def run_download(args: argparse.Namespace) -> int:
     left = sum(file.size for file in lacking) - sum(parts_of(args.folder, lacking))
     free = shutil.disk_usage(args.folder).free
     print(
-        f"{repository} at {commit[:12]}: {len(files):,} files of {human(sum(f.size for f in files))}; "
-        f"{len(lacking):,} files, {human(left)}, to download; {human(free)} free at {args.folder}"
+        f"{repository} at {commit[:12]}: {len(files):,} files of {size_text(sum(f.size for f in files))}; "
+        f"{len(lacking):,} files, {size_text(left)}, to download; {size_text(free)} free at {args.folder}"
     )
     if left + min(SPARE, left) > free:
         raise NoRoom(
-            f"{args.folder}: {human(left)} to download, {human(free)} free. Make room, choose another "
+            f"{args.folder}: {size_text(left)} to download, {size_text(free)} free. Make room, choose another "
             "folder, or fewer files with --files"
         )
     try:
@@ -280,7 +280,7 @@ class Meter:
             rate = (self._came - self._had) / (now - self._start)
             left = f"{(self._total - self._came) / rate:.0f} s" if rate else "unknown"
             print(
-                f"{human(self._came)} of {human(self._total)}, {human(rate)}/s, ETA {left}",
+                f"{size_text(self._came)} of {size_text(self._total)}, {size_text(rate)}/s, ETA {left}",
                 flush=True,
             )
 
@@ -325,12 +325,3 @@ def braces(places: Sequence[str]) -> list[str]:
         f"{before}{first}{after}" if first == last else f"{before}{{{first}..{last}}}{after}"
         for before, first, last, after in runs
     ]
-
-
-def human(size: float) -> str:
-    """Bytes for people: 1.5 GB."""
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if abs(size) < 1000 or unit == "TB":
-            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
-        size /= 1000
-    raise AssertionError

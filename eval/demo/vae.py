@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shards import sha256_file
-from shards.options import positive
+from shards.console import positive
 from shards.places import local_path
 
 from .data import digest, read, training_tars

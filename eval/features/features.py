@@ -24,8 +24,8 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from shards import atomic_write, canonical_json, sha256, sha256_file
+from shards.console import Bar
 
-from ..bar import Bar
 from ..errors import BadPicture, MissingImages, NotFinite, TooFewImages
 from ..images.imageset import Images
 from ..images.layouts import Picture

@@ -25,13 +25,13 @@ from typing import Any
 import torch
 
 from encode.models.pixels import to_images
+from shards.console import Bar
 from shards.read.randomness import normal
+from shards.signals import Stopped
 
-from ..bar import Bar
 from ..errors import BadRequest
 from ..prompts.benchmarks import BENCHMARKS, find
 from ..prompts.prompts import Prompts
-from ..stopping import Stopped
 from . import runs
 from .checks import MOST_PICTURES
 from .encoders import moved as moved

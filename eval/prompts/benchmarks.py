@@ -1,8 +1,9 @@
 """The benchmarks: where their prompts are, how many pictures each asks for, and how the pictures lie.
 
-A benchmark is one entry of BENCHMARKS; a prompt file of one's own is "prompts": a picture each, in one folder. To add
-one, write its entry: `reader` with the forms of its prompt file (of `eval.prompts.files`; a new form of item is
-a function from (id, value) to Prompt), a layout of `eval.images.layouts`, and the `Source` of each file that it publishes.
+A benchmark is one entry of BENCHMARKS; a prompt file of one's own is "prompts": a picture each, in one folder. To
+add one, write its entry: `reader` with the forms of its prompt file (of `eval.prompts.files`; a new form of
+item is a function from (id, value) to Prompt), a layout of `eval.images.layouts`, and the `Source` of each file that it
+publishes.
 """
 
 from collections.abc import Callable

@@ -6,8 +6,8 @@ interval is 95 %, null where none is known):
     sections[]      one a benchmark, in the order of its first folder
       benchmark     its name; `kind` is "pictures" or "reconstruction"
       sets[]        name, folder, images (digest), prompts (digest), pictures, settings, provenance, cost, notes, entry
-                    (its index), training (by part, null where unknown; see train/checkpoints/identity.py), initial_share
-                    (of the initial weights in the average, null where unknown)
+                    (its index), training (by part, null where unknown; see train/checkpoints/identity.py),
+                    initial_share (of the initial weights in the average, null where unknown)
       entries[]     sets whose trainings differ in the seed alone: name, sets (indices), seeds (of training, or null)
       scores[]      scorer, better, notes, and by set (in the order of sets; null where it was not scored): values,
                     groups {group: [Value]}, made_by, prompts, pictures, seconds; by entry: over_seeds (the mean, its

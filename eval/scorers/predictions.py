@@ -19,10 +19,10 @@ from glob import escape
 from typing import Any
 
 from shards import atomic_write, canonical_json, put_if_absent, sha256
+from shards.console import Bar
 from shards.format.atomic import LINES_BYTES, parse_json, read_file, refuse_version
 from shards.format.records import finite, having, mapping, text
 
-from ..bar import Bar
 from ..errors import BadScores, MissingImages, NotFinite
 from ..images.imageset import Images, One
 from ..images.layouts import Picture

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..options import positive
+from ..console import positive
 from ..places import local_path
 
 ORDERS = ("sequential", "shuffled", "shuffled+crc")  # the last compares every row's checksum

@@ -11,8 +11,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ..console import positive
 from ..format.atomic import Json
-from ..options import positive
 from ..places import local_path
 from .cost import keep_memory, verdict, write_found
 from .report import machine

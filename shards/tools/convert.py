@@ -18,6 +18,7 @@ from ..column.commits import (
     valid_rows,
 )
 from ..column.writer import ShardWriter, create_column, put_empty
+from ..console import Bar
 from ..errors import ConversionFailed, ShardsError
 from ..format.atomic import Json
 from ..format.int8 import WARN_ABOVE, calibrate, stored_rows
@@ -26,7 +27,7 @@ from ..read.column import Column, open_spec
 from ..store.base import Place, Store
 from ..store.open import open_store
 from .copy import apart
-from .parallel import Bar, Report, processes_for, silent, spread
+from .parallel import Report, processes_for, silent, spread
 
 CALIBRATION_ROWS, CALIBRATION_TOKENS = 4_096, 1 << 14
 
@@ -204,9 +205,9 @@ def run_convert(
     source: str, target: str, backend: str, codec: str | None, element: str | None,
     processes: int | None,
 ) -> int:  # fmt: skip
-    with Bar("convert") as shown:
+    with Bar("convert", None, "bytes") as shown:
         column = convert(
-            source, target, backend, codec, element, processes, shown.begin, shown.report
+            source, target, backend, codec, element, processes, shown.begin, shown.advance
         )
     spec = column.spec
     same = "logical digests equal those of the source" if not spec.quantisation else ""

@@ -30,13 +30,14 @@ from ..column.commits import (
 from ..column.source import index_name
 from ..column.writer import sha256_of
 from ..column.zarr_object import read_into
+from ..console import Bar
 from ..errors import CorruptColumn, IdentityMismatch, NoRoom, NotAColumn
 from ..format.atomic import sha256
 from ..format.layout import ColumnSpec
 from ..read.column import open_spec
 from ..store.base import Place, Store
 from ..store.open import open_store
-from .parallel import Bar, Report, silent
+from .parallel import Report, silent
 from .scan import PIECE, nonsense
 
 THREADS = 8
@@ -340,8 +341,8 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def run_copy(source: str, target: str, with_source: bool, threads: int) -> int:
-    with Bar("copy") as shown:
-        goods = copy(source, target, with_source, threads, shown.begin, shown.report)
+    with Bar("copy", None, "bytes") as shown:
+        goods = copy(source, target, with_source, threads, shown.begin, shown.advance)
     what = "COMPLETE" if goods.complete else "unfinished, as it is there"
     print(
         f"{target}: {len(goods.commits)} shards of {source}, {len(goods.objects)} objects, "
@@ -358,8 +359,8 @@ def run_stage(sources: Sequence[str], target: str, threads: int) -> int:
             f"{target}: found an object store, expected a folder of this machine. `python -m shards "
             "copy` copies to a store"
         )
-    with Bar("stage") as shown:
-        places = stage(sources, folder, threads, shown.begin, shown.report)
+    with Bar("stage", None, "bytes") as shown:
+        places = stage(sources, folder, threads, shown.begin, shown.advance)
     names = {"moments": "latents", "latents": "latents", "tokens": "text", "ids": "text"}
     by_name: dict[str, list[str]] = {}
     for place in places:

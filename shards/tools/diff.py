@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from ..column.commits import Commit, own_commit
 from ..column.members import member_read
+from ..console import Bar
 from ..format.int8 import to_floats
 from ..format.layout import HAS_VALUES, ZARR_ROWS, Status, differences
 from ..read.column import Column
 from ..store.base import Place, Store
-from .parallel import Bar, Report, processes_for, silent, spread
+from .parallel import Report, processes_for, silent, spread
 from .scan import spans
 
 GROUP = 64  # rows compared at once
@@ -239,7 +240,7 @@ def lines_of(found: Difference, a: str, b: str) -> list[str]:
 
 def run_diff(a: str, b: str, processes: int | None) -> int:
     """`python -m shards diff`: 0 if the content is the same, else 1."""
-    with Bar("diff") as shown:
-        found = diff(a, b, processes, shown.begin, shown.report)
+    with Bar("diff", None, "bytes") as shown:
+        found = diff(a, b, processes, shown.begin, shown.advance)
     print("\n".join(lines_of(found, a, b)))
     return 1 if found else 0

@@ -1,4 +1,4 @@
-"""Work spread over all cores, with a bar that tells rate and remaining time.
+"""Work spread over all cores.
 
 Processes are spawned, so nothing of the parent's threads or files is inherited; they hold no
 semaphore when they are killed, so a death ends the work with a named error instead of a hang.
@@ -17,7 +17,6 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from ..errors import WorkerDied
-from ..printing import console
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -103,43 +102,3 @@ def _call(work: Callable[[Any, Report], Any], task: Any) -> Any:
     assert channel is not None
     # So few bytes go through a pipe whole, also from many writers, so no lock is needed.
     return work(task, lambda count: channel.send_bytes(count.to_bytes(8, "little")))
-
-
-class Bar:
-    """A progress bar in bytes on stderr, with rate and remaining time; nothing where nobody looks."""
-
-    def __init__(self, title: str) -> None:
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        shown = console(stderr=True)
-        self._shown = Progress(
-            *columns, console=shown, transient=True, disable=not shown.is_terminal
-        )
-        self._task = self._shown.add_task(title, total=None)
-
-    def begin(self, total: int) -> None:
-        self._shown.update(self._task, total=total)
-
-    def report(self, count: int) -> None:
-        self._shown.advance(self._task, count)
-
-    def __enter__(self) -> Bar:
-        self._shown.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._shown.stop()

@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 
 from ..column.commits import commit_name, put_complete
 from ..column.lease import Lease
+from ..console import Bar
 from ..errors import ShardsError
 from ..format.atomic import Json
 from ..format.layout import COMPLETE, VERSION, ColumnSpec
 from ..format.records import parse_complete
 from ..store.base import Place, Store
 from ..store.open import open_store
-from .parallel import Bar, Report, silent
+from .parallel import Report, silent
 from .scan import SMALL, damage, objects_of
 from .verify import QUARANTINE, Examination, check_stands, examine, generation_of
 
@@ -189,8 +190,8 @@ def carry_out(plan: Plan, found: Examination, lease: Lease) -> None:
 
 def run_repair(url: str, yes: bool, processes: int | None, force: bool) -> int:
     """`python -m shards repair`: 1 if something is left that it cannot repair, else 0."""
-    with Bar("verify") as shown:
-        found, plan = repair(url, yes, processes, force, shown.begin, shown.report)
+    with Bar("verify", None, "bytes") as shown:
+        found, plan = repair(url, yes, processes, force, shown.begin, shown.advance)
     for line in plan.beyond:
         print(line)
     for name, why in plan.quarantine:

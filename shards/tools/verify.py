@@ -25,6 +25,7 @@ from ..column.commits import (
 from ..column.members import member_read, members_digest
 from ..column.source import open_source, read_index
 from ..column.writer import sha256_of
+from ..console import Bar
 from ..errors import CorruptColumn, NotAColumn, ShardsError, SourceMismatch
 from ..format.atomic import Json, canonical_json, sha256
 from ..format.layout import COMPLETE, VERSION, ColumnSpec
@@ -32,7 +33,7 @@ from ..format.records import parse_complete, parse_failure
 from ..read.column import Column, open_spec
 from ..store.base import Place, Store
 from ..store.open import open_store
-from .parallel import Bar, Report, processes_for, silent, spread
+from .parallel import Report, processes_for, silent, spread
 from .scan import Fault, ShardScan, ShardTask, damage, nonsense, objects_of, scan_shard
 
 QUARANTINE, LEASES = "quarantine/", "lease"
@@ -425,8 +426,8 @@ def run_verify(
     code = 0
     for url in urls:
         try:
-            with Bar("verify") as shown:
-                found = examine(url, processes, shown.begin, shown.report)
+            with Bar("verify", None, "bytes") as shown:
+                found = examine(url, processes, shown.begin, shown.advance)
             compared = check_source(found, tars) if tars and found.spec else 0
         except ShardsError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -479,8 +480,8 @@ def run_digest(urls: Sequence[str], deep: bool, processes: int | None) -> int:
     damaged = False
     for url in urls:
         if deep:
-            with Bar("digest") as shown:
-                digest, faults = deep_digest(url, processes, shown.begin, shown.report)
+            with Bar("digest", None, "bytes") as shown:
+                digest, faults = deep_digest(url, processes, shown.begin, shown.advance)
         else:
             digest, faults = logical_digest(url), []
         print(digest if len(urls) == 1 else f"{digest}  {url}", flush=True)

@@ -21,7 +21,6 @@ from safetensors.numpy import load_file, save_file
 import configs
 from configs import ConfigError
 from encode.errors import ModelNotUsable
-from eval.bar import Bar
 from eval.distances import influences, references
 from eval.distances.references import Reference
 from eval.errors import BadPrompts, BadReference, EvalError, OtherImages
@@ -32,6 +31,7 @@ from eval.prompts.prompts import Prompt, Prompts
 from eval.report.report import report
 from eval.scores import results
 from shards import FormatVersion, ShardsError, canonical_json, seal
+from shards.console import Bar
 from shards.printing import one_line
 from tests.eval.models import DIT
 from tests.eval.sets import SETTINGS, make_items, make_score, make_set

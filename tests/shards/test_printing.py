@@ -16,10 +16,10 @@ from rich.table import Table
 
 from shards import open_store
 from shards.__main__ import main
+from shards.console import render
 from shards.errors import StoreError
 from shards.places import NotLocal, place
 from shards.printing import SafeStream, console, one_line, printable, redacted, safe_output
-from shards.tables import render
 
 EVIL = "\x1b]0;title\x07\x1b[31mred\x9b2J\u202etxt.exe\x08\r[bold]x[/bold] [/] :warning: {y}"
 ROOT = Path(__file__).parents[2]

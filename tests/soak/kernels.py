@@ -66,13 +66,21 @@ NAMES = {
 
 FOLDERS = ("demo", "eval", "train")
 FILES = (
-    "encode/models/test_features.py", "encode/test_golden.py", "encode/source/test_images.py", "encode/models/test_packed.py",
-    "encode/models/test_parity.py", "encode/models/test_rehearsal.py", "encode/models/test_text.py", "encode/models/test_vae.py",
-    "shards/tools/test_diff.py", "shards/tools/test_info.py", "shards/read/test_latents.py", "shards/format/test_quantise.py",
+    "encode/models/test_features.py",
+    "encode/test_golden.py",
+    "encode/source/test_images.py",
+    "encode/models/test_packed.py",
+    "encode/models/test_parity.py",
+    "encode/models/test_rehearsal.py",
+    "encode/models/test_text.py",
+    "encode/models/test_vae.py",
+    "shards/tools/test_diff.py",
+    "shards/tools/test_info.py",
+    "shards/read/test_latents.py",
+    "shards/format/test_quantise.py",
     "shards/read/test_randomness.py",
-)  # fmt: skip
+)
 LEFT_OUT = {
-    "eval/test_bar.py": "prints lines",
     "eval/prompts/test_benchmarks.py": "reads prompts",
     "eval/prompts/test_fetch.py": "downloads",
     "eval/test_hostile.py": "reads damaged files",

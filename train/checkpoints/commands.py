@@ -2,7 +2,7 @@
 
 import argparse
 
-from shards.options import not_negative
+from shards.console import not_negative
 from shards.places import local_path, place
 
 LAYOUTS = ("reference", "diffusers")

@@ -10,9 +10,8 @@ from dataclasses import replace
 from rich.table import Table
 
 import configs
-from shards.options import number, positive
+from shards.console import number, positive, render, size_text
 from shards.places import local_path
-from shards.tables import render
 
 from ..config import TrainConfig
 from ..model.flops import GPUS, Gpu
@@ -32,8 +31,8 @@ def as_text(plan: Plan) -> str:
         f"model: {sum(plan.parameters.values()):,} parameters "
         f"({', '.join(f'{part} {n / 1e6:,.1f} M' for part, n in plan.parameters.items())})",
         f"data: latents {shape.channels} x {shape.height} x {shape.width}, text width {shape.text_width}, "
-        f"{given.tokens:.0f} tokens a caption, {_bytes(given.sample_bytes)} a sample "
-        f"({_bytes(given.latent_bytes)} latents)",
+        f"{given.tokens:.0f} tokens a caption, {size_text(given.sample_bytes)} a sample "
+        f"({size_text(given.latent_bytes)} latents)",
         *(f"  {note}" for note in given.notes),
         f"mix: {', '.join(_source(s) for s in given.sources)}",
         f"FLOPs a sample: {_tera(plan.forward.of(1, given.tokens))} forward, {_tera(plan.flops)} forward and backward "
@@ -85,9 +84,9 @@ def _time_lines(plan: Plan) -> list[str]:
         f"time on {setting.gpus} {setting.gpu.name} at {setting.efficiency.dit:.0%} of {setting.gpu.peak / 1e12:,.0f} "
         f"TFLOP/s (assumed): {rate:,.0f} samples/s, {plan.global_batch / rate:.3f} s a step, "
         f"{plan.gpu_hours / setting.gpus / 24:,.2f} days, {plan.gpu_hours:,.0f} GPU hours",
-        f"storage: {_bytes(read)}/s in all, {_bytes(read / setting.gpus * NODE)}/s a node of {NODE}; "
-        f"{_bytes(plan.samples * given.sample_bytes)} in the run"
-        + (f"; the columns are {_bytes(given.rows * given.sample_bytes)}" if given.rows else ""),
+        f"storage: {size_text(read)}/s in all, {size_text(read / setting.gpus * NODE)}/s a node of {NODE}; "
+        f"{size_text(plan.samples * given.sample_bytes)} in the run"
+        + (f"; the columns are {size_text(given.rows * given.sample_bytes)}" if given.rows else ""),
         "money: "
         + (f"{plan.gpu_hours * setting.price:,.0f}" if setting.price else "give --price-per-gpu-hour"),
     ]  # fmt: skip
@@ -118,14 +117,6 @@ def _saving_lines(plan: Plan) -> list[str | Table]:
 def _source(source: Source) -> str:
     share = "" if source.share is None else f" {source.share:.3f}"
     return source.name + share + (f" ({source.rows:,.0f} rows)" if source.rows else "")
-
-
-def _bytes(n: float) -> str:
-    for unit in ("B", "KB", "MB", "GB", "TB"):
-        if n < 999.5 or unit == "TB":
-            return f"{n:,.3g} {unit}" if n < 999.5 else f"{n:,.0f} {unit}"
-        n /= 1000
-    raise AssertionError
 
 
 def _tera(flops: float) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shards.console import without_nan
 from shards.read.stream import Batch
-from shards.tables import without_nan
 
 from ..model.flops import Cost
 from ..model.flow import level_of

@@ -17,7 +17,7 @@ from eval.commands import main
 from eval.errors import BadRanks, BadRequest, OtherImages
 from eval.images.generate import generate
 from eval.images.ranks import Rank
-from eval.stopping import Stopped
+from shards.signals import Stopped
 from tests.eval import faults
 from tests.eval.faults import made, request, same, start
 from tests.forks import fork, leave_pytest, torchrun, wait

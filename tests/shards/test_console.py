@@ -5,21 +5,21 @@ import io
 import pytest
 from rich.console import Console
 
-from eval import bar
-from eval.bar import Bar
+from shards import console
+from shards.console import Bar
 
 
 def test_lines_with_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred pictures, twenty of them there before: ten in five seconds are two a second, seventy more 35 s."""
     now = [1000.0]
-    monkeypatch.setattr(bar.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     out = io.StringIO()
-    with Bar("geneval", 100, "pictures", Console(file=out)) as shown:
+    with Bar("geneval", 100, "pictures", console=Console(file=out)) as shown:
         shown.skip(20)
-        assert shown.told() == ""
+        assert shown.pace() == ""
         now[0] += 5
         shown.advance(10)
-        assert shown.told() == "2/s, 0:00:35 to go"
+        assert shown.pace() == "2/s, 0:00:35 to go"
         assert out.getvalue() == ""
         now[0] += 25
         shown.advance(20)
@@ -31,11 +31,11 @@ def test_lines_with_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_only_what_was_done_is_told() -> None:
     out = io.StringIO()
-    with Bar("geneval", 3, "pictures", Console(file=out)) as shown:
+    with Bar("geneval", 3, "pictures", console=Console(file=out)) as shown:
         shown.skip(3)
 
     def fails() -> None:
-        with Bar("geneval", 3, "pictures", Console(file=out)) as shown:
+        with Bar("geneval", 3, "pictures", console=Console(file=out)) as shown:
             shown.advance(1)
             raise KeyError
 
@@ -47,7 +47,9 @@ def test_only_what_was_done_is_told() -> None:
 
 def test_a_terminal_gets_a_bar() -> None:
     out = io.StringIO()
-    with Bar("dpg", 4, "pictures", Console(file=out, force_terminal=True, width=100)) as shown:
+    with Bar(
+        "dpg", 4, "pictures", console=Console(file=out, force_terminal=True, width=100)
+    ) as shown:
         shown.advance(4)
     assert "4/4" in out.getvalue()
     assert "0:00:00 to go" in out.getvalue()
