@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
-from shards import Column, atomic_write, canonical_json
+from shards import Column, atomic_write, canonical_json, charts
 from train.checkpoints.checkpoint import load_for_sampling
 from train.checkpoints.identity import initial_share
 
@@ -136,7 +137,7 @@ def page_of(
         for p in shown
     ]
     html: str = environment().get_template(TEMPLATE).render(
-        s=summary, vaes=vaes, curves=curves(metrics), samples=samples,
+        s=summary, vaes=vaes, curves=curves(metrics), samples=samples, style=Markup(charts.style()),
         reconstructions=[reconstruction_strip(out, source, vaes) for source in SEEN],
     )  # fmt: skip
     return html

@@ -1,5 +1,4 @@
-"""What our HTML pages have in common: a file each, nothing from
-outside, a style (report/style.css.j2) for light and dark."""
+"""What our HTML pages have in common: templates and embedded pictures."""
 
 import base64
 import io

@@ -30,18 +30,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from shards import FormatVersion, atomic_write
+from shards import FormatVersion, atomic_write, charts
 from shards.format.atomic import read_json, refuse_version
 from shards.printing import one_line, printable
 from train.checkpoints.identity import leaves
-from train.report.page import chart
 
 from ..errors import BadReport
 from ..scores import results
 from ..scores.intervals import LEVEL
-from ..scores.results import Value
 from ..scores.seeds import over_seeds
-from . import charts as plots
 from .compare import Comparison, brief, compare, entries
 from .cost import cost_of
 from .entries import Scored, open_all
@@ -233,42 +230,33 @@ def render(data: Json, shown: Sequence[Sequence[Json]]) -> str:
     """The page, of what the JSON holds and of pictures, a list a section."""
     made = environment()
     made.filters |= {
-        "figure": plots.figure, "value": _value, "change": _change, "seconds": _seconds, "short": _short,
+        "figure": charts.figure, "value": _value, "change": _change, "seconds": _seconds, "short": _short,
     }  # fmt: skip
     page: str = made.get_template("report/report.html.j2").render(
         r=data, galleries=shown, plot=_plot, groups_plot=_groups_plot, difference_plot=_difference_plot,
         trainings=_trainings,
         title=" and ".join(section["benchmark"] for section in data["sections"]),
-        charts=[Markup(chart(*lines)) for lines in _charts(data["curves"])],
+        charts=_curves(data["curves"]), style=Markup(charts.style()),
     )  # fmt: skip
     return page
 
 
-def _charts(
-    curves: Sequence[Json],
-) -> list[tuple[str, list[tuple[str, list[tuple[float, float]]]]]]:
-    """Of each scorer the lines of all runs."""
-    titles = dict.fromkeys(curve["scorer"] for curve in curves)
-    return [
-        (
-            title,
-            [
-                (Path(curve["run"]).name, [(step, v["value"]) for step, v in curve["points"]])
-                for curve in curves
-                if curve["scorer"] == title
-            ],
-        )
-        for title in titles
-    ]
+def _curves(curves: Sequence[Json]) -> list[Markup]:
+    """Returns a chart a scorer, with a line a run."""
+    lines: dict[str, list[charts.Curve]] = {}
+    for curve in curves:
+        points = [(step, value["value"]) for step, value in curve["points"]]
+        lines.setdefault(curve["scorer"], []).append((Path(curve["run"]).name, points))
+    return [Markup(charts.curves(title, of_runs)) for title, of_runs in lines.items()]
 
 
 def _plot(section: Json, score: Json) -> Markup:
     """A line an entry; each training seed is a ring, where there are several."""
     entries, values = section["entries"], score["over_seeds"]
-    lines = [(e["name"], Value(**v) if v else None) for e, v in zip(entries, values, strict=True)]
+    lines = [(e["name"], v and _estimate(v)) for e, v in zip(entries, values, strict=True)]
     seeds = [[v["value"] for i in entry["sets"] if (v := score["values"][i])] for entry in entries]
     points = [numbers if len(numbers) > 1 else [] for numbers in seeds]
-    return Markup(plots.intervals(f"{score['scorer']} with intervals", lines, points))
+    return Markup(charts.intervals(f"{score['scorer']} with intervals", lines, points))
 
 
 def _trainings(section: Json) -> list[Json]:
@@ -304,14 +292,18 @@ def _groups_plot(
 ) -> Markup:
     count = len(next(iter(groups.values())))
     of_sets = [
-        {name: Value(**found) for name, values in groups.items() if (found := values[i])}
+        {name: _estimate(v) for name, values in groups.items() if (v := values[i])}
         for i in range(count)
     ]
-    return Markup(plots.groups(title, list(groups), of_sets, [s["entry"] for s in sets]))
+    return Markup(charts.groups(title, list(groups), of_sets, [s["entry"] for s in sets]))
 
 
 def _difference_plot(title: str, value: Json) -> Markup:
-    return Markup(plots.difference(title, Value(**value)))
+    return Markup(charts.difference(title, _estimate(value)))
+
+
+def _estimate(value: Json) -> charts.Estimate:
+    return value["value"], value["low"], value["high"]
 
 
 def _value(value: Json | None) -> str:
@@ -319,9 +311,9 @@ def _value(value: Json | None) -> str:
     if value is None:
         return "–"
     if value["low"] is None:
-        return plots.figure(value["value"])
-    low, high = plots.figure(value["low"]), plots.figure(value["high"])
-    return f"{plots.figure(value['value'])} [{low},{HARD}{high}]"
+        return charts.figure(value["value"])
+    low, high = charts.figure(value["low"]), charts.figure(value["high"])
+    return f"{charts.figure(value['value'])} [{low},{HARD}{high}]"
 
 
 def _change(value: Json) -> str:
