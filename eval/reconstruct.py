@@ -32,7 +32,7 @@ from .features.features import folder_of, of_set
 from .features.lpips import Lpips
 from .features.networks import inception
 from .images.generate import moved
-from .images.imageset import Images, ImageSet
+from .images.imageset import ImageSetReader, ImageSetWriter
 from .images.originals import Originals, Picture
 from .prompts.prompts import Prompt, Prompts
 from .report.entries import PREFIX
@@ -89,8 +89,10 @@ def reconstruct(
                     tuple(Prompt(name, key) for name, key in asked))  # fmt: skip
     settings = {"column": opened.digest, "vae": decoder.weights}
     shown = {"source": originals.source.fingerprint, "preprocess": how}
-    before = ImageSet(save_dir / "original", items, shown | {"kind": "original"})
-    after = ImageSet(save_dir / "reconstruction", items, settings | {"kind": "reconstruction"})
+    before = ImageSetWriter(save_dir / "original", items, shown | {"kind": "original"})
+    after = ImageSetWriter(
+        save_dir / "reconstruction", items, settings | {"kind": "reconstruction"}
+    )
     measures: dict[str, Scores] = {"psnr": _each(psnr), "ssim": _each(ssim)}
     measures |= {one.name: one for one in lpips}
     pictures: list[Json] = []
@@ -116,13 +118,13 @@ def reconstruct(
     mean = {name: float(np.mean([p[name] for p in pictures])) for name in measures}
     metrics: Json = {**settings, "pictures": pictures, "mean": mean | {"count": len(pictures)}}
     atomic_write(save_dir / "metrics.json", canonical_json(metrics))
-    made = Images.open(save_dir / "reconstruction")
+    made = ImageSetReader.open(save_dir / "reconstruction")
     weights = {one.name: one.weights for one in lpips}
     for name in measures:
         score, of = _score(name, made, pictures, weights.get(name))
         results.write(made.folder, score, of)
     if network is not None:
-        real = Images.open(save_dir / "original")
+        real = ImageSetReader.open(save_dir / "original")
         kept = folder_of(real.folder, network, "none")
         reference = make(of_set(real), network, "none", "originals", kept, batch_size)
         for name in (name for name in scores if name in DISTANCES):
@@ -136,7 +138,7 @@ def reconstruct(
 
 
 def _score(
-    name: str, images: Images, pictures: list[Json], weights: dict[str, str] | None
+    name: str, images: ImageSetReader, pictures: list[Json], weights: dict[str, str] | None
 ) -> tuple[Score, list[Item]]:
     """The mean over pictures, with its interval. `weights` are of the score's own network, if it has one."""
     items = [Item(name_of(p["row"]), 0, p[name]) for p in pictures]

@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from .images.imageset import Images
+from .images.imageset import ImageSetReader
 from .scores import results
 from .scores.results import Score
 from .scores.scorer import Scorer, name
@@ -26,7 +26,7 @@ def scorers() -> dict[str, Scorer]:
 def run(scorer: Scorer, args: argparse.Namespace) -> None:
     """Open the sets, score them, write and print what was found."""
     scorer.ready(args)
-    sets = [Images.open(folder, args.partial) for folder in args.save_dir]
+    sets = [ImageSetReader.open(folder, args.partial) for folder in args.save_dir]
     for images in sets:
         results.refuse_versions(images.folder)
     for images in sets:

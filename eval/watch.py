@@ -34,7 +34,7 @@ from train.report.page import write_page
 from .errors import BadReport, OtherImages, Watched
 from .images.checks import read_manifest
 from .images.generate import Request, generate
-from .images.imageset import Images
+from .images.imageset import ImageSetReader
 from .prompts.benchmarks import BENCHMARKS, find
 from .score import run as score_sets
 from .scores import results
@@ -52,7 +52,7 @@ APART = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class ScorerRequest:
     """A scorer with the flags it was given."""
 
     name: str  # with its flags, as they were typed
@@ -60,7 +60,7 @@ class Asked:
     args: argparse.Namespace
 
 
-def asked(words: Sequence[str], scorers: Mapping[str, Scorer], device: str) -> list[Asked]:
+def asked(words: Sequence[str], scorers: Mapping[str, Scorer], device: str) -> list[ScorerRequest]:
     """From `cmmd --reference FILE --scorer fid ...`: names, each followed by its flags as `score` takes them."""
     parts: list[list[str]] = [[]]
     for word in words:
@@ -82,14 +82,14 @@ def asked(words: Sequence[str], scorers: Mapping[str, Scorer], device: str) -> l
         parser.add_argument("--batch_size", type=positive, default=32)
         parser.set_defaults(partial=False)
         scorers[part[0]].flags(parser)
-        found.append(Asked(" ".join(part), scorers[part[0]], parser.parse_args(part[1:])))
+        found.append(ScorerRequest(" ".join(part), scorers[part[0]], parser.parse_args(part[1:])))
     return found
 
 
 def watch(
     run: Path,
     request: Request,
-    scorers: Sequence[Asked],
+    scorers: Sequence[ScorerRequest],
     order: str = "newest",
     every: float = 30.0,
     once: bool = False,
@@ -114,7 +114,7 @@ class Watcher:
 
     run: Path
     request: Request
-    scorers: Sequence[Asked]
+    scorers: Sequence[ScorerRequest]
     order: str
     # step and age of the manifest of checkpoints that could not be read
     passed: set[tuple[int, int]] = field(default_factory=set)
@@ -324,7 +324,7 @@ class Watcher:
             "asked": [],
             "seconds": {},
         }
-        images = Images.open(folder)
+        images = ImageSetReader.open(folder)
         start = time.perf_counter()
         for each in self.scorers:
             if each.name not in record["asked"]:

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from ..errors import OtherImages, TooFewImages
 from ..features.features import Floats, Pictures, extract, folder_of, of_set
 from ..features.networks import Network
-from ..images.imageset import Images
+from ..images.imageset import ImageSetReader
 from ..scores import results
 from ..scores.results import Score, Value
 from ..scores.scorer import name
 from . import influences
 from .influences import Influence
-from .metrics import METRICS, Found, Metric, least
+from .metrics import METRICS, Distance, Metric, least
 from .references import Reference
 
 PACKAGES = ("clean-fid", "numpy", "pillow", "torch", "transformers")
@@ -30,7 +30,7 @@ UNBIASED = {"kid"}  # metrics that may be compared at different numbers of pictu
 
 def measure(
     kind: str,
-    images: Images,
+    images: ImageSetReader,
     network: Network,
     reference: Reference,
     *,
@@ -90,9 +90,9 @@ def _by_group(
     reference: Reference,
     few: bool,
     paired: bool,
-) -> tuple[dict[str, Found], list[float | None]]:
+) -> tuple[dict[str, Distance], list[float | None]]:
     """The distance of each group that can be scored alone, and each picture's influence on its group's."""
-    found: dict[str, Found] = {}
+    found: dict[str, Distance] = {}
     own: list[float | None] = [None] * len(features)
     needed = 2 if few else least(metric, network)
     for group in dict.fromkeys(g for g in pictures.groups if g is not None):
@@ -162,7 +162,7 @@ def enough(metric: Metric, network: Network, count: int, where: str, few: bool) 
         )
 
 
-def _title(metric: Metric, network: Network, images: Images, reference: Reference) -> str:
+def _title(metric: Metric, network: Network, images: ImageSetReader, reference: Reference) -> str:
     parts = [metric.prefix]
     if network.name != metric.usual:
         parts.append(network.name.partition("-")[2])

@@ -22,7 +22,7 @@ DINOV2 = "facebook/dinov2-large"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Distance:
     """A distance, each picture's influence (N,), and what it is the mean of where subsets were drawn."""
 
     value: float
@@ -37,7 +37,7 @@ class Metric:
     usual: str  # the network's name; another one is said in the score's name
     load: Callable[[str | None, str], Network]  # where its weights are, device
     model: str | None  # the weights taken unless said; None: --inception names their folder
-    distance: Callable[[Floats, Reference, bool], Found]  # the last: `paired`, as below
+    distance: Callable[[Floats, Reference, bool], Distance]  # the last: `paired`, as below
     gaussian: bool  # a covariance is fitted: width + 1 pictures at least
     note: str
 
@@ -46,26 +46,26 @@ class Metric:
 # others would change both sides, and most of what that does to one it takes back on the other: influences are added.
 
 
-def _frechet(features: Floats, reference: Reference, paired: bool = False) -> Found:
+def _frechet(features: Floats, reference: Reference, paired: bool = False) -> Distance:
     value, each = frechet.influence(features, reference.gaussian)
     if paired:
         each = each + frechet.influence(reference.features, frechet.Gaussian.fitted(features))[1]
-    return Found(value, each)
+    return Distance(value, each)
 
 
-def _kid(features: Floats, reference: Reference, paired: bool = False) -> Found:
+def _kid(features: Floats, reference: Reference, paired: bool = False) -> Distance:
     subsets = 1_000 * kernels.kid_subsets(features, reference.features)
     each = kernels.kid_influence(features, reference.features)
     if paired:
         each = each + kernels.kid_influence(reference.features, features)
-    return Found(float(subsets.mean()), 1_000 * each, tuple(subsets.tolist()))
+    return Distance(float(subsets.mean()), 1_000 * each, tuple(subsets.tolist()))
 
 
-def _cmmd(features: Floats, reference: Reference, paired: bool = False) -> Found:
+def _cmmd(features: Floats, reference: Reference, paired: bool = False) -> Distance:
     value, each = kernels.cmmd_influence(features, reference.features)
     if paired:
         each = each + kernels.cmmd_influence(reference.features, features)[1]
-    return Found(value, each)
+    return Distance(value, each)
 
 
 def _inception(where: str | None, device: str) -> Network:

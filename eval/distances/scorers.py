@@ -15,7 +15,7 @@ from ..errors import BadReference
 from ..features import crops
 from ..features.features import clean_listing, of_folder
 from ..features.networks import Network
-from ..images.imageset import Images
+from ..images.imageset import ImageSetReader
 from ..scores.results import Item, Score
 from ..scores.scorer import Scorer
 from .measure import enough, measure
@@ -104,7 +104,7 @@ def _reference(
 
 
 def _score(
-    kind: str, images: Images, args: argparse.Namespace
+    kind: str, images: ImageSetReader, args: argparse.Namespace
 ) -> Iterator[tuple[Score, Sequence[Item]]]:
     network = _network(kind, args.weights, args.device)
     reference = _reference(

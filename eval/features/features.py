@@ -27,7 +27,7 @@ from shards import atomic_write, canonical_json, sha256, sha256_file
 from shards.console import Bar
 
 from ..errors import BadPicture, MissingImages, NotFinite, TooFewImages
-from ..images.imageset import Images
+from ..images.imageset import ImageSetReader
 from ..images.layouts import Picture
 from .crops import crop
 from .networks import Network
@@ -59,7 +59,7 @@ class Pictures:
         return sha256(canonical_json(self.digests))
 
 
-def of_set(images: Images) -> Pictures:
+def of_set(images: ImageSetReader) -> Pictures:
     """All pictures of a finished set, in the order of its prompts; MissingImages if there are none."""
     ones = list(images)
     if not ones:

@@ -37,7 +37,7 @@ from .checks import MOST_PICTURES
 from .encoders import moved as moved
 from .generator import Generator as Generator
 from .generator import Request as Request
-from .imageset import ImageSet
+from .imageset import ImageSetWriter
 from .layouts import LAYOUTS, File
 from .prompt_cache import TextCache
 from .ranks import Rank
@@ -91,7 +91,7 @@ def generate(
     cache = TextCache(place, generator.texts.identity, texts, request.device)
     if not (request.save_dir / "manifest.json").exists() and cache.missing():
         generator.texts.load()  # what is wrong with it is said before anything is written
-    images = ImageSet(request.save_dir, prompts, settings, benchmark.layout, each)
+    images = ImageSetWriter(request.save_dir, prompts, settings, benchmark.layout, each)
     runs.put(request.save_dir, generator.run)
     start = time.monotonic()
     with threads(request.threads) if on_cpu else nullcontext():
@@ -105,7 +105,7 @@ def generate(
 
 
 def make(
-    request: Request, generator: Generator, images: ImageSet, prompts: Prompts, cache: TextCache,
+    request: Request, generator: Generator, images: ImageSetWriter, prompts: Prompts, cache: TextCache,
     batch_size: int, rank: Rank, came: Sequence[int],
 ) -> tuple[set[str], int]:  # fmt: skip
     """This rank's part of the files: what stands is verified, what does not is made. Returns their paths, and how many
@@ -154,7 +154,7 @@ def count(files: Iterable[File]) -> int:
     return sum(len(file.numbers) for file in files)
 
 
-def verified(images: ImageSet, files: Sequence[File], rank: Rank) -> set[str]:
+def verified(images: ImageSetWriter, files: Sequence[File], rank: Rank) -> set[str]:
     """Paths of the files that stand; OtherImages if one is not of these settings."""
     found = set()
     there = [file for file in files if (images.images / file.path).exists()]
@@ -168,7 +168,11 @@ def verified(images: ImageSet, files: Sequence[File], rank: Rank) -> set[str]:
 
 
 def encode(
-    generator: Generator, cache: TextCache, needed: Sequence[int], images: ImageSet, rank: Rank
+    generator: Generator,
+    cache: TextCache,
+    needed: Sequence[int],
+    images: ImageSetWriter,
+    rank: Rank,
 ) -> None:
     """Encode the prompts that are not in the cache; then the text encoder makes room for the model."""
     if missing := cache.missing(needed):
@@ -177,7 +181,7 @@ def encode(
     generator.texts.release()
 
 
-def finish(images: ImageSet, known: set[str], rank: Rank, provenance: Json) -> Json:
+def finish(images: ImageSetWriter, known: set[str], rank: Rank, provenance: Json) -> Json:
     """Record the set if all its files are there; those of other ranks are verified first. Else say how many are not."""
     found = {
         Path(at, name).relative_to(images.images).as_posix()  # a listing is fresh on NFS too
@@ -230,7 +234,7 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def progress(images: ImageSet, rank: Rank, total: int, unit: str) -> Bar:
+def progress(images: ImageSetWriter, rank: Rank, total: int, unit: str) -> Bar:
     """Of rank 0's own part."""
     part = f", rank 0 of {rank.size}" if rank.size > 1 else ""
     return Bar(f"{images.folder.name}{part}:", total, unit, shown=rank.number == 0)

@@ -6,7 +6,7 @@
     <save_dir>/scores/            what scorers found (`eval.scores.results`)
 
 Each file is written whole or not at all and stamped with settings, id and prompt, which makes it verifiable alone: an
-interrupted run goes on from the files that stand. `ImageSet` writes a set, `Images` reads a finished one.
+interrupted run goes on from the files that stand. `ImageSetWriter` writes a set, `ImageSetReader` reads a finished one.
 """
 
 import time
@@ -32,7 +32,7 @@ LITTER_SECONDS = 3600  # unfinished files so old are of killed processes
 Json = dict[str, Any]
 
 
-class ImageSet:
+class ImageSetWriter:
     """Pictures of one list of prompts under one set of settings. Opening refuses a folder of other ones.
 
     Several processes may write one set: each file is put where it belongs at once or not at all, the first of two that
@@ -130,7 +130,7 @@ def stamp_of(settings: Json, file: File) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class One:
+class PictureRef:
     """One picture of a finished set."""
 
     file: File
@@ -148,7 +148,7 @@ class One:
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageSetReader:
     """A finished set of pictures, for scorers."""
 
     folder: Path  # the save_dir
@@ -159,7 +159,7 @@ class Images:
     missing: int = 0  # files that are not there
 
     @classmethod
-    def open(cls, save_dir: Path, partial: bool = False) -> "Images":
+    def open(cls, save_dir: Path, partial: bool = False) -> "ImageSetReader":
         """Check that all files are there, are those recorded, and are alone.
 
         With `partial` the files that are there are taken, and `missing` counts the others. Raises MissingImages, which
@@ -200,9 +200,9 @@ class Images:
         """Of settings and all files: what a score is of."""
         return sha256(canonical_json([self.settings, self.digests]))
 
-    def __iter__(self) -> Iterator[One]:
+    def __iter__(self) -> Iterator[PictureRef]:
         """Pictures in the order of the prompts."""
         for file in self.files:
             for tile, number in enumerate(file.numbers):
                 whole = len(file.numbers) == 1
-                yield One(file, number, self.images / file.path, None if whole else tile)
+                yield PictureRef(file, number, self.images / file.path, None if whole else tile)

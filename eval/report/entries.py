@@ -16,7 +16,7 @@ from shards.printing import one_line
 
 from ..errors import BadReport, BadScores, MissingImages
 from ..images import checks, runs
-from ..images.imageset import Images
+from ..images.imageset import ImageSetReader
 from ..scores import results
 from ..scores.aggregate import aggregate
 from ..scores.results import Item, Score
@@ -38,8 +38,8 @@ class Scored:
     folder: Path
     benchmark: str
     scores: dict[str, Score]  # by scorer, of these pictures alone
-    images: Images | None = None  # of a reconstruction: the decoded ones
-    originals: Images | None = None
+    images: ImageSetReader | None = None  # of a reconstruction: the decoded ones
+    originals: ImageSetReader | None = None
     provenance: Json
     run: Path | None = None  # the folder of the training run, where it is known
     trained: runs.Run | None = None  # the training, where it was recorded
@@ -120,7 +120,7 @@ def open_one(folder: Path, partial: bool = False) -> Scored:
         scored = _with_metrics(scored)
         original = folder / "original"
         return replace(
-            scored, originals=Images.open(original, partial) if original.exists() else None
+            scored, originals=ImageSetReader.open(original, partial) if original.exists() else None
         )
     scores = results.read_all(folder)
     if not scores:
@@ -138,7 +138,7 @@ def open_one(folder: Path, partial: bool = False) -> Scored:
 
 def _opened(folder: Path, pictures: Path, partial: bool) -> Scored:
     """Pictures that are all there, and those scores that are of them."""
-    images = Images.open(pictures, partial)
+    images = ImageSetReader.open(pictures, partial)
     provenance = checks.read_manifest(pictures / "manifest.json").get("provenance") or {}
     found, notes = results.read_all(pictures), list[str]()
     of_these = {name: score for name, score in found.items() if score.images == images.digest}

@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..images.imageset import Images, One
+from ..images.imageset import ImageSetReader, PictureRef
 from ..prompts.prompts import Prompt
 from .pages import embed
 
@@ -14,7 +14,7 @@ SIDES = (256, 192, 128, 96, 64)  # of a thumbnail, in pixels: the first at which
 MOST_BYTES = 6_000_000  # of all thumbnails of a section
 
 
-def shown_prompts(sets: Sequence[Images], most: int) -> list[Prompt]:
+def shown_prompts(sets: Sequence[ImageSetReader], most: int) -> list[Prompt]:
     """The first prompts of each group that all sets have pictures of, at most `most`, in the order of the list.
 
     Nothing is picked by what it looks like. Without groups they are the first ones.
@@ -34,7 +34,7 @@ def shown_prompts(sets: Sequence[Images], most: int) -> list[Prompt]:
     return sorted(chosen, key=lambda prompt: place[prompt.id])
 
 
-def gallery(sets: Sequence[tuple[str, Images]], most: int) -> list[Json]:
+def gallery(sets: Sequence[tuple[str, ImageSetReader]], most: int) -> list[Json]:
     """A record a prompt: its text, its group, and of each set its first picture as a data URI (named as given)."""
     prompts = shown_prompts([images for _, images in sets], most)
     wanted = {prompt.id for prompt in prompts}
@@ -56,16 +56,16 @@ def gallery(sets: Sequence[tuple[str, Images]], most: int) -> list[Json]:
     return made
 
 
-def _first(images: Images, wanted: set[str]) -> dict[str, One]:
+def _first(images: ImageSetReader, wanted: set[str]) -> dict[str, PictureRef]:
     """Of each prompt the picture of the lowest number."""
-    found: dict[str, One] = {}
+    found: dict[str, PictureRef] = {}
     for one in images:
         if one.file.prompt.id in wanted:
             found.setdefault(one.file.prompt.id, one)
     return found
 
 
-def _thumbnail(one: One, side: int) -> Json:
+def _thumbnail(one: PictureRef, side: int) -> Json:
     """At most `side` pixels wide and high; a smaller picture stays as it is."""
     image = Image.fromarray(one.read())
     image.thumbnail((side, side), Image.Resampling.LANCZOS)

@@ -20,7 +20,7 @@ from ..distances.measure import PACKAGES
 from ..distances.metrics import CLIP_BASE
 from ..features.features import extract, folder_of, identity, of_set
 from ..features.networks import Clip
-from ..images.imageset import Images
+from ..images.imageset import ImageSetReader
 from ..prompts.prompts import Prompt
 from ..scores.aggregate import aggregate
 from ..scores.results import Item, Score
@@ -43,7 +43,9 @@ def _ready(args: argparse.Namespace) -> None:
     _clip(args.model, args.device)
 
 
-def _score(images: Images, args: argparse.Namespace) -> Iterator[tuple[Score, Sequence[Item]]]:
+def _score(
+    images: ImageSetReader, args: argparse.Namespace
+) -> Iterator[tuple[Score, Sequence[Item]]]:
     clip = _clip(args.model, args.device)
     network = clip.network("short-bicubic")
     prompts = list({file.prompt.id: file.prompt for file in images.files}.values())

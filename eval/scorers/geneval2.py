@@ -24,7 +24,7 @@ NAMED = 3  # of many prompts, how many an error names
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PromptQuestions:
     """What is asked about a prompt's picture."""
 
     questions: tuple[tuple[str, str], ...]  # with their answers: Yes, or a number's word
@@ -32,9 +32,9 @@ class Asked:
     atoms: int
 
 
-def read_questions(path: Path) -> dict[str, Asked]:
+def read_questions(path: Path) -> dict[str, PromptQuestions]:
     """The official lines, by the prompts' texts; else BadQuestions."""
-    found: dict[str, Asked] = {}
+    found: dict[str, PromptQuestions] = {}
     try:
         lines = read_file(path).decode().split("\n")
     except FileNotFoundError:
@@ -62,15 +62,17 @@ def read_questions(path: Path) -> dict[str, Asked]:
     return found
 
 
-def _asked(record: Any) -> tuple[str, Asked]:
+def _asked(record: Any) -> tuple[str, PromptQuestions]:
     pairs = tuple((str(question), str(answer)) for question, answer in record["vqa_list"])
     strange = [answer for _, answer in pairs if answer not in ("Yes", *NUMBERS)]
     if strange or not pairs or len(pairs) != len(record["skills"]):
         raise ValueError(f"answers {strange}" if strange else "a skill for each question")
-    return str(record["prompt"]), Asked(pairs, tuple(record["skills"]), int(record["atom_count"]))
+    return str(record["prompt"]), PromptQuestions(
+        pairs, tuple(record["skills"]), int(record["atom_count"])
+    )
 
 
-def absent(questions: dict[str, Asked], prompts: Prompts, partial: bool) -> int:
+def absent(questions: dict[str, PromptQuestions], prompts: Prompts, partial: bool) -> int:
     """How many prompts that are asked about the set does not have: none, unless a part is enough."""
     texts = {prompt.text for prompt in prompts.items}
     unasked, lost = sorted(texts - questions.keys()), sorted(questions.keys() - texts)
@@ -84,12 +86,12 @@ def absent(questions: dict[str, Asked], prompts: Prompts, partial: bool) -> int:
     return len(lost)
 
 
-def digest(questions: dict[str, Asked]) -> str:
+def digest(questions: dict[str, PromptQuestions]) -> str:
     """Of all that the probabilities follow from besides pictures and model."""
     return sha256(canonical_json({prompt: asked.questions for prompt, asked in questions.items()}))
 
 
-def whole_digest(questions: dict[str, Asked]) -> str:
+def whole_digest(questions: dict[str, PromptQuestions]) -> str:
     """Of all that the scores follow from besides pictures and model: skills and atoms too."""
     return sha256(canonical_json({prompt: asdict(asked) for prompt, asked in questions.items()}))
 
@@ -107,7 +109,9 @@ def geometric(values: Sequence[float]) -> float:
     return exp(sum(map(log, values)) / len(values)) if all(values) else 0.0
 
 
-def items(prompt: str, number: int, asked: Asked, odds: Sequence[float]) -> tuple[Item, Item]:
+def items(
+    prompt: str, number: int, asked: PromptQuestions, odds: Sequence[float]
+) -> tuple[Item, Item]:
     """A picture's items under the arithmetic mean and under the geometric one."""
     told = {
         "questions": [

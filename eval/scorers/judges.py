@@ -20,7 +20,7 @@ from shards import atomic_write, canonical_json, sha256
 from shards.places import local_path, model
 
 from ..features.pretrained import label
-from ..images.imageset import Images, One
+from ..images.imageset import ImageSetReader, PictureRef
 from ..images.layouts import Picture
 from ..images.ranks import Rank
 from ..scores.aggregate import aggregate, pooled
@@ -28,7 +28,7 @@ from ..scores.results import NAME, Item, Score, Value
 from ..scores.scorer import Scored, Scorer
 from . import dpg, genai, geneval
 from . import geneval2 as softtifa
-from .predictions import findings
+from .predictions import cached_predictions
 
 if TYPE_CHECKING:
     from .detector import Colours, Detector
@@ -73,7 +73,7 @@ def _geneval_ready(args: argparse.Namespace) -> None:
     _lookers(args)
 
 
-def _geneval(images: Images, args: argparse.Namespace) -> Scored:
+def _geneval(images: ImageSetReader, args: argparse.Namespace) -> Scored:
     notes = (UNCALIBRATED, *geneval.check(images.prompts))
     detector, colours = _lookers(args)
     records = [prompt.record for prompt in images.prompts.items]
@@ -82,7 +82,7 @@ def _geneval(images: Images, args: argparse.Namespace) -> Scored:
         "records": sha256(canonical_json(records)),
     }  # fmt: skip
 
-    def find(ones: Sequence[One], pictures: Sequence[Picture]) -> list[Json]:
+    def find(ones: Sequence[PictureRef], pictures: Sequence[Picture]) -> list[Json]:
         found: list[Json] = []
         for _, same in groupby(zip(ones, pictures, strict=True), lambda pair: pair[1].shape):
             some, shown = zip(*same, strict=True)
@@ -92,7 +92,7 @@ def _geneval(images: Images, args: argparse.Namespace) -> Scored:
         return found
 
     about = f"geneval-hf-{label(args.detector)}"
-    seen = findings(images, about, key, args.batch_size, find, rank=Rank.here())
+    seen = cached_predictions(images, about, key, args.batch_size, find, rank=Rank.here())
     if seen is None:
         return
     items, lines = [], []
@@ -156,7 +156,7 @@ def _dpg_ready(args: argparse.Namespace) -> None:
     _asked(args, ANY)
 
 
-def _dpg(images: Images, args: argparse.Namespace) -> Scored:
+def _dpg(images: ImageSetReader, args: argparse.Namespace) -> Scored:
     questions = dpg.read_questions(args.csv)
     absent = dpg.absent(questions, images.prompts, args.partial)
     from .vlm import ANY
@@ -164,12 +164,12 @@ def _dpg(images: Images, args: argparse.Namespace) -> Scored:
     vlm = _asked(args, ANY)
     key = {"vlm": vlm.identity, "prompt": dpg.PROMPT, "questions": dpg.digest(questions)}
 
-    def find(ones: Sequence[One], pictures: Sequence[Picture]) -> list[Json]:
+    def find(ones: Sequence[PictureRef], pictures: Sequence[Picture]) -> list[Json]:
         pairs = zip(ones, pictures, strict=True)
         return [_answers(vlm, shown, questions[one.file.prompt.id]) for one, shown in pairs]
 
     about = label(args.vlm)
-    seen = findings(images, f"dpg-{about}", key, 1, find, rank=Rank.here())
+    seen = cached_predictions(images, f"dpg-{about}", key, 1, find, rank=Rank.here())
     if seen is None:
         return
     gated = [
@@ -210,7 +210,7 @@ def _genai_ready(args: argparse.Namespace) -> None:
     _asked(args, EXACT)
 
 
-def _genai(images: Images, args: argparse.Namespace) -> Scored:
+def _genai(images: ImageSetReader, args: argparse.Namespace) -> Scored:
     path = args.skills or SKILLS.parents[1] / images.prompts.benchmark / SKILLS.name
     skills, absent = genai.read_skills(path, images.prompts, args.partial)
     from .vlm import EXACT
@@ -218,17 +218,17 @@ def _genai(images: Images, args: argparse.Namespace) -> Scored:
     vlm = _asked(args, EXACT)
     key = {"vlm": vlm.identity, "prompt": genai.QUESTION, "prompts": images.prompts.digest}
 
-    def find(ones: Sequence[One], pictures: Sequence[Picture]) -> list[Json]:
+    def find(ones: Sequence[PictureRef], pictures: Sequence[Picture]) -> list[Json]:
         asked = [genai.QUESTION.format(one.file.prompt.text) for one in ones]
         odds = vlm.ask(list(zip(pictures, asked, strict=True)))
         return [{"yes": answer.yes, "no": answer.no} for answer in odds]
 
     about = f"genai-vqascore-{label(args.vlm)}"
 
-    def counts(one: One) -> bool:
+    def counts(one: PictureRef) -> bool:
         return one.file.prompt.id in skills
 
-    seen = findings(images, about, key, args.batch_size, find, counts, Rank.here())
+    seen = cached_predictions(images, about, key, args.batch_size, find, counts, Rank.here())
     if seen is None:
         return
     items = [
@@ -262,7 +262,7 @@ def _softtifa_ready(args: argparse.Namespace) -> None:
     _asked(args, ANY)
 
 
-def _softtifa(images: Images, args: argparse.Namespace) -> Scored:
+def _softtifa(images: ImageSetReader, args: argparse.Namespace) -> Scored:
     questions = softtifa.read_questions(args.questions)
     absent = softtifa.absent(questions, images.prompts, args.partial)
     from .vlm import ANY
@@ -270,7 +270,7 @@ def _softtifa(images: Images, args: argparse.Namespace) -> Scored:
     vlm = _asked(args, ANY)
     key = {"vlm": vlm.identity, "prompt": softtifa.PROMPT, "questions": softtifa.digest(questions)}
 
-    def find(ones: Sequence[One], pictures: Sequence[Picture]) -> list[Json]:
+    def find(ones: Sequence[PictureRef], pictures: Sequence[Picture]) -> list[Json]:
         found = []
         for one, picture in zip(ones, pictures, strict=True):
             asked = questions[one.file.prompt.text].questions
@@ -280,7 +280,7 @@ def _softtifa(images: Images, args: argparse.Namespace) -> Scored:
         return found
 
     about = label(args.vlm)
-    seen = findings(images, f"geneval2-{about}", key, 1, find, rank=Rank.here())
+    seen = cached_predictions(images, f"geneval2-{about}", key, 1, find, rank=Rank.here())
     if seen is None:
         return
     means = [
@@ -331,7 +331,7 @@ def _asked(args: argparse.Namespace, spellings: "Spellings") -> "Vlm":
 class _Scored:
     """What the scores of one pass have in common."""
 
-    images: Images
+    images: ImageSetReader
     made_by: Json
     notes: tuple[str, ...]
     seconds: float

@@ -24,13 +24,13 @@ from shards.format.atomic import LINES_BYTES, parse_json, read_file, refuse_vers
 from shards.format.records import finite, having, mapping, text
 
 from ..errors import BadScores, MissingImages, NotFinite
-from ..images.imageset import Images, One
+from ..images.imageset import ImageSetReader, PictureRef
 from ..images.layouts import Picture
 from ..images.ranks import Rank
 from ..scores.results import NAME
 
 Json = dict[str, Any]
-Find = Callable[[Sequence[One], Sequence[Picture]], list[Json]]
+Find = Callable[[Sequence[PictureRef], Sequence[Picture]], list[Json]]
 FORMAT, VERSION = "latentbank-findings", 1
 FOUND = having({"of": text(), "found": mapping, "seconds": finite})
 ALONE = Rank()
@@ -40,7 +40,7 @@ READERS = 4  # threads that decode pictures while the model looks at others
 class Journal:
     """The findings of one finder about one set."""
 
-    def __init__(self, images: Images, scorer: str, made_by: Json, rank: int = 0) -> None:
+    def __init__(self, images: ImageSetReader, scorer: str, made_by: Json, rank: int = 0) -> None:
         told = json.loads(canonical_json(made_by))
         self._head = canonical_json({"format": FORMAT, "version": VERSION, "made_by": told})
         self._digests, self._found = images.digests, dict[str, tuple[Json, float]]()
@@ -49,13 +49,13 @@ class Journal:
         self._begun = False  # whether the file has its first line, as far as this process knows
         self.read()
 
-    def __contains__(self, one: One) -> bool:
+    def __contains__(self, one: PictureRef) -> bool:
         return self._name(one) in self._found
 
-    def __getitem__(self, one: One) -> Json:
+    def __getitem__(self, one: PictureRef) -> Json:
         return self._found[self._name(one)][0]
 
-    def seconds(self, ones: Iterable[One]) -> float:
+    def seconds(self, ones: Iterable[PictureRef]) -> float:
         """What these pictures took, of all processes together."""
         return sum(self._found[self._name(one)][1] for one in ones)
 
@@ -83,7 +83,7 @@ class Journal:
         with suppress(KeyError, TypeError, json.JSONDecodeError):
             refuse_version(json.loads(head), path, FORMAT, VERSION)
 
-    def add(self, ones: Sequence[One], found: Sequence[Json], seconds: float) -> None:
+    def add(self, ones: Sequence[PictureRef], found: Sequence[Json], seconds: float) -> None:
         """Append what was found in a block, so that it outlives the process and the machine's power."""
         each = seconds / len(ones)
         lines = b"".join(self._line(one, what, each) for one, what in zip(ones, found, strict=True))
@@ -97,7 +97,7 @@ class Journal:
             line["of"]: (line["found"], each) for line in map(json.loads, lines.splitlines())
         }
 
-    def _line(self, one: One, found: Json, seconds: float) -> bytes:
+    def _line(self, one: PictureRef, found: Json, seconds: float) -> bytes:
         try:
             return canonical_json({"of": self._name(one), "found": found, "seconds": seconds})
         except ValueError:
@@ -121,7 +121,7 @@ class Journal:
             file.seek(-1, os.SEEK_END)
             return b"" if file.read() == b"\n" else b"\n"
 
-    def _name(self, one: One) -> str:
+    def _name(self, one: PictureRef) -> str:
         return f"{one.file.path}#{one.number}:{self._digests[one.file.path]}"
 
 
@@ -129,17 +129,17 @@ class Journal:
 class Pass:
     """What was found in a set."""
 
-    found: list[tuple[One, Json]]
+    found: list[tuple[PictureRef, Json]]
     seconds: float  # of all processes, also of those that were stopped
 
 
-def findings(
-    images: Images,
+def cached_predictions(
+    images: ImageSetReader,
     scorer: str,
     made_by: Json,
     block: int,
     find: Find,
-    wanted: Callable[[One], bool] = lambda _: True,
+    wanted: Callable[[PictureRef], bool] = lambda _: True,
     rank: Rank = ALONE,
 ) -> Pass | None:
     """What `find` says of each wanted picture, in their order; None if other processes are still looking.

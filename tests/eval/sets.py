@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from eval.images import runs
-from eval.images.imageset import Images, ImageSet
+from eval.images.imageset import ImageSetReader, ImageSetWriter
 from eval.prompts.prompts import Prompt, Prompts
 from eval.scores import results
 from eval.scores.aggregate import aggregate
@@ -92,7 +92,7 @@ def make_set(
 ) -> Path:  # fmt: skip
     """A set of noise; `settings` over SETTINGS, and its training, unless it is not recorded."""
     random = np.random.default_rng(seed)
-    images = ImageSet(folder, prompts, {**SETTINGS, **settings})
+    images = ImageSetWriter(folder, prompts, {**SETTINGS, **settings})
     if trained is not None:
         weights = {**SETTINGS, **settings}["weights"]
         runs.put(folder, runs.Run(weights, dict(trained), initial_share))
@@ -114,7 +114,7 @@ def make_score(
     folder: Path, scorer: str, items: Sequence[Item] = (), value: float | None = None, **fields: Any
 ) -> Score:
     """Written beside the pictures: of items, or a bare value of the whole set."""
-    images = Images.open(folder)
+    images = ImageSetReader.open(folder)
     made, groups = aggregate(items, fields.get("overall", "prompts"), fields.get("unit", 1.0)) if items else (
         Value(value or 0.0), {}
     )  # fmt: skip

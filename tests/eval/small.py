@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from eval.features.networks import Network
-from eval.images.imageset import ImageSet
+from eval.images.imageset import ImageSetWriter
 from eval.images.layouts import Picture
 from eval.prompts.prompts import Prompt, Prompts
 
@@ -94,7 +94,7 @@ def save_set(
 ) -> Path:
     """A finished set of random pictures of 32 x 32."""
     chance = np.random.default_rng(seed)
-    images = ImageSet(folder, prompts, {"seed": seed}, layout, count)
+    images = ImageSetWriter(folder, prompts, {"seed": seed}, layout, count)
     for file in images.files:
         images.save(file, [picture(chance) for _ in file.numbers])
     images.finish({})

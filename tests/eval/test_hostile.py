@@ -25,7 +25,7 @@ from eval.distances import influences, references
 from eval.distances.references import Reference
 from eval.errors import BadPrompts, BadReference, EvalError, OtherImages
 from eval.images.generator import Generator, Request
-from eval.images.imageset import Images, ImageSet
+from eval.images.imageset import ImageSetReader, ImageSetWriter
 from eval.prompts.benchmarks import find
 from eval.prompts.prompts import Prompt, Prompts
 from eval.report.report import report
@@ -148,8 +148,8 @@ def test_an_edited_file_of_a_set(tmp_path: Path, folder: Path, name: str) -> Non
             b"\n".join([*whole.splitlines()[:number], new, *whole.splitlines()[number + 1 :]])
         )
         borne(lambda: report([folder], tmp_path / "r.html"))
-        borne(lambda: ImageSet(folder, PROMPTS, SETTINGS).finish({}))
-        borne(lambda: influences.read(folder, "toy", Images.open(folder).digest))
+        borne(lambda: ImageSetWriter(folder, PROMPTS, SETTINGS).finish({}))
+        borne(lambda: influences.read(folder, "toy", ImageSetReader.open(folder).digest))
         borne(
             lambda: results.read_items(folder / "scores/toy.json") if ".items" not in name else None
         )
@@ -174,7 +174,7 @@ def test_a_huge_file_is_not_read(folder: Path) -> None:
     with (folder / "manifest.json").open("r+b") as file:
         file.truncate(8 << 30)
     tracemalloc.start()
-    borne(lambda: Images.open(folder))
+    borne(lambda: ImageSetReader.open(folder))
     assert tracemalloc.get_traced_memory()[1] < MOST_BYTES
     tracemalloc.stop()
 
@@ -269,8 +269,8 @@ def test_a_pipe_in_place_of_a_file_of_a_set(tmp_path: Path, folder: Path, name: 
     os.mkfifo(folder / name)
     for act in (
         lambda: report([folder], tmp_path / "r.html", partial=True),
-        lambda: ImageSet(folder, PROMPTS, SETTINGS).has(
-            ImageSet(folder, PROMPTS, SETTINGS).files[0]
+        lambda: ImageSetWriter(folder, PROMPTS, SETTINGS).has(
+            ImageSetWriter(folder, PROMPTS, SETTINGS).files[0]
         ),
         lambda: results.read_items(folder / "scores/toy.json"),
     ):

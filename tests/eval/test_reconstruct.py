@@ -20,7 +20,7 @@ from eval.distances.measure import difference
 from eval.errors import MissingPictures, MissingWeights, OtherImages, TooFewImages
 from eval.features.features import extract, of_set
 from eval.features.networks import inception
-from eval.images.imageset import Images
+from eval.images.imageset import ImageSetReader
 from eval.reconstruct import psnr, reconstruct, ssim
 from eval.report.report import report
 from eval.scores import results
@@ -152,7 +152,7 @@ def test_scores_of_two_columns_of_one_source_are_paired(
     )  # the same pictures, under the same prompts and originals
     network = inception(weights, "cpu")
     b, a = (
-        extract(of_set(Images.open(tmp_path / "other" / kind)), network)
+        extract(of_set(ImageSetReader.open(tmp_path / "other" / kind)), network)
         for kind in ("reconstruction", "original")
     )
     kept = influences.read(folders[1], rkid, second[rkid].images)

@@ -20,14 +20,14 @@ from eval.commands import main
 from eval.distances.scorers import DISTANCES
 from eval.errors import BadReport, TooFewImages, Watched
 from eval.images.generate import Request
-from eval.images.imageset import Images
+from eval.images.imageset import ImageSetReader
 from eval.report.entries import open_one
 from eval.report.report import report
 from eval.scores import results
 from eval.scores.aggregate import aggregate
 from eval.scores.results import Item, Score
 from eval.scores.scorer import Scored, Scorer
-from eval.watch import Asked, Watcher, asked, watch
+from eval.watch import ScorerRequest, Watcher, asked, watch
 from shards import seal
 from tests.eval.small import save_clip, save_folder
 from tests.forks import fork, wait
@@ -47,7 +47,7 @@ def flags(add: argparse.ArgumentParser) -> None:
     add.add_argument("--scale", type=float, default=1.0)
 
 
-def brightness(images: Images, args: argparse.Namespace) -> Scored:
+def brightness(images: ImageSetReader, args: argparse.Namespace) -> Scored:
     items = [
         Item(one.file.prompt.id, one.number, float(one.read().mean()) * args.scale)
         for one in images
@@ -79,7 +79,7 @@ def request_of(run: Path, **fields: Any) -> Request:
     return Request(checkpoint=run, save_dir=run / "eval", **few)
 
 
-def scorers(*words: str) -> list[Asked]:
+def scorers(*words: str) -> list[ScorerRequest]:
     return asked(words or ("bright",), SCORERS, "cpu")
 
 
@@ -196,12 +196,14 @@ def test_stopped_gone_on_and_ended_by_itself(trained: Path, tmp_path: Path) -> N
     """SIGTERM while the first set is scored; then on, while the last checkpoint appears."""
     marker = tmp_path / "scoring"
 
-    def slow(images: Images, args: argparse.Namespace) -> Scored:
+    def slow(images: ImageSetReader, args: argparse.Namespace) -> Scored:
         marker.touch()
         time.sleep(600)
         return brightness(images, args)
 
-    waiting = [Asked("bright", Scorer(flags, slow), argparse.Namespace(scale=1.0, partial=False))]
+    waiting = [
+        ScorerRequest("bright", Scorer(flags, slow), argparse.Namespace(scale=1.0, partial=False))
+    ]
     pid = fork(lambda: sys.exit(watch(trained, request_of(trained), waiting)), tmp_path / "first")
     until(marker.exists, pid)
     with pytest.raises(Watched, match=f"another process watches this run .pid {pid} on"):
@@ -261,10 +263,10 @@ def test_a_step_that_is_trained_again_is_scored_again(
     assert "step 10: trained again since it was scored" in told
     old, new = trained / "eval/old-1-step-00000010", trained / "eval/step-00000010"
     assert json.loads((old / "record.json").read_text()) == before[0]
-    assert Images.open(old).digest == before[0]["images"] != Images.open(new).digest
+    assert ImageSetReader.open(old).digest == before[0]["images"] != ImageSetReader.open(new).digest
     ten, twenty = lines(trained)
     assert twenty == before[1]
-    assert ten["weights"] == Images.open(new).settings["weights"] != before[0]["weights"]
+    assert ten["weights"] == ImageSetReader.open(new).settings["weights"] != before[0]["weights"]
     assert ten["scores"] != before[0]["scores"]
     assert watch(trained, request_of(trained), scorers(), once=True) == 0
     assert lines(trained) == [ten, twenty]
@@ -310,11 +312,15 @@ def test_a_signal_that_lands_in_a_finaliser_stops_it_all_the_same(trained: Path)
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.01)
 
-    def finalising(images: Images, args: argparse.Namespace) -> Scored:
+    def finalising(images: ImageSetReader, args: argparse.Namespace) -> Scored:
         Last()
         return brightness(images, args)
 
-    one = [Asked("bright", Scorer(flags, finalising), argparse.Namespace(scale=1.0, partial=False))]
+    one = [
+        ScorerRequest(
+            "bright", Scorer(flags, finalising), argparse.Namespace(scale=1.0, partial=False)
+        )
+    ]
     assert watch(trained, request_of(trained), one, once=True) == 128 + signal.SIGTERM
     assert [record["step"] for record in lines(trained)] == [20]
 

@@ -27,7 +27,7 @@ from eval.errors import (
 )
 from eval.features.features import extract, of_folder, of_set
 from eval.features.networks import Clip
-from eval.images.imageset import Images
+from eval.images.imageset import ImageSetReader
 from eval.scores import results
 from eval.scores.results import Score, Value
 from shards import sha256_file
@@ -115,7 +115,7 @@ def test_values_intervals_and_groups(
     score, real = scored[0], read(reference)
     assert score.scorer == f"clip-fid-vit-16-14-28-tiny-photos-{real.digest[:8]}"
     features = extract(
-        of_set(Images.open(sets[0])),
+        of_set(ImageSetReader.open(sets[0])),
         Clip(str(clip_folder)).network("short-bicubic"),
         "cc32-lanczos",
     )
@@ -133,7 +133,7 @@ def test_values_intervals_and_groups(
         "lower",
         "tiny",
     )
-    assert score.images == Images.open(sets[0]).digest
+    assert score.images == ImageSetReader.open(sets[0]).digest
     assert score.made_by["reference"] == real.digest
     assert any("groups are fewer pictures" in note for note in score.notes)
 
@@ -261,7 +261,7 @@ def test_kid_and_cmmd_against_a_folder(
     ((name, score),) = (
         (n, s) for n, s in results.read_all(sets[0]).items() if n.startswith("kid-clean-tiny-real-")
     )
-    pictures = of_set(Images.open(sets[0])), of_folder(real)
+    pictures = of_set(ImageSetReader.open(sets[0])), of_folder(real)
     expected = kid_features(*(extract(p, inception(weights)) for p in pictures))
     assert score.value.value == pytest.approx(1_000 * expected, rel=1e-4)
     assert len(score.made_by["subsets"][""]) == 100
@@ -357,7 +357,7 @@ def test_few_and_partial_sets_say_so_in_the_name(
 def test_a_broken_picture_ends_with_its_name_and_no_score(
     reference: Path, clip_folder: Path, tmp_path: Path
 ) -> None:
-    images = Images.open(save_set(tmp_path, prompts_of(14)))
+    images = ImageSetReader.open(save_set(tmp_path, prompts_of(14)))
     path = images.images / "003.png"
     path.write_bytes(path.read_bytes()[:50])
     manifest = json.loads((tmp_path / "manifest.json").read_text())

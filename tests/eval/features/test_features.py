@@ -16,7 +16,7 @@ from eval.errors import BadPicture, TooFewImages
 from eval.features import features
 from eval.features.features import Pictures, clean_listing, extract, folder_of, of_folder, of_set
 from eval.features.networks import Network
-from eval.images.imageset import Images
+from eval.images.imageset import ImageSetReader
 from tests.eval.small import colours, picture, prompts_of, save_folder, save_inception, save_set
 
 
@@ -186,7 +186,7 @@ def test_memory_holds_a_few_batches(tmp_path: Path) -> None:
 
 
 def test_pictures_of_a_set_are_in_its_order_tiles_alone(tmp_path: Path) -> None:
-    grids = Images.open(save_set(tmp_path / "g", prompts_of(3), layout="grids", count=4))
+    grids = ImageSetReader.open(save_set(tmp_path / "g", prompts_of(3), layout="grids", count=4))
     pictures = of_set(grids)
     assert len(pictures) == len(set(pictures.digests)) == 12
     found = extract(pictures, colours())
@@ -194,7 +194,7 @@ def test_pictures_of_a_set_are_in_its_order_tiles_alone(tmp_path: Path) -> None:
     tiles = [grid[y : y + 32, x : x + 32] for grid in by_hand for y in (0, 32) for x in (0, 32)]
     expected = torch.cat([colours().features(colours().prepare(tile)[None]) for tile in tiles])
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
-    jpegs = Images.open(save_set(tmp_path / "j", prompts_of(3), layout="jpeg"))
+    jpegs = ImageSetReader.open(save_set(tmp_path / "j", prompts_of(3), layout="jpeg"))
     assert [Path(name).name for name in of_set(jpegs).names] == ["000.jpeg", "001.jpeg", "002.jpeg"]
     names = {folder_of(tmp_path, colours(), cut).name for cut in ("none", "cc16-box")}
     assert names == {"colours-00000000-clean299-none", "colours-00000000-clean299-cc16-box"}

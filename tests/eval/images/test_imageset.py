@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from eval.errors import MissingImages, OtherImages
-from eval.images.imageset import Images, ImageSet
+from eval.images.imageset import ImageSetReader, ImageSetWriter
 from eval.prompts.prompts import Prompt, Prompts
 from shards.errors import StoreError
 from tests.forks import fork, wait
@@ -25,23 +25,23 @@ def picture(value: int) -> np.ndarray:
     return np.full((8, 6, 3), value, np.uint8)
 
 
-def made(folder: Path) -> ImageSet:
-    images = ImageSet(folder, PROMPTS, SETTINGS)
+def made(folder: Path) -> ImageSetWriter:
+    images = ImageSetWriter(folder, PROMPTS, SETTINGS)
     images.save(images.files[0], [picture(1)])
     images.save(images.files[1], [picture(2)])
     return images
 
 
 def test_a_set_is_complete_when_its_digests_are_recorded(tmp_path: Path) -> None:
-    images = ImageSet(tmp_path, PROMPTS, SETTINGS)
+    images = ImageSetWriter(tmp_path, PROMPTS, SETTINGS)
     images.save(images.files[0], [picture(1)])
     assert json.loads((tmp_path / "manifest.json").read_text())["complete"] is False
-    again = ImageSet(tmp_path, PROMPTS, SETTINGS)
+    again = ImageSetWriter(tmp_path, PROMPTS, SETTINGS)
     assert [again.has(file) for file in again.files] == [True, False]
     again.save(again.files[1], [picture(2)])
     assert set(again.finish({"torch": "x"})["files"]) == {"a.png", "b.png"}
     assert np.array_equal(np.asarray(Image.open(tmp_path / "images" / "b.png")), picture(2))
-    third = ImageSet(tmp_path, PROMPTS, SETTINGS)
+    third = ImageSetWriter(tmp_path, PROMPTS, SETTINGS)
     assert third.finish({"torch": "y"})["provenance"] == {"torch": "x"}
 
 
@@ -63,7 +63,7 @@ def test_other_settings_are_refused(
 ) -> None:
     made(tmp_path)
     with pytest.raises(OtherImages) as error:
-        ImageSet(tmp_path, prompts, settings)
+        ImageSetWriter(tmp_path, prompts, settings)
     assert field in str(error.value)
 
 
@@ -84,7 +84,7 @@ def test_strange_and_damaged_files_are_refused_and_left(tmp_path: Path) -> None:
         images.has(images.files[0])
     (tmp_path / "images" / "grid.png").write_bytes(whole)
     with pytest.raises(OtherImages, match=r"no prompt asks for \(grid\.png\)"):
-        ImageSet(tmp_path, PROMPTS, SETTINGS)
+        ImageSetWriter(tmp_path, PROMPTS, SETTINGS)
 
 
 def test_a_png_shows_every_damage(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_png_shows_every_damage(tmp_path: Path) -> None:
 def test_a_complete_set_that_changed_is_refused(tmp_path: Path) -> None:
     images = made(tmp_path)
     images.finish({})
-    other = ImageSet(tmp_path / "other", PROMPTS, SETTINGS)
+    other = ImageSetWriter(tmp_path / "other", PROMPTS, SETTINGS)
     other.save(other.files[0], [picture(9)])
     data = (other.images / "a.png").read_bytes()  # of the same settings, but not the one recorded
     (tmp_path / "images" / "a.png").write_bytes(data)
@@ -125,7 +125,7 @@ def test_a_lost_picture_that_is_made_otherwise_is_not_put_in_place(tmp_path: Pat
     whole = images.finish({"torch": "2.0", "device": "cpu"})
     path = tmp_path / "images" / "a.png"
     path.unlink()
-    for found in (images, ImageSet(tmp_path, PROMPTS, SETTINGS)):
+    for found in (images, ImageSetWriter(tmp_path, PROMPTS, SETTINGS)):
         with pytest.raises(OtherImages, match=r"a\.png: was lost, .*\(device cpu, torch 2\.0\)"):
             found.save(found.files[0], [picture(9)])
         assert not path.exists()
@@ -136,12 +136,12 @@ def test_a_lost_picture_that_is_made_otherwise_is_not_put_in_place(tmp_path: Pat
 def test_another_manifest_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(OtherImages, match="not a manifest of images"):
-        ImageSet(tmp_path, PROMPTS, SETTINGS)
+        ImageSetWriter(tmp_path, PROMPTS, SETTINGS)
     assert (tmp_path / "manifest.json").read_text() == "{}"
 
 
 def test_a_jpeg_verifies_itself(tmp_path: Path) -> None:
-    images = ImageSet(tmp_path, PROMPTS, SETTINGS, "jpeg")
+    images = ImageSetWriter(tmp_path, PROMPTS, SETTINGS, "jpeg")
     for file, value in zip(images.files, (90, 160), strict=True):
         images.save(file, [picture(value)])
     path = tmp_path / "images" / "a.jpeg"
@@ -150,7 +150,7 @@ def test_a_jpeg_verifies_itself(tmp_path: Path) -> None:
     with Image.open(path) as image:
         assert (image.format, image.size) == ("JPEG", (6, 8))
         assert np.abs(np.asarray(image).astype(int) - 90).max() <= 1
-    again = ImageSet(tmp_path, PROMPTS, SETTINGS, "jpeg")
+    again = ImageSetWriter(tmp_path, PROMPTS, SETTINGS, "jpeg")
     assert [again.has(file) for file in again.files] == [True, True]
     for at in range(0, len(whole), 4):  # no byte can change, nor can the file end early
         damaged = bytearray(whole)
@@ -194,11 +194,11 @@ def test_nothing_unfinished_is_ever_among_the_pictures(
 
 def test_what_is_missing_is_listed(tmp_path: Path) -> None:
     with pytest.raises(MissingImages, match=r"found no manifest\.json"):
-        Images.open(tmp_path)
+        ImageSetReader.open(tmp_path)
     prompts = Prompts("p", tuple(Prompt(f"{i:02d}", "x") for i in range(30)))
-    images = ImageSet(tmp_path, prompts, {}, "flat", 2)
+    images = ImageSetWriter(tmp_path, prompts, {}, "flat", 2)
     images.save(images.files[3], [picture(3)])
-    for act in (lambda: Images.open(tmp_path), lambda: images.finish({})):
+    for act in (lambda: ImageSetReader.open(tmp_path), lambda: images.finish({})):
         with pytest.raises(MissingImages) as error:
             act()
         assert (
@@ -206,63 +206,66 @@ def test_what_is_missing_is_listed(tmp_path: Path) -> None:
             in str(error.value)
         )
         assert "and 39 more" in str(error.value)
-    some = Images.open(tmp_path, partial=True)
+    some = ImageSetReader.open(tmp_path, partial=True)
     assert [(one.file.path, one.read()[0, 0, 0]) for one in some] == [("01_1.png", 3)]
     assert some.missing == 59
     for file in images.files:
         if not images.has(file):
             images.save(file, [picture(7)])
     with pytest.raises(MissingImages, match="the run that makes them has not ended"):
-        Images.open(tmp_path)
+        ImageSetReader.open(tmp_path)
     images.finish({})
-    assert Images.open(tmp_path).missing == 0
+    assert ImageSetReader.open(tmp_path).missing == 0
 
 
 def test_a_set_that_changed_is_not_scored(tmp_path: Path) -> None:
-    images = ImageSet(tmp_path, PROMPTS, SETTINGS)
+    images = ImageSetWriter(tmp_path, PROMPTS, SETTINGS)
     images.save(images.files[0], [picture(1)])
     strange = tmp_path / "images" / "b.png"
     Image.fromarray(picture(2)).save(strange)
     with pytest.raises(OtherImages, match=r"b\.png: not made by"):
-        Images.open(tmp_path, partial=True)  # a mixed set
+        ImageSetReader.open(tmp_path, partial=True)  # a mixed set
     strange.unlink()
     images.save(images.files[1], [picture(2)])
     images.finish({})
-    whole = Images.open(tmp_path)
+    whole = ImageSetReader.open(tmp_path)
     path = tmp_path / "images" / "a.png"
     before = path.read_bytes()
     path.write_bytes(before + b"x")
     with pytest.raises(OtherImages, match=r"1 pictures changed .*\(a\.png\)"):
-        Images.open(tmp_path)
+        ImageSetReader.open(tmp_path)
     path.write_bytes(before)
     (tmp_path / "images" / "empty").mkdir()
     with pytest.raises(OtherImages, match="no prompt asks for .empty/."):
-        Images.open(tmp_path)
+        ImageSetReader.open(tmp_path)
     (tmp_path / "images" / "empty").rmdir()
-    assert Images.open(tmp_path).digest == whole.digest
+    assert ImageSetReader.open(tmp_path).digest == whole.digest
     stored = tmp_path / "prompts.json"
     stored.write_text(stored.read_text().replace("two", "too"))
     with pytest.raises(OtherImages, match="changed since the pictures were made"):
-        Images.open(tmp_path)
+        ImageSetReader.open(tmp_path)
 
 
 def test_what_lies_beside_the_pictures_is_checked(tmp_path: Path) -> None:
     record = {"tag": "colors", "include": [], "prompt": "x"}
     prompts = Prompts("geneval", (Prompt("00000", "x", "colors", record),))
-    images = ImageSet(tmp_path, prompts, {}, "folders")
+    images = ImageSetWriter(tmp_path, prompts, {}, "folders")
     images.save(images.files[0], [picture(1)])
     images.finish({})
     path = tmp_path / "images" / "00000" / "metadata.jsonl"
     path.write_text("{}")
-    for act in (lambda: Images.open(tmp_path), lambda: ImageSet(tmp_path, prompts, {}, "folders")):
+    for act in (
+        lambda: ImageSetReader.open(tmp_path),
+        lambda: ImageSetWriter(tmp_path, prompts, {}, "folders"),
+    ):
         with pytest.raises(OtherImages, match=r"metadata\.jsonl: changed"):
             act()
     assert path.read_text() == "{}"
     path.unlink()
     with pytest.raises(OtherImages, match=r"metadata\.jsonl: missing"):
-        Images.open(tmp_path)
-    ImageSet(tmp_path, prompts, {}, "folders")
-    assert Images.open(tmp_path).files[0].path == "00000/samples/00000.png"
+        ImageSetReader.open(tmp_path)
+    ImageSetWriter(tmp_path, prompts, {}, "folders")
+    assert ImageSetReader.open(tmp_path).files[0].path == "00000/samples/00000.png"
 
 
 def test_a_refused_folder_stays_as_it_was(tmp_path: Path) -> None:
@@ -274,14 +277,14 @@ def test_a_refused_folder_stays_as_it_was(tmp_path: Path) -> None:
     before = state()
     for prompts, settings in ((PROMPTS, {}), (Prompts("p", (Prompt("c", "x"),)), SETTINGS)):
         with pytest.raises(OtherImages):
-            ImageSet(tmp_path, prompts, settings)
+            ImageSetWriter(tmp_path, prompts, settings)
     assert state() == before
 
 
 def _write_at_once(folder: Path, rank: int, start: "multiprocessing.synchronize.Barrier") -> None:
     prompts = Prompts("p", tuple(Prompt(f"{i:02d}", "x") for i in range(24)))
     start.wait()
-    images = ImageSet(folder, prompts, SETTINGS, "flat")
+    images = ImageSetWriter(folder, prompts, SETTINGS, "flat")
     for file in images.files[rank // 2 :: 2]:  # each file is made by two of the four
         if not images.has(file):
             images.save(file, [picture(int(file.prompt.id))])
@@ -300,7 +303,7 @@ def test_processes_write_one_set_at_once(tmp_path: Path) -> None:
     for process in ranks:
         process.join(60)
     assert [process.exitcode for process in ranks] == [0] * 4
-    found = Images.open(tmp_path)
+    found = ImageSetReader.open(tmp_path)
     assert [one.read()[0, 0, 0] for one in found] == list(range(24))
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"images", "manifest.json", "prompts.json"}
@@ -312,7 +315,7 @@ def test_a_file_system_without_hard_links(tmp_path: Path, atomic: bool) -> None:
         (no_links if atomic else no_atomic_names)()
         if atomic:
             made(tmp_path / "set").finish({})
-            assert len(Images.open(tmp_path / "set").files) == 2
+            assert len(ImageSetReader.open(tmp_path / "set").files) == 2
         else:
             with pytest.raises(StoreError, match="neither hard links"):
                 made(tmp_path / "set")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.images.imageset import Images, ImageSet
+from eval.images.imageset import ImageSetReader, ImageSetWriter
 from eval.images.layouts import joined, parted
 from eval.prompts.benchmarks import BENCHMARKS
 from eval.prompts.prompts import Prompt, Prompts
@@ -47,7 +47,7 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
     """A benchmark's name, and the folder that its scorer is given."""
     name: str = request.param
     benchmark, prompts = BENCHMARKS[name], Prompts(name, tuple(PROMPTS[name]))
-    images = ImageSet(
+    images = ImageSetWriter(
         tmp_path / "model", prompts, {}, benchmark.layout, benchmark.images_per_prompt
     )
     numbers = {prompt.id: i for i, prompt in enumerate(prompts.items)}
@@ -145,7 +145,7 @@ def test_clean_fid_takes_the_pictures_and_nothing_else(made: tuple[str, Path]) -
 
 def test_what_was_written_is_read_back(made: tuple[str, Path]) -> None:
     name, root = made
-    images = Images.open(root.parent)
+    images = ImageSetReader.open(root.parent)
     assert images.prompts.items == tuple(PROMPTS[name])
     numbers = {prompt.id: i for i, prompt in enumerate(images.prompts.items)}
     ones = list(images)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from eval.commands import main
 from eval.images import runs
-from eval.images.imageset import ImageSet
+from eval.images.imageset import ImageSetWriter
 from eval.images.prompt_cache import TextCache
 from eval.report.report import report
 from eval.score import run as score_sets
@@ -77,7 +77,7 @@ def test_a_version_that_was_written_by_hand_is_not_passed_over(tmp_path: Path) -
 
 
 def again(folder: Path) -> None:
-    ImageSet(folder, PROMPTS, SETTINGS)
+    ImageSetWriter(folder, PROMPTS, SETTINGS)
 
 
 def score(folder: Path) -> None:
@@ -115,9 +115,9 @@ def add_findings(folder: Path) -> Path:
 
 
 def results_images(folder: Path) -> Any:
-    from eval.images.imageset import Images
+    from eval.images.imageset import ImageSetReader
 
-    return Images.open(folder)
+    return ImageSetReader.open(folder)
 
 
 def findings(folder: Path) -> Journal:

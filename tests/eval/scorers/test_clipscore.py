@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from eval.commands import main
 from eval.errors import MissingImages, MissingWeights, NotFinite
-from eval.images.imageset import Images
+from eval.images.imageset import ImageSetReader
 from eval.prompts.prompts import Prompt, Prompts
 from eval.scores import results
 from tests.eval.small import WORDS, save_clip, save_set
@@ -38,7 +38,7 @@ def test_scores_are_cosines_of_the_models_own_embeddings(
     processor = CLIPImageProcessorPil(
         size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
     )
-    for item, one in zip(items, Images.open(folder), strict=True):
+    for item, one in zip(items, ImageSetReader.open(folder), strict=True):
         ids = [WORDS.index(word) for word in one.file.prompt.text.split()][:6]
         inputs = processor(images=Image.open(one.path), return_tensors="pt")
         found = model(**inputs, input_ids=torch.tensor([[1, *ids, 2]]))

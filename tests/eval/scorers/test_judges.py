@@ -10,7 +10,7 @@ import pytest
 
 from eval.errors import BadPrompts, BadQuestions, MissingImages, MissingWeights
 from eval.features.pretrained import label
-from eval.images.imageset import Images, ImageSet
+from eval.images.imageset import ImageSetReader, ImageSetWriter
 from eval.prompts.prompts import Prompt, Prompts
 from eval.score import run
 from eval.scorers import dpg, geneval
@@ -24,7 +24,7 @@ def made(
     folder: Path, prompts: Prompts, layout: str, count: int = 1, finished: bool = True
 ) -> Path:
     random = np.random.default_rng(0)
-    images = ImageSet(folder, prompts, {"steps": 4}, layout, count)
+    images = ImageSetWriter(folder, prompts, {"steps": 4}, layout, count)
     for file in images.files:
         images.save(
             file, [random.integers(0, 255, (24, 24, 3), dtype=np.uint8) for _ in file.numbers]
@@ -71,7 +71,7 @@ def geneval_set(
     """Scored. What the detector sees in the first picture is asked for, and what it sees nowhere."""
     folder = tmp_path_factory.mktemp("sets")
     looks = made(folder / "first", tagged(("single_object", "cat")), "folders")
-    (one,) = Images.open(looks)
+    (one,) = ImageSetReader.open(looks)
     found = Detector(str(detector_folder), "cpu")([one.read()])[0]
     surest = max(found, key=lambda segment: segment.score)
     assert surest.score > 0.3
@@ -86,7 +86,7 @@ def geneval_set(
 def test_geneval_from_pictures_to_a_score(geneval_set: Path) -> None:
     (found,) = results.read_all(geneval_set).values()
     items = results.read_items(geneval_set / "scores" / f"{found.scorer}.json")
-    prompts = {prompt.id: prompt for prompt in Images.open(geneval_set).prompts.items}
+    prompts = {prompt.id: prompt for prompt in ImageSetReader.open(geneval_set).prompts.items}
     assert found.scorer == "geneval-hf-tiny-m2f"
     assert (found.overall, found.prompts, found.pictures, found.missing) == ("groups", 3, 3, 0)
     assert found.notes[0] == "uncalibrated until compared with the official scorer"
@@ -110,7 +110,7 @@ def test_geneval_looks_at_the_colour_of_the_surest_alone(
     (found,) = results.read_all(geneval_set).values()
     *_, last = results.read_items(geneval_set / "scores" / f"{found.scorer}.json")
     objects = geneval.from_json(last.found["detections"])
-    picture = list(Images.open(geneval_set))[-1]
+    picture = list(ImageSetReader.open(geneval_set))[-1]
     direct = Detector(str(detector_folder), "cpu")([picture.read()])[0]
     asked = (picture.file.prompt.record or {})["include"][0]["class"]
     for kind in {segment.kind for segment in direct}:
@@ -195,7 +195,7 @@ def test_dpg_from_grids_to_scores(tmp_path: Path, llava_folder: Path) -> None:
     }
     gated: dict[str, list[float]] = {"007": [], "dog": []}
     plain: dict[str, list[list[bool]]] = {"007": [], "dog": []}
-    for one in Images.open(folder):
+    for one in ImageSetReader.open(folder):
         name = one.file.prompt.id
         says = [answer.yes > answer.no for answer in vlm.answers(one.read(), texts[name])]
         plain[name].append(says)
@@ -316,7 +316,7 @@ def test_genai_from_pictures_to_a_score(
             one.read(),
             [f'Does this figure show "{one.file.prompt.text}"? Please answer Yes or No.'],
         )[0]
-        for one in Images.open(folder)
+        for one in ImageSetReader.open(folder)
     }
     yes = [odds[name].yes for name in ("00001", "00002", "00003")]
     assert found.value.value == pytest.approx(np.mean(yes))  # the fourth has no skill
@@ -371,7 +371,7 @@ def test_softtifa_from_pictures_to_scores(tmp_path: Path, llava_folder: Path) ->
             [(one.read(), f"{q} Answer in one word.") for q, _ in asked[one.file.prompt.text]],
             [accepted[answer] for _, answer in asked[one.file.prompt.text]],
         )
-        for one in Images.open(folder)
+        for one in ImageSetReader.open(folder)
     ]
     means = found["geneval2-softtifa-am-tiny-llava"]
     assert means.value.value == pytest.approx(100 * np.mean([np.mean(some) for some in odds]))

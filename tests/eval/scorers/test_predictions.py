@@ -8,23 +8,23 @@ import numpy as np
 import pytest
 
 from eval.errors import BadScores, MissingImages, NotFinite
-from eval.images.imageset import Images, ImageSet, One
+from eval.images.imageset import ImageSetReader, ImageSetWriter, PictureRef
 from eval.images.layouts import Picture
 from eval.images.ranks import Rank
 from eval.prompts.prompts import Prompt, Prompts
 from eval.scorers import predictions as journal
-from eval.scorers.predictions import Journal, findings
+from eval.scorers.predictions import Journal, cached_predictions
 
 MADE_BY = {"weights": "abc", "spellings": ("Yes",)}
 
 
-def made(folder: Path, shades: Sequence[int]) -> Images:
+def made(folder: Path, shades: Sequence[int]) -> ImageSetReader:
     prompts = Prompts("p", tuple(Prompt(f"{i:05d}", f"shade {i}") for i in range(len(shades))))
-    images = ImageSet(folder, prompts, {"steps": 1})
+    images = ImageSetWriter(folder, prompts, {"steps": 1})
     for file, shade in zip(images.files, shades, strict=True):
         images.save(file, [np.full((4, 6, 3), shade, np.uint8)])
     images.finish({})
-    return Images.open(folder)
+    return ImageSetReader.open(folder)
 
 
 class Finder:
@@ -34,7 +34,9 @@ class Finder:
         self.seen: list[list[int]] = []
         self._stop = stop
 
-    def __call__(self, ones: Sequence[One], pictures: Sequence[Picture]) -> list[dict[str, Any]]:
+    def __call__(
+        self, ones: Sequence[PictureRef], pictures: Sequence[Picture]
+    ) -> list[dict[str, Any]]:
         shades = [int(picture[0, 0, 0]) for picture in pictures]
         if self._stop in shades:
             raise KeyboardInterrupt
@@ -42,13 +44,15 @@ class Finder:
         return [{"shade": shade, "at": (1, 2)} for shade in shades]
 
 
-def found_by(images: Images, *words: Any, **more: Any) -> list[tuple[One, dict[str, Any]]]:
-    done = findings(images, "s", *words, **more)
+def found_by(
+    images: ImageSetReader, *words: Any, **more: Any
+) -> list[tuple[PictureRef, dict[str, Any]]]:
+    done = cached_predictions(images, "s", *words, **more)
     assert done is not None
     return done.found
 
 
-def shades(found: list[tuple[One, dict[str, Any]]]) -> list[int]:
+def shades(found: list[tuple[PictureRef, dict[str, Any]]]) -> list[int]:
     return [what["shade"] for _, what in found]
 
 
@@ -140,8 +144,8 @@ def test_only_wanted_pictures_are_shown(tmp_path: Path) -> None:
 def test_processes_share_the_blocks_and_the_last_one_has_all(tmp_path: Path) -> None:
     images = made(tmp_path, [10, 20, 30, 40, 50])
     one, two = Finder(), Finder()
-    assert findings(images, "s", MADE_BY, 1, one, rank=Rank(0, 2)) is None
-    done = findings(images, "s", MADE_BY, 1, two, rank=Rank(1, 2))
+    assert cached_predictions(images, "s", MADE_BY, 1, one, rank=Rank(0, 2)) is None
+    done = cached_predictions(images, "s", MADE_BY, 1, two, rank=Rank(1, 2))
     assert done is not None
     assert shades(done.found) == [10, 20, 30, 40, 50]
     assert (one.seen, two.seen) == ([[10], [30], [50]], [[20], [40]])
@@ -157,10 +161,10 @@ def test_seconds_are_those_of_all_passes(tmp_path: Path, monkeypatch: pytest.Mon
     ticks = iter(range(1000))
     monkeypatch.setattr(journal.time, "monotonic", lambda: float(next(ticks)))
     with pytest.raises(KeyboardInterrupt):
-        findings(images, "s", MADE_BY, 2, Finder(stop=50))
-    done = findings(images, "s", MADE_BY, 2, Finder())
+        cached_predictions(images, "s", MADE_BY, 2, Finder(stop=50))
+    done = cached_predictions(images, "s", MADE_BY, 2, Finder())
     assert done is not None
     assert done.seconds == pytest.approx(3)
-    again = findings(images, "s", MADE_BY, 2, Finder(stop=10))
+    again = cached_predictions(images, "s", MADE_BY, 2, Finder(stop=10))
     assert again is not None
     assert again.seconds == done.seconds

@@ -9,7 +9,7 @@ import pytest
 from eval.errors import BadQuestions
 from eval.prompts.prompts import Prompt, Prompts
 from eval.scorers import geneval2 as softtifa
-from eval.scorers.geneval2 import Asked, geometric, items, read_questions, spellings
+from eval.scorers.geneval2 import PromptQuestions, geometric, items, read_questions, spellings
 
 TWO_CATS = {
     "prompt": "two red cat", "atom_count": 3, "skills": ["count", "attribute", "object"],
@@ -25,7 +25,7 @@ def written(folder: Path, *records: Any) -> Path:
 
 def test_questions_are_read_by_prompt(tmp_path: Path) -> None:
     assert read_questions(written(tmp_path, TWO_CATS)) == {
-        "two red cat": Asked(
+        "two red cat": PromptQuestions(
             (("How many cat are there?", "two"), ("Is the cat red?", "Yes"), ("Is there a cat?", "Yes")),
             ("count", "attribute", "object"), 3,
         )
@@ -51,7 +51,7 @@ def test_means() -> None:
     }  # fmt: skip
 
 
-def read_questions_of(record: dict[str, Any]) -> Asked:
+def read_questions_of(record: dict[str, Any]) -> PromptQuestions:
     return softtifa._asked(record)[1]
 
 
