@@ -159,7 +159,7 @@ def first_rows(originals: Originals, column: Column, count: int) -> tuple[list[i
     rows = list[int]()
     for shard in range(len(originals.source.tars)):
         first = shard * originals.source.shard_rows
-        ids = np.arange(first, first + column.generation.rows[shard])
+        ids = np.arange(first, first + column.snapshot.rows[shard])
         rows += ids[column.status(ids) == Status.OK][: count - len(rows)].tolist()
     if not rows:
         raise TooFewImages(f"{column.path}: holds no valid row")

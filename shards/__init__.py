@@ -5,7 +5,7 @@ Importing this package is cheap; torch is loaded by `shards.read.stream`, `shard
 `shards.read.randomness`.
 """
 
-from .column.commits import Generation, put_complete, read_commit
+from .column.commits import Snapshot, put_complete, read_commit
 from .column.source import IndexRow, Source, open_source, put_index, read_index
 from .column.writer import ShardWriter, check_column, create_column, put_empty
 from .errors import (
@@ -44,7 +44,7 @@ __all__ = [
     "ColumnSpec",
     "CorruptColumn",
     "FormatVersion",
-    "Generation",
+    "Snapshot",
     "IdentityMismatch",
     "IncompleteColumn",
     "IndexRow",

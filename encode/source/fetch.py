@@ -177,11 +177,11 @@ class Remote:
         told = f"{url}\n{size}\n{self.opened.etag}\n{os.getuid()}"  # /tmp is everybody's
         self.key = f"{hashlib.sha256(told.encode()).hexdigest()[:24]}-{boot()}"
 
-    def pour(self, start: int, length: int, take: Callable[[int, Any], None]) -> None:
-        self.opened.pour(start, length, take)
+    def stream_range(self, start: int, length: int, take: Callable[[int, Any], None]) -> None:
+        self.opened.stream_range(start, length, take)
 
-    def pour_whole(self, take: Callable[[int, Any], None]) -> None:
-        self.opened.pour_whole(take)
+    def stream_whole(self, take: Callable[[int, Any], None]) -> None:
+        self.opened.stream_whole(take)
 
 
 def fill(
@@ -235,7 +235,7 @@ class Filling:
         errors = [e for e in errors if not isinstance(e, Over)] or errors
         if any(isinstance(e, NoRanges) for e in errors):
             self.over.clear()
-            self.remote.pour_whole(self._take)
+            self.remote.stream_whole(self._take)
             count = len(range(0, self.remote.size, RANGE))
             os.pwrite(self.file, b"\1" * count, self.remote.size)
         elif errors:
@@ -243,7 +243,7 @@ class Filling:
 
     def _bring(self, number: int) -> None:
         start = number * RANGE
-        self.remote.pour(start, min(RANGE, self.remote.size - start), self._take)
+        self.remote.stream_range(start, min(RANGE, self.remote.size - start), self._take)
         os.pwrite(self.file, b"\1", self.remote.size + number)
 
     def _take(self, offset: int, chunk: Any) -> None:

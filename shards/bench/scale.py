@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from ..column.commits import Commit, Generation
+from ..column.commits import Commit, Snapshot
 from ..column.writer import create_column
 from ..format.atomic import put_if_absent, seal, sha256
 from ..format.layout import ZARR_ROWS, ColumnSpec, Layout, Norm, Status
@@ -38,10 +38,10 @@ def write_records(folder: Path, shards: int = SHARDS) -> None:
         spec = ColumnSpec(identity, layout, norm, 1 if layout.ragged else None)
         digest = create_column(folder / name, spec)
         commits = [commit(name, shard, digest) for shard in range(shards)]
-        generation = Generation.of(digest, shards, commits, {})
-        base = folder / name / "complete" / generation.digest
-        put_if_absent(base.with_suffix(".valid"), generation.words.astype("<u4").tobytes())
-        put_if_absent(base.with_suffix(".json"), seal(generation.record(digest)))
+        snapshot = Snapshot.of(digest, shards, commits, {})
+        base = folder / name / "complete" / snapshot.digest
+        put_if_absent(base.with_suffix(".valid"), snapshot.words.astype("<u4").tobytes())
+        put_if_absent(base.with_suffix(".json"), seal(snapshot.record(digest)))
 
 
 def commit(name: str, shard: int, column: str) -> Commit:

@@ -133,7 +133,7 @@ def valid_rows(words: NDArray[np.uint32]) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
+class Snapshot:
     """All that a reader needs to know of a column: per shard its rows, content and index digests,
     and the valid rows.
 
@@ -154,7 +154,7 @@ class Generation:
     @classmethod
     def of(
         cls, column_digest: str, shards: int, commits: Sequence[Commit], failed: dict[int, str]
-    ) -> Generation:
+    ) -> Snapshot:
         by_shard = {commit.shard: commit for commit in commits}
         get = [by_shard.get(shard) for shard in range(shards)]
         counts: dict[str, int] = {}
@@ -223,17 +223,17 @@ def read_failures(column: Store) -> dict[int, str]:
     return failures
 
 
-def generation_of_commits(
+def snapshot_of_commits(
     column: Store, column_digest: str, shards: int, only: Sequence[int] | None = None
-) -> Generation:
-    """The generation that the commits standing now make up, complete or not.
+) -> Snapshot:
+    """The snapshot that the commits standing now make up, complete or not.
 
     With `only`, of these shards and without a word on failures: a function of the commits alone,
     so the same at any later time.
     """
     wanted = committed(column, shards) if only is None else only
     commits = read_commits(column, column_digest, wanted)
-    return _generation(column, column_digest, shards, commits, only is None)
+    return _snapshot(column, column_digest, shards, commits, only is None)
 
 
 def read_commits(column: Store, column_digest: str, shards: Sequence[int]) -> list[Commit]:
@@ -242,24 +242,24 @@ def read_commits(column: Store, column_digest: str, shards: Sequence[int]) -> li
         return list(pool.map(lambda shard: own_commit(column, column_digest, shard), shards))
 
 
-def _generation(
+def _snapshot(
     column: Store, column_digest: str, shards: int, commits: Sequence[Commit], failures: bool
-) -> Generation:
+) -> Snapshot:
     done = {commit.shard for commit in commits}
     reasons = read_failures(column) if failures else {}
     failed = {s: why for s, why in reasons.items() if s not in done}
-    return Generation.of(column_digest, shards, commits, failed)
+    return Snapshot.of(column_digest, shards, commits, failed)
 
 
-def put_complete(column: Place, column_digest: str, shards: int, allow_failed: bool) -> Generation:
-    """Write a COMPLETE generation; IncompleteColumn if a shard is neither committed nor an allowed
+def put_complete(column: Place, column_digest: str, shards: int, allow_failed: bool) -> Snapshot:
+    """Write a COMPLETE snapshot; IncompleteColumn if a shard is neither committed nor an allowed
     failure, ObjectsMissing if what is committed is not there.
     """
     column = open_store(column)
     commits = read_commits(column, column_digest, committed(column, shards))
-    generation = _generation(column, column_digest, shards, commits, True)
-    missing = [s for s, content in enumerate(generation.content) if content is None]
-    failed = dict(generation.failed)
+    snapshot = _snapshot(column, column_digest, shards, commits, True)
+    missing = [s for s, content in enumerate(snapshot.content) if content is None]
+    failed = dict(snapshot.failed)
     unexplained = [s for s in missing if not (allow_failed and s in failed)]
     if unexplained:
         reasons = read_failures(column)
@@ -271,11 +271,11 @@ def put_complete(column: Place, column_digest: str, shards: int, allow_failed: b
     lost = lost_objects(column, {name: n for c in commits for name, n, _ in c.objects})
     if lost:
         raise ObjectsMissing(f"{column.url}: {lost}")
-    name = f"complete/{generation.digest}"
-    record = sealed(generation.record(column_digest), complete_record, column.at(f"{name}.json"))
-    column.put_if_absent(f"{name}.valid", generation.words.astype("<u4").tobytes())
+    name = f"complete/{snapshot.digest}"
+    record = sealed(snapshot.record(column_digest), complete_record, column.at(f"{name}.json"))
+    column.put_if_absent(f"{name}.valid", snapshot.words.astype("<u4").tobytes())
     column.put_if_absent(f"{name}.json", record)
-    return generation
+    return snapshot
 
 
 def lost_objects(column: Store, committed: Mapping[str, int]) -> str:
@@ -298,8 +298,8 @@ def lost_objects(column: Store, committed: Mapping[str, int]) -> str:
     )
 
 
-def read_complete(column: Store, column_digest: str) -> Generation:
-    """The newest COMPLETE generation: the one with the most shards committed. Two objects are
+def read_complete(column: Store, column_digest: str) -> Snapshot:
+    """The newest COMPLETE snapshot: the one with the most shards committed. Two objects are
     read.
 
     Several of the same shards differ in why the others failed; the first of them then serves.
@@ -316,12 +316,12 @@ def read_complete(column: Store, column_digest: str) -> Generation:
     if any(g.content != newest[0][1].content for _, g in newest):
         raise CorruptColumn(
             f"{column.url}: {[name for name, _ in newest]} all claim to be the newest complete "
-            "generation. Delete the one that `python -m shards verify` refuses"
+            "snapshot. Delete the one that `python -m shards verify` refuses"
         )
     return newest[0][1]
 
 
-def open_complete(column: Store, name: str, column_digest: str) -> Generation:
+def open_complete(column: Store, name: str, column_digest: str) -> Snapshot:
     """Read one COMPLETE record and its valid-row bits."""
     path = column.at(name)
     record = parse_complete(column.unseal(name, COMPLETE, VERSION), path)
@@ -335,7 +335,7 @@ def open_complete(column: Store, name: str, column_digest: str) -> Generation:
     if record["column"] != column_digest:
         raise CorruptColumn(f"{path}: this record belongs to another column.json")
     shards = record["shards"]
-    return Generation(
+    return Snapshot(
         tuple(n for n, _, _ in shards),
         tuple(content for _, content, _ in shards),
         tuple(index for _, _, index in shards),

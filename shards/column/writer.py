@@ -330,7 +330,7 @@ class TarValues:
         if store.size(self.path) is None:
             self._file = self._open.enter_context(store.staged(self.path))
             return
-        store.settle(self.path)
+        store.make_durable(self.path)
         store.touch(self.path)
         self._handle = store.open(self.path)
         self._open.callback(store.close, self._handle)

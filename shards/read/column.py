@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from ..column.commits import (
     READERS,
-    Generation,
+    Snapshot,
     committed,
-    generation_of_commits,
     open_complete,
     read_complete,
+    snapshot_of_commits,
 )
 from ..column.tar_object import first_byte
 from ..column.zarr_object import crc32c, decode_into, read_into
@@ -30,7 +30,7 @@ from ..format.layout import BLOCK, COLUMN, VERSION, ZARR_ROWS, ColumnSpec
 from ..format.records import parse_column
 from ..store.base import Place, Store
 from ..store.open import open_store
-from .objects import NOWHERE, Files, Rows, Table, read_small
+from .objects import NO_MEMBER, Files, Rows, Table, read_small
 
 INDEX_BYTES = 1 << 26  # of the chunk indexes that are kept of a column with a codec
 MOST_COMPRESSED = 256  # lz4 packs no tighter
@@ -56,14 +56,14 @@ def open_spec(store: Store) -> tuple[ColumnSpec, str]:
 class Column:
     """One column, open for reading. Rows are named by row id, in any order.
 
-    `spec` says what the column is, `generation` which rows it holds. Threads that share one take
+    `spec` says what the column is, `snapshot` which rows it holds. Threads that share one take
     turns; a copy made by pickle opens its own files.
     """
 
-    def __init__(self, store: Store, spec: ColumnSpec, digest: str, generation: Generation) -> None:
-        self.store, self.spec, self.digest, self.generation = store, spec, digest, generation
+    def __init__(self, store: Store, spec: ColumnSpec, digest: str, snapshot: Snapshot) -> None:
+        self.store, self.spec, self.digest, self.snapshot = store, spec, digest, snapshot
         self.layout = spec.layout
-        rows = generation.rows
+        rows = snapshot.rows
         if len(rows) != self.layout.shards or max(rows, default=0) > self.layout.shard_rows:
             raise CorruptColumn(
                 f"{store.url}: its records speak of {len(rows)} shards of up to "
@@ -78,25 +78,25 @@ class Column:
         self._lock = threading.RLock()
 
     @classmethod
-    def open(cls, url: Place, partial: bool = False, pin: Json | None = None) -> Column:
+    def open(cls, url: Place, partial: bool = False, snapshot_id: Json | None = None) -> Column:
         """Open a column by its newest COMPLETE record, or with `partial` by the commits that stand
-        now. `pin` (what `Column.pin` gave) opens just the generation that was seen then.
+        now. `snapshot_id` (what `Column.snapshot_id` gave) opens just the snapshot that was seen then.
 
         Raises NotAColumn, IncompleteColumn, FormatVersion or CorruptColumn.
         """
         store = open_store(url)
         spec, digest = open_spec(store)
-        if pin is not None:
-            generation = _pinned(store, digest, spec.layout.shards, pin)
+        if snapshot_id is not None:
+            snapshot = _pinned(store, digest, spec.layout.shards, snapshot_id)
         elif partial:
             standing = committed(store, spec.layout.shards)
-            generation = generation_of_commits(store, digest, spec.layout.shards, standing)
+            snapshot = snapshot_of_commits(store, digest, spec.layout.shards, standing)
         else:
-            generation = read_complete(store, digest)
-        return cls(store, spec, digest, generation)
+            snapshot = read_complete(store, digest)
+        return cls(store, spec, digest, snapshot)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Column, (self.store, self.spec, self.digest, self.generation)
+        return Column, (self.store, self.spec, self.digest, self.snapshot)
 
     @property
     def path(self) -> str:
@@ -107,17 +107,17 @@ class Column:
     def name(self) -> str:
         return self.store.name
 
-    def pin(self) -> Json:
-        """What names this generation for ever: its digest, and for a partial one its shards as
+    def snapshot_id(self) -> Json:
+        """What names this snapshot for ever: its digest, and for a partial one its shards as
         runs of (first, count).
         """
-        there = np.array([content is not None for content in self.generation.content], np.int8)
-        complete = self.store.size(f"complete/{self.generation.digest}.json") is not None
+        there = np.array([content is not None for content in self.snapshot.content], np.int8)
+        complete = self.store.size(f"complete/{self.snapshot.digest}.json") is not None
         if complete:
-            return {"generation": self.generation.digest, "shards": None}
+            return {"generation": self.snapshot.digest, "shards": None}
         edges = np.flatnonzero(np.diff(there, prepend=0, append=0)).reshape(-1, 2)
         return {
-            "generation": self.generation.digest,
+            "generation": self.snapshot.digest,
             "shards": [[int(a), int(b - a)] for a, b in edges],
         }
 
@@ -125,7 +125,7 @@ class Column:
         """Digest of the members with a suffix that each shard was made of, where its commit says
         so; see `members`. All commits are read.
         """
-        shards = [s for s, content in enumerate(self.generation.content) if content is not None]
+        shards = [s for s, content in enumerate(self.snapshot.content) if content is not None]
         with ThreadPoolExecutor(READERS) as pool:
             found = zip(shards, pool.map(self._table.members, shards), strict=True)
             return {shard: said[suffix] for shard, said in found if suffix in said}
@@ -137,11 +137,11 @@ class Column:
         per_shard = self.layout.shard_rows // BLOCK
         words = np.zeros(self.layout.shards * per_shard, np.uint32)
         start = 0
-        for shard, rows in enumerate(self.generation.rows):
+        for shard, rows in enumerate(self.snapshot.rows):
             count = -(-rows // BLOCK)
-            words[shard * per_shard :][:count] = self.generation.words[start : start + count]
+            words[shard * per_shard :][:count] = self.snapshot.words[start : start + count]
             start += count
-        for shard, first, count in self.generation.truncated if truncated else ():
+        for shard, first, count in self.snapshot.truncated if truncated else ():
             ids = shard * self.layout.shard_rows + np.arange(first, first + count)
             np.bitwise_or.at(words, ids // BLOCK, np.uint32(1) << (ids % BLOCK).astype(np.uint32))
         return words
@@ -175,7 +175,7 @@ class Column:
         size = self.row_bytes(rows)
         if self.layout.backend == "webdataset":
             start = self._table("starts", rows).astype(np.int64)
-            start = np.where(start == NOWHERE, -1, first_byte(start))
+            start = np.where(start == NO_MEMBER, -1, first_byte(start))
             return rows // self.layout.shard_rows, start, size
         first = self._table("starts", rows) if self.layout.ragged else rows % ZARR_ROWS
         return rows // ZARR_ROWS, first.astype(np.int64) * self.layout.unit_bytes, size
@@ -370,7 +370,7 @@ class Column:
         """
         spec = self._arrays["empty"]
         name = f"empty/{spec.key(0)}"
-        there = (s for s, content in enumerate(self.generation.content) if content is not None)
+        there = (s for s, content in enumerate(self.snapshot.content) if content is not None)
         shard = next(there, None)
         digest = None if shard is None else self._table.committed(shard).get(name)
         return read_small(self.store, name, spec, spec.shape[0], digest)
@@ -379,24 +379,24 @@ class Column:
         self._files.close()
 
 
-def _pinned(store: Store, digest: str, shards: int, pin: Json) -> Generation:
-    """The generation that a pin names; IncompleteColumn if it can no longer be had."""
-    if pin["shards"] is None:
-        name = f"complete/{pin['generation']}.json"
+def _pinned(store: Store, digest: str, shards: int, snapshot_id: Json) -> Snapshot:
+    """The snapshot that `snapshot_id` names; IncompleteColumn if it can no longer be had."""
+    if snapshot_id["shards"] is None:
+        name = f"complete/{snapshot_id['generation']}.json"
         if store.size(name) is None:
             raise IncompleteColumn(
-                f"{store.at(name)}: the generation that this run has read is gone. Restore it, or "
+                f"{store.at(name)}: the snapshot that this run has read is gone. Restore it, or "
                 "start a new run"
             )
         return open_complete(store, name, digest)
-    only = [s for first, count in pin["shards"] for s in range(first, first + count)]
+    only = [s for first, count in snapshot_id["shards"] for s in range(first, first + count)]
     try:
-        generation = generation_of_commits(store, digest, shards, only)
+        snapshot = snapshot_of_commits(store, digest, shards, only)
     except NotAColumn as error:
         raise IncompleteColumn(f"{error}. This run has read that shard") from None
-    if generation.digest != pin["generation"]:
+    if snapshot.digest != snapshot_id["generation"]:
         raise IncompleteColumn(
             f"{store.url}: its shards no longer hold what this run has read. Restore the column, or "
             "start a new run"
         )
-    return generation
+    return snapshot

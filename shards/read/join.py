@@ -127,7 +127,7 @@ class Join:
         return valid_rows(self.words)
 
     def identity(self) -> Json:
-        """What the columns are and which generation of them is read: pinned by checkpoints,
+        """What the columns are and which snapshot of them is read: pinned by checkpoints,
         compared on resume. `open_join(pins=)` takes it back.
         """
         found: Json = {"truncated": self.truncated}
@@ -135,7 +135,7 @@ class Join:
             found["rates"] = list(self.rates)
         for name, column in self.columns.items():
             if name not in self._pins:  # asked once: COMPLETE may come while a run reads commits
-                self._pins[name] = column.pin()
+                self._pins[name] = column.snapshot_id()
             pin = self._pins[name]
             found[name] = {
                 "identity": column.spec.identity,
@@ -258,7 +258,7 @@ def open_join(
         if pinned is None or pinned["column"] != open_spec(open_store(place))[1]:
             return Column.open(place, partial)
         used[name] = {"generation": pinned["complete"], "shards": pinned.get("shards")}
-        return Column.open(place, pin=used[name])
+        return Column.open(place, snapshot_id=used[name])
 
     return Join(
         opened("latents", latents),
@@ -344,7 +344,7 @@ def check_same_source(a: Column, b: Column) -> None:
             f"{b.path}: {b.layout.shard_rows} rows a shard, but {a.path} has {a.layout.shard_rows}. "
             "Encode both with the same shard_rows"
         )
-    pairs = zip(a.generation.index, b.generation.index, strict=True)
+    pairs = zip(a.snapshot.index, b.snapshot.index, strict=True)
     wrong = [s for s, (x, y) in enumerate(pairs) if x and y and x != y]
     if wrong:
         raise SourceMismatch(
@@ -417,10 +417,10 @@ def refuse_bad_rows(columns: Sequence[Column], truncated: bool) -> None:
     Shards that a partly encoded column has not come to yet are not meant.
     """
     layout = columns[0].layout
-    known = np.max([column.generation.rows for column in columns], axis=0)
+    known = np.max([column.snapshot.rows for column in columns], axis=0)
     for column in columns:
-        failed = {shard for shard, _ in column.generation.failed}
-        content = column.generation.content
+        failed = {shard for shard, _ in column.snapshot.failed}
+        content = column.snapshot.content
         known[[s for s, c in enumerate(content) if c is None and s not in failed]] = 0
     present = np.concatenate(
         [np.zeros(0, np.uint32), *(_first_bits(rows, layout.shard_rows) for rows in known.tolist())]
@@ -431,7 +431,7 @@ def refuse_bad_rows(columns: Sequence[Column], truncated: bool) -> None:
         for status, rows in _by_status(column, ids):
             lines.append(f"{column.path}: {len(rows)} rows are {status}")
             examples += [(int(row), f"{status} in {column.name}") for row in rows[:SHOWN]]
-        nothing = [s for s, _ in column.generation.failed if not known[s]]
+        nothing = [s for s, _ in column.snapshot.failed if not known[s]]
         if nothing:
             lines.append(f"{column.path}: shards {nothing[:SHOWN]} failed ({len(nothing)} in all)")
     if not lines:
@@ -463,7 +463,7 @@ def _first_bits(count: int, of: int) -> NDArray[np.uint32]:
 
 def _by_status(column: Column, ids: Ints) -> Iterator[tuple[str, Ints]]:
     """(name of a status, the row ids that have it) of rows that are not admitted."""
-    committed = np.array(column.generation.rows, np.int64) > 0
+    committed = np.array(column.snapshot.rows, np.int64) > 0
     status = np.full(ids.size, Status.SHARD_FAILED, np.uint8)
     there = committed[ids // column.layout.shard_rows]
     status[there] = column.status(ids[there])

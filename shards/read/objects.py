@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .column import Column
 
 OPEN_FILES = 4  # of a column at least; all of a process share half of what it may open
-NOWHERE = 2**32 - 1  # among `starts`: the row has no member in the tar
+NO_MEMBER = 2**32 - 1  # among `starts`: the row has no member in the tar
 
 Rows = NDArray[np.int64]
 
@@ -126,14 +126,14 @@ class Table:
 
     def __init__(self, column: Column) -> None:
         self.column = column
-        self._rows = np.array(column.generation.rows, np.int64)
+        self._rows = np.array(column.snapshot.rows, np.int64)
         self._base = np.concatenate([[0], np.cumsum(self._rows)])
         self._kept: dict[str, tuple[NDArray[Any], NDArray[np.bool_]]] = {}
         self._seen = np.zeros(0, bool)
         self._commits: dict[int, tuple[dict[str, str], Mapping[str, str]]] = {}
 
     def __call__(self, name: str, rows: Rows) -> NDArray[Any]:
-        """Of each row id; IndexError for a row that the generation does not hold."""
+        """Of each row id; IndexError for a row that the snapshot does not hold."""
         shard, place = np.divmod(rows, self.column.layout.shard_rows)
         if len(rows) and (
             rows.min() < 0 or shard.max() >= len(self._rows) or (place >= self._rows[shard]).any()
@@ -187,7 +187,7 @@ class Table:
         return data
 
     def committed(self, shard: int) -> dict[str, str]:
-        """sha256 of each small object of a shard, from the commit that the generation names."""
+        """sha256 of each small object of a shard, from the commit that the snapshot names."""
         return self._commit(shard)[0]
 
     def members(self, shard: int) -> Mapping[str, str]:
@@ -198,7 +198,7 @@ class Table:
         if shard not in self._commits:
             column = self.column
             commit = own_commit(column.store, column.digest, shard)
-            if commit.content != column.generation.content[shard]:
+            if commit.content != column.snapshot.content[shard]:
                 raise CorruptColumn(
                     f"{column.store.at(commit_name(shard))}: not the content that the COMPLETE "
                     f"record names. Run `python -m shards verify {column.path}`"
@@ -216,7 +216,7 @@ class Table:
         lengths = self.column.lengths(ids) if layout.ragged else np.ones(len(ids), np.int64)
         if layout.backend == "webdataset":
             there = np.isin(self("status", ids), HAS_VALUES)
-            return np.where(there, tar_starts(layout, lengths, there), NOWHERE)
+            return np.where(there, tar_starts(layout, lengths, there), NO_MEMBER)
         blocks = np.pad(lengths, (0, -len(ids) % ZARR_ROWS)).reshape(-1, ZARR_ROWS)
         before: Rows = (np.cumsum(blocks, 1) - blocks).ravel()[: len(ids)]
         return before

@@ -83,7 +83,7 @@ class Store(ABC):
     def staged(self, name: str) -> AbstractContextManager[Staging]:
         """Create a large object: `with store.staged(name) as f: f.write(...); f.publish()`."""
 
-    def settle(self, name: str) -> None:  # noqa: B027  # an object store keeps what it shows
+    def make_durable(self, name: str) -> None:  # noqa: B027  # an object store keeps what it shows
         """Make a name that stands outlive a power cut: its writer may have died just before that."""
 
     def touch(self, name: str) -> None:  # noqa: B027  # an object store can only write it again
@@ -128,7 +128,7 @@ class Store(ABC):
         """(name, bytes) of every object below a folder, sorted, without what is being staged."""
 
     @abstractmethod
-    def litter(self, seconds: float) -> Sequence[str]:
+    def stale_temporaries(self, seconds: float) -> Sequence[str]:
         """Names that interrupted writers left behind at least so long ago."""
 
     @abstractmethod

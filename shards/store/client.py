@@ -73,11 +73,11 @@ def web_headers(root: str) -> dict[str, str]:
     return headers
 
 
-class Short(OSError):
+class TruncatedBody(OSError):
     """A body of fewer bytes than were promised."""
 
 
-class Forks:
+class ForkGuard:
     """What of the library belongs to this process."""
 
     lock = threading.Lock()
@@ -97,26 +97,26 @@ class Forks:
 
 def library() -> Any:
     """obstore, with threads of this process."""
-    if Forks.library is None:
-        with Forks.lock:
-            if Forks.inherited:
-                Forks.library = _loaded_again()
-            elif Forks.library is None:
-                os.register_at_fork(after_in_child=Forks.forked)
-                Forks.library = importlib.import_module("obstore")
-                Forks.folder = Forks.library.__path__
-            Forks.inherited = False
-    return Forks.library
+    if ForkGuard.library is None:
+        with ForkGuard.lock:
+            if ForkGuard.inherited:
+                ForkGuard.library = _loaded_again()
+            elif ForkGuard.library is None:
+                os.register_at_fork(after_in_child=ForkGuard.forked)
+                ForkGuard.library = importlib.import_module("obstore")
+                ForkGuard.folder = ForkGuard.library.__path__
+            ForkGuard.inherited = False
+    return ForkGuard.library
 
 
 def _loaded_again() -> Any:
     """obstore from a copy of its shared object, which the loader takes for another library."""
     name = "obstore._obstore"
-    spec = importlib.machinery.PathFinder.find_spec(name, Forks.folder)
+    spec = importlib.machinery.PathFinder.find_spec(name, ForkGuard.folder)
     assert spec is not None
     assert spec.origin is not None
     for known in [m for m in sys.modules if m == "obstore" or m.startswith("obstore.")]:
-        Forks.left.append(sys.modules.pop(known))
+        ForkGuard.left.append(sys.modules.pop(known))
     with tempfile.NamedTemporaryFile(suffix=".so") as file:
         shutil.copyfile(spec.origin, file.name)
         loader = importlib.machinery.ExtensionFileLoader(name, file.name)
@@ -214,7 +214,7 @@ class Client:
                 if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in text:
                     raise FileNotFoundError(f"{url}: no such object") from None
                 seconds = time.monotonic() - start
-                if once or lasting(error, library_) or seconds > self.limits.give_up:
+                if once or is_permanent(error, library_) or seconds > self.limits.give_up:
                     raise StoreError(
                         f"{url}: {what} failed after {seconds:.0f} s: {reason(text)}. "
                         + self._advice(error, library_)
@@ -252,7 +252,7 @@ def status_of(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
-def lasting(error: Exception, library_: Any) -> bool:
+def is_permanent(error: Exception, library_: Any) -> bool:
     """Whether the same request would end in the same error again."""
     kinds, status, text = library_.exceptions, status_of(error), str(error)
     passing = isinstance(error, (kinds.GenericError, OSError))

@@ -92,5 +92,5 @@ class WebStore(RemoteStore):
     def folders(self) -> Sequence[str]:
         self._refuse()
 
-    def litter(self, seconds: float) -> Sequence[str]:
+    def stale_temporaries(self, seconds: float) -> Sequence[str]:
         self._refuse()

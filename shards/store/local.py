@@ -25,7 +25,7 @@ from ..format.atomic import (
 )
 from .base import Handle, Staging, Store
 
-NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # a name that leads to nothing
+ABSENT_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # a name that leads to nothing
 
 
 class LocalStore(Store):
@@ -63,7 +63,7 @@ class LocalStore(Store):
                 )
             return file.readall()
 
-    def settle(self, name: str) -> None:
+    def make_durable(self, name: str) -> None:
         make_durable(self.folder / name)
 
     def touch(self, name: str) -> None:
@@ -124,7 +124,7 @@ class LocalStore(Store):
             if not entry.name.startswith(TEMPORARY) and (found := status_of(entry))
         )
 
-    def litter(self, seconds: float) -> Sequence[str]:
+    def stale_temporaries(self, seconds: float) -> Sequence[str]:
         old = time.time() - seconds
         return sorted(
             name
@@ -174,7 +174,7 @@ def status_of(entry: os.DirEntry[str]) -> os.stat_result | None:
     try:
         return entry.stat()
     except OSError as error:
-        if error.errno not in NOWHERE:
+        if error.errno not in ABSENT_ERRNOS:
             raise
         return None
 

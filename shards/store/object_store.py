@@ -29,7 +29,7 @@ from ..format.atomic import TEMPORARY, WHOLE_BYTES
 from ..places import local_path
 from ..printing import redacted
 from .base import Handle, Store
-from .client import Client, Limits, Short
+from .client import Client, Limits, TruncatedBody
 from .page_cache import PAGE, THREADS, PageCache, Pages
 
 PART = 8 << 20  # of an upload; a smaller object goes in one request
@@ -45,7 +45,7 @@ class NoRanges(StoreError):
 
 
 @dataclass(eq=False)
-class Opened:
+class RemoteObject:
     """An object open for reading. `key` names its pages, and changes if the object does."""
 
     store: RemoteStore
@@ -64,12 +64,12 @@ class Opened:
         def get(library: Any, store: Any) -> Any:
             data = self._ask(library, store, start, length).bytes()
             if len(data) != length:
-                raise Short(f"{len(data)} bytes came, {length} were asked for")
+                raise TruncatedBody(f"{len(data)} bytes came, {length} were asked for")
             return data
 
         return self.store.call("reading", self.name, get)
 
-    def pour(self, start: int, length: int, take: Callable[[int, Any], None]) -> None:
+    def stream_range(self, start: int, length: int, take: Callable[[int, Any], None]) -> None:
         """Give `take` the bytes of a range with their offsets, as they come. A request that breaks
         off is followed by one for the rest. Raises NoRanges where a server only gives whole objects.
         """
@@ -83,16 +83,16 @@ class Opened:
                 raise NoRanges(f"{self.store.at(self.name)}: the server knows no ranges") from None
             for chunk in found.stream(min_chunk_size=CHUNK):
                 if len(chunk) > length - done:
-                    raise Short(f"more than the {length} bytes came that were asked for")
+                    raise TruncatedBody(f"more than the {length} bytes came that were asked for")
                 take(start + done, chunk)
                 done += len(chunk)
             if done < length:
-                raise Short(f"{done} bytes came, {length} were asked for")
+                raise TruncatedBody(f"{done} bytes came, {length} were asked for")
 
         self.store.call("reading", self.name, get)
 
-    def pour_whole(self, take: Callable[[int, Any], None]) -> None:
-        """As `pour`, of a server that only gives whole objects: what breaks off begins anew."""
+    def stream_whole(self, take: Callable[[int, Any], None]) -> None:
+        """As `stream_range`, of a server that only gives whole objects: what breaks off begins anew."""
 
         def get(library: Any, store: Any) -> None:
             found, done = self._same(library.get(store, self.store.key(self.name))), 0
@@ -100,7 +100,7 @@ class Opened:
                 take(done, chunk)
                 done += len(chunk)
             if done != self.size:
-                raise Short(f"{done} bytes came, the object has {self.size}")
+                raise TruncatedBody(f"{done} bytes came, the object has {self.size}")
 
         self.store.call("reading", self.name, get)
 
@@ -123,7 +123,7 @@ class Opened:
 
 
 class RemoteStore(Store):
-    """A prefix of a bucket. Handles are `Opened`; copies in other processes connect anew.
+    """A prefix of a bucket. Handles are `RemoteObject`; copies in other processes connect anew.
 
     `cache` (a folder) and `cache_bytes` are taken from LATENTBANK_CACHE and LATENTBANK_CACHE_GB
     where they are not given.
@@ -179,7 +179,7 @@ class RemoteStore(Store):
     # Whole objects --------------------------------------------------------------------------------
 
     def read(self, name: str) -> bytes:
-        def get(library: Any, store: Any) -> bytes | Opened:
+        def get(library: Any, store: Any) -> bytes | RemoteObject:
             found = library.get(store, self.key(name))
             size = found.meta["size"]
             if size > WHOLE_BYTES:
@@ -188,10 +188,10 @@ class RemoteStore(Store):
                     "encode again"
                 )
             if size > PART:  # rather in pieces, of which each may be repeated
-                return Opened(self, name, size, found.meta["e_tag"])
+                return RemoteObject(self, name, size, found.meta["e_tag"])
             data = bytes(found.bytes())
             if len(data) != size:
-                raise Short(f"{len(data)} bytes came, the object has {size}")
+                raise TruncatedBody(f"{len(data)} bytes came, the object has {size}")
             return data
 
         data = self.call("reading", name, get)
@@ -335,7 +335,7 @@ class RemoteStore(Store):
             if not is_temporary(item["name"])
         ]
 
-    def litter(self, seconds: float) -> Sequence[str]:
+    def stale_temporaries(self, seconds: float) -> Sequence[str]:
         """Names that interrupted writers left behind at least so long ago. The parts of uploads that
         never ended are not among them: a lifecycle rule of the bucket removes those.
         """
@@ -376,7 +376,7 @@ class RemoteStore(Store):
 
     def open(self, name: str, cached: bool = True) -> Handle:
         head = self._head(name)
-        return Opened(self, name, head["size"], head["e_tag"], cached)
+        return RemoteObject(self, name, head["size"], head["e_tag"], cached)
 
     def length(self, handle: Handle, name: str) -> int:
         return int(handle.size)

@@ -26,7 +26,7 @@ from ..format.layout import ZARR_ROWS, ColumnSpec, Status
 from ..read.column import Column, open_spec
 from ..store.base import Place, Store
 from ..store.open import open_store
-from .copy import apart
+from .copy import refuse_nested
 from .parallel import Report, processes_for, silent, spread
 
 CALIBRATION_ROWS, CALIBRATION_TOKENS = 4_096, 1 << 14
@@ -105,12 +105,12 @@ def convert(
     """
     column = Column.open(source)
     store = open_store(target)
-    apart(column.store, store)
+    refuse_nested(column.store, store)
     spec, digest = _target(column, store, backend, codec, element)
     if spec.empty_tokens is not None:
         put_empty(store, spec, column.empty())
     done = set(committed(store, spec.layout.shards))
-    shards = [s for s, content in enumerate(column.generation.content) if content is not None]
+    shards = [s for s, content in enumerate(column.snapshot.content) if content is not None]
     lossless = spec.layout.element == column.layout.element
     tasks = [ConvertTask(column, store, spec, digest, s, lossless) for s in shards if s not in done]
     sizes = [_size(column, task.shard) for task in tasks]
@@ -120,11 +120,11 @@ def convert(
         pass
     for shard in shards if lossless else ():
         _compare(column, store, shard)
-    for shard, _ in column.generation.failed:
+    for shard, _ in column.snapshot.failed:
         name = failure_name(shard)
         if column.store.size(name) is not None:
             store.replace(name, column.store.read(name))
-    put_complete(store, digest, spec.layout.shards, allow_failed=bool(column.generation.failed))
+    put_complete(store, digest, spec.layout.shards, allow_failed=bool(column.snapshot.failed))
     return Column.open(store)
 
 
@@ -149,7 +149,7 @@ def _target(
 
 def _only(column: Column, shard: int) -> Column:
     """The column with one shard, so that little goes to the process that converts it."""
-    whole, count = column.generation, len(column.generation.rows)
+    whole, count = column.snapshot, len(column.snapshot.rows)
 
     def at(values: Sequence[Any], nothing: Any) -> tuple[Any, ...]:
         return tuple(values[s] if s == shard else nothing for s in range(count))
@@ -163,14 +163,14 @@ def _only(column: Column, shard: int) -> Column:
 
 def _size(column: Column, shard: int) -> int:
     """Bytes of the values that are read of a shard."""
-    ids = shard * column.layout.shard_rows + np.arange(column.generation.rows[shard])
+    ids = shard * column.layout.shard_rows + np.arange(column.snapshot.rows[shard])
     return int(column.row_bytes(ids).sum())
 
 
 def convert_shard(task: ConvertTask, report: Report) -> None:
     """Write one shard block by block and commit it."""
-    source, shard, rows = task.source, task.shard, task.source.generation.rows[task.shard]
-    index = str(source.generation.index[shard])
+    source, shard, rows = task.source, task.shard, task.source.snapshot.rows[task.shard]
+    index = str(source.snapshot.index[shard])
     with ShardWriter(task.target, task.spec, task.digest, shard, rows, index) as writer:
         for first in range(0, rows, ZARR_ROWS):
             places = np.arange(first, min(first + ZARR_ROWS, rows))
@@ -192,7 +192,7 @@ def convert_shard(task: ConvertTask, report: Report) -> None:
 
 def _compare(column: Column, store: Store, shard: int) -> None:
     """The commit that stands has the content of the source's."""
-    found, expected = read_commit(store, shard).content, column.generation.content[shard]
+    found, expected = read_commit(store, shard).content, column.snapshot.content[shard]
     if found != expected:
         raise ConversionFailed(
             f"{store.at(commit_name(shard))}: shard {shard} has the digest {found[:12]}..., in "
@@ -216,5 +216,5 @@ def run_convert(
         same = f"relative error {100 * error:.2f} % over {spec.quantisation['rows']} rows"
         if error > WARN_ABOVE:
             same += f"; WARNING: more than the {100 * WARN_ABOVE:.0f} % that is usual"
-    print(f"{target}: {sum(column.generation.rows):,} rows as {spec.layout.record()}; {same}")
+    print(f"{target}: {sum(column.snapshot.rows):,} rows as {spec.layout.record()}; {same}")
     return 0

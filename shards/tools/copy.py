@@ -38,7 +38,7 @@ from ..read.column import open_spec
 from ..store.base import Place, Store
 from ..store.open import open_store
 from .parallel import Report, silent
-from .scan import PIECE, nonsense
+from .scan import PIECE, commit_error
 
 THREADS = 8
 SPARE = 1 << 26  # bytes of a disk that staging leaves free
@@ -77,7 +77,7 @@ def shipment(source: Store) -> Shipment:
     with ThreadPoolExecutor(THREADS) as pool:
         commits = list(pool.map(lambda shard: own_commit(source, digest, shard), standing))
     for commit in commits:
-        if why := nonsense(spec, commit):
+        if why := commit_error(spec, commit):
             raise CorruptColumn(f"{source.at(commit_name(commit.shard))}: {why}")
     goods = Shipment(spec, {c.shard: c for c in commits}, bits + records, failures)
     _check_records(source, digest, goods, records)
@@ -125,7 +125,7 @@ def copy(
     looked at. Raises CorruptColumn or IdentityMismatch, naming the object.
     """
     source, target = open_store(source), open_store(target)
-    apart(source, target)
+    refuse_nested(source, target)
     goods = shipment(source)
     if with_source:
         _check_source(source.parent, goods)
@@ -173,7 +173,7 @@ def copy(
     return goods
 
 
-def apart(source: Store, target: Store) -> None:
+def refuse_nested(source: Store, target: Store) -> None:
     """Refuse a place inside the column, or one that the column is inside of."""
     here, there = (
         f"{store.url if store.folder is None else store.folder.resolve()}/"

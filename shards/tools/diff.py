@@ -99,13 +99,13 @@ def diff(
     if has_empty and not np.array_equal(one.empty(), two.empty()):
         found.fields.append("empty caption: other tokens")
     alike = one.layout.element == two.layout.element and _scales(one) == _scales(two)
-    pairs = zip(one.generation.content, two.generation.content, strict=True)
+    pairs = zip(one.snapshot.content, two.snapshot.content, strict=True)
     shards = [s for s, (x, y) in enumerate(pairs) if x != y or (x and not alike)]
     suffix = member_read(one.spec.identity)
     if suffix is not None and suffix == member_read(two.spec.identity):
         found.members = _other_members(one, two, suffix)
     tasks = [DiffTask(_slim(one), _slim(two), shard) for shard in shards]
-    size = sum(one.generation.rows[s] for s in shards)
+    size = sum(one.snapshot.rows[s] for s in shards)
     begin(size)
     count = processes_for(processes, len(tasks), size * one.layout.unit_bytes)
     results = [result for _, result in spread(diff_shard, tasks, count, report)]
@@ -125,15 +125,15 @@ def _scales(column: Column) -> Any:
 
 def _slim(column: Column) -> Column:
     """Without the valid-row bits, which another process does not need."""
-    generation = replace(column.generation, words=np.zeros(0, np.uint32))
-    return Column(column.store, column.spec, column.digest, generation)
+    snapshot = replace(column.snapshot, words=np.zeros(0, np.uint32))
+    return Column(column.store, column.spec, column.digest, snapshot)
 
 
 def diff_shard(task: DiffTask, report: Report) -> ShardDifference:
     """How one shard differs: records first, then digests, then checksums, then values."""
     a, b, shard = task.a, task.b, task.shard
     found = ShardDifference(shard)
-    held = [c.generation.content[shard] is not None for c in (a, b)]
+    held = [c.snapshot.content[shard] is not None for c in (a, b)]
     if not all(held):
         found.notes.append(f"committed in {a.path if held[0] else b.path} only")
         return found

@@ -46,7 +46,7 @@ def find_garbage(
         return [], [f"{store.url}: records are damaged; `repair` comes first"]
     garbage = [
         Garbage(name, store.size(name) or 0, "left by a writer that was interrupted")
-        for name in store.litter(seconds)
+        for name in store.stale_temporaries(seconds)
     ]
     kept: list[str] = []
     for name, size in found.unfinished:

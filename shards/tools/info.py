@@ -28,12 +28,12 @@ def information(url: Place) -> Json:
     """
     column = Column.open(url, partial=True)
     complete = any(name.endswith(".json") for name, _ in column.store.list("complete"))
-    generation, layout = column.generation, column.layout
-    done = [s for s, content in enumerate(generation.content) if content is not None]
+    snapshot, layout = column.snapshot, column.layout
+    done = [s for s, content in enumerate(snapshot.content) if content is not None]
     objects: dict[str, int] = {}
     for shard in done:
         objects |= {name: size for name, size, _ in read_commit(column.store, shard).objects}
-    rows, size = sum(generation.rows), sum(objects.values())
+    rows, size = sum(snapshot.rows), sum(objects.values())
     found: Json = {
         "column": column.path,
         "kind": layout.kind,
@@ -43,7 +43,7 @@ def information(url: Place) -> Json:
         "committed": len(done),
         "failed": sorted(read_failures(column.store).keys() - set(done)),
         "rows": rows,
-        "statuses": generation.counts,
+        "statuses": snapshot.counts,
         "row_shape": list(layout.row_shape),
         "element": layout.element,
         "backend": layout.backend,
@@ -51,7 +51,7 @@ def information(url: Place) -> Json:
         "bytes": size,
         "bytes_per_row": size // max(rows, 1),
         "digest": column.digest,
-        "generation": generation.digest,
+        "generation": snapshot.digest,
         "identity": column.spec.identity,
         "norm": column.spec.record()["norm"],
         "empty_tokens": column.spec.empty_tokens,

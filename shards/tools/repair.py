@@ -24,8 +24,8 @@ from ..format.records import parse_complete
 from ..store.base import Place, Store
 from ..store.open import open_store
 from .parallel import Report, silent
-from .scan import SMALL, damage, objects_of
-from .verify import QUARANTINE, Examination, check_stands, examine, generation_of
+from .scan import SMALL, damage_message_or_raise, objects_of
+from .verify import QUARANTINE, Examination, check_stands, examine, snapshot_of
 
 SHARD_FAULTS = ("commit", "object", "rows", "digest")
 BESIDE = {
@@ -115,7 +115,7 @@ def _generations(plan: Plan, found: Examination, bad: set[int]) -> None:
             continue
         kept = True
         if valid in bits:
-            words = generation_of(found, record).words.astype("<u4").tobytes()
+            words = snapshot_of(found, record).words.astype("<u4").tobytes()
             plan.rewrite.append((valid, bits[valid].message, words))
     plan.complete = found.complete and not kept and not bad and not found.missing
 
@@ -125,7 +125,7 @@ def _record(store: Store, name: str) -> Json | None:
     try:
         return parse_complete(store.unseal(name, COMPLETE, VERSION), store.at(name))
     except (OSError, ShardsError) as error:
-        damage(error)
+        damage_message_or_raise(error)
         return None
 
 

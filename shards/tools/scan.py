@@ -82,7 +82,7 @@ LOST = {
 }
 
 
-def damage(error: Exception) -> str:
+def damage_message_or_raise(error: Exception) -> str:
     """What an error says of an object. It is raised again where it says nothing: a network that is
     down, rights or memory that are lacking, or a record of a version that this program does not
     know, are no damage, and nothing must be put aside for them.
@@ -118,7 +118,7 @@ class ShardScan:
     blocks: tuple[str | None, ...]
 
 
-class Pass:
+class HashingReader:
     """One pass over an object from its first byte to its last, hashed on the way.
 
     What cannot be read (the object is missing, ends early, or its disk fails) is left out; `error`
@@ -138,7 +138,7 @@ class Pass:
         except FileNotFoundError:
             self.error = "missing"
         except (OSError, CorruptColumn) as error:
-            self.error = f"cannot be opened ({damage(error)})"
+            self.error = f"cannot be opened ({damage_message_or_raise(error)})"
 
     def take(self, view: memoryview) -> int:
         """Fill a flat buffer with the next bytes; how many came."""
@@ -147,7 +147,7 @@ class Pass:
             try:
                 got = self.store.preadv(self._handle, [view[filled:]], self.at)
             except OSError as error:
-                self.error = f"cannot be read at byte {self.at} ({damage(error)})"
+                self.error = f"cannot be read at byte {self.at} ({damage_message_or_raise(error)})"
                 break
             if not got:
                 break
@@ -180,7 +180,7 @@ class Pass:
             self._handle = None
 
 
-class Held:
+class InMemoryObject:
     """An object that is in memory, or its last bytes, in place of a store and an open handle."""
 
     def __init__(self, data: bytes, size: int | None = None) -> None:
@@ -209,7 +209,7 @@ def objects_of(spec: ColumnSpec, shard: int, rows: int) -> tuple[set[str], set[s
     return (must, values) if layout.ragged else (must | values, set())
 
 
-def nonsense(spec: ColumnSpec, commit: Commit) -> str:
+def commit_error(spec: ColumnSpec, commit: Commit) -> str:
     """Why a commit record, though its digest fits, cannot be of this column; empty if it can.
 
     A record is data: names in it are compared with those that the layout gives, never followed.
@@ -302,7 +302,7 @@ class Scan:
         if kind == "object" and name is not None:
             self.bad.add(name)
 
-    def _settle(self, done: Pass, rows: Sequence[int] = ()) -> None:
+    def _settle(self, done: HashingReader, rows: Sequence[int] = ()) -> None:
         """Compare an object that was read to its end with what the commit says of it."""
         size, digest = self.named[done.name]
         file, of = self.store.at(done.name), f" (rows {spans(rows)})" if len(rows) else ""
@@ -324,7 +324,7 @@ class Scan:
         room = spec.chunks * (spec.chunk_bytes + PACKED_MORE * (spec.codec is not None) + 16) + 4
         return min(self.named[name][0], room)
 
-    def _whole(self, done: Pass) -> bytes:
+    def _whole(self, done: HashingReader) -> bytes:
         """All of an object at once, if it is as large as it was committed, and so no surprise."""
         return done.whole() if done.size <= min(done.most, HELD_BYTES) else b""
 
@@ -333,12 +333,12 @@ class Scan:
         if not self.commit.rows:
             return None
         path, spec = self._path(array), self.arrays[array]
-        done = Pass(self.store, path, self.report, self._most(path, spec))
+        done = HashingReader(self.store, path, self.report, self._most(path, spec))
         data = self._whole(done)
         done.finish(self.buffer)
         done.close()
         self._settle(done)
-        held: Any = Held(data)
+        held: Any = InMemoryObject(data)
         try:
             read_index(held, None, spec, self.store.at(path))
             return read_elements(held, None, spec, 0, self.commit.rows, self.store.at(path))
@@ -362,30 +362,30 @@ class Scan:
                     f"{self.store.at(name)}: rows {spans(rows.tolist())} have tokens, but no object"
                 )
                 self._fault("object", why, name, rows.tolist())
-            checks = Checks(self, rows)
+            checks = BlockChecks(self, rows)
             for _ in rows:
                 checks.row(self.layout.blank(0))
             self._conclude(checks, name)
             return
-        done = Pass(self.store, name, self.report, self._most(name, spec))
+        done = HashingReader(self.store, name, self.report, self._most(name, spec))
         try:
             if self.lengths is None:
                 done.finish(self.buffer)
                 self._settle(done, rows.tolist())
                 return
             units = self.lengths[rows]
-            checks = Checks(self, rows)
+            checks = BlockChecks(self, rows)
             tail = 16 * spec.chunks + 4
             if self.layout.codec:
                 data = self._whole(done)
                 done.finish(self.buffer)
                 self._packed(checks, data, spec, units, name)
-                held: Any = Held(data)
+                held: Any = InMemoryObject(data)
             else:
                 start = np.cumsum(units) - units
                 self._plain(checks, done, start * self.layout.unit_bytes, units)
                 done.finish(self.buffer, tail)
-                held = Held(done.tail, done.size)
+                held = InMemoryObject(done.tail, done.size)
             self._settle(done, rows.tolist())
             if name not in self.bad:
                 try:
@@ -403,7 +403,7 @@ class Scan:
     def _tar(self) -> None:
         """The values of all blocks, in one tar."""
         name = tar_name(self.commit.shard)
-        done = Pass(self.store, name, self.report, self.named[name][0])
+        done = HashingReader(self.store, name, self.report, self.named[name][0])
         try:
             pending = []
             if self.lengths is not None:
@@ -413,7 +413,7 @@ class Scan:
                 place = np.where(there, place, -1)
                 for first in range(0, self.commit.rows, ZARR_ROWS):
                     rows = np.arange(first, min(first + ZARR_ROWS, self.commit.rows))
-                    checks = Checks(self, rows)
+                    checks = BlockChecks(self, rows)
                     self._plain(checks, done, place[rows], units[rows])
                     pending.append(checks)
             done.finish(self.buffer)
@@ -423,7 +423,7 @@ class Scan:
         finally:
             done.close()
 
-    def _plain(self, checks: Checks, done: Pass, start: Rows, units: Rows) -> None:
+    def _plain(self, checks: BlockChecks, done: HashingReader, start: Rows, units: Rows) -> None:
         """Rows that stand in the object as they are, at these bytes (-1: nowhere, so blank)."""
         size = units * self.layout.unit_bytes
         end, i = np.where(start < 0, 0, start + size), 0
@@ -448,9 +448,11 @@ class Scan:
                     checks.row(view[s - here : e - here] if e - here <= got else None)
             i = stop
 
-    def _packed(self, checks: Checks, data: bytes, spec: ArraySpec, units: Rows, name: str) -> None:
+    def _packed(
+        self, checks: BlockChecks, data: bytes, spec: ArraySpec, units: Rows, name: str
+    ) -> None:
         """Rows that a codec packed."""
-        held: Any = Held(data)
+        held: Any = InMemoryObject(data)
         full = self.store.at(name)
         try:
             edges = read_index(held, None, spec, full)
@@ -468,7 +470,7 @@ class Scan:
                 checks.row(None)
             at += count
 
-    def _conclude(self, checks: Checks, name: str) -> None:
+    def _conclude(self, checks: BlockChecks, name: str) -> None:
         """Faults of a block's rows, once it is known whether its object is sound."""
         block, shard = int(checks.rows[0]) // ZARR_ROWS, self.commit.shard
         crc = self._path("crc")
@@ -508,7 +510,7 @@ class Scan:
         except FileNotFoundError:
             return
         except (OSError, CorruptColumn) as error:
-            data = damage(error).encode()
+            data = damage_message_or_raise(error).encode()
         if sha256(data) != self.commit.index:
             self._fault(
                 "index",
@@ -518,7 +520,7 @@ class Scan:
             )
 
 
-class Checks:
+class BlockChecks:
     """Checksums and digest of the rows of one block, taken row by row."""
 
     def __init__(self, scan: Scan, rows: Rows) -> None:

@@ -12,7 +12,7 @@ from ..column.commits import (
     FAILURE,
     READERS,
     Commit,
-    Generation,
+    Snapshot,
     commit_name,
     committed,
     complete_names,
@@ -34,7 +34,15 @@ from ..read.column import Column, open_spec
 from ..store.base import Place, Store
 from ..store.open import open_store
 from .parallel import Report, processes_for, silent, spread
-from .scan import Fault, ShardScan, ShardTask, damage, nonsense, objects_of, scan_shard
+from .scan import (
+    Fault,
+    ShardScan,
+    ShardTask,
+    commit_error,
+    damage_message_or_raise,
+    objects_of,
+    scan_shard,
+)
 
 QUARANTINE, LEASES = "quarantine/", "lease"
 MEMBERS = "members"  # the kind of a fault that lies in the tars, not in the column
@@ -125,7 +133,7 @@ def examine(
     found.generations = complete_names(store)  # before the commits: an encode may end meanwhile
     _records(found)
     for name in found.generations:
-        _generation(found, name)
+        _snapshot(found, name)
     _strays(found)
     begin(found.bytes)
     if deep:
@@ -178,7 +186,7 @@ def check_source(found: Examination, folders: Sequence[Place]) -> int:
             if digest_of(commit) == commit.members[str(suffix)]:
                 return None
         except (OSError, ShardsError) as error:
-            return damage(error)
+            return damage_message_or_raise(error)
         return (
             f"{found.store.url}: shard {commit.shard} was made of other {suffix} members than "
             f"{source.tars[commit.shard][0]} holds now. Restore the tar, or make it a new source"
@@ -213,7 +221,7 @@ def _records(found: Examination) -> None:
         name = commit_name(shard)
         if isinstance(commit, str):
             found.fault("commit", commit, name, shard)
-        elif why := nonsense(spec, commit):
+        elif why := commit_error(spec, commit):
             message = f"{store.at(name)}: no commit of this column: {why}"
             found.fault("commit", message, name, shard)
         else:
@@ -224,7 +232,7 @@ def _records(found: Examination) -> None:
             if record["shard"] not in standing:
                 found.failed[record["shard"]] = record["reason"]
         except (OSError, ShardsError) as error:
-            found.fault("failure", damage(error), name)
+            found.fault("failure", damage_message_or_raise(error), name)
     there = {*standing, *found.failed}
     found.missing = [shard for shard in range(spec.layout.shards) if shard not in there]
 
@@ -234,7 +242,7 @@ def _reads(store: Store, name: str, data: bytes) -> bool:
     try:
         return store.size(name) == len(data) and store.read(name) == data
     except (OSError, CorruptColumn) as error:
-        damage(error)
+        damage_message_or_raise(error)
         return False
 
 
@@ -242,10 +250,10 @@ def _commit(store: Store, digest: str, shard: int) -> Commit | str:
     try:
         return own_commit(store, digest, shard)
     except (OSError, ShardsError) as error:
-        return damage(error)
+        return damage_message_or_raise(error)
 
 
-def _generation(found: Examination, name: str) -> None:
+def _snapshot(found: Examination, name: str) -> None:
     """A COMPLETE record and its valid-row bits, recomputed from the commits."""
     store, spec = found.store, found.spec
     assert spec
@@ -255,7 +263,7 @@ def _generation(found: Examination, name: str) -> None:
         if record["column"] != found.digest or len(record["shards"]) != spec.layout.shards:
             raise CorruptColumn(f"{store.at(name)}: this record belongs to another column.json")
     except (OSError, ShardsError) as error:
-        return found.fault("complete", damage(error), name)
+        return found.fault("complete", damage_message_or_raise(error), name)
     wrong = [
         shard
         for shard, (_, content, _) in enumerate(record["shards"])
@@ -272,23 +280,23 @@ def _generation(found: Examination, name: str) -> None:
     try:
         open_complete(store, name, found.digest)
     except (OSError, ShardsError) as error:
-        found.fault("valid", damage(error), beside)
+        found.fault("valid", damage_message_or_raise(error), beside)
     if wrong:
         return None
-    expected = generation_of(found, record)
+    expected = snapshot_of(found, record)
     if expected.digest != record["digest"] or name != f"complete/{expected.digest}.json":
         message = f"{store.at(name)}: not what the commits that it names make up"
         found.fault("complete", message, name)
     return None
 
 
-def generation_of(found: Examination, record: Json) -> Generation:
-    """The generation that a COMPLETE record should describe, from the commits it names."""
+def snapshot_of(found: Examination, record: Json) -> Snapshot:
+    """The snapshot that a COMPLETE record should describe, from the commits it names."""
     assert found.spec
     named = [s for s, (_, content, _) in enumerate(record["shards"]) if content]
     failed = {int(s): str(why) for s, why in record["failed"]}
     commits = [found.commits[s] for s in named]
-    return Generation.of(found.digest, found.spec.layout.shards, commits, failed)
+    return Snapshot.of(found.digest, found.spec.layout.shards, commits, failed)
 
 
 def _strays(found: Examination) -> None:
@@ -328,7 +336,7 @@ def _source_stands(found: Examination) -> bool:
     except NotAColumn:
         return False
     except (OSError, ShardsError) as error:
-        found.fault("source", damage(error), None)
+        found.fault("source", damage_message_or_raise(error), None)
         return False
 
 
@@ -342,7 +350,7 @@ def _empty(found: Examination) -> None:
     try:
         standing: tuple[int, str] | None = sha256_of(found.store, name)
     except (OSError, CorruptColumn) as error:
-        damage(error)
+        damage_message_or_raise(error)
         standing = None
     wrong = [
         shard
@@ -371,7 +379,7 @@ def logical_digest(path: Place) -> str:
     column = Column.open(path)
     contents = [
         read_commit(path, shard).content if content else None
-        for shard, content in enumerate(column.generation.content)
+        for shard, content in enumerate(column.snapshot.content)
     ]
     return _digest(column, contents)
 
@@ -386,7 +394,7 @@ def deep_digest(
     column = Column.open(path)
     found = examine(path, processes, begin, report)
     contents: list[str | None] = []
-    for shard, content in enumerate(column.generation.content):
+    for shard, content in enumerate(column.snapshot.content):
         commit = found.commits.get(shard)
         if content is None or commit is None:
             contents.append(None)

@@ -63,7 +63,7 @@ def test_engine_and_bare_loop_do_the_same_work(tmp_path: Path) -> None:
     bench.engine(task)
     assert bench.bare() == 40
     column = Column.open(task.targets["vae"].store, partial=True)
-    assert column.generation.counts == {"ok": 40}
+    assert column.snapshot.counts == {"ok": 40}
     assert column.layout.row_shape == (32, 4, 4)
     bench.close()
 

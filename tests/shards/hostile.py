@@ -349,7 +349,7 @@ def use(path: Path, partial: bool) -> None:
     column = Column.open(path, partial=partial)
     try:
         column.words(truncated=True)
-        for shard, rows in enumerate(column.generation.rows):
+        for shard, rows in enumerate(column.snapshot.rows):
             if rows:
                 ids = shard * column.layout.shard_rows + np.arange(min(rows, ROWS))
                 column.hint(ids)
@@ -358,7 +358,7 @@ def use(path: Path, partial: bool) -> None:
                 column.read(ids, check=True)
         if column.spec.empty_tokens:
             column.empty()
-        column.pin()
+        column.snapshot_id()
     finally:
         column.close()
 

@@ -116,8 +116,8 @@ def check_readable(path: Path, complete: bool = False) -> None:
     if not (path / "column.json").exists():
         return
     column = Column.open(path, partial=not complete)
-    for shard, rows in enumerate(column.generation.rows):
-        ids = row_ids(shard, column.generation.rows)[:rows]
+    for shard, rows in enumerate(column.snapshot.rows):
+        ids = row_ids(shard, column.snapshot.rows)[:rows]
         if rows:
             check_values(column, ids)
     column.close()

@@ -68,13 +68,13 @@ def test_a_column_from_nothing_to_complete(tmp_path: Path) -> None:
     assert found["bytes"] == sum(p.stat().st_size for p in values)
 
     fail(column, 3)
-    generation = put_complete(store, column.digest, 4, True)
+    snapshot = put_complete(store, column.digest, 4, True)
     found = column_status(store)
-    assert found["complete"] == generation.digest
+    assert found["complete"] == snapshot.digest
     assert found["counts"] == {"ok": 6, "image_undecodable": 1}
     (tmp_path / "toy/vae" / commit_name(0)).write_text("torn")
     assert column_status(store)["damaged"] == 1
-    reported = {"complete": generation.digest, "bytes": 12_345}  # then no commit is read
+    reported = {"complete": snapshot.digest, "bytes": 12_345}  # then no commit is read
     assert column_status(store, reported)["bytes"] == 12_345
     assert column_status(store, reported)["rows"] == 7
 

@@ -137,7 +137,7 @@ def test_members_that_were_exchanged_between_two_columns(
     reason = json.loads((column / "failures/00001.json").read_bytes())["reason"]
     assert reason.startswith("SourceChanged")
     assert "first/commits/00001.json" in reason
-    assert Column.open(column, partial=True).generation.rows == (3, 0)
+    assert Column.open(column, partial=True).snapshot.rows == (3, 0)
     write_tar(tmp_path / "tars/1.tar", **orders)
     assert encode(later, retry=True) == 0
     assert logical_digest(column) == logical_digest(tmp_path / "right/s/later")

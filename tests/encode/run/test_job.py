@@ -345,7 +345,7 @@ def test_what_is_no_tar_fails_alone(config: Path, encode: Encode, undisturbed: l
     assert code == 3
     assert "vae: complete, 45 rows: 45 ok" in output
     column = Column.open(cache / "toy/vae")
-    assert column.generation.rows == (9, 9, 0, 9, 9, 9)
+    assert column.snapshot.rows == (9, 9, 0, 9, 9, 9)
     assert not column.words()[2 * 32 : 3 * 32].any()
 
     code, output = encode(config, command="retry-failed")  # as bad as before

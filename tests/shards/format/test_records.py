@@ -174,10 +174,10 @@ def test_complete_only_when_every_shard_is_accounted_for(tmp_path: Path) -> None
     # It failed again, for another reason: a second record of the same shards must not lock readers out.
     fail(path, 1, "still no tar")
     put_complete(path, digest, 3, allow_failed=True)
-    assert Column.open(path).generation.rows == (1100, 0, 1024)
+    assert Column.open(path).snapshot.rows == (1100, 0, 1024)
     write_shard(path, spec, digest, 1)
     assert put_complete(path, digest, 3, allow_failed=False).failed == ()
-    assert Column.open(path).generation.rows == (1100, 40, 1024)  # the newest of the three
+    assert Column.open(path).snapshot.rows == (1100, 40, 1024)  # the newest of the three
 
 
 def test_two_complete_records_that_contradict_each_other(column: Path) -> None:

@@ -132,23 +132,23 @@ def test_a_pin_opens_the_generation_that_was_seen(tmp_path: Path) -> None:
     for shard in (0, 2):
         write_shard(path, spec, digest, shard)
     seen = Column.open(path, partial=True)
-    pin = json.loads(json.dumps(seen.pin()))
+    pin = json.loads(json.dumps(seen.snapshot_id()))
     assert pin["shards"] == [[0, 1], [2, 1]]
     write_shard(path, spec, digest, 1)
     put_complete(path, digest, 3, allow_failed=False)
-    again = Column.open(path, pin=pin)
-    assert again.generation.digest == seen.generation.digest
+    again = Column.open(path, snapshot_id=pin)
+    assert again.snapshot.digest == seen.snapshot.digest
     np.testing.assert_array_equal(again.words(), seen.words())
     newest = Column.open(path)
-    assert newest.generation.rows == ROWS
-    whole = newest.pin()
+    assert newest.snapshot.rows == ROWS
+    whole = newest.snapshot_id()
     assert whole["shards"] is None
-    assert Column.open(path, pin=whole).generation.digest == newest.generation.digest
+    assert Column.open(path, snapshot_id=whole).snapshot.digest == newest.snapshot.digest
     (path / f"complete/{whole['generation']}.json").unlink()
-    with pytest.raises(IncompleteColumn, match="the generation that this run has read is gone"):
-        Column.open(path, pin=whole)
+    with pytest.raises(IncompleteColumn, match="the snapshot that this run has read is gone"):
+        Column.open(path, snapshot_id=whole)
     with pytest.raises(IncompleteColumn, match="no longer hold what this run has read"):
-        Column.open(path, pin={"generation": pin["generation"], "shards": [[0, 2]]})
+        Column.open(path, snapshot_id={"generation": pin["generation"], "shards": [[0, 2]]})
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_large_objects_go_in_parts(server: Server, url: str) -> None:
     assert not stage(store, "values/c/0", data[::-1])
     assert store.read("values/c/0") == data
     assert store.list() == [("values/c/0", len(data))]
-    assert store.litter(0) == []
+    assert store.stale_temporaries(0) == []
     assert server.unfinished() == 0
 
 
@@ -133,7 +133,7 @@ def test_what_is_not_published_vanishes(server: Server, url: str, size: int) -> 
         file.write(bytes(size))
         raise KeyError
     assert store.list() == []
-    assert store.litter(0) == []
+    assert store.stale_temporaries(0) == []
     assert server.unfinished() == 0
 
 
@@ -156,8 +156,8 @@ def test_litter_is_what_is_temporary_and_old(url: str) -> None:
     store.replace("values/.tmp-0123", b"left")
     store.replace("values/0", b"kept")
     assert store.list() == [("values/0", 4)]
-    assert store.litter(3600) == []
-    assert store.litter(0) == ["values/.tmp-0123"]
+    assert store.stale_temporaries(3600) == []
+    assert store.stale_temporaries(0) == ["values/.tmp-0123"]
 
 
 @pytest.mark.parametrize("size", [10, LARGE])
@@ -175,7 +175,7 @@ def test_of_many_writers_one_wins(url: str, size: int) -> None:
         won = list(pool.map(write, range(4)))
     assert sorted(won) == [False, False, False, True]
     assert store.read("values/0") == bytes([won.index(True)]) * size
-    assert store.litter(0) == []
+    assert store.stale_temporaries(0) == []
 
 
 def test_of_many_processes_one_wins(url: str) -> None:
@@ -203,7 +203,7 @@ def test_a_store_that_overwrites_is_refused(proxy: Proxy, url: str, server: Serv
             stage(store, "values", bytes(LARGE))
     deaf.close()
     assert store_at(url).list() == []
-    assert store_at(url).litter(0) == []
+    assert store_at(url).stale_temporaries(0) == []
 
 
 def test_a_store_without_conditional_copies_is_refused(
@@ -249,7 +249,7 @@ def test_an_upload_whose_end_is_not_confirmed_is_looked_up(proxy: Proxy, url: st
     )
     assert stage(store, "values/0", data)
     assert store.list() == [("values/0", len(data))]
-    assert store.litter(0) == []
+    assert store.stale_temporaries(0) == []
 
 
 @pytest.mark.parametrize("fault", ["503", "stall", "close", "cut"])
@@ -569,7 +569,7 @@ def test_a_column_is_written_and_read_as_in_a_folder(url: str, tmp_path: Path, w
             assert store.read(name) == data
     ids = np.random.default_rng(0).permutation(np.concatenate([row_ids(0, rows), row_ids(1, rows)]))
     far, near = Column.open(url), Column.open(tmp_path / "local")
-    assert far.generation.digest == near.generation.digest
+    assert far.snapshot.digest == near.snapshot.digest
     far.hint(ids)
     np.testing.assert_array_equal(far.read(ids), near.read(ids))
     np.testing.assert_array_equal(far.status(ids), near.status(ids))
@@ -651,7 +651,7 @@ def test_a_writer_that_is_killed_leaves_no_column_and_can_be_run_again(
     write_column(tmp_path / "local", moments_spec(1), (1100,))
     ids = row_ids(0, (1100,))
     far, near = Column.open(url), Column.open(tmp_path / "local")
-    assert far.generation.digest == near.generation.digest
+    assert far.snapshot.digest == near.snapshot.digest
     np.testing.assert_array_equal(far.read(ids), near.read(ids))
     far.close()
 

@@ -47,7 +47,7 @@ def test_nothing_is_written(web: Web) -> None:
     acts: list[Callable[[], object]] = [
         lambda: store.put_if_absent("x", b""), lambda: store.replace("x", b""),
         lambda: store.staged("x").__enter__(), lambda: store.delete("é.tar"),
-        lambda: store.move("é.tar", "x"), lambda: store.list(), lambda: store.litter(0),
+        lambda: store.move("é.tar", "x"), lambda: store.list(), lambda: store.stale_temporaries(0),
     ]  # fmt: skip
     for act in acts:
         with pytest.raises(StoreError, match="a web server is for reading tars only"):

@@ -126,7 +126,7 @@ def test_folders_that_lie_on_another_disk(
     assert [name for name, _ in store.list()] == sorted(whole)
     flip(other / "c/0/0/0/0")
     (other / ".tmp-0").touch()
-    assert store.litter(0) == ["moments/.tmp-0"]
+    assert store.stale_temporaries(0) == ["moments/.tmp-0"]
     repair(path, yes=True)
     assert not (other / "c/0/0/0/0").exists()
     (put_aside,) = path.glob("quarantine/*/moments/c/0/0/0/0")
@@ -153,7 +153,7 @@ def test_an_encode_that_ends_meanwhile_is_no_damage(tmp_path: Path) -> None:
         write_shard(path, spec, digest, shard)
     found, plan = repair(Late(path), yes=True)
     assert (found.faults, plan.quarantine, found.missing) == ([], [], [2])
-    assert Column.open(path).generation.rows == ROWS
+    assert Column.open(path).snapshot.rows == ROWS
 
 
 def test_only_derived_objects_are_put_aside_alone(tmp_path: Path) -> None:
@@ -392,7 +392,7 @@ def test_gc_of_generations_and_quarantines_only_if_asked(tmp_path: Path) -> None
     collect(path, yes=True, generations=True)
     assert not (path / f"complete/{old.digest}.json").exists()
     assert not (path / f"complete/{old.digest}.valid").exists()
-    assert Column.open(path).generation.digest == new.digest
+    assert Column.open(path).snapshot.digest == new.digest
     assert (path / "quarantine/x/crc").exists()
     collect(path, yes=True, quarantine=True)
     assert not (path / "quarantine/x/crc").exists()

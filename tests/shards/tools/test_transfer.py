@@ -96,7 +96,7 @@ def test_either_way_and_back(tmp_path: Path, kind: str) -> None:
         assert verify(path) == []
         assert logical_digest(path) == logical_digest(first)
         assert contents(path) == contents(first)
-        assert column.generation.index == Column.open(first).generation.index
+        assert column.snapshot.index == Column.open(first).snapshot.index
     back = {n: d for n, d in files_of(path).items() if not n.startswith("commits/")}
     assert back.items() <= files_of(first).items()  # the very objects, and COMPLETE
 
@@ -152,7 +152,7 @@ def test_rows_that_are_not_finite_and_shards_that_failed(tmp_path: Path) -> None
         column = convert(path, tmp_path / f"b{number}", **way)
         assert column.status(np.arange(4)).tolist() == [0, 4, 6, 1]
         assert column.lengths(np.arange(4)).tolist() == [1, 0, 3, 4]
-        assert column.generation.failed == ((1, "BadTar"),)
+        assert column.snapshot.failed == ((1, "BadTar"),)
         assert (tmp_path / f"b{number}/failures/00001.json").exists()
         assert logical_digest(tmp_path / f"b{number}") == logical_digest(path)
         assert verify(tmp_path / f"b{number}") == []
@@ -231,7 +231,7 @@ def test_int8(tmp_path: Path) -> None:
     exact, rounded = to_floats(words), to_floats(column.decoded(column.read(rows)))
     error = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)
     assert error == pytest.approx(record["relative_error"], rel=1e-3)
-    assert column.generation.index == Column.open(source).generation.index
+    assert column.snapshot.index == Column.open(source).snapshot.index
     again = convert(source, tmp_path / "b", element="int8")  # nothing left to do
     assert again.digest == column.digest
     tar = convert(tmp_path / "b", tmp_path / "c", backend="webdataset")
@@ -317,7 +317,7 @@ def test_an_unfinished_column_is_copied_as_far_as_it_is(tmp_path: Path) -> None:
     shutil.copytree(path / "moments/c/2", path / "moments/c/0")  # of no commit
     copy(path, tmp_path / "b")
     assert not (tmp_path / "b/moments/c/0").exists()
-    assert Column.open(tmp_path / "b", partial=True).generation.rows == (0, 40, 0)
+    assert Column.open(tmp_path / "b", partial=True).snapshot.rows == (0, 40, 0)
     shutil.rmtree(path / "moments/c/0")
     for shard in (0, 2):
         write_shard(path, spec, digest, shard)
@@ -393,7 +393,7 @@ def test_with_its_source(tmp_path: Path) -> None:
 
 def test_records_that_are_wrong_are_not_copied(tmp_path: Path) -> None:
     source = write_column(tmp_path / "a", moments_spec())
-    digest = Column.open(source).generation.digest
+    digest = Column.open(source).snapshot.digest
     for number, (name, change) in enumerate(
         {
             f"complete/{digest}.valid": lambda data: bytes(len(data)),

@@ -114,7 +114,7 @@ def test_names_that_lead_to_nothing(tmp_path: Path) -> None:
     (path / "lease.json").write_bytes(b"{}")
     (path / ".tmp-0").write_bytes(b"half")
     store = Fleeting(path)
-    assert store.litter(0) == []
+    assert store.stale_temporaries(0) == []
     assert [name for name, _ in store.list()] == whole
     (path / "lease.json").write_bytes(b"{}")
     found = examine(store)
@@ -180,7 +180,7 @@ def test_an_unfinished_column_is_sound_but_has_no_digest(tmp_path: Path) -> None
     assert verify(path) == []
     with pytest.raises(IncompleteColumn, match="no COMPLETE record"):
         logical_digest(path)
-    assert Column.open(path, partial=True).generation.rows == (0, 40, 0)
+    assert Column.open(path, partial=True).snapshot.rows == (0, 40, 0)
 
 
 def reads_of(path: Path, work: Callable[[], object]) -> dict[str, int]:
