@@ -170,7 +170,7 @@ def test_a_page_larger_than_the_cache_is_not_kept(tmp_path: Path) -> None:
 FULL = """
 import os, sys
 from pathlib import Path
-from shards.pages import PageCache
+from shards.store.page_cache import PageCache
 folder = Path(sys.argv[1])
 cache = PageCache(folder, 1 << 30)
 added = [cache.add("a", page, bytes(1 << 16)) for page in range(100)]
@@ -248,7 +248,7 @@ def test_a_program_ends_though_much_is_asked_for(tmp_path: Path) -> None:
     code = """
 import sys, time
 from pathlib import Path
-from shards.pages import PageCache, Pages
+from shards.store.page_cache import PageCache, Pages
 class Slow:
     key, size = "k", 10_000
     def fetch(self, start, length):

@@ -482,7 +482,7 @@ def test_a_fork_of_a_fork(url: str) -> None:
 
 UPLOAD = r"""
 import re, sys, hashlib, numpy as np
-from shards.remote import RemoteStore
+from shards.store.object_store import RemoteStore
 store, total, piece = RemoteStore(sys.argv[1]), int(sys.argv[2]), 16 << 20
 store.replace("small", b"1")  # the library is loaded
 rows = np.zeros(piece, np.uint8)
