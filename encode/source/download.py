@@ -3,48 +3,31 @@
     python -m encode download blip3o-long data/blip3o-long
     python -m encode download OWNER/NAME data/name --files 'train-*.tar' --threads 16 --sha256
 
-The hub says what there is at one revision: names, sizes, digests. The bytes come by range
-(`encode.source.fetch`): an interrupted download goes on inside a file, and a file has its name once it is
-whole. Exit codes: 0 done, 2 the hub, the disk or a file is not as expected, 130 interrupted.
+An interrupted download goes on inside a file, and a file has its name once it is whole. Exit codes: 0
+done, 2 the hub, the disk or a file is not as expected, 128 + n stopped by signal n.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
-import glob
-import hashlib
 import os
 import re
 import shutil
-import signal
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.progress import Progress as Bar
+import yaml
 
-from shards.console import positive, size_text
+from shards.console import Bar, positive, size_text
 from shards.errors import NoRoom
-from shards.format.atomic import make_durable
 from shards.places import local_path
-from shards.printing import console
+from shards.signals import Stopped, stoppable, stopping
 
-from ..errors import FetchFailed, HubError
-from .fetch import LIMITS, Over, Remote, fill
-from .hub import HubFile, hub_files
+from ..errors import HubError
+from .hub import HubFile, check_digest, download_file, hub_files
 from .tars import expand
 
 SETS = {
@@ -52,11 +35,8 @@ SETS = {
     "blip3o-short": "BLIP3o/BLIP3o-Pretrain-Short-Caption",
     "journeydb": "BLIP3o/BLIP3o-Pretrain-JourneyDB",
 }
-THREADS = 16  # requests at once
-PER_FILE = 4  # of them, for one file
+THREADS = 16
 SPARE = 1 << 30  # bytes of the disk that are left free
-DRAINED = 130
-EVERY = 10.0  # seconds between lines where there is no terminal
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", default="main", help="branch, tag or commit (main)")
     parser.add_argument("--files", default="*.tar", metavar="PATTERN", help="which files (*.tar)")
     parser.add_argument(
-        "--threads", type=positive, default=THREADS, help=f"requests at once ({THREADS})"
+        "--threads", type=positive, default=THREADS, help=f"files at once ({THREADS})"
     )
     parser.add_argument("--endpoint", help="the hub's address (HF_ENDPOINT, or huggingface.co)")
     parser.add_argument("--sha256", action="store_true", help="check every file's digest as well")
@@ -74,251 +54,99 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run_download(args: argparse.Namespace) -> int:
     """`python -m encode download`."""
+    code = stoppable(lambda: _download(args))
+    if code:
+        os._exit(code)  # threads may wait for a server; the bytes they wrote are safe at any moment
+    return 0
+
+
+def _download(args: argparse.Namespace) -> int:
     repository = SETS.get(args.dataset, args.dataset)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise HubError(
             f"{args.dataset!r} is no data set: expected OWNER/NAME or one of {', '.join(SETS)}"
         )
+    folder: Path = args.folder
     commit, files = hub_files(repository, args.revision, args.files, args.endpoint)
-    args.folder.mkdir(parents=True, exist_ok=True)
-    lacking = [file for file in files if size_of(args.folder / file.path) != file.size]
-    left = sum(file.size for file in lacking) - sum(parts_of(args.folder, lacking))
-    free = shutil.disk_usage(args.folder).free
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [file for file in files if _size(folder / file.path) != file.size]
+    total, partly = (
+        sum(file.size for file in missing), sum(_size(file.part(folder)) or 0 for file in missing)
+    )  # fmt: skip
+    left, free = total - partly, shutil.disk_usage(folder).free
     print(
-        f"{repository} at {commit[:12]}: {len(files):,} files of {size_text(sum(f.size for f in files))}; "
-        f"{len(lacking):,} files, {size_text(left)}, to download; {size_text(free)} free at {args.folder}"
+        f"{repository} at {commit[:12]}: {len(files):,} files of "
+        f"{size_text(sum(file.size for file in files))}; {len(missing):,} files, "
+        f"{size_text(left)}, to download; {size_text(free)} free at {folder}",
+        flush=True,
     )
     if left + min(SPARE, left) > free:
         raise NoRoom(
-            f"{args.folder}: {size_text(left)} to download, {size_text(free)} free. Make room, choose another "
-            "folder, or fewer files with --files"
+            f"{folder}: {size_text(left)} to download, {size_text(free)} free. Make room, choose "
+            "another folder, or fewer files with --files"
         )
-    try:
-        with stoppable() as stop, Meter(sum(file.size for file in lacking)) as meter:
-            bring_all(args.folder, lacking, args.threads, args.sha256, stop, meter)
-            if args.sha256:
-                standing = [file for file in files if file not in lacking]
-                check_all(args.folder, standing, args.threads, stop)
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", flush=True)
-        os._exit(DRAINED)  # threads may wait for a server; what they brought is safe at any moment
-    print(f"complete: {len(files):,} files in {args.folder}\n")
-    print("\n".join(yaml_lines(args.dataset.rpartition("/")[2], args.folder, files)))
+    stop = threading.Event()
+    with stopping(), Bar("download", total, "bytes") as bar:
+        bar.skip(partly)
+        jobs = [partial(download_file, f, folder, args.sha256, stop, bar.advance) for f in missing]
+        if args.sha256:
+            present = [file for file in files if file not in missing]
+            print(f"checking the digests of {len(present):,} files that exist already")
+            jobs += [partial(check_digest, folder / f.path, f, folder / f.path) for f in present]
+        _run_all(jobs, args.threads, stop)
+    print(f"complete: {len(files):,} files in {folder}\n")
+    print(source_yaml(args.dataset.rpartition("/")[2], folder, files), end="")
     return 0
 
 
-# Files ---------------------------------------------------------------------------------------------
-
-
-def size_of(path: Path) -> int | None:
+def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def part_pattern(path: Path) -> str:
-    """What the unfinished forms of a file are called, beside it."""
-    return f".{glob.escape(path.name)}.*.part"
-
-
-def parts_of(folder: Path, files: Sequence[HubFile]) -> Iterator[int]:
-    """Bytes that earlier attempts brought of each file."""
-    for file in files:
-        path = folder / file.path
-        found = (part.stat().st_blocks * 512 for part in path.parent.glob(part_pattern(path)))
-        yield min(file.size, sum(found))
-
-
-def bring_all(
-    folder: Path, files: Sequence[HubFile], threads: int, digests: bool, stop: threading.Event,
-    meter: Meter,
-) -> None:  # fmt: skip
-    """Download files, several at once; the first that fails ends it."""
-    each = min(PER_FILE, threads)
-    in_threads(
-        [partial(bring, folder, file, each, digests, stop, meter) for file in files],
-        max(1, threads // each), stop, meter.show,
-    )  # fmt: skip
-
-
-def bring(
-    folder: Path, file: HubFile, threads: int, digests: bool, stop: threading.Event, meter: Meter
-) -> None:
-    """Download one file under a name of its own, then give it its name."""
-
-    def report(amount: int) -> None:
-        if stop.is_set():
-            raise Over("stopped")
-        meter.add(amount)
-
-    path = folder / file.path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        remote = Remote(file.url, file.size, LIMITS)
-        part = path.with_name(f".{path.name}.{remote.key}.part")
-        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            fill(handle, part, remote, threads, report, meter.had)
-            if digests:
-                check(part, file, path, stop)
-            os.fsync(handle)
-            os.replace(part, path)
-            make_durable(path)
-        except BlockingIOError:
-            raise HubError(
-                f"{part}: another process downloads this file. Wait for it, or end it"
-            ) from None
-        finally:
-            os.close(handle)
-    except FetchFailed as error:
-        raise HubError(f"{error} What came stays: run again to go on") from None
-    for old in path.parent.glob(part_pattern(path)):  # of another version
-        old.unlink(missing_ok=True)
-
-
-def check_all(folder: Path, files: Sequence[HubFile], threads: int, stop: threading.Event) -> None:
-    """Digests of files that stood before; the first that is wrong ends it."""
-    print(f"checking the digests of {len(files):,} files that were there already")
-    jobs = [partial(check, folder / f.path, f, folder / f.path, stop) for f in files]
-    in_threads(jobs, min(threads, os.cpu_count() or 1), stop)
-
-
-def check(found: Path, file: HubFile, path: Path, stop: threading.Event) -> None:
-    """Raise HubError, and take the file away, if its digest is not the hub's."""
-    if file.sha256 is None:
-        return
-    digest = hashlib.sha256()
-    with found.open("rb") as data:
-        while piece := data.read(1 << 22):
-            if stop.is_set():
-                raise Over("stopped")
-            digest.update(piece)
-    if digest.hexdigest() != file.sha256:
-        found.unlink()
-        raise HubError(
-            f"{path}: found sha256 {digest.hexdigest()}, the hub says {file.sha256}. It has been "
-            "removed: run again to fetch it anew"
-        )
-
-
-def in_threads(
-    jobs: Sequence[Callable[[], None]], threads: int, stop: threading.Event,
-    show: Callable[[], None] = lambda: None,
-) -> None:  # fmt: skip
-    """Run jobs; on the first error stop the rest and raise it. A signal waits for none."""
+def _run_all(jobs: Sequence[Callable[[], None]], threads: int, stop: threading.Event) -> None:
+    """Runs jobs in threads; the first error, or a signal, stops the rest and is raised."""
     pool = ThreadPoolExecutor(threads)
-    waiting: set[Future[None]] = {pool.submit(job) for job in jobs}
     try:
-        while waiting:
-            done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_EXCEPTION)
-            for job in done:
-                job.result()
-            show()
-    except Exception:
+        done, _ = wait([pool.submit(job) for job in jobs], return_when=FIRST_EXCEPTION)
+        for job in done:
+            job.result()
+    except Stopped:
         stop.set()
         raise
-    finally:
-        pool.shutdown(wait=not interrupted(), cancel_futures=True)
-
-
-def interrupted() -> bool:
-    """Whether a signal is on its way up."""
-    return isinstance(sys.exc_info()[1], KeyboardInterrupt)
-
-
-@contextmanager
-def stoppable() -> Iterator[threading.Event]:
-    """SIGTERM as SIGINT; the event tells the threads."""
-    stop = threading.Event()
-
-    def handle(number: int, _: object) -> None:
+    except BaseException:
         stop.set()
-        raise KeyboardInterrupt
-
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        pool.shutdown(cancel_futures=True)
+        raise
 
 
-class Meter:
-    """A bar with bytes, rate and ETA on a terminal; a line every ten seconds elsewhere."""
-
-    def __init__(self, total: int) -> None:
-        self._console, self._total, self._came, self._had = console(), total, 0, 0
-        self._lock, self._start, self._last = threading.Lock(), time.monotonic(), time.monotonic()
-        self._bar = Bar(
-            TextColumn("download"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-            TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal,
-        )  # fmt: skip
-        self._task = self._bar.add_task("download", total=total)
-
-    def __enter__(self) -> Meter:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.update(self._task, completed=self._came)
-        self._bar.stop()
-
-    def add(self, amount: int) -> None:
-        with self._lock:
-            self._came += amount
-
-    def had(self, amount: int) -> None:
-        """Bytes that an earlier attempt brought; they say nothing of the rate."""
-        self.add(amount)
-        with self._lock:
-            self._had += amount
-
-    def show(self) -> None:
-        now = time.monotonic()
-        self._bar.update(self._task, completed=self._came)
-        if not self._console.is_terminal and now - self._last >= EVERY:
-            self._last = now
-            rate = (self._came - self._had) / (now - self._start)
-            left = f"{(self._total - self._came) / rate:.0f} s" if rate else "unknown"
-            print(
-                f"{size_text(self._came)} of {size_text(self._total)}, {size_text(rate)}/s, ETA {left}",
-                flush=True,
-            )
-
-
-# What to use ---------------------------------------------------------------------------------------
-
-
-def yaml_lines(name: str, folder: Path, files: Sequence[HubFile]) -> Iterator[str]:
-    """The lines of an encode config that name the files as one source; of several, where folders
-    repeat a name.
+def source_yaml(name: str, folder: Path, files: Sequence[HubFile]) -> str:
+    """Returns the lines of an encode config that name the files as one source; of several, where
+    folders repeat a name.
     """
-    yield "sources:"
-    groups: dict[str, list[str]] = {}
     bases = [file.path.rpartition("/")[2] for file in files]
+    groups: dict[str, list[str]] = {}
     for file in files:
         parent = file.path.rpartition("/")[0] if len(set(bases)) < len(bases) else ""
-        groups.setdefault(parent, []).append(file.path)
-    for parent, paths in groups.items():
-        places = [str(folder.absolute() / path) for path in paths]
-        yield f"  {'-'.join(filter(None, [name.lower(), parent.replace('/', '-')]))}:"
-        patterns = braces(places)
-        for place in patterns if expand(patterns) == places else places:
-            yield f'    - "{place}"'
+        key = "-".join(filter(None, [name.lower(), parent.replace("/", "-")]))
+        groups.setdefault(key, []).append(str(folder.absolute() / file.path))
+    sources = {
+        key: patterns if expand(patterns := brace_patterns(places)) == places else places
+        for key, places in groups.items()
+    }
+    return yaml.safe_dump({"sources": sources}, sort_keys=False, width=10_000, allow_unicode=True)
 
 
-def braces(places: Sequence[str]) -> list[str]:
-    """Brace patterns that expand to these places, where numbers follow each other."""
-    runs: list[tuple[str, str, str, str]] = []  # before, first number, last, after
+def brace_patterns(places: Sequence[str]) -> list[str]:
+    """Returns brace patterns that expand to these places, where numbers follow each other."""
+    runs: list[tuple[str, str, str, str]] = []  # text before, first number, last, text after
     for place in places:
-        found = re.fullmatch(r"(.*?)(\d*)([^/\d]*)", place)
-        before, number, after = found.groups() if found else (place, "", "")
+        match = re.fullmatch(r"(.*?)(\d*)([^/\d]*)", place)
+        before, number, after = match.groups() if match else (place, "", "")
         if number and runs and (runs[-1][0], runs[-1][3]) == (before, after):
-            last = runs[-1][2]
-            padded = str(int(last) + 1).zfill(len(last) if runs[-1][1].startswith("0") else 0)
-            if number == padded and (
-                len(number) == len(last) or runs[-1][1] == str(int(runs[-1][1]))
-            ):
-                runs[-1] = before, runs[-1][1], number, after
+            first, last = runs[-1][1:3]
+            padded = str(int(last) + 1).zfill(len(last) if first.startswith("0") else 0)
+            if number == padded and (len(number) == len(last) or first == str(int(first))):
+                runs[-1] = before, first, number, after
                 continue
         runs.append((before, number, number, after))
     return [
