@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rich.table import Table
 
 from shards import ColumnSpec, Status, Store, canonical_json
-from shards.column.commits import Commit, committed, own_commit, read_complete, read_failures
 from shards.console import render
 from shards.format.atomic import Json, parse_json
 from shards.format.layout import HAS_VALUES
+from shards.tools.describe import describe
 
 from ..config import EncodeConfig
 from ..errors import EncodeError
-from ..source.index import READERS, index_heads
+from ..source.index import index_heads
 
-AHEAD = 256  # commits read before they are asked for
 SHOWN = 20  # failed shards that are printed; report.json has all
 WIDTH = 200  # of tables, at most
 MISSING = (Status.IMAGE_MISSING, Status.CAPTION_MISSING)
@@ -97,8 +95,7 @@ def write_report(
         folder = target.store.parent
         if folder.url not in heads:
             heads[folder.url] = index_heads(folder)
-        entry = column_report(target, heads[folder.url])
-        entry["failed"] = _failures(target, failed) if entry["missing"] else []
+        entry = column_report(target, heads[folder.url], failed)
         if damaged and url in damaged:
             entry |= {"complete": None, "damaged": damaged[url]}
         if run is not None:
@@ -120,94 +117,67 @@ def standing_report(root: Store) -> Json:
     return found if isinstance(found, dict) else {}
 
 
-def column_report(target: Written, heads: dict[int, int]) -> Json:
-    """Rows by status, bytes and seconds by stage, added up over the commits of a column.
+def column_report(
+    target: Written, heads: dict[int, int], failed: Sequence[tuple[Task, str]] = ()
+) -> Json:
+    """Returns rows by status, bytes and seconds by stage, added up over the commits of a column, and
+    its failed shards, each with the tar where this run knows it from `failed`.
 
     Rows of shards that have an index and no commit count as SHARD_FAILED or, where nobody has tried
     them, as not encoded; shards without an index as unread. Raises CountsDisagree.
     """
     store, layout = target.store, target.spec.layout
-    done = committed(store, layout.shards)
+    column = describe(store, (target.spec, target.digest))
+    column.refuse_damage()
     # a second job may have committed since the heads were read
-    heads |= index_heads(store.parent, set(done) - heads.keys())
-    counts: Counter[str] = Counter()
+    heads |= index_heads(store.parent, column.commits.keys() - heads.keys())
     seconds: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
     others: Counter[str] = Counter()
-    rows = uncounted = 0
-    for commit in _commits(target, done):
-        rows += commit.rows
-        counts.update(_counts_of(commit, heads.get(commit.shard), store))
+    uncounted = 0
+    for shard, commit in column.commits.items():
+        if (rows := heads.get(shard)) != commit.rows:
+            raise CountsDisagree(
+                f"{store.url}: shard {shard} has {commit.rows:,} rows, the source index says "
+                f"{'nothing of it' if rows is None else f'{rows:,}'}. Restore the index, or run "
+                "`python -m shards verify`"
+            )
         seconds.update(commit.provenance.get("seconds", {}))
         others.update(commit.provenance.get("passed_over", {}))
         missing = any(status in MISSING for _, _, status in commit.not_ok)
         uncounted += missing and "passed_over" not in commit.provenance
-        for path, size, _ in commit.objects:
-            shared = path.startswith("empty/")  # one object, named by every commit
-            sizes["shared" if shared else "own"] = size if shared else sizes["own"] + size
-    failed = set(read_failures(store))
-    for shard in heads.keys() - set(done):
-        lost = Status.SHARD_FAILED.name.lower() if shard in failed else "not_encoded"
+    counts = Counter(column.counts)
+    for shard in heads.keys() - column.commits.keys():
+        lost = Status.SHARD_FAILED.name.lower() if shard in column.failed else "not_encoded"
         counts[lost] += heads[shard]
     expected = sum(heads.values())
-    if sum(counts.values()) != expected:
+    if counts.total() != expected:
         raise CountsDisagree(
-            f"{store.url}: {sum(counts.values()):,} rows are accounted for ({dict(counts)}), the "
+            f"{store.url}: {counts.total():,} rows are accounted for ({dict(counts)}), the "
             f"source index has {expected:,}. Run `python -m shards verify` on the column"
         )
-    complete = any(name.endswith(".json") for name, _ in store.list("complete"))
+    tars = {
+        task.number: str(task.tar)
+        for task, _ in failed
+        if any(t.store.url == store.url for t in task.targets.values())
+    }
     return {
-        "rows": rows,
+        "rows": column.rows,
         "input_rows": expected,
         "counts": dict(sorted(counts.items())),
         "passed_over": dict(others.most_common()),  # rows without the column's member, by others
         "passed_over_unknown": uncounted,  # shards with such rows, by a program that did not count
-        "bytes": sizes.total(),
+        "bytes": column.bytes,
         "seconds": {stage: round(value, 3) for stage, value in sorted(seconds.items())},
         "shards": layout.shards,
-        "committed": len(done),
-        "missing": layout.shards - len(done),
+        "committed": len(column.commits),
+        "missing": layout.shards - len(column.commits),
         "unread": layout.shards - len(heads),
-        "complete": read_complete(store, target.digest).digest if complete else None,
+        "complete": column.snapshot and column.snapshot.digest,
+        "failed": [
+            {"shard": shard, "reason": reason} | ({"tar": tars[shard]} if shard in tars else {})
+            for shard, reason in sorted(column.failed.items())
+        ],
     }
-
-
-def _commits(target: Written, shards: Sequence[int]) -> Iterator[Commit]:
-    """The commits of some shards, read ahead by a few hundred and never held all at once."""
-    with ThreadPoolExecutor(READERS) as pool:
-        for start in range(0, len(shards), AHEAD):
-            some = shards[start : start + AHEAD]
-            yield from pool.map(lambda s: own_commit(target.store, target.digest, s), some)
-
-
-def _counts_of(commit: Commit, held: int | None, store: Store) -> Counter[str]:
-    """Rows of a commit by status; they must be the rows of the tar."""
-    counts = Counter({"ok": commit.rows - sum(count for _, count, _ in commit.not_ok)})
-    for _, count, status in commit.not_ok:
-        counts[Status(status).name.lower()] += count
-    if held != commit.rows:
-        raise CountsDisagree(
-            f"{store.url}: shard {commit.shard} has {commit.rows:,} rows, the source index says "
-            f"{'nothing of it' if held is None else f'{held:,}'}. Restore the index, or run "
-            "`python -m shards verify`"
-        )
-    return +counts
-
-
-def _failures(target: Written, failed: Sequence[tuple[Task, str]]) -> list[Json]:
-    """Every shard that has a failure record and no commit, with the tar where this run knows it."""
-    tars = {
-        task.number: str(task.tar)
-        for task, _ in failed
-        if any(t.store.url == target.store.url for t in task.targets.values())
-    }
-    standing = read_failures(target.store)
-    done = set(committed(target.store, target.spec.layout.shards))
-    return [
-        {"shard": shard, "reason": reason, **({"tar": tars[shard]} if shard in tars else {})}
-        for shard, reason in sorted(standing.items())
-        if shard not in done
-    ]
 
 
 def _of_run(run: Json, url: str) -> Json:

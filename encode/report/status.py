@@ -19,35 +19,22 @@ import os
 import platform
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
 
 from rich.table import Table
 
 import configs
-from shards import Status, Store, open_store
-from shards.column.commits import (
-    commit_name,
-    committed,
-    complete_names,
-    lost_objects,
-    read_complete,
-    read_failures,
-)
+from shards import Store, open_store
 from shards.console import duration_text, render, size_text
 from shards.errors import CorruptColumn, NotAColumn
-from shards.format.atomic import Json, parse_json, refuse_version
-from shards.format.layout import COLUMN, COMMIT, VERSION, ColumnSpec
+from shards.format.atomic import Json, parse_json
 from shards.format.records import finite, having, integer, one_of, optional, table, text
 from shards.places import local_path
 from shards.printing import raw
+from shards.tools.describe import describe
 
 from ..config import EncodeConfig
-from ..source.index import READERS
-from .report import AHEAD, SHOWN, standing_report, usable
+from .report import SHOWN, standing_report, usable
 
 PROGRESS = "progress.json"
 FORMAT = "latentbank-progress"
@@ -76,96 +63,38 @@ RUN = having(
 
 
 def column_status(store: Store, reported: Json | None = None, sizes: bool = False) -> Json:
-    """Shards and rows of one column, as it stands. `reported` is its entry in report.json. With
-    `sizes` those of its objects are compared with the commits.
+    """Returns shards and rows of one column, as they are now. `reported` is its entry in
+    report.json: if that is of this COMPLETE record and `sizes` are not compared, no commit is read.
     """
     if store.size("column.json") is None:
         nothing: Json = {
-            "begun": False,
-            "shards": None,
-            "committed": 0,
-            "failed": {},
-            "complete": None,
-        }
+            "begun": False, "shards": None, "committed": 0, "failed": {}, "complete": None,
+        }  # fmt: skip
         if not store.list("commits"):
             return nothing
         return nothing | {"lost": "column.json is missing, though shards are committed. Copy it if "
                           "the column was copied in part; a run writes it again"}  # fmt: skip
-    record = store.unseal("column.json", COLUMN, VERSION)
-    digest = record.pop("digest")
-    spec = ColumnSpec.from_record(record)
-    shards = spec.layout.shards
-    done = committed(store, shards)
-    failures = {s: why for s, why in read_failures(store).items() if s not in set(done)}
-    found: Json = {
+    column = describe(store, commits=False)
+    status: Json = {
         "begun": True,
-        "shards": shards,
-        "committed": len(done),
-        "failed": failures,
-        "missing": shards - len(done) - len(failures),
+        "shards": column.spec.layout.shards,
+        "committed": len(column.committed),
+        "failed": column.failed,
+        "missing": len(column.missing),
         "complete": None,
     }
-    metadata = {name: len(data) for name, data in spec.zarr_json().items()} if done else {}
-    objects = metadata if sizes else None
-    if complete_names(store):
-        try:
-            generation = read_complete(store, digest)
-        except (NotAColumn, CorruptColumn) as error:
-            return found | _of_commits(store, done, objects) | {"lost": str(error)}
-        found["complete"] = generation.digest
-        named = [s for s, content in enumerate(generation.content) if content is not None]
-        if absent := sorted(set(named) - set(done)):
-            lost = (
-                f"commits of shards {absent[:8]} are missing ({len(absent)} in all), which a "
-                "COMPLETE record names. Copy the rest if it was copied in part, or encode again"
-            )
-            return found | _of_commits(store, done, objects) | {"lost": lost}
-        if not sizes and reported and reported.get("complete") == generation.digest:
-            return found | {
-                "rows": sum(generation.rows), "counts": generation.counts,
-                "bytes": reported["bytes"],
-            }  # fmt: skip
-    return found | _of_commits(store, done, objects)
-
-
-def _of_commits(store: Store, shards: Sequence[int], metadata: dict[str, int] | None) -> Json:
-    """Rows by status and bytes, from the commits as they are: quick, and without checking digests
-    (`python -m shards verify` does that). Sizes of the objects named in `metadata` and in the commits
-    are compared, unless that is None.
-    """
-    counts: Counter[str] = Counter()
-    objects = dict(metadata or {})
-    size = damaged = 0
-    for shard, record in zip(shards, _records(store, shards), strict=True):
-        with suppress(KeyError, TypeError):
-            refuse_version(record, store.at(commit_name(shard)), COMMIT, VERSION)
-        try:
-            counts["ok"] += record["rows"]
-            for _, count, status in record["not_ok"]:
-                counts["ok"] -= count
-                counts[Status(status).name.lower()] += count
-            objects |= {str(path): bytes_ for path, bytes_, _ in record["objects"]}
-            size += sum(bytes_ for path, bytes_, _ in record["objects"] if path[:6] != "empty/")
-        except (KeyError, TypeError, ValueError):
-            damaged += 1
-    found = {"rows": counts.total(), "counts": dict(+counts), "bytes": size}
-    lost = lost_objects(store, objects) if metadata is not None else ""
-    return found | ({"damaged": damaged} if damaged else {}) | ({"lost": lost} if lost else {})
-
-
-def _records(store: Store, shards: Sequence[int]) -> Iterator[Any]:
-    def read(shard: int) -> Any:
-        try:
-            return json.loads(store.read(f"commits/{shard:05d}.json"))
-        except ValueError:
-            return None
-
-    if store.folder is not None:  # a local file is read faster than handed to a thread
-        yield from map(read, shards)
-        return
-    with ThreadPoolExecutor(READERS) as pool:
-        for start in range(0, len(shards), AHEAD):
-            yield from pool.map(read, shards[start : start + AHEAD])
+    with suppress(NotAColumn, CorruptColumn):  # `lost` says it
+        if snapshot := column.snapshot:
+            status["complete"] = digest = snapshot.digest
+            known = not sizes and reported and reported.get("complete") == digest
+            if reported and known and not column.lost(sizes=False):
+                return status | {
+                    "rows": sum(snapshot.rows), "counts": snapshot.counts, "bytes": reported["bytes"],
+                }  # fmt: skip
+    column.read_commits()
+    lost, damaged = column.lost(sizes), len(column.damaged)
+    status |= {"rows": column.rows, "counts": column.counts, "bytes": column.bytes}
+    return status | ({"damaged": damaged} if damaged else {}) | ({"lost": lost} if lost else {})
 
 
 # The run ------------------------------------------------------------------------------------------

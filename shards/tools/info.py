@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..column.commits import read_commit, read_failures, valid_rows
+from ..column.commits import Snapshot, valid_rows
 from ..format.atomic import Json
 from ..format.int8 import WARN_ABOVE
 from ..format.layout import Norm
 from ..read.column import Column
 from ..store.base import Place
+from .describe import describe
 
 SAMPLE_ROWS = 2_048
 SAMPLE_BYTES = 1 << 28  # of values that are read for statistics
@@ -23,56 +24,50 @@ CHANNEL_TOLERANCE = 0.5  # of those of one channel, which has a shift and scale 
 
 
 def information(url: Place) -> Json:
-    """Schema, identity, rows by status, sizes, and token lengths or latent statistics (of up to
-    2,048 rows).
+    """Returns schema, identity, rows by status, sizes, and token lengths or latent statistics (of up
+    to 2,048 rows).
     """
-    column = Column.open(url, partial=True)
-    complete = any(name.endswith(".json") for name, _ in column.store.list("complete"))
-    snapshot, layout = column.snapshot, column.layout
-    done = [s for s, content in enumerate(snapshot.content) if content is not None]
-    objects: dict[str, int] = {}
-    for shard in done:
-        objects |= {name: size for name, size, _ in read_commit(column.store, shard).objects}
-    rows, size = sum(snapshot.rows), sum(objects.values())
-    found: Json = {
+    about = describe(url)
+    about.refuse_damage()
+    spec, layout = about.spec, about.spec.layout
+    snapshot = Snapshot.of(about.digest, layout.shards, list(about.commits.values()), {})
+    column = Column(about.store, spec, about.digest, snapshot)
+    info: Json = {
         "column": column.path,
         "kind": layout.kind,
-        "complete": complete,
+        "complete": bool(about.complete),
         "shards": layout.shards,
         "shard_rows": layout.shard_rows,
-        "committed": len(done),
-        "failed": sorted(read_failures(column.store).keys() - set(done)),
-        "rows": rows,
-        "statuses": snapshot.counts,
+        "committed": len(about.commits),
+        "failed": sorted(about.failed),
+        "rows": about.rows,
+        "statuses": about.counts,
         "row_shape": list(layout.row_shape),
         "element": layout.element,
         "backend": layout.backend,
         "codec": layout.codec,
-        "bytes": size,
-        "bytes_per_row": size // max(rows, 1),
-        "digest": column.digest,
+        "bytes": about.bytes,
+        "bytes_per_row": about.bytes // max(about.rows, 1),
+        "digest": about.digest,
         "generation": snapshot.digest,
-        "identity": column.spec.identity,
-        "norm": column.spec.record()["norm"],
-        "empty_tokens": column.spec.empty_tokens,
+        "identity": spec.identity,
+        "norm": spec.record()["norm"],
+        "empty_tokens": spec.empty_tokens,
         "warnings": [],
     }
-    if column.spec.quantisation:
-        error = float(column.spec.quantisation["relative_error"])
-        found["quantisation"] = {
-            k: v for k, v in column.spec.quantisation.items() if k != "channel"
-        }
-        if error > WARN_ABOVE:
-            found["warnings"].append(
+    if spec.quantisation:
+        info["quantisation"] = {k: v for k, v in spec.quantisation.items() if k != "channel"}
+        if (error := float(spec.quantisation["relative_error"])) > WARN_ABOVE:
+            info["warnings"].append(
                 f"int8 loses {100 * error:.2f} % of these tokens (relative error); 1 % is usual"
             )
     ids = _some_valid_rows(column)
     if len(ids) and layout.ragged:
-        found["lengths"] = _lengths(column.lengths(ids), layout.row_shape[0])
+        info["lengths"] = _lengths(column.lengths(ids), layout.row_shape[0])
     elif len(ids) and layout.kind in ("moments", "latents"):
-        found["latents"] = _latents(column, ids, column.spec.norm, found["warnings"])
+        info["latents"] = _latents(column, ids, spec.norm, info["warnings"])
     column.close()
-    return found
+    return info
 
 
 def _some_valid_rows(column: Column) -> NDArray[np.int64]:
@@ -99,103 +94,96 @@ def _lengths(lengths: NDArray[np.int64], most: int) -> Json:
 def _latents(
     column: Column, ids: NDArray[np.int64], norm: Norm | None, warnings: list[str]
 ) -> Json:
-    """Per-channel mean and deviation of sampled latents; with a norm, a warning where it does not
-    normalise them.
+    """Returns mean and deviation of each channel over sampled latents; with a norm, adds a warning
+    where it does not bring them near 0 and 1.
     """
-    drawn = column.layout.kind == "moments"  # else they stand in the column
-    channels = column.layout.row_shape[0] // (2 if drawn else 1)
-    values = len(ids) * column.layout.row_shape[1]
-    total, square, noise = np.zeros((3, channels))
+    moments = (
+        column.layout.kind == "moments"
+    )  # mean and log variance of what latents are drawn from
+    channels, height, width = column.layout.row_shape
+    total, square, noise = np.zeros((3, channels // 2 if moments else channels))
     for start in range(0, len(ids), GROUP):
         mean = column.read(ids[start : start + GROUP]).astype(np.float64)
-        if drawn:
+        if moments:
             mean, logvar = np.split(mean, 2, axis=1)
             noise += np.exp(logvar.clip(-30, 20)).sum((0, 2, 3))
         total += mean.sum((0, 2, 3))
         square += np.square(mean).sum((0, 2, 3))
-    values *= column.layout.row_shape[2]
-    channel = total / values
-    deviation = np.sqrt(np.maximum(square / values - channel**2, 0) + noise / values)
-    found: Json = {"rows": len(ids), "mean": channel.tolist(), "std": deviation.tolist()}
+    values = len(ids) * height * width
+    means = total / values
+    deviations = np.sqrt(np.maximum(square / values - means**2, 0) + noise / values)
+    latents: Json = {"rows": len(ids), "mean": means.tolist(), "std": deviations.tolist()}
     if norm is None:
         warnings.append("no shift and scale are recorded")
-        return found
+        return latents
     shift, scale = np.array(norm.shift), np.array(norm.scale)
-    means, spreads = (channel - shift) * scale, deviation * scale
-    centre, spread = float(means.mean()), float(np.sqrt((spreads**2).mean()))
-    found["normalised"] = {
+    means, deviations = (means - shift) * scale, deviations * scale
+    centre, spread = float(means.mean()), float(np.sqrt((deviations**2).mean()))
+    latents["normalised"] = {
         "mean": centre, "std": spread,
-        "channel_mean": means.tolist(), "channel_std": spreads.tolist(),
+        "channel_mean": means.tolist(), "channel_std": deviations.tolist(),
     }  # fmt: skip
     if abs(centre) > TOLERANCE or abs(spread - 1) > TOLERANCE:
         warnings.append("the VAE's shift and scale do not normalise these latents")
     if max(shift.size, scale.size) > 1:  # a shift and scale of its own for each channel
-        far = (np.abs(means) > CHANNEL_TOLERANCE) | (np.abs(spreads - 1) > CHANNEL_TOLERANCE)
+        far = np.maximum(np.abs(means), np.abs(deviations - 1)) > CHANNEL_TOLERANCE
         if far.any():
             warnings.append(
                 f"the VAE's shift and scale do not normalise channels {np.flatnonzero(far).tolist()}"
             )
-    return found
+    return latents
 
 
-def describe(url: Place) -> str:
-    """The information as text."""
-    found = information(url)
-    state = "complete" if found["complete"] else "NOT complete"
-    stored = [found["element"], found["backend"], *([found["codec"]] if found["codec"] else [])]
+def as_text(info: Json) -> str:
+    """Returns the information for a reader."""
+    state = "complete" if info["complete"] else "NOT complete"
+    stored = [info["element"], info["backend"], *([info["codec"]] if info["codec"] else [])]
     lines = [
-        f"column      {found['column']} ({found['kind']}, {state})",
-        f"shards      {found['committed']} of {found['shards']} committed, "
-        f"{len(found['failed'])} failed",
-        f"rows        {found['rows']:,}: "
-        + ", ".join(f"{n:,} {name}" for name, n in found["statuses"].items()),
-        f"row         {found['row_shape']} {', '.join(stored)}",
-        f"bytes       {found['bytes']:,} ({found['bytes_per_row']:,} a row)",
-        "identity    " + json.dumps(found["identity"], indent=2).replace("\n", "\n            "),
+        f"column      {info['column']} ({info['kind']}, {state})",
+        f"shards      {info['committed']} of {info['shards']} committed, "
+        f"{len(info['failed'])} failed",
+        f"rows        {info['rows']:,}: "
+        + ", ".join(f"{n:,} {name}" for name, n in info["statuses"].items()),
+        f"row         {info['row_shape']} {', '.join(stored)}",
+        f"bytes       {info['bytes']:,} ({info['bytes_per_row']:,} a row)",
+        "identity    " + json.dumps(info["identity"], indent=2).replace("\n", "\n            "),
     ]
-    if "quantisation" in found:
-        scales = found["quantisation"]
+    if scales := info.get("quantisation"):
         lines.append(
             f"quantised   {scales['scheme']}; relative error {100 * scales['relative_error']:.2f} % "
             f"over {scales['rows']} rows"
         )
-    if "lengths" in found:
-        lines += _length_lines(found["lengths"])
-    if "latents" in found:
-        lines += _latent_lines(found["latents"])
-    return "\n".join([*lines, *(f"WARNING     {warning}" for warning in found["warnings"])])
-
-
-def _length_lines(found: Json) -> list[str]:
-    counts, edges = found["histogram"]["counts"], found["histogram"]["edges"]
-    bars = [
-        f"            {int(a):4d}-{int(b):<4d} {'#' * int(40 * n / max(counts)):40s} {n}"
-        for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)
-    ]
-    summary = f"mean {found['mean']:.1f}, 99 % below {found['p99']:.0f}, most {found['max']}"
-    return [f"tokens      {summary}", *bars]
-
-
-def _latent_lines(found: Json) -> list[str]:
-    def numbers(values: Any) -> str:
-        return " ".join(f"{value:.2f}" for value in values)
-
-    lines = [
-        f"latents     mean {numbers(found['mean'])}",
-        f"            std  {numbers(found['std'])}",
-    ]
-    if "normalised" in found:
-        whole = found["normalised"]
+    if lengths := info.get("lengths"):
+        counts, edges = lengths["histogram"]["counts"], lengths["histogram"]["edges"]
+        lines.append(
+            f"tokens      mean {lengths['mean']:.1f}, 99 % below {lengths['p99']:.0f}, most "
+            f"{lengths['max']}"
+        )
         lines += [
-            f"normalised  mean {whole['mean']:.3f}, std {whole['std']:.3f} (0 and 1 expected); by "
-            "channel",
-            f"            mean {numbers(whole['channel_mean'])}",
-            f"            std  {numbers(whole['channel_std'])}",
+            f"            {int(a):4d}-{int(b):<4d} {'#' * int(40 * n / max(counts)):40s} {n}"
+            for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)
         ]
-    return lines
+    if latents := info.get("latents"):
+        lines += [
+            f"latents     mean {_numbers(latents['mean'])}",
+            f"            std  {_numbers(latents['std'])}",
+        ]
+        if whole := latents.get("normalised"):
+            lines += [
+                f"normalised  mean {whole['mean']:.3f}, std {whole['std']:.3f} (0 and 1 expected); by "
+                "channel",
+                f"            mean {_numbers(whole['channel_mean'])}",
+                f"            std  {_numbers(whole['channel_std'])}",
+            ]
+    return "\n".join([*lines, *(f"WARNING     {warning}" for warning in info["warnings"])])
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.2f}" for value in values)
 
 
 def run_info(url: str, as_json: bool) -> int:
     """`python -m shards info`."""
-    print(json.dumps(information(url), indent=2) if as_json else describe(url))
+    info = information(url)
+    print(json.dumps(info, indent=2) if as_json else as_text(info))
     return 0

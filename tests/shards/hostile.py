@@ -38,7 +38,7 @@ from shards import (
 )
 from shards.column.commits import Commit
 from shards.column.zarr_object import crc32c
-from shards.tools.info import describe
+from shards.tools.info import information
 from shards.tools.verify import logical_digest, verify
 from tests.shards.sweeps import VARIANTS, expected, make, scratch, standing
 from tests.soak.sweep import Case, Sweep
@@ -418,7 +418,7 @@ def check_column(what: str, number: int) -> int:
             lambda: use(path, partial=False),
             lambda: verify(path),
             lambda: logical_digest(path),
-            lambda: describe(path),
+            lambda: information(path),
         )
         if what in ("objects", "column.json"):  # a writer finds it, and no commit
             (path / commit_name(sound)).unlink(missing_ok=True)

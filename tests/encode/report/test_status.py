@@ -14,7 +14,6 @@ import yaml
 from encode.report.status import (
     add_options,
     column_status,
-    duration,
     in_words,
     is_alive,
     run_status,
@@ -24,6 +23,7 @@ from encode.report.status import (
 from shards import open_store, put_complete
 from shards.column.commits import Commit, commit_name
 from shards.format.atomic import canonical_json, seal
+from shards.tools.scan import objects_of
 from tests.encode.report.test_report import config_of, fail, make
 
 RUN = {
@@ -133,7 +133,6 @@ def test_a_run_in_words() -> None:
     assert "as it should be" in waiting_for(record | {"busy": 0.97})
     for reason in ("read", "write", "idle"):
         assert "of the waiting" in waiting_for({"busy": 0.1, "waits": {reason: 5.0, "decode": 1.0}})
-    assert duration(59.6) == "00:01:00"
 
 
 @pytest.mark.parametrize("text", ["", "{torn", "[]", '{"format": "another"}'])
@@ -146,13 +145,13 @@ def test_many_shards(tmp_path: Path) -> None:
     """They are told from one listing, and each commit is read once."""
     column = make(tmp_path, shards=1_000)
     record = json.loads((tmp_path / "toy/vae" / commit_name(0)).read_bytes())
-    commit = Commit(
-        0, record["rows"], (), tuple(map(tuple, record["objects"])), tuple(record["blocks"]),
-        record["index"], record["column"], record["provenance"],
-    )  # fmt: skip
-    data = seal(commit.record())
     for shard in range(3, 1_000):
-        (tmp_path / "toy/vae" / commit_name(shard)).write_bytes(data)
+        names = sorted(objects_of(column.spec, shard, record["rows"])[0])
+        commit = Commit(
+            shard, record["rows"], (), tuple((name, 9, "0" * 64) for name in names),
+            tuple(record["blocks"]), record["index"], record["column"], record["provenance"],
+        )  # fmt: skip
+        (tmp_path / "toy/vae" / commit_name(shard)).write_bytes(seal(commit.record()))
     found = column_status(column.store)
     assert found["committed"] == 1_000
     assert found["rows"] == 9 + 997 * 3

@@ -9,7 +9,7 @@ import pytest
 
 from shards import ColumnSpec, Layout, Norm, ShardWriter, create_column, put_complete
 from shards.tools.convert import convert
-from shards.tools.info import describe, information
+from shards.tools.info import as_text, information
 from tests.shards.tools.test_transfer import normal_tokens
 from tests.shards.toy import NORM, moments_spec, write_column
 
@@ -55,7 +55,7 @@ def test_latents_that_their_norm_normalises(tmp_path: Path, kind: str) -> None:
     np.testing.assert_allclose(latents["mean"], shift, atol=0.1)
     np.testing.assert_allclose(latents["normalised"]["channel_std"], 1, atol=0.02)
     np.testing.assert_allclose(latents["normalised"]["channel_mean"], 0, atol=0.02)
-    text = describe(tmp_path / "c")
+    text = as_text(information(tmp_path / "c"))
     assert "WARNING" not in text
     assert "latents     mean 3.0" in text
 
@@ -77,16 +77,16 @@ def test_lengths_and_quantisation(toy: Path, tmp_path: Path) -> None:
     scales = information(tmp_path / "b")
     assert scales["quantisation"].keys() == {"scheme", "relative_error", "rows"}
     assert scales["warnings"] == []
-    assert "quantised   int8" in describe(tmp_path / "b")
+    assert "quantised   int8" in as_text(information(tmp_path / "b"))
     normal_tokens(tmp_path / "c", outliers=True)
     convert(tmp_path / "c", tmp_path / "d", element="int8")
     assert "% of these tokens" in information(tmp_path / "d")["warnings"][0]
-    assert "WARNING     int8 loses" in describe(tmp_path / "d")
+    assert "WARNING     int8 loses" in as_text(information(tmp_path / "d"))
 
 
 def test_other_storage_and_unfinished(tmp_path: Path) -> None:
     write_column(tmp_path / "a", moments_spec(), (1100, 40, 1024))
     convert(tmp_path / "a", tmp_path / "b", codec="blosc")
-    assert "float16, zarr, blosc" in describe(tmp_path / "b")
+    assert "float16, zarr, blosc" in as_text(information(tmp_path / "b"))
     create_column(tmp_path / "c", moments_spec())
-    assert "NOT complete" in describe(tmp_path / "c")
+    assert "NOT complete" in as_text(information(tmp_path / "c"))
