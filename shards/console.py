@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # rich is loaded where something is drawn
 
 WIDTH = 118  # characters of a table
 LINE_SECONDS = 30.0  # between two lines of progress where the output is no terminal
+SHORT = 0.1  # seconds; of what nobody waited for, nothing is said
 DAY = 86_400  # seconds
 
 
@@ -69,7 +70,7 @@ def without_nan(value: Any) -> Any:
 
 class Bar:
     """How far a long pass is, how fast, and how long it will take: a bar on a terminal, elsewhere a
-    line every LINE_SECONDS and one at the end.
+    line every LINE_SECONDS, and one at the end unless it was SHORT.
 
         with Bar("geneval", 2212, "pictures") as bar:
             bar.skip(12)  # done by an earlier attempt: not counted in the rate
@@ -106,9 +107,9 @@ class Bar:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._draw()
         self._bar.stop()
-        if kind is None and self._done and not self._console.is_terminal:
-            took = duration_text(time.monotonic() - self._began)
-            self.note(f"{self._name} {self._count()} in {took}")
+        seconds = time.monotonic() - self._began
+        if kind is None and self._done and not self._console.is_terminal and seconds >= SHORT:
+            self.note(f"{self._name} {self._count()} in {duration_text(seconds)}")
 
     def begin(self, total: float) -> None:
         """Sets the total once it is known."""

@@ -55,11 +55,15 @@ def test_what_was_ignored_at_the_start_stays_ignored() -> None:
 def test_the_first_raises_and_later_ones_do_not() -> None:
     received: list[int] = []
     before = signal.getsignal(signal.SIGUSR1)
-    with pytest.raises(Stopped) as stop, stopping(received):
+
+    def stopped_twice() -> None:
         try:
             os.kill(os.getpid(), signal.SIGUSR1)
         finally:
             os.kill(os.getpid(), signal.SIGTERM)  # while it cleans up
+
+    with pytest.raises(Stopped) as stop, stopping(received):
+        stopped_twice()
     assert stop.value.exit_code == 128 + signal.SIGUSR1
     assert received == [signal.SIGUSR1, signal.SIGTERM]
     assert signal.getsignal(signal.SIGUSR1) is before

