@@ -30,6 +30,7 @@ from encode.models.vae import Vae, load_vae
 from encode.registry import TEXTS, ModelSpec, lookup
 from shards import Order, Sources
 from shards.read.stream import Batch
+from shards.signals import leave
 from train.config import TrainConfig, run_folder
 from train.loop import Batches
 from train.ranks.world import World
@@ -49,7 +50,7 @@ def train(path: Path, words: Sequence[str] = ()) -> int:
     sources, _ = open_run(config, run)  # what is wrong is said before an encoder is loaded
     encoder = step_encoder(config, sources, _device()) if sources.ids else None
     sources.close()
-    return fit(config, run, text_encoder=encoder)
+    return leave(fit(config, run, text_encoder=encoder))
 
 
 def step_encoder(config: TrainConfig, sources: Sources, device: str) -> PackedText:

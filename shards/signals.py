@@ -6,6 +6,8 @@ with exit code 128 + the signal's number.
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -81,3 +83,17 @@ def stoppable(work: Callable[[], int]) -> int:
         name = signal.Signals(stop.number).name
         print(f"stopped by {name}; run it again to go on from there", file=sys.stderr, flush=True)
         return stop.exit_code
+
+
+def leave(exit_code: int) -> int:
+    """Ends the process at once if `exit_code` is that of a stop signal, else returns it.
+
+    What had to be saved is saved by now, and the interpreter would wait at its end for threads that
+    may hang in the storage.
+    """
+    if exit_code > 128:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    return exit_code

@@ -1,9 +1,9 @@
 """Train a diffusion transformer from a latent column and a text column.
 
     python -m train configs/train/cpu.yaml                                              # a CPU, after `make demo`
-    torchrun --standalone --nproc-per-node 8 -m train configs/train/flux-256.yaml       # a node
-    torchrun --standalone --nproc-per-node 8 -m train configs/train/dit3b_256.yaml \\
-        data.latents=cache/blip3o/flux data.text=cache/blip3o/gemma
+    torchrun --standalone --nproc-per-node 8 \\
+        --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGUSR2,SIGXCPU,SIGQUIT \\
+        -m train configs/train/flux-256.yaml                                            # a node
     python -m train plan configs/train/flux-256.yaml --gpu h100 --gpus 32               # before it starts
     python -m train page runs/flux-256                                                  # its curves, at any time
     python -m train saved configs/train/flux-256.yaml                                   # its newest checkpoint
@@ -13,9 +13,9 @@
 
 Run it again to go on from the last checkpoint. Another VAE is another `data.latents`, and nothing else.
 Exit codes: 0 done; 2 something to put right, said on stderr; 3 a loss or gradient was not finite; 4 a rank died or
-stood still, which the others name; 5 another job trains in the same folder, or took it over; 143 after SIGTERM and 130
-after SIGINT, each with a checkpoint of the step in progress. All ranks leave with the same one (torchrun leaves with a
-code of its own, and gives its ranks 30 seconds).
+stood still, which the others name; 5 another job trains in the same folder, or took it over; 128 + n after signal n
+(TERM, INT, HUP, USR1, USR2, XCPU, QUIT), with a checkpoint of the step in progress. All ranks leave with the same one
+(torchrun leaves with a code of its own, and gives its ranks 30 seconds).
 """
 
 import argparse
@@ -28,6 +28,7 @@ import configs
 from configs import ConfigError
 from shards.places import local_path
 from shards.printing import safe_output
+from shards.signals import leave
 
 from .config import TrainConfig, run_folder
 from .report.loggers import check
@@ -62,7 +63,7 @@ def main() -> int:
     logging.getLogger(__package__).setLevel(logging.INFO if leader else logging.WARNING)
     from .run import fit  # torch and the columns' readers are loaded once the config is right
 
-    return fit(config, run_folder(config, path))
+    return leave(fit(config, run_folder(config, path)))
 
 
 def _command(name: str, words: list[str]) -> int:

@@ -3,11 +3,10 @@
 import json
 import logging
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
+from signal import Signals
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ import yaml
 from shards import Order, Sources, atomic_write, canonical_json
 from shards.read.prefetch import Ahead
 from shards.read.stream import Batch, Stream, empty_caption
+from shards.signals import SIGNALS, on_stop
 
 from .checkpoints import checkpoint
 from .checkpoints.identity import differing, initial_share, precision, resumed
@@ -37,7 +37,7 @@ from .step.validate import Validator
 log = logging.getLogger(__name__)
 AHEAD = 2  # micro-batches that are ready before their turn
 CHECKPOINTS = "checkpoints"  # folder of a run
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+POLL = 1.0  # seconds between two looks of a rank that waits for data at whether the run is to stop
 Batches = Callable[
     [int, World], Iterator[Batch]
 ]  # (position, world) -> this rank's batches from there on
@@ -76,13 +76,19 @@ class Trainer:
         peak = self.gpu.peak * world.size if self.gpu else None
         self.pace = Pace(self.cost, peak)
         self._received = self._signal = 0  # the signal this process got; the one all agreed on
+        self._all_ready = (
+            False  # whether each rank has the data of the next step, as of the last one
+        )
 
     # The step ------------------------------------------------------------------------------------------------------
 
-    def step(self, made: Iterator[Piece]) -> StepRecord:
-        """Update the weights from this rank's part of a global batch; returns the figures of all ranks."""
+    def step(self, made: Iterator[Piece]) -> StepRecord | None:
+        """Update the weights from this rank's part of a global batch; returns the figures of all ranks, or None where
+        a signal came before the data: the weights are then as they were."""
         lr = learning_rate(self.config.optim, self.step_number, self.config.steps)
         tally, number, piece = Tally(), 0, None
+        if not self._data_ready(made, tally):
+            return None
         while piece is None or not piece.last:
             self.world.mark(f"step {self.step_number}, data of micro-batch {number}")
             start = time.perf_counter()
@@ -96,7 +102,7 @@ class Trainer:
             self.engine.backward(loss.mean())
             tally.add(piece.part, loss, x.sigma)
             if piece.last:
-                record = self._agree(piece.batch, tally)
+                record = self._agree(piece.batch, tally, _ready(made))
             self.engine.step(lr)  # moves the weights after the last one
             number += 1
         if self.engine.skipped:
@@ -123,11 +129,32 @@ class Trainer:
         )  # fmt: skip
         return x.pinned() if self.world.device.type == "cuda" else x
 
-    def _agree(self, batch: Batch, tally: Tally) -> StepRecord:
-        """Before the weights move: the figures of all ranks, and any signal. Where the loss is not finite on some rank,
-        all stop, or leave the weights alone in this step."""
+    def _data_ready(self, made: Iterator[Piece], tally: Tally) -> bool:
+        """Waits until each rank has data for the step; False if a signal came meanwhile. Collective.
+
+        The first micro-batch is what is waited for: with it, the rank's part of the global batch has been read. The
+        ranks ask each other every POLL seconds, since none of them could leave a step that others are in.
+        """
+        if self._all_ready:
+            return True
+        self.world.mark(f"step {self.step_number}, waiting for data")
+        ready, late, start = False, 1.0, time.perf_counter()
+        while late and not self._signal:
+            if not ready and (ready := _ready(made, POLL)):
+                tally.wait(time.perf_counter() - start)
+                self.world.mark(f"step {self.step_number}, waiting for the data of other ranks")
+            late, *signals = self.world.sum([not ready, *self._signals()])
+            self._heed(signals)
+        if not ready:  # as many phases as those that were
+            self.world.mark(f"step {self.step_number}, given up")
+        return not self._signal
+
+    def _agree(self, batch: Batch, tally: Tally, ready: bool) -> StepRecord:
+        """Before the weights move: the figures of all ranks, any signal, and whether all are `ready` for the next step.
+        Where the loss is not finite on some rank, all stop, or leave the weights alone in this step."""
         self.world.mark(f"step {self.step_number}, agreement")
-        found = self.world.sum([*tally.sums(), *self._signals()])
+        late, *found = self.world.sum([not ready, *tally.sums(), *self._signals()])
+        self._all_ready = not late
         self._heed(found[Tally.SIZE :])
         record = step_record(found[: Tally.SIZE], self.world.size)
         if not math.isfinite(record.loss):
@@ -173,7 +200,7 @@ class Trainer:
 
     # Signals -------------------------------------------------------------------------------------------------------
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int) -> None:
         self._received = number  # the ranks agree on it in what is in progress, finish that, save
 
     def _signals(self) -> list[float]:
@@ -191,29 +218,24 @@ class Trainer:
     # The run -------------------------------------------------------------------------------------------------------
 
     def run_to_end(self, batches: Batches, validator: Validator | None) -> int:
-        handlers = {s: signal.signal(s, self._on_signal) for s in SIGNALS}
-        try:
+        with on_stop(self._on_signal):
             self._resume()  # refuses another run's folder before anything is written
             self._begin()
             stream = batches(self.position, self.world)
             made = self._pieces(stream)
             try:
-                if not self._stopping():  # while it was loading
-                    self._train(made, validator)
+                self._train(made, validator)
             finally:
-                for source in (made, stream):
+                for source in (stream, made):  # the first frees the second, which waits for it
                     if isinstance(source, Ahead | Stream):
                         source.close()
                 if self.metrics:
                     self.metrics.close()
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
         if self.metrics:
             self.world.check_lock()
             write_page(self.folder)
         if self._signal:
-            name = signal.Signals(self._signal).name
+            name = Signals(self._signal).name
             kept = "saved" if self.step_number else "before there was anything to save"
             log.info("stopped by %s after step %s, %s", name, self.step_number, kept)
             return 128 + self._signal
@@ -233,15 +255,18 @@ class Trainer:
         self.pace.reset()
 
     def _train(self, made: Iterator[Piece], validator: Validator | None) -> None:
-        config = self.config
+        config, saved = self.config, self.step_number
         while self.step_number < config.steps and not self._signal:
-            self.pace.add(self.step(made))
-            if self._due(self.config.log_every):
-                self._log()
-            if validator and self._due(config.validation.every) and not self._signal:
-                self._validate(validator)
-            if self._due(config.save_every) or self._signal:
+            record = self.step(made)
+            if record is not None:
+                self.pace.add(record)
+                if self._due(config.log_every):
+                    self._log()
+                if validator and self._due(config.validation.every) and not self._signal:
+                    self._validate(validator)
+            if self.step_number > saved and (self._due(config.save_every) or self._signal):
                 self.save()
+                saved = self.step_number
                 self._stopping()  # a signal that came meanwhile ends the run at what was just saved
 
     def _due(self, every: int) -> bool:
@@ -407,3 +432,8 @@ class Trainer:
     @property
     def _checkpoints(self) -> Path:
         return self.folder / CHECKPOINTS
+
+
+def _ready(made: Iterator[Piece], seconds: float = 0.0) -> bool:
+    """Whether the next micro-batch is there within `seconds`; of batches that no thread reads, it is not known."""
+    return not isinstance(made, Ahead) or made.wait(seconds)

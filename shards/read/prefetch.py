@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
+PATIENCE = (
+    5.0  # seconds for which `close` waits for the item in progress; storage may hang for ever
+)
 
 
 class _End:
@@ -23,7 +26,7 @@ class Ahead(Iterator[Item], Generic[Item]):
     in its turn and again ever after.
 
     `close` ends the thread once the item that it works on is made; so does the end of this object, or of the
-    interpreter.
+    interpreter. A thread that hangs is left behind after PATIENCE seconds.
     """
 
     def __init__(self, items: Iterable[Item], depth: int, name: str) -> None:
@@ -43,6 +46,14 @@ class Ahead(Iterator[Item], Generic[Item]):
                 return item
             self._end = item
         raise self._end.error or StopIteration
+
+    def wait(self, seconds: float) -> bool:
+        """Returns whether `next` would return or raise at once, after waiting `seconds` at most for that."""
+        items = self._queue
+        with items.not_empty:
+            return self._end is not None or items.not_empty.wait_for(
+                lambda: bool(items.queue), seconds
+            )
 
     def _taken(self) -> Item | _End:
         while not self._stop.is_set():
@@ -82,4 +93,4 @@ def _halt(stop: threading.Event, thread: threading.Thread) -> None:
     """
     stop.set()
     if thread is not threading.current_thread():
-        thread.join()
+        thread.join(PATIENCE)

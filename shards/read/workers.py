@@ -38,6 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import WorkerDied
+from ..signals import SIGNALS
 from .batch_layout import Planner, Reader
 from .join import Sources
 from .order import Order
@@ -47,8 +48,6 @@ READY, ERROR = b"b", b"e"
 ERROR_BYTES = 64 << 10  # of a pickled error; a longer one is cut
 PATIENCE = 1.0  # seconds between two looks at whether the other side is alive
 FAREWELL = 5.0  # seconds that a worker has to end by itself
-# for the parent, who ends its workers when it is done: a terminal or torchrun sends them to all
-STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +87,7 @@ class Worker:
             start = f"from shards.read.workers import main; main({other.fileno()}, {os.getpid()})"
             path = {"PYTHONPATH": os.pathsep.join(map(str, sys.path))}
             # the child inherits the mask: a signal that comes while it still imports must wait
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             try:
                 self.process = subprocess.Popen(
                     [sys.executable, "-c", start], pass_fds=[other.fileno()],
@@ -255,9 +254,9 @@ class Parent:
 
 def main(descriptor: int, process: int) -> None:
     """Read batches until the parent closes the socket."""
-    for stop in STOPS:
+    for stop in SIGNALS:  # for the parent, though a terminal, SLURM or torchrun sends them to all
         signal.signal(stop, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     parent = Parent(descriptor, process)
     with suppress(ParentGone):
         try:

@@ -29,7 +29,7 @@ from ..config import GuardConfig
 BEATS = 12  # signs of life within the silence that counts as death
 VERDICT = "verdict"
 # Where a rank stands that waits for others.
-WAITING = re.compile(r"/torch/distributed/|/deepspeed/comm/|/train/world\.py:(sum|gather)$")
+WAITING = re.compile(r"/torch/distributed/|/deepspeed/comm/|/train/ranks/world\.py:(sum|gather)$")
 NETWORK = re.compile(r"gloo|nccl|connection|tcpstore|socket", re.IGNORECASE)
 
 
