@@ -358,9 +358,10 @@ def elastic(worlds: tuple[int, ...], precision: str) -> None:
 
 # function -> how often it is called before, of a run of 12 steps that saves every other one
 POINTS = {
-    "loop.py:_begin": 0, "history.py:forget_after": 0, "checkpoint.py:_stage": 1, "checkpoint.py:_write_state": 1,
-    "checkpoint.py:_write_whole": 1, "checkpoint.py:_replace": 1, "checkpoint.py:_prune": 2, "metrics.py:write": 6,
-    "metrics.py:close": 0,
+    "loop.py:_begin": 0, "report/history.py:forget_after": 0, "checkpoints/checkpoint.py:_stage": 1,
+    "checkpoints/checkpoint.py:_write_state": 1, "checkpoints/checkpoint.py:_write_whole": 1,
+    "checkpoints/checkpoint.py:_replace": 1, "checkpoints/checkpoint.py:_prune": 2, "report/metrics.py:write": 6,
+    "report/metrics.py:close": 0,
 }  # fmt: skip
 LEASE_SECONDS = 2.0
 
