@@ -29,7 +29,7 @@ from encode.models.encoder import CaptionEncoder, ImageEncoder
 from encode.models.load import load_encoder
 from encode.run.job import run as encode_run
 from encode.source.images import decode, transform
-from shards import Sources
+from shards import JoinedColumns
 from shards.bench import turns
 from shards.bench.cost import cpu_seconds, paired, promise
 from shards.format.atomic import Json
@@ -125,7 +125,7 @@ class Material:
 class Turns:
     """Batches of both kinds in turns, and what each step took, from asking for its batch to asking for the next."""
 
-    def __init__(self, material: Material, config: TrainConfig, sources: Sources) -> None:
+    def __init__(self, material: Material, config: TrainConfig, sources: JoinedColumns) -> None:
         self.material, self.config, self.sources = material, config, sources
         self.cpu: dict[str, list[float]] = {"cached": [], "online": []}
         self.seconds: dict[str, list[float]] = {"cached": [], "online": []}
@@ -179,7 +179,7 @@ def run(folder: Path, rounds: int, light: bool) -> tuple[Json, Table]:
     return found, table(found)
 
 
-def flops_of(material: Material, config: TrainConfig, sources: Sources) -> dict[str, float]:
+def flops_of(material: Material, config: TrainConfig, sources: JoinedColumns) -> dict[str, float]:
     """GFLOP of one sample: encoding its picture, its caption, and forward and backward of the model."""
     made = model_config(config, shape_of(sources))
     model = DiT(made)

@@ -28,7 +28,7 @@ from encode.models.pixels import pixels_on
 from encode.models.text import CaptionTokenizer, load_tokenizer
 from encode.models.vae import Vae, load_vae
 from encode.registry import TEXTS, ModelSpec, lookup
-from shards import Order, Sources
+from shards import JoinedColumns, Order
 from shards.read.stream import Batch
 from shards.signals import leave
 from train.config import TrainConfig, run_folder
@@ -53,7 +53,7 @@ def train(path: Path, words: Sequence[str] = ()) -> int:
     return leave(fit(config, run, text_encoder=encoder))
 
 
-def step_encoder(config: TrainConfig, sources: Sources, device: str) -> PackedText:
+def step_encoder(config: TrainConfig, sources: JoinedColumns, device: str) -> PackedText:
     """The encoder that makes tokens of the sources' ids; ModelNotUsable if it is not the one of their tokenizer."""
     said, identity = config.data.encoder, sources.texts[0].spec.identity
     try:
@@ -103,7 +103,7 @@ class Online:
     """The encoders of some columns, and the tars that these were made of."""
 
     config: TrainConfig
-    sources: Sources
+    sources: JoinedColumns
     order: Order
     originals: Sequence[Originals]
     vae: Vae
@@ -112,17 +112,17 @@ class Online:
 
     @classmethod
     def load(
-        cls, config: TrainConfig, sources: Sources, tars: Sequence[Path], device: str
+        cls, config: TrainConfig, sources: JoinedColumns, tars: Sequence[Path], device: str
     ) -> "Online":
-        if len(tars) != len(sources.joins):
+        if len(tars) != len(sources.by_source):
             raise ConfigError(
-                f"found {len(tars)} folders of tars for {len(sources.joins)} sources, expected one for each"
+                f"found {len(tars)} folders of tars for {len(sources.by_source)} sources, expected one for each"
             )
-        vae, text = (c.spec.identity for c in (sources.joins[0].latents, sources.texts[0]))
+        vae, text = (c.spec.identity for c in (sources.by_source[0].latents, sources.texts[0]))
         encoder = None if sources.ids else PackedText.of_tokens(text, device)
         return cls(
             config, sources, order_of(config, sources),
-            [Originals(join.latents, folder) for join, folder in zip(sources.joins, tars, strict=True)],
+            [Originals(join.latents, folder) for join, folder in zip(sources.by_source, tars, strict=True)],
             load_vae(vae["encoder"], device), encoder.text.tokenize if encoder else load_tokenizer(text), encoder,
         )  # fmt: skip
 
@@ -142,7 +142,7 @@ class Online:
         sources, rows = self.sources.locate(*self.order.at(samples))
         crops, captions = [], []
         for sample, s, row in zip(samples, sources.tolist(), rows.tolist(), strict=True):
-            join, source = self.sources.joins[s], self.originals[s]
+            join, source = self.sources.by_source[s], self.originals[s]
             crops.append(pool.submit(source.crop, row, join.latents.spec.identity["preprocess"]))
             chosen = join.texts[int(self.order.choose(sample[None], join.rates)[0])]
             captions.append(source.caption(row, chosen.spec.identity["preprocess"]))

@@ -33,7 +33,7 @@ from .format.atomic import (
 )
 from .format.layout import ColumnSpec, Layout, Norm, Status
 from .read.column import Column
-from .read.join import Join, Sources, open_join, open_sources
+from .read.join import JoinedColumns, open_join, open_sources
 from .read.order import Order
 from .store.base import Store
 from .store.open import open_store
@@ -48,7 +48,7 @@ __all__ = [
     "IdentityMismatch",
     "IncompleteColumn",
     "IndexRow",
-    "Join",
+    "JoinedColumns",
     "Layout",
     "LeaseHeld",
     "Norm",
@@ -60,7 +60,7 @@ __all__ = [
     "Source",
     "SourceChanged",
     "SourceMismatch",
-    "Sources",
+    "JoinedColumns",
     "Status",
     "WorkerDied",
     "Store",

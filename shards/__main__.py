@@ -144,7 +144,9 @@ def print_order(args: argparse.Namespace) -> int:
     )
     order = sources.order(args.seed, args.lanes, args.window)
     if args.variance:
-        print(table(mixing(order, args.global_batch, sources.joins[0].latents.layout.shard_rows)))
+        print(
+            table(mixing(order, args.global_batch, sources.by_source[0].latents.layout.shard_rows))
+        )
         return 0
     for k in range(args.steps):
         position = args.position + k * args.global_batch

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from shards import Order, Sources, atomic_write, canonical_json
+from shards import JoinedColumns, Order, atomic_write, canonical_json
 from shards.read.prefetch import Ahead
 from shards.read.stream import Batch, Stream, empty_caption
 from shards.signals import SIGNALS, on_stop
@@ -53,7 +53,7 @@ class Trainer:
     """A run in progress on one rank: the engine, the average, and how far they are."""
 
     def __init__(
-        self, config: TrainConfig, run: Path, sources: Sources, order: Order, model: DiT, world: World,
+        self, config: TrainConfig, run: Path, sources: JoinedColumns, order: Order, model: DiT, world: World,
         text_encoder: TextEncoder | None = None, init: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.sources, self.world = config, run, sources, world
@@ -174,7 +174,7 @@ class Trainer:
             "step": self.step_number, "position": batch.position, "what": what, "rows": rows,
             "rows_with_such_a_loss": [row for row, b in zip(rows, bad, strict=True) if b],
         }  # fmt: skip
-        if len(self.sources.joins) > 1:
+        if len(self.sources.by_source) > 1:
             record["sources"] = batch.sources.tolist()
         self.world.together(self.world.check_lock)
         atomic_write(path, canonical_json(record))
@@ -338,7 +338,7 @@ class Trainer:
     def _mix(self) -> dict[str, float]:
         """The share of the samples that each source has."""
         names = self.config.data.source_names
-        shares = self.sources.weights or [len(join.valid_rows) for join in self.sources.joins]
+        shares = self.sources.weights or [len(join.valid_rows) for join in self.sources.by_source]
         return {n: s / sum(shares) for n, s in zip(names, shares, strict=True)}
 
     # State ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from configs import ConfigError
-from shards import IdentityMismatch, Order, Sources, open_sources
+from shards import IdentityMismatch, JoinedColumns, Order, open_sources
 from shards.format.layout import differences
 from shards.read.stream import Stream, empty_caption
 
@@ -55,7 +55,7 @@ def fit(
 # Columns -------------------------------------------------------------------------------------------------------------
 
 
-def open_run(config: TrainConfig, run: Path) -> tuple[Sources, Order]:
+def open_run(config: TrainConfig, run: Path) -> tuple[JoinedColumns, Order]:
     """The columns of a run and their order, at the generations that its checkpoints name; the batch fits both, and
     the number of processes."""
     sources = open_columns(config, checkpoint.pins(run / CHECKPOINTS))
@@ -66,19 +66,19 @@ def open_run(config: TrainConfig, run: Path) -> tuple[Sources, Order]:
     return sources, order
 
 
-def open_columns(config: TrainConfig, pins: dict[str, Any] | None) -> Sources:
-    """The columns of a run, at the generations that `pins` (what `Sources.identity` said) names."""
+def open_columns(config: TrainConfig, pins: dict[str, Any] | None) -> JoinedColumns:
+    """The columns of a run, at the generations that `pins` (what `JoinedColumns.identity` said) names."""
     c = config.data.resolved()
     return open_sources(
         c.latents, c.text, c.also, c.truncated, weights=c.weights, bad=c.bad, partial=c.partial, pins=pins,
     )  # fmt: skip
 
 
-def order_of(config: TrainConfig, sources: Sources) -> Order:
+def order_of(config: TrainConfig, sources: JoinedColumns) -> Order:
     return sources.order(config.seed, config.data.lanes, config.data.window)
 
 
-def from_columns(config: TrainConfig, sources: Sources, order: Order) -> Batches:
+def from_columns(config: TrainConfig, sources: JoinedColumns, order: Order) -> Batches:
     c = config.data
 
     def batches(position: int, world: World) -> Stream:
@@ -93,7 +93,7 @@ def from_columns(config: TrainConfig, sources: Sources, order: Order) -> Batches
 # What fits them ------------------------------------------------------------------------------------------------------
 
 
-def check_text_encoder(sources: Sources, text_encoder: TextEncoder | None) -> None:
+def check_text_encoder(sources: JoinedColumns, text_encoder: TextEncoder | None) -> None:
     """An encoder is there if, and only if, the text is ids, and cuts captions as the column says: ConfigError or
     IdentityMismatch."""
     column = sources.texts[0]
@@ -127,7 +127,7 @@ def check_text_encoder(sources: Sources, text_encoder: TextEncoder | None) -> No
         )
 
 
-def shape_of(sources: Sources, text_encoder: TextEncoder | None = None) -> DataShape:
+def shape_of(sources: JoinedColumns, text_encoder: TextEncoder | None = None) -> DataShape:
     """What the model has to take; of ids, the encoder's answer to the empty caption tells the width."""
     width = sources.text_width
     if width is None:

@@ -24,7 +24,7 @@ from ..column.writer import ShardWriter, create_column, put_empty
 from ..format.layout import ZARR_ROWS, ColumnSpec, Layout, Norm
 from ..read.batch_layout import SLOW, WARM
 from ..read.column import HINT_GAP, Column
-from ..read.join import Join, open_join
+from ..read.join import JoinedColumns, open_join
 from ..read.order import Order
 from ..read.stream import Stream
 from . import ORDERS
@@ -66,7 +66,7 @@ def ours(latents: ColumnSpec, text: ColumnSpec) -> list[tuple[str, ColumnSpec]]:
 
 def rows_of(folder: Path, samples: Samples, order: str) -> Iterator[Ints]:
     """Rows of each batch: of the second epoch of a run, or of the first where crc is asked for."""
-    shuffle = Order([Column.open(folder / STORE / "latents").words()])
+    shuffle = Order([Column.open(folder / STORE / "latents").valid_mask()])
     for start in range(0, samples.rows, BATCH):
         if order == "sequential":
             yield np.arange(start, start + BATCH)
@@ -213,15 +213,15 @@ def two_columns(folder: Path, samples: Samples, order: str, ring: Ring) -> Itera
     """
     join = opened(folder) if "crc" not in order else opened.__wrapped__(folder)
     kind = Sequential if order == "sequential" else Order
-    return streamed(join, kind([join.words]), samples, later="crc" not in order)
+    return streamed(join, kind([join.valid_mask]), samples, later="crc" not in order)
 
 
 @cache
-def opened(folder: Path) -> Join:
+def opened(folder: Path) -> JoinedColumns:
     return open_join(folder / STORE / "latents", folder / STORE / "text")
 
 
-def streamed(join: Join, order: Order, samples: Samples, later: bool) -> Iterator[Batch]:
+def streamed(join: JoinedColumns, order: Order, samples: Samples, later: bool) -> Iterator[Batch]:
     position = order.epoch_samples if later else 0
     with Stream(join, order, position=position, global_batch=BATCH) as stream:
         for batch in islice(stream, samples.rows // BATCH):

@@ -19,7 +19,6 @@ from ..column.writer import create_column
 from ..format.atomic import put_if_absent, seal, sha256
 from ..format.layout import ZARR_ROWS, ColumnSpec, Layout, Norm, Status
 from ..read.join import open_join
-from ..read.order import Order
 from ..read.stream import Stream
 from .readers import STORE
 from .samples import BATCH
@@ -40,7 +39,7 @@ def write_records(folder: Path, shards: int = SHARDS) -> None:
         commits = [commit(name, shard, digest) for shard in range(shards)]
         snapshot = Snapshot.of(digest, shards, commits, {})
         base = folder / name / "complete" / snapshot.digest
-        put_if_absent(base.with_suffix(".valid"), snapshot.words.astype("<u4").tobytes())
+        put_if_absent(base.with_suffix(".valid"), snapshot.valid_mask.astype("<u4").tobytes())
         put_if_absent(base.with_suffix(".json"), seal(snapshot.record(digest)))
 
 
@@ -69,7 +68,7 @@ def opening(folder: Path) -> dict[str, float]:
     join = open_join(folder / "latents", folder / "text")
     result = {"open_join_s": time.perf_counter() - start}
     start = time.perf_counter()
-    order = Order([join.words])
+    order = join.order()
     result["order_s"] = time.perf_counter() - start
     result["rows"] = float(order.sources[0].valid)
     for name, position in (("0", 0), ("1e9", FAR)):
@@ -90,7 +89,7 @@ def first_batches(folder: Path) -> dict[str, float]:
     for name, position in (("0", 0), ("1e9", FAR)):
         start = time.perf_counter()
         join = open_join(folder / "latents", folder / "text")
-        with Stream(join, Order([join.words]), position=position, global_batch=BATCH) as stream:
+        with Stream(join, join.order(), position=position, global_batch=BATCH) as stream:
             next(stream)
             result[f"first_batch_at_{name}_s"] = time.perf_counter() - start
     return result

@@ -114,7 +114,7 @@ def committed(column: Store, shards: int) -> list[int]:
     return [shard for shard in range(shards) if commit_name(shard) in standing]
 
 
-def valid_words(status: NDArray[np.uint8], admitted: Sequence[int]) -> NDArray[np.uint32]:
+def valid_mask_of(status: NDArray[np.uint8], admitted: Sequence[int]) -> NDArray[np.uint32]:
     """Valid-row bits: word b holds rows 32b .. 32b+31, lowest bit first; (ceil(rows / 32),)
     uint32.
     """
@@ -123,10 +123,10 @@ def valid_words(status: NDArray[np.uint8], admitted: Sequence[int]) -> NDArray[n
     return bits.view("<u4").astype(np.uint32)
 
 
-def valid_rows(words: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """Numbers of the set bits, ascending: the inverse of `valid_words`."""
-    blocks = np.flatnonzero(words)
-    octets = words[blocks].astype("<u4").view(np.uint8).reshape(-1, 4)
+def valid_rows(valid_mask: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Numbers of the set bits, ascending: the inverse of `valid_mask_of`."""
+    blocks = np.flatnonzero(valid_mask)
+    octets = valid_mask[blocks].astype("<u4").view(np.uint8).reshape(-1, 4)
     block, bit = np.nonzero(np.unpackbits(octets, axis=1, bitorder="little"))
     rows: NDArray[np.int64] = blocks[block] * BLOCK + bit
     return rows
@@ -137,7 +137,7 @@ class Snapshot:
     """All that a reader needs to know of a column: per shard its rows, content and index digests,
     and the valid rows.
 
-    `words` are the bits of the rows with status 0, ceil(rows / 32) words a shard, laid end to end;
+    `valid_mask` has the bits of the rows with status 0, ceil(rows / 32) words a shard, laid end to end;
     `truncated` lists the (shard, first row, count) of rows with status 1. A shard that is missing
     or failed has `rows[s] == 0` and no content. `digest` pins all of it.
     """
@@ -148,7 +148,7 @@ class Snapshot:
     failed: tuple[tuple[int, str], ...]
     truncated: tuple[tuple[int, int, int], ...]
     counts: dict[str, int]  # rows by status
-    words: NDArray[np.uint32]
+    valid_mask: NDArray[np.uint32]
     digest: str
 
     @classmethod
@@ -162,8 +162,8 @@ class Snapshot:
             for value, count in zip(*np.unique(commit.status(), return_counts=True), strict=True):
                 name = Status(int(value)).name.lower()
                 counts[name] = counts.get(name, 0) + int(count)
-        bits = [valid_words(commit.status(), (Status.OK,)) for commit in commits]
-        words = np.concatenate(bits) if bits else np.zeros(0, np.uint32)
+        bits = [valid_mask_of(commit.status(), (Status.OK,)) for commit in commits]
+        valid_mask = np.concatenate(bits) if bits else np.zeros(0, np.uint32)
         partial = cls(
             tuple(c.rows if c else 0 for c in get),
             tuple(c.content if c else None for c in get),
@@ -177,7 +177,7 @@ class Snapshot:
                 if status == Status.TRUNCATED
             ),
             counts,
-            words,
+            valid_mask,
             "",
         )
         digest = sha256(canonical_json(partial.record(column_digest)))
@@ -196,8 +196,8 @@ class Snapshot:
             "truncated": [list(t) for t in self.truncated],
             "counts": self.counts,
             "valid": {
-                "words": int(self.words.size),
-                "sha256": sha256(self.words.astype("<u4").tobytes()),
+                "words": int(self.valid_mask.size),
+                "sha256": sha256(self.valid_mask.astype("<u4").tobytes()),
             },
         }
 
@@ -273,7 +273,7 @@ def put_complete(column: Place, column_digest: str, shards: int, allow_failed: b
         raise ObjectsMissing(f"{column.url}: {lost}")
     name = f"complete/{snapshot.digest}"
     record = sealed(snapshot.record(column_digest), complete_record, column.at(f"{name}.json"))
-    column.put_if_absent(f"{name}.valid", snapshot.words.astype("<u4").tobytes())
+    column.put_if_absent(f"{name}.valid", snapshot.valid_mask.astype("<u4").tobytes())
     column.put_if_absent(f"{name}.json", record)
     return snapshot
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ..errors import ShardsError
 from .column import Column
-from .join import Sources
+from .join import JoinedColumns
 from .order import Ints, Order
 
 ALIGN = 64  # bytes; every part of a buffer starts at a multiple
@@ -52,8 +52,8 @@ class Frame:
     differ in length. `capacity` has room for the longest captions.
     """
 
-    def __init__(self, sources: Sources, size: int) -> None:
-        first = sources.joins[0]
+    def __init__(self, sources: JoinedColumns, size: int) -> None:
+        first = sources.by_source[0]
         self.size, at = size, _aligned(3 * 8 * size + 4 * (size + 1))
         self.parts: dict[str, Part] = {}
         for name, column in {"moments": first.latents, **first.extra}.items():
@@ -65,7 +65,7 @@ class Frame:
         self.extra = tuple(first.extra)
         # of a token in the buffer, which is bfloat16 whatever it is stored as; an id is itself
         self.token_element = "int32" if sources.ids else "bfloat16"
-        self.token_shape = first.text.layout.row_shape[1:]
+        self.token_shape = sources.text.layout.row_shape[1:]
         self.token_bytes = (4 if sources.ids else 2) * math.prod(self.token_shape)
         self.tokens_at = at
         self.capacity = at + size * sources.max_tokens * self.token_bytes
@@ -118,7 +118,7 @@ class Planner:
     """
 
     def __init__(
-        self, sources: Sources, order: Order, batch: int, world: int = 1, rank: int = 0,
+        self, sources: JoinedColumns, order: Order, batch: int, world: int = 1, rank: int = 0,
         rows_of: Callable[[NDArray[Any]], Sequence[Any]] = list,
     ) -> None:  # fmt: skip
         self.sources, self.order, self._rows_of = sources, order, rows_of
@@ -171,7 +171,7 @@ class Planner:
         self, samples: Ints, sources: Ints, rows: Ints
     ) -> Iterator[tuple[str, Column, Ints, Places]]:
         """(name of the part, column, which of the samples are read from it, their places in it)."""
-        for s, join in enumerate(self.sources.joins):
+        for s, join in enumerate(self.sources.by_source):
             mine = np.flatnonzero(sources == s)
             for name, column in {"moments": join.latents, **join.extra}.items():
                 yield name, column, mine, column.places(rows[mine])

@@ -130,21 +130,21 @@ class Column:
             found = zip(shards, pool.map(self._table.members, shards), strict=True)
             return {shard: said[suffix] for shard, said in found if suffix in said}
 
-    def words(self, truncated: bool = False) -> NDArray[np.uint32]:
+    def valid_mask(self, truncated: bool = False) -> NDArray[np.uint32]:
         """Valid-row bits over all row ids, (shards * shard_rows / 32,) uint32; with status 1
         admitted if asked.
         """
         per_shard = self.layout.shard_rows // BLOCK
-        words = np.zeros(self.layout.shards * per_shard, np.uint32)
+        mask = np.zeros(self.layout.shards * per_shard, np.uint32)
         start = 0
         for shard, rows in enumerate(self.snapshot.rows):
             count = -(-rows // BLOCK)
-            words[shard * per_shard :][:count] = self.snapshot.words[start : start + count]
+            mask[shard * per_shard :][:count] = self.snapshot.valid_mask[start : start + count]
             start += count
         for shard, first, count in self.snapshot.truncated if truncated else ():
             ids = shard * self.layout.shard_rows + np.arange(first, first + count)
-            np.bitwise_or.at(words, ids // BLOCK, np.uint32(1) << (ids % BLOCK).astype(np.uint32))
-        return words
+            np.bitwise_or.at(mask, ids // BLOCK, np.uint32(1) << (ids % BLOCK).astype(np.uint32))
+        return mask
 
     # What is known of rows ------------------------------------------------------------------------
 

@@ -83,9 +83,9 @@ def permute(x: Any, n: Any, keys: Any, bits: int) -> Ints:
     return image
 
 
-def nth_set_bit(words: NDArray[np.uint32], n: Ints) -> Ints:
-    """Place of the n-th (from 0) set bit of each word."""
-    octets = words.astype("<u4").view(np.uint8).reshape(-1, 4)
+def nth_set_bit(blocks: NDArray[np.uint32], n: Ints) -> Ints:
+    """Place of the n-th (from 0) set bit of each block of 32."""
+    octets = blocks.astype("<u4").view(np.uint8).reshape(-1, 4)
     bits = np.unpackbits(octets, axis=1, bitorder="little")
     place: Ints = (bits.cumsum(1, dtype=np.uint8) == (n + 1)[:, None]).argmax(1)
     return place
@@ -94,13 +94,13 @@ def nth_set_bit(words: NDArray[np.uint32], n: Ints) -> Ints:
 class SourceOrder:
     """The order of one source's rows, lane by lane and epoch by epoch."""
 
-    def __init__(self, words: NDArray[np.uint32], seed: int, lanes: int, window: int) -> None:
-        self.blocks = np.flatnonzero(words).astype(np.uint32)
-        self.words, self.seed, self.lanes = words[self.blocks], seed, lanes
+    def __init__(self, valid_mask: NDArray[np.uint32], seed: int, lanes: int, window: int) -> None:
+        self.blocks = np.flatnonzero(valid_mask).astype(np.uint32)
+        self.valid_mask, self.seed, self.lanes = valid_mask[self.blocks], seed, lanes
         self.digest = hashlib.sha256(
-            self.blocks.astype("<u4").tobytes() + self.words.astype("<u4").tobytes()
+            self.blocks.astype("<u4").tobytes() + self.valid_mask.astype("<u4").tobytes()
         ).hexdigest()
-        self.counts = np.bitwise_count(self.words)
+        self.counts = np.bitwise_count(self.valid_mask)
         self.valid = int(self.counts.sum(dtype=np.int64))
         self.lane_samples = self.valid // lanes  # of a lane in an epoch
         if not self.lane_samples:
@@ -144,7 +144,7 @@ class SourceOrder:
             block = order[place]
             nth = rank - ends[place] + self.counts[block]
             rows[at] = self.blocks[block].astype(np.int64) * BLOCK + nth_set_bit(
-                self.words[block], nth
+                self.valid_mask[block], nth
             )
         return rows
 
@@ -152,12 +152,12 @@ class SourceOrder:
 class Union:
     """Rows of several sources laid end to end, so that one order runs over all of them.
 
-    words: valid-row bits of each source, (row ids / 32,) uint32.
+    valid_masks: valid-row bits of each source, (row ids / 32,) uint32.
     """
 
-    def __init__(self, words: Sequence[NDArray[np.uint32]]) -> None:
-        self.words = np.concatenate(words)
-        self._starts = BLOCK * np.cumsum([0, *(w.size for w in words)])
+    def __init__(self, valid_masks: Sequence[NDArray[np.uint32]]) -> None:
+        self.valid_mask = np.concatenate(valid_masks)
+        self._starts = BLOCK * np.cumsum([0, *(w.size for w in valid_masks)])
 
     def split(self, rows: Ints) -> tuple[Ints, Ints]:
         """(source, row id in it) of row ids of the union."""
@@ -168,14 +168,14 @@ class Union:
 class Order:
     """The samples of a run over one or more sources.
 
-    words: valid-row bits of each source, (row ids / 32,) uint32. weights: share of each source in
+    valid_masks: valid-row bits of each source, (row ids / 32,) uint32. weights: share of each source in
     the run, rounded to 1 / 4,096; None is in proportion to size. Raises OrderError for a source
     with fewer valid rows than lanes.
     """
 
     def __init__(
         self,
-        words: Sequence[NDArray[np.uint32]],
+        valid_masks: Sequence[NDArray[np.uint32]],
         seed: int = 0,
         lanes: int = 64,
         window: int = 0,
@@ -186,13 +186,15 @@ class Order:
                 f"lanes {lanes} >= 1, window {window} >= 0 and seed {seed} from 0 to 2^64 - 1 expected"
             )
         if weights is not None and (
-            len(weights) != len(words) or not all(0 < w < float("inf") for w in weights)
+            len(weights) != len(valid_masks) or not all(0 < w < float("inf") for w in weights)
         ):
             raise OrderError(
-                f"weights {list(weights)}: one above 0 for each of {len(words)} sources expected"
+                f"weights {list(weights)}: one above 0 for each of {len(valid_masks)} sources expected"
             )
-        seeds = [seed, *(int(key(seed, SOURCE, s)[0]) for s in range(1, len(words)))]
-        self.sources = [SourceOrder(w, s, lanes, window) for w, s in zip(words, seeds, strict=True)]
+        seeds = [seed, *(int(key(seed, SOURCE, s)[0]) for s in range(1, len(valid_masks)))]
+        self.sources = [
+            SourceOrder(w, s, lanes, window) for w, s in zip(valid_masks, seeds, strict=True)
+        ]
         self.seed, self.lanes, self.window = seed, lanes, window
         self.weights = list(weights) if weights is not None else None
         share = np.array(weights or [s.lane_samples for s in self.sources], float)
@@ -203,9 +205,9 @@ class Order:
                 f"{2 * PERIOD} expected, else none of its samples come. Give it more, or leave it out"
             )
         self._pattern = np.searchsorted(cuts, np.arange(PERIOD) * STRIDE % PERIOD, "right")
-        taken = np.cumsum(np.eye(len(words), dtype=int)[self._pattern], 0)
+        taken = np.cumsum(np.eye(len(valid_masks), dtype=int)[self._pattern], 0)
         self._before = np.vstack(
-            [np.zeros(len(words), int), taken]
+            [np.zeros(len(valid_masks), int), taken]
         )  # slots of a source before slot j
 
     @property

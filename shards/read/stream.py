@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..errors import OrderError
 from .batch_layout import Frame, Header, Plan, Planner, Reader
-from .join import Join, Sources, as_sources
+from .join import JoinedColumns
 from .order import Order
 from .prefetch import Ahead
 from .workers import Task, Workers
@@ -84,7 +84,7 @@ def batch_of(
 
 
 def read_rows(
-    join: Join, rows: NDArray[np.int64], check: bool = False
+    join: JoinedColumns, rows: NDArray[np.int64], check: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(moments, tokens, cu_seqlens) of row ids, as in `Batch`, with the captions of the first text
     column. `check` compares every row's crc.
@@ -98,9 +98,9 @@ def read_rows(
     return moments, _as_tokens(words), cu_seqlens
 
 
-def empty_caption(join: Join | Sources) -> Tensor:
+def empty_caption(join: JoinedColumns) -> Tensor:
     """The empty caption: its embedding (n, D) bf16, or its ids (n,) int32."""
-    return _as_tokens(as_sources(join).texts[0].empty())
+    return _as_tokens(join.text.empty())
 
 
 def _as_tokens(words: NDArray[Any]) -> Tensor:
@@ -143,16 +143,15 @@ class Stream(Iterator[Batch]):
     """
 
     def __init__(
-        self, join: Join | Sources, order: Order, *, position: int, global_batch: int,
+        self, join: JoinedColumns, order: Order, *, position: int, global_batch: int,
         world: int = 1, rank: int = 0, prefetch: int = 2, workers: int = 0, ahead: int = 1,
         pin: bool = False,
     ) -> None:  # fmt: skip
         order.check(position, global_batch, world)
-        sources = as_sources(join)
-        if len(order.sources) != len(sources.words):
+        if len(order.sources) != len(join.valid_masks):
             raise OrderError(
                 f"an order of {len(order.sources)} source{'s' * (len(order.sources) > 1)} for "
-                f"columns of {len(sources.words)}: make it by `Sources.order`"
+                f"columns of {len(join.valid_masks)}: make it by `JoinedColumns.order`"
             )
         if not 1 <= prefetch <= MOST_READY or workers < 0 or ahead < 0:
             raise OrderError(
@@ -162,10 +161,10 @@ class Stream(Iterator[Batch]):
         self.position, self._batch, self._owner = position, global_batch, os.getpid()
         self._reading: _Thread | _Processes
         if workers:
-            task = Task(sources, order, global_batch, world, rank, position, global_batch, ahead)
+            task = Task(join, order, global_batch, world, rank, position, global_batch, ahead)
             self._reading = _Processes(task, workers, prefetch, pin)
         else:
-            planner = Planner(sources, order, global_batch, world, rank, _rows_of)
+            planner = Planner(join, order, global_batch, world, rank, _rows_of)
             self._reading = _Thread(Reader(planner), position, global_batch, prefetch, ahead, pin)
         self._error: BaseException | None = None
         self._closed = False

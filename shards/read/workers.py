@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from ..errors import WorkerDied
 from ..signals import SIGNALS
 from .batch_layout import Planner, Reader
-from .join import Sources
+from .join import JoinedColumns
 from .order import Order
 
 DONE, SLOT = struct.Struct("<cqq"), struct.Struct("<q")  # tag, position, slot | slot, ~slot: drop
@@ -54,7 +54,7 @@ FAREWELL = 5.0  # seconds that a worker has to end by itself
 class Task:
     """What a worker has to read: every `step` samples a batch, from `position` on."""
 
-    sources: Sources
+    sources: JoinedColumns
     order: Order
     global_batch: int
     world: int

@@ -69,7 +69,7 @@ def _calibration(source: Column) -> Json:
     """Channel scales and measured error, from rows spread over the column; of long captions a
     share of the tokens is enough.
     """
-    ids = valid_rows(source.words())
+    ids = valid_rows(source.valid_mask())
     if not len(ids):
         raise ShardsError(f"{source.path}: it has no valid row to measure the scales of int8 on")
     ids = ids[np.unique(np.linspace(0, len(ids) - 1, min(CALIBRATION_ROWS, len(ids))).astype(int))]
@@ -156,7 +156,7 @@ def _only(column: Column, shard: int) -> Column:
 
     one = replace(
         whole, rows=at(whole.rows, 0), content=at(whole.content, None), truncated=(),
-        index=at(whole.index, None), words=np.zeros(0, np.uint32),
+        index=at(whole.index, None), valid_mask=np.zeros(0, np.uint32),
     )  # fmt: skip
     return Column(column.store, column.spec, column.digest, one)
 

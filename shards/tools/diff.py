@@ -125,7 +125,7 @@ def _scales(column: Column) -> Any:
 
 def _slim(column: Column) -> Column:
     """Without the valid-row bits, which another process does not need."""
-    snapshot = replace(column.snapshot, words=np.zeros(0, np.uint32))
+    snapshot = replace(column.snapshot, valid_mask=np.zeros(0, np.uint32))
     return Column(column.store, column.spec, column.digest, snapshot)
 
 

@@ -72,7 +72,7 @@ def information(url: Place) -> Json:
 
 def _some_valid_rows(column: Column) -> NDArray[np.int64]:
     """Up to 2,048 valid row ids spread over the column; fewer where rows are large."""
-    ids = valid_rows(column.words())
+    ids = valid_rows(column.valid_mask())
     count = min(SAMPLE_ROWS, len(ids))
     if not column.layout.ragged:  # of others, the lengths alone are read
         count = min(count, max(1, SAMPLE_BYTES // column.layout.unit_bytes))

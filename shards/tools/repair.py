@@ -115,7 +115,7 @@ def _generations(plan: Plan, found: Examination, bad: set[int]) -> None:
             continue
         kept = True
         if valid in bits:
-            words = snapshot_of(found, record).words.astype("<u4").tobytes()
+            words = snapshot_of(found, record).valid_mask.astype("<u4").tobytes()
             plan.rewrite.append((valid, bits[valid].message, words))
     plan.complete = found.complete and not kept and not bad and not found.missing
 

@@ -45,7 +45,7 @@ def mixing(
     Averaged over spans that begin at `places` places of the first epoch. Raises OrderError if not
     even one batch fits.
     """
-    shuffle = Order([_words(order, s) for s in range(len(order.sources))], order.seed + 1, 1, 0,
+    shuffle = Order([_valid_mask(order, s) for s in range(len(order.sources))], order.seed + 1, 1, 0,
                     order.weights)  # fmt: skip
     spans = [span for span in spans if span * batch <= order.epoch_samples]
     if not spans:
@@ -70,12 +70,12 @@ def table(found: Sequence[Mixing]) -> str:
     return "\n".join(lines)
 
 
-def _words(order: Order, source: int) -> NDArray[np.uint32]:
+def _valid_mask(order: Order, source: int) -> NDArray[np.uint32]:
     """Valid-row bits of a source."""
     blocks = order.sources[source].blocks
-    words = np.zeros(int(blocks[-1]) + 1, np.uint32)
-    words[blocks] = order.sources[source].words
-    return words
+    mask = np.zeros(int(blocks[-1]) + 1, np.uint32)
+    mask[blocks] = order.sources[source].valid_mask
+    return mask
 
 
 def _inflation(

@@ -23,7 +23,7 @@ from encode.run.job import run as encode
 from eval.commands import main
 from eval.images.generate import Generator, Request
 from eval.online import Online, online, step_encoder
-from shards import Sources, seal, sha256_file
+from shards import JoinedColumns, seal, sha256_file
 from shards.read.stream import Batch, Stream, empty_caption, pad_text
 from tests.encode.toy import jpeg, save_gemma, save_kl, save_qwen, tar_bytes
 from tests.train.conftest import TINY
@@ -150,7 +150,7 @@ def direct(cache: Path, vae: str, rows: list[int]) -> tuple[Tensor, list[Tensor]
 
 
 def losses_of(
-    model: DiT, sources: Sources, config: TrainConfig, batch: Batch, empty: Tensor
+    model: DiT, sources: JoinedColumns, config: TrainConfig, batch: Batch, empty: Tensor
 ) -> Tensor:
     """Of each sample of a step: what `Trainer.step` computes."""
     x = training_inputs(

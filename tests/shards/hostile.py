@@ -348,7 +348,7 @@ def use(path: Path, partial: bool) -> None:
     """Everything that a reader may ask of a column."""
     column = Column.open(path, partial=partial)
     try:
-        column.words(truncated=True)
+        column.valid_mask(truncated=True)
         for shard, rows in enumerate(column.snapshot.rows):
             if rows:
                 ids = shard * column.layout.shard_rows + np.arange(min(rows, ROWS))

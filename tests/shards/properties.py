@@ -156,7 +156,7 @@ def union_once(case: Case, blocks: list[int]) -> None:
     words, seed, lanes, window = case
     sources = [words, *(words_of(seed % 1000 + b, b, 0.7) for b in blocks)]
     union = Union(sources)
-    order = Order([union.words], seed, lanes, window)
+    order = Order([union.valid_mask], seed, lanes, window)
     epoch = order.epoch_samples
     source, row = union.split(by_number(order, epoch, epoch))
     seen = set(zip(source.tolist(), row.tolist(), strict=True))

@@ -12,7 +12,7 @@ import torch
 import torch.utils.tensorboard
 
 import configs
-from shards import Order, Sources
+from shards import JoinedColumns, Order
 from shards.read.stream import Batch, Stream
 from tests.forks import fork, leave_pytest, wait
 from train.config import TrainConfig, run_folder
@@ -88,6 +88,6 @@ def written_down(config: TrainConfig, path: Path) -> Batches:
     return batches
 
 
-def columns_of(config: TrainConfig) -> tuple[Sources, Order]:
+def columns_of(config: TrainConfig) -> tuple[JoinedColumns, Order]:
     sources = open_columns(config, None)
     return sources, order_of(config, sources)

@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from shards import Sources
+from shards import JoinedColumns
 from shards.bench.cost import cpu_seconds, paired, promise
 from shards.bench.samples import Samples
 from shards.format.atomic import Json
@@ -82,7 +82,7 @@ class Bare:
 class Turns:
     """The batches that `fit` asks for, and a step of the bare loop between two of them."""
 
-    def __init__(self, config: TrainConfig, sources: Sources) -> None:
+    def __init__(self, config: TrainConfig, sources: JoinedColumns) -> None:
         self.config, self.sources = config, sources
         self.order = sources.order(config.seed, config.data.lanes, config.data.window)
         self.bare = Bare(config, model_config(config, shape_of(sources)))
@@ -137,10 +137,10 @@ class Turns:
         self.seconds[who].append(time.perf_counter() - start)
 
 
-def batch_at(sources: Sources, order: Order, position: int, size: int) -> Batch:
+def batch_at(sources: JoinedColumns, order: Order, position: int, size: int) -> Batch:
     """A batch of one source, read at once and by no thread."""
     _, rows, samples = order(position, size)
-    moments, tokens, cu_seqlens = read_rows(sources.joins[0], rows)
+    moments, tokens, cu_seqlens = read_rows(sources, rows)
     return Batch(position, torch.from_numpy(samples), torch.from_numpy(rows), moments, tokens, cu_seqlens)  # fmt: skip
 
 

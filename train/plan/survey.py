@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from configs import ConfigError
-from shards import IncompleteColumn, NotAColumn, Sources
+from shards import IncompleteColumn, JoinedColumns, NotAColumn
 
 from ..config import DataShape, TrainConfig
 from ..run import open_columns
@@ -71,7 +71,7 @@ def _expected(config: TrainConfig, shape: DataShape, why: str) -> Given:
     return Given(shape, tuple(given), USUAL_TOKENS, moments, 2 * shape.text_width, notes)
 
 
-def _found(config: TrainConfig, sources: Sources) -> Given:
+def _found(config: TrainConfig, sources: JoinedColumns) -> Given:
     width = sources.text_width or (config.data.expect and config.data.expect.text_width)
     if not width:
         raise ConfigError(
@@ -83,7 +83,7 @@ def _found(config: TrainConfig, sources: Sources) -> Given:
     tokens: list[float] = []
     token_bytes: list[float] = []
     weights: list[float] = []
-    for name, share, join in zip(names, shares, sources.joins, strict=True):
+    for name, share, join in zip(names, shares, sources.by_source, strict=True):
         rows = join.valid_rows
         given.append(Source(name, share, float(len(rows))))
         weights.append(len(rows) if share is None else share)
@@ -95,7 +95,7 @@ def _found(config: TrainConfig, sources: Sources) -> Given:
         DataShape(*sources.latent_shape, width),
         tuple(given),
         float(np.average(tokens, weights=weights)),
-        sources.joins[0].latents.layout.unit_bytes,
+        sources.by_source[0].latents.layout.unit_bytes,
         float(np.average(token_bytes, weights=weights)),
         (f"tokens a caption: mean of up to {LOOKED_AT:,} of each source",),
     )

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shards import BadRows, IdentityMismatch, Join, Sources, open_join
+from shards import BadRows, IdentityMismatch, JoinedColumns, open_join
 from shards.read.latents import draw
 from shards.read.randomness import normal
 from shards.read.stream import read_rows
@@ -42,7 +42,7 @@ class Validation:
         }  # fmt: skip
 
 
-def open_held_out(config: TrainConfig, training: Sources) -> Join | None:
+def open_held_out(config: TrainConfig, training: JoinedColumns) -> JoinedColumns | None:
     """The columns of the held-out source that carry the names of the (first source's) training columns; None if no
     source is named.
 
@@ -51,7 +51,7 @@ def open_held_out(config: TrainConfig, training: Sources) -> Join | None:
     if source is None:
         return None
     latents, text = (f"{source.rstrip('/')}/{column_name(url)}" for url in config.data.first)
-    join, first = open_join(latents, text, truncated=config.data.truncated), training.joins[0]
+    join, first = open_join(latents, text, truncated=config.data.truncated), training
     for ours, theirs in ((first.latents, join.latents), (first.text, join.text)):
         found, expected = (
             {**c.spec.identity, "source": None, "norm": c.spec.norm} for c in (theirs, ours)
@@ -73,7 +73,11 @@ def open_held_out(config: TrainConfig, training: Sources) -> Join | None:
 
 class Validator:
     def __init__(
-        self, config: TrainConfig, join: Join, world: World, text_encoder: TextEncoder | None = None
+        self,
+        config: TrainConfig,
+        join: JoinedColumns,
+        world: World,
+        text_encoder: TextEncoder | None = None,
     ) -> None:
         self.config, self.join, self.world = config, join, world
         self.text_encoder = text_encoder

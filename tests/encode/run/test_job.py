@@ -346,7 +346,7 @@ def test_what_is_no_tar_fails_alone(config: Path, encode: Encode, undisturbed: l
     assert "vae: complete, 45 rows: 45 ok" in output
     column = Column.open(cache / "toy/vae")
     assert column.snapshot.rows == (9, 9, 0, 9, 9, 9)
-    assert not column.words()[2 * 32 : 3 * 32].any()
+    assert not column.valid_mask()[2 * 32 : 3 * 32].any()
 
     code, output = encode(config, command="retry-failed")  # as bad as before
     assert code == 3

@@ -7,7 +7,7 @@ import torch
 import configs
 from encode.config import EncodeConfig
 from encode.run.job import run
-from shards import Order, open_join
+from shards import open_join
 from shards.read.stream import Stream
 from shards.tools.verify import logical_digest, verify
 from tests.encode.toy import write_config, write_source
@@ -27,7 +27,7 @@ def test_encoded_to_a_store_and_streamed_from_it(url: str, tmp_path: Path, model
     joins = [open_join(f"{root}/toy/vae", f"{root}/toy/text") for root in roots]
     for workers in (0, 1):
         streams = [
-            Stream(join, Order([join.words], 0, 4), position=0, global_batch=8, workers=workers)
+            Stream(join, join.order(0, 4), position=0, global_batch=8, workers=workers)
             for join in joins
         ]
         for _ in range(6):  # more than two epochs of 16

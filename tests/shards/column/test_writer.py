@@ -150,8 +150,8 @@ def test_rows_that_are_not_finite_become_nan_as_a_whole(tmp_path: Path) -> None:
     read = column.read(np.arange(6), check=True)
     np.testing.assert_array_equal(np.isnan(read).all((1, 2, 3)), [0, 1, 1, 1, 1, 0])
     np.testing.assert_array_equal(read[[0, 5]], values[[0, 5]])
-    assert column.words().tolist()[0] == 0b000001
-    assert column.words(truncated=True).tolist()[0] == 0b100001
+    assert column.valid_mask().tolist()[0] == 0b000001
+    assert column.valid_mask(truncated=True).tolist()[0] == 0b100001
 
 
 def test_captions_that_are_not_finite_keep_their_length(tmp_path: Path) -> None:

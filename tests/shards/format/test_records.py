@@ -38,7 +38,7 @@ from shards import (
     seal,
     unseal,
 )
-from shards.column.commits import FAILURE, failure_name, valid_rows, valid_words
+from shards.column.commits import FAILURE, failure_name, valid_mask_of, valid_rows
 from shards.errors import NotARecord
 from shards.format.layout import VERSION
 from shards.read.column import open_spec
@@ -197,12 +197,12 @@ def test_valid_bits_and_back() -> None:
     chance = np.random.default_rng(0)
     for rows in (0, 1, 31, 32, 33, 1000):
         status = chance.choice(np.array([0, 1, 2, 255], np.uint8), rows)
-        words = valid_words(status, (0, 1))
+        words = valid_mask_of(status, (0, 1))
         assert words.size == -(-rows // 32)
         assert valid_rows(words).tolist() == [i for i, s in enumerate(status) if s <= 1]
     one = np.zeros(40, np.uint8)
     one[33] = 2
-    assert valid_words(one, (0,)).tolist() == [0xFFFFFFFF, 0b11111101]
+    assert valid_mask_of(one, (0,)).tolist() == [0xFFFFFFFF, 0b11111101]
 
 
 def test_objects_are_never_replaced(tmp_path: Path) -> None:

@@ -11,16 +11,15 @@ from shards import (
     Column,
     CorruptColumn,
     IdentityMismatch,
-    Join,
     Layout,
     ShardWriter,
-    Sources,
     create_column,
     open_join,
     open_sources,
     put_complete,
     put_empty,
 )
+from shards.read.join import SourceColumns
 from shards.read.stream import Batch, Stream, empty_caption, read_rows
 from tests.shards.toy import (
     EMPTY,
@@ -61,7 +60,7 @@ def captions(batch: Batch) -> list[list[int]]:
 def test_what_a_join_of_ids_says(folder: Path) -> None:
     join = open_join(folder / "vae", folder / "long")
     assert (join.ids, join.text_width, join.max_tokens) == (True, None, TOKENS)
-    assert (Sources([join]).ids, Sources([join]).text_width) == (True, None)
+    assert (join.ids, join.text_width) == (True, None)
     empty = empty_caption(join)
     assert (empty.dtype, empty.tolist()) == (torch.int32, EMPTY_IDS.tolist())
     rows = np.array([1, 3, 700, 2 * SHARD_ROWS + 6])
@@ -100,7 +99,7 @@ def test_several_sources_and_captions(folder: Path, workers: int) -> None:
 def test_every_way_of_storing_them(folder: Path, tmp_path: Path, how: str) -> None:
     write_column(tmp_path / "ids", ids_spec(**STORED[how]), ROWS)
     join = open_join(folder / "vae", tmp_path / "ids")
-    with Stream(join, Sources([join]).order(0, 8), position=0, global_batch=512) as stream:
+    with Stream(join, join.order(0, 8), position=0, global_batch=512) as stream:
         for _ in range(5):  # more than an epoch
             batch = next(stream)
             assert captions(batch) == [ids_of(row).tolist() for row in batch.rows.tolist()]
@@ -114,7 +113,7 @@ def test_a_damaged_row_is_named_when_it_is_first_read(tmp_path: Path) -> None:
     data[4 * sum(len(ids_of(r)) for r in range(21) if r % 53 != 7)] ^= 1
     file.write_bytes(data)
     join = open_join(tmp_path / "vae", tmp_path / "ids")
-    order = Sources([join]).order(0, 8)
+    order = join.order(0, 8)
     with (
         Stream(join, order, position=0, global_batch=order.epoch_samples) as stream,
         pytest.raises(CorruptColumn, match=r"ids: row 21 of shard 0 \(row id 21\)"),
@@ -125,9 +124,9 @@ def test_a_damaged_row_is_named_when_it_is_first_read(tmp_path: Path) -> None:
 def test_ids_and_tokens_are_no_pair(folder: Path, toy: Path, tmp_path: Path) -> None:
     vae, text, ids = (Column.open(p) for p in (folder / "vae", toy / "text", folder / "long"))
     with pytest.raises(IdentityMismatch, match="kind: found 'ids', expected 'tokens'"):
-        Join(vae, [(text, 0.5), (ids, 0.5)])
+        SourceColumns(vae, [(text, 0.5), (ids, 0.5)])
     with pytest.raises(IdentityMismatch, match="vae: .* expected one of tokens or ids"):
-        Join(vae, vae)
+        SourceColumns(vae, vae)
     spec = ids_spec(member="short.txt")
     digest = create_column(tmp_path / "c", spec)
     put_empty(tmp_path / "c", spec, EMPTY_IDS + 1)
@@ -135,7 +134,7 @@ def test_ids_and_tokens_are_no_pair(folder: Path, toy: Path, tmp_path: Path) -> 
         write_shard(tmp_path / "c", spec, digest, shard, caption=1)
     put_complete(tmp_path / "c", digest, 3, allow_failed=False)
     with pytest.raises(IdentityMismatch, match="the tokens of the empty caption differ"):
-        Join(vae, [(ids, 0.5), (Column.open(tmp_path / "c"), 0.5)])
+        SourceColumns(vae, [(ids, 0.5), (Column.open(tmp_path / "c"), 0.5)])
 
 
 @pytest.mark.parametrize("kind", ["ids", "tokens"])
@@ -152,7 +151,7 @@ def test_captions_without_any_token(tmp_path: Path, kind: str, workers: int) -> 
         writer.commit({})
     put_complete(tmp_path / "text", digest, 1, allow_failed=False)
     join = open_join(tmp_path / "vae", tmp_path / "text")
-    order = Sources([join]).order(0, 8)
+    order = join.order(0, 8)
     with Stream(join, order, position=0, global_batch=16, workers=workers) as stream:
         batch = next(stream)
     assert batch.tokens.shape == ((0,) if kind == "ids" else (0, EMPTY.shape[1]))

@@ -14,13 +14,12 @@ from shards import (
     CorruptColumn,
     IdentityMismatch,
     IncompleteColumn,
-    Join,
+    JoinedColumns,
     Layout,
     NotAColumn,
     OrderError,
     ShardWriter,
     SourceMismatch,
-    Sources,
     create_column,
     open_join,
     open_sources,
@@ -31,6 +30,7 @@ from shards import (
 from shards.column.commits import FAILURE, failure_name
 from shards.format.atomic import seal
 from shards.format.layout import VERSION
+from shards.read.join import SourceColumns
 from tests.shards.toy import (
     EMPTY,
     NORM,
@@ -59,7 +59,7 @@ def test_rows_valid_in_both(toy: Path) -> None:
     join = open_join(toy / "vae", toy / "text")
     expected = ALL[(image_status(ALL) == 0) & (caption_status(ALL) == 0)]
     np.testing.assert_array_equal(join.valid_rows, expected)
-    assert join.words.size == 3 * SHARD_ROWS // 32
+    assert join.valid_mask.size == 3 * SHARD_ROWS // 32
     assert (join.latent_shape, join.text_width, join.max_tokens) == (
         (SHAPE[0] // 2, *SHAPE[1:]),
         WIDTH,
@@ -153,9 +153,9 @@ def test_latents_in_the_place_of_moments(toy: Path, tmp_path: Path) -> None:
     join = open_join(path, toy / "text")
     moments = open_join(toy / "vae", toy / "text")
     assert (join.posterior, moments.posterior) == (False, True)
-    assert join.latent_shape == moments.latent_shape == Sources([join]).latent_shape == shape
+    assert join.latent_shape == moments.latent_shape == shape
     with pytest.raises(IdentityMismatch, match="cannot be read together"):
-        Sources([moments, join])
+        JoinedColumns([*moments.by_source, *join.by_source])
 
 
 def test_a_column_without_norm(toy: Path, tmp_path: Path) -> None:
@@ -189,9 +189,11 @@ def two_captions(folder: Path, **second: str) -> dict[Path | str, float]:
 def test_captions_at_their_rates(toy: Path, tmp_path: Path) -> None:
     texts = two_captions(tmp_path)
     join = open_join(toy / "vae", texts)
-    assert join.rates == (0.75, 0.25)
+    assert join.by_source[0].rates == (0.75, 0.25)
     assert [c.name for c in join.texts] == ["long", "short"]
-    np.testing.assert_array_equal(join.words, open_join(toy / "vae", tmp_path / "long").words)
+    np.testing.assert_array_equal(
+        join.valid_mask, open_join(toy / "vae", tmp_path / "long").valid_mask
+    )
     found = join.identity()
     assert found["rates"] == [0.75, 0.25]
     assert found["text"]["identity"]["preprocess"]["caption"] == "txt"
@@ -203,7 +205,7 @@ def test_captions_at_their_rates(toy: Path, tmp_path: Path) -> None:
 def test_rates_that_are_none(toy: Path, rates: tuple[float, float]) -> None:
     text = Column.open(toy / "text")
     with pytest.raises(IdentityMismatch, match="rates above 0 that add up to 1"):
-        Join(Column.open(toy / "vae"), list(zip((text, text), rates, strict=True)))
+        SourceColumns(Column.open(toy / "vae"), list(zip((text, text), rates, strict=True)))
 
 
 def test_captions_of_other_encoders(toy: Path, tmp_path: Path) -> None:
@@ -373,7 +375,7 @@ def both(toy: Path, second: Path, kind: str) -> list[Path]:
 
 def test_concatenated_sources(toy: Path, second: Path) -> None:
     sources = open_sources(both(toy, second, "vae"), both(toy, second, "text"))
-    each = [join.valid_rows.tolist() for join in sources.joins]
+    each = [join.valid_rows.tolist() for join in sources.by_source]
     order = sources.order(seed=1, lanes=4)
     assert order.epoch_samples == sum(map(len, each)) // 4 * 4
     source, row = sources.locate(*order.at(np.arange(order.epoch_samples)))
@@ -386,10 +388,10 @@ def test_concatenated_sources(toy: Path, second: Path) -> None:
 
 def test_sources_at_fixed_weights(toy: Path, second: Path) -> None:
     sources = open_sources(both(toy, second, "vae"), both(toy, second, "text"), weights=[0.6, 0.4])
-    assert len(sources.words) == 2
+    assert len(sources.valid_masks) == 2
     source, row = sources.locate(*sources.order(lanes=4).at(np.arange(4 * 4096)))
     assert abs((source == 1).mean() - 0.4) < 1 / 4096
-    for s, join in enumerate(sources.joins):
+    for s, join in enumerate(sources.by_source):
         assert set(row[source == s].tolist()) <= set(join.valid_rows.tolist())
     with pytest.raises(OrderError, match="1 weights for 2 sources"):
         open_sources(both(toy, second, "vae"), both(toy, second, "text"), weights=[1.0])
@@ -397,7 +399,7 @@ def test_sources_at_fixed_weights(toy: Path, second: Path) -> None:
 
 def test_the_identity_of_one_source_is_that_of_its_join(toy: Path, second: Path) -> None:
     join = open_join(toy / "vae", toy / "text")
-    assert Sources([join]).identity() == join.identity()
+    assert open_sources(toy / "vae", toy / "text").identity() == join.identity()
     pins = open_sources(both(toy, second, "vae"), both(toy, second, "text")).identity()
     assert pins["latents"] == join.identity()["latents"]
     again = open_sources(both(toy, second, "vae"), both(toy, second, "text"), pins=pins)
@@ -408,7 +410,7 @@ def test_also_columns_find_their_source(toy: Path, second: Path, tmp_path: Path)
     vae, text = both(toy, second, "vae"), both(toy, second, "text")
     also = write_column(tmp_path / "also", moments_spec(source="more tars", weights="third"))
     sources = open_sources(vae, text, [also])
-    assert [len(join.also) for join in sources.joins] == [0, 1]
+    assert [len(join.also) for join in sources.by_source] == [0, 1]
     stranger = write_column(tmp_path / "x", moments_spec(source="nobody's tars"))
     with pytest.raises(SourceMismatch, match="made from source nobody's tars, which is none"):
         open_sources(vae, text, [stranger])
@@ -465,7 +467,7 @@ def test_extra_columns_of_other_elements(toy: Path, tmp_path: Path) -> None:
         for source, element in (("a", "float16"), ("b", "bfloat16"))
     ]
     with pytest.raises(IdentityMismatch, match="element: found 'bfloat16', expected 'float16'"):
-        Sources(joins)
+        JoinedColumns([*joins[0].by_source, *joins[1].by_source])
 
 
 def test_a_damaged_empty_caption_is_seen(tmp_path: Path) -> None:
@@ -486,4 +488,4 @@ def test_columns_without_shards(tmp_path: Path) -> None:
     join = open_join(vae, text, bad="error")
     assert not len(join.valid_rows)
     with pytest.raises(OrderError, match="0 valid rows"):
-        Sources([join]).order()
+        join.order()

@@ -16,7 +16,7 @@ from shards import (
     Column,
     ColumnSpec,
     CorruptColumn,
-    Join,
+    JoinedColumns,
     Layout,
     Order,
     OrderError,
@@ -29,6 +29,7 @@ from shards import (
 )
 from shards.format.int8 import channel_scale, quantise
 from shards.read import objects as handles
+from shards.read.join import SourceColumns
 from shards.read.stream import Batch, Stream, empty_caption, pad_text, read_rows
 from tests.shards.toy import (
     EMPTY,
@@ -51,7 +52,7 @@ from tests.shards.toy import (
 
 
 @pytest.fixture(scope="module")
-def join(toy: Path) -> Join:
+def join(toy: Path) -> JoinedColumns:
     return open_join(toy / "vae", toy / "text")
 
 
@@ -72,8 +73,8 @@ def check(batch: Batch, captions: Any = None) -> None:
         np.testing.assert_array_equal(words(caption), tokens_of(row, int(captions[i])))
 
 
-def test_contents_follow_from_the_rows(join: Join) -> None:
-    order = Order([join.words], seed=1, lanes=8)
+def test_contents_follow_from_the_rows(join: JoinedColumns) -> None:
+    order = join.order(seed=1, lanes=8)
     with Stream(join, order, position=0, global_batch=64) as stream:
         for k, batch in zip(range(5), stream, strict=False):
             assert batch.position == 64 * k
@@ -83,11 +84,11 @@ def test_contents_follow_from_the_rows(join: Join) -> None:
             check(batch)
 
 
-def test_the_state_is_one_integer(join: Join) -> None:
+def test_the_state_is_one_integer(join: JoinedColumns) -> None:
     """Four ranks with another batch, from where a run of one rank stopped, in the second epoch too."""
-    for position in (3 * 64, Order([join.words], 1, 8).epoch_samples + 64):
+    for position in (3 * 64, join.order(1, 8).epoch_samples + 64):
         streams = [
-            Stream(join_again(join), Order([join.words], 1, 8), position=position, global_batch=32,
+            Stream(join_again(join), join.order(1, 8), position=position, global_batch=32,
                    world=4, rank=rank)
             for rank in range(4)
         ]  # fmt: skip
@@ -98,14 +99,14 @@ def test_the_state_is_one_integer(join: Join) -> None:
             int(g): int(row)
             for batches in parts for b in batches for g, row in zip(b.samples, b.rows, strict=True)
         }  # fmt: skip
-        _, rows, samples = Order([join.words], 1, 8)(position, 64)
+        _, rows, samples = join.order(1, 8)(position, 64)
         assert found == dict(zip(samples.tolist(), rows.tolist(), strict=True))
         for batches in parts:
             for batch in batches:
                 check(batch)
 
 
-def join_again(join: Join) -> Join:
+def join_again(join: JoinedColumns) -> JoinedColumns:
     return open_join(join.latents.path, join.text.path)
 
 
@@ -117,8 +118,8 @@ def test_reads_ahead_but_not_far(toy: Path) -> None:
             read.append(len(rows))
             super().gather(rows, *rest)
 
-    join = Join(Counted.open(toy / "vae"), Column.open(toy / "text"))
-    with Stream(join, Order([join.words], 0, 8), position=0, global_batch=8, prefetch=3) as stream:
+    join = JoinedColumns([SourceColumns(Counted.open(toy / "vae"), Column.open(toy / "text"))])
+    with Stream(join, join.order(0, 8), position=0, global_batch=8, prefetch=3) as stream:
         deadline = time.monotonic() + 10
         while len(read) < 4 and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -127,7 +128,7 @@ def test_reads_ahead_but_not_far(toy: Path) -> None:
         next(stream)
 
 
-def test_pack_and_pad(join: Join) -> None:
+def test_pack_and_pad(join: JoinedColumns) -> None:
     tokens = torch.arange(12, dtype=torch.bfloat16).view(4, 3)
     ends = torch.tensor([0, 1, 1, 4], dtype=torch.int32)
     text, mask = pad_text(tokens, ends)
@@ -148,8 +149,8 @@ def readers() -> list[threading.Thread]:
     return [t for t in threading.enumerate() if t.name == "stream"]
 
 
-def test_close_ends_the_thread_and_the_batches(join: Join) -> None:
-    stream = Stream(join, Order([join.words], 0, 8), position=0, global_batch=8)
+def test_close_ends_the_thread_and_the_batches(join: JoinedColumns) -> None:
+    stream = Stream(join, join.order(0, 8), position=0, global_batch=8)
     next(stream)
     assert len(readers()) == 1
     stream.close()
@@ -177,7 +178,7 @@ def test_a_row_is_compared_when_it_is_first_read(
 
     flip()
     join = open_join(tmp_path / "vae", tmp_path / "text")
-    order = Order([join.words], 0, 8)
+    order = join.order(0, 8)
     with (
         Stream(join, order, position=0, global_batch=order.epoch_samples) as stream,
         pytest.raises(CorruptColumn, match=rf"{kind}: row 21 of shard 0 \(row id 21\)"),
@@ -196,9 +197,9 @@ def test_what_the_first_epoch_did_not_choose_is_compared_too(tmp_path: Path) -> 
     for caption in (0, 1):
         write_column(tmp_path / str(caption), caption_spec(f"{caption}.txt"), rows, caption=caption)
     join = open_join(tmp_path / "vae", {tmp_path / "0": 0.5, tmp_path / "1": 0.5})
-    order = Order([join.words], 0, 1)
+    order = join.order(0, 1)
     samples = np.arange(order.epoch_samples)
-    first = order.at(samples)[1][order.choose(samples, join.rates) == 0]
+    first = order.at(samples)[1][order.choose(samples, join.by_source[0].rates) == 0]
     row = int(first[first < 70][0])  # its second caption's turn comes in a later epoch
     file = tmp_path / "1/tokens/c/0/0"
     data = bytearray(file.read_bytes())
@@ -217,7 +218,7 @@ def test_two_streams_over_one_join(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write_column(tmp_path / "vae", moments_spec(20), (10,) * 20)
     write_column(tmp_path / "text", tokens_spec(20), (10,) * 20)
     join = open_join(tmp_path / "vae", tmp_path / "text")
-    order = Order([join.words], 0, 8)
+    order = join.order(0, 8)
     descriptors = len(os.listdir("/proc/self/fd"))
     streams = [
         Stream(join, order, position=0, global_batch=32, world=2, rank=rank) for rank in (0, 1)
@@ -235,7 +236,7 @@ def test_errors_surface_and_later_calls_do_not_hang(tmp_path: Path) -> None:
     small_tokens(tmp_path / "text")
     (tmp_path / "vae/moments/c/0/0/0/0").unlink()
     join = open_join(tmp_path / "vae", tmp_path / "text")
-    with Stream(join, Order([join.words], 0, 8), position=0, global_batch=8) as stream:
+    with Stream(join, join.order(0, 8), position=0, global_batch=8) as stream:
         for _ in range(3):
             with pytest.raises(
                 CorruptColumn, match="the object is missing though its shard is committed"
@@ -244,14 +245,14 @@ def test_errors_surface_and_later_calls_do_not_hang(tmp_path: Path) -> None:
     assert not readers()
 
 
-def test_refused_before_anything_is_read(join: Join) -> None:
-    order = Order([join.words], 0, 8)
+def test_refused_before_anything_is_read(join: JoinedColumns) -> None:
+    order = join.order(0, 8)
     with pytest.raises(OrderError, match="multiples"):
         Stream(join, order, position=4, global_batch=8)
     with pytest.raises(OrderError, match="world"):
         Stream(join, order, position=0, global_batch=8, world=3)
     with pytest.raises(OrderError, match="an order of 2 sources for columns of 1"):
-        Stream(join, Order([join.words, join.words], 0, 8), position=0, global_batch=8)
+        Stream(join, Order([join.valid_mask, join.valid_mask], 0, 8), position=0, global_batch=8)
     for wrong in ({"prefetch": 0}, {"prefetch": 700}, {"workers": -1}, {"ahead": -1}):
         with pytest.raises(OrderError, match="expected"):
             Stream(join, order, position=0, global_batch=8, **wrong)
@@ -265,10 +266,10 @@ def test_captions_mixed_by_rate(toy: Path, tmp_path: Path) -> None:
     long = write_column(tmp_path / "long", caption_spec("txt"))
     short = write_column(tmp_path / "short", caption_spec("short.txt"), caption=1)
     join = open_join(toy / "vae", {long: 0.6, short: 0.4})
-    order, chosen = Order([join.words], 3, 8), list[int]()
+    order, chosen = join.order(3, 8), list[int]()
     with Stream(join, order, position=64, global_batch=64) as stream:
         for _, batch in zip(range(20), stream, strict=False):
-            captions = order.choose(batch.samples.numpy(), join.rates)
+            captions = order.choose(batch.samples.numpy(), join.by_source[0].rates)
             check(batch, captions)
             chosen += captions.tolist()
     assert abs(np.mean(chosen) - 0.4) < 0.05
@@ -322,9 +323,7 @@ def test_extra_columns_ride_along(toy: Path, tmp_path: Path) -> None:
     put_complete(tmp_path / "dino", digest, 3, allow_failed=False)
     join = open_join(toy / "vae", toy / "text", extra={"dino": tmp_path / "dino"})
     for workers in (0, 1):
-        with Stream(
-            join, Order([join.words], 0, 8), position=0, global_batch=8, workers=workers
-        ) as stream:
+        with Stream(join, join.order(0, 8), position=0, global_batch=8, workers=workers) as stream:
             batch = next(stream)
         check(batch)
         found = batch.extra["dino"]
@@ -359,7 +358,7 @@ def test_int8_captions_arrive_as_bfloat16(toy: Path, tmp_path: Path) -> None:
         writer.commit({})
     put_complete(tmp_path / "t", digest, 3, allow_failed=False)
     join = open_join(toy / "vae", tmp_path / "t")
-    with Stream(join, Order([join.words], 0, 8), position=0, global_batch=512) as stream:
+    with Stream(join, join.order(0, 8), position=0, global_batch=512) as stream:
         batch = next(stream)  # more tokens than are turned at once
     expected = torch.cat([truth[row] for row in batch.rows.tolist()])
     assert batch.tokens.dtype == torch.bfloat16
@@ -374,9 +373,9 @@ def test_int8_captions_arrive_as_bfloat16(toy: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_what_is_held_is_never_overwritten(join: Join, workers: int) -> None:
+def test_what_is_held_is_never_overwritten(join: JoinedColumns, workers: int) -> None:
     """A whole batch, and parts that keep its buffer only through views of views."""
-    order, seen = Order([join.words], 1, 8), set[int]()
+    order, seen = join.order(1, 8), set[int]()
     with Stream(join, order, position=0, global_batch=64, workers=workers) as stream:
         first = next(stream)
         batch = next(stream)
@@ -400,9 +399,9 @@ def test_what_is_held_is_never_overwritten(join: Join, workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_many_batches_held_and_let_go(join: Join, workers: int) -> None:
+def test_many_batches_held_and_let_go(join: JoinedColumns, workers: int) -> None:
     """A user may keep an epoch; the memory goes when the tensors do, but for a few buffers."""
-    stream = Stream(join, Order([join.words], 1, 8), position=0, global_batch=64, workers=workers)
+    stream = Stream(join, join.order(1, 8), position=0, global_batch=64, workers=workers)
     with stream:
         held = [next(stream) for _ in range(25)]
         assert len({batch.moments.data_ptr() for batch in held}) == 25
@@ -418,8 +417,8 @@ def test_many_batches_held_and_let_go(join: Join, workers: int) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("workers", [0, 1])
-def test_pinned_batches(join: Join, workers: int) -> None:
-    order = Order([join.words], 1, 8)
+def test_pinned_batches(join: JoinedColumns, workers: int) -> None:
+    order = join.order(1, 8)
     with Stream(join, order, position=0, global_batch=64, workers=workers, pin=True) as stream:
         copies = []
         for _ in range(20):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from shards import CorruptColumn, Join, Order, WorkerDied, open_join
+from shards import CorruptColumn, JoinedColumns, WorkerDied, open_join
 from shards.read.stream import Stream
 from tests.shards import reading
 from tests.shards.toy import moments_of, small_moments, small_tokens
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def join(toy: Path) -> Join:
+def join(toy: Path) -> JoinedColumns:
     return open_join(toy / "vae", toy / "text")
 
 
@@ -72,8 +72,8 @@ def test_in_a_worker_of_a_data_loader(toy: Path, expected: list[list[Any]]) -> N
     assert [json.loads(line) for line in loader] == expected[:4]
 
 
-def test_a_fork_must_not_use_its_parents_stream(join: Join) -> None:
-    with Stream(join, Order([join.words], 0, 8), position=0, global_batch=8) as stream:
+def test_a_fork_must_not_use_its_parents_stream(join: JoinedColumns) -> None:
+    with Stream(join, join.order(0, 8), position=0, global_batch=8) as stream:
         read, write = os.pipe()
         if not (child := os.fork()):
             try:
@@ -105,7 +105,7 @@ def test_an_error_in_a_process_is_raised_with_its_cause(tmp_path: Path) -> None:
     small_tokens(tmp_path / "text")
     (tmp_path / "text/tokens/c/0/0").unlink()
     join = open_join(tmp_path / "vae", tmp_path / "text")
-    order = Order([join.words], 0, 8)
+    order = join.order(0, 8)
     with Stream(join, order, position=0, global_batch=8, workers=2) as stream:
         for _ in range(2):
             with pytest.raises(CorruptColumn, match="the object is missing") as caught:
@@ -116,10 +116,10 @@ def test_an_error_in_a_process_is_raised_with_its_cause(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_to_all_processes_are_for_the_parent(
-    join: Join, expected: list[list[Any]], number: int
+    join: JoinedColumns, expected: list[list[Any]], number: int
 ) -> None:
     """A terminal and torchrun send them to workers too, which read on: the parent has a step to end."""
-    order = Order([join.words], reading.SEED, reading.LANES)
+    order = join.order(reading.SEED, reading.LANES)
     with Stream(join, order, position=0, global_batch=reading.BATCH, workers=1) as stream:
         (worker,) = stream._reading._workers._workers  # type: ignore[union-attr]
         for k in range(3):
@@ -127,8 +127,8 @@ def test_signals_to_all_processes_are_for_the_parent(
             assert reading.said(next(stream)) == expected[k]
 
 
-def test_closing_does_not_wait_for_a_fork(join: Join) -> None:
-    stream = Stream(join, Order([join.words], 0, 8), position=0, global_batch=8, workers=1)
+def test_closing_does_not_wait_for_a_fork(join: JoinedColumns) -> None:
+    stream = Stream(join, join.order(0, 8), position=0, global_batch=8, workers=1)
     next(stream)
     if not (fork := os.fork()):  # it holds copies of the sockets
         time.sleep(60)
@@ -140,8 +140,8 @@ def test_closing_does_not_wait_for_a_fork(join: Join) -> None:
     os.waitpid(fork, 0)
 
 
-def test_a_killed_worker_is_named(join: Join) -> None:
-    stream = Stream(join, Order([join.words], 0, 8), position=0, global_batch=8, workers=2)
+def test_a_killed_worker_is_named(join: JoinedColumns) -> None:
+    stream = Stream(join, join.order(0, 8), position=0, global_batch=8, workers=2)
     with stream:
         next(stream)
         worker = stream._reading._workers._workers[1]  # type: ignore[union-attr]
@@ -201,11 +201,11 @@ def readers() -> list[threading.Thread]:
     return [t for t in threading.enumerate() if t.name == "stream"]
 
 
-def test_workers_end_when_the_stream_does(join: Join) -> None:
+def test_workers_end_when_the_stream_does(join: JoinedColumns) -> None:
     def ids(stream: Stream) -> list[int]:
         return [w.process.pid for w in stream._reading._workers._workers]  # type: ignore[union-attr]
 
-    order = Order([join.words], 0, 8)
+    order = join.order(0, 8)
     stream = Stream(join, order, position=0, global_batch=8, workers=2)
     processes = ids(stream)
     stream.close()

@@ -14,7 +14,7 @@ from unittest import mock
 from shards import Order, create_column, open_join
 from shards.__main__ import main
 from shards.column.lease import Lease
-from shards.read.join import Sources, open_sources
+from shards.read.join import JoinedColumns, open_sources
 from shards.read.order import FAREST
 from shards.tools.verify import logical_digest
 from tests.shards.tools.test_repair import flip
@@ -61,10 +61,7 @@ def test_order_is_one_for_every_world(toy: Path) -> None:
     whole = order(toy, **run, steps=6)
     assert [list(line) for line in whole] == [["step", "rows"]] * 6
     assert [line["step"] for line in whole] == [0, 1, 2, 3, 4, 5]
-    assert (
-        whole[0]["rows"]
-        == Order([open_join(toy / "vae", toy / "text").words], 3)(0, 128)[1].tolist()
-    )
+    assert whole[0]["rows"] == open_join(toy / "vae", toy / "text").order(3)(0, 128)[1].tolist()
     for world in (2, 4, 8):
         parts = [
             order(toy, **run, steps=2, position=256, world=world, rank=r) for r in range(world)
@@ -91,7 +88,7 @@ def test_order_with_windows_lanes_and_other_columns(toy: Path, tmp_path: Path) -
         "order", toy / "vae", toy / "text", "--also", tmp_path / "also", "--truncated", "--global-batch", 16,
         "--lanes", 16, "--window", 32, "--seed", 5,
     )  # fmt: skip
-    words = open_join(toy / "vae", toy / "text", truncated=True).words
+    words = open_join(toy / "vae", toy / "text", truncated=True).valid_mask
     assert json.loads(done.stdout)["rows"] == Order([words], 5, 16, 32)(0, 16)[1].tolist()
 
 
@@ -285,7 +282,7 @@ def test_order_of_several_sources(toy: Path, tmp_path: Path) -> None:
         for more in ((), ("--weights", 0.25, 0.75))
     ]
     sources = open_sources([toy / "vae", other[0]], [toy / "text", other[1]])
-    expected = [sources, Sources(sources.joins, [0.25, 0.75])]
+    expected = [sources, JoinedColumns(sources.by_source, [0.25, 0.75])]
     for line, read in zip(lines, expected, strict=True):
         source, rows = read.locate(*read.order()(0, 64)[:2])
         assert (line["sources"], line["rows"]) == (source.tolist(), rows.tolist())

@@ -40,7 +40,7 @@ def test_the_first_batch_is_all_that_is_looked_up_and_read(runs: Runs) -> None:
     sources, batch = open_columns(config, None), config.global_batch
     first = {}
     for step in (NEAR, FAR):
-        order = Counted(sources.words, config.seed, config.data.lanes)
+        order = Counted(sources.valid_masks, config.seed, config.data.lanes)
         plan = next(Planner(sources, order, batch).plans(step * batch, batch))
         first[step] = order.asked, [reads.rows.size for reads in plan.reads]
         assert plan.position == step * batch

@@ -330,7 +330,8 @@ def test_what_a_run_writes(columns: Path, tmp_path: Path, environ: None) -> None
     for interval, m in enumerate(lines):
         seen, rows = order.at(np.arange(32 * interval, 32 * interval + 32))
         lengths = [
-            sources.joins[s].text.lengths(np.array([r]))[0] for s, r in zip(seen, rows, strict=True)
+            sources.by_source[s].texts[0].lengths(np.array([r]))[0]
+            for s, r in zip(seen, rows, strict=True)
         ]
         assert m["text_tokens"] == sum(lengths) / 32
         per_sample = 2 * 2 * CHANNELS * SIDE * SIDE + 2 * WIDTH * m["text_tokens"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from shards import Order, Sources
+from shards import JoinedColumns, Order
 from shards.read.randomness import normal
 from shards.read.stream import Stream, empty_caption
 from tests.train.conftest import tiny_config, write_columns
@@ -24,7 +24,7 @@ Sample = tuple[int, int, list[torch.Tensor]]  # source, row, and what is drawn f
 @pytest.fixture(scope="module")
 def opened(
     columns: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[TrainConfig, Sources, Order]:
+) -> tuple[TrainConfig, JoinedColumns, Order]:
     """Two sources whose row ids are the same numbers, of which one has two captions a row."""
     other = tmp_path_factory.mktemp("other")
     write_columns(other / "toy", "toy", 150, 9)
@@ -46,7 +46,7 @@ def packed(x: Inputs) -> list[torch.Tensor]:
 
 
 def drawn(
-    opened: tuple[TrainConfig, Sources, Order],
+    opened: tuple[TrainConfig, JoinedColumns, Order],
     world: int,
     micro: int,
     start: int = 0,
@@ -64,7 +64,9 @@ def drawn(
     return found
 
 
-def _samples(config: TrainConfig, sources: Sources, part: Any) -> Iterator[tuple[int, Sample]]:
+def _samples(
+    config: TrainConfig, sources: JoinedColumns, part: Any
+) -> Iterator[tuple[int, Sample]]:
     x = training_inputs(
         part,
         sources.norm,
@@ -87,7 +89,7 @@ def assert_same(one: dict[int, Sample], other: dict[int, Sample]) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(opened: tuple[TrainConfig, Sources, Order]) -> dict[int, Sample]:
+def alone(opened: tuple[TrainConfig, JoinedColumns, Order]) -> dict[int, Sample]:
     return drawn(opened, 1, BATCH)
 
 
@@ -95,7 +97,10 @@ def alone(opened: tuple[TrainConfig, Sources, Order]) -> dict[int, Sample]:
     ("world", "micro"), [(1, 3), (2, 16), (2, 1), (4, 8), (4, 5), (8, 4), (8, 2)]
 )
 def test_any_world_and_any_micro_batch(
-    opened: tuple[TrainConfig, Sources, Order], alone: dict[int, Sample], world: int, micro: int
+    opened: tuple[TrainConfig, JoinedColumns, Order],
+    alone: dict[int, Sample],
+    world: int,
+    micro: int,
 ) -> None:
     assert list(sorted(alone)) == list(range(ROUNDS * BATCH))
     assert_same(drawn(opened, world, micro), alone)
@@ -105,7 +110,7 @@ def test_any_world_and_any_micro_batch(
     ("world", "start", "batch"), [(1, 32, 32), (4, 64, 32), (2, 40, 8), (8, 32, 64)]
 )
 def test_any_restart_and_any_batch(
-    opened: tuple[TrainConfig, Sources, Order],
+    opened: tuple[TrainConfig, JoinedColumns, Order],
     alone: dict[int, Sample],
     world: int,
     start: int,
@@ -116,14 +121,14 @@ def test_any_restart_and_any_batch(
 
 
 def test_captions_are_chosen_and_dropped_at_their_rates(
-    opened: tuple[TrainConfig, Sources, Order], alone: dict[int, Sample]
+    opened: tuple[TrainConfig, JoinedColumns, Order], alone: dict[int, Sample]
 ) -> None:
     """So that the equalities above are of something."""
     _, sources, _ = opened
     empty = empty_caption(sources).float()
     dropped = [torch.equal(values[4].float(), empty) for _, _, values in alone.values()]
     assert 0.1 < sum(dropped) / len(dropped) < 0.5
-    (first, second), chosen = sources.joins[0].texts, [0, 0]
+    (first, second), chosen = sources.by_source[0].texts, [0, 0]
     for (source, row, values), drop in zip(alone.values(), dropped, strict=True):
         if source == 0 and not drop:
             for k, column in enumerate((first, second)):
@@ -144,7 +149,7 @@ def test_no_two_samples_share_noise_or_timestep(alone: dict[int, Sample]) -> Non
 
 
 def test_ranks_of_one_batch_draw_different_numbers(
-    opened: tuple[TrainConfig, Sources, Order],
+    opened: tuple[TrainConfig, JoinedColumns, Order],
 ) -> None:
     """The reference seeds every rank alike, so that each draws the same noise."""
     _, sources, order = opened
