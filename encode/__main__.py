@@ -20,8 +20,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from typing import Any
 
 import configs
+from shards.console import bench_module
 from shards.places import local_path
 from shards.printing import safe_output
 
@@ -32,7 +34,7 @@ OTHERS = {  # module, and what it is for
     "plan": ("plan.plan", "bytes, hours and money of a config, before starting"),
     "status": ("report.status", "how far the columns are, and what a run waits for"),
     "download": ("source.download", "bring a data set here"),
-    "bench": ("bench", "measure the engine's own cost"),
+    "bench": ("", "measure the engine's own cost"),  # of tests/bench
 }
 
 
@@ -66,15 +68,19 @@ def main() -> int:
     for name, (module, text) in OTHERS.items():
         command = commands.add_parser(name, help=text)
         if sys.argv[1:2] == [name]:  # the others are not loaded
-            importlib.import_module(f".{module}", __package__).add_options(command)
+            _module(module).add_options(command)
     args = _parsed(parser)
     if args.command in OTHERS:
-        verb = importlib.import_module(f".{OTHERS[args.command][0]}", __package__)
+        verb = _module(OTHERS[args.command][0])
         return int(getattr(verb, f"run_{args.command}")(args))
     config = configs.load(EncodeConfig, args.config, args.overrides)
     if args.allow_failed:
         config = config.model_copy(update={"allow_failed": True})
     return run(config, Options(args.command == "retry-failed", args.ignore_space, args.break_lease))
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f".{name}", __package__) if name else bench_module("encoding")
 
 
 def _parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:

@@ -32,8 +32,7 @@ import json
 import os
 import sys
 
-from .bench import add_options
-from .console import not_negative, number, positive
+from .console import bench_module, not_negative, number, positive
 from .errors import ShardsError
 from .printing import safe_output
 
@@ -127,7 +126,9 @@ def parser() -> argparse.ArgumentParser:
         help="instead: how well it mixes; variance of the mean of 1, 8 and 64 batches, 1.00 = "
         "independent draws, beside (a full shuffle), if a tenth of it lies between units of rows",
     )  # fmt: skip
-    add_options(add("bench", "measure reading, beside the machine's limit and other libraries"))
+    bench = add("bench", "measure reading, beside the machine's limit and other libraries")
+    if sys.argv[1:2] == ["bench"]:
+        bench_module("reading").add_options(bench)
     return top
 
 
@@ -188,9 +189,7 @@ def run(args: argparse.Namespace) -> int:
         case "stage":
             return transfer.run_stage(args.source, args.folder, args.threads)
         case "bench":
-            from .bench.run import bench
-
-            return bench(args)
+            return int(bench_module("reading").run_bench(args))
         case _:
             return print_order(args)
 

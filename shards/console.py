@@ -65,6 +65,21 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def bench_module(name: str) -> Any:
+    """Returns a module of tests/bench, which exists in a checkout of the repository only."""
+    import importlib
+
+    try:
+        return importlib.import_module(f"tests.bench.{name}")
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("tests"):
+            raise
+        raise SystemExit(
+            "error: benchmarks are in tests/bench of the repository, which is not installed with "
+            "the packages. Run this from a checkout"
+        ) from None
+
+
 # Progress -----------------------------------------------------------------------------------------
 
 

@@ -36,10 +36,9 @@ MAY = {
 }
 # heavy library -> the only places that may import it
 HEAVY = {
-    "diffusers": ("encode.models", "encode.bench", "eval.demo.vae"),
+    "diffusers": ("encode.models", "eval.demo.vae"),
     "transformers": (
         "encode.models",
-        "encode.bench",
         "eval.features.networks",
         "eval.features.pretrained",
     ),
@@ -49,9 +48,7 @@ HEAVY = {
         "shards.read.stream",
         "shards.read.latents",
         "shards.read.randomness",
-        "shards.bench",
         "encode.models",
-        "encode.bench",
         "train",
         "eval",
     ),
@@ -74,7 +71,7 @@ FLOORS = {
 }
 MOST_FILES = 15  # Python files of a folder
 # run in an environment that has none of ours: they may import each other alone
-ALONE = ("shards.bench.samples", "shards.bench.measure", "shards.bench.peers")
+ALONE = ("tests.bench.reading.samples", "tests.bench.reading.measure", "tests.bench.reading.peers")
 
 
 def modules() -> list[tuple[str, Path]]:
@@ -82,6 +79,15 @@ def modules() -> list[tuple[str, Path]]:
         (".".join(path.relative_to(ROOT).with_suffix("").parts), path)
         for package in OURS
         for path in sorted((ROOT / package).rglob("*.py"))
+    ]
+
+
+def alone(module: str, source: str) -> list[str]:
+    """Imports of ours in a file that runs where only its neighbours are."""
+    return [
+        f"{module}:{line} imports {name}"
+        for line, name in imports(module, ast.parse(source))
+        if name.split(".")[0] in (*OURS, "tests") and not within(name, ALONE)
     ]
 
 
@@ -110,8 +116,6 @@ def complaints(module: str, source: str) -> list[str]:
         if top in OURS and top != package and not within(name, MAY[package]):
             found.append(f"{module}:{line} imports {name}")
         if top in HEAVY and not within(module, HEAVY[top]):
-            found.append(f"{module}:{line} imports {name}")
-        if module in ALONE and top in OURS and not within(name, ALONE):
             found.append(f"{module}:{line} imports {name}")
         if name in ("eval", "train"):
             found.append(
@@ -227,16 +231,23 @@ def test_import_directions(module: str, path: Path) -> None:
         ),
         ("eval.images.sampler", "from train.step.engine import start", True),
         ("eval.images.sampler", "import train", True),
-        ("shards.bench.peers", "from .samples import Batch\nimport torch", False),
-        ("shards.bench.peers", "from ..read.order import Order", True),
-        ("shards.bench.peers", "from .readers import raw", True),
-        ("shards.bench.readers", "from ..read.order import Order", False),
         ("eval.demo.vae", "import diffusers", False),
         ("eval.demo.page", "import diffusers", True),
     ],
 )
 def test_the_rules_themselves(module: str, source: str, bad: bool) -> None:
     assert bool(complaints(module, source)) == bad
+
+
+@pytest.mark.parametrize("module", ALONE)
+def test_what_runs_beside_other_libraries_imports_none_of_ours(module: str) -> None:
+    assert alone(module, (ROOT / f"{module.replace('.', '/')}.py").read_text()) == []
+
+
+def test_the_rule_of_what_runs_alone() -> None:
+    assert alone(ALONE[-1], "from .samples import Batch\nimport torch") == []
+    for source in ("from shards.read.order import Order", "from .readers import raw"):
+        assert len(alone(ALONE[-1], source)) == 1
 
 
 def test_commands_and_those_who_decode_wait_for_no_torch() -> None:

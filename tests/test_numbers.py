@@ -189,7 +189,8 @@ class Met(Exception):
 COMMANDS = [
     "shards info", "shards order", "encode plan", "encode download", "encode status", "encode bench", "train plan",
     "train import", "train export", "train bench", "train page", "eval generate", "eval watch", "eval score fid",
-    "eval.demo.vae", "eval.bench_generate", "eval.bench_features", "eval.bench_online",
+    "eval.demo.vae", "tests.bench.evaluation.generate", "tests.bench.evaluation.features",
+    "tests.bench.evaluation.online",
 ]  # fmt: skip
 # that may be zero
 ZERO = {

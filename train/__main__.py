@@ -26,6 +26,7 @@ import sys
 
 import configs
 from configs import ConfigError
+from shards.console import bench_module
 from shards.places import local_path
 from shards.printing import safe_output
 from shards.signals import leave
@@ -37,7 +38,7 @@ COMMANDS = {  # what is not a run: module, function that adds the options, funct
     "plan": ("plan.plan", "add_options", "run_plan"),
     "page": ("report.page", "add_options", "run_page"),
     "saved": ("report.history", "add_options", "run_saved"),
-    "bench": ("bench", "add_options", "run_bench"),
+    "bench": ("", "add_options", "run_bench"),  # of tests/bench
     "import": ("checkpoints.commands", "add_import_options", "run_import"),
     "export": ("checkpoints.commands", "add_export_options", "run_export"),
 }
@@ -69,7 +70,9 @@ def main() -> int:
 def _command(name: str, words: list[str]) -> int:
     """Load its module, and no other, and run it."""
     module, add_options, run = COMMANDS[name]
-    found = importlib.import_module(f".{module}", __package__)
+    found = (
+        importlib.import_module(f".{module}", __package__) if module else bench_module("training")
+    )
     parser = argparse.ArgumentParser(prog=f"python -m train {name}")
     getattr(found, add_options)(parser)
     return int(getattr(found, run)(parser.parse_intermixed_args(words)))

@@ -13,6 +13,6 @@ def load_encoders(
     weights: Mapping[str, str] | None = None,
 ) -> dict[str, Encoder]:  # fmt: skip
     """See `encoders`, which is imported here: torch takes seconds, and only who encodes needs it."""
-    from ..models import load as encoders
+    from . import load as encoders
 
     return encoders.load_encoders(columns, engine, weights)

@@ -14,10 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import CorruptColumn, NotAColumn
-from ..format.atomic import (
-    Json,
-    unseal_bytes,
-)
+from ..format.atomic import Json, unseal_bytes
 from ..format.records import RECORD_BYTES
 
 REMOTE = ("s3", "gs", "az")

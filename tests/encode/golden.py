@@ -18,10 +18,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from encode.bench import synthetic
 from encode.config import EncodeConfig
 from encode.run.job import run
 from shards.tools.verify import logical_digest
+from tests.bench.encoding import synthetic
 from tests.encode.toy import jpeg, tar_bytes
 
 ARCHIVE = Path(__file__).parents[1] / "golden/columns.tar.xz"

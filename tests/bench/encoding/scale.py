@@ -25,17 +25,17 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from shards.bench.cost import rss_mb
+from encode.config import EncodeConfig
+from encode.models import load_encoders
+from encode.report.status import status
+from encode.run.job import run as run_job
+from encode.run.prepare import claim_columns, prepare
+from encode.source.tars import make_source
 from shards.console import render
 from shards.format.atomic import Json
 from shards.format.layout import MAX_SHARDS
+from tests.bench.cost import rss_mb
 
-from ..config import EncodeConfig
-from ..models import load_encoders
-from ..report.status import status
-from ..run.job import run as run_job
-from ..run.prepare import claim_columns, prepare
-from ..source.tars import make_source
 from .synthetic import picture, save_vae, write_tar
 
 SHARDS, ROWS = 1_000, 1_000

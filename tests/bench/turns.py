@@ -11,11 +11,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..console import positive
-from ..format.atomic import Json
-from ..places import local_path
-from .cost import keep_memory, verdict, write_found
-from .report import machine
+from shards.console import positive
+from shards.format.atomic import Json
+from shards.places import local_path
+from tests.bench.cost import keep_memory, verdict, write_found
+from tests.bench.reading.report import machine
 
 # (an empty folder, turns, whether sizes are toys) -> what was found, with its "promises", and a table of it
 Measure = Callable[[Path, Any, bool], tuple[Json, Table]]

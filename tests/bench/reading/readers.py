@@ -1,6 +1,6 @@
 """Readers of our columns: raw (the limit), this program, and zarr-python on the same files.
 
-python -m shards.bench.readers read raw FOLDER SAMPLES CORE
+python -m tests.bench.reading.readers read raw FOLDER SAMPLES CORE
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..column.commits import put_complete
-from ..column.writer import ShardWriter, create_column, put_empty
-from ..format.layout import ZARR_ROWS, ColumnSpec, Layout, Norm
-from ..read.batch_layout import SLOW, WARM
-from ..read.column import HINT_GAP, Column
-from ..read.join import JoinedColumns, open_join
-from ..read.order import Order
-from ..read.stream import Stream
+from shards.column.commits import put_complete
+from shards.column.writer import ShardWriter, create_column, put_empty
+from shards.format.layout import ZARR_ROWS, ColumnSpec, Layout, Norm
+from shards.read.batch_layout import SLOW, WARM
+from shards.read.column import HINT_GAP, Column
+from shards.read.join import JoinedColumns, open_join
+from shards.read.order import Order
+from shards.read.stream import Stream
 from . import ORDERS
 from .measure import Reader, main
 from .samples import BATCH, MAX_TOKENS, Batch, Ring, Samples

@@ -14,8 +14,9 @@ from typing import Any
 
 from rich.table import Table
 
+from tests.bench.cost import promise
+
 from . import peers, readers
-from .cost import promise
 
 READERS = readers.READERS | peers.READERS
 Json = dict[str, Any]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from tests.bench.training import add_options, run_bench
+from tests.bench.training.resume import FAR, NEAR
 from tests.forks import ended
-from train.bench import add_options, run_bench
-from train.bench.resume import FAR, NEAR
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image
 
 from encode.models.pixels import to_images
-from eval.bench_generate import TOY, Bare, bench, write_models
 from eval.images.generate import Generator, generate, noise_number
 from shards.read.latents import undraw
 from shards.read.randomness import normal
+from tests.bench.evaluation.generate import TOY, Bare, bench, write_models
 from tests.forks import ended
 
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shards.bench.readers import write_columns
-from shards.bench.samples import Samples
-
-from ..config import TrainConfig
+from tests.bench.reading.readers import write_columns
+from tests.bench.reading.samples import Samples
+from train.config import TrainConfig
 
 FOR_EVER = 10**9  # steps
 Found = TypeVar("Found")

@@ -32,8 +32,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from tests.bench.cost import verdict, write_json
+
 from . import ORDERS, peers, readers
-from .cost import verdict, write_json
 from .measure import ONE_THREAD
 from .report import READERS, machine, promises, summary, table, versions
 from .samples import Samples, digest_of_all, row_digest
@@ -53,7 +54,7 @@ class Failed(RuntimeError):
 def command(python: Path, folder: Path, module: str, *arguments: str) -> list[str]:
     """Run a module of this package: as one of ours, or alone where nothing else is ours."""
     if python == Path(sys.executable):
-        return [str(python), "-m", f"shards.bench.{module}", *arguments]
+        return [str(python), "-m", f"tests.bench.reading.{module}", *arguments]
     # a link, so that the folder in the path holds this package and nothing that could be imported
     (folder / "alone").mkdir(exist_ok=True)
     link = folder / "alone" / ALONE
@@ -64,7 +65,7 @@ def command(python: Path, folder: Path, module: str, *arguments: str) -> list[st
 
 
 def environment(python: Path, folder: Path) -> dict[str, str]:
-    path = HERE.parents[1] if python == Path(sys.executable) else folder / "alone"
+    path = HERE.parents[2] if python == Path(sys.executable) else folder / "alone"
     return {**os.environ, **ONE_THREAD, "PYTHONPATH": str(path), "PYTHONUNBUFFERED": "1"}
 
 

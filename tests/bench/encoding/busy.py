@@ -16,16 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from encode.config import EngineConfig, MomentsColumn
+from encode.meter import Stats
+from encode.models.encoder import ImageEncoder, Words
+from encode.run.local_worker import Done, Executor, InlineExecutor, Worker
+from encode.run.ray_workers import RayExecutor, RayWorker
+from encode.run.scheduler import IN_FLIGHT
+from encode.source.decoding import View
 from shards.console import render
 from shards.format.atomic import Json
 
-from ..config import EngineConfig, MomentsColumn
-from ..meter import Stats
-from ..models.encoder import ImageEncoder, Words
-from ..run.local_worker import Done, Executor, InlineExecutor, Worker
-from ..run.ray_workers import RayExecutor, RayWorker
-from ..run.scheduler import IN_FLIGHT
-from ..source.decoding import View
 from .synthetic import picture, tasks_of, write_tar
 
 SHARDS, ROWS = 8, 1_000

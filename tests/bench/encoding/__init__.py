@@ -48,9 +48,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run_bench(args: argparse.Namespace) -> int:
     """`python -m encode bench`: run the parts, print their tables, write them down."""
-    from shards.bench.cost import write_found
-
-    from . import busy, overhead, scale  # torch and diffusers are loaded when they are needed
+    from tests.bench.cost import write_found
+    from tests.bench.encoding import (  # torch and diffusers are loaded when they are needed
+        busy,
+        overhead,
+        scale,
+    )
 
     found: Json = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

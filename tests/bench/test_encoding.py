@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from encode.bench import add_options, run_bench
-from encode.bench.busy import Sleeper
-from encode.bench.overhead import Bench, Case
 from shards import Column
-from shards.bench.cost import cpu_of, median_interval, tree_cpu_seconds
+from tests.bench.cost import cpu_of, median_interval, tree_cpu_seconds
+from tests.bench.encoding import add_options, run_bench
+from tests.bench.encoding.busy import Sleeper
+from tests.bench.encoding.overhead import Bench, Case
 from tests.forks import ended
 
 

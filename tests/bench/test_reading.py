@@ -10,12 +10,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from shards.bench import peers, readers
-from shards.bench.measure import Reader, one_pass
-from shards.bench.report import PROMISES, READERS, promises, summary
-from shards.bench.run import compare, expected_digests
-from shards.bench.samples import BATCH, Batch, Ring, Samples
-from shards.bench.scale import opening, write_records
+from tests.bench.reading import peers, readers
+from tests.bench.reading.measure import Reader, one_pass
+from tests.bench.reading.report import PROMISES, READERS, promises, summary
+from tests.bench.reading.run import compare, expected_digests
+from tests.bench.reading.samples import BATCH, Batch, Ring, Samples
+from tests.bench.reading.scale import opening, write_records
 
 SAMPLES = Samples(2 * BATCH, (4, 4, 4), 16)
 HERE = readers.READERS | {"webdataset": peers.READERS["webdataset"]}

@@ -1,6 +1,6 @@
 """Readers of other libraries, each as its documents advise for arrays of one process.
 
-    python -m shards.bench.peers read mosaicml FOLDER SAMPLES CORE
+    python -m tests.bench.reading.peers read mosaicml FOLDER SAMPLES CORE
 
 Runs in the environment of the peers (bench/peers.txt), where none of ours can be imported, and for
 webdataset in the project's own. A library is imported when it is opened.

@@ -1,7 +1,7 @@
 """What caching saves: a training step that encodes its pictures and captions, over one that reads columns.
 
-    python -m eval.bench_online --json FILE      # about three minutes
-    python -m eval.bench_online --light          # toy sizes: that it runs, and nothing else
+    python -m tests.bench.evaluation.online --json FILE      # about three minutes
+    python -m tests.bench.evaluation.online --light          # toy sizes: that it runs, and nothing else
 
 Small models of the real classes (AutoencoderKL, GemmaModel), of random weights, whose FLOPs stand to those of the
 diffusion transformer about as the reference's do at 256 px: 0.27 for the VAE, 1.02 for the language model on captions
@@ -24,7 +24,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import configs
 from encode import EncodeConfig
-from encode.bench.synthetic import picture, save_gemma, save_vae, write_tar
 from encode.models.encoder import CaptionEncoder, ImageEncoder
 from encode.models.load import load_encoder
 from encode.run.job import run as encode_run
@@ -34,6 +33,9 @@ from shards.bench import turns
 from shards.bench.cost import cpu_seconds, paired, promise
 from shards.format.atomic import Json
 from shards.read.stream import Batch, Stream
+from tests.bench import turns
+from tests.bench.cost import cpu_seconds, paired, promise
+from tests.bench.encoding.synthetic import picture, save_gemma, save_vae, write_tar
 from train.config import TrainConfig
 from train.model.dit import DiT
 from train.run import fit, model_config, open_columns, shape_of
@@ -53,7 +55,7 @@ Batches = Iterator[Batch]
 class Size:
     """Models, and how many samples a step takes."""
 
-    vae: str  # of encode.bench.synthetic.MODELS
+    vae: str  # of tests.bench.encoding.synthetic.MODELS
     resolution: int
     tokens: int
     text: dict[str, int]  # of GemmaConfig

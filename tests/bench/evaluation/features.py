@@ -1,7 +1,7 @@
 """What keeping features costs: our pass of Inception over pictures, beside clean-fid's own over the same folder.
 
-    python -m eval.bench_features --json FILE      # about five minutes
-    python -m eval.bench_features --light          # toy sizes: that it runs, and nothing else
+    python -m tests.bench.evaluation.features --json FILE      # about five minutes
+    python -m tests.bench.evaluation.features --light          # toy sizes: that it runs, and nothing else
 
 The network has the size of the one that FID takes (torchvision's Inception v3, of random weights, behind clean-fid's
 resize). Either way reads PNGs of 256 x 256 in this process. Ours also hashes them and writes the features down; it is
@@ -23,11 +23,10 @@ from rich.table import Table
 from torch import Tensor
 
 import configs
-from shards.bench import turns
-from shards.bench.cost import cpu_of, paired, promise
-
-from .features.features import extract, of_folder
-from .features.networks import Network
+from eval.features.features import extract, of_folder
+from eval.features.networks import Network
+from tests.bench import turns
+from tests.bench.cost import cpu_of, paired, promise
 
 ROUNDS, PICTURES, SIDE, BATCH = 10, 32, 256, 16
 LIMIT = 1.05  # of clean-fid's CPU seconds

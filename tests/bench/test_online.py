@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from eval.bench_online import SPARED, TOY, Material, bench
 from shards import open_join
 from shards.read.stream import Batch, read_rows
+from tests.bench.evaluation.online import SPARED, TOY, Material, bench
 from tests.forks import ended
 
 

@@ -1,8 +1,8 @@
 """What a large run costs before its first batch: opening columns of 5,000 shards and 32 million
 rows, and finding the rows of a batch at the start of a run and 10^9 samples on.
 
-    python -m shards.bench.scale write FOLDER
-    python -m shards.bench.scale measure FOLDER
+    python -m tests.bench.reading.scale write FOLDER
+    python -m tests.bench.reading.scale measure FOLDER
 
 The columns are records without values: opening reads nothing else. `measure` prints one JSON object.
 """
@@ -14,12 +14,12 @@ import sys
 import time
 from pathlib import Path
 
-from ..column.commits import Commit, Snapshot
-from ..column.writer import create_column
-from ..format.atomic import put_if_absent, seal, sha256
-from ..format.layout import ZARR_ROWS, ColumnSpec, Layout, Norm, Status
-from ..read.join import open_join
-from ..read.stream import Stream
+from shards.column.commits import Commit, Snapshot
+from shards.column.writer import create_column
+from shards.format.atomic import put_if_absent, seal, sha256
+from shards.format.layout import ZARR_ROWS, ColumnSpec, Layout, Norm, Status
+from shards.read.join import open_join
+from shards.read.stream import Stream
 from .readers import STORE
 from .samples import BATCH
 

@@ -30,21 +30,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.table import Table
 
+from encode.config import EngineConfig, MomentsColumn
+from encode.models.encoder import Encoder, ImageEncoder
+from encode.models.load import load_encoder
+from encode.models.pixels import to_pixels
+from encode.run.local_worker import Done, InlineExecutor
+from encode.run.tasks import ShardTask
+from encode.source.images import decode, transform
+from encode.source.tars import scan_tar
 from shards import ShardWriter, put_index
-from shards.bench.cost import cpu_of, keep_memory, paired, tree_cpu_seconds
 from shards.column.writer import block_digest
 from shards.column.zarr_object import crc32c
 from shards.console import render
 from shards.format.atomic import Json
+from tests.bench.cost import cpu_of, keep_memory, paired, tree_cpu_seconds
 
-from ..config import EngineConfig, MomentsColumn
-from ..models.encoder import Encoder, ImageEncoder
-from ..models.load import load_encoder
-from ..models.pixels import to_pixels
-from ..run.local_worker import Done, InlineExecutor
-from ..run.tasks import ShardTask
-from ..source.images import decode, transform
-from ..source.tars import scan_tar
 from .synthetic import MODELS, picture, save_vae, tasks_of, write_tar
 
 BATCH = 16
@@ -218,7 +218,7 @@ def stages(bench: Bench, turns: int) -> Json:
 
 def ray_start(config: MomentsColumn, weights: str) -> Json:
     """What Ray costs before the first row: CPU seconds of all its processes, and seconds."""
-    from ..run.ray_workers import RayExecutor
+    from encode.run.ray_workers import RayExecutor
 
     before, start = sum(tree_cpu_seconds(os.getpid()).values()), time.perf_counter()
     engine = engine_config().model_copy(update={"executor": "ray"})

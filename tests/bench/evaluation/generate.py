@@ -1,7 +1,7 @@
 """What making a set costs beyond sampling it: `generate`, beside a bare loop of the same model.
 
-    python -m eval.bench_generate --json FILE      # about seven minutes
-    python -m eval.bench_generate --light          # toy sizes: that it runs, and nothing else
+    python -m tests.bench.evaluation.generate --json FILE      # about seven minutes
+    python -m tests.bench.evaluation.generate --light          # toy sizes: that it runs, and nothing else
 
 Both sample the same pictures, in turns. The bare loop has its noise and its text ready and padded: it runs the sampler,
 de-normalises, decodes, and throws the pixels away. `generate` does all that a set is: it opens the folder, draws noise
@@ -26,20 +26,20 @@ from rich.table import Table
 from torch import Tensor
 
 import configs
-from encode.bench.synthetic import save_gemma, save_vae
-from shards.bench import turns
-from shards.bench.cost import cpu_of, paired, promise
+from eval.images.generate import Generator, Request, generate
+from eval.images.prompt_cache import TextCache
+from eval.images.sampler import sample
 from shards.format.atomic import Json
 from shards.read.latents import undraw
 from shards.read.randomness import normal
 from shards.read.stream import pad_text
+from tests.bench import turns
+from tests.bench.cost import cpu_of, paired, promise
+from tests.bench.encoding.synthetic import save_gemma, save_vae
 from train.checkpoints.reference import STATES
 from train.model.dit import DiT, DiTConfig
 
-from .bench_online import dit, gemma
-from .images.generate import Generator, Request, generate
-from .images.prompt_cache import TextCache
-from .images.sampler import sample
+from .online import dit, gemma
 
 ROUNDS = 40
 CHANNELS = 16  # of the VAEs
@@ -47,7 +47,7 @@ CHANNELS = 16  # of the VAEs
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    vae: str  # of encode.bench.synthetic.MODELS
+    vae: str  # of tests.bench.encoding.synthetic.MODELS
     resolution: int
     text: dict[str, int]  # of GemmaConfig
     model: dict[str, int]  # of train.model.ModelConfig

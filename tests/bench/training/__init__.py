@@ -5,13 +5,13 @@
     python -m train bench --json FILE         # both
     python -m train bench --light             # toy sizes: that it runs, and nothing else
 
-What caching saves is measured where the encoders are: `python -m eval.bench_online`. Columns, runs and checkpoints are
-made up in a temporary folder and removed.
+What caching saves is measured where the encoders are: `python -m tests.bench.evaluation.online`.
+Columns, runs and checkpoints are made up in a temporary folder and removed.
 """
 
 import argparse
 
-from shards.bench import turns
+from tests.bench import turns
 
 PARTS = ("overhead", "resume")
 
@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run_bench(args: argparse.Namespace) -> int:
     """`python -m train bench`: run the parts, print what was found and promised, write it down."""
-    from . import overhead, resume
+    from tests.bench.training import overhead, resume
 
     runs: dict[str, turns.Measure] = {"overhead": overhead.run, "resume": resume.run}
     chosen = PARTS if args.part == "all" else (args.part,)

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from eval.bench_features import bench
+from tests.bench.evaluation.features import bench
 from tests.forks import ended
 
 

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from encode.models.encoder import Encoder, column_spec
+from encode.run.tasks import ShardTask, Target
 from shards import Source, create_column, open_store
-
-from ..models.encoder import Encoder, column_spec
-from ..run.tasks import ShardTask, Target
 
 # FLUX's VAE has channels of 128, 256, 512 and 512 and takes 273 GFLOP for a picture of 256 px. These
 # are of its class, so that their rows have its size, and run in a time that twenty rounds allow.

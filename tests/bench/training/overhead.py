@@ -29,13 +29,15 @@ from shards.bench.samples import Samples
 from shards.format.atomic import Json
 from shards.read.order import Order
 from shards.read.stream import Batch, Stream, empty_caption, read_rows
+from tests.bench.cost import cpu_seconds, paired, promise
+from tests.bench.reading.samples import Samples
+from train.config import TrainConfig
+from train.model.dit import DiT, DiTConfig
+from train.model.flow import target
+from train.ranks.world import World
+from train.run import fit, model_config, open_columns, shape_of
+from train.step.inputs import training_inputs
 
-from ..config import TrainConfig
-from ..model.dit import DiT, DiTConfig
-from ..model.flow import target
-from ..ranks.world import World
-from ..run import fit, model_config, open_columns, shape_of
-from ..step.inputs import training_inputs
 from .runs import TOY, Size, config_of, forked, model
 
 ROUNDS = 60

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..console import positive
-from ..places import local_path
+from shards.console import positive
+from shards.places import local_path
 
 ORDERS = ("sequential", "shuffled", "shuffled+crc")  # the last compares every row's checksum
 MODES = [f"{order}-{state}" for order in ORDERS for state in ("warm", "cold")]
@@ -36,3 +36,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--readers", nargs="*", help="only these, and raw (default: all)")
     parser.add_argument("--modes", nargs="*", choices=MODES, help="only these (default: all)")
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    """`python -m shards bench`; 1 if a reader failed or delivered other rows."""
+    from . import run  # loads torch
+
+    return run.bench(args)

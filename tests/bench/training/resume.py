@@ -16,17 +16,17 @@ import numpy as np
 from rich.table import Table
 
 from shards import Order, seal, unseal
-from shards.bench.cost import cpu_seconds, paired, promise
-from shards.bench.samples import Samples
 from shards.format.atomic import Json
 from shards.format.layout import BLOCK
 from shards.read.stream import Batch, Stream
+from tests.bench.cost import cpu_seconds, paired, promise
+from tests.bench.reading.samples import Samples
+from train.checkpoints import checkpoint
+from train.config import TrainConfig
+from train.loop import CHECKPOINTS
+from train.ranks.world import World
+from train.run import fit, open_columns
 
-from ..checkpoints import checkpoint
-from ..config import TrainConfig
-from ..loop import CHECKPOINTS
-from ..ranks.world import World
-from ..run import fit, open_columns
 from .runs import TOY, Size, config_of, forked, load_all, model
 
 ROUNDS = 20
