@@ -50,11 +50,12 @@ def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     for name in train_main.COMMANDS:
         module, add, _ = train_main.COMMANDS[name]
         parser = argparse.ArgumentParser(prog=name)
-        getattr(importlib.import_module(f"train.{module}"), add)(parser)
+        verb = importlib.import_module(f"train.{module}" if module else "tests.bench.training")
+        getattr(verb, add)(parser)
         yield f"train {name}", parser
     for name in encode_main.OTHERS:
         parser = argparse.ArgumentParser(prog=name)
-        importlib.import_module(f"encode.{name}").add_options(parser)
+        encode_main._module(encode_main.OTHERS[name][0]).add_options(parser)
         yield f"encode {name}", parser
     for name, (flags, _) in commands.VERBS.items():
         parser = argparse.ArgumentParser(prog=name)

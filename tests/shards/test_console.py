@@ -1,4 +1,4 @@
-"""What a long pass says of itself where there is no terminal."""
+"""Sizes, durations, and what a long pass prints."""
 
 import io
 
@@ -53,3 +53,27 @@ def test_a_terminal_gets_a_bar() -> None:
         shown.advance(4)
     assert "4/4" in out.getvalue()
     assert "0:00:00 to go" in out.getvalue()
+
+
+def test_sizes_and_durations() -> None:
+    sizes = (0, 999, 1000, 2.5e9, 3e15)
+    assert [console.size_text(size) for size in sizes] == [
+        "0 bytes", "999 bytes", "1.00 kB", "2.50 GB", "3.00 PB",
+    ]  # fmt: skip
+    seconds = (0, 59.6, 3723, 86_400 + 3723)
+    assert [console.duration_text(s) for s in seconds] == [
+        "0:00:00", "0:01:00", "1:02:03", "1 d 01:02:03",
+    ]  # fmt: skip
+
+
+def test_bytes_have_a_rate_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    with Bar("copy", None, "bytes", console=Console(file=out)) as shown:
+        now[0] += 2
+        shown.advance(3_000_000)
+        assert shown.pace() == "1.50 MB/s"
+        shown.begin(6_000_000)
+        assert shown.pace() == "1.50 MB/s, 0:00:02 to go"
+    assert out.getvalue() == "copy 3.00 MB of 6.00 MB in 0:00:02\n"

@@ -374,7 +374,12 @@ def stop_at(point: str) -> None:
     def profile(frame: FrameType, event: str, argument: Any) -> None:
         nonlocal left
         code = frame.f_code
-        if event == "call" and code.co_name == name and code.co_filename.endswith(f"/train/{file}"):
+        if (
+            event == "call"
+            and code.co_name == name
+            and code.co_filename.endswith(f"/{file}")
+            and "/train/" in code.co_filename
+        ):
             left -= 1
             if left < 0:
                 sys.setprofile(None)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-import eval.fetch as fetching
+import eval.prompts.fetch as fetching
 from eval.commands import main
 from eval.errors import BadPrompts, NotFetched
 from eval.prompts.benchmarks import BENCHMARKS, find
