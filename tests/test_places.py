@@ -23,6 +23,7 @@ from eval import commands
 from eval.score import scorers
 from shards import open_store
 from shards.places import NotLocal, is_url, local_path, model, place
+from tests.bench import reading
 from tests.train.conftest import TINY
 from train.config import TrainConfig
 
@@ -47,6 +48,9 @@ def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     import importlib
 
     yield "shards", shards_main.parser()
+    parser = argparse.ArgumentParser(prog="bench")
+    reading.add_options(parser)
+    yield "shards bench", parser
     for name in train_main.COMMANDS:
         module, add, _ = train_main.COMMANDS[name]
         parser = argparse.ArgumentParser(prog=name)

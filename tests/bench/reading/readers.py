@@ -27,6 +27,7 @@ from shards.read.column import HINT_GAP, Column
 from shards.read.join import JoinedColumns, open_join
 from shards.read.order import Order
 from shards.read.stream import Stream
+
 from . import ORDERS
 from .measure import Reader, main
 from .samples import BATCH, MAX_TOKENS, Batch, Ring, Samples

@@ -20,6 +20,7 @@ from shards.format.atomic import put_if_absent, seal, sha256
 from shards.format.layout import ZARR_ROWS, ColumnSpec, Layout, Norm, Status
 from shards.read.join import open_join
 from shards.read.stream import Stream
+
 from .readers import STORE
 from .samples import BATCH
 
