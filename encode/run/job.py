@@ -19,7 +19,7 @@ from shards.column.lease import Lease
 from shards.errors import ObjectsMissing
 from shards.format.atomic import Json
 from shards.format.layout import VERSION
-from shards.format.records import FAILURE_FIELDS, sealed
+from shards.format.records import FailureRecord, sealed
 
 from ..config import EncodeConfig
 from ..errors import EncodeError
@@ -145,7 +145,7 @@ def record_failures(failed: Sequence[tuple[ShardTask, str]]) -> None:
             record = {"format": FAILURE, "version": VERSION, "shard": task.number, "reason": reason}
             if target.store.size(commit_name(task.number)) is None:
                 name = failure_name(task.number)
-                target.store.replace(name, sealed(record, FAILURE_FIELDS, target.store.at(name)))
+                target.store.replace(name, sealed(record, FailureRecord, target.store.at(name)))
 
 
 def finish(

@@ -13,7 +13,7 @@ import torch
 from encode.models.weights import weights_digest
 from shards import Norm
 from shards.format.atomic import read_json
-from shards.format.records import at, finite, having, integer, listed, mapping, optional, text
+from shards.format.records import finite, having, integer, listed, mapping, optional, text
 from train.checkpoints.checkpoint import CheckpointError, load_for_sampling, steps
 from train.checkpoints.identity import initial_share, training_of
 from train.checkpoints.reference import STATES, read
@@ -86,7 +86,7 @@ def _columns(data: Json | None) -> tuple[Json | None, Json | None]:
     Norm(tuple(latents["norm"]["shift"]), tuple(latents["norm"]["scale"]))
     # where the column is of ids, the encoder that ran in the step
     made_by: Json = data.get("text_encoder", data["text"]["identity"])
-    at("text", ENCODED, made_by)
+    having({"text": ENCODED})({"text": made_by})
     return latents, made_by
 
 

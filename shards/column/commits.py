@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import CorruptColumn, IncompleteColumn, NotAColumn, ObjectsMissing
 from ..format.atomic import Json, canonical_json, sha256
 from ..format.layout import BLOCK, COMMIT, COMPLETE, VERSION, Status
-from ..format.records import complete_record, parse_commit, parse_complete, parse_failure, sealed
+from ..format.records import CommitRecord, CompleteRecord, FailureRecord, parse, sealed
 from ..store.base import Place, Store
 from ..store.open import open_store
 
@@ -79,7 +79,7 @@ def read_commit(column: Place, shard: int) -> Commit:
     """The commit of a shard; NotAColumn if there is none, CorruptColumn if it is damaged."""
     column = open_store(column)
     path = column.at(commit_name(shard))
-    record = parse_commit(column.unseal(commit_name(shard), COMMIT, VERSION), path)
+    record = parse(column.unseal(commit_name(shard), COMMIT, VERSION), CommitRecord, path)
     commit = Commit(
         record["shard"],
         record["rows"],
@@ -218,7 +218,7 @@ def read_failures(column: Store) -> dict[int, str]:
     """Shards that could not be committed, and why."""
     failures = {}
     for name in failure_names(column):
-        record = parse_failure(column.unseal(name, FAILURE, VERSION), column.at(name))
+        record = parse(column.unseal(name, FAILURE, VERSION), FailureRecord, column.at(name))
         failures[record["shard"]] = record["reason"]
     return failures
 
@@ -272,7 +272,7 @@ def put_complete(column: Place, column_digest: str, shards: int, allow_failed: b
     if lost:
         raise ObjectsMissing(f"{column.url}: {lost}")
     name = f"complete/{snapshot.digest}"
-    record = sealed(snapshot.record(column_digest), complete_record, column.at(f"{name}.json"))
+    record = sealed(snapshot.record(column_digest), CompleteRecord, column.at(f"{name}.json"))
     column.put_if_absent(f"{name}.valid", snapshot.valid_mask.astype("<u4").tobytes())
     column.put_if_absent(f"{name}.json", record)
     return snapshot
@@ -324,7 +324,7 @@ def read_complete(column: Store, column_digest: str) -> Snapshot:
 def open_complete(column: Store, name: str, column_digest: str) -> Snapshot:
     """Read one COMPLETE record and its valid-row bits."""
     path = column.at(name)
-    record = parse_complete(column.unseal(name, COMPLETE, VERSION), path)
+    record = parse(column.unseal(name, COMPLETE, VERSION), CompleteRecord, path)
     beside = name.removesuffix(".json") + ".valid"
     size = column.size(beside)
     if size is None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ..errors import CorruptColumn, NotAColumn, NotARecord, ShardsError, SourceChanged
 from ..format.atomic import WHOLE_BYTES, Json, canonical_json, sha256
 from ..format.layout import INDEX, SHARD_ROWS, SOURCE, VERSION, refuse_difference
-from ..format.records import parse_index_head, parse_index_row, parse_source, sealed, source_record
+from ..format.records import INDEX_ROW, SourceRecord, parse, parse_index_head, sealed
 from ..store.base import Place, Store
 from ..store.open import open_store
 
@@ -62,7 +62,7 @@ class Source:
             )
 
     def _sealed(self, folder: Store) -> bytes:
-        return sealed(self.record(), source_record, folder.at("source.json"))
+        return sealed(self.record(), SourceRecord, folder.at("source.json"))
 
     def put(self, folder: Place) -> None:
         """Write source.json, or check the one that stands."""
@@ -74,7 +74,9 @@ class Source:
 def open_source(folder: Place) -> Source:
     """Read source.json of `<root>/<source>`."""
     folder = open_store(folder)
-    record = parse_source(folder.unseal("source.json", SOURCE, VERSION), folder.at("source.json"))
+    record = parse(
+        folder.unseal("source.json", SOURCE, VERSION), SourceRecord, folder.at("source.json")
+    )
     tars = tuple((name, size) for name, size in record["tars"])
     return Source(record["name"], tars, record["shard_rows"])
 
@@ -115,7 +117,9 @@ class ShardIndex:
             parse_index_head(head, path)
             rows = [
                 IndexRow(key, {k: (o, n) for k, (o, n) in members.items()}, captions)
-                for key, members, captions in (parse_index_row(line, path) for line in lines)
+                for key, members, captions in (
+                    parse(line, INDEX_ROW, path, "index") for line in lines
+                )
             ]
             index = cls(head["source"], head["shard"], rows, head["note"], sha256(data))
             if head["rows"] != len(rows):

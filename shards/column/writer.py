@@ -31,7 +31,7 @@ from ..format.layout import (
     Status,
     refuse_difference,
 )
-from ..format.records import column_record, commit_record, sealed
+from ..format.records import ColumnRecord, CommitRecord, sealed
 from ..store.base import Place, Staging, Store
 from ..store.open import open_store
 from .commits import Commit, commit_name, read_commit
@@ -52,7 +52,7 @@ def check_column(column: Place, spec: ColumnSpec) -> str | None:
     no reader would take this one.
     """
     column = open_store(column)
-    sealed(spec.record(), column_record, column.at("column.json"))
+    sealed(spec.record(), ColumnRecord, column.at("column.json"))
     if column.size("column.json") is None:
         return None
     standing = column.unseal("column.json", COLUMN, VERSION)
@@ -70,7 +70,7 @@ def create_column(column: Place, spec: ColumnSpec) -> str:
     """Claim a folder for a column and return the digest of column.json; see `check_column`."""
     column = open_store(column)
     name = "column.json"
-    column.put_if_absent(name, sealed(spec.record(), column_record, column.at(name)))
+    column.put_if_absent(name, sealed(spec.record(), ColumnRecord, column.at(name)))
     digest = check_column(column, spec)
     for name, data in spec.zarr_json().items():
         if not column.put_if_absent(name, data) and column.read(name) != data:
@@ -214,7 +214,7 @@ class ShardWriter:
         )  # fmt: skip
         name = commit_name(self.shard)
         self._insist()
-        record = sealed(commit.record(), commit_record, self.store.at(name))
+        record = sealed(commit.record(), CommitRecord, self.store.at(name))
         self.store.put_if_absent(name, record)
         standing = read_commit(self.store, self.shard)
         refuse_difference(

@@ -1,22 +1,33 @@
-"""What may stand in a record: every field, its type and its bounds. Nothing is converted.
+"""What a record may hold: every field, its type and its bounds, as pydantic models. Nothing is converted.
 
 A digest says that a record is as it was written; it does not say by whom. So before a number of a
-record sizes an array, or a name of it becomes a path, it has passed here. Each function returns the
-record it was given, or raises CorruptColumn (FormatVersion for a field that this version does not
-know) with the file, the field, what was found and what was expected.
+record sizes an array, or a name of it becomes a path, it has passed its model. `parse` returns the
+record itself, or raises CorruptColumn (FormatVersion for a field that this version does not know)
+with the file, the field, what was found and what was expected.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from ..errors import CorruptColumn, FormatVersion, NotARecord
 from .atomic import Json, canonical_json, refuse_version, seal, sha256
@@ -41,308 +52,352 @@ from .layout import (
 RECORD_BYTES = {COLUMN: 1 << 22, COMMIT: 1 << 24, COMPLETE: 1 << 26, SOURCE: 1 << 26}
 MAX_TEXT = 2**16  # characters of a key, a name, a note or a reason
 MAX_CAPTIONS = 256  # members or captions of one sample
-
-Check = Callable[[Any], None]  # raises ValueError("..., expected ...") for a wrong value
-HEX = re.compile(r"[0-9a-f]{64}")
-OBJECT = re.compile(r"[a-z]+(/[A-Za-z0-9][A-Za-z0-9_-]*(\.[a-z]+)?){1,8}")
+STRICT = ConfigDict(strict=True, extra="forbid")  # True and 1.0 are no integers
 
 
-class Unknown(ValueError):
+class UnknownField(ValueError):
     """A field that this version does not know."""
 
     def __str__(self) -> str:
         return f"found the field {self.args[0][:80]!r}, which this program does not know"
 
 
-def found(value: Any, expected: str) -> ValueError:
-    shown = repr(value) if not isinstance(value, dict | list) else f"a {type(value).__name__}"
-    return ValueError(
-        f"found {shown if len(shown) <= 80 else shown[:77] + '...'}, expected {expected}"
-    )
+# ---- messages -----------------------------------------------------------------------------------
+
+
+def _found(value: Any, expected: str) -> str:
+    shown = f"a {type(value).__name__}" if isinstance(value, dict | list) else repr(value)
+    return f"found {shown if len(shown) <= 80 else shown[:77] + '...'}, expected {expected}"
+
+
+def _explained(error: ValidationError) -> ValueError:
+    """The first fault of a record as `field[0].name: found X, expected Y`; UnknownField where a field is
+    unknown, whatever else is wrong: it may be of a newer release.
+    """
+    faults = error.errors(include_url=False)
+    for fault in faults:
+        if fault["type"] == "extra_forbidden":
+            return UnknownField(str(fault["loc"][-1]))
+    fault = faults[0]
+    place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in fault["loc"]).lstrip(".")
+    if fault["type"] == "missing":
+        return ValueError(f"{place} is missing")
+    if fault["type"] == "value_error":  # of a validator of ours
+        message = str(fault["ctx"]["error"])
+    elif fault["type"] == "model_type":
+        message = _found(fault["input"], "an object")
+    else:
+        expected = re.sub(
+            r"^(Input|String|List|Tuple|Dictionary) should (be |have )?", "", fault["msg"]
+        )
+        expected = expected.replace("greater than or equal to", "at least")
+        expected = expected.replace("less than or equal to", "at most")
+        message = _found(fault["input"], expected)
+    return ValueError(f"{place}: {message}" if place else message)
+
+
+def check(schema: type[BaseModel] | TypeAdapter[Any], value: Any) -> None:
+    """Raise ValueError, saying where, unless a JSON value fits a schema."""
+    try:
+        if isinstance(schema, TypeAdapter):
+            schema.validate_python(value)
+        else:
+            schema.model_validate(value)
+    except ValidationError as error:
+        raise _explained(error) from None
 
 
 # ---- values -------------------------------------------------------------------------------------
 
 
-def integer(least: int, most: int, multiple: int = 1) -> Check:
-    """A JSON integer; True and 1.0 are none."""
+def _base_name(name: str) -> str:
+    """Refuses all but a file's name without a folder."""
+    if name in ("", ".", "..") or len(name.encode()) > 255 or set(name) & {"/", "\\", "\0"}:
+        raise ValueError(_found(name, "a file's base name"))
+    return name
 
-    def check(value: Any) -> None:
-        if type(value) is not int or not least <= value <= most or value % multiple:
-            by = f" by {multiple}" if multiple > 1 else ""
-            raise found(value, f"an integer from {least} to {most}{by}")
 
-    return check
+AS_LIST = Strict(False)  # JSON has lists where Python has tuples
+ShardCount = Annotated[int, Field(ge=0, le=MAX_SHARDS)]
+Shard = Annotated[int, Field(ge=0, lt=MAX_SHARDS)]
+Rows = Annotated[int, Field(ge=0, le=MAX_SHARD_ROWS)]
+AllRows = Annotated[int, Field(ge=0, le=MAX_ROWS)]
+ShardRows = Annotated[int, Field(ge=ZARR_ROWS, le=MAX_SHARD_ROWS, multiple_of=ZARR_ROWS)]
+Bytes = Annotated[int, Field(ge=0, le=2**62)]
+ObjectBytes = Annotated[int, Field(ge=0, le=2**50)]
+Version = Annotated[int, Field(ge=VERSION, le=VERSION)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Name = Annotated[str, Field(max_length=256)]
+Word = Annotated[str, Field(max_length=32)]
+Number = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER, allow_inf_nan=False)]
+BaseName = Annotated[str, AfterValidator(_base_name)]
+# the path of an object below its column: never out of it
+ObjectPath = Annotated[
+    str, Field(max_length=256, pattern=r"^[a-z]+(/[A-Za-z0-9][A-Za-z0-9_-]*(\.[a-z]+)?){1,8}$")
+]
+Run = Annotated[tuple[Rows, Rows, Rows], AS_LIST]
+Span = Annotated[tuple[Bytes, Bytes], AS_LIST]  # offset and size
+Digests = Annotated[dict[Annotated[str, Field(max_length=1024)], Digest], Field(max_length=16)]
+
+
+# ---- schemas of other stages' JSON ----------------------------------------------------------------
+
+
+class Check:
+    """A schema that is called: ValueError, saying where, unless a JSON value fits."""
+
+    def __init__(self, schema: Any) -> None:
+        self.schema = schema
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter[Any]:
+        model = isinstance(self.schema, type) and issubclass(self.schema, BaseModel)
+        return TypeAdapter(self.schema, config=None if model else STRICT)
+
+    def __call__(self, value: Any) -> None:
+        check(self._adapter, value)
+
+
+Checks = Check | Callable[[Any], object]  # what raises ValueError will do too
+
+
+def _schema(part: Checks) -> Any:
+    if isinstance(part, Check):
+        return part.schema
+
+    def passed(value: Any) -> Any:
+        part(value)
+        return value
+
+    return Annotated[Any, AfterValidator(passed)]
+
+
+def integer(least: int, most: int) -> Check:
+    return Check(Annotated[int, Field(ge=least, le=most)])
 
 
 def text(most: int = MAX_TEXT) -> Check:
-    def check(value: Any) -> None:
-        if not isinstance(value, str) or len(value) > most:
-            raise found(value, f"a text of at most {most} characters")
-
-    return check
-
-
-def digest(value: Any) -> None:
-    if not isinstance(value, str) or not HEX.fullmatch(value):
-        raise found(value, "a sha256 in hexadecimal")
-
-
-def number(value: Any) -> None:
-    if type(value) not in (int, float) or not abs(value) <= MAX_NUMBER:  # false for a NaN, too
-        raise found(value, "a finite number")
-
-
-def anything(value: Any) -> None:
-    pass
-
-
-def finite(value: Any) -> None:
-    """A number of any size that a float can have."""
-    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
-        raise found(value, "a finite number")
-
-
-def boolean(value: Any) -> None:
-    if type(value) is not bool:
-        raise found(value, "true or false")
+    """Texts of at most so many characters."""
+    return Check(Annotated[str, Field(max_length=most)])
 
 
 def one_of(*values: str) -> Check:
-    def check(value: Any) -> None:
-        if value not in values:
-            raise found(value, f"one of {', '.join(values)}")
-
-    return check
+    return Check(Literal[values])
 
 
-def mapping(value: Any) -> None:
-    if not isinstance(value, dict):
-        raise found(value, "an object")
+def optional(part: Checks) -> Check:
+    return Check(_schema(part) | None)
 
 
-def base_name(value: Any) -> None:
-    """A file's name without a folder: never a path."""
-    wrong = not isinstance(value, str) or value in ("", ".", "..") or len(value.encode()) > 255
-    if wrong or set(value) & {"/", "\\", "\0"}:
-        raise found(value, "a file's base name")
+def listed(part: Checks, least: int, most: int) -> Check:
+    """Lists of `least` to `most` items."""
+    limits = Field(min_length=least, max_length=most, fail_fast=True)
+    return Check(Annotated[list[_schema(part)], limits])  # type: ignore[misc]
 
 
-def object_path(value: Any) -> None:
-    """The path of an object below its column: never out of it."""
-    if not isinstance(value, str) or len(value) > 256 or not OBJECT.fullmatch(value):
-        raise found(value, "the path of an object of the column")
+def table(name: Checks, part: Checks, most: int) -> Check:
+    """Objects of at most so many fields of any name."""
+    return Check(Annotated[dict[_schema(name), _schema(part)], Field(max_length=most)])  # type: ignore[misc]
 
 
-def optional(check: Check) -> Check:
-    return lambda value: None if value is None else check(value)
+def having(
+    required: Mapping[str, Checks], more: Mapping[str, Checks] | None = None, extra: Any = "ignore"
+) -> Check:
+    """Objects of these fields, perhaps of `more`, and of any others."""
+    types: dict[str, Any] = {key: (_schema(part), ...) for key, part in required.items()}
+    types |= {key: (_schema(part), None) for key, part in (more or {}).items()}
+    config = ConfigDict(strict=True, extra=extra, defer_build=True, protected_namespaces=())
+    return Check(create_model("Object", __config__=config, **types))
 
 
-def listed(check: Check, least: int, most: int) -> Check:
-    def of_list(value: Any) -> None:
-        if not isinstance(value, list) or not least <= len(value) <= most:
-            raise found(value, f"a list of {least} to {most}")
-        for place, item in enumerate(value):
-            at(place, check, item)
-
-    return of_list
+def fields(required: Mapping[str, Checks], more: Mapping[str, Checks] | None = None) -> Check:
+    """Objects of just these fields, and perhaps of `more`."""
+    return having(required, more, extra="forbid")
 
 
-def row(*checks: Check) -> Check:
-    """A list with one value of each kind."""
-
-    def of_row(value: Any) -> None:
-        if not isinstance(value, list) or len(value) != len(checks):
-            raise found(value, f"a list of {len(checks)}")
-        for place, (item, check) in enumerate(zip(value, checks, strict=True)):
-            at(place, check, item)
-
-    return of_row
-
-
-def table(name: Check, check: Check, most: int) -> Check:
-    """An object of few fields of any name."""
-
-    def of_table(value: Any) -> None:
-        mapping(value)
-        if len(value) > most:
-            raise found(value, f"an object of at most {most} fields")
-        for key, item in value.items():
-            at("", name, key)
-            at(key, check, item)
-
-    return of_table
-
-
-def fields(required: Mapping[str, Check], more: Mapping[str, Check] | None = None) -> Check:
-    """An object of just these fields."""
-
-    def of_fields(value: Any) -> None:
-        mapping(value)
-        checks = {**required, **(more or {})}
-        for key in value:
-            if key not in checks:
-                raise Unknown(key)
-        for key in required:
-            if key not in value:
-                raise ValueError(f"{key} is missing")
-        for key, item in value.items():
-            at(key, checks[key], item)
-
-    return of_fields
-
-
-def having(required: Mapping[str, Check], more: Mapping[str, Check] | None = None) -> Check:
-    """An object of these fields, perhaps of `more`, and of any others."""
-
-    def of_some(value: Any) -> None:
-        mapping(value)
-        for key in required:
-            if key not in value:
-                raise ValueError(f"{key} is missing")
-        for key, check in {**required, **(more or {})}.items():
-            if key in value:
-                at(key, check, value[key])
-
-    return of_some
-
-
-def at(place: str | int, check: Check, value: Any) -> None:
-    """Check a value that stands at a place; the place is told with the fault."""
-    try:
-        check(value)
-    except Unknown:
-        raise
-    except ValueError as error:
-        message = str(error)
-        if message.startswith("found"):
-            message = f": {message}"
-        elif not message.startswith("["):
-            message = f".{message}"
-        raise ValueError(f"{place if isinstance(place, str) else f'[{place}]'}{message}") from None
-
-
-def integers(value: Any, width: int, most: int) -> NDArray[np.int64]:
-    """A list of rows of `width` integers from 0 to `most` as (n, width) int64. Made for long lists:
-    one pass each over types and values.
-    """
-    if (
-        not isinstance(value, list)
-        or set(map(type, value)) - {list}
-        or set(map(len, value)) - {width}
-        or set(map(type, chain.from_iterable(value))) - {int}
-    ):
-        raise found(value, f"a list of {width} integers each")
-    try:
-        array = np.array(value, np.int64).reshape(-1, width)
-    except OverflowError:
-        array = np.full((1, width), -1, np.int64)
-    if array.size and not 0 <= array.min() <= array.max() <= most:
-        raise found(value, f"integers from 0 to {most}")
-    return array
+anything, boolean, mapping = Check(Any), Check(bool), Check(dict[str, Any])
+finite, digest, base_name = Check(FiniteFloat), Check(Digest), Check(BaseName)
 
 
 # ---- records ------------------------------------------------------------------------------------
 
-LAYOUT = fields(
-    {
-        "kind": text(32),
-        "row_shape": listed(integer(1, 2**31 - 1), 1, 8),
-        "shards": integer(0, MAX_SHARDS),
-        "shard_rows": integer(ZARR_ROWS, MAX_SHARD_ROWS, ZARR_ROWS),
-    },
-    {"element": text(32), "codec": optional(text(32)), "backend": text(32)},
-)
-NORM = fields({"shift": listed(number, 1, 2**16), "scale": listed(number, 1, 2**16)})
-SEALED: dict[str, Check] = {
-    "format": text(64),
-    "version": integer(VERSION, VERSION),
-    "digest": digest,
-}
-QUANTISATION = fields(
-    {
-        "scheme": text(256),
-        "channel": listed(number, 1, 2**20),
-        "relative_error": number,
-        "rows": integer(0, MAX_ROWS),
-    }
-)
-COLUMN_FIELDS = fields(
-    {
-        **SEALED,
-        "identity": mapping,
-        "layout": LAYOUT,
-        "norm": optional(NORM),
-        "empty_tokens": optional(integer(1, 2**16 - 1)),
-        "zarr": table(text(256), digest, 16),
-    },
-    {"quantisation": QUANTISATION},
-)
-COMMIT_FIELDS = fields(
-    {
-        **SEALED,
-        "shard": integer(0, MAX_SHARDS - 1),
-        "rows": integer(0, MAX_SHARD_ROWS),
-        "not_ok": lambda value: None,  # see `parse_commit`
-        "objects": listed(row(object_path, integer(0, 2**50), digest), 0, 2**15),
-        "blocks": listed(digest, 0, MAX_SHARD_ROWS // ZARR_ROWS),
-        "index": text(256),
-        "column": digest,
-        "content": digest,
-        "provenance": mapping,
-    },
-    {"members": table(text(1024), digest, 16)},
-)
-COMPLETE_FIELDS = fields(
-    {
-        **SEALED,
-        "column": digest,
-        "shards": listed(
-            row(integer(0, MAX_SHARD_ROWS), optional(digest), optional(text(256))), 0, MAX_SHARDS
-        ),
-        "failed": listed(row(integer(0, MAX_SHARDS - 1), text()), 0, MAX_SHARDS),
-        "truncated": lambda value: None,  # see `parse_complete`
-        "counts": table(text(64), integer(0, MAX_ROWS), 16),
-        "valid": fields({"words": integer(0, MAX_ROWS // BLOCK), "sha256": digest}),
-    }
-)
-FAILURE_FIELDS = fields({**SEALED, "shard": integer(0, MAX_SHARDS - 1), "reason": text()})
-SOURCE_FIELDS = fields(
-    {
-        **SEALED,
-        "name": text(256),
-        "tars": listed(row(base_name, integer(0, 2**62)), 0, MAX_SHARDS),
-        "shard_rows": integer(ZARR_ROWS, MAX_SHARD_ROWS, ZARR_ROWS),
-        "fingerprint": digest,
-    }
-)
-INDEX_HEAD = fields(
-    {
-        "format": text(64),
-        "version": integer(VERSION, VERSION),
-        "source": text(256),
-        "shard": integer(0, MAX_SHARDS - 1),
-        "rows": integer(0, MAX_SHARD_ROWS),
-        "note": optional(text()),
-    }
-)
-PLACE = integer(0, 2**62)
-INDEX_ROW = row(
-    text(),
-    table(text(256), row(PLACE, PLACE), MAX_CAPTIONS),
-    table(text(256), digest, MAX_CAPTIONS),
-)
+
+class Record(BaseModel):
+    model_config = STRICT
 
 
-def parse(record: Any, check: Check, name: str, kind: str = "record") -> Json:
-    """A record that has passed a check; `name` is the file, for the message."""
-    try:
-        check(record)
-    except Unknown as error:
-        raise FormatVersion(f"{name}: {error}. Use the release that wrote it") from None
-    except (ValueError, RecursionError) as error:
-        raise corrupt(name, str(error), kind) from None
-    return record  # type: ignore[no-any-return]  # what has passed is a JSON object
+class Sealed(Record):
+    format: Name
+    version: Version
+    digest: Digest
+
+
+class LayoutRecord(Record):
+    kind: Word
+    row_shape: Annotated[
+        list[Annotated[int, Field(ge=1, lt=2**31)]], Field(min_length=1, max_length=8)
+    ]
+    shards: ShardCount
+    shard_rows: ShardRows
+    element: Word = ""
+    codec: Word | None = None
+    backend: Word = "zarr"
+
+
+class NormRecord(Record):
+    shift: Annotated[list[Number], Field(min_length=1, max_length=2**16)]
+    scale: Annotated[list[Number], Field(min_length=1, max_length=2**16)]
+
+
+class Quantisation(Record):
+    scheme: Name
+    channel: Annotated[list[Number], Field(min_length=1, max_length=2**20)]
+    relative_error: Number
+    rows: AllRows
+
+
+class ColumnRecord(Sealed):
+    """column.json: what `ColumnSpec`, `Layout` and `Norm` take."""
+
+    identity: dict[str, Any]
+    layout: LayoutRecord
+    norm: NormRecord | None
+    empty_tokens: Annotated[int, Field(ge=1, lt=2**16)] | None
+    zarr: Digests
+    quantisation: Quantisation = None  # type: ignore[assignment]  # absent, but never null
+
+    @model_validator(mode="after")
+    def _fits(self) -> ColumnRecord:
+        ColumnSpec.from_record(self.model_dump(exclude_unset=True))
+        return self
+
+
+class CommitRecord(Sealed):
+    """A commit: its blocks and runs fit its rows, its objects are below the column."""
+
+    shard: Shard
+    rows: Rows
+    not_ok: Annotated[list[Run], Field(fail_fast=True)]
+    objects: Annotated[
+        list[Annotated[tuple[ObjectPath, ObjectBytes, Digest], AS_LIST]], Field(max_length=2**15)
+    ]
+    blocks: Annotated[list[Digest], Field(max_length=MAX_SHARD_ROWS // ZARR_ROWS)]
+    index: Name
+    column: Digest
+    content: Digest
+    provenance: dict[str, Any]
+    members: Digests = None  # type: ignore[assignment]  # absent, but never null
+
+    @model_validator(mode="after")
+    def _fits(self) -> CommitRecord:
+        if len(self.blocks) != -(-self.rows // ZARR_ROWS):
+            raise ValueError(f"blocks: found {len(self.blocks)} digests of {self.rows} rows")
+        if len({path for path, _, _ in self.objects}) != len(self.objects):
+            raise ValueError("objects: the same path twice")
+        first, count, status = _columns(self.not_ok)
+        unknown = set(status.tolist()) - (set(Status) - {Status.OK})
+        if unknown or not _in_order(first, count, self.rows):
+            raise ValueError(
+                f"not_ok: found runs out of order, or of no such status, in {self.rows} rows"
+            )
+        return self
+
+
+class ValidBits(Record):
+    words: Annotated[int, Field(ge=0, le=MAX_ROWS // BLOCK)]
+    sha256: Digest
+
+
+class CompleteRecord(Sealed):
+    """A COMPLETE record: its sums fit its shards."""
+
+    column: Digest
+    # rows, content and index of each
+    shards: Annotated[
+        list[Annotated[tuple[Rows, Digest | None, Name | None], AS_LIST]],
+        Field(max_length=MAX_SHARDS, fail_fast=True),
+    ]
+    failed: Annotated[
+        list[Annotated[tuple[Shard, Text], AS_LIST]], Field(max_length=MAX_SHARDS, fail_fast=True)
+    ]
+    truncated: Annotated[list[Run], Field(fail_fast=True)]  # shard, first row, count
+    counts: Annotated[dict[Name, AllRows], Field(max_length=16)]
+    valid: ValidBits
+
+    @model_validator(mode="after")
+    def _fits(self) -> CompleteRecord:
+        rows = np.array([n for n, _, _ in self.shards], np.int64)
+        present = np.array([content is not None for _, content, _ in self.shards], bool)
+        indexed = np.array([index is not None for _, _, index in self.shards], bool)
+        if (present != indexed).any() or rows[~present].any():
+            raise ValueError("shards: found rows or an index of a shard without content")
+        words = int((-(-rows // BLOCK)).sum())
+        if self.valid.words != words:
+            raise ValueError(f"valid: found {self.valid.words} words, expected {words}")
+        if sum(self.counts.values()) != rows.sum():
+            raise ValueError(f"counts: they do not add up to the {rows.sum()} rows")
+        if any(shard >= len(rows) or present[shard] for shard, _ in self.failed):
+            raise ValueError("failed: found a shard that has content, or that there is not")
+        shard, first, count = _columns(self.truncated)
+        if len(shard):
+            start = shard * MAX_SHARD_ROWS  # below 2^63: both are bounded
+            if shard.max() >= len(rows) or not _in_order(start + first, count, start + rows[shard]):
+                raise ValueError("truncated: found runs out of order, or beyond their shard")
+        return self
+
+
+def _columns(runs: list[Run]) -> NDArray[np.int64]:
+    """The three columns of a list of runs, (3, n)."""
+    return np.array(runs, np.int64).reshape(-1, 3).T
+
+
+def _in_order(
+    first: NDArray[np.int64], count: NDArray[np.int64], rows: int | NDArray[np.int64]
+) -> bool:
+    """Whether runs follow one another within the rows."""
+    end = first + count
+    return bool((count > 0).all() and (end <= rows).all() and (first[1:] >= end[:-1]).all())
+
+
+class FailureRecord(Sealed):
+    shard: Shard
+    reason: Text
+
+
+class SourceRecord(Sealed):
+    """source.json: base names only, and the fingerprint of just these."""
+
+    name: Name
+    tars: Annotated[
+        list[Annotated[tuple[BaseName, Bytes], AS_LIST]],
+        Field(max_length=MAX_SHARDS, fail_fast=True),
+    ]
+    shard_rows: ShardRows
+    fingerprint: Digest
+
+    @model_validator(mode="after")
+    def _fits(self) -> SourceRecord:
+        if len(self.tars) * self.shard_rows > MAX_ROWS:
+            raise ValueError(f"{len(self.tars)} tars of {self.shard_rows} rows")
+        if self.fingerprint != sha256(canonical_json(self.tars)):
+            raise ValueError("fingerprint: it is not of the tars listed")
+        return self
+
+
+class IndexHead(Record):
+    format: Name
+    version: Version
+    source: Name
+    shard: Shard
+    rows: Rows
+    note: Text | None
+
+
+Members = Annotated[dict[Name, Span], Field(max_length=MAX_CAPTIONS)]
+Captions = Annotated[dict[Name, Digest], Field(max_length=MAX_CAPTIONS)]
+IndexLine = Annotated[tuple[Text, Members, Captions], AS_LIST]  # key, members, captions
+INDEX_ROW: TypeAdapter[Any] = TypeAdapter(IndexLine, config=STRICT)
 
 
 def corrupt(name: str, what: str, kind: str = "record") -> CorruptColumn:
@@ -351,115 +406,17 @@ def corrupt(name: str, what: str, kind: str = "record") -> CorruptColumn:
     )
 
 
-# What a record of each kind must be beyond the types of its fields, for its writer and its reader.
-
-
-def column_record(record: Any) -> None:
-    """column.json: what `ColumnSpec`, `Layout` and `Norm` take."""
-    COLUMN_FIELDS(record)
-    ColumnSpec.from_record(record)
-
-
-def commit_record(record: Any) -> None:
-    """A commit: its blocks and runs fit its rows, its objects stay in the column."""
-    COMMIT_FIELDS(record)
-    rows = record["rows"]
-    if len(record["blocks"]) != -(-rows // ZARR_ROWS):
-        raise ValueError(f"blocks: found {len(record['blocks'])} digests of {rows} rows")
-    if len({path for path, _, _ in record["objects"]}) != len(record["objects"]):
-        raise ValueError("objects: the same path twice")
-    first, count, status = _runs(record, "not_ok")
-    bad = set(status.tolist()) - (set(Status) - {Status.OK})
-    if bad or not _apart(first, count, rows):
-        raise ValueError(f"not_ok: found runs out of order, or of no such status, in {rows} rows")
-
-
-def _runs(record: Json, field: str) -> NDArray[np.int64]:
-    """The three columns of a list of runs."""
+def parse(
+    record: Any, schema: type[BaseModel] | TypeAdapter[Any], name: str, kind: str = "record"
+) -> Any:
+    """The record itself, once it has passed its schema; `name` is the file, for the message."""
     try:
-        return integers(record[field], 3, MAX_SHARD_ROWS).T
-    except ValueError as error:
-        raise ValueError(f"{field}: {error}") from None
-
-
-def _apart(
-    first: NDArray[np.int64], count: NDArray[np.int64], rows: int | NDArray[np.int64]
-) -> bool:
-    """Whether runs follow one another within the rows."""
-    end = first + count
-    return bool((count > 0).all() and (end <= rows).all() and (first[1:] >= end[:-1]).all())
-
-
-def complete_record(record: Any) -> None:
-    """A COMPLETE record: its sums fit its shards."""
-    COMPLETE_FIELDS(record)
-    shards: Sequence[tuple[int, str | None, str | None]] = record["shards"]
-    rows = np.array([n for n, _, _ in shards], np.int64)
-    there = np.array([content is not None for _, content, _ in shards], bool)
-    if any((content is None) != (index is None) for _, content, index in shards) or (
-        rows[~there].any()
-    ):
-        raise ValueError("shards: found rows or an index of a shard without content")
-    words = int((-(-rows // BLOCK)).sum())
-    if record["valid"]["words"] != words:
-        raise ValueError(f"valid: found {record['valid']['words']} words, expected {words}")
-    if sum(record["counts"].values()) != rows.sum():
-        raise ValueError(f"counts: they do not add up to the {rows.sum()} rows")
-    if any(shard >= len(shards) or there[shard] for shard, _ in record["failed"]):
-        raise ValueError("failed: found a shard that has content, or that there is not")
-    shard, first, count = _runs(record, "truncated")
-    if len(shard):
-        place = shard * MAX_SHARD_ROWS + first  # below 2^63: both are bounded
-        if shard.max() >= len(rows) or not (
-            _apart(place, count, shard * MAX_SHARD_ROWS + rows[shard])
-        ):
-            raise ValueError("truncated: found runs out of order, or beyond their shard")
-
-
-def source_record(record: Any) -> None:
-    """source.json: base names only, and the fingerprint of just these."""
-    SOURCE_FIELDS(record)
-    if len(record["tars"]) * record["shard_rows"] > MAX_ROWS:
-        raise ValueError(f"{len(record['tars'])} tars of {record['shard_rows']} rows")
-    if record["fingerprint"] != sha256(canonical_json(record["tars"])):
-        raise ValueError("fingerprint: it is not of the tars listed")
-
-
-def sealed(record: Json, check: Check, name: str) -> bytes:
-    """A record as it is written, once its reader's check has passed; NotARecord if it would not."""
-    data = seal(record)
-    try:
-        check(json.loads(data))
-        if len(data) > (most := RECORD_BYTES.get(record["format"], 1 << 20)):
-            raise ValueError(f"found {len(data)} bytes, expected at most {most}")
-    except (ValueError, Unknown) as error:
-        raise NotARecord(f"{name}: nothing was written: {error}") from None
-    return data
-
-
-def parse_column(record: Any, name: str) -> Json:
-    """column.json, unsealed."""
-    return parse(record, column_record, name)
-
-
-def parse_commit(record: Any, name: str) -> Json:
-    """A commit record, unsealed."""
-    return parse(record, commit_record, name)
-
-
-def parse_complete(record: Any, name: str) -> Json:
-    """A COMPLETE record, unsealed."""
-    return parse(record, complete_record, name)
-
-
-def parse_failure(record: Any, name: str) -> Json:
-    """A failure record, unsealed."""
-    return parse(record, FAILURE_FIELDS, name)
-
-
-def parse_source(record: Any, name: str) -> Json:
-    """source.json, unsealed."""
-    return parse(record, source_record, name)
+        check(schema, record)
+    except UnknownField as error:
+        raise FormatVersion(f"{name}: {error}. Use the release that wrote it") from None
+    except (ValueError, RecursionError) as error:
+        raise corrupt(name, str(error), kind) from None
+    return record
 
 
 def parse_index_head(head: Any, name: str) -> Json:
@@ -468,9 +425,17 @@ def parse_index_head(head: Any, name: str) -> Json:
         refuse_version(head, name, INDEX, VERSION)
     except (KeyError, TypeError):
         raise corrupt(name, "its first line does not say what it is", "index") from None
-    return parse(head, INDEX_HEAD, name, "index")
+    record: Json = parse(head, IndexHead, name, "index")
+    return record
 
 
-def parse_index_row(line: Any, name: str) -> list[Any]:
-    """Any later line of an index: key, members, captions."""
-    return parse(line, INDEX_ROW, name, "index")  # type: ignore[return-value]
+def sealed(record: Json, schema: type[BaseModel], name: str) -> bytes:
+    """A record as it is written, once its reader's schema has passed; NotARecord if it would not."""
+    data = seal(record)
+    try:
+        check(schema, json.loads(data))
+        if len(data) > (most := RECORD_BYTES.get(record["format"], 1 << 20)):
+            raise ValueError(f"found {len(data)} bytes, expected at most {most}")
+    except ValueError as error:
+        raise NotARecord(f"{name}: nothing was written: {error}") from None
+    return data

@@ -27,7 +27,7 @@ from ..errors import CorruptColumn, IncompleteColumn, NotAColumn
 from ..format.atomic import Json
 from ..format.int8 import dequantise
 from ..format.layout import BLOCK, COLUMN, VERSION, ZARR_ROWS, ColumnSpec
-from ..format.records import parse_column
+from ..format.records import ColumnRecord, parse
 from ..store.base import Place, Store
 from ..store.open import open_store
 from .objects import NO_MEMBER, Files, Rows, Table, read_small
@@ -46,7 +46,7 @@ def open_spec(store: Store) -> tuple[ColumnSpec, str]:
             f"{store.url}: no such folder. Expected a column, as `python -m encode run` makes"
         )
     name = store.at("column.json")
-    record = parse_column(store.unseal("column.json", COLUMN, VERSION), name)
+    record = parse(store.unseal("column.json", COLUMN, VERSION), ColumnRecord, name)
     spec = ColumnSpec.from_record(record)
     if spec.record()["zarr"] != record["zarr"]:
         raise CorruptColumn(f"{name}: the Zarr metadata that it names is not that of its layout")

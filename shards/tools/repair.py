@@ -20,7 +20,7 @@ from ..console import Bar
 from ..errors import ShardsError
 from ..format.atomic import Json
 from ..format.layout import COMPLETE, VERSION, ColumnSpec
-from ..format.records import parse_complete
+from ..format.records import CompleteRecord, parse
 from ..store.base import Place, Store
 from ..store.open import open_store
 from .parallel import Report, silent
@@ -123,7 +123,9 @@ def _generations(plan: Plan, found: Examination, bad: set[int]) -> None:
 def _record(store: Store, name: str) -> Json | None:
     """A COMPLETE record that can be read."""
     try:
-        return parse_complete(store.unseal(name, COMPLETE, VERSION), store.at(name))
+        record: Json = store.unseal(name, COMPLETE, VERSION)
+        parse(record, CompleteRecord, store.at(name))
+        return record
     except (OSError, ShardsError) as error:
         damage_message_or_raise(error)
         return None

@@ -29,7 +29,7 @@ from ..console import Bar
 from ..errors import CorruptColumn, NotAColumn, ShardsError, SourceMismatch
 from ..format.atomic import Json, canonical_json, sha256
 from ..format.layout import COMPLETE, VERSION, ColumnSpec
-from ..format.records import parse_complete, parse_failure
+from ..format.records import CompleteRecord, FailureRecord, parse
 from ..read.column import Column, open_spec
 from ..store.base import Place, Store
 from ..store.open import open_store
@@ -228,7 +228,7 @@ def _records(found: Examination) -> None:
             found.commits[shard] = commit
     for name in failure_names(store):
         try:
-            record = parse_failure(store.unseal(name, FAILURE, VERSION), store.at(name))
+            record = parse(store.unseal(name, FAILURE, VERSION), FailureRecord, store.at(name))
             if record["shard"] not in standing:
                 found.failed[record["shard"]] = record["reason"]
         except (OSError, ShardsError) as error:
@@ -259,7 +259,7 @@ def _snapshot(found: Examination, name: str) -> None:
     assert spec
     beside = name.removesuffix(".json") + ".valid"
     try:
-        record = parse_complete(store.unseal(name, COMPLETE, VERSION), store.at(name))
+        record = parse(store.unseal(name, COMPLETE, VERSION), CompleteRecord, store.at(name))
         if record["column"] != found.digest or len(record["shards"]) != spec.layout.shards:
             raise CorruptColumn(f"{store.at(name)}: this record belongs to another column.json")
     except (OSError, ShardsError) as error:

@@ -32,7 +32,7 @@ from shards.column.writer import block_digest
 from shards.column.zarr_object import crc32c
 from shards.errors import IncompleteColumn
 from shards.format.layout import MAX_SHARDS
-from shards.format.records import LAYOUT, parse, parse_index_row, parse_source
+from shards.format.records import INDEX_ROW, LayoutRecord, SourceRecord, parse
 from shards.tools.verify import verify
 from tests.shards import hostile
 from tests.shards.hostile import CANARY, Canary, bounded, closed, commit_name, complete_name, opened
@@ -427,7 +427,7 @@ def test_lines_of_an_index(tmp_path: Path, line: Any) -> None:
     with pytest.raises(CorruptColumn, match=f"{path}: damaged index"):
         read_index(tmp_path, 0)
     with pytest.raises(CorruptColumn, match="file: damaged index"):
-        parse_index_row(line, "file")
+        parse(line, INDEX_ROW, "file", "index")
 
 
 # ---- the parser itself --------------------------------------------------------------------------
@@ -436,7 +436,7 @@ def test_lines_of_an_index(tmp_path: Path, line: Any) -> None:
 def test_what_is_sound_passes_unchanged() -> None:
     for spec in (moments_spec(3), moments_spec(1, codec="blosc", backend="zarr")):
         layout = json.loads(json.dumps(spec.layout.record()))
-        assert parse(layout, LAYOUT, "file") is layout
+        assert parse(layout, LayoutRecord, "file") is layout
         assert Layout(**{**layout, "row_shape": tuple(layout["row_shape"])}) == spec.layout
     largest = {
         "kind": "moments",
@@ -444,18 +444,18 @@ def test_what_is_sound_passes_unchanged() -> None:
         "shards": MAX_SHARDS,
         "shard_rows": 65536,
     }
-    assert parse(largest, LAYOUT, "file") == largest
+    assert parse(largest, LayoutRecord, "file") == largest
     source = {**Source("s", (("ü.tar", 2**40),)).record(), "digest": "0" * 64}
-    assert parse_source(source, "file") is source
+    assert parse(source, SourceRecord, "file") is source
 
 
 def test_messages_name_file_field_and_bounds() -> None:
     layout = {"kind": "moments", "row_shape": [4, True, 2], "shards": 1, "shard_rows": 1024}
     with pytest.raises(CorruptColumn) as caught:
-        parse(layout, LAYOUT, "a/column.json")
+        parse(layout, LayoutRecord, "a/column.json")
     assert str(caught.value) == (
-        "a/column.json: damaged record: row_shape[1]: found True, expected an integer from 1 to "
-        "2147483647. Restore it, or delete it and encode again"
+        "a/column.json: damaged record: row_shape[1]: found True, expected a valid "
+        "integer. Restore it, or delete it and encode again"
     )
 
 
