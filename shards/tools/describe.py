@@ -25,7 +25,7 @@ from ..column.commits import (
 )
 from ..errors import CorruptColumn, NotAColumn, ShardsError
 from ..format.layout import VERSION, ColumnSpec, Status
-from ..format.records import parse_failure
+from ..format.records import FailureRecord, parse
 from ..read.column import open_spec
 from ..store.base import Place, Store
 from ..store.open import open_store
@@ -140,7 +140,7 @@ def describe(
         column.read_commits()
     for name in failure_names(store):
         try:
-            record = parse_failure(store.unseal(name, FAILURE, VERSION), store.at(name))
+            record = parse(store.unseal(name, FAILURE, VERSION), FailureRecord, store.at(name))
             column.failed[record["shard"]] = record["reason"]
         except (OSError, ShardsError) as error:
             damage_message_or_raise(error)
