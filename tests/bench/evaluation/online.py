@@ -29,8 +29,6 @@ from encode.models.load import load_encoder
 from encode.run.job import run as encode_run
 from encode.source.images import decode, transform
 from shards import JoinedColumns
-from shards.bench import turns
-from shards.bench.cost import cpu_seconds, paired, promise
 from shards.format.atomic import Json
 from shards.read.stream import Batch, Stream
 from tests.bench import turns

@@ -24,8 +24,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shards import JoinedColumns
-from shards.bench.cost import cpu_seconds, paired, promise
-from shards.bench.samples import Samples
 from shards.format.atomic import Json
 from shards.read.order import Order
 from shards.read.stream import Batch, Stream, empty_caption, read_rows
