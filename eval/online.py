@@ -11,8 +11,10 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from encode.models.text import CaptionTokenizer, load_tokenizer
 from encode.models.vae import Vae, load_vae
 from encode.registry import TEXTS, ModelSpec, lookup
 from shards import JoinedColumns, Order
+from shards.read.prefetch import Prefetcher
 from shards.read.stream import Batch
 from shards.signals import leave
 from train.config import TrainConfig, run_folder
@@ -127,17 +130,15 @@ class Online:
         )  # fmt: skip
 
     def batches(self, position: int, world: World) -> Iterator[Batch]:
-        """This rank's batches from `position` on, for ever; pictures are decoded one batch ahead."""
+        """This rank's batches from `position` on, for ever; pictures are decoded ahead in threads."""
         step = self.config.global_batch
         places = self.order.places(step, world.size, world.rank)
         with ThreadPoolExecutor(THREADS) as pool:
-            ahead = self._begin(pool, position, places)
-            while True:
-                shown, position = ahead, position + step
-                ahead = self._begin(pool, position, places)
-                yield self._encoded(shown)
+            inputs = (self._inputs(pool, start, places) for start in count(position, step))
+            with closing(Prefetcher(inputs, 1, "pictures")) as prefetched:
+                yield from map(self._encoded, prefetched)
 
-    def _begin(self, pool: ThreadPoolExecutor, position: int, places: Ints) -> "_Shown":
+    def _inputs(self, pool: ThreadPoolExecutor, position: int, places: Ints) -> "_Inputs":
         samples = position + places
         sources, rows = self.sources.locate(*self.order.at(samples))
         crops, captions = [], []
@@ -146,19 +147,19 @@ class Online:
             crops.append(pool.submit(source.crop, row, join.latents.spec.identity["preprocess"]))
             chosen = join.texts[int(self.order.choose(sample[None], join.rates)[0])]
             captions.append(source.caption(row, chosen.spec.identity["preprocess"]))
-        return _Shown(position, samples, rows, sources, crops, captions)
+        images = np.stack([crop.result() for crop in crops])
+        return _Inputs(position, samples, rows, sources, images, captions)
 
-    def _encoded(self, shown: "_Shown") -> Batch:
-        images = np.stack([crop.result() for crop in shown.crops])
+    def _encoded(self, x: "_Inputs") -> Batch:
         size = self.config.micro_batch
         moments = [
-            self.vae.encode(pixels_on(self.vae.device, images[i : i + size])).cpu()
-            for i in range(0, len(images), size)
+            self.vae.encode(pixels_on(self.vae.device, x.images[i : i + size])).cpu()
+            for i in range(0, len(x.images), size)
         ]
-        tokens, cu_seqlens = self._text(shown.captions)
+        tokens, cu_seqlens = self._text(x.captions)
         return Batch(
-            shown.position, torch.from_numpy(shown.samples), torch.from_numpy(shown.rows),
-            torch.cat(moments), tokens, cu_seqlens, torch.from_numpy(shown.sources),
+            x.position, torch.from_numpy(x.samples), torch.from_numpy(x.rows),
+            torch.cat(moments), tokens, cu_seqlens, torch.from_numpy(x.sources),
         )  # fmt: skip
 
     def _text(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -169,12 +170,12 @@ class Online:
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """A batch before it is encoded."""
+class _Inputs:
+    """A batch before it is encoded: pictures (B, R, R, 3) uint8, and a caption of each."""
 
     position: int
     samples: Ints
     rows: Ints
     sources: Ints
-    crops: Sequence[Future[Picture]]
+    images: Picture
     captions: Sequence[str]

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from shards import JoinedColumns, Order, atomic_write, canonical_json
-from shards.read.prefetch import Ahead
+from shards.read.prefetch import Prefetcher
 from shards.read.stream import Batch, Stream, empty_caption
 from shards.signals import SIGNALS, on_stop
 
@@ -119,7 +119,7 @@ class Trainer:
     def _pieces(self, batches: Iterator[Batch]) -> Iterator[Piece]:
         """The micro-batches; those of columns are made in a thread while the device computes."""
         made = pieces(batches, self.config.micro_batch, self._inputs)
-        return Ahead(made, AHEAD, "inputs") if isinstance(batches, Stream) else made
+        return Prefetcher(made, AHEAD, "inputs") if isinstance(batches, Stream) else made
 
     def _inputs(self, part: Batch) -> Inputs:
         c = self.config
@@ -227,7 +227,7 @@ class Trainer:
                 self._train(made, validator)
             finally:
                 for source in (stream, made):  # the first frees the second, which waits for it
-                    if isinstance(source, Ahead | Stream):
+                    if isinstance(source, Prefetcher | Stream):
                         source.close()
                 if self.metrics:
                     self.metrics.close()
@@ -436,4 +436,4 @@ class Trainer:
 
 def _ready(made: Iterator[Piece], seconds: float = 0.0) -> bool:
     """Whether the next micro-batch is there within `seconds`; of batches that no thread reads, it is not known."""
-    return not isinstance(made, Ahead) or made.wait(seconds)
+    return not isinstance(made, Prefetcher) or made.wait(seconds)

@@ -7,9 +7,9 @@ holds depends on the shard and the config alone.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from shards import IndexRow, Status
 from shards.column.members import DIGEST_BYTES
 from shards.format.layout import HAS_VALUES, ZARR_ROWS
+from shards.read.prefetch import map_ahead
 
 from ..meter import Timer
 from .images import decode, transform
@@ -91,32 +92,23 @@ def decoded(
 ) -> Generator[Batch, None, None]:  # fmt: skip
     """Batches of a shard, decoded in the threads of a pool. Close it before the file."""
 
-    def job(into: Batch, first: int, after: int) -> None:
+    def chunks() -> Iterator[tuple[Batch, int, int]]:
+        for span in spans(len(rows), batch):
+            into, count = Batch.empty(span, views), span[1] - span[0]
+            for first in range(0, count, CHUNK):
+                yield into, first, min(first + CHUNK, count)
+
+    def load_chunk(chunk: tuple[Batch, int, int]) -> tuple[Batch, bool]:
+        into, first, after = chunk
         with timer("decode"):
             load(rows, tar, into, first, after)
+        return into, after == into.span[1] - into.span[0]
 
-    ahead: deque[tuple[Batch, list[Future[None]]]] = deque()
-    waiting = iter(spans(len(rows), batch))
-
-    def begin(count: int) -> None:
-        for span in waiting:
-            into, n = Batch.empty(span, views), span[1] - span[0]
-            jobs = [pool.submit(job, into, i, min(i + CHUNK, n)) for i in range(0, n, CHUNK)]
-            ahead.append((into, jobs))
-            if len(ahead) >= count:
-                return
-
-    try:
-        begin(1 + AHEAD)
-        while ahead:
-            done, jobs = ahead.popleft()
-            for running in jobs:
-                running.result()
-            begin(AHEAD + 1)
-            yield done
-    finally:
-        left = [running for _, jobs in ahead for running in jobs]
-        wait([running for running in left if not running.cancel()])
+    depth = AHEAD * -(-batch // CHUNK)
+    with closing(map_ahead(pool, load_chunk, chunks(), depth)) as results:
+        for into, last in results:
+            if last:
+                yield into
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ batches of pictures, and the features.
 """
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from shards import atomic_write, canonical_json, sha256, sha256_file
 from shards.console import Bar
+from shards.read.prefetch import map_ahead
 
 from ..errors import BadPicture, MissingImages, NotFinite, TooFewImages
 from ..images.imageset import ImageSetReader
@@ -200,7 +201,9 @@ def _run(
         return network.prepare(picture)
 
     found = []
-    for batch in _batches(pool, prepared, numbers, batch_size):
+    tensors = map_ahead(pool, prepared, numbers, AHEAD * batch_size)
+    while batch_tensors := list(islice(tensors, batch_size)):
+        batch = torch.stack(batch_tensors)
         with torch.inference_mode():
             found.append(network.features(batch.to(network.device)).float().cpu())
         bar.advance(len(batch))
@@ -212,16 +215,3 @@ def _run(
             f"makes of it, and of {len(strange) - 1} others, expected finite numbers. Look at the weights"
         )
     return features
-
-
-def _batches(
-    pool: ThreadPoolExecutor, prepared: Callable[[int], Tensor], numbers: range, batch_size: int
-) -> Iterator[Tensor]:
-    """Stacked pictures, read a few batches ahead."""
-    ahead: deque[list[Future[Tensor]]] = deque()
-    for start in range(0, len(numbers), batch_size):
-        ahead.append([pool.submit(prepared, i) for i in numbers[start : start + batch_size]])
-        if len(ahead) > AHEAD:
-            yield torch.stack([future.result() for future in ahead.popleft()])
-    while ahead:
-        yield torch.stack([future.result() for future in ahead.popleft()])

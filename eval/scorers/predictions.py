@@ -16,12 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from glob import escape
+from itertools import chain, islice
 from typing import Any
 
 from shards import atomic_write, canonical_json, put_if_absent, sha256
 from shards.console import Bar
 from shards.format.atomic import LINES_BYTES, parse_json, read_file, refuse_version
 from shards.format.records import finite, having, mapping, text
+from shards.read.prefetch import map_ahead
 
 from ..errors import BadScores, MissingImages, NotFinite
 from ..images.imageset import ImageSetReader, PictureRef
@@ -157,12 +159,10 @@ def cached_predictions(
     todo = [some for some in mine if not all(one in journal for one in some)]
     with ThreadPoolExecutor(READERS) as pool, Bar(scorer, sum(map(len, mine)), "pictures") as bar:
         bar.skip(sum(map(len, mine)) - sum(map(len, todo)))
-        ahead = [pool.submit(one.read) for one in (todo or [[]])[0]]
-        for i, some in enumerate(todo):
+        reading = map_ahead(pool, PictureRef.read, chain.from_iterable(todo), block)
+        for some in todo:
             start = time.monotonic()
-            pictures = [reading.result() for reading in ahead]
-            ahead = [pool.submit(one.read) for one in todo[i + 1]] if i + 1 < len(todo) else []
-            found = find(some, pictures)
+            found = find(some, list(islice(reading, len(some))))
             journal.add(some, found, time.monotonic() - start)
             bar.advance(len(some))
     journal.read()

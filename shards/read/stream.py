@@ -25,7 +25,7 @@ from ..errors import OrderError
 from .batch_layout import Frame, Header, Plan, Planner, Reader
 from .join import JoinedColumns
 from .order import Order
-from .prefetch import Ahead
+from .prefetch import Prefetcher
 from .workers import Task, Workers
 
 MOST_READY = 256  # batches; more would be memory for nothing
@@ -236,7 +236,7 @@ class _Thread:
         buffers = _Buffers(prefetch + 2)  # with one being read and one in use
         plans = reader.plans(position, step, ahead)
         made = (_batch(reader, plan, buffers, pin) for plan in plans)
-        self._batches = Ahead(made, prefetch, "stream")
+        self._batches = Prefetcher(made, prefetch, "stream")
         self.close = self._batches.close
 
     def take(self, position: int) -> Batch:
