@@ -31,6 +31,7 @@ MAY = {
         "train.checkpoints.checkpoint",
         "train.config",
         "train.report.page",
+        "train.report.records",
         "train.ranks.world",
     ),
 }

@@ -37,7 +37,7 @@ from .report.loggers import check
 COMMANDS = {  # what is not a run: module, function that adds the options, function that takes them
     "plan": ("plan.plan", "add_options", "run_plan"),
     "page": ("report.page", "add_options", "run_page"),
-    "saved": ("report.history", "add_options", "run_saved"),
+    "saved": ("checkpoints.commands", "add_saved_options", "run_saved"),
     "bench": ("", "add_options", "run_bench"),  # of tests/bench
     "import": ("checkpoints.commands", "add_import_options", "run_import"),
     "export": ("checkpoints.commands", "add_export_options", "run_export"),

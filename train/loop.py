@@ -25,7 +25,7 @@ from .model.flops import gpu_of, parameters, training
 from .model.flow import losses
 from .ranks.world import World
 from .report.loggers import open_loggers, run_id
-from .report.metrics import Metrics, Pace, StepRecord, Tally, line, step_record
+from .report.metrics import Metrics, StepRecord, StepSums, Throughput, line, step_record
 from .report.page import write_page
 from .step.ema import Ema
 from .step.engine import Engine, deepspeed_config
@@ -74,7 +74,7 @@ class Trainer:
         self.cost = training(model.config, *sources.latent_shape[1:])
         self.gpu = gpu_of(torch.cuda.get_device_name()) if world.device.type == "cuda" else None
         peak = self.gpu.peak * world.size if self.gpu else None
-        self.pace = Pace(self.cost, peak)
+        self.pace = Throughput(self.cost, peak)
         self._received = self._signal = 0  # the signal this process got; the one all agreed on
         self._all_ready = (
             False  # whether each rank has the data of the next step, as of the last one
@@ -86,7 +86,7 @@ class Trainer:
         """Update the weights from this rank's part of a global batch; returns the figures of all ranks, or None where
         a signal came before the data: the weights are then as they were."""
         lr = learning_rate(self.config.optim, self.step_number, self.config.steps)
-        tally, number, piece = Tally(), 0, None
+        tally, number, piece = StepSums(), 0, None
         if not self._data_ready(made, tally):
             return None
         while piece is None or not piece.last:
@@ -129,7 +129,7 @@ class Trainer:
         )  # fmt: skip
         return x.pinned() if self.world.device.type == "cuda" else x
 
-    def _data_ready(self, made: Iterator[Piece], tally: Tally) -> bool:
+    def _data_ready(self, made: Iterator[Piece], tally: StepSums) -> bool:
         """Waits until each rank has data for the step; False if a signal came meanwhile. Collective.
 
         The first micro-batch is what is waited for: with it, the rank's part of the global batch has been read. The
@@ -149,14 +149,14 @@ class Trainer:
             self.world.mark(f"step {self.step_number}, given up")
         return not self._signal
 
-    def _agree(self, batch: Batch, tally: Tally, ready: bool) -> StepRecord:
+    def _agree(self, batch: Batch, tally: StepSums, ready: bool) -> StepRecord:
         """Before the weights move: the figures of all ranks, any signal, and whether all are `ready` for the next step.
         Where the loss is not finite on some rank, all stop, or leave the weights alone in this step."""
         self.world.mark(f"step {self.step_number}, agreement")
         late, *found = self.world.sum([not ready, *tally.sums(), *self._signals()])
         self._all_ready = not late
-        self._heed(found[Tally.SIZE :])
-        record = step_record(found[: Tally.SIZE], self.world.size)
+        self._heed(found[StepSums.SIZE :])
+        record = step_record(found[: StepSums.SIZE], self.world.size)
         if not math.isfinite(record.loss):
             if self.config.guard.nonfinite == "stop":
                 self._not_finite(batch, tally.losses, "loss")

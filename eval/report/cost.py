@@ -5,7 +5,7 @@ from typing import Any
 
 from configs import read_yaml
 from shards.format.atomic import read_json
-from train.report.page import read
+from train.report.records import read_records
 
 from .entries import Scored
 
@@ -37,7 +37,7 @@ def training_cost(run: Path, until: int | None = None) -> Json | None:
     """
     seconds = gpu_seconds = 0.0
     position, step, ranks, devices = 0, 0, 1, list[str]()
-    for record in read(run / "metrics.jsonl"):
+    for record in read_records(run / "metrics.jsonl"):
         if until is not None and record["step"] > until:
             break
         if isinstance(start := record.get("start"), dict):

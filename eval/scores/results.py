@@ -29,7 +29,7 @@ from shards.format.records import (
     text,
 )
 from shards.format.records import fields as exactly
-from train.report import page
+from train.report.records import read_records
 
 from ..errors import BadScores, NotFinite
 
@@ -167,7 +167,7 @@ def read_lines(path: Path) -> list[Any]:
 def read_watched(path: Path) -> list[Json]:
     """The records that `python -m eval watch` left, a checkpoint each; BadScores where they are others."""
     try:
-        records = page.read(path)
+        records = read_records(path)
         listed(WATCHED, 0, len(records))(records)
         return records
     except (OSError, ValueError) as error:

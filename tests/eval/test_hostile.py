@@ -41,7 +41,7 @@ from train.checkpoints import init_weights as initial
 from train.checkpoints.checkpoint import CheckpointError
 from train.config import TrainConfig
 from train.report import page
-from train.report.history import forget_after
+from train.report.records import forget_after, read_records
 
 PROMPTS = Prompts("bench", (Prompt("a", "one", "g"), Prompt("b", "two", "g")))
 NAMED = (EvalError, ShardsError, ConfigError, CheckpointError)
@@ -291,7 +291,7 @@ def test_a_pipe_in_place_of_a_file_of_a_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="it is no file"):
         checkpoint.verified(step)
     with pytest.raises(ConfigError, match="it is no file"):
-        page.read(tmp_path / "metrics.jsonl")
+        read_records(tmp_path / "metrics.jsonl")
     with pytest.raises(ShardsError, match="it is no file"):
         forget_after(tmp_path / "metrics.jsonl", 3)
     with pytest.raises(ConfigError, match="a pipe"):

@@ -1,9 +1,16 @@
-"""`python -m train import` and `export`: checkpoints from the reference, and to others."""
+"""`python -m train saved`, `import` and `export`: the newest checkpoint of a run, checkpoints from the
+reference, and for others.
+"""
+
+from __future__ import annotations
 
 import argparse
 
+import configs
 from shards.console import not_negative
 from shards.places import local_path, place
+
+from ..config import TrainConfig, run_folder
 
 LAYOUTS = ("reference", "diffusers")
 
@@ -44,4 +51,24 @@ def run_export(args: argparse.Namespace) -> int:
     from .reference import export
 
     print(export(args.step, args.out, layout=args.layout, ema=not args.weights))
+    return 0
+
+
+def add_saved_options(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Print the newest checkpoint of a run and when it was written, in seconds since 1970, or "
+        "`none`. slurm.sbatch compares what it prints before and after a run."
+    )
+    parser.add_argument("config", type=local_path)
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value")
+
+
+def run_saved(args: argparse.Namespace) -> int:
+    """Prints a line that is another one after each save; the checkpoint's files are not looked into."""
+    run = run_folder(configs.load(TrainConfig, args.config, args.overrides), args.config)
+    manifests = sorted(run.glob("checkpoints/step-*/manifest.json"))
+    if manifests:
+        print(f"{manifests[-1].parent} {manifests[-1].stat().st_mtime_ns / 1e9:.3f}")
+    else:
+        print("none")
     return 0

@@ -1,11 +1,14 @@
 """Where metrics go beside metrics.jsonl: TensorBoard, W&B, trackio. None of them can stop or delay a run."""
 
+from __future__ import annotations
+
 import importlib.util
 import logging
 import queue
 import secrets
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,9 +27,11 @@ PATIENCE = 10.0  # seconds that the end of a run waits for a logger
 
 
 class Logger(Protocol):
-    def log(self, step: int, values: Values) -> None: ...
+    """What the runs of W&B and trackio are already."""
 
-    def close(self) -> None: ...
+    def log(self, values: dict[str, float], *, step: int) -> None: ...
+
+    def finish(self) -> None: ...
 
 
 class TensorBoard:
@@ -38,52 +43,43 @@ class TensorBoard:
 
         self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
-    def log(self, step: int, values: Values) -> None:
+    def log(self, values: dict[str, float], *, step: int) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
-    def close(self) -> None:
+    def finish(self) -> None:
         self._writer.close()
 
 
-class Wandb:
-    """A run of W&B, shown under the name of the run's folder; its id makes it go on when the run does."""
+def _wandb(run: Path, project: str, config: Config, step: int) -> Logger:
+    """Returns a run of W&B under the name of the run's folder; its id makes it go on when the run does."""
+    import wandb
 
-    def __init__(self, run: Path, project: str, config: Config, step: int) -> None:
-        import wandb
-
-        self._run = wandb.init(
-            project=project, name=run.name, id=run_id(run), dir=str(run), config=dict(config), resume="allow",
-        )  # fmt: skip
-
-    def log(self, step: int, values: Values) -> None:
-        self._run.log(dict(values), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
+    return wandb.init(  # type: ignore[no-any-return]  # W&B is untyped
+        project=project, name=run.name, id=run_id(run), dir=str(run), config=dict(config), resume="allow",
+    )  # fmt: skip
 
 
-class Trackio:
-    """A run of trackio, which knows runs by name alone: that of the run's folder and the id."""
+def _trackio(run: Path, project: str, config: Config, step: int) -> Logger:
+    """Returns a run of trackio, which knows runs by name alone: that of the run's folder and the id."""
+    import trackio
 
-    def __init__(self, run: Path, project: str, config: Config, step: int) -> None:
-        import trackio
+    identity = run_id(run)
+    name = run.name if identity == run.name else f"{run.name}-{identity}"
+    return trackio.init(project=project, name=name, config=dict(config), resume="allow")  # type: ignore[no-any-return]  # untyped, too
 
-        own = run_id(run)
-        name = run.name if own == run.name else f"{run.name}-{own}"
-        self._run = trackio.init(project=project, name=name, config=dict(config), resume="allow")
 
-    def log(self, step: int, values: Values) -> None:
-        self._run.log(dict(values), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
+LOGGERS: dict[str, Callable[[Path, str, Config, int], Logger]] = {
+    "tensorboard": TensorBoard,
+    "wandb": _wandb,
+    "trackio": _trackio,
+}
 
 
 def run_id(run: Path) -> str:
-    """By which W&B and trackio know a run, from its file `id`; made at the first call, which comes before the run's
-    config.yaml is written anew.
+    """Returns the id by which W&B and trackio know a run, from its file `id`, which the first call makes before the
+    run's config.yaml is written anew.
 
     Two runs of one name in two folders have two. A run of an earlier version, which W&B or trackio knows by the name
     of its folder, keeps that one."""
@@ -91,20 +87,13 @@ def run_id(run: Path) -> str:
     if not path.exists():
         config = run / "config.yaml"
         earlier = (yaml.safe_load(config.read_text()) if config.exists() else None) or {}
-        known = {"wandb", "trackio"} & set(earlier.get("metrics", {}).get("to", ()))
-        put_if_absent(path, f"{run.name if known else secrets.token_hex(8)}\n".encode())
+        by_name = {"wandb", "trackio"} & set(earlier.get("metrics", {}).get("to", ()))
+        put_if_absent(path, f"{run.name if by_name else secrets.token_hex(8)}\n".encode())
     return path.read_text().strip()
 
 
-LOGGERS: dict[str, Callable[[Path, str, Config, int], Logger]] = {
-    "tensorboard": TensorBoard,
-    "wandb": Wandb,
-    "trackio": Trackio,
-}
-
-
 def check(config: MetricsConfig) -> None:
-    """ConfigError if a logger is asked for that is not installed; nothing is imported."""
+    """Raises ConfigError if a logger is named that is not installed; nothing is imported."""
     for name in config.to:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(
@@ -113,28 +102,31 @@ def check(config: MetricsConfig) -> None:
             )
 
 
-def open_loggers(metrics: MetricsConfig, run: Path, config: Config, step: int) -> list["Aside"]:
-    """The loggers that a config asks for, of a run that stands at `step`."""
-
-    def opening(make: Callable[[Path, str, Config, int], Logger]) -> Callable[[], Logger]:
-        return lambda: make(run, metrics.project, config, step)
-
+def open_loggers(
+    metrics: MetricsConfig, run: Path, config: Config, step: int
+) -> list[BackgroundLogger]:
+    """Returns the loggers that a config names, of a run that goes on from `step`."""
     check(metrics)
-    return [Aside(name, opening(LOGGERS[name])) for name in metrics.to]
+    return [
+        BackgroundLogger(name, partial(LOGGERS[name], run, metrics.project, config, step))
+        for name in metrics.to
+    ]
 
 
-class Aside:
+class BackgroundLogger:
     """A logger in a thread of its own. If it fails, it is given up with a warning; if it hangs, it is left behind."""
 
-    def __init__(self, name: str, make: Callable[[], Logger], patience: float = PATIENCE) -> None:
-        self.name, self._make, self._patience = name, make, patience
+    def __init__(
+        self, name: str, open_logger: Callable[[], Logger], patience: float = PATIENCE
+    ) -> None:
+        self.name, self._open, self._patience = name, open_logger, patience
         self._queue = queue.Queue[tuple[int, Values] | None](MOST_WAITING)
         self.failed = False
         self.thread = threading.Thread(target=self._work, name=f"logger-{name}", daemon=True)
         self.thread.start()
 
     def log(self, step: int, values: Values) -> None:
-        """Never waits: what a logger cannot take is missing there."""
+        """Hands on the values and never waits: what a logger cannot take is missing there."""
         self._put((step, values))
 
     def close(self) -> None:
@@ -153,18 +145,16 @@ class Aside:
 
     def _work(self) -> None:
         try:
-            logger = self._make()
+            logger = self._open()
             while (record := self._queue.get()) is not None:
-                logger.log(*record)
-            logger.close()
-        except (
-            Exception
-        ) as error:  # whatever a library of others raises: a run is worth more than its graph
+                logger.log(dict(record[1]), step=record[0])
+            logger.finish()
+        except Exception as error:  # of any library: a run is worth more than its graph
             self._give_up(f"{type(error).__name__}: {error}")
 
-    def _give_up(self, why: str) -> None:
+    def _give_up(self, reason: str) -> None:
         if not self.failed:
             self.failed = True
             log.warning(
-                "%s gets no more metrics: %s. They are all in metrics.jsonl", self.name, why
+                "%s gets no more metrics: %s. They are all in metrics.jsonl", self.name, reason
             )

@@ -1,11 +1,13 @@
 """What a run leaves to be read: metrics.jsonl and one line a log step on the screen; loggers get the same numbers."""
 
+from __future__ import annotations
+
 import json
 import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,8 +21,8 @@ from shards.read.stream import Batch
 
 from ..model.flops import Cost
 from ..model.flow import level_of
-from .history import forget_after
-from .loggers import Logger
+from .loggers import BackgroundLogger
+from .records import forget_after
 
 LEVELS = 8  # equal parts of the noise levels of training, from much noise to little
 
@@ -45,47 +47,46 @@ class StepRecord:
         return sum(self.level_count)
 
 
-class Tally:
-    """One rank's part of a step, as numbers that can be summed over the ranks in one go."""
+class StepSums:
+    """One rank's part of a step, as numbers that are summed over the ranks by one collective."""
 
     SIZE = 1 + 2 * LEVELS + 4
 
     def __init__(self) -> None:
         self._bytes = self._tokens = self._padded = 0
         self._waited = 0.0
-        self._found: list[tuple[Tensor, Tensor]] = []
+        self._parts: list[tuple[Tensor, Tensor]] = []  # losses and noise levels of each micro-batch
 
     def wait(self, seconds: float) -> None:
-        """For the data of a micro-batch."""
+        """Adds seconds of waiting for the data of a micro-batch."""
         self._waited += seconds
 
     def add(self, part: Batch, losses: Tensor, sigma: Tensor) -> None:
-        """A micro-batch: the loss and the noise level of each sample, (b,)."""
-        read = [part.moments, part.tokens, *part.extra.values()]
-        self._bytes += sum(t.nbytes for t in read)
+        """Adds a micro-batch: the loss and the noise level of each sample, (b,)."""
+        self._bytes += sum(t.nbytes for t in (part.moments, part.tokens, *part.extra.values()))
         self._tokens += int(part.cu_seqlens[-1])
         self._padded += len(losses) * int(part.lengths.max())
-        self._found.append((losses.detach(), sigma))
+        self._parts.append((losses.detach(), sigma))
 
     @property
     def losses(self) -> Tensor:
-        return torch.cat([losses for losses, _ in self._found])
+        return torch.cat([losses for losses, _ in self._parts])
 
     def sums(self) -> list[float]:
-        """`SIZE` numbers, fp64; a loss that is not finite makes the first one so."""
+        """Returns `SIZE` numbers, summed in fp64; a loss that is not finite makes the first one so."""
         losses = self.losses.double()
-        level = level_of(torch.cat([sigma for _, sigma in self._found]), LEVELS)
+        level = level_of(torch.cat([sigma for _, sigma in self._parts]), LEVELS)
         by_level = losses.new_zeros(2, LEVELS)
         by_level[0].index_add_(0, level, losses)
         by_level[1].index_add_(0, level, torch.ones_like(losses))
-        found: list[float] = torch.cat([losses.sum()[None], by_level.flatten()]).tolist()
-        return [*found, self._tokens, self._padded, self._bytes, self._waited]
+        totals: list[float] = torch.cat([losses.sum()[None], by_level.flatten()]).tolist()
+        return [*totals, self._tokens, self._padded, self._bytes, self._waited]
 
 
 def step_record(sums: Sequence[float], world: int) -> StepRecord:
-    """From the sums of `world` ranks."""
+    """Returns the step from the sums of `world` ranks."""
     loss, rest = sums[0], sums[1 : 1 + 2 * LEVELS]
-    tokens, padded, read, waited = sums[1 + 2 * LEVELS : Tally.SIZE]
+    tokens, padded, read, waited = sums[1 + 2 * LEVELS : StepSums.SIZE]
     counts = tuple(int(n) for n in rest[LEVELS:])
     return StepRecord(
         loss / sum(counts), tuple(rest[:LEVELS]), counts, int(tokens), int(padded), int(read), waited / world,
@@ -95,8 +96,11 @@ def step_record(sums: Sequence[float], world: int) -> StepRecord:
 # Of an interval ------------------------------------------------------------------------------------------------------
 
 
-class Pace:
-    """The steps of a log interval, and its wall-clock seconds. `peak`: FLOP/s of all ranks' devices, if known."""
+class Throughput:
+    """The steps of a log interval, and its wall-clock seconds.
+
+    `peak`: dense bf16 FLOP/s of all ranks' devices, None where it is not known.
+    """
 
     def __init__(self, cost: Cost = Cost(), peak: float | None = None) -> None:  # noqa: B008  # frozen
         self.cost, self.peak = cost, peak
@@ -110,11 +114,11 @@ class Pace:
         self.steps.append(step)
 
     def leave_out(self, seconds: float) -> None:
-        """Seconds that went into something else than steps."""
+        """Takes seconds out of the interval that went into something else than steps."""
         self.start += seconds
 
     def measure(self, steps_left: int) -> dict[str, Any]:
-        """The interval's means, and the seconds that `steps_left` more steps would take."""
+        """Returns the interval's means, and the seconds that `steps_left` more steps would take."""
         steps, seconds = self.steps, time.perf_counter() - self.start
         samples, tokens, padded = (
             sum(getattr(s, name) for s in steps) for name in ("samples", "tokens", "padded")
@@ -139,16 +143,15 @@ class Pace:
 
 
 def _by_level(steps: Sequence[StepRecord]) -> list[float | None]:
-    """Mean loss by part of the noise levels; None where there was no sample."""
-    found: list[float | None] = []
-    for level in range(LEVELS):
-        count = sum(s.level_count[level] for s in steps)
-        found.append(sum(s.level_loss[level] for s in steps) / count if count else None)
-    return found
+    """Returns the mean loss by part of the noise levels, None where there was no sample."""
+    sums = [sum(values) for values in zip(*(s.level_loss for s in steps), strict=True)]
+    counts = [sum(values) for values in zip(*(s.level_count for s in steps), strict=True)]
+    means = [total / n if n else None for total, n in zip(sums, counts, strict=True)]
+    return means or [None] * LEVELS
 
 
 def peak_memory() -> int:
-    """Bytes: the most that torch has held on this rank's GPU; on a CPU, that the process has had in memory."""
+    """Returns the most bytes that torch has held on this rank's GPU; on a CPU, that the process has had in memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
@@ -156,6 +159,7 @@ def peak_memory() -> int:
 
 
 def line(step: int, steps: int, m: dict[str, Any]) -> str:
+    """Returns what a log step says on the screen."""
     left = timedelta(seconds=round(m["seconds_left"]))
     mfu = "" if m["mfu"] is None else f"  MFU {m['mfu']:.1%}"
     return (
@@ -168,12 +172,13 @@ def line(step: int, steps: int, m: dict[str, Any]) -> str:
 
 
 class Metrics:
-    """Records of rank 0. Those of steps after `step` are from before a crash, and are dropped.
+    """The records of a run, written by rank 0. Those of steps after `step` are from before a crash, and are dropped.
 
-    `check_lock` raises where another job has the folder by now; it is asked before each change of the file."""
+    `check_lock` raises where another job has the folder by now; it is called before each change of the file.
+    """
 
     def __init__(
-        self, run: Path, step: int, loggers: Sequence[Logger] = (),
+        self, run: Path, step: int, loggers: Sequence[BackgroundLogger] = (),
         check_lock: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.path = run / "metrics.jsonl"
@@ -182,7 +187,7 @@ class Metrics:
         self._loggers = loggers
 
     def write(self, step: int, **values: Any) -> None:
-        """One JSON line; its numbers also go to the loggers, nested names joined by a slash."""
+        """Writes a JSON line; its numbers also go to the loggers, nested names joined by a slash."""
         with self.path.open("a") as file:
             self._check_lock()
             file.write(json.dumps(without_nan({"step": step, **values}), allow_nan=False) + "\n")
@@ -195,15 +200,12 @@ class Metrics:
             logger.close()
 
 
-def _numbers(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
+def _numbers(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Yields the finite numbers of nested dicts and lists by their paths; all else is in the JSON alone."""
     for name, value in values.items():
+        if isinstance(value, list):
+            value = {str(i): item for i, item in enumerate(value)}
         if isinstance(value, dict):
-            found += _numbers(value, f"{prefix}{name}/")
-        elif isinstance(value, list):
-            found += _numbers({str(i): v for i, v in enumerate(value)}, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and math.isfinite(
-            value
-        ):  # all else is in the JSON alone
-            found.append((prefix + name, float(value)))
-    return found
+            yield from _numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and math.isfinite(value):
+            yield prefix + name, float(value)

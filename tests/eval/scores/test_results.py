@@ -12,7 +12,7 @@ from eval.scorers import geneval2 as softtifa
 from eval.scores import results
 from eval.scores.results import Item, Score, Value
 from shards import canonical_json
-from train.report import page
+from train.report.records import read_records
 
 SCORE = Score(
     scorer="geneval-hf-tiny", benchmark="geneval", value=Value(0.5, 0.4, 0.6, 10), better="higher",
@@ -46,7 +46,7 @@ def test_text_may_hold_what_python_takes_for_ends_of_lines(tmp_path: Path) -> No
     (tmp_path / "q.jsonl").write_bytes(2 * b"\n" + canonical_json(record))
     assert set(softtifa.read_questions(tmp_path / "q.jsonl")) == {text}
     (tmp_path / "m.jsonl").write_bytes(canonical_json({"name": text, "step": 0}) + b'{"step": 1')
-    assert page.read(tmp_path / "m.jsonl") == [{"name": text, "step": 0}]
+    assert read_records(tmp_path / "m.jsonl") == [{"name": text, "step": 0}]
 
 
 def test_numbers_that_are_none_are_named_before_anything_is_written(tmp_path: Path) -> None:

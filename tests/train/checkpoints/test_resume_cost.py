@@ -12,7 +12,7 @@ from shards.read.batch_layout import Planner
 from tests.bench.training.resume import FAR, NEAR, first_run, go_on
 from tests.bench.training.runs import TOY
 from train.config import TrainConfig
-from train.report.history import forget_after
+from train.report.records import forget_after
 from train.run import open_columns
 
 Runs = tuple[TrainConfig, dict[int, Path], Path]

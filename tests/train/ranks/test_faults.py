@@ -292,7 +292,7 @@ def test_a_lease_that_expired_and_nobody_took_is_taken_anew(tmp_path: Path) -> N
     [
         ("checkpoints/checkpoint.py:_write_whole", 2, "beside it"),
         ("report/metrics.py:write", 1, "ended"),
-        ("report/history.py:forget_after", 1, "beside it"),
+        ("report/records.py:forget_after", 1, "beside it"),
     ],
 )
 def test_a_suspended_job_wakes_beside_its_successor(point: str, ranks: int, wakes: str) -> None:

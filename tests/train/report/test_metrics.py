@@ -24,8 +24,16 @@ from train.config import MetricsConfig, TrainConfig
 from train.model.dit import DiTConfig
 from train.model.flops import Cost, training
 from train.model.flow import level_of, train_sigmas
-from train.report.loggers import Aside, check
-from train.report.metrics import LEVELS, Metrics, Pace, StepRecord, Tally, line, step_record
+from train.report.loggers import BackgroundLogger, check
+from train.report.metrics import (
+    LEVELS,
+    Metrics,
+    StepRecord,
+    StepSums,
+    Throughput,
+    line,
+    step_record,
+)
 from train.report.page import page
 from train.run import fit, open_columns
 
@@ -48,7 +56,7 @@ def test_each_noise_level_has_its_part() -> None:
 
 def test_two_ranks_are_one_step() -> None:
     sigmas = train_sigmas()[[0, 130, 999, 999]]
-    one, other = Tally(), Tally()
+    one, other = StepSums(), StepSums()
     one.wait(0.375)
     one.wait(0.125)
     other.wait(0.25)
@@ -56,7 +64,7 @@ def test_two_ranks_are_one_step() -> None:
     one.add(batch([3]), torch.tensor([2.0]), sigmas[1:2])
     other.add(batch([0, 2]), torch.tensor([4.0, 5.0]), sigmas[2:])
     sums = [a + b for a, b in zip(one.sums(), other.sums(), strict=True)]
-    assert len(sums) == Tally.SIZE
+    assert len(sums) == StepSums.SIZE
     step = step_record(sums, 2)
     assert step.loss == 3.0
     assert step.level_loss == (1.0, 2.0, 0, 0, 0, 0, 0, 9.0)
@@ -68,7 +76,7 @@ def test_two_ranks_are_one_step() -> None:
 
 
 def test_a_loss_that_is_not_finite_shows() -> None:
-    tally = Tally()
+    tally = StepSums()
     tally.add(batch([1, 1]), torch.tensor([1.0, float("nan")]), train_sigmas()[:2])
     assert tally.sums()[0] != tally.sums()[0]
 
@@ -83,7 +91,7 @@ def a_step(loss: float, level: int = 0, tokens: int = 40, padded: int = 50) -> S
 
 
 def test_an_interval_is_the_mean_of_its_steps() -> None:
-    pace = Pace(Cost(1000, 10), peak=1e9)
+    pace = Throughput(Cost(1000, 10), peak=1e9)
     for step in (a_step(1.0), a_step(2.0), a_step(6.0, level=7, tokens=10)):
         pace.add(step)
     m = pace.measure(steps_left=6)
@@ -99,11 +107,11 @@ def test_an_interval_is_the_mean_of_its_steps() -> None:
     seconds = m["seconds_a_step"] * 3
     pace.leave_out(1000 * seconds)  # more than there were
     assert pace.measure(steps_left=6)["seconds_a_step"] < 0
-    assert Pace(Cost(1, 1)).peak is None
+    assert Throughput(Cost(1, 1)).peak is None
 
 
 def test_no_mfu_without_a_known_peak_and_skipped_steps_apart() -> None:
-    pace = Pace()
+    pace = Throughput()
     pace.add(a_step(2.0))
     pace.add(a_step(float("nan")))
     m = pace.measure(1)
@@ -164,16 +172,16 @@ class Kept:
         self.records: list[tuple[int, dict[str, float]]] = []
         self.closed = False
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
         self.records.append((step, dict(values)))
 
-    def close(self) -> None:
+    def finish(self) -> None:
         self.closed = True
 
 
 class Broken(Kept):
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        super().log(step, values)
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        super().log(values, step=step)
         raise OSError("no route to host")
 
 
@@ -184,13 +192,13 @@ class Hanging(Kept):
         super().__init__()
         self.release = threading.Event()
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
         self.release.wait(60)
 
 
 def test_lines_and_loggers_get_the_same(tmp_path: Path) -> None:
     kept = Kept()
-    metrics = Metrics(tmp_path, 0, [Aside("kept", lambda: kept)])
+    metrics = Metrics(tmp_path, 0, [BackgroundLogger("kept", lambda: kept)])
     metrics.write(1, loss=0.5, by=[1.0, None], start={"mix": {"a": 1.0}, "device": "cpu"})
     metrics.write(2, loss=float("nan"))
     metrics.close()
@@ -217,7 +225,7 @@ def test_a_logger_that_fails_is_given_up(caplog: pytest.LogCaptureFixture) -> No
         raise ConnectionError("refused")
 
     for name, make in (("later", lambda: broken), ("at once", refused)):
-        logger = Aside(name, make)
+        logger = BackgroundLogger(name, make)
         for step in (1, 2, 3):
             logger.log(step, {"loss": 1.0})
         logger.close()
@@ -230,14 +238,14 @@ def test_a_logger_that_fails_is_given_up(caplog: pytest.LogCaptureFixture) -> No
 
 def test_a_logger_that_hangs_is_left_behind(caplog: pytest.LogCaptureFixture) -> None:
     hanging = Hanging()
-    logger = Aside("hanging", lambda: hanging, patience=0.1)
+    logger = BackgroundLogger("hanging", lambda: hanging, patience=0.1)
     for step in range(1100):
         logger.log(step, {})  # never waits
     logger.close()
     assert "hanging gets no more metrics: it has not taken the last 1000 records" in caplog.text
     hanging.release.set()
     other = Hanging()
-    logger = Aside("slow", lambda: other, patience=0.1)
+    logger = BackgroundLogger("slow", lambda: other, patience=0.1)
     logger.log(1, {})
     logger.close()
     assert "slow gets no more metrics: it has not come to an end" in caplog.text
