@@ -18,10 +18,10 @@ from shards import Column, atomic_write, canonical_json, charts
 from train.checkpoints.checkpoint import load_for_sampling
 from train.checkpoints.identity import initial_share
 
-from ..report.compare import Pairing, pairing_of
 from ..report.entries import open_all
-from ..report.pages import embed, environment
+from ..report.pairing import Pairing, pairing_of
 from .classifier import load_classifier
+from .pages import embed, environment
 from .score import Json, compare, encoding_cost, judge, read_metrics
 
 TEXT = "minilm"

@@ -1,4 +1,8 @@
-"""What a set of pictures cost: training, encoding, generating, scoring. Only what was measured and written down."""
+"""The cost of a set of pictures: encoding, training, generating, scoring. Only what was measured and
+written down.
+"""
+
+from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
@@ -7,13 +11,13 @@ from configs import read_yaml
 from shards.format.atomic import read_json
 from train.report.records import read_records
 
-from .entries import Scored
+from .entries import ScoredSet
 
 Json = dict[str, Any]
 
 
-def cost_of(scored: Scored) -> Json:
-    """Seconds of each part: training, encoding, generation, and scoring by scorer; None where nothing is known."""
+def cost_of(scored: ScoredSet) -> Json:
+    """Returns the seconds of each part, of scoring by scorer; None where nothing is known."""
     run, step = scored.run, scored.settings.get("step")
     return {
         "encoding": encoding_cost(run) if run else None,
@@ -23,17 +27,18 @@ def cost_of(scored: Scored) -> Json:
     }
 
 
-def generation_cost(scored: Scored) -> Json | None:
-    """As `generate` noted in the manifest: of the session and rank that recorded the set, which made the last of it."""
+def generation_cost(scored: ScoredSet) -> Json | None:
+    """Returns what `generate` noted in the manifest: of the session and rank that recorded the set."""
     keys = ("seconds", "pictures_per_second", "device", "ranks")
-    found = {key: scored.provenance.get(key) for key in keys}
-    return found if any(value is not None for value in found.values()) else None
+    cost = {key: scored.provenance.get(key) for key in keys}
+    return cost if any(value is not None for value in cost.values()) else None
 
 
 def training_cost(run: Path, until: int | None = None) -> Json | None:
-    """Seconds of the steps up to `until`, from a run's metrics.jsonl: the samples of each log interval over its rate.
+    """Returns the seconds of the steps up to `until`, from a run's metrics.jsonl: the samples of each
+    log interval over its rate.
 
-    Saving, validating and starting are left out. GPU hours are seconds times the ranks of that time, on a GPU.
+    Saving, validating and starting are left out. GPU hours are seconds times ranks on a GPU.
     """
     seconds = gpu_seconds = 0.0
     position, step, ranks, devices = 0, 0, 1, list[str]()
@@ -46,9 +51,9 @@ def training_cost(run: Path, until: int | None = None) -> Json | None:
                 devices.append(device)
         rate = record.get("samples_per_second")
         if rate and "position" in record:
-            took = (record["position"] - position) / rate
-            seconds += took
-            gpu_seconds += took * ranks * (devices[-1:] != ["cpu"])
+            interval = (record["position"] - position) / rate
+            seconds += interval
+            gpu_seconds += interval * ranks * (devices[-1:] != ["cpu"])
             position, step = record["position"], record["step"]
     if not seconds:
         return None
@@ -59,18 +64,15 @@ def training_cost(run: Path, until: int | None = None) -> Json | None:
 
 
 def encoding_cost(run: Path) -> Json | None:
-    """Seconds of the encode run that made the latent column, where its report.json stands beside the column's source:
-    of reading, decoding and the VAE, added over workers."""
+    """Returns the seconds of reading, decoding and the VAE, added over workers, of the encode run that
+    made the run's latent column, where its report.json lies in a folder above the column.
+    """
     try:
-        latents = read_yaml(run / "config.yaml")["data"]["latents"]
-        column = Path(latents).resolve()
-        for folder in list(column.parents)[:3]:
-            if (folder / "report.json").is_file():
-                columns = read_json(folder / "report.json")
-                made = next(v for k, v in columns.items() if Path(k).resolve() == column)
-                return {
-                    "seconds": float(sum(made["seconds"].values())), "rows": made.get("rows"), "column": str(column),
-                }  # fmt: skip
+        column = Path(read_yaml(run / "config.yaml")["data"]["latents"]).resolve()
+        path = next(p for p in (f / "report.json" for f in list(column.parents)[:3]) if p.is_file())
+        columns = read_json(path)
+        report = next(value for key, value in columns.items() if Path(key).resolve() == column)
+        seconds = float(sum(report["seconds"].values()))
+        return {"seconds": seconds, "rows": report.get("rows"), "column": str(column)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
-        pass  # another machine, an object store, several columns: nothing is known
-    return None
+        return None  # another machine, an object store, several columns: nothing is known

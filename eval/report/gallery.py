@@ -1,5 +1,9 @@
 """Pictures of the same prompts side by side, small enough for a page."""
 
+from __future__ import annotations
+
+import base64
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,67 +11,66 @@ from PIL import Image
 
 from ..images.imageset import ImageSetReader, PictureRef
 from ..prompts.prompts import Prompt
-from .pages import embed
 
 Json = dict[str, Any]
 SIDES = (256, 192, 128, 96, 64)  # of a thumbnail, in pixels: the first at which all fit
 MOST_BYTES = 6_000_000  # of all thumbnails of a section
 
 
-def shown_prompts(sets: Sequence[ImageSetReader], most: int) -> list[Prompt]:
-    """The first prompts of each group that all sets have pictures of, at most `most`, in the order of the list.
-
-    Nothing is picked by what it looks like. Without groups they are the first ones.
+def gallery(sets: Sequence[tuple[str, ImageSetReader]], most: int) -> list[Json]:
+    """Returns for each of `most` prompts its text, its group, and each named set's first picture of it
+    as a data URI.
     """
     if not sets:
         return []
-    has = [{(one.file.prompt.id, one.file.prompt.text) for one in images} for images in sets]
-    common = [p for p in sets[0].prompts.items if all((p.id, p.text) in each for each in has)]
-    groups: dict[str | None, list[Prompt]] = {}
-    for prompt in common:
-        groups.setdefault(prompt.group, []).append(prompt)
-    if not groups:
-        return []
-    each = max(1, most // len(groups))
-    chosen = [prompt for members in groups.values() for prompt in members[:each]][:most]
-    place = {prompt.id: i for i, prompt in enumerate(common)}
-    return sorted(chosen, key=lambda prompt: place[prompt.id])
-
-
-def gallery(sets: Sequence[tuple[str, ImageSetReader]], most: int) -> list[Json]:
-    """A record a prompt: its text, its group, and of each set its first picture as a data URI (named as given)."""
-    prompts = shown_prompts([images for _, images in sets], most)
-    wanted = {prompt.id for prompt in prompts}
-    first = [_first(images, wanted) for _, images in sets]
-    made: list[Json] = []
+    first_pictures = [_first_pictures(images) for _, images in sets]
+    prompts = _spread(
+        [p for p in sets[0][1].prompts.items if all((p.id, p.text) in f for f in first_pictures)],
+        most,
+    )
+    records: list[Json] = []
     for side in SIDES:
-        made = [
+        records = [
             {
                 "prompt": prompt.text, "group": prompt.group, "id": prompt.id,
                 "pictures": [
-                    {"set": i, "name": name, **_thumbnail(first[i][prompt.id], side)}
-                    for i, (name, _) in enumerate(sets)
+                    {"set": i, "name": name, **_thumbnail(pictures[prompt.id, prompt.text], side)}
+                    for i, ((name, _), pictures) in enumerate(zip(sets, first_pictures, strict=True))
                 ],
             }
             for prompt in prompts
         ]  # fmt: skip
-        if sum(len(p["uri"]) for record in made for p in record["pictures"]) <= MOST_BYTES:
+        if sum(len(p["uri"]) for record in records for p in record["pictures"]) <= MOST_BYTES:
             break
-    return made
+    return records
 
 
-def _first(images: ImageSetReader, wanted: set[str]) -> dict[str, PictureRef]:
-    """Of each prompt the picture of the lowest number."""
-    found: dict[str, PictureRef] = {}
-    for one in images:
-        if one.file.prompt.id in wanted:
-            found.setdefault(one.file.prompt.id, one)
-    return found
+def _first_pictures(images: ImageSetReader) -> dict[tuple[str, str], PictureRef]:
+    """Returns each prompt's picture of the lowest number, by the prompt's id and text."""
+    first: dict[tuple[str, str], PictureRef] = {}
+    for picture in images:
+        first.setdefault((picture.file.prompt.id, picture.file.prompt.text), picture)
+    return first
 
 
-def _thumbnail(one: PictureRef, side: int) -> Json:
-    """At most `side` pixels wide and high; a smaller picture stays as it is."""
-    image = Image.fromarray(one.read())
+def _spread(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
+    """Returns the first prompts of each group, `most` in all, in the order of the list.
+
+    They are picked by their place alone, never by what their pictures look like.
+    """
+    groups: dict[str | None, list[str]] = {}
+    for prompt in prompts:
+        groups.setdefault(prompt.group, []).append(prompt.id)
+    share = max(1, most // max(1, len(groups)))
+    chosen = [name for members in groups.values() for name in members[:share]][:most]
+    return [prompt for prompt in prompts if prompt.id in set(chosen)]
+
+
+def _thumbnail(picture: PictureRef, side: int) -> Json:
+    """Returns the picture in at most `side` x `side` pixels; a smaller one keeps its size."""
+    image = Image.fromarray(picture.read())
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    uri = embed(image, "WEBP", quality=80, method=4)
-    return {"uri": uri, "width": image.width, "height": image.height, "number": one.number}
+    data = io.BytesIO()
+    image.save(data, "WEBP", quality=80, method=4)
+    uri = f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
+    return {"uri": uri, "width": image.width, "height": image.height, "number": picture.number}

@@ -11,8 +11,9 @@ import pytest
 
 from eval.errors import BadScores
 from eval.prompts.prompts import Prompts
-from eval.report.compare import compare, entries, judged, pairing_of
-from eval.report.entries import Scored, open_all, open_one
+from eval.report.compare import compare, entries
+from eval.report.entries import ScoredSet, open_all, open_one
+from eval.report.pairing import pairing_of, subject_of
 from eval.report.report import report
 from eval.scores import results
 from eval.scores.aggregate import aggregate
@@ -33,7 +34,7 @@ def test_a_difference_is_the_mean_of_prompts_differences(tmp_path: Path) -> None
     for folder, values in zip(folders, (a, b), strict=True):
         make_score(folder, "clip", make_items(values), unit=100.0)
     comparison = compare(*open_all(folders))
-    assert (comparison.subject, comparison.warnings) == ("VAEs", ())
+    assert (comparison.pairing.subject, comparison.pairing.warnings) == ("VAEs", ())
     (found,) = comparison.differences
     assert found.value is not None
     assert found.value.value == pytest.approx(100 * (b - a).mean())
@@ -78,8 +79,11 @@ def test_a_difference_inside_its_interval_is_not_resolved(tmp_path: Path) -> Non
     ],
 )
 def test_what_is_compared(differ: tuple[str, ...], subject: str, warned: list[str]) -> None:
-    assert judged({"seed": (1, 2)}) == ("seed", ["not a paired comparison: seed differs (1, 2)"])
-    found, warnings = judged({key: (1, 2) for key in differ})
+    assert subject_of({"seed": (1, 2)}) == (
+        "seed",
+        ["not a paired comparison: seed differs (1, 2)"],
+    )
+    found, warnings = subject_of({key: (1, 2) for key in differ})
     assert found == subject
     if not warned:
         assert warnings == []
@@ -120,7 +124,7 @@ def test_other_prompts_are_not_paired(tmp_path: Path) -> None:
     make_score(a, "clip", make_items(np.ones(N)))
     make_score(b, "clip", make_items(np.ones(20), fewer))
     comparison = compare(*open_all([a, b]))
-    assert "prompts differs" in comparison.warnings[0]
+    assert "prompts differs" in comparison.pairing.warnings[0]
     assert comparison.differences[0].reason == "it is of other prompts in each"
 
 
@@ -140,8 +144,8 @@ def test_reconstructions_of_other_originals_are_warned_of(tmp_path: Path) -> Non
         make_set(tmp_path / name / "original", how)
         make_set(tmp_path / name / "reconstruction", {"kind": "reconstruction", "vae": name * 64})
     a, b, c = open_all([tmp_path / name for name in "abc"])
-    assert compare(a, b).warnings == ("of other originals: preprocess differs",)
-    assert compare(a, c).warnings == ()
+    assert compare(a, b).pairing.warnings == ("of other originals: preprocess differs",)
+    assert compare(a, c).pairing.warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -184,7 +188,7 @@ def test_a_group_that_is_not_made_of_items_values_has_no_difference(tmp_path: Pa
 # Trainings -----------------------------------------------------------------------------------------------------------
 
 
-def sets_of(folder: Path, *trainings: dict[str, Any] | None, **differ: Any) -> list[Scored]:
+def sets_of(folder: Path, *trainings: dict[str, Any] | None, **differ: Any) -> list[ScoredSet]:
     """Sets of other VAEs and weights, whose trainings differ from the first by these leaves; None: not recorded."""
     random = np.random.default_rng(0)
     for i, changes in enumerate(trainings):
@@ -234,9 +238,9 @@ def test_vaes_alone_are_claimed_only_where_the_trainings_are_the_same(tmp_path: 
 )
 def test_each_other_difference_is_named(tmp_path: Path, leaf: str, value: Any) -> None:
     comparison = compare(*sets_of(tmp_path, {}, VAE | {leaf: value}))
-    assert comparison.subject == "VAEs"
+    assert comparison.pairing.subject == "VAEs"
     assert comparison.pairing.paired is False
-    (warning,) = comparison.warnings
+    (warning,) = comparison.pairing.warnings
     assert warning.startswith("not a paired comparison of VAEs alone: ")
     assert f"{leaf}" in warning
     assert comparison.pairing.sentence == "Compares sets that differ in more than VAEs."
@@ -275,7 +279,7 @@ def test_averages_and_steps_are_named_too(tmp_path: Path) -> None:
     )
     assert found.pairing.paired is False
     for key in ("ema differs (True, False)", "step differs (100, 200)", "position differs"):
-        assert key in found.warnings[0]
+        assert key in found.pairing.warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -288,8 +292,12 @@ def test_averages_and_steps_are_named_too(tmp_path: Path) -> None:
 def test_sets_without_a_record_say_so(tmp_path: Path, trainings: Any, said: str) -> None:
     """As sets of before: all that the pictures say is compared, and a verdict is one on the sets."""
     found = compare(*sets_of(tmp_path, *trainings))
-    assert (found.subject, found.pairing.paired, found.pairing.training) == ("VAEs", None, None)
-    assert found.warnings[0].startswith(said)
+    assert (found.pairing.subject, found.pairing.paired, found.pairing.training) == (
+        "VAEs",
+        None,
+        None,
+    )
+    assert found.pairing.warnings[0].startswith(said)
     assert "as far as is known" in found.pairing.sentence
     assert found.favours(found.differences[0]) == "1"
     make_set(tmp_path / "2", {"vae": "2" * 64, "weights": "2" * 64}, trained={"step": 100})
@@ -353,7 +361,7 @@ def test_the_subject_is_what_the_trainings_differ_in(tmp_path: Path) -> None:
 # Seeds ---------------------------------------------------------------------------------------------------------------
 
 
-def opened(folder: Path, seeds: dict[str, tuple[int, ...]]) -> list[Scored]:
+def opened(folder: Path, seeds: dict[str, tuple[int, ...]]) -> list[ScoredSet]:
     return open_all(seeded(folder, seeds))
 
 
@@ -367,7 +375,7 @@ def test_seeds_of_an_entry_are_never_compared_with_each_other(tmp_path: Path) ->
         [2, 0, 1],
     )
     found = compare(a, b)
-    assert (found.seeds, found.subject, found.pairing.paired) == ((0, 1, 2), "VAEs", True)
+    assert (found.seeds, found.pairing.subject, found.pairing.paired) == ((0, 1, 2), "VAEs", True)
     (difference,) = found.differences
     means = {
         seed: float(np.mean([i.value for i in b.members[seed].items("clip")]))
@@ -388,7 +396,7 @@ def test_a_crossed_pair_has_no_verdict(tmp_path: Path) -> None:
     found = compare(*entries(opened(tmp_path, {"flux": (0,), "e2e": (1,)})))
     (difference,) = found.differences
     assert (found.seeds, difference.resolved, found.favours(difference)) == ((), True, None)
-    assert "training seed differs (0, 1)" in found.warnings[0]
+    assert "training seed differs (0, 1)" in found.pairing.warnings[0]
     assert found.pairing.paired is False
 
 
@@ -397,11 +405,11 @@ def test_seeds_without_a_partner_are_left_out_and_said(tmp_path: Path) -> None:
     (tmp_path / "e2e-seed1" / results.NAME / "clip.json").rename(tmp_path / "kept")
     found = compare(*entries(sets))
     assert found.seeds == (1,)
-    assert found.warnings == ("left out, for want of a partner: flux, e2e-seed2",)
+    assert found.pairing.warnings == ("left out, for want of a partner: flux, e2e-seed2",)
     assert not found.differences[0].covers_seeds
     sets = opened(tmp_path / "none", {"flux": (0, 1), "e2e": (2, 3)})
     found = compare(*entries(sets))
-    assert found.warnings[-1] == "left out, for want of a partner: flux-seed1, e2e-seed3"
+    assert found.pairing.warnings[-1] == "left out, for want of a partner: flux-seed1, e2e-seed3"
     assert found.favours(found.differences[0]) is None
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from eval.commands import main
 from eval.errors import BadReport, BadScores, MissingImages, OtherImages
+from eval.images.imageset import ImageSetReader
 from eval.prompts.prompts import Prompt, Prompts
 from eval.report.entries import unique_names
 from eval.report.report import report
@@ -164,8 +165,11 @@ def test_the_page_says_what_the_json_says(made: dict[str, Any]) -> None:
     assert made["html"].count('class="differs"') == 3 + 1  # and what follows the VAE
     assert "data.sources.0.latents.encoder.weights follows the VAE" in text
     assert "over prompts; training seeds are not covered" in text
-    assert "3 min, 100 steps" in text
-    assert "2 min for 150 rows" in text
+    assert "0:03:20, 100 steps" in text
+    assert "0:01:40 for 150 rows" in text
+    assert "1:11:28 for 6,400 samples" in text  # 100.5 s of 150 rows, for each of 6,400 samples
+    assert "e2e is better by vqa-tiny (" in text
+    assert "Training lossrun" in text
 
 
 def test_the_page_needs_nothing_from_outside(made: dict[str, Any]) -> None:
@@ -283,8 +287,7 @@ def test_reconstructions(tmp_path: Path) -> None:
     assert names[:3] == ["original: key0", "flux: key0", "e2e: key0"]
 
 
-def test_reconstructions_as_the_command_leaves_them(tmp_path: Path) -> None:
-    """Its metrics.json is enough: means, and paired differences over pictures; each source has a section."""
+def test_reconstructions_of_each_source_have_a_section(tmp_path: Path) -> None:
     items = tuple(Prompt(f"{i:08d}", f"key{i}") for i in range(4))
     values = {"flux": [20.0, 22.0, 24.0, 26.0], "e2e": [21.0, 22.5, 25.0, 27.5]}
     values["elsewhere"] = values["flux"]
@@ -296,10 +299,9 @@ def test_reconstructions_as_the_command_leaves_them(tmp_path: Path) -> None:
                 | ({"vae": name, "column": name} if kind == "reconstruction" else {}),
                 Prompts("reconstruct-" + ("other" if name == "elsewhere" else "toy"), items),
             )
-        pictures = [
-            {"row": i, "key": f"key{i}", "psnr": v, "ssim": 0.5} for i, v in enumerate(psnr)
-        ]
-        (tmp_path / name / "metrics.json").write_text(json.dumps({"pictures": pictures}))
+        prompts = ImageSetReader.open(tmp_path / name / "reconstruction").prompts
+        for scorer, numbers in (("psnr", psnr), ("ssim", [0.5] * 4)):
+            make_score(tmp_path / name / "reconstruction", scorer, make_items(numbers, prompts))
     data = report([tmp_path / name for name in values], tmp_path / "r.html")
     section, other = data["sections"]
     assert (other["benchmark"], other["comparisons"]) == ("reconstruct-other", [])
@@ -311,9 +313,6 @@ def test_reconstructions_as_the_command_leaves_them(tmp_path: Path) -> None:
     assert (psnr["value"]["value"], psnr["resolved"], psnr["favours"]) == (1.0, True, "e2e")
     assert (ssim["value"]["value"], ssim["resolved"]) == (0.0, False)
     assert section["comparisons"][0]["warnings"] == []
-    (tmp_path / "e2e/metrics.json").write_text("{}")
-    with pytest.raises(BadScores, match=r"e2e/metrics\.json"):
-        report([tmp_path / "flux", tmp_path / "e2e"], tmp_path / "r.html")
 
 
 def test_bad_folders_are_named_and_nothing_is_written(tmp_path: Path) -> None:
