@@ -70,7 +70,7 @@ def _found(value: Any, expected: str) -> str:
     return f"found {shown if len(shown) <= 80 else shown[:77] + '...'}, expected {expected}"
 
 
-def _explained(error: ValidationError) -> ValueError:
+def explained(error: ValidationError) -> ValueError:
     """The first fault of a record as `field[0].name: found X, expected Y`; UnknownField where a field is
     unknown, whatever else is wrong: it may be of a newer release.
     """
@@ -104,7 +104,7 @@ def check(schema: type[BaseModel] | TypeAdapter[Any], value: Any) -> None:
         else:
             schema.model_validate(value)
     except ValidationError as error:
-        raise _explained(error) from None
+        raise explained(error) from None
 
 
 # ---- values -------------------------------------------------------------------------------------
