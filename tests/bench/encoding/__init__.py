@@ -11,13 +11,8 @@ All of it is made up in a temporary folder (pictures, models of random weights, 
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
-import time
-from pathlib import Path
 
 from shards.console import positive
-from shards.format.atomic import Json
 from shards.places import local_path
 
 PARTS = ("overhead", "busy", "scale")
@@ -48,25 +43,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run_bench(args: argparse.Namespace) -> int:
     """`python -m encode bench`: run the parts, print their tables, write them down."""
-    from tests.bench.cost import write_found
-    from tests.bench.encoding import (  # torch and diffusers are loaded when they are needed
-        busy,
-        overhead,
-        scale,
-    )
+    from tests.bench.turns import measured
 
-    found: Json = {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-    }
-    parts = PARTS if args.part == "all" else (args.part,)
-    with tempfile.TemporaryDirectory(dir=args.folder, prefix="latentbank-bench-") as name:
-        for part in parts:
-            folder = Path(name) / part
-            folder.mkdir()
-            measure = {"overhead": overhead.run, "busy": busy.run, "scale": scale.run}[part]
-            found[part], text = measure(folder, args)
-            print(text, flush=True)
-    write_found(found, args.json)
-    return 0
+    from . import busy, overhead, scale  # torch and diffusers are loaded when they are needed
+
+    runs = {"overhead": overhead.run, "busy": busy.run, "scale": scale.run}
+    chosen = PARTS if args.part == "all" else (args.part,)
+    return measured({part: runs[part] for part in chosen}, args)

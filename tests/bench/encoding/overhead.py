@@ -43,7 +43,8 @@ from shards.column.writer import block_digest
 from shards.column.zarr_object import crc32c
 from shards.console import render
 from shards.format.atomic import Json
-from tests.bench.cost import cpu_of, keep_memory, paired, tree_cpu_seconds
+from tests.bench.cost import cpu_of, paired, tree_cpu_seconds
+from tests.bench.turns import turns
 
 from .synthetic import MODELS, picture, save_vae, tasks_of, write_tar
 
@@ -142,12 +143,12 @@ def compare(bench: Bench, rounds: int) -> Json:
     """Ratio of CPU seconds, A over B, of each round."""
     engine: list[float] = []
     bare: list[float] = []
-    for number in range(-1, rounds):
+    for number in turns(bench.case.vae, range(-1, rounds)):
         task = bench.task()
-        turns: list[tuple[list[float], Callable[[], object]]] = [
+        pairs: list[tuple[list[float], Callable[[], object]]] = [
             (engine, lambda task=task: bench.engine(task)), (bare, bench.bare)  # type: ignore[misc]  # a lambda with a default
         ]  # fmt: skip
-        for into, work in turns if number % 2 else turns[::-1]:  # there and back
+        for into, work in pairs if number % 2 else pairs[::-1]:  # there and back
             into.append(cpu_of(work))
         task_root = task.folder.parent.folder
         assert task_root is not None
@@ -235,7 +236,6 @@ def ray_start(config: MomentsColumn, weights: str) -> Json:
 
 def run(folder: Path, args: argparse.Namespace) -> tuple[Json, str]:
     """Both cases and Ray's start; (results, text)."""
-    keep_memory()
     found: Json = {"target": TARGET}
     for name, case in CASES.items():
         rows = args.rows or case.rows

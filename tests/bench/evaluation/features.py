@@ -85,7 +85,7 @@ def run(folder: Path, rounds: int, light: bool) -> tuple[Json, Table]:
         )  # fmt: skip
 
     cpu: dict[str, list[float]] = {"ours": [], "theirs": [], "kept": []}
-    for turn in range(-1, rounds):  # the first warms up
+    for turn in turns.turns("features", range(-1, rounds)):  # the first warms up
         kept = folder / f"kept{turn}"
         both: list[tuple[str, Work]] = [("ours", partial(ours, kept)), ("theirs", theirs)]
         for name, work in both if turn % 2 else both[::-1]:
@@ -121,7 +121,7 @@ def main() -> int:
 
 def bench(args: argparse.Namespace) -> int:
     """Measure, print, write down."""
-    return turns.measured({"features": run}, args)
+    return turns.measured({"features": turns.timed(run)}, args)
 
 
 if __name__ == "__main__":

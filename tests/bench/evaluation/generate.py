@@ -128,7 +128,7 @@ def run(folder: Path, rounds: int, light: bool) -> tuple[Json, Table]:
 
     spent: dict[str, list[float]] = {"bare": [], "generate": []}
     seconds: dict[str, list[float]] = {"bare": [], "generate": []}
-    for turn in range(rounds + 1):
+    for turn in turns.turns("generate", range(rounds + 1)):
         works: list[tuple[str, Callable[[], None]]] = [("bare", bare), ("generate", whole)]
         for name, work in works if turn % 2 else works[::-1]:
             start = time.perf_counter()
@@ -171,7 +171,7 @@ def main() -> int:
 
 def bench(args: argparse.Namespace) -> int:
     """Measure, print, write down."""
-    return turns.measured({"generate": run}, args)
+    return turns.measured({"generate": turns.timed(run)}, args)
 
 
 if __name__ == "__main__":

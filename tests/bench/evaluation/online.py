@@ -230,7 +230,7 @@ def main() -> int:
 
 def bench(args: argparse.Namespace) -> int:
     """Measure, print, write down."""
-    return turns.measured({"online": run}, args)
+    return turns.measured({"online": turns.timed(run)}, args)
 
 
 if __name__ == "__main__":

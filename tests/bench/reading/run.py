@@ -30,8 +30,8 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 
+from shards.console import Bar
 from tests.bench.cost import verdict, write_json
 
 from . import ORDERS, peers, readers
@@ -316,12 +316,10 @@ def compare(
             for name in (list(running) if number % 2 == 0 else reversed(running))
             if order in READERS[name].orders
         ]
-        bar = stack.enter_context(Progress(console=console, transient=True))
-        task = bar.add_task("", total=len(plan))
+        bar = stack.enter_context(Bar("read", len(plan), "turns"))
         for number, order, state, name in plan:
-            bar.update(task, description=f"round {number + 1}: {order}, {state}: {name}")
             turns.append({"round": number, **turn(running[name], order, state)})
-            bar.advance(task)
+            bar.advance(1)
         peaks = {name: process.peak - process.base for name, process in running.items()}
     return summary(turns, peaks), turns, faults
 

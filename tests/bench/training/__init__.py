@@ -26,6 +26,6 @@ def run_bench(args: argparse.Namespace) -> int:
     """`python -m train bench`: run the parts, print what was found and promised, write it down."""
     from tests.bench.training import overhead, resume
 
-    runs: dict[str, turns.Measure] = {"overhead": overhead.run, "resume": resume.run}
+    runs = {"overhead": turns.timed(overhead.run), "resume": turns.timed(resume.run)}
     chosen = PARTS if args.part == "all" else (args.part,)
     return turns.measured({part: runs[part] for part in chosen}, args)

@@ -21,6 +21,7 @@ from shards.format.layout import BLOCK
 from shards.read.stream import Batch, Stream
 from tests.bench.cost import cpu_seconds, paired, promise
 from tests.bench.reading.samples import Samples
+from tests.bench.turns import turns
 from train.checkpoints import checkpoint
 from train.config import TrainConfig
 from train.loop import CHECKPOINTS
@@ -114,7 +115,7 @@ def run(folder: Path, rounds: int | None, light: bool) -> tuple[Json, Table]:
     rounds = rounds or ROUNDS
     config, runs = first_run(folder, TOY if light else SMALL)
     found: dict[int, list[Start]] = {step: [] for step in runs}
-    for number in range(-1, rounds):  # the first round is not counted
+    for number in turns("resume", range(-1, rounds)):  # the first round is not counted
         for step in runs if number % 2 else reversed(runs):  # there and back
             start = go_on(config, runs[step], step, folder / "scratch")
             if number >= 0:
