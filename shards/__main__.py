@@ -31,11 +31,13 @@ import errno
 import json
 import os
 import sys
+from importlib import import_module
 
 from .console import bench_module, not_negative, number, positive
 from .errors import ShardsError
 from .printing import safe_output
 
+MODULES = {"digest": "verify", "stage": "copy"}  # of commands, where it has another name
 NO_RIGHTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -159,39 +161,13 @@ def print_order(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """One function a command."""
-    from .tools import convert, diff, gc, info, repair, verify
-    from .tools import copy as transfer
-
-    match args.command:
-        case "info":
-            return info.run_info(args.column, args.json)
-        case "verify":
-            return verify.run_verify(args.column, args.processes, args.json, args.source)
-        case "repair":
-            return repair.run_repair(args.column, args.yes, args.processes, args.break_lease)
-        case "gc":
-            return gc.run_gc(
-                args.column, args.yes, args.older_than, args.generations, args.quarantine,
-                args.break_lease,
-            )  # fmt: skip
-        case "digest":
-            return verify.run_digest(args.column, args.deep, args.processes)
-        case "diff":
-            return diff.run_diff(args.a, args.b, args.processes)
-        case "convert":
-            codec = None if args.codec == "none" else args.codec
-            return convert.run_convert(
-                args.source, args.target, args.backend, codec, args.element, args.processes
-            )
-        case "copy":
-            return transfer.run_copy(args.source, args.target, args.with_source, args.threads)
-        case "stage":
-            return transfer.run_stage(args.source, args.folder, args.threads)
-        case "bench":
-            return int(bench_module("reading").run_bench(args))
-        case _:
-            return print_order(args)
+    """Runs a command, whose module is loaded now."""
+    if args.command == "order":
+        return print_order(args)
+    if args.command == "bench":
+        return int(bench_module("reading").run_bench(args))
+    module = import_module(f".tools.{MODULES.get(args.command, args.command)}", __package__)
+    return int(getattr(module, f"run_{args.command}")(args))
 
 
 def main() -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,14 +27,14 @@ from ..read.column import Column, open_spec
 from ..store.base import Place, Store
 from ..store.open import open_store
 from .copy import refuse_nested
-from .parallel import Report, processes_for, silent, spread
+from .parallel import SILENT, Progress, Report, processes_for, spread
 
 CALIBRATION_ROWS, CALIBRATION_TOKENS = 4_096, 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
 class ConvertTask:
-    """One shard on its way."""
+    """A shard to be converted."""
 
     source: Column
     target: Store
@@ -45,9 +45,11 @@ class ConvertTask:
 
 
 def converted_spec(
-    source: Column, backend: str, codec: str | None, element: str | None
+    source: Column, target: Store, backend: str, codec: str | None, element: str | None
 ) -> ColumnSpec:
-    """What a column becomes: the same but for how it is stored. ShardsError if it cannot be."""
+    """Returns what a column becomes: the same but for how it is stored. Scales of int8 that an
+    earlier attempt measured are kept. Raises ShardsError if it cannot be converted.
+    """
     old = source.spec
     element = element or old.layout.element
     try:
@@ -61,13 +63,16 @@ def converted_spec(
             f"{source.path}: {old.layout.kind} of {old.layout.element} cannot become {element}; only "
             "tokens of bfloat16 can become int8, and the way back would not bring back what was lost"
         )
+    scales = None if target.size("column.json") is None else open_spec(target)[0].quantisation
     identity = {**old.identity, "dtype": "int8"}
-    return replace(old, identity=identity, layout=layout, quantisation=_calibration(source))
+    return replace(
+        old, identity=identity, layout=layout, quantisation=scales or _calibration(source)
+    )
 
 
 def _calibration(source: Column) -> Json:
-    """Channel scales and measured error, from rows spread over the column; of long captions a
-    share of the tokens is enough.
+    """Returns channel scales and their measured error, from rows spread over the column; of long
+    captions a share of the tokens is enough.
     """
     ids = valid_rows(source.valid_mask())
     if not len(ids):
@@ -77,14 +82,14 @@ def _calibration(source: Column) -> Json:
     share = min(1.0, CALIBRATION_TOKENS / max(int(source.lengths(ids).sum()), 1))
     chance, tokens = np.random.default_rng(0), []
     for start in range(0, len(ids), 32):
-        words = source.read(ids[start : start + 32], check=True)
-        tokens.append(words[chance.random(len(words)) < share])
-    measured = calibrate(np.concatenate(tokens), len(ids))
-    if not np.isfinite([measured["relative_error"], *measured["channel"]]).all():
+        stored = source.read(ids[start : start + 32], check=True)
+        tokens.append(stored[chance.random(len(stored)) < share])
+    scales = calibrate(np.concatenate(tokens), len(ids))
+    if not np.isfinite([scales["relative_error"], *scales["channel"]]).all():
         raise ShardsError(
             f"{source.path}: its values are too large for int8 with scales of float32"
         )
-    return measured
+    return scales
 
 
 def convert(
@@ -94,10 +99,9 @@ def convert(
     codec: str | None = None,
     element: str | None = None,
     processes: int | None = None,
-    begin: Callable[[int], None] = silent,
-    report: Report = silent,
+    progress: Progress = SILENT,
 ) -> Column:
-    """Store a complete column in another way: same rows, statuses and index digests, and, unless it
+    """Stores a complete column in another way: same rows, statuses and index digests, and, unless it
     becomes int8, same logical digests.
 
     Shards that are committed in the target are not made again. Raises ConversionFailed if a shard's
@@ -106,17 +110,18 @@ def convert(
     column = Column.open(source)
     store = open_store(target)
     refuse_nested(column.store, store)
-    spec, digest = _target(column, store, backend, codec, element)
+    spec = converted_spec(column, store, backend, codec, element)
+    digest = create_column(store, spec)
     if spec.empty_tokens is not None:
         put_empty(store, spec, column.empty())
     done = set(committed(store, spec.layout.shards))
     shards = [s for s, content in enumerate(column.snapshot.content) if content is not None]
     lossless = spec.layout.element == column.layout.element
     tasks = [ConvertTask(column, store, spec, digest, s, lossless) for s in shards if s not in done]
-    sizes = [_size(column, task.shard) for task in tasks]
-    begin(sum(sizes))
-    count = processes_for(processes, len(tasks), sum(sizes))
-    for _ in spread(convert_shard, tasks, count, report):
+    size = sum(_size(column, task.shard) for task in tasks)
+    progress.begin(size)
+    count = processes_for(processes, len(tasks), size)
+    for _ in spread(convert_shard, tasks, count, progress.advance):
         pass
     for shard in shards if lossless else ():
         _compare(column, store, shard)
@@ -128,53 +133,19 @@ def convert(
     return Column.open(store)
 
 
-def _target(
-    column: Column, store: Store, backend: str, codec: str | None, element: str | None
-) -> tuple[ColumnSpec, str]:
-    """What the target is, claimed; its scales are kept where an earlier attempt measured them.
-    (Those of a source that is int8 already go with its words.)
-    """
-    measured = element == "int8" and column.layout.element != "int8"
-    if measured and store.size("column.json") is not None:
-        standing, _ = open_spec(store)
-        layout = replace(column.layout, backend=backend, codec=codec, element="int8")
-        spec = replace(
-            column.spec, layout=layout, identity={**column.spec.identity, "dtype": "int8"},
-            quantisation=standing.quantisation or _calibration(column),
-        )  # fmt: skip
-    else:
-        spec = converted_spec(column, backend, codec, element)
-    return spec, create_column(store, spec)
-
-
-def _only(column: Column, shard: int) -> Column:
-    """The column with one shard, so that little goes to the process that converts it."""
-    whole, count = column.snapshot, len(column.snapshot.rows)
-
-    def at(values: Sequence[Any], nothing: Any) -> tuple[Any, ...]:
-        return tuple(values[s] if s == shard else nothing for s in range(count))
-
-    one = replace(
-        whole, rows=at(whole.rows, 0), content=at(whole.content, None), truncated=(),
-        index=at(whole.index, None), valid_mask=np.zeros(0, np.uint32),
-    )  # fmt: skip
-    return Column(column.store, column.spec, column.digest, one)
-
-
 def _size(column: Column, shard: int) -> int:
-    """Bytes of the values that are read of a shard."""
+    """Returns the bytes of the values that are read of a shard."""
     ids = shard * column.layout.shard_rows + np.arange(column.snapshot.rows[shard])
     return int(column.row_bytes(ids).sum())
 
 
 def convert_shard(task: ConvertTask, report: Report) -> None:
-    """Write one shard block by block and commit it."""
+    """Writes one shard block by block and commits it."""
     source, shard, rows = task.source, task.shard, task.source.snapshot.rows[task.shard]
     index = str(source.snapshot.index[shard])
     with ShardWriter(task.target, task.spec, task.digest, shard, rows, index) as writer:
         for first in range(0, rows, ZARR_ROWS):
-            places = np.arange(first, min(first + ZARR_ROWS, rows))
-            ids = shard * source.layout.shard_rows + places
+            ids = shard * source.layout.shard_rows + np.arange(first, min(first + ZARR_ROWS, rows))
             values: Any = source.read(ids, check=True)
             report(values.nbytes)
             status = source.status(ids)
@@ -185,36 +156,35 @@ def convert_shard(task: ConvertTask, report: Report) -> None:
             # A row that is not finite is given as it was to the first writer, which finds it so.
             writer.put_block(values, np.where(status == Status.NON_FINITE, Status.OK, status))
         # a path may be any bytes, a record is text
-        where = os.fsencode(source.path).decode(errors="backslashreplace")
-        writer.commit({"converted": where}, source._table.members(shard))
+        path = os.fsencode(source.path).decode(errors="backslashreplace")
+        writer.commit({"converted": path}, source._table.members(shard))
     source.close()
 
 
 def _compare(column: Column, store: Store, shard: int) -> None:
-    """The commit that stands has the content of the source's."""
-    found, expected = read_commit(store, shard).content, column.snapshot.content[shard]
-    if found != expected:
+    """Raises ConversionFailed unless a commit has the content of the source's."""
+    content, expected = read_commit(store, shard).content, column.snapshot.content[shard]
+    if content != expected:
         raise ConversionFailed(
-            f"{store.at(commit_name(shard))}: shard {shard} has the digest {found[:12]}..., in "
+            f"{store.at(commit_name(shard))}: shard {shard} has the digest {content[:12]}..., in "
             f"{column.path} it is {str(expected)[:12]}... The target held other objects before, or "
             "something is wrong; delete the target and convert again"
         )
 
 
-def run_convert(
-    source: str, target: str, backend: str, codec: str | None, element: str | None,
-    processes: int | None,
-) -> int:  # fmt: skip
-    with Bar("convert", None, "bytes") as shown:
+def run_convert(args: argparse.Namespace) -> int:
+    """`python -m shards convert`."""
+    codec = None if args.codec == "none" else args.codec
+    with Bar("convert", unit="bytes") as bar:
         column = convert(
-            source, target, backend, codec, element, processes, shown.begin, shown.advance
+            args.source, args.target, args.backend, codec, args.element, args.processes, bar
         )
-    spec = column.spec
-    same = "logical digests equal those of the source" if not spec.quantisation else ""
-    if spec.quantisation:
-        error = spec.quantisation["relative_error"]
-        same = f"relative error {100 * error:.2f} % over {spec.quantisation['rows']} rows"
+    result = "logical digests equal those of the source"
+    if scales := column.spec.quantisation:
+        error = scales["relative_error"]
+        result = f"relative error {100 * error:.2f} % over {scales['rows']} rows"
         if error > WARN_ABOVE:
-            same += f"; WARNING: more than the {100 * WARN_ABOVE:.0f} % that is usual"
-    print(f"{target}: {sum(column.snapshot.rows):,} rows as {spec.layout.record()}; {same}")
+            result += f"; WARNING: more than the {100 * WARN_ABOVE:.0f} % that is usual"
+    rows = sum(column.snapshot.rows)
+    print(f"{args.target}: {rows:,} rows as {column.layout.record()}; {result}")
     return 0

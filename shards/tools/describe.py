@@ -29,7 +29,7 @@ from ..format.records import FailureRecord, parse
 from ..read.column import open_spec
 from ..store.base import Place, Store
 from ..store.open import open_store
-from .scan import commit_error, damage_message_or_raise
+from .faults import commit_error, damage_message_or_raise
 
 READ_AHEAD = 256  # commits
 

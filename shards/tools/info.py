@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 
@@ -182,8 +183,8 @@ def _numbers(values: Sequence[float]) -> str:
     return " ".join(f"{value:.2f}" for value in values)
 
 
-def run_info(url: str, as_json: bool) -> int:
+def run_info(args: argparse.Namespace) -> int:
     """`python -m shards info`."""
-    info = information(url)
-    print(json.dumps(info, indent=2) if as_json else as_text(info))
+    info = information(args.column)
+    print(json.dumps(info, indent=2) if args.json else as_text(info))
     return 0

@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ..errors import WorkerDied
 
@@ -26,29 +26,45 @@ PROCESS_BYTES = 1 << 26  # starting a process costs about what this many bytes c
 _channel: Connection | None = None  # of a worker, to the parent
 
 
-def silent(count: int) -> None:
-    """A report that nobody reads."""
+class Progress(Protocol):
+    """What counts the bytes of a pass, as a `console.Bar` does."""
+
+    def begin(self, total: int, /) -> None: ...
+
+    def advance(self, count: int, /) -> None: ...
+
+
+class Silent:
+    """A progress that nobody looks at."""
+
+    def begin(self, total: int, /) -> None:
+        pass
+
+    def advance(self, count: int, /) -> None:
+        pass
+
+
+SILENT = Silent()
 
 
 def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def processes_for(asked: int | None, tasks: int, size: int) -> int:
-    """How many processes work on `size` bytes in some tasks: what is asked for, or all cores where
-    that pays.
+def processes_for(processes: int | None, tasks: int, size: int) -> int:
+    """Returns how many processes work on `size` bytes in some tasks: as many as an option says, or
+    all cores where that pays.
     """
-    wanted = asked if asked else min(cores(), 1 + size // PROCESS_BYTES)
-    return max(1, min(wanted, tasks))
+    return max(1, min(processes or min(cores(), 1 + size // PROCESS_BYTES), tasks))
 
 
 def spread(
     work: Callable[[Task, Report], Result], tasks: Sequence[Task], processes: int, report: Report
 ) -> Iterator[tuple[Task, Result]]:
-    """(task, result) of each task as it is done, in any order; in this process where one is asked
-    for.
+    """Yields (task, result) of each task as it is done, in any order; one process is this one.
 
-    `work` must be importable. Its exceptions come out here; WorkerDied if a process was killed.
+    `work` must be importable. Its exceptions come out here; raises WorkerDied if a process was
+    killed.
     """
     if processes == 1:
         for task in tasks:
@@ -77,13 +93,13 @@ def spread(
 
 
 def _drain(inlet: Connection, report: Report) -> None:
-    """Pass on what workers report until the parent's own empty message comes."""
+    """Passes on what workers report until the parent's own empty message comes."""
     while data := inlet.recv_bytes():
         report(int.from_bytes(data, "little"))
 
 
 def _begin(channel: Connection) -> None:
-    """In a worker: reports go to the parent; a dead parent, or Ctrl-C, ends the worker."""
+    """Starts a worker: its reports go to the parent; a dead parent, or Ctrl-C, ends it."""
     global _channel
     _channel = channel
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -152,3 +152,17 @@ def files_of(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.startswith(".tmp-")
     }
+
+
+class Counted:
+    """A progress that keeps the total, and each count of work done."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.counts: list[int] = []
+
+    def begin(self, total: int) -> None:
+        self.total = total
+
+    def advance(self, count: int) -> None:
+        self.counts.append(count)

@@ -23,7 +23,7 @@ from encode.report.status import (
 from shards import open_store, put_complete
 from shards.column.commits import Commit, commit_name
 from shards.format.atomic import canonical_json, seal
-from shards.tools.scan import objects_of
+from shards.tools.faults import objects_of
 from tests.encode.report.test_report import config_of, fail, make
 
 RUN = {

@@ -40,7 +40,7 @@ def test_repaired_and_encoded_again(tmp_path: Path, models: Path) -> None:
         found, plan = repair(path, yes=True)
         assert [line for line in plan.beyond if "00001.jsonl" in line]
     (tmp_path / "cache/toy/index/00001.jsonl").unlink()  # as it says
-    assert [examine(path).missing for path in columns] == [[1, 2], [0]]
+    assert [examine(path).column.missing for path in columns] == [[1, 2], [0]]
     printed = encode(config, tmp_path / "output")
     assert "complete, 15 rows" in printed
     for path, before, digest in zip(columns, whole, digests, strict=True):

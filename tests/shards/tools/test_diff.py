@@ -13,6 +13,7 @@ from tests.shards.tools.test_transfer import normal_tokens
 from tests.shards.toy import (
     EMPTY,
     ROWS,
+    Counted,
     caption_status,
     image_status,
     moments_of,
@@ -33,10 +34,10 @@ def printed(found: Difference) -> str:
 def test_storage_is_no_difference(toy: Path, tmp_path: Path, way: dict[str, str]) -> None:
     for name in ("vae", "text"):
         convert(toy / name, tmp_path / name, **way)  # type: ignore[arg-type]
-        read: list[int] = []
-        found = diff(toy / name, tmp_path / name, report=read.append)
+        progress = Counted()
+        found = diff(toy / name, tmp_path / name, progress=progress)
         assert not found
-        assert not read, "equal digests: nothing is read"
+        assert not progress.counts, "equal digests: nothing is read"
         assert [line.split(":")[0] for line in found.stored] == [f"layout.{next(iter(way))}"]
         assert "the same content" in printed(found)
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from shards.errors import CorruptColumn, WorkerDied
-from shards.tools.parallel import Report, processes_for, silent, spread
+from shards.tools.parallel import SILENT, Report, processes_for, spread
 
 
 def double(task: int, report: Report) -> int:
@@ -40,13 +40,13 @@ def test_results_and_reports(processes: int) -> None:
 
 def test_a_process_that_is_killed_ends_the_work_with_a_message() -> None:
     with pytest.raises(WorkerDied, match="fewer --processes"):
-        list(spread(die, list(range(6)), 2, silent))
+        list(spread(die, list(range(6)), 2, SILENT.advance))
 
 
 def test_an_error_ends_what_the_others_do() -> None:
     start = time.monotonic()
     with pytest.raises(CorruptColumn, match="object 7"):
-        list(spread(fail_or_go_on, [0, 1, 2, 3], 2, silent))
+        list(spread(fail_or_go_on, [0, 1, 2, 3], 2, SILENT.advance))
     assert time.monotonic() - start < 30
 
 

@@ -28,7 +28,7 @@ from shards import (
 )
 from shards.column.commits import committed, read_commit
 from shards.column.lease import Lease
-from shards.errors import ObjectsMissing
+from shards.errors import ObjectsMissing, ShardsError
 from shards.format.atomic import canonical_json, seal, unseal
 from shards.store.local import LocalStore
 from shards.tools.gc import collect, seconds_of
@@ -152,7 +152,7 @@ def test_an_encode_that_ends_meanwhile_is_no_damage(tmp_path: Path) -> None:
     for shard in (0, 1):
         write_shard(path, spec, digest, shard)
     found, plan = repair(Late(path), yes=True)
-    assert (found.faults, plan.quarantine, found.missing) == ([], [], [2])
+    assert (found.faults, plan.quarantine, found.column.missing) == ([], [], [2])
     assert Column.open(path).snapshot.rows == ROWS
 
 
@@ -180,7 +180,7 @@ def test_many_faults_at_once(tmp_path: Path) -> None:
     repair(path, yes=True)
     found = examine(path)
     assert found.faults == []
-    assert found.missing == [0, 1, 2]
+    assert found.column.missing == [0, 1, 2]
     assert not [
         n for n in standing(path) if n.startswith("tokens/c/4")
     ]  # nothing says that it is sound
@@ -414,7 +414,7 @@ def test_gc_of_a_damaged_column_deletes_nothing(tmp_path: Path) -> None:
 def test_times() -> None:
     assert [seconds_of(t) for t in ("90s", "1.5m", "24h", "7d")] == [90, 90, 86400, 604800]
     for text in ("", "24", "h", "-1h", "1e3h", "24h x"):
-        with pytest.raises(ValueError, match="such as 24h"):
+        with pytest.raises(ShardsError, match="such as 24h"):
             seconds_of(text)
 
 

@@ -43,7 +43,7 @@ def test_up_damaged_mended_and_down(url: str, tmp_path: Path) -> None:
     repair(there, yes=True)
     assert store.size(LEASE) is None
     found = examine(there)
-    assert (found.faults, found.missing) == ([], [1])
+    assert (found.faults, found.column.missing) == ([], [1])
     garbage, kept = collect(there, yes=True, seconds=0, quarantine=True)
     assert {item.name.split("/")[0] for item in garbage} == {"quarantine"}
     store.put_if_absent("tokens/c/2/0", sound)  # of a writer that died before its commit

@@ -46,6 +46,7 @@ from tests.shards.toy import (
     SPECS,
     TOKENS,
     WIDTH,
+    Counted,
     files_of,
     image_status,
     moments_of,
@@ -286,12 +287,12 @@ def test_from_a_path_that_is_no_text(tmp_path: Path) -> None:
 
 def test_by_several_processes(tmp_path: Path) -> None:
     source = write_column(tmp_path / "a", tokens_spec())
-    seen: list[int] = []
-    convert(source, tmp_path / "b", backend="webdataset", processes=2, report=seen.append)
+    progress = Counted()
+    convert(source, tmp_path / "b", backend="webdataset", processes=2, progress=progress)
     assert logical_digest(tmp_path / "b") == logical_digest(source)
     column = Column.open(source)
     ids = np.concatenate([row_ids(shard) for shard in range(3)])
-    assert sum(seen) == column.row_bytes(ids).sum()
+    assert sum(progress.counts) == progress.total == column.row_bytes(ids).sum()
 
 
 # Copy ---------------------------------------------------------------------------------------------
@@ -300,10 +301,10 @@ def test_by_several_processes(tmp_path: Path) -> None:
 @KINDS
 def test_a_copy_is_the_same_files(tmp_path: Path, kind: str) -> None:
     source = write_column(tmp_path / "a", SPECS[kind](backend="webdataset"))
-    seen: list[int] = []
-    goods = copy(source, tmp_path / "b", report=seen.append)
+    progress = Counted()
+    manifest = copy(source, tmp_path / "b", progress=progress)
     assert files_of(tmp_path / "b") == files_of(source)
-    assert sum(seen) == goods.bytes
+    assert sum(progress.counts) == progress.total == manifest.bytes
     os.truncate(source / "tar/00000.tar", 5)  # looked at no more: its shard is committed there
     before = {n: (tmp_path / "b" / n).stat().st_mtime_ns for n in files_of(tmp_path / "b")}
     copy(source, tmp_path / "b")
@@ -349,7 +350,7 @@ def test_what_stands_is_kept_or_refused_never_replaced(tmp_path: Path) -> None:
     name = "moments/c/0/0/0/0"
     (target / name).parent.mkdir(parents=True)
     (target / name).write_bytes(bytes(len((source / name).read_bytes())))
-    with pytest.raises(CorruptColumn, match="stand here that are not"):
+    with pytest.raises(CorruptColumn, match="bytes that are not those"):
         copy(source, target)
     assert set((target / name).read_bytes()) == {0}
     shutil.copy(source / name, target / name)

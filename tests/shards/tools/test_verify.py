@@ -26,10 +26,11 @@ from shards import (
     put_complete,
 )
 from shards.store.local import LocalStore
-from shards.tools.scan import Fault
+from shards.tools.faults import Fault
 from shards.tools.verify import deep_digest, examine, logical_digest, verify
 from tests.shards.toy import (
     STORED,
+    Counted,
     files_of,
     moments_spec,
     small_moments,
@@ -215,9 +216,9 @@ def test_every_byte_is_read_once(
     sizes = {
         name: len(data) for name, data in files_of(path).items() if "/c/" in name or "tar" in name
     }
-    seen: list[int] = []
-    assert reads_of(path, lambda: verify(path, seen.append)) == sizes
-    assert sum(seen) == sum(size for name, size in sizes.items() if "empty" not in name)
+    progress = Counted()
+    assert reads_of(path, lambda: verify(path, progress)) == sizes
+    assert sum(progress.counts) == sum(size for name, size in sizes.items() if "empty" not in name)
 
 
 @pytest.mark.parametrize(
@@ -234,11 +235,11 @@ def test_by_all_cores_it_finds_the_same(tmp_path: Path, stored: dict[str, str]) 
         data = bytearray((path / name).read_bytes())
         data[700 % len(data)] ^= 1
         (path / name).write_bytes(data)
-    seen: list[int] = []
-    faults = verify(path, seen.append, processes=3)
+    progress = Counted()
+    faults = verify(path, progress, processes=3)
     assert faults == verify(path)
     assert {f.shard for f in faults} == {0, 1, 2}
-    assert sum(seen) > 0
+    assert sum(progress.counts) > 0
 
 
 def test_damaged_lengths_do_not_accuse_sound_rows(tmp_path: Path) -> None:
@@ -342,7 +343,7 @@ def test_what_belongs_to_no_commit_is_listed_not_damage(tmp_path: Path) -> None:
     (path / "commits/00002.json").unlink()
     found = examine(path)
     assert found.faults == []
-    assert found.missing == [0, 2]
+    assert found.column.missing == [0, 2]
     assert {name for name, _ in found.unfinished} == {"moments/c/4/0/0/0", "status/c/2", "crc/c/2"}
     said = " ".join(found.sentences())
     assert "unfinished, 2 of 3 shards are not committed (shards [0, 2])" in said
