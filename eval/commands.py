@@ -256,8 +256,8 @@ def _fid(args: argparse.Namespace) -> None:
 
 def _score_flags(add: argparse.ArgumentParser) -> None:
     """scores of finished sets of pictures, written beside them"""
-    from .distances.scorers import make_reference, reference_flags
-    from .score import run, scorers
+    from .distances.measure import make_reference, reference_flags
+    from .score import SCORERS, run
 
     kinds = add.add_subparsers(required=True, metavar="SCORER")
 
@@ -275,7 +275,7 @@ def _score_flags(add: argparse.ArgumentParser) -> None:
         flags(kind)
         return kind
 
-    for name, scorer in scorers().items():
+    for name, scorer in SCORERS.items():
         kind = one_of_them(name, scorer.flags)
         kind.add_argument("save_dir", type=local_path, nargs="+", help="what `generate` wrote")
         kind.add_argument(
@@ -352,10 +352,10 @@ def _watch_flags(add: argparse.ArgumentParser) -> None:
 
 def _watch(args: argparse.Namespace) -> int:
     from .images.generate import Request
-    from .score import scorers
+    from .score import SCORERS
     from .watch import asked, watch
 
-    chosen = asked(args.scorer, scorers(), args.device)
+    chosen = asked(args.scorer, SCORERS, args.device)
     apart = ("act", "run", "order", "every", "once", "scorer")
     fields = {k: v for k, v in vars(args).items() if k not in apart}
     request = Request(checkpoint=args.run, save_dir=args.run / "eval", **fields)

@@ -1,30 +1,31 @@
-"""`python -m eval score SCORER SAVE_DIR ...`: a finished set of pictures in, scores beside it.
+"""`python -m eval score SCORER SAVE_DIR ...`: a finished set of pictures in, scores beside it."""
 
-A scorer is an entry: the flags it takes, and a function from a set and those flags to scores with their items.
-"""
+from __future__ import annotations
 
 import argparse
 import time
 from dataclasses import replace
 from pathlib import Path
 
+from .distances.measure import DISTANCES
 from .images.imageset import ImageSetReader
+from .scorers import clipscore, dpg, genai, geneval, geneval2
 from .scores import results
 from .scores.results import Score
 from .scores.scorer import Scorer, name
 
-
-def scorers() -> dict[str, Scorer]:
-    """All scorers by name."""
-    from .distances.scorers import DISTANCES
-    from .scorers.clipscore import CLIPSCORE
-    from .scorers.judges import JUDGES
-
-    return {**DISTANCES, "clipscore": CLIPSCORE, **JUDGES}
+SCORERS: dict[str, Scorer] = {
+    **DISTANCES,
+    "clipscore": clipscore.SCORER,
+    "geneval": geneval.SCORER,
+    "dpg": dpg.SCORER,
+    "genai": genai.SCORER,
+    "softtifa": geneval2.SCORER,
+}
 
 
 def run(scorer: Scorer, args: argparse.Namespace) -> None:
-    """Open the sets, score them, write and print what was found."""
+    """Scores each set of `args.save_dir`, writes the scores beside it and prints them."""
     scorer.ready(args)
     sets = [ImageSetReader.open(folder, args.partial) for folder in args.save_dir]
     for images in sets:
@@ -33,13 +34,14 @@ def run(scorer: Scorer, args: argparse.Namespace) -> None:
         start = time.perf_counter()
         for score, items in scorer.score(images, args):
             now = time.perf_counter()
-            named = replace(
+            seconds = now - start if score.seconds is None else score.seconds
+            score = replace(
                 score, scorer=name(score.scorer, images), missing=score.missing or images.missing,
-                seconds=now - start if score.seconds is None else score.seconds,
+                seconds=seconds,
             )  # fmt: skip
             start = now
-            results.write(images.folder, named, items)
-            print(line(images.folder, named))
+            results.write(images.folder, score, items)
+            print(line(images.folder, score))
 
 
 def line(folder: Path, score: Score) -> str:

@@ -20,7 +20,7 @@ from encode.config import EncodeConfig
 from encode.registry import location
 from encode.source.tars import expand
 from eval import commands
-from eval.score import scorers
+from eval.score import SCORERS
 from shards import open_store
 from shards.places import NotLocal, is_url, local_path, model, place
 from tests.bench import reading
@@ -65,7 +65,7 @@ def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
         parser = argparse.ArgumentParser(prog=name)
         flags(parser)
         yield f"eval {name}", parser
-    for name, scorer in scorers().items():
+    for name, scorer in SCORERS.items():
         parser = argparse.ArgumentParser(prog=name, conflict_handler="resolve")
         scorer.flags(parser)
         yield f"eval watch --scorer {name}", parser

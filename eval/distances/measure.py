@@ -1,109 +1,120 @@
-"""A set of pictures against real ones, and the paired difference of two sets.
+"""The scorers that are distances between sets: `python -m eval score fid|kid|cmmd|clip-fid|fd-dinov2`.
 
-The name of a score says what it may be compared with: `fid-clean-coco30k-val2014-cc256-lanczos-1a2b3c4d` is clean-fid's
-FID of the set's benchmark against the reference of this label and digest.
+    python -m eval score fid images/flux images/sd35 --reference val2014.safetensors --inception /weights
+
+The name of a score says what it may be compared with: `fid-clean-coco30k-val2014-cc256-lanczos-1a2b3c4d`
+is clean-fid's FID of the set's benchmark against the reference of this label and digest. A new distance
+is an entry of `eval.distances.metrics.METRICS`.
 """
 
+from __future__ import annotations
+
+import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import OtherImages, TooFewImages
-from ..features.features import Floats, Pictures, extract, folder_of, of_set
-from ..features.networks import Network
+from shards.places import local_path, model
+
+from ..errors import BadReference, OtherImages, TooFewImages
+from ..features import crops
+from ..features.features import (
+    Floats,
+    Pictures,
+    clean_listing,
+    extract,
+    folder_of,
+    of_folder,
+    of_set,
+)
 from ..images.imageset import ImageSetReader
 from ..scores import results
-from ..scores.results import Score, Value
-from ..scores.scorer import name
+from ..scores.results import Item, Score, Value
+from ..scores.scorer import Scorer, name
 from . import influences
 from .influences import Influence
-from .metrics import METRICS, Distance, Metric, least
-from .references import Reference
+from .metrics import INCEPTION, METRICS, Distance, Metric, least
+from .references import Reference, build, check_label, check_network, default_label, make, read
+
+if TYPE_CHECKING:
+    from ..features.networks import Network
 
 PACKAGES = ("clean-fid", "numpy", "pillow", "torch", "transformers")
 UNBIASED = {"kid"}  # metrics that may be compared at different numbers of pictures
 
 
 def measure(
-    kind: str,
-    images: ImageSetReader,
-    network: Network,
-    reference: Reference,
-    *,
-    few: bool = False,
-    batch_size: int = 32,
-    prefix: str = "",
-    paired: bool = False,
-) -> Score:
-    """Score a set by an entry of METRICS; keeps features and influences beside it.
+    kind: str, images: ImageSetReader, network: Network, reference: Reference, *, few: bool = False,
+    batch_size: int = 32, prefix: str = "", paired: bool = False,
+) -> Score:  # fmt: skip
+    """Returns a set's score by an entry of METRICS; keeps features and influences beside the set.
 
-    `paired`: the reference is of the originals of the same pictures, in their order, so its chance is theirs too.
-    Groups that the reference has too are scored alone, where they have pictures enough.
+    `paired`: the reference is of the originals of the same pictures, in their order, and varies with
+    them. Groups that the reference has too are scored alone, where they have enough pictures.
     """
     metric, pictures = METRICS[kind], of_set(images)
     enough(metric, network, len(pictures), f"{images.folder}", few)
-    cut = reference.record["crop"]
-    kept = folder_of(images.folder, network, cut)
-    features = extract(pictures, network, cut, kept, batch_size)
+    crop = reference.record["crop"]
+    features = extract(pictures, network, crop, folder_of(images.folder, network, crop), batch_size)
     title = name(prefix + _title(metric, network, images, reference), images)
-    found = metric.distance(features, reference, paired)
+    distance = metric.distance(features, reference, paired)
     groups, own = _by_group(metric, network, pictures, features, reference, few, paired)
-    each_picture = [
-        Influence(one.file.prompt.id, one.number, float(all_), one.file.prompt.group, alone)
-        for one, all_, alone in zip(images, found.influence, own, strict=True)
-    ]
-    influences.write(images.folder, title, images.digest, each_picture)
-    strata = influences.strata_of(each_picture)
-    values = {
-        group: influences.value(
-            one.value, influences.totals(each_picture, group), strata, _drawn(one.subsets)
+    shares = [
+        Influence(
+            picture.file.prompt.id,
+            picture.number,
+            float(share),
+            picture.file.prompt.group,
+            in_group,
         )
-        for group, one in groups.items()
-    }
+        for picture, share, in_group in zip(images, distance.influence, own, strict=True)
+    ]
+    influences.write(images.folder, title, images.digest, shares)
+    strata = influences.strata_of(shares)
+
+    def value(part: Distance, group: str | None = None) -> Value:
+        totals = influences.totals(shares, group)
+        return influences.value(part.value, totals, strata, _variance(part.subsets))
+
     notes = [f"{len(features)} pictures against {len(reference.features)}", metric.note]
     if groups and metric.gaussian:
         notes.append("groups are fewer pictures, so theirs are larger; KID has no such bias")
     return Score(
-        scorer=title, benchmark=images.prompts.benchmark, better="lower", groups=values,
-        value=influences.value(
-            found.value, influences.totals(each_picture), strata, _drawn(found.subsets)
-        ),
-        prompts=len({i.prompt for i in each_picture}), pictures=len(features), missing=images.missing,
+        scorer=title, benchmark=images.prompts.benchmark, better="lower", value=value(distance),
+        groups={group: value(part, group) for group, part in groups.items()},
+        prompts=len({share.prompt for share in shares}), pictures=len(features), missing=images.missing,
         notes=tuple(notes), images=images.digest, prompt_list=images.prompts.digest,
         made_by={
             "metric": kind, "reference": reference.digest, "reference_label": reference.label, **reference.record,
-            "subsets": {group: list(one.subsets) for group, one in {"": found, **groups}.items() if one.subsets},
+            "subsets": {group: list(d.subsets) for group, d in {"": distance, **groups}.items() if d.subsets},
             "versions": {package: version(package) for package in PACKAGES},
         },
     )  # fmt: skip
 
 
 def _by_group(
-    metric: Metric,
-    network: Network,
-    pictures: Pictures,
-    features: Floats,
-    reference: Reference,
-    few: bool,
-    paired: bool,
-) -> tuple[dict[str, Distance], list[float | None]]:
-    """The distance of each group that can be scored alone, and each picture's influence on its group's."""
-    found: dict[str, Distance] = {}
+    metric: Metric, network: Network, pictures: Pictures, features: Floats, reference: Reference,
+    few: bool, paired: bool,
+) -> tuple[dict[str, Distance], list[float | None]]:  # fmt: skip
+    """Returns the distance of each group of enough pictures, and each picture's influence on its own."""
+    distances: dict[str, Distance] = {}
     own: list[float | None] = [None] * len(features)
     needed = 2 if few else least(metric, network)
     for group in dict.fromkeys(g for g in pictures.groups if g is not None):
-        at = np.array([i for i, other in enumerate(pictures.groups) if other == group])
+        members = np.array([i for i, other in enumerate(pictures.groups) if other == group])
         part = reference.of_group(group)
-        if part is None or min(len(at), len(part.features)) < needed:
+        if part is None or min(len(members), len(part.features)) < needed:
             continue
-        found[group] = metric.distance(features[at], part, paired)
-        for i, each in zip(at, found[group].influence, strict=True):
-            own[i] = float(each)
-    return found, own
+        distances[group] = metric.distance(features[members], part, paired)
+        for i, share in zip(members, distances[group].influence, strict=True):
+            own[i] = float(share)
+    return distances, own
 
 
 def difference(a: Path, b: Path, scorer: str) -> tuple[Value, dict[str, Value]]:
@@ -145,7 +156,7 @@ def difference(a: Path, b: Path, scorer: str) -> tuple[Value, dict[str, Value]]:
         drawn = [np.array(s.made_by["subsets"].get(group or "", [])) for s in (first, second)]
         values = [s.value if group is None else s.groups[group] for s in (first, second)]
         return influences.value(
-            values[1].value - values[0].value, parts, strata, _drawn(drawn[1] - drawn[0])
+            values[1].value - values[0].value, parts, strata, _variance(drawn[1] - drawn[0])
         )
 
     shared = [group for group in first.groups if group in second.groups]
@@ -173,6 +184,126 @@ def _title(metric: Metric, network: Network, images: ImageSetReader, reference: 
     return "-".join(parts)
 
 
-def _drawn(subsets: Sequence[float] | NDArray[np.float64]) -> float:
+def _variance(subsets: Sequence[float] | NDArray[np.float64]) -> float:
     """What is added to a variance because subsets were drawn, not all of them taken."""
     return float(np.var(subsets, ddof=1) / len(subsets)) if len(subsets) else 0.0
+
+
+# The scorers --------------------------------------------------------------------------------------
+
+
+def _flags(metric: Metric, add: argparse.ArgumentParser) -> None:
+    add.add_argument("--reference", type=local_path, required=True,
+                     help="what `score reference` wrote, or a folder of real pictures")  # fmt: skip
+    add.add_argument("--crop", type=crops.argument, default="none",
+                     help="of both sides, where --reference is a folder: cc256-lanczos, squash256-bicubic")  # fmt: skip
+    add.add_argument(
+        "--label", help="the folder's part of the score's name (default: folder and crop)"
+    )
+    add.add_argument("--allow-few", action="store_true",
+                     help="score fewer pictures than the network is wide; the name says so")  # fmt: skip
+    if metric.model is None:
+        add.add_argument(
+            "--inception", dest="weights", type=model, help=f"folder that holds {INCEPTION}.pt"
+        )
+    else:
+        add.add_argument(
+            "--model", dest="weights", type=model, default=metric.model, help="name or folder"
+        )
+
+
+# networks and references are loaded once a command, which may score several sets
+
+
+@cache
+def _network(kind: str, weights: str | None, device: str) -> Network:
+    return METRICS[kind].load(weights, device)
+
+
+_stored = cache(read)
+
+
+@cache
+def _reference(
+    path: Path, kind: str, weights: str | None, device: str, crop: str, label: str | None,
+    batch_size: int,
+) -> Reference:  # fmt: skip
+    if not path.is_dir():
+        return _stored(path)
+    network, label = _network(kind, weights, device), label or default_label(path, crop)
+    return make(of_folder(path), network, crop, label, None, batch_size)
+
+
+def _ready(kind: str, args: argparse.Namespace) -> None:
+    """Loads the weights and checks the reference."""
+    network, path = _network(kind, args.weights, args.device), args.reference
+    if path.is_dir():
+        check_label(args.label or default_label(path, args.crop))
+        count = len(clean_listing(path))
+    else:
+        reference = _stored(path)
+        check_network(reference, network, path)
+        crop = reference.record["crop"]
+        if args.crop not in ("none", crop):
+            raise BadReference(
+                f"{path}: made with the crop {crop}, found --crop {args.crop}. Leave it out: both sides get the "
+                "reference's"
+            )
+        if args.label:
+            raise BadReference(
+                f"{path}: labelled {reference.label} when it was made. Leave --label out"
+            )
+        count = len(reference.features)
+    enough(METRICS[kind], network, count, f"{path}", args.allow_few)
+
+
+def _enough(kind: str, args: argparse.Namespace, count: int, where: str) -> None:
+    network = _network(kind, args.weights, args.device)
+    enough(METRICS[kind], network, count, where, args.allow_few)
+
+
+def _score(
+    kind: str, images: ImageSetReader, args: argparse.Namespace
+) -> Iterator[tuple[Score, Sequence[Item]]]:
+    network = _network(kind, args.weights, args.device)
+    reference = _reference(
+        args.reference, kind, args.weights, args.device, args.crop, args.label, args.batch_size
+    )
+    few, size = args.allow_few, args.batch_size
+    yield measure(kind, images, network, reference, few=few, batch_size=size), ()
+
+
+def _scorer(kind: str, metric: Metric) -> Scorer:
+    def flags(add: argparse.ArgumentParser) -> None:
+        _flags(metric, add)
+
+    flags.__doc__ = metric.help
+    return Scorer(flags, partial(_score, kind), partial(_ready, kind), partial(_enough, kind))
+
+
+DISTANCES = {kind: _scorer(kind, metric) for kind, metric in METRICS.items()}
+
+
+def reference_flags(add: argparse.ArgumentParser) -> None:
+    """features of a folder of real pictures, kept for scoring against"""
+    add.add_argument("folder", type=local_path)
+    add.add_argument("--out", type=local_path, required=True, help="a .safetensors file")
+    add.add_argument("--of", choices=METRICS, default="fid", help="FID's serve KID too")
+    add.add_argument("--crop", type=crops.argument, default="none",
+                     help="of both sides: none, or such as cc256-lanczos, squash256-bicubic")  # fmt: skip
+    add.add_argument("--label", help="its part of a score's name (default: folder and crop)")
+    add.add_argument("--inception", type=model, help=f"folder that holds {INCEPTION}.pt")
+    add.add_argument(
+        "--model",
+        type=model,
+        help="name or folder of the other distances' network (default: theirs)",
+    )
+
+
+def make_reference(args: argparse.Namespace) -> None:
+    """`python -m eval score reference FOLDER --out FILE`."""
+    metric = METRICS[args.of]
+    weights = args.inception if metric.model is None else args.model or metric.model
+    network = metric.load(weights, args.device)
+    reference = build(args.folder, args.out, network, args.crop, args.label, args.batch_size)
+    print(f"{args.out}: {reference.name}, {len(reference.features)} pictures")

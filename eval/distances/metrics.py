@@ -4,18 +4,23 @@ FID and KID are clean-fid's; CMMD is that of its authors; CLIP-FID takes clean-f
 A new distance is an entry of METRICS.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..features.features import Floats
-from ..features.networks import Clip, Network, dinov2, inception
 from . import frechet, kernels
 from .references import Reference
+
+if TYPE_CHECKING:
+    from ..features.networks import Network
 
 CLIP_BASE, CLIP_LARGE = "openai/clip-vit-base-patch32", "openai/clip-vit-large-patch14-336"
 DINOV2 = "facebook/dinov2-large"
@@ -69,14 +74,20 @@ def _cmmd(features: Floats, reference: Reference, paired: bool = False) -> Dista
 
 
 def _inception(where: str | None, device: str) -> Network:
+    from ..features.networks import inception
+
     return inception(Path(where) if where else None, device)
 
 
 def _clip(resize: str, where: str | None, device: str) -> Network:
+    from ..features.networks import Clip
+
     return Clip(str(where), device).network(resize)
 
 
 def _dinov2(where: str | None, device: str) -> Network:
+    from ..features.networks import dinov2
+
     return dinov2(str(where), device)
 
 

@@ -6,13 +6,15 @@ A file holds the features (N, D), their mean and covariance, each picture's grou
 weights, resize, crop, and the digest of all pictures. The digest of that record, not a free name, says which it is.
 """
 
+from __future__ import annotations
+
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +27,10 @@ from shards.format.records import having, integer, listed, text
 
 from ..errors import BadReference
 from ..features.features import Floats, Pictures, extract, identity, of_folder
-from ..features.networks import Network
 from .frechet import Gaussian
+
+if TYPE_CHECKING:
+    from ..features.networks import Network
 
 FORMAT, VERSION = "latentbank-reference", 1
 LABEL = re.compile(r"[\w.-]+")
@@ -50,7 +54,7 @@ class Reference:
     groups: tuple[str | None, ...]
     pictures: tuple[str, ...] = ()  # digest of each
     fitted: Gaussian | None = None  # where it was stored
-    _parts: dict[str, "Reference | None"] = field(default_factory=dict)
+    _parts: dict[str, Reference | None] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -65,7 +69,7 @@ class Reference:
     def gaussian(self) -> Gaussian:
         return self.fitted or Gaussian.fitted(self.features)
 
-    def of_group(self, group: str) -> "Reference | None":
+    def of_group(self, group: str) -> Reference | None:
         """The part of a group, None where it has fewer than two pictures."""
         if group not in self._parts:
             at = np.array([name == group for name in self.groups])

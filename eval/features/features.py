@@ -7,21 +7,21 @@ and an interrupted pass goes on behind the blocks that stand. Pictures are read 
 batches of pictures, and the features.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
-from torch import Tensor
 
 from shards import atomic_write, canonical_json, sha256, sha256_file
 from shards.console import Bar
@@ -31,7 +31,11 @@ from ..errors import BadPicture, MissingImages, NotFinite, TooFewImages
 from ..images.imageset import ImageSetReader
 from ..images.layouts import Picture
 from .crops import crop
-from .networks import Network
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .networks import Network
 
 NAME = "features"
 BLOCK = 1_024
@@ -184,6 +188,8 @@ def _run(
     pool: ThreadPoolExecutor,
     bar: Bar,
 ) -> Floats:
+    import torch
+
     act = crop(cut)
 
     def prepared(i: int) -> Tensor:

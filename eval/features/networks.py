@@ -96,7 +96,7 @@ class Clip:
 
     def images(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S), 0 to 255 -> (B, D)."""
-        pooled = self._module.vision_model(pixel_values=_normalised(pixels, CLIP)).pooler_output
+        pooled = self._module.vision_model(pixel_values=normalised(pixels, CLIP)).pooler_output
         return self._module.visual_projection(pooled)  # type: ignore[no-any-return]  # transformers is untyped
 
     @torch.inference_mode()
@@ -137,7 +137,7 @@ def dinov2(path: str, device: str = "cpu") -> Network:
     module = _load("Dinov2Model", path, device)
 
     def features(pixels: Tensor) -> Tensor:
-        found = module(pixel_values=_normalised(pixels, IMAGENET))
+        found = module(pixel_values=normalised(pixels, IMAGENET))
         return found.pooler_output  # type: ignore[no-any-return]  # transformers is untyped
 
     resize, arch = "squash224-bicubic", architecture(module.config)
@@ -172,6 +172,7 @@ def _bytes(name: str) -> Callable[[Picture], Tensor]:
     return lambda picture: torch.from_numpy(act(picture).transpose(2, 0, 1).copy())
 
 
-def _normalised(pixels: Tensor, told: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
-    mean, deviation = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in told)
+def normalised(pixels: Tensor, statistics: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
+    """Returns pixels (B, 3, H, W) in [0, 255] less a mean and over a deviation of values in [0, 1]."""
+    mean, deviation = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in statistics)
     return (pixels.float() / 255 - mean) / deviation

@@ -1,6 +1,5 @@
 """Models that judge pictures, by hub name or folder, checked as they are loaded: no weight may be made up."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,14 +30,6 @@ def model(cls: str, path: str, device: str, dtype: torch.dtype = torch.float32) 
 def part(cls: str, path: str, **options: Any) -> Any:
     """A model's tokenizer or processor."""
     return _from_pretrained(cls, path, **options)
-
-
-def label(path: str) -> str:
-    """What a score's name calls a model: the end of its hub name or folder, also of one in the hub's cache."""
-    parts = Path(path).resolve().parts if Path(path).is_dir() else tuple(path.split("/"))
-    if parts[-2:-1] == ("snapshots",):  # models--OWNER--NAME/snapshots/<revision>
-        parts = parts[:-2]
-    return parts[-1].rpartition("--")[2].lower()
 
 
 def _from_pretrained(cls: str, path: str, **options: Any) -> Any:

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
-
 from ..errors import BadRanks, BadRequest
 
 T = TypeVar("T")
@@ -45,6 +43,8 @@ class Rank:
 
     def device(self, asked: str) -> str:
         """`cuda` becomes this process's own GPU: the `local`-th of those that it sees. BadRequest if it sees none."""
+        import torch
+
         check_device(asked)
         if asked != "cuda" or self.size == 1:
             return asked
@@ -53,6 +53,8 @@ class Rank:
 
 def check_device(asked: str) -> None:
     """BadRequest where there is no such device, as torch would say only once it is used."""
+    import torch
+
     try:
         device = torch.device(asked)
     except RuntimeError:

@@ -1,11 +1,14 @@
 """Objects in a picture and their colours, for GenEval: Mask2Former and CLIP as transformers has them.
 
-    pixels (H, W, 3) -> network's size -> class logits (Q, 81), mask logits (Q, h, w) -> Segments at the picture's size
+    pixels (H, W, 3) -> network's size -> class logits (Q, 81), mask logits (Q, h, w)
+                     -> Segments at the picture's size
 
-The processors that come with the checkpoints are not used: Mask2Former's shrinks pictures to 384 x 384 and rounds masks
-to that grid. What is done instead is mmdet's test pipeline and its instance post-processing, which the official scorer
-runs. CLIP gets open_clip's transform.
+The processors of the checkpoints are not used: Mask2Former's shrinks pictures to 384 x 384 and rounds
+masks to that grid. What is done instead is mmdet's test pipeline and its instance post-processing,
+which the official scorer runs. CLIP gets open_clip's transform.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +23,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize, pad
 
 from ..errors import MissingWeights
-from ..features import pretrained
+from ..features import networks, pretrained
 from ..images.layouts import Picture
-from .geneval import CLASSES, COLOURS, Box
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, RGB in [0, 1]
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# x1, y1, x2, y2 in pixels, y downwards; x2 and y2 lie behind the last pixel
+Box = tuple[float, float, float, float]
+CLASSES = 80  # COCO's
 SHORTEST, LONGEST, DIVISOR = 800, 1333, 32
 PAIRS = 100  # of query and class, the surest: mmdet's max_per_image
 FLOOR = 0.1  # what scores less is not stored; the lowest official threshold is 0.3
@@ -50,9 +53,9 @@ class Detector:
         self, path: str, device: str, shortest: int = SHORTEST, longest: int = LONGEST
     ) -> None:
         self._model, weights = pretrained.model("Mask2FormerForUniversalSegmentation", path, device)
-        if self._model.config.num_labels != len(CLASSES):
+        if self._model.config.num_labels != CLASSES:
             raise MissingWeights(
-                f"{path}: found {self._model.config.num_labels} classes, expected COCO's {len(CLASSES)}. Give a model "
+                f"{path}: found {self._model.config.num_labels} classes, expected COCO's {CLASSES}. Give a model "
                 "for COCO instances, such as facebook/mask2former-swin-small-coco-instance"
             )
         self._device, self._shortest, self._longest = device, shortest, longest
@@ -63,7 +66,7 @@ class Detector:
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[Picture]) -> list[list[Segment]]:
-        """The objects of pictures that are all of one size."""
+        """Returns the objects of each picture; all have one size."""
         height, width = pictures[0].shape[:2]
         size = network_size(height, width, self._shortest, self._longest)
         pixels = torch.from_numpy(np.stack(pictures)).to(self._device).permute(0, 3, 1, 2).float()
@@ -78,17 +81,16 @@ class Detector:
 
 
 def network_size(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
-    """(H, W) as large as fits: its shorter side at most `shortest`, its longer one `longest`."""
+    """Returns (H, W) as large as fits: the shorter side at most `shortest`, the longer `longest`."""
     scale = min(shortest / min(height, width), longest / max(height, width))
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
 def prepared(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, 3, H, W) in [0, 255] -> resized, normalised, and padded with zeros below and at the right."""
+    """Returns pixels (B, 3, H, W) in [0, 255] resized, normalised, and padded below and at the right."""
     pixels = interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
-    mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (MEAN, STD))
-    more = [ceil(side / DIVISOR) * DIVISOR - side for side in size]
-    return pad((pixels / 255 - mean) / std, (0, more[1], 0, more[0]))
+    margins = [ceil(side / DIVISOR) * DIVISOR - side for side in size]
+    return pad(networks.normalised(pixels, networks.IMAGENET), (0, margins[1], 0, margins[0]))
 
 
 def segments(
@@ -98,11 +100,12 @@ def segments(
     size: tuple[int, int],
     shape: tuple[int, int],
 ) -> list[Segment]:
-    """Class logits (Q, 81) and mask logits (Q, h, w) of one picture -> its objects that score above FLOOR.
+    """Returns the objects that score above FLOOR, of one picture's logits (Q, 81) and masks (Q, h, w).
 
-    The masks are enlarged to the network's (padded) input, cut to what the picture filled of it, and brought to the
-    picture's shape as logits. An object scores its class's probability x its mask's mean probability inside the mask,
-    which is at most 1: so masks are enlarged only for pairs whose class may reach the floor.
+    The masks are enlarged to the network's (padded) input, cut to what the picture filled of it, and
+    brought to the picture's shape as logits. An object scores its class's probability x its mask's mean
+    probability inside the mask, which is at most 1: so masks are enlarged only for pairs whose class may
+    reach the floor.
     """
     likely, pair = (
         classes.softmax(-1)[:, :-1]
@@ -129,21 +132,21 @@ def segments(
 
 
 def box_of(mask: NDArray[np.bool_]) -> Box:
-    """The tight box of a mask, ends behind the last pixel; zeros where it is empty."""
+    """Returns the tight box of a mask; zeros where it is empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return (0.0, 0.0, 0.0, 0.0)
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
-class Colours:
-    """CLIP's likeness of an object to each of GenEval's colours."""
+class ColourClassifier:
+    """CLIP's likeness of an object to each of some colours."""
 
-    def __init__(self, path: str, device: str) -> None:
+    def __init__(self, path: str, device: str, colours: Sequence[str]) -> None:
         self._model, weights = pretrained.model("CLIPModel", path, device)
         self._tokenizer = pretrained.part("AutoTokenizer", path)
         self._side = self._model.config.vision_config.image_size
-        self._device = device
+        self._device, self._colours = device, colours
         self._texts: dict[str, Tensor] = {}
         self.identity = {
             "weights": weights, "templates": TEMPLATES, "background": "#999", "crop": True,
@@ -152,10 +155,10 @@ class Colours:
 
     @torch.inference_mode()
     def __call__(
-        self, picture: Picture, found: Sequence[Segment], name: str
+        self, picture: Picture, segments: Sequence[Segment], name: str
     ) -> list[tuple[float, ...]]:
-        """Of each object of a class its cosine to COLOURS."""
-        pixels = torch.stack([self._transformed(cut_out(picture, one)) for one in found])
+        """Returns the cosines to the colours of each object of the class `name`."""
+        pixels = torch.stack([self._transformed(cut_out(picture, s)) for s in segments])
         image = self._model.get_image_features(pixel_values=pixels.to(self._device))
         return [tuple(row) for row in (normalize(_pooled(image)) @ self._text(name).T).tolist()]
 
@@ -164,29 +167,31 @@ class Colours:
 
         steps = [
             t.Resize(self._side, t.InterpolationMode.BICUBIC), t.CenterCrop(self._side), t.ToTensor(),
-            t.Normalize(CLIP_MEAN, CLIP_STD),
+            t.Normalize(*networks.CLIP),
         ]  # fmt: skip
-        made: Tensor = t.Compose(steps)(image)
-        return made
+        pixels: Tensor = t.Compose(steps)(image)
+        return pixels
 
     def _text(self, name: str) -> Tensor:
-        """(10, D): of each colour the mean over the templates, normalised before and after."""
+        """Returns (colours, D): the mean over the templates, normalised before and after."""
         if name not in self._texts:
-            asked = [t.format(c=colour, o=name) for colour in COLOURS for t in TEMPLATES]
-            tokens = self._tokenizer(asked, padding=True, return_tensors="pt").to(self._device)
+            captions = [t.format(c=colour, o=name) for colour in self._colours for t in TEMPLATES]
+            tokens = self._tokenizer(captions, padding=True, return_tensors="pt").to(self._device)
             texts = normalize(_pooled(self._model.get_text_features(**tokens)))
-            self._texts[name] = normalize(texts.view(len(COLOURS), len(TEMPLATES), -1).mean(1))
+            self._texts[name] = normalize(
+                texts.view(len(self._colours), len(TEMPLATES), -1).mean(1)
+            )
         return self._texts[name]
 
 
-def cut_out(picture: Picture, one: Segment) -> Image.Image:
-    """The object over flat grey, cut to its box."""
-    shown = np.where(one.mask[..., None], picture, np.uint8(GREY))
-    x1, y1, x2, y2 = (int(end) for end in one.box)
+def cut_out(picture: Picture, segment: Segment) -> Image.Image:
+    """Returns the object over flat grey, cut to its box."""
+    shown = np.where(segment.mask[..., None], picture, np.uint8(GREY))
+    x1, y1, x2, y2 = (int(end) for end in segment.box)
     return Image.fromarray(shown[y1:y2, x1:x2])
 
 
 def _pooled(out: Any) -> Tensor:
-    """transformers gives the projected embeddings alone, or since 5 in a record."""
-    found: Tensor = out if isinstance(out, Tensor) else out.pooler_output
-    return found
+    """Returns the projected embeddings, which transformers gives alone, or since 5 in a record."""
+    embeddings: Tensor = out if isinstance(out, Tensor) else out.pooler_output
+    return embeddings

@@ -1,26 +1,42 @@
-"""GenEval's verdict on a picture, from the objects that a detector found in it (djghosh13/geneval at af4902f).
+"""GenEval: objects by Mask2Former, colours by CLIP (djghosh13/geneval at af4902f).
 
-Pure: detections and likenesses to colours in, right or wrong out. Both are stored with the verdict, so that it can be
-reached again, under other thresholds too, without a model. The official suppression of boxes that overlap has a limit
-of 1, which suppresses nothing: there is none here.
+What decides is pure: detections and likenesses to colours in, right or wrong out. Both are stored with
+the verdict, so that it can be reached again, under other thresholds too, without a model. The official
+suppression of boxes that overlap has a limit of 1, which suppresses nothing: there is none here.
 """
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import hypot
-from typing import Any
+from __future__ import annotations
 
-from shards import canonical_json, sha256
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import groupby
+from math import hypot
+from typing import TYPE_CHECKING, Any
+
+from shards import atomic_write, canonical_json, sha256
+from shards.places import model
 
 from ..errors import BadPrompts
+from ..images.imageset import ImageSetReader, PictureRef
+from ..images.layouts import Picture
+from ..images.ranks import Rank
 from ..prompts.prompts import Prompts
-from ..scores.results import Item
+from ..scores.aggregate import aggregate
+from ..scores.results import NAME, Item, Score
+from ..scores.scorer import Scorer, label
+from .predictions import cached_predictions
+
+if TYPE_CHECKING:
+    from .detector import Box, ColourClassifier, Detector, Segment
 
 Json = dict[str, Any]
-# x1, y1, x2, y2 in pixels, y downwards; x2 and y2 lie behind the last pixel
-Box = tuple[float, float, float, float]
 
+DETECTOR = "facebook/mask2former-swin-small-coco-instance"
+CLIP = "openai/clip-vit-large-patch14"
+UNCALIBRATED = "uncalibrated until compared with the official scorer"
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 RELATIONS = ("left of", "right of", "above", "below")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -35,6 +51,94 @@ _NAMES = (  # COCO's 80 in their order, three under GenEval's own names: a detec
 )
 CLASSES = tuple(_NAMES.split(", "))
 OFFICIAL = "a4c321f8331d71b73ae1d1291e07868855a417cb5bf97440259a8530d8649522"  # of the 553 records, as canonical JSON
+
+
+def _flags(add: argparse.ArgumentParser) -> None:
+    """GenEval: objects by Mask2Former, colours by CLIP"""
+    add.add_argument(
+        "--detector", type=model, default=DETECTOR,
+        help="Mask2Former for COCO instances: hub name or folder",
+    )  # fmt: skip
+    add.add_argument(
+        "--clip", type=model, default=CLIP, help="CLIP for colours: hub name or folder"
+    )
+    add.set_defaults(batch_size=8)  # pictures
+
+
+@lru_cache(maxsize=1)
+def _load_models(detector: str, clip: str, device: str) -> tuple[Detector, ColourClassifier]:
+    from .detector import ColourClassifier, Detector
+
+    return Detector(detector, device), ColourClassifier(clip, device, COLOURS)
+
+
+def _models(args: argparse.Namespace) -> tuple[Detector, ColourClassifier]:
+    """Returns the models that the options name, loaded once for several sets."""
+    return _load_models(args.detector, args.clip, Rank.here().device(args.device))
+
+
+def _score(
+    images: ImageSetReader, args: argparse.Namespace
+) -> Iterator[tuple[Score, Sequence[Item]]]:
+    notes = (UNCALIBRATED, *check(images.prompts))
+    detector, colours = _models(args)
+    records = [prompt.record for prompt in images.prompts.items]
+    key = {
+        "detector": detector.identity, "colours": colours.identity, "batch_size": args.batch_size,
+        "records": sha256(canonical_json(records)),
+    }  # fmt: skip
+
+    def predict(pictures: Sequence[PictureRef], pixels: Sequence[Picture]) -> list[Json]:
+        predictions: list[Json] = []
+        pairs = zip(pictures, pixels, strict=True)
+        for _, group in groupby(pairs, lambda pair: pair[1].shape):  # the detector takes one shape
+            some, shown = zip(*group, strict=True)
+            for picture, image, segments in zip(some, shown, detector(shown), strict=True):
+                wanted = coloured_classes(picture.file.prompt.record or {})
+                predictions.append(to_json(_with_colours(image, segments, wanted, colours)))
+        return predictions
+
+    name = f"geneval-hf-{label(args.detector)}"
+    predictions = cached_predictions(images, name, key, args.batch_size, predict, rank=Rank.here())
+    if predictions is None:
+        return
+    items, lines = [], []
+    for picture, stored in predictions.pairs:
+        record, objects = picture.file.prompt.record or {}, from_json(stored)
+        items.append(item(picture.file.prompt.id, picture.number, record, objects))
+        lines.append(official(str(picture.path), record, objects))
+    made_by = key | {
+        "paths": [args.detector, args.clip], "rules": asdict(Rules()), "summary": summary(items),
+    }  # fmt: skip
+    values = aggregate(items, overall="groups")
+    score = predictions.score(name, items, values, made_by, notes=notes, overall="groups")
+    path = images.folder / NAME / f"{score.scorer}.results.jsonl"
+    atomic_write(path, b"".join(map(canonical_json, lines)))
+    yield score, items
+
+
+def _with_colours(
+    picture: Picture, segments: Sequence[Segment], wanted: dict[str, int], colours: ColourClassifier
+) -> Objects:
+    """Returns objects by class, the surest first; of the `wanted` surest their likeness to colours."""
+    objects: Objects = {}
+    ordered = sorted(segments, key=lambda segment: -segment.score)
+    for kind in sorted({segment.kind for segment in segments}):
+        name = CLASSES[kind]
+        members = [segment for segment in ordered if segment.kind == kind]
+        coloured = members[: wanted.get(name, 0)]
+        likeness = colours(picture, coloured, name) if coloured else []
+        likeness += [()] * (len(members) - len(coloured))
+        objects[name] = [
+            Detection(s.box, s.score, like) for s, like in zip(members, likeness, strict=True)
+        ]
+    return objects
+
+
+SCORER = Scorer(_flags, _score, _models)
+
+
+# The verdict --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +172,10 @@ class Verdict:
     kept: Objects
 
 
-def judge(record: Json, found: Objects, rules: Rules = Rules()) -> Verdict:
-    """Whether a picture shows what its prompt's record asks for."""
-    objects = kept(
-        found, rules.counting if record["tag"] == "counting" else rules.score, rules.most
-    )
+def judge(record: Json, objects: Objects, rules: Rules = Rules()) -> Verdict:
+    """Returns whether a picture shows what its prompt's record asks for."""
+    least = rules.counting if record["tag"] == "counting" else rules.score
+    objects = kept(objects, least, rules.most)
     groups: list[list[Detection] | None] = []  # of each item of include, where it is matched
     reasons: list[str] = []
     for wanted in record["include"]:
@@ -87,17 +190,19 @@ def judge(record: Json, found: Objects, rules: Rules = Rules()) -> Verdict:
     return Verdict(not reasons, tuple(reasons), objects)
 
 
-def kept(found: Objects, above: float, most: int) -> Objects:
-    """Of each class the `most` surest detections that score above the threshold, the surest first."""
-    ordered = {name: sorted(all_, key=lambda d: -d.score) for name, all_ in found.items()}
-    cut = {name: [d for d in all_ if d.score > above][:most] for name, all_ in ordered.items()}
-    return {name: detections for name, detections in cut.items() if detections}
+def kept(objects: Objects, above: float, most: int) -> Objects:
+    """Returns of each class the `most` surest detections that score above a limit, surest first."""
+    surest = {
+        name: sorted((d for d in some if d.score > above), key=lambda d: -d.score)[:most]
+        for name, some in objects.items()
+    }
+    return {name: detections for name, detections in surest.items() if detections}
 
 
 def _wrong(
     wanted: Json, candidates: list[Detection], groups: list[list[Detection] | None], rules: Rules
 ) -> list[str]:
-    """What keeps the candidates from being what is wanted."""
+    """Returns what keeps the candidates from being what is wanted."""
     name, count = wanted["class"], wanted["count"]
     if len(candidates) < count:
         return [f"expected {name}>={count}, found {len(candidates)}"]
@@ -110,30 +215,30 @@ def _wrong(
         target = groups[index]
         if target is None:
             return [f"no target for {name} to be {expected}"]
-        for one in candidates:
+        for candidate in candidates:
             for other in target:
-                relations = related(one.box, other.box, rules.gap)
+                relations = related(candidate.box, other.box, rules.gap)
                 if expected not in relations:
-                    seen = " and ".join(sorted(relations)) or "no relation to"
-                    return [f"expected {name} {expected} target, found {seen} target"]
+                    actual = " and ".join(sorted(relations)) or "no relation to"
+                    return [f"expected {name} {expected} target, found {actual} target"]
     return []
 
 
 def related(a: Box, b: Box, gap: float = 0.1) -> set[str]:
-    """How `a` lies to `b`: by the direction between their centres, after their sizes' share is taken off."""
+    """Returns how `a` lies to `b`: by the direction between their centres, a share of sizes taken off."""
     offset = [(a[i] + a[i + 2] - b[i] - b[i + 2]) / 2 for i in (0, 1)]
     sizes = [a[i + 2] - a[i] + b[i + 2] - b[i] for i in (0, 1)]
-    left = [max(abs(o) - gap * size, 0.0) for o, size in zip(offset, sizes, strict=True)]
-    if max(left) < 1e-3:
+    rest = [max(abs(o) - gap * size, 0.0) for o, size in zip(offset, sizes, strict=True)]
+    if max(rest) < 1e-3:
         return set()
-    length = hypot(*offset)  # of what was not shortened
-    x, y = (r / length * (1 if o > 0 else -1) for r, o in zip(left, offset, strict=True))
+    length = hypot(*offset)  # before the share is taken off, as the official scorer has it
+    x, y = (r / length * (1 if o > 0 else -1) for r, o in zip(rest, offset, strict=True))
     holds = (x < -0.5, x > 0.5, y < -0.5, y > 0.5)
     return {name for name, true in zip(RELATIONS, holds, strict=True) if true}
 
 
-def looked_at(record: Json) -> dict[str, int]:
-    """The classes whose colours are asked for, and of how many objects (the surest)."""
+def coloured_classes(record: Json) -> dict[str, int]:
+    """Returns the classes whose colours are asked for, and of how many objects (the surest)."""
     wanted = [(item["class"], item["count"]) for item in record["include"] if "color" in item]
     return {name: max(count for other, count in wanted if other == name) for name, _ in wanted}
 
@@ -141,10 +246,10 @@ def looked_at(record: Json) -> dict[str, int]:
 # What is stored ------------------------------------------------------------------------------------
 
 
-def to_json(found: Objects) -> Json:
+def to_json(objects: Objects) -> Json:
     return {
         name: [[*d.box, d.score, *d.likeness] for d in detections]
-        for name, detections in found.items()
+        for name, detections in objects.items()
     }
 
 
@@ -155,17 +260,17 @@ def from_json(stored: Json) -> Objects:
     }
 
 
-def item(prompt: str, number: int, record: Json, found: Objects) -> Item:
-    """A picture's item. `judge` of what it holds gives its value again."""
-    verdict = judge(record, found)
-    told = {"detections": to_json(found), "reasons": list(verdict.reasons)}
-    return Item(prompt, number, float(verdict.correct), (record["tag"],), told)
+def item(prompt: str, number: int, record: Json, objects: Objects) -> Item:
+    """Returns a picture's item; `judge` of its detections gives its value again."""
+    verdict = judge(record, objects)
+    details = {"detections": to_json(objects), "reasons": list(verdict.reasons)}
+    return Item(prompt, number, float(verdict.correct), (record["tag"],), details)
 
 
-def official(filename: str, record: Json, found: Objects) -> Json:
-    """The picture's line in the official scorer's results.jsonl."""
-    verdict = judge(record, found)
-    details = {name: [[*d.box, d.score] for d in all_] for name, all_ in verdict.kept.items()}
+def official(filename: str, record: Json, objects: Objects) -> Json:
+    """Returns the picture's line in the official scorer's results.jsonl."""
+    verdict = judge(record, objects)
+    details = {name: [[*d.box, d.score] for d in some] for name, some in verdict.kept.items()}
     return {
         "filename": filename, "tag": record["tag"], "prompt": record["prompt"], "correct": verdict.correct,
         "reason": "\n".join(verdict.reasons), "metadata": json.dumps(record), "details": json.dumps(details),
@@ -173,12 +278,12 @@ def official(filename: str, record: Json, found: Objects) -> Json:
 
 
 def summary(items: Sequence[Item]) -> Json:
-    """The official summary's other two numbers: shares of right pictures, and of prompts with one of them right."""
+    """Returns the official shares of correct pictures, and of prompts with a correct picture."""
     best: dict[str, float] = {}
-    for one in items:
-        best[one.prompt] = max(one.value, best.get(one.prompt, 0.0))
+    for item in items:
+        best[item.prompt] = max(item.value, best.get(item.prompt, 0.0))
     return {
-        "correct_pictures": sum(one.value for one in items) / len(items),
+        "correct_pictures": sum(item.value for item in items) / len(items),
         "prompts_with_a_correct_picture": sum(best.values()) / len(best),
     }
 
@@ -187,38 +292,34 @@ def summary(items: Sequence[Item]) -> Json:
 
 
 def check(prompts: Prompts) -> tuple[str, ...]:
-    """What must be said of these prompts; BadPrompts where they are none of GenEval's."""
+    """Returns what must be said of these prompts; BadPrompts where they are not GenEval's."""
+    records = [prompt.record for prompt in prompts.items]
     for prompt in prompts.items:
-        _check(prompt.id, prompt.record)
+        if not _is_valid(prompt.record):
+            raise BadPrompts(
+                f"prompt {prompt.id}: found the record {prompt.record!r:.120}, expected GenEval's (tag, include). "
+                "Generate the set with --benchmark geneval and its evaluation_metadata.jsonl"
+            )
     notes = []
-    absent = [
-        tag for tag in TAGS if tag not in {p.record["tag"] for p in prompts.items if p.record}
-    ]
-    if sha256(canonical_json([prompt.record for prompt in prompts.items])) != OFFICIAL:
-        notes.append(f"not the official list of 553 prompts: {len(prompts.items)} others")
-    if absent:
-        notes.append(f"no prompt of {', '.join(absent)}: a mean over the other tags")
+    if sha256(canonical_json(records)) != OFFICIAL:
+        notes.append(f"not the official list of 553 prompts: {len(records)} others")
+    tags = {record["tag"] for record in records if record}
+    if missing := [tag for tag in TAGS if tag not in tags]:
+        notes.append(f"no prompt of {', '.join(missing)}: a mean over the other tags")
     return tuple(notes)
 
 
-def _check(name: str, record: Json | None) -> None:
+def _is_valid(record: Json | None) -> bool:
     try:
-        good = record is not None and record["tag"] in TAGS and _sound(record)
+        if record is None or record["tag"] not in TAGS or not record["include"]:
+            return False
+        for i, wanted in enumerate(record["include"]):
+            relation, target = wanted.get("position", (RELATIONS[0], -1))
+            if relation not in RELATIONS or wanted.get("color", COLOURS[0]) not in COLOURS:
+                return False
+            if "position" in wanted and not 0 <= target < i:
+                return False
+        objects = [*record["include"], *record.get("exclude", ())]
+        return all(item["class"] in CLASSES and item["count"] > 0 for item in objects)
     except (KeyError, TypeError, ValueError, AttributeError):
-        good = False
-    if not good:
-        raise BadPrompts(
-            f"prompt {name}: found the record {record!r:.120}, expected one of GenEval's (tag, include). Generate the "
-            "set with --benchmark geneval and its evaluation_metadata.jsonl"
-        )
-
-
-def _sound(record: Json) -> bool:
-    for at, wanted in enumerate(record["include"]):
-        relation, target = wanted.get("position", (RELATIONS[0], 0))
-        if relation not in RELATIONS or wanted.get("color", COLOURS[0]) not in COLOURS:
-            return False
-        if "position" in wanted and not 0 <= target < at:
-            return False
-    asked = [*record["include"], *record.get("exclude", ())]
-    return bool(record["include"]) and all(i["class"] in CLASSES and i["count"] > 0 for i in asked)
+        return False

@@ -1,10 +1,14 @@
-"""GenEval 2's Soft-TIFA: how probable right answers to a prompt's questions are (facebookresearch/GenEval2, a6e82d2).
+"""GenEval 2's Soft-TIFA: how probable right answers to a prompt's questions are.
 
-Pure but for reading the questions. Their file, geneval2_data.jsonl, is under CC BY-NC 4.0: it is fetched by hand, and
-pictures are joined to it by the text of their prompts, as the official scorer does.
+As facebookresearch/GenEval2 at a6e82d2 has it. The questions, geneval2_data.jsonl, are under
+CC BY-NC 4.0: the file is fetched by hand, and pictures are joined to it by the text of their prompts,
+as the official scorer does.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import exp, log
 from pathlib import Path
@@ -12,35 +16,99 @@ from typing import Any
 
 from shards import canonical_json, sha256
 from shards.format.atomic import parse_json, read_file
+from shards.places import local_path
 
 from ..errors import BadQuestions
+from ..images.imageset import ImageSetReader, PictureRef
+from ..images.layouts import Picture
+from ..images.ranks import Rank
 from ..prompts.prompts import Prompts
-from ..scores.results import Item
+from ..scores.aggregate import aggregate, pooled
+from ..scores.results import Item, Score
+from ..scores.scorer import Scorer, label
+from . import vlm
+from .predictions import Json, cached_predictions, count_absent
 
 URL = "https://github.com/facebookresearch/GenEval2"
 PROMPT = "{} Answer in one word."
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven")
-NAMED = 3  # of many prompts, how many an error names
 
 
 @dataclass(frozen=True, slots=True)
 class PromptQuestions:
-    """What is asked about a prompt's picture."""
+    """The questions about a prompt's picture."""
 
-    questions: tuple[tuple[str, str], ...]  # with their answers: Yes, or a number's word
+    # with their answers: Yes, or a number's word
+    questions: tuple[tuple[str, str], ...]
     skills: tuple[str, ...]  # of each question
     atoms: int
 
 
+def _flags(add: argparse.ArgumentParser) -> None:
+    """GenEval 2's Soft-TIFA: its questions, answered by a model of your choice"""
+    vlm.flags(add)
+    default = Path("geneval2_data.jsonl")
+    add.add_argument("--questions", type=local_path, default=default, help="the official questions")
+
+
+def _ready(args: argparse.Namespace) -> None:
+    read_questions(args.questions)
+    vlm.load(args, vlm.ANY)
+
+
+def _score(
+    images: ImageSetReader, args: argparse.Namespace
+) -> Iterator[tuple[Score, Sequence[Item]]]:
+    questions = read_questions(args.questions)
+    lost = absent(questions, images.prompts, args.partial)
+    model = vlm.load(args, vlm.ANY)
+    texts = {prompt: some.questions for prompt, some in questions.items()}
+    key = {"vlm": model.identity, "prompt": PROMPT, "questions": sha256(canonical_json(texts))}
+
+    def predict(pictures: Sequence[PictureRef], pixels: Sequence[Picture]) -> list[Json]:
+        predictions = []
+        for picture, shown in zip(pictures, pixels, strict=True):
+            some = questions[picture.file.prompt.text].questions
+            pairs = [(shown, PROMPT.format(question)) for question, _ in some]
+            odds = model.odds(pairs, [spellings(answer) for _, answer in some])
+            predictions.append({"odds": odds})
+        return predictions
+
+    name = label(args.vlm)
+    predictions = cached_predictions(images, f"geneval2-{name}", key, 1, predict, rank=Rank.here())
+    if predictions is None:
+        return
+    pairs = [
+        items(
+            picture.file.prompt.id, picture.number, questions[picture.file.prompt.text], p["odds"]
+        )
+        for picture, p in predictions.pairs
+    ]
+    everything = {prompt: asdict(some) for prompt, some in questions.items()}
+    made_by = key | {"paths": [args.vlm], "whole_questions": sha256(canonical_json(everything))}
+    arithmetic, geometric_items = ([pair[i] for pair in pairs] for i in (0, 1))
+    skills = pooled(by_skill(arithmetic), unit=100)
+    for kind, some_items, groups in (("am", arithmetic, skills), ("gm", geometric_items, {})):
+        value, atoms = aggregate(some_items, unit=100)
+        score = predictions.score(
+            f"geneval2-softtifa-{kind}-{name}", some_items, (value, atoms | groups), made_by,
+            absent=lost, unit=100,
+        )  # fmt: skip
+        yield score, some_items
+
+
+SCORER = Scorer(_flags, _score, _ready)
+
+
 def read_questions(path: Path) -> dict[str, PromptQuestions]:
-    """The official lines, by the prompts' texts; else BadQuestions."""
-    found: dict[str, PromptQuestions] = {}
+    """Returns the official questions by the prompts' texts; else BadQuestions."""
+    questions: dict[str, PromptQuestions] = {}
     try:
         lines = read_file(path).decode().split("\n")
     except FileNotFoundError:
         raise BadQuestions(
-            f"{path}: no such file, expected GenEval 2's geneval2_data.jsonl. It is at {URL} (CC BY-NC 4.0); say where "
-            "it lies with --questions"
+            f"{path}: no such file, expected GenEval 2's geneval2_data.jsonl. It is at {URL} (CC BY-NC 4.0); name "
+            "your copy with --questions"
         ) from None
     except UnicodeDecodeError as error:
         raise BadQuestions(f"{path}: not UTF-8 ({error}). The file is at {URL}") from None
@@ -48,56 +116,38 @@ def read_questions(path: Path) -> dict[str, PromptQuestions]:
         if not line:
             continue
         try:
-            prompt, asked = _asked(parse_json(line))
+            prompt, some = parse_questions(parse_json(line))
         except (ValueError, KeyError, TypeError) as error:
             raise BadQuestions(
                 f"{path}:{number}: found {line!r:.100}, expected a prompt, its vqa_list, skills and atom_count "
                 f"({error}). The file is at {URL}"
             ) from None
-        if prompt in found:
-            raise BadQuestions(f"{path}:{number}: the prompt {prompt!r:.80} stands twice")
-        found[prompt] = asked
-    if not found:
+        if prompt in questions:
+            raise BadQuestions(f"{path}:{number}: the prompt {prompt!r:.80} occurs twice")
+        questions[prompt] = some
+    if not questions:
         raise BadQuestions(f"{path}: holds no question. The file is at {URL}")
-    return found
+    return questions
 
 
-def _asked(record: Any) -> tuple[str, PromptQuestions]:
+def parse_questions(record: Any) -> tuple[str, PromptQuestions]:
+    """Returns a line's prompt and its questions; ValueError, KeyError or TypeError where it has none."""
     pairs = tuple((str(question), str(answer)) for question, answer in record["vqa_list"])
     strange = [answer for _, answer in pairs if answer not in ("Yes", *NUMBERS)]
     if strange or not pairs or len(pairs) != len(record["skills"]):
         raise ValueError(f"answers {strange}" if strange else "a skill for each question")
-    return str(record["prompt"]), PromptQuestions(
-        pairs, tuple(record["skills"]), int(record["atom_count"])
-    )
+    questions = PromptQuestions(pairs, tuple(record["skills"]), int(record["atom_count"]))
+    return str(record["prompt"]), questions
 
 
 def absent(questions: dict[str, PromptQuestions], prompts: Prompts, partial: bool) -> int:
-    """How many prompts that are asked about the set does not have: none, unless a part is enough."""
-    texts = {prompt.text for prompt in prompts.items}
-    unasked, lost = sorted(texts - questions.keys()), sorted(questions.keys() - texts)
-    if unasked or (lost and not partial):
-        what = "prompts of the set are not asked about" if unasked else "prompts are not in the set"
-        few = ", ".join(map(repr, (unasked or lost)[:NAMED]))
-        raise BadQuestions(
-            f"{len(unasked or lost)} {what} ({few}). Generate pictures of GenEval 2's prompts, all of them"
-            + ("" if unasked else "; or score what is there with --partial")
-        )
-    return len(lost)
-
-
-def digest(questions: dict[str, PromptQuestions]) -> str:
-    """Of all that the probabilities follow from besides pictures and model."""
-    return sha256(canonical_json({prompt: asked.questions for prompt, asked in questions.items()}))
-
-
-def whole_digest(questions: dict[str, PromptQuestions]) -> str:
-    """Of all that the scores follow from besides pictures and model: skills and atoms too."""
-    return sha256(canonical_json({prompt: asdict(asked) for prompt, asked in questions.items()}))
+    """Returns how many prompts that have questions the set does not have; see `count_absent`."""
+    texts = [prompt.text for prompt in prompts.items]
+    return count_absent(questions, texts, partial, "Generate pictures of GenEval 2's prompts")
 
 
 def spellings(answer: str) -> tuple[str, ...]:
-    """How a model may begin an answer that is right."""
+    """Returns how a model may begin an answer that is right."""
     if answer == "Yes":
         return ("Yes", "yes", " Yes", " yes")
     digit = str(NUMBERS.index(answer) + 1)
@@ -105,35 +155,33 @@ def spellings(answer: str) -> tuple[str, ...]:
 
 
 def geometric(values: Sequence[float]) -> float:
-    """Geometric mean; 0 where one is 0."""
+    """Returns the geometric mean; 0 where a value is 0."""
     return exp(sum(map(log, values)) / len(values)) if all(values) else 0.0
 
 
 def items(
-    prompt: str, number: int, asked: PromptQuestions, odds: Sequence[float]
+    prompt: str, number: int, questions: PromptQuestions, odds: Sequence[float]
 ) -> tuple[Item, Item]:
-    """A picture's items under the arithmetic mean and under the geometric one."""
-    told = {
+    """Returns a picture's items under the arithmetic mean and under the geometric one."""
+    details = {
         "questions": [
             {"question": question, "answer": answer, "skill": skill, "probability": p}
             for (question, answer), skill, p in zip(
-                asked.questions, asked.skills, odds, strict=True
+                questions.questions, questions.skills, odds, strict=True
             )
         ]
     }
-    groups = (f"{asked.atoms} atoms",)
-    return (
-        Item(prompt, number, sum(odds) / len(odds), groups, told),
-        Item(prompt, number, geometric(odds), groups, told),
-    )
+    groups = (f"{questions.atoms} atoms",)
+    means = sum(odds) / len(odds), geometric(odds)
+    arithmetic, product = (Item(prompt, number, mean, groups, details) for mean in means)
+    return arithmetic, product
 
 
-def by_skill(some: Sequence[Item]) -> dict[str, list[Item]]:
-    """Of each skill an item for each of its questions."""
-    made: dict[str, list[Item]] = {}
-    for one in some:
-        for asked in one.found["questions"]:
-            made.setdefault(asked["skill"], []).append(
-                Item(one.prompt, one.number, asked["probability"])
-            )
-    return dict(sorted(made.items()))
+def by_skill(items: Sequence[Item]) -> dict[str, list[Item]]:
+    """Returns for each skill an item a question."""
+    skills: dict[str, list[Item]] = {}
+    for item in items:
+        for question in item.found["questions"]:
+            part = Item(item.prompt, item.number, question["probability"])
+            skills.setdefault(question["skill"], []).append(part)
+    return dict(sorted(skills.items()))

@@ -1,12 +1,15 @@
-"""What models find in pictures, kept line by line while they look: a scoring that was stopped goes on from there.
+"""What models predict of pictures, kept line by line: a scoring that was stopped goes on from it.
 
-    <save_dir>/scores/raw/<scorer>-<key>.jsonl    what finds; then a line a picture, with its file's digest
+    <save_dir>/scores/raw/<scorer>-<key>.jsonl    what predicts; then a line a picture
                           <scorer>-<key>.<n>.jsonl    likewise of the n-th further process
 
-`key` is the digest of all that the findings follow from besides the pictures (weights, preprocessing, questions). So
-findings of another model, or of a picture that changed since, are never taken for those of this one. Processes say
-nothing to each other: each looks at its share, and whoever sees the last finding makes the score.
+`key` is the digest of all that the predictions follow from besides the pictures (weights,
+preprocessing, questions), and a line has its picture file's digest, so predictions of another model,
+or of a picture that changed since, are never taken for those of this one. Processes do not
+communicate: each takes its share, and whoever sees the last prediction makes the score.
 """
+
+from __future__ import annotations
 
 import json
 import os
@@ -16,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from glob import escape
+from importlib.metadata import version
 from itertools import chain, islice
 from typing import Any
 
@@ -25,114 +29,138 @@ from shards.format.atomic import LINES_BYTES, parse_json, read_file, refuse_vers
 from shards.format.records import finite, having, mapping, text
 from shards.read.prefetch import map_ahead
 
-from ..errors import BadScores, MissingImages, NotFinite
+from ..errors import BadQuestions, BadScores, MissingImages, NotFinite
 from ..images.imageset import ImageSetReader, PictureRef
 from ..images.layouts import Picture
 from ..images.ranks import Rank
-from ..scores.results import NAME
+from ..scores.results import NAME, Item, Score, Value
 
 Json = dict[str, Any]
-Find = Callable[[Sequence[PictureRef], Sequence[Picture]], list[Json]]
+Predict = Callable[[Sequence[PictureRef], Sequence[Picture]], list[Json]]
 FORMAT, VERSION = "latentbank-findings", 1
-FOUND = having({"of": text(), "found": mapping, "seconds": finite})
+LINE = having({"of": text(), "found": mapping, "seconds": finite})
 ALONE = Rank()
 READERS = 4  # threads that decode pictures while the model looks at others
+PACKAGES = ("torch", "transformers", "pillow")
+NAMED = 5  # of many prompts, how many an error names
 
 
 class Journal:
-    """The findings of one finder about one set."""
+    """The predictions of one model about one set, those of other processes too."""
 
     def __init__(self, images: ImageSetReader, scorer: str, made_by: Json, rank: int = 0) -> None:
-        told = json.loads(canonical_json(made_by))
-        self._head = canonical_json({"format": FORMAT, "version": VERSION, "made_by": told})
-        self._digests, self._found = images.digests, dict[str, tuple[Json, float]]()
+        record = {"format": FORMAT, "version": VERSION, "made_by": made_by}
+        self._head = canonical_json(record)
+        self._digests = images.digests
+        self._predictions: dict[str, tuple[Json, float]] = {}
         self._stem = f"{scorer}-{sha256(self._head)[:12]}"
         self.path = images.folder / NAME / "raw" / f"{self._stem}{f'.{rank}' if rank else ''}.jsonl"
         self._begun = False  # whether the file has its first line, as far as this process knows
         self.read()
 
-    def __contains__(self, one: PictureRef) -> bool:
-        return self._name(one) in self._found
+    def __contains__(self, picture: PictureRef) -> bool:
+        return self._key(picture) in self._predictions
 
-    def __getitem__(self, one: PictureRef) -> Json:
-        return self._found[self._name(one)][0]
+    def __getitem__(self, picture: PictureRef) -> Json:
+        return self._predictions[self._key(picture)][0]
 
-    def seconds(self, ones: Iterable[PictureRef]) -> float:
-        """What these pictures took, of all processes together."""
-        return sum(self._found[self._name(one)][1] for one in ones)
+    def seconds(self, pictures: Iterable[PictureRef]) -> float:
+        """Returns what these pictures took, of all processes together."""
+        return sum(self._predictions[self._key(picture)][1] for picture in pictures)
 
     def read(self) -> None:
-        """Take up what all processes have found so far."""
+        """Reads what all processes have predicted so far."""
         for path in sorted(self.path.parent.glob(f"{escape(self._stem)}*.jsonl")):
             head, *lines = read_file(path, LINES_BYTES).split(b"\n")
             if not lines:  # killed within the first line
                 continue
-            self._refuse_version(head, str(path))
+            with suppress(KeyError, TypeError, json.JSONDecodeError):
+                refuse_version(json.loads(head), str(path), FORMAT, VERSION)
             if head + b"\n" != self._head:
                 raise BadScores(f"{path}: not the findings of this scorer. Move it away")
             self._begun |= path == self.path
             for line in lines:
-                try:
-                    told = parse_json(line)
-                    FOUND(told)
-                    self._found[told["of"]] = told["found"], float(told["seconds"])
-                except (ValueError, KeyError, TypeError):
-                    continue  # cut off by a kill: it is found again
+                with suppress(ValueError, KeyError, TypeError):  # cut off by a kill: made again
+                    record = parse_json(line)
+                    LINE(record)
+                    self._predictions[record["of"]] = record["found"], float(record["seconds"])
 
-    @staticmethod
-    def _refuse_version(head: bytes, path: str) -> None:
-        """FormatVersion where another release wrote the findings."""
-        with suppress(KeyError, TypeError, json.JSONDecodeError):
-            refuse_version(json.loads(head), path, FORMAT, VERSION)
-
-    def add(self, ones: Sequence[PictureRef], found: Sequence[Json], seconds: float) -> None:
-        """Append what was found in a block, so that it outlives the process and the machine's power."""
-        each = seconds / len(ones)
-        lines = b"".join(self._line(one, what, each) for one, what in zip(ones, found, strict=True))
+    def add(
+        self, pictures: Sequence[PictureRef], predictions: Sequence[Json], seconds: float
+    ) -> None:
+        """Appends a block's predictions, which then outlive the process and a loss of power."""
+        each = seconds / len(pictures)
+        lines = [
+            self._line(picture, prediction, each)
+            for picture, prediction in zip(pictures, predictions, strict=True)
+        ]
         if not self._begun:
             self._begin()
         with self.path.open("ab") as file:
-            file.write(self._end_of_cut_line() + lines)
+            file.write(self._end_of_cut_line() + b"".join(lines))
             file.flush()
             os.fsync(file.fileno())
-        self._found |= {
-            line["of"]: (line["found"], each) for line in map(json.loads, lines.splitlines())
-        }
+        for record in map(json.loads, lines):
+            self._predictions[record["of"]] = record["found"], each
 
-    def _line(self, one: PictureRef, found: Json, seconds: float) -> bytes:
+    def _line(self, picture: PictureRef, prediction: Json, seconds: float) -> bytes:
         try:
-            return canonical_json({"of": self._name(one), "found": found, "seconds": seconds})
+            return canonical_json(
+                {"of": self._key(picture), "found": prediction, "seconds": seconds}
+            )
         except ValueError:
             raise NotFinite(
-                f"{one.path}: found NaN or infinity in what {self._stem} says of picture {one.number}, expected finite "
-                "numbers. Try another precision (--device cpu), or look at the model's weights"
+                f"{picture.path}: found NaN or infinity in what {self._stem} says of picture {picture.number}, "
+                "expected finite numbers. Try another precision (--device cpu), or check the model's weights"
             ) from None
 
     def _begin(self) -> None:
-        """The first line, unless another process wrote it meanwhile; one that a kill cut off is written anew."""
+        """Writes the first line, unless another process did; one that a kill cut off, anew."""
         if not put_if_absent(self.path, self._head):
             with self.path.open("rb") as file:
-                whole = file.readline().endswith(b"\n")
-            if not whole:
+                complete = file.readline().endswith(b"\n")
+            if not complete:
                 atomic_write(self.path, self._head)
         self._begun = True
 
     def _end_of_cut_line(self) -> bytes:
-        """What a kill may have kept from the last line."""
+        """Returns the line end that a kill kept from the last line, if it did."""
         with self.path.open("rb") as file:
             file.seek(-1, os.SEEK_END)
             return b"" if file.read() == b"\n" else b"\n"
 
-    def _name(self, one: PictureRef) -> str:
-        return f"{one.file.path}#{one.number}:{self._digests[one.file.path]}"
+    def _key(self, picture: PictureRef) -> str:
+        path = picture.file.path
+        return f"{path}#{picture.number}:{self._digests[path]}"
 
 
 @dataclass(frozen=True)
-class Pass:
-    """What was found in a set."""
+class Predictions:
+    """What a model predicts of a set's pictures, in their order."""
 
-    found: list[tuple[PictureRef, Json]]
+    images: ImageSetReader
+    pairs: list[tuple[PictureRef, Json]]
     seconds: float  # of all processes, also of those that were stopped
+
+    def score(
+        self, name: str, items: Sequence[Item], values: tuple[Value, dict[str, Value]], made_by: Json,
+        *, notes: tuple[str, ...] = (), absent: int = 0, overall: str = "prompts", unit: float = 1.0,
+    ) -> Score:  # fmt: skip
+        """Returns the score of `values`, the whole's and the groups'.
+
+        `absent`: prompts of the benchmark that the set does not have.
+        """
+        images = self.images
+        tiles, each = len(images.files[0].numbers), int(images.settings["images_per_prompt"])
+        missing = images.missing * tiles + absent * each
+        return Score(
+            scorer=f"{name}-partial-{len(items)}-of-{len(items) + missing}" if missing else name,
+            benchmark=images.prompts.benchmark, value=values[0], better="higher", groups=values[1],
+            overall=overall, unit=unit, prompts=len({item.prompt for item in items}), pictures=len(items),
+            missing=missing, notes=notes, images=images.digest, prompt_list=images.prompts.digest,
+            made_by=made_by | {"versions": {package: version(package) for package in PACKAGES}},
+            seconds=self.seconds,
+        )  # fmt: skip
 
 
 def cached_predictions(
@@ -140,36 +168,59 @@ def cached_predictions(
     scorer: str,
     made_by: Json,
     block: int,
-    find: Find,
+    predict: Predict,
     wanted: Callable[[PictureRef], bool] = lambda _: True,
     rank: Rank = ALONE,
-) -> Pass | None:
-    """What `find` says of each wanted picture, in their order; None if other processes are still looking.
+) -> Predictions | None:
+    """Returns what `predict` says of each wanted picture; None if other processes are still at it.
 
-    `block` pictures are shown to it at a time. Blocks do not depend on what was found before nor on the number of
-    processes, so neither do the last bits of what a model says.
+    It gets `block` pictures at a time. Blocks depend neither on what was predicted before nor on the
+    number of processes, so neither do the last bits of a prediction.
     """
     journal = Journal(images, scorer, made_by, rank.number)
-    ones = [one for one in images if wanted(one)]
-    if not ones:
+    pictures = [picture for picture in images if wanted(picture)]
+    if not pictures:
         raise MissingImages(
             f"{images.folder}: found no picture of a prompt that counts, expected at least one"
         )
-    mine = rank.share([ones[i : i + block] for i in range(0, len(ones), block)])
-    todo = [some for some in mine if not all(one in journal for one in some)]
-    with ThreadPoolExecutor(READERS) as pool, Bar(scorer, sum(map(len, mine)), "pictures") as bar:
-        bar.skip(sum(map(len, mine)) - sum(map(len, todo)))
+    share = rank.share([pictures[i : i + block] for i in range(0, len(pictures), block)])
+    todo = [part for part in share if not all(picture in journal for picture in part)]
+    total = sum(map(len, share))
+    with ThreadPoolExecutor(READERS) as pool, Bar(scorer, total, "pictures") as bar:
+        bar.skip(total - sum(map(len, todo)))
         reading = map_ahead(pool, PictureRef.read, chain.from_iterable(todo), block)
-        for some in todo:
+        for part in todo:
             start = time.monotonic()
-            found = find(some, list(islice(reading, len(some))))
-            journal.add(some, found, time.monotonic() - start)
-            bar.advance(len(some))
+            predictions = predict(part, list(islice(reading, len(part))))
+            journal.add(part, predictions, time.monotonic() - start)
+            bar.advance(len(part))
     journal.read()
-    left = sum(one not in journal for one in ones)
+    left = sum(picture not in journal for picture in pictures)
     if left:
         bar.note(
             f"{scorer}: the share of process {rank.number} is done; {left} pictures are left to the others"
         )
         return None
-    return Pass([(one, journal[one]) for one in ones], journal.seconds(ones))
+    pairs = [(picture, journal[picture]) for picture in pictures]
+    return Predictions(images, pairs, journal.seconds(pictures))
+
+
+def count_absent(
+    questions: Iterable[str], prompts: Iterable[str], partial: bool, advice: str
+) -> int:
+    """Returns how many prompts with questions a set does not have: 0, unless `partial` allows some.
+
+    BadQuestions where there are some, or where a prompt of the set has no question.
+    """
+    known, present = set(questions), set(prompts)
+    unknown, lost = sorted(present - known), sorted(known - present)
+    if unknown:
+        raise BadQuestions(
+            f"found {len(unknown)} prompts of the set without a question ({', '.join(unknown[:NAMED])}). {advice}"
+        )
+    if lost and not partial:
+        raise BadQuestions(
+            f"found questions to {len(lost)} prompts that the set does not have ({', '.join(lost[:NAMED])}). {advice}, "
+            "all of it, or score what exists with --partial"
+        )
+    return len(lost)

@@ -1,29 +1,37 @@
-"""A vision-language model that answers questions about a picture with the probabilities of its first token.
+"""A vision-language model that answers a question about a picture by its first token's probabilities.
 
-Any model that transformers knows as AutoModelForImageTextToText, with its own processor and chat template. Nothing is
-generated: the logits behind the prompt are the answer, as greedy decoding of one token would see them.
+Any model that transformers knows as AutoModelForImageTextToText, with its own processor and chat
+template. Nothing is generated: the logits after the prompt are the answer, as greedy decoding of one
+token would see them.
 """
 
+from __future__ import annotations
+
+import argparse
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
-from torch import Tensor
 
-from encode.models.text import tokenizer_digest
 from shards import canonical_json, sha256
+from shards.places import model
 
 from ..errors import MissingWeights
-from ..features import pretrained
 from ..images.layouts import Picture
+from ..images.ranks import Rank
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DEFAULT = "Qwen/Qwen3-VL-8B-Instruct"  # of the family that t2v_metrics 3.1 asks
 
 
 @dataclass(frozen=True, slots=True)
 class Spellings:
-    """What counts as yes and as no. A spelling counts if it is one token; the probabilities of several are added."""
+    """What counts as yes and as no: each spelling that is one token, their probabilities added."""
 
     yes: tuple[str, ...]
     no: tuple[str, ...]
@@ -41,10 +49,31 @@ class Answer:
     no: float
 
 
+def flags(add: argparse.ArgumentParser) -> None:
+    add.add_argument(
+        "--vlm",
+        type=model,
+        default=DEFAULT,
+        help="a model for pictures and text: hub name or folder",
+    )
+    add.set_defaults(batch_size=8)  # questions at a time
+
+
+def load(args: argparse.Namespace, spellings: Spellings) -> Vlm:
+    """Returns the model that the options name, loaded once for several sets."""
+    return _load(args.vlm, Rank.here().device(args.device), spellings, args.batch_size)
+
+
 class Vlm:
     """Questions go through the model `batch_size` at a time, each with its picture."""
 
     def __init__(self, path: str, device: str, spellings: Spellings, batch_size: int = 8) -> None:
+        import torch
+
+        from encode.models.text import tokenizer_digest
+
+        from ..features import pretrained
+
         self._processor = pretrained.part("AutoProcessor", path)
         tokenizer = getattr(self._processor, "tokenizer", None)
         if tokenizer is None or not self._processor.chat_template:
@@ -70,66 +99,71 @@ class Vlm:
         }  # fmt: skip
 
     def answers(self, picture: Picture, questions: Sequence[str]) -> list[Answer]:
-        """To each question about one picture (H, W, 3)."""
+        """Returns the answer to each question about one picture (H, W, 3)."""
         return self.ask([(picture, question) for question in questions])
 
-    @torch.inference_mode()
     def ask(self, pairs: Sequence[tuple[Picture, str]]) -> list[Answer]:
-        """P(yes) and P(no) to each question about its picture."""
+        """Returns P(yes) and P(no) of each question about its picture."""
         return [
             Answer(float(odds[self._yes].sum()), float(odds[self._no].sum()))
             for odds in self._first(pairs)
         ]
 
-    @torch.inference_mode()
     def odds(
         self, pairs: Sequence[tuple[Picture, str]], accepted: Sequence[Sequence[str]]
     ) -> list[float]:
-        """Of each question the probability that its answer begins as one of its accepted spellings does."""
-        found = []
+        """Returns of each question the probability that the answer begins as an accepted spelling."""
+        probabilities = []
         for odds, spellings in zip(self._first(pairs), accepted, strict=True):
-            cut = [self._tokenizer(text, add_special_tokens=False).input_ids for text in spellings]
-            first = sorted({ids[0] for ids in cut if ids} - {self._tokenizer.unk_token_id})
-            found.append(float(odds[first].sum()))
-        return found
+            ids = [self._tokenizer(text, add_special_tokens=False).input_ids for text in spellings]
+            first = sorted({row[0] for row in ids if row} - {self._tokenizer.unk_token_id})
+            probabilities.append(float(odds[first].sum()))
+        return probabilities
 
     def _first(self, pairs: Sequence[tuple[Picture, str]]) -> Iterator[Tensor]:
-        """Of each question the first token's probabilities (V,)."""
+        """Yields of each question the first token's probabilities (V,)."""
+        import torch
+
         for start in range(0, len(pairs), self._batch):
             inputs = self._inputs(pairs[start : start + self._batch])
-            logits: Tensor = self._model(**inputs, **self._options).logits[:, -1]
-            yield from logits.float().softmax(-1).cpu()
+            with torch.inference_mode():
+                logits: Tensor = self._model(**inputs, **self._options).logits[:, -1]
+                probabilities = logits.float().softmax(-1).cpu()
+            yield from probabilities
 
     def _inputs(self, pairs: Sequence[tuple[Picture, str]]) -> Any:
-        """One row a question, padded at the left."""
-        asked = [
+        """Returns the model's inputs, a row a question, padded at the left."""
+        messages = [
             [{"role": "user", "content": [
                 {"type": "image", "image": Image.fromarray(picture)}, {"type": "text", "text": text},
             ]}]
             for picture, text in pairs
         ]  # fmt: skip
-        made = self._processor.apply_chat_template(
-            asked, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+        inputs = self._processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
             processor_kwargs={"padding": True},
         )  # fmt: skip
-        return made.to(self._device, self._dtype)  # of the tensors only those with fractions change
+        return inputs.to(self._device, self._dtype)  # which changes the type of fractions alone
+
+
+_load = lru_cache(maxsize=1)(Vlm)
 
 
 def _tokens(tokenizer: Any, spellings: Sequence[str], path: str) -> list[int]:
     ids = [tokenizer(text, add_special_tokens=False).input_ids for text in spellings]
-    whole = sorted({cut[0] for cut in ids if len(cut) == 1} - {tokenizer.unk_token_id})
-    if not whole:
+    single = sorted({row[0] for row in ids if len(row) == 1} - {tokenizer.unk_token_id})
+    if not single:
         raise MissingWeights(
             f"{path}: its vocabulary has none of {', '.join(map(repr, spellings))} as one token, so the probability of "
             "the answer cannot be read off the first one. Choose another model"
         )
-    return whole
+    return single
 
 
 def _processor_digest(processor: Any) -> str:
-    """Of how pictures are prepared and of the chat template."""
-    prepare = processor.image_processor.to_dict()
+    """Returns the digest of how pictures are prepared and of the chat template."""
+    options = processor.image_processor.to_dict()
     kept = {
-        name: value for name, value in prepare.items() if not name.endswith(("_class", "_type"))
+        name: value for name, value in options.items() if not name.endswith(("_class", "_type"))
     }
     return sha256(canonical_json([repr(sorted(kept.items())), processor.chat_template]))

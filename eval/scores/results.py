@@ -29,7 +29,6 @@ from shards.format.records import (
     text,
 )
 from shards.format.records import fields as exactly
-from train.report.records import read_records
 
 from ..errors import BadScores, NotFinite
 
@@ -166,6 +165,8 @@ def read_lines(path: Path) -> list[Any]:
 
 def read_watched(path: Path) -> list[Json]:
     """The records that `python -m eval watch` left, a checkpoint each; BadScores where they are others."""
+    from train.report.records import read_records
+
     try:
         records = read_records(path)
         listed(WATCHED, 0, len(records))(records)

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from eval.commands import main
-from eval.distances.scorers import DISTANCES
+from eval.distances.measure import DISTANCES
 from eval.errors import BadReport, TooFewImages, Watched
 from eval.images.generate import Request
 from eval.images.imageset import ImageSetReader

@@ -11,7 +11,7 @@ from eval.errors import MissingWeights
 from eval.scorers.detector import (
     FLOOR,
     TEMPLATES,
-    Colours,
+    ColourClassifier,
     Detector,
     Segment,
     box_of,
@@ -186,7 +186,7 @@ def test_likeness_to_colours_against_clip_by_hand(clip_folder: Path) -> None:
     mask = np.zeros((40, 50), bool)
     mask[5:25, 10:45] = random.random((20, 35)) > 0.3
     one = Segment(16, 0.8, box_of(mask), mask)
-    found = Colours(str(clip_folder), "cpu")(picture, [one, one], "cat")
+    found = ColourClassifier(str(clip_folder), "cpu", COLOURS)(picture, [one, one], "cat")
     model = transformers.CLIPModel.from_pretrained(clip_folder).eval()
     cut = transformers.AutoTokenizer.from_pretrained(clip_folder)
     image = cut_out(picture, one)
@@ -241,7 +241,7 @@ def test_a_clip_that_knows_colours_tells_them(clip_folder: Path, tmp_path: Path)
             layer.weight.copy_(torch.linalg.pinv(seen.double()).T.float())
     model.save_pretrained(tmp_path)
     cut.save_pretrained(tmp_path)
-    ready = Colours(str(tmp_path), "cpu")
+    ready = ColourClassifier(str(tmp_path), "cpu", COLOURS)
     mask = np.zeros((30, 40), bool)
     mask[4:26, 4:34] = True
     for colour, shade in SHADES.items():
@@ -257,7 +257,7 @@ def test_models_that_cannot_serve_are_named(clip_folder: Path, tmp_path: Path) -
     with pytest.raises(MissingWeights, match="Mask2FormerForUniversalSegmentation"):
         Detector(str(clip_folder), "cpu")
     with pytest.raises(MissingWeights, match="some/model.*hf download some/model"):
-        Colours("some/model", "cpu")
+        ColourClassifier("some/model", "cpu", COLOURS)
 
 
 def test_a_detector_of_other_classes_is_refused(detector_folder: Path, tmp_path: Path) -> None:

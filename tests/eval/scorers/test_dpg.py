@@ -83,12 +83,7 @@ def test_questions_are_read_as_they_stand(tmp_path: Path) -> None:
     assert list(found) == ["007", "partiprompts97"]  # an id is text: its zeros stay
     assert [(one.number, one.parents) for one in found["007"]] == [(1, ()), (2, (1,)), (3, (1, 2))]
     panda = found["007"][1]
-    assert (panda.text, panda.category, panda.broad) == (
-        "Is the panda red?",
-        "attribute - color",
-        "attribute",
-    )
-    assert found["partiprompts97"][0].broad == "global"
+    assert (panda.text, panda.category) == ("Is the panda red?", "attribute - color")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +97,7 @@ def test_questions_are_read_as_they_stand(tmp_path: Path) -> None:
         (["a,b"], "expected an id, a whole number"),
         (
             [row("a", 1, "0", "entity"), row("a", 1, "0", "entity")],
-            r"a: propositions \[1\] stand twice",
+            r"a: propositions \[1\] occur twice",
         ),
         ([row("a", 1, "7", "entity")], r"a: parents \[7\] are no propositions"),
         ([row("a", 1, "2", "entity"), row("a", 2, "1", "entity")], "depend on each other"),
@@ -139,9 +134,7 @@ def test_the_set_has_the_prompts_that_are_asked_about() -> None:
     ):
         dpg.absent(questions, prompts("a"), partial=False)
     for partial in (False, True):
-        with pytest.raises(
-            BadQuestions, match=r"1 prompts of the set without a question in the csv \(c\)"
-        ):
+        with pytest.raises(BadQuestions, match=r"1 prompts of the set without a question \(c\)"):
             dpg.absent(questions, prompts("a", "b", "c"), partial)
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from eval.errors import BadQuestions
 from eval.prompts.prompts import Prompt, Prompts
-from eval.scorers import genai
-from eval.scorers.genai import check, read_skills
+from eval.scorers.genai import read_skills
 from eval.scores.aggregate import aggregate
+from eval.scores.results import Item
 
 
 def prompts(*ids: str) -> Prompts:
@@ -37,15 +37,13 @@ def test_all_is_the_union_of_prompts_with_any_skill(tmp_path: Path) -> None:
     ids = ("00000", "00001", "00002", "00003")
     path = skills(tmp_path, {"counting": [0, 1], "negation": [1], "basic": [2], "advanced": [0, 1]})
     found, _ = read_skills(path, prompts(*ids))
-    assert check(found, prompts(*ids)) == ("1 of 4 prompts have no skill and do not count",)
     odds = {"00000": 0.1, "00001": 0.4, "00002": 0.9, "00003": 1.0}
-    items = [genai.item(name, 0, found[name], odds[name], 0.05) for name in ids if name in found]
+    items = [Item(name, 0, odds[name], found[name]) for name in ids if name in found]
     value, each = aggregate(items)
     assert value.value == pytest.approx((0.1 + 0.4 + 0.9) / 3)
     assert {name: v.value for name, v in each.items()} == pytest.approx(
         {"counting": 0.25, "advanced": 0.25, "negation": 0.4, "basic": 0.9}
     )
-    assert items[0].found == {"yes": 0.1, "no": 0.05}
 
 
 def test_skills_of_another_edition_are_refused(tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ import pytest
 from eval.errors import BadPrompts
 from eval.prompts.prompts import Prompt, Prompts
 from eval.scorers import geneval
+from eval.scorers.detector import Box
 from eval.scorers.geneval import CLASSES, COLOURS, Detection, Objects, Rules, judge, kept, related
 
 HERE, RIGHT = (0.0, 0.0, 10.0, 10.0), (100.0, 0.0, 110.0, 10.0)
 
 
-def at(score: float, box: geneval.Box = HERE, colour: str | None = None) -> Detection:
+def at(score: float, box: Box = HERE, colour: str | None = None) -> Detection:
     likeness = tuple(0.9 if name == colour else 0.1 for name in COLOURS) if colour else ()
     return Detection(box, score, likeness)
 
@@ -138,7 +139,7 @@ def test_classes_without_a_detection_disappear_and_rules_are_what_they_say() -> 
         ((0, 0, 10, 10), (0, 100, 10, 110), {"above"}),
     ],
 )  # fmt: skip
-def test_relations(a: geneval.Box, b: geneval.Box, relations: set[str]) -> None:
+def test_relations(a: Box, b: Box, relations: set[str]) -> None:
     assert related(a, b) == relations
 
 

@@ -49,7 +49,7 @@ def found_by(
 ) -> list[tuple[PictureRef, dict[str, Any]]]:
     done = cached_predictions(images, "s", *words, **more)
     assert done is not None
-    return done.found
+    return done.pairs
 
 
 def shades(found: list[tuple[PictureRef, dict[str, Any]]]) -> list[int]:
@@ -147,7 +147,7 @@ def test_processes_share_the_blocks_and_the_last_one_has_all(tmp_path: Path) -> 
     assert cached_predictions(images, "s", MADE_BY, 1, one, rank=Rank(0, 2)) is None
     done = cached_predictions(images, "s", MADE_BY, 1, two, rank=Rank(1, 2))
     assert done is not None
-    assert shades(done.found) == [10, 20, 30, 40, 50]
+    assert shades(done.pairs) == [10, 20, 30, 40, 50]
     assert (one.seen, two.seen) == ([[10], [30], [50]], [[20], [40]])
     assert sorted(
         path.name.count(".") for path in Journal(images, "s", MADE_BY).path.parent.iterdir()

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,15 +11,14 @@ import numpy as np
 import pytest
 
 from eval.errors import BadPrompts, BadQuestions, MissingImages, MissingWeights
-from eval.features.pretrained import label
 from eval.images.imageset import ImageSetReader, ImageSetWriter
 from eval.prompts.prompts import Prompt, Prompts
-from eval.score import run
+from eval.score import SCORERS, run
 from eval.scorers import dpg, geneval
 from eval.scorers.detector import Detector
-from eval.scorers.judges import JUDGES
 from eval.scorers.vlm import ANY, EXACT, Vlm
 from eval.scores import results
+from eval.scores.scorer import label
 
 
 def made(
@@ -36,10 +37,11 @@ def made(
 
 def score(name: str, folder: Path, *words: object, partial: bool = False) -> None:
     parser = argparse.ArgumentParser()
-    JUDGES[name].flags(parser)
+    parser.add_argument("--batch_size", type=int)
+    SCORERS[name].flags(parser)
     args = parser.parse_args([str(word) for word in words])
     args.save_dir, args.partial, args.device = [folder], partial, "cpu"
-    run(JUDGES[name], args)
+    run(SCORERS[name], args)
 
 
 def journal(folder: Path) -> Path:
@@ -395,6 +397,12 @@ def test_a_model_is_called_by_the_end_of_its_name(tmp_path: Path) -> None:
         assert label(path) == "qwen3-vl-8b-instruct"
 
 
-def test_every_judge_has_help() -> None:
-    assert all(judge.flags.__doc__ for judge in JUDGES.values())
+def test_every_scorer_has_help() -> None:
+    assert all(scorer.flags.__doc__ for scorer in SCORERS.values())
     assert dpg.PROMPT.format("Is there a cat?") == "Is there a cat? Please answer yes or no."
+
+
+def test_the_registry_loads_no_torch() -> None:
+    """So that `python -m eval score --help` answers at once."""
+    code = "import sys, eval.score; raise SystemExit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
