@@ -9,8 +9,7 @@ attempts end in the same commit.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,24 +24,29 @@ from ..format.layout import (
     SCALE_BYTES,
     VERSION,
     ZARR_ROWS,
-    ArraySpec,
     ColumnSpec,
     Layout,
     Status,
     refuse_difference,
 )
 from ..format.records import ColumnRecord, CommitRecord, sealed
-from ..store.base import Place, Staging, Store
+from ..store.base import Place, Store
 from ..store.open import open_store
 from .commits import Commit, commit_name, read_commit
-from .tar_object import END, scan, tar_name, write_row
-from .zarr_object import crc32c, pack, read_elements, read_index, read_into
+from .values import (
+    TarValues,
+    Values,
+    ZarrValues,
+    finite_rows,
+    put_object,
+    read_object,
+    sha256_of,
+)
+from .zarr_object import crc32c, pack
 
-Values = NDArray[Any] | Sequence[NDArray[Any]]
 OTHER = (
     0.5  # machines change a channel or token by a twentieth at most, see encode/models/rehearsal.py
 )
-PIECE = 1 << 24  # bytes read at once where a standing object is hashed
 
 
 def check_column(column: Place, spec: ColumnSpec) -> str | None:
@@ -88,21 +92,6 @@ def put_empty(column: Place, spec: ColumnSpec, tokens: NDArray[Any]) -> None:
     with open_store(column).staged(f"empty/{array.key(0)}") as file:
         pack(file, array, [tokens])
         file.publish()
-
-
-def sha256_of(store: Store, name: str) -> tuple[int, str]:
-    """Bytes and sha256 of an object that stands."""
-    handle = store.open(name, cached=False)
-    try:
-        digest, size = hashlib.sha256(), store.length(handle, store.at(name))
-        buffer = memoryview(bytearray(min(PIECE, size)))
-        for start in range(0, size, PIECE):
-            piece = buffer[: min(PIECE, size - start)]
-            read_into(store, handle, piece, start, store.at(name))
-            digest.update(piece)
-    finally:
-        store.close(handle)
-    return size, digest.hexdigest()
 
 
 class ShardWriter:
@@ -168,7 +157,7 @@ class ShardWriter:
         """Derive status, crc and digest of a block from the values that stand."""
         layout, at = self.spec.layout, slice(start, start + len(values))
         given = self._given[at]
-        lost = np.isin(given, HAS_VALUES) & ~_finite(layout, values)
+        lost = np.isin(given, HAS_VALUES) & ~finite_rows(layout, values)
         self._status[at] = np.where(lost, Status.NON_FINITE, given)
         self._lengths[at] = lengths
         self._crc[at] = [crc32c(np.ascontiguousarray(row)) for row in values]
@@ -280,151 +269,12 @@ def refuse_other_members(column: Store, commit: Commit, members: Mapping[str, st
             )
 
 
-class ZarrValues:
-    """Values as Zarr objects, one a block of 1,024 rows, each published when it is written."""
-
-    def __init__(self, store: Store, layout: Layout, shard: int) -> None:
-        self.store, self.layout, self.shard = store, layout, shard
-        self.array = layout.arrays()[layout.kind]
-        self.objects: list[tuple[str, int, str]] = []
-        self._new: list[str] = []
-
-    def put(
-        self, start: int, values: Values, lengths: NDArray[Any], status: NDArray[np.uint8]
-    ) -> Values:
-        """Write one values object, or adopt the one that stands; returns the values that stand."""
-        ragged = self.layout.ragged
-        count = int(lengths.sum()) if ragged else len(values)
-        if not count:
-            return values
-        number = self.shard * self.layout.blocks_per_shard + start // ZARR_ROWS
-        path = f"{self.layout.kind}/{self.array.key(number)}"
-        parts = [values] if isinstance(values, np.ndarray) else list(values)
-        new, size, digest = put_object(self.store, path, self.array, parts)
-        self.objects.append((path, size, digest))
-        if new:
-            self._new.append(path)
-            return values
-        standing = read_object(self.store, path, self.array, count)
-        return np.split(standing, np.cumsum(lengths)[:-1]) if ragged else standing
-
-    def finish(self) -> bool:
-        return True
-
-    def withdraw(self) -> None:
-        for path in self._new:
-            self.store.delete(path)
-
-    def close(self) -> None:
-        pass
-
-
-class TarValues:
-    """Values as one tar of `.npy` members, published by `finish`; a tar that stands is adopted."""
-
-    def __init__(self, store: Store, layout: Layout, shard: int) -> None:
-        self.store, self.layout, self.path = store, layout, tar_name(shard)
-        self.objects: list[tuple[str, int, str]] = []
-        self._open = ExitStack()
-        self._file: Staging | None = None
-        if store.size(self.path) is None:
-            self._file = self._open.enter_context(store.staged(self.path))
-            return
-        store.make_durable(self.path)
-        store.touch(self.path)
-        self._handle = store.open(self.path)
-        self._open.callback(store.close, self._handle)
-        size = store.length(self._handle, store.at(self.path))
-        store.forget(self._handle, 0, size)  # pages of it may be damaged
-        found = scan(store, self._handle, layout, store.at(self.path))
-        self._members = {row: (start, size) for row, start, size in found}
-        self.objects.append((self.path, *sha256_of(store, self.path)))
-
-    def put(
-        self, start: int, values: Values, lengths: NDArray[Any], status: NDArray[np.uint8]
-    ) -> Values:
-        """Append rows that have values; returns the values that stand."""
-        if self._file is None:
-            return self.standing(start, lengths, status)
-        for i in np.flatnonzero(
-            np.isin(status, HAS_VALUES) & _finite(self.layout, values)
-        ).tolist():
-            write_row(self._file, start + i, values[i])
-        return values
-
-    def standing(self, start: int, lengths: NDArray[Any], status: NDArray[np.uint8]) -> Values:
-        """What the standing tar holds of some rows; a row that it lacks is blank."""
-        layout, name = self.layout, self.store.at(self.path)
-        rows = []
-        for i, there in enumerate(np.isin(status, HAS_VALUES)):
-            row = layout.blank(int(lengths[i]) if layout.ragged else 1)
-            if found := self._members.get(start + i):
-                if not there or found[1] != row.nbytes:
-                    raise CorruptColumn(
-                        f"{name}: row {start + i} has {found[1]} bytes, {row.nbytes * there} were "
-                        "to be written. The tar is of no commit: delete it and encode again"
-                    )
-                if row.nbytes:
-                    read_into(
-                        self.store,
-                        self._handle,
-                        row.reshape(-1).view(np.uint8).data,
-                        found[0],
-                        name,
-                    )
-            rows.append(row if layout.ragged else row[0])
-        return rows if layout.ragged else np.stack(rows)
-
-    def finish(self) -> bool:
-        """Publish the tar; False if another writer was first, and its tar stands."""
-        if self._file is None:
-            return True
-        self._file.write(END)
-        new = self._file.publish()
-        if new:
-            self.objects.append((self.path, self._file.bytes, self._file.sha256))
-        return new
-
-    def withdraw(self) -> None:
-        self.close()  # nothing is published before the commit
-
-    def close(self) -> None:
-        self._open.close()
-
-
-def put_object(
-    store: Store, path: str, spec: ArraySpec, parts: Sequence[NDArray[Any]]
-) -> tuple[bool, int, str]:
-    """Write an object whole, if absent; (whether it is new, size and sha256 of what stands)."""
-    with store.staged(path) as file:
-        pack(file, spec, parts)
-        if file.publish():
-            return True, file.bytes, file.sha256
-    store.touch(path)
-    return (False, *sha256_of(store, path))
-
-
-def read_object(store: Store, path: str, spec: ArraySpec, count: int) -> NDArray[Any]:
-    """The `count` elements of an object that stands, which must hold exactly so many."""
-    name, handle = store.at(path), store.open(path, cached=False)
-    try:
-        held = (len(read_index(store, handle, spec, name)) - 1) * spec.chunk_len
-        if held != count + -count % spec.chunk_len:
-            raise CorruptColumn(
-                f"{name}: an object of {held} elements stands where {count} were to be written. "
-                "It is of no commit: delete it and encode again"
-            )
-        return read_elements(store, handle, spec, 0, count, name)
-    finally:
-        store.close(handle)
-
-
 def _of_another_input(layout: Layout, values: Values, standing: Values) -> list[int]:
     """Rows that differ by more than two machines do: no values in one of the two, other token ids,
     or a channel or token whose L2 norm changes by more than OTHER of itself.
     """
-    same = _finite(layout, values) == _finite(layout, standing)
-    for i in np.flatnonzero(same & _finite(layout, values)).tolist():
+    same = finite_rows(layout, values) == finite_rows(layout, standing)
+    for i in np.flatnonzero(same & finite_rows(layout, values)).tolist():
         if layout.element == "int32":
             same[i] = np.array_equal(values[i], standing[i])
         elif values[i].size:
@@ -449,7 +299,7 @@ def _blanked(layout: Layout, values: Values, has_values: NDArray[np.bool_]) -> V
     """Rows without values blanked; a row with any non-finite value becomes NaN as a whole, its
     length kept.
     """
-    finite = _finite(layout, values)
+    finite = finite_rows(layout, values)
     if layout.ragged:
         return [
             layout.blank(0) if not there
@@ -460,11 +310,6 @@ def _blanked(layout: Layout, values: Values, has_values: NDArray[np.bool_]) -> V
     dense = np.array(values, layout.dtype)
     dense[~(has_values & finite)] = layout.blank(1)[0]
     return dense
-
-
-def _finite(layout: Layout, values: Values) -> NDArray[np.bool_]:
-    """Which rows hold finite numbers only."""
-    return np.array([layout.finite(row) for row in values], bool)
 
 
 def block_digest(

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..column.commits import commit_name, committed, failure_name, open_complete, read_commit
 from ..column.source import index_name
-from ..column.writer import sha256_of
+from ..column.values import sha256_of
 from ..column.zarr_object import read_into
 from ..console import Bar
 from ..errors import CorruptColumn, IdentityMismatch, NoRoom, NotAColumn

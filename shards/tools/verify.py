@@ -20,7 +20,7 @@ from ..column.commits import (
 )
 from ..column.members import member_read, members_digest
 from ..column.source import open_source, read_index
-from ..column.writer import sha256_of
+from ..column.values import sha256_of
 from ..console import Bar
 from ..errors import CorruptColumn, NotAColumn, ShardsError, SourceMismatch
 from ..format.atomic import Json, canonical_json, sha256
