@@ -76,13 +76,13 @@ class VaeColumn(PictureColumn):
 class MomentsColumn(VaeColumn):
     """Mean and log-variance of a VAE's posterior."""
 
-    kind: Literal["moments"]
+    kind: Literal["moments"] = "moments"
 
 
 class LatentsColumn(VaeColumn):
     """Latents, by an autoencoder that has no posterior (DC-AE, TAESD, RAE)."""
 
-    kind: Literal["latents"]
+    kind: Literal["latents"] = "latents"
 
 
 class FeaturesColumn(PictureColumn):
@@ -92,7 +92,7 @@ class FeaturesColumn(PictureColumn):
     What is not said here is read from the model's preprocessor_config.json.
     """
 
-    kind: Literal["features"]
+    kind: Literal["features"] = "features"
     resolution: PositiveInt | None = None
     mean: list[float] | None = Field(default=None, min_length=3, max_length=3)
     std: list[PositiveFloat] | None = Field(default=None, min_length=3, max_length=3)
@@ -123,7 +123,7 @@ class TokensColumn(CaptionColumn):
     full.
     """
 
-    kind: Literal["tokens"]
+    kind: Literal["tokens"] = "tokens"
     hidden_state: int = -1  # -1: what the model puts out, after its last norm
     element: Literal["bfloat16", "int8"] = "bfloat16"  # int8: half the bytes, about 1 % off
 
@@ -133,7 +133,7 @@ class IdsColumn(CaptionColumn):
     the tokenizer of `encoder` is loaded.
     """
 
-    kind: Literal["ids"]
+    kind: Literal["ids"] = "ids"
 
 
 ColumnConfig = Annotated[

@@ -27,7 +27,7 @@ import configs
 from configs import ConfigError
 from encode.models.packed_text import PackedText
 from encode.models.pixels import pixels_on
-from encode.models.text import CaptionTokenizer, load_tokenizer
+from encode.models.tokenizer import CaptionTokenizer, load_tokenizer
 from encode.models.vae import Vae, load_vae
 from encode.registry import TEXTS, ModelSpec, lookup
 from shards import JoinedColumns, Order
@@ -126,7 +126,7 @@ class Online:
         return cls(
             config, sources, order_of(config, sources),
             [Originals(join.latents, folder) for join, folder in zip(sources.by_source, tars, strict=True)],
-            load_vae(vae["encoder"], device), encoder.text.tokenize if encoder else load_tokenizer(text), encoder,
+            load_vae(vae["encoder"], device), encoder.text.tokenizer if encoder else load_tokenizer(text), encoder,
         )  # fmt: skip
 
     def batches(self, position: int, world: World) -> Iterator[Batch]:

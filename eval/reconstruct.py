@@ -31,7 +31,7 @@ from .errors import OtherImages, TooFewImages
 from .features.features import folder_of, of_set
 from .features.lpips import Lpips
 from .features.networks import inception
-from .images.generate import moved
+from .images.encoders import relocate_encoder
 from .images.imageset import ImageSetReader, ImageSetWriter
 from .images.originals import Originals, Picture
 from .prompts.prompts import Prompt, Prompts
@@ -81,7 +81,7 @@ def reconstruct(
         enough(METRICS[DISTANCES[name]], network, len(rows), f"{column}", allow_few)
     how = identity["preprocess"]
     originals.crop(rows[0], how)  # without its tars nothing is made
-    decoder = load_vae(moved(identity["encoder"], vae), device)
+    decoder = load_vae(relocate_encoder(identity["encoder"], vae), device)
     asked = zip(map(name_of, rows), keys, strict=True)
     folder = opened.store.folder
     source = folder.resolve().parent.name if folder else opened.store.parent.name

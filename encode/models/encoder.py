@@ -1,9 +1,7 @@
-"""Columns and what fills them, as an engine sees it.
+"""What a run knows of an encoder; nothing here needs torch.
 
-An engine knows two shapes. An `ImageEncoder` takes square crops and gives rows of one shape
-(moments, latents, features); a `CaptionEncoder` takes strings and gives rows of any length (tokens,
-ids). Which model stands behind is the business of `encoders` alone, which needs torch; nothing here
-does.
+An `ImageEncoder` makes rows of one shape (moments, latents, features) from square crops, a
+`CaptionEncoder` rows of any length (tokens, ids) from strings.
 """
 
 from __future__ import annotations
@@ -24,7 +22,9 @@ from shards.format.layout import COLUMN, VERSION
 
 from ..config import ColumnConfig
 from ..errors import EncodeError, ModelNotUsable
+from ..registry import ModelSpec
 from ..source.decoding import View
+from ..source.images import DECODER
 
 CALIBRATION_ROWS = 256  # captions that the channel scales of an int8 column are measured on
 
@@ -32,24 +32,25 @@ Words = NDArray[Any]  # of the element a column stores: float16, bfloat16 as uin
 
 
 class Encoder(ABC):
-    """A column's config and the model that fills it. `weights` is the digest of what decides the
-    values: a model's weights, or a tokenizer.
+    """A model and the column that it fills. `weights` is the digest of what decides the values: a
+    model's weights, or a tokenizer.
     """
 
-    config: ColumnConfig
+    config: Any  # a ColumnConfig, of the kind that the class is for
+    model: ModelSpec
     weights: str
-    model: Any  # what encode.models.vae, encode.models.text or encode.models.features has loaded
 
     @abstractmethod
     def identity(self) -> Json:
-        """The column's identity, but for the source."""
+        """Returns the column's identity, but for the source."""
 
     def runs_on(self) -> Json:
-        """The device, and its threads where they matter: may differ between two attempts."""
+        """Returns the device, and its threads where they matter: may differ between two attempts."""
         return {"device": platform.machine()}
 
+    @property
     @abstractmethod
-    def row(self) -> tuple[int, ...]:
+    def row_shape(self) -> tuple[int, ...]:
         """`Layout.row_shape` of the column."""
 
 
@@ -58,25 +59,33 @@ class ImageEncoder(Encoder):
 
     view: View
 
+    def identity(self) -> Json:
+        preprocess = {
+            "image": self.view.suffix, "resolution": self.view.resolution, "decoder": DECODER,
+            "resize": "bilinear, short side", "crop": "centre",
+        }  # fmt: skip
+        return {
+            "kind": self.config.kind, "preprocess": preprocess,
+            "dtype": getattr(self.config, "element", "float16"),
+            "encoder": self.model.identity(self.weights),
+        }  # fmt: skip
+
     @property
     def norm(self) -> Norm | None:
         """Of latents; None for what is not normalised."""
         return None
 
     @abstractmethod
-    def encode(self, images: NDArray[np.uint8]) -> Words:
+    def rows(self, images: NDArray[np.uint8]) -> Words:
         """(B, R, R, 3) uint8 -> (B, *row_shape) as they are stored. A value that the element cannot
         hold becomes infinite, and the writer marks its row NON_FINITE.
         """
 
     @cached_property
     def row_shape(self) -> tuple[int, ...]:
-        """Shape of a row, found by encoding a grey picture."""
+        """The shape of a grey picture's row."""
         side = self.view.resolution
-        return self.encode(np.full((1, side, side, 3), 128, np.uint8)).shape[1:]
-
-    def row(self) -> tuple[int, ...]:
-        return self.row_shape
+        return self.rows(np.full((1, side, side, 3), 128, np.uint8)).shape[1:]
 
 
 class CaptionEncoder(Encoder):
@@ -85,14 +94,14 @@ class CaptionEncoder(Encoder):
     suffix: str  # of the sample's member that holds the caption
 
     @abstractmethod
-    def encode(self, captions: Sequence[str], budget: int) -> list[Words]:
-        """A row for each caption, in their order: (n, D) bfloat16 words, or (n,) ids. A call's
+    def rows(self, captions: Sequence[str], budget: int) -> list[Words]:
+        """Returns a row for each caption, in their order: (n, D) bfloat16 words, or (n,) ids. The
         captions are sorted by length and run in batches of at most `budget` tokens.
         """
 
     def lengths(self, captions: Sequence[str]) -> NDArray[np.int64]:
-        """Tokens that the column will hold of each caption, (B,); here by encoding them."""
-        return np.array([len(row) for row in self.encode(captions, self.row()[0])], np.int64)
+        """Returns the number of tokens that the column will hold of each caption, (B,)."""
+        return np.array([len(row) for row in self.rows(captions, self.row_shape[0])], np.int64)
 
     @property
     @abstractmethod
@@ -104,26 +113,26 @@ class CaptionEncoder(Encoder):
 
 
 def layout_of(encoder: Encoder, shards: int, shard_rows: int) -> Layout:
-    """The layout of the column that an encoder fills; EncodeError if there is none."""
-    how = encoder.config
+    """Returns the layout of the column that an encoder fills; EncodeError if there is none."""
+    config: ColumnConfig = encoder.config
     try:
         return Layout(
-            how.kind, encoder.row(), shards, shard_rows, getattr(how, "element", ""),
-            codec=how.codec, backend=how.backend,
+            config.kind, encoder.row_shape, shards, shard_rows, getattr(config, "element", ""),
+            codec=config.codec, backend=config.backend,
         )  # fmt: skip
     except ModelNotUsable:
         raise
     except ValueError as error:
-        raise EncodeError(f"a column of {how.kind}: {error}. Change its options") from None
+        raise EncodeError(f"a column of {config.kind}: {error}. Change its options") from None
 
 
 def column_spec(
     encoder: Encoder, fingerprint: str, shards: int, shard_rows: int,
     scales: Callable[[], Json] | None = None,
 ) -> ColumnSpec:  # fmt: skip
-    """Identity, layout and norm of the column that an encoder makes of a source.
+    """Returns identity, layout and norm of the column that an encoder makes of a source.
 
-    `scales` is asked for the channel scales if, and only if, the column is stored as int8: see
+    `scales` returns the channel scales, and is called for a column of int8 alone: see
     `standing_scales` and `measured_scales`.
     """
     layout = layout_of(encoder, shards, shard_rows)
@@ -133,22 +142,22 @@ def column_spec(
     assert isinstance(encoder, CaptionEncoder)
     if layout.quantised and scales is None:
         raise ValueError("an int8 column needs the scales of its channels")
-    found = scales() if layout.quantised and scales else None
-    (empty,) = encoder.encode([""], encoder.row()[0])
-    return ColumnSpec(identity, layout, empty_tokens=len(empty), quantisation=found)
+    quantisation = scales() if layout.quantised and scales else None
+    (empty,) = encoder.rows([""], layout.row_shape[0])
+    return ColumnSpec(identity, layout, empty_tokens=len(empty), quantisation=quantisation)
 
 
 def standing_scales(column: Store) -> Json | None:
-    """The channel scales of an int8 column that stands, if one does."""
+    """Returns the channel scales of a column that exists, None without it or if it is not int8."""
     if column.size("column.json") is None:
         return None
-    found = column.unseal("column.json", COLUMN, VERSION).get("quantisation")
-    return None if found is None else dict(found)
+    scales = column.unseal("column.json", COLUMN, VERSION).get("quantisation")
+    return None if scales is None else dict(scales)
 
 
 def measured_scales(encoder: CaptionEncoder, captions: Sequence[str | None], budget: int) -> Json:
-    """Channel scales for int8, from the first captions of a tar; None and "" are passed over, and
-    one at least must be left.
+    """Returns channel scales for int8, measured on the first captions of a tar; None and "" are
+    passed over, and one caption at least must be left.
     """
-    there = [caption for caption in captions[:CALIBRATION_ROWS] if caption]
-    return calibrate(np.concatenate(encoder.encode(there, budget)), len(there))
+    texts = [caption for caption in captions[:CALIBRATION_ROWS] if caption]
+    return calibrate(np.concatenate(encoder.rows(texts, budget)), len(texts))

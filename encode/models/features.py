@@ -2,45 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shards.format.atomic import Json
 
+from ..config import FeaturesColumn
 from ..errors import ModelNotUsable
-from ..registry import ModelSpec, check_weights, location
-from .weights import autocast, load_model, trying, tune, weights_digest
+from ..registry import FEATURES, ModelSpec, location, lookup
+from ..source.decoding import View
+from .encoder import ImageEncoder, Words
+from .pixels import bf16_words, pixels_on, to_float16
+from .weights import autocast, device_record, load_model, trying, tune
 
 
-class FeatureEncoder:
+class FeatureEncoder(ImageEncoder):
     """An image model with the size, mean and standard deviation of the pictures it takes."""
 
+    config: FeaturesColumn
+
     def __init__(
-        self, model: ModelSpec, *, output: Literal["tokens", "pooled"] = "tokens",
-        resolution: int | None = None, mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None, device: str = "cpu", expected: str | None = None,
+        self, config: FeaturesColumn, device: str = "cpu", expected: str | None = None, *,
         compiled: bool = False, channels_last: bool = False,
     ) -> None:  # fmt: skip
-        """Load it; ModelNotUsable if the weights are not the `expected` ones, or if the size, mean
-        or deviation is said neither here nor in the model's preprocessor_config.json.
+        """Loads it; ModelNotUsable if the weights are not the `expected` ones, or if size, mean or
+        deviation is neither in the column nor in the model's preprocessor_config.json.
         """
-        import transformers
-
-        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call,unused-ignore]
-        self.model, self.device, self.output = model, torch.device(device), output
-        said = preprocessing(model) if None in (resolution, mean, std) else {}
-        self.resolution = resolution or _needed(said, "resolution", model.path)
-        self.mean = list(map(float, mean or _needed(said, "mean", model.path)))
-        self.std = list(map(float, std or _needed(said, "std", model.path)))
-        module = load_model(transformers, model)
-        self._module = getattr(module, "vision_model", module)  # of a pair of towers, its eyes
-        self.weights = weights_digest(self._module)
-        check_weights(self.weights, expected, model.path)
-        self._module.to(self.device)
+        self.config, self.model = config, lookup(config.encoder, FEATURES)
+        self.device, path = torch.device(device), self.model.path
+        asked = (config.resolution, config.mean, config.std)
+        file = preprocessing(self.model) if None in asked else {}
+        resolution = config.resolution or _needed(file, "resolution", path)
+        self.mean = list(map(float, config.mean or _needed(file, "mean", path)))
+        self.std = list(map(float, config.std or _needed(file, "std", path)))
+        self.view = View(resolution, config.image)
+        # of a pair of towers, the one of pictures
+        self._module, self.weights = load_model(
+            "transformers", self.model, device, expected=expected, part="vision_model"
+        )
         tune(self._module, self._module, compiled, channels_last)
+
+    def identity(self) -> Json:
+        record = super().identity()
+        record["preprocess"] |= {
+            "mean": self.mean, "std": self.std, "output": self.config.output
+        }  # fmt: skip
+        return record
+
+    def runs_on(self) -> Json:
+        return device_record(self.device)
+
+    def rows(self, images: NDArray[np.uint8]) -> Words:
+        features = self.encode(pixels_on(self.device, images))
+        return to_float16(features) if self.config.element == "float16" else bf16_words(features)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
@@ -51,18 +70,20 @@ class FeatureEncoder:
         x = ((pixels.to(self.device, torch.float32) + 1) / 2 - mean) / std
         with autocast(self.model.precision, self.device):
             output = self._module(pixel_values=x)
-        name = "last_hidden_state" if self.output == "tokens" else "pooler_output"
-        found = getattr(output, name, None)
-        if found is None:
+        tokens = self.config.output == "tokens"
+        name = "last_hidden_state" if tokens else "pooler_output"
+        features = getattr(output, name, None)
+        if features is None:
             raise ModelNotUsable(
                 f"{self.model.path}: {self.model.cls} gives no {name}. Use output: "
-                f"{'pooled' if self.output == 'tokens' else 'tokens'}, or another class"
+                f"{'pooled' if tokens else 'tokens'}, or another class"
             )
-        return found.float()  # type: ignore[no-any-return]  # transformers is untyped
+        return features.float()  # type: ignore[no-any-return]  # transformers is untyped
 
-    def shape(self) -> tuple[int, ...]:
-        """(N, D) or (D,), found by encoding a grey picture; ModelNotUsable if that fails."""
-        side = self.resolution
+    @cached_property
+    def row_shape(self) -> tuple[int, ...]:
+        """(N, D) or (D,), of a grey picture; ModelNotUsable if it cannot be encoded."""
+        side = self.view.resolution
         with trying(
             f"{self.model.path}: {self.model.cls} cannot encode pictures of {side} x {side} pixels",
             "Give an image model and its size",
@@ -71,35 +92,35 @@ class FeatureEncoder:
 
 
 def preprocessing(model: ModelSpec) -> Json:
-    """What a model's preprocessor_config.json says: any of resolution, mean and std."""
+    """Returns what a model's preprocessor_config.json says: any of resolution, mean and std."""
     import transformers
 
     try:
-        found, _ = transformers.BaseImageProcessor.get_image_processor_dict(
+        config, _ = transformers.BaseImageProcessor.get_image_processor_dict(
             location(model.path), revision=model.revision, subfolder=model.subfolder or ""
         )
     except OSError:
         return {}
-    said: Json = {}
-    for place, used in (("crop_size", "do_center_crop"), ("size", "do_resize")):
-        size: Any = found.get(place)
+    values: Json = {}
+    for key, switch in (("crop_size", "do_center_crop"), ("size", "do_resize")):
+        size: Any = config.get(key)
         if isinstance(size, dict):
             sides = {size[k] for k in ("height", "width", "shortest_edge") if size.get(k)}
             size = sides.pop() if len(sides) == 1 else None
-        if size and found.get(used, True) is not False:
-            said.setdefault("resolution", int(size))
-    if not found.get("do_normalize", True):
-        return said | {"mean": [0.0] * 3, "std": [1.0] * 3}
-    if abs(found.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
-        return said  # its mean and deviation are of another range of values than 0 to 1
-    named = {name: found.get(f"image_{name}") for name in ("mean", "std")}
-    return said | {name: value for name, value in named.items() if value is not None}
+        if size and config.get(switch, True) is not False:
+            values.setdefault("resolution", int(size))
+    if not config.get("do_normalize", True):
+        return values | {"mean": [0.0] * 3, "std": [1.0] * 3}
+    if abs(config.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
+        return values  # its mean and deviation are of another range of values than 0 to 1
+    named = {name: config.get(f"image_{name}") for name in ("mean", "std")}
+    return values | {name: value for name, value in named.items() if value is not None}
 
 
-def _needed(said: Json, name: str, path: str) -> Any:
-    if name not in said:
+def _needed(values: Json, name: str, path: str) -> Any:
+    if name not in values:
         raise ModelNotUsable(
-            f"{path}: its preprocessor_config.json says no {name} (found {said or 'nothing'}). "
+            f"{path}: its preprocessor_config.json says no {name} (found {values or 'nothing'}). "
             f"Say {name} in the column"
         )
-    return said[name]
+    return values[name]

@@ -22,7 +22,8 @@ from shards.format.atomic import Json
 from ..errors import ModelNotUsable
 from ..registry import TEXTS, ModelSpec
 from .rehearsal import long_caption
-from .text import TextEncoder, by_length, load_text, text_of
+from .text import TextEncoder, by_length, load_text, load_text_as
+from .tokenizer import tokenizer_spec
 from .weights import trying
 
 # classes whose causal mask transformers makes from `position_ids`
@@ -62,17 +63,17 @@ class PackedText:
         """
         model = model or model_of(identity["encoder"])
         how = identity["preprocess"]
-        text = text_of(model, how, hidden_state, device)
-        if text.vocabulary <= text.tokenize.largest:
+        text = load_text_as(model, how, hidden_state, device)
+        if text.vocabulary <= text.tokenizer.largest:
             raise ModelNotUsable(
-                f"{model.path}: its tokenizer makes ids up to {text.tokenize.largest}, {text.cls} has "
+                f"{model.path}: its tokenizer makes ids up to {text.tokenizer.largest}, {text.cls} has "
                 f"embeddings of {text.vocabulary}. Give the model that the tokenizer belongs to"
             )
-        limit = text.tokenize.limit
+        limit = text.tokenizer.limit
         with trying(
             f"{model.path}: {text.cls} cannot encode captions of up to {limit} tokens, as the column has"
         ):
-            text.encode([long_caption(text.tokenize), ""])
+            text.encode([long_caption(text.tokenizer), ""])
         made = {**how, "hidden_state": hidden_state}
         return cls(text, {"preprocess": made, "encoder": model.identity(text.weights)})
 
@@ -97,9 +98,8 @@ class PackedText:
 
 def model_of(encoder: Json) -> ModelSpec:
     """The registry's model that has a tokenizer, named as in an ids column's identity."""
-    alone = {"cls": "AutoTokenizer", "precision": "fp32"}
     for model in TEXTS.values():
-        if model.model_copy(update=alone).identity(encoder["weights"]) == encoder:
+        if tokenizer_spec(model).identity(encoder["weights"]) == encoder:
             return model
     raise ModelNotUsable(
         f"{encoder['path']}: no model of the registry has this tokenizer. Say which one the ids are "

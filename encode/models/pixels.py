@@ -1,4 +1,6 @@
-"""Square crops of bytes <-> the pixels that a model takes and gives."""
+"""Square crops of bytes <-> the pixels that a model takes and gives; a model's values -> the words that a
+column stores.
+"""
 
 from __future__ import annotations
 
@@ -34,3 +36,15 @@ def looked_up(images: Tensor) -> Tensor:
     every = np.arange(256, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
     table = to_pixels(every)[:, 0, 0, 0].to(images.device)
     return table[images.permute(0, 3, 1, 2).int()]
+
+
+def to_float16(values: Tensor) -> NDArray[np.float16]:
+    """fp32 -> float16; what float16 cannot hold becomes infinite, which the writer marks
+    NON_FINITE.
+    """
+    return values.to(torch.float16).cpu().numpy()
+
+
+def bf16_words(values: Tensor) -> NDArray[np.uint16]:
+    """bfloat16 as the uint16 words that a column stores."""
+    return values.to(torch.bfloat16).cpu().contiguous().view(torch.uint16).numpy()

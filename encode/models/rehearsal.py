@@ -24,7 +24,8 @@ from ..config import EngineConfig
 from ..errors import ModelNotUsable
 from ..registry import ModelSpec
 from .encoder import CaptionEncoder, Encoder, ImageEncoder, Words
-from .text import PROBE, CaptionTokenizer
+from .text import TextEncoder
+from .tokenizer import PROBE, CaptionTokenizer
 from .weights import trying
 
 SHORT = "a cat"
@@ -37,19 +38,20 @@ TOLERANCE = {"fp32": 2.0**-6, "bf16-autocast": 2.0**-3}
 
 def rehearse(encoder: Encoder, engine: EngineConfig) -> None:
     """Raise ModelNotUsable, saying what to do, if the encoder cannot fill its column."""
-    model: ModelSpec = encoder.model.model
-    device = getattr(encoder.model, "device", torch.device("cpu"))  # a tokenizer has none
+    model = encoder.model
+    device = getattr(encoder, "device", torch.device("cpu"))  # a tokenizer has none
     if isinstance(encoder, ImageEncoder):
         side = encoder.view.resolution
         images = pictures(side)[: engine.batch]
-        encoder.row()  # refuses what takes no pictures of this size
+        _ = encoder.row_shape  # refuses what takes no pictures of this size
         with trying(f"{model.path}: {model.cls} cannot encode pictures of {side} x {side} pixels"):
             compare(
-                model, device, lambda n: list(encoder.encode(images[n])), len(images), "a picture"
+                model, device, lambda n: list(encoder.rows(images[n])), len(images), "a picture"
             )
         return
     assert isinstance(encoder, CaptionEncoder)
-    tokenizer = getattr(encoder.model, "tokenize", encoder.model)
+    tokenizer = encoder.tokenizer if isinstance(encoder, TextEncoder) else encoder
+    assert isinstance(tokenizer, CaptionTokenizer)
     captions = [long_caption(tokenizer), SHORT, ""]
     check_captions(tokenizer, captions)
     limit = tokenizer.limit
@@ -58,7 +60,7 @@ def rehearse(encoder: Encoder, engine: EngineConfig) -> None:
         "Lower max_tokens if the model has fewer positions; else check class and path",
     ):
         compare(
-            model, device, lambda n: encoder.encode([captions[i] for i in n], engine.tokens),
+            model, device, lambda n: encoder.rows([captions[i] for i in n], engine.tokens),
             len(captions), "a caption",
         )  # fmt: skip
 
@@ -94,7 +96,7 @@ def check_captions(tokenizer: CaptionTokenizer, captions: Sequence[str]) -> None
     if rows[0] == rows[1]:
         raise ModelNotUsable(
             f"{path}: all captions have the same {len(rows[0])} tokens: what the template puts "
-            f"before them leaves no room in max_tokens: {tokenizer.max_tokens}. Raise max_tokens, "
+            f"before them leaves no room in max_tokens: {tokenizer.config.max_tokens}. Raise max_tokens, "
             "or shorten the template"
         )
 

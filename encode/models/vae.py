@@ -10,21 +10,26 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shards import Norm
 from shards.format.atomic import Json
 
+from ..config import LatentsColumn, MomentsColumn, NormConfig
 from ..errors import ModelNotUsable
-from ..registry import VAES, ModelSpec, check_weights, location
-from .weights import autocast, load_model, trying, tune, weights_digest
+from ..registry import VAES, ModelSpec, location
+from ..source.decoding import View
+from .encoder import ImageEncoder, Words
+from .pixels import pixels_on, to_float16
+from .weights import autocast, device_record, load_model, trying, tune
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
-    """How a class is driven, where that differs from AutoencoderKL: (B, 3, H, W) in [-1, 1] to a
+class VaeAdapter:
+    """How a class is called, where that differs from AutoencoderKL: (B, 3, H, W) in [-1, 1] to a
     posterior.
     """
 
@@ -35,38 +40,50 @@ class Manner:
     own_norm: bool = False  # takes pixels in [0, 1] and gives latents that are normalised already
 
 
-MANNERS = {
-    "AutoencoderKLQwenImage": Manner(frame=True),
-    "AutoencoderKLQwenImage21": Manner(frame=True, alpha=True),
-    "AutoencoderKLWan": Manner(frame=True),
-    "AutoencoderKLFlux2": Manner(patches=True),
-    "AutoencoderDC": Manner(latent="latent"),
-    "AutoencoderTiny": Manner(latent="latents"),
-    "AutoencoderRAE": Manner(latent="latent", own_norm=True),
+VAE_ADAPTERS = {
+    "AutoencoderKLQwenImage": VaeAdapter(frame=True),
+    "AutoencoderKLQwenImage21": VaeAdapter(frame=True, alpha=True),
+    "AutoencoderKLWan": VaeAdapter(frame=True),
+    "AutoencoderKLFlux2": VaeAdapter(patches=True),
+    "AutoencoderDC": VaeAdapter(latent="latent"),
+    "AutoencoderTiny": VaeAdapter(latent="latents"),
+    "AutoencoderRAE": VaeAdapter(latent="latent", own_norm=True),
 }
 
 
-class Vae:
+class Vae(ImageEncoder):
     """Encoder and decoder of one autoencoder with its own normalisation. `weights` is the digest of
     both; `kind` says which column it fills: "moments", or "latents" where there is no posterior.
+    One that is loaded to decode has neither `config` nor `view`.
     """
+
+    config: MomentsColumn | LatentsColumn
 
     def __init__(
         self, model: ModelSpec, device: str = "cpu", expected: str | None = None, *,
-        compiled: bool = False, channels_last: bool = False,
+        config: MomentsColumn | LatentsColumn | None = None, compiled: bool = False,
+        channels_last: bool = False,
     ) -> None:  # fmt: skip
-        """Load it; ModelNotUsable if the weights are not the `expected` ones."""
-        import diffusers
-
+        """Loads it; ModelNotUsable if the weights are not the `expected` ones, or if it cannot fill
+        the column of `config`.
+        """
         self.model, self.device = model, torch.device(device)
-        self._manner = MANNERS.get(model.cls, Manner())
-        self.kind = "latents" if self._manner.latent else "moments"
-        diffusers.utils.logging.disable_progress_bar()
-        self._module = load_model(diffusers, model, low_cpu_mem_usage=False)
-        self.weights = weights_digest(self._module)
-        check_weights(self.weights, expected, model.path)
-        self._module.to(self.device)
+        self._adapter = VAE_ADAPTERS.get(model.cls, VaeAdapter())
+        self.kind = "latents" if self._adapter.latent else "moments"
+        self._module, self.weights = load_model(
+            "diffusers", model, device, expected=expected, low_cpu_mem_usage=False
+        )
         tune(self._module, self._module.encoder, compiled, channels_last)
+        self._column_norm: NormConfig | None = None
+        if config is not None:
+            if config.kind != self.kind:
+                raise ModelNotUsable(
+                    f"{model.path}: {model.cls} has {'a' if self.kind == 'moments' else 'no'} "
+                    f"posterior. Say kind: {self.kind}, not {config.kind}"
+                )
+            self.config, self._column_norm = config, config.norm
+            self.view = View(config.resolution, config.image)
+            _ = self.norm  # refuses a normalisation that is missing or wrong
 
     @cached_property
     def norms(self) -> ConfigNorm:
@@ -74,7 +91,7 @@ class Vae:
         ModelNotUsable for numbers that are none.
         """
         config, path = self._module.config, self.model.path
-        if self._manner.patches:
+        if self._adapter.patches:
             deviation = (self._module.bn.running_var + config.batch_norm_eps).sqrt()
             shift, scale = self._module.bn.running_mean.tolist(), (1 / deviation).tolist()
             return ConfigNorm(tuple(shift), tuple(scale), path)
@@ -85,15 +102,37 @@ class Vae:
             file = type(self._module).load_config(
                 location(path), subfolder=self.model.subfolder, revision=self.model.revision
             )
-        if self._manner.own_norm:
+        if self._adapter.own_norm:
             known = None not in (file.get("latents_mean"), file.get("latents_std"))
             return ConfigNorm((0.0,), (1.0,), path) if known else ConfigNorm(None, None, path)
         return norms_of(file, path, config)
 
-    @property
+    @cached_property
     def norm(self) -> Norm:
-        """Of a column that says none itself; ModelNotUsable if its config has none."""
-        return self.norms.own()
+        """The config's normalisation, or the column's, which must not contradict it; ModelNotUsable
+        if it does, or if neither says one.
+        """
+        if self._column_norm is None:
+            return self.norms.own()
+        return self.norms.agreed(self._column_norm.norm)
+
+    def runs_on(self) -> Json:
+        return device_record(self.device)
+
+    def rows(self, images: NDArray[np.uint8]) -> Words:
+        return to_float16(self.encode(pixels_on(self.device, images)))
+
+    @cached_property
+    def row_shape(self) -> tuple[int, ...]:
+        shape = self.moments_shape(self.view.resolution)
+        channels = shape[0] // 2 if self.kind == "moments" else shape[0]
+        for name, values in (("shift", self.norm.shift), ("scale", self.norm.scale)):
+            if len(values) not in (1, channels):
+                raise ModelNotUsable(
+                    f"{self.model.path}: a {name} for {len(values)} channels, but latents of "
+                    f"{channels}. Correct latents_mean and latents_std in its config"
+                )
+        return shape
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
@@ -103,12 +142,12 @@ class Vae:
         x = self._as_taken(pixels.to(self.device, torch.float32))
         with autocast(self.model.precision, self.device):
             output = self._module.encode(x)
-        if self._manner.latent:
-            return getattr(output, self._manner.latent).float()  # type: ignore[no-any-return]  # diffusers is untyped
+        if self._adapter.latent:
+            return getattr(output, self._adapter.latent).float()  # type: ignore[no-any-return]  # diffusers is untyped
         parts = [output.latent_dist.mean.float(), output.latent_dist.logvar.float()]
-        if self._manner.frame:
+        if self._adapter.frame:
             parts = [part.squeeze(2) for part in parts]
-        if self._manner.patches:
+        if self._adapter.patches:
             parts = [torch.pixel_unshuffle(part, self._patch) for part in parts]
         return torch.cat(parts, 1)
 
@@ -116,20 +155,20 @@ class Vae:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w), not normalised -> pixels (B, 3, H, W) fp32 in [-1, 1]."""
         z = latents.to(self.device, torch.float32)
-        if self._manner.patches:
+        if self._adapter.patches:
             z = torch.pixel_shuffle(z, self._patch)
         with autocast(self.model.precision, self.device):
             pixels = self._module.decode(
-                z.unsqueeze(2) if self._manner.frame else z, return_dict=False
+                z.unsqueeze(2) if self._adapter.frame else z, return_dict=False
             )[0]
-        pixels = pixels.squeeze(2) if self._manner.frame else pixels
+        pixels = pixels.squeeze(2) if self._adapter.frame else pixels
         pixels = pixels.float()[:, :3]
-        pixels = pixels * 2 - 1 if self._manner.own_norm else pixels
+        pixels = pixels * 2 - 1 if self._adapter.own_norm else pixels
         return pixels.clamp(-1, 1)  # type: ignore[no-any-return]  # diffusers is untyped
 
     def _as_taken(self, pixels: Tensor) -> Tensor:
         """Pixels in the shape and range that the class wants."""
-        config, manner = self._module.config, self._manner
+        config, manner = self._module.config, self._adapter
         if manner.own_norm:
             pixels = (pixels + 1) / 2
         if manner.alpha and config.in_channels == 4 * (config.patch_size or 1) ** 2:
@@ -151,7 +190,7 @@ class Vae:
             f"{self.model.path}: {self.model.cls} cannot encode pictures of {resolution} x "
             f"{resolution} pixels",
             "Try another size; a class that takes frames, or has no posterior, must be known to "
-            "encode.models.vae.MANNERS",
+            "encode.models.vae.VAE_ADAPTERS",
         ):
             row = self.encode(torch.zeros(1, 3, resolution, resolution))[0]
         if row.ndim != 3:

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from shards.format.atomic import Json
+
 from ..errors import EncodeError, ModelNotUsable
-from ..registry import ModelSpec, Precision, location, one_line
+from ..registry import ModelSpec, Precision, check_weights, location, one_line
 
 
 @contextmanager
 def hushed(library: Any) -> Iterator[None]:
-    """Let diffusers or transformers speak of errors alone: they list at length what a checkpoint
-    holds beyond a class.
+    """Lets diffusers or transformers log errors alone: they list at length what a checkpoint holds
+    beyond a class.
     """
-    talk = library.utils.logging
-    before = talk.get_verbosity()
-    talk.set_verbosity_error()
+    logging = library.utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
-        talk.set_verbosity(before)
+        logging.set_verbosity(before)
 
 
 # what a model may raise at an input that it was not made for
@@ -35,7 +39,7 @@ REFUSALS = (
 
 @contextmanager
 def trying(what: str, advice: str = "Check class, path and sizes") -> Iterator[None]:
-    """Turn what a model raises at a trial input into ModelNotUsable; want of memory stays as it is."""
+    """Turns what a model raises at a trial input into ModelNotUsable; want of memory stays as it is."""
     try:
         yield
     except (torch.OutOfMemoryError, EncodeError):
@@ -46,28 +50,36 @@ def trying(what: str, advice: str = "Check class, path and sizes") -> Iterator[N
         ) from error
 
 
-def load_model(library: Any, model: ModelSpec, **options: Any) -> Any:
-    """Load a frozen model of a library's class in fp32; ModelNotUsable says what is missing.
+def load_model(
+    library: Literal["diffusers", "transformers"], model: ModelSpec, device: str = "cpu", *,
+    expected: str | None = None, dtype: torch.dtype = torch.float32, part: str = "", **options: Any,
+) -> tuple[Any, str]:  # fmt: skip
+    """Returns a frozen model of a library's class, or its module named `part` where it has one, on the
+    device, and the digest of its weights.
 
-    Every weight must be in the checkpoint: the libraries would fill up the rest with random
-    numbers, and read pickles.
+    Raises ModelNotUsable where the class or a file is missing, where a weight is not in the checkpoint
+    (the libraries would draw it at random, or read a pickle), or where the digest is not the `expected`
+    one of a column. `options` go to `from_pretrained`.
     """
-    cls = getattr(library, model.cls, None)
+    package: Any = importlib.import_module(library)
+    package.utils.logging.disable_progress_bar()
+    cls = getattr(package, model.cls, None)
     if cls is None:
-        raise ModelNotUsable(f"{model.path}: {library.__name__} has no class {model.cls!r}")
+        raise ModelNotUsable(f"{model.path}: {library} has no class {model.cls!r}")
     if model.subfolder:
         options["subfolder"] = model.subfolder
+    if dtype != torch.float32:
+        options["dtype"] = dtype
     path = location(model.path)
     try:
-        with hushed(library):
+        with hushed(package):
             module, report = cls.from_pretrained(
                 path, revision=model.revision, use_safetensors=True, output_loading_info=True,
                 **options,
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         raise ModelNotUsable(
-            f"{model.path}: cannot be loaded as {model.cls} "
-            f"({one_line(error)}). "
+            f"{model.path}: cannot be loaded as {model.cls} ({one_line(error)}). "
             "Check class and path, or that the hub can be reached and its licence is accepted"
         ) from error
     if missing := sorted(report["missing_keys"]):
@@ -75,11 +87,16 @@ def load_model(library: Any, model: ModelSpec, **options: Any) -> Any:
             f"{model.path}: {len(missing)} weights of {model.cls} are not in it, {missing[:3]} "
             "among them. Check class and path"
         )
-    return module.float().eval().requires_grad_(False)
+    module = getattr(module, part, module) if part else module
+    if dtype == torch.float32:
+        module = module.float()
+    weights = weights_digest(module)
+    check_weights(weights, expected, model.path)
+    return module.eval().requires_grad_(False).to(device), weights
 
 
 def weights_digest(module: torch.nn.Module) -> str:
-    """sha256 over the sorted names, dtypes, shapes and bytes of a module's tensors."""
+    """Returns the sha256 over the sorted names, dtypes, shapes and bytes of a module's tensors."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         data = tensor.detach().cpu().contiguous()
@@ -89,8 +106,8 @@ def weights_digest(module: torch.nn.Module) -> str:
 
 
 def tune(module: torch.nn.Module, hot: torch.nn.Module, compiled: bool, last: bool) -> None:
-    """Make a model faster on a GPU: compile its hot part, lay convolutions out channels last. In
-    place, and after the digest: neither names nor values change, only the last bits of results.
+    """Makes a model faster on a GPU: compiles its `hot` part, lays convolutions out channels last. In
+    place, after the digest: neither names nor values change, only the last bits of results.
     """
     layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
     for parameter in module.parameters() if last else ():
@@ -103,3 +120,9 @@ def tune(module: torch.nn.Module, hot: torch.nn.Module, compiled: bool, last: bo
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """The context in which an encoder runs."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-autocast")
+
+
+def device_record(device: torch.device) -> Json:
+    """Returns the record of `Encoder.runs_on`."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"device": name, "torch_threads": torch.get_num_threads()}

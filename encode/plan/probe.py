@@ -69,7 +69,7 @@ def probe(
     assert isinstance(encoder, CaptionEncoder)
 
     def call(count: int) -> list[NDArray[Any]]:
-        return encoder.encode(spread(rows, count), engine.tokens)
+        return encoder.rows(spread(rows, count), engine.tokens)
 
     rate, calls, values = timed(call, min(1_024, max(len(rows), 64)), seconds)
     return Rate(rate, None, ratio_of(layout, values), calls)
@@ -94,7 +94,7 @@ def _images(
     if not crops:
         return None
     rate, calls, values = timed(
-        lambda count: encoder.encode(np.stack(spread(crops, count))), engine.batch, seconds * 3 / 4
+        lambda count: encoder.rows(np.stack(spread(crops, count))), engine.batch, seconds * 3 / 4
     )
     return Rate(rate, decoded, ratio_of(layout, [values]), calls)
 

@@ -255,7 +255,7 @@ class Pictures:
             if not len(mine):
                 continue
             with place.turns.turn(turn), timer.encodes(name):
-                words = encoder.encode(shown[encoder.view])
+                words = encoder.rows(shown[encoder.view])
             if name not in self._values:  # the writer blanks what is not set here
                 self._values[name] = np.zeros((self._count, *words.shape[1:]), words.dtype)
             self._values[name][self.rows + mine] = words
@@ -276,7 +276,7 @@ def encode_captions(
     """The words of each row; none where there is no caption."""
     there = [i for i, caption in enumerate(captions) if caption is not None]
     values = [encoder.blank] * len(captions)
-    encoded = encoder.encode([captions[i] or "" for i in there], budget) if there else []
+    encoded = encoder.rows([captions[i] or "" for i in there], budget) if there else []
     for i, words in zip(there, encoded, strict=True):
         values[i] = words
     return values

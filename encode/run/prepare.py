@@ -153,7 +153,7 @@ def claim_columns(plan: Plan, config: EncodeConfig, retry: bool) -> None:
             if spec.empty_tokens is not None:
                 encoder = plan.encoders[name]
                 assert isinstance(encoder, CaptionEncoder)
-                (words,) = encoder.encode([""], config.engine.tokens)
+                (words,) = encoder.rows([""], config.engine.tokens)
                 put_empty(column, spec, words)
         _list_tasks(plan, claim, targets, peers, retry)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from encode.errors import ModelNotUsable
-from encode.models.weights import load_model, weights_digest
+from encode.models.weights import load_model
 from encode.registry import ModelSpec, location, one_line
 from shards import sha256_file
 
@@ -78,8 +78,7 @@ class Clip:
 
     def __init__(self, path: str, device: str = "cpu") -> None:
         self.path, self.device = path, device
-        self._module = _load("CLIPModel", path, device)
-        self.weights = weights_digest(self._module)
+        self._module, self.weights = _load("CLIPModel", path, device)
         vision = self._module.config.vision_config
         self.size = int(vision.image_size)
         self.arch = architecture(vision)
@@ -134,14 +133,14 @@ class Clip:
 
 def dinov2(path: str, device: str = "cpu") -> Network:
     """The normalised class token of a DINOv2 model, pictures squashed to 224 x 224 as dgm-eval does."""
-    module = _load("Dinov2Model", path, device)
+    module, weights = _load("Dinov2Model", path, device)
 
     def features(pixels: Tensor) -> Tensor:
         found = module(pixel_values=normalised(pixels, IMAGENET))
         return found.pooler_output  # type: ignore[no-any-return]  # transformers is untyped
 
     resize, arch = "squash224-bicubic", architecture(module.config)
-    weights, width = weights_digest(module), int(module.config.hidden_size)
+    width = int(module.config.hidden_size)
     return Network(f"dinov2-{arch}", weights, resize, width, _bytes(resize), features, device)
 
 
@@ -153,18 +152,16 @@ def architecture(vision: Any) -> str:
     return name if plain else f"{name}-{vision.image_size}"
 
 
-def _load(cls: str, path: str, device: str) -> Any:
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call,unused-ignore]
+def _load(cls: str, path: str, device: str) -> tuple[Any, str]:
     try:
-        model = load_model(transformers, ModelSpec.model_validate({"class": cls, "path": path}))
+        return load_model(
+            "transformers", ModelSpec.model_validate({"class": cls, "path": path}), device
+        )
     except ModelNotUsable as error:
         raise MissingWeights(
             f"{error}. Where there is no network: `hf download {path} --local-dir FOLDER` on a machine that has one, "
             "copy the folder here, and name it with --model. Without these weights there is no such score"
         ) from None
-    return model.to(device)
 
 
 def _bytes(name: str) -> Callable[[Picture], Tensor]:

@@ -7,13 +7,14 @@ used.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from encode.config import TokensColumn
 from encode.errors import ModelNotUsable
 from encode.models.text import TextEncoder
 from encode.models.vae import Vae
@@ -29,36 +30,33 @@ HALVES = {  # classes of whole models whose text half is the encoder
 }  # fmt: skip
 
 
-def moved(encoder: Json, path: str | None) -> Json:
-    """An encoder's identity with its files in another place; the weights still have to be the same.
+def relocate_encoder(
+    encoder: Json, place: str | None, registry: Mapping[str, ModelSpec] | None = None
+) -> Json:
+    """Returns an encoder's identity with its files in another place, a folder or a name or hub id of
+    the registry; the weights still have to be the same.
 
-    The place is the whole repository, if it has the encoder's subfolder, or else that folder alone; the tokenizer's
-    lies in or beside it.
+    A folder is the whole repository, if it has the encoder's subfolder, or else that folder alone; the
+    tokenizer's lies in or beside it.
     """
-    if path is None:
+    if place is None:
         return encoder
-    place, below, tokens = _place(path), encoder.get("subfolder"), encoder.get("tokenizer")
-    found = {"path": path, "subfolder": None, "revision": None}
-    if below and (place / below).is_dir():
-        found["subfolder"] = below
-    elif tokens and not (place / tokens).is_dir() and (place.absolute().parent / tokens).is_dir():
-        found |= {"path": str(place.absolute().parent), "subfolder": place.absolute().name}
-    if tokens and not (_place(str(found["path"])) / tokens).is_dir():
-        found["tokenizer"] = None  # its files are the encoder's neighbours
-    return encoder | found
+    if spec := _registered(place, registry or {}):
+        return encoder | {
+            "path": spec.path, "subfolder": spec.subfolder, "revision": spec.revision, "tokenizer": spec.tokenizer,
+        }  # fmt: skip
+    folder, below, tokens = _place(place), encoder.get("subfolder"), encoder.get("tokenizer")
+    record = {"path": place, "subfolder": None, "revision": None}
+    if below and (folder / below).is_dir():
+        record["subfolder"] = below
+    elif tokens and not (folder / tokens).is_dir() and (folder.absolute().parent / tokens).is_dir():
+        record |= {"path": str(folder.absolute().parent), "subfolder": folder.absolute().name}
+    if tokens and not (_place(str(record["path"])) / tokens).is_dir():
+        record["tokenizer"] = None  # its files are the encoder's neighbours
+    return encoder | record
 
 
-def placed(encoder: Json, named: str | None, known: dict[str, ModelSpec]) -> Json:
-    """Likewise, where `named` may be a name or a hub id of the registry."""
-    spec = _registered(named, known)
-    if spec is None:
-        return moved(encoder, named)
-    return encoder | {
-        "path": spec.path, "subfolder": spec.subfolder, "revision": spec.revision, "tokenizer": spec.tokenizer,
-    }  # fmt: skip
-
-
-def _registered(named: str | None, known: dict[str, ModelSpec]) -> ModelSpec | None:
+def _registered(named: str | None, known: Mapping[str, ModelSpec]) -> ModelSpec | None:
     """A registry's entry by its name or its hub id, unless a folder of that name is here."""
     if named is None or named in known or Path(named).is_dir():
         return known.get(named or "")
@@ -133,7 +131,7 @@ def vae_of(column: Json | None, named: str | None, device: str, other: bool) -> 
     if named and (other or column is None):
         return Vae(vae_named(named), device)
     assert column is not None
-    encoder = placed(column["encoder"], named, VAES)
+    encoder = relocate_encoder(column["encoder"], named, VAES)
     with _hint("--vae", named):
         vae = Vae(ModelSpec.of_identity(encoder), device)
     _check("VAE", vae.model.path, {"weights": (vae.weights, encoder["weights"])})
@@ -179,7 +177,7 @@ class Text:
             self._expected = {"weights": text.weights, **_digests(text)}
         else:
             assert column is not None
-            encoder = placed(column["encoder"], named, TEXTS)
+            encoder = relocate_encoder(column["encoder"], named, TEXTS)
             self._model = ModelSpec.of_identity(encoder)
             self._expected = {"weights": encoder["weights"]}
             self._expected |= {name: how[name] for name in CHECKED if name in how}
@@ -216,7 +214,8 @@ class Text:
     def _load(self) -> TextEncoder:
         options: Json = {name: self._how[name] for name in SAID if name in self._how}
         chat = "chat_template" in self._how
-        return TextEncoder(self._model, chat_template=chat, device=self._device, **options)
+        column = TokensColumn(encoder=self._model, chat_template=chat, **options)
+        return TextEncoder(column, self._device)
 
     def release(self) -> None:
         """Give its memory back, until it is needed again."""
@@ -226,7 +225,7 @@ class Text:
 
 
 def _digests(text: TextEncoder) -> Json:
-    found = {"tokenizer": text.tokenizer, "chat_template": text.tokenize.chat}
+    found = {"tokenizer": text.tokenizer.weights, "chat_template": text.tokenizer.chat}
     return {name: digest for name, digest in found.items() if digest}
 
 

@@ -34,7 +34,6 @@ from ..prompts.benchmarks import BENCHMARKS, find
 from ..prompts.prompts import Prompts
 from . import runs
 from .checks import MOST_PICTURES
-from .encoders import moved as moved
 from .generator import Generator as Generator
 from .generator import Request as Request
 from .imageset import ImageSetWriter

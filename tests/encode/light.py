@@ -71,14 +71,14 @@ class Means(ImageEncoder):
     norm = Norm((0.0,), (1.0,))
 
     def __init__(self, config: ColumnConfig, seconds: float) -> None:
-        self.config, self.weights, self.model = config, "0" * 64, None
+        self.config, self.weights = config, "0" * 64
         self.view = View(config.resolution, config.suffix)  # type: ignore[union-attr]
         self._seconds = seconds
 
     def identity(self) -> Json:
         return {"kind": "moments", "encoder": "means", "view": self.view.resolution}
 
-    def encode(self, images: NDArray[np.uint8]) -> Words:
+    def rows(self, images: NDArray[np.uint8]) -> Words:
         for shard, row in images[:, 0, 0, :2].tolist():
             if happens(f"die-picture-{shard}-{row}"):
                 die()
@@ -96,16 +96,17 @@ class Letters(CaptionEncoder):
     """A 2, then the letters of a caption."""
 
     def __init__(self, config: ColumnConfig) -> None:
-        self.config, self.weights, self.model = config, "0" * 64, None
+        self.config, self.weights = config, "0" * 64
         self.suffix = config.suffix
 
     def identity(self) -> Json:
         return {"kind": "ids", "encoder": "letters"}
 
-    def row(self) -> tuple[int, ...]:
+    @property
+    def row_shape(self) -> tuple[int, ...]:
         return (64,)
 
-    def encode(self, captions: Sequence[str], budget: int) -> list[Words]:
+    def rows(self, captions: Sequence[str], budget: int) -> list[Words]:
         return [np.array([2, *map(ord, caption[:63])], np.int32) for caption in captions]
 
     @property

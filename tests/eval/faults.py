@@ -24,11 +24,11 @@ from typing import Any
 
 import torch
 
-from encode.models.text import TextEncoder
 from encode.models.vae import Vae
 from encode.registry import ModelSpec
 from eval.images.generate import Request, generate
 from eval.images.ranks import Rank
+from tests.encode.toy import text_encoder
 from tests.eval.models import save_run, save_text, save_vae
 from tests.forks import fork, leave_pytest, wait
 from tests.memory import MEMORY, kept
@@ -45,7 +45,7 @@ def made() -> tuple[Path, Path]:
     torch.set_num_threads(1)  # a fork would wait for ever for threads that it does not have
     folder = kept(SCRATCH)
     vae = Vae(model("AutoencoderKL", save_vae(folder / "vae")))
-    text = TextEncoder(model("BertModel", save_text(folder / "text")), max_tokens=16)
+    text = text_encoder(model("BertModel", save_text(folder / "text")), max_tokens=16)
     save_run(folder / "run", vae, text)
     words = ("red", "blue", "cat", "dog", "flag", "on", "the")
     chance = random.Random(0)

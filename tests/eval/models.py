@@ -70,10 +70,10 @@ def states() -> dict[str, dict[str, Tensor]]:
 def save_run(folder: Path, vae: Vae, text: TextEncoder) -> Path:
     """A run with the checkpoints 10 and 20, both of the same weights."""
     read = {
-        "max_tokens": text.max_tokens,
+        "max_tokens": text.config.max_tokens,
         "hidden_state": -1,
         "template": "{}",
-        "tokenizer": text.tokenizer,
+        "tokenizer": text.tokenizer.weights,
     }
     data = {
         "latents": {

@@ -43,14 +43,14 @@ class Sleeper(ImageEncoder):
         self.config = MomentsColumn.model_validate(
             {"kind": "moments", "encoder": "sleeper", "resolution": resolution}
         )
-        self.weights, self.model = "0" * 64, None
+        self.weights = "0" * 64
         self.view = View(resolution, "jpg")
         self._seconds = seconds
 
     def identity(self) -> Json:
         return {"encoder": "sleeps"}
 
-    def encode(self, images: NDArray[np.uint8]) -> Words:
+    def rows(self, images: NDArray[np.uint8]) -> Words:
         time.sleep(self._seconds * len(images))
         side = self.view.resolution // 8
         return np.zeros(

@@ -93,7 +93,7 @@ class Bench:
             "encoder": {"class": "AutoencoderKL", "path": str(self.vae)},
         })  # fmt: skip
         torch.set_num_threads(engine_config().torch_threads)
-        self.encoder = load_encoder(self.config, "cpu")
+        self.encoder: Any = load_encoder(self.config, "cpu")
         self.executor = InlineExecutor({"vae": self.encoder}, engine_config())
         self._columns = (folder / f"column-{number}" for number in count())
 
@@ -114,7 +114,7 @@ class Bench:
 
     def bare(self) -> int:
         """B: what one would write by hand for one data set; rows encoded."""
-        module: Any = self.encoder.model._module
+        module: Any = self.encoder._module
         batch: list[NDArray[np.uint8]] = []
         rows = 0
         with torch.inference_mode():
@@ -173,7 +173,7 @@ def compare(bench: Bench, rounds: int) -> Json:
 
 
 def _parameters(bench: Bench) -> int:
-    return sum(p.numel() for p in bench.encoder.model._module.encoder.parameters())
+    return sum(p.numel() for p in bench.encoder._module.encoder.parameters())
 
 
 def stages(bench: Bench, turns: int) -> Json:
@@ -191,7 +191,7 @@ def stages(bench: Bench, turns: int) -> Json:
     assert isinstance(encoder, ImageEncoder)
     starts = range(0, len(rows), BATCH)
     values = np.ascontiguousarray(
-        np.concatenate([encoder.encode(crops[i : i + BATCH]) for i in starts])
+        np.concatenate([encoder.rows(crops[i : i + BATCH]) for i in starts])
     )  # as the engine collects them
     status = np.zeros(len(rows), np.uint8)
     found: dict[str, list[float]] = {}
@@ -210,7 +210,7 @@ def stages(bench: Bench, turns: int) -> Json:
             "resize and crop": lambda: [
                 transform(image, bench.case.resolution) for image in images if image is not None
             ],
-            "encode": lambda: [encoder.encode(crops[i : i + BATCH]) for i in starts],
+            "encode": lambda: [encoder.rows(crops[i : i + BATCH]) for i in starts],
         }
         for name, work in works.items():
             found.setdefault(name, []).append(cpu_of(work))

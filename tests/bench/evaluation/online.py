@@ -113,8 +113,8 @@ class Material:
 
     def encoded(self, rows: Any, like: Batch) -> Batch:
         """The batch that columns would give for these rows, from pictures and captions."""
-        moments = torch.from_numpy(self.vae.encode(self.images[rows]))
-        states = self.text.encode([self.captions[row] for row in rows], PER_CAPTION)
+        moments = torch.from_numpy(self.vae.rows(self.images[rows]))
+        states = self.text.rows([self.captions[row] for row in rows], PER_CAPTION)
         lengths = torch.tensor([0, *map(len, states)], dtype=torch.int32)
         tokens = torch.from_numpy(np.concatenate(states)).view(torch.bfloat16)
         return Batch(
@@ -187,8 +187,8 @@ def flops_of(material: Material, config: TrainConfig, sources: JoinedColumns) ->
     tokens = torch.zeros(1, material.size.tokens, made.text_width)
     mask = torch.ones(1, material.size.tokens, dtype=torch.long)
     works: dict[str, Callable[[], object]] = {
-        "vae": lambda: material.vae.encode(material.images[:1]),
-        "text": lambda: material.text.encode(material.captions[:1], PER_CAPTION),
+        "vae": lambda: material.vae.rows(material.images[:1]),
+        "text": lambda: material.text.rows(material.captions[:1], PER_CAPTION),
         "train": lambda: model(latents, torch.ones(1), tokens, mask).sum().backward(),
     }
     found = {}

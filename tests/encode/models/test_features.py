@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from encode.config import FeaturesColumn
 from encode.errors import ModelNotUsable
 from encode.models.features import FeatureEncoder
 from encode.registry import ModelSpec
@@ -16,7 +17,11 @@ PIXELS = torch.rand(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)
 
 
 def made(tiny: Models, name: str, **how: Any) -> FeatureEncoder:
-    return FeatureEncoder(ModelSpec.model_validate(tiny(name)), **how)
+    return features(ModelSpec.model_validate(tiny(name)), **how)
+
+
+def features(model: ModelSpec, **how: Any) -> FeatureEncoder:
+    return FeatureEncoder(FeaturesColumn(encoder=model, **how))
 
 
 @torch.no_grad()
@@ -26,7 +31,7 @@ def test_equals_transformers(tiny: Models, name: str) -> None:
     import transformers
 
     encoder = made(tiny, name)
-    assert encoder.resolution == SIDE
+    assert encoder.view.resolution == SIDE
     path = tiny(name)["path"]
     processor = transformers.AutoImageProcessor.from_pretrained(path, use_fast=False)
     images = ((PIXELS + 1) * 127.5).round().byte()
@@ -46,7 +51,7 @@ def test_equals_transformers(tiny: Models, name: str) -> None:
 
 def test_one_tower_of_two_is_the_same_model(tiny: Models) -> None:
     """AutoModel loads both towers of SigLIP; the eyes alone are used, and digested."""
-    both = FeatureEncoder(spec("AutoModel", tiny("siglip")["path"]))
+    both = features(spec("AutoModel", tiny("siglip")["path"]))
     one = made(tiny, "siglip")
     assert torch.equal(both.encode(PIXELS), one.encode(PIXELS))
 
@@ -54,8 +59,8 @@ def test_one_tower_of_two_is_the_same_model(tiny: Models) -> None:
 def test_nothing_is_guessed(tmp_path: Path) -> None:
     folder = save_dinov2(tmp_path / "dinov2")
     model = spec("Dinov2Model", folder)
-    said = FeatureEncoder(model, resolution=16, mean=[0.5] * 3)
-    assert (said.resolution, said.mean, said.std) == (16, [0.5] * 3, [0.229, 0.224, 0.225])
+    said = features(model, resolution=16, mean=[0.5] * 3)
+    assert (said.view.resolution, said.mean, said.std) == (16, [0.5] * 3, [0.229, 0.224, 0.225])
     assert said.encode(PIXELS[:, :, :16, :16]).shape == (3, 2, 32)
     for says, message in (
         ({}, "says no resolution .*Say resolution in the column"),
@@ -65,20 +70,20 @@ def test_nothing_is_guessed(tmp_path: Path) -> None:
     ):
         save_preprocessor(folder, **says)
         with pytest.raises(ModelNotUsable, match=message):
-            FeatureEncoder(model)
+            features(model)
     save_preprocessor(folder, size={"height": 32, "width": 32}, do_normalize=False)
-    assert FeatureEncoder(model).std == [1.0] * 3
+    assert features(model).std == [1.0] * 3
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(ModelNotUsable, match="says no resolution"):
-        FeatureEncoder(model)
+        features(model)
 
 
 def test_models_that_cannot_serve(tiny: Models) -> None:
     text = ModelSpec.model_validate(tiny("gemma"))
     how: Any = {"resolution": SIDE, "mean": [0.5] * 3, "std": [0.5] * 3}
     with pytest.raises(ModelNotUsable, match="GemmaModel cannot encode pictures of 32 x 32"):
-        FeatureEncoder(text, **how).shape()
+        _ = features(text, **how).row_shape
     with pytest.raises(ModelNotUsable, match="cannot encode pictures of 48 x 48"):
-        made(tiny, "siglip", resolution=48).shape()
+        _ = made(tiny, "siglip", resolution=48).row_shape
     with pytest.raises(ModelNotUsable, match="were found, the column was made with 0000"):
-        made(tiny, "dinov2", expected="0" * 64)
+        FeatureEncoder(made(tiny, "dinov2").config, expected="0" * 64)

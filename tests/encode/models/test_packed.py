@@ -16,9 +16,10 @@ from torch import Tensor
 from encode.config import IdsColumn
 from encode.errors import ModelNotUsable
 from encode.models import packed_text as packed
-from encode.models.load import IdsEncoder, load_encoder
+from encode.models.load import load_encoder
 from encode.models.packed_text import PackedText, laid_out, model_of, packed_rows, similar_rows
-from encode.models.text import TextEncoder, load_text, load_tokenizer
+from encode.models.text import TextEncoder, load_text
+from encode.models.tokenizer import CaptionTokenizer, load_tokenizer
 from encode.registry import ModelSpec
 from tests.encode.tiny_models import SMALL, TEXTS, Models, saved
 
@@ -42,7 +43,7 @@ def encoder(tiny: Models, name: str, hidden_state: int = -1, **options: Any) -> 
 
 
 def packed_ids(text: TextEncoder, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-    ids = text.tokenize(captions)
+    ids = text.tokenizer(captions)
     ends = torch.tensor([0, *map(len, ids)]).cumsum(0, dtype=torch.int32)
     return torch.tensor(list(chain(*ids)), dtype=torch.int32), ends
 
@@ -109,9 +110,9 @@ def test_only_with_the_tokenizer_of_the_column(tiny: Models) -> None:
         PackedText.of_ids(identity, ModelSpec.model_validate(tiny("gemma")))
     with pytest.raises(ModelNotUsable, match="no model of the registry has this tokenizer"):
         PackedText.of_ids(identity)
-    assert load_tokenizer(identity)(CAPTIONS) == encoder(tiny, "qwen2").text.tokenize(CAPTIONS)
+    assert load_tokenizer(identity)(CAPTIONS) == encoder(tiny, "qwen2").text.tokenizer(CAPTIONS)
     identity["encoder"]["weights"] = "0" * 64
-    with pytest.raises(ModelNotUsable, match="weights"):
+    with pytest.raises(ModelNotUsable, match="the tokenizer is another"):
         load_tokenizer(identity)
 
 
@@ -138,8 +139,8 @@ def test_the_empty_caption_is_stored_as_ids(tiny: Models) -> None:
     made = load_encoder(
         IdsColumn(kind="ids", encoder=ModelSpec.model_validate(tiny("gemma"))), "cpu"
     )
-    assert isinstance(made, IdsEncoder)
-    (empty,) = made.encode([""], 99)
+    assert isinstance(made, CaptionTokenizer)
+    (empty,) = made.rows([""], 99)
     assert (empty.dtype, empty.tolist()) == (np.int32, [2])  # <bos> alone
 
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from encode.config import ColumnConfig, EncodeConfig, EngineConfig
+from encode.config import ColumnConfig, EncodeConfig, EngineConfig, IdsColumn
 from encode.errors import ModelNotUsable
 from encode.models.load import load_encoder, load_encoders
 from encode.models.rehearsal import TOLERANCE, difference, long_caption, pictures, rehearse
-from encode.models.text import CaptionTokenizer, load_tokenizer
+from encode.models.tokenizer import CaptionTokenizer, load_tokenizer
 from encode.plan.plan import add_options, run_plan
+from encode.registry import ModelSpec
 from encode.run import job
 from tests.encode.tiny_models import (
     EYES,
@@ -46,6 +47,10 @@ def tried(engine: EngineConfig = ENGINE, **column: Any) -> Any:
 def refused(message: str, **column: Any) -> None:
     with pytest.raises(ModelNotUsable, match=message):
         tried(**column)
+
+
+def tokenizer(model: ModelSpec, max_tokens: int) -> CaptionTokenizer:
+    return CaptionTokenizer(IdsColumn(encoder=model, max_tokens=max_tokens))
 
 
 def text_model(folder: Path, cls: str, config: dict[str, Any], chat: str | None = None) -> Any:
@@ -119,7 +124,7 @@ def test_positions_are_found_by_running(tmp_path: Path) -> None:
         tmp_path / "m", "XLMRobertaModel", {**SMALL, "max_position_embeddings": 66}
     )
     column: dict[str, Any] = {"kind": "tokens", "encoder": roberta}
-    assert tried(**column, max_tokens=64).row() == (64, 32)
+    assert tried(**column, max_tokens=64).row_shape == (64, 32)
     for most in (65, 66):
         refused(f"captions of up to {most} tokens. Lower max_tokens", **column, max_tokens=most)
     # what comes on top of max_tokens counts
@@ -163,9 +168,9 @@ def test_a_caption_that_spells_an_unknown_token(tmp_path: Path) -> None:
     encoder = tried(
         kind="tokens", encoder={"class": "LlamaModel", "path": str(folder)}, max_tokens=24
     )
-    assert len(encoder.encode(["a cat"], 99)) == 1
+    assert len(encoder.rows(["a cat"], 99)) == 1
     with pytest.raises(ModelNotUsable, match=rf"makes the token {size} \('<image>'\)"):
-        encoder.encode(["a <image>"], 99)
+        encoder.rows(["a <image>"], 99)
 
 
 # Random numbers and neighbours -------------------------------------------------------------------
@@ -226,7 +231,7 @@ def test_pictures_that_are_no_function_of_the_picture(
     encoder = load_encoder(CONFIG.validate_python(column), "cpu")
     rehearse(encoder, ENGINE)
     how, message = CHANGES[change]
-    vae = encoder.model._module.encoder
+    vae = encoder._module.encoder
     vae.conv_in = Changed(vae.conv_in, how)
     with pytest.raises(ModelNotUsable, match=message):
         rehearse(encoder, ENGINE)
@@ -237,7 +242,7 @@ def test_captions_that_are_no_function_of_the_caption(tiny: Models, change: str)
     column = {"kind": "tokens", "encoder": tiny("gemma"), "max_tokens": 24}
     encoder = load_encoder(CONFIG.validate_python(column), "cpu")
     how, message = CHANGES[change]
-    text = encoder.model._module
+    text = encoder._module
     text.embed_tokens = Changed(text.embed_tokens, how)
     with pytest.raises(ModelNotUsable, match=message):
         rehearse(encoder, ENGINE)
@@ -376,7 +381,7 @@ def test_the_first_tokens_are_kept(tmp_path: Path, tiny: Models, name: str, plac
     captions = ["a cat sits on the red mat", "a cat", ""]
     column: dict[str, Any] = {"kind": "ids", "max_tokens": 8}
     ordinary, changed = tried(**column, encoder=tiny(name)), tried(**column, encoder=left)
-    for row, other in zip(ordinary.encode(captions, 99), changed.encode(captions, 99), strict=True):
+    for row, other in zip(ordinary.rows(captions, 99), changed.rows(captions, 99), strict=True):
         assert np.array_equal(row, other)
     assert ordinary.weights != changed.weights  # columns of today hold the last tokens
     tokens = {**column, "kind": "tokens"}
@@ -389,17 +394,17 @@ def test_a_column_of_the_last_tokens_is_read_as_it_was_made(tmp_path: Path, tiny
     encoder = tried(kind="ids", encoder=left, max_tokens=8)
     identity = encoder.identity()
     assert load_tokenizer(identity)(["a cat sits"]) == [
-        encoder.encode(["a cat sits"], 99)[0].tolist()
+        encoder.rows(["a cat sits"], 99)[0].tolist()
     ]
     identity["encoder"]["weights"] = tried(kind="ids", encoder=tiny("gemma"), max_tokens=8).weights
     last = load_tokenizer(identity)(["a cat sits"])[0]
-    assert last[1:] == encoder.model._plain("a cat sits")[-7:]
+    assert last[1:] == encoder._plain("a cat sits")[-7:]
 
 
 def test_digests_of_ordinary_tokenizers_are_what_they_were(tiny: Models) -> None:
-    assert CaptionTokenizer(spec("BertModel", MINILM), max_tokens=8).tokenizer == MINILM_DIGEST
-    gemma = CaptionTokenizer(spec("GemmaModel", tiny("gemma")["path"]), max_tokens=8)
-    assert gemma.tokenizer == GEMMA_DIGEST
+    assert tokenizer(spec("BertModel", MINILM), 8).weights == MINILM_DIGEST
+    gemma = tokenizer(spec("GemmaModel", tiny("gemma")["path"]), 8)
+    assert gemma.weights == GEMMA_DIGEST
 
 
 # Nothing is written -------------------------------------------------------------------------------
@@ -426,5 +431,5 @@ def test_nothing_is_written_before_the_rehearsal(tmp_path: Path) -> None:
 def test_trial_inputs(tiny: Models) -> None:
     noise, grey = pictures(48)
     assert noise.shape == grey.shape == (48, 48, 3)
-    tokenizer = CaptionTokenizer(spec("GemmaModel", tiny("gemma")["path"]), max_tokens=200)
-    assert len(tokenizer([long_caption(tokenizer)])[0]) == 200
+    long = tokenizer(spec("GemmaModel", tiny("gemma")["path"]), 200)
+    assert len(long([long_caption(long)])[0]) == 200

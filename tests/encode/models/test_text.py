@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 
 from encode.config import TokensColumn
 from encode.errors import ModelNotUsable
-from encode.models.load import load_encoder
 from encode.models.text import TextEncoder, by_length, load_text
 from encode.registry import ModelSpec
 from tests.encode.tiny_models import TEXTS, Models
-from tests.encode.toy import MINILM, save_gemma, spec
+from tests.encode.toy import MINILM, save_gemma, spec, text_encoder
 
 CAPTIONS = [
     "a cat",
@@ -32,12 +31,12 @@ CAPTIONS = [
 
 @pytest.fixture(scope="module")
 def minilm() -> TextEncoder:
-    return TextEncoder(spec("BertModel", MINILM), max_tokens=16)
+    return text_encoder(spec("BertModel", MINILM), max_tokens=16)
 
 
 @pytest.fixture(scope="module")
 def gemma(models: Path) -> TextEncoder:
-    return TextEncoder(spec("GemmaModel", models / "gemma"), max_tokens=40)
+    return text_encoder(spec("GemmaModel", models / "gemma"), max_tokens=40)
 
 
 @pytest.fixture(scope="module", params=["minilm", *TEXTS])
@@ -46,13 +45,13 @@ def encoder(request: pytest.FixtureRequest, minilm: TextEncoder, tiny: Models) -
 
 
 def made(tiny: Models, name: str, **how: Any) -> TextEncoder:
-    return TextEncoder(ModelSpec.model_validate(tiny(name)), **{"max_tokens": 40, **how})
+    return text_encoder(ModelSpec.model_validate(tiny(name)), **{"max_tokens": 40, **how})
 
 
 @torch.no_grad()
 def reference(encoder: TextEncoder, length: int) -> list[torch.Tensor]:
     """fp32 states of the real tokens by transformers alone, padded on the right as the reference pads."""
-    batch = encoder.tokenize._tokenizer(
+    batch = encoder.tokenizer._tokenizer(
         CAPTIONS, padding="max_length", truncation=True, max_length=length, padding_side="right",
         return_tensors="pt",
     )  # fmt: skip
@@ -63,14 +62,14 @@ def reference(encoder: TextEncoder, length: int) -> list[torch.Tensor]:
 
 @torch.no_grad()
 def test_ragged_equals_padded(encoder: TextEncoder) -> None:
-    expected = reference(encoder, encoder.max_tokens)
+    expected = reference(encoder, encoder.config.max_tokens)
     stored = encoder.encode(CAPTIONS)
     for caption, padded, state in zip(CAPTIONS, expected, stored, strict=True):
         if not len(padded):  # Qwen's tokenizer makes nothing of the empty caption; see below
             assert not caption
             continue
         # in fp32, each caption alone
-        ids = torch.tensor([encoder.tokenize([caption])[0]])
+        ids = torch.tensor([encoder.tokenizer([caption])[0]])
         alone = encoder._module(input_ids=ids).last_hidden_state[0]
         torch.testing.assert_close(alone, padded, rtol=0, atol=1e-5)
         assert state.dtype == torch.bfloat16
@@ -105,7 +104,7 @@ def test_special_tokens_of_each_family(tiny: Models) -> None:
         "qwen2": ([], [], [0]), "qwen3": ([], [], [0]),  # its padding token stands for nothing
     }  # fmt: skip
     for name, (before, behind, empty) in expected.items():
-        tokenize = made(tiny, name).tokenize
+        tokenize = made(tiny, name).tokenizer
         plain = tokenize._plain("cat")
         assert tokenize(["cat", ""]) == [before + plain + behind, empty], name
 
@@ -113,50 +112,50 @@ def test_special_tokens_of_each_family(tiny: Models) -> None:
 def test_truncation_and_special_tokens(minilm: TextEncoder, gemma: TextEncoder) -> None:
     long = "word " * 100
     assert [len(s) for s in minilm.encode([long, "cat"])] == [16, 3]
-    assert minilm.tokenize([long])[0][-1] == minilm.tokenize(["cat"])[0][-1]  # [SEP] stays last
+    assert minilm.tokenizer([long])[0][-1] == minilm.tokenizer(["cat"])[0][-1]  # [SEP] stays last
     assert [len(s) for s in gemma.encode([long, "cat"])] == [40, 4]
-    assert gemma.tokenize(["cat"])[0][0] == 2  # <bos>
+    assert gemma.tokenizer(["cat"])[0][0] == 2  # <bos>
 
 
 def test_the_empty_caption(minilm: TextEncoder, gemma: TextEncoder, models: Path) -> None:
     assert [s.shape for s in minilm.encode([""])] == [(2, 384)]
     assert [s.shape for s in gemma.encode([""])] == [(1, 32)]
-    prompted = TextEncoder(
+    prompted = text_encoder(
         spec("GemmaModel", models / "gemma"), max_tokens=40, template="Image: {}."
     )
-    assert prompted.tokenize([""]) == gemma.tokenize([""])  # no template around nothing
-    assert prompted.tokenize(["a {}"]) == gemma.tokenize(["Image: a {}."])
+    assert prompted.tokenizer([""]) == gemma.tokenizer([""])  # no template around nothing
+    assert prompted.tokenizer(["a {}"]) == gemma.tokenizer(["Image: a {}."])
     with pytest.raises(ModelNotUsable, match="the place of the caption"):
-        TextEncoder(spec("GemmaModel", models / "gemma"), max_tokens=40, template="Image")
+        text_encoder(spec("GemmaModel", models / "gemma"), max_tokens=40, template="Image")
 
 
 def test_an_instruction_takes_nothing_from_the_caption(tiny: Models) -> None:
     """As in the reference: max_tokens of the caption, and the instruction's tokens without <bos> on top."""
     plain = made(tiny, "gemma", max_tokens=10)
     asked = made(tiny, "gemma", max_tokens=10, instruction="Draw: ")
-    assert asked.tokenize.limit == 16
-    (ids,) = asked.tokenize(["a long caption"])
-    assert ids == plain.tokenize._tokenizer("Draw: a long caption").input_ids[:16]
-    assert len(plain.tokenize(["a long caption"])[0]) == 10
-    assert asked.tokenize([""]) == plain.tokenize([""])
+    assert asked.tokenizer.limit == 16
+    (ids,) = asked.tokenizer(["a long caption"])
+    assert ids == plain.tokenizer._tokenizer("Draw: a long caption").input_ids[:16]
+    assert len(plain.tokenizer(["a long caption"])[0]) == 10
+    assert asked.tokenizer([""]) == plain.tokenizer([""])
     both = made(tiny, "gemma", max_tokens=30, instruction="Draw: ", template="<{}>")
-    assert both.tokenize(["cat"]) == [plain.tokenize._tokenizer("Draw: <cat>").input_ids]
+    assert both.tokenizer(["cat"]) == [plain.tokenizer._tokenizer("Draw: <cat>").input_ids]
 
 
 def test_chat_template(tiny: Models) -> None:
     chat = made(tiny, "qwen2", max_tokens=8, chat_template=True, instruction="Draw ")
-    own = chat.tokenize._tokenizer
+    own = chat.tokenizer._tokenizer
 
     def ids(text: str) -> list[int]:
         found: list[int] = own(text, add_special_tokens=False).input_ids
         return found
 
     head, tail = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
-    assert chat.tokenize(["a cat"]) == [ids(f"{head}Draw a cat{tail}")]
-    assert chat.tokenize([""]) == [ids(head + tail)]  # a message that says nothing
-    assert chat.tokenize(["a" * 50]) == [ids(f"{head}Draw {'a' * 8}{tail}")]  # stays closed
-    assert chat.tokenize.limit == len(ids(f"{head}Draw {'a' * 8}{tail}"))
-    assert len(chat.encode(["a" * 50])[0]) == chat.tokenize.limit
+    assert chat.tokenizer(["a cat"]) == [ids(f"{head}Draw a cat{tail}")]
+    assert chat.tokenizer([""]) == [ids(head + tail)]  # a message that says nothing
+    assert chat.tokenizer(["a" * 50]) == [ids(f"{head}Draw {'a' * 8}{tail}")]  # stays closed
+    assert chat.tokenizer.limit == len(ids(f"{head}Draw {'a' * 8}{tail}"))
+    assert len(chat.encode(["a" * 50])[0]) == chat.tokenizer.limit
     with pytest.raises(ModelNotUsable, match="no chat template. Leave chat_template out"):
         made(tiny, "t5", chat_template=True)
 
@@ -166,7 +165,7 @@ def test_gemma_2_caps_its_attention(tiny: Models) -> None:
     from transformers import Gemma2Model
 
     capped = made(tiny, "gemma2")
-    ids = torch.tensor(capped.tokenize(["a photograph of an astronaut"]))
+    ids = torch.tensor(capped.tokenizer(["a photograph of an astronaut"]))
     free = Gemma2Model.from_pretrained(
         tiny("gemma2")["path"], attn_logit_softcapping=None, attn_implementation="eager"
     )
@@ -176,7 +175,7 @@ def test_gemma_2_caps_its_attention(tiny: Models) -> None:
 
 def test_bf16_autocast_keeps_fp32_weights(tiny: Models, gemma: TextEncoder) -> None:
     model = ModelSpec.model_validate({**tiny("gemma"), "precision": "bf16-autocast"})
-    half = TextEncoder(model, max_tokens=40)
+    half = text_encoder(model, max_tokens=40)
     assert {p.dtype for p in half._module.parameters()} == {torch.float32}
     assert half.weights == gemma.weights
     for state, whole in zip(half.encode(CAPTIONS), gemma.encode(CAPTIONS), strict=True):
@@ -192,7 +191,7 @@ def test_gemma_without_its_first_token(tmp_path: Path) -> None:
     broken["post_processor"] = None
     file.write_text(json.dumps(broken))
     with pytest.raises(ModelNotUsable, match="expected <bos> alone"):
-        TextEncoder(spec("GemmaModel", folder), max_tokens=8)
+        text_encoder(spec("GemmaModel", folder), max_tokens=8)
 
 
 def test_the_tokenizer_may_stand_elsewhere(tmp_path: Path, tiny: Models) -> None:
@@ -204,24 +203,24 @@ def test_the_tokenizer_may_stand_elsewhere(tmp_path: Path, tiny: Models) -> None
         place = "tokenizer_3" if file.name.startswith("token") else "text_encoder_3"
         shutil.copy(file, tmp_path / place)
     apart = spec("T5EncoderModel", tmp_path, subfolder="text_encoder_3", tokenizer="tokenizer_3")
-    encoder, same = TextEncoder(apart, max_tokens=40), made(tiny, "t5")
-    assert (encoder.weights, encoder.tokenizer) == (same.weights, same.tokenizer)
+    encoder, same = text_encoder(apart, max_tokens=40), made(tiny, "t5")
+    assert (encoder.weights, encoder.tokenizer.weights) == (same.weights, same.tokenizer.weights)
     assert apart.identity("w")["tokenizer"] == "tokenizer_3"
     assert "tokenizer" not in same.model.identity("w")
 
 
 def test_other_hidden_states(models: Path, gemma: TextEncoder) -> None:
-    first = TextEncoder(spec("GemmaModel", models / "gemma"), max_tokens=40, hidden_state=0)
+    first = text_encoder(spec("GemmaModel", models / "gemma"), max_tokens=40, hidden_state=0)
     (state,) = first.encode(["a"])
     table = gemma._module.get_input_embeddings().weight
-    ids = torch.tensor(gemma.tokenize(["a"])[0])
+    ids = torch.tensor(gemma.tokenizer(["a"])[0])
     torch.testing.assert_close(state.float(), table[ids] * 32**0.5, rtol=2**-7, atol=1e-6)
 
 
 def test_by_the_identity_of_a_column(gemma: TextEncoder) -> None:
     how = {
         "caption": "txt", "template": "{}", "max_tokens": 40, "hidden_state": -1,
-        "tokenizer": gemma.tokenizer,
+        "tokenizer": gemma.tokenizer.weights,
     }  # fmt: skip
     identity = {"preprocess": how, "encoder": gemma.model.identity(gemma.weights)}
     again = load_text(identity)
@@ -241,10 +240,10 @@ def test_by_an_identity_with_every_option(tiny: Models) -> None:
         kind="tokens", encoder=ModelSpec.model_validate(tiny("qwen2")), max_tokens=12,
         instruction="Draw ", chat_template=True, hidden_state=-2,
     )  # fmt: skip
-    encoder = load_encoder(config, "cpu")
+    encoder = TextEncoder(config)
     identity = encoder.identity()
     again = load_text(identity)
-    for one, other in zip(again.encode(CAPTIONS), encoder.model.encode(CAPTIONS), strict=True):
+    for one, other in zip(again.encode(CAPTIONS), encoder.encode(CAPTIONS), strict=True):
         assert torch.equal(one, other)
     identity["preprocess"]["chat_template"] = "0" * 64
     with pytest.raises(ModelNotUsable, match="the chat template is another"):
@@ -262,7 +261,7 @@ def test_models_that_cannot_serve(models: Path) -> None:
         (spec("BertModel", models / "nothing"), "nothing: no such folder"),
     ):
         with pytest.raises(ModelNotUsable, match=message):
-            TextEncoder(model, max_tokens=8)
+            text_encoder(model, max_tokens=8)
 
 
 def test_classes_that_would_lie_or_fail(tiny: Models) -> None:
@@ -274,8 +273,8 @@ def test_classes_that_would_lie_or_fail(tiny: Models) -> None:
         ("clip", "AutoModel", "not a text encoder alone. .* CLIPTextModel"),
     ):
         with pytest.raises(ModelNotUsable, match=message):
-            TextEncoder(other(name, cls), max_tokens=8)
-    headed = TextEncoder(other("qwen2", "Qwen2ForCausalLM"), max_tokens=8)
+            text_encoder(other(name, cls), max_tokens=8)
+    headed = text_encoder(other("qwen2", "Qwen2ForCausalLM"), max_tokens=8)
     with pytest.raises(ModelNotUsable, match="head's output"):
         headed.encode(["cat"])
     with pytest.raises(ModelNotUsable, match="hidden state 3 asked for, there are 3"):

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from encode.errors import ModelNotUsable
-from encode.models.text import TextEncoder
 from encode.models.vae import Vae
 from encode.registry import TEXTS, VAES, ModelSpec
 from eval.errors import BadRequest, EncoderMismatch
-from eval.images.encoders import placed, text_named, vae_named
+from eval.images.encoders import relocate_encoder, text_named, vae_named
 from eval.images.generate import Generator, Request, generate
+from tests.encode.toy import text_encoder
 from tests.eval.models import save_reference, save_run, save_text, save_vae
 from train.checkpoints.checkpoint import CheckpointError
 from train.checkpoints.reference import BadReference, import_reference
@@ -49,7 +49,7 @@ def test_the_reference_s_weights_make_the_pictures_of_ours(
     assert settings["norm"] == {"shift": [3.0], "scale": [0.05]}
     vae, text = vae_named(str(vae_folder)), text_named(str(text_folder))
     assert (vae.cls, text.cls, text.precision) == ("AutoencoderKL", "BertModel", "bf16-autocast")
-    ours = save_run(tmp_path / "ours", Vae(vae), TextEncoder(text, max_tokens=256))
+    ours = save_run(tmp_path / "ours", Vae(vae), text_encoder(text, max_tokens=256))
     same = changed(
         theirs, checkpoint=ours, type="latentbank", vae=None, text_encoder=None, resolution=None,
         save_dir=tmp_path / "same",
@@ -140,7 +140,7 @@ def test_other_encoders_only_where_allowed(
     settings = generate(changed(ours, allow_other_encoder=True))["settings"]
     column = json.loads((run / "checkpoints/step-00000020/manifest.json").read_bytes())["data"]
     was = column["text"]["identity"]["encoder"]["weights"]
-    used = TextEncoder(
+    used = text_encoder(
         ModelSpec.model_validate({"class": "BertModel", "path": str(other)}), max_tokens=16
     )
     assert settings["text_encoder"] == used.weights != was
@@ -164,17 +164,22 @@ def test_encoders_of_a_repository_move_with_it_or_alone(tmp_path: Path, text_fol
             "tokenizer": "tokenizer_3",
         }
     )
-    expected = TextEncoder(
+    expected = text_encoder(
         ModelSpec.model_validate({"class": "BertModel", "path": str(text_folder)}), max_tokens=16
     )
     column = spec.identity(expected.weights)
     for place in (tmp_path / "now", tmp_path / "now/text_encoder_3", text_folder):
-        found = TextEncoder(ModelSpec.of_identity(placed(column, str(place), TEXTS)), max_tokens=16)
-        assert (found.weights, found.tokenizer) == (expected.weights, expected.tokenizer), place
+        found = text_encoder(
+            ModelSpec.of_identity(relocate_encoder(column, str(place), TEXTS)), max_tokens=16
+        )
+        assert (found.weights, found.tokenizer.weights) == (
+            expected.weights,
+            expected.tokenizer.weights,
+        ), place
     (tmp_path / "now/vae").mkdir()
     vae = VAES["flux"].identity("0")
-    assert placed(vae, str(tmp_path / "now"), VAES)["subfolder"] == "vae"
-    assert placed(vae, str(tmp_path / "now/vae"), VAES)["subfolder"] is None
+    assert relocate_encoder(vae, str(tmp_path / "now"), VAES)["subfolder"] == "vae"
+    assert relocate_encoder(vae, str(tmp_path / "now/vae"), VAES)["subfolder"] is None
 
 
 def test_a_registered_model_by_its_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +188,7 @@ def test_a_registered_model_by_its_hub_id(tmp_path: Path, monkeypatch: pytest.Mo
     assert text_named(t5.path) == t5
     elsewhere = {"class": t5.cls, "path": "/gone", "subfolder": None, "weights": "0"}
     for name in ("t5-xxl", t5.path):
-        assert placed(elsewhere, name, TEXTS)["tokenizer"] == "tokenizer_3"
+        assert relocate_encoder(elsewhere, name, TEXTS)["tokenizer"] == "tokenizer_3"
     here = tmp_path / "google/gemma-2b"
     here.mkdir(parents=True)
     (here / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"]}')

@@ -67,7 +67,12 @@ def test_other_text_is_kept_elsewhere(tmp_path: Path) -> None:
 
 
 def test_identity_says_how_captions_are_read(text: TextEncoder) -> None:
-    how = {"max_tokens": 16, "hidden_state": -1, "template": "{}", "tokenizer": text.tokenizer}
+    how = {
+        "max_tokens": 16,
+        "hidden_state": -1,
+        "template": "{}",
+        "tokenizer": text.tokenizer.weights,
+    }
     column = {"encoder": text.model.identity(text.weights), "preprocess": {**how, "caption": "txt"}}
     identity = Text(column, None, "cpu").identity
     assert identity == {"class": "BertModel", "precision": "fp32", "weights": text.weights, **how}

@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 import configs
-from encode import ModelSpec, TextEncoder, Vae
+from encode import ModelSpec
 from encode.models.pixels import to_pixels
+from encode.models.text import TextEncoder
+from encode.models.vae import Vae
 from encode.source.images import decode, transform
 from eval.demo.data import training_tars
 from eval.demo.openmoji import GROUPS, Sample, choose, hashed
@@ -31,6 +33,7 @@ from shards.read.latents import draw
 from shards.read.randomness import normal
 from shards.read.stream import pad_text, read_rows
 from tests.bench.training.runs import forked, load_all
+from tests.encode.toy import text_encoder
 from tests.train.conftest import ROOT, words, write_column
 from train.checkpoints.checkpoint import load_for_sampling
 from train.config import TrainConfig
@@ -119,7 +122,7 @@ def cache(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = {"class": "AutoencoderKL", "path": str(ROOT / "configs/demo/vae-plain")}
     vae = Vae(ModelSpec.model_validate(made))
     model = ModelSpec.model_validate({"class": "AutoModel", "path": MINILM})
-    text = TextEncoder(model, max_tokens=64)
+    text = text_encoder(model, max_tokens=64)
     pictures = drawn_pictures(data)
     norm = write_source(folder / "emoji", samples(TRAINING, held_out=False), pictures, vae, text)
     write_source(folder / "emoji-val", samples(HELD_OUT, held_out=True), pictures, vae, text, norm)
