@@ -32,7 +32,7 @@ def links() -> Iterator[tuple[Path, str]]:
                 yield page, target.partition("#")[0]
 
 
-@pytest.mark.parametrize(("page", "target"), links(), ids=lambda value: str(value)[-40:])
+@pytest.mark.parametrize(("page", "target"), list(links()), ids=lambda value: str(value)[-40:])
 def test_links_lead_somewhere(page: Path, target: str) -> None:
     assert (page.parent / target).exists()
 
