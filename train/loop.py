@@ -90,11 +90,11 @@ class Trainer:
         if not self._data_ready(made, tally):
             return None
         while piece is None or not piece.last:
-            self.world.mark(f"step {self.step_number}, data of micro-batch {number}")
+            self.world.phase(f"step {self.step_number}, data of micro-batch {number}")
             start = time.perf_counter()
             piece = next(made)
             tally.wait(time.perf_counter() - start)
-            self.world.mark(f"step {self.step_number}, micro-batch {number}")
+            self.world.phase(f"step {self.step_number}, micro-batch {number}")
             x = piece.inputs.to(self.world.device)
             tokens = encoded(self.text_encoder, x.tokens, x.cu_seqlens)
             predicted = self.engine(x.noisy, x.timestep, tokens, x.cu_seqlens)
@@ -137,22 +137,22 @@ class Trainer:
         """
         if self._all_ready:
             return True
-        self.world.mark(f"step {self.step_number}, waiting for data")
+        self.world.phase(f"step {self.step_number}, waiting for data")
         ready, late, start = False, 1.0, time.perf_counter()
         while late and not self._signal:
             if not ready and (ready := _ready(made, POLL)):
                 tally.wait(time.perf_counter() - start)
-                self.world.mark(f"step {self.step_number}, waiting for the data of other ranks")
+                self.world.phase(f"step {self.step_number}, waiting for the data of other ranks")
             late, *signals = self.world.sum([not ready, *self._signals()])
             self._heed(signals)
         if not ready:  # as many phases as those that were
-            self.world.mark(f"step {self.step_number}, given up")
+            self.world.phase(f"step {self.step_number}, given up")
         return not self._signal
 
     def _agree(self, batch: Batch, tally: StepSums, ready: bool) -> StepRecord:
         """Before the weights move: the figures of all ranks, any signal, and whether all are `ready` for the next step.
         Where the loss is not finite on some rank, all stop, or leave the weights alone in this step."""
-        self.world.mark(f"step {self.step_number}, agreement")
+        self.world.phase(f"step {self.step_number}, agreement")
         late, *found = self.world.sum([not ready, *tally.sums(), *self._signals()])
         self._all_ready = not late
         self._heed(found[StepSums.SIZE :])
@@ -397,7 +397,7 @@ class Trainer:
             kind: self.engine.weights() for kind in checkpoint.KINDS
         }  # only their shapes matter here
         blank = checkpoint.State(self.engine.fragments, self.totals, flats)
-        state = checkpoint.load(path, manifest, blank, self.world.tell)
+        state = checkpoint.load(path, manifest, blank, self.world.progress)
         self.engine.set_weights(state.flats["weights"])
         self.updates = manifest["optimizer"]["step"]
         self.skipped = manifest["optimizer"].get("skipped", 0)
@@ -424,7 +424,7 @@ class Trainer:
         )
 
     def _newest(self) -> tuple[Path, checkpoint.Manifest] | None:
-        found = checkpoint.newest(self._checkpoints, self.world.tell)
+        found = checkpoint.newest(self._checkpoints, self.world.progress)
         if found:
             checkpoint.refuse_other_run(*found, self.record())
         return found

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from shards import charts
 from shards.console import duration_text
 from train.checkpoints.identity import leaves
-from train.report.page import read
+from train.report.records import read_records
 
 from .entries import ScoredSet
 from .pairing import brief
@@ -75,7 +75,7 @@ def training_curves(sets: Sequence[ScoredSet]) -> list[tuple[str, list[charts.Cu
     """
     training, validation = list[charts.Curve](), list[charts.Curve]()
     for run in dict.fromkeys(scored.run for scored in sets if scored.run):
-        records = read(run / "metrics.jsonl")
+        records = read_records(run / "metrics.jsonl")
         checks = [{"step": r["step"], **r["validation"]} for r in records if "validation" in r]
         training.append((run.name, _points(records, "loss")))
         validation.append((run.name, _points(checks, "normalised")))

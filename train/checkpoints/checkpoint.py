@@ -186,7 +186,7 @@ def together(world: World, work: Callable[[], Any]) -> list[Any]:
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"rank {world.rank}: {error}") from error
 
-    world.mark("saving or loading a checkpoint")
+    world.phase("saving or loading a checkpoint")
     try:
         return world.together(named)
     except CheckpointError:
@@ -217,7 +217,7 @@ def _write_whole(
     buffers = {name: b.cpu() for name, b in model.named_buffers()}
     written = []
     for kind, name in WHOLE.items():
-        world.mark(f"writing {name}", own=True)
+        world.phase(f"writing {name}", own=True)
         parts = _read_ranges(states, kind, {n: (0, shape.numel()) for n, shape in shapes.items()})
         written.append(
             _write(folder / name, {n: parts[n].view(s) for n, s in shapes.items()} | buffers, {})

@@ -1,10 +1,12 @@
-"""A rank that dies or stands still ends the run on all ranks, and is named.
+"""A rank that dies or hangs ends the run on all ranks, and is named.
 
-A thread of each rank gives a sign of life to the store by which the ranks met, with what its rank is at, and looks at
-the next rank's. It asks nothing of the backend: a collective of NCCL that waits for a lost rank waits for ever, and
-only this thread is left to end the process. A second one looks whether the store still answers the first. Who notices
-first puts down a verdict, and all ranks leave by that one.
+A thread of each rank writes a heartbeat into the store by which the ranks met, with what its rank is doing, and reads
+that of the next rank. It does not use the backend: a collective of NCCL that waits for a lost rank waits for ever, and
+only this thread is left to end the process. A second thread checks that the store still answers the first. The first
+rank to notice writes a verdict, and all ranks leave by that one.
 """
+
+from __future__ import annotations
 
 import faulthandler
 import json
@@ -26,34 +28,34 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from ..config import GuardConfig
 
-BEATS = 12  # signs of life within the silence that counts as death
+BEATS = 12  # heartbeats within the silence that counts as death
 VERDICT = "verdict"
-# Where a rank stands that waits for others.
+# Code in which a rank waits for others.
 WAITING = re.compile(r"/torch/distributed/|/deepspeed/comm/|/train/ranks/world\.py:(sum|gather)$")
 NETWORK = re.compile(r"gloo|nccl|connection|tcpstore|socket", re.IGNORECASE)
 
 
 class RankLost(RuntimeError):
-    """A rank of the run has died, or stands still."""
+    """A rank of the run has died, or hangs."""
 
     exit_code = 4
 
 
 @dataclass(frozen=True)
-class Sign:
-    """What a rank says of itself."""
+class Heartbeat:
+    """What a rank writes about itself."""
 
-    beat: int
-    mark: int  # phases that it has entered; all ranks go through the same ones
-    at: str
+    beat: int  # number of the heartbeat
+    phases: int  # how many phases it has entered; all ranks go through the same ones
+    at: str  # the phase
     age: float  # seconds since its last progress
     where: str  # the line of code
-    waits: bool  # for others
-    who: str
+    waits: bool  # for other ranks
+    who: str  # host and pid
 
 
-class Guard:
-    """One rank's part: `mark` what it is at; `RankLost` or the end of the process where a rank is lost."""
+class Watchdog:
+    """One rank's part: `phase` records what it does; RankLost or the end of the process where a rank is lost."""
 
     def __init__(self, rank: int, size: int, config: GuardConfig, address: str, port: int) -> None:
         self.rank, self.size, self.config = rank, size, config
@@ -65,65 +67,68 @@ class Guard:
         self._store: Any = PrefixStore(f"guard/{attempt}", store)
         self._holder = f"the store of the run at {address}:{port}"
         self._main = threading.get_ident()
-        self._beat, self._mark, self._at, self._since = 0, 0, "start", time.monotonic()
-        self._seen = (0, time.monotonic())  # the next rank's last sign, and when it came
-        self._verdict: dict[str, Any] | None = None  # that this rank has heard of
-        self._over = threading.Event()
-        self._rounds = 0  # that the watch has begun: the store has answered all but the last
+        self._beat, self._phases, self._at, self._progress = 0, 0, "start", time.monotonic()
+        self._last = (0, time.monotonic())  # the next rank's last heartbeat, and when it came
+        self._verdict: dict[str, Any] | None = None  # that this rank has read
+        self._stopped = threading.Event()
+        self._rounds = 0  # of the watching thread: the store has answered all but the last
         self._error: BaseException | None = None  # of the main thread
         self._threads = [
             threading.Thread(target=work, name=name, daemon=True)
-            for work, name in ((self._watch, "guard"), (self._watch_store, "guard of the store"))
+            for work, name in (
+                (self._watch, "watchdog"),
+                (self._watch_store, "watchdog of the store"),
+            )
         ]
         if rank == 0:
             self._store.set(VERDICT, "")
-        self._give_sign()
+        self._send_heartbeat()
 
     def start(self) -> None:
-        """To be called when all ranks have made theirs."""
+        """Starts the threads, once all ranks have made their watchdogs."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        self._over.set()
+        self._stopped.set()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(self.config.silence)  # the store may have gone silent meanwhile
 
-    def mark(self, at: str, own: bool = False) -> None:
-        """This rank has come to the next phase; `own`: has got on within one, in what not all ranks do."""
-        self._mark += not own
-        self._at, self._since = at, time.monotonic()
+    def phase(self, at: str, own: bool = False) -> None:
+        """Records that this rank enters a phase; `own`: that it got on within one, in work that not all ranks do."""
+        self._phases += not own
+        self._at, self._progress = at, time.monotonic()
 
     # Errors of the main thread ---------------------------------------------------------------------------------------
 
     def explain(self, error: BaseException) -> RankLost | None:
-        """What is behind an error of this rank: RankLost if the connection to a lost rank broke, else None.
+        """Returns RankLost if an error of this rank is a connection to a lost rank that broke, else None.
 
-        Either way the other ranks are told, for they wait for this one."""
-        self._error, broken = error, self._of_the_network(error)
+        Either way the other ranks get a verdict, for they wait for this one."""
+        self._error, broken = error, self._is_network_error(error)
         try:
-            verdict = self._verdict or self._look(self.rank)[0]
-            if broken and not verdict and (lost := self._silent()):
-                verdict = self._put(self._death(lost))
+            verdict = self._verdict or self._read(self.rank)[0]
+            if broken and not verdict and (lost := self._silent_ranks()):
+                verdict = self._put_verdict(self._death_verdict(lost))
             if not verdict:
                 code = getattr(type(error), "exit_code", 1)
                 text = f"rank {self.rank} ended the run: {type(error).__name__}: {error}"
-                self._put({"rank": self.rank, "code": code, "text": text})
-            self._be_heard()
+                self._put_verdict({"rank": self.rank, "code": code, "text": text})
+            self._acknowledge()
         except RuntimeError:
-            verdict = self._verdict or self._store_gone()
+            verdict = self._verdict or self._store_verdict()
         return _error_of(verdict) if broken and verdict else None
 
-    def _be_heard(self) -> None:
-        """This rank knows the verdict. The first, which may hold the store, does not leave before all others do."""
+    def _acknowledge(self) -> None:
+        """Says that this rank knows the verdict. Rank 0, which may hold the store, waits until all others do, too."""
         self._store.set(f"heard/{self.rank}", "")
         everyone = [f"heard/{rank}" for rank in range(self.size)]
         end = time.monotonic() + max(1.0, 3 * self.interval)
         while self.rank == 0 and time.monotonic() < end and not self._store.check(everyone):
             time.sleep(0.01)
 
-    def _of_the_network(self, error: BaseException) -> bool:
+    def _is_network_error(self, error: BaseException) -> bool:
         if self.size == 1 or hasattr(type(error), "exit_code"):
             return False
         return isinstance(error, distributed.DistError) or (
@@ -133,131 +138,135 @@ class Guard:
     # The threads -----------------------------------------------------------------------------------------------------
 
     def _watch_store(self) -> None:
-        """A store whose process is stopped, or whose host is lost without a word, may let an operation wait for ever:
-        torch, past its time-out, asks the store to cancel and waits for the answer to that. Beats are counted, so the
-        seconds for which a scheduler suspends the job are no silence. A rank that gets on goes on: with torchrun alone
-        stopped, as by Ctrl-Z, nobody needs the store for now.
+        """Ends the process where the store hangs and this rank makes no progress.
+
+        A store whose process is stopped, or whose host is lost, may let an operation wait for ever: torch, past its
+        time-out, asks the store to cancel and waits for that answer. Beats are counted, so the seconds for which a
+        scheduler suspends the job are no silence. A rank that makes progress goes on: with torchrun alone stopped, as
+        by Ctrl-Z, the store is not needed for now.
         """
         rounds, silent = 0, 0
-        while not self._over.wait(self.interval):
+        while not self._stopped.wait(self.interval):
             rounds, silent = self._rounds, silent + 1 if rounds == self._rounds else 0
-            if silent > BEATS and time.monotonic() - self._since > self.config.silence:
-                self._end(self._verdict or self._store_gone())
+            if silent > BEATS and time.monotonic() - self._progress > self.config.silence:
+                self._exit(self._verdict or self._store_verdict())
 
     def _watch(self) -> None:
-        while self._waited():
+        while self._wait_for_beat():
             self._rounds += 1
             try:
-                self._give_sign()
-                verdict, following = self._look((self.rank + 1) % self.size)
+                self._send_heartbeat()
+                verdict, following = self._read((self.rank + 1) % self.size)
                 verdict = self._verdict = verdict or self._judge(following)
                 if verdict:
                     self._store.set(f"heard/{self.rank}", "")
             except distributed.DistStoreError:
-                # too late, but an answer: its process was stopped, and signs with it
-                self._seen = (self._seen[0], time.monotonic())
+                # late, but an answer: the store's process was stopped, and heartbeats with it
+                self._last = (self._last[0], time.monotonic())
                 continue
             except RuntimeError:
-                verdict = self._verdict = self._verdict or self._store_gone()
-            if verdict and not self._over.wait(
+                verdict = self._verdict = self._verdict or self._store_verdict()
+            if verdict and not self._stopped.wait(
                 max(1.0, 2 * self.interval)
             ):  # else it ended by itself
-                self._end(verdict)
+                self._exit(verdict)
 
-    def _waited(self) -> bool:
-        """Until the next beat; False at the end. While a scheduler has the job suspended, nobody is silent."""
+    def _wait_for_beat(self) -> bool:
+        """Waits for the next beat; False at the end. Time for which a scheduler suspends the job does not count."""
         before = time.monotonic()
-        over = self._over.wait(self.interval)
+        over = self._stopped.wait(self.interval)
         now = time.monotonic()
         late = now - before - self.interval
         if late > self.interval:
-            self._since, self._seen = min(self._since + late, now), (self._seen[0], now)
+            self._progress, self._last = min(self._progress + late, now), (self._last[0], now)
         return not over
 
-    def _give_sign(self) -> None:
+    def _send_heartbeat(self) -> None:
         self._beat += 1
         frame = sys._current_frames().get(self._main)
-        where, waits = _stands(frame)
-        sign = Sign(
-            self._beat, self._mark, self._at, time.monotonic() - self._since, where, waits,
+        where, waits = _position(frame)
+        heartbeat = Heartbeat(
+            self._beat, self._phases, self._at, time.monotonic() - self._progress, where, waits,
             f"{platform.node()}, pid {os.getpid()}",
         )  # fmt: skip
-        self._store.set(f"sign/{self.rank}", json.dumps(asdict(sign)))
+        self._store.set(f"heartbeat/{self.rank}", json.dumps(asdict(heartbeat)))
 
-    def _signs(self, *ranks: int) -> list[Sign]:
-        keys = [f"sign/{rank}" for rank in ranks or range(self.size)]
-        return [Sign(**json.loads(sign)) for sign in self._store.multi_get(keys)]
+    def _heartbeats(self, *ranks: int) -> list[Heartbeat]:
+        keys = [f"heartbeat/{rank}" for rank in ranks or range(self.size)]
+        return [Heartbeat(**json.loads(heartbeat)) for heartbeat in self._store.multi_get(keys)]
 
-    def _look(self, rank: int) -> tuple[dict[str, Any] | None, Sign]:
-        """The verdict, if there is one, and a rank's last sign."""
-        verdict, sign = self._store.multi_get([VERDICT, f"sign/{rank}"])
-        return json.loads(verdict) if verdict else None, Sign(**json.loads(sign))
+    def _read(self, rank: int) -> tuple[dict[str, Any] | None, Heartbeat]:
+        """Returns the verdict, if there is one, and a rank's last heartbeat."""
+        verdict, heartbeat = self._store.multi_get([VERDICT, f"heartbeat/{rank}"])
+        return json.loads(verdict) if verdict else None, Heartbeat(**json.loads(heartbeat))
 
-    def _put(self, verdict: dict[str, Any]) -> dict[str, Any]:
-        """Put down a verdict, unless another rank was first; returns the one that stands."""
-        found: dict[str, Any] = json.loads(
+    def _put_verdict(self, verdict: dict[str, Any]) -> dict[str, Any]:
+        """Writes a verdict unless another rank was first; returns the one that counts."""
+        first: dict[str, Any] = json.loads(
             self._store.compare_set(VERDICT, "", json.dumps(verdict))
         )
-        return found
+        return first
 
-    def _judge(self, following: Sign) -> dict[str, Any] | None:
-        """A verdict on the next rank, if it is silent; or on whoever keeps all from getting on."""
+    def _judge(self, following: Heartbeat) -> dict[str, Any] | None:
+        """Returns a verdict on the next rank if it is silent, or on the rank that keeps all from progress."""
         now = time.monotonic()
         if self.size > 1:
-            if following.beat != self._seen[0]:
-                self._seen = following.beat, now
-            elif now - self._seen[1] > self.config.silence:
-                return self._put(self._death(self._silent() or [(self.rank + 1) % self.size]))
-        if self.config.hang and now - self._since > self.config.hang:
-            signs = self._signs()
-            if min(sign.age for sign in signs) > self.config.hang:
-                return self._put(self._standstill(signs))
+            if following.beat != self._last[0]:
+                self._last = following.beat, now
+            elif now - self._last[1] > self.config.silence:
+                return self._put_verdict(
+                    self._death_verdict(self._silent_ranks() or [(self.rank + 1) % self.size])
+                )
+        if self.config.hang and now - self._progress > self.config.hang:
+            heartbeats = self._heartbeats()
+            if min(heartbeat.age for heartbeat in heartbeats) > self.config.hang:
+                return self._put_verdict(self._standstill_verdict(heartbeats))
         return None
 
-    def _silent(self) -> list[int]:
-        """The ranks that give no sign of life for three beats."""
-        before = self._signs()
+    def _silent_ranks(self) -> list[int]:
+        """Returns the ranks that write no heartbeat for three intervals."""
+        before = self._heartbeats()
         end = time.monotonic() + 3 * self.interval
         while time.monotonic() < end:  # the thread does the same meanwhile, or this is the thread
             time.sleep(self.interval / 2)
             if threading.get_ident() != self._main:
-                self._give_sign()
+                self._send_heartbeat()
         return [
             rank
-            for rank, (old, new) in enumerate(zip(before, self._signs(), strict=True))
+            for rank, (old, new) in enumerate(zip(before, self._heartbeats(), strict=True))
             if old.beat == new.beat and rank != self.rank
         ]
 
-    def _death(self, ranks: list[int]) -> dict[str, Any]:
-        signs = self._signs(*ranks)
+    def _death_verdict(self, ranks: list[int]) -> dict[str, Any]:
+        heartbeats = self._heartbeats(*ranks)
         text = "; ".join(
-            f"rank {rank} ({sign.who}) gives no sign of life; the last was from: {sign.at}, {sign.where}"
-            for rank, sign in zip(ranks, signs, strict=True)
+            f"rank {rank} ({heartbeat.who}) gives no sign of life; the last was from: {heartbeat.at}, {heartbeat.where}"
+            for rank, heartbeat in zip(ranks, heartbeats, strict=True)
         )
         return _verdict_of(ranks[0], f"{text}. It was killed or stopped, or its host is lost")
 
-    def _standstill(self, signs: list[Sign]) -> dict[str, Any]:
-        """Those who are not as far as the others, and of these who waits for nobody."""
-        least = min(sign.mark for sign in signs)
-        behind = [rank for rank, sign in enumerate(signs) if sign.mark == least]
-        culprits = [rank for rank in behind if not signs[rank].waits] or behind
+    def _standstill_verdict(self, heartbeats: list[Heartbeat]) -> dict[str, Any]:
+        """Blames the ranks that entered the fewest phases, and of these those that wait for nobody."""
+        least = min(heartbeat.phases for heartbeat in heartbeats)
+        behind = [rank for rank, heartbeat in enumerate(heartbeats) if heartbeat.phases == least]
+        culprits = [rank for rank in behind if not heartbeats[rank].waits] or behind
         text = "; ".join(
-            f"rank {rank} ({signs[rank].who}) stands still in: {signs[rank].at}, {signs[rank].where}"
+            f"rank {rank} ({heartbeats[rank].who}) hangs in: {heartbeats[rank].at}, {heartbeats[rank].where}"
             for rank in culprits[:8]
         )
         seconds = f"{self.config.hang:g} s (guard.hang)"
         return _verdict_of(culprits[0], f"no rank has got on for {seconds}: {text}")
 
-    def _store_gone(self) -> dict[str, Any]:
+    def _store_verdict(self) -> dict[str, Any]:
         return _verdict_of(
             0, f"{self._holder} does not answer: the process that holds it, torchrun on the first host or else "
             "rank 0, has died or is stopped"
         )  # fmt: skip
 
-    def _end(self, verdict: dict[str, Any]) -> None:
-        """The main thread waits for a rank that does not come, or is itself the one that does not."""
+    def _exit(self, verdict: dict[str, Any]) -> None:
+        """Ends the process: its main thread waits for a lost rank, or hangs itself."""
         with suppress(Exception):
-            if self._error:  # which the main thread could not tell the others
+            if self._error:  # which the main thread could not hand to the others
                 traceback.print_exception(self._error)
             print(f"{RankLost.__name__}: {verdict['text']}", file=sys.stderr, flush=True)
             if verdict["rank"] == self.rank:
@@ -272,14 +281,14 @@ def _verdict_of(rank: int, text: str) -> dict[str, Any]:
 
 
 def _error_of(verdict: dict[str, Any]) -> RankLost:
-    """An error with the exit code of the verdict: that of the rank that ended the run, if it was not lost."""
+    """Returns an error with the exit code of the verdict: that of the rank that ended the run, if it was not lost."""
     kind = type(RankLost.__name__, (RankLost,), {"exit_code": verdict["code"]})
     error: RankLost = kind(verdict["text"])
     return error
 
 
-def _stands(frame: FrameType | None) -> tuple[str, bool]:
-    """Where a thread is: its innermost line, and whether it waits for other ranks there."""
+def _position(frame: FrameType | None) -> tuple[str, bool]:
+    """Returns a thread's innermost line of code, and whether it waits for other ranks there."""
     if frame is None:
         return "nowhere", False
     lines = [

@@ -1,5 +1,7 @@
 """The processes of a run: who they are, and the few things they say to each other."""
 
+from __future__ import annotations
+
 import os
 import secrets
 import socket
@@ -16,7 +18,7 @@ from torch.distributed import distributed_c10d
 
 from ..config import GuardConfig
 from .lock import RunLock
-from .watchdog import Guard
+from .watchdog import Watchdog
 
 # Seconds for which the others may wait while one rank gets on, as in reading a checkpoint.
 LATER = 3600.0
@@ -28,18 +30,18 @@ class World:
     rank: int
     size: int
     device: torch.device
-    guard: Guard | None = None
+    watchdog: Watchdog | None = None
     lock: RunLock | None = None  # of rank 0
 
     def sum(self, values: Sequence[float | Tensor]) -> list[float]:
-        """Sums over all ranks, the same floats on each. NaN and infinity on one rank reach all."""
+        """Returns the sums over all ranks, the same floats on each. NaN and infinity on one rank reach all."""
         total = torch.tensor([float(v) for v in values], dtype=torch.float64, device=self.device)
         if self.size > 1:
             distributed.all_reduce(total)
         return total.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """What each rank says, in order of rank, on every rank."""
+        """Returns the value of each rank, in order of rank, on every rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -50,94 +52,88 @@ class World:
         self.gather(None)
 
     def together(self, work: Callable[[], Any]) -> list[Any]:
-        """Do something on each rank and return all results everywhere; a user's error on one rank, that is one with
+        """Does work on each rank and returns all results everywhere; a user's error on one rank, that is one with
         an `exit_code`, is raised on all."""
-        outcome, failure = None, None
+        result, failure = None, None
         try:
-            outcome = work()
+            result = work()
         except Exception as error:
             if not hasattr(type(error), "exit_code"):
                 raise
             failure = error
-        outcomes = self.gather((outcome, failure))
-        for _, found in outcomes:
-            if found is not None:
-                raise found
-        return [found for found, _ in outcomes]
+        results, failures = zip(*self.gather((result, failure)), strict=True)
+        for failure in failures:
+            if failure is not None:
+                raise failure
+        return list(results)
 
-    def mark(self, at: str, own: bool = False) -> None:
-        """Tell the guard what this rank is at; see `Guard.mark`."""
-        if self.guard:
-            self.guard.mark(at, own)
+    def phase(self, at: str, own: bool = False) -> None:
+        """Records for the watchdog what this rank does; see `Watchdog.phase`."""
+        if self.watchdog:
+            self.watchdog.phase(at, own)
 
-    def tell(self, at: str) -> None:
-        """That this rank has got on, in what not all ranks do."""
-        self.mark(at, own=True)
+    def progress(self, at: str) -> None:
+        """Records that this rank has got on, in work that not all ranks do."""
+        self.phase(at, own=True)
 
     def check_lock(self) -> None:
-        """RunLocked if another job has taken over this run's folder. To be asked before each change in it."""
+        """Raises RunLocked if another job has taken over this run's folder; to be called before each change in it."""
         if self.lock:
             self.lock.check()
 
     @property
     def owner(self) -> str:
-        """A name that no other job's folders carry."""
+        """A name that no other job's folders have."""
         return self.lock.owner if self.lock else secrets.token_hex(16)
 
 
 @contextmanager
 def joined(config: GuardConfig, run: Path) -> Iterator[World]:
-    """Meet the other processes of this run, hold its folder against other jobs, and watch over each other.
+    """Joins the other processes of this run, locks its folder against other jobs, and starts the watchdogs.
 
     An error of one rank alone ends the others too, with its text and exit code."""
     rank, size, device = _meet(config)
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    guard = Guard(rank, size, config, address, port)
-    world = World(rank, size, device, guard, RunLock(run) if rank == 0 else None)
+    watchdog = Watchdog(rank, size, config, address, port)
+    world = World(rank, size, device, watchdog, RunLock(run) if rank == 0 else None)
     try:
         world.barrier()
-        guard.start()
+        watchdog.start()
         world.together(world.lock.take if world.lock else lambda: None)
         yield world
-        world.barrier()  # the store outlives the guards
+        world.barrier()  # the store outlives the watchdogs
     except BaseException as error:
-        lost = guard.explain(error)
-        guard.stop()
+        lost = watchdog.explain(error)
+        watchdog.stop()
         if lost:
             raise lost from error
         if size == 1 or device.type == "cpu":  # NCCL would wait for ranks that do not come
-            _part()
+            _leave_group()
         raise
     else:
-        guard.stop()
+        watchdog.stop()
         world.barrier()
-        _part()
+        _leave_group()
     finally:
         if world.lock:
             world.lock.release()
 
 
-def _part() -> None:
-    """By DeepSpeed, which keeps groups of its own and would hand them to the next run of this process."""
+def _leave_group() -> None:
+    """Ends the process group by DeepSpeed, whose own groups would stay for the next run of this process."""
     import deepspeed.comm
 
     deepspeed.comm.destroy_process_group()
 
 
 def _meet(config: GuardConfig) -> tuple[int, int, torch.device]:
-    """Join the process group through DeepSpeed; without torchrun, be a world of one."""
+    """Joins the process group through DeepSpeed; without torchrun, a world of one. Returns rank, size and device."""
     if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
-        alone = {
-            "RANK": "0",
-            "WORLD_SIZE": "1",
-            "LOCAL_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
-        os.environ.update(alone)
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", local) if gpu else torch.device("cpu")
@@ -163,6 +159,6 @@ def _meet(config: GuardConfig) -> tuple[int, int, torch.device]:
 
 
 def patience_of(config: GuardConfig) -> timedelta:
-    """How long a collective waits. The guard names the culprit; the backend's time-out, which cannot, comes after it:
-    the guard counts from the last progress of any rank, the backend from when the first one began to wait."""
+    """Returns how long a collective waits. The watchdog names the culprit; the backend's time-out, which cannot, comes
+    after it: the watchdog counts from the last progress of any rank, the backend from when the first began to wait."""
     return timedelta(seconds=min(config.hang + LATER, FOREVER) if config.hang else FOREVER)

@@ -97,7 +97,7 @@ class Validator:
             with ema.in_place_of_weights(engine):
                 own = []
                 for first in range(0, len(self.chunks), self.world.size):
-                    self.world.mark(f"validation, chunk {first} of {len(self.chunks)}")
+                    self.world.phase(f"validation, chunk {first} of {len(self.chunks)}")
                     if stop():
                         return None
                     own += [

@@ -90,7 +90,7 @@ def test_a_hung_rank_is_named_by_the_guard_and_not_by_torch(tmp_path: Path) -> N
             import deepspeed.comm
 
             group = deepspeed.comm.new_group([0, 1])
-            world.mark("a step")
+            world.phase("a step")
             while rank == 1:
                 time.sleep(0.01)
             deepspeed.comm.all_reduce(torch.ones(1), group=group)
@@ -110,7 +110,7 @@ def test_a_job_that_was_suspended_goes_on(tmp_path: Path, ranks: int) -> None:
     def work(rank: int) -> None:
         with joined(guard, tmp_path / "run") as world:
             for _ in range(20):  # 20 times 0.1 s of CPU time, which stands while the process does
-                world.mark("a step")
+                world.phase("a step")
                 until = time.process_time() + 0.1
                 while time.process_time() < until:
                     pass
@@ -134,7 +134,7 @@ def test_ranks_that_get_on_outlive_a_stopped_torchrun(tmp_path: Path) -> None:
         settle()
         with joined(GuardConfig(silence=2.0), tmp_path / "run") as world:
             for _ in range(80):
-                world.mark("a step")
+                world.phase("a step")
                 time.sleep(0.1)
                 print("done", flush=True)
 
