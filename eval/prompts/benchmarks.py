@@ -1,10 +1,12 @@
 """The benchmarks: where their prompts are, how many pictures each asks for, and how the pictures lie.
 
-A benchmark is one entry of BENCHMARKS; a prompt file of one's own is "prompts": a picture each, in one folder. To
-add one, write its entry: `reader` with the forms of its prompt file (of `eval.prompts.files`; a new form of
-item is a function from (id, value) to Prompt), a layout of `eval.images.layouts`, and the `Source` of each file that it
-publishes.
+A benchmark is an entry of BENCHMARKS: `reader` with the forms of its prompt file (of
+`eval.prompts.files`; a new form is a function from (id, value) to Prompt), a layout of
+`eval.images.layouts`, and the `Source` of each file that it publishes. A prompt file of one's own is
+"prompts".
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from pathlib import Path
 from ..errors import BadPrompts
 from . import files as formats
 from .files import FOLDER, LIST, NAMED, NAMED_RECORDS, RECORDS, read_prompts, reader
-from .prompts import Prompts
+from .prompts import Prompt, Prompts
 from .published import Source, coco_captions, github, hub, texts_of
 
 PLACE = Path("prompts")  # where `python -m eval prompts fetch` puts prompt files
@@ -21,14 +23,14 @@ PLACE = Path("prompts")  # where `python -m eval prompts fetch` puts prompt file
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    read: Callable[[Path], Prompts]  # its official prompt file, or the reference's
+    # reads its official prompt file, or the reference's
+    read: Callable[[Path], Prompts]
     layout: str = "flat"  # of eval.images.layouts.LAYOUTS
     images_per_prompt: int = 1
     batch_size: int = 32  # pictures; the reference's default
     prompts: int | None = None  # how many the whole benchmark has
-    sources: tuple[
-        Source, ...
-    ] = ()  # what is fetched to PLACE/<name>; the first is the prompt file
+    # fetched to PLACE/<name>; the first is the prompt file
+    sources: tuple[Source, ...] = ()
 
 
 def genai(dataset: str, revision: str) -> tuple[Source, ...]:
@@ -89,27 +91,24 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
     ),
     "genaibench": Benchmark(
-        reader("genaibench", {NAMED_RECORDS: formats.with_ratings, NAMED: formats.named, LIST: formats.numbered}),
+        reader("genaibench", {NAMED_RECORDS: formats.with_ratings, NAMED: Prompt, LIST: formats.numbered}),
         layout="jpeg", prompts=1600, sources=genai("BaiqiL/GenAI-Bench-1600", GENAI),
     ),
     # no list: its ids count from 00001, and a list does not say so
     "genaibench527": Benchmark(
-        reader("genaibench527", {NAMED_RECORDS: formats.with_ratings, NAMED: formats.named}),
+        reader("genaibench527", {NAMED_RECORDS: formats.with_ratings, NAMED: Prompt}),
         layout="jpeg", prompts=527, sources=genai("zhiqiulin/GenAI-Bench-527", "main"),
     ),
 }  # fmt: skip
 
 
 def place(name: str, file: str | None = None, folder: Path = PLACE) -> Path:
-    """Where `prompts fetch` puts a benchmark's prompt file, or another file of it (questions, skills)."""
+    """Returns where `prompts fetch` puts a benchmark's prompt file, or another file of it."""
     return folder / name / (file or BENCHMARKS[name].sources[0].file)
 
 
 def find(name: str, path: Path | None = None, folder: Path = PLACE) -> Prompts:
-    """A benchmark's prompts, from `path` or from where `prompts fetch` puts them.
-
-    Raises BadPrompts where there are none, or where they are not in a form of the benchmark's.
-    """
+    """Returns a benchmark's prompts, from `path` or from where `prompts fetch` puts them; else BadPrompts."""
     benchmark = BENCHMARKS[name]
     if path is None and not benchmark.sources:
         raise BadPrompts(

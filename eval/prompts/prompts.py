@@ -1,5 +1,7 @@
 """Prompts: what is asked for, under ids that become file names."""
 
+from __future__ import annotations
+
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -46,17 +48,17 @@ class Prompts:
         return [asdict(prompt) for prompt in self.items]
 
     @classmethod
-    def from_json(cls, benchmark: str, items: Any) -> "Prompts":
-        """The inverse of `to_json`; ValueError or TypeError where the items are none."""
+    def from_json(cls, benchmark: str, items: Any) -> Prompts:
+        """Returns what `to_json` was made of; ValueError or TypeError where the items are none."""
         listed(PROMPT, 0, MOST_PROMPTS)(items)
         return cls(benchmark, tuple(Prompt(**item) for item in items))
 
 
 def checked(benchmark: str, items: Iterable[Prompt], path: Path) -> Prompts:
-    """Prompts whose ids can name files and which ask for something; else BadPrompts, which names `path`.
+    """Returns prompts whose ids can name files and whose texts are text; else BadPrompts of `path`.
 
-    Two ids that differ only in case, or in how Unicode composes their letters, are refused too: on some file systems
-    they are one file, and a set that is copied there would lose a picture.
+    Two ids that differ only in case, or in how Unicode composes their letters, are refused too: on some
+    file systems they are one file, and a set that is copied there would lose a picture.
     """
     prompts = Prompts(benchmark, tuple(items))
     if not prompts.items:
@@ -72,21 +74,13 @@ def checked(benchmark: str, items: Iterable[Prompt], path: Path) -> Prompts:
 
 
 def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold and no file can
-        return False
-    return True
+    """Whether text has no half of a surrogate pair, which JSON can hold and no file can."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _check_name(name: Any, what: str, path: Path) -> None:
     usable = isinstance(name, str) and name.strip() == name != "" and name.isprintable()
-    if (
-        not usable
-        or name.startswith(".")
-        or {"/", "\\"} & set(name)
-        or len(name.encode()) > LONGEST_ID
-    ):
+    if not usable or name[0] == "." or {*"/\\"} & {*name} or len(name.encode()) > LONGEST_ID:
         raise BadPrompts(
             f"{path}: the {what} {name!r:.80} cannot name a file; use 1 to {LONGEST_ID} bytes, no path separators, no "
             "dot in front and no space at an end"

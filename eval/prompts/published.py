@@ -1,4 +1,6 @@
-"""Where the benchmarks' prompt files come from, and how one is made where no such file is published."""
+"""Where the benchmarks' prompt files come from, and how one is made where none is published."""
+
+from __future__ import annotations
 
 import csv
 import io
@@ -23,15 +25,14 @@ COCO_PROMPTS = 30_000
 class Source:
     """A file that `prompts fetch` brings."""
 
-    file: str  # its name here
+    # its name on this machine
+    file: str
     url: str
-    sha256: str | None = (
-        None  # of the file here, where it is known; else it is recorded when first fetched
-    )
-    make: Callable[[Path], bytes] | None = (
-        None  # of what was downloaded, where that is not the file itself
-    )
-    terms: str = ""  # whose it is, in a line
+    # of the file, where one is known; else it is recorded when first fetched
+    sha256: str | None = None
+    # makes the file of what was downloaded, where that is not the file itself
+    make: Callable[[Path], bytes] | None = None
+    terms: str = ""  # of its licence, in a line
 
 
 def github(repository: str, commit: str, path: str) -> str:
@@ -39,70 +40,58 @@ def github(repository: str, commit: str, path: str) -> str:
 
 
 def hub(dataset: str, revision: str, path: str) -> str:
-    """A file of a data set on the Hugging Face hub, or on the mirror that HF_ENDPOINT names."""
+    """Returns the url of a data set's file on the hub, or on the mirror that HF_ENDPOINT names."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     return f"{endpoint}/datasets/{dataset}/resolve/{revision}/{path}"
 
 
 def texts_of(folder: str) -> Callable[[Path], bytes]:
-    """Of a .tar.gz of a repository: the .txt files of one of its folders as JSON {name: text}, sorted by name."""
+    """Returns what makes JSON {name: text} of the .txt files of a folder in a repository's .tar.gz."""
 
     def make(archive: Path) -> bytes:
-        found = {}
+        texts = {}
         with opening(archive), tarfile.open(archive, "r:gz") as tar:
             for member in tar:
-                path = PurePosixPath(member.name)
-                below = PurePosixPath(
-                    *path.parts[1:-1]
-                )  # the first part is the repository's name and commit
+                path = PurePosixPath(member.name)  # repository-commit/folder/name
+                below = PurePosixPath(*path.parts[1:-1])
                 if member.isfile() and str(below) == folder and path.suffix == ".txt":
                     file = tar.extractfile(member)
                     assert file is not None
-                    found[path.name.removesuffix(".txt")] = file.read().decode().strip()
-        return json.dumps(found, ensure_ascii=False, indent=0, sort_keys=True).encode()
+                    texts[path.name.removesuffix(".txt")] = file.read().decode().strip()
+        return json.dumps(texts, ensure_ascii=False, indent=0, sort_keys=True).encode()
 
     return make
 
 
 def coco_captions(archive: Path) -> bytes:
-    """Of COCO's annotations: 30,000 captions of val2014 as CSV, of 30,000 pictures.
+    """Returns 30,000 captions of val2014 as CSV, of 30,000 pictures, from COCO's annotations.
 
-    Nobody published the one list, so this one is drawn such that everybody draws the same: each caption has the rank
-    sha256("coco30k <caption id>"); a picture's caption is its lowest, and the 30,000 pictures with the lowest are
-    taken. Rows are sorted by caption id.
+    Nobody published the one list, so this one is drawn such that everybody draws the same: each caption
+    has the rank sha256("coco30k <caption id>"); a picture's caption is its lowest, and the 30,000
+    pictures with the lowest are taken. Rows are sorted by caption id.
     """
     with opening(archive), zipfile.ZipFile(archive) as files:
-        every = json.loads(files.read("annotations/captions_val2014.json"))["annotations"]
-    return csv_of(draw(every, COCO_PROMPTS))
-
-
-def draw(captions: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """A caption each of `count` pictures."""
-    ranks: dict[int, tuple[str, dict[str, Any]]] = {}
-    for caption in captions:
-        ranked = sha256(f"coco30k {caption['id']}".encode()), caption
-        ranks[caption["image_id"]] = min(ranks.get(caption["image_id"], ranked), ranked, key=rank)
-    return sorted(
-        (c for _, c in sorted(ranks.values(), key=rank)[:count]), key=lambda c: int(c["id"])
-    )
-
-
-def rank(ranked: tuple[str, dict[str, Any]]) -> str:
-    return ranked[0]
-
-
-def csv_of(captions: list[dict[str, Any]]) -> bytes:
-    """id, image_id, caption; some of COCO's captions have line breaks at an end, which are left out."""
+        captions = json.loads(files.read("annotations/captions_val2014.json"))["annotations"]
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["id", "image_id", "caption"])
-    rows.writerows([c["id"], c["image_id"], " ".join(c["caption"].split())] for c in captions)
+    for caption in draw(captions, COCO_PROMPTS):  # some captions end with a line break
+        rows.writerow([caption["id"], caption["image_id"], " ".join(caption["caption"].split())])
     return text.getvalue().encode()
+
+
+def draw(captions: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Returns a caption each of `count` pictures, sorted by caption id."""
+    by_rank = sorted(captions, key=lambda caption: sha256(f"coco30k {caption['id']}".encode()))
+    lowest: dict[int, dict[str, Any]] = {}
+    for caption in by_rank:
+        lowest.setdefault(caption["image_id"], caption)
+    return sorted(list(lowest.values())[:count], key=lambda caption: int(caption["id"]))
 
 
 @contextmanager
 def opening(archive: Path) -> Iterator[None]:
-    """BadPrompts for an archive that is none, or not the one it should be."""
+    """Raises BadPrompts for a file that is no archive, or not the expected one."""
     try:
         yield
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, KeyError, ValueError, OSError) as error:

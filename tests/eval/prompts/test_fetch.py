@@ -133,7 +133,7 @@ def test_wrong_digests_are_refused_and_nothing_is_left(
     fetch("mine", tmp_path)
     path = tmp_path / "mine" / "p.json"
     path.write_text('{"1": "mine"}')
-    with pytest.raises(NotFetched, match="it was changed. Move it away"):
+    with pytest.raises(NotFetched, match="changed. Move it away"):
         fetch("mine", tmp_path)
     assert path.read_text() == '{"1": "mine"}'
     path.unlink()
