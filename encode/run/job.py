@@ -14,11 +14,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from shards import Store, put_complete
-from shards.column.commits import FAILURE, commit_name, failure_name
+from shards.column.commits import commit_name, failure_name
 from shards.column.lease import Lease
 from shards.errors import ObjectsMissing
 from shards.format.atomic import Json
-from shards.format.layout import VERSION
+from shards.format.layout import FAILURE, VERSION
 from shards.format.records import FailureRecord, sealed
 
 from ..config import EncodeConfig

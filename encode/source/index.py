@@ -33,7 +33,7 @@ def index_heads(source: Store, shards: Iterable[int] | None = None) -> dict[int,
         except ValueError:
             found = {}
         record = parse_index_head(found, source.at(name))
-        return record["shard"], record["rows"]
+        return record.shard, record.rows
 
     if shards is None:
         names = [name for name, _ in source.list("index")]

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from ..errors import CorruptColumn, IncompleteColumn, NotAColumn, ObjectsMissing
 from ..format.atomic import Json, canonical_json, sha256
 from ..format.layout import BLOCK, COMMIT, COMPLETE, VERSION, Status
-from ..format.records import CommitRecord, CompleteRecord, FailureRecord, parse, sealed
+from ..format.records import CommitRecord, CompleteRecord, FailureRecord, sealed
 from ..store.base import Place, Store
 from ..store.open import open_store
 
 Run = tuple[int, int, int]  # (first row of the shard, count, status)
-FAILURE = "latentbank-failure"
 READERS = 16  # records read at once: of an object store each takes a round trip
 
 
@@ -78,22 +77,14 @@ def failure_name(shard: int) -> str:
 def read_commit(column: Place, shard: int) -> Commit:
     """The commit of a shard; NotAColumn if there is none, CorruptColumn if it is damaged."""
     column = open_store(column)
-    path = column.at(commit_name(shard))
-    record = parse(column.unseal(commit_name(shard), COMMIT, VERSION), CommitRecord, path)
+    record = column.record(commit_name(shard), CommitRecord)
     commit = Commit(
-        record["shard"],
-        record["rows"],
-        tuple((a, n, s) for a, n, s in record["not_ok"]),
-        tuple((p, n, h) for p, n, h in record["objects"]),
-        tuple(record["blocks"]),
-        record["index"],
-        record["column"],
-        record["provenance"],
-        record.get("members", {}),
-    )
-    if commit.content != record["content"] or commit.shard != shard:
+        record.shard, record.rows, tuple(record.not_ok), tuple(record.objects),
+        tuple(record.blocks), record.index, record.column, record.provenance, record.members or {},
+    )  # fmt: skip
+    if commit.content != record.content or commit.shard != shard:
         raise CorruptColumn(
-            f"{path}: this is the record of another shard, or its content digest is wrong"
+            f"{column.at(commit_name(shard))}: this is the record of another shard, or its content digest is wrong"
         )
     return commit
 
@@ -218,8 +209,8 @@ def read_failures(column: Store) -> dict[int, str]:
     """Shards that could not be committed, and why."""
     failures = {}
     for name in failure_names(column):
-        record = parse(column.unseal(name, FAILURE, VERSION), FailureRecord, column.at(name))
-        failures[record["shard"]] = record["reason"]
+        record = column.record(name, FailureRecord)
+        failures[record.shard] = record.reason
     return failures
 
 
@@ -324,24 +315,23 @@ def read_complete(column: Store, column_digest: str) -> Snapshot:
 def open_complete(column: Store, name: str, column_digest: str) -> Snapshot:
     """Read one COMPLETE record and its valid-row bits."""
     path = column.at(name)
-    record = parse(column.unseal(name, COMPLETE, VERSION), CompleteRecord, path)
+    record = column.record(name, CompleteRecord)
     beside = name.removesuffix(".json") + ".valid"
     size = column.size(beside)
     if size is None:
         raise NotAColumn(f"{column.at(beside)}: the valid-row bits are missing")
-    bits = column.read(beside) if size == 4 * record["valid"]["words"] else None
-    if bits is None or sha256(bits) != record["valid"]["sha256"]:
+    bits = column.read(beside) if size == 4 * record.valid.words else None
+    if bits is None or sha256(bits) != record.valid.sha256:
         raise CorruptColumn(f"{column.at(beside)}: the valid-row bits do not fit the record")
-    if record["column"] != column_digest:
+    if record.column != column_digest:
         raise CorruptColumn(f"{path}: this record belongs to another column.json")
-    shards = record["shards"]
     return Snapshot(
-        tuple(n for n, _, _ in shards),
-        tuple(content for _, content, _ in shards),
-        tuple(index for _, _, index in shards),
-        tuple((s, why) for s, why in record["failed"]),
-        tuple((s, a, n) for s, a, n in record["truncated"]),
-        record["counts"],
+        tuple(n for n, _, _ in record.shards),
+        tuple(content for _, content, _ in record.shards),
+        tuple(index for _, _, index in record.shards),
+        tuple(record.failed),
+        tuple(record.truncated),
+        record.counts,
         np.frombuffer(bits, "<u4").astype(np.uint32),
-        record["digest"],
+        record.digest,
     )

@@ -74,11 +74,8 @@ class Source:
 def open_source(folder: Place) -> Source:
     """Read source.json of `<root>/<source>`."""
     folder = open_store(folder)
-    record = parse(
-        folder.unseal("source.json", SOURCE, VERSION), SourceRecord, folder.at("source.json")
-    )
-    tars = tuple((name, size) for name, size in record["tars"])
-    return Source(record["name"], tars, record["shard_rows"])
+    record = folder.record("source.json", SourceRecord)
+    return Source(record.name, tuple(record.tars), record.shard_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,22 +110,16 @@ class ShardIndex:
     @classmethod
     def decode(cls, data: bytes, path: str) -> ShardIndex:
         try:
-            head, *lines = map(json.loads, data.splitlines())
-            parse_index_head(head, path)
-            rows = [
-                IndexRow(key, {k: (o, n) for k, (o, n) in members.items()}, captions)
-                for key, members, captions in (
-                    parse(line, INDEX_ROW, path, "index") for line in lines
-                )
-            ]
-            index = cls(head["source"], head["shard"], rows, head["note"], sha256(data))
-            if head["rows"] != len(rows):
-                raise ValueError(f"{len(rows)} rows, the header says {head['rows']}")
+            first, *lines = map(json.loads, data.splitlines())
+            head = parse_index_head(first, path)
+            rows = [IndexRow(*parse(line, INDEX_ROW, path, "index")) for line in lines]
+            if head.rows != len(rows):
+                raise ValueError(f"{len(rows)} rows, the header says {head.rows}")
         except ShardsError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptColumn(f"{path}: damaged index ({error})") from None
-        return index
+        return cls(head.source, head.shard, rows, head.note, sha256(data))
 
 
 def index_name(shard: int) -> str:

@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 from ..errors import IdentityMismatch
 from .atomic import Json, canonical_json, sha256
 
-COLUMN, COMMIT, COMPLETE, SOURCE, INDEX = (
-    f"latentbank-{name}" for name in ("column", "commit", "complete", "source", "index")
+COLUMN, COMMIT, COMPLETE, FAILURE, SOURCE, INDEX = (
+    f"latentbank-{name}" for name in ("column", "commit", "complete", "failure", "source", "index")
 )
 VERSION = 1
 SHARD_ROWS = 65_536  # rows a source tar may hold; capacity that is not used costs nothing

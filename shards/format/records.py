@@ -2,8 +2,8 @@
 
 A digest says that a record is as it was written; it does not say by whom. So before a number of a
 record sizes an array, or a name of it becomes a path, it has passed its model. `parse` returns the
-record itself, or raises CorruptColumn (FormatVersion for a field that this version does not know)
-with the file, the field, what was found and what was expected.
+record, or raises CorruptColumn (FormatVersion for a field that this version does not know) with the
+file, the field, what was found and what was expected.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ from .layout import (
     COLUMN,
     COMMIT,
     COMPLETE,
+    FAILURE,
     INDEX,
     MAX_NUMBER,
     MAX_ROWS,
@@ -96,13 +97,12 @@ def explained(error: ValidationError) -> ValueError:
     return ValueError(f"{place}: {message}" if place else message)
 
 
-def check(schema: type[BaseModel] | TypeAdapter[Any], value: Any) -> None:
-    """Raise ValueError, saying where, unless a JSON value fits a schema."""
+def check(schema: type[BaseModel] | TypeAdapter[Any], value: Any) -> Any:
+    """Returns the typed form of a JSON value; ValueError, saying where, unless it fits the schema."""
     try:
         if isinstance(schema, TypeAdapter):
-            schema.validate_python(value)
-        else:
-            schema.model_validate(value)
+            return schema.validate_python(value)
+        return schema.model_validate(value)
     except ValidationError as error:
         raise explained(error) from None
 
@@ -228,6 +228,9 @@ class Record(BaseModel):
 
 
 class Sealed(Record):
+    """A record of a file of its own, of the format `KIND`."""
+
+    KIND: ClassVar[str]
     format: Name
     version: Version
     digest: Digest
@@ -260,6 +263,7 @@ class Quantisation(Record):
 class ColumnRecord(Sealed):
     """column.json: what `ColumnSpec`, `Layout` and `Norm` take."""
 
+    KIND = COLUMN
     identity: dict[str, Any]
     layout: LayoutRecord
     norm: NormRecord | None
@@ -269,13 +273,17 @@ class ColumnRecord(Sealed):
 
     @model_validator(mode="after")
     def _fits(self) -> ColumnRecord:
-        ColumnSpec.from_record(self.model_dump(exclude_unset=True))
+        self.spec()
         return self
+
+    def spec(self) -> ColumnSpec:
+        return ColumnSpec.from_record(self.model_dump(exclude_unset=True))
 
 
 class CommitRecord(Sealed):
     """A commit: its blocks and runs fit its rows, its objects are below the column."""
 
+    KIND = COMMIT
     shard: Shard
     rows: Rows
     not_ok: Annotated[list[Run], Field(fail_fast=True)]
@@ -312,6 +320,7 @@ class ValidBits(Record):
 class CompleteRecord(Sealed):
     """A COMPLETE record: its sums fit its shards."""
 
+    KIND = COMPLETE
     column: Digest
     # rows, content and index of each
     shards: Annotated[
@@ -361,6 +370,7 @@ def _in_order(
 
 
 class FailureRecord(Sealed):
+    KIND = FAILURE
     shard: Shard
     reason: Text
 
@@ -368,6 +378,7 @@ class FailureRecord(Sealed):
 class SourceRecord(Sealed):
     """source.json: base names only, and the fingerprint of just these."""
 
+    KIND = SOURCE
     name: Name
     tars: Annotated[
         list[Annotated[tuple[BaseName, Bytes], AS_LIST]],
@@ -406,27 +417,30 @@ def corrupt(name: str, what: str, kind: str = "record") -> CorruptColumn:
     )
 
 
-def parse(
-    record: Any, schema: type[BaseModel] | TypeAdapter[Any], name: str, kind: str = "record"
-) -> Any:
-    """The record itself, once it has passed its schema; `name` is the file, for the message."""
+T = TypeVar("T", bound=BaseModel)
+
+
+@overload
+def parse(record: Any, schema: type[T], name: str, kind: str = "record") -> T: ...
+@overload
+def parse(record: Any, schema: TypeAdapter[Any], name: str, kind: str = "record") -> Any: ...
+def parse(record: Any, schema: Any, name: str, kind: str = "record") -> Any:
+    """Returns the typed form of a record; `name` is the file, for the message."""
     try:
-        check(schema, record)
+        return check(schema, record)
     except UnknownField as error:
         raise FormatVersion(f"{name}: {error}. Use the release that wrote it") from None
     except (ValueError, RecursionError) as error:
         raise corrupt(name, str(error), kind) from None
-    return record
 
 
-def parse_index_head(head: Any, name: str) -> Json:
-    """The first line of an index."""
+def parse_index_head(head: Any, name: str) -> IndexHead:
+    """Returns the first line of an index."""
     try:
         refuse_version(head, name, INDEX, VERSION)
     except (KeyError, TypeError):
         raise corrupt(name, "its first line does not say what it is", "index") from None
-    record: Json = parse(head, IndexHead, name, "index")
-    return record
+    return parse(head, IndexHead, name, "index")
 
 
 def sealed(record: Json, schema: type[BaseModel], name: str) -> bytes:

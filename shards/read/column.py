@@ -26,8 +26,8 @@ from ..column.zarr_object import crc32c, decode_into, read_into
 from ..errors import CorruptColumn, IncompleteColumn, NotAColumn
 from ..format.atomic import Json
 from ..format.int8 import dequantise
-from ..format.layout import BLOCK, COLUMN, VERSION, ZARR_ROWS, ColumnSpec
-from ..format.records import ColumnRecord, parse
+from ..format.layout import BLOCK, ZARR_ROWS, ColumnSpec
+from ..format.records import ColumnRecord
 from ..store.base import Place, Store
 from ..store.open import open_store
 from .objects import NO_MEMBER, Files, Rows, Table, read_small
@@ -46,11 +46,11 @@ def open_spec(store: Store) -> tuple[ColumnSpec, str]:
             f"{store.url}: no such folder. Expected a column, as `python -m encode run` makes"
         )
     name = store.at("column.json")
-    record = parse(store.unseal("column.json", COLUMN, VERSION), ColumnRecord, name)
-    spec = ColumnSpec.from_record(record)
-    if spec.record()["zarr"] != record["zarr"]:
+    record = store.record("column.json", ColumnRecord)
+    spec = record.spec()
+    if spec.record()["zarr"] != record.zarr:
         raise CorruptColumn(f"{name}: the Zarr metadata that it names is not that of its layout")
-    return spec, record["digest"]
+    return spec, record.digest
 
 
 class Column:

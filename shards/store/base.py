@@ -11,15 +11,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ..errors import CorruptColumn, NotAColumn
 from ..format.atomic import Json, unseal_bytes
-from ..format.records import RECORD_BYTES
+from ..format.layout import VERSION
+from ..format.records import RECORD_BYTES, Sealed, parse
 
 REMOTE = ("s3", "gs", "az")
 WEB = ("http", "https")  # to be read only
 SOME, READERS = 256, 16  # sizes that a thread asks for, one after the other, and threads
+R = TypeVar("R", bound=Sealed)
 Handle = Any  # of an open object: a file descriptor, or what the store makes of one
 
 
@@ -102,6 +104,12 @@ class Store(ABC):
                 "encode first"
             ) from None
         return unseal_bytes(data, self.at(name), kind, version)
+
+    def record(self, name: str, model: type[R]) -> R:
+        """Returns a record of a column or source, checked; NotAColumn, CorruptColumn or FormatVersion
+        where it is absent, damaged or of another release.
+        """
+        return parse(self.unseal(name, model.KIND, VERSION), model, self.at(name))
 
     # Names ----------------------------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from ..column.commits import (
-    FAILURE,
     READERS,
     Commit,
     Snapshot,
@@ -24,8 +23,8 @@ from ..column.commits import (
     read_complete,
 )
 from ..errors import CorruptColumn, NotAColumn, ShardsError
-from ..format.layout import VERSION, ColumnSpec, Status
-from ..format.records import FailureRecord, parse
+from ..format.layout import ColumnSpec, Status
+from ..format.records import FailureRecord
 from ..read.column import open_spec
 from ..store.base import Place, Store
 from ..store.open import open_store
@@ -140,8 +139,8 @@ def describe(
         column.read_commits()
     for name in failure_names(store):
         try:
-            record = parse(store.unseal(name, FAILURE, VERSION), FailureRecord, store.at(name))
-            column.failed[record["shard"]] = record["reason"]
+            record = store.record(name, FailureRecord)
+            column.failed[record.shard] = record.reason
         except (OSError, ShardsError) as error:
             damage_message_or_raise(error)
             column.damaged[name] = error

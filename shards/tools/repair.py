@@ -18,8 +18,7 @@ from ..column.commits import commit_name, put_complete
 from ..column.lease import Lease
 from ..console import Bar
 from ..errors import ShardsError
-from ..format.layout import COMPLETE, VERSION
-from ..format.records import CompleteRecord, parse
+from ..format.records import CompleteRecord
 from ..store.base import Place
 from ..store.open import open_store
 from .describe import Description
@@ -103,12 +102,12 @@ def _plan_complete(plan: RepairPlan, column: Description, faults: list[Fault]) -
     for name in column.complete:
         valid = name.removesuffix(".json") + ".valid"
         try:
-            record = parse(store.unseal(name, COMPLETE, VERSION), CompleteRecord, store.at(name))
+            record: CompleteRecord | None = store.record(name, CompleteRecord)
         except (OSError, ShardsError) as error:
             damage_message_or_raise(error)
             record = None
         names_bad = record is not None and any(
-            content and shard in bad for shard, (_, content, _) in enumerate(record["shards"])
+            content and shard in bad for shard, (_, content, _) in enumerate(record.shards)
         )
         if name in damaged or record is None or names_bad:
             why = "it names a damaged shard" if names_bad else "it is damaged"

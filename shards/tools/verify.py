@@ -23,9 +23,8 @@ from ..column.source import open_source, read_index
 from ..column.values import sha256_of
 from ..console import Bar
 from ..errors import CorruptColumn, NotAColumn, ShardsError, SourceMismatch
-from ..format.atomic import Json, canonical_json, sha256
-from ..format.layout import COMPLETE, VERSION
-from ..format.records import CompleteRecord, parse
+from ..format.atomic import canonical_json, sha256
+from ..format.records import CompleteRecord
 from ..read.column import Column, open_spec
 from ..store.base import Place, Store
 from ..store.open import open_store
@@ -154,14 +153,14 @@ def _check_complete(examination: Examination, column: Description, name: str) ->
     """Compares a COMPLETE record and its valid-row bits with the commits."""
     store = column.store
     try:
-        record = parse(store.unseal(name, COMPLETE, VERSION), CompleteRecord, store.at(name))
-        if record["column"] != column.digest or len(record["shards"]) != column.spec.layout.shards:
+        record = store.record(name, CompleteRecord)
+        if record.column != column.digest or len(record.shards) != column.spec.layout.shards:
             raise CorruptColumn(f"{store.at(name)}: this record belongs to another column.json")
     except (OSError, ShardsError) as error:
         return examination.fault("complete", damage_message_or_raise(error), name)
     wrong = [
         shard
-        for shard, (_, content, _) in enumerate(record["shards"])
+        for shard, (_, content, _) in enumerate(record.shards)
         if content and (shard not in column.commits or column.commits[shard].content != content)
     ]
     for shard in wrong:
@@ -179,16 +178,16 @@ def _check_complete(examination: Examination, column: Description, name: str) ->
         examination.fault("valid", damage_message_or_raise(error), valid)
     if not wrong:
         expected = snapshot_of(column, record)
-        if expected.digest != record["digest"] or name != f"complete/{expected.digest}.json":
+        if expected.digest != record.digest or name != f"complete/{expected.digest}.json":
             message = f"{store.at(name)}: not what the commits that it names make up"
             examination.fault("complete", message, name)
     return None
 
 
-def snapshot_of(column: Description, record: Json) -> Snapshot:
+def snapshot_of(column: Description, record: CompleteRecord) -> Snapshot:
     """Returns the snapshot that a COMPLETE record should describe, from the commits it names."""
-    commits = [column.commits[s] for s, (_, content, _) in enumerate(record["shards"]) if content]
-    failed = {int(s): str(why) for s, why in record["failed"]}
+    commits = [column.commits[s] for s, (_, content, _) in enumerate(record.shards) if content]
+    failed = {int(s): str(why) for s, why in record.failed}
     return Snapshot.of(column.digest, column.spec.layout.shards, commits, failed)
 
 

@@ -24,9 +24,9 @@ from encode.plan.survey import Estimate, exactly, extrapolate, find, look_into
 from encode.run.job import run
 from encode.run.prepare import prepare, root_of
 from shards import IndexRow, Source, open_store, put_index, seal
-from shards.column.commits import FAILURE, failure_name
+from shards.column.commits import failure_name
 from shards.console import size_text
-from shards.format.layout import VERSION
+from shards.format.layout import FAILURE, VERSION
 from tests.encode.tiny_models import Models
 from tests.encode.toy import jpeg, sample, tar_bytes, write_config, write_source
 from tests.encode.web import serving

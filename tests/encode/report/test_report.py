@@ -29,8 +29,8 @@ from shards import (
     put_index,
     seal,
 )
-from shards.column.commits import FAILURE, commit_name, failure_name
-from shards.format.layout import VERSION
+from shards.column.commits import commit_name, failure_name
+from shards.format.layout import FAILURE, VERSION
 from shards.store.local import LocalStore
 
 OK, BAD, NONE = Status.OK, Status.IMAGE_UNDECODABLE, Status.IMAGE_MISSING

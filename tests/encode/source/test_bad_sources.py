@@ -17,8 +17,8 @@ from encode.run import job
 from encode.source import images
 from encode.source.tars import make_source
 from shards import Status, read_commit, read_index
-from shards.column.commits import FAILURE, commit_name, failure_name
-from shards.format.layout import VERSION
+from shards.column.commits import commit_name, failure_name
+from shards.format.layout import FAILURE, VERSION
 from shards.store.open import open_store
 from shards.tools.verify import verify
 from tests.encode.corpus import END, SOURCES, TARS, SourceCase, page, row_cases

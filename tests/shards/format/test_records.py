@@ -38,9 +38,9 @@ from shards import (
     seal,
     unseal,
 )
-from shards.column.commits import FAILURE, failure_name, valid_mask_of, valid_rows
+from shards.column.commits import failure_name, valid_mask_of, valid_rows
 from shards.errors import NotARecord
-from shards.format.layout import VERSION
+from shards.format.layout import FAILURE, VERSION
 from shards.read.column import open_spec
 from tests.shards.toy import moments_spec, small_moments, write_shard
 

@@ -27,9 +27,9 @@ from shards import (
     put_complete,
     put_empty,
 )
-from shards.column.commits import FAILURE, failure_name
+from shards.column.commits import failure_name
 from shards.format.atomic import seal
-from shards.format.layout import VERSION
+from shards.format.layout import FAILURE, VERSION
 from shards.read.join import SourceColumns
 from tests.shards.toy import (
     EMPTY,
