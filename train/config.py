@@ -10,8 +10,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_
 from configs import ConfigError, Strict, read_yaml
 from shards.places import local_path, place
 
-from .model.config import ComputeConfig, ModelConfig
-from .model.flow import FlowConfig
+from .model.config import ComputeConfig, FlowConfig, ModelConfig
 
 Place = Annotated[str, BeforeValidator(place)]  # a column's name, a folder or a url
 LocalPath = Annotated[Path, BeforeValidator(local_path)]

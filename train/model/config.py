@@ -1,5 +1,6 @@
 """What a model is, and how the reference's `config.json` says the same. How it is computed changes no number of it."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -7,7 +8,20 @@ from pydantic import Field, ValidationError, model_validator
 
 from configs import ConfigError, Strict
 
+TIME_CHANNELS = 256  # sines and cosines of the timestep
 Backend = Literal["auto", "plain", "varlen", "flex"]  # see attention.py
+
+
+class FlowConfig(Strict):
+    """Which noise levels a training sample is given, and how its loss is weighted; see flow.py."""
+
+    weighting: Literal["logit_normal", "mode", "none", "sigma_sqrt", "cosmap"] = "logit_normal"
+    logit_mean: float = 0.0
+    logit_std: float = Field(default=1.0, gt=0)
+    # beyond these the density is no longer one: SD3 (arXiv 2403.03206), section 3.1
+    mode_scale: float = Field(default=1.29, ge=-1, le=2 / (math.pi - 2))
+    # noisy latent - sigma * output estimates the latent, and is compared with it
+    precondition: bool = False
 
 
 class ComputeConfig(Strict):

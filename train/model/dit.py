@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .attention import Keys, choose, dense, locate
-from .config import ComputeConfig
+from .config import TIME_CHANNELS, ComputeConfig
 from .config import DiTConfig as DiTConfig
 from .config import ModelConfig as ModelConfig
-from .positions import ROPES, TIME_CHANNELS, Rope, rope_table, rotate, sincos_table, time_features
+from .positions import ROPES, Rope, rope_table, rotate, sincos_table, time_features
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),

@@ -5,12 +5,17 @@ out. A picture costs the same whatever its caption, and each real text token cos
 captions costs `cost.of(samples, tokens)`.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from .dit import DiT, DiTConfig
-from .positions import TIME_CHANNELS
+from .config import TIME_CHANNELS, DiTConfig
+
+if TYPE_CHECKING:  # a plan's options need no torch
+    from .dit import DiT
 
 
 @dataclass(frozen=True)
@@ -23,10 +28,10 @@ class Cost:
     def of(self, samples: float, tokens: float) -> float:
         return self.sample * samples + self.token * tokens
 
-    def __add__(self, other: "Cost") -> "Cost":
+    def __add__(self, other: Cost) -> Cost:
         return Cost(self.sample + other.sample, self.token + other.token)
 
-    def __mul__(self, times: int) -> "Cost":
+    def __mul__(self, times: int) -> Cost:
         return Cost(self.sample * times, self.token * times)
 
 

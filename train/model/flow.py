@@ -7,28 +7,15 @@ noise.
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from configs import Strict
+from .config import FlowConfig as FlowConfig
 
 TRAIN_STEPS = 1000
 SHIFT = 3.0
-
-
-class FlowConfig(Strict):
-    weighting: Literal["logit_normal", "mode", "none", "sigma_sqrt", "cosmap"] = "logit_normal"
-    logit_mean: float = 0.0
-    logit_std: float = Field(default=1.0, gt=0)
-    # beyond these the density is no longer one: SD3 (arXiv 2403.03206), section 3.1
-    mode_scale: float = Field(default=1.29, ge=-1, le=2 / (math.pi - 2))
-    precondition: bool = (
-        False  # noisy latent - sigma * output estimates the latent, and is compared with it
-    )
 
 
 def shifted(s: Tensor) -> Tensor:

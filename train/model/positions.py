@@ -6,7 +6,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-TIME_CHANNELS = 256
+from .config import TIME_CHANNELS
+
 Rope = tuple[Tensor, Tensor]  # cosines and sines, (S, hd)
 
 

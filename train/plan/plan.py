@@ -3,9 +3,12 @@
 The model is built on the meta device. Where there are no columns yet, `data.expect` says what they will be.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -16,8 +19,10 @@ from shards.places import local_path
 from ..config import TrainConfig
 from ..model.flops import GPUS, Gpu
 from .caching_speedup import PADDED, Efficiency
-from .estimate import Plan, Setting, as_record, make_plan
-from .survey import Source, look, with_rows
+
+if TYPE_CHECKING:
+    from .estimate import Plan
+    from .survey import Source
 
 NODE = 8  # GPUs
 
@@ -170,6 +175,13 @@ def _numbers(text: str) -> list[float]:
 
 def run_plan(args: argparse.Namespace) -> int:
     """`python -m train plan`."""
+    from .estimate import (
+        Setting,
+        as_record,
+        make_plan,
+    )  # they load torch, of which help has no need
+    from .survey import look, with_rows
+
     config = configs.load(TrainConfig, args.config, args.overrides)
     gpu = GPUS[args.gpu] if args.gpu else None
     if args.peak_tflops:
