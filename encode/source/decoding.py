@@ -25,9 +25,19 @@ from .images import decode, transform
 from .tars import read_exactly
 
 AHEAD = 2  # batches decoded before they are asked for
-CHUNK = 16  # rows decoded by a thread at a time: few enough to share out, enough to cost nothing
+CHUNK = 16  # rows that a thread decodes at a time: few enough to share out, enough to cost nothing
 
 Span = tuple[int, int]  # first row, and the one after the last
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What an image encoder is shown: the member with this suffix, cropped to this size. Encoders
+    of one view share one decoding.
+    """
+
+    resolution: int
+    suffix: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +51,22 @@ class Batch:
 
     @classmethod
     def empty(cls, span: Span, views: Iterable[View]) -> Batch:
-        count = span[1] - span[0]
-        images = {
-            view: np.empty((count, view.resolution, view.resolution, 3), np.uint8) for view in views
-        }
-        suffixes = {view.suffix for view in images}
+        count, views = span[1] - span[0], list(views)
+        suffixes = {view.suffix for view in views}
         return cls(
-            span, {suffix: np.zeros(count, np.uint8) for suffix in suffixes}, images,
+            span,
+            {suffix: np.zeros(count, np.uint8) for suffix in suffixes},
+            {v: np.empty((count, v.resolution, v.resolution, 3), np.uint8) for v in views},
             {suffix: np.zeros((count, DIGEST_BYTES), np.uint8) for suffix in suffixes},
-        )  # fmt: skip
+        )
 
     def good(self, suffix: str) -> NDArray[np.intp]:
-        """Rows of the batch that hold a picture."""
+        """Returns the rows of the batch that hold a picture."""
         return np.flatnonzero(np.isin(self.status[suffix], HAS_VALUES))
 
 
 def spans(rows: int, batch: int) -> list[Span]:
-    """Batches of a shard; none lies across the border of a block of 1,024 rows."""
+    """Returns the batches of a shard; none lies across the border of a block of 1,024 rows."""
     return [
         (first, min(first + batch, block + ZARR_ROWS, rows))
         for block in range(0, rows, ZARR_ROWS)
@@ -65,57 +74,43 @@ def spans(rows: int, batch: int) -> list[Span]:
     ]
 
 
-def load(rows: Sequence[IndexRow], tar: int, batch: Batch, first: int, after: int) -> None:
-    """Decode rows `first` to `after` of a batch into it; `tar` is an open file."""
-    views: dict[str, list[View]] = {}
-    for view in batch.images:
-        views.setdefault(view.suffix, []).append(view)
-    for i in range(first, after):
+def load(rows: Sequence[IndexRow], tar: int, batch: Batch, first: int, stop: int) -> None:
+    """Decodes rows `first` to `stop` of a batch into it; `tar` is an open file."""
+    for i in range(first, stop):
         members = rows[batch.span[0] + i].members
-        for suffix, wanted in views.items():
+        for suffix, status in batch.status.items():
             if suffix not in members:
-                batch.status[suffix][i] = Status.IMAGE_MISSING
+                status[i] = Status.IMAGE_MISSING
                 continue
             offset, size = members[suffix]
             data = read_exactly(tar, size, offset)
             # about 2 % of the CPU time of decoding and cropping
             batch.digests[suffix][i] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
-            image, batch.status[suffix][i] = decode(data)
+            image, status[i] = decode(data)
             if image is not None:
-                for view in wanted:
-                    batch.images[view][i] = transform(image, view.resolution)
+                for view, crops in batch.images.items():
+                    if view.suffix == suffix:
+                        crops[i] = transform(image, view.resolution)
 
 
 def decoded(
-    rows: Sequence[IndexRow], tar: int, views: Sequence[View], batch: int,
+    rows: Sequence[IndexRow], tar: int, views: Sequence[View], size: int,
     pool: ThreadPoolExecutor, timer: Timer,
 ) -> Generator[Batch, None, None]:  # fmt: skip
-    """Batches of a shard, decoded in the threads of a pool. Close it before the file."""
+    """Yields batches of a shard, decoded in the threads of a pool. Close it before the file."""
 
-    def chunks() -> Iterator[tuple[Batch, int, int]]:
-        for span in spans(len(rows), batch):
-            into, count = Batch.empty(span, views), span[1] - span[0]
+    def chunks() -> Iterator[tuple[Batch, int, int, bool]]:
+        for span in spans(len(rows), size):
+            batch, count = Batch.empty(span, views), span[1] - span[0]
             for first in range(0, count, CHUNK):
-                yield into, first, min(first + CHUNK, count)
+                yield batch, first, min(first + CHUNK, count), first + CHUNK >= count
 
-    def load_chunk(chunk: tuple[Batch, int, int]) -> tuple[Batch, bool]:
-        into, first, after = chunk
+    def load_chunk(chunk: tuple[Batch, int, int, bool]) -> Batch | None:
+        batch, first, stop, last = chunk
         with timer("decode"):
-            load(rows, tar, into, first, after)
-        return into, after == into.span[1] - into.span[0]
+            load(rows, tar, batch, first, stop)
+        return batch if last else None
 
-    depth = AHEAD * -(-batch // CHUNK)
-    with closing(map_ahead(pool, load_chunk, chunks(), depth)) as results:
-        for into, last in results:
-            if last:
-                yield into
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What an image encoder is shown: the member with this suffix, cropped to this size. Encoders
-    of one view share one decoding.
-    """
-
-    resolution: int
-    suffix: str
+    depth = AHEAD * -(-size // CHUNK)
+    with closing(map_ahead(pool, load_chunk, chunks(), depth)) as batches:
+        yield from filter(None, batches)

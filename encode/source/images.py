@@ -1,6 +1,4 @@
-"""Bytes of a picture -> the reference's square crop: PIL, RGB, short side bilinear, centre crop,
-bit for bit.
-"""
+"""Bytes of a picture -> the reference's square crop, bit for bit: PIL, RGB, short side bilinear, centre."""
 
 from __future__ import annotations
 
@@ -76,28 +74,28 @@ _gate = _Gate()
 
 
 def decode(data: bytes) -> tuple[Image.Image | None, Status]:
-    """A picture in RGB and what became of it: OK, TRUNCATED (cut off; the rest as PIL leaves it)
-    or IMAGE_UNDECODABLE.
+    """Returns a picture in RGB, and OK, TRUNCATED (cut off; the rest as PIL leaves it) or
+    IMAGE_UNDECODABLE.
 
     No rotation by EXIF, as in the reference. Raises MemoryError where a picture may have failed for
-    want of memory: many decoders then say what they say of broken bytes.
+    want of memory: many decoders then raise what they raise for broken bytes.
     """
     ImageFile.LOAD_TRUNCATED_IMAGES = _lenient  # type: ignore[assignment]  # only its truth is asked
     formats = _formats()
     with _gate.shared():
-        image, status = _tried(data, formats)
+        image, status = _attempt(data, formats)
     if status == Status.OK or not _memory_is_limited():
         return image, status
     with _gate.alone():  # a failure counts if there was room before it and after it
         pixels = _pixels(data, formats)
-        _refuse_without_room(pixels)
-        image, status = _tried(data, formats)
+        _check_memory(pixels)
+        image, status = _attempt(data, formats)
         if status != Status.OK:
-            _refuse_without_room(pixels)
+            _check_memory(pixels)
     return image, status
 
 
-def _tried(data: bytes, formats: list[str]) -> tuple[Image.Image | None, Status]:
+def _attempt(data: bytes, formats: list[str]) -> tuple[Image.Image | None, Status]:
     for status in (Status.OK, Status.TRUNCATED):
         _lenient.on = status == Status.TRUNCATED
         try:
@@ -119,9 +117,9 @@ def _open(data: bytes, formats: list[str]) -> Image.Image:
 
 @cache
 def _formats() -> list[str]:
-    """What PIL reads, but for EPS: that it gives to Ghostscript, which runs a stranger's program.
+    """Returns the formats that PIL reads, but for EPS: Ghostscript would run a stranger's program.
 
-    ImportError where a decoder cannot be loaded, for want of memory; PIL would do without it.
+    Raises ImportError where a decoder cannot be loaded for want of memory; PIL would do without it.
     """
     for name in ("PIL._avif", "PIL._webp"):
         if importlib.util.find_spec(name):
@@ -131,8 +129,8 @@ def _formats() -> list[str]:
 
 
 def _memory_is_limited() -> bool:
-    """Whether this process can be refused memory. Where it cannot, the kernel grants all that is
-    asked for and kills when it has no more.
+    """Returns whether this process can be refused memory. Where it cannot, the kernel grants every
+    request and kills when it has no more.
     """
     try:
         strict = Path("/proc/sys/vm/overcommit_memory").read_bytes().strip() == b"2"
@@ -143,9 +141,8 @@ def _memory_is_limited() -> bool:
 
 
 def _pixels(data: bytes, formats: list[str]) -> int:
-    """Pixels that a picture's header promises; 0 where it has none, or more than PIL ever decodes.
-
-    Of WebP and AVIF it is read here, since PIL already decodes when it opens one.
+    """Returns the pixels that a picture's header promises; 0 without a header, or for more than PIL
+    ever decodes. Those of WebP and AVIF are read here, since PIL already decodes when it opens one.
     """
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         sizes = [_webp_size(data)]
@@ -157,17 +154,17 @@ def _pixels(data: bytes, formats: list[str]) -> int:
             sizes = [_open(data, formats).size]
         except MemoryError:
             raise
-        except Exception:  # as in _tried
+        except Exception:  # as in _attempt
             sizes = []
     most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
     return max((w * h for w, h in sizes if w * h <= most), default=0)
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height by the first chunk of a WebP (RFC 9649, section 2.5 to 2.7)."""
+    """Returns width and height by the first chunk of a WebP (RFC 9649, section 2.5 to 2.7)."""
 
-    def number(first: int, after: int) -> int:
-        return int.from_bytes(data[first:after], "little")
+    def number(first: int, stop: int) -> int:
+        return int.from_bytes(data[first:stop], "little")
 
     if data[12:16] == b"VP8X":
         return number(24, 27) + 1, number(27, 30) + 1
@@ -176,7 +173,8 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return number(26, 28) & 0x3FFF, number(28, 30) & 0x3FFF
 
 
-def _refuse_without_room(pixels: int) -> None:
+def _check_memory(pixels: int) -> None:
+    """Raises MemoryError unless a picture of so many pixels has the memory that any decoder takes."""
     size = ROOM + ROOM_PER_PIXEL * pixels
     try:
         np.empty(size, np.uint8)  # costs nothing, for no page of it is touched

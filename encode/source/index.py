@@ -1,4 +1,4 @@
-"""What the index of a source says without being read whole."""
+"""The number of rows in the index of each tar, without reading it whole."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from shards.column.zarr_object import read_into
 from shards.format.records import parse_index_head
 
 HEAD_BYTES = 1 << 17  # the first line of an index holds a note of at most 65,536 characters
-
-
 READERS = 16  # small objects read at once: of an object store each takes a round trip
 
 
 def index_heads(source: Store, shards: Iterable[int] | None = None) -> dict[int, int]:
-    """Rows of each tar whose index stands (of all, or of some shards), from its first line alone."""
+    """Returns the rows of each tar that has an index (of all, or of some shards), from its first line."""
 
     def head(name: str) -> tuple[int, int]:
         handle = source.open(name)
@@ -27,17 +25,16 @@ def index_heads(source: Store, shards: Iterable[int] | None = None) -> dict[int,
             read_into(source, handle, buffer, 0, source.at(name))
         finally:
             source.close(handle)
-        line = bytes(buffer).partition(b"\n")[0]
         try:
-            found = json.loads(line)
+            record = json.loads(bytes(buffer).partition(b"\n")[0])
         except ValueError:
-            found = {}
-        record = parse_index_head(found, source.at(name))
-        return record.shard, record.rows
+            record = {}
+        index = parse_index_head(record, source.at(name))
+        return index.shard, index.rows
 
     if shards is None:
         names = [name for name, _ in source.list("index")]
     else:
-        names = [n for n in map(index_name, shards) if source.size(n) is not None]
+        names = [name for name in map(index_name, shards) if source.size(name) is not None]
     with ThreadPoolExecutor(READERS) as pool:
         return dict(pool.map(head, names))

@@ -27,7 +27,7 @@ SHOWN = 20  # suffixes of a shard that are counted by name
 
 
 def normal_suffix(text: str) -> str:
-    """A suffix as `split_name` gives it, however it is written; ValueError if it is none."""
+    """Returns a suffix as `split_name` does, however it is written; ValueError if it is none."""
     suffix = split_name(f"x.{text.strip().removeprefix('*').lstrip('.').strip()}")[1]
     if not suffix:
         raise ValueError("no suffix of a member. Write it as in jpg, txt or seg.png")
@@ -35,7 +35,7 @@ def normal_suffix(text: str) -> str:
 
 
 def normal_caption(text: str) -> str:
-    """The same for captions, where a field of JSON may follow: `.JSON: caption` is `json:caption`."""
+    """Does so for captions, where a field of JSON may follow: `.JSON: caption` is `json:caption`."""
     member, _, field = text.partition(":")
     member = normal_suffix(member)
     if not is_json(member):
@@ -50,48 +50,47 @@ def normal_caption(text: str) -> str:
 
 
 def caption_in(data: bytes, suffix: str) -> tuple[str | None, Status]:
-    """The caption in a member's bytes and what became of it: OK, CAPTION_MISSING (JSON without the
-    field) or CAPTION_UNDECODABLE (not UTF-8, not JSON, or the field holds no text).
+    """Returns the caption in a member's bytes, and OK, CAPTION_MISSING (JSON without the field) or
+    CAPTION_UNDECODABLE (not UTF-8, not JSON, or the field holds no text).
     """
     try:
-        found: Any = data.decode()
+        value: Any = data.decode()
         field = suffix.removeprefix(member_of(suffix)).removeprefix(":")
         if field:
-            found = json.loads(found)
+            value = json.loads(value)
             for name in field.split("."):
-                if not isinstance(found, dict) or name not in found:
+                if not isinstance(value, dict) or name not in value:
                     return None, Status.CAPTION_MISSING
-                found = found[name]
-            if not isinstance(found, str):
+                value = value[name]
+            if not isinstance(value, str):
                 return None, Status.CAPTION_UNDECODABLE
-            found.encode()  # JSON can spell half a surrogate
+            value.encode()  # JSON can spell half a surrogate
     except (ValueError, RecursionError):
         return None, Status.CAPTION_UNDECODABLE
-    return found.strip(), Status.OK
+    return value.strip(), Status.OK
 
 
 def passed_over(rows: Iterable[IndexRow], suffix: str, pictures: bool) -> dict[str, int]:
-    """Rows that lack a column's member and have other pictures (or other members, of a column of
-    captions), by the suffix of those.
+    """Returns the number of rows that lack a column's member and have other pictures (or other members,
+    for a column of captions), by the suffix of those.
     """
-    found = Counter(
-        other
+    counts = Counter(
+        member
         for row in rows
         if member_of(suffix) not in row.members
-        for other in row.members
-        if (other.rpartition(".")[2] in PICTURES) == pictures
+        for member in row.members
+        if (member.rpartition(".")[2] in PICTURES) == pictures
     )
-    return dict(found.most_common(SHOWN))
+    return dict(counts.most_common(SHOWN))
 
 
 def read_captions(
     block: Sequence[IndexRow], tar: int, suffix: str,
     digested: Callable[[bytes], object] = lambda digest: None,
 ) -> tuple[list[str | None], NDArray[np.uint8]]:  # fmt: skip
-    """Captions of rows and what became of them: OK, CAPTION_MISSING or CAPTION_UNDECODABLE (over a
-    megabyte, or see `caption_in`). `digested` hears of each row's 32 bytes of `shards.column.members`.
-
-    Raises TarChanged if a caption is not the one that the index knows.
+    """Returns the captions of rows and their status: OK, CAPTION_MISSING or CAPTION_UNDECODABLE (over a
+    megabyte, or see `caption_in`). `digested` is called with each row's 32 bytes of
+    `shards.column.members`. Raises TarChanged if a caption is not the one of the index.
     """
     captions: list[str | None] = []
     status = np.zeros(len(block), np.uint8)

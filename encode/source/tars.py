@@ -1,4 +1,4 @@
-"""Where a source's tars are, and from tars to rows: where each sample's members stand in its tar, in
+"""Where a source's tars are, and from tars to rows: the place of each sample's members in its tar, in
 the tar's order.
 
     data/sa_{000000..000999}.tar       s3://bucket/{00..31}.tar      https://server/path/{0..9}.tar
@@ -46,9 +46,7 @@ KINDS = {
 
 
 def expand(tars: str | Sequence[str]) -> list[str]:
-    """Places of a source's tars in order, paths or urls, from brace patterns such as
-    `data/{000..009}.tar`.
-    """
+    """Returns a source's tars in order, paths or urls, from patterns such as `data/{000..009}.tar`."""
     patterns = [tars] if isinstance(tars, str) else list(tars)
     return [home(place) for pattern in patterns for place in braceexpand(pattern)]
 
@@ -58,7 +56,7 @@ def is_url(place: str) -> bool:
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """The url of the store that a tar is in, and its name there."""
+    """Returns the url of the store that a tar is in, and its name there."""
     folder, _, name = url.rpartition("/")
     web = url.partition("://")[0] in WEB
     if not name or folder.endswith("/"):
@@ -69,15 +67,15 @@ def split_url(url: str) -> tuple[str, str]:
 
 
 def base_name(place: str) -> str:
-    """The name that a source knows a tar by: the last part of its path."""
+    """Returns the name that a source knows a tar by: the last part of its path."""
     return split_url(place)[1] if is_url(place) else str(local_path(place).name)
 
 
 def make_source(name: str, tars: str | Sequence[str], shard_rows: int) -> tuple[Source, list[str]]:
-    """The source that a config names, and where its tars are: absolute paths and urls.
+    """Returns the source that a config names, and its tars' absolute paths and urls.
 
-    MissingTar lists what is not there. Two tars of one name would have one identity, so NotASource
-    refuses them.
+    Raises MissingTar with the tars that do not exist, and NotASource for two tars of one name, which
+    would have one identity.
     """
     places = expand(tars)
     if not places:
@@ -86,17 +84,14 @@ def make_source(name: str, tars: str | Sequence[str], shard_rows: int) -> tuple[
     _refuse_names(name, names, places)
     folders = {split_url(place)[0] for place in places if is_url(place)}
     stores = {folder: open_store(folder, LOOKING) for folder in folders}
-    some = max(1, min(64, len(places) // PROBES))  # a thread asks for some at a time
     with ThreadPoolExecutor(PROBES) as pool:
-        parts = [places[i : i + some] for i in range(0, len(places), some)]
-        found = pool.map(lambda part: [_size(place, stores) for place in part], parts)
-        sizes = [size for of_part in found for size in of_part]
+        sizes = list(pool.map(lambda place: _size(place, stores), places))
     missing = [place for place, size in zip(places, sizes, strict=True) if size is None]
     if missing:
-        more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
+        end = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
         raise MissingTar(
             f"source {name!r}: {len(missing)} of {len(places)} tars are not there: "
-            f"{', '.join(missing[:20])}{more}. "
+            f"{', '.join(missing[:20])}{end}. "
             "Check the pattern (relative paths start at the current folder)"
         )
     tar_sizes = tuple((n, size) for n, size in zip(names, sizes, strict=True) if size is not None)
@@ -119,7 +114,7 @@ def _refuse_names(name: str, names: Sequence[str], places: Sequence[str]) -> Non
 
 
 def _size(place: str, stores: dict[str, Store]) -> int | None:
-    """Bytes of a tar; None if it is not there."""
+    """Returns the bytes of a tar; None if it does not exist."""
     if is_url(place):
         folder, name = split_url(place)
         return stores[folder].size(name)
@@ -127,17 +122,17 @@ def _size(place: str, stores: dict[str, Store]) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def refuse_size(name: str, found: int, expected: int) -> None:
-    """Raise BadTar unless a tar has the size that its source knows."""
-    if found != expected:
+def refuse_size(name: str, size: int, expected: int) -> None:
+    """Raises BadTar unless a tar has the size that its source knows."""
+    if size != expected:
         raise BadTar(
-            f"{name}: found {found} bytes, the source was made of {expected}. Restore the tar, or make "
+            f"{name}: found {size} bytes, the source was made of {expected}. Restore the tar, or make "
             "it a new source"
         )
 
 
 class Tar:
-    """A tar that is open for reading: of the size that its source knows, and to stay as it is."""
+    """A tar that is open for reading, of the size that its source knows, and must not change."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.file, self._size = file, size
@@ -145,8 +140,8 @@ class Tar:
         self.check()
 
     def check(self) -> None:
-        """Raise BadTar if the size is another, TarChanged if the tar was written to since it was
-        opened: what was read of it may be half of one tar and half of another.
+        """Raises BadTar for another size, TarChanged if the tar was written to since it was opened: half
+        of the rows may be of another tar.
         """
         state = os.fstat(self.file.fileno())
         refuse_size(self.file.name, state.st_size, self._size)
@@ -158,27 +153,24 @@ class Tar:
 
 
 def read_exactly(file: int, size: int, offset: int) -> bytes:
-    """Bytes of an open file; TarChanged if it ends before that. One call of `os.pread` may give
-    fewer, as network file systems do.
+    """Returns bytes of an open file; TarChanged if it ends before that. One `os.pread` may return
+    fewer, as on network file systems.
     """
-    data = os.pread(file, size, offset)
-    if len(data) == size:
-        return data
-    parts = [data]
-    while (left := size - sum(map(len, parts))) and parts[-1]:
-        parts.append(os.pread(file, left, offset + size - left))
-    if left:
+    data = part = os.pread(file, size, offset)
+    while part and len(data) < size:
+        part = os.pread(file, size - len(data), offset + len(data))
+        data += part
+    if len(data) < size:
         raise TarChanged(
             f"the tar ends at byte {os.fstat(file).st_size}, but a member of it ends at byte "
             f"{offset + size}. It was cut off after it was listed: restore it, then run again"
         )
-    return b"".join(parts)
+    return data
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """`a/b.c.txt` -> (`a/b`, `c.txt`): webdataset's key and suffix.
-
-    Either is empty for a name that belongs to no sample: `README`, `._a.jpg`.
+    """Returns webdataset's key and suffix: `a/b.c.txt` -> (`a/b`, `c.txt`). Either is empty for a name
+    that belongs to no sample: `README`, `._a.jpg`.
     """
     folder, slash, base = name.rpartition("/")
     stem, _, suffix = base.partition(".")
@@ -198,9 +190,8 @@ class _Headers:
 
 
 def scan_tar(tar: Path | BinaryIO, limit: int) -> tuple[list[IndexRow], str | None]:
-    """Rows of a tar, and a note where it is cut off or damaged.
-
-    Raises BadTar for a file that is no tar at all, holds no sample, or has more than `limit` rows.
+    """Returns the rows of a tar, and a note where it is cut off or damaged. Raises BadTar for a file
+    that is no tar at all, holds no sample, or has more than `limit` rows.
     """
     rows: list[IndexRow] = []
     with tar.open("rb") if isinstance(tar, Path) else nullcontext(tar) as file:
@@ -224,7 +215,7 @@ def scan_tar(tar: Path | BinaryIO, limit: int) -> tuple[list[IndexRow], str | No
 def _read_members(
     tar: tarfile.TarFile, file: BinaryIO, size: int, rows: list[IndexRow], limit: int
 ) -> str | None:
-    """Fill `rows`; a note where the tar ends before its end."""
+    """Fills `rows`; returns a note where the tar ends before its end."""
     try:
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # would keep every header
@@ -248,7 +239,7 @@ def _read_members(
 
 
 def _is_plain(member: tarfile.TarInfo) -> bool:
-    """Whether it is a file whose bytes stand in the tar as they are, under a name of sane length."""
+    """Returns whether it is a file stored in the tar as it is, under a name of sane length."""
     long = len(member.name) > SUFFIX and (
         len(member.name) > MAX_TEXT or len(split_name(member.name)[1]) > SUFFIX
     )
@@ -256,30 +247,28 @@ def _is_plain(member: tarfile.TarInfo) -> bool:
 
 
 def _kind(file: BinaryIO) -> str | None:
-    """What a file is that is no tar, where its first bytes tell."""
+    """Returns what a file is that is no tar, by its first bytes."""
     file.seek(0)
     start = file.read(32).lstrip()
     return next((kind for magic, kind in KINDS.items() if start.startswith(magic)), None)
 
 
 def _end(offset: int, file: BinaryIO, size: int) -> str | None:
-    """A note if there is no end-of-archive block at `offset`: there tarfile stops without a word
-    too.
-    """
+    """Returns a note if there is no end-of-archive block at `offset`: tarfile would say nothing."""
     file.seek(offset)
     block = file.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
         return f"cut off at byte {size}, before the end of the archive"
     if any(block):
         return f"damaged at byte {offset}: neither a member nor the end"
-    while rest := file.read(AFTER):
-        if rest.count(0) < len(rest):
+    while data := file.read(AFTER):
+        if data.count(0) < len(data):
             return f"more after the end of the archive at byte {offset}, which is not read"
     return None
 
 
 def _add(rows: list[IndexRow], member: tarfile.TarInfo, file: BinaryIO) -> None:
-    """Put a member into the last row, or into a new one."""
+    """Puts a member into the last row, or into a new one."""
     key, suffix = split_name(member.name)
     if not rows or rows[-1].key != key or suffix in rows[-1].members:
         rows.append(IndexRow(key, {}, {}))

@@ -366,14 +366,14 @@ def test_a_tar_that_changes_while_it_is_encoded(
     encode_shard(task, encoders, settings.engine, Workplace(1))
     expected = read_commit(tmp_path / "right/toy/vae", 0).content
     task, encoders = prepared(tmp_path / "cache")
-    real, calls = encoders["vae"].encode, iter(range(1_000))
+    real, calls = encoders["vae"].rows, iter(range(1_000))
 
     def encode(images: Any) -> Any:
         if next(calls) == moment:
             change(tar)
         return real(images)
 
-    monkeypatch.setattr(encoders["vae"], "encode", encode)
+    monkeypatch.setattr(encoders["vae"], "rows", encode)
     with pytest.raises(BadTar):
         encode_shard(task, encoders, settings.engine, Workplace(1))
     column = tmp_path / "cache/toy/vae"

@@ -222,7 +222,7 @@ def test_one_picture_is_judged_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(images, "_memory_is_limited", lambda: True)
     kinds = [jpeg(1), jpeg(2)[:-150], b"no picture"]
     usual = [Status.OK, Status.TRUNCATED, Status.IMAGE_UNDECODABLE]
-    tried, running, company = images._tried, [], []
+    tried, running, company = images._attempt, [], []
 
     def watched(data: bytes, formats: list[str]) -> tuple[Image.Image | None, Status]:
         again = images._gate._waiting and not images._gate._inside
@@ -233,7 +233,7 @@ def test_one_picture_is_judged_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Non
         running.remove(data)
         return found
 
-    monkeypatch.setattr(images, "_tried", watched)
+    monkeypatch.setattr(images, "_attempt", watched)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda i: decode(kinds[i % 3])[1], range(600)))
     assert found == usual * 200
