@@ -11,8 +11,7 @@ from shards import IdentityMismatch, JoinedColumns, Order, open_sources
 from shards.format.layout import differences
 from shards.read.stream import Stream, empty_caption
 
-from .checkpoints import checkpoint
-from .checkpoints import init_weights as initial
+from .checkpoints import checkpoint, init_weights
 from .config import DataShape, TrainConfig
 from .loop import CHECKPOINTS, Batches, Trainer
 from .model.dit import DiT, DiTConfig
@@ -35,7 +34,7 @@ def fit(
     model = model_config(config, shape_of(sources, text_encoder))
     held_out = open_held_out(config, sources)
     fresh = not checkpoint.steps(run / CHECKPOINTS)
-    start = initial.find(config, model) if fresh else None
+    start = init_weights.find_initial(config, model) if fresh else None
     with joined(config.guard, run) as world:
         seen = world.gather(sources.identity())
         if seen[world.rank] != seen[0]:  # this rank looked at a growing column a little later

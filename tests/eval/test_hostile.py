@@ -37,7 +37,7 @@ from tests.eval.models import DIT
 from tests.eval.sets import SETTINGS, make_items, make_score, make_set
 from tests.train.conftest import tiny_config
 from train.checkpoints import checkpoint
-from train.checkpoints import init_weights as initial
+from train.checkpoints import init_weights
 from train.checkpoints.checkpoint import CheckpointError
 from train.config import TrainConfig
 from train.report import page
@@ -402,7 +402,7 @@ def test_a_checkpoint_of_strangers_says_what_is_wrong(
     if at[0] in ("init", "latent_shape", "order", "config"):
         config = TrainConfig.model_validate(tiny_config(tmp_path, tmp_path, init_from=step))
         with pytest.raises(CheckpointError, match="is damaged"):
-            initial.find(config, DIT)
+            init_weights.find_initial(config, DIT)
 
 
 def test_an_edited_reference(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ successor. So what is deleted is listed first, then the lock is checked, then it
 not in the list. Names of what is in progress differ by owner.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import platform
@@ -37,7 +39,7 @@ from torch import Tensor
 
 from shards import FormatVersion, ShardsError, atomic_write, seal, sha256_file, unseal
 from shards.errors import LeaseHeld
-from shards.format.atomic import TEMPORARY, fsync_path, make_durable, make_readable, naming
+from shards.format.atomic import TEMPORARY, Json, fsync_path, make_durable, make_readable, naming
 from shards.format.layout import differences
 from shards.format.records import base_name, digest, having, integer, mapping, table
 
@@ -49,19 +51,21 @@ KIND, VERSION = "latentbank-checkpoint", 1
 KINDS = ("weights", "exp_avg", "exp_avg_sq", "ema")
 LEFT = (".staging-*", ".removed-*", f"{TEMPORARY}*")  # by a crash in the midst of a save
 WHOLE = {"weights": "weights.safetensors", "ema": "ema.safetensors"}
-COUNT = integer(0, 1 << 62)
 MOST = 1 << 24  # of any size of a model
-FILE = having({"bytes": COUNT, "sha256": digest})
-MANIFEST = having(
-    {"step": COUNT, "model": mapping, "files": table(base_name, FILE, 1 << 20)}, {"data": mapping, "position": COUNT}
-)  # fmt: skip
-RESUMED = having({"position": COUNT, "optimizer": having({"step": COUNT}, {"skipped": COUNT})})
 Manifest = dict[str, Any]
-Tell = Callable[[str], None]  # told what is about to be read
+Progress = Callable[[str], None]  # is called with what is about to be read
 log = logging.getLogger(__name__)
+COUNT = integer(0, 1 << 62)
+FILE = having({"bytes": COUNT, "sha256": digest})
+# the fields that are computed with; the rest is compared and shown, whatever it says
+MANIFEST = having(
+    {"step": COUNT, "model": mapping, "files": table(base_name, FILE, 1 << 20)},
+    {"data": mapping, "position": COUNT},
+)
+RESUMED = having({"position": COUNT, "optimizer": having({"step": COUNT}, {"skipped": COUNT})})
 
 
-def _quietly(at: str) -> None:
+def _silent(at: str) -> None:
     pass
 
 
@@ -90,23 +94,22 @@ class State:
 def save(
     folder: Path, state: State, model: DiT, record: Mapping[str, Any], world: World, keep: int
 ) -> Path:
-    """Write `folder/step-<record["step"]>`, all ranks together; the oldest beyond `keep` go. Returns its path.
+    """Writes `folder/step-<record["step"]>`, all ranks together; returns it. The oldest beyond `keep` are removed.
 
-    An error of one rank is raised on all, and leaves the checkpoints that stand as they were."""
+    An error of one rank is raised on all, and leaves the existing checkpoints as they were."""
     final = folder / f"step-{record['step']:08d}"
     staging = together(world, lambda: _stage(final, world) if world.rank == 0 else None)[0]
     own = staging / f"state-{world.rank:05d}-of-{world.size:05d}.safetensors"
-    files = together(world, lambda: _write_state(own, state))
+    states = together(world, lambda: _write_state(own, state))
 
     def publish() -> None:
-        states = [staging / file["name"] for file in files]
-        written = files + _write_whole(staging, states, model, world)
+        files = states + _write_whole(staging, [staging / name for name, _ in states], model, world)
         manifest = {
             **record,
             "format": KIND,
             "version": VERSION,
             "world": world.size,
-            "files": {f["name"]: {"bytes": f["bytes"], "sha256": f["sha256"]} for f in written},
+            "files": dict(files),
             "provenance": provenance(),
         }
         atomic_write(staging / "manifest.json", seal(manifest))
@@ -121,7 +124,7 @@ def save(
 
 
 def _stage(final: Path, world: World) -> Path:
-    """An empty staging folder of this job; what crashes and jobs that lost the lock have left beside it goes."""
+    """Makes an empty staging folder of this job, and removes what crashes and jobs that lost the lock have left."""
     left = [path for pattern in LEFT for path in final.parent.glob(pattern)]
     world.check_lock()
     for path in left:
@@ -135,7 +138,7 @@ def _stage(final: Path, world: World) -> Path:
 
 
 def _replace(staging: Path, final: Path, world: World) -> None:
-    """Make the staged folder appear under its name; a damaged one of that name was passed over on resume."""
+    """Renames the staged folder; a damaged one of the final name was passed over on resume, and is set aside."""
     fsync_path(staging)
     if final.exists():
         _set_aside(final, world)
@@ -144,22 +147,23 @@ def _replace(staging: Path, final: Path, world: World) -> None:
 
 
 def _prune(newest: Path, keep: int, world: World) -> None:
-    """Keep the checkpoint just written and those before it, `keep` in all. One of a later step was damaged, and passed
-    over on resume. A name vanishes before the files below it do."""
+    """Keeps the checkpoint just written and those before it, `keep` in all. Those of later steps were damaged, and
+    passed over on resume. A name vanishes before the files below it do."""
     listed = steps(newest.parent)
     world.check_lock()
     for damaged in reversed([path for path in listed if path.name > newest.name]):
         _set_aside(damaged, world)
     for old in [path for path in listed if path.name <= newest.name][keep:]:
-        _remove(old)
+        aside = old.rename(old.with_name(f".removed-{old.name}"))
+        with suppress(OSError):  # what is left goes with the next save
+            shutil.rmtree(aside)
 
 
 def _set_aside(damaged: Path, world: World) -> None:
-    """For whoever wants to look into it; one such folder is enough. It is put back if it is another job's by now."""
-    aside = damaged.with_name(f".damaged-{damaged.name}")
+    """Keeps the last damaged folder for inspection. It is put back if it is another job's by now."""
     for earlier in damaged.parent.glob(".damaged-*"):
         shutil.rmtree(earlier, ignore_errors=True)
-    damaged.rename(aside)
+    aside = damaged.rename(damaged.with_name(f".damaged-{damaged.name}"))
     try:
         world.check_lock()
     except LeaseHeld:
@@ -167,16 +171,9 @@ def _set_aside(damaged: Path, world: World) -> None:
         raise
 
 
-def _remove(path: Path) -> None:
-    aside = path.with_name(f".removed-{path.name}")
-    path.rename(aside)
-    with suppress(OSError):  # what is left goes with the next save
-        shutil.rmtree(aside)
-
-
 def together(world: World, work: Callable[[], Any]) -> list[Any]:
-    """Do something on each rank and return all results everywhere; an error on one rank is raised on all. Where it
-    came of another job that has the folder by now, it is RunLocked."""
+    """Does work on each rank and returns all results everywhere; an error on one rank is raised on all. Where it came
+    of another job that has the folder by now, it is RunLocked."""
 
     def named() -> Any:
         try:
@@ -194,7 +191,7 @@ def together(world: World, work: Callable[[], Any]) -> list[Any]:
         raise
 
 
-def _write_state(path: Path, state: State) -> dict[str, Any]:
+def _write_state(path: Path, state: State) -> tuple[str, Json]:
     tensors = {
         f"{kind}/{f.name}": f.of(flats).cpu()
         for kind, flats in state.flats.items()
@@ -206,58 +203,56 @@ def _write_state(path: Path, state: State) -> dict[str, Any]:
         "version": str(VERSION),
         "ranges": json.dumps(ranges, sort_keys=True),
     }
-    return _write(path, tensors, metadata)
+    return write_tensors(path, tensors, metadata)
 
 
 def _write_whole(
     folder: Path, states: Sequence[Path], model: DiT, world: World
-) -> list[dict[str, Any]]:
-    """Put weights and average together from the state files just written, which shows that they can be read."""
+) -> list[tuple[str, Json]]:
+    """Puts weights and average together from the state files just written, which shows that they can be read."""
     shapes = {name: p.shape for name, p in model.named_parameters()}
     buffers = {name: b.cpu() for name, b in model.named_buffers()}
-    written = []
+    files = []
     for kind, name in WHOLE.items():
-        world.phase(f"writing {name}", own=True)
+        world.progress(f"writing {name}")
         parts = _read_ranges(states, kind, {n: (0, shape.numel()) for n, shape in shapes.items()})
-        written.append(
-            _write(folder / name, {n: parts[n].view(s) for n, s in shapes.items()} | buffers, {})
-        )
-    return written
+        whole = {n: parts[n].view(shape) for n, shape in shapes.items()}
+        files.append(write_tensors(folder / name, whole | buffers, {}))
+    return files
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> dict[str, Any]:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]
+) -> tuple[str, Json]:
+    """Writes a safetensors file; returns its name and its entry in a manifest."""
     try:
-        save_file(dict(tensors), path, metadata=metadata)
+        save_file({name: t.contiguous() for name, t in tensors.items()}, path, metadata=metadata)
     except SafetensorError as error:
         raise CheckpointError(f"{path} could not be written: {error}") from error
     with naming(path):
         make_readable(path)
         fsync_path(path)
-        return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        return path.name, {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
 @cache
-def _packages() -> dict[str, str]:
-    """Their versions; read once, as they were loaded once."""
-    return {name: version(name) for name in ("torch", "deepspeed", "safetensors", "numpy")}
-
-
 def provenance() -> dict[str, Any]:
-    """Recorded, never compared."""
-    return {**_packages(), "python": platform.python_version(), "machine": platform.machine()}
+    """Returns versions and machine, which are recorded and never compared."""
+    packages = {name: version(name) for name in ("torch", "deepspeed", "safetensors", "numpy")}
+    return {**packages, "python": platform.python_version(), "machine": platform.machine()}
 
 
 # Finding -------------------------------------------------------------------------------------------------------------
 
 
 def steps(folder: Path) -> list[Path]:
-    """The step folders of a run's checkpoints, newest first."""
+    """Returns the step folders of a run's checkpoints, newest first."""
     return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
 
 
 def manifest_of(path: Path) -> Manifest:
-    """The manifest of a checkpoint; CheckpointError where it is damaged, FormatVersion where another release wrote it,
-    which is no damage."""
+    """Returns the manifest of a checkpoint; CheckpointError where it is damaged, FormatVersion where another release
+    wrote it, which is no damage."""
     try:
         manifest = unseal(path / "manifest.json", KIND, VERSION)
         MANIFEST(manifest)
@@ -268,51 +263,53 @@ def manifest_of(path: Path) -> Manifest:
         raise CheckpointError(f"{path} is damaged: {error}") from None
 
 
-def verified(path: Path, names: Iterable[str] | None = None, tell: Tell = _quietly) -> Manifest:
-    """The manifest of a checkpoint whose files (all, or those of these names) are as written; else CheckpointError."""
+def verified(
+    path: Path, names: Iterable[str] | None = None, progress: Progress = _silent
+) -> Manifest:
+    """Returns the manifest of a checkpoint once its files (all, or those of these names) are found to be as they were
+    written; else CheckpointError."""
     manifest = manifest_of(path)
     try:
         for name in manifest["files"] if names is None else names:
-            tell(f"checking {path.name}/{name}")
-            file, wanted = path / name, manifest["files"][name]
-            if file.stat().st_size != wanted["bytes"] or sha256_file(file) != wanted["sha256"]:
-                raise OSError(f"{name} is not the {wanted['bytes']} bytes that its manifest names")
+            progress(f"checking {path.name}/{name}")
+            file, entry = path / name, manifest["files"][name]
+            if file.stat().st_size != entry["bytes"] or sha256_file(file) != entry["sha256"]:
+                raise OSError(f"{name} is not the {entry['bytes']} bytes that its manifest names")
     except (OSError, KeyError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     return manifest
 
 
-def newest(folder: Path, tell: Tell = _quietly) -> tuple[Path, Manifest] | None:
-    """The newest whole checkpoint; a damaged one is named in the log and passed over. None if there is none at all."""
-    damaged = []
+def newest(folder: Path, progress: Progress = _silent) -> tuple[Path, Manifest] | None:
+    """Returns the newest whole checkpoint, None if there is none at all; a damaged one is logged and passed over."""
+    damaged = 0
     for path in steps(folder):
         try:
-            return path, verified(path, tell=tell)
+            return path, verified(path, progress=progress)
         except CheckpointError as error:
-            damaged.append(path)
+            damaged += 1
             log.warning("%s. Falling back to the checkpoint before it", error)
     if damaged:
         raise CheckpointError(
-            f"{folder}: all {len(damaged)} checkpoints are damaged. Move them away to start over"
+            f"{folder}: all {damaged} checkpoints are damaged. Move them away to start over"
         )
     return None
 
 
 def pins(folder: Path) -> dict[str, Any] | None:
-    """What the checkpoints of a run say of its columns, so that the same generations are opened again; None if there
-    are none. It is the same in all, so the newest that can be read will do, whatever became of its weights.
+    """Returns what the checkpoints of a run say of its columns, so that the same snapshots are opened again; None if
+    there are none. It is the same in all, so the newest that can be read will do, whatever became of its weights.
 
-    FormatVersion where another release wrote any of them: this one must neither pass it over nor take it away."""
-    found = None
-    for path in steps(folder):
-        with suppress(CheckpointError, KeyError):
-            data = manifest_of(path)["data"]  # of each, for its version
-            found = found or data
-    return found
+    FormatVersion where another release wrote any of them: this one must neither pass it over nor remove it."""
+    data = None
+    for path in steps(folder):  # all of them, for their versions
+        with suppress(CheckpointError):
+            data = data or manifest_of(path).get("data")
+    return data
 
 
 def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) -> None:
-    """ResumeRefused unless the checkpoint has the columns, order of samples, seed, model and objective of `record`."""
+    """Raises ResumeRefused unless the checkpoint has the columns, order, seed, model and objective of `record`."""
     fields = ("data", "order", "model", "objective")  # the order holds the seed
     changed = [
         line for field in fields for line in differences(manifest.get(field), record[field], field)
@@ -332,15 +329,15 @@ def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) 
 # Loading -------------------------------------------------------------------------------------------------------------
 
 
-def load(path: Path, manifest: Manifest, state: State, tell: Tell = _quietly) -> State:
-    """The same fragments, filled from a checkpoint that any number of ranks may have written."""
+def load(path: Path, manifest: Manifest, state: State, progress: Progress = _silent) -> State:
+    """Returns the same fragments, filled from a checkpoint that any number of ranks may have written."""
     files = [path / name for name in manifest["files"] if name.startswith("state-")]
     ranges = {f.name: (f.start, f.stop) for f in state.fragments}
     flats = {
         kind: [torch.zeros_like(flat) for flat in parts] for kind, parts in state.flats.items()
     }
     for kind, parts in flats.items():
-        tell(f"reading {kind} of {path.name}")
+        progress(f"reading {kind} of {path.name}")
         read = _read_ranges(files, kind, ranges)
         for fragment in state.fragments:
             fragment.of(parts).copy_(read[fragment.name])
@@ -350,7 +347,7 @@ def load(path: Path, manifest: Manifest, state: State, tell: Tell = _quietly) ->
 def _read_ranges(
     files: Sequence[Path], kind: str, wanted: Mapping[str, tuple[int, int]]
 ) -> dict[str, Tensor]:
-    """Elements [start, stop) of each parameter, 1-D fp32, from the state files that hold a part of them."""
+    """Returns elements [start, stop) of each parameter, 1-D fp32, from the state files that hold a part of them."""
     out = {name: torch.empty(stop - start) for name, (start, stop) in wanted.items()}
     missing = {name: stop - start for name, (start, stop) in wanted.items()}
     for path in files:
@@ -360,9 +357,8 @@ def _read_ranges(
                 (start, stop), (first, last, _) = wanted[name], ranges[name]
                 low, high = max(start, first), min(stop, last)
                 if low < high:
-                    out[name][low - start : high - start] = file.get_slice(f"{kind}/{name}")[
-                        low - first : high - first
-                    ]
+                    part = file.get_slice(f"{kind}/{name}")[low - first : high - first]
+                    out[name][low - start : high - start] = part
                     missing[name] -= high - low
     if lacking := [name for name, count in missing.items() if count]:
         raise CheckpointError(
@@ -381,23 +377,20 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def load_for_sampling(where: Path, ema: bool = True) -> tuple[DiT, Manifest]:
-    """A model in eval mode on the CPU and its manifest, from a run folder, a folder of steps (of either the newest), or
-    a step folder; trained here or imported."""
+    """Returns a model in eval mode on the CPU and its manifest, from a run folder, a folder of steps (of either the
+    newest), or a step folder; trained here or imported."""
     name = WHOLE["ema" if ema else "weights"]
     folder = where / "checkpoints" if (where / "checkpoints").is_dir() else where
     if (where / "manifest.json").is_file():
         path, manifest = where, verified(where, [name])
-    elif (found := newest(folder)) is not None:
-        path, manifest = found
+    elif (whole := newest(folder)) is not None:
+        path, manifest = whole
     else:
-        foreign = any(where.glob("*/mp_rank_00_model_states.pt"))
+        theirs = any(where.glob("*/mp_rank_00_model_states.pt"))
+        advice = f"It is the reference's: python -m train import {where} OUT"
         raise CheckpointError(
             f"{where}: found no checkpoint there, expected a run folder or one of its steps. "
-            + (
-                f"It is the reference's: python -m train import {where} OUT"
-                if foreign
-                else "Train first"
-            )
+            f"{advice if theirs else 'Train first'}"
         )
     try:
         state = load_file(path / name)

@@ -1,8 +1,10 @@
 """What a run is, for comparisons: the training behind a checkpoint, and where two of them differ.
 
-A training is a JSON object of parts (PARTS), read from a manifest. A part that the manifest does
-not say is absent, which means unknown: imported weights name their model and no more.
+A training is a JSON object of parts (PARTS), read from a manifest. A part that the manifest lacks is absent, which
+means unknown: imported weights name their model and no more.
 """
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,21 +22,8 @@ from ..model.flow import FlowConfig
 
 Json = dict[str, Any]
 PARTS = (
-    "model",
-    "optim",
-    "ema",
-    "flow",
-    "caption_dropout",
-    "deepspeed",
-    "global_batch",
-    "steps_planned",
-    "step",
-    "position",
-    "seed",
-    "order",
-    "data",
-    "init",
-    "changes",
+    *("model", "optim", "ema", "flow", "caption_dropout", "deepspeed", "global_batch"),
+    *("steps_planned", "step", "position", "seed", "order", "data", "init", "changes"),
 )
 CONFIGS: dict[str, type[BaseModel]] = {
     "model": DiTConfig,
@@ -57,7 +46,7 @@ def _init(value: Any) -> None:
     having({}, {"path": text(), "training": TRAINING})(value)
 
 
-# What is computed with here; the rest of a training is compared and shown, whatever it says.
+# The fields that are computed with; the rest of a training is compared and shown, whatever it says.
 TRAINING = having(
     {},
     {
@@ -70,23 +59,22 @@ TRAINING = having(
 
 
 def check(training: Any) -> None:
-    """ValueError where a record is no training, or nests deeper than some forty runs that each began from another."""
+    """Raises ValueError where a record is no training, or nests deeper than forty runs, each begun from another."""
     mapping(training)
-    _shallow(training, DEEPEST)
+    _refuse_deep(training, DEEPEST)
     TRAINING(training)
 
 
-def _shallow(value: Any, left: int) -> None:
-    if not left:
+def _refuse_deep(value: Any, levels: int) -> None:
+    if not levels:
         raise ValueError("nested too deep")
-    for inner in (
-        value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    ):
-        _shallow(inner, left - 1)
+    items = value.values() if isinstance(value, Mapping) else value
+    for item in items if isinstance(value, Mapping | list) else ():
+        _refuse_deep(item, levels - 1)
 
 
 def training_of(manifest: Mapping[str, Any]) -> Json:
-    """The training behind a checkpoint, by part; ValueError where a part is none of a run."""
+    """Returns the training behind a checkpoint, by part; ValueError where a part is none of a run."""
     try:
         training = _parts(manifest)
         check(training)
@@ -108,34 +96,27 @@ def _parts(manifest: Mapping[str, Any]) -> Json:
         order = manifest["order"]
         training["order"] = {key: order[key] for key in ("lanes", "window", "weights")}
         training["order"]["valid_rows"] = order["valid"]  # a digest of the row ids of each source
-    if "config" not in manifest:
-        return training
-    config = manifest["config"]
-    return (
-        training
-        | resumed(manifest)
-        | {
-            "flow": config["flow"],
-            "caption_dropout": config["data"]["caption_dropout"],
-            "seed": config["seed"],
-            "changes": manifest.get("changes", []),
-        }
-    )
+    if "config" in manifest:
+        config = manifest["config"]
+        training |= resumed(manifest)
+        training |= {"flow": config["flow"], "caption_dropout": config["data"]["caption_dropout"]}
+        training |= {"seed": config["seed"], "changes": manifest.get("changes", [])}
+    return training
 
 
 def resumed(manifest: Mapping[str, Any]) -> Json:
-    """The parts that may be others when a run goes on, of those that move the weights."""
+    """Returns the parts that move the weights and may change when a run goes on."""
     config = manifest["config"]
     parts = {key: config[key] for key in ("optim", "ema", "global_batch")}
     constant = config["optim"]["schedule"] == "constant"  # then the length of the run moves no rate
     parts["steps_planned"] = None if constant else config["steps"]
-    # of older checkpoints it may be the path of the file that said it
+    # of older checkpoints it may be the path of the JSON file
     parts["deepspeed"] = precision(manifest.get("deepspeed", config["deepspeed"]))
     return with_defaults(parts)
 
 
 def precision(deepspeed: Any) -> Any:
-    """Of a DeepSpeed JSON what changes the numbers: not its stage, nor its buckets."""
+    """Returns what of a DeepSpeed JSON changes the numbers: neither its stage nor its buckets do."""
     if not isinstance(deepspeed, Mapping):
         return deepspeed
     parts = {key: deepspeed[key] for key in PRECISION if key in deepspeed}
@@ -146,7 +127,7 @@ def precision(deepspeed: Any) -> Any:
 
 
 def with_defaults(training: Mapping[str, Any]) -> Json:
-    """The same, with fields that its version did not have yet; those of a later version stay."""
+    """Returns the training with the defaults of fields that its version did not have; unknown fields stay."""
     filled = dict(training)
     for part, config in CONFIGS.items():
         with suppress(KeyError, ValidationError):
@@ -155,15 +136,14 @@ def with_defaults(training: Mapping[str, Any]) -> Json:
 
 
 def _columns(data: Mapping[str, Any]) -> Json:
-    """The columns of each source, without what says which generation of them was read: the order's rows do."""
-    sources = [data, *data.get("more", ())]
+    """Returns the columns of each source, without their snapshots: the order's rows stand for those."""
     columns = [
         {
-            name: _column(value)
-            for name, value in source.items()
-            if isinstance(value, Mapping) and "identity" in value
+            name: _column(record)
+            for name, record in source.items()
+            if isinstance(record, Mapping) and "identity" in record
         }
-        for source in sources
+        for source in [data, *data.get("more", ())]
     ]
     keys = ("truncated", "rates", "weights", "text_encoder")
     return {"sources": columns} | {key: data[key] for key in keys if data.get(key) is not None}
@@ -175,7 +155,7 @@ def _column(record: Mapping[str, Any]) -> Json:
 
 
 def initial_share(manifest: Mapping[str, Any]) -> float | None:
-    """The share of the initial weights in a checkpoint's average; None where it is unknown.
+    """Returns the share of the initial weights in a checkpoint's average; None where it is unknown.
 
     Manifests that do not say it are of runs whose decay was the same in all updates."""
     try:
@@ -187,7 +167,7 @@ def initial_share(manifest: Mapping[str, Any]) -> float | None:
 
 
 def young_average(share: float | None, init: Mapping[str, Any] | None) -> str | None:
-    """What is wrong with an average that holds more than YOUNG of the initial weights, which came from `init`."""
+    """Returns a message where an average holds more than YOUNG of the initial weights, which came from `init`."""
     if share is None or share <= YOUNG:
         return None
     origin = f" ({init['path']})" if init else ", which are noise"
@@ -206,7 +186,7 @@ class TrainingDifferences:
 
     beside: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     follow: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # from the VAE of the latents
-    unknown: tuple[str, ...] = ()  # parts that one of them does not say
+    unknown: tuple[str, ...] = ()  # parts that one of them lacks
 
     @property
     def all(self) -> dict[str, tuple[Any, Any]]:
@@ -214,86 +194,81 @@ class TrainingDifferences:
 
 
 def compared(a: Mapping[str, Any], b: Mapping[str, Any]) -> TrainingDifferences:
-    """Where the parts differ that both say. Columns that the rows must be valid in (`also`) count through the rows."""
+    """Returns where the parts differ that both have. Columns whose rows must be valid (`also`) count by the rows."""
     a, b = _comparable(a), _comparable(b)
     unknown = tuple(part for part in PARTS if part not in a or part not in b)
     shared = a.keys() & b.keys()
     differ = differing({part: a[part] for part in shared}, {part: b[part] for part in shared})
     if "order.valid_rows" not in differ:
         differ = {key: value for key, value in differ.items() if ".also." not in key}
-    patches = GRID if _same_grid(a, b) else ()
-    follow = {key: value for key, value in differ.items() if _follows(key) or key in patches}
-    beside = {key: value for key, value in differ.items() if key not in follow}
-    return TrainingDifferences(beside, follow, unknown)
+    same_grid = None not in _grid(a) and _grid(a) == _grid(b)
+    following = {key for key in differ if _follows(key) or (same_grid and key in GRID)}
+    return TrainingDifferences(
+        {key: value for key, value in differ.items() if key not in following},
+        {key: value for key, value in differ.items() if key in following},
+        unknown,
+    )
 
 
-def _same_grid(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether both models have as many tokens, at the same positions: patches of another size then follow the VAE."""
-    first, second = ([t.get("tokens"), *_extent(t.get("model", {}))] for t in (a, b))
-    return None not in first and first == second
-
-
-def _extent(model: Mapping[str, Any]) -> list[Any]:
-    """The largest coordinate of a token, where the model adds a table of them."""
+def _grid(training: Mapping[str, Any]) -> list[Any]:
+    """Returns how many tokens the model has and, where it adds a table of positions, the largest coordinate; None of
+    what is unknown. Where two are equal, patches of another size follow the VAE."""
+    tokens, model = training.get("tokens"), training.get("model", {})
     if model.get("pos_embed") != "ape":
-        return []
+        return [tokens]
     try:
-        return [model["sample_size"] // model["patch_size"]]
+        return [tokens, model["sample_size"] // model["patch_size"]]
     except (KeyError, TypeError, ZeroDivisionError):
         return [None]
 
 
 def _by_content(data: Any) -> Any:
-    """Columns by what their values are of: not how they are stored, nor where the encoder's weights were read."""
+    """Returns columns without how they are stored, and where the encoder's weights were read."""
     if isinstance(data, list):
         return [_by_content(value) for value in data]
     if not isinstance(data, Mapping):
         return data
-    left = ("digest", *LOCATION) if "weights" in data else ("digest",)
-    return {key: _by_content(value) for key, value in data.items() if key not in left}
+    excluded = ("digest", *LOCATION) if "weights" in data else ("digest",)
+    return {key: _by_content(value) for key, value in data.items() if key not in excluded}
 
 
 def _comparable(training: Mapping[str, Any]) -> Json:
-    """The same, with columns known by their content, and the run that the first weights came from by its own training,
-    where that is recorded."""
-    other = with_defaults(training)
-    if "data" in other:
-        other["data"] = _by_content(other["data"])
-    init = other.get("init")
+    """Returns the training with columns by their content, and the run that the initial weights came from by its own
+    training, where that is recorded."""
+    parts = with_defaults(training)
+    if "data" in parts:
+        parts["data"] = _by_content(parts["data"])
+    init = parts.get("init")
     if init and init.get("training", {}).keys() >= set(PARTS):
-        kept = {key: value for key, value in init.items() if key not in ("path", "sha256")}
-        other["init"] = kept | {"training": _comparable(init["training"])}
-    return other
+        rest = {key: value for key, value in init.items() if key not in ("path", "sha256")}
+        parts["init"] = rest | {"training": _comparable(init["training"])}
+    return parts
 
 
 def without_seed(training: Mapping[str, Any]) -> Json:
-    """The leaves that trainings share that differ in their seeds alone; columns of `also` count through the rows."""
+    """Returns the leaves that trainings share which differ in their seeds alone; `also` counts by the rows."""
     return {
         key: value
         for key, value in leaves(_comparable(training)).items()
-        if _own(key) != "seed" and ".also." not in key
+        if _innermost(key) != "seed" and ".also." not in key
     }
 
 
-def _own(key: str) -> str:
-    """A leaf's path within its own training, also of the run that the weights came from."""
+def _innermost(key: str) -> str:
+    """Returns a leaf's path within its own training, also in the run that the weights came from."""
     return key.rpartition("init.training.")[2]
 
 
 def _follows(key: str) -> bool:
     """Whether a difference of this key belongs to the VAE; also in the run that the weights came from."""
-    key = _own(key)
-    before, latents, below = key.partition(".latents.")
-    return key in FOLLOWS or (
-        bool(latents)
-        and before.startswith("data.sources.")
-        and below.split(".")[0] in COLUMN
-        and below != CHOSEN
-    )
+    key = _innermost(key)
+    column, _, below = key.partition(".latents.")
+    of_latents = column.startswith("data.sources.") and below.split(".")[0] in COLUMN
+    return key in FOLLOWS or (of_latents and below != CHOSEN)
 
 
 def differing(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
-    """The leaves that differ between two JSON values, by dotted path; None where one has none."""
+    """Returns the leaves that differ between two JSON values, by dotted path; None where one has none."""
     first, second = leaves(a), leaves(b)
     return {
         key: (first.get(key), second.get(key))
@@ -303,7 +278,7 @@ def differing(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def leaves(value: Any, path: str = "") -> Json:
-    """A JSON value's leaves by dotted path; a list without objects in it is a leaf."""
+    """Returns a JSON value's leaves by dotted path; a list without objects in it is a leaf."""
     if isinstance(value, Mapping):
         items = list(value.items())
     elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):

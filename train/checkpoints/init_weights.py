@@ -1,5 +1,7 @@
 """Weights that a new run starts from: those of another run, of one of its steps, or imported ones (`init_from`)."""
 
+from __future__ import annotations
+
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,7 @@ class Initial:
     record: dict[str, Any]
 
     def load(self, model: DiT, world: World) -> None:
-        """Fill the model, once rank 0 has seen that the file is as it was written; collective."""
+        """Fills the model, once rank 0 has checked that the file is as it was written; collective."""
         checkpoint.together(
             world,
             lambda: checkpoint.verified(self.folder, [self.name]) if world.rank == 0 else None,
@@ -38,8 +40,9 @@ class Initial:
         log.info("starts from %s", self.folder / self.name)
 
 
-def find(config: TrainConfig, model: DiTConfig) -> Initial | None:
-    """What `init_from` names; CheckpointError or ConfigError, before memory is taken, if it cannot fill the model."""
+def find_initial(config: TrainConfig, model: DiTConfig) -> Initial | None:
+    """Returns what `init_from` names; CheckpointError or ConfigError, before memory is taken, if it cannot fill the
+    model."""
     if config.init_from is None:
         return None
     folder, manifest = _step(config.init_from)
@@ -50,39 +53,14 @@ def find(config: TrainConfig, model: DiTConfig) -> Initial | None:
             f"Say init_ema={str(not config.init_ema).lower()} for its other weights"
         )
     try:
-        config_there, training = DiTConfig.model_validate(manifest["model"]), training_of(manifest)
+        initial_model, training = DiTConfig.model_validate(manifest["model"]), training_of(manifest)
     except ValueError as error:
         raise checkpoint.CheckpointError(
             f"init_from: {folder} is damaged: its manifest: {error}. Name another step"
         ) from None
-    _refuse_another_model(folder, config_there, model)
-    share = initial_share(manifest) if config.init_ema else None
-    if young := young_average(share, manifest.get("init")):
-        log.warning("init_from: %s: %s (init_ema=false)", folder, young)
-    record = {
-        "path": str(folder.resolve()), "file": name, "sha256": manifest["files"][name]["sha256"],
-        "step": manifest["step"], "training": training,
-    }  # fmt: skip
-    return Initial(folder, name, record)
-
-
-def _step(path: Path) -> tuple[Path, checkpoint.Manifest]:
-    """The step folder that a path leads to, by itself or as the newest of a run or an import, and its manifest."""
-    candidates = [path, *checkpoint.steps(path / "checkpoints"), *checkpoint.steps(path)]
-    there = [folder for folder in candidates if (folder / "manifest.json").is_file()]
-    if not there:
-        raise checkpoint.CheckpointError(
-            f"init_from: found no checkpoint in {path}, expected a run folder, one of its steps, or what "
-            "`python -m train import` wrote"
-        )
-    try:
-        return there[0], checkpoint.manifest_of(there[0])
-    except checkpoint.CheckpointError as error:
-        raise checkpoint.CheckpointError(f"init_from: {error}. Name another step") from None
-
-
-def _refuse_another_model(folder: Path, found: DiTConfig, expected: DiTConfig) -> None:
-    lines = differences(found.model_dump(exclude=FREE), expected.model_dump(exclude=FREE), "model")
+    lines = differences(
+        initial_model.model_dump(exclude=FREE), model.model_dump(exclude=FREE), "model"
+    )
     if lines:
         raise ConfigError(
             "\n  ".join(
@@ -94,3 +72,27 @@ def _refuse_another_model(folder: Path, found: DiTConfig, expected: DiTConfig) -
             + "\nin_channels, out_channels and text_width come from the columns, the rest from `model`. Start from "
             "weights of this model, or change the columns or `model` to theirs"
         )
+    share = initial_share(manifest) if config.init_ema else None
+    if young := young_average(share, manifest.get("init")):
+        log.warning("init_from: %s: %s (init_ema=false)", folder, young)
+    record = {
+        "path": str(folder.resolve()), "file": name, "sha256": manifest["files"][name]["sha256"],
+        "step": manifest["step"], "training": training,
+    }  # fmt: skip
+    return Initial(folder, name, record)
+
+
+def _step(path: Path) -> tuple[Path, checkpoint.Manifest]:
+    """Returns the step folder that a path leads to, by itself or as the newest of a run or an import, and its
+    manifest."""
+    candidates = [path, *checkpoint.steps(path / "checkpoints"), *checkpoint.steps(path)]
+    folder = next((f for f in candidates if (f / "manifest.json").is_file()), None)
+    if folder is None:
+        raise checkpoint.CheckpointError(
+            f"init_from: found no checkpoint in {path}, expected a run folder, one of its steps, or what "
+            "`python -m train import` wrote"
+        )
+    try:
+        return folder, checkpoint.manifest_of(folder)
+    except checkpoint.CheckpointError as error:
+        raise checkpoint.CheckpointError(f"init_from: {error}. Name another step") from None

@@ -6,6 +6,8 @@
 The pickle is the one that is ever opened here, by torch's reader of tensors only: code in it is not run.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import pickle
@@ -18,15 +20,24 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from configs import ConfigError
-from shards import atomic_write, open_sources, seal, sha256_file
-from shards.format.atomic import fsync_path, make_readable, read_json
+from shards import atomic_write, open_sources, seal
+from shards.format.atomic import fsync_path, read_json
 
 from ..model.dit import DiT, DiTConfig
-from .checkpoint import KIND, VERSION, WHOLE, CheckpointError, Manifest, provenance, verified
+from .checkpoint import (
+    KIND,
+    VERSION,
+    WHOLE,
+    CheckpointError,
+    Manifest,
+    provenance,
+    verified,
+    write_tensors,
+)
 from .identity import initial_share, young_average
 
 STATES = "mp_rank_00_model_states.pt"
@@ -35,6 +46,7 @@ ENGINE = {  # without these DeepSpeed does not load a module either
     "lr_scheduler": None,
 }  # fmt: skip
 KEYS = {"ema": "ema", "weights": "module"}  # ours -> the key in the pickle
+META = {"format": "pt"}  # of a safetensors file, as transformers and diffusers expect
 State = dict[str, Tensor]
 log = logging.getLogger(__name__)
 UNREADABLE = (  # what torch's reader raises on a file that is hostile, cut short, or never was a checkpoint
@@ -51,7 +63,7 @@ class BadReference(CheckpointError):
 
 
 def read(folder: Path, tag: int | None = None, ema: bool = True) -> tuple[DiTConfig, State]:
-    """The model and its (averaged) weights, fp32, which stay in the file until they are used."""
+    """Returns the model and its (averaged) weights, fp32, which stay in the file until they are used."""
     config, _ = _config(folder)
     file = _states(folder, tag)
     return config, _state(file, _open(file), "ema" if ema else "weights", config)
@@ -60,7 +72,7 @@ def read(folder: Path, tag: int | None = None, ema: bool = True) -> tuple[DiTCon
 def import_reference(
     folder: Path, tag: int | None, out: Path, latents: str | None = None, text: str | None = None
 ) -> Path:
-    """Write `out/step-<tag>/` with the weights and their average; returns it.
+    """Writes `out/step-<tag>/` with the weights and their average; returns it.
 
     It is what `init_from` and `load_for_sampling` take, but nothing to resume from: its optimizer's state stays
     behind. The reference does not write down which VAE and text encoder belong to it; to make pictures, name the
@@ -73,7 +85,7 @@ def import_reference(
     step = int(file.parent.name)
 
     def write(staging: Path) -> None:
-        files = [_write(staging / WHOLE[kind], state) for kind, state in states.items()]
+        files = [write_tensors(staging / WHOLE[k], state, META) for k, state in states.items()]
         manifest = {
             "format": KIND,
             "version": VERSION,
@@ -83,7 +95,7 @@ def import_reference(
             "model": config.model_dump(mode="json"),
             "reference": fields,
             **({"data": data} if data else {}),
-            "files": {name: {"bytes": size, "sha256": digest} for name, size, digest in files},
+            "files": dict(files),
             "provenance": provenance(),
         }
         atomic_write(staging / "manifest.json", seal(manifest))
@@ -92,16 +104,19 @@ def import_reference(
 
 
 def _columns(config: DiTConfig, latents: str, text: str) -> dict[str, Any]:
-    """What a run's manifest says of its columns; ConfigError if they are not of the model's shape."""
+    """Returns what a run's manifest says of its columns; ConfigError if they are not of the model's shape."""
     sources = open_sources(latents, text)
     try:
-        found = {"channels": sources.latent_shape[0], "text width": sources.text_width}
-        expected = {"channels": config.in_channels, "text width": config.text_width}
-        if wrong := [k for k in found if found[k] != expected[k]]:
+        sizes = (
+            ("channels", sources.latent_shape[0], config.in_channels),
+            ("text width", sources.text_width, config.text_width),
+        )
+        if wrong := [
+            f"found {n} {k}, expected {expected}" for k, n, expected in sizes if n != expected
+        ]:
             raise ConfigError(
-                f"{latents}, {text}: "
-                + ", ".join(f"found {found[k]} {k}, expected {expected[k]}" for k in wrong)
-                + ". Name the columns of the encoders that the weights were trained with"
+                f"{latents}, {text}: {', '.join(wrong)}. Name the columns of the encoders that the weights were "
+                "trained with"
             )
         return sources.identity()
     finally:
@@ -127,22 +142,19 @@ def _config(folder: Path) -> tuple[DiTConfig, dict[str, Any]]:
 
 
 def _states(folder: Path, tag: int | None) -> Path:
-    """The pickle of a step, or of the last."""
-    found = sorted(
-        int(p.parent.name) for p in folder.glob(f"*/{STATES}") if p.parent.name.isdigit()
-    )
-    names = {int(p.name): p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()}
-    if not found or (tag is not None and tag not in found):
+    """Returns the pickle of a step, or of the last."""
+    files = {int(p.parent.name): p for p in folder.glob(f"*/{STATES}") if p.parent.name.isdigit()}
+    if not files or (tag is not None and tag not in files):
         wanted = "a step folder" if tag is None else f"step {tag}"
-        listed = f"steps {', '.join(map(str, found))}" if found else "none"
+        listed = f"steps {', '.join(map(str, sorted(files)))}" if files else "none"
         raise BadReference(f"{folder}: found {listed}, expected {wanted} with {STATES} in it")
-    return names[found[-1] if tag is None else tag] / STATES
+    return files[max(files) if tag is None else tag]
 
 
 def _open(path: Path) -> Mapping[str, Any]:
-    """The pickle's content; tensors stay in the file until they are used."""
+    """Returns the pickle's content; tensors stay in the file until they are used."""
     try:
-        found = torch.load(
+        content = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except UNREADABLE as error:
@@ -152,21 +164,21 @@ def _open(path: Path) -> Mapping[str, Any]:
                 f"{path}: refused, for it asks for more than tensors and plain values. Nothing in it was run. {named}"
             ) from None
         raise BadReference(f"{path}: found no checkpoint that can be read: {lines[0]}") from None
-    if not isinstance(found, dict):
-        raise BadReference(f"{path}: found a {type(found).__name__}, expected module and ema")
-    return found
+    if not isinstance(content, dict):
+        raise BadReference(f"{path}: found a {type(content).__name__}, expected module and ema")
+    return content
 
 
 def _state(path: Path, pickled: Mapping[str, Any], kind: str, config: DiTConfig) -> State:
-    """One whole state dict, its names and shapes those of the config's model."""
+    """Returns one whole state dict; BadReference where its names and shapes are not those of the config's model."""
     key = KEYS[kind]
-    found = pickled.get(key)
-    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+    values = pickled.get(key)
+    if not isinstance(values, Mapping) or not all(isinstance(v, Tensor) for v in values.values()):
         raise BadReference(
-            f"{path}: {key}: found {type(found).__name__}, expected a state dict. It holds "
+            f"{path}: {key}: found {type(values).__name__}, expected a state dict. It holds "
             f"{', '.join(map(str, pickled)) or 'nothing'}"
         )
-    state = {str(name).replace("_orig_mod.", ""): value for name, value in found.items()}
+    state = {str(name).replace("_orig_mod.", ""): value for name, value in values.items()}
     with torch.device("meta"):
         model = DiT(config)
     expected = {name: value.shape for name, value in model.state_dict().items()}
@@ -189,7 +201,7 @@ def _state(path: Path, pickled: Mapping[str, Any], kind: str, config: DiTConfig)
 
 
 def export(step: Path, out: Path, layout: str = "reference", ema: bool = True) -> Path:
-    """Write a step of ours for other tools into the new folder `out`; returns it.
+    """Writes a step of ours for other tools into the new folder `out`; returns it.
 
     reference: its own layout, with weights and average. diffusers: one of the two, the average unless `ema` is off."""
     if layout not in LAYOUTS:
@@ -211,20 +223,18 @@ def _export_reference(step: Path, manifest: Manifest, out: Path, ema: bool) -> N
         fields["base_config"].setdefault("_name_or_path", encoder)
     states = {theirs: load_file(step / WHOLE[ours]) for ours, theirs in KEYS.items()}
     number = manifest["step"]
-    folder = out / str(number)
-    folder.mkdir()
-    torch.save({**states, **ENGINE, "global_steps": number}, folder / STATES)
-    fsync_path(folder / STATES)
+    path = out / str(number) / STATES
+    path.parent.mkdir()
+    torch.save({**states, **ENGINE, "global_steps": number}, path)
+    fsync_path(path)
     atomic_write(out / "config.json", _json(fields))
     atomic_write(out / "latest", str(number).encode())
 
 
 def _export_diffusers(step: Path, manifest: Manifest, out: Path, ema: bool) -> None:
     config = DiTConfig.model_validate(manifest["model"])
-    _write(
-        out / "diffusion_pytorch_model.safetensors",
-        load_file(step / WHOLE["ema" if ema else "weights"]),
-    )
+    state = load_file(step / WHOLE["ema" if ema else "weights"])
+    write_tensors(out / "diffusion_pytorch_model.safetensors", state, META)
     atomic_write(out / "config.json", _json({"_class_name": "DiT", **config.model_dump()}))
 
 
@@ -235,10 +245,12 @@ LAYOUTS: dict[str, Callable[[Path, Manifest, Path, bool], None]] = {
 
 
 def _text_encoder(manifest: Manifest) -> str | None:
-    text = manifest.get("data", {}).get("text")
-    text = text[0] if isinstance(text, list) and text else text
-    found = text.get("identity", {}).get("encoder") if isinstance(text, dict) else None
-    path = found.get("path") if isinstance(found, dict) else None
+    """Returns the path of the text encoder's weights, None where the manifest does not name it."""
+    try:
+        text = manifest["data"]["text"]
+        path = (text[0] if isinstance(text, list) else text)["identity"]["encoder"]["path"]
+    except (KeyError, TypeError, IndexError):
+        return None
     return path if isinstance(path, str) else None
 
 
@@ -246,18 +258,10 @@ def _json(fields: Mapping[str, Any]) -> bytes:
     return (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _write(path: Path, state: Mapping[str, Tensor]) -> tuple[str, int, str]:
-    """(name, bytes, sha256) of a safetensors file."""
-    save_file({name: t.contiguous() for name, t in state.items()}, path, metadata={"format": "pt"})
-    make_readable(path)
-    fsync_path(path)
-    return path.name, path.stat().st_size, sha256_file(path)
-
-
 def _publish(final: Path, write: Callable[[Path], None]) -> Path:
-    """Let a folder appear whole under its name, or not at all."""
+    """Lets a folder appear whole under its name, or not at all."""
     if final.exists():
-        raise CheckpointError(f"{final}: stands there already. Name another folder or remove it")
+        raise CheckpointError(f"{final}: exists already. Name another folder or remove it")
     staging = final.with_name(f".staging-{final.name}")
     try:
         shutil.rmtree(staging, ignore_errors=True)  # what a crash left

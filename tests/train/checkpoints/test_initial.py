@@ -13,7 +13,7 @@ from configs import ConfigError
 from shards import ColumnSpec, Layout, Norm, seal
 from tests.train.conftest import CHANNELS, SIDE, tiny_config, write_column
 from tests.train.here import fitted, losses, manifest, step_folder, trained
-from train.checkpoints import init_weights as initial
+from train.checkpoints import init_weights
 from train.checkpoints.checkpoint import CheckpointError, verified
 from train.checkpoints.identity import training_of
 from train.config import TrainConfig
@@ -112,7 +112,7 @@ def test_the_weights_must_fit(columns: Path, source: Path, tmp_path: Path) -> No
     wider = {**still(columns, tmp_path)["model"], "hidden_size": 64, "initializer_range": 0.5}
     found = model_of(still(columns, tmp_path, init_from=str(source), model=wider))
     with pytest.raises(ConfigError, match="model.hidden_size: found 32, expected 64") as error:
-        initial.find(*found)
+        init_weights.find_initial(*found)
     assert "initializer_range" not in str(error.value)
 
 
@@ -129,10 +129,12 @@ def test_larger_pictures_go_on_from_smaller_ones(
 
 def test_what_cannot_be_read(columns: Path, source: Path, tmp_path: Path) -> None:
     config, model = model_of(still(columns, tmp_path))
-    assert initial.find(config, model) is None
+    assert init_weights.find_initial(config, model) is None
 
     def find(path: Path, ema: bool = True) -> Any:
-        return initial.find(config.model_copy(update={"init_from": path, "init_ema": ema}), model)
+        return init_weights.find_initial(
+            config.model_copy(update={"init_from": path, "init_ema": ema}), model
+        )
 
     with pytest.raises(CheckpointError, match="found no checkpoint in .*nowhere, expected a run"):
         find(tmp_path / "nowhere")

@@ -86,7 +86,7 @@ def test_imported_it_is_a_step_like_ours(theirs: Path, tmp_path: Path) -> None:
         assert all(p.requires_grad for p in average.parameters())
         assert found == manifest
     assert same(load_for_sampling(path, ema=False)[0].state_dict(), state_of(1))
-    with pytest.raises(CheckpointError, match="stands there already"):
+    with pytest.raises(CheckpointError, match="exists already"):
         import_reference(theirs, 50_000, tmp_path / "ours")
     with pytest.raises(CheckpointError, match="python -m train import"):
         load_for_sampling(theirs)
