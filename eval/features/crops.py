@@ -9,6 +9,8 @@
 All work on 8-bit RGB with PIL, as the protocols do.
 """
 
+from __future__ import annotations
+
 import argparse
 import re
 from collections.abc import Callable
@@ -23,18 +25,18 @@ NAME = re.compile(r"(cc|squash|short)([1-9]\d{0,4})-(bicubic|lanczos|bilinear|bo
 
 
 def crop(name: str) -> Crop:
-    """The function of a name; ValueError where it is none."""
+    """Returns the function of a name; ValueError where it is none."""
     if name == "none":
         return lambda picture: picture
-    found = NAME.fullmatch(name)
-    if found is None:
+    match = NAME.fullmatch(name)
+    if match is None:
         raise ValueError(
             f"found {name!r}, expected none or a name such as cc256-lanczos, squash256-bicubic, short224-bicubic"
         )
-    kind, side, kernel, floor = found.groups()
+    kind, side, kernel, floor = match.groups()
     size, resample = int(side), Image.Resampling[kernel.upper()]
 
-    def act(picture: Picture) -> Picture:
+    def resized(picture: Picture) -> Picture:
         image = Image.fromarray(picture)
         if kind == "cc":
             image = _centre(image, min(image.size), bool(floor))
@@ -42,11 +44,11 @@ def crop(name: str) -> Crop:
             image = _centre(image.resize(_short(image.size, size), resample), size, bool(floor))
         return np.asarray(image.resize((size, size), resample))
 
-    return act
+    return resized
 
 
 def argument(text: str) -> str:
-    """A crop's name on the command line."""
+    """Type of an option that is a crop's name."""
     try:
         crop(text)
     except ValueError as error:
@@ -55,7 +57,7 @@ def argument(text: str) -> str:
 
 
 def _short(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Width and height with the short side so long; the other cut down to a whole number, as torchvision does."""
+    """Returns width and height with the short side so long, the other rounded down as torchvision does."""
     width, height = size
     if width <= height:
         return side, int(side * height / width)

@@ -2,9 +2,9 @@
 
     <save_dir>/features/<network>-<weights>-<crop>/00000.safetensors    1,024 pictures each, in the order of the files
 
-A block carries the digests of its pictures and of what made it: one that agrees is reused, any other is made again,
-and an interrupted pass goes on behind the blocks that stand. Pictures are read ahead by threads; memory holds two
-batches of pictures, and the features.
+A block carries the digests of its pictures and of what made it: one that agrees is reused, any other is
+made again, and an interrupted pass goes on after the blocks that exist. Pictures are read ahead by
+threads; memory holds two batches of pictures, and the features.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from glob import escape, glob
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures in their order, each with the digest of its file, and its name for messages."""
+    """Pictures in their order, each with its file's digest, and its name for messages."""
 
     names: list[str]
     digests: list[str]
@@ -65,53 +66,46 @@ class Pictures:
 
 
 def of_set(images: ImageSetReader) -> Pictures:
-    """All pictures of a finished set, in the order of its prompts; MissingImages if there are none."""
-    ones = list(images)
-    if not ones:
+    """Returns all pictures of a finished set; MissingImages if there are none."""
+    pictures = list(images)
+    if not pictures:
         raise MissingImages(f"{images.folder}: found no picture, expected at least one")
+    tiles = ["" if picture.tile is None else f"/{picture.tile}" for picture in pictures]
     return Pictures(
-        [str(one.path) for one in ones],
-        [
-            images.digests[one.file.path] + ("" if one.tile is None else f"/{one.tile}")
-            for one in ones
-        ],
-        lambda i: ones[i].read(),
-        [one.file.prompt.group for one in ones],
+        [str(picture.path) for picture in pictures],
+        [images.digests[p.file.path] + tile for p, tile in zip(pictures, tiles, strict=True)],
+        lambda i: pictures[i].read(),
+        [picture.file.prompt.group for picture in pictures],
     )
 
 
 def of_folder(folder: Path) -> Pictures:
-    """All pictures below a folder: clean-fid's list and order. A picture's group is its top folder."""
+    """Returns all pictures below a folder in clean-fid's order. A picture's group is its top folder."""
     paths = clean_listing(folder)
-    groups = [path.relative_to(folder).parts[0] for path in paths]
+    parts = [path.relative_to(folder).parts for path in paths]
     return Pictures(
         [str(path) for path in paths],
         [sha256_file(path) for path in paths],
         lambda i: read_picture(paths[i]),
-        [None if paths[i] == folder / groups[i] else groups[i] for i in range(len(paths))],
+        [names[0] if len(names) > 1 else None for names in parts],
     )
 
 
 def clean_listing(folder: Path) -> list[Path]:
-    """The files that clean-fid takes below a folder, in its order; TooFewImages without two of them."""
-    from glob import escape, glob
-
+    """Returns the files that clean-fid takes below a folder, in its order; TooFewImages under two."""
     from cleanfid.utils import EXTENSIONS
 
     if not folder.is_dir():
         raise TooFewImages(f"{folder}: no such folder. Expected one with pictures")
-    found = sorted(
-        path
-        for extension in EXTENSIONS
-        for path in glob(f"{escape(str(folder))}/**/*.{extension}", recursive=True)
-    )
-    if len(found) < 2:
-        raise TooFewImages(f"{folder}: found {len(found)} pictures, expected at least 2")
-    return [Path(path) for path in found]
+    patterns = [f"{escape(str(folder))}/**/*.{extension}" for extension in EXTENSIONS]
+    paths = sorted(path for pattern in patterns for path in glob(pattern, recursive=True))
+    if len(paths) < 2:
+        raise TooFewImages(f"{folder}: found {len(paths)} pictures, expected at least 2")
+    return [Path(path) for path in paths]
 
 
 def read_picture(path: Path) -> Picture:
-    """As clean-fid reads it: an array of a .npy file, else (H, W, 3) RGB whatever the file's own colours."""
+    """Returns a picture as clean-fid reads it: a .npy file's array, else (H, W, 3) RGB."""
     if path.suffix == ".npy":
         return np.asarray(np.load(path))
     with Image.open(path) as image:
@@ -122,14 +116,14 @@ def extract(
     pictures: Pictures,
     network: Network,
     cut: str = "none",
-    kept: Path | None = None,
+    folder: Path | None = None,
     batch_size: int = 32,
 ) -> Floats:
-    """Features (N, width) fp32 of all pictures, after the crop of this name; `kept` is the folder of blocks.
+    """Returns features (N, width) fp32 of all pictures after the crop `cut`; blocks are kept in `folder`.
 
-    Raises BadPicture, which names the file, where one cannot be read.
+    Raises BadPicture, which names the file, where one cannot be read, NotFinite where a feature is not.
     """
-    made_by = identity(network, cut)
+    made_by = canonical_json(identity(network, cut)).decode()
     blocks: list[Floats] = []
     with (
         ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool,
@@ -137,16 +131,14 @@ def extract(
     ):
         for start in range(0, len(pictures), BLOCK):
             numbers = range(start, min(start + BLOCK, len(pictures)))
-            told = {
-                "made_by": canonical_json(made_by).decode(),
-                "pictures": sha256(canonical_json(pictures.digests[start : numbers.stop])),
-            }
-            path = kept / f"{start // BLOCK:05d}.safetensors" if kept else None
-            block = _standing(path, told)
+            digest = sha256(canonical_json(pictures.digests[start : numbers.stop]))
+            record = {"made_by": made_by, "pictures": digest}
+            path = folder / f"{start // BLOCK:05d}.safetensors" if folder else None
+            block = _kept(path, record)
             if block is None:
                 block = _run(pictures, numbers, network, cut, batch_size, pool, bar)
                 if path:
-                    atomic_write(path, save({"features": block}, told))
+                    atomic_write(path, save({"features": block}, record))
             else:
                 bar.skip(len(block))
             blocks.append(block)
@@ -154,70 +146,56 @@ def extract(
 
 
 def identity(network: Network, cut: str) -> Json:
-    """What makes features comparable: those of two sets must agree in all of it."""
-    return {
-        "network": network.name,
-        "weights": network.weights,
-        "resize": network.resize,
-        "crop": cut,
-    }
+    """Returns what makes features comparable: those of two sets must agree in all of it."""
+    weights, resize = network.weights, network.resize
+    return {"network": network.name, "weights": weights, "resize": resize, "crop": cut}
 
 
 def folder_of(save_dir: Path, network: Network, cut: str) -> Path:
-    """Where the features of a set are kept."""
+    """Returns where the features of a set are kept."""
     return save_dir / NAME / f"{network.name}-{network.weights[:8]}-{network.resize}-{cut}"
 
 
-def _standing(path: Path | None, told: dict[str, str]) -> Floats | None:
-    """The features of a block that is whole and of these pictures."""
+def _kept(path: Path | None, record: dict[str, str]) -> Floats | None:
+    """Returns the features of a block that is complete and of these pictures."""
     if path is None or not path.exists():
         return None
     try:
         with safe_open(path, "numpy") as file:
-            return np.asarray(file.get_tensor("features")) if file.metadata() == told else None
+            return np.asarray(file.get_tensor("features")) if file.metadata() == record else None
     except SafetensorError:
-        return None  # cut off by a disk; made again
+        return None  # cut off by a full disk; made again
 
 
 def _run(
-    pictures: Pictures,
-    numbers: range,
-    network: Network,
-    cut: str,
-    batch_size: int,
-    pool: ThreadPoolExecutor,
-    bar: Bar,
-) -> Floats:
+    pictures: Pictures, numbers: range, network: Network, cut: str, batch_size: int,
+    pool: ThreadPoolExecutor, bar: Bar,
+) -> Floats:  # fmt: skip
     import torch
 
-    act = crop(cut)
+    cropped = crop(cut)
 
     def prepared(i: int) -> Tensor:
         try:
-            picture = act(pictures.read(i))
-        except (
-            OSError,
-            ValueError,
-            TypeError,
-            SyntaxError,
-        ) as error:  # PIL's and numpy's of broken files
+            picture = cropped(pictures.read(i))
+        except (OSError, ValueError, TypeError, SyntaxError) as error:  # of broken files
             raise BadPicture(
                 f"{pictures.names[i]}: cannot be read as a picture ({error}). Restore it, or take it away"
             ) from None
         return network.prepare(picture)
 
-    found = []
+    rows = []
     tensors = map_ahead(pool, prepared, numbers, AHEAD * batch_size)
-    while batch_tensors := list(islice(tensors, batch_size)):
-        batch = torch.stack(batch_tensors)
+    while part := list(islice(tensors, batch_size)):
         with torch.inference_mode():
-            found.append(network.features(batch.to(network.device)).float().cpu())
-        bar.advance(len(batch))
-    features = torch.cat(found).numpy()
-    strange = np.flatnonzero(~np.isfinite(features).all(1))
-    if len(strange):
+            pixels = torch.stack(part).to(network.device)
+            rows.append(network.features(pixels).float().cpu())
+        bar.advance(len(part))
+    features = torch.cat(rows).numpy()
+    bad = np.flatnonzero(~np.isfinite(features).all(1))
+    if len(bad):
         raise NotFinite(
-            f"{pictures.names[numbers[strange[0]]]}: found NaN or infinity in the features that {network.name} "
-            f"makes of it, and of {len(strange) - 1} others, expected finite numbers. Look at the weights"
+            f"{pictures.names[numbers[bad[0]]]}: found NaN or infinity in the features that {network.name} "
+            f"makes of it, and of {len(bad) - 1} others, expected finite numbers. Look at the weights"
         )
     return features

@@ -1,11 +1,14 @@
 """LPIPS: how different two pictures look to a network trained on ImageNet (Zhang et al. 2018, version 0.1).
 
-Both pictures, in [-1, 1], are shifted and scaled as the authors do and go through the convolutions of AlexNet or VGG16.
-After five of their layers the activations are brought to length 1 along the channels; the squared differences are
-weighted by a channel's linear head, summed over channels, averaged over the picture, and the five are added.
+Both pictures, in [-1, 1], are shifted and scaled as the authors do and go through the convolutions of
+AlexNet or VGG16. After five of their layers the activations are brought to length 1 along the channels;
+the squared differences are weighted by a channel's linear head, summed over channels, averaged over the
+picture, and the five are added (eq. 1).
 
-Weights are files: torchvision's backbone, and the authors' heads, which the package `lpips` on PyPI carries.
+Weights are files: torchvision's backbone, and the authors' heads, which the package `lpips` carries.
 """
+
+from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
@@ -39,23 +42,23 @@ class Lpips:
         backbone, heads = find(network, folder)
         self.name, self._device = f"lpips-{network}", torch.device(device)
         self.weights = {"backbone": sha256_file(backbone), "heads": sha256_file(heads)}
-        made = models.alexnet() if network == "alex" else models.vgg16()
+        model = models.alexnet() if network == "alex" else models.vgg16()
         stored = torch.load(backbone, "cpu", weights_only=True)
-        made.features.load_state_dict(
+        model.features.load_state_dict(
             {k.removeprefix("features."): v for k, v in stored.items() if k.startswith("features.")}
         )
-        self._features = made.features.eval().requires_grad_(False).to(self._device)
+        self._features = model.features.eval().requires_grad_(False).to(self._device)
         weights = torch.load(heads, "cpu", weights_only=True)
         self._heads = [weights[f"lin{i}.model.1.weight"].to(self._device) for i in range(5)]
 
     @torch.inference_mode()
     def __call__(self, a: NDArray[np.uint8], b: NDArray[np.uint8]) -> list[float]:
-        """The distance of each pair of pictures, both (B, H, W, 3)."""
-        found = torch.zeros(len(a), device=self._device)
-        pairs = zip(self._activations(a), self._activations(b), self._heads, strict=True)
-        for one, other, head in pairs:  # head (1, C, 1, 1)
-            found += (((one - other) ** 2) * head).sum(1).mean((1, 2))
-        return [float(value) for value in found]
+        """Returns the distance of each pair of pictures, both (B, H, W, 3)."""
+        distances = torch.zeros(len(a), device=self._device)
+        layers = zip(self._activations(a), self._activations(b), self._heads, strict=True)
+        for x, y, head in layers:  # (B, C, h, w), (B, C, h, w), (1, C, 1, 1)
+            distances += (((x - y) ** 2) * head).sum(1).mean((1, 2))
+        return distances.tolist()
 
     def _activations(self, pictures: NDArray[np.uint8]) -> list[Tensor]:
         shift, scale = (
@@ -73,7 +76,7 @@ class Lpips:
 
 
 def find(network: str, folder: Path | None) -> tuple[Path, Path]:
-    """The files of backbone and heads; MissingWeights says what is missing and where it comes from."""
+    """Returns the files of backbone and heads; MissingWeights says what is missing and where to get it."""
     package = importlib.util.find_spec("lpips")
     carried = Path(package.origin).parent / "weights/v0.1" if package and package.origin else None
     backbone, heads = BACKBONES[network][0], f"{network}.pth"
@@ -81,14 +84,14 @@ def find(network: str, folder: Path | None) -> tuple[Path, Path]:
         backbone: (folder, Path(torch.hub.get_dir()) / "checkpoints"),
         heads: (folder, carried),
     }
-    found = {}
+    paths = {}
     for file, folders in places.items():
-        paths = [place / file for place in folders if place and (place / file).is_file()]
-        if not paths:
+        files = [place / file for place in folders if place and (place / file).is_file()]
+        if not files:
             raise MissingWeights(
                 f"LPIPS needs {file}: not found in {' or '.join(str(f) for f in folders if f) or 'any folder'}. The "
                 f"backbone is https://download.pytorch.org/models/{backbone}; the heads are weights/v0.1/{heads} of "
                 "the package lpips (`pip install lpips`). Name their folder with --lpips"
             )
-        found[file] = paths[0]
-    return found[backbone], found[heads]
+        paths[file] = files[0]
+    return paths[backbone], paths[heads]

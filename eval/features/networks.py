@@ -1,7 +1,6 @@
-"""The frozen networks whose features are compared, loaded by name or from a local path and never downloaded silently.
+"""The frozen networks whose features are compared: how pictures are prepared, and the weights' digest."""
 
-Each says how a picture is prepared for it, and which weights it has by their digest.
-"""
+from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -12,20 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from encode.errors import ModelNotUsable
-from encode.models.weights import load_model
-from encode.registry import ModelSpec, location, one_line
 from shards import sha256_file
 
 from ..errors import MissingWeights
 from ..images.layouts import Picture
+from . import pretrained
 from .crops import crop
 
 INCEPTION = "inception-2015-12-05.pt"
-CLIP = (
-    (0.48145466, 0.4578275, 0.40821073),
-    (0.26862954, 0.26130258, 0.27577711),
-)  # mean, deviation
+# mean and deviation of RGB in [0, 1]
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # (width, patch) of a vision transformer -> its usual name
 NAMES = {
@@ -40,7 +35,8 @@ NAMES = {
 class Network:
     """Pictures to features of one width."""
 
-    name: str  # with the architecture
+    # with the architecture
+    name: str
     weights: str  # their digest
     resize: str  # how a picture is prepared: an entry of `eval.features.crops`, or clean-fid's
     width: int
@@ -50,15 +46,17 @@ class Network:
 
 
 def inception(folder: Path | None, device: str = "cpu") -> Network:
-    """clean-fid's Inception and resize (float, antialiased, the aspect ratio not kept), from a folder that holds its
-    weights."""
-    where = folder or Path(tempfile.gettempdir())  # clean-fid's own place
-    path = where / INCEPTION
+    """Returns clean-fid's Inception and resize (float, antialiased, to a square whatever the shape).
+
+    `folder` holds its weights; without one, clean-fid's own place, the folder of temporary files.
+    """
+    folder = folder or Path(tempfile.gettempdir())
+    path = folder / INCEPTION
     if not path.is_file():
         from cleanfid import downloads_helper
 
         raise MissingWeights(
-            f"FID needs Inception's weights: found no {INCEPTION} in {where}. Fetch "
+            f"FID needs Inception's weights: found no {INCEPTION} in {folder}. Fetch "
             f"{downloads_helper.inception_url} on a machine with a network, copy the file here, and name its folder "
             "with --inception. Without them there is no FID"
         )
@@ -66,7 +64,7 @@ def inception(folder: Path | None, device: str = "cpu") -> Network:
     from cleanfid.resize import build_resizer
 
     resize = build_resizer("clean")
-    module = InceptionV3W(str(where), download=False).to(device).eval()
+    module = InceptionV3W(str(folder), download=False).to(device).eval()
     return Network(
         INCEPTION.removesuffix(".pt"), sha256_file(path), "clean299", 2_048,
         lambda picture: torch.from_numpy(resize(picture).transpose(2, 0, 1)), module, device,
@@ -78,95 +76,77 @@ class Clip:
 
     def __init__(self, path: str, device: str = "cpu") -> None:
         self.path, self.device = path, device
-        self._module, self.weights = _load("CLIPModel", path, device)
+        self._module, self.weights = pretrained.model("CLIPModel", path, device)
         vision = self._module.config.vision_config
         self.size = int(vision.image_size)
         self.arch = architecture(vision)
         self.width = int(self._module.config.projection_dim)
 
     def network(self, resize: str) -> Network:
-        """Projected image embeddings, not normalised; `resize` is a crop's name without the size."""
+        """Returns the network of projected image embeddings, which are not normalised.
+
+        `resize` is a crop's name without the size.
+        """
         kind, _, rest = resize.partition("-")
-        name = f"{kind}{self.size}-{rest}"
-        prepare = _bytes(name)
+        resize = f"{kind}{self.size}-{rest}"
         return Network(
-            f"clip-{self.arch}", self.weights, name, self.width, prepare, self.images, self.device
-        )
+            f"clip-{self.arch}", self.weights, resize, self.width, _prepare(resize), self.images, self.device
+        )  # fmt: skip
 
     def images(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S), 0 to 255 -> (B, D)."""
+        """Returns projected embeddings (B, D) of pixels (B, 3, S, S) in [0, 255]."""
         pooled = self._module.vision_model(pixel_values=normalised(pixels, CLIP)).pooler_output
         return self._module.visual_projection(pooled)  # type: ignore[no-any-return]  # transformers is untyped
 
     @torch.inference_mode()
     def captions(self, texts: Sequence[str]) -> tuple[Tensor, list[bool]]:
-        """Projected embeddings (B, D) on the CPU, and which captions were cut at the model's length."""
+        """Returns projected embeddings (B, D) on the CPU, and which captions were cut at the model's length."""
         longest = self._module.config.text_config.max_position_embeddings
-        whole = self._tokenizer(list(texts))["input_ids"]
+        uncut = self._tokenizer(list(texts))["input_ids"]
         tokens = self._tokenizer(
             list(texts), truncation=True, max_length=longest, padding=True, return_tensors="pt"
         ).to(self.device)
         pooled = self._module.text_model(
             input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
         ).pooler_output
-        return self._module.text_projection(pooled).float().cpu(), [
-            len(ids) > longest for ids in whole
-        ]
+        embeddings = self._module.text_projection(pooled).float().cpu()
+        return embeddings, [len(ids) > longest for ids in uncut]
 
     def load_tokenizer(self) -> None:
-        """Before `captions`. MissingWeights where it has other tokens than the model; of a folder without one,
-        transformers makes an empty one."""
-        import transformers
-
-        expected = self._module.config.text_config.vocab_size
-        try:
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(location(self.path))
-            found = f"{len(self._tokenizer)} tokens"
-        except (OSError, ValueError, KeyError) as error:
-            found = one_line(error)
-        if found != f"{expected} tokens":
+        """Loads what `captions` needs; MissingWeights where it has other tokens than the model."""
+        self._tokenizer = pretrained.part("AutoTokenizer", self.path)
+        expected, count = self._module.config.text_config.vocab_size, len(self._tokenizer)
+        if count != expected:  # of a folder without a tokenizer, transformers makes an empty one
             raise MissingWeights(
-                f"{self.path}: expected a tokenizer of the model's {expected} tokens, found {found}. Copy "
+                f"{self.path}: expected a tokenizer of the model's {expected} tokens, found {count} tokens. Copy "
                 "tokenizer.json, or vocab.json and merges.txt, and tokenizer_config.json beside the weights"
             )
 
 
 def dinov2(path: str, device: str = "cpu") -> Network:
-    """The normalised class token of a DINOv2 model, pictures squashed to 224 x 224 as dgm-eval does."""
-    module, weights = _load("Dinov2Model", path, device)
+    """Returns the network of a DINOv2 model's normalised class token, pictures squashed as dgm-eval does."""
+    module, weights = pretrained.model("Dinov2Model", path, device)
 
     def features(pixels: Tensor) -> Tensor:
-        found = module(pixel_values=normalised(pixels, IMAGENET))
-        return found.pooler_output  # type: ignore[no-any-return]  # transformers is untyped
+        output = module(pixel_values=normalised(pixels, IMAGENET))
+        return output.pooler_output  # type: ignore[no-any-return]  # transformers is untyped
 
     resize, arch = "squash224-bicubic", architecture(module.config)
     width = int(module.config.hidden_size)
-    return Network(f"dinov2-{arch}", weights, resize, width, _bytes(resize), features, device)
+    return Network(f"dinov2-{arch}", weights, resize, width, _prepare(resize), features, device)
 
 
 def architecture(vision: Any) -> str:
-    """A vision transformer's name from its config, whatever its folder is called."""
+    """Returns a vision transformer's name from its config, whatever its folder is called."""
     width, patch = int(vision.hidden_size), int(vision.patch_size)
     name = NAMES.get((width, patch), f"vit-{width}-{patch}")
     plain = vision.image_size == 224 or vision.model_type == "dinov2"
     return name if plain else f"{name}-{vision.image_size}"
 
 
-def _load(cls: str, path: str, device: str) -> tuple[Any, str]:
-    try:
-        return load_model(
-            "transformers", ModelSpec.model_validate({"class": cls, "path": path}), device
-        )
-    except ModelNotUsable as error:
-        raise MissingWeights(
-            f"{error}. Where there is no network: `hf download {path} --local-dir FOLDER` on a machine that has one, "
-            "copy the folder here, and name it with --model. Without these weights there is no such score"
-        ) from None
-
-
-def _bytes(name: str) -> Callable[[Picture], Tensor]:
-    act = crop(name)
-    return lambda picture: torch.from_numpy(act(picture).transpose(2, 0, 1).copy())
+def _prepare(resize: str) -> Callable[[Picture], Tensor]:
+    resized = crop(resize)
+    return lambda picture: torch.from_numpy(resized(picture).transpose(2, 0, 1).copy())
 
 
 def normalised(pixels: Tensor, statistics: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:

@@ -13,12 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize, pad
 
@@ -116,16 +114,16 @@ def segments(
     if not len(pair):
         return []
     query, kind = pair // (classes.shape[1] - 1), pair % (classes.shape[1] - 1)
-    queries, place = torch.unique(query, return_inverse=True)
+    queries, index = torch.unique(query, return_inverse=True)
     logits = interpolate(masks[queries][None], padded, mode="bilinear", align_corners=False)
     logits = logits[..., : size[0], : size[1]]
     logits = interpolate(logits, shape, mode="bilinear", align_corners=False)[0]
     inside = logits > 0
     sure = (logits.sigmoid() * inside).sum((1, 2)) / (inside.sum((1, 2)) + 1e-6)
-    scores = (likely[: len(pair)] * sure[place]).tolist()
+    scores = (likely[: len(pair)] * sure[index]).tolist()
     cut = inside.cpu().numpy()
     return [
-        Segment(int(kind[i]), scores[i], box_of(cut[place[i]]), cut[place[i]])
+        Segment(int(kind[i]), scores[i], box_of(cut[index[i]]), cut[index[i]])
         for i in range(len(pair))
         if scores[i] > FLOOR
     ]
@@ -143,14 +141,13 @@ class ColourClassifier:
     """CLIP's likeness of an object to each of some colours."""
 
     def __init__(self, path: str, device: str, colours: Sequence[str]) -> None:
-        self._model, weights = pretrained.model("CLIPModel", path, device)
-        self._tokenizer = pretrained.part("AutoTokenizer", path)
-        self._side = self._model.config.vision_config.image_size
-        self._device, self._colours = device, colours
+        self._clip, self._colours = networks.Clip(path, device), colours
+        self._clip.load_tokenizer()
+        self._network = self._clip.network("short-bicubic")  # open_clip's transform
         self._texts: dict[str, Tensor] = {}
         self.identity = {
-            "weights": weights, "templates": TEMPLATES, "background": "#999", "crop": True,
-            "transform": f"open_clip, bicubic {self._side}",
+            "weights": self._clip.weights, "templates": TEMPLATES, "background": "#999", "crop": True,
+            "transform": f"open_clip, bicubic {self._clip.size}",
         }  # fmt: skip
 
     @torch.inference_mode()
@@ -158,40 +155,23 @@ class ColourClassifier:
         self, picture: Picture, segments: Sequence[Segment], name: str
     ) -> list[tuple[float, ...]]:
         """Returns the cosines to the colours of each object of the class `name`."""
-        pixels = torch.stack([self._transformed(cut_out(picture, s)) for s in segments])
-        image = self._model.get_image_features(pixel_values=pixels.to(self._device))
-        return [tuple(row) for row in (normalize(_pooled(image)) @ self._text(name).T).tolist()]
-
-    def _transformed(self, image: Image.Image) -> Tensor:
-        from torchvision import transforms as t
-
-        steps = [
-            t.Resize(self._side, t.InterpolationMode.BICUBIC), t.CenterCrop(self._side), t.ToTensor(),
-            t.Normalize(*networks.CLIP),
-        ]  # fmt: skip
-        pixels: Tensor = t.Compose(steps)(image)
-        return pixels
+        pixels = torch.stack([self._network.prepare(cut_out(picture, s)) for s in segments])
+        images = normalize(self._network.features(pixels.to(self._network.device)))
+        return [tuple(row) for row in (images.float().cpu() @ self._text(name).T).tolist()]
 
     def _text(self, name: str) -> Tensor:
         """Returns (colours, D): the mean over the templates, normalised before and after."""
         if name not in self._texts:
             captions = [t.format(c=colour, o=name) for colour in self._colours for t in TEMPLATES]
-            tokens = self._tokenizer(captions, padding=True, return_tensors="pt").to(self._device)
-            texts = normalize(_pooled(self._model.get_text_features(**tokens)))
+            texts = normalize(self._clip.captions(captions)[0])
             self._texts[name] = normalize(
                 texts.view(len(self._colours), len(TEMPLATES), -1).mean(1)
             )
         return self._texts[name]
 
 
-def cut_out(picture: Picture, segment: Segment) -> Image.Image:
+def cut_out(picture: Picture, segment: Segment) -> Picture:
     """Returns the object over flat grey, cut to its box."""
-    shown = np.where(segment.mask[..., None], picture, np.uint8(GREY))
+    pixels = np.where(segment.mask[..., None], picture, np.uint8(GREY))
     x1, y1, x2, y2 = (int(end) for end in segment.box)
-    return Image.fromarray(shown[y1:y2, x1:x2])
-
-
-def _pooled(out: Any) -> Tensor:
-    """Returns the projected embeddings, which transformers gives alone, or since 5 in a record."""
-    embeddings: Tensor = out if isinstance(out, Tensor) else out.pooler_output
-    return embeddings
+    return pixels[y1:y2, x1:x2]

@@ -76,7 +76,7 @@ def run(folder: Path, rounds: int, light: bool) -> tuple[Json, Table]:
 
     def ours(kept: Path) -> None:
         with redirect_stderr(io.StringIO()):  # the bar of each turn
-            found["ours"] = extract(of_folder(pictures), network, kept=kept, batch_size=BATCH)
+            found["ours"] = extract(of_folder(pictures), network, folder=kept, batch_size=BATCH)
 
     def theirs() -> None:
         found["theirs"] = fid.get_folder_features(

@@ -122,23 +122,23 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("small_blocks")
 def test_features_are_kept_and_only_what_changed_is_made_again(tmp_path: Path) -> None:
     folder, kept, counted = save_folder(tmp_path / "a", 10), tmp_path / "kept", Counted()
-    first = extract(of_folder(folder), counted.network, kept=kept, batch_size=3)
+    first = extract(of_folder(folder), counted.network, folder=kept, batch_size=3)
     assert counted.seen == 10
     assert sorted(path.name for path in kept.iterdir()) == [
         f"0000{i}.safetensors" for i in range(3)
     ]
-    assert np.array_equal(extract(of_folder(folder), counted.network, kept=kept), first)
+    assert np.array_equal(extract(of_folder(folder), counted.network, folder=kept), first)
     assert counted.seen == 10
     Image.fromarray(picture(np.random.default_rng(9))).save(folder / "005.png")
-    second = extract(of_folder(folder), counted.network, kept=kept)
+    second = extract(of_folder(folder), counted.network, folder=kept)
     assert counted.seen == 14  # the block of the changed picture
     assert [i for i in range(10) if not np.array_equal(first[i], second[i])] == [5]
     block = kept / "00002.safetensors"
     block.write_bytes(block.read_bytes()[:-9])
-    assert np.array_equal(extract(of_folder(folder), counted.network, kept=kept), second)
+    assert np.array_equal(extract(of_folder(folder), counted.network, folder=kept), second)
     assert counted.seen == 16
     other = replace(counted.network, weights="11" * 32)
-    extract(of_folder(folder), other, kept=kept)
+    extract(of_folder(folder), other, folder=kept)
     extract(of_folder(folder), other, "cc16-box", kept)
     assert counted.seen == 36
 
@@ -150,10 +150,10 @@ def test_an_unreadable_picture_is_named_and_what_stood_before_it_is_kept(tmp_pat
     for damaged in (whole[:60], b"", b"no picture"):
         (folder / "006.png").write_bytes(damaged)
         with pytest.raises(BadPicture, match=r"006\.png: cannot be read as a picture .*Restore it"):
-            extract(of_folder(folder), counted.network, kept=kept)
+            extract(of_folder(folder), counted.network, folder=kept)
     assert counted.seen == 4
     (folder / "006.png").write_bytes(whole)
-    extract(of_folder(folder), counted.network, kept=kept)
+    extract(of_folder(folder), counted.network, folder=kept)
     assert counted.seen == 10
 
 
