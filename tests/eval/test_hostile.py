@@ -36,8 +36,7 @@ from shards.printing import one_line
 from tests.eval.models import DIT
 from tests.eval.sets import SETTINGS, make_items, make_score, make_set
 from tests.train.conftest import tiny_config
-from train.checkpoints import checkpoint
-from train.checkpoints import init_weights
+from train.checkpoints import checkpoint, init_weights
 from train.checkpoints.checkpoint import CheckpointError
 from train.config import TrainConfig
 from train.report import page
