@@ -29,7 +29,7 @@ from .report.metrics import Metrics, StepRecord, StepSums, Throughput, line, ste
 from .report.page import write_page
 from .step.ema import Ema
 from .step.engine import Engine, deepspeed_config
-from .step.inputs import Inputs, Piece, pieces, training_inputs
+from .step.inputs import Inputs, MicroBatch, micro_batches, training_inputs
 from .step.online_text import TextEncoder, encoded, identity_of
 from .step.schedule import learning_rate
 from .step.validate import Validator
@@ -82,7 +82,7 @@ class Trainer:
 
     # The step ------------------------------------------------------------------------------------------------------
 
-    def step(self, made: Iterator[Piece]) -> StepRecord | None:
+    def step(self, made: Iterator[MicroBatch]) -> StepRecord | None:
         """Update the weights from this rank's part of a global batch; returns the figures of all ranks, or None where
         a signal came before the data: the weights are then as they were."""
         lr = learning_rate(self.config.optim, self.step_number, self.config.steps)
@@ -116,9 +116,9 @@ class Trainer:
         self.position += self.config.global_batch
         return record
 
-    def _pieces(self, batches: Iterator[Batch]) -> Iterator[Piece]:
+    def _micro_batches(self, batches: Iterator[Batch]) -> Iterator[MicroBatch]:
         """The micro-batches; those of columns are made in a thread while the device computes."""
-        made = pieces(batches, self.config.micro_batch, self._inputs)
+        made = micro_batches(batches, self.config.micro_batch, self._inputs)
         return Prefetcher(made, AHEAD, "inputs") if isinstance(batches, Stream) else made
 
     def _inputs(self, part: Batch) -> Inputs:
@@ -129,7 +129,7 @@ class Trainer:
         )  # fmt: skip
         return x.pinned() if self.world.device.type == "cuda" else x
 
-    def _data_ready(self, made: Iterator[Piece], tally: StepSums) -> bool:
+    def _data_ready(self, made: Iterator[MicroBatch], tally: StepSums) -> bool:
         """Waits until each rank has data for the step; False if a signal came meanwhile. Collective.
 
         The first micro-batch is what is waited for: with it, the rank's part of the global batch has been read. The
@@ -222,7 +222,7 @@ class Trainer:
             self._resume()  # refuses another run's folder before anything is written
             self._begin()
             stream = batches(self.position, self.world)
-            made = self._pieces(stream)
+            made = self._micro_batches(stream)
             try:
                 self._train(made, validator)
             finally:
@@ -254,7 +254,7 @@ class Trainer:
         self._announce()
         self.pace.reset()
 
-    def _train(self, made: Iterator[Piece], validator: Validator | None) -> None:
+    def _train(self, made: Iterator[MicroBatch], validator: Validator | None) -> None:
         config, saved = self.config, self.step_number
         while self.step_number < config.steps and not self._signal:
             record = self.step(made)
@@ -434,6 +434,6 @@ class Trainer:
         return self.folder / CHECKPOINTS
 
 
-def _ready(made: Iterator[Piece], seconds: float = 0.0) -> bool:
+def _ready(made: Iterator[MicroBatch], seconds: float = 0.0) -> bool:
     """Whether the next micro-batch is there within `seconds`; of batches that no thread reads, it is not known."""
     return not isinstance(made, Prefetcher) or made.wait(seconds)

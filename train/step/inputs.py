@@ -43,7 +43,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Piece:
+class MicroBatch:
     """A micro-batch."""
 
     batch: Batch  # this rank's part of the global batch, of which it is
@@ -52,11 +52,13 @@ class Piece:
     last: bool  # of its batch
 
 
-def pieces(batches: Iterable[Batch], size: int, make: Callable[[Batch], Inputs]) -> Iterator[Piece]:
+def micro_batches(
+    batches: Iterable[Batch], size: int, make: Callable[[Batch], Inputs]
+) -> Iterator[MicroBatch]:
     """All batches, cut into micro-batches of `size` samples and made ready for the model."""
     for batch in batches:
-        for start, part in enumerate(micro_batches(batch, size)):
-            yield Piece(batch, part, make(part), (start + 1) * size >= len(batch.rows))
+        for start, part in enumerate(cut(batch, size)):
+            yield MicroBatch(batch, part, make(part), (start + 1) * size >= len(batch.rows))
 
 
 def training_inputs(
@@ -90,8 +92,8 @@ def replace_captions(
     return torch.cat(captions), lengths.cumsum(0, dtype=torch.int32)
 
 
-def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
-    """Cut a rank's part of a global batch into pieces of `size` samples."""
+def cut(batch: Batch, size: int) -> Iterator[Batch]:
+    """Yields a rank's part of a global batch in parts of `size` samples."""
     for start in range(0, len(batch.rows), size):
         at = slice(start, start + size)
         cu = batch.cu_seqlens[start : start + size + 1]

@@ -5,7 +5,7 @@ import torch
 from shards import Norm
 from shards.read.stream import Batch
 from train.model.flow import FlowConfig
-from train.step.inputs import Inputs, micro_batches, pieces, replace_captions, training_inputs
+from train.step.inputs import Inputs, cut, micro_batches, replace_captions, training_inputs
 
 
 def batch_of(samples: list[int]) -> Batch:
@@ -32,7 +32,7 @@ def captions(x: Inputs) -> tuple[torch.Tensor, ...]:
 
 def test_a_sample_gets_the_same_in_any_company() -> None:
     whole = inputs(batch_of([5, 6, 7, 8]))
-    parts = [inputs(part) for part in micro_batches(batch_of([8, 5, 7, 6]), 3)]
+    parts = [inputs(part) for part in cut(batch_of([8, 5, 7, 6]), 3)]
     at = {8: (0, 0), 5: (0, 1), 7: (0, 2), 6: (1, 0)}
     for i, sample in enumerate([5, 6, 7, 8]):
         part, j = at[sample]
@@ -61,18 +61,18 @@ def test_dropping_replaces_the_whole_caption() -> None:
 
 
 def test_micro_batches_are_the_batch() -> None:
-    parts = list(micro_batches(batch_of([2, 3, 4, 5, 6]), 2))
+    parts = list(cut(batch_of([2, 3, 4, 5, 6]), 2))
     assert [p.rows.tolist() for p in parts] == [[1002, 1003], [1004, 1005], [1006]]
     assert [p.cu_seqlens.tolist() for p in parts] == [[0, 3, 4], [0, 2, 5], [0, 1]]
     assert torch.equal(torch.cat([p.tokens for p in parts]), batch_of([2, 3, 4, 5, 6]).tokens)
 
 
-def test_pieces_are_the_micro_batches_made_ready() -> None:
+def test_micro_batches_are_the_batch_made_ready() -> None:
     batches = [batch_of([2, 3, 4, 5, 6]), batch_of([7, 8, 9, 10])]
-    made = list(pieces(iter(batches), 2, inputs))
+    made = list(micro_batches(iter(batches), 2, inputs))
     assert [piece.last for piece in made] == [False, False, True, False, True]
     assert [piece.batch is batches[i > 2] for i, piece in enumerate(made)] == [True] * 5
-    parts = [part for batch in batches for part in micro_batches(batch, 2)]
+    parts = [part for batch in batches for part in cut(batch, 2)]
     for piece, part in zip(made, parts, strict=True):
         assert torch.equal(piece.part.rows, part.rows)
         assert torch.equal(piece.inputs.noise, inputs(part).noise)

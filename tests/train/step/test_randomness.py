@@ -15,7 +15,7 @@ from shards.read.stream import Stream, empty_caption
 from tests.train.conftest import tiny_config, write_columns
 from train.config import TrainConfig
 from train.run import open_columns
-from train.step.inputs import Inputs, micro_batches, training_inputs
+from train.step.inputs import Inputs, cut, training_inputs
 
 BATCH, LANES, ROUNDS = 32, 8, 3
 Sample = tuple[int, int, list[torch.Tensor]]  # source, row, and what is drawn for it
@@ -59,7 +59,7 @@ def drawn(
         stream = Stream(sources, order, position=start, global_batch=batch, world=world, rank=rank)
         with stream:
             for _ in range((ROUNDS * BATCH - start) // batch):
-                for part in micro_batches(next(stream), micro):
+                for part in cut(next(stream), micro):
                     found.update(_samples(config, sources, part))
     return found
 
