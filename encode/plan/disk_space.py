@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -90,15 +90,12 @@ def free_bytes(root: Store) -> int | None:
 
 
 def required_bytes(
-    config: EncodeConfig, claims: Sequence[Claim], encoders: Mapping[str, Encoder] | None = None,
-    retry: bool = False,
-) -> float:  # fmt: skip
-    """Bytes that the shards which are not committed yet will add, from one tar of each source; with
-    `retry` only those that have failed before.
-
-    No encoder runs. With `encoders` captions are counted in tokens, else estimated from their bytes.
+    config: EncodeConfig, retry: bool, claims: Sequence[Claim], encoders: Mapping[str, Encoder]
+) -> float:
+    """Returns the bytes that the shards which are not committed yet will add, from one tar of each
+    source; with `retry` only those that have failed before. Captions are counted in tokens.
     """
-    return sum(_of_claim(config, claim, encoders or {}, retry) for claim in claims)
+    return sum(_of_claim(config, claim, encoders, retry) for claim in claims)
 
 
 def _of_claim(
@@ -126,8 +123,8 @@ def _of_claim(
         layout, suffix = spec.layout, config.columns[name].suffix
         lengths = np.zeros(len(look.rows), np.int64)
         if layout.ragged:
-            counter = encoders.get(name)
-            assert counter is None or isinstance(counter, CaptionEncoder)
+            counter = encoders[name]
+            assert isinstance(counter, CaptionEncoder)
             (lengths,) = lengths_of(counter, suffix, layout.row_shape[0], [look])
         each = shard_bytes(layout, look.has(suffix), lengths) / look.tar_bytes
         total += each * sum(sizes[shard] for shard in missing[name])
@@ -154,17 +151,14 @@ def scratch_of(config: EncodeConfig) -> Path:
     return Path(config.engine.scratch or tempfile.gettempdir())
 
 
-def refuse_if_full(
-    root: Store, config: EncodeConfig, claims: Sequence[Claim],
-    encoders: Mapping[str, Encoder] | None = None, retry: bool = False,
-) -> None:  # fmt: skip
-    """Raise NoRoom if the target has less free space than a run will write; nothing is written.
-    `run` calls it, unless it is told `--ignore-space`.
+def refuse_if_full(root: Store, required: Callable[[], float]) -> None:
+    """Raises NoRoom if the target has less free space than a run will write; `required` counts the
+    bytes, where the target says what is free. `run` calls it, unless it is told `--ignore-space`.
     """
     free = free_bytes(root)
     if free is None:
         return
-    need = required_bytes(config, claims, encoders, retry) * MARGIN
+    need = required() * MARGIN
     if free < need:
         raise NoRoom(
             f"{root.url}: {size_text(free)} are free, what is not committed yet will take about "

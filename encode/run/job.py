@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from shards import Store, put_complete
 from shards.column.commits import commit_name, failure_name
@@ -23,10 +24,11 @@ from shards.format.records import FailureRecord, sealed
 
 from ..config import EncodeConfig
 from ..errors import EncodeError
-from ..plan.disk_space import refuse_if_full
+from ..models import load_encoders
+from ..plan.disk_space import refuse_if_full, required_bytes
 from ..report.report import write_report
 from .local_worker import Executor, InlineExecutor
-from .prepare import Plan, claim_columns, prepare, root_of
+from .prepare import RunPlan, claim_columns, prepare, root_of, source_jobs
 from .progress import Progress
 from .scheduler import Scheduler
 from .signals import DRAINED, draining, interruptible
@@ -51,11 +53,17 @@ def run(config: EncodeConfig, options: Options = Options()) -> int:
     """Encode what is missing and complete the columns; returns the exit code."""
     try:
         with interruptible():
-            plan = prepare(config)
-            if not options.ignore_space:
-                refuse_if_full(root_of(config), config, plan.claims, plan.encoders, options.retry)
-            with held(plan.stores(), config.engine.cooperate, options.break_lease) as leases:
-                return _run(plan, config, options, leases)
+            jobs = source_jobs(config)
+            executor = start_executor(config)
+            try:
+                plan = prepare(config, jobs, executor)
+                if not options.ignore_space:
+                    need = partial(required_bytes, config, options.retry, plan.jobs)
+                    refuse_if_full(root_of(config), lambda: executor.ask(need))
+                with held(plan.stores(), config.engine.cooperate, options.break_lease) as leases:
+                    return _run(plan, config, options, executor, leases)
+            finally:
+                executor.stop()
     except KeyboardInterrupt:  # before there is anything in flight
         print("stopped before anything was encoded")
         return DRAINED
@@ -81,8 +89,11 @@ def held(columns: Sequence[Store], cooperate: bool, force: bool) -> Iterator[lis
         ]
 
 
-def _run(plan: Plan, config: EncodeConfig, options: Options, leases: Sequence[Lease]) -> int:
-    claim_columns(plan, config, options.retry)
+def _run(
+    plan: RunPlan, config: EncodeConfig, options: Options, executor: Executor,
+    leases: Sequence[Lease],
+) -> int:  # fmt: skip
+    claim_columns(plan, options.retry)
     if plan.failed:
         print(
             f"{len(plan.failed)} shards failed in an earlier run and are left alone; `python -m "
@@ -94,7 +105,6 @@ def _run(plan: Plan, config: EncodeConfig, options: Options, leases: Sequence[Le
     if config.engine.cooperate:
         random.shuffle(plan.tasks)  # so that runs seldom do the same shard at the same time
     scheduler: Scheduler[int] = Scheduler(range(len(plan.tasks)))
-    executor = start_executor(plan, config)
     root = root_of(config)
     try:
         with Progress(root, plan.tasks) as progress:
@@ -126,15 +136,15 @@ def drain(scheduler: Scheduler[int]) -> None:
     scheduler.draining = True
 
 
-def start_executor(plan: Plan, config: EncodeConfig) -> Executor:
-    """The executor that the config names."""
+def start_executor(config: EncodeConfig) -> Executor:
+    """Returns the executor that the config names: inline with the encoders loaded, on Ray the workers
+    load them.
+    """
     if config.engine.executor == "inline":
-        return InlineExecutor(plan.encoders, config.engine)
+        return InlineExecutor(load_encoders(config.columns, config.engine), config.engine)
     from .ray_workers import RayExecutor
 
-    executor = RayExecutor(config.columns, plan.weights, config.engine)
-    plan.encoders.clear()  # the workers hold their own
-    return executor
+    return RayExecutor(config.columns, None, config.engine)
 
 
 def record_failures(failed: Sequence[tuple[ShardTask, str]]) -> None:
@@ -149,7 +159,7 @@ def record_failures(failed: Sequence[tuple[ShardTask, str]]) -> None:
 
 
 def finish(
-    plan: Plan, config: EncodeConfig, failed: Sequence[tuple[ShardTask, str]], run: Json | None
+    plan: RunPlan, config: EncodeConfig, failed: Sequence[tuple[ShardTask, str]], run: Json | None
 ) -> int:
     """Write COMPLETE records, of columns whose objects are all there, and the report."""
     damaged: dict[str, str] = {}

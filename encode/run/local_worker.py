@@ -4,10 +4,10 @@ process; `cluster` has those that are Ray actors. Both speak to the job by the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ..config import EngineConfig
 from ..meter import Stats
@@ -39,11 +39,14 @@ class Died:
 
 
 Event = Done | Failed | Died
+T = TypeVar("T")
+Question = Callable[[Mapping[str, Encoder]], T]  # what only loaded encoders can answer
 
 
 class Executor(Protocol):
     """Workers are small integers, and so are tasks."""
 
+    def ask(self, question: Question[T]) -> T: ...  # on a worker; raises what it raises there
     def places(self) -> int: ...  # workers there is room for now; it may change
     def nodes(self) -> frozenset[str]: ...  # that live, by id
     def start(self, worker: int) -> None: ...
@@ -79,9 +82,12 @@ class InlineExecutor:
     """One worker in this process."""
 
     def __init__(self, encoders: Mapping[str, Encoder], engine: EngineConfig) -> None:
-        self._worker = Worker(encoders, engine)
+        self._encoders, self._worker = encoders, Worker(encoders, engine)
         self._pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="shard")
         self._calls: dict[Future[ShardResult], tuple[int, int]] = {}
+
+    def ask(self, question: Question[T]) -> T:
+        return question(self._encoders)
 
     def places(self) -> int:
         return 1

@@ -1,161 +1,100 @@
 """What a run has to do: identities checked, columns held and claimed, missing shards listed.
 
 Nothing is encoded here, and nothing written before every identity has been looked at. Of each column
-there is one listing of commits and one of failures, whatever the number of shards.
+there is one listing of commits and one of failures, whatever the number of shards. What only a loaded
+encoder can say is asked of a worker (`specs`), so that the driver holds no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
-from shards import ColumnSpec, Source, Store, check_column, create_column, open_store, put_empty
+from shards import Store, check_column, create_column, open_store, put_empty
 from shards.column.commits import committed, read_failures
 from shards.column.members import member_read
 from shards.errors import CorruptColumn, FormatVersion, NotAColumn
-from shards.format.atomic import Json
 from shards.read.column import open_spec
 
 from ..config import EncodeConfig
-from ..errors import BadTar, EncodeError
-from ..models import load_encoders
-from ..models.encoder import (
-    CALIBRATION_ROWS,
-    CaptionEncoder,
-    Encoder,
-    column_spec,
-    measured_scales,
-    standing_scales,
-)
+from ..models.encoder import Words
 from ..plan.disk_space import scratch_of
 from ..plan.survey import refuse_unmatched
-from ..source.fetch import fetched
-from ..source.members import read_captions
-from ..source.tars import Tar, make_source, scan_tar
+from ..source.tars import make_source
+from .local_worker import Executor
+from .specs import SourceJob, column_specs
 from .tasks import ShardTask, Target
-
-TRIES = 8  # tars that are looked at for captions to measure on
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A source and the columns that are asked for of it."""
-
-    name: str
-    source: Source
-    tars: Sequence[str]
-    folder: Store
-    specs: Mapping[str, ColumnSpec]  # by name in the config
-
-    def columns(self) -> list[Store]:
-        return [self.folder.child(name) for name in self.specs]
 
 
 @dataclass(slots=True)
-class Plan:
+class RunPlan:
     """What a run has to do, once every identity has been checked."""
 
-    claims: list[Claim]
-    encoders: dict[str, Encoder]
-    weights: dict[str, str]  # digest by name of the column in the config
+    jobs: list[SourceJob]
+    # the row of the empty caption, by name of the column in the config
+    empty: Mapping[str, Words]
     tasks: list[ShardTask] = field(default_factory=list)
-    columns: dict[str, Target] = field(default_factory=dict)  # all that are asked for, by url
-    failed: list[tuple[ShardTask, str]] = field(default_factory=list)  # in an earlier run
-    untried: set[str] = field(default_factory=set)  # columns that lack others than are asked for
+    # all columns that the config names, by url
+    columns: dict[str, Target] = field(default_factory=dict)
+    # shards that failed in an earlier run, with the reason
+    failed: list[tuple[ShardTask, str]] = field(default_factory=list)
+    # urls of columns that lack other shards than those this run tries
+    untried: set[str] = field(default_factory=set)
 
     def stores(self) -> list[Store]:
-        """Every column, in an order that is the same for every run."""
-        return sorted((c for claim in self.claims for c in claim.columns()), key=lambda c: c.url)
+        """Returns every column, in an order that is the same for every run."""
+        return sorted((c for job in self.jobs for c in job.columns()), key=lambda c: c.url)
 
 
 def root_of(config: EncodeConfig) -> Store:
-    """Where the columns go, by an absolute name: workers run elsewhere."""
+    """Returns where the columns go, by an absolute name: workers run elsewhere."""
     root = open_store(config.root)
     return root if root.folder is None else open_store(root.folder.resolve())
 
 
-def prepare(config: EncodeConfig) -> Plan:
-    """Load the encoders and compare with what stands. Writes nothing."""
-    made = {
-        name: make_source(name, tars, config.shard_rows) for name, tars in config.sources.items()
-    }
-    root, claims = root_of(config), list[Claim]()
-    for name, (source, tars) in made.items():
-        source.check(root.child(name))  # an index of other tars says nothing of these
-        refuse_unmatched(config.columns, source, tars, root.child(name), scratch_of(config))
-    encoders = load_encoders(config.columns, config.engine)
-    for name, (source, tars) in made.items():
-        folder = root.child(name)
-        specs = {
-            column: column_spec(
-                encoder, source.fingerprint, len(tars), config.shard_rows,
-                scales(encoder, folder.child(column), source, tars, config),
-            )
-            for column, encoder in encoders.items()
-        }  # fmt: skip
-        claims.append(Claim(name, source, tars, folder, specs))
-    for claim in claims:
-        for column, spec in claim.specs.items():
-            check_column(claim.folder.child(column), spec)
-    return Plan(claims, encoders, {name: e.weights for name, e in encoders.items()})
-
-
-def scales(
-    encoder: Encoder, column: Store, source: Source, tars: Sequence[str], config: EncodeConfig
-) -> Callable[[], Json]:
-    """The channel scales of an int8 column: those that stand, else from captions of the first tar
-    that is one and has some.
+def source_jobs(config: EncodeConfig) -> list[SourceJob]:
+    """Returns the sources of a config, compared with their records. Reads some tars at most, so that
+    what is wrong with a source is said before any model is loaded.
     """
-
-    def captions_of(shard: int) -> list[str | None]:
-        assert isinstance(encoder, CaptionEncoder)
-        size = source.tars[shard][1]
-        with fetched(tars[shard], scratch_of(config), size) as path, path.open("rb") as file:
-            Tar(file, size)
-            rows, _ = scan_tar(file, config.shard_rows)
-            captions, _ = read_captions(rows[:CALIBRATION_ROWS], file.fileno(), encoder.suffix)
-        return captions
-
-    def measure() -> Json:
-        assert isinstance(encoder, CaptionEncoder)
-        standing = standing_scales(column)
-        if standing is not None:
-            return standing
-        for shard in range(min(TRIES, len(tars))):
-            try:
-                captions = captions_of(shard)
-            except BadTar:
-                continue  # it is reported when its turn comes
-            if any(captions):
-                return measured_scales(encoder, captions, config.engine.tokens)
-        raise EncodeError(
-            f"{tars[0]}: neither it nor the tars after it ({min(TRIES, len(tars))} were looked at) hold "
-            f"a caption ({encoder.suffix}) in their first {CALIBRATION_ROWS} rows, so the scales of an "
-            "int8 column cannot be measured. Put another tar first, or store bfloat16"
-        )
-
-    return measure
+    root, jobs = root_of(config), list[SourceJob]()
+    for name, pattern in config.sources.items():
+        source, tars = make_source(name, pattern, config.shard_rows)
+        jobs.append(SourceJob(name, source, tars, root.child(name)))
+    for job in jobs:
+        job.source.check(job.folder)  # an index of other tars says nothing of these
+        refuse_unmatched(config.columns, job.source, job.tars, job.folder, scratch_of(config))
+    return jobs
 
 
-def claim_columns(plan: Plan, config: EncodeConfig, retry: bool) -> None:
+def prepare(config: EncodeConfig, jobs: Sequence[SourceJob], executor: Executor) -> RunPlan:
+    """Returns the plan of a run, once a worker has loaded the encoders and each column is compared
+    with the one on disk. Writes nothing.
+    """
+    specs, empty = executor.ask(partial(column_specs, config, jobs))
+    named = [replace(job, specs=specs[job.name]) for job in jobs]
+    for job in named:
+        for column, spec in job.specs.items():
+            check_column(job.folder.child(column), spec)
+    return RunPlan(named, empty)
+
+
+def claim_columns(plan: RunPlan, retry: bool) -> None:
     """Write what says that the columns are these, and list what they lack: shards that nobody has
     tried, or with `retry` those alone that have failed.
     """
-    for claim in plan.claims:
-        claim.source.put(claim.folder)
-        peers = columns_of(claim.folder, claim.source.fingerprint)
+    for job in plan.jobs:
+        job.source.put(job.folder)
+        peers = columns_of(job.folder, job.source.fingerprint)
         targets = {}
-        for name, spec in claim.specs.items():
-            column = claim.folder.child(name)
+        for name, spec in job.specs.items():
+            column = job.folder.child(name)
             targets[name] = Target(column, create_column(column, spec), spec)
             plan.columns[column.url] = targets[name]
             if spec.empty_tokens is not None:
-                encoder = plan.encoders[name]
-                assert isinstance(encoder, CaptionEncoder)
-                (words,) = encoder.rows([""], config.engine.tokens)
-                put_empty(column, spec, words)
-        _list_tasks(plan, claim, targets, peers, retry)
+                put_empty(column, spec, plan.empty[name])
+        _list_tasks(plan, job, targets, peers, retry)
 
 
 def columns_of(folder: Store, fingerprint: str) -> dict[str, list[Target]]:
@@ -174,11 +113,11 @@ def columns_of(folder: Store, fingerprint: str) -> dict[str, list[Target]]:
 
 
 def _list_tasks(
-    plan: Plan, claim: Claim, targets: Mapping[str, Target], peers: Mapping[str, Sequence[Target]],
+    plan: RunPlan, job: SourceJob, targets: Mapping[str, Target], peers: Mapping[str, Sequence[Target]],
     retry: bool,
 ) -> None:  # fmt: skip
     """Shards by what they lack; those that lack the same share one mapping."""
-    shards = len(claim.tars)
+    shards = len(job.tars)
     done = {n: set(committed(t.store, shards)) for n, t in targets.items()}
     failures = {
         n: {s: why for s, why in read_failures(t.store).items() if s not in done[n]}
@@ -188,10 +127,10 @@ def _list_tasks(
 
     def task(shard: int, names: tuple[str, ...]) -> ShardTask:
         lacking = shared.setdefault(names, {n: targets[n] for n in names})
-        size = claim.source.tars[shard][1]
+        size = job.source.tars[shard][1]
         return ShardTask(
-            claim.name, claim.source.fingerprint, claim.folder, claim.tars[shard], size, shard,
-            claim.source.shard_rows, lacking, peers=peers,
+            job.name, job.source.fingerprint, job.folder, job.tars[shard], size, shard,
+            job.source.shard_rows, lacking, peers=peers,
         )  # fmt: skip
 
     for shard in range(shards):

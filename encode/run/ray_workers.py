@@ -7,34 +7,56 @@ Ray loses costs time, never data. Only kilobytes pass through it.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from ..config import ColumnConfig, EngineConfig
 from ..errors import NoWorkers
 from ..meter import Stats
 from ..models import load_encoders
-from .local_worker import Died, Done, Event, Failed, Worker
+from ..models.encoder import Encoder
+from .local_worker import Died, Done, Event, Failed, Question, T, Worker
+from .scheduler import DEATHS
 from .tasks import ShardResult, ShardTask
 
+log = logging.getLogger(__name__)
 POLL_SECONDS = 5.0  # between two questions to a worker
 STORE_BYTES = 128 << 20  # of the object store of a cluster of our own; pictures need more
+NOTE_SECONDS = 60.0  # between two lines on a worker that does not come
 CALLS_AT_ONCE = 4  # of a worker: two shards, one question, one word to stop
 
 
 class RayWorker:
-    """The class that Ray makes an actor of."""
+    """The class that Ray makes an actor of. The one that is asked before any digest of weights is
+    known loads the encoders at its first question, so that what loading raises is the answer.
+    """
+
+    load = staticmethod(load_encoders)
 
     def __init__(
-        self, columns: dict[str, ColumnConfig], weights: dict[str, str], engine: EngineConfig
+        self, columns: dict[str, ColumnConfig], weights: dict[str, str] | None, engine: EngineConfig
     ) -> None:
-        self._worker = Worker(load_encoders(columns, engine, weights), engine)
+        self._columns, self._engine = columns, engine
+        self._encoders: Mapping[str, Encoder] = {}
+        if weights is not None:
+            self._start(weights)
         ray: Any = importlib.import_module("ray")
         self._node = str(ray.get_runtime_context().get_node_id())
+
+    def _start(self, weights: dict[str, str] | None) -> None:
+        self._encoders = self.load(self._columns, self._engine, weights)
+        self._worker = Worker(self._encoders, self._engine)
+
+    def ask(self, question: Question[T]) -> tuple[T, dict[str, str]]:
+        """Returns the answer, and the digest of each encoder's weights."""
+        if not self._encoders:
+            self._start(None)
+        return question(self._encoders), {n: e.weights for n, e in self._encoders.items()}
 
     def encode(self, task: ShardTask) -> tuple[ShardResult, Stats]:
         return self._worker.encode(task), self._worker.stats()
@@ -66,7 +88,7 @@ class RayExecutor:
     worker_class: type = RayWorker
 
     def __init__(
-        self, columns: dict[str, ColumnConfig], weights: dict[str, str], engine: EngineConfig
+        self, columns: dict[str, ColumnConfig], weights: dict[str, str] | None, engine: EngineConfig
     ) -> None:
         ray: Any = importlib.import_module("ray")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -92,6 +114,7 @@ class RayExecutor:
         self._ray, self._args, self._engine = ray, (columns, weights, engine), engine
         self._poll = min(POLL_SECONDS, engine.patience / 4)
         self._looked = time.monotonic()  # for workers that are stuck
+        self._spare: Any = None  # an actor with the encoders loaded that is no worker yet
         self._actors: dict[int, Actor] = {}
         self._last_node: dict[int, str] = {}
         self._calls: dict[Any, tuple[int, int | None]] = {}  # None: a question
@@ -120,15 +143,41 @@ class RayExecutor:
 
     # Actors ---------------------------------------------------------------------------------------
 
-    def start(self, worker: int) -> None:
-        handle = self._ray.remote(self.worker_class).options(
+    def _actor(self) -> Any:
+        return self._ray.remote(self.worker_class).options(
             max_restarts=0, max_task_retries=0, max_concurrency=CALLS_AT_ONCE,
             scheduling_strategy="SPREAD", **self._needs(),
         ).remote(*self._args)  # fmt: skip
-        self._actors[worker] = actor = Actor(handle)
-        self._ask(worker, actor)  # fails if the actor cannot start
 
-    def _ask(self, worker: int, actor: Actor) -> None:
+    def ask(self, question: Question[T]) -> T:
+        """Returns the answer of an actor, which then becomes the first worker; raises what loading or
+        the question raise there, NoWorkers if actors die of it again and again.
+        """
+        reason = ""
+        for _ in range(DEATHS):
+            self._spare = self._spare or self._actor()
+            call = self._spare.ask.remote(question)
+            try:
+                while not self._ray.wait([call], timeout=NOTE_SECONDS, fetch_local=False)[0]:
+                    log.warning("no worker has answered yet: is there room in the cluster?")
+                columns, _, engine = self._args
+                answer, weights = self._ray.get(call)
+                self._args = columns, weights, engine
+                return cast("T", answer)
+            except self._ray.exceptions.RayTaskError as error:
+                raise error.cause if isinstance(error.cause, Exception) else error from None
+            except self._ray.exceptions.RayError as error:  # of the actor, its node, its memory
+                reason = reason_of(error)
+                self._ray.kill(self._spare, no_restart=True)
+                self._spare = None
+        raise NoWorkers(f"{DEATHS} workers died while they loaded the encoders; the last: {reason}")
+
+    def start(self, worker: int) -> None:
+        self._actors[worker] = actor = Actor(self._spare or self._actor())
+        self._spare = None
+        self._poll_actor(worker, actor)  # fails if the actor cannot start
+
+    def _poll_actor(self, worker: int, actor: Actor) -> None:
         actor.asked, actor.asking = time.monotonic(), True
         self._calls[actor.handle.stats.remote()] = worker, None
 
@@ -179,7 +228,7 @@ class RayExecutor:
         now = time.monotonic()
         for worker, actor in self._actors.items():
             if not actor.asking and now - actor.asked >= self._poll:
-                self._ask(worker, actor)
+                self._poll_actor(worker, actor)
         return found
 
     def _finished(self, timeout: float) -> list[Any]:
@@ -248,6 +297,8 @@ class RayExecutor:
     def stop(self) -> None:
         for worker in list(self._actors):
             self._forget(worker)
+        if self._spare is not None:
+            self._ray.kill(self._spare, no_restart=True)
         if self._own:
             self._ray.shutdown()
 

@@ -29,9 +29,9 @@ from PIL import Image
 
 from encode.config import ColumnConfig, EncodeConfig, EngineConfig
 from encode.models.encoder import CaptionEncoder, Encoder, ImageEncoder, Words
-from encode.run import job, prepare
+from encode.run import job
 from encode.run import ray_workers as cluster
-from encode.run.local_worker import Worker
+from encode.run.prepare import RunPlan, prepare, source_jobs
 from encode.source.decoding import View
 from shards import Norm
 from shards.format.atomic import Json
@@ -131,12 +131,11 @@ def load_encoders(
 class LightWorker(cluster.RayWorker):
     """A Ray worker with such encoders."""
 
-    def __init__(self, columns: Any, weights: Any, engine: EngineConfig) -> None:
-        import ray
+    load = staticmethod(load_encoders)
 
+    def __init__(self, columns: Any, weights: Any, engine: EngineConfig) -> None:
         watch_links()
-        self._worker = Worker(load_encoders(columns, engine), engine)
-        self._node = str(ray.get_runtime_context().get_node_id())
+        super().__init__(columns, weights, engine)
 
 
 def watch_links() -> None:
@@ -178,6 +177,15 @@ def write_source(folder: Path, shards: int, rows: int) -> str:
 
 def run(config: EncodeConfig, options: job.Options = PLAIN) -> int:
     """`encode run` with these encoders."""
-    prepare.load_encoders = load_encoders
+    job.load_encoders = load_encoders
     cluster.RayExecutor.worker_class = LightWorker
     return job.run(config, options)
+
+
+def prepared(config: EncodeConfig) -> RunPlan:
+    """The plan of a run, by an executor that is gone again."""
+    executor = job.start_executor(config)
+    try:
+        return prepare(config, source_jobs(config), executor)
+    finally:
+        executor.stop()

@@ -29,7 +29,8 @@ from encode.config import EncodeConfig
 from encode.models import load_encoders
 from encode.report.status import status
 from encode.run.job import run as run_job
-from encode.run.prepare import claim_columns, prepare
+from encode.run.job import start_executor
+from encode.run.prepare import RunPlan, claim_columns, prepare, source_jobs
 from encode.source.tars import make_source
 from shards.console import render
 from shards.format.atomic import Json
@@ -142,18 +143,27 @@ def measure(config: EncodeConfig, shards: int) -> Json:
     }
 
 
+def prepared(config: EncodeConfig) -> RunPlan:
+    """The plan of a run, with what it costs to load the encoders."""
+    executor = start_executor(config)
+    try:
+        return prepare(config, source_jobs(config), executor)
+    finally:
+        executor.stop()
+
+
 def resuming(config: EncodeConfig, shards: int) -> Json:
     """Seconds to see that everything is there, and to say so; bytes that a shard takes in memory."""
-    plan = prepare(config)
+    plan = prepared(config)
     loading = timed(lambda: load_encoders(config.columns, config.engine))
-    looking = timed(lambda: prepare(config))  # loads them, too
-    listing = timed(lambda: claim_columns(plan, config, False))
+    looking = timed(lambda: prepared(config))  # loads them, too
+    listing = timed(lambda: claim_columns(plan, False))
     empty = config.model_copy(update={"root": f"{config.root}-empty"})
-    fresh = prepare(empty)
+    fresh = prepared(empty)
     tracemalloc.start()
     try:
         made = [make_source(name, tars, config.shard_rows) for name, tars in empty.sources.items()]
-        claim_columns(fresh, empty, False)
+        claim_columns(fresh, False)
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

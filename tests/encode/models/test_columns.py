@@ -22,7 +22,7 @@ from encode.models.encoder import (
 from encode.models.load import load_encoder
 from encode.models.pixels import looked_up, to_float16, to_pixels
 from encode.models.tokenizer import tokenizer_digest
-from encode.run.prepare import scales
+from encode.run.specs import SourceJob, scales
 from encode.source.decoding import View
 from encode.source.tars import make_source
 from shards import (
@@ -314,7 +314,9 @@ def test_scales_are_measured_on_the_first_tar_that_has_captions(
 
     def measured() -> Any:
         source, tars = make_source("toy", pattern, 1024)
-        return scales(encoder, open_store(tmp_path / "toy/text"), source, tars, config)()
+        return scales(
+            encoder, SourceJob("toy", source, tars, open_store(tmp_path / "toy")), "text", config
+        )
 
     captions = [f"picture {row} of shard 2" for row in range(2)]
     assert measured() == measured_scales(encoder, captions, config.engine.tokens)

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from collections import namedtuple
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from encode.plan.disk_space import NoRoom, free_bytes, required_bytes
 from encode.plan.plan import add_options, break_even, interval, run_plan
 from encode.plan.probe import Rate, decode_bound, hours, spread, timed
 from encode.plan.survey import Estimate, exactly, extrapolate, find, look_into
-from encode.run.job import run
-from encode.run.prepare import prepare, root_of
+from encode.run.job import run, start_executor
+from encode.run.prepare import prepare, root_of, source_jobs
 from shards import IndexRow, Source, open_store, put_index, seal
 from shards.column.commits import failure_name
 from shards.console import size_text
@@ -66,6 +67,16 @@ def planned(capsys: pytest.CaptureFixture[str], config: Path, *words: object) ->
     return json.loads(capsys.readouterr().out)
 
 
+def needed(config: EncodeConfig, retry: bool = False) -> float:
+    """Bytes that a run would still write."""
+    executor = start_executor(config)
+    try:
+        plan = prepare(config, source_jobs(config), executor)
+        return executor.ask(partial(required_bytes, config, retry, plan.jobs))
+    finally:
+        executor.stop()
+
+
 def bytes_below(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
@@ -80,8 +91,7 @@ def test_a_full_plan_is_what_is_then_written(
     found = planned(capsys, config, "--shards-sampled", 0, "--seconds", 0)
     assert found["fits"] is True
     settings = configs.load(EncodeConfig, config)
-    prepared = prepare(settings)
-    cheap = required_bytes(settings, prepared.claims, prepared.encoders)
+    cheap = needed(settings)
     assert not (config.parent / "cache").exists()  # planning writes nothing
     assert run(settings) == 0
     capsys.readouterr()
@@ -109,8 +119,7 @@ def test_a_full_plan_is_what_is_then_written(
     again = planned(capsys, config, "--seconds", 0)  # now from the index, and nothing is missing
     assert again["missing_bytes"] == again["sources"][0]["index_missing_bytes"] == 0
     assert columns_of(again)["text"]["bytes"] == mine["text"]["bytes"]
-    after = prepare(settings)
-    assert required_bytes(settings, after.claims, after.encoders) == 0
+    assert needed(settings) == 0
 
 
 def test_the_index_serves_without_tars(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,23 +219,23 @@ def test_run_refuses_what_does_not_fit(
 ) -> None:
     """A full disk cannot be had in a test: the one figure that the system gives is put in its place."""
     settings = configs.load(EncodeConfig, config)
-    prepared = prepare(settings)
-    need = required_bytes(settings, prepared.claims, prepared.encoders)
+    need = needed(settings)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage(1 << 40, 0, int(need * 0.99)))
     with pytest.raises(NoRoom, match="are free, what is not committed yet will take about"):
-        room.refuse_if_full(root_of(settings), settings, prepared.claims, prepared.encoders)
+        room.refuse_if_full(root_of(settings), lambda: needed(settings))
     assert NoRoom.exit_code == 2
     assert not (config.parent / "cache").exists()
     assert run_plan(options(config, "--seconds", 0, "--shards-sampled", 0)) == 2
     assert "it does NOT fit, `run` will refuse" in capsys.readouterr().out
     monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage(1 << 40, 0, int(need * 1.1)))
-    room.refuse_if_full(root_of(settings), settings, prepared.claims, prepared.encoders)
-    assert required_bytes(settings, prepared.claims, prepared.encoders, retry=True) == 0
-    for column in prepared.claims[0].columns():
+    room.refuse_if_full(root_of(settings), lambda: needed(settings))
+    assert needed(settings, retry=True) == 0
+    for name in settings.columns:
+        column = root_of(settings).child("toy").child(name)
         record = {"format": FAILURE, "version": VERSION, "shard": 1, "reason": "died"}
         column.replace(failure_name(1), seal(record))
-    again = required_bytes(settings, prepared.claims, prepared.encoders, retry=True)
+    again = needed(settings, retry=True)
     assert 0 < again < need / 2  # of three tars
 
 
@@ -250,18 +259,15 @@ def test_tars_that_are_none_are_passed_over(config: Path) -> None:
     assert [look.shard for look in survey.looks] == [1, 2]
     assert "tar 0 passed over" in survey.notes[0]
     assert "extrapolated from 2 of 3 tars" in survey.notes[-1]
-    assert required_bytes(settings, prepare_without_int8(config)) > 0
+    # captions for the scales of an int8 column would be needed
+    without_int8 = configs.load(EncodeConfig, config, ["columns.small=null"])
+    assert needed(without_int8) > 0
     for shard in range(3):
         (config.parent / f"tars/{shard}.tar").write_bytes(b"<html>")
-    assert required_bytes(settings, prepare_without_int8(config)) == 0
+    assert needed(without_int8) == 0
     survey = find("toy", settings.sources["toy"], 1024, folder)
     with pytest.raises(EncodeError, match="none of 3 tars could be looked into"):
         look_into(survey, folder, 3, {"txt"}, set(), config.parent)
-
-
-def prepare_without_int8(config: Path) -> Any:
-    """Claims of columns that need no caption for their scales."""
-    return prepare(configs.load(EncodeConfig, config, ["columns.small=null"])).claims
 
 
 def test_extrapolation_covers_the_truth() -> None:
@@ -314,8 +320,7 @@ def test_tars_elsewhere(config: Path, capsys: pytest.CaptureFixture[str], tmp_pa
         found = planned(capsys, config, *words, "--shards-sampled", 0, "--seconds", 0)
         assert not list(scratch.iterdir())
         settings = configs.load(EncodeConfig, config, words)
-        prepared = prepare(settings)
-        cheap = required_bytes(settings, prepared.claims, prepared.encoders)
+        cheap = needed(settings)
         assert cheap == pytest.approx(found["bytes"], rel=0.2)
         assert web.gets("/d/1.tar") > 0
     elsewhere = columns_of(found)

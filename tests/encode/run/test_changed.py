@@ -26,7 +26,7 @@ from encode.report.status import run_status, status
 from encode.run import job
 from encode.run import remote_decode as remote
 from encode.run.encode_shard import encode_shard
-from encode.run.prepare import claim_columns, columns_of, prepare
+from encode.run.prepare import claim_columns, columns_of
 from encode.run.resources import Workplace
 from encode.run.supervisor import is_final
 from encode.run.tasks import ShardTask
@@ -74,7 +74,7 @@ def write_tar(path: Path, **orders: Sequence[int]) -> None:
 @pytest.fixture
 def encode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Encode columns of `tars/0.tar` and `tars/1.tar` into a root; each model is loaded once."""
-    monkeypatch.setattr("encode.run.prepare.load_encoders", loaded)
+    monkeypatch.setattr("encode.run.job.load_encoders", loaded)
 
     def run(columns: Columns, root: Any = None, **options: Any) -> int:
         return job.run(config_of(tmp_path, columns, root), job.Options(**options))
@@ -346,7 +346,7 @@ def test_a_tar_that_changes_while_it_is_encoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change, moment: int
 ) -> None:
     """An error of the shard that leaves nothing behind; the whole tar then gives the right column."""
-    monkeypatch.setattr("encode.run.prepare.load_encoders", light.load_encoders)
+    monkeypatch.setattr("encode.run.job.load_encoders", light.load_encoders)
     light.write_source(tmp_path / "tars", 1, 1100)
     tar = tmp_path / "tars/0.tar"
     whole = tar.read_bytes()
@@ -358,9 +358,9 @@ def test_a_tar_that_changes_while_it_is_encoded(
 
     def prepared(root: Path) -> tuple[ShardTask, dict[str, Any]]:
         config = settings.model_copy(update={"root": str(root)})
-        plan = prepare(config)
-        claim_columns(plan, config, False)
-        return plan.tasks[0], plan.encoders
+        plan = light.prepared(config)
+        claim_columns(plan, False)
+        return plan.tasks[0], light.load_encoders(config.columns, config.engine)
 
     task, encoders = prepared(tmp_path / "right")
     encode_shard(task, encoders, settings.engine, Workplace(1))

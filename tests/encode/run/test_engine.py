@@ -21,7 +21,7 @@ from encode.run import encode_shard as engine
 from encode.run import remote_decode as remote
 from encode.run import signals
 from encode.run.encode_shard import encode_shard
-from encode.run.prepare import claim_columns, prepare
+from encode.run.prepare import claim_columns
 from encode.run.resources import TEXT_BUFFERS, Turns, Workplace
 from encode.run.tasks import ShardTask, Target
 from encode.run.writing import Writing
@@ -140,13 +140,13 @@ def test_a_picture_is_decoded_once_for_all_its_columns(
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[EncodeConfig, Any]:
     """A config of quick encoders over three blocks of rows, and what it has to do."""
-    monkeypatch.setattr("encode.run.prepare.load_encoders", light.load_encoders)
+    monkeypatch.setattr("encode.run.job.load_encoders", light.load_encoders)
     light.write_source(tmp_path / "tars", 1, 2100)
     config = faults.config_of(tmp_path, tmp_path / "cache", executor="inline", batch=64)
     update = {"sources": {"toy": f"{tmp_path}/tars/0.tar"}, "shard_rows": 3072}
     config = config.model_copy(update=update)
-    plan = prepare(config)
-    claim_columns(plan, config, False)
+    plan = light.prepared(config)
+    claim_columns(plan, False)
     return config, plan
 
 

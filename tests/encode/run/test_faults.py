@@ -1,4 +1,6 @@
-"""Each kind of fault on a real Ray cluster, some of them in one run; `make soak` has each alone, many times."""
+"""Runs on a real Ray cluster, and each kind of fault there, some of them in one run; `make soak` has each alone, many
+times.
+"""
 
 import json
 import os
@@ -58,6 +60,45 @@ def test_disk_full() -> None:
 
 def test_decoded_elsewhere() -> None:
     faults.decoded_elsewhere(0.5)
+
+
+DRIVER = """
+import configs, sys
+from encode.__main__ import main
+try:
+    configs.run(main)
+finally:
+    assert 'torch' not in sys.modules, 'the driver has loaded torch'
+"""
+
+
+def test_the_driver_loads_no_model(tmp_path: Path, models: Path) -> None:
+    """A worker answers for the columns, and its errors come out of the command as if they were its own."""
+    tars = write_source(tmp_path / "tars", 2, 5)
+    cache = tmp_path / "cache"
+    config = write_config(tmp_path / "c.yaml", cache, tars, models, executor="ray", workers=1)
+
+    def driver(*words: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-c", DRIVER, "run", str(config), *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    def refused(word: str, message: str) -> None:
+        ended = driver(word)
+        assert (ended.returncode, ended.stdout) == (2, "")
+        assert message in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+    refused("columns.vae.encoder.path=/no/such/vae", "/no/such/vae: no such folder")
+    refused("columns.vae.kind=latents", "AutoencoderKL has a posterior. Say kind: moments")
+    assert not cache.exists()
+    ended = driver()
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "vae: complete, 10 rows: 10 ok" in ended.stdout
+    assert run(configs.load(EncodeConfig, config, [f"root={tmp_path}/inline", INLINE])) == 0
+    for name in ("vae", "text"):
+        same = {logical_digest(root / "toy" / name) for root in (cache, tmp_path / "inline")}
+        assert len(same) == 1
+    refused("columns.text.max_tokens=20", "identity.preprocess.max_tokens: found 24, expected 20")
 
 
 @pytest.fixture

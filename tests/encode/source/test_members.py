@@ -18,7 +18,7 @@ from encode.config import ColumnConfig, EncodeConfig
 from encode.errors import NoSuchSuffix
 from encode.plan import plan
 from encode.report import status
-from encode.run import job, prepare
+from encode.run import job
 from encode.source.members import caption_in, member_of, normal_caption, normal_suffix, passed_over
 from encode.source.tars import split_name
 from eval.errors import MissingPictures
@@ -150,7 +150,7 @@ def members(
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Run:
     """Run a command of `encode` over some tars with encoders that load in no time."""
-    monkeypatch.setattr(prepare, "load_encoders", light.load_encoders)
+    monkeypatch.setattr(job, "load_encoders", light.load_encoders)
     monkeypatch.setattr(plan, "load_encoders", light.load_encoders)
 
     def command(
