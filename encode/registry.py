@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, ValidationError
 
 from configs import Strict
-from shards.format.atomic import Json
+from shards.format.identity import EncoderIdentity
 from shards.places import model
 
 from .errors import ModelNotUsable
@@ -31,20 +31,21 @@ class ModelSpec(Strict):
     precision: Precision = "fp32"
     tokenizer: str | None = None  # its subfolder of `path`, as tokenizer_3 in the SD3.5 repository
 
-    def identity(self, weights: str) -> Json:
-        """The part of a column's identity that says who encoded; `weights` is the digest of the
-        loaded weights.
-        """
+    def identity(self, weights: str) -> EncoderIdentity:
+        """Returns this model in a column's identity; `weights` is the digest of the loaded weights."""
         unused = set() if self.tokenizer else {"tokenizer"}
-        return {**self.model_dump(by_alias=True, exclude=unused), "weights": weights}
+        return EncoderIdentity.of(
+            {**self.model_dump(by_alias=True, exclude=unused), "weights": weights}
+        )
 
     @classmethod
-    def of_identity(cls, encoder: Json) -> ModelSpec:
+    def of_identity(cls, encoder: EncoderIdentity) -> ModelSpec:
         """The inverse of `identity`, without the digest; ModelNotUsable where it names no model."""
+        record = encoder.record()
         try:
-            return cls.model_validate({k: v for k, v in encoder.items() if k != "weights"})
+            return cls.model_validate({k: v for k, v in record.items() if k != "weights"})
         except ValidationError as error:
-            raise ModelNotUsable(f"a column's encoder {encoder!r:.200}: {error}") from None
+            raise ModelNotUsable(f"a column's encoder {record!r:.200}: {error}") from None
 
 
 def _model(cls: str, path: str, subfolder: str | None = None, **fields: str) -> ModelSpec:

@@ -58,7 +58,7 @@ def train(path: Path, words: Sequence[str] = ()) -> int:
 
 def step_encoder(config: TrainConfig, sources: JoinedColumns, device: str) -> PackedText:
     """The encoder that makes tokens of the sources' ids; ModelNotUsable if it is not the one of their tokenizer."""
-    said, identity = config.data.encoder, sources.texts[0].spec.identity
+    said, identity = config.data.encoder, sources.texts[0].identity
     try:
         model = ModelSpec.model_validate(said) if isinstance(said, dict) else said
     except ValidationError as error:
@@ -121,12 +121,12 @@ class Online:
             raise ConfigError(
                 f"found {len(tars)} folders of tars for {len(sources.by_source)} sources, expected one for each"
             )
-        vae, text = (c.spec.identity for c in (sources.by_source[0].latents, sources.texts[0]))
+        vae, text = (c.identity for c in (sources.by_source[0].latents, sources.texts[0]))
         encoder = None if sources.ids else PackedText.of_tokens(text, device)
         return cls(
             config, sources, order_of(config, sources),
             [Originals(join.latents, folder) for join, folder in zip(sources.by_source, tars, strict=True)],
-            load_vae(vae["encoder"], device), encoder.text.tokenizer if encoder else load_tokenizer(text), encoder,
+            load_vae(vae.encoder, device), encoder.text.tokenizer if encoder else load_tokenizer(text), encoder,
         )  # fmt: skip
 
     def batches(self, position: int, world: World) -> Iterator[Batch]:
@@ -144,9 +144,9 @@ class Online:
         crops, captions = [], []
         for sample, s, row in zip(samples, sources.tolist(), rows.tolist(), strict=True):
             join, source = self.sources.by_source[s], self.originals[s]
-            crops.append(pool.submit(source.crop, row, join.latents.spec.identity["preprocess"]))
+            crops.append(pool.submit(source.crop, row, join.latents.identity.picture))
             chosen = join.texts[int(self.order.choose(sample[None], join.rates)[0])]
-            captions.append(source.caption(row, chosen.spec.identity["preprocess"]))
+            captions.append(source.caption(row, chosen.identity.text.caption or ""))
         images = np.stack([crop.result() for crop in crops])
         return _Inputs(position, samples, rows, sources, images, captions)
 

@@ -70,7 +70,7 @@ def reconstruct(
     kind = opened.layout.kind
     if kind not in ("moments", "latents"):
         raise OtherImages(f"{column}: found a column of {kind}, expected one of moments or latents")
-    identity = opened.spec.identity
+    identity = opened.identity
     results.refuse_versions(save_dir / "reconstruction")
     network = inception(inception_folder, device) if DISTANCES.keys() & set(scores) else None
     lpips = [Lpips(LPIPS[name], lpips_folder, device) for name in scores if name in LPIPS]
@@ -79,16 +79,16 @@ def reconstruct(
     for name in DISTANCES.keys() & set(scores):
         assert network is not None
         enough(METRICS[DISTANCES[name]], network, len(rows), f"{column}", allow_few)
-    how = identity["preprocess"]
+    how = identity.picture
     originals.crop(rows[0], how)  # without its tars nothing is made
-    decoder = load_vae(relocate_encoder(identity["encoder"], vae), device)
+    decoder = load_vae(relocate_encoder(identity.encoder, vae), device)
     asked = zip(map(name_of, rows), keys, strict=True)
     folder = opened.store.folder
     source = folder.resolve().parent.name if folder else opened.store.parent.name
     items = Prompts(f"{PREFIX}{source}",
                     tuple(Prompt(name, key) for name, key in asked))  # fmt: skip
     settings = {"column": opened.digest, "vae": decoder.weights}
-    shown = {"source": originals.source.fingerprint, "preprocess": how}
+    shown = {"source": originals.source.fingerprint, "preprocess": how.record()}
     before = ImageSetWriter(save_dir / "original", items, shown | {"kind": "original"})
     after = ImageSetWriter(
         save_dir / "reconstruction", items, settings | {"kind": "reconstruction"}

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from shards import ColumnSpec, Layout, Norm, Store
 from shards.format.atomic import Json
+from shards.format.identity import ColumnIdentity, PicturePreprocess
 from shards.format.int8 import calibrate
 from shards.format.layout import COLUMN, VERSION
 
@@ -41,7 +42,7 @@ class Encoder(ABC):
     weights: str
 
     @abstractmethod
-    def identity(self) -> Json:
+    def identity(self) -> ColumnIdentity:
         """Returns the column's identity, but for the source."""
 
     def runs_on(self) -> Json:
@@ -59,16 +60,20 @@ class ImageEncoder(Encoder):
 
     view: View
 
-    def identity(self) -> Json:
-        preprocess = {
-            "image": self.view.suffix, "resolution": self.view.resolution, "decoder": DECODER,
-            "resize": "bilinear, short side", "crop": "centre",
-        }  # fmt: skip
-        return {
-            "kind": self.config.kind, "preprocess": preprocess,
-            "dtype": getattr(self.config, "element", "float16"),
-            "encoder": self.model.identity(self.weights),
-        }  # fmt: skip
+    def identity(self) -> ColumnIdentity:
+        return ColumnIdentity(
+            kind=self.config.kind,
+            preprocess=self.preprocess(),
+            dtype=getattr(self.config, "element", "float16"),
+            encoder=self.model.identity(self.weights),
+        )
+
+    def preprocess(self, **fields: Any) -> PicturePreprocess:
+        """Returns how pictures become the encoder's input, with more `fields` where it has them."""
+        return PicturePreprocess(
+            image=self.view.suffix, resolution=self.view.resolution, decoder=DECODER,
+            resize="bilinear, short side", crop="centre", **fields,
+        )  # fmt: skip
 
     @property
     def norm(self) -> Norm | None:
@@ -136,7 +141,7 @@ def column_spec(
     `standing_scales` and `measured_scales`.
     """
     layout = layout_of(encoder, shards, shard_rows)
-    identity = {**encoder.identity(), "source": fingerprint}
+    identity = {**encoder.identity().record(), "source": fingerprint}
     if isinstance(encoder, ImageEncoder):
         return ColumnSpec(identity, layout, encoder.norm)
     assert isinstance(encoder, CaptionEncoder)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shards.format.atomic import Json
+from shards.format.identity import PicturePreprocess
 
 from ..config import FeaturesColumn
 from ..errors import ModelNotUsable
@@ -47,12 +48,8 @@ class FeatureEncoder(ImageEncoder):
         )
         tune(self._module, self._module, compiled, channels_last)
 
-    def identity(self) -> Json:
-        record = super().identity()
-        record["preprocess"] |= {
-            "mean": self.mean, "std": self.std, "output": self.config.output
-        }  # fmt: skip
-        return record
+    def preprocess(self, **fields: Any) -> PicturePreprocess:
+        return super().preprocess(mean=self.mean, std=self.std, output=self.config.output, **fields)
 
     def runs_on(self) -> Json:
         return device_record(self.device)

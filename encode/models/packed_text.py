@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shards.format.atomic import Json
+from shards.format.identity import CaptionPreprocess, ColumnIdentity, EncoderIdentity
 
 from ..errors import ModelNotUsable
 from ..registry import TEXTS, ModelSpec
@@ -40,30 +41,31 @@ class PackedText:
     tokens column would hold. `identity` is that of such a column, but for source and caption.
     """
 
-    def __init__(self, text: TextEncoder, identity: Json) -> None:
-        self.text = text
-        how = {k: v for k, v in identity["preprocess"].items() if k != "caption"}
-        self.identity: Json = {
-            "kind": "tokens", "dtype": "bfloat16", "encoder": identity["encoder"],
-            "preprocess": how,
-        }  # fmt: skip
+    def __init__(self, text: TextEncoder, identity: ColumnIdentity | Json) -> None:
+        self.text, column = text, ColumnIdentity.of(identity)
+        record = column.text.record()
+        record.pop("caption", None)  # of no matter to the values
+        self.identity: Json = ColumnIdentity(
+            kind="tokens", dtype="bfloat16", encoder=column.encoder,
+            preprocess=CaptionPreprocess.of(record),
+        ).record()  # fmt: skip
 
     @classmethod
-    def of_tokens(cls, identity: Json, device: str = "cpu") -> PackedText:
-        """The encoder of a tokens column."""
+    def of_tokens(cls, identity: ColumnIdentity | Json, device: str = "cpu") -> PackedText:
+        """Returns the encoder of a tokens column."""
         return cls(load_text(identity, device), identity)
 
     @classmethod
     def of_ids(
-        cls, identity: Json, model: ModelSpec | None = None, hidden_state: int = -1,
+        cls, identity: ColumnIdentity | Json, model: ModelSpec | None = None, hidden_state: int = -1,
         device: str = "cpu",
     ) -> PackedText:  # fmt: skip
         """An encoder for an ids column, whose identity names a tokenizer: `model`, or else the model of
         the registry that has it. ModelNotUsable if its tokenizer is another.
         """
-        model = model or model_of(identity["encoder"])
-        how = identity["preprocess"]
-        text = load_text_as(model, how, hidden_state, device)
+        column = ColumnIdentity.of(identity)
+        model = model or model_of(column.encoder)
+        text = load_text_as(model, column.text, hidden_state, device)
         if text.vocabulary <= text.tokenizer.largest:
             raise ModelNotUsable(
                 f"{model.path}: its tokenizer makes ids up to {text.tokenizer.largest}, {text.cls} has "
@@ -74,8 +76,9 @@ class PackedText:
             f"{model.path}: {text.cls} cannot encode captions of up to {limit} tokens, as the column has"
         ):
             text.encode([long_caption(text.tokenizer), ""])
-        made = {**how, "hidden_state": hidden_state}
-        return cls(text, {"preprocess": made, "encoder": model.identity(text.weights)})
+        preprocess = column.text.model_copy(update={"hidden_state": hidden_state})
+        encoder = model.identity(text.weights)
+        return cls(text, ColumnIdentity(preprocess=preprocess, encoder=encoder))
 
     @torch.no_grad()
     def __call__(self, ids: Tensor, cu_seqlens: Tensor) -> Tensor:
@@ -96,13 +99,13 @@ class PackedText:
         return out.to(ids.device)
 
 
-def model_of(encoder: Json) -> ModelSpec:
-    """The registry's model that has a tokenizer, named as in an ids column's identity."""
+def model_of(encoder: EncoderIdentity) -> ModelSpec:
+    """Returns the registry's model that has the tokenizer of an ids column."""
     for model in TEXTS.values():
-        if tokenizer_spec(model).identity(encoder["weights"]) == encoder:
+        if tokenizer_spec(model).identity(encoder.weights).record() == encoder.record():
             return model
     raise ModelNotUsable(
-        f"{encoder['path']}: no model of the registry has this tokenizer. Say which one the ids are "
+        f"{encoder.path}: no model of the registry has this tokenizer. Say which one the ids are "
         "for, as data.encoder={class: GemmaModel, path: FOLDER}"
     )
 

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shards.format.atomic import Json
+from shards.format.identity import CaptionPreprocess, ColumnIdentity
 
 from ..config import TokensColumn
 from ..errors import ModelNotUsable
 from ..registry import ModelSpec
 from .encoder import CaptionEncoder, Words
 from .pixels import bf16_words
-from .tokenizer import CaptionTokenizer, caption_identity, caption_options, check_chat
+from .tokenizer import CaptionTokenizer, caption_options, check_chat
 from .weights import autocast, device_record, load_model, trying, tune
 
 
@@ -60,10 +61,13 @@ class TextEncoder(CaptionEncoder):
                 f"{most}. Lower max_tokens"
             )
 
-    def identity(self) -> Json:
-        record = caption_identity(self.config, self.config.element, self.tokenizer)
-        record["preprocess"]["hidden_state"] = self.config.hidden_state
-        return {**record, "encoder": self.model.identity(self.weights)}
+    def identity(self) -> ColumnIdentity:
+        return ColumnIdentity(
+            kind=self.config.kind,
+            preprocess=self.tokenizer.preprocess(hidden_state=self.config.hidden_state),
+            dtype=self.config.element,
+            encoder=self.model.identity(self.weights),
+        )
 
     def runs_on(self) -> Json:
         return device_record(self.device)
@@ -159,22 +163,25 @@ class TextEncoder(CaptionEncoder):
         return int(getattr(table, "num_embeddings", sys.maxsize))
 
 
-def load_text(identity: Json, device: str = "cpu") -> TextEncoder:
+def load_text(identity: ColumnIdentity | Json, device: str = "cpu") -> TextEncoder:
     """Returns the text encoder of a tokens column's identity, its weights and tokenizer checked."""
-    how, encoder = identity["preprocess"], identity["encoder"]
-    model = ModelSpec.of_identity(encoder)
-    return load_text_as(model, how, how["hidden_state"], device, encoder["weights"])
+    identity = ColumnIdentity.of(identity)
+    model, preprocess = ModelSpec.of_identity(identity.encoder), identity.text
+    return load_text_as(
+        model, preprocess, preprocess.hidden_state, device, identity.encoder.weights
+    )
 
 
 def load_text_as(
-    model: ModelSpec, how: Json, hidden_state: int, device: str, expected: str | None = None
-) -> TextEncoder:
+    model: ModelSpec, preprocess: CaptionPreprocess, hidden_state: int, device: str,
+    expected: str | None = None,
+) -> TextEncoder:  # fmt: skip
     """Returns a text encoder that reads captions as a column's `preprocess` says; ModelNotUsable if its
     tokenizer or chat template is not the one named there.
     """
-    config = TokensColumn(encoder=model, hidden_state=hidden_state, **caption_options(how))
-    text = TextEncoder(config, device, expected, expected_tokenizer=how["tokenizer"])
-    check_chat(text.tokenizer, how)
+    config = TokensColumn(encoder=model, hidden_state=hidden_state, **caption_options(preprocess))
+    text = TextEncoder(config, device, expected, expected_tokenizer=preprocess.tokenizer)
+    check_chat(text.tokenizer, preprocess)
     return text
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from shards.format.atomic import Json, canonical_json, sha256
+from shards.format.identity import CaptionPreprocess, ColumnIdentity
 
 from ..config import CaptionColumn, IdsColumn
 from ..errors import ModelNotUsable
@@ -81,11 +82,22 @@ class CaptionTokenizer(CaptionEncoder):
             extra += len(self._plain(head)) + len(self._tail) - len(nothing)
         self.limit = config.max_tokens + extra
 
-    def identity(self) -> Json:
-        return {
-            **caption_identity(self.config, "int32", self),
-            "encoder": tokenizer_spec(self.model).identity(self.weights),
-        }
+    def identity(self) -> ColumnIdentity:
+        encoder = tokenizer_spec(self.model).identity(self.weights)
+        return ColumnIdentity(
+            kind=self.config.kind, preprocess=self.preprocess(), dtype="int32", encoder=encoder
+        )
+
+    def preprocess(self, **fields: Any) -> CaptionPreprocess:
+        """Returns how captions become tokens. What is not used is not named, so that a column made
+        before an option existed is the same column.
+        """
+        fields |= self.config.model_dump(include={"caption", "template", "max_tokens"})
+        if self.config.instruction:
+            fields["instruction"] = self.config.instruction
+        if self.chat:
+            fields["chat_template"] = self.chat
+        return CaptionPreprocess(tokenizer=self.weights, **fields)
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -188,39 +200,31 @@ class CaptionTokenizer(CaptionEncoder):
         return int(next(token for token in named if token is not None))
 
 
-def load_tokenizer(identity: Json) -> CaptionTokenizer:
+def load_tokenizer(identity: ColumnIdentity | Json) -> CaptionTokenizer:
     """Returns the tokenizer of a column of ids by its identity, as it was used there, and checked."""
-    how, model = identity["preprocess"], ModelSpec.of_identity(identity["encoder"])
-    tokenizer = CaptionTokenizer(
-        IdsColumn(encoder=model, **caption_options(how)), identity["encoder"]["weights"]
+    identity = ColumnIdentity.of(identity)
+    config = IdsColumn(
+        encoder=ModelSpec.of_identity(identity.encoder), **caption_options(identity.text)
     )
-    check_chat(tokenizer, how)
+    tokenizer = CaptionTokenizer(config, identity.encoder.weights)
+    check_chat(tokenizer, identity.text)
     return tokenizer
 
 
-def caption_identity(config: CaptionColumn, dtype: str, tokenizer: CaptionTokenizer) -> Json:
-    """Returns how captions become tokens. What is not used is not named, so that a column made before
-    an option existed is the same column.
-    """
-    how = config.model_dump(include={"caption", "template", "max_tokens"})
-    how["tokenizer"] = tokenizer.weights
-    if config.instruction:
-        how["instruction"] = config.instruction
-    if tokenizer.chat:
-        how["chat_template"] = tokenizer.chat
-    return {"kind": config.kind, "preprocess": how, "dtype": dtype}
+def caption_options(preprocess: CaptionPreprocess) -> Json:
+    """Returns the fields of a caption column that its identity says, but for the caption."""
+    return {
+        "max_tokens": preprocess.max_tokens,
+        "template": preprocess.template,
+        "instruction": preprocess.instruction,
+        "chat_template": preprocess.chat_template is not None,
+    }
 
 
-def caption_options(how: Json) -> Json:
-    """Returns the fields of a caption column that `caption_identity` wrote down, but for the caption."""
-    options: Json = {k: how[k] for k in ("max_tokens", "template", "instruction") if k in how}
-    return {**options, "chat_template": "chat_template" in how}
-
-
-def check_chat(tokenizer: CaptionTokenizer, how: Json) -> None:
-    if tokenizer.chat:
+def check_chat(tokenizer: CaptionTokenizer, preprocess: CaptionPreprocess) -> None:
+    if tokenizer.chat and preprocess.chat_template:
         path = tokenizer.model.path
-        _check_digest(path, "chat template", tokenizer.chat, how["chat_template"])
+        _check_digest(path, "chat template", tokenizer.chat, preprocess.chat_template)
 
 
 def _check_digest(path: str, name: str, digest: str, expected: str) -> None:

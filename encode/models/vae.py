@@ -15,6 +15,7 @@ from torch import Tensor
 
 from shards import Norm
 from shards.format.atomic import Json
+from shards.format.identity import EncoderIdentity
 
 from ..config import LatentsColumn, MomentsColumn, NormConfig
 from ..errors import ModelNotUsable
@@ -201,9 +202,10 @@ class Vae(ImageEncoder):
         return tuple(row.shape)
 
 
-def load_vae(encoder: Json, device: str = "cpu") -> Vae:
-    """The VAE that a column's identity names (`identity["encoder"]`), its weights checked."""
-    return Vae(ModelSpec.of_identity(encoder), device, encoder["weights"])
+def load_vae(encoder: EncoderIdentity | Json, device: str = "cpu") -> Vae:
+    """Returns the VAE that a column's identity names (its `encoder`), its weights checked."""
+    encoder = EncoderIdentity.of(encoder)
+    return Vae(ModelSpec.of_identity(encoder), device, encoder.weights)
 
 
 # Normalisation -----------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ import torch
 from encode.models.weights import weights_digest
 from shards import Norm
 from shards.format.atomic import read_json
-from shards.format.records import finite, having, integer, listed, mapping, optional, text
+from shards.format.identity import ColumnIdentity
+from shards.format.records import finite, having, integer, listed, mapping, optional
 from train.checkpoints.checkpoint import CheckpointError, load_for_sampling, steps
 from train.checkpoints.identity import initial_share, training_of
 from train.checkpoints.reference import STATES, read
@@ -25,19 +26,13 @@ Json = dict[str, Any]
 log = logging.getLogger(__name__)
 # What a manifest's `data` must say, so that pictures can be made of it.
 NUMBERS = listed(finite, 1, 1 << 16)
-ENCODER = having({"class": text(), "path": text(), "weights": text()})
-READ = {"max_tokens": integer(1, 1 << 20), "template": text(), "tokenizer": text()}
-READ |= {"hidden_state": integer(-1000, 1000), "chat_template": optional(text())}
-ENCODED = having({"encoder": ENCODER, "preprocess": having({}, READ)})
-PIXELS = having({"encoder": ENCODER, "preprocess": having({"resolution": integer(1, 1 << 16)})})
 DATA = having(
     {
         "latents": having(
-            {"identity": PIXELS, "norm": having({"shift": NUMBERS, "scale": NUMBERS})}
+            {"identity": mapping, "norm": having({"shift": NUMBERS, "scale": NUMBERS})}
         ),
         "text": having({"identity": mapping}),
     },
-    {"text_encoder": ENCODED},
 )
 REFERENCE = having({}, {"text_hidden_states_index": optional(integer(-1000, 1000))})
 
@@ -49,8 +44,9 @@ class Checkpoint:
     model: DiT
     step: int
     weights: str  # digest
-    latents: Json | None  # of the columns that it was trained on: identity and norm
-    text: Json | None  # the identity of the encoder that made its text
+    latents: ColumnIdentity | None  # of the column that it was trained on
+    norm: Norm | None  # of that column
+    text: ColumnIdentity | None  # of the encoder that made its text
     run: Run  # the training that made it
     hidden_state: int = -1  # of a text encoder that no column names
 
@@ -67,27 +63,33 @@ def load_ours(where: Path, tag: int | None, ema: bool) -> Checkpoint:
         )
     file = manifest["files"]["ema.safetensors" if ema else "weights.safetensors"]
     try:
-        latents, made_by = _columns(manifest.get("data"))
+        latents, norm, text = _columns(manifest.get("data"))
         run = Run(file["sha256"], training_of(manifest), initial_share(manifest) if ema else None)
         reference = manifest.get("reference") or {}
         REFERENCE(reference)
     except ValueError as error:
         raise CheckpointError(f"{where} is damaged: its manifest: {error}") from None
     hidden_state = reference.get("text_hidden_states_index", -1)
-    return Checkpoint(model, manifest["step"], file["sha256"], latents, made_by, run, hidden_state)
+    return Checkpoint(
+        model, manifest["step"], file["sha256"], latents, norm, text, run, hidden_state
+    )
 
 
-def _columns(data: Json | None) -> tuple[Json | None, Json | None]:
-    """The latent column, and the identity of the encoder that made the text; ValueError where they are none."""
+def _columns(
+    data: Json | None,
+) -> tuple[ColumnIdentity | None, Norm | None, ColumnIdentity | None]:
+    """Returns identity and norm of the latent column, and the identity of what made the text; ValueError where they
+    are none."""
     if not data:
-        return None, None
+        return None, None, None
     DATA(data)
-    latents = data["latents"]
-    Norm(tuple(latents["norm"]["shift"]), tuple(latents["norm"]["scale"]))
+    norm = data["latents"]["norm"]
+    latents = ColumnIdentity.of(data["latents"]["identity"])
     # where the column is of ids, the encoder that ran in the step
-    made_by: Json = data.get("text_encoder", data["text"]["identity"])
-    having({"text": ENCODED})({"text": made_by})
-    return latents, made_by
+    made_by = ColumnIdentity.of(data.get("text_encoder", data["text"]["identity"]))
+    for side in (latents.picture.resolution, made_by.text.max_tokens):
+        integer(1, 1 << 20)(side)
+    return latents, Norm(tuple(norm["shift"]), tuple(norm["scale"])), made_by
 
 
 def _load(where: Path, tag: int | None, ema: bool) -> tuple[DiT, Json]:
@@ -119,7 +121,7 @@ def load_reference(where: Path, tag: int | None, ema: bool) -> Checkpoint:
     hidden_state = fields.get("text_hidden_states_index", -1)
     weights = weights_digest(model)
     run = Run(weights, {"model": config.model_dump(mode="json"), "step": step})
-    return Checkpoint(model.eval(), step, weights, None, None, run, hidden_state)
+    return Checkpoint(model.eval(), step, weights, None, None, None, run, hidden_state)
 
 
 TYPES = {"latentbank": load_ours, "baseline-dit": load_reference}

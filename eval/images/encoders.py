@@ -20,6 +20,7 @@ from encode.models.text import TextEncoder
 from encode.models.vae import Vae
 from encode.registry import TEXTS, VAES, ModelSpec, location
 from shards.format.atomic import read_file
+from shards.format.identity import ColumnIdentity, EncoderIdentity
 
 from ..errors import EncoderMismatch
 
@@ -31,8 +32,8 @@ HALVES = {  # classes of whole models whose text half is the encoder
 
 
 def relocate_encoder(
-    encoder: Json, place: str | None, registry: Mapping[str, ModelSpec] | None = None
-) -> Json:
+    encoder: EncoderIdentity, place: str | None, registry: Mapping[str, ModelSpec] | None = None
+) -> EncoderIdentity:
     """Returns an encoder's identity with its files in another place, a folder or a name or hub id of
     the registry; the weights still have to be the same.
 
@@ -42,18 +43,17 @@ def relocate_encoder(
     if place is None:
         return encoder
     if spec := _registered(place, registry or {}):
-        return encoder | {
-            "path": spec.path, "subfolder": spec.subfolder, "revision": spec.revision, "tokenizer": spec.tokenizer,
-        }  # fmt: skip
-    folder, below, tokens = _place(place), encoder.get("subfolder"), encoder.get("tokenizer")
-    record = {"path": place, "subfolder": None, "revision": None}
+        fields = ("path", "subfolder", "revision", "tokenizer")
+        return encoder.model_copy(update={name: getattr(spec, name) for name in fields})
+    folder, below, tokens = _place(place), encoder.subfolder, encoder.tokenizer
+    record: Json = {"path": place, "subfolder": None, "revision": None}
     if below and (folder / below).is_dir():
         record["subfolder"] = below
     elif tokens and not (folder / tokens).is_dir() and (folder.absolute().parent / tokens).is_dir():
         record |= {"path": str(folder.absolute().parent), "subfolder": folder.absolute().name}
     if tokens and not (_place(str(record["path"])) / tokens).is_dir():
         record["tokenizer"] = None  # its files are the encoder's neighbours
-    return encoder | record
+    return encoder.model_copy(update=record)
 
 
 def _registered(named: str | None, known: Mapping[str, ModelSpec]) -> ModelSpec | None:
@@ -123,7 +123,7 @@ def _spec(name: str, cls: Any, subfolder: str | None) -> ModelSpec:
 # VAE -----------------------------------------------------------------------------------------------------------------
 
 
-def vae_of(column: Json | None, named: str | None, device: str, other: bool) -> Vae:
+def vae_of(column: ColumnIdentity | None, named: str | None, device: str, other: bool) -> Vae:
     """The VAE of a column's identity, or the one named, which without a column one must be.
 
     EncoderMismatch if it is another than the column's and `other` is off.
@@ -131,10 +131,10 @@ def vae_of(column: Json | None, named: str | None, device: str, other: bool) -> 
     if named and (other or column is None):
         return Vae(vae_named(named), device)
     assert column is not None
-    encoder = relocate_encoder(column["encoder"], named, VAES)
+    encoder = relocate_encoder(column.encoder, named, VAES)
     with _hint("--vae", named):
         vae = Vae(ModelSpec.of_identity(encoder), device)
-    _check("VAE", vae.model.path, {"weights": (vae.weights, encoder["weights"])})
+    _check("VAE", vae.model.path, {"weights": (vae.weights, encoder.weights)})
     return vae
 
 
@@ -161,12 +161,12 @@ class Text:
     before that."""
 
     def __init__(
-        self, column: Json | None, named: str | None, device: str, other: bool = False,
+        self, column: ColumnIdentity | None, named: str | None, device: str, other: bool = False,
         hidden_state: int = -1,
     ) -> None:  # fmt: skip
         """That of a tokens column's identity. Without one, and where `other` is on, the one named, read as the
         reference does, or as the column does."""
-        how: Json = column["preprocess"] if column else {}
+        how = column.text.record() if column else {}
         read = {"max_tokens": TOKENS, "hidden_state": hidden_state, "template": "{}"} | how
         self._how: Json = {name: read[name] for name in (*SAID, "chat_template") if name in read}
         self._device, self._named = device, named
@@ -177,9 +177,9 @@ class Text:
             self._expected = {"weights": text.weights, **_digests(text)}
         else:
             assert column is not None
-            encoder = relocate_encoder(column["encoder"], named, TEXTS)
+            encoder = relocate_encoder(column.encoder, named, TEXTS)
             self._model = ModelSpec.of_identity(encoder)
-            self._expected = {"weights": encoder["weights"]}
+            self._expected = {"weights": encoder.weights}
             self._expected |= {name: how[name] for name in CHECKED if name in how}
 
     @property

@@ -92,10 +92,9 @@ class Generator:
         found = TYPES[request.type](request.checkpoint, request.tag, request.ema_weights)
         _check_imported(request, found)
         other, device = request.allow_other_encoder, request.device
-        column = found.latents["identity"] if found.latents else None
-        vae = vae_of(column, request.vae, device, other)
-        norm = norm_of(found.latents["norm"]) if found.latents else vae.norm
-        default = column["preprocess"]["resolution"] if column else RESOLUTION
+        vae = vae_of(found.latents, request.vae, device, other)
+        norm = found.norm or vae.norm
+        default = found.latents.picture.resolution if found.latents else RESOLUTION
         resolution = request.resolution or default
         shape = latent_shape(vae, resolution, found.model.config.in_channels)
         _check_size(found.model, shape, resolution)
@@ -138,11 +137,6 @@ class Generator:
                 noise=noise, steps=steps, guidance=guidance, sampler=sampler, interval=interval,
             )  # fmt: skip
         return self.vae.decode(undraw(latents, self.norm))
-
-
-def norm_of(record: Json) -> Norm:
-    """That of a column; the VAE's config may have none, or another."""
-    return Norm(tuple(record["shift"]), tuple(record["scale"]))
 
 
 def _check_named(request: Request) -> None:
@@ -199,8 +193,8 @@ def _check_decoded(vae: Vae, shape: tuple[int, int, int], resolution: int) -> No
 
 def _warn_of_others(found: Checkpoint, identity: Json) -> None:
     columns = {
-        "vae": found.latents["identity"]["encoder"]["weights"] if found.latents else None,
-        "text_encoder": found.text["encoder"]["weights"] if found.text else None,
+        "vae": found.latents.encoder.weights if found.latents else None,
+        "text_encoder": found.text.encoder.weights if found.text else None,
     }
     for name, weights in columns.items():
         if weights and identity[name] != weights:

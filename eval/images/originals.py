@@ -14,6 +14,7 @@ from encode.source.members import caption_in
 from encode.source.tars import read_exactly
 from shards import Column, IndexRow, open_source, read_index, sha256
 from shards.column.members import member_of
+from shards.format.identity import PicturePreprocess
 
 from ..errors import MissingPictures
 
@@ -61,16 +62,16 @@ class Originals:
             )
         return data
 
-    def crop(self, row: int, how: Json) -> Picture:
-        """The picture as a column's encoder saw it; `how` is `preprocess` of that column's identity."""
-        image, _ = decode(self.member(row, how["image"]))
+    def crop(self, row: int, preprocess: PicturePreprocess) -> Picture:
+        """Returns the picture as a column's encoder saw it."""
+        image, _ = decode(self.member(row, preprocess.image))
         if image is None:
             raise self._gone(row, "picture")
-        return transform(image, how["resolution"])
+        return transform(image, preprocess.resolution)
 
-    def caption(self, row: int, how: Json) -> str:
-        """The caption likewise, before template and tokenizer."""
-        text, _ = caption_in(self.member(row, member_of(how["caption"])), how["caption"])
+    def caption(self, row: int, suffix: str) -> str:
+        """Returns the caption of a column's `preprocess.caption`, before template and tokenizer."""
+        text, _ = caption_in(self.member(row, member_of(suffix)), suffix)
         if text is None:
             raise self._gone(row, "caption")
         return text

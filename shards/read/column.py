@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ from ..column.tar_object import first_byte
 from ..column.zarr_object import crc32c, decode_into, read_into
 from ..errors import CorruptColumn, IncompleteColumn, NotAColumn
 from ..format.atomic import Json
+from ..format.identity import ColumnIdentity
 from ..format.int8 import dequantise
 from ..format.layout import BLOCK, ZARR_ROWS, ColumnSpec
 from ..format.records import ColumnRecord
@@ -106,6 +108,11 @@ class Column:
     @property
     def name(self) -> str:
         return self.store.name
+
+    @cached_property
+    def identity(self) -> ColumnIdentity:
+        """Returns what the column says of its encoder; IdentityMismatch where another program wrote it."""
+        return ColumnIdentity.of(self.spec.identity)
 
     def snapshot_id(self) -> Json:
         """What names this snapshot for ever: its digest, and for a partial one its shards as

@@ -29,12 +29,13 @@ from PIL import Image
 
 from encode.config import ColumnConfig, EncodeConfig, EngineConfig
 from encode.models.encoder import CaptionEncoder, Encoder, ImageEncoder, Words
+from encode.registry import ModelSpec
 from encode.run import job
 from encode.run import ray_workers as cluster
 from encode.run.prepare import RunPlan, prepare, source_jobs
 from encode.source.decoding import View
 from shards import Norm
-from shards.format.atomic import Json
+from shards.format.identity import CaptionPreprocess, ColumnIdentity, EncoderIdentity
 from tests.encode.toy import tar_bytes
 
 FAULTS = "LATENTBANK_TEST_FAULTS"  # the folder
@@ -72,11 +73,9 @@ class Means(ImageEncoder):
 
     def __init__(self, config: ColumnConfig, seconds: float) -> None:
         self.config, self.weights = config, "0" * 64
+        self.model = ModelSpec.model_validate({"class": "Means", "path": "means"})
         self.view = View(config.resolution, config.suffix)  # type: ignore[union-attr]
         self._seconds = seconds
-
-    def identity(self) -> Json:
-        return {"kind": "moments", "encoder": "means", "view": self.view.resolution}
 
     def rows(self, images: NDArray[np.uint8]) -> Words:
         for shard, row in images[:, 0, 0, :2].tolist():
@@ -99,8 +98,12 @@ class Letters(CaptionEncoder):
         self.config, self.weights = config, "0" * 64
         self.suffix = config.suffix
 
-    def identity(self) -> Json:
-        return {"kind": "ids", "encoder": "letters"}
+    def identity(self) -> ColumnIdentity:
+        return ColumnIdentity(
+            kind="ids",
+            encoder=EncoderIdentity(cls="Letters", path="letters", weights=self.weights),
+            preprocess=CaptionPreprocess(max_tokens=64, template="{}", tokenizer=self.weights),
+        )
 
     @property
     def row_shape(self) -> tuple[int, ...]:

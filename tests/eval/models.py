@@ -77,9 +77,10 @@ def save_run(folder: Path, vae: Vae, text: TextEncoder) -> Path:
     }
     data = {
         "latents": {
-            "identity": {"encoder": vae.model.identity(vae.weights), "preprocess": {"resolution": 32}}, "norm": NORM,
+            "identity": {"encoder": vae.model.identity(vae.weights).record(), "preprocess": {"resolution": 32}},
+            "norm": NORM,
         },
-        "text": {"identity": {"encoder": text.model.identity(text.weights), "preprocess": read}},
+        "text": {"identity": {"encoder": text.model.identity(text.weights).record(), "preprocess": read}},
     }  # fmt: skip
     for step in (10, 20):
         path = folder / "checkpoints" / f"step-{step:08d}"

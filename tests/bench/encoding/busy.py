@@ -19,6 +19,7 @@ from rich.table import Table
 from encode.config import EngineConfig, MomentsColumn
 from encode.meter import Stats
 from encode.models.encoder import ImageEncoder, Words
+from encode.registry import ModelSpec
 from encode.run.local_worker import Done, Executor, InlineExecutor, Worker
 from encode.run.ray_workers import RayExecutor, RayWorker
 from encode.run.scheduler import IN_FLIGHT
@@ -44,11 +45,9 @@ class Sleeper(ImageEncoder):
             {"kind": "moments", "encoder": "sleeper", "resolution": resolution}
         )
         self.weights = "0" * 64
+        self.model = ModelSpec.model_validate({"class": "Sleeper", "path": "sleeper"})
         self.view = View(resolution, "jpg")
         self._seconds = seconds
-
-    def identity(self) -> Json:
-        return {"encoder": "sleeps"}
 
     def rows(self, images: NDArray[np.uint8]) -> Words:
         time.sleep(self._seconds * len(images))

@@ -103,7 +103,7 @@ def test_options_are_named_where_they_are_used(tiny: Models) -> None:
     base: dict[str, Any] = {"kind": "tokens", "encoder": tiny("qwen2"), "max_tokens": 8}
     plain = words_of(**base)
     asked = words_of(**base, instruction="Draw ", chat_template=True, caption="short.txt")
-    found, expected = asked.identity()["preprocess"], plain.identity()["preprocess"]
+    found, expected = asked.identity().text.record(), plain.identity().text.record()
     assert {k for k in found if found[k] != expected.get(k)} == {
         "instruction", "chat_template", "caption"
     }  # fmt: skip

@@ -34,7 +34,7 @@ def ids_column(tiny: Models, name: str, **options: Any) -> dict[str, Any]:
     config = IdsColumn(
         kind="ids", encoder=ModelSpec.model_validate(tiny(name)), max_tokens=70, **options
     )
-    return load_encoder(config, "cpu").identity()
+    return load_encoder(config, "cpu").identity().record()
 
 
 def encoder(tiny: Models, name: str, hidden_state: int = -1, **options: Any) -> PackedText:

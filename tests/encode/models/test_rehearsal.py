@@ -385,14 +385,14 @@ def test_the_first_tokens_are_kept(tmp_path: Path, tiny: Models, name: str, plac
         assert np.array_equal(row, other)
     assert ordinary.weights != changed.weights  # columns of today hold the last tokens
     tokens = {**column, "kind": "tokens"}
-    assert len({tried(**tokens, encoder=e).identity()["preprocess"]["tokenizer"]
+    assert len({tried(**tokens, encoder=e).identity().text.tokenizer
                 for e in (tiny(name), left)}) == 2  # fmt: skip
 
 
 def test_a_column_of_the_last_tokens_is_read_as_it_was_made(tmp_path: Path, tiny: Models) -> None:
     left = cut_left(tiny, "gemma", tmp_path / "left", "tokenizer_config.json")
     encoder = tried(kind="ids", encoder=left, max_tokens=8)
-    identity = encoder.identity()
+    identity = encoder.identity().record()
     assert load_tokenizer(identity)(["a cat sits"]) == [
         encoder.rows(["a cat sits"], 99)[0].tolist()
     ]

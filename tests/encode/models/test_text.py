@@ -205,8 +205,8 @@ def test_the_tokenizer_may_stand_elsewhere(tmp_path: Path, tiny: Models) -> None
     apart = spec("T5EncoderModel", tmp_path, subfolder="text_encoder_3", tokenizer="tokenizer_3")
     encoder, same = text_encoder(apart, max_tokens=40), made(tiny, "t5")
     assert (encoder.weights, encoder.tokenizer.weights) == (same.weights, same.tokenizer.weights)
-    assert apart.identity("w")["tokenizer"] == "tokenizer_3"
-    assert "tokenizer" not in same.model.identity("w")
+    assert apart.identity("w").tokenizer == "tokenizer_3"
+    assert "tokenizer" not in same.model.identity("w").record()
 
 
 def test_other_hidden_states(models: Path, gemma: TextEncoder) -> None:
@@ -222,7 +222,7 @@ def test_by_the_identity_of_a_column(gemma: TextEncoder) -> None:
         "caption": "txt", "template": "{}", "max_tokens": 40, "hidden_state": -1,
         "tokenizer": gemma.tokenizer.weights,
     }  # fmt: skip
-    identity = {"preprocess": how, "encoder": gemma.model.identity(gemma.weights)}
+    identity = {"preprocess": how, "encoder": gemma.model.identity(gemma.weights).record()}
     again = load_text(identity)
     assert all(
         torch.equal(a, b)
@@ -230,7 +230,7 @@ def test_by_the_identity_of_a_column(gemma: TextEncoder) -> None:
     )
     with pytest.raises(ModelNotUsable, match="tokenizer is another"):
         load_text(identity | {"preprocess": how | {"tokenizer": "0" * 64}})
-    identity["encoder"] = gemma.model.identity("0" * 64)
+    identity["encoder"] = gemma.model.identity("0" * 64).record()
     with pytest.raises(ModelNotUsable, match="weights"):
         load_text(identity)
 
@@ -241,7 +241,7 @@ def test_by_an_identity_with_every_option(tiny: Models) -> None:
         instruction="Draw ", chat_template=True, hidden_state=-2,
     )  # fmt: skip
     encoder = TextEncoder(config)
-    identity = encoder.identity()
+    identity = encoder.identity().record()
     again = load_text(identity)
     for one, other in zip(again.encode(CAPTIONS), encoder.encode(CAPTIONS), strict=True):
         assert torch.equal(one, other)

@@ -347,9 +347,9 @@ def test_captions_in_json(run: Run, tmp_path: Path) -> None:
     assert ids.read(np.array([0])).tolist() == [2, *map(ord, "a cat")]
     originals = Originals(ids, tmp_path)
     for field, caption in (("json:en.long", "a cat"), ("txt", "other")):
-        assert originals.caption(0, {"caption": field}) == caption
+        assert originals.caption(0, field) == caption
     with pytest.raises(MissingPictures, match="1 was a caption"):
-        originals.caption(1, {"caption": "json:en.long"})
+        originals.caption(1, "json:en.long")
 
 
 def test_pictures_of_odd_names(run: Run) -> None:

@@ -14,6 +14,7 @@ from encode.registry import TEXTS, VAES, ModelSpec
 from eval.errors import BadRequest, EncoderMismatch
 from eval.images.encoders import relocate_encoder, text_named, vae_named
 from eval.images.generate import Generator, Request, generate
+from shards.format.identity import EncoderIdentity
 from tests.encode.toy import text_encoder
 from tests.eval.models import save_reference, save_run, save_text, save_vae
 from train.checkpoints.checkpoint import CheckpointError
@@ -178,17 +179,17 @@ def test_encoders_of_a_repository_move_with_it_or_alone(tmp_path: Path, text_fol
         ), place
     (tmp_path / "now/vae").mkdir()
     vae = VAES["flux"].identity("0")
-    assert relocate_encoder(vae, str(tmp_path / "now"), VAES)["subfolder"] == "vae"
-    assert relocate_encoder(vae, str(tmp_path / "now/vae"), VAES)["subfolder"] is None
+    assert relocate_encoder(vae, str(tmp_path / "now"), VAES).subfolder == "vae"
+    assert relocate_encoder(vae, str(tmp_path / "now/vae"), VAES).subfolder is None
 
 
 def test_a_registered_model_by_its_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert vae_named("REPA-E/e2e-flux-vae") == VAES["flux-e2e"]
     t5 = TEXTS["t5-xxl"]
     assert text_named(t5.path) == t5
-    elsewhere = {"class": t5.cls, "path": "/gone", "subfolder": None, "weights": "0"}
+    elsewhere = EncoderIdentity(cls=t5.cls, path="/gone", subfolder=None, weights="0")
     for name in ("t5-xxl", t5.path):
-        assert relocate_encoder(elsewhere, name, TEXTS)["tokenizer"] == "tokenizer_3"
+        assert relocate_encoder(elsewhere, name, TEXTS).tokenizer == "tokenizer_3"
     here = tmp_path / "google/gemma-2b"
     here.mkdir(parents=True)
     (here / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"]}')

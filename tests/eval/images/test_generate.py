@@ -23,6 +23,7 @@ from eval.images.sampler import SAMPLERS
 from eval.report.cost import cost_of
 from eval.report.entries import open_one
 from shards import seal
+from shards.format.identity import ColumnIdentity
 from shards.read.randomness import normal
 from tests.eval.models import save_reference
 from train.checkpoints.checkpoint import CheckpointError
@@ -557,6 +558,7 @@ def test_a_model_that_is_not_where_the_columns_say(run: Path) -> None:
     latents, text = (columns[name]["identity"] for name in ("latents", "text"))
     for column in (latents, text):
         column["encoder"] |= {"path": "configs/demo/gone"}
+    latents, text = map(ColumnIdentity.of, (latents, text))
     with pytest.raises(ModelNotUsable, match=r"configs/demo/gone: no such folder.*with --vae"):
         vae_of(latents, None, "cpu", False)
     with pytest.raises(

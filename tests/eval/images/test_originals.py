@@ -18,7 +18,7 @@ def test_tars_that_changed_since_the_column_was_made(
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="data")
     tars, vae = tmp_path / "tars", Column.open(tmp_path / "cache/toy/vae")
-    how, text = vae.spec.identity["preprocess"], {"caption": "txt"}
+    how, text = vae.identity.picture, "txt"
     originals = Originals(vae, tars)
     whole, crop = (tars / "0.tar").read_bytes(), originals.crop(0, how)
     assert originals.caption(0, text) == "words 0 of 0"

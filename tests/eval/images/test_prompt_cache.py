@@ -11,6 +11,7 @@ from encode.models.text import TextEncoder
 from eval.errors import BadTextCache
 from eval.images.encoders import Text
 from eval.images.prompt_cache import CHUNK, TextCache
+from shards.format.identity import CaptionPreprocess, ColumnIdentity
 
 TEXTS = [" ".join(["red", "cat", "on", "the", "flag"][: 1 + i % 5]) for i in range(2 * CHUNK + 9)]
 IDENTITY = {"class": "BertModel", "weights": "w"}
@@ -73,12 +74,15 @@ def test_identity_says_how_captions_are_read(text: TextEncoder) -> None:
         "template": "{}",
         "tokenizer": text.tokenizer.weights,
     }
-    column = {"encoder": text.model.identity(text.weights), "preprocess": {**how, "caption": "txt"}}
+    encoder = text.model.identity(text.weights)
+    column = ColumnIdentity(encoder=encoder, preprocess=CaptionPreprocess(**how, caption="txt"))
     identity = Text(column, None, "cpu").identity
     assert identity == {"class": "BertModel", "precision": "fp32", "weights": text.weights, **how}
-    moved = {**column, "encoder": {**column["encoder"], "path": "/elsewhere"}}
+    moved = column.model_copy(update={"encoder": encoder.model_copy(update={"path": "/elsewhere"})})
     assert Text(moved, None, "cpu").identity == identity  # wherever the weights lie
-    longer = {**column, "preprocess": {**how, "max_tokens": 20}}
+    longer = column.model_copy(
+        update={"preprocess": column.text.model_copy(update={"max_tokens": 20})}
+    )
     assert Text(longer, None, "cpu").identity != identity
 
 
