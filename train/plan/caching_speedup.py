@@ -4,6 +4,8 @@ The reference runs a VAE's encoder and Gemma-2B in each step. Their FLOPs were c
 meta tensors of the real classes of diffusers and transformers; that of Gemma is a formula that agrees with the counts.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from ..model.flops import Cost
@@ -17,7 +19,8 @@ PADDED = 256  # tokens that the reference pads a caption to
 
 
 def gemma(tokens: float) -> float:
-    """FLOPs of Gemma-2B on a caption of so many tokens: 18 layers of width 2048, their matrices and attention."""
+    """Returns the FLOPs of Gemma-2B on a caption of so many tokens: 18 layers of width 2048, their matrices and
+    attention."""
     matrices = 18 * (2 * 2048 * 2048 + 2 * 2048 * 256 + 3 * 2048 * 16384)
     return 2 * matrices * tokens + 4 * 18 * 2048 * tokens**2
 
@@ -41,10 +44,11 @@ class Saving:
 
 
 def savings(train: Cost, side: int, tokens: float, assumed: Efficiency) -> list[Saving]:
-    """For each VAE at that side of the picture, captions padded and at their own length; [] for a side not counted.
+    """Returns the saving for each VAE at that side of the picture in pixels, of captions padded and at their own
+    length; [] for a side not counted.
 
     The DiT takes the same text in both steps, so that nothing but the encoders differs."""
-    found = []
+    rows = []
     for vae, by_side in VAES.items():
         for length in (PADDED, tokens):
             if side not in by_side:
@@ -52,5 +56,5 @@ def savings(train: Cost, side: int, tokens: float, assumed: Efficiency) -> list[
             encode, read, dit = by_side[side] * 1e9, gemma(length), train.of(1, length)
             by_time = 1 + (encode / assumed.vae + read / assumed.llm) * assumed.dit / dit
             by_flops = 1 + (encode + read) / dit
-            found.append(Saving(vae, length, 1 - 1 / by_flops, by_flops, by_time))
-    return found
+            rows.append(Saving(vae, length, 1 - 1 / by_flops, by_flops, by_time))
+    return rows

@@ -1,5 +1,7 @@
 """What a run takes, by arithmetic: parameters, FLOPs, memory, bytes, hours and money."""
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +15,7 @@ from ..run import model_config
 from ..step.engine import deepspeed_config
 from .caching_speedup import PADDED, Efficiency, Saving, savings
 from .memory import activations, by_stage
-from .survey import Given
+from .survey import DataSummary
 
 PIXELS = 8  # a side of the picture that one side of the latent stands for, of all VAEs in `saving`
 BUCKET = 500_000_000  # elements, unless the DeepSpeed JSON says otherwise
@@ -30,8 +32,8 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Plan:
-    given: Given
+class RunPlan:
+    data: DataSummary
     setting: Setting
     parameters: dict[str, int]
     forward: Cost
@@ -50,8 +52,8 @@ class Plan:
 
     @property
     def flops(self) -> float:
-        """Of a sample, forward and backward."""
-        return self.train.of(1, self.given.tokens)
+        """FLOPs of a sample, forward and backward."""
+        return self.train.of(1, self.data.tokens)
 
     @property
     def samples_per_second(self) -> float | None:
@@ -64,70 +66,71 @@ class Plan:
         return rate and self.samples / rate * self.setting.gpus / 3600
 
     def epochs(self) -> dict[str, tuple[float, float]]:
-        """Of each source whose rows are known: steps of an epoch, and epochs of the run. Sources without a fixed share
-        are one."""
-        found = {
+        """Returns steps of an epoch and epochs of the run, of each source whose rows are known. Sources without a
+        fixed share are one."""
+        steps = {
             s.name: s.rows / (s.share * self.global_batch)
-            for s in self.given.sources
+            for s in self.data.sources
             if s.share and s.rows
         }
-        if self.given.rows and not found:
-            found["+".join(s.name for s in self.given.sources)] = (
-                self.given.rows / self.global_batch
-            )
-        return {name: (steps, self.steps / steps) for name, steps in found.items()}
+        if self.data.rows and not steps:
+            steps = {
+                "+".join(s.name for s in self.data.sources): self.data.rows / self.global_batch
+            }
+        return {name: (count, self.steps / count) for name, count in steps.items()}
 
 
-def make_plan(config: TrainConfig, given: Given, setting: Setting) -> Plan:
-    """ConfigError where the batch cannot be cut for so many GPUs, or the DeepSpeed JSON is not right."""
-    asked = deepspeed_config(config, setting.gpus)
-    zero, autocast = asked["zero_optimization"], asked.get("torch_autocast", {}).get("enabled")
-    shape, tokens = given.shape, given.tokens
+def make_plan(config: TrainConfig, data: DataSummary, setting: Setting) -> RunPlan:
+    """Returns the plan; ConfigError where the batch cannot be cut for so many GPUs, or the DeepSpeed JSON is wrong."""
+    engine = deepspeed_config(config, setting.gpus)
+    zero, autocast = engine["zero_optimization"], engine.get("torch_autocast", {}).get("enabled")
+    shape = data.shape
     size = (shape.height, shape.width)
     with torch.device("meta"):
         model = DiT(model_config(config, shape))
-    found, train = parameters(model), training(model.config, *size)
-    products = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    state = (
-        sum(found.values()),
-        sum(m.weight.numel() for m in products),
+    parts, train = parameters(model), training(model.config, *size)
+    matrices = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    linear, bucket = (
+        sum(m.weight.numel() for m in matrices),
         int(zero.get("reduce_bucket_size", BUCKET)),
     )
-    kept = activations(model.config, *size, tokens, 2 if autocast else 4, config.compute.recompute)
+    activation_bytes = config.micro_batch * activations(
+        model.config, *size, data.tokens, 2 if autocast else 4, config.compute.recompute
+    )
     memory = {
-        stage: by_stage(stage, setting.gpus, *state, bool(autocast))
-        | {"activations, estimated": kept * config.micro_batch}
+        stage: by_stage(stage, setting.gpus, sum(parts.values()), linear, bucket, bool(autocast))
+        | {"activations, estimated": activation_bytes}
         for stage in (0, 1, 2)
     }
     square = shape.width == shape.height
-    return Plan(
-        given, setting, found, total(forward(model.config, *size)), train, memory, zero["stage"],
+    return RunPlan(
+        data, setting, parts, total(forward(model.config, *size)), train, memory, zero["stage"],
         config.accumulation(setting.gpus),
-        savings(train, PIXELS * shape.height, tokens, setting.efficiency) if square else [],
+        savings(train, PIXELS * shape.height, data.tokens, setting.efficiency) if square else [],
         config.steps, config.global_batch, config.micro_batch,
     )  # fmt: skip
 
 
-def as_record(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON."""
+def as_record(plan: RunPlan) -> dict[str, Any]:
+    """Returns the plan as JSON."""
     rate, hours, price = plan.samples_per_second, plan.gpu_hours, plan.setting.price
     return {
         "parameters": sum(plan.parameters.values()),
         "parameters_by_part": plan.parameters,
-        "given": asdict(plan.given),
+        "given": asdict(plan.data),
         "flops_a_sample": {
-            "forward": plan.forward.of(1, plan.given.tokens),
+            "forward": plan.forward.of(1, plan.data.tokens),
             "training": plan.flops,
             "training_padded": plan.train.of(1, PADDED),
         },
         "memory_bytes": {str(stage): {**parts, "total": sum(parts.values())} for stage, parts in plan.memory.items()},
         "epochs": {name: {"steps": s, "of_the_run": e} for name, (s, e) in plan.epochs().items()},
         "samples": plan.samples,
-        "bytes_a_sample": plan.given.sample_bytes,
+        "bytes_a_sample": plan.data.sample_bytes,
         "setting": asdict(plan.setting),
         "samples_per_second": rate,
         "seconds_a_step": rate and plan.global_batch / rate,
-        "read_bytes_per_second": rate and rate * plan.given.sample_bytes,
+        "read_bytes_per_second": rate and rate * plan.data.sample_bytes,
         "hours": hours and hours / plan.setting.gpus,
         "gpu_hours": hours,
         "price": hours and price and hours * price,

@@ -1,5 +1,7 @@
 """What a plan knows of the data: read from the columns, or from the config while there are none yet."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,8 +13,8 @@ from shards import IncompleteColumn, JoinedColumns, NotAColumn
 from ..config import DataShape, TrainConfig
 from ..run import open_columns
 
-USUAL_TOKENS = 121.0  # of a BLIP3o caption; assumed where there is no column to look into
-LOOKED_AT = 2048  # captions of a column
+USUAL_TOKENS = 121.0  # of a BLIP3o caption; assumed where there is no column
+MOST_CAPTIONS = 2048  # of each column, whose lengths are averaged
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Given:
+class DataSummary:
     """What the columns are, or will be."""
 
     shape: DataShape
@@ -43,8 +45,8 @@ class Given:
         return None if None in rows else sum(r for r in rows if r is not None)
 
 
-def look(config: TrainConfig) -> Given:
-    """Into the columns; where they are missing or unfinished, into `data.expect`."""
+def summarise(config: TrainConfig) -> DataSummary:
+    """Returns a summary of the columns; where they are missing or unfinished, of `data.expect`."""
     try:
         sources = open_columns(config, None)
     except (NotAColumn, IncompleteColumn) as error:
@@ -55,66 +57,64 @@ def look(config: TrainConfig) -> Given:
             ) from None
         return _expected(config, config.data.expect, str(error))
     try:
-        return _found(config, sources)
+        return _of_columns(config, sources)
     finally:
         sources.close()
 
 
-def _expected(config: TrainConfig, shape: DataShape, why: str) -> Given:
-    names, shares = _mix(config)
-    given = [Source(n, s, None) for n, s in zip(names, shares, strict=True)]
+def _expected(config: TrainConfig, shape: DataShape, reason: str) -> DataSummary:
+    sources = tuple(Source(name, share, None) for name, share in _mix(config))
     notes = (
-        f"no columns ({why}): sizes from data.expect, latents taken as float16 moments, text as bfloat16",
+        f"no columns ({reason}): sizes from data.expect, latents taken as float16 moments, text as bfloat16",
         f"{USUAL_TOKENS:.0f} tokens a caption are assumed: give --tokens",
     )
     moments = 2 * 2 * shape.channels * shape.height * shape.width
-    return Given(shape, tuple(given), USUAL_TOKENS, moments, 2 * shape.text_width, notes)
+    return DataSummary(shape, sources, USUAL_TOKENS, moments, 2 * shape.text_width, notes)
 
 
-def _found(config: TrainConfig, sources: JoinedColumns) -> Given:
+def _of_columns(config: TrainConfig, sources: JoinedColumns) -> DataSummary:
     width = sources.text_width or (config.data.expect and config.data.expect.text_width)
     if not width:
         raise ConfigError(
             f"{sources.texts[0].path}: a column of ids does not tell the width of the text: give "
             "data.expect.text_width and the other sizes"
         )
-    names, shares = _mix(config)
-    given: list[Source] = []
+    summaries: list[Source] = []
     tokens: list[float] = []
     token_bytes: list[float] = []
     weights: list[float] = []
-    for name, share, join in zip(names, shares, sources.by_source, strict=True):
-        rows = join.valid_rows
-        given.append(Source(name, share, float(len(rows))))
+    for (name, share), source in zip(_mix(config), sources.by_source, strict=True):
+        rows = source.valid_rows
+        summaries.append(Source(name, share, float(len(rows))))
         weights.append(len(rows) if share is None else share)
-        some = rows[np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(int)]
-        pairs = list(zip(join.texts, join.rates, strict=True))
-        tokens.append(sum(r * float(column.lengths(some).mean()) for column, r in pairs))
+        sample = rows[np.linspace(0, len(rows) - 1, min(MOST_CAPTIONS, len(rows))).astype(int)]
+        pairs = list(zip(source.texts, source.rates, strict=True))
+        tokens.append(sum(r * float(column.lengths(sample).mean()) for column, r in pairs))
         token_bytes.append(sum(r * column.layout.unit_bytes for column, r in pairs))
-    return Given(
+    return DataSummary(
         DataShape(*sources.latent_shape, width),
-        tuple(given),
+        tuple(summaries),
         float(np.average(tokens, weights=weights)),
         sources.by_source[0].latents.layout.unit_bytes,
         float(np.average(token_bytes, weights=weights)),
-        (f"tokens a caption: mean of up to {LOOKED_AT:,} of each source",),
+        (f"tokens a caption: mean of up to {MOST_CAPTIONS:,} of each source",),
     )
 
 
-def _mix(config: TrainConfig) -> tuple[tuple[str, ...], list[float | None]]:
-    """Names of the sources, and their shares where these are fixed."""
+def _mix(config: TrainConfig) -> list[tuple[str, float | None]]:
+    """Returns the name of each source, and its share where shares are fixed."""
     names, weights = config.data.source_names, config.data.resolved().weights
-    return names, [w / sum(weights) for w in weights] if weights else [None] * len(names)
+    if weights is None:
+        return [(name, None) for name in names]
+    return [(name, weight / sum(weights)) for name, weight in zip(names, weights, strict=True)]
 
 
-def with_rows(given: Given, rows: Sequence[float]) -> Given:
-    """The rows of each source, where the columns do not tell; ConfigError unless there is a number for each."""
-    if len(rows) != len(given.sources):
+def with_rows(data: DataSummary, rows: Sequence[float]) -> DataSummary:
+    """Returns the summary with the rows of each source; ConfigError unless there is a number for each."""
+    if len(rows) != len(data.sources):
         raise ConfigError(
             f"--samples: found {len(rows)} numbers, expected one for each of the sources "
-            f"{', '.join(s.name for s in given.sources)}, with commas between"
+            f"{', '.join(s.name for s in data.sources)}, with commas between"
         )
-    return replace(
-        given,
-        sources=tuple(replace(s, rows=n) for s, n in zip(given.sources, rows, strict=True)),
-    )
+    pairs = zip(data.sources, rows, strict=True)
+    return replace(data, sources=tuple(replace(source, rows=count) for source, count in pairs))

@@ -20,20 +20,20 @@ from train.config import TrainConfig
 from train.model.dit import DiT, DiTConfig
 from train.model.flops import GPUS, training
 from train.plan.caching_speedup import Efficiency, gemma, savings
-from train.plan.estimate import Plan, Setting, make_plan
+from train.plan.estimate import RunPlan, Setting, make_plan
 from train.plan.memory import activations, by_stage
-from train.plan.survey import look, with_rows
+from train.plan.survey import summarise, with_rows
 
 CONFIGS = ROOT / "configs/train"
 P = 2_660_490_816
 
 
-def plan_of(*words: str, gpus: int = 32, rows: list[float] | None = None) -> Plan:
+def plan_of(*words: str, gpus: int = 32, rows: list[float] | None = None) -> RunPlan:
     config = load(TrainConfig, CONFIGS / "dit3b_256.yaml", ["data.root=/nowhere", *words])
-    given = look(config)
+    data = summarise(config)
     if rows:
-        given = with_rows(given, rows)
-    return make_plan(config, given, Setting(gpus, GPUS["h100"], Efficiency(), 2.5))
+        data = with_rows(data, rows)
+    return make_plan(config, data, Setting(gpus, GPUS["h100"], Efficiency(), 2.5))
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -128,8 +128,8 @@ def test_the_estimate_of_activations(changes: dict[str, Any]) -> None:
 def test_the_reference_run_on_h100s() -> None:
     """1,081 GPU hours at 40 % of 989 TFLOP/s with captions of 256 tokens, 0.243 s a step on 32."""
     config = load(TrainConfig, CONFIGS / "dit3b_256.yaml", ["data.root=/nowhere"])
-    given = replace(with_rows(look(config), [27.2e6, 4.77e6]), tokens=256)
-    plan = make_plan(config, given, Setting(32, GPUS["h100"], Efficiency(), 2.5))
+    data = replace(with_rows(summarise(config), [27.2e6, 4.77e6]), tokens=256)
+    plan = make_plan(config, data, Setting(32, GPUS["h100"], Efficiency(), 2.5))
     assert sum(plan.parameters.values()) == P
     assert plan.gpu_hours == pytest.approx(1081, rel=2e-3)
     assert plan.samples_per_second == pytest.approx(4210, rel=2e-3)
@@ -141,12 +141,12 @@ def test_the_reference_run_on_h100s() -> None:
 
 
 def test_bytes_where_there_are_no_columns() -> None:
-    given = plan_of().given
-    assert given.latent_bytes == 65_536  # mean and logvar, 16 x 32 x 32, two bytes
-    assert given.token_bytes == 4096
-    assert given.sample_bytes == pytest.approx(65_536 + 121 * 4096)
-    assert given.rows is None
-    assert any("blip3o-long/flux-256" in note for note in given.notes)
+    data = plan_of().data
+    assert data.latent_bytes == 65_536  # mean and logvar, 16 x 32 x 32, two bytes
+    assert data.token_bytes == 4096
+    assert data.sample_bytes == pytest.approx(65_536 + 121 * 4096)
+    assert data.rows is None
+    assert any("blip3o-long/flux-256" in note for note in data.notes)
 
 
 def test_a_batch_that_cannot_be_cut_is_refused() -> None:
@@ -159,13 +159,13 @@ def test_a_batch_that_cannot_be_cut_is_refused() -> None:
 def test_of_columns_that_are_there(columns: Path, tmp_path: Path) -> None:
     values = tiny_config(columns, tmp_path)
     config = TrainConfig.model_validate(values)
-    plan = make_plan(config, look(config), Setting(2, None, Efficiency(), None))
-    (source,) = plan.given.sources
+    plan = make_plan(config, summarise(config), Setting(2, None, Efficiency(), None))
+    (source,) = plan.data.sources
     assert (source.name, source.share, source.rows) == ("toy", None, 150)
-    assert plan.given.latent_bytes == 2 * 2 * CHANNELS * SIDE * SIDE
-    assert plan.given.token_bytes == 2 * WIDTH
+    assert plan.data.latent_bytes == 2 * 2 * CHANNELS * SIDE * SIDE
+    assert plan.data.token_bytes == 2 * WIDTH
     text = Column.open(columns / "toy/text")
-    assert plan.given.tokens == pytest.approx(text.lengths(torch.arange(150).numpy()).mean())
+    assert plan.data.tokens == pytest.approx(text.lengths(torch.arange(150).numpy()).mean())
     assert plan.epochs() == {"toy": (150 / 16, 20 * 16 / 150)}
     assert plan.gpu_hours is None
     model = DiT(DiTConfig(**TINY, in_channels=CHANNELS, out_channels=CHANNELS, text_width=WIDTH))
@@ -177,7 +177,7 @@ def test_columns_of_other_sizes_than_expected(columns: Path, tmp_path: Path) -> 
     values["data"]["expect"] = {"channels": 16, "height": 8, "width": 8, "text_width": 12}
     config = TrainConfig.model_validate(values)
     with pytest.raises(ConfigError, match="found channels 4, data.expect says 16"):
-        make_plan(config, look(config), Setting(1, None, Efficiency(), None))
+        make_plan(config, summarise(config), Setting(1, None, Efficiency(), None))
 
 
 # The command ---------------------------------------------------------------------------------------------------------
