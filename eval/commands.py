@@ -316,6 +316,7 @@ def _report_flags(add: argparse.ArgumentParser) -> None:
         "--run", type=_named, action="append", default=[], metavar="NAME=RUN",
         help="the training run of the folder of that name, where its pictures do not say it",
     )  # fmt: skip
+    add.add_argument("--note", default="", help="a line on the page, such as the pictures' licence")
     add.add_argument("--pictures", type=_natural, default=24, help="prompts shown of a benchmark")
 
 
@@ -327,9 +328,13 @@ def _named(text: str) -> tuple[str, Path]:
 
 
 def _report(args: argparse.Namespace) -> None:
+    from .report.page import verdict
     from .report.report import report
 
-    report(args.folders, args.out, args.partial, dict(args.run), args.pictures)
+    data = report(args.folders, args.out, args.partial, dict(args.run), args.pictures, args.note)
+    for section in data["sections"]:
+        for sentence in filter(None, map(verdict, section["comparisons"])):
+            print(f"{section['benchmark']}: {sentence}")
     print(args.out)
 
 

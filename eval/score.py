@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from .demo import judge
 from .distances.measure import DISTANCES
 from .images.imageset import ImageSetReader
 from .scorers import clipscore, dpg, genai, geneval, geneval2
@@ -21,6 +22,7 @@ SCORERS: dict[str, Scorer] = {
     "dpg": dpg.SCORER,
     "genai": genai.SCORER,
     "softtifa": geneval2.SCORER,
+    **judge.SCORERS,
 }
 
 

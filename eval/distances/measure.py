@@ -273,7 +273,10 @@ def _score(
     yield measure(kind, images, network, reference, few=few, batch_size=size), ()
 
 
-def _scorer(kind: str, metric: Metric) -> Scorer:
+def distance_scorer(kind: str) -> Scorer:
+    """Returns the scorer of an entry of METRICS."""
+    metric = METRICS[kind]
+
     def flags(add: argparse.ArgumentParser) -> None:
         _flags(metric, add)
 
@@ -281,7 +284,7 @@ def _scorer(kind: str, metric: Metric) -> Scorer:
     return Scorer(flags, partial(_score, kind), partial(_ready, kind), partial(_enough, kind))
 
 
-DISTANCES = {kind: _scorer(kind, metric) for kind, metric in METRICS.items()}
+DISTANCES = {kind: distance_scorer(kind) for kind in METRICS}
 
 
 def reference_flags(add: argparse.ArgumentParser) -> None:

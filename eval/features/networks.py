@@ -90,7 +90,7 @@ class Clip:
         kind, _, rest = resize.partition("-")
         resize = f"{kind}{self.size}-{rest}"
         return Network(
-            f"clip-{self.arch}", self.weights, resize, self.width, _prepare(resize), self.images, self.device
+            f"clip-{self.arch}", self.weights, resize, self.width, byte_pixels(resize), self.images, self.device
         )  # fmt: skip
 
     def images(self, pixels: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def dinov2(path: str, device: str = "cpu") -> Network:
 
     resize, arch = "squash224-bicubic", architecture(module.config)
     width = int(module.config.hidden_size)
-    return Network(f"dinov2-{arch}", weights, resize, width, _prepare(resize), features, device)
+    return Network(f"dinov2-{arch}", weights, resize, width, byte_pixels(resize), features, device)
 
 
 def architecture(vision: Any) -> str:
@@ -144,7 +144,8 @@ def architecture(vision: Any) -> str:
     return name if plain else f"{name}-{vision.image_size}"
 
 
-def _prepare(resize: str) -> Callable[[Picture], Tensor]:
+def byte_pixels(resize: str) -> Callable[[Picture], Tensor]:
+    """Returns the function from a picture (H, W, 3) to its bytes (3, S, S), after the crop of this name."""
     resized = crop(resize)
     return lambda picture: torch.from_numpy(resized(picture).transpose(2, 0, 1).copy())
 

@@ -76,7 +76,7 @@ def training_curves(sets: Sequence[ScoredSet]) -> list[tuple[str, list[charts.Cu
     training, validation = list[charts.Curve](), list[charts.Curve]()
     for run in dict.fromkeys(scored.run for scored in sets if scored.run):
         records = read_records(run / "metrics.jsonl")
-        checks = [{"step": r["step"], **r["validation"]} for r in records if "validation" in r]
+        checks = [{"step": r["step"], **r["validation"]} for r in records if r.get("validation")]
         training.append((run.name, _points(records, "loss")))
         validation.append((run.name, _points(checks, "normalised")))
     title = "Validation loss over the variance of its target, averaged weights"
