@@ -37,7 +37,7 @@ from shards.printing import one_line, printable
 
 from ..errors import BadReport
 from ..scores import results
-from ..scores.intervals import LEVEL
+from ..scores.results import LEVEL
 from ..scores.seeds import over_seeds
 from .compare import Comparison, compare, entries
 from .cost import cost_of

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from glob import escape
 from importlib.metadata import version
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Literal
 
 from shards import atomic_write, canonical_json, put_if_absent, sha256
 from shards.console import Bar
@@ -144,7 +144,7 @@ class Predictions:
 
     def score(
         self, name: str, items: Sequence[Item], values: tuple[Value, dict[str, Value]], made_by: Json,
-        *, notes: tuple[str, ...] = (), absent: int = 0, overall: str = "prompts", unit: float = 1.0,
+        *, notes: tuple[str, ...] = (), absent: int = 0, overall: Literal["prompts", "groups"] = "prompts", unit: float = 1.0,
     ) -> Score:  # fmt: skip
         """Returns the score of `values`, the whole's and the groups'.
 

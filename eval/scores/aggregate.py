@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OtherImages
-from .intervals import LEVEL
-from .results import Item, Value
+from .results import LEVEL, Item, Value
 
 RESAMPLES = 10_000
 AT_ONCE = 4_000_000  # indices drawn at once: 32 MB

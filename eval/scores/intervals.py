@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-LEVEL = 0.95
+from .results import LEVEL
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,109 +1,106 @@
-"""What a scorer found, written so that every number can be computed again without a GPU.
+"""What a scorer says, written so that every number can be computed again without a GPU.
 
     <save_dir>/scores/<scorer>.json           one Score: value, interval, groups, and what it was computed with
-    <save_dir>/scores/<scorer>.items.jsonl    one Item a line: each picture's or prompt's own score and raw findings
+    <save_dir>/scores/<scorer>.items.jsonl    one Item a line: a picture's own score and what it follows from
 
-A score over items is a mean of prompts' means; resampling prompts gives its interval (and, with another set of the
-same prompts, the interval of their difference). A distance between sets has no items; its scorer keeps features.
+A score over items is a mean of prompts' means; resampling prompts gives its interval (and, with another
+set of the same prompts, the interval of their difference). A distance between sets has no items; its
+scorer keeps features.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from shards import FormatVersion, ShardsError, atomic_write, canonical_json, seal, unseal
 from shards.format.atomic import LINES_BYTES, parse_json, read_file
-from shards.format.records import (
-    Check,
-    base_name,
-    finite,
-    having,
-    integer,
-    listed,
-    mapping,
-    one_of,
-    optional,
-    table,
-    text,
-)
-from shards.format.records import fields as exactly
+from shards.format.records import BaseName, Text, check
 
 from ..errors import BadScores, NotFinite
 
 Json = dict[str, Any]
 FORMAT, VERSION = "latentbank-score", 1
 NAME = "scores"
+LEVEL = 0.95  # of intervals
 
-
-COUNT = integer(0, 1 << 40)
-VALUE = exactly(
-    {"value": finite, "low": optional(finite), "high": optional(finite), "count": optional(COUNT)}
-)
-SCORE = having(
-    {
-        "scorer": base_name, "benchmark": text(), "value": VALUE, "better": one_of("higher", "lower"),
-        "groups": table(text(), VALUE, 1 << 20), "overall": one_of("prompts", "groups"), "unit": finite,
-        "prompts": COUNT, "pictures": COUNT, "missing": COUNT, "notes": listed(text(), 0, 1 << 16), "images": text(),
-        "prompt_list": text(), "made_by": mapping, "seconds": optional(finite),
-    }
-)  # fmt: skip
-ITEM: Check = exactly(
-    {"prompt": text(), "number": COUNT, "value": finite, "groups": listed(text(), 0, 1 << 16)}, {"found": mapping}
-)  # fmt: skip
-WATCHED = having(
-    {"step": COUNT, "scores": table(text(), VALUE, 1 << 16)},
-    {"asked": listed(text(), 0, 1 << 16), "seconds": table(text(), finite, 1 << 10), "weights": text()},
-)  # fmt: skip
+Count = Annotated[int, Field(strict=True, ge=0, le=1 << 40)]
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Texts = Annotated[tuple[Text, ...], Field(max_length=1 << 16)]
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
     """One picture's score."""
 
-    prompt: str  # its id
-    number: int  # of the prompt's pictures
-    value: float
-    groups: tuple[str, ...] = ()  # tags, categories, skills
-    found: Json = field(
-        default_factory=dict
-    )  # answers, detections, probabilities: what the value follows from
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    # the prompt's id, and the picture's number among its pictures
+    prompt: Text
+    number: Count
+    value: Finite
+    groups: Texts = ()  # tags, categories, skills
+    # answers, detections, probabilities: what the value follows from
+    found: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
     """A number with the ends of its 95 % interval; both None where none is known."""
 
-    value: float
-    low: float | None = None
-    high: float | None = None
-    count: int | None = None  # of prompts it is of
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    value: Finite
+    low: Finite | None = None
+    high: Finite | None = None
+    count: Count | None = None  # of prompts it is of
+
+
+Values = Annotated[dict[Text, Value], Field(max_length=1 << 20)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """One aggregate of one set of pictures."""
 
-    scorer: str  # with all that makes it comparable: "fid-clean-...", "geneval-hf-...", "dpg-<vlm>"
-    benchmark: str
+    # with all that makes it comparable: "fid-clean-...", "geneval-hf-...", "dpg-<vlm>"
+    scorer: BaseName
+    benchmark: Text
     value: Value
-    better: str  # "higher" or "lower"
-    groups: dict[str, Value] = field(default_factory=dict)
-    overall: str = "prompts"  # how items make the value: mean of "prompts", or of "groups" (each group's mean first)
-    unit: float = 1.0  # value = unit x the items' mean
-    prompts: int
-    pictures: int
-    missing: int = 0  # pictures that were not there (--partial); the scorer's name then says so too
-    notes: tuple[str, ...] = ()  # "uncalibrated: ..."
-    images: str  # digest of the set
-    prompt_list: str  # digest of the prompts
+    better: Literal["higher", "lower"]
+    groups: Values = field(default_factory=dict)
+    # how items make the value: the mean of prompts, or of groups (each group's mean first)
+    overall: Literal["prompts", "groups"] = "prompts"
+    unit: Finite = 1.0  # value = unit x the items' mean
+    prompts: Count
+    pictures: Count
+    missing: Count = 0  # pictures that were absent (--partial); the scorer's name then says so too
+    notes: Texts = ()  # "uncalibrated: ..."
+    images: Text  # digest of the set
+    prompt_list: Text  # digest of the prompts
     made_by: Json  # weights' digests, versions, preprocessing
-    seconds: float | None = None
+    seconds: Finite | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What a record of `python -m eval watch` must hold."""
+
+    step: Count
+    scores: Values
+    asked: Texts = ()
+    seconds: dict[Text, Finite] = field(default_factory=dict)
+    weights: Text = ""
+
+
+SCORE, ITEMS, WATCHED = TypeAdapter(Score), TypeAdapter(list[Item]), TypeAdapter(list[Watched])
 
 
 def write(save_dir: Path, score: Score, items: Sequence[Item] = ()) -> Path:
-    """Put a score beside its pictures, replacing an older one of the same scorer; returns its path.
+    """Puts a score beside its pictures, replacing an older one of the same scorer; returns its path.
 
     NotFinite, before anything is written, where a number is none.
     """
@@ -130,15 +127,13 @@ def _finite(write: Callable[[Json], bytes], record: Json, what: str) -> bytes:
 
 
 def read(path: Path) -> Score:
-    """A score that `write` put there; BadScores where it is none, or was changed, FormatVersion where another release
-    wrote it."""
+    """Returns a score that `write` put there.
+
+    BadScores where it is none, or was changed, FormatVersion where another release wrote it.
+    """
     try:
-        found = unseal(path, FORMAT, VERSION)
-        SCORE(found)
-        kept = {f.name: found[f.name] for f in fields(Score)}
-        groups = {name: Value(**value) for name, value in kept["groups"].items()}
-        made = {"value": Value(**kept["value"]), "groups": groups, "notes": tuple(kept["notes"])}
-        return Score(**kept | made)
+        score: Score = check(SCORE, unseal(path, FORMAT, VERSION))
+        return score
     except FormatVersion:
         raise
     except (ShardsError, ValueError, KeyError, TypeError) as error:
@@ -146,30 +141,26 @@ def read(path: Path) -> Score:
 
 
 def read_items(path: Path) -> list[Item]:
-    """The items beside a score's file, none where it has none; OSError or ValueError where they are none."""
+    """Returns the items beside a score's file, if any; OSError or ValueError where they are none."""
     path = path.with_suffix(".items.jsonl")
-    if not path.exists():
-        return []
-    items = read_lines(path)
-    listed(ITEM, 0, len(items))(items)
-    return [Item(**item | {"groups": tuple(item["groups"])}) for item in items]
+    items: list[Item] = check(ITEMS, read_lines(path)) if path.exists() else []
+    return items
 
 
 def read_lines(path: Path) -> list[Any]:
-    """The values of a file of JSON lines; OSError or ValueError where it is none."""
+    """Returns the values of a file of JSON lines; OSError or ValueError where it is none."""
     # not splitlines(), which also ends lines at U+2028 and U+0085, that text may hold
-    return [
-        parse_json(line) for line in read_file(path, LINES_BYTES).removesuffix(b"\n").split(b"\n")
-    ]
+    lines = read_file(path, LINES_BYTES).removesuffix(b"\n").split(b"\n")
+    return [parse_json(line) for line in lines]
 
 
 def read_watched(path: Path) -> list[Json]:
-    """The records that `python -m eval watch` left, a checkpoint each; BadScores where they are others."""
-    from train.report.records import read_records
+    """Returns the records that `python -m eval watch` left, one a checkpoint; else BadScores."""
+    from train.report.records import read_records  # whose package loads torch
 
     try:
         records = read_records(path)
-        listed(WATCHED, 0, len(records))(records)
+        check(WATCHED, records)
         return records
     except (OSError, ValueError) as error:
         raise BadScores(
@@ -178,14 +169,13 @@ def read_watched(path: Path) -> list[Json]:
 
 
 def refuse_versions(save_dir: Path) -> None:
-    """FormatVersion where another release wrote any score of a set: this one must not write over it."""
+    """FormatVersion where another release wrote any score of a set: this one must not replace it."""
     for path in sorted((save_dir / NAME).glob("*.json")):
         with suppress(BadScores):
             read(path)
 
 
 def read_all(save_dir: Path) -> dict[str, Score]:
-    """All scores of a set, by scorer."""
-    paths = sorted((save_dir / NAME).glob("*.json"))
-    scores = [read(path) for path in paths]
+    """Returns all scores of a set, by scorer."""
+    scores = [read(path) for path in sorted((save_dir / NAME).glob("*.json"))]
     return {score.scorer: score for score in scores}

@@ -12,8 +12,7 @@ from math import hypot, sqrt
 
 import numpy as np
 
-from .intervals import LEVEL
-from .results import Value
+from .results import LEVEL, Value
 
 Seeded = dict[int | None, int]  # index by training seed; None: unknown
 

@@ -30,7 +30,7 @@ from eval.prompts.benchmarks import find
 from eval.prompts.prompts import Prompt, Prompts
 from eval.report.report import report
 from eval.scores import results
-from shards import FormatVersion, ShardsError, canonical_json, seal
+from shards import FormatVersion, ShardsError, canonical_json, console, seal
 from shards.console import Bar
 from shards.printing import one_line
 from tests.eval.models import DIT
@@ -249,7 +249,10 @@ def test_a_picture_that_leads_elsewhere_is_none_of_the_set(tmp_path: Path, folde
             report([folder], tmp_path / "r.html", partial=True)
 
 
-def test_names_with_braces_and_brackets_on_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_with_braces_and_brackets_on_a_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
     with Bar("{x}[bold]y[/] :smile: \x1b[31m", 2, "pictures") as bar:
         bar.advance(2)
     said = capsys.readouterr().err
