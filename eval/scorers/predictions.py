@@ -144,7 +144,8 @@ class Predictions:
 
     def score(
         self, name: str, items: Sequence[Item], values: tuple[Value, dict[str, Value]], made_by: Json,
-        *, notes: tuple[str, ...] = (), absent: int = 0, overall: Literal["prompts", "groups"] = "prompts", unit: float = 1.0,
+        *, notes: tuple[str, ...] = (), absent: int = 0, unit: float = 1.0,
+        overall: Literal["prompts", "groups"] = "prompts",
     ) -> Score:  # fmt: skip
         """Returns the score of `values`, the whole's and the groups'.
 

@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from eval.report.report import report
 from eval.scores import results
 from eval.scores.aggregate import aggregate
 from eval.scores.results import Item, Score
-from eval.scores.scorer import Scored, Scorer
+from eval.scores.scorer import Scorer
 from eval.watch import ScorerRequest, Watcher, asked, watch
 from shards import seal
 from tests.eval.small import save_clip, save_folder
@@ -47,7 +47,9 @@ def flags(add: argparse.ArgumentParser) -> None:
     add.add_argument("--scale", type=float, default=1.0)
 
 
-def brightness(images: ImageSetReader, args: argparse.Namespace) -> Scored:
+def brightness(
+    images: ImageSetReader, args: argparse.Namespace
+) -> Iterator[tuple[Score, list[Item]]]:
     items = [
         Item(one.file.prompt.id, one.number, float(one.read().mean()) * args.scale)
         for one in images
@@ -196,7 +198,9 @@ def test_stopped_gone_on_and_ended_by_itself(trained: Path, tmp_path: Path) -> N
     """SIGTERM while the first set is scored; then on, while the last checkpoint appears."""
     marker = tmp_path / "scoring"
 
-    def slow(images: ImageSetReader, args: argparse.Namespace) -> Scored:
+    def slow(
+        images: ImageSetReader, args: argparse.Namespace
+    ) -> Iterator[tuple[Score, list[Item]]]:
         marker.touch()
         time.sleep(600)
         return brightness(images, args)
@@ -312,7 +316,9 @@ def test_a_signal_that_lands_in_a_finaliser_stops_it_all_the_same(trained: Path)
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.01)
 
-    def finalising(images: ImageSetReader, args: argparse.Namespace) -> Scored:
+    def finalising(
+        images: ImageSetReader, args: argparse.Namespace
+    ) -> Iterator[tuple[Score, list[Item]]]:
         Last()
         return brightness(images, args)
 
