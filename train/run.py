@@ -8,6 +8,7 @@ import torch
 
 from configs import ConfigError
 from shards import IdentityMismatch, JoinedColumns, Order, open_sources
+from shards.format.identity import preprocess_of
 from shards.format.layout import differences
 from shards.read.stream import Stream, empty_caption
 
@@ -109,14 +110,13 @@ def check_text_encoder(sources: JoinedColumns, text_encoder: TextEncoder | None)
             f"{column.path}: found a column of {column.layout.kind}, and a text encoder that was handed in: it runs on "
             "a column of ids. Leave one of them out"
         )
-    said = (identity_of(text_encoder) or {}).get("preprocess")
-    column_says = column.spec.identity.get("preprocess")
-    if said is None or column_says is None:
+    theirs = preprocess_of(identity_of(text_encoder) or {})
+    ours = preprocess_of(column.spec.identity)
+    if theirs is None or ours is None:
         return
-    keys = sorted(
-        {*said, *column_says} - {"hidden_state", "caption"}
-    )  # the one is not of ids; captions differ
-    lines = differences({k: said.get(k) for k in keys}, {k: column_says.get(k) for k in keys})
+    # the one is not of ids; captions differ
+    keys = sorted({*theirs, *ours} - {"hidden_state", "caption"})
+    lines = differences({k: theirs.get(k) for k in keys}, {k: ours.get(k) for k in keys})
     if lines:
         raise IdentityMismatch(
             "\n  ".join(

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..format.atomic import Json
+from ..format.identity import preprocess_of
 from ..store.base import Handle, Store
 from .source import IndexRow
 from .zarr_object import read_into
@@ -38,8 +39,8 @@ def member_read(identity: Json) -> str | None:
     """The suffix of the members that a column was made of, captions or pictures, as its identity
     says; None if it says nothing.
     """
-    how = identity.get("preprocess")
-    suffix = (how.get("caption") or how.get("image")) if isinstance(how, dict) else None
+    preprocess = preprocess_of(identity) or {}
+    suffix = preprocess.get("caption") or preprocess.get("image")
     return member_of(suffix) if isinstance(suffix, str) else None
 
 

@@ -32,11 +32,13 @@ from shards import (
     ShardWriter,
     Status,
     Store,
+    canonical_json,
     create_column,
     open_join,
     open_store,
     put_complete,
     put_empty,
+    sha256,
 )
 from shards.format.int8 import stored_rows
 from shards.read.stream import Batch, read_rows
@@ -333,3 +335,20 @@ def test_a_base_can_be_thinned_out(tmp_path: Path) -> None:
     )
     found = configs.load(EncodeConfig, tmp_path / "base.yaml", ["sources.b=null", "columns.x=null"])
     assert (found.sources, found.columns) == ({"a": "a.tar"}, {})
+
+
+# sha256 of the canonical JSON, by the release before identities were typed
+DEMO = {
+    "vae-plain": "b6eab9c0c53339d252f07d7307faf2bd043e6bd253bfb802982261a9d2090a1e",
+    "vae-equi": "65211b7ce7cdf1cf0f888fc015925161e9b964b53c4c96c08a2ead17e2b2e092",
+    "minilm": "7bb81bd1bc64ab118554ee863f5ef0f01c2430a84f6fcbbcfee0e47cdc1702ae",
+}
+
+
+def test_identities_of_the_demo_are_what_they_were() -> None:
+    config = configs.load(EncodeConfig, Path("configs/demo/encode.yaml"), [])
+    digests = {
+        name: sha256(canonical_json(load_encoder(column, "cpu").identity().record()))
+        for name, column in config.columns.items()
+    }
+    assert digests == DEMO

@@ -49,6 +49,15 @@ def test_golden_columns_are_the_same_to_the_byte() -> None:
         _ = kinds["ids"].picture
 
 
+def test_frozen_identities_are_the_same_to_the_byte() -> None:
+    """Of each kind of column and of the demo's encoders, as releases before had them."""
+    frozen = json.loads((GOLDEN / "frozen.json").read_bytes())
+    records = [value["identity"] for key, value in frozen.items() if key.startswith("identity/")]
+    assert len(records) > 3
+    for record in records:
+        same(record)
+
+
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.recursive(
