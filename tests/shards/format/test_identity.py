@@ -52,7 +52,8 @@ def test_golden_columns_are_the_same_to_the_byte() -> None:
 def test_frozen_identities_are_the_same_to_the_byte() -> None:
     """Of each kind of column and of the demo's encoders, as releases before had them."""
     frozen = json.loads((GOLDEN / "frozen.json").read_bytes())
-    records = [value["identity"] for key, value in frozen.items() if key.startswith("identity/")]
+    columns = [value for key, value in frozen.items() if key.startswith("identity/")]
+    records = [column["identity"] for column in columns if isinstance(column, dict)]
     assert len(records) > 3
     for record in records:
         same(record)
