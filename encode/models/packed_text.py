@@ -2,9 +2,9 @@
 
     ids          a a a b b c c c c d           captions back to back
     rows         [c c c c b b] [a a a d . .]   as many whole captions a row as fit, the longest first
-    positions     0 1 2 3 0 1   0 1 2 0 0 1    transformers lets no attention pass where they start again
+    positions     0 1 2 3 0 1   0 1 2 0 0 1    transformers masks attention across where they restart
 
-So hardly a padding token is computed. A class whose attention is not cut so (T5, CLIP, BERT) gets
+So hardly a padding token is computed. A class whose attention is not masked so (T5, CLIP, BERT) gets
 one caption a row, in batches of similar length, with a mask.
 """
 
@@ -37,8 +37,8 @@ Ints = NDArray[np.int64]
 
 
 class PackedText:
-    """(ids (T,) int32, cu_seqlens (B + 1,)) -> hidden states (T, D) bf16, on the device of the ids: what a
-    tokens column would hold. `identity` is that of such a column, but for source and caption.
+    """(ids (T,) int32, cu_seqlens (B + 1,)) -> hidden states (T, D) bf16, on the device of the ids: the
+    values of a tokens column. `identity` is that of such a column, but for source and caption.
     """
 
     def __init__(self, text: TextEncoder, identity: ColumnIdentity | Json) -> None:
@@ -60,8 +60,8 @@ class PackedText:
         cls, identity: ColumnIdentity | Json, model: ModelSpec | None = None, hidden_state: int = -1,
         device: str = "cpu",
     ) -> PackedText:  # fmt: skip
-        """An encoder for an ids column, whose identity names a tokenizer: `model`, or else the model of
-        the registry that has it. ModelNotUsable if its tokenizer is another.
+        """Returns an encoder for an ids column, whose identity names a tokenizer: `model`, or else the
+        model of the registry that has it. ModelNotUsable if its tokenizer is another.
         """
         column = ColumnIdentity.of(identity)
         model = model or model_of(column.encoder)
@@ -82,20 +82,19 @@ class PackedText:
 
     @torch.no_grad()
     def __call__(self, ids: Tensor, cu_seqlens: Tensor) -> Tensor:
-        given, device = ids.to(self.text.device, torch.long), self.text.device
+        device = self.text.device
+        device_ids = ids.to(device, torch.long)
         ends = cu_seqlens.cpu().numpy().astype(np.int64)  # on a GPU this would wait for it
         out = torch.empty(len(ids), self.text.width, dtype=torch.bfloat16, device=device)
-        cut = self.text.cls in CUT
-        for rows in packed_rows(np.diff(ends)) if cut else similar_rows(np.diff(ends)):
+        packed = self.text.cls in CUT
+        for rows in packed_rows(np.diff(ends)) if packed else similar_rows(np.diff(ends)):
             token, position = (torch.from_numpy(a).to(device) for a in laid_out(rows, ends))
-            there = token >= 0
-            row_ids = given[token.clamp(min=0)]
-            more = (
-                {"position_ids": position, "use_cache": False}  # a cache would keep masks uncut
-                if cut
-                else {"attention_mask": there.long()}
-            )
-            out[token[there]] = self.text.states(input_ids=row_ids, **more)[there]
+            mask = token >= 0
+            inputs: Json = {"attention_mask": mask.long()}
+            if packed:  # a cache would bring another mask
+                inputs = {"position_ids": position, "use_cache": False}
+            states = self.text.states(input_ids=device_ids[token.clamp(min=0)], **inputs)
+            out[token[mask]] = states[mask]
         return out.to(ids.device)
 
 
@@ -114,37 +113,37 @@ def model_of(encoder: EncoderIdentity) -> ModelSpec:
 
 
 def packed_rows(lengths: Ints) -> Iterator[list[list[int]]]:
-    """Passes of rows of captions, each caption once: the longest first, into the first row that has
-    room; captions without tokens are left out.
+    """Yields passes of rows of captions, each caption once: the longest first, into the first row that
+    has room (first fit decreasing); captions without tokens are left out.
     """
-    room = max(ROW, int(lengths.max(initial=0)))
+    width = max(ROW, int(lengths.max(initial=0)))
     rows: list[list[int]] = []
-    left: list[int] = []
+    free: list[int] = []  # tokens of each row
     for i in np.argsort(-lengths, kind="stable").tolist():
         n = int(lengths[i])
         if not n:
             break
-        at = next((r for r, free in enumerate(left) if free >= n), len(rows))
-        if at == len(rows):
+        r = next((r for r, tokens in enumerate(free) if tokens >= n), len(rows))
+        if r == len(rows):
             rows.append([])
-            left.append(room)
-        rows[at].append(i)
-        left[at] -= n
-    several = max(1, PASS // room)
-    for start in range(0, len(rows), several):
-        yield rows[start : start + several]
+            free.append(width)
+        rows[r].append(i)
+        free[r] -= n
+    count = max(1, PASS // width)
+    for start in range(0, len(rows), count):
+        yield rows[start : start + count]
 
 
 def similar_rows(lengths: Ints) -> Iterator[list[list[int]]]:
-    """Passes of rows of one caption, of similar lengths; captions without tokens are left out."""
-    there = np.flatnonzero(lengths)
-    for batch in by_length(lengths[there].tolist(), SIMILAR):
-        yield [[int(there[i])] for i in batch]
+    """Yields passes of one-caption rows of similar lengths; captions without tokens are left out."""
+    captions = np.flatnonzero(lengths)
+    for batch in by_length(lengths[captions].tolist(), SIMILAR):
+        yield [[int(captions[i])] for i in batch]
 
 
 def laid_out(rows: Sequence[Sequence[int]], ends: Ints) -> tuple[Ints, Ints]:
-    """(rows, longest) which token stands there, -1 where none does, and its position in its caption.
-    What fills a row up counts as a caption of its own.
+    """Returns two arrays (rows, longest): the index of each place's token, -1 for padding, and its
+    position in its caption. The padding of a row counts as a caption of its own.
     """
     longest = max(int(sum(ends[i + 1] - ends[i] for i in row)) for row in rows)
     token = np.full((len(rows), longest), -1, np.int64)

@@ -1,11 +1,12 @@
-"""An encoder is tried before anything is written: what would fail or lie in a run is refused here.
+"""An encoder is tried before anything is written: what would fail in a run, or store wrong values, is
+refused here.
 
     captions   one of as many tokens as are kept, a short one and the empty one
     pictures   noise and a gradient
 
-Both go through the encoder together, twice, and then one by one, in batches as the run makes them.
-So too few positions, tokens that the model does not know, random numbers and rows that depend on
-their batch show at once. It takes a few batches. Workers do without: the driver has tried the model.
+Both are encoded together, twice, and then one by one, in batches as the run makes them. So too few
+positions, tokens that the model has no embedding of, random numbers and rows that depend on their batch
+show at once. It takes a few batches. Workers skip it: the driver has tried the model.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ TOLERANCE = {"fp32": 2.0**-6, "bf16-autocast": 2.0**-3}
 
 
 def rehearse(encoder: Encoder, engine: EngineConfig) -> None:
-    """Raise ModelNotUsable, saying what to do, if the encoder cannot fill its column."""
+    """Raises ModelNotUsable if the encoder cannot fill its column."""
     model = encoder.model
     device = getattr(encoder, "device", torch.device("cpu"))  # a tokenizer has none
     if isinstance(encoder, ImageEncoder):
@@ -66,7 +67,7 @@ def rehearse(encoder: Encoder, engine: EngineConfig) -> None:
 
 
 def pictures(side: int) -> NDArray[np.uint8]:
-    """Two pictures that have little in common, (2, side, side, 3)."""
+    """Returns two pictures that have little in common, (2, side, side, 3)."""
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     ramp = np.linspace(0, 255, side, dtype=np.uint8)
     grey = np.broadcast_to(ramp[:, None, None], noise.shape)
@@ -74,12 +75,12 @@ def pictures(side: int) -> NDArray[np.uint8]:
 
 
 def long_caption(tokenizer: CaptionTokenizer) -> str:
-    """A caption of at least as many tokens as are kept."""
+    """Returns a caption of at least as many tokens as are kept."""
     return " ".join([PROBE] * (tokenizer.limit // len(PROBE.split()) + 1))
 
 
 def check_captions(tokenizer: CaptionTokenizer, captions: Sequence[str]) -> None:
-    """Raise ModelNotUsable where tokens depend on the day, or on no caption, or are too many."""
+    """Raises ModelNotUsable where tokens depend on the day, or not on the caption, or are too many."""
     path, limit = tokenizer.model.path, tokenizer.limit
     if tokenizer.dated:
         raise ModelNotUsable(
@@ -102,38 +103,35 @@ def check_captions(tokenizer: CaptionTokenizer, captions: Sequence[str]) -> None
 
 
 def compare(
-    model: ModelSpec,
-    device: torch.device,
-    encode: Callable[[Sequence[int]], Sequence[Words]],
-    count: int,
-    what: str,
-) -> None:
-    """Encode inputs together, twice, then one by one; ModelNotUsable if a row differs by more than
-    rounding. A second time it may not differ at all, but for kernels of a GPU that add up in any
+    model: ModelSpec, device: torch.device, encode: Callable[[Sequence[int]], Sequence[Words]],
+    count: int, noun: str,
+) -> None:  # fmt: skip
+    """Encodes inputs together, twice, then one by one; ModelNotUsable if a row differs by more than
+    rounding. The second time it may not differ at all, but for kernels of a GPU that add up in any
     order.
     """
     rounding = TOLERANCE[model.precision]
-    before = random_states(device)
+    states = random_states(device)
     first, second = encode(range(count)), encode(range(count))
-    on_gpu = device.type == "cuda" and random_states(device) == before
+    on_gpu = device.type == "cuda" and random_states(device) == states
     if max(map(difference, first, second)) > (rounding if on_gpu else 0):
         raise ModelNotUsable(
-            f"{model.path}: {model.cls} gives {what} other values each time: it draws random numbers "
+            f"{model.path}: {model.cls} gives {noun} other values each time: it draws random numbers "
             "(ViTMAEModel hides parts of a picture at random, a tokenizer with dropout cuts words at "
             "random). Use a class that does not, such as ViTModel, or switch the dropout off"
         )
-    apart = max(difference(row, encode([i])[0]) for i, row in enumerate(first))
-    if apart > rounding:
+    largest = max(difference(row, encode([i])[0]) for i, row in enumerate(first))
+    if largest > rounding:
         raise ModelNotUsable(
-            f"{model.path}: {model.cls} gives {what} other values in a batch than alone (they differ by "
-            f"{apart:.2g} of their size, rounding by {rounding:.2g} at most): a row would depend on its "
+            f"{model.path}: {model.cls} gives {noun} other values in a batch than alone (they differ by "
+            f"{largest:.2g} of their size, rounding by {rounding:.2g} at most): a row would depend on its "
             "neighbours, as where padding is not masked. Use another class, or encode one by one: "
             "engine.batch=1 and engine.tokens=1"
         )
 
 
 def difference(row: Words, other: Words) -> float:
-    """How far two encodings of one input are apart: of their channels or tokens, the largest L2
+    """Returns how far two encodings of one input are apart: over channels or tokens, the largest L2
     norm of the difference over that of the values. Infinite where shapes or token ids differ.
     """
     if row.dtype == np.int32 or row.shape != other.shape:
@@ -146,13 +144,13 @@ def difference(row: Words, other: Words) -> float:
 
 
 def flat(words: Words) -> NDArray[np.float64]:
-    """(channels or tokens, values) of one row; what is no finite number counts as a large one."""
+    """Returns (channels or tokens, values) of one row, with large numbers for NaN and infinity."""
     values = to_floats(words) if words.dtype == np.uint16 else words
     rows = np.asarray(values, np.float64).reshape(len(words) if words.ndim > 1 else 1, -1)
     return np.nan_to_num(rows, nan=1e5, posinf=1e5, neginf=-1e5)
 
 
 def random_states(device: torch.device) -> list[Any]:
-    """The states of the generators that a model draws from, to be compared."""
+    """Returns the states of the generators that a model draws from, to be compared."""
     cuda = torch.cuda.get_rng_state(device).tolist() if device.type == "cuda" else None
     return [random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist(), cuda]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -22,10 +19,9 @@ from ..errors import ModelNotUsable
 from ..registry import VAES, ModelSpec, location
 from ..source.decoding import View
 from .encoder import ImageEncoder, Words
+from .norm import ConfigNorm, config_norm
 from .pixels import pixels_on, to_float16
 from .weights import autocast, device_record, load_model, trying, tune
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,26 +83,25 @@ class Vae(ImageEncoder):
             _ = self.norm  # refuses a normalisation that is missing or wrong
 
     @cached_property
-    def norms(self) -> ConfigNorm:
+    def file_norm(self) -> ConfigNorm:
         """What its config says of normalisation, or its class where that keeps it elsewhere;
         ModelNotUsable for numbers that are none.
         """
         config, path = self._module.config, self.model.path
-        if self._adapter.patches:
+        if self._adapter.patches:  # FLUX.2: (x - mean) / sqrt(var + eps) of its batch norm
             deviation = (self._module.bn.running_var + config.batch_norm_eps).sqrt()
             shift, scale = self._module.bn.running_mean.tolist(), (1 / deviation).tolist()
             return ConfigNorm(tuple(shift), tuple(scale), path)
         file = config
         if (path, self.model.subfolder) not in {(m.path, m.subfolder) for m in VAES.values()}:
-            # diffusers fills up what the file does not say with numbers of the class, which are
-            # those of the first model of its kind
+            # diffusers has filled up the config with its class's numbers; the file has its own alone
             file = type(self._module).load_config(
                 location(path), subfolder=self.model.subfolder, revision=self.model.revision
             )
         if self._adapter.own_norm:
-            known = None not in (file.get("latents_mean"), file.get("latents_std"))
-            return ConfigNorm((0.0,), (1.0,), path) if known else ConfigNorm(None, None, path)
-        return norms_of(file, path, config)
+            complete = None not in (file.get("latents_mean"), file.get("latents_std"))
+            return ConfigNorm((0.0,), (1.0,), path) if complete else ConfigNorm(None, None, path)
+        return config_norm(file, path, config)
 
     @cached_property
     def norm(self) -> Norm:
@@ -114,8 +109,8 @@ class Vae(ImageEncoder):
         if it does, or if neither says one.
         """
         if self._column_norm is None:
-            return self.norms.own()
-        return self.norms.agreed(self._column_norm.norm)
+            return self.file_norm.own()
+        return self.file_norm.agreed(self._column_norm.norm)
 
     def runs_on(self) -> Json:
         return device_record(self.device)
@@ -140,7 +135,7 @@ class Vae(ImageEncoder):
         """Pixels (B, 3, H, W) in [-1, 1] -> fp32 moments (B, 2C, h, w), mean | logvar in [-30, 20],
         or latents (B, C, h, w).
         """
-        x = self._as_taken(pixels.to(self.device, torch.float32))
+        x = self._adapted(pixels.to(self.device, torch.float32))
         with autocast(self.model.precision, self.device):
             output = self._module.encode(x)
         if self._adapter.latent:
@@ -167,8 +162,8 @@ class Vae(ImageEncoder):
         pixels = pixels * 2 - 1 if self._adapter.own_norm else pixels
         return pixels.clamp(-1, 1)  # type: ignore[no-any-return]  # diffusers is untyped
 
-    def _as_taken(self, pixels: Tensor) -> Tensor:
-        """Pixels in the shape and range that the class wants."""
+    def _adapted(self, pixels: Tensor) -> Tensor:
+        """Returns pixels in the shape and range that the class takes."""
         config, manner = self._module.config, self._adapter
         if manner.own_norm:
             pixels = (pixels + 1) / 2
@@ -184,8 +179,8 @@ class Vae(ImageEncoder):
         return int(height)
 
     def moments_shape(self, resolution: int) -> tuple[int, ...]:
-        """(2C, h, w) of moments or (C, h, w) of latents for square pictures of this size, found by
-        encoding a grey one; ModelNotUsable if that fails.
+        """Returns (2C, h, w) of moments or (C, h, w) of latents of a grey picture of this size;
+        ModelNotUsable if it cannot be encoded.
         """
         with trying(
             f"{self.model.path}: {self.model.cls} cannot encode pictures of {resolution} x "
@@ -206,131 +201,3 @@ def load_vae(encoder: EncoderIdentity | Json, device: str = "cpu") -> Vae:
     """Returns the VAE that a column's identity names (its `encoder`), its weights checked."""
     encoder = EncoderIdentity.of(encoder)
     return Vae(ModelSpec.of_identity(encoder), device, encoder.weights)
-
-
-# Normalisation -----------------------------------------------------------------------------------
-
-SHIFTS = ("latents_mean", "shift_factor")
-Numbers = tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigNorm:
-    """Shift and scale as a VAE's config says them, None where it does not. `factor` is a scaling
-    factor beside a mean and a deviation: the reference leaves it out, diffusers' pipelines multiply.
-    `filled` is the same with what the class fills in.
-    """
-
-    shift: Numbers | None
-    scale: Numbers | None
-    path: str
-    factor: float = 1.0
-    filled: ConfigNorm | None = None
-
-    def own(self) -> Norm:
-        """As the reference has it; ModelNotUsable where the config does not say all of it."""
-        if self.shift is None or self.scale is None:
-            raise ModelNotUsable(self._missing())
-        if self.factor != 1:
-            log.warning(
-                "%s: its config has latents_mean, latents_std and scaling_factor %g. The column is "
-                "normalised by mean and deviation, as the reference does; diffusers' own pipelines "
-                "multiply by scaling_factor too. To have theirs, write norm: %s",
-                self.path, self.factor, as_yaml(self.shift, self._theirs()),
-            )  # fmt: skip
-        return self._norm(self.shift, self.scale)
-
-    def agreed(self, asked: Norm) -> Norm:
-        """The norm of a column that says one itself; ModelNotUsable if it contradicts the config in
-        any number that this says, whatever else it leaves out.
-        """
-        if self.shift is not None and not same(asked.shift, self.shift):
-            self._refuse("shift", asked, self.shift)
-        choices = [] if self.scale is None else [self.scale, self._theirs()]
-        for scale in choices:
-            if same(asked.scale, scale):
-                return asked if self.shift is None else self._norm(self.shift, scale)
-        if choices:
-            self._refuse("scale", asked, choices[0])
-        return asked
-
-    def _theirs(self) -> Numbers:
-        """The scale of diffusers' pipelines."""
-        assert self.scale is not None
-        return tuple(self.factor * value for value in self.scale)
-
-    def _norm(self, shift: Numbers, scale: Numbers) -> Norm:
-        try:
-            return Norm(shift, scale)
-        except ValueError as error:
-            raise ModelNotUsable(f"{self.path}: its config makes a {error}. Correct it") from None
-
-    def _refuse(self, name: str, asked: Norm, own: Numbers) -> NoReturn:
-        shift, scale = self.shift or asked.shift, self.scale or asked.scale
-        advice = f"Say norm: {as_yaml(shift, scale)}"
-        if None not in (self.shift, self.scale):
-            advice = "Leave norm out of the column"
-        raise ModelNotUsable(
-            f"{self.path}: its config normalises by {name} {list(own)}, the column says "
-            f"{list(getattr(asked, name))}. {advice}"
-        )
-
-    def _missing(self) -> str:
-        filled = self.filled or self
-        lacking = [name for name in ("shift", "scale") if getattr(self, name) is None]
-        guess = as_yaml(filled.shift or (0.0,), filled.scale or (1.0,))
-        return (
-            f"{self.path}: its config says no {' and no '.join(lacking)} of latents (neither "
-            "latents_mean and latents_std nor shift_factor and scaling_factor; what the class would "
-            "fill in is another model's). Training needs a normalisation: look it up where the model "
-            f"was published and say it in the column, as norm: {guess} (a shift of 0 is a number too), "
-            "or in its config.json"
-        )
-
-
-def norms_of(
-    config: Mapping[str, Any], path: str, filled: Mapping[str, Any] | None = None
-) -> ConfigNorm:
-    """What a VAE's config says: per channel latents_mean and latents_std if one of them is set (the
-    other is then missing, not replaced), else shift_factor and scaling_factor. ModelNotUsable for
-    what is no number. `filled` is the config with the numbers that its class fills in.
-
-    z = (latent - shift) * scale. Nothing is guessed.
-    """
-    mean, std = _numbers(config, "latents_mean", path), _numbers(config, "latents_std", path)
-    shift, factor = _numbers(config, "shift_factor", path), _numbers(config, "scaling_factor", path)
-    whole = norms_of(filled, path) if filled is not None else None
-    if mean is None and std is None:
-        return ConfigNorm(shift, factor, path, filled=whole)
-    # diffusers multiplies by what its class fills in, too
-    also = factor[0] if factor else whole.factor if whole else 1.0
-    scale = None if std is None else tuple(1.0 / value for value in std)
-    return ConfigNorm(mean, scale, path, also, whole)
-
-
-def _numbers(config: Mapping[str, Any], name: str, path: str) -> Numbers | None:
-    """A number or a list of them, however nested; None where it is not said."""
-    if config.get(name) is None:
-        return None
-    try:
-        values = tuple(np.array(config[name], np.float64).reshape(-1).tolist())
-        sound = bool(np.isfinite(values).all()) and (name in SHIFTS or min(values) > 0)
-    except (ValueError, TypeError):
-        sound = False
-    if not sound:
-        raise ModelNotUsable(
-            f"{path}: its config says {name}: {str(config[name])[:80]}, expected a finite number"
-            f"{'' if name in SHIFTS else ' above 0'}, or one for each channel. Correct it"
-        )
-    return values
-
-
-def same(some: Numbers, others: Numbers) -> bool:
-    """Whether two say the same for each channel but for rounding; one number stands for all."""
-    fits = len(some) == len(others) or 1 in (len(some), len(others))
-    return fits and bool(np.allclose(some, others, rtol=1e-5, atol=0))
-
-
-def as_yaml(shift: Numbers, scale: Numbers) -> str:
-    """A norm as a column's config has it."""
-    return f"{{shift: {list(shift)}, scale: {list(scale)}}}"

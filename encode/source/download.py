@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import yaml
@@ -70,24 +71,23 @@ def _download(args: argparse.Namespace) -> int:
     commit, files = hub_files(repository, args.revision, args.files, args.endpoint)
     folder.mkdir(parents=True, exist_ok=True)
     missing = [file for file in files if _size(folder / file.path) != file.size]
-    total, partly = (
-        sum(file.size for file in missing), sum(_size(file.part(folder)) or 0 for file in missing)
-    )  # fmt: skip
-    left, free = total - partly, shutil.disk_usage(folder).free
+    total = sum(file.size for file in missing)
+    partial_bytes = sum(_size(file.part(folder)) or 0 for file in missing)
+    remaining, free = total - partial_bytes, shutil.disk_usage(folder).free
     print(
         f"{repository} at {commit[:12]}: {len(files):,} files of "
         f"{size_text(sum(file.size for file in files))}; {len(missing):,} files, "
-        f"{size_text(left)}, to download; {size_text(free)} free at {folder}",
+        f"{size_text(remaining)}, to download; {size_text(free)} free at {folder}",
         flush=True,
     )
-    if left + min(SPARE, left) > free:
+    if remaining + min(SPARE, remaining) > free:
         raise NoRoom(
-            f"{folder}: {size_text(left)} to download, {size_text(free)} free. Make room, choose "
+            f"{folder}: {size_text(remaining)} to download, {size_text(free)} free. Make room, choose "
             "another folder, or fewer files with --files"
         )
     stop = threading.Event()
     with stopping(), Bar("download", total, "bytes") as bar:
-        bar.skip(partly)
+        bar.skip(partial_bytes)
         jobs = [partial(download_file, f, folder, args.sha256, stop, bar.advance) for f in missing]
         if args.sha256:
             present = [file for file in files if file not in missing]
@@ -137,19 +137,17 @@ def source_yaml(name: str, folder: Path, files: Sequence[HubFile]) -> str:
 
 
 def brace_patterns(places: Sequence[str]) -> list[str]:
-    """Returns brace patterns that expand to these places, where numbers follow each other."""
-    runs: list[tuple[str, str, str, str]] = []  # text before, first number, last, text after
-    for place in places:
-        match = re.fullmatch(r"(.*?)(\d*)([^/\d]*)", place)
-        before, number, after = match.groups() if match else (place, "", "")
-        if number and runs and (runs[-1][0], runs[-1][3]) == (before, after):
-            first, last = runs[-1][1:3]
-            padded = str(int(last) + 1).zfill(len(last) if first.startswith("0") else 0)
-            if number == padded and (len(number) == len(last) or first == str(int(first))):
-                runs[-1] = before, first, number, after
-                continue
-        runs.append((before, number, number, after))
-    return [
-        f"{before}{first}{after}" if first == last else f"{before}{{{first}..{last}}}{after}"
-        for before, first, last, after in runs
-    ]
+    """Returns brace patterns that expand to these places, one for each run of numbers of one width."""
+
+    def run(item: tuple[int, tuple[str, ...]]) -> tuple[object, ...]:
+        index, (before, number, after) = item
+        return before, after, len(number), int(number or 0) - index
+
+    matches = [re.fullmatch(r"(.*?)(\d*)([^/\d]*)", place) for place in places]
+    parts = [m.groups() if m else (place, "", "") for m, place in zip(matches, places, strict=True)]
+    patterns = []
+    for _, group in groupby(enumerate(parts), run):
+        (before, first, after), *others = [item for _, item in group]
+        number = f"{{{first}..{others[-1][1]}}}" if others else first
+        patterns.append(f"{before}{number}{after}")
+    return patterns

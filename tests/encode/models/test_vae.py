@@ -15,7 +15,8 @@ import configs
 from encode.config import ColumnConfig, EncodeConfig
 from encode.errors import ModelNotUsable
 from encode.models.load import load_encoder
-from encode.models.vae import Vae, load_vae, norms_of
+from encode.models.norm import config_norm
+from encode.models.vae import Vae, load_vae
 from encode.registry import VAES, ModelSpec, location, lookup
 from shards import Norm
 from shards.read.latents import draw
@@ -191,7 +192,7 @@ def test_digest_is_of_names_and_values(tmp_path: Path, models: Path, kl: Vae) ->
     ],
 )  # fmt: skip
 def test_norm(config: dict[str, object], norm: Norm) -> None:
-    assert norms_of(config, "x").own() == norm
+    assert config_norm(config, "x").own() == norm
 
 
 def test_no_norm_is_not_guessed(tmp_path: Path) -> None:
@@ -205,7 +206,7 @@ def test_no_norm_is_not_guessed(tmp_path: Path) -> None:
         *half,
     ):
         with pytest.raises(ModelNotUsable, match="Training needs a normalisation"):
-            norms_of(config, "x").own()
+            config_norm(config, "x").own()
     vae = Vae(spec("AutoencoderKL", save_kl(tmp_path / "kl", shift_factor=None)))
     with pytest.raises(
         ModelNotUsable, match=r"no shift of latents .* norm: {shift: \[0.0\], scale: \[0.5\]}"
@@ -299,7 +300,7 @@ def test_a_default_of_the_class_is_not_the_config(
     assert line in (norm, None)
     # what it says may be said
     asked = Norm(tuple(norm["shift"]), tuple(norm["scale"]))
-    assert Vae(model).norms.agreed(asked) == asked
+    assert Vae(model).file_norm.agreed(asked) == asked
     monkeypatch.setitem(VAES, "mine", model)
     assert Vae(model).norm == asked
 
