@@ -73,7 +73,19 @@ class DataConfig(Strict):
     ahead: int = Field(
         default=1, ge=0, le=256
     )  # batches before its turn that each is hinted to the disk, or fetched from an object store
-    workers: int = Field(default=0, ge=0, le=256)  # processes that read on each rank; 0: a thread
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_workers(cls, values: Any) -> Any:
+        """Earlier releases could read in processes; the config of a run of theirs says `workers: 0`."""
+        if not isinstance(values, dict) or "workers" not in values:
+            return values
+        if values["workers"]:
+            raise ValueError(
+                f"data.workers: found {values['workers']}, but reading processes are gone, since a thread reads as "
+                "fast. Remove it"
+            )
+        return {key: value for key, value in values.items() if key != "workers"}
 
     @model_validator(mode="after")
     def _sources(self) -> "DataConfig":

@@ -84,7 +84,7 @@ def from_columns(config: TrainConfig, sources: JoinedColumns, order: Order) -> B
     def batches(position: int, world: World) -> Stream:
         return Stream(
             sources, order, position=position, global_batch=config.global_batch, world=world.size, rank=world.rank,
-            prefetch=c.prefetch, ahead=c.ahead, workers=c.workers, pin=world.device.type == "cuda",
+            prefetch=c.prefetch, ahead=c.ahead, pin=world.device.type == "cuda",
         )  # fmt: skip
 
     return batches

@@ -1,20 +1,19 @@
 """What a batch holds and how it is read: sample numbers -> rows of columns -> one flat buffer.
 
     samples of many batches -> order -> (source, row id) -> caption chosen -> places    `Planner`
-    samples | rows | sources | cu_seqlens | moments | extra columns | tokens            `Frame`
+    moments | extra columns | tokens                                                    `BatchLayout`
     every row straight to its place in the buffer, one read each                        `Reader`
 
 All that can be found out for many batches at once is: what is left for each batch is to read its
-rows. Numpy only: the processes that read for a stream never load torch.
+rows.
 """
 
 from __future__ import annotations
 
-import math
 import resource
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -31,65 +30,48 @@ ALIGN = 64  # bytes; every part of a buffer starts at a multiple
 CHUNK = 4_096  # samples that are planned at once: order and places then cost 1 % of the reading
 WARM = 16  # batches without a disk read, after which hints are left out
 SLOW = 1e9  # bytes a second; slower, and it is no memory, though the system may not call it a disk
-PIECE = 512  # tokens that are dequantised at once: they stay in the processor's cache
-TOKENS = "tokens"  # the part that is not of one shape
 Places = tuple[Ints, Ints, Ints]  # of rows in a column: object, first byte, bytes
-Header = tuple[Any, Any, Any, Any]  # samples, rows, sources (B,) int64, cu_seqlens (B + 1,) int32
+# samples, rows, sources, number of the text column (B,) int64, cu_seqlens (B + 1,) int32
+Header = tuple[Any, Any, Any, Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Where one tensor stands in a buffer."""
+    """Where one tensor of a batch lies in its buffer."""
 
     offset: int
-    element: str  # as in `schema.ELEMENTS`
+    element: str  # one of `format.layout.ELEMENTS`
     shape: tuple[int, ...]
     row_bytes: int
 
 
-class Frame:
-    """The parts of a batch of `size` samples in one flat buffer; tokens stand last, for only they
-    differ in length. `capacity` has room for the longest captions.
+class BatchLayout:
+    """The parts of a batch of `size` samples in one flat buffer. Tokens come last, for only they
+    differ in length; `capacity` has room for the longest captions.
+
+    Tokens are as they are stored, int8 with their scales too, unless some text columns are of int8
+    and others of bfloat16: then all are bfloat16.
     """
 
-    def __init__(self, sources: JoinedColumns, size: int) -> None:
-        first = sources.by_source[0]
-        self.size, at = size, _aligned(3 * 8 * size + 4 * (size + 1))
+    def __init__(self, columns: JoinedColumns, size: int) -> None:
+        first = columns.by_source[0]
+        self.size, offset = size, 0
         self.parts: dict[str, Part] = {}
         for name, column in {"moments": first.latents, **first.extra}.items():
             layout = column.layout
-            self.parts[name] = Part(
-                at, layout.element, (size, *layout.row_shape), layout.unit_bytes
-            )
-            at = _aligned(at + size * layout.unit_bytes)
-        self.extra = tuple(first.extra)
-        # of a token in the buffer, which is bfloat16 whatever it is stored as; an id is itself
-        self.token_element = "int32" if sources.ids else "bfloat16"
-        self.token_shape = sources.text.layout.row_shape[1:]
-        self.token_bytes = (4 if sources.ids else 2) * math.prod(self.token_shape)
-        self.tokens_at = at
-        self.capacity = at + size * sources.max_tokens * self.token_bytes
-
-    def start(self, name: str, number: Ints) -> Ints:
-        """Where a part has the rows of these samples of the batch, in bytes."""
-        part = self.parts[name]
-        return part.offset + number * part.row_bytes
-
-    def put_header(self, header: Header, buffer: NDArray[np.uint8]) -> None:
-        """Write what is small of a batch to the start of its buffer."""
-        ints = buffer[: 24 * self.size].view(np.int64).reshape(3, -1)
-        ints[0], ints[1], ints[2] = header[:3]
-        buffer[24 * self.size :][: 4 * (self.size + 1)].view(np.int32)[:] = header[3]
-
-    def header(self, buffer: NDArray[np.uint8]) -> Header:
-        """The inverse of `put_header`: copies, so that keeping them does not keep the buffer."""
-        samples, rows, sources = buffer[: 24 * self.size].view(np.int64).reshape(3, -1).copy()
-        ends = buffer[24 * self.size :][: 4 * (self.size + 1)].view(np.int32).copy()
-        return samples, rows, sources, ends
+            shape = (size, *layout.row_shape)
+            self.parts[name] = Part(offset, layout.element, shape, layout.unit_bytes)
+            offset = -(-(offset + size * layout.unit_bytes) // ALIGN) * ALIGN
+        layouts = [column.layout for column in columns.texts]
+        layout = next((each for each in layouts if not each.quantised), layouts[0])
+        self.token_element, self.token_shape = layout.element, layout.unit_shape
+        self.token_bytes = layout.unit_bytes
+        self.tokens_at = offset
+        self.capacity = offset + size * columns.max_tokens * self.token_bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Reads:
+class ReadOp:
     """Rows of one column, and the byte of the buffer that each is to start at."""
 
     column: Column
@@ -99,34 +81,30 @@ class Reads:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BatchPlan:
     """One rank's part of a global batch, before it is read. The header is of arrays, or of what
     the planner was told to make of them.
     """
 
     position: int
     header: Header
-    reads: list[Reads]
+    reads: list[ReadOp]
     tokens: int
     bytes: int  # of the buffer that are used
 
 
 class Planner:
-    """The batches of one rank in order, each by its position.
-
-    `rows_of` takes a table of many batches apart, (n, ...) -> n rows: one call for all of them.
-    """
+    """The batches of one rank in order, each by its position."""
 
     def __init__(
-        self, sources: JoinedColumns, order: Order, batch: int, world: int = 1, rank: int = 0,
-        rows_of: Callable[[NDArray[Any]], Sequence[Any]] = list,
-    ) -> None:  # fmt: skip
-        self.sources, self.order, self._rows_of = sources, order, rows_of
+        self, columns: JoinedColumns, order: Order, batch: int, world: int = 1, rank: int = 0
+    ) -> None:
+        self.columns, self.order = columns, order
         self.places = order.places(batch, world, rank)
-        self.frame = Frame(sources, self.places.size)
+        self.layout = BatchLayout(columns, self.places.size)
 
-    def plans(self, position: int, step: int) -> Iterator[Plan]:
-        """The batches at `position`, `position + step` and so on, for ever.
+    def plans(self, position: int, step: int) -> Iterator[BatchPlan]:
+        """Yields the batches at `position`, `position + step` and so on, for ever.
 
         The first is planned alone, for it is waited for; then twice as many at a time, up to 4,096
         samples.
@@ -137,67 +115,65 @@ class Planner:
             position += step * count
             count = min(2 * count, most)
 
-    def _plan(self, positions: Ints) -> Iterator[Plan]:
-        frame, size = self.frame, self.places.size
+    def _plan(self, positions: Ints) -> Iterator[BatchPlan]:
+        layout, size = self.layout, self.places.size
         samples = (positions[:, None] + self.places).ravel()
-        sources, rows = self.sources.locate(*self.order.at(samples))
+        sources, rows = self.columns.locate(*self.order.at(samples))
         groups = list(self._groups(samples, sources, rows))
+        texts, lengths = np.zeros(rows.size, np.int64), np.zeros(rows.size, np.int64)
+        for part, text, column, samples_of, (_, _, sizes) in groups:
+            if part is None:
+                texts[samples_of] = text
+                lengths[samples_of] = sizes // column.layout.unit_bytes
         ends = np.zeros((positions.size, size + 1), np.int64)
-        lengths = np.zeros(rows.size, np.int64)
-        for name, column, mine, (_, _, stored) in groups:
-            if name == TOKENS:
-                lengths[mine] = stored // column.layout.unit_bytes
         np.cumsum(lengths.reshape(positions.size, size), axis=1, out=ends[:, 1:])
-        starts = frame.tokens_at + ends[:, :-1].ravel() * frame.token_bytes
-        reads: list[list[Reads]] = [[] for _ in positions]
-        for name, column, mine, places in groups:
-            fixed = name != TOKENS
-            at = frame.start(name, mine % size) if fixed else starts[mine]
-            cuts = np.searchsorted(mine, size * np.arange(positions.size + 1)).tolist()
+        token_starts = layout.tokens_at + ends[:, :-1].ravel() * layout.token_bytes
+        reads: list[list[ReadOp]] = [[] for _ in positions]
+        for part, _, column, samples_of, places in groups:
+            row_starts = part.offset + samples_of % size * part.row_bytes if part else None
+            at = token_starts[samples_of] if row_starts is None else row_starts
+            cuts = np.searchsorted(samples_of, size * np.arange(positions.size + 1)).tolist()
             for i, (a, b) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
                 if a < b:
-                    number, start, stored = (array[a:b] for array in places)
-                    reads[i].append(
-                        Reads(column, rows[mine[a:b]], (number, start, stored), at[a:b])
-                    )
-        tables = [array.reshape(positions.size, size) for array in (samples, rows, sources)]
-        headers = zip(*map(self._rows_of, [*tables, ends.astype(np.int32)]), strict=True)
+                    objects, starts, sizes = (array[a:b] for array in places)
+                    op = ReadOp(column, rows[samples_of[a:b]], (objects, starts, sizes), at[a:b])
+                    reads[i].append(op)
+        tables = [array.reshape(positions.size, size) for array in (samples, rows, sources, texts)]
         tokens = ends[:, -1].tolist()
-        for i, (position, header) in enumerate(zip(positions.tolist(), headers, strict=True)):
-            used = frame.tokens_at + tokens[i] * frame.token_bytes
-            yield Plan(position, header, reads[i], tokens[i], used)
+        for i, header in enumerate(zip(*tables, ends.astype(np.int32), strict=True)):
+            used = layout.tokens_at + tokens[i] * layout.token_bytes
+            yield BatchPlan(int(positions[i]), header, reads[i], tokens[i], used)
 
     def _groups(
         self, samples: Ints, sources: Ints, rows: Ints
-    ) -> Iterator[tuple[str, Column, Ints, Places]]:
-        """(name of the part, column, which of the samples are read from it, their places in it)."""
-        for s, join in enumerate(self.sources.by_source):
-            mine = np.flatnonzero(sources == s)
-            for name, column in {"moments": join.latents, **join.extra}.items():
-                yield name, column, mine, column.places(rows[mine])
-            chosen = self.order.choose(samples[mine], join.rates)
-            for t, column in enumerate(join.texts):
-                at = mine[chosen == t]
-                yield TOKENS, column, at, column.places(rows[at])
-
-
-def _aligned(offset: int) -> int:
-    return -(-offset // ALIGN) * ALIGN
+    ) -> Iterator[tuple[Part | None, int, Column, Ints, Places]]:
+        """Yields (part, or None for tokens; number of the text column; column; which samples are
+        read from it; their places in it).
+        """
+        text = 0
+        for s, source in enumerate(self.columns.by_source):
+            of_source = np.flatnonzero(sources == s)
+            for name, column in {"moments": source.latents, **source.extra}.items():
+                yield self.layout.parts[name], 0, column, of_source, column.places(rows[of_source])
+            choice = self.order.choose(samples[of_source], source.rates)
+            for t, column in enumerate(source.texts):
+                of_text = of_source[choice == t]
+                yield None, text, column, of_text, column.places(rows[of_text])
+                text += 1
 
 
 class Reader:
     """Reads one rank's planned batches into buffers. Used by one thread."""
 
     def __init__(self, planner: Planner) -> None:
-        self.planner = planner
-        self.frame = self.planner.frame
+        self.planner, self.layout = planner, planner.layout
         self._warm, self._disk_reads = 0, _disk_reads()
 
-    def plans(self, position: int, step: int, ahead: int = 1) -> Iterator[Plan]:
-        """The batches at `position`, `position + step` and so on, for ever; each is hinted when
-        `ahead` others are to be read before it.
+    def plans(self, position: int, step: int, ahead: int = 1) -> Iterator[BatchPlan]:
+        """Yields the batches at `position`, `position + step` and so on, for ever; each is hinted
+        when `ahead` others are to be read before it.
         """
-        waiting: deque[Plan] = deque()
+        waiting: deque[BatchPlan] = deque()
         for plan in self.planner.plans(position, step):
             if ahead:
                 self.hint(plan)
@@ -205,42 +181,33 @@ class Reader:
             if len(waiting) > ahead:
                 yield waiting.popleft()
 
-    def hint(self, plan: Plan) -> None:
-        """Say that a batch will be read soon. Columns in a folder are spared it while all that is
+    def hint(self, plan: BatchPlan) -> None:
+        """Says that a batch will be read soon. Columns in a folder are spared it while all that is
         read comes from memory: a hint costs a tenth of reading the row from there.
         """
-        for reads in plan.reads:
-            if self._warm < WARM or reads.column.store.folder is None:
+        for op in plan.reads:
+            if self._warm < WARM or op.column.store.folder is None:
                 with suppress(ShardsError, OSError):  # reading it will say, when its turn has come
-                    reads.column.hint(reads.rows, reads.places)
+                    op.column.hint(op.rows, op.places)
 
-    def fill(self, plan: Plan, buffer: NDArray[np.uint8]) -> None:
-        """Read a batch but for its header. Raises CorruptColumn, naming column, shard and row."""
+    def fill(self, plan: BatchPlan, buffer: NDArray[np.uint8]) -> None:
+        """Reads a batch but for its header. Raises CorruptColumn, naming column, shard and row."""
         start = time.perf_counter()
-        for reads in plan.reads:
-            if reads.column.layout.quantised:
-                self._decoded(reads, plan, buffer)
+        for op in plan.reads:
+            if op.column.layout.quantised and self.layout.token_element != "int8":
+                self._dequantise(op, buffer)
             else:
-                reads.column.gather(reads.rows, buffer.data, reads.at, "new", reads.places)
+                op.column.gather(op.rows, buffer.data, op.at, "new", op.places)
         slow = plan.bytes < SLOW * (time.perf_counter() - start)
         before, self._disk_reads = self._disk_reads, _disk_reads()
         self._warm = 0 if slow or self._disk_reads > before else self._warm + 1
 
-    def _decoded(self, reads: Reads, plan: Plan, buffer: NDArray[np.uint8]) -> None:
-        """Read int8 tokens aside, and write them as bfloat16."""
-        column, size = reads.column, reads.places[2]
-        stored = np.empty(int(size.sum()), np.uint8)
-        if not stored.size:
-            return
-        column.gather(reads.rows, stored.data, np.cumsum(size) - size, "new", reads.places)
-        words = stored.view(column.layout.dtype).reshape(-1, *column.layout.unit_shape)
-        start = self.frame.tokens_at
-        tokens = buffer[start : plan.bytes].view(np.uint16).reshape(-1, *self.frame.token_shape)
-        lengths = size // column.layout.unit_bytes
-        first = (reads.at - start) // self.frame.token_bytes
-        to = np.repeat(first - (np.cumsum(lengths) - lengths), lengths) + np.arange(len(words))
-        for at in range(0, len(words), PIECE):
-            tokens[to[at : at + PIECE]] = column.decoded(words[at : at + PIECE])
+    def _dequantise(self, op: ReadOp, buffer: NDArray[np.uint8]) -> None:
+        """Reads int8 tokens for a batch that has bfloat16 ones too, and writes them as such."""
+        words = op.column.decoded(op.column.read(op.rows, "new"))
+        ends = np.cumsum(op.column.lengths(op.rows))
+        for at, caption in zip(op.at.tolist(), np.split(words, ends[:-1]), strict=True):
+            buffer[at : at + caption.nbytes] = caption.view(np.uint8).ravel()
 
 
 def _disk_reads() -> int:

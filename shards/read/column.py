@@ -324,7 +324,7 @@ class Column:
             if b > a >= 0:
                 willneed(self._files.open(n), a, b - a)
 
-    def read_into(self, rows: Rows, out: NDArray[Any], check: bool = False) -> None:
+    def read_into(self, rows: Rows, out: NDArray[Any], check: Check = False) -> None:
         """Read rows end to end into `out`: (B, 2C, H, W) float16, or (sum of lengths, D) bfloat16
         words. `check` as in `gather`.
         """
@@ -332,7 +332,7 @@ class Column:
         if out.size:
             self.gather(rows, out.reshape(-1).view(np.uint8).data, np.cumsum(size) - size, check)
 
-    def read(self, rows: Rows, check: bool = False) -> NDArray[Any]:
+    def read(self, rows: Rows, check: Check = False) -> NDArray[Any]:
         """Rows as a new array of stored words, (B, *row) or (sum of lengths, *unit)."""
         with self._lock:
             self._check_held(rows)

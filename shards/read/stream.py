@@ -1,9 +1,8 @@
-"""Columns to batches: an endless stream in the order of samples, read ahead by a thread or by
-processes.
+"""Columns to batches: an endless stream in the order of samples, read ahead by a thread.
 
 Buffers are used again: fresh memory would double the price of a read, for the kernel has to clear
-it page by page. One is taken again only when no tensor lies over it, so a batch, or a part of it,
-may be kept for as long as one likes.
+it page by page. A buffer is taken again only when no tensor lies over it, so a batch, or a part of
+it, may be kept for as long as one likes.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import math
 import os
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,18 +21,56 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import OrderError
-from .batch_layout import Frame, Header, Plan, Planner, Reader
+from ..format.layout import SCALE_BYTES
+from .batch_layout import BatchLayout, BatchPlan, Planner, Reader
 from .join import JoinedColumns
 from .order import Order
 from .prefetch import Prefetcher
-from .workers import Task, Workers
 
 MOST_READY = 256  # batches; more would be memory for nothing
+TILE = 128  # tokens whose fp32 stays in a CPU's cache; whole captions take it ten times as long
 TYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
     "int32": torch.int32,
+    "int8": torch.int8,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Tokens:
+    """T tokens of int8 captions as they are stored, back to back, to be multiplied on the device
+    that uses them; see `format.int8`.
+    """
+
+    stored: Tensor  # (T, D + 4) int8: values, then the bytes of the token's float32 scale
+    channels: Tensor  # (K, D) float32, the channel scales of each text column
+    column: Tensor  # (T,) int64, the text column of each token
+
+    def dequantised(self) -> Tensor:
+        """Returns (T, D) bf16, value * token scale * channel scale in fp32, rounded to nearest even:
+        the same bits on every device, and as `format.int8.dequantise`.
+        """
+        count, width = self.stored.shape
+        tokens = self.stored.new_empty((count, width - SCALE_BYTES), dtype=torch.bfloat16)
+        scale = self.stored[:, -SCALE_BYTES:].clone(memory_format=torch.contiguous_format)
+        tile = TILE if tokens.device.type == "cpu" else max(count, 1)
+        for part in map(slice, range(0, count, tile), range(tile, count + tile, tile)):
+            channel = self.channels[self.column[part]] if len(self.channels) > 1 else self.channels
+            values = self.stored[part, :-SCALE_BYTES] * scale[part].view(torch.float32)
+            tokens[part] = values.mul_(channel)
+        return tokens
+
+    def __getitem__(self, tokens: slice) -> Int8Tokens:
+        return Int8Tokens(self.stored[tokens], self.channels, self.column[tokens])
+
+    @property
+    def nbytes(self) -> int:
+        return self.stored.nbytes
+
+    def each(self, act: Callable[[Tensor], Tensor]) -> Int8Tokens:
+        """Returns the same with each tensor replaced, as by its copy on a device."""
+        return Int8Tokens(act(self.stored), act(self.channels), act(self.column))
 
 
 @dataclass(slots=True)
@@ -44,9 +81,7 @@ class Batch:
     samples: Tensor  # (B,) int64, global sample numbers: the key of all randomness
     rows: Tensor  # (B,) int64, row ids in their sources
     moments: Tensor  # (B, 2C, H, W) fp16, not normalised yet; (B, C, H, W) where they are latents
-    tokens: (
-        Tensor  # (sum of lengths, D) bf16, captions back to back; (sum of lengths,) int32 of ids
-    )
+    text: Tensor | Int8Tokens  # captions back to back, `tokens` or what they are made of
     cu_seqlens: Tensor  # (B + 1,) int32, where each caption starts; the last is the end
     sources: Tensor = None  # type: ignore[assignment]  # (B,) int64, which source; None: all 0
     extra: dict[str, Tensor] = field(default_factory=dict)  # further columns, (B, *row)
@@ -56,16 +91,23 @@ class Batch:
             self.sources = torch.zeros_like(self.rows)
 
     @property
+    def tokens(self) -> Tensor:
+        """(sum of lengths, D) bf16, captions back to back, made anew of int8; (sum of lengths,)
+        int32 of ids.
+        """
+        return self.text if isinstance(self.text, Tensor) else self.text.dequantised()
+
+    @property
     def lengths(self) -> Tensor:
         """(B,) int32, tokens of each caption."""
         return self.cu_seqlens.diff()
 
 
 def batch_of(
-    frame: Frame, position: int, header: Header, count: int, memory: NDArray[np.uint8] | Tensor
+    layout: BatchLayout, plan: BatchPlan, channels: Tensor, memory: NDArray[np.uint8] | Tensor
 ) -> Batch:
-    """A batch of `count` tokens that was read into a flat buffer of bytes; `header`: its small
-    tensors. The large ones lie over the buffer, and it lives as long as one of them.
+    """Returns a planned batch that was read into a flat buffer of bytes. Its large tensors lie over
+    the buffer, which lives as long as one of them. `channels`: as in `Int8Tokens`.
     """
 
     def over(offset: int, element: str, shape: tuple[int, ...]) -> Tensor:
@@ -77,16 +119,19 @@ def batch_of(
         flat = torch.frombuffer(memory, dtype=dtype, count=count, offset=offset)
         return flat.view(shape)
 
-    samples, rows, sources, ends = header
-    parts = {name: over(p.offset, p.element, p.shape) for name, p in frame.parts.items()}
-    tokens = over(frame.tokens_at, frame.token_element, (count, *frame.token_shape))
-    return Batch(position, samples, rows, parts.pop("moments"), tokens, ends, sources, parts)
+    samples, rows, sources, texts, ends = map(torch.from_numpy, plan.header)
+    parts = {name: over(p.offset, p.element, p.shape) for name, p in layout.parts.items()}
+    shape = plan.tokens, *layout.token_shape
+    text: Tensor | Int8Tokens = over(layout.tokens_at, layout.token_element, shape)
+    if isinstance(text, Tensor) and text.dtype == torch.int8:
+        text = Int8Tokens(text, channels, texts.repeat_interleave(ends.diff()))
+    return Batch(plan.position, samples, rows, parts.pop("moments"), text, ends, sources, parts)
 
 
 def read_rows(
     join: JoinedColumns, rows: NDArray[np.int64], check: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(moments, tokens, cu_seqlens) of row ids, as in `Batch`, with the captions of the first text
+    """Returns (moments, tokens, cu_seqlens) of row ids, as in `Batch`, with the captions of the first text
     column. `check` compares every row's crc.
     """
     lengths = join.text.lengths(rows)
@@ -112,8 +157,8 @@ def _as_tokens(words: NDArray[Any]) -> Tensor:
 def pad_text(
     tokens: Tensor, cu_seqlens: Tensor, length: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Packed captions -> (text (B, L, D) fp32, mask (B, L) int64 of 0/1); L is `length` or the
-    longest caption, 1 at least.
+    """Returns packed captions as (text (B, L, D) fp32, mask (B, L) int64 of 0/1); L is `length` or
+    the longest caption, 1 at least.
     """
     lengths = cu_seqlens.diff()
     longest = int(lengths.max())
@@ -130,44 +175,39 @@ class Stream(Iterator[Batch]):
     """Endless batches of one rank from `position` on. Its whole state is that one integer:
     `stream.position` is that of the next batch.
 
-    `workers`: 0 reads in a thread, N in as many processes; the batches are the same. `prefetch`:
-    batches that are ready ahead; `ahead`: batches before its turn that each is hinted to the disk
-    or fetched into the cache (0: never). `pin`: page-locked memory, for copies to a GPU that do not
-    wait.
+    `prefetch`: batches that a thread has ready ahead; `ahead`: batches before its turn that each is
+    hinted to the disk or fetched into the cache (0: never). `pin`: page-locked memory, for copies
+    to a GPU that do not wait.
 
-    A row is compared with its checksum when this process, or the worker, first reads it. What goes
-    wrong while reading is raised from `next`; WorkerDied if a process was killed. Raises OrderError before any data is
-    read if position, batch, lanes and world do not fit together. Close it, or use it in `with`. A
-    stream belongs to the process that made it: make it after a fork, or in the worker of a
-    DataLoader.
+    A row is compared with its checksum when this process first reads it. What goes wrong while
+    reading is raised from `next`. Raises OrderError before any data is read if position, batch,
+    lanes and world do not fit together. Close it, or use it in `with`. A stream belongs to the
+    process that made it: make it after a fork, or in the worker of a DataLoader.
     """
 
     def __init__(
-        self, join: JoinedColumns, order: Order, *, position: int, global_batch: int,
-        world: int = 1, rank: int = 0, prefetch: int = 2, workers: int = 0, ahead: int = 1,
-        pin: bool = False,
+        self, columns: JoinedColumns, order: Order, *, position: int, global_batch: int,
+        world: int = 1, rank: int = 0, prefetch: int = 2, ahead: int = 1, pin: bool = False,
     ) -> None:  # fmt: skip
         order.check(position, global_batch, world)
-        if len(order.sources) != len(join.valid_masks):
+        if len(order.sources) != len(columns.valid_masks):
             raise OrderError(
                 f"an order of {len(order.sources)} source{'s' * (len(order.sources) > 1)} for "
-                f"columns of {len(join.valid_masks)}: make it by `JoinedColumns.order`"
+                f"columns of {len(columns.valid_masks)}: make it by `JoinedColumns.order`"
             )
-        if not 1 <= prefetch <= MOST_READY or workers < 0 or ahead < 0:
+        if not 1 <= prefetch <= MOST_READY or ahead < 0:
             raise OrderError(
-                f"prefetch {prefetch} from 1 to {MOST_READY}, workers {workers} >= 0 and ahead "
-                f"{ahead} >= 0 expected"
+                f"prefetch {prefetch} from 1 to {MOST_READY} and ahead {ahead} >= 0 expected"
             )
         self.position, self._batch, self._owner = position, global_batch, os.getpid()
-        self._reading: _Thread | _Processes
-        if workers:
-            task = Task(join, order, global_batch, world, rank, position, global_batch, ahead)
-            self._reading = _Processes(task, workers, prefetch, pin)
-        else:
-            planner = Planner(join, order, global_batch, world, rank, _rows_of)
-            self._reading = _Thread(Reader(planner), position, global_batch, prefetch, ahead, pin)
-        self._error: BaseException | None = None
         self._closed = False
+        reader = Reader(Planner(columns, order, global_batch, world, rank))
+        scales = [c.spec.quantisation["channel"] for c in columns.texts if c.spec.quantisation]
+        channels = torch.tensor(scales, dtype=torch.float32)
+        buffers = _Buffers(prefetch + 2)  # with one being read and one in use
+        plans = reader.plans(position, global_batch, ahead)
+        batches = (_batch(reader, plan, channels, buffers, pin) for plan in plans)
+        self._batches = Prefetcher(batches, prefetch, "stream")
 
     def __next__(self) -> Batch:
         if os.getpid() != self._owner:
@@ -177,27 +217,35 @@ class Stream(Iterator[Batch]):
             )
         if self._closed:
             raise StopIteration
-        if self._error is not None:
-            raise self._error
-        try:
-            batch = self._reading.take(self.position)
-        except Exception as error:
-            self._error = error  # for whoever asks again: nobody reads any more
-            raise
+        batch = next(self._batches)
+        assert batch.position == self.position
         self.position += self._batch
         return batch
 
     def close(self) -> None:
-        """Stop reading. Batches that were handed out stay as they are."""
+        """Stops reading. Batches that were handed out stay as they are."""
         self._closed = True
         if os.getpid() == self._owner:
-            self._reading.close()
+            self._batches.close()
 
     def __enter__(self) -> Stream:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _batch(
+    reader: Reader, plan: BatchPlan, channels: Tensor, buffers: _Buffers, pin: bool
+) -> Batch:
+    """Reads a planned batch."""
+    memory: Any = None
+    if pin:  # torch keeps such memory, and hands it out again when no copy to the GPU uses it
+        memory = torch.empty(plan.bytes, dtype=torch.uint8, pin_memory=True)
+    else:
+        memory = buffers.take(reader.layout.capacity)
+    reader.fill(plan, memory.numpy() if pin else memory)
+    return batch_of(reader.layout, plan, channels, memory)
 
 
 class _Buffers:
@@ -225,56 +273,3 @@ def _aligned(size: int) -> NDArray[np.uint8]:
     """
     memory = np.empty(size + 64, np.uint8)
     return memory[-memory.ctypes.data % 64 :][:size]
-
-
-class _Thread:
-    """A thread that reads batches ahead."""
-
-    def __init__(
-        self, reader: Reader, position: int, step: int, prefetch: int, ahead: int, pin: bool
-    ) -> None:
-        buffers = _Buffers(prefetch + 2)  # with one being read and one in use
-        plans = reader.plans(position, step, ahead)
-        made = (_batch(reader, plan, buffers, pin) for plan in plans)
-        self._batches = Prefetcher(made, prefetch, "stream")
-        self.close = self._batches.close
-
-    def take(self, position: int) -> Batch:
-        batch = next(self._batches)
-        assert batch.position == position
-        return batch
-
-
-def _rows_of(table: NDArray[Any]) -> Sequence[Tensor]:
-    """(n, ...) -> n tensors, far cheaper together than one by one."""
-    return torch.from_numpy(table).unbind()
-
-
-def _batch(reader: Reader, plan: Plan, buffers: _Buffers, pin: bool) -> Batch:
-    if pin:  # torch keeps such memory, and hands it out again when no copy to the GPU uses it
-        pinned = torch.empty(plan.bytes, dtype=torch.uint8, pin_memory=True)
-        reader.fill(plan, pinned.numpy())
-        return batch_of(reader.frame, plan.position, plan.header, plan.tokens, pinned)
-    memory = buffers.take(reader.frame.capacity)
-    reader.fill(plan, memory)
-    return batch_of(reader.frame, plan.position, plan.header, plan.tokens, memory)
-
-
-class _Processes:
-    """Worker processes, and their batches as tensors."""
-
-    def __init__(self, task: Task, workers: int, prefetch: int, pin: bool) -> None:
-        size = task.order.places(task.global_batch, task.world, task.rank).size
-        self._frame, self._pin = Frame(task.sources, size), pin
-        self._workers = Workers(task, workers, self._frame.capacity, prefetch)
-        self.close = self._workers.close
-
-    def take(self, position: int) -> Batch:
-        memory = self._workers.take()
-        arrays = self._frame.header(memory)
-        header: Any = tuple(map(torch.from_numpy, arrays))
-        batch = batch_of(self._frame, position, header, int(arrays[3][-1]), memory)
-        if self._pin:
-            batch.moments, batch.tokens = batch.moments.pin_memory(), batch.tokens.pin_memory()
-            batch.extra = {name: values.pin_memory() for name, values in batch.extra.items()}
-        return batch

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from shards import Order
 from shards.read.order import Union, key, permute
-from shards.read.workers import shares
 
-WORLDS, WORKERS, FAR = (2, 3, 4, 8), (2, 4), 10**9
+WORLDS, FAR = (2, 3, 4, 8), 10**9
 Case = tuple[NDArray[np.uint32], int, int, int]  # words, seed, lanes, window
 
 
@@ -133,24 +132,6 @@ def restarts_agree(case: Case, step: int) -> None:
     np.testing.assert_array_equal(travelled(position, 4 * lanes), fresh)
 
 
-def workers_agree(case: Case, step: int, world: int) -> None:
-    """What workers read, taken in turn, is what one reader would read; none reads what another
-    does.
-    """
-    words, seed, lanes, window = case
-    batch, count = math.lcm(24, lanes), 5
-    position = step * lanes
-    order = Order([words], seed, lanes, window)
-    alone = [order(position + i * batch, batch, world, world - 1)[1] for i in range(count)]
-    for workers in WORKERS:
-        turns = shares(position, batch, workers)
-        places = order.places(batch, world, world - 1)
-        for i in range(count):
-            first, stride = turns[i % workers]
-            _, rows = order.at(first + i // workers * stride + places)
-            np.testing.assert_array_equal(rows, alone[i])
-
-
 def union_once(case: Case, blocks: list[int]) -> None:
     """Sources laid end to end: each row of each of them once an epoch, under its own row id."""
     words, seed, lanes, window = case
@@ -204,7 +185,6 @@ PROPERTIES: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {
     "worlds agree": (worlds_agree, (cases(), steps)),
     "batch sizes agree": (batch_sizes_agree, (cases(), steps, st.integers(1, 5))),
     "restarts agree": (restarts_agree, (cases(), steps)),
-    "workers agree": (workers_agree, (cases(), steps, st.sampled_from([1, *WORLDS]))),
     "a union once": (union_once, (cases(), st.lists(st.integers(1, 20), min_size=1, max_size=3))),
     "shares of a mixture": (mixture_shares, (mixtures(), steps)),
     "permute is a bijection": (

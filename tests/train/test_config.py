@@ -105,3 +105,12 @@ def test_help_is_no_error(
         monkeypatch.setattr(sys, "argv", ["train", *words])
         assert main() == 0
         assert "python -m train configs/train/cpu.yaml" in capsys.readouterr().out
+
+
+def test_reading_processes_are_gone() -> None:
+    """The config that a run of an earlier release left says `workers: 0`, which is as it is now."""
+    values = {"latents": "a", "text": "b"}
+    assert DataConfig.model_validate({**values, "workers": 0}) == DataConfig.model_validate(values)
+    assert data("latents=a", "text=b", "workers=0") == data("latents=a", "text=b")
+    with pytest.raises(ConfigError, match="found 4, but reading processes are gone.*Remove it"):
+        data("latents=a", "text=b", "workers=4")

@@ -64,8 +64,7 @@ def copy_until(run: Path, step: int, folder: Path) -> Path:
 
 def test_six_and_six_steps_are_twelve(straight: Path, tmp_path: Path, columns: Path) -> None:
     run, ranks = copy_until(straight, 6, tmp_path), ranks_of(straight)
-    words = (*WORDS, "data.workers=1")  # read by another process: the same
-    done = launch(tmp_path, columns, *words, ranks=ranks, **zero(ranks))
+    done = launch(tmp_path, columns, *WORDS, ranks=ranks, **zero(ranks))
     assert done.returncode == 0, done.stderr
     assert "step-00000006: step 6, position 96" in done.stdout
     assert [r["step"] for r in records(run)] == list(range(1, STEPS + 1))

@@ -63,7 +63,7 @@ class StepSums:
 
     def add(self, part: Batch, losses: Tensor, sigma: Tensor) -> None:
         """Adds a micro-batch: the loss and the noise level of each sample, (b,)."""
-        self._bytes += sum(t.nbytes for t in (part.moments, part.tokens, *part.extra.values()))
+        self._bytes += sum(t.nbytes for t in (part.moments, part.text, *part.extra.values()))
         self._tokens += int(part.cu_seqlens[-1])
         self._padded += len(losses) * int(part.lengths.max())
         self._parts.append((losses.detach(), sigma))

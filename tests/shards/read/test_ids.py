@@ -1,4 +1,4 @@
-"""Token ids as the text of a join: read like tokens, int32 and without a width, by threads and processes."""
+"""Token ids as the text of a join: read like tokens, int32 and without a width, by the thread of a stream."""
 
 from pathlib import Path
 from typing import Any
@@ -72,15 +72,14 @@ def test_what_a_join_of_ids_says(folder: Path) -> None:
     assert ends.tolist() == np.cumsum([0, *map(len, expected)]).tolist()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_several_sources_and_captions(folder: Path, workers: int) -> None:
+def test_several_sources_and_captions(folder: Path) -> None:
     texts: list[Any] = [
         {folder / "long": 0.75, folder / "short": 0.25}, {folder / "other-ids": 1.0}
     ]  # fmt: skip
     sources = open_sources([folder / "vae", folder / "other-vae"], texts, weights=[0.5, 0.5])
     order = sources.order(1, 8)
     chosen = [0, 0]
-    with Stream(sources, order, position=64, global_batch=64, workers=workers) as stream:
+    with Stream(sources, order, position=64, global_batch=64) as stream:
         for _ in range(4):
             batch = next(stream)
             choice = order.choose(batch.samples.numpy(), (0.75, 0.25)).tolist()
@@ -138,8 +137,7 @@ def test_ids_and_tokens_are_no_pair(folder: Path, toy: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["ids", "tokens"])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_captions_without_any_token(tmp_path: Path, kind: str, workers: int) -> None:
+def test_captions_without_any_token(tmp_path: Path, kind: str) -> None:
     """A batch of nothing but such rows is a batch like others."""
     write_column(tmp_path / "vae", moments_spec(1), (64,))
     spec = ids_spec(1) if kind == "ids" else tokens_spec(1)
@@ -152,7 +150,7 @@ def test_captions_without_any_token(tmp_path: Path, kind: str, workers: int) -> 
     put_complete(tmp_path / "text", digest, 1, allow_failed=False)
     join = open_join(tmp_path / "vae", tmp_path / "text")
     order = join.order(0, 8)
-    with Stream(join, order, position=0, global_batch=16, workers=workers) as stream:
+    with Stream(join, order, position=0, global_batch=16) as stream:
         batch = next(stream)
     assert batch.tokens.shape == ((0,) if kind == "ids" else (0, EMPTY.shape[1]))
     assert batch.tokens.dtype == (torch.int32 if kind == "ids" else torch.bfloat16)

@@ -253,7 +253,7 @@ def test_refused_before_anything_is_read(join: JoinedColumns) -> None:
         Stream(join, order, position=0, global_batch=8, world=3)
     with pytest.raises(OrderError, match="an order of 2 sources for columns of 1"):
         Stream(join, Order([join.valid_mask, join.valid_mask], 0, 8), position=0, global_batch=8)
-    for wrong in ({"prefetch": 0}, {"prefetch": 700}, {"workers": -1}, {"ahead": -1}):
+    for wrong in ({"prefetch": 0}, {"prefetch": 700}, {"ahead": -1}):
         with pytest.raises(OrderError, match="expected"):
             Stream(join, order, position=0, global_batch=8, **wrong)
     assert not readers()
@@ -281,10 +281,8 @@ def test_captions_mixed_by_rate(toy: Path, tmp_path: Path) -> None:
     assert torch.equal(empty_caption(join), empty_caption(open_join(toy / "vae", long)))
 
 
-@pytest.mark.parametrize(("weights", "workers"), [(None, 0), ([0.7, 0.3], 0), (None, 1)])
-def test_several_sources(
-    toy: Path, tmp_path: Path, weights: list[float] | None, workers: int
-) -> None:
+@pytest.mark.parametrize("weights", [None, [0.7, 0.3]])
+def test_several_sources(toy: Path, tmp_path: Path, weights: list[float] | None) -> None:
     other = "more tars"
     write_column(tmp_path / "vae", moments_spec(source=other), shift=1.0)
     write_column(tmp_path / "text", tokens_spec(source=other), caption=2)
@@ -292,7 +290,7 @@ def test_several_sources(
         [toy / "vae", tmp_path / "vae"], [toy / "text", tmp_path / "text"], weights=weights
     )
     order, seen = sources.order(1, 8), list[tuple[int, int]]()
-    with Stream(sources, order, position=0, global_batch=64, workers=workers) as stream:
+    with Stream(sources, order, position=0, global_batch=64) as stream:
         for _ in range(order.epoch_samples // 64):
             batch = next(stream)
             source = batch.sources.numpy()
@@ -322,13 +320,12 @@ def test_extra_columns_ride_along(toy: Path, tmp_path: Path) -> None:
         writer.commit({})
     put_complete(tmp_path / "dino", digest, 3, allow_failed=False)
     join = open_join(toy / "vae", toy / "text", extra={"dino": tmp_path / "dino"})
-    for workers in (0, 1):
-        with Stream(join, join.order(0, 8), position=0, global_batch=8, workers=workers) as stream:
-            batch = next(stream)
-        check(batch)
-        found = batch.extra["dino"]
-        assert (found.dtype, found.shape) == (torch.bfloat16, (8, 2, 3))
-        assert (found.view(torch.int16) == batch.rows[:, None, None]).all()
+    with Stream(join, join.order(0, 8), position=0, global_batch=8) as stream:
+        batch = next(stream)
+    check(batch)
+    found = batch.extra["dino"]
+    assert (found.dtype, found.shape) == (torch.bfloat16, (8, 2, 3))
+    assert (found.view(torch.int16) == batch.rows[:, None, None]).all()
 
 
 def test_int8_captions_arrive_as_bfloat16(toy: Path, tmp_path: Path) -> None:
@@ -372,11 +369,10 @@ def test_int8_captions_arrive_as_bfloat16(toy: Path, tmp_path: Path) -> None:
 # Buffers ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_what_is_held_is_never_overwritten(join: JoinedColumns, workers: int) -> None:
+def test_what_is_held_is_never_overwritten(join: JoinedColumns) -> None:
     """A whole batch, and parts that keep its buffer only through views of views."""
     order, seen = join.order(1, 8), set[int]()
-    with Stream(join, order, position=0, global_batch=64, workers=workers) as stream:
+    with Stream(join, order, position=0, global_batch=64) as stream:
         first = next(stream)
         batch = next(stream)
         rows = batch.rows.clone()
@@ -398,10 +394,9 @@ def test_what_is_held_is_never_overwritten(join: JoinedColumns, workers: int) ->
     check(first)  # also when the stream is closed
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_many_batches_held_and_let_go(join: JoinedColumns, workers: int) -> None:
+def test_many_batches_held_and_let_go(join: JoinedColumns) -> None:
     """A user may keep an epoch; the memory goes when the tensors do, but for a few buffers."""
-    stream = Stream(join, join.order(1, 8), position=0, global_batch=64, workers=workers)
+    stream = Stream(join, join.order(1, 8), position=0, global_batch=64)
     with stream:
         held = [next(stream) for _ in range(25)]
         assert len({batch.moments.data_ptr() for batch in held}) == 25
@@ -410,16 +405,12 @@ def test_many_batches_held_and_let_go(join: JoinedColumns, workers: int) -> None
         del held, batch
         for _ in range(3):
             next(stream)
-        if workers:
-            (worker,) = stream._reading._workers._workers  # type: ignore[union-attr]
-            assert len(worker._slots) <= 6
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("workers", [0, 1])
-def test_pinned_batches(join: JoinedColumns, workers: int) -> None:
+def test_pinned_batches(join: JoinedColumns) -> None:
     order = join.order(1, 8)
-    with Stream(join, order, position=0, global_batch=64, workers=workers, pin=True) as stream:
+    with Stream(join, order, position=0, global_batch=64, pin=True) as stream:
         copies = []
         for _ in range(20):
             batch = next(stream)

@@ -1,11 +1,20 @@
 """The randomness of a sample depends on its number alone."""
 
+from dataclasses import replace
+
 import torch
 
 from shards import Norm
-from shards.read.stream import Batch
+from shards.read.stream import Batch, Int8Tokens
 from train.model.flow import FlowConfig
-from train.step.inputs import Inputs, cut, micro_batches, replace_captions, training_inputs
+from train.step.inputs import (
+    Inputs,
+    Int8Captions,
+    cut,
+    micro_batches,
+    replace_captions,
+    training_inputs,
+)
 
 
 def batch_of(samples: list[int]) -> Batch:
@@ -77,3 +86,34 @@ def test_micro_batches_are_the_batch_made_ready() -> None:
         assert torch.equal(piece.part.rows, part.rows)
         assert torch.equal(piece.inputs.noise, inputs(part).noise)
         assert torch.equal(piece.inputs.tokens, inputs(part).tokens)
+
+
+def int8_of(samples: list[int]) -> Batch:
+    """The rows of `batch_of` with int8 captions of two columns, each of its own scales."""
+    batch = batch_of(samples)
+    generator = torch.Generator().manual_seed(samples[0])
+    count = int(batch.cu_seqlens[-1])
+    stored = torch.randint(-127, 128, (count, 5 + 4), generator=generator, dtype=torch.int8)
+    stored[:, 5:] = torch.rand(count, 1, generator=generator).view(torch.int8)
+    channels = torch.rand(2, 5, generator=generator)
+    column = (batch.rows % 2).repeat_interleave(batch.lengths)
+    return replace(batch, text=Int8Tokens(stored, channels, column))
+
+
+def test_int8_captions_are_those_of_bfloat16_after_the_device() -> None:
+    batch = int8_of(list(range(3, 43)))
+    plain = replace(batch, text=batch.tokens)
+    empty = torch.tensor([[0.3] * 5, [-7.0] * 5]).bfloat16()
+    for part, other in zip(micro_batches(batch, 16), micro_batches(plain, 16), strict=True):
+        assert torch.equal(part.tokens, other.tokens)
+        for dropout in (0.0, 0.5, 1.0):
+            made, expected = (
+                training_inputs(b, Norm((0.0,), (1.0,)), empty, FlowConfig(), dropout, seed=7)
+                for b in (part, other)
+            )
+            assert isinstance(made.text, Int8Captions)
+            moved = made.to(torch.device("cpu"))
+            assert isinstance(moved.text, torch.Tensor)
+            assert torch.equal(moved.text, expected.tokens)
+            assert torch.equal(moved.cu_seqlens, expected.cu_seqlens)
+            assert torch.equal(moved.noise, expected.noise)
