@@ -104,7 +104,7 @@ def test_int8_captions_are_those_of_bfloat16_after_the_device() -> None:
     batch = int8_of(list(range(3, 43)))
     plain = replace(batch, text=batch.tokens)
     empty = torch.tensor([[0.3] * 5, [-7.0] * 5]).bfloat16()
-    for part, other in zip(micro_batches(batch, 16), micro_batches(plain, 16), strict=True):
+    for part, other in zip(cut(batch, 16), cut(plain, 16), strict=True):
         assert torch.equal(part.tokens, other.tokens)
         for dropout in (0.0, 0.5, 1.0):
             made, expected = (
