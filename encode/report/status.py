@@ -28,7 +28,7 @@ from shards import Store, open_store
 from shards.console import duration_text, render, size_text
 from shards.errors import CorruptColumn, NotAColumn
 from shards.format.atomic import Json, parse_json
-from shards.format.records import finite, having, integer, one_of, optional, table, text
+from shards.format.checks import finite, having, integer, one_of, optional, table, text
 from shards.places import local_path
 from shards.printing import raw
 from shards.tools.describe import describe

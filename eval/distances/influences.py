@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter
 
 from shards import atomic_write, canonical_json
-from shards.format.records import Text, check
+from shards.format.checks import Text, check
 
 from ..errors import BadScores
 from ..scores.results import NAME, Count, Finite, Value, read_lines

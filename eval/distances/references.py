@@ -23,7 +23,7 @@ from safetensors.numpy import save
 
 from shards import FormatVersion, atomic_write, canonical_json, sha256
 from shards.format.atomic import open_file, parse_json, refuse_version
-from shards.format.records import having, integer, listed, text
+from shards.format.checks import having, integer, listed, text
 
 from ..errors import BadReference
 from ..features.features import Floats, Pictures, extract, identity, of_folder

@@ -13,8 +13,8 @@ import torch
 from encode.models.weights import weights_digest
 from shards import Norm
 from shards.format.atomic import read_json
+from shards.format.checks import finite, having, integer, listed, mapping, optional
 from shards.format.identity import ColumnIdentity
-from shards.format.records import finite, having, integer, listed, mapping, optional
 from train.checkpoints.checkpoint import CheckpointError, load_for_sampling, steps
 from train.checkpoints.identity import initial_share, training_of
 from train.checkpoints.reference import STATES, read

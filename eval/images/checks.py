@@ -8,7 +8,7 @@ from typing import Any
 
 from shards import FormatVersion
 from shards.format.atomic import read_file, read_json, refuse_version
-from shards.format.records import (
+from shards.format.checks import (
     boolean,
     digest,
     finite,

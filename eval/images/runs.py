@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shards import FormatVersion, ShardsError, put_if_absent, seal, unseal
-from shards.format.records import finite, having, optional, text
+from shards.format.checks import finite, having, optional, text
 from train.checkpoints.identity import check, young_average
 
 Json = dict[str, Any]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shards import canonical_json, sha256
-from shards.format.records import fields, listed, mapping, optional, text
+from shards.format.checks import fields, listed, mapping, optional, text
 
 from ..errors import BadPrompts
 

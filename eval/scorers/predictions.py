@@ -26,7 +26,7 @@ from typing import Any, Literal
 from shards import atomic_write, canonical_json, put_if_absent, sha256
 from shards.console import Bar
 from shards.format.atomic import LINES_BYTES, parse_json, read_file, refuse_version
-from shards.format.records import finite, having, mapping, text
+from shards.format.checks import finite, having, mapping, text
 from shards.read.prefetch import map_ahead
 
 from ..errors import BadQuestions, BadScores, MissingImages, NotFinite

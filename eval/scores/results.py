@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 
 from shards import FormatVersion, ShardsError, atomic_write, canonical_json, seal, unseal
 from shards.format.atomic import LINES_BYTES, parse_json, read_file
-from shards.format.records import BaseName, Text, check
+from shards.format.checks import BaseName, Text, check
 
 from ..errors import BadScores, NotFinite
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import IdentityMismatch
 from .atomic import Json
-from .records import explained
+from .checks import explained
 
 
 class _Part(BaseModel):

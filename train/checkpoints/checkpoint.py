@@ -40,8 +40,8 @@ from torch import Tensor
 from shards import FormatVersion, ShardsError, atomic_write, seal, sha256_file, unseal
 from shards.errors import LeaseHeld
 from shards.format.atomic import TEMPORARY, Json, fsync_path, make_durable, make_readable, naming
+from shards.format.checks import base_name, digest, having, integer, mapping, table
 from shards.format.layout import differences
-from shards.format.records import base_name, digest, having, integer, mapping, table
 
 from ..model.dit import DiT, DiTConfig
 from ..ranks.world import World

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from shards.format.records import finite, having, integer, mapping, optional, text
+from shards.format.checks import finite, having, integer, mapping, optional, text
 
 from ..config import EmaConfig, OptimConfig
 from ..model.dit import DiTConfig

@@ -14,7 +14,8 @@ from encode.errors import BadTar, MissingTar, NotASource
 from encode.source.tars import AFTER, expand, make_source, scan_tar, split_name
 from shards import IndexRow, SourceChanged, put_index, read_index
 from shards.errors import NotAColumn, StoreError
-from shards.format.records import MAX_CAPTIONS, MAX_TEXT
+from shards.format.checks import MAX_TEXT
+from shards.format.records import MAX_CAPTIONS
 from shards.store.open import open_store
 from tests.encode.toy import tar_bytes
 from tests.encode.web import serving
