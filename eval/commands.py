@@ -358,9 +358,9 @@ def _watch_flags(add: argparse.ArgumentParser) -> None:
 def _watch(args: argparse.Namespace) -> int:
     from .images.generate import Request
     from .score import SCORERS
-    from .watch import asked, watch
+    from .watch import parse_scorers, watch
 
-    chosen = asked(args.scorer, SCORERS, args.device)
+    chosen = parse_scorers(args.scorer, SCORERS, args.device)
     apart = ("act", "run", "order", "every", "once", "scorer")
     fields = {k: v for k, v in vars(args).items() if k not in apart}
     request = Request(checkpoint=args.run, save_dir=args.run / "eval", **fields)

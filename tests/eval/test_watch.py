@@ -27,7 +27,7 @@ from eval.scores import results
 from eval.scores.aggregate import aggregate
 from eval.scores.results import Item, Score
 from eval.scores.scorer import Scorer
-from eval.watch import ScorerRequest, Watcher, asked, watch
+from eval.watch import ScorerRequest, Watcher, parse_scorers, watch
 from shards import seal
 from tests.eval.small import save_clip, save_folder
 from tests.forks import fork, wait
@@ -82,7 +82,7 @@ def request_of(run: Path, **fields: Any) -> Request:
 
 
 def scorers(*words: str) -> list[ScorerRequest]:
-    return asked(words or ("bright",), SCORERS, "cpu")
+    return parse_scorers(words or ("bright",), SCORERS, "cpu")
 
 
 def publish(run: Path, step: int) -> None:
@@ -249,7 +249,7 @@ def test_checkpoints_that_vanish_or_are_damaged_are_passed_over(
     with watcher.alone():
         assert watcher.pending() == [20]
         shutil.rmtree(trained / "checkpoints/step-00000020")  # between the look and the reading
-        assert watcher._one(20) is False
+        assert watcher._sample_and_score(20) is False
         assert watcher.pending() == []
     assert "step 20: passed over, its checkpoint was removed" in capsys.readouterr().out
     assert [record["step"] for record in lines(trained)] == [10]
@@ -302,10 +302,13 @@ def test_too_few_prompts_are_said_before_anything_is_sampled(trained: Path, tmp_
     real = save_folder(tmp_path / "real", 20)
     words = ["clip-fid", "--reference", str(real), "--model", str(save_clip(tmp_path / "clip"))]
     with pytest.raises(TooFewImages, match=r"few\.json: found 3 pictures, expected at least 13"):
-        watch(trained, request_of(trained), asked(words, DISTANCES, "cpu"), once=True)
+        watch(trained, request_of(trained), parse_scorers(words, DISTANCES, "cpu"), once=True)
     assert not (trained / "eval").exists()
     Watcher(
-        trained, request_of(trained), asked([*words, "--allow-few"], DISTANCES, "cpu"), "newest"
+        trained,
+        request_of(trained),
+        parse_scorers([*words, "--allow-few"], DISTANCES, "cpu"),
+        "newest",
     )
 
 
@@ -371,7 +374,7 @@ def test_other_settings_are_refused(trained: Path) -> None:
 def test_the_command_hands_flags_to_the_scorers(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("eval.score.scorers", lambda: SCORERS, raising=False)
+    monkeypatch.setattr("eval.score.SCORERS", SCORERS)
     words = ["watch", str(trained), "--prompts", str(trained.parent / "few.json"), "--num_inference_steps", "1",
              "--once", "--device", "cpu", "--scorer", "bright", "--scale", "3", "--scorer", "bright"]  # fmt: skip
     assert main(words) == 0
