@@ -9,7 +9,7 @@ import io
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import printing
@@ -38,6 +38,15 @@ def render(*parts: Any, width: int = WIDTH) -> str:
         console.print(part, soft_wrap=isinstance(part, str))
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def overview(prog: str, purpose: str, verbs: Mapping[str, str], example: str) -> str:
+    """Returns what a command prints that is called without a word: its verbs and how to begin."""
+    width = max(map(len, verbs))
+    lines = [f"  {verb:{width}}  {text}" for verb, text in verbs.items()]
+    begin = f"For example:\n\n  {example}\n"
+    more = f"`{prog} VERB --help` lists what a verb takes, `{prog} --help` says more of all."
+    return "\n".join([f"{prog}: {purpose}", "", *lines, "", begin, more])
 
 
 def size_text(size: float) -> str:
@@ -184,7 +193,7 @@ def _whole(text: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number") from None
     if not least <= value < 2**64:
         raise argparse.ArgumentTypeError(f"found {value}, expected {least} or more, below 2^64")
     return value

@@ -34,7 +34,7 @@ URLS = (
 # options that take words, and no path
 WORDS = {
     "--device", "--label", "--revision", "--files", "--endpoint", "--older-than", "--readers", "--scorer",
-    "dataset", "overrides", "words", "--split",
+    "dataset", "overrides", "words", "--split", "--note",
 }  # fmt: skip
 COLUMNS = {  # served by `shards.open_store`, which writes the home folder out
     "column", "source", "target", "a", "b", "latents", "text", "--also", "--more", "folder", "--source",
@@ -45,23 +45,17 @@ COLUMNS = {  # served by `shards.open_store`, which writes the home folder out
 
 
 def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    import importlib
-
     yield "shards", shards_main.parser()
     parser = argparse.ArgumentParser(prog="bench")
     reading.add_options(parser)
     yield "shards bench", parser
-    for name in train_main.COMMANDS:
-        module, add, _ = train_main.COMMANDS[name]
+    for name in train_main.VERBS:
+        yield f"train {name}", train_main.verb_parser(name)[0]
+    for name in encode_main.VERBS:
         parser = argparse.ArgumentParser(prog=name)
-        verb = importlib.import_module(f"train.{module}" if module else "tests.bench.training")
-        getattr(verb, add)(parser)
-        yield f"train {name}", parser
-    for name in encode_main.OTHERS:
-        parser = argparse.ArgumentParser(prog=name)
-        encode_main._module(encode_main.OTHERS[name][0]).add_options(parser)
+        encode_main.add_options(name, parser)
         yield f"encode {name}", parser
-    for name, (flags, _) in commands.VERBS.items():
+    for name, (_, flags, _) in commands.VERBS.items():
         parser = argparse.ArgumentParser(prog=name)
         flags(parser)
         yield f"eval {name}", parser

@@ -18,43 +18,56 @@ stood still, which the others name; 5 another job trains in the same folder, or 
 (torchrun leaves with a code of its own, and gives its ranks 30 seconds).
 """
 
+from __future__ import annotations
+
 import argparse
 import importlib
 import logging
 import os
 import sys
+from typing import Any
 
 import configs
 from configs import ConfigError
-from shards.console import bench_module
+from shards.console import bench_module, overview
 from shards.places import local_path
 from shards.printing import safe_output
 from shards.signals import leave
 
-from .config import TrainConfig, run_folder
-from .report.loggers import check
-
-COMMANDS = {  # what is not a run: module, function that adds the options, function that takes them
-    "plan": ("plan.plan", "add_options", "run_plan"),
-    "page": ("report.page", "add_options", "run_page"),
-    "saved": ("checkpoints.commands", "add_saved_options", "run_saved"),
-    "bench": ("", "add_options", "run_bench"),  # of tests/bench
-    "import": ("checkpoints.commands", "add_import_options", "run_import"),
-    "export": ("checkpoints.commands", "add_export_options", "run_export"),
+VERBS = {  # what is not a run: a module with add_VERB_options or add_options, and run_VERB; a sentence
+    "plan": ("plan.plan", "FLOPs, memory, hours and money of a config, before starting"),
+    "page": ("report.page", "the curves of a run as an HTML page, at any time"),
+    "saved": ("checkpoints.commands", "the newest checkpoint of a run"),
+    "import": ("checkpoints.commands", "a checkpoint of the reference's trainer"),
+    "export": ("checkpoints.commands", "a checkpoint for the reference's trainer or diffusers"),
+    "bench": ("", "measure what the trainer costs beside a bare loop"),  # of tests/bench
 }
+TEXTS = {"CONFIG": "train, or go on from the last checkpoint"} | {
+    v: t for v, (_, t) in VERBS.items()
+}
+EXAMPLE = "python -m train configs/train/cpu.yaml"
 
 
 def main() -> int:
     safe_output()
-    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
-        return _command(sys.argv[1], sys.argv[2:])
-    if {"-h", "--help"} & set(sys.argv[1:]):
+    words = sys.argv[1:]
+    if not words:
+        print(overview("python -m train", "a diffusion transformer from columns", TEXTS, EXAMPLE))
+        return 0
+    if words[0] in VERBS:
+        parser, module = verb_parser(words[0])
+        args = parser.parse_intermixed_args(words[1:])
+        return int(getattr(module, f"run_{words[0]}")(args))
+    if {"-h", "--help"} & set(words):
         print(__doc__)
         return 0
-    if len(sys.argv) < 2 or "=" in sys.argv[1] or sys.argv[1].startswith("-"):
+    if "=" in words[0] or words[0].startswith("-"):
         raise ConfigError(f"expected a config file as the first word\n{__doc__}")
-    path = local_path(sys.argv[1])
-    config = configs.load(TrainConfig, path, sys.argv[2:])
+    from .config import TrainConfig, run_folder
+    from .report.loggers import check
+
+    path = local_path(words[0])
+    config = configs.load(TrainConfig, path, words[1:])
     check(config.metrics)
     leader = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(
@@ -67,15 +80,13 @@ def main() -> int:
     return leave(fit(config, run_folder(config, path)))
 
 
-def _command(name: str, words: list[str]) -> int:
-    """Load its module, and no other, and run it."""
-    module, add_options, run = COMMANDS[name]
-    found = (
-        importlib.import_module(f".{module}", __package__) if module else bench_module("training")
-    )
-    parser = argparse.ArgumentParser(prog=f"python -m train {name}")
-    getattr(found, add_options)(parser)
-    return int(getattr(found, run)(parser.parse_intermixed_args(words)))
+def verb_parser(verb: str) -> tuple[argparse.ArgumentParser, Any]:
+    """Returns the parser of a verb, and its module, which is loaded now."""
+    path, text = VERBS[verb]
+    module = importlib.import_module(f".{path}", __package__) if path else bench_module("training")
+    parser = argparse.ArgumentParser(prog=f"python -m train {verb}", description=text)
+    (getattr(module, f"add_{verb}_options", None) or module.add_options)(parser)
+    return parser, module
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from shards.console import Bar, positive
 from shards.format.atomic import Json
 from shards.places import local_path
 from tests.bench.cost import keep_memory, verdict, write_found
-from tests.bench.reading.report import machine
 
 # (an empty folder, options) -> the results, with "promises" if it makes any, and what is printed
 Measure = Callable[[Path, argparse.Namespace], tuple[Json, Any]]
@@ -62,6 +61,8 @@ def measured(parts: Mapping[str, Measure], args: argparse.Namespace) -> int:
     """Measures each part, prints its table and what it promises, and writes all of it as JSON where
     `--json` asks for it. Returns the exit code.
     """
+    from tests.bench.reading.report import machine  # loads torch, of which --help has no need
+
     keep_memory()
     console = Console()
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="latentbank-bench-") as name:

@@ -227,7 +227,7 @@ def test_messages_not_tracebacks(toy: Path, tmp_path: Path) -> None:
             "world of 3 ranks",
         ),
         (("order", toy / "text", toy / "vae", "--global-batch", 64), "expected one of moments"),
-        (("order", toy / "vae", toy / "text", "--global-batch", "x"), "no whole number"),
+        (("order", toy / "vae", toy / "text", "--global-batch", "x"), "expected a whole number"),
         ((*one, "--steps", -1), "found -1, expected 1 or more"),
         ((*one, "--position", 10**20), "below 2^64"),
         ((*one, "--position", 2**63), f"from 0 and global batch 64 from 1 to {FAREST} expected"),
