@@ -1,5 +1,7 @@
 """fit(): from a config and its columns to a run. What a user can get wrong is found before a model is built."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,11 @@ from .step.validate import Validator, open_held_out
 def fit(
     config: TrainConfig, run: Path, batches: Batches | None = None, text_encoder: TextEncoder | None = None
 ) -> int:  # fmt: skip
-    """Train until `config.steps`, from the newest whole checkpoint of `run` if there is one; returns the exit code.
+    """Trains until `config.steps`, from the newest whole checkpoint of `run` if there is one; returns the exit code.
 
-    `batches` may come from elsewhere than the columns, in the order that `Order` gives. `text_encoder` makes tokens of
-    ids where `data.text` is a column of ids. All that a user can get wrong is found before the processes meet and the
-    model is built."""
+    `batches` may come from elsewhere than the columns, in the order that `Order` gives; a signal to stop is then
+    noticed when the next one comes. `text_encoder` makes tokens of ids where `data.text` is a column of ids. All that
+    a user can get wrong is found before the processes meet and the model is built."""
     sources, order = open_run(config, run)
     check_text_encoder(sources, text_encoder)
     model = model_config(config, shape_of(sources, text_encoder))
@@ -37,9 +39,9 @@ def fit(
     fresh = not checkpoint.steps(run / CHECKPOINTS)
     start = init_weights.find_initial(config, model) if fresh else None
     with joined(config.guard, run) as world:
-        seen = world.gather(sources.identity())
-        if seen[world.rank] != seen[0]:  # this rank looked at a growing column a little later
-            sources = open_columns(config, seen[0])
+        identities = world.gather(sources.identity())
+        if identities[world.rank] != identities[0]:  # it read a growing column a little later
+            sources = open_columns(config, identities[0])
             order = order_of(config, sources)
         start = world.gather(start)[0]  # a run that goes on may have saved meanwhile
         net = DiT(model, config.seed)
@@ -56,8 +58,8 @@ def fit(
 
 
 def open_run(config: TrainConfig, run: Path) -> tuple[JoinedColumns, Order]:
-    """The columns of a run and their order, at the generations that its checkpoints name; the batch fits both, and
-    the number of processes."""
+    """Returns the columns of a run and their order, at the snapshots that its checkpoints name; the batch fits both,
+    and the number of processes."""
     sources = open_columns(config, checkpoint.pins(run / CHECKPOINTS))
     order = order_of(config, sources)
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -67,7 +69,7 @@ def open_run(config: TrainConfig, run: Path) -> tuple[JoinedColumns, Order]:
 
 
 def open_columns(config: TrainConfig, pins: dict[str, Any] | None) -> JoinedColumns:
-    """The columns of a run, at the generations that `pins` (what `JoinedColumns.identity` said) names."""
+    """Returns the columns of a run, at the snapshots that `pins` (from `JoinedColumns.identity`) names."""
     c = config.data.resolved()
     return open_sources(
         c.latents, c.text, c.also, c.truncated, weights=c.weights, bad=c.bad, partial=c.partial, pins=pins,
@@ -94,8 +96,8 @@ def from_columns(config: TrainConfig, sources: JoinedColumns, order: Order) -> B
 
 
 def check_text_encoder(sources: JoinedColumns, text_encoder: TextEncoder | None) -> None:
-    """An encoder is there if, and only if, the text is ids, and cuts captions as the column says: ConfigError or
-    IdentityMismatch."""
+    """Raises ConfigError unless there is an encoder if, and only if, the text is ids, and IdentityMismatch unless it
+    cuts captions as the column does."""
     column = sources.texts[0]
     if sources.ids and text_encoder is None:
         raise ConfigError(
@@ -110,13 +112,13 @@ def check_text_encoder(sources: JoinedColumns, text_encoder: TextEncoder | None)
             f"{column.path}: found a column of {column.layout.kind}, and a text encoder that was handed in: it runs on "
             "a column of ids. Leave one of them out"
         )
-    theirs = preprocess_of(identity_of(text_encoder) or {})
-    ours = preprocess_of(column.spec.identity)
-    if theirs is None or ours is None:
+    encoder = preprocess_of(identity_of(text_encoder) or {})
+    expected = preprocess_of(column.spec.identity)
+    if encoder is None or expected is None:
         return
-    # the one is not of ids; captions differ
-    keys = sorted({*theirs, *ours} - {"hidden_state", "caption"})
-    lines = differences({k: theirs.get(k) for k in keys}, {k: ours.get(k) for k in keys})
+    # ids have no hidden state, and captions differ
+    keys = sorted({*encoder, *expected} - {"hidden_state", "caption"})
+    lines = differences({k: encoder.get(k) for k in keys}, {k: expected.get(k) for k in keys})
     if lines:
         raise IdentityMismatch(
             "\n  ".join(
@@ -127,7 +129,7 @@ def check_text_encoder(sources: JoinedColumns, text_encoder: TextEncoder | None)
 
 
 def shape_of(sources: JoinedColumns, text_encoder: TextEncoder | None = None) -> DataShape:
-    """What the model has to take; of ids, the encoder's answer to the empty caption tells the width."""
+    """Returns the sizes that the model takes; of ids, the encoder's tokens of the empty caption show the width."""
     width = sources.text_width
     if width is None:
         assert text_encoder is not None
@@ -145,14 +147,14 @@ def shape_of(sources: JoinedColumns, text_encoder: TextEncoder | None = None) ->
 
 
 def _device() -> torch.device:
-    """Of this process, before it has met the others."""
+    """Returns the device of this process, before it has joined the others."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 
 
 def model_config(config: TrainConfig, shape: DataShape) -> DiTConfig:
-    """The model that fits the data; ConfigError if none does."""
+    """Returns the model that fits the data; ConfigError if none does."""
     config.data.check(shape)
     c = config.model
     sides = shape.height, shape.width
