@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -160,6 +161,10 @@ class EngineConfig(Strict):
     patience: PositiveFloat = 1800.0  # seconds with nothing done until a worker is killed
     look: PositiveFloat = 30.0  # seconds between two looks at the cluster's nodes and the leases
     cooperate: bool = False  # hold no lease: several runs may work on one column
+
+    @property
+    def scratch_folder(self) -> Path:
+        return self.scratch or Path(tempfile.gettempdir())
 
 
 class EncodeConfig(Strict):

@@ -57,5 +57,3 @@ class RemoteDecodeFailed(EncodeError, RuntimeError):
 
 class Aborted(EncodeError, RuntimeError):
     """A shard was given up between two batches because the run was told to stop at once."""
-
-    exit_code = 130

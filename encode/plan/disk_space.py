@@ -7,9 +7,7 @@ the arithmetic of the layout gives the rest.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -140,15 +138,10 @@ def _any_look(
     middle = len(by_size) // 2
     for tar in (by_size[middle:] + by_size[:middle][::-1])[:TRIES]:
         try:
-            return look_at(tar, folder, texts, set(), scratch_of(config))
+            return look_at(tar, folder, texts, set(), config.engine.scratch_folder)
         except (BadTar, FetchFailed):
             continue  # it is reported when its turn comes
     return None
-
-
-def scratch_of(config: EncodeConfig) -> Path:
-    """Where tars that are brought from elsewhere stand meanwhile."""
-    return Path(config.engine.scratch or tempfile.gettempdir())
 
 
 def refuse_if_full(root: Store, required: Callable[[], float]) -> None:

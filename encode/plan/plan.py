@@ -35,7 +35,7 @@ from ..errors import EncodeError
 from ..models import load_encoders
 from ..models.encoder import CaptionEncoder, Encoder, ImageEncoder, layout_of
 from ..source.members import passed_over
-from .disk_space import MARGIN, free_bytes, lengths_of, scratch_of
+from .disk_space import MARGIN, free_bytes, lengths_of
 from .probe import Rate, decode_bound, hours, probe, spread
 from .sizes import alternatives, column_bytes, shard_bytes
 from .survey import Estimate, Survey, find, look_into, refuse_unmatched
@@ -169,7 +169,9 @@ def make_plan(
     for name, tars in config.sources.items():
         folder = root.child(name)
         found = find(name, tars, config.shard_rows, folder)
-        refuse_unmatched(config.columns, found.source, found.tars, folder, scratch_of(config))
+        refuse_unmatched(
+            config.columns, found.source, found.tars, folder, config.engine.scratch_folder
+        )
         surveys[name] = found
     encoders = load_encoders(config.columns, config.engine)
     captions = {e.suffix for e in encoders.values() if isinstance(e, CaptionEncoder)}
@@ -177,7 +179,7 @@ def make_plan(
     for name, survey in surveys.items():
         say(f"source {name}: looking into tars")
         count = args.shards_sampled or survey.shards
-        look_into(survey, root.child(name), count, captions, pictures, scratch_of(config))
+        look_into(survey, root.child(name), count, captions, pictures, config.engine.scratch_folder)
     plans = []
     rates: dict[str, Rate | None] = {}
     for name, survey in surveys.items():

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import tempfile
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,32 +37,33 @@ from shards.format.layout import ZARR_ROWS
 
 from ..config import EngineConfig
 from ..errors import BadTar, TarChanged
-from ..meter import DECODE, READ, WRITE, Timer
+from ..meter import DECODE, READ, WRITE, Timer, none_spent
 from ..models.encoder import CaptionEncoder, Encoder, ImageEncoder
-from ..source.decoding import Batch, View, decoded
+from ..source.decoding import Batch, decoded
 from ..source.fetch import fetched
 from ..source.members import passed_over, read_captions
 from ..source.tars import Tar, scan_tar
-from .resources import Workplace
+from .resources import WorkerResources
 from .tasks import ShardResult, ShardTask, Target
 from .writing import Writing
 
 
 def encode_shard(
-    task: ShardTask, encoders: Mapping[str, Encoder], config: EngineConfig, place: Workplace
-) -> ShardResult:
-    """Encode one tar into every column of the task and commit each.
+    task: ShardTask, encoders: Mapping[str, Encoder], config: EngineConfig,
+    resources: WorkerResources,
+) -> ShardResult:  # fmt: skip
+    """Encodes one tar into every column of the task and commits each.
 
-    Raises BadTar, SourceChanged, OSError or Aborted; what was committed stands.
+    Raises BadTar, SourceChanged, OSError or Aborted; what was committed stays.
     """
-    with place.meter.shard(task.name) as timer, ExitStack() as stack:
+    with resources.meter.shard(task.name) as timer, ExitStack() as stack:
         targets = {n: t for n, t in task.targets.items() if not is_committed(t, task.number)}
         if not targets:
             return ShardResult(0)
         with timer("read"):
-            scratch = Path(config.scratch or tempfile.gettempdir())
-            report = lambda _: timer.done()  # noqa: E731
-            path = stack.enter_context(fetched(task.tar, scratch, task.size, report=report))
+            path = stack.enter_context(
+                fetched(task.tar, config.scratch_folder, task.size, report=lambda _: timer.done())
+            )
             tar = Tar(stack.enter_context(path.open("rb")), task.size)
             rows, note = scan_tar(tar.file, task.shard_rows)
             tar.check()
@@ -75,10 +75,12 @@ def encode_shard(
             for name, t in targets.items()
         }
         stack.enter_context(withdrawing(writers.values(), tar))
-        encoding = {name: encoders[name] for name in writers}
-        shard = Shard(task, rows, index, tar.file.fileno(), encoding, config)
         writing = stack.enter_context(Writing(writers, timer))
-        shard.encode(place, timer, writing)
+        shard = Shard(
+            task, rows, index, tar.file.fileno(), {name: encoders[name] for name in writers},
+            config, resources, timer, writing,
+        )  # fmt: skip
+        shard.encode()
         with timer.waiting(WRITE):
             writing.finish()
             tar.check()
@@ -87,15 +89,12 @@ def encode_shard(
             counts = {}
             for name, writer in writers.items():
                 with timer(f"write {name}"):
-                    seconds = seconds_of(timer.seconds, name)
-                    told = {**provenance(encoders[name], config), "seconds": seconds}
-                    told["passed_over"] = shard.passed_over(name)
-                    commit = writer.commit(told, members[name])
-                values, amounts = np.unique(commit.status(), return_counts=True)
-                counts[name] = {
-                    Status(int(v)).name.lower(): int(n)
-                    for v, n in zip(values, amounts, strict=True)
-                }
+                    record = provenance(encoders[name], config)
+                    record["seconds"] = seconds_of(timer.seconds, name)
+                    record["passed_over"] = shard.passed_over(name)
+                    commit = writer.commit(record, members[name])
+                numbers = Counter(commit.status().tolist())
+                counts[name] = {Status(n).name.lower(): numbers[n] for n in sorted(numbers)}
         return ShardResult(
             len(rows), counts, by_stage(timer.seconds), by_stage(timer.cpu), note
         )  # fmt: skip
@@ -103,34 +102,34 @@ def encode_shard(
 
 @contextmanager
 def withdrawing(writers: Iterable[ShardWriter], tar: Tar) -> Iterator[None]:
-    """Take back what a failed attempt has written if the tar was to blame: the next attempt would
-    adopt it as sound. After any other failure it stays, and is gone on with.
+    """Takes back what a failed attempt has written if the tar was to blame: the next attempt would
+    adopt it as sound. After any other failure it stays, and the next attempt goes on with it.
     """
     try:
         yield
     except BaseException as error:
-        to_blame = isinstance(error, (BadTar, SourceChanged))
+        bad_tar = isinstance(error, (BadTar, SourceChanged))
         try:
             tar.check()
         except BadTar:
-            to_blame = True
-        for writer in writers if to_blame else ():
+            bad_tar = True
+        for writer in writers if bad_tar else ():
             writer.withdraw()
         raise
 
 
 def is_committed(target: Target, shard: int) -> bool:
-    """Whether a shard of a column is done, by an earlier attempt or another run."""
+    """Returns whether a shard of a column is done, by an earlier attempt or another run."""
     return target.store.size(commit_name(shard)) is not None
 
 
 def refuse_others(task: ShardTask, members: Mapping[str, Mapping[str, str]]) -> None:
-    """Raise SourceChanged if a column that stands was made of other members of this tar than those
-    that were read now, TarChanged if two of these columns read different ones.
+    """Raises SourceChanged if a column on disk was made of other members of this tar than those that
+    were read now, TarChanged if two of these columns read different ones.
     """
-    now: dict[str, str] = {}
-    for suffix, digest in (item for said in members.values() for item in said.items()):
-        if now.setdefault(suffix, digest) != digest:
+    digests: dict[str, str] = {}
+    for suffix, digest in (item for column in members.values() for item in column.items()):
+        if digests.setdefault(suffix, digest) != digest:
             raise TarChanged(f"{task.tar}: its {suffix} members were replaced while they were read")
         for peer in task.peers.get(suffix, ()):
             with suppress(NotAColumn, CorruptColumn, FormatVersion):  # not committed, or damaged
@@ -145,24 +144,33 @@ class Shard:
     task: ShardTask
     rows: Sequence[IndexRow]
     index: ShardIndex
-    tar: int  # the open file
+    # the open file's descriptor
+    tar: int
     encoders: Mapping[str, Encoder]
     config: EngineConfig
+    resources: WorkerResources
+    timer: Timer
+    writing: Writing
 
     def __post_init__(self) -> None:
+        self.priority = self.resources.next_priority()
         self.images = {n: e for n, e in self.encoders.items() if isinstance(e, ImageEncoder)}
         self.captions = {n: e for n, e in self.encoders.items() if isinstance(e, CaptionEncoder)}
         self.views = list(dict.fromkeys(encoder.view for encoder in self.images.values()))
-        self._pictures: dict[str, Any] = {view.suffix: hashlib.sha256() for view in self.views}
-        self._texts: dict[str, Any] = {name: hashlib.sha256() for name in self.captions}
+        self._picture_digests: dict[str, Any] = {v.suffix: hashlib.sha256() for v in self.views}
+        self._caption_digests: dict[str, Any] = {name: hashlib.sha256() for name in self.captions}
 
     def members(self) -> dict[str, dict[str, str]]:
-        """What each column has read of the tar, by suffix; see `shards.column.members`."""
-        images = {n: (e.view.suffix, self._pictures[e.view.suffix]) for n, e in self.images.items()}
-        texts = {n: (member_of(e.suffix), self._texts[n]) for n, e in self.captions.items()}
-        return {
-            name: {suffix: digest.hexdigest()}
-            for name, (suffix, digest) in (images | texts).items()
+        """Returns the digest of what each column has read of the tar, by column and suffix; see
+        `shards.column.members`.
+        """
+        pictures = {
+            name: {e.view.suffix: self._picture_digests[e.view.suffix].hexdigest()}
+            for name, e in self.images.items()
+        }
+        return pictures | {
+            name: {member_of(e.suffix): self._caption_digests[name].hexdigest()}
+            for name, e in self.captions.items()
         }
 
     def passed_over(self, name: str) -> dict[str, int]:
@@ -171,144 +179,116 @@ class Shard:
             return passed_over(self.rows, self.captions[name].suffix, pictures=False)
         return passed_over(self.rows, self.images[name].view.suffix, pictures=True)
 
-    def encode(self, place: Workplace, timer: Timer, writing: Writing) -> None:
-        """Every block through every encoder and on to the writer."""
-        turn = place.number()
-        with ExitStack() as stack:
-            if self.images:
-                batches = stack.enter_context(closing(self._batches(place, timer)))
+    def encode(self) -> None:
+        """Takes every block through every encoder and on to the writer."""
+        with closing(self._batches()) as batches:
             for start in range(0, len(self.rows), ZARR_ROWS):
                 block = self.rows[start : start + ZARR_ROWS]
                 if self.images:
-                    pictures = Pictures(self.images, self.task.targets, len(block))
-                    while pictures.rows < len(block):
-                        place.check()
-                        with timer.waiting(DECODE), timer("wait"):
-                            batch = next(batches)
-                        for suffix, digests in batch.digests.items():
-                            self._pictures[suffix].update(digests)
-                        pictures.add(batch, place, turn, timer)
-                        timer.done(batch.span[1] - batch.span[0])
-                    for name in self.images:
-                        writing.put(name, *pictures.block(name))
+                    self._encode_pictures(batches, len(block))
                 for name, encoder in self.captions.items():
-                    place.check()
-                    self._captions(name, encoder, block, place, turn, timer, writing)
-                timer.done(0 if self.images else len(block))
-                writing.end_block()
+                    self.resources.check()
+                    self._encode_captions(name, encoder, block)
+                self.timer.done(0 if self.images else len(block))
+                self.writing.end_block()
 
-    def _batches(self, place: Workplace, timer: Timer) -> Generator[Batch, None, None]:
-        if self.task.remote:
+    def _batches(self) -> Generator[Batch, None, None]:
+        if self.images and self.task.remote:
             from .remote_decode import decoded_elsewhere
 
-            return decoded_elsewhere(self.task, self.index, self.views, self.config)
-        return decoded(
-            self.rows, self.tar, self.views, self.config.batch, place.decoding, timer
-        )  # fmt: skip
+            yield from decoded_elsewhere(self.task, self.index, self.views, self.config)
+        elif self.images:
+            yield from decoded(
+                self.rows, self.tar, self.views, self.config.batch, self.resources.decoding,
+                self.timer,
+            )  # fmt: skip
 
-    def _captions(
-        self, name: str, encoder: CaptionEncoder, block: Sequence[IndexRow], place: Workplace,
-        turn: int, timer: Timer, writing: Writing,
-    ) -> None:  # fmt: skip
-        """One column of captions of a block. Encoded text is large: a worker holds two such
-        blocks.
+    def _encode_pictures(self, batches: Iterator[Batch], count: int) -> None:
+        """The image columns of a block of `count` rows, filled batch by batch; rows without a picture
+        are left out of an encoder's batch.
         """
-        with timer.waiting(READ), timer("read"):
+        values: dict[str, NDArray[Any]] = {}
+        status = {view.suffix: np.zeros(count, np.uint8) for view in self.views}
+        first = 0
+        while first < count:
+            self.resources.check()
+            with self.timer.waiting(DECODE), self.timer("wait"):
+                batch = next(batches)
+            size = batch.span[1] - batch.span[0]
+            for suffix in status:
+                self._picture_digests[suffix].update(batch.digests[suffix])
+                status[suffix][first : first + size] = batch.status[suffix]
+            for name, encoder in self.images.items():
+                good = batch.good(encoder.view.suffix)
+                if not len(good):
+                    continue
+                images = batch.images[encoder.view]
+                with self.resources.lock.held(self.priority), self.timer.encodes(name):
+                    words = encoder.rows(images if len(good) == size else images[good])
+                if name not in values:  # the writer blanks what is not set here
+                    values[name] = np.zeros((count, *words.shape[1:]), words.dtype)
+                values[name][first + good] = words
+            first += size
+            self.timer.done(size)
+        for name, encoder in self.images.items():
+            if name not in values:  # not one picture of the block could be decoded
+                values[name] = self.task.targets[name].spec.layout.blank(count)
+            self.writing.put(name, values[name], status[encoder.view.suffix])
+
+    def _encode_captions(
+        self, name: str, encoder: CaptionEncoder, block: Sequence[IndexRow]
+    ) -> None:
+        """A caption column of a block. Encoded text is large: a worker holds two such blocks."""
+        with self.timer.waiting(READ), self.timer("read"):
             captions, status = read_captions(
-                block, self.tar, encoder.suffix, self._texts[name].update
+                block, self.tar, encoder.suffix, self._caption_digests[name].update
             )
-        with timer.waiting(WRITE):
-            place.texts.acquire()
+        buffers = self.resources.text_buffers
+        with self.timer.waiting(WRITE):
+            buffers.acquire()
         try:
-            with place.turns.turn(turn), timer.encodes(name):
+            with self.resources.lock.held(self.priority), self.timer.encodes(name):
                 values = encode_captions(captions, encoder, self.config.tokens)
         except BaseException:
-            place.texts.release()
+            buffers.release()
             raise
-        writing.put(name, values, status, place.texts.release)
-
-
-class Pictures:
-    """The image columns of one block, filled batch by batch."""
-
-    def __init__(
-        self, encoders: Mapping[str, ImageEncoder], targets: Mapping[str, Target], count: int
-    ) -> None:
-        self.rows, self._count = 0, count
-        self._encoders, self._targets = encoders, targets
-        self._values: dict[str, NDArray[Any]] = {}
-        self._status: dict[str, NDArray[np.uint8]] = {}
-
-    def add(self, batch: Batch, place: Workplace, turn: int, timer: Timer) -> None:
-        """Run the encoders on the next batch; rows without a picture are left out of it."""
-        count = batch.span[1] - batch.span[0]
-        good = {suffix: batch.good(suffix) for suffix in batch.status}
-        for suffix, status in batch.status.items():
-            whole = self._status.setdefault(suffix, np.zeros(self._count, np.uint8))
-            whole[self.rows : self.rows + count] = status
-        shown: dict[View, NDArray[np.uint8]] = {}
-        for view, images in batch.images.items():
-            mine = good[view.suffix]
-            shown[view] = images if len(mine) == count else images[mine]
-        for name, encoder in self._encoders.items():
-            mine = good[encoder.view.suffix]
-            if not len(mine):
-                continue
-            with place.turns.turn(turn), timer.encodes(name):
-                words = encoder.rows(shown[encoder.view])
-            if name not in self._values:  # the writer blanks what is not set here
-                self._values[name] = np.zeros((self._count, *words.shape[1:]), words.dtype)
-            self._values[name][self.rows + mine] = words
-        self.rows += count
-
-    def block(self, name: str) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        """Values and status of a column, once all rows are in."""
-        encoder = self._encoders[name]
-        status = self._status[encoder.view.suffix]
-        if name not in self._values:  # not one picture of the block could be decoded
-            return self._targets[name].spec.layout.blank(self._count), status
-        return self._values.pop(name), status
+        self.writing.put(name, values, status, buffers.release)
 
 
 def encode_captions(
     captions: Sequence[str | None], encoder: CaptionEncoder, budget: int
 ) -> list[NDArray[Any]]:
-    """The words of each row; none where there is no caption."""
-    there = [i for i, caption in enumerate(captions) if caption is not None]
-    values = [encoder.blank] * len(captions)
-    encoded = encoder.rows([captions[i] or "" for i in there], budget) if there else []
-    for i, words in zip(there, encoded, strict=True):
-        values[i] = words
-    return values
+    """Returns the words of each row; none where there is no caption."""
+    texts = [caption for caption in captions if caption is not None]
+    words = iter(encoder.rows(texts, budget) if texts else [])
+    return [encoder.blank if caption is None else next(words) for caption in captions]
 
 
 def by_stage(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Seconds of a shard by stage; writing is told column by column until here."""
-    found: dict[str, float] = {}
-    for stage, passed in seconds.items():
-        name = "write" if stage.startswith("write ") else stage
-        found[name] = found.get(name, 0.0) + passed
-    return found
+    """Returns the seconds of a shard by stage; until here writing is counted column by column."""
+    stages = none_spent()
+    for name, value in seconds.items():
+        stages["write" if name.startswith("write ") else name] += value
+    return dict(stages)
 
 
 def seconds_of(seconds: Mapping[str, float], column: str) -> dict[str, float]:
-    """What one column's commit tells of the time: its own encoder and writing, and what all share."""
-    shared = ("read", "decode", "wait")
-    mine = {stage: seconds[stage] for stage in shared if stage in seconds}
-    mine |= {column: seconds.get(column, 0.0), "write": seconds.get(f"write {column}", 0.0)}
-    return {stage: round(passed, 3) for stage, passed in mine.items()}
+    """Returns the seconds of a column's commit: of its own encoder and writing, and what all share."""
+    stages = {stage: seconds[stage] for stage in ("read", "decode", "wait") if stage in seconds}
+    stages |= {column: seconds.get(column, 0.0), "write": seconds.get(f"write {column}", 0.0)}
+    return {stage: round(value, 3) for stage, value in stages.items()}
 
 
 @cache
 def versions() -> Json:
-    """Of what decides the values; read once, as it was loaded once."""
+    """Returns the versions of the libraries that decide the values."""
     libraries = ("torch", "diffusers", "transformers", "pillow", "numpy")
     return {name: version(name) for name in libraries}
 
 
 def provenance(encoder: Encoder, config: EngineConfig) -> Json:
-    """What may differ between two attempts at the same column; recorded in commits, never
-    compared.
+    """Returns what may differ between two attempts at a column: commits record it, nothing compares
+    it.
     """
     return {
         "host": platform.node(),

@@ -21,6 +21,7 @@ from shards.errors import ObjectsMissing
 from shards.format.atomic import Json
 from shards.format.layout import FAILURE, VERSION
 from shards.format.records import FailureRecord, sealed
+from shards.signals import Stopped, stoppable, stopping
 
 from ..config import EncodeConfig
 from ..errors import EncodeError
@@ -31,8 +32,8 @@ from .local_worker import Executor, InlineExecutor
 from .prepare import RunPlan, claim_columns, prepare, root_of, source_jobs
 from .progress import Progress
 from .scheduler import Scheduler
-from .signals import DRAINED, draining, interruptible
-from .supervisor import Crew
+from .signals import draining
+from .supervisor import Supervisor
 from .tasks import ShardTask
 
 FINISHED, QUARANTINED = 0, 3
@@ -50,9 +51,13 @@ class Options:
 
 
 def run(config: EncodeConfig, options: Options = Options()) -> int:
-    """Encode what is missing and complete the columns; returns the exit code."""
+    """Encodes what is missing and completes the columns. Returns the exit code."""
+    return stoppable(lambda: _run(config, options))
+
+
+def _run(config: EncodeConfig, options: Options) -> int:
     try:
-        with interruptible():
+        with stopping():  # replaced by `draining` while shards are in flight
             jobs = source_jobs(config)
             executor = start_executor(config)
             try:
@@ -61,12 +66,9 @@ def run(config: EncodeConfig, options: Options = Options()) -> int:
                     need = partial(required_bytes, config, options.retry, plan.jobs)
                     refuse_if_full(root_of(config), lambda: executor.ask(need))
                 with held(plan.stores(), config.engine.cooperate, options.break_lease) as leases:
-                    return _run(plan, config, options, executor, leases)
+                    return _encode(plan, config, options, executor, leases)
             finally:
                 executor.stop()
-    except KeyboardInterrupt:  # before there is anything in flight
-        print("stopped before anything was encoded")
-        return DRAINED
     except OSError as error:
         if getattr(type(error), "exit_code", None) is not None:
             raise
@@ -89,7 +91,7 @@ def held(columns: Sequence[Store], cooperate: bool, force: bool) -> Iterator[lis
         ]
 
 
-def _run(
+def _encode(
     plan: RunPlan, config: EncodeConfig, options: Options, executor: Executor,
     leases: Sequence[Lease],
 ) -> int:  # fmt: skip
@@ -108,32 +110,21 @@ def _run(
     root = root_of(config)
     try:
         with Progress(root, plan.tasks) as progress:
-            crew = Crew(
-                scheduler, executor, config.engine, plan.tasks, progress,
-                lambda: check(leases),
-            )  # fmt: skip
-            with draining(lambda: drain(scheduler), executor.abort):
-                crew.work()
+            supervisor = Supervisor(
+                scheduler, executor, config.engine, plan.tasks, progress, leases
+            )
+            with draining(scheduler.drain, executor.abort) as signals:
+                supervisor.work()
     finally:
         executor.stop()
         given_up = [(plan.tasks[i], why) for i, why in scheduler.given_up.items()]
         record_failures(given_up)
-    if crew.taken_away is not None:
-        raise crew.taken_away
-    if scheduler.draining:
-        print("drained: what was finished is committed; run the same command again to go on")
-        return DRAINED
+    if supervisor.taken_away is not None:
+        raise supervisor.taken_away
+    if signals:
+        print("what was finished is committed")
+        raise Stopped(signals[0])
     return finish(plan, config, [*plan.failed, *given_up], progress.record(final=True))
-
-
-def check(leases: Sequence[Lease]) -> None:
-    """LeaseHeld if one of them was lost."""
-    for lease in leases:
-        lease.check()
-
-
-def drain(scheduler: Scheduler[int]) -> None:
-    scheduler.draining = True
 
 
 def start_executor(config: EncodeConfig) -> Executor:

@@ -13,7 +13,7 @@ from ..config import EngineConfig
 from ..meter import Stats
 from ..models.encoder import Encoder
 from .encode_shard import encode_shard
-from .resources import Workplace
+from .resources import WorkerResources
 from .scheduler import IN_FLIGHT
 from .tasks import ShardResult, ShardTask
 
@@ -47,7 +47,7 @@ class Executor(Protocol):
     """Workers are small integers, and so are tasks."""
 
     def ask(self, question: Question[T]) -> T: ...  # on a worker; raises what it raises there
-    def places(self) -> int: ...  # workers there is room for now; it may change
+    def slots(self) -> int: ...  # workers there is room for now; it may change
     def nodes(self) -> frozenset[str]: ...  # that live, by id
     def start(self, worker: int) -> None: ...
     def ready(self, worker: int) -> bool: ...  # a cluster may have no room for it yet
@@ -65,17 +65,17 @@ class Worker:
 
     def __init__(self, encoders: Mapping[str, Encoder], engine: EngineConfig) -> None:
         self._encoders, self._engine = encoders, engine
-        self._place = Workplace(engine.threads)
+        self._resources = WorkerResources(engine.threads)
 
     def encode(self, task: ShardTask) -> ShardResult:
-        return encode_shard(task, self._encoders, self._engine, self._place)
+        return encode_shard(task, self._encoders, self._engine, self._resources)
 
     def stats(self) -> Stats:
-        return self._place.meter.stats()
+        return self._resources.meter.stats()
 
     def abort(self) -> None:
         """Let what is in flight fail between two batches."""
-        self._place.stop.set()
+        self._resources.stop.set()
 
 
 class InlineExecutor:
@@ -89,7 +89,7 @@ class InlineExecutor:
     def ask(self, question: Question[T]) -> T:
         return question(self._encoders)
 
-    def places(self) -> int:
+    def slots(self) -> int:
         return 1
 
     def nodes(self) -> frozenset[str]:

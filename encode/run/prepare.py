@@ -20,7 +20,6 @@ from shards.read.column import open_spec
 
 from ..config import EncodeConfig
 from ..models.encoder import Words
-from ..plan.disk_space import scratch_of
 from ..plan.survey import refuse_unmatched
 from ..source.tars import make_source
 from .local_worker import Executor
@@ -64,7 +63,9 @@ def source_jobs(config: EncodeConfig) -> list[SourceJob]:
         jobs.append(SourceJob(name, source, tars, root.child(name)))
     for job in jobs:
         job.source.check(job.folder)  # an index of other tars says nothing of these
-        refuse_unmatched(config.columns, job.source, job.tars, job.folder, scratch_of(config))
+        refuse_unmatched(
+            config.columns, job.source, job.tars, job.folder, config.engine.scratch_folder
+        )
     return jobs
 
 

@@ -11,15 +11,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as Bar
 
 from shards import Store
-from shards.console import duration_text
+from shards.console import Bar, duration_text
 from shards.format.atomic import Json, canonical_json
-from shards.printing import console, one_line
 
 from ..meter import WAITS, Seconds, Stats, none_spent
 from .scheduler import Scheduler
@@ -27,45 +22,10 @@ from .tasks import ShardResult, ShardTask
 
 log = logging.getLogger(__name__)
 PROGRESS, FORMAT = "progress.json", "latentbank-progress"
-LINE_SECONDS, FILE_SECONDS, BAR_SECONDS = 30.0, 5.0, 0.5
+FILE_SECONDS, BAR_SECONDS = 5.0, 0.5
 WINDOW = 60.0  # seconds that the rates shown at the moment are of
 BUSY = 0.9  # share of the time; below it the reason is said
 REASONS = {"decode": "decoding", "read": "tars", "write": "the disk", "idle": "shards"}
-
-
-@dataclass(slots=True)
-class Totals:
-    """Seconds of all workers of a run, also of those that have died."""
-
-    busy: float = 0.0
-    waits: Seconds = field(default_factory=none_spent)
-    seconds: Seconds = field(default_factory=none_spent)
-    cpu: Seconds = field(default_factory=none_spent)
-
-    def add(self, new: Stats, old: Stats | None) -> None:
-        """What a worker did between two pictures of it."""
-        self.busy += new.busy - (old.busy if old else 0.0)
-        for mine, now, before in (
-            (self.waits, new.waits, old.waits if old else {}),
-            (self.seconds, new.seconds, old.seconds if old else {}),
-            (self.cpu, new.cpu, old.cpu if old else {}),
-        ):
-            for name, value in now.items():
-                mine[name] += value - before.get(name, 0.0)
-
-    def share(self, since: Totals | None = None) -> float | None:
-        """Of the workers' time in which an encoder ran."""
-        busy = self.busy - (since.busy if since else 0.0)
-        waits = sum(self.waits.values()) - (sum(since.waits.values()) if since else 0.0)
-        return busy / (busy + waits) if busy + waits > 0 else None
-
-    def reason(self, since: Totals | None = None) -> str:
-        """What was waited for most."""
-        gone = since.waits if since else none_spent()
-        return max(WAITS, key=lambda name: self.waits[name] - gone[name])
-
-    def copy(self) -> Totals:
-        return Totals(self.busy, self.waits.copy())
 
 
 class Progress:
@@ -73,39 +33,37 @@ class Progress:
 
     def __init__(self, root: Store, tasks: Sequence[ShardTask]) -> None:
         self._root, self._tasks = root, tasks
-        self._console = console()
-        self._bar = Bar(
-            TextColumn("encode"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"),
-            TextColumn("{task.fields[text]}", markup=False),
-            console=self._console, disable=not self._console.is_terminal,
-        )  # fmt: skip
-        self._task = self._bar.add_task("encode", total=len(tasks), text="")
+        self._bar = Bar("encode", len(tasks), "shards", text=self._text)
         self._began, self._started = time.monotonic(), time.time()
-        self._line = self._file = self._drawn = self._began
+        self._file = self._drawn = self._began
         self._bytes_left = sum(task.size for task in tasks)
         self._bytes_done = self._rows_done = self._done = 0
         self._scheduler: Scheduler[int] | None = None
         self._stats: dict[int, Stats] = {}
-        self._totals = Totals()
+        # Seconds of all workers, also of those that died: of the encoders (busy) and of waits; by
+        # stage; of the CPU by stage.
+        self._time, self._seconds, self._cpu = none_spent(), none_spent(), none_spent()
         self._columns: dict[str, Counter[str]] = {}
-        self._past: deque[tuple[float, int, Totals]] = deque([(self._began, 0, Totals())])
+        # time, rows and seconds at each update of the last minute
+        self._past: deque[tuple[float, int, Seconds]] = deque([(self._began, 0, none_spent())])
 
     def __enter__(self) -> Progress:
-        self._bar.start()
+        self._bar.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+    def __exit__(self, *error: object) -> None:
+        with suppress(OSError):
+            self._bar.__exit__(*error)  # type: ignore[arg-type]  # as they came
         if self._scheduler is not None:
             self.write(final=True)
 
     def note(self, text: str) -> None:
-        """A line that stays. Where it goes may be full, as the target may be: the run goes on."""
+        """Prints a line that stays. Where it goes may be full, as the target may be: the run goes on."""
         with suppress(OSError):
-            self._console.print(one_line(text), soft_wrap=True)
+            self._bar.note(text)
 
     def shard_done(self, key: int, result: ShardResult) -> None:
-        """A shard is committed."""
+        """Counts a shard that is committed."""
         task = self._tasks[key]
         self._done += 1
         self._bytes_done += task.size
@@ -114,18 +72,19 @@ class Progress:
             column = self._columns.setdefault(target.store.url, Counter())
             column["shards"] += 1
             column["rows"] += sum(result.counts.get(name, {}).values())
-        self._bar.advance(self._task)
+        with suppress(OSError):
+            self._bar.advance(1)
         if result.note:
             self.note(f"{task.name}: {result.note}; {result.rows} rows kept")
 
     def gone(self, worker: int) -> None:
-        """A worker has died; another one in its place counts from nothing."""
+        """Forgets a worker that died; another one in its place counts from nothing."""
         self._stats.pop(worker, None)
 
     def update(
         self, scheduler: Scheduler[int], stats: Mapping[int, Stats], at_once: bool = False
     ) -> None:
-        """The state of things; looked at, drawn, printed and written when it is time to."""
+        """Takes the state of the run; draws, prints and writes it when it is time to."""
         self._scheduler = scheduler
         now = time.monotonic()
         if now - self._drawn < BAR_SECONDS and not at_once:
@@ -133,67 +92,74 @@ class Progress:
         self._drawn = now
         for worker, new in stats.items():
             old = self._stats.get(worker)
-            self._totals.add(new, old if old and old.pid == new.pid else None)
+            self._add(new, 1)
+            if old is not None and old.pid == new.pid:
+                self._add(old, -1)
         self._stats = dict(stats)
-        self._past.append((now, self.rows, self._totals.copy()))
+        self._past.append((now, self.rows, self._time.copy()))
         while now - self._past[0][0] > WINDOW:
             self._past.popleft()
-        self._bar.update(self._task, text=self._text())
-        if not self._console.is_terminal and now - self._line >= LINE_SECONDS:
-            self._line = now
-            self.note(f"encode {self._done}/{len(self._tasks)} shards, {self._text()}")
+        with suppress(OSError):
+            self._bar.advance(0)
         if now - self._file >= FILE_SECONDS:
             self._file = now
             self.write()
+
+    def _add(self, stats: Stats, sign: int) -> None:
+        spent = {"busy": stats.busy, **stats.waits}
+        for total, seconds in (
+            (self._time, spent), (self._seconds, stats.seconds), (self._cpu, stats.cpu)
+        ):  # fmt: skip
+            for name, value in seconds.items():
+                total[name] += sign * value
 
     # Figures --------------------------------------------------------------------------------------
 
     @property
     def rows(self) -> int:
-        """Encoded by this run, those of shards in flight included."""
-        flying = self._flying()
+        """Rows encoded by this run, those of shards in flight included."""
+        running = self._scheduler.running.values() if self._scheduler else ()
+        in_flight = {self._tasks[key].name for keys in running for key in keys}
         return self._rows_done + sum(
-            rows for s in self._stats.values() for name, rows in s.rows.items() if name in flying
+            rows for s in self._stats.values() for name, rows in s.rows.items() if name in in_flight
         )
 
-    def _flying(self) -> set[str]:
-        """Names of the shards in flight."""
-        running = self._scheduler.running.values() if self._scheduler else ()
-        return {self._tasks[key].name for keys in running for key in keys}
-
     def rate(self, final: bool = False) -> float:
-        """Rows a second: of the last minute, or of the whole run."""
+        """Returns rows a second: of the last minute, or of the whole run."""
         at, rows, _ = (self._began, 0, None) if final else self._past[0]
         return max(0, self.rows - rows) / max(time.monotonic() - at, 1e-9)
 
     def eta(self) -> float | None:
-        """Seconds until the end, from the rows in the bytes that are done; None before the first."""
+        """Returns the seconds until the end, from the rows in the bytes that are done; None before the
+        first.
+        """
         rate = self.rate()
         if not self._bytes_done or not self._rows_done or not rate:
             return None
-        failed = sum(
-            self._tasks[k].size for k in (self._scheduler.given_up if self._scheduler else ())
-        )
+        given_up = self._scheduler.given_up if self._scheduler else ()
+        failed = sum(self._tasks[key].size for key in given_up)
         expected = (self._bytes_left - failed) * self._rows_done / self._bytes_done
         return max(0.0, expected - self.rows) / rate
 
     def _text(self) -> str:
-        since = self._past[0][2]
-        words = [f"{self.rows:,} rows", f"{self.rate():,.0f} rows/s"]
-        eta = self.eta()
-        words.append("ETA unknown" if eta is None else f"ETA {duration_text(eta)}")
-        share = self._totals.share(since)
+        eta, past = self.eta(), self._past[0][2]
+        spent = {name: value - past.get(name, 0.0) for name, value in self._time.items()}
+        words = f"{self.rows:,} rows, {self.rate():,.0f} rows/s, ETA "
+        words += "unknown" if eta is None else duration_text(eta)
+        share = busy_share(spent)
         if share is not None:
-            words.append(f"encoders busy {100 * share:.0f} %")
+            words += f", encoders busy {100 * share:.0f} %"
             if share < BUSY:
-                words[-1] += f" (waiting for {REASONS[self._totals.reason(since)]})"
-        return ", ".join(words)
+                words += (
+                    f" (waiting for {REASONS[max(WAITS, key=lambda name: spent.get(name, 0.0))]})"
+                )
+        return words
 
     def record(self, final: bool = False) -> Json:
-        """What progress.json holds."""
+        """Returns what progress.json holds."""
         scheduler = self._scheduler
         running = {} if scheduler is None else scheduler.running
-        share, eta = self._totals.share(), self.eta()
+        eta = self.eta()
         return {
             "format": FORMAT,
             "pid": os.getpid(),
@@ -209,30 +175,33 @@ class Progress:
             "rows": self.rows,
             "rows_per_s": round(self.rate(final), 2),
             "eta_s": None if eta is None else round(eta, 1),
-            "busy": None if share is None else round(share, 4),
-            "waits": {name: round(self._totals.waits[name], 3) for name in WAITS},
-            "seconds": rounded(self._totals.seconds),
-            "cpu": rounded(self._totals.cpu),
-            "workers": [self._worker(w, s, running.get(w, ())) for w, s in self._stats.items()],
+            "busy": busy_share(self._time),
+            "waits": {name: round(self._time[name], 3) for name in WAITS},
+            "seconds": rounded(self._seconds),
+            "cpu": rounded(self._cpu),
+            "workers": [
+                {
+                    "worker": worker, "host": stats.node, "pid": stats.pid,
+                    "busy": busy_share({"busy": stats.busy, **stats.waits}),
+                    "shards": [self._tasks[key].name for key in running.get(worker, ())],
+                }
+                for worker, stats in self._stats.items()
+            ],
             "columns": {url: dict(counts) for url, counts in self._columns.items()},
-        }
-
-    def _worker(self, worker: int, stats: Stats, keys: Sequence[int]) -> Json:
-        spent = stats.busy + sum(stats.waits.values())
-        return {
-            "worker": worker,
-            "host": stats.node,
-            "pid": stats.pid,
-            "busy": round(stats.busy / spent, 4) if spent else None,
-            "shards": [self._tasks[key].name for key in keys],
-        }
+        }  # fmt: skip
 
     def write(self, final: bool = False) -> None:
-        """Replace progress.json; what cannot be written costs the run nothing."""
+        """Replaces progress.json; what cannot be written costs the run nothing."""
         try:
             self._root.replace(PROGRESS, canonical_json(self.record(final)))
         except OSError as error:
             log.warning("%s not written: %s", self._root.at(PROGRESS), error)
+
+
+def busy_share(spent: Mapping[str, float]) -> float | None:
+    """Returns the share of the workers' time in which an encoder ran; None before any time passed."""
+    total = sum(spent.values())
+    return round(spent["busy"] / total, 4) if total > 0 else None
 
 
 def rounded(seconds: Mapping[str, float]) -> dict[str, float]:

@@ -122,7 +122,7 @@ class RayExecutor:
 
     # The cluster ----------------------------------------------------------------------------------
 
-    def places(self) -> int:
+    def slots(self) -> int:
         """Workers that the cluster has room for: one a GPU, or one a CPU where there is none."""
         resources = self._ray.cluster_resources()
         cpus = int(resources.get("CPU", 0))

@@ -8,11 +8,9 @@ goes wrong fails the attempt, and the shard is decoded by its own worker the nex
 from __future__ import annotations
 
 import importlib
-import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,8 +34,7 @@ def decode_batches(
     """What runs elsewhere: batches of a shard in order; RemoteDecodeFailed if the tar there is not
     the one of this index.
     """
-    scratch = Path(config.scratch or tempfile.gettempdir())
-    with fetched(task.tar, scratch, task.size) as path, path.open("rb") as file:
+    with fetched(task.tar, config.scratch_folder, task.size) as path, path.open("rb") as file:
         tar = Tar(file, task.size)
         rows, note = scan_tar(file, task.shard_rows)
         found = [  # of an older program, too, which noted less

@@ -1,10 +1,11 @@
-"""What the shards in flight on one worker share: its encoders' turns, decoding threads, room for
-text, and the word to stop.
+"""What the shards in flight on one worker share: the encoders' lock, decoding threads, room for text,
+and the event that stops them.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +17,10 @@ from ..meter import Meter
 TEXT_BUFFERS = 2  # blocks of encoded captions a worker holds: one being written, one being made
 
 
-class Turns:
-    """A lock that the shard which came first gets first.
+class PriorityLock:
+    """A lock that the waiting shard with the smallest number gets first.
 
-    Were the turns shared out evenly, two shards would end at the same moment, and the encoder would
+    Were the lock shared out evenly, two shards would end at the same moment, and the encoder would
     wait while both are committed and two others are opened. So the second one fills the gaps of the
     first, and is ready when it ends.
     """
@@ -30,11 +31,11 @@ class Turns:
         self._taken = False
 
     @contextmanager
-    def turn(self, place: int) -> Iterator[None]:
-        """Wait until nobody has the turn and nobody with a smaller number waits."""
+    def held(self, priority: int) -> Iterator[None]:
+        """Waits until nobody holds the lock and nobody with a smaller number waits."""
         with self._changed:
-            heapq.heappush(self._waiting, place)
-            while self._taken or self._waiting[0] != place:
+            heapq.heappush(self._waiting, priority)
+            while self._taken or self._waiting[0] != priority:
                 self._changed.wait()
             heapq.heappop(self._waiting)
             self._taken = True
@@ -46,25 +47,22 @@ class Turns:
                 self._changed.notify_all()
 
 
-class Workplace:
+class WorkerResources:
     """Shared by all shards of a worker. `threads` decode, for whichever shard asks."""
 
     def __init__(self, threads: int) -> None:
-        self.turns = Turns()
+        self.lock = PriorityLock()
         self.decoding = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self.texts = threading.Semaphore(TEXT_BUFFERS)
+        self.text_buffers = threading.Semaphore(TEXT_BUFFERS)
         self.meter = Meter()
         self.stop = threading.Event()
-        self._numbers = 0
-        self._lock = threading.Lock()
+        self._priorities = itertools.count(1)
 
-    def number(self) -> int:
-        """The place of a new shard in the order of turns."""
-        with self._lock:
-            self._numbers += 1
-            return self._numbers
+    def next_priority(self) -> int:
+        """Returns the number of a new shard: the earlier one goes first."""
+        return next(self._priorities)  # atomic in CPython
 
     def check(self) -> None:
-        """Raise Aborted if the worker has been told to stop; asked between batches."""
+        """Raises Aborted if the worker is to stop; called between batches."""
         if self.stop.is_set():
             raise Aborted("told to stop between two batches; nothing is half-written")

@@ -118,6 +118,10 @@ class Scheduler(Generic[T]):
         else:
             again.append(task)
 
+    def drain(self) -> None:
+        """Hands out no more; safe in a signal handler."""
+        self.draining = True
+
     @property
     def left(self) -> int:
         """Tasks that nobody has at the moment."""

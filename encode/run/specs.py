@@ -22,7 +22,6 @@ from ..models.encoder import (
     measured_scales,
     standing_scales,
 )
-from ..plan.disk_space import scratch_of
 from ..plan.survey import Tar, look_at
 
 TRIES = 8  # tars that are looked at for captions to measure on
@@ -79,7 +78,7 @@ def scales(encoder: Encoder, job: SourceJob, name: str, config: EncodeConfig) ->
     for shard in range(tries):
         tar = Tar(job.tars[shard], job.source.tars[shard][1], shard, config.shard_rows)
         try:
-            sample = look_at(tar, job.folder, {encoder.suffix}, set(), scratch_of(config))
+            sample = look_at(tar, job.folder, {encoder.suffix}, set(), config.engine.scratch_folder)
         except BadTar:
             continue  # it is reported when its turn comes
         captions = sample.captions[encoder.suffix][:CALIBRATION_ROWS]

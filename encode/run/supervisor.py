@@ -1,4 +1,4 @@
-"""The workers of a run: places filled, given up and taken on as nodes come and go, shards handed
+"""The workers of a run: slots filled, given up and taken on as nodes come and go, shards handed
 out, deaths and errors judged.
 """
 
@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from shards import FormatVersion, ShardsError
+from shards.column.lease import Lease
 from shards.errors import IncompleteColumn, LeaseHeld, StoreError
 from shards.printing import redacted
 
@@ -27,10 +28,10 @@ NOTE_SECONDS = 60.0  # between two words on workers that do not come
 
 
 @dataclass
-class Crew:
+class Supervisor:
     """Hands out tasks and takes back events until nothing is left.
 
-    A place is a number. Its worker may die and be replaced; after four deaths in a row it is given
+    A slot is a number. Its worker may die and be replaced; after four deaths in a row it is given
     up, and counts as taken for as long as the node that it died on is there.
     """
 
@@ -39,10 +40,11 @@ class Crew:
     engine: EngineConfig
     tasks: Sequence[ShardTask]
     progress: Progress
-    check: Callable[[], None] = lambda: None  # that the columns are still this run's
-    places: list[int] = field(default_factory=list)
-    lost: set[int] = field(default_factory=set)  # given up on a node that is gone
-    next_place: int = 0
+    leases: Sequence[Lease] = ()
+    slots: list[int] = field(default_factory=list)
+    # slots given up on a node that is gone
+    lost: set[int] = field(default_factory=set)
+    next_slot: int = 0
     taken_away: LeaseHeld | None = None
     fatal: Exception | None = None  # an error that would hit every shard
 
@@ -59,7 +61,7 @@ class Crew:
                     looked = now
                     self._look()
                     self._check()
-                if any(map(self.executor.ready, self.places)):
+                if any(map(self.executor.ready, self.slots)):
                     noted = now
                 elif now - noted >= NOTE_SECONDS:
                     noted = now
@@ -78,10 +80,10 @@ class Crew:
             self.progress.update(self.scheduler, self.executor.stats(), at_once=True)
 
     def _check(self) -> None:
-        """Drain if a column is not this run's any more."""
+        """Drains if another command has taken a column over."""
         try:
-            if not self.scheduler.draining:
-                self.check()
+            for lease in () if self.scheduler.draining else self.leases:
+                lease.check()
         except LeaseHeld as error:
             self.progress.note(f"{error}; finishing what is in flight")
             self.taken_away = error
@@ -107,41 +109,41 @@ class Crew:
         return self.engine.workers if self.engine.executor == "ray" else None
 
     def _look(self) -> None:
-        """Fill places that have come, retire workers that never came for places that have gone."""
-        wanted = self.wanted or max(1, self.executor.places())
+        """Fill slots that have come, retire workers that never came for slots that have gone."""
+        wanted = self.wanted or max(1, self.executor.slots())
         alive, given_up = self.executor.nodes(), self.scheduler.abandoned
-        for place in given_up - self.lost:
-            node = self.executor.node_of(place)
+        for slot in given_up - self.lost:
+            node = self.executor.node_of(slot)
             if node is not None and node not in alive:
-                self.lost.add(place)
-        taken = [p for p in self.places if p not in self.lost]
+                self.lost.add(slot)
+        taken = [p for p in self.slots if p not in self.lost]
         work = self.scheduler.left + self.scheduler.in_flight
         for _ in range(min(wanted - len(taken), work - len(taken))):
-            self.places.append(self.next_place)
-            self.executor.start(self.next_place)
-            self.next_place += 1
-        for place in reversed(taken[wanted:]):
-            if place not in given_up and not self.executor.ready(place):
-                self._retire(place)
+            self.slots.append(self.next_slot)
+            self.executor.start(self.next_slot)
+            self.next_slot += 1
+        for slot in reversed(taken[wanted:]):
+            if slot not in given_up and not self.executor.ready(slot):
+                self._retire(slot)
 
-    def _retire(self, place: int) -> None:
-        self.executor.retire(place)
-        self.scheduler.retired(place)
-        self.places.remove(place)
+    def _retire(self, slot: int) -> None:
+        self.executor.retire(slot)
+        self.scheduler.retired(slot)
+        self.slots.remove(slot)
 
     def _refuse_if_stranded(self) -> None:
-        if self.scheduler.stranded(self.places):
+        if self.scheduler.stranded(self.slots):
             raise NoWorkers(
                 "every worker died again and again; the last reason is in the log above"
             )
 
     def _hand_out(self) -> None:
-        for place in self.places:
-            while self.executor.ready(place):
-                key = self.scheduler.next_for(place)
+        for slot in self.slots:
+            while self.executor.ready(slot):
+                key = self.scheduler.next_for(slot)
                 if key is None:
                     break
-                self.executor.submit(place, key, self._task(key))
+                self.executor.submit(slot, key, self._task(key))
 
     def _task(self, key: int) -> ShardTask:
         """A share of the shards is decoded elsewhere, unless that may be what failed."""

@@ -27,7 +27,7 @@ from encode.run import job
 from encode.run import remote_decode as remote
 from encode.run.encode_shard import encode_shard
 from encode.run.prepare import claim_columns, columns_of
-from encode.run.resources import Workplace
+from encode.run.resources import WorkerResources
 from encode.run.supervisor import is_final
 from encode.run.tasks import ShardTask
 from encode.source.decoding import Batch, View, load
@@ -363,7 +363,7 @@ def test_a_tar_that_changes_while_it_is_encoded(
         return plan.tasks[0], light.load_encoders(config.columns, config.engine)
 
     task, encoders = prepared(tmp_path / "right")
-    encode_shard(task, encoders, settings.engine, Workplace(1))
+    encode_shard(task, encoders, settings.engine, WorkerResources(1))
     expected = read_commit(tmp_path / "right/toy/vae", 0).content
     task, encoders = prepared(tmp_path / "cache")
     real, calls = encoders["vae"].rows, iter(range(1_000))
@@ -375,13 +375,13 @@ def test_a_tar_that_changes_while_it_is_encoded(
 
     monkeypatch.setattr(encoders["vae"], "rows", encode)
     with pytest.raises(BadTar):
-        encode_shard(task, encoders, settings.engine, Workplace(1))
+        encode_shard(task, encoders, settings.engine, WorkerResources(1))
     column = tmp_path / "cache/toy/vae"
     assert not [path for path in column.rglob("c/**/*") if path.is_file()]
     with pytest.raises((BadTar, SourceChanged)):  # of another size, or other captions
-        encode_shard(task, encoders, settings.engine, Workplace(1))
+        encode_shard(task, encoders, settings.engine, WorkerResources(1))
     tar.write_bytes(whole)
-    encode_shard(task, encoders, settings.engine, Workplace(1))
+    encode_shard(task, encoders, settings.engine, WorkerResources(1))
     assert read_commit(column, 0).content == expected
 
 

@@ -22,7 +22,7 @@ from encode.run import remote_decode as remote
 from encode.run import signals
 from encode.run.encode_shard import encode_shard
 from encode.run.prepare import claim_columns
-from encode.run.resources import TEXT_BUFFERS, Turns, Workplace
+from encode.run.resources import TEXT_BUFFERS, PriorityLock, WorkerResources
 from encode.run.tasks import ShardTask, Target
 from encode.run.writing import Writing
 from encode.source import decoding
@@ -38,11 +38,11 @@ from tests.forks import fork, wait
 
 
 def test_the_shard_that_came_first_gets_the_turn() -> None:
-    turns, order = Turns(), []
+    lock, order = PriorityLock(), []
     held = threading.Event()
 
     def take(place: int) -> None:
-        with turns.turn(place):
+        with lock.held(place):
             order.append(place)
             held.wait()
 
@@ -173,7 +173,7 @@ def test_a_block_that_cannot_be_written_is_not_followed_by_another(
 def test_a_disk_error_ends_the_attempt_and_the_next_one_goes_on(job: Any, tmp_path: Path) -> None:
     config, plan = job
     (task,) = plan.tasks
-    place = Workplace(2)
+    place = WorkerResources(2)
     blocked = tmp_path / "cache/toy/vae/moments/c/0/0"
     blocked.parent.mkdir(parents=True)
     blocked.write_bytes(b"")  # a file where a folder has to be
@@ -181,7 +181,7 @@ def test_a_disk_error_ends_the_attempt_and_the_next_one_goes_on(job: Any, tmp_pa
     with pytest.raises(OSError, match="moments"):
         encode_shard(task, encoders, config.engine, place)
     assert not list((tmp_path / "cache").rglob(".tmp-*"))
-    assert place.texts._value == TEXT_BUFFERS
+    assert place.text_buffers._value == TEXT_BUFFERS
     blocked.unlink()
     result = encode_shard(task, encoders, config.engine, place)
     assert result.rows == 2100
@@ -198,7 +198,7 @@ def quick(config: EncodeConfig, seconds: float = 0.0) -> dict[str, Any]:
 
 def test_a_shard_is_given_up_between_batches(job: Any, tmp_path: Path) -> None:
     config, plan = job
-    place = Workplace(1)
+    place = WorkerResources(1)
     encoders = quick(config, 0.001)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(encode_shard, plan.tasks[0], encoders, config.engine, place)

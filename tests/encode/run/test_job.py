@@ -428,10 +428,10 @@ def test_sigkill_at_random_moments_then_rerun(
     assert kills >= 3
 
 
-def test_sigterm_drains(
+def test_a_signal_drains(
     config: Path, encode: Encode, tmp_path: Path, undisturbed: list[str]
 ) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         root = tmp_path / f"cache-{number}"
         commits = root / "toy/text/commits"
         pid = start(tmp_path / "output", config, f"root={root}")
@@ -439,9 +439,9 @@ def test_sigterm_drains(
             time.sleep(0.005)
         os.kill(pid, number)
         code, output = wait(pid), (tmp_path / "output").read_text()
-        assert code == 130, output
+        assert code == 128 + number, output
         assert f"{number.name}: finishing what is in flight" in output
-        assert "run the same command again to go on" in output
+        assert f"stopped by {number.name}; run it again to go on" in output
         assert "Traceback" not in output
         done = {p.stem for p in commits.iterdir()}
         assert 1 <= len(done) <= 4  # the one seen, two in flight, and one more for a late look
@@ -463,7 +463,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, models: Path) -> None:
         time.sleep(0.002)
     os.kill(pid, signal.SIGTERM)
     code, output = wait(pid), (tmp_path / "output").read_text()
-    assert code == 130, output
+    assert code == 143, output
     assert "giving up what is in flight" in output
     assert "Traceback" not in output
     assert not litter(tmp_path / "cache")

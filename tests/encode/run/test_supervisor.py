@@ -1,4 +1,4 @@
-"""Places of workers on a cluster whose nodes come and go: what the driver does, with the cluster
+"""Slots of workers on a cluster whose nodes come and go: what the driver does, with the cluster
 played by a list.
 """
 
@@ -13,13 +13,13 @@ from encode.meter import Stats
 from encode.run.local_worker import Died, Done, Event
 from encode.run.progress import Progress
 from encode.run.scheduler import Scheduler
-from encode.run.supervisor import Crew
+from encode.run.supervisor import Supervisor
 from encode.run.tasks import ShardResult, ShardTask
 from shards import open_store
 
 
 class Played:
-    """An executor: places by node, and each shard takes one turn."""
+    """An executor: slots by node, and each shard takes one turn."""
 
     def __init__(self, nodes: dict[str, int], broken: frozenset[str] = frozenset()) -> None:
         self.room, self.broken = nodes, broken
@@ -30,7 +30,7 @@ class Played:
         self.turn = 0
         self.script: dict[int, object] = {}
 
-    def places(self) -> int:
+    def slots(self) -> int:
         return sum(self.room.values())
 
     def nodes(self) -> frozenset[str]:
@@ -96,34 +96,34 @@ class Played:
     def stop(self) -> None: ...
 
 
-def crew_of(tmp_path: Path, played: Played, shards: int, **engine: object) -> Crew:
+def supervisor_of(tmp_path: Path, played: Played, shards: int, **engine: object) -> Supervisor:
     store = open_store(tmp_path)
     tasks = [ShardTask("s", "f", store, "t", 1, n, 1024, {}) for n in range(shards)]
     config = EngineConfig.model_validate({"look": 1e-6, **engine})
     scheduler = Scheduler(range(shards))
-    return Crew(scheduler, played, config, tasks, Progress(store, tasks))
+    return Supervisor(scheduler, played, config, tasks, Progress(store, tasks))
 
 
 def test_nodes_that_come_are_used(tmp_path: Path) -> None:
     played = Played({"a": 1})
     played.script[5] = lambda: played.room.update(b=3)
-    crew = crew_of(tmp_path, played, 60)
-    crew.work()
-    assert len(crew.places) == 4
+    supervisor = supervisor_of(tmp_path, played, 60)
+    supervisor.work()
+    assert len(supervisor.slots) == 4
     assert played.turn < 5 + 60 / 3
-    assert not crew.scheduler.given_up
+    assert not supervisor.scheduler.given_up
 
 
-def test_the_places_of_a_node_that_has_gone_are_given_up(tmp_path: Path) -> None:
+def test_the_slots_of_a_node_that_has_gone_are_given_up(tmp_path: Path) -> None:
     played = Played({"a": 1, "b": 3})
     played.script[5] = lambda: played.lose("b")
-    crew = crew_of(tmp_path, played, 60)
-    crew.work()
-    assert len(crew.places) == 1
-    assert not crew.scheduler.given_up
+    supervisor = supervisor_of(tmp_path, played, 60)
+    supervisor.work()
+    assert len(supervisor.slots) == 1
+    assert not supervisor.scheduler.given_up
 
 
-def test_a_place_on_a_broken_node_is_given_up_and_another_node_makes_good_for_it(
+def test_a_slot_on_a_broken_node_is_given_up_and_another_node_makes_good_for_it(
     tmp_path: Path,
 ) -> None:
     played = Played({"a": 1, "broken": 1}, broken=frozenset({"broken"}))
@@ -133,29 +133,29 @@ def test_a_place_on_a_broken_node_is_given_up_and_another_node_makes_good_for_it
         played.room["c"] = 1
 
     played.script[20] = replaced
-    crew = crew_of(tmp_path, played, 60)
-    crew.work()
-    assert len(crew.scheduler.abandoned) == 1
+    supervisor = supervisor_of(tmp_path, played, 60)
+    supervisor.work()
+    assert len(supervisor.scheduler.abandoned) == 1
     assert "c" in played.last.values()
-    assert not crew.scheduler.given_up
+    assert not supervisor.scheduler.given_up
 
 
 def test_there_are_no_more_workers_than_shards(tmp_path: Path) -> None:
-    crew = crew_of(tmp_path, Played({"a": 9}), 3)
-    crew.work()
-    assert len(crew.places) == 3
+    supervisor = supervisor_of(tmp_path, Played({"a": 9}), 3)
+    supervisor.work()
+    assert len(supervisor.slots) == 3
 
 
 def test_workers_that_are_asked_for_may_wait_for_a_node(tmp_path: Path) -> None:
     """It holds up nobody, and tells the cluster what it lacks."""
     played = Played({"a": 1})
     played.script[10] = lambda: played.room.update(b=5)
-    crew = crew_of(tmp_path, played, 60, workers=4)
-    crew.work()
-    assert len(crew.places) == 4
+    supervisor = supervisor_of(tmp_path, played, 60, workers=4)
+    supervisor.work()
+    assert len(supervisor.slots) == 4
     assert set(played.last.values()) == {"a", "b"}
 
 
 def test_all_broken(tmp_path: Path) -> None:
     with pytest.raises(NoWorkers):
-        crew_of(tmp_path, Played({"a": 2}, broken=frozenset({"a"})), 9).work()
+        supervisor_of(tmp_path, Played({"a": 2}, broken=frozenset({"a"})), 9).work()
