@@ -138,7 +138,7 @@ def column_spec(
     """Returns identity, layout and norm of the column that an encoder makes of a source.
 
     `scales` returns the channel scales, and is called for a column of int8 alone: see
-    `standing_scales` and `measured_scales`.
+    `existing_scales` and `measured_scales`.
     """
     layout = layout_of(encoder, shards, shard_rows)
     identity = {**encoder.identity().record(), "source": fingerprint}
@@ -152,7 +152,7 @@ def column_spec(
     return ColumnSpec(identity, layout, empty_tokens=len(empty), quantisation=quantisation)
 
 
-def standing_scales(column: Store) -> Json | None:
+def existing_scales(column: Store) -> Json | None:
     """Returns the channel scales of a column that exists, None without it or if it is not int8."""
     if column.size("column.json") is None:
         return None

@@ -19,8 +19,8 @@ from ..models.encoder import (
     Encoder,
     Words,
     column_spec,
+    existing_scales,
     measured_scales,
-    standing_scales,
 )
 from ..plan.survey import Tar, look_at
 
@@ -71,7 +71,7 @@ def scales(encoder: Encoder, job: SourceJob, name: str, config: EncodeConfig) ->
     first tar that is one and has captions.
     """
     assert isinstance(encoder, CaptionEncoder)
-    existing = standing_scales(job.folder.child(name))
+    existing = existing_scales(job.folder.child(name))
     if existing is not None:
         return existing
     tries = min(TRIES, len(job.tars))

@@ -16,8 +16,8 @@ from encode.models.encoder import (
     Encoder,
     ImageEncoder,
     column_spec,
+    existing_scales,
     measured_scales,
-    standing_scales,
 )
 from encode.models.load import load_encoder
 from encode.models.pixels import looked_up, to_float16, to_pixels
@@ -293,13 +293,13 @@ def test_what_float16_cannot_hold_is_marked(tiny: Models, tmp_path: Path) -> Non
 def test_scales_of_an_int8_column(tiny: Models, tmp_path: Path) -> None:
     encoder = words_of(kind="tokens", encoder=tiny("gemma"), max_tokens=40, element="int8")
     store = open_store(tmp_path / "text")
-    assert standing_scales(store) is None
+    assert existing_scales(store) is None
     scales = measured_scales(encoder, [None, *CAPTIONS], 99)
     assert scales["rows"] == 3  # neither the missing one nor the empty one
     spec = column_spec(encoder, "source", 1, 1024, lambda: scales)
     assert spec.identity["dtype"] == "int8"
     put(store, spec, encoder, encoder.rows(CAPTIONS, 99), None)
-    assert standing_scales(store) == scales
+    assert existing_scales(store) == scales
     with pytest.raises(ValueError, match="scales of its channels"):
         column_spec(encoder, "source", 1, 1024)
 
