@@ -28,7 +28,7 @@ import torch
 
 import configs
 from shards import LeaseHeld, atomic_write, canonical_json, open_store, put_if_absent
-from shards.column.lease import Lease, standing
+from shards.column.lease import Lease, lease_chain
 from shards.console import positive
 from shards.format.atomic import read_json
 from shards.signals import Stopped, stoppable, stopping
@@ -159,7 +159,7 @@ class Watcher:
         try:
             self._lease.__enter__()
         except LeaseHeld:
-            holder = standing(open_store(self.folder))[1] or {}
+            holder = lease_chain(open_store(self.folder))[1] or {}
             raise Watched(
                 f"{self.run}: another process watches this run (pid {holder.get('pid', 'unknown')} on "
                 f"{holder.get('host', 'an unknown host')}). Wait for its end or stop it"

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ class Commit:
     index: str  # digest of the source index that was read
     column: str  # digest of column.json
     provenance: Json
-    members: Mapping[str, str] = field(default_factory=dict)  # what was read of the tar, by suffix
+    members: Mapping[str, str] = field(default_factory=dict)  # digest of what was read, by suffix
 
     @property
     def content(self) -> str:
@@ -44,22 +44,12 @@ class Commit:
         return sha256(canonical_json([self.shard, self.rows, self.not_ok, self.blocks, self.index]))
 
     def record(self) -> Json:
-        return {
-            "format": COMMIT,
-            "version": VERSION,
-            "shard": self.shard,
-            "rows": self.rows,
-            "not_ok": [list(run) for run in self.not_ok],
-            "objects": [list(item) for item in self.objects],
-            "blocks": list(self.blocks),
-            "index": self.index,
-            "column": self.column,
-            "content": self.content,
-            "provenance": self.provenance,
-        } | ({"members": dict(self.members)} if self.members else {})
+        """Returns the commit record before sealing."""
+        record = {"format": COMMIT, "version": VERSION, **asdict(self), "content": self.content}
+        return record if self.members else {k: v for k, v in record.items() if k != "members"}
 
     def status(self) -> NDArray[np.uint8]:
-        """The status of each row."""
+        """Returns the status of each row, (rows,)."""
         status = np.zeros(self.rows, np.uint8)
         for first, count, value in self.not_ok:
             status[first : first + count] = value
@@ -75,22 +65,21 @@ def failure_name(shard: int) -> str:
 
 
 def read_commit(column: Place, shard: int) -> Commit:
-    """The commit of a shard; NotAColumn if there is none, CorruptColumn if it is damaged."""
+    """Returns the commit of a shard; NotAColumn if there is none, CorruptColumn if it is damaged."""
     column = open_store(column)
     record = column.record(commit_name(shard), CommitRecord)
-    commit = Commit(
-        record.shard, record.rows, tuple(record.not_ok), tuple(record.objects),
-        tuple(record.blocks), record.index, record.column, record.provenance, record.members or {},
-    )  # fmt: skip
+    values = {name: getattr(record, name) for name in Commit.__slots__}
+    commit = Commit(**values | {"members": record.members or {}})
     if commit.content != record.content or commit.shard != shard:
         raise CorruptColumn(
-            f"{column.at(commit_name(shard))}: this is the record of another shard, or its content digest is wrong"
+            f"{column.at(commit_name(shard))}: this is the record of another shard, or its content "
+            "digest is wrong"
         )
     return commit
 
 
 def own_commit(column: Store, column_digest: str, shard: int) -> Commit:
-    """The commit of a shard, which must have been made under this column.json."""
+    """Returns the commit of a shard, which must have been made under this column.json."""
     commit = read_commit(column, shard)
     if commit.column != column_digest:
         raise CorruptColumn(
@@ -100,24 +89,24 @@ def own_commit(column: Store, column_digest: str, shard: int) -> Commit:
 
 
 def committed(column: Store, shards: int) -> list[int]:
-    """Shards that have a commit record."""
-    standing = {name for name, _ in column.list("commits")}
-    return [shard for shard in range(shards) if commit_name(shard) in standing]
+    """Returns the shards that have a commit record."""
+    names = {name for name, _ in column.list("commits")}
+    return [shard for shard in range(shards) if commit_name(shard) in names]
 
 
 def valid_mask_of(status: NDArray[np.uint8], admitted: Sequence[int]) -> NDArray[np.uint32]:
-    """Valid-row bits: word b holds rows 32b .. 32b+31, lowest bit first; (ceil(rows / 32),)
-    uint32.
+    """Returns the valid-row bits, (ceil(rows / 32),): word b holds rows 32b .. 32b+31, the lowest bit
+    first.
     """
-    good = np.isin(status, admitted)
-    bits = np.packbits(np.pad(good, (0, -good.size % BLOCK)), bitorder="little")
+    valid = np.isin(status, admitted)
+    bits = np.packbits(np.pad(valid, (0, -valid.size % BLOCK)), bitorder="little")
     return bits.view("<u4").astype(np.uint32)
 
 
-def valid_rows(valid_mask: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """Numbers of the set bits, ascending: the inverse of `valid_mask_of`."""
-    blocks = np.flatnonzero(valid_mask)
-    octets = valid_mask[blocks].astype("<u4").view(np.uint8).reshape(-1, 4)
+def valid_rows(mask: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Returns the numbers of the set bits, ascending: the inverse of `valid_mask_of`."""
+    blocks = np.flatnonzero(mask)
+    octets = mask[blocks].astype("<u4").view(np.uint8).reshape(-1, 4)
     block, bit = np.nonzero(np.unpackbits(octets, axis=1, bitorder="little"))
     rows: NDArray[np.int64] = blocks[block] * BLOCK + bit
     return rows
@@ -128,9 +117,9 @@ class Snapshot:
     """All that a reader needs to know of a column: per shard its rows, content and index digests,
     and the valid rows.
 
-    `valid_mask` has the bits of the rows with status 0, ceil(rows / 32) words a shard, laid end to end;
-    `truncated` lists the (shard, first row, count) of rows with status 1. A shard that is missing
-    or failed has `rows[s] == 0` and no content. `digest` pins all of it.
+    `valid_mask` has the bits of the rows with status 0, ceil(rows / 32) words a shard, laid end to
+    end; `truncated` lists the (shard, first row, count) of rows with status 1. A shard that is
+    missing or failed has `rows[s] == 0` and no content. `digest` is of all of it.
     """
 
     rows: tuple[int, ...]
@@ -147,18 +136,19 @@ class Snapshot:
         cls, column_digest: str, shards: int, commits: Sequence[Commit], failed: dict[int, str]
     ) -> Snapshot:
         by_shard = {commit.shard: commit for commit in commits}
-        get = [by_shard.get(shard) for shard in range(shards)]
+        each = [by_shard.get(shard) for shard in range(shards)]
         counts: dict[str, int] = {}
+        masks = [np.zeros(0, np.uint32)]
         for commit in commits:
-            for value, count in zip(*np.unique(commit.status(), return_counts=True), strict=True):
+            status = commit.status()
+            masks.append(valid_mask_of(status, (Status.OK,)))
+            for value, count in zip(*np.unique(status, return_counts=True), strict=True):
                 name = Status(int(value)).name.lower()
                 counts[name] = counts.get(name, 0) + int(count)
-        bits = [valid_mask_of(commit.status(), (Status.OK,)) for commit in commits]
-        valid_mask = np.concatenate(bits) if bits else np.zeros(0, np.uint32)
-        partial = cls(
-            tuple(c.rows if c else 0 for c in get),
-            tuple(c.content if c else None for c in get),
-            tuple(c.index if c else None for c in get),
+        snapshot = cls(
+            tuple(c.rows if c else 0 for c in each),
+            tuple(c.content if c else None for c in each),
+            tuple(c.index if c else None for c in each),
             # the kind of error only: its text may hold paths, and equal columns have equal records
             tuple(sorted((shard, why.partition(":")[0]) for shard, why in failed.items())),
             tuple(
@@ -168,129 +158,121 @@ class Snapshot:
                 if status == Status.TRUNCATED
             ),
             counts,
-            valid_mask,
+            np.concatenate(masks),
             "",
         )
-        digest = sha256(canonical_json(partial.record(column_digest)))
-        return replace(partial, digest=digest)
+        return replace(snapshot, digest=sha256(canonical_json(snapshot.record(column_digest))))
 
     def record(self, column_digest: str) -> Json:
-        """The COMPLETE record before sealing. Without time or place, so equal columns have equal
-        records.
+        """Returns the COMPLETE record before sealing. It has no time or place, so equal columns have
+        equal records.
         """
+        valid = {"words": self.valid_mask.size, "sha256": sha256(self.mask_bytes())}
         return {
-            "format": COMPLETE,
-            "version": VERSION,
-            "column": column_digest,
-            "shards": [list(s) for s in zip(self.rows, self.content, self.index, strict=True)],
-            "failed": [list(f) for f in self.failed],
-            "truncated": [list(t) for t in self.truncated],
-            "counts": self.counts,
-            "valid": {
-                "words": int(self.valid_mask.size),
-                "sha256": sha256(self.valid_mask.astype("<u4").tobytes()),
-            },
-        }
+            "format": COMPLETE, "version": VERSION, "column": column_digest,
+            "shards": list(zip(self.rows, self.content, self.index, strict=True)),
+            "failed": self.failed, "truncated": self.truncated, "counts": self.counts, "valid": valid,
+        }  # fmt: skip
+
+    def mask_bytes(self) -> bytes:
+        """Returns the valid-row bits as they are stored beside the record."""
+        return self.valid_mask.astype("<u4").tobytes()
 
 
 def failure_names(column: Store) -> list[str]:
-    """Names of the failure records."""
+    """Returns the names of the failure records."""
     return [name for name, _ in column.list("failures") if name.endswith(".json")]
 
 
 def complete_names(column: Store) -> list[str]:
-    """Names of the COMPLETE records. Whoever compares them with the commits lists them first: a
-    shard that one of them names is committed already.
+    """Returns the names of the COMPLETE records. Whoever compares them with the commits lists them
+    first: a shard that one of them names is committed already.
     """
     return [name for name, _ in column.list("complete") if name.endswith(".json")]
 
 
 def read_failures(column: Store) -> dict[int, str]:
-    """Shards that could not be committed, and why."""
-    failures = {}
-    for name in failure_names(column):
-        record = column.record(name, FailureRecord)
-        failures[record.shard] = record.reason
-    return failures
+    """Returns the shards that could not be committed, and why."""
+    records = [column.record(name, FailureRecord) for name in failure_names(column)]
+    return {record.shard: record.reason for record in records}
 
 
 def snapshot_of_commits(
     column: Store, column_digest: str, shards: int, only: Sequence[int] | None = None
 ) -> Snapshot:
-    """The snapshot that the commits standing now make up, complete or not.
+    """Returns the snapshot that the commits of now make up, complete or not.
 
     With `only`, of these shards and without a word on failures: a function of the commits alone,
     so the same at any later time.
     """
-    wanted = committed(column, shards) if only is None else only
-    commits = read_commits(column, column_digest, wanted)
-    return _snapshot(column, column_digest, shards, commits, only is None)
+    numbers = committed(column, shards) if only is None else only
+    commits = read_commits(column, column_digest, numbers)
+    failures = read_failures(column) if only is None else {}
+    return _snapshot(column_digest, shards, commits, failures)
 
 
 def read_commits(column: Store, column_digest: str, shards: Sequence[int]) -> list[Commit]:
-    """The commits of some shards."""
+    """Returns the commits of some shards."""
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(lambda shard: own_commit(column, column_digest, shard), shards))
 
 
 def _snapshot(
-    column: Store, column_digest: str, shards: int, commits: Sequence[Commit], failures: bool
+    column_digest: str, shards: int, commits: Sequence[Commit], failures: dict[int, str]
 ) -> Snapshot:
+    """Returns the snapshot of commits, and of failures of shards that were not committed later."""
     done = {commit.shard for commit in commits}
-    reasons = read_failures(column) if failures else {}
-    failed = {s: why for s, why in reasons.items() if s not in done}
+    failed = {shard: why for shard, why in failures.items() if shard not in done}
     return Snapshot.of(column_digest, shards, commits, failed)
 
 
 def put_complete(column: Place, column_digest: str, shards: int, allow_failed: bool) -> Snapshot:
-    """Write a COMPLETE snapshot; IncompleteColumn if a shard is neither committed nor an allowed
+    """Writes a COMPLETE record; IncompleteColumn if a shard is neither committed nor an allowed
     failure, ObjectsMissing if what is committed is not there.
     """
     column = open_store(column)
     commits = read_commits(column, column_digest, committed(column, shards))
-    snapshot = _snapshot(column, column_digest, shards, commits, True)
+    reasons = read_failures(column)
+    snapshot = _snapshot(column_digest, shards, commits, reasons)
     missing = [s for s, content in enumerate(snapshot.content) if content is None]
-    failed = dict(snapshot.failed)
-    unexplained = [s for s in missing if not (allow_failed and s in failed)]
+    unexplained = [s for s in missing if not (allow_failed and s in reasons)]
     if unexplained:
-        reasons = read_failures(column)
         why = "; ".join(f"shard {s}: {reasons.get(s, 'not encoded yet')}" for s in unexplained[:5])
         raise IncompleteColumn(
             f"{column.url}: {len(unexplained)} of {shards} shards are not committed ({why}). Run "
             "encode again"
         )
-    lost = lost_objects(column, {name: n for c in commits for name, n, _ in c.objects})
-    if lost:
-        raise ObjectsMissing(f"{column.url}: {lost}")
+    if loss := lost_objects(column, {name: n for c in commits for name, n, _ in c.objects}):
+        raise ObjectsMissing(f"{column.url}: {loss}")
     name = f"complete/{snapshot.digest}"
     record = sealed(snapshot.record(column_digest), CompleteRecord, column.at(f"{name}.json"))
-    column.put_if_absent(f"{name}.valid", snapshot.valid_mask.astype("<u4").tobytes())
+    column.put_if_absent(f"{name}.valid", snapshot.mask_bytes())
     column.put_if_absent(f"{name}.json", record)
     return snapshot
 
 
 def lost_objects(column: Store, committed: Mapping[str, int]) -> str:
-    """What is wrong where objects are not of the size that commits say, in words with what to do;
+    """Returns what is wrong where objects are not of the size that commits say, with what to do;
     empty if all are. Of an object store this is one listing of each array.
     """
     sizes = column.sizes(list(committed))
-    wrong = [
-        f"{name}: {'nothing' if found is None else f'{found} bytes'}, {size} bytes are committed"
-        for (name, size), found in zip(committed.items(), sizes, strict=True)
-        if found != size
+    faults = [
+        f"{name}: {'nothing' if size is None else f'{size} bytes'}, {expected} bytes are committed"
+        for (name, expected), size in zip(committed.items(), sizes, strict=True)
+        if size != expected
     ]
-    if not wrong:
+    if not faults:
         return ""
     return (
-        f"{len(wrong)} of {len(committed)} objects are missing or of another size, though their "
-        f"shards are committed ({'; '.join(wrong[:3])}{'; ...' if len(wrong) > 3 else ''}). Copy the "
-        "rest if it was copied in part; else see `python -m shards verify`, put the damage aside "
+        f"{len(faults)} of {len(committed)} objects are missing or of another size, though their "
+        f"shards are committed ({'; '.join(faults[:3])}{'; ...' if len(faults) > 3 else ''}). Copy "
+        "the rest if it was copied in part; else see `python -m shards verify`, put the damage aside "
         "with `python -m shards repair`, and encode again"
     )
 
 
 def read_complete(column: Store, column_digest: str) -> Snapshot:
-    """The newest COMPLETE snapshot: the one with the most shards committed. Two objects are
+    """Returns the newest complete snapshot: the one with the most shards committed. Two objects are
     read.
 
     Several of the same shards differ in why the others failed; the first of them then serves.
@@ -301,32 +283,32 @@ def read_complete(column: Store, column_digest: str) -> Snapshot:
             f"{column.url}: no COMPLETE record, so encoding has not finished. Run `python -m encode "
             "run` again"
         )
-    found = [open_complete(column, name, column_digest) for name in names]
-    sizes = [sum(content is not None for content in g.content) for g in found]
-    newest = [(name, g) for name, g, n in zip(names, found, sizes, strict=True) if n == max(sizes)]
-    if any(g.content != newest[0][1].content for _, g in newest):
+    snapshots = {name: open_complete(column, name, column_digest) for name in names}
+    sizes = {n: sum(content is not None for content in s.content) for n, s in snapshots.items()}
+    newest = [name for name in names if sizes[name] == max(sizes.values())]
+    first = snapshots[newest[0]]
+    if any(snapshots[name].content != first.content for name in newest):
         raise CorruptColumn(
-            f"{column.url}: {[name for name, _ in newest]} all claim to be the newest complete "
-            "snapshot. Delete the one that `python -m shards verify` refuses"
+            f"{column.url}: {newest} all claim to be the newest complete snapshot. Delete the one "
+            "that `python -m shards verify` refuses"
         )
-    return newest[0][1]
+    return first
 
 
 def open_complete(column: Store, name: str, column_digest: str) -> Snapshot:
-    """Read one COMPLETE record and its valid-row bits."""
-    path = column.at(name)
+    """Returns the snapshot of one COMPLETE record and its valid-row bits."""
     record = column.record(name, CompleteRecord)
-    beside = name.removesuffix(".json") + ".valid"
-    size = column.size(beside)
+    valid = name.removesuffix(".json") + ".valid"
+    size = column.size(valid)
     if size is None:
-        raise NotAColumn(f"{column.at(beside)}: the valid-row bits are missing")
-    bits = column.read(beside) if size == 4 * record.valid.words else None
+        raise NotAColumn(f"{column.at(valid)}: the valid-row bits are missing")
+    bits = column.read(valid) if size == 4 * record.valid.words else None
     if bits is None or sha256(bits) != record.valid.sha256:
-        raise CorruptColumn(f"{column.at(beside)}: the valid-row bits do not fit the record")
+        raise CorruptColumn(f"{column.at(valid)}: the valid-row bits do not fit the record")
     if record.column != column_digest:
-        raise CorruptColumn(f"{path}: this record belongs to another column.json")
+        raise CorruptColumn(f"{column.at(name)}: this record belongs to another column.json")
     return Snapshot(
-        tuple(n for n, _, _ in record.shards),
+        tuple(rows for rows, _, _ in record.shards),
         tuple(content for _, content, _ in record.shards),
         tuple(index for _, _, index in record.shards),
         tuple(record.failed),

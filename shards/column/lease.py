@@ -1,4 +1,4 @@
-"""One command at a time changes what stands in a column: the exclusive lease.
+"""One command at a time changes what a column holds: the exclusive lease.
 
     <column>/lease.json              who works on the column, and until when; put if absent
     <column>/lease-<owner>.json      who took over from that owner; put if absent
@@ -34,12 +34,14 @@ LATEST = 1e11  # seconds since 1970: a later end, after the year 5000, is damage
 
 
 def successor(owner: str) -> str:
-    """Name of the lease that follows on one of this owner."""
+    """Returns the name of the lease that follows on one of this owner."""
     return f"lease-{owner}.json"
 
 
 def machine() -> str | None:
-    """What a pid is a number of: this boot of this host and its namespace of pids; None if unknown."""
+    """Returns what a pid is a number of: this boot of this host and its namespace of pids; None if it is
+    unknown.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -48,7 +50,7 @@ def machine() -> str | None:
 
 
 def read_lease(store: Store, name: str) -> Json | None:
-    """A lease record; None if there is none. One that cannot be read holds nobody off for ever: it
+    """Returns a lease record; None if there is none. One that cannot be read holds nobody off for ever: it
     counts as expired, and its owner is what it is and holds.
     """
     try:
@@ -67,8 +69,8 @@ def read_lease(store: Store, name: str) -> Json | None:
         return {"owner": sha256(name.encode() + data)[:32], "expires": 0.0}
 
 
-def standing(store: Store) -> tuple[list[str], Json | None]:
-    """The names of the chain of leases from its start on, and the last record of it."""
+def lease_chain(store: Store) -> tuple[list[str], Json | None]:
+    """Returns the names of the chain of leases from its start on, and the last record of it."""
     names: list[str] = []
     name, last = LEASE, None
     while name not in names and (record := read_lease(store, name)) is not None:
@@ -81,8 +83,12 @@ def stale(record: Json) -> bool:
     """Whether a lease has expired, or its process is dead."""
     if record["expires"] <= time.time():
         return True
-    here = machine()
-    if here is None or record.get("machine") != here or not isinstance(record.get("pid"), int):
+    this_machine = machine()
+    if (
+        this_machine is None
+        or record.get("machine") != this_machine
+        or not isinstance(record.get("pid"), int)
+    ):
         return False
     try:
         os.kill(record["pid"], 0)
@@ -123,9 +129,9 @@ class Lease:
         )
 
     def acquire(self) -> None:
-        """Take the lease; LeaseHeld, naming the holder, if another has it."""
+        """Takes the lease; LeaseHeld, naming the holder, if another has it."""
         for _ in range(ATTEMPTS):
-            names, last = standing(self.store)
+            names, last = lease_chain(self.store)
             if last is None:
                 self._name = LEASE
             elif stale(last) or self.force:
@@ -133,11 +139,11 @@ class Lease:
             else:
                 raise LeaseHeld(self._held(last))
             until = time.time() + self.seconds
-            made = self.store.put_if_absent(self._name, self._record(until))
-            if self._mine():  # also where the store's answer was lost, and it seemed not to be
+            is_new = self.store.put_if_absent(self._name, self._record(until))
+            if self._is_last():  # also where the store's answer was lost, and it seemed not to be
                 self._until = until
                 return
-            if made:
+            if is_new:
                 self.store.delete(self._name)  # the chain that it followed on is gone
             # else another was faster: look again
         raise LeaseHeld(f"{self.store.url}: several commands try to take the lease at once")
@@ -153,17 +159,17 @@ class Lease:
             "repeat with --break-lease"
         )
 
-    def _mine(self) -> bool:
-        _, last = standing(self.store)
+    def _is_last(self) -> bool:
+        _, last = lease_chain(self.store)
         return last is not None and last["owner"] == self.owner
 
     def check(self) -> None:
-        """Raise LeaseHeld unless the lease is still held."""
-        if time.time() >= self._until or not self._mine():
+        """Raises LeaseHeld unless the lease is still held."""
+        if time.time() >= self._until or not self._is_last():
             self._until = 0.0
             raise LeaseHeld(
                 f"{self.store.url}: the lease of this `{self.command}` was taken away or expired; "
-                "it stopped. What it did stands; run it again"
+                "it stopped. What it did is kept; run it again"
             )
 
     def _renew(self) -> None:
@@ -171,7 +177,7 @@ class Lease:
             if time.time() >= self._until:
                 return  # too late: another may have it
             try:
-                if not self._mine():
+                if not self._is_last():
                     self._until = 0.0
                     return
                 until = time.time() + self.seconds
@@ -181,11 +187,11 @@ class Lease:
                 print(f"lease of {self.store.url} not renewed: {error}", file=sys.stderr)
 
     def release(self) -> None:
-        """Give the lease back, with what stood before it in the chain."""
+        """Gives the lease back, with what was before it in the chain."""
         self._over.set()
         if self._thread is not None:
             self._thread.join()
-        names, last = standing(self.store)
+        names, last = lease_chain(self.store)
         if last is not None and last["owner"] == self.owner:
             for name in names:  # from the start on: see above
                 self.store.delete(name)

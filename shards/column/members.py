@@ -26,7 +26,7 @@ AT_ONCE, GAP = 1 << 24, 1 << 20  # bytes of a read, and between two members that
 
 
 def member_of(suffix: str) -> str:
-    """The suffix of the member alone: `json` of `json:caption`."""
+    """Returns the suffix of the member alone: `json` of `json:caption`."""
     member = suffix.partition(":")[0]
     return member if is_json(member) else suffix
 
@@ -36,7 +36,7 @@ def is_json(member: str) -> bool:
 
 
 def member_read(identity: Json) -> str | None:
-    """The suffix of the members that a column was made of, captions or pictures, as its identity
+    """Returns the suffix of the members that a column was made of, captions or pictures, as its identity
     says; None if it says nothing.
     """
     preprocess = preprocess_of(identity) or {}
@@ -47,14 +47,14 @@ def member_read(identity: Json) -> str | None:
 def members_digest(
     store: Store, tar: Handle, name: str, rows: Sequence[IndexRow], suffix: str, captions: bool
 ) -> str:
-    """The digest of the members that an open tar holds now where its index says so. Raises
+    """Returns the digest of the members that an open tar holds now where its index says so. Raises
     CorruptColumn if the tar ends before that.
     """
     digest: Any = hashlib.sha256()
     places = [row.members.get(suffix) for row in rows]
     large = CAPTION_BYTES if captions else sys.maxsize
-    wanted = [place for place in places if place is not None and place[1] <= large]
-    members = _read(store, tar, name, wanted)
+    readable = [place for place in places if place is not None and place[1] <= large]
+    members = _read(store, tar, name, readable)
     for place in places:
         if place is None:
             digest.update(ABSENT)
@@ -68,7 +68,7 @@ def members_digest(
 def _read(
     store: Store, tar: Handle, name: str, places: Sequence[tuple[int, int]]
 ) -> Iterator[memoryview]:
-    """The bytes at each (offset, size); places that are close together are read at once."""
+    """Yields the bytes at each (offset, size); places that are close together are read at once."""
     for run in _runs(places):
         first = run[0][0]
         data = memoryview(bytearray(run[-1][0] + run[-1][1] - first))
@@ -77,7 +77,7 @@ def _read(
 
 
 def _runs(places: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-    """The places, in their order, by what is read at once."""
+    """Yields the places, in their order, by what is read at once."""
     run: list[tuple[int, int]] = []
     for offset, size in places:
         if run:

@@ -46,17 +46,17 @@ class Source:
         }
 
     def check(self, folder: Place) -> None:
-        """Raise IdentityMismatch if source.json stands and is of another source, NotARecord if no
+        """Raises IdentityMismatch if source.json exists and is of another source, NotARecord if no
         reader would take this one; writes nothing.
         """
         folder = open_store(folder)
         self._sealed(folder)
         if folder.size("source.json") is not None:
-            standing = folder.unseal("source.json", SOURCE, VERSION)
-            standing.pop("digest")
+            record = folder.unseal("source.json", SOURCE, VERSION)
+            record.pop("digest")
             refuse_difference(
                 f"{folder.at('source.json')}: the source recorded here",
-                standing,
+                record,
                 self.record(),
                 "New or changed tars are a new source: give it another name",
             )
@@ -65,14 +65,14 @@ class Source:
         return sealed(self.record(), SourceRecord, folder.at("source.json"))
 
     def put(self, folder: Place) -> None:
-        """Write source.json, or check the one that stands."""
+        """Writes source.json, or checks the one that exists."""
         folder = open_store(folder)
         folder.put_if_absent("source.json", self._sealed(folder))
         self.check(folder)
 
 
 def open_source(folder: Place) -> Source:
-    """Read source.json of `<root>/<source>`."""
+    """Returns the source of `<root>/<source>/source.json`."""
     folder = open_store(folder)
     record = folder.record("source.json", SourceRecord)
     return Source(record.name, tuple(record.tars), record.shard_rows)
@@ -80,7 +80,7 @@ def open_source(folder: Place) -> Source:
 
 @dataclass(frozen=True, slots=True)
 class IndexRow:
-    """One sample of a tar: its key, where its members stand, and what its captions are."""
+    """One sample of a tar: its key, where its members are, and what its captions are."""
 
     key: str
     members: Mapping[str, tuple[int, int]]  # suffix -> (offset of the bytes in the tar, size)
@@ -99,7 +99,7 @@ class ShardIndex:
 
     @staticmethod
     def encode(source: str, shard: int, rows: Sequence[IndexRow], note: str | None) -> bytes:
-        """The index file: canonical JSON lines, the same bytes for the same tar."""
+        """Returns the index file: canonical JSON lines, the same bytes for the same tar."""
         head = {
             "format": INDEX, "version": VERSION, "source": source, "shard": shard,
             "rows": len(rows), "note": note,
@@ -127,7 +127,7 @@ def index_name(shard: int) -> str:
 
 
 def read_index(folder: Place, shard: int) -> ShardIndex:
-    """The index of one tar of the source at `folder`."""
+    """Returns the index of one tar of the source at `folder`."""
     folder, name = open_store(folder), index_name(shard)
     try:
         return ShardIndex.decode(folder.read(name), folder.at(name))
@@ -140,8 +140,8 @@ def read_index(folder: Place, shard: int) -> ShardIndex:
 def put_index(
     folder: Place, source: str, shard: int, rows: Sequence[IndexRow], note: str | None
 ) -> ShardIndex:
-    """Write the index of a tar, or check that the one standing has the same rows (SourceChanged
-    otherwise) and return that one: an older program may have noted less of the same tar.
+    """Writes the index of a tar, or checks that the one that exists has the same rows (SourceChanged
+    otherwise) and returns that one: an older program may have noted less of the same tar.
     """
     folder = open_store(folder)
     data = ShardIndex.encode(source, shard, rows, note)
@@ -152,13 +152,13 @@ def put_index(
             f"rows, at most {WHOLE_BYTES} are read back. Split the tar"
         )
     if not folder.put_if_absent(index_name(shard), data):
-        standing = read_index(folder, shard)
-        if standing.note is None and standing.digest != index.digest:
+        first = read_index(folder, shard)
+        if first.note is None and first.digest != index.digest:
             data = ShardIndex.encode(source, shard, rows, None)
             index = ShardIndex(source, shard, rows, None, sha256(data))
-        if standing.digest != index.digest:
+        if first.digest != index.digest:
             raise SourceChanged(
-                f"{folder.at(index_name(shard))}: tar {shard} held {len(standing.rows)} rows when "
+                f"{folder.at(index_name(shard))}: tar {shard} held {len(first.rows)} rows when "
                 f"it was first read and holds {len(rows)} now, or other members or captions. "
                 "Columns would no longer line up: restore the tar, or make it a new source"
             )

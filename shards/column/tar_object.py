@@ -31,17 +31,17 @@ Array = NDArray[Any]
 
 
 def tar_name(shard: int) -> str:
-    """Path of a shard's tar below the column."""
+    """Returns the path of a shard's tar below the column."""
     return f"tar/{shard:05d}.tar"
 
 
 def member_blocks(values: NDArray[np.int64] | int) -> Any:
-    """Tar blocks that a row of so many bytes of values takes."""
+    """Returns the tar blocks that a row of so many bytes of values takes."""
     return 1 + (NPY_HEADER + values + BLOCK - 1) // BLOCK
 
 
 def write_row(file: Staging, row: int, values: Array) -> None:
-    """Append a row's member."""
+    """Appends a row's member."""
     header = io.BytesIO()
     described = np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(values))
     np.lib.format.write_array_header_1_0(header, described)
@@ -55,7 +55,7 @@ def write_row(file: Staging, row: int, values: Array) -> None:
 
 
 def scan(store: Store, handle: Handle, layout: Layout, name: str) -> Iterator[tuple[int, int, int]]:
-    """(row, byte at which its values start, bytes of them) of each member, in order.
+    """Yields (row, byte at which its values start, bytes of them) of each member, in order.
 
     Raises CorruptColumn for anything but what `write_row` writes.
     """
@@ -86,14 +86,14 @@ def scan(store: Store, handle: Handle, layout: Layout, name: str) -> Iterator[tu
 
 
 def starts(
-    layout: Layout, lengths: NDArray[np.int64], there: NDArray[np.bool_]
+    layout: Layout, lengths: NDArray[np.int64], present: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
-    """Tar block at which each row of a shard starts, for rows that are there."""
-    blocks = np.where(there, member_blocks(lengths * layout.unit_bytes), 0)
-    found: NDArray[np.int64] = np.cumsum(blocks) - blocks
-    return found
+    """Returns the tar block at which each row of a shard starts, for rows that are present."""
+    blocks = np.where(present, member_blocks(lengths * layout.unit_bytes), 0)
+    first: NDArray[np.int64] = np.cumsum(blocks) - blocks
+    return first
 
 
 def first_byte(block: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Byte at which the values of a row start whose member starts at a tar block."""
+    """Returns the byte at which the values of a row start whose member starts at a tar block."""
     return block * BLOCK + HEADER

@@ -32,7 +32,7 @@ class ZarrValues:
     def put(
         self, start: int, values: Values, lengths: NDArray[Any], status: NDArray[np.uint8]
     ) -> Values:
-        """Write one values object, or adopt the one that stands; returns the values that stand."""
+        """Writes one values object, or adopts the one of its name; returns the values in it."""
         ragged = self.layout.ragged
         count = int(lengths.sum()) if ragged else len(values)
         if not count:
@@ -45,8 +45,8 @@ class ZarrValues:
         if new:
             self._new.append(path)
             return values
-        standing = read_object(self.store, path, self.array, count)
-        return np.split(standing, np.cumsum(lengths)[:-1]) if ragged else standing
+        adopted = read_object(self.store, path, self.array, count)
+        return np.split(adopted, np.cumsum(lengths)[:-1]) if ragged else adopted
 
     def finish(self) -> bool:
         return True
@@ -60,7 +60,7 @@ class ZarrValues:
 
 
 class TarValues:
-    """Values as one tar of `.npy` members, published by `finish`; a tar that stands is adopted."""
+    """Values as one tar of `.npy` members, published by `finish`; a tar that exists is adopted."""
 
     def __init__(self, store: Store, layout: Layout, shard: int) -> None:
         self.store, self.layout, self.path = store, layout, tar_name(shard)
@@ -76,47 +76,43 @@ class TarValues:
         self._open.callback(store.close, self._handle)
         size = store.length(self._handle, store.at(self.path))
         store.forget(self._handle, 0, size)  # pages of it may be damaged
-        found = scan(store, self._handle, layout, store.at(self.path))
-        self._members = {row: (start, size) for row, start, size in found}
+        members = scan(store, self._handle, layout, store.at(self.path))
+        self._members = {row: (start, size) for row, start, size in members}
         self.objects.append((self.path, *sha256_of(store, self.path)))
 
     def put(
         self, start: int, values: Values, lengths: NDArray[Any], status: NDArray[np.uint8]
     ) -> Values:
-        """Append rows that have values; returns the values that stand."""
+        """Appends rows that have values; returns the values in the tar."""
         if self._file is None:
-            return self.standing(start, lengths, status)
+            return self.existing(start, lengths, status)
         for i in np.flatnonzero(
             np.isin(status, HAS_VALUES) & finite_rows(self.layout, values)
         ).tolist():
             write_row(self._file, start + i, values[i])
         return values
 
-    def standing(self, start: int, lengths: NDArray[Any], status: NDArray[np.uint8]) -> Values:
-        """What the standing tar holds of some rows; a row that it lacks is blank."""
+    def existing(self, start: int, lengths: NDArray[Any], status: NDArray[np.uint8]) -> Values:
+        """Returns some rows of the adopted tar; a row that it lacks is blank."""
         layout, name = self.layout, self.store.at(self.path)
         rows = []
-        for i, there in enumerate(np.isin(status, HAS_VALUES)):
+        for i, present in enumerate(np.isin(status, HAS_VALUES)):
             row = layout.blank(int(lengths[i]) if layout.ragged else 1)
-            if found := self._members.get(start + i):
-                if not there or found[1] != row.nbytes:
+            if start + i in self._members:
+                first_byte, size = self._members[start + i]
+                if not present or size != row.nbytes:
                     raise CorruptColumn(
-                        f"{name}: row {start + i} has {found[1]} bytes, {row.nbytes * there} were "
+                        f"{name}: row {start + i} has {size} bytes, {row.nbytes * present} were "
                         "to be written. The tar is of no commit: delete it and encode again"
                     )
                 if row.nbytes:
-                    read_into(
-                        self.store,
-                        self._handle,
-                        row.reshape(-1).view(np.uint8).data,
-                        found[0],
-                        name,
-                    )
+                    view = row.reshape(-1).view(np.uint8).data
+                    read_into(self.store, self._handle, view, first_byte, name)
             rows.append(row if layout.ragged else row[0])
         return rows if layout.ragged else np.stack(rows)
 
     def finish(self) -> bool:
-        """Publish the tar; False if another writer was first, and its tar stands."""
+        """Publishes the tar; False if another writer was first."""
         if self._file is None:
             return True
         self._file.write(END)
@@ -135,7 +131,7 @@ class TarValues:
 def put_object(
     store: Store, path: str, spec: ArraySpec, parts: Sequence[NDArray[Any]]
 ) -> tuple[bool, int, str]:
-    """Write an object whole, if absent; (whether it is new, size and sha256 of what stands)."""
+    """Writes an object whole, if absent; returns whether it is new, and its size and sha256."""
     with store.staged(path) as file:
         pack(file, spec, parts)
         if file.publish():
@@ -145,13 +141,13 @@ def put_object(
 
 
 def read_object(store: Store, path: str, spec: ArraySpec, count: int) -> NDArray[Any]:
-    """The `count` elements of an object that stands, which must hold exactly so many."""
+    """Returns the `count` elements of an object, which must hold exactly so many."""
     name, handle = store.at(path), store.open(path, cached=False)
     try:
-        held = (len(read_index(store, handle, spec, name)) - 1) * spec.chunk_len
-        if held != count + -count % spec.chunk_len:
+        elements = (len(read_index(store, handle, spec, name)) - 1) * spec.chunk_len
+        if elements != count + -count % spec.chunk_len:
             raise CorruptColumn(
-                f"{name}: an object of {held} elements stands where {count} were to be written. "
+                f"{name}: found an object of {elements} elements where {count} were to be written. "
                 "It is of no commit: delete it and encode again"
             )
         return read_elements(store, handle, spec, 0, count, name)
@@ -160,7 +156,7 @@ def read_object(store: Store, path: str, spec: ArraySpec, count: int) -> NDArray
 
 
 def sha256_of(store: Store, name: str) -> tuple[int, str]:
-    """Bytes and sha256 of an object that stands."""
+    """Returns bytes and sha256 of an object."""
     handle = store.open(name, cached=False)
     try:
         digest, size = hashlib.sha256(), store.length(handle, store.at(name))
@@ -175,5 +171,5 @@ def sha256_of(store: Store, name: str) -> tuple[int, str]:
 
 
 def finite_rows(layout: Layout, values: Values) -> NDArray[np.bool_]:
-    """Which rows hold finite numbers only."""
+    """Returns which rows hold finite numbers only, (rows,)."""
     return np.array([layout.finite(row) for row in values], bool)

@@ -1,8 +1,8 @@
-"""Write one shard of a column: values block by block, then lengths, status and crc, and the commit
+"""Writes one shard of a column: values block by block, then lengths, status and crc, and the commit
 last.
 
-Nothing is ever replaced. Where an object already stands (a crash or a second writer was here) it
-is adopted: it is read back, and everything later is derived from the values that stand, so all
+Nothing is ever replaced. Where an object exists already (a crash or a second writer was here) it
+is adopted: it is read back, and everything later is derived from the values in it, so all
 attempts end in the same commit.
 """
 
@@ -44,13 +44,13 @@ from .values import (
 )
 from .zarr_object import crc32c, pack
 
-OTHER = (
-    0.5  # machines change a channel or token by a twentieth at most, see encode/models/rehearsal.py
-)
+# a change of a channel or token beyond this share of its L2 norm is no rounding: machines differ by
+# a twentieth at most, see encode/models/rehearsal.py
+OTHER = 0.5
 
 
 def check_column(column: Place, spec: ColumnSpec) -> str | None:
-    """Digest of the column.json that stands in a folder, None if there is none; writes nothing.
+    """Returns the digest of the column.json in a folder, None if there is none; writes nothing.
 
     Raises IdentityMismatch, naming every differing field, if it is of another column; NotARecord if
     no reader would take this one.
@@ -59,11 +59,11 @@ def check_column(column: Place, spec: ColumnSpec) -> str | None:
     sealed(spec.record(), ColumnRecord, column.at("column.json"))
     if column.size("column.json") is None:
         return None
-    standing = column.unseal("column.json", COLUMN, VERSION)
-    digest = standing.pop("digest")
+    record = column.unseal("column.json", COLUMN, VERSION)
+    digest = record.pop("digest")
     refuse_difference(
-        f"{column.at('column.json')}: the column that stands here",
-        standing,
+        f"{column.at('column.json')}: the column that exists here",
+        record,
         spec.record(),
         "Nothing was changed. Encode into another folder",
     )
@@ -71,7 +71,7 @@ def check_column(column: Place, spec: ColumnSpec) -> str | None:
 
 
 def create_column(column: Place, spec: ColumnSpec) -> str:
-    """Claim a folder for a column and return the digest of column.json; see `check_column`."""
+    """Claims a folder for a column and returns the digest of column.json; see `check_column`."""
     column = open_store(column)
     name = "column.json"
     column.put_if_absent(name, sealed(spec.record(), ColumnRecord, column.at(name)))
@@ -83,9 +83,7 @@ def create_column(column: Place, spec: ColumnSpec) -> str:
 
 
 def put_empty(column: Place, spec: ColumnSpec, tokens: NDArray[Any]) -> None:
-    """Store the empty caption, (n, D) bfloat16 words or (n,) ids, beside the rows of a column of
-    text.
-    """
+    """Stores the empty caption, (n, D) bfloat16 words or (n,) ids, beside a column of text."""
     array = spec.arrays()["empty"]
     if tokens.shape != array.shape:
         raise ValueError(f"empty caption of shape {tokens.shape}, the column says {array.shape}")
@@ -112,10 +110,8 @@ class ShardWriter:
         self._arrays = spec.arrays()
         self._objects: list[tuple[str, int, str]] = []
         self._blocks: list[str] = []
-        self._given = np.full(
-            rows, Status.ABSENT, np.uint8
-        )  # the status before the values' own say
-        self._status = self._given.copy()
+        self._input_status = np.full(rows, Status.ABSENT, np.uint8)
+        self._status = self._input_status.copy()  # NON_FINITE by the values, too
         self._lengths = np.zeros(rows, np.uint16)
         self._crc = np.zeros(rows, np.uint32)
         self._next, self._committing = 0, False
@@ -123,7 +119,7 @@ class ShardWriter:
         self._values: ZarrValues | TarValues = backend(self.store, spec.layout, shard)
 
     def put_block(self, values: Values, status: NDArray[np.uint8]) -> None:
-        """Write the next rows: (n, 2C, H, W) float16, or n arrays (tokens, D) of bfloat16 words.
+        """Writes the next rows: (n, 2C, H, W) float16, or n arrays (tokens, D) of bfloat16 words.
 
         `status` says what became of each row in the input. A row without values is NaN (moments)
         or has no tokens; a row with a value that is not finite is stored as NaN and gets status
@@ -141,24 +137,24 @@ class ShardWriter:
         lengths = np.array([len(v) for v in values] if layout.ragged else [0] * len(values))
         if lengths.max(initial=0) > layout.row_shape[0] * layout.ragged:
             raise ValueError(f"{lengths.max()} tokens in a row of at most {layout.row_shape[0]}")
-        self._given[start : start + len(values)] = status
-        stored = self._values.put(start, values, lengths, status)
-        if stored is not values and (wrong := _of_another_input(layout, values, stored)):
+        self._input_status[start : start + len(values)] = status
+        adopted = self._values.put(start, values, lengths, status)
+        if adopted is not values and (rows := _of_another_input(layout, values, adopted)):
             raise CorruptColumn(
                 f"{self.store.at(self._values.objects[-1][0])}: its rows "
-                f"{[start + i for i in wrong[:8]]} ({len(wrong)} in all) were made of other captions "
+                f"{[start + i for i in rows[:8]]} ({len(rows)} in all) were made of other captions "
                 "or pictures, by an attempt that was cut off while the tar held those. It is of no "
                 "commit: delete it and encode again"
             )
-        self._learn(start, stored, lengths)
+        self._derive(start, adopted, lengths)
         self._next += len(values)
 
-    def _learn(self, start: int, values: Values, lengths: NDArray[Any]) -> None:
-        """Derive status, crc and digest of a block from the values that stand."""
+    def _derive(self, start: int, values: Values, lengths: NDArray[Any]) -> None:
+        """Derives status, crc and digest of a block from the values that the store has."""
         layout, at = self.spec.layout, slice(start, start + len(values))
-        given = self._given[at]
-        lost = np.isin(given, HAS_VALUES) & ~finite_rows(layout, values)
-        self._status[at] = np.where(lost, Status.NON_FINITE, given)
+        status = self._input_status[at]
+        non_finite = np.isin(status, HAS_VALUES) & ~finite_rows(layout, values)
+        self._status[at] = np.where(non_finite, Status.NON_FINITE, status)
         self._lengths[at] = lengths
         self._crc[at] = [crc32c(np.ascontiguousarray(row)) for row in values]
         self._blocks.append(
@@ -166,18 +162,20 @@ class ShardWriter:
         )
 
     def _adopt(self) -> None:
-        """Learn all again from the tar that another writer published first."""
+        """Derives all again from the tar that another writer published first."""
         self._values.close()
         self._values = TarValues(self.store, self.spec.layout, self.shard)
         self._blocks = []
         for start in range(0, self.rows, ZARR_ROWS):
             at = slice(start, min(start + ZARR_ROWS, self.rows))
             lengths = self._lengths[at].astype(np.int64)
-            self._learn(start, self._values.standing(start, lengths, self._given[at]), lengths)
+            self._derive(
+                start, self._values.existing(start, lengths, self._input_status[at]), lengths
+            )
 
     def commit(self, provenance: Json, members: Mapping[str, str] | None = None) -> Commit:
-        """Write what was learnt of the rows and, last, the commit record; adopts a commit that
-        stands. `members`: what was read of the tar, see `members`.
+        """Writes what was derived of the rows and, last, the commit record; adopts a commit that
+        exists. `members`: what was read of the tar, see `members`.
         """
         if self._next != self.rows:
             raise ValueError(f"commit after {self._next} of {self.rows} rows")
@@ -186,13 +184,13 @@ class ShardWriter:
             self._adopt()
         self._objects = list(self._values.objects)
         self.close()
-        learnt: dict[str, NDArray[Any]] = {
+        arrays: dict[str, NDArray[Any]] = {
             "lengths": self._lengths,
             "status": self._status,
             "crc": self._crc,
         }
-        for name, data in learnt.items() if self.rows else ():
-            if name in self._arrays:
+        for name, data in arrays.items():
+            if self.rows and name in self._arrays:
                 self._put(name, data)
         if "empty" in self._arrays:
             path = f"empty/{self._arrays['empty'].key(0)}"
@@ -202,53 +200,53 @@ class ShardWriter:
             self._index, self._column_digest, provenance, members or {},
         )  # fmt: skip
         name = commit_name(self.shard)
-        self._insist()
+        self._check_objects()
         record = sealed(commit.record(), CommitRecord, self.store.at(name))
         self.store.put_if_absent(name, record)
-        standing = read_commit(self.store, self.shard)
+        adopted = read_commit(self.store, self.shard)
         refuse_difference(
             f"{self.store.at(name)}: the commit of shard {self.shard}",
-            standing.content,
+            adopted.content,
             commit.content,
             "Two writers disagree about one shard: run `python -m shards verify` on the column",
         )
-        refuse_other_members(self.store, standing, commit.members)
-        return standing
+        refuse_other_members(self.store, adopted, commit.members)
+        return adopted
 
     def withdraw(self) -> None:
-        """Delete the values that this writer made, because its input turned out to be wrong. From
+        """Deletes the values that this writer made, because its input turned out to be wrong. From
         `commit` on, or where another writer has committed them, they stay.
         """
         if not self._committing and self.store.size(commit_name(self.shard)) is None:
             self._values.withdraw()
 
-    def _insist(self) -> None:
-        """IncompleteColumn unless every object stands that the commit is to name: one that is of no
-        commit yet, and old, may have been taken by `gc`.
+    def _check_objects(self) -> None:
+        """Raises IncompleteColumn unless every object exists that the commit is to name: one that is
+        of no commit yet, and old, may have been taken by `gc`.
         """
         sizes = self.store.sizes([name for name, _, _ in self._objects])
-        for (name, size, _), found in zip(self._objects, sizes, strict=True):
-            if found != size:
+        for (name, expected, _), size in zip(self._objects, sizes, strict=True):
+            if size != expected:
                 raise IncompleteColumn(
-                    f"{self.store.at(name)}: {'no object' if found is None else f'{found} bytes'} "
-                    f"where {size} bytes were written or found before; shard {self.shard} was not "
+                    f"{self.store.at(name)}: {'no object' if size is None else f'{size} bytes'} "
+                    f"where {expected} bytes were written or found before; shard {self.shard} was not "
                     "committed. Run encode again"
                 )
 
     def _put(self, array: str, data: NDArray[Any]) -> None:
-        """Write a small array of the shard, or check that what stands says the same."""
+        """Writes a small array of the shard, or checks that the object of its name says the same."""
         spec = self._arrays[array]
         path = f"{array}/{spec.key(self.shard)}"
         new, size, digest = put_object(self.store, path, spec, [data])
         self._objects.append((path, size, digest))
         if not new and not np.array_equal(read_object(self.store, path, spec, len(data)), data):
             raise CorruptColumn(
-                f"{self.store.at(path)}: what stands does not fit the values that stand beside it. "
+                f"{self.store.at(path)}: the object does not fit the values that exist beside it. "
                 "It is of no commit: delete it and encode again"
             )
 
     def close(self) -> None:
-        """Drop what is not published yet."""
+        """Drops what is not published yet."""
         self._values.close()
 
     def __enter__(self) -> ShardWriter:
@@ -259,7 +257,7 @@ class ShardWriter:
 
 
 def refuse_other_members(column: Store, commit: Commit, members: Mapping[str, str]) -> None:
-    """Raise SourceChanged if a commit of the same shard was made of other members of a suffix."""
+    """Raises SourceChanged if a commit of the same shard was made of other members of a suffix."""
     for suffix, digest in members.items():
         if commit.members.get(suffix, digest) != digest:
             raise SourceChanged(
@@ -269,26 +267,26 @@ def refuse_other_members(column: Store, commit: Commit, members: Mapping[str, st
             )
 
 
-def _of_another_input(layout: Layout, values: Values, standing: Values) -> list[int]:
-    """Rows that differ by more than two machines do: no values in one of the two, other token ids,
-    or a channel or token whose L2 norm changes by more than OTHER of itself.
+def _of_another_input(layout: Layout, values: Values, adopted: Values) -> list[int]:
+    """Returns the rows that differ by more than two machines do: no values in one of the two, other
+    token ids, or a channel or token whose L2 norm changes by more than OTHER of itself.
     """
-    same = finite_rows(layout, values) == finite_rows(layout, standing)
+    same = finite_rows(layout, values) == finite_rows(layout, adopted)
     for i in np.flatnonzero(same & finite_rows(layout, values)).tolist():
         if layout.element == "int32":
-            same[i] = np.array_equal(values[i], standing[i])
+            same[i] = np.array_equal(values[i], adopted[i])
         elif values[i].size:
-            ours, theirs = _vectors(layout, values[i]), _vectors(layout, standing[i])
-            norms = np.linalg.norm(ours, axis=1)
+            a, b = _vectors(layout, values[i]), _vectors(layout, adopted[i])
+            norms = np.linalg.norm(a, axis=1)
             floor = max(float(np.median(norms)) / 8, 1e-30)  # of a channel that is almost zero
-            change = np.linalg.norm(ours - theirs, axis=1) / np.maximum(norms, floor)
+            change = np.linalg.norm(a - b, axis=1) / np.maximum(norms, floor)
             same[i] = change.max() <= OTHER
     return [int(i) for i in np.flatnonzero(~same)]
 
 
 def _vectors(layout: Layout, row: NDArray[Any]) -> NDArray[np.float32]:
-    """The channels or tokens of a row as float32, (count, values)."""
-    if layout.quantised:  # scales of channels stand in column.json, and are those of both
+    """Returns the channels or tokens of a row as float32, (count, values)."""
+    if layout.quantised:  # scales of channels are in column.json, and are those of both
         scale = np.ascontiguousarray(row[:, -SCALE_BYTES:]).view("<f4")
         return np.asarray(row[:, :-SCALE_BYTES] * scale, np.float32)
     values = to_floats(row) if layout.element == "bfloat16" else row
@@ -296,16 +294,16 @@ def _vectors(layout: Layout, row: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _blanked(layout: Layout, values: Values, has_values: NDArray[np.bool_]) -> Values:
-    """Rows without values blanked; a row with any non-finite value becomes NaN as a whole, its
-    length kept.
+    """Returns the rows, those without values blanked; a row with any non-finite value becomes NaN as
+    a whole and keeps its length.
     """
     finite = finite_rows(layout, values)
     if layout.ragged:
         return [
-            layout.blank(0) if not there
+            layout.blank(0) if not present
             else np.ascontiguousarray(row, layout.dtype) if good
             else layout.blank(len(row))
-            for row, there, good in zip(values, has_values, finite, strict=True)
+            for row, present, good in zip(values, has_values, finite, strict=True)
         ]  # fmt: skip
     dense = np.array(values, layout.dtype)
     dense[~(has_values & finite)] = layout.blank(1)[0]
@@ -315,8 +313,8 @@ def _blanked(layout: Layout, values: Values, has_values: NDArray[np.bool_]) -> V
 def block_digest(
     values: Values, lengths: NDArray[np.uint16] | None, status: NDArray[np.uint8]
 ) -> str:
-    """The logical digest of up to 1,024 rows: values, lengths, statuses; the same for every
-    backend and codec.
+    """Returns the logical digest of up to 1,024 rows: sha256 of values, lengths and statuses; the
+    same for every backend and codec.
     """
     digest = hashlib.sha256()
     for row in values:
@@ -328,7 +326,7 @@ def block_digest(
 
 
 def runs(status: NDArray[np.uint8]) -> tuple[tuple[int, int, int], ...]:
-    """Runs of rows that are not ok: (first row, count, status)."""
+    """Returns the runs of rows that are not ok: (first row, count, status)."""
     edges = np.flatnonzero(np.diff(status, prepend=np.uint8(0), append=np.uint8(0)))
     spans = zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
     return tuple((a, b - a, int(status[a])) for a, b in spans if status[a] != Status.OK)

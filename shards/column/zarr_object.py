@@ -3,7 +3,7 @@
     chunk 0 | chunk 1 | ... | index: offset and bytes of each chunk as uint64 | crc32c of the index
 
 (An absent chunk has 2^64-1 twice.) Our objects hold their present chunks first and back to back, so
-without a codec element i stands at i times its size; generic Zarr readers go by the index, which
+without a codec element i is at i times its size; generic Zarr readers go by the index, which
 says the same.
 """
 
@@ -26,7 +26,7 @@ Array = NDArray[Any]
 
 
 def crc32c(data: Any) -> int:
-    """crc32c of a contiguous array or a bytes-like object."""
+    """Returns the crc32c of a contiguous array or a bytes-like object."""
     if not memoryview(data).nbytes:
         return 0
     view = np.frombuffer(data, np.uint8)
@@ -35,7 +35,7 @@ def crc32c(data: Any) -> int:
 
 
 def compress(chunk: Array) -> bytes:
-    """A chunk as the blosc codec of the array's metadata stores it."""
+    """Returns a chunk as the blosc codec of the array's metadata stores it."""
     from numcodecs import Blosc
 
     blosc = Blosc(BLOSC["cname"], BLOSC["clevel"], Blosc.BITSHUFFLE, typesize=chunk.itemsize)
@@ -43,13 +43,13 @@ def compress(chunk: Array) -> bytes:
 
 
 def decompress(data: bytes | bytearray, out: Array, name: str) -> None:
-    """Decode one chunk into a contiguous array of just its size; CorruptColumn if it is not one."""
+    """Decodes one chunk into a contiguous array of just its size; CorruptColumn if it is not one."""
     from numcodecs import blosc
 
     try:
-        held, _, stored = np.frombuffer(data[4:16], "<u4")  # of blosc's header
-        if (held, stored) != (out.nbytes, len(data)):
-            raise RuntimeError(f"{held} bytes in {stored}")
+        size, _, encoded = np.frombuffer(data[4:16], "<u4")  # of blosc's header
+        if (size, encoded) != (out.nbytes, len(data)):
+            raise RuntimeError(f"{size} bytes in {encoded}")
         blosc.decompress(data, out)
     except (RuntimeError, ValueError) as error:
         raise CorruptColumn(
@@ -59,24 +59,24 @@ def decompress(data: bytes | bytearray, out: Array, name: str) -> None:
 
 
 def chunked(parts: Sequence[Array], spec: ArraySpec) -> Iterator[Array]:
-    """The elements of `parts`, laid end to end, as whole chunks; the last is filled up."""
+    """Yields the elements of `parts`, laid end to end, as whole chunks; the last is filled up."""
     chunk = np.full((spec.chunk_len, *spec.shape[1:]), spec.fill_value, spec.dtype)
-    held = 0
+    filled = 0
     for part in parts:
         while len(part):
-            take = min(len(part), spec.chunk_len - held)
-            chunk[held : held + take] = part[:take]
-            held, part = held + take, part[take:]
-            if held == spec.chunk_len:
+            take = min(len(part), spec.chunk_len - filled)
+            chunk[filled : filled + take] = part[:take]
+            filled, part = filled + take, part[take:]
+            if filled == spec.chunk_len:
                 yield chunk
-                held = 0
+                filled = 0
                 chunk[:] = spec.fill_value
-    if held:
+    if filled:
         yield chunk
 
 
 def pack(file: Staging, spec: ArraySpec, parts: Sequence[Array]) -> None:
-    """Write the elements of `parts`, laid end to end, as one object; the last chunk is filled up,
+    """Writes the elements of `parts`, laid end to end, as one object; the last chunk is filled up,
     later ones absent.
     """
     for part in parts:
@@ -104,8 +104,8 @@ def pack(file: Staging, spec: ArraySpec, parts: Sequence[Array]) -> None:
 
 
 def read_index(store: Store, handle: Handle, spec: ArraySpec, name: str) -> NDArray[np.uint64]:
-    """Check an open object's size and index; where each present chunk starts, and where the last
-    ends.
+    """Checks an open object's size and index; returns where each present chunk starts, and where the
+    last ends.
 
     Raises CorruptColumn for a truncated or lengthened file, a damaged index, or one that is not
     laid back to back.
@@ -141,7 +141,7 @@ def read_index(store: Store, handle: Handle, spec: ArraySpec, name: str) -> NDAr
 def read_elements(
     store: Store, handle: Handle, spec: ArraySpec, first: int, count: int, name: str
 ) -> Array:
-    """Elements first .. first+count-1 of an open object whose index has been checked."""
+    """Returns elements first .. first+count-1 of an open object whose index has been checked."""
     out = np.empty((count, *spec.shape[1:]), spec.dtype)
     if spec.codec:
         decode_into(store, handle, spec, read_index(store, handle, spec, name), first, out, name)
@@ -156,7 +156,7 @@ def decode_into(
     store: Store, handle: Handle, spec: ArraySpec, edges: NDArray[np.uint64], first: int, out: Array,
     name: str,
 ) -> None:  # fmt: skip
-    """Fill `out` with elements from `first` on of an object that has a codec; `edges` is its index."""
+    """Fills `out` with elements from `first` on of an object that has a codec; `edges` is its index."""
     scratch, at = None, 0
     while at < len(out):
         chunk, inside = divmod(first + at, spec.chunk_len)
@@ -177,11 +177,11 @@ def decode_into(
 
 
 def read_into(store: Store, handle: Handle, view: Any, offset: int, name: str) -> None:
-    """Fill a flat buffer from an open object; CorruptColumn if the object ends before that."""
+    """Fills a flat buffer from an open object; CorruptColumn if the object ends before that."""
     view = memoryview(view)
     with naming(name):
         while view:
-            got = store.preadv(handle, [view], offset)
-            if not got:
+            count = store.preadv(handle, [view], offset)
+            if not count:
                 raise CorruptColumn(f"{name}: the object ends before byte {offset + len(view)}")
-            view, offset = view[got:], offset + got
+            view, offset = view[count:], offset + count

@@ -9,6 +9,7 @@ file, the field, what was found and what was expected.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, TypeVar, overload
 
 import numpy as np
@@ -53,7 +54,6 @@ Rows = Annotated[int, Field(ge=0, le=MAX_SHARD_ROWS)]
 AllRows = Annotated[int, Field(ge=0, le=MAX_ROWS)]
 ShardRows = Annotated[int, Field(ge=ZARR_ROWS, le=MAX_SHARD_ROWS, multiple_of=ZARR_ROWS)]
 Bytes = Annotated[int, Field(ge=0, le=2**62)]
-ObjectBytes = Annotated[int, Field(ge=0, le=2**50)]
 Version = Annotated[int, Field(ge=VERSION, le=VERSION)]
 Name = Annotated[str, Field(max_length=256)]
 Word = Annotated[str, Field(max_length=32)]
@@ -63,6 +63,7 @@ ObjectPath = Annotated[
     str, Field(max_length=256, pattern=r"^[a-z]+(/[A-Za-z0-9][A-Za-z0-9_-]*(\.[a-z]+)?){1,8}$")
 ]
 Run = Annotated[tuple[Rows, Rows, Rows], AS_LIST]
+Object = Annotated[tuple[ObjectPath, Annotated[int, Field(ge=0, le=2**50)], Digest], AS_LIST]
 Span = Annotated[tuple[Bytes, Bytes], AS_LIST]  # offset and size
 Digests = Annotated[dict[Annotated[str, Field(max_length=1024)], Digest], Field(max_length=16)]
 
@@ -130,11 +131,9 @@ class CommitRecord(Sealed):
     KIND = COMMIT
     shard: Shard
     rows: Rows
-    not_ok: Annotated[list[Run], Field(fail_fast=True)]
-    objects: Annotated[
-        list[Annotated[tuple[ObjectPath, ObjectBytes, Digest], AS_LIST]], Field(max_length=2**15)
-    ]
-    blocks: Annotated[list[Digest], Field(max_length=MAX_SHARD_ROWS // ZARR_ROWS)]
+    not_ok: Annotated[tuple[Run, ...], AS_LIST, Field(fail_fast=True)]
+    objects: Annotated[tuple[Object, ...], AS_LIST, Field(max_length=2**15)]
+    blocks: Annotated[tuple[Digest, ...], AS_LIST, Field(max_length=MAX_SHARD_ROWS // ZARR_ROWS)]
     index: Name
     column: Digest
     content: Digest
@@ -200,7 +199,7 @@ class CompleteRecord(Sealed):
         return self
 
 
-def _columns(runs: list[Run]) -> NDArray[np.int64]:
+def _columns(runs: Sequence[Run]) -> NDArray[np.int64]:
     """The three columns of a list of runs, (3, n)."""
     return np.array(runs, np.int64).reshape(-1, 3).T
 

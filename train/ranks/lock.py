@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from shards.column.lease import SECONDS, Lease, machine, standing
+from shards.column.lease import SECONDS, Lease, lease_chain, machine
 from shards.errors import LeaseHeld
 from shards.store.open import open_store
 
@@ -85,7 +85,7 @@ class RunLock:
         return True
 
     def _holder(self) -> dict[str, Any] | None:
-        return standing(open_store(self.run))[1]
+        return lease_chain(open_store(self.run))[1]
 
 
 def _renewed(first: dict[str, Any] | None, holder: dict[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from shards.column.lease import LEASE, Lease, standing
+from shards.column.lease import LEASE, Lease, lease_chain
 from shards.errors import LeaseHeld
 from shards.store.open import open_store
 
@@ -160,7 +160,7 @@ def test_a_slow_one_never_holds_it_beside_another(tmp_path: Path, release: bool)
             mine = False
         if not came:
             break
-        _, last = standing(open_store(folder))
+        _, last = lease_chain(open_store(folder))
         assert (mine, stays) != (True, True)
         assert last is not None or not (mine or stays)
         if mine or stays:
