@@ -135,7 +135,7 @@ def _generate(args: argparse.Namespace) -> int:
 
     def work() -> int:
         with stopping(received):
-            generate(Request(**_fields(args)), rank=rank, came=received)
+            generate(Request(**_fields(args)), rank=rank, signals=received)
         return 0
 
     return stoppable(work)

@@ -39,7 +39,8 @@ from train.loop import Batches
 from train.ranks.world import World
 from train.run import fit, open_columns, open_run, order_of
 
-from .images.originals import Originals, Picture
+from .images.layouts import Picture
+from .images.originals import Originals
 
 Ints = NDArray[np.int64]
 THREADS = 4  # that decode pictures, one batch ahead

@@ -33,7 +33,8 @@ from .features.lpips import Lpips
 from .features.networks import inception
 from .images.encoders import relocate_encoder
 from .images.imageset import ImageSetReader, ImageSetWriter
-from .images.originals import Originals, Picture
+from .images.layouts import Picture
+from .images.originals import Originals
 from .prompts.prompts import Prompt, Prompts
 from .report.entries import PREFIX
 from .scores import results

@@ -300,7 +300,7 @@ class Watcher:
                 request = replace(
                     self.request, checkpoint=checkpoint, tag=None, save_dir=folder, text_cache=cache
                 )
-                generate(request, came=self.signals)
+                generate(request, signals=self.signals)
         except (CheckpointError, OtherImages, OSError) as error:
             reason = f". {error}"  # OtherImages: the step was trained again meanwhile
             if not isinstance(error, OtherImages) and not checkpoint.is_dir():

@@ -3,6 +3,8 @@
 `--type` says which; the reference's folder is read as it is, with nothing written beside it.
 """
 
+from __future__ import annotations
+
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,9 +54,10 @@ class Checkpoint:
 
 
 def load_ours(where: Path, tag: int | None, ema: bool) -> Checkpoint:
-    """The step `tag` of a run, or its last; or `where` itself, if it is a step. CheckpointError names what is wrong.
+    """Returns the step `tag` of a run, or its last, or `where` itself if it is a step.
 
-    Of imported weights the reference's config says which hidden state they take, which counts where no column does.
+    CheckpointError names what is wrong. Of imported weights the reference's config says which hidden
+    state they take, which counts where no column does.
     """
     model, manifest = _load(where, tag, ema)
     if tag is not None and manifest["step"] != tag:
@@ -78,29 +81,31 @@ def load_ours(where: Path, tag: int | None, ema: bool) -> Checkpoint:
 def _columns(
     data: Json | None,
 ) -> tuple[ColumnIdentity | None, Norm | None, ColumnIdentity | None]:
-    """Returns identity and norm of the latent column, and the identity of what made the text; ValueError where they
-    are none."""
+    """Returns identity and norm of the latent column, and the identity of what made the text.
+
+    ValueError where they are none.
+    """
     if not data:
         return None, None, None
     DATA(data)
     norm = data["latents"]["norm"]
     latents = ColumnIdentity.of(data["latents"]["identity"])
     # where the column is of ids, the encoder that ran in the step
-    made_by = ColumnIdentity.of(data.get("text_encoder", data["text"]["identity"]))
-    for side in (latents.picture.resolution, made_by.text.max_tokens):
+    text = ColumnIdentity.of(data.get("text_encoder", data["text"]["identity"]))
+    for side in (latents.picture.resolution, text.text.max_tokens):
         integer(1, 1 << 20)(side)
-    return latents, Norm(tuple(norm["shift"]), tuple(norm["scale"])), made_by
+    return latents, Norm(tuple(norm["shift"]), tuple(norm["scale"])), text
 
 
 def _load(where: Path, tag: int | None, ema: bool) -> tuple[DiT, Json]:
-    """As `load_for_sampling`, but of a step only the file that is read is checked, not the state beside it."""
+    """Returns what `load_for_sampling` does, with only the file that is read checked, not those beside it."""
     folder = where / "checkpoints" if (where / "checkpoints").is_dir() else where
-    numbers = {path.name.removeprefix("step-"): path for path in steps(folder)}
-    there = {int(number): path for number, path in numbers.items() if number.isdigit()}
-    if tag is not None and tag not in there and not (where / "manifest.json").is_file():
-        found = f"steps {', '.join(map(str, sorted(there)))}" if there else "no steps"
-        raise CheckpointError(f"{where}: found {found}, expected step {tag}. Name one with --tag")
-    newest_first = [there[tag]] if tag in there else [there[n] for n in sorted(there, reverse=True)]
+    names = {path.name.removeprefix("step-"): path for path in steps(folder)}
+    paths = {int(number): path for number, path in names.items() if number.isdigit()}
+    if tag is not None and tag not in paths and not (where / "manifest.json").is_file():
+        present = f"steps {', '.join(map(str, sorted(paths)))}" if paths else "no steps"
+        raise CheckpointError(f"{where}: found {present}, expected step {tag}. Name one with --tag")
+    newest_first = [paths[tag]] if tag in paths else [paths[n] for n in sorted(paths, reverse=True)]
     for path in newest_first[:-1]:
         try:
             return load_for_sampling(path, ema)
@@ -110,7 +115,7 @@ def _load(where: Path, tag: int | None, ema: bool) -> tuple[DiT, Json]:
 
 
 def load_reference(where: Path, tag: int | None, ema: bool) -> Checkpoint:
-    """The step `tag` of a folder of the reference's, or its last; BadReference names what is wrong."""
+    """Returns the step `tag` of a folder of the reference's, or its last; BadReference names faults."""
     config, state = read(where, tag, ema)
     with torch.device("meta"):
         model = DiT(config)

@@ -1,5 +1,7 @@
 """What a folder of pictures must hold to be scored: all of a set, unchanged, and nothing else."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping, Sequence
 from math import isqrt
@@ -30,64 +32,55 @@ NAMED = 20  # of many files, how many an error names
 MOST_PICTURES = 1 << 21  # of a set
 SETTINGS = having(
     {
-        "benchmark": text(),
-        "prompts": digest,
-        "layout": one_of(*LAYOUTS),
+        "benchmark": text(), "prompts": digest, "layout": one_of(*LAYOUTS), "encoding": text(),
         "images_per_prompt": integer(1, MOST_PICTURES),
-        "encoding": text(),
     },
     {"step": integer(0, 1 << 62), "weights": text()},
+)  # fmt: skip
+PROVENANCE = {
+    "seconds": optional(finite), "pictures_per_second": optional(finite), "device": text(),
+    "ranks": integer(1, 1 << 30), "checkpoint": text(),
+}  # fmt: skip
+MANIFEST = having(
+    {"settings": SETTINGS, "complete": boolean}, {"provenance": having({}, PROVENANCE)}
 )
-PROVENANCE = having(
-    {},
-    {
-        "seconds": optional(finite),
-        "pictures_per_second": optional(finite),
-        "device": text(),
-        "ranks": integer(1, 1 << 30),
-        "checkpoint": text(),
-    },
-)
-MANIFEST = having({"settings": SETTINGS, "complete": boolean}, {"provenance": PROVENANCE})
 COMPLETE = having({"files": table(text(), digest, MOST_PICTURES)})
 
 Json = dict[str, Any]
 
 
 def refuse_missing(save_dir: Path, files: Sequence[File], complete: bool = True) -> None:
-    """MissingImages where files are not there, or (without `complete`) were never all there; it lists them."""
+    """MissingImages where files are absent, or (without `complete`) the run that makes them goes on."""
     absent = [file for file in files if not (save_dir / "images" / file.path).is_file()]
     if not absent and complete:
         return
-    prompts = len({file.prompt.id for file in absent})
-    what = (
-        f"{len(absent)} of {len(files)} files are missing, of {prompts} prompts: {_listed([f.path for f in absent])}"
-        if absent
-        else "all files are there, but the run that makes them has not ended"
-    )
+    problem = "all files are there, but the run that makes them has not ended"
+    if absent:
+        prompts, names = len({file.prompt.id for file in absent}), _listed([f.path for f in absent])
+        problem = f"{len(absent)} of {len(files)} files are missing, of {prompts} prompts: {names}"
     raise MissingImages(
-        f"{save_dir}: {what}. Run `python -m eval generate` with the same settings again: it makes what is missing"
+        f"{save_dir}: {problem}. Run `python -m eval generate` with the same settings again: it makes what is missing"
     )
 
 
 def refuse_strangers(images: Path, known: set[str]) -> None:
-    """OtherImages where the folder holds a file that no prompt asks for, or a folder that has none of theirs."""
+    """OtherImages where the folder holds a file or a folder that no prompt asks for."""
     folders = {parent.as_posix() for path in known for parent in PurePosixPath(path).parents}
-    strange = []
+    strangers = []
     for at, below, names in os.walk(images):
         here = Path(at).relative_to(images)
-        strange += [path for name in names if (path := (here / name).as_posix()) not in known]
-        strange += [f"{p}/" for name in below if (p := (here / name).as_posix()) not in folders]
-    if strange:
+        strangers += [path for name in names if (path := (here / name).as_posix()) not in known]
+        strangers += [f"{p}/" for name in below if (p := (here / name).as_posix()) not in folders]
+    if strangers:
         raise OtherImages(
-            f"{images}: found {len(strange)} files that no prompt asks for ({_listed(sorted(strange))}). "
+            f"{images}: found {len(strangers)} files that no prompt asks for ({_listed(sorted(strangers))}). "
             "A scorer would count them: move them away"
         )
 
 
-def refuse_changed(images: Path, found: Mapping[str, str], recorded: Mapping[str, str]) -> None:
+def refuse_changed(images: Path, digests: Mapping[str, str], recorded: Mapping[str, str]) -> None:
     """OtherImages where digests are not those of the manifest."""
-    changed = [path for path in found if found[path] != recorded.get(path)]
+    changed = [path for path in digests if digests[path] != recorded.get(path)]
     if changed:
         raise OtherImages(
             f"{images}: {len(changed)} pictures changed since manifest.json was written ({_listed(changed)}). Restore "
@@ -99,45 +92,45 @@ def refuse_remade(path: Path, digest: str, name: str, manifest: Json) -> None:
     """OtherImages where a picture of a complete set, made again, is not the one that was recorded."""
     if not manifest["complete"] or manifest["files"].get(name) == digest:
         return
-    told = manifest.get("provenance", {}).items()
-    made = ", ".join(f"{key} {value}" for key, value in told if isinstance(value, str))
+    provenance = manifest.get("provenance", {}).items()
+    origin = ", ".join(f"{key} {value}" for key, value in provenance if isinstance(value, str))
     raise OtherImages(
         f"{path}: was lost, and cannot be made again here: found sha256 {digest:.16}..., expected "
         f"{manifest['files'].get(name)!s:.16}... of manifest.json. Another kind of CPU or GPU and other versions round "
-        f"otherwise; nothing was written. Make it where the set was made ({made}), restore it from a copy, or make the "
-        "whole set again in another --save_dir"
+        f"otherwise; nothing was written. Make it where the set was made ({origin}), restore it from a copy, or make "
+        "the whole set again in another --save_dir"
     )
 
 
 def refuse_sidecars(images: Path, sidecars: Mapping[str, bytes]) -> None:
-    """OtherImages where what a scorer reads beside the pictures is not there, or says something else."""
-    for path, data in sidecars.items():
+    """OtherImages where what a scorer reads beside the pictures is absent, or says something else."""
+    for path, expected in sidecars.items():
         try:
-            found = read_file(images / path)
+            data = read_file(images / path)
         except FileNotFoundError:
-            found = b""
-        if found != data:
+            data = b""
+        if data != expected:
             raise OtherImages(
-                f"{images / path}: {'changed' if found else 'missing'}; expected what prompts.json says of the prompt. "
+                f"{images / path}: {'changed' if data else 'missing'}; expected what prompts.json says of the prompt. "
                 "Delete it and run `python -m eval generate` with the same settings again"
             )
 
 
 def _listed(paths: Sequence[str]) -> str:
-    more = f", and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
-    return ", ".join(map(one_line, paths[:NAMED])) + more
+    rest = f", and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+    return ", ".join(map(one_line, paths[:NAMED])) + rest
 
 
 def read_manifest(path: Path) -> Json:
-    """A set's manifest; OtherImages where it is none, FormatVersion where another release wrote it."""
+    """Returns a set's manifest; OtherImages where it is none, FormatVersion of another release's."""
     try:
-        found = read_json(path)
-        refuse_version(found, str(path), FORMAT, VERSION)
-        MANIFEST(found)
-        if found["complete"]:
-            COMPLETE(found)
-        count = found["settings"]["images_per_prompt"]
-        if found["settings"]["layout"] == "grids" and isqrt(count) ** 2 != count:
+        manifest: Json = read_json(path)
+        refuse_version(manifest, str(path), FORMAT, VERSION)
+        MANIFEST(manifest)
+        if manifest["complete"]:
+            COMPLETE(manifest)
+        count = manifest["settings"]["images_per_prompt"]
+        if manifest["settings"]["layout"] == "grids" and isqrt(count) ** 2 != count:
             raise ValueError(f"found grids of {count} pictures, expected a square number")
     except FormatVersion:
         raise
@@ -145,12 +138,11 @@ def read_manifest(path: Path) -> Json:
         raise OtherImages(
             f"{path}: not a manifest of images ({error}). Restore it, or choose another folder"
         ) from None
-    manifest: Json = found
     return manifest
 
 
 def read_set_prompts(path: Path, settings: Json) -> Prompts:
-    """The prompts that a set was made of; OtherImages where they are not, or where their ids cannot name its files."""
+    """Returns the prompts that a set was made of; OtherImages where they are not, or cannot name files."""
     try:
         prompts = Prompts.from_json(settings["benchmark"], read_json(path))
         digest = prompts.digest

@@ -1,8 +1,11 @@
-"""Picture files that can be verified alone: each carries a stamp of what made it, and shows every damage.
+"""Picture files that can be verified alone: each carries a digest of what made it, and shows damage.
 
-A PNG has the stamp as text; the CRC of each chunk covers the rest, and the file ends with IEND's. A JPEG has none, so
-its comment holds the stamp and the sha256 of the file in which that sha256 is written as zeros.
+A PNG has that digest as text; the CRC of each chunk covers the rest, and the file ends with IEND's. A
+JPEG has no CRC, so its comment holds the digest and the sha256 of the file in which that sha256 is
+written as zeros.
 """
+
+from __future__ import annotations
 
 import io
 from pathlib import Path
@@ -18,50 +21,47 @@ from .layouts import Picture
 KEY = "latentbank"
 ENCODINGS = {".png": "png", ".jpeg": "jpeg-quality-75"}
 ZEROS = b"0" * 64
-IEND = b"\0\0\0\0IEND\xaeB\x60\x82"  # length 0, name, CRC: the end of a PNG, which Pillow does not verify
+# length 0, name, CRC: the end of a PNG, which Pillow does not verify
+IEND = b"\0\0\0\0IEND\xaeB\x60\x82"
 
 
-def encode(picture: Picture, suffix: str, stamp: str) -> bytes:
-    """A picture (H, W, 3) as the bytes of a stamped file; the same picture gives the same bytes."""
+def encode(picture: Picture, suffix: str, digest: str) -> bytes:
+    """Returns a picture (H, W, 3) as the bytes of a file; the same picture gives the same bytes."""
     image, data = Image.fromarray(picture), io.BytesIO()
     if suffix == ".png":
         info = PngImagePlugin.PngInfo()
-        info.add_text(KEY, stamp)
+        info.add_text(KEY, digest)
         image.save(data, "PNG", pnginfo=info)
         return data.getvalue()
-    image.save(data, "JPEG", quality=75, comment=stamp.encode() + ZEROS)
+    image.save(data, "JPEG", quality=75, comment=digest.encode() + ZEROS)
     blank = data.getvalue()
-    return blank.replace(stamp.encode() + ZEROS, stamp.encode() + sha256(blank).encode(), 1)
+    return blank.replace(digest.encode() + ZEROS, digest.encode() + sha256(blank).encode(), 1)
 
 
-def check(path: Path, stamp: str) -> None:
-    """Raise OtherImages if a file is damaged, or is not one that was given this stamp."""
+def check(path: Path, digest: str) -> None:
+    """OtherImages if a file is damaged, or was not given this digest."""
     try:
         data = read_file(path)
         with Image.open(io.BytesIO(data)) as image:
             comment = image.info.get("comment", b"")  # text in a PNG
-            found = image.info.get(KEY) or (
-                comment.decode(errors="replace") if isinstance(comment, bytes) else comment
-            )
+            if isinstance(comment, bytes):
+                comment = comment.decode(errors="replace")
+            embedded = image.info.get(KEY) or comment
             image.verify()  # of a PNG the CRC of every chunk, to the end
             kind = image.format
         if kind == "PNG" and not data.endswith(IEND):
             raise SyntaxError("it does not end as a PNG does")
     except (
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-        OSError,
-        SyntaxError,
-        ValueError,
-    ) as error:
+        UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError
+    ) as error:  # fmt: skip
         raise OtherImages(f"{path}: unreadable ({error}). Delete it to make it again") from None
-    if kind == "JPEG" and found.startswith(stamp):
-        found, digest = found[:64], found[64:].encode()
-        if len(digest) != 64 or sha256(data.replace(digest, ZEROS, 1)).encode() != digest:
+    if kind == "JPEG" and embedded.startswith(digest):
+        embedded, of_file = embedded[:64], embedded[64:].encode()
+        if len(of_file) != 64 or sha256(data.replace(of_file, ZEROS, 1)).encode() != of_file:
             raise OtherImages(
                 f"{path}: damaged, its bytes are not those of its sha256. Delete it to make it again"
             )
-    if found != stamp:
+    if embedded != digest:
         raise OtherImages(
             f"{path}: not made by this run's settings and prompt. Move it away, or choose another --save_dir"
         )

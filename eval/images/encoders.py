@@ -1,9 +1,11 @@
 """The VAE and the text encoder of a set: those of the columns, or others that are named.
 
-By name or hub id a registry entry, or a folder; a folder alone says which class its weights are of. What was made with
-other weights than the columns is another set, so it must be asked for, and the settings hold the digests of what was
-used.
+A name or hub id is a registry entry, else it is a folder, whose config says which class its weights are
+of. What is made with other weights than the columns is another set, so it must be asked for, and the
+settings hold the digests of what was used.
 """
+
+from __future__ import annotations
 
 import json
 import re
@@ -34,11 +36,10 @@ HALVES = {  # classes of whole models whose text half is the encoder
 def relocate_encoder(
     encoder: EncoderIdentity, place: str | None, registry: Mapping[str, ModelSpec] | None = None
 ) -> EncoderIdentity:
-    """Returns an encoder's identity with its files in another place, a folder or a name or hub id of
-    the registry; the weights still have to be the same.
+    """Returns an encoder's identity with its files in another place; the weights must be the same.
 
-    A folder is the whole repository, if it has the encoder's subfolder, or else that folder alone; the
-    tokenizer's lies in or beside it.
+    A place is a name or hub id of the registry, or a folder: the whole repository, if it has the
+    encoder's subfolder, or else the encoder's folder, with the tokenizer's in it or beside it.
     """
     if place is None:
         return encoder
@@ -57,7 +58,7 @@ def relocate_encoder(
 
 
 def _registered(named: str | None, known: Mapping[str, ModelSpec]) -> ModelSpec | None:
-    """A registry's entry by its name or its hub id, unless a folder of that name is here."""
+    """Returns a registry's entry by its name or hub id, unless a folder of that name exists."""
     if named is None or named in known or Path(named).is_dir():
         return known.get(named or "")
     return next((spec for spec in known.values() if spec.path == named), None)
@@ -67,11 +68,11 @@ def _place(name: str) -> Path:
     return Path(location(name)) if name.startswith("package:") else Path(name)
 
 
-# Named alone ---------------------------------------------------------------------------------------------------------
+# Named alone --------------------------------------------------------------------------------------
 
 
 def vae_named(name: str) -> ModelSpec:
-    """A VAE by its name or hub id in the registry or its folder, run as those of the registry."""
+    """Returns a VAE by its name or hub id in the registry or its folder, run as the registry's are."""
     if spec := _registered(name, VAES):
         return spec
     folder, subfolder = _folder(name, "vae", VAES)
@@ -80,19 +81,20 @@ def vae_named(name: str) -> ModelSpec:
 
 
 def text_named(name: str) -> ModelSpec:
-    """Likewise a text encoder."""
+    """Returns a text encoder likewise."""
     if spec := _registered(name, TEXTS):
         return spec
     folder, _ = _folder(name, None, TEXTS)
-    architectures = _config(folder).get("architectures") or [None]
-    whole = str(architectures[0]) if architectures[0] else None
-    return _spec(name, whole and HALVES.get(whole, re.sub(r"For[A-Z]\w*$", "Model", whole)), None)
+    cls = (_config(folder).get("architectures") or [None])[0]
+    if isinstance(cls, str):  # a model with a head, or a pair of towers
+        cls = HALVES.get(cls, re.sub(r"For[A-Z]\w*$", "Model", cls))
+    return _spec(name, cls, None)
 
 
 def _folder(
     name: str, subfolder: str | None, known: dict[str, ModelSpec]
 ) -> tuple[Path, str | None]:
-    """A model's folder, and the subfolder that its config is in, if it is."""
+    """Returns a model's folder, and the subfolder that its config is in, if any."""
     folder = _place(name)
     if not folder.is_dir():
         raise ModelNotUsable(
@@ -105,12 +107,12 @@ def _folder(
 def _config(folder: Path) -> Json:
     path = folder / "config.json"
     try:
-        found = json.loads(read_file(path))  # not ours, and may hold Infinity
+        config = json.loads(read_file(path))  # not ours, and may hold Infinity
     except (OSError, ValueError) as error:
         raise ModelNotUsable(
             f"{path}: found nothing that can be read ({error}), expected the model's config"
         ) from None
-    return found if isinstance(found, dict) else {}
+    return config if isinstance(config, dict) else {}
 
 
 def _spec(name: str, cls: Any, subfolder: str | None) -> ModelSpec:
@@ -120,11 +122,11 @@ def _spec(name: str, cls: Any, subfolder: str | None) -> ModelSpec:
     return ModelSpec.model_validate(fields)
 
 
-# VAE -----------------------------------------------------------------------------------------------------------------
+# VAE ----------------------------------------------------------------------------------------------
 
 
 def vae_of(column: ColumnIdentity | None, named: str | None, device: str, other: bool) -> Vae:
-    """The VAE of a column's identity, or the one named, which without a column one must be.
+    """Returns the VAE of a column's identity, or the one named; without a column one must be named.
 
     EncoderMismatch if it is another than the column's and `other` is off.
     """
@@ -139,36 +141,42 @@ def vae_of(column: ColumnIdentity | None, named: str | None, device: str, other:
 
 
 def latent_shape(vae: Vae, resolution: int, channels: int) -> tuple[int, int, int]:
-    """(C, H, W) of the latents of square pictures; EncoderMismatch if the model takes other channels."""
+    """Returns (C, H, W) of square pictures' latents; EncoderMismatch if the model takes other channels."""
     rows, height, width = vae.moments_shape(resolution)
-    found = rows // 2 if vae.kind == "moments" else rows
-    if found != channels:
+    depth = rows // 2 if vae.kind == "moments" else rows
+    if depth != channels:
         raise EncoderMismatch(
-            f"{vae.model.path}: found a VAE of {found} latent channels, expected {channels}, as the model has. Name "
+            f"{vae.model.path}: found a VAE of {depth} latent channels, expected {channels}, as the model has. Name "
             "the VAE that it was trained with"
         )
-    return found, height, width
+    return depth, height, width
 
 
-# Text ----------------------------------------------------------------------------------------------------------------
+# Text ---------------------------------------------------------------------------------------------
 
-SAID = ("max_tokens", "hidden_state", "template", "instruction")  # in a column's `preprocess`
+READING = ("max_tokens", "hidden_state", "template", "instruction")  # in a column's `preprocess`
 CHECKED = ("tokenizer", "chat_template")  # digests, likewise
 
 
 class Text:
-    """A text encoder that is loaded when it is first needed: where columns say which one, its identity is known
-    before that."""
+    """A text encoder that is loaded when it is first needed.
+
+    Where columns say which it is, its identity is known before that.
+    """
 
     def __init__(
         self, column: ColumnIdentity | None, named: str | None, device: str, other: bool = False,
         hidden_state: int = -1,
     ) -> None:  # fmt: skip
-        """That of a tokens column's identity. Without one, and where `other` is on, the one named, read as the
-        reference does, or as the column does."""
-        how = column.text.record() if column else {}
-        read = {"max_tokens": TOKENS, "hidden_state": hidden_state, "template": "{}"} | how
-        self._how: Json = {name: read[name] for name in (*SAID, "chat_template") if name in read}
+        """The encoder of a tokens column's identity; without one, and where `other` is on, the one named.
+
+        Captions are read as the column does, or without one as the reference does.
+        """
+        of_column = column.text.record() if column else {}
+        reading = {"max_tokens": TOKENS, "hidden_state": hidden_state, "template": "{}"} | of_column
+        self._reading: Json = {
+            name: reading[name] for name in (*READING, "chat_template") if name in reading
+        }
         self._device, self._named = device, named
         self._loaded: TextEncoder | None = None
         if named and (other or column is None):
@@ -180,7 +188,7 @@ class Text:
             encoder = relocate_encoder(column.encoder, named, TEXTS)
             self._model = ModelSpec.of_identity(encoder)
             self._expected = {"weights": encoder.weights}
-            self._expected |= {name: how[name] for name in CHECKED if name in how}
+            self._expected |= {name: of_column[name] for name in CHECKED if name in of_column}
 
     @property
     def weights(self) -> str:
@@ -194,47 +202,45 @@ class Text:
     @property
     def identity(self) -> Json:
         """What decides the hidden states of a caption, wherever the weights lie."""
-        return {
-            "class": self._model.cls, "precision": self._model.precision,
-            **self._how, **self._expected,
-        }  # fmt: skip
+        model = {"class": self._model.cls, "precision": self._model.precision}
+        return {**model, **self._reading, **self._expected}
 
     def load(self) -> TextEncoder:
-        """The encoder itself; EncoderMismatch if its weights or tokenizer are not the column's."""
+        """Returns the encoder; EncoderMismatch if its weights or tokenizer are not the column's."""
         if self._loaded is None:
             with _hint("--text-encoder", self._named):
                 text = self._load()
-            found = {"weights": text.weights, **_digests(text)}
-            every = dict.fromkeys([*self._expected, *found])
-            wanted = {name: (found.get(name), self._expected.get(name)) for name in every}
-            _check("text encoder", self._model.path, wanted)
+            digests = {"weights": text.weights, **_digests(text)}
+            names = dict.fromkeys([*self._expected, *digests])
+            pairs = {name: (digests.get(name), self._expected.get(name)) for name in names}
+            _check("text encoder", self._model.path, pairs)
             self._loaded = text
         return self._loaded
 
     def _load(self) -> TextEncoder:
-        options: Json = {name: self._how[name] for name in SAID if name in self._how}
-        chat = "chat_template" in self._how
+        options: Json = {name: self._reading[name] for name in READING if name in self._reading}
+        chat = "chat_template" in self._reading
         column = TokensColumn(encoder=self._model, chat_template=chat, **options)
         return TextEncoder(column, self._device)
 
     def release(self) -> None:
-        """Give its memory back, until it is needed again."""
+        """Gives its memory back, until it is needed again."""
         self._loaded = None
         if self._device.startswith("cuda"):
             torch.cuda.empty_cache()
 
 
 def _digests(text: TextEncoder) -> Json:
-    found = {"tokenizer": text.tokenizer.weights, "chat_template": text.tokenizer.chat}
-    return {name: digest for name, digest in found.items() if digest}
+    digests = {"tokenizer": text.tokenizer.weights, "chat_template": text.tokenizer.chat}
+    return {name: digest for name, digest in digests.items() if digest}
 
 
 def _check(what: str, path: str, digests: dict[str, tuple[str | None, str | None]]) -> None:
-    """EncoderMismatch where (found, expected) differ."""
+    """EncoderMismatch where pairs of (actual, expected) differ."""
     wrong = [
-        f"{name} {_short(found)}, expected {_short(expected)}"
-        for name, (found, expected) in digests.items()
-        if found != expected
+        f"{name} {_short(actual)}, expected {_short(expected)}"
+        for name, (actual, expected) in digests.items()
+        if actual != expected
     ]
     if wrong:
         raise EncoderMismatch(
@@ -245,15 +251,15 @@ def _check(what: str, path: str, digests: dict[str, tuple[str | None, str | None
 
 @contextmanager
 def _hint(flag: str, named: str | None) -> Iterator[None]:
-    """Say of a model that cannot be loaded how to name another place, where its own is a column's."""
+    """Adds to a failure to load how to name another place, where the place is a column's."""
     try:
         yield
     except ModelNotUsable as error:
         if named is not None:
             raise
         raise ModelNotUsable(
-            f"{error}. The columns name it as it was called when they were made: run this from the same folder, or say "
-            f"where it is with {flag}"
+            f"{error}. The columns name the place it had when they were made: run this from the same folder, or name "
+            f"its place with {flag}"
         ) from None
 
 

@@ -1,14 +1,16 @@
 """A checkpoint and prompts in, pictures out.
 
-Each picture's noise is a function of (seed, benchmark, prompt id, number), and batches are cut from the whole list of
-prompts, so any number of ranks, interrupted as often as may be, ends with the same files, byte for byte on a CPU.
-Another batch size gives the same pictures but for rounding. Latents are de-normalised before the VAE decodes them.
+Each picture's noise is a function of (seed, benchmark, prompt id, number), and batches are cut from the
+whole list of prompts, so any number of ranks, interrupted as often as may be, ends with the same files,
+byte for byte on a CPU. Another batch size gives the same pictures but for rounding.
 
     the training behind the weights is recorded (`runs`)
-    the prompts' text is encoded (`textcache`), and the text encoder goes
-    each of this rank's batches: noise and text -> latents -> pixels -> files, which threads write meanwhile
-    whoever sees all files there records the set (`imageset`)
+    the prompts' text is encoded (`prompt_cache`), and the text encoder goes
+    each of this rank's batches: noise and text -> latents -> pixels -> files, written by threads meanwhile
+    whoever sees all files records the set (`imageset`)
 """
+
+from __future__ import annotations
 
 import hashlib
 import logging
@@ -48,7 +50,7 @@ SAVERS = 4  # threads that write files while the next batch is sampled
 
 
 def noise_number(benchmark: str, prompt: str, number: int) -> int:
-    """The number of a prompt's picture for `shards.read.randomness`."""
+    """Returns the number of a prompt's picture for `shards.read.randomness`."""
     key = f"{benchmark}\0{prompt}\0{number}".encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
 
@@ -57,13 +59,13 @@ def generate(
     request: Request,
     generator: Generator | None = None,
     rank: Rank = ALONE,
-    came: Sequence[int] = (),
+    signals: Sequence[int] = (),
 ) -> Json:
-    """Make the pictures of this rank that are missing. Returns the manifest, if no other rank's are missing then, or
-    else {"complete": False, "missing": how many}. Raises Stopped before the next batch once `came` holds a signal.
+    """Makes the missing pictures of this rank.
 
-    Raises BadPrompts, BadRequest, OtherImages, CheckpointError, EncoderMismatch or ModelNotUsable before anything is
-    written.
+    Returns the manifest, if no other rank's are missing then, or else {"complete": False, "missing":
+    how many}. Raises Stopped before the next batch once `signals` has one; and BadPrompts, BadRequest,
+    OtherImages, CheckpointError, EncoderMismatch or ModelNotUsable before anything is written.
     """
     prompts = find(request.benchmark, request.prompts)
     benchmark = BENCHMARKS[request.benchmark]
@@ -72,48 +74,43 @@ def generate(
     generator = generator or Generator.load(request)
     on_cpu = torch.device(request.device).type == "cpu"
     size = request.batch_size or benchmark.batch_size
-    settings = generator.identity | {
-        "sampler": request.sampler,
-        "num_inference_steps": request.num_inference_steps,
-        "guidance_scale": request.guidance_scale,
-        "guidance_interval": request.guidance_interval and list(request.guidance_interval),
-        "batch_size": size,
-        "seed": request.seed,
-        **(
-            {"precision": "fp32", "threads": request.threads}
-            if on_cpu
-            else {"precision": "bf16-autocast"}
-        ),
-    }
+    names = ("sampler", "num_inference_steps", "guidance_scale", "seed")
+    settings = generator.identity | {name: getattr(request, name) for name in names}
+    settings["guidance_interval"] = request.guidance_interval and list(request.guidance_interval)
+    settings |= {"batch_size": size, "precision": "fp32" if on_cpu else "bf16-autocast"}
+    if on_cpu:  # where the number of threads decides the last bits
+        settings["threads"] = request.threads
     texts = [prompt.text for prompt in prompts.items]
     place = request.text_cache or request.save_dir / "text"
     cache = TextCache(place, generator.texts.identity, texts, request.device)
     if not (request.save_dir / "manifest.json").exists() and cache.missing():
-        generator.texts.load()  # what is wrong with it is said before anything is written
+        generator.texts.load()  # its faults are reported before anything is written
     images = ImageSetWriter(request.save_dir, prompts, settings, benchmark.layout, each)
     runs.put(request.save_dir, generator.run)
     start = time.monotonic()
     with threads(request.threads) if on_cpu else nullcontext():
-        known, made = make(request, generator, images, prompts, cache, size, rank, came)
+        own_paths, made = make(request, generator, images, prompts, cache, size, rank, signals)
     seconds = time.monotonic() - start
-    session = {  # of this rank, and of this time only where it was interrupted before
+    session = {  # of this rank, and of this attempt alone
         "checkpoint": str(request.checkpoint.absolute()), "device": request.device, "seconds": seconds,
         "pictures_per_second": made / seconds if made else None,
     }  # fmt: skip
-    return finish(images, known, rank, session)
+    return finish(images, own_paths, rank, session)
 
 
 def make(
     request: Request, generator: Generator, images: ImageSetWriter, prompts: Prompts, cache: TextCache,
-    batch_size: int, rank: Rank, came: Sequence[int],
+    batch_size: int, rank: Rank, signals: Sequence[int],
 ) -> tuple[set[str], int]:  # fmt: skip
-    """This rank's part of the files: what stands is verified, what does not is made. Returns their paths, and how many
-    pictures were made now."""
+    """Verifies this rank's files that exist and makes the others.
+
+    Returns the paths of its files, and how many pictures were made now.
+    """
     batches = rank.share(list(cut(images.files, batch_size)))
     files = [file for batch in batches for file in batch]
     number = {prompt.id: i for i, prompt in enumerate(prompts.items)}
-    standing = verified(images, files, rank)
-    todo = [batch for batch in batches if any(file.path not in standing for file in batch)]
+    existing = verified(images, files, rank)
+    todo = [batch for batch in batches if any(file.path not in existing for file in batch)]
     total, left = (count(file for batch in some for file in batch) for some in (batches, todo))
     if todo:
         needed = [number[file.prompt.id] for batch in todo for file in batch]
@@ -123,13 +120,13 @@ def make(
     with progress(images, rank, total, "pictures") as bar, ThreadPoolExecutor(SAVERS) as savers:
         bar.skip(total - left)
         for batch in todo:
-            if came:  # and what it raised was lost
-                raise Stopped(came[0])
-            asked = [(file.prompt.id, k) for file in batch for k in file.numbers]
-            keys = [noise_number(prompts.benchmark, name, k) for name, k in asked]
+            if signals:  # and what it raised was lost
+                raise Stopped(signals[0])
+            pairs = [(file.prompt.id, k) for file in batch for k in file.numbers]
+            keys = [noise_number(prompts.benchmark, name, k) for name, k in pairs]
             noise = normal(request.seed, "generate", keys, generator.latent_shape)
             pixels = generator.pictures(
-                cache.read([number[name] for name, _ in asked]), cache.empty, noise.to(request.device),
+                cache.read([number[name] for name, _ in pairs]), cache.empty, noise.to(request.device),
                 request.num_inference_steps, request.guidance_scale, request.sampler, request.guidance_interval,
             )  # fmt: skip
             pictures = iter(to_images(pixels))
@@ -139,31 +136,31 @@ def make(
             saving = [
                 savers.submit(images.save, file, shown)
                 for file, shown in zip(batch, tiles, strict=True)
-                if file.path not in standing
+                if file.path not in existing
             ]
             bar.advance(count(batch))
         for done in saving:
             done.result()
-    made = count(file for file in files if file.path not in standing)
+    made = count(file for file in files if file.path not in existing)
     return {file.path for file in files}, made
 
 
 def count(files: Iterable[File]) -> int:
-    """Their pictures: a file may be a grid of several."""
+    """Returns the number of their pictures: a file may be a grid of several."""
     return sum(len(file.numbers) for file in files)
 
 
 def verified(images: ImageSetWriter, files: Sequence[File], rank: Rank) -> set[str]:
-    """Paths of the files that stand; OtherImages if one is not of these settings."""
-    found = set()
-    there = [file for file in files if (images.images / file.path).exists()]
-    if there:
-        with progress(images, rank, count(there), "pictures verified") as bar:
-            for file in there:
+    """Returns the paths of existing files; OtherImages if one is not of these settings."""
+    paths = set()
+    existing = [file for file in files if (images.images / file.path).exists()]
+    if existing:
+        with progress(images, rank, count(existing), "pictures verified") as bar:
+            for file in existing:
                 if images.has(file):
-                    found.add(file.path)
+                    paths.add(file.path)
                 bar.advance(count([file]))
-    return found
+    return paths
 
 
 def encode(
@@ -173,28 +170,27 @@ def encode(
     images: ImageSetWriter,
     rank: Rank,
 ) -> None:
-    """Encode the prompts that are not in the cache; then the text encoder makes room for the model."""
+    """Encodes the prompts that are not in the cache; then the text encoder makes room for the model."""
     if missing := cache.missing(needed):
         with progress(images, rank, len(missing), "chunks of prompts") as bar:
             cache.fill(needed, generator.texts.load, rank.number, bar.advance)
     generator.texts.release()
 
 
-def finish(images: ImageSetWriter, known: set[str], rank: Rank, provenance: Json) -> Json:
-    """Record the set if all its files are there; those of other ranks are verified first. Else say how many are not."""
-    found = {
+def finish(images: ImageSetWriter, own_paths: set[str], rank: Rank, provenance: Json) -> Json:
+    """Records the set if all its files exist, after those of other ranks are verified; returns its manifest."""
+    paths = {
         Path(at, name).relative_to(images.images).as_posix()  # a listing is fresh on NFS too
         for at, _, names in os.walk(images.images)
         for name in names
     }
-    if absent := [file for file in images.files if file.path not in found]:
+    if absent := [file for file in images.files if file.path not in paths]:
         log.info(
-            "rank %d: its part is done; %d files of other ranks are not there yet, and who makes the last records the "
-            "set",
+            "rank %d: its part is done; %d files of other ranks are missing, and who makes the last records the set",
             rank.number, len(absent),
         )  # fmt: skip
         return {"complete": False, "missing": len(absent)}
-    if others := [file for file in images.files if file.path not in known]:
+    if others := [file for file in images.files if file.path not in own_paths]:
         verified(images, others, rank)
     packages = ("torch", "diffusers", "transformers", "pillow")
     versions = {name: version(name) for name in packages}
@@ -202,7 +198,7 @@ def finish(images: ImageSetWriter, known: set[str], rank: Rank, provenance: Json
 
 
 def _check_layout(layout: str, prompts: Prompts, count: int) -> None:
-    """BadRequest where a layout has no place for so many pictures of a prompt, or a set for so many in all."""
+    """BadRequest where a layout cannot take so many pictures of a prompt, or a set so many in all."""
     if count * len(prompts.items) > MOST_PICTURES:
         raise BadRequest(
             f"--n_samples: found {count} pictures of {len(prompts.items)} prompts, expected at most {MOST_PICTURES} in "
@@ -216,7 +212,7 @@ def _check_layout(layout: str, prompts: Prompts, count: int) -> None:
 
 
 def cut(files: Sequence[File], batch_size: int) -> Iterator[Sequence[File]]:
-    """Batches of about so many pictures, the same whatever is left to do; a file's pictures stay together."""
+    """Yields batches of about so many pictures, whatever is left to do; a file is never divided."""
     each = max(1, batch_size // len(files[0].numbers))
     for start in range(0, len(files), each):
         yield files[start : start + each]
@@ -224,7 +220,7 @@ def cut(files: Sequence[File], batch_size: int) -> Iterator[Sequence[File]]:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """So many threads of torch, and as many as before afterwards."""
+    """Sets the number of torch's threads, and sets it back afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -234,6 +230,6 @@ def threads(count: int) -> Iterator[None]:
 
 
 def progress(images: ImageSetWriter, rank: Rank, total: int, unit: str) -> Bar:
-    """Of rank 0's own part."""
+    """Returns the bar of rank 0's own part."""
     part = f", rank 0 of {rank.size}" if rank.size > 1 else ""
     return Bar(f"{images.folder.name}{part}:", total, unit, shown=rank.number == 0)

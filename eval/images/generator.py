@@ -1,5 +1,7 @@
 """What turns prompts into pictures: a model, its VAE and its text encoder, which must belong together."""
 
+from __future__ import annotations
+
 import logging
 import math
 from collections.abc import Sequence
@@ -82,52 +84,46 @@ class Generator:
 
     @property
     def text(self) -> TextEncoder:
-        """The text encoder, which is loaded now if it was not yet."""
+        """The text encoder, loaded now if it was not yet."""
         return self.texts.load()
 
     @classmethod
-    def load(cls, request: Request) -> "Generator":
-        """Load the checkpoint and its VAE, checking their weights, and find out which text encoder it takes."""
+    def load(cls, request: Request) -> Generator:
+        """Loads the checkpoint and its VAE, checks their weights, and finds which text encoder it takes."""
         _check_named(request)
-        found = TYPES[request.type](request.checkpoint, request.tag, request.ema_weights)
-        _check_imported(request, found)
+        checkpoint = TYPES[request.type](request.checkpoint, request.tag, request.ema_weights)
+        _check_imported(request, checkpoint)
         other, device = request.allow_other_encoder, request.device
-        vae = vae_of(found.latents, request.vae, device, other)
-        norm = found.norm or vae.norm
-        default = found.latents.picture.resolution if found.latents else RESOLUTION
+        vae = vae_of(checkpoint.latents, request.vae, device, other)
+        norm = checkpoint.norm or vae.norm
+        default = checkpoint.latents.picture.resolution if checkpoint.latents else RESOLUTION
         resolution = request.resolution or default
-        shape = latent_shape(vae, resolution, found.model.config.in_channels)
-        _check_size(found.model, shape, resolution)
+        shape = latent_shape(vae, resolution, checkpoint.model.config.in_channels)
+        _check_size(checkpoint.model, shape, resolution)
         _check_decoded(vae, shape, resolution)
-        texts = Text(found.text, request.text_encoder, device, other, found.hidden_state)
-        width = found.model.config.text_width
+        texts = Text(checkpoint.text, request.text_encoder, device, other, checkpoint.hidden_state)
+        width = checkpoint.model.config.text_width
         if texts.width not in (None, width):
             raise EncoderMismatch(
                 f"{request.text_encoder}: found a text encoder of width {texts.width}, expected {width}, as the model "
                 "has. Name the one that it was trained with"
             )
         identity = {
-            "type": request.type, "weights": found.weights, "step": found.step, "ema": request.ema_weights,
+            "type": request.type, "weights": checkpoint.weights, "step": checkpoint.step, "ema": request.ema_weights,
             "vae": vae.weights, "decoding": {"class": vae.model.cls, "precision": vae.model.precision},
             "norm": {"shift": list(norm.shift), "scale": list(norm.scale)},
             "text_encoder": texts.weights, "text": texts.identity, "resolution": resolution,
         }  # fmt: skip
-        _warn_of_others(found, identity)
-        for warning in found.run.warnings(request.guidance_scale):
+        _warn_of_others(checkpoint, identity)
+        for warning in checkpoint.run.warnings(request.guidance_scale):
             log.warning("%s: %s", request.checkpoint, warning)
-        return cls(found.model, texts, vae, norm, shape, identity, found.run)
+        return cls(checkpoint.model, texts, vae, norm, shape, identity, checkpoint.run)
 
     def pictures(
-        self,
-        text: Sequence[Tensor],
-        empty: Tensor,
-        noise: Tensor,
-        steps: int,
-        guidance: float,
-        sampler: str = "euler",
-        interval: Interval | None = None,
-    ) -> Tensor:
-        """Prompts' tokens [(n_i, D)] and noise (B, C, H, W) -> pixels (B, 3, H', W') in [-1, 1]."""
+        self, text: Sequence[Tensor], empty: Tensor, noise: Tensor, steps: int, guidance: float,
+        sampler: str = "euler", interval: Interval | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Returns pixels (B, 3, H', W') in [-1, 1] of tokens [(n_i, D)] and noise (B, C, H, W)."""
         device = noise.device
         ends = torch.tensor([0, *map(len, text)]).cumsum(0, dtype=torch.int32)
         padded, mask = pad_text(torch.cat(list(text)), ends)
@@ -140,20 +136,20 @@ class Generator:
 
 
 def _check_named(request: Request) -> None:
-    """The reference's checkpoints say nothing of their encoders; that is told before gigabytes are read."""
+    """BadRequest where a reference's checkpoint, which names no encoders, comes without their names."""
     if request.type == "latentbank":
         return
-    given = {"--vae": request.vae, "--text-encoder": request.text_encoder}
-    if missing := [flag for flag, name in given.items() if name is None]:
+    flags = {"--vae": request.vae, "--text-encoder": request.text_encoder}
+    if missing := [flag for flag, name in flags.items() if name is None]:
         raise BadRequest(
             f"--type {request.type}: found no {' and no '.join(missing)}, expected those of the model's training, of "
             "which its checkpoint says nothing: a folder, or a name of the registry such as flux, gemma-2b"
         )
 
 
-def _check_imported(request: Request, found: Checkpoint) -> None:
-    """Imported weights say nothing either, unless their columns were named."""
-    if request.type != "latentbank" or found.latents or (request.vae and request.text_encoder):
+def _check_imported(request: Request, checkpoint: Checkpoint) -> None:
+    """CheckpointError where imported weights, whose columns were not named, come without encoders."""
+    if request.type != "latentbank" or checkpoint.latents or (request.vae and request.text_encoder):
         return
     raise CheckpointError(
         f"{request.checkpoint}: found imported weights and no word of their VAE and text encoder. Import them again "
@@ -182,7 +178,7 @@ def _check_size(model: DiT, shape: tuple[int, int, int], resolution: int) -> Non
 
 
 def _check_decoded(vae: Vae, shape: tuple[int, int, int], resolution: int) -> None:
-    """BadRequest where pictures would be of another size: encoders round down what they do not divide."""
+    """BadRequest where pictures would have another size: encoders round down what they do not divide."""
     height, width = vae.decode(torch.zeros(1, *shape)).shape[-2:]
     if (height, width) != (resolution, resolution):
         raise BadRequest(
@@ -191,10 +187,10 @@ def _check_decoded(vae: Vae, shape: tuple[int, int, int], resolution: int) -> No
         )
 
 
-def _warn_of_others(found: Checkpoint, identity: Json) -> None:
+def _warn_of_others(checkpoint: Checkpoint, identity: Json) -> None:
     columns = {
-        "vae": found.latents.encoder.weights if found.latents else None,
-        "text_encoder": found.text.encoder.weights if found.text else None,
+        "vae": checkpoint.latents.encoder.weights if checkpoint.latents else None,
+        "text_encoder": checkpoint.text.encoder.weights if checkpoint.text else None,
     }
     for name, weights in columns.items():
         if weights and identity[name] != weights:

@@ -3,11 +3,13 @@
     <save_dir>/manifest.json      the settings; when all pictures are there, their sha256 too
     <save_dir>/prompts.json       the prompts, in their order
     <save_dir>/images/            the files of the benchmark's layout, as its official scorer reads them
-    <save_dir>/scores/            what scorers found (`eval.scores.results`)
+    <save_dir>/scores/            what scorers say (`eval.scores.results`)
 
-Each file is written whole or not at all and stamped with settings, id and prompt, which makes it verifiable alone: an
-interrupted run goes on from the files that stand. `ImageSetWriter` writes a set, `ImageSetReader` reads a finished one.
+Each file is written whole or not at all, with a digest of settings, id and prompt in it, which makes it
+verifiable alone: an interrupted run goes on from the files that exist.
 """
+
+from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
@@ -23,20 +25,19 @@ from shards import atomic_write, canonical_json, put_if_absent, sha256, sha256_f
 
 from ..errors import MissingImages, OtherImages
 from ..prompts.prompts import Prompts
-from . import checks
-from . import embedded_digest as stamps
+from . import checks, embedded_digest
 from .layouts import LAYOUTS, File, Picture, joined, parted
 
-LITTER_SECONDS = 3600  # unfinished files so old are of killed processes
+STALE_SECONDS = 3600  # unfinished files so old are of killed processes
 
 Json = dict[str, Any]
 
 
 class ImageSetWriter:
-    """Pictures of one list of prompts under one set of settings. Opening refuses a folder of other ones.
+    """Pictures of one list of prompts under one set of settings. Refuses a folder of other ones.
 
-    Several processes may write one set: each file is put where it belongs at once or not at all, the first of two that
-    make the same one wins, and any of them may call `finish`.
+    Several processes may write one set: each file is put where it belongs at once or not at all, the
+    first of two that make the same one wins, and any of them may call `finish`.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class ImageSetWriter:
         self.files = LAYOUTS[layout].files(prompts, count)
         self._manifest = folder / "manifest.json"
         self._sidecars = LAYOUTS[layout].sidecars(prompts)
+        suffix = PurePosixPath(self.files[0].path).suffix
         self._settings = settings | {
             "benchmark": prompts.benchmark, "prompts": prompts.digest, "layout": layout, "images_per_prompt": count,
-            "encoding": stamps.ENCODINGS[PurePosixPath(self.files[0].path).suffix],
+            "encoding": embedded_digest.ENCODINGS[suffix],
         }  # fmt: skip
         checks.refuse_strangers(
             self.images, {file.path for file in self.files} | self._sidecars.keys()
@@ -64,39 +66,39 @@ class ImageSetWriter:
         checks.refuse_sidecars(self.images, self._sidecars)
 
     def has(self, file: File) -> bool:
-        """Whether this file stands; one that these settings did not make, or that is damaged, is refused."""
+        """Whether a file exists; OtherImages if these settings did not make it, or it is damaged."""
         path = self.images / file.path
         if not path.exists():
             return False
-        stamps.check(path, stamp_of(self._settings, file))
+        embedded_digest.check(path, file_digest(self._settings, file))
         return True
 
     def save(self, file: File, tiles: Sequence[Picture]) -> None:
-        """Write a file's pictures, each (H, W, 3). OtherImages if the set is complete and recorded another file."""
+        """Writes a file's pictures (H, W, 3). OtherImages if a complete set recorded another file."""
         suffix = PurePosixPath(file.path).suffix
-        data = stamps.encode(joined(tiles), suffix, stamp_of(self._settings, file))
+        data = embedded_digest.encode(joined(tiles), suffix, file_digest(self._settings, file))
         checks.refuse_remade(self.images / file.path, sha256(data), file.path, self._recorded)
         self._put(self.images / file.path, data)
 
     def finish(self, provenance: Json) -> Json:
-        """Record the digests of all files, or check them where they are recorded already.
+        """Records the digests of all files, or checks them where they are recorded; returns the manifest.
 
-        Raises MissingImages where files are not there. Two processes that finish at once record the same.
+        Raises MissingImages where files are absent. Two processes that finish at once record the same.
         """
         checks.refuse_missing(self.folder, self.files)
-        for left in self.folder.glob(".tmp-*"):
-            with suppress(FileNotFoundError):  # another's, and now finished
-                if time.time() - left.stat().st_mtime > LITTER_SECONDS:
-                    left.unlink()
+        for temporary in self.folder.glob(".tmp-*"):
+            with suppress(FileNotFoundError):  # another process's, and now finished
+                if time.time() - temporary.stat().st_mtime > STALE_SECONDS:
+                    temporary.unlink()
         files = {file.path: sha256_file(self.images / file.path) for file in self.files}
         recorded = checks.read_manifest(self._manifest)
-        if not recorded["complete"]:
-            recorded = {"complete": True, "files": files, "provenance": provenance}
-            atomic_write(self._manifest, self._record(recorded))
-            self._recorded = checks.read_manifest(self._manifest)
-            return self._recorded
-        checks.refuse_changed(self.images, files, recorded["files"])
-        return recorded
+        if recorded["complete"]:
+            checks.refuse_changed(self.images, files, recorded["files"])
+            return recorded
+        state = {"complete": True, "files": files, "provenance": provenance}
+        atomic_write(self._manifest, self._record(state))
+        self._recorded = checks.read_manifest(self._manifest)
+        return self._recorded
 
     def _put(self, path: Path, data: bytes) -> None:
         """Unfinished files are outside of images/: scorers take all they find there."""
@@ -109,23 +111,23 @@ class ImageSetWriter:
         )
 
     def _refuse_others(self) -> Json:
-        """The manifest, if it is of these settings."""
+        """Returns the manifest; OtherImages if it is of other settings."""
         recorded = checks.read_manifest(self._manifest)
-        found = recorded["settings"]
+        before, now = recorded["settings"], self._settings
         lines = [
-            f"{key}: found {found.get(key)!r}, expected {self._settings.get(key)!r}"
-            for key in sorted(found.keys() | self._settings.keys())
-            if found.get(key) != self._settings.get(key)
+            f"{key}: found {before.get(key)!r}, expected {now.get(key)!r}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
         ]
         if lines:
+            problem = f"{self.folder} holds images of other settings:"
             remedy = "Choose another --save_dir, or the settings of before"
-            what = f"{self._manifest.parent} holds images of other settings:"
-            raise OtherImages("\n  ".join([what, *lines, remedy]))
+            raise OtherImages("\n  ".join([problem, *lines, remedy]))
         return recorded
 
 
-def stamp_of(settings: Json, file: File) -> str:
-    """What a file of these settings is stamped with."""
+def file_digest(settings: Json, file: File) -> str:
+    """Returns the digest that a file of these settings carries."""
     return sha256(canonical_json([settings, file.path, file.prompt.text, file.numbers]))
 
 
@@ -139,12 +141,10 @@ class PictureRef:
     tile: int | None  # where the file is a grid
 
     def read(self) -> Picture:
-        """Pixels (H, W, 3), 8-bit RGB."""
+        """Returns its pixels (H, W, 3), 8-bit RGB."""
         with Image.open(self.path) as image:
-            whole = np.asarray(image.convert("RGB"))
-        if self.tile is None:
-            return whole
-        return parted(whole, len(self.file.numbers))[self.tile]
+            pixels = np.asarray(image.convert("RGB"))
+        return pixels if self.tile is None else parted(pixels, len(self.file.numbers))[self.tile]
 
 
 @dataclass(frozen=True)
@@ -156,14 +156,14 @@ class ImageSetReader:
     settings: Json
     files: list[File]
     digests: dict[str, str]  # of each file
-    missing: int = 0  # files that are not there
+    missing: int = 0  # files that are absent
 
     @classmethod
-    def open(cls, save_dir: Path, partial: bool = False) -> "ImageSetReader":
-        """Check that all files are there, are those recorded, and are alone.
+    def open(cls, save_dir: Path, partial: bool = False) -> ImageSetReader:
+        """Opens a set whose files are all there, are those recorded, and are alone.
 
-        With `partial` the files that are there are taken, and `missing` counts the others. Raises MissingImages, which
-        lists what is missing, and OtherImages.
+        With `partial` the files that exist are taken, and `missing` counts the others. Raises
+        MissingImages, which lists what is missing, and OtherImages.
         """
         manifest = save_dir / "manifest.json"
         if not manifest.exists():
@@ -174,22 +174,20 @@ class ImageSetReader:
         settings = recorded["settings"]
         prompts = checks.read_set_prompts(save_dir / "prompts.json", settings)
         layout, images = LAYOUTS[settings["layout"]], save_dir / "images"
-        files, sidecars = (
-            layout.files(prompts, settings["images_per_prompt"]),
-            layout.sidecars(prompts),
-        )
+        files = layout.files(prompts, settings["images_per_prompt"])
+        sidecars = layout.sidecars(prompts)
         if not partial:
             checks.refuse_missing(save_dir, files, recorded["complete"])
         checks.refuse_strangers(images, {file.path for file in files} | sidecars.keys())
         checks.refuse_sidecars(images, sidecars)
         present = [file for file in files if (images / file.path).is_file()]
-        found = {file.path: sha256_file(images / file.path) for file in present}
+        digests = {file.path: sha256_file(images / file.path) for file in present}
         if recorded["complete"]:
-            checks.refuse_changed(images, found, recorded["files"])
+            checks.refuse_changed(images, digests, recorded["files"])
         else:
             for file in present:
-                stamps.check(images / file.path, stamp_of(settings, file))
-        return cls(save_dir, prompts, settings, present, found, len(files) - len(present))
+                embedded_digest.check(images / file.path, file_digest(settings, file))
+        return cls(save_dir, prompts, settings, present, digests, len(files) - len(present))
 
     @property
     def images(self) -> Path:
@@ -201,8 +199,8 @@ class ImageSetReader:
         return sha256(canonical_json([self.settings, self.digests]))
 
     def __iter__(self) -> Iterator[PictureRef]:
-        """Pictures in the order of the prompts."""
+        """Yields pictures in the order of the prompts."""
         for file in self.files:
-            for tile, number in enumerate(file.numbers):
-                whole = len(file.numbers) == 1
-                yield PictureRef(file, number, self.images / file.path, None if whole else tile)
+            for i, number in enumerate(file.numbers):
+                tile = None if len(file.numbers) == 1 else i
+                yield PictureRef(file, number, self.images / file.path, tile)

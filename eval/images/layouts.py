@@ -1,12 +1,15 @@
 """Where a set's pictures go: the folders and names that each official scorer reads.
 
-A layout turns prompts into the files of `<save_dir>/images`. A file shows one picture of a prompt, or several as
-tiles of a square grid, row by row.
+A layout turns prompts into the files of `<save_dir>/images`. A file shows one picture of a prompt, or
+several as tiles of a square grid, row by row.
 """
+
+from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isqrt
 
 import numpy as np
@@ -28,37 +31,31 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`files` lists what is drawn, in the order of the prompts; `sidecars` what else the scorer wants to find there.
+    """`files` lists what is drawn, in the order of the prompts; `sidecars` what else a scorer reads.
 
-    A layout of .jpeg files is written as the official generator of GenAI-Bench does, with Pillow's defaults.
+    A layout of .jpeg files is written as the official generator of GenAI-Bench does, with Pillow's
+    defaults.
     """
 
     files: Callable[[Prompts, int], list[File]]
     sidecars: Callable[[Prompts], dict[str, bytes]] = lambda prompts: {}
 
 
-def flat(suffix: str) -> Callable[[Prompts, int], list[File]]:
+def flat(suffix: str, prompts: Prompts, count: int) -> list[File]:
     """`<id><suffix>`; with several pictures of a prompt `<id>_<k><suffix>`."""
-
-    def files(prompts: Prompts, count: int) -> list[File]:
-        return [
-            File(f"{p.id}{'' if count == 1 else f'_{k}'}{suffix}", p, (k,))
-            for p in prompts.items
-            for k in range(count)
-        ]
-
-    return files
+    names = [""] if count == 1 else [f"_{k}" for k in range(count)]
+    return [
+        File(f"{prompt.id}{name}{suffix}", prompt, (k,))
+        for prompt in prompts.items
+        for k, name in enumerate(names)
+    ]
 
 
 def by_group(prompts: Prompts, count: int) -> list[File]:
-    """`<group>/<id>.png`, as MJHQ-30K's pictures lie; without the folder where a prompt has no group."""
+    """`<group>/<id>.png`, as MJHQ-30K has them; without the folder where a prompt has no group."""
     return [
-        File(
-            file.path if file.prompt.group is None else f"{file.prompt.group}/{file.path}",
-            file.prompt,
-            file.numbers,
-        )
-        for file in flat(".png")(prompts, count)
+        File(f"{f.prompt.group}/{f.path}" if f.prompt.group else f.path, f.prompt, f.numbers)
+        for f in flat(".png", prompts, count)
     ]
 
 
@@ -70,7 +67,7 @@ def folders(prompts: Prompts, count: int) -> list[File]:
 
 
 def records(prompts: Prompts) -> dict[str, bytes]:
-    """GenEval's `<id>/metadata.jsonl`: the prompt's record, in ASCII as the scorer says no encoding."""
+    """GenEval's `<id>/metadata.jsonl`: the prompt's record, in ASCII as the scorer names no encoding."""
     return {
         f"{p.id}/metadata.jsonl": json.dumps(p.record, sort_keys=True).encode() + b"\n"
         for p in prompts.items
@@ -83,8 +80,8 @@ def grids(prompts: Prompts, count: int) -> list[File]:
 
 
 LAYOUTS = {
-    "flat": Layout(flat(".png")),
-    "jpeg": Layout(flat(".jpeg")),
+    "flat": Layout(partial(flat, ".png")),
+    "jpeg": Layout(partial(flat, ".jpeg")),
     "by-group": Layout(by_group),
     "folders": Layout(folders, records),
     "grids": Layout(grids),
@@ -92,7 +89,7 @@ LAYOUTS = {
 
 
 def joined(tiles: Sequence[Picture]) -> Picture:
-    """Pictures (H, W, 3), a square number of them, as one, row by row and without a gap."""
+    """Returns pictures (H, W, 3), a square number of them, as one, row by row and without a gap."""
     side = isqrt(len(tiles))
     if side**2 != len(tiles):
         raise ValueError(f"found {len(tiles)} tiles, expected a square number")
@@ -101,7 +98,7 @@ def joined(tiles: Sequence[Picture]) -> Picture:
 
 
 def parted(grid: Picture, count: int) -> list[Picture]:
-    """The inverse of `joined`."""
+    """Returns the tiles that `joined` made a grid of."""
     side = isqrt(count)
     height, width = grid.shape[0] // side, grid.shape[1] // side
     return [

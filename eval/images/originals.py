@@ -1,12 +1,10 @@
-"""Pictures and captions of a source by row id, from its tars: what the encoders of its columns were shown."""
+"""Pictures and captions of a source by row id, from its tars: what its columns' encoders saw."""
+
+from __future__ import annotations
 
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from encode.errors import TarChanged
 from encode.source.images import decode, transform
@@ -17,9 +15,8 @@ from shards.column.members import member_of
 from shards.format.identity import PicturePreprocess
 
 from ..errors import MissingPictures
+from .layouts import Picture
 
-Json = dict[str, Any]
-Picture = NDArray[np.uint8]  # (H, W, 3)
 SHARDS = 64  # whose index and open tar are kept
 
 
@@ -33,58 +30,58 @@ class Originals:
         self._index = lru_cache(SHARDS)(lambda shard: read_index(folder, shard).rows)
         self._tar = lru_cache(SHARDS)(self._open)
 
-    def _open(self, shard: int) -> "_File":
-        name, size = self.source.tars[shard]
-        path = self._tars / name
-        found = f"found {path.stat().st_size:,} bytes" if path.is_file() else "no such file"
-        if found != f"found {size:,} bytes":
-            raise MissingPictures(
-                f"{path}: {found}, expected one of {size:,} bytes. Name the folder of the source's own tars with --tars"
-            )
-        return _File(path)
-
     def entry(self, row: int) -> IndexRow:
         shard, place = divmod(row, self.source.shard_rows)
         return self._index(shard)[place]
 
     def member(self, row: int, suffix: str) -> bytes:
-        offset, size = self.entry(row).members[suffix]
-        tar = self._tar(row // self.source.shard_rows)
+        """Returns the bytes of a sample's member; MissingPictures where they are not the source's."""
+        entry = self.entry(row)
+        offset, size = entry.members[suffix]
         try:
-            data = tar.read(offset, size)
+            data = self._tar(row // self.source.shard_rows).read(offset, size)
         except TarChanged:
             data = b""
-        captions = self.entry(row).captions
-        if len(data) != size or (suffix in captions and sha256(data) != captions[suffix]):
-            name = self._tars / self.source.tars[row // self.source.shard_rows][0]
-            raise MissingPictures(
-                f"{name}: {suffix} of {self.entry(row).key} is not what the source was made of. Restore the tar"
-            )
+        digest = entry.captions.get(suffix)
+        if len(data) != size or (digest is not None and sha256(data) != digest):
+            raise self._changed(row, f"{suffix} of {entry.key} is not what the source was made of")
         return data
 
     def crop(self, row: int, preprocess: PicturePreprocess) -> Picture:
         """Returns the picture as a column's encoder saw it."""
         image, _ = decode(self.member(row, preprocess.image))
         if image is None:
-            raise self._gone(row, "picture")
+            raise self._changed(
+                row, f"{self.entry(row).key} was a picture when the column was made and is none now"
+            )
         return transform(image, preprocess.resolution)
 
     def caption(self, row: int, suffix: str) -> str:
         """Returns the caption of a column's `preprocess.caption`, before template and tokenizer."""
         text, _ = caption_in(self.member(row, member_of(suffix)), suffix)
         if text is None:
-            raise self._gone(row, "caption")
+            raise self._changed(
+                row, f"{self.entry(row).key} was a caption when the column was made and is none now"
+            )
         return text
 
-    def _gone(self, row: int, what: str) -> MissingPictures:
+    def _open(self, shard: int) -> _File:
+        name, size = self.source.tars[shard]
+        path = self._tars / name
+        state = f"found {path.stat().st_size:,} bytes" if path.is_file() else "no such file"
+        if state != f"found {size:,} bytes":
+            raise MissingPictures(
+                f"{path}: {state}, expected one of {size:,} bytes. Name the folder of the source's own tars with --tars"
+            )
+        return _File(path)
+
+    def _changed(self, row: int, problem: str) -> MissingPictures:
         tar = self._tars / self.source.tars[row // self.source.shard_rows][0]
-        return MissingPictures(
-            f"{tar}: {self.entry(row).key} was a {what} when the column was made and is none now. Restore the tar"
-        )
+        return MissingPictures(f"{tar}: {problem}. Restore the tar")
 
 
 class _File:
-    """A file that is open as long as somebody has it."""
+    """A file that is open as long as an object refers to it."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY)

@@ -1,13 +1,16 @@
 """Prompts as the model takes them, encoded once and kept, for any number of sets.
 
-    <folder>/<key>/text.json              what decides them: encoder, tokenizer, reading of captions, prompts' digest
+    <folder>/<key>/text.json              what decides them: encoder, tokenizer, preprocessing, prompts' digest
     <folder>/<key>/00000.safetensors      the hidden states of CHUNK prompts, back to back, bf16, and their lengths
     <folder>/<key>/empty.safetensors      those of the empty caption
 
-Chunks are cut from the whole list, so that what stands in one depends on nothing else, and each is written whole or not
-at all: ranks encode them side by side, and an interrupted run goes on. bf16 at true length is what a tokens column
-holds, so a model gets the text that it was trained on, to the bit of its rounding.
+Chunks are cut from the whole list, so that their contents depend on nothing else, and each is written
+whole or not at all: ranks encode them side by side, and an interrupted run goes on. bf16 at true length
+is what a tokens column holds, so a model gets the text that it was trained on, to the bit of its
+rounding.
 """
+
+from __future__ import annotations
 
 import hashlib
 import random
@@ -33,10 +36,10 @@ KEPT = 2  # chunks in memory
 
 
 class TextCache:
-    """The hidden states of some prompts. Nothing is written or read before it is asked for."""
+    """The hidden states of some prompts. Nothing is written or read before it is needed."""
 
     def __init__(self, folder: Path, identity: Json, texts: Sequence[str], device: str) -> None:
-        """`identity`: what decides the hidden states of a caption. Those of a GPU and a CPU differ in rounding."""
+        """`identity`: what decides a caption's states. Those of a GPU and a CPU differ in rounding."""
         self._texts = texts
         prompts = sha256(canonical_json(list(texts)))
         self._record = {
@@ -48,47 +51,47 @@ class TextCache:
         self._refuse_others()
 
     def _refuse_others(self) -> None:
-        """BadTextCache where the record in the folder is damaged, FormatVersion where another release wrote it."""
+        """BadTextCache where the folder's record is damaged, FormatVersion of another release's."""
         path = self.folder / "text.json"
         if not path.exists():
             return
         try:
-            found = read_json(path)
-            refuse_version({"format": FORMAT} | found, str(path), FORMAT, VERSION)
+            record = read_json(path)
+            refuse_version({"format": FORMAT} | record, str(path), FORMAT, VERSION)
         except FormatVersion:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadTextCache(f"{path}: damaged ({error}). Delete the folder") from None
-        if found != parse_json(canonical_json(self._record)):
+        if record != parse_json(canonical_json(self._record)):
             raise BadTextCache(
                 f"{path}: of other prompts than its folder's name. Delete the folder"
             )
 
     def missing(self, prompts: Iterable[int] | None = None) -> list[str]:
-        """Names of the files that are not there yet, of those that these prompts (or all) need."""
-        chunks = sorted(
-            {i // CHUNK for i in (range(len(self._texts)) if prompts is None else prompts)}
-        )
-        names = ["empty", *(f"{chunk:05d}" for chunk in chunks)]
+        """Returns names of the absent files that these prompts (or all) need."""
+        numbers = range(len(self._texts)) if prompts is None else prompts
+        names = ["empty", *(f"{chunk:05d}" for chunk in sorted({i // CHUNK for i in numbers}))]
         return [name for name in names if not self._path(name).exists()]
 
     def fill(
         self, prompts: Iterable[int], encoder: Callable[[], TextEncoder], rank: int = 0,
-        tell: Callable[[int], None] = lambda count: None,
+        progress: Callable[[int], None] = lambda count: None,
     ) -> None:  # fmt: skip
-        """Encode what these prompts lack; `tell` hears of each file. Ranks go through them in orders of their own, so
-        that two hardly ever encode the same."""
+        """Encodes what these prompts lack; `progress` gets 1 for each file.
+
+        Ranks go through them in orders of their own, so that two hardly ever encode the same.
+        """
         names = self.missing(prompts)
         random.Random(rank).shuffle(names)
         for name in names:
-            if not self._path(name).exists():  # made by another rank, meanwhile
+            if not self._path(name).exists():  # else another rank made it meanwhile
                 first = 0 if name == "empty" else int(name) * CHUNK
                 texts = [""] if name == "empty" else self._texts[first : first + CHUNK]
                 self._write(name, encoder().encode(texts))
-            tell(1)
+            progress(1)
 
     def read(self, prompts: Sequence[int]) -> list[Tensor]:
-        """Hidden states (n_i, D) bf16 of the prompts of these numbers; BadTextCache if a file is damaged."""
+        """Returns hidden states (n_i, D) bf16 of prompts by number; BadTextCache if a file is damaged."""
         return [self._chunk(f"{i // CHUNK:05d}")[i % CHUNK] for i in prompts]
 
     @property
@@ -110,17 +113,18 @@ class TextCache:
 
     def _chunk(self, name: str) -> list[Tensor]:
         if name not in self._kept:
-            while len([kept for kept in self._kept if kept != "empty"]) >= KEPT:
-                del self._kept[next(kept for kept in self._kept if kept != "empty")]
+            chunks = [chunk for chunk in self._kept if chunk != "empty"]
+            if len(chunks) == KEPT:
+                del self._kept[chunks[0]]  # the oldest
             self._kept[name] = self._load(name)
         return self._kept[name]
 
     def _load(self, name: str) -> list[Tensor]:
         path = self._path(name)
         try:
-            found = load(read_file(path, 1 << 32))
-            tokens, lengths = found["tokens"], found["lengths"]
-            if not torch.equal(_digest(tokens, lengths), found["sha256"]):
+            tensors = load(read_file(path, 1 << 32))
+            tokens, lengths = tensors["tokens"], tensors["lengths"]
+            if not torch.equal(_digest(tokens, lengths), tensors["sha256"]):
                 raise ValueError("its digest is another")
             return list(torch.split(tokens, lengths.tolist()))
         except (OSError, SafetensorError, KeyError, ValueError, RuntimeError, TypeError) as error:
@@ -131,7 +135,7 @@ class TextCache:
 
 
 def _digest(*tensors: Tensor) -> Tensor:
-    """sha256 over their bytes, (32,) uint8."""
+    """Returns the sha256 over their bytes, (32,) uint8."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.view(torch.uint8).numpy().data)

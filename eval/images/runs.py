@@ -3,8 +3,10 @@
     <save_dir>/run.json     digest of the weights, the training (`train.checkpoints.identity`), and
                             how young their average was
 
-It is neither in the stamps of the pictures nor compared when a set goes on, so sets without it stay what they are.
+It is neither in the pictures' digests nor compared when a set goes on: sets without it stay the same.
 """
+
+from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass, field
@@ -18,8 +20,6 @@ from train.checkpoints.identity import check, young_average
 Json = dict[str, Any]
 log = logging.getLogger(__name__)
 FORMAT, VERSION, NAME = "latentbank-run", 1, "run.json"
-
-
 RUN = having({"weights": text(), "training": check, "initial_share": optional(finite)})
 
 
@@ -29,16 +29,15 @@ class Run:
 
     weights: str  # digest
     training: Json = field(default_factory=dict)  # by part; absent parts are unknown
-    initial_share: float | None = (
-        None  # of the initial weights in the average; None: unknown, or not averaged
-    )
+    # of the initial weights in the average; None: unknown, or not averaged
+    initial_share: float | None = None
 
     @property
     def seed(self) -> int | None:
         return self.training.get("seed")
 
     def warnings(self, guidance: float) -> list[str]:
-        """What speaks against sampling these weights so."""
+        """Returns what speaks against sampling these weights with this guidance."""
         young = young_average(self.initial_share, self.training.get("init"))
         warnings = [f"{young} (--no-ema_weights)"] if young else []
         if guidance > 1 and self.training.get("caption_dropout") == 0:
@@ -51,13 +50,13 @@ class Run:
 
 
 def put(folder: Path, run: Run) -> None:
-    """Write the record, unless the folder has one; FormatVersion where that is of another release."""
+    """Writes the record, unless the folder has one; FormatVersion where that is of another release."""
     read(folder, run.weights)
     put_if_absent(folder / NAME, seal({"format": FORMAT, "version": VERSION, **asdict(run)}))
 
 
 def read(folder: Path, weights: str | None) -> Run | None:
-    """The record of a set that was made of these weights; None where there is none that can be read."""
+    """Returns the record of a set that was made of these weights; None where none can be read."""
     if not (folder / NAME).exists():
         return None
     try:

@@ -1,10 +1,13 @@
 """Noise to latents: along the flow from sigma = 1 to 0, with classifier-free guidance.
 
-A latent at sigma is x = (1 - sigma) x0 + sigma noise, and the model tells its velocity v = noise - x0.
+A latent at sigma is x = (1 - sigma) x0 + sigma noise (rectified flow, Liu et al. 2022), and the model
+predicts its velocity v = noise - x0.
 
     euler       x += (sigma' - sigma) v, as the reference does it
     dpmpp-2m    DPM-Solver++(2M): x0 = x - sigma v, extrapolated in lambda = log((1 - sigma) / sigma) from two steps
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
@@ -29,28 +32,28 @@ def euler() -> Step:
 def dpmpp_2m() -> Step:
     """Lu et al. 2022 (arXiv 2211.01095), algorithm 2, for alpha = 1 - sigma.
 
-    One of order 1 is x' = s'/s x + (a' - a s'/s) x0, which is Euler's. It has no logarithm in it, so that the first
-    step (a = 0, lambda = -inf) and the last one (s' = 0, lambda = inf) are exact; beside an infinite lambda nothing can
-    be extrapolated, hence the first two steps and the last are of order 1.
+    A step of order 1 is x' = s'/s x + (a' - a s'/s) x0, which is Euler's. It has no logarithm in it, so
+    that the first step (a = 0, lambda = -inf) and the last (s' = 0, lambda = inf) are exact; beside an
+    infinite lambda nothing can be extrapolated, hence the first two steps and the last are of order 1.
     """
     before: list[tuple[Tensor, float]] = []  # x0 and sigma of the step before
 
     def step(latents: Tensor, velocity: Tensor, sigma: float, following: float) -> Tensor:
         clean = latents - sigma * velocity
-        towards = clean
+        target = clean
         if before and following > 0 and before[0][1] < 1:
             old, at = before[0]
             ratio = (log_snr(following) - log_snr(sigma)) / (log_snr(sigma) - log_snr(at))
-            towards = clean + 0.5 * ratio * (clean - old)
+            target = clean + 0.5 * ratio * (clean - old)
         before[:] = [(clean, sigma)]
         kept = following / sigma
-        return kept * latents + ((1 - following) - (1 - sigma) * kept) * towards
+        return kept * latents + ((1 - following) - (1 - sigma) * kept) * target
 
     return step
 
 
 def log_snr(sigma: float) -> float:
-    """lambda = log((1 - sigma) / sigma), for 0 < sigma < 1."""
+    """Returns lambda = log((1 - sigma) / sigma), for 0 < sigma < 1."""
     return math.log1p(-sigma) - math.log(sigma)
 
 
@@ -60,7 +63,7 @@ SAMPLERS: dict[str, Callable[[], Step]] = {"euler": euler, "dpmpp-2m": dpmpp_2m}
 def integrate(
     velocity: Velocity, latents: Tensor, sigmas: Sequence[float], sampler: str = "euler"
 ) -> Tensor:
-    """Latents at the last of falling sigmas, from those at the first; one call of `velocity` a step."""
+    """Returns latents at the last of falling sigmas; one call of `velocity` a step."""
     step = SAMPLERS[sampler]()
     for sigma, following in pairwise(sigmas):
         latents = step(latents, velocity(latents, sigma), sigma, following)
@@ -69,22 +72,15 @@ def integrate(
 
 @torch.inference_mode()
 def sample(
-    model: DiT,
-    text: Tensor,
-    mask: Tensor,
-    empty: Tensor,
-    *,
-    noise: Tensor,
-    steps: int = 25,
-    guidance: float = 6.0,
-    sampler: str = "euler",
-    interval: Interval | None = None,
-) -> Tensor:
-    """Latents (B, C, H, W) fp32, normalised as in training, from noise of that shape.
+    model: DiT, text: Tensor, mask: Tensor, empty: Tensor, *, noise: Tensor, steps: int = 25,
+    guidance: float = 6.0, sampler: str = "euler", interval: Interval | None = None,
+) -> Tensor:  # fmt: skip
+    """Returns latents (B, C, H, W) fp32, normalised as in training, from noise of that shape.
 
-    text (B, L, D) and mask (B, L) are the prompts, empty (n, D) the empty caption. Without guidance (<= 1), and at
-    sigmas outside the interval, only the prompts are run; with it a step runs [empty x B, prompts] as one batch.
-    Latents stay fp32 between the steps, whatever precision the caller's autocast gives the model.
+    text (B, L, D) and mask (B, L) are the prompts, empty (n, D) the empty caption. Without guidance
+    (<= 1), and at sigmas outside the interval, only the prompts are run; with it a step runs
+    [empty x B, prompts] as one batch. Latents stay fp32 between the steps, whatever precision the
+    caller's autocast gives the model.
     """
     low, high = interval or (0.0, 1.0)
     alone = _packed(text, mask)
@@ -94,24 +90,28 @@ def sample(
         guided = guidance > 1 and low <= sigma <= high
         batch = torch.cat([latents, latents]) if guided else latents
         timestep = torch.full((len(batch),), TRAIN_STEPS * sigma, device=latents.device)
-        found: Tensor = model(batch, timestep, *(both if guided else alone)).float()
+        output: Tensor = model(batch, timestep, *(both if guided else alone)).float()
         if not guided:
-            return found
-        without, towards = found.chunk(2)
-        found = without + guidance * (towards - without)
-        return found
+            return output
+        # classifier-free guidance (Ho and Salimans 2022, eq. 6), its weight w + 1 here `guidance`
+        unconditional, conditional = output.chunk(2)
+        guided_velocity: Tensor = unconditional + guidance * (conditional - unconditional)
+        return guided_velocity
 
     return integrate(velocity, noise.float(), inference_sigmas(steps).tolist(), sampler)
 
 
 def _packed(text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Padded captions back to back, (T, D), and where each starts, on the CPU: no step waits for a GPU to tell."""
+    """Returns padded captions back to back, (T, D), and where each starts, on the CPU.
+
+    So no step waits for a GPU to know it.
+    """
     real = mask.bool()
     return text[real], F.pad(real.sum(1).cumsum(0), (1, 0)).cpu()
 
 
 def _with_empty(text: Tensor, mask: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
-    """The empty caption B times before the prompts; both sides padded to one length."""
+    """Returns the empty caption B times before the prompts; both padded to one length."""
     batch, length = mask.shape
     longest = max(length, len(empty))
     text, mask = F.pad(text, (0, 0, 0, longest - length)), F.pad(mask, (0, longest - length))

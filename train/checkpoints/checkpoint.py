@@ -304,7 +304,8 @@ def pins(folder: Path) -> dict[str, Any] | None:
     data = None
     for path in steps(folder):  # all of them, for their versions
         with suppress(CheckpointError):
-            data = data or manifest_of(path).get("data")
+            recorded = manifest_of(path).get("data")
+            data = data or recorded
     return data
 
 

@@ -48,7 +48,7 @@ def test_ranks_that_start_one_after_the_other(tmp_path: Path) -> None:
         assert wait(pid) == 0
     same(out)
     said = [(tmp_path / f"log.{n}").read_text() for n in (2, 0, 1)]
-    assert "rank 2: its part is done; 48 files of other ranks are not there yet" in said[0]
+    assert "rank 2: its part is done; 48 files of other ranks are missing" in said[0]
     assert "its part is done" not in said[2]
 
 
@@ -83,7 +83,7 @@ def words_of(save_dir: Path) -> list[str]:
 
 def test_a_signal_whose_error_was_lost_stops_it_all_the_same(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
-        generate(request(made()[0], tmp_path / "out"), came=[signal.SIGTERM])
+        generate(request(made()[0], tmp_path / "out"), signals=[signal.SIGTERM])
     assert not list((tmp_path / "out/images").glob("*.png"))
 
 
