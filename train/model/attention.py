@@ -1,12 +1,14 @@
 """Attention where every sample has as many queries, but a number of keys of its own.
 
-Keys and values of a batch stand back to back, those of sample i at [cu_seqlens[i], cu_seqlens[i + 1]). A sample that
-has none gets zeros. No mask with a row for each query is ever made.
+Keys and values of a batch are packed back to back, those of sample i at [cu_seqlens[i], cu_seqlens[i + 1]). A sample
+that has none gets zeros. No mask with a row for each query is ever made.
 
     plain    buffers padded to the batch's longest, and one row of mask a sample; on any device
-    varlen   flash attention over the sequences as they stand; CUDA, half precision
+    varlen   flash attention (arXiv 2307.08691) over the packed sequences; CUDA, half precision
     flex     FlexAttention over padded buffers, where it leaves out the padding; CUDA, and without gradient a CPU
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ TILE = 128  # of FlexAttention, in queries and in keys
 def attend(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, backend: Backend = "auto"
 ) -> Tensor:
-    """q (B, S, nh, hd), k and v (sum of lengths, nkv, hd), cu_seqlens (B + 1,) -> (B, S, nh, hd).
+    """Maps q (B, S, nh, hd), k and v (sum of lengths, nkv, hd) and cu_seqlens (B + 1,) to (B, S, nh, hd).
 
     Each key head serves nh / nkv adjacent query heads."""
     chosen = choose(backend, q, q.shape[3])
@@ -46,7 +48,7 @@ class Padded:
     kernel: Callable[..., Tensor]
 
     def join(self, text: Tensor, image: Tensor | None) -> Tensor:
-        """Keys or values of the text (T, nkv, hd) and of the image (B, S, nkv, hd), which each sample has."""
+        """Returns a buffer of keys or values of the text (T, nkv, hd) and of the image (B, S, nkv, hd), if any."""
         behind = self.length - (0 if image is None else image.shape[1])
         rows = text.new_zeros(self.batch * behind, *text.shape[1:])
         rows[self.at] = text
@@ -89,15 +91,15 @@ Keys = Padded | Packed
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same where all samples have equally many keys: k and v (B, K, nkv, hd)."""
+    """Returns the attention (B, S, nh, hd) where all samples have equally many keys: k and v (B, K, nkv, hd)."""
     folded = _fold(q, k.shape[2]).transpose(1, 2)
     out = F.scaled_dot_product_attention(folded, k.transpose(1, 2), v.transpose(1, 2))
     return _unfold(out.transpose(1, 2), q.shape)
 
 
 def _fold(q: Tensor, kv_heads: int) -> Tensor:
-    """(B, S, nh, hd) -> (B, groups * S, nkv, hd): the queries that share a key head one after another, which spares
-    copies of the keys, and is the same since nothing here depends on a query's place."""
+    """Maps (B, S, nh, hd) to (B, groups * S, nkv, hd): the queries that share a key head one after another, which
+    spares copies of the keys, and is the same since nothing here depends on a query's place."""
     b, s, heads, width = q.shape
     groups = heads // kv_heads
     if groups == 1:
@@ -107,7 +109,7 @@ def _fold(q: Tensor, kv_heads: int) -> Tensor:
 
 
 def _unfold(out: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of `_fold`."""
+    """Maps (B, groups * S, nkv, hd) to `shape` (B, S, nh, hd): the inverse of `_fold`."""
     b, s, heads, width = shape
     kv_heads = out.shape[2]
     if kv_heads == heads:
@@ -116,25 +118,25 @@ def _unfold(out: Tensor, shape: torch.Size) -> Tensor:
     return split.reshape(shape)
 
 
-# Where the keys stand ------------------------------------------------------------------------------------------------
+# Where the keys are --------------------------------------------------------------------------------------------------
 
 
-def choose(asked: Backend, like: Tensor, head_dim: int) -> Backend:
-    """The backend for tensors such as `like`; ConfigError if the one that is asked for cannot do it."""
+def choose(requested: Backend, like: Tensor, head_dim: int) -> Backend:
+    """Returns the backend for tensors such as `like`; ConfigError if the requested one cannot do it."""
     half = like.dtype in (torch.float16, torch.bfloat16)
     varlen = like.is_cuda and half and head_dim % 8 == 0 and head_dim <= 256
-    if asked == "varlen" and not varlen:
+    if requested == "varlen" and not varlen:
         raise ConfigError(
             f"compute.attention=varlen: found {like.dtype} on {like.device.type} and heads of {head_dim}, expected "
             "half precision on a GPU and a multiple of 8 up to 256. Set compute.attention=auto"
         )
-    if asked == "flex" and not like.is_cuda and torch.is_grad_enabled():
+    if requested == "flex" and not like.is_cuda and torch.is_grad_enabled():
         raise ConfigError(
             "compute.attention=flex: found a CPU, where FlexAttention has no gradient, expected a GPU. Set "
             "compute.attention=auto"
         )
-    if asked != "auto":
-        return asked
+    if requested != "auto":
+        return requested
     if not like.is_cuda or head_dim < 16:  # the least that FlexAttention takes
         return "plain"
     return "varlen" if varlen and varlen_kernel() and _flash(like.device) else "flex"
@@ -147,9 +149,9 @@ def _flash(device: torch.device) -> bool:
 def locate(
     cu_seqlens: Tensor, tokens: int, like: Tensor, image: int, groups: int, backend: Backend
 ) -> Keys:
-    """Where the keys of the text (`tokens` of them, cut by cu_seqlens) and of `image` tokens a sample stand.
+    """Returns where the keys of the text (`tokens` of them, cut by cu_seqlens) and of `image` tokens a sample are.
 
-    Made once a forward pass, and used by all its blocks. `like`: a tensor of as many queries and of the type and
+    Computed once a forward pass, and used by all its blocks. `like`: a tensor of as many queries and of the type and
     device that the blocks compute in. A GPU does not wait for it if cu_seqlens is on the CPU."""
     host = cu_seqlens.to("cpu", torch.int64)
     if int(host[-1]) != tokens or int(host[0]):
@@ -172,7 +174,7 @@ def _beside(like: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _samples(cu: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """Of each text token its sample, and its place there."""
+    """Returns the sample of each text token (T,), and its place there (T,)."""
     numbers = torch.arange(len(cu) - 1, device=cu.device)
     sample = numbers.repeat_interleave(cu.diff(), output_size=tokens)
     return sample, torch.arange(tokens, device=cu.device) - cu[sample]
@@ -185,13 +187,13 @@ def _padded(
     length = -(-longest // TILE) * TILE if flex else longest
     sample, place = _samples(_beside(like, cu_seqlens), tokens)
     at = sample * (length - image) + place
-    known = _beside(like, lengths.clamp(min=1))  # a sample without keys sees one zero
+    filled = _beside(like, lengths.clamp(min=1))  # a sample without keys sees one zero
     if flex:
-        blocks = _blocks(known, groups * like.shape[1], length)
+        blocks = _blocks(filled, groups * like.shape[1], length)
         return Padded(at, batch, length, (blocks,), flex_kernel(like.is_cuda))
     allowed = None
     if int(lengths.min()) < longest:
-        allowed = (torch.arange(length, device=like.device) < known[:, None])[:, None, None]
+        allowed = (torch.arange(length, device=like.device) < filled[:, None])[:, None, None]
     return Padded(at, batch, length, (allowed,), F.scaled_dot_product_attention)
 
 
@@ -199,9 +201,9 @@ def _packed(
     cu_seqlens: Tensor, lengths: Tensor, longest: int, like: Tensor, image: int, groups: int
 ) -> Packed:
     cu = _beside(like, cu_seqlens)
-    known = lengths.clamp(min=1)  # a sample without keys gets one, a zero
-    tokens, rows, batch = int(lengths.sum()) - image * len(lengths), int(known.sum()), len(lengths)
-    ends = _beside(like, F.pad(known.cumsum(0), (1, 0)))
+    filled = lengths.clamp(min=1)  # a sample without keys gets one, a zero
+    tokens, rows, batch = int(lengths.sum()) - image * len(lengths), int(filled.sum()), len(lengths)
+    ends = _beside(like, F.pad(filled.cumsum(0), (1, 0)))
     sample, place = _samples(cu, tokens)
     image_at = (ends[:-1] + cu.diff())[:, None] + torch.arange(image, device=like.device)
     queries = torch.arange(batch + 1, device=like.device) * (groups * like.shape[1])
@@ -217,7 +219,7 @@ def _packed(
 
 @cache
 def varlen_kernel() -> Callable[..., Any] | None:
-    """torch's attention over sequences of any length; None before torch 2.10."""
+    """Returns torch's attention over sequences of any length; None before torch 2.10."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -227,7 +229,7 @@ def varlen_kernel() -> Callable[..., Any] | None:
 
 @cache
 def flex_kernel(compiled: bool) -> Callable[..., Tensor]:
-    """FlexAttention, fused by the compiler on a GPU; torch's own plain form of it elsewhere."""
+    """Returns FlexAttention (arXiv 2412.05496), fused by the compiler on a GPU; torch's own plain form elsewhere."""
     from torch.nn.attention.flex_attention import flex_attention
 
     run: Any = torch.compile(flex_attention) if compiled else flex_attention
@@ -235,7 +237,7 @@ def flex_kernel(compiled: bool) -> Callable[..., Tensor]:
 
 
 def _blocks(lengths: Tensor, queries: int, length: int) -> Any:
-    """Which tiles of keys each sample reads: those that its keys fill, and the one where they end."""
+    """Returns which tiles of keys each sample reads: those that its keys fill, and the one where they end."""
     from torch.nn.attention.flex_attention import BlockMask
 
     across, down = length // TILE, -(-queries // TILE)

@@ -1,4 +1,6 @@
-"""What a model is, and how the reference's `config.json` says the same. How it is computed changes no number of it."""
+"""What a model is, and how the reference's `config.json` says the same. How it is computed changes no value."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Mapping
@@ -27,8 +29,10 @@ class FlowConfig(Strict):
 class ComputeConfig(Strict):
     """How the model is run: for speed and memory, the values stay the same but for rounding."""
 
-    compile: bool = False  # torch.compile, block by block
-    recompute: bool = False  # activations of a block are computed again in the backward pass
+    # torch.compile, block by block
+    compile: bool = False
+    # activations of a block are computed again in the backward pass (arXiv 1604.06174)
+    recompute: bool = False
     attention: Backend = "auto"
 
 
@@ -44,10 +48,10 @@ class ModelConfig(Strict):
     patch_size: int = Field(default=2, ge=1)
     attention: Literal["self", "cross"] = "self"
     pos_embed: Literal["ape", "1d-rope", "2d-rope", "m-rope"] = "ape"
-    pos_embed_max_size: int = Field(default=64, ge=1)  # side of the sincos table, in tokens
-    sample_size: int = Field(
-        default=32, ge=1
-    )  # latent side whose token grid gets the coordinates 0 .. sample_size / patch_size
+    # side of the sincos table, in tokens
+    pos_embed_max_size: int = Field(default=64, ge=1)
+    # latent side whose token grid gets the coordinates 0 .. sample_size / patch_size
+    sample_size: int = Field(default=32, ge=1)
     timestep_conditioning: Literal["adaln-zero", "adaln-single", "addition", "none"] = "adaln-zero"
     qk_norm: bool = True
     sandwich_norm: bool = False
@@ -85,15 +89,14 @@ class DiTConfig(ModelConfig):
     in_channels: int = Field(ge=1)
     out_channels: int = Field(ge=1)
     text_width: int = Field(ge=1)
-    text_modulation_width: int | None = Field(
-        default=None, ge=1
-    )  # of weights that the reference makes and never uses
+    # of weights that the reference makes and never uses
+    text_modulation_width: int | None = Field(default=None, ge=1)
 
     @classmethod
     def from_reference(cls, fields: Mapping[str, Any]) -> Self:
-        """Read the reference's `config.json`, its Gemma-like `base_config` nested in it; ConfigError if it is none.
+        """Reads the reference's `config.json`, its Gemma-like `base_config` nested in it; ConfigError if it is none.
 
-        A field that is absent or null has the default of the class that wrote it; unknown ones are left aside."""
+        A field that is absent or null has the default of the class that wrote it; unknown ones are ignored."""
         if fields.get("model_type", "DiT") != "DiT":
             raise ConfigError(
                 f"config.json: model_type: found {fields['model_type']!r}, expected 'DiT'. Deep fusion (FuseDiT), "
@@ -140,13 +143,13 @@ class DiTConfig(ModelConfig):
             raise ConfigError("\n  ".join(["config.json is of no model here:", *lines])) from None
 
     def to_reference(self) -> dict[str, Any]:
-        """The `config.json` from which `from_reference` makes this model again."""
-        mine = self.model_dump()
-        own = {theirs: mine[ours] for ours, theirs in NAMES.items() if "." not in theirs}
+        """Returns the `config.json` from which `from_reference` makes this model again."""
+        values = self.model_dump()
+        own = {name: values[ours] for ours, name in NAMES.items() if "." not in name}
         base = {
-            theirs.removeprefix("base_config."): mine[ours]
-            for ours, theirs in NAMES.items()
-            if "." in theirs
+            name.removeprefix("base_config."): values[ours]
+            for ours, name in NAMES.items()
+            if "." in name
         }
         if own["timestep_conditioning"] == "none":
             own["timestep_conditioning"] = None
@@ -200,19 +203,18 @@ BASES: dict[str | None, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def _base(found: Any) -> dict[str, Any]:
-    """The nested config with the defaults of its class; a null `head_dim` is for hidden size / heads to say."""
-    if not isinstance(found, Mapping):
+def _base(config: Any) -> dict[str, Any]:
+    """Returns the nested config with the defaults of its class; a null `head_dim` is hidden size / heads."""
+    if not isinstance(config, Mapping):
         raise ConfigError(
-            f"config.json: base_config: found {type(found).__name__}, expected the config of the language model whose "
+            f"config.json: base_config: found {type(config).__name__}, expected the config of the language model whose "
             "geometry the model has"
         )
-    defaults = {**ANY_BASE, **BASES.get(found.get("model_type"), {})}
-    rope = found.get("rope_parameters")  # where transformers 5 keeps it
+    defaults = {**ANY_BASE, **BASES.get(config.get("model_type"), {})}
+    rope = config.get("rope_parameters")  # where transformers 5 keeps it
     if isinstance(rope, Mapping) and rope.get("rope_theta") is not None:
         defaults["rope_theta"] = rope["rope_theta"]
-    given = {k: v for k, v in found.items() if v is not None or k == "head_dim"}
-    return {**defaults, **given}
+    return defaults | {k: v for k, v in config.items() if v is not None or k == "head_dim"}
 
 
 def _need(base: Mapping[str, Any], name: str) -> int:

@@ -1,10 +1,12 @@
-"""The diffusion transformer: noisy latents, a timestep and caption tokens in, a velocity out.
+"""The diffusion transformer (DiT, arXiv 2212.09748): noisy latents, a timestep and caption tokens in, a velocity out.
 
 Image tokens run through the blocks; caption tokens never change and enter every block as keys and values only.
 Parameter names and shapes are those of the reference implementation (fuse-dit), so its checkpoints load as they are.
 Shapes: B batch, C channels, (H, W) latent size, S image tokens, T caption tokens of the whole batch, D width, nh / nkv
 heads, hd head_dim.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * (1 + weight) in fp32, cast back to the type of x."""
+    """RMSNorm (arXiv 1910.07467) as in Gemma: x / rms(x) * (1 + weight) in fp32, cast back to the type of x."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -41,7 +43,9 @@ class RMSNorm(nn.Module):
 
 
 class ModulatedNorm(nn.Module):
-    """A norm and the linear map that makes its modulation from the time embedding (adaln-zero)."""
+    """A norm and the linear map that makes its modulation from the time embedding: adaLN-Zero of DiT, section 3.2.
+
+    The map's weights start as zeros (see `initialise`), so every block starts as the identity."""
 
     def __init__(self, width: int, parts: int, eps: float) -> None:
         super().__init__()
@@ -54,12 +58,13 @@ class ModulatedNorm(nn.Module):
         return out
 
     def modulation(self, temb: Tensor) -> tuple[Tensor, ...]:
+        """Maps the time embedding (B, D) to `parts` tensors (B, 1, D)."""
         out: Tensor = self.linear(F.silu(temb))[:, None]
         return out.chunk(self.parts, -1)
 
 
 class PatchEmbed(nn.Module):
-    """Latents (B, C, H, W) -> tokens (B, S, D), with the centre of the sincos table added where there is one."""
+    """Maps latents (B, C, H, W) to tokens (B, S, D), and adds the centre of the sincos table where there is one."""
 
     pos_embed: Tensor
 
@@ -70,9 +75,8 @@ class PatchEmbed(nn.Module):
         self.side = config.pos_embed_max_size if config.pos_embed == "ape" else 0
         if self.side:
             table = sincos_table(config.hidden_size, self.side, config.sample_size // p)
-            self.register_buffer(
-                "pos_embed", table
-            )  # persistent: the reference's state dict holds it
+            # persistent: the reference's state dict holds it
+            self.register_buffer("pos_embed", table)
 
     def forward(self, latents: Tensor) -> Tensor:
         x: Tensor = self.proj(latents)
@@ -91,6 +95,8 @@ class PatchEmbed(nn.Module):
 
 
 class MLP(nn.Module):
+    """A gated linear unit (GLU variants, arXiv 2002.05202), as in Gemma: (B, S, D) -> (B, S, D)."""
+
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.mlp_size, bias=False)
@@ -104,7 +110,9 @@ class MLP(nn.Module):
 
 
 class Attention(nn.Module):
-    """Queries of the image over keys of [text, image], of the image alone, or of the text alone."""
+    """Grouped-query attention (arXiv 2305.13245) of the image over [text, image], the image alone, or the text alone.
+
+    With `qk_norm`, queries and keys of each head are normed, so that their products do not grow (arXiv 2302.05442)."""
 
     def __init__(self, config: DiTConfig, image: bool, text: bool) -> None:
         super().__init__()
@@ -122,7 +130,7 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = norm(), norm()
 
     def forward(self, x: Tensor, context: Tensor, keys: Keys, rope: Rope | None) -> Tensor:
-        """x (B, S, D), context (T, D) -> (B, S, D)."""
+        """Maps x (B, S, D) and context (T, D) to (B, S, D)."""
         q = rotate(self.q_norm(self._heads(self.q_proj(x))), rope)
         k = v = None
         if self.image:
@@ -143,16 +151,16 @@ class Attention(nn.Module):
         return x.view(*x.shape[:-1], x.shape[-1] // self.head_dim, self.head_dim)
 
 
-def _modulate_zero(block: "Block", temb: Tensor) -> tuple[Any, ...]:
+def _modulate_zero(block: Block, temb: Tensor) -> tuple[Any, ...]:
     assert isinstance(block.input_layernorm, ModulatedNorm)
     return block.input_layernorm.modulation(temb)
 
 
-def _modulate_single(block: "Block", temb: Tensor) -> tuple[Any, ...]:
+def _modulate_single(block: Block, temb: Tensor) -> tuple[Any, ...]:
     return (block.scale_shift_table + temb)[:, None].chunk(6, -1)
 
 
-def _modulate_not(block: "Block", temb: Tensor) -> tuple[Any, ...]:
+def _modulate_not(block: Block, temb: Tensor) -> tuple[Any, ...]:
     return 0.0, 0.0, 1.0, 0.0, 0.0, 1.0
 
 
@@ -165,6 +173,10 @@ MODULATIONS = {
 
 
 class Block(nn.Module):
+    """One layer. Shift, scale and gate of attention and of MLP come from the time embedding in one of three ways:
+    a map of each block (adaLN-Zero), a map of all and a table of each (adaLN-single, PixArt-alpha, arXiv 2310.00426),
+    or not at all."""
+
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         cross, width = config.attention == "cross", config.hidden_size
@@ -187,6 +199,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, temb: Tensor, context: Tensor, keys: Keys, rope: Rope | None
     ) -> Tensor:
+        # of the attention, and of the MLP: (B, 1, D) each
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulate(self, temb)
         n = self.input_layernorm(x) * (1 + scale_a) + shift_a
         a = self.self_attn(n, context, keys, rope)
@@ -194,7 +207,7 @@ class Block(nn.Module):
         if self.cross_attn:  # its query is neither normed nor modulated and its output has no gate
             c = self.cross_attn(x, context, keys, None)
             x = x + (self.post_cross_attention_layernorm(c) if self.sandwich else c)
-        # With sandwich norms, post_attention_layernorm is spent above and another one takes its place here.
+        # With sandwich norms (as in Gemma 2), post_attention_layernorm is used above and another one here.
         n = self.pre_feedforward_layernorm(x) if self.sandwich else self.post_attention_layernorm(x)
         m = self.mlp(n * (1 + scale_m) + shift_m)
         out: Tensor = x + gate_m * (self.post_feedforward_layernorm(m) if self.sandwich else m)
@@ -202,7 +215,7 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """latents (B, C, H, W), timestep (B,) in (0, 1000] and captions -> velocity (B, C, H, W).
+    """Maps latents (B, C, H, W), timesteps (B,) in (0, 1000] and captions to the velocity (B, C, H, W).
 
     Captions are text (T, Dt), back to back, and where each starts and the last ends, (B + 1,) int32, which a GPU need
     not be waited for if it is on the CPU; or padded text (B, L, Dt) and mask (B, L) of 0/1."""
@@ -235,7 +248,7 @@ class DiT(nn.Module):
             initialise(self, seed)
 
     def prepare(self, compute: ComputeConfig) -> None:
-        """Say how to compute; before the engine takes the model. The state dict stays as it is."""
+        """Sets how to compute, before the engine takes the model. The state dict stays as it is."""
         self.compute = compute
         if compute.compile:
             for block in self.layers:
@@ -266,10 +279,10 @@ class DiT(nn.Module):
         return locate(cu_seqlens, len(text), x, image, c.heads // c.kv_heads, backend)
 
     def _embed_time(self, timestep: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The embedding itself, and what the blocks make their modulation from."""
+        """Returns the embedding (B, D), and what the blocks make their modulation from, (B, D) or (B, 6 D)."""
         if self.config.timestep_conditioning == "none":
-            nothing = x.new_zeros(x.shape[0], x.shape[2])
-            return nothing, nothing
+            zeros = x.new_zeros(x.shape[0], x.shape[2])
+            return zeros, zeros
         embedded = self.timestep_embedder(time_features(timestep).to(x.dtype))
         single = self.config.timestep_conditioning == "adaln-single"
         return embedded, self.t_block(embedded) if single else embedded
@@ -282,6 +295,7 @@ class DiT(nn.Module):
         return cos.to(x), sin.to(x)
 
     def _head(self, x: Tensor, embedded: Tensor) -> Tensor:
+        """Returns the normed and modulated tokens (B, S, D) that are projected to patches."""
         normed: Tensor = self.norm_out(x)
         match self.config.timestep_conditioning:
             case "adaln-zero":  # (scale, shift): the other way round than in the blocks
@@ -295,25 +309,28 @@ class DiT(nn.Module):
         return normed * (1 + scale) + shift
 
     def _unpatchify(self, x: Tensor, h: int, w: int) -> Tensor:
+        """Maps patches (B, S, p * p * C) to latents (B, C, h * p, w * p)."""
         p, c = self.config.patch_size, self.config.out_channels
         return x.view(-1, h, w, p, p, c).permute(0, 5, 1, 3, 2, 4).reshape(-1, c, h * p, w * p)
 
 
 def _pack(text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Padded captions (B, L, Dt) -> (T, Dt) and where each starts; any pattern of 0/1 will do."""
+    """Maps padded captions (B, L, Dt) to (T, Dt) and where each starts; any pattern of 0/1 is allowed."""
     real = mask.bool()
     return text[real], F.pad(real.sum(1).cumsum(0), (1, 0))
 
 
 def initialise(model: DiT, seed: int) -> None:
-    """Fill the weights as the reference does; the same seed gives the same weights on every rank."""
+    """Fills the weights as the reference does; the same seed gives the same weights on every rank."""
     g, std = torch.Generator().manual_seed(seed), model.config.initializer_range
     embedders = "timestep_embedder.0 timestep_embedder.2 context_embedder.1 condition_embedder.1 condition_embedder.3"
     normal = {**dict.fromkeys(embedders.split(), std), "t_block.1": 0.02}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             if name == "proj_out" or name.endswith(("input_layernorm.linear", "norm_out.linear")):
-                nn.init.zeros_(module.weight)  # every block, and the output, start as nothing
+                nn.init.zeros_(
+                    module.weight
+                )  # adaLN-Zero: blocks start as the identity, the output as 0
             elif name in normal:
                 nn.init.normal_(module.weight, std=normal[name], generator=g)
             else:

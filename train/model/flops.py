@@ -36,25 +36,25 @@ class Cost:
 
 
 def forward(config: DiTConfig, height: int, width: int) -> dict[str, Cost]:
-    """By part, for latents of that height and width."""
+    """Returns the FLOPs of a forward pass by part, for latents of that height and width."""
     c, p = config, config.patch_size
-    d, places = c.hidden_size, (height // p) * (width // p)
+    d, positions = c.hidden_size, (height // p) * (width // p)
     q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
-    to_image = Cost(2 * places * (2 * d * q + 2 * d * kv))  # q, k, v, o
-    over_image, over_text = Cost(4 * places * places * q), Cost(0, 4 * places * q)
+    to_image = Cost(2 * positions * (2 * d * q + 2 * d * kv))  # q, k, v, o
+    over_image, over_text = Cost(4 * positions * positions * q), Cost(0, 4 * positions * q)
     to_text = Cost(0, 2 * 2 * d * kv)
     if c.attention == "cross":  # queries and outputs of its own
-        to_text += Cost(2 * places * 2 * d * q)
+        to_text += Cost(2 * positions * 2 * d * q)
     modulation = {"adaln-zero": c.layers * 6 + 2, "adaln-single": 6}
     time = Cost(2 * (TIME_CHANNELS * d + d * d)) if c.timestep_conditioning != "none" else Cost()
     return {
         "attention, projections": (to_image + to_text) * c.layers,
         "attention, scores and sums": (over_image + over_text) * c.layers,
-        "MLP": Cost(2 * 3 * places * d * c.mlp_size) * c.layers,
+        "MLP": Cost(2 * 3 * positions * d * c.mlp_size) * c.layers,
         "modulation": Cost(2 * modulation.get(c.timestep_conditioning, 0) * d * d),
         "time, text and patches": time
         + Cost(0, 2 * c.text_width * d)
-        + Cost(2 * places * p * p * d * (c.in_channels + c.out_channels)),
+        + Cost(2 * positions * p * p * d * (c.in_channels + c.out_channels)),
     }
 
 
@@ -63,13 +63,13 @@ def total(parts: Mapping[str, Cost]) -> Cost:
 
 
 def training(config: DiTConfig, height: int, width: int) -> Cost:
-    """Forward and backward. The backward pass costs two forward ones, but for gradients of the inputs, which nobody
-    asks for. Blocks that are computed again to save memory do not count: they are no progress."""
+    """Returns the FLOPs of forward and backward. The backward pass costs two forward ones, but for gradients of the
+    inputs, which are not computed. Blocks that are computed again to save memory do not count: they are no progress."""
     d = config.hidden_size
-    unasked = 2 * height * width * d * config.in_channels  # places * p * p = height * width
+    unused = 2 * height * width * d * config.in_channels  # positions * p * p = height * width
     if config.timestep_conditioning != "none":
-        unasked += 2 * TIME_CHANNELS * d
-    return total(forward(config, height, width)) * 3 + Cost(-unasked)
+        unused += 2 * TIME_CHANNELS * d
+    return total(forward(config, height, width)) * 3 + Cost(-unused)
 
 
 PARTS = (
@@ -82,12 +82,12 @@ PARTS = (
 
 
 def parameters(model: DiT) -> dict[str, int]:
-    """Trainable parameters by part; the model may be on the meta device."""
-    found = dict.fromkeys((part for part, _ in PARTS), 0)
+    """Returns the trainable parameters by part; the model may be on the meta device."""
+    counts = dict.fromkeys((part for part, _ in PARTS), 0)
     for name, parameter in model.named_parameters():
         part = next(part for part, pattern in PARTS if re.match(pattern, name))
-        found[part] += parameter.numel()
-    return found
+        counts[part] += parameter.numel()
+    return counts
 
 
 # Peaks ---------------------------------------------------------------------------------------------------------------
@@ -130,6 +130,6 @@ GPUS = {
 
 
 def gpu_of(device_name: str) -> Gpu | None:
-    """The GPU that calls itself so; None if it is not known."""
-    found = [gpu for gpu in GPUS.values() if re.fullmatch(gpu.device, device_name)]
-    return found[0] if found else None
+    """Returns the GPU of that device name, None if it is not in GPUS."""
+    matches = (gpu for gpu in GPUS.values() if re.fullmatch(gpu.device, device_name))
+    return next(matches, None)

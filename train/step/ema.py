@@ -1,4 +1,7 @@
-"""The moving average of the weights, held as each rank's part of them: a fraction of the memory, and exact."""
+"""The exponential moving average (EMA) of the weights, which pictures are made with: each rank holds its part of it, a
+fraction of the memory, and exact."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,16 +22,16 @@ class Ema:
 
     @torch.no_grad()
     def update(self, weights: Sequence[Tensor]) -> None:
-        """average = decay * average + (1 - decay) * weights, in one fused operation."""
+        """Sets average = decay * average + (1 - decay) * weights, in one fused operation."""
         torch._foreach_lerp_(self.parts, list(weights), 1 - self.decay)
         self.initial_share *= self.decay
 
     @contextmanager
     def in_place_of_weights(self, engine: Engine) -> Iterator[None]:
         """Within the block the model computes with the averaged weights; afterwards the very same weights are back."""
-        kept = [w.detach().clone() for w in engine.weights()]
+        weights = [w.detach().clone() for w in engine.weights()]
         engine.set_weights(self.parts)
         try:
             yield
         finally:
-            engine.set_weights(kept)
+            engine.set_weights(weights)

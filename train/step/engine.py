@@ -1,8 +1,10 @@
-"""The DeepSpeed engine: fp32 weights and AdamW, sharded by ZeRO 1 or 2, also on one process.
+"""The DeepSpeed engine: fp32 weights and AdamW, sharded by ZeRO 1 or 2 (arXiv 1910.02054), also on one process.
 
 Each rank holds a *partition*: flat fp32 tensors of weights and moments, cut from all parameters laid end to end. A
-`Fragment` says which elements of which parameter stand where in it. Checkpoints and the EMA work on partitions only.
+`Fragment` says which elements of which parameter are where in it. Checkpoints and the EMA work on partitions only.
 """
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +30,10 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "communication_data_type": (),
     "wall_clock_breakdown": (),
 }  # fmt: skip
+BATCH = (
+    *("train_batch_size", "train_micro_batch_size_per_gpu"),
+    *("gradient_accumulation_steps", "gradient_clipping"),
+)
 BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")
 OURS = {
     "train_batch_size": "global_batch",
@@ -67,31 +73,35 @@ class Engine:
     def __init__(self, model: nn.Module, config: TrainConfig, world: World) -> None:
         import deepspeed
 
-        asked = deepspeed_config(config, world.size)
+        requested = deepspeed_config(config, world.size)
         groups = parameter_groups(model, config.optim)
         optimizer = torch.optim.AdamW(groups, fused=True, **_adamw(config.optim))
-        self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=asked)
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=requested
+        )
         self.zero = self.deepspeed.optimizer
         self.model: nn.Module = self.deepspeed.module
         self.effective = self._read_back()
-        check(asked, config.optim, world.size, [g["weight_decay"] for g in groups], self.effective)
+        check(
+            requested, config.optim, world.size, [g["weight_decay"] for g in groups], self.effective
+        )
         self.fragments = self._fragments()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         return self.deepspeed(*inputs)  # type: ignore[no-any-return]  # DeepSpeed is untyped
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a micro-batch; the mean over the micro-batches of a step is taken here."""
+        """Adds the gradients of a micro-batch, divided by the number of micro-batches of a step."""
         self.deepspeed.backward(loss)
 
     def step(self, lr: float) -> None:
-        """To be called after each backward; the last micro-batch of a step moves the weights."""
+        """Moves the weights after the last micro-batch of a step; to be called after each `backward`."""
         for group in self.zero.param_groups:
             group["lr"] = lr
         self.deepspeed.step()
 
     def discard(self) -> None:
-        """Before the last `step` of an update: let it leave the weights alone, as if a gradient were not finite."""
+        """Makes the last `step` of an update leave the weights alone, as if a gradient were not finite."""
         for gradients in self.zero.averaged_gradients.values():
             for gradient in gradients or ():
                 gradient.fill_(torch.nan)
@@ -107,11 +117,11 @@ class Engine:
         return float(self.deepspeed.get_global_grad_norm())
 
     def weights(self) -> list[Tensor]:
-        """This rank's partition, one flat fp32 tensor a parameter group; the padding at its end is zero."""
+        """Returns this rank's partition, one flat fp32 tensor a parameter group; the padding at its end is zero."""
         return [part.data for part in self.zero.single_partition_of_fp32_groups]
 
     def moments(self) -> dict[str, list[Tensor]]:
-        """AdamW's two moments over the same partition; zero before the first update."""
+        """Returns AdamW's two moments over the same partition; zero before the first update."""
         state, parts = self.zero.optimizer.state, self.zero.single_partition_of_fp32_groups
         return {
             name: [state[p][name] if state[p] else torch.zeros_like(p.data) for p in parts]
@@ -120,21 +130,21 @@ class Engine:
 
     @torch.no_grad()
     def set_weights(self, parts: Sequence[Tensor]) -> None:
-        """Replace this rank's partition; collective, since the model needs those of the others."""
+        """Replaces this rank's partition; collective, since the model needs those of the others."""
         for own, new in zip(self.weights(), parts, strict=True):
             own.copy_(new)
         self.zero.update_lp_params()
 
     def set_moments(self, step: int, moments: Mapping[str, Sequence[Tensor]]) -> None:
-        """Give AdamW its state after `step` updates."""
+        """Gives AdamW its state after `step` updates."""
         for i, part in enumerate(self.zero.single_partition_of_fp32_groups):
             count = torch.tensor(float(step), device=part.device)
             state = {name: flats[i].to(part.device) for name, flats in moments.items()}
             self.zero.optimizer.state[part] = {"step": count, **state}
 
     def _fragments(self) -> list[Fragment]:
-        """Read from DeepSpeed which elements this rank owns, and check it against the weights themselves."""
-        found, flats = [], self.weights()
+        """Returns which elements this rank owns, as DeepSpeed says, once compared with the weights themselves."""
+        fragments, flats = [], self.weights()
         for group, parameters in enumerate(self.zero.bit16_groups):
             for parameter in parameters:
                 mapping = parameter._hp_mapping
@@ -149,11 +159,11 @@ class Engine:
                     raise EngineError(
                         f"DeepSpeed's partition does not hold {name} where it says: another version?"
                     )
-                found.append(fragment)
-        return found
+                fragments.append(fragment)
+        return fragments
 
     def _read_back(self) -> dict[str, Any]:
-        """What DeepSpeed runs with, in the words of its JSON."""
+        """Returns what DeepSpeed runs with, by the names of its JSON."""
         ds, adamw = self.deepspeed, self.zero.optimizer
         groups = adamw.param_groups
         return {
@@ -178,7 +188,7 @@ class Engine:
 
 
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-    """One group that decays, or that and one of norms, biases and tables that does not."""
+    """Returns one group that decays, or that and one of norms, biases and tables that does not."""
     named = list(model.named_parameters())
     if optim.decay == "all":
         return [{"params": [p for _, p in named], "weight_decay": optim.weight_decay}]
@@ -191,12 +201,12 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any
 
 
 def _one_of(values: list[Any]) -> Any:
-    """What all groups have; the list of them, where they differ."""
+    """Returns the value of all groups; the list of them, where they differ."""
     return values[0] if all(value == values[0] for value in values) else values
 
 
 def deepspeed_config(config: TrainConfig, world: int) -> dict[str, Any]:
-    """The JSON that DeepSpeed is given: the user's, checked, and the batch arithmetic of the run."""
+    """Returns the JSON for DeepSpeed: the user's, checked, and the batch arithmetic of the run."""
     theirs = (
         config.deepspeed if isinstance(config.deepspeed, dict) else _read_json(config.deepspeed)
     )
@@ -237,40 +247,32 @@ def deepspeed_config(config: TrainConfig, world: int) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = read_json(path)
+        values = read_json(path)
     except FileNotFoundError:
         raise ConfigError(
             f"deepspeed: found nothing at {path}, expected a JSON file: check the path"
         ) from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"deepspeed: {path} is not valid JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"deepspeed: {path} holds a {type(found).__name__}, expected an object")
-    return found
+    if not isinstance(values, dict):
+        raise ConfigError(f"deepspeed: {path} holds a {type(values).__name__}, expected an object")
+    return values
 
 
 def _adamw(optim: OptimConfig) -> dict[str, Any]:
-    return {
-        "lr": optim.lr,
-        "betas": optim.betas,
-        "eps": optim.eps,
-    }
+    return {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
 
 
 def check(
-    asked: Mapping[str, Any], optim: OptimConfig, ranks: int, decays: Sequence[float], effective: Mapping[str, Any]
+    requested: Mapping[str, Any], optim: OptimConfig, ranks: int, decays: Sequence[float],
+    effective: Mapping[str, Any],
 ) -> None:  # fmt: skip
-    """DeepSpeed ignores what it does not understand, so what it runs with is compared with what was asked."""
-    zero, autocast = asked["zero_optimization"], asked.get("torch_autocast", {})
-    names = (
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-        "gradient_clipping",
-    )
+    """Raises EngineError where DeepSpeed runs with other settings than were requested: it ignores what it does not
+    understand."""
+    zero, autocast = requested["zero_optimization"], requested.get("torch_autocast", {})
     dtype = f"torch.{autocast.get('dtype', 'bfloat16')}" if autocast.get("enabled") else None
     expected = {
-        **{name: asked[name] for name in names},
+        **{name: requested[name] for name in BATCH},
         **{name: value for name, value in zero.items() if name in effective},
         **_adamw(optim),
         "weight_decay": list(decays),

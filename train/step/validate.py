@@ -5,6 +5,8 @@ weights. Micro-batches do not depend on the world size, and losses are summed in
 the same bits. The total divided by the variance of the target compares epochs of one run; it does not compare VAEs.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +45,7 @@ class Validation:
 
 
 def open_held_out(config: TrainConfig, training: JoinedColumns) -> JoinedColumns | None:
-    """The columns of the held-out source that carry the names of the (first source's) training columns; None if no
+    """Returns the columns of the held-out source with the names of the (first source's) training columns; None if no
     source is named.
 
     IdentityMismatch if another encoder or preprocessing made them."""
@@ -90,31 +92,23 @@ class Validator:
     def __call__(
         self, engine: Engine, ema: Ema, stop: Callable[[], bool] = bool
     ) -> Validation | None:
-        """Collective: every rank takes every world-th chunk of rows, and all get the same answer. `stop` is asked by
-        all ranks before each chunk; None if it said so."""
+        """Returns the same losses on all ranks, each of which takes every world-th chunk of rows; collective. All call
+        `stop` before each chunk; None if it is true."""
         engine.model.eval()
         try:
             with ema.in_place_of_weights(engine):
-                own = []
+                results = []
                 for first in range(0, len(self.chunks), self.world.size):
                     self.world.phase(f"validation, chunk {first} of {len(self.chunks)}")
                     if stop():
                         return None
-                    own += [
-                        self._chunk(engine, rows)
-                        for rows in self.chunks[first : first + self.world.size][self.world.rank :][
-                            :1
-                        ]
-                    ]
+                    if first + self.world.rank < len(self.chunks):
+                        results.append(self._chunk(engine, self.chunks[first + self.world.rank]))
         finally:
             engine.model.train()
-        by_rank = self.world.gather(own)
-        chunks = [
-            by_rank[i % self.world.size][i // self.world.size] for i in range(len(self.chunks))
-        ]
-        loss, mean, square = (
-            torch.cat(parts) for parts in zip(*chunks, strict=True)
-        )  # rows in order again
+        by_rank, size = self.world.gather(results), self.world.size
+        chunks = [by_rank[i % size][i // size] for i in range(len(self.chunks))]  # rows in order
+        loss, mean, square = (torch.cat(parts) for parts in zip(*chunks, strict=True))
         variance = (square.mean((0, 1)) - mean.mean((0, 1)).square()).mean()
         by_level = (square.mean(0) - mean.mean(0).square()).mean(1)
         total, levels = loss.mean(), loss.mean(0)
@@ -125,7 +119,8 @@ class Validator:
     def _chunk(
         self, engine: Engine, rows: np.ndarray[Any, np.dtype[np.int64]]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """By row and level: loss (b, 8), mean and mean square of the target by channel (b, 8, C); fp64 on the CPU."""
+        """Returns, by row and level, loss (b, 8), mean and mean square of the target by channel (b, 8, C); fp64 on the
+        CPU."""
         config, device = self.config, self.world.device
         moments, tokens, cu_seqlens = read_rows(self.join, rows)
         tokens = encoded(self.text_encoder, tokens.to(device), cu_seqlens)
@@ -134,18 +129,14 @@ class Validator:
         if self.join.posterior:
             drawn = normal(config.seed, "validation-posterior", keys, shape)
         latents = draw(moments, self.join.norm, drawn)
-        found = []
+        results = []
         for level in range(LEVELS):
             sigma, timestep = noise_levels(torch.full((len(keys),), (level + 0.5) / LEVELS))
             noise = normal(config.seed, f"validation-flow-{level}", keys, shape)
-            predicted = engine(
-                interpolate(latents, noise, sigma).to(device),
-                timestep.to(device),
-                tokens,
-                cu_seqlens,
-            ).cpu()
-            wanted = target(latents, noise).double().flatten(2)
+            noisy = interpolate(latents, noise, sigma).to(device)
+            predicted = engine(noisy, timestep.to(device), tokens, cu_seqlens).cpu()
+            velocity = target(latents, noise).double().flatten(2)
             loss = losses(config.flow, predicted, latents, noise, sigma)
-            found.append((loss.double(), wanted.mean(2), wanted.square().mean(2)))
-        loss, mean, square = (torch.stack(parts, 1) for parts in zip(*found, strict=True))
+            results.append((loss.double(), velocity.mean(2), velocity.square().mean(2)))
+        loss, mean, square = (torch.stack(parts, 1) for parts in zip(*results, strict=True))
         return loss, mean, square
