@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from ..errors import ShardsError
 from .column import Column
 from .join import JoinedColumns
+from .objects import Places
 from .order import Ints, Order
 
 ALIGN = 64  # bytes; every part of a buffer starts at a multiple
 CHUNK = 4_096  # samples that are planned at once: order and places then cost 1 % of the reading
 WARM = 16  # batches without a disk read, after which hints are left out
 SLOW = 1e9  # bytes a second; slower, and it is no memory, though the system may not call it a disk
-Places = tuple[Ints, Ints, Ints]  # of rows in a column: object, first byte, bytes
 # samples, rows, sources, number of the text column (B,) int64, cu_seqlens (B + 1,) int32
 Header = tuple[Any, Any, Any, Any, Any]
 
@@ -121,10 +121,10 @@ class Planner:
         sources, rows = self.columns.locate(*self.order.at(samples))
         groups = list(self._groups(samples, sources, rows))
         texts, lengths = np.zeros(rows.size, np.int64), np.zeros(rows.size, np.int64)
-        for part, text, column, samples_of, (_, _, sizes) in groups:
+        for part, text, column, samples_of, places in groups:
             if part is None:
                 texts[samples_of] = text
-                lengths[samples_of] = sizes // column.layout.unit_bytes
+                lengths[samples_of] = places.size // column.layout.unit_bytes
         ends = np.zeros((positions.size, size + 1), np.int64)
         np.cumsum(lengths.reshape(positions.size, size), axis=1, out=ends[:, 1:])
         token_starts = layout.tokens_at + ends[:, :-1].ravel() * layout.token_bytes
@@ -135,9 +135,8 @@ class Planner:
             cuts = np.searchsorted(samples_of, size * np.arange(positions.size + 1)).tolist()
             for i, (a, b) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
                 if a < b:
-                    objects, starts, sizes = (array[a:b] for array in places)
-                    op = ReadOp(column, rows[samples_of[a:b]], (objects, starts, sizes), at[a:b])
-                    reads[i].append(op)
+                    part_places = places.at(slice(a, b))
+                    reads[i].append(ReadOp(column, rows[samples_of[a:b]], part_places, at[a:b]))
         tables = [array.reshape(positions.size, size) for array in (samples, rows, sources, texts)]
         tokens = ends[:, -1].tolist()
         for i, header in enumerate(zip(*tables, ends.astype(np.int32), strict=True)):

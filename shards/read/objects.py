@@ -1,45 +1,70 @@
-"""Open objects of a column, and what is known of its rows: what `Column` keeps between two reads."""
+"""The objects that hold a column's values: opened, each checked once, and read at places that are
+known by arithmetic.
+"""
 
 from __future__ import annotations
 
 import errno
 import resource
-from collections.abc import Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..column.commits import commit_name, own_commit
-from ..column.tar_object import starts as tar_starts
 from ..column.tar_object import tar_name
-from ..column.zarr_object import read_index
+from ..column.zarr_object import decode_into, read_index, read_into
 from ..errors import CorruptColumn
-from ..format.atomic import naming, sha256
-from ..format.layout import HAS_VALUES, ZARR_ROWS, ArraySpec
+from ..format.atomic import naming
+from ..format.layout import ArraySpec, ColumnSpec
 from ..store.base import Handle, Store
 
-if TYPE_CHECKING:
-    from .column import Column
-
 OPEN_FILES = 4  # of a column at least; all of a process share half of what it may open
-NO_MEMBER = 2**32 - 1  # among `starts`: the row has no member in the tar
+INDEX_BYTES = 1 << 26  # of the chunk indexes that are kept of a column with a codec
+MOST_COMPRESSED = 256  # lz4 packs no tighter
+HINT_GAP = 1 << 16  # ranges closer than this are one to the disk
 
-Rows = NDArray[np.int64]
+Ints = NDArray[np.int64]
 
-_ALIVE: WeakSet[Files] = WeakSet()  # of this process, but for those that were closed
+_ALIVE: WeakSet[ValueObjects] = WeakSet()  # of this process, but for those that were closed
 
 
-class Files:
-    """Open values objects of a column, each checked once; the least recently opened are closed."""
+class Places(NamedTuple):
+    """Where rows are, an array of each."""
 
-    def __init__(self, column: Column) -> None:
-        self.column = column
+    object: Ints  # number of the object
+    start: Ints  # byte of it, as if there were no codec; -1: the row has no member in the tar
+    size: Ints  # bytes
+
+    def at(self, index: Any) -> Places:
+        """Returns the places of some of the rows."""
+        return Places(self.object[index], self.start[index], self.size[index])
+
+    def rows(self) -> Iterator[tuple[int, int, int]]:
+        """Yields (object, start, size) of each row."""
+        return zip(self.object.tolist(), self.start.tolist(), self.size.tolist(), strict=True)
+
+
+class ValueObjects:
+    """Open objects of a column, by number; the least recently opened are closed."""
+
+    def __init__(self, store: Store, spec: ColumnSpec) -> None:
+        self.store, self.layout = store, spec.layout
         self.handles: dict[int, Handle] = {}
+        self._arrays = spec.arrays()
         self._checked: set[int] = set()
+        self._edges: dict[int, NDArray[np.uint64]] = {}
         _ALIVE.add(self)
+
+    # Opening --------------------------------------------------------------------------------------
+
+    @cached_property
+    def _array(self) -> ArraySpec:
+        """The Zarr array that the objects are of; tars are of none."""
+        return self._arrays[self.layout.kind]
 
     @property
     def limit(self) -> int:
@@ -48,195 +73,163 @@ class Files:
         return max(OPEN_FILES, min(soft // 2, 1 << 17) // max(1, len(_ALIVE)))
 
     def path(self, number: int) -> str:
-        layout = self.column.layout
-        if layout.backend == "webdataset":
+        if self.layout.backend == "webdataset":
             return tar_name(number)
-        return f"{layout.kind}/{self.column._arrays[layout.kind].key(number)}"
+        return f"{self.layout.kind}/{self._array.key(number)}"
 
     def name(self, number: int) -> str:
         """Full name of an object, for messages."""
-        return self.column.store.at(self.path(number))
-
-    def length(self, number: int) -> int:
-        """Bytes of an object."""
-        with naming(self.name(number)):
-            return self.column.store.length(self.open(number), self.name(number))
+        return self.store.at(self.path(number))
 
     def open(self, number: int) -> Handle:
-        """The handle of an object, opened if it is not."""
+        """Returns the handle of an object, opened if it is not; CorruptColumn if there is none."""
         if number in self.handles:
             return self.handles[number]
-        store, layout = self.column.store, self.column.layout
         while len(self.handles) >= self.limit:
             self._close(next(iter(self.handles)))
         try:
-            handle = self._opened(number)
+            handle = self._open(number)
         except FileNotFoundError:
             raise CorruptColumn(
                 f"{self.name(number)}: the object is missing though its shard is committed. "
                 "Restore it, or repair the column"
             ) from None
-        if number not in self._checked and layout.backend == "zarr":
+        if number not in self._checked and self.layout.backend == "zarr":
             try:
-                self.index(number, handle)
+                self._index(number, handle)
             except (CorruptColumn, OSError):
-                store.close(handle)
+                self.store.close(handle)
                 raise
             self._checked.add(number)
         self.handles[number] = handle
         _ALIVE.add(self)  # again, if it was closed
         return handle
 
-    def _opened(self, number: int) -> Handle:
-        """Open an object; where this process may open no more files, close half of ours first."""
+    def _open(self, number: int) -> Handle:
+        """Opens an object; where this process may open no more files, half of ours are closed first."""
         try:
-            return self.column.store.open(self.path(number))
+            return self.store.open(self.path(number))
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE) or not self.handles:
                 raise
         for other in list(self.handles)[: -(-len(self.handles) // 2)]:
             self._close(other)
-        return self.column.store.open(self.path(number))
+        return self.store.open(self.path(number))
 
-    def index(self, number: int, handle: Handle) -> NDArray[np.uint64]:
+    def _index(self, number: int, handle: Handle) -> NDArray[np.uint64]:
         """The chunk index of an open object; a remote one that is damaged is fetched once more."""
-        store, spec = self.column.store, self.column._arrays[self.column.layout.kind]
         with suppress(CorruptColumn):
-            return read_index(store, handle, spec, self.name(number))
-        store.forget(handle, 0, store.length(handle, self.name(number)))
-        return read_index(store, handle, spec, self.name(number))
+            return read_index(self.store, handle, self._array, self.name(number))
+        self.store.forget(handle, 0, self.store.length(handle, self.name(number)))
+        return read_index(self.store, handle, self._array, self.name(number))
 
     def _close(self, number: int) -> None:
-        handle = self.handles.pop(number)
-        self.column.store.close(handle)
+        self.store.close(self.handles.pop(number))
 
     def close(self) -> None:
         _ALIVE.discard(self)
         for number in list(self.handles):
             self._close(number)
 
+    # Values ---------------------------------------------------------------------------------------
 
-class Table:
-    """What a column knows of its rows, read a shard at a time and kept: `lengths` (2 bytes a row),
-    `starts` (4), `crc` (4) and `status` (1). Memory is taken only for shards that were read.
-    """
+    def read(self, places: Places, view: memoryview, at: Ints) -> None:
+        """Reads the i-th row's bytes to `view[at[i]:]`, with one `preadv` where there is no codec."""
+        rows = zip(places.rows(), at.tolist(), strict=True)
+        handles, preadv, codec = self.handles, self.store.preadv, self.layout.codec
+        number = -1
+        try:
+            for (number, start, size), to in rows:
+                if not size or start < 0:
+                    continue
+                part = view[to : to + size]
+                if codec:
+                    self._decode(number, start, part)
+                    continue
+                handle = handles.get(number)
+                if handle is None:
+                    handle = self.open(number)
+                if preadv(handle, [part], start) != size:  # once more, or the object's end
+                    read_into(self.store, handle, part, start, self.name(number))
+        except OSError as error:
+            if error.errno and not error.filename:
+                error.filename = self.name(number)
+            raise
+        for i in np.flatnonzero(places.start < 0):  # no member in the tar: a row without values
+            blank = self.layout.blank(int(places.size[i]) // self.layout.unit_bytes)
+            view[int(at[i]) : int(at[i] + places.size[i])] = blank.tobytes()
 
-    TYPES = {"lengths": np.uint16, "status": np.uint8, "crc": np.uint32, "starts": np.uint32}
-    SMALL = ("lengths/", "status/", "crc/", "empty/")  # objects that are read whole
+    def _decode(self, number: int, start: int, view: memoryview) -> None:
+        """Reads a row through the codec."""
+        out = np.frombuffer(view, self.layout.dtype).reshape(-1, *self.layout.unit_shape)
+        decode_into(
+            self.store, self.open(number), self._array, self._chunk_edges(number),
+            start // self.layout.unit_bytes, out, self.name(number),
+        )  # fmt: skip
 
-    def __init__(self, column: Column) -> None:
-        self.column = column
-        self._rows = np.array(column.snapshot.rows, np.int64)
-        self._base = np.concatenate([[0], np.cumsum(self._rows)])
-        self._kept: dict[str, tuple[NDArray[Any], NDArray[np.bool_]]] = {}
-        self._seen = np.zeros(0, bool)
-        self._commits: dict[int, tuple[dict[str, str], Mapping[str, str]]] = {}
+    def _chunk_edges(self, number: int) -> NDArray[np.uint64]:
+        """The chunk index of an object that has a codec."""
+        if number not in self._edges:
+            if len(self._edges) * 8 * self._array.chunks > INDEX_BYTES:
+                self._edges.clear()
+            self._edges[number] = self._index(number, self.open(number))
+        return self._edges[number]
 
-    def __call__(self, name: str, rows: Rows) -> NDArray[Any]:
-        """Of each row id; IndexError for a row that the snapshot does not hold."""
-        shard, place = np.divmod(rows, self.column.layout.shard_rows)
-        if len(rows) and (
-            rows.min() < 0 or shard.max() >= len(self._rows) or (place >= self._rows[shard]).any()
-        ):
-            raise IndexError(f"{self.column.path}: no such rows among {rows.tolist()[:8]}")
-        if name not in self._kept:  # zeros that nobody touches take no memory
-            kept = np.zeros(int(self._base[-1]), self.TYPES[name])
-            self._kept[name] = kept, np.zeros(len(self._rows), bool)
-        values, read = self._kept[name]
-        if not read[shard].all():
-            for s in np.unique(shard[~read[shard]]).tolist():
-                values[self._base[s] : self._base[s + 1]] = self._read(name, s)
-                read[s] = True
-        found: NDArray[Any] = values[self._base[shard] + place]
-        return found
-
-    def _at(self, rows: Rows) -> Rows:
-        """Where rows stand among those of all shards."""
-        shard, place = np.divmod(rows, self.column.layout.shard_rows)
-        at: Rows = self._base[shard] + place
-        return at
-
-    def seen(self, rows: Rows) -> NDArray[np.bool_]:
-        """Whether each row was compared with its checksum before, by this column in this process."""
-        if not self._seen.size:
-            self._seen = np.zeros(int(self._base[-1]), bool)
-        return self._seen[self._at(rows)]
-
-    def see(self, rows: Rows) -> None:
-        self._seen[self._at(rows)] = True
-
-    def _read(self, name: str, shard: int) -> NDArray[Any]:
-        """Of every row of a shard."""
-        column, rows = self.column, int(self._rows[shard])
-        if name == "starts":
-            return self._starts(shard)
-        spec = column._arrays[name]
-        path = f"{name}/{spec.key(shard)}"
-        digest = self.committed(shard).get(path)
-        if digest is None:
-            raise CorruptColumn(
-                f"{column.store.at(commit_name(shard))}: it names no {path}, which a shard of "
-                f"{rows} rows has"
-            )
-        data = read_small(column.store, path, spec, rows, digest)
-        if name == "lengths" and data.max(initial=0) > column.layout.row_shape[0]:
-            raise CorruptColumn(
-                f"{column.store.at(path)}: a row of {data.max()} tokens, at most "
-                f"{column.layout.row_shape[0]} expected"
-            )
-        return data
-
-    def committed(self, shard: int) -> dict[str, str]:
-        """sha256 of each small object of a shard, from the commit that the snapshot names."""
-        return self._commit(shard)[0]
-
-    def members(self, shard: int) -> Mapping[str, str]:
-        """`members` of that commit."""
-        return self._commit(shard)[1]
-
-    def _commit(self, shard: int) -> tuple[dict[str, str], Mapping[str, str]]:
-        if shard not in self._commits:
-            column = self.column
-            commit = own_commit(column.store, column.digest, shard)
-            if commit.content != column.snapshot.content[shard]:
-                raise CorruptColumn(
-                    f"{column.store.at(commit_name(shard))}: not the content that the COMPLETE "
-                    f"record names. Run `python -m shards verify {column.path}`"
+    def _stored(self, places: Places) -> Places:
+        """Where rows are in the objects as they are stored: with a codec, the chunks that hold them."""
+        if not self.layout.codec:
+            return places
+        start, size = np.zeros_like(places.start), np.zeros_like(places.size)
+        for i, (number, first_byte, count) in enumerate(places.rows()):
+            if count:
+                end = first_byte + count
+                first, last = (
+                    first_byte // self._array.chunk_bytes,
+                    -(-end // self._array.chunk_bytes),
                 )
-            small = {
-                path: digest for path, _, digest in commit.objects if path.startswith(self.SMALL)
-            }
-            self._commits[shard] = small, commit.members
-        return self._commits[shard]
+                if last >= len(edges := self._chunk_edges(number)):
+                    raise CorruptColumn(f"{self.name(number)}: the object ends before byte {end}")
+                start[i], size[i] = edges[first], edges[last] - edges[first]
+        return Places(places.object, start, size)
 
-    def _starts(self, shard: int) -> Rows:
-        """Where each row of a shard starts in its object: in tokens, or in blocks of a tar."""
-        layout = self.column.layout
-        ids = shard * layout.shard_rows + np.arange(self._rows[shard])
-        lengths = self.column.lengths(ids) if layout.ragged else np.ones(len(ids), np.int64)
-        if layout.backend == "webdataset":
-            there = np.isin(self("status", ids), HAS_VALUES)
-            return np.where(there, tar_starts(layout, lengths, there), NO_MEMBER)
-        blocks = np.pad(lengths, (0, -len(ids) % ZARR_ROWS)).reshape(-1, ZARR_ROWS)
-        before: Rows = (np.cumsum(blocks, 1) - blocks).ravel()[: len(ids)]
-        return before
+    def forget(self, place: Places) -> bool:
+        """Drops what is cached of a row; False if nothing is ever cached."""
+        ((number, start, size),) = self._stored(place).rows()
+        return start >= 0 and self.store.forget(self.open(number), start, size)
 
+    def hint(self, places: Places) -> None:
+        """Says that rows will be read soon: the disk reads ahead, a remote object is fetched."""
+        places = self._stored(places)
+        places = places.at(np.lexsort((places.start, places.object)))
+        end = places.start + places.size
+        apart = np.ones(len(end), bool)
+        apart[1:] = places.object[1:] != places.object[:-1]
+        apart[1:] |= places.start[1:] > end[:-1] + HINT_GAP
+        first = np.flatnonzero(apart)
+        ends = end[np.append(first[1:], len(end)) - 1].tolist()
+        for (number, start, _), last in zip(places.at(first).rows(), ends, strict=True):
+            if last > start >= 0:
+                self.store.willneed(self.open(number), start, last - start)
 
-def read_small(
-    store: Store, name: str, spec: ArraySpec, count: int, digest: str | None = None
-) -> NDArray[Any]:
-    """The first `count` elements of a small object without a codec, whose sha256 is `digest`."""
-    try:
-        data = store.read(name)
-    except FileNotFoundError:
-        raise CorruptColumn(
-            f"{store.at(name)}: the object is missing though its shard is committed. Restore it, "
-            "or repair the column"
-        ) from None
-    values = count * spec.chunk_bytes // spec.chunk_len
-    if len(data) < values or (digest is not None and sha256(data) != digest):
-        raise CorruptColumn(
-            f"{store.at(name)}: its {len(data)} bytes are not those that were committed. Restore "
-            "it, or repair the column"
-        )
-    return np.frombuffer(bytearray(data[:values]), spec.dtype).reshape(count, *spec.shape[1:])
+    def refuse_short(self, places: Places) -> None:
+        """Raises CorruptColumn if objects are too small to hold these rows, before memory is taken
+        for them.
+        """
+        if self.layout.codec:
+            short = places.object[places.size > MOST_COMPRESSED * self._stored(places).size]
+        else:
+            places = places.at((places.start >= 0) & (places.size > 0))
+            objects, inverse = np.unique(places.object, return_inverse=True)
+            ends = np.zeros(len(objects), np.int64)
+            np.maximum.at(ends, inverse, places.start + places.size)
+            short = objects[np.array([self._length(n) for n in objects.tolist()], np.int64) < ends]
+        if len(short):
+            raise CorruptColumn(
+                f"{self.name(int(short[0]))}: the object is too small for its rows. Restore it, or "
+                "repair the column"
+            )
+
+    def _length(self, number: int) -> int:
+        """Bytes of an object."""
+        with naming(self.name(number)):
+            return self.store.length(self.open(number), self.name(number))

@@ -157,7 +157,7 @@ def convert_shard(task: ConvertTask, report: Report) -> None:
             writer.put_block(values, np.where(status == Status.NON_FINITE, Status.OK, status))
         # a path may be any bytes, a record is text
         path = os.fsencode(source.path).decode(errors="backslashreplace")
-        writer.commit({"converted": path}, source._table.members(shard))
+        writer.commit({"converted": path}, source._tables.members(shard))
     source.close()
 
 

@@ -23,8 +23,9 @@ from shards.column.commits import put_complete
 from shards.column.writer import ShardWriter, create_column, put_empty
 from shards.format.layout import ZARR_ROWS, ColumnSpec, Layout, Norm
 from shards.read.batch_layout import SLOW, WARM
-from shards.read.column import HINT_GAP, Column
+from shards.read.column import Column
 from shards.read.join import JoinedColumns, open_join
+from shards.read.objects import HINT_GAP
 from shards.read.order import Order
 from shards.read.stream import Stream
 

@@ -58,7 +58,7 @@ def test_more_objects_than_files_may_be_open(
     read = column.read(rows, check=True)
     good = column.status(rows) < 2
     np.testing.assert_array_equal(read[good], moments_of(rows)[good])
-    assert len(column._files.handles) == 1
+    assert len(column._objects.handles) == 1
 
 
 def test_many_columns_share_what_may_be_open(tmp_path: Path) -> None:
