@@ -131,7 +131,7 @@ def print_order(args: argparse.Namespace) -> int:
     sources, `sources` says of which each row is.
     """
     from .read.join import open_sources
-    from .tools.shuffle_quality import mixing, table
+    from .tools.shuffle_quality import batch_variances, table
 
     latents, texts = zip((args.latents, args.text), *args.more, strict=True)
     sources = open_sources(
@@ -140,7 +140,11 @@ def print_order(args: argparse.Namespace) -> int:
     order = sources.order(args.seed, args.lanes, args.window)
     if args.variance:
         print(
-            table(mixing(order, args.global_batch, sources.by_source[0].latents.layout.shard_rows))
+            table(
+                batch_variances(
+                    order, args.global_batch, sources.by_source[0].latents.layout.shard_rows
+                )
+            )
         )
         return 0
     for k in range(args.steps):

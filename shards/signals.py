@@ -1,4 +1,4 @@
-"""How a command is told to stop: by any signal that a shell, a scheduler or a limit sends for that.
+"""How a command is stopped: by any signal that a shell, a scheduler or a limit sends for that.
 
 What is in progress (a step, a batch, a shard) is finished or given up in order, and the command ends
 with exit code 128 + the signal's number.

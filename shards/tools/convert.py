@@ -82,8 +82,8 @@ def _calibration(source: Column) -> Json:
     share = min(1.0, CALIBRATION_TOKENS / max(int(source.lengths(ids).sum()), 1))
     chance, tokens = np.random.default_rng(0), []
     for start in range(0, len(ids), 32):
-        stored = source.read(ids[start : start + 32], check=True)
-        tokens.append(stored[chance.random(len(stored)) < share])
+        values = source.read(ids[start : start + 32], check=True)
+        tokens.append(values[chance.random(len(values)) < share])
     scales = calibrate(np.concatenate(tokens), len(ids))
     if not np.isfinite([scales["relative_error"], *scales["channel"]]).all():
         raise ShardsError(
@@ -114,10 +114,12 @@ def convert(
     digest = create_column(store, spec)
     if spec.empty_tokens is not None:
         put_empty(store, spec, column.empty())
-    done = set(committed(store, spec.layout.shards))
+    finished = set(committed(store, spec.layout.shards))
     shards = [s for s, content in enumerate(column.snapshot.content) if content is not None]
     lossless = spec.layout.element == column.layout.element
-    tasks = [ConvertTask(column, store, spec, digest, s, lossless) for s in shards if s not in done]
+    tasks = [
+        ConvertTask(column, store, spec, digest, s, lossless) for s in shards if s not in finished
+    ]
     size = sum(_size(column, task.shard) for task in tasks)
     progress.begin(size)
     count = processes_for(processes, len(tasks), size)

@@ -32,6 +32,7 @@ from .scan import PIECE
 from .verify import holds
 
 THREADS = 8
+EMPTY = "empty/"  # the empty caption
 SPARE = 1 << 26  # bytes of a disk that staging leaves free
 
 # Copy ---------------------------------------------------------------------------------------------
@@ -91,49 +92,39 @@ def copy(
 
 
 def _copy_column(manifest: Description, target: Store, threads: int, progress: Progress) -> None:
-    source = manifest.store
+    source, commits, objects = manifest.store, manifest.commits, manifest.objects
     for name in ("column.json", *manifest.spec.zarr_json()):
         _copy_record(source, target, name)
-    done = set(committed(target, manifest.spec.layout.shards))
-    owners: dict[str, set[int]] = {}  # object -> shards that wait for it (the empty caption: all)
-    waits: dict[int, set[str]] = {}  # shard -> objects that it waits for
-    for shard, commit in manifest.commits.items():
-        if shard in done:
-            other = read_commit(target, shard)
-            if (other.objects, other.content) != (commit.objects, commit.content):
-                raise IdentityMismatch(
-                    f"{target.at(commit_name(shard))}: another shard {shard} than that of "
-                    f"{source.url} exists here. Nothing of it was changed; copy into another place"
-                )
-        waits[shard] = {name for name, _, _ in commit.objects}
-        for name in waits[shard]:
-            owners.setdefault(name, set()).add(shard)
+    finished = commits.keys() & committed(target, manifest.spec.layout.shards)
+    for shard in finished:
+        commit, copied = commits[shard], read_commit(target, shard)
+        if (copied.objects, copied.content) != (commit.objects, commit.content):
+            raise IdentityMismatch(
+                f"{target.at(commit_name(shard))}: another shard {shard} than that of {source.url} "
+                "exists here. Nothing of it was changed; copy into another place"
+            )
+
+    def copy_object(name: str, trusted: bool) -> None:
+        _copy_object(source, target, name, *objects[name], trusted, progress)
+
+    def copy_shard(shard: int) -> None:
+        for name, _, _ in commits[shard].objects:
+            if not name.startswith(EMPTY):
+                copy_object(name, shard in finished)
+        if shard not in finished:
+            _copy_record(source, target, commit_name(shard))
+
+    for name in objects:
+        if name.startswith(EMPTY):  # all commits name it
+            copy_object(name, len(finished) == len(commits))
     with ThreadPoolExecutor(threads) as pool:
-        jobs = {
-            pool.submit(
-                _copy_object,
-                source,
-                target,
-                name,
-                *manifest.objects[name],
-                shards <= done,
-                progress,
-            ): name
-            for name, shards in owners.items()
-        }
+        jobs = [pool.submit(copy_shard, shard) for shard in commits]
         try:
             for job in as_completed(jobs):
                 job.result()
-                for shard in owners[jobs[job]]:
-                    waits[shard].discard(jobs[job])
-                    if not waits[shard] and shard not in done:
-                        _copy_record(source, target, commit_name(shard))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    for shard in manifest.commits.keys() - done:
-        if not manifest.commits[shard].objects:
-            _copy_record(source, target, commit_name(shard))
     for shard in manifest.failed:
         target.replace(failure_name(shard), source.read(failure_name(shard)))
     for suffix in (".valid", ".json"):  # the bits come before the record that speaks of them
@@ -143,11 +134,11 @@ def _copy_column(manifest: Description, target: Store, threads: int, progress: P
 
 def refuse_nested(source: Store, target: Store) -> None:
     """Refuses a place inside the column, or one that the column is inside of."""
-    here, there = (
+    outer, inner = (
         f"{store.url if store.folder is None else store.folder.resolve()}/"
         for store in (source, target)
     )
-    if here != there and (here.startswith(there) or there.startswith(here)):
+    if outer != inner and (outer.startswith(inner) or inner.startswith(outer)):
         raise IdentityMismatch(
             f"{target.url}: one of it and {source.url} lies inside the other. Nothing was written; "
             "give another place"
@@ -221,8 +212,8 @@ def _damaged(store: Store, name: str, size: int, digest: str) -> str:
 
 def _check_source(source: Store, manifest: Description) -> None:
     """Raises NotAColumn unless source.json and the indexes of all shards exist."""
-    wanted = {index_name(shard) for shard in manifest.commits}
-    missing = sorted(wanted.difference(name for name, _ in source.list("index")))
+    indexes = {index_name(shard) for shard in manifest.commits}
+    missing = sorted(indexes.difference(name for name, _ in source.list("index")))
     if source.size("source.json") is None:
         missing = ["source.json", *missing]
     if missing:
@@ -302,10 +293,10 @@ def _alone(folder: Path) -> Iterator[None]:
 def run_copy(args: argparse.Namespace) -> int:
     with Bar("copy", unit="bytes") as bar:
         manifest = copy(args.source, args.target, args.with_source, args.threads, bar)
-    what = "COMPLETE" if manifest.complete else "unfinished, as it is there"
+    state = "COMPLETE" if manifest.complete else "unfinished, as it is there"
     print(
         f"{args.target}: {len(manifest.commits)} shards of {args.source}, {len(manifest.objects)} "
-        f"objects, {manifest.bytes:,} bytes ({what})"
+        f"objects, {manifest.bytes:,} bytes ({state})"
     )
     return 0
 

@@ -81,7 +81,7 @@ class Description:
         return sum(size for size, _ in self.objects.values())
 
     def read_commits(self) -> None:
-        """Reads the commits, which `describe` was told to leave out."""
+        """Reads the commits, where `describe` left them out."""
         for shard, commit in _read_ahead(self.store, self.spec, self.digest, self.committed):
             if isinstance(commit, Commit):
                 self.commits[shard] = commit
@@ -108,8 +108,8 @@ class Description:
             contents = self.snapshot.content if self.snapshot else ()
         except (NotAColumn, CorruptColumn) as error:
             return str(error)
-        named = {shard for shard, content in enumerate(contents) if content is not None}
-        if absent := sorted(named.difference(self.committed)):
+        shards = {shard for shard, content in enumerate(contents) if content is not None}
+        if absent := sorted(shards.difference(self.committed)):
             return (
                 f"commits of shards {absent[:8]} are missing ({len(absent)} in all), which a "
                 "COMPLETE record names. Copy the rest if it was copied in part, or encode again"
@@ -170,5 +170,5 @@ def _read_ahead(
         return
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(shards), READ_AHEAD):
-            some = shards[start : start + READ_AHEAD]
-            yield from zip(some, pool.map(read, some), strict=True)
+            window = shards[start : start + READ_AHEAD]
+            yield from zip(window, pool.map(read, window), strict=True)

@@ -78,34 +78,36 @@ def diff(
     Logical digests come first: only blocks whose digests differ are read, unless one column is
     quantised and the other is not, where all are.
     """
-    one, two = (Column.open(url, partial=True) for url in (a, b))
     difference = Difference()
-    first, second = one.spec.record(), two.spec.record()
+    first, second = (Column.open(url, partial=True) for url in (a, b))
+    x, y = first.spec.record(), second.spec.record()
     for part in ("identity", "norm", "empty_tokens"):
-        difference.fields += differences(first[part], second[part], part)
-    for line in differences(asdict(one.layout), asdict(two.layout), "layout"):
+        difference.fields += differences(x[part], y[part], part)
+    for line in differences(asdict(first.layout), asdict(second.layout), "layout"):
         storage = line.split(":")[0] in ("layout.backend", "layout.codec")
         (difference.stored if storage else difference.fields).append(line)
-    difference.fields += differences(_scales(one), _scales(two), "quantisation")
-    same = ("kind", "row_shape", "shards", "shard_rows")
-    difference.comparable = all(getattr(one.layout, k) == getattr(two.layout, k) for k in same)
+    difference.fields += differences(_scales(first), _scales(second), "quantisation")
+    fields = ("kind", "row_shape", "shards", "shard_rows")
+    difference.comparable = all(
+        getattr(first.layout, k) == getattr(second.layout, k) for k in fields
+    )
     if not difference.comparable:
         return difference
-    has_empty = one.spec.empty_tokens and one.spec.empty_tokens == two.spec.empty_tokens
-    if has_empty and not np.array_equal(one.empty(), two.empty()):
+    has_empty = first.spec.empty_tokens and first.spec.empty_tokens == second.spec.empty_tokens
+    if has_empty and not np.array_equal(first.empty(), second.empty()):
         difference.fields.append("empty caption: other tokens")
-    suffix = member_read(one.spec.identity)
-    if suffix is not None and suffix == member_read(two.spec.identity):
-        digests, others = one.members(suffix), two.members(suffix)
-        both = sorted(digests.keys() & others.keys())
-        difference.members = [s for s in both if digests[s] != others[s]]
-    alike = _stored_alike(one, two)
-    pairs = enumerate(zip(one.snapshot.content, two.snapshot.content, strict=True))
-    shards = [shard for shard, (x, y) in pairs if x != y or (x and not alike)]
-    tasks = [DiffTask(_slim(one), _slim(two), shard) for shard in shards]
-    rows = sum(one.snapshot.rows[s] for s in shards)
+    suffix = member_read(first.spec.identity)
+    if suffix is not None and suffix == member_read(second.spec.identity):
+        digests, others = first.members(suffix), second.members(suffix)
+        common = sorted(digests.keys() & others.keys())
+        difference.members = [s for s in common if digests[s] != others[s]]
+    equal_bytes = _has_equal_bytes(first, second)
+    pairs = enumerate(zip(first.snapshot.content, second.snapshot.content, strict=True))
+    shards = [shard for shard, (x, y) in pairs if x != y or (x and not equal_bytes)]
+    tasks = [DiffTask(_slim(first), _slim(second), shard) for shard in shards]
+    rows = sum(first.snapshot.rows[s] for s in shards)
     progress.begin(rows)
-    count = processes_for(processes, len(tasks), rows * one.layout.unit_bytes)
+    count = processes_for(processes, len(tasks), rows * first.layout.unit_bytes)
     results = [result for _, result in spread(diff_shard, tasks, count, progress.advance)]
     difference.shards = sorted((r for r in results if r), key=lambda r: r.shard)
     return difference
@@ -115,7 +117,7 @@ def _scales(column: Column) -> Any:
     return column.spec.quantisation and column.spec.quantisation["channel"]
 
 
-def _stored_alike(a: Column, b: Column) -> bool:
+def _has_equal_bytes(a: Column, b: Column) -> bool:
     """Whether equal values are equal bytes in both."""
     return a.layout.element == b.layout.element and bool(_scales(a) == _scales(b))
 
@@ -130,9 +132,9 @@ def diff_shard(task: DiffTask, report: Report) -> ShardDifference:
     """Compares one shard: records first, then digests, then checksums, then values."""
     a, b, shard = task.a, task.b, task.shard
     difference = ShardDifference(shard)
-    held = [c.snapshot.content[shard] is not None for c in (a, b)]
-    if not all(held):
-        difference.notes.append(f"committed in {a.path if held[0] else b.path} only")
+    has_commit = [c.snapshot.content[shard] is not None for c in (a, b)]
+    if not all(has_commit):
+        difference.notes.append(f"committed in {a.path if has_commit[0] else b.path} only")
         return difference
     x, y = (own_commit(c.store, c.digest, shard) for c in (a, b))
     if x.rows != y.rows:
@@ -141,20 +143,19 @@ def diff_shard(task: DiffTask, report: Report) -> ShardDifference:
         difference.notes.append("made from other readings of the tar")
     rows = min(x.rows, y.rows)
     statuses = [commit.status()[:rows] for commit in (x, y)]
-    others = np.flatnonzero(statuses[0] != statuses[1])
-    if len(others):
-        one, two = (Status(int(status[others[0]])).name.lower() for status in statuses)
+    changed = np.flatnonzero(statuses[0] != statuses[1])
+    if len(changed):
+        names = " and ".join(Status(int(status[changed[0]])).name.lower() for status in statuses)
         difference.notes.append(
-            f"{len(others)} rows of other status, {spans(others[:SHOWN].tolist())} first: {one} and "
-            f"{two}"
+            f"{len(changed)} rows of other status, {spans(changed[:SHOWN].tolist())} first: {names}"
         )
-    alike = _stored_alike(a, b)
+    equal_bytes = _has_equal_bytes(a, b)
     comparable = np.isin(statuses[0], HAS_VALUES) & np.isin(statuses[1], HAS_VALUES)
     for block in range(-(-rows // ZARR_ROWS)):
         first, end = block * ZARR_ROWS, min((block + 1) * ZARR_ROWS, rows)
-        if not alike or x.blocks[block] != y.blocks[block]:
+        if not equal_bytes or x.blocks[block] != y.blocks[block]:
             ids = shard * a.layout.shard_rows + first + np.flatnonzero(comparable[first:end])
-            _compare(difference, a, b, ids, alike)
+            _compare(difference, a, b, ids, equal_bytes)
         report(end - first)
     a.close()
     b.close()
@@ -162,14 +163,14 @@ def diff_shard(task: DiffTask, report: Report) -> ShardDifference:
 
 
 def _compare(
-    difference: ShardDifference, a: Column, b: Column, ids: NDArray[np.int64], alike: bool
+    difference: ShardDifference, a: Column, b: Column, ids: NDArray[np.int64], equal_bytes: bool
 ) -> None:
     """Adds what differs in some rows that have values in both columns."""
     if a.layout.ragged:
-        same = a.lengths(ids) == b.lengths(ids)
-        difference.lengths += (ids[~same] % a.layout.shard_rows).tolist()
-        ids = ids[same]
-    if alike:
+        equal = a.lengths(ids) == b.lengths(ids)
+        difference.lengths += (ids[~equal] % a.layout.shard_rows).tolist()
+        ids = ids[equal]
+    if equal_bytes:
         ids = ids[a.checksums(ids) != b.checksums(ids)]
     for start in range(0, len(ids), GROUP):
         part = ids[start : start + GROUP]
@@ -182,14 +183,14 @@ def _compare(
         changed = np.unique(
             np.repeat(np.arange(len(part)), units)[(gap != 0).reshape(len(gap), -1).any(1)]
         )
-        difference.rows += ((part if alike else part[changed]) % a.layout.shard_rows).tolist()
+        difference.rows += ((part if equal_bytes else part[changed]) % a.layout.shard_rows).tolist()
 
 
 def _values(column: Column, ids: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns stored values as numbers."""
-    stored = column.decoded(column.read(ids))
+    values = column.decoded(column.read(ids))
     tokens = column.layout.element in ("bfloat16", "int8")
-    return (to_floats(stored) if tokens else stored).astype(np.float64)
+    return (to_floats(values) if tokens else values).astype(np.float64)
 
 
 def _first(rows: list[int]) -> str:

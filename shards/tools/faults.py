@@ -58,8 +58,8 @@ def runs_of(rows: Sequence[int]) -> list[tuple[int, int]]:
 def spans(rows: Sequence[int]) -> str:
     """Returns ascending numbers for a message: `[1, 10, 20..31]`."""
     parts = [f"{a}" if n == 1 else f"{a}..{a + n - 1}" for a, n in runs_of(rows)]
-    more = [f"and {len(parts) - SPANS} more runs"] if len(parts) > SPANS else []
-    return f"[{', '.join(parts[:SPANS] + more)}]"
+    rest = [f"and {len(parts) - SPANS} more runs"] if len(parts) > SPANS else []
+    return f"[{', '.join(parts[:SPANS] + rest)}]"
 
 
 def damage_message_or_raise(error: Exception) -> str:
@@ -69,10 +69,9 @@ def damage_message_or_raise(error: Exception) -> str:
     """
     if isinstance(error, StoreError) or (isinstance(error, FormatVersion) and error.sound):
         raise error
-    ours = isinstance(error, ShardsError)
-    if isinstance(error, OSError) and not ours and error.errno not in LOST:
-        raise error
-    return str(error)
+    if isinstance(error, ShardsError) or not isinstance(error, OSError) or error.errno in LOST:
+        return str(error)
+    raise error
 
 
 def objects_of(spec: ColumnSpec, shard: int, rows: int) -> tuple[set[str], set[str]]:
@@ -105,7 +104,7 @@ def commit_error(spec: ColumnSpec, commit: Commit) -> str:
             return f"a run of {count} rows of status {status} from row {first} on"
         end = first + count
     must, may = objects_of(spec, commit.shard, commit.rows)
-    wrong = sorted(names - must - may)[:1] + sorted(must - names)[:1]
-    if wrong or len(names) != len(commit.objects):
-        return f"it names other objects than shard {commit.shard} has ({', '.join(wrong)})"
+    strangers = sorted(names - must - may)[:1] + sorted(must - names)[:1]
+    if strangers or len(names) != len(commit.objects):
+        return f"it names other objects than shard {commit.shard} has ({', '.join(strangers)})"
     return ""

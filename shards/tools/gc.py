@@ -14,6 +14,7 @@ from ..errors import ShardsError
 from ..format.layout import ColumnSpec
 from ..store.base import Place, Store
 from ..store.open import open_store
+from .faults import objects_of
 from .verify import QUARANTINE, examine, require_column
 
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -52,15 +53,16 @@ def find_garbage(
         Garbage(name, store.size(name) or 0, "left by a writer that was interrupted")
         for name in store.stale_temporaries(seconds)
     ]
-    kept: list[str] = []
+    remaining: list[str] = []
+    owners = _owners(column.spec) if examination.unfinished else {}
     for name, size in examination.unfinished:
-        shard = shard_of(column.spec, name)
+        shard = owners.get(name)
         if shard is None:
-            kept.append(f"{name}: not an object of ours")
+            remaining.append(f"{name}: not an object of ours")
         elif shard in column.commits:
             garbage.append(Garbage(name, size, f"not in the commit of shard {shard}"))
         elif (store.age(name) or 0.0) < seconds:
-            kept.append(f"{name}: its shard is not committed, and it is too young")
+            remaining.append(f"{name}: its shard is not committed, and it is too young")
         else:
             garbage.append(Garbage(name, size, f"shard {shard} was never committed", shard))
     if generations and (newest := column.snapshot):
@@ -76,22 +78,16 @@ def find_garbage(
             Garbage(name, size, "put aside by repair")
             for name, size in store.list(QUARANTINE.rstrip("/"))
         ]
-    return garbage, kept
+    return garbage, remaining
 
 
-def shard_of(spec: ColumnSpec, name: str) -> int | None:
-    """Returns the shard of an object by its name; None if the layout has no such object."""
-    layout, arrays = spec.layout, spec.arrays()
-    if layout.backend == "webdataset" and (match := re.fullmatch(r"tar/(\d{5,})\.tar", name)):
-        return int(match[1]) if int(match[1]) < layout.shards else None
-    array, _, key = name.partition("/")
-    if array not in arrays or array == "empty" or not (match := re.match(r"c/(\d+)", key)):
-        return None
-    number = int(match[1])
-    if key != arrays[array].key(number):
-        return None
-    shard = number // layout.blocks_per_shard if array == layout.kind else number
-    return shard if shard < layout.shards else None
+def _owners(spec: ColumnSpec) -> dict[str, int]:
+    """Returns the shard of each object that the layout has, by name."""
+    owners: dict[str, int] = {}
+    for shard in range(spec.layout.shards):
+        must, may = objects_of(spec, shard, spec.layout.shard_rows)
+        owners |= dict.fromkeys(must | may, shard)
+    return owners
 
 
 def collect(
@@ -110,16 +106,16 @@ def collect(
         return find_garbage(store, seconds, generations, quarantine)
     require_column(store)
     with Lease(store, "shards gc", force) as lease:
-        garbage, kept = find_garbage(store, seconds, generations, quarantine)
+        garbage, remaining = find_garbage(store, seconds, generations, quarantine)
         deleted = []
         for item in garbage:
             lease.check()
             if why := _in_use(store, item, seconds):
-                kept.append(f"{item.name}: {why}")
+                remaining.append(f"{item.name}: {why}")
                 continue
             store.delete(item.name)
             deleted.append(item)
-    return deleted, kept
+    return deleted, remaining
 
 
 def _in_use(store: Store, item: Garbage, seconds: float) -> str:
@@ -136,15 +132,15 @@ def _in_use(store: Store, item: Garbage, seconds: float) -> str:
 def run_gc(args: argparse.Namespace) -> int:
     """`python -m shards gc`."""
     seconds = seconds_of(args.older_than)
-    garbage, kept = collect(
+    garbage, remaining = collect(
         args.column, args.yes, seconds, args.generations, args.quarantine, args.break_lease
     )
-    for line in kept:
+    for line in remaining:
         print(f"left alone: {line}")
     for item in garbage:
         verb = "deleted" if args.yes else "would delete"
         print(f"{verb}: {item.name} ({item.bytes:,} bytes; {item.why})")
     total = sum(item.bytes for item in garbage)
-    done = "deleted" if args.yes else "to be deleted" + "; do it with --yes" * bool(garbage)
-    print(f"{args.column}: {len(garbage)} objects, {total:,} bytes {done}")
+    state = "deleted" if args.yes else "to be deleted" + "; do it with --yes" * bool(garbage)
+    print(f"{args.column}: {len(garbage)} objects, {total:,} bytes {state}")
     return 0

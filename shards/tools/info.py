@@ -138,14 +138,14 @@ def _latents(
 def as_text(info: Json) -> str:
     """Returns the information for a reader."""
     state = "complete" if info["complete"] else "NOT complete"
-    stored = [info["element"], info["backend"], *([info["codec"]] if info["codec"] else [])]
+    storage = [info["element"], info["backend"], *([info["codec"]] if info["codec"] else [])]
     lines = [
         f"column      {info['column']} ({info['kind']}, {state})",
         f"shards      {info['committed']} of {info['shards']} committed, "
         f"{len(info['failed'])} failed",
         f"rows        {info['rows']:,}: "
         + ", ".join(f"{n:,} {name}" for name, n in info["statuses"].items()),
-        f"row         {info['row_shape']} {', '.join(stored)}",
+        f"row         {info['row_shape']} {', '.join(storage)}",
         f"bytes       {info['bytes']:,} ({info['bytes_per_row']:,} a row)",
         "identity    " + json.dumps(info["identity"], indent=2).replace("\n", "\n            "),
     ]
@@ -169,12 +169,12 @@ def as_text(info: Json) -> str:
             f"latents     mean {_numbers(latents['mean'])}",
             f"            std  {_numbers(latents['std'])}",
         ]
-        if whole := latents.get("normalised"):
+        if scaled := latents.get("normalised"):
             lines += [
-                f"normalised  mean {whole['mean']:.3f}, std {whole['std']:.3f} (0 and 1 expected); by "
+                f"normalised  mean {scaled['mean']:.3f}, std {scaled['std']:.3f} (0 and 1 expected); by "
                 "channel",
-                f"            mean {_numbers(whole['channel_mean'])}",
-                f"            std  {_numbers(whole['channel_std'])}",
+                f"            mean {_numbers(scaled['channel_mean'])}",
+                f"            std  {_numbers(scaled['channel_std'])}",
             ]
     return "\n".join([*lines, *(f"WARNING     {warning}" for warning in info["warnings"])])
 

@@ -68,8 +68,8 @@ def plan_repair(examination: Examination) -> RepairPlan:
         return plan
     store = column.store
     bad = sorted({f.shard for f in faults if f.kind in SHARD_FAULTS and f.shard is not None})
-    named = {f.shard for f in faults if f.kind == "complete" and f.shard is not None}
-    plan.shards = sorted(named.difference(column.commits).union(bad))
+    named_shards = {f.shard for f in faults if f.kind == "complete" and f.shard is not None}
+    plan.shards = sorted(named_shards.difference(column.commits).union(bad))
     _plan_complete(plan, column, faults)
     listing = {name for name, _ in store.list()}
 
@@ -98,7 +98,7 @@ def _plan_complete(plan: RepairPlan, column: Description, faults: list[Fault]) -
     store, bad = column.store, set(plan.shards)
     damaged = {fault.object for fault in faults if fault.kind == "complete"}
     bits = {fault.object: fault.message for fault in faults if fault.kind == "valid"}
-    kept = False
+    has_sound = False
     for name in column.complete:
         valid = name.removesuffix(".json") + ".valid"
         try:
@@ -115,11 +115,11 @@ def _plan_complete(plan: RepairPlan, column: Description, faults: list[Fault]) -
             if store.size(valid) is not None:
                 plan.quarantine.append((valid, f"of {name}"))
             continue
-        kept = True
+        has_sound = True
         if valid in bits:
             mask = snapshot_of(column, record).valid_mask.astype("<u4").tobytes()
             plan.rewrite.append((valid, bits[valid], mask))
-    plan.complete = bool(column.complete) and not (kept or bad or column.missing)
+    plan.complete = bool(column.complete) and not (has_sound or bad or column.missing)
 
 
 def _bad_objects(column: Description, faults: list[Fault], shard: int) -> list[tuple[str, str]]:
@@ -127,17 +127,17 @@ def _bad_objects(column: Description, faults: list[Fault], shard: int) -> list[t
     shard's.
     """
     must, may = objects_of(column.spec, shard, column.spec.layout.shard_rows)
-    own = sorted(name for name in must | may if not name.startswith("empty/"))
+    names = sorted(name for name in must | may if not name.startswith("empty/"))
     if shard not in column.commits:
-        return [(name, "no commit says what it should hold") for name in own]
+        return [(name, "no commit says what it should hold") for name in names]
     hurt = {
         fault.object: fault.message
         for fault in faults
-        if fault.shard == shard and fault.kind == "object" and fault.object in own
+        if fault.shard == shard and fault.kind == "object" and fault.object in names
     }
     if not hurt:  # each object is as it was committed, and yet they do not fit together
-        return [(name, "the shard's objects do not fit together") for name in own]
-    derived = {name for name in own if name.split("/")[0] in SMALL}
+        return [(name, "the shard's objects do not fit together") for name in names]
+    derived = {name for name in names if name.split("/")[0] in SMALL}
     if hurt.keys() - derived:  # new values may differ in a rounding, and so their checksums
         hurt = dict.fromkeys(derived, "derived from values that are damaged") | hurt
     return sorted((str(name), why) for name, why in hurt.items())
@@ -200,10 +200,10 @@ def run_repair(args: argparse.Namespace) -> int:
     elif plan and not yes:
         print(f"{url}: nothing was changed; do it with `python -m shards repair {url} --yes`")
     elif plan.shards:
-        more = " and more" if len(plan.shards) > SHOWN else ""
+        rest = " and more" if len(plan.shards) > SHOWN else ""
         print(
             f"{url}: `python -m encode run` with the config of this column now makes shards "
-            f"{plan.shards[:SHOWN]}{more} again"
+            f"{plan.shards[:SHOWN]}{rest} again"
         )
     elif plan:  # the empty caption is written again by the next encode
         empty = any(name.startswith("empty/") for name, _ in plan.quarantine)

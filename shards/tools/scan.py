@@ -51,7 +51,8 @@ class ShardScan:
 
 
 class HashingReader:
-    """One pass over an object from its first byte to its last, hashed on the way.
+    """One pass over an object from its first byte to its last, hashed on the way; 16 MB of it are in
+    memory, or what one `take` asks for.
 
     What cannot be read (the object is missing, ends early, or its disk fails) is left out; `error`
     then says why.
@@ -60,9 +61,10 @@ class HashingReader:
     def __init__(self, store: Store, name: str, report: Report, most: int) -> None:
         """`most` bytes are read: what is longer is not what was committed, and may have no end."""
         self.store, self.name, self.report, self.most = store, name, report, most
-        self.size, self.position, self.error = 0, 0, ""
-        self.tail = b""
+        self.size, self.error = 0, ""
         self._sha = hashlib.sha256()
+        self._buffer = memoryview(b"")  # bytes `_start` to `_end` of the object
+        self._start = self._end = 0
         self._handle: Any = None
         try:
             self._handle = store.open(name, cached=False)
@@ -72,37 +74,56 @@ class HashingReader:
         except (OSError, CorruptColumn) as error:
             self.error = f"cannot be opened ({damage_message_or_raise(error)})"
 
-    def take(self, view: memoryview) -> int:
+    def _read(self, view: memoryview) -> int:
         """Fills a flat buffer with the next bytes; returns how many there were."""
         filled = 0
         while self._handle is not None and not self.error and filled < len(view):
             try:
-                count = self.store.preadv(self._handle, [view[filled:]], self.position)
+                count = self.store.preadv(self._handle, [view[filled:]], self._end)
             except OSError as error:
                 why = damage_message_or_raise(error)
-                self.error = f"cannot be read at byte {self.position} ({why})"
+                self.error = f"cannot be read at byte {self._end} ({why})"
                 break
             if not count:
                 break
             self._sha.update(view[filled : filled + count])
-            filled, self.position = filled + count, self.position + count
+            filled, self._end = filled + count, self._end + count
             self.report(count)
         return filled
 
-    def finish(self, buffer: memoryview, tail: int = 0) -> None:
-        """Reads what is left, and keeps the last `tail` bytes."""
-        kept = bytearray()
-        while count := self.take(buffer[: max(0, min(len(buffer), self.most - self.position))]):
-            kept += buffer[max(0, count - tail) : count]
-            del kept[: max(0, len(kept) - tail)]
-        self.tail = bytes(kept)
+    def take(self, start: int, end: int) -> memoryview | None:
+        """Returns these bytes, valid until the next call, or None if they cannot be read; `start`
+        never goes back.
+        """
+        if end > self.size:
+            return None
+        if end > self._end:
+            first = min(start, self._end)
+            rest = bytes(self._buffer[first - self._start : self._end - self._start])
+            size = min(max(PIECE, end - first), max(end, min(self.size, self.most)) - first)
+            if len(self._buffer) < size:
+                self._buffer = memoryview(bytearray(size))
+            self._buffer[: len(rest)] = rest
+            self._start = first
+            self._read(self._buffer[len(rest) : size])
+        if end > self._end:
+            return None
+        return self._buffer[start - self._start : end - self._start]
 
-    def whole(self) -> bytes:
+    def whole(self) -> memoryview:
         """Returns all of an object if it is as large as it was committed, and so no surprise."""
-        if self.size > min(self.most, HELD_BYTES):
-            return b""
-        data = bytearray(self.size)
-        return bytes(data[: self.take(memoryview(data))])
+        data = self.take(0, self.size) if self.size <= min(self.most, HELD_BYTES) else None
+        return memoryview(b"") if data is None else data
+
+    def finish(self, tail: int = 0) -> bytes:
+        """Reads what is left; returns the last `tail` bytes."""
+        last = bytes(self._buffer[: self._end - self._start][-tail:]) if tail else b""
+        while (left := self.most - self._end) > 0:
+            piece = memoryview(bytearray(min(PIECE, left)))
+            if not (count := self._read(piece)):
+                break
+            last = (last + bytes(piece[:count]))[-tail:] if tail else b""
+        return last
 
     @property
     def sha256(self) -> str:
@@ -120,7 +141,7 @@ class HashingReader:
 class InMemoryObject:
     """An object that is in memory, or its last bytes, in place of a store and an open handle."""
 
-    def __init__(self, data: bytes, size: int | None = None) -> None:
+    def __init__(self, data: bytes | memoryview, size: int | None = None) -> None:
         self.data, self.size = data, len(data) if size is None else size
 
     def length(self, handle: Any, name: str) -> int:
@@ -154,8 +175,6 @@ class Scan:
         self.bad: set[str] = set()  # objects
         self.blocks: list[str | None] = [None] * len(task.commit.blocks)
         self.status = task.commit.status()
-        largest = max((size for size, _ in self.objects.values()), default=0)
-        self.buffer = memoryview(bytearray(min(PIECE, largest + 1)))
         self.lengths: Rows | None = None  # tokens of each row; None if they cannot be read
         self.crc: NDArray[np.uint32] | None = None
 
@@ -165,10 +184,10 @@ class Scan:
         self.crc = small["crc"]
         status, path = small["status"], self._path("status")
         if status is not None and path not in self.bad and (status != self.status).any():
-            wrong = np.flatnonzero(status != self.status).tolist()
-            message = f"rows {spans(wrong)} have other statuses than the commit says"
+            rows_differing = np.flatnonzero(status != self.status).tolist()
+            message = f"rows {spans(rows_differing)} have other statuses than the commit says"
             message = f"{self.store.at(path)}: shard {self.commit.shard}, {message}"
-            self._fault("object", message, path, wrong)
+            self._fault("object", message, path, rows_differing)
         if not self.layout.ragged:
             self.lengths = np.ones(rows, np.int64)
         elif small["lengths"] is not None and (path := self._path("lengths")) not in self.bad:
@@ -232,7 +251,7 @@ class Scan:
         name, spec = self._path(array), self.arrays[array]
         with self._open(name, spec) as reader:
             data: Any = InMemoryObject(reader.whole())
-            reader.finish(self.buffer)
+            reader.finish()
         self._compare(reader)
         try:
             read_index(data, None, spec, self.store.at(name))
@@ -262,18 +281,17 @@ class Scan:
             return
         with self._open(name, spec) as reader:
             if units is None:
-                reader.finish(self.buffer)
+                reader.finish()
                 self._compare(reader, numbers)
                 return
             if self.layout.codec:
                 data: Any = InMemoryObject(reader.whole())
-                reader.finish(self.buffer)
+                reader.finish()
                 self._packed(checks, data, spec, units, path)
             else:
                 start = (np.cumsum(units) - units) * self.layout.unit_bytes
                 self._plain(checks, reader, start, units)
-                reader.finish(self.buffer, 16 * spec.chunks + 4)
-                data = InMemoryObject(reader.tail, reader.size)
+                data = InMemoryObject(reader.finish(16 * spec.chunks + 4), reader.size)
         self._compare(reader, numbers)
         if name not in self.bad:
             try:
@@ -297,33 +315,16 @@ class Scan:
                     checks = BlockChecks(self, rows := self._block_rows(block))
                     self._plain(checks, reader, start[rows], self.lengths[rows])
                     pending.append(checks)
-            reader.finish(self.buffer)
+            reader.finish()
         self._compare(reader)
         for checks in pending:
             self._conclude(checks, name)
 
     def _plain(self, checks: BlockChecks, reader: HashingReader, start: Rows, units: Rows) -> None:
         """Reads rows that are in the object as they are, from these bytes on (-1: blank rows)."""
-        end, i = np.where(start < 0, 0, start + units * self.layout.unit_bytes), 0
-        while i < len(start):
-            if start[i] < 0 or end[i] > reader.size or reader.error:
-                checks.row(self.layout.blank(int(units[i])) if start[i] < 0 else None)
-                i += 1
-                continue
-            origin, most = reader.position, min(reader.position + len(self.buffer), reader.size)
-            stop = i + max(int((end[i:] <= most).cumprod().sum()), 1)  # one row, however large
-            size = int(end[i:stop].max()) - origin
-            if size > len(self.buffer):
-                self.buffer = memoryview(bytearray(size))
-            view = self.buffer[:size]
-            count = reader.take(view)
-            for row in range(i, stop):
-                first, last = int(start[row]) - origin, int(end[row]) - origin
-                if start[row] < 0:
-                    checks.row(self.layout.blank(int(units[row])))
-                else:
-                    checks.row(view[first:last] if last <= count else None)
-            i = stop
+        end = start + units * self.layout.unit_bytes
+        for first, last, count in zip(start.tolist(), end.tolist(), units.tolist(), strict=True):
+            checks.row(self.layout.blank(count) if first < 0 else reader.take(first, last))
 
     def _packed(
         self, checks: BlockChecks, data: Any, spec: ArraySpec, units: Rows, path: str
@@ -350,9 +351,9 @@ class Scan:
         rows, crc = checks.rows.tolist(), self._path("crc")
         prefix = f"{self.store.url}: shard {self.commit.shard}, rows"
         source = name if name in self.bad or crc not in self.bad else crc
-        if wrong := checks.wrong():
-            message = f"{prefix} {spans(wrong)} do not fit their checksums ({source})"
-            self._fault("rows", message, source, wrong)
+        if failing := checks.wrong():
+            message = f"{prefix} {spans(failing)} do not fit their checksums ({source})"
+            self._fault("rows", message, source, failing)
         if checks.endless:
             message = (
                 f"{prefix} {spans(checks.endless)} hold infinities or NaNs, though their status says "
@@ -399,8 +400,8 @@ class BlockChecks:
         if values is None:
             return
         if self.scan.status[row] in HAS_VALUES:
-            stored = np.frombuffer(values, layout.dtype).reshape(-1, *layout.unit_shape)
-            if not layout.finite(stored):
+            row_values = np.frombuffer(values, layout.dtype).reshape(-1, *layout.unit_shape)
+            if not layout.finite(row_values):
                 self.endless.append(row)
         if memoryview(values).nbytes:
             self._sha.update(values)

@@ -1,6 +1,6 @@
 """How well an order mixes: variance of the mean of consecutive batches, against independent draws.
 
-Rows that stand near each other are often alike: they come from one site, album or crawl. Suppose a
+Rows that are near each other are often alike: they come from one site, album or crawl. Suppose a
 share `icc` of a value's variance lies between units of adjacent rows. The mean of n samples, of
 which n_u lie in unit u that holds the share p_u of all rows, then has the variance
 
@@ -27,7 +27,7 @@ ICC = 0.1  # share of the variance that lies between units
 
 
 @dataclass(frozen=True, slots=True)
-class Mixing:
+class BatchVariance:
     """Variance of the mean of `batches` batches, 1 = independent draws; units of `unit` rows."""
 
     unit: int
@@ -36,14 +36,14 @@ class Mixing:
     shuffled: float  # of a full shuffle of the same rows
 
 
-def mixing(
+def batch_variances(
     order: Order, batch: int, shard_rows: int, icc: float = ICC, spans: Sequence[int] = SPANS,
     places: int = 16,
-) -> list[Mixing]:  # fmt: skip
-    """For units of 32 rows, 256 rows and a shard, and each span of batches that fits an epoch.
+) -> list[BatchVariance]:  # fmt: skip
+    """Returns the variances for units of 32 rows, 256 rows and a shard, and each span of batches
+    that fits an epoch, averaged over spans that begin at `places` places of the first epoch.
 
-    Averaged over spans that begin at `places` places of the first epoch. Raises OrderError if not
-    even one batch fits.
+    Raises OrderError if not even one batch fits.
     """
     shuffle = Order([_valid_mask(order, s) for s in range(len(order.sources))], order.seed + 1, 1, 0,
                     order.weights)  # fmt: skip
@@ -52,26 +52,26 @@ def mixing(
         raise OrderError(
             f"a batch of {batch} is more than an epoch ({order.epoch_samples} samples)"
         )
-    found = []
+    results = []
     for unit in (BLOCK, 8 * BLOCK, shard_rows):
         inflation = [_inflation(o, batch, unit, icc, spans, places) for o in (order, shuffle)]
-        for span, ours, full in zip(spans, *inflation, strict=True):
-            found.append(Mixing(unit, span, ours, full))
-    return found
+        for span, variance, shuffled_variance in zip(spans, *inflation, strict=True):
+            results.append(BatchVariance(unit, span, variance, shuffled_variance))
+    return results
 
 
-def table(found: Sequence[Mixing]) -> str:
-    """As text: a line a unit, a column a span, each `order (full shuffle)`."""
-    spans = list(dict.fromkeys(m.batches for m in found))
+def table(results: Sequence[BatchVariance]) -> str:
+    """Returns them as text: a line a unit, a column a span, each `order (full shuffle)`."""
+    spans = list(dict.fromkeys(m.batches for m in results))
     lines = ["unit        " + "".join(f"{f'{span} batches':>18}" for span in spans)]
-    for unit in dict.fromkeys(m.unit for m in found):
-        cells = [f"{m.order:.2f} ({m.shuffled:.2f})" for m in found if m.unit == unit]
+    for unit in dict.fromkeys(m.unit for m in results):
+        cells = [f"{m.order:.2f} ({m.shuffled:.2f})" for m in results if m.unit == unit]
         lines.append(f"{unit:6,} rows " + "".join(f"{cell:>18}" for cell in cells))
     return "\n".join(lines)
 
 
 def _valid_mask(order: Order, source: int) -> NDArray[np.uint32]:
-    """Valid-row bits of a source."""
+    """Returns the valid-row bits of a source."""
     blocks = order.sources[source].blocks
     mask = np.zeros(int(blocks[-1]) + 1, np.uint32)
     mask[blocks] = order.sources[source].valid_mask
@@ -81,7 +81,7 @@ def _valid_mask(order: Order, source: int) -> NDArray[np.uint32]:
 def _inflation(
     order: Order, batch: int, unit: int, icc: float, spans: Sequence[int], places: int
 ) -> list[float]:
-    """Variance of the mean of each span of batches, relative to independent draws."""
+    """Returns the variance of the mean of each span of batches, relative to independent draws."""
     longest = max(spans) * batch
     room = (order.epoch_samples - longest) // batch
     excess: dict[int, list[float]] = {span: [] for span in spans}
@@ -94,16 +94,16 @@ def _inflation(
             n = span * batch
             for first in range(0, longest - n + 1, n):
                 s, r = source[first : first + n], row[first : first + n]
-                one = distance(
+                between_units = distance(
                     s, r // unit, units.shares[units.starts[s] + r // unit], units.squares
                 )
-                other = distance(s, r, rows[s], row_squares)
-                excess[span].append((icc * one + (1 - icc) * other) * n / alone)
+                between_rows = distance(s, r, rows[s], row_squares)
+                excess[span].append((icc * between_units + (1 - icc) * between_rows) * n / alone)
     return [float(np.mean(excess[span])) for span in spans]
 
 
 def distance(source: Ints, unit: Ints, expected: NDArray[np.float64], squares: float) -> float:
-    """Sum over all units of (share among these samples - share in a long run) squared.
+    """Returns the sum over all units of (share among these samples - share in a long run) squared.
 
     `expected`: the long run's share of each sample's unit; `squares`: their sum over all units.
     """
@@ -125,7 +125,7 @@ class _Units:
 
 
 def _row_shares(order: Order) -> tuple[NDArray[np.float64], float]:
-    """The share of a row of each source, and the sum of the squares over all rows."""
+    """Returns the share of a row of each source, and the sum of the squares over all rows."""
     valid = np.array([source.valid for source in order.sources], float)
     weights = _weights(order)
     return weights / valid, float((weights**2 / valid).sum())

@@ -158,12 +158,12 @@ def _check_complete(examination: Examination, column: Description, name: str) ->
             raise CorruptColumn(f"{store.at(name)}: this record belongs to another column.json")
     except (OSError, ShardsError) as error:
         return examination.fault("complete", damage_message_or_raise(error), name)
-    wrong = [
+    differing = [
         shard
         for shard, (_, content, _) in enumerate(record.shards)
         if content and (shard not in column.commits or column.commits[shard].content != content)
     ]
-    for shard in wrong:
+    for shard in differing:
         examination.fault(
             "complete",
             f"{store.url}: shard {shard} is not committed with the content that the COMPLETE record "
@@ -176,7 +176,7 @@ def _check_complete(examination: Examination, column: Description, name: str) ->
     except (OSError, ShardsError) as error:
         valid = name.removesuffix(".json") + ".valid"
         examination.fault("valid", damage_message_or_raise(error), valid)
-    if not wrong:
+    if not differing:
         expected = snapshot_of(column, record)
         if expected.digest != record.digest or name != f"complete/{expected.digest}.json":
             message = f"{store.at(name)}: not what the commits that it names make up"
@@ -195,15 +195,15 @@ def _unfinished(column: Description) -> list[tuple[str, int]]:
     """Returns (name, bytes) of what belongs to no commit, nor to the records of a column."""
     spec = column.spec
     shards = range(spec.layout.shards)
-    known = {
+    expected = {
         "column.json", *spec.zarr_json(), *map(commit_name, shards), *map(failure_name, shards),
         *column.objects,
     }  # fmt: skip
     for shard in set(column.committed) - column.commits.keys():  # a damaged commit may name these
-        known |= set.union(*objects_of(spec, shard, spec.layout.shard_rows))
+        expected |= set.union(*objects_of(spec, shard, spec.layout.shard_rows))
     arrays = spec.arrays()
     if "empty" in arrays:
-        known.add(f"empty/{arrays['empty'].key(0)}")
+        expected.add(f"empty/{arrays['empty'].key(0)}")
     listing = column.store.list()
     names = {name for name, _ in listing}
 
@@ -215,7 +215,9 @@ def _unfinished(column: Description) -> list[tuple[str, int]]:
     return [
         (name, size)
         for name, size in listing
-        if not is_complete(name) and name not in known and not name.startswith((QUARANTINE, LEASES))
+        if not is_complete(name)
+        and name not in expected
+        and not name.startswith((QUARANTINE, LEASES))
     ]
 
 
@@ -242,9 +244,9 @@ def _check_empty(examination: Examination, column: Description) -> None:
     except (OSError, CorruptColumn) as error:
         damage_message_or_raise(error)
         size, digest, how = 0, "", "missing or unreadable"
-    wrong = [s for s, c in column.commits.items() if (name, size, digest) not in c.objects]
-    if wrong:
-        message = f"{column.store.at(name)}: {how} the commits of shards {wrong[:SHOWN]} name"
+    differing = [s for s, c in column.commits.items() if (name, size, digest) not in c.objects]
+    if differing:
+        message = f"{column.store.at(name)}: {how} the commits of shards {differing[:SHOWN]} name"
         examination.fault("object", message, name)
 
 
@@ -393,10 +395,10 @@ def _verdict(url: str, faults: Sequence[Fault]) -> list[str]:
             f"{url}: {len(changed)} shards do not match the tars. The column itself is not damaged by "
             "that, and `repair` does not change it"
         )
-    if own := [fault for fault in faults if fault.kind != MEMBERS]:
-        shards = {fault.shard for fault in own if fault.shard is not None}
+    if damage := [fault for fault in faults if fault.kind != MEMBERS]:
+        shards = {fault.shard for fault in damage if fault.shard is not None}
         lines.append(
-            f"{url}: DAMAGED, {len(own)} faults, {len(shards)} shards. See what `python -m shards "
+            f"{url}: DAMAGED, {len(damage)} faults, {len(shards)} shards. See what `python -m shards "
             f"repair {url}` would do"
         )
     return lines

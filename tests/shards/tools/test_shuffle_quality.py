@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from shards import Order, OrderError
-from shards.tools.shuffle_quality import Mixing, mixing, table
+from shards.tools.shuffle_quality import BatchVariance, batch_variances, table
 from tests.shards.properties import words_of
 
 FULL = np.full(4_096, 2**32 - 1, np.uint32)
 
 
 def test_a_whole_lane_mixes_like_a_full_shuffle() -> None:
-    for found in mixing(Order([FULL], 1, 16), 256, 4_096, places=4):
+    for found in batch_variances(Order([FULL], 1, 16), 256, 4_096, places=4):
         alone = 1 - found.batches * 256 / (32 * FULL.size)  # without putting rows back
         assert found.order == pytest.approx(alone, abs=0.03)
         assert found.shuffled == pytest.approx(alone, abs=0.03)
@@ -21,7 +21,9 @@ def test_a_window_delays_what_its_blocks_share() -> None:
     """One batch: 1 + icc (B / L - 1) 31 / (W - 1); whole windows: 1 + 31 icc. 8 lanes, windows of 128."""
     one, _, all_of_it = (
         m.order
-        for m in mixing(Order([FULL], 3, 8, 128), 128, 4_096, spans=(1, 4, 64), places=6)[:3]
+        for m in batch_variances(Order([FULL], 3, 8, 128), 128, 4_096, spans=(1, 4, 64), places=6)[
+            :3
+        ]
     )
     assert one == pytest.approx(1 + 0.1 * (128 / 8 - 1) * 31 / 127, abs=0.02)
     fill = 1 - 64 * 128 / (32 * FULL.size)
@@ -53,23 +55,23 @@ def test_against_values_that_were_drawn() -> None:
             drawn = np.where(source == 1, values[1][rows % values[1].size], drawn)
             squares.append((drawn.mean() - mean) ** 2)
     expected = np.mean(squares) / (np.mean(variances) / batch)
-    found = mixing(order, batch, 1_024, spans=(1,), places=40)[0]
+    found = batch_variances(order, batch, 1_024, spans=(1,), places=40)[0]
     assert found.order == pytest.approx(expected, rel=0.05)
 
 
 def test_spans_that_do_not_fit_are_left_out() -> None:
     order = Order([FULL[:64]], 0, 4)
-    assert {m.batches for m in mixing(order, 64, 1_024)} == {1, 8}
+    assert {m.batches for m in batch_variances(order, 64, 1_024)} == {1, 8}
     with pytest.raises(OrderError, match="more than an epoch"):
-        mixing(order, 4_096, 1_024)
+        batch_variances(order, 4_096, 1_024)
 
 
 def test_table() -> None:
     rows = [
-        Mixing(32, 1, 1.0, 1.0),
-        Mixing(32, 8, 1.37, 0.99),
-        Mixing(2048, 1, 1.04, 1.0),
-        Mixing(2048, 8, 2, 1),
+        BatchVariance(32, 1, 1.0, 1.0),
+        BatchVariance(32, 8, 1.37, 0.99),
+        BatchVariance(2048, 1, 1.04, 1.0),
+        BatchVariance(2048, 8, 2, 1),
     ]
     lines = table(rows).splitlines()
     assert lines[0].split() == ["unit", "1", "batches", "8", "batches"]
