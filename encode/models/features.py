@@ -36,8 +36,8 @@ class FeatureEncoder(ImageEncoder):
         """
         self.config, self.model = config, lookup(config.encoder, FEATURES)
         self.device, path = torch.device(device), self.model.path
-        asked = (config.resolution, config.mean, config.std)
-        file = preprocessing(self.model) if None in asked else {}
+        fields = (config.resolution, config.mean, config.std)
+        file = preprocessing(self.model) if None in fields else {}
         resolution = config.resolution or _needed(file, "resolution", path)
         self.mean = list(map(float, config.mean or _needed(file, "mean", path)))
         self.std = list(map(float, config.std or _needed(file, "std", path)))

@@ -88,7 +88,7 @@ class PackedText:
         out = torch.empty(len(ids), self.text.width, dtype=torch.bfloat16, device=device)
         packed = self.text.cls in CUT
         for rows in packed_rows(np.diff(ends)) if packed else similar_rows(np.diff(ends)):
-            token, position = (torch.from_numpy(a).to(device) for a in laid_out(rows, ends))
+            token, position = (torch.from_numpy(a).to(device) for a in token_places(rows, ends))
             mask = token >= 0
             inputs: Json = {"attention_mask": mask.long()}
             if packed:  # a cache would bring another mask
@@ -141,7 +141,7 @@ def similar_rows(lengths: Ints) -> Iterator[list[list[int]]]:
         yield [[int(captions[i])] for i in batch]
 
 
-def laid_out(rows: Sequence[Sequence[int]], ends: Ints) -> tuple[Ints, Ints]:
+def token_places(rows: Sequence[Sequence[int]], ends: Ints) -> tuple[Ints, Ints]:
     """Returns two arrays (rows, longest): the index of each place's token, -1 for padding, and its
     position in its caption. The padding of a row counts as a caption of its own.
     """

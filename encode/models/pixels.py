@@ -28,13 +28,13 @@ def pixels_on(device: torch.device, images: NDArray[np.uint8]) -> Tensor:
     """
     if device.type == "cpu":
         return to_pixels(images)
-    return looked_up(torch.from_numpy(images).to(device))
+    return pixels_from_table(torch.from_numpy(images).to(device))
 
 
-def looked_up(images: Tensor) -> Tensor:
+def pixels_from_table(images: Tensor) -> Tensor:
     """(B, H, W, 3) bytes -> (B, 3, H, W) fp32 in [-1, 1], bit for bit as `to_pixels`."""
-    every = np.arange(256, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
-    table = to_pixels(every)[:, 0, 0, 0].to(images.device)
+    values = np.arange(256, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
+    table = to_pixels(values)[:, 0, 0, 0].to(images.device)
     return table[images.permute(0, 3, 1, 2).int()]
 
 

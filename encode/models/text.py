@@ -48,8 +48,8 @@ class TextEncoder(CaptionEncoder):
     def _check(self) -> None:
         """Refuses what loads, but would lie: a pair of towers, or more tokens than were trained."""
         config, path = self._module.config.get_text_config(), self.model.path
-        both = hasattr(self._module, "decoder") and self._module.config.is_encoder_decoder
-        if hasattr(self._module, "vision_model") or both:
+        decoder = hasattr(self._module, "decoder") and self._module.config.is_encoder_decoder
+        if hasattr(self._module, "vision_model") or decoder:
             raise ModelNotUsable(
                 f"{path}: {self.model.cls} is not a text encoder alone. Give the class of its text "
                 "half, as T5EncoderModel or CLIPTextModel"
@@ -138,13 +138,13 @@ class TextEncoder(CaptionEncoder):
             )
         if last:
             return output.last_hidden_state.to(torch.bfloat16)  # type: ignore[no-any-return]  # transformers is untyped
-        every = output.hidden_states or ()
-        if not -len(every) <= index < len(every):
+        layers = output.hidden_states or ()
+        if not -len(layers) <= index < len(layers):
             raise ModelNotUsable(
                 f"{self.model.path}: hidden state {index} asked for, there are "
-                f"{len(every)} (0 the embeddings, -1 the output after the last norm)"
+                f"{len(layers)} (0 the embeddings, -1 the output after the last norm)"
             )
-        return every[index].to(torch.bfloat16)  # type: ignore[no-any-return]  # transformers is untyped
+        return layers[index].to(torch.bfloat16)  # type: ignore[no-any-return]  # transformers is untyped
 
     @property
     def cls(self) -> str:

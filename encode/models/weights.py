@@ -23,12 +23,12 @@ def hushed(library: Any) -> Iterator[None]:
     beyond a class.
     """
     logging = library.utils.logging
-    before = logging.get_verbosity()
+    level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        logging.set_verbosity(level)
 
 
 # what a model may raise at an input that it was not made for
@@ -38,7 +38,7 @@ REFUSALS = (
 
 
 @contextmanager
-def trying(what: str, advice: str = "Check class, path and sizes") -> Iterator[None]:
+def trying(failure: str, advice: str = "Check class, path and sizes") -> Iterator[None]:
     """Turns what a model raises at a trial input into ModelNotUsable; want of memory stays as it is."""
     try:
         yield
@@ -46,7 +46,7 @@ def trying(what: str, advice: str = "Check class, path and sizes") -> Iterator[N
         raise
     except REFUSALS as error:
         raise ModelNotUsable(
-            f"{what}. {advice}\n  {type(error).__name__} of the library: {one_line(error)}"
+            f"{failure}. {advice}\n  {type(error).__name__} of the library: {one_line(error)}"
         ) from error
 
 

@@ -107,9 +107,9 @@ def _run_all(jobs: Sequence[Callable[[], None]], threads: int, stop: threading.E
     """Runs jobs in threads; the first error, or a signal, stops the rest and is raised."""
     pool = ThreadPoolExecutor(threads)
     try:
-        done, _ = wait([pool.submit(job) for job in jobs], return_when=FIRST_EXCEPTION)
-        for job in done:
-            job.result()
+        futures, _ = wait([pool.submit(job) for job in jobs], return_when=FIRST_EXCEPTION)
+        for future in futures:
+            future.result()
     except Stopped:
         stop.set()
         raise
@@ -140,14 +140,14 @@ def brace_patterns(places: Sequence[str]) -> list[str]:
     """Returns brace patterns that expand to these places, one for each run of numbers of one width."""
 
     def run(item: tuple[int, tuple[str, ...]]) -> tuple[object, ...]:
-        index, (before, number, after) = item
-        return before, after, len(number), int(number or 0) - index
+        index, (stem, number, suffix) = item
+        return stem, suffix, len(number), int(number or 0) - index
 
     matches = [re.fullmatch(r"(.*?)(\d*)([^/\d]*)", place) for place in places]
     parts = [m.groups() if m else (place, "", "") for m, place in zip(matches, places, strict=True)]
     patterns = []
     for _, group in groupby(enumerate(parts), run):
-        (before, first, after), *others = [item for _, item in group]
-        number = f"{{{first}..{others[-1][1]}}}" if others else first
-        patterns.append(f"{before}{number}{after}")
+        (stem, first, suffix), *following = [item for _, item in group]
+        number = f"{{{first}..{following[-1][1]}}}" if following else first
+        patterns.append(f"{stem}{number}{suffix}")
     return patterns

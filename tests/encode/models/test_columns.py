@@ -1,5 +1,7 @@
 """From a column's config to what is stored: identity, layout, norm, words."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from encode.models.encoder import (
     measured_scales,
 )
 from encode.models.load import load_encoder
-from encode.models.pixels import looked_up, to_float16, to_pixels
+from encode.models.pixels import pixels_from_table, to_float16, to_pixels
 from encode.models.tokenizer import tokenizer_digest
 from encode.run.specs import SourceJob, scales
 from encode.source.decoding import View
@@ -73,27 +75,27 @@ def test_identity_of_a_column_made_before_the_options(tiny: Models) -> None:
     """Field by field as ever: neither the options nor their defaults are named."""
     vae = pictures(kind="moments", encoder=tiny("flux"), resolution=32)
     spec = column_spec(vae, "source", 3, 1024)
-    how = {
+    preprocess = {
         "image": "jpg", "resolution": 32, "decoder": "pil", "resize": "bilinear, short side",
         "crop": "centre",
     }  # fmt: skip
-    who = {"subfolder": None, "revision": None, "precision": "fp32"}
+    encoder = {"subfolder": None, "revision": None, "precision": "fp32"}
     assert spec.identity == {
-        "kind": "moments", "preprocess": how, "dtype": "float16", "source": "source",
-        "encoder": {**tiny("flux"), **who, "weights": vae.weights},
+        "kind": "moments", "preprocess": preprocess, "dtype": "float16", "source": "source",
+        "encoder": {**tiny("flux"), **encoder, "weights": vae.weights},
     }  # fmt: skip
     assert (spec.layout.row_shape, spec.norm) == ((32, 4, 4), Norm((0.1,), (0.5,)))
     assert vae.view == View(32, "jpg")
     text = words_of(kind="tokens", encoder=tiny("gemma"), max_tokens=40)
     spec = column_spec(text, "source", 3, 1024)
     tokenizer = tokenizer_digest(text.tokenizer._tokenizer)
-    how = {
+    preprocess = {
         "caption": "txt", "template": "{}", "max_tokens": 40, "hidden_state": -1,
         "tokenizer": tokenizer,
     }  # fmt: skip
     assert spec.identity == {
-        "kind": "tokens", "preprocess": how, "dtype": "bfloat16", "source": "source",
-        "encoder": {**tiny("gemma"), **who, "weights": text.weights},
+        "kind": "tokens", "preprocess": preprocess, "dtype": "bfloat16", "source": "source",
+        "encoder": {**tiny("gemma"), **encoder, "weights": text.weights},
     }  # fmt: skip
     assert (spec.layout.row_shape, spec.empty_tokens) == ((40, 32), 1)
     assert (spec.layout.record(), spec.norm) == (
@@ -104,13 +106,13 @@ def test_identity_of_a_column_made_before_the_options(tiny: Models) -> None:
 def test_options_are_named_where_they_are_used(tiny: Models) -> None:
     base: dict[str, Any] = {"kind": "tokens", "encoder": tiny("qwen2"), "max_tokens": 8}
     plain = words_of(**base)
-    asked = words_of(**base, instruction="Draw ", chat_template=True, caption="short.txt")
-    found, expected = asked.identity().text.record(), plain.identity().text.record()
-    assert {k for k in found if found[k] != expected.get(k)} == {
+    chat = words_of(**base, instruction="Draw ", chat_template=True, caption="short.txt")
+    preprocess, expected = chat.identity().text.record(), plain.identity().text.record()
+    assert {k for k in preprocess if preprocess[k] != expected.get(k)} == {
         "instruction", "chat_template", "caption"
     }  # fmt: skip
-    assert asked.suffix == "short.txt"
-    assert asked.row_shape[0] > plain.row_shape[0] == 8
+    assert chat.suffix == "short.txt"
+    assert chat.row_shape[0] > plain.row_shape[0] == 8
 
 
 @pytest.mark.parametrize("name", ["dc", "taesd", "rae"])
@@ -134,10 +136,10 @@ def test_options_that_no_column_can_have(tiny: Models) -> None:
     gemma = {"kind": "ids", "encoder": tiny("gemma")}
     with pytest.raises(ValueError, match="max_tokens\n.*less than or equal to 65535"):
         load(**gemma, max_tokens=70_000)  # lengths are uint16
-    both = load(**gemma, backend="webdataset", codec="blosc")
+    encoder = load(**gemma, backend="webdataset", codec="blosc")
     message = "a column of ids: the webdataset backend has no codec. Change its options"
     with pytest.raises(EncodeError, match=message):
-        column_spec(both, "source", 1, 1024)
+        column_spec(encoder, "source", 1, 1024)
 
 
 def test_a_norm_for_a_model_that_has_none(tiny: Models) -> None:
@@ -147,10 +149,10 @@ def test_a_norm_for_a_model_that_has_none(tiny: Models) -> None:
         load(**column)
     encoder = pictures(**column, norm={"shift": [0.25], "scale": [0.5]})
     assert column_spec(encoder, "s", 1, 1024).record()["norm"] == {"shift": [0.25], "scale": [0.5]}
-    own = {"kind": "moments", "encoder": tiny("flux"), "resolution": SIDE}
-    assert pictures(**own, norm={"shift": [0.1], "scale": [0.5]}).norm == Norm((0.1,), (0.5,))
+    flux = {"kind": "moments", "encoder": tiny("flux"), "resolution": SIDE}
+    assert pictures(**flux, norm={"shift": [0.1], "scale": [0.5]}).norm == Norm((0.1,), (0.5,))
     with pytest.raises(ModelNotUsable, match="Leave norm out of the column"):
-        load(**own, norm={"shift": [0.1], "scale": [0.6]})
+        load(**flux, norm={"shift": [0.1], "scale": [0.6]})
     three = pictures(**column, norm={"shift": [0.0] * 3, "scale": [0.5] * 3})
     with pytest.raises(ModelNotUsable, match="a shift for 3 channels, but latents of 8"):
         column_spec(three, "s", 1, 1024)
@@ -168,8 +170,8 @@ def test_token_ids_need_no_model(tiny: Models, tmp_path: Path) -> None:
     assert spec.identity["encoder"]["class"] == "AutoTokenizer"
     for file in Path(tiny("t5")["path"]).glob("token*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    alone = words_of(kind="ids", encoder={**tiny("t5"), "path": str(tmp_path)}, max_tokens=9)
-    assert alone.weights == ids.weights
+    tokenizer = words_of(kind="ids", encoder={**tiny("t5"), "path": str(tmp_path)}, max_tokens=9)
+    assert tokenizer.weights == ids.weights
     with pytest.raises(
         ModelNotUsable, match="the tokenizer is another than the column's .*expected 0000"
     ):
@@ -187,10 +189,10 @@ def test_features(tiny: Models, element: str) -> None:
     stored = encoder.rows(IMAGES)
     exact = encoder.encode(torch.from_numpy(IMAGES).permute(0, 3, 1, 2) / 127.5 - 1)
     if element == "float16":
-        found = torch.from_numpy(stored).float()
+        values = torch.from_numpy(stored).float()
     else:
-        found = torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16).float()
-    torch.testing.assert_close(found, exact, rtol=2**-8, atol=1e-4)
+        values = torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16).float()
+    torch.testing.assert_close(values, exact, rtol=2**-8, atol=1e-4)
     pooled = pictures(kind="features", encoder=tiny("dinov2"), output="pooled")
     assert column_spec(pooled, "s", 1, 1024).layout.row_shape == (32,)
 
@@ -237,12 +239,12 @@ def test_training_on_latents(tiny: Models, tmp_path: Path) -> None:
     x = training_inputs(batch, join.norm, empty, FlowConfig(), 0.0, 7, join.posterior)
     assert torch.equal(x.latents, (torch.from_numpy(stored).float() - 0.5) * 0.41407)
     moments = torch.cat([values, torch.zeros_like(values)], 1)  # the same samples, with a posterior
-    other = training_inputs(
+    inputs = training_inputs(
         Batch(0, ids + 100, ids, moments, tokens, cu), join.norm, empty, FlowConfig(), 0.0, 7
     )
-    assert torch.equal(x.noise, other.noise)  # paired with a run on moments
-    assert torch.equal(x.timestep, other.timestep)
-    assert not torch.equal(x.latents, other.latents)
+    assert torch.equal(x.noise, inputs.noise)  # paired with a run on moments
+    assert torch.equal(x.timestep, inputs.timestep)
+    assert not torch.equal(x.latents, inputs.latents)
     join.close()
 
 
@@ -260,9 +262,9 @@ class Loud(torch.nn.Module):
 
 
 def test_bytes_are_looked_up_on_a_gpu() -> None:
-    every = np.arange(256 * 3, dtype=np.uint16).astype(np.uint8).reshape(1, 16, 16, 3)
-    assert torch.equal(looked_up(torch.from_numpy(every)), to_pixels(every))
-    assert torch.equal(looked_up(torch.from_numpy(IMAGES)), to_pixels(IMAGES))
+    values = np.arange(256 * 3, dtype=np.uint16).astype(np.uint8).reshape(1, 16, 16, 3)
+    assert torch.equal(pixels_from_table(torch.from_numpy(values)), to_pixels(values))
+    assert torch.equal(pixels_from_table(torch.from_numpy(IMAGES)), to_pixels(IMAGES))
 
 
 def test_float16_is_rounded_as_numpy_rounds() -> None:
@@ -333,8 +335,10 @@ def test_a_base_can_be_thinned_out(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(
         "root: cache\nsources: {a: a.tar, b: b.tar}\ncolumns:\n  x: {kind: ids, encoder: t5-xxl}\n"
     )
-    found = configs.load(EncodeConfig, tmp_path / "base.yaml", ["sources.b=null", "columns.x=null"])
-    assert (found.sources, found.columns) == ({"a": "a.tar"}, {})
+    config = configs.load(
+        EncodeConfig, tmp_path / "base.yaml", ["sources.b=null", "columns.x=null"]
+    )
+    assert (config.sources, config.columns) == ({"a": "a.tar"}, {})
 
 
 # sha256 of the canonical JSON, by the release before identities were typed

@@ -1,5 +1,7 @@
 """Image features against transformers itself, and what a model must say of the pictures it takes."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,12 @@ from tests.encode.toy import spec
 PIXELS = torch.rand(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def made(tiny: Models, name: str, **how: Any) -> FeatureEncoder:
-    return features(ModelSpec.model_validate(tiny(name)), **how)
+def made(tiny: Models, name: str, **options: Any) -> FeatureEncoder:
+    return features(ModelSpec.model_validate(tiny(name)), **options)
 
 
-def features(model: ModelSpec, **how: Any) -> FeatureEncoder:
-    return FeatureEncoder(FeaturesColumn(encoder=model, **how))
+def features(model: ModelSpec, **options: Any) -> FeatureEncoder:
+    return FeatureEncoder(FeaturesColumn(encoder=model, **options))
 
 
 @torch.no_grad()
@@ -51,24 +53,28 @@ def test_equals_transformers(tiny: Models, name: str) -> None:
 
 def test_one_tower_of_two_is_the_same_model(tiny: Models) -> None:
     """AutoModel loads both towers of SigLIP; the eyes alone are used, and digested."""
-    both = features(spec("AutoModel", tiny("siglip")["path"]))
-    one = made(tiny, "siglip")
-    assert torch.equal(both.encode(PIXELS), one.encode(PIXELS))
+    towers = features(spec("AutoModel", tiny("siglip")["path"]))
+    tower = made(tiny, "siglip")
+    assert torch.equal(towers.encode(PIXELS), tower.encode(PIXELS))
 
 
 def test_nothing_is_guessed(tmp_path: Path) -> None:
     folder = save_dinov2(tmp_path / "dinov2")
     model = spec("Dinov2Model", folder)
-    said = features(model, resolution=16, mean=[0.5] * 3)
-    assert (said.view.resolution, said.mean, said.std) == (16, [0.5] * 3, [0.229, 0.224, 0.225])
-    assert said.encode(PIXELS[:, :, :16, :16]).shape == (3, 2, 32)
-    for says, message in (
+    encoder = features(model, resolution=16, mean=[0.5] * 3)
+    assert (encoder.view.resolution, encoder.mean, encoder.std) == (
+        16,
+        [0.5] * 3,
+        [0.229, 0.224, 0.225],
+    )
+    assert encoder.encode(PIXELS[:, :, :16, :16]).shape == (3, 2, 32)
+    for config, message in (
         ({}, "says no resolution .*Say resolution in the column"),
         ({"size": {"height": 32, "width": 48}}, "says no resolution"),
         ({"size": {"shortest_edge": 32}, "image_std": [1, 1, 1]}, "says no mean"),
         ({"size": 32, "image_mean": [0] * 3, "image_std": [1] * 3, "rescale_factor": 2}, "no mean"),
     ):
-        save_preprocessor(folder, **says)
+        save_preprocessor(folder, **config)
         with pytest.raises(ModelNotUsable, match=message):
             features(model)
     save_preprocessor(folder, size={"height": 32, "width": 32}, do_normalize=False)
@@ -80,9 +86,9 @@ def test_nothing_is_guessed(tmp_path: Path) -> None:
 
 def test_models_that_cannot_serve(tiny: Models) -> None:
     text = ModelSpec.model_validate(tiny("gemma"))
-    how: Any = {"resolution": SIDE, "mean": [0.5] * 3, "std": [0.5] * 3}
+    options: Any = {"resolution": SIDE, "mean": [0.5] * 3, "std": [0.5] * 3}
     with pytest.raises(ModelNotUsable, match="GemmaModel cannot encode pictures of 32 x 32"):
-        _ = features(text, **how).row_shape
+        _ = features(text, **options).row_shape
     with pytest.raises(ModelNotUsable, match="cannot encode pictures of 48 x 48"):
         _ = made(tiny, "siglip", resolution=48).row_shape
     with pytest.raises(ModelNotUsable, match="were found, the column was made with 0000"):

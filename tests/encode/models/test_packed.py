@@ -1,5 +1,7 @@
 """A text encoder over packed ids gives what it gives caption by caption, whatever stands beside them."""
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Sequence
 from itertools import chain
@@ -17,7 +19,7 @@ from encode.config import IdsColumn
 from encode.errors import ModelNotUsable
 from encode.models import packed_text as packed
 from encode.models.load import load_encoder
-from encode.models.packed_text import PackedText, laid_out, model_of, packed_rows, similar_rows
+from encode.models.packed_text import PackedText, model_of, packed_rows, similar_rows, token_places
 from encode.models.text import TextEncoder, load_text
 from encode.models.tokenizer import CaptionTokenizer, load_tokenizer
 from encode.registry import ModelSpec
@@ -51,18 +53,18 @@ def packed_ids(text: TextEncoder, captions: Sequence[str]) -> tuple[Tensor, Tens
 @pytest.mark.parametrize("name", TEXTS)
 def test_every_family(tiny: Models, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in rows so short that the captions take several, and passes of few rows."""
-    made = encoder(tiny, name)
-    alone = torch.cat([made.text.encode([caption])[0] for caption in CAPTIONS])
-    ids, ends = packed_ids(made.text, CAPTIONS)
+    packed_text = encoder(tiny, name)
+    expected = torch.cat([packed_text.text.encode([caption])[0] for caption in CAPTIONS])
+    ids, ends = packed_ids(packed_text.text, CAPTIONS)
     for row, tokens, similar in ((1_024, 16_384, 2_048), (80, 160, 80)):
         for limit, value in (("ROW", row), ("PASS", tokens), ("SIMILAR", similar)):
             monkeypatch.setattr(packed, limit, value)
-        found = made(ids, ends)
-        assert (found.dtype, found.shape) == (torch.bfloat16, alone.shape)
-        assert not found.requires_grad
+        states = packed_text(ids, ends)
+        assert (states.dtype, states.shape) == (torch.bfloat16, expected.shape)
+        assert not states.requires_grad
         # one unit in the last of bfloat16's 8 bits, where fp32 falls to the other side
-        torch.testing.assert_close(found.float(), alone.float(), rtol=2**-7, atol=2e-5)
-        assert (found == alone).float().mean() > 0.99
+        torch.testing.assert_close(states.float(), expected.float(), rtol=2**-7, atol=2e-5)
+        assert (states == expected).float().mean() > 0.99
 
 
 def test_which_families_are_packed(tiny: Models) -> None:
@@ -73,35 +75,35 @@ def test_which_families_are_packed(tiny: Models) -> None:
 
 
 def test_another_hidden_state(tiny: Models) -> None:
-    made = encoder(tiny, "gemma2", 1)
-    alone = torch.cat([made.text.encode([caption])[0] for caption in CAPTIONS])
-    found = made(*packed_ids(made.text, CAPTIONS))
-    torch.testing.assert_close(found.float(), alone.float(), rtol=2**-7, atol=2e-5)
+    packed_text = encoder(tiny, "gemma2", 1)
+    expected = torch.cat([packed_text.text.encode([caption])[0] for caption in CAPTIONS])
+    states = packed_text(*packed_ids(packed_text.text, CAPTIONS))
+    torch.testing.assert_close(states.float(), expected.float(), rtol=2**-7, atol=2e-5)
 
 
 def test_captions_without_ids(tiny: Models) -> None:
     for name in ("gemma", "t5"):
-        made = encoder(tiny, name)
-        ids, ends = packed_ids(made.text, ["a cat", "x"])
-        there = made(ids, ends)
+        packed_text = encoder(tiny, name)
+        ids, ends = packed_ids(packed_text.text, ["a cat", "x"])
+        states = packed_text(ids, ends)
         holes = torch.tensor([0, 0, *ends.tolist()[1:2], *ends.tolist()[1:], ends[-1]]).int()
-        assert torch.equal(made(ids, holes), there)
-        nothing = made(ids[:0], torch.zeros(4, dtype=torch.int32))
+        assert torch.equal(packed_text(ids, holes), states)
+        nothing = packed_text(ids[:0], torch.zeros(4, dtype=torch.int32))
         assert (nothing.shape, nothing.dtype) == ((0, 32), torch.bfloat16)
 
 
 def test_it_is_the_encoder_of_a_tokens_column(tiny: Models) -> None:
     """Its identity is one: the encoder can be loaded by it, here and where pictures are sampled."""
     options = {"template": "A picture of {}", "instruction": "Draw. "}
-    made = encoder(tiny, "gemma", **options)
-    again = load_text(made.identity)
-    ids, ends = packed_ids(made.text, CAPTIONS)
-    assert packed_ids(again, CAPTIONS)[0].tolist() == ids.tolist()
-    assert torch.equal(PackedText(again, made.identity)(ids, ends), made(ids, ends))
-    other = PackedText.of_tokens(made.identity)
-    assert other.identity == made.identity
-    assert made.identity["encoder"]["weights"] == made.text.weights
-    assert "caption" not in made.identity["preprocess"]
+    packed_text = encoder(tiny, "gemma", **options)
+    text = load_text(packed_text.identity)
+    ids, ends = packed_ids(packed_text.text, CAPTIONS)
+    assert packed_ids(text, CAPTIONS)[0].tolist() == ids.tolist()
+    assert torch.equal(PackedText(text, packed_text.identity)(ids, ends), packed_text(ids, ends))
+    reloaded = PackedText.of_tokens(packed_text.identity)
+    assert reloaded.identity == packed_text.identity
+    assert packed_text.identity["encoder"]["weights"] == packed_text.text.weights
+    assert "caption" not in packed_text.identity["preprocess"]
 
 
 def test_only_with_the_tokenizer_of_the_column(tiny: Models) -> None:
@@ -131,16 +133,16 @@ def test_a_model_with_too_few_positions(tmp_path: Path, tiny: Models) -> None:
 
 def test_the_registry_knows_the_model_of_an_ids_column() -> None:
     named = packed.TEXTS["t5-xxl"]
-    alone = named.model_copy(update={"cls": "AutoTokenizer", "precision": "fp32"})
-    assert model_of(alone.identity("digest")) == named
+    tokenizer = named.model_copy(update={"cls": "AutoTokenizer", "precision": "fp32"})
+    assert model_of(tokenizer.identity("digest")) == named
 
 
 def test_the_empty_caption_is_stored_as_ids(tiny: Models) -> None:
-    made = load_encoder(
+    tokenizer = load_encoder(
         IdsColumn(kind="ids", encoder=ModelSpec.model_validate(tiny("gemma"))), "cpu"
     )
-    assert isinstance(made, CaptionTokenizer)
-    (empty,) = made.rows([""], 99)
+    assert isinstance(tokenizer, CaptionTokenizer)
+    (empty,) = tokenizer.rows([""], 99)
     assert (empty.dtype, empty.tolist()) == (np.int32, [2])  # <bos> alone
 
 
@@ -148,19 +150,19 @@ def test_the_empty_caption_is_stored_as_ids(tiny: Models) -> None:
 def test_each_caption_stands_once(lengths: list[int]) -> None:
     counts = np.array(lengths, np.int64)
     ends = np.concatenate([[0], np.cumsum(counts)])
-    for how in (packed_rows, similar_rows):
-        seen: list[int] = []
-        for rows in how(counts):
-            token, position = laid_out(rows, ends)
+    for layout in (packed_rows, similar_rows):
+        tokens: list[int] = []
+        for rows in layout(counts):
+            token, position = token_places(rows, ends)
             assert token.size <= max(packed.PASS, packed.ROW, max(lengths))
-            there = token >= 0
-            seen += token[there].tolist()
+            mask = token >= 0
+            tokens += token[mask].tolist()
             for r, row in enumerate(rows):
                 at = 0
                 for i in row:
-                    mine = slice(at, at + lengths[i])
-                    assert token[r, mine].tolist() == list(range(ends[i], ends[i + 1]))
-                    assert position[r, mine].tolist() == list(range(lengths[i]))
+                    place = slice(at, at + lengths[i])
+                    assert token[r, place].tolist() == list(range(ends[i], ends[i + 1]))
+                    assert position[r, place].tolist() == list(range(lengths[i]))
                     at += lengths[i]
-                assert not there[r, at:].any()
-        assert sorted(seen) == list(range(int(ends[-1])))
+                assert not mask[r, at:].any()
+        assert sorted(tokens) == list(range(int(ends[-1])))

@@ -2,6 +2,8 @@
 in fp32, one by one, against what a run has stored.
 """
 
+from __future__ import annotations
+
 import io
 from pathlib import Path
 from typing import Any
@@ -148,8 +150,8 @@ def test_features_and_ids(cache: Path, tiny: Models) -> None:
 
 
 def test_another_caption_is_another_column(cache: Path, tiny: Models) -> None:
-    found = [len(row) for row in stored(cache, "short")]
-    assert found == [1 + len(caption[:3].encode().strip()) for caption in CAPTIONS]
+    lengths = [len(row) for row in stored(cache, "short")]
+    assert lengths == [1 + len(caption[:3].encode().strip()) for caption in CAPTIONS]
     assert len(stored(cache, "gemma")[0]) == 1 + len(CAPTIONS[0])
 
 

@@ -1,5 +1,7 @@
 """What would fail or lie in a run is refused when its encoder is loaded, and nothing is written."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import shutil
@@ -88,8 +90,8 @@ def test_real_weights_pass() -> None:
 
 def widths(folder: Path) -> dict[str, tuple[Any, int]]:
     """Models whose states are not as wide as their config says at first sight."""
-    one = {**GROUPED, "query_pre_attn_scalar": 16, "vocab_size": 259}
-    two = {"encoder": one, "decoder": {**one, "hidden_size": 64}, "is_encoder_decoder": False}
+    layer = {**GROUPED, "query_pre_attn_scalar": 16, "vocab_size": 259}
+    two = {"encoder": layer, "decoder": {**layer, "hidden_size": 64}, "is_encoder_decoder": False}
     opt = {
         "hidden_size": 32, "word_embed_proj_dim": 16, "ffn_dim": 64, "num_hidden_layers": 2,
         "num_attention_heads": 2, "max_position_embeddings": 64, "do_layer_norm_before": False,
@@ -134,14 +136,14 @@ def test_positions_are_found_by_running(tmp_path: Path) -> None:
 def test_tokens_that_the_model_does_not_know(tmp_path: Path) -> None:
     for name, token in (("pad", "<pad>"), ("eos", "</s>"), ("letter", "c")):
         folder = tmp_path / name
-        known = save_tokenizer(folder, BERT, "<s> $A </s>", **NAMED)
-        config = {**GROUPED, "vocab_size": known}
+        size = save_tokenizer(folder, BERT, "<s> $A </s>", **NAMED)
+        config = {**GROUPED, "vocab_size": size}
         saved(folder, "transformers", "LlamaModel", config)
         # its id is moved behind all others, as that of a token added to a finished model
         file = folder / "tokenizer.json"
         said = json.loads(file.read_text())
         vocabulary = said["model"]["vocab"]
-        vocabulary[token] = known
+        vocabulary[token] = size
         for added in said["added_tokens"]:
             added["id"] = vocabulary[added["content"]]
         for special in said["post_processor"]["special_tokens"].values():
@@ -149,7 +151,7 @@ def test_tokens_that_the_model_does_not_know(tmp_path: Path) -> None:
         file.write_text(json.dumps(said))
         encoder = {"class": "LlamaModel", "path": str(folder)}
         column = {"encoder": encoder, "max_tokens": 24}
-        refused(f"makes the token {known} .* has embeddings of {known}", kind="tokens", **column)
+        refused(f"makes the token {size} .* has embeddings of {size}", kind="tokens", **column)
         tried(kind="ids", **column)
 
 
@@ -195,8 +197,8 @@ class Changed(torch.nn.Module):
         super().__init__()
         self.layer, self.change = layer, change
 
-    def forward(self, *args: Any, **how: Any) -> torch.Tensor:
-        return self.change(self.layer(*args, **how))
+    def forward(self, *args: Any, **options: Any) -> torch.Tensor:
+        return self.change(self.layer(*args, **options))
 
 
 OWN = torch.Generator()
@@ -230,9 +232,9 @@ def test_pictures_that_are_no_function_of_the_picture(
     }  # fmt: skip
     encoder = load_encoder(CONFIG.validate_python(column), "cpu")
     rehearse(encoder, ENGINE)
-    how, message = CHANGES[change]
+    layer, message = CHANGES[change]
     vae = encoder._module.encoder
-    vae.conv_in = Changed(vae.conv_in, how)
+    vae.conv_in = Changed(vae.conv_in, layer)
     with pytest.raises(ModelNotUsable, match=message):
         rehearse(encoder, ENGINE)
 
@@ -241,9 +243,9 @@ def test_pictures_that_are_no_function_of_the_picture(
 def test_captions_that_are_no_function_of_the_caption(tiny: Models, change: str) -> None:
     column = {"kind": "tokens", "encoder": tiny("gemma"), "max_tokens": 24}
     encoder = load_encoder(CONFIG.validate_python(column), "cpu")
-    how, message = CHANGES[change]
+    layer, message = CHANGES[change]
     text = encoder._module
-    text.embed_tokens = Changed(text.embed_tokens, how)
+    text.embed_tokens = Changed(text.embed_tokens, layer)
     with pytest.raises(ModelNotUsable, match=message):
         rehearse(encoder, ENGINE)
 
@@ -286,12 +288,12 @@ def test_how_far_two_encodings_are_apart() -> None:
     ones = np.ones((3, 4), np.float16)
     assert difference(ones, ones) == 0
     assert difference(ones, ones[:2]) == np.inf
-    other = ones.copy()
-    other[1] *= 1.5
-    assert difference(ones, other) == pytest.approx(0.5)
-    other[1] = np.nan
-    assert difference(ones, other) > 1
-    assert difference(other, other) == 0
+    values = ones.copy()
+    values[1] *= 1.5
+    assert difference(ones, values) == pytest.approx(0.5)
+    values[1] = np.nan
+    assert difference(ones, values) > 1
+    assert difference(values, values) == 0
     ids = np.arange(3, dtype=np.int32)
     assert difference(ids, ids) == 0
     assert difference(ids, ids + 1) == np.inf
@@ -369,29 +371,29 @@ def cut_left(tiny: Models, name: str, folder: Path, place: str) -> dict[str, str
         file.write_text(json.dumps({**json.loads(file.read_text()), "truncation_side": "left"}))
     else:
         file = folder / "tokenizer.json"
-        how = {"direction": "Left", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
-        file.write_text(json.dumps({**json.loads(file.read_text()), "truncation": how}))
+        truncation = {"direction": "Left", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
+        file.write_text(json.dumps({**json.loads(file.read_text()), "truncation": truncation}))
     return {**encoder, "path": str(folder)}
 
 
 @pytest.mark.parametrize("place", ["tokenizer_config.json", "tokenizer.json"])
 @pytest.mark.parametrize("name", ["gemma", "t5", "clip", "qwen2"])
 def test_the_first_tokens_are_kept(tmp_path: Path, tiny: Models, name: str, place: str) -> None:
-    left = cut_left(tiny, name, tmp_path / "left", place)
+    encoder = cut_left(tiny, name, tmp_path / "left", place)
     captions = ["a cat sits on the red mat", "a cat", ""]
     column: dict[str, Any] = {"kind": "ids", "max_tokens": 8}
-    ordinary, changed = tried(**column, encoder=tiny(name)), tried(**column, encoder=left)
+    ordinary, changed = tried(**column, encoder=tiny(name)), tried(**column, encoder=encoder)
     for row, other in zip(ordinary.rows(captions, 99), changed.rows(captions, 99), strict=True):
         assert np.array_equal(row, other)
     assert ordinary.weights != changed.weights  # columns of today hold the last tokens
     tokens = {**column, "kind": "tokens"}
     assert len({tried(**tokens, encoder=e).identity().text.tokenizer
-                for e in (tiny(name), left)}) == 2  # fmt: skip
+                for e in (tiny(name), encoder)}) == 2  # fmt: skip
 
 
 def test_a_column_of_the_last_tokens_is_read_as_it_was_made(tmp_path: Path, tiny: Models) -> None:
-    left = cut_left(tiny, "gemma", tmp_path / "left", "tokenizer_config.json")
-    encoder = tried(kind="ids", encoder=left, max_tokens=8)
+    spec_left = cut_left(tiny, "gemma", tmp_path / "left", "tokenizer_config.json")
+    encoder = tried(kind="ids", encoder=spec_left, max_tokens=8)
     identity = encoder.identity().record()
     assert load_tokenizer(identity)(["a cat sits"]) == [
         encoder.rows(["a cat sits"], 99)[0].tolist()

@@ -1,6 +1,8 @@
 """Real MiniLM and a tiny model of every family: only real tokens are kept, and batching changes nothing but
 rounding."""
 
+from __future__ import annotations
+
 import itertools
 import json
 import shutil
@@ -44,8 +46,8 @@ def encoder(request: pytest.FixtureRequest, minilm: TextEncoder, tiny: Models) -
     return minilm if request.param == "minilm" else made(tiny, request.param)
 
 
-def made(tiny: Models, name: str, **how: Any) -> TextEncoder:
-    return text_encoder(ModelSpec.model_validate(tiny(name)), **{"max_tokens": 40, **how})
+def made(tiny: Models, name: str, **options: Any) -> TextEncoder:
+    return text_encoder(ModelSpec.model_validate(tiny(name)), **{"max_tokens": 40, **options})
 
 
 @torch.no_grad()
@@ -81,9 +83,9 @@ def test_order_of_captions_is_kept_for_any_budget(encoder: TextEncoder) -> None:
     whole = encoder.encode(CAPTIONS)
     assert torch.equal(whole[0], whole[4])
     for budget in (1, 16, 60):
-        for one, other in zip(encoder.encode(CAPTIONS, budget), whole, strict=True):
-            assert one.shape == other.shape
-            torch.testing.assert_close(one.float(), other.float(), rtol=2**-7, atol=1e-4)
+        for states, expected in zip(encoder.encode(CAPTIONS, budget), whole, strict=True):
+            assert states.shape == expected.shape
+            torch.testing.assert_close(states.float(), expected.float(), rtol=2**-7, atol=1e-4)
     assert encoder.encode([]) == []
 
 
@@ -103,10 +105,10 @@ def test_special_tokens_of_each_family(tiny: Models) -> None:
         "clip": ([0], [1], [0, 1]),
         "qwen2": ([], [], [0]), "qwen3": ([], [], [0]),  # its padding token stands for nothing
     }  # fmt: skip
-    for name, (before, behind, empty) in expected.items():
+    for name, (head, tail, empty) in expected.items():
         tokenize = made(tiny, name).tokenizer
         plain = tokenize._plain("cat")
-        assert tokenize(["cat", ""]) == [before + plain + behind, empty], name
+        assert tokenize(["cat", ""]) == [head + plain + tail, empty], name
 
 
 def test_truncation_and_special_tokens(minilm: TextEncoder, gemma: TextEncoder) -> None:
@@ -132,23 +134,23 @@ def test_the_empty_caption(minilm: TextEncoder, gemma: TextEncoder, models: Path
 def test_an_instruction_takes_nothing_from_the_caption(tiny: Models) -> None:
     """As in the reference: max_tokens of the caption, and the instruction's tokens without <bos> on top."""
     plain = made(tiny, "gemma", max_tokens=10)
-    asked = made(tiny, "gemma", max_tokens=10, instruction="Draw: ")
-    assert asked.tokenizer.limit == 16
-    (ids,) = asked.tokenizer(["a long caption"])
+    instructed = made(tiny, "gemma", max_tokens=10, instruction="Draw: ")
+    assert instructed.tokenizer.limit == 16
+    (ids,) = instructed.tokenizer(["a long caption"])
     assert ids == plain.tokenizer._tokenizer("Draw: a long caption").input_ids[:16]
     assert len(plain.tokenizer(["a long caption"])[0]) == 10
-    assert asked.tokenizer([""]) == plain.tokenizer([""])
-    both = made(tiny, "gemma", max_tokens=30, instruction="Draw: ", template="<{}>")
-    assert both.tokenizer(["cat"]) == [plain.tokenizer._tokenizer("Draw: <cat>").input_ids]
+    assert instructed.tokenizer([""]) == plain.tokenizer([""])
+    templated = made(tiny, "gemma", max_tokens=30, instruction="Draw: ", template="<{}>")
+    assert templated.tokenizer(["cat"]) == [plain.tokenizer._tokenizer("Draw: <cat>").input_ids]
 
 
 def test_chat_template(tiny: Models) -> None:
     chat = made(tiny, "qwen2", max_tokens=8, chat_template=True, instruction="Draw ")
-    own = chat.tokenizer._tokenizer
+    tokenizer = chat.tokenizer._tokenizer
 
     def ids(text: str) -> list[int]:
-        found: list[int] = own(text, add_special_tokens=False).input_ids
-        return found
+        tokens: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+        return tokens
 
     head, tail = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
     assert chat.tokenizer(["a cat"]) == [ids(f"{head}Draw a cat{tail}")]
@@ -202,10 +204,10 @@ def test_the_tokenizer_may_stand_elsewhere(tmp_path: Path, tiny: Models) -> None
     for file in whole.iterdir():
         place = "tokenizer_3" if file.name.startswith("token") else "text_encoder_3"
         shutil.copy(file, tmp_path / place)
-    apart = spec("T5EncoderModel", tmp_path, subfolder="text_encoder_3", tokenizer="tokenizer_3")
-    encoder, same = text_encoder(apart, max_tokens=40), made(tiny, "t5")
+    model = spec("T5EncoderModel", tmp_path, subfolder="text_encoder_3", tokenizer="tokenizer_3")
+    encoder, same = text_encoder(model, max_tokens=40), made(tiny, "t5")
     assert (encoder.weights, encoder.tokenizer.weights) == (same.weights, same.tokenizer.weights)
-    assert apart.identity("w").tokenizer == "tokenizer_3"
+    assert model.identity("w").tokenizer == "tokenizer_3"
     assert "tokenizer" not in same.model.identity("w").record()
 
 
@@ -218,18 +220,18 @@ def test_other_hidden_states(models: Path, gemma: TextEncoder) -> None:
 
 
 def test_by_the_identity_of_a_column(gemma: TextEncoder) -> None:
-    how = {
+    preprocess = {
         "caption": "txt", "template": "{}", "max_tokens": 40, "hidden_state": -1,
         "tokenizer": gemma.tokenizer.weights,
     }  # fmt: skip
-    identity = {"preprocess": how, "encoder": gemma.model.identity(gemma.weights).record()}
-    again = load_text(identity)
+    identity = {"preprocess": preprocess, "encoder": gemma.model.identity(gemma.weights).record()}
+    text = load_text(identity)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(again.encode(CAPTIONS), gemma.encode(CAPTIONS), strict=True)
+        for a, b in zip(text.encode(CAPTIONS), gemma.encode(CAPTIONS), strict=True)
     )
     with pytest.raises(ModelNotUsable, match="tokenizer is another"):
-        load_text(identity | {"preprocess": how | {"tokenizer": "0" * 64}})
+        load_text(identity | {"preprocess": preprocess | {"tokenizer": "0" * 64}})
     identity["encoder"] = gemma.model.identity("0" * 64).record()
     with pytest.raises(ModelNotUsable, match="weights"):
         load_text(identity)
@@ -242,9 +244,9 @@ def test_by_an_identity_with_every_option(tiny: Models) -> None:
     )  # fmt: skip
     encoder = TextEncoder(config)
     identity = encoder.identity().record()
-    again = load_text(identity)
-    for one, other in zip(again.encode(CAPTIONS), encoder.encode(CAPTIONS), strict=True):
-        assert torch.equal(one, other)
+    text = load_text(identity)
+    for states, expected in zip(text.encode(CAPTIONS), encoder.encode(CAPTIONS), strict=True):
+        assert torch.equal(states, expected)
     identity["preprocess"]["chat_template"] = "0" * 64
     with pytest.raises(ModelNotUsable, match="the chat template is another"):
         load_text(identity)

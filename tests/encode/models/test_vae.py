@@ -1,5 +1,7 @@
 """Tiny random autoencoders of every family against diffusers itself, and models that cannot serve."""
 
+from __future__ import annotations
+
 import json
 import shutil
 from pathlib import Path
@@ -145,8 +147,8 @@ def test_channels_last_changes_no_value(tiny: Models) -> None:
 
 def test_batches_do_not_matter_in_fp32(kl: Vae, qwen: Vae) -> None:
     for vae in (kl, qwen):
-        alone = torch.cat([vae.encode(p[None]) for p in PIXELS])
-        torch.testing.assert_close(vae.encode(PIXELS), alone, rtol=0, atol=1e-5)
+        single = torch.cat([vae.encode(p[None]) for p in PIXELS])
+        torch.testing.assert_close(vae.encode(PIXELS), single, rtol=0, atol=1e-5)
 
 
 def test_bf16_autocast_is_near(models: Path, kl: Vae) -> None:
@@ -161,12 +163,12 @@ def test_bf16_autocast_is_near(models: Path, kl: Vae) -> None:
 def test_by_the_identity_of_a_column(models: Path, kl: Vae) -> None:
     identity = kl.model.identity(kl.weights).record()
     assert torch.equal(load_vae(identity).encode(PIXELS), kl.encode(PIXELS))
-    other = Vae(spec("AutoencoderKL", models / "other-kl"))
-    assert other.weights != kl.weights
+    vae = Vae(spec("AutoencoderKL", models / "other-kl"))
+    assert vae.weights != kl.weights
     with pytest.raises(
-        ModelNotUsable, match=f"weights {kl.weights[:16]}.* were found, .* {other.weights[:16]}"
+        ModelNotUsable, match=f"weights {kl.weights[:16]}.* were found, .* {vae.weights[:16]}"
     ):
-        load_vae({**identity, "weights": other.weights})
+        load_vae({**identity, "weights": vae.weights})
 
 
 def test_digest_is_of_names_and_values(tmp_path: Path, models: Path, kl: Vae) -> None:
@@ -219,14 +221,14 @@ MEAN, STD = [-1.5, 1.75, -1.25, 2.5], [8.5, 5.75, 6.5, 5.25]
 
 def kl_saying(folder: Path, without: tuple[str, ...] = (), **config: Any) -> dict[str, str]:
     """`encoder` of a VAE of four channels whose config.json says just this of normalisation."""
-    how = {
+    options = {
         **DOWN, "block_out_channels": [8, 16, 16, 16], "latent_channels": 4, "norm_num_groups": 4,
         "sample_size": 32, "shift_factor": 0.1, "scaling_factor": 0.5,
     }  # fmt: skip
-    saved(folder, "diffusers", "AutoencoderKL", how)
+    saved(folder, "diffusers", "AutoencoderKL", options)
     file = folder / "config.json"
-    said = {**json.loads(file.read_text()), **config}
-    file.write_text(json.dumps({k: v for k, v in said.items() if k not in without}))
+    values = {**json.loads(file.read_text()), **config}
+    file.write_text(json.dumps({k: v for k, v in values.items() if k not in without}))
     return {"class": "AutoencoderKL", "path": str(folder)}
 
 
@@ -237,40 +239,40 @@ def encoder_of(encoder: dict[str, str], norm: dict[str, list[float]] | None = No
 
 def test_two_conventions_in_one_config(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Mean and deviation alone, as the reference; diffusers' pipelines multiply by the factor, too."""
-    both = kl_saying(
+    encoder = kl_saying(
         tmp_path / "m", latents_mean=MEAN, latents_std=STD, scaling_factor=0.5, shift_factor=None
     )
     reference = Norm(tuple(MEAN), tuple(1 / s for s in STD))
-    theirs = {"shift": MEAN, "scale": [0.5 / s for s in STD]}
-    assert encoder_of(both).norm == reference
+    multiplied = {"shift": MEAN, "scale": [0.5 / s for s in STD]}
+    assert encoder_of(encoder).norm == reference
     (record,) = caplog.records
-    said = record.getMessage()
-    assert "scaling_factor 0.5" in said
-    assert "diffusers' own pipelines multiply" in said
-    assert yaml.safe_load(said.partition("write norm: ")[2]) == theirs
+    message = record.getMessage()
+    assert "scaling_factor 0.5" in message
+    assert "diffusers' own pipelines multiply" in message
+    assert yaml.safe_load(message.partition("write norm: ")[2]) == multiplied
     caplog.clear()
     for norm, scale in (
-        (theirs, tuple(theirs["scale"])),
+        (multiplied, tuple(multiplied["scale"])),
         ({"shift": MEAN, "scale": list(reference.scale)}, reference.scale),
         # rounded by a person: the config's own numbers are recorded
         ({"shift": MEAN, "scale": [round(s, 7) for s in reference.scale]}, reference.scale),
     ):
-        found = encoder_of(both, norm).norm
-        assert (found.shift, found.scale) == (reference.shift, pytest.approx(scale, rel=1e-12))
+        agreed = encoder_of(encoder, norm).norm
+        assert (agreed.shift, agreed.scale) == (reference.shift, pytest.approx(scale, rel=1e-12))
     for norm in (
         {"shift": MEAN, "scale": [1.0]},
-        {"shift": [0.0], "scale": theirs["scale"]},
+        {"shift": [0.0], "scale": multiplied["scale"]},
         {"shift": [0.0], "scale": [0.5]},
     ):
         with pytest.raises(ModelNotUsable, match="Leave norm out of the column"):
-            encoder_of(both, norm)
+            encoder_of(encoder, norm)
     assert not caplog.records
-    one = kl_saying(tmp_path / "one", latents_mean=MEAN, latents_std=STD, scaling_factor=1.0)
-    assert encoder_of(one).norm == reference
+    unit = kl_saying(tmp_path / "one", latents_mean=MEAN, latents_std=STD, scaling_factor=1.0)
+    assert encoder_of(unit).norm == reference
     assert not caplog.records
     # the class's 0.18215 is what diffusers multiplies by where the file says nothing
     kl_saying(tmp_path / "m", ("scaling_factor",), latents_mean=MEAN, latents_std=STD)
-    assert encoder_of(both).norm == reference
+    assert encoder_of(encoder).norm == reference
     assert "scaling_factor 0.18215" in caplog.text
 
 
@@ -291,18 +293,18 @@ def test_a_default_of_the_class_is_not_the_config(
     folder = tmp_path / "m"
     shutil.copytree(models / name if name in ("kl", "qwen") else tiny(name)["path"], folder)
     file = folder / "config.json"
-    said = json.loads(file.read_text())
-    file.write_text(json.dumps({k: v for k, v in said.items() if k not in fields}))
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({k: v for k, v in config.items() if k not in fields}))
     model = spec(cls, folder)
     with pytest.raises(ModelNotUsable, match="its config says no ") as refused:
         _ = Vae(model).norm
     norm = yaml.safe_load(str(refused.value).partition("norm: ")[2].partition(" (")[0])
     assert line in (norm, None)
     # what it says may be said
-    asked = Norm(tuple(norm["shift"]), tuple(norm["scale"]))
-    assert Vae(model).file_norm.agreed(asked) == asked
+    column_norm = Norm(tuple(norm["shift"]), tuple(norm["scale"]))
+    assert Vae(model).file_norm.agreed(column_norm) == column_norm
     monkeypatch.setitem(VAES, "mine", model)
-    assert Vae(model).norm == asked
+    assert Vae(model).norm == column_norm
 
 
 def test_latents_that_are_said_to_be_normalised_and_are_not(tmp_path: Path, tiny: Models) -> None:
@@ -315,7 +317,7 @@ def test_latents_that_are_said_to_be_normalised_and_are_not(tmp_path: Path, tiny
 
 def test_a_norm_that_contradicts_what_the_config_says(tmp_path: Path) -> None:
     """Whatever else it leaves out."""
-    for number, (config, wrong, right) in enumerate((
+    for number, (config, contradiction, right) in enumerate((
         ({"shift_factor": None, "scaling_factor": 0.13025},
          {"shift": [0.0], "scale": [1.0]}, {"shift": [0.0], "scale": [0.13025]}),
         ({"shift_factor": None, "scaling_factor": 0.13025},
@@ -326,9 +328,9 @@ def test_a_norm_that_contradicts_what_the_config_says(tmp_path: Path) -> None:
     )):  # fmt: skip
         model = kl_saying(tmp_path / str(number), **config)
         with pytest.raises(ModelNotUsable, match="the column says .*Say norm: {shift: "):
-            encoder_of(model, wrong)
-        found = encoder_of(model, right).norm
-        assert found == Norm(tuple(right["shift"]), tuple(right["scale"]))
+            encoder_of(model, contradiction)
+        norm = encoder_of(model, right).norm
+        assert norm == Norm(tuple(right["shift"]), tuple(right["scale"]))
 
 
 @pytest.mark.parametrize("config", [
@@ -409,8 +411,8 @@ def test_weights_that_are_not_all_there(tmp_path: Path, models: Path) -> None:
 
 def test_names_of_the_registry(models: Path) -> None:
     assert lookup("flux", VAES).path == "black-forest-labs/FLUX.1-dev"
-    own = spec("AutoencoderKL", models / "kl")
-    assert lookup(own, VAES) is own
+    model = spec("AutoencoderKL", models / "kl")
+    assert lookup(model, VAES) is model
     with pytest.raises(
         ModelNotUsable, match="'fluks': no such name; known are .*'flux', 'flux-e2e'"
     ):

@@ -1,5 +1,7 @@
 """Everything that may be wrong with a source, encoded for real: one outcome each, in every column."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections import Counter
@@ -51,9 +53,9 @@ def run(tmp_path: Path, models: Path, tars: dict[str, bytes]) -> tuple[int, dict
 def statuses(column: Path, shard: int, rows: int) -> list[Status]:
     """As zarr-python alone reads them."""
     group: Any = zarr.open(str(column), mode="r")
-    found = group["status"][shard * 1024 : (shard + 1) * 1024]
-    assert (found[rows:] == 255).all()
-    return [Status(int(value)) for value in found[:rows]]
+    codes = group["status"][shard * 1024 : (shard + 1) * 1024]
+    assert (codes[rows:] == 255).all()
+    return [Status(int(value)) for value in codes[:rows]]
 
 
 def test_each_has_its_outcome(
@@ -63,13 +65,13 @@ def test_each_has_its_outcome(
     tars = {"rows.tar": b"".join(case.data for case in CASES) + END}
     tars |= {f"{i:02d}.tar": tar.data for i, tar in enumerate(TARS)}
     code, report = run(tmp_path, models, tars)
-    out = capsys.readouterr().out
+    out = "".join(capsys.readouterr())
     assert code == 3  # finished, but some shards failed
     vae, text = tmp_path / "cache/toy/vae", tmp_path / "cache/toy/text"
 
     wanted = [(case, row) for case in CASES for row in case.rows]
-    found = [statuses(column, 0, len(wanted)) for column in (vae, text)]
-    for (case, (image, caption)), *got in zip(wanted, *found, strict=True):
+    codes = [statuses(column, 0, len(wanted)) for column in (vae, text)]
+    for (case, (image, caption)), *got in zip(wanted, *codes, strict=True):
         assert got == [image, caption], case.name
 
     for number, tar in enumerate(TARS, 1):

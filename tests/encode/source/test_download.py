@@ -78,19 +78,19 @@ class Hub(Web):
 
     def tree(self, request: BaseHTTPRequestHandler, at: int) -> None:
         names = [*self.hub_files]
-        found: list[dict[str, Any]] = [
+        entries: list[dict[str, Any]] = [
             {"type": "file", "oid": "0" * 40, "path": name, "size": self.told[name],
              "lfs": {"oid": hashlib.sha256(self.hub_files[name]).hexdigest(), "size": self.told[name],
                      "pointerSize": 134}}
             for name in names[at : at + 3]
         ]  # fmt: skip
-        more = f'<{self.url}{request.path.partition("?")[0]}?recursive=True&cursor={at + 3}>; rel="next"'
+        link = f'<{self.url}{request.path.partition("?")[0]}?recursive=True&cursor={at + 3}>; rel="next"'
         if at == 0:
-            found += [
+            entries += [
                 {"type": "file", "oid": "0" * 40, "path": "README.md", "size": 10},
                 {"type": "directory", "oid": "0" * 40, "path": "folder"},
             ]
-        self.json(request, found, 200, {"Link": more} if at + 3 < len(names) else {})
+        self.json(request, entries, 200, {"Link": link} if at + 3 < len(names) else {})
 
     def json(
         self, request: BaseHTTPRequestHandler, what: Any, status: int = 200, more: Any = None
@@ -152,8 +152,10 @@ class Command:
 
     def start(self, hub: Hub, *words: object, **environment: str) -> int:
         environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(self.output.parent), **environment}
-        given = [*map(str, words), "--revision", "v1"] if "--revision" not in words else words
-        return self.ask(words=[*map(str, given)], environment=environment, output=str(self.output))
+        options = [*map(str, words), "--revision", "v1"] if "--revision" not in words else words
+        return self.ask(
+            words=[*map(str, options)], environment=environment, output=str(self.output)
+        )
 
     def run(self, hub: Hub, *words: object, **environment: str) -> tuple[int, str]:
         code = self.ask(wait=self.start(hub, *words, **environment))
@@ -367,8 +369,8 @@ def failing(hub: Hub, why: str) -> Sequence[str]:
 def test_what_goes_wrong_has_a_name(
     hub: Hub, command: Command, tmp_path: Path, why: str, message: str
 ) -> None:
-    first, *more = failing(hub, why)
-    code, output = command.run(hub, first, tmp_path / "folder", *more)
+    first, *options = failing(hub, why)
+    code, output = command.run(hub, first, tmp_path / "folder", *options)
     assert code == 2, output
     assert "Traceback" not in output
     assert re.search(message, output), output
@@ -379,8 +381,8 @@ def test_offline_is_respected(hub: Hub, tmp_path: Path, monkeypatch: pytest.Monk
     words = ["download", "blip3o-long", str(tmp_path / "folder"), "--endpoint", hub.url]
     monkeypatch.setattr(sys, "argv", ["encode", *words])
     assert wait(fork(lambda: configs.run(main), tmp_path / "log")) == 2
-    said = (tmp_path / "log").read_text()
-    assert said == "HubError: HF_HUB_OFFLINE is set: unset it to download\n"
+    output = (tmp_path / "log").read_text()
+    assert output == "HubError: HF_HUB_OFFLINE is set: unset it to download\n"
     assert hub.seen == []
 
 
@@ -403,5 +405,5 @@ def test_patterns_expand_to_what_they_name() -> None:
             + chance.choice([".tar", "x.tar", ""])
             for _ in range(chance.randint(1, 12))
         }  # fmt: skip
-        some = sorted(names, key=natural)
-        assert expand(brace_patterns(some)) == some
+        places = sorted(names, key=natural)
+        assert expand(brace_patterns(places)) == places

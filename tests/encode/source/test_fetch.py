@@ -1,5 +1,7 @@
 """Tars from a web server that misbehaves, and from an S3 server: whole, once, and gone afterwards."""
 
+from __future__ import annotations
+
 import errno
 import os
 import resource
@@ -74,12 +76,12 @@ def test_it_comes_whole_in_ranges_and_goes(web: Web, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["500", "503", "429", "cut", "stall", "close", "few"])
 def test_a_server_that_fails_and_then_works(web: Web, tmp_path: Path, fault: str) -> None:
-    seen: set[str] = set()
+    starts: set[str] = set()
 
     def once(method: str, path: str, part: str) -> str | None:
         start = part.partition("-")[0]
-        new = method == "GET" and start not in seen and int(start[6:] or 0) % (1 << 18) == 0
-        seen.add(start)
+        new = method == "GET" and start not in starts and int(start[6:] or 0) % (1 << 18) == 0
+        starts.add(start)
         return fault if new else None  # one range of four, the first time
 
     web.fault = once
@@ -191,14 +193,14 @@ def test_a_killed_worker_leaves_what_the_next_goes_on_with(web: Web, tmp_path: P
 def test_litter_is_swept(web: Web, tmp_path: Path) -> None:
     old = tmp_path / f"{fetch.PREFIX}{'1' * 24}-{fetch.boot()}"
     young = tmp_path / f"{fetch.PREFIX}{'2' * 24}-{fetch.boot()}"
-    before = tmp_path / f"{fetch.PREFIX}{'3' * 24}-earlier"
-    others = [tmp_path / "not-ours.tar", tmp_path / f"{fetch.PREFIX}results.tar"]
-    for path in (old, young, before, *others):
+    earlier = tmp_path / f"{fetch.PREFIX}{'3' * 24}-earlier"
+    foreign = [tmp_path / "not-ours.tar", tmp_path / f"{fetch.PREFIX}results.tar"]
+    for path in (old, young, earlier, *foreign):
         path.write_bytes(b"1" * 5000)
-    for path in (old, *others):
+    for path in (old, *foreign):
         os.utime(path, (1, 1))
     assert bring(web, tmp_path) == DATA
-    assert sorted(tmp_path.iterdir()) == sorted([young, *others])
+    assert sorted(tmp_path.iterdir()) == sorted([young, *foreign])
 
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
@@ -261,7 +263,7 @@ def test_a_column_of_tars_from_elsewhere_is_that_of_a_folder(
     with serving(**{f"set/{name}": data for name, data in tars.items()}) as web:
         for name, data in tars.items():
             store.put_if_absent(f"set/{name}", data)
-        found = []
+        digests = []
         for root, places in (
             ("web", f"{web.url}/set/{{0..1}}.tar"), ("s3", f"{url}/set/{{0..1}}.tar"),
             ("local", pattern), ("web", pattern), ("local", f"{web.url}/set/{{0..1}}.tar"),
@@ -271,7 +273,7 @@ def test_a_column_of_tars_from_elsewhere_is_that_of_a_folder(
             )  # fmt: skip
             assert job.run(configs.load(EncodeConfig, config)) == 0
             columns = (tmp_path / root / "toy" / name for name in ("vae", "text"))
-            found.append([logical_digest(column) for column in columns])
-    assert found == [found[0]] * 5
+            digests.append([logical_digest(column) for column in columns])
+    assert digests == [digests[0]] * 5
     assert capsys.readouterr().out.count("every shard is committed already") == 2
     assert list((tmp_path / "scratch").iterdir()) == []

@@ -1,5 +1,7 @@
 """The reference's picture, bit for bit; what becomes of broken ones."""
 
+from __future__ import annotations
+
 import io
 import json
 import subprocess
@@ -60,9 +62,9 @@ def test_pixels_and_back() -> None:
     ]
 
 
-def encoded(image: Image.Image, kind: str, **how: object) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **how)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -106,16 +108,18 @@ def test_exif_does_not_turn_the_picture() -> None:
 def test_cut_off_at_any_byte() -> None:
     """Every prefix is undecodable, truncated or (without the last marker) whole; in this order."""
     data = jpeg(5)
-    seen = []
+    statuses = []
     for cut in range(0, len(data) + 1, 7):
         image, status = decode(data[:cut])
-        seen.append(status)
+        statuses.append(status)
         assert (image is None) == (status == Status.IMAGE_UNDECODABLE)
         if status == Status.TRUNCATED:
             assert image is not None
             assert image.size == (48, 40)
-    assert set(seen) >= {Status.IMAGE_UNDECODABLE, Status.TRUNCATED}
-    assert seen == sorted(seen, key=[Status.IMAGE_UNDECODABLE, Status.TRUNCATED, Status.OK].index)
+    assert set(statuses) >= {Status.IMAGE_UNDECODABLE, Status.TRUNCATED}
+    assert statuses == sorted(
+        statuses, key=[Status.IMAGE_UNDECODABLE, Status.TRUNCATED, Status.OK].index
+    )
     data = encoded(picture(5, 320, 240), "JPEG")
     half, status = decode(data[: len(data) // 2])
     assert status == Status.TRUNCATED
@@ -164,25 +168,25 @@ def test_a_decompression_bomb_is_refused() -> None:
 def test_strict_and_lenient_decoding_side_by_side() -> None:
     """PIL's leniency is one switch of the process; a truncated picture must not make another thread lenient."""
     good, cut = jpeg(1), jpeg(2)[:-150]
-    alone = [np.asarray(decode(data)[0]) for data in (good, cut)]
+    expected = [np.asarray(decode(data)[0]) for data in (good, cut)]
     assert [decode(data)[1] for data in (good, cut)] == [Status.OK, Status.TRUNCATED]
     with ThreadPoolExecutor(8) as pool:
         jobs = [pool.submit(decode, (good, cut)[i % 2]) for i in range(600)]
         for i, job in enumerate(jobs):
             image, status = job.result()
             assert status == (Status.OK, Status.TRUNCATED)[i % 2]
-            np.testing.assert_array_equal(np.asarray(image), alone[i % 2])
+            np.testing.assert_array_equal(np.asarray(image), expected[i % 2])
 
 
 def test_want_of_memory_is_no_status(tmp_path: Path) -> None:
     """A sound picture is decoded or raises MemoryError, whatever its decoder says; a broken one has
     its usual status once there is room.
     """
-    shown = picture(4, 900, 800)
+    pixels = picture(4, 900, 800)
     for kind in KINDS:
-        (tmp_path / f"{kind} sound").write_bytes(encoded(shown, kind))
-    (tmp_path / "lossless WEBP sound").write_bytes(encoded(shown, "WEBP", lossless=True))
-    (tmp_path / "progressive JPEG sound").write_bytes(encoded(shown, "JPEG", progressive=True))
+        (tmp_path / f"{kind} sound").write_bytes(encoded(pixels, kind))
+    (tmp_path / "lossless WEBP sound").write_bytes(encoded(pixels, "WEBP", lossless=True))
+    (tmp_path / "progressive JPEG sound").write_bytes(encoded(pixels, "JPEG", progressive=True))
     for path in list(tmp_path.glob("*sound")):
         data = path.read_bytes()
         (tmp_path / f"{path.name} cut").write_bytes(data[: len(data) // 2])
@@ -222,19 +226,19 @@ def test_one_picture_is_judged_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(images, "_memory_is_limited", lambda: True)
     kinds = [jpeg(1), jpeg(2)[:-150], b"no picture"]
     usual = [Status.OK, Status.TRUNCATED, Status.IMAGE_UNDECODABLE]
-    tried, running, company = images._attempt, [], []
+    attempt, running, company = images._attempt, [], []
 
     def watched(data: bytes, formats: list[str]) -> tuple[Image.Image | None, Status]:
-        again = images._gate._waiting and not images._gate._inside
+        repeated = images._gate._waiting and not images._gate._inside
         running.append(data)
-        found = tried(data, formats)
-        if again:
+        result = attempt(data, formats)
+        if repeated:
             company.append(len(running))
         running.remove(data)
-        return found
+        return result
 
     monkeypatch.setattr(images, "_attempt", watched)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda i: decode(kinds[i % 3])[1], range(600)))
-    assert found == usual * 200
+        statuses = list(pool.map(lambda i: decode(kinds[i % 3])[1], range(600)))
+    assert statuses == usual * 200
     assert company == [1] * 400

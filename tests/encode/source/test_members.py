@@ -1,5 +1,7 @@
 """Suffixes of a config: how they are written, whether a source has them, what they pass over."""
 
+from __future__ import annotations
+
 import argparse
 import json
 from collections.abc import Callable
@@ -48,9 +50,9 @@ def test_however_it_is_written_it_is_that_of_the_member(
     if suffix.startswith("*"):
         return
     for compound in (suffix, f"seg.{suffix}"):
-        shown = letters(compound)
-        expected = split_name(f"folder/0001.{shown}")[1]
-        assert normal_suffix(written.format(shown)) == expected
+        spellings = letters(compound)
+        expected = split_name(f"folder/0001.{spellings}")[1]
+        assert normal_suffix(written.format(spellings)) == expected
         assert normal_suffix(expected) == expected
 
 
@@ -177,8 +179,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Run:
             parser = argparse.ArgumentParser()
             module: Any = {"plan": plan, "status": status}[what]
             module.add_options(parser)
-            more = ["--seconds", "0"] if what == "plan" else []
-            code = getattr(module, f"run_{what}")(parser.parse_args([str(path), *more]))
+            options = ["--seconds", "0"] if what == "plan" else []
+            code = getattr(module, f"run_{what}")(parser.parse_args([str(path), *options]))
         return code, capsys.readouterr().out
 
     return command
@@ -201,10 +203,10 @@ def test_a_suffix_that_no_sample_has(
     with pytest.raises(NoSuchSuffix) as caught:
         run(tars, what=what, **suffixes)
     assert caught.type.exit_code == 2
-    said = str(caught.value)
-    assert said.startswith(f"{key}: no sample of source 'toy' has a member with the suffix ")
-    assert "in 8 of 12 tars" in said
-    assert "Suffixes there, with their rows: 'jpg' (24), 'txt' (24). " in said
+    message = str(caught.value)
+    assert message.startswith(f"{key}: no sample of source 'toy' has a member with the suffix ")
+    assert "in 8 of 12 tars" in message
+    assert "Suffixes there, with their rows: 'jpg' (24), 'txt' (24). " in message
     assert not (tmp_path / "cache").exists()
 
 
@@ -212,11 +214,11 @@ def test_a_suffix_that_no_sample_has(
 def test_one_suffix_in_other_letters_is_one_column(run: Run, tmp_path: Path, image: str) -> None:
     tars = {"0.tar": tar_bytes(members(range(3), "JPG", "Txt"))}
     assert run(tars)[0] == 0
-    before = files_of(tmp_path / "cache/toy")
+    files = files_of(tmp_path / "cache/toy")
     code, out = run(tars, image=image, caption=".TXT")
     assert code == 0
     assert "every shard is committed already" in out
-    assert files_of(tmp_path / "cache/toy") == before
+    assert files_of(tmp_path / "cache/toy") == files
 
 
 def test_several_tars_are_looked_at(run: Run, tmp_path: Path) -> None:
@@ -250,9 +252,9 @@ def test_the_index_serves_where_tars_are_gone(run: Run, tmp_path: Path) -> None:
 
 def test_tars_of_a_web_server(run: Run, tmp_path: Path) -> None:
     with serving(**{"0.tar": tar_bytes(members(range(3)))}) as web:
-        for what in ("run", "plan"):
+        for verb in ("run", "plan"):
             with pytest.raises(NoSuchSuffix, match="'jpeg', in 1 of 1 tars"):
-                run([f"{web.url}/0.tar"], image="jpeg", what=what)
+                run([f"{web.url}/0.tar"], image="jpeg", what=verb)
         assert not (tmp_path / "cache").exists()
         assert run([f"{web.url}/0.tar"])[0] == 0
         whole = web.gets("/0.tar")
@@ -270,8 +272,8 @@ def test_a_column_without_a_usable_row_does_not_end_like_a_good_one(
     run: Run, broken: bytes, reason: str
 ) -> None:
     tars = {"0.tar": tar_bytes(members(range(3), data=broken))}
-    for what in ("run", "run", "retry-failed"):
-        code, out = run(tars, what=what)
+    for verb in ("run", "run", "retry-failed"):
+        code, out = run(tars, what=verb)
         assert code == 3
         assert f"vae: complete, but NO ROW IS USABLE, 3 rows: {reason}" in out
         assert "ids: complete, 3 rows: 3 ok" in out
@@ -333,14 +335,14 @@ def test_shards_of_an_older_program_are_not_counted(run: Run, tmp_path: Path) ->
 
 
 def test_captions_in_json(run: Run, tmp_path: Path) -> None:
-    some = [b'{"en": {"long": "a cat"}}', b'{"en": {}}', b'{"en": {"long": 3}}', b"no JSON"]
+    members = [b'{"en": {"long": "a cat"}}', b'{"en": {}}', b'{"en": {"long": 3}}', b"no JSON"]
     tar = tar_bytes(
         m
-        for i, data in enumerate(some)
+        for i, data in enumerate(members)
         for m in ((f"{i}.jpg", jpeg(i)), (f"{i}.json", data), (f"{i}.txt", b"other"))
     )
-    for what in ("plan", "run"):
-        code, out = run({"0.tar": tar}, caption=".JSON:en.long", what=what)
+    for verb in ("plan", "run"):
+        code, out = run({"0.tar": tar}, caption=".JSON:en.long", what=verb)
         assert code == 0
     assert "ids: complete, 4 rows: 1 ok, 1 caption_missing, 2 caption_undecodable" in out
     ids = Column.open(tmp_path / "cache/toy/ids")

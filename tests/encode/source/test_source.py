@@ -1,5 +1,7 @@
 """Tars to rows: the grouping rules, and tars that are cut, damaged or none."""
 
+from __future__ import annotations
+
 import hashlib
 import io
 import random
@@ -157,8 +159,8 @@ def test_a_member_of_negative_size_ends_the_tar(tmp_path: Path) -> None:
 
 def test_random_damage_ends_in_rows_or_bad_tar(tmp_path: Path) -> None:
     chance = random.Random(0)
-    for how in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
-        whole = tar_bytes([(f"{'é' * 120}{i}.jpg", b"x" * 300) for i in range(4)], format=how)
+    for kind in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        whole = tar_bytes([(f"{'é' * 120}{i}.jpg", b"x" * 300) for i in range(4)], format=kind)
         for _ in range(300):
             data = bytearray(whole)
             for _ in range(chance.randint(1, 4)):
@@ -342,16 +344,16 @@ def test_tars_of_a_web_server(tmp_path: Path) -> None:
         assert source.fingerprint == local.fingerprint
         with pytest.raises(MissingTar, match=r"1 of 301 tars are not there: http://.*/set/300%20é"):
             make_source("s", f"{web.url}/set/{{000..300}}%20é.tar", 1024)
-        for wrong, why in (
+        for place, why in (
             ("set/0.tar?token=secret", "found a query"), ("set/0.tar#1", "found a fragment"),
             ("set//0.tar", "found .* empty parts"), ("set/../0.tar", "found empty parts"),
         ):  # fmt: skip
             with pytest.raises((StoreError, NotASource), match=why) as caught:
-                make_source("s", f"{web.url}/{wrong}", 1024)
+                make_source("s", f"{web.url}/{place}", 1024)
             assert "secret" not in str(caught.value)
-        for wrong in ("set/", ""):
+        for place in ("set/", ""):
             with pytest.raises(NotASource, match="found no file's name"):
-                make_source("s", f"{web.url}/{wrong}", 1024)
+                make_source("s", f"{web.url}/{place}", 1024)
         web.fault = lambda method, path, part: "401"
         with pytest.raises(StoreError, match=r"looking up failed.*401"):
             make_source("s", pattern, 1024)
