@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from configs import Strict
+from shards import Store, open_store
 from shards.format.layout import SHARD_ROWS, ZARR_ROWS, Norm
 from shards.format.names import checked_name, refuse_doubles
 from shards.places import local_path, place
@@ -171,6 +172,12 @@ class EncodeConfig(Strict):
     shard_rows: Annotated[int, Field(gt=0, multiple_of=ZARR_ROWS)] = SHARD_ROWS
     allow_failed: bool = False  # complete a column although some of its shards failed
     engine: EngineConfig = EngineConfig()
+
+    @property
+    def root_store(self) -> Store:
+        """Where the columns go, by an absolute name: workers run elsewhere."""
+        root = open_store(self.root)
+        return root if root.folder is None else open_store(root.folder.resolve())
 
     @field_validator("sources", "columns", mode="before")
     @classmethod

@@ -4,9 +4,9 @@
     python -m encode plan CONFIG --gpus 32 --price-per-gpu-hour 2.5 --price-per-tb-month 23
     python -m encode plan CONFIG --seconds 0 --json            # bytes only, for a script
 
-The source's index is read where it stands; else a few tars are looked into, and totals have an
-interval. Encoders are tried on real rows, on this machine's device: run it where the encoding will
-run. Exit code 2 if the target has too little room.
+The source's index is read where it exists; else a few tars are sampled, and totals have an interval.
+Encoders are tried on real rows, on this machine's device: run it where the encoding will run. Exit
+code 2 if the target has too little room.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.table import Table
 
 import configs
-from shards import Layout, Store, open_store
+from shards import Layout
 from shards.column.commits import committed
 from shards.console import not_negative, number, positive, render, size_text, without_nan
 from shards.format.atomic import Json
@@ -35,176 +34,179 @@ from ..errors import EncodeError
 from ..models import load_encoders
 from ..models.encoder import CaptionEncoder, Encoder, ImageEncoder, layout_of
 from ..source.members import passed_over
-from .disk_space import MARGIN, free_bytes, lengths_of
+from .disk_space import DiskSpace, free_bytes, lengths_of
 from .probe import Rate, decode_bound, hours, probe, spread
+from .sample_source import Estimate, Survey, open_job
 from .sizes import alternatives, column_bytes, shard_bytes
-from .survey import Estimate, Survey, find, look_into, refuse_unmatched
+
+PROBE_CAPTIONS = 2_048  # that an encoder is tried on, at most
 
 
 @dataclass(slots=True)
-class ColumnPlan:
+class ColumnCost:
     """What one column of one source will take. Totals are of the whole column, missing or not."""
 
     source: str
     column: str
     kind: str
-    samples: Estimate  # rows that will have values
+    # rows that will have values
+    samples: Estimate
     bytes: Estimate
-    missing_bytes: float  # of the shards that are not committed yet
+    # of the shards that are not committed yet
+    missing_bytes: float
     committed: int
     shards: int
     mean_tokens: float | None = None
     p99_tokens: float | None = None
     rate: Rate | None = None
     gpu_hours: float | None = None
-    threads_wanted: int | None = None  # decoding threads a device, where it would wait
+    # decoding threads a device, where it would wait
+    threads_wanted: int | None = None
     break_even_steps: float | None = None
-    alternatives: dict[str, float] = field(default_factory=dict)  # bytes by name
-    passed_over: dict[str, int] = field(default_factory=dict)  # see `members`; of the rows seen
+    # bytes of cheaper ways to store the same captions
+    alternatives: dict[str, float] = field(default_factory=dict)
+    # see `members.passed_over`; of the rows sampled
+    passed_over: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class SourcePlan:
-    """What a source holds, and how that is known."""
+class SourceCost:
+    """What a source holds, and how that is known. `index_bytes` is of <root>/<source>/index."""
 
     source: str
     tars: int
     rows: Estimate
-    index_bytes: Estimate  # of <root>/<source>/index
+    index_bytes: Estimate
     index_missing_bytes: float
     notes: list[str]
 
 
-# Bytes --------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class CostEstimate:
+    """What the columns of a config will take; `bytes` is of everything, written or not."""
+
+    sources: list[SourceCost]
+    columns: list[ColumnCost]
+    bytes: float
+    space: DiskSpace
+    # of one device, for all columns in one pass
+    gpu_hours: float | None
 
 
-def bytes_of(
-    layout: Layout, survey: Survey, there: Sequence[NDArray[np.bool_]],
-    lengths: Sequence[NDArray[np.int64]], ratio: float = 1.0, empty: int = 0,
-) -> Estimate:  # fmt: skip
-    """Bytes of a whole column, from what was found in the tars looked into."""
-    pairs = zip(there, lengths, strict=True)
-    each = [float(shard_bytes(layout, t, n, ratio)) for t, n in pairs]
-    return survey.total(each).plus(column_bytes(layout, int(survey.rows().value), empty))
-
-
-def plan_column(
-    name: str, encoder: Encoder, survey: Survey, folder: Store, rate: Rate | None
-) -> ColumnPlan:
-    """Samples, tokens and bytes of one column."""
-    suffix, shards = encoder.config.suffix, survey.shards
-    layout = layout_of(encoder, shards, survey.source.shard_rows)
-    there = [look.has(suffix) for look in survey.looks]
-    lengths = [np.zeros(len(t), np.int64) for t in there]
-    empty = 0
+def column_cost(name: str, encoder: Encoder, survey: Survey, rate: Rate | None) -> ColumnCost:
+    """Returns samples, tokens and bytes of one column."""
+    job, suffix, shards = survey.job, encoder.config.suffix, survey.shards
+    layout = layout_of(encoder, shards, job.source.shard_rows)
+    present = [sample.has(suffix) for sample in survey.samples]
+    lengths, empty = [np.zeros(len(rows), np.int64) for rows in present], 0
     if isinstance(encoder, CaptionEncoder):
-        lengths = lengths_of(encoder, suffix, layout.row_shape[0], survey.looks)
+        lengths = lengths_of(encoder, suffix, layout.row_shape[0], survey.samples)
         empty = int(encoder.lengths([""])[0])
-    ratio = rate.ratio if rate is not None else 1.0
-    total = bytes_of(layout, survey, there, lengths, ratio, empty)
-    done = len(committed(folder.child(name), shards))
-    plan = ColumnPlan(
-        survey.source.name, name, layout.kind,
-        survey.total([float(t.sum()) for t in there]), total,
-        total.value * (shards - done) / max(shards, 1), done, shards, rate=rate,
+
+    def total(layout: Layout, ratio: float = 1.0) -> Estimate:
+        pairs = zip(present, lengths, strict=True)
+        each = [float(shard_bytes(layout, rows, tokens, ratio)) for rows, tokens in pairs]
+        return survey.total(each).plus(column_bytes(layout, int(survey.rows().value), empty))
+
+    size = total(layout, rate.ratio if rate else 1.0)
+    done = len(committed(job.folder.child(name), shards))
+    cost = ColumnCost(
+        job.source.name, name, layout.kind, survey.total([float(rows.sum()) for rows in present]),
+        size, size.value * (shards - done) / max(shards, 1), done, shards, rate=rate,
+        alternatives={other: total(way).value for other, way in alternatives(layout).items()},
+        passed_over=passed_over(
+            (row for sample in survey.samples for row in sample.rows), suffix, not layout.ragged
+        ),
     )  # fmt: skip
-    rows = (row for look in survey.looks for row in look.rows)
-    plan.passed_over = passed_over(rows, suffix, not layout.ragged)
-    if layout.ragged:
-        held = np.concatenate(lengths)[np.concatenate(there)]
-        if held.size:
-            plan.mean_tokens = float(held.mean())
-            plan.p99_tokens = float(np.percentile(held, 99))
-    for other, cheaper in alternatives(layout).items():
-        plan.alternatives[other] = bytes_of(cheaper, survey, there, lengths, 1.0, empty).value
-    return plan
+    tokens = np.concatenate(lengths)[np.concatenate(present)]
+    if layout.ragged and tokens.size:
+        cost.mean_tokens, cost.p99_tokens = float(tokens.mean()), float(np.percentile(tokens, 99))
+    return cost
 
 
 # Hours and money ----------------------------------------------------------------------------------
 
 
 def rows_for_probe(encoder: Encoder, survey: Survey) -> list[Any]:
-    """Real pictures or captions of the tars looked into."""
+    """Returns real pictures or captions of the sampled tars."""
     suffix = encoder.config.suffix
     if isinstance(encoder, ImageEncoder):
-        return [data for look in survey.looks for data in look.pictures.get(suffix, [])]
-    texts = [t for look in survey.looks for t in look.captions.get(suffix, []) if t]
-    return spread(texts, min(len(texts), 2_048)) if texts else []
+        return [data for sample in survey.samples for data in sample.pictures.get(suffix, [])]
+    texts = [text for sample in survey.samples for text in sample.captions.get(suffix, []) if text]
+    return spread(texts, min(len(texts), PROBE_CAPTIONS))
 
 
-def break_even(plan: ColumnPlan, most: int, global_batch: int) -> float | None:
-    """Steps of a run after which encoding once was cheaper than encoding in every step.
+def break_even(cost: ColumnCost, most: int, global_batch: int) -> float | None:
+    """Returns the steps of a run after which encoding once was cheaper than encoding in every step.
 
     N / B steps for pictures; for text less, because online it is padded to the most tokens. None
     for ids: the model runs in every step all the same.
     """
-    if plan.kind == "ids":
+    if cost.kind == "ids":
         return None
-    share = 1.0 if plan.mean_tokens is None else plan.mean_tokens / most
-    return plan.samples.value / global_batch * share
+    share = 1.0 if cost.mean_tokens is None else cost.mean_tokens / most
+    return cost.samples.value / global_batch * share
 
 
-def pass_gpu_hours(plans: Sequence[ColumnPlan], threads: int) -> float | None:
-    """Hours that one device takes for all columns in one pass: encoders take turns, and pictures are
-    decoded once, meanwhile. None where an encoder was not tried.
+def pass_gpu_hours(costs: Sequence[ColumnCost], threads: int) -> float | None:
+    """Returns the hours that one device takes for all columns in one pass: encoders take turns, and
+    pictures are decoded once, meanwhile. None where an encoder was not tried.
     """
     encoding = 0.0
     decoding: dict[str, float] = {}
-    for plan in plans:
-        if plan.rate is None:
+    for cost in costs:
+        if cost.rate is None:
             return None
-        encoding += plan.samples.value / plan.rate.rows_per_s / 3_600
-        if plan.rate.decoded_per_s is not None:
-            spent = plan.samples.value / plan.rate.decoded_per_s / threads / 3_600
-            decoding[plan.source] = max(decoding.get(plan.source, 0.0), spent)
+        encoding += cost.samples.value / cost.rate.rows_per_s / 3_600
+        if cost.rate.decoded_per_s is not None:
+            spent = cost.samples.value / cost.rate.decoded_per_s / threads / 3_600
+            decoding[cost.source] = max(decoding.get(cost.source, 0.0), spent)
     return max(encoding, sum(decoding.values()))
 
 
-def make_plan(
-    config: EncodeConfig, args: argparse.Namespace, say: Callable[[str], None] = lambda line: None
-) -> tuple[list[SourcePlan], list[ColumnPlan]]:
-    """The plan of every source, and of every column of it."""
-    root = open_store(config.root)
-    surveys: dict[str, Survey] = {}
-    for name, tars in config.sources.items():
-        folder = root.child(name)
-        found = find(name, tars, config.shard_rows, folder)
-        refuse_unmatched(
-            config.columns, found.source, found.tars, folder, config.engine.scratch_folder
-        )
-        surveys[name] = found
-    encoders = load_encoders(config.columns, config.engine)
+def make_plan(config: EncodeConfig, args: argparse.Namespace) -> CostEstimate:
+    """Returns the cost of every source and of every column of it; says on stderr what it does."""
+    jobs = [open_job(config, name, index_alone=True) for name in config.sources]
+    encoders, threads = load_encoders(config.columns, config.engine), config.engine.threads
     captions = {e.suffix for e in encoders.values() if isinstance(e, CaptionEncoder)}
     pictures = {e.view.suffix for e in encoders.values() if isinstance(e, ImageEncoder)}
-    for name, survey in surveys.items():
-        say(f"source {name}: looking into tars")
-        count = args.shards_sampled or survey.shards
-        look_into(survey, root.child(name), count, captions, pictures, config.engine.scratch_folder)
-    plans = []
+    surveys = []
+    for job in jobs:
+        print(f"source {job.source.name}: looking into tars", file=sys.stderr)
+        surveys.append(Survey(job, args.shards_sampled, captions, pictures))
+    costs = []
     rates: dict[str, Rate | None] = {}
-    for name, survey in surveys.items():
-        for column, encoder in encoders.items():
+    for survey in surveys:
+        for name, encoder in encoders.items():
             layout = layout_of(encoder, survey.shards, config.shard_rows)
-            if args.seconds and rates.get(column) is None:
-                say(f"column {column}: trying its encoder for up to {args.seconds:.0f} s")
+            if args.seconds and rates.get(name) is None:
+                print(f"column {name}: trying its encoder, {args.seconds:.0f} s", file=sys.stderr)
                 rows = rows_for_probe(encoder, survey)
-                rates[column] = probe(encoder, layout, rows, config.engine, args.seconds)
-            rate = rates.get(column)
-            plan = plan_column(column, encoder, survey, root.child(name), rate)
-            plan.break_even_steps = break_even(plan, layout.row_shape[0], args.global_batch)
+                rates[name] = probe(encoder, layout, rows, config.engine, args.seconds)
+            rate = rates.get(name)
+            cost = column_cost(name, encoder, survey, rate)
+            cost.break_even_steps = break_even(cost, layout.row_shape[0], args.global_batch)
             if rate is not None:
-                plan.gpu_hours = hours(plan.samples.value, rate, 1, config.engine.threads)
-                plan.threads_wanted = decode_bound(rate, config.engine.threads)
-            plans.append(plan)
-    return [plan_source(survey) for survey in surveys.values()], plans
+                cost.gpu_hours = hours(cost.samples.value, rate, 1, threads)
+                cost.threads_wanted = decode_bound(rate, threads)
+            costs.append(cost)
+    sources = [source_cost(survey) for survey in surveys]
+    missing = sum(cost.missing_bytes for cost in costs)
+    missing += sum(source.index_missing_bytes for source in sources)
+    root = config.root_store
+    return CostEstimate(
+        sources, costs,
+        sum(c.bytes.value for c in costs) + sum(s.index_bytes.value for s in sources),
+        DiskSpace(root.url, missing, free_bytes(root)), pass_gpu_hours(costs, threads),
+    )  # fmt: skip
 
 
-def plan_source(survey: Survey) -> SourcePlan:
-    """Rows and index of a source."""
-    index = survey.total([float(look.index_bytes) for look in survey.looks])
+def source_cost(survey: Survey) -> SourceCost:
+    """Returns rows and index of a source."""
+    index = survey.total([float(sample.index_bytes) for sample in survey.samples])
     missing = index.value * (1 - len(survey.known) / max(survey.shards, 1))
-    return SourcePlan(
-        survey.source.name, survey.shards, survey.rows(), index, missing, survey.notes
+    return SourceCost(
+        survey.job.source.name, survey.shards, survey.rows(), index, missing, survey.notes
     )  # fmt: skip
 
 
@@ -234,157 +236,112 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
-    """What is there and what is needed at the target, and the hours of one pass."""
-
-    root: str
-    total: float  # bytes of everything, written or not
-    missing: float  # bytes still to be written
-    free: int | None
-    gpu_hours: float | None = None
-
-    @property
-    def needed(self) -> float:
-        return self.missing * MARGIN
-
-    @property
-    def fits(self) -> bool | None:
-        """None where nobody knows."""
-        return None if self.free is None else self.free >= self.needed
-
-
 def run_plan(args: argparse.Namespace) -> int:
     """`python -m encode plan`; 2 if the columns do not fit."""
     config = configs.load(EncodeConfig, args.config, args.overrides)
     if not config.sources or not config.columns:
         raise EncodeError(f"{args.config}: it names no source or no column, so there is no plan")
-    sources, plans = make_plan(config, args, lambda line: print(line, file=sys.stderr))
-    root = open_store(config.root)
-    room = Room(
-        root.url,
-        sum(p.bytes.value for p in plans) + sum(s.index_bytes.value for s in sources),
-        sum(p.missing_bytes for p in plans) + sum(s.index_missing_bytes for s in sources),
-        free_bytes(root),
-        pass_gpu_hours(plans, config.engine.threads),
-    )
+    plan = make_plan(config, args)
     if args.json:
-        print(json.dumps(without_nan(as_record(sources, plans, args, room)), indent=1))
+        print(json.dumps(without_nan(as_record(plan, args)), indent=1))
     else:
-        print(as_text(sources, plans, args, room))
-    return 2 if room.fits is False else 0
+        print(as_text(plan, args))
+    return 2 if plan.space.fits is False else 0
 
 
-def as_record(
-    sources: Sequence[SourcePlan], plans: Sequence[ColumnPlan], args: argparse.Namespace, room: Room
-) -> Json:
-    """The plan as JSON."""
+def as_record(plan: CostEstimate, args: argparse.Namespace) -> Json:
+    """Returns the plan as JSON."""
     return {
         "gpus": args.gpus,
         "global_batch": args.global_batch,
-        "sources": [asdict(source) for source in sources],
-        "columns": [asdict(plan) | money(plan, args) for plan in plans],
-        "hours": None if room.gpu_hours is None else room.gpu_hours / args.gpus,
-        "bytes": room.total,
-        "missing_bytes": room.missing,
-        "needed_bytes": room.needed,
-        "free_bytes": room.free,
-        "fits": room.fits,
+        "sources": [asdict(source) for source in plan.sources],
+        "columns": [asdict(cost) | money(cost, args) for cost in plan.columns],
+        "hours": None if plan.gpu_hours is None else plan.gpu_hours / args.gpus,
+        "bytes": plan.bytes,
+        "missing_bytes": plan.space.missing,
+        "needed_bytes": plan.space.needed,
+        "free_bytes": plan.space.free,
+        "fits": plan.space.fits,
     }
 
 
-def money(plan: ColumnPlan, args: argparse.Namespace) -> Json:
-    """Hours on the GPUs asked for, their price, and that of keeping the column a month."""
-    found: Json = {"hours": None, "price_once": None, "price_a_month": None}
-    if plan.gpu_hours is not None:
-        found["hours"] = plan.gpu_hours / args.gpus
-        if args.price_per_gpu_hour is not None:
-            found["price_once"] = plan.gpu_hours * args.price_per_gpu_hour
-    if args.price_per_tb_month is not None:
-        found["price_a_month"] = plan.bytes.value / 1e12 * args.price_per_tb_month
-    return found
+def money(cost: ColumnCost, args: argparse.Namespace) -> Json:
+    """Returns the hours on the GPUs asked for, their price, and that of keeping the column a month."""
+    hours, hour, month = cost.gpu_hours, args.price_per_gpu_hour, args.price_per_tb_month
+    return {
+        "hours": None if hours is None else hours / args.gpus,
+        "price_once": None if hours is None or hour is None else hours * hour,
+        "price_a_month": None if month is None else cost.bytes.value / 1e12 * month,
+    }
 
 
-def as_text(
-    sources: Sequence[SourcePlan], plans: Sequence[ColumnPlan], args: argparse.Namespace, room: Room
-) -> str:
-    """The plan for a reader: a table of columns, notes, total and verdict."""
-    priced = [name for name in PRICES if getattr(args, PRICES[name][0]) is not None]
+def as_text(plan: CostEstimate, args: argparse.Namespace) -> str:
+    """Returns the plan for a reader: a table of columns, notes, total and verdict."""
+    prices = {"price_once": "price", "price_a_month": "a month"}
+    if args.price_per_gpu_hour is None:
+        del prices["price_once"]
+    if args.price_per_tb_month is None:
+        del prices["price_a_month"]
     heads = ["column", "samples", "tokens: mean, p99", "bytes", f"hours on {args.gpus}"]
-    table = Table(*heads, *(PRICES[name][1] for name in priced), "pays after")
-    for shown in table.columns[1:]:
-        shown.justify = "right"
-    for plan in plans:
-        cost = money(plan, args)
-        tokens = (
-            "" if plan.mean_tokens is None else f"{plan.mean_tokens:.1f}, {plan.p99_tokens:.0f}"
-        )
+    table = Table(*heads, *prices.values(), "pays after")
+    for column in table.columns[1:]:
+        column.justify = "right"
+
+    def figure(value: float | None, form: str = "{:,.2f}") -> str:
+        return "" if value is None else form.format(value)
+
+    for cost in plan.columns:
+        figures = money(cost, args)
         table.add_row(
-            f"{plan.source}/{plan.column}", interval(plan.samples, count_text), tokens,
-            interval(plan.bytes, size_text), "" if cost["hours"] is None else f"{cost['hours']:,.2f}",
-            *("" if cost[name] is None else f"{cost[name]:,.2f}" for name in priced),
-            "" if plan.break_even_steps is None else f"{plan.break_even_steps:,.0f} steps",
+            f"{cost.source}/{cost.column}", interval(cost.samples, count_text),
+            figure(cost.mean_tokens, f"{{:.1f}}, {cost.p99_tokens or 0:.0f}"),
+            interval(cost.bytes, size_text),
+            *(figure(figures[name]) for name in ("hours", *prices)),
+            figure(cost.break_even_steps, "{:,.0f} steps"),
         )  # fmt: skip
     lines = [
         f"{source.source}: {interval(source.rows, count_text)} rows in {source.tars:,} tars, index "
         f"{interval(source.index_bytes, size_text)}; {'; '.join(source.notes)}"
-        for source in sources
+        for source in plan.sources
     ]
-    lines += [line for plan in plans for line in _hints(plan)]
+    lines += [line for cost in plan.columns for line in _hints(cost)]
     lines.append(
         f"pays after: steps of a run of global batch {args.global_batch:,} in which encoding in "
         "every step would have cost as much (text is padded there)"
     )
-    total = f"total {size_text(room.total)}, still to be written {size_text(room.missing)}"
-    if room.gpu_hours is not None:
-        total += f"; all columns in one pass: {room.gpu_hours / args.gpus:,.2f} h on {args.gpus}"
+    total = f"total {size_text(plan.bytes)}, still to be written {size_text(plan.space.missing)}"
+    if plan.gpu_hours is not None:
+        total += f"; all columns in one pass: {plan.gpu_hours / args.gpus:,.2f} h on {args.gpus}"
         if args.price_per_gpu_hour is not None:
-            total += f", price {room.gpu_hours * args.price_per_gpu_hour:,.2f}"
-    lines.append(total)
-    return render(table, *lines, verdict(room))
+            total += f", price {plan.gpu_hours * args.price_per_gpu_hour:,.2f}"
+    return render(table, *lines, total, plan.space.verdict())
 
 
-# what a price is called in the JSON: (option, head of its column in the table)
-PRICES = {
-    "price_once": ("price_per_gpu_hour", "price"),
-    "price_a_month": ("price_per_tb_month", "a month"),
-}
-
-
-def _hints(plan: ColumnPlan) -> list[str]:
-    """What is worth knowing of a column beside its row."""
-    name, lines = f"{plan.source}/{plan.column}", []
-    if plan.rate is not None:
-        decoding = plan.rate.decoded_per_s
+def _hints(cost: ColumnCost) -> list[str]:
+    """Returns what is worth knowing of a column beside its row of the table."""
+    lines = []
+    if cost.rate is not None:
+        decoding = cost.rate.decoded_per_s
         each = "" if decoding is None else f", a thread decodes {decoding:,.1f}/s"
-        lines.append(f"{name}: {plan.rate.rows_per_s:,.1f} samples/s on this device{each}")
-    if plan.threads_wanted is not None:
+        lines.append(f"{cost.rate.rows_per_s:,.1f} samples/s on this device{each}")
+    if cost.threads_wanted is not None:
         lines.append(
-            f"{name}: decoding is the slower part; engine.threads={plan.threads_wanted} would keep "
-            "the device busy"
+            f"decoding is the slower part; engine.threads={cost.threads_wanted} would keep the device "
+            "busy"
         )
-    if plan.passed_over:
-        words = ", ".join(
-            f"{suffix!r} of {count:,} rows" for suffix, count in plan.passed_over.items()
-        )
-        lines.append(f"{name}: reads one suffix only; passed over, of the rows looked at: {words}")
-    if plan.alternatives:
-        words = ", ".join(f"{n} {size_text(b)}" for n, b in plan.alternatives.items())
-        lines.append(f"{name}: the same captions stored otherwise: {words}")
-    if plan.committed:
-        lines.append(f"{name}: {plan.committed:,} of {plan.shards:,} shards are committed already")
-    return lines
-
-
-def verdict(room: Room) -> str:
-    if room.free is None:
-        return f"{room.root}: free space unknown (an object store does not say)"
-    there = f"{room.root}: {size_text(room.free)} free, {size_text(room.needed)} needed"
-    return f"{there}: it fits" if room.fits else f"{there}: it does NOT fit, `run` will refuse"
+    if cost.passed_over:
+        words = ", ".join(f"{suffix!r} of {n:,} rows" for suffix, n in cost.passed_over.items())
+        lines.append(f"reads one suffix only; passed over, of the rows looked at: {words}")
+    if cost.alternatives:
+        words = ", ".join(f"{name} {size_text(n)}" for name, n in cost.alternatives.items())
+        lines.append(f"the same captions stored otherwise: {words}")
+    if cost.committed:
+        lines.append(f"{cost.committed:,} of {cost.shards:,} shards are committed already")
+    return [f"{cost.source}/{cost.column}: {line}" for line in lines]
 
 
 def interval(estimate: Estimate, show: Callable[[float], str]) -> str:
-    """A total, with its 95 % interval where it is an estimate."""
+    """Returns a total, with its 95 % interval where it is an estimate."""
     if estimate.exact:
         return show(estimate.value)
     if math.isnan(estimate.low):

@@ -37,7 +37,7 @@ class Rate:
 
 
 def timed(call: Callable[[int], Any], most: int, seconds: float) -> tuple[float, int, Any]:
-    """(median rows a second, measured calls, what the last call gave) of a call for n rows.
+    """Returns (median rows a second, measured calls, what the last call returned) of a call for n rows.
 
     The first calls, of one row and then of as many as fit into a part of the time, are not counted:
     they load kernels and show how many rows to give.
@@ -61,38 +61,28 @@ def timed(call: Callable[[int], Any], most: int, seconds: float) -> tuple[float,
 def probe(
     encoder: Encoder, layout: Layout, rows: Sequence[Any], engine: EngineConfig, seconds: float
 ) -> Rate | None:
-    """Try an encoder on pictures (as bytes) or captions; None where there is none to try on."""
-    if not rows:
-        return None
-    if isinstance(encoder, ImageEncoder):
-        return _images(encoder, layout, rows, engine, seconds)
-    assert isinstance(encoder, CaptionEncoder)
-
-    def call(count: int) -> list[NDArray[Any]]:
-        return encoder.rows(spread(rows, count), engine.tokens)
-
-    rate, calls, values = timed(call, min(1_024, max(len(rows), 64)), seconds)
-    return Rate(rate, None, ratio_of(layout, values), calls)
-
-
-def _images(
-    encoder: ImageEncoder, layout: Layout, rows: Sequence[bytes], engine: EngineConfig,
-    seconds: float,
-) -> Rate | None:  # fmt: skip
-    side = encoder.view.resolution
+    """Tries an encoder on pictures (as bytes) or captions; None where there is none to try on."""
+    if isinstance(encoder, CaptionEncoder) and rows:
+        rate, calls, values = timed(
+            lambda count: encoder.rows(spread(rows, count), engine.tokens),
+            min(1_024, max(len(rows), 64)), seconds,
+        )  # fmt: skip
+        return Rate(rate, None, ratio_of(layout, values), calls)
     crops: list[NDArray[np.uint8]] = []
 
     def load(count: int) -> None:
+        assert isinstance(encoder, ImageEncoder)
         for data in spread(rows, count):
             image, _ = decode(data)
-            if image is not None and len(crops) < 4 * engine.batch:
-                crops.append(transform(image, side))
-            elif image is not None:
-                transform(image, side)
+            if image is not None:
+                crop = transform(image, encoder.view.resolution)
+                crops.extend([crop] if len(crops) < 4 * engine.batch else [])
 
-    decoded, _, _ = timed(load, min(32, len(rows)), seconds / 4)
+    if rows:
+        decoded, _, _ = timed(load, min(32, len(rows)), seconds / 4)
     if not crops:
         return None
+    assert isinstance(encoder, ImageEncoder)
     rate, calls, values = timed(
         lambda count: encoder.rows(np.stack(spread(crops, count))), engine.batch, seconds * 3 / 4
     )
@@ -100,12 +90,12 @@ def _images(
 
 
 def spread(rows: Sequence[Any], count: int) -> list[Any]:
-    """`count` of some rows, evenly over all of them; some come again where there are fewer."""
+    """Returns `count` of some rows, evenly over all; rows repeat where there are fewer."""
     return [rows[i * len(rows) // count % len(rows)] for i in range(count)]
 
 
 def ratio_of(layout: Layout, values: Sequence[NDArray[Any]]) -> float:
-    """Bytes that a codec makes of a byte of these values; 1 without one."""
+    """Returns the bytes that a codec makes of a byte of these values; 1 without one."""
     if not layout.codec:
         return 1.0
     array = layout.arrays()[layout.kind]
@@ -117,15 +107,15 @@ def ratio_of(layout: Layout, values: Sequence[NDArray[Any]]) -> float:
 
 
 def hours(rows: float, rate: Rate, gpus: int, threads: int) -> float:
-    """Hours that some rows take on so many devices, each with so many decoding threads."""
-    slowest = rate.rows_per_s
-    if rate.decoded_per_s is not None:
-        slowest = min(slowest, rate.decoded_per_s * threads)
-    return rows / max(slowest, 1e-9) / gpus / 3_600 if rows else 0.0
+    """Returns the hours that some rows take on so many devices with so many decoding threads each."""
+    slowest = min(rate.rows_per_s, (rate.decoded_per_s or math.inf) * threads)
+    return rows / max(slowest, 1e-9) / gpus / 3_600
 
 
 def decode_bound(rate: Rate, threads: int) -> int | None:
-    """Threads a device needs so that its encoder need not wait for decoding, where it would."""
+    """Returns the threads a device needs so that its encoder need not wait for decoding; None where it
+    does not wait.
+    """
     if rate.decoded_per_s is None or rate.decoded_per_s * threads >= rate.rows_per_s:
         return None
     return math.ceil(rate.rows_per_s / rate.decoded_per_s)

@@ -6,7 +6,6 @@ few bytes for the records. A codec makes values smaller by a ratio that must be 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -101,8 +100,3 @@ def alternatives(layout: Layout) -> dict[str, Layout]:
     most, shards, rows = layout.row_shape[0], layout.shards, layout.shard_rows
     found = {} if layout.quantised else {"int8": replace(layout, element="int8", codec=None)}
     return found | {"ids": Layout("ids", (most,), shards, rows)}
-
-
-def uniform(rows: Sequence[bool], tokens: int) -> NDArray[np.int64]:
-    """Lengths of rows that all have the same number of tokens."""
-    return np.where(np.asarray(rows, bool), tokens, 0).astype(np.int64)

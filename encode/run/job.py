@@ -27,9 +27,10 @@ from ..config import EncodeConfig
 from ..errors import EncodeError
 from ..models import load_encoders
 from ..plan.disk_space import refuse_if_full, required_bytes
+from ..plan.sample_source import open_job
 from ..report.report import write_report
 from .local_worker import Executor, InlineExecutor
-from .prepare import RunPlan, claim_columns, prepare, root_of, source_jobs
+from .prepare import RunPlan, claim_columns, prepare
 from .progress import Progress
 from .scheduler import Scheduler
 from .signals import draining
@@ -58,13 +59,14 @@ def run(config: EncodeConfig, options: Options = Options()) -> int:
 def _run(config: EncodeConfig, options: Options) -> int:
     try:
         with stopping():  # replaced by `draining` while shards are in flight
-            jobs = source_jobs(config)
+            # what is wrong with a source is said before any model is loaded
+            jobs = [open_job(config, name) for name in config.sources]
             executor = start_executor(config)
             try:
                 plan = prepare(config, jobs, executor)
                 if not options.ignore_space:
                     need = partial(required_bytes, config, options.retry, plan.jobs)
-                    refuse_if_full(root_of(config), lambda: executor.ask(need))
+                    refuse_if_full(config.root_store, lambda: executor.ask(need))
                 with held(plan.stores(), config.engine.cooperate, options.break_lease) as leases:
                     return _encode(plan, config, options, executor, leases)
             finally:
@@ -107,7 +109,7 @@ def _encode(
     if config.engine.cooperate:
         random.shuffle(plan.tasks)  # so that runs seldom do the same shard at the same time
     scheduler: Scheduler[int] = Scheduler(range(len(plan.tasks)))
-    root = root_of(config)
+    root = config.root_store
     try:
         with Progress(root, plan.tasks) as progress:
             supervisor = Supervisor(
@@ -163,6 +165,6 @@ def finish(
                 )
             except ObjectsMissing as error:
                 damaged[url] = str(error)
-    report = write_report(root_of(config), plan.columns, failed, run, config, damaged)
+    report = write_report(config.root_store, plan.columns, failed, run, config, damaged)
     print(report.text)
     return QUARANTINED if failed or damaged or report.useless else FINISHED

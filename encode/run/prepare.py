@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from shards import Store, check_column, create_column, open_store, put_empty
+from shards import Store, check_column, create_column, put_empty
 from shards.column.commits import committed, read_failures
 from shards.column.members import member_read
 from shards.errors import CorruptColumn, FormatVersion, NotAColumn
@@ -20,10 +20,9 @@ from shards.read.column import open_spec
 
 from ..config import EncodeConfig
 from ..models.encoder import Words
-from ..plan.survey import refuse_unmatched
-from ..source.tars import make_source
+from ..plan.sample_source import SourceJob
 from .local_worker import Executor
-from .specs import SourceJob, column_specs
+from .specs import column_specs
 from .tasks import ShardTask, Target
 
 
@@ -44,29 +43,8 @@ class RunPlan:
 
     def stores(self) -> list[Store]:
         """Returns every column, in an order that is the same for every run."""
-        return sorted((c for job in self.jobs for c in job.columns()), key=lambda c: c.url)
-
-
-def root_of(config: EncodeConfig) -> Store:
-    """Returns where the columns go, by an absolute name: workers run elsewhere."""
-    root = open_store(config.root)
-    return root if root.folder is None else open_store(root.folder.resolve())
-
-
-def source_jobs(config: EncodeConfig) -> list[SourceJob]:
-    """Returns the sources of a config, compared with their records. Reads some tars at most, so that
-    what is wrong with a source is said before any model is loaded.
-    """
-    root, jobs = root_of(config), list[SourceJob]()
-    for name, pattern in config.sources.items():
-        source, tars = make_source(name, pattern, config.shard_rows)
-        jobs.append(SourceJob(name, source, tars, root.child(name)))
-    for job in jobs:
-        job.source.check(job.folder)  # an index of other tars says nothing of these
-        refuse_unmatched(
-            config.columns, job.source, job.tars, job.folder, config.engine.scratch_folder
-        )
-    return jobs
+        columns = (job.folder.child(name) for job in self.jobs for name in job.specs)
+        return sorted(columns, key=lambda column: column.url)
 
 
 def prepare(config: EncodeConfig, jobs: Sequence[SourceJob], executor: Executor) -> RunPlan:
@@ -74,11 +52,11 @@ def prepare(config: EncodeConfig, jobs: Sequence[SourceJob], executor: Executor)
     with the one on disk. Writes nothing.
     """
     specs, empty = executor.ask(partial(column_specs, config, jobs))
-    named = [replace(job, specs=specs[job.name]) for job in jobs]
-    for job in named:
+    plan = RunPlan([replace(job, specs=specs[job.source.name]) for job in jobs], empty)
+    for job in plan.jobs:
         for column, spec in job.specs.items():
             check_column(job.folder.child(column), spec)
-    return RunPlan(named, empty)
+    return plan
 
 
 def claim_columns(plan: RunPlan, retry: bool) -> None:
@@ -128,9 +106,10 @@ def _list_tasks(
 
     def task(shard: int, names: tuple[str, ...]) -> ShardTask:
         lacking = shared.setdefault(names, {n: targets[n] for n in names})
-        size = job.source.tars[shard][1]
+        tar, (_, size) = job.tars[shard], job.source.tars[shard]
+        assert tar is not None
         return ShardTask(
-            job.name, job.source.fingerprint, job.folder, job.tars[shard], size, shard,
+            job.source.name, job.source.fingerprint, job.folder, tar, size, shard,
             job.source.shard_rows, lacking, peers=peers,
         )  # fmt: skip
 

@@ -5,10 +5,9 @@ the empty caption. A worker answers it, since the driver of a run holds no model
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
-from shards import ColumnSpec, Source, Store
+from shards import ColumnSpec
 from shards.format.atomic import Json
 
 from ..config import EncodeConfig
@@ -22,24 +21,9 @@ from ..models.encoder import (
     existing_scales,
     measured_scales,
 )
-from ..plan.survey import Tar, look_at
+from ..plan.sample_source import SourceJob
 
 TRIES = 8  # tars that are looked at for captions to measure on
-
-
-@dataclass(frozen=True, slots=True)
-class SourceJob:
-    """A source and the columns that the config asks for of it."""
-
-    name: str
-    source: Source
-    tars: Sequence[str]
-    folder: Store
-    # by name of the column in the config; empty until a worker has loaded the encoders
-    specs: Mapping[str, ColumnSpec] = field(default_factory=dict)
-
-    def columns(self) -> list[Store]:
-        return [self.folder.child(name) for name in self.specs]
 
 
 def column_specs(
@@ -49,7 +33,7 @@ def column_specs(
     column of captions.
     """
     specs = {
-        job.name: {
+        job.source.name: {
             name: column_spec(
                 encoder, job.source.fingerprint, len(job.tars), config.shard_rows,
                 partial(scales, encoder, job, name, config),
@@ -76,9 +60,8 @@ def scales(encoder: Encoder, job: SourceJob, name: str, config: EncodeConfig) ->
         return existing
     tries = min(TRIES, len(job.tars))
     for shard in range(tries):
-        tar = Tar(job.tars[shard], job.source.tars[shard][1], shard, config.shard_rows)
         try:
-            sample = look_at(tar, job.folder, {encoder.suffix}, set(), config.engine.scratch_folder)
+            sample = job.sample(shard, {encoder.suffix})
         except BadTar:
             continue  # it is reported when its turn comes
         captions = sample.captions[encoder.suffix][:CALIBRATION_ROWS]

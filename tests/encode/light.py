@@ -29,10 +29,11 @@ from PIL import Image
 
 from encode.config import ColumnConfig, EncodeConfig, EngineConfig
 from encode.models.encoder import CaptionEncoder, Encoder, ImageEncoder, Words
+from encode.plan.sample_source import open_job
 from encode.registry import ModelSpec
 from encode.run import job
 from encode.run import ray_workers as cluster
-from encode.run.prepare import RunPlan, prepare, source_jobs
+from encode.run.prepare import RunPlan, prepare
 from encode.source.decoding import View
 from shards import Norm
 from shards.format.identity import CaptionPreprocess, ColumnIdentity, EncoderIdentity
@@ -189,6 +190,6 @@ def prepared(config: EncodeConfig) -> RunPlan:
     """The plan of a run, by an executor that is gone again."""
     executor = job.start_executor(config)
     try:
-        return prepare(config, source_jobs(config), executor)
+        return prepare(config, [open_job(config, name) for name in config.sources], executor)
     finally:
         executor.stop()

@@ -92,8 +92,8 @@ def test_columns_from_a_tiny_model_of_the_class(name: str, tiny: Models, tmp_pat
     config = small(name, tiny, f"root={tmp_path}")
     with_index(tmp_path, config)
     options = argparse.Namespace(shards_sampled=1, seconds=0, global_batch=1024)
-    sources, plans = make_plan(config, options)
-    assert {source.source: source.tars for source in sources} == TARS
+    estimate = make_plan(config, options)
+    assert {source.source: source.tars for source in estimate.sources} == TARS
     ((column, how),) = config.columns.items()
     spec = column_spec(load_encoder(how, "cpu"), "fingerprint", 2697, config.shard_rows)
     if how.kind == "tokens":
@@ -104,6 +104,6 @@ def test_columns_from_a_tiny_model_of_the_class(name: str, tiny: Models, tmp_pat
         assert spec.layout.row_shape == (32, side // 8, side // 8)
         assert spec.norm is not None
         row_bytes = 32 * (side // 8) ** 2 * 2.0
-    for plan in plans:
-        assert plan.samples.value == pytest.approx(TARS[plan.source] * 1024)
-        assert plan.bytes.value == pytest.approx(plan.samples.value * row_bytes, rel=0.02)
+    for cost in estimate.columns:
+        assert cost.samples.value == pytest.approx(TARS[cost.source] * 1024)
+        assert cost.bytes.value == pytest.approx(cost.samples.value * row_bytes, rel=0.02)

@@ -27,10 +27,11 @@ from rich.table import Table
 
 from encode.config import EncodeConfig
 from encode.models import load_encoders
+from encode.plan.sample_source import open_job
 from encode.report.status import status
 from encode.run.job import run as run_job
 from encode.run.job import start_executor
-from encode.run.prepare import RunPlan, claim_columns, prepare, source_jobs
+from encode.run.prepare import RunPlan, claim_columns, prepare
 from encode.source.tars import make_source
 from shards.console import render
 from shards.format.atomic import Json
@@ -147,7 +148,7 @@ def prepared(config: EncodeConfig) -> RunPlan:
     """The plan of a run, with what it costs to load the encoders."""
     executor = start_executor(config)
     try:
-        return prepare(config, source_jobs(config), executor)
+        return prepare(config, [open_job(config, name) for name in config.sources], executor)
     finally:
         executor.stop()
 

@@ -24,7 +24,8 @@ from encode.models.encoder import (
 from encode.models.load import load_encoder
 from encode.models.pixels import pixels_from_table, to_float16, to_pixels
 from encode.models.tokenizer import tokenizer_digest
-from encode.run.specs import SourceJob, scales
+from encode.plan.sample_source import SourceJob
+from encode.run.specs import scales
 from encode.source.decoding import View
 from encode.source.tars import make_source
 from shards import (
@@ -319,7 +320,7 @@ def test_scales_are_measured_on_the_first_tar_that_has_captions(
     def measured() -> Any:
         source, tars = make_source("toy", pattern, 1024)
         return scales(
-            encoder, SourceJob("toy", source, tars, open_store(tmp_path / "toy")), "text", config
+            encoder, SourceJob(source, tars, open_store(tmp_path / "toy"), tmp_path), "text", config
         )
 
     captions = [f"picture {row} of shard 2" for row in range(2)]

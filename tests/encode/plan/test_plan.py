@@ -16,14 +16,13 @@ import yaml
 import configs
 from encode.config import EncodeConfig
 from encode.errors import EncodeError
-from encode.plan import disk_space as room
-from encode.plan import plan
-from encode.plan.disk_space import NoRoom, free_bytes, required_bytes
-from encode.plan.plan import add_options, break_even, interval, run_plan
+from encode.plan import disk_space
+from encode.plan.disk_space import DiskSpace, NoRoom, free_bytes, required_bytes
+from encode.plan.plan import ColumnCost, add_options, break_even, interval, run_plan
 from encode.plan.probe import Rate, decode_bound, hours, spread, timed
-from encode.plan.survey import Estimate, exactly, extrapolate, find, look_into
+from encode.plan.sample_source import Estimate, Survey, exactly, extrapolate, open_job
 from encode.run.job import run, start_executor
-from encode.run.prepare import prepare, root_of, source_jobs
+from encode.run.prepare import prepare
 from shards import IndexRow, Source, open_store, put_index, seal
 from shards.column.commits import failure_name
 from shards.console import size_text
@@ -71,7 +70,8 @@ def needed(config: EncodeConfig, retry: bool = False) -> float:
     """Bytes that a run would still write."""
     executor = start_executor(config)
     try:
-        plan = prepare(config, source_jobs(config), executor)
+        jobs = [open_job(config, name) for name in config.sources]
+        plan = prepare(config, jobs, executor)
         return executor.ask(partial(required_bytes, config, retry, plan.jobs))
     finally:
         executor.stop()
@@ -221,18 +221,22 @@ def test_run_refuses_what_does_not_fit(
     settings = configs.load(EncodeConfig, config)
     need = needed(settings)
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage(1 << 40, 0, int(need * 0.99)))
+    monkeypatch.setattr(
+        disk_space.shutil, "disk_usage", lambda path: usage(1 << 40, 0, int(need * 0.99))
+    )
     with pytest.raises(NoRoom, match="are free, what is not committed yet will take about"):
-        room.refuse_if_full(root_of(settings), lambda: needed(settings))
+        disk_space.refuse_if_full(settings.root_store, lambda: needed(settings))
     assert NoRoom.exit_code == 2
     assert not (config.parent / "cache").exists()
     assert run_plan(options(config, "--seconds", 0, "--shards-sampled", 0)) == 2
     assert "it does NOT fit, `run` will refuse" in capsys.readouterr().out
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage(1 << 40, 0, int(need * 1.1)))
-    room.refuse_if_full(root_of(settings), lambda: needed(settings))
+    monkeypatch.setattr(
+        disk_space.shutil, "disk_usage", lambda path: usage(1 << 40, 0, int(need * 1.1))
+    )
+    disk_space.refuse_if_full(settings.root_store, lambda: needed(settings))
     assert needed(settings, retry=True) == 0
     for name in settings.columns:
-        column = root_of(settings).child("toy").child(name)
+        column = settings.root_store.child("toy").child(name)
         record = {"format": FAILURE, "version": VERSION, "shard": 1, "reason": "died"}
         column.replace(failure_name(1), seal(record))
     again = needed(settings, retry=True)
@@ -245,18 +249,16 @@ def test_free_space_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     assert there is not None
     assert there == pytest.approx(free, rel=0.05)
     assert free_bytes(open_store("s3://bucket/prefix")) is None
-    nobody_knows = plan.Room("s3://bucket", 1.0, 1.0, None)
-    assert nobody_knows.fits is None
-    assert "unknown" in plan.verdict(nobody_knows)
+    unknown = DiskSpace("s3://bucket", 1.0, None)
+    assert unknown.fits is None
+    assert "unknown" in unknown.verdict()
 
 
 def test_tars_that_are_none_are_passed_over(config: Path) -> None:
     settings = configs.load(EncodeConfig, config)
     (config.parent / "tars/0.tar").write_bytes(b"<html>")
-    folder = root_of(settings).child("toy")
-    survey = find("toy", settings.sources["toy"], 1024, folder)
-    look_into(survey, folder, 3, {"txt"}, {"jpg"}, config.parent)
-    assert [look.shard for look in survey.looks] == [1, 2]
+    survey = Survey(open_job(settings, "toy"), 3, {"txt"}, {"jpg"})
+    assert [sample.shard for sample in survey.samples] == [1, 2]
     assert "tar 0 passed over" in survey.notes[0]
     assert "extrapolated from 2 of 3 tars" in survey.notes[-1]
     # captions for the scales of an int8 column would be needed
@@ -265,9 +267,8 @@ def test_tars_that_are_none_are_passed_over(config: Path) -> None:
     for shard in range(3):
         (config.parent / f"tars/{shard}.tar").write_bytes(b"<html>")
     assert needed(without_int8) == 0
-    survey = find("toy", settings.sources["toy"], 1024, folder)
     with pytest.raises(EncodeError, match="none of 3 tars could be looked into"):
-        look_into(survey, folder, 3, {"txt"}, set(), config.parent)
+        Survey(open_job(settings, "toy"), 3, {"txt"}, set())
 
 
 def test_extrapolation_covers_the_truth() -> None:
@@ -305,7 +306,7 @@ def test_words() -> None:
     assert interval(exactly(3e9), size_text) == "3.00 GB"
     assert interval(Estimate(3e9, math.nan, math.nan), size_text) == "~3.00 GB"
     assert interval(Estimate(3e9, 2e9, 4e9), size_text) == "~3.00 GB (2.00 GB to 4.00 GB)"
-    ids = plan.ColumnPlan("s", "c", "ids", exactly(10), exactly(10), 0, 0, 1, mean_tokens=2.0)
+    ids = ColumnCost("s", "c", "ids", exactly(10), exactly(10), 0, 0, 1, mean_tokens=2.0)
     assert break_even(ids, 256, 2) is None
 
 

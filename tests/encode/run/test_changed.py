@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 from encode.config import EncodeConfig
 from encode.errors import BadTar, EncodeError, TarChanged
 from encode.models import load_encoders
-from encode.plan.survey import Tar as Place
-from encode.plan.survey import look_at
+from encode.plan.sample_source import SourceJob
 from encode.report.status import run_status, status
 from encode.run import job
 from encode.run import remote_decode as remote
@@ -33,7 +32,16 @@ from encode.run.tasks import ShardTask
 from encode.source.decoding import Batch, View, load
 from encode.source.members import read_captions
 from encode.source.tars import read_exactly, scan_tar
-from shards import Column, IndexRow, SourceChanged, SourceMismatch, open_join, open_store, put_index
+from shards import (
+    Column,
+    IndexRow,
+    Source,
+    SourceChanged,
+    SourceMismatch,
+    open_join,
+    open_store,
+    put_index,
+)
 from shards.__main__ import main as shards_main
 from shards.column.commits import read_commit
 from shards.column.members import ABSENT, CAPTION_BYTES, UNREAD, member_of, members_digest
@@ -412,14 +420,15 @@ def test_a_plan_passes_over_a_tar_that_changed(tmp_path: Path) -> None:
     tar.write_bytes(tar_bytes(sample(1)))
     rows, note = scan_tar(tar, 1024)
     put_index(tmp_path, "f" * 64, 0, rows, note)
-    place = Place(str(tar), tar.stat().st_size, 0, 1024)
-    assert look_at(place, open_store(tmp_path), {"txt"}, {"jpg"}, tmp_path).captions["txt"][0]
+    source = Source("toy", (("0.tar", tar.stat().st_size),), 1024)
+    job = SourceJob(source, [str(tar)], open_store(tmp_path), tmp_path)
+    assert job.sample(0, {"txt"}, {"jpg"}).captions["txt"][0]
     tar.write_bytes(tar.read_bytes().replace(b"number 1", b"number 9"))
     with pytest.raises(TarChanged, match="txt of '0001'"):
-        look_at(place, open_store(tmp_path), {"txt"}, {"jpg"}, tmp_path)
+        job.sample(0, {"txt"}, {"jpg"})
     cut(tar)
     with pytest.raises(BadTar, match="the source was made of"):
-        look_at(place, open_store(tmp_path), {"txt"}, {"jpg"}, tmp_path)
+        job.sample(0, {"txt"}, {"jpg"})
 
 
 # Reads --------------------------------------------------------------------------------------------
