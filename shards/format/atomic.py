@@ -6,7 +6,7 @@
 The link is what makes a name appear; a crash before it leaves only a `.tmp-` file, which nothing
 ever reads. Where a file system has no links (exFAT, SMB), a rename that does not replace takes its
 place; where it has neither, StoreError says so at the first object. The last step is also taken
-where the name stood already: who made it may have been killed before that step, and what is written
+where the name existed already: who made it may have been killed before that step, and what is written
 next must never outlive it in a power cut.
 """
 
@@ -41,18 +41,18 @@ Json = dict[str, Any]
 
 
 def sha256(data: bytes) -> str:
-    """Hexadecimal sha256 of some bytes."""
+    """Returns the hexadecimal sha256 of some bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal sha256 of a file, read in pieces."""
+    """Returns the hexadecimal sha256 of a file, read in pieces."""
     with open(open_file(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one byte string of a JSON value: sorted keys, no spaces, no NaN, a newline at the end."""
+    """Returns the one byte string of a JSON value: sorted keys, no spaces or NaN, a newline at the end."""
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
@@ -60,8 +60,8 @@ def canonical_json(value: Any) -> bytes:
 
 
 def open_file(path: Path | str) -> int:
-    """A descriptor of a regular file for reading. Unreadable where a pipe, a device or a folder has
-    its name: reading these may never end, or never begin.
+    """Opens a regular file for reading and returns its descriptor. Unreadable where a pipe, a device
+    or a folder has its name: reading these may never end, or never begin.
     """
     with naming(path):
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -72,7 +72,7 @@ def open_file(path: Path | str) -> int:
 
 
 def read_file(path: Path | str, most: int = WHOLE_BYTES) -> bytes:
-    """The bytes of a regular file of at most `most` bytes; Unreadable otherwise."""
+    """Returns the bytes of a regular file of at most `most` bytes; Unreadable otherwise."""
     with naming(path), open(open_file(path), "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
@@ -81,8 +81,8 @@ def read_file(path: Path | str, most: int = WHOLE_BYTES) -> bytes:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """The value of a JSON text; ValueError where it is none, nests too deep to be read, or holds a
-    half of a character, which no file can.
+    """Returns the value of a JSON text; ValueError where it is none, nests too deep to be read, or
+    holds a half of a character, which no file can.
     """
     try:
         value = json.loads(data, parse_constant=_no_number)
@@ -98,7 +98,7 @@ def _no_number(name: str) -> NoReturn:
 
 
 def read_json(path: Path | str) -> Any:
-    """The value of a JSON file; OSError or ValueError where there is none."""
+    """Returns the value of a JSON file; OSError or ValueError where there is none."""
     return parse_json(read_file(path))
 
 
@@ -117,7 +117,7 @@ class Staged:
             self._file = self.temporary.open("xb")
 
     def write(self, data: Any) -> None:
-        """Append a bytes-like object."""
+        """Appends a bytes-like object."""
         view = memoryview(data)
         if not view.nbytes:  # an empty array has no flat view
             return
@@ -132,19 +132,17 @@ class Staged:
         return self._sha.hexdigest()
 
     def publish(self) -> bool:
-        """Make the file appear under its final name; False if that name is taken (and stays as it
-        was).
-        """
+        """Gives the file its final name; False if that name is taken, and its file stays as it was."""
         with naming(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
             try:
                 appear(self.temporary, self.path)
-                new = True
+                is_new = True
             except FileExistsError:
-                new = False
+                is_new = False
             make_durable(self.path)
-        return new
+        return is_new
 
     def discard(self) -> None:
         with naming(self.path):
@@ -155,7 +153,7 @@ class Staged:
 
 
 def appear(temporary: Path, path: Path) -> None:
-    """Give a file its final name, at once and whole; FileExistsError if the name is taken.
+    """Gives a file its final name, at once and whole; FileExistsError if the name is taken.
 
     StoreError where the file system can do that neither by a link nor by a rename.
     """
@@ -176,18 +174,18 @@ def appear(temporary: Path, path: Path) -> None:
 
 
 def _rename_new(old: Path, new: Path) -> int:
-    """Rename unless the new name is taken, by Linux's renameat2; an errno, 0 if it was done."""
+    """Renames unless the new name is taken, by Linux's renameat2; returns an errno, 0 if it was done."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:
         return errno.ENOSYS
-    here, no_replace = -100, 1  # AT_FDCWD, RENAME_NOREPLACE
-    failed = call(here, os.fsencode(old), here, os.fsencode(new), no_replace)
+    folder, no_replace = -100, 1  # AT_FDCWD, RENAME_NOREPLACE
+    failed = call(folder, os.fsencode(old), folder, os.fsencode(new), no_replace)
     return ctypes.get_errno() if failed else 0
 
 
 @contextmanager
 def staged(path: Path, folder: Path | None = None) -> Iterator[Staged]:
-    """Write a new object: `with staged(path) as f: f.write(...); f.publish()`."""
+    """Writes a new object: `with staged(path) as f: f.write(...); f.publish()`."""
     file = Staged(path, folder)
     try:
         yield file
@@ -197,7 +195,7 @@ def staged(path: Path, folder: Path | None = None) -> Iterator[Staged]:
 
 @contextmanager
 def naming(path: Path | str) -> Iterator[None]:
-    """Let an OSError say which object it is about: those of write, fsync and close do not."""
+    """Lets an OSError say which object it is about: those of write, fsync and close do not."""
     try:
         yield
     except OSError as error:
@@ -207,7 +205,7 @@ def naming(path: Path | str) -> Iterator[None]:
 
 
 def fsync_path(path: Path) -> None:
-    """Make a file's bytes, or the names in a folder, durable."""
+    """Makes a file's bytes, or the names in a folder, durable."""
     with naming(path):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -223,34 +221,34 @@ _durable: set[tuple[int, int]] = set()  # folders whose own names this process h
 
 
 def make_durable(path: Path) -> None:
-    """Make an object's name durable, and once a process those of the folders above it.
+    """Makes an object's name durable, and once a process those of the folders above it.
 
     Stops where the file system ends, or at a folder that this user may not open: we made none above.
     """
     path = path.absolute()
     fsync_path(path.parent)
-    found = path.parent.stat()
+    status = path.parent.stat()
     for folder in path.parents:
-        key, above = (found.st_dev, found.st_ino), folder.parent.stat()
-        if key in _durable or above.st_dev != found.st_dev or folder == folder.parent:
+        key, above = (status.st_dev, status.st_ino), folder.parent.stat()
+        if key in _durable or above.st_dev != status.st_dev or folder == folder.parent:
             return
         try:
             fsync_path(folder.parent)
         except PermissionError:
             return
         _durable.add(key)
-        found = above
+        status = above
 
 
 def make_readable(path: Path) -> None:
-    """Let others read a file that safetensors made private to the user, where a file has rights."""
+    """Lets others read a file that safetensors made private to the user, where a file has rights."""
     with suppress(PermissionError, NotImplementedError):
         path.chmod(0o644)
 
 
 def put_if_absent(path: Path, data: bytes, folder: Path | None = None) -> bool:
-    """Write a whole small object; False if one stands there already, which is then left as it
-    is. Unfinished it is in `folder`, if one is given.
+    """Writes a whole small object; False if one of its name exists, which is then left as it is.
+    Unfinished it is in `folder`, if one is named.
     """
     with staged(path, folder) as file:
         file.write(data)
@@ -258,9 +256,7 @@ def put_if_absent(path: Path, data: bytes, folder: Path | None = None) -> bool:
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Write or replace a file that is derived from others (a pointer, a report), never a data
-    object.
-    """
+    """Writes or replaces a file that is derived from others (a report), never a data object."""
     with staged(path) as file:
         file.write(data)
         with naming(path):
@@ -271,12 +267,12 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 
 def seal(record: Json) -> bytes:
-    """A JSON record with the digest of its own canonical form in `digest`."""
+    """Returns a JSON record with the digest of its own canonical form in `digest`."""
     return canonical_json({**record, "digest": sha256(canonical_json(record))})
 
 
 def unseal(path: Path, kind: str, version: int) -> Json:
-    """Read a sealed record from a file; see `unseal_bytes`. NotAColumn if the file is absent."""
+    """Reads a sealed record from a file; see `unseal_bytes`. NotAColumn if the file is absent."""
     try:
         data = read_file(path, RECORD_BYTES)
     except (FileNotFoundError, NotADirectoryError):
@@ -287,9 +283,8 @@ def unseal(path: Path, kind: str, version: int) -> Json:
 
 
 def unseal_bytes(data: bytes, name: str, kind: str, version: int) -> Json:
-    """A sealed record from its bytes, its digest, kind and version checked.
-
-    Raises CorruptColumn if it is damaged, FormatVersion if it is something else.
+    """Returns a sealed record from its bytes; CorruptColumn if it is damaged, FormatVersion if it is
+    of another format or version.
     """
     try:
         record = parse_json(data)
@@ -311,8 +306,8 @@ def unseal_bytes(data: bytes, name: str, kind: str, version: int) -> Json:
 
 
 def refuse_version(record: Any, name: str, kind: str, version: int) -> None:
-    """FormatVersion if a record is of another format, or of a version that this program does not
-    read; KeyError or TypeError if it does not say so. `name` is the file, for the message.
+    """Raises FormatVersion if a record is of another format, or of a version that this program does
+    not read; KeyError or TypeError if it does not say so. `name` is the file, for the message.
     """
     form, number = record["format"], record["version"]
     if (form, number) != (kind, version):

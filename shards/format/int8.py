@@ -23,23 +23,23 @@ Words = NDArray[np.uint16]  # bfloat16 bits, (n, D)
 Floats = NDArray[np.float32]
 
 LEVELS = 127
-WARN_ABOVE = 0.01  # relative error that is worth a word
+WARN_ABOVE = 0.01  # relative error
 
 
 def to_floats(words: Words) -> Floats:
-    """bfloat16 bits -> float32, exactly."""
+    """Converts bfloat16 bits to float32, exactly."""
     return (words.astype(np.uint32) << 16).view(np.float32)
 
 
 def to_words(values: Floats) -> Words:
-    """float32 -> bfloat16 bits, rounded to nearest even; a NaN stays one."""
+    """Rounds float32 to the nearest bfloat16 (ties to even) and returns its bits; a NaN stays one."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
 
 
 def channel_scale(words: Words) -> Floats:
-    """Root mean square of each channel over a sample of tokens, (n, D) -> (D,); 1 for one of zeros."""
+    """Returns the root mean square of each channel over a sample of tokens, (n, D) -> (D,); 1 for one of zeros."""
     values = to_floats(words).astype(np.float64)
     finite = values[np.isfinite(values).all(1)]
     scale = np.sqrt(np.square(finite).mean(0)) if len(finite) else np.ones(words.shape[1])
@@ -47,29 +47,29 @@ def channel_scale(words: Words) -> Floats:
 
 
 def quantise(words: Words, channel: Floats) -> NDArray[np.int8]:
-    """(n, D) bfloat16 bits -> (n, D + 4) int8: values, then the token's float32 scale. A token that
-    is not finite gets the scale NaN.
+    """Converts (n, D) bfloat16 bits to (n, D + 4) int8: values, then the token's float32 scale. A
+    token that is not finite gets the scale NaN.
     """
     values = to_floats(words) / channel
     scale = np.abs(values).max(1, initial=0) / np.float32(LEVELS)
-    good = np.isfinite(scale) & (scale > 0)
+    nonzero = np.isfinite(scale) & (scale > 0)
     steps = np.zeros_like(values)
-    np.divide(values, scale[:, None], out=steps, where=good[:, None])
+    np.divide(values, scale[:, None], out=steps, where=nonzero[:, None])
     scale = np.where(np.isfinite(scale), scale, np.nan).astype("<f4")
-    stored = np.empty((len(words), words.shape[1] + SCALE_BYTES), np.int8)
-    stored[:, :-SCALE_BYTES] = np.rint(steps)
-    stored[:, -SCALE_BYTES:] = scale.view(np.int8).reshape(-1, SCALE_BYTES)
-    return stored
+    tokens = np.empty((len(words), words.shape[1] + SCALE_BYTES), np.int8)
+    tokens[:, :-SCALE_BYTES] = np.rint(steps)
+    tokens[:, -SCALE_BYTES:] = scale.view(np.int8).reshape(-1, SCALE_BYTES)
+    return tokens
 
 
-def dequantise(stored: NDArray[np.int8], channel: Floats) -> Words:
+def dequantise(tokens: NDArray[np.int8], channel: Floats) -> Words:
     """(n, D + 4) int8 -> (n, D) bfloat16 bits: the inverse of `quantise`, up to rounding."""
-    scale = np.ascontiguousarray(stored[:, -SCALE_BYTES:]).view("<f4")
-    return to_words(stored[:, :-SCALE_BYTES] * scale * channel)
+    scale = np.ascontiguousarray(tokens[:, -SCALE_BYTES:]).view("<f4")
+    return to_words(tokens[:, :-SCALE_BYTES] * scale * channel)
 
 
 def stored_rows(spec: ColumnSpec, rows: Any) -> Any:
-    """Rows of bfloat16 bits as the column stores them: quantised where it is of int8."""
+    """Returns rows of bfloat16 bits as the column stores them: quantised where it is of int8."""
     if not spec.layout.quantised:
         return rows
     assert spec.quantisation
@@ -78,8 +78,8 @@ def stored_rows(spec: ColumnSpec, rows: Any) -> Any:
 
 
 def calibrate(words: Words, rows: int) -> Json:
-    """The `quantisation` of a column, from a sample of its tokens (of `rows` rows): scheme, channel
-    scales and the error measured with them. Warns above 1 %.
+    """Returns the `quantisation` of a column, from a sample of its tokens (of `rows` rows): scheme,
+    channel scales and the error measured with them. Warns above 1 %.
     """
     channel = channel_scale(words)
     error = relative_error(words, channel)
@@ -98,8 +98,8 @@ def calibrate(words: Words, rows: int) -> Json:
 
 
 def relative_error(words: Words, channel: Floats) -> float:
-    """What quantising loses of some tokens: L2 norm of the error over that of the values."""
+    """Returns the L2 norm of the error of quantised tokens over that of their values."""
     values = to_floats(words).astype(np.float64)
     finite = np.isfinite(values).all(1)
-    lost = to_floats(dequantise(quantise(words, channel), channel))[finite] - values[finite]
-    return float(np.linalg.norm(lost) / max(float(np.linalg.norm(values[finite])), 1e-300))
+    error = to_floats(dequantise(quantise(words, channel), channel))[finite] - values[finite]
+    return float(np.linalg.norm(error) / max(float(np.linalg.norm(values[finite])), 1e-300))

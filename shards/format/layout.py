@@ -71,7 +71,7 @@ HAS_VALUES = (Status.OK, Status.TRUNCATED)
 
 
 def check_numbers(name: str, values: Sequence[float], divides: bool = False) -> None:
-    """ValueError unless float32 holds these numbers and, where they divide, none of them is 0 there."""
+    """Raises ValueError unless float32 holds these numbers and, where they divide, none of them is 0."""
     sound = all(abs(value) <= MAX_NUMBER for value in values)  # false for a NaN, too
     if not values or not sound or (divides and 0 in np.array(values, np.float32)):
         raise ValueError(
@@ -99,7 +99,7 @@ class Norm:
             )
 
 
-# what a value is stored as: numpy's name, Zarr's name, the word that stands where there is no value
+# what a value is stored as: numpy's name, Zarr's name, the word where there is no value
 ELEMENTS: dict[str, tuple[str, str, int | str]] = {
     "float16": ("<f2", "float16", "NaN"),
     "bfloat16": ("<u2", "uint16", BF16_NAN),
@@ -114,7 +114,7 @@ KINDS: dict[str, tuple[bool, tuple[str, ...]]] = {
     "tokens": (True, ("bfloat16", "int8")),
     "ids": (True, ("int32",)),
 }
-SCALE_BYTES = 4  # of an int8 token's float32 scale, which stands behind its values
+SCALE_BYTES = 4  # of an int8 token's float32 scale, which follows its values
 BACKENDS, CODECS = ("zarr", "webdataset"), (None, "blosc")
 OPTIONS = ("element", "codec", "backend")  # of a layout; left out of its record where usual
 
@@ -173,7 +173,7 @@ class Layout:
             raise ValueError("the webdataset backend has no codec")
 
     def record(self) -> Json:
-        """As it stands in column.json; options that have their usual value are left out."""
+        """Returns the layout for column.json; options of their usual value are left out."""
         usual = {"element": KINDS[self.kind][1][0], "codec": None, "backend": "zarr"}
         record = {**asdict(self), "row_shape": list(self.row_shape)}
         return {k: v for k, v in record.items() if k not in OPTIONS or v != usual[k]}
@@ -210,7 +210,7 @@ class Layout:
         return self.dtype.itemsize * math.prod(self.unit_shape)
 
     def blank(self, units: int) -> NDArray[Any]:
-        """`units` rows or tokens without values: NaN, or of scale NaN."""
+        """Returns `units` rows or tokens without values: NaN, or of scale NaN."""
         fill = ELEMENTS[self.element][2]
         words = np.full((units, *self.unit_shape), np.nan if fill == "NaN" else fill, self.dtype)
         if self.quantised:
@@ -218,7 +218,7 @@ class Layout:
         return words
 
     def finite(self, row: NDArray[Any]) -> bool:
-        """Whether all values of a row, or of its tokens, are finite numbers."""
+        """Returns whether all values of a row, or of its tokens, are finite numbers."""
         if self.element == "int32":
             return True
         if self.quantised:
@@ -228,7 +228,7 @@ class Layout:
         return bool(((row.view("<u2") & mask) != mask).all())
 
     def arrays(self) -> dict[str, ArraySpec]:
-        """The column's Zarr arrays by name."""
+        """Returns the column's Zarr arrays by name."""
         rows = self.shards * self.shard_rows
         _, name, fill = ELEMENTS[self.element]
         notes = {"torch_dtype": "bfloat16"} if self.element == "bfloat16" else {}
@@ -284,12 +284,12 @@ class ArraySpec:
         return self.chunk_len * int(np.prod(self.shape[1:])) * self.dtype.itemsize
 
     def key(self, number: int) -> str:
-        """Path of an object below the array's folder."""
+        """Returns the path of an object below the array's folder."""
         return "/".join(["c", str(number), *["0"] * (len(self.shape) - 1)])
 
     def zarr_json(self) -> bytes:
-        """The array's Zarr v3 metadata. No checksum codec, and compression only if asked for: rows
-        stay contiguous and readable in place.
+        """Returns the array's Zarr v3 metadata. No checksum codec, and compression only where the
+        layout names it: rows stay contiguous and readable in place.
         """
         endian = {"name": "bytes", "configuration": {"endian": "little"}}
         codecs: list[Json] = [endian if self.dtype.itemsize > 1 else {"name": "bytes"}]
@@ -330,8 +330,8 @@ GROUP_JSON = canonical_json(
 class ColumnSpec:
     """What a column is: who made it from what (identity, compared), its layout and its norm.
 
-    `identity` is plain JSON: encoder class, path and revision, weights digest, preprocessing,
-    precision, source fingerprint. `empty_tokens` is the number of tokens of the empty caption
+    `identity` is JSON that is compared as it is; see `shards.format.identity` for what it says.
+    `empty_tokens` is the number of tokens of the empty caption
     (token columns only). `quantisation` tells the scheme, the scale of each channel and the
     measured error of int8 tokens.
     """
@@ -369,12 +369,12 @@ class ColumnSpec:
         return arrays
 
     def zarr_json(self) -> dict[str, bytes]:
-        """The Zarr metadata files by their path below the column."""
+        """Returns the Zarr metadata files by their path below the column."""
         files = {"zarr.json": GROUP_JSON}
         return files | {f"{k}/zarr.json": v.zarr_json() for k, v in self.arrays().items()}
 
     def record(self) -> Json:
-        """column.json before sealing."""
+        """Returns column.json before sealing."""
         record = {
             "format": COLUMN,
             "version": VERSION,
@@ -399,18 +399,17 @@ class ColumnSpec:
         )
 
 
-def differences(found: Any, expected: Any, at: str = "") -> list[str]:
-    """The fields in which two JSON values differ, as `field: found X, expected Y`."""
-    if isinstance(found, dict) and isinstance(expected, dict):
-        keys = sorted(found.keys() | expected.keys())
-        return [
-            line
-            for key in keys
-            for line in differences(found.get(key), expected.get(key), f"{at}.{key}".lstrip("."))
-        ]
-    if found == expected:
+def differences(actual: Any, expected: Any, place: str = "") -> list[str]:
+    """Returns the fields in which two JSON values differ, as `field: found X, expected Y`."""
+    if isinstance(actual, dict) and isinstance(expected, dict):
+        lines = []
+        for key in sorted(actual.keys() | expected.keys()):
+            field = f"{place}.{key}".lstrip(".")
+            lines += differences(actual.get(key), expected.get(key), field)
+        return lines
+    if actual == expected:
         return []
-    return [f"{at}: found {_shown(found)}, expected {_shown(expected)}"]
+    return [f"{place}: found {_shown(actual)}, expected {_shown(expected)}"]
 
 
 def _shown(value: Any) -> str:
@@ -419,13 +418,13 @@ def _shown(value: Any) -> str:
 
 
 # where a model was found, which is not what it is
-PLACES = {f"identity.encoder.{field}" for field in ("path", "subfolder", "revision")}
+LOCATION = {f"identity.encoder.{field}" for field in ("path", "subfolder", "revision")}
 
 
-def refuse_difference(what: str, found: Any, expected: Any, remedy: str) -> None:
-    """Raise IdentityMismatch with every differing field named."""
-    lines = differences(found, expected)
+def refuse_difference(what: str, actual: Any, expected: Any, remedy: str) -> None:
+    """Raises IdentityMismatch with every differing field named."""
+    lines = differences(actual, expected)
     if lines:
-        if {line.partition(":")[0] for line in lines} <= PLACES:
+        if {line.partition(":")[0] for line in lines} <= LOCATION:
             remedy = "The weights are the same: name their place as it was named first"
         raise IdentityMismatch("\n  ".join([f"{what} is another one:", *lines, remedy]))

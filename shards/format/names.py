@@ -12,9 +12,8 @@ URL = "?#%"  # where they are in an url, they end the name or spell another one
 
 
 def checked_name(name: str) -> str:
-    """The name, if it can be a folder's; else ValueError, which says why not and names one that can."""
-    fault = _fault(name)
-    if fault:
+    """Returns the name if it can be a folder's; else ValueError says why not and names one that can."""
+    if fault := _fault(name):
         raise ValueError(f"{fault}, and it names a folder. Call it {proposed(name)}")
     return name
 
@@ -40,7 +39,7 @@ def _fault(name: str) -> str:
 
 
 def proposed(name: str) -> str:
-    """A name like this one that can be a folder's: of `google/gemma-2b` the last part."""
+    """Returns a name like this that can be a folder's: of `google/gemma-2b` the last part."""
     parts = [part for part in re.split(r"[/\\]", name) if part.strip(" .")]
     clean = [c if c.isprintable() and c not in URL else "-" for c in (parts or [""])[-1]]
     text = "".join(clean).encode()[: MOST // 2].decode(errors="ignore").strip(" .")
@@ -48,17 +47,16 @@ def proposed(name: str) -> str:
 
 
 def folded(name: str) -> str:
-    """Names that are equal in this form are one name on some file systems."""
+    """Returns a form in which names that are one on some file systems are equal."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def refuse_doubles(names: Iterable[str]) -> None:
-    """Raise ValueError for two names that are one name on file systems that ignore case."""
+    """Raises ValueError for two names that are one name on file systems that ignore case."""
     first: dict[str, str] = {}
     for name in names:
-        other = first.setdefault(folded(name), name)
-        if other != name:
+        if (same := first.setdefault(folded(name), name)) != name:
             raise ValueError(
-                f"{other!r} and {name!r} differ in capitals alone (or in how an accent is written), "
+                f"{same!r} and {name!r} differ in capitals alone (or in how an accent is written), "
                 "and are one folder on some file systems. Give one of them another name"
             )

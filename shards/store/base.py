@@ -1,4 +1,4 @@
-"""Where a column stands: a folder, or a prefix in an object store, behind one seam.
+"""Where a column is: a folder, or a prefix in an object store, behind one seam.
 
 A store is a small file system of objects. Names are relative, parted by `/`. Objects appear whole
 or not at all and are never replaced; what is large is streamed in, and read in place by `preadv`.
@@ -20,7 +20,7 @@ from ..format.records import RECORD_BYTES, Sealed, parse
 
 REMOTE = ("s3", "gs", "az")
 WEB = ("http", "https")  # to be read only
-SOME, READERS = 256, 16  # sizes that a thread asks for, one after the other, and threads
+BATCH, READERS = 256, 16  # sizes that a thread asks for, one after the other, and threads
 R = TypeVar("R", bound=Sealed)
 Handle = Any  # of an open object: a file descriptor, or what the store makes of one
 
@@ -34,10 +34,10 @@ class Staging(Protocol):
     def sha256(self) -> str: ...
 
     def write(self, data: Any) -> None:
-        """Append a bytes-like object."""
+        """Appends a bytes-like object."""
 
     def publish(self) -> bool:
-        """Make the object appear; False if its name is taken, and then what stands stays."""
+        """Makes the object appear; False if its name is taken, and then the other stays."""
 
 
 class Store(ABC):
@@ -47,7 +47,7 @@ class Store(ABC):
     folder: Path | None = None  # of a local store
 
     def at(self, name: str) -> str:
-        """The object's full name, for messages."""
+        """Returns the object's full name, for messages."""
         return f"{self.url}/{name}"
 
     @property
@@ -57,7 +57,7 @@ class Store(ABC):
 
     @abstractmethod
     def child(self, name: str) -> Store:
-        """The store of all names below `name`."""
+        """Returns the store of all names below `name`."""
 
     @property
     @abstractmethod
@@ -68,28 +68,28 @@ class Store(ABC):
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """A whole small object; FileNotFoundError if it is absent."""
+        """Returns a whole small object; FileNotFoundError if it is absent."""
 
     @abstractmethod
     def put_if_absent(self, name: str, data: bytes) -> bool:
-        """Create a small object; False if the name is taken, and then what stands stays."""
+        """Creates a small object; False if the name is taken, and then the other stays."""
 
     @abstractmethod
     def replace(self, name: str, data: bytes) -> None:
-        """Write or replace an object that is derived from others, never a data object."""
+        """Writes or replaces an object that is derived from others, never a data object."""
 
     @abstractmethod
     def staged(self, name: str) -> AbstractContextManager[Staging]:
-        """Create a large object: `with store.staged(name) as f: f.write(...); f.publish()`."""
+        """Creates a large object: `with store.staged(name) as f: f.write(...); f.publish()`."""
 
     def make_durable(self, name: str) -> None:  # noqa: B027  # an object store keeps what it shows
-        """Make a name that stands outlive a power cut: its writer may have died just before that."""
+        """Lets a name outlive a power cut: its writer may have died just before that."""
 
     def touch(self, name: str) -> None:  # noqa: B027  # an object store can only write it again
-        """Make an object young again that is of no commit, but will be: `gc` then leaves it."""
+        """Makes an object young again that is of no commit, but will be: `gc` then leaves it."""
 
     def unseal(self, name: str, kind: str, version: int) -> Json:
-        """Read a sealed record; see `storage.unseal_bytes`. NotAColumn if it is absent."""
+        """Returns a sealed record; see `unseal_bytes`. NotAColumn if it is absent."""
         size = self.size(name)
         if size is not None and size > RECORD_BYTES.get(kind, 1 << 20):
             raise CorruptColumn(
@@ -115,65 +115,65 @@ class Store(ABC):
 
     @abstractmethod
     def size(self, name: str) -> int | None:
-        """Bytes of an object; None if it is absent."""
+        """Returns the bytes of an object; None if it is absent."""
 
     def sizes(self, names: Sequence[str]) -> Sequence[int | None]:
-        """The size of each of many objects."""
-        parts = [names[i : i + SOME] for i in range(0, len(names), SOME)]
+        """Returns the size of each of many objects."""
+        parts = [names[i : i + BATCH] for i in range(0, len(names), BATCH)]
         with ThreadPoolExecutor(READERS) as pool:  # a network's file system takes its time for each
-            found = pool.map(lambda part: [self.size(name) for name in part], parts)
-            return [size for part in found for size in part]
+            sizes = pool.map(lambda part: [self.size(name) for name in part], parts)
+            return [size for part in sizes for size in part]
 
     @abstractmethod
     def folders(self) -> Sequence[str]:
-        """Names of the folders that are direct children."""
+        """Returns the names of the folders that are direct children."""
 
     @abstractmethod
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
-        """(name, bytes) of every object below a folder, sorted, without what is being staged."""
+        """Returns (name, bytes) of every object below a folder, sorted, without what is being staged."""
 
     @abstractmethod
     def stale_temporaries(self, seconds: float) -> Sequence[str]:
-        """Names that interrupted writers left behind at least so long ago."""
+        """Returns the names that interrupted writers left behind at least so long ago."""
 
     @abstractmethod
     def age(self, name: str) -> float | None:
-        """Seconds since an object was written; None if it is absent."""
+        """Returns the seconds since an object was written; None if it is absent."""
 
     @abstractmethod
     def delete(self, name: str) -> None:
-        """Remove an object, if it is there. For `repair` and `gc` alone, under the lease."""
+        """Removes an object if it exists. For `repair` and `gc` alone, under the lease."""
 
     @abstractmethod
     def move(self, name: str, to: str) -> None:
-        """Give an object another name. For `repair` alone."""
+        """Gives an object another name. For `repair` alone."""
 
     # Reading in place -----------------------------------------------------------------------------
 
     @abstractmethod
     def open(self, name: str, cached: bool = True) -> Handle:
-        """Open an object for `preadv`; FileNotFoundError if it is absent. Without `cached` its bytes
+        """Opens an object for `preadv`; FileNotFoundError if it is absent. Without `cached` its bytes
         come from the store itself, past anything that is kept of it elsewhere.
         """
 
     @abstractmethod
     def length(self, handle: Handle, name: str) -> int:
-        """Bytes of an open object; an error says its `name`."""
+        """Returns the bytes of an open object; an error says its `name`."""
 
     @abstractmethod
     def preadv(self, handle: Handle, buffers: Sequence[memoryview], offset: int) -> int:
-        """Fill buffers from an open object as `os.preadv` does; how many bytes came."""
+        """Fills buffers from an open object as `os.preadv` does; returns how many bytes came."""
 
     @abstractmethod
     def willneed(self, handle: Handle, offset: int, length: int) -> None:
-        """Say that a range will be read soon. Returns at once."""
+        """Says that a range will be read soon. Returns at once."""
 
     @abstractmethod
     def close(self, handle: Handle) -> None:
-        """Close an open object."""
+        """Closes an open object."""
 
     def forget(self, handle: Handle, offset: int, length: int) -> bool:
-        """Drop what is cached of a range, so that it is fetched again; False if nothing is ever
+        """Drops what is cached of a range, so that it is fetched again; False if nothing is ever
         cached.
         """
         return False

@@ -62,8 +62,8 @@ class Limits:
 
 
 def web_headers(root: str) -> dict[str, str]:
-    """What a web server is told: to huggingface.co, and to HF_ENDPOINT in its place, whose the
-    token in HF_TOKEN is. A server that these lead to does not see it.
+    """Returns the headers for a web server; the token in HF_TOKEN is for huggingface.co, or HF_ENDPOINT
+    in its place, alone. A server that these redirect to does not see it.
     """
     headers = {"Accept-Encoding": "identity"}  # sizes and ranges are of the file as it is
     hosts = {"https://huggingface.co", "https://hf.co", os.environ.get("HF_ENDPOINT", "")}
@@ -84,19 +84,19 @@ class ForkGuard:
     library: Any = None
     folder: Any = None  # where the library was found
     inherited = False
-    # what a fork left is never freed: its destructors may wait for threads that are gone
-    left: list[Any] = []
+    # never freed after a fork: destructors may wait for threads that are gone
+    leaked: list[Any] = []
 
     @classmethod
     def forked(cls) -> None:
         cls.lock = threading.Lock()
         if cls.library is not None:
-            cls.left.append(cls.library)
+            cls.leaked.append(cls.library)
             cls.library, cls.inherited = None, True
 
 
 def library() -> Any:
-    """obstore, with threads of this process."""
+    """Returns obstore, with threads of this process."""
     if ForkGuard.library is None:
         with ForkGuard.lock:
             if ForkGuard.inherited:
@@ -110,13 +110,13 @@ def library() -> Any:
 
 
 def _loaded_again() -> Any:
-    """obstore from a copy of its shared object, which the loader takes for another library."""
+    """Loads obstore from a copy of its shared object, which the loader takes for another library."""
     name = "obstore._obstore"
     spec = importlib.machinery.PathFinder.find_spec(name, ForkGuard.folder)
     assert spec is not None
     assert spec.origin is not None
-    for known in [m for m in sys.modules if m == "obstore" or m.startswith("obstore.")]:
-        ForkGuard.left.append(sys.modules.pop(known))
+    for module_name in [m for m in sys.modules if m == "obstore" or m.startswith("obstore.")]:
+        ForkGuard.leaked.append(sys.modules.pop(module_name))
     with tempfile.NamedTemporaryFile(suffix=".so") as file:
         shutil.copyfile(spec.origin, file.name)
         loader = importlib.machinery.ExtensionFileLoader(name, file.name)
@@ -147,7 +147,7 @@ class Client:
         return Client, (self.root, self.limits)
 
     def _store(self, kind: str) -> Any:
-        """obstore's store of this process for requests that "read", "upload" or "copy"."""
+        """Returns obstore's store of this process for requests that "read", "upload" or "copy"."""
         key = (os.getpid(), kind)
         if key not in self._stores:
             self._stores[key] = self._connect(kind)
@@ -195,7 +195,7 @@ class Client:
         self, what: str, url: str, action: Callable[[Any, Any], T],
         kind: str = "read", once: bool = False,
     ) -> T:  # fmt: skip
-        """`action(obstore, store)`, repeated while the error is one that may pass.
+        """Returns `action(obstore, store)`, repeated while the error is one that may pass.
 
         Raises FileNotFoundError, FileExistsError, or StoreError saying what was done to `url`.
         """
@@ -236,7 +236,7 @@ class Client:
 
 
 def refused(error: Exception, library_: Any) -> bool:
-    """Whether it is for want of credentials or permission."""
+    """Returns whether credentials or a permission is missing."""
     kinds = library_.exceptions
     return (
         isinstance(error, (kinds.PermissionDeniedError, kinds.UnauthenticatedError))
@@ -247,21 +247,21 @@ def refused(error: Exception, library_: Any) -> bool:
 
 
 def status_of(error: Exception) -> int | None:
-    """The HTTP status that an error tells of."""
-    found = re.search(r"status code: (\d{3})", str(error))
-    return int(found[1]) if found else None
+    """Returns the HTTP status in the message of an error; None if there is none."""
+    match = re.search(r"status code: (\d{3})", str(error))
+    return int(match[1]) if match else None
 
 
 def is_permanent(error: Exception, library_: Any) -> bool:
-    """Whether the same request would end in the same error again."""
+    """Returns whether the same request would end in the same error again."""
     kinds, status, text = library_.exceptions, status_of(error), str(error)
-    passing = isinstance(error, (kinds.GenericError, OSError))
-    asked_wrongly = status is not None and 400 <= status < 500 and status not in (408, 409, 429)
-    misled = "builder error" in text or "redirect" in text or "NoSuchBucket" in text
-    return not passing or asked_wrongly or misled or refused(error, library_)
+    temporary = isinstance(error, (kinds.GenericError, OSError))
+    bad_request = status is not None and 400 <= status < 500 and status not in (408, 409, 429)
+    bad_url = any(word in text for word in ("builder error", "redirect", "NoSuchBucket"))
+    return not temporary or bad_request or bad_url or refused(error, library_)
 
 
 def reason(text: str) -> str:
-    """The part of obstore's message that a person needs, without keys that a url may hold."""
+    """Returns the part of obstore's message that a person needs, without keys that a url may hold."""
     line = " ".join(text.partition("Debug source")[0].split())
     return redacted(line)[:400]

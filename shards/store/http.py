@@ -1,4 +1,4 @@
-"""Files of a web server, http:// or https://, to be read only: a source's tars may stand there,
+"""Files of a web server, http:// or https://, to be read only: a source's tars may be there,
 columns cannot.
 
     https://huggingface.co/datasets/<owner>/<name>/resolve/main/<file>
@@ -35,7 +35,7 @@ class WebStore(RemoteStore):
         except ValueError as error:
             raise StoreError(f"{redacted(url)}: found no url ({error})") from None
         path = unquote(parts.path).strip("/")
-        wrong = {
+        faults = {
             "a query (`?...`): files behind signed or parametrised urls cannot be asked for by "
             "range": "?" in url,
             "a fragment (`#...`)": "#" in url,
@@ -44,8 +44,8 @@ class WebStore(RemoteStore):
             "empty parts or `..` in its path": {"", ".", ".."}
             & set(path.split("/") if path else []),
         }
-        for what, there in wrong.items():
-            if there:
+        for what, present in faults.items():
+            if present:
                 raise StoreError(
                     f"{redacted(url).partition('?')[0]}: found {what}. Expected {parts.scheme}://<server>/"
                     "<path> alone; download such files first and name them by their paths"
@@ -56,7 +56,7 @@ class WebStore(RemoteStore):
         self.url = url.rstrip("/")
 
     def _head(self, name: str) -> dict[str, Any]:
-        """By HEAD, or where a server forbids that (for urls signed for GET), by the first byte."""
+        """Asks by HEAD, or where a server forbids that (for urls signed for GET), by the first byte."""
         try:
             return super()._head(name)
         except (FileNotFoundError, StoreError) as error:  # 405 counts as not found
@@ -64,14 +64,13 @@ class WebStore(RemoteStore):
                 raise
 
             def get(library: Any, store: Any) -> dict[str, Any]:
-                asked = library.get(store, self.key(name), options={"range": (0, 1)})
-                return dict(asked.meta)
+                return dict(library.get(store, self.key(name), options={"range": (0, 1)}).meta)
 
             try:
-                found: dict[str, Any] = self.call("looking up", name, get)
+                meta: dict[str, Any] = self.call("looking up", name, get)
             except (FileNotFoundError, StoreError):
                 raise error from None
-            return found
+            return meta
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise StoreError(

@@ -67,7 +67,7 @@ class LocalStore(Store):
         make_durable(self.folder / name)
 
     def touch(self, name: str) -> None:
-        # another user's, or gone, as whoever asked will see
+        # another user's, or deleted, which the caller will see
         with suppress(PermissionError, FileNotFoundError):
             os.utime(self.folder / name)
 
@@ -96,7 +96,7 @@ class LocalStore(Store):
     def _files(
         self, prefix: str, above: tuple[str, ...] = ()
     ) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        """Every file below a folder with its name, also where a link leads to another disk; `above`
+        """Yields every file below a folder with its name, also where a link leads to another disk; `above`
         are the links that were followed to come here.
         """
         try:
@@ -113,15 +113,15 @@ class LocalStore(Store):
                 yield from self._files(name, (*above, real))
 
     def _leads_up(self, entry: os.DirEntry[str], real: str, above: tuple[str, ...]) -> bool:
-        """Whether a link leads to a folder that it lies in itself, by links or without."""
+        """Returns whether a link leads to a folder that it lies in itself, by links or without."""
         below = (os.path.realpath(p) for p in (self.folder, os.path.dirname(entry.path)))
         return real in above or any(Path(folder).is_relative_to(real) for folder in below)
 
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
         return sorted(
-            (name, found.st_size)
+            (name, status.st_size)
             for name, entry in self._files(prefix.rstrip("/"))
-            if not entry.name.startswith(TEMPORARY) and (found := status_of(entry))
+            if not entry.name.startswith(TEMPORARY) and (status := status_of(entry))
         )
 
     def stale_temporaries(self, seconds: float) -> Sequence[str]:
@@ -130,8 +130,8 @@ class LocalStore(Store):
             name
             for name, entry in self._files("")
             if entry.name.startswith(TEMPORARY)
-            and (found := status_of(entry))
-            and found.st_mtime <= old
+            and (status := status_of(entry))
+            and status.st_mtime <= old
         )
 
     def age(self, name: str) -> float | None:
@@ -170,7 +170,7 @@ class LocalStore(Store):
 
 
 def status_of(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """What a name leads to; None if that is nothing: it went meanwhile, or is a link to nowhere."""
+    """Returns the status of what a name leads to; None if it went meanwhile, or is a broken link."""
     try:
         return entry.stat()
     except OSError as error:
@@ -180,6 +180,6 @@ def status_of(entry: os.DirEntry[str]) -> os.stat_result | None:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether a link leads to a folder."""
-    found = status_of(entry)
-    return found is not None and stat.S_ISDIR(found.st_mode)
+    """Returns whether a link leads to a folder."""
+    status = status_of(entry)
+    return status is not None and stat.S_ISDIR(status.st_mode)

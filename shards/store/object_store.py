@@ -3,7 +3,7 @@
 Small objects are created on the condition that there is none. Large ones are uploaded in parts
 under a `.tmp-` name beside their own, then copied to it on that same condition, and the temporary
 one is deleted. A store that ignores the condition would lose data silently, so each is put to the
-test before the first object is created. Reads go through `pages.Pages`.
+test before the first object is created. Reads go through `page_cache.Pages`.
 
 An upload that is killed leaves a `.tmp-` object, or parts that no listing shows: give the bucket a
 lifecycle rule that ends unfinished multipart uploads after some days.
@@ -53,14 +53,14 @@ class RemoteObject:
     cached: bool = True  # whether it is read through the pages
 
     def __post_init__(self) -> None:
-        told = f"{self.store.at(self.name)}\n{self.size}\n{self.etag}\n{self.store.page_bytes}"
-        self.key = hashlib.sha256(told.encode()).hexdigest()[:32]
+        version = f"{self.store.at(self.name)}\n{self.size}\n{self.etag}\n{self.store.page_bytes}"
+        self.key = hashlib.sha256(version.encode()).hexdigest()[:32]
 
     def fetch(self, start: int, length: int) -> Any:
-        """Bytes of the object, by one request; repeated if fewer come."""
+        """Returns bytes of the object, by one request; repeated if fewer come."""
 
         def get(library: Any, store: Any) -> Any:
-            data = self._ask(library, store, start, length).bytes()
+            data = self._get_range(library, store, start, length).bytes()
             if len(data) != length:
                 raise TruncatedBody(f"{len(data)} bytes came, {length} were asked for")
             return data
@@ -68,7 +68,7 @@ class RemoteObject:
         return self.store.call("reading", self.name, get)
 
     def stream_range(self, start: int, length: int, take: Callable[[int, Any], None]) -> None:
-        """Give `take` the bytes of a range with their offsets, as they come. A request that breaks
+        """Gives `take` the bytes of a range with their offsets, as they come. A request that breaks
         off is followed by one for the rest. Raises NoRanges where a server only gives whole objects.
         """
         done = 0
@@ -76,10 +76,10 @@ class RemoteObject:
         def get(library: Any, store: Any) -> None:
             nonlocal done
             try:
-                found = self._ask(library, store, start + done, length - done)
+                answer = self._get_range(library, store, start + done, length - done)
             except library.exceptions.NotSupportedError:
                 raise NoRanges(f"{self.store.at(self.name)}: the server knows no ranges") from None
-            for chunk in found.stream(min_chunk_size=CHUNK):
+            for chunk in answer.stream(min_chunk_size=CHUNK):
                 if len(chunk) > length - done:
                     raise TruncatedBody(f"more than the {length} bytes came that were asked for")
                 take(start + done, chunk)
@@ -93,8 +93,8 @@ class RemoteObject:
         """As `stream_range`, of a server that only gives whole objects: what breaks off begins anew."""
 
         def get(library: Any, store: Any) -> None:
-            found, done = self._same(library.get(store, self.store.key(self.name))), 0
-            for chunk in found.stream(min_chunk_size=CHUNK):
+            answer, done = self._checked(library.get(store, self.store.key(self.name))), 0
+            for chunk in answer.stream(min_chunk_size=CHUNK):
                 take(done, chunk)
                 done += len(chunk)
             if done != self.size:
@@ -102,22 +102,24 @@ class RemoteObject:
 
         self.store.call("reading", self.name, get)
 
-    def _ask(self, library: Any, store: Any, start: int, length: int) -> Any:
-        """The answer to a request for a range."""
+    def _get_range(self, library: Any, store: Any, start: int, length: int) -> Any:
+        """Returns the answer to a request for a range."""
         options: dict[str, Any] = {"range": (start, start + length)}
         if self.etag is not None and self.store.conditional:
             options["if_match"] = self.etag
-        return self._same(library.get(store, self.store.key(self.name), options=options))
+        return self._checked(library.get(store, self.store.key(self.name), options=options))
 
-    def _same(self, found: Any) -> Any:
-        """An answer, if it is of what was opened; a store that takes conditions has seen to it."""
-        size, etag = found.meta["size"], found.meta["e_tag"]
+    def _checked(self, answer: Any) -> Any:
+        """Returns an answer if it is of the object that was opened, which a store that takes
+        conditions has checked itself.
+        """
+        size, etag = answer.meta["size"], answer.meta["e_tag"]
         if not self.store.conditional and (size, etag) != (self.size, self.etag):
             raise StoreError(
                 f"{self.store.at(self.name)}: it was replaced while it was open ({self.size} bytes "
                 f"then, {size} now). Open it again"
             )
-        return found
+        return answer
 
 
 class RemoteStore(Store):
@@ -151,7 +153,7 @@ class RemoteStore(Store):
         self.url = f"{scheme}://{path}"
 
     def _below(self, prefix: str) -> RemoteStore:
-        """The store of another prefix in the same bucket, with the same connections."""
+        """Returns the store of another prefix in the same bucket, with the same connections."""
         other = copy.copy(self)
         other._prefix = prefix
         other.url = f"{self._client.root}/{prefix}" if prefix else self._client.root
@@ -167,7 +169,7 @@ class RemoteStore(Store):
         return self._below(self._prefix.rpartition("/")[0])
 
     def key(self, name: str) -> str:
-        """A name as the bucket knows it."""
+        """Returns a name as the bucket knows it."""
         return "/".join(part for part in (self._prefix, name) if part)
 
     def call(self, what: str, name: str, action: Any, **how: Any) -> Any:
@@ -178,16 +180,16 @@ class RemoteStore(Store):
 
     def read(self, name: str) -> bytes:
         def get(library: Any, store: Any) -> bytes | RemoteObject:
-            found = library.get(store, self.key(name))
-            size = found.meta["size"]
+            answer = library.get(store, self.key(name))
+            size = answer.meta["size"]
             if size > WHOLE_BYTES:
                 raise CorruptColumn(
                     f"{self.at(name)}: {size} bytes, at most {WHOLE_BYTES} expected. Restore it, or "
                     "encode again"
                 )
             if size > PART:  # rather in pieces, of which each may be repeated
-                return RemoteObject(self, name, size, found.meta["e_tag"])
-            data = bytes(found.bytes())
+                return RemoteObject(self, name, size, answer.meta["e_tag"])
+            data = bytes(answer.bytes())
             if len(data) != size:
                 raise TruncatedBody(f"{len(data)} bytes came, the object has {size}")
             return data
@@ -199,12 +201,12 @@ class RemoteStore(Store):
         return b"".join(data.fetch(start, min(PART, data.size - start)) for start in pieces)
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
-        """Create a small object; False if the name is taken, and then what stands stays.
+        """Creates a small object; False if the name is taken, and then the other stays.
 
         Where the store's answer is lost, the repetition finds the object that the first attempt
-        made: False, though it is ours. A caller treats what stands as its own if it says the same.
+        made: False, though it is ours. A caller treats an object as its own if it says the same.
         """
-        self._insist("create")
+        self._require("create")
         try:
             self._create(name, data)
         except FileExistsError:
@@ -229,8 +231,8 @@ class RemoteStore(Store):
             kind="copy",
         )  # fmt: skip
 
-    def _insist(self, condition: str) -> None:
-        """See once that the store refuses to `create` over, or to `copy` onto, what exists."""
+    def _require(self, condition: str) -> None:
+        """Tests once that the store refuses to `create` over, or to `copy` onto, what exists."""
         if condition in self._client.conditions:
             return
         first, second = (f"{TEMPORARY}{secrets.token_hex(8)}" for _ in range(2))
@@ -245,7 +247,7 @@ class RemoteStore(Store):
             self._client.conditions.add(condition)
         finally:
             for name in (first, second):
-                with suppress(StoreError):  # without permission to delete it becomes litter
+                with suppress(StoreError):  # without permission to delete it stays as a temporary
                     self.delete(name)
         if condition not in self._client.conditions:
             raise StoreError(
@@ -272,10 +274,10 @@ class RemoteStore(Store):
     # Names ----------------------------------------------------------------------------------------
 
     def _head(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.call(
+        meta: dict[str, Any] = self.call(
             "looking up", name, lambda library, store: library.head(store, self.key(name))
         )
-        return found
+        return meta
 
     def size(self, name: str) -> int | None:
         try:
@@ -286,39 +288,39 @@ class RemoteStore(Store):
     def sizes(self, names: Sequence[str]) -> Sequence[int | None]:
         if len(names) > LISTED:
             folders = {name.rpartition("/")[0].partition("/")[0] for name in names}
-            listed = dict(item for folder in folders for item in self.list(folder))
-            return [listed.get(name) for name in names]
+            sizes = dict(item for folder in folders for item in self.list(folder))
+            return [sizes.get(name) for name in names]
         with ThreadPoolExecutor(THREADS) as pool:
             return list(pool.map(self.size, names))
 
     def folders(self) -> Sequence[str]:
-        found: Sequence[str] = self.call(
+        prefixes: Sequence[str] = self.call(
             "listing", "",
             lambda library, store: library.list_with_delimiter(
                 store, f"{self._prefix}/" if self._prefix else None
             )["common_prefixes"],
         )  # fmt: skip
-        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in prefixes)
 
     def _objects(self, prefix: str) -> list[dict[str, Any]]:
-        """What the store knows of every object below a folder, sorted, with names of ours. Empty
-        objects that other tools put in the place of folders, named as these, are left out.
+        """Returns what the store knows of every object below a folder, sorted, each with its `name`
+        here. Empty objects that other tools put in the place of folders are left out.
         """
         folder = self.key(prefix)
-        found: list[dict[str, Any]] = self.call(
+        items: list[dict[str, Any]] = self.call(
             "listing", prefix,
             lambda library, store: [
                 dict(item)
-                for some in library.list(store, folder or None, chunk_size=1000)
-                for item in some
+                for page in library.list(store, folder or None, chunk_size=1000)
+                for item in page
                 if item["path"].startswith(f"{folder}/" if folder else "")
                 and not item["path"].endswith("/")
             ],
         )  # fmt: skip
         skip = len(self._prefix) + 1 if self._prefix else 0
-        for item in found:
+        for item in items:
             item["name"] = item["path"][skip:]
-        return sorted(found, key=lambda item: str(item["name"]))
+        return sorted(items, key=lambda item: str(item["name"]))
 
     def age(self, name: str) -> float | None:
         try:
@@ -334,8 +336,8 @@ class RemoteStore(Store):
         ]
 
     def stale_temporaries(self, seconds: float) -> Sequence[str]:
-        """Names that interrupted writers left behind at least so long ago. The parts of uploads that
-        never ended are not among them: a lifecycle rule of the bucket removes those.
+        """Returns the names that interrupted writers left behind at least so long ago. The parts of
+        uploads that never ended are not among them: a lifecycle rule of the bucket removes those.
         """
         old = time.time() - seconds
         return [
@@ -351,7 +353,7 @@ class RemoteStore(Store):
             )
 
     def move(self, name: str, to: str) -> None:
-        """Give an object another name. Not at once: for a moment it has both."""
+        """Gives an object another name. Not at once: for a moment it has both."""
         self.call(
             "copying", name,
             lambda library, store: library.copy(store, self.key(name), self.key(to)),
@@ -363,7 +365,7 @@ class RemoteStore(Store):
 
     @property
     def _pages(self) -> Pages:
-        """Of this process, shared by all stores with the same cache."""
+        """Returns those of this process, shared by all stores with the same cache."""
         folder, limit = self._cache or cache_folder(), self._cache_bytes
         limit = cache_limit() if limit is None else limit
         key = (os.getpid(), folder, limit, self.page_bytes)
@@ -399,20 +401,20 @@ _PAGES: dict[tuple[int, Path, int, int], Pages] = {}
 
 
 def cache_folder() -> Path:
-    """Where pages are kept: LATENTBANK_CACHE, or a folder of the user's cache."""
-    own = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder: Path = local_path(os.environ.get("LATENTBANK_CACHE") or Path(own) / "latentbank")
+    """Returns where pages are kept: LATENTBANK_CACHE, or a folder of the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder: Path = local_path(os.environ.get("LATENTBANK_CACHE") or Path(cache) / "latentbank")
     return folder
 
 
 def cache_limit() -> int:
-    """Bytes of pages that are kept at most, from LATENTBANK_CACHE_GB; 0: none are."""
-    told = os.environ.get("LATENTBANK_CACHE_GB") or CACHE_GB
+    """Returns the bytes of pages that are kept at most, from LATENTBANK_CACHE_GB; 0: none are."""
+    gigabytes = os.environ.get("LATENTBANK_CACHE_GB") or CACHE_GB
     try:
-        return int(float(told) * 1e9)
+        return int(float(gigabytes) * 1e9)
     except (ValueError, OverflowError):
         raise StoreError(
-            f"LATENTBANK_CACHE_GB: found {told!r}, expected a number of gigabytes, 0 for no cache"
+            f"LATENTBANK_CACHE_GB: found {gigabytes!r}, expected a number of gigabytes, 0 for no cache"
         ) from None
 
 

@@ -10,7 +10,7 @@ from .local import LocalStore
 
 
 def open_store(url: Place, limits: Limits | None = None) -> Store:
-    """The store at a path or url: a folder, `file://`, `s3://`, `gs://`, `az://`, or, to read single
+    """Returns the store at a path or url: a folder, `file://`, `s3://`, `gs://`, `az://`, or, to read single
     files, `http://` or `https://`. `limits` of waiting hold for what is remote.
     """
     if isinstance(url, Store):

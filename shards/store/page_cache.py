@@ -44,27 +44,27 @@ class Source(Protocol):
 def spread(
     buffers: Sequence[memoryview], offset: int, end: int, page_bytes: int
 ) -> Iterator[tuple[int, int, list[memoryview]]]:
-    """Lay the bytes from `offset` to `end` into buffers: (page, first byte in it, the parts of the
+    """Lays the bytes from `offset` to `end` into buffers: (page, first byte in it, the parts of the
     buffers that it fills), page by page.
     """
-    left = [part for buffer in buffers if (part := memoryview(buffer).cast("B")).nbytes]
+    rest = [part for buffer in buffers if (part := memoryview(buffer).cast("B")).nbytes]
     while offset < end:
         page, start = divmod(offset, page_bytes)
         room = min(page_bytes - start, end - offset)
         offset += room
         parts = []
         while room:
-            parts.append(left[0][:room])
-            left[0] = left[0][room:]
+            parts.append(rest[0][:room])
+            rest[0] = rest[0][room:]
             room -= len(parts[-1])
-            if not left[0]:
-                del left[0]
+            if not rest[0]:
+                del rest[0]
         yield page, start, parts
 
 
 @contextmanager
 def usable(folder: Path) -> Iterator[None]:
-    """A StoreError in place of what the cache's own disk refuses; what is absent is just absent."""
+    """Raises StoreError in place of what the cache's own disk refuses; what is absent is just absent."""
     try:
         yield
     except (FileNotFoundError, StoreError):
@@ -98,7 +98,7 @@ class PageCache:
         return False
 
     def open(self, key: str, page: int, size: int) -> int | None:
-        """A descriptor of a page of `size` bytes, to be closed by the caller; None if it is not
+        """Returns a descriptor of a page of `size` bytes, to be closed by the caller; None if it is not
         kept, or is damaged and was dropped.
         """
         try:
@@ -106,18 +106,18 @@ class PageCache:
                 descriptor = os.open(self.path(key, page), os.O_RDONLY)
         except FileNotFoundError:
             return None
-        standing = os.fstat(descriptor)
-        if standing.st_size != size:
+        status = os.fstat(descriptor)
+        if status.st_size != size:
             os.close(descriptor)
             self.drop(key, page)
             return None
-        if time.time() - standing.st_mtime > TOUCH:
+        if time.time() - status.st_mtime > TOUCH:
             with suppress(PermissionError):  # another user's: may be read, and that is all
                 os.utime(descriptor)
         return descriptor
 
     def add(self, key: str, page: int, data: Any) -> bool:
-        """Keep a page; False if there is no room for it even after evicting."""
+        """Keeps a page; False if there is no room for it even after evicting."""
         size = memoryview(data).nbytes
         if size > self.limit:
             return False
@@ -159,13 +159,13 @@ class PageCache:
                 raise
 
     def drop(self, key: str, page: int) -> None:
-        """Delete a page, if it is there."""
+        """Deletes a page if it exists."""
         with suppress(FileNotFoundError), usable(self.folder):
             os.unlink(self.path(key, page))
 
     def _files(self) -> list[tuple[float, int, str]]:
-        """(time of last use, bytes, path) of every page, and of what killed writers left."""
-        found = []
+        """Returns (time of last use, bytes, path) of every page, and of what killed writers left."""
+        files = []
         for folder in os.scandir(self.folder):
             if not folder.is_dir(follow_symlinks=False):
                 continue
@@ -173,11 +173,11 @@ class PageCache:
                 for entry in os.scandir(folder.path):
                     with suppress(FileNotFoundError):
                         status = entry.stat(follow_symlinks=False)
-                        found.append((status.st_mtime, status.st_size, entry.path))
-        return sorted(found)
+                        files.append((status.st_mtime, status.st_size, entry.path))
+        return sorted(files)
 
     def evict(self, full: bool = False) -> None:
-        """Delete what was used longest ago, down to 3/4 of the limit if there is more than 7/8 of
+        """Deletes what was used longest ago, down to 3/4 of the limit if there is more than 7/8 of
         it; down to 3/4 of what there is if the disk is `full`.
         """
         with usable(self.folder):
@@ -211,15 +211,17 @@ class Pages:
     def __init__(self, cache: PageCache, page_bytes: int = PAGE, threads: int = THREADS) -> None:
         self.cache, self.page_bytes, self.threads = cache, page_bytes, threads
         self._lock = threading.Lock()
-        self._asked: dict[tuple[str, int], Source] = {}  # to be fetched, first come first served
+        self._requested: dict[
+            tuple[str, int], Source
+        ] = {}  # to be fetched, first come first served
         self._coming: dict[tuple[str, int], Future[Any]] = {}  # being fetched
-        self._crew = 0
+        self._workers = 0
 
     def _size(self, source: Source, page: int) -> int:
         return min(self.page_bytes, source.size - page * self.page_bytes)
 
     def preadv(self, source: Source, buffers: Sequence[memoryview], offset: int) -> int:
-        """Fill buffers from an object; how many bytes came, fewer only at its end."""
+        """Fills buffers from an object; returns how many bytes came, fewer only at its end."""
         end = min(source.size, offset + sum(memoryview(buffer).nbytes for buffer in buffers))
         if end <= offset:
             return 0
@@ -260,44 +262,44 @@ class Pages:
         fill(parts, self._get(source, page), start)
 
     def _get(self, source: Source, page: int) -> Any:
-        """A page that the cache lacked, fetched by this thread or by one that is at it."""
+        """Returns a page that the cache lacked, fetched by this thread or by one that is at it."""
         name = (source.key, page)
         with self._lock:
             coming = self._coming.get(name)
             if coming is None:
-                self._asked.pop(name, None)  # this thread needs it before its turn
-                mine = self._coming[name] = Future[Any]()
-        return coming.result() if coming is not None else self._bring(source, page, mine)
+                self._requested.pop(name, None)  # this thread needs it before its turn
+                future = self._coming[name] = Future[Any]()
+        return coming.result() if coming is not None else self._fetch(source, page, future)
 
-    def _bring(self, source: Source, page: int, mine: Future[Any]) -> Any:
-        """Fetch a page that is this thread's to fetch, hand it to who waits, and keep it."""
+    def _fetch(self, source: Source, page: int, future: Future[Any]) -> Any:
+        """Fetches a page that is this thread's to fetch, hands it to who waits, and keeps it."""
         size = self._size(source, page)
         try:
             descriptor = self.cache.open(source.key, page, size)
             if descriptor is not None:  # it came while this thread took its turn
                 with open(descriptor, "rb") as file:
-                    mine.set_result(file.read())
+                    future.set_result(file.read())
             else:
-                mine.set_result(source.fetch(page * self.page_bytes, size))
-                self.cache.add(source.key, page, mine.result())
+                future.set_result(source.fetch(page * self.page_bytes, size))
+                self.cache.add(source.key, page, future.result())
         except BaseException as error:
-            if not mine.done():
-                mine.set_exception(error)
+            if not future.done():
+                future.set_exception(error)
             raise
         finally:
             with self._lock:
                 del self._coming[source.key, page]
-        return mine.result()
+        return future.result()
 
     def willneed(self, source: Source, offset: int, length: int) -> None:
-        """Fetch what the cache lacks of a range, in the background."""
+        """Fetches what the cache lacks of a range, in the background."""
         if not self.cache.limit:
             return
         end = min(source.size, offset + length)
         for page in range(offset // self.page_bytes, -(-end // self.page_bytes)):
             name = (source.key, page)
             if (
-                name in self._asked
+                name in self._requested
                 or name in self._coming
                 or self.cache.has(source.key, page, self._size(source, page))
             ):
@@ -305,42 +307,42 @@ class Pages:
             with self._lock:
                 if name in self._coming:
                     continue
-                self._asked[name] = source
-                start = self._crew < self.threads
-                self._crew += start
+                self._requested[name] = source
+                start = self._workers < self.threads
+                self._workers += start
             if start:
                 threading.Thread(target=self._work, name="latentbank-fetch").start()
 
     def _work(self) -> None:
-        """Fetch what is asked for, until nothing is."""
+        """Fetches what is requested, until nothing is."""
         while True:
             with self._lock:
-                if not self._asked or not threading.main_thread().is_alive():
-                    self._crew -= 1
+                if not self._requested or not threading.main_thread().is_alive():
+                    self._workers -= 1
                     return
-                name = next(iter(self._asked))
-                source = self._asked.pop(name)
-                mine = self._coming[name] = Future[Any]()
+                name = next(iter(self._requested))
+                source = self._requested.pop(name)
+                future = self._coming[name] = Future[Any]()
             try:
-                self._bring(source, name[1], mine)
+                self._fetch(source, name[1], future)
             except (ShardsError, OSError):
                 with self._lock:  # the reader will meet the error; the rest would meet it too
-                    self._asked.clear()
+                    self._requested.clear()
 
     def cancel(self, source: Source) -> None:
-        """Fetch no more ahead of this object."""
+        """Fetches no more ahead of this object."""
         with self._lock:
-            for name in [name for name, asked in self._asked.items() if asked is source]:
-                del self._asked[name]
+            for name in [name for name, item in self._requested.items() if item is source]:
+                del self._requested[name]
 
     def forget(self, source: Source, offset: int, length: int) -> None:
-        """Drop the pages of a range."""
+        """Drops the pages of a range."""
         for page in range(offset // self.page_bytes, -(-(offset + length) // self.page_bytes)):
             self.cache.drop(source.key, page)
 
 
 def fill(parts: list[memoryview], data: Any, start: int) -> None:
-    """Copy bytes of a page from `start` on into parts of buffers."""
+    """Copies bytes of a page from `start` on into parts of buffers."""
     view = memoryview(data).cast("B")[start:]
     for part in parts:
         part[:] = view[: len(part)]

@@ -26,9 +26,9 @@ class Upload:
         folder = name.rpartition("/")[0]
         token = f"{TEMPORARY}{secrets.token_hex(8)}"
         self._temporary = f"{folder}/{token}" if folder else token
-        self._kept = bytearray()
+        self._buffer = bytearray()
         self._writer: Any = None
-        self._first: list[bytes] | None = []  # all that was sent, while that is little
+        self._first_parts: list[bytes] | None = []  # all that was sent, while that is little
         self._broken = False  # the writer failed
         self._sent = False  # the temporary object is whole
         self._sha = hashlib.sha256()
@@ -39,7 +39,7 @@ class Upload:
         return self._sha.hexdigest()
 
     def write(self, data: Any) -> None:
-        """Append a bytes-like object."""
+        """Appends a bytes-like object."""
         view = memoryview(data)
         if not view.nbytes:  # an empty array has no flat view
             return
@@ -52,78 +52,78 @@ class Upload:
                 "condition. Use shards of fewer rows, or write to a folder"
             )
         while view.nbytes:
-            room = PART - len(self._kept)
-            self._kept += view[:room]
+            room = PART - len(self._buffer)
+            self._buffer += view[:room]
             view = view[room:]
-            if len(self._kept) == PART and view.nbytes:
+            if len(self._buffer) == PART and view.nbytes:
                 self._push()
 
     def _push(self, finish: bool = False) -> None:
-        """Send what is kept, and with `finish` complete the upload.
+        """Sends the buffer, and with `finish` completes the upload.
 
         obstore repeats the request for a part, but not the one that starts an upload when its
-        answer is cut; so the first parts are kept to begin anew. It reads what it is given later,
-        so that must not change: it gets a copy.
+        answer is cut; so the first parts are kept to begin anew. It reads its input later, so that
+        must not change: it gets a copy.
         """
-        given = [bytes(self._kept)]
-        self._kept.clear()
-        if self._first is not None:
-            self._first += given
+        new_parts = [bytes(self._buffer)]
+        self._buffer.clear()
+        if self._first_parts is not None:
+            self._first_parts += new_parts
 
-        def give(library: Any, store: Any) -> None:
-            pieces = given
-            if self._broken and self._first is not None:
+        def send(library: Any, store: Any) -> None:
+            parts = new_parts
+            if self._broken and self._first_parts is not None:
                 self._end()
-                pieces = self._first
+                parts = self._first_parts
             self._broken = True
             if self._writer is None:
                 self._writer = library.open_writer(
                     store, self._store.key(self._temporary),
                     buffer_size=PART, max_concurrency=CONCURRENT,
                 )  # fmt: skip
-            for piece in pieces:
-                self._writer.write(piece)
+            for part in parts:
+                self._writer.write(part)
             if finish:
                 self._writer.close()
             self._broken = False
 
-        once = self._first is None
+        once = self._first_parts is None
         try:
-            self._store.call("uploading", self._name, give, kind="upload", once=once)
+            self._store.call("uploading", self._name, send, kind="upload", once=once)
         except (StoreError, FileNotFoundError):  # the answer to the last request may be lost, too
             if not finish or self._store.size(self._temporary) != self.bytes:
                 raise
-        if self._first is not None and len(self._first) > CONCURRENT:
-            self._first = None
+        if self._first_parts is not None and len(self._first_parts) > CONCURRENT:
+            self._first_parts = None
 
     def _end(self) -> None:
-        """End an upload that will not be completed; what cannot be ended is litter."""
-        left = (OSError, OSError("not published"), None)  # with an error, obstore ends the upload
+        """Ends an upload that will not be completed; what cannot be ended stays as a temporary."""
+        failure = (OSError, OSError("not published"), None)  # with it, obstore ends the upload
         writer, self._writer = self._writer, None
         if writer is not None:
             with suppress(StoreError, FileNotFoundError):
                 self._store.call(
                     "ending the upload of", self._name,
-                    lambda *_: writer.__exit__(*left), kind="upload", once=True,
+                    lambda *_: writer.__exit__(*failure), kind="upload", once=True,
                 )  # fmt: skip
 
     def publish(self) -> bool:
-        """Make the object appear; False if its name is taken, and then what stands stays.
+        """Makes the object appear; False if its name is taken, and then the other stays.
 
         As with `put_if_absent`, a lost answer may make it False though the object is ours.
         """
         store, name = self._store, self._name
         if self._writer is None:
-            return store.put_if_absent(name, bytes(self._kept))
+            return store.put_if_absent(name, bytes(self._buffer))
         self._push(finish=True)
         self._sent = True
-        if (found := store.size(self._temporary)) != self.bytes:
+        if (size := store.size(self._temporary)) != self.bytes:
             raise StoreError(
-                f"{store.at(name)}: {self.bytes} bytes were uploaded, {found} arrived. Run again"
+                f"{store.at(name)}: {self.bytes} bytes were uploaded, {size} arrived. Run again"
             )
         if store.size(name) is not None:
             return False
-        store._insist("copy")
+        store._require("copy")
         try:
             store._copy_new(self._temporary, name)
         except FileExistsError:
@@ -135,9 +135,9 @@ class Upload:
         return True
 
     def discard(self) -> None:
-        """Delete the temporary object, or end its upload."""
-        self._kept.clear()
-        self._first = None
+        """Deletes the temporary object, or ends its upload."""
+        self._buffer.clear()
+        self._first_parts = None
         if self._sent:
             with suppress(StoreError):
                 self._store.delete(self._temporary)
