@@ -118,7 +118,7 @@ class Watcher:
     scorers: Sequence[ScorerRequest]
     order: str
     # step and time of the manifest of checkpoints that could not be read
-    passed: set[tuple[int, int]] = field(default_factory=set)
+    unreadable: set[tuple[int, int]] = field(default_factory=set)
     # numbers of the stop signals that were received
     signals: list[int] = field(default_factory=list)
 
@@ -201,13 +201,13 @@ class Watcher:
             key = (
                 self._key(pending[0]) if pending else None
             )  # before it is read: it may be replaced
-            done = bool(pending) and self._sample_and_score(pending[0])
+            scored = bool(pending) and self._sample_and_score(pending[0])
             if self.signals:
                 raise Stopped(self.signals[0])
-            if done:
+            if scored:
                 continue
             if key:
-                self.passed.add(key)
+                self.unreadable.add(key)
             elif last:
                 return print(f"{self.run}: all checkpoints that exist are scored", flush=True)
             else:
@@ -239,7 +239,7 @@ class Watcher:
         records, requested = self.records(), {scorer.name for scorer in self.scorers}
         pending = [
             step for name in names
-            if (step := number_of(Path(name))) is not None and self._key(step) not in self.passed
+            if (step := number_of(Path(name))) is not None and self._key(step) not in self.unreadable
             and (not requested <= set(records.get(step, {}).get("asked", [])) or self._outdated(step, records))
         ]  # fmt: skip
         return sorted(pending, reverse=self.order == "newest")
@@ -260,7 +260,7 @@ class Watcher:
         weights = _value(self._checkpoint(step) / "manifest.json", "files", file, "sha256")
         manifest = self.folder / f"step-{step:08d}" / "manifest.json"
         earlier = _value(manifest, "settings", "weights"), records.get(step, {}).get("weights")
-        return weights is not None and any(other not in (None, weights) for other in earlier)
+        return weights is not None and any(digest not in (None, weights) for digest in earlier)
 
     def _set_aside(self, step: int, records: dict[int, Json]) -> None:
         """Gives the set of other weights, with its record, a name that is no step's."""

@@ -13,7 +13,7 @@ COLOURS = 8
 WIDTH, MARGIN, ROW = 360, 8, 26  # of a chart of intervals and the height of its lines, in pixels
 # of a chart of curves, the space left of it for numbers, and below it
 CURVES_WIDTH, CURVES_HEIGHT, LEFT, BOTTOM = 640, 220, 64, 24
-MOST_POINTS = 400  # of a drawn curve
+MOST_POINTS = 400  # of a curve on the page
 
 Estimate = tuple[float, float | None, float | None]  # a value, and its interval where it has one
 Curve = tuple[str, Sequence[tuple[float, float]]]  # a name, and its points
@@ -65,12 +65,12 @@ def curves(title: str, lines: Sequence[Curve], *, log: bool = False) -> str:
     ends = (10**low, 10**high) if log else (low, high)
     decades = [10.0**n for n in range(math.ceil(low), math.floor(high) + 1)] if log else []
     inside = [y for y in decades if down(ends[1]) + 14 < down(y) < down(ends[0]) - 14]
-    drawn = [
+    shapes = [
         f'<path class="grid" d="M{LEFT} {down(y):.1f}h{width}"/>'
         f'<text class="axis" x="{LEFT - 6}" y="{down(y) + 4:.1f}" text-anchor="end">{figure(y)}</text>'
         for y in (*ends, *inside)
     ]
-    drawn += [
+    shapes += [
         f'<text class="axis" x="{across(x):.1f}" y="{CURVES_HEIGHT - 8}" text-anchor="{anchor}">{x:,.0f}</text>'
         for x, anchor in ((first, "start"), (last, "end"))
     ]
@@ -79,14 +79,14 @@ def curves(title: str, lines: Sequence[Curve], *, log: bool = False) -> str:
         shape = f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}"/>'
         if len(places) == 1:
             shape = f'<circle cx="{places[0][0]:.1f}" cy="{places[0][1]:.1f}" r="3"/>'
-        drawn.append(f'<g style="color:{_colour(i)}">{shape}</g>' if places else "")
+        shapes.append(f'<g style="color:{_colour(i)}">{shape}</g>' if places else "")
     names = "".join(
         f'<span class="name"><span class="chip" style="background:{_colour(i)}"></span>{html.escape(name)}</span>'
         for i, (name, _) in enumerate(lines) if name
     )  # fmt: skip
     return (
         f'<figure class="curves"><figcaption>{html.escape(title)}{names}</figcaption>'
-        f"{_svg(title, CURVES_WIDTH, CURVES_HEIGHT, drawn)}</figure>"
+        f"{_svg(title, CURVES_WIDTH, CURVES_HEIGHT, shapes)}</figure>"
     )
 
 
@@ -110,25 +110,25 @@ def intervals(
     Further `points` of a line are rings. A line without an estimate is empty.
     """
     rings = points or [[] for _ in lines]
-    known = [estimate for _, estimate in lines if estimate]
-    low, high = reach([*known, *((number, None, None) for line in rings for number in line)])
+    estimates = [estimate for _, estimate in lines if estimate]
+    low, high = reach([*estimates, *((number, None, None) for line in rings for number in line)])
     height = ROW * len(lines) + 18
-    drawn = [_axis(low, high, height)]
+    shapes = [_axis(low, high, height)]
     for i, (name, estimate) in enumerate(lines):
         y = ROW * i
         text = figure(estimate[0]) if estimate else "no score"
-        drawn.append(
+        shapes.append(
             f'<text x="{MARGIN}" y="{y + 11}">{html.escape(name)}</text>'
             f'<text x="{WIDTH - MARGIN}" y="{y + 11}" text-anchor="end">{text}</text>'
         )
         if estimate:
-            drawn.append(_mark(estimate, low, high, y + 19, _colour(i)))
-        drawn += [
+            shapes.append(_mark(estimate, low, high, y + 19, _colour(i)))
+        shapes += [
             f'<g style="color:{_colour(i)}"><circle class="ring" cx="{_across(number, low, high):.1f}" '
             f'cy="{y + 19}" r="5"/></g>'
             for number in rings[i]
         ]  # fmt: skip
-    return _svg(title, WIDTH, height, drawn, "plot")
+    return _svg(title, WIDTH, height, shapes, "plot")
 
 
 def groups(
@@ -142,15 +142,15 @@ def groups(
     step = 9
     row = 16 + step * len(sets)
     height = row * len(names) + 18
-    drawn = [_axis(low, high, height)]
+    shapes = [_axis(low, high, height)]
     for i, name in enumerate(names):
-        drawn.append(f'<text x="{MARGIN}" y="{row * i + 11}">{html.escape(name)}</text>')
-        drawn += [
+        shapes.append(f'<text x="{MARGIN}" y="{row * i + 11}">{html.escape(name)}</text>')
+        shapes += [
             _mark(estimates[name], low, high, row * i + 18 + step * j, _colour(colours[j]))
             for j, estimates in enumerate(sets)
             if name in estimates
         ]
-    return _svg(title, WIDTH, height, drawn, "plot")
+    return _svg(title, WIDTH, height, shapes, "plot")
 
 
 def difference(title: str, estimate: Estimate) -> str:
@@ -188,9 +188,9 @@ def _mark(estimate: Estimate, low: float, high: float, y: int, colour: str) -> s
     value, *ends = estimate
     whisker = ""
     if None not in ends:
-        left, right = (_across(end or 0.0, low, high) for end in ends)
+        start, end = (_across(number or 0.0, low, high) for number in ends)
         whisker = (
-            f'<path d="M{left:.1f} {y}H{right:.1f}M{left:.1f} {y - 3}v6M{right:.1f} {y - 3}v6"/>'
+            f'<path d="M{start:.1f} {y}H{end:.1f}M{start:.1f} {y - 3}v6M{end:.1f} {y - 3}v6"/>'
         )
     dot = f'<circle cx="{_across(value, low, high):.1f}" cy="{y}" r="3.5"/>'
     return f'<g style="color:{colour}">{whisker}{dot}</g>'
@@ -203,9 +203,9 @@ def _axis(low: float, high: float, height: int) -> str:
     )
 
 
-def _svg(title: str, width: int, height: int, drawn: Iterable[str], kind: str = "") -> str:
+def _svg(title: str, width: int, height: int, shapes: Iterable[str], kind: str = "") -> str:
     size = f'class="{kind}"' if kind else f'width="{width}" height="{height}"'
     return (
         f'<svg {size} viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">'
-        f"{''.join(drawn)}</svg>"
+        f"{''.join(shapes)}</svg>"
     )

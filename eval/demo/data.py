@@ -63,8 +63,8 @@ def training() -> list[Sample]:
 def damaged() -> list[Sample]:
     """Returns further samples, for the tar that is not whole."""
     count = PER_GROUP + DAMAGED_PER_GROUP
-    more = (list(choose(group, count, validation=False))[PER_GROUP:] for group in GROUPS)
-    return sorted((s for samples in more for s in samples), key=lambda s: hashed(s.key))
+    surplus = (list(choose(group, count, validation=False))[PER_GROUP:] for group in GROUPS)
+    return sorted((s for samples in surplus for s in samples), key=lambda s: hashed(s.key))
 
 
 def validation() -> list[Sample]:
@@ -143,9 +143,9 @@ def damage(contents: Members) -> bytes:
             content = b"not a picture"
         half = number == 5 and suffix == "jpg"
         spoilt.append((name, content[: len(content) // 2] if half else content))
-    whole = tar(spoilt)
-    end = whole.index(f"{keys[-1]}.jpg".encode()) + tarfile.BLOCKSIZE
-    return whole[: end + 700]
+    archive = tar(spoilt)
+    end = archive.index(f"{keys[-1]}.jpg".encode()) + tarfile.BLOCKSIZE
+    return archive[: end + 700]
 
 
 def read(tars: Iterable[Path], resolution: int) -> tuple[list[str], Tensor]:

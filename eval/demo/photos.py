@@ -101,8 +101,8 @@ class Photo:
 
     def jpeg(self) -> bytes:
         """Returns the crop with its short side at 96 pixels, not square on purpose."""
-        with Image.open(self.file) as whole:
-            crop = whole.convert("RGB").crop(self.box)
+        with Image.open(self.file) as photograph:
+            crop = photograph.convert("RGB").crop(self.box)
         scale = SHORT_SIDE / min(crop.size)
         size = (round(crop.width * scale), round(crop.height * scale))
         out = io.BytesIO()

@@ -118,9 +118,9 @@ def compare(a: ScoredSet | Entry, b: ScoredSet | Entry) -> Comparison:
     pairs = pairs or [(first.first, second.first)]
     pairing = pairing_of(*pairs[0])
     paired = [scored.name for pair in pairs for scored in pair]
-    alone = [s.name for x in (first, second) for s in x.members.values() if s.name not in paired]
-    if alone:
-        warning = f"left out, for want of a partner: {', '.join(alone)}"
+    unpaired = [s.name for x in (first, second) for s in x.members.values() if s.name not in paired]
+    if unpaired:
+        warning = f"left out, for want of a partner: {', '.join(unpaired)}"
         pairing = replace(pairing, warnings=(*pairing.warnings, warning))
     scorers = sorted({scorer for x, y in pairs for scorer in x.scores.keys() & y.scores.keys()})
     return Comparison(
@@ -135,14 +135,14 @@ def _over_pairs(
     """Returns the mean over those pairs of sets that both have the score."""
     has_score = [scorer in a.scores and scorer in b.scores for a, b in pairs]
     differences = [
-        _difference(a, b, scorer) for (a, b), has in zip(pairs, has_score, strict=True) if has
+        _difference(a, b, scorer) for (a, b), scored in zip(pairs, has_score, strict=True) if scored
     ]
     values = [difference.value for difference in differences if difference.value]
     if len(values) < len(differences):
         return next(difference for difference in differences if difference.value is None)
     if len(pairs) == 1:
         return differences[0]
-    scored_seeds = [seed for seed, has in zip(seeds, has_score, strict=True) if has]
+    scored_seeds = [seed for seed, scored in zip(seeds, has_score, strict=True) if scored]
     warnings = list(dict.fromkeys(w for difference in differences for w in difference.warnings))
     if len(scored_seeds) < len(seeds):
         names = ", ".join(map(str, scored_seeds))
@@ -193,10 +193,10 @@ def _by_items(
     items = a.items(scorer), b.items(scorer)
     if not any(items):
         return None
-    for side, score, own in zip((a, b), scores, items, strict=True):
-        if not own:
+    for side, score, side_items in zip((a, b), scores, items, strict=True):
+        if not side_items:
             raise _NoDifference(f"{side.name} has no items of it. Score that set again")
-        if not isclose(mean_of(own, score), score.value.value, rel_tol=1e-6, abs_tol=1e-9):
+        if not isclose(mean_of(side_items, score), score.value.value, rel_tol=1e-6, abs_tol=1e-9):
             raise _NoDifference(
                 f"the items of {side.name} do not add up to its score. Score that set again"
             )
@@ -210,8 +210,8 @@ def _by_items(
     except EvalError as error:
         raise _NoDifference(str(error)) from None
     pairs = list(zip(items, scores, strict=True))
-    own_means = {name: groups[name] for name in groups if all(_is_mean(name, *p) for p in pairs)}
-    return value, own_means, share
+    group_values = {name: groups[name] for name in groups if all(_is_mean(name, *p) for p in pairs)}
+    return value, group_values, share
 
 
 def _is_mean(group: str, items: Sequence[Item], score: Score) -> bool:

@@ -41,7 +41,7 @@ def render(
         plot=_plot, groups_plot=_groups_plot, difference_plot=_difference_plot, trainings=_trainings,
         title=" and ".join(section["benchmark"] for section in data["sections"]),
         charts=[Markup(charts.curves(*chart)) for chart in _score_curves(data["curves"])],
-        losses=[Markup(drawn) for chart in losses if (drawn := charts.curves(*chart, log=True))],
+        losses=[Markup(figure) for chart in losses if (figure := charts.curves(*chart, log=True))],
     )  # fmt: skip
 
 

@@ -52,8 +52,8 @@ class Pairing:
             )
         if self.subject in UNPAIRED:
             return f"Compares sets of another {self.subject}: not a paired comparison."
-        more = "" if self.subject == SEVERAL else "more than "
-        return f"Compares sets that differ in {more}{self.subject}."
+        extent = "" if self.subject == SEVERAL else "more than "
+        return f"Compares sets that differ in {extent}{self.subject}."
 
 
 def pairing_of(a: ScoredSet, b: ScoredSet) -> Pairing:
@@ -66,8 +66,8 @@ def pairing_of(a: ScoredSet, b: ScoredSet) -> Pairing:
     trained = a.kind != RECONSTRUCTION and "weights" in differ
     training: TrainingDifferences | None = TrainingDifferences()
     if trained:
-        both = a.trained and b.trained and (a.trained.training, b.trained.training)
-        training = compared(*both) if both else None
+        trainings = a.trained and b.trained and (a.trained.training, b.trained.training)
+        training = compared(*trainings) if trainings else None
     subject, warnings = subject_of(differ, training)
     warnings += [*_other_originals(a, b), *_other_decoder(a), *_other_decoder(b)]
     paired: bool | None = not warnings
@@ -87,34 +87,36 @@ def subject_of(
     that names what else differs.
     """
     settings = differ.keys() - ROUNDING
-    subject, own = next(
+    subject, implied = next(
         ((name, fields) for name, key, fields in SUBJECTS if key in settings), (None, set[str]())
     )
     parts = {} if training is None else training.beside if subject == "VAEs" else training.all
     trained = {NAMES.get(key, key): values for key, values in parts.items()}
     if subject == "weights" and trained:
-        own = {"weights"}
+        implied = {"weights"}
         if trained.keys() <= PROGRESS:
-            subject, own = "steps", own | PROGRESS
+            subject, implied = "steps", implied | PROGRESS
         elif len(trained) == 1:
             subject = next(iter(trained))
-            own = own | {subject}
+            implied = implied | {subject}
     precisions = [v.get("precision") for v in differ.get("decoding", ()) if isinstance(v, Mapping)]
     if len(set(precisions)) > 1:  # the user's choice, not a part of the VAE
-        own = own - {"decoding"}
+        implied = implied - {"decoding"}
     values = {**trained, **differ}
-    others = sorted((settings | trained.keys()) - own)
+    differing = sorted((settings | trained.keys()) - implied)
     if subject is None:
-        subject = others[0] if len(others) == 1 else SEVERAL if others else "equal settings"
+        subject = (
+            differing[0] if len(differing) == 1 else SEVERAL if differing else "equal settings"
+        )
     named = "; ".join(
         f"{key} differs ({', '.join(brief(value)[:40] for value in values[key])})"
-        for key in others[:LISTED]
+        for key in differing[:LISTED]
     )
-    if len(others) > LISTED:
-        named += f"; and {len(others) - LISTED} more"
+    if len(differing) > LISTED:
+        named += f"; and {len(differing) - LISTED} more"
     if subject in UNPAIRED:
         return subject, [f"not a paired comparison: {named}"]
-    if not others or others == [subject]:
+    if not differing or differing == [subject]:
         return subject, []
     return subject, [f"not a paired comparison of {subject} alone: {named}"]
 

@@ -123,7 +123,7 @@ def section_of(sets: Sequence[ScoredSet]) -> Json:
             for entry, indices in zip(groups, members, strict=True)
         ],
         "scores": [_score(sets, scorer, members) for scorer in scorers],
-        "comparisons": [_comparison(compare(groups[0], other)) for other in groups[1:]],
+        "comparisons": [_comparison(compare(groups[0], entry)) for entry in groups[1:]],
     }
 
 

@@ -1,5 +1,7 @@
 """The drawn tars: whole, captioned rightly, without leaks, and the same every time."""
 
+from __future__ import annotations
+
 import hashlib
 import io
 import json

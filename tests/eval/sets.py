@@ -1,5 +1,7 @@
 """Small sets of pictures with scores, as `generate` and `score` leave them."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

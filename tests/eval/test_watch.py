@@ -1,5 +1,7 @@
 """A run watched: each checkpoint's pictures and scores, beside a trainer that saves and removes checkpoints."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import os

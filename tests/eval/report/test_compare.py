@@ -1,5 +1,7 @@
 """What differs between two sets, and by how much."""
 
+from __future__ import annotations
+
 import json
 import shutil
 from dataclasses import replace
@@ -35,16 +37,20 @@ def test_a_difference_is_the_mean_of_prompts_differences(tmp_path: Path) -> None
         make_score(folder, "clip", make_items(values), unit=100.0)
     comparison = compare(*open_all(folders))
     assert (comparison.pairing.subject, comparison.pairing.warnings) == ("VAEs", ())
-    (found,) = comparison.differences
-    assert found.value is not None
-    assert found.value.value == pytest.approx(100 * (b - a).mean())
+    (difference,) = comparison.differences
+    assert difference.value is not None
+    assert difference.value.value == pytest.approx(100 * (b - a).mean())
     within = [(b - a)[i::3].std() for i in range(3)]  # resampled within groups of ten
     error = 100 * np.sqrt(np.mean(np.square(within)) / N)
-    assert found.value.low == pytest.approx(found.value.value - 1.96 * error, abs=0.3 * error)
-    assert found.value.high == pytest.approx(found.value.value + 1.96 * error, abs=0.3 * error)
-    assert (found.resolved, found.share) == (True, 1.0)
+    assert difference.value.low == pytest.approx(
+        difference.value.value - 1.96 * error, abs=0.3 * error
+    )
+    assert difference.value.high == pytest.approx(
+        difference.value.value + 1.96 * error, abs=0.3 * error
+    )
+    assert (difference.resolved, difference.share) == (True, 1.0)
     for i, group in enumerate(GROUPS):
-        assert found.groups[group].value == pytest.approx(100 * (b - a)[i::3].mean())
+        assert difference.groups[group].value == pytest.approx(100 * (b - a)[i::3].mean())
 
 
 def test_a_difference_inside_its_interval_is_not_resolved(tmp_path: Path) -> None:
@@ -52,12 +58,12 @@ def test_a_difference_inside_its_interval_is_not_resolved(tmp_path: Path) -> Non
     noise = random.normal(0, 1, N)
     for name, values in (("a", np.zeros(N)), ("b", noise - noise.mean() + 0.02)):
         make_score(make_set(tmp_path / name, {"weights": name * 64}), "clip", make_items(values))
-    (found,) = compare(*open_all([tmp_path / "a", tmp_path / "b"])).differences
-    assert found.value is not None
-    assert found.value.value == pytest.approx(0.02)
-    assert found.resolved is False
-    assert found.share is not None
-    assert 0.4 < found.share < 0.7  # little more often above 0 than below
+    (difference,) = compare(*open_all([tmp_path / "a", tmp_path / "b"])).differences
+    assert difference.value is not None
+    assert difference.value.value == pytest.approx(0.02)
+    assert difference.resolved is False
+    assert difference.share is not None
+    assert 0.4 < difference.share < 0.7  # little more often above 0 than below
 
 
 @pytest.mark.parametrize(
@@ -83,8 +89,8 @@ def test_what_is_compared(differ: tuple[str, ...], subject: str, warned: list[st
         "seed",
         ["not a paired comparison: seed differs (1, 2)"],
     )
-    found, warnings = subject_of({key: (1, 2) for key in differ})
-    assert found == subject
+    name, warnings = subject_of({key: (1, 2) for key in differ})
+    assert name == subject
     if not warned:
         assert warnings == []
         return
@@ -109,13 +115,13 @@ def test_why_there_is_no_difference(tmp_path: Path) -> None:
         make_score(folder, "wrong", make_items(values))
     lines = (b / path).read_text().splitlines(keepends=True)
     (b / path).write_text("".join(lines[1:]))
-    found = {d.scorer: d for d in compare(*open_all([a, b])).differences}
-    assert sorted(found) == ["half", "versions", "ways", "wrong"]
-    assert "b has no items" in (found["half"].reason or "")
-    assert "in different ways" in (found["ways"].reason or "")
-    assert "items of b do not add up" in (found["wrong"].reason or "")
-    assert found["versions"].warnings == ("scored differently: torch",)
-    assert found["versions"].resolved is False
+    differences = {d.scorer: d for d in compare(*open_all([a, b])).differences}
+    assert sorted(differences) == ["half", "versions", "ways", "wrong"]
+    assert "b has no items" in (differences["half"].reason or "")
+    assert "in different ways" in (differences["ways"].reason or "")
+    assert "items of b do not add up" in (differences["wrong"].reason or "")
+    assert differences["versions"].warnings == ("scored differently: torch",)
+    assert differences["versions"].resolved is False
 
 
 def test_other_prompts_are_not_paired(tmp_path: Path) -> None:
@@ -134,8 +140,8 @@ def test_other_texts_under_the_same_ids_are_not_paired(tmp_path: Path) -> None:
         make_score(
             make_set(tmp_path / name, prompts=prompts), "clip", make_items(np.ones(N), prompts)
         )
-    (found,) = compare(*open_all([tmp_path / "a", tmp_path / "b"])).differences
-    assert (found.value, found.reason) == (None, "it is of other prompts in each")
+    (difference,) = compare(*open_all([tmp_path / "a", tmp_path / "b"])).differences
+    assert (difference.value, difference.reason) == (None, "it is of other prompts in each")
 
 
 def test_reconstructions_of_other_originals_are_warned_of(tmp_path: Path) -> None:
@@ -169,9 +175,9 @@ def test_means_of_groups_weigh_groups_alike(tmp_path: Path) -> None:
     items_b = [Item(i.prompt, 0, 1.0 if i.groups == ("one",) else 0.5, i.groups) for i in items_a]
     for name, items in (("a", items_a), ("b", items_b)):
         make_score(make_set(tmp_path / name), "g", items, overall="groups")
-    (found,) = compare(*open_all([tmp_path / "a", tmp_path / "b"])).differences
-    assert found.value is not None
-    assert found.value.value == pytest.approx(0.75)
+    (difference,) = compare(*open_all([tmp_path / "a", tmp_path / "b"])).differences
+    assert difference.value is not None
+    assert difference.value.value == pytest.approx(0.75)
 
 
 def test_a_group_that_is_not_made_of_items_values_has_no_difference(tmp_path: Path) -> None:
@@ -181,8 +187,8 @@ def test_a_group_that_is_not_made_of_items_values_has_no_difference(tmp_path: Pa
         groups = dict(aggregate(items)[1])
         groups["colors"] = Value(0.99, 0.9, 1.0, 10)
         make_score(folder, "dpg", items, groups=groups)
-    (found,) = compare(*open_all([tmp_path / "a", tmp_path / "b"])).differences
-    assert sorted(found.groups) == ["counting", "position"]
+    (difference,) = compare(*open_all([tmp_path / "a", tmp_path / "b"])).differences
+    assert sorted(difference.groups) == ["counting", "position"]
 
 
 # Trainings -----------------------------------------------------------------------------------------------------------
@@ -254,9 +260,9 @@ def test_pictures_that_another_vae_decoded_than_the_models_own_are_no_paired_com
     make_set(tmp_path / "2", {"vae": "c" * 64, "weights": "0" * 64}, trained=training())
     others.append(open_one(tmp_path / "2"))
     for scored, vae in zip(others, "dc", strict=True):
-        found = pairing_of(first, scored)
-        assert found.paired is False
-        (warning,) = found.warnings
+        pairing = pairing_of(first, scored)
+        assert pairing.paired is False
+        (warning,) = pairing.warnings
         assert warning.startswith(
             f"{scored.name}: decoded by the VAE {vae * 12}, its model was trained on"
         )
@@ -268,38 +274,38 @@ def test_another_precision_of_the_decoder_is_no_part_of_the_vae(tmp_path: Path) 
         make_set(
             tmp_path / name, {"kind": "reconstruction", "vae": name * 64, "decoding": decoding}
         )
-    found = pairing_of(*open_all([tmp_path / "a", tmp_path / "c"]))
-    assert found.paired is False
-    assert "decoding differs" in found.warnings[0]
+    pairing = pairing_of(*open_all([tmp_path / "a", tmp_path / "c"]))
+    assert pairing.paired is False
+    assert "decoding differs" in pairing.warnings[0]
 
 
 def test_averages_and_steps_are_named_too(tmp_path: Path) -> None:
-    found = compare(
+    comparison = compare(
         *sets_of(tmp_path, {}, VAE | {"step": 200, "position": 6400}, ema=False, step=200)
     )
-    assert found.pairing.paired is False
+    assert comparison.pairing.paired is False
     for key in ("ema differs (True, False)", "step differs (100, 200)", "position differs"):
-        assert key in found.pairing.warnings[0]
+        assert key in comparison.pairing.warnings[0]
 
 
 @pytest.mark.parametrize(
-    ("trainings", "said"),
+    ("trainings", "words"),
     [
         (({}, None), "how the weights of 1 were trained is not known"),
         ((None, None), "how the weights of 0 and 1 were trained is not known"),
     ],
 )
-def test_sets_without_a_record_say_so(tmp_path: Path, trainings: Any, said: str) -> None:
+def test_sets_without_a_record_say_so(tmp_path: Path, trainings: Any, words: str) -> None:
     """As sets of before: all that the pictures say is compared, and a verdict is one on the sets."""
-    found = compare(*sets_of(tmp_path, *trainings))
-    assert (found.pairing.subject, found.pairing.paired, found.pairing.training) == (
+    comparison = compare(*sets_of(tmp_path, *trainings))
+    assert (comparison.pairing.subject, comparison.pairing.paired, comparison.pairing.training) == (
         "VAEs",
         None,
         None,
     )
-    assert found.pairing.warnings[0].startswith(said)
-    assert "as far as is known" in found.pairing.sentence
-    assert found.favours(found.differences[0]) == "1"
+    assert comparison.pairing.warnings[0].startswith(words)
+    assert "as far as is known" in comparison.pairing.sentence
+    assert comparison.favours(comparison.differences[0]) == "1"
     make_set(tmp_path / "2", {"vae": "2" * 64, "weights": "2" * 64}, trained={"step": 100})
     partly = pairing_of(*open_all([tmp_path / "0", tmp_path / "2"]))
     assert partly.paired is None
@@ -354,8 +360,8 @@ def test_the_subject_is_what_the_trainings_differ_in(tmp_path: Path) -> None:
         ]
     ):
         sets = sets_of(tmp_path / str(i), {}, changes, vae="a" * 64, step=changes.get("step", 100))
-        found = compare(*sets).pairing
-        assert (found.subject, found.paired) == (subject, paired)
+        comparison = compare(*sets).pairing
+        assert (comparison.subject, comparison.paired) == (subject, paired)
 
 
 # Seeds ---------------------------------------------------------------------------------------------------------------
@@ -374,43 +380,53 @@ def test_seeds_of_an_entry_are_never_compared_with_each_other(tmp_path: Path) ->
         "e2e",
         [2, 0, 1],
     )
-    found = compare(a, b)
-    assert (found.seeds, found.pairing.subject, found.pairing.paired) == ((0, 1, 2), "VAEs", True)
-    (difference,) = found.differences
+    comparison = compare(a, b)
+    assert (comparison.seeds, comparison.pairing.subject, comparison.pairing.paired) == (
+        (0, 1, 2),
+        "VAEs",
+        True,
+    )
+    (difference,) = comparison.differences
     means = {
         seed: float(np.mean([i.value for i in b.members[seed].items("clip")]))
         - float(np.mean([i.value for i in a.members[seed].items("clip")]))
-        for seed in found.seeds
+        for seed in comparison.seeds
     }
     assert {s: v.value for s, v in difference.by_seed.items()} == pytest.approx(means)
     assert difference.value == over_seeds(list(difference.by_seed.values()))
     assert difference.covers_seeds
     assert difference.share is None
-    assert found.favours(difference) == "e2e"
+    assert comparison.favours(difference) == "e2e"
     assert difference.groups.keys() == set(GROUPS)
     assert entries(sets[:3])[0].members.keys() == {0, 1, 2}
     assert len(entries(sets[:3])) == 1
 
 
 def test_a_crossed_pair_has_no_verdict(tmp_path: Path) -> None:
-    found = compare(*entries(opened(tmp_path, {"flux": (0,), "e2e": (1,)})))
-    (difference,) = found.differences
-    assert (found.seeds, difference.resolved, found.favours(difference)) == ((), True, None)
-    assert "training seed differs (0, 1)" in found.pairing.warnings[0]
-    assert found.pairing.paired is False
+    comparison = compare(*entries(opened(tmp_path, {"flux": (0,), "e2e": (1,)})))
+    (difference,) = comparison.differences
+    assert (comparison.seeds, difference.resolved, comparison.favours(difference)) == (
+        (),
+        True,
+        None,
+    )
+    assert "training seed differs (0, 1)" in comparison.pairing.warnings[0]
+    assert comparison.pairing.paired is False
 
 
 def test_seeds_without_a_partner_are_left_out_and_said(tmp_path: Path) -> None:
     sets = opened(tmp_path, {"flux": (0, 1), "e2e": (1, 2)})
     (tmp_path / "e2e-seed1" / results.NAME / "clip.json").rename(tmp_path / "kept")
-    found = compare(*entries(sets))
-    assert found.seeds == (1,)
-    assert found.pairing.warnings == ("left out, for want of a partner: flux, e2e-seed2",)
-    assert not found.differences[0].covers_seeds
+    comparison = compare(*entries(sets))
+    assert comparison.seeds == (1,)
+    assert comparison.pairing.warnings == ("left out, for want of a partner: flux, e2e-seed2",)
+    assert not comparison.differences[0].covers_seeds
     sets = opened(tmp_path / "none", {"flux": (0, 1), "e2e": (2, 3)})
-    found = compare(*entries(sets))
-    assert found.pairing.warnings[-1] == "left out, for want of a partner: flux-seed1, e2e-seed3"
-    assert found.favours(found.differences[0]) is None
+    comparison = compare(*entries(sets))
+    assert (
+        comparison.pairing.warnings[-1] == "left out, for want of a partner: flux-seed1, e2e-seed3"
+    )
+    assert comparison.favours(comparison.differences[0]) is None
 
 
 def test_a_score_that_some_seeds_lack_says_so(tmp_path: Path) -> None:
@@ -433,8 +449,8 @@ def test_sets_that_differ_in_more_than_the_seed_are_no_entry(tmp_path: Path) -> 
         ("f", {}, {}),
     ):
         make_set(tmp_path / name, {"weights": name * 64} | settings, trained=training(changes))
-    found = entries(open_all([tmp_path / name for name in "abcdef"]))
-    assert [[scored.name for scored in entry.members.values()] for entry in found] == [
+    groups = entries(open_all([tmp_path / name for name in "abcdef"]))
+    assert [[scored.name for scored in entry.members.values()] for entry in groups] == [
         ["a", "e"],
         ["b"],
         ["c"],

@@ -1,5 +1,7 @@
 """The page of scores: its numbers, that it needs nothing from outside, and what it refuses."""
 
+from __future__ import annotations
+
 import base64
 import io
 import json
@@ -61,7 +63,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def example(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Two sets of a benchmark and their scores, one of them of the whole set; a run; a set of another benchmark."""
     top = tmp_path_factory.mktemp("sets")
     random = np.random.default_rng(5)
@@ -103,10 +105,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"top": top, "out": out, "data": data, "values": values, "html": out.read_text()}
 
 
-def test_the_numbers_are_those_of_the_items(made: dict[str, Any]) -> None:
-    a, b = made["values"].values()
-    data = json.loads((made["top"] / "page/report.json").read_text())
-    assert data == json.loads(json.dumps(made["data"]))
+def test_the_numbers_are_those_of_the_items(example: dict[str, Any]) -> None:
+    a, b = example["values"].values()
+    data = json.loads((example["top"] / "page/report.json").read_text())
+    assert data == json.loads(json.dumps(example["data"]))
     assert (data["format"], data["version"]) == ("latentbank-report", 1)
     first, second = data["sections"]
     assert [s["name"] for s in first["sets"]] == ["plain", "e2e"]
@@ -132,8 +134,8 @@ def test_the_numbers_are_those_of_the_items(made: dict[str, Any]) -> None:
     assert (second["benchmark"], second["scores"], second["comparisons"]) == ("other", [], [])
 
 
-def test_cost_is_what_was_measured(made: dict[str, Any]) -> None:
-    plain, e2e = (s["cost"] for s in made["data"]["sections"][0]["sets"])
+def test_cost_is_what_was_measured(example: dict[str, Any]) -> None:
+    plain, e2e = (s["cost"] for s in example["data"]["sections"][0]["sets"])
     training = plain[
         "training"
     ]  # the set is of step 100: 6,400 samples at 32 a second, on eight GPUs
@@ -143,14 +145,14 @@ def test_cost_is_what_was_measured(made: dict[str, Any]) -> None:
     assert plain["generation"]["seconds"] == 90.0
     assert plain["scoring"]["vqa-tiny"] == 12.0
     assert e2e["training"] is None
-    (curve,) = made["data"]["curves"]
+    (curve,) = example["data"]["curves"]
     assert [(step, value["value"]) for step, value in curve["points"]] == [(50, 3.0), (100, 3.0)]
 
 
-def test_the_page_says_what_the_json_says(made: dict[str, Any]) -> None:
-    page = Page(made["html"])
+def test_the_page_says_what_the_json_says(example: dict[str, Any]) -> None:
+    page = Page(example["html"])
     text = " ".join(page.text.split())
-    a, b = made["values"].values()
+    a, b = example["values"].values()
     assert f"{a.mean():,.4g} [" in text
     assert f"{(b - a).mean():+,.3g} [" in text
     assert "e2e is better" in text
@@ -162,7 +164,7 @@ def test_the_page_says_what_the_json_says(made: dict[str, Any]) -> None:
     assert (
         len(re.findall(r"(vae|weights|guidance_scale) differs", text)) == 3 + 1
     )  # and the warning
-    assert made["html"].count('class="differs"') == 3 + 1  # and what follows the VAE
+    assert example["html"].count('class="differs"') == 3 + 1  # and what follows the VAE
     assert "data.sources.0.latents.encoder.weights follows the VAE" in text
     assert "over prompts; training seeds are not covered" in text
     assert "0:03:20, 100 steps" in text
@@ -172,25 +174,25 @@ def test_the_page_says_what_the_json_says(made: dict[str, Any]) -> None:
     assert "Training lossrun" in text
 
 
-def test_the_page_needs_nothing_from_outside(made: dict[str, Any]) -> None:
-    page = Page(made["html"])
+def test_the_page_needs_nothing_from_outside(example: dict[str, Any]) -> None:
+    page = Page(example["html"])
     for _, attributes in page.tags:
         for key in ("src", "href", "srcset", "data", "action"):
             assert (attributes.get(key) or "#").startswith(("#", "data:image/"))
-    assert not re.search(r"url\(|@import|<script|http:|https:", made["html"])
+    assert not re.search(r"url\(|@import|<script|http:|https:", example["html"])
     targets = {(a["href"] or "").removeprefix("#") for a in page.all("a")}
     assert targets == {"s1", "s2", "training"}
     assert targets <= set(page.ids)
     assert len(set(page.ids)) == len(page.ids)
 
 
-def test_the_page_is_readable_by_all(made: dict[str, Any]) -> None:
-    page = Page(made["html"])
+def test_the_page_is_readable_by_all(example: dict[str, Any]) -> None:
+    page = Page(example["html"])
     assert page.all("html")[0]["lang"] == "en"
     names = {m.get("name"): m.get("content") for m in page.all("meta")}
     assert names["viewport"] == "width=device-width, initial-scale=1"
-    assert "color-scheme: light dark" in made["html"]
-    assert "prefers-color-scheme: dark" in made["html"]
+    assert "color-scheme: light dark" in example["html"]
+    assert "prefers-color-scheme: dark" in example["html"]
     pictures = page.all("img")
     assert len(pictures) == 6 * 2 + 2
     for picture in pictures:
@@ -204,13 +206,13 @@ def test_the_page_is_readable_by_all(made: dict[str, Any]) -> None:
     assert all(a.get("tabindex") == "0" and a.get("aria-label") for a in regions)
 
 
-def test_pictures_are_those_of_the_same_prompts(made: dict[str, Any]) -> None:
+def test_pictures_are_those_of_the_same_prompts(example: dict[str, Any]) -> None:
     """The first two of each of three groups, of both sets, as they lie in the folders."""
-    first = made["data"]["sections"][0]
+    first = example["data"]["sections"][0]
     assert first["shown"] == [f"{i:03d}" for i in range(6)]
-    uris = [a["src"] or "" for a in Page(made["html"]).all("img")]
+    uris = [a["src"] or "" for a in Page(example["html"]).all("img")]
     files = [
-        made["top"] / n / "images" / f"{p}.png" for p in first["shown"] for n in ("plain", "e2e")
+        example["top"] / n / "images" / f"{p}.png" for p in first["shown"] for n in ("plain", "e2e")
     ]
     for uri, file in zip(uris, files, strict=False):
         shown = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB")
@@ -349,10 +351,10 @@ def test_what_differs_beside_the_vae_is_on_the_page(tmp_path: Path) -> None:
     other = VAE | {"model.layers": 2, "optim.lr": 1e-5, "seed": 7, "order.valid_rows": ["2" * 64]}
     for i, changes in enumerate(({}, other)):
         settings = {"vae": str(i) * 64, "weights": str(i) * 64}
-        made = make_set(
+        example = make_set(
             tmp_path / str(i), settings, trained=training(changes), initial_share=0.98 * i
         )
-        make_score(made, "clip", make_items(np.linspace(i, i + 0.1, N)))
+        make_score(example, "clip", make_items(np.linspace(i, i + 0.1, N)))
     data = report([tmp_path / "0", tmp_path / "1"], tmp_path / "r.html")
     (comparison,) = data["sections"][0]["comparisons"]
     assert (comparison["subject"], comparison["paired"]) == ("VAEs", False)
@@ -454,9 +456,9 @@ FRAME = """<meta name=color-scheme content="light dark"><script>addEventListener
 
 @pytest.mark.skipif(not BROWSER, reason="needs Chromium")
 @pytest.mark.parametrize(("dark", "width"), [(False, 390), (True, 1280)])
-def test_in_a_browser(made: dict[str, Any], tmp_path: Path, dark: bool, width: int) -> None:
+def test_in_a_browser(example: dict[str, Any], tmp_path: Path, dark: bool, width: int) -> None:
     """Not wider than a phone (in a frame, since no window is that narrow), in both schemes, each picture decoded."""
-    eager = made["html"].replace(
+    eager = example["html"].replace(
         'loading="lazy"', ""
     )  # so that they are there when the page is loaded
     (tmp_path / "page.html").write_text(eager.replace("</body>", PROBE))
