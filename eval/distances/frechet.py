@@ -1,9 +1,12 @@
 """Squared Frechet distance of Gaussians fitted to features, and what each picture adds to it.
 
-|m1 - m2|^2 + Tr S1 + Tr S2 - 2 Tr (S1 S2)^(1/2), m means, S covariances with n - 1. With S = F F^T the last trace is
-the sum of the singular values of F1^T F2: the same whichever comes first, and no root of a product is taken, whose
-eigenvalues, where they are 0 but for rounding, would each add the root of that rounding.
+|m1 - m2|^2 + Tr S1 + Tr S2 - 2 Tr (S1 S2)^(1/2), m means, S covariances with n - 1 (Dowson and Landau
+1982). With S = F F^T the last trace is the sum of the singular values of F1^T F2: the same whichever comes
+first, and no root of a product is taken, whose eigenvalues, where they are 0 but for rounding, would each
+add the root of that rounding.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,8 +32,8 @@ class Gaussian:
     count: int
 
     @classmethod
-    def fitted(cls, features: Features) -> "Gaussian":
-        """In float64, a part of the rows at a time."""
+    def fitted(cls, features: Features) -> Gaussian:
+        """Returns the fit, in float64, a part of the rows at a time."""
         mean = features.mean(0, dtype=np.float64)
         outer = np.zeros((len(mean), len(mean)))
         for start in range(0, len(features), ROWS):
@@ -40,53 +43,50 @@ class Gaussian:
 
     @cached_property
     def factor(self) -> Floats:
-        """F (D, rank) with F F^T the covariance: its eigenvectors times the roots of its eigenvalues, without those
-        that are 0 as far as float64 can tell: their roots would be 1e-8 of the largest, and not 1e-16.
+        """F (D, rank) with F F^T the covariance: eigenvectors times roots of eigenvalues.
+
+        Those are left out that are 0 as far as float64 can tell: their roots would be 1e-8 of the
+        largest, and not 1e-16.
         """
         values, vectors = np.linalg.eigh(self.covariance)
         varies = values > values.max() * len(values) * np.finfo(np.float64).eps
         return np.asarray(vectors[:, varies] * np.sqrt(values[varies]))
 
 
-def frechet(mu1: Floats, sigma1: Floats, mu2: Floats, sigma2: Floats) -> float:
-    """Squared Frechet distance of two Gaussians with means (D,) and covariances (D, D)."""
-    return distance(Gaussian(mu2, sigma2, 0), Gaussian(mu1, sigma1, 0))
-
-
 def frechet_features(a: Features, b: Features) -> float:
-    """Frechet distance of the Gaussians fitted to two sets of features."""
+    """Returns the distance of the Gaussians fitted to two sets of features."""
     return distance(Gaussian.fitted(a), Gaussian.fitted(b))
 
 
-def distance(found: Gaussian, reference: Gaussian) -> float:
-    return _distance(found, reference, svd(found.factor.T @ reference.factor, compute_uv=False))
+def distance(sample: Gaussian, reference: Gaussian) -> float:
+    return _distance(sample, reference, svd(sample.factor.T @ reference.factor, compute_uv=False))
 
 
 def influence(features: Features, reference: Gaussian) -> tuple[float, Floats]:
-    """The distance of features (N, D) from a reference that is taken as given, and each picture's influence (N,) on it.
+    """Returns the distance of features (N, D) from a fixed reference, and each picture's influence (N,).
 
-    The influence is the derivative of the distance by the picture's weight, times N: its mean is 0, and the mean of
-    its squares over N is the distance's variance, as far as it comes from which pictures were drawn. Along a centred
-    feature c it is 2 c.(m1 - m2) + c.c - c^T T c, less its mean, where T carries one Gaussian into the other: with
-    F1^T F2 = U s V^T it is F2 V s^-1 V^T F2^T. (A bootstrap would move the distance itself, which grows when pictures
-    repeat.)
+    The influence is the derivative of the distance by the picture's weight, times N: its mean is 0, and
+    the mean of its squares over N is the distance's variance, as far as it comes from which pictures were
+    drawn. Along a centred feature c it is 2 c.(m1 - m2) + c.c - c^T T c, less its mean, where T carries
+    one Gaussian into the other: with F1^T F2 = U s V^T it is F2 V s^-1 V^T F2^T. (A bootstrap would move
+    the distance itself, which grows when pictures repeat.)
     """
-    found = Gaussian.fitted(features)
-    _, values, vectors = svd(found.factor.T @ reference.factor, full_matrices=False)
+    sample = Gaussian.fitted(features)
+    _, values, vectors = svd(sample.factor.T @ reference.factor, full_matrices=False)
     varies = values > values.max(initial=0) * NEGLIGIBLE
     # (D, rank): T is this times its transpose
-    carried = reference.factor @ (vectors[varies].T / np.sqrt(values[varies]))
-    shift = 2 * (found.mean - reference.mean)
+    transport = reference.factor @ (vectors[varies].T / np.sqrt(values[varies]))
+    shift = 2 * (sample.mean - reference.mean)
     parts = []
     for start in range(0, len(features), ROWS):
-        c = features[start : start + ROWS] - found.mean
-        parts.append(c @ shift + np.square(c).sum(1) - np.square(c @ carried).sum(1))
-    each = np.concatenate(parts)
-    return _distance(found, reference, values), each - each.mean()
+        c = features[start : start + ROWS] - sample.mean
+        parts.append(c @ shift + np.square(c).sum(1) - np.square(c @ transport).sum(1))
+    influences = np.concatenate(parts)
+    return _distance(sample, reference, values), influences - influences.mean()
 
 
-def _distance(found: Gaussian, reference: Gaussian, values: Features) -> float:
-    """With the singular values of F1^T F2."""
-    apart = np.square(found.mean - reference.mean).sum()
-    traces = np.trace(found.covariance) + np.trace(reference.covariance)
-    return float(apart + traces - 2 * values.sum())
+def _distance(sample: Gaussian, reference: Gaussian, values: Features) -> float:
+    """Returns the distance, given the singular values of F1^T F2."""
+    shift = np.square(sample.mean - reference.mean).sum()
+    traces = np.trace(sample.covariance) + np.trace(reference.covariance)
+    return float(shift + traces - 2 * values.sum())

@@ -45,16 +45,16 @@ INFLUENCES = TypeAdapter(list[Influence])
 
 
 def value(
-    distance: float, by_prompt: dict[str, float], strata: dict[str, str | None], more: float = 0.0
+    distance: float, by_prompt: dict[str, float], strata: dict[str, str | None], extra: float = 0.0
 ) -> Value:
     """Returns a distance with its interval.
 
-    `by_prompt` is of `totals`, `more` a variance to add, that of subsets which were drawn.
+    `by_prompt` is of `totals`, `extra` a variance to add, that of subsets which were drawn.
     """
     variance = spread(by_prompt, strata)
     if variance is None:
         return Value(distance, None, None, len(by_prompt))
-    half = NORMAL * float(np.sqrt(variance + more))
+    half = NORMAL * float(np.sqrt(variance + extra))
     return Value(distance, distance - half, distance + half, len(by_prompt))
 
 

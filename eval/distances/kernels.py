@@ -1,8 +1,11 @@
-"""Kernel distances (squared maximum mean discrepancies) of two sets of features, and what each picture adds to them.
+"""Kernel distances (squared maximum mean discrepancies) of features, and what each picture adds.
 
-KID: k(x, y) = (x.y / D + 1)^3, unbiased, the mean over 100 subsets of 1,000: clean-fid's, in float64.
-CMMD: k(x, y) = exp(-|x - y|^2 / (2 * 10^2)) of normalised features, all pairs, diagonal included, times 1,000.
+KID (Binkowski et al. 2018): k(x, y) = (x.y / D + 1)^3, unbiased, the mean over 100 subsets of 1,000, as
+clean-fid has it, in float64. CMMD (Jayasumana et al. 2024): k(x, y) = exp(-|x - y|^2 / (2 * 10^2)) of
+normalised features, all pairs, diagonal included, times 1,000.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 
@@ -18,17 +21,17 @@ Kernel = Callable[[Floats, Floats], Floats]  # (n, D), (m, D) -> (n, m)
 
 
 def polynomial(x: Floats, y: Floats) -> Floats:
-    near = x @ y.T / x.shape[1] + 1
-    return np.asarray(near * near * near)  # a tenth of what `** 3` takes
+    base = x @ y.T / x.shape[1] + 1
+    return np.asarray(base * base * base)  # a tenth of what `** 3` takes
 
 
 def gaussian(x: Floats, y: Floats) -> Floats:
-    apart = np.square(x).sum(1)[:, None] + np.square(y).sum(1) - 2 * x @ y.T
-    return np.asarray(np.exp(-apart / (2 * SIGMA**2)))
+    distances = np.square(x).sum(1)[:, None] + np.square(y).sum(1) - 2 * x @ y.T
+    return np.asarray(np.exp(-distances / (2 * SIGMA**2)))
 
 
 def kid_subsets(a: Features, b: Features, seed: int = 0) -> Floats:
-    """The unbiased distance of each of 100 pairs of subsets, drawn as clean-fid does after np.random.seed(seed)."""
+    """Returns the unbiased distance of each of 100 pairs of subsets, drawn as clean-fid draws them."""
     size = min(len(a), len(b), SUBSET)
     chance = np.random.RandomState(seed)
     draws = []
@@ -42,33 +45,33 @@ def kid_subsets(a: Features, b: Features, seed: int = 0) -> Floats:
 
 
 def kid_features(a: Features, b: Features, seed: int = 0) -> float:
-    """Kernel distance of two sets of features: the mean over its subsets."""
+    """Returns the kernel distance of two sets of features: the mean over subsets."""
     return float(kid_subsets(a, b, seed).mean())
 
 
 def kid_influence(a: Features, b: Features) -> Floats:
-    """How much each picture of `a` adds to the unbiased distance, times N (see `eval.distances.frechet.influence`)."""
-    others = np.arange(0, len(a), -(-len(a) // COLUMNS))
-    among, from_ = a[others], b[:: -(-len(b) // COLUMNS)]
-    near = _row_means(a, among, polynomial) * len(others)
+    """Returns how much each picture of `a` adds to the unbiased distance, times N: see `frechet.influence`."""
+    columns = np.arange(0, len(a), -(-len(a) // COLUMNS))
+    sample, reference = a[columns], b[:: -(-len(b) // COLUMNS)]
+    sums = _row_means(a, sample, polynomial) * len(columns)
     own = np.zeros(len(a))
-    own[others] = (np.square(among.astype(np.float64)).sum(1) / a.shape[1] + 1) ** 3
-    compared = len(others) - (own > 0)  # a picture is not compared with itself
-    each = 2 * ((near - own) / np.maximum(compared, 1) - _row_means(a, from_, polynomial))
-    return np.asarray(each - each.mean())
+    own[columns] = (np.square(sample.astype(np.float64)).sum(1) / a.shape[1] + 1) ** 3
+    count = len(columns) - (own > 0)  # a picture is not compared with itself
+    influences = 2 * ((sums - own) / np.maximum(count, 1) - _row_means(a, reference, polynomial))
+    return np.asarray(influences - influences.mean())
 
 
 def cmmd_influence(a: Features, b: Features) -> tuple[float, Floats]:
-    """CMMD of two sets of features, and each picture's influence on it as above; features need no norm."""
+    """Returns the CMMD of two sets of features of any norm, and each picture's influence on it."""
     x, y = (f / np.linalg.norm(f.astype(np.float64), axis=1, keepdims=True) for f in (a, b))
     within, across = _row_means(x, x, gaussian), _row_means(x, y, gaussian)
     value = within.mean() + _row_means(y, y, gaussian).mean() - 2 * across.mean()
-    each = 2 * UNIT * (within - across)
-    return float(UNIT * value), np.asarray(each - each.mean())
+    influences = 2 * UNIT * (within - across)
+    return float(UNIT * value), np.asarray(influences - influences.mean())
 
 
 def _row_means(x: Features, y: Features, kernel: Kernel) -> Floats:
-    """The mean kernel of each of x with all of y, a block of pairs at a time."""
+    """Returns the mean kernel of each of x with all of y, a block of pairs at a time."""
     sums = np.zeros(len(x))
     for i in range(0, len(x), ROWS):
         rows = x[i : i + ROWS].astype(np.float64)

@@ -107,7 +107,7 @@ def _by_group(
     own: list[float | None] = [None] * len(features)
     needed = 2 if few else least(metric, network)
     for group in dict.fromkeys(g for g in pictures.groups if g is not None):
-        members = np.array([i for i, other in enumerate(pictures.groups) if other == group])
+        members = np.array([i for i, name_ in enumerate(pictures.groups) if name_ == group])
         part = reference.of_group(group)
         if part is None or min(len(members), len(part.features)) < needed:
             continue
@@ -118,53 +118,53 @@ def _by_group(
 
 
 def difference(a: Path, b: Path, scorer: str) -> tuple[Value, dict[str, Value]]:
-    """b minus a of a distance that both sets were scored with, of all and of each group.
+    """Returns b minus a of a distance that both sets were scored with, of all and of each group.
 
-    The sets must share their prompts, and then their seeds: each prompt is taken away from both at once, so what it
-    does to both cancels. All but KID are larger of fewer pictures, so both sets must hold the same ones. OtherImages
-    where prompts, pictures' numbers or references differ, BadScores where one was not scored.
+    The sets must share their prompts, which are resampled in both at once, so that what a prompt does to
+    both cancels. All but KID are larger of fewer pictures, so both sets must hold the same ones.
+    OtherImages where prompts, pictures' numbers or references differ, BadScores where a score is missing.
     """
     first, second = (results.read(folder / results.NAME / f"{scorer}.json") for folder in (a, b))
-    for what, found in (
-        ("prompts", (first.prompt_list, second.prompt_list)),
-        ("reference", (first.made_by.get("reference"), second.made_by.get("reference"))),
-    ):
-        if found[0] != found[1]:
-            raise OtherImages(
-                f"{a} and {b}: {scorer} is of another {what} in each. Only sets of the same prompts, scored "
-                "against the same reference, are compared"
-            )
-    ours, theirs = (
+    part = ""
+    if first.made_by.get("reference") != second.made_by.get("reference"):
+        part = "reference"
+    if first.prompt_list != second.prompt_list:
+        part = "prompts"
+    if part:
+        raise OtherImages(
+            f"{a} and {b}: {scorer} is of another {part} in each. Only sets of the same prompts, scored "
+            "against the same reference, are compared"
+        )
+    shares = [
         influences.read(folder, scorer, score.images) for folder, score in ((a, first), (b, second))
-    )
-    numbers = [{(i.prompt, i.number) for i in each} for each in (ours, theirs)]
+    ]
+    numbers = [{(share.prompt, share.number) for share in side} for side in shares]
     if first.made_by.get("metric") not in UNBIASED and numbers[0] != numbers[1]:
         raise OtherImages(
-            f"{a} and {b}: {scorer} is of {len(ours)} and of {len(theirs)} pictures, "
+            f"{a} and {b}: {scorer} is of {len(shares[0])} and of {len(shares[1])} pictures, "
             f"{len(numbers[0] & numbers[1])} of them of the same prompt and number. Fewer pictures alone make a larger "
             "distance, so only sets of the same ones are compared: make both whole, or score kid"
         )
-    strata = influences.strata_of(ours)
+    strata = influences.strata_of(shares[0])
 
-    def apart(group: str | None) -> Value:
-        one, other = (influences.totals(each, group) for each in (ours, theirs))
-        if one.keys() != other.keys():
+    def value(group: str | None) -> Value:
+        before, after = (influences.totals(side, group) for side in shares)
+        if before.keys() != after.keys():
             raise OtherImages(
                 f"{a} and {b}: {scorer} is of other prompts in each. Score the whole sets"
             )
-        parts = {prompt: other[prompt] - one[prompt] for prompt in one}
-        drawn = [np.array(s.made_by["subsets"].get(group or "", [])) for s in (first, second)]
+        totals = {prompt: after[prompt] - before[prompt] for prompt in before}
+        subsets = [np.array(s.made_by["subsets"].get(group or "", [])) for s in (first, second)]
         values = [s.value if group is None else s.groups[group] for s in (first, second)]
-        return influences.value(
-            values[1].value - values[0].value, parts, strata, _variance(drawn[1] - drawn[0])
-        )
+        change, variance = values[1].value - values[0].value, _variance(subsets[1] - subsets[0])
+        return influences.value(change, totals, strata, variance)
 
     shared = [group for group in first.groups if group in second.groups]
-    return apart(None), {group: apart(group) for group in shared}
+    return value(None), {group: value(group) for group in shared}
 
 
 def enough(metric: Metric, network: Network, count: int, where: str, few: bool) -> None:
-    """Raise TooFewImages where a set or a reference has too few pictures for this distance."""
+    """TooFewImages where a set or a reference has too few pictures for this distance."""
     needed = 2 if few else least(metric, network)
     if count < needed:
         raise TooFewImages(
@@ -185,7 +185,7 @@ def _title(metric: Metric, network: Network, images: ImageSetReader, reference: 
 
 
 def _variance(subsets: Sequence[float] | NDArray[np.float64]) -> float:
-    """What is added to a variance because subsets were drawn, not all of them taken."""
+    """Returns what a variance grows by because subsets were drawn, instead of all pictures taken."""
     return float(np.var(subsets, ddof=1) / len(subsets)) if len(subsets) else 0.0
 
 

@@ -47,48 +47,48 @@ class Metric:
     note: str
 
 
-# A reference is taken as given, unless it is `paired`: of the originals of the same pictures, in their order. Drawing
-# others would change both sides, and most of what that does to one it takes back on the other: influences are added.
+# A reference is fixed, unless it is `paired`: of the originals of the same pictures, in their order. Other
+# pictures would then change both sides, mostly against each other: the influences are added.
 
 
 def _frechet(features: Floats, reference: Reference, paired: bool = False) -> Distance:
-    value, each = frechet.influence(features, reference.gaussian)
+    value, shares = frechet.influence(features, reference.gaussian)
     if paired:
-        each = each + frechet.influence(reference.features, frechet.Gaussian.fitted(features))[1]
-    return Distance(value, each)
+        shares += frechet.influence(reference.features, frechet.Gaussian.fitted(features))[1]
+    return Distance(value, shares)
 
 
 def _kid(features: Floats, reference: Reference, paired: bool = False) -> Distance:
     subsets = 1_000 * kernels.kid_subsets(features, reference.features)
-    each = kernels.kid_influence(features, reference.features)
+    shares = kernels.kid_influence(features, reference.features)
     if paired:
-        each = each + kernels.kid_influence(reference.features, features)
-    return Distance(float(subsets.mean()), 1_000 * each, tuple(subsets.tolist()))
+        shares += kernels.kid_influence(reference.features, features)
+    return Distance(float(subsets.mean()), 1_000 * shares, tuple(subsets.tolist()))
 
 
 def _cmmd(features: Floats, reference: Reference, paired: bool = False) -> Distance:
-    value, each = kernels.cmmd_influence(features, reference.features)
+    value, shares = kernels.cmmd_influence(features, reference.features)
     if paired:
-        each = each + kernels.cmmd_influence(reference.features, features)[1]
-    return Distance(value, each)
+        shares += kernels.cmmd_influence(reference.features, features)[1]
+    return Distance(value, shares)
 
 
-def _inception(where: str | None, device: str) -> Network:
+def _inception(weights: str | None, device: str) -> Network:
     from ..features.networks import inception
 
-    return inception(Path(where) if where else None, device)
+    return inception(Path(weights) if weights else None, device)
 
 
-def _clip(resize: str, where: str | None, device: str) -> Network:
+def _clip(resize: str, weights: str | None, device: str) -> Network:
     from ..features.networks import Clip
 
-    return Clip(str(where), device).network(resize)
+    return Clip(str(weights), device).network(resize)
 
 
-def _dinov2(where: str | None, device: str) -> Network:
+def _dinov2(weights: str | None, device: str) -> Network:
     from ..features.networks import dinov2
 
-    return dinov2(str(where), device)
+    return dinov2(str(weights), device)
 
 
 FEW = "compare at equal numbers of pictures only: fewer give a larger one"
@@ -109,5 +109,5 @@ METRICS = {
 
 
 def least(metric: Metric, network: Network) -> int:
-    """Pictures that a distance needs: fewer than the features' width leave a covariance without full rank."""
+    """Returns how many pictures a distance needs: under the features' width a covariance lacks rank."""
     return network.width + 1 if metric.gaussian else 2

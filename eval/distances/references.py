@@ -2,8 +2,9 @@
 
     python -m eval score reference val2014 --out val2014.safetensors --crop cc256-lanczos --inception /weights
 
-A file holds the features (N, D), their mean and covariance, each picture's group and digest, and a record: network,
-weights, resize, crop, and the digest of all pictures. The digest of that record, not a free name, says which it is.
+A file holds the features (N, D), their mean and covariance, each picture's group and digest, and a
+record: network, weights, resize, crop, and the digest of all pictures. The digest of that record, not a
+free name, says which it is.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,25 +72,22 @@ class Reference:
         return self.fitted or Gaussian.fitted(self.features)
 
     def of_group(self, group: str) -> Reference | None:
-        """The part of a group, None where it has fewer than two pictures."""
+        """Returns the part of a group, None where it has fewer than two pictures."""
         if group not in self._parts:
-            at = np.array([name == group for name in self.groups])
-            part = Reference(self.label, self.record, self.features[at], (group,) * int(at.sum()))
-            self._parts[group] = part if at.sum() > 1 else None
+            members = np.array([name == group for name in self.groups])
+            count = int(members.sum())
+            part = Reference(self.label, self.record, self.features[members], (group,) * count)
+            self._parts[group] = part if count > 1 else None
         return self._parts[group]
 
 
 def make(
-    pictures: Pictures,
-    network: Network,
-    cut: str,
-    label: str,
-    kept: Path | None = None,
+    pictures: Pictures, network: Network, cut: str, label: str, folder: Path | None = None,
     batch_size: int = 32,
-) -> Reference:
-    """Run the network over real pictures."""
+) -> Reference:  # fmt: skip
+    """Returns the reference of real pictures; features are kept in `folder`."""
     check_label(label)
-    features = extract(pictures, network, cut, kept, batch_size)
+    features = extract(pictures, network, cut, folder, batch_size)
     record = identity(network, cut) | {"source": pictures.digest, "count": len(features)}
     return Reference(label, record, features, tuple(pictures.groups), tuple(pictures.digests))
 
@@ -109,34 +108,27 @@ def check_label(label: str) -> None:
 def build(
     folder: Path, out: Path, network: Network, cut: str, label: str | None, batch_size: int = 32
 ) -> Reference:
-    """Make a reference of a folder and write it; goes on where an earlier try was stopped."""
+    """Makes a reference of a folder and writes it; goes on where an earlier attempt was stopped."""
     if out.exists():
-        raise BadReference(f"{out}: is there already. Take it, delete it, or choose another name")
+        raise BadReference(f"{out}: exists already. Take it, delete it, or choose another name")
     label = label or default_label(folder, cut)
     check_label(label)
-    kept = out.with_name(f".{out.name}.blocks")
-    made = make(of_folder(folder), network, cut, label, kept, batch_size)
-    write(made, out)
-    for block in kept.iterdir():
-        block.unlink()
-    kept.rmdir()
-    return made
+    blocks = out.with_name(f".{out.name}.blocks")
+    reference = make(of_folder(folder), network, cut, label, blocks, batch_size)
+    write(reference, out)
+    rmtree(blocks)
+    return reference
 
 
 def write(reference: Reference, path: Path) -> None:
     names = sorted({name for name in reference.groups if name is not None})
     fitted = reference.gaussian
+    groups = [-1 if group is None else names.index(group) for group in reference.groups]
+    digests = [list(bytes.fromhex(digest)) for digest in reference.pictures]
     tensors: dict[str, NDArray[Any]] = {
-        "features": reference.features,
-        "mean": fitted.mean,
-        "covariance": fitted.covariance,
-        "pictures": np.array(
-            [list(bytes.fromhex(digest)) for digest in reference.pictures], np.uint8
-        ),
-        "groups": np.array(
-            [-1 if g is None else names.index(g) for g in reference.groups], np.int32
-        ),
-    }
+        "features": reference.features, "mean": fitted.mean, "covariance": fitted.covariance,
+        "pictures": np.array(digests, np.uint8), "groups": np.array(groups, np.int32),
+    }  # fmt: skip
     record = {
         "format": FORMAT, "version": VERSION, "label": reference.label, "record": reference.record, "groups": names,
         "contents": _contents(tensors),
@@ -145,35 +137,28 @@ def write(reference: Reference, path: Path) -> None:
 
 
 def read(path: Path) -> Reference:
-    """A reference that `write` put there; BadReference where it is none, or was damaged."""
+    """Returns a reference that `write` put there; BadReference where it is none, or was damaged."""
     try:
         os.close(open_file(path))
         with safe_open(path, "numpy") as file:
-            told = parse_json((file.metadata() or {})["record"])
+            head = parse_json((file.metadata() or {})["record"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-        refuse_version(told, str(path), FORMAT, VERSION)
-        RECORD(told)
-        check_label(told["label"])
+        refuse_version(head, str(path), FORMAT, VERSION)
+        RECORD(head)
+        check_label(head["label"])
         count, width = tensors["features"].shape
-        shapes = {
-            "mean": (width,),
-            "covariance": (width, width),
-            "groups": (count,),
-            "pictures": (count, 32),
-        }
-        if wrong := [
-            n for n, shape in shapes.items() if tensors[n].size and tensors[n].shape != shape
-        ]:
-            raise ValueError(
-                f"{wrong[0]} is of shape {tensors[wrong[0]].shape}, expected {shapes[wrong[0]]}"
-            )
-        if told["contents"] != _contents(tensors):
+        for name, shape in {
+            "mean": (width,), "covariance": (width, width), "groups": (count,), "pictures": (count, 32)
+        }.items():  # fmt: skip
+            if tensors[name].size and tensors[name].shape != shape:
+                raise ValueError(f"{name} is of shape {tensors[name].shape}, expected {shape}")
+        if head["contents"] != _contents(tensors):
             raise ValueError("its numbers are not those that were written")
-        fitted = Gaussian(tensors["mean"], tensors["covariance"], int(told["record"]["count"]))
-        groups = tuple(None if at < 0 else str(told["groups"][at]) for at in tensors["groups"])
+        fitted = Gaussian(tensors["mean"], tensors["covariance"], int(head["record"]["count"]))
+        groups = tuple(None if i < 0 else str(head["groups"][i]) for i in tensors["groups"])
         pictures = tuple(bytes(digest).hex() for digest in tensors["pictures"])
         return Reference(
-            told["label"], told["record"], tensors["features"], groups, pictures, fitted
+            head["label"], head["record"], tensors["features"], groups, pictures, fitted
         )
     except FormatVersion:
         raise
@@ -196,15 +181,8 @@ def check_network(reference: Reference, network: Network, path: Path) -> None:
         if reference.record[key] != expected[key]
     ]
     if wrong:
-        raise BadReference(
-            "\n  ".join(
-                [
-                    f"{path}: made by another network than is to score:",
-                    *wrong,
-                    "Make a reference with this one",
-                ]
-            )
-        )
+        problem = f"{path}: made by another network than is to score:"
+        raise BadReference("\n  ".join([problem, *wrong, "Make a reference with this one"]))
 
 
 def _contents(tensors: Mapping[str, NDArray[Any]]) -> dict[str, str]:

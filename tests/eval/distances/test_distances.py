@@ -102,7 +102,7 @@ def test_a_reference_is_known_by_its_digest(
     assert {g: found.groups.count(g) for g in ("x", "y")} == {"x": 40, "y": 40}
     assert not list(reference.parent.glob(".*"))  # the blocks of the pass are gone
     words = ["score", "reference", str(real), "--of", "clip-fid", "--model", str(clip_folder)]
-    with pytest.raises(BadReference, match="is there already"):
+    with pytest.raises(BadReference, match="exists already"):
         main([*words, "--out", str(reference)])
     main([*words, "--out", str(tmp_path / "other.safetensors")])
     assert read(tmp_path / "other.safetensors").name.startswith("real-")

@@ -5,8 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.distances.frechet import Gaussian, distance, frechet, frechet_features, influence
+from eval.distances.frechet import Floats, Gaussian, distance, frechet_features, influence
 from eval.distances.influences import NORMAL
+
+
+def frechet(mu1: Floats, sigma1: Floats, mu2: Floats, sigma2: Floats) -> float:
+    return distance(Gaussian(mu2, sigma2, 0), Gaussian(mu1, sigma1, 0))
 
 
 def gaussian(seed: int, width: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
