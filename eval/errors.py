@@ -1,4 +1,6 @@
-"""What a user can get wrong in evaluation. Each message says what was found, what was expected and what to do."""
+"""What a user can get wrong in evaluation. Messages say what was found, what was expected and what to do."""
+
+from __future__ import annotations
 
 
 class EvalError(Exception):
@@ -28,7 +30,7 @@ class TooFewImages(EvalError, ValueError):
 
 
 class MissingPictures(EvalError, FileNotFoundError):
-    """The tars with the original pictures are not where they were said to be."""
+    """The tars with the original pictures are absent, or are not those that the column was made of."""
 
 
 class MissingImages(EvalError, FileNotFoundError):
@@ -40,11 +42,11 @@ class BadScores(EvalError, ValueError):
 
 
 class NotFetched(EvalError, OSError):
-    """Prompts that did not come from where they are published, or are not those that are known."""
+    """Prompts that could not be downloaded, or whose digest is another than expected."""
 
 
 class BadReport(EvalError, ValueError):
-    """Folders that cannot stand on one report, or a page that cannot be written where it was asked for."""
+    """Folders that cannot share a report, or a page that cannot be written to its path."""
 
 
 class Watched(EvalError, RuntimeError):
@@ -56,7 +58,7 @@ class BadQuestions(EvalError, ValueError):
 
 
 class BadRanks(EvalError, ValueError):
-    """RANK and WORLD_SIZE in the environment that cannot be."""
+    """RANK and WORLD_SIZE in the environment that make no sense."""
 
 
 class BadTextCache(EvalError, ValueError):

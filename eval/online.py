@@ -3,9 +3,11 @@
     torchrun -m eval train CONFIG [key=value ...]     `data.text` is a column of ids: the text encoder runs in the step
     fit(config, run, batches=online(config, TARS))    no column is read: pictures and captions are encoded in the step
 
-The second is what the cache is compared with. Rows, their order and all randomness are those of the columns that the
-config names, whose identities say which encoders ran and how.
+The second is what the cache is compared with. Rows, their order and all randomness are those of the
+columns that the config names, whose identities say which encoders ran and how.
 """
+
+from __future__ import annotations
 
 import logging
 import os
@@ -46,49 +48,50 @@ Ints = NDArray[np.int64]
 THREADS = 4  # that decode pictures, one batch ahead
 
 
-def train(path: Path, words: Sequence[str] = ()) -> int:
-    """`train` with the text encoder of the ids column, where the text is one; returns the exit code."""
-    config = configs.load(TrainConfig, path, words)
-    _speak()
+def train(path: Path, overrides: Sequence[str] = ()) -> int:
+    """Trains with the text encoder of the ids column, where the text is one; returns the exit code."""
+    config = configs.load(TrainConfig, path, overrides)
+    _log_rank_0()
     run = run_folder(config, path)
-    sources, _ = open_run(config, run)  # what is wrong is said before an encoder is loaded
+    sources, _ = open_run(config, run)  # whose faults are reported before an encoder is loaded
     encoder = step_encoder(config, sources, _device()) if sources.ids else None
     sources.close()
     return leave(fit(config, run, text_encoder=encoder))
 
 
 def step_encoder(config: TrainConfig, sources: JoinedColumns, device: str) -> PackedText:
-    """The encoder that makes tokens of the sources' ids; ModelNotUsable if it is not the one of their tokenizer."""
-    said, identity = config.data.encoder, sources.texts[0].identity
+    """Returns the encoder that makes tokens of ids; ModelNotUsable if it is not their tokenizer's."""
+    encoder, identity = config.data.encoder, sources.texts[0].identity
     try:
-        model = ModelSpec.model_validate(said) if isinstance(said, dict) else said
+        spec = ModelSpec.model_validate(encoder) if isinstance(encoder, dict) else encoder
     except ValidationError as error:
         raise ConfigError(
-            f"data.encoder: found {said!r}, expected a name of encode.registry.TEXTS or class and path: {error}"
+            f"data.encoder: found {encoder!r}, expected a name of encode.registry.TEXTS or class and path: {error}"
         ) from None
-    found = None if model is None else lookup(model, TEXTS)
-    return PackedText.of_ids(identity, found, config.data.hidden_state, device)
+    model = None if spec is None else lookup(spec, TEXTS)
+    return PackedText.of_ids(identity, model, config.data.hidden_state, device)
 
 
 def _device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
-def _speak() -> None:
-    """The trainer's lines, of rank 0."""
+def _log_rank_0() -> None:
+    """Shows the trainer's lines of rank 0."""
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("train").setLevel(level)
 
 
-# Without columns -----------------------------------------------------------------------------------------------------
+# Without columns ----------------------------------------------------------------------------------
 
 
 def online(config: TrainConfig, tars: Path | Sequence[Path]) -> Batches:
-    """What `fit` takes as `batches`: those of the config's columns, made of pictures and captions in the step.
+    """Returns what `fit` takes as `batches`: the columns' own, made of pictures and captions in the step.
 
-    `tars`: the folder of the source's tars, or one for each source. Where the text is ids, so are the batches: hand in
-    the encoder too."""
+    `tars`: the folder of the source's tars, or a folder for each source. Where the text is ids, so are
+    the batches: hand in the encoder too.
+    """
     folders = [tars] if isinstance(tars, Path) else list(tars)
     if config.data.partial:
         raise ConfigError(
@@ -117,7 +120,7 @@ class Online:
     @classmethod
     def load(
         cls, config: TrainConfig, sources: JoinedColumns, tars: Sequence[Path], device: str
-    ) -> "Online":
+    ) -> Online:
         if len(tars) != len(sources.by_source):
             raise ConfigError(
                 f"found {len(tars)} folders of tars for {len(sources.by_source)} sources, expected one for each"
@@ -131,7 +134,7 @@ class Online:
         )  # fmt: skip
 
     def batches(self, position: int, world: World) -> Iterator[Batch]:
-        """This rank's batches from `position` on, for ever; pictures are decoded ahead in threads."""
+        """Yields this rank's batches from `position` on, for ever; threads decode pictures ahead."""
         step = self.config.global_batch
         places = self.order.places(step, world.size, world.rank)
         with ThreadPoolExecutor(THREADS) as pool:
@@ -139,28 +142,28 @@ class Online:
             with closing(Prefetcher(inputs, 1, "pictures")) as prefetched:
                 yield from map(self._encoded, prefetched)
 
-    def _inputs(self, pool: ThreadPoolExecutor, position: int, places: Ints) -> "_Inputs":
+    def _inputs(self, pool: ThreadPoolExecutor, position: int, places: Ints) -> _Inputs:
         samples = position + places
         sources, rows = self.sources.locate(*self.order.at(samples))
         crops, captions = [], []
         for sample, s, row in zip(samples, sources.tolist(), rows.tolist(), strict=True):
             join, source = self.sources.by_source[s], self.originals[s]
             crops.append(pool.submit(source.crop, row, join.latents.identity.picture))
-            chosen = join.texts[int(self.order.choose(sample[None], join.rates)[0])]
-            captions.append(source.caption(row, chosen.identity.text.caption or ""))
+            column = join.texts[int(self.order.choose(sample[None], join.rates)[0])]
+            captions.append(source.caption(row, column.identity.text.caption or ""))
         images = np.stack([crop.result() for crop in crops])
         return _Inputs(position, samples, rows, sources, images, captions)
 
-    def _encoded(self, x: "_Inputs") -> Batch:
+    def _encoded(self, inputs: _Inputs) -> Batch:
         size = self.config.micro_batch
         moments = [
-            self.vae.encode(pixels_on(self.vae.device, x.images[i : i + size])).cpu()
-            for i in range(0, len(x.images), size)
+            self.vae.encode(pixels_on(self.vae.device, inputs.images[i : i + size])).cpu()
+            for i in range(0, len(inputs.images), size)
         ]
-        tokens, cu_seqlens = self._text(x.captions)
+        tokens, cu_seqlens = self._text(inputs.captions)
         return Batch(
-            x.position, torch.from_numpy(x.samples), torch.from_numpy(x.rows),
-            torch.cat(moments), tokens, cu_seqlens, torch.from_numpy(x.sources),
+            inputs.position, torch.from_numpy(inputs.samples), torch.from_numpy(inputs.rows),
+            torch.cat(moments), tokens, cu_seqlens, torch.from_numpy(inputs.sources),
         )  # fmt: skip
 
     def _text(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:

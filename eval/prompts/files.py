@@ -195,7 +195,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> Json:
     value: Json = {}
     for key, item in pairs:
         if key in value:  # which dict() would pass over, and a prompt would be lost
-            raise ValueError(f"this key stands more than once: {key}")
+            raise ValueError(f"this key occurs more than once: {key}")
         value[key] = item
     return value
 

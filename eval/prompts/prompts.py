@@ -90,7 +90,7 @@ def _check_name(name: Any, what: str, path: Path) -> None:
 def _check_once(ids: list[str], path: Path) -> None:
     twice = [name for name, count in Counter(ids).items() if count > 1]
     if twice:
-        raise BadPrompts(f"{path}: these ids stand more than once: {', '.join(twice[:NAMED])}")
+        raise BadPrompts(f"{path}: these ids occur more than once: {', '.join(twice[:NAMED])}")
     alike: dict[str, list[str]] = {}
     for name in ids:
         alike.setdefault(unicodedata.normalize("NFC", name).casefold(), []).append(name)

@@ -1,11 +1,12 @@
-"""Training seeds: which trainings are one entry with several seeds, and what differences of several seeds say together.
+"""Training seeds: which trainings are one entry with several seeds, and what their differences say together.
 
-Pure, so that whatever compares entries can call it: it knows keys, seeds and values, no files.
-
-A seed is drawn as a prompt is, but there are few of them, and resampling two or three says far too little of how seeds
-vary. So seeds are never resampled: the mean over seeds has the interval of Student's t on the seeds' own differences,
-which are paired (equal seed, equal order of samples), and the interval over prompts is added to it.
+A seed is drawn as a prompt is, but there are few of them, and resampling two or three says far too little
+of how seeds vary. So seeds are never resampled: the mean over seeds has the interval of Student's t on the
+seeds' own differences, which are paired (equal seed, equal order of samples), and the interval over
+prompts is added to it.
 """
+
+from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from math import hypot, sqrt
@@ -18,30 +19,27 @@ Seeded = dict[int | None, int]  # index by training seed; None: unknown
 
 
 def grouped(sets: Sequence[tuple[Hashable | None, int | None]]) -> list[Seeded]:
-    """Entries in the order of their first set, from each set's key (all but its seed) and seed.
+    """Returns entries in the order of their first set, from each set's key (all but its seed) and seed.
 
-    Sets of equal key are one entry; one without a key, and a second one of the same seed, is an entry of its own."""
+    Sets of equal key are one entry; a set without a key, or with a seed that the entry has, is its own.
+    """
     entries: list[tuple[Hashable | None, Seeded]] = []
     for index, (key, seed) in enumerate(sets):
-        known = (
-            members
-            for k, members in entries
-            if key is not None and k == key and seed not in members
-        )
-        members = next(known, None)
-        if members is None:
-            entries.append((key, {seed: index}))
+        for other_key, members in entries:
+            if key is not None and other_key == key and seed not in members:
+                members[seed] = index
+                break
         else:
-            members[seed] = index
+            entries.append((key, {seed: index}))
     return [members for _, members in entries]
 
 
 def over_seeds(values: Sequence[Value]) -> Value:
-    """The mean of a value over training seeds, its interval over seeds and prompts; of one seed the value itself.
+    """Returns the mean over training seeds, with its interval over seeds and prompts.
 
-    The parts of both intervals are added as squares. That over prompts is taken as the mean of the seeds' own, as if
-    the seeds' values moved with the prompts together: wide rather than narrow. Without intervals over prompts, it is
-    that over seeds alone.
+    The parts of both intervals are added as squares. That over prompts is the mean of the seeds' own, as
+    if the seeds' values moved with the prompts together: wide rather than narrow. Without intervals over
+    prompts, the interval is over seeds alone; of a single seed it is the value's own.
     """
     if len(values) == 1:
         return values[0]
@@ -59,6 +57,6 @@ def over_seeds(values: Sequence[Value]) -> Value:
 
 
 def groups_over_seeds(values: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
-    """Of each group that all seeds have."""
-    names = [name for name in values[0] if all(name in each for each in values)]
-    return {name: over_seeds([each[name] for each in values]) for name in names}
+    """Returns `over_seeds` of each group that all seeds have."""
+    names = [name for name in values[0] if all(name in groups for groups in values)]
+    return {name: over_seeds([groups[name] for groups in values]) for name in names}

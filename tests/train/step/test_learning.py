@@ -27,7 +27,8 @@ from encode.models.vae import Vae
 from encode.source.images import decode, transform
 from eval.demo.data import training_tars
 from eval.demo.openmoji import GROUPS, Sample, choose, hashed
-from eval.scores.intervals import bootstrap
+from eval.scores.aggregate import aggregate
+from eval.scores.results import Item
 from shards import ColumnSpec, Layout, Norm, open_join
 from shards.read.latents import draw
 from shards.read.randomness import normal
@@ -210,9 +211,11 @@ def emoji() -> Tensor:
 def higher(than: Tensor, loss: Tensor) -> list[float]:
     """How much higher a loss (N, ...) is, paired over emoji: [low, mean, high] of 95 %."""
     difference = (loss - than).reshape(len(loss), -1).mean(1)
-    each = (emoji().bincount(difference) / emoji().bincount()).numpy()
-    found = bootstrap(lambda at: float(each[at].mean()), len(each))
-    return [found.low, found.value, found.high]
+    means = (emoji().bincount(difference) / emoji().bincount()).tolist()
+    value, _ = aggregate([Item(str(i), 0, mean) for i, mean in enumerate(means)])
+    assert value.low is not None
+    assert value.high is not None
+    return [value.low, value.value, value.high]
 
 
 # The test ------------------------------------------------------------------------------------------------------------
