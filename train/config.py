@@ -142,13 +142,13 @@ class DataConfig(Strict):
             for f in folders
         ]
         also = [w if _is_place(w) else [f"{f}/{w}" for f in folders] for w in self.also]
-        one = len(folders) == 1
+        single = len(folders) == 1
         return self.model_copy(
             update={
-                "latents": f"{folders[0]}/{latents}" if one else tuple(f"{f}/{latents}" for f in folders),
-                "text": texts[0] if one else tuple(texts),
+                "latents": f"{folders[0]}/{latents}" if single else tuple(f"{f}/{latents}" for f in folders),
+                "text": texts[0] if single else tuple(texts),
                 "also": tuple(column for columns in also for column in _several(columns)),
-                "weights": None if one or None in shares else shares,
+                "weights": None if single or None in shares else shares,
                 "sources": None,
             }
         )  # fmt: skip

@@ -49,7 +49,7 @@ from ..step.engine import Fragment
 
 KIND, VERSION = "latentbank-checkpoint", 1
 KINDS = ("weights", "exp_avg", "exp_avg_sq", "ema")
-LEFT = (".staging-*", ".removed-*", f"{TEMPORARY}*")  # by a crash in the midst of a save
+LEFTOVERS = (".staging-*", ".removed-*", f"{TEMPORARY}*")  # by a crash in the midst of a save
 WHOLE = {"weights": "weights.safetensors", "ema": "ema.safetensors"}
 MOST = 1 << 24  # of any size of a model
 Manifest = dict[str, Any]
@@ -99,8 +99,8 @@ def save(
     An error of one rank is raised on all, and leaves the existing checkpoints as they were."""
     final = folder / f"step-{record['step']:08d}"
     staging = together(world, lambda: _stage(final, world) if world.rank == 0 else None)[0]
-    own = staging / f"state-{world.rank:05d}-of-{world.size:05d}.safetensors"
-    states = together(world, lambda: _write_state(own, state))
+    file = staging / f"state-{world.rank:05d}-of-{world.size:05d}.safetensors"
+    states = together(world, lambda: _write_state(file, state))
 
     def publish() -> None:
         files = states + _write_whole(staging, [staging / name for name, _ in states], model, world)
@@ -125,9 +125,9 @@ def save(
 
 def _stage(final: Path, world: World) -> Path:
     """Makes an empty staging folder of this job, and removes what crashes and jobs that lost the lock have left."""
-    left = [path for pattern in LEFT for path in final.parent.glob(pattern)]
+    leftovers = [path for pattern in LEFTOVERS for path in final.parent.glob(pattern)]
     world.check_lock()
-    for path in left:
+    for path in leftovers:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -216,8 +216,8 @@ def _write_whole(
     for kind, name in WHOLE.items():
         world.progress(f"writing {name}")
         parts = _read_ranges(states, kind, {n: (0, shape.numel()) for n, shape in shapes.items()})
-        whole = {n: parts[n].view(shape) for n, shape in shapes.items()}
-        files.append(write_tensors(folder / name, whole | buffers, {}))
+        tensors = {n: parts[n].view(shape) for n, shape in shapes.items()}
+        files.append(write_tensors(folder / name, tensors | buffers, {}))
     return files
 
 
@@ -346,16 +346,16 @@ def load(path: Path, manifest: Manifest, state: State, progress: Progress = _sil
 
 
 def _read_ranges(
-    files: Sequence[Path], kind: str, wanted: Mapping[str, tuple[int, int]]
+    files: Sequence[Path], kind: str, spans: Mapping[str, tuple[int, int]]
 ) -> dict[str, Tensor]:
     """Returns elements [start, stop) of each parameter, 1-D fp32, from the state files that hold a part of them."""
-    out = {name: torch.empty(stop - start) for name, (start, stop) in wanted.items()}
-    missing = {name: stop - start for name, (start, stop) in wanted.items()}
+    out = {name: torch.empty(stop - start) for name, (start, stop) in spans.items()}
+    missing = {name: stop - start for name, (start, stop) in spans.items()}
     for path in files:
         with _opened(path) as file:
             ranges = json.loads(file.metadata()["ranges"])
-            for name in ranges.keys() & wanted.keys():
-                (start, stop), (first, last, _) = wanted[name], ranges[name]
+            for name in ranges.keys() & spans.keys():
+                (start, stop), (first, last, _) = spans[name], ranges[name]
                 low, high = max(start, first), min(stop, last)
                 if low < high:
                     part = file.get_slice(f"{kind}/{name}")[low - first : high - first]
@@ -384,14 +384,14 @@ def load_for_sampling(where: Path, ema: bool = True) -> tuple[DiT, Manifest]:
     folder = where / "checkpoints" if (where / "checkpoints").is_dir() else where
     if (where / "manifest.json").is_file():
         path, manifest = where, verified(where, [name])
-    elif (whole := newest(folder)) is not None:
-        path, manifest = whole
+    elif (checkpoint := newest(folder)) is not None:
+        path, manifest = checkpoint
     else:
-        theirs = any(where.glob("*/mp_rank_00_model_states.pt"))
-        advice = f"It is the reference's: python -m train import {where} OUT"
+        advice = "Train first"
+        if any(where.glob("*/mp_rank_00_model_states.pt")):
+            advice = f"It is the reference's: python -m train import {where} OUT"
         raise CheckpointError(
-            f"{where}: found no checkpoint there, expected a run folder or one of its steps. "
-            f"{advice if theirs else 'Train first'}"
+            f"{where}: found no checkpoint there, expected a run folder or one of its steps. {advice}"
         )
     try:
         state = load_file(path / name)

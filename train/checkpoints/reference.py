@@ -145,9 +145,9 @@ def _states(folder: Path, tag: int | None) -> Path:
     """Returns the pickle of a step, or of the last."""
     files = {int(p.parent.name): p for p in folder.glob(f"*/{STATES}") if p.parent.name.isdigit()}
     if not files or (tag is not None and tag not in files):
-        wanted = "a step folder" if tag is None else f"step {tag}"
+        expected = "a step folder" if tag is None else f"step {tag}"
         listed = f"steps {', '.join(map(str, sorted(files)))}" if files else "none"
-        raise BadReference(f"{folder}: found {listed}, expected {wanted} with {STATES} in it")
+        raise BadReference(f"{folder}: found {listed}, expected {expected} with {STATES} in it")
     return files[max(files) if tag is None else tag]
 
 
@@ -159,9 +159,9 @@ def _open(path: Path) -> Mapping[str, Any]:
         )
     except UNREADABLE as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        if named := next((line.strip() for line in lines if "GLOBAL" in line), None):
+        if reason := next((line.strip() for line in lines if "GLOBAL" in line), None):
             raise BadReference(
-                f"{path}: refused, for it asks for more than tensors and plain values. Nothing in it was run. {named}"
+                f"{path}: refused, for it asks for more than tensors and plain values. Nothing in it was run. {reason}"
             ) from None
         raise BadReference(f"{path}: found no checkpoint that can be read: {lines[0]}") from None
     if not isinstance(content, dict):
@@ -221,7 +221,7 @@ def _export_reference(step: Path, manifest: Manifest, out: Path, ema: bool) -> N
     fields = manifest.get("reference") or config.to_reference()
     if encoder := _text_encoder(manifest):  # from where its tools load the language model
         fields["base_config"].setdefault("_name_or_path", encoder)
-    states = {theirs: load_file(step / WHOLE[ours]) for ours, theirs in KEYS.items()}
+    states = {key: load_file(step / WHOLE[kind]) for kind, key in KEYS.items()}
     number = manifest["step"]
     path = out / str(number) / STATES
     path.parent.mkdir()

@@ -49,10 +49,10 @@ class Padded:
 
     def join(self, text: Tensor, image: Tensor | None) -> Tensor:
         """Returns a buffer of keys or values of the text (T, nkv, hd) and of the image (B, S, nkv, hd), if any."""
-        behind = self.length - (0 if image is None else image.shape[1])
-        rows = text.new_zeros(self.batch * behind, *text.shape[1:])
+        text_length = self.length - (0 if image is None else image.shape[1])
+        rows = text.new_zeros(self.batch * text_length, *text.shape[1:])
         rows[self.at] = text
-        padded = rows.view(self.batch, behind, *text.shape[1:])
+        padded = rows.view(self.batch, text_length, *text.shape[1:])
         return padded if image is None else torch.cat([image, padded], 1)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

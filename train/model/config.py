@@ -103,39 +103,25 @@ class DiTConfig(ModelConfig):
                 "where a language model runs in the step, is not supported"
             )
         base = _base(fields.get("base_config"))
-        own = {k: v for k, v in fields.items() if v is not None}
-        hidden = own.get("dit_hidden_size") or _need(base, "hidden_size")
-        heads = _need(base, "num_attention_heads")
-        conditioning = fields.get("timestep_conditioning", "adaln-zero")
+        top = REFERENCE | {name: value for name, value in fields.items() if value is not None}
+        if fields.get("timestep_conditioning", "") is None:
+            top["timestep_conditioning"] = "none"
+        width = top.get("dit_hidden_size") or _need(base, "hidden_size")
+        heads, *_ = (
+            _need(base, name)
+            for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+        )
+        values = {field: top.get(name) for field, name in TOP_NAMES.items()}
+        values |= {field: base.get(name) for field, name in BASE_NAMES.items()}
+        values["hidden_size"] = width
+        values["head_dim"] = base.get("head_dim") or base.get("hidden_size", width) // heads
+        values["text_width"] = top.get("text_hidden_size") or _need(base, "hidden_size")
         try:
-            return cls(
-                hidden_size=hidden,
-                layers=own.get("dit_num_hidden_layers", 18),
-                heads=heads,
-                kv_heads=_need(base, "num_key_value_heads"),
-                head_dim=base.get("head_dim") or base.get("hidden_size", hidden) // heads,
-                mlp_size=_need(base, "intermediate_size"),
-                patch_size=own.get("patch_size", 2),
-                attention=own.get("attention", "self"),
-                pos_embed=own.get("pos_embed", "1d-rope"),
-                pos_embed_max_size=own.get("pos_embed_max_size", 64),
-                sample_size=own.get("sample_size", 32),
-                timestep_conditioning="none" if conditioning is None else conditioning,
-                qk_norm=own.get("qk_norm", False),
-                sandwich_norm=own.get("sandwich_norm", False),
-                attention_bias=base["attention_bias"],
-                activation=base["hidden_activation"],
-                norm_eps=base["rms_norm_eps"],
-                rope_theta=base["rope_theta"],
-                initializer_range=base["initializer_range"],
-                in_channels=own.get("in_channels", 16),
-                out_channels=own.get("out_channels", 16),
-                text_width=own.get("text_hidden_size") or _need(base, "hidden_size"),
-                text_modulation_width=own.get("text_modulation_embeds_dim"),
-            )
+            return cls(**{name: value for name, value in values.items() if value is not None})
         except ValidationError as error:
+            names = TOP_NAMES | {k: f"base_config.{name}" for k, name in BASE_NAMES.items()}
             lines = [
-                f"{NAMES.get(name, name)}: found {problem['input']!r:.80}: {problem['msg']}"
+                f"{names.get(name, name)}: found {problem['input']!r:.80}: {problem['msg']}"
                 if (name := ".".join(map(str, problem["loc"])))
                 else problem["msg"]
                 for problem in error.errors()
@@ -145,43 +131,44 @@ class DiTConfig(ModelConfig):
     def to_reference(self) -> dict[str, Any]:
         """Returns the `config.json` from which `from_reference` makes this model again."""
         values = self.model_dump()
-        own = {name: values[ours] for ours, name in NAMES.items() if "." not in name}
-        base = {
-            name.removeprefix("base_config."): values[ours]
-            for ours, name in NAMES.items()
-            if "." in name
-        }
-        if own["timestep_conditioning"] == "none":
-            own["timestep_conditioning"] = None
+        top = {name: values[field] for field, name in TOP_NAMES.items()}
+        base = {name: values[field] for field, name in BASE_NAMES.items()}
+        if top["timestep_conditioning"] == "none":
+            top["timestep_conditioning"] = None
         base |= {"model_type": "gemma", "hidden_size": self.hidden_size}
-        return {"architectures": ["DiT"], "model_type": "DiT", **own, "base_config": base}
+        return {"architectures": ["DiT"], "model_type": "DiT", **top, "base_config": base}
 
 
-# ours -> where the reference's config.json has it
-NAMES = {
-    "attention": "attention",
+# field -> its name in the reference's config.json
+SAME = (
+    *("attention", "in_channels", "out_channels", "patch_size", "pos_embed", "pos_embed_max_size"),
+    *("qk_norm", "sample_size", "sandwich_norm", "timestep_conditioning"),
+)
+TOP_NAMES = {
+    **{name: name for name in SAME},
     "hidden_size": "dit_hidden_size",
     "layers": "dit_num_hidden_layers",
-    "in_channels": "in_channels",
-    "out_channels": "out_channels",
-    "patch_size": "patch_size",
-    "pos_embed": "pos_embed",
-    "pos_embed_max_size": "pos_embed_max_size",
-    "qk_norm": "qk_norm",
-    "sample_size": "sample_size",
-    "sandwich_norm": "sandwich_norm",
     "text_width": "text_hidden_size",
     "text_modulation_width": "text_modulation_embeds_dim",
-    "timestep_conditioning": "timestep_conditioning",
-    "heads": "base_config.num_attention_heads",
-    "kv_heads": "base_config.num_key_value_heads",
-    "head_dim": "base_config.head_dim",
-    "mlp_size": "base_config.intermediate_size",
-    "activation": "base_config.hidden_activation",
-    "norm_eps": "base_config.rms_norm_eps",
-    "attention_bias": "base_config.attention_bias",
-    "rope_theta": "base_config.rope_theta",
-    "initializer_range": "base_config.initializer_range",
+}
+BASE_NAMES = {  # in its base_config
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "mlp_size": "intermediate_size",
+    "activation": "hidden_activation",
+    "norm_eps": "rms_norm_eps",
+    "attention_bias": "attention_bias",
+    "rope_theta": "rope_theta",
+    "initializer_range": "initializer_range",
+}
+# What the reference's class fills in for a field that a config.json leaves out, where it differs from ours.
+REFERENCE: dict[str, Any] = {
+    "dit_num_hidden_layers": 18,
+    "pos_embed": "1d-rope",
+    "qk_norm": False,
+    "in_channels": 16,
+    "out_channels": 16,
 }
 # What transformers' classes fill in for a field that a config.json leaves out.
 ANY_BASE: dict[str, Any] = {

@@ -51,7 +51,7 @@ class Heartbeat:
     age: float  # seconds since its last progress
     where: str  # the line of code
     waits: bool  # for other ranks
-    who: str  # host and pid
+    process: str  # host and pid
 
 
 class Watchdog:
@@ -95,9 +95,9 @@ class Watchdog:
             if thread.is_alive():
                 thread.join(self.config.silence)  # the store may have gone silent meanwhile
 
-    def phase(self, at: str, own: bool = False) -> None:
-        """Records that this rank enters a phase; `own`: that it got on within one, in work that not all ranks do."""
-        self._phases += not own
+    def phase(self, at: str, within: bool = False) -> None:
+        """Records that this rank enters a phase; `within`: that it got on within one, in work that not all ranks do."""
+        self._phases += not within
         self._at, self._progress = at, time.monotonic()
 
     # Errors of the main thread ---------------------------------------------------------------------------------------
@@ -240,8 +240,8 @@ class Watchdog:
     def _death_verdict(self, ranks: list[int]) -> dict[str, Any]:
         heartbeats = self._heartbeats(*ranks)
         text = "; ".join(
-            f"rank {rank} ({heartbeat.who}) gives no sign of life; the last was from: {heartbeat.at}, {heartbeat.where}"
-            for rank, heartbeat in zip(ranks, heartbeats, strict=True)
+            f"rank {rank} ({beat.process}) gives no sign of life; the last was from: {beat.at}, {beat.where}"
+            for rank, beat in zip(ranks, heartbeats, strict=True)
         )
         return _verdict_of(ranks[0], f"{text}. It was killed or stopped, or its host is lost")
 
@@ -251,7 +251,7 @@ class Watchdog:
         behind = [rank for rank, heartbeat in enumerate(heartbeats) if heartbeat.phases == least]
         culprits = [rank for rank in behind if not heartbeats[rank].waits] or behind
         text = "; ".join(
-            f"rank {rank} ({heartbeats[rank].who}) hangs in: {heartbeats[rank].at}, {heartbeats[rank].where}"
+            f"rank {rank} ({heartbeats[rank].process}) hangs in: {heartbeats[rank].at}, {heartbeats[rank].where}"
             for rank in culprits[:8]
         )
         seconds = f"{self.config.hang:g} s (guard.hang)"

@@ -67,14 +67,14 @@ class World:
                 raise failure
         return list(results)
 
-    def phase(self, at: str, own: bool = False) -> None:
+    def phase(self, at: str, within: bool = False) -> None:
         """Records for the watchdog what this rank does; see `Watchdog.phase`."""
         if self.watchdog:
-            self.watchdog.phase(at, own)
+            self.watchdog.phase(at, within)
 
     def progress(self, at: str) -> None:
         """Records that this rank has got on, in work that not all ranks do."""
-        self.phase(at, own=True)
+        self.phase(at, within=True)
 
     def check_lock(self) -> None:
         """Raises RunLocked if another job has taken over this run's folder; to be called before each change in it."""

@@ -98,7 +98,7 @@ def check(config: MetricsConfig) -> None:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(
                 f"metrics.to: {name} is asked for and not installed here: pip install {name}, or leave it out with "
-                f"metrics.to=[{', '.join(other for other in config.to if other != name)}]"
+                f"metrics.to=[{', '.join(rest for rest in config.to if rest != name)}]"
             )
 
 

@@ -160,11 +160,11 @@ def peak_memory() -> int:
 
 def line(step: int, steps: int, m: dict[str, Any]) -> str:
     """Returns what a log step says on the screen."""
-    left = timedelta(seconds=round(m["seconds_left"]))
+    rest = timedelta(seconds=round(m["seconds_left"]))
     mfu = "" if m["mfu"] is None else f"  MFU {m['mfu']:.1%}"
     return (
         f"step {step:,}/{steps:,}  loss {m['loss']:.4f}  norm {m['grad_norm']:.3f}  lr {m['lr']:.2e}  "
-        f"{m['samples_per_second']:,.1f} samples/s  data wait {m['data_wait']:.1%}{mfu}  ETA {left}"
+        f"{m['samples_per_second']:,.1f} samples/s  data wait {m['data_wait']:.1%}{mfu}  ETA {rest}"
     )
 
 

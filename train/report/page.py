@@ -60,11 +60,11 @@ def page(run: Path) -> str:
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
         for name, value in facts_of(config, records)
     )
-    drawn = [
+    figures = [
         charts.curves(title, lines)
         for title, lines in [*curves(records), *scores(run / "eval" / "metrics.jsonl")]
     ]
-    return charts.document(run.resolve().name, f"<table>{facts}</table>{''.join(drawn)}")
+    return charts.document(run.resolve().name, f"<table>{facts}</table>{''.join(figures)}")
 
 
 def facts_of(config: _Config, records: Sequence[Record]) -> list[tuple[str, str]]:

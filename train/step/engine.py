@@ -131,8 +131,8 @@ class Engine:
     @torch.no_grad()
     def set_weights(self, parts: Sequence[Tensor]) -> None:
         """Replaces this rank's partition; collective, since the model needs those of the others."""
-        for own, new in zip(self.weights(), parts, strict=True):
-            own.copy_(new)
+        for part, values in zip(self.weights(), parts, strict=True):
+            part.copy_(values)
         self.zero.update_lp_params()
 
     def set_moments(self, step: int, moments: Mapping[str, Sequence[Tensor]]) -> None:
@@ -150,9 +150,9 @@ class Engine:
                 mapping = parameter._hp_mapping
                 if mapping is None:  # all of it is on other ranks
                     continue
-                ours, theirs = mapping.lp_fragment_address, mapping.hp_fragment_address
-                name = self.zero.param_names[parameter]
-                fragment = Fragment(name, ours.start, ours.start + ours.numel, group, theirs.start)
+                source, place = mapping.lp_fragment_address, mapping.hp_fragment_address
+                name, stop = self.zero.param_names[parameter], source.start + source.numel
+                fragment = Fragment(name, source.start, stop, group, place.start)
                 if not torch.equal(
                     fragment.of(flats), parameter.detach().flatten()[fragment.start : fragment.stop]
                 ):
@@ -189,12 +189,12 @@ class Engine:
 
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
     """Returns one group that decays, or that and one of norms, biases and tables that does not."""
-    named = list(model.named_parameters())
+    pairs = list(model.named_parameters())
     if optim.decay == "all":
-        return [{"params": [p for _, p in named], "weight_decay": optim.weight_decay}]
-    flat = {name: p.ndim < 2 or name.endswith("table") for name, p in named}
+        return [{"params": [p for _, p in pairs], "weight_decay": optim.weight_decay}]
+    flat = {name: p.ndim < 2 or name.endswith("table") for name, p in pairs}
     groups = [
-        {"params": [p for name, p in named if flat[name] == rest], "weight_decay": decay}
+        {"params": [p for name, p in pairs if flat[name] == rest], "weight_decay": decay}
         for rest, decay in ((False, optim.weight_decay), (True, 0.0))
     ]
     return [group for group in groups if group["params"]]
@@ -207,10 +207,9 @@ def _one_of(values: list[Any]) -> Any:
 
 def deepspeed_config(config: TrainConfig, world: int) -> dict[str, Any]:
     """Returns the JSON for DeepSpeed: the user's, checked, and the batch arithmetic of the run."""
-    theirs = (
-        config.deepspeed if isinstance(config.deepspeed, dict) else _read_json(config.deepspeed)
-    )
-    for key, value in theirs.items():
+    json = config.deepspeed
+    values = json if isinstance(json, dict) else _read_json(json)
+    for key, value in values.items():
         if key in OURS:
             raise ConfigError(f"deepspeed.{key}: remove it, and set {OURS[key]} instead")
         if key not in KNOWN:
@@ -228,13 +227,13 @@ def deepspeed_config(config: TrainConfig, world: int) -> dict[str, Any]:
                 raise ConfigError(
                     f"deepspeed.{key}.{name}: found {size!r}, expected a number of elements"
                 )
-    zero = theirs.get("zero_optimization", {})
+    zero = values.get("zero_optimization", {})
     if zero.get("stage") not in (1, 2):
         raise ConfigError(
             f"deepspeed.zero_optimization.stage: found {zero.get('stage')!r}, expected 1 or 2"
         )
     return {
-        **theirs,
+        **values,
         # overlap_comm and contiguous_gradients of ZeRO 2 have a history of wrong gradients; both only if asked for
         "zero_optimization": {"overlap_comm": False, "contiguous_gradients": False, **zero},
         "train_batch_size": config.global_batch,

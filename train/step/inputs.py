@@ -74,10 +74,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A micro-batch."""
+    """What one forward and backward pass of a rank takes."""
 
-    batch: Batch  # this rank's part of the global batch, of which it is
-    part: Batch
+    batch: Batch  # this rank's part of the global batch
+    part: Batch  # the rows of it that are in this micro-batch
     inputs: Inputs
     last: bool  # of its batch
 
@@ -85,7 +85,7 @@ class MicroBatch:
 def micro_batches(
     batches: Iterable[Batch], size: int, make: Callable[[Batch], Inputs]
 ) -> Iterator[MicroBatch]:
-    """All batches, cut into micro-batches of `size` samples and made ready for the model."""
+    """Yields all batches, cut into micro-batches of `size` samples and made ready for the model."""
     for batch in batches:
         for start, part in enumerate(cut(batch, size)):
             yield MicroBatch(batch, part, make(part), (start + 1) * size >= len(batch.rows))
@@ -95,15 +95,16 @@ def training_inputs(
     batch: Batch, norm: Norm, empty: Tensor, flow: FlowConfig, dropout: float, seed: int,
     posterior: bool = True,
 ) -> Inputs:  # fmt: skip
-    """One sample of the posterior, one noise and one noise level for each row; some captions give way to `empty`.
+    """Returns one sample of the posterior, one noise and one noise level for each row; some captions give way to
+    `empty`, for classifier-free guidance (arXiv 2207.12598).
 
     `posterior` False: the batch holds latents, of an encoder that has none, and nothing is drawn.
     """
     keys = batch.samples.tolist()
     channels, *size = batch.moments.shape[1:]
     shape = (channels // 2 if posterior else channels, *size)
-    drawn = normal(seed, "posterior", keys, shape) if posterior else None
-    latents = draw(batch.moments, norm, drawn)
+    sample = normal(seed, "posterior", keys, shape) if posterior else None
+    latents = draw(batch.moments, norm, sample)
     sigma, timestep = noise_levels(density(flow, normal(seed, "timestep", keys, ())))
     drop = uniform(seed, "caption-drop", keys) < dropout
     captions = drop_captions(batch.text, batch.cu_seqlens, drop, empty)
@@ -130,11 +131,10 @@ def drop_captions(
 def replace_captions(
     tokens: Tensor, cu_seqlens: Tensor, where: Tensor, by: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Packed captions with those at `where` (B,) replaced by the tokens `by` (n, D)."""
+    """Returns packed captions with those at `where` (B,) replaced by the tokens `by` (n, D), and their cu_seqlens."""
     captions = torch.split(tokens, cu_seqlens.diff().tolist())
-    captions = tuple(
-        by if drop else own for own, drop in zip(captions, where.tolist(), strict=True)
-    )
+    pairs = zip(captions, where.tolist(), strict=True)
+    captions = tuple(by if drop else caption for caption, drop in pairs)
     lengths = torch.tensor([0, *(len(c) for c in captions)], dtype=torch.int32)
     return torch.cat(captions), lengths.cumsum(0, dtype=torch.int32)
 

@@ -53,17 +53,15 @@ def open_held_out(config: TrainConfig, training: JoinedColumns) -> JoinedColumns
     if source is None:
         return None
     latents, text = (f"{source.rstrip('/')}/{column_name(url)}" for url in config.data.first)
-    join, first = open_join(latents, text, truncated=config.data.truncated), training
-    for ours, theirs in ((first.latents, join.latents), (first.text, join.text)):
-        found, expected = (
-            {**c.spec.identity, "source": None, "norm": c.spec.norm} for c in (theirs, ours)
+    join = open_join(latents, text, truncated=config.data.truncated)
+    for column, expected in ((join.latents, training.latents), (join.text, training.text)):
+        a, b = (
+            {**c.spec.identity, "source": None, "norm": c.spec.norm} for c in (column, expected)
         )
-        if wrong := sorted(
-            k for k in found.keys() | expected.keys() if found.get(k) != expected.get(k)
-        ):
+        if wrong := sorted(key for key in a | b if a.get(key) != b.get(key)):
             raise IdentityMismatch(
-                f"{theirs.path}: made otherwise than {ours.path}; different: {', '.join(wrong)}. Encode the held-out "
-                "source with the config of the training source"
+                f"{column.path}: made otherwise than {expected.path}; different: {', '.join(wrong)}. Encode the "
+                "held-out source with the config of the training source"
             )
     if not len(join.valid_rows):
         raise BadRows(
@@ -125,10 +123,10 @@ class Validator:
         moments, tokens, cu_seqlens = read_rows(self.join, rows)
         tokens = encoded(self.text_encoder, tokens.to(device), cu_seqlens)
         keys, shape = rows.tolist(), self.join.latent_shape
-        drawn = None
+        sample = None
         if self.join.posterior:
-            drawn = normal(config.seed, "validation-posterior", keys, shape)
-        latents = draw(moments, self.join.norm, drawn)
+            sample = normal(config.seed, "validation-posterior", keys, shape)
+        latents = draw(moments, self.join.norm, sample)
         results = []
         for level in range(LEVELS):
             sigma, timestep = noise_levels(torch.full((len(keys),), (level + 0.5) / LEVELS))
