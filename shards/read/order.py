@@ -1,18 +1,18 @@
 """The order of samples: a pure function of (seed, position), the same for every world size, batch
 size and restart.
 
-1. blocks: 32 adjacent rows, one uint32 of valid-row bits each; blocks without a valid row are
-dropped
+1. blocks: 32 adjacent rows, one uint32 of valid-row bits each; blocks without a valid row drop out
 2. stream: each epoch permutes the blocks and lays their valid rows end to end
-3. lanes: lane l is ranks l*n .. (l+1)*n-1 of the stream, n = valid rows // lanes; the rest (<
-lanes) sits the epoch out
-4. windows: a lane is cut into equal parts of at most `window` samples (0: one part) and each part
-is permuted
+3. lanes: lane l is ranks l*n .. (l+1)*n-1 of the stream, n = valid rows // lanes; the rest (fewer
+   than lanes) sits the epoch out
+4. windows: a lane is cut into equal parts of at most `window` samples (0: one part), and each part
+   is permuted
 5. sample g of the run, counted over all epochs, is sample g // lanes of lane g % lanes
 
 A batch at position p is samples p .. p+B-1, listed lane by lane, of which rank r of R takes the
-r-th of R equal slices. Nothing is stored a sample: a rank in the stream is found by bisection in
-the cumulative counts of the permuted blocks.
+r-th of R equal slices. Nothing is stored for each sample: both permutations are computed at a point
+(`permute`), and a rank in the stream is found by bisection in the cumulative counts of the permuted
+blocks.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ ROUNDS = 8  # even, so that halves of unequal width come back to their places
 FAREST = 2**56  # samples a run may come to: all sums below stay within 64 bits
 MINIMUM_BITS = 6  # below, the permutation is visibly uneven (chi-square)
 PERIOD = 4096  # mixture weights are multiples of 1 / PERIOD
-STRIDE = 2531  # odd and near PERIOD / golden ratio: spreads a source's slots evenly over the period
-GOLDEN = 0x9E3779B97F4A7C15
+# Odd, so that j * STRIDE % PERIOD visits every slot, and near PERIOD / golden ratio, so that any
+# stretch of it is even (an additive recurrence of low discrepancy): the slots of each source are
+# spread over the period.
+STRIDE = 2531
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, splitmix64's increment
 BLOCKS, WINDOW, SOURCE, CAPTION = 1, 2, 3, 4  # what a key is for
 SHARE_BITS = 53  # rates are cut to multiples of 2**-53, as a double holds them
 
@@ -44,7 +47,9 @@ S30, S27, S31 = U64(30), U64(27), U64(31)
 
 
 def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64's finaliser: integers only, so the same on every platform and numpy version."""
+    """Returns splitmix64's finaliser of each number (Steele, Lea and Flood 2014, with Stafford's
+    constants "mix 13"): integers only, so the same on every platform and numpy version.
+    """
     x = x ^ (x >> S30)
     x *= M1
     x ^= x >> S27
@@ -54,7 +59,7 @@ def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def key(*parts: Any) -> NDArray[np.uint64]:
-    """A 64-bit key from integers or integer arrays (broadcast)."""
+    """Returns a 64-bit key of integers or integer arrays (broadcast)."""
     state = np.zeros(1, U64)
     for part in parts:
         state = mix((state ^ np.asarray(part).astype(U64)) + U64(GOLDEN))
@@ -62,29 +67,32 @@ def key(*parts: Any) -> NDArray[np.uint64]:
 
 
 def permute(x: Any, n: Any, keys: Any, bits: int) -> Ints:
-    """Image of each x < n under the permutation of range(n) that its key names.
+    """Returns the image of each x < n under the permutation of range(n) that its key names.
 
-    A Feistel network on `bits` bits, walked until it lands below n. The caller fixes `bits`
-    (2**bits >= n): taken from the n of one call, the result would depend on what else is in the
-    call.
+    A Feistel network (Luby and Rackoff 1988) with `mix` as its round function permutes 2**bits
+    numbers; cycle walking (Black and Rogaway 2002), which applies it again until the result is below
+    n, makes a permutation of range(n) of that. 2**bits >= n; up to 2n, two steps are expected at
+    most. The caller fixes `bits`: taken from the n of one call, the result would depend on what else
+    is in the call.
     """
     low, high = bits // 2, bits - bits // 2
     x, n, keys = (np.array(a, U64) for a in np.broadcast_arrays(x, n, keys))
-    todo = np.arange(x.size)
-    while todo.size:
-        value, seed, a, b = x[todo], keys[todo], high, low  # the left half has a bits, the right b
+    walking = np.arange(x.size)
+    while walking.size:
+        # the left half has a bits, the right b
+        value, seed, a, b = x[walking], keys[walking], high, low
         left, right = value >> U64(b), value & U64((1 << b) - 1)
-        for r in range(ROUNDS):
+        for r in range(ROUNDS):  # (L, R) -> (R, L xor F(R, key of the round))
             f = mix(right ^ (seed + U64(r * GOLDEN % 2**64))) & U64((1 << a) - 1)
             left, right, a, b = right, left ^ f, b, a
-        x[todo] = value = (left << U64(b)) | right
-        todo = todo[value >= n[todo]]
+        x[walking] = value = (left << U64(b)) | right
+        walking = walking[value >= n[walking]]
     image: Ints = x.astype(np.int64)
     return image
 
 
 def nth_set_bit(blocks: NDArray[np.uint32], n: Ints) -> Ints:
-    """Place of the n-th (from 0) set bit of each block of 32."""
+    """Returns the place of the n-th (from 0) set bit of each block of 32."""
     octets = blocks.astype("<u4").view(np.uint8).reshape(-1, 4)
     bits = np.unpackbits(octets, axis=1, bitorder="little")
     place: Ints = (bits.cumsum(1, dtype=np.uint8) == (n + 1)[:, None]).argmax(1)
@@ -113,8 +121,8 @@ class SourceOrder:
         self._epochs: dict[int, tuple[NDArray[np.uint32], Ints]] = {}
 
     def _epoch(self, epoch: int) -> tuple[NDArray[np.uint32], Ints]:
-        """Permuted blocks, and the stream rank at which each ends: 12 bytes a block; two epochs
-        are kept.
+        """Permuted blocks, and the stream rank at which each ends: 12 bytes a block. Two epochs are
+        kept, for a batch may lie across their border.
         """
         if epoch not in self._epochs:
             self._epochs = dict(list(self._epochs.items())[-1:])
@@ -125,12 +133,11 @@ class SourceOrder:
         return self._epochs[epoch]
 
     def rows(self, lane: Ints, sample: Ints) -> Ints:
-        """Row id of sample `sample` (counted over all epochs) of each lane."""
+        """Returns the row id of sample `sample` (counted over all epochs) of each lane."""
         n = self.lane_samples
         epochs, i = np.divmod(sample, n)
-        window = (
-            (i + 1) * self.windows - 1
-        ) // n  # window w is [w*n // windows, (w+1)*n // windows)
+        # window w is [w*n // windows, (w+1)*n // windows)
+        window = ((i + 1) * self.windows - 1) // n
         start = window * n // self.windows
         size = (window + 1) * n // self.windows - start
         keys = key(self.seed, WINDOW, epochs, lane, window)
@@ -142,10 +149,8 @@ class SourceOrder:
             rank = lane[at] * n + i[at]
             place = np.searchsorted(ends, rank, "right")
             block = order[place]
-            nth = rank - ends[place] + self.counts[block]
-            rows[at] = self.blocks[block].astype(np.int64) * BLOCK + nth_set_bit(
-                self.valid_mask[block], nth
-            )
+            bit = nth_set_bit(self.valid_mask[block], rank - ends[place] + self.counts[block])
+            rows[at] = self.blocks[block].astype(np.int64) * BLOCK + bit
         return rows
 
 
@@ -160,7 +165,7 @@ class Union:
         self._starts = BLOCK * np.cumsum([0, *(w.size for w in valid_masks)])
 
     def split(self, rows: Ints) -> tuple[Ints, Ints]:
-        """(source, row id in it) of row ids of the union."""
+        """Returns (source, row id in it) of row ids of the union."""
         source: Ints = np.searchsorted(self._starts, rows, "right") - 1
         return source, rows - self._starts[source]
 
@@ -168,8 +173,8 @@ class Union:
 class Order:
     """The samples of a run over one or more sources.
 
-    valid_masks: valid-row bits of each source, (row ids / 32,) uint32. weights: share of each source in
-    the run, rounded to 1 / 4,096; None is in proportion to size. Raises OrderError for a source
+    valid_masks: valid-row bits of each source, (row ids / 32,) uint32. weights: share of each source
+    in the run, rounded to 1 / 4,096; None is in proportion to size. Raises OrderError for a source
     with fewer valid rows than lanes.
     """
 
@@ -192,31 +197,29 @@ class Order:
                 f"weights {list(weights)}: one above 0 for each of {len(valid_masks)} sources expected"
             )
         seeds = [seed, *(int(key(seed, SOURCE, s)[0]) for s in range(1, len(valid_masks)))]
-        self.sources = [
-            SourceOrder(w, s, lanes, window) for w, s in zip(valid_masks, seeds, strict=True)
-        ]
+        pairs = zip(valid_masks, seeds, strict=True)
+        self.sources = [SourceOrder(mask, number, lanes, window) for mask, number in pairs]
         self.seed, self.lanes, self.window = seed, lanes, window
         self.weights = list(weights) if weights is not None else None
         share = np.array(weights or [s.lane_samples for s in self.sources], float)
         cuts = np.rint(np.cumsum(share / share.sum()) * PERIOD).astype(int)
-        if (lost := np.flatnonzero(np.diff(cuts, prepend=0) == 0)).size:
+        if (absent := np.flatnonzero(np.diff(cuts, prepend=0) == 0)).size:
             raise OrderError(
-                f"source {lost[0]} has {share[lost[0]] / share.sum():.2g} of the weight: at least 1 / "
+                f"source {absent[0]} has {share[absent[0]] / share.sum():.2g} of the weight: at least 1 / "
                 f"{2 * PERIOD} expected, else none of its samples come. Give it more, or leave it out"
             )
         self._pattern = np.searchsorted(cuts, np.arange(PERIOD) * STRIDE % PERIOD, "right")
-        taken = np.cumsum(np.eye(len(valid_masks), dtype=int)[self._pattern], 0)
-        self._before = np.vstack(
-            [np.zeros(len(valid_masks), int), taken]
-        )  # slots of a source before slot j
+        # slots of each source before slot j of the period, (PERIOD + 1, sources)
+        slots = np.eye(len(valid_masks), dtype=int)[self._pattern]
+        self._before = np.vstack([np.zeros(len(valid_masks), int), np.cumsum(slots, 0)])
 
     @property
     def epoch_samples(self) -> int:
-        """Samples of one epoch; with several sources, of the largest share's natural epoch."""
+        """Samples of one epoch; with several sources, of all their epochs together."""
         return sum(source.lane_samples for source in self.sources) * self.lanes
 
     def identity(self) -> Json:
-        """What the order depends on: part of a run's identity, compared on resume."""
+        """Returns what the order depends on: part of a run's identity, compared on resume."""
         return {
             "seed": self.seed,
             "lanes": self.lanes,
@@ -226,7 +229,7 @@ class Order:
         }
 
     def check(self, position: int, batch: int, world: int = 1) -> None:
-        """Raise OrderError unless position and batch are multiples of the lanes and the world
+        """Raises OrderError unless position and batch are multiples of the lanes and the world
         divides the batch.
         """
         if not 0 <= position <= FAREST or not 1 <= batch <= FAREST:
@@ -244,16 +247,16 @@ class Order:
     def __call__(
         self, position: int, batch: int, world: int = 1, rank: int = 0
     ) -> tuple[Ints, Ints, Ints]:
-        """(source, row id, sample number) of one rank's part of the global batch at `position`,
-        lane by lane.
+        """Returns (source, row id, sample number) of one rank's part of the global batch at
+        `position`, lane by lane.
         """
         self.check(position, batch, world)
         samples = position + self.places(batch, world, rank)
         return *self.at(samples), samples
 
     def places(self, batch: int, world: int = 1, rank: int = 0) -> Ints:
-        """Which samples of a global batch are a rank's, counted from the batch's position, in the
-        order in which a batch lists them: lane by lane.
+        """Returns which samples of a global batch are a rank's, counted from the batch's position, in
+        the order in which a batch lists them: lane by lane.
         """
         self.check(0, batch, world)
         if not 0 <= rank < world:
@@ -262,8 +265,8 @@ class Order:
         return places[rank * batch // world : (rank + 1) * batch // world]
 
     def at(self, samples: Ints) -> tuple[Ints, Ints]:
-        """(source, row id) of any sample numbers. A call costs about as much for 1,000 as for
-        one, so ask for many batches at once.
+        """Returns (source, row id) of any sample numbers. A call costs about as much for 1,000 as
+        for one, so ask for many batches at once.
         """
         i, lane = np.divmod(samples, self.lanes)
         if len(self.sources) == 1:
@@ -278,14 +281,14 @@ class Order:
         return source, rows
 
     def _slots(self, source: int, slot: Ints) -> Ints:
-        """How many of a lane's slots 0 .. slot-1 belong to a source."""
+        """Returns how many of a lane's slots 0 .. slot-1 belong to a source."""
         whole, rest = np.divmod(slot, PERIOD)
         slots: Ints = whole * self._before[-1, source] + self._before[rest, source]
         return slots
 
     def choose(self, samples: Ints, rates: Sequence[float]) -> Ints:
-        """Which of several captions each sample takes, (B,): the k-th at `rates[k]` of them. A
-        function of (seed, sample number) alone.
+        """Returns which of several captions each sample takes, (B,): the k-th at `rates[k]` of them.
+        A function of (seed, sample number) alone.
         """
         if len(rates) == 1:
             return np.zeros(samples.size, np.int64)
