@@ -36,7 +36,7 @@ class UnknownField(ValueError):
 # ---- messages -----------------------------------------------------------------------------------
 
 
-def _found(value: Any, expected: str) -> str:
+def mismatch(value: Any, expected: str) -> str:
     shown = f"a {type(value).__name__}" if isinstance(value, dict | list) else repr(value)
     return f"found {shown if len(shown) <= 80 else shown[:77] + '...'}, expected {expected}"
 
@@ -47,7 +47,7 @@ def explained(error: ValidationError) -> ValueError:
     """
     faults = error.errors(include_url=False)
     for fault in faults:
-        if fault["type"] == "extra_forbidden":
+        if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             return UnknownField(str(fault["loc"][-1]))
     fault = faults[0]
     place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in fault["loc"]).lstrip(".")
@@ -55,15 +55,15 @@ def explained(error: ValidationError) -> ValueError:
         return ValueError(f"{place} is missing")
     if fault["type"] == "value_error":  # of a validator of ours
         message = str(fault["ctx"]["error"])
-    elif fault["type"] == "model_type":
-        message = _found(fault["input"], "an object")
+    elif fault["type"] in ("model_type", "dataclass_type"):
+        message = mismatch(fault["input"], "an object")
     else:
         expected = re.sub(
             r"^(Input|String|List|Tuple|Dictionary) should (be |have )?", "", fault["msg"]
         )
         expected = expected.replace("greater than or equal to", "at least")
         expected = expected.replace("less than or equal to", "at most")
-        message = _found(fault["input"], expected)
+        message = mismatch(fault["input"], expected)
     return ValueError(f"{place}: {message}" if place else message)
 
 
@@ -83,7 +83,7 @@ def check(schema: type[BaseModel] | TypeAdapter[Any], value: Any) -> Any:
 def _base_name(name: str) -> str:
     """Refuses all but a file's name without a folder."""
     if name in ("", ".", "..") or len(name.encode()) > 255 or set(name) & {"/", "\\", "\0"}:
-        raise ValueError(_found(name, "a file's base name"))
+        raise ValueError(mismatch(name, "a file's base name"))
     return name
 
 

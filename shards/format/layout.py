@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, StrictFloat, StrictInt
 
 from ..errors import IdentityMismatch
 from .atomic import Json, canonical_json, sha256
@@ -86,8 +87,9 @@ class Norm:
     channels. Raises ValueError where float32 could not normalise by it and back.
     """
 
-    shift: tuple[float, ...]
-    scale: tuple[float, ...]
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    shift: tuple[StrictInt | StrictFloat, ...]
+    scale: tuple[StrictInt | StrictFloat, ...]
 
     def __post_init__(self) -> None:
         check_numbers("norm.shift", self.shift)
@@ -130,10 +132,11 @@ class Layout:
     where these do not fit together.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
     kind: str
-    row_shape: tuple[int, ...]
-    shards: int
-    shard_rows: int = SHARD_ROWS
+    row_shape: tuple[StrictInt, ...]
+    shards: StrictInt
+    shard_rows: StrictInt = SHARD_ROWS
     element: str = ""
     codec: str | None = None
     backend: str = "zarr"
@@ -385,18 +388,6 @@ class ColumnSpec:
             "zarr": {path: sha256(data) for path, data in sorted(self.zarr_json().items())},
         }
         return record | ({"quantisation": self.quantisation} if self.quantisation else {})
-
-    @classmethod
-    def from_record(cls, record: Json) -> ColumnSpec:
-        layout = record["layout"]
-        norm = record["norm"]
-        return cls(
-            record["identity"],
-            Layout(**{**layout, "row_shape": tuple(layout["row_shape"])}),
-            norm and Norm(tuple(norm["shift"]), tuple(norm["scale"])),
-            record["empty_tokens"],
-            record.get("quantisation"),
-        )
 
 
 def differences(actual: Any, expected: Any, place: str = "") -> list[str]:

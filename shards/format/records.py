@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import (
+    AfterValidator,
     BaseModel,
     Field,
     Strict,
@@ -24,7 +25,7 @@ from pydantic import (
 
 from ..errors import CorruptColumn, FormatVersion, NotARecord
 from .atomic import Json, canonical_json, refuse_version, seal, sha256
-from .checks import STRICT, BaseName, Digest, Text, UnknownField, check
+from .checks import STRICT, BaseName, Digest, Text, UnknownField, check, mismatch
 from .layout import (
     BLOCK,
     COLUMN,
@@ -40,12 +41,22 @@ from .layout import (
     VERSION,
     ZARR_ROWS,
     ColumnSpec,
+    Layout,
+    Norm,
     Status,
 )
 
 # Largest file of a sealed record by kind; parsed, JSON takes up to twenty times as much memory.
 RECORD_BYTES = {COLUMN: 1 << 22, COMMIT: 1 << 24, COMPLETE: 1 << 26, SOURCE: 1 << 26}
 MAX_CAPTIONS = 256  # members or captions of one sample
+
+
+def _bounded(number: float) -> float:
+    """Refuses what float32 has no room for, NaN among it; an integer stays one."""
+    if not abs(number) <= MAX_NUMBER:
+        raise ValueError(mismatch(number, "a finite number"))
+    return number
+
 
 AS_LIST = Strict(False)  # JSON has lists where Python has tuples
 ShardCount = Annotated[int, Field(ge=0, le=MAX_SHARDS)]
@@ -56,8 +67,7 @@ ShardRows = Annotated[int, Field(ge=ZARR_ROWS, le=MAX_SHARD_ROWS, multiple_of=ZA
 Bytes = Annotated[int, Field(ge=0, le=2**62)]
 Version = Annotated[int, Field(ge=VERSION, le=VERSION)]
 Name = Annotated[str, Field(max_length=256)]
-Word = Annotated[str, Field(max_length=32)]
-Number = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER, allow_inf_nan=False)]
+Number = Annotated[int | float, AfterValidator(_bounded)]
 # the path of an object below its column: never out of it
 ObjectPath = Annotated[
     str, Field(max_length=256, pattern=r"^[a-z]+(/[A-Za-z0-9][A-Za-z0-9_-]*(\.[a-z]+)?){1,8}$")
@@ -81,23 +91,6 @@ class Sealed(Record):
     digest: Digest
 
 
-class LayoutRecord(Record):
-    kind: Word
-    row_shape: Annotated[
-        list[Annotated[int, Field(ge=1, lt=2**31)]], Field(min_length=1, max_length=8)
-    ]
-    shards: ShardCount
-    shard_rows: ShardRows
-    element: Word = ""
-    codec: Word | None = None
-    backend: Word = "zarr"
-
-
-class NormRecord(Record):
-    shift: Annotated[list[Number], Field(min_length=1, max_length=2**16)]
-    scale: Annotated[list[Number], Field(min_length=1, max_length=2**16)]
-
-
 class Quantisation(Record):
     scheme: Name
     channel: Annotated[list[Number], Field(min_length=1, max_length=2**20)]
@@ -110,8 +103,8 @@ class ColumnRecord(Sealed):
 
     KIND = COLUMN
     identity: dict[str, Any]
-    layout: LayoutRecord
-    norm: NormRecord | None
+    layout: Layout
+    norm: Norm | None
     empty_tokens: Annotated[int, Field(ge=1, lt=2**16)] | None
     zarr: Digests
     quantisation: Quantisation = None  # type: ignore[assignment]  # absent, but never null
@@ -122,7 +115,8 @@ class ColumnRecord(Sealed):
         return self
 
     def spec(self) -> ColumnSpec:
-        return ColumnSpec.from_record(self.model_dump(exclude_unset=True))
+        scales = self.quantisation.model_dump() if self.quantisation else None
+        return ColumnSpec(self.identity, self.layout, self.norm, self.empty_tokens, scales)
 
 
 class CommitRecord(Sealed):

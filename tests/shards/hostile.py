@@ -28,6 +28,8 @@ from shards import (
     Column,
     ColumnSpec,
     IndexRow,
+    Layout,
+    Norm,
     ShardsError,
     Source,
     open_source,
@@ -190,7 +192,14 @@ def follow(files: Files, chance: random.Random) -> None:
 def of_column(files: Files, chance: random.Random) -> None:
     record = changed(opened(files["column.json"]), chance)
     with suppress(Exception):  # where it makes sense at all, its Zarr metadata shall fit it
-        spec = ColumnSpec.from_record(record)
+        layout, norm = record["layout"], record["norm"]
+        spec = ColumnSpec(
+            record["identity"],
+            Layout(**{**layout, "row_shape": tuple(layout["row_shape"])}),
+            norm and Norm(tuple(norm["shift"]), tuple(norm["scale"])),
+            record["empty_tokens"],
+            record.get("quantisation"),
+        )
         if chance.random() < 0.8:
             metadata = spec.zarr_json()
             record["zarr"] = {path: sha256(data) for path, data in metadata.items()}

@@ -333,6 +333,14 @@ def test_a_norm_is_refused_or_read_back(shift: list[float], scale: list[float]) 
             assert open_spec(open_store(column))[0] == spec
 
 
+def test_integers_in_a_norm_stay_integers(tmp_path: Path) -> None:
+    """So that the digest of a column that another program wrote is the same however it is computed."""
+    spec = replace(moments_spec(), norm=Norm((0,), (1, 2)))
+    create_column(tmp_path / "c", spec)
+    read, _ = open_spec(open_store(tmp_path / "c"))
+    assert seal(read.record()) == (tmp_path / "c/column.json").read_bytes()
+
+
 @given(NUMBERS, st.integers(-1, 9) | st.none())
 def test_scales_of_int8_are_refused_or_read_back(channel: list[float], empty: int | None) -> None:
     layout = Layout("tokens", (8, 2), 1, 1024, "int8")
