@@ -26,7 +26,6 @@ from ..errors import BadQuestions
 from ..images.imageset import ImageSetReader, PictureRef
 from ..images.layouts import Picture
 from ..images.ranks import Rank
-from ..prompts.prompts import Prompts
 from ..scores.aggregate import aggregate, pooled
 from ..scores.results import Item, Score
 from ..scores.scorer import Scorer, label
@@ -39,6 +38,7 @@ COLUMNS = ("item_id", "proposition_id", "dependency", "tuple", "question_natural
 PROMPT = (
     "{} Please answer yes or no."  # mPLUG was trained to answer briefly, chat models are asked to
 )
+ADVICE = "Generate the set with --benchmark dpgbench and the csv's prompts"
 GATED = "categories are gated too; those that the official script prints are dpg-ungated's"
 
 
@@ -69,17 +69,18 @@ def _score(
     images: ImageSetReader, args: argparse.Namespace
 ) -> Iterator[tuple[Score, Sequence[Item]]]:
     questions = read_questions(args.csv)
-    lost = absent(questions, images.prompts, args.partial)
+    ids = [prompt.id for prompt in images.prompts.items]
+    absent = count_absent(questions, ids, args.partial, ADVICE)
     model = vlm.load(args, vlm.ANY)
-    texts = {name: [[q.number, q.text] for q in some] for name, some in questions.items()}
+    texts = {name: [[q.number, q.text] for q in group] for name, group in questions.items()}
     key = {"vlm": model.identity, "prompt": PROMPT, "questions": sha256(canonical_json(texts))}
 
     def predict(pictures: Sequence[PictureRef], pixels: Sequence[Picture]) -> list[Json]:
         predictions = []
-        for picture, shown in zip(pictures, pixels, strict=True):
-            some = questions[picture.file.prompt.id]
-            answers = model.answers(shown, [PROMPT.format(q.text) for q in some])
-            pairs = zip(some, answers, strict=True)
+        for picture, image in zip(pictures, pixels, strict=True):
+            group = questions[picture.file.prompt.id]
+            answers = model.answers(image, [PROMPT.format(q.text) for q in group])
+            pairs = zip(group, answers, strict=True)
             predictions.append({str(q.number): [answer.yes, answer.no] for q, answer in pairs})
         return predictions
 
@@ -91,7 +92,7 @@ def _score(
         item(picture.file.prompt.id, picture.number, questions[picture.file.prompt.id], odds)
         for picture, odds in predictions.pairs
     ]
-    everything = {name: [asdict(q) for q in some] for name, some in questions.items()}
+    everything = {name: [asdict(q) for q in group] for name, group in questions.items()}
     made_by = key | {"paths": [args.vlm], "whole_questions": sha256(canonical_json(everything))}
     for kind, items, field, notes in (
         ("dpg", gated_items, "gated", (GATED,)),
@@ -99,7 +100,7 @@ def _score(
     ):
         values = aggregate(items, unit=100)[0], pooled(by_category(items, field), unit=100)
         score = predictions.score(
-            f"{kind}-{name}", items, values, made_by, notes=notes, absent=lost, unit=100
+            f"{kind}-{name}", items, values, made_by, notes=notes, absent=absent, unit=100
         )
         yield score, items
 
@@ -133,7 +134,7 @@ def read_questions(path: Path) -> Questions:
         ) from None
     if not rows:
         raise BadQuestions(f"{path}: holds no question. Fetch it again from {URL}")
-    return {name: parents_first(some, f"{path}: {name}") for name, some in rows.items()}
+    return {name: parents_first(group, f"{path}: {name}") for name, group in rows.items()}
 
 
 def _question(row: dict[str, str], where: str) -> Question:
@@ -156,9 +157,9 @@ def parents_first(questions: Sequence[Question], where: str = "") -> tuple[Quest
     """Returns a prompt's questions, first those without parents, then those about them, and so on."""
     by_number = {question.number: question for question in questions}
     twice = [number for number, count in Counter(q.number for q in questions).items() if count > 1]
-    lost = sorted({p for question in questions for p in question.parents} - by_number.keys())
+    unknown = sorted({p for question in questions for p in question.parents} - by_number.keys())
     problem = f"propositions {twice} occur twice" if twice else ""
-    problem = problem or (f"parents {lost} are no propositions" if lost else "")
+    problem = problem or (f"parents {unknown} are no propositions" if unknown else "")
     sorter = TopologicalSorter({question.number: question.parents for question in questions})
     try:
         sorter.prepare()
@@ -173,14 +174,6 @@ def parents_first(questions: Sequence[Question], where: str = "") -> tuple[Quest
         order += ready
         sorter.done(*ready)
     return tuple(by_number[number] for number in order)
-
-
-def absent(questions: Questions, prompts: Prompts, partial: bool) -> int:
-    """Returns how many prompts that have questions the set does not have; see `count_absent`."""
-    ids = [prompt.id for prompt in prompts.items]
-    return count_absent(
-        questions, ids, partial, "Generate the set with --benchmark dpgbench and the csv's prompts"
-    )
 
 
 def gated(questions: Sequence[Question], answers: Mapping[int, bool]) -> dict[int, bool]:

@@ -89,19 +89,19 @@ def read_skills(path: Path, prompts: Prompts, partial: bool = False) -> tuple[Sk
     and `partial` does not allow it, or where none is present.
     """
     names = _numbered(prompts)
-    lost: set[int] = set()
+    missing: set[int] = set()
     skills: dict[str, list[str]] = {}
     for skill, numbers in read(path).items():
-        lost |= set(numbers) - names.keys()
+        missing |= set(numbers) - names.keys()
         for number in dict.fromkeys(n for n in numbers if n in names):
             skills.setdefault(names[number], []).append(skill)
-    if not skills or (lost and not partial):
-        few = ", ".join(map(str, sorted(lost)[:NAMED]))
+    if not skills or (missing and not partial):
+        few = ", ".join(map(str, sorted(missing)[:NAMED]))
         raise BadQuestions(
-            f"{path}: it has {len(lost)} prompts that the set does not have ({few}). Take skills and prompts of one "
+            f"{path}: it has {len(missing)} prompts that the set does not have ({few}). Take skills and prompts of one "
             "edition (1,600 prompts counted from 0, or 527 counted from 1), or score what exists with --partial"
         )
-    return {name: tuple(names_) for name, names_ in skills.items()}, len(lost)
+    return {name: tuple(names_) for name, names_ in skills.items()}, len(missing)
 
 
 def _numbered(prompts: Prompts) -> dict[int, str]:

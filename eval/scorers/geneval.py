@@ -92,10 +92,12 @@ def _score(
         predictions: list[Json] = []
         pairs = zip(pictures, pixels, strict=True)
         for _, group in groupby(pairs, lambda pair: pair[1].shape):  # the detector takes one shape
-            some, shown = zip(*group, strict=True)
-            for picture, image, segments in zip(some, shown, detector(shown), strict=True):
-                wanted = coloured_classes(picture.file.prompt.record or {})
-                predictions.append(to_json(_with_colours(image, segments, wanted, colours)))
+            members, shown_images = zip(*group, strict=True)
+            for picture, image, segments in zip(
+                members, shown_images, detector(shown_images), strict=True
+            ):
+                counts = coloured_classes(picture.file.prompt.record or {})
+                predictions.append(to_json(_with_colours(image, segments, counts, colours)))
         return predictions
 
     name = f"geneval-hf-{label(args.detector)}"
@@ -118,15 +120,15 @@ def _score(
 
 
 def _with_colours(
-    picture: Picture, segments: Sequence[Segment], wanted: dict[str, int], colours: ColourClassifier
+    picture: Picture, segments: Sequence[Segment], counts: dict[str, int], colours: ColourClassifier
 ) -> Objects:
-    """Returns objects by class, the surest first; of the `wanted` surest their likeness to colours."""
+    """Returns objects by class, the surest first; of the `counts` surest their likeness to colours."""
     objects: Objects = {}
     ordered = sorted(segments, key=lambda segment: -segment.score)
     for kind in sorted({segment.kind for segment in segments}):
         name = CLASSES[kind]
         members = [segment for segment in ordered if segment.kind == kind]
-        coloured = members[: wanted.get(name, 0)]
+        coloured = members[: counts.get(name, 0)]
         likeness = colours(picture, coloured, name) if coloured else []
         likeness += [()] * (len(members) - len(coloured))
         objects[name] = [
@@ -178,46 +180,46 @@ def judge(record: Json, objects: Objects, rules: Rules = Rules()) -> Verdict:
     objects = kept(objects, least, rules.most)
     groups: list[list[Detection] | None] = []  # of each item of include, where it is matched
     reasons: list[str] = []
-    for wanted in record["include"]:
-        candidates = objects.get(wanted["class"], [])[: wanted["count"]]
-        wrong = _wrong(wanted, candidates, groups, rules)
+    for item in record["include"]:
+        candidates = objects.get(item["class"], [])[: item["count"]]
+        wrong = _wrong(item, candidates, groups, rules)
         reasons += wrong
         groups.append(None if wrong else candidates)
-    for unwanted in record.get("exclude", ()):
-        count = len(objects.get(unwanted["class"], ()))
-        if count >= unwanted["count"]:
-            reasons.append(f"expected {unwanted['class']}<{unwanted['count']}, found {count}")
+    for excluded in record.get("exclude", ()):
+        count = len(objects.get(excluded["class"], ()))
+        if count >= excluded["count"]:
+            reasons.append(f"expected {excluded['class']}<{excluded['count']}, found {count}")
     return Verdict(not reasons, tuple(reasons), objects)
 
 
 def kept(objects: Objects, above: float, most: int) -> Objects:
     """Returns of each class the `most` surest detections that score above a limit, surest first."""
     surest = {
-        name: sorted((d for d in some if d.score > above), key=lambda d: -d.score)[:most]
-        for name, some in objects.items()
+        name: sorted((d for d in detections if d.score > above), key=lambda d: -d.score)[:most]
+        for name, detections in objects.items()
     }
     return {name: detections for name, detections in surest.items() if detections}
 
 
 def _wrong(
-    wanted: Json, candidates: list[Detection], groups: list[list[Detection] | None], rules: Rules
+    item: Json, candidates: list[Detection], groups: list[list[Detection] | None], rules: Rules
 ) -> list[str]:
     """Returns what keeps the candidates from being what is wanted."""
-    name, count = wanted["class"], wanted["count"]
+    name, count = item["class"], item["count"]
     if len(candidates) < count:
         return [f"expected {name}>={count}, found {len(candidates)}"]
-    if "color" in wanted:
+    if "color" in item:
         colours = [candidate.colour for candidate in candidates]
-        if colours.count(wanted["color"]) < count:
-            return [f"expected {wanted['color']} {name}>={count}, found {', '.join(colours)}"]
-    if "position" in wanted:
-        expected, index = wanted["position"]
+        if colours.count(item["color"]) < count:
+            return [f"expected {item['color']} {name}>={count}, found {', '.join(colours)}"]
+    if "position" in item:
+        expected, index = item["position"]
         target = groups[index]
         if target is None:
             return [f"no target for {name} to be {expected}"]
         for candidate in candidates:
-            for other in target:
-                relations = related(candidate.box, other.box, rules.gap)
+            for object_ in target:
+                relations = related(candidate.box, object_.box, rules.gap)
                 if expected not in relations:
                     actual = " and ".join(sorted(relations)) or "no relation to"
                     return [f"expected {name} {expected} target, found {actual} target"]
@@ -239,8 +241,11 @@ def related(a: Box, b: Box, gap: float = 0.1) -> set[str]:
 
 def coloured_classes(record: Json) -> dict[str, int]:
     """Returns the classes whose colours are asked for, and of how many objects (the surest)."""
-    wanted = [(item["class"], item["count"]) for item in record["include"] if "color" in item]
-    return {name: max(count for other, count in wanted if other == name) for name, _ in wanted}
+    counts: dict[str, int] = {}
+    for item in record["include"]:
+        if "color" in item:
+            counts[item["class"]] = max(item["count"], counts.get(item["class"], 0))
+    return counts
 
 
 # What is stored ------------------------------------------------------------------------------------
@@ -270,7 +275,9 @@ def item(prompt: str, number: int, record: Json, objects: Objects) -> Item:
 def official(filename: str, record: Json, objects: Objects) -> Json:
     """Returns the picture's line in the official scorer's results.jsonl."""
     verdict = judge(record, objects)
-    details = {name: [[*d.box, d.score] for d in some] for name, some in verdict.kept.items()}
+    details = {
+        name: [[*d.box, d.score] for d in detections] for name, detections in verdict.kept.items()
+    }
     return {
         "filename": filename, "tag": record["tag"], "prompt": record["prompt"], "correct": verdict.correct,
         "reason": "\n".join(verdict.reasons), "metadata": json.dumps(record), "details": json.dumps(details),
@@ -313,11 +320,11 @@ def _is_valid(record: Json | None) -> bool:
     try:
         if record is None or record["tag"] not in TAGS or not record["include"]:
             return False
-        for i, wanted in enumerate(record["include"]):
-            relation, target = wanted.get("position", (RELATIONS[0], -1))
-            if relation not in RELATIONS or wanted.get("color", COLOURS[0]) not in COLOURS:
+        for i, item in enumerate(record["include"]):
+            relation, target = item.get("position", (RELATIONS[0], -1))
+            if relation not in RELATIONS or item.get("color", COLOURS[0]) not in COLOURS:
                 return False
-            if "position" in wanted and not 0 <= target < i:
+            if "position" in item and not 0 <= target < i:
                 return False
         objects = [*record["include"], *record.get("exclude", ())]
         return all(item["class"] in CLASSES and item["count"] > 0 for item in objects)

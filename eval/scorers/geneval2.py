@@ -22,7 +22,6 @@ from ..errors import BadQuestions
 from ..images.imageset import ImageSetReader, PictureRef
 from ..images.layouts import Picture
 from ..images.ranks import Rank
-from ..prompts.prompts import Prompts
 from ..scores.aggregate import aggregate, pooled
 from ..scores.results import Item, Score
 from ..scores.scorer import Scorer, label
@@ -30,6 +29,7 @@ from . import vlm
 from .predictions import Json, cached_predictions, count_absent
 
 URL = "https://github.com/facebookresearch/GenEval2"
+ADVICE = "Generate pictures of GenEval 2's prompts"
 PROMPT = "{} Answer in one word."
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven")
 
@@ -60,17 +60,18 @@ def _score(
     images: ImageSetReader, args: argparse.Namespace
 ) -> Iterator[tuple[Score, Sequence[Item]]]:
     questions = read_questions(args.questions)
-    lost = absent(questions, images.prompts, args.partial)
+    texts = [prompt.text for prompt in images.prompts.items]
+    absent = count_absent(questions, texts, args.partial, ADVICE)
     model = vlm.load(args, vlm.ANY)
-    texts = {prompt: some.questions for prompt, some in questions.items()}
-    key = {"vlm": model.identity, "prompt": PROMPT, "questions": sha256(canonical_json(texts))}
+    pairs_of = {prompt: group.questions for prompt, group in questions.items()}
+    key = {"vlm": model.identity, "prompt": PROMPT, "questions": sha256(canonical_json(pairs_of))}
 
     def predict(pictures: Sequence[PictureRef], pixels: Sequence[Picture]) -> list[Json]:
         predictions = []
-        for picture, shown in zip(pictures, pixels, strict=True):
-            some = questions[picture.file.prompt.text].questions
-            pairs = [(shown, PROMPT.format(question)) for question, _ in some]
-            odds = model.odds(pairs, [spellings(answer) for _, answer in some])
+        for picture, image in zip(pictures, pixels, strict=True):
+            group = pairs_of[picture.file.prompt.text]
+            pairs = [(image, PROMPT.format(question)) for question, _ in group]
+            odds = model.odds(pairs, [spellings(answer) for _, answer in group])
             predictions.append({"odds": odds})
         return predictions
 
@@ -84,17 +85,17 @@ def _score(
         )
         for picture, p in predictions.pairs
     ]
-    everything = {prompt: asdict(some) for prompt, some in questions.items()}
+    everything = {prompt: asdict(group) for prompt, group in questions.items()}
     made_by = key | {"paths": [args.vlm], "whole_questions": sha256(canonical_json(everything))}
     arithmetic, geometric_items = ([pair[i] for pair in pairs] for i in (0, 1))
     skills = pooled(by_skill(arithmetic), unit=100)
-    for kind, some_items, groups in (("am", arithmetic, skills), ("gm", geometric_items, {})):
-        value, atoms = aggregate(some_items, unit=100)
+    for kind, mean_items, groups in (("am", arithmetic, skills), ("gm", geometric_items, {})):
+        value, atoms = aggregate(mean_items, unit=100)
         score = predictions.score(
-            f"geneval2-softtifa-{kind}-{name}", some_items, (value, atoms | groups), made_by,
-            absent=lost, unit=100,
+            f"geneval2-softtifa-{kind}-{name}", mean_items, (value, atoms | groups), made_by,
+            absent=absent, unit=100,
         )  # fmt: skip
-        yield score, some_items
+        yield score, mean_items
 
 
 SCORER = Scorer(_flags, _score, _ready)
@@ -116,7 +117,7 @@ def read_questions(path: Path) -> dict[str, PromptQuestions]:
         if not line:
             continue
         try:
-            prompt, some = parse_questions(parse_json(line))
+            prompt, group = parse_questions(parse_json(line))
         except (ValueError, KeyError, TypeError) as error:
             raise BadQuestions(
                 f"{path}:{number}: found {line!r:.100}, expected a prompt, its vqa_list, skills and atom_count "
@@ -124,7 +125,7 @@ def read_questions(path: Path) -> dict[str, PromptQuestions]:
             ) from None
         if prompt in questions:
             raise BadQuestions(f"{path}:{number}: the prompt {prompt!r:.80} occurs twice")
-        questions[prompt] = some
+        questions[prompt] = group
     if not questions:
         raise BadQuestions(f"{path}: holds no question. The file is at {URL}")
     return questions
@@ -138,12 +139,6 @@ def parse_questions(record: Any) -> tuple[str, PromptQuestions]:
         raise ValueError(f"answers {strange}" if strange else "a skill for each question")
     questions = PromptQuestions(pairs, tuple(record["skills"]), int(record["atom_count"]))
     return str(record["prompt"]), questions
-
-
-def absent(questions: dict[str, PromptQuestions], prompts: Prompts, partial: bool) -> int:
-    """Returns how many prompts that have questions the set does not have; see `count_absent`."""
-    texts = [prompt.text for prompt in prompts.items]
-    return count_absent(questions, texts, partial, "Generate pictures of GenEval 2's prompts")
 
 
 def spellings(answer: str) -> tuple[str, ...]:

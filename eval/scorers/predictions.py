@@ -23,7 +23,7 @@ from importlib.metadata import version
 from itertools import chain, islice
 from typing import Any, Literal
 
-from shards import atomic_write, canonical_json, put_if_absent, sha256
+from shards import canonical_json, put_if_absent, sha256
 from shards.console import Bar
 from shards.format.atomic import LINES_BYTES, parse_json, read_file, refuse_version
 from shards.format.checks import finite, having, mapping, text
@@ -55,7 +55,6 @@ class Journal:
         self._predictions: dict[str, tuple[Json, float]] = {}
         self._stem = f"{scorer}-{sha256(self._head)[:12]}"
         self.path = images.folder / NAME / "raw" / f"{self._stem}{f'.{rank}' if rank else ''}.jsonl"
-        self._begun = False  # whether the file has its first line, as far as this process knows
         self.read()
 
     def __contains__(self, picture: PictureRef) -> bool:
@@ -72,13 +71,13 @@ class Journal:
         """Reads what all processes have predicted so far."""
         for path in sorted(self.path.parent.glob(f"{escape(self._stem)}*.jsonl")):
             head, *lines = read_file(path, LINES_BYTES).split(b"\n")
-            if not lines:  # killed within the first line
+            if not lines:  # killed within the first line: it holds nothing
+                path.unlink(missing_ok=True)
                 continue
             with suppress(KeyError, TypeError, json.JSONDecodeError):
                 refuse_version(json.loads(head), str(path), FORMAT, VERSION)
             if head + b"\n" != self._head:
                 raise BadScores(f"{path}: not the findings of this scorer. Move it away")
-            self._begun |= path == self.path
             for line in lines:
                 with suppress(ValueError, KeyError, TypeError):  # cut off by a kill: made again
                     record = parse_json(line)
@@ -94,8 +93,7 @@ class Journal:
             self._line(picture, prediction, each)
             for picture, prediction in zip(pictures, predictions, strict=True)
         ]
-        if not self._begun:
-            self._begin()
+        put_if_absent(self.path, self._head)  # or another process wrote it meanwhile
         with self.path.open("ab") as file:
             file.write(self._end_of_cut_line() + b"".join(lines))
             file.flush()
@@ -113,15 +111,6 @@ class Journal:
                 f"{picture.path}: found NaN or infinity in what {self._stem} says of picture {picture.number}, "
                 "expected finite numbers. Try another precision (--device cpu), or check the model's weights"
             ) from None
-
-    def _begin(self) -> None:
-        """Writes the first line, unless another process did; one that a kill cut off, anew."""
-        if not put_if_absent(self.path, self._head):
-            with self.path.open("rb") as file:
-                complete = file.readline().endswith(b"\n")
-            if not complete:
-                atomic_write(self.path, self._head)
-        self._begun = True
 
     def _end_of_cut_line(self) -> bytes:
         """Returns the line end that a kill kept from the last line, if it did."""
@@ -170,16 +159,16 @@ def cached_predictions(
     made_by: Json,
     block: int,
     predict: Predict,
-    wanted: Callable[[PictureRef], bool] = lambda _: True,
+    condition: Callable[[PictureRef], bool] = lambda _: True,
     rank: Rank = ALONE,
 ) -> Predictions | None:
-    """Returns what `predict` says of each wanted picture; None if other processes are still at it.
+    """Returns what `predict` says of each picture of the condition; None if other processes are still at it.
 
     It gets `block` pictures at a time. Blocks depend neither on what was predicted before nor on the
     number of processes, so neither do the last bits of a prediction.
     """
     journal = Journal(images, scorer, made_by, rank.number)
-    pictures = [picture for picture in images if wanted(picture)]
+    pictures = [picture for picture in images if condition(picture)]
     if not pictures:
         raise MissingImages(
             f"{images.folder}: found no picture of a prompt that counts, expected at least one"
@@ -196,10 +185,10 @@ def cached_predictions(
             journal.add(part, predictions, time.monotonic() - start)
             bar.advance(len(part))
     journal.read()
-    left = sum(picture not in journal for picture in pictures)
-    if left:
+    missing = sum(picture not in journal for picture in pictures)
+    if missing:
         bar.note(
-            f"{scorer}: the share of process {rank.number} is done; {left} pictures are left to the others"
+            f"{scorer}: the share of process {rank.number} is done; {missing} pictures are left to the others"
         )
         return None
     pairs = [(picture, journal[picture]) for picture in pictures]
@@ -213,15 +202,15 @@ def count_absent(
 
     BadQuestions where there are some, or where a prompt of the set has no question.
     """
-    known, present = set(questions), set(prompts)
-    unknown, lost = sorted(present - known), sorted(known - present)
+    expected, present = set(questions), set(prompts)
+    unknown, absent = sorted(present - expected), sorted(expected - present)
     if unknown:
         raise BadQuestions(
             f"found {len(unknown)} prompts of the set without a question ({', '.join(unknown[:NAMED])}). {advice}"
         )
-    if lost and not partial:
+    if absent and not partial:
         raise BadQuestions(
-            f"found questions to {len(lost)} prompts that the set does not have ({', '.join(lost[:NAMED])}). {advice}, "
-            "all of it, or score what exists with --partial"
+            f"found questions to {len(absent)} prompts that the set does not have ({', '.join(absent[:NAMED])}). "
+            f"{advice}, all of it, or score what exists with --partial"
         )
-    return len(lost)
+    return len(absent)

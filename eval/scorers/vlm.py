@@ -163,7 +163,7 @@ def _tokens(tokenizer: Any, spellings: Sequence[str], path: str) -> list[int]:
 def _processor_digest(processor: Any) -> str:
     """Returns the digest of how pictures are prepared and of the chat template."""
     options = processor.image_processor.to_dict()
-    kept = {
+    decisive = {
         name: value for name, value in options.items() if not name.endswith(("_class", "_type"))
     }
-    return sha256(canonical_json([repr(sorted(kept.items())), processor.chat_template]))
+    return sha256(canonical_json([repr(sorted(decisive.items())), processor.chat_template]))

@@ -125,19 +125,6 @@ def prompts(*ids: str) -> Prompts:
     return Prompts("dpgbench", tuple(Prompt(name, "x") for name in ids))
 
 
-def test_the_set_has_the_prompts_that_are_asked_about() -> None:
-    questions = {"a": (q(1),), "b": (q(1),)}
-    assert dpg.absent(questions, prompts("a", "b"), partial=False) == 0
-    assert dpg.absent(questions, prompts("a"), partial=True) == 1
-    with pytest.raises(
-        BadQuestions, match=r"questions to 1 prompts that the set does not have \(b\)"
-    ):
-        dpg.absent(questions, prompts("a"), partial=False)
-    for partial in (False, True):
-        with pytest.raises(BadQuestions, match=r"1 prompts of the set without a question \(c\)"):
-            dpg.absent(questions, prompts("a", "b", "c"), partial)
-
-
 def test_a_tile_from_probabilities() -> None:
     questions = parents_first([q(1), q(2, 1, category="attribute - color"), q(3)])
     item = dpg.item("a", 2, questions, {"1": [0.3, 0.3], "2": [0.6, 0.1], "3": [0.02, 0.01]})

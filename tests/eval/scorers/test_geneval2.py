@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from eval.errors import BadQuestions
-from eval.prompts.prompts import Prompt, Prompts
 from eval.scorers import geneval2 as softtifa
 from eval.scorers.geneval2 import PromptQuestions, geometric, items, read_questions, spellings
 
@@ -74,16 +73,3 @@ def test_absent_and_repeated(tmp_path: Path) -> None:
         read_questions(written(tmp_path, TWO_CATS, TWO_CATS))
     with pytest.raises(BadQuestions, match="holds no question"):
         read_questions(written(tmp_path))
-
-
-def test_the_set_has_the_prompts_that_are_asked_about() -> None:
-    questions = {"a": read_questions_of(TWO_CATS), "b": read_questions_of(TWO_CATS)}
-    one = Prompts("p", (Prompt("00000", "a"),))
-    assert softtifa.absent(questions, one, partial=True) == 1
-    with pytest.raises(
-        BadQuestions, match=r"questions to 1 prompts that the set does not have \(b\)"
-    ):
-        softtifa.absent(questions, one, partial=False)
-    other = Prompts("p", (Prompt("00000", "c"),))
-    with pytest.raises(BadQuestions, match="1 prompts of the set without a question"):
-        softtifa.absent(questions, other, partial=True)

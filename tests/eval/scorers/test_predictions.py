@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.errors import BadScores, MissingImages, NotFinite
+from eval.errors import BadQuestions, BadScores, MissingImages, NotFinite
 from eval.images.imageset import ImageSetReader, ImageSetWriter, PictureRef
 from eval.images.layouts import Picture
 from eval.images.ranks import Rank
 from eval.prompts.prompts import Prompt, Prompts
 from eval.scorers import predictions as journal
-from eval.scorers.predictions import Journal, cached_predictions
+from eval.scorers.predictions import Journal, cached_predictions, count_absent
 
 MADE_BY = {"weights": "abc", "spellings": ("Yes",)}
 
@@ -168,3 +168,13 @@ def test_seconds_are_those_of_all_passes(tmp_path: Path, monkeypatch: pytest.Mon
     again = cached_predictions(images, "s", MADE_BY, 2, Finder(stop=10))
     assert again is not None
     assert again.seconds == done.seconds
+
+
+def test_the_set_has_the_prompts_that_have_questions() -> None:
+    assert count_absent("ab", "ab", partial=False, advice="Do") == 0
+    assert count_absent("ab", "a", partial=True, advice="Do") == 1
+    with pytest.raises(BadQuestions, match=r"to 1 prompts that the set does not have \(b\)\. Do"):
+        count_absent("ab", "a", partial=False, advice="Do")
+    for partial in (False, True):
+        with pytest.raises(BadQuestions, match=r"1 prompts of the set without a question \(c\)"):
+            count_absent("ab", "abc", partial, advice="Do")
