@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from rich.table import Table
 
-from shards import ColumnSpec, Status, Store, canonical_json
+from shards import Status, Store, canonical_json
 from shards.console import render
 from shards.format.atomic import Json, parse_json
 from shards.format.layout import HAS_VALUES
@@ -24,44 +24,28 @@ from shards.tools.describe import describe
 from ..config import EncodeConfig
 from ..errors import EncodeError
 from ..source.index import index_heads
+from ..tasks import ShardTask, Target
 
 SHOWN = 20  # failed shards that are printed; report.json has all
 WIDTH = 200  # of tables, at most
 MISSING = (Status.IMAGE_MISSING, Status.CAPTION_MISSING)
+# of progress.json, kept of the last run that asked for a column
+RUN_FIELDS = (
+    "started",
+    "updated",
+    "shards",
+    "rows",
+    "rows_per_s",
+    "busy",
+    "waits",
+    "seconds",
+    "cpu",
+)
 STAGES = ("read", "decode", "wait", "encode", "write")  # of a shard, in their order
 
 
 class CountsDisagree(EncodeError, ValueError):
     """The rows of a column do not add up to those of its source."""
-
-
-class Written(Protocol):
-    """A column of a run: where it stands and what it is. `engine.Target` is one."""
-
-    @property
-    def store(self) -> Store: ...
-
-    @property
-    def digest(self) -> str: ...
-
-    @property
-    def spec(self) -> ColumnSpec: ...
-
-
-class Task(Protocol):
-    """A shard that failed. `engine.ShardTask` is one."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def tar(self) -> Any: ...
-
-    @property
-    def number(self) -> int: ...
-
-    @property
-    def targets(self) -> Mapping[str, Written]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,52 +57,55 @@ class Report:
 
 
 def usable(counts: Mapping[str, int]) -> bool:
-    """Whether any row has values."""
+    """Returns whether any row has values."""
     return any(counts.get(status.name.lower()) for status in HAS_VALUES)
 
 
 def write_report(
-    root: Store, columns: Mapping[str, Written], failed: Sequence[tuple[Task, str]],
+    root: Store, columns: Mapping[str, Target], failed: Sequence[tuple[ShardTask, str]],
     run: Json | None, config: EncodeConfig, damaged: Mapping[str, str] | None = None,
 ) -> Report:  # fmt: skip
-    """Write `<root>/report.json` and summarise the run.
+    """Writes `<root>/report.json` and summarises the run.
 
-    `columns` are all that the run was asked for, by url; `failed` its shards and why; `run` what the
-    meter counted (as in progress.json), None where nothing was encoded; `damaged` says of columns by
-    url what they lack though it is committed. Columns of earlier runs keep their entries. Raises
-    CountsDisagree where rows are lost or doubled.
+    `columns` are all that the config names, by url; `failed` the run's shards and why; `run` what
+    progress.json says, None where nothing was encoded; `damaged` says of columns by url what they lack
+    though it is committed. Columns of earlier runs keep their entries. Raises CountsDisagree where
+    rows are lost or doubled.
     """
-    report = standing_report(root)
+    report = read_report(root)
     heads: dict[str, dict[int, int]] = {}
-    mine: dict[str, Json] = {}
+    entries: dict[str, Json] = {}
     for url, target in sorted(columns.items()):
         folder = target.store.parent
         if folder.url not in heads:
             heads[folder.url] = index_heads(folder)
-        entry = column_report(target, heads[folder.url], failed)
+        entry = entries[url] = column_report(target, heads[folder.url], failed)
         if damaged and url in damaged:
             entry |= {"complete": None, "damaged": damaged[url]}
         if run is not None:
-            entry["run"] = _of_run(run, url)
+            entry["run"] = {key: run[key] for key in RUN_FIELDS if key in run}
+            entry["run"]["column"] = run.get("columns", {}).get(url, {})
         elif isinstance(report.get(url), dict) and "run" in report[url]:
             entry["run"] = report[url]["run"]  # the last one that encoded anything
-        mine[url] = entry
-    root.replace("report.json", canonical_json(report | mine))
-    useless = [u for u, e in mine.items() if e["complete"] is not None and not usable(e["counts"])]
-    return Report(summary(mine, failed, run, config.allow_failed), useless)
+    root.replace("report.json", canonical_json(report | entries))
+    useless = [
+        url for url, entry in entries.items()
+        if entry["complete"] is not None and not usable(entry["counts"])
+    ]  # fmt: skip
+    return Report(summary(entries, failed, run, config.allow_failed), useless)
 
 
-def standing_report(root: Store) -> Json:
-    """What earlier runs reported; empty if nothing readable stands."""
+def read_report(root: Store) -> Json:
+    """Returns what earlier runs reported; empty if nothing readable exists."""
     try:
-        found = parse_json(root.read("report.json"))
+        report = parse_json(root.read("report.json"))
     except (FileNotFoundError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return report if isinstance(report, dict) else {}
 
 
 def column_report(
-    target: Written, heads: dict[int, int], failed: Sequence[tuple[Task, str]] = ()
+    target: Target, heads: dict[int, int], failed: Sequence[tuple[ShardTask, str]] = ()
 ) -> Json:
     """Returns rows by status, bytes and seconds by stage, added up over the commits of a column, and
     its failed shards, each with the tar where this run knows it from `failed`.
@@ -180,34 +167,27 @@ def column_report(
     }
 
 
-def _of_run(run: Json, url: str) -> Json:
-    """What the meter says of the run that was the last to ask for this column."""
-    kept = ("started", "updated", "shards", "rows", "rows_per_s", "busy", "waits", "seconds", "cpu")
-    found = {key: run[key] for key in kept if key in run}
-    return found | {"column": run.get("columns", {}).get(url, {})}
-
-
 # The text -----------------------------------------------------------------------------------------
 
 
 def summary(
-    columns: Mapping[str, Json], failed: Sequence[tuple[Task, str]], run: Json | None,
+    columns: Mapping[str, Json], failed: Sequence[tuple[ShardTask, str]], run: Json | None,
     allow_failed: bool = False,
 ) -> str:  # fmt: skip
-    """The end of a run for a reader: rows by column, time by stage, what failed and what to do."""
+    """Returns the end of a run for a reader: rows by column, time by stage, failures, what to do."""
     parts: list[Any] = [_line(url, entry, allow_failed) for url, entry in columns.items()]
-    parts += [
-        f"{url}: passed over, since the column reads one suffix only: "
-        + ", ".join(f"{suffix!r} of {count:,} rows" for suffix, count in others.items())
-        + (f" ({n:,} older shards are not counted)" if (n := entry["passed_over_unknown"]) else "")
-        for url, entry in columns.items()
-        if (others := entry["passed_over"])
-    ]
+    for url, entry in columns.items():
+        if entry["passed_over"]:
+            suffixes = ", ".join(f"{s!r} of {n:,} rows" for s, n in entry["passed_over"].items())
+            older = entry["passed_over_unknown"]
+            parts.append(
+                f"{url}: passed over, since the column reads one suffix only: {suffixes}"
+                + (f" ({older:,} older shards are not counted)" if older else "")
+            )
     parts += [_rows_table(columns), _stage_table(columns)]
     if run is not None:
         parts.append(_run_line(run))
-    for task, reason in failed[:SHOWN]:
-        parts.append(f"FAILED {task.name} ({task.tar}): {reason}")
+    parts += [f"FAILED {task.name} ({task.tar}): {reason}" for task, reason in failed[:SHOWN]]
     if len(failed) > SHOWN:
         parts.append(f"... and {len(failed) - SHOWN} more; report.json has all")
     if failed:
@@ -221,7 +201,7 @@ def summary(
 def _line(url: str, entry: Json, allow_failed: bool) -> str:
     if "damaged" in entry:
         return f"NOT complete, DAMAGED: {entry['damaged']}"
-    counts = ", ".join(f"{n:,} {name}" for name, n in _ordered(entry["counts"]))
+    counts = ", ".join(f"{entry['counts'][name]:,} {name}" for name in _ordered(entry["counts"]))
     if entry["complete"] is not None and (allow_failed or not entry["missing"]):
         useless = "" if usable(entry["counts"]) else "but NO ROW IS USABLE, "
         return f"{url}: complete, {useless}{entry['rows']:,} rows: {counts}"
@@ -230,32 +210,33 @@ def _line(url: str, entry: Json, allow_failed: bool) -> str:
     return f"{url}: NOT complete, {lost} shards failed{left}; {counts}"
 
 
-def _ordered(counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Statuses in the order of their numbers; what is no status last."""
-    order = {status.name.lower(): int(status) for status in Status}
-    return sorted(counts.items(), key=lambda item: order.get(item[0], 256))
+def _ordered(names: Iterable[str]) -> list[str]:
+    """Returns statuses in the order of their numbers; what is no status last."""
+    order = [status.name.lower() for status in Status]
+    return sorted(set(names), key=lambda name: order.index(name) if name in order else len(order))
 
 
-def _table(names: Sequence[str], title: str) -> Table:
-    """One row for each column, since there may be many; words of a heading may stand in two lines."""
+def _table(title: str, names: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
+    """A row for each column by url, since there may be many; words of a heading may wrap."""
     table = Table("column", *(name.replace("_", " ") for name in names), title=title)
-    for shown in table.columns[1:]:
-        shown.justify = "right"
+    for column in table.columns[1:]:
+        column.justify = "right"
     table.columns[0].no_wrap = True
+    for url, cells in rows.items():
+        table.add_row(_column(url), *cells)
     return table
 
 
 def _rows_table(columns: Mapping[str, Json]) -> Table:
     """Every input row of each column, as ok or by reason; the sums have been checked."""
-    reasons = [name for name, _ in _ordered({k: 0 for e in columns.values() for k in e["counts"]})]
-    unread = any(e["unread"] for e in columns.values())
-    names = [*reasons, "input", *(["tars not read"] if unread else []), "GB written"]
-    table = _table(names, "what became of the input rows")
+    reasons = _ordered(name for entry in columns.values() for name in entry["counts"])
+    unread = ["tars not read"] if any(entry["unread"] for entry in columns.values()) else []
+    rows = {}
     for url, entry in columns.items():
-        counts = [entry["counts"].get(reason, 0) for reason in reasons] + [entry["input_rows"]]
-        counts += [entry["unread"]] if unread else []
-        table.add_row(_column(url), *(f"{n:,}" for n in counts), f"{entry['bytes'] / 1e9:,.3f}")
-    return table
+        counts = [entry["counts"].get(reason, 0) for reason in reasons]
+        counts += [entry["input_rows"], *(entry["unread"] for _ in unread)]
+        rows[url] = [*(f"{n:,}" for n in counts), f"{entry['bytes'] / 1e9:,.3f}"]
+    return _table("what became of the input rows", [*reasons, "input", *unread, "GB written"], rows)
 
 
 def _stage_table(columns: Mapping[str, Json]) -> Table:
@@ -264,37 +245,36 @@ def _stage_table(columns: Mapping[str, Json]) -> Table:
     """
     spent = {
         url: {
-            "encode" if stage == _column(url).split("/")[-1] else stage: passed
-            for stage, passed in entry["seconds"].items()
+            "encode" if stage == _column(url).split("/")[-1] else stage: seconds
+            for stage, seconds in entry["seconds"].items()
         }
         for url, entry in columns.items()
     }
-    found = {stage for seconds in spent.values() for stage in seconds}
-    stages = [s for s in STAGES if s in found] + sorted(found.difference(STAGES))
-    table = _table(stages, "seconds, and ms a row")
-    for url, seconds in spent.items():
-        rows = max(columns[url]["rows"], 1)
-        cells = (
-            f"{seconds[s]:,.1f}  {1e3 * seconds[s] / rows:.2f}" if s in seconds else ""
+    names = {stage for seconds in spent.values() for stage in seconds}
+    stages = [stage for stage in STAGES if stage in names] + sorted(names.difference(STAGES))
+    rows = {
+        url: [
+            f"{seconds[s]:,.1f}  {1e3 * seconds[s] / max(columns[url]['rows'], 1):.2f}"
+            if s in seconds
+            else ""
             for s in stages
-        )
-        table.add_row(_column(url), *cells)
-    return table
+        ]
+        for url, seconds in spent.items()
+    }
+    return _table("seconds, and ms a row", stages, rows)
 
 
 def _column(url: str) -> str:
-    """The last two parts of a column's url: source and name."""
+    """Returns the last two parts of a column's url: source and name."""
     return "/".join(url.rstrip("/").split("/")[-2:])
 
 
 def _run_line(run: Json) -> str:
-    words = [f"this run: {run.get('rows', 0):,} rows"]
+    line = f"this run: {run.get('rows', 0):,} rows"
     if run.get("rows_per_s") is not None:
-        words.append(f"{run['rows_per_s']:,.1f} samples/s")
+        line += f"; {run['rows_per_s']:,.1f} samples/s"
     if run.get("busy") is not None:
-        words.append(f"encoders busy {100 * run['busy']:.0f} %")
+        line += f"; encoders busy {100 * run['busy']:.0f} %"
     waits = run.get("waits", {})
-    told = [f"{v:,.1f} s for {k}" for k, v in waits.items() if v > 0.01 * sum(waits.values())]
-    if told:
-        words.append("waited " + ", ".join(told))
-    return "; ".join(words)
+    long = [f"{v:,.1f} s for {k}" for k, v in waits.items() if v > 0.01 * sum(waits.values())]
+    return line + ("; waited " + ", ".join(long) if long else "")

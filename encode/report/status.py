@@ -34,7 +34,7 @@ from shards.printing import raw
 from shards.tools.describe import describe
 
 from ..config import EncodeConfig
-from .report import SHOWN, standing_report, usable
+from .report import SHOWN, read_report, usable
 
 PROGRESS = "progress.json"
 FORMAT = "latentbank-progress"
@@ -66,16 +66,17 @@ def column_status(store: Store, reported: Json | None = None, sizes: bool = Fals
     """Returns shards and rows of one column, as they are now. `reported` is its entry in
     report.json: if that is of this COMPLETE record and `sizes` are not compared, no commit is read.
     """
+    status: Json
     if store.size("column.json") is None:
-        nothing: Json = {
-            "begun": False, "shards": None, "committed": 0, "failed": {}, "complete": None,
-        }  # fmt: skip
-        if not store.list("commits"):
-            return nothing
-        return nothing | {"lost": "column.json is missing, though shards are committed. Copy it if "
-                          "the column was copied in part; a run writes it again"}  # fmt: skip
+        status = {"begun": False, "shards": None, "committed": 0, "failed": {}, "complete": None}
+        if store.list("commits"):
+            status["lost"] = (
+                "column.json is missing, though shards are committed. Copy it if the column was copied "
+                "in part; a run writes it again"
+            )
+        return status
     column = describe(store, commits=False)
-    status: Json = {
+    status = {
         "begun": True,
         "shards": column.spec.layout.shards,
         "committed": len(column.committed),
@@ -85,33 +86,32 @@ def column_status(store: Store, reported: Json | None = None, sizes: bool = Fals
     }
     with suppress(NotAColumn, CorruptColumn):  # `lost` says it
         if snapshot := column.snapshot:
-            status["complete"] = digest = snapshot.digest
-            known = not sizes and reported and reported.get("complete") == digest
+            status["complete"] = snapshot.digest
+            known = reported and not sizes and reported.get("complete") == snapshot.digest
             if reported and known and not column.lost(sizes=False):
-                return status | {
-                    "rows": sum(snapshot.rows), "counts": snapshot.counts, "bytes": reported["bytes"],
-                }  # fmt: skip
+                rows, counts = sum(snapshot.rows), snapshot.counts
+                return status | {"rows": rows, "counts": counts, "bytes": reported["bytes"]}
     column.read_commits()
-    lost, damaged = column.lost(sizes), len(column.damaged)
     status |= {"rows": column.rows, "counts": column.counts, "bytes": column.bytes}
-    return status | ({"damaged": damaged} if damaged else {}) | ({"lost": lost} if lost else {})
+    notes = {"damaged": len(column.damaged), "lost": column.lost(sizes)}
+    return status | {name: note for name, note in notes.items() if note}
 
 
 # The run ------------------------------------------------------------------------------------------
 
 
 def read_progress(root: Store) -> Json | None:
-    """What the last run said of itself; None if there is nothing that can be read."""
+    """Returns what the last run said of itself; None if there is nothing that can be read."""
     try:
-        found: Json = parse_json(root.read(PROGRESS))
-        RUN(found)
-        return found
+        run: Json = parse_json(root.read(PROGRESS))
+        RUN(run)
+        return run
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 
 
 def is_alive(run: Json, now: float) -> bool:
-    """Whether the process that wrote this still runs, as far as can be told from here."""
+    """Returns whether the process that wrote this still runs, as far as can be told from here."""
     if now - float(run.get("updated", 0)) > SILENT:
         return False
     if run.get("host") != platform.node():
@@ -126,18 +126,17 @@ def is_alive(run: Json, now: float) -> bool:
 
 
 def in_words(run: Json, alive: bool, now: float) -> list[str]:
-    """What the run does, and what it waits for."""
+    """Returns lines on what the run does, and what it waits for."""
     shards = run.get("shards", {})
     total, done, failed = (shards.get(k, 0) for k in ("total", "done", "failed"))
     state = "running" if alive else "ended" if done + failed >= total else "not running any more"
     age = max(0.0, now - float(run.get("updated", now)))
     lines = [
-        f"run         {state}: process {run.get('pid')} on {run.get('host')}, last word {age:.0f} s "
-        "ago",
+        f"run         {state}: process {run.get('pid')} on {run.get('host')}, last heard of "
+        f"{age:.0f} s ago",
         f"shards      {done:,} of {total:,} done in this run, {failed:,} failed, "
         f"{shards.get('running', 0) if alive else 0:,} in flight",
-        f"rate        {run.get('rows_per_s') or 0:,.1f} samples/s, {run.get('rows', 0):,} rows in "
-        "this run",
+        f"rate        {run.get('rows_per_s') or 0:,.1f} samples/s, {run.get('rows', 0):,} rows",
     ]
     if alive and run.get("eta_s") is not None:
         lines.append(f"ETA         {duration_text(run['eta_s'])}")
@@ -147,10 +146,12 @@ def in_words(run: Json, alive: bool, now: float) -> list[str]:
 
 
 def waiting_for(run: Json) -> str:
-    """The greatest reason of waiting in words, with what would help."""
-    waits = {k: float(v) for k, v in run.get("waits", {}).items() if v}
-    if not waits or (run.get("busy") or 0) >= BUSY:
-        return "that is as it should be" if (run.get("busy") or 0) >= BUSY else "no waits counted"
+    """Returns the greatest reason of waiting in words, with what would help."""
+    waits = {reason: float(seconds) for reason, seconds in run.get("waits", {}).items() if seconds}
+    if (run.get("busy") or 0) >= BUSY:
+        return "that is as it should be"
+    if not waits:
+        return "no waits counted"
     most = max(waits, key=lambda reason: waits[reason])
     share = waits[most] / sum(waits.values())
     return f"{ADVICE.get(most, f'it waits for {most}')} ({100 * share:.0f} % of the waiting)"
@@ -160,38 +161,33 @@ def waiting_for(run: Json) -> str:
 
 
 def status(config: EncodeConfig, now: float | None = None, sizes: bool = True) -> Json:
-    """All of it as JSON."""
+    """Returns the status of every column and of the run as JSON."""
     now = time.time() if now is None else now
-    root, reported = open_store(config.root), {}
-    reported = standing_report(root)
-    columns: Json = {}
+    root = config.root_store
+    reported, run, columns = read_report(root), read_progress(root), dict[str, Json]()
     for source in config.sources:
         for name in config.columns:
             store = root.child(source).child(name)
-            entry = reported.get(_resolved(store))
             try:
-                columns[f"{source}/{name}"] = column_status(store, entry, sizes)
+                entry = column_status(store, reported.get(store.url), sizes)
             except NotAColumn as error:  # between two objects of a column that is just begun
-                columns[f"{source}/{name}"] = {"begun": False, "error": str(error), "failed": {}}
-    run = read_progress(root)
-    found: Json = {"root": root.url, "columns": columns, "run": None}
+                entry = {"begun": False, "error": str(error), "failed": {}}
+            columns[f"{source}/{name}"] = entry
     if run is not None:
         alive = is_alive(run, now)
-        found["run"] = run | {"alive": alive, "words": in_words(run, alive, now)}
-    return found
+        run |= {"alive": alive, "words": in_words(run, alive, now)}
+    return {"root": open_store(config.root).url, "columns": columns, "run": run}
 
 
-def _resolved(store: Store) -> str:
-    """A column's url as runs write it: local folders by their absolute path."""
-    return store.url if store.folder is None else str(store.folder.resolve())
-
-
-def as_text(found: Json, config_path: str) -> str:
-    """The status for a reader."""
+def as_text(record: Json, config_path: str) -> str:
+    """Returns the status for a reader."""
     table = Table("column", "shards", "failed", "missing", "rows", "bytes", "rows by status")
-    for shown in table.columns[1:6]:
-        shown.justify = "right"
-    for name, column in found["columns"].items():
+    for heading in table.columns[1:6]:
+        heading.justify = "right"
+    failed, damaged = [], []
+    for name, column in record["columns"].items():
+        failed += [f"FAILED {name}/{int(s):05d}: {why}" for s, why in column["failed"].items()]
+        damaged += [f"DAMAGED {name}: {column['lost']}"] if column.get("lost") else []
         if not column.get("shards"):
             table.add_row(name, "", "", "", "", "", "not begun")
             continue
@@ -206,13 +202,7 @@ def as_text(found: Json, config_path: str) -> str:
             f"{column['missing']:,}", f"{column['rows']:,}", size_text(column["bytes"]),
             state + counts,
         )  # fmt: skip
-    lines = [*(found["run"] or {}).get("words", ["run         none is known here"])]
-    failed = [
-        f"FAILED {name}/{int(shard):05d}: {reason}"
-        for name, column in found["columns"].items()
-        for shard, reason in column["failed"].items()
-    ]
-    lines += [f"DAMAGED {n}: {c['lost']}" for n, c in found["columns"].items() if c.get("lost")]
+    lines = [*(record["run"] or {}).get("words", ["run         none is known here"]), *damaged]
     lines += failed[:SHOWN]
     if len(failed) > SHOWN:
         lines.append(f"... and {len(failed) - SHOWN} more; --json has all")
@@ -234,23 +224,19 @@ def run_status(args: argparse.Namespace) -> int:
     config = configs.load(EncodeConfig, args.config, args.overrides)
     lost: dict[str, str] | None = None  # what the first look found to be missing
     while True:
-        found = status(config, sizes=lost is None)
+        record = status(config, sizes=lost is None)
+        columns = record["columns"]
         if lost is None:
-            lost = {n: c["lost"] for n, c in found["columns"].items() if c.get("lost")}
-        for name, what in lost.items():
-            found["columns"][name]["lost"] = what
-        text = json.dumps(found, indent=1) if args.json else as_text(found, str(args.config))
+            lost = {name: c["lost"] for name, c in columns.items() if c.get("lost")}
+        for name, message in lost.items():
+            columns[name]["lost"] = message
+        text = json.dumps(record, indent=1) if args.json else as_text(record, str(args.config))
         if args.watch and (terminal := raw(sys.stdout)).isatty():
             terminal.write("\x1b[H\x1b[J")
         print(text, flush=True)
-        alive = bool(found["run"] and found["run"]["alive"])
-        if not (args.watch and alive):
-            columns = found["columns"].values()
-            return (
-                QUARANTINED
-                if any(c["failed"] or c.get("lost") or _useless(c) for c in columns)
-                else 0
-            )
+        if not (args.watch and record["run"] and record["run"]["alive"]):
+            bad = any(c["failed"] or c.get("lost") or _useless(c) for c in columns.values())
+            return QUARANTINED if bad else 0
         try:
             time.sleep(EVERY)
         except KeyboardInterrupt:

@@ -43,8 +43,8 @@ from ..source.decoding import Batch, decoded
 from ..source.fetch import fetched
 from ..source.members import passed_over, read_captions
 from ..source.tars import Tar, scan_tar
+from ..tasks import ShardResult, ShardTask, Target
 from .resources import WorkerResources
-from .tasks import ShardResult, ShardTask, Target
 from .writing import Writing
 
 

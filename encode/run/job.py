@@ -29,13 +29,13 @@ from ..models import load_encoders
 from ..plan.disk_space import refuse_if_full, required_bytes
 from ..plan.sample_source import open_job
 from ..report.report import write_report
+from ..tasks import ShardTask
 from .local_worker import Executor, InlineExecutor
 from .prepare import RunPlan, claim_columns, prepare
 from .progress import Progress
 from .scheduler import Scheduler
 from .signals import draining
 from .supervisor import Supervisor
-from .tasks import ShardTask
 
 FINISHED, QUARANTINED = 0, 3
 COMMAND = "encode run"

@@ -12,10 +12,10 @@ from typing import Protocol, TypeVar
 from ..config import EngineConfig
 from ..meter import Stats
 from ..models.encoder import Encoder
+from ..tasks import ShardResult, ShardTask
 from .encode_shard import encode_shard
 from .resources import WorkerResources
 from .scheduler import IN_FLIGHT
-from .tasks import ShardResult, ShardTask
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,9 @@ from shards.read.column import open_spec
 from ..config import EncodeConfig
 from ..models.encoder import Words
 from ..plan.sample_source import SourceJob
+from ..tasks import ShardTask, Target
 from .local_worker import Executor
 from .specs import column_specs
-from .tasks import ShardTask, Target
 
 
 @dataclass(slots=True)

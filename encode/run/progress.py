@@ -17,8 +17,8 @@ from shards.console import Bar, duration_text
 from shards.format.atomic import Json, canonical_json
 
 from ..meter import WAITS, Seconds, Stats, none_spent
+from ..tasks import ShardResult, ShardTask
 from .scheduler import Scheduler
-from .tasks import ShardResult, ShardTask
 
 log = logging.getLogger(__name__)
 PROGRESS, FORMAT = "progress.json", "latentbank-progress"

@@ -20,9 +20,9 @@ from ..errors import NoWorkers
 from ..meter import Stats
 from ..models import load_encoders
 from ..models.encoder import Encoder
+from ..tasks import ShardResult, ShardTask
 from .local_worker import Died, Done, Event, Failed, Question, T, Worker
 from .scheduler import DEATHS
-from .tasks import ShardResult, ShardTask
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 5.0  # between two questions to a worker

@@ -23,7 +23,7 @@ from ..errors import RemoteDecodeFailed
 from ..source.decoding import Batch, View, load, spans
 from ..source.fetch import fetched
 from ..source.tars import Tar, scan_tar
-from .tasks import ShardTask
+from ..tasks import ShardTask
 
 IN_STORE = 3  # batches that wait in the object store
 

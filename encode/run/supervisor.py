@@ -17,10 +17,10 @@ from shards.printing import redacted
 
 from ..config import EngineConfig
 from ..errors import Aborted, BadTar, EncodeError, NoWorkers, TarChanged
+from ..tasks import ShardTask
 from .local_worker import Died, Done, Event, Executor, Failed
 from .progress import Progress
 from .scheduler import Scheduler
-from .tasks import ShardTask
 
 FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
 ABORT_SECONDS = 60.0  # for what is in flight to come back once it has been told to stop

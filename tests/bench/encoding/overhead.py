@@ -35,9 +35,9 @@ from encode.models.encoder import Encoder, ImageEncoder
 from encode.models.load import load_encoder
 from encode.models.pixels import to_pixels
 from encode.run.local_worker import Done, InlineExecutor
-from encode.run.tasks import ShardTask
 from encode.source.images import decode, transform
 from encode.source.tars import scan_tar
+from encode.tasks import ShardTask
 from shards import ShardWriter, put_index
 from shards.column.writer import block_digest
 from shards.column.zarr_object import crc32c

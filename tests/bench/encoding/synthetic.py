@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from encode.models.encoder import Encoder, column_spec
-from encode.run.tasks import ShardTask, Target
+from encode.tasks import ShardTask, Target
 from shards import Source, create_column, open_store
 
 # FLUX's VAE has channels of 128, 256, 512 and 512 and takes 273 GFLOP for a picture of 256 px. These

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from encode.config import EncodeConfig
 from encode.registry import VAES
 from encode.report.report import CountsDisagree, column_report, summary, write_report
 from encode.source.index import index_heads
+from encode.tasks import ShardTask, Target
 from shards import (
     ColumnSpec,
     IndexRow,
@@ -22,7 +23,6 @@ from shards import (
     ShardWriter,
     Source,
     Status,
-    Store,
     create_column,
     open_store,
     put_complete,
@@ -37,21 +37,6 @@ OK, BAD, NONE = Status.OK, Status.IMAGE_UNDECODABLE, Status.IMAGE_MISSING
 TARS = ([OK, OK, BAD], [OK, NONE], [OK] * 4)
 
 
-@dataclass
-class Column:
-    store: Store
-    digest: str
-    spec: ColumnSpec
-
-
-@dataclass
-class Task:
-    name: str
-    tar: str
-    number: int
-    targets: dict[str, Column]
-
-
 def config_of(folder: Path) -> EncodeConfig:
     return EncodeConfig.model_validate(
         {"root": str(folder), "sources": {"toy": "x.tar"}, "columns": {}, "shard_rows": 1024}
@@ -60,7 +45,7 @@ def config_of(folder: Path) -> EncodeConfig:
 
 def make(
     folder: Path, name: str = "vae", shards: int = 3, index_only: tuple[int, ...] = ()
-) -> Column:
+) -> Target:
     """A column of tiny moments whose shard s has the statuses TARS[s]."""
     source = Source("toy", tuple((f"{s}.tar", 1_000) for s in range(shards)), 1024)
     root = open_store(folder / "toy")
@@ -68,7 +53,7 @@ def make(
     spec = ColumnSpec(
         {"name": name}, Layout("moments", (4, 2, 2), shards, 1024), Norm((0.0,), (1.0,))
     )
-    column = Column(root.child(name), create_column(root.child(name), spec), spec)
+    column = Target(root.child(name), create_column(root.child(name), spec), spec)
     for shard, statuses in enumerate(TARS):
         rows = [IndexRow(f"{shard}-{i}", {"jpg": (512, 9)}, {}) for i in range(len(statuses))]
         index = put_index(root, source.fingerprint, shard, rows, None)
@@ -84,7 +69,7 @@ def make(
     return column
 
 
-def fail(column: Column, shard: int) -> None:
+def fail(column: Target, shard: int) -> None:
     record = {"format": FAILURE, "version": VERSION, "shard": shard, "reason": "BadTar: no tar"}
     column.store.replace(failure_name(shard), seal(record))
 
@@ -139,7 +124,8 @@ def test_shards_that_failed_count_too(tmp_path: Path) -> None:
     fail(column, 1)
     fail(column, 3)
     root, url = open_store(tmp_path), column.store.url
-    failed = [(Task("toy/00001", "/data/1.tar", 1, {"vae": column}), "BadTar: no tar")] * 25
+    task = ShardTask("toy", "f", root, "/data/1.tar", 1_000, 1, 1024, {"vae": column})
+    failed = [(task, "BadTar: no tar")] * 25
     text = write_report(root, {url: column}, failed, None, config_of(tmp_path)).text
     entry = json.loads((tmp_path / "report.json").read_text())[url]
     assert entry["counts"] == {"image_undecodable": 1, "ok": 6, "shard_failed": 2}

@@ -28,10 +28,10 @@ from encode.run.encode_shard import encode_shard
 from encode.run.prepare import claim_columns, columns_of
 from encode.run.resources import WorkerResources
 from encode.run.supervisor import is_final
-from encode.run.tasks import ShardTask
 from encode.source.decoding import Batch, View, load
 from encode.source.members import read_captions
 from encode.source.tars import read_exactly, scan_tar
+from encode.tasks import ShardTask
 from shards import (
     Column,
     IndexRow,

@@ -23,11 +23,11 @@ from encode.run import signals
 from encode.run.encode_shard import encode_shard
 from encode.run.prepare import claim_columns
 from encode.run.resources import TEXT_BUFFERS, PriorityLock, WorkerResources
-from encode.run.tasks import ShardTask, Target
 from encode.run.writing import Writing
 from encode.source import decoding
 from encode.source.decoding import View, decoded, spans
 from encode.source.tars import scan_tar
+from encode.tasks import ShardTask, Target
 from shards import ShardWriter, SourceChanged, Status, put_index
 from shards.column.source import ShardIndex
 from tests.encode import faults, light, scarce

@@ -27,7 +27,7 @@ import configs
 from encode.__main__ import main
 from encode.run.job import record_failures
 from encode.run.supervisor import is_final
-from encode.run.tasks import ShardTask, Target
+from encode.tasks import ShardTask, Target
 from shards import (
     Column,
     CorruptColumn,

@@ -14,7 +14,7 @@ from encode.run.local_worker import Died, Done, Event
 from encode.run.progress import Progress
 from encode.run.scheduler import Scheduler
 from encode.run.supervisor import Supervisor
-from encode.run.tasks import ShardResult, ShardTask
+from encode.tasks import ShardResult, ShardTask
 from shards import open_store
 
 
