@@ -51,24 +51,24 @@ def test_help_loads_nothing_heavy(stage: str) -> None:
     verbs = importlib.import_module(MODULES[stage]).VERBS
     words = [stage, f"{stage} --help", *(f"{stage} {verb} --help" for verb in verbs)]
     assert len(words) > 6
-    done = python(["-c", HELP, *words])
-    assert done.returncode == 0, done.stderr
+    result = python(["-c", HELP, *words])
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_without_words_it_says_what_to_do_next(stage: str) -> None:
-    done = python(["-m", stage])
-    assert done.returncode == 0, done.stderr
+    result = python(["-m", stage])
+    assert result.returncode == 0, result.stderr
     for verb in importlib.import_module(MODULES[stage]).VERBS:
-        assert f"\n  {verb} " in done.stdout
-    assert f"For example:\n\n  python -m {stage} " in done.stdout
+        assert f"\n  {verb} " in result.stdout
+    assert f"For example:\n\n  python -m {stage} " in result.stdout
 
 
 def test_the_script_lists_the_stages() -> None:
     for words in ([], ["--help"]):
-        done = python([*WAYS["script"], *words])
-        assert done.returncode == 0
-        assert all(f"\n  {stage} " in done.stdout for stage in STAGES)
+        result = python([*WAYS["script"], *words])
+        assert result.returncode == 0
+        assert all(f"\n  {stage} " in result.stdout for stage in STAGES)
     unknown = python([*WAYS["script"], "decode"])
     assert (unknown.returncode, unknown.stdout) == (2, "")
     assert "found 'decode', expected one of encode, shards, train, eval" in unknown.stderr

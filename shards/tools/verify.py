@@ -16,7 +16,6 @@ from ..column.commits import (
     commit_name,
     failure_name,
     open_complete,
-    read_commit,
 )
 from ..column.members import member_read, members_digest
 from ..column.source import open_source, read_index
@@ -312,17 +311,11 @@ def logical_digest(path: Place) -> str:
     """Returns one digest of a column's identity, rows, statuses and values, however and wherever it
     was made.
 
-    It is made from the logical digests in the commits; the data is not read. Raises
-    IncompleteColumn if encoding has not finished.
+    It is made from the logical digests of the shards, which the COMPLETE record names; the data is
+    not read. Raises IncompleteColumn if encoding has not finished.
     """
     column = Column.open(path)
-    return _digest(
-        column,
-        [
-            read_commit(path, shard).content if content else None
-            for shard, content in enumerate(column.snapshot.content)
-        ],
-    )
+    return _digest(column, column.snapshot.content)
 
 
 def deep_digest(

@@ -156,8 +156,8 @@ class Proxy:
                     answer = server.makefile("rb").read()
                 if fault == "short":
                     length = int(re.search(rb"Content-Length: (\d+)", answer)[1])  # type: ignore[index]
-                    told = b"Content-Length: %d" % (length - 1)
-                    answer = re.sub(rb"Content-Length: \d+", told, answer)[:-1]
+                    header = b"Content-Length: %d" % (length - 1)
+                    answer = re.sub(rb"Content-Length: \d+", header, answer)[:-1]
                 if fault != "lost":
                     connection.sendall(answer[: len(answer) // 2] if fault == "cut" else answer)
 

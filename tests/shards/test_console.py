@@ -14,34 +14,34 @@ def test_lines_with_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     out = io.StringIO()
-    with Bar("geneval", 100, "pictures", console=Console(file=out)) as shown:
-        shown.skip(20)
-        assert shown.pace() == ""
+    with Bar("geneval", 100, "pictures", console=Console(file=out)) as bar:
+        bar.skip(20)
+        assert bar.pace() == ""
         now[0] += 5
-        shown.advance(10)
-        assert shown.pace() == "2/s, 0:00:35 to go"
+        bar.advance(10)
+        assert bar.pace() == "2/s, 0:00:35 to go"
         assert out.getvalue() == ""
         now[0] += 25
-        shown.advance(20)
+        bar.advance(20)
         assert out.getvalue() == "geneval 50/100 pictures, 1/s, 0:00:50 to go\n"
-        shown.advance(50)
+        bar.advance(50)
     *_, last = out.getvalue().splitlines()
     assert last == "geneval 100/100 pictures in 0:00:30"
 
 
 def test_only_what_was_done_is_told() -> None:
     out = io.StringIO()
-    with Bar("geneval", 3, "pictures", console=Console(file=out)) as shown:
-        shown.skip(3)
+    with Bar("geneval", 3, "pictures", console=Console(file=out)) as bar:
+        bar.skip(3)
 
     def fails() -> None:
-        with Bar("geneval", 3, "pictures", console=Console(file=out)) as shown:
-            shown.advance(1)
+        with Bar("geneval", 3, "pictures", console=Console(file=out)) as bar:
+            bar.advance(1)
             raise KeyError
 
     pytest.raises(KeyError, fails)
-    with Bar("geneval", 3, "pictures", shown=False) as shown:
-        shown.advance(3)
+    with Bar("geneval", 3, "pictures", shown=False) as bar:
+        bar.advance(3)
     assert out.getvalue() == ""
 
 
@@ -49,8 +49,8 @@ def test_a_terminal_gets_a_bar() -> None:
     out = io.StringIO()
     with Bar(
         "dpg", 4, "pictures", console=Console(file=out, force_terminal=True, width=100)
-    ) as shown:
-        shown.advance(4)
+    ) as bar:
+        bar.advance(4)
     assert "4/4" in out.getvalue()
     assert "0:00:00 to go" in out.getvalue()
 
@@ -70,10 +70,10 @@ def test_bytes_have_a_rate_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     out = io.StringIO()
-    with Bar("copy", None, "bytes", console=Console(file=out)) as shown:
+    with Bar("copy", None, "bytes", console=Console(file=out)) as bar:
         now[0] += 2
-        shown.advance(3_000_000)
-        assert shown.pace() == "1.50 MB/s"
-        shown.begin(6_000_000)
-        assert shown.pace() == "1.50 MB/s, 0:00:02 to go"
+        bar.advance(3_000_000)
+        assert bar.pace() == "1.50 MB/s"
+        bar.begin(6_000_000)
+        assert bar.pace() == "1.50 MB/s, 0:00:02 to go"
     assert out.getvalue() == "copy 3.00 MB of 6.00 MB in 0:00:02\n"

@@ -65,16 +65,16 @@ def caption_status(ids: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 
 def moments_spec(
-    shards: int = 3, source: str = SOURCE, weights: str = "vae", **stored: Any
+    shards: int = 3, source: str = SOURCE, weights: str = "vae", **storage: Any
 ) -> ColumnSpec:
-    """`stored`: options of the layout."""
+    """`storage`: options of the layout."""
     identity = {"kind": "moments", "encoder": {"weights": weights}, "source": source}
-    return ColumnSpec(identity, Layout("moments", SHAPE, shards, SHARD_ROWS, **stored), NORM)
+    return ColumnSpec(identity, Layout("moments", SHAPE, shards, SHARD_ROWS, **storage), NORM)
 
 
-def tokens_spec(shards: int = 3, source: str = SOURCE, **stored: Any) -> ColumnSpec:
+def tokens_spec(shards: int = 3, source: str = SOURCE, **storage: Any) -> ColumnSpec:
     identity = {"kind": "tokens", "encoder": {"weights": "text"}, "source": source}
-    layout = Layout("tokens", (TOKENS, WIDTH), shards, SHARD_ROWS, **stored)
+    layout = Layout("tokens", (TOKENS, WIDTH), shards, SHARD_ROWS, **storage)
     return ColumnSpec(identity, layout, empty_tokens=1)
 
 
@@ -86,14 +86,14 @@ def caption_spec(member: str, source: str = SOURCE, **preprocess: Any) -> Column
 
 
 def ids_spec(
-    shards: int = 3, source: str = SOURCE, member: str = "txt", **stored: Any
+    shards: int = 3, source: str = SOURCE, member: str = "txt", **storage: Any
 ) -> ColumnSpec:
     """Token ids of one of several captions of a row."""
     how = {"caption": member, "max_tokens": TOKENS}
     identity = {
         "kind": "ids", "encoder": {"weights": "tokenizer"}, "source": source, "preprocess": how,
     }  # fmt: skip
-    layout = Layout("ids", (TOKENS,), shards, SHARD_ROWS, **stored)
+    layout = Layout("ids", (TOKENS,), shards, SHARD_ROWS, **storage)
     return ColumnSpec(identity, layout, empty_tokens=len(EMPTY_IDS))
 
 

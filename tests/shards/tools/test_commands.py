@@ -51,24 +51,24 @@ def a_process(*words: object) -> subprocess.CompletedProcess[str]:
 
 def order(toy: Path, **options: int) -> list[dict[str, Any]]:
     words = [w for name, value in options.items() for w in (f"--{name.replace('_', '-')}", value)]
-    done = command("order", toy / "vae", toy / "text", *words)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    result = command("order", toy / "vae", toy / "text", *words)
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def test_order_is_one_for_every_world(toy: Path) -> None:
     run = {"global_batch": 128, "seed": 3}
-    whole = order(toy, **run, steps=6)
-    assert [list(line) for line in whole] == [["step", "rows"]] * 6
-    assert [line["step"] for line in whole] == [0, 1, 2, 3, 4, 5]
-    assert whole[0]["rows"] == open_join(toy / "vae", toy / "text").order(3)(0, 128)[1].tolist()
+    run_lines = order(toy, **run, steps=6)
+    assert [list(line) for line in run_lines] == [["step", "rows"]] * 6
+    assert [line["step"] for line in run_lines] == [0, 1, 2, 3, 4, 5]
+    assert run_lines[0]["rows"] == open_join(toy / "vae", toy / "text").order(3)(0, 128)[1].tolist()
     for world in (2, 4, 8):
         parts = [
             order(toy, **run, steps=2, position=256, world=world, rank=r) for r in range(world)
         ]
         for k in range(2):
-            assert sum((part[k]["rows"] for part in parts), []) == whole[2 + k]["rows"]
-    assert order(toy, **run, steps=4, position=256) == whole[2:]
+            assert sum((part[k]["rows"] for part in parts), []) == run_lines[2 + k]["rows"]
+    assert order(toy, **run, steps=4, position=256) == run_lines[2:]
 
 
 def test_order_far_on_is_as_fast(toy: Path) -> None:
@@ -84,18 +84,18 @@ def test_order_far_on_is_as_fast(toy: Path) -> None:
 
 def test_order_with_windows_lanes_and_other_columns(toy: Path, tmp_path: Path) -> None:
     write_column(tmp_path / "also", moments_spec(weights="other"))
-    done = command(
+    result = command(
         "order", toy / "vae", toy / "text", "--also", tmp_path / "also", "--truncated", "--global-batch", 16,
         "--lanes", 16, "--window", 32, "--seed", 5,
     )  # fmt: skip
     words = open_join(toy / "vae", toy / "text", truncated=True).valid_mask
-    assert json.loads(done.stdout)["rows"] == Order([words], 5, 16, 32)(0, 16)[1].tolist()
+    assert json.loads(result.stdout)["rows"] == Order([words], 5, 16, 32)(0, 16)[1].tolist()
 
 
 def test_as_a_process(toy: Path) -> None:
     for words in (("digest", toy / "vae"), ("info", toy / "text"), ("verify", toy / "vae")):
-        done, here = a_process(*words), command(*words)
-        assert (done.returncode, done.stdout) == (here.returncode, here.stdout)
+        result, in_process = a_process(*words), command(*words)
+        assert (result.returncode, result.stdout) == (in_process.returncode, in_process.stdout)
 
 
 def test_digest(tmp_path: Path) -> None:
@@ -103,10 +103,10 @@ def test_digest(tmp_path: Path) -> None:
     digests = [command("digest", path).stdout for path in (a, b)]
     assert digests[0] == digests[1] == logical_digest(a) + "\n"
     assert len(digests[0].strip()) == 64
-    other = small_moments(tmp_path / "c")
-    assert command("digest", other).stdout != digests[0]
-    several = command("digest", a, other, b, "--deep").stdout.splitlines()
-    assert several == [f"{logical_digest(path)}  {path}" for path in (a, other, b)]
+    column = small_moments(tmp_path / "c")
+    assert command("digest", column).stdout != digests[0]
+    several = command("digest", a, column, b, "--deep").stdout.splitlines()
+    assert several == [f"{logical_digest(path)}  {path}" for path in (a, column, b)]
     cut = command("digest", a, tmp_path / "nothing", b)
     assert (cut.returncode, cut.stdout) == (2, several[0] + "\n")
 
@@ -124,10 +124,10 @@ def test_info(toy: Path) -> None:
 
 def test_info_of_a_column_in_the_making(tmp_path: Path) -> None:
     create_column(tmp_path, tokens_spec())
-    shown = command("info", tmp_path)
-    assert shown.returncode == 0, shown.stderr
-    assert "NOT complete" in shown.stdout
-    assert "0 of 3 committed" in shown.stdout
+    result = command("info", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "NOT complete" in result.stdout
+    assert "0 of 3 committed" in result.stdout
 
 
 def test_verify_sound_and_damaged(tmp_path: Path) -> None:
@@ -167,9 +167,9 @@ def test_damage_is_found_mended_and_told(tmp_path: Path) -> None:
     assert "would quarantine: commits/00002.json" in dry.stdout
     assert "nothing was changed" in dry.stdout
     assert logical_digest(path) == digest
-    done = command("repair", path, "--yes")
-    assert done.returncode == 0
-    assert "now makes shards [2] again" in done.stdout
+    result = command("repair", path, "--yes")
+    assert result.returncode == 0
+    assert "now makes shards [2] again" in result.stdout
     unfinished = command("verify", path)
     assert unfinished.returncode == 0
     assert "unfinished, 1 of 3 shards are not committed" in unfinished.stdout
@@ -184,43 +184,43 @@ def test_a_held_lease_is_exit_code_5(tmp_path: Path) -> None:
     path = small_moments(tmp_path / "c")
     with Lease(path, "shards repair"):
         for name in ("repair", "gc"):
-            done = command(name, path, "--yes")
-            assert done.returncode == 5
-            assert "held by `shards repair`" in done.stderr
+            result = command(name, path, "--yes")
+            assert result.returncode == 5
+            assert "held by `shards repair`" in result.stderr
         assert command("gc", path, "--yes", "--break-lease").returncode == 0
 
 
 def test_convert_copy_stage_diff(toy: Path, tmp_path: Path) -> None:
-    done = command("convert", toy / "text", tmp_path / "tar", "--backend", "webdataset")
-    assert done.returncode == 0, done.stderr
-    assert "logical digests equal those of the source" in done.stdout
-    same = command("diff", toy / "text", tmp_path / "tar")
-    assert same.returncode == 0, same.stderr
-    assert "the same content" in same.stdout
-    other = command("diff", toy / "vae", tmp_path / "tar")
-    assert other.returncode == 1
-    done = command("copy", tmp_path / "tar", f"file://{tmp_path}/copied")
-    assert done.returncode == 0, done.stderr
+    result = command("convert", toy / "text", tmp_path / "tar", "--backend", "webdataset")
+    assert result.returncode == 0, result.stderr
+    assert "logical digests equal those of the source" in result.stdout
+    difference = command("diff", toy / "text", tmp_path / "tar")
+    assert difference.returncode == 0, difference.stderr
+    assert "the same content" in difference.stdout
+    unlike = command("diff", toy / "vae", tmp_path / "tar")
+    assert unlike.returncode == 1
+    result = command("copy", tmp_path / "tar", f"file://{tmp_path}/copied")
+    assert result.returncode == 0, result.stderr
     assert files_of(tmp_path / "copied") == files_of(tmp_path / "tar")
     staged = command("stage", toy / "vae", toy / "text", tmp_path / "nvme")
     place = tmp_path / "nvme" / toy.name
     assert staged.stdout.split() == [f"data.latents={place}/vae", f"data.text={place}/text"]
-    found = json.loads(command("info", place / "text", "--json").stdout)
-    assert found["rows"] == 2164
-    both = command("verify", place / "vae", place / "text")
-    assert both.stdout.splitlines() == [f"{place}/vae: sound", f"{place}/text: sound"]
+    info = json.loads(command("info", place / "text", "--json").stdout)
+    assert info["rows"] == 2164
+    result = command("verify", place / "vae", place / "text")
+    assert result.stdout.splitlines() == [f"{place}/vae: sound", f"{place}/text: sound"]
 
 
 def test_messages_not_tracebacks(toy: Path, tmp_path: Path) -> None:
-    other = write_column(tmp_path / "other", tokens_spec(source="other"))
-    one = ("order", toy / "vae", toy / "text", "--global-batch", 64)
+    stranger = write_column(tmp_path / "other", tokens_spec(source="other"))
+    order_words = ("order", toy / "vae", toy / "text", "--global-batch", 64)
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut/column.json").write_bytes((toy / "vae/column.json").read_bytes()[:-20])
     for words, message in (
         (("info", tmp_path / "nothing"), "no such folder"),
         (("digest", tmp_path), "column.json: no such file"),
         (("info", tmp_path / "cut"), "not a latentbank-column record"),
-        (("order", toy / "vae", other, "--global-batch", 64), "made from source other"),
+        (("order", toy / "vae", stranger, "--global-batch", 64), "made from source other"),
         (("order", toy / "vae", toy / "text", "--global-batch", 65), "multiples of the 64 lanes"),
         (
             ("order", toy / "vae", toy / "text", "--global-batch", 64, "--world", 3),
@@ -228,12 +228,15 @@ def test_messages_not_tracebacks(toy: Path, tmp_path: Path) -> None:
         ),
         (("order", toy / "text", toy / "vae", "--global-batch", 64), "expected one of moments"),
         (("order", toy / "vae", toy / "text", "--global-batch", "x"), "expected a whole number"),
-        ((*one, "--steps", -1), "found -1, expected 1 or more"),
-        ((*one, "--position", 10**20), "below 2^64"),
-        ((*one, "--position", 2**63), f"from 0 and global batch 64 from 1 to {FAREST} expected"),
-        ((*one, "--seed", 2**64), "below 2^64"),
+        ((*order_words, "--steps", -1), "found -1, expected 1 or more"),
+        ((*order_words, "--position", 10**20), "below 2^64"),
         (
-            (*one, "--more", toy / "vae", toy / "text", "--weights", "0.5"),
+            (*order_words, "--position", 2**63),
+            f"from 0 and global batch 64 from 1 to {FAREST} expected",
+        ),
+        ((*order_words, "--seed", 2**64), "below 2^64"),
+        (
+            (*order_words, "--more", toy / "vae", toy / "text", "--weights", "0.5"),
             "1 weights for 2 sources",
         ),
         (("verify", toy / "vae", "--processes", 0), "found 0, expected 1 or more"),
@@ -248,40 +251,40 @@ def test_messages_not_tracebacks(toy: Path, tmp_path: Path) -> None:
         (("gc", toy / "vae", "--older-than", "soon"), "such as 24h"),
         (("repair", tmp_path / "nothing", "--yes"), "no such folder"),
         (("copy", tmp_path / "nothing", tmp_path / "x"), "no such folder"),
-        (("copy", toy / "vae", other), "another record than that of"),
+        (("copy", toy / "vae", stranger), "another record than that of"),
         (("convert", toy / "vae", tmp_path / "x", "--element", "int8"), "cannot be converted"),
         (("convert", toy / "vae", toy / "text"), "another one"),
         (("stage", tmp_path, tmp_path / "x"), "column.json: no such file"),
         (("diff", toy / "vae", tmp_path / "nothing"), "no such folder"),
         (("verify", "ftp://somewhere/c"), "'ftp'"),
     ):
-        done = command(*words)
-        assert done.returncode == 2, words
-        assert message in done.stderr, words
-        assert "Traceback" not in done.stderr
-        assert not done.stdout
+        result = command(*words)
+        assert result.returncode == 2, words
+        assert message in result.stderr, words
+        assert "Traceback" not in result.stderr
+        assert not result.stdout
         assert not (tmp_path / "x").exists()
 
 
 def test_verify_goes_on_after_what_is_no_column(toy: Path, tmp_path: Path) -> None:
     bad = small_moments(tmp_path / "bad")
     flip(bad / "moments/c/0/0/0/0")
-    done = command("verify", toy / "vae", tmp_path / "nothing", bad)
-    assert done.returncode == 2
-    assert "nothing" in done.stderr
-    assert done.stdout.startswith(f"{toy}/vae: sound\n")
-    assert "DAMAGED" in done.stdout.splitlines()[-1]
+    result = command("verify", toy / "vae", tmp_path / "nothing", bad)
+    assert result.returncode == 2
+    assert "nothing" in result.stderr
+    assert result.stdout.startswith(f"{toy}/vae: sound\n")
+    assert "DAMAGED" in result.stdout.splitlines()[-1]
 
 
 def test_order_of_several_sources(toy: Path, tmp_path: Path) -> None:
-    other = [write_column(tmp_path / "vae", moments_spec(source="b")),
+    columns = [write_column(tmp_path / "vae", moments_spec(source="b")),
              write_column(tmp_path / "text", tokens_spec(source="b"))]  # fmt: skip
-    words = ("order", f"file://{toy}/vae", f"file://{toy}/text", "--more", *other)
+    words = ("order", f"file://{toy}/vae", f"file://{toy}/text", "--more", *columns)
     lines = [
-        json.loads(command(*words, "--global-batch", 64, *more).stdout)
-        for more in ((), ("--weights", 0.25, 0.75))
+        json.loads(command(*words, "--global-batch", 64, *options).stdout)
+        for options in ((), ("--weights", 0.25, 0.75))
     ]
-    sources = open_sources([toy / "vae", other[0]], [toy / "text", other[1]])
+    sources = open_sources([toy / "vae", columns[0]], [toy / "text", columns[1]])
     expected = [sources, JoinedColumns(sources.by_source, [0.25, 0.75])]
     for line, read in zip(lines, expected, strict=True):
         source, rows = read.locate(*read.order()(0, 64)[:2])
@@ -291,7 +294,7 @@ def test_order_of_several_sources(toy: Path, tmp_path: Path) -> None:
 
 
 def test_verify_of_no_column_is_not_damage(tmp_path: Path) -> None:
-    done = a_process("verify", tmp_path / "nowhere")
-    assert done.returncode == 2
-    assert "nowhere" in done.stderr
-    assert "Traceback" not in done.stderr
+    result = a_process("verify", tmp_path / "nowhere")
+    assert result.returncode == 2
+    assert "nowhere" in result.stderr
+    assert "Traceback" not in result.stderr

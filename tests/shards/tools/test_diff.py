@@ -26,8 +26,8 @@ from tests.shards.toy import (
 )
 
 
-def printed(found: Difference) -> str:
-    return "\n".join(lines_of(found, "a", "b"))
+def printed(difference: Difference) -> str:
+    return "\n".join(lines_of(difference, "a", "b"))
 
 
 @pytest.mark.parametrize("way", [{"backend": "webdataset"}, {"codec": "blosc"}])
@@ -35,11 +35,11 @@ def test_storage_is_no_difference(toy: Path, tmp_path: Path, way: dict[str, str]
     for name in ("vae", "text"):
         convert(toy / name, tmp_path / name, **way)  # type: ignore[arg-type]
         progress = Counted()
-        found = diff(toy / name, tmp_path / name, progress=progress)
-        assert not found
+        difference = diff(toy / name, tmp_path / name, progress=progress)
+        assert not difference
         assert not progress.counts, "equal digests: nothing is read"
-        assert [line.split(":")[0] for line in found.stored] == [f"layout.{next(iter(way))}"]
-        assert "the same content" in printed(found)
+        assert [line.split(":")[0] for line in difference.stored] == [f"layout.{next(iter(way))}"]
+        assert "the same content" in printed(difference)
 
 
 def test_values_by_shard_and_row(tmp_path: Path) -> None:
@@ -58,13 +58,13 @@ def test_values_by_shard_and_row(tmp_path: Path) -> None:
                 writer.put_block(values, image_status(block))
             writer.commit({})
     put_complete(b, digest, 3, allow_failed=False)
-    found = diff(a, b)
-    assert [(s.shard, s.rows) for s in found.shards] == [(2, sorted(changed))]
-    assert found.shards[0].largest == 0.5
-    other = Column.open(b).read(np.array(changed) + 2 * 2048).astype(float)
-    assert found.relative == pytest.approx(np.sqrt(2 * 0.25) / np.linalg.norm(other))
-    assert "shard 2: 2 rows of other values, [7, 905]" in printed(found)
-    assert "by at most 0.5" in printed(found)
+    difference = diff(a, b)
+    assert [(s.shard, s.rows) for s in difference.shards] == [(2, sorted(changed))]
+    assert difference.shards[0].largest == 0.5
+    changed = Column.open(b).read(np.array(changed) + 2 * 2048).astype(float)
+    assert difference.relative == pytest.approx(np.sqrt(2 * 0.25) / np.linalg.norm(changed))
+    assert "shard 2: 2 rows of other values, [7, 905]" in printed(difference)
+    assert "by at most 0.5" in printed(difference)
 
 
 def test_identity_rows_statuses_lengths(tmp_path: Path) -> None:
@@ -97,16 +97,16 @@ def test_identity_rows_statuses_lengths(tmp_path: Path) -> None:
 def test_int8_beside_bfloat16(tmp_path: Path) -> None:
     a = normal_tokens(tmp_path / "a")
     b = convert(a, tmp_path / "b", element="int8")
-    found = diff(a, tmp_path / "b")
-    assert found
+    difference = diff(a, tmp_path / "b")
+    assert difference
     rows = np.arange(100)
     exact = to_floats(Column.open(a).read(rows))
     rounded = to_floats(b.decoded(b.read(rows)))
-    assert found.shards[0].largest == np.abs(exact - rounded).max()
-    assert found.relative == pytest.approx(
+    assert difference.shards[0].largest == np.abs(exact - rounded).max()
+    assert difference.relative == pytest.approx(
         np.linalg.norm(exact - rounded) / np.linalg.norm(rounded), rel=1e-5
     )
-    text = printed(found)
+    text = printed(difference)
     assert "layout.element: found 'bfloat16', expected 'int8'" in text
     assert "quantisation" in text
     assert all(len(line) <= 300 for line in text.splitlines()), "not every channel's scale"
@@ -124,9 +124,9 @@ def test_much_that_differs_is_told_in_few_lines(tmp_path: Path) -> None:
     spec = moments_spec(24)
     a = write_column(tmp_path / "a", spec, (300,) * 24)
     b = write_column(tmp_path / "b", spec, (300,) * 24, shift=0.5)
-    found = diff(a, b, processes=2)
-    assert len(found.shards) == 24
-    text = printed(found)
+    difference = diff(a, b, processes=2)
+    assert len(difference.shards) == 24
+    text = printed(difference)
     assert len(text.splitlines()) < 20
     assert max(map(len, text.splitlines())) < 300
     assert "... and 14 more shards" in text
@@ -138,7 +138,7 @@ def test_an_unfinished_column(tmp_path: Path) -> None:
     a, spec = write_column(tmp_path / "a", moments_spec()), moments_spec()
     digest = create_column(tmp_path / "b", spec)
     for shard in range(len(ROWS)):
-        found = diff(a, tmp_path / "b")
-        assert [s.shard for s in found.shards] == list(range(shard, 3))
+        difference = diff(a, tmp_path / "b")
+        assert [s.shard for s in difference.shards] == list(range(shard, 3))
         write_shard(tmp_path / "b", spec, digest, shard)
     assert not diff(a, tmp_path / "b")

@@ -15,15 +15,15 @@ from tests.shards.toy import NORM, moments_spec, write_column
 
 
 def test_moments(toy: Path) -> None:
-    found = information(toy / "vae")
-    assert (found["rows"], found["shards"], found["committed"]) == (2164, 3, 3)
-    assert sum(found["statuses"].values()) == 2164
+    info = information(toy / "vae")
+    assert (info["rows"], info["shards"], info["committed"]) == (2164, 3, 3)
+    assert sum(info["statuses"].values()) == 2164
     files = (toy / "vae").rglob("c/**/*")
-    assert found["bytes"] == sum(path.stat().st_size for path in files if path.is_file())
-    assert found["norm"] == {"shift": list(NORM.shift), "scale": list(NORM.scale)}
-    assert (found["element"], found["backend"], found["codec"]) == ("float16", "zarr", None)
-    json.dumps(found, allow_nan=False)
-    assert found["warnings"] == [
+    assert info["bytes"] == sum(path.stat().st_size for path in files if path.is_file())
+    assert info["norm"] == {"shift": list(NORM.shift), "scale": list(NORM.scale)}
+    assert (info["element"], info["backend"], info["codec"]) == ("float16", "zarr", None)
+    json.dumps(info, allow_nan=False)
+    assert info["warnings"] == [
         "the VAE's shift and scale do not normalise these latents",
         "the VAE's shift and scale do not normalise channels [0, 1]",
     ]
@@ -49,9 +49,9 @@ def normal_latents(path: Path, norm: Norm, shift: Any, scale: Any, kind: str = "
 def test_latents_that_their_norm_normalises(tmp_path: Path, kind: str) -> None:
     shift, scale = np.array([3.0, -1.0]), np.array([0.5, 4.0])
     normal_latents(tmp_path / "c", Norm(tuple(shift), tuple(scale)), shift, scale, kind)
-    found = information(tmp_path / "c")
-    assert found["warnings"] == []
-    latents = found["latents"]
+    info = information(tmp_path / "c")
+    assert info["warnings"] == []
+    latents = info["latents"]
     np.testing.assert_allclose(latents["mean"], shift, atol=0.1)
     np.testing.assert_allclose(latents["normalised"]["channel_std"], 1, atol=0.02)
     np.testing.assert_allclose(latents["normalised"]["channel_mean"], 0, atol=0.02)
@@ -63,15 +63,15 @@ def test_latents_that_their_norm_normalises(tmp_path: Path, kind: str) -> None:
 def test_channels_in_another_order_are_told(tmp_path: Path) -> None:
     shift, scale = np.array([1.0, -1.0]), np.array([1.0, 1.0])
     path = normal_latents(tmp_path / "c", Norm((-1.0, 1.0), (1.0, 1.0)), shift, scale)
-    found = information(path)
-    assert abs(found["latents"]["normalised"]["mean"]) < 0.02  # as a whole it looks right
-    assert found["warnings"] == ["the VAE's shift and scale do not normalise channels [0, 1]"]
+    info = information(path)
+    assert abs(info["latents"]["normalised"]["mean"]) < 0.02  # as a whole it looks right
+    assert info["warnings"] == ["the VAE's shift and scale do not normalise channels [0, 1]"]
 
 
 def test_lengths_and_quantisation(toy: Path, tmp_path: Path) -> None:
-    found = information(toy / "text")["lengths"]
-    assert (found["max"], found["limit"]) == (4, 4)
-    assert sum(found["histogram"]["counts"]) == found["rows"] == 2048  # of 2,123 valid ones
+    info = information(toy / "text")["lengths"]
+    assert (info["max"], info["limit"]) == (4, 4)
+    assert sum(info["histogram"]["counts"]) == info["rows"] == 2048  # of 2,123 valid ones
     normal_tokens(tmp_path / "a")
     convert(tmp_path / "a", tmp_path / "b", element="int8")
     scales = information(tmp_path / "b")

@@ -32,10 +32,10 @@ def fail_or_go_on(task: int, report: Report) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_results_and_reports(processes: int) -> None:
-    seen: list[int] = []
-    done = dict(spread(double, list(range(40)), processes, seen.append))
-    assert done == {task: 2 * task for task in range(40)}
-    assert sum(seen) == 3 * sum(range(40))
+    counts: list[int] = []
+    results = dict(spread(double, list(range(40)), processes, counts.append))
+    assert results == {task: 2 * task for task in range(40)}
+    assert sum(counts) == 3 * sum(range(40))
 
 
 def test_a_process_that_is_killed_ends_the_work_with_a_message() -> None:

@@ -84,15 +84,15 @@ def test_damage_of_any_file_is_mended(tmp_path: Path, kind: str) -> None:
     """For each file in turn: cut off, or a bit changed; repaired, written again, the same bytes."""
     spec, rows = SPECS[kind](2), (1030, 40)
     path = write_column(tmp_path / "c", spec, rows)
-    whole, digest = files_of(path), logical_digest(path)
+    sound, digest = files_of(path), logical_digest(path)
     chance = random.Random(0)
-    for name in list(whole)[:: 1 if kind == "moments" else 3]:  # of the others a third will do
+    for name in list(sound)[:: 1 if kind == "moments" else 3]:  # of the others a third will do
         if name == "column.json":
             continue
         if chance.random() < 0.5:
             flip(path / name, chance.randrange(10**6))
         else:
-            os.truncate(path / name, len(whole[name]) // 2)
+            os.truncate(path / name, len(sound[name]) // 2)
         faults = verify(path)
         assert faults, name
         before = files_of(path)
@@ -100,13 +100,15 @@ def test_damage_of_any_file_is_mended(tmp_path: Path, kind: str) -> None:
         assert files_of(path) == before, "a dry run changes nothing"
         assert plan, name
         repair(path, yes=True)
-        left = standing(path)
-        assert left.items() <= whole.items(), "what is left is sound"
-        kept = [n for n in whole if n.startswith(("tar/", "moments/c", "tokens/c")) and n != name]
+        leavings = standing(path)
+        assert leavings.items() <= sound.items(), "what is left is sound"
+        remaining = [
+            n for n in sound if n.startswith(("tar/", "moments/c", "tokens/c")) and n != name
+        ]
         if not name.startswith("commits/"):
-            assert set(kept) <= left.keys(), "sound values are adopted"
+            assert set(remaining) <= leavings.keys(), "sound values are adopted"
         encode(path, spec, rows)
-        assert standing(path) == whole, name
+        assert standing(path) == sound, name
         assert logical_digest(path) == digest
     assert verify(path) == []
     assert len(list((path / "quarantine").iterdir())) > 1
@@ -116,23 +118,23 @@ def test_folders_that_lie_on_another_disk(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Their links are followed, and in no circle."""
-    spec, other = moments_spec(), tmp_path_factory.mktemp("other") / "moments"
+    spec, stranger = moments_spec(), tmp_path_factory.mktemp("other") / "moments"
     path = write_column(tmp_path / "c", spec)
-    whole, store = files_of(path), LocalStore(path)
-    shutil.move(path / "moments", other)
-    (path / "moments").symlink_to(other)
+    sound, store = files_of(path), LocalStore(path)
+    shutil.move(path / "moments", stranger)
+    (path / "moments").symlink_to(stranger)
     (path / "up").symlink_to(tmp_path)
-    (other / "loop").symlink_to(path)
-    assert [name for name, _ in store.list()] == sorted(whole)
-    flip(other / "c/0/0/0/0")
-    (other / ".tmp-0").touch()
+    (stranger / "loop").symlink_to(path)
+    assert [name for name, _ in store.list()] == sorted(sound)
+    flip(stranger / "c/0/0/0/0")
+    (stranger / ".tmp-0").touch()
     assert store.stale_temporaries(0) == ["moments/.tmp-0"]
     repair(path, yes=True)
-    assert not (other / "c/0/0/0/0").exists()
+    assert not (stranger / "c/0/0/0/0").exists()
     (put_aside,) = path.glob("quarantine/*/moments/c/0/0/0/0")
-    assert len(put_aside.read_bytes()) == len(whole["moments/c/0/0/0/0"])
+    assert len(put_aside.read_bytes()) == len(sound["moments/c/0/0/0/0"])
     encode(path, spec)
-    assert {name: store.read(name) for name in whole} == whole
+    assert {name: store.read(name) for name in sound} == sound
     assert verify(path) == []
 
 
@@ -140,10 +142,10 @@ class Late(LocalStore):
     """A column whose encode ends once the commits have been listed."""
 
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
-        found = super().list(prefix)
-        if prefix == "commits" and len(found) == 2:
+        examination = super().list(prefix)
+        if prefix == "commits" and len(examination) == 2:
             encode(self.folder, moments_spec())
-        return found
+        return examination
 
 
 def test_an_encode_that_ends_meanwhile_is_no_damage(tmp_path: Path) -> None:
@@ -151,8 +153,8 @@ def test_an_encode_that_ends_meanwhile_is_no_damage(tmp_path: Path) -> None:
     digest = create_column(path, spec)
     for shard in (0, 1):
         write_shard(path, spec, digest, shard)
-    found, plan = repair(Late(path), yes=True)
-    assert (found.faults, plan.quarantine, found.column.missing) == ([], [], [2])
+    examination, plan = repair(Late(path), yes=True)
+    assert (examination.faults, plan.quarantine, examination.column.missing) == ([], [], [2])
     assert Column.open(path).snapshot.rows == ROWS
 
 
@@ -170,7 +172,7 @@ def test_only_derived_objects_are_put_aside_alone(tmp_path: Path) -> None:
 def test_many_faults_at_once(tmp_path: Path) -> None:
     spec = tokens_spec()
     path = write_column(tmp_path / "c", spec)
-    whole = files_of(path)
+    sound = files_of(path)
     flip(path / "tokens/c/0/0")
     (path / "tokens/c/1/0").unlink()
     flip(path / "lengths/c/1")
@@ -178,16 +180,16 @@ def test_many_faults_at_once(tmp_path: Path) -> None:
     flip(path / "zarr.json")
     flip(path / "empty/c/0/0")
     repair(path, yes=True)
-    found = examine(path)
-    assert found.faults == []
-    assert found.column.missing == [0, 1, 2]
+    examination = examine(path)
+    assert examination.faults == []
+    assert examination.column.missing == [0, 1, 2]
     assert not [
         n for n in standing(path) if n.startswith("tokens/c/4")
     ]  # nothing says that it is sound
     with pytest.raises(IncompleteColumn):
         Column.open(path)
     encode(path, spec)
-    assert standing(path) == whole
+    assert standing(path) == sound
 
 
 def repair_and_die(path: Path, at: int) -> int:
@@ -213,7 +215,7 @@ def repair_and_die(path: Path, at: int) -> int:
 def test_killed_anywhere_it_leaves_nothing_that_an_encode_would_adopt(tmp_path: Path) -> None:
     spec = moments_spec()
     column = write_column(tmp_path / "c", spec)
-    whole = files_of(column)
+    sound = files_of(column)
     flip(column / "moments/c/0/0/0/0")
     for deaths in itertools.count():
         path = tmp_path / str(deaths)
@@ -226,7 +228,7 @@ def test_killed_anywhere_it_leaves_nothing_that_an_encode_would_adopt(tmp_path: 
             assert verify(path), "and does not take damaged values for sound"
             repair(path, yes=True)  # over the lease of the dead one
         encode(path, spec)
-        assert standing(path) == whole
+        assert standing(path) == sound
         if status == 0:
             break
     assert deaths == 6  # bits and record of COMPLETE; values, status and crc; the commit
@@ -234,11 +236,11 @@ def test_killed_anywhere_it_leaves_nothing_that_an_encode_would_adopt(tmp_path: 
 
 def test_complete_records_that_are_wrong_are_written_again(tmp_path: Path) -> None:
     path = write_column(tmp_path / "c", moments_spec())
-    whole = files_of(path)
-    (name,) = (n for n in whole if n.startswith("complete/") and n.endswith(".json"))
+    sound = files_of(path)
+    (name,) = (n for n in sound if n.startswith("complete/") and n.endswith(".json"))
     flip(path / name)
     repair(path, yes=True)
-    assert standing(path) == whole
+    assert standing(path) == sound
     record = unseal(path / name, "latentbank-complete", 1)  # sealed well, but of other rows
     del record["digest"]
     record["counts"]["ok"] += 1
@@ -248,7 +250,7 @@ def test_complete_records_that_are_wrong_are_written_again(tmp_path: Path) -> No
     shutil.copy(path / name.replace(".json", ".valid"), forged.with_suffix(".valid"))
     assert any("not what the commits that it names make up" in f.message for f in verify(path))
     repair(path, yes=True)
-    assert standing(path) == whole
+    assert standing(path) == sound
 
 
 def test_records_that_only_people_can_restore(tmp_path: Path) -> None:
@@ -314,17 +316,17 @@ def test_gc_takes_only_what_is_old_and_of_no_commit(tmp_path: Path) -> None:
     (path / "moments/c/1").mkdir(parents=True, exist_ok=True)
     shutil.copytree(path / "moments/c/2", path / "moments/c/3")  # of shard 1, but not of its commit
     (path / "moments/c/0/0/0/.tmp-0123").write_bytes(b"half")
-    whole = files_of(path)
+    sound = files_of(path)
     assert [item.name for item in collect(path, yes=True)[0]] == ["moments/c/3/0/0/0"]
     for name in ("moments/c/4/0/0/0", "moments/c/0/0/0/.tmp-0123", "notes.txt"):
         age(path / name, 25)
-    garbage, kept = collect(path, yes=False)
+    garbage, remaining = collect(path, yes=False)
     names = {item.name for item in garbage}
     assert names == {"moments/c/4/0/0/0", "moments/c/0/0/0/.tmp-0123"}
-    assert sum(item.bytes for item in garbage) == len(whole["moments/c/4/0/0/0"]) + 4
-    assert {line.split(":")[0] for line in kept} == {"notes.txt", "status/c/2", "crc/c/2"}
+    assert sum(item.bytes for item in garbage) == len(sound["moments/c/4/0/0/0"]) + 4
+    assert {line.split(":")[0] for line in remaining} == {"notes.txt", "status/c/2", "crc/c/2"}
     collect(path, yes=True)
-    assert files_of(path).keys() == whole.keys() - {"moments/c/4/0/0/0", "moments/c/3/0/0/0"}
+    assert files_of(path).keys() == sound.keys() - {"moments/c/4/0/0/0", "moments/c/3/0/0/0"}
     assert not list(path.rglob(".tmp-*"))
     write_shard(path, spec, digest, 2)
     assert verify(path) == []
@@ -341,10 +343,10 @@ class Busy(LocalStore):
         return age
 
 
-@pytest.mark.parametrize("stored", ["zarr", "webdataset"])
-def test_gc_leaves_what_a_writer_has_adopted(tmp_path: Path, stored: str) -> None:
+@pytest.mark.parametrize("storage", ["zarr", "webdataset"])
+def test_gc_leaves_what_a_writer_has_adopted(tmp_path: Path, storage: str) -> None:
     """Also where the writer came after `gc` had found it old. What it did take is not committed."""
-    spec, path, ids = moments_spec(1, **STORED[stored]), tmp_path / "c", row_ids(0, (40,))
+    spec, path, ids = moments_spec(1, **STORED[storage]), tmp_path / "c", row_ids(0, (40,))
     digest = create_column(path, spec)
 
     def begun() -> ShardWriter:
@@ -360,9 +362,9 @@ def test_gc_leaves_what_a_writer_has_adopted(tmp_path: Path, stored: str) -> Non
     writers: list[ShardWriter] = []
     store = Busy(path)
     store.happens = {name: lambda: writers.append(begun())}
-    garbage, kept = collect(store, yes=True)
+    garbage, remaining = collect(store, yes=True)
     assert {item.name for item in garbage} == {"crc/c/0", "status/c/0"}
-    assert kept == [f"{name}: a writer uses it"]
+    assert remaining == [f"{name}: a writer uses it"]
     writers[0].commit({})
     assert verify(path) == []
 
@@ -405,9 +407,9 @@ def test_gc_of_a_damaged_column_deletes_nothing(tmp_path: Path) -> None:
     for name in files_of(path):
         age(path / name, 48)
     before = files_of(path)
-    garbage, kept = collect(path, yes=True, generations=True)
+    garbage, remaining = collect(path, yes=True, generations=True)
     assert garbage == []
-    assert "repair" in kept[0]
+    assert "repair" in remaining[0]
     assert files_of(path) == before
 
 

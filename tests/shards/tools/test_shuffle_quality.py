@@ -11,21 +11,21 @@ FULL = np.full(4_096, 2**32 - 1, np.uint32)
 
 
 def test_a_whole_lane_mixes_like_a_full_shuffle() -> None:
-    for found in batch_variances(Order([FULL], 1, 16), 256, 4_096, places=4):
-        alone = 1 - found.batches * 256 / (32 * FULL.size)  # without putting rows back
-        assert found.order == pytest.approx(alone, abs=0.03)
-        assert found.shuffled == pytest.approx(alone, abs=0.03)
+    for variance in batch_variances(Order([FULL], 1, 16), 256, 4_096, places=4):
+        alone = 1 - variance.batches * 256 / (32 * FULL.size)  # without putting rows back
+        assert variance.order == pytest.approx(alone, abs=0.03)
+        assert variance.shuffled == pytest.approx(alone, abs=0.03)
 
 
 def test_a_window_delays_what_its_blocks_share() -> None:
     """One batch: 1 + icc (B / L - 1) 31 / (W - 1); whole windows: 1 + 31 icc. 8 lanes, windows of 128."""
-    one, _, all_of_it = (
+    single, _, all_of_it = (
         m.order
         for m in batch_variances(Order([FULL], 3, 8, 128), 128, 4_096, spans=(1, 4, 64), places=6)[
             :3
         ]
     )
-    assert one == pytest.approx(1 + 0.1 * (128 / 8 - 1) * 31 / 127, abs=0.02)
+    assert single == pytest.approx(1 + 0.1 * (128 / 8 - 1) * 31 / 127, abs=0.02)
     fill = 1 - 64 * 128 / (32 * FULL.size)
     assert all_of_it == pytest.approx((1 + 0.1 * 31) * fill, rel=0.05)
 
@@ -55,8 +55,8 @@ def test_against_values_that_were_drawn() -> None:
             drawn = np.where(source == 1, values[1][rows % values[1].size], drawn)
             squares.append((drawn.mean() - mean) ** 2)
     expected = np.mean(squares) / (np.mean(variances) / batch)
-    found = batch_variances(order, batch, 1_024, spans=(1,), places=40)[0]
-    assert found.order == pytest.approx(expected, rel=0.05)
+    variance = batch_variances(order, batch, 1_024, spans=(1,), places=40)[0]
+    assert variance.order == pytest.approx(expected, rel=0.05)
 
 
 def test_spans_that_do_not_fit_are_left_out() -> None:

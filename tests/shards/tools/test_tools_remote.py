@@ -23,38 +23,38 @@ from tests.shards.toy import STORED, files_of, row_ids, tokens_spec, write_colum
 
 def test_up_damaged_mended_and_down(url: str, tmp_path: Path) -> None:
     local = write_column(tmp_path / "text", tokens_spec())
-    there = f"{url}/toy/text"
-    copy(local, there)
-    assert verify(there) == []
-    assert not diff(local, there)
-    assert deep_digest(there) == (logical_digest(local), [])
-    assert information(there)["rows"] == 2164
-    Column.open(there).read(row_ids(1))  # pages of it are in the cache now
-    store = open_store(there)
+    remote = f"{url}/toy/text"
+    copy(local, remote)
+    assert verify(remote) == []
+    assert not diff(local, remote)
+    assert deep_digest(remote) == (logical_digest(local), [])
+    assert information(remote)["rows"] == 2164
+    Column.open(remote).read(row_ids(1))  # pages of it are in the cache now
+    store = open_store(remote)
     sound = store.read("tokens/c/2/0")
     store.delete("tokens/c/2/0")
     changed = bytearray(sound)
     changed[40] ^= 1
     store.put_if_absent("tokens/c/2/0", bytes(changed))
-    faults = verify(there, processes=2)
+    faults = verify(remote, processes=2)
     assert {(f.shard, f.object) for f in faults} == {(1, "tokens/c/2/0")}
-    with Lease(there, "shards gc"), pytest.raises(LeaseHeld, match="shards gc"):
-        repair(there, yes=True)
-    repair(there, yes=True)
+    with Lease(remote, "shards gc"), pytest.raises(LeaseHeld, match="shards gc"):
+        repair(remote, yes=True)
+    repair(remote, yes=True)
     assert store.size(LEASE) is None
-    found = examine(there)
-    assert (found.faults, found.column.missing) == ([], [1])
-    garbage, kept = collect(there, yes=True, seconds=0, quarantine=True)
+    examination = examine(remote)
+    assert (examination.faults, examination.column.missing) == ([], [1])
+    garbage, remaining = collect(remote, yes=True, seconds=0, quarantine=True)
     assert {item.name.split("/")[0] for item in garbage} == {"quarantine"}
     store.put_if_absent("tokens/c/2/0", sound)  # of a writer that died before its commit
-    _, kept = collect(there, yes=True, seconds=3600)
-    assert kept == ["tokens/c/2/0: its shard is not committed, and it is too young"]
-    garbage, kept = collect(there, yes=True, seconds=0)
-    assert ([item.name for item in garbage], kept) == (["tokens/c/2/0"], [])
+    _, remaining = collect(remote, yes=True, seconds=3600)
+    assert remaining == ["tokens/c/2/0: its shard is not committed, and it is too young"]
+    garbage, remaining = collect(remote, yes=True, seconds=0)
+    assert ([item.name for item in garbage], remaining) == (["tokens/c/2/0"], [])
     assert store.size("tokens/c/2/0") is None
-    write_column(there, tokens_spec())  # type: ignore[arg-type]
-    assert verify(there) == []
-    (place,) = stage([there], tmp_path / "nvme")
+    write_column(remote, tokens_spec())  # type: ignore[arg-type]
+    assert verify(remote) == []
+    (place,) = stage([remote], tmp_path / "nvme")
     assert place == tmp_path / "nvme/toy/text"
     assert logical_digest(place) == logical_digest(local)
     convert(place, f"{url}/tar", backend="webdataset")
@@ -66,12 +66,12 @@ def test_up_damaged_mended_and_down(url: str, tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("stored", ["zarr", pytest.param("webdataset", marks=pytest.mark.slow)])
-def test_pages_that_rot_deceive_no_tool(url: str, tmp_path: Path, stored: str) -> None:
+@pytest.mark.parametrize("storage", ["zarr", pytest.param("webdataset", marks=pytest.mark.slow)])
+def test_pages_that_rot_deceive_no_tool(url: str, tmp_path: Path, storage: str) -> None:
     """Whole objects are read past the cache, and so fill no disk with it either."""
-    spec = tokens_spec(1, **STORED[stored])
-    there, store = f"{url}/toy/text", open_store(f"{url}/toy/text")
-    copy(write_column(tmp_path / "text", spec, (70,)), there)
+    spec = tokens_spec(1, **STORED[storage])
+    remote, store = f"{url}/toy/text", open_store(f"{url}/toy/text")
+    copy(write_column(tmp_path / "text", spec, (70,)), remote)
     for name, size in store.list():
         handle = store.open(name)
         store.preadv(handle, [memoryview(bytearray(size))], 0)
@@ -80,15 +80,15 @@ def test_pages_that_rot_deceive_no_tool(url: str, tmp_path: Path, stored: str) -
     rotten = {page: bytes([*data[:5], data[5] ^ 1, *data[6:]]) for page, data in pages.items()}
     for page, data in rotten.items():
         page.write_bytes(data)
-    (place,) = stage([there], tmp_path / "nvme")
-    assert repair(there, yes=True)[1].quarantine == []
+    (place,) = stage([remote], tmp_path / "nvme")
+    assert repair(remote, yes=True)[1].quarantine == []
     assert files_of(place) == files_of(tmp_path / "text")
     assert {page: page.read_bytes() for page in (tmp_path / "cache").glob("*/*")} == rotten
     for name, _ in [*store.list("commits"), *store.list("complete")]:
         store.delete(name)
-    write_column(there, spec, (70,))  # type: ignore[arg-type]  # adopts what stands
-    assert verify(there) == []
-    assert logical_digest(there) == logical_digest(place)
+    write_column(remote, spec, (70,))  # type: ignore[arg-type]  # adopts what stands
+    assert verify(remote) == []
+    assert logical_digest(remote) == logical_digest(place)
 
 
 def test_what_cannot_be_reached_is_not_damaged(

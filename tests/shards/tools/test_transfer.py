@@ -105,7 +105,7 @@ def test_either_way_and_back(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("way", [{"backend": "webdataset"}, {"codec": "blosc"}])
 def test_killed_at_any_publish_it_goes_on(tmp_path: Path, way: dict[str, Any]) -> None:
     source = write_column(tmp_path / "a", moments_spec())
-    whole = files_of(convert(source, tmp_path / "b", **way).store.folder or tmp_path)
+    sound = files_of(convert(source, tmp_path / "b", **way).store.folder or tmp_path)
     deaths = 0
     for publish in range(0, 100, 5):
         path = tmp_path / f"c{publish}"
@@ -124,13 +124,13 @@ def test_killed_at_any_publish_it_goes_on(tmp_path: Path, way: dict[str, Any]) -
         if in_child(work) == 0:
             break
         deaths += 1
-        done = {n for n in files_of(path) if n.startswith("commits/")}
+        finished = {n for n in files_of(path) if n.startswith("commits/")}
         with pytest.raises(ShardsError):
             Column.open(path)
-        times = {n: (path / n).stat().st_mtime_ns for n in done}
+        times = {n: (path / n).stat().st_mtime_ns for n in finished}
         convert(source, path, **way)
-        assert files_of(path) == whole
-        assert times == {n: (path / n).stat().st_mtime_ns for n in done}, "not made again"
+        assert files_of(path) == sound
+        assert times == {n: (path / n).stat().st_mtime_ns for n in finished}, "not made again"
     assert deaths > 2
 
 
@@ -233,14 +233,14 @@ def test_int8(tmp_path: Path) -> None:
     error = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)
     assert error == pytest.approx(record["relative_error"], rel=1e-3)
     assert column.snapshot.index == Column.open(source).snapshot.index
-    again = convert(source, tmp_path / "b", element="int8")  # nothing left to do
-    assert again.digest == column.digest
+    second_copy = convert(source, tmp_path / "b", element="int8")  # nothing left to do
+    assert second_copy.digest == column.digest
     tar = convert(tmp_path / "b", tmp_path / "c", backend="webdataset")
     assert logical_digest(tmp_path / "c") == logical_digest(tmp_path / "b")
     assert tar.layout.element == "int8"
-    other = {**record, "channel": [2 * scale for scale in record["channel"]]}
+    stranger = {**record, "channel": [2 * scale for scale in record["channel"]]}
     layout = replace(column.spec.layout, backend="webdataset")
-    create_column(tmp_path / "d", replace(column.spec, layout=layout, quantisation=other))
+    create_column(tmp_path / "d", replace(column.spec, layout=layout, quantisation=stranger))
     with pytest.raises(IdentityMismatch, match="quantisation.channel"):  # not for words of these
         convert(tmp_path / "b", tmp_path / "d", backend="webdataset", element="int8")
     moments = write_column(tmp_path / "m", moments_spec())
@@ -271,11 +271,11 @@ def test_a_target_that_held_other_values_is_refused(tmp_path: Path) -> None:
     write_shard(tmp_path / "b", spec, create_column(tmp_path / "b", spec), 1, shift=0.5)
     with pytest.raises(ConversionFailed, match=r"commits/00001.json: shard 1 has the digest"):
         convert(source, tmp_path / "b", backend="webdataset")
-    other = write_column(tmp_path / "c", moments_spec(weights="other", backend="webdataset"))
-    before = files_of(other)
+    stranger = write_column(tmp_path / "c", moments_spec(weights="other", backend="webdataset"))
+    before = files_of(stranger)
     with pytest.raises(IdentityMismatch, match="weights"):
-        convert(source, other, backend="webdataset")
-    assert files_of(other) == before
+        convert(source, stranger, backend="webdataset")
+    assert files_of(stranger) == before
 
 
 def test_from_a_path_that_is_no_text(tmp_path: Path) -> None:
@@ -330,10 +330,15 @@ def test_an_unfinished_column_is_copied_as_far_as_it_is(tmp_path: Path) -> None:
 def test_damage_is_never_copied(tmp_path: Path) -> None:
     source = write_column(tmp_path / "a", moments_spec())
     data = (source / "moments/c/0/0/0/0").read_bytes()
-    for wrong in (data[:-7], data + b"\0", data[:100] + bytes([data[100] ^ 1]) + data[101:], None):
+    for defects in (
+        data[:-7],
+        data + b"\0",
+        data[:100] + bytes([data[100] ^ 1]) + data[101:],
+        None,
+    ):
         (source / "moments/c/0/0/0/0").unlink(missing_ok=True)
-        if wrong is not None:
-            (source / "moments/c/0/0/0/0").write_bytes(wrong)
+        if defects is not None:
+            (source / "moments/c/0/0/0/0").write_bytes(defects)
         with pytest.raises(CorruptColumn, match="moments/c/0/0/0/0"):
             copy(source, tmp_path / "b", threads=1)
         assert not (tmp_path / "b/moments/c/0/0/0/0").exists()
@@ -359,9 +364,9 @@ def test_what_stands_is_kept_or_refused_never_replaced(tmp_path: Path) -> None:
     copy(source, target)
     assert (target / name).stat().st_ino == before.st_ino
     assert (target / name).stat().st_mtime > 0  # it was old, and `gc` would have taken it
-    other = write_column(tmp_path / "c", moments_spec(weights="other"))
+    stranger = write_column(tmp_path / "c", moments_spec(weights="other"))
     with pytest.raises(IdentityMismatch, match=r"column.json: another record"):
-        copy(source, other)
+        copy(source, stranger)
     moved = write_column(tmp_path / "d", moments_spec(), shift=0.5)
     before = files_of(moved)
     with pytest.raises(IdentityMismatch, match="another shard 0"):
@@ -405,12 +410,12 @@ def test_records_that_are_wrong_are_not_copied(tmp_path: Path) -> None:
         }.items()
     ):
         path = shutil.copytree(source, tmp_path / f"c{number}")
-        whole = (path / name).read_bytes() if (path / name).exists() else b""
+        sound = (path / name).read_bytes() if (path / name).exists() else b""
         (path / name).unlink(missing_ok=True)
-        if (data := change(whole)) is not None:
+        if (data := change(sound)) is not None:
             LocalStore(path).replace(name, data)
-        wrong = name if data is not None else f"complete/{digest}.json: it names shard 1"
-        with pytest.raises(CorruptColumn, match=wrong):
+        defects = name if data is not None else f"complete/{digest}.json: it names shard 1"
+        with pytest.raises(CorruptColumn, match=defects):
             copy(path, tmp_path / "b")
         assert not (tmp_path / "b").exists()
 

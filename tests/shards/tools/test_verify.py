@@ -78,9 +78,9 @@ def test_bytes_cut_off_or_added_anywhere(column: Path) -> None:
         for size in {0, 1, len(data) // 2, len(data) - 1, chance.randrange(len(data))}:
             path.write_bytes(data[:size])
             assert names(verify(column), name), (name, size)
-        for more in (b"\0", b"\n", b" ", bytes(600)):
-            path.write_bytes(data + more)
-            assert names(verify(column), name), (name, more)
+        for appended in (b"\0", b"\n", b" ", bytes(600)):
+            path.write_bytes(data + appended)
+            assert names(verify(column), name), (name, appended)
 
 
 def test_a_missing_file(column: Path) -> None:
@@ -99,8 +99,8 @@ def test_a_missing_file(column: Path) -> None:
 class Fleeting(LocalStore):
     """A folder of which some files are gone once they have been listed."""
 
-    def _files(self, *where: Any) -> Iterator[Any]:
-        for name, entry in super()._files(*where):
+    def _files(self, *path_parts: Any) -> Iterator[Any]:
+        for name, entry in super()._files(*path_parts):
             if name in ("lease.json", ".tmp-0"):
                 (self.folder / name).unlink()
             yield name, entry
@@ -109,17 +109,17 @@ class Fleeting(LocalStore):
 def test_names_that_lead_to_nothing(tmp_path: Path) -> None:
     """Of files that vanish while they are looked at, and of links."""
     path = small_moments(tmp_path / "c")
-    whole = sorted(files_of(path))
+    sound = sorted(files_of(path))
     (path / "nowhere").symlink_to("/nonexistent/x")
     (path / "itself").symlink_to("itself")
     (path / "lease.json").write_bytes(b"{}")
     (path / ".tmp-0").write_bytes(b"half")
     store = Fleeting(path)
     assert store.stale_temporaries(0) == []
-    assert [name for name, _ in store.list()] == whole
+    assert [name for name, _ in store.list()] == sound
     (path / "lease.json").write_bytes(b"{}")
-    found = examine(store)
-    assert (found.faults, found.unfinished) == ([], [])
+    examination = examine(store)
+    assert (examination.faults, examination.unfinished) == ([], [])
 
 
 def test_every_fault_is_listed_at_once(tmp_path: Path) -> None:
@@ -166,13 +166,13 @@ def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
     assert logical_digest(a) == logical_digest(b)
     first = logical_digest(write_column(tmp_path / "c", moments_spec(1), (70,)))
     assert first == logical_digest(write_column(tmp_path / "d", moments_spec(1), (70,)))
-    others = {
+    other_digests = {
         logical_digest(write_column(tmp_path / "e", moments_spec(1), (69,))),
         logical_digest(write_column(tmp_path / "f", moments_spec(1), (70,), shift=2**-10)),
         logical_digest(write_column(tmp_path / "g", moments_spec(1, weights="other"), (70,))),
         logical_digest(write_column(tmp_path / "h", moments_spec(1), (70,), index="other")),
     }
-    assert len(others | {first}) == 5
+    assert len(other_digests | {first}) == 5
 
 
 def test_an_unfinished_column_is_sound_but_has_no_digest(tmp_path: Path) -> None:
@@ -191,9 +191,9 @@ def reads_of(path: Path, work: Callable[[], object]) -> dict[str, int]:
     preadv, opened = LocalStore.preadv, LocalStore.open
 
     def counted(handle: int, buffers: list[memoryview], offset: int) -> int:
-        got = preadv(handle, buffers, offset)
-        counts[names[handle]] = counts.get(names[handle], 0) + got
-        return got
+        count = preadv(handle, buffers, offset)
+        counts[names[handle]] = counts.get(names[handle], 0) + count
+        return count
 
     def named(self: LocalStore, name: str, cached: bool = True) -> int:
         handle: int = opened(self, name, cached)
@@ -207,12 +207,12 @@ def reads_of(path: Path, work: Callable[[], object]) -> dict[str, int]:
     return counts
 
 
-@pytest.mark.parametrize("stored", STORED.values(), ids=STORED)
+@pytest.mark.parametrize("storage", STORED.values(), ids=STORED)
 @pytest.mark.parametrize("spec", [moments_spec, tokens_spec])
 def test_every_byte_is_read_once(
-    tmp_path: Path, spec: Callable[..., ColumnSpec], stored: dict[str, str]
+    tmp_path: Path, spec: Callable[..., ColumnSpec], storage: dict[str, str]
 ) -> None:
-    path = write_column(tmp_path / "c", spec(**stored))
+    path = write_column(tmp_path / "c", spec(**storage))
     sizes = {
         name: len(data) for name, data in files_of(path).items() if "/c/" in name or "tar" in name
     }
@@ -222,14 +222,14 @@ def test_every_byte_is_read_once(
 
 
 @pytest.mark.parametrize(
-    "stored",
+    "storage",
     [
         pytest.param(how, id=name, marks=[] if name == "zarr" else pytest.mark.slow)
         for name, how in STORED.items()
     ],
 )
-def test_by_all_cores_it_finds_the_same(tmp_path: Path, stored: dict[str, str]) -> None:
-    path = write_column(tmp_path / "c", tokens_spec(**stored))
+def test_by_all_cores_it_finds_the_same(tmp_path: Path, storage: dict[str, str]) -> None:
+    path = write_column(tmp_path / "c", tokens_spec(**storage))
     assert verify(path, processes=2) == []
     for name in [n for n in files_of(path) if n.startswith(("tokens/c", "tar/", "lengths/c/1"))]:
         data = bytearray((path / name).read_bytes())
@@ -243,8 +243,8 @@ def test_by_all_cores_it_finds_the_same(tmp_path: Path, stored: dict[str, str]) 
 
 
 def test_damaged_lengths_do_not_accuse_sound_rows(tmp_path: Path) -> None:
-    for number, stored in enumerate(STORED.values()):
-        path = write_column(tmp_path / str(number), tokens_spec(**stored))
+    for number, storage in enumerate(STORED.values()):
+        path = write_column(tmp_path / str(number), tokens_spec(**storage))
         data = bytearray((path / "lengths/c/0").read_bytes())
         data[8] ^= 3
         (path / "lengths/c/0").write_bytes(data)
@@ -255,23 +255,23 @@ def test_damaged_lengths_do_not_accuse_sound_rows(tmp_path: Path) -> None:
         assert [f.object for f in verify(path)] == ["lengths/c/0", "status/c/1"]
 
 
-@pytest.mark.parametrize("stored", STORED.values(), ids=STORED)
-def test_rows_of_a_cut_object_are_named(tmp_path: Path, stored: dict[str, str]) -> None:
-    path = write_column(tmp_path / "c", moments_spec(**stored))
-    name = "tar/00000.tar" if "backend" in stored else "moments/c/0/0/0/0"
+@pytest.mark.parametrize("storage", STORED.values(), ids=STORED)
+def test_rows_of_a_cut_object_are_named(tmp_path: Path, storage: dict[str, str]) -> None:
+    path = write_column(tmp_path / "c", moments_spec(**storage))
+    name = "tar/00000.tar" if "backend" in storage else "moments/c/0/0/0/0"
     size = (path / name).stat().st_size
     with (path / name).open("r+b") as file:
         file.truncate(size // 2)
     rows = [row for f in verify(path) if f.kind == "rows" for row in f.rows]
-    if stored == {"codec": "blosc"}:  # its index is lost with its end
+    if storage == {"codec": "blosc"}:  # its index is lost with its end
         assert rows == list(range(1024))
     else:
-        there = np.flatnonzero(Column.open(path).status(np.arange(1100)) != 2)
-        if not stored:  # the index behind the rows takes a part too, and blank rows have room
-            there = np.arange(1024)
-        cut = 0.5 * size / (len(there) * (32 if not stored else 1024))
-        assert rows == there[-len(rows) :].tolist()
-        assert len(rows) == pytest.approx(len(there) * (1 - cut), abs=3)
+        rows_with_values = np.flatnonzero(Column.open(path).status(np.arange(1100)) != 2)
+        if not storage:  # the index behind the rows takes a part too, and blank rows have room
+            rows_with_values = np.arange(1024)
+        cut = 0.5 * size / (len(rows_with_values) * (32 if not storage else 1024))
+        assert rows == rows_with_values[-len(rows) :].tolist()
+        assert len(rows) == pytest.approx(len(rows_with_values) * (1 - cut), abs=3)
     with (path / name).open("wb"):
         pass
     (path / name).unlink()
@@ -279,19 +279,19 @@ def test_rows_of_a_cut_object_are_named(tmp_path: Path, stored: dict[str, str]) 
     assert names(verify(path), "it is no file")
 
 
-@pytest.mark.parametrize("stored", STORED.values(), ids=STORED)
+@pytest.mark.parametrize("storage", STORED.values(), ids=STORED)
 def test_a_disk_that_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: dict[str, str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: dict[str, str]
 ) -> None:
     """An error of the disk is a fault of the object; what can be read is checked all the same."""
-    path = write_column(tmp_path / "c", moments_spec(**stored))
+    path = write_column(tmp_path / "c", moments_spec(**storage))
     bad, preadv = 12_000, LocalStore.preadv
-    wanted = "tar/00000.tar" if "backend" in stored else "moments/c/0/0/0/0"
+    bad_object = "tar/00000.tar" if "backend" in storage else "moments/c/0/0/0/0"
     opened, handles = LocalStore.open, set()
 
     def remember(self: LocalStore, name: str, cached: bool = True) -> int:
         handle: int = opened(self, name, cached)
-        if name == wanted:
+        if name == bad_object:
             handles.add(handle)
         else:
             handles.discard(handle)
@@ -308,10 +308,10 @@ def test_a_disk_that_fails(
     monkeypatch.setattr(LocalStore, "preadv", staticmethod(fail))
     faults = verify(path)
     (fault,) = (f for f in faults if f.kind == "object")
-    assert fault.object == wanted
+    assert fault.object == bad_object
     assert "cannot be read at byte 12000 ([Errno 5]" in str(fault)
     rows = [row for f in faults if f.kind == "rows" for row in f.rows]
-    if not stored:
+    if not storage:
         assert rows == list(range(12_000 // 32, 1024))
     assert {f.shard for f in faults} == {0}
 
@@ -341,19 +341,23 @@ def test_what_belongs_to_no_commit_is_listed_not_damage(tmp_path: Path) -> None:
     write_shard(path, spec, digest, 1)
     write_shard(path, spec, digest, 2)
     (path / "commits/00002.json").unlink()
-    found = examine(path)
-    assert found.faults == []
-    assert found.column.missing == [0, 2]
-    assert {name for name, _ in found.unfinished} == {"moments/c/4/0/0/0", "status/c/2", "crc/c/2"}
-    said = " ".join(found.sentences())
-    assert "unfinished, 2 of 3 shards are not committed (shards [0, 2])" in said
-    assert "3 objects" in said
-    assert "belong to no commit" in said
+    examination = examine(path)
+    assert examination.faults == []
+    assert examination.column.missing == [0, 2]
+    assert {name for name, _ in examination.unfinished} == {
+        "moments/c/4/0/0/0",
+        "status/c/2",
+        "crc/c/2",
+    }
+    sentences = " ".join(examination.sentences())
+    assert "unfinished, 2 of 3 shards are not committed (shards [0, 2])" in sentences
+    assert "3 objects" in sentences
+    assert "belong to no commit" in sentences
 
 
 def test_a_deep_digest_is_the_digest_or_says_where_not(tmp_path: Path) -> None:
-    for number, stored in enumerate(STORED.values()):
-        path = write_column(tmp_path / str(number), tokens_spec(**stored))
+    for number, storage in enumerate(STORED.values()):
+        path = write_column(tmp_path / str(number), tokens_spec(**storage))
         digest, faults = deep_digest(path)
         assert (digest, faults) == (logical_digest(path), [])
         name = next(n for n in files_of(path) if n.startswith(("tokens/c/4", "tar/00002")))
@@ -394,10 +398,10 @@ def test_memory_is_bounded_by_a_piece_of_an_object(tmp_path: Path) -> None:
         "assert verify(sys.argv[1]) == []\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "c")],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert int(done.stdout) < 60_000
+    assert int(result.stdout) < 60_000
