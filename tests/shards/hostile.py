@@ -42,7 +42,7 @@ from shards.column.commits import Commit
 from shards.column.zarr_object import crc32c
 from shards.tools.info import information
 from shards.tools.verify import logical_digest, verify
-from tests.shards.sweeps import VARIANTS, expected, make, scratch, standing
+from tests.shards.sweeps import VARIANTS, expected, make, scratch, sound_column
 from tests.soak.sweep import Case, Sweep
 
 INPUTS = 20  # of a case
@@ -419,7 +419,7 @@ def draw(kind: str, number: int) -> tuple[str, Files]:
 def check_column(kind: str, number: int) -> int:
     """Whoever comes upon a column bears it. Returns the input's digest."""
     variant, files = draw(kind, number)
-    sound, path = expected(variant, True), standing(variant)
+    sound, path = expected(variant, True), sound_column(variant)
     with installed(path, sound, files), bounded():
         borne(
             path,
@@ -431,7 +431,7 @@ def check_column(kind: str, number: int) -> int:
         )
         if kind in ("objects", "column.json"):  # a writer finds it, and no commit
             (path / commit_name(sound)).unlink(missing_ok=True)
-            borne(path, lambda: make(variant, path, one=True))
+            borne(path, lambda: make(variant, path, single=True))
     return digest_of(files)
 
 

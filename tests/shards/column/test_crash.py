@@ -20,7 +20,7 @@ from shards.format.atomic import make_durable
 from shards.tools.verify import verify
 from tests.shards import killer, sweeps
 from tests.shards.killer import Act, machine, trace
-from tests.shards.sweeps import ADOPTING, ANEW, Disk, expected, make, reads, standing
+from tests.shards.sweeps import ADOPTING, ANEW, Disk, expected, make, reads, sound_column
 from tests.shards.toy import files_of
 from tests.soak.sweep import Sweep, run, sample
 
@@ -33,8 +33,8 @@ SAMPLES = {
 @pytest.fixture(autouse=True, scope="module")
 def _standing_columns() -> Iterator[None]:
     yield
-    while sweeps._standing:
-        sweeps._standing.popitem()[1].cleanup()
+    while sweeps._sound_columns:
+        sweeps._sound_columns.popitem()[1].cleanup()
 
 
 @pytest.mark.parametrize("sweep", sweeps.SWEEPS, ids=lambda sweep: sweep.name)
@@ -320,7 +320,7 @@ def test_a_disk_that_is_full_or_read_only(tmp_path: Path, mount: str, message: s
 
 def test_a_reader_never_returns_what_a_flipped_bit_says() -> None:
     """Of each byte of values, lengths, statuses and checksums: an error before use, or no effect."""
-    path = standing("tokens")
+    path = sound_column("tokens")
     sound = expected("tokens", True)
     for name in (n for n in sound if "/c/" in n):
         for place in range(0, len(sound[name]), 97):

@@ -47,7 +47,7 @@ LAYOUT = TypeAdapter(Layout)
 
 @pytest.fixture
 def column(tmp_path: Path) -> Path:
-    return make("tokens", tmp_path / "column", one=True)
+    return make("tokens", tmp_path / "column", single=True)
 
 
 @pytest.fixture(autouse=True)
@@ -371,7 +371,7 @@ def test_rows_that_are_not_finite(column: Path, word: int) -> None:
 
 def test_object_arrays_in_a_tar(tmp_path: Path) -> None:
     """Members that unpickle: the writer that would adopt them refuses, and does not run them."""
-    path = make("tokens tar", tmp_path / "column", one=True)
+    path = make("tokens tar", tmp_path / "column", single=True)
     tar = path / "tar/00000.tar"
     (path / "commits/00000.json").unlink()
     made = 0
@@ -380,7 +380,7 @@ def test_object_arrays_in_a_tar(tmp_path: Path) -> None:
         made += b"'descr': '|O'" in data
         tar.write_bytes(data)
         with pytest.raises(CorruptColumn, match=str(tar)):
-            make("tokens tar", path, one=True)
+            make("tokens tar", path, single=True)
     assert made > 3
 
 
