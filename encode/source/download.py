@@ -55,8 +55,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run_download(args: argparse.Namespace) -> int:
     """`python -m encode download`."""
-    code = stoppable(lambda: _download(args))
-    if code:
+
+    def work() -> int:
+        with stopping():
+            return _download(args)
+
+    if code := stoppable(work):
         os._exit(code)  # threads may wait for a server; the bytes they wrote are safe at any moment
     return 0
 
@@ -86,7 +90,7 @@ def _download(args: argparse.Namespace) -> int:
             "another folder, or fewer files with --files"
         )
     stop = threading.Event()
-    with stopping(), Bar("download", total, "bytes") as bar:
+    with Bar("download", total, "bytes") as bar:
         bar.skip(partial_bytes)
         jobs = [partial(download_file, f, folder, args.sha256, stop, bar.advance) for f in missing]
         if args.sha256:

@@ -94,7 +94,7 @@ def download_file(
 ) -> None:
     """Downloads a file, or the rest of it, and gives it its name once it is whole.
 
-    `report` is called with the number of each bytes that arrive. Raises HubError, BadTar for another
+    `report` is called with the bytes of each piece that arrives. Raises HubError, BadTar for another
     size than the hub lists, and CancelledError once `stop` is set.
     """
     path, part = folder / file.path, file.part(folder)
@@ -140,11 +140,8 @@ def _append(file: HubFile, output: PartFile, stop: threading.Event) -> None:
             raise
         except (_network_error(), OSError) as error:
             failures = 1 if output.tell() > size else failures + 1
-            response = getattr(error, "response", None)
-            permanent = isinstance(error, hub.errors.HfHubHTTPError) and (
-                response is not None and response.status_code < 500
-            )
-            if permanent or failures > RETRIES:
+            status = getattr(getattr(error, "response", None), "status_code", 500)
+            if (status < 500 and status not in (408, 429)) or failures > RETRIES:
                 raise
         stop.wait(min(2.0**failures, MAX_PAUSE))
 
