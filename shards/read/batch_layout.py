@@ -140,8 +140,8 @@ class Planner:
         tables = [array.reshape(positions.size, size) for array in (samples, rows, sources, texts)]
         tokens = ends[:, -1].tolist()
         for i, header in enumerate(zip(*tables, ends.astype(np.int32), strict=True)):
-            used = layout.tokens_at + tokens[i] * layout.token_bytes
-            yield BatchPlan(int(positions[i]), header, reads[i], tokens[i], used)
+            end = layout.tokens_at + tokens[i] * layout.token_bytes
+            yield BatchPlan(int(positions[i]), header, reads[i], tokens[i], end)
 
     def _groups(
         self, samples: Ints, sources: Ints, rows: Ints

@@ -23,12 +23,12 @@ from .compatible import (
     check_same_source,
     refuse_bad_rows,
 )
+from .objects import Ints
 from .order import Order, Union
 
 # a tokens or ids column, or several, each with the share of the samples that takes it
 Text = Place | Mapping[Any, float]
 Bad = Literal["skip", "error"]
-Ints = NDArray[np.int64]
 
 
 class SourceColumns:
@@ -39,19 +39,19 @@ class SourceColumns:
     but which are not read, so that all runs of a comparison see the same rows. `truncated`: admit
     rows of status 1. `bad`: rows that are not valid in some column are left out ("skip"), or
     refused with BadRows ("error"). `extra`: columns of rows of one shape that are delivered beside
-    the latents. `pins`: by which some columns were opened, by their names in `identity`.
+    the latents. `snapshot_ids`: by which some columns were opened, by their names in `identity`.
     """
 
     def __init__(
         self, latents: Column, text: Column | Sequence[tuple[Column, float]],
         also: Sequence[Column] = (), truncated: bool = False, *, bad: Bad = "skip",
-        extra: Mapping[str, Column] | None = None, pins: Mapping[str, Json] | None = None,
+        extra: Mapping[str, Column] | None = None, snapshot_ids: Mapping[str, Json] | None = None,
     ) -> None:  # fmt: skip
         pairs = [(text, 1.0)] if isinstance(text, Column) else list(text)
         self.latents, self.truncated = latents, truncated
         self.texts, self.rates = tuple(c for c, _ in pairs), tuple(float(r) for _, r in pairs)
         self.also, self.extra = tuple(also), dict(extra or {})
-        self._pins = dict(pins or {})
+        self._snapshot_ids = dict(snapshot_ids or {})
         if not pairs or not min(self.rates) > 0 or not abs(sum(self.rates) - 1) <= 1e-6:
             raise IdentityMismatch(
                 f"text columns at the rates {list(self.rates)}: rates above 0 that add up to 1 "
@@ -97,15 +97,15 @@ class SourceColumns:
         if len(self.texts) > 1:
             record["rates"] = list(self.rates)
         for name, column in self.columns.items():
-            if name not in self._pins:  # asked once: COMPLETE may come while a run reads commits
-                self._pins[name] = column.snapshot_id()
-            pin = self._pins[name]
+            if name not in self._snapshot_ids:  # once: COMPLETE may come while a run reads commits
+                self._snapshot_ids[name] = column.snapshot_id()
+            snapshot = self._snapshot_ids[name]
             record[name] = {
                 "identity": column.spec.identity,
                 "norm": column.spec.record()["norm"],
                 "column": column.digest,
-                "complete": pin["generation"],
-            } | ({"shards": pin["shards"]} if pin["shards"] is not None else {})
+                "complete": snapshot["generation"],
+            } | ({"shards": snapshot["shards"]} if snapshot["shards"] is not None else {})
         return record
 
 
@@ -219,9 +219,10 @@ class JoinedColumns:
         """What the columns are and which snapshot of them is read, further sources below `more`:
         pinned by checkpoints, compared on resume. `open_sources(pins=)` takes it back.
         """
-        first, *others = (source.identity() for source in self.by_source)
-        more = {"more": others, "weights": self.weights and list(self.weights)} if others else {}
-        return first | more
+        record, *more = (source.identity() for source in self.by_source)
+        if more:
+            record |= {"more": more, "weights": self.weights and list(self.weights)}
+        return record
 
     def close(self) -> None:
         for source in self.by_source:
@@ -277,15 +278,15 @@ def _open_source(
     extra: Mapping[str, Place], pins: Json,
 ) -> SourceColumns:  # fmt: skip
     rates = text if isinstance(text, Mapping) else {text: 1.0}
-    used: dict[str, Json] = {}
+    snapshot_ids: dict[str, Json] = {}
 
     def open_column(name: str, place: Place) -> Column:
         pin = pins.get(name)
         # a pin of another column is of no use: the caller compares identities, and says so
         if pin is None or pin["column"] != open_spec(open_store(place))[1]:
             return Column.open(place, partial)
-        used[name] = {"generation": pin["complete"], "shards": pin.get("shards")}
-        return Column.open(place, snapshot_id=used[name])
+        snapshot_ids[name] = {"generation": pin["complete"], "shards": pin.get("shards")}
+        return Column.open(place, snapshot_id=snapshot_ids[name])
 
     return SourceColumns(
         open_column("latents", latents),
@@ -297,7 +298,7 @@ def _open_source(
         truncated,
         bad=bad,
         extra={name: open_column(f"extra.{name}", place) for name, place in extra.items()},
-        pins=used,
+        snapshot_ids=snapshot_ids,
     )
 
 

@@ -22,19 +22,13 @@ from torch import Tensor
 
 from ..errors import OrderError
 from ..format.layout import SCALE_BYTES
-from .batch_layout import BatchLayout, BatchPlan, Planner, Reader
+from .batch_layout import BatchPlan, Planner, Reader
 from .join import JoinedColumns
 from .order import Order
 from .prefetch import Prefetcher
 
 MOST_READY = 256  # batches; more would be memory for nothing
 TILE = 128  # tokens whose fp32 stays in a CPU's cache; whole captions take it ten times as long
-TYPES = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int32": torch.int32,
-    "int8": torch.int8,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,43 +97,17 @@ class Batch:
         return self.cu_seqlens.diff()
 
 
-def batch_of(
-    layout: BatchLayout, plan: BatchPlan, channels: Tensor, memory: NDArray[np.uint8] | Tensor
-) -> Batch:
-    """Returns a planned batch that was read into a flat buffer of bytes. Its large tensors lie over
-    the buffer, which lives as long as one of them. `channels`: as in `Int8Tokens`.
-    """
-
-    def over(offset: int, element: str, shape: tuple[int, ...]) -> Tensor:
-        dtype, count = TYPES[element], math.prod(shape)
-        if isinstance(memory, Tensor):  # pinned: its storage must stay the one that torch knows
-            return memory[offset : offset + dtype.itemsize * count].view(dtype).view(shape)
-        if not count:
-            return torch.empty(shape, dtype=dtype)
-        flat = torch.frombuffer(memory, dtype=dtype, count=count, offset=offset)
-        return flat.view(shape)
-
-    samples, rows, sources, texts, ends = map(torch.from_numpy, plan.header)
-    parts = {name: over(p.offset, p.element, p.shape) for name, p in layout.parts.items()}
-    shape = plan.tokens, *layout.token_shape
-    text: Tensor | Int8Tokens = over(layout.tokens_at, layout.token_element, shape)
-    if isinstance(text, Tensor) and text.dtype == torch.int8:
-        text = Int8Tokens(text, channels, texts.repeat_interleave(ends.diff()))
-    return Batch(plan.position, samples, rows, parts.pop("moments"), text, ends, sources, parts)
-
-
 def read_rows(
     join: JoinedColumns, rows: NDArray[np.int64], check: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns (moments, tokens, cu_seqlens) of row ids, as in `Batch`, with the captions of the first text
-    column. `check` compares every row's crc.
+    """Returns (moments, tokens, cu_seqlens) of row ids, as in `Batch`, with the captions of the first
+    text column. `check` compares every row's crc.
     """
-    lengths = join.text.lengths(rows)
     moments = torch.empty((len(rows), *join.latents.layout.row_shape), dtype=torch.float16)
     join.latents.read_into(rows, moments.numpy(), check)
     words = join.text.decoded(join.text.read(rows, check))
     cu_seqlens = torch.zeros(len(rows) + 1, dtype=torch.int32)
-    cu_seqlens[1:] = torch.from_numpy(np.cumsum(lengths))
+    cu_seqlens[1:] = torch.from_numpy(np.cumsum(join.text.lengths(rows)))
     return moments, _as_tokens(words), cu_seqlens
 
 
@@ -149,7 +117,7 @@ def empty_caption(join: JoinedColumns) -> Tensor:
 
 
 def _as_tokens(words: NDArray[Any]) -> Tensor:
-    """Words of a text column as its tensor: bfloat16 bits as such, ids as they are."""
+    """Returns a text column's values as their tensor: bfloat16 bits as such, ids as they are."""
     tokens = torch.from_numpy(words)
     return tokens if tokens.dtype == torch.int32 else tokens.view(torch.bfloat16)
 
@@ -206,7 +174,7 @@ class Stream(Iterator[Batch]):
         channels = torch.tensor(scales, dtype=torch.float32)
         buffers = _Buffers(prefetch + 2)  # with one being read and one in use
         plans = reader.plans(position, global_batch, ahead)
-        batches = (_batch(reader, plan, channels, buffers, pin) for plan in plans)
+        batches = (_read_batch(reader, plan, channels, buffers, pin) for plan in plans)
         self._batches = Prefetcher(batches, prefetch, "stream")
 
     def __next__(self) -> Batch:
@@ -235,17 +203,32 @@ class Stream(Iterator[Batch]):
         self.close()
 
 
-def _batch(
+def _read_batch(
     reader: Reader, plan: BatchPlan, channels: Tensor, buffers: _Buffers, pin: bool
 ) -> Batch:
-    """Reads a planned batch."""
-    memory: Any = None
+    """Reads a planned batch into a flat buffer of bytes, over which its large tensors lie: the buffer
+    lives as long as one of them.
+    """
+    layout = reader.layout
     if pin:  # torch keeps such memory, and hands it out again when no copy to the GPU uses it
         memory = torch.empty(plan.bytes, dtype=torch.uint8, pin_memory=True)
     else:
-        memory = buffers.take(reader.layout.capacity)
-    reader.fill(plan, memory.numpy() if pin else memory)
-    return batch_of(reader.layout, plan, channels, memory)
+        memory = torch.from_numpy(buffers.take(layout.capacity))
+    reader.fill(plan, memory.numpy())
+
+    def tensor(offset: int, element: str, shape: tuple[int, ...]) -> Tensor:
+        dtype: torch.dtype = getattr(torch, element)
+        end = offset + dtype.itemsize * math.prod(shape)
+        return memory[offset:end].view(dtype).view(shape)
+
+    samples, rows, sources, texts, ends = map(torch.from_numpy, plan.header)
+    extra = {name: tensor(p.offset, p.element, p.shape) for name, p in layout.parts.items()}
+    moments = extra.pop("moments")
+    stored = tensor(layout.tokens_at, layout.token_element, (plan.tokens, *layout.token_shape))
+    text: Tensor | Int8Tokens = stored
+    if stored.dtype == torch.int8:
+        text = Int8Tokens(stored, channels, texts.repeat_interleave(ends.diff()))
+    return Batch(plan.position, samples, rows, moments, text, ends, sources, extra)
 
 
 class _Buffers:
