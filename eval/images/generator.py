@@ -16,7 +16,6 @@ from encode.models.text import TextEncoder
 from encode.models.vae import Vae
 from shards import Norm
 from shards.read.latents import undraw
-from shards.read.stream import pad_text
 from train.checkpoints.checkpoint import CheckpointError
 from train.model.dit import DiT
 
@@ -125,12 +124,12 @@ class Generator:
     ) -> Tensor:  # fmt: skip
         """Returns pixels (B, 3, H', W') in [-1, 1] of tokens [(n_i, D)] and noise (B, C, H, W)."""
         device = noise.device
-        ends = torch.tensor([0, *map(len, text)]).cumsum(0, dtype=torch.int32)
-        padded, mask = pad_text(torch.cat(list(text)), ends)
+        packed = torch.cat(list(text)).to(device).float()
+        tokens = torch.split(packed, [len(caption) for caption in text])
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             latents = sample(
-                self.model, padded.to(device), mask.to(device), empty.to(device).float(),
-                noise=noise, steps=steps, guidance=guidance, sampler=sampler, interval=interval,
+                self.model, tokens, empty.to(device).float(), noise=noise, steps=steps, guidance=guidance,
+                sampler=sampler, interval=interval,
             )  # fmt: skip
         return self.vae.decode(undraw(latents, self.norm))
 

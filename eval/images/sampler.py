@@ -15,7 +15,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from train.model.dit import DiT
 from train.model.flow import TRAIN_STEPS, inference_sigmas
@@ -72,19 +71,19 @@ def integrate(
 
 @torch.inference_mode()
 def sample(
-    model: DiT, text: Tensor, mask: Tensor, empty: Tensor, *, noise: Tensor, steps: int = 25,
+    model: DiT, text: Sequence[Tensor], empty: Tensor, *, noise: Tensor, steps: int = 25,
     guidance: float = 6.0, sampler: str = "euler", interval: Interval | None = None,
 ) -> Tensor:  # fmt: skip
     """Returns latents (B, C, H, W) fp32, normalised as in training, from noise of that shape.
 
-    text (B, L, D) and mask (B, L) are the prompts, empty (n, D) the empty caption. Without guidance
+    text [(n_i, D)] are the prompts' tokens, empty (n, D) those of the empty caption. Without guidance
     (<= 1), and at sigmas outside the interval, only the prompts are run; with it a step runs
     [empty x B, prompts] as one batch. Latents stay fp32 between the steps, whatever precision the
     caller's autocast gives the model.
     """
     low, high = interval or (0.0, 1.0)
-    alone = _packed(text, mask)
-    both = _packed(*_with_empty(text, mask, empty)) if guidance > 1 else alone
+    alone = _packed(text)
+    both = _packed([empty] * len(text) + list(text)) if guidance > 1 else alone
 
     def velocity(latents: Tensor, sigma: float) -> Tensor:
         guided = guidance > 1 and low <= sigma <= high
@@ -101,20 +100,9 @@ def sample(
     return integrate(velocity, noise.float(), inference_sigmas(steps).tolist(), sampler)
 
 
-def _packed(text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns padded captions back to back, (T, D), and where each starts, on the CPU.
+def _packed(captions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Returns captions back to back, (T, D), and where each starts, (B + 1,) on the CPU.
 
-    So no step waits for a GPU to know it.
+    So no step waits for a GPU to know where.
     """
-    real = mask.bool()
-    return text[real], F.pad(real.sum(1).cumsum(0), (1, 0)).cpu()
-
-
-def _with_empty(text: Tensor, mask: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the empty caption B times before the prompts; both padded to one length."""
-    batch, length = mask.shape
-    longest = max(length, len(empty))
-    text, mask = F.pad(text, (0, 0, 0, longest - length)), F.pad(mask, (0, longest - length))
-    alone = F.pad(empty.to(text), (0, 0, 0, longest - len(empty))).expand(batch, -1, -1)
-    alone_mask = (torch.arange(longest, device=mask.device) < len(empty)).to(mask.dtype)
-    return torch.cat([alone, text]), torch.cat([alone_mask.expand(batch, -1), mask])
+    return torch.cat(list(captions)), torch.tensor([0, *map(len, captions)]).cumsum(0)

@@ -35,7 +35,7 @@ def test_the_bare_loop_samples_what_generate_samples(tmp_path: Path) -> None:
     generate(request, generator)
     keys = [noise_number("prompts", f"{i:05d}", 0) for i in range(TOY.batch)]
     noise = normal(request.seed, "generate", keys, generator.latent_shape)
-    text, mask, _ = bare.batches[0]
-    pixels = generator.vae.decode(undraw(bare.latents(text, mask, noise), generator.norm))
+    text, _ = bare.batches[0]
+    pixels = generator.vae.decode(undraw(bare.latents(text, noise), generator.norm))
     stored = [np.asarray(Image.open(p)) for p in sorted((tmp_path / "set/images").iterdir())]
     assert np.array_equal(to_images(pixels), np.stack(stored[: TOY.batch]))

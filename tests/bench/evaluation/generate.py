@@ -32,7 +32,6 @@ from eval.images.sampler import sample
 from shards.format.atomic import Json
 from shards.read.latents import undraw
 from shards.read.randomness import normal
-from shards.read.stream import pad_text
 from tests.bench import turns
 from tests.bench.cost import cpu_of, paired, promise
 from tests.bench.encoding.synthetic import save_gemma, save_vae
@@ -101,17 +100,15 @@ class Bare:
         assert request.batch_size is not None
         for start in range(0, len(prompts), request.batch_size):
             chosen = numbers[start : start + request.batch_size]
-            states = cache.read(chosen)
-            ends = torch.tensor([0, *map(len, states)]).cumsum(0, dtype=torch.int32)
-            noise = normal(0, "bench", chosen, generator.latent_shape)
-            self.batches.append((*pad_text(torch.cat(states), ends), noise))
+            text = [states.float() for states in cache.read(chosen)]
+            self.batches.append((text, normal(0, "bench", chosen, generator.latent_shape)))
 
     def __call__(self) -> None:
-        for text, mask, noise in self.batches:
-            self.generator.vae.decode(undraw(self.latents(text, mask, noise), self.generator.norm))
+        for text, noise in self.batches:
+            self.generator.vae.decode(undraw(self.latents(text, noise), self.generator.norm))
 
-    def latents(self, text: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
-        return sample(self.generator.model, text, mask, self.empty, noise=noise, steps=self.steps)
+    def latents(self, text: list[Tensor], noise: Tensor) -> Tensor:
+        return sample(self.generator.model, text, self.empty, noise=noise, steps=self.steps)
 
 
 def run(folder: Path, rounds: int, light: bool) -> tuple[Json, Table]:

@@ -38,15 +38,28 @@ def prompts(golden: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     return text[2:], mask[2:], text[0, : int(mask[0].sum())]
 
 
+def captions(text: Tensor, mask: Tensor) -> list[Tensor]:
+    return [row[real] for row, real in zip(text, mask.bool(), strict=True)]
+
+
 def test_golden_sampling(model: DiT, golden: dict[str, Tensor]) -> None:
     text, mask, empty = prompts(golden)
-    found = sample(model, text, mask, empty, noise=golden["in.latents"], steps=4, guidance=6.0)
+    found = sample(
+        model, captions(text, mask), empty, noise=golden["in.latents"], steps=4, guidance=6.0
+    )
     torch.testing.assert_close(found, golden["out_latents"], atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()
-def test_one_guided_batch_is_two_separate_passes(model: DiT, golden: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize("longer", [False, True])
+def test_one_guided_batch_is_two_separate_passes(
+    model: DiT, golden: dict[str, Tensor], longer: bool
+) -> None:
+    """Also with an empty caption that is longer than the prompts."""
     text, mask, empty = prompts(golden)
+    if longer:
+        empty = golden["text_hidden_states"][3, :7]
+        text, mask = text[:, :3], mask[:, :3]
     latents = golden["in.latents"]
     nothing, alone = empty.expand(2, -1, -1), torch.ones(2, len(empty), dtype=torch.int64)
     sigmas = golden["sigmas"]
@@ -54,7 +67,9 @@ def test_one_guided_batch_is_two_separate_passes(model: DiT, golden: dict[str, T
         t = golden["timesteps"][i].expand(2)
         with_prompt, without = model(latents, t, text, mask), model(latents, t, nothing, alone)
         latents = latents + (sigmas[i + 1] - sigmas[i]) * (6 * with_prompt - 5 * without)
-    found = sample(model, text, mask, empty, noise=golden["in.latents"], steps=4, guidance=6.0)
+    found = sample(
+        model, captions(text, mask), empty, noise=golden["in.latents"], steps=4, guidance=6.0
+    )
     torch.testing.assert_close(found, latents, atol=2e-5, rtol=0)
 
 
@@ -69,8 +84,7 @@ def test_without_guidance_the_empty_caption_is_not_run(
         latents = latents + (golden["sigmas"][i + 1] - golden["sigmas"][i]) * velocity
     found = sample(
         model,
-        text,
-        mask,
+        captions(text, mask),
         torch.full_like(empty, torch.nan),
         noise=golden["in.latents"],
         steps=4,
@@ -79,23 +93,15 @@ def test_without_guidance_the_empty_caption_is_not_run(
     torch.testing.assert_close(found, latents, atol=1e-5, rtol=0)
 
 
-def test_an_empty_caption_longer_than_the_prompts(model: DiT, golden: dict[str, Tensor]) -> None:
-    text, mask, _ = prompts(golden)
-    long = golden["text_hidden_states"][3, :7]
-    short = sample(model, text[:1, :3], mask[:1, :3], long, noise=golden["in.latents"][:1], steps=4)
-    padded = sample(model, text[:1], mask[:1], long, noise=golden["in.latents"][:1], steps=4)
-    torch.testing.assert_close(short, padded, atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_latents_stay_fp32_between_steps_under_autocast(
     model: DiT, golden: dict[str, Tensor], sampler: str
 ) -> None:
     text, mask, empty = prompts(golden)
     options = {"noise": golden["in.latents"], "steps": 4, "sampler": sampler}
-    whole = sample(model, text, mask, empty, **options)  # type: ignore[arg-type]
+    whole = sample(model, captions(text, mask), empty, **options)  # type: ignore[arg-type]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = sample(model, text, mask, empty, **options)  # type: ignore[arg-type]
+        found = sample(model, captions(text, mask), empty, **options)  # type: ignore[arg-type]
     assert found.dtype == torch.float32
     assert not torch.equal(found, found.bfloat16().float())  # nor were they rounded on the way
     assert 1e-5 < (found - whole).norm() / whole.norm() < 0.05
@@ -199,12 +205,12 @@ def test_guidance_within_an_interval(model: DiT, golden: dict[str, Tensor]) -> N
     counting = Counting(model.config)
     counting.load_state_dict(model.state_dict())
     found = sample(
-        counting, text, mask, empty, noise=golden["in.latents"], steps=4, guidance=6.0,
+        counting, captions(text, mask), empty, noise=golden["in.latents"], steps=4, guidance=6.0,
         interval=(sigmas[2], sigmas[1]),
     )  # fmt: skip
     assert counting.passes == [2, 4, 4, 2]
     torch.testing.assert_close(found, latents, atol=2e-5, rtol=0)
     everywhere = sample(
-        model, text, mask, empty, noise=golden["in.latents"], steps=4, interval=(0.0, 1.0)
+        model, captions(text, mask), empty, noise=golden["in.latents"], steps=4, interval=(0.0, 1.0)
     )
     torch.testing.assert_close(everywhere, golden["out_latents"], atol=1e-5, rtol=0)

@@ -149,7 +149,8 @@ def test_imported_weights_sample_as_the_original(tmp_path: Path) -> None:
     model, _ = load_for_sampling(import_reference(theirs, 10, tmp_path / "ours"))
     text, mask = loop["text_hidden_states"], loop["attention_mask"]
     empty = text[0, : int(mask[0].sum())]
-    found = sample(model, text[2:], mask[2:], empty, noise=loop["in.latents"], steps=4)
+    captions = [row[real] for row, real in zip(text[2:], mask[2:].bool(), strict=True)]
+    found = sample(model, captions, empty, noise=loop["in.latents"], steps=4)
     torch.testing.assert_close(found, loop["out_latents"], atol=1e-5, rtol=0)
 
 
