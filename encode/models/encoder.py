@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from shards import ColumnSpec, Layout, Norm, Store
 from shards.format.atomic import Json
-from shards.format.identity import ColumnIdentity, PicturePreprocess
+from shards.format.identity import CaptionPreprocess, ColumnIdentity, PicturePreprocess
 from shards.format.int8 import calibrate
 from shards.format.layout import COLUMN, VERSION
 
@@ -41,13 +41,28 @@ class Encoder(ABC):
     model: ModelSpec
     weights: str
 
-    @abstractmethod
+    device: Any = None  # a torch.device; a tokenizer has none
+
     def identity(self) -> ColumnIdentity:
         """Returns the column's identity, but for the source."""
+        return ColumnIdentity(
+            kind=self.config.kind,
+            preprocess=self.preprocess(),
+            dtype=getattr(self.config, "element", "float16"),
+            encoder=self.model.identity(self.weights),
+        )
+
+    @abstractmethod
+    def preprocess(self) -> PicturePreprocess | CaptionPreprocess:
+        """Returns how pictures or captions become the model's input."""
 
     def runs_on(self) -> Json:
         """Returns the device, and its threads where they matter: may differ between two attempts."""
-        return {"device": platform.machine()}
+        if self.device is None:
+            return {"device": platform.machine()}
+        from .weights import device_record
+
+        return device_record(self.device)
 
     @property
     @abstractmethod
@@ -60,16 +75,7 @@ class ImageEncoder(Encoder):
 
     view: View
 
-    def identity(self) -> ColumnIdentity:
-        return ColumnIdentity(
-            kind=self.config.kind,
-            preprocess=self.preprocess(),
-            dtype=getattr(self.config, "element", "float16"),
-            encoder=self.model.identity(self.weights),
-        )
-
     def preprocess(self, **fields: Any) -> PicturePreprocess:
-        """Returns how pictures become the encoder's input, with more `fields` where it has them."""
         return PicturePreprocess(
             image=self.view.suffix, resolution=self.view.resolution, decoder=DECODER,
             resize="bilinear, short side", crop="centre", **fields,
@@ -108,10 +114,10 @@ class CaptionEncoder(Encoder):
         """Returns the number of tokens that the column will hold of each caption, (B,)."""
         return np.array([len(row) for row in self.rows(captions, self.row_shape[0])], np.int64)
 
-    @property
-    @abstractmethod
+    @cached_property
     def blank(self) -> Words:
         """The row of a sample that has no caption: no tokens."""
+        return self.rows([""], self.row_shape[0])[0][:0]
 
 
 # Identity and layout -----------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from ..registry import FEATURES, ModelSpec, location, lookup
 from ..source.decoding import View
 from .encoder import ImageEncoder, Words
 from .pixels import bf16_words, pixels_on, to_float16
-from .weights import autocast, device_record, load_model, trying, tune
+from .weights import autocast, load_model, tune
 
 
 class FeatureEncoder(ImageEncoder):
@@ -51,9 +50,6 @@ class FeatureEncoder(ImageEncoder):
     def preprocess(self, **fields: Any) -> PicturePreprocess:
         return super().preprocess(mean=self.mean, std=self.std, output=self.config.output, **fields)
 
-    def runs_on(self) -> Json:
-        return device_record(self.device)
-
     def rows(self, images: NDArray[np.uint8]) -> Words:
         features = self.encode(pixels_on(self.device, images))
         return to_float16(features) if self.config.element == "float16" else bf16_words(features)
@@ -76,16 +72,6 @@ class FeatureEncoder(ImageEncoder):
                 f"{'pooled' if tokens else 'tokens'}, or another class"
             )
         return features.float()  # type: ignore[no-any-return]  # transformers is untyped
-
-    @cached_property
-    def row_shape(self) -> tuple[int, ...]:
-        """(N, D) or (D,), of a grey picture; ModelNotUsable if it cannot be encoded."""
-        side = self.view.resolution
-        with trying(
-            f"{self.model.path}: {self.model.cls} cannot encode pictures of {side} x {side} pixels",
-            "Give an image model and its size",
-        ):
-            return tuple(self.encode(torch.zeros(1, 3, side, side)).shape[1:])
 
 
 def preprocessing(model: ModelSpec) -> Json:

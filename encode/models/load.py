@@ -37,13 +37,6 @@ def load_encoder(
     )  # fmt: skip
 
 
-def pick_device(device: str) -> str:
-    """Returns a device; `auto` is the GPU if there is one."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def load_encoders(
     columns: Mapping[str, ColumnConfig], engine: EngineConfig,
     weights: Mapping[str, str] | None = None,
@@ -52,7 +45,9 @@ def load_encoders(
     sets; their weights are checked if their digests are given, else the encoders are tried out: see
     `rehearsal`.
     """
-    device = pick_device(engine.device)
+    device = engine.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(engine.torch_threads)
     encoders = {
         name: load_encoder(

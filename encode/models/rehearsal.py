@@ -40,12 +40,12 @@ TOLERANCE = {"fp32": 2.0**-6, "bf16-autocast": 2.0**-3}
 def rehearse(encoder: Encoder, engine: EngineConfig) -> None:
     """Raises ModelNotUsable if the encoder cannot fill its column."""
     model = encoder.model
-    device = getattr(encoder, "device", torch.device("cpu"))  # a tokenizer has none
+    device = encoder.device or torch.device("cpu")
     if isinstance(encoder, ImageEncoder):
         side = encoder.view.resolution
         images = pictures(side)[: engine.batch]
-        _ = encoder.row_shape  # refuses what takes no pictures of this size
         with trying(f"{model.path}: {model.cls} cannot encode pictures of {side} x {side} pixels"):
+            _ = encoder.row_shape
             compare(
                 model, device, lambda n: list(encoder.rows(images[n])), len(images), "a picture"
             )

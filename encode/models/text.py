@@ -21,7 +21,7 @@ from ..registry import ModelSpec
 from .encoder import CaptionEncoder, Words
 from .pixels import bf16_words
 from .tokenizer import CaptionTokenizer, caption_options, check_chat
-from .weights import autocast, device_record, load_model, trying, tune
+from .weights import autocast, load_model, trying, tune
 
 
 class TextEncoder(CaptionEncoder):
@@ -61,16 +61,8 @@ class TextEncoder(CaptionEncoder):
                 f"{most}. Lower max_tokens"
             )
 
-    def identity(self) -> ColumnIdentity:
-        return ColumnIdentity(
-            kind=self.config.kind,
-            preprocess=self.tokenizer.preprocess(hidden_state=self.config.hidden_state),
-            dtype=self.config.element,
-            encoder=self.model.identity(self.weights),
-        )
-
-    def runs_on(self) -> Json:
-        return device_record(self.device)
+    def preprocess(self) -> CaptionPreprocess:
+        return self.tokenizer.preprocess(hidden_state=self.config.hidden_state)
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -82,10 +74,6 @@ class TextEncoder(CaptionEncoder):
 
     def rows(self, captions: Sequence[str], budget: int) -> list[Words]:
         return [bf16_words(states) for states in self.encode(captions, budget)]
-
-    @property
-    def blank(self) -> Words:
-        return np.zeros((0, self.width), np.uint16)
 
     @cached_property
     def width(self) -> int:

@@ -106,10 +106,6 @@ class CaptionTokenizer(CaptionEncoder):
     def rows(self, captions: Sequence[str], budget: int) -> list[Words]:
         return [np.array(ids, np.int32) for ids in self(captions)]
 
-    @property
-    def blank(self) -> Words:
-        return np.zeros(0, np.int32)
-
     def _template_text(self) -> str:
         if not self._tokenizer.chat_template:
             raise ModelNotUsable(

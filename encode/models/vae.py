@@ -21,7 +21,7 @@ from ..source.decoding import View
 from .encoder import ImageEncoder, Words
 from .norm import ConfigNorm, config_norm
 from .pixels import pixels_on, to_float16
-from .weights import autocast, device_record, load_model, trying, tune
+from .weights import autocast, load_model, trying, tune
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +111,6 @@ class Vae(ImageEncoder):
         if self._column_norm is None:
             return self.file_norm.own()
         return self.file_norm.agreed(self._column_norm.norm)
-
-    def runs_on(self) -> Json:
-        return device_record(self.device)
 
     def rows(self, images: NDArray[np.uint8]) -> Words:
         return to_float16(self.encode(pixels_on(self.device, images)))

@@ -103,8 +103,11 @@ class Letters(CaptionEncoder):
         return ColumnIdentity(
             kind="ids",
             encoder=EncoderIdentity(cls="Letters", path="letters", weights=self.weights),
-            preprocess=CaptionPreprocess(max_tokens=64, template="{}", tokenizer=self.weights),
+            preprocess=self.preprocess(),
         )
+
+    def preprocess(self) -> CaptionPreprocess:
+        return CaptionPreprocess(max_tokens=64, template="{}", tokenizer=self.weights)
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -112,10 +115,6 @@ class Letters(CaptionEncoder):
 
     def rows(self, captions: Sequence[str], budget: int) -> list[Words]:
         return [np.array([2, *map(ord, caption[:63])], np.int32) for caption in captions]
-
-    @property
-    def blank(self) -> Words:
-        return np.zeros(0, np.int32)
 
 
 def load_encoders(

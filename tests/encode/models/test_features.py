@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from encode.config import FeaturesColumn
+from encode.config import EngineConfig, FeaturesColumn
 from encode.errors import ModelNotUsable
 from encode.models.features import FeatureEncoder
+from encode.models.rehearsal import rehearse
 from encode.registry import ModelSpec
 from tests.encode.tiny_models import SIDE, Models, save_dinov2, save_preprocessor
 from tests.encode.toy import spec
@@ -88,8 +89,8 @@ def test_models_that_cannot_serve(tiny: Models) -> None:
     text = ModelSpec.model_validate(tiny("gemma"))
     options: Any = {"resolution": SIDE, "mean": [0.5] * 3, "std": [0.5] * 3}
     with pytest.raises(ModelNotUsable, match="GemmaModel cannot encode pictures of 32 x 32"):
-        _ = features(text, **options).row_shape
+        rehearse(features(text, **options), EngineConfig())
     with pytest.raises(ModelNotUsable, match="cannot encode pictures of 48 x 48"):
-        _ = made(tiny, "siglip", resolution=48).row_shape
+        rehearse(made(tiny, "siglip", resolution=48), EngineConfig())
     with pytest.raises(ModelNotUsable, match="were found, the column was made with 0000"):
         FeatureEncoder(made(tiny, "dinov2").config, expected="0" * 64)
