@@ -274,12 +274,12 @@ def _named(text: str) -> tuple[str, Path]:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from .report.page import verdict
+    from .report.page import verdicts
     from .report.report import report
 
     data = report(args.folders, args.out, args.partial, dict(args.run), args.pictures, args.note)
     for section in data["sections"]:
-        for sentence in filter(None, map(verdict, section["comparisons"])):
+        for sentence in verdicts(section):
             print(f"{section['benchmark']}: {sentence}")
     print(args.out)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import json
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from encode.models.pixels import to_pixels
 from encode.source.images import transform
-from shards import atomic_write, canonical_json
+from shards import atomic_write
 from shards.places import local_path
 
 from .openmoji import BACKGROUNDS, GROUPS, Sample, choose, hashed
@@ -182,7 +183,7 @@ def draw(out: Path) -> None:
         f"openmoji/{TARS:05d}.tar": damage(drawn(damaged())),
         "openmoji-val/00000.tar": tar(drawn(held_out)),
         "photos/00000.tar": tar(crops),
-        "prompts.json": canonical_json({sample.key: sample.long for sample in held_out}),
+        "prompts.json": json.dumps({sample.key: sample.long for sample in held_out}).encode(),
         "CREDITS.txt": CREDITS.encode(),
     }
     for name, content in files.items():

@@ -14,7 +14,7 @@ from shards.console import duration_text
 from train.checkpoints.identity import leaves
 from train.report.records import read_records
 
-from .entries import ScoredSet
+from .entries import RECONSTRUCTION, ScoredSet
 from .pairing import brief
 
 Json = dict[str, Any]
@@ -37,34 +37,39 @@ def render(
         "value": _value, "change": change, "seconds": _seconds, "short": _short,
     }  # fmt: skip
     return environment.get_template("report.html.j2").render(
-        r=data, galleries=galleries, note=note, style=Markup(charts.style()), verdict=verdict,
+        r=data, galleries=galleries, note=note, style=Markup(charts.style()), verdicts=verdicts,
         plot=_plot, groups_plot=_groups_plot, difference_plot=_difference_plot, trainings=_trainings,
-        title=" and ".join(section["benchmark"] for section in data["sections"]),
+        title=", ".join(section["benchmark"] for section in data["sections"]),
         charts=[Markup(charts.curves(*chart)) for chart in _score_curves(data["curves"])],
         losses=[Markup(figure) for chart in losses if (figure := charts.curves(*chart, log=True))],
     )  # fmt: skip
 
 
-def verdict(comparison: Json) -> str:
-    """Returns one sentence: which entry is better by which scores, and what that does not cover."""
-    a, b, differences = comparison["baseline"], comparison["other"], comparison["differences"]
-    compared = [d for d in differences if d["value"] and d["value"]["low"] is not None]
+def verdicts(section: Json) -> list[str]:
+    """Returns a sentence a comparison: which entry is better by which scores, and what that leaves open."""
+    sentences = [_verdict(comparison, section["kind"]) for comparison in section["comparisons"]]
+    return [sentence for sentence in sentences if sentence]
+
+
+def _verdict(comparison: Json, kind: str) -> str:
+    compared = [d for d in comparison["differences"] if d["resolved"] is not None]
     if not compared:
         return ""
-    by_winner: dict[str, list[str]] = {}
+    scores: dict[str, list[str]] = {}
     for difference in compared:
-        if difference["favours"]:
-            text = f"{difference['scorer']} ({change(difference['value'])})"
-            by_winner.setdefault(difference["favours"], []).append(text)
-    better = [f"{name} is better by {' and '.join(texts)}" for name, texts in by_winner.items()]
-    if not better:
-        sentence = f"No difference shown between {a} and {b}"
-    else:
-        sentence = f"{'No winner: ' if len(better) > 1 else ''}{'; '.join(better)}; {b} minus {a}"
-    limits = [] if comparison["paired"] else [comparison["sentence"]]
-    if not all(difference["covers_seeds"] for difference in compared):
-        limits.append("Training seeds are not covered.")
-    return " ".join([f"{sentence}.", *limits])
+        title = "No difference shown by"
+        if difference["resolved"]:
+            winner = difference["favours"]
+            title = f"{winner} is better by" if winner else "Other training seeds, no verdict by"
+        text = f"{difference['scorer']} {change(difference['value'])}"
+        scores.setdefault(title, []).append(text)
+    sentences = [f"{title} {', '.join(texts)}." for title, texts in scores.items()]
+    sentences.append(f"Values are {comparison['other']} minus {comparison['baseline']}.")
+    if not comparison["paired"]:
+        sentences.append(comparison["sentence"])
+    if kind != RECONSTRUCTION and not all(d["covers_seeds"] for d in compared):
+        sentences.append("Other training seeds are not covered.")
+    return " ".join(sentences)
 
 
 def training_curves(sets: Sequence[ScoredSet]) -> list[tuple[str, list[charts.Curve]]]:

@@ -102,7 +102,7 @@ def test_the_scores_and_the_report(
     monkeypatch.setattr(pipeline, "OUT", out)
     for words in (*pipeline.score_commands().values(), pipeline.report_command()):
         evaluate(*words[3:])  # after python -m eval
-    assert "Training seeds are not covered." in capsys.readouterr().out
+    assert "Other training seeds are not covered." in capsys.readouterr().out
     html, data = (out / "report.html").read_text(), json.loads((out / "report.json").read_text())
     assert "CC BY-SA 4.0" in html
     assert not re.search(r'(src|href)="http|url\(', html)

@@ -170,7 +170,8 @@ def test_the_page_says_what_the_json_says(example: dict[str, Any]) -> None:
     assert "0:03:20, 100 steps" in text
     assert "0:01:40 for 150 rows" in text
     assert "1:11:28 for 6,400 samples" in text  # 100.5 s of 150 rows, for each of 6,400 samples
-    assert "e2e is better by vqa-tiny (" in text
+    assert f"e2e is better by vqa-tiny {(b - a).mean():+,.3g} [" in text
+    assert "Values are e2e minus plain. Compares sets that differ in more than VAEs." in text
     assert "Training lossrun" in text
 
 
