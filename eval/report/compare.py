@@ -12,14 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isclose
 
-import numpy as np
-
 from shards import canonical_json
 from train.checkpoints.identity import without_seed
 
 from ..errors import EvalError
-from ..scores.aggregate import difference_and_share
-from ..scores.results import Item, Score, Value
+from ..scores.aggregate import difference_and_share, means_of
+from ..scores.results import Score, Value
 from ..scores.seeds import grouped, groups_over_seeds, over_seeds
 from .entries import ScoredSet
 from .pairing import ROUNDING, Pairing, pairing_of
@@ -193,10 +191,12 @@ def _by_items(
     items = a.items(scorer), b.items(scorer)
     if not any(items):
         return None
-    for side, score, side_items in zip((a, b), scores, items, strict=True):
+    for side, side_items in zip((a, b), items, strict=True):
         if not side_items:
             raise _NoDifference(f"{side.name} has no items of it. Score that set again")
-        if not isclose(mean_of(side_items, score), score.value.value, rel_tol=1e-6, abs_tol=1e-9):
+    means = [means_of(i, s.overall, s.unit) for i, s in zip(items, scores, strict=True)]
+    for side, (mean, _) in zip((a, b), means, strict=True):
+        if not _equal(mean, side.scores[scorer].value):
             raise _NoDifference(
                 f"the items of {side.name} do not add up to its score. Score that set again"
             )
@@ -209,26 +209,17 @@ def _by_items(
         value, groups, share = difference_and_share(*items, first.overall, first.unit)
     except EvalError as error:
         raise _NoDifference(str(error)) from None
-    pairs = list(zip(items, scores, strict=True))
-    group_values = {name: groups[name] for name in groups if all(_is_mean(name, *p) for p in pairs)}
-    return value, group_values, share
+    # of some scores a group's value is not the mean of its items, which were resampled here
+    of_items = {
+        name: group
+        for name, group in groups.items()
+        if all(_equal(m[name], s.groups.get(name)) for (_, m), s in zip(means, scores, strict=True))
+    }
+    return value, of_items, share
 
 
-def _is_mean(group: str, items: Sequence[Item], score: Score) -> bool:
-    """Whether a group's value is the mean of its items: of some scores it is not."""
-    values = [item.value for item in items if group in item.groups]
-    return group in score.groups and isclose(
-        score.unit * float(np.mean(values)), score.groups[group].value, rel_tol=1e-6, abs_tol=1e-9
-    )
-
-
-def mean_of(items: Sequence[Item], score: Score) -> float:
-    """Returns the value that items make, as the score says they do."""
-    parts = [[item.value for item in items]]
-    if score.overall == "groups":
-        names = dict.fromkeys(name for item in items for name in item.groups)
-        parts = [[item.value for item in items if name in item.groups] for name in names]
-    return score.unit * float(np.mean([np.mean(values) for values in parts]))
+def _equal(mean: float, value: Value | None) -> bool:
+    return value is not None and isclose(mean, value.value, rel_tol=1e-6, abs_tol=1e-9)
 
 
 def _between_sets(a: ScoredSet, b: ScoredSet, scorer: str) -> tuple[Value, dict[str, Value]]:

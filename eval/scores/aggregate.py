@@ -65,6 +65,13 @@ def aggregate(
     return _values(sums, strata, point, draws, unit)
 
 
+def means_of(items: Sequence[Item], overall: str, unit: float) -> tuple[float, dict[str, float]]:
+    """Returns the value of all items and of each group, without intervals."""
+    sums = Sums.of(items)
+    value, *groups = unit * _means(sums, np.ones((1, len(sums.prompts))), overall)[0]
+    return float(value), dict(zip(sums.groups, map(float, groups), strict=True))
+
+
 def difference(
     a: Sequence[Item], b: Sequence[Item], overall: str = "prompts", unit: float = 1.0, seed: int = 0
 ) -> tuple[Value, dict[str, Value]]:
