@@ -20,7 +20,9 @@ import platform
 import sys
 import time
 from contextlib import suppress
+from typing import Annotated, Literal
 
+from pydantic import Field
 from rich.table import Table
 
 import configs
@@ -28,7 +30,7 @@ from shards import Store, open_store
 from shards.console import duration_text, render, size_text
 from shards.errors import CorruptColumn, NotAColumn
 from shards.format.atomic import Json, parse_json
-from shards.format.checks import finite, having, integer, one_of, optional, table, text
+from shards.format.checks import Count, Fields, Text, check
 from shards.places import local_path
 from shards.printing import raw
 from shards.tools.describe import describe
@@ -51,15 +53,24 @@ BUSY = 0.9  # share of the time; a busier encoder waits for nothing worth a word
 
 
 # Columns ------------------------------------------------------------------------------------------
-COUNT = integer(0, 1 << 62)
-RUN = having(
-    {"format": one_of(FORMAT)},
-    {
-        "updated": finite, "pid": integer(1, (1 << 31) - 1), "host": text(), "rows": COUNT, "rows_per_s": finite,
-        "shards": having({}, dict.fromkeys(("total", "done", "failed", "running"), COUNT)), "eta_s": optional(finite),
-        "busy": optional(finite), "waits": table(text(), finite, 64),
-    },
-)  # fmt: skip
+class _Shards(Fields):
+    total: Count = 0
+    done: Count = 0
+    failed: Count = 0
+    running: Count = 0
+
+
+class _Run(Fields):
+    format: Literal["latentbank-progress"]
+    updated: float = 0
+    pid: Annotated[int, Field(ge=1, lt=1 << 31)] = 1
+    host: Text = ""
+    rows: Count = 0
+    rows_per_s: float = 0
+    shards: _Shards = _Shards()
+    eta_s: float | None = None
+    busy: float | None = None
+    waits: dict[Text, float] = {}
 
 
 def column_status(store: Store, reported: Json | None = None, sizes: bool = False) -> Json:
@@ -104,7 +115,7 @@ def read_progress(root: Store) -> Json | None:
     """Returns what the last run said of itself; None if there is nothing that can be read."""
     try:
         run: Json = parse_json(root.read(PROGRESS))
-        RUN(run)
+        check(_Run, run)
         return run
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None

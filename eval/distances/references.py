@@ -16,16 +16,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from shutil import rmtree
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from shards import FormatVersion, atomic_write, canonical_json, sha256
 from shards.format.atomic import open_file, parse_json, refuse_version
-from shards.format.checks import having, integer, listed, text
+from shards.format.checks import Fields, Text, check
 
 from ..errors import BadReference
 from ..features.features import Floats, Pictures, extract, identity, of_folder
@@ -36,16 +37,21 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "latentbank-reference", 1
 LABEL = re.compile(r"[\w.-]+")
-RECORD = having(
-    {
-        "label": text(200), "groups": listed(text(), 0, 1 << 20),
-        "record": having(
-            {**dict.fromkeys(("network", "weights", "resize", "crop"), text()), "count": integer(2, 1 << 40)}
-        ),
-    }
-)  # fmt: skip
-
 Json = dict[str, Any]
+
+
+class _Record(Fields):
+    network: Text
+    weights: Text
+    resize: Text
+    crop: Text
+    count: Annotated[int, Field(ge=2, le=1 << 40)]
+
+
+class _Head(Fields):
+    label: Annotated[str, Field(max_length=200)]
+    groups: Annotated[list[Text], Field(max_length=1 << 20)]
+    record: _Record
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +150,7 @@ def read(path: Path) -> Reference:
             head = parse_json((file.metadata() or {})["record"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
         refuse_version(head, str(path), FORMAT, VERSION)
-        RECORD(head)
+        check(_Head, head)
         check_label(head["label"])
         count, width = tensors["features"].shape
         for name, shape in {

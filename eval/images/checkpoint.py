@@ -8,14 +8,15 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
 from encode.models.weights import weights_digest
 from shards import Norm
 from shards.format.atomic import read_json
-from shards.format.checks import finite, having, integer, listed, mapping, optional
+from shards.format.checks import Fields, check
 from shards.format.identity import ColumnIdentity
 from train.checkpoints.checkpoint import CheckpointError, load_for_sampling, steps
 from train.checkpoints.identity import initial_share, training_of
@@ -26,17 +27,27 @@ from .runs import Run
 
 Json = dict[str, Any]
 log = logging.getLogger(__name__)
-# What a manifest's `data` must say, so that pictures can be made of it.
-NUMBERS = listed(finite, 1, 1 << 16)
-DATA = having(
-    {
-        "latents": having(
-            {"identity": mapping, "norm": having({"shift": NUMBERS, "scale": NUMBERS})}
-        ),
-        "text": having({"identity": mapping}),
-    },
-)
-REFERENCE = having({}, {"text_hidden_states_index": optional(integer(-1000, 1000))})
+
+
+class _Latents(Fields):
+    identity: dict[str, Any]
+    norm: Norm
+
+
+class _Text(Fields):
+    identity: dict[str, Any]
+
+
+class _Data(Fields):
+    """What a manifest's `data` must say, so that pictures can be made of it."""
+
+    latents: _Latents
+    text: _Text
+    text_encoder: dict[str, Any] = {}  # that ran in the step, where the column is of ids
+
+
+class _Reference(Fields):
+    text_hidden_states_index: Annotated[int, Field(ge=-1000, le=1000)] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ def load_ours(where: Path, tag: int | None, ema: bool) -> Checkpoint:
         latents, norm, text = _columns(manifest.get("data"))
         run = Run(file["sha256"], training_of(manifest), initial_share(manifest) if ema else None)
         reference = manifest.get("reference") or {}
-        REFERENCE(reference)
+        check(_Reference, reference)
     except ValueError as error:
         raise CheckpointError(f"{where} is damaged: its manifest: {error}") from None
     hidden_state = reference.get("text_hidden_states_index", -1)
@@ -87,14 +98,13 @@ def _columns(
     """
     if not data:
         return None, None, None
-    DATA(data)
-    norm = data["latents"]["norm"]
-    latents = ColumnIdentity.of(data["latents"]["identity"])
-    # where the column is of ids, the encoder that ran in the step
-    text = ColumnIdentity.of(data.get("text_encoder", data["text"]["identity"]))
-    for side in (latents.picture.resolution, text.text.max_tokens):
-        integer(1, 1 << 20)(side)
-    return latents, Norm(tuple(norm["shift"]), tuple(norm["scale"])), text
+    columns = check(_Data, data)
+    latents = ColumnIdentity.of(columns.latents.identity)
+    text = ColumnIdentity.of(columns.text_encoder or columns.text.identity)
+    for number in (latents.picture.resolution, text.text.max_tokens):
+        if not 0 < number <= 1 << 20:
+            raise ValueError(f"found {number} pixels or tokens, expected 1 to {1 << 20}")
+    return latents, columns.latents.norm, text
 
 
 def _load(where: Path, tag: int | None, ema: bool) -> tuple[DiT, Json]:

@@ -6,21 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from math import isqrt
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
 
 from shards import FormatVersion
 from shards.format.atomic import read_file, read_json, refuse_version
-from shards.format.checks import (
-    boolean,
-    digest,
-    finite,
-    having,
-    integer,
-    one_of,
-    optional,
-    table,
-    text,
-)
+from shards.format.checks import Count, Digest, Fields, Text, check
 from shards.printing import one_line
 
 from ..errors import MissingImages, OtherImages
@@ -30,23 +22,41 @@ from .layouts import LAYOUTS, File
 FORMAT, VERSION = "latentbank-images", 2
 NAMED = 20  # of many files, how many an error names
 MOST_PICTURES = 1 << 21  # of a set
-SETTINGS = having(
-    {
-        "benchmark": text(), "prompts": digest, "layout": one_of(*LAYOUTS), "encoding": text(),
-        "images_per_prompt": integer(1, MOST_PICTURES),
-    },
-    {"step": integer(0, 1 << 62), "weights": text()},
-)  # fmt: skip
-PROVENANCE = {
-    "seconds": optional(finite), "pictures_per_second": optional(finite), "device": text(),
-    "ranks": integer(1, 1 << 30), "checkpoint": text(),
-}  # fmt: skip
-MANIFEST = having(
-    {"settings": SETTINGS, "complete": boolean}, {"provenance": having({}, PROVENANCE)}
-)
-COMPLETE = having({"files": table(text(), digest, MOST_PICTURES)})
-
 Json = dict[str, Any]
+
+
+def _layout(name: str) -> str:
+    if name not in LAYOUTS:
+        raise ValueError(f"found {name!r:.80}, expected one of {', '.join(LAYOUTS)}")
+    return name
+
+
+class _Settings(Fields):
+    benchmark: Text
+    prompts: Digest
+    layout: Annotated[str, AfterValidator(_layout)]
+    encoding: Text
+    images_per_prompt: Annotated[int, Field(ge=1, le=MOST_PICTURES)]
+    step: Count = 0
+    weights: Text = ""
+
+
+class _Provenance(Fields):
+    seconds: float | None = None
+    pictures_per_second: float | None = None
+    device: Text = ""
+    ranks: Annotated[int, Field(ge=1, le=1 << 30)] = 1
+    checkpoint: Text = ""
+
+
+class _Manifest(Fields):
+    settings: _Settings
+    complete: bool
+    provenance: _Provenance = _Provenance()
+
+
+class _Complete(Fields):
+    files: Annotated[dict[Text, Digest], Field(max_length=MOST_PICTURES)]
 
 
 def refuse_missing(save_dir: Path, files: Sequence[File], complete: bool = True) -> None:
@@ -126,9 +136,9 @@ def read_manifest(path: Path) -> Json:
     try:
         manifest: Json = read_json(path)
         refuse_version(manifest, str(path), FORMAT, VERSION)
-        MANIFEST(manifest)
+        check(_Manifest, manifest)
         if manifest["complete"]:
-            COMPLETE(manifest)
+            check(_Complete, manifest)
         count = manifest["settings"]["images_per_prompt"]
         if manifest["settings"]["layout"] == "grids" and isqrt(count) ** 2 != count:
             raise ValueError(f"found grids of {count} pictures, expected a square number")

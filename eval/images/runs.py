@@ -14,13 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from shards import FormatVersion, ShardsError, put_if_absent, seal, unseal
-from shards.format.checks import finite, having, optional, text
+from shards.format.checks import Fields, Text
+from shards.format.checks import check as check_fields
 from train.checkpoints.identity import check, young_average
 
 Json = dict[str, Any]
 log = logging.getLogger(__name__)
 FORMAT, VERSION, NAME = "latentbank-run", 1, "run.json"
-RUN = having({"weights": text(), "training": check, "initial_share": optional(finite)})
+
+
+class _Record(Fields):
+    weights: Text
+    training: dict[str, Any]
+    initial_share: float | None
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,8 @@ def read(folder: Path, weights: str | None) -> Run | None:
         return None
     try:
         record = unseal(folder / NAME, FORMAT, VERSION)
-        RUN(record)
+        check_fields(_Record, record)
+        check(record["training"])
         run = Run(record["weights"], record["training"], record["initial_share"])
     except FormatVersion:
         raise

@@ -7,19 +7,18 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from shards import canonical_json, sha256
-from shards.format.checks import fields, listed, mapping, optional, text
+from shards.format.checks import Text, check
 
 from ..errors import BadPrompts
 
 Json = dict[str, Any]
 LONGEST_ID = 200  # bytes; file systems stop at 255, and a suffix follows
 MOST_PROMPTS = 1 << 22
-PROMPT = fields(
-    {"id": text(), "text": text(1 << 24)}, {"group": optional(text()), "record": optional(mapping)}
-)
 NAMED = 5  # of many ids, how many an error names
 
 
@@ -27,10 +26,14 @@ NAMED = 5  # of many ids, how many an error names
 class Prompt:
     """What is asked for. `id` names its files and is part of its pictures' seeds."""
 
-    id: str
-    text: str
-    group: str | None = None  # category or tag
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    id: Text
+    text: Annotated[str, Field(max_length=1 << 24)]
+    group: Text | None = None  # category or tag
     record: Json | None = None  # the benchmark's own, where its scorer wants it
+
+
+PROMPTS = TypeAdapter(Annotated[list[Prompt], Field(max_length=MOST_PROMPTS, fail_fast=True)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +53,7 @@ class Prompts:
     @classmethod
     def from_json(cls, benchmark: str, items: Any) -> Prompts:
         """Returns what `to_json` was made of; ValueError or TypeError where the items are none."""
-        listed(PROMPT, 0, MOST_PROMPTS)(items)
-        return cls(benchmark, tuple(Prompt(**item) for item in items))
+        return cls(benchmark, tuple(check(PROMPTS, items)))
 
 
 def checked(benchmark: str, items: Iterable[Prompt], path: Path) -> Prompts:

@@ -26,7 +26,7 @@ from typing import Any, Literal
 from shards import canonical_json, put_if_absent, sha256
 from shards.console import Bar
 from shards.format.atomic import LINES_BYTES, parse_json, read_file, refuse_version
-from shards.format.checks import finite, having, mapping, text
+from shards.format.checks import Fields, Text, check
 from shards.read.prefetch import map_ahead
 
 from ..errors import BadQuestions, BadScores, MissingImages, NotFinite
@@ -38,11 +38,16 @@ from ..scores.results import NAME, Item, Score, Value
 Json = dict[str, Any]
 Predict = Callable[[Sequence[PictureRef], Sequence[Picture]], list[Json]]
 FORMAT, VERSION = "latentbank-findings", 1
-LINE = having({"of": text(), "found": mapping, "seconds": finite})
 ALONE = Rank()
 READERS = 4  # threads that decode pictures while the model looks at others
 PACKAGES = ("torch", "transformers", "pillow")
 NAMED = 5  # of many prompts, how many an error names
+
+
+class _Line(Fields):
+    of: Text
+    found: Json
+    seconds: float
 
 
 class Journal:
@@ -81,7 +86,7 @@ class Journal:
             for line in lines:
                 with suppress(ValueError, KeyError, TypeError):  # cut off by a kill: made again
                     record = parse_json(line)
-                    LINE(record)
+                    check(_Line, record)
                     self._predictions[record["of"]] = record["found"], float(record["seconds"])
 
     def add(

@@ -1,25 +1,20 @@
 """Checks of JSON that other programs may have written: what was found, where, and what was expected.
 
-A schema is a pydantic model or a type; nothing is converted. `having`, `table`, `listed` and the
-others make a schema of parts for records that stay JSON objects.
+A schema is a pydantic model or a TypeAdapter, and nothing is converted.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    FiniteFloat,
     TypeAdapter,
     ValidationError,
-    create_model,
 )
 
 MAX_TEXT = 2**16  # characters of a key, a name, a note or a reason
@@ -77,7 +72,7 @@ def check(schema: type[BaseModel] | TypeAdapter[Any], value: Any) -> Any:
         raise explained(error) from None
 
 
-# ---- schemas of parts --------------------------------------------------------------------------
+# ---- types --------------------------------------------------------------------------------------
 
 
 def _base_name(name: str) -> str:
@@ -87,82 +82,13 @@ def _base_name(name: str) -> str:
     return name
 
 
+Count = Annotated[int, Field(ge=0, le=1 << 62)]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 BaseName = Annotated[str, AfterValidator(_base_name)]
 
 
-class Check:
-    """A schema that is called: ValueError, saying where, unless a JSON value fits."""
+class Fields(BaseModel):
+    """A JSON object of these fields and of any others; those with a default may be missing."""
 
-    def __init__(self, schema: Any) -> None:
-        self.schema = schema
-
-    @cached_property
-    def _adapter(self) -> TypeAdapter[Any]:
-        model = isinstance(self.schema, type) and issubclass(self.schema, BaseModel)
-        return TypeAdapter(self.schema, config=None if model else STRICT)
-
-    def __call__(self, value: Any) -> None:
-        check(self._adapter, value)
-
-
-Checks = Check | Callable[[Any], object]  # what raises ValueError will do too
-
-
-def _schema(part: Checks) -> Any:
-    if isinstance(part, Check):
-        return part.schema
-
-    def passed(value: Any) -> Any:
-        part(value)
-        return value
-
-    return Annotated[Any, AfterValidator(passed)]
-
-
-def integer(least: int, most: int) -> Check:
-    return Check(Annotated[int, Field(ge=least, le=most)])
-
-
-def text(most: int = MAX_TEXT) -> Check:
-    """Texts of at most so many characters."""
-    return Check(Annotated[str, Field(max_length=most)])
-
-
-def one_of(*values: str) -> Check:
-    return Check(Literal[values])
-
-
-def optional(part: Checks) -> Check:
-    return Check(_schema(part) | None)
-
-
-def listed(part: Checks, least: int, most: int) -> Check:
-    """Lists of `least` to `most` items."""
-    limits = Field(min_length=least, max_length=most, fail_fast=True)
-    return Check(Annotated[list[_schema(part)], limits])  # type: ignore[misc]
-
-
-def table(name: Checks, part: Checks, most: int) -> Check:
-    """Objects of at most so many fields of any name."""
-    return Check(Annotated[dict[_schema(name), _schema(part)], Field(max_length=most)])  # type: ignore[misc]
-
-
-def having(
-    required: Mapping[str, Checks], more: Mapping[str, Checks] | None = None, extra: Any = "ignore"
-) -> Check:
-    """Objects of these fields, perhaps of `more`, and of any others."""
-    types: dict[str, Any] = {key: (_schema(part), ...) for key, part in required.items()}
-    types |= {key: (_schema(part), None) for key, part in (more or {}).items()}
-    config = ConfigDict(strict=True, extra=extra, defer_build=True, protected_namespaces=())
-    return Check(create_model("Object", __config__=config, **types))
-
-
-def fields(required: Mapping[str, Checks], more: Mapping[str, Checks] | None = None) -> Check:
-    """Objects of just these fields, and perhaps of `more`."""
-    return having(required, more, extra="forbid")
-
-
-anything, boolean, mapping = Check(Any), Check(bool), Check(dict[str, Any])
-finite, digest, base_name = Check(FiniteFloat), Check(Digest), Check(BaseName)
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)

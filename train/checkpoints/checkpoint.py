@@ -30,9 +30,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -40,7 +41,7 @@ from torch import Tensor
 from shards import FormatVersion, ShardsError, atomic_write, seal, sha256_file, unseal
 from shards.errors import LeaseHeld
 from shards.format.atomic import TEMPORARY, Json, fsync_path, make_durable, make_readable, naming
-from shards.format.checks import base_name, digest, having, integer, mapping, table
+from shards.format.checks import BaseName, Count, Digest, Fields, check
 from shards.format.layout import differences
 
 from ..model.dit import DiT, DiTConfig
@@ -55,14 +56,31 @@ MOST = 1 << 24  # of any size of a model
 Manifest = dict[str, Any]
 Progress = Callable[[str], None]  # is called with what is about to be read
 log = logging.getLogger(__name__)
-COUNT = integer(0, 1 << 62)
-FILE = having({"bytes": COUNT, "sha256": digest})
-# the fields that are computed with; the rest is compared and shown, whatever it says
-MANIFEST = having(
-    {"step": COUNT, "model": mapping, "files": table(base_name, FILE, 1 << 20)},
-    {"data": mapping, "position": COUNT},
-)
-RESUMED = having({"position": COUNT, "optimizer": having({"step": COUNT}, {"skipped": COUNT})})
+
+
+class _File(Fields):
+    bytes: Count
+    sha256: Digest
+
+
+class _Manifest(Fields):
+    """The fields that are computed with; the rest is compared and shown, whatever it says."""
+
+    step: Count
+    model: dict[str, Any]
+    files: Annotated[dict[BaseName, _File], Field(max_length=1 << 20)]
+    data: dict[str, Any] = {}
+    position: Count = 0
+
+
+class _Optimizer(Fields):
+    step: Count
+    skipped: Count = 0
+
+
+class _Resumed(Fields):
+    position: Count
+    optimizer: _Optimizer
 
 
 def _silent(at: str) -> None:
@@ -255,7 +273,7 @@ def manifest_of(path: Path) -> Manifest:
     wrote it, which is no damage."""
     try:
         manifest = unseal(path / "manifest.json", KIND, VERSION)
-        MANIFEST(manifest)
+        check(_Manifest, manifest)
         return manifest
     except (ShardsError, OSError, ValueError) as error:
         if isinstance(error, FormatVersion) and (error.sound or error.newer):
@@ -322,7 +340,7 @@ def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) 
             f"runs=. It may start from these weights: init_from={path}"
         )
     try:
-        RESUMED(manifest)
+        check(_Resumed, manifest)
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: its manifest: {error}") from None
 

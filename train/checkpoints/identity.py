@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
-from shards.format.checks import finite, having, integer, mapping, optional, text
+from shards.format.checks import Fields, Text
+from shards.format.checks import check as check_fields
 
 from ..config import EmaConfig, OptimConfig
 from ..model.dit import DiTConfig
@@ -42,27 +43,24 @@ CHOSEN = "encoder.precision"  # but this is the user's choice
 LOCATION = ("path", "subfolder", "revision")  # of weights that are known by their digest
 
 
-def _init(value: Any) -> None:
-    having({}, {"path": text(), "training": TRAINING})(value)
+class _Training(Fields):
+    """The fields that are computed with; the rest is compared and shown, whatever it says."""
+
+    model: dict[str, Any] = {}
+    seed: Annotated[int, Field(ge=0, lt=1 << 64)] = 0
+    caption_dropout: float = 0
+    init: _Init | None = None
 
 
-# The fields that are computed with; the rest of a training is compared and shown, whatever it says.
-TRAINING = having(
-    {},
-    {
-        "model": mapping,
-        "seed": integer(0, 2**64 - 1),
-        "caption_dropout": finite,
-        "init": optional(_init),
-    },
-)
+class _Init(Fields):
+    path: Text = ""
+    training: _Training = Field(default_factory=_Training)
 
 
 def check(training: Any) -> None:
     """Raises ValueError where a record is no training, or nests deeper than forty runs, each begun from another."""
-    mapping(training)
     _refuse_deep(training, DEEPEST)
-    TRAINING(training)
+    check_fields(_Training, training)
 
 
 def _refuse_deep(value: Any, levels: int) -> None:
