@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.bench.reading import peers, readers
+from tests.bench.reading import captions, peers, readers
 from tests.bench.reading.measure import Reader, one_pass
 from tests.bench.reading.report import PROMISES, READERS, promises, summary
 from tests.bench.reading.run import compare, expected_digests
@@ -193,3 +193,13 @@ def test_other_parameters_discard_what_stands(tmp_path: Path) -> None:
     assert expected_digests(tmp_path, Samples(2 * BATCH, (4, 4, 4), 16, seed=1)) != first
     assert not (tmp_path / "columns").exists()
     assert (tmp_path / "mine").exists()
+
+
+def test_captions_are_compared(tmp_path: Path) -> None:
+    results, table = captions.run(tmp_path, 2, light=True)
+    assert (
+        list(results["samples_s"]) == ["bfloat16", "int8", "int8, tokens"] == list(captions.TURNS)
+    )
+    assert len(results["rate"]["int8"]["ratios"]) == 2
+    assert results["rate"]["bfloat16"]["ratio"] == 1
+    assert table.row_count == 3
