@@ -65,14 +65,14 @@ class Lpips:
             torch.tensor(v, device=self._device).view(1, 3, 1, 1) for v in (SHIFT, SCALE)
         )
         x = torch.from_numpy(pictures).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        x, kept = (x - shift) / scale, []
+        x, activations = (x - shift) / scale, []
         for i, layer in enumerate(self._features):
             x = layer(x)
             if i in self._layers:
-                kept.append(x / (x.square().sum(1, keepdim=True).sqrt() + SMALL))
+                activations.append(x / (x.square().sum(1, keepdim=True).sqrt() + SMALL))
             if i == self._layers[-1]:
                 break
-        return kept
+        return activations
 
 
 def find(network: str, folder: Path | None) -> tuple[Path, Path]:

@@ -73,13 +73,13 @@ def refuse_missing(save_dir: Path, files: Sequence[File], complete: bool = True)
     )
 
 
-def refuse_strangers(images: Path, known: set[str]) -> None:
+def refuse_strangers(images: Path, expected: set[str]) -> None:
     """OtherImages where the folder holds a file or a folder that no prompt asks for."""
-    folders = {parent.as_posix() for path in known for parent in PurePosixPath(path).parents}
+    folders = {parent.as_posix() for path in expected for parent in PurePosixPath(path).parents}
     strangers = []
     for at, below, names in os.walk(images):
         here = Path(at).relative_to(images)
-        strangers += [path for name in names if (path := (here / name).as_posix()) not in known]
+        strangers += [path for name in names if (path := (here / name).as_posix()) not in expected]
         strangers += [f"{p}/" for name in below if (p := (here / name).as_posix()) not in folders]
     if strangers:
         raise OtherImages(

@@ -57,11 +57,11 @@ def relocate_encoder(
     return encoder.model_copy(update=record)
 
 
-def _registered(named: str | None, known: Mapping[str, ModelSpec]) -> ModelSpec | None:
+def _registered(named: str | None, registry: Mapping[str, ModelSpec]) -> ModelSpec | None:
     """Returns a registry's entry by its name or hub id, unless a folder of that name exists."""
-    if named is None or named in known or Path(named).is_dir():
-        return known.get(named or "")
-    return next((spec for spec in known.values() if spec.path == named), None)
+    if named is None or named in registry or Path(named).is_dir():
+        return registry.get(named or "")
+    return next((spec for spec in registry.values() if spec.path == named), None)
 
 
 def _place(name: str) -> Path:
@@ -75,33 +75,29 @@ def vae_named(name: str) -> ModelSpec:
     """Returns a VAE by its name or hub id in the registry or its folder, run as the registry's are."""
     if spec := _registered(name, VAES):
         return spec
-    folder, subfolder = _folder(name, "vae", VAES)
-    cls = _config(folder / (subfolder or "")).get("_class_name")
-    return _spec(name, cls, subfolder)
+    folder = _folder(name, VAES)
+    subfolder = None if (folder / "config.json").exists() else "vae"
+    return _spec(name, _config(folder / (subfolder or "")).get("_class_name"), subfolder)
 
 
 def text_named(name: str) -> ModelSpec:
     """Returns a text encoder likewise."""
     if spec := _registered(name, TEXTS):
         return spec
-    folder, _ = _folder(name, None, TEXTS)
-    cls = (_config(folder).get("architectures") or [None])[0]
+    cls = (_config(_folder(name, TEXTS)).get("architectures") or [None])[0]
     if isinstance(cls, str):  # a model with a head, or a pair of towers
         cls = HALVES.get(cls, re.sub(r"For[A-Z]\w*$", "Model", cls))
     return _spec(name, cls, None)
 
 
-def _folder(
-    name: str, subfolder: str | None, known: dict[str, ModelSpec]
-) -> tuple[Path, str | None]:
-    """Returns a model's folder, and the subfolder that its config is in, if any."""
+def _folder(name: str, registry: Mapping[str, ModelSpec]) -> Path:
     folder = _place(name)
     if not folder.is_dir():
         raise ModelNotUsable(
-            f"{name}: no such folder, and none of {', '.join(known)}. Name a folder with a config.json, or one of these"
+            f"{name}: no such folder, and none of {', '.join(registry)}. Name a folder with a config.json, or one of "
+            "these"
         )
-    below = subfolder is not None and not (folder / "config.json").exists()
-    return folder, subfolder if below else None
+    return folder
 
 
 def _config(folder: Path) -> Json:
@@ -125,12 +121,12 @@ def _spec(name: str, cls: Any, subfolder: str | None) -> ModelSpec:
 # VAE ----------------------------------------------------------------------------------------------
 
 
-def vae_of(column: ColumnIdentity | None, named: str | None, device: str, other: bool) -> Vae:
+def vae_of(column: ColumnIdentity | None, named: str | None, device: str, allow_other: bool) -> Vae:
     """Returns the VAE of a column's identity, or the one named; without a column one must be named.
 
-    EncoderMismatch if it is another than the column's and `other` is off.
+    EncoderMismatch if it is another than the column's, unless `allow_other`.
     """
-    if named and (other or column is None):
+    if named and (allow_other or column is None):
         return Vae(vae_named(named), device)
     assert column is not None
     encoder = relocate_encoder(column.encoder, named, VAES)
@@ -165,10 +161,10 @@ class Text:
     """
 
     def __init__(
-        self, column: ColumnIdentity | None, named: str | None, device: str, other: bool = False,
+        self, column: ColumnIdentity | None, named: str | None, device: str, allow_other: bool = False,
         hidden_state: int = -1,
     ) -> None:  # fmt: skip
-        """The encoder of a tokens column's identity; without one, and where `other` is on, the one named.
+        """The encoder of a tokens column's identity; without one, and with `allow_other`, the one named.
 
         Captions are read as the column does, or without one as the reference does.
         """
@@ -179,7 +175,7 @@ class Text:
         }
         self._device, self._named = device, named
         self._loaded: TextEncoder | None = None
-        if named and (other or column is None):
+        if named and (allow_other or column is None):
             self._model = text_named(named)
             self._loaded = text = self._load()
             self._expected = {"weights": text.weights, **_digests(text)}
@@ -235,7 +231,7 @@ def _digests(text: TextEncoder) -> Json:
     return {name: digest for name, digest in digests.items() if digest}
 
 
-def _check(what: str, path: str, digests: dict[str, tuple[str | None, str | None]]) -> None:
+def _check(role: str, path: str, digests: dict[str, tuple[str | None, str | None]]) -> None:
     """EncoderMismatch where pairs of (actual, expected) differ."""
     wrong = [
         f"{name} {_short(actual)}, expected {_short(expected)}"
@@ -244,7 +240,7 @@ def _check(what: str, path: str, digests: dict[str, tuple[str | None, str | None
     ]
     if wrong:
         raise EncoderMismatch(
-            f"{path}: not the {what} that the columns were made with: found {'; '.join(wrong)}. Give the path of the "
+            f"{path}: not the {role} that the columns were made with: found {'; '.join(wrong)}. Give the path of the "
             "original, or say --allow-other-encoder to use this one all the same"
         )
 

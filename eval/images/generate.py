@@ -69,8 +69,8 @@ def generate(
     """
     prompts = find(request.benchmark, request.prompts)
     benchmark = BENCHMARKS[request.benchmark]
-    each = request.n_samples or benchmark.images_per_prompt
-    _check_layout(benchmark.layout, prompts, each)
+    per_prompt = request.n_samples or benchmark.images_per_prompt
+    _check_layout(benchmark.layout, prompts, per_prompt)
     generator = generator or Generator.load(request)
     on_cpu = torch.device(request.device).type == "cpu"
     size = request.batch_size or benchmark.batch_size
@@ -81,19 +81,19 @@ def generate(
     if on_cpu:  # where the number of threads decides the last bits
         settings["threads"] = request.threads
     texts = [prompt.text for prompt in prompts.items]
-    place = request.text_cache or request.save_dir / "text"
-    cache = TextCache(place, generator.texts.identity, texts, request.device)
+    text_folder = request.text_cache or request.save_dir / "text"
+    cache = TextCache(text_folder, generator.texts.identity, texts, request.device)
     if not (request.save_dir / "manifest.json").exists() and cache.missing():
         generator.texts.load()  # its faults are reported before anything is written
-    images = ImageSetWriter(request.save_dir, prompts, settings, benchmark.layout, each)
+    images = ImageSetWriter(request.save_dir, prompts, settings, benchmark.layout, per_prompt)
     runs.put(request.save_dir, generator.run)
     start = time.monotonic()
     with threads(request.threads) if on_cpu else nullcontext():
-        own_paths, made = make(request, generator, images, prompts, cache, size, rank, signals)
+        own_paths, pictures = make(request, generator, images, prompts, cache, size, rank, signals)
     seconds = time.monotonic() - start
     session = {  # of this rank, and of this attempt alone
         "checkpoint": str(request.checkpoint.absolute()), "device": request.device, "seconds": seconds,
-        "pictures_per_second": made / seconds if made else None,
+        "pictures_per_second": pictures / seconds if pictures else None,
     }  # fmt: skip
     return finish(images, own_paths, rank, session)
 
@@ -111,14 +111,14 @@ def make(
     number = {prompt.id: i for i, prompt in enumerate(prompts.items)}
     existing = verified(images, files, rank)
     todo = [batch for batch in batches if any(file.path not in existing for file in batch)]
-    total, left = (count(file for batch in some for file in batch) for some in (batches, todo))
+    total, rest = count(files), count(file for batch in todo for file in batch)
     if todo:
         needed = [number[file.prompt.id] for batch in todo for file in batch]
         encode(generator, cache, needed, images, rank)
         generator.model.to(request.device)
     saving: list[Future[None]] = []
     with progress(images, rank, total, "pictures") as bar, ThreadPoolExecutor(SAVERS) as savers:
-        bar.skip(total - left)
+        bar.skip(total - rest)
         for batch in todo:
             if signals:  # and what it raised was lost
                 raise Stopped(signals[0])
@@ -131,18 +131,17 @@ def make(
             )  # fmt: skip
             pictures = iter(to_images(pixels))
             tiles = [[next(pictures) for _ in file.numbers] for file in batch]
-            for done in saving:
-                done.result()
+            for future in saving:
+                future.result()
             saving = [
-                savers.submit(images.save, file, shown)
-                for file, shown in zip(batch, tiles, strict=True)
+                savers.submit(images.save, file, pixels_of)
+                for file, pixels_of in zip(batch, tiles, strict=True)
                 if file.path not in existing
             ]
             bar.advance(count(batch))
-        for done in saving:
-            done.result()
-    made = count(file for file in files if file.path not in existing)
-    return {file.path for file in files}, made
+        for future in saving:
+            future.result()
+    return {file.path for file in files}, count(f for f in files if f.path not in existing)
 
 
 def count(files: Iterable[File]) -> int:
@@ -190,8 +189,7 @@ def finish(images: ImageSetWriter, own_paths: set[str], rank: Rank, provenance: 
             rank.number, len(absent),
         )  # fmt: skip
         return {"complete": False, "missing": len(absent)}
-    if others := [file for file in images.files if file.path not in own_paths]:
-        verified(images, others, rank)
+    verified(images, [file for file in images.files if file.path not in own_paths], rank)
     packages = ("torch", "diffusers", "transformers", "pillow")
     versions = {name: version(name) for name in packages}
     return images.finish(versions | provenance | {"ranks": rank.size})
@@ -213,9 +211,9 @@ def _check_layout(layout: str, prompts: Prompts, count: int) -> None:
 
 def cut(files: Sequence[File], batch_size: int) -> Iterator[Sequence[File]]:
     """Yields batches of about so many pictures, whatever is left to do; a file is never divided."""
-    each = max(1, batch_size // len(files[0].numbers))
-    for start in range(0, len(files), each):
-        yield files[start : start + each]
+    size = max(1, batch_size // len(files[0].numbers))
+    for start in range(0, len(files), size):
+        yield files[start : start + size]
 
 
 @contextmanager

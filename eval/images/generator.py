@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from encode.models.text import TextEncoder
 from encode.models.vae import Vae
 from shards import Norm
 from shards.read.latents import undraw
@@ -81,26 +80,23 @@ class Generator:
     identity: Json  # of weights, VAE and text encoder
     run: Run  # the training that made the weights
 
-    @property
-    def text(self) -> TextEncoder:
-        """The text encoder, loaded now if it was not yet."""
-        return self.texts.load()
-
     @classmethod
     def load(cls, request: Request) -> Generator:
         """Loads the checkpoint and its VAE, checks their weights, and finds which text encoder it takes."""
         _check_named(request)
         checkpoint = TYPES[request.type](request.checkpoint, request.tag, request.ema_weights)
         _check_imported(request, checkpoint)
-        other, device = request.allow_other_encoder, request.device
-        vae = vae_of(checkpoint.latents, request.vae, device, other)
+        allow_other, device = request.allow_other_encoder, request.device
+        vae = vae_of(checkpoint.latents, request.vae, device, allow_other)
         norm = checkpoint.norm or vae.norm
         default = checkpoint.latents.picture.resolution if checkpoint.latents else RESOLUTION
         resolution = request.resolution or default
         shape = latent_shape(vae, resolution, checkpoint.model.config.in_channels)
         _check_size(checkpoint.model, shape, resolution)
         _check_decoded(vae, shape, resolution)
-        texts = Text(checkpoint.text, request.text_encoder, device, other, checkpoint.hidden_state)
+        texts = Text(
+            checkpoint.text, request.text_encoder, device, allow_other, checkpoint.hidden_state
+        )
         width = checkpoint.model.config.text_width
         if texts.width not in (None, width):
             raise EncoderMismatch(
@@ -187,6 +183,7 @@ def _check_decoded(vae: Vae, shape: tuple[int, int, int], resolution: int) -> No
 
 
 def _warn_of_others(checkpoint: Checkpoint, identity: Json) -> None:
+    """Warns where VAE or text encoder have other weights than those of the columns."""
     columns = {
         "vae": checkpoint.latents.encoder.weights if checkpoint.latents else None,
         "text_encoder": checkpoint.text.encoder.weights if checkpoint.text else None,

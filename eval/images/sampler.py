@@ -41,12 +41,14 @@ def dpmpp_2m() -> Step:
         clean = latents - sigma * velocity
         target = clean
         if before and following > 0 and before[0][1] < 1:
-            old, at = before[0]
-            ratio = (log_snr(following) - log_snr(sigma)) / (log_snr(sigma) - log_snr(at))
-            target = clean + 0.5 * ratio * (clean - old)
+            old, old_sigma = before[0]
+            step_ratio = (log_snr(following) - log_snr(sigma)) / (
+                log_snr(sigma) - log_snr(old_sigma)
+            )
+            target = clean + 0.5 * step_ratio * (clean - old)
         before[:] = [(clean, sigma)]
-        kept = following / sigma
-        return kept * latents + ((1 - following) - (1 - sigma) * kept) * target
+        ratio = following / sigma
+        return ratio * latents + ((1 - following) - (1 - sigma) * ratio) * target
 
     return step
 

@@ -80,11 +80,11 @@ def _encodes(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _check_name(name: Any, what: str, path: Path) -> None:
+def _check_name(name: Any, role: str, path: Path) -> None:
     usable = isinstance(name, str) and name.strip() == name != "" and name.isprintable()
     if not usable or name[0] == "." or {*"/\\"} & {*name} or len(name.encode()) > LONGEST_ID:
         raise BadPrompts(
-            f"{path}: the {what} {name!r:.80} cannot name a file; use 1 to {LONGEST_ID} bytes, no path separators, no "
+            f"{path}: the {role} {name!r:.80} cannot name a file; use 1 to {LONGEST_ID} bytes, no path separators, no "
             "dot in front and no space at an end"
         )
 

@@ -93,9 +93,9 @@ class Journal:
         self, pictures: Sequence[PictureRef], predictions: Sequence[Json], seconds: float
     ) -> None:
         """Appends a block's predictions, which then outlive the process and a loss of power."""
-        each = seconds / len(pictures)
+        per_picture = seconds / len(pictures)
         lines = [
-            self._line(picture, prediction, each)
+            self._line(picture, prediction, per_picture)
             for picture, prediction in zip(pictures, predictions, strict=True)
         ]
         put_if_absent(self.path, self._head)  # or another process wrote it meanwhile
@@ -104,7 +104,7 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         for record in map(json.loads, lines):
-            self._predictions[record["of"]] = record["found"], each
+            self._predictions[record["of"]] = record["found"], per_picture
 
     def _line(self, picture: PictureRef, prediction: Json, seconds: float) -> bytes:
         try:
@@ -146,8 +146,8 @@ class Predictions:
         `absent`: prompts of the benchmark that the set does not have.
         """
         images = self.images
-        tiles, each = len(images.files[0].numbers), int(images.settings["images_per_prompt"])
-        missing = images.missing * tiles + absent * each
+        tiles, per_prompt = len(images.files[0].numbers), int(images.settings["images_per_prompt"])
+        missing = images.missing * tiles + absent * per_prompt
         return Score(
             scorer=f"{name}-partial-{len(items)}-of-{len(items) + missing}" if missing else name,
             benchmark=images.prompts.benchmark, value=values[0], better="higher", groups=values[1],

@@ -117,12 +117,12 @@ def write(save_dir: Path, score: Score, items: Sequence[Item] = ()) -> Path:
     return path
 
 
-def _finite(write: Callable[[Json], bytes], record: Json, what: str) -> bytes:
+def _finite(write: Callable[[Json], bytes], record: Json, where: str) -> bytes:
     try:
         return write(record)
     except ValueError:
         raise NotFinite(
-            f"{what}: found NaN or infinity, expected finite numbers. Look at the scorer's weights"
+            f"{where}: found NaN or infinity, expected finite numbers. Look at the scorer's weights"
         ) from None
 
 

@@ -242,8 +242,8 @@ def test_a_run_on_ids_says_which_encoder_it_had(cache: Path, by_command: Path) -
     said = manifest(by_command, 2)["data"]["text_encoder"]
     assert said["encoder"]["class"] == "GemmaModel"
     generator = Generator.load(Request(checkpoint=by_command, prompts=Path(), save_dir=Path()))
-    assert generator.text.weights == said["encoder"]["weights"]
-    assert generator.text.tokenizer.config.max_tokens == 90
+    assert generator.texts.load().weights == said["encoder"]["weights"]
+    assert generator.texts.load().tokenizer.config.max_tokens == 90
     assert generator.identity["text_encoder"] == said["encoder"]["weights"]
 
 
