@@ -1,6 +1,6 @@
 """Prompts in, images out, scores with their uncertainty: sample, reconstruct and compare.
 
-Public names, of which none loads torch before it is used:
+Public names; importing `eval` or `eval.score` loads no torch:
 
     from eval import Request, generate        generate(Request(checkpoint=..., save_dir=...)): pictures of prompts
     from eval.score import SCORERS, run       scorers by name, and the scores of finished sets

@@ -86,22 +86,22 @@ def start(save_dir: Path, ranks: int, log: Path, only: tuple[int, ...] = ()) -> 
 def content(save_dir: Path) -> dict[str, bytes]:
     """All files of a set but what says when and where it was made."""
     paths = [p for p in save_dir.rglob("*") if p.is_file()]
-    found = {p.relative_to(save_dir).as_posix(): p.read_bytes() for p in paths}
-    manifest: dict[str, Any] = json.loads(found.pop("manifest.json"))
+    actual = {p.relative_to(save_dir).as_posix(): p.read_bytes() for p in paths}
+    manifest: dict[str, Any] = json.loads(actual.pop("manifest.json"))
     assert manifest.pop("complete"), manifest
     manifest.pop("provenance")
-    return {**found, "manifest": json.dumps(manifest, sort_keys=True).encode()}
+    return {**actual, "manifest": json.dumps(manifest, sort_keys=True).encode()}
 
 
 def same(save_dir: Path) -> None:
     """The set is whole, and that of one process that nothing befell; what writes were cut short is passed over."""
-    found, expected = content(save_dir), content(made()[1])
-    left = [name for name in found if name.rpartition("/")[2].startswith(".tmp-")]
+    actual, expected = content(save_dir), content(made()[1])
+    left = [name for name in actual if name.rpartition("/")[2].startswith(".tmp-")]
     assert not [name for name in left if name.startswith("images/")]
     for name in left:
-        del found[name]
-    assert found.keys() == expected.keys()
-    assert [name for name in found if found[name] != expected[name]] == []
+        del actual[name]
+    assert actual.keys() == expected.keys()
+    assert [name for name in actual if actual[name] != expected[name]] == []
 
 
 def killed(ranks: int, moment: int) -> None:

@@ -77,14 +77,14 @@ VAE = {
 
 def training(changes: Mapping[str, Any] = {}) -> dict[str, Any]:
     """TRAINING with other leaves, by dotted path."""
-    made: dict[str, Any] = json.loads(json.dumps(TRAINING))
+    training: dict[str, Any] = json.loads(json.dumps(TRAINING))
     for path, value in changes.items():
         *above, last = path.split(".")
-        at: Any = made
+        at: Any = training
         for key in above:
             at = at[int(key) if isinstance(at, list) else key]
         at[last] = value
-    return made
+    return training
 
 
 def make_set(
@@ -117,15 +117,15 @@ def make_score(
 ) -> Score:
     """Written beside the pictures: of items, or a bare value of the whole set."""
     images = ImageSetReader.open(folder)
-    made, groups = aggregate(items, fields.get("overall", "prompts"), fields.get("unit", 1.0)) if items else (
+    total, groups = aggregate(items, fields.get("overall", "prompts"), fields.get("unit", 1.0)) if items else (
         Value(value or 0.0), {}
     )  # fmt: skip
-    told = {
-        "scorer": scorer, "benchmark": images.prompts.benchmark, "value": made, "groups": groups, "better": "higher",
+    record = {
+        "scorer": scorer, "benchmark": images.prompts.benchmark, "value": total, "groups": groups, "better": "higher",
         "prompts": len(images.prompts.items), "pictures": len(images.files), "images": images.digest,
         "prompt_list": images.prompts.digest, "made_by": {"torch": "2.9"},
     }  # fmt: skip
-    score = Score(**told | fields)
+    score = Score(**record | fields)
     results.write(folder, score, items)
     return score
 

@@ -208,8 +208,8 @@ def test_names_of_folders_on_pages(tmp_path: Path, folder: Path) -> None:
         run.mkdir()
         (run / "metrics.jsonl").write_bytes(dumped({"step": 1, "start": {}}) + b"\n")
         report([folder], tmp_path / "r.html", runs={one_line(name): run})
-        found = report([folder], tmp_path / "r.html")  # it reads its own JSON
-        assert found["sections"][0]["sets"][0]["name"] == one_line(name)
+        actual = report([folder], tmp_path / "r.html")  # it reads its own JSON
+        assert actual["sections"][0]["sets"][0]["name"] == one_line(name)
         html = (tmp_path / "r.html").read_text()
         assert one_line(name) in html
         assert not set(html) & {"\x1b", "\x9b", "\u202e"}
@@ -255,8 +255,8 @@ def test_names_with_braces_and_brackets_on_a_bar(
     monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
     with Bar("{x}[bold]y[/] :smile: \x1b[31m", 2, "pictures") as bar:
         bar.advance(2)
-    said = capsys.readouterr().err
-    assert "{x}[bold]y[/] :smile: \\x1b[31m 2/2" in said
+    output = capsys.readouterr().err
+    assert "{x}[bold]y[/] :smile: \\x1b[31m 2/2" in output
 
 
 # Pipes ---------------------------------------------------------------------------------------------------------------
@@ -417,7 +417,7 @@ def test_an_edited_reference(tmp_path: Path) -> None:
     assert references.read(tmp_path / "whole").label == "r"
     tensors = load_file(tmp_path / "whole")
     with safe_open(tmp_path / "whole", "numpy") as file:
-        told = json.loads(file.metadata()["record"])
+        message = json.loads(file.metadata()["record"])
     for more in (
         {"label": "../../x"},
         {"record": {}},
@@ -425,12 +425,12 @@ def test_an_edited_reference(tmp_path: Path) -> None:
         {"groups": 7},
         {"contents": {}},
     ):
-        save_file(tensors, tmp_path / "edited", {"record": json.dumps(told | more)})
+        save_file(tensors, tmp_path / "edited", {"record": json.dumps(message | more)})
         with pytest.raises(BadReference):
             references.read(tmp_path / "edited")
     narrow = tensors | {"mean": tensors["mean"][:2]}
-    told["contents"] = references._contents(narrow)
-    save_file(narrow, tmp_path / "edited", {"record": json.dumps(told)})
+    message["contents"] = references._contents(narrow)
+    save_file(narrow, tmp_path / "edited", {"record": json.dumps(message)})
     with pytest.raises(BadReference, match="mean is of shape"):
         references.read(tmp_path / "edited")
 

@@ -128,7 +128,7 @@ def test_scores_of_two_columns_of_one_source_are_paired(
     column = cache / "pair" / "tiny"
     shutil.copytree(column, column.parent / "other", dirs_exist_ok=True)
     for name in ("tiny", "other"):
-        found = reconstruct(
+        actual = reconstruct(
             column.parent / name, cache / "tars", tmp_path / name, count=4, scores=["lpips-alex", "rkid"],
             inception_folder=weights, lpips_folder=weights,
         )  # fmt: skip
@@ -138,8 +138,8 @@ def test_scores_of_two_columns_of_one_source_are_paired(
     assert first.keys() == second.keys() == {"psnr", "ssim", "lpips-alex", rkid}
     for name in ("psnr", "ssim", "lpips-alex"):
         items = results.read_items(folders[0] / "scores" / f"{name}.json")
-        assert [item.value for item in items] == [p[name] for p in found["pictures"]]
-        assert first[name].value.value == pytest.approx(found["mean"][name])
+        assert [item.value for item in items] == [p[name] for p in actual["pictures"]]
+        assert first[name].value.value == pytest.approx(actual["mean"][name])
         assert first[name].value.low <= first[name].value.value <= first[name].value.high
     assert [first[name].better for name in ("psnr", "lpips-alex", rkid)] == [
         "higher",
@@ -164,9 +164,9 @@ def test_scores_of_two_columns_of_one_source_are_paired(
     (comparison,) = section["comparisons"]
     assert comparison["warnings"] == []
     assert len(comparison["differences"]) == 4
-    for found in comparison["differences"]:
-        assert found["value"]["value"] == 0
-        assert not found["warnings"]
+    for actual in comparison["differences"]:
+        assert actual["value"]["value"] == 0
+        assert not actual["warnings"]
     # else two VAEs would be "scored differently"
     assert not {"column", "vae"} & first["psnr"].made_by.keys()
 

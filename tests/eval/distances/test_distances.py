@@ -84,29 +84,29 @@ def scored(sets: tuple[Path, Path], reference: Path, clip_folder: Path) -> tuple
 def test_a_reference_is_known_by_its_digest(
     real: Path, reference: Path, clip_folder: Path, tmp_path: Path
 ) -> None:
-    found, network = read(reference), Clip(str(clip_folder)).network("short-bicubic")
+    actual, network = read(reference), Clip(str(clip_folder)).network("short-bicubic")
     features = extract(of_folder(real), network, "cc32-lanczos")
-    assert np.array_equal(found.features, features)
+    assert np.array_equal(actual.features, features)
     np.testing.assert_allclose(
-        found.gaussian.covariance, np.cov(features.astype(float), rowvar=False), atol=1e-9
+        actual.gaussian.covariance, np.cov(features.astype(float), rowvar=False), atol=1e-9
     )
     with safe_open(reference, "numpy") as file:
         assert {"features", "mean", "covariance", "groups", "pictures"} == set(file.keys())
         assert file.get_tensor("mean").dtype == file.get_tensor("covariance").dtype == np.float64
-    assert found.record == {
+    assert actual.record == {
         "network": "clip-vit-16-14-28", "weights": network.weights, "resize": "short28-bicubic", "crop": "cc32-lanczos",
         "source": of_folder(real).digest, "count": 80,
     }  # fmt: skip
-    assert found.pictures == tuple(of_folder(real).digests)
-    assert found.name == f"photos-{found.digest[:8]}"
-    assert {g: found.groups.count(g) for g in ("x", "y")} == {"x": 40, "y": 40}
+    assert actual.pictures == tuple(of_folder(real).digests)
+    assert actual.name == f"photos-{actual.digest[:8]}"
+    assert {g: actual.groups.count(g) for g in ("x", "y")} == {"x": 40, "y": 40}
     assert not list(reference.parent.glob(".*"))  # the blocks of the pass are gone
     words = ["score", "reference", str(real), "--of", "clip-fid", "--model", str(clip_folder)]
     with pytest.raises(BadReference, match="exists already"):
         main([*words, "--out", str(reference)])
     main([*words, "--out", str(tmp_path / "other.safetensors")])
     assert read(tmp_path / "other.safetensors").name.startswith("real-")
-    assert read(tmp_path / "other.safetensors").digest != found.digest  # another crop
+    assert read(tmp_path / "other.safetensors").digest != actual.digest  # another crop
 
 
 def test_values_intervals_and_groups(
@@ -204,14 +204,14 @@ def test_sets_of_different_numbers_of_pictures_are_compared_by_kid_alone(tmp_pat
         ))  # fmt: skip
         return folder
 
-    four, one = (scored_set(tmp_path / f"fid{n}", list(range(n)), "fid") for n in (4, 1))
+    four, item = (scored_set(tmp_path / f"fid{n}", list(range(n)), "fid") for n in (4, 1))
     with pytest.raises(OtherImages, match="of 8 and of 2 pictures, 2 of them of the same prompt"):
-        difference(four, one, "s")
+        difference(four, item, "s")
     other = scored_set(tmp_path / "other", [4], "fid")  # as many, but not the same ones
     with pytest.raises(OtherImages, match="of 2 and of 2 pictures, 0 of them"):
-        difference(one, other, "s")
-    four, one = (scored_set(tmp_path / f"kid{n}", list(range(n)), "kid") for n in (4, 1))
-    assert difference(four, one, "s")[0].value == -3
+        difference(item, other, "s")
+    four, item = (scored_set(tmp_path / f"kid{n}", list(range(n)), "kid") for n in (4, 1))
+    assert difference(four, item, "s")[0].value == -3
 
 
 @pytest.mark.parametrize("kind", ["fid", "kid", "cmmd"])
@@ -225,17 +225,17 @@ def test_a_paired_reference_is_drawn_with_the_pictures(
     generator, count = np.random.default_rng(6), 100
     deviation = 1 / np.arange(1, 9) ** 0.75
     alone = (None,) * count
-    draws, paired, given = [], [], []
+    draws, paired, options = [], [], []
     for i in range(150):
         y = (1 + generator.normal(size=(count, 8)) * deviation).astype(np.float32)
         x = (0.9 * y + 0.3 + generator.normal(0, 0.1, (count, 8))).astype(np.float32)
-        for of, errors in ((False, given), (True, paired))[i >= 20 :]:
-            found = METRICS[kind].distance(x, Reference("", {}, y, alone), of)
-            errors.append(found.influence.std(ddof=1) / np.sqrt(count))
-        draws.append(found.value)
+        for of, errors in ((False, options), (True, paired))[i >= 20 :]:
+            actual = METRICS[kind].distance(x, Reference("", {}, y, alone), of)
+            errors.append(actual.influence.std(ddof=1) / np.sqrt(count))
+        draws.append(actual.value)
     true = np.std(draws, ddof=1)
     assert 0.8 < np.mean(paired) / true < 1.25
-    assert np.mean(given) / true > 1.8  # as if originals had not changed
+    assert np.mean(options) / true > 1.8  # as if originals had not changed
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -318,11 +318,11 @@ def test_what_is_missing_is_said_before_any_picture_is_read(
     data[-100] ^= 1
     (tmp_path / "damaged").write_bytes(data)
     (tmp_path / "none").write_bytes(b"none")
-    for name, said in (
+    for name, output in (
         ("damaged", "not those that were written"),
         ("none", "not a reference of ours"),
     ):
-        with pytest.raises(BadReference, match=said):
+        with pytest.raises(BadReference, match=output):
             main(["score", "clip-fid", gone, "--reference", str(tmp_path / name), *model])
     with pytest.raises(MissingImages):
         main(["score", "clip-fid", gone, "--reference", str(reference), *model])
@@ -348,9 +348,9 @@ def test_few_and_partial_sets_say_so_in_the_name(
         main([*words, "--allow-few"])
     main([*words, "--allow-few", "--partial"])
     name = f"clip-fid-vit-16-14-28-tiny-{read(reference).name}-few"
-    found = results.read_all(tmp_path)
-    assert set(found) == {f"{name}-9", f"{name}-8-partial-8-of-9"}
-    assert found[f"{name}-8-partial-8-of-9"].missing == 1
+    actual = results.read_all(tmp_path)
+    assert set(actual) == {f"{name}-9", f"{name}-8-partial-8-of-9"}
+    assert actual[f"{name}-8-partial-8-of-9"].missing == 1
     assert difference(tmp_path, tmp_path, f"{name}-8-partial-8-of-9")[0].value == 0
 
 

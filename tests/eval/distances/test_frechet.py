@@ -26,8 +26,8 @@ def test_commuting_gaussians_have_a_closed_form() -> None:
     s1[0], s2[3] = 0, 0  # each without full rank
     mu1, mu2 = generator.normal(size=6), generator.normal(size=6)
     by_hand = ((mu1 - mu2) ** 2).sum() + ((np.sqrt(s1) - np.sqrt(s2)) ** 2).sum()
-    found = frechet(mu1, (q * s1) @ q.T, mu2, (q * s2) @ q.T)
-    assert found == pytest.approx(by_hand, rel=1e-12)
+    actual = frechet(mu1, (q * s1) @ q.T, mu2, (q * s2) @ q.T)
+    assert actual == pytest.approx(by_hand, rel=1e-12)
 
 
 def test_a_shifted_sample_is_at_the_squared_shift() -> None:
@@ -54,10 +54,10 @@ def test_ranks_below_the_width_cost_no_digits(
     root = np.linalg.svd(a1.T @ a2, compute_uv=False).sum()
     traces = np.square(a1).sum() + np.square(a2).sum()
     expected = np.square(mu1 - mu2).sum() + traces - 2 * root
-    found = frechet(mu1, s1, mu2, s2)
+    actual = frechet(mu1, s1, mu2, s2)
     # rounding is D eps of the traces that are subtracted, and a little more where an eigenvalue is small
-    assert found == pytest.approx(expected, abs=1e-11 * traces, rel=1e-12)
-    assert frechet(mu2, s2, mu1, s1) == pytest.approx(found, abs=1e-12 * traces, rel=1e-12)
+    assert actual == pytest.approx(expected, abs=1e-11 * traces, rel=1e-12)
+    assert frechet(mu2, s2, mu1, s1) == pytest.approx(actual, abs=1e-12 * traces, rel=1e-12)
     assert frechet(mu1, s1, mu1, s1) == pytest.approx(0, abs=1e-12 * traces)
 
 
@@ -79,10 +79,10 @@ def test_equal_to_clean_fid(rank: int) -> None:
 @pytest.mark.parametrize("count", [6, 3_000])
 def test_fitted_in_parts(count: int) -> None:
     features = np.random.default_rng(1).normal(5, 2, (count, 7)).astype(np.float32)
-    found = Gaussian.fitted(features)
-    np.testing.assert_allclose(found.mean, features.astype(float).mean(0), rtol=1e-12)
+    actual = Gaussian.fitted(features)
+    np.testing.assert_allclose(actual.mean, features.astype(float).mean(0), rtol=1e-12)
     np.testing.assert_allclose(
-        found.covariance, np.cov(features, rowvar=False), rtol=1e-9, atol=1e-12
+        actual.covariance, np.cov(features, rowvar=False), rtol=1e-9, atol=1e-12
     )
 
 

@@ -112,7 +112,7 @@ def test_intervals_cover_what_other_draws_give() -> None:
         kids.append((subsets.mean(), 1.96 * np.sqrt(variance)))
         value, each = cmmd_influence(x + 0.5, reference + 0.5)
         cmmds.append((value, 1.96 * each.std(ddof=1) / 10))
-    for found in (kids, cmmds):
-        values, halves = np.array(found).T
+    for actual in (kids, cmmds):
+        values, halves = np.array(actual).T
         assert 0.88 <= np.mean(np.abs(values - values.mean()) < halves) <= 1
         assert halves.mean() < 3 * values.std()

@@ -83,11 +83,11 @@ def test_kid_of_two_folders_is_clean_fids(tmp_path: Path, monkeypatch: pytest.Mo
     weights = save_inception(tmp_path / "weights")
     monkeypatch.setattr(theirs, "InceptionV3W", lambda path, **how: _inception_at(weights, how))
     np.random.seed(0)
-    found = fid.compute_kid(
+    actual = fid.compute_kid(
         str(a), str(b), num_workers=0, device=torch.device("cpu"), use_dataparallel=False, verbose=False
     )  # fmt: skip
     ours = score(a, b, weights)
-    assert ours["kid_x1000"] == pytest.approx(1000 * found, rel=1e-3)  # clean-fid adds in fp32
+    assert ours["kid_x1000"] == pytest.approx(1000 * actual, rel=1e-3)  # clean-fid adds in fp32
     assert str(ours["note"]).startswith(
         "FID of 12 pictures: fewer than 2049 leave no full covariance"
     )
@@ -161,7 +161,7 @@ def test_memory_holds_a_few_batches(tmp_path: Path) -> None:
     """No picture is read long before its turn."""
     read, run = [0], list[int]()
 
-    def one(i: int) -> np.ndarray:
+    def item(i: int) -> np.ndarray:
         read[0] += 1
         return np.zeros((8, 8, 3), np.uint8)
 
@@ -171,7 +171,7 @@ def test_memory_holds_a_few_batches(tmp_path: Path) -> None:
         return pixels.mean((2, 3))
 
     run_lengths: list[int] = []
-    pictures = Pictures([f"{i}" for i in range(100)], [""] * 100, one)
+    pictures = Pictures([f"{i}" for i in range(100)], [""] * 100, item)
     plain = Network(
         "n",
         "0" * 64,
@@ -189,11 +189,11 @@ def test_pictures_of_a_set_are_in_its_order_tiles_alone(tmp_path: Path) -> None:
     grids = ImageSetReader.open(save_set(tmp_path / "g", prompts_of(3), layout="grids", count=4))
     pictures = of_set(grids)
     assert len(pictures) == len(set(pictures.digests)) == 12
-    found = extract(pictures, colours())
+    actual = extract(pictures, colours())
     by_hand = [np.asarray(Image.open(grids.images / f"{i:03d}.png")) for i in range(3)]
     tiles = [grid[y : y + 32, x : x + 32] for grid in by_hand for y in (0, 32) for x in (0, 32)]
     expected = torch.cat([colours().features(colours().prepare(tile)[None]) for tile in tiles])
-    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(actual, expected.numpy(), rtol=1e-5)
     jpegs = ImageSetReader.open(save_set(tmp_path / "j", prompts_of(3), layout="jpeg"))
     assert [Path(name).name for name in of_set(jpegs).names] == ["000.jpeg", "001.jpeg", "002.jpeg"]
     names = {folder_of(tmp_path, colours(), cut).name for cut in ("none", "cc16-box")}

@@ -36,16 +36,16 @@ def test_against_its_definition(tmp_path: Path) -> None:
         x = pictures.astype(np.float32) / 127.5 - 1
         x = (x - [-0.030, -0.088, -0.188]) / [0.458, 0.448, 0.450]
         with torch.no_grad():
-            found = tap(torch.from_numpy(x.transpose(0, 3, 1, 2)).float())
-        return [found[name].double().numpy() for name in RELUS]
+            actual = tap(torch.from_numpy(x.transpose(0, 3, 1, 2)).float())
+        return [actual[name].double().numpy() for name in RELUS]
 
     expected = np.zeros(2)
-    for i, (one, other) in enumerate(zip(activations(a), activations(b), strict=True)):
-        one, other = (
-            x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-10) for x in (one, other)
+    for i, (item, other) in enumerate(zip(activations(a), activations(b), strict=True)):
+        item, other = (
+            x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-10) for x in (item, other)
         )
         head = heads[f"lin{i}.model.1.weight"].numpy()
-        expected += (head * (one - other) ** 2).sum(1).mean((1, 2))
+        expected += (head * (item - other) ** 2).sum(1).mean((1, 2))
     lpips = Lpips("alex", tmp_path)
     assert lpips(a, b) == pytest.approx(expected, rel=1e-4)
     assert lpips(a, a) == [0, 0]

@@ -45,10 +45,10 @@ def test_clip_sees_what_its_own_processor_gives(clip_folder: Path) -> None:
     )
     for size in SIZES:
         pixels = picture(np.random.default_rng(0), *size)
-        found = network.features(network.prepare(pixels)[None])
+        actual = network.features(network.prepare(pixels)[None])
         inputs = processor(images=Image.fromarray(pixels), return_tensors="pt")
         expected = model(**inputs, input_ids=torch.tensor([[1, 4, 2]])).image_embeds
-        unit = torch.nn.functional.normalize(found)
+        unit = torch.nn.functional.normalize(actual)
         torch.testing.assert_close(unit, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -58,14 +58,14 @@ def test_captions_are_padded_cut_and_counted(clip_folder: Path) -> None:
 
     model, clip = CLIPModel.from_pretrained(clip_folder).eval(), Clip(str(clip_folder))
     clip.load_tokenizer()
-    found, cut = clip.captions(["a red cat", "the dog", " ".join(WORDS[4:])])
+    actual, cut = clip.captions(["a red cat", "the dog", " ".join(WORDS[4:])])
     assert cut == [False, False, True]
     ids = [[1, 4, 5, 7, 2], [1, 11, 8, 2], [1, *range(4, 4 + LENGTH - 2), 2]]
     pixels = torch.zeros(1, 3, 28, 28)
-    for one, tokens in zip(found, ids, strict=True):
+    for item, tokens in zip(actual, ids, strict=True):
         expected = model(pixel_values=pixels, input_ids=torch.tensor([tokens])).text_embeds[0]
         torch.testing.assert_close(
-            torch.nn.functional.normalize(one, dim=0), expected, atol=1e-5, rtol=1e-4
+            torch.nn.functional.normalize(item, dim=0), expected, atol=1e-5, rtol=1e-4
         )
 
 
@@ -88,8 +88,8 @@ def test_dinov2_gives_its_normalised_class_token(tmp_path: Path) -> None:
         pixels = picture(np.random.default_rng(1), *size)
         inputs = processor(images=Image.fromarray(pixels), return_tensors="pt")
         expected = model(**inputs).last_hidden_state[:, 0]
-        found = network.features(network.prepare(pixels)[None])
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        actual = network.features(network.prepare(pixels)[None])
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -120,7 +120,7 @@ def test_missing_weights_are_named_with_a_way_to_get_them(tmp_path: Path) -> Non
 def test_missing_weights_on_the_command_line(tmp_path: Path) -> None:
     a = save_folder(tmp_path / "a", 3)
     words = ["fid", str(a), str(a), "--inception", str(tmp_path)]
-    code, said = forked(lambda: main(words), tmp_path / "log")
+    code, output = forked(lambda: main(words), tmp_path / "log")
     assert code == 2
-    assert said.startswith("MissingWeights: FID needs Inception's weights")
-    assert said.count("\n") == 1
+    assert output.startswith("MissingWeights: FID needs Inception's weights")
+    assert output.count("\n") == 1

@@ -170,10 +170,10 @@ def test_encoders_of_a_repository_move_with_it_or_alone(tmp_path: Path, text_fol
     )
     column = spec.identity(expected.weights)
     for place in (tmp_path / "now", tmp_path / "now/text_encoder_3", text_folder):
-        found = text_encoder(
+        actual = text_encoder(
             ModelSpec.of_identity(relocate_encoder(column, str(place), TEXTS)), max_tokens=16
         )
-        assert (found.weights, found.tokenizer.weights) == (
+        assert (actual.weights, actual.tokenizer.weights) == (
             expected.weights,
             expected.tokenizer.weights,
         ), place
@@ -201,13 +201,13 @@ def test_a_folder_says_which_class_it_is(tmp_path: Path) -> None:
     nested = tmp_path / "vae"
     nested.mkdir()
     (nested / "config.json").write_text('{"_class_name": "AutoencoderKLQwenImage"}')
-    found = vae_named(str(tmp_path))
-    assert (found.cls, found.subfolder) == ("AutoencoderKLQwenImage", "vae")
-    for said, cls in (
+    actual = vae_named(str(tmp_path))
+    assert (actual.cls, actual.subfolder) == ("AutoencoderKLQwenImage", "vae")
+    for output, cls in (
         ("GemmaForCausalLM", "GemmaModel"), ("Qwen3Model", "Qwen3Model"), ("CLIPModel", "CLIPTextModel"),
         ("T5ForConditionalGeneration", "T5EncoderModel"),
     ):  # fmt: skip
-        (tmp_path / "config.json").write_text(json.dumps({"architectures": [said]}))
+        (tmp_path / "config.json").write_text(json.dumps({"architectures": [output]}))
         assert text_named(str(tmp_path)).cls == cls
     assert text_named("gemma-2b").path == "google/gemma-2b"
     assert vae_named("flux").subfolder == "vae"

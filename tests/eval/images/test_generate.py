@@ -71,9 +71,9 @@ def test_latents_are_denormalised_before_decoding(request_: Request, vae_folder:
         right = decoder.decode(noise / 0.05 + 3.0).sample.clamp(-1, 1)
         forgotten = decoder.decode(noise).sample.clamp(-1, 1)
     expected = ((right + 1) * 127.5).permute(0, 2, 3, 1).numpy()
-    found = pictures(request)
-    assert np.abs(found - expected).max() < 0.51
-    assert np.abs(found - ((forgotten + 1) * 127.5).permute(0, 2, 3, 1).numpy()).max() > 2
+    actual = pictures(request)
+    assert np.abs(actual - expected).max() < 0.51
+    assert np.abs(actual - ((forgotten + 1) * 127.5).permute(0, 2, 3, 1).numpy()).max() > 2
 
 
 def test_prompts_seeds_and_guidance_matter(request_: Request) -> None:
@@ -183,12 +183,12 @@ def test_an_encoder_may_move_but_not_change(
 
 def test_a_vae_of_another_precision_makes_another_set(request_: Request, vae_folder: Path) -> None:
     """A folder that is named alone is run in bf16, as the registry's; the column's was fp32."""
-    made = generate(request_)
-    assert made["settings"]["decoding"] == {"class": "AutoencoderKL", "precision": "fp32"}
+    manifest = generate(request_)
+    assert manifest["settings"]["decoding"] == {"class": "AutoencoderKL", "precision": "fp32"}
     named = changed(request_, vae=str(vae_folder), allow_other_encoder=True)
     with pytest.raises(OtherImages, match=r"decoding: found .*'fp32'}, expected .*'bf16-autocast'"):
         generate(named)
-    assert generate(request_) == made
+    assert generate(request_) == manifest
 
 
 @pytest.mark.parametrize(
@@ -225,8 +225,8 @@ def test_long_prompts_and_other_scripts(request_: Request) -> None:
     prompts = request_.save_dir.parent / "long.json"
     listed = {"ä東": "a red cat " * 1000, "b": "東京 🦊 " * 2000}
     prompts.write_text(json.dumps(listed), encoding="utf-8")
-    made = generate(changed(request_, prompts=prompts))
-    assert set(made["files"]) == {"ä東.png", "b.png"}
+    manifest = generate(changed(request_, prompts=prompts))
+    assert set(manifest["files"]) == {"ä東.png", "b.png"}
     stored = json.loads((request_.save_dir / "prompts.json").read_bytes())
     assert [item["text"] for item in stored] == list(listed.values())
 
@@ -239,8 +239,8 @@ def test_another_solver_and_guidance_within_an_interval(request_: Request) -> No
     request_ = changed(request_, num_inference_steps=5)
     generator = Generator.load(request_)
     base = generate(request_, generator)["settings"]
-    given = ({"sampler": "dpmpp-2m"}, {"guidance_interval": (0.3, 0.9)})
-    for i, fields in enumerate(given):
+    options = ({"sampler": "dpmpp-2m"}, {"guidance_interval": (0.3, 0.9)})
+    for i, fields in enumerate(options):
         other = changed(request_, save_dir=request_.save_dir / f"../{i}", **fields)
         settings = json.loads(json.dumps(generate(other, generator)["settings"]))
         different = {k: settings[k] for k in settings if settings[k] != base[k]}
@@ -258,8 +258,8 @@ def test_manifest_names_all_that_made_the_pictures(
     (run / "metrics.jsonl").write_text(json.dumps(log) + "\n")
     with monkeypatch.context() as here:
         here.chdir(tmp_path)
-        made = generate(changed(request_, checkpoint=Path("run")))
-    settings = made["settings"]
+        manifest = generate(changed(request_, checkpoint=Path("run")))
+    settings = manifest["settings"]
     step = run / "checkpoints/step-00000020"
     record = json.loads((step / "manifest.json").read_bytes())
     assert settings["weights"] == record["files"]["ema.safetensors"]["sha256"]
@@ -267,19 +267,19 @@ def test_manifest_names_all_that_made_the_pictures(
     assert settings["vae"] == encoders["latents"]["weights"]
     assert settings["text_encoder"] == encoders["text"]["weights"]
     assert settings["norm"] == {"shift": [3.0], "scale": [0.05]}
-    asked = {
+    question = {
         "type": "latentbank", "step": 20, "ema": True, "resolution": 32, "sampler": "euler", "num_inference_steps": 3,
         "guidance_scale": 6.0, "guidance_interval": None, "batch_size": 2, "seed": 42, "precision": "fp32",
         "benchmark": "flags", "images_per_prompt": 1,
     }  # fmt: skip
-    assert {name: settings[name] for name in asked} == asked
-    told = made["provenance"]
-    assert {"torch", "diffusers", "transformers", "pillow"} <= told.keys()
-    assert told["checkpoint"] == str(run)
-    assert told["pictures_per_second"] == pytest.approx(5 / told["seconds"])
+    assert {name: settings[name] for name in question} == question
+    provenance = manifest["provenance"]
+    assert {"torch", "diffusers", "transformers", "pillow"} <= provenance.keys()
+    assert provenance["checkpoint"] == str(run)
+    assert provenance["pictures_per_second"] == pytest.approx(5 / provenance["seconds"])
     cost = cost_of(open_one(request_.save_dir))  # finds the run by that
     assert (cost["training"]["seconds"], cost["training"]["step"]) == (20.0, 20)
-    assert cost["generation"]["pictures_per_second"] == told["pictures_per_second"]
+    assert cost["generation"]["pictures_per_second"] == provenance["pictures_per_second"]
 
 
 def of_a_run(run: Path, **changes: Any) -> Path:
@@ -312,7 +312,7 @@ def of_a_run(run: Path, **changes: Any) -> Path:
     return run
 
 
-def said(caplog: pytest.LogCaptureFixture) -> str:
+def output(caplog: pytest.LogCaptureFixture) -> str:
     return " ".join(
         record.getMessage() for record in caplog.records if record.levelname == "WARNING"
     )
@@ -323,26 +323,26 @@ def test_the_training_is_recorded_beside_the_settings(
 ) -> None:
     """Outside of stamps and settings: a set that was begun without it goes on, and its pictures are the same."""
     before = generate(request_)
-    known = open_one(request_.save_dir).trained
-    assert known is not None
-    assert "optim" not in known.training  # this checkpoint does not say it
+    expected = open_one(request_.save_dir).trained
+    assert expected is not None
+    assert "optim" not in expected.training  # this checkpoint does not say it
     full = of_a_run(shutil.copytree(run, tmp_path / "run"))
     resumed = changed(request_, checkpoint=full)
     (request_.save_dir / "run.json").unlink()  # as sets of before
     (request_.save_dir / "images/00003.png").unlink()
     assert open_one(request_.save_dir, partial=True).trained is None
     assert generate(resumed) == before
-    found = open_one(request_.save_dir).trained
-    assert found is not None
-    assert found.training["optim"]["lr"] == 1e-3
-    assert found.training["order"]["valid_rows"] == ["0" * 64]
-    assert set(found.training) >= set(PARTS)
-    assert found.initial_share == 0.5**20
-    assert found.weights == before["settings"]["weights"]
+    actual = open_one(request_.save_dir).trained
+    assert actual is not None
+    assert actual.training["optim"]["lr"] == 1e-3
+    assert actual.training["order"]["valid_rows"] == ["0" * 64]
+    assert set(actual.training) >= set(PARTS)
+    assert actual.initial_share == 0.5**20
+    assert actual.weights == before["settings"]["weights"]
     kept = (request_.save_dir / "run.json").read_bytes()
     assert generate(request_) == before  # and by a checkpoint that says less, nothing is lost
     assert (request_.save_dir / "run.json").read_bytes() == kept
-    assert not said(caplog)
+    assert not output(caplog)
 
 
 def test_imported_weights_and_the_references_say_what_they_know(
@@ -357,9 +357,9 @@ def test_imported_weights_and_the_references_say_what_they_know(
         resolution=32,
     )
     generate(theirs)
-    found = open_one(theirs.save_dir).trained
-    assert found is not None
-    assert (set(found.training), found.initial_share) == ({"model", "step"}, None)
+    actual = open_one(theirs.save_dir).trained
+    assert actual is not None
+    assert (set(actual.training), actual.initial_share) == ({"model", "step"}, None)
 
 
 def test_a_young_average_is_warned_of(
@@ -390,9 +390,9 @@ def test_a_young_average_is_warned_of(
         )
         notes = open_one(where).notes
         if expected is None:
-            assert (said(caplog), notes) == ("", ())
+            assert (output(caplog), notes) == ("", ())
         else:
-            assert re.search(expected, said(caplog))
+            assert re.search(expected, output(caplog))
             assert re.search(expected, notes[0])
 
 
@@ -406,7 +406,7 @@ def test_guidance_without_dropped_captions_is_warned_of(
             request_, checkpoint=at, guidance_scale=scale, save_dir=tmp_path / f"{scale}"
         )
         Generator.load(request)
-        assert ("trained without dropped captions" in said(caplog)) is warned
+        assert ("trained without dropped captions" in output(caplog)) is warned
     assert not (tmp_path / "6.0").exists()
 
 
@@ -444,8 +444,8 @@ def test_pictures_per_second_are_of_those_that_this_session_made(request_: Reque
     del record["files"], record["provenance"]
     manifest.write_text(json.dumps({**record, "complete": False}))
     (request_.save_dir / "images" / "00003.png").unlink()
-    told = generate(request_)["provenance"]
-    assert told["pictures_per_second"] == pytest.approx(1 / told["seconds"])
+    provenance = generate(request_)["provenance"]
+    assert provenance["pictures_per_second"] == pytest.approx(1 / provenance["seconds"])
 
 
 def test_another_resolution_where_the_table_of_positions_has_room(request_: Request) -> None:
@@ -506,11 +506,11 @@ def test_what_cannot_be_served_writes_nothing(request_: Request, flag: str, valu
 
 
 def test_flags_know_all_samplers_and_types(capsys: pytest.CaptureFixture[str]) -> None:
-    for flag, known in (("--sampler", SAMPLERS), ("--type", TYPES)):
+    for flag, expected in (("--sampler", SAMPLERS), ("--type", TYPES)):
         with pytest.raises(SystemExit):
             main(["generate", flag, "none"])
-        said = capsys.readouterr().err
-        assert all(name in said.partition("choose from")[2] for name in known)
+        output = capsys.readouterr().err
+        assert all(name in output.partition("choose from")[2] for name in expected)
 
 
 @pytest.mark.gpu
@@ -518,12 +518,12 @@ def test_on_a_gpu(request_: Request) -> None:
     """bf16 autocast moves a picture a little, and two ranks make the files of one."""
     generate(request_)
     gpu = changed(request_, device="cuda", save_dir=request_.save_dir / "../gpu")
-    made = generate(gpu)
-    assert made["settings"]["precision"] == "bf16-autocast"
+    manifest = generate(gpu)
+    assert manifest["settings"]["precision"] == "bf16-autocast"
     assert np.abs(pictures(gpu) - pictures(request_)).mean() < 4
     ranks = changed(gpu, save_dir=request_.save_dir / "../ranks")
     assert not generate(ranks, rank=Rank(1, 2))["complete"]
-    assert generate(ranks, rank=Rank(0, 2))["files"] == made["files"]
+    assert generate(ranks, rank=Rank(0, 2))["files"] == manifest["files"]
 
 
 def test_benchmarks_bring_their_pictures_a_prompt_and_layout(request_: Request) -> None:
@@ -538,11 +538,11 @@ def test_benchmarks_bring_their_pictures_a_prompt_and_layout(request_: Request) 
         request_, benchmark="geneval", prompts=official, batch_size=None,
         save_dir=request_.save_dir / "../geneval",
     )  # fmt: skip
-    made = generate(geneval)
-    assert (made["settings"]["batch_size"], made["settings"]["images_per_prompt"]) == (4, 4)
+    manifest = generate(geneval)
+    assert (manifest["settings"]["batch_size"], manifest["settings"]["images_per_prompt"]) == (4, 4)
     files = [f"{i:05d}/samples/{k:05d}.png" for i in range(2) for k in range(4)]
-    assert sorted(made["files"]) == files
-    assert len(set(made["files"].values())) == 8
+    assert sorted(manifest["files"]) == files
+    assert len(set(manifest["files"].values())) == 8
     named = official.with_name("dpg.json")
     named.write_text(json.dumps({"a": "a red cat", "b": "a blue dog"}))
     grids = changed(

@@ -25,7 +25,7 @@ def picture(value: int) -> np.ndarray:
     return np.full((8, 6, 3), value, np.uint8)
 
 
-def made(folder: Path) -> ImageSetWriter:
+def make_set(folder: Path) -> ImageSetWriter:
     images = ImageSetWriter(folder, PROMPTS, SETTINGS)
     images.save(images.files[0], [picture(1)])
     images.save(images.files[1], [picture(2)])
@@ -46,7 +46,7 @@ def test_a_set_is_complete_when_its_digests_are_recorded(tmp_path: Path) -> None
 
 
 def test_the_same_pictures_are_the_same_bytes(tmp_path: Path) -> None:
-    files = [made(tmp_path / name).finish({})["files"] for name in ("x", "y")]
+    files = [make_set(tmp_path / name).finish({})["files"] for name in ("x", "y")]
     assert files[0] == files[1]
 
 
@@ -61,14 +61,14 @@ def test_the_same_pictures_are_the_same_bytes(tmp_path: Path) -> None:
 def test_other_settings_are_refused(
     tmp_path: Path, prompts: Prompts, settings: dict[str, object], field: str
 ) -> None:
-    made(tmp_path)
+    make_set(tmp_path)
     with pytest.raises(OtherImages) as error:
         ImageSetWriter(tmp_path, prompts, settings)
     assert field in str(error.value)
 
 
 def test_strange_and_damaged_files_are_refused_and_left(tmp_path: Path) -> None:
-    images = made(tmp_path)
+    images = make_set(tmp_path)
     path = tmp_path / "images" / "a.png"
     whole = path.read_bytes()
     for damaged in (whole[:-20], whole.replace(b"IDAT", b"IDAX"), b"", b"no picture"):
@@ -89,7 +89,7 @@ def test_strange_and_damaged_files_are_refused_and_left(tmp_path: Path) -> None:
 
 def test_a_png_shows_every_damage(tmp_path: Path) -> None:
     """No byte can change, to the end of IEND, nor can the file end early or late."""
-    images = made(tmp_path)
+    images = make_set(tmp_path)
     path = tmp_path / "images" / "a.png"
     whole = path.read_bytes()
     flipped = [bytearray(whole) for _ in whole]
@@ -109,7 +109,7 @@ def test_a_png_shows_every_damage(tmp_path: Path) -> None:
 
 
 def test_a_complete_set_that_changed_is_refused(tmp_path: Path) -> None:
-    images = made(tmp_path)
+    images = make_set(tmp_path)
     images.finish({})
     other = ImageSetWriter(tmp_path / "other", PROMPTS, SETTINGS)
     other.save(other.files[0], [picture(9)])
@@ -121,16 +121,16 @@ def test_a_complete_set_that_changed_is_refused(tmp_path: Path) -> None:
 
 def test_a_lost_picture_that_is_made_otherwise_is_not_put_in_place(tmp_path: Path) -> None:
     """As on a machine that rounds otherwise: the set stays one that the first machine can mend."""
-    images = made(tmp_path)
+    images = make_set(tmp_path)
     whole = images.finish({"torch": "2.0", "device": "cpu"})
     path = tmp_path / "images" / "a.png"
     path.unlink()
-    for found in (images, ImageSetWriter(tmp_path, PROMPTS, SETTINGS)):
+    for actual in (images, ImageSetWriter(tmp_path, PROMPTS, SETTINGS)):
         with pytest.raises(OtherImages, match=r"a\.png: was lost, .*\(device cpu, torch 2\.0\)"):
-            found.save(found.files[0], [picture(9)])
+            actual.save(actual.files[0], [picture(9)])
         assert not path.exists()
-    found.save(found.files[0], [picture(1)])
-    assert found.finish({}) == whole
+    actual.save(actual.files[0], [picture(1)])
+    assert actual.finish({}) == whole
 
 
 def test_another_manifest_is_left_alone(tmp_path: Path) -> None:
@@ -155,8 +155,8 @@ def test_a_jpeg_verifies_itself(tmp_path: Path) -> None:
     for at in range(0, len(whole), 4):  # no byte can change, nor can the file end early
         damaged = bytearray(whole)
         damaged[at] ^= 0x10
-        for found in (bytes(damaged), whole[:at]) if at % 32 == 0 else (bytes(damaged),):
-            path.write_bytes(found)
+        for actual in (bytes(damaged), whole[:at]) if at % 32 == 0 else (bytes(damaged),):
+            path.write_bytes(actual)
             with pytest.raises(OtherImages, match=r"a\.jpeg"):
                 again.has(again.files[0])
     path.write_bytes((tmp_path / "images" / "b.jpeg").read_bytes())
@@ -182,7 +182,7 @@ def test_nothing_unfinished_is_ever_among_the_pictures(
         link(old, new)
 
     monkeypatch.setattr(os, "link", looking)
-    images = made(tmp_path)
+    images = make_set(tmp_path)
     assert set(seen) == {"a.png"}
     old, new = tmp_path / ".tmp-old", tmp_path / ".tmp-new"
     for path in (old, new):
@@ -207,7 +207,7 @@ def test_what_is_missing_is_listed(tmp_path: Path) -> None:
         )
         assert "and 39 more" in str(error.value)
     some = ImageSetReader.open(tmp_path, partial=True)
-    assert [(one.file.path, one.read()[0, 0, 0]) for one in some] == [("01_1.png", 3)]
+    assert [(item.file.path, item.read()[0, 0, 0]) for item in some] == [("01_1.png", 3)]
     assert some.missing == 59
     for file in images.files:
         if not images.has(file):
@@ -269,7 +269,7 @@ def test_what_lies_beside_the_pictures_is_checked(tmp_path: Path) -> None:
 
 
 def test_a_refused_folder_stays_as_it_was(tmp_path: Path) -> None:
-    made(tmp_path)
+    make_set(tmp_path)
 
     def state() -> dict[str, bytes]:
         return {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -303,8 +303,8 @@ def test_processes_write_one_set_at_once(tmp_path: Path) -> None:
     for process in ranks:
         process.join(60)
     assert [process.exitcode for process in ranks] == [0] * 4
-    found = ImageSetReader.open(tmp_path)
-    assert [one.read()[0, 0, 0] for one in found] == list(range(24))
+    actual = ImageSetReader.open(tmp_path)
+    assert [item.read()[0, 0, 0] for item in actual] == list(range(24))
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"images", "manifest.json", "prompts.json"}
 
@@ -314,11 +314,11 @@ def test_a_file_system_without_hard_links(tmp_path: Path, atomic: bool) -> None:
     def work() -> None:
         (no_links if atomic else no_atomic_names)()
         if atomic:
-            made(tmp_path / "set").finish({})
+            make_set(tmp_path / "set").finish({})
             assert len(ImageSetReader.open(tmp_path / "set").files) == 2
         else:
             with pytest.raises(StoreError, match="neither hard links"):
-                made(tmp_path / "set")
+                make_set(tmp_path / "set")
 
     assert wait(fork(work, tmp_path / "log")) == 0, (tmp_path / "log").read_text()
     assert atomic or not list((tmp_path / "set/images").iterdir())

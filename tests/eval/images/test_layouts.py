@@ -43,7 +43,7 @@ def picture(prompt: int, number: int) -> np.ndarray:
 
 
 @pytest.fixture(params=PROMPTS)
-def made(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
+def written_set(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
     """A benchmark's name, and the folder that its scorer is given."""
     name: str = request.param
     benchmark, prompts = BENCHMARKS[name], Prompts(name, tuple(PROMPTS[name]))
@@ -90,8 +90,8 @@ def grey(image: Image.Image) -> int:
     return int(np.median(values))
 
 
-def test_official_readers(made: tuple[str, Path]) -> None:
-    name, root = made
+def test_official_readers(written_set: tuple[str, Path]) -> None:
+    name, root = written_set
     if name == "geneval":
         walked = list(walk_geneval(root))
         assert [metadata for metadata, _ in walked] == RECORDS
@@ -112,10 +112,10 @@ def test_official_readers(made: tuple[str, Path]) -> None:
                 assert abs(grey(image) - level(i, 0)) <= 1
         assert len(os.listdir(root)) == 2
     elif name == "mjhq30k":
-        found = {
+        actual = {
             f"{path.parent.name}/{path.stem}": grey(Image.open(path)) for path in root.rglob("*.*")
         }
-        assert found == {"food/0a": 20, "art/0b": 80, "food/0c": 140}
+        assert actual == {"food/0a": 20, "art/0b": 80, "food/0c": 140}
     else:
         assert {path.name: grey(Image.open(path)) for path in root.iterdir()} == {
             "37.png": 20,
@@ -123,11 +123,11 @@ def test_official_readers(made: tuple[str, Path]) -> None:
         }
 
 
-def test_clean_fid_takes_the_pictures_and_nothing_else(made: tuple[str, Path]) -> None:
+def test_clean_fid_takes_the_pictures_and_nothing_else(written_set: tuple[str, Path]) -> None:
     import torch
     from cleanfid.fid import get_folder_features
 
-    name, root = made
+    name, root = written_set
     (root.parent / "scores").mkdir()  # beside, not inside
     features = get_folder_features(
         str(root), model=lambda batch: batch.mean((1, 2, 3))[:, None], num_workers=0, batch_size=1,
@@ -143,20 +143,23 @@ def test_clean_fid_takes_the_pictures_and_nothing_else(made: tuple[str, Path]) -
     assert sorted(np.round(features[:, 0]).tolist()) == pytest.approx(expected, abs=1)
 
 
-def test_what_was_written_is_read_back(made: tuple[str, Path]) -> None:
-    name, root = made
+def test_what_was_written_is_read_back(written_set: tuple[str, Path]) -> None:
+    name, root = written_set
     images = ImageSetReader.open(root.parent)
     assert images.prompts.items == tuple(PROMPTS[name])
     numbers = {prompt.id: i for i, prompt in enumerate(images.prompts.items)}
-    ones = list(images)
-    assert [(one.file.prompt.id, one.number) for one in ones] == [
+    items_ = list(images)
+    assert [(item.file.prompt.id, item.number) for item in items_] == [
         (prompt.id, k)
         for prompt in PROMPTS[name]
         for k in range(BENCHMARKS[name].images_per_prompt)
     ]
-    for one in ones:
+    for item in items_:
         assert (
-            abs(grey(Image.fromarray(one.read())) - level(numbers[one.file.prompt.id], one.number))
+            abs(
+                grey(Image.fromarray(item.read()))
+                - level(numbers[item.file.prompt.id], item.number)
+            )
             <= 1
         )
 

@@ -50,9 +50,9 @@ def test_what_is_in_a_chunk_depends_on_nothing_else(tmp_path: Path, text: TextEn
     TextCache(folders[0], IDENTITY, TEXTS, "cpu").fill(range(len(TEXTS)), lambda: text)
     for rank, needed in ((3, [CHUNK + 1]), (1, [0, 2 * CHUNK]), (0, range(len(TEXTS)))):
         TextCache(folders[1], IDENTITY, TEXTS, "cpu").fill(needed, lambda: text, rank)
-    one, two = ({p.name: p.read_bytes() for p in f.rglob("*.safetensors")} for f in folders)
-    assert one == two
-    assert len(one) == 4
+    item, two = ({p.name: p.read_bytes() for p in f.rglob("*.safetensors")} for f in folders)
+    assert item == two
+    assert len(item) == 4
 
 
 def test_other_text_is_kept_elsewhere(tmp_path: Path) -> None:

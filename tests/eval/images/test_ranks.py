@@ -47,9 +47,9 @@ def test_ranks_that_start_one_after_the_other(tmp_path: Path) -> None:
         (pid,) = start(out, 3, tmp_path / "log", (number,))
         assert wait(pid) == 0
     same(out)
-    said = [(tmp_path / f"log.{n}").read_text() for n in (2, 0, 1)]
-    assert "rank 2: its part is done; 48 files of other ranks are missing" in said[0]
-    assert "its part is done" not in said[2]
+    printed = [(tmp_path / f"log.{n}").read_text() for n in (2, 0, 1)]
+    assert "rank 2: its part is done; 48 files of other ranks are missing" in printed[0]
+    assert "its part is done" not in printed[2]
 
 
 def test_a_rank_that_dies_keeps_no_other_waiting(tmp_path: Path) -> None:
@@ -74,10 +74,10 @@ def test_killed_at_any_moment(ranks: int, moment: int) -> None:
 
 def words_of(save_dir: Path) -> list[str]:
     """`generate` as `start` runs it."""
-    asked = request(made()[0], save_dir)
+    question = request(made()[0], save_dir)
     return [
-        "generate", "--checkpoint", str(asked.checkpoint), "--prompts", str(asked.prompts), "--save_dir",
-        str(asked.save_dir), "--num_inference_steps", "2", "--batch_size", "4", "--device", "cpu",
+        "generate", "--checkpoint", str(question.checkpoint), "--prompts", str(question.prompts), "--save_dir",
+        str(question.save_dir), "--num_inference_steps", "2", "--batch_size", "4", "--device", "cpu",
     ]  # fmt: skip
 
 
@@ -98,9 +98,9 @@ def test_told_to_end_it_says_how_to_go_on(tmp_path: Path) -> None:
     faults.await_files(tmp_path / "out", 5, [pid])
     os.kill(pid, signal.SIGTERM)
     assert wait(pid) == 128 + signal.SIGTERM, (tmp_path / "log").read_text()
-    said = (tmp_path / "log").read_text()
-    assert "stopped by SIGTERM; run it again to go on from there" in said
-    assert "Traceback" not in said
+    printed = (tmp_path / "log").read_text()
+    assert "stopped by SIGTERM; run it again to go on from there" in printed
+    assert "Traceback" not in printed
     assert not json.loads((tmp_path / "out/manifest.json").read_text())["complete"]
     assert wait(fork(work, tmp_path / "log")) == 0
     same(tmp_path / "out")

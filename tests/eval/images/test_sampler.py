@@ -44,10 +44,10 @@ def captions(text: Tensor, mask: Tensor) -> list[Tensor]:
 
 def test_golden_sampling(model: DiT, golden: dict[str, Tensor]) -> None:
     text, mask, empty = prompts(golden)
-    found = sample(
+    actual = sample(
         model, captions(text, mask), empty, noise=golden["in.latents"], steps=4, guidance=6.0
     )
-    torch.testing.assert_close(found, golden["out_latents"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(actual, golden["out_latents"], atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()
@@ -67,10 +67,10 @@ def test_one_guided_batch_is_two_separate_passes(
         t = golden["timesteps"][i].expand(2)
         with_prompt, without = model(latents, t, text, mask), model(latents, t, nothing, alone)
         latents = latents + (sigmas[i + 1] - sigmas[i]) * (6 * with_prompt - 5 * without)
-    found = sample(
+    actual = sample(
         model, captions(text, mask), empty, noise=golden["in.latents"], steps=4, guidance=6.0
     )
-    torch.testing.assert_close(found, latents, atol=2e-5, rtol=0)
+    torch.testing.assert_close(actual, latents, atol=2e-5, rtol=0)
 
 
 @torch.inference_mode()
@@ -82,7 +82,7 @@ def test_without_guidance_the_empty_caption_is_not_run(
     for i in range(4):
         velocity = model(latents, golden["timesteps"][i].expand(2), text, mask)
         latents = latents + (golden["sigmas"][i + 1] - golden["sigmas"][i]) * velocity
-    found = sample(
+    actual = sample(
         model,
         captions(text, mask),
         torch.full_like(empty, torch.nan),
@@ -90,7 +90,7 @@ def test_without_guidance_the_empty_caption_is_not_run(
         steps=4,
         guidance=1.0,
     )
-    torch.testing.assert_close(found, latents, atol=1e-5, rtol=0)
+    torch.testing.assert_close(actual, latents, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -101,10 +101,10 @@ def test_latents_stay_fp32_between_steps_under_autocast(
     options = {"noise": golden["in.latents"], "steps": 4, "sampler": sampler}
     whole = sample(model, captions(text, mask), empty, **options)  # type: ignore[arg-type]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = sample(model, captions(text, mask), empty, **options)  # type: ignore[arg-type]
-    assert found.dtype == torch.float32
-    assert not torch.equal(found, found.bfloat16().float())  # nor were they rounded on the way
-    assert 1e-5 < (found - whole).norm() / whole.norm() < 0.05
+        actual = sample(model, captions(text, mask), empty, **options)  # type: ignore[arg-type]
+    assert actual.dtype == torch.float32
+    assert not torch.equal(actual, actual.bfloat16().float())  # nor were they rounded on the way
+    assert 1e-5 < (actual - whole).norm() / whole.norm() < 0.05
 
 
 # Solvers -------------------------------------------------------------------------------------------------------------
@@ -131,9 +131,9 @@ def test_dpmpp_2m_is_that_of_diffusers(steps: int) -> None:
     for i, t in enumerate(theirs.timesteps):
         velocity = curved(latents, float(theirs.sigmas[i]))
         latents = theirs.step(velocity, t, latents).prev_sample
-    found = integrate(curved, noise, inference_sigmas(steps).tolist(), "dpmpp-2m")
-    assert found.isfinite().all()
-    torch.testing.assert_close(found, latents, atol=2e-5, rtol=2e-5)
+    actual = integrate(curved, noise, inference_sigmas(steps).tolist(), "dpmpp-2m")
+    assert actual.isfinite().all()
+    torch.testing.assert_close(actual, latents, atol=2e-5, rtol=2e-5)
 
 
 MEAN, DEVIATION = 0.7, 0.4
@@ -156,8 +156,8 @@ def error(sampler: str, steps: int, first: float = 1.0, last: float = 0.0) -> fl
     """The largest at the last of evenly spaced sigmas."""
     noise = torch.linspace(-2, 2, 9, dtype=torch.float64)
     sigmas = torch.linspace(first, last, steps + 1, dtype=torch.float64).tolist()
-    found = integrate(gaussian, exact(noise, first), sigmas, sampler)
-    return float((found - exact(noise, last)).abs().max())
+    actual = integrate(gaussian, exact(noise, first), sigmas, sampler)
+    return float((actual - exact(noise, last)).abs().max())
 
 
 def test_orders_of_convergence_on_a_gaussian() -> None:
@@ -177,8 +177,8 @@ def test_orders_of_convergence_on_a_gaussian() -> None:
 
 def test_one_step_is_the_same_by_both() -> None:
     noise = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(1))
-    one, other = (integrate(curved, noise, [1.0, 0.0], name) for name in ("euler", "dpmpp-2m"))
-    torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+    item, other = (integrate(curved, noise, [1.0, 0.0], name) for name in ("euler", "dpmpp-2m"))
+    torch.testing.assert_close(item, other, atol=1e-6, rtol=0)
 
 
 class Counting(DiT):
@@ -204,12 +204,12 @@ def test_guidance_within_an_interval(model: DiT, golden: dict[str, Tensor]) -> N
         latents = latents + (sigmas[i + 1] - sigmas[i]) * velocity
     counting = Counting(model.config)
     counting.load_state_dict(model.state_dict())
-    found = sample(
+    actual = sample(
         counting, captions(text, mask), empty, noise=golden["in.latents"], steps=4, guidance=6.0,
         interval=(sigmas[2], sigmas[1]),
     )  # fmt: skip
     assert counting.passes == [2, 4, 4, 2]
-    torch.testing.assert_close(found, latents, atol=2e-5, rtol=0)
+    torch.testing.assert_close(actual, latents, atol=2e-5, rtol=0)
     everywhere = sample(
         model, captions(text, mask), empty, noise=golden["in.latents"], steps=4, interval=(0.0, 1.0)
     )

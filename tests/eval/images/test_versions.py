@@ -109,8 +109,8 @@ def texts(folder: Path) -> TextCache:
 
 def add_findings(folder: Path) -> Path:
     journal = findings(folder)
-    one = next(iter(results_images(folder)))
-    journal.add([one], [{"yes": 1}], 0.5)
+    item = next(iter(results_images(folder)))
+    journal.add([item], [{"yes": 1}], 0.5)
     return journal.path
 
 

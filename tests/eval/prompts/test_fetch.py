@@ -54,12 +54,12 @@ def test_fetched_once_then_checked(
     )
     monkeypatch.chdir(tmp_path)
     assert main(["prompts", "fetch", "mine"]) == 0
-    told = capsys.readouterr().out
+    message = capsys.readouterr().out
     assert (
         f"prompts/mine/p.json: {len(PROMPTS):,} bytes, sha256 {SHA} (as expected). Terms: CC0"
-        in told
+        in message
     )
-    assert "trusted, as none is published; written down in prompts/mine/fetched.json" in told
+    assert "trusted, as none is published; written down in prompts/mine/fetched.json" in message
     assert (tmp_path / "prompts/mine/p.json").read_bytes() == PROMPTS
     assert {path.name for path in (tmp_path / "prompts/mine").iterdir()} == {
         "p.json",
@@ -80,10 +80,10 @@ def test_fetched_once_then_checked(
 def test_what_breaks_off_goes_on(web: Web, tmp_path: Path) -> None:
     web.fault = lambda method, path, part: "cut" if len(web.seen) <= 4 else None
     progress: list[tuple[int, int | None]] = []
-    came = download(
+    downloaded = download(
         f"{web.url}/p.json", tmp_path / "p.json", lambda here, size: progress.append((here, size))
     )
-    assert came.read_bytes() == PROMPTS
+    assert downloaded.read_bytes() == PROMPTS
     assert progress[-1] == (len(PROMPTS), len(PROMPTS))
     ranges = [int(part.removeprefix("bytes=").rstrip("-")) for _, _, part in web.seen if part]
     assert ranges == sorted(ranges)
@@ -115,8 +115,8 @@ def test_a_server_without_ranges_or_with_another_version(
     if fault == "changed":
         web.files["/p.json"] = PROMPTS[::-1]
     web.fault = lambda method, path, part: fault if part else None
-    came = download(f"{web.url}/p.json", path, lambda *_: None)
-    assert came.read_bytes() == web.files["/p.json"]
+    downloaded = download(f"{web.url}/p.json", path, lambda *_: None)
+    assert downloaded.read_bytes() == web.files["/p.json"]
 
 
 def test_wrong_digests_are_refused_and_nothing_is_left(
@@ -201,8 +201,8 @@ def test_a_server_that_says_no_size(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     web = Archives()
     try:
         web.files["/a.tar.gz"], web.breaks = PROMPTS, 2
-        came = download(f"{web.url}/a.tar.gz", tmp_path / "a", lambda *_: None)
-        assert came.read_bytes() == PROMPTS
+        downloaded = download(f"{web.url}/a.tar.gz", tmp_path / "a", lambda *_: None)
+        assert downloaded.read_bytes() == PROMPTS
         assert [part for _, _, part in web.seen] == ["", "", ""]  # each time from the start
         web.breaks = 99
         with pytest.raises(NotFetched, match="did not come .IncompleteRead"):
@@ -219,9 +219,9 @@ def test_two_that_fetch_one_file(web: Web, tmp_path: Path) -> None:
         begun.set()
         go_on.wait(20)
 
-    came: list[Path] = []
+    downloaded: list[Path] = []
     first = threading.Thread(
-        target=lambda: came.append(download(f"{web.url}/p.json", tmp_path / "p.json", show))
+        target=lambda: downloaded.append(download(f"{web.url}/p.json", tmp_path / "p.json", show))
     )
     first.start()
     assert begun.wait(20)
@@ -229,7 +229,7 @@ def test_two_that_fetch_one_file(web: Web, tmp_path: Path) -> None:
         download(f"{web.url}/p.json", tmp_path / "p.json", lambda *_: None)
     go_on.set()
     first.join(20)
-    assert came[0].read_bytes() == PROMPTS
+    assert downloaded[0].read_bytes() == PROMPTS
 
 
 # Files that are made of archives ------------------------------------------------------------------
@@ -293,13 +293,13 @@ def test_coco_captions_are_drawn_alike_everywhere(tmp_path: Path) -> None:
     archive = tmp_path / "annotations.zip"
     with zipfile.ZipFile(archive, "w") as files:
         files.writestr("annotations/captions_val2014.json", json.dumps({"annotations": shuffled}))
-    made = coco_captions(archive)
-    rows = list(csv.DictReader(io.StringIO(made.decode())))
+    captions_csv = coco_captions(archive)
+    rows = list(csv.DictReader(io.StringIO(captions_csv.decode())))
     assert 40 < len(rows) == len(images)
     assert [int(row["id"]) for row in rows] == sorted(each)
     assert rows[0]["caption"] == f"Caption, {rows[0]['id']}"
     path = tmp_path / "captions.csv"
-    path.write_bytes(made)
+    path.write_bytes(captions_csv)
     assert [prompt.id for prompt in find("coco30k", path).items] == [row["id"] for row in rows]
 
 

@@ -38,15 +38,15 @@ def test_scores_are_cosines_of_the_models_own_embeddings(
     processor = CLIPImageProcessorPil(
         size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
     )
-    for item, one in zip(items, ImageSetReader.open(folder), strict=True):
-        ids = [WORDS.index(word) for word in one.file.prompt.text.split()][:6]
-        inputs = processor(images=Image.open(one.path), return_tensors="pt")
-        found = model(**inputs, input_ids=torch.tensor([[1, *ids, 2]]))
-        cosine = float(found.logits_per_image / model.logit_scale.exp())
+    for item, single in zip(items, ImageSetReader.open(folder), strict=True):
+        ids = [WORDS.index(word) for word in single.file.prompt.text.split()][:6]
+        inputs = processor(images=Image.open(single.path), return_tensors="pt")
+        actual = model(**inputs, input_ids=torch.tensor([[1, *ids, 2]]))
+        cosine = float(actual.logits_per_image / model.logit_scale.exp())
         assert item.found["cosine"] == pytest.approx(cosine, abs=1e-5)
         assert item.value == pytest.approx(100 * max(cosine, 0), abs=1e-3)
-        assert item.found["cut"] == (one.file.prompt.id == "3")
-        assert (item.prompt, item.number) == (one.file.prompt.id, one.number)
+        assert item.found["cut"] == (single.file.prompt.id == "3")
+        assert (item.prompt, item.number) == (single.file.prompt.id, single.number)
     values = {item.prompt: item.value for item in items}
     assert score.value.value == pytest.approx(sum(i.value for i in items) / 8)
     assert set(score.groups) == {"x", "y"}

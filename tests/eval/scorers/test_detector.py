@@ -51,31 +51,31 @@ def test_prepared_is_normalised_resized_and_padded_with_zeros() -> None:
 
 def logits_of(kinds: dict[int, float], queries: int = 3) -> torch.Tensor:
     """(Q, 81): the first query has these probabilities, the others are of no class."""
-    made = torch.full((queries, 81), -30.0)
-    made[:, 80] = 30.0
+    logits = torch.full((queries, 81), -30.0)
+    logits[:, 80] = 30.0
     rest = 1 - sum(kinds.values())
-    made[0] = -30.0
-    made[0, 80] = float(np.log(rest))
+    logits[0] = -30.0
+    logits[0, 80] = float(np.log(rest))
     for kind, probability in kinds.items():
-        made[0, kind] = float(np.log(probability))
-    return made
+        logits[0, kind] = float(np.log(probability))
+    return logits
 
 
 def test_known_masks_give_exact_boxes_and_scores() -> None:
     """At one size throughout nothing is interpolated: a block of logit 2 over -3."""
     masks = torch.full((3, 32, 64), -3.0)
     masks[0, 5:9, 10:30] = 2.0
-    found = segments(logits_of({17: 0.6, 3: 0.3}), masks, (32, 64), (32, 64), (32, 64))
+    actual = segments(logits_of({17: 0.6, 3: 0.3}), masks, (32, 64), (32, 64), (32, 64))
     inside = 1 / (1 + np.exp(-2))
-    assert [(s.kind, s.box) for s in found] == [(17, (10, 5, 30, 9)), (3, (10, 5, 30, 9))]
-    assert [s.score for s in found] == pytest.approx([0.6 * inside, 0.3 * inside], rel=1e-5)
-    assert found[0].mask.sum() == 80
-    assert found[0].mask[5:9, 10:30].all()
+    assert [(s.kind, s.box) for s in actual] == [(17, (10, 5, 30, 9)), (3, (10, 5, 30, 9))]
+    assert [s.score for s in actual] == pytest.approx([0.6 * inside, 0.3 * inside], rel=1e-5)
+    assert actual[0].mask.sum() == 80
+    assert actual[0].mask[5:9, 10:30].all()
 
 
 def linear(value: np.ndarray, height: int, width: int) -> np.ndarray:
     """Bilinear at half-pixel centres, edges repeated, a pixel at a time."""
-    made = np.zeros((height, width))
+    logits = np.zeros((height, width))
     for y in range(height):
         for x in range(width):
             v, u = (
@@ -87,14 +87,14 @@ def linear(value: np.ndarray, height: int, width: int) -> np.ndarray:
             y1, x1 = min(y0 + 1, value.shape[0] - 1), min(x0 + 1, value.shape[1] - 1)
             top = value[y0, x0] * (1 - (u - x0)) + value[y0, x1] * (u - x0)
             low = value[y1, x0] * (1 - (u - x0)) + value[y1, x1] * (u - x0)
-            made[y, x] = top * (1 - (v - y0)) + low * (v - y0)
-    return made
+            logits[y, x] = top * (1 - (v - y0)) + low * (v - y0)
+    return logits
 
 
 def test_random_logits_against_slow_sums() -> None:
     random = np.random.default_rng(0)
     classes, masks = random.normal(0, 5, (6, 81)), random.normal(0, 2, (6, 8, 16))
-    found = segments(
+    actual = segments(
         torch.from_numpy(classes), torch.from_numpy(masks), (32, 64), (28, 50), (14, 25)
     )
     odds = np.exp(classes) / np.exp(classes).sum(1, keepdims=True)
@@ -106,13 +106,13 @@ def test_random_logits_against_slow_sums() -> None:
         rows, columns = np.nonzero(mask)
         box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
         expected += [(odds[query, kind] * sure, kind, box, mask) for kind in range(80)]
-    surest = sorted(expected, key=lambda one: -one[0])
-    surest = [one for one in surest if one[0] > FLOOR]
+    surest = sorted(expected, key=lambda item: -item[0])
+    surest = [item for item in surest if item[0] > FLOOR]
     assert len(surest) > 3
-    order = sorted(found, key=lambda s: -s.score)
+    order = sorted(actual, key=lambda s: -s.score)
     assert [(s.kind, s.box) for s in order] == [(kind, box) for _, kind, box, _ in surest]
-    assert [s.score for s in order] == pytest.approx([one[0] for one in surest], rel=1e-6)
-    assert all(np.array_equal(s.mask, one[3]) for s, one in zip(order, surest, strict=True))
+    assert [s.score for s in order] == pytest.approx([item[0] for item in surest], rel=1e-6)
+    assert all(np.array_equal(s.mask, item[3]) for s, item in zip(order, surest, strict=True))
 
 
 def test_only_the_hundred_surest_pairs_count() -> None:
@@ -120,9 +120,9 @@ def test_only_the_hundred_surest_pairs_count() -> None:
     classes = torch.full((200, 81), -20.0)
     classes[:, 4] = torch.linspace(0, 5, 200)
     masks = torch.full((200, 4, 4), 1.0)
-    found = segments(classes, masks, (4, 4), (4, 4), (4, 4))
+    actual = segments(classes, masks, (4, 4), (4, 4), (4, 4))
     sure = classes.softmax(-1)[:, 4].sort(descending=True).values[:100] / (1 + np.exp(-1))
-    assert [s.score for s in found] == pytest.approx(sure.tolist(), rel=1e-4)
+    assert [s.score for s in actual] == pytest.approx(sure.tolist(), rel=1e-4)
 
 
 def test_an_empty_mask_is_no_object() -> None:
@@ -143,9 +143,9 @@ def test_a_real_detector_through_its_own_model(detector_folder: Path) -> None:
     random = np.random.default_rng(1)
     wide = [random.integers(0, 255, (30, 60, 3), dtype=np.uint8) for _ in range(2)]
     detector = Detector(str(detector_folder), "cpu", shortest=64, longest=100)
-    found = detector(wide)
+    actual = detector(wide)
     model = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(detector_folder).eval()
-    for picture, objects in zip(wide, found, strict=True):
+    for picture, objects in zip(wide, actual, strict=True):
         pixels = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
         small = torch.nn.functional.interpolate(pixels[None], (50, 100), mode="bilinear")[0]
         shown = torch.zeros(3, 64, 128)
@@ -185,11 +185,11 @@ def test_likeness_to_colours_against_clip_by_hand(clip_folder: Path) -> None:
     picture = random.integers(0, 255, (40, 50, 3), dtype=np.uint8)
     mask = np.zeros((40, 50), bool)
     mask[5:25, 10:45] = random.random((20, 35)) > 0.3
-    one = Segment(16, 0.8, box_of(mask), mask)
-    found = ColourClassifier(str(clip_folder), "cpu", COLOURS)(picture, [one, one], "cat")
+    item = Segment(16, 0.8, box_of(mask), mask)
+    actual = ColourClassifier(str(clip_folder), "cpu", COLOURS)(picture, [item, item], "cat")
     model = transformers.CLIPModel.from_pretrained(clip_folder).eval()
     cut = transformers.AutoTokenizer.from_pretrained(clip_folder)
-    image = Image.fromarray(cut_out(picture, one))
+    image = Image.fromarray(cut_out(picture, item))
     width, height = image.size
     image = image.resize((int(28 * width / height), 28), Image.Resampling.BICUBIC)
     left = round((image.width - 28) / 2)
@@ -198,7 +198,7 @@ def test_likeness_to_colours_against_clip_by_hand(clip_folder: Path) -> None:
     with torch.no_grad():
         seen = model.vision_model(torch.from_numpy(shown).float().permute(2, 0, 1)[None])
         look = model.visual_projection(seen.pooler_output)[0].numpy()
-        for colour, likeness in zip(COLOURS, found[0], strict=True):
+        for colour, likeness in zip(COLOURS, actual[0], strict=True):
             texts = []
             for template in TEMPLATES:  # one at a time: nothing is padded
                 tokens = cut(template.format(c=colour, o="cat"), return_tensors="pt")
@@ -208,8 +208,8 @@ def test_likeness_to_colours_against_clip_by_hand(clip_folder: Path) -> None:
             mean = np.mean(texts, 0)
             cosine = look @ mean / np.linalg.norm(look) / np.linalg.norm(mean)
             assert likeness == pytest.approx(cosine, abs=1e-5)
-    assert len(set(found[0])) == 10
-    assert found[1] == pytest.approx(found[0], abs=1e-6)
+    assert len(set(actual[0])) == 10
+    assert actual[1] == pytest.approx(actual[0], abs=1e-6)
 
 
 SHADES = {

@@ -67,8 +67,8 @@ def test_the_golden_case() -> None:
 )
 def test_gates(questions: list[Question], no: set[int], counts: set[int]) -> None:
     answers = {question.number: question.number not in no for question in questions}
-    found = gated(parents_first(questions), answers)
-    assert {number for number, count in found.items() if count} == counts
+    actual = gated(parents_first(questions), answers)
+    assert {number for number, count in actual.items() if count} == counts
 
 
 def test_questions_are_read_as_they_stand(tmp_path: Path) -> None:
@@ -79,15 +79,19 @@ def test_questions_are_read_as_they_stand(tmp_path: Path) -> None:
         row("007", 3, "1, 2", "relation - spatial"),
         row("partiprompts97", 1, "0", "global"),
     )
-    found = read_questions(path)
-    assert list(found) == ["007", "partiprompts97"]  # an id is text: its zeros stay
-    assert [(one.number, one.parents) for one in found["007"]] == [(1, ()), (2, (1,)), (3, (1, 2))]
-    panda = found["007"][1]
+    actual = read_questions(path)
+    assert list(actual) == ["007", "partiprompts97"]  # an id is text: its zeros stay
+    assert [(single.number, single.parents) for single in actual["007"]] == [
+        (1, ()),
+        (2, (1,)),
+        (3, (1, 2)),
+    ]
+    panda = actual["007"][1]
     assert (panda.text, panda.category) == ("Is the panda red?", "attribute - color")
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "message"),
     [
         ([], "holds no question"),
         ([row("a", "x", "0", "entity")], "expected an id, a whole number"),
@@ -104,8 +108,8 @@ def test_questions_are_read_as_they_stand(tmp_path: Path) -> None:
         ([row("a", 1, "1", "entity")], "depend on each other"),
     ],
 )
-def test_damaged_questions_are_named(tmp_path: Path, rows: list[str], told: str) -> None:
-    with pytest.raises(BadQuestions, match=told):
+def test_damaged_questions_are_named(tmp_path: Path, rows: list[str], message: str) -> None:
+    with pytest.raises(BadQuestions, match=message):
         read_questions(written(tmp_path, *rows))
 
 
@@ -129,11 +133,18 @@ def test_a_tile_from_probabilities() -> None:
     questions = parents_first([q(1), q(2, 1, category="attribute - color"), q(3)])
     item = dpg.item("a", 2, questions, {"1": [0.3, 0.3], "2": [0.6, 0.1], "3": [0.02, 0.01]})
     assert (item.prompt, item.number) == ("a", 2)
-    asked = {one["proposition"]: (one["answer"], one["gated"]) for one in item.found["questions"]}
-    assert asked == {1: (False, False), 2: (True, False), 3: (True, True)}  # as likely as no is no
+    answers = {
+        single["proposition"]: (single["answer"], single["gated"])
+        for single in item.found["questions"]
+    }
+    assert answers == {
+        1: (False, False),
+        2: (True, False),
+        3: (True, True),
+    }  # as likely as no is no
     assert (item.value, dpg.ungated(item).value) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
     answers = {
-        name: [one.value for one in some]
+        name: [single.value for single in some]
         for name, some in dpg.by_category([item], "answer").items()
     }
     assert answers == {
@@ -143,6 +154,7 @@ def test_a_tile_from_probabilities() -> None:
         "entity - whole": [0.0, 1.0],
     }
     counts = {
-        name: [one.value for one in some] for name, some in dpg.by_category([item], "gated").items()
+        name: [single.value for single in some]
+        for name, some in dpg.by_category([item], "gated").items()
     }
     assert counts["attribute"] == [0.0]

@@ -16,9 +16,9 @@ def prompts(*ids: str) -> Prompts:
     return Prompts("genaibench", tuple(Prompt(name, f"prompt {name}") for name in ids))
 
 
-def skills(folder: Path, found: object) -> Path:
+def skills(folder: Path, actual: object) -> Path:
     path = folder / "genai_skills.json"
-    path.write_text(json.dumps(found))
+    path.write_text(json.dumps(actual))
     return path
 
 
@@ -36,9 +36,9 @@ def test_all_is_the_union_of_prompts_with_any_skill(tmp_path: Path) -> None:
     """A prompt of two skills counts once, one of none not at all."""
     ids = ("00000", "00001", "00002", "00003")
     path = skills(tmp_path, {"counting": [0, 1], "negation": [1], "basic": [2], "advanced": [0, 1]})
-    found, _ = read_skills(path, prompts(*ids))
+    actual, _ = read_skills(path, prompts(*ids))
     odds = {"00000": 0.1, "00001": 0.4, "00002": 0.9, "00003": 1.0}
-    items = [Item(name, 0, odds[name], found[name]) for name in ids if name in found]
+    items = [Item(name, 0, odds[name], actual[name]) for name in ids if name in actual]
     value, each = aggregate(items)
     assert value.value == pytest.approx((0.1 + 0.4 + 0.9) / 3)
     assert {name: v.value for name, v in each.items()} == pytest.approx(
@@ -50,8 +50,8 @@ def test_skills_of_another_edition_are_refused(tmp_path: Path) -> None:
     path = skills(tmp_path, {"basic": [0, 1, 1599]})
     with pytest.raises(BadQuestions, match=r"it has 1 prompts that the set does not have \(1599\)"):
         read_skills(path, prompts("00000", "00001"))
-    found, absent = read_skills(path, prompts("00000", "00001"), partial=True)
-    assert (set(found), absent) == ({"00000", "00001"}, 1)
+    actual, absent = read_skills(path, prompts("00000", "00001"), partial=True)
+    assert (set(actual), absent) == ({"00000", "00001"}, 1)
     with pytest.raises(BadQuestions, match="it has 3 prompts that the set does not have"):
         read_skills(path, prompts("00005"), partial=True)
 
@@ -63,11 +63,11 @@ def test_ids_that_are_no_different_numbers(tmp_path: Path, ids: tuple[str, ...])
 
 
 @pytest.mark.parametrize(
-    "found", [[], {}, {"basic": []}, {"basic": ["x"]}, {"basic": 3}, "text", [1]]
+    "actual", [[], {}, {"basic": []}, {"basic": ["x"]}, {"basic": 3}, "text", [1]]
 )
-def test_other_files_are_named(tmp_path: Path, found: object) -> None:
+def test_other_files_are_named(tmp_path: Path, actual: object) -> None:
     with pytest.raises(BadQuestions, match=r"genai_skills\.json: not genai_skills\.json"):
-        read_skills(skills(tmp_path, found), prompts("00001"))
+        read_skills(skills(tmp_path, actual), prompts("00001"))
 
 
 def test_absent_skills_say_where_they_are(tmp_path: Path) -> None:

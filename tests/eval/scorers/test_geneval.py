@@ -25,19 +25,19 @@ def record(tag: str, *include: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"tag": tag, "include": list(include), "prompt": "a photo", **more}
 
 
-def one(name: str, count: int = 1, **more: Any) -> dict[str, Any]:
+def entry(name: str, count: int = 1, **more: Any) -> dict[str, Any]:
     return {"class": name, "count": count, **more}
 
 
-CAT, DOG = one("cat"), one("dog")
-LEFT_OF_CAT = one("dog", position=["left of", 0])
-COUNTING = record("counting", one("cat", 3), exclude=[one("cat", 4)])
-RED_CAT = one("cat", color="red")
-TWO_COLOURS = record("color_attr", RED_CAT, one("dog", color="blue"))
+CAT, DOG = entry("cat"), entry("dog")
+LEFT_OF_CAT = entry("dog", position=["left of", 0])
+COUNTING = record("counting", entry("cat", 3), exclude=[entry("cat", 4)])
+RED_CAT = entry("cat", color="red")
+TWO_COLOURS = record("color_attr", RED_CAT, entry("dog", color="blue"))
 
 
 @pytest.mark.parametrize(
-    ("asked", "found", "reasons"),
+    ("prompt_record", "actual", "reasons"),
     [
         (record("single_object", CAT), {"cat": [at(0.31)]}, []),
         (record("single_object", CAT), {"cat": [at(0.3)]}, ["expected cat>=1, found 0"]),
@@ -94,28 +94,28 @@ TWO_COLOURS = record("color_attr", RED_CAT, one("dog", color="blue"))
             ["expected red cat>=1, found blue", "no target for dog to be left of"],
         ),
         (
-            record("position", CAT, one("dog", color="red", position=["left of", 0])),
+            record("position", CAT, entry("dog", color="red", position=["left of", 0])),
             {"cat": [at(0.5, RIGHT)], "dog": [at(0.5, HERE, "blue")]},
             ["expected red dog>=1, found blue"],
         ),
         (
-            record("position", one("cat", 2), LEFT_OF_CAT),  # every pair must hold
+            record("position", entry("cat", 2), LEFT_OF_CAT),  # every pair must hold
             {"cat": [at(0.6, RIGHT), at(0.5, (-90.0, 0.0, -80.0, 10.0))], "dog": [at(0.5)]},
             ["expected dog left of target, found right of target"],
         ),
     ],
 )  # fmt: skip
-def test_verdicts(asked: dict[str, Any], found: Objects, reasons: list[str]) -> None:
-    verdict = judge(asked, found)
+def test_verdicts(prompt_record: dict[str, Any], actual: Objects, reasons: list[str]) -> None:
+    verdict = judge(prompt_record, actual)
     assert (verdict.correct, list(verdict.reasons)) == (not reasons, reasons)
 
 
 def test_an_image_has_at_most_sixteen_of_a_class() -> None:
     crowd: Objects = {"cat": [at(0.91 + i / 1000) for i in range(20)]}
-    found = judge(COUNTING, crowd)
-    assert found.reasons == ("expected cat<4, found 16",)
-    assert [d.score for d in found.kept["cat"]] == [0.91 + i / 1000 for i in range(19, 3, -1)]
-    sixteen = record("counting", one("cat", 16), exclude=[one("cat", 17)])
+    actual = judge(COUNTING, crowd)
+    assert actual.reasons == ("expected cat<4, found 16",)
+    assert [d.score for d in actual.kept["cat"]] == [0.91 + i / 1000 for i in range(19, 3, -1)]
+    sixteen = record("counting", entry("cat", 16), exclude=[entry("cat", 17)])
     assert judge(sixteen, crowd).correct  # the official cut hides the other four
 
 
@@ -150,25 +150,25 @@ def test_relations_against_the_formula_in_arrays() -> None:
         offset = a.mean(0) - b.mean(0)
         shrunk = np.maximum(np.abs(offset) - 0.1 * (a[1] - a[0] + b[1] - b[0]), 0)
         x, y = np.sign(offset) * shrunk / np.linalg.norm(offset)
-        told = {"left of": x < -0.5, "right of": x > 0.5, "above": y < -0.5, "below": y > 0.5}
-        expected = {name for name, holds in told.items() if holds and (shrunk >= 1e-3).any()}
+        message = {"left of": x < -0.5, "right of": x > 0.5, "above": y < -0.5, "below": y > 0.5}
+        expected = {name for name, holds in message.items() if holds and (shrunk >= 1e-3).any()}
         assert related(tuple(a.ravel()), tuple(b.ravel())) == expected
 
 
 def test_items_hold_what_the_verdict_follows_from() -> None:
-    found: Objects = {"cat": [at(0.5, RIGHT, "blue"), at(0.2)], "dog": [at(0.15)]}
-    item = geneval.item("00007", 2, record("colors", RED_CAT), found)
+    actual: Objects = {"cat": [at(0.5, RIGHT, "blue"), at(0.2)], "dog": [at(0.15)]}
+    item = geneval.item("00007", 2, record("colors", RED_CAT), actual)
     assert (item.prompt, item.number, item.value, item.groups) == ("00007", 2, 0.0, ("colors",))
     stored = json.loads(json.dumps(item.found))
-    assert geneval.from_json(stored["detections"]) == found
+    assert geneval.from_json(stored["detections"]) == actual
     assert stored["reasons"] == ["expected red cat>=1, found blue"]
 
 
 def test_the_official_line() -> None:
-    asked = record("colors", RED_CAT)
-    found: Objects = {"cat": [at(0.5, RIGHT, "red"), at(0.2)], "dog": [at(0.15)]}
-    line = geneval.official("a/00000.png", asked, found)
-    assert json.loads(line.pop("metadata")) == asked
+    prompt_record = record("colors", RED_CAT)
+    actual: Objects = {"cat": [at(0.5, RIGHT, "red"), at(0.2)], "dog": [at(0.15)]}
+    line = geneval.official("a/00000.png", prompt_record, actual)
+    assert json.loads(line.pop("metadata")) == prompt_record
     assert json.loads(line.pop("details")) == {"cat": [[100.0, 0.0, 110.0, 10.0, 0.5]]}
     assert line == {
         "filename": "a/00000.png", "tag": "colors", "prompt": "a photo", "correct": True, "reason": "",
@@ -176,9 +176,9 @@ def test_the_official_line() -> None:
 
 
 def test_summary_counts_pictures_and_prompts() -> None:
-    asked = record("single_object", CAT)
+    prompt_record = record("single_object", CAT)
     good: Objects = {"cat": [at(0.5)]}
-    items = [geneval.item(name, k, asked, found) for name, k, found in (
+    items = [geneval.item(name, k, prompt_record, actual) for name, k, actual in (
         ("a", 0, good), ("a", 1, {}), ("b", 0, {}), ("b", 1, {}))]  # fmt: skip
     assert geneval.summary(items) == {
         "correct_pictures": 0.25, "prompts_with_a_correct_picture": 0.5,
@@ -211,10 +211,10 @@ def test_what_is_said_of_the_prompts() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        None, {}, record("other", CAT), record("colors"), record("colors", one("unicorn")),
-        record("colors", one("cat", color="beige")), record("position", one("dog", position=["near", 0])),
-        record("position", one("dog", position=["left of", 0])), record("colors", {"class": "cat"}),
-        record("position", CAT, one("dog", position=["left of", -1])), {"tag": "colors", "include": ["cat"]},
+        None, {}, record("other", CAT), record("colors"), record("colors", entry("unicorn")),
+        record("colors", entry("cat", color="beige")), record("position", entry("dog", position=["near", 0])),
+        record("position", entry("dog", position=["left of", 0])), record("colors", {"class": "cat"}),
+        record("position", CAT, entry("dog", position=["left of", -1])), {"tag": "colors", "include": ["cat"]},
     ],
 )  # fmt: skip
 def test_records_of_something_else_are_refused(bad: dict[str, Any] | None) -> None:

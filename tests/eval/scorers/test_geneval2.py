@@ -40,12 +40,12 @@ def test_means() -> None:
     assert geometric([0.5, 0.5, 0.125]) == pytest.approx(0.03125 ** (1 / 3))
     assert geometric([0.9, 0.0, 0.9]) == 0
     assert geometric([1e-300] * 3) == pytest.approx(1e-300)  # the product alone would be 0
-    asked = read_questions_of(TWO_CATS)
-    arithmetic, other = items("00000", 0, asked, [0.2, 0.4, 0.9])
+    questions = read_questions_of(TWO_CATS)
+    arithmetic, other = items("00000", 0, questions, [0.2, 0.4, 0.9])
     assert (arithmetic.value, other.value) == (pytest.approx(0.5), pytest.approx(0.072 ** (1 / 3)))
     assert arithmetic.groups == other.groups == ("3 atoms",)
     skills = softtifa.by_skill([arithmetic])
-    assert {name: [one.value for one in some] for name, some in skills.items()} == {
+    assert {name: [item.value for item in some] for name, some in skills.items()} == {
         "attribute": [0.4], "count": [0.2], "object": [0.9],
     }  # fmt: skip
 

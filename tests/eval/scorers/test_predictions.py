@@ -18,7 +18,7 @@ from eval.scorers.predictions import Journal, cached_predictions, count_absent
 MADE_BY = {"weights": "abc", "spellings": ("Yes",)}
 
 
-def made(folder: Path, shades: Sequence[int]) -> ImageSetReader:
+def make_set(folder: Path, shades: Sequence[int]) -> ImageSetReader:
     prompts = Prompts("p", tuple(Prompt(f"{i:05d}", f"shade {i}") for i in range(len(shades))))
     images = ImageSetWriter(folder, prompts, {"steps": 1})
     for file, shade in zip(images.files, shades, strict=True):
@@ -35,7 +35,7 @@ class Finder:
         self._stop = stop
 
     def __call__(
-        self, ones: Sequence[PictureRef], pictures: Sequence[Picture]
+        self, refs: Sequence[PictureRef], pictures: Sequence[Picture]
     ) -> list[dict[str, Any]]:
         shades = [int(picture[0, 0, 0]) for picture in pictures]
         if self._stop in shades:
@@ -52,26 +52,28 @@ def found_by(
     return done.pairs
 
 
-def shades(found: list[tuple[PictureRef, dict[str, Any]]]) -> list[int]:
-    return [what["shade"] for _, what in found]
+def shades(actual: list[tuple[PictureRef, dict[str, Any]]]) -> list[int]:
+    return [what["shade"] for _, what in actual]
 
 
 def test_a_stopped_pass_goes_on_with_the_blocks_that_are_left(tmp_path: Path) -> None:
-    images = made(tmp_path, [10, 20, 30, 40, 50])
+    images = make_set(tmp_path, [10, 20, 30, 40, 50])
     first, second = Finder(stop=30), Finder()
     with pytest.raises(KeyboardInterrupt):
         found_by(images, MADE_BY, 2, first)
     assert first.seen == [[10, 20]]
-    found = found_by(images, MADE_BY, 2, second)
+    actual = found_by(images, MADE_BY, 2, second)
     assert second.seen == [[30, 40], [50]]
-    assert shades(found) == [10, 20, 30, 40, 50]
-    assert found[0][1] == found[4][1] | {"shade": 10}  # read or fresh, what is found looks the same
-    assert found_by(images, MADE_BY, 2, Finder(stop=10)) == found
+    assert shades(actual) == [10, 20, 30, 40, 50]
+    assert actual[0][1] == actual[4][1] | {
+        "shade": 10
+    }  # read or fresh, what is found looks the same
+    assert found_by(images, MADE_BY, 2, Finder(stop=10)) == actual
 
 
 @pytest.mark.parametrize("cut", range(1, 120, 7))
 def test_a_line_cut_off_by_a_kill_is_found_again(tmp_path: Path, cut: int) -> None:
-    images = made(tmp_path, [10, 20, 30])
+    images = make_set(tmp_path, [10, 20, 30])
     whole = found_by(images, MADE_BY, 1, Finder())
     path = Journal(images, "s", MADE_BY).path
     path.write_bytes(path.read_bytes()[:-cut])
@@ -82,7 +84,7 @@ def test_a_line_cut_off_by_a_kill_is_found_again(tmp_path: Path, cut: int) -> No
 
 
 def test_a_journal_killed_within_its_first_line(tmp_path: Path) -> None:
-    images = made(tmp_path, [10])
+    images = make_set(tmp_path, [10])
     whole = found_by(images, MADE_BY, 1, Finder())
     path = Journal(images, "s", MADE_BY).path
     path.write_bytes(path.read_bytes()[:20])
@@ -90,16 +92,16 @@ def test_a_journal_killed_within_its_first_line(tmp_path: Path) -> None:
 
 
 def test_two_processes_that_begin_at_once_keep_each_others_findings(tmp_path: Path) -> None:
-    images = made(tmp_path, [10, 20])
+    images = make_set(tmp_path, [10, 20])
     first, second = (Journal(images, "s", MADE_BY) for _ in range(2))
-    for each, one, shade in zip((first, second), images, (10, 20), strict=True):
-        each.add([one], [{"shade": shade}], 1.0)
+    for each, item, shade in zip((first, second), images, (10, 20), strict=True):
+        each.add([item], [{"shade": shade}], 1.0)
     again = Journal(images, "s", MADE_BY)
-    assert [again[one]["shade"] for one in images] == [10, 20]
+    assert [again[item]["shade"] for item in images] == [10, 20]
 
 
 def test_a_finding_that_is_no_number_is_named(tmp_path: Path) -> None:
-    images = made(tmp_path, [10, 20])
+    images = make_set(tmp_path, [10, 20])
     for value in (float("nan"), float("inf")):
         with pytest.raises(NotFinite, match=r"00000\.png: found NaN or infinity in what s-"):
             Journal(images, "s", MADE_BY).add(list(images)[:1], [{"yes": value}], 1.0)
@@ -107,12 +109,12 @@ def test_a_finding_that_is_no_number_is_named(tmp_path: Path) -> None:
 
 
 def test_another_finder_or_another_picture_takes_nothing_over(tmp_path: Path) -> None:
-    images = made(tmp_path / "a", [10, 20])
+    images = make_set(tmp_path / "a", [10, 20])
     found_by(images, MADE_BY, 1, Finder())
     other = Finder()
     found_by(images, MADE_BY | {"weights": "xyz"}, 1, other)
     assert other.seen == [[10], [20]]
-    changed = made(tmp_path / "b", [10, 99])
+    changed = make_set(tmp_path / "b", [10, 99])
     stale = Journal(images, "s", MADE_BY).path
     target = Journal(changed, "s", MADE_BY).path
     target.parent.mkdir(parents=True)
@@ -123,7 +125,7 @@ def test_another_finder_or_another_picture_takes_nothing_over(tmp_path: Path) ->
 
 
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    images = made(tmp_path, [10])
+    images = make_set(tmp_path, [10])
     path = Journal(images, "s", MADE_BY).path
     path.parent.mkdir(parents=True)
     path.write_text("not ours\nat all\n")
@@ -133,22 +135,22 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_only_wanted_pictures_are_shown(tmp_path: Path) -> None:
-    images = made(tmp_path, [10, 20])
+    images = make_set(tmp_path, [10, 20])
     finder = Finder()
-    found = found_by(images, MADE_BY, 1, finder, lambda one: one.file.prompt.id == "00001")
-    assert (shades(found), finder.seen) == ([20], [[20]])
+    actual = found_by(images, MADE_BY, 1, finder, lambda item: item.file.prompt.id == "00001")
+    assert (shades(actual), finder.seen) == ([20], [[20]])
     with pytest.raises(MissingImages, match="no picture of a prompt that counts"):
-        found_by(images, MADE_BY, 1, finder, lambda one: False)
+        found_by(images, MADE_BY, 1, finder, lambda item: False)
 
 
 def test_processes_share_the_blocks_and_the_last_one_has_all(tmp_path: Path) -> None:
-    images = made(tmp_path, [10, 20, 30, 40, 50])
-    one, two = Finder(), Finder()
-    assert cached_predictions(images, "s", MADE_BY, 1, one, rank=Rank(0, 2)) is None
+    images = make_set(tmp_path, [10, 20, 30, 40, 50])
+    item, two = Finder(), Finder()
+    assert cached_predictions(images, "s", MADE_BY, 1, item, rank=Rank(0, 2)) is None
     done = cached_predictions(images, "s", MADE_BY, 1, two, rank=Rank(1, 2))
     assert done is not None
     assert shades(done.pairs) == [10, 20, 30, 40, 50]
-    assert (one.seen, two.seen) == ([[10], [30], [50]], [[20], [40]])
+    assert (item.seen, two.seen) == ([[10], [30], [50]], [[20], [40]])
     assert sorted(
         path.name.count(".") for path in Journal(images, "s", MADE_BY).path.parent.iterdir()
     ) == [1, 2]
@@ -157,7 +159,7 @@ def test_processes_share_the_blocks_and_the_last_one_has_all(tmp_path: Path) -> 
 
 def test_seconds_are_those_of_all_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that goes on by one with each look: a block takes a second, three blocks three, now or before."""
-    images = made(tmp_path, [10, 20, 30, 40, 50])
+    images = make_set(tmp_path, [10, 20, 30, 40, 50])
     ticks = iter(range(1000))
     monkeypatch.setattr(journal.time, "monotonic", lambda: float(next(ticks)))
     with pytest.raises(KeyboardInterrupt):

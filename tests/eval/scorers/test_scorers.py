@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from eval.scores import results
 from eval.scores.scorer import label
 
 
-def made(
+def make_set(
     folder: Path, prompts: Prompts, layout: str, count: int = 1, finished: bool = True
 ) -> Path:
     random = np.random.default_rng(0)
@@ -72,27 +70,29 @@ def geneval_set(
 ) -> Path:
     """Scored. What the detector sees in the first picture is asked for, and what it sees nowhere."""
     folder = tmp_path_factory.mktemp("sets")
-    looks = made(folder / "first", tagged(("single_object", "cat")), "folders")
-    (one,) = ImageSetReader.open(looks)
-    found = Detector(str(detector_folder), "cpu")([one.read()])[0]
-    surest = max(found, key=lambda segment: segment.score)
+    looks = make_set(folder / "first", tagged(("single_object", "cat")), "folders")
+    (single,) = ImageSetReader.open(looks)
+    actual = Detector(str(detector_folder), "cpu")([single.read()])[0]
+    surest = max(actual, key=lambda segment: segment.score)
     assert surest.score > 0.3
     seen = geneval.CLASSES[surest.kind]
-    never = next(name for i, name in enumerate(geneval.CLASSES) if i not in {s.kind for s in found})
+    never = next(
+        name for i, name in enumerate(geneval.CLASSES) if i not in {s.kind for s in actual}
+    )
     prompts = tagged(("single_object", seen), ("single_object", never), ("colors", seen))
-    path = made(folder / "set", prompts, "folders")
+    path = make_set(folder / "set", prompts, "folders")
     score("geneval", path, "--detector", detector_folder, "--clip", clip_folder)
     return path
 
 
 def test_geneval_from_pictures_to_a_score(geneval_set: Path) -> None:
-    (found,) = results.read_all(geneval_set).values()
-    items = results.read_items(geneval_set / "scores" / f"{found.scorer}.json")
+    (actual,) = results.read_all(geneval_set).values()
+    items = results.read_items(geneval_set / "scores" / f"{actual.scorer}.json")
     prompts = {prompt.id: prompt for prompt in ImageSetReader.open(geneval_set).prompts.items}
-    assert found.scorer == "geneval-hf-tiny-m2f"
-    assert (found.overall, found.prompts, found.pictures, found.missing) == ("groups", 3, 3, 0)
-    assert found.notes[0] == "uncalibrated until compared with the official scorer"
-    assert found.notes[1] == "not the official list of 553 prompts: 3 others"
+    assert actual.scorer == "geneval-hf-tiny-m2f"
+    assert (actual.overall, actual.prompts, actual.pictures, actual.missing) == ("groups", 3, 3, 0)
+    assert actual.notes[0] == "uncalibrated until compared with the official scorer"
+    assert actual.notes[1] == "not the official list of 553 prompts: 3 others"
     values = {}
     for item in items:
         record = prompts[item.prompt].record or {}
@@ -102,25 +102,25 @@ def test_geneval_from_pictures_to_a_score(geneval_set: Path) -> None:
         values.setdefault(record["tag"], []).append(float(verdict.correct))
     assert values["single_object"] == [1.0, 0.0]
     means = {tag: np.mean(some) for tag, some in values.items()}
-    assert {tag: value.value for tag, value in found.groups.items()} == means
-    assert found.value.value == pytest.approx(np.mean(list(means.values())))
+    assert {tag: value.value for tag, value in actual.groups.items()} == means
+    assert actual.value.value == pytest.approx(np.mean(list(means.values())))
 
 
 def test_geneval_looks_at_the_colour_of_the_surest_alone(
     geneval_set: Path, detector_folder: Path
 ) -> None:
-    (found,) = results.read_all(geneval_set).values()
-    *_, last = results.read_items(geneval_set / "scores" / f"{found.scorer}.json")
+    (actual,) = results.read_all(geneval_set).values()
+    *_, last = results.read_items(geneval_set / "scores" / f"{actual.scorer}.json")
     objects = geneval.from_json(last.found["detections"])
     picture = list(ImageSetReader.open(geneval_set))[-1]
     direct = Detector(str(detector_folder), "cpu")([picture.read()])[0]
-    asked = (picture.file.prompt.record or {})["include"][0]["class"]
+    wanted_class = (picture.file.prompt.record or {})["include"][0]["class"]
     for kind in {segment.kind for segment in direct}:
         name = geneval.CLASSES[kind]
         scores = sorted((s.score for s in direct if s.kind == kind), reverse=True)
         assert [d.score for d in objects[name]] == pytest.approx(scores, rel=1e-3)
         looked = [bool(d.likeness) for d in objects[name]]
-        assert looked == [name == asked and i == 0 for i in range(len(looked))]
+        assert looked == [name == wanted_class and i == 0 for i in range(len(looked))]
 
 
 def test_geneval_writes_the_official_lines(geneval_set: Path) -> None:
@@ -131,8 +131,8 @@ def test_geneval_writes_the_official_lines(geneval_set: Path) -> None:
     tags = {row["tag"]: [] for row in rows}
     for row in rows:
         tags[row["tag"]].append(row["correct"])
-    (found,) = results.read_all(geneval_set).values()
-    assert found.value.value == np.mean([np.mean(some) for some in tags.values()])
+    (actual,) = results.read_all(geneval_set).values()
+    assert actual.value.value == np.mean([np.mean(some) for some in tags.values()])
     assert len({row["metadata"] for row in rows}) == 3
 
 
@@ -143,7 +143,7 @@ def test_geneval_refuses_what_is_not_geneval(
     with pytest.raises(BadPrompts, match="prompt a: found the record None"):
         score(
             "geneval",
-            made(tmp_path, prompts, "flat"),
+            make_set(tmp_path, prompts, "flat"),
             "--detector",
             detector_folder,
             "--clip",
@@ -152,7 +152,7 @@ def test_geneval_refuses_what_is_not_geneval(
 
 
 def test_geneval_without_weights_says_how_to_get_them(tmp_path: Path) -> None:
-    folder = made(tmp_path, tagged(("single_object", "cat")), "folders")
+    folder = make_set(tmp_path, tagged(("single_object", "cat")), "folders")
     with pytest.raises(
         MissingWeights, match="hf download facebook/mask2former-swin-small-coco-instance"
     ):
@@ -186,10 +186,10 @@ PICTURES = Prompts("dpgbench", (Prompt("007", "a red cat on it"), Prompt("dog", 
 
 
 def test_dpg_from_grids_to_scores(tmp_path: Path, llava_folder: Path) -> None:
-    folder = made(tmp_path / "set", PICTURES, "grids", 4)
+    folder = make_set(tmp_path / "set", PICTURES, "grids", 4)
     score("dpg", folder, "--csv", csv(tmp_path), "--vlm", llava_folder, "--batch_size", 3)
-    found = results.read_all(folder)
-    assert set(found) == {"dpg-tiny-llava", "dpg-ungated-tiny-llava"}
+    actual = results.read_all(folder)
+    assert set(actual) == {"dpg-tiny-llava", "dpg-ungated-tiny-llava"}
     vlm = Vlm(str(llava_folder), "cpu", ANY, 3)
     texts = {
         item: [f"{row[4]} Please answer yes or no." for row in QUESTIONS if row[0] == item]
@@ -197,15 +197,15 @@ def test_dpg_from_grids_to_scores(tmp_path: Path, llava_folder: Path) -> None:
     }
     gated: dict[str, list[float]] = {"007": [], "dog": []}
     plain: dict[str, list[list[bool]]] = {"007": [], "dog": []}
-    for one in ImageSetReader.open(folder):
-        name = one.file.prompt.id
-        says = [answer.yes > answer.no for answer in vlm.answers(one.read(), texts[name])]
+    for single in ImageSetReader.open(folder):
+        name = single.file.prompt.id
+        says = [answer.yes > answer.no for answer in vlm.answers(single.read(), texts[name])]
         plain[name].append(says)
         if name == "007":  # 2 needs 1; 3 needs both
             says = [says[0], says[0] and says[1], says[0] and says[1] and says[2]]
         gated[name].append(np.mean(says))
     assert len(gated["007"]) == len(gated["dog"]) == 4
-    assert found["dpg-tiny-llava"].value.value == pytest.approx(
+    assert actual["dpg-tiny-llava"].value.value == pytest.approx(
         100 * np.mean([np.mean(v) for v in gated.values()])
     )
     journals = list((folder / "scores" / "raw").iterdir())
@@ -214,9 +214,9 @@ def test_dpg_from_grids_to_scores(tmp_path: Path, llava_folder: Path) -> None:
     ]  # no gates: other scores of the same answers
     score("dpg", folder, "--csv", csv(tmp_path, flat), "--vlm", llava_folder, "--batch_size", 3)
     assert list((folder / "scores" / "raw").iterdir()) == journals
-    before, after = (some["dpg-tiny-llava"].made_by for some in (found, results.read_all(folder)))
+    before, after = (some["dpg-tiny-llava"].made_by for some in (actual, results.read_all(folder)))
     assert {key for key in before if before[key] != after[key]} == {"whole_questions"}
-    ungated = found["dpg-ungated-tiny-llava"]
+    ungated = actual["dpg-ungated-tiny-llava"]
     assert ungated.value.value == pytest.approx(100 * np.mean([np.mean(v) for v in plain.values()]))
     entity = [says[0] for some in plain.values() for says in some]  # of all tiles
     assert (
@@ -230,7 +230,7 @@ def test_dpg_from_grids_to_scores(tmp_path: Path, llava_folder: Path) -> None:
 
 
 def test_dpg_again_from_its_items(tmp_path: Path, llava_folder: Path) -> None:
-    folder = made(tmp_path / "set", PICTURES, "grids", 4)
+    folder = make_set(tmp_path / "set", PICTURES, "grids", 4)
     score("dpg", folder, "--csv", csv(tmp_path), "--vlm", llava_folder)
     items = results.read_items(folder / "scores" / "dpg-tiny-llava.json")
     assert len(items) == 8
@@ -246,7 +246,7 @@ def test_dpg_again_from_its_items(tmp_path: Path, llava_folder: Path) -> None:
 
 def test_dpg_goes_on_from_what_stands(tmp_path: Path, llava_folder: Path) -> None:
     """Half of the journal is lost, and its first line says yes to all: that is believed, the rest is asked again."""
-    folder = made(tmp_path / "set", PICTURES, "grids", 4)
+    folder = make_set(tmp_path / "set", PICTURES, "grids", 4)
     words = ("--csv", csv(tmp_path), "--vlm", llava_folder)
     score("dpg", folder, *words)
     whole = results.read_items(folder / "scores" / "dpg-tiny-llava.json")
@@ -269,7 +269,7 @@ def test_dpg_refuses_other_prompts_and_absent_questions(
     tmp_path: Path, llava_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = made(tmp_path / "set", PICTURES, "grids", 4)
+    folder = make_set(tmp_path / "set", PICTURES, "grids", 4)
     with pytest.raises(BadQuestions, match="prompts fetch dpgbench"):
         score("dpg", folder)
     with pytest.raises(BadQuestions, match="without a question"):
@@ -283,15 +283,15 @@ def test_dpg_refuses_other_prompts_and_absent_questions(
 
 
 def test_a_part_says_so_in_its_name(tmp_path: Path, llava_folder: Path) -> None:
-    folder = made(tmp_path / "set", PICTURES, "grids", 4, finished=False)
+    folder = make_set(tmp_path / "set", PICTURES, "grids", 4, finished=False)
     (folder / "images" / "dog.png").unlink()
     questions = csv(tmp_path, [*QUESTIONS, ("kite", 1, "0", "entity", "Is there a kite?")])
     words = ("--csv", questions, "--vlm", llava_folder)
     with pytest.raises(MissingImages):
         score("dpg", folder, *words)
     score("dpg", folder, *words, partial=True)
-    found = results.read_all(folder)["dpg-tiny-llava-partial-4-of-12"]
-    assert (found.missing, found.pictures, found.prompts) == (8, 4, 1)
+    actual = results.read_all(folder)["dpg-tiny-llava-partial-4-of-12"]
+    assert (actual.missing, actual.pictures, actual.prompts) == (8, 4, 1)
 
 
 # GenAI-Bench ---------------------------------------------------------------------------------------
@@ -306,33 +306,33 @@ def test_genai_from_pictures_to_a_score(
     prompts = Prompts(
         "genaibench527", tuple(Prompt(f"{i:05d}", text) for i, text in enumerate(texts, 1))
     )
-    folder = made(tmp_path / "set", prompts, "jpeg")
+    folder = make_set(tmp_path / "set", prompts, "jpeg")
     skills = tmp_path / "prompts" / "genaibench527" / "genai_skills.json"
     skills.parent.mkdir(parents=True)
     skills.write_text(json.dumps({"counting": [3], "advanced": [3, 2], "basic": [1]}))
     score("genai", folder, "--vlm", qwen_folder)
-    found = results.read_all(folder)["genai-vqascore-tiny-qwen"]
+    actual = results.read_all(folder)["genai-vqascore-tiny-qwen"]
     vlm = Vlm(str(qwen_folder), "cpu", EXACT)
     odds = {
-        one.file.prompt.id: vlm.answers(
-            one.read(),
-            [f'Does this figure show "{one.file.prompt.text}"? Please answer Yes or No.'],
+        single.file.prompt.id: vlm.answers(
+            single.read(),
+            [f'Does this figure show "{single.file.prompt.text}"? Please answer Yes or No.'],
         )[0]
-        for one in ImageSetReader.open(folder)
+        for single in ImageSetReader.open(folder)
     }
     yes = [odds[name].yes for name in ("00001", "00002", "00003")]
-    assert found.value.value == pytest.approx(np.mean(yes))  # the fourth has no skill
-    assert {name: value.value for name, value in found.groups.items()} == pytest.approx(
+    assert actual.value.value == pytest.approx(np.mean(yes))  # the fourth has no skill
+    assert {name: value.value for name, value in actual.groups.items()} == pytest.approx(
         {"basic": yes[0], "advanced": np.mean(yes[1:]), "counting": yes[2]}
     )
-    assert found.notes == ("1 of 4 prompts have no skill and do not count",)
-    assert (found.prompts, found.pictures, found.unit, found.overall) == (3, 3, 1.0, "prompts")
+    assert actual.notes == ("1 of 4 prompts have no skill and do not count",)
+    assert (actual.prompts, actual.pictures, actual.unit, actual.overall) == (3, 3, 1.0, "prompts")
     items = results.read_items(folder / "scores" / "genai-vqascore-tiny-qwen.json")
     assert [item.found["no"] for item in items] == pytest.approx(
         [odds[item.prompt].no for item in items], rel=1e-5
     )
     assert [item.value for item in items] == pytest.approx(yes, rel=1e-5)
-    assert found.made_by["vlm"]["weights"] == vlm.identity["weights"]
+    assert actual.made_by["vlm"]["weights"] == vlm.identity["weights"]
 
 
 def test_genai_without_skills_says_how_to_get_them(
@@ -341,7 +341,7 @@ def test_genai_without_skills_says_how_to_get_them(
     monkeypatch.chdir(tmp_path)
     prompts = Prompts("genaibench", (Prompt("00000", "a cat"),))
     with pytest.raises(BadQuestions, match="prompts fetch genaibench"):
-        score("genai", made(tmp_path, prompts, "jpeg"))
+        score("genai", make_set(tmp_path, prompts, "jpeg"))
 
 
 # GenEval 2 -----------------------------------------------------------------------------------------
@@ -349,8 +349,8 @@ def test_genai_without_skills_says_how_to_get_them(
 
 def test_softtifa_from_pictures_to_scores(tmp_path: Path, llava_folder: Path) -> None:
     prompts = Prompts("prompts", (Prompt("00000", "two red cat"), Prompt("00001", "a dog")))
-    folder = made(tmp_path / "set", prompts, "flat")
-    asked = {
+    folder = make_set(tmp_path / "set", prompts, "flat")
+    questions_of = {
         "two red cat": [["How many cat?", "two"], ["Is the cat red?", "Yes"]], "a dog": [["Is there a dog?", "Yes"]],
     }  # fmt: skip
     lines = [
@@ -360,22 +360,25 @@ def test_softtifa_from_pictures_to_scores(tmp_path: Path, llava_folder: Path) ->
             "skills": ["count", "attribute"][-len(q) :],
             "atom_count": 2 + len(q),
         }
-        for p, q in asked.items()
+        for p, q in questions_of.items()
     ]
     questions = tmp_path / "geneval2_data.jsonl"
     questions.write_text("\n".join(map(json.dumps, lines)))
     score("softtifa", folder, "--questions", questions, "--vlm", llava_folder)
-    found = results.read_all(folder)
+    actual = results.read_all(folder)
     vlm = Vlm(str(llava_folder), "cpu", ANY)
     accepted = {"two": ["two", "Two", "2"], "Yes": ["yes", "Yes"]}
     odds = [
         vlm.odds(
-            [(one.read(), f"{q} Answer in one word.") for q, _ in asked[one.file.prompt.text]],
-            [accepted[answer] for _, answer in asked[one.file.prompt.text]],
+            [
+                (single.read(), f"{q} Answer in one word.")
+                for q, _ in questions_of[single.file.prompt.text]
+            ],
+            [accepted[answer] for _, answer in questions_of[single.file.prompt.text]],
         )
-        for one in ImageSetReader.open(folder)
+        for single in ImageSetReader.open(folder)
     ]
-    means = found["geneval2-softtifa-am-tiny-llava"]
+    means = actual["geneval2-softtifa-am-tiny-llava"]
     assert means.value.value == pytest.approx(100 * np.mean([np.mean(some) for some in odds]))
     assert means.groups["attribute"].value == pytest.approx(100 * (odds[0][1] + odds[1][0]) / 2)
     assert set(means.groups) == {"4 atoms", "3 atoms", "count", "attribute"}
@@ -384,7 +387,7 @@ def test_softtifa_from_pictures_to_scores(tmp_path: Path, llava_folder: Path) ->
     score("softtifa", folder, "--questions", questions, "--vlm", llava_folder)
     again = results.read_all(folder)["geneval2-softtifa-am-tiny-llava"].made_by
     assert {key for key in again if again[key] != means.made_by[key]} == {"whole_questions"}
-    products = found["geneval2-softtifa-gm-tiny-llava"]
+    products = actual["geneval2-softtifa-gm-tiny-llava"]
     assert products.value.value == pytest.approx(
         100 * (np.sqrt(odds[0][0] * odds[0][1]) + odds[1][0]) / 2
     )
@@ -400,9 +403,3 @@ def test_a_model_is_called_by_the_end_of_its_name(tmp_path: Path) -> None:
 def test_every_scorer_has_help() -> None:
     assert all(scorer.flags.__doc__ for scorer in SCORERS.values())
     assert dpg.PROMPT.format("Is there a cat?") == "Is there a cat? Please answer yes or no."
-
-
-def test_the_registry_loads_no_torch() -> None:
-    """So that `python -m eval score --help` answers at once."""
-    code = "import sys, eval.score; raise SystemExit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

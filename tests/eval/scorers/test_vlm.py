@@ -43,8 +43,8 @@ def by_hand(folder: Path, shown: np.ndarray, question: str) -> tuple[torch.Tenso
 
 @pytest.fixture(scope="module", params=["llava_folder", "qwen_folder"])
 def folder(request: pytest.FixtureRequest) -> Path:
-    found: Path = request.getfixturevalue(request.param)
-    return found
+    actual: Path = request.getfixturevalue(request.param)
+    return actual
 
 
 def test_answers_are_those_of_a_plain_forward(folder: Path) -> None:
@@ -52,16 +52,19 @@ def test_answers_are_those_of_a_plain_forward(folder: Path) -> None:
     shown = picture(0)
     exact = Vlm(str(folder), "cpu", EXACT, batch_size=2).answers(shown, QUESTIONS)
     either = Vlm(str(folder), "cpu", ANY, batch_size=2).answers(shown, QUESTIONS)
-    for question, one, both in zip(QUESTIONS, exact, either, strict=True):
+    for question, single, both in zip(QUESTIONS, exact, either, strict=True):
         odds, tokenizer = by_hand(folder, shown, question)
         yes, no, small_yes, small_no = (
             odds[tokenizer.convert_tokens_to_ids(word)].item()
             for word in ("Yes", "No", "yes", "no")
         )
-        assert (one.yes, one.no) == (pytest.approx(yes, rel=1e-4), pytest.approx(no, rel=1e-4))
+        assert (single.yes, single.no) == (
+            pytest.approx(yes, rel=1e-4),
+            pytest.approx(no, rel=1e-4),
+        )
         assert both.yes == pytest.approx(yes + small_yes, rel=1e-4)
         assert both.no == pytest.approx(no + small_no, rel=1e-4)
-        assert one.yes + one.no < 0.999
+        assert single.yes + single.no < 0.999
 
 
 def test_odds_of_accepted_beginnings(folder: Path) -> None:
@@ -69,9 +72,9 @@ def test_odds_of_accepted_beginnings(folder: Path) -> None:
     shown = picture(0)
     vlm = Vlm(str(folder), "cpu", ANY, batch_size=2)
     accepted = (("Two", "two", "2", " two"), ("Yes",), ("two cat", "two", "unheard"))
-    found = vlm.odds([(shown, question) for question in QUESTIONS], accepted)
+    actual = vlm.odds([(shown, question) for question in QUESTIONS], accepted)
     for question, words, value in zip(
-        QUESTIONS, (("Two", "two", "2"), ("Yes",), ("two",)), found, strict=True
+        QUESTIONS, (("Two", "two", "2"), ("Yes",), ("two",)), actual, strict=True
     ):
         odds, tokenizer = by_hand(folder, shown, question)
         expected = sum(odds[tokenizer.convert_tokens_to_ids(word)].item() for word in words)
@@ -98,18 +101,18 @@ def test_pictures_of_any_shape(folder: Path) -> None:
 def test_identity_tells_models_and_preparations_apart(folder: Path, tmp_path: Path) -> None:
     import transformers
 
-    one, same = (Vlm(str(folder), "cpu", EXACT).identity for _ in range(2))
-    assert one == same
-    assert one["dtype"] == "float32"
-    assert Vlm(str(folder), "cpu", ANY).identity != one
+    single, same = (Vlm(str(folder), "cpu", EXACT).identity for _ in range(2))
+    assert single == same
+    assert single["dtype"] == "float32"
+    assert Vlm(str(folder), "cpu", ANY).identity != single
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder)
     processor = transformers.AutoProcessor.from_pretrained(folder)
     processor.chat_template += " "
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     changed = Vlm(str(tmp_path), "cpu", EXACT).identity
-    assert changed["weights"] == one["weights"]
-    assert changed["processor"] != one["processor"]
+    assert changed["weights"] == single["weights"]
+    assert changed["processor"] != single["processor"]
 
 
 def test_models_that_cannot_answer_are_named(llava_folder: Path, tmp_path: Path) -> None:

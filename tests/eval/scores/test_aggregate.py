@@ -17,8 +17,8 @@ from tests.eval.sets import make_items, make_score, make_set
 def items(values: dict[str, list[float]], groups: dict[str, tuple[str, ...]]) -> list[Item]:
     return [
         Item(prompt, k, value, groups.get(prompt, ()))
-        for prompt, found in values.items()
-        for k, value in enumerate(found)
+        for prompt, actual in values.items()
+        for k, value in enumerate(actual)
     ]
 
 
@@ -69,8 +69,8 @@ def test_a_paired_difference_sees_what_two_intervals_hide() -> None:
     hard = {str(i): float(x) for i, x in enumerate(random.normal(0, 1, 300))}
     a = items({name: [x] for name, x in hard.items()}, {})
     b = items({name: [x + 0.05] for name, x in reversed(hard.items())}, {})
-    found, _ = difference(a, b)
-    assert (found.low, found.high) == (pytest.approx(0.05), pytest.approx(0.05))
+    actual, _ = difference(a, b)
+    assert (actual.low, actual.high) == (pytest.approx(0.05), pytest.approx(0.05))
     first, second = aggregate(a)[0], aggregate(b)[0]
     assert first.high is not None
     assert second.low is not None
@@ -89,11 +89,11 @@ def test_parts_that_cut_through_prompts_are_pooled_under_the_same_resamples() ->
         name: items({str(i): list(random.normal(0, 1, 1 + i % 3)) for i in range(40)}, {})
         for name in ("colour", "count")
     }
-    found = pooled(parts, unit=100)
+    actual = pooled(parts, unit=100)
     for name, some in parts.items():
         alone, _ = aggregate(some, unit=100)
         for end in ("value", "low", "high", "count"):
-            assert getattr(found[name], end) == pytest.approx(getattr(alone, end))
+            assert getattr(actual[name], end) == pytest.approx(getattr(alone, end))
     few = pooled({"all": parts["colour"], "two": items({"0": [1.0], "1": [0.0, 0.0]}, {})})
     assert few["two"].value == pytest.approx(1 / 3)
     assert (few["two"].count, few["two"].low, few["two"].high) == (2, 0.0, 1.0)
@@ -110,9 +110,9 @@ def test_one_prompt_alone_has_no_interval() -> None:
     value, each = aggregate(items(VALUES, groups | {"b": ("x", "y", "z")}))  # one stratum of three
     assert value.low is not None
     assert (each["y"].low is None, each["z"].low is None) == (False, True)
-    found = pooled({"all": items(VALUES, {}), "one": items({"b": [1.0, 0.0]}, {})})
-    assert found["all"].low is not None
-    assert (found["one"].low, found["one"].high, found["one"].value) == (None, None, 0.5)
+    actual = pooled({"all": items(VALUES, {}), "one": items({"b": [1.0, 0.0]}, {})})
+    assert actual["all"].low is not None
+    assert (actual["one"].low, actual["one"].high, actual["one"].value) == (None, None, 0.5)
     a, b = items({"a": [0.0]}, {}), items({"a": [1.0]}, {})
     found_, _, share = difference_and_share(a, b)
     assert (found_.value, found_.low, found_.high, share) == (1.0, None, None, None)
@@ -127,8 +127,8 @@ def test_groups_are_paired_by_name() -> None:
     for overall in ("prompts", "groups"):
         value, each = difference(a, b, overall)
         assert value.value == pytest.approx(5)
-        assert {name: found.value for name, found in each.items()} == {"x": 0.0, "y": 10.0}
-        assert [found.count for found in (value, *each.values())] == [4, 2, 2]
+        assert {name: actual.value for name, actual in each.items()} == {"x": 0.0, "y": 10.0}
+        assert [actual.count for actual in (value, *each.values())] == [4, 2, 2]
     wider = items(more, {name: (*kept, "z") for name, kept in groups.items()})[::-1]
     moved = items(more, groups | {"b": ("y",)})
     assert set(difference(a, wider)[1]) == {"x", "y"}
@@ -143,10 +143,10 @@ def test_sets_of_one_prompt_are_shown_without_a_verdict(tmp_path: Path) -> None:
     prompts = Prompts("bench", (Prompt("0", "a cat", "x"),))
     folders = [make_set(tmp_path / name, prompts=prompts) for name in ("a", "b")]
     for folder, value in zip(folders, (0.25, 0.75), strict=True):
-        made = make_score(folder, "judge", make_items([value], prompts))
-        assert line(folder, made) == f"{folder}: judge {value}"
+        score = make_score(folder, "judge", make_items([value], prompts))
+        assert line(folder, score) == f"{folder}: judge {value}"
     (section,) = report(folders, tmp_path / "r.html")["sections"]
-    (found,) = section["comparisons"][0]["differences"]
-    assert (found["value"]["value"], found["groups"]["x"]["low"]) == (0.5, None)
-    assert (found["resolved"], found["favours"], found["share"]) == (None, None, None)
+    (actual,) = section["comparisons"][0]["differences"]
+    assert (actual["value"]["value"], actual["groups"]["x"]["low"]) == (0.5, None)
+    assert (actual["resolved"], actual["favours"], actual["share"]) == (None, None, None)
     assert "no interval" in (tmp_path / "r.html").read_text()

@@ -16,22 +16,22 @@ SETS = st.lists(st.tuples(st.none() | st.sampled_from("ab"), st.none() | st.inte
 
 
 def test_seeds_of_one_entry_are_grouped() -> None:
-    found = grouped([("a", 0), ("b", 1), ("a", 2), (None, 0), ("b", 0), ("a", 0), (None, None)])
-    assert found == [{0: 0, 2: 2}, {1: 1, 0: 4}, {0: 3}, {0: 5}, {None: 6}]
+    actual = grouped([("a", 0), ("b", 1), ("a", 2), (None, 0), ("b", 0), ("a", 0), (None, None)])
+    assert actual == [{0: 0, 2: 2}, {1: 1, 0: 4}, {0: 3}, {0: 5}, {None: 6}]
 
 
 @given(SETS)
 def test_every_set_is_in_one_entry_and_no_entry_has_two_keys(
     sets: list[tuple[str | None, int | None]],
 ) -> None:
-    found = grouped(sets)
-    assert sorted(index for entry in found for index in entry.values()) == list(range(len(sets)))
-    for entry in found:
+    actual = grouped(sets)
+    assert sorted(index for entry in actual for index in entry.values()) == list(range(len(sets)))
+    for entry in actual:
         keys = {sets[index][0] for index in entry.values()}
         assert len(keys) == 1
         assert len(entry) == 1 or None not in keys
         assert all(sets[index][1] == seed for seed, index in entry.items())
-    firsts = [next(iter(entry.values())) for entry in found]
+    firsts = [next(iter(entry.values())) for entry in actual]
     assert all(a < b for a, b in pairwise(firsts))
 
 
@@ -72,15 +72,15 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(
             + chance.normal(0, of_both, (seeds, prompts))
         )
         half = 1.96 * d.std(1, ddof=1) / sqrt(prompts)
-        found = over_seeds([Value(m, m - h, m + h) for m, h in zip(d.mean(1), half, strict=True)])
-        assert found.low is not None
-        assert found.high is not None
-        held += found.low <= 0 <= found.high
+        actual = over_seeds([Value(m, m - h, m + h) for m, h in zip(d.mean(1), half, strict=True)])
+        assert actual.low is not None
+        assert actual.high is not None
+        held += actual.low <= 0 <= actual.high
     assert held / tries > 0.93
 
 
 def test_groups_are_those_that_all_seeds_have() -> None:
     a, b = {"x": Value(1.0), "y": Value(2.0)}, {"y": Value(4.0), "z": Value(5.0)}
-    found = groups_over_seeds([a, b])
-    assert list(found) == ["y"]
-    assert found["y"].value == 3.0
+    actual = groups_over_seeds([a, b])
+    assert list(actual) == ["y"]
+    assert actual["y"].value == 3.0
