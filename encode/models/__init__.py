@@ -12,7 +12,7 @@ def load_encoders(
     columns: Mapping[str, ColumnConfig], engine: EngineConfig,
     weights: Mapping[str, str] | None = None,
 ) -> dict[str, Encoder]:  # fmt: skip
-    """See `load`, which is imported here: torch takes seconds, and most verbs load no model."""
+    """Calls `load`, which is imported here: torch takes seconds, and most verbs load no model."""
     from . import load
 
     return load.load_encoders(columns, engine, weights)

@@ -88,8 +88,8 @@ class ImageEncoder(Encoder):
 
     @abstractmethod
     def rows(self, images: NDArray[np.uint8]) -> Words:
-        """(B, R, R, 3) uint8 -> (B, *row_shape) as they are stored. A value that the element cannot
-        hold becomes infinite, and the writer marks its row NON_FINITE.
+        """Encodes (B, R, R, 3) uint8 -> (B, *row_shape) as they are stored. A value that the element
+        cannot hold becomes infinite, and the writer marks its row NON_FINITE.
         """
 
     @cached_property

@@ -11,20 +11,20 @@ from torch import Tensor
 
 
 def to_pixels(images: NDArray[np.uint8]) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) fp32 in [-1, 1], as ToTensor and Normalize(0.5, 0.5)."""
+    """Scales (B, H, W, 3) uint8 -> (B, 3, H, W) fp32 in [-1, 1], as ToTensor, Normalize(0.5, 0.5)."""
     x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float()
     return (x / 255 - 0.5) / 0.5
 
 
 def to_images(pixels: Tensor) -> NDArray[np.uint8]:
-    """The inverse: (B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8, rounded."""
+    """Inverts it: (B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8, rounded."""
     x = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return x.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def pixels_on(device: torch.device, images: NDArray[np.uint8]) -> Tensor:
-    """`to_pixels` on a device. Bytes travel, and each is looked up in a table: a GPU's own division
-    would be off in the last bit.
+    """Returns `to_pixels` on a device. Bytes are copied, and looked up in a table there: a GPU's own
+    division would be off in the last bit.
     """
     if device.type == "cpu":
         return to_pixels(images)
@@ -32,19 +32,17 @@ def pixels_on(device: torch.device, images: NDArray[np.uint8]) -> Tensor:
 
 
 def pixels_from_table(images: Tensor) -> Tensor:
-    """(B, H, W, 3) bytes -> (B, 3, H, W) fp32 in [-1, 1], bit for bit as `to_pixels`."""
+    """Maps (B, H, W, 3) bytes -> (B, 3, H, W) fp32 in [-1, 1], bit for bit as `to_pixels`."""
     values = np.arange(256, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
     table = to_pixels(values)[:, 0, 0, 0].to(images.device)
     return table[images.permute(0, 3, 1, 2).int()]
 
 
 def to_float16(values: Tensor) -> NDArray[np.float16]:
-    """fp32 -> float16; what float16 cannot hold becomes infinite, which the writer marks
-    NON_FINITE.
-    """
+    """Returns fp32 as float16; what that cannot hold becomes infinite: the writer marks it NON_FINITE."""
     return values.to(torch.float16).cpu().numpy()
 
 
 def bf16_words(values: Tensor) -> NDArray[np.uint16]:
-    """bfloat16 as the uint16 words that a column stores."""
+    """Returns values in bfloat16, as the uint16 words that a column stores."""
     return values.to(torch.bfloat16).cpu().contiguous().view(torch.uint16).numpy()

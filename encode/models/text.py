@@ -69,7 +69,7 @@ class TextEncoder(CaptionEncoder):
         return self.tokenizer.limit, self.width
 
     def lengths(self, captions: Sequence[str]) -> NDArray[np.int64]:
-        """By the tokenizer; the model does not run."""
+        """Asks the tokenizer alone; the model does not run."""
         return self.tokenizer.lengths(captions)
 
     def rows(self, captions: Sequence[str], budget: int) -> list[Words]:

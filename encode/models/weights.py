@@ -118,7 +118,7 @@ def tune(module: torch.nn.Module, hot: torch.nn.Module, compiled: bool, last: bo
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """The context in which an encoder runs."""
+    """Returns the context in which an encoder runs."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-autocast")
 
 

@@ -54,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_download(args: argparse.Namespace) -> int:
-    """`python -m encode download`."""
+    """Runs `python -m encode download`; returns the exit code."""
 
     def work() -> int:
         with stopping():

@@ -4,9 +4,9 @@
 
 A tar comes in ranges, several at a time, into one file:
 
-    <scratch>/latentbank-<digest of url, version and boot>     bytes of the tar, then a byte a range: 1 if it is there
+    <scratch>/latentbank-<digest of url, version and boot>     bytes of the tar, then a byte a range: 1 once it came
 
-The last part is cut off once all ranges are there, so a file of the tar's size is whole, and a longer one
+The last part is cut off once every range came, so a file of the tar's size is whole, and a longer one
 goes on where its writer stopped. A writer holds an exclusive lock on the file, a reader a shared one;
 locks of the dead are free. The last reader removes the file.
 """
@@ -19,6 +19,7 @@ import hashlib
 import os
 import random
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -171,7 +172,7 @@ class Download:
         self._disk_error: OSError | None = None  # which no repetition of a request helps
 
     def _gone(self) -> FetchFailed:
-        return FetchFailed(f"{self.url}: it is there no more. Restore it")
+        return FetchFailed(f"{self.url}: it no longer exists. Restore it")
 
     def fill(self, file: int, path: Path) -> None:
         """Downloads what a file lacks of the tar. Raises FetchFailed, or OSError of the disk."""
@@ -235,22 +236,22 @@ class Download:
 
 def _make_room(file: int, path: Path, size: int) -> None:
     """Raises ENOSPC before the first byte comes if the rest has no room, once old files are swept."""
-    for attempt in range(2):
-        if attempt:
-            sweep(path.parent, 0)
-        disk = os.fstatvfs(file)
-        needed = size - os.fstat(file).st_blocks * 512
-        if disk.f_bavail * disk.f_frsize >= needed + min(SPARE, needed):
-            return
-    raise no_room(path, size)
+    needed = size - os.fstat(file).st_blocks * 512
+    needed += min(SPARE, needed)
+    if _free(path) < needed:
+        sweep(path.parent, 0)
+        if _free(path) < needed:
+            raise no_room(path, size)
+
+
+def _free(path: Path) -> int:
+    return shutil.disk_usage(path.parent).free
 
 
 def no_room(path: Path, size: int) -> OSError:
-    disk = os.statvfs(path.parent)
-    free = disk.f_bavail * disk.f_frsize
     return OSError(
         errno.ENOSPC,
-        f"a tar of {size_text(size)} has no room, {size_text(free)} are free; make room, or name "
+        f"a tar of {size_text(size)} has no room, {size_text(_free(path))} are free; make room, or name "
         "another folder (an encode run's is engine.scratch)",
         str(path.parent),
     )

@@ -42,8 +42,8 @@ class HubFile:
     url: str
 
     def part(self, folder: Path) -> Path:
-        """Where its bytes are until it is whole. After a crash of the machine the tail of a file may
-        be zeros, so the boot is part of the name.
+        """Returns where its bytes are until it is whole. After a crash of the machine the tail of a file
+        may be zeros, so the boot is part of the name.
         """
         path = folder / self.path
         return path.with_name(f".{path.name}.{self.digest[:24]}-{boot()}.part")

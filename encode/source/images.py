@@ -187,7 +187,7 @@ def _check_memory(pixels: int) -> None:
 
 
 def transform(image: Image.Image, resolution: int) -> NDArray[np.uint8]:
-    """RGB picture -> (resolution, resolution, 3) uint8: short side resized, centre cropped.
+    """Returns an RGB picture as (resolution, resolution, 3) uint8: short side resized, centre cropped.
 
     Equal to torchvision's Resize and CenterCrop on PIL images, its rounding included. (Of a picture
     so long that its resized form would take gigabytes, only the crop is made; a value may then be

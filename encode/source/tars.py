@@ -35,7 +35,7 @@ from ..errors import BadTar, MissingTar, NotASource, TarChanged
 CAPTION = "txt"  # last part of a suffix whose members are captions: txt, short.txt
 SUFFIX = 256  # characters; a longer one names nothing that a config could ask for
 HEADER_BYTES = 1 << 20  # of a long name or of PAX fields; a larger one is damage
-AFTER = 1 << 20  # bytes after the end that are looked at together; one tar behind another is there
+AFTER = 1 << 20  # bytes read at once after the end, where a second tar may follow
 PROBES = 32  # sizes that are asked for at once
 LOOKING = Limits(give_up=60)
 # what tarfile raises on damaged headers; the last on a chain of long names without a member
