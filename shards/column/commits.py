@@ -40,7 +40,7 @@ class Commit:
 
     @property
     def content(self) -> str:
-        """Digest of the shard's logical content."""
+        """Returns the digest of the shard's logical content."""
         return sha256(canonical_json([self.shard, self.rows, self.not_ok, self.blocks, self.index]))
 
     def record(self) -> Json:
@@ -221,8 +221,8 @@ def _snapshot(
     column_digest: str, shards: int, commits: Sequence[Commit], failures: dict[int, str]
 ) -> Snapshot:
     """Returns the snapshot of commits, and of failures of shards that were not committed later."""
-    done = {commit.shard for commit in commits}
-    failed = {shard: why for shard, why in failures.items() if shard not in done}
+    numbers = {commit.shard for commit in commits}
+    failed = {shard: why for shard, why in failures.items() if shard not in numbers}
     return Snapshot.of(column_digest, shards, commits, failed)
 
 

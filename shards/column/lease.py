@@ -80,7 +80,7 @@ def lease_chain(store: Store) -> tuple[list[str], Json | None]:
 
 
 def stale(record: Json) -> bool:
-    """Whether a lease has expired, or its process is dead."""
+    """Returns whether a lease has expired, or its process is dead."""
     if record["expires"] <= time.time():
         return True
     this_machine = machine()

@@ -95,8 +95,8 @@ def pack(file: Staging, spec: ArraySpec, parts: Sequence[Array]) -> None:
     else:
         for part in parts:
             file.write(np.ascontiguousarray(part, spec.dtype))
-        rest = present * spec.chunk_len - elements
-        file.write(np.full((rest, *spec.shape[1:]), spec.fill_value, spec.dtype))
+        padding = present * spec.chunk_len - elements
+        file.write(np.full((padding, *spec.shape[1:]), spec.fill_value, spec.dtype))
     index = np.full((spec.chunks, 2), ABSENT, "<u8")
     index[:present, 0] = np.cumsum(sizes) - sizes
     index[:present, 1] = sizes

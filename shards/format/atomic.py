@@ -71,12 +71,12 @@ def open_file(path: Path | str) -> int:
         return handle
 
 
-def read_file(path: Path | str, most: int = WHOLE_BYTES) -> bytes:
-    """Returns the bytes of a regular file of at most `most` bytes; Unreadable otherwise."""
+def read_file(path: Path | str, limit: int = WHOLE_BYTES) -> bytes:
+    """Returns the bytes of a regular file of at most `limit` bytes; Unreadable otherwise."""
     with naming(path), open(open_file(path), "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        if size > most:
-            raise Unreadable(f"{path}: {size} bytes, at most {most} expected")
+        if size > limit:
+            raise Unreadable(f"{path}: {size} bytes, at most {limit} expected")
         return file.readall()
 
 

@@ -37,8 +37,8 @@ def mismatch(value: Any, expected: str) -> str:
 
 
 def explained(error: ValidationError) -> ValueError:
-    """The first fault of a record as `field[0].name: found X, expected Y`; UnknownField where a field is
-    unknown, whatever else is wrong: it may be of a newer release.
+    """Returns the first fault of a record as `field[0].name: found X, expected Y`; UnknownField where a
+    field is unknown, whatever else is wrong: it may be of a newer release.
     """
     faults = error.errors(include_url=False)
     for fault in faults:

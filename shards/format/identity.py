@@ -22,7 +22,7 @@ class _Part(BaseModel):
 
     @classmethod
     def of(cls, record: Any) -> Self:
-        """The typed form of a JSON object; IdentityMismatch names a field that is missing or wrong."""
+        """Returns the typed form of a JSON object; IdentityMismatch names a field that is missing or wrong."""
         try:
             return cls.model_validate(record)
         except ValidationError as error:
@@ -32,7 +32,7 @@ class _Part(BaseModel):
             ) from None
 
     def record(self) -> Json:
-        """The JSON object: the fields that were given, and no others."""
+        """Returns the JSON object: the fields that were set, and no others."""
         return self.model_dump(by_alias=True, exclude_unset=True)
 
 
@@ -87,20 +87,20 @@ class ColumnIdentity(_Part):
 
     @property
     def picture(self) -> PicturePreprocess:
-        """Of a column of pictures; IdentityMismatch for one of captions."""
+        """Returns `preprocess` of a column of pictures; IdentityMismatch for one of captions."""
         if not isinstance(self.preprocess, PicturePreprocess):
             raise IdentityMismatch(f"found a column of {self.kind}, expected one made of pictures")
         return self.preprocess
 
     @property
     def text(self) -> CaptionPreprocess:
-        """Of a column of captions; IdentityMismatch for one of pictures."""
+        """Returns `preprocess` of a column of captions; IdentityMismatch for one of pictures."""
         if not isinstance(self.preprocess, CaptionPreprocess):
             raise IdentityMismatch(f"found a column of {self.kind}, expected one made of captions")
         return self.preprocess
 
 
 def preprocess_of(identity: Json) -> Json | None:
-    """`preprocess` in the identity of any program; None where there is none."""
+    """Returns `preprocess` in the identity of any program; None where there is none."""
     preprocess = identity.get("preprocess")
     return preprocess if isinstance(preprocess, dict) else None

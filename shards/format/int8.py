@@ -63,7 +63,7 @@ def quantise(words: Words, channel: Floats) -> NDArray[np.int8]:
 
 
 def dequantise(tokens: NDArray[np.int8], channel: Floats) -> Words:
-    """(n, D + 4) int8 -> (n, D) bfloat16 bits: the inverse of `quantise`, up to rounding."""
+    """Converts (n, D + 4) int8 to (n, D) bfloat16 bits: the inverse of `quantise`, up to rounding."""
     scale = np.ascontiguousarray(tokens[:, -SCALE_BYTES:]).view("<f4")
     return to_words(tokens[:, :-SCALE_BYTES] * scale * channel)
 

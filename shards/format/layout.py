@@ -83,7 +83,7 @@ def check_numbers(name: str, values: Sequence[float], divides: bool = False) -> 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """Per-channel normalisation of latents, z = (latent - shift) * scale; one value stands for all
+    """Per-channel normalisation of latents, z = (latent - shift) * scale; one value is for all
     channels. Raises ValueError where float32 could not normalise by it and back.
     """
 
@@ -187,17 +187,17 @@ class Layout:
 
     @property
     def quantised(self) -> bool:
-        """Whether tokens are int8 values with a scale, to be turned into bfloat16 when read."""
+        """Returns whether tokens are int8 values with a scale, to be turned into bfloat16 when read."""
         return self.element == "int8"
 
     @property
     def blocks_per_shard(self) -> int:
-        """Zarr shards of values that one source shard has room for."""
+        """Returns the Zarr shards of values that one source shard has room for."""
         return self.shard_rows // ZARR_ROWS
 
     @property
     def unit_shape(self) -> tuple[int, ...]:
-        """Shape of what lies back to back: a row, or one token (with its scale where it has one)."""
+        """Returns the shape of what lies back to back: a row, or a token (with its scale if it has one)."""
         if not self.ragged:
             return self.row_shape
         width = self.row_shape[1:]
@@ -205,7 +205,7 @@ class Layout:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the stored words; bfloat16 is held as uint16."""
+        """Returns the type of the stored words; bfloat16 is held as uint16."""
         return np.dtype(ELEMENTS[self.element][0])
 
     @property
@@ -279,7 +279,7 @@ class ArraySpec:
 
     @property
     def chunks(self) -> int:
-        """Inner chunks of an object."""
+        """Returns the inner chunks of an object."""
         return self.object_len // self.chunk_len
 
     @property
@@ -412,10 +412,10 @@ def _shown(value: Any) -> str:
 LOCATION = {f"identity.encoder.{field}" for field in ("path", "subfolder", "revision")}
 
 
-def refuse_difference(what: str, actual: Any, expected: Any, remedy: str) -> None:
+def refuse_difference(subject: str, actual: Any, expected: Any, remedy: str) -> None:
     """Raises IdentityMismatch with every differing field named."""
     lines = differences(actual, expected)
     if lines:
         if {line.partition(":")[0] for line in lines} <= LOCATION:
             remedy = "The weights are the same: name their place as it was named first"
-        raise IdentityMismatch("\n  ".join([f"{what} is another one:", *lines, remedy]))
+        raise IdentityMismatch("\n  ".join([f"{subject} is another one:", *lines, remedy]))

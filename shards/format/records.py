@@ -194,14 +194,14 @@ class CompleteRecord(Sealed):
 
 
 def _columns(runs: Sequence[Run]) -> NDArray[np.int64]:
-    """The three columns of a list of runs, (3, n)."""
+    """Returns the three columns of a list of runs, (3, n)."""
     return np.array(runs, np.int64).reshape(-1, 3).T
 
 
 def _in_order(
     first: NDArray[np.int64], count: NDArray[np.int64], rows: int | NDArray[np.int64]
 ) -> bool:
-    """Whether runs follow one another within the rows."""
+    """Returns whether runs follow one another within the rows."""
     end = first + count
     return bool((count > 0).all() and (end <= rows).all() and (first[1:] >= end[:-1]).all())
 
@@ -248,9 +248,9 @@ IndexLine = Annotated[tuple[Text, Members, Captions], AS_LIST]  # key, members, 
 INDEX_ROW: TypeAdapter[Any] = TypeAdapter(IndexLine, config=STRICT)
 
 
-def corrupt(name: str, what: str, kind: str = "record") -> CorruptColumn:
+def corrupt(name: str, fault: str, kind: str = "record") -> CorruptColumn:
     return CorruptColumn(
-        f"{name}: damaged {kind}: {what}. Restore it, or delete it and encode again"
+        f"{name}: damaged {kind}: {fault}. Restore it, or delete it and encode again"
     )
 
 
@@ -281,12 +281,12 @@ def parse_index_head(head: Any, name: str) -> IndexHead:
 
 
 def sealed(record: Json, schema: type[BaseModel], name: str) -> bytes:
-    """A record as it is written, once its reader's schema has passed; NotARecord if it would not."""
+    """Returns the bytes of a record that has passed its reader's schema; NotARecord if it does not."""
     data = seal(record)
     try:
         check(schema, json.loads(data))
-        if len(data) > (most := RECORD_BYTES.get(record["format"], 1 << 20)):
-            raise ValueError(f"found {len(data)} bytes, expected at most {most}")
+        if len(data) > (limit := RECORD_BYTES.get(record["format"], 1 << 20)):
+            raise ValueError(f"found {len(data)} bytes, expected at most {limit}")
     except ValueError as error:
         raise NotARecord(f"{name}: nothing was written: {error}") from None
     return data

@@ -52,7 +52,7 @@ class Store(ABC):
 
     @property
     def name(self) -> str:
-        """The last part of the url: how people call a column."""
+        """Returns the last part of the url: how people call a column."""
         return self.url.rstrip("/").rpartition("/")[2]
 
     @abstractmethod
@@ -62,7 +62,7 @@ class Store(ABC):
     @property
     @abstractmethod
     def parent(self) -> Store:
-        """The store that this one is a child of: of a column, its source."""
+        """Returns the store that this is a child of: of a column, its source."""
 
     # Whole objects --------------------------------------------------------------------------------
 

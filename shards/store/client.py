@@ -192,12 +192,12 @@ class Client:
         )
 
     def call(
-        self, what: str, url: str, action: Callable[[Any, Any], T],
+        self, work: str, url: str, action: Callable[[Any, Any], T],
         kind: str = "read", once: bool = False,
     ) -> T:  # fmt: skip
         """Returns `action(obstore, store)`, repeated while the error is one that may pass.
 
-        Raises FileNotFoundError, FileExistsError, or StoreError saying what was done to `url`.
+        Raises FileNotFoundError, FileExistsError, or StoreError saying which `work` on `url` failed.
         """
         start, tries = time.monotonic(), 0
         while True:
@@ -216,7 +216,7 @@ class Client:
                 seconds = time.monotonic() - start
                 if once or is_permanent(error, library_) or seconds > self.limits.give_up:
                     raise StoreError(
-                        f"{url}: {what} failed after {seconds:.0f} s: {reason(text)}. "
+                        f"{url}: {work} failed after {seconds:.0f} s: {reason(text)}. "
                         + self._advice(error, library_)
                     ) from None
             pause = min(self.limits.backoff * 2**tries, self.limits.max_backoff)

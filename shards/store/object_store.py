@@ -154,10 +154,10 @@ class RemoteStore(Store):
 
     def _below(self, prefix: str) -> RemoteStore:
         """Returns the store of another prefix in the same bucket, with the same connections."""
-        other = copy.copy(self)
-        other._prefix = prefix
-        other.url = f"{self._client.root}/{prefix}" if prefix else self._client.root
-        return other
+        store = copy.copy(self)
+        store._prefix = prefix
+        store.url = f"{self._client.root}/{prefix}" if prefix else self._client.root
+        return store
 
     def child(self, name: str) -> RemoteStore:
         return self._below(self.key(name))
@@ -172,9 +172,9 @@ class RemoteStore(Store):
         """Returns a name as the bucket knows it."""
         return "/".join(part for part in (self._prefix, name) if part)
 
-    def call(self, what: str, name: str, action: Any, **how: Any) -> Any:
-        """See `Client.call`."""
-        return self._client.call(what, self.at(name) if name else self.url, action, **how)
+    def call(self, work: str, name: str, action: Any, **options: Any) -> Any:
+        """Calls `Client.call` for an object, or for the whole store."""
+        return self._client.call(work, self.at(name) if name else self.url, action, **options)
 
     # Whole objects --------------------------------------------------------------------------------
 

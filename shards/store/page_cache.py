@@ -235,7 +235,7 @@ class Pages:
         return end - offset
 
     def straight(self, source: Source, buffers: Sequence[memoryview], offset: int) -> int:
-        """`preadv` past the cache, page by page so that no buffer is large, a few at once."""
+        """Reads as `preadv` does, past the cache, page by page so that no buffer is large, a few at once."""
         end = min(source.size, offset + sum(memoryview(buffer).nbytes for buffer in buffers))
         pieces = list(spread(buffers, offset, end, self.page_bytes))
 
