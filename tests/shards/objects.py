@@ -54,7 +54,8 @@ class Server:
         self.port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.backend = get_backend("s3")["123456789012"]["aws"]
-        self.backend.create_bucket(BUCKET, "us-east-1")
+        if BUCKET not in self.backend.buckets:  # of another server of this process
+            self.backend.create_bucket(BUCKET, "us-east-1")
 
     def unfinished(self) -> int:
         """Uploads in parts that were neither completed nor ended."""

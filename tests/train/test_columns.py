@@ -115,7 +115,7 @@ def test_a_run_on_unfinished_columns(growing: tuple[Path, ColumnSpec, str], colu
     data = {
         "latents": [str(folder / "toy/vae"), str(columns / "toy-val/vae")],
         "text": [{str(folder / "toy/text"): 1.0}, str(columns / "toy-val/text")],
-        "lanes": 8, "partial": True, "weights": [0.75, 0.25], "workers": 1,
+        "lanes": 8, "partial": True, "weights": [0.75, 0.25],
     }  # fmt: skip
     done = launch(folder, columns, "steps=3", "save_every=3", data=data)
     assert done.returncode == 0, done.stderr
