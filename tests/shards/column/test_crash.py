@@ -45,14 +45,14 @@ def test_a_sample_of_each_sweep(sweep: Sweep) -> None:
 
 
 def test_a_stat_of_an_open_tar_that_fails_names_it() -> None:
-    found = [
+    failures = [
         (variant, start, error, at, label)
         for variant, start, error, at, label in sweeps.error_cases()
         if (variant, start, error) == ("tokens tar", ADOPTING, "EIO")
         and label.endswith("newfstatat c/tar/00000.tar")
     ]
-    assert found
-    for case in found:
+    assert failures
+    for case in failures:
         sweeps.check_error(*case)
 
 
@@ -76,10 +76,10 @@ def in_steps(path: Path) -> Callable[[], None]:
     """Open, write 10 bytes, sync, link, unlink: nothing but system calls."""
 
     def work() -> None:
-        one = os.open(path / "one", os.O_WRONLY | os.O_CREAT, 0o600)
-        os.write(one, b"0123456789")
-        os.fsync(one)
-        os.close(one)
+        descriptor = os.open(path / "one", os.O_WRONLY | os.O_CREAT, 0o600)
+        os.write(descriptor, b"0123456789")
+        os.fsync(descriptor)
+        os.close(descriptor)
         os.link(path / "one", path / "two")
         os.unlink(path / "one")
 

@@ -97,11 +97,11 @@ def test_a_lease_that_is_none_holds_nobody_off(tmp_path: Path, record: bytes) ->
     assert leases(tmp_path / "column") == []
 
 
-def claim(folder: Path, barrier: Barrier, held: Path) -> None:
+def claim(folder: Path, barrier: Barrier, holder: Path) -> None:
     barrier.wait()
     try:
         with Lease(folder, "shards repair"):
-            (held / str(os.getpid())).touch()
+            (holder / str(os.getpid())).touch()
             barrier.wait(10)
             barrier.wait(10)
     except LeaseHeld:
@@ -113,18 +113,18 @@ def test_of_many_at_once_one_takes_over(tmp_path: Path) -> None:
     """From a lease that has expired."""
     fork = multiprocessing.get_context("fork")
     for attempt in range(6):
-        folder, held = tmp_path / str(attempt), tmp_path / f"held {attempt}"
-        held.mkdir()
+        folder, holder = tmp_path / str(attempt), tmp_path / f"held {attempt}"
+        holder.mkdir()
         Lease(folder, "shards gc", seconds=0.0).acquire()
         barrier = fork.Barrier(7)
-        runners = [fork.Process(target=claim, args=(folder, barrier, held)) for _ in range(6)]
+        runners = [fork.Process(target=claim, args=(folder, barrier, holder)) for _ in range(6)]
         for runner in runners:
             runner.start()
         for _ in range(3):
             barrier.wait(10)
         for runner in runners:
             runner.join(10)
-        assert len(list(held.iterdir())) == 1
+        assert len(list(holder.iterdir())) == 1
         assert leases(folder) == []
 
 

@@ -86,8 +86,8 @@ def test_killed_at_every_publish_then_run_again(tmp_path: Path, kind: str) -> No
             break  # there were fewer publishes than that
         assert os.WTERMSIG(status) == signal.SIGKILL
         deaths += 1
-        standing = files_of(path)
-        assert standing.items() <= expected.items()  # whole objects only, the right ones
+        objects = files_of(path)
+        assert objects.items() <= expected.items()  # whole objects only, the right ones
         write_column(path, SPECS[kind](1), ROWS)
         assert files_of(path) == expected
     assert verify(tmp_path / "whole") == []
@@ -119,11 +119,11 @@ def test_two_writers_of_one_shard_converge(tmp_path: Path) -> None:
         assert not list(path.rglob(".tmp-*"))
         ids = row_ids(0, ROWS)
         moments = Column.open(path).read(ids)
-        there = ~np.isnan(moments[:, 0, 0, 0])
-        np.testing.assert_array_equal(moments[there, :2], moments_of(ids)[there, :2])
+        present = ~np.isnan(moments[:, 0, 0, 0])
+        np.testing.assert_array_equal(moments[present, :2], moments_of(ids)[present, :2])
         offset = moments[:, 2] - moments_of(ids)[:, 2]
         for block in (slice(0, 1024), slice(1024, None)):  # each is of one writer
-            assert len(np.unique(offset[block][there[block]])) == 1
+            assert len(np.unique(offset[block][present[block]])) == 1
 
 
 def test_a_later_writer_adopts_values_and_commit(tmp_path: Path) -> None:
@@ -257,14 +257,14 @@ def test_what_an_attempt_wrote_is_withdrawn_unless_it_is_committed(tmp_path: Pat
         return ShardWriter(tmp_path, spec, digest, 0, ROWS[0], "index")
 
     first, second = slice(0, 1024), slice(1024, None)
-    left = writer()
-    put(left, first)
-    (found,) = values()
+    withdrawn = writer()
+    put(withdrawn, first)
+    (name,) = values()
     failed = writer()
     put(failed, first, second)
     assert len(values()) == 2
     failed.withdraw()
-    assert values() == [found]
+    assert values() == [name]
     slow, quick = writer(), writer()
     put(slow, first, second)
     put(quick, first, second)
@@ -286,12 +286,12 @@ def test_a_commit_of_other_members_is_not_adopted(tmp_path: Path) -> None:
             writer.put_block(moments_of(ids), np.zeros(40, np.uint8))
             return writer.commit({}, members)
 
-    one, other = ({"jpg": digit * 64} for digit in "12")
-    assert commit(one).members == one
-    assert commit(None).members == one  # of an older program, which does not know
-    assert commit({"png": "3" * 64}).members == one
+    a, b = ({"jpg": digit * 64} for digit in "12")
+    assert commit(a).members == a
+    assert commit(None).members == a  # of an older program, which does not know
+    assert commit({"png": "3" * 64}).members == a
     with pytest.raises(SourceChanged, match="other jpg members"):
-        commit(other)
+        commit(b)
     put_complete(tmp_path, digest, 1, allow_failed=False)
     assert Column.open(tmp_path).members("jpg") == {0: "1" * 64}
     assert Column.open(tmp_path).members("png") == {}

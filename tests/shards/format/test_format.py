@@ -89,8 +89,8 @@ def test_our_reader_and_zarr_agree_in_any_order(toy: Path) -> None:
         column.read(rows, check=True), group(toy / "vae")["moments"][:][rows]
     )
     text = Column.open(toy / "text")
-    kept = [tokens_of(r) for r in rows.tolist() if r % 53 != 7]
-    np.testing.assert_array_equal(text.read(rows, check=True), np.concatenate(kept))
+    present = [tokens_of(r) for r in rows.tolist() if r % 53 != 7]
+    np.testing.assert_array_equal(text.read(rows, check=True), np.concatenate(present))
     np.testing.assert_array_equal(text.status(rows), caption_status(rows))
 
 
@@ -123,8 +123,8 @@ def test_shard_rows_must_be_whole_blocks() -> None:
 
 
 def test_differences_name_nested_fields() -> None:
-    found = {"a": {"b": 1, "c": [1]}, "d": 2}
-    assert differences(found, {"a": {"b": 1, "c": [2]}, "e": 3}) == [
+    actual = {"a": {"b": 1, "c": [1]}, "d": 2}
+    assert differences(actual, {"a": {"b": 1, "c": [2]}, "e": 3}) == [
         "a.c: found [1], expected [2]",
         "d: found 2, expected None",
         "e: found None, expected 3",

@@ -374,14 +374,14 @@ def test_object_arrays_in_a_tar(tmp_path: Path) -> None:
     path = make("tokens tar", tmp_path / "column", single=True)
     tar = path / "tar/00000.tar"
     (path / "commits/00000.json").unlink()
-    made = 0
+    pickles = 0
     for number in range(40):
         data = hostile.hostile_tar(random.Random(number))
-        made += b"'descr': '|O'" in data
+        pickles += b"'descr': '|O'" in data
         tar.write_bytes(data)
         with pytest.raises(CorruptColumn, match=str(tar)):
             make("tokens tar", path, single=True)
-    assert made > 3
+    assert pickles > 3
 
 
 # ---- sources ------------------------------------------------------------------------------------

@@ -40,12 +40,12 @@ def words_of(values: torch.Tensor) -> np.ndarray:
 @given(st.lists(st.floats(width=32), min_size=1, max_size=50))
 @settings(max_examples=200, deadline=None)
 def test_bfloat16_as_torch_rounds_it(values: list[float]) -> None:
-    wanted = torch.tensor(values, dtype=torch.float32).to(torch.bfloat16)
+    expected = torch.tensor(values, dtype=torch.float32).to(torch.bfloat16)
     words = to_words(np.array(values, np.float32))
-    found = torch.from_numpy(words).view(torch.bfloat16)
-    assert torch.equal(found.isnan(), wanted.isnan())
-    assert torch.equal(found[~found.isnan()], wanted[~wanted.isnan()])
-    np.testing.assert_array_equal(to_floats(words), found.float().numpy())
+    actual = torch.from_numpy(words).view(torch.bfloat16)
+    assert torch.equal(actual.isnan(), expected.isnan())
+    assert torch.equal(actual[~actual.isnan()], expected[~expected.isnan()])
+    np.testing.assert_array_equal(to_floats(words), actual.float().numpy())
 
 
 def test_outlier_channels_take_nothing_from_the_others() -> None:
@@ -57,21 +57,21 @@ def test_outlier_channels_take_nothing_from_the_others() -> None:
     channel = channel_scale(words)
     assert relative_error(words, channel) < WARN_ABOVE
     quiet = np.delete(np.arange(256), [3, 77, 200])
-    lost = to_floats(dequantise(quantise(words, channel), channel)) - to_floats(words)
-    assert np.linalg.norm(lost[:, quiet]) / np.linalg.norm(to_floats(words)[:, quiet]) < 0.012
-    one = np.ones(256, np.float32)  # a token's scale alone would not do
-    lost = to_floats(dequantise(quantise(words, one), one)) - to_floats(words)
-    assert np.linalg.norm(lost[:, quiet]) / np.linalg.norm(to_floats(words)[:, quiet]) > 0.3
+    error = to_floats(dequantise(quantise(words, channel), channel)) - to_floats(words)
+    assert np.linalg.norm(error[:, quiet]) / np.linalg.norm(to_floats(words)[:, quiet]) < 0.012
+    ones = np.ones(256, np.float32)  # a token's scale alone would not do
+    error = to_floats(dequantise(quantise(words, ones), ones)) - to_floats(words)
+    assert np.linalg.norm(error[:, quiet]) / np.linalg.norm(to_floats(words)[:, quiet]) > 0.3
 
 
 def test_layout_of_a_token() -> None:
     """By hand: channel scales 1 and 2, values 127 and -254, so steps of 1 and 2."""
     words = words_of(torch.tensor([[127.0, -254.0], [0.0, 0.0]]))
-    stored = quantise(words, np.array([1, 2], np.float32))
-    assert stored.shape == (2, 6)
-    assert stored[0, :2].tolist() == [127, -127]
-    assert stored[:, 2:].copy().view("<f4").ravel().tolist() == [1.0, 0.0]
-    np.testing.assert_array_equal(dequantise(stored, np.array([1, 2], np.float32)), words)
+    tokens = quantise(words, np.array([1, 2], np.float32))
+    assert tokens.shape == (2, 6)
+    assert tokens[0, :2].tolist() == [127, -127]
+    assert tokens[:, 2:].copy().view("<f4").ravel().tolist() == [1.0, 0.0]
+    np.testing.assert_array_equal(dequantise(tokens, np.array([1, 2], np.float32)), words)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -102,10 +102,10 @@ def test_a_column_of_int8(tmp_path: Path) -> None:
     assert verify(tmp_path) == []
     column = Column.open(tmp_path)
     assert column.status(np.arange(4)).tolist() == [0, Status.NON_FINITE, 0, 0]
-    found = to_floats(column.decoded(column.read(np.array([2, 1, 0]), check=True)))
-    np.testing.assert_allclose(found[:4], to_floats(rows[2]), atol=0.05)
-    assert np.isnan(found[4]).all()
-    np.testing.assert_allclose(found[5:], to_floats(rows[0]), atol=0.05)
+    values = to_floats(column.decoded(column.read(np.array([2, 1, 0]), check=True)))
+    np.testing.assert_allclose(values[:4], to_floats(rows[2]), atol=0.05)
+    assert np.isnan(values[4]).all()
+    np.testing.assert_allclose(values[5:], to_floats(rows[0]), atol=0.05)
     tokens = zarr.open_group(tmp_path, mode="r")["tokens"][:3]  # by hand, from the arrays alone
     by_hand = tokens[:, :8] * tokens[:, 8:].copy().view("<f4") * np.array(scales["channel"], "f4")
     np.testing.assert_array_equal(to_words(by_hand), column.decoded(column.read(np.array([0]))))

@@ -200,9 +200,9 @@ def test_valid_bits_and_back() -> None:
         words = valid_mask_of(status, (0, 1))
         assert words.size == -(-rows // 32)
         assert valid_rows(words).tolist() == [i for i, s in enumerate(status) if s <= 1]
-    one = np.zeros(40, np.uint8)
-    one[33] = 2
-    assert valid_mask_of(one, (0,)).tolist() == [0xFFFFFFFF, 0b11111101]
+    status = np.zeros(40, np.uint8)
+    status[33] = 2
+    assert valid_mask_of(status, (0,)).tolist() == [0xFFFFFFFF, 0b11111101]
 
 
 def test_objects_are_never_replaced(tmp_path: Path) -> None:
@@ -282,13 +282,13 @@ def test_a_damaged_index(tmp_path: Path) -> None:
     put_index(tmp_path, "s", 0, ROWS, None)
     path = tmp_path / "index/00000.jsonl"
     data = path.read_bytes()
-    head, one, _ = data.splitlines(keepends=True)
+    head, line, _ = data.splitlines(keepends=True)
     for bad in (
         b"",
         b"[" * 100_000,
         b"null\n",
         head,
-        head + one,
+        head + line,
         data + b"[]\n",
         data[:-9],
         head + b"7\n",

@@ -52,8 +52,8 @@ def test_zarr_reads_what_blosc_packed(tmp_path: Path) -> None:
     path = write_column(tmp_path / "c", moments_spec(codec="blosc"))
     group = zarr.open_group(path, mode="r")
     ids = row_ids(0)
-    there = ids[Column.open(path).status(ids) <= Status.TRUNCATED]
-    np.testing.assert_array_equal(group["moments"][:1100][there], moments_of(there))
+    present = ids[Column.open(path).status(ids) <= Status.TRUNCATED]
+    np.testing.assert_array_equal(group["moments"][:1100][present], moments_of(present))
     assert group["moments"].metadata.codecs[0].codecs[1].cname.value == "lz4"
     text = write_column(tmp_path / "t", tokens_spec(codec="blosc"))
     tokens = zarr.open_group(text, mode="r")["tokens"]
@@ -66,14 +66,14 @@ def test_webdataset_reads_the_tars(tmp_path: Path, kind: str) -> None:
     urls = [str(path / f"tar/{shard:05d}.tar") for shard in range(3)]
     for shard, url in enumerate(urls):
         samples = webdataset.WebDataset(url, shardshuffle=False, empty_check=False).decode()
-        found = {int(sample["__key__"]): sample["npy"] for sample in samples}
+        members = {int(sample["__key__"]): sample["npy"] for sample in samples}
         ids = row_ids(shard)
         status = Column.open(path).status(ids)
-        assert sorted(found) == (np.flatnonzero(status <= Status.TRUNCATED)).tolist()
-        for place, values in found.items():
+        assert sorted(members) == (np.flatnonzero(status <= Status.TRUNCATED)).tolist()
+        for place, values in members.items():
             row = shard * SHARD_ROWS + place
-            wanted = moments_of(np.array([row]))[0] if kind == "moments" else tokens_of(row)
-            np.testing.assert_array_equal(values, wanted)
+            expected = moments_of(np.array([row]))[0] if kind == "moments" else tokens_of(row)
+            np.testing.assert_array_equal(values, expected)
 
 
 @KINDS
@@ -111,8 +111,8 @@ def test_a_tar_published_meanwhile_is_adopted(tmp_path: Path) -> None:
 def test_rows_without_values_have_no_member(tmp_path: Path) -> None:
     """They read as blank, with the length that was given, as from Zarr objects."""
     columns = []
-    for name, stored in STORED.items():
-        spec, path = tokens_spec(1, **stored), tmp_path / name
+    for name, options in STORED.items():
+        spec, path = tokens_spec(1, **options), tmp_path / name
         digest = create_column(path, spec)
         put_empty(path, spec, EMPTY)
         captions = [tokens_of(row) for row in range(4)]

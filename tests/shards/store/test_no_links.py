@@ -65,16 +65,16 @@ def test_writers_that_race_agree(tmp_path: Path) -> None:
         if number % 2:
             no_links()
         time.sleep(max(0.0, start - time.time()))
-        made = [n for n in names if put_if_absent(tmp_path / "c" / n, b"%d" % number * 5000)]
-        print(*made)
+        names_made = [n for n in names if put_if_absent(tmp_path / "c" / n, b"%d" % number * 5000)]
+        print(*names_made)
 
     logs = [tmp_path / f"log-{i}" for i in range(8)]
     pids = [fork(lambda i=i: writer(i), log) for i, log in enumerate(logs)]  # type: ignore[misc]
     assert [wait(pid) for pid in pids] == [0] * 8
-    made = [log.read_text().split() for log in logs]
-    assert sorted(name for some in made for name in some) == sorted(names)
-    for number, some in enumerate(made):
-        for name in some:
+    created = [log.read_text().split() for log in logs]
+    assert sorted(name for part in created for name in part) == sorted(names)
+    for number, part in enumerate(created):
+        for name in part:
             assert (tmp_path / "c" / name).read_bytes() == b"%d" % number * 5000
     assert sorted(files_of(tmp_path / "c")) == sorted(names)
 
@@ -114,13 +114,13 @@ def test_a_file_system_with_neither_is_refused_in_one_sentence(tmp_path: Path) -
 
 
 def test_a_source_of_another_file_system_is_an_error_still(tmp_path: Path) -> None:
-    here, places = tmp_path.stat().st_dev, map(Path, ("/dev/shm", "/tmp", "/var/tmp"))
-    there = next((p for p in places if p.is_dir() and p.stat().st_dev != here), None)
-    if there is None:
+    device, places = tmp_path.stat().st_dev, map(Path, ("/dev/shm", "/tmp", "/var/tmp"))
+    other_disk = next((p for p in places if p.is_dir() and p.stat().st_dev != device), None)
+    if other_disk is None:
         pytest.skip("one file system only")
     (tmp_path / "x").write_bytes(b"one")
     with pytest.raises(OSError, match=os.strerror(errno.EXDEV)) as caught:
-        appear(tmp_path / "x", there / "never-made")
+        appear(tmp_path / "x", other_disk / "never-made")
     assert caught.value.errno == errno.EXDEV
 
 
@@ -139,14 +139,14 @@ def test_commands_that_write_columns(tmp_path: Path, command: str, atomic: bool)
         sys.argv = ["shards", command, *map(str, words)]
         sys.exit(main())
 
-    code, said = wait(fork(work, tmp_path / "log")), (tmp_path / "log").read_text()
+    code, output = wait(fork(work, tmp_path / "log")), (tmp_path / "log").read_text()
     if atomic:
         target = next((tmp_path / "t").rglob("column.json")).parent
-        assert code == 0, said
+        assert code == 0, output
         assert logical_digest(target) == logical_digest(source)
         assert verify(target) == []
     else:
-        assert (code, "neither hard links" in said, said.count("\n")) == (2, True, 1)
+        assert (code, "neither hard links" in output, output.count("\n")) == (2, True, 1)
         assert not [p for p in (tmp_path / "t").rglob("*") if p.is_file() and p.suffix]
 
 

@@ -76,10 +76,10 @@ def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
     os.close(descriptor)
     for page in range(8):
         cache.add("b", page, bytes(1000))
-    kept = held(cache, "a", 64, 1000)
-    assert first in kept
-    assert first + 1 not in kept
-    assert kept[1:] == list(range(kept[1], 64))
+    pages = held(cache, "a", 64, 1000)
+    assert first in pages
+    assert first + 1 not in pages
+    assert pages[1:] == list(range(pages[1], 64))
     assert held(cache, "b", 8, 1000) == list(range(8))
     assert total(tmp_path) <= 64 * 1000
 

@@ -64,9 +64,9 @@ def stage(store: RemoteStore, name: str, data: bytes, piece: int = 3 << 20) -> b
 def in_place(store: RemoteStore, name: str, offset: int, length: int) -> bytes:
     handle = store.open(name)
     buffer = bytearray(length)
-    got = store.preadv(handle, [memoryview(buffer)], offset)
+    count = store.preadv(handle, [memoryview(buffer)], offset)
     store.close(handle)
-    return bytes(buffer[:got])
+    return bytes(buffer[:count])
 
 
 # Objects ------------------------------------------------------------------------------------------
@@ -222,11 +222,11 @@ def test_a_store_without_conditional_copies_is_refused(
 def test_every_request_may_fail_once(proxy: Proxy, url: str, fault: str) -> None:
     proxy.fault = EachKindOnce(fault)
     store, data = store_at(url, replace(QUICK, stall=0.3, request=0.6, copy=0.9)), noise(LARGE)
-    made = store.put_if_absent("commit", b"done")
-    assert made or fault in ("lost", "cut", "stall")  # a lost answer: what stands is adopted
+    is_new = store.put_if_absent("commit", b"done")
+    assert is_new or fault in ("lost", "cut", "stall")  # a lost answer: what stands is adopted
     assert store.read("commit") == b"done"
-    made = stage(store, "values/0", data)
-    assert made or fault in ("lost", "cut", "stall")
+    is_new = stage(store, "values/0", data)
+    assert is_new or fault in ("lost", "cut", "stall")
     assert in_place(store, "values/0", 5 * PAGE + 7, PAGE) == data[5 * PAGE + 7 :][:PAGE]
     assert store.read("values/0") == data
     store.replace("report", b"1")
@@ -356,10 +356,10 @@ def test_reads_fill_buffers_as_preadv_does(url: str, tmp_path: Path) -> None:
     for _ in range(50):
         sizes = rng.integers(0, 2 * PAGE, 3)
         offset = int(rng.integers(0, len(data) + 10))
-        ours, theirs = ([bytearray(int(n)) for n in sizes] for _ in range(2))
-        got = store.preadv(handle, [memoryview(b) for b in ours], offset)
-        assert got == os.preadv(file, theirs, offset)
-        assert ours == theirs
+        actual, expected = ([bytearray(int(n)) for n in sizes] for _ in range(2))
+        count = store.preadv(handle, [memoryview(b) for b in actual], offset)
+        assert count == os.preadv(file, expected, offset)
+        assert actual == expected
     os.close(file)
     store.close(handle)
 

@@ -110,10 +110,10 @@ def test_the_token_is_for_the_hub_alone(web: Web, monkeypatch: pytest.MonkeyPatc
         assert bytes(handle.fetch(100, 50)) == DATA[100:150]
         assert set(hub.tokens) == {"Bearer hf_secret"}
         assert set(web.tokens) == {None}  # not shown to whom it leads to
-    for root, told in (
+    for root, sent in (
         ("https://huggingface.co", True), ("http://huggingface.co", False),
         ("https://huggingface.co.evil.org", False), ("https://evil.org", False),
     ):  # fmt: skip
-        assert ("Authorization" in web_headers(root)) == told
+        assert ("Authorization" in web_headers(root)) == sent
     monkeypatch.delenv("HF_TOKEN")
     assert not re.search("secret", str(web_headers("https://huggingface.co")))
