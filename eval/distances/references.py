@@ -27,6 +27,7 @@ from safetensors.numpy import save
 from shards import FormatVersion, atomic_write, canonical_json, sha256
 from shards.format.atomic import open_file, parse_json, refuse_version
 from shards.format.checks import Fields, Text, check
+from shards.format.layout import differences
 
 from ..errors import BadReference
 from ..features.features import Floats, Pictures, extract, identity, of_folder
@@ -181,14 +182,10 @@ def read(path: Path) -> Reference:
 def check_network(reference: Reference, network: Network, path: Path) -> None:
     """BadReference where the reference's features are another network's."""
     expected = identity(network, reference.record["crop"])
-    wrong = [
-        f"{key}: found {reference.record[key]}, expected {expected[key]}"
-        for key in expected
-        if reference.record[key] != expected[key]
-    ]
-    if wrong:
+    actual = {key: reference.record[key] for key in expected}
+    if lines := differences(actual, expected):
         problem = f"{path}: made by another network than is to score:"
-        raise BadReference("\n  ".join([problem, *wrong, "Make a reference with this one"]))
+        raise BadReference("\n  ".join([problem, *lines, "Make a reference with this one"]))
 
 
 def _contents(tensors: Mapping[str, NDArray[Any]]) -> dict[str, str]:

@@ -23,6 +23,7 @@ from encode.models.vae import Vae
 from encode.registry import TEXTS, VAES, ModelSpec, location
 from shards.format.atomic import read_file
 from shards.format.identity import ColumnIdentity, EncoderIdentity
+from shards.format.layout import differences
 
 from ..errors import EncoderMismatch
 
@@ -132,7 +133,7 @@ def vae_of(column: ColumnIdentity | None, named: str | None, device: str, allow_
     encoder = relocate_encoder(column.encoder, named, VAES)
     with _hint("--vae", named):
         vae = Vae(ModelSpec.of_identity(encoder), device)
-    _check("VAE", vae.model.path, {"weights": (vae.weights, encoder.weights)})
+    _check("VAE", vae.model.path, {"weights": vae.weights}, {"weights": encoder.weights})
     return vae
 
 
@@ -177,8 +178,8 @@ class Text:
         self._loaded: TextEncoder | None = None
         if named and (allow_other or column is None):
             self._model = text_named(named)
-            self._loaded = text = self._load()
-            self._expected = {"weights": text.weights, **_digests(text)}
+            self._loaded = self._load()
+            self._expected = _digests(self._loaded)
         else:
             assert column is not None
             encoder = relocate_encoder(column.encoder, named, TEXTS)
@@ -206,10 +207,7 @@ class Text:
         if self._loaded is None:
             with _hint("--text-encoder", self._named):
                 text = self._load()
-            digests = {"weights": text.weights, **_digests(text)}
-            names = dict.fromkeys([*self._expected, *digests])
-            pairs = {name: (digests.get(name), self._expected.get(name)) for name in names}
-            _check("text encoder", self._model.path, pairs)
+            _check("text encoder", self._model.path, _digests(text), self._expected)
             self._loaded = text
         return self._loaded
 
@@ -227,21 +225,21 @@ class Text:
 
 
 def _digests(text: TextEncoder) -> Json:
-    digests = {"tokenizer": text.tokenizer.weights, "chat_template": text.tokenizer.chat}
+    tokenizer = text.tokenizer
+    digests = {
+        "weights": text.weights,
+        "tokenizer": tokenizer.weights,
+        "chat_template": tokenizer.chat,
+    }
     return {name: digest for name, digest in digests.items() if digest}
 
 
-def _check(role: str, path: str, digests: dict[str, tuple[str | None, str | None]]) -> None:
-    """EncoderMismatch where pairs of (actual, expected) differ."""
-    wrong = [
-        f"{name} {_short(actual)}, expected {_short(expected)}"
-        for name, (actual, expected) in digests.items()
-        if actual != expected
-    ]
-    if wrong:
+def _check(role: str, path: str, digests: Json, expected: Json) -> None:
+    """EncoderMismatch where digests are not the expected ones."""
+    if lines := differences(digests, expected):
         raise EncoderMismatch(
-            f"{path}: not the {role} that the columns were made with: found {'; '.join(wrong)}. Give the path of the "
-            "original, or say --allow-other-encoder to use this one all the same"
+            f"{path}: not the {role} that the columns were made with: {'; '.join(lines)}. Name the original, "
+            "or say --allow-other-encoder to use this one all the same"
         )
 
 
@@ -257,7 +255,3 @@ def _hint(flag: str, named: str | None) -> Iterator[None]:
             f"{error}. The columns name the place it had when they were made: run this from the same folder, or name "
             f"its place with {flag}"
         ) from None
-
-
-def _short(digest: str | None) -> str:
-    return f"{digest[:16]}..." if digest else "none"

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from shards import atomic_write, canonical_json, put_if_absent, sha256, sha256_file
+from shards.format.layout import differences
 
 from ..errors import MissingImages, OtherImages
 from ..prompts.prompts import Prompts
@@ -113,13 +114,7 @@ class ImageSetWriter:
     def _refuse_others(self) -> Json:
         """Returns the manifest; OtherImages if it is of other settings."""
         recorded = checks.read_manifest(self._manifest)
-        before, now = recorded["settings"], self._settings
-        lines = [
-            f"{key}: found {before.get(key)!r}, expected {now.get(key)!r}"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
-        ]
-        if lines:
+        if lines := differences(recorded["settings"], self._settings):
             problem = f"{self.folder} holds images of other settings:"
             remedy = "Choose another --save_dir, or the settings of before"
             raise OtherImages("\n  ".join([problem, *lines, remedy]))
