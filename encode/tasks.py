@@ -1,4 +1,4 @@
-"""A shard to be encoded, and what became of it."""
+"""A shard to encode, and its result."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Target:
 @dataclass(frozen=True, slots=True)
 class ShardTask:
     """One tar and the columns it still lacks. `number` is its shard, `folder` that of the
-    source. `remote`: pictures are decoded on another node. `peers`: columns of the source that stand
-    already, by the suffix that they read.
+    source. `remote`: pictures are decoded on another node. `peers`: columns of the source on disk, by
+    the suffix that they read.
     """
 
     source: str
@@ -42,7 +42,7 @@ class ShardTask:
 
 @dataclass(slots=True)
 class ShardResult:
-    """What a shard gave: rows, rows by status of each column, seconds and CPU seconds by stage.
+    """The result of a shard: rows, rows by status of each column, seconds and CPU seconds by stage.
     Columns that another run committed meanwhile are not among `counts`.
     """
 

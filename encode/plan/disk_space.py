@@ -59,14 +59,14 @@ class DiskSpace:
 
 
 def lengths_of(
-    encoder: Encoder, suffix: str, most: int, samples: Sequence[TarSample]
+    encoder: Encoder, suffix: str, max_tokens: int, samples: Sequence[TarSample]
 ) -> list[NDArray[np.int64]]:
-    """Returns the tokens of each row of some tars, 0 where there is no caption, at most `most`.
+    """Returns the tokens of each row of some tars, 0 where there is no caption, at most `max_tokens`.
 
     Counted where the captions are at hand; else from their bytes, at the rate seen in the others.
     """
     assert isinstance(encoder, CaptionEncoder)
-    counted: dict[int, NDArray[np.int64]] = {}
+    counts: dict[int, NDArray[np.int64]] = {}
     size = tokens = 0
     for sample in samples:
         if suffix not in sample.captions:
@@ -75,17 +75,17 @@ def lengths_of(
         lengths[sample.has(suffix)] = encoder.lengths(
             [caption for caption in sample.captions[suffix] if caption is not None]
         )
-        counted[sample.shard] = lengths
-        whole = (lengths > 0) & (lengths < most)  # what was cut tells nothing of the rate
-        size += int(sample.member_bytes(suffix)[whole].sum())
-        tokens += int(lengths[whole].sum())
-    each = size / tokens if tokens else BYTES_PER_TOKEN
+        counts[sample.shard] = lengths
+        uncut = (lengths > 0) & (lengths < max_tokens)  # what was cut tells nothing of the rate
+        size += int(sample.member_bytes(suffix)[uncut].sum())
+        tokens += int(lengths[uncut].sum())
+    rate = size / tokens if tokens else BYTES_PER_TOKEN
 
     def estimated(sample: TarSample) -> NDArray[np.int64]:
-        guess = np.ceil(sample.member_bytes(suffix) / each).astype(np.int64) + 1
-        return np.where(sample.has(suffix), np.minimum(guess, most), 0)
+        guess = np.ceil(sample.member_bytes(suffix) / rate).astype(np.int64) + 1
+        return np.where(sample.has(suffix), np.minimum(guess, max_tokens), 0)
 
-    return [counted.get(sample.shard, estimated(sample)) for sample in samples]
+    return [counts.get(sample.shard, estimated(sample)) for sample in samples]
 
 
 def free_bytes(root: Store) -> int | None:
@@ -112,8 +112,8 @@ def _of_source(
 ) -> float:
     def lacking(column: Store) -> set[int]:
         shards = range(len(job.tars))
-        wanted = set(read_failures(column)) if retry else set(shards)
-        return wanted - set(committed(column, len(shards)))
+        tries = set(read_failures(column)) if retry else set(shards)
+        return tries - set(committed(column, len(shards)))
 
     missing = {name: lacking(job.folder.child(name)) for name in job.specs}
     sizes = [size for _, size in job.source.tars]
@@ -128,8 +128,8 @@ def _of_source(
         lengths = np.zeros(len(sample.rows), np.int64)
         if layout.ragged:
             (lengths,) = lengths_of(encoders[name], suffix, layout.row_shape[0], [sample])
-        each = shard_bytes(layout, sample.has(suffix), lengths) / sample.tar_bytes
-        total += each * sum(sizes[shard] for shard in missing[name])
+        ratio = shard_bytes(layout, sample.has(suffix), lengths) / sample.tar_bytes
+        total += ratio * sum(sizes[shard] for shard in missing[name])
         total += column_bytes(layout, 0) if missing[name] else 0
     return total
 

@@ -105,15 +105,15 @@ def column_cost(name: str, encoder: Encoder, survey: Survey, rate: Rate | None) 
 
     def total(layout: Layout, ratio: float = 1.0) -> Estimate:
         pairs = zip(present, lengths, strict=True)
-        each = [float(shard_bytes(layout, rows, tokens, ratio)) for rows, tokens in pairs]
-        return survey.total(each).plus(column_bytes(layout, int(survey.rows().value), empty))
+        sizes = [float(shard_bytes(layout, rows, tokens, ratio)) for rows, tokens in pairs]
+        return survey.total(sizes).plus(column_bytes(layout, int(survey.rows().value), empty))
 
     size = total(layout, rate.ratio if rate else 1.0)
-    done = len(committed(job.folder.child(name), shards))
+    commits = len(committed(job.folder.child(name), shards))
     cost = ColumnCost(
         job.source.name, name, layout.kind, survey.total([float(rows.sum()) for rows in present]),
-        size, size.value * (shards - done) / max(shards, 1), done, shards, rate=rate,
-        alternatives={other: total(way).value for other, way in alternatives(layout).items()},
+        size, size.value * (shards - commits) / max(shards, 1), commits, shards, rate=rate,
+        alternatives={key: total(cheap).value for key, cheap in alternatives(layout).items()},
         passed_over=passed_over(
             (row for sample in survey.samples for row in sample.rows), suffix, not layout.ragged
         ),
@@ -136,7 +136,7 @@ def rows_for_probe(encoder: Encoder, survey: Survey) -> list[Any]:
     return spread(texts, min(len(texts), PROBE_CAPTIONS))
 
 
-def break_even(cost: ColumnCost, most: int, global_batch: int) -> float | None:
+def break_even(cost: ColumnCost, max_tokens: int, global_batch: int) -> float | None:
     """Returns the steps of a run after which encoding once was cheaper than encoding in every step.
 
     N / B steps for pictures; for text less, because online it is padded to the most tokens. None
@@ -144,7 +144,7 @@ def break_even(cost: ColumnCost, most: int, global_batch: int) -> float | None:
     """
     if cost.kind == "ids":
         return None
-    share = 1.0 if cost.mean_tokens is None else cost.mean_tokens / most
+    share = 1.0 if cost.mean_tokens is None else cost.mean_tokens / max_tokens
     return cost.samples.value / global_batch * share
 
 
@@ -159,8 +159,8 @@ def pass_gpu_hours(costs: Sequence[ColumnCost], threads: int) -> float | None:
             return None
         encoding += cost.samples.value / cost.rate.rows_per_s / 3_600
         if cost.rate.decoded_per_s is not None:
-            spent = cost.samples.value / cost.rate.decoded_per_s / threads / 3_600
-            decoding[cost.source] = max(decoding.get(cost.source, 0.0), spent)
+            duration = cost.samples.value / cost.rate.decoded_per_s / threads / 3_600
+            decoding[cost.source] = max(decoding.get(cost.source, 0.0), duration)
     return max(encoding, sum(decoding.values()))
 
 
@@ -322,8 +322,8 @@ def _hints(cost: ColumnCost) -> list[str]:
     lines = []
     if cost.rate is not None:
         decoding = cost.rate.decoded_per_s
-        each = "" if decoding is None else f", a thread decodes {decoding:,.1f}/s"
-        lines.append(f"{cost.rate.rows_per_s:,.1f} samples/s on this device{each}")
+        thread = "" if decoding is None else f", a thread decodes {decoding:,.1f}/s"
+        lines.append(f"{cost.rate.rows_per_s:,.1f} samples/s on this device{thread}")
     if cost.threads_wanted is not None:
         lines.append(
             f"decoding is the slower part; engine.threads={cost.threads_wanted} would keep the device "

@@ -36,7 +36,7 @@ class Rate:
     calls: int
 
 
-def timed(call: Callable[[int], Any], most: int, seconds: float) -> tuple[float, int, Any]:
+def timed(call: Callable[[int], Any], max_rows: int, seconds: float) -> tuple[float, int, Any]:
     """Returns (median rows a second, measured calls, what the last call returned) of a call for n rows.
 
     The first calls, of one row and then of as many as fit into a part of the time, are not counted:
@@ -44,10 +44,10 @@ def timed(call: Callable[[int], Any], most: int, seconds: float) -> tuple[float,
     """
     start = time.perf_counter()
     call(1)
-    once = time.perf_counter()
+    begin = time.perf_counter()
     result = call(1)
-    each = time.perf_counter() - once
-    rows = max(1, min(most, int(seconds / SHARE / max(each, 1e-9))))
+    duration = max(time.perf_counter() - begin, 1e-9)
+    rows = max(1, min(max_rows, int(seconds / SHARE / duration)))
     if rows > 1:
         result = call(rows)
     rates: list[float] = []

@@ -92,11 +92,11 @@ class SourceJob:
                 rows, note = scan_tar(file, self.source.shard_rows)
                 index_bytes = len(ShardIndex.encode(64 * "0", shard, rows, note))
             texts = {suffix: read_captions(rows, handle, suffix)[0] for suffix in captions}
-            some = rows[:: max(1, len(rows) // PICTURES)]
+            step = max(1, len(rows) // PICTURES)
             images = {
                 suffix: [
                     read_exactly(handle, row.members[suffix][1], row.members[suffix][0])
-                    for row in some
+                    for row in rows[::step]
                     if suffix in row.members
                 ]
                 for suffix in pictures
@@ -132,11 +132,11 @@ def refuse_unmatched(config: EncodeConfig, job: SourceJob) -> None:
     in some more of the source. Tars are read, or their indexes, until every suffix was seen.
     """
     source, shards, half = job.source, len(job.tars), FIRST // 2
-    some = [*range(half), *(shards * i // half - 1 for i in range(1, half + 1))]
-    some += [shards * i // TRIES for i in range(TRIES)]
-    counts, searched, lacking = Counter[str](), list[str](), dict(config.columns)
-    for shard in dict.fromkeys(shard for shard in some if 0 <= shard < shards):
-        if not lacking or len(searched) == FIRST:
+    order = [*range(half), *(shards * i // half - 1 for i in range(1, half + 1))]
+    order += [shards * i // TRIES for i in range(TRIES)]
+    counts, names, columns = Counter[str](), list[str](), dict(config.columns)
+    for shard in dict.fromkeys(shard for shard in order if 0 <= shard < shards):
+        if not columns or len(names) == FIRST:
             break
         try:
             rows = job.sample(shard).rows
@@ -144,18 +144,18 @@ def refuse_unmatched(config: EncodeConfig, job: SourceJob) -> None:
             continue  # it is reported when its turn comes
         except OSError:
             return  # so is this, and others would take as long
-        searched.append(source.tars[shard][0])
+        names.append(source.tars[shard][0])
         counts.update(suffix for row in rows for suffix in row.members)
-        lacking = {n: c for n, c in lacking.items() if member_of(c.suffix) not in counts}
-    if not searched or not lacking:
+        columns = {n: c for n, c in columns.items() if member_of(c.suffix) not in counts}
+    if not names or not columns:
         return
-    name, column = next(iter(lacking.items()))
+    name, column = next(iter(columns.items()))
     key = "image" if hasattr(column, "image") else "caption"
     suffixes = ", ".join(f"{suffix!r} ({count:,})" for suffix, count in counts.most_common(12))
     raise NoSuchSuffix(
         f"columns.{name}.{key}: no sample of source {source.name!r} has a member with the suffix "
-        f"{member_of(column.suffix)!r}, in {len(searched)} of {shards} tars that were looked at "
-        f"({', '.join(map(repr, searched[:3]))}{', ...' if searched[3:] else ''}). Suffixes there, "
+        f"{member_of(column.suffix)!r}, in {len(names)} of {shards} tars that were looked at "
+        f"({', '.join(map(repr, names[:3]))}{', ...' if names[3:] else ''}). Suffixes there, "
         f"with their rows: {suffixes}. Set columns.{name}.{key} to one of them"
     )
 
@@ -175,8 +175,8 @@ class Estimate:
     def exact(self) -> bool:
         return self.low == self.high
 
-    def plus(self, more: float) -> Estimate:
-        return Estimate(self.value + more, self.low + more, self.high + more)
+    def plus(self, term: float) -> Estimate:
+        return Estimate(self.value + term, self.low + term, self.high + term)
 
 
 def exactly(value: float) -> Estimate:
@@ -184,7 +184,7 @@ def exactly(value: float) -> Estimate:
 
 
 def extrapolate(
-    values: Sequence[float], sizes: Sequence[float], whole: float, population: int
+    values: Sequence[float], sizes: Sequence[float], total_size: float, population: int
 ) -> Estimate:
     """Returns a total from a sample of `population` tars, by the ratio to a size known of all of them.
 
@@ -196,14 +196,16 @@ def extrapolate(
     if count == population:
         return exactly(sum(values))
     if count < 2:
-        return Estimate(ratio * whole, math.nan, math.nan)
+        return Estimate(ratio * total_size, math.nan, math.nan)
     from scipy.stats import t
 
-    rest = np.array(values, float) - ratio * np.array(sizes, float)
-    spread = math.sqrt(float(np.square(rest).sum()) / (count - 1))
+    residuals = np.array(values, float) - ratio * np.array(sizes, float)
+    spread = math.sqrt(float(np.square(residuals).sum()) / (count - 1))
     error = population * spread * math.sqrt((1 - count / population) / count)
     half = float(t.ppf(0.975, count - 1)) * error
-    return Estimate(ratio * whole, max(0.0, ratio * whole - half), ratio * whole + half)
+    return Estimate(
+        ratio * total_size, max(0.0, ratio * total_size - half), ratio * total_size + half
+    )
 
 
 class Survey:
@@ -251,5 +253,5 @@ class Survey:
             sizes = [len(sample.rows) for sample in self.samples]
             return extrapolate(values, sizes, sum(self.known.values()), self.shards)
         sizes = [sample.tar_bytes for sample in self.samples]
-        whole = sum(size for _, size in self.job.source.tars)
-        return extrapolate(values, sizes, whole, self.shards)
+        total_size = sum(size for _, size in self.job.source.tars)
+        return extrapolate(values, sizes, total_size, self.shards)

@@ -1,7 +1,7 @@
 """How many bytes a column will take: the arithmetic of the layout, objects and records alike.
 
-Exact for stored arrays without a codec (`zarrfile.pack` and `tars.write_row` say the same), within a
-few bytes for the records. A codec makes values smaller by a ratio that must be measured.
+Exact for stored arrays without a codec (as `zarr_object` and `tar_object` write them), within a few
+bytes for the records. A codec makes values smaller by a ratio that must be measured.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ CHANNEL = 21  # bytes of one such scale
 
 
 def object_bytes(array: ArraySpec, elements: int) -> int:
-    """Of one Zarr object, before compression; none is written for no elements."""
+    """Returns the bytes of one Zarr object before compression; none is written for no elements."""
     if not elements:
         return 0
     return -(-elements // array.chunk_len) * array.chunk_bytes + 16 * array.chunks + 4
 
 
 def shard_bytes(
-    layout: Layout, there: NDArray[np.bool_], lengths: NDArray[np.int64], ratio: float = 1.0
+    layout: Layout, present: NDArray[np.bool_], lengths: NDArray[np.int64], ratio: float = 1.0
 ) -> int:
-    """Bytes that one shard adds to a column: values, small arrays and its commit record.
+    """Returns the bytes that one shard adds to a column: values, small arrays and its commit record.
 
-    `there` says which rows have values, (rows,); `lengths` is tokens a row, 0 where there are none
+    `present` says which rows have values, (rows,); `lengths` is tokens a row, 0 where there are none
     (of no meaning where rows are of one shape). `ratio` is what a codec makes of the values.
     """
-    rows, arrays = len(there), layout.arrays()
-    objects = _values(layout, there, lengths, ratio)
+    rows, arrays = len(present), layout.arrays()
+    objects = _values(layout, present, lengths, ratio)
     for name in ("lengths", "status", "crc"):
         if name in arrays and rows:
             size = object_bytes(arrays[name], rows)
@@ -49,26 +49,26 @@ def shard_bytes(
     if layout.ragged:  # of the column, but named by every commit
         objects.append(("empty/c/0/0", 10_000, DIGEST))
     blocks = -(-rows // ZARR_ROWS)
-    lost = int(np.count_nonzero(np.diff(~there, prepend=False, append=False))) // 2
+    runs = int(np.count_nonzero(np.diff(~present, prepend=False, append=False))) // 2
     commit = Commit(
-        1, rows, ((1_000, 1, 2),) * lost, tuple(objects), (DIGEST,) * blocks, DIGEST, DIGEST,
+        1, rows, ((1_000, 1, 2),) * runs, tuple(objects), (DIGEST,) * blocks, DIGEST, DIGEST,
         PROVENANCE, {"jpg": DIGEST},
     )  # fmt: skip
     return total + len(seal(commit.record()))
 
 
 def _values(
-    layout: Layout, there: NDArray[np.bool_], lengths: NDArray[np.int64], ratio: float
+    layout: Layout, present: NDArray[np.bool_], lengths: NDArray[np.int64], ratio: float
 ) -> list[tuple[str, int, str]]:
-    """The objects that hold the values of a shard: (path, bytes, digest)."""
+    """Returns the objects that hold the values of a shard: (path, bytes, digest)."""
     if layout.backend == "webdataset":
-        each = np.where(layout.ragged, lengths, 1)[there] * layout.unit_bytes
+        each = np.where(layout.ragged, lengths, 1)[present] * layout.unit_bytes
         size = BLOCK * int(member_blocks(each).sum()) + len(END)
         return [("tar/00000.tar", size, DIGEST)]
     array, objects = layout.arrays()[layout.kind], []
-    for start in range(0, len(there), ZARR_ROWS):
+    for start in range(0, len(present), ZARR_ROWS):
         block = slice(start, start + ZARR_ROWS)
-        count = int(lengths[block][there[block]].sum()) if layout.ragged else len(there[block])
+        count = int(lengths[block][present[block]].sum()) if layout.ragged else len(present[block])
         size = object_bytes(array, count)
         if layout.codec and size:
             tail = 16 * array.chunks + 4
@@ -79,7 +79,7 @@ def _values(
 
 
 def column_bytes(layout: Layout, rows: int, empty: int = 0) -> int:
-    """What a column holds once, beside its shards: column.json, Zarr metadata, the empty caption
+    """Returns the bytes a column holds once, beside its shards: column.json, Zarr metadata, the empty caption
     (`empty` tokens) and the COMPLETE record of `rows` rows.
     """
     arrays = layout.arrays()
@@ -94,9 +94,9 @@ def column_bytes(layout: Layout, rows: int, empty: int = 0) -> int:
 
 
 def alternatives(layout: Layout) -> dict[str, Layout]:
-    """Cheaper ways to keep the same captions, by what they are called."""
+    """Returns cheaper layouts for the same captions, by name."""
     if layout.kind != "tokens":
         return {}
     most, shards, rows = layout.row_shape[0], layout.shards, layout.shard_rows
-    found = {} if layout.quantised else {"int8": replace(layout, element="int8", codec=None)}
-    return found | {"ids": Layout("ids", (most,), shards, rows)}
+    layouts = {} if layout.quantised else {"int8": replace(layout, element="int8", codec=None)}
+    return layouts | {"ids": Layout("ids", (most,), shards, rows)}

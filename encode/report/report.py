@@ -119,7 +119,7 @@ def column_report(
     # a second job may have committed since the heads were read
     heads |= index_heads(store.parent, column.commits.keys() - heads.keys())
     seconds: Counter[str] = Counter()
-    others: Counter[str] = Counter()
+    suffixes: Counter[str] = Counter()
     uncounted = 0
     for shard, commit in column.commits.items():
         if (rows := heads.get(shard)) != commit.rows:
@@ -129,13 +129,13 @@ def column_report(
                 "`python -m shards verify`"
             )
         seconds.update(commit.provenance.get("seconds", {}))
-        others.update(commit.provenance.get("passed_over", {}))
-        missing = any(status in MISSING for _, _, status in commit.not_ok)
-        uncounted += missing and "passed_over" not in commit.provenance
+        suffixes.update(commit.provenance.get("passed_over", {}))
+        gaps = any(status in MISSING for _, _, status in commit.not_ok)
+        uncounted += gaps and "passed_over" not in commit.provenance
     counts = Counter(column.counts)
     for shard in heads.keys() - column.commits.keys():
-        lost = Status.SHARD_FAILED.name.lower() if shard in column.failed else "not_encoded"
-        counts[lost] += heads[shard]
+        reason = Status.SHARD_FAILED.name.lower() if shard in column.failed else "not_encoded"
+        counts[reason] += heads[shard]
     expected = sum(heads.values())
     if counts.total() != expected:
         raise CountsDisagree(
@@ -151,7 +151,7 @@ def column_report(
         "rows": column.rows,
         "input_rows": expected,
         "counts": dict(sorted(counts.items())),
-        "passed_over": dict(others.most_common()),  # rows without the column's member, by others
+        "passed_over": dict(suffixes.most_common()),  # rows without the column's member, by others
         "passed_over_unknown": uncounted,  # shards with such rows, by a program that did not count
         "bytes": column.bytes,
         "seconds": {stage: round(value, 3) for stage, value in sorted(seconds.items())},
@@ -205,9 +205,10 @@ def _line(url: str, entry: Json, allow_failed: bool) -> str:
     if entry["complete"] is not None and (allow_failed or not entry["missing"]):
         useless = "" if usable(entry["counts"]) else "but NO ROW IS USABLE, "
         return f"{url}: complete, {useless}{entry['rows']:,} rows: {counts}"
-    lost = len(entry["failed"])
-    left = f", {entry['missing'] - lost} not encoded yet" if entry["missing"] > lost else ""
-    return f"{url}: NOT complete, {lost} shards failed{left}; {counts}"
+    failures = len(entry["failed"])
+    fresh = entry["missing"] - failures
+    note = f", {fresh} not encoded yet" if fresh > 0 else ""
+    return f"{url}: NOT complete, {failures} shards failed{note}; {counts}"
 
 
 def _ordered(names: Iterable[str]) -> list[str]:
@@ -217,7 +218,7 @@ def _ordered(names: Iterable[str]) -> list[str]:
 
 
 def _table(title: str, names: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
-    """A row for each column by url, since there may be many; words of a heading may wrap."""
+    """Returns a table with a row for each column, since there may be many; headings may wrap."""
     table = Table("column", *(name.replace("_", " ") for name in names), title=title)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -228,7 +229,7 @@ def _table(title: str, names: Sequence[str], rows: Mapping[str, Sequence[str]]) 
 
 
 def _rows_table(columns: Mapping[str, Json]) -> Table:
-    """Every input row of each column, as ok or by reason; the sums have been checked."""
+    """Returns every input row of each column, as ok or by reason; the sums have been checked."""
     reasons = _ordered(name for entry in columns.values() for name in entry["counts"])
     unread = ["tars not read"] if any(entry["unread"] for entry in columns.values()) else []
     rows = {}
@@ -240,17 +241,17 @@ def _rows_table(columns: Mapping[str, Json]) -> Table:
 
 
 def _stage_table(columns: Mapping[str, Json]) -> Table:
-    """Seconds by stage over all commits, with milliseconds a row. A commit calls the time of its
+    """Returns seconds by stage over all commits, with milliseconds a row. A commit calls the time of its
     column's encoder by the column's name.
     """
-    spent = {
+    stages_of = {
         url: {
             "encode" if stage == _column(url).split("/")[-1] else stage: seconds
             for stage, seconds in entry["seconds"].items()
         }
         for url, entry in columns.items()
     }
-    names = {stage for seconds in spent.values() for stage in seconds}
+    names = {stage for seconds in stages_of.values() for stage in seconds}
     stages = [stage for stage in STAGES if stage in names] + sorted(names.difference(STAGES))
     rows = {
         url: [
@@ -259,7 +260,7 @@ def _stage_table(columns: Mapping[str, Json]) -> Table:
             else ""
             for s in stages
         ]
-        for url, seconds in spent.items()
+        for url, seconds in stages_of.items()
     }
     return _table("seconds, and ms a row", stages, rows)
 

@@ -98,8 +98,8 @@ def column_status(store: Store, reported: Json | None = None, sizes: bool = Fals
     with suppress(NotAColumn, CorruptColumn):  # `lost` says it
         if snapshot := column.snapshot:
             status["complete"] = snapshot.digest
-            known = reported and not sizes and reported.get("complete") == snapshot.digest
-            if reported and known and not column.lost(sizes=False):
+            current = not sizes and reported and reported.get("complete") == snapshot.digest
+            if reported and current and not column.lost(sizes=False):
                 rows, counts = sum(snapshot.rows), snapshot.counts
                 return status | {"rows": rows, "counts": counts, "bytes": reported["bytes"]}
     column.read_commits()
@@ -163,9 +163,9 @@ def waiting_for(run: Json) -> str:
         return "that is as it should be"
     if not waits:
         return "no waits counted"
-    most = max(waits, key=lambda reason: waits[reason])
-    share = waits[most] / sum(waits.values())
-    return f"{ADVICE.get(most, f'it waits for {most}')} ({100 * share:.0f} % of the waiting)"
+    reason = max(waits, key=lambda name: waits[name])
+    share = waits[reason] / sum(waits.values())
+    return f"{ADVICE.get(reason, f'it waits for {reason}')} ({100 * share:.0f} % of the waiting)"
 
 
 # The command --------------------------------------------------------------------------------------
@@ -197,7 +197,9 @@ def as_text(record: Json, config_path: str) -> str:
         heading.justify = "right"
     failed, damaged = [], []
     for name, column in record["columns"].items():
-        failed += [f"FAILED {name}/{int(s):05d}: {why}" for s, why in column["failed"].items()]
+        failed += [
+            f"FAILED {name}/{int(s):05d}: {reason}" for s, reason in column["failed"].items()
+        ]
         damaged += [f"DAMAGED {name}: {column['lost']}"] if column.get("lost") else []
         if not column.get("shards"):
             table.add_row(name, "", "", "", "", "", "not begun")

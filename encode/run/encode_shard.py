@@ -174,7 +174,7 @@ class Shard:
         }
 
     def passed_over(self, name: str) -> dict[str, int]:
-        """See `members.passed_over`."""
+        """Returns rows that lack the column's member, by suffix; see `members.passed_over`."""
         if name in self.captions:
             return passed_over(self.rows, self.captions[name].suffix, pictures=False)
         return passed_over(self.rows, self.images[name].view.suffix, pictures=True)
@@ -204,7 +204,7 @@ class Shard:
             )  # fmt: skip
 
     def _encode_pictures(self, batches: Iterator[Batch], count: int) -> None:
-        """The image columns of a block of `count` rows, filled batch by batch; rows without a picture
+        """Encodes the image columns of a block of `count` rows, batch by batch; rows without a picture
         are left out of an encoder's batch.
         """
         values: dict[str, NDArray[Any]] = {}
@@ -238,7 +238,7 @@ class Shard:
     def _encode_captions(
         self, name: str, encoder: CaptionEncoder, block: Sequence[IndexRow]
     ) -> None:
-        """A caption column of a block. Encoded text is large: a worker holds two such blocks."""
+        """Encodes a caption column of a block. Text is large: a worker holds two such blocks."""
         with self.timer.waiting(READ), self.timer("read"):
             captions, status = read_captions(
                 block, self.tar, encoder.suffix, self._caption_digests[name].update

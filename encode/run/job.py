@@ -1,9 +1,9 @@
-"""`encode run`: what is asked for, minus what is committed, handed to workers until every shard is
+"""`encode run`: the columns of a config, minus what is committed, handed to workers until every shard is
 accounted for.
 
-There is no state but what stands in the columns: a second run does nothing, an interrupted one
-goes on. Each column is held by a lease while a run works on it, for economy and so that `repair` and
-`gc` keep away; that the columns come out right rests on commits alone.
+There is no state but the columns themselves: a second run does nothing, an interrupted one goes on.
+Each column is held by a lease while a run works on it, for economy and so that `repair` and `gc` keep
+away; that the columns come out right rests on commits alone.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .supervisor import Supervisor
 
 FINISHED, QUARANTINED = 0, 3
 COMMAND = "encode run"
-REASON = 4_000  # characters of why a shard failed that are kept: its beginning and its end
+REASON = 4_000  # characters of a failure's reason that are recorded, half of each end
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +81,14 @@ def _run(config: EncodeConfig, options: Options) -> int:
 
 @contextmanager
 def held(columns: Sequence[Store], cooperate: bool, force: bool) -> Iterator[list[Lease]]:
-    """Hold every column; LeaseHeld, naming the holder, if another run, repair or gc has one.
+    """Holds every column; raises LeaseHeld, naming the holder, if another run, repair or gc has one.
 
     With `cooperate` nothing is held: runs share the work and do some of it twice, and `repair` and
     `gc --yes` are not to be started meanwhile, for they do not see the runs.
     """
     with ExitStack() as stack:
-        yield [
-            stack.enter_context(Lease(column, COMMAND, force))
-            for column in (() if cooperate else columns)
-        ]
+        leases = [Lease(column, COMMAND, force) for column in columns if not cooperate]
+        yield [stack.enter_context(lease) for lease in leases]
 
 
 def _encode(
@@ -116,17 +114,19 @@ def _encode(
                 scheduler, executor, config.engine, plan.tasks, progress, leases
             )
             with draining(scheduler.drain, executor.abort) as signals:
-                supervisor.work()
+                try:
+                    supervisor.work()
+                finally:
+                    executor.stop()
     finally:
-        executor.stop()
-        given_up = [(plan.tasks[i], why) for i, why in scheduler.given_up.items()]
-        record_failures(given_up)
+        failures = [(plan.tasks[key], reason) for key, reason in scheduler.given_up.items()]
+        record_failures(failures)
     if supervisor.taken_away is not None:
         raise supervisor.taken_away
     if signals:
         print("what was finished is committed")
         raise Stopped(signals[0])
-    return finish(plan, config, [*plan.failed, *given_up], progress.record(final=True))
+    return finish(plan, config, [*plan.failed, *failures], progress.record(final=True))
 
 
 def start_executor(config: EncodeConfig) -> Executor:
@@ -140,31 +140,33 @@ def start_executor(config: EncodeConfig) -> Executor:
     return RayExecutor(config.columns, None, config.engine)
 
 
-def record_failures(failed: Sequence[tuple[ShardTask, str]]) -> None:
-    """Write down, beside each column, why a shard could not be committed, however long the reason."""
-    for task, why in failed:
-        reason = why if len(why) <= REASON else f"{why[: REASON // 2]} ... {why[-REASON // 2 :]}"
-        for target in task.targets.values():
-            record = {"format": FAILURE, "version": VERSION, "shard": task.number, "reason": reason}
-            if target.store.size(commit_name(task.number)) is None:
+def record_failures(failures: Sequence[tuple[ShardTask, str]]) -> None:
+    """Writes beside each column why a shard could not be committed; of a long reason both ends."""
+    for task, text in failures:
+        half = REASON // 2
+        reason = text if len(text) <= REASON else f"{text[:half]} ... {text[-half:]}"
+        record = {"format": FAILURE, "version": VERSION, "shard": task.number, "reason": reason}
+        for store in (target.store for target in task.targets.values()):
+            if store.size(commit_name(task.number)) is None:
                 name = failure_name(task.number)
-                target.store.replace(name, sealed(record, FailureRecord, target.store.at(name)))
+                store.replace(name, sealed(record, FailureRecord, store.at(name)))
 
 
 def finish(
-    plan: RunPlan, config: EncodeConfig, failed: Sequence[tuple[ShardTask, str]], run: Json | None
+    plan: RunPlan, config: EncodeConfig, failures: Sequence[tuple[ShardTask, str]], run: Json | None
 ) -> int:
-    """Write COMPLETE records, of columns whose objects are all there, and the report."""
+    """Writes COMPLETE records, of columns whose objects are all there, and the report. Returns the exit
+    code.
+    """
     damaged: dict[str, str] = {}
-    lacking = {t.store.url for task, _ in failed for t in task.targets.values()}
+    incomplete = {t.store.url for task, _ in failures for t in task.targets.values()}
     for url, target in sorted(plan.columns.items()):
-        if url not in plan.untried and (url not in lacking or config.allow_failed):
+        if url not in plan.untried and (url not in incomplete or config.allow_failed):
+            shards = target.spec.layout.shards
             try:
-                put_complete(
-                    target.store, target.digest, target.spec.layout.shards, config.allow_failed
-                )
+                put_complete(target.store, target.digest, shards, config.allow_failed)
             except ObjectsMissing as error:
                 damaged[url] = str(error)
-    report = write_report(config.root_store, plan.columns, failed, run, config, damaged)
+    report = write_report(config.root_store, plan.columns, failures, run, config, damaged)
     print(report.text)
-    return QUARANTINED if failed or damaged or report.useless else FINISHED
+    return QUARANTINED if failures or damaged or report.useless else FINISHED

@@ -1,5 +1,5 @@
-"""A worker holds every encoder once and encodes shards, two at a time. Here is the one in this
-process; `cluster` has those that are Ray actors. Both speak to the job by the same few events.
+"""A worker holds every encoder once and encodes shards, two at a time. Here is the worker of this
+process; `ray_workers` has those that are Ray actors. Both report to the supervisor by the same events.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .scheduler import IN_FLIGHT
 @dataclass(frozen=True, slots=True)
 class Done:
     worker: int
-    key: int  # of the task, as it was given to `submit`
+    key: int  # of the task, as `submit` got it
     result: ShardResult
 
 
@@ -48,14 +48,14 @@ class Executor(Protocol):
 
     def ask(self, question: Question[T]) -> T: ...  # on a worker; raises what it raises there
     def slots(self) -> int: ...  # workers there is room for now; it may change
-    def nodes(self) -> frozenset[str]: ...  # that live, by id
+    def nodes(self) -> frozenset[str]: ...  # ids of the living nodes
     def start(self, worker: int) -> None: ...
     def ready(self, worker: int) -> bool: ...  # a cluster may have no room for it yet
-    def retire(self, worker: int) -> None: ...  # it is not to come any more, or to go
+    def retire(self, worker: int) -> None: ...  # ends it, or calls it off
     def submit(self, worker: int, key: int, task: ShardTask) -> None: ...
     def events(self, timeout: float) -> list[Event]: ...
     def node_of(self, worker: int) -> str | None: ...  # where it is, or was
-    def stats(self) -> Mapping[int, Stats]: ...  # the last word of each worker that lives
+    def stats(self) -> Mapping[int, Stats]: ...  # the newest of each living worker
     def abort(self) -> None: ...  # shards in flight fail as Aborted; called by a signal handler
     def stop(self) -> None: ...
 
@@ -74,7 +74,7 @@ class Worker:
         return self._resources.meter.stats()
 
     def abort(self) -> None:
-        """Let what is in flight fail between two batches."""
+        """Lets what is in flight fail between two batches."""
         self._resources.stop.set()
 
 
@@ -95,31 +95,27 @@ class InlineExecutor:
     def nodes(self) -> frozenset[str]:
         return frozenset()
 
-    def start(self, worker: int) -> None:
-        pass
-
+    def start(self, worker: int) -> None: ...
+    def retire(self, worker: int) -> None: ...
     def ready(self, worker: int) -> bool:
         return True
 
-    def retire(self, worker: int) -> None:
-        pass
+    def node_of(self, worker: int) -> str | None:
+        return None
 
     def submit(self, worker: int, key: int, task: ShardTask) -> None:
         self._calls[self._pool.submit(self._worker.encode, task)] = worker, key
 
     def events(self, timeout: float) -> list[Event]:
         ready, _ = wait(self._calls, timeout, FIRST_COMPLETED)
-        found: list[Event] = []
+        events: list[Event] = []
         for call in ready:
             worker, key = self._calls.pop(call)
             try:
-                found.append(Done(worker, key, call.result()))
-            except Exception as error:  # the job decides what it means
-                found.append(Failed(worker, key, error))
-        return found
-
-    def node_of(self, worker: int) -> str | None:
-        return None
+                events.append(Done(worker, key, call.result()))
+            except Exception as error:  # the supervisor decides what it means
+                events.append(Failed(worker, key, error))
+        return events
 
     def stats(self) -> Mapping[int, Stats]:
         return {0: self._worker.stats()}

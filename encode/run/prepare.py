@@ -60,7 +60,7 @@ def prepare(config: EncodeConfig, jobs: Sequence[SourceJob], executor: Executor)
 
 
 def claim_columns(plan: RunPlan, retry: bool) -> None:
-    """Write what says that the columns are these, and list what they lack: shards that nobody has
+    """Writes the records of source and columns, and lists the shards to encode: those that nobody has
     tried, or with `retry` those alone that have failed.
     """
     for job in plan.jobs:
@@ -77,49 +77,46 @@ def claim_columns(plan: RunPlan, retry: bool) -> None:
 
 
 def columns_of(folder: Store, fingerprint: str) -> dict[str, list[Target]]:
-    """The columns of a source that stand, by the suffix of the members that they read. A folder
+    """Returns the columns of a source on disk, by the suffix of the members that they read. A folder
     that holds no column, or one that cannot be read, is passed over.
     """
-    found: dict[str, list[Target]] = {}
+    columns: dict[str, list[Target]] = {}
     for name in folder.folders():
         store = folder.child(name)
         with suppress(NotAColumn, CorruptColumn, FormatVersion):
             spec, digest = open_spec(store)
             suffix = member_read(spec.identity)
             if suffix and spec.identity.get("source") == fingerprint:
-                found.setdefault(suffix, []).append(Target(store, digest, spec))
-    return found
+                columns.setdefault(suffix, []).append(Target(store, digest, spec))
+    return columns
 
 
 def _list_tasks(
     plan: RunPlan, job: SourceJob, targets: Mapping[str, Target], peers: Mapping[str, Sequence[Target]],
     retry: bool,
 ) -> None:  # fmt: skip
-    """Shards by what they lack; those that lack the same share one mapping."""
-    shards = len(job.tars)
-    done = {n: set(committed(t.store, shards)) for n, t in targets.items()}
-    failures = {
-        n: {s: why for s, why in read_failures(t.store).items() if s not in done[n]}
-        for n, t in targets.items()
-    }
+    """Lists shards by the columns they lack; those that lack the same share one mapping."""
+    shards = range(len(job.tars))
+    commits = {name: set(committed(t.store, len(shards))) for name, t in targets.items()}
+    failures = {name: read_failures(t.store) for name, t in targets.items()}
     shared: dict[tuple[str, ...], dict[str, Target]] = {}
 
     def task(shard: int, names: tuple[str, ...]) -> ShardTask:
-        lacking = shared.setdefault(names, {n: targets[n] for n in names})
+        columns = shared.setdefault(names, {name: targets[name] for name in names})
         tar, (_, size) = job.tars[shard], job.source.tars[shard]
         assert tar is not None
         return ShardTask(
             job.source.name, job.source.fingerprint, job.folder, tar, size, shard,
-            job.source.shard_rows, lacking, peers=peers,
+            job.source.shard_rows, columns, peers=peers,
         )  # fmt: skip
 
-    for shard in range(shards):
-        missing = [n for n in targets if shard not in done[n]]
-        failed = tuple(n for n in missing if shard in failures[n])
-        fresh = tuple(n for n in missing if shard not in failures[n])
+    for shard in shards:
+        absent = [name for name in targets if shard not in commits[name]]
+        failed = tuple(name for name in absent if shard in failures[name])
+        fresh = tuple(name for name in absent if shard not in failures[name])
         if fresh and retry:
-            plan.untried |= {targets[n].store.url for n in fresh}
+            plan.untried |= {targets[name].store.url for name in fresh}
         if failed and not retry:
             plan.failed.append((task(shard, failed), failures[failed[0]][shard]))
-        if wanted := failed if retry else fresh:
-            plan.tasks.append(task(shard, wanted))
+        if names := failed if retry else fresh:
+            plan.tasks.append(task(shard, names))

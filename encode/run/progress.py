@@ -106,9 +106,8 @@ class Progress:
             self.write()
 
     def _add(self, stats: Stats, sign: int) -> None:
-        spent = {"busy": stats.busy, **stats.waits}
         for total, seconds in (
-            (self._time, spent), (self._seconds, stats.seconds), (self._cpu, stats.cpu)
+            (self._time, {"busy": stats.busy, **stats.waits}), (self._seconds, stats.seconds), (self._cpu, stats.cpu)
         ):  # fmt: skip
             for name, value in seconds.items():
                 total[name] += sign * value
@@ -137,21 +136,21 @@ class Progress:
         if not self._bytes_done or not self._rows_done or not rate:
             return None
         given_up = self._scheduler.given_up if self._scheduler else ()
-        failed = sum(self._tasks[key].size for key in given_up)
-        expected = (self._bytes_left - failed) * self._rows_done / self._bytes_done
+        failed_bytes = sum(self._tasks[key].size for key in given_up)
+        expected = (self._bytes_left - failed_bytes) * self._rows_done / self._bytes_done
         return max(0.0, expected - self.rows) / rate
 
     def _text(self) -> str:
         eta, past = self.eta(), self._past[0][2]
-        spent = {name: value - past.get(name, 0.0) for name, value in self._time.items()}
+        seconds = {name: value - past.get(name, 0.0) for name, value in self._time.items()}
         words = f"{self.rows:,} rows, {self.rate():,.0f} rows/s, ETA "
         words += "unknown" if eta is None else duration_text(eta)
-        share = busy_share(spent)
+        share = busy_share(seconds)
         if share is not None:
             words += f", encoders busy {100 * share:.0f} %"
             if share < BUSY:
                 words += (
-                    f" (waiting for {REASONS[max(WAITS, key=lambda name: spent.get(name, 0.0))]})"
+                    f" (waiting for {REASONS[max(WAITS, key=lambda name: seconds.get(name, 0.0))]})"
                 )
         return words
 
@@ -198,10 +197,10 @@ class Progress:
             log.warning("%s not written: %s", self._root.at(PROGRESS), error)
 
 
-def busy_share(spent: Mapping[str, float]) -> float | None:
+def busy_share(seconds: Mapping[str, float]) -> float | None:
     """Returns the share of the workers' time in which an encoder ran; None before any time passed."""
-    total = sum(spent.values())
-    return round(spent["busy"] / total, 4) if total > 0 else None
+    total = sum(seconds.values())
+    return round(seconds["busy"] / total, 4) if total > 0 else None
 
 
 def rounded(seconds: Mapping[str, float]) -> dict[str, float]:

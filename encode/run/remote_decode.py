@@ -31,20 +31,20 @@ IN_STORE = 3  # batches that wait in the object store
 def decode_batches(
     task: ShardTask, digest: str, views: Sequence[View], config: EngineConfig
 ) -> Iterator[Batch]:
-    """What runs elsewhere: batches of a shard in order; RemoteDecodeFailed if the tar there is not
-    the one of this index.
+    """Yields the batches of a shard in order, on another node; raises RemoteDecodeFailed if its tar is
+    not the one of this index.
     """
     with fetched(task.tar, config.scratch_folder, task.size) as path, path.open("rb") as file:
         tar = Tar(file, task.size)
         rows, note = scan_tar(file, task.shard_rows)
-        found = [  # of an older program, too, which noted less
-            sha256(ShardIndex.encode(task.fingerprint, task.number, rows, noted))
-            for noted in {note, None}
+        digests = [  # of an older program, too, which noted less
+            sha256(ShardIndex.encode(task.fingerprint, task.number, rows, text))
+            for text in {note, None}
         ]
-        if digest not in found:
+        if digest not in digests:
             raise RemoteDecodeFailed(
                 f"{task.tar}: the node that decodes reads {len(rows)} rows with index "
-                f"{found[0][:16]}..., the worker's has {digest[:16]}.... Both must see the same file"
+                f"{digests[0][:16]}..., the worker's has {digest[:16]}.... Both must see the same file"
             )
         for span in spans(len(rows), config.batch):
             batch = Batch.empty(span, views)
@@ -56,8 +56,8 @@ def decode_batches(
 def decoded_elsewhere(
     task: ShardTask, index: ShardIndex, views: Sequence[View], config: EngineConfig
 ) -> Generator[Batch, None, None]:
-    """Batches of a shard from a task on some node with a CPU to spare, checked to be in order and
-    without gaps.
+    """Yields the batches of a shard from a task on some node with a CPU to spare, checked to be in order
+    and without gaps.
     """
     ray: Any = importlib.import_module("ray")
     stream = ray.remote(decode_batches).options(
@@ -71,7 +71,7 @@ def decoded_elsewhere(
 
 
 def received(ray: Any, stream: Any, patience: float) -> Iterator[Batch]:
-    """What a streaming task sends, as it comes."""
+    """Yields what a streaming task sends, as it comes."""
     while True:
         until = time.monotonic() + patience
         while not ray.wait([stream], timeout=1.0, fetch_local=False)[0]:
@@ -92,12 +92,12 @@ def received(ray: Any, stream: Any, patience: float) -> Iterator[Batch]:
 def in_order(
     batches: Iterator[Batch], task: ShardTask, index: ShardIndex, size: int
 ) -> Iterator[Batch]:
-    """The batches, if they are all of a shard's, one after the other."""
+    """Yields the batches, if they are all of a shard's, one after the other."""
     for span in spans(len(index.rows), size):
         batch = next(batches, None)
         if batch is None or batch.span != span:
-            found = "the end" if batch is None else f"rows {batch.span}"
-            raise RemoteDecodeFailed(f"{task.name}: {found} came, rows {span} were expected")
+            part = "the end" if batch is None else f"rows {batch.span}"
+            raise RemoteDecodeFailed(f"{task.name}: {part} came, rows {span} were expected")
         # what comes from the object store cannot be written to, and torch wants to be able to
         images = {view: np.array(images) for view, images in batch.images.items()}
         yield replace(batch, images=images)

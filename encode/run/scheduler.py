@@ -3,9 +3,9 @@
 A worker has two shards in flight, so that it never waits for the next. What was in flight when a
 worker died becomes a suspect; suspects run alone, so that the death of a neighbour is never held
 against a shard, and not where they died if another worker lives, so that a broken machine is not
-either. A shard is given up after three failures, or three deaths while alone; a worker's place
-after four deaths without a shard finished between them, where the second and third death of one
-suspect tell of the suspect and are not counted.
+either. A shard is given up after three failures, or three deaths while alone; a worker's slot after
+four deaths without a shard finished between them, where the second and third death of one suspect
+tell of the suspect and are not counted.
 
 No step looks at all shards: each costs the same for a thousand as for a million.
 """
@@ -44,26 +44,26 @@ class Scheduler(Generic[T]):
         self._died_at: dict[T, set[int]] = {}
 
     def next_for(self, worker: int) -> T | None:
-        """The next task for a worker, or None if it should wait."""
-        mine = self.running.setdefault(worker, [])
-        if self.draining or worker in self.abandoned or any(t in self._alone for t in mine):
+        """Returns the next task for a worker, or None if it should wait."""
+        tasks = self.running.setdefault(worker, [])
+        if self.draining or worker in self.abandoned or any(t in self._alone for t in tasks):
             return None
         suspect = self._suspect_for(worker) if self.suspects else None
         if suspect is not None:
-            if mine:
+            if tasks:
                 return None  # first it has to be without work
             task = suspect
             self.suspects.remove(task)
             self._alone.add(task)
-        elif self.pending and len(mine) < IN_FLIGHT:
+        elif self.pending and len(tasks) < IN_FLIGHT:
             task = self.pending.popleft()
         else:
             return None
-        mine.append(task)
+        tasks.append(task)
         return task
 
     def _suspect_for(self, worker: int) -> T | None:
-        """A suspect that has not died with this worker, unless it has with every living one."""
+        """Returns a suspect that has not died with this worker, unless it has with every living one."""
         living = self.running.keys() - self.abandoned
         for task in self.suspects:
             if worker not in self._died_at[task] or not living - self._died_at[task]:
@@ -75,7 +75,7 @@ class Scheduler(Generic[T]):
         self._deaths[worker] = 0
 
     def failed(self, worker: int, task: T, reason: str, final: bool = False) -> None:
-        """The task raised an error; the worker lives. A `final` error would only come again."""
+        """Takes back a task that raised an error; a `final` error would only come again."""
         self._return(worker, task)
         if final:
             self.given_up[task] = reason
@@ -83,13 +83,13 @@ class Scheduler(Generic[T]):
             self._count(task, reason, self.pending)
 
     def died(self, worker: int, reason: str) -> None:
-        """The worker is gone, with all it had in flight; its place may be filled again."""
-        lost = self.running.pop(worker, [])
-        known = any(task in self._alone and task in self._failures for task in lost)
-        self._deaths[worker] = self._deaths.get(worker, 0) + (not known)
+        """Takes back all that a dead worker had in flight; its slot may be filled again."""
+        tasks = self.running.pop(worker, [])
+        suspected = any(task in self._alone and task in self._failures for task in tasks)
+        self._deaths[worker] = self._deaths.get(worker, 0) + (not suspected)
         if self._deaths[worker] >= DEATHS:
             self.abandoned.add(worker)
-        for task in lost:
+        for task in tasks:
             self._died_at.setdefault(task, set()).add(worker)
             if task in self._alone:
                 self._alone.discard(task)
@@ -98,12 +98,12 @@ class Scheduler(Generic[T]):
                 self.suspects.append(task)
 
     def dropped(self, worker: int, task: T) -> None:
-        """The task was not finished because the run is to end; nothing is held against it."""
+        """Takes back a task that an abort ended; it does not count as a failure."""
         self._return(worker, task)
         self.pending.append(task)
 
     def retired(self, worker: int) -> None:
-        """A worker without work is gone, and is not to come back."""
+        """Forgets a worker without work that will not come back."""
         assert not self.running.get(worker)
         self.running.pop(worker, None)
 
@@ -132,7 +132,7 @@ class Scheduler(Generic[T]):
         return sum(map(len, self.running.values()))
 
     def tried(self, task: T) -> bool:
-        """Whether it has been handed out before, and did not come back done."""
+        """Returns whether a task was handed out before and did not come back done."""
         return task in self._failures or task in self._died_at
 
     @property
@@ -142,5 +142,5 @@ class Scheduler(Generic[T]):
         return not busy and (self.draining or not (self.pending or self.suspects))
 
     def stranded(self, workers: Iterable[int]) -> bool:
-        """Work is left, but every worker's place is given up."""
+        """Work is left, but every worker's slot is given up."""
         return not self.finished and all(worker in self.abandoned for worker in workers)

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from shards.signals import on_stop
+from shards.signals import Stopped, on_stop
 
 # Ray sets JOB for what `ray job submit` starts, and kills STOP_WAIT seconds after SIGTERM
 JOB, STOP_WAIT = "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_JOB_STOP_WAIT_TIME_S"
@@ -60,6 +60,20 @@ def draining(finish: Callable[[], None], abort: Callable[[], None]) -> Iterator[
             yield received
         finally:
             timer.cancel()
+
+
+@contextmanager
+def deferred() -> Iterator[list[int]]:
+    """Yields the stop signals received meanwhile, and raises Stopped at the end if there are any: what a
+    handler raises within Ray's C++ code would come out as a SystemError.
+    """
+    received: list[int] = []
+    try:
+        with on_stop(received.append):
+            yield received
+    finally:
+        if received:
+            raise Stopped(received[0])
 
 
 def say(text: str) -> None:

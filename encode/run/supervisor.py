@@ -1,4 +1,4 @@
-"""The workers of a run: slots filled, given up and taken on as nodes come and go, shards handed
+"""Supervises the workers of a run: slots are filled and given up as nodes come and go, shards handed
 out, deaths and errors judged.
 """
 
@@ -23,16 +23,16 @@ from .progress import Progress
 from .scheduler import Scheduler
 
 FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
-ABORT_SECONDS = 60.0  # for what is in flight to come back once it has been told to stop
-NOTE_SECONDS = 60.0  # between two words on workers that do not come
+ABORT_SECONDS = 60.0  # for what is in flight to come back after an abort
+NOTE_SECONDS = 60.0  # between two lines on workers that do not come
 
 
 @dataclass
 class Supervisor:
     """Hands out tasks and takes back events until nothing is left.
 
-    A slot is a number. Its worker may die and be replaced; after four deaths in a row it is given
-    up, and counts as taken for as long as the node that it died on is there.
+    A slot is a number. Its worker may die and be replaced; after four deaths in a row the slot is
+    given up, and counts as taken for as long as the node that its worker died on exists.
     """
 
     scheduler: Scheduler[int]
@@ -46,27 +46,31 @@ class Supervisor:
     lost: set[int] = field(default_factory=set)
     next_slot: int = 0
     taken_away: LeaseHeld | None = None
-    fatal: Exception | None = None  # an error that would hit every shard
+    # an error that would hit every shard
+    fatal: Exception | None = None
 
     def work(self) -> None:
-        """To the end, or until the scheduler drains. Raises NoWorkers, or the error that would hit
+        """Works to the end, or until the scheduler drains. Raises NoWorkers, or the error that would hit
         every shard; what is in flight is stopped then, so that nothing is left half-written.
         """
         try:
-            self._look()
-            looked = noted = time.monotonic()
+            self._fill_slots()
+            look_at, note_at = time.monotonic() + self.engine.look, time.monotonic() + NOTE_SECONDS
             while not self.scheduler.finished:
                 now = time.monotonic()
-                if now - looked >= self.engine.look:
-                    looked = now
-                    self._look()
-                    self._check()
+                if now >= look_at:
+                    look_at = now + self.engine.look
+                    self._fill_slots()
+                    self._check_leases()
                 if any(map(self.executor.ready, self.slots)):
-                    noted = now
-                elif now - noted >= NOTE_SECONDS:
-                    noted = now
+                    note_at = now + NOTE_SECONDS
+                elif now >= note_at:
+                    note_at = now + NOTE_SECONDS
                     self.progress.note("no worker has started yet: is there room in the cluster?")
-                self._refuse_if_stranded()
+                if self.scheduler.stranded(self.slots):
+                    raise NoWorkers(
+                        "every worker died again and again; the last reason is in the log above"
+                    )
                 self._hand_out()
                 for event in self.executor.events(timeout=1.0):
                     self._take(event)
@@ -74,12 +78,12 @@ class Supervisor:
                     refuse(self.fatal)
                 self.progress.update(self.scheduler, self.executor.stats())
         except Exception:
-            self.wind_down()
+            self._wind_down()
             raise
         finally:
             self.progress.update(self.scheduler, self.executor.stats(), at_once=True)
 
-    def _check(self) -> None:
+    def _check_leases(self) -> None:
         """Drains if another command has taken a column over."""
         try:
             for lease in () if self.scheduler.draining else self.leases:
@@ -89,8 +93,8 @@ class Supervisor:
             self.taken_away = error
             self.scheduler.draining = True
 
-    def wind_down(self) -> None:
-        """Tell what is in flight to stop between two batches, and wait for it."""
+    def _wind_down(self) -> None:
+        """Stops what is in flight between two batches, and waits for it."""
         self.scheduler.draining = True
         self.executor.abort()
         until = time.monotonic() + ABORT_SECONDS
@@ -103,39 +107,30 @@ class Supervisor:
                 else:
                     self.scheduler.dropped(event.worker, event.key)
 
-    @property
-    def wanted(self) -> int | None:
-        """Workers that the config asks for; those for which there is no room may call for nodes."""
-        return self.engine.workers if self.engine.executor == "ray" else None
+    def _fill_slots(self) -> None:
+        """Starts workers in slots that have come, retires those that never came for slots that are gone.
 
-    def _look(self) -> None:
-        """Fill slots that have come, retire workers that never came for slots that have gone."""
-        wanted = self.wanted or max(1, self.executor.slots())
+        With engine.workers there may be more of them than the cluster has room for, which calls for
+        nodes where it scales by itself.
+        """
+        workers = self.engine.workers if self.engine.executor == "ray" else None
+        count = workers or max(1, self.executor.slots())
         alive, given_up = self.executor.nodes(), self.scheduler.abandoned
         for slot in given_up - self.lost:
             node = self.executor.node_of(slot)
             if node is not None and node not in alive:
                 self.lost.add(slot)
-        taken = [p for p in self.slots if p not in self.lost]
+        used = [slot for slot in self.slots if slot not in self.lost]
         work = self.scheduler.left + self.scheduler.in_flight
-        for _ in range(min(wanted - len(taken), work - len(taken))):
+        for _ in range(min(count, work) - len(used)):
             self.slots.append(self.next_slot)
             self.executor.start(self.next_slot)
             self.next_slot += 1
-        for slot in reversed(taken[wanted:]):
+        for slot in reversed(used[count:]):
             if slot not in given_up and not self.executor.ready(slot):
-                self._retire(slot)
-
-    def _retire(self, slot: int) -> None:
-        self.executor.retire(slot)
-        self.scheduler.retired(slot)
-        self.slots.remove(slot)
-
-    def _refuse_if_stranded(self) -> None:
-        if self.scheduler.stranded(self.slots):
-            raise NoWorkers(
-                "every worker died again and again; the last reason is in the log above"
-            )
+                self.executor.retire(slot)
+                self.scheduler.retired(slot)
+                self.slots.remove(slot)
 
     def _hand_out(self) -> None:
         for slot in self.slots:
@@ -146,10 +141,10 @@ class Supervisor:
                 self.executor.submit(slot, key, self._task(key))
 
     def _task(self, key: int) -> ShardTask:
-        """A share of the shards is decoded elsewhere, unless that may be what failed."""
+        """Returns a task, decoded elsewhere for a share of the shards unless that may be what failed."""
         task, share = self.tasks[key], self.engine.remote_decode
-        elsewhere = int((key + 1) * share) > int(key * share)
-        return replace(task, remote=True) if elsewhere and not self.scheduler.tried(key) else task
+        remote = int((key + 1) * share) > int(key * share) and not self.scheduler.tried(key)
+        return replace(task, remote=True) if remote else task
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Done):
@@ -165,29 +160,30 @@ class Supervisor:
                 self.executor.start(event.worker)
 
     def _failed(self, event: Failed) -> None:
-        if isinstance(event.error, Aborted | FormatVersion):
+        error = event.error
+        if isinstance(error, Aborted | FormatVersion):
             self.scheduler.dropped(event.worker, event.key)
-            if isinstance(event.error, FormatVersion):  # no fault of the shard: nothing is recorded
-                self.fatal = event.error
+            if isinstance(error, FormatVersion):  # no fault of the shard: nothing is recorded
+                self.fatal = error
             return
-        text = str(event.error) or "the process could not get more memory"
-        reason = redacted(f"{type(event.error).__name__}: {text}")
-        self.scheduler.failed(event.worker, event.key, reason, is_final(event.error))
+        text = str(error) or "the process could not get more memory"
+        reason = redacted(f"{type(error).__name__}: {text}")
+        self.scheduler.failed(event.worker, event.key, reason, is_final(error))
         self.progress.note(f"{self.tasks[event.key].name}: {reason}")
-        if isinstance(event.error, OSError) and event.error.errno in FATAL:
-            self.fatal = event.error
+        if isinstance(error, OSError) and error.errno in FATAL:
+            self.fatal = error
 
 
 def is_final(error: Exception) -> bool:
-    """Whether a shard's error would only come again. A network may come back, and what `gc` took is
-    made anew.
+    """Returns whether a shard's error would only come again. A network may come back, and what `gc`
+    took is made anew.
     """
     passing = isinstance(error, (StoreError, IncompleteColumn, TarChanged))
     return isinstance(error, (BadTar, ShardsError)) and not passing
 
 
 def refuse(error: Exception) -> NoReturn:
-    """Raise what would hit every shard: a full disk, missing rights, records of a newer release."""
+    """Raises what would hit every shard: a full disk, missing rights, records of a newer release."""
     if isinstance(error, FormatVersion):
         raise error
     raise EncodeError(

@@ -16,8 +16,8 @@ from ..meter import WRITE, Timer
 
 
 class Writing:
-    """Writes blocks in the order they are given. At most two blocks of a shard are in memory: one
-    being written, one being made.
+    """Writes blocks in the order of `put`. At most two blocks of a shard are in memory: one being
+    written, one being encoded.
     """
 
     def __init__(self, writers: Mapping[str, ShardWriter], timer: Timer) -> None:
@@ -31,7 +31,7 @@ class Writing:
         self, column: str, values: Any, status: NDArray[np.uint8],
         freed: Callable[[], object] = lambda: None,
     ) -> None:  # fmt: skip
-        """Write the next block of a column soon, and call `freed` when it is written or dropped."""
+        """Writes the next block of a column soon, and calls `freed` when it is written or dropped."""
         job = self._pool.submit(self._write, column, values, status)
         job.add_done_callback(lambda _: freed())
         self._now.append(job)
@@ -50,14 +50,14 @@ class Writing:
         self._timer.done()
 
     def end_block(self) -> None:
-        """The block is made: wait for the one before it. Raises what writing raised."""
+        """Waits for the block before the one just put. Raises what writing raised."""
         with self._timer.waiting(WRITE):
             for job in self._before:
                 job.result()
         self._before, self._now = self._now, []
 
     def finish(self) -> None:
-        """Wait for all that was put."""
+        """Waits for all blocks."""
         self.end_block()
         self.end_block()
 

@@ -101,6 +101,28 @@ def test_the_driver_loads_no_model(tmp_path: Path, models: Path) -> None:
     refused("columns.text.max_tokens=20", "identity.preprocess.max_tokens: found 24, expected 20")
 
 
+def test_told_to_end_while_a_worker_loads(tmp_path: Path, models: Path) -> None:
+    """A signal during a call of Ray's: nothing is written, and no worker stays."""
+    tars = write_source(tmp_path / "tars", 2, 5)
+    config = write_config(tmp_path / "c.yaml", tmp_path / "cache", tars, models, executor="ray")
+
+    def workers() -> list[int]:
+        return faults.standing().rays.workers(b"ray::RayWorker")
+
+    until(lambda: not workers())
+    with (tmp_path / "log").open("w") as log:
+        command = [sys.executable, "-m", "encode", "run", str(config)]
+        driver = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        until(lambda: workers() or driver.poll() is not None)
+        driver.send_signal(signal.SIGUSR1)
+        code = driver.wait(120)
+    output = (tmp_path / "log").read_text()
+    assert (code, "stopped by SIGUSR1" in output) == (128 + signal.SIGUSR1, True), output
+    assert "Traceback" not in output
+    assert not (tmp_path / "cache").exists()
+    until(lambda: not workers())
+
+
 @pytest.fixture
 def rays() -> Iterator[Cluster]:
     """A cluster that takes jobs."""
