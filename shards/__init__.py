@@ -5,6 +5,8 @@ Importing this package is cheap; torch is loaded by `shards.read.stream`, `shard
 `shards.read.randomness`.
 """
 
+from __future__ import annotations
+
 from .column.commits import Snapshot, put_complete, read_commit
 from .column.source import IndexRow, Source, open_source, put_index, read_index
 from .column.writer import ShardWriter, check_column, create_column, put_empty

@@ -1,5 +1,7 @@
 """How a config names its columns: places, or one word for all sources."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 

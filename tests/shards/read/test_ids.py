@@ -1,5 +1,7 @@
 """Token ids as the text of a join: read like tokens, int32 and without a width, by the thread of a stream."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +44,13 @@ from tests.shards.toy import (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, toy: Path) -> Path:
     """Ids of two captions beside `toy`, and another source of 70 rows: its latents, and ids of one caption."""
-    made = tmp_path_factory.mktemp("ids")
-    (made / "vae").symlink_to(toy / "vae")
-    write_column(made / "long", ids_spec())
-    write_column(made / "short", ids_spec(member="short.txt"), caption=1)
-    write_column(made / "other-vae", moments_spec(1, "other"), (70,))
-    write_column(made / "other-ids", ids_spec(1, "other"), (70,))
-    return made
+    root = tmp_path_factory.mktemp("ids")
+    (root / "vae").symlink_to(toy / "vae")
+    write_column(root / "long", ids_spec())
+    write_column(root / "short", ids_spec(member="short.txt"), caption=1)
+    write_column(root / "other-vae", moments_spec(1, "other"), (70,))
+    write_column(root / "other-ids", ids_spec(1, "other"), (70,))
+    return root
 
 
 def captions(batch: Batch) -> list[list[int]]:
@@ -83,10 +85,10 @@ def test_several_sources_and_captions(folder: Path) -> None:
         for _ in range(4):
             batch = next(stream)
             choice = order.choose(batch.samples.numpy(), (0.75, 0.25)).tolist()
-            found = zip(
+            samples = zip(
                 captions(batch), batch.sources.tolist(), batch.rows.tolist(), choice, strict=True
             )
-            for ids, source, row, caption in found:
+            for ids, source, row, caption in samples:
                 caption = caption if source == 0 else 0
                 assert ids == ids_of(row, caption).tolist()
                 chosen[caption] += 1

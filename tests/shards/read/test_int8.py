@@ -95,11 +95,11 @@ def test_the_device_multiplies_as_numpy_does(
     channels = (2.0 ** generator.uniform(-70, 70, (columns, width))).astype(np.float32)
     column = generator.integers(0, columns, count)
     tokens = Int8Tokens(*map(torch.from_numpy, (stored, channels, column)))
-    ours = tokens.each(lambda values: values.to(device)).dequantised()
+    on_device = tokens.each(lambda values: values.to(device)).dequantised()
     with np.errstate(over="ignore"):
         rows = [dequantise(stored[i : i + 1], channels[c]) for i, c in enumerate(column)]
-    theirs = np.concatenate([np.zeros((0, width), np.uint16), *rows])
-    np.testing.assert_array_equal(bits(ours), theirs.view(np.int16))
+    by_numpy = np.concatenate([np.zeros((0, width), np.uint16), *rows])
+    np.testing.assert_array_equal(bits(on_device), by_numpy.view(np.int16))
 
 
 def test_a_stream_hands_over_what_is_stored(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Columns that may be joined, the rows that are valid in all, and refusals."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -194,10 +196,10 @@ def test_captions_at_their_rates(toy: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         join.valid_mask, open_join(toy / "vae", tmp_path / "long").valid_mask
     )
-    found = join.identity()
-    assert found["rates"] == [0.75, 0.25]
-    assert found["text"]["identity"]["preprocess"]["caption"] == "txt"
-    assert found["text.1"]["identity"]["preprocess"]["caption"] == "short.txt"
+    record = join.identity()
+    assert record["rates"] == [0.75, 0.25]
+    assert record["text"]["identity"]["preprocess"]["caption"] == "txt"
+    assert record["text.1"]["identity"]["preprocess"]["caption"] == "short.txt"
     assert "rates" not in open_join(toy / "vae", tmp_path / "long").identity()
 
 
@@ -234,15 +236,15 @@ def test_captions_with_another_empty_one(toy: Path, tmp_path: Path) -> None:
 def test_bad_rows_are_an_error_if_asked(toy: Path, tmp_path: Path) -> None:
     with pytest.raises(BadRows) as caught:
         open_join(toy / "vae", toy / "text", bad="error")
-    found = str(caught.value)
+    message = str(caught.value)
     undecodable, missing = (image_status(ALL) == 2).sum(), (caption_status(ALL) == 4).sum()
     truncated = (image_status(ALL) == 1).sum()
-    assert f"{toy}/vae: {undecodable} rows are image_undecodable" in found
-    assert f"{toy}/vae: {truncated} rows are truncated" in found
-    assert f"{toy}/text: {missing} rows are caption_missing" in found
-    assert "row 3 of shard 0: truncated in vae" in found
-    assert "row 5 of shard 0: image_undecodable in vae" in found
-    assert "row 7 of shard 0: caption_missing in text" in found
+    assert f"{toy}/vae: {undecodable} rows are image_undecodable" in message
+    assert f"{toy}/vae: {truncated} rows are truncated" in message
+    assert f"{toy}/text: {missing} rows are caption_missing" in message
+    assert "row 3 of shard 0: truncated in vae" in message
+    assert "row 5 of shard 0: image_undecodable in vae" in message
+    assert "row 7 of shard 0: caption_missing in text" in message
     with pytest.raises(BadRows) as caught:
         open_join(toy / "vae", toy / "text", bad="error", truncated=True)
     assert "are truncated" not in str(caught.value)
@@ -309,8 +311,8 @@ def test_an_unfinished_column_stays_as_it_was_seen(toy: Path, tmp_path: Path) ->
     with pytest.raises(IncompleteColumn):
         open_join(path, toy / "text")
     join = open_join(path, toy / "text", partial=True, bad="skip")
-    seen = join.valid_rows
-    assert seen.max() < 2 * SHARD_ROWS
+    rows = join.valid_rows
+    assert rows.max() < 2 * SHARD_ROWS
     pins = json.loads(json.dumps(join.identity()))
     assert pins["latents"]["shards"] == [[0, 2]]
     grow(path, spec, range(2, 3))
@@ -318,7 +320,7 @@ def test_an_unfinished_column_stays_as_it_was_seen(toy: Path, tmp_path: Path) ->
         if finish:
             put_complete(path, digest, 3, allow_failed=False)
         again = open_join(path, toy / "text", partial=True, pins=pins)
-        np.testing.assert_array_equal(again.valid_rows, seen)
+        np.testing.assert_array_equal(again.valid_rows, rows)
         assert again.identity() == pins
     assert open_join(path, toy / "text").valid_rows.max() >= 2 * SHARD_ROWS
     (path / "commits/00001.json").unlink()
@@ -353,9 +355,9 @@ def test_a_complete_generation_stays_the_one_that_was_read(toy: Path, tmp_path: 
 def test_pins_of_another_column_are_left_to_the_comparison(toy: Path, tmp_path: Path) -> None:
     other = write_column(tmp_path / "other", moments_spec(weights="other"))
     pins = open_join(other, toy / "text").identity()
-    found = open_join(toy / "vae", toy / "text", pins=pins).identity()
-    assert found["latents"]["column"] != pins["latents"]["column"]
-    assert found["text"] == pins["text"]
+    record = open_join(toy / "vae", toy / "text", pins=pins).identity()
+    assert record["latents"]["column"] != pins["latents"]["column"]
+    assert record["text"] == pins["text"]
 
 
 # Several sources ----------------------------------------------------------------------------------
@@ -379,9 +381,9 @@ def test_concatenated_sources(toy: Path, second: Path) -> None:
     order = sources.order(seed=1, lanes=4)
     assert order.epoch_samples == sum(map(len, each)) // 4 * 4
     source, row = sources.locate(*order.at(np.arange(order.epoch_samples)))
-    seen = set(zip(source.tolist(), row.tolist(), strict=True))
-    assert len(seen) == order.epoch_samples
-    assert seen <= {(s, r) for s, rows in enumerate(each) for r in rows}
+    samples = set(zip(source.tolist(), row.tolist(), strict=True))
+    assert len(samples) == order.epoch_samples
+    assert samples <= {(s, r) for s, rows in enumerate(each) for r in rows}
     assert (sources.norm, sources.max_tokens, sources.text_width) == (NORM, TOKENS, WIDTH)
     assert "weights" in sources.identity()
 

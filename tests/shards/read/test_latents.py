@@ -1,5 +1,7 @@
 """Moments to latents and back, against closed forms and diffusers."""
 
+from __future__ import annotations
+
 import math
 
 import pytest
@@ -40,9 +42,9 @@ def test_equals_diffusers(dtype: torch.dtype) -> None:
 
 def test_latents_are_normalised_and_nothing_is_drawn() -> None:
     latents = torch.tensor([3.0, -1.0]).view(1, 2, 1, 1).half()
-    found = draw(latents, Norm((1.0, -2.0), (10.0, 0.5)), None)
-    assert found.dtype == torch.float32
-    assert found.flatten().tolist() == [20.0, 0.5]
+    drawn = draw(latents, Norm((1.0, -2.0), (10.0, 0.5)), None)
+    assert drawn.dtype == torch.float32
+    assert drawn.flatten().tolist() == [20.0, 0.5]
 
 
 @pytest.mark.parametrize("norm", [Norm((0.3,), (1.7,)), Norm((1.0, -2.0, 3.0), (0.1, 2.0, 30.0))])

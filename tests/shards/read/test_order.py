@@ -1,5 +1,7 @@
 """The order of samples: properties for any sizes, and literal rows, so that it can never change unnoticed."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 
@@ -60,9 +62,9 @@ def test_literal_rows() -> None:
 def test_seeds_and_epochs_differ() -> None:
     words = words_of(0, 40, 0.9)
     order = Order([words], 0, 4)
-    one, two = np.split(by_number(order, 0, 2 * order.epoch_samples), 2)
-    assert (one != two).mean() > 0.9
-    assert (one != by_number(Order([words], 1, 4), 0, len(one))).mean() > 0.9
+    first, second = np.split(by_number(order, 0, 2 * order.epoch_samples), 2)
+    assert (first != second).mean() > 0.9
+    assert (first != by_number(Order([words], 1, 4), 0, len(first))).mean() > 0.9
 
 
 def test_a_window_keeps_rows_together() -> None:
@@ -88,11 +90,11 @@ def test_mixture_shares_and_epochs(weights: list[float] | None) -> None:
     np.testing.assert_allclose(np.bincount(source) / source.size, share, atol=1.01 / 4096)
     for s, n in enumerate(sizes):
         for epoch in range(3):  # each source has epochs of its own: every row once
-            seen = [
+            epoch_rows = [
                 rows[(source == s) & (samples % lanes == lane)][epoch * n : (epoch + 1) * n]
                 for lane in range(lanes)
             ]  # samples of a lane are listed in order
-            assert len(set(np.concatenate(seen).tolist())) == n * lanes
+            assert len(set(np.concatenate(epoch_rows).tolist())) == n * lanes
     parts = [Order(words, 11, lanes, 16, weights)(FAR, 16, 4, r) for r in range(4)]
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), order(FAR, 16))
 

@@ -20,10 +20,10 @@ def until(true: Callable[[], bool]) -> bool:
     return true()
 
 
-def counted(made: list[int], end: int | None = None) -> Iterator[int]:
+def counted(log: list[int], end: int | None = None) -> Iterator[int]:
     number = 0
     while number != end:
-        made.append(number)
+        log.append(number)
         yield number
         number += 1
 
@@ -33,11 +33,11 @@ def named(name: str) -> list[threading.Thread]:
 
 
 def test_all_in_their_order_and_no_more_than_depth_ahead() -> None:
-    made: list[int] = []
-    ahead = Prefetcher(counted(made, 50), 3, "numbers")
-    assert until(lambda: len(made) == 4)  # three wait, and one is in the hand
+    log: list[int] = []
+    ahead = Prefetcher(counted(log, 50), 3, "numbers")
+    assert until(lambda: len(log) == 4)  # three wait, and one is in the hand
     time.sleep(0.05)
-    assert len(made) == 4
+    assert len(log) == 4
     assert list(ahead) == list(range(50))
     with pytest.raises(StopIteration):
         next(ahead)
@@ -80,19 +80,19 @@ def test_the_thread_ends_with_it(how: str) -> None:
 
 
 def test_results_in_order_and_no_more_than_depth_ahead() -> None:
-    begun: list[int] = []
+    started: list[int] = []
 
     def work(number: int) -> int:
-        begun.append(number)
+        started.append(number)
         time.sleep(0.002 * (number % 3))  # later ones end first
         return number * number
 
     with ThreadPoolExecutor(4) as pool:
         results = map_ahead(pool, work, range(40), 6)
         assert next(results) == 0
-        assert until(lambda: len(begun) == 7)
+        assert until(lambda: len(started) == 7)
         time.sleep(0.05)
-        assert len(begun) == 7
+        assert len(started) == 7
         assert list(results) == [number * number for number in range(1, 40)]
 
 
@@ -121,14 +121,14 @@ def test_an_error_comes_in_its_turn_and_the_rest_is_waited_for() -> None:
 
 
 def test_close_cancels_what_has_not_begun() -> None:
-    begun: list[int] = []
+    started: list[int] = []
     with ThreadPoolExecutor(1) as pool:
         results = map_ahead(
-            pool, lambda number: (begun.append(number), time.sleep(0.02)), range(99), 50
+            pool, lambda number: (started.append(number), time.sleep(0.02)), range(99), 50
         )
         next(results)
         results.close()
-        count = len(begun)
+        count = len(started)
         assert count < 50
         time.sleep(0.1)
-        assert len(begun) == count
+        assert len(started) == count

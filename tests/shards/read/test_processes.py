@@ -48,8 +48,8 @@ def test_in_processes_that_were_started_any_way(
     toy: Path, tmp_path: Path, expected: list[list[Any]], method: str
 ) -> None:
     out = tmp_path / "out"
-    with reading.stream_of(toy) as here:  # with a stream, so a thread, in the parent
-        next(here)
+    with reading.stream_of(toy) as stream:  # with a stream, so a thread, in the parent
+        next(stream)
         context = multiprocessing.get_context(method)
         process = context.Process(target=reading.write, args=(toy, 3, out), daemon=True)
         process.start()

@@ -1,5 +1,7 @@
 """Keyed random numbers, against Philox4x64-10 written out by hand."""
 
+from __future__ import annotations
+
 import hashlib
 
 import numpy as np

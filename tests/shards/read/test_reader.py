@@ -1,5 +1,7 @@
 """Rows to buffers: any rows, any places, few open files, another process, a pinned generation."""
 
+from __future__ import annotations
+
 import json
 import multiprocessing
 import pickle
@@ -74,11 +76,11 @@ def test_many_columns_share_what_may_be_open(tmp_path: Path) -> None:
         for _ in range(3):
             for column in columns:
                 assert (column.read(rows)[:, 0, 0, 0] == rows // 100).all()"""
-    done = subprocess.run(
+    child = subprocess.run(
         [sys.executable, "-c", script, *paths], capture_output=True, text=True,
         cwd=Path(__file__).parents[3],
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert child.returncode == 0, child.stderr
 
 
 def test_hints_of_no_rows(toy: Path) -> None:
@@ -117,11 +119,11 @@ def test_a_column_in_use_goes_to_another_process(toy: Path, how: str) -> None:
     column = Column.open(toy / "text")
     expected = digest_of(column)  # files are open, tables are read
     context: Any = multiprocessing.get_context(how)
-    ours, theirs = context.Pipe()
-    child = context.Process(target=report, args=(column, theirs))
+    receiver, sender = context.Pipe()
+    child = context.Process(target=report, args=(column, sender))
     child.start()
-    assert ours.poll(60)
-    assert ours.recv() == expected
+    assert receiver.poll(60)
+    assert receiver.recv() == expected
     child.join(10)
     assert digest_of(column) == digest_of(pickle.loads(pickle.dumps(column))) == expected
 
@@ -131,14 +133,14 @@ def test_a_pin_opens_the_generation_that_was_seen(tmp_path: Path) -> None:
     digest = create_column(path, spec)
     for shard in (0, 2):
         write_shard(path, spec, digest, shard)
-    seen = Column.open(path, partial=True)
-    pin = json.loads(json.dumps(seen.snapshot_id()))
+    column = Column.open(path, partial=True)
+    pin = json.loads(json.dumps(column.snapshot_id()))
     assert pin["shards"] == [[0, 1], [2, 1]]
     write_shard(path, spec, digest, 1)
     put_complete(path, digest, 3, allow_failed=False)
     again = Column.open(path, snapshot_id=pin)
-    assert again.snapshot.digest == seen.snapshot.digest
-    np.testing.assert_array_equal(again.valid_mask(), seen.valid_mask())
+    assert again.snapshot.digest == column.snapshot.digest
+    np.testing.assert_array_equal(again.valid_mask(), column.valid_mask())
     newest = Column.open(path)
     assert newest.snapshot.rows == ROWS
     whole = newest.snapshot_id()
@@ -188,12 +190,12 @@ print(grown() - before)
 @pytest.mark.parametrize("backend", ["zarr", "webdataset"])
 def test_a_writer_holds_no_copy_of_what_it_writes(tmp_path: Path, backend: str) -> None:
     """268 MB go to disk, in a process that grows by a small part of it."""
-    done = subprocess.run(
+    child = subprocess.run(
         [sys.executable, "-c", WRITE_LARGE, str(tmp_path / "c"), backend],
         capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3],
     )  # fmt: skip
     assert sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) > 2**28
-    assert int(done.stdout) < 40
+    assert int(child.stdout) < 40
 
 
 def test_shape_of_what_is_read(toy: Path) -> None:
@@ -209,8 +211,8 @@ def test_a_column_that_was_closed_opens_again(toy: Path) -> None:
         "before = column.read(np.arange(3)); column.close(); after = column.read(np.arange(3));"
         "assert (before == after).all()"
     )
-    done = subprocess.run(
+    child = subprocess.run(
         [sys.executable, "-c", script, str(toy / "text")], capture_output=True, text=True,
         cwd=Path(__file__).parents[3],
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert child.returncode == 0, child.stderr

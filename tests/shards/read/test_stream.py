@@ -1,5 +1,7 @@
 """Batches hold what the row ids say, from any position; no buffer is overwritten under a tensor; errors surface."""
 
+from __future__ import annotations
+
 import os
 import threading
 import time
@@ -95,12 +97,12 @@ def test_the_state_is_one_integer(join: JoinedColumns) -> None:
         parts = [[next(s) for _ in range(2)] for s in streams]
         for stream in streams:
             stream.close()
-        found = {
+        rows_by_sample = {
             int(g): int(row)
             for batches in parts for b in batches for g, row in zip(b.samples, b.rows, strict=True)
         }  # fmt: skip
         _, rows, samples = join.order(1, 8)(position, 64)
-        assert found == dict(zip(samples.tolist(), rows.tolist(), strict=True))
+        assert rows_by_sample == dict(zip(samples.tolist(), rows.tolist(), strict=True))
         for batches in parts:
             for batch in batches:
                 check(batch)
@@ -289,7 +291,7 @@ def test_several_sources(toy: Path, tmp_path: Path, weights: list[float] | None)
     sources = open_sources(
         [toy / "vae", tmp_path / "vae"], [toy / "text", tmp_path / "text"], weights=weights
     )
-    order, seen = sources.order(1, 8), list[tuple[int, int]]()
+    order, samples = sources.order(1, 8), list[tuple[int, int]]()
     with Stream(sources, order, position=0, global_batch=64) as stream:
         for _ in range(order.epoch_samples // 64):
             batch = next(stream)
@@ -298,11 +300,11 @@ def test_several_sources(toy: Path, tmp_path: Path, weights: list[float] | None)
             moments[torch.from_numpy(source == 1), 2] -= 1.0
             plain = replace(batch, moments=moments)
             check(plain, 2 * source)
-            seen += zip(source.tolist(), batch.rows.tolist(), strict=True)
+            samples += zip(source.tolist(), batch.rows.tolist(), strict=True)
     if weights:
-        assert abs(np.mean([s for s, _ in seen]) - 0.3) < 0.01
+        assert abs(np.mean([s for s, _ in samples]) - 0.3) < 0.01
     else:
-        assert len(set(seen)) == len(seen)
+        assert len(set(samples)) == len(samples)
 
 
 def test_extra_columns_ride_along(toy: Path, tmp_path: Path) -> None:
@@ -323,9 +325,9 @@ def test_extra_columns_ride_along(toy: Path, tmp_path: Path) -> None:
     with Stream(join, join.order(0, 8), position=0, global_batch=8) as stream:
         batch = next(stream)
     check(batch)
-    found = batch.extra["dino"]
-    assert (found.dtype, found.shape) == (torch.bfloat16, (8, 2, 3))
-    assert (found.view(torch.int16) == batch.rows[:, None, None]).all()
+    features = batch.extra["dino"]
+    assert (features.dtype, features.shape) == (torch.bfloat16, (8, 2, 3))
+    assert (features.view(torch.int16) == batch.rows[:, None, None]).all()
 
 
 def test_int8_captions_arrive_as_bfloat16(toy: Path, tmp_path: Path) -> None:
@@ -371,7 +373,7 @@ def test_int8_captions_arrive_as_bfloat16(toy: Path, tmp_path: Path) -> None:
 
 def test_what_is_held_is_never_overwritten(join: JoinedColumns) -> None:
     """A whole batch, and parts that keep its buffer only through views of views."""
-    order, seen = join.order(1, 8), set[int]()
+    order, pointers = join.order(1, 8), set[int]()
     with Stream(join, order, position=0, global_batch=64) as stream:
         first = next(stream)
         batch = next(stream)
@@ -382,15 +384,15 @@ def test_what_is_held_is_never_overwritten(join: JoinedColumns) -> None:
         for _ in range(30):
             later = next(stream)
             check(later)
-            seen.add(later.moments.data_ptr())
+            pointers.add(later.moments.data_ptr())
             del later
         check(first)
-        assert not any(place % 64 for place in seen)  # where copies are fast
+        assert not any(place % 64 for place in pointers)  # where copies are fast
         np.testing.assert_array_equal(row.numpy(), moments_of(rows.numpy()[5:6])[0, 1:])
         last = int(rows[-1])
         np.testing.assert_array_equal(tail.view(np.uint16)[-1], tokens_of(last)[-1])
         assert small[1].tolist() == order(64, 64)[2].tolist()
-    assert len(seen) <= 8  # and what is not held is used again
+    assert len(pointers) <= 8  # and what is not held is used again
     check(first)  # also when the stream is closed
 
 
@@ -398,11 +400,11 @@ def test_many_batches_held_and_let_go(join: JoinedColumns) -> None:
     """A user may keep an epoch; the memory goes when the tensors do, but for a few buffers."""
     stream = Stream(join, join.order(1, 8), position=0, global_batch=64)
     with stream:
-        held = [next(stream) for _ in range(25)]
-        assert len({batch.moments.data_ptr() for batch in held}) == 25
-        for batch in held:
+        batches = [next(stream) for _ in range(25)]
+        assert len({batch.moments.data_ptr() for batch in batches}) == 25
+        for batch in batches:
             check(batch)
-        del held, batch
+        del batches, batch
         for _ in range(3):
             next(stream)
 

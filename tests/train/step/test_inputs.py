@@ -1,5 +1,7 @@
 """The randomness of a sample depends on its number alone."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import torch
