@@ -19,7 +19,7 @@ from typing import Any
 from shards.console import not_negative, number, overview, positive
 from shards.places import local_path, model, place
 from shards.printing import safe_output
-from shards.signals import stoppable, stopping
+from shards.signals import stoppable
 
 from .errors import BadRequest
 from .prompts.benchmarks import BENCHMARKS, PLACE
@@ -133,12 +133,10 @@ def _generate(args: argparse.Namespace) -> int:
     logging.getLogger("eval").setLevel(logging.INFO)
     received: list[int] = []
 
-    def work() -> int:
-        with stopping(received):
-            generate(Request(**_fields(args)), rank=rank, signals=received)
-        return 0
+    def work() -> None:
+        generate(Request(**_fields(args)), rank=rank, signals=received)
 
-    return stoppable(work)
+    return stoppable(work, received)
 
 
 # Benchmarks' prompts ------------------------------------------------------------------------------
@@ -169,13 +167,11 @@ def _prompts(args: argparse.Namespace) -> int:
     return stoppable(lambda: _fetch(args)) if args.action == "fetch" else 0
 
 
-def _fetch(args: argparse.Namespace) -> int:
+def _fetch(args: argparse.Namespace) -> None:
     from .prompts.fetch import fetch
 
-    with stopping():
-        for name in args.names:
-            fetch(name, args.to)
-    return 0
+    for name in args.names:
+        fetch(name, args.to)
 
 
 # Scores -------------------------------------------------------------------------------------------

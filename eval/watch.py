@@ -31,7 +31,7 @@ from shards import LeaseHeld, atomic_write, canonical_json, open_store, put_if_a
 from shards.column.lease import Lease, lease_chain
 from shards.console import positive
 from shards.format.atomic import read_json
-from shards.signals import Stopped, stoppable, stopping
+from shards.signals import Stopped, stoppable
 from train.checkpoints.checkpoint import CheckpointError, steps
 from train.report.page import write_page
 
@@ -101,12 +101,11 @@ def watch(
     """
     watcher = Watcher(run, request, scorers, order)
 
-    def work() -> int:
-        with stopping(watcher.signals), watcher.alone():
+    def work() -> None:
+        with watcher.alone():
             watcher.go(every, once)
-        return 0
 
-    return stoppable(work)
+    return stoppable(work, watcher.signals)
 
 
 @dataclass

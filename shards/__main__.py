@@ -37,7 +37,7 @@ from typing import Any
 from .console import bench_module, not_negative, number, overview, positive
 from .errors import ShardsError
 from .printing import safe_output
-from .signals import stoppable, stopping
+from .signals import stoppable
 
 VERBS = {
     "info": "schema, identity, rows by status, sizes, statistics of a column",
@@ -172,13 +172,8 @@ def main() -> int:
         print(overview("python -m shards", "look at columns, check and move them", VERBS, EXAMPLE))
         return 0
     args = parser().parse_args()
-
-    def work() -> int:
-        with stopping():
-            return run(args)
-
     try:
-        return stoppable(work)
+        return stoppable(lambda: run(args))
     except ShardsError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

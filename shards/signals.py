@@ -75,10 +75,13 @@ def stopping(received: list[int] | None = None) -> Iterator[None]:
         yield
 
 
-def stoppable(work: Callable[[], int]) -> int:
-    """Runs what raises Stopped and goes on when it is run again. Returns the exit code."""
+def stoppable(work: Callable[[], int | None], received: list[int] | None = None) -> int:
+    """Runs what goes on when it is run again. Returns its exit code, None being 0, or 128 + n where
+    stop signal n ended it; see `stopping`.
+    """
     try:
-        return work()
+        with stopping(received):
+            return work() or 0
     except Stopped as stop:
         name = signal.Signals(stop.number).name
         print(f"stopped by {name}; run it again to go on from there", file=sys.stderr, flush=True)

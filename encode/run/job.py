@@ -21,7 +21,7 @@ from shards.errors import ObjectsMissing
 from shards.format.atomic import Json
 from shards.format.layout import FAILURE, VERSION
 from shards.format.records import FailureRecord, sealed
-from shards.signals import Stopped, stoppable, stopping
+from shards.signals import Stopped, stoppable
 
 from ..config import EncodeConfig
 from ..errors import EncodeError
@@ -53,24 +53,23 @@ class Options:
 
 def run(config: EncodeConfig, options: Options = Options()) -> int:
     """Encodes what is missing and completes the columns. Returns the exit code."""
-    return stoppable(lambda: _run(config, options))
+    return stoppable(lambda: _run(config, options))  # `draining` while shards are in flight
 
 
 def _run(config: EncodeConfig, options: Options) -> int:
     try:
-        with stopping():  # replaced by `draining` while shards are in flight
-            # what is wrong with a source is said before any model is loaded
-            jobs = [open_job(config, name) for name in config.sources]
-            executor = start_executor(config)
-            try:
-                plan = prepare(config, jobs, executor)
-                if not options.ignore_space:
-                    need = partial(required_bytes, config, options.retry, plan.jobs)
-                    refuse_if_full(config.root_store, lambda: executor.ask(need))
-                with held(plan.stores(), config.engine.cooperate, options.break_lease) as leases:
-                    return _encode(plan, config, options, executor, leases)
-            finally:
-                executor.stop()
+        # what is wrong with a source is said before any model is loaded
+        jobs = [open_job(config, name) for name in config.sources]
+        executor = start_executor(config)
+        try:
+            plan = prepare(config, jobs, executor)
+            if not options.ignore_space:
+                need = partial(required_bytes, config, options.retry, plan.jobs)
+                refuse_if_full(config.root_store, lambda: executor.ask(need))
+            with held(plan.stores(), config.engine.cooperate, options.break_lease) as leases:
+                return _encode(plan, config, options, executor, leases)
+        finally:
+            executor.stop()
     except OSError as error:
         if getattr(type(error), "exit_code", None) is not None:
             raise

@@ -25,7 +25,7 @@ import yaml
 from shards.console import Bar, positive, size_text
 from shards.errors import NoRoom
 from shards.places import local_path
-from shards.signals import Stopped, stoppable, stopping
+from shards.signals import Stopped, stoppable
 
 from ..errors import HubError
 from .hub import HubFile, check_digest, download_file, hub_files
@@ -55,12 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run_download(args: argparse.Namespace) -> int:
     """Runs `python -m encode download`; returns the exit code."""
-
-    def work() -> int:
-        with stopping():
-            return _download(args)
-
-    if code := stoppable(work):
+    if code := stoppable(lambda: _download(args)):
         os._exit(code)  # threads may wait for a server; the bytes they wrote are safe at any moment
     return 0
 

@@ -14,12 +14,10 @@ from shards.signals import SIGNALS, Stopped, stopping
 ROOT = Path(__file__).parents[2]
 WAITS = """
     import sys, time
-    from shards.signals import stoppable, stopping
+    from shards.signals import stoppable
     def work():
-        with stopping():
-            print("ready", flush=True)
-            time.sleep(60)
-        return 0
+        print("ready", flush=True)
+        time.sleep(60)
     sys.exit(stoppable(work))
 """
 
