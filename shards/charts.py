@@ -7,7 +7,9 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 COLOURS = 8
 WIDTH, MARGIN, ROW = 360, 8, 26  # of a chart of intervals and the height of its lines, in pixels
@@ -15,7 +17,7 @@ WIDTH, MARGIN, ROW = 360, 8, 26  # of a chart of intervals and the height of its
 CURVES_WIDTH, CURVES_HEIGHT, LEFT, BOTTOM = 640, 220, 64, 24
 MOST_POINTS = 400  # of a curve on the page
 
-Estimate = tuple[float, float | None, float | None]  # a value, and its interval where it has one
+Estimate = Mapping[str, Any]  # "value", with "low" and "high" of its interval or None
 Curve = tuple[str, Sequence[tuple[float, float]]]  # a name, and its points
 
 
@@ -111,12 +113,12 @@ def intervals(
     """
     rings = points or [[] for _ in lines]
     estimates = [estimate for _, estimate in lines if estimate]
-    low, high = reach([*estimates, *((number, None, None) for line in rings for number in line)])
+    low, high = reach(estimates, *rings)
     height = ROW * len(lines) + 18
     shapes = [_axis(low, high, height)]
     for i, (name, estimate) in enumerate(lines):
         y = ROW * i
-        text = figure(estimate[0]) if estimate else "no score"
+        text = figure(estimate["value"]) if estimate else "no score"
         shapes.append(
             f'<text x="{MARGIN}" y="{y + 11}">{html.escape(name)}</text>'
             f'<text x="{WIDTH - MARGIN}" y="{y + 11}" text-anchor="end">{text}</text>'
@@ -155,14 +157,16 @@ def groups(
 
 def difference(title: str, estimate: Estimate) -> str:
     """Returns a difference's interval beside zero."""
-    most = max(abs(number or 0) for number in estimate) or 1.0
+    most = max(map(abs, reach([estimate], [0.0])))
     zero = f'<path d="M{WIDTH / 2} 0V16" class="zero"/>'
     return _svg(title, WIDTH, 16, [zero, _mark(estimate, -most, most, 8, "currentColor")], "plot")
 
 
-def reach(estimates: Iterable[Estimate]) -> tuple[float, float]:
-    """Returns the smallest and largest number that any estimate or interval reaches, never equal."""
-    return extent(number for estimate in estimates for number in estimate if number is not None)
+def reach(estimates: Iterable[Estimate], *points: Sequence[float]) -> tuple[float, float]:
+    """Returns the ends of what the estimates with their intervals and the points reach, never equal."""
+    ends = [estimate[key] for estimate in estimates for key in ("value", "low", "high")]
+    numbers = [number for number in ends if number is not None]
+    return extent(chain(numbers, *points))
 
 
 def extent(numbers: Iterable[float]) -> tuple[float, float]:
@@ -185,14 +189,13 @@ def _across(number: float, low: float, high: float) -> float:
 
 
 def _mark(estimate: Estimate, low: float, high: float, y: int, colour: str) -> str:
-    value, *ends = estimate
     whisker = ""
-    if None not in ends:
-        start, end = (_across(number or 0.0, low, high) for number in ends)
+    if estimate["low"] is not None:
+        start, end = (_across(estimate[key], low, high) for key in ("low", "high"))
         whisker = (
             f'<path d="M{start:.1f} {y}H{end:.1f}M{start:.1f} {y - 3}v6M{end:.1f} {y - 3}v6"/>'
         )
-    dot = f'<circle cx="{_across(value, low, high):.1f}" cy="{y}" r="3.5"/>'
+    dot = f'<circle cx="{_across(estimate["value"], low, high):.1f}" cy="{y}" r="3.5"/>'
     return f'<g style="color:{colour}">{whisker}{dot}</g>'
 
 

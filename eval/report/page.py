@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from shards import charts
 from shards.console import duration_text
@@ -37,11 +36,11 @@ def render(
         "value": _value, "change": change, "seconds": _seconds, "short": _short,
     }  # fmt: skip
     return environment.get_template("report.html.j2").render(
-        r=data, galleries=galleries, note=note, style=Markup(charts.style()), verdicts=verdicts,
-        plot=_plot, groups_plot=_groups_plot, difference_plot=_difference_plot, trainings=_trainings,
+        r=data, galleries=galleries, note=note, style=charts.style(), verdicts=verdicts,
+        plot=_plot, groups_plot=_groups_plot, difference_plot=charts.difference, trainings=_trainings,
         title=", ".join(section["benchmark"] for section in data["sections"]),
-        charts=[Markup(charts.curves(*chart)) for chart in _score_curves(data["curves"])],
-        losses=[Markup(figure) for chart in losses if (figure := charts.curves(*chart, log=True))],
+        charts=[charts.curves(*chart) for chart in _score_curves(data["curves"])],
+        losses=[figure for chart in losses if (figure := charts.curves(*chart, log=True))],
     )  # fmt: skip
 
 
@@ -101,31 +100,24 @@ def _score_curves(curves: Sequence[Json]) -> list[tuple[str, list[charts.Curve]]
     return list(lines.items())
 
 
-def _plot(section: Json, score: Json) -> Markup:
+def _plot(section: Json, score: Json) -> str:
     """Returns a line an entry; each training seed is a ring, where there are several."""
-    entries, values = section["entries"], score["over_seeds"]
-    lines = [(e["name"], v and _estimate(v)) for e, v in zip(entries, values, strict=True)]
-    seeds = [[v["value"] for i in entry["sets"] if (v := score["values"][i])] for entry in entries]
+    entries, values = section["entries"], score["values"]
+    names = [entry["name"] for entry in entries]
+    lines = list(zip(names, score["over_seeds"], strict=True))
+    seeds = [[values[i]["value"] for i in entry["sets"] if values[i]] for entry in entries]
     points = [numbers if len(numbers) > 1 else [] for numbers in seeds]
-    return Markup(charts.intervals(f"{score['scorer']} with intervals", lines, points))
+    return charts.intervals(f"{score['scorer']} with intervals", lines, points)
 
 
 def _groups_plot(
     title: str, groups: Mapping[str, Sequence[Json | None]], sets: Sequence[Json]
-) -> Markup:
+) -> str:
     by_set = [
-        {name: _estimate(value) for name, values in groups.items() if (value := values[i])}
+        {name: value for name, values in groups.items() if (value := values[i])}
         for i in range(len(sets))
     ]
-    return Markup(charts.groups(title, list(groups), by_set, [s["entry"] for s in sets]))
-
-
-def _difference_plot(title: str, value: Json) -> Markup:
-    return Markup(charts.difference(title, _estimate(value)))
-
-
-def _estimate(value: Json) -> charts.Estimate:
-    return value["value"], value["low"], value["high"]
+    return charts.groups(title, list(groups), by_set, [s["entry"] for s in sets])
 
 
 def _trainings(section: Json) -> list[Json]:
@@ -142,7 +134,7 @@ def _trainings(section: Json) -> list[Json]:
     ]
     compared = [c["training"] for c in section["comparisons"] if c["training"]]
     follow, beside = ({key for c in compared for key in c[kind]} for kind in ("follow", "differ"))
-    for key in sorted({key for training in trainings for key in training}):
+    for key in sorted(set[str]().union(*trainings)):
         values = [training[key] for training in trainings if key in training]
         differs = any(value != values[0] for value in values)
         badge = "differs" if key in beside else "follows the VAE" if key in follow else ""

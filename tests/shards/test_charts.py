@@ -47,7 +47,11 @@ def test_curves_keep_their_colours_and_long_ones_are_thinned() -> None:
 
 
 def test_marks_lie_where_their_numbers_do() -> None:
-    drawing = charts.intervals("t", [("a", (1.0, 0.0, 2.0)), ("b", (3.0, None, None)), ("c", None)])
+    first, second = (
+        {"value": 1.0, "low": 0.0, "high": 2.0},
+        {"value": 3.0, "low": None, "high": None},
+    )
+    drawing = charts.intervals("t", [("a", first), ("b", second), ("c", None)])
     dots = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', drawing)]
     inside = charts.WIDTH - 2 * charts.MARGIN
     assert dots == pytest.approx([charts.MARGIN + inside / 3, charts.MARGIN + inside], abs=0.1)

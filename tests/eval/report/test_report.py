@@ -21,6 +21,7 @@ from eval.errors import BadReport, BadScores, MissingImages, OtherImages
 from eval.images.imageset import ImageSetReader
 from eval.prompts.prompts import Prompt, Prompts
 from eval.report.entries import unique_names
+from eval.report.page import verdicts
 from eval.report.report import report
 from eval.scores import results
 from tests.eval.sets import GROUPS, PROMPTS, VAE, make_items, make_score, make_set, seeded, training
@@ -378,6 +379,7 @@ def test_what_differs_beside_the_vae_is_on_the_page(tmp_path: Path) -> None:
         "training seed differs (0, 7)",
         "model.layers differs72",
         "no verdict: other training seeds",
+        "Other training seeds, no verdict by clip",
         "98.0% of the averaged weights",
     ):
         assert said in text
@@ -423,8 +425,48 @@ def test_training_seeds_are_points_of_one_entry(tmp_path: Path) -> None:
     assert len(rings) == 6
     assert len({a["cx"] for a in rings}) == 6
     assert "over prompts and 3 training seeds" in page.text
+    assert "e2e is better by clip" in page.text
+    assert "Other training seeds are not covered" not in page.text
     assert "Sets of the same training seed are paired: 0, 1, 2." in page.text
     assert len(page.all("img")) == 2 * len(section["shown"])  # of the first seed of each
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "distance", "expected"),
+    [
+        ((0.1, None), (-1.0, None), "No difference shown by acc +0.1 [+0, +0.2], fd -1 [-2, +0]."),
+        ((0.1, "b"), (-1.0, "b"), "b is better by acc +0.1 [+0, +0.2], fd -1 [-2, +0]."),
+        ((0.1, "b"), (1.0, "a"), "b is better by acc +0.1 [+0, +0.2]. a is better by fd +1 [+0, +2]."),
+        ((0.1, "b"), (1.0, None), "b is better by acc +0.1 [+0, +0.2]. No difference shown by fd +1 [+0, +2]."),
+    ],
+)  # fmt: skip
+def test_verdicts(
+    accuracy: tuple[float, str | None], distance: tuple[float, str | None], expected: str
+) -> None:
+    differences = [
+        {
+            "scorer": scorer, "favours": winner, "resolved": winner is not None, "covers_seeds": False,
+            "value": {"value": value, "low": min(0, 2 * value), "high": max(0, 2 * value)},
+        }
+        for scorer, (value, winner) in (("acc", accuracy), ("fd", distance))
+    ]  # fmt: skip
+    pair = {
+        "baseline": "a",
+        "other": "b",
+        "sentence": "Compares sets that differ in more than VAEs.",
+    }
+    without = {"differences": [{"value": None, "resolved": None}], **pair}
+
+    def verdict(paired: bool, kind: str = "pictures") -> str:
+        comparison = {"differences": differences, "paired": paired, **pair}
+        (sentence,) = verdicts({"kind": kind, "comparisons": [without, comparison]})
+        return sentence.replace("\u00a0", " ")
+
+    assert (
+        verdict(True) == f"{expected} Values are b minus a. Other training seeds are not covered."
+    )
+    assert verdict(True, "reconstruction") == f"{expected} Values are b minus a."
+    assert f"a. {pair['sentence']} Other" in verdict(False)
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
