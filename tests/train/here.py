@@ -50,15 +50,15 @@ def fitted(config: dict[str, Any], **more: Any) -> tuple[int, str, Path]:
 
 def trained(config: dict[str, Any], **more: Any) -> Path:
     """The folder of a run that came to its end."""
-    code, said, run = fitted(config, **more)
-    assert code == 0, said
+    code, output, run = fitted(config, **more)
+    assert code == 0, output
     return run
 
 
 def losses(run: Path) -> dict[int, float]:
     """By step."""
-    found = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return {r["step"]: r["loss"] for r in found if "loss" in r}
+    result = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {r["step"]: r["loss"] for r in result if "loss" in r}
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -66,8 +66,8 @@ def step_folder(run: Path, step: int) -> Path:
 
 
 def manifest(run: Path, step: int) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((step_folder(run, step) / "manifest.json").read_text())
-    return found
+    result: dict[str, Any] = json.loads((step_folder(run, step) / "manifest.json").read_text())
+    return result
 
 
 def written_down(config: TrainConfig, path: Path) -> Batches:

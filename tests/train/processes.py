@@ -50,8 +50,8 @@ class Job:
     def poll(self) -> bool:
         """Whether all have ended."""
         for rank, pid in enumerate(self.pids):
-            if rank not in self.codes and (found := os.waitpid(pid, os.WNOHANG))[0]:
-                self.codes[rank] = os.waitstatus_to_exitcode(found[1])
+            if rank not in self.codes and (result := os.waitpid(pid, os.WNOHANG))[0]:
+                self.codes[rank] = os.waitstatus_to_exitcode(result[1])
         return len(self.codes) == len(self.pids)
 
     def wait(self, seconds: float = SECONDS) -> list[int]:
@@ -59,9 +59,9 @@ class Job:
         end = time.monotonic() + seconds
         while not self.poll():
             if time.monotonic() > end:
-                left = [rank for rank in range(len(self.pids)) if rank not in self.codes]
+                remaining = [rank for rank in range(len(self.pids)) if rank not in self.codes]
                 self.kill()
-                raise TimeoutError(f"ranks {left} did not end:\n{self.text()}")
+                raise TimeoutError(f"ranks {remaining} did not end:\n{self.text()}")
             time.sleep(0.01)
         return [self.codes[rank] for rank in range(len(self.pids))]
 
@@ -78,15 +78,15 @@ class Job:
     def text(self, *ranks: int) -> str:
         return "".join(self.logs[rank].read_text() for rank in ranks or range(len(self.pids)))
 
-    def until(self, seen: Callable[[], Any], what: str) -> Any:
+    def until(self, condition: Callable[[], Any], event: str) -> Any:
         """Wait for something to come of a job that goes on."""
         end = time.monotonic() + SECONDS
-        while not (found := seen()):
+        while not (result := condition()):
             if self.poll() or time.monotonic() > end:
                 self.kill()
-                raise AssertionError(f"no {what}, but {self.codes}:\n{self.text()}")
+                raise AssertionError(f"no {event}, but {self.codes}:\n{self.text()}")
             time.sleep(0.001)
-        return found
+        return result
 
     def logged(self, words: str) -> None:
         """Wait until rank 0 has said this."""
@@ -189,8 +189,8 @@ def in_world(
 
         def meet(rank: int) -> None:
             with joined(guard, folder / "run") as world:
-                found = work(world)
-            (folder / f"found-{rank}").write_bytes(pickle.dumps(found))
+                result = work(world)
+            (folder / f"found-{rank}").write_bytes(pickle.dumps(result))
 
         job = start(meet, ranks, folder)
         if any(job.wait()):

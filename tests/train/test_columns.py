@@ -117,8 +117,8 @@ def test_a_run_on_unfinished_columns(growing: tuple[Path, ColumnSpec, str], colu
         "text": [{str(folder / "toy/text"): 1.0}, str(columns / "toy-val/text")],
         "lanes": 8, "partial": True, "weights": [0.75, 0.25],
     }  # fmt: skip
-    done = launch(folder, columns, "steps=3", "save_every=3", data=data)
-    assert done.returncode == 0, done.stderr
+    process = launch(folder, columns, "steps=3", "save_every=3", data=data)
+    assert process.returncode == 0, process.stderr
     run = folder / "tiny-vae"
     before = checkpoint.pins(run / "checkpoints")
     assert before is not None
@@ -126,9 +126,9 @@ def test_a_run_on_unfinished_columns(growing: tuple[Path, ColumnSpec, str], colu
     assert before["more"][0]["latents"].get("shards") is None
     write_shards(folder / "toy/vae", spec, range(2, 3))
     put_complete(folder / "toy/vae", digest, 3, allow_failed=False)
-    done = launch(folder, columns, "steps=5", "save_every=3", data=data)
-    assert done.returncode == 0, done.stderr
-    assert "resumed from" in done.stdout
+    process = launch(folder, columns, "steps=5", "save_every=3", data=data)
+    assert process.returncode == 0, process.stderr
+    assert "resumed from" in process.stdout
     manifest = json.loads((run / "checkpoints/step-00000005/manifest.json").read_text())
     assert manifest["data"] == before
     assert manifest["order"]["weights"] == [0.75, 0.25]

@@ -21,12 +21,12 @@ def data(*words: str) -> DataConfig:
 
 def test_one_word_for_several_sources() -> None:
     config = data(*MIXED)
-    found = config.resolved()
-    assert found.latents == ("/cols/long/flux", "/cols/short/flux")
-    assert found.text == ("/cols/long/gemma", "/cols/short/gemma")
-    assert found.weights == (0.6, 0.4)
-    assert found.sources is None
-    assert found.resolved() == found
+    result = config.resolved()
+    assert result.latents == ("/cols/long/flux", "/cols/short/flux")
+    assert result.text == ("/cols/long/gemma", "/cols/short/gemma")
+    assert result.weights == (0.6, 0.4)
+    assert result.sources is None
+    assert result.resolved() == result
     assert config.first == ("/cols/long/flux", "/cols/long/gemma")
     assert config.source_names == ("long", "short")
 
@@ -40,19 +40,23 @@ def test_sources_in_other_ways() -> None:
     ).resolved()
     assert weighed.weights == (3, 1)
     assert weighed.text == ({"a/t": 0.5, "a/u": 0.5}, {"b/t": 0.5, "b/u": 0.5})
-    one = data(*MIXED, "sources.short=null", "also=[sd35, /elsewhere/long/dino]").resolved()
-    assert (one.latents, one.text, one.weights) == ("/cols/long/flux", "/cols/long/gemma", None)
-    assert one.also == ("/cols/long/sd35", "/elsewhere/long/dino")
+    single = data(*MIXED, "sources.short=null", "also=[sd35, /elsewhere/long/dino]").resolved()
+    assert (single.latents, single.text, single.weights) == (
+        "/cols/long/flux",
+        "/cols/long/gemma",
+        None,
+    )
+    assert single.also == ("/cols/long/sd35", "/elsewhere/long/dino")
     also = data(*MIXED, "also=[sd35]").resolved().also
     assert also == ("/cols/long/sd35", "/cols/short/sd35")
 
 
 def test_folders_stand_for_themselves() -> None:
     """A config with sources takes `data.latents=DIR data.text=DIR` as any other."""
-    found = data(*MIXED, "latents=cache/blip3o/flux", "text=s3://b/blip3o/gemma").resolved()
-    assert found.latents == "cache/blip3o/flux"
-    assert found.text == "s3://b/blip3o/gemma"
-    assert (found.sources, found.weights) == (None, None)
+    result = data(*MIXED, "latents=cache/blip3o/flux", "text=s3://b/blip3o/gemma").resolved()
+    assert result.latents == "cache/blip3o/flux"
+    assert result.text == "s3://b/blip3o/gemma"
+    assert (result.sources, result.weights) == (None, None)
     bare = data("latents=flux", "text=gemma")  # no sources: names of folders here
     assert bare.resolved() == bare
 

@@ -31,8 +31,8 @@ def test_any_part_is_read_back(tmp_path: Path) -> None:
             part(start, stop), TOTALS, {k: [torch.zeros(stop - start)] for k in checkpoint.KINDS}
         )
         loaded = checkpoint.load(path, manifest, blank)
-        for kind, wanted in state_of(1, start, stop).flats.items():
-            assert torch.equal(loaded.flats[kind][0], wanted[0])
+        for kind, values in state_of(1, start, stop).flats.items():
+            assert torch.equal(loaded.flats[kind][0], values[0])
 
 
 def test_whole_weights_and_average_stand_beside(tmp_path: Path) -> None:
@@ -57,9 +57,9 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     ]
     assert (tmp_path / "latest").read_text() == "step-00000015\n"
     (tmp_path / "latest").write_text("step-00000099\n")  # a hint for people, nothing else
-    found = checkpoint.newest(tmp_path)
-    assert found is not None
-    assert found[0].name == "step-00000015"
+    result = checkpoint.newest(tmp_path)
+    assert result is not None
+    assert result[0].name == "step-00000015"
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_a_damaged_file_sends_to_the_checkpoint_before(
     file.unlink()
     if damage != "gone":
         file.write_bytes({"flip": data, "cut": data[:-1], "longer": data + b"x"}[damage])
-    found = checkpoint.newest(tmp_path)
-    assert found is not None
-    assert found[0].name == "step-00000001"
+    result = checkpoint.newest(tmp_path)
+    assert result is not None
+    assert result[0].name == "step-00000001"
     assert "step-00000002 is damaged" in caplog.text
     assert name in caplog.text
     save(tmp_path, 2)  # trained again, it takes the place of the damaged one
@@ -113,16 +113,16 @@ def test_a_failed_save_leaves_what_stands(tmp_path: Path) -> None:
             save(tmp_path, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    found = checkpoint.newest(tmp_path)
-    assert found is not None
-    assert found[0].name == "step-00000001"
+    result = checkpoint.newest(tmp_path)
+    assert result is not None
+    assert result[0].name == "step-00000001"
 
 
 def test_another_run_is_refused_with_the_fields(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     manifest = checkpoint.verified(path)
     checkpoint.refuse_other_run(path, manifest, RECORD)
-    other = {
+    changed = {
         **RECORD,
         "data": {"latents": {"complete": "xyz"}},
         "order": {"seed": 1, "lanes": 8, "window": 1024},
@@ -130,7 +130,7 @@ def test_another_run_is_refused_with_the_fields(tmp_path: Path) -> None:
         "objective": {**RECORD["objective"], "caption_dropout": 0.2},
     }
     with pytest.raises(ResumeRefused) as caught:
-        checkpoint.refuse_other_run(path, manifest, other)
+        checkpoint.refuse_other_run(path, manifest, changed)
     for field in (
         "data.latents.complete",
         "order.seed",
@@ -178,25 +178,25 @@ def test_a_power_cut_leaves_a_whole_checkpoint() -> None:
     """Before a name appears, all bytes below it are safe; before an older one vanishes, the newer name is."""
     calls = saves.calls(1, 0)
     dirty: set[str] = set()
-    staged, named, safe = False, False, False
+    staged, renamed, safe = False, False, False
     for call in calls:
         path, new = call.paths[0], call.paths[-1]
         if ".staging-" in path and call.name in ("write", "openat", "open", "ftruncate"):
-            written = call.name in ("write", "ftruncate") or call.arguments[2] & os.O_CREAT
-            dirty |= {path} if written else set()
+            writes = call.name in ("write", "ftruncate") or call.arguments[2] & os.O_CREAT
+            dirty |= {path} if writes else set()
         if call.name.startswith("rename") and path in dirty:
             dirty = dirty - {path} | {new}
         if call.name == "fsync":
             dirty.discard(path)
             staged = staged or (path.startswith(".staging-") and "/" not in path and not dirty)
-            safe = safe or (named and path == ".")
+            safe = safe or (renamed and path == ".")
         if call.name.startswith("rename") and new == "step-00000004":
             assert staged, "the name appears before the bytes are safe"
             assert not dirty, dirty
-            named = True
+            renamed = True
         if call.name.startswith("rename") and ".removed-" in new:
             assert safe, "an older one goes before the name of the newer one is safe"
-    assert named
+    assert renamed
     assert safe
 
 
@@ -216,12 +216,12 @@ def test_damaged_ones_are_set_aside_and_crashes_leave_nothing(tmp_path: Path) ->
     for name in (".staging-step-00000009", ".removed-step-00000000"):
         shutil.copytree(tmp_path / "step-00000001", tmp_path / name)
     (tmp_path / ".tmp-0123").write_bytes(b"x")
-    assert saves.found(tmp_path) == 2
+    assert saves.resumed_step(tmp_path) == 2
     save(tmp_path, 3, keep=4)
     assert saves.listing(tmp_path) == [
         ".damaged-step-00000004", "latest", *(f"step-{step:08d}" for step in (1, 2, 3))
     ]  # fmt: skip
-    assert saves.found(tmp_path) == 3
+    assert saves.resumed_step(tmp_path) == 3
 
 
 @pytest.mark.parametrize("atomic", [True, False])

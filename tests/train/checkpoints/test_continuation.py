@@ -22,15 +22,15 @@ from train.step.schedule import learning_rate
 
 def test_another_global_batch_goes_on_with_the_same_order(columns: Path, tmp_path: Path) -> None:
     """Batches of 16, then of 40, then of 8: the samples are 0, 1, 2 and so on, and their rows those of the order."""
-    written = tmp_path / "batches"
+    log = tmp_path / "batches"
     optim = {"lr": 1e-3, "schedule": "linear", "warmup": 2}
     for batch, micro, steps in ((16, 4, 3), (40, 8, 5), (8, 4, 7)):
         config = tiny_config(
             columns, tmp_path, global_batch=batch, micro_batch=micro, steps=steps, save_every=100, optim=optim
         )  # fmt: skip
         checked = TrainConfig.model_validate(config)
-        run = trained(config, batches=written_down(checked, written))
-    batches = [json.loads(line) for line in written.read_text().splitlines()]
+        run = trained(config, batches=written_down(checked, log))
+    batches = [json.loads(line) for line in log.read_text().splitlines()]
     assert [b[0] for b in batches] == [0, 16, 32, 48, 88, 128, 136]
     assert manifest(run, 7)["position"] == 3 * 16 + 2 * 40 + 2 * 8
     samples = [s for b in batches for s in b[1]]
@@ -44,9 +44,9 @@ def test_another_global_batch_goes_on_with_the_same_order(columns: Path, tmp_pat
     # The rate is a function of the step and of `steps`, whatever the batch.
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     rates = {r["step"]: r["lr"] for r in lines if "lr" in r}
-    asked = OptimConfig.model_validate(optim)
+    optimizer = OptimConfig.model_validate(optim)
     for step, steps in ((3, 3), (5, 5), (7, 7)):
-        assert rates[step] == pytest.approx(learning_rate(asked, step - 1, steps))
+        assert rates[step] == pytest.approx(learning_rate(optimizer, step - 1, steps))
 
 
 def test_a_position_between_batches_of_lanes_is_refused(columns: Path, tmp_path: Path) -> None:
@@ -63,8 +63,8 @@ def test_checkpoints_of_a_newer_release_are_left_as_they_are(columns: Path, tmp_
     del record["digest"]
     path.write_bytes(seal(record | {"version": 2}))
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
-    code, said, _ = fitted(tiny_config(columns, tmp_path, steps=4, save_every=1))
-    assert (code, "version 2" in said) == (2, True)
+    code, output, _ = fitted(tiny_config(columns, tmp_path, steps=4, save_every=1))
+    assert (code, "version 2" in output) == (2, True)
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
@@ -77,9 +77,9 @@ def test_other_columns_are_another_run(columns: Path, tmp_path: Path) -> None:
     changed = tmp_path / "changed"
     write_columns(changed / "toy", "toy", 150, 1, model="another")
     config = tiny_config(changed, tmp_path / "runs", steps=2)
-    code, said, same = fitted(config)
+    code, output, same = fitted(config)
     assert (code, same) == (2, run)
-    assert "data.latents.identity.encoder: found 'toy', expected 'another'" in said
-    assert f"init_from={step_folder(run, 1)}" in said
+    assert "data.latents.identity.encoder: found 'toy', expected 'another'" in output
+    assert f"init_from={step_folder(run, 1)}" in output
     new = {**config, "runs": str(tmp_path / "new"), "init_from": str(step_folder(run, 1))}
     assert manifest(trained(new), 2)["init"]["step"] == 1

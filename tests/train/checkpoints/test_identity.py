@@ -54,11 +54,11 @@ def cache(columns: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(cache: Path, runs: Path, latents: str = "vae", **changes: Any) -> dict[str, Any]:
-    found = tiny_config(cache, runs, **{"steps": 2, **changes})
+    result = tiny_config(cache, runs, **{"steps": 2, **changes})
     also = [str(cache / "toy" / name) for name in ("vae", "other")]
     return {
-        **found,
-        "data": {**found["data"], "latents": str(cache / "toy" / latents), "also": also},
+        **result,
+        "data": {**result["data"], "latents": str(cache / "toy" / latents), "also": also},
     }
 
 
@@ -70,13 +70,13 @@ def base(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
 def test_only_what_follows_the_vae_differs(
     cache: Path, base: dict[str, Any], tmp_path: Path
 ) -> None:
-    other = training_of(manifest(trained(config(cache, tmp_path, "other")), 2))
+    training = training_of(manifest(trained(config(cache, tmp_path, "other")), 2))
     assert set(base) >= set(PARTS)
-    found = compared(base, other)
-    assert (found.beside, found.unknown) == ({}, ())
-    assert found.follow["model.in_channels"] == (4, 6)
-    assert found.follow["data.sources.0.latents.encoder"] == ("toy", "other")
-    assert "data.sources.0.latents.norm.shift" in found.follow
+    result = compared(base, training)
+    assert (result.beside, result.unknown) == ({}, ())
+    assert result.follow["model.in_channels"] == (4, 6)
+    assert result.follow["data.sources.0.latents.encoder"] == ("toy", "other")
+    assert "data.sources.0.latents.norm.shift" in result.follow
     assert compared(base, base).all == {}
 
 
@@ -96,8 +96,8 @@ def test_everything_else_is_beside_it(cache: Path, base: dict[str, Any], tmp_pat
     )
     changed["data"] |= {"also": [], "caption_dropout": 0.0, "lanes": 16, "window": 16}
     changed["data"]["latents"] = str(cache / "toy/vae")
-    found = compared(base, training_of(manifest(trained(changed), 3)))
-    assert found.beside.keys() >= {
+    result = compared(base, training_of(manifest(trained(changed), 3)))
+    assert result.beside.keys() >= {
         "model.layers",
         "optim.lr",
         "seed",
@@ -111,17 +111,17 @@ def test_everything_else_is_beside_it(cache: Path, base: dict[str, Any], tmp_pat
         "order.window",
         "order.valid_rows",
     }
-    assert found.beside["model.layers"] == (2, 1)
-    assert found.beside["optim.lr"] == (3e-3, 1e-5)
-    assert found.follow == {}
+    assert result.beside["model.layers"] == (2, 1)
+    assert result.beside["optim.lr"] == (3e-3, 1e-5)
+    assert result.follow == {}
 
 
 def test_columns_that_leave_the_rows_as_they_are_make_no_difference(base: dict[str, Any]) -> None:
     data = {key: dict(value) for key, value in base["data"]["sources"][0].items()}
     sources = [{k: v for k, v in data.items() if k != "also.1"}]
-    other = {**base, "data": {**base["data"], "sources": sources}}
-    assert compared(base, other).all == {}
-    fewer = {**other, "order": {**base["order"], "valid_rows": ["0" * 64]}}
+    training = {**base, "data": {**base["data"], "sources": sources}}
+    assert compared(base, training).all == {}
+    fewer = {**training, "order": {**base["order"], "valid_rows": ["0" * 64]}}
     assert {key.partition(".also")[0] for key in compared(base, fewer).beside} == {
         "order.valid_rows",
         "data.sources.0",
@@ -151,10 +151,10 @@ def test_patches_follow_where_the_tokens_have_the_same_places(
         {**base, "model": {**base["model"], "patch_size": patch, "sample_size": side}, "tokens": 16}
         for patch, side in zip((2, 1), sides, strict=True)
     )
-    found = compared(first, second)
-    named = {"model.patch_size"} | ({"model.sample_size"} if sides[0] != sides[1] else set())
-    assert (found.follow if paired else found.beside).keys() == named
-    assert not (found.beside if paired else found.follow)
+    result = compared(first, second)
+    keys = {"model.patch_size"} | ({"model.sample_size"} if sides[0] != sides[1] else set())
+    assert (result.follow if paired else result.beside).keys() == keys
+    assert not (result.beside if paired else result.follow)
 
 
 def test_where_columns_lie_and_how_they_are_stored_makes_no_difference(
@@ -172,14 +172,17 @@ def test_where_columns_lie_and_how_they_are_stored_makes_no_difference(
             name: {"encoder": encoder, "digest": digest}
             for name in ("latents", "text", *(f"also.{i}" for i in range(len(also))))
         } | {f"also.{i}": {"encoder": value} for i, value in enumerate(also)}
-        found = {**base, "data": {"truncated": False, "sources": [source], "text_encoder": encoder}}
-        return {**found, "init": {"path": path, "sha256": digest * 64, "training": found}}
+        result = {
+            **base,
+            "data": {"truncated": False, "sources": [source], "text_encoder": encoder},
+        }
+        return {**result, "init": {"path": path, "sha256": digest * 64, "training": result}}
 
     first, second = at("vae", "1", ("x", "y")), at("/models/vae", "2", ("y",))
     assert compared(first, second).all == {}
     assert without_seed(first) == without_seed({**second, "seed": 9})
-    other = at("vae", "1", ("x", "y"), "bf16-autocast")
-    assert "data.sources.0.latents.encoder.precision" in compared(first, other).beside
+    autocast = at("vae", "1", ("x", "y"), "bf16-autocast")
+    assert "data.sources.0.latents.encoder.precision" in compared(first, autocast).beside
 
 
 def test_runs_on_copies_of_their_columns_are_the_same_training(
@@ -190,10 +193,10 @@ def test_runs_on_copies_of_their_columns_are_the_same_training(
     for name in ("vae", "text", "other"):
         convert(cache / "toy" / name, copied / name, backend="webdataset")
     run = trained(config(copied.parent, tmp_path, seed=1))
-    other = training_of(manifest(run, 2))
-    assert other["data"] != base["data"]
-    assert compared(base, other).all == {"seed": (0, 1)}
-    assert without_seed(base) == without_seed(other)
+    copy = training_of(manifest(run, 2))
+    assert copy["data"] != base["data"]
+    assert compared(base, copy).all == {"seed": (0, 1)}
+    assert without_seed(base) == without_seed(copy)
 
 
 def test_fields_that_an_older_version_did_not_have_are_no_difference(base: dict[str, Any]) -> None:
@@ -206,13 +209,13 @@ def test_fields_that_an_older_version_did_not_have_are_no_difference(base: dict[
 
 @pytest.mark.parametrize("part", PARTS)
 def test_what_is_not_said_is_unknown(base: dict[str, Any], part: str) -> None:
-    found = compared({k: v for k, v in base.items() if k != part}, base)
-    assert (found.unknown, found.all) == ((part,), {})
+    result = compared({k: v for k, v in base.items() if k != part}, base)
+    assert (result.unknown, result.all) == ((part,), {})
 
 
 def test_imported_weights_say_nothing_of_their_training() -> None:
-    found = training_of({"step": 5, "model": {"layers": 2}, "files": {}})
-    assert found == {"step": 5, "model": {"layers": 2}}
+    result = training_of({"step": 5, "model": {"layers": 2}, "files": {}})
+    assert result == {"step": 5, "model": {"layers": 2}}
     assert initial_share({"step": 5, "model": {}}) is None
 
 
@@ -221,9 +224,9 @@ def test_runs_of_two_seeds_differ_in_the_seed_alone(
 ) -> None:
     run = trained(config(cache, tmp_path, seed=1))
     assert run.name == "tiny-vae-seed1"
-    other = training_of(manifest(run, 2))
-    assert compared(base, other).all == {"seed": (0, 1)}
-    assert without_seed(base) == without_seed(other)
+    training = training_of(manifest(run, 2))
+    assert compared(base, training).all == {"seed": (0, 1)}
+    assert without_seed(base) == without_seed(training)
 
 
 def test_seeds_alone(base: dict[str, Any]) -> None:
@@ -259,9 +262,9 @@ def test_a_run_begun_from_another_says_what_that_was(cache: Path, tmp_path: Path
         first = trained(config(cache, tmp_path / name / "first", name, optim={"lr": lr}))
         second = trained(config(cache, tmp_path / name / "second", name, init_from=str(first)))
         trainings.append(training_of(manifest(second, 2)))
-    found = compared(*trainings)
-    assert found.beside == {"init.training.optim.lr": (3e-3, 1e-3)}
-    assert "init.training.model.in_channels" in found.follow
+    result = compared(*trainings)
+    assert result.beside == {"init.training.optim.lr": (3e-3, 1e-3)}
+    assert "init.training.model.in_channels" in result.follow
 
 
 def test_a_config_that_changed_on_the_way_is_remembered(
@@ -271,33 +274,37 @@ def test_a_config_that_changed_on_the_way_is_remembered(
     run = trained(config(cache, tmp_path, steps=1, optim={"lr": 1e-4}, ema={"decay": 0.5}))
     assert "changes" not in manifest(run, 1)
     assert trained(config(cache, tmp_path)) == run
-    said = manifest(run, 2)
-    assert said["changes"] == [{"step": 1, "ema.decay": [0.5, 0.9], "optim.lr": [1e-4, 3e-3]}]
-    assert compared(training_of(said), base).beside["changes.0.step"] == (1, None)
-    assert said["average"]["initial_share"] == pytest.approx(0.5 * 0.9)
+    record = manifest(run, 2)
+    assert record["changes"] == [{"step": 1, "ema.decay": [0.5, 0.9], "optim.lr": [1e-4, 3e-3]}]
+    assert compared(training_of(record), base).beside["changes.0.step"] == (1, None)
+    assert record["average"]["initial_share"] == pytest.approx(0.5 * 0.9)
     trained(config(cache, tmp_path, steps=3))
-    assert manifest(run, 3)["changes"] == said["changes"]  # more steps move no constant rate
+    assert manifest(run, 3)["changes"] == record["changes"]  # more steps move no constant rate
     for steps in (4, 5):
         trained(config(cache, tmp_path, steps=steps, optim={"lr": 3e-3, "schedule": "cosine"}))
-    first, then, last = manifest(run, 5)["changes"]
-    assert [first] == said["changes"]
-    assert then == {"step": 3, "optim.schedule": ["constant", "cosine"], "steps_planned": [None, 4]}
+    first, second, last = manifest(run, 5)["changes"]
+    assert [first] == record["changes"]
+    assert second == {
+        "step": 3,
+        "optim.schedule": ["constant", "cosine"],
+        "steps_planned": [None, 4],
+    }
     assert last == {"step": 4, "steps_planned": [4, 5]}
 
 
 def test_a_deepspeed_file_counts_by_what_it_said(cache: Path, tmp_path: Path) -> None:
     """The same path with other words in it is another training; another stage is not."""
     path = tmp_path / "zero.json"
-    found = []
+    trainings = []
     stage = {"zero_optimization": {"stage": 1}}
     autocast = {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
-    for i, said in enumerate((stage, stage | autocast, {"zero_optimization": {"stage": 2}})):
-        path.write_text(json.dumps(said))
-        made = config(cache, tmp_path / str(i), steps=1, deepspeed=str(path))
-        found.append(training_of(manifest(trained(made), 1)))
-    differ = compared(found[0], found[1]).beside
+    for i, settings in enumerate((stage, stage | autocast, {"zero_optimization": {"stage": 2}})):
+        path.write_text(json.dumps(settings))
+        values = config(cache, tmp_path / str(i), steps=1, deepspeed=str(path))
+        trainings.append(training_of(manifest(trained(values), 1)))
+    differ = compared(trainings[0], trainings[1]).beside
     assert differ["deepspeed.torch_autocast.dtype"] == (None, "bfloat16")
-    assert compared(found[0], found[2]).all == {}
+    assert compared(trainings[0], trainings[2]).all == {}
     assert precision({"torch_autocast": {"enabled": False, "dtype": "bfloat16"}}) == {}
     run = tmp_path / "0/tiny-vae"
     path.write_text(json.dumps(stage | autocast))
@@ -324,15 +331,15 @@ def test_the_initial_share_is_the_product_of_the_decays(decay: float, updates: i
 
 def test_a_young_average_is_said(cache: Path, columns: Path, tmp_path: Path) -> None:
     """In the line of validation, in the metrics, in the checkpoint and on the run's page."""
-    made = config(
+    values = config(
         cache,
         tmp_path,
         ema={"decay": 0.99},
         validation={"source": str(columns / "toy-val"), "every": 1, "rows": 4},
     )
-    code, said, run = fitted(made)
-    assert code == 0, said
-    assert "98.0 % initial weights in the average" in said
+    code, output, run = fitted(values)
+    assert code == 0, output
+    assert "98.0 % initial weights in the average" in output
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     shares = [r["validation"]["initial_share"] for r in lines if "validation" in r]
     assert shares == pytest.approx([0.99, 0.9801])
@@ -361,10 +368,10 @@ def test_a_young_average_is_no_good_start_either(
     """`init_from` and `export` take the average too."""
     run = trained(config(cache, tmp_path, ema={"decay": 0.99}))
     for init_ema, warned in ((True, True), (False, False)):
-        made = config(cache, tmp_path / str(init_ema), init_from=str(run), init_ema=init_ema)
-        code, said, _ = fitted(made)
-        assert code == 0, said
-        assert ("98.0% of the averaged weights" in said) is warned
+        values = config(cache, tmp_path / str(init_ema), init_from=str(run), init_ema=init_ema)
+        code, output, _ = fitted(values)
+        assert code == 0, output
+        assert ("98.0% of the averaged weights" in output) is warned
     step = run / "checkpoints/step-00000002"
     export(step, tmp_path / "weights", "diffusers", ema=False)
     assert not caplog.records
@@ -377,8 +384,8 @@ def test_a_young_average_is_no_good_start_either(
 
 def test_seeds_do_not_share_a_folder(cache: Path, tmp_path: Path) -> None:
     def folder(seed: int) -> str:
-        made = TrainConfig.model_validate(config(cache, tmp_path, seed=seed))
-        return run_folder(made, Path("dit.yaml")).name
+        checked = TrainConfig.model_validate(config(cache, tmp_path, seed=seed))
+        return run_folder(checked, Path("dit.yaml")).name
 
     assert [folder(seed) for seed in (0, 1, 12)] == ["dit-vae", "dit-vae-seed1", "dit-vae-seed12"]
     (tmp_path / "dit-vae").mkdir()

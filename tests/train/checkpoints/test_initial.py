@@ -34,27 +34,27 @@ def still(columns: Path, folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def assert_starts_as(run: Path, file: Path) -> None:
-    found, expected = load_file(step_folder(run, 1) / "weights.safetensors"), load_file(file)
-    assert found.keys() == expected.keys()
+    result, expected = load_file(step_folder(run, 1) / "weights.safetensors"), load_file(file)
+    assert result.keys() == expected.keys()
     for name in expected:  # but for the step itself, which takes 1e-38 from what is zero
-        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-30)
+        torch.testing.assert_close(result[name], expected[name], rtol=0, atol=1e-30)
 
 
 def test_from_the_average_of_a_run(columns: Path, source: Path, tmp_path: Path) -> None:
     step = step_folder(source, 2)
     run = trained(still(columns, tmp_path, init_from=str(source)))
     assert_starts_as(run, step / "ema.safetensors")
-    said = manifest(run, 1)
-    assert (said["step"], said["position"]) == (1, 16)
+    record = manifest(run, 1)
+    assert (record["step"], record["position"]) == (1, 16)
     digest = manifest(source, 2)["files"]["ema.safetensors"]["sha256"]
     name = "ema.safetensors"
     training = training_of(manifest(source, 2))
     expected = {"path": str(step), "file": name, "sha256": digest, "step": 2, "training": training}
-    assert said["init"] == expected
+    assert record["init"] == expected
     assert manifest(source, 2)["init"] is None
     # The run goes on by itself: where its weights came from is not looked at again, and not forgotten.
     trained(still(columns, tmp_path, steps=2, init_from=str(tmp_path / "gone")))
-    assert manifest(run, 2)["init"] == said["init"]
+    assert manifest(run, 2)["init"] == record["init"]
 
 
 def test_from_the_weights_of_a_step(columns: Path, source: Path, tmp_path: Path) -> None:
@@ -73,10 +73,10 @@ def imported(step: Path, out: Path, **changes: Any) -> Path:
     for name in names:
         shutil.copy(step / name, folder / name)
     record = json.loads((step / "manifest.json").read_text())
-    kept = {k: record[k] for k in ("format", "version", "step", "model")}
+    fields = {k: record[k] for k in ("format", "version", "step", "model")}
     files = {name: record["files"][name] for name in names}
-    made = {**kept, "source": "reference", "world": 0, "files": files, **changes}
-    (folder / "manifest.json").write_bytes(seal(made))
+    values = {**fields, "source": "reference", "world": 0, "files": files, **changes}
+    (folder / "manifest.json").write_bytes(seal(values))
     return out
 
 
@@ -105,14 +105,14 @@ def write_latents(folder: Path, columns: Path, channels: int, side: int) -> None
 def test_the_weights_must_fit(columns: Path, source: Path, tmp_path: Path) -> None:
     """Before a model is built, and before anything is written."""
     write_latents(tmp_path, columns, CHANNELS + 2, SIDE)
-    code, said, run = fitted(still(tmp_path, tmp_path / "runs", init_from=str(source)))
+    code, output, run = fitted(still(tmp_path, tmp_path / "runs", init_from=str(source)))
     assert code == 2
-    assert "model.in_channels: found 4, expected 6" in said
+    assert "model.in_channels: found 4, expected 6" in output
     assert not run.exists()
     wider = {**still(columns, tmp_path)["model"], "hidden_size": 64, "initializer_range": 0.5}
-    found = model_of(still(columns, tmp_path, init_from=str(source), model=wider))
+    result = model_of(still(columns, tmp_path, init_from=str(source), model=wider))
     with pytest.raises(ConfigError, match="model.hidden_size: found 32, expected 64") as error:
-        init_weights.find_initial(*found)
+        init_weights.find_initial(*result)
     assert "initializer_range" not in str(error.value)
 
 
@@ -159,7 +159,7 @@ def test_damaged_weights_are_not_taken(columns: Path, source: Path, tmp_path: Pa
     file.write_bytes(data)
     with pytest.raises(CheckpointError):
         verified(file.parent)
-    code, said, run = fitted(still(columns, tmp_path, init_from=str(out)))
+    code, output, run = fitted(still(columns, tmp_path, init_from=str(out)))
     assert code == 2
-    assert "ema.safetensors is not the" in said
+    assert "ema.safetensors is not the" in output
     assert not (run / "checkpoints").exists()

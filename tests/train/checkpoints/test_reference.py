@@ -55,8 +55,8 @@ def whole(seed: int = 1, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("theirs")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("original")
     write(folder, 50_000, whole(1))
     return write(folder, 100_000, whole(3))
 
@@ -65,35 +65,35 @@ def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
     return found.keys() == wanted.keys() and all(torch.equal(found[k], wanted[k]) for k in wanted)
 
 
-def test_read_as_it_is(theirs: Path) -> None:
-    config, state = read(theirs)  # the last step, its average
+def test_read_as_it_is(original: Path) -> None:
+    config, state = read(original)  # the last step, its average
     assert config == DiTConfig.from_reference(FIELDS)
     assert same(state, state_of(4))
-    assert same(read(theirs, 50_000, ema=False)[1], state_of(1))
+    assert same(read(original, 50_000, ema=False)[1], state_of(1))
     DiT(config).load_state_dict(state)
 
 
-def test_imported_it_is_a_step_like_ours(theirs: Path, tmp_path: Path) -> None:
-    path = import_reference(theirs, 50_000, tmp_path / "ours")
+def test_imported_it_is_a_step_like_ours(original: Path, tmp_path: Path) -> None:
+    path = import_reference(original, 50_000, tmp_path / "ours")
     assert path == tmp_path / "ours/step-00050000"
     manifest = verified(path)
     assert (manifest["source"], manifest["world"], manifest["step"]) == ("reference", 0, 50_000)
     assert not list(path.glob("state-*"))
     for where in (path, tmp_path / "ours"):
-        average, found = load_for_sampling(where)
+        average, result = load_for_sampling(where)
         assert same(average.state_dict(), state_of(2))
         assert not average.training
         assert all(p.requires_grad for p in average.parameters())
-        assert found == manifest
+        assert result == manifest
     assert same(load_for_sampling(path, ema=False)[0].state_dict(), state_of(1))
     with pytest.raises(CheckpointError, match="exists already"):
-        import_reference(theirs, 50_000, tmp_path / "ours")
+        import_reference(original, 50_000, tmp_path / "ours")
     with pytest.raises(CheckpointError, match="python -m train import"):
-        load_for_sampling(theirs)
+        load_for_sampling(original)
 
 
-def test_there_and_back(theirs: Path, tmp_path: Path) -> None:
-    step = import_reference(theirs, None, tmp_path / "ours")
+def test_there_and_back(original: Path, tmp_path: Path) -> None:
+    step = import_reference(original, None, tmp_path / "ours")
     back = export(step, tmp_path / "back")
     assert json.loads((back / "config.json").read_text()) == FIELDS  # the language model's name too
     assert (back / "latest").read_text() == "100000"
@@ -109,8 +109,8 @@ def test_there_and_back(theirs: Path, tmp_path: Path) -> None:
         assert (again / name).read_bytes() == (step / name).read_bytes()
 
 
-def test_a_folder_for_diffusers(theirs: Path, tmp_path: Path) -> None:
-    step = import_reference(theirs, None, tmp_path / "ours")
+def test_a_folder_for_diffusers(original: Path, tmp_path: Path) -> None:
+    step = import_reference(original, None, tmp_path / "ours")
     out = export(step, tmp_path / "flat", "diffusers")
     assert sorted(p.name for p in out.iterdir()) == [
         "config.json",
@@ -129,13 +129,13 @@ def test_a_folder_for_diffusers(theirs: Path, tmp_path: Path) -> None:
         export(tmp_path, tmp_path / "other")
 
 
-def test_its_columns_may_be_named(columns: Path, theirs: Path, tmp_path: Path) -> None:
+def test_its_columns_may_be_named(columns: Path, original: Path, tmp_path: Path) -> None:
     latents, text = str(columns / "toy/vae"), str(columns / "toy/text")
-    manifest = verified(import_reference(theirs, None, tmp_path / "ours", latents, text))
+    manifest = verified(import_reference(original, None, tmp_path / "ours", latents, text))
     assert manifest["data"]["latents"]["identity"]["encoder"] == "toy"
     assert manifest["data"]["latents"]["norm"] == {"shift": [0.1], "scale": [0.8]}
-    other = {**FIELDS, "in_channels": 16}
-    wide = write(tmp_path / "wide", 1, {"module": {}, "ema": {}}, other)
+    fields = {**FIELDS, "in_channels": 16}
+    wide = write(tmp_path / "wide", 1, {"module": {}, "ema": {}}, fields)
     with pytest.raises(ConfigError, match="found 4 channels, expected 16"):
         import_reference(wide, None, tmp_path / "no", latents, text)
 
@@ -145,13 +145,13 @@ def test_imported_weights_sample_as_the_original(tmp_path: Path) -> None:
     loop, _ = golden("sample_cfg6_4steps")
     fields = {**settings["dit_config"], "base_config": settings["base_config"]}
     weights = {k[4:]: v for k, v in tensors.items() if k.startswith("dit.")}
-    theirs = write(tmp_path / "theirs", 10, {"module": weights, "ema": weights}, fields)
-    model, _ = load_for_sampling(import_reference(theirs, 10, tmp_path / "ours"))
+    original = write(tmp_path / "original", 10, {"module": weights, "ema": weights}, fields)
+    model, _ = load_for_sampling(import_reference(original, 10, tmp_path / "ours"))
     text, mask = loop["text_hidden_states"], loop["attention_mask"]
     empty = text[0, : int(mask[0].sum())]
     captions = [row[real] for row, real in zip(text[2:], mask[2:].bool(), strict=True)]
-    found = sample(model, captions, empty, noise=loop["in.latents"], steps=4)
-    torch.testing.assert_close(found, loop["out_latents"], atol=1e-5, rtol=0)
+    result = sample(model, captions, empty, noise=loop["in.latents"], steps=4)
+    torch.testing.assert_close(result, loop["out_latents"], atol=1e-5, rtol=0)
 
 
 class Hostile:
@@ -164,7 +164,7 @@ class Hostile:
 
 def test_code_in_the_pickle_is_not_run(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    folder = write(tmp_path / "theirs", 1, whole(extra=Hostile(mark)))
+    folder = write(tmp_path / "original", 1, whole(extra=Hostile(mark)))
     file = folder / "1" / STATES
     with pytest.raises(BadReference, match="refused.*more than tensors.*GLOBAL"):
         read(folder)
@@ -176,8 +176,8 @@ def test_code_in_the_pickle_is_not_run(tmp_path: Path) -> None:
     assert mark.exists()
 
 
-def test_a_file_cut_short_anywhere_is_named(theirs: Path, tmp_path: Path) -> None:
-    whole_file = (theirs / "100000" / STATES).read_bytes()
+def test_a_file_cut_short_anywhere_is_named(original: Path, tmp_path: Path) -> None:
+    whole_file = (original / "100000" / STATES).read_bytes()
     folder = write(tmp_path / "cut", 1, {})
     for length in (0, 1, 100, len(whole_file) // 2, len(whole_file) - 1):
         (folder / "1" / STATES).write_bytes(whole_file[:length])
@@ -196,8 +196,8 @@ def test_flipped_bytes_of_the_pickle_are_named(tmp_path: Path) -> None:
             flipped = bytearray(parts[name])
             flipped[at] ^= bit
             with zipfile.ZipFile(file, "w") as archive:
-                for other, content in parts.items():
-                    archive.writestr(other, bytes(flipped) if other == name else content)
+                for part, content in parts.items():
+                    archive.writestr(part, bytes(flipped) if part == name else content)
             with pytest.raises(BadReference):
                 read(folder)
 
@@ -219,14 +219,14 @@ def test_flipped_bytes_of_the_pickle_are_named(tmp_path: Path) -> None:
 )
 def test_weights_of_another_model_are_named(tmp_path: Path, content: Any, named: str) -> None:
     with pytest.raises(BadReference, match=f"(?s){named}"):
-        read(write(tmp_path / "theirs", 1, content))
+        read(write(tmp_path / "original", 1, content))
 
 
-def test_what_is_not_there_is_named(tmp_path: Path, theirs: Path) -> None:
+def test_what_is_not_there_is_named(tmp_path: Path, original: Path) -> None:
     with pytest.raises(BadReference, match=r"config.json: found nothing"):
         read(tmp_path)
     with pytest.raises(BadReference, match="found steps 50000, 100000, expected step 7"):
-        read(theirs, 7)
+        read(original, 7)
     (tmp_path / "config.json").write_text(json.dumps(FIELDS))
     with pytest.raises(BadReference, match="found none, expected a step folder"):
         read(tmp_path)

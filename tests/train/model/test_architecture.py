@@ -24,13 +24,13 @@ FIELDS: dict[str, Any] = {
 
 def changed(**changes: Any) -> dict[str, Any]:
     """FIELDS with other values, or without those that are `...`; of base_config where a name is there."""
-    base, own = dict(BASE), dict(FIELDS)
+    base, fields = dict(BASE), dict(FIELDS)
     for name, value in changes.items():
-        part = base if name in BASE else own
+        part = base if name in BASE else fields
         part[name] = value
         if value is ...:
             del part[name]
-    return {**own, "base_config": base}
+    return {**fields, "base_config": base}
 
 
 def test_every_field_arrives() -> None:
@@ -68,15 +68,15 @@ def test_what_is_absent_or_null_has_its_default() -> None:
 def test_the_defaults_are_those_of_transformers(kind: str) -> None:
     from transformers import AutoConfig
 
-    theirs = AutoConfig.for_model(kind)
+    upstream = AutoConfig.for_model(kind)
     config = DiTConfig.from_reference({"base_config": {"model_type": kind}})
-    assert config == DiTConfig.from_reference({"base_config": theirs.to_dict()})
-    assert config.hidden_size == theirs.hidden_size
-    assert (config.heads, config.kv_heads) == (theirs.num_attention_heads, theirs.num_key_value_heads)  # fmt: skip
-    assert (config.head_dim, config.mlp_size) == (theirs.head_dim, theirs.intermediate_size)
-    assert config.norm_eps == theirs.rms_norm_eps
-    assert config.attention_bias == theirs.attention_bias
-    assert config.initializer_range == theirs.initializer_range
+    assert config == DiTConfig.from_reference({"base_config": upstream.to_dict()})
+    assert config.hidden_size == upstream.hidden_size
+    assert (config.heads, config.kv_heads) == (upstream.num_attention_heads, upstream.num_key_value_heads)  # fmt: skip
+    assert (config.head_dim, config.mlp_size) == (upstream.head_dim, upstream.intermediate_size)
+    assert config.norm_eps == upstream.rms_norm_eps
+    assert config.attention_bias == upstream.attention_bias
+    assert config.initializer_range == upstream.initializer_range
 
 
 def test_there_and_back() -> None:

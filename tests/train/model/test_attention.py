@@ -26,14 +26,14 @@ def sample(
 def one_by_one(q: Tensor, k: Tensor, v: Tensor, ends: Tensor) -> Tensor:
     """Softmax over the keys of each sample alone, written out; zeros where there are none."""
     groups = q.shape[2] // k.shape[1]
-    found = []
+    result = []
     for queries, (start, stop) in zip(q, pairwise(ends.tolist()), strict=True):
         heads = []
         for head in range(q.shape[2]):
             scores = queries[:, head] @ k[start:stop, head // groups].T / q.shape[3] ** 0.5
             heads.append(scores.softmax(1) @ v[start:stop, head // groups])
-        found.append(torch.stack(heads, 1))
-    return torch.stack(found)
+        result.append(torch.stack(heads, 1))
+    return torch.stack(result)
 
 
 def masked(q: Tensor, k: Tensor, v: Tensor, ends: Tensor) -> Tensor:
@@ -55,8 +55,8 @@ def test_every_sample_sees_its_own_keys(
 ) -> None:
     tensors = sample(lengths, heads, kv_heads)
     with torch.no_grad():
-        found = attend(*tensors, backend)
-        torch.testing.assert_close(found, one_by_one(*tensors), atol=2e-6, rtol=1e-5)
+        result = attend(*tensors, backend)
+        torch.testing.assert_close(result, one_by_one(*tensors), atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS[:3] + LENGTHS[4:], ids=str)
@@ -69,8 +69,8 @@ def test_gradients_are_those_of_the_masked_computation(lengths: list[int]) -> No
         leaves = [x.clone().requires_grad_() for x in (q, k, v)]
         out = function(*leaves, ends)
         results.append((out, *torch.autograd.grad((out * weight).sum(), leaves)))
-    for found, wanted in zip(*results, strict=True):
-        torch.testing.assert_close(found, wanted, atol=5e-6, rtol=1e-5)
+    for result, expected in zip(*results, strict=True):
+        torch.testing.assert_close(result, expected, atol=5e-6, rtol=1e-5)
 
 
 def test_without_any_key_gradients_are_zero() -> None:
@@ -119,8 +119,8 @@ def test_flex_attention_compiled() -> None:
 
             keys = locate(ends, len(k), q, 0, 2, "flex")
             keys = type(keys)(**{**vars(keys), "kernel": flex})
-            found = keys.attend(q, keys.join(k, None), keys.join(v, None))
-        torch.testing.assert_close(found, one_by_one(q, k, v, ends), atol=5e-6, rtol=1e-5)
+            result = keys.attend(q, keys.join(k, None), keys.join(v, None))
+        torch.testing.assert_close(result, one_by_one(q, k, v, ends), atol=5e-6, rtol=1e-5)
 
 
 @pytest.mark.gpu
@@ -146,7 +146,7 @@ def test_on_a_gpu(
         out = attend(*leaves, ends, backend) if on_gpu else one_by_one(*leaves, ends)
         grads = torch.autograd.grad((out.float() * weight.to(out.device)).sum(), leaves)
         results.append([x.cpu().float() for x in (out, *grads)])
-    for found, wanted in zip(*results, strict=True):
+    for result, expected in zip(*results, strict=True):
         # a gradient of a key adds up hundreds of queries, and is that much larger
-        scale = max([1.0, *wanted.detach().abs().flatten().tolist()])
-        torch.testing.assert_close(found, wanted, atol=tolerance * scale, rtol=tolerance)
+        scale = max([1.0, *expected.detach().abs().flatten().tolist()])
+        torch.testing.assert_close(result, expected, atol=tolerance * scale, rtol=tolerance)

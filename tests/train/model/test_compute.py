@@ -16,12 +16,12 @@ CONFIG: dict[str, Any] = {
 
 
 def model(**changes: Any) -> DiT:
-    made = DiT(DiTConfig.model_validate({**CONFIG, **changes}))
+    net = DiT(DiTConfig.model_validate({**CONFIG, **changes}))
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in net.parameters():
             parameter.normal_(0, 0.2, generator=g)
-    return made
+    return net
 
 
 def inputs(lengths: list[int]) -> tuple[Tensor, ...]:
@@ -34,33 +34,33 @@ def inputs(lengths: list[int]) -> tuple[Tensor, ...]:
 
 def values(dit: DiT, *batches: list[int]) -> list[Tensor]:
     """Outputs and gradients of several batches."""
-    found = []
+    result = []
     for lengths in batches:
         out = dit(*inputs(lengths))
         dit.zero_grad()
         out.square().mean().backward()
-        found += [out.detach(), *(p.grad for p in dit.parameters() if p.grad is not None)]
-    return found
+        result += [out.detach(), *(p.grad for p in dit.parameters() if p.grad is not None)]
+    return result
 
 
 @pytest.mark.parametrize("attention", ["self", "cross"])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_recomputing_gives_the_same_bits(attention: str, autocast: bool) -> None:
-    kept, again = model(attention=attention), model(attention=attention)
+    eager, again = model(attention=attention), model(attention=attention)
     again.prepare(ComputeConfig(recompute=True))
-    assert again.state_dict().keys() == kept.state_dict().keys()
+    assert again.state_dict().keys() == eager.state_dict().keys()
     saved: list[int] = []
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        for dit in (kept, again):
+        for dit in (eager, again):
             with torch.autograd.graph.saved_tensors_hooks(
                 lambda t: saved.append(t.nbytes) or t, lambda t: t
             ):
                 saved.append(0)
                 dit(*inputs([3, 1]))
-        found, wanted = values(again, [3, 1]), values(kept, [3, 1])
+        result, expected = values(again, [3, 1]), values(eager, [3, 1])
     middle = len(saved) - saved[::-1].index(0) - 1
     assert sum(saved[middle:]) < 0.5 * sum(saved[:middle])  # the blocks keep nothing
-    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
 
 
 @pytest.mark.parametrize("attention", ["self", "cross"])
@@ -104,8 +104,8 @@ def test_compiled_blocks_compute_the_same() -> None:
     compiled.prepare(ComputeConfig(compile=True, recompute=True))
     assert compiled.state_dict().keys() == eager.state_dict().keys()
     batches = [3, 1], [5, 2], [4, 4], [1, 9]  # another number of tokens each time
-    found, wanted = values(compiled, *batches), values(eager, *batches)
-    for a, b in zip(found, wanted, strict=True):
+    result, expected = values(compiled, *batches), values(eager, *batches)
+    for a, b in zip(result, expected, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
     frames = torch._dynamo.utils.counters["frames"]
     # one block's code serves all blocks: for the first lengths, for any lengths, and for equal ones

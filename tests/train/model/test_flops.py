@@ -68,12 +68,12 @@ def test_only_real_tokens_cost() -> None:
 def test_parameters_by_part() -> None:
     with torch.device("meta"):
         model = DiT(THREE_B)
-    found = parameters(model)
-    assert sum(found.values()) == 2_660_490_816
-    assert found["MLP"] == 30 * 3 * 2048 * 8192
-    assert found["modulation"] == 30 * (12288 * 2048 + 12288) + 4096 * 2048 + 4096
-    assert found["attention"] == 30 * (2 * 2048 * 2048 + 4 * 512 * 2048 + 2 * 128)
-    assert found["norms"] == 30 * 2 * 2048 + 2048
+    result = parameters(model)
+    assert sum(result.values()) == 2_660_490_816
+    assert result["MLP"] == 30 * 3 * 2048 * 8192
+    assert result["modulation"] == 30 * (12288 * 2048 + 12288) + 4096 * 2048 + 4096
+    assert result["attention"] == 30 * (2 * 2048 * 2048 + 4 * 512 * 2048 + 2 * 128)
+    assert result["norms"] == 30 * 2 * 2048 + 2048
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ def test_densities_and_weights_are_the_originals() -> None:
     torch.testing.assert_close(uniform, tables["density_none_seed5_n64"])
     torch.testing.assert_close(flow.mode_density(uniform, 1.29), tables["density_mode_seed5_n64"])
     for scheme in ("sigma_sqrt", "cosmap"):
-        wanted = tables[f"weighting_{scheme}_of_train_sigmas"]
-        torch.testing.assert_close(flow.LOSS_WEIGHTS[scheme](tables["train_sigmas"]), wanted)
+        expected = tables[f"weighting_{scheme}_of_train_sigmas"]
+        torch.testing.assert_close(flow.LOSS_WEIGHTS[scheme](tables["train_sigmas"]), expected)
 
 
 def test_other_densities_are_what_they_say() -> None:
@@ -66,9 +66,9 @@ def test_a_training_step_is_the_originals(name: str) -> None:
     torch.testing.assert_close(loss, tensors["loss"].reshape(()), atol=1e-5, rtol=0)
     loss.backward()
     parameters = dict(model.named_parameters())
-    wanted = {k.removeprefix("grad."): v for k, v in tensors.items() if k.startswith("grad.")}
-    assert len(wanted) == 3
-    for parameter, gradient in wanted.items():
+    expected = {k.removeprefix("grad."): v for k, v in tensors.items() if k.startswith("grad.")}
+    assert len(expected) == 3
+    for parameter, gradient in expected.items():
         torch.testing.assert_close(parameters[parameter].grad, gradient, atol=1e-5, rtol=0)
     total = torch.nn.utils.get_total_norm(p.grad for p in parameters.values() if p.grad is not None)
     torch.testing.assert_close(total, tensors["grad_norm"].reshape(()), atol=1e-5, rtol=0)
@@ -79,16 +79,18 @@ def test_guided_sampling_is_the_originals() -> None:
     model = model_of(*golden("train_loss_flux"), "dit.")
     x, sigmas = tensors["in.latents"], flow.inference_sigmas(4)
     with torch.no_grad():
-        for now, after, wanted in zip(
+        for before, after, expected in zip(
             sigmas[:-1], sigmas[1:], tensors["latents_per_step"], strict=True
         ):
-            t = (now * 1000).expand(4)
+            t = (before * 1000).expand(4)
             v = model(
                 torch.cat([x, x]), t, tensors["text_hidden_states"], tensors["attention_mask"]
             )
-            without, given = v.chunk(2)
-            x = x + (after - now) * (without + settings["guidance_scale"] * (given - without))
-            torch.testing.assert_close(x, wanted, atol=1e-4, rtol=0)
+            without, conditional = v.chunk(2)
+            x = x + (after - before) * (
+                without + settings["guidance_scale"] * (conditional - without)
+            )
+            torch.testing.assert_close(x, expected, atol=1e-4, rtol=0)
 
 
 def test_precondition_compares_an_estimate_of_the_latent() -> None:

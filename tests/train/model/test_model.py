@@ -36,24 +36,24 @@ def test_forward_is_the_originals(name: str) -> None:
 def test_types_under_autocast_are_the_originals(name: str) -> None:
     tensors, settings = golden(name)
     model = model_of(tensors, settings, "state.")
-    seen = {}
+    types = {}
     for part in settings["autocast_dtype_trace"]:
         module = model.get_submodule(part)
         module.register_forward_hook(
-            lambda _, __, out, part=part: seen.update({part: str(out.dtype)})
+            lambda _, __, out, part=part: types.update({part: str(out.dtype)})
         )
     with torch.autocast("cpu", torch.bfloat16):
         out = model(*(tensors[k] for k in INPUTS))
     if (
-        "norm_out" in seen
+        "norm_out" in types
     ):  # the original modulates inside norm_out, and so traced the type after it
-        seen["norm_out"] = settings["autocast_dtype_trace"]["norm_out"]
-    assert seen == settings["autocast_dtype_trace"]
+        types["norm_out"] = settings["autocast_dtype_trace"]["norm_out"]
+    assert types == settings["autocast_dtype_trace"]
     error = (out.float() - tensors["out"]).norm() / tensors["out"].norm()
     assert error < 1.1 * settings["autocast_rel_err"]
     assert str(out.dtype) == settings["autocast_out_dtype"]
-    theirs = tensors["out_autocast_bf16_cpu"].float()
-    assert (out.float() - theirs).norm() / theirs.norm() < settings["autocast_rel_err"]
+    reference = tensors["out_autocast_bf16_cpu"].float()
+    assert (out.float() - reference).norm() / reference.norm() < settings["autocast_rel_err"]
 
 
 def test_positions_and_times_are_the_originals() -> None:
@@ -100,10 +100,10 @@ def test_a_new_model_says_nothing_and_is_the_same_everywhere() -> None:
     model = DiT(SMALL, seed=3)
     x, t = torch.randn(2, 4, 8, 8), torch.tensor([1.0, 1000.0])
     assert not model(x, t, torch.randn(2, 3, 12), torch.ones(2, 3)).any()
-    other, third = DiT(SMALL, seed=3).state_dict(), DiT(SMALL, seed=4).state_dict()
-    assert all(torch.equal(v, other[k]) for k, v in model.state_dict().items())
+    second, third = DiT(SMALL, seed=3).state_dict(), DiT(SMALL, seed=4).state_dict()
+    assert all(torch.equal(v, second[k]) for k, v in model.state_dict().items())
     assert not torch.equal(
-        third["layers.0.mlp.up_proj.weight"], other["layers.0.mlp.up_proj.weight"]
+        third["layers.0.mlp.up_proj.weight"], second["layers.0.mlp.up_proj.weight"]
     )
     bound = math.sqrt(6 / (32 + 48))  # xavier uniform of a 48 x 32 matrix
     weight = model.state_dict()["layers.0.mlp.up_proj.weight"]

@@ -54,14 +54,14 @@ def check(config: dict[str, Any]) -> None:
     for size in SIZES:
         model, (z, t, text, mask) = filled(config), inputs(config, size)
         with torch.no_grad():
-            wanted = forward(config, model.state_dict(), z, t, text, mask)
-            found = model(z, t, text, mask)
-            assert wanted.std() > 0.1
-            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+            expected = forward(config, model.state_dict(), z, t, text, mask)
+            result = model(z, t, text, mask)
+            assert expected.std() > 0.1
+            torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
             # the same captions back to back
             tokens = torch.cat([row[keep] for row, keep in zip(text, mask.bool(), strict=True)])
             ends = torch.tensor([0, *mask.sum(1)]).cumsum(0).int()
-            torch.testing.assert_close(model(z, t, tokens, ends), wanted, atol=1e-5, rtol=0)
+            torch.testing.assert_close(model(z, t, tokens, ends), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("attention", ["self", "cross"])
@@ -101,8 +101,8 @@ def test_another_patch(patch: int) -> None:
     model = filled(config)
     z, t, text, mask = inputs(config, (6, 9))
     with torch.no_grad():
-        wanted = forward(config, model.state_dict(), z, t, text, mask)
-        torch.testing.assert_close(model(z, t, text, mask), wanted, atol=1e-5, rtol=0)
+        expected = forward(config, model.state_dict(), z, t, text, mask)
+        torch.testing.assert_close(model(z, t, text, mask), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

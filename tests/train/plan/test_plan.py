@@ -54,14 +54,14 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 def test_cached_over_online(
     side: int, shares: tuple[float, ...], by_flops: tuple[float, ...], by_time: tuple[float, ...]
 ) -> None:
-    found = savings(training(THREE_B, side // 8, side // 8), side, 100, Efficiency())
-    padded = [s for s in found if s.tokens == 256]
+    result = savings(training(THREE_B, side // 8, side // 8), side, 100, Efficiency())
+    padded = [s for s in result if s.tokens == 256]
     assert [s.vae for s in padded] == ["FLUX, SD-3.5", "Qwen-Image"]
     assert [s.share for s in padded] == pytest.approx(shares, abs=6e-4)
     assert [s.by_flops for s in padded] == pytest.approx(by_flops, abs=6e-3)
     assert [s.by_time for s in padded] == pytest.approx(by_time, abs=6e-3)
     short = {256: (0.187, 0.223), 512: (0.111, 0.152)}[side]
-    assert [s.share for s in found if s.tokens == 100] == pytest.approx(short, abs=1e-3)
+    assert [s.share for s in result if s.tokens == 100] == pytest.approx(short, abs=1e-3)
     assert savings(training(THREE_B, 48, 48), 384, 100, Efficiency()) == []
 
 
@@ -78,11 +78,11 @@ def test_memory_of_the_reference_and_of_zero() -> None:
     assert gb["AdamW's moments"] == pytest.approx(21.28, abs=0.01)
     assert gb["average of the weights"] == pytest.approx(10.64, abs=0.01)
     assert gb["Gemma-2B in fp32"] == pytest.approx(10.0, abs=0.05)
-    one, two = (by_stage(stage, 32, P, P, 200_000_000) for stage in (1, 2))
-    assert one["average of the weights"] / 1e9 == pytest.approx(0.33, abs=0.01)
-    assert one["gradients"] == 4 * P * (1 + 1 / 32)
+    first, two = (by_stage(stage, 32, P, P, 200_000_000) for stage in (1, 2))
+    assert first["average of the weights"] / 1e9 == pytest.approx(0.33, abs=0.01)
+    assert first["gradients"] == 4 * P * (1 + 1 / 32)
     assert two["gradients"] == 4 * P * 2 / 32 + 800_000_000
-    assert sum(two.values()) < sum(one.values()) < sum(by_stage(0, 32, P, P, 0).values())
+    assert sum(two.values()) < sum(first.values()) < sum(by_stage(0, 32, P, P, 0).values())
 
 
 @pytest.mark.parametrize(
@@ -93,13 +93,13 @@ def test_the_estimate_of_activations(changes: dict[str, Any]) -> None:
     key heads are repeated for the query heads. The estimate is for blocks alone and may be a fifth off."""
     config = DiTConfig(**SMALL | {"head_dim": 16, "layers": 4} | changes)
     model, tokens = DiT(config), 3
-    kept: dict[int, int] = {}
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    sizes: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own and tensor.numel() > 64:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in weights and tensor.numel() > 64:
+            sizes[storage.data_ptr()] = storage.nbytes()
             alive.append(tensor)
         return tensor
 
@@ -114,7 +114,7 @@ def test_the_estimate_of_activations(changes: dict[str, Any]) -> None:
     norms = 2 * 64 * (2 if config.sandwich_norm else 1) + (q + kv if config.qk_norm else 0)
     repeated = 2 * (q - kv) * (places + tokens)
     on_cpu = 4 * config.layers * (places * norms + repeated)
-    assert sum(kept.values()) / 4 == pytest.approx(
+    assert sum(sizes.values()) / 4 == pytest.approx(
         activations(config, 16, 16, tokens, half=4) + on_cpu, rel=0.2
     )
     assert activations(config, 16, 16, tokens, recompute=True) < 0.5 * activations(

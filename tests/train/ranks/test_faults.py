@@ -175,18 +175,18 @@ def test_one_rank_has_a_loss_that_is_not_finite(mode: str) -> None:
 def test_weights_that_an_earlier_step_spoiled_are_said_to_be() -> None:
     """The loss of step 1 is not finite because step 0 moved the weights to infinity."""
     with scratch() as folder:
-        done = go(folder, 2, "optim.lr=1e38", "optim.weight_decay=100")
-        assert done.wait() == [3, 3]
-        assert "the loss of step 1 is not finite" in done.text(0)
-        assert "not finite before it, so an earlier step has spoiled them" in done.text(0)
+        job = go(folder, 2, "optim.lr=1e38", "optim.weight_decay=100")
+        assert job.wait() == [3, 3]
+        assert "the loss of step 1 is not finite" in job.text(0)
+        assert "not finite before it, so an earlier step has spoiled them" in job.text(0)
 
 
 def test_too_many_steps_in_a_row_are_skipped() -> None:
     guard = {"nonfinite": "skip", "skips": 2}
     with scratch() as folder:
-        done = go(folder, 1, "optim.lr=1e38", guard=guard)
-        assert done.wait() == [3]
-        assert "3 such steps in a row are more than guard.skips" in done.text()
+        job = go(folder, 1, "optim.lr=1e38", guard=guard)
+        assert job.wait() == [3]
+        assert "3 such steps in a row are more than guard.skips" in job.text()
         assert len(list((folder / "tiny-vae").glob("nonfinite-*.json"))) == 3
 
 

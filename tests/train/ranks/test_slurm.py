@@ -63,23 +63,23 @@ def sbatch(job: Path, *words: str, **more: str) -> subprocess.CompletedProcess[s
 
 
 def called_back(job: Path) -> bool:
-    called = job / "called"
-    found = called.read_text() if called.exists() else ""
-    assert found in ("", "requeue 12345\n")
-    called.unlink(missing_ok=True)
-    return bool(found)
+    record = job / "called"
+    result = record.read_text() if record.exists() else ""
+    assert result in ("", "requeue 12345\n")
+    record.unlink(missing_ok=True)
+    return bool(result)
 
 
 @pytest.mark.parametrize("code", [*LOST, *FOR_A_PERSON])
 def test_a_job_is_called_back_after_a_lost_rank_if_it_got_on(job: Path, code: int) -> None:
-    done = sbatch(job, "a.yaml", CODE=str(code), SAVES="yes")
-    assert done.returncode == code, done.stderr
+    process = sbatch(job, "a.yaml", CODE=str(code), SAVES="yes")
+    assert process.returncode == code, process.stderr
     assert called_back(job) == (code in LOST)
     (job / "checkpoint").write_text("step-2\n")  # it starts again, and saves nothing
-    done = sbatch(job, "a.yaml", CODE=str(code), SAVES="")
-    assert done.returncode == code
+    process = sbatch(job, "a.yaml", CODE=str(code), SAVES="")
+    assert process.returncode == code
     assert not called_back(job)
-    assert ("not called back after exit code" in done.stderr) == (code in LOST)
+    assert ("not called back after exit code" in process.stderr) == (code in LOST)
 
 
 def test_what_srun_and_the_ranks_are_given(job: Path) -> None:
@@ -88,8 +88,8 @@ def test_what_srun_and_the_ranks_are_given(job: Path) -> None:
     assert "--cpus-per-task=6" in words  # srun of today does not take it from the job
     assert "--kill-on-bad-exit=0" in words
     assert words[-4:] == ["train", "a b.yaml", "seed=1", ""]
-    given = (job / "srun-environment").read_text().splitlines()
-    assert {"MASTER_ADDR=node7", "MASTER_PORT=32345", "OMP_NUM_THREADS=6"} <= set(given)
+    lines = (job / "srun-environment").read_text().splitlines()
+    assert {"MASTER_ADDR=node7", "MASTER_PORT=32345", "OMP_NUM_THREADS=6"} <= set(lines)
     assert (job / "asked").read_text() == "-m train saved a b.yaml seed=1\n"
 
 
@@ -107,8 +107,8 @@ def test_a_config_that_cannot_be_used_ends_before_srun(job: Path) -> None:
 def test_a_signal_to_the_shell(job: Path, ends: int, wanted: bool) -> None:
     """It waits for the ranks, which save; then it tells who ended it by the clock."""
     stand_in(job, "srun", "touch started; sleep 0.5; echo step-2 > checkpoint; exit 143")
-    given = environment(job, SLURM_JOB_END_TIME=str(int(time.time()) + ends))
-    shell = subprocess.Popen(["bash", str(SCRIPT), "a.yaml"], cwd=job, env=given)
+    variables = environment(job, SLURM_JOB_END_TIME=str(int(time.time()) + ends))
+    shell = subprocess.Popen(["bash", str(SCRIPT), "a.yaml"], cwd=job, env=variables)
     end = time.monotonic() + 30
     while not (job / "started").exists():
         assert time.monotonic() < end
@@ -138,9 +138,9 @@ def test_the_trainer_says_whether_it_got_on(job: Path) -> None:
     shutil.rmtree(job / "run-vae/checkpoints/step-00000004")
     assert real(job, "touch run-vae/checkpoints/latest; exit 137").returncode == 137
     assert not called_back(job)
-    done = real(job, "exit 0", "steps=never")
-    assert done.returncode == 2
-    assert "steps: found 'never'" in done.stderr
+    process = real(job, "exit 0", "steps=never")
+    assert process.returncode == 2
+    assert "steps: found 'never'" in process.stderr
 
 
 # Two tasks on this machine; the second is killed once something was saved
@@ -169,8 +169,8 @@ exit $code"""
 def test_two_ranks_of_which_one_is_killed(job: Path) -> None:
     stand_in(job, "scontrol", SCONTROL.replace("node7", "127.0.0.1"))
     words = ["steps=10000000", "micro_batch=2", "guard={silence: 6, hang: 60}", "log_every=100"]
-    done = real(job, TASKS, *words)
-    assert done.returncode == 137, done.stderr
-    assert "task ended with 4" in done.stdout
-    assert "rank 1 (" in done.stderr
+    process = real(job, TASKS, *words)
+    assert process.returncode == 137, process.stderr
+    assert "task ended with 4" in process.stdout
+    assert "rank 1 (" in process.stderr
     assert called_back(job)

@@ -56,14 +56,14 @@ def test_each_noise_level_has_its_part() -> None:
 
 def test_two_ranks_are_one_step() -> None:
     sigmas = train_sigmas()[[0, 130, 999, 999]]
-    one, other = StepSums(), StepSums()
-    one.wait(0.375)
-    one.wait(0.125)
-    other.wait(0.25)
-    one.add(batch([1]), torch.tensor([1.0]), sigmas[:1])  # two micro-batches
-    one.add(batch([3]), torch.tensor([2.0]), sigmas[1:2])
-    other.add(batch([0, 2]), torch.tensor([4.0, 5.0]), sigmas[2:])
-    sums = [a + b for a, b in zip(one.sums(), other.sums(), strict=True)]
+    first, second = StepSums(), StepSums()
+    first.wait(0.375)
+    first.wait(0.125)
+    second.wait(0.25)
+    first.add(batch([1]), torch.tensor([1.0]), sigmas[:1])  # two micro-batches
+    first.add(batch([3]), torch.tensor([2.0]), sigmas[1:2])
+    second.add(batch([0, 2]), torch.tensor([4.0, 5.0]), sigmas[2:])
+    sums = [a + b for a, b in zip(first.sums(), second.sums(), strict=True)]
     assert len(sums) == StepSums.SIZE
     step = step_record(sums, 2)
     assert step.loss == 3.0
@@ -148,17 +148,17 @@ def test_a_page_of_any_length_and_of_nothing_yet(tmp_path: Path) -> None:
     odd = {"step": 5001, "loss": None, "samples_per_second": 1.0, "data_wait": 0.0, "epoch": 0.0}
     lines = [json.dumps(r) + "\n" for r in (*steps, checks, odd)]
     path.write_text("".join(lines) + '{"step": 5002, "lo')  # while the run goes on
-    found = page(tmp_path)
-    assert "loss not finite" in found
-    assert "0.5, 0.25 of the target" in found
-    curve = re.findall(r'points="([^"]*)"', found)[0].split()
+    result = page(tmp_path)
+    assert "loss not finite" in result
+    assert "0.5, 0.25 of the target" in result
+    curve = re.findall(r'points="([^"]*)"', result)[0].split()
     assert 300 < len(curve) <= 400
-    assert found.count("<circle") == 1 + 7  # one validation so far, with seven levels
+    assert result.count("<circle") == 1 + 7  # one validation so far, with seven levels
     (tmp_path / "eval").mkdir()
     scores = {"step": 100, "scores": {"cmmd-<x>": {"value": 2.5, "low": None, "high": None}}}
     for text, charts in ((json.dumps(scores) + "\n", 1), ("{}\n", 0), ("cmmd\n", 0)):
         (tmp_path / "eval" / "metrics.jsonl").write_text(text)
-        assert page(tmp_path).count("<svg") == found.count("<svg") + charts
+        assert page(tmp_path).count("<svg") == result.count("<svg") + charts
         assert ("cmmd-&lt;x&gt;" in page(tmp_path)) == bool(charts)
 
 
@@ -197,16 +197,16 @@ class Hanging(Kept):
 
 
 def test_lines_and_loggers_get_the_same(tmp_path: Path) -> None:
-    kept = Kept()
-    metrics = Metrics(tmp_path, 0, [BackgroundLogger("kept", lambda: kept)])
+    logger = Kept()
+    metrics = Metrics(tmp_path, 0, [BackgroundLogger("kept", lambda: logger)])
     metrics.write(1, loss=0.5, by=[1.0, None], start={"mix": {"a": 1.0}, "device": "cpu"})
     metrics.write(2, loss=float("nan"))
     metrics.close()
     lines = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["start"] == {"mix": {"a": 1.0}, "device": "cpu"}
     assert lines[1] == {"step": 2, "loss": None}  # NaN is no JSON
-    assert kept.records == [(1, {"loss": 0.5, "by/0": 1.0, "start/mix/a": 1.0}), (2, {})]
-    assert kept.closed
+    assert logger.records == [(1, {"loss": 0.5, "by/0": 1.0, "start/mix/a": 1.0}), (2, {})]
+    assert logger.closed
 
 
 def test_steps_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
@@ -244,12 +244,12 @@ def test_a_logger_that_hangs_is_left_behind(caplog: pytest.LogCaptureFixture) ->
     logger.close()
     assert "hanging gets no more metrics: it has not taken the last 1000 records" in caplog.text
     hanging.release.set()
-    other = Hanging()
-    logger = BackgroundLogger("slow", lambda: other, patience=0.1)
+    slow = Hanging()
+    logger = BackgroundLogger("slow", lambda: slow, patience=0.1)
     logger.log(1, {})
     logger.close()
     assert "slow gets no more metrics: it has not come to an end" in caplog.text
-    other.release.set()
+    slow.release.set()
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
@@ -336,10 +336,10 @@ def test_what_a_run_writes(columns: Path, tmp_path: Path, environ: None) -> None
     sources = open_columns(config, None)
     order = sources.order(config.seed, config.data.lanes, config.data.window)
     for interval, m in enumerate(lines):
-        seen, rows = order.at(np.arange(32 * interval, 32 * interval + 32))
+        sources_, rows = order.at(np.arange(32 * interval, 32 * interval + 32))
         lengths = [
             sources.by_source[s].texts[0].lengths(np.array([r]))[0]
-            for s, r in zip(seen, rows, strict=True)
+            for s, r in zip(sources_, rows, strict=True)
         ]
         assert m["text_tokens"] == sum(lengths) / 32
         per_sample = 2 * 2 * CHANNELS * SIDE * SIDE + 2 * WIDTH * m["text_tokens"]
@@ -348,14 +348,14 @@ def test_what_a_run_writes(columns: Path, tmp_path: Path, environ: None) -> None
             cost.of(1, m["text_tokens"])
         )
         assert len(m["loss_by_level"]) == LEVELS
-        known = [loss for loss in m["loss_by_level"] if loss is not None]
-        assert min(known) <= m["loss"] <= max(known)
+        means = [loss for loss in m["loss_by_level"] if loss is not None]
+        assert min(means) <= m["loss"] <= max(means)
         assert m["mfu"] is None
         assert 0 <= m["padding_waste"] < 1
     assert list((run / "tensorboard").iterdir())
-    shown = (run / "page.html").read_text()
-    assert "toy 0.750, toy-val 0.250 of the samples" in shown
-    assert shown.count("<svg") == 5  # no validation here
+    html = (run / "page.html").read_text()
+    assert "toy 0.750, toy-val 0.250 of the samples" in html
+    assert html.count("<svg") == 5  # no validation here
     saved = yaml.safe_load((run / "config.yaml").read_text())
     assert list(saved["data"]["sources"]) == ["toy", "toy-val"]
     assert TrainConfig.model_validate(saved) == config

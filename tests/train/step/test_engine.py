@@ -23,10 +23,10 @@ def config(tmp_path: Path, **changes: Any) -> TrainConfig:
 
 
 def test_batch_numbers_come_from_the_run(tmp_path: Path) -> None:
-    made = deepspeed_config(config(tmp_path), 2)
-    assert (made["train_batch_size"], made["train_micro_batch_size_per_gpu"]) == (16, 4)
-    assert made["gradient_accumulation_steps"] == 2
-    assert made["zero_optimization"] == {
+    values = deepspeed_config(config(tmp_path), 2)
+    assert (values["train_batch_size"], values["train_micro_batch_size_per_gpu"]) == (16, 4)
+    assert values["gradient_accumulation_steps"] == 2
+    assert values["zero_optimization"] == {
         "stage": 1,
         "overlap_comm": False,
         "contiguous_gradients": False,
@@ -34,7 +34,7 @@ def test_batch_numbers_come_from_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "message"),
+    ("values", "message"),
     [
         ({"zero_optimisation": {"stage": 2}}, "deepspeed.zero_optimisation: unknown key"),
         (
@@ -47,9 +47,9 @@ def test_batch_numbers_come_from_the_run(tmp_path: Path) -> None:
         ({"bf16": {"enabled": True}}, "torch_autocast"),
     ],
 )
-def test_what_deepspeed_would_ignore_is_refused(tmp_path: Path, found: Any, message: str) -> None:
+def test_what_deepspeed_would_ignore_is_refused(tmp_path: Path, values: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        deepspeed_config(config(tmp_path, deepspeed=found), 1)
+        deepspeed_config(config(tmp_path, deepspeed=values), 1)
 
 
 def test_a_file_is_read_and_a_missing_one_named(tmp_path: Path) -> None:
@@ -107,25 +107,25 @@ def engine_of(model: torch.nn.Module, made: TrainConfig, world: World) -> Engine
 
 def trained(world: World, folder: Path, steps: int = 4, **changes: Any) -> dict[str, Any]:
     """Some steps of the small model, with everything that can be compared with plain torch."""
-    made = config(folder, **{"optim": OPTIM, **changes})
+    values = config(folder, **{"optim": OPTIM, **changes})
     model = Small()
-    engine = engine_of(model, made, world)
-    ema = Ema(engine.weights(), made.ema.decay)
-    whole = {name: p.detach().clone() for name, p in model.named_parameters()}
+    engine = engine_of(model, values, world)
+    ema = Ema(engine.weights(), values.ema.decay)
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     norms, rates = [], []
-    for step, parts in enumerate(batches(world.rank, world.size, steps, made.micro_batch)):
+    for step, parts in enumerate(batches(world.rank, world.size, steps, values.micro_batch)):
         for part in parts:
             engine.backward(engine(part).square().mean())
-            engine.step(learning_rate(made.optim, step, steps))
+            engine.step(learning_rate(values.optim, step, steps))
         norms.append(engine.grad_norm)
         rates.append([group["lr"] for group in engine.deepspeed.optimizer.param_groups])
         ema.update(engine.weights())
         for name, p in model.named_parameters():
-            whole[name].lerp_(p.detach(), 1 - made.ema.decay)
+            weights[name].lerp_(p.detach(), 1 - values.ema.decay)
     parts = {f.name: (f.start, f.stop, f.of(ema.parts).clone()) for f in engine.fragments}
     return {
         "weights": {name: p.detach().clone() for name, p in model.named_parameters()},
-        "average": whole, "parts": parts, "norms": norms, "rates": rates, "effective": engine.effective,
+        "average": weights, "parts": parts, "norms": norms, "rates": rates, "effective": engine.effective,
     }  # fmt: skip
 
 
@@ -143,20 +143,20 @@ RECIPES: dict[str, dict[str, Any]] = {
 AUTOCAST = {
     "zero_optimization": {"stage": 2}, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}
 }  # fmt: skip
-Found = list[dict[str, dict[str, Any]]]
+Figures = list[dict[str, dict[str, Any]]]
 
 
 @pytest.fixture(scope="module", params=[1, 2])
-def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
+def figures(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Figures:
     """By rank and recipe; on 1 rank and on 2."""
     folder = tmp_path_factory.mktemp("engine")
 
     def work(world: World) -> dict[str, dict[str, Any]]:
-        made = {name: trained(world, folder, **recipe) for name, recipe in RECIPES.items()}
-        made["autocast"] = trained(world, folder, deepspeed=AUTOCAST)
-        made["not finite 1"] = spoiled(world, folder, 1)
-        made["not finite 4"] = spoiled(world, folder, 4)
-        return made
+        recipes = {name: trained(world, folder, **recipe) for name, recipe in RECIPES.items()}
+        recipes["autocast"] = trained(world, folder, deepspeed=AUTOCAST)
+        recipes["not finite 1"] = spoiled(world, folder, 1)
+        recipes["not finite 4"] = spoiled(world, folder, 4)
+        return recipes
 
     return in_world(request.param, work)
 
@@ -167,10 +167,10 @@ def plain(steps: int = 4, **recipe: Any) -> dict[str, torch.Tensor]:
     decays = (
         {"first.weight", "last.weight"} if "decay" in optim else set(dict(model.named_parameters()))
     )
-    named = list(model.named_parameters())
+    pairs = list(model.named_parameters())
     groups = [
-        {"params": [p for n, p in named if n in decays], "weight_decay": 0.3},
-        {"params": [p for n, p in named if n not in decays], "weight_decay": 0.0},
+        {"params": [p for n, p in pairs if n in decays], "weight_decay": 0.3},
+        {"params": [p for n, p in pairs if n not in decays], "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.05, betas=(0.8, 0.9))
     rates = [0.025, 0.05, 0.05 * 0.75, 0.05 * 0.25]
@@ -182,16 +182,16 @@ def plain(steps: int = 4, **recipe: Any) -> dict[str, torch.Tensor]:
         for group in adamw.param_groups:
             group["lr"] = rate
         adamw.step()
-    return {name: p.detach() for name, p in named}
+    return {name: p.detach() for name, p in pairs}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_recipe_is_that_of_plain_torch(found: Found, recipe: str) -> None:
+def test_the_recipe_is_that_of_plain_torch(figures: Figures, recipe: str) -> None:
     """Clipping, accumulation, decay of all or of matrices alone, and rates right from the first step."""
-    wanted = plain(**RECIPES[recipe])
-    for rank in found:
+    expected = plain(**RECIPES[recipe])
+    for rank in figures:
         for name, p in rank[recipe]["weights"].items():
-            torch.testing.assert_close(p, wanted[name], rtol=2e-5, atol=2e-6)
+            torch.testing.assert_close(p, expected[name], rtol=2e-5, atol=2e-6)
         groups = 1 + ("matrices" in recipe)
         for rates, rate in zip(rank[recipe]["rates"], [0.025, 0.05, 0.0375, 0.0125], strict=True):
             assert rates == [pytest.approx(rate)] * groups
@@ -199,28 +199,32 @@ def test_the_recipe_is_that_of_plain_torch(found: Found, recipe: str) -> None:
 
 
 def test_decay_of_matrices_is_another_recipe() -> None:
-    one, other = plain(), plain(optim=MATRICES)
-    assert not torch.allclose(one["table"], other["table"], rtol=1e-3)
+    first, second = plain(), plain(optim=MATRICES)
+    assert not torch.allclose(first["table"], second["table"], rtol=1e-3)
 
 
 @pytest.mark.parametrize("recipe", [*RECIPES, "autocast"])
-def test_the_average_in_parts_is_the_whole_average(found: Found, recipe: str) -> None:
+def test_the_average_in_parts_is_the_whole_average(figures: Figures, recipe: str) -> None:
     """Each element stands on one rank, with the very bits of an average of whole weights."""
-    covered = {name: torch.zeros(p.numel()) for name, p in found[0][recipe]["average"].items()}
-    for rank in found:
+    covered = {name: torch.zeros(p.numel()) for name, p in figures[0][recipe]["average"].items()}
+    for rank in figures:
         for name, (start, stop, part) in rank[recipe]["parts"].items():
-            whole = found[0][recipe]["average"][name].flatten()
-            assert torch.equal(part, whole[start:stop]), name
+            average = figures[0][recipe]["average"][name].flatten()
+            assert torch.equal(part, average[start:stop]), name
             covered[name][start:stop] += 1
     assert all(bool((count == 1).all()) for count in covered.values())
 
 
-def test_the_engine_says_what_it_runs_with(found: Found) -> None:
-    for rank in found:
-        said = rank["matrices 2"]["effective"]
-        assert said["weight_decay"] == [0.3, 0.0]
-        assert (said["stage"], said["ranks"], said["autocast"]) == (2, len(found), None)
-        assert (said["gradient_clipping"], said["betas"]) == (0.5, (0.8, 0.9))
+def test_the_engine_says_what_it_runs_with(figures: Figures) -> None:
+    for rank in figures:
+        effective = rank["matrices 2"]["effective"]
+        assert effective["weight_decay"] == [0.3, 0.0]
+        assert (effective["stage"], effective["ranks"], effective["autocast"]) == (
+            2,
+            len(figures),
+            None,
+        )
+        assert (effective["gradient_clipping"], effective["betas"]) == (0.5, (0.8, 0.9))
         assert rank["stage 1"]["effective"]["weight_decay"] == [0.3]
         assert rank["not clipped"]["effective"]["gradient_clipping"] == 0.0
         bf16 = rank["autocast"]["effective"]
@@ -238,12 +242,12 @@ def test_the_engine_says_what_it_runs_with(found: Found) -> None:
 def spoiled(world: World, folder: Path, micro_batches: int) -> dict[str, Any]:
     """A gradient that is not finite on the last rank's first micro-batch alone; then a step that is discarded; then a
     sound one."""
-    made = config(folder, micro_batch=16 // world.size // micro_batches)
+    values = config(folder, micro_batch=16 // world.size // micro_batches)
     model = Small()
-    engine = engine_of(model, made, world)
+    engine = engine_of(model, values, world)
     states = [{name: p.detach().clone() for name, p in model.named_parameters()}]
     skipped = []
-    for step, parts in enumerate(batches(world.rank, world.size, 3, made.micro_batch)):
+    for step, parts in enumerate(batches(world.rank, world.size, 3, values.micro_batch)):
         for number, part in enumerate(parts):
             hook = model.last.weight.register_hook(
                 lambda gradient, bad=step + number == 0 and world.rank == world.size - 1: (
@@ -262,8 +266,10 @@ def spoiled(world: World, folder: Path, micro_batches: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("micro_batches", [1, 4])
-def test_a_gradient_that_is_not_finite_moves_no_weight(found: Found, micro_batches: int) -> None:
-    for rank in found:
+def test_a_gradient_that_is_not_finite_moves_no_weight(
+    figures: Figures, micro_batches: int
+) -> None:
+    for rank in figures:
         spoilt = rank[f"not finite {micro_batches}"]
         assert spoilt["skipped"] == [True, True, False]
         assert spoilt["updates"] == {1.0}
@@ -275,15 +281,15 @@ def test_a_gradient_that_is_not_finite_moves_no_weight(found: Found, micro_batch
 
 
 def test_a_setting_that_does_not_arrive_is_found() -> None:
-    made = config(Path(), optim={"lr": 0.1, "clip": 2.0})
-    asked = deepspeed_config(made, 1)
+    values = config(Path(), optim={"lr": 0.1, "clip": 2.0})
+    requested = deepspeed_config(values, 1)
     sound = {
-        **asked, **asked["zero_optimization"], "lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8, "ranks": 1,
+        **requested, **requested["zero_optimization"], "lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8, "ranks": 1,
         "weight_decay": [1e-4], "optimizer": "AdamW", "autocast": None, "weights": "torch.float32",
         "gradients": "torch.float32",
     }  # fmt: skip
-    check(asked, made.optim, 1, [1e-4], sound)
+    check(requested, values.optim, 1, [1e-4], sound)
     with pytest.raises(EngineError, match=r"gradient_clipping: asked for 2.0, runs with 0.0"):
-        check(asked, made.optim, 1, [1e-4], {**sound, "gradient_clipping": 0.0})
+        check(requested, values.optim, 1, [1e-4], {**sound, "gradient_clipping": 0.0})
     with pytest.raises(EngineError, match=r"weight_decay: asked for \[0.0001\], runs with \[0.0\]"):
-        check(asked, made.optim, 1, [1e-4], {**sound, "weight_decay": [0.0]})
+        check(requested, values.optim, 1, [1e-4], {**sound, "weight_decay": [0.0]})

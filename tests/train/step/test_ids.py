@@ -58,9 +58,9 @@ def write_texts(folder: Path, captions: list[list[int]], empty: list[int], sourc
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory, columns: Path) -> Path:
+def cache(tmp_path_factory: pytest.TempPathFactory, columns: Path) -> Path:
     """Sources `toy` and `toy-val` with ids and tokens of the same captions; every fifth has none."""
-    folder = tmp_path_factory.mktemp("both")
+    folder = tmp_path_factory.mktemp("cache")
     for name, rows, seed in (("toy", 150, 0), ("toy-val", 20, 1)):
         (folder / name).mkdir()
         (folder / name / "vae").symlink_to(columns / name / "vae")
@@ -81,8 +81,8 @@ def config_of(folder: Path, runs: Path, text: str, **changes: Any) -> dict[str, 
 
 
 def validations(run: Path) -> list[dict[str, Any]]:
-    found = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [{**r["validation"], "seconds": 0} for r in found if "validation" in r]
+    result = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{**r["validation"], "seconds": 0} for r in result if "validation" in r]
 
 
 def opened(folder: Path, text: str) -> Any:
@@ -90,57 +90,57 @@ def opened(folder: Path, text: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def on_ids(both: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(config_of(both, tmp_path_factory.mktemp("on-ids"), "ids"), text_encoder=Table())
+def on_ids(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(config_of(cache, tmp_path_factory.mktemp("on-ids"), "ids"), text_encoder=Table())
 
 
-def test_it_trains_as_on_the_tokens(both: Path, on_ids: Path, tmp_path: Path) -> None:
+def test_it_trains_as_on_the_tokens(cache: Path, on_ids: Path, tmp_path: Path) -> None:
     """Dropped captions, validation, and captions without a token included: to the last bit."""
-    tokens = trained(config_of(both, tmp_path, "text"))
+    tokens = trained(config_of(cache, tmp_path, "text"))
     assert losses(on_ids) == losses(tokens)
     assert len(set(losses(on_ids).values())) == 3
-    one, other = (validations(run)[-1] for run in (on_ids, tokens))
-    assert one == other
-    assert one["loss"] > 0
+    first, second = (validations(run)[-1] for run in (on_ids, tokens))
+    assert first == second
+    assert first["loss"] > 0
     for name in ("weights", "ema"):
-        one, other = (
+        first, second = (
             load_file(step_folder(run, 3) / f"{name}.safetensors") for run in (on_ids, tokens)
         )
-        assert all(torch.equal(one[k], other[k]) for k in other)
+        assert all(torch.equal(first[k], second[k]) for k in second)
     assert manifest(on_ids, 3)["model"]["text_width"] == WIDTH
 
 
-def test_the_text_reaches_the_model(both: Path, on_ids: Path, tmp_path: Path) -> None:
+def test_the_text_reaches_the_model(cache: Path, on_ids: Path, tmp_path: Path) -> None:
     """What the last test compares could be two runs that never look at the text."""
     encoder = Table()
     encoder.table = encoder.table.flip(0)
-    other = trained(config_of(both, tmp_path, "ids"), text_encoder=encoder)
-    assert losses(other)[3] != losses(on_ids)[3]
+    control = trained(config_of(cache, tmp_path, "ids"), text_encoder=encoder)
+    assert losses(control)[3] != losses(on_ids)[3]
 
 
-def test_the_encoder_is_part_of_the_run(both: Path, on_ids: Path) -> None:
+def test_the_encoder_is_part_of_the_run(cache: Path, on_ids: Path) -> None:
     assert manifest(on_ids, 3)["data"]["text_encoder"] == Table().identity
-    config = config_of(both, on_ids.parent, "ids", steps=4)
-    code, said, run = fitted(config, text_encoder=Table("others"))
+    config = config_of(cache, on_ids.parent, "ids", steps=4)
+    code, output, run = fitted(config, text_encoder=Table("others"))
     assert (code, run) == (2, on_ids)
-    assert "data.text_encoder.encoder.weights: found 'table', expected 'others'" in said
-    assert f"init_from={step_folder(run, 3)}" in said
+    assert "data.text_encoder.encoder.weights: found 'table', expected 'others'" in output
+    assert f"init_from={step_folder(run, 3)}" in output
     trained(config, text_encoder=Table())
     assert losses(on_ids).keys() == {1, 2, 3, 4}
 
 
-def test_an_encoder_is_needed_for_ids_and_for_nothing_else(both: Path, tmp_path: Path) -> None:
-    code, said, run = fitted(config_of(both, tmp_path, "ids"))
+def test_an_encoder_is_needed_for_ids_and_for_nothing_else(cache: Path, tmp_path: Path) -> None:
+    code, output, run = fitted(config_of(cache, tmp_path, "ids"))
     assert code == 2
-    assert "toy/ids: found a column of ids, on which a text encoder has to run" in said
-    assert "torchrun -m eval train" in said
+    assert "toy/ids: found a column of ids, on which a text encoder has to run" in output
+    assert "torchrun -m eval train" in output
     assert not run.exists()
     with pytest.raises(ConfigError, match="a column of tokens, and a text encoder"):
-        check_text_encoder(opened(both, "text"), Table())
+        check_text_encoder(opened(cache, "text"), Table())
 
 
-def test_the_encoder_must_cut_captions_as_the_column_does(both: Path) -> None:
-    sources = opened(both, "ids")
+def test_the_encoder_must_cut_captions_as_the_column_does(cache: Path) -> None:
+    sources = opened(cache, "ids")
     check_text_encoder(
         sources, Table(caption="short.txt")
     )  # which caption it is, is the column's affair
@@ -151,28 +151,28 @@ def test_the_encoder_must_cut_captions_as_the_column_does(both: Path) -> None:
         check_text_encoder(sources, Table(instruction="Draw"))
 
 
-def test_the_width_is_what_the_encoder_makes(both: Path) -> None:
-    sources = opened(both, "ids")
+def test_the_width_is_what_the_encoder_makes(cache: Path) -> None:
+    sources = opened(cache, "ids")
     assert sources.text_width is None
     assert (
-        shape_of(sources, Table()).text_width == WIDTH == shape_of(opened(both, "text")).text_width
+        shape_of(sources, Table()).text_width == WIDTH == shape_of(opened(cache, "text")).text_width
     )
     with pytest.raises(ConfigError, match=r"made \(2,\) of 2 ids, expected \(2, width\)"):
         shape_of(sources, lambda ids, cu_seqlens: ids)
 
 
-def test_captions_of_no_token_alone(both: Path, tmp_path: Path) -> None:
+def test_captions_of_no_token_alone(cache: Path, tmp_path: Path) -> None:
     """Every micro-batch, and the validation, of captions that have none."""
     for name, rows in (("toy", 150), ("toy-val", 20)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "vae").symlink_to((both / name / "vae").resolve())
+        (tmp_path / name / "vae").symlink_to((cache / name / "vae").resolve())
         write_texts(tmp_path / name, [[]] * rows, [7], name)
     assert Column.open(tmp_path / "toy/ids").lengths(np.arange(9)).sum() == 0
-    found = []
+    result = []
     for text, encoder in (("ids", Table()), ("text", None)):
         config = config_of(tmp_path, tmp_path / text, text)
         config["data"]["caption_dropout"] = 0.0
         run = trained(config, text_encoder=encoder)
         assert (run / CHECKPOINTS).is_dir()
-        found.append(losses(run))
-    assert found[0] == found[1]
+        result.append(losses(run))
+    assert result[0] == result[1]

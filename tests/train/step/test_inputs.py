@@ -42,14 +42,14 @@ def captions(x: Inputs) -> tuple[torch.Tensor, ...]:
 
 
 def test_a_sample_gets_the_same_in_any_company() -> None:
-    whole = inputs(batch_of([5, 6, 7, 8]))
+    batch = inputs(batch_of([5, 6, 7, 8]))
     parts = [inputs(part) for part in cut(batch_of([8, 5, 7, 6]), 3)]
     at = {8: (0, 0), 5: (0, 1), 7: (0, 2), 6: (1, 0)}
     for i, sample in enumerate([5, 6, 7, 8]):
         part, j = at[sample]
         for field in ("latents", "noise", "sigma", "timestep", "noisy"):
-            assert torch.equal(getattr(whole, field)[i], getattr(parts[part], field)[j])
-        assert torch.equal(captions(whole)[i], captions(parts[part])[j])
+            assert torch.equal(getattr(batch, field)[i], getattr(parts[part], field)[j])
+        assert torch.equal(captions(batch)[i], captions(parts[part])[j])
 
 
 def test_samples_get_different_noise() -> None:
@@ -80,11 +80,11 @@ def test_micro_batches_are_the_batch() -> None:
 
 def test_micro_batches_are_the_batch_made_ready() -> None:
     batches = [batch_of([2, 3, 4, 5, 6]), batch_of([7, 8, 9, 10])]
-    made = list(micro_batches(iter(batches), 2, inputs))
-    assert [piece.last for piece in made] == [False, False, True, False, True]
-    assert [piece.batch is batches[i > 2] for i, piece in enumerate(made)] == [True] * 5
+    queue = list(micro_batches(iter(batches), 2, inputs))
+    assert [piece.last for piece in queue] == [False, False, True, False, True]
+    assert [piece.batch is batches[i > 2] for i, piece in enumerate(queue)] == [True] * 5
     parts = [part for batch in batches for part in cut(batch, 2)]
-    for piece, part in zip(made, parts, strict=True):
+    for piece, part in zip(queue, parts, strict=True):
         assert torch.equal(piece.part.rows, part.rows)
         assert torch.equal(piece.inputs.noise, inputs(part).noise)
         assert torch.equal(piece.inputs.tokens, inputs(part).tokens)
@@ -106,15 +106,15 @@ def test_int8_captions_are_those_of_bfloat16_after_the_device() -> None:
     batch = int8_of(list(range(3, 43)))
     plain = replace(batch, text=batch.tokens)
     empty = torch.tensor([[0.3] * 5, [-7.0] * 5]).bfloat16()
-    for part, other in zip(cut(batch, 16), cut(plain, 16), strict=True):
-        assert torch.equal(part.tokens, other.tokens)
+    for part, plain_part in zip(cut(batch, 16), cut(plain, 16), strict=True):
+        assert torch.equal(part.tokens, plain_part.tokens)
         for dropout in (0.0, 0.5, 1.0):
-            made, expected = (
+            actual, expected = (
                 training_inputs(b, Norm((0.0,), (1.0,)), empty, FlowConfig(), dropout, seed=7)
-                for b in (part, other)
+                for b in (part, plain_part)
             )
-            assert isinstance(made.text, Int8Captions)
-            moved = made.to(torch.device("cpu"))
+            assert isinstance(actual.text, Int8Captions)
+            moved = actual.to(torch.device("cpu"))
             assert isinstance(moved.text, torch.Tensor)
             assert torch.equal(moved.text, expected.tokens)
             assert torch.equal(moved.cu_seqlens, expected.cu_seqlens)

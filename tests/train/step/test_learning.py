@@ -73,8 +73,8 @@ SHRINKAGE = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3)
 
 
 def samples(count: int, held_out: bool) -> list[Sample]:
-    found = (s for group in GROUPS for s in choose(group, count, validation=held_out))
-    return sorted(found, key=lambda sample: hashed(sample.key))
+    result = (s for group in GROUPS for s in choose(group, count, validation=held_out))
+    return sorted(result, key=lambda sample: hashed(sample.key))
 
 
 def caption(sample: Sample) -> str:
@@ -84,14 +84,14 @@ def caption(sample: Sample) -> str:
 
 def drawn_pictures(data: Path) -> dict[str, bytes]:
     """key -> JPEG, of the demo's tars."""
-    found = {}
+    result = {}
     for path in (*training_tars(data), data / "openmoji-val/00000.tar"):
         with tarfile.open(path) as tar:
             for member in tar:
                 key, _, suffix = member.name.partition(".")
                 if suffix == "jpg" and (file := tar.extractfile(member)):
-                    found[key] = file.read()
-    return found
+                    result[key] = file.read()
+    return result
 
 
 def write_source(
@@ -120,8 +120,8 @@ def write_source(
 def cache(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     load_all()
     folder = tmp_path_factory.mktemp("emoji")
-    made = {"class": "AutoencoderKL", "path": str(ROOT / "configs/demo/vae-plain")}
-    vae = Vae(ModelSpec.model_validate(made))
+    encoder = {"class": "AutoencoderKL", "path": str(ROOT / "configs/demo/vae-plain")}
+    vae = Vae(ModelSpec.model_validate(encoder))
     model = ModelSpec.model_validate({"class": "AutoModel", "path": MINILM})
     text = text_encoder(model, max_tokens=64)
     pictures = drawn_pictures(data)
@@ -164,14 +164,14 @@ class Rows:
 def losses(model: Predictor, rows: Rows, captions: Tensor | None = None, told: int = 0) -> Tensor:
     """(N, 8), with the captions of other rows, or told the timestep of another level, where asked for."""
     order = torch.arange(len(rows.latents)) if captions is None else captions
-    found = []
+    result = []
     for level in range(LEVELS):
-        noisy, wanted = rows.at(level)
+        noisy, velocity = rows.at(level)
         sigma = rows.sigma[(level + told) % LEVELS]
         timestep = torch.full((len(noisy),), 1000 * sigma)
         predicted = model(noisy, timestep, rows.text[order], rows.mask[order])
-        found.append((predicted - wanted).square().flatten(1).mean(1))
-    return torch.stack(found, 1).double()
+        result.append((predicted - velocity).square().flatten(1).mean(1))
+    return torch.stack(result, 1).double()
 
 
 def linear(source: Path, rows: Rows) -> Tensor:
@@ -187,18 +187,20 @@ def linear(source: Path, rows: Rows) -> Tensor:
     mean = draw(moments[:, : moments.shape[1] // 2].float(), join.norm, None).double().flatten(1)
     variance = (moments[:, moments.shape[1] // 2 :].exp().mean(0) * scale**2).flatten()
     covariance = torch.cov(mean.T) + torch.diag(variance)  # of drawn latents, whatever was drawn
-    centre, one = mean.mean(0), torch.eye(mean.shape[1], dtype=torch.float64)
-    found = []
+    centre, identity = mean.mean(0), torch.eye(mean.shape[1], dtype=torch.float64)
+    result = []
     for level in range(LEVELS):
-        s, (noisy, wanted) = rows.sigma[level], (t.double().flatten(1) for t in rows.at(level))
+        s, (noisy, velocity) = rows.sigma[level], (t.double().flatten(1) for t in rows.at(level))
         tried = []
         for share in SHRINKAGE:
-            c = (1 - share) * covariance + share * covariance.trace() / len(one) * one
-            gain = torch.linalg.solve((1 - s) ** 2 * c + s**2 * one, s * one - (1 - s) * c)
+            c = (1 - share) * covariance + share * covariance.trace() / len(identity) * identity
+            gain = torch.linalg.solve(
+                (1 - s) ** 2 * c + s**2 * identity, s * identity - (1 - s) * c
+            )
             predicted = (noisy - (1 - s) * centre) @ gain - centre
-            tried.append((predicted - wanted).square().mean(1))
-        found.append(min(tried, key=lambda loss: float(loss.mean())))
-    return torch.stack(found, 1)
+            tried.append((predicted - velocity).square().mean(1))
+        result.append(min(tried, key=lambda loss: float(loss.mean())))
+    return torch.stack(result, 1)
 
 
 @lru_cache
@@ -234,12 +236,14 @@ class Trained:
 
     def findings(self, model: Predictor, levels: int) -> Findings:
         """Differences of losses, which must be above zero: [low, mean, high]."""
-        own = losses(model, self.rows)
-        found = {f"linear, level {k}": higher(own[:, k], self.linear[:, k]) for k in range(levels)}
-        others = torch.arange(len(own)).roll(len(own) // 2)
-        found["other captions"] = higher(own, losses(model, self.rows, captions=others))
-        found["other timesteps"] = higher(own, losses(model, self.rows, told=1))
-        return found
+        matched = losses(model, self.rows)
+        result = {
+            f"linear, level {k}": higher(matched[:, k], self.linear[:, k]) for k in range(levels)
+        }
+        shuffled = torch.arange(len(matched)).roll(len(matched) // 2)
+        result["other captions"] = higher(matched, losses(model, self.rows, captions=shuffled))
+        result["other timesteps"] = higher(matched, losses(model, self.rows, told=1))
+        return result
 
 
 def failed(findings: Findings) -> set[str]:

@@ -26,12 +26,12 @@ def opened(
     columns: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[TrainConfig, JoinedColumns, Order]:
     """Two sources whose row ids are the same numbers, of which one has two captions a row."""
-    other = tmp_path_factory.mktemp("other")
-    write_columns(other / "toy", "toy", 150, 9)
-    write_columns(other / "more", "more", 150, 10)
+    folder = tmp_path_factory.mktemp("other")
+    write_columns(folder / "toy", "toy", 150, 9)
+    write_columns(folder / "more", "more", 150, 10)
     data = {
-        "latents": [str(columns / "toy/vae"), str(other / "more/vae")],
-        "text": [{str(columns / "toy/text"): 0.6, str(other / "toy/text"): 0.4}, str(other / "more/text")],
+        "latents": [str(columns / "toy/vae"), str(folder / "more/vae")],
+        "text": [{str(columns / "toy/text"): 0.6, str(folder / "toy/text"): 0.4}, str(folder / "more/text")],
         "lanes": LANES, "caption_dropout": 0.3,
     }  # fmt: skip
     values = tiny_config(columns, columns / "runs", data=data, global_batch=BATCH, seed=5)
@@ -54,14 +54,14 @@ def drawn(
 ) -> dict[int, Sample]:
     """What each sample from `start` on is given, by its number."""
     config, sources, order = opened
-    found: dict[int, Sample] = {}
+    result: dict[int, Sample] = {}
     for rank in range(world):
         stream = Stream(sources, order, position=start, global_batch=batch, world=world, rank=rank)
         with stream:
             for _ in range((ROUNDS * BATCH - start) // batch):
                 for part in cut(next(stream), micro):
-                    found.update(_samples(config, sources, part))
-    return found
+                    result.update(_samples(config, sources, part))
+    return result
 
 
 def _samples(
@@ -144,8 +144,8 @@ def test_no_two_samples_share_noise_or_timestep(alone: dict[int, Sample]) -> Non
         share = len(values) / len(alone)
         assert share == 1 if which == 1 else share > 0.9  # of 1,000 timesteps some come twice
     assert len({(source, row) for source, row, _ in alone.values()}) > 90
-    both = {row for source, row, _ in alone.values() if source == 0}
-    assert both & {row for source, row, _ in alone.values() if source == 1}
+    shared = {row for source, row, _ in alone.values() if source == 0}
+    assert shared & {row for source, row, _ in alone.values() if source == 1}
 
 
 def test_ranks_of_one_batch_draw_different_numbers(
@@ -172,7 +172,7 @@ def test_purposes_and_seeds_are_independent() -> None:
         "validation-flow-0",
     )
     draws = {(p, s): normal(s, p, range(400), (4,)).flatten() for p in purposes for s in (0, 1)}
-    for one, values in draws.items():
-        for other, others in draws.items():
-            if one < other:
-                assert abs(float(torch.corrcoef(torch.stack([values, others]))[0, 1])) < 0.1
+    for purpose, values in draws.items():
+        for second, second_values in draws.items():
+            if purpose < second:
+                assert abs(float(torch.corrcoef(torch.stack([values, second_values]))[0, 1])) < 0.1
