@@ -22,6 +22,7 @@ import torch
 
 import configs
 from shards.read.stream import Batch, Stream
+from shards.signals import SIGNALS
 from tests.forks import fork, leave_pytest, torchrun
 from tests.memory import MEMORY
 from train.config import GuardConfig, TrainConfig, run_folder
@@ -102,7 +103,10 @@ def load_all() -> None:
 
 
 def settle() -> None:
-    """One thread, no GPU, and nothing of pytest in a rank that was forked from a test."""
+    """One thread, no GPU, and nothing of pytest in a rank that was forked from a test. A shell that starts the tests in
+    the background has them ignore SIGINT, which a trainer would keep to."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     os.environ.update(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
     leave_pytest()
