@@ -1,11 +1,12 @@
 """Columns: their format, how they are written, read, joined and streamed. The only meeting point
 of the stages.
 
-Importing this package is cheap; torch is loaded by `shards.read.stream`, `shards.read.latents` and
-`shards.read.randomness`.
+Importing this package is cheap: torch is loaded when `Stream` or `Batch` is first used.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from .column.commits import Snapshot, put_complete, read_commit
 from .column.source import IndexRow, Source, open_source, put_index, read_index
@@ -40,13 +41,16 @@ from .read.order import Order
 from .store.base import Store
 from .store.open import open_store
 
+if TYPE_CHECKING:
+    from .read.stream import Batch, Stream
+
 __all__ = [
     "BadRows",
+    "Batch",
     "Column",
     "ColumnSpec",
     "CorruptColumn",
     "FormatVersion",
-    "Snapshot",
     "IdentityMismatch",
     "IncompleteColumn",
     "IndexRow",
@@ -59,13 +63,14 @@ __all__ = [
     "OrderError",
     "ShardWriter",
     "ShardsError",
+    "Snapshot",
     "Source",
     "SourceChanged",
     "SourceMismatch",
-    "JoinedColumns",
     "Status",
-    "WorkerDied",
     "Store",
+    "Stream",
+    "WorkerDied",
     "atomic_write",
     "canonical_json",
     "check_column",
@@ -85,3 +90,12 @@ __all__ = [
     "sha256_file",
     "unseal",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what needs torch when it is first used: torch takes seconds, and a status needs none."""
+    if name not in ("Batch", "Stream"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .read import stream
+
+    return getattr(stream, name)

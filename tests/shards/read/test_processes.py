@@ -126,3 +126,15 @@ def test_a_process_with_an_open_stream_ends_at_once(toy: Path) -> None:
     )
     assert (child.returncode, child.stdout.strip()) == (0, str(reading.BATCH)), child.stderr
     assert not [name for name in set(os.listdir("/dev/shm")) - before if "latentbank" in name]
+
+
+def test_torch_is_loaded_with_the_stream_alone() -> None:
+    code = (
+        "import sys, shards; assert 'torch' not in sys.modules;"
+        "from shards import *; assert 'torch' in sys.modules;"
+        "from shards.read import stream; assert (Batch, Stream) == (stream.Batch, stream.Stream)"
+    )
+    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    with pytest.raises(ImportError, match="cannot import name 'Streams'"):
+        from shards import Streams  # noqa: F401
