@@ -2,7 +2,7 @@
 
 Public names; importing `eval` or `eval.score` loads no torch:
 
-    from eval import Request, generate        generate(Request(checkpoint=..., save_dir=...)): pictures of prompts
+    from eval import Request, generate        pictures of prompts: generate(Request(...))
     from eval.score import SCORERS, run       scorers by name, and the scores of finished sets
     from eval.report.report import report     sets and their scores on one page
 """

@@ -1,4 +1,4 @@
-"""What a user can get wrong in evaluation. Messages say what was found, what was expected and what to do."""
+"""What a user can get wrong in evaluation: found, expected, and what to do."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TooFewImages(EvalError, ValueError):
 
 
 class MissingPictures(EvalError, FileNotFoundError):
-    """The tars with the original pictures are absent, or are not those that the column was made of."""
+    """The tars with the original pictures are absent, or not those of the column."""
 
 
 class MissingImages(EvalError, FileNotFoundError):
@@ -54,7 +54,7 @@ class Watched(EvalError, RuntimeError):
 
 
 class BadQuestions(EvalError, ValueError):
-    """A benchmark's questions or skills that are absent, damaged, or of other prompts than the pictures."""
+    """A benchmark's questions or skills that are absent, damaged, or of other prompts."""
 
 
 class BadRanks(EvalError, ValueError):
@@ -78,4 +78,4 @@ class NotFinite(EvalError, ValueError):
 
 
 class BadReference(EvalError, ValueError):
-    """Reference statistics that are damaged, or of another network or crop than what is to be scored."""
+    """Reference statistics that are damaged, or of another network or crop than the set's."""

@@ -1,7 +1,7 @@
 """Training with encoders in the step.
 
-    torchrun -m eval train CONFIG [key=value ...]     `data.text` is a column of ids: the text encoder runs in the step
-    fit(config, run, batches=online(config, TARS))    no column is read: pictures and captions are encoded in the step
+    torchrun -m eval train CONFIG [key=value ...]     `data.text` is ids: the text encoder runs in the step
+    fit(config, run, batches=online(config, TARS))    pictures and captions are encoded in the step
 
 The second is what the cache is compared with. Rows, their order and all randomness are those of the
 columns that the config names, whose identities say which encoders ran and how.
@@ -49,7 +49,7 @@ THREADS = 4  # that decode pictures, one batch ahead
 
 
 def train(path: Path, overrides: Sequence[str] = ()) -> int:
-    """Trains with the text encoder of the ids column, where the text is one; returns the exit code."""
+    """Trains, with the text encoder of a column of ids if the text is one; returns the exit code."""
     config = configs.load(TrainConfig, path, overrides)
     _log_rank_0()
     run = run_folder(config, path)
@@ -60,7 +60,7 @@ def train(path: Path, overrides: Sequence[str] = ()) -> int:
 
 
 def step_encoder(config: TrainConfig, sources: JoinedColumns, device: str) -> PackedText:
-    """Returns the encoder that makes tokens of ids; ModelNotUsable if it is not their tokenizer's."""
+    """Returns the encoder that makes tokens of ids; ModelNotUsable if their tokenizer is another's."""
     encoder, identity = config.data.encoder, sources.texts[0].identity
     try:
         spec = ModelSpec.model_validate(encoder) if isinstance(encoder, dict) else encoder
@@ -87,10 +87,10 @@ def _log_rank_0() -> None:
 
 
 def online(config: TrainConfig, tars: Path | Sequence[Path]) -> Batches:
-    """Returns what `fit` takes as `batches`: the columns' own, made of pictures and captions in the step.
+    """Returns what `fit` takes as `batches`: the columns', but encoded in the step.
 
-    `tars`: the folder of the source's tars, or a folder for each source. Where the text is ids, so are
-    the batches: hand in the encoder too.
+    `tars`: the folder of the source's tars, or a folder for each source. Where the text is ids, so
+    are the batches: hand in the encoder too.
     """
     folders = [tars] if isinstance(tars, Path) else list(tars)
     if config.data.partial:
@@ -134,7 +134,7 @@ class Online:
         )  # fmt: skip
 
     def batches(self, position: int, world: World) -> Iterator[Batch]:
-        """Yields this rank's batches from `position` on, for ever; threads decode pictures ahead."""
+        """Yields this rank's batches from `position` on, for ever, decoded ahead in threads."""
         step = self.config.global_batch
         places = self.order.places(step, world.size, world.rank)
         with ThreadPoolExecutor(THREADS) as pool:

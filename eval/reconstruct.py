@@ -1,12 +1,12 @@
 """What a column's VAE keeps of a picture: the posterior's mean decoded, beside the original crop.
 
-    <save_dir>/original/images/<row id>.png          as the encoder saw it: decoded, resized, cropped
+    <save_dir>/original/images/<row id>.png          as the encoder saw it: resized, cropped
     <save_dir>/reconstruction/images/<row id>.png    from the column's rows, never from the picture
-    <save_dir>/reconstruction/scores/                PSNR, SSIM and further scores, each with its interval
-    <save_dir>/metrics.json                          PSNR, SSIM and LPIPS of each picture, and their means
+    <save_dir>/reconstruction/scores/                PSNR, SSIM and further scores with intervals
+    <save_dir>/metrics.json                          PSNR, SSIM and LPIPS of each picture, their means
 
-All scores are of the 8-bit pictures. Originals do not depend on the column, so reconstructions of one
-source by several VAEs are paired. Memory holds one batch.
+All scores are of the 8-bit pictures. Originals do not depend on the column, so reconstructions of
+one source by several VAEs are paired. Memory holds one batch.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def reconstruct(
 ) -> Json:
     """Decodes the first `count` valid rows of a moments or latents column; returns metrics.json.
 
-    `tars` is the folder of its source's tars. `scores` of MORE are computed beside PSNR and SSIM; their
-    weights are loaded before anything is decoded.
+    `tars` is the folder of its source's tars. `scores` of MORE are computed beside PSNR and SSIM;
+    their weights are loaded before anything is decoded.
     """
     opened = Column.open(column)
     kind = opened.layout.kind
@@ -145,7 +145,7 @@ def reconstruct(
 def _score(
     name: str, images: ImageSetReader, pictures: list[Json], weights: dict[str, str] | None
 ) -> tuple[Score, list[Item]]:
-    """Returns the mean over pictures with its items. `weights` are of the score's network, if any."""
+    """Returns the mean over pictures and its items; `weights` are the score's network's."""
     items = [Item(name_of(p["row"]), 0, p[name]) for p in pictures]
     value, _ = aggregate(items)
     return Score(
@@ -185,7 +185,7 @@ def psnr(a: Picture, b: Picture) -> float:
 
 
 def ssim(a: Picture, b: Picture) -> float:
-    """Returns structural similarity (Wang et al. 2004): Gaussian window 11 x 11, sigma 1.5, channels' mean."""
+    """Returns structural similarity (Wang et al. 2004): Gaussian window, sigma 1.5."""
     from skimage.metrics import structural_similarity
 
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}

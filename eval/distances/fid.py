@@ -2,8 +2,9 @@
 
     python -m eval fid images/flux/images images/real --inception /weights
 
-Both are clean-fid's ("clean" resize, Inception of 2015-12-05), with the weights taken from a local file.
-A finished set is better scored by `python -m eval score fid`, which keeps features and gives an interval.
+Both are clean-fid's ("clean" resize, Inception of 2015-12-05), with the weights taken from a local
+file. A finished set is better scored by `python -m eval score fid`, which keeps features and gives
+an interval.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .metrics import METRICS, least
 def score(
     fake: Path, real: Path, weights: Path | None = None, device: str = "cpu", batch_size: int = 32
 ) -> dict[str, float | int | str]:
-    """Returns FID and KID of two folders and their numbers of pictures; `note` where FID wants more."""
+    """Returns FID and KID of two folders and their counts; `note` where FID wants more."""
     network = inception(weights, device)
     sets = [of_folder(folder) for folder in (fake, real)]
     a, b = (extract(pictures, network, batch_size=batch_size) for pictures in sets)

@@ -1,9 +1,9 @@
 """Squared Frechet distance of Gaussians fitted to features, and what each picture adds to it.
 
-|m1 - m2|^2 + Tr S1 + Tr S2 - 2 Tr (S1 S2)^(1/2), m means, S covariances with n - 1 (Dowson and Landau
-1982). With S = F F^T the last trace is the sum of the singular values of F1^T F2: the same whichever comes
-first, and no root of a product is taken, whose eigenvalues, where they are 0 but for rounding, would each
-add the root of that rounding.
+|m1 - m2|^2 + Tr S1 + Tr S2 - 2 Tr (S1 S2)^(1/2), m means, S covariances with n - 1 (Dowson and
+Landau 1982). With S = F F^T the last trace is the sum of the singular values of F1^T F2: the same
+whichever comes first, and no root of a product is taken, whose eigenvalues, where they are 0 but
+for rounding, would each add the root of that rounding.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ def distance(sample: Gaussian, reference: Gaussian) -> float:
 
 
 def influence(features: Features, reference: Gaussian) -> tuple[float, Floats]:
-    """Returns the distance of features (N, D) from a fixed reference, and each picture's influence (N,).
+    """Returns the distance of features (N, D) from a fixed reference, and the influences (N,).
 
-    The influence is the derivative of the distance by the picture's weight, times N: its mean is 0, and
-    the mean of its squares over N is the distance's variance, as far as it comes from which pictures were
-    drawn. Along a centred feature c it is 2 c.(m1 - m2) + c.c - c^T T c, less its mean, where T carries
-    one Gaussian into the other: with F1^T F2 = U s V^T it is F2 V s^-1 V^T F2^T. (A bootstrap would move
-    the distance itself, which grows when pictures repeat.)
+    The influence is the derivative of the distance by the picture's weight, times N: its mean is 0,
+    and the mean of its squares over N is the distance's variance, as far as it comes from which
+    pictures were drawn. Along a centred feature c it is 2 c.(m1 - m2) + c.c - c^T T c, less its
+    mean, where T carries one Gaussian into the other: with F1^T F2 = U s V^T it is F2 V s^-1 V^T
+    F2^T. (A bootstrap would move the distance itself, which grows when pictures repeat.)
     """
     sample = Gaussian.fitted(features)
     _, values, vectors = svd(sample.factor.T @ reference.factor, full_matrices=False)

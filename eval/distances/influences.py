@@ -1,11 +1,11 @@
-"""How much each picture adds to a distance: its interval, and the interval of a difference of two sets.
+"""How much each picture adds to a distance, which gives intervals of it and of differences.
 
     <save_dir>/scores/<scorer>.influences.jsonl    the set's digest, then a line for each picture
 
 A distance is no mean over pictures, but how it moves with the pictures that were drawn is, to first
-order, the mean of their influences (the infinitesimal jackknife); so prompts are counted as units, and
-two sets of the same prompts are paired. Where the two distributions agree the first order vanishes, and
-the interval is then too wide rather than too narrow.
+order, the mean of their influences (the infinitesimal jackknife); so prompts are counted as units,
+and two sets of the same prompts are paired. Where the two distributions agree the first order
+vanishes, and the interval is then too wide rather than too narrow.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def value(
 
 
 def totals(influences: Sequence[Influence], group: str | None = None) -> dict[str, float]:
-    """Returns each prompt's part of the distance: its pictures' influences over the number of all."""
+    """Returns each prompt's part of the distance: its influences over the number of all."""
     members = [i for i in influences if group is None or i.group == group]
     sums: dict[str, float] = {}
     for i in members:
@@ -98,7 +98,7 @@ def write(save_dir: Path, scorer: str, images: str, influences: Sequence[Influen
 
 
 def read(save_dir: Path, scorer: str, images: str) -> list[Influence]:
-    """Returns those of a score of this set; BadScores where they are missing or of other pictures."""
+    """Returns those of a score of this set; BadScores where they are missing or of another."""
     path = path_of(save_dir, scorer)
     try:
         first, *lines = read_lines(path)

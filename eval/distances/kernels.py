@@ -1,8 +1,8 @@
 """Kernel distances (squared maximum mean discrepancies) of features, and what each picture adds.
 
-KID (Binkowski et al. 2018): k(x, y) = (x.y / D + 1)^3, unbiased, the mean over 100 subsets of 1,000, as
-clean-fid has it, in float64. CMMD (Jayasumana et al. 2024): k(x, y) = exp(-|x - y|^2 / (2 * 10^2)) of
-normalised features, all pairs, diagonal included, times 1,000.
+KID (Binkowski et al. 2018): k(x, y) = (x.y / D + 1)^3, unbiased, the mean over 100 subsets of
+1,000, as clean-fid has it, in float64. CMMD (Jayasumana et al. 2024): k(x, y) = exp(-|x - y|^2 / (2
+* 10^2)) of normalised features, all pairs, diagonal included, times 1,000.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def gaussian(x: Floats, y: Floats) -> Floats:
 
 
 def kid_subsets(a: Features, b: Features, seed: int = 0) -> Floats:
-    """Returns the unbiased distance of each of 100 pairs of subsets, drawn as clean-fid draws them."""
+    """Returns the unbiased distance of 100 pairs of subsets, drawn as clean-fid draws them."""
     size = min(len(a), len(b), SUBSET)
     chance = np.random.RandomState(seed)
     draws = []
@@ -50,7 +50,7 @@ def kid_features(a: Features, b: Features, seed: int = 0) -> float:
 
 
 def kid_influence(a: Features, b: Features) -> Floats:
-    """Returns how much each picture of `a` adds to the unbiased distance, times N: see `frechet.influence`."""
+    """Returns how much each picture of `a` adds, times N: see `frechet.influence`."""
     columns = np.arange(0, len(a), -(-len(a) // COLUMNS))
     sample, reference = a[columns], b[:: -(-len(b) // COLUMNS)]
     sums = _row_means(a, sample, polynomial) * len(columns)

@@ -1,10 +1,11 @@
-"""The scorers that are distances between sets: `python -m eval score fid|kid|cmmd|clip-fid|fd-dinov2`.
+"""The scorers that are distances: `python -m eval score fid|kid|cmmd|clip-fid|fd-dinov2`.
 
-    python -m eval score fid images/flux images/sd35 --reference val2014.safetensors --inception /weights
+    python -m eval score fid images/flux --reference val2014.safetensors --inception /weights
 
-The name of a score says what it may be compared with: `fid-clean-coco30k-val2014-cc256-lanczos-1a2b3c4d`
-is clean-fid's FID of the set's benchmark against the reference of this label and digest. A new distance
-is an entry of `eval.distances.metrics.METRICS`.
+The name of a score says what it may be compared with:
+`fid-clean-coco30k-val2014-cc256-lanczos-1a2b3c4d` is clean-fid's FID of the set's benchmark against
+the reference of this label and digest. A new distance is an entry of
+`eval.distances.metrics.METRICS`.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ def measure(
 ) -> Score:  # fmt: skip
     """Returns a set's score by an entry of METRICS; keeps features and influences beside the set.
 
-    `paired`: the reference is of the originals of the same pictures, in their order, and varies with
-    them. Groups that the reference has too are scored alone, where they have enough pictures.
+    `paired`: the reference is of the originals of the same pictures, in their order, and varies
+    with them. Groups that the reference has too are scored alone, where they have enough pictures.
     """
     metric, pictures = METRICS[kind], of_set(images)
     enough(metric, network, len(pictures), f"{images.folder}", few)
@@ -102,7 +103,7 @@ def _by_group(
     metric: Metric, network: Network, pictures: Pictures, features: Floats, reference: Reference,
     few: bool, paired: bool,
 ) -> tuple[dict[str, Distance], list[float | None]]:  # fmt: skip
-    """Returns the distance of each group of enough pictures, and each picture's influence on its own."""
+    """Returns the distance of each group that is large enough, and influences on it."""
     distances: dict[str, Distance] = {}
     own: list[float | None] = [None] * len(features)
     needed = 2 if few else least(metric, network)
@@ -120,9 +121,10 @@ def _by_group(
 def difference(a: Path, b: Path, scorer: str) -> tuple[Value, dict[str, Value]]:
     """Returns b minus a of a distance that both sets were scored with, of all and of each group.
 
-    The sets must share their prompts, which are resampled in both at once, so that what a prompt does to
-    both cancels. All but KID are larger of fewer pictures, so both sets must hold the same ones.
-    OtherImages where prompts, pictures' numbers or references differ, BadScores where a score is missing.
+    The sets must share their prompts, which are resampled in both at once, so that what a prompt
+    does to both cancels. All but KID are larger of fewer pictures, so both sets must hold the same
+    ones. OtherImages where prompts, pictures' numbers or references differ, BadScores where a score
+    is missing.
     """
     first, second = (results.read(folder / results.NAME / f"{scorer}.json") for folder in (a, b))
     part = ""
@@ -185,7 +187,7 @@ def _title(metric: Metric, network: Network, images: ImageSetReader, reference: 
 
 
 def _variance(subsets: Sequence[float] | NDArray[np.float64]) -> float:
-    """Returns what a variance grows by because subsets were drawn, instead of all pictures taken."""
+    """Returns the variance that the draw of subsets adds."""
     return float(np.var(subsets, ddof=1) / len(subsets)) if len(subsets) else 0.0
 
 

@@ -1,7 +1,7 @@
 """The distances: which network, what is done with its features, and what a score of them is called.
 
-FID and KID are clean-fid's; CMMD is that of its authors; CLIP-FID takes clean-fid's preparation, FD-DINOv2 dgm-eval's.
-A new distance is an entry of METRICS.
+FID and KID are clean-fid's; CMMD is that of its authors; CLIP-FID takes clean-fid's preparation,
+FD-DINOv2 dgm-eval's. A new distance is an entry of METRICS.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DINOV2 = "facebook/dinov2-large"
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """A distance, each picture's influence (N,), and what it is the mean of where subsets were drawn."""
+    """A distance, influences (N,), and the values it is the mean of where subsets were drawn."""
 
     value: float
     influence: NDArray[np.float64]
@@ -109,5 +109,5 @@ METRICS = {
 
 
 def least(metric: Metric, network: Network) -> int:
-    """Returns how many pictures a distance needs: under the features' width a covariance lacks rank."""
+    """Returns how many pictures a distance needs: a covariance lacks rank under the width."""
     return network.width + 1 if metric.gaussian else 2

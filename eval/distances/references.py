@@ -1,10 +1,10 @@
 """What sets of pictures are compared with: a folder of real ones, and what a network makes of them.
 
-    python -m eval score reference val2014 --out val2014.safetensors --crop cc256-lanczos --inception /weights
+    python -m eval score reference val2014 --out val2014.safetensors --crop cc256-lanczos ...
 
 A file holds the features (N, D), their mean and covariance, each picture's group and digest, and a
-record: network, weights, resize, crop, and the digest of all pictures. The digest of that record, not a
-free name, says which it is.
+record: network, weights, resize, crop, and the digest of all pictures. The digest of that record,
+not a free name, says which it is.
 """
 
 from __future__ import annotations

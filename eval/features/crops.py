@@ -1,7 +1,7 @@
 """How a picture is cut and resized before a network sees it, by a name that says all of it.
 
     none                the picture itself
-    cc256-lanczos       centre square of the short side, then 256 x 256 (GigaGAN's and Janus's COCO protocol)
+    cc256-lanczos       centre square of the short side, then 256 x 256 (GigaGAN's COCO protocol)
     squash224-bicubic   224 x 224 whatever its shape (DINOv2 as dgm-eval runs it; old COCO numbers)
     short224-bicubic    short side to 224, then the centre square (CLIP's own)
     ...-floor           an odd margin is halved downwards (CMMD); else as torchvision rounds it
@@ -57,7 +57,7 @@ def argument(text: str) -> str:
 
 
 def _short(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Returns width and height with the short side so long, the other rounded down as torchvision does."""
+    """Returns width and height with a short side of `side`, rounded down as torchvision does."""
     width, height = size
     if width <= height:
         return side, int(side * height / width)

@@ -1,10 +1,10 @@
 """Features of many pictures, kept beside them, so that another score of the same pictures is cheap.
 
-    <save_dir>/features/<network>-<weights>-<crop>/00000.safetensors    1,024 pictures each, in the order of the files
+    <save_dir>/features/<network>-<weights>-<crop>/00000.safetensors    1,024 pictures each
 
-A block carries the digests of its pictures and of what made it: one that agrees is reused, any other is
-made again, and an interrupted pass goes on after the blocks that exist. Pictures are read ahead by
-threads; memory holds two batches of pictures, and the features.
+A block carries the digests of its pictures and of what made it: one that agrees is reused, any
+other is made again, and an interrupted pass goes on after the blocks that exist. Pictures are read
+ahead by threads; memory holds two batches of pictures, and the features.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def of_set(images: ImageSetReader) -> Pictures:
 
 
 def of_folder(folder: Path) -> Pictures:
-    """Returns all pictures below a folder in clean-fid's order. A picture's group is its top folder."""
+    """Returns all pictures below a folder in clean-fid's order, grouped by top folder."""
     paths = clean_listing(folder)
     parts = [path.relative_to(folder).parts for path in paths]
     return Pictures(
@@ -92,7 +92,7 @@ def of_folder(folder: Path) -> Pictures:
 
 
 def clean_listing(folder: Path) -> list[Path]:
-    """Returns the files that clean-fid takes below a folder, in its order; TooFewImages under two."""
+    """Returns the files that clean-fid takes below a folder, in order; TooFewImages under two."""
     from cleanfid.utils import EXTENSIONS
 
     if not folder.is_dir():
@@ -119,9 +119,10 @@ def extract(
     folder: Path | None = None,
     batch_size: int = 32,
 ) -> Floats:
-    """Returns features (N, width) fp32 of all pictures after the crop `cut`; blocks are kept in `folder`.
+    """Returns features (N, width) fp32 after the crop `cut`; blocks are kept in `folder`.
 
-    Raises BadPicture, which names the file, where one cannot be read, NotFinite where a feature is not.
+    Raises BadPicture, which names the file, where one cannot be read, NotFinite where a feature is
+    not.
     """
     made_by = canonical_json(identity(network, cut)).decode()
     blocks: list[Floats] = []

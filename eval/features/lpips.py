@@ -1,11 +1,12 @@
-"""LPIPS: how different two pictures look to a network trained on ImageNet (Zhang et al. 2018, version 0.1).
+"""LPIPS: how different two pictures look to a network of ImageNet (Zhang et al. 2018, version 0.1).
 
-Both pictures, in [-1, 1], are shifted and scaled as the authors do and go through the convolutions of
-AlexNet or VGG16. After five of their layers the activations are brought to length 1 along the channels;
-the squared differences are weighted by a channel's linear head, summed over channels, averaged over the
-picture, and the five are added (eq. 1).
+Both pictures, in [-1, 1], are shifted and scaled as the authors do and go through the convolutions
+of AlexNet or VGG16. After five of their layers the activations are brought to length 1 along the
+channels; the squared differences are weighted by a channel's linear head, summed over channels,
+averaged over the picture, and the five are added (eq. 1).
 
-Weights are files: torchvision's backbone, and the authors' heads, which the package `lpips` carries.
+Weights are files: torchvision's backbone, and the authors' heads, which the package `lpips`
+carries.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Lpips:
 
 
 def find(network: str, folder: Path | None) -> tuple[Path, Path]:
-    """Returns the files of backbone and heads; MissingWeights says what is missing and where to get it."""
+    """Returns the files of backbone and heads; MissingWeights says what is missing."""
     package = importlib.util.find_spec("lpips")
     carried = Path(package.origin).parent / "weights/v0.1" if package and package.origin else None
     backbone, heads = BACKBONES[network][0], f"{network}.pth"

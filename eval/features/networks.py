@@ -1,4 +1,4 @@
-"""The frozen networks whose features are compared: how pictures are prepared, and the weights' digest."""
+"""The frozen networks whose features are compared, and how each prepares a picture."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Network:
 
 
 def inception(folder: Path | None, device: str = "cpu") -> Network:
-    """Returns clean-fid's Inception and resize (float, antialiased, to a square whatever the shape).
+    """Returns clean-fid's Inception and resize (float, antialiased, to a square).
 
     `folder` holds its weights; without one, clean-fid's own place, the folder of temporary files.
     """
@@ -100,7 +100,7 @@ class Clip:
 
     @torch.inference_mode()
     def captions(self, texts: Sequence[str]) -> tuple[Tensor, list[bool]]:
-        """Returns projected embeddings (B, D) on the CPU, and which captions were cut at the model's length."""
+        """Returns projected embeddings (B, D) on the CPU, and which captions were cut."""
         longest = self._module.config.text_config.max_position_embeddings
         uncut = self._tokenizer(list(texts))["input_ids"]
         tokens = self._tokenizer(
@@ -124,7 +124,7 @@ class Clip:
 
 
 def dinov2(path: str, device: str = "cpu") -> Network:
-    """Returns the network of a DINOv2 model's normalised class token, pictures squashed as dgm-eval does."""
+    """Returns the network of DINOv2's normalised class token, prepared as dgm-eval does."""
     module, weights = pretrained.model("Dinov2Model", path, device)
 
     def features(pixels: Tensor) -> Tensor:
@@ -145,12 +145,12 @@ def architecture(vision: Any) -> str:
 
 
 def byte_pixels(resize: str) -> Callable[[Picture], Tensor]:
-    """Returns the function from a picture (H, W, 3) to its bytes (3, S, S), after the crop of this name."""
+    """Returns the function from a picture (H, W, 3) to its bytes (3, S, S), by a crop's name."""
     resized = crop(resize)
     return lambda picture: torch.from_numpy(resized(picture).transpose(2, 0, 1).copy())
 
 
 def normalised(pixels: Tensor, statistics: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
-    """Returns pixels (B, 3, H, W) in [0, 255] less a mean and over a deviation of values in [0, 1]."""
+    """Returns pixels (B, 3, H, W) in [0, 255] normalised by statistics of values in [0, 1]."""
     mean, deviation = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in statistics)
     return (pixels.float() / 255 - mean) / deviation

@@ -1,4 +1,4 @@
-"""Models that judge pictures, by hub name or folder, checked as they are loaded: no weight is made up."""
+"""Models that judge pictures, by hub name or folder: no weight is made up."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ class Checkpoint:
 def load_ours(where: Path, tag: int | None, ema: bool) -> Checkpoint:
     """Returns the step `tag` of a run, or its last, or `where` itself if it is a step.
 
-    CheckpointError names what is wrong. Of imported weights the reference's config says which hidden
-    state they take, which counts where no column does.
+    CheckpointError names what is wrong. Of imported weights the reference's config says which
+    hidden state they take, which counts where no column does.
     """
     model, manifest = _load(where, tag, ema)
     if tag is not None and manifest["step"] != tag:
@@ -108,7 +108,7 @@ def _columns(
 
 
 def _load(where: Path, tag: int | None, ema: bool) -> tuple[DiT, Json]:
-    """Returns what `load_for_sampling` does, with only the file that is read checked, not those beside it."""
+    """Returns what `load_for_sampling` does, but checks only the file that is read."""
     folder = where / "checkpoints" if (where / "checkpoints").is_dir() else where
     names = {path.name.removeprefix("step-"): path for path in steps(folder)}
     paths = {int(number): path for number, path in names.items() if number.isdigit()}
@@ -125,7 +125,7 @@ def _load(where: Path, tag: int | None, ema: bool) -> tuple[DiT, Json]:
 
 
 def load_reference(where: Path, tag: int | None, ema: bool) -> Checkpoint:
-    """Returns the step `tag` of a folder of the reference's, or its last; BadReference names faults."""
+    """Returns the step `tag` of a reference's folder, or its last; BadReference names faults."""
     config, state = read(where, tag, ema)
     with torch.device("meta"):
         model = DiT(config)

@@ -60,7 +60,7 @@ class _Complete(Fields):
 
 
 def refuse_missing(save_dir: Path, files: Sequence[File], complete: bool = True) -> None:
-    """MissingImages where files are absent, or (without `complete`) the run that makes them goes on."""
+    """MissingImages where files are absent, or (not `complete`) their run has not ended."""
     absent = [file for file in files if not (save_dir / "images" / file.path).is_file()]
     if not absent and complete:
         return
@@ -99,7 +99,7 @@ def refuse_changed(images: Path, digests: Mapping[str, str], recorded: Mapping[s
 
 
 def refuse_remade(path: Path, digest: str, name: str, manifest: Json) -> None:
-    """OtherImages where a picture of a complete set, made again, is not the one that was recorded."""
+    """OtherImages where a picture of a complete set, made again, is not the recorded one."""
     if not manifest["complete"] or manifest["files"].get(name) == digest:
         return
     provenance = manifest.get("provenance", {}).items()
@@ -113,7 +113,7 @@ def refuse_remade(path: Path, digest: str, name: str, manifest: Json) -> None:
 
 
 def refuse_sidecars(images: Path, sidecars: Mapping[str, bytes]) -> None:
-    """OtherImages where what a scorer reads beside the pictures is absent, or says something else."""
+    """OtherImages where a file that a scorer reads beside the pictures is absent or changed."""
     for path, expected in sidecars.items():
         try:
             data = read_file(images / path)
@@ -132,7 +132,7 @@ def _listed(paths: Sequence[str]) -> str:
 
 
 def read_manifest(path: Path) -> Json:
-    """Returns a set's manifest; OtherImages where it is none, FormatVersion of another release's."""
+    """Returns a set's manifest; OtherImages where it is none, FormatVersion of other releases'."""
     try:
         manifest: Json = read_json(path)
         refuse_version(manifest, str(path), FORMAT, VERSION)
@@ -152,7 +152,7 @@ def read_manifest(path: Path) -> Json:
 
 
 def read_set_prompts(path: Path, settings: Json) -> Prompts:
-    """Returns the prompts that a set was made of; OtherImages where they are not, or cannot name files."""
+    """Returns the prompts of a set; OtherImages where they changed, or cannot name files."""
     try:
         prompts = Prompts.from_json(settings["benchmark"], read_json(path))
         digest = prompts.digest

@@ -1,8 +1,8 @@
-"""Picture files that can be verified alone: each carries a digest of what made it, and shows damage.
+"""Picture files that can be verified alone: each carries a digest of what made it.
 
-A PNG has that digest as text; the CRC of each chunk covers the rest, and the file ends with IEND's. A
-JPEG has no CRC, so its comment holds the digest and the sha256 of the file in which that sha256 is
-written as zeros.
+A PNG has that digest as text; the CRC of each chunk covers the rest, and the file ends with IEND's.
+A JPEG has no CRC, so its comment holds the digest and the sha256 of the file in which that sha256
+is written as zeros.
 """
 
 from __future__ import annotations

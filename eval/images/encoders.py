@@ -1,8 +1,8 @@
 """The VAE and the text encoder of a set: those of the columns, or others that are named.
 
-A name or hub id is a registry entry, else it is a folder, whose config says which class its weights are
-of. What is made with other weights than the columns is another set, so it must be asked for, and the
-settings hold the digests of what was used.
+A name or hub id is a registry entry, else it is a folder, whose config says which class its weights
+are of. What is made with other weights than the columns is another set, so it must be asked for,
+and the settings hold the digests of what was used.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _place(name: str) -> Path:
 
 
 def vae_named(name: str) -> ModelSpec:
-    """Returns a VAE by its name or hub id in the registry or its folder, run as the registry's are."""
+    """Returns a VAE by its name or hub id in the registry, or its folder, run as the registry's."""
     if spec := _registered(name, VAES):
         return spec
     folder = _folder(name, VAES)
@@ -138,7 +138,7 @@ def vae_of(column: ColumnIdentity | None, named: str | None, device: str, allow_
 
 
 def latent_shape(vae: Vae, resolution: int, channels: int) -> tuple[int, int, int]:
-    """Returns (C, H, W) of square pictures' latents; EncoderMismatch if the model takes other channels."""
+    """Returns (C, H, W) of square pictures' latents; EncoderMismatch for other channels."""
     rows, height, width = vae.moments_shape(resolution)
     depth = rows // 2 if vae.kind == "moments" else rows
     if depth != channels:
@@ -165,7 +165,7 @@ class Text:
         self, column: ColumnIdentity | None, named: str | None, device: str, allow_other: bool = False,
         hidden_state: int = -1,
     ) -> None:  # fmt: skip
-        """The encoder of a tokens column's identity; without one, and with `allow_other`, the one named.
+        """The encoder of a tokens column; without one, and with `allow_other`, the one named.
 
         Captions are read as the column does, or without one as the reference does.
         """

@@ -1,12 +1,12 @@
 """A checkpoint and prompts in, pictures out.
 
-Each picture's noise is a function of (seed, benchmark, prompt id, number), and batches are cut from the
-whole list of prompts, so any number of ranks, interrupted as often as may be, ends with the same files,
-byte for byte on a CPU. Another batch size gives the same pictures but for rounding.
+Each picture's noise is a function of (seed, benchmark, prompt id, number), and batches are cut from
+the whole list of prompts, so any number of ranks, interrupted as often as may be, ends with the
+same files, byte for byte on a CPU. Another batch size gives the same pictures but for rounding.
 
     the training behind the weights is recorded (`runs`)
     the prompts' text is encoded (`prompt_cache`), and the text encoder goes
-    each of this rank's batches: noise and text -> latents -> pixels -> files, written by threads meanwhile
+    each of this rank's batches: noise and text -> latents -> pixels -> files, by threads
     whoever sees all files records the set (`imageset`)
 """
 
@@ -63,9 +63,10 @@ def generate(
 ) -> Json:
     """Makes the missing pictures of this rank.
 
-    Returns the manifest, if no other rank's are missing then, or else {"complete": False, "missing":
-    how many}. Raises Stopped before the next batch once `signals` has one; and BadPrompts, BadRequest,
-    OtherImages, CheckpointError, EncoderMismatch or ModelNotUsable before anything is written.
+    Returns the manifest, if no other rank's are missing then, or else {"complete": False,
+    "missing": how many}. Raises Stopped before the next batch once `signals` has one; and
+    BadPrompts, BadRequest, OtherImages, CheckpointError, EncoderMismatch or ModelNotUsable before
+    anything is written.
     """
     prompts = find(request.benchmark, request.prompts)
     benchmark = BENCHMARKS[request.benchmark]
@@ -169,7 +170,7 @@ def encode(
     images: ImageSetWriter,
     rank: Rank,
 ) -> None:
-    """Encodes the prompts that are not in the cache; then the text encoder makes room for the model."""
+    """Encodes the prompts that the cache lacks; then the text encoder makes room for the model."""
     if missing := cache.missing(needed):
         with progress(images, rank, len(missing), "chunks of prompts") as bar:
             cache.fill(needed, generator.texts.load, rank.number, bar.advance)
@@ -177,7 +178,7 @@ def encode(
 
 
 def finish(images: ImageSetWriter, own_paths: set[str], rank: Rank, provenance: Json) -> Json:
-    """Records the set if all its files exist, after those of other ranks are verified; returns its manifest."""
+    """Records the set if all its files exist, other ranks' verified; returns its manifest."""
     paths = {
         Path(at, name).relative_to(images.images).as_posix()  # a listing is fresh on NFS too
         for at, _, names in os.walk(images.images)
@@ -196,7 +197,7 @@ def finish(images: ImageSetWriter, own_paths: set[str], rank: Rank, provenance: 
 
 
 def _check_layout(layout: str, prompts: Prompts, count: int) -> None:
-    """BadRequest where a layout cannot take so many pictures of a prompt, or a set so many in all."""
+    """BadRequest where a layout cannot take so many pictures a prompt, or a set so many in all."""
     if count * len(prompts.items) > MOST_PICTURES:
         raise BadRequest(
             f"--n_samples: found {count} pictures of {len(prompts.items)} prompts, expected at most {MOST_PICTURES} in "

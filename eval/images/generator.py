@@ -1,4 +1,4 @@
-"""What turns prompts into pictures: a model, its VAE and its text encoder, which must belong together."""
+"""What turns prompts into pictures: a model, its VAE and its text encoder."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Generator:
 
     @classmethod
     def load(cls, request: Request) -> Generator:
-        """Loads the checkpoint and its VAE, checks their weights, and finds which text encoder it takes."""
+        """Loads the checkpoint and its VAE, and finds which text encoder it takes."""
         _check_named(request)
         checkpoint = TYPES[request.type](request.checkpoint, request.tag, request.ema_weights)
         _check_imported(request, checkpoint)
@@ -131,7 +131,7 @@ class Generator:
 
 
 def _check_named(request: Request) -> None:
-    """BadRequest where a reference's checkpoint, which names no encoders, comes without their names."""
+    """BadRequest where a reference's checkpoint, which names no encoders, comes alone."""
     if request.type == "latentbank":
         return
     flags = {"--vae": request.vae, "--text-encoder": request.text_encoder}
@@ -143,7 +143,7 @@ def _check_named(request: Request) -> None:
 
 
 def _check_imported(request: Request, checkpoint: Checkpoint) -> None:
-    """CheckpointError where imported weights, whose columns were not named, come without encoders."""
+    """CheckpointError where imported weights, whose columns were not named, come alone."""
     if request.type != "latentbank" or checkpoint.latents or (request.vae and request.text_encoder):
         return
     raise CheckpointError(
@@ -173,7 +173,7 @@ def _check_size(model: DiT, shape: tuple[int, int, int], resolution: int) -> Non
 
 
 def _check_decoded(vae: Vae, shape: tuple[int, int, int], resolution: int) -> None:
-    """BadRequest where pictures would have another size: encoders round down what they do not divide."""
+    """BadRequest where pictures would have another size, which the VAE's factor does not divide."""
     height, width = vae.decode(torch.zeros(1, *shape)).shape[-2:]
     if (height, width) != (resolution, resolution):
         raise BadRequest(

@@ -2,11 +2,11 @@
 
     <save_dir>/manifest.json      the settings; when all pictures are there, their sha256 too
     <save_dir>/prompts.json       the prompts, in their order
-    <save_dir>/images/            the files of the benchmark's layout, as its official scorer reads them
+    <save_dir>/images/            the files of the benchmark's layout, for its official scorer
     <save_dir>/scores/            what scorers say (`eval.scores.results`)
 
-Each file is written whole or not at all, with a digest of settings, id and prompt in it, which makes it
-verifiable alone: an interrupted run goes on from the files that exist.
+Each file is written whole or not at all, with a digest of settings, id and prompt in it, which
+makes it verifiable alone: an interrupted run goes on from the files that exist.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ Json = dict[str, Any]
 class ImageSetWriter:
     """Pictures of one list of prompts under one set of settings. Refuses a folder of other ones.
 
-    Several processes may write one set: each file is put where it belongs at once or not at all, the
-    first of two that make the same one wins, and any of them may call `finish`.
+    Several processes may write one set: each file is put where it belongs at once or not at all,
+    the first of two that make the same one wins, and any of them may call `finish`.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ImageSetWriter:
         checks.refuse_sidecars(self.images, self._sidecars)
 
     def has(self, file: File) -> bool:
-        """Whether a file exists; OtherImages if these settings did not make it, or it is damaged."""
+        """Whether a file exists; OtherImages if it is of other settings, or damaged."""
         path = self.images / file.path
         if not path.exists():
             return False
@@ -75,16 +75,17 @@ class ImageSetWriter:
         return True
 
     def save(self, file: File, tiles: Sequence[Picture]) -> None:
-        """Writes a file's pictures (H, W, 3). OtherImages if a complete set recorded another file."""
+        """Writes a file's pictures (H, W, 3); OtherImages if a complete set has another."""
         suffix = PurePosixPath(file.path).suffix
         data = embedded_digest.encode(joined(tiles), suffix, file_digest(self._settings, file))
         checks.refuse_remade(self.images / file.path, sha256(data), file.path, self._recorded)
         self._put(self.images / file.path, data)
 
     def finish(self, provenance: Json) -> Json:
-        """Records the digests of all files, or checks them where they are recorded; returns the manifest.
+        """Records the digests of all files, or checks those recorded; returns the manifest.
 
-        Raises MissingImages where files are absent. Two processes that finish at once record the same.
+        Raises MissingImages where files are absent. Two processes that finish at once record the
+        same.
         """
         checks.refuse_missing(self.folder, self.files)
         for temporary in self.folder.glob(".tmp-*"):

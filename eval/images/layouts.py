@@ -1,7 +1,7 @@
 """Where a set's pictures go: the folders and names that each official scorer reads.
 
-A layout turns prompts into the files of `<save_dir>/images`. A file shows one picture of a prompt, or
-several as tiles of a square grid, row by row.
+A layout turns prompts into the files of `<save_dir>/images`. A file shows one picture of a prompt,
+or several as tiles of a square grid, row by row.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`files` lists what is drawn, in the order of the prompts; `sidecars` what else a scorer reads.
+    """`files` lists the pictures, in the order of the prompts; `sidecars` what else a scorer reads.
 
     A layout of .jpeg files is written as the official generator of GenAI-Bench does, with Pillow's
     defaults.
@@ -67,7 +67,7 @@ def folders(prompts: Prompts, count: int) -> list[File]:
 
 
 def records(prompts: Prompts) -> dict[str, bytes]:
-    """GenEval's `<id>/metadata.jsonl`: the prompt's record, in ASCII as the scorer names no encoding."""
+    """GenEval's `<id>/metadata.jsonl`: the prompt's record, ASCII as the scorer names no encoding."""
     return {
         f"{p.id}/metadata.jsonl": json.dumps(p.record, sort_keys=True).encode() + b"\n"
         for p in prompts.items

@@ -21,7 +21,7 @@ SHARDS = 64  # whose index and open tar are kept
 
 
 class Originals:
-    """The source that a column was made of; `tars` is the folder of its tars. Threads may share one."""
+    """The source that a column was made of, and the folder of its tars. Threads may share it."""
 
     def __init__(self, column: Column, tars: Path) -> None:
         folder = column.store.parent
@@ -35,7 +35,7 @@ class Originals:
         return self._index(shard)[place]
 
     def member(self, row: int, suffix: str) -> bytes:
-        """Returns the bytes of a sample's member; MissingPictures where they are not the source's."""
+        """Returns a sample's member; MissingPictures where its bytes are not the source's."""
         entry = self.entry(row)
         offset, size = entry.members[suffix]
         try:

@@ -1,13 +1,13 @@
 """Prompts as the model takes them, encoded once and kept, for any number of sets.
 
-    <folder>/<key>/text.json              what decides them: encoder, tokenizer, preprocessing, prompts' digest
-    <folder>/<key>/00000.safetensors      the hidden states of CHUNK prompts, back to back, bf16, and their lengths
+    <folder>/<key>/text.json              encoder, tokenizer, preprocessing, prompts' digest
+    <folder>/<key>/00000.safetensors      hidden states of CHUNK prompts, back to back, bf16
     <folder>/<key>/empty.safetensors      those of the empty caption
 
-Chunks are cut from the whole list, so that their contents depend on nothing else, and each is written
-whole or not at all: ranks encode them side by side, and an interrupted run goes on. bf16 at true length
-is what a tokens column holds, so a model gets the text that it was trained on, to the bit of its
-rounding.
+Chunks are cut from the whole list, so that their contents depend on nothing else, and each is
+written whole or not at all: ranks encode them side by side, and an interrupted run goes on. bf16 at
+true length is what a tokens column holds, so a model gets the text that it was trained on, to the
+bit of its rounding.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TextCache:
     """The hidden states of some prompts. Nothing is written or read before it is needed."""
 
     def __init__(self, folder: Path, identity: Json, texts: Sequence[str], device: str) -> None:
-        """`identity`: what decides a caption's states. Those of a GPU and a CPU differ in rounding."""
+        """`identity`: what decides a caption's states, which differ by rounding on a GPU."""
         self._texts = texts
         prompts = sha256(canonical_json(list(texts)))
         self._record = {
@@ -91,7 +91,7 @@ class TextCache:
             progress(1)
 
     def read(self, prompts: Sequence[int]) -> list[Tensor]:
-        """Returns hidden states (n_i, D) bf16 of prompts by number; BadTextCache if a file is damaged."""
+        """Returns hidden states (n_i, D) bf16 of prompts by number; BadTextCache of damage."""
         return [self._chunk(f"{i // CHUNK:05d}")[i % CHUNK] for i in prompts]
 
     @property

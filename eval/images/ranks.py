@@ -1,7 +1,7 @@
 """Processes that make one set together, as torchrun, accelerate or a scheduler's array starts them.
 
-They do not communicate: each takes every size-th batch, and whoever sees the last file records the set.
-So they may start at different times, and none waits for another that died.
+They do not communicate: each takes every size-th batch, and whoever sees the last file records the
+set. So they may start at different times, and none waits for another that died.
 """
 
 from __future__ import annotations

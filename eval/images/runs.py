@@ -3,7 +3,8 @@
     <save_dir>/run.json     digest of the weights, the training (`train.checkpoints.identity`), and
                             how young their average was
 
-It is neither in the pictures' digests nor compared when a set goes on: sets without it stay the same.
+It is neither in the pictures' digests nor compared when a set goes on: sets without it stay the
+same.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Run:
 
 
 def put(folder: Path, run: Run) -> None:
-    """Writes the record, unless the folder has one; FormatVersion where that is of another release."""
+    """Writes the record, unless the folder has one; FormatVersion of another release's."""
     read(folder, run.weights)
     put_if_absent(folder / NAME, seal({"format": FORMAT, "version": VERSION, **asdict(run)}))
 

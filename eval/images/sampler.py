@@ -1,10 +1,10 @@
 """Noise to latents: along the flow from sigma = 1 to 0, with classifier-free guidance.
 
-A latent at sigma is x = (1 - sigma) x0 + sigma noise (rectified flow, Liu et al. 2022), and the model
-predicts its velocity v = noise - x0.
+A latent at sigma is x = (1 - sigma) x0 + sigma noise (rectified flow, Liu et al. 2022), and the
+model predicts its velocity v = noise - x0.
 
     euler       x += (sigma' - sigma) v, as the reference does it
-    dpmpp-2m    DPM-Solver++(2M): x0 = x - sigma v, extrapolated in lambda = log((1 - sigma) / sigma) from two steps
+    dpmpp-2m    DPM-Solver++(2M): x0 = x - sigma v, extrapolated in lambda from two steps
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ def euler() -> Step:
 def dpmpp_2m() -> Step:
     """Lu et al. 2022 (arXiv 2211.01095), algorithm 2, for alpha = 1 - sigma.
 
-    A step of order 1 is x' = s'/s x + (a' - a s'/s) x0, which is Euler's. It has no logarithm in it, so
-    that the first step (a = 0, lambda = -inf) and the last (s' = 0, lambda = inf) are exact; beside an
-    infinite lambda nothing can be extrapolated, hence the first two steps and the last are of order 1.
+    A step of order 1 is x' = s'/s x + (a' - a s'/s) x0, which is Euler's. It has no logarithm in
+    it, so that the first step (a = 0, lambda = -inf) and the last (s' = 0, lambda = inf) are exact;
+    beside an infinite lambda nothing can be extrapolated, hence the first two steps and the last
+    are of order 1.
     """
     before: list[tuple[Tensor, float]] = []  # x0 and sigma of the step before
 
@@ -78,10 +79,10 @@ def sample(
 ) -> Tensor:  # fmt: skip
     """Returns latents (B, C, H, W) fp32, normalised as in training, from noise of that shape.
 
-    text [(n_i, D)] are the prompts' tokens, empty (n, D) those of the empty caption. Without guidance
-    (<= 1), and at sigmas outside the interval, only the prompts are run; with it a step runs
-    [empty x B, prompts] as one batch. Latents stay fp32 between the steps, whatever precision the
-    caller's autocast gives the model.
+    text [(n_i, D)] are the prompts' tokens, empty (n, D) those of the empty caption. Without
+    guidance (<= 1), and at sigmas outside the interval, only the prompts are run; with it a step
+    runs [empty x B, prompts] as one batch. Latents stay fp32 between the steps, whatever precision
+    the caller's autocast gives the model.
     """
     low, high = interval or (0.0, 1.0)
     alone = _packed(text)

@@ -1,9 +1,9 @@
-"""The benchmarks: where their prompts are, how many pictures each asks for, and how the pictures lie.
+"""The benchmarks: where their prompts are, how many pictures each asks for, and in which layout.
 
 A benchmark is an entry of BENCHMARKS: `reader` with the forms of its prompt file (of
 `eval.prompts.files`; a new form is a function from (id, value) to Prompt), a layout of
-`eval.images.layouts`, and the `Source` of each file that it publishes. A prompt file of one's own is
-"prompts".
+`eval.images.layouts`, and the `Source` of each file that it publishes. A prompt file of one's own
+is "prompts".
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def place(name: str, file: str | None = None, folder: Path = PLACE) -> Path:
 
 
 def find(name: str, path: Path | None = None, folder: Path = PLACE) -> Prompts:
-    """Returns a benchmark's prompts, from `path` or from where `prompts fetch` puts them; else BadPrompts."""
+    """Returns a benchmark's prompts, of `path` or as they were fetched; else BadPrompts."""
     benchmark = BENCHMARKS[name]
     if path is None and not benchmark.sources:
         raise BadPrompts(

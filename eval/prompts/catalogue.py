@@ -12,7 +12,7 @@ from .benchmarks import BENCHMARKS, PLACE, find, place
 
 
 def listed(folder: Path = PLACE) -> Iterator[str]:
-    """Yields a line for each benchmark: what it asks for, and whether its prompts are in `folder`."""
+    """Yields a line a benchmark: what it asks for, and whether its prompts are in `folder`."""
     for name, benchmark in BENCHMARKS.items():
         count, state = "any", "a file of yours: --prompts FILE"
         if benchmark.sources:

@@ -1,8 +1,8 @@
 """Prompt files from where they are published: complete, checked and under their names, or absent.
 
-A file whose digest is known must have it. Of another one the digest is written down beside it when it
-first comes (`fetched.json`), and from then on it must have that one. No library that is installed
-resumes a download of any url and checks its digest, so `download` is of urllib.
+A file whose digest is known must have it. Of another one the digest is written down beside it when
+it first comes (`fetched.json`), and from then on it must have that one. No library that is
+installed resumes a download of any url and checks its digest, so `download` is of urllib.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ Show = Callable[[int, int | None], None]  # bytes on this machine, and in all wh
 def fetch(name: str, folder: Path = PLACE, say: Callable[[str], None] = print) -> None:
     """Brings a benchmark's files to `folder/name`; those that exist are checked and left.
 
-    Raises NotFetched when a file does not come or has another digest, BadPrompts when it holds none.
+    Raises NotFetched when a file does not come or has another digest, BadPrompts when it holds
+    none.
     """
     benchmark = BENCHMARKS[name]
     if not benchmark.sources:
@@ -139,7 +140,7 @@ def read_record(home: Path) -> Json:
 
 
 def download(url: str, path: Path, show: Show) -> Path:
-    """Brings all of a url's bytes to a hidden file beside `path`; goes on where the server allows it.
+    """Brings all of a url to a hidden file beside `path`; resumes where the server allows it.
 
     Returns that file. Raises NotFetched once several attempts in a row brought nothing.
     """

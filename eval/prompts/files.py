@@ -1,7 +1,7 @@
 """Prompt files: of one's own, of the benchmarks' authors, and as the reference keeps them.
 
-A file has one of a few forms; a benchmark names the forms that it takes and how an item of each becomes
-a prompt. Nothing is guessed: another form is refused with what was found and what would do.
+A file has one of a few forms; a benchmark names the forms that it takes and how an item of each
+becomes a prompt. Nothing is guessed: another form is refused with what was found and what would do.
 """
 
 from __future__ import annotations

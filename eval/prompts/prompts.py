@@ -59,8 +59,8 @@ class Prompts:
 def checked(benchmark: str, items: Iterable[Prompt], path: Path) -> Prompts:
     """Returns prompts whose ids can name files and whose texts are text; else BadPrompts of `path`.
 
-    Two ids that differ only in case, or in how Unicode composes their letters, are refused too: on some
-    file systems they are one file, and a set that is copied there would lose a picture.
+    Two ids that differ only in case, or in how Unicode composes their letters, are refused too: on
+    some file systems they are one file, and a set that is copied there would lose a picture.
     """
     prompts = Prompts(benchmark, tuple(items))
     if not prompts.items:

@@ -46,7 +46,7 @@ def hub(dataset: str, revision: str, path: str) -> str:
 
 
 def texts_of(folder: str) -> Callable[[Path], bytes]:
-    """Returns what makes JSON {name: text} of the .txt files of a folder in a repository's .tar.gz."""
+    """Returns what makes JSON {name: text} of a folder's .txt files in a repository's .tar.gz."""
 
     def make(archive: Path) -> bytes:
         texts = {}
@@ -66,9 +66,9 @@ def texts_of(folder: str) -> Callable[[Path], bytes]:
 def coco_captions(archive: Path) -> bytes:
     """Returns 30,000 captions of val2014 as CSV, of 30,000 pictures, from COCO's annotations.
 
-    Nobody published the one list, so this one is drawn such that everybody draws the same: each caption
-    has the rank sha256("coco30k <caption id>"); a picture's caption is its lowest, and the 30,000
-    pictures with the lowest are taken. Rows are sorted by caption id.
+    Nobody published the one list, so this one is drawn such that everybody draws the same: each
+    caption has the rank sha256("coco30k <caption id>"); a picture's caption is its lowest, and the
+    30,000 pictures with the lowest are taken. Rows are sorted by caption id.
     """
     with opening(archive), zipfile.ZipFile(archive) as files:
         captions = json.loads(files.read("annotations/captions_val2014.json"))["annotations"]

@@ -1,9 +1,10 @@
-"""CLIP score: how well each picture fits its prompt, 100 * max(cosine of the embeddings, 0), no prefix.
+"""CLIP score: how well a picture fits its prompt, 100 * max(cosine of embeddings, 0), no prefix.
 
     python -m eval score clipscore images/flux --model openai/clip-vit-base-patch32
 
-The name has the architecture and the weights' digest: `clipscore-vit-b-32-1a2b3c4d`. Captions longer
-than the model's 77 tokens are cut, and counted. Embeddings of pictures are kept, shared with CLIP-FID.
+The name has the architecture and the weights' digest: `clipscore-vit-b-32-1a2b3c4d`. Captions
+longer than the model's 77 tokens are cut, and counted. Embeddings of pictures are kept, shared with
+CLIP-FID.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Objects in a picture and their colours, for GenEval: Mask2Former and CLIP as transformers has them.
+"""Objects in a picture and their colours, for GenEval: Mask2Former and CLIP of transformers.
 
     pixels (H, W, 3) -> network's size -> class logits (Q, 81), mask logits (Q, h, w)
                      -> Segments at the picture's size
 
-The processors of the checkpoints are not used: Mask2Former's shrinks pictures to 384 x 384 and rounds
-masks to that grid. What is done instead is mmdet's test pipeline and its instance post-processing,
-which the official scorer runs. CLIP gets open_clip's transform.
+The processors of the checkpoints are not used: Mask2Former's shrinks pictures to 384 x 384 and
+rounds masks to that grid. What is done instead is mmdet's test pipeline and its instance
+post-processing, which the official scorer runs. CLIP gets open_clip's transform.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TEMPLATES = ("a photo of a {c} {o}", "a photo of a {c}-colored {o}", "a photo of
 
 @dataclass(frozen=True)
 class Segment:
-    """An object: class number, score, box in pixels (x2 and y2 behind the last), and mask (H, W)."""
+    """An object: class number, score, box in pixels (ends behind the last), mask (H, W)."""
 
     kind: int
     score: float
@@ -79,13 +79,13 @@ class Detector:
 
 
 def network_size(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
-    """Returns (H, W) as large as fits: the shorter side at most `shortest`, the longer `longest`."""
+    """Returns (H, W), the largest with a shorter side to `shortest`, a longer to `longest`."""
     scale = min(shortest / min(height, width), longest / max(height, width))
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
 def prepared(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Returns pixels (B, 3, H, W) in [0, 255] resized, normalised, and padded below and at the right."""
+    """Returns pixels (B, 3, H, W) in [0, 255] resized, normalised, padded below and right."""
     pixels = interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
     margins = [ceil(side / DIVISOR) * DIVISOR - side for side in size]
     return pad(networks.normalised(pixels, networks.IMAGENET), (0, margins[1], 0, margins[0]))
@@ -98,12 +98,12 @@ def segments(
     size: tuple[int, int],
     shape: tuple[int, int],
 ) -> list[Segment]:
-    """Returns the objects that score above FLOOR, of one picture's logits (Q, 81) and masks (Q, h, w).
+    """Returns a picture's objects above FLOOR, from logits (Q, 81) and mask logits (Q, h, w).
 
-    The masks are enlarged to the network's (padded) input, cut to what the picture filled of it, and
-    brought to the picture's shape as logits. An object scores its class's probability x its mask's mean
-    probability inside the mask, which is at most 1: so masks are enlarged only for pairs whose class may
-    reach the floor.
+    The masks are enlarged to the network's (padded) input, cut to what the picture filled of it,
+    and brought to the picture's shape as logits. An object scores its class's probability x its
+    mask's mean probability inside the mask, which is at most 1: so masks are enlarged only for
+    pairs whose class may reach the floor.
     """
     likely, pair = (
         classes.softmax(-1)[:, :-1]

@@ -1,10 +1,10 @@
-"""DPG-Bench: the official questions, answered by a model (TencentQQGYLab/ELLA at 3c228f1, dpg_bench).
+"""DPG-Bench: the official questions, answered by a model (TencentQQGYLab/ELLA at 3c228f1).
 
-A question counts only if what it depends on was answered with yes: a cat that is absent is not black.
-The official script walks the questions in the file's order, so that a question before its own parent
-escapes a gate further up; here parents always come first. Its other bugs are not copied either: it
-skips the first question, takes categories from the last tile alone, and drops pictures that it cannot
-read.
+A question counts only if what it depends on was answered with yes: a cat that is absent is not
+black. The official script walks the questions in the file's order, so that a question before its
+own parent escapes a gate further up; here parents always come first. Its other bugs are not copied
+either: it skips the first question, takes categories from the last tile alone, and drops pictures
+that it cannot read.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ SCORER = Scorer(_flags, _score, _ready)
 
 
 def read_questions(path: Path) -> Questions:
-    """Returns the questions of the official csv, or of another one with its columns; else BadQuestions."""
+    """Returns the questions of the official csv, or one like it; else BadQuestions."""
     rows: dict[str, list[Question]] = {}
     try:
         with io.StringIO(read_file(path).decode("utf-8-sig"), newline="") as file:
@@ -154,7 +154,7 @@ def _question(row: dict[str, str], where: str) -> Question:
 
 
 def parents_first(questions: Sequence[Question], where: str = "") -> tuple[Question, ...]:
-    """Returns a prompt's questions, first those without parents, then those about them, and so on."""
+    """Returns a prompt's questions, each after those that it depends on."""
     by_number = {question.number: question for question in questions}
     twice = [number for number, count in Counter(q.number for q in questions).items() if count > 1]
     unknown = sorted({p for question in questions for p in question.parents} - by_number.keys())
@@ -192,7 +192,7 @@ def gated(questions: Sequence[Question], answers: Mapping[int, bool]) -> dict[in
 def item(
     prompt: str, number: int, questions: Sequence[Question], odds: Mapping[str, Sequence[float]]
 ) -> Item:
-    """Returns a tile's item. `odds` are P(yes), P(no) by proposition; the likelier is the answer."""
+    """Returns a tile's item; `odds` are P(yes), P(no) by proposition, the likelier the answer."""
     answers = {q.number: odds[str(q.number)][0] > odds[str(q.number)][1] for q in questions}
     counts = gated(questions, answers)
     details = [

@@ -1,8 +1,9 @@
 """GenAI-Bench by VQAScore (linzhiqiu/t2v_metrics at 6ecb74f, genai_bench).
 
 A picture scores the probability that a model answers "Yes" to whether it shows its prompt, not
-divided by that of "No". Skills name prompts by whole numbers. They are joined to ids by that number,
-and not by a picture's place in the order: one list of the benchmark counts from 0, another from 1.
+divided by that of "No". Skills name prompts by whole numbers. They are joined to ids by that
+number, and not by a picture's place in the order: one list of the benchmark counts from 0, another
+from 1.
 """
 
 from __future__ import annotations
@@ -83,10 +84,10 @@ SCORER = Scorer(_flags, _score, _ready)
 
 
 def read_skills(path: Path, prompts: Prompts, partial: bool = False) -> tuple[Skills, int]:
-    """Returns the skills of a set's prompts, and how many prompts with skills the set does not have.
+    """Returns the skills of a set's prompts, and how many prompts with skills it lacks.
 
-    `path` is the official genai_skills.json {skill: [numbers]}. BadQuestions where prompts are absent
-    and `partial` does not allow it, or where none is present.
+    `path` is the official genai_skills.json {skill: [numbers]}. BadQuestions where prompts are
+    absent and `partial` does not allow it, or where none is present.
     """
     names = _numbered(prompts)
     missing: set[int] = set()

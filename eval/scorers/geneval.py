@@ -1,8 +1,9 @@
 """GenEval: objects by Mask2Former, colours by CLIP (djghosh13/geneval at af4902f).
 
-What decides is pure: detections and likenesses to colours in, right or wrong out. Both are stored with
-the verdict, so that it can be reached again, under other thresholds too, without a model. The official
-suppression of boxes that overlap has a limit of 1, which suppresses nothing: there is none here.
+What decides is pure: detections and likenesses to colours in, right or wrong out. Both are stored
+with the verdict, so that it can be reached again, under other thresholds too, without a model. The
+official suppression of boxes that overlap has a limit of 1, which suppresses nothing: there is none
+here.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def _score(
 def _with_colours(
     picture: Picture, segments: Sequence[Segment], counts: dict[str, int], colours: ColourClassifier
 ) -> Objects:
-    """Returns objects by class, the surest first; of the `counts` surest their likeness to colours."""
+    """Returns objects by class, surest first; of the `counts` surest the likeness to colours."""
     objects: Objects = {}
     ordered = sorted(segments, key=lambda segment: -segment.score)
     for kind in sorted({segment.kind for segment in segments}):
@@ -227,7 +228,7 @@ def _wrong(
 
 
 def related(a: Box, b: Box, gap: float = 0.1) -> set[str]:
-    """Returns how `a` lies to `b`: by the direction between their centres, a share of sizes taken off."""
+    """Returns how `a` lies to `b`: the direction between centres, a share of sizes taken off."""
     offset = [(a[i] + a[i + 2] - b[i] - b[i + 2]) / 2 for i in (0, 1)]
     sizes = [a[i + 2] - a[i] + b[i + 2] - b[i] for i in (0, 1)]
     rest = [max(abs(o) - gap * size, 0.0) for o, size in zip(offset, sizes, strict=True)]

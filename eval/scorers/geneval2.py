@@ -1,7 +1,7 @@
 """GenEval 2's Soft-TIFA: how probable right answers to a prompt's questions are.
 
-As facebookresearch/GenEval2 at a6e82d2 has it. The questions, geneval2_data.jsonl, are under
-CC BY-NC 4.0: the file is fetched by hand, and pictures are joined to it by the text of their prompts,
+As facebookresearch/GenEval2 at a6e82d2 has it. The questions, geneval2_data.jsonl, are under CC
+BY-NC 4.0: the file is fetched by hand, and pictures are joined to it by the text of their prompts,
 as the official scorer does.
 """
 
@@ -132,7 +132,7 @@ def read_questions(path: Path) -> dict[str, PromptQuestions]:
 
 
 def parse_questions(record: Any) -> tuple[str, PromptQuestions]:
-    """Returns a line's prompt and its questions; ValueError, KeyError or TypeError where it has none."""
+    """Returns a line's prompt and questions; ValueError, KeyError or TypeError of others."""
     pairs = tuple((str(question), str(answer)) for question, answer in record["vqa_list"])
     strange = [answer for _, answer in pairs if answer not in ("Yes", *NUMBERS)]
     if strange or not pairs or len(pairs) != len(record["skills"]):

@@ -4,8 +4,8 @@
                           <scorer>-<key>.<n>.jsonl    likewise of the n-th further process
 
 `key` is the digest of all that the predictions follow from besides the pictures (weights,
-preprocessing, questions), and a line has its picture file's digest, so predictions of another model,
-or of a picture that changed since, are never taken for those of this one. Processes do not
+preprocessing, questions), and a line has its picture file's digest, so predictions of another
+model, or of a picture that changed since, are never taken for those of this one. Processes do not
 communicate: each takes its share, and whoever sees the last prediction makes the score.
 """
 
@@ -167,10 +167,10 @@ def cached_predictions(
     condition: Callable[[PictureRef], bool] = lambda _: True,
     rank: Rank = ALONE,
 ) -> Predictions | None:
-    """Returns what `predict` says of each picture of the condition; None if other processes are still at it.
+    """Returns what `predict` says of pictures of the condition; None if others are still at it.
 
-    It gets `block` pictures at a time. Blocks depend neither on what was predicted before nor on the
-    number of processes, so neither do the last bits of a prediction.
+    It gets `block` pictures at a time. Blocks depend neither on what was predicted before nor on
+    the number of processes, so neither do the last bits of a prediction.
     """
     journal = Journal(images, scorer, made_by, rank.number)
     pictures = [picture for picture in images if condition(picture)]

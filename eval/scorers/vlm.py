@@ -1,8 +1,8 @@
-"""A vision-language model that answers a question about a picture by its first token's probabilities.
+"""A vision-language model that answers questions by its first token's probabilities.
 
 Any model that transformers knows as AutoModelForImageTextToText, with its own processor and chat
-template. Nothing is generated: the logits after the prompt are the answer, as greedy decoding of one
-token would see them.
+template. Nothing is generated: the logits after the prompt are the answer, as greedy decoding of
+one token would see them.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Vlm:
     def odds(
         self, pairs: Sequence[tuple[Picture, str]], accepted: Sequence[Sequence[str]]
     ) -> list[float]:
-        """Returns of each question the probability that the answer begins as an accepted spelling."""
+        """Returns for each question the probability of an answer that begins as accepted."""
         probabilities = []
         for odds, spellings in zip(self._first(pairs), accepted, strict=True):
             ids = [self._tokenizer(text, add_special_tokens=False).input_ids for text in spellings]

@@ -1,9 +1,9 @@
-"""From items to scores with intervals, and to paired differences of two sets, by percentile bootstrap.
+"""From items to scores with intervals and to paired differences, by percentile bootstrap.
 
-What was drawn by chance is prompts, so prompts are resampled, all pictures of a prompt together, and
-within their group where each belongs to one. A difference resamples the prompts once for both sets. A
-single prompt says nothing of how prompts vary, so there is no interval of it, nor of a whole that has a
-stratum of one.
+What was drawn by chance is prompts, so prompts are resampled, all pictures of a prompt together,
+and within their group where each belongs to one. A difference resamples the prompts once for both
+sets. A single prompt says nothing of how prompts vary, so there is no interval of it, nor of a
+whole that has a stratum of one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Sums:
         return cls(list(number), total, count, groups)
 
     def strata(self) -> list[Ints]:
-        """Returns indices to resample among themselves: the groups', or all where groups overlap."""
+        """Returns indices to resample together: each group's, or all where groups overlap."""
         memberships = sum(self.groups.values(), np.zeros(len(self.prompts), int))
         if self.groups and (memberships == 1).all():
             return [np.flatnonzero(members) for members in self.groups.values()]
@@ -84,7 +84,8 @@ def difference_and_share(
 ) -> tuple[Value, dict[str, Value], float | None]:
     """Returns `difference`, and the share of resamples with b above a, None without an interval.
 
-    Groups are those that both have, of the same prompts; OtherImages if the value is made of others.
+    Groups are those that both have, of the same prompts; OtherImages if the value is made of
+    others.
     """
     first, second = Sums.of(a), Sums.of(b)
     if sorted(first.prompts) != sorted(second.prompts):
@@ -124,7 +125,7 @@ def difference_and_share(
 def _values(
     sums: Sums, strata: Sequence[Ints], point: Floats, draws: Floats, unit: float
 ) -> tuple[Value, dict[str, Value]]:
-    """Returns those of all and of each group, from `point` (1 + groups,) and `draws` (n, 1 + groups)."""
+    """Returns all's and each group's, from `point` (1 + groups,) and `draws` (n, 1 + groups)."""
     low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     sizes = [len(sums.prompts), *(int(members.sum()) for members in sums.groups.values())]
     vary = [min(map(len, strata)) > 1, *(size > 1 for size in sizes[1:])]
@@ -157,7 +158,7 @@ def _weights(strata: Sequence[Ints], seed: int) -> Iterator[Floats]:
 
 
 def _means(sums: Sums, weights: Floats, overall: str) -> Floats:
-    """Returns (n, 1 + groups): the value of all, then of each group, under each row of weights (n, P)."""
+    """Returns (n, 1 + groups): the value of all and of each group, by rows of weights (n, P)."""
     members = np.stack([np.ones(len(sums.prompts)), *sums.groups.values()], 1)  # (P, 1 + groups)
     columns = [sums.total[:, None] * members, sums.count[:, None] * members]
     total, count = np.split(weights @ np.concatenate(columns, 1), 2, axis=1)
@@ -173,8 +174,8 @@ def pooled(
 ) -> dict[str, Value]:
     """Returns the mean over each part's items, all parts under the same resamples of prompts.
 
-    For parts that cut through prompts, such as categories of questions; `aggregate` has groups of whole
-    prompts.
+    For parts that cut through prompts, such as categories of questions; `aggregate` has groups of
+    whole prompts.
     """
     prompts = dict.fromkeys(item.prompt for items in parts.values() for item in items)
     number = {prompt: i for i, prompt in enumerate(prompts)}

@@ -1,11 +1,11 @@
 """What a scorer says, written so that every number can be computed again without a GPU.
 
-    <save_dir>/scores/<scorer>.json           one Score: value, interval, groups, and what it was computed with
-    <save_dir>/scores/<scorer>.items.jsonl    one Item a line: a picture's own score and what it follows from
+    <save_dir>/scores/<scorer>.json           one Score: value, interval, groups, provenance
+    <save_dir>/scores/<scorer>.items.jsonl    one Item a line: a picture's score and its reasons
 
-A score over items is a mean of prompts' means; resampling prompts gives its interval (and, with another
-set of the same prompts, the interval of their difference). A distance between sets has no items; its
-scorer keeps features.
+A score over items is a mean of prompts' means; resampling prompts gives its interval (and, with
+another set of the same prompts, the interval of their difference). A distance between sets has no
+items; its scorer keeps features.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ SCORE, ITEMS, WATCHED = TypeAdapter(Score), TypeAdapter(list[Item]), TypeAdapter
 
 
 def write(save_dir: Path, score: Score, items: Sequence[Item] = ()) -> Path:
-    """Puts a score beside its pictures, replacing an older one of the same scorer; returns its path.
+    """Puts a score beside its pictures, replacing the scorer's older one; returns its path.
 
     NotFinite, before anything is written, where a number is none.
     """
@@ -141,7 +141,7 @@ def read(path: Path) -> Score:
 
 
 def read_items(path: Path) -> list[Item]:
-    """Returns the items beside a score's file, if any; OSError or ValueError where they are none."""
+    """Returns the items beside a score's file, if any; OSError or ValueError of others."""
     path = path.with_suffix(".items.jsonl")
     items: list[Item] = check(ITEMS, read_lines(path)) if path.exists() else []
     return items
@@ -169,7 +169,7 @@ def read_watched(path: Path) -> list[Json]:
 
 
 def refuse_versions(save_dir: Path) -> None:
-    """FormatVersion where another release wrote any score of a set: this one must not replace it."""
+    """FormatVersion where another release wrote a score of a set, which is not replaced."""
     for path in sorted((save_dir / NAME).glob("*.json")):
         with suppress(BadScores):
             read(path)

@@ -1,9 +1,9 @@
-"""Training seeds: which trainings are one entry with several seeds, and what their differences say together.
+"""Training seeds: which trainings are one entry, and what its seeds say together.
 
-A seed is drawn as a prompt is, but there are few of them, and resampling two or three says far too little
-of how seeds vary. So seeds are never resampled: the mean over seeds has the interval of Student's t on the
-seeds' own differences, which are paired (equal seed, equal order of samples), and the interval over
-prompts is added to it.
+A seed is drawn as a prompt is, but there are few of them, and resampling two or three says far too
+little of how seeds vary. So seeds are never resampled: the mean over seeds has the interval of
+Student's t on the seeds' own differences, which are paired (equal seed, equal order of samples),
+and the interval over prompts is added to it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ Seeded = dict[int | None, int]  # index by training seed; None: unknown
 
 
 def grouped(sets: Sequence[tuple[Hashable | None, int | None]]) -> list[Seeded]:
-    """Returns entries in the order of their first set, from each set's key (all but its seed) and seed.
+    """Returns entries in the order of their first set, from sets' keys (all but the seed) and seeds.
 
-    Sets of equal key are one entry; a set without a key, or with a seed that the entry has, is its own.
+    Sets of equal key are one entry; a set without a key, or with a seed that the entry has, is its
+    own.
     """
     entries: list[tuple[Hashable | None, Seeded]] = []
     for index, (key, seed) in enumerate(sets):
@@ -37,9 +38,10 @@ def grouped(sets: Sequence[tuple[Hashable | None, int | None]]) -> list[Seeded]:
 def over_seeds(values: Sequence[Value]) -> Value:
     """Returns the mean over training seeds, with its interval over seeds and prompts.
 
-    The parts of both intervals are added as squares. That over prompts is the mean of the seeds' own, as
-    if the seeds' values moved with the prompts together: wide rather than narrow. Without intervals over
-    prompts, the interval is over seeds alone; of a single seed it is the value's own.
+    The parts of both intervals are added as squares. That over prompts is the mean of the seeds'
+    own, as if the seeds' values moved with the prompts together: wide rather than narrow. Without
+    intervals over prompts, the interval is over seeds alone; of a single seed it is the value's
+    own.
     """
     if len(values) == 1:
         return values[0]

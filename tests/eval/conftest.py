@@ -1,5 +1,7 @@
 """Small real models, once for all tests: see `models`."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,7 @@
 """Small real models that judge pictures, saved to folders: Mask2Former, CLIP, and two that answer about pictures."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

@@ -2,6 +2,8 @@
 run of ours, and the same weights as the reference keeps them. For tests, and for sweeps that are no tests of pytest's.
 """
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any

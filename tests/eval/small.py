@@ -1,5 +1,7 @@
 """Small random networks of the real classes, and sets and folders of pictures."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np

@@ -6,6 +6,8 @@
 All names of their files, the keys of their records and their exact bytes are as they were written then.
 """
 
+from __future__ import annotations
+
 import json
 import shutil
 import tarfile

@@ -1,6 +1,8 @@
 """Folders of strangers: edited manifests, scores and metrics end in an error of the family, quickly and in little
 memory; nothing outside of a set gets onto a page; pipes are not waited for."""
 
+from __future__ import annotations
+
 import copy
 import json
 import os

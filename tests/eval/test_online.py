@@ -3,6 +3,8 @@
 Three ways to one step: columns of latents and tokens; ids, with the encoder in the step; no column at all.
 """
 
+from __future__ import annotations
+
 import io
 from itertools import islice
 from pathlib import Path

@@ -1,5 +1,7 @@
 """A column's pictures beside the originals: right rows, right decoder, right numbers."""
 
+from __future__ import annotations
+
 import io
 import json
 import shutil

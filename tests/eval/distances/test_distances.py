@@ -1,5 +1,7 @@
 """Sets of pictures against references, from the command line to the score's file; paired differences."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable
 from pathlib import Path

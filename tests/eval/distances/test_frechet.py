@@ -1,5 +1,7 @@
 """Frechet distances against closed forms and clean-fid; influences against derivatives and repeated draws."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 from hypothesis import given

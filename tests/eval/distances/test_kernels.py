@@ -1,5 +1,7 @@
 """KID against clean-fid and double loops, CMMD against double loops; influences against what leaving one out does."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import numpy as np

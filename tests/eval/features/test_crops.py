@@ -1,5 +1,7 @@
 """Crops against torchvision's and the protocols' own steps."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 from PIL import Image

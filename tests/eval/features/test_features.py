@@ -1,5 +1,7 @@
 """A feature pass gives clean-fid's numbers, keeps them, and trusts only those of the same pictures and network."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path

@@ -1,5 +1,7 @@
 """LPIPS against its definition, worked on activations that torchvision's own extractor gives."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Networks see pictures as their own libraries prepare them, and say what is missing."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Where models come from: a run of ours or the reference's folder, with the columns' encoders or with others."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

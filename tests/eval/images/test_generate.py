@@ -1,5 +1,7 @@
 """From a checkpoint and prompts to pictures on disk."""
 
+from __future__ import annotations
+
 import json
 import re
 import shutil

@@ -1,5 +1,7 @@
 """A folder of pictures goes on after a stop and refuses what it did not make."""
 
+from __future__ import annotations
+
 import json
 import multiprocessing
 import os
@@ -281,7 +283,7 @@ def test_a_refused_folder_stays_as_it_was(tmp_path: Path) -> None:
     assert state() == before
 
 
-def _write_at_once(folder: Path, rank: int, start: "multiprocessing.synchronize.Barrier") -> None:
+def _write_at_once(folder: Path, rank: int, start: multiprocessing.synchronize.Barrier) -> None:
     prompts = Prompts("p", tuple(Prompt(f"{i:02d}", "x") for i in range(24)))
     start.wait()
     images = ImageSetWriter(folder, prompts, SETTINGS, "flat")

@@ -1,5 +1,7 @@
 """Sets of pictures as the official scorers walk them, by readers that know their rules and nothing of the writer."""
 
+from __future__ import annotations
+
 import json
 import os
 import re

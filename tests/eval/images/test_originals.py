@@ -1,5 +1,7 @@
 """Pictures and captions of a source are those that its columns were made of, or an error."""
 
+from __future__ import annotations
+
 import os
 import tarfile
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Encoded prompts: the same bits as fresh ones, whoever wrote them and in whatever order; read a chunk at a time."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """One set of pictures by several processes: the same bytes, whatever their number and whatever befalls them."""
 
+from __future__ import annotations
+
 import json
 import os
 import re

@@ -1,5 +1,7 @@
 """The sampling loop against the reference's own run, and against the loop written out by hand."""
 
+from __future__ import annotations
+
 import json
 import math
 from pathlib import Path

@@ -1,5 +1,7 @@
 """A version that is not known is no damage: exit code 2, and no byte of the folder changes."""
 
+from __future__ import annotations
+
 import json
 import shutil
 from collections.abc import Callable

@@ -1,5 +1,7 @@
 """The benchmarks' prompt files, official and the reference's, and what is refused."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

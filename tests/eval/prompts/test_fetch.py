@@ -1,5 +1,7 @@
 """Prompts fetched from a real web server on loopback that knows ranges, breaks off and serves wrong bytes."""
 
+from __future__ import annotations
+
 import csv
 import gzip
 import hashlib

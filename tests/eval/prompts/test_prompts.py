@@ -1,5 +1,7 @@
 """Prompt files in their two formats, and what is refused."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,7 @@
 """CLIP score of each picture and its prompt, against CLIPModel's own logits."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,7 @@
 """Objects from logits against slow sums, pixel by pixel; colours against CLIP called by hand."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np

@@ -1,5 +1,7 @@
 """DPG-Bench's questions as they are read, and gates worked out by hand."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,7 @@
 """GenAI-Bench's skills, joined to prompts by number whatever they are counted from."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

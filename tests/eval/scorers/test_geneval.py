@@ -1,5 +1,7 @@
 """GenEval's verdict: every branch of the official rules, on detections worked out by hand."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import asdict
 from typing import Any

@@ -1,5 +1,7 @@
 """GenEval 2's means over the probabilities of right answers, by hand."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,7 @@
 """Findings are kept as they come, survive a stop, and are taken only for the same finder and the same pictures."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

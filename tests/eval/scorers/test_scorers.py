@@ -1,5 +1,7 @@
 """From a finished set of pictures to scores, through small real models; and again from the items alone."""
 
+from __future__ import annotations
+
 import argparse
 import json
 from collections.abc import Sequence

@@ -1,5 +1,7 @@
 """Probabilities of the first answer token against a plain forward and softmax, for two kinds of models."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Scores from items: hand-worked means, and intervals against their closed forms."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np

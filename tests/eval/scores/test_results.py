@@ -1,5 +1,7 @@
 """Scores come back as they were written; damaged ones are named."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Entries of several training seeds: how they are told, paired, and what their differences say together."""
 
+from __future__ import annotations
+
 from itertools import pairwise
 from math import sqrt
 
