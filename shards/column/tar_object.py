@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptColumn
+from ..format.atomic import Staging
 from ..format.layout import Layout
-from ..store.base import Handle, Staging, Store
+from ..store.base import Handle, Store
 from .zarr_object import read_into
 
 BLOCK = 512  # of a tar

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptColumn
+from ..format.atomic import Staging
 from ..format.layout import HAS_VALUES, ZARR_ROWS, ArraySpec, Layout
-from ..store.base import Staging, Store
+from ..store.base import Store
 from .tar_object import END, scan, tar_name, write_row
 from .zarr_object import pack, read_elements, read_index, read_into
 

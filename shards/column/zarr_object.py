@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptColumn
-from ..format.atomic import naming
+from ..format.atomic import Staging, naming
 from ..format.layout import BLOSC, ArraySpec
-from ..store.base import Handle, Staging, Store
+from ..store.base import Handle, Store
 
 ABSENT = np.uint64(2**64 - 1)
 Array = NDArray[Any]

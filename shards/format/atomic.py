@@ -19,10 +19,11 @@ import json
 import os
 import secrets
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from ..errors import CorruptColumn, FormatVersion, NotAColumn, StoreError, Unreadable
 
@@ -102,37 +103,64 @@ def read_json(path: Path | str) -> Any:
     return parse_json(read_file(path))
 
 
-class Staged:
-    """A file being written under a temporary name beside its final one, or in another folder of the
-    same file system, hashed on the way.
+class Staging(ABC):
+    """An object on its way: bytes are written and hashed, then it appears whole or never. Left by
+    `with` before `publish`, nothing of it stays.
     """
 
-    def __init__(self, path: Path, folder: Path | None = None) -> None:
-        self.path = path
-        self.temporary = (folder or path.parent) / f"{TEMPORARY}{secrets.token_hex(8)}"
+    def __init__(self) -> None:
         self.bytes = 0
         self._sha = hashlib.sha256()
-        with naming(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.temporary.open("xb")
 
     def write(self, data: Any) -> None:
         """Appends a bytes-like object."""
         view = memoryview(data)
-        if not view.nbytes:  # an empty array has no flat view
-            return
-        view = view.cast("B")
-        with naming(self.path):
-            self._file.write(view)
-        self._sha.update(view)
-        self.bytes += view.nbytes
+        if view.nbytes:  # an empty array has no flat view
+            view = view.cast("B")
+            self._sha.update(view)
+            self.bytes += view.nbytes
+            self._append(view)
 
     @property
     def sha256(self) -> str:
         return self._sha.hexdigest()
 
+    @abstractmethod
+    def _append(self, view: memoryview) -> None: ...
+
+    @abstractmethod
     def publish(self) -> bool:
-        """Gives the file its final name; False if that name is taken, and its file stays as it was."""
+        """Makes the object appear; False if its name is taken, and then the other stays."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Removes what is not published."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
+
+class Staged(Staging):
+    """A file being written under a temporary name beside its final one, or in another folder of the
+    same file system, hashed on the way.
+    """
+
+    def __init__(self, path: Path, folder: Path | None = None) -> None:
+        super().__init__()
+        self.path = path
+        self.temporary = (folder or path.parent) / f"{TEMPORARY}{secrets.token_hex(8)}"
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.temporary.open("xb")
+
+    def _append(self, view: memoryview) -> None:
+        with naming(self.path):
+            self._file.write(view)
+
+    def publish(self) -> bool:
         with naming(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -181,16 +209,6 @@ def _rename_new(old: Path, new: Path) -> int:
     folder, no_replace = -100, 1  # AT_FDCWD, RENAME_NOREPLACE
     failed = call(folder, os.fsencode(old), folder, os.fsencode(new), no_replace)
     return ctypes.get_errno() if failed else 0
-
-
-@contextmanager
-def staged(path: Path, folder: Path | None = None) -> Iterator[Staged]:
-    """Writes a new object: `with staged(path) as f: f.write(...); f.publish()`."""
-    file = Staged(path, folder)
-    try:
-        yield file
-    finally:
-        file.discard()
 
 
 @contextmanager
@@ -250,14 +268,14 @@ def put_if_absent(path: Path, data: bytes, folder: Path | None = None) -> bool:
     """Writes a whole small object; False if one of its name exists, which is then left as it is.
     Unfinished it is in `folder`, if one is named.
     """
-    with staged(path, folder) as file:
+    with Staged(path, folder) as file:
         file.write(data)
         return file.publish()
 
 
 def atomic_write(path: Path, data: bytes) -> None:
     """Writes or replaces a file that is derived from others (a report), never a data object."""
-    with staged(path) as file:
+    with Staged(path) as file:
         file.write(data)
         with naming(path):
             file._file.flush()

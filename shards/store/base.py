@@ -9,12 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from ..errors import CorruptColumn, NotAColumn
-from ..format.atomic import Json, unseal_bytes
+from ..format.atomic import Json, Staging, unseal_bytes
 from ..format.layout import VERSION
 from ..format.records import RECORD_BYTES, Sealed, parse
 
@@ -23,21 +22,6 @@ WEB = ("http", "https")  # to be read only
 BATCH, READERS = 256, 16  # sizes that a thread asks for, one after the other, and threads
 R = TypeVar("R", bound=Sealed)
 Handle = Any  # of an open object: a file descriptor, or what the store makes of one
-
-
-class Staging(Protocol):
-    """An object on its way: bytes are written and hashed, then it appears whole or never."""
-
-    bytes: int
-
-    @property
-    def sha256(self) -> str: ...
-
-    def write(self, data: Any) -> None:
-        """Appends a bytes-like object."""
-
-    def publish(self) -> bool:
-        """Makes the object appear; False if its name is taken, and then the other stays."""
 
 
 class Store(ABC):
@@ -79,7 +63,7 @@ class Store(ABC):
         """Writes or replaces an object that is derived from others, never a data object."""
 
     @abstractmethod
-    def staged(self, name: str) -> AbstractContextManager[Staging]:
+    def staged(self, name: str) -> Staging:
         """Creates a large object: `with store.staged(name) as f: f.write(...); f.publish()`."""
 
     def make_durable(self, name: str) -> None:  # noqa: B027  # an object store keeps what it shows

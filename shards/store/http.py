@@ -9,8 +9,7 @@ A server is asked for sizes and ranges of single files; it has no listing that c
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
@@ -78,12 +77,7 @@ class WebStore(RemoteStore):
             "or to s3://, gs:// or az://"
         )
 
-    put_if_absent = replace = delete = move = _refuse
-
-    @contextmanager
-    def staged(self, name: str) -> Iterator[Any]:
-        self._refuse()
-        yield
+    put_if_absent = replace = delete = move = staged = _refuse
 
     def list(self, prefix: str = "") -> Sequence[tuple[str, int]]:  # type: ignore[override]  # never
         self._refuse()

@@ -8,7 +8,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ from ..errors import CorruptColumn, Unreadable
 from ..format.atomic import (
     TEMPORARY,
     WHOLE_BYTES,
+    Staged,
+    Staging,
     atomic_write,
     make_durable,
     naming,
     open_file,
     put_if_absent,
-    staged,
 )
-from .base import Handle, Staging, Store
+from .base import Handle, Store
 
 ABSENT_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # a name that leads to nothing
 
@@ -77,8 +78,8 @@ class LocalStore(Store):
     def replace(self, name: str, data: bytes) -> None:
         atomic_write(self.folder / name, data)
 
-    def staged(self, name: str) -> AbstractContextManager[Staging]:
-        return staged(self.folder / name)
+    def staged(self, name: str) -> Staging:
+        return Staged(self.folder / name)
 
     def size(self, name: str) -> int | None:
         try:

@@ -17,9 +17,9 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -263,13 +263,8 @@ class RemoteStore(Store):
             lambda library, store: library.put(store, self.key(name), data, use_multipart=False),
         )  # fmt: skip
 
-    @contextmanager
-    def staged(self, name: str) -> Iterator[Upload]:
-        upload = Upload(self, name)
-        try:
-            yield upload
-        finally:
-            upload.discard()
+    def staged(self, name: str) -> Upload:
+        return Upload(self, name)
 
     # Names ----------------------------------------------------------------------------------------
 

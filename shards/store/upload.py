@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..errors import StoreError
-from ..format.atomic import TEMPORARY
+from ..format.atomic import TEMPORARY, Staging
 
 if TYPE_CHECKING:
     from .object_store import RemoteStore
@@ -18,10 +17,11 @@ CONCURRENT = 4  # parts on their way at once
 COPY_BYTES = 5 << 30  # the most that S3 copies on a condition
 
 
-class Upload:
+class Upload(Staging):
     """An object on its way: kept in memory while it is small, then sent in parts."""
 
     def __init__(self, store: RemoteStore, name: str) -> None:
+        super().__init__()
         self._store, self._name = store, name
         folder = name.rpartition("/")[0]
         token = f"{TEMPORARY}{secrets.token_hex(8)}"
@@ -31,21 +31,8 @@ class Upload:
         self._first_parts: list[bytes] | None = []  # all that was sent, while that is little
         self._broken = False  # the writer failed
         self._sent = False  # the temporary object is whole
-        self._sha = hashlib.sha256()
-        self.bytes = 0
 
-    @property
-    def sha256(self) -> str:
-        return self._sha.hexdigest()
-
-    def write(self, data: Any) -> None:
-        """Appends a bytes-like object."""
-        view = memoryview(data)
-        if not view.nbytes:  # an empty array has no flat view
-            return
-        view = view.cast("B")
-        self._sha.update(view)
-        self.bytes += view.nbytes
+    def _append(self, view: memoryview) -> None:
         if self.bytes > COPY_BYTES and self._store.url.startswith("s3://"):
             raise StoreError(
                 f"{self._store.at(self._name)}: more than 5 GiB, which S3 cannot copy on a "
