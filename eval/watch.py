@@ -132,13 +132,12 @@ class Watcher:
             )
         if not self.scorers:
             raise BadReport("--scorer: found none, expected at least one with its flags")
-        for scorer in self.scorers:  # weights that are missing
-            scorer.scorer.ready(scorer.args)
         prompts = find(request.benchmark, request.prompts)
         images_per_prompt = request.n_samples or BENCHMARKS[request.benchmark].images_per_prompt
-        for scorer in self.scorers:
-            place = str(request.prompts or prompts.benchmark)
-            scorer.scorer.enough(scorer.args, images_per_prompt * len(prompts.items), place)
+        count, place = images_per_prompt * len(prompts.items), request.prompts or prompts.benchmark
+        for scorer in self.scorers:  # loads its weights, and asks for enough pictures
+            scorer.scorer.ready(scorer.args)
+            scorer.scorer.enough(scorer.args, count, str(place))
         on_cpu = torch.device(request.device).type == "cpu"
         settings = {key: value for key, value in vars(request).items() if key not in UNCOMPARED} | {
             "prompts": prompts.digest,

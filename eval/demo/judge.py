@@ -62,7 +62,9 @@ def _network(path: str | None, device: str) -> Network:
 
 def _flags(add: argparse.ArgumentParser) -> None:
     """share of pictures that the demo's classifier puts into their prompt's group"""
-    add.add_argument("--model", dest="weights", type=model, default=WEIGHTS, help="its folder")
+    add.add_argument(
+        "--model", dest="weights", type=model, default=WEIGHTS, help="folder of the classifier"
+    )
 
 
 def _ready(args: argparse.Namespace) -> None:
