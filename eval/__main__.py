@@ -13,6 +13,8 @@ python -m eval report images/A images/B --out report.html
 python -m eval watch demo/runs/NAME --prompts few.txt --scorer cmmd --reference real.safetensors
 """
 
+from __future__ import annotations
+
 from configs import run
 
 from .commands import main

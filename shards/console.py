@@ -1,5 +1,5 @@
-"""What commands print and read on a terminal: tables, sizes and durations as text, a progress bar, and the types of
-numeric options.
+"""What commands print and read on a terminal: tables, sizes and durations as text, a progress bar,
+and the types of numeric options.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DAY = 86_400  # seconds
 
 
 def render(*parts: Any, width: int = WIDTH) -> str:
-    """Returns tables and lines as plain text of at most `width` columns; single lines are not wrapped."""
+    """Returns tables and lines as plain text of at most `width` columns; lines are not wrapped."""
     from rich.console import Console
 
     console = Console(

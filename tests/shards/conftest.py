@@ -1,5 +1,7 @@
 """Two columns of one source, written once by the real writer, and folders in memory."""
 
+from __future__ import annotations
+
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Sizes, durations, and what a long pass prints."""
 
+from __future__ import annotations
+
 import io
 
 import pytest

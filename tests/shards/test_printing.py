@@ -1,5 +1,7 @@
 """Nothing that a stranger wrote reaches a terminal or a log raw, and no credential at all."""
 
+from __future__ import annotations
+
 import io
 import os
 import pty

@@ -1,5 +1,7 @@
 """Signals that stop a command, sent to real processes."""
 
+from __future__ import annotations
+
 import os
 import signal
 import subprocess
@@ -22,7 +24,7 @@ WAITS = """
 """
 
 
-def start(code: str, *before: str) -> "subprocess.Popen[str]":
+def start(code: str, *before: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [*before, sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

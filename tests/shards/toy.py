@@ -1,5 +1,7 @@
 """Columns of three shards whose every value follows from the row id, so that a lost or swapped row shows at once."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,7 @@
 """`python -m shards` as a user runs it."""
 
+from __future__ import annotations
+
 import io
 import json
 import os

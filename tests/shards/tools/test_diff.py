@@ -1,5 +1,7 @@
 """`diff` says in what two columns differ, and nothing else."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np

@@ -1,5 +1,7 @@
 """What `info` says of a column."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,7 @@
 """Work in several processes: results and reports come back, deaths and errors end it at once."""
 
+from __future__ import annotations
+
 import os
 import signal
 import time

@@ -2,6 +2,8 @@
 nothing needs.
 """
 
+from __future__ import annotations
+
 import hashlib
 import itertools
 import os

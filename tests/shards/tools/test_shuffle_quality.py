@@ -1,5 +1,7 @@
 """The variance of batch means: against values drawn at random, and against what is known in closed form."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 

@@ -1,5 +1,7 @@
 """The tools on a column in an object store, as on one in a folder."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

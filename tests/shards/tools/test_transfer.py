@@ -1,5 +1,7 @@
 """Columns are copied, staged and converted whole, or an error says what is wrong with which object."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import signal

@@ -1,5 +1,7 @@
 """Damage of every kind in every file is found and named."""
 
+from __future__ import annotations
+
 import errno
 import itertools
 import json
