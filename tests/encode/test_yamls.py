@@ -32,12 +32,12 @@ def test_one_for_each_vae_and_size() -> None:
 
 def test_the_tars_of_the_reference() -> None:
     config = configs.load(EncodeConfig, FOLDER / "flux-256.yaml")
-    found = {name: expand(tars) for name, tars in config.sources.items()}
-    assert {name: len(tars) for name, tars in found.items()} == TARS
+    record = {name: expand(tars) for name, tars in config.sources.items()}
+    assert {name: len(tars) for name, tars in record.items()} == TARS
     assert TARS["blip3o-long"] + TARS["blip3o-short"] == 4530
-    for tars in found.values():
+    for tars in record.values():
         assert len({Path(tar).name for tar in tars}) == len(tars)
-    ends = [Path(found["blip3o-long"][i]).name for i in (0, 1000, 1099, -1)]
+    ends = [Path(record["blip3o-long"][i]).name for i in (0, 1000, 1099, -1)]
     assert ends == [
         "sa_000000.tar", "webdataset_JDB_1.tar", "webdataset_shard_000.tar",
         "webdataset_shard_1597.tar",
@@ -94,9 +94,9 @@ def test_columns_from_a_tiny_model_of_the_class(name: str, tiny: Models, tmp_pat
     options = argparse.Namespace(shards_sampled=1, seconds=0, global_batch=1024)
     estimate = make_plan(config, options)
     assert {source.source: source.tars for source in estimate.sources} == TARS
-    ((column, how),) = config.columns.items()
-    spec = column_spec(load_encoder(how, "cpu"), "fingerprint", 2697, config.shard_rows)
-    if how.kind == "tokens":
+    ((column, keywords),) = config.columns.items()
+    spec = column_spec(load_encoder(keywords, "cpu"), "fingerprint", 2697, config.shard_rows)
+    if keywords.kind == "tokens":
         assert (spec.layout.row_shape, spec.empty_tokens) == ((256, 32), 1)
         row_bytes = 21 * 32 * 2.0  # 84 bytes of a caption are about 20 tokens, and one
     else:

@@ -45,12 +45,12 @@ def config(tmp_path: Path, models: Path) -> Path:
     members = [member for n in range(300, 330) for member in sample(n)]
     (tmp_path / "tars/1.tar").write_bytes(tar_bytes(members + odd))
     path = write_config(tmp_path / "toy.yaml", tmp_path / "cache", tars, models)
-    written = yaml.safe_load(path.read_text())
-    columns = written["columns"]
+    settings = yaml.safe_load(path.read_text())
+    columns = settings["columns"]
     columns["small"] = columns["text"] | {"element": "int8"}
     columns["ids"] = columns["text"] | {"kind": "ids"}
     columns["tarred"] = columns["vae"] | {"backend": "webdataset"}
-    path.write_text(yaml.safe_dump(written))
+    path.write_text(yaml.safe_dump(settings))
     return path
 
 
@@ -88,37 +88,37 @@ def columns_of(found: Any) -> dict[str, Any]:
 def test_a_full_plan_is_what_is_then_written(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = planned(capsys, config, "--shards-sampled", 0, "--seconds", 0)
-    assert found["fits"] is True
+    record = planned(capsys, config, "--shards-sampled", 0, "--seconds", 0)
+    assert record["fits"] is True
     settings = configs.load(EncodeConfig, config)
     cheap = needed(settings)
     assert not (config.parent / "cache").exists()  # planning writes nothing
     assert run(settings) == 0
     capsys.readouterr()
     root = config.parent / "cache/toy"
-    for name, column in columns_of(found).items():
+    for name, column in columns_of(record).items():
         assert column["bytes"]["value"] == pytest.approx(bytes_below(root / name), rel=0.01), name
         assert column["bytes"]["low"] == column["bytes"]["high"] == column["bytes"]["value"]
         assert column["committed"] == 0
         assert column["missing_bytes"] == column["bytes"]["value"]
-    index = found["sources"][0]["index_bytes"]["value"]
+    index = record["sources"][0]["index_bytes"]["value"]
     assert index == pytest.approx(bytes_below(root / "index"), rel=0.01)
-    assert found["bytes"] == pytest.approx(bytes_below(root), rel=0.01)
+    assert record["bytes"] == pytest.approx(bytes_below(root), rel=0.01)
     assert cheap == pytest.approx(bytes_below(root), rel=0.15)  # from one tar of three
 
-    mine = columns_of(found)
-    assert mine["vae"]["samples"]["value"] == 112  # what cannot be decoded is not known before
-    assert mine["text"]["samples"]["value"] == 111
-    assert mine["ids"]["mean_tokens"] == mine["text"]["mean_tokens"]
-    assert 20 < mine["text"]["mean_tokens"] <= mine["text"]["p99_tokens"] == 24
-    assert list(mine["text"]["alternatives"]) == ["int8", "ids"]
+    costs = columns_of(record)
+    assert costs["vae"]["samples"]["value"] == 112  # what cannot be decoded is not known before
+    assert costs["text"]["samples"]["value"] == 111
+    assert costs["ids"]["mean_tokens"] == costs["text"]["mean_tokens"]
+    assert 20 < costs["text"]["mean_tokens"] <= costs["text"]["p99_tokens"] == 24
+    assert list(costs["text"]["alternatives"]) == ["int8", "ids"]
     for other, name in (("int8", "small"), ("ids", "ids")):
-        size = mine["text"]["alternatives"][other]
-        assert size == pytest.approx(mine[name]["bytes"]["value"], rel=0.01)
+        size = costs["text"]["alternatives"][other]
+        assert size == pytest.approx(costs[name]["bytes"]["value"], rel=0.01)
 
     again = planned(capsys, config, "--seconds", 0)  # now from the index, and nothing is missing
     assert again["missing_bytes"] == again["sources"][0]["index_missing_bytes"] == 0
-    assert columns_of(again)["text"]["bytes"] == mine["text"]["bytes"]
+    assert columns_of(again)["text"]["bytes"] == costs["text"]["bytes"]
     assert needed(settings) == 0
 
 
@@ -128,11 +128,11 @@ def test_the_index_serves_without_tars(config: Path, capsys: pytest.CaptureFixtu
     assert run(configs.load(EncodeConfig, config)) == 0
     shutil.rmtree(config.parent / "tars")
     capsys.readouterr()
-    found = planned(capsys, config, "columns.text.max_tokens=64", "--seconds", 0)
-    assert "no tar is in reach" in found["sources"][0]["notes"][-1]
-    mine = columns_of(found)
-    assert mine["vae"]["bytes"]["value"] == exact["vae"]["bytes"]["value"]
-    text = mine["text"]
+    record = planned(capsys, config, "columns.text.max_tokens=64", "--seconds", 0)
+    assert "no tar is in reach" in record["sources"][0]["notes"][-1]
+    costs = columns_of(record)
+    assert costs["vae"]["bytes"]["value"] == exact["vae"]["bytes"]["value"]
+    text = costs["text"]
     assert 6 < text["mean_tokens"] < 20  # 34 bytes a caption, at 4.2 bytes a token
     assert text["samples"]["value"] == 112  # a caption that is no UTF-8 is not known from the index
 
@@ -152,14 +152,14 @@ def test_the_synthetic_index_of_a_large_source(
         put_index(root, source.fingerprint, shard, rows, None)
     tars = f"{tmp_path}/{{0..199}}.tar"
     config = write_config(tmp_path / "toy.yaml", tmp_path / "cache", tars, models)
-    found = planned(capsys, config, "columns.text.max_tokens=64", "--seconds", 0)
-    assert found["sources"][0]["rows"]["value"] == sizes.sum()
-    assert found["sources"][0]["index_missing_bytes"] == 0
-    mine = columns_of(found)
-    assert mine["vae"]["samples"]["value"] == pytest.approx(sizes.sum())
-    assert mine["text"]["mean_tokens"] == 21  # 84 bytes at 4.2, and one
+    record = planned(capsys, config, "columns.text.max_tokens=64", "--seconds", 0)
+    assert record["sources"][0]["rows"]["value"] == sizes.sum()
+    assert record["sources"][0]["index_missing_bytes"] == 0
+    costs = columns_of(record)
+    assert costs["vae"]["samples"]["value"] == pytest.approx(sizes.sum())
+    assert costs["text"]["mean_tokens"] == 21  # 84 bytes at 4.2, and one
     values = sum(-(-n // 32) * 32 * 32 * 4 * 4 * 2 for n in sizes.tolist())
-    estimate = mine["vae"]["bytes"]
+    estimate = costs["vae"]["bytes"]
     assert estimate["low"] < estimate["value"] < estimate["high"]
     assert values < estimate["value"] < 3 * values  # and records of 1,000 tiny shards
 
@@ -167,10 +167,10 @@ def test_the_synthetic_index_of_a_large_source(
 def test_hours_and_money(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Encoders are tried on real rows; the numbers follow from the rates."""
     prices = ("--price-per-gpu-hour", 2.5, "--price-per-tb-month", 20)
-    found = planned(
+    record = planned(
         capsys, config, "--gpus", 4, "--seconds", 0.4, "--global-batch", 16, *prices
     )  # fmt: skip
-    for name, column in columns_of(found).items():
+    for name, column in columns_of(record).items():
         rate, samples = column["rate"], column["samples"]["value"]
         assert rate["rows_per_s"] > 0
         slowest = min(rate["rows_per_s"], 2 * (rate["decoded_per_s"] or math.inf))
@@ -182,10 +182,10 @@ def test_hours_and_money(config: Path, capsys: pytest.CaptureFixture[str]) -> No
         expected = None if name == "ids" else pytest.approx(samples / 16 * share)
         assert column["break_even_steps"] == expected
 
-    mine = columns_of(found)
-    encoding = sum(c["samples"]["value"] / c["rate"]["rows_per_s"] for c in mine.values())
-    decoding = max(112 / mine[n]["rate"]["decoded_per_s"] / 2 for n in ("vae", "tarred"))
-    assert found["hours"] == pytest.approx(max(encoding, decoding) / 3600 / 4)
+    costs = columns_of(record)
+    encoding = sum(c["samples"]["value"] / c["rate"]["rows_per_s"] for c in costs.values())
+    decoding = max(112 / costs[n]["rate"]["decoded_per_s"] / 2 for n in ("vae", "tarred"))
+    assert record["hours"] == pytest.approx(max(encoding, decoding) / 3600 / 4)
 
     assert run_plan(options(config, "columns.vae.codec=blosc", "--seconds", 0.1, *prices)) == 0
     text = capsys.readouterr().out
@@ -245,9 +245,9 @@ def test_run_refuses_what_does_not_fit(
 
 def test_free_space_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
-    there = free_bytes(open_store(tmp_path / "not/yet"))
-    assert there is not None
-    assert there == pytest.approx(free, rel=0.05)
+    space = free_bytes(open_store(tmp_path / "not/yet"))
+    assert space is not None
+    assert space == pytest.approx(free, rel=0.05)
     assert free_bytes(open_store("s3://bucket/prefix")) is None
     unknown = DiskSpace("s3://bucket", 1.0, None)
     assert unknown.fits is None
@@ -296,9 +296,9 @@ def test_arithmetic_of_rates() -> None:
     assert decode_bound(rate, 10) is None
     assert spread([1, 2, 3], 6) == [1, 1, 2, 2, 3, 3]
     assert spread(list(range(10)), 5) == [0, 2, 4, 6, 8]
-    given: list[int] = []
-    median, calls, last = timed(lambda n: given.append(n) or n, 64, 0.01)
-    assert given[:3] == [1, 1, 64]
+    counts: list[int] = []
+    median, calls, last = timed(lambda n: counts.append(n) or n, 64, 0.01)
+    assert counts[:3] == [1, 1, 64]
     assert (last, calls, median > 0) == (64, 25, True)
 
 
@@ -318,13 +318,13 @@ def test_tars_elsewhere(config: Path, capsys: pytest.CaptureFixture[str], tmp_pa
             web.files[f"/d/{shard}.tar"] = (tmp_path / f"tars/{shard}.tar").read_bytes()
         scratch = tmp_path / "scratch"
         words = [f"sources.toy={web.url}/d/{{0..2}}.tar", f"engine.scratch={scratch}"]
-        found = planned(capsys, config, *words, "--shards-sampled", 0, "--seconds", 0)
+        record = planned(capsys, config, *words, "--shards-sampled", 0, "--seconds", 0)
         assert not list(scratch.iterdir())
         settings = configs.load(EncodeConfig, config, words)
         cheap = needed(settings)
-        assert cheap == pytest.approx(found["bytes"], rel=0.2)
+        assert cheap == pytest.approx(record["bytes"], rel=0.2)
         assert web.gets("/d/1.tar") > 0
-    elsewhere = columns_of(found)
+    elsewhere = columns_of(record)
     for name, column in local.items():
         assert elsewhere[name]["bytes"] == column["bytes"]
 
@@ -340,18 +340,18 @@ def test_every_kind_can_be_planned(
         "t5": {"kind": "tokens", "encoder": tiny("t5"), "max_tokens": 24, "backend": "webdataset"},
         "chat": {"kind": "ids", "encoder": tiny("qwen3"), "max_tokens": 16, "chat_template": True},
     }
-    written = {
+    settings = {
         "root": str(tmp_path / "cache"), "columns": columns, "shard_rows": 1024,
         "sources": {"toy": write_source(tmp_path / "tars", 2, 35)},
         "engine": {"executor": "inline", "batch": 8, "device": "cpu"},
     }  # fmt: skip
     path = tmp_path / "kinds.yaml"
-    path.write_text(yaml.safe_dump(written))
-    found = columns_of(planned(capsys, path, "--shards-sampled", 0, "--seconds", 0.1))
+    path.write_text(yaml.safe_dump(settings))
+    record = columns_of(planned(capsys, path, "--shards-sampled", 0, "--seconds", 0.1))
     assert run(configs.load(EncodeConfig, path)) == 0
-    for name, column in found.items():
+    for name, column in record.items():
         size = bytes_below(tmp_path / "cache/toy" / name)
         assert column["bytes"]["value"] == pytest.approx(size, rel=0.01), name
         assert column["rate"]["rows_per_s"] > 0
-    assert found["dc"]["alternatives"] == found["chat"]["alternatives"] == {}
-    assert found["chat"]["break_even_steps"] is None
+    assert record["dc"]["alternatives"] == record["chat"]["alternatives"] == {}
+    assert record["chat"]["break_even_steps"] is None

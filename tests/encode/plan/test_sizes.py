@@ -47,9 +47,9 @@ def test_bytes_are_those_that_are_written(tmp_path: Path, name: str) -> None:
                 block if layout.ragged else np.stack(block), status[start : start + 1024]
             )
         writer.commit({"host": "h", "versions": {"torch": "2.9.1", "numpy": "2.3.4"}})
-    written = bytes_below(tmp_path) - fixed
+    size = bytes_below(tmp_path) - fixed
     planned = shard_bytes(layout, status == 0, lengths)
-    assert planned == pytest.approx(written, abs=400)  # of the commit's provenance
+    assert planned == pytest.approx(size, abs=400)  # of the commit's provenance
     assert column_bytes(layout, 0, 2) == pytest.approx(fixed + 630, abs=600)  # with COMPLETE
 
 
@@ -62,16 +62,16 @@ def test_a_shard_without_rows_or_values(tmp_path: Path) -> None:
 
 def test_a_codec_shrinks_the_values_alone() -> None:
     layout = Layout("moments", (8, 4, 4), 2, 2048, codec="blosc")
-    there, lengths = np.ones(1024, bool), np.zeros(1024, np.int64)
-    whole, half = (shard_bytes(layout, there, lengths, ratio) for ratio in (1.0, 0.5))
+    present, lengths = np.ones(1024, bool), np.zeros(1024, np.int64)
+    whole, half = (shard_bytes(layout, present, lengths, ratio) for ratio in (1.0, 0.5))
     assert whole - half == 1024 * 8 * 4 * 4 * 2 // 2
 
 
 def test_int8_is_half_and_ids_next_to_nothing() -> None:
     layout = Layout("tokens", (256, 2048), 100, 8192)
-    there, lengths = np.ones(8000, bool), np.full(8000, 121)
-    sizes = {n: shard_bytes(a, there, lengths) for n, a in alternatives(layout).items()}
-    whole = shard_bytes(layout, there, lengths)
+    present, lengths = np.ones(8000, bool), np.full(8000, 121)
+    sizes = {n: shard_bytes(a, present, lengths) for n, a in alternatives(layout).items()}
+    whole = shard_bytes(layout, present, lengths)
     assert whole == pytest.approx(8000 * 121 * 4096, rel=0.002)
     assert sizes["int8"] / whole == pytest.approx(0.5, abs=0.002)
     assert sizes["ids"] / whole == pytest.approx(4 / 4096, rel=0.1)

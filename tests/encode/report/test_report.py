@@ -112,8 +112,8 @@ def test_tables_of_many_columns_are_whole(tmp_path: Path, monkeypatch: pytest.Mo
     entry |= {"failed": [], "seconds": {**entry["seconds"], "flux-256": 4.5}}
     text = summary({f"s3://bucket/cache/{name}": entry for name in names}, [], None)
     assert "…" not in text
-    told = [line for line in text.splitlines() if "blip3o-long/flux-256 " in line]
-    assert [re.findall(r"[\d.]+", line.split("256", 1)[1]) for line in told] == [
+    lines = [line for line in text.splitlines() if "blip3o-long/flux-256 " in line]
+    assert [re.findall(r"[\d.]+", line.split("256", 1)[1]) for line in lines] == [
         ["7", "1", "1", "9", "0.000"], ["3.8", "416.67", "4.5", "500.00", "1.5", "166.67"]
     ]  # fmt: skip
     assert re.search(r"column +┃ +decode ┃ +encode ┃", text)

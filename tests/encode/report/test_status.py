@@ -59,19 +59,19 @@ def test_a_column_from_nothing_to_complete(tmp_path: Path) -> None:
     }  # fmt: skip
     column = make(tmp_path, shards=4, index_only=(1,))
     fail(column, 1)
-    found = column_status(store)
-    assert (found["shards"], found["committed"], found["missing"]) == (4, 2, 1)
-    assert found["failed"] == {1: "BadTar: no tar"}
-    assert found["counts"] == {"ok": 6, "image_undecodable": 1}
-    assert found["rows"] == 7
+    record = column_status(store)
+    assert (record["shards"], record["committed"], record["missing"]) == (4, 2, 1)
+    assert record["failed"] == {1: "BadTar: no tar"}
+    assert record["counts"] == {"ok": 6, "image_undecodable": 1}
+    assert record["rows"] == 7
     values = [p for p in (tmp_path / "toy/vae").rglob("c/**/*") if p.is_file()]
-    assert found["bytes"] == sum(p.stat().st_size for p in values)
+    assert record["bytes"] == sum(p.stat().st_size for p in values)
 
     fail(column, 3)
     snapshot = put_complete(store, column.digest, 4, True)
-    found = column_status(store)
-    assert found["complete"] == snapshot.digest
-    assert found["counts"] == {"ok": 6, "image_undecodable": 1}
+    record = column_status(store)
+    assert record["complete"] == snapshot.digest
+    assert record["counts"] == {"ok": 6, "image_undecodable": 1}
     (tmp_path / "toy/vae" / commit_name(0)).write_text("torn")
     assert column_status(store)["damaged"] == 1
     reported = {"complete": snapshot.digest, "bytes": 12_345}  # then no commit is read
@@ -96,9 +96,9 @@ def test_the_command(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture
     assert "decode-bound: raise engine.threads" in text
 
     assert run_status(words_of(config, "--json")) == 3
-    found = json.loads(capsys.readouterr().out)
-    assert found["run"]["alive"]
-    assert found["columns"]["toy/vae"]["failed"] == {"1": "BadTar: no tar"}
+    result = json.loads(capsys.readouterr().out)
+    assert result["run"]["alive"]
+    assert result["columns"]["toy/vae"]["failed"] == {"1": "BadTar: no tar"}
 
     (tmp_path / "progress.json").write_bytes(canonical_json(record | {"updated": 1e9}))
     assert run_status(words_of(config, "--watch")) == 3  # a run that is over is not waited for
@@ -152,6 +152,6 @@ def test_many_shards(tmp_path: Path) -> None:
             tuple(record["blocks"]), record["index"], record["column"], record["provenance"],
         )  # fmt: skip
         (tmp_path / "toy/vae" / commit_name(shard)).write_bytes(seal(commit.record()))
-    found = column_status(column.store)
-    assert found["committed"] == 1_000
-    assert found["rows"] == 9 + 997 * 3
+    result = column_status(column.store)
+    assert result["committed"] == 1_000
+    assert result["rows"] == 9 + 997 * 3

@@ -184,9 +184,9 @@ def test_columns_of_other_members_are_told_apart(
         with pytest.raises(SourceMismatch, match=r"shards \[1\] .* made of other"):
             open_join(vae, text, also)
     assert not diff(a, again)
-    found = diff(a, other)
-    assert found.members == [1]
-    assert "made of other captions or pictures" in "\n".join(lines_of(found, "a", "other"))
+    difference = diff(a, other)
+    assert difference.members == [1]
+    assert "made of other captions or pictures" in "\n".join(lines_of(difference, "a", "other"))
     code, printed = shards("verify", other, "--source", tmp_path, "--source", tars)
     assert code == 0
     assert "2 of 2 shards compared with the tars\n" in printed  # there are no others
@@ -274,9 +274,9 @@ def test_members_that_are_read_together_have_the_same_digest(
         patch.setattr(f"{__name__}.CAPTION_BYTES", bounds[2])
         store = open_store(name)
         tar = store.open("a.tar")
-        found = members_digest(store, tar, "a.tar", rows, "x", captions)
+        digest = members_digest(store, tar, "a.tar", rows, "x", captions)
         store.close(tar)
-        assert found == plain_digest(data, rows, captions)
+        assert digest == plain_digest(data, rows, captions)
 
 
 def test_a_tar_elsewhere_is_compared_in_large_reads() -> None:
@@ -316,13 +316,13 @@ def test_columns_keep_what_they_were_made_of(tmp_path: Path, encode: Any, kinds:
     }
     assert encode(columns) == 0
     cache = tmp_path / "cache/s"
-    said = {name: dict(read_commit(cache / name, 1).members) for name in columns}
+    digests = {name: dict(read_commit(cache / name, 1).members) for name in columns}
     rows = [hashlib.sha256(bmp(n)).digest() for n in range(3)]
-    assert said["moments"] == {"jpg": hashlib.sha256(b"".join(rows)).hexdigest()}
-    assert said["large"] == said["moments"]
-    assert said["ids"] == said["tokens"]
+    assert digests["moments"] == {"jpg": hashlib.sha256(b"".join(rows)).hexdigest()}
+    assert digests["large"] == digests["moments"]
+    assert digests["ids"] == digests["tokens"]
     convert(cache / "moments", tmp_path / "tarred", "webdataset")
-    assert read_commit(tmp_path / "tarred", 1).members == said["moments"]
+    assert read_commit(tmp_path / "tarred", 1).members == digests["moments"]
 
 
 # While it is read ---------------------------------------------------------------------------------
@@ -519,8 +519,8 @@ def test_a_column_that_was_copied_in_part_is_not_complete(
         assert run_status(words_of(config)) == 3
         assert f"DAMAGED s/{column.name}: 1 of" in " ".join(capsys.readouterr().out.split())
         path.write_bytes(data)
-        for record, said in records.items():
-            record.write_bytes(said)
+        for record, content in records.items():
+            record.write_bytes(content)
     metadata = [path.relative_to(cache / "moments") for path in cache.glob("moments/**/zarr.json")]
     assert len(metadata) >= 3
     for name in ("commits/00001.json", "complete/*.valid", "column.json", *map(str, metadata)):

@@ -91,9 +91,9 @@ def test_every_moment_of_a_worker_is_counted_once() -> None:
 
 def test_batches_cover_every_row_once_and_no_border() -> None:
     for rows in (0, 1, 63, 64, 1023, 1024, 1025, 2048, 3000):
-        found = spans(rows, 60)
-        assert [row for a, b in found for row in range(a, b)] == list(range(rows))
-        assert all(a // 1024 == (b - 1) // 1024 for a, b in found)
+        batches = spans(rows, 60)
+        assert [row for a, b in batches for row in range(a, b)] == list(range(rows))
+        assert all(a // 1024 == (b - 1) // 1024 for a, b in batches)
 
 
 def test_a_picture_is_decoded_once_for_all_its_columns(
@@ -239,11 +239,11 @@ def test_batches_from_elsewhere_are_those_from_here(shard: Any) -> None:
         Meter().shard("a") as timer,
     ):
         near = list(decoded(index.rows, tar.fileno(), VIEWS, 8, pool, timer))
-    for one, other in zip(remote.in_order(far, task, index, 8), near, strict=True):
-        assert one.span == other.span
-        assert np.array_equal(one.status["jpg"], other.status["jpg"])
-        assert np.array_equal(one.images[VIEWS[0]], other.images[VIEWS[0]])
-        assert one.images[VIEWS[0]].flags.writeable
+    for batch, other in zip(remote.in_order(far, task, index, 8), near, strict=True):
+        assert batch.span == other.span
+        assert np.array_equal(batch.status["jpg"], other.status["jpg"])
+        assert np.array_equal(batch.images[VIEWS[0]], other.images[VIEWS[0]])
+        assert batch.images[VIEWS[0]].flags.writeable
 
 
 @pytest.mark.parametrize(
@@ -274,9 +274,9 @@ def test_an_index_that_notes_less_is_the_same_reading(shard: Any, tmp_path: Path
     task = replace(task, size=path.stat().st_size)
     rows, note = scan_tar(path, 1024)
     assert note is not None
-    standing = put_index(tmp_path / "folder", "f", 0, rows, None)
-    assert put_index(tmp_path / "folder", "f", 0, rows, note) == standing
-    assert next(remote.decode_batches(task, standing.digest, VIEWS, config)).span == (0, 8)
+    index = put_index(tmp_path / "folder", "f", 0, rows, None)
+    assert put_index(tmp_path / "folder", "f", 0, rows, note) == index
+    assert next(remote.decode_batches(task, index.digest, VIEWS, config)).span == (0, 8)
     with pytest.raises(SourceChanged):
         put_index(tmp_path / "folder", "f", 0, rows[1:], note)
 

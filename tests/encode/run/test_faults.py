@@ -128,9 +128,9 @@ def rays() -> Iterator[Cluster]:
     """A cluster that takes jobs."""
     with (
         tempfile.TemporaryDirectory(dir=MEMORY, ignore_cleanup_errors=True) as name,
-        cluster(Path(name) / "ray", 2, dashboard=True) as found,
+        cluster(Path(name) / "ray", 2, dashboard=True) as rays,
     ):
-        yield found
+        yield rays
 
 
 @pytest.mark.slow

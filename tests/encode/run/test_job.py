@@ -121,11 +121,13 @@ def test_every_row_ends_as_ok_or_with_a_reason(
     (tmp_path / "odd.tar").write_bytes(whole[: whole.rindex(b"eight") + 1000])
     pattern = [str(tmp_path / "odd.tar"), write_source(tmp_path, 1, 3)]
     path = write_config(tmp_path / "c.yaml", tmp_path / "cache", pattern, models)
-    code, said = encode(path)
-    assert code == 0, said
-    assert "toy/00000: cut off at byte" in said
-    assert "vae: complete, 12 rows: 9 ok, 1 truncated, 1 image_undecodable, 1 image_missing" in said
-    assert "text: complete, 12 rows: 9 ok, 1 caption_missing, 2 caption_undecodable" in said
+    code, output = encode(path)
+    assert code == 0, output
+    assert "toy/00000: cut off at byte" in output
+    assert (
+        "vae: complete, 12 rows: 9 ok, 1 truncated, 1 image_undecodable, 1 image_missing" in output
+    )
+    assert "text: complete, 12 rows: 9 ok, 1 caption_missing, 2 caption_undecodable" in output
 
     vae, text = tmp_path / "cache/toy/vae", tmp_path / "cache/toy/text"
     index = read_index(tmp_path / "cache/toy", 0)
@@ -142,10 +144,10 @@ def test_every_row_ends_as_ok_or_with_a_reason(
     assert lengths == [24, 4, 0, 6, 5, 0, 1, 0, 6]  # <bos> and a token a letter; at most 24
     np.testing.assert_array_equal(column.read(np.array([6])), column.empty())
     assert verify(vae) == verify(text) == []
-    for made in (vae, text):  # a commit says what its encoder ran on
-        told = read_commit(made, 0).provenance
-        assert told["device"] == platform.machine()
-        assert told["torch_threads"] == 1
+    for store in (vae, text):  # a commit says what its encoder ran on
+        record = read_commit(store, 0).provenance
+        assert record["device"] == platform.machine()
+        assert record["torch_threads"] == 1
     report = json.loads((tmp_path / "cache/report.json").read_bytes())[str(vae.resolve())]
     assert report["rows"] == 12
     assert report["counts"]["ok"] == 9
@@ -266,9 +268,9 @@ def test_the_same_model_in_another_place(config: Path, encode: Encode, models: P
 def test_the_report_keeps_columns_of_earlier_runs(config: Path, encode: Encode) -> None:
     settings = yaml.safe_load(config.read_text())
     for name in ("vae", "text"):
-        one = config.with_name(f"{name}.yaml")
-        one.write_text(yaml.safe_dump(settings | {"columns": {name: settings["columns"][name]}}))
-        assert encode(one)[0] == 0
+        part = config.with_name(f"{name}.yaml")
+        part.write_text(yaml.safe_dump(settings | {"columns": {name: settings["columns"][name]}}))
+        assert encode(part)[0] == 0
     report = json.loads((config.parent / "cache/report.json").read_text())
     assert {Path(path).name for path in report} == {"vae", "text"}
 
@@ -414,9 +416,9 @@ def test_sigkill_at_random_moments_then_rerun(
     chance, kills = random.Random(0), 0
     for attempt in range(6):
         pid = start(tmp_path / "output", config)
-        standing = min(count(cache), total)  # the leases of a killed run come on top
-        there = chance.randrange(standing, total + 1)  # files, so that it bites on any machine
-        while count(cache) < there and os.waitid(os.P_PID, pid, WATCH) is None:
+        existing = min(count(cache), total)  # the leases of a killed run come on top
+        bound = chance.randrange(existing, total + 1)  # files, so that it bites on any machine
+        while count(cache) < bound and os.waitid(os.P_PID, pid, WATCH) is None:
             time.sleep(0.001)
         os.kill(pid, signal.SIGKILL)
         kills += wait(pid) == -signal.SIGKILL
@@ -594,8 +596,8 @@ def test_an_index_of_a_newer_release_ends_the_run(
     index = source / "index/00000.jsonl"
     index.write_bytes(index.read_bytes().replace(b'"version":1', b'"version":2', 1))
     shutil.rmtree(source / "vae")
-    code, said = encode(config, "columns.text=null")
-    assert (code, "version 2" in said) == (2, True)
+    code, output = encode(config, "columns.text=null")
+    assert (code, "version 2" in output) == (2, True)
     assert not list(source.glob("vae/failures/*"))
     assert not list(source.glob("vae/commits/*"))
 
@@ -611,12 +613,12 @@ def test_a_file_system_without_hard_links(tmp_path: Path, models: Path, atomic: 
         sys.argv = ["encode", "run", str(config), "columns.text=null"]
         configs.run(main)
 
-    code, said = wait(fork(work, tmp_path / "output")), (tmp_path / "output").read_text()
+    code, output = wait(fork(work, tmp_path / "output")), (tmp_path / "output").read_text()
     if atomic:
-        assert code == 0, said
+        assert code == 0, output
         assert verify(tmp_path / "cache/toy/vae") == []
     else:
-        assert (code, "neither hard links" in said, "Make room" in said) == (2, True, False)
+        assert (code, "neither hard links" in output, "Make room" in output) == (2, True, False)
         assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
 
 
@@ -628,10 +630,10 @@ def test_a_member_named_with_escape_sequences(tmp_path: Path, models: Path, enco
     config = write_config(
         tmp_path / "toy.yaml", tmp_path / "cache", str(tmp_path / "0.tar"), models
     )
-    code, said = encode(config, "columns.text=null")
-    assert code == 0, said
-    assert "\x1b" not in said
-    assert r"inside zz\x1b]0;title\x07\x1b[31m[bold]evil\n.jpg; 1 rows kept" in said
+    code, output = encode(config, "columns.text=null")
+    assert code == 0, output
+    assert "\x1b" not in output
+    assert r"inside zz\x1b]0;title\x07\x1b[31m[bold]evil\n.jpg; 1 rows kept" in output
     assert name in str(read_index(tmp_path / "cache/toy", 0).note)
 
 
@@ -643,8 +645,8 @@ def test_a_password_in_a_url_is_neither_printed_nor_recorded(
         "https://127.0.0.1:9/a.tar?X-Amz-Signature=SECRET",
     ):
         config = write_config(tmp_path / "toy.yaml", tmp_path / "cache", url, models)
-        code, said = encode(config)
-        assert (code, "SECRET" in said) == (2, False)
+        code, output = encode(config)
+        assert (code, "SECRET" in output) == (2, False)
         assert encode(config, "root=s3://me:SECRET@b/c")[0] == 2
         assert "SECRET" not in (tmp_path / "output").read_text()
     assert not (tmp_path / "cache").exists()

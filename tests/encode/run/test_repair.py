@@ -37,7 +37,7 @@ def test_repaired_and_encoded_again(tmp_path: Path, models: Path) -> None:
     (tmp_path / "cache/toy/index/00001.jsonl").write_bytes(b"{}\n")
     assert [f.shard for f in verify(vae) if f.kind in ("rows", "commit", "index")] == [2, 1, 1]
     for path in columns:
-        found, plan = repair(path, yes=True)
+        record, plan = repair(path, yes=True)
         assert [line for line in plan.beyond if "00001.jsonl" in line]
     (tmp_path / "cache/toy/index/00001.jsonl").unlink()  # as it says
     assert [examine(path).column.missing for path in columns] == [[1, 2], [0]]

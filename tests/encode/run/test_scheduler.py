@@ -41,8 +41,8 @@ class World:
         busy = [w for w in self.workers if self.scheduler.running.get(w)]
         assert busy, "nobody works and nobody is told to"
         worker = busy[self.choose(len(busy))]
-        mine = self.scheduler.running[worker]
-        task = mine[self.choose(len(mine))]
+        costs = self.scheduler.running[worker]
+        task = costs[self.choose(len(costs))]
         if worker in self.broken:
             return self.scheduler.died(worker, "no GPU")
         self.tries[task] += 1

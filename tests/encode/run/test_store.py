@@ -21,8 +21,8 @@ def test_encoded_to_a_store_and_streamed_from_it(url: str, tmp_path: Path, model
         path = write_config(tmp_path / "toy.yaml", Path("unused"), tars, models)
         assert run(configs.load(EncodeConfig, path, [f"root={root}"])) == 0
     for column in ("vae", "text"):
-        here, there = (logical_digest(f"{root}/toy/{column}") for root in roots)
-        assert here == there
+        here, space = (logical_digest(f"{root}/toy/{column}") for root in roots)
+        assert here == space
         assert verify(f"{url}/toy/{column}") == []
     joins = [open_join(f"{root}/toy/vae", f"{root}/toy/text") for root in roots]
     streams = [Stream(join, join.order(0, 4), position=0, global_batch=8) for join in joins]
