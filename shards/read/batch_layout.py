@@ -4,8 +4,7 @@
     moments | extra columns | tokens                                                    `BatchLayout`
     every row straight to its place in the buffer, one read each                        `Reader`
 
-All that can be found out for many batches at once is: what is left for each batch is to read its
-rows.
+What can be computed for many batches at once is; what is left for each batch is to read its rows.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ CHUNK = 4_096  # samples that are planned at once: order and places then cost 1 
 WARM = 16  # batches without a disk read, after which hints are left out
 SLOW = 1e9  # bytes a second; slower, and it is no memory, though the system may not call it a disk
 # samples, rows, sources, number of the text column (B,) int64, cu_seqlens (B + 1,) int32
-Header = tuple[Any, Any, Any, Any, Any]
+Header = tuple[NDArray[Any], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +81,7 @@ class ReadOp:
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """One rank's part of a global batch, before it is read. The header is of arrays, or of what
-    the planner was told to make of them.
-    """
+    """One rank's part of a global batch, before it is read."""
 
     position: int
     header: Header
@@ -210,5 +207,5 @@ class Reader:
 
 
 def _disk_reads() -> int:
-    """Blocks that this thread has had read from a disk so far, by itself or ahead."""
+    """Returns the blocks that this thread has had read from a disk so far, by itself or ahead."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock

@@ -39,7 +39,7 @@ Check = Literal[False, True, "new"]
 
 
 def open_spec(store: Store) -> tuple[ColumnSpec, str]:
-    """What column.json says, and its digest."""
+    """Returns what column.json says, and its digest."""
     if store.folder is not None and not store.folder.is_dir():
         raise NotAColumn(
             f"{store.url}: no such folder. Expected a column, as `python -m encode run` makes"
@@ -109,7 +109,7 @@ class Column:
         return ColumnIdentity.of(self.spec.identity)
 
     def snapshot_id(self) -> Json:
-        """What names this snapshot for ever: its digest, and for a partial one its shards as
+        """Returns what names this snapshot for ever: its digest, and for a partial one its shards as
         runs of (first, count).
         """
         runs = None
@@ -120,7 +120,7 @@ class Column:
         return {"generation": self.snapshot.digest, "shards": runs}
 
     def members(self, suffix: str) -> dict[int, str]:
-        """Digest of the members with a suffix that each shard was made of, where its commit says
+        """Returns the digest of the members with a suffix that each shard was made of, where its commit says
         so; see `members`. All commits are read.
         """
         shards = [s for s, content in enumerate(self.snapshot.content) if content is not None]
@@ -129,7 +129,7 @@ class Column:
             return {shard: digests[suffix] for shard, digests in members if suffix in digests}
 
     def valid_mask(self, truncated: bool = False) -> NDArray[np.uint32]:
-        """Valid-row bits over all row ids, (shards * shard_rows / 32,) uint32; with status 1
+        """Returns the valid-row bits of all row ids, (shards * shard_rows / 32,) uint32; with status 1
         admitted if asked.
         """
         per_shard = self.layout.shard_rows // BLOCK
@@ -147,26 +147,26 @@ class Column:
     # What is known of rows ------------------------------------------------------------------------
 
     def status(self, rows: Ints) -> NDArray[np.uint8]:
-        """Status of each row id."""
+        """Returns the status of each row id."""
         return self._tables("status", rows)
 
     def lengths(self, rows: Ints) -> Ints:
-        """Number of tokens of each row id (0 where rows have a fixed shape)."""
+        """Returns the number of tokens of each row id (0 where rows have a fixed shape)."""
         if not self.layout.ragged:
             return np.zeros(len(rows), np.int64)
         return self._tables("lengths", rows).astype(np.int64)
 
     def checksums(self, rows: Ints) -> NDArray[np.uint32]:
-        """crc32c of each row id's values as stored."""
+        """Returns the crc32c of each row id's values as stored."""
         return self._tables("crc", rows)
 
     def row_bytes(self, rows: Ints) -> Ints:
-        """Bytes that each row id's values take in a buffer."""
+        """Returns the bytes that each row id's values take in a buffer."""
         units = self.lengths(rows) if self.layout.ragged else np.ones(len(rows), np.int64)
         return units * self.layout.unit_bytes
 
     def places(self, rows: Ints) -> Places:
-        """Where each row id's values are."""
+        """Returns where each row id's values are."""
         size = self.row_bytes(rows)
         if self.layout.backend == "webdataset":
             start = self._tables("starts", rows).astype(np.int64)
@@ -255,7 +255,7 @@ class Column:
 
 
 def _pinned(store: Store, digest: str, shards: int, snapshot_id: Json) -> Snapshot:
-    """The snapshot that `snapshot_id` names; IncompleteColumn if it can no longer be had."""
+    """Returns the snapshot that `snapshot_id` names; IncompleteColumn if it can no longer be had."""
     if snapshot_id["shards"] is None:
         name = f"complete/{snapshot_id['generation']}.json"
         if store.size(name) is None:

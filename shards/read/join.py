@@ -92,7 +92,7 @@ class SourceColumns:
         return valid_rows(self.valid_mask)
 
     def identity(self) -> Json:
-        """What the columns are and which snapshot of each is read."""
+        """Returns what the columns are and which snapshot of each is read."""
         record: Json = {"truncated": self.truncated}
         if len(self.texts) > 1:
             record["rates"] = list(self.rates)
@@ -160,11 +160,11 @@ class JoinedColumns:
         return valid_rows(self.valid_mask)
 
     def order(self, seed: int = 0, lanes: int = 64, window: int = 0) -> Order:
-        """The order of samples over these sources."""
+        """Returns the order of samples over these sources."""
         return Order(self.valid_masks, seed, lanes, window, self.weights)
 
     def locate(self, source: Ints, row: Ints) -> tuple[Ints, Ints]:
-        """(source, row id in it) of what `Order` calls (source, row id)."""
+        """Returns (source, row id in it) of what `Order` calls (source, row id)."""
         return self._union.split(row) if self.weights is None else (source, row)
 
     # What all sources have in common --------------------------------------------------------------
@@ -216,8 +216,8 @@ class JoinedColumns:
         return None if self.ids else self.text.layout.row_shape[1]
 
     def identity(self) -> Json:
-        """What the columns are and which snapshot of them is read, further sources below `more`:
-        pinned by checkpoints, compared on resume. `open_sources(pins=)` takes it back.
+        """Returns what the columns are and which snapshot of each is read, further sources below
+        `more`: pinned by checkpoints, compared on resume. `open_sources(pins=)` takes it back.
         """
         record, *more = (source.identity() for source in self.by_source)
         if more:
@@ -238,7 +238,7 @@ def open_join(
     bad: Bad = "skip", partial: bool = False, extra: Mapping[str, Place] | None = None,
     pins: Json | None = None,
 ) -> JoinedColumns:  # fmt: skip
-    """Open and join the columns of one source; a named error says which one is absent, unfinished,
+    """Opens and joins the columns of one source; a named error says which one is absent, unfinished,
     damaged or foreign.
 
     `text`: a column, or a mapping of columns to their rates. `partial`: columns may be unfinished;
@@ -254,7 +254,7 @@ def open_sources(
     truncated: bool = False, *, weights: Sequence[float] | None = None, bad: Bad = "skip",
     partial: bool = False, pins: Json | None = None,
 ) -> JoinedColumns:  # fmt: skip
-    """Open one or several sources: a moments or latents column and a `text` of each, as in
+    """Opens one or several sources: a moments or latents column and a `text` of each, as in
     `open_join`. Each `also` column goes to the source that it was made from.
     """
     all_latents = [latents] if isinstance(latents, Store | Path | str) else list(latents)
@@ -303,7 +303,7 @@ def _open_source(
 
 
 def _by_source(latents: Sequence[Place], also: Sequence[Place]) -> list[list[Place]]:
-    """The `also` columns of each latent column's source."""
+    """Returns the `also` columns of each latent column's source."""
     sources = [open_spec(open_store(place))[0].identity["source"] for place in latents]
     groups: list[list[Place]] = [[] for _ in latents]
     for place in also:

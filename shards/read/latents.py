@@ -9,7 +9,7 @@ from ..format.layout import Norm
 
 
 def _shift_scale(norm: Norm, like: Tensor) -> tuple[Tensor, Tensor]:
-    """(1, C or 1, 1, 1) tensors on the device of `like`."""
+    """Returns (1, C or 1, 1, 1) tensors on the device of `like`."""
     shift, scale = (
         torch.tensor(v, dtype=torch.float32, device=like.device).view(1, -1, 1, 1)
         for v in (norm.shift, norm.scale)
@@ -18,11 +18,12 @@ def _shift_scale(norm: Norm, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw(stored: Tensor, norm: Norm, noise: Tensor | None) -> Tensor:
-    """Sample the posterior and normalise: (B, 2C, H, W) mean | logvar, noise (B, C, H, W) -> (B,
-    C, H, W) fp32.
+    """Samples the posterior and normalises: (B, 2C, H, W) mean | logvar, noise (B, C, H, W) ->
+    (B, C, H, W) fp32.
 
-    z = (mean + exp(clamp(logvar, -30, 20) / 2) * noise - shift) * scale, as the reference does at
-    every step. Without noise `stored` are latents (B, C, H, W) of an encoder that has no posterior,
+    z = (mean + exp(clamp(logvar, -30, 20) / 2) * noise - shift) * scale: the reparameterised sample
+    of a diagonal Gaussian (Kingma and Welling 2014, section 2.4), with diffusers' bounds, as the
+    reference does at every step. Without noise `stored` are latents (B, C, H, W) of an encoder that has no posterior,
     and z = (latent - shift) * scale.
     """
     if noise is None:
@@ -35,6 +36,6 @@ def draw(stored: Tensor, norm: Norm, noise: Tensor | None) -> Tensor:
 
 
 def undraw(latents: Tensor, norm: Norm) -> Tensor:
-    """Normalised latents (B, C, H, W) -> the VAE decoder's input, latents / scale + shift."""
+    """Returns the VAE decoder's input of normalised latents (B, C, H, W): latents / scale + shift."""
     shift, scale = _shift_scale(norm, latents)
     return latents.float() / scale + shift

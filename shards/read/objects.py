@@ -117,7 +117,7 @@ class ValueObjects:
         return self.store.open(self.path(number))
 
     def _index(self, number: int, handle: Handle) -> NDArray[np.uint64]:
-        """The chunk index of an open object; a remote one that is damaged is fetched once more."""
+        """Returns the chunk index of an open object; a remote one that is damaged is fetched once more."""
         with suppress(CorruptColumn):
             return read_index(self.store, handle, self._array, self.name(number))
         self.store.forget(handle, 0, self.store.length(handle, self.name(number)))
@@ -168,7 +168,7 @@ class ValueObjects:
         )  # fmt: skip
 
     def _chunk_edges(self, number: int) -> NDArray[np.uint64]:
-        """The chunk index of an object that has a codec."""
+        """Returns the chunk index of an object that has a codec."""
         if number not in self._edges:
             if len(self._edges) * 8 * self._array.chunks > INDEX_BYTES:
                 self._edges.clear()
@@ -176,7 +176,7 @@ class ValueObjects:
         return self._edges[number]
 
     def _stored(self, places: Places) -> Places:
-        """Where rows are in the objects as they are stored: with a codec, the chunks that hold them."""
+        """Returns where rows are as they are stored: with a codec, the chunks that hold them."""
         if not self.layout.codec:
             return places
         start, size = np.zeros_like(places.start), np.zeros_like(places.size)
@@ -230,6 +230,6 @@ class ValueObjects:
             )
 
     def _length(self, number: int) -> int:
-        """Bytes of an object."""
+        """Returns the bytes of an object."""
         with naming(self.name(number)):
             return self.store.length(self.open(number), self.name(number))

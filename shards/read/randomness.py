@@ -15,7 +15,10 @@ GENERATOR = "numpy Philox4x64-10, key (seed, purpose), counter (0, 0, 0, sample)
 
 
 def generator(seed: int, purpose: str, sample: int) -> np.random.Generator:
-    """A stream of its own for one purpose of one sample; streams are 2^192 draws apart.
+    """Returns a stream of its own for one purpose of one sample; streams are 2^192 draws apart.
+
+    Philox (Salmon et al. 2011) computes the n-th draw from its key and a counter, without the draws
+    before it: a sample's numbers need no state and no other sample.
 
     seed and sample: 0 <= value < 2^64.
     """
@@ -26,7 +29,7 @@ def generator(seed: int, purpose: str, sample: int) -> np.random.Generator:
 
 
 def normal(seed: int, purpose: str, samples: Iterable[int], shape: tuple[int, ...]) -> Tensor:
-    """Standard normal numbers, (B, *shape) float32, row i a function of (seed, purpose,
+    """Returns standard normal numbers, (B, *shape) float32, row i a function of (seed, purpose,
     samples[i]).
     """
     draws = [
@@ -36,7 +39,7 @@ def normal(seed: int, purpose: str, samples: Iterable[int], shape: tuple[int, ..
 
 
 def uniform(seed: int, purpose: str, samples: Iterable[int]) -> Tensor:
-    """Uniform numbers in [0, 1), (B,) float64, the i-th a function of (seed, purpose,
+    """Returns uniform numbers in [0, 1), (B,) float64, the i-th a function of (seed, purpose,
     samples[i]).
     """
     return torch.tensor(
