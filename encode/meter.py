@@ -50,7 +50,6 @@ class Timer:
     waits_for: str = READ
     encoding: bool = False
     seconds: Seconds = field(default_factory=none_spent)
-    cpu: Seconds = field(default_factory=none_spent)
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -134,10 +133,9 @@ class Meter:
     def add(self, timer: Timer, stage: str, seconds: float, cpu: float) -> None:
         """Adds the seconds of a stage."""
         with self._lock:
-            for counts in (timer.seconds, self._seconds):
-                counts[stage] += seconds
-            for counts in (timer.cpu, self._cpu):
-                counts[stage] += cpu
+            timer.seconds[stage] += seconds
+            self._seconds[stage] += seconds
+            self._cpu[stage] += cpu
 
     def beat(self) -> None:
         """Counts progress of any kind."""

@@ -42,12 +42,10 @@ class ShardTask:
 
 @dataclass(slots=True)
 class ShardResult:
-    """The result of a shard: rows, rows by status of each column, seconds and CPU seconds by stage.
-    Columns that another run committed meanwhile are not among `counts`.
+    """The result of a shard: rows, and rows by status of each column. Columns that another run
+    committed meanwhile are not among `counts`.
     """
 
     rows: int
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    cpu: dict[str, float] = field(default_factory=dict)
     note: str | None = None

@@ -37,7 +37,7 @@ from shards.format.layout import ZARR_ROWS
 
 from ..config import EngineConfig
 from ..errors import BadTar, TarChanged
-from ..meter import DECODE, READ, WRITE, Timer, none_spent
+from ..meter import DECODE, READ, WRITE, Timer
 from ..models.encoder import CaptionEncoder, Encoder, ImageEncoder
 from ..source.decoding import Batch, decoded
 from ..source.fetch import fetched
@@ -95,9 +95,7 @@ def encode_shard(
                     commit = writer.commit(record, members[name])
                 numbers = Counter(commit.status().tolist())
                 counts[name] = {Status(n).name.lower(): numbers[n] for n in sorted(numbers)}
-        return ShardResult(
-            len(rows), counts, by_stage(timer.seconds), by_stage(timer.cpu), note
-        )  # fmt: skip
+        return ShardResult(len(rows), counts, note)
 
 
 @contextmanager
@@ -262,14 +260,6 @@ def encode_captions(
     texts = [caption for caption in captions if caption is not None]
     words = iter(encoder.rows(texts, budget) if texts else [])
     return [encoder.blank if caption is None else next(words) for caption in captions]
-
-
-def by_stage(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Returns the seconds of a shard by stage; until here writing is counted column by column."""
-    stages = none_spent()
-    for name, value in seconds.items():
-        stages["write" if name.startswith("write ") else name] += value
-    return dict(stages)
 
 
 def seconds_of(seconds: Mapping[str, float], column: str) -> dict[str, float]:

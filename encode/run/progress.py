@@ -17,14 +17,13 @@ from shards.console import Bar, duration_text
 from shards.format.atomic import Json, canonical_json
 
 from ..meter import WAITS, Seconds, Stats, none_spent
+from ..report.status import BUSY, FORMAT, PROGRESS
 from ..tasks import ShardResult, ShardTask
 from .scheduler import Scheduler
 
 log = logging.getLogger(__name__)
-PROGRESS, FORMAT = "progress.json", "latentbank-progress"
 FILE_SECONDS, BAR_SECONDS = 5.0, 0.5
 WINDOW = 60.0  # seconds that the rates shown at the moment are of
-BUSY = 0.9  # share of the time; below it the reason is said
 REASONS = {"decode": "decoding", "read": "tars", "write": "the disk", "idle": "shards"}
 
 

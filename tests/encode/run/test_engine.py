@@ -28,7 +28,7 @@ from encode.source import decoding
 from encode.source.decoding import View, decoded, spans
 from encode.source.tars import scan_tar
 from encode.tasks import ShardTask, Target
-from shards import ShardWriter, SourceChanged, Status, put_index
+from shards import ShardWriter, SourceChanged, Status, put_index, read_commit
 from shards.column.source import ShardIndex
 from tests.encode import faults, light, scarce
 from tests.encode.toy import jpeg, sample, tar_bytes, write_source
@@ -125,7 +125,7 @@ def test_a_picture_is_decoded_once_for_all_its_columns(
         0, 0, 0, 0, Status.IMAGE_UNDECODABLE, Status.IMAGE_MISSING
     ]  # fmt: skip
     assert batches[2].good("jpg").tolist() == [0, 1, 2, 3]
-    assert timer.cpu["decode"] > 0
+    assert timer.meter.stats().cpu["decode"] > 0
     for view in views:
         from encode.source.images import decode, transform
 
@@ -185,7 +185,8 @@ def test_a_disk_error_ends_the_attempt_and_the_next_one_goes_on(job: Any, tmp_pa
     blocked.unlink()
     result = encode_shard(task, encoders, config.engine, place)
     assert result.rows == 2100
-    assert set(result.seconds) == {"read", "decode", "wait", "vae", "large", "text", "write"}
+    seconds = read_commit(tmp_path / "cache/toy/vae", 0).provenance["seconds"]
+    assert set(seconds) == {"read", "decode", "wait", "vae", "write"}
     assert result.counts["vae"] == {"ok": 2100}
     assert encode_shard(task, encoders, config.engine, place).rows == 0  # committed: not again
 
