@@ -9,12 +9,25 @@ from .config import TrainConfig
 from .model.config import DiTConfig, FlowConfig, ModelConfig
 
 if TYPE_CHECKING:
+    from .checkpoints.checkpoint import load_for_sampling
     from .model.dit import DiT
     from .run import fit
 
-__all__ = ["DiT", "DiTConfig", "FlowConfig", "ModelConfig", "TrainConfig", "fit"]
+__all__ = [
+    "DiT",
+    "DiTConfig",
+    "FlowConfig",
+    "ModelConfig",
+    "TrainConfig",
+    "fit",
+    "load_for_sampling",
+]
 
-_MODULES = {"DiT": "model.dit", "fit": "run"}
+_MODULES = {
+    "DiT": "model.dit",
+    "fit": "run",
+    "load_for_sampling": "checkpoints.checkpoint",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,36 +11,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from configs import ConfigError, read_yaml
 from shards import atomic_write, charts
+from shards.format.checks import Count, Fields, check
 from shards.places import local_path
 from shards.printing import printable
 
-from .records import Count, problem, read_records
+from .records import read_records
 
 Record = dict[str, Any]
 
 
-class _Columns(BaseModel):
+class _Columns(Fields):
     latents: Any
     text: Any
 
 
-class _Ema(BaseModel):
+class _Ema(Fields):
     decay: Annotated[float, Field(ge=0, lt=1)]
 
 
-class _Config(BaseModel):
+class _Config(Fields):
     """What the page shows of config.yaml, of this version or an older one."""
-
-    model_config = ConfigDict(strict=True)
 
     data: _Columns
     steps: Count
     global_batch: Count
-    seed: Count
+    seed: Annotated[int, Field(ge=0, lt=1 << 64)]
     ema: _Ema | None = None
 
 
@@ -50,12 +49,11 @@ def page(run: Path) -> str:
     if not path.is_file():
         raise ConfigError(f"found no metrics.jsonl in {run}, expected the folder of a run")
     records = read_records(path)
+    values = read_yaml(run / "config.yaml")
     try:
-        config = _Config.model_validate(read_yaml(run / "config.yaml"))
-    except ValidationError as error:
-        raise ConfigError(
-            f"{run / 'config.yaml'} is not the config of a run: {problem(error)}"
-        ) from None
+        config: _Config = check(_Config, values)
+    except ValueError as error:
+        raise ConfigError(f"{run / 'config.yaml'} is not the config of a run: {error}") from None
     facts = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
         for name, value in facts_of(config, records)

@@ -10,23 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from configs import ConfigError
 from shards.format.atomic import LINES_BYTES, open_file, parse_json, read_file
+from shards.format.checks import Count, Fields, check
 
-Count = Annotated[int, Field(ge=0, lt=1 << 64)]
 Figure = float | None  # null where it was not finite
 Levels = Annotated[list[Figure], Field(min_length=8, max_length=8)] | None
 
 
-class _Fields(BaseModel):
-    """Fields of these types; those of other versions may be missing or more."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
-
-
-class _Start(_Fields):
+class _Start(Fields):
     mix: dict[str, float] = {}
     epoch_samples: Count = 0
     parameters: dict[str, Count] = {}
@@ -34,14 +28,14 @@ class _Start(_Fields):
     device: str = ""
 
 
-class _Validation(_Fields):
+class _Validation(Fields):
     loss: Figure = None
     normalised: Figure = None
     initial_share: Figure = None
     levels: Levels = None
 
 
-class _Step(_Fields):
+class _Step(Fields):
     step: Count
 
 
@@ -60,14 +54,6 @@ class _Record(_Step):
     validation: _Validation | None = None
 
 
-def problem(error: Exception) -> str:
-    """Returns the first thing that is wrong, in one line: the field, what was expected and found."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r:.80}"
-
-
 def read_records(path: Path) -> list[dict[str, Any]]:
     """Returns the records of a file of JSON lines, none where there is no file; a last line without
     an end, which is being written, is left out. ConfigError where a line is no record of a run.
@@ -78,11 +64,11 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     try:
         for line in read_file(path, LINES_BYTES).split(b"\n")[:-1]:
             record = parse_json(line)
-            _Record.model_validate(record)
+            check(_Record, record)
             records.append(record)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{path}: line {len(records) + 1} is no record of a run: {problem(error)}. Restore the file, or move "
+            f"{path}: line {len(records) + 1} is no record of a run: {error}. Restore the file, or move "
             "it away"
         ) from None
     return records
@@ -114,9 +100,10 @@ def forget_after(path: Path, step: int, check_lock: Callable[[], None] = lambda:
 
 def _step_of(line: bytes, path: Path) -> int:
     try:
-        return _Step.model_validate(parse_json(line)).step
+        step: int = check(_Step, parse_json(line)).step
+        return step
     except ValueError as error:
         raise ConfigError(
-            f"{path}: found the line {line[:80]!r}, expected a record of a run ({problem(error)}). "
+            f"{path}: found the line {line[:80]!r}, expected a record of a run ({error}). "
             "Restore the file, or move it away"
         ) from None
