@@ -25,7 +25,7 @@ from pydantic import (
 
 from ..errors import CorruptColumn, FormatVersion, NotARecord
 from .atomic import Json, canonical_json, refuse_version, seal, sha256
-from .checks import STRICT, BaseName, Digest, Text, UnknownField, check, mismatch
+from .checks import STRICT, BaseName, Count, Digest, Text, UnknownField, check, mismatch
 from .layout import (
     BLOCK,
     COLUMN,
@@ -59,12 +59,10 @@ def _bounded(number: float) -> float:
 
 
 AS_LIST = Strict(False)  # JSON has lists where Python has tuples
-ShardCount = Annotated[int, Field(ge=0, le=MAX_SHARDS)]
 Shard = Annotated[int, Field(ge=0, lt=MAX_SHARDS)]
 Rows = Annotated[int, Field(ge=0, le=MAX_SHARD_ROWS)]
 AllRows = Annotated[int, Field(ge=0, le=MAX_ROWS)]
 ShardRows = Annotated[int, Field(ge=ZARR_ROWS, le=MAX_SHARD_ROWS, multiple_of=ZARR_ROWS)]
-Bytes = Annotated[int, Field(ge=0, le=2**62)]
 Version = Annotated[int, Field(ge=VERSION, le=VERSION)]
 Name = Annotated[str, Field(max_length=256)]
 Number = Annotated[int | float, AfterValidator(_bounded)]
@@ -74,7 +72,7 @@ ObjectPath = Annotated[
 ]
 Run = Annotated[tuple[Rows, Rows, Rows], AS_LIST]
 Object = Annotated[tuple[ObjectPath, Annotated[int, Field(ge=0, le=2**50)], Digest], AS_LIST]
-Span = Annotated[tuple[Bytes, Bytes], AS_LIST]  # offset and size
+Span = Annotated[tuple[Count, Count], AS_LIST]  # offset and size
 Digests = Annotated[dict[Annotated[str, Field(max_length=1024)], Digest], Field(max_length=16)]
 
 
@@ -218,7 +216,7 @@ class SourceRecord(Sealed):
     KIND = SOURCE
     name: Name
     tars: Annotated[
-        list[Annotated[tuple[BaseName, Bytes], AS_LIST]],
+        list[Annotated[tuple[BaseName, Count], AS_LIST]],
         Field(max_length=MAX_SHARDS, fail_fast=True),
     ]
     shard_rows: ShardRows
