@@ -1,4 +1,6 @@
-"""What a run is: one YAML, filled into `TrainConfig`. Sizes of latents and text come from the columns."""
+"""What a run is: one YAML, filled into `TrainConfig`. Sizes of latents and text come from the
+columns.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,9 @@ class DataShape:
 class DataConfig(Strict):
     """Which columns are read, and how. Columns are folders or urls (s3://, gs://, az://, file://).
 
-    With `sources`, a word without a slash is the name of a column that each source has: one word for several sources.
-    Where latents and text are folders or urls all the same, `sources` is not used."""
+    With `sources`, a word without a slash is the name of a column that each source has: one word
+    for several sources. Where latents and text are folders or urls all the same, `sources` is not
+    used."""
 
     # a moments column, the one value that differs between two VAEs; several: one of each source
     latents: Place | tuple[Place, ...]
@@ -79,7 +82,7 @@ class DataConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _no_workers(cls, values: Any) -> Any:
-        """Earlier releases could read in processes; the config of a run of theirs says `workers: 0`."""
+        """Refuses reading processes; the config of an older run says `workers: 0`."""
         if not isinstance(values, dict) or "workers" not in values:
             return values
         if values["workers"]:
@@ -130,7 +133,7 @@ class DataConfig(Strict):
         return f"{self.root.rstrip('/')}/{source}" if self.root else source.rstrip("/")
 
     def resolved(self) -> DataConfig:
-        """Returns the same data with each column as a folder or url, one of each a source, and no `sources`."""
+        """Returns the same data with each column as a folder or url, and no `sources`."""
         if self.sources is None or _is_place(_several(self.latents)[0]):
             return self.model_copy(update={"sources": None})
         folders, shares = list(self._shares), tuple(self._shares.values())
@@ -161,7 +164,8 @@ class DataConfig(Strict):
 
     @property
     def source_names(self) -> tuple[str, ...]:
-        """Name of each source for people: the folder of its latents; where two have the same, the whole path."""
+        """Name of each source for people: the folder of its latents; where two have the same, the
+        whole path."""
         columns = [url.rstrip("/") for url in _several(self.resolved().latents)]
         names = [
             c.split("/")[-2] if "://" in c else Path(c).absolute().parent.name for c in columns
@@ -249,7 +253,7 @@ class ValidationConfig(Strict):
 
 
 class MetricsConfig(Strict):
-    """Where the figures go beside metrics.jsonl. wandb and trackio are extras, and imported only if named here."""
+    """Where the figures go beside metrics.jsonl. wandb and trackio are imported only if named."""
 
     to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     # of wandb and trackio
@@ -296,7 +300,8 @@ class TrainConfig(Strict):
         return self
 
     def accumulation(self, world: int) -> int:
-        """Returns the micro-batches a step on each rank; ConfigError where the batch cannot be cut so."""
+        """Returns the micro-batches a step on each rank; ConfigError where the batch cannot be cut
+        so."""
         if self.global_batch % (world * self.micro_batch):
             raise ConfigError(
                 f"global_batch {self.global_batch} cannot be cut into micro-batches of {self.micro_batch} on {world} "
@@ -306,8 +311,9 @@ class TrainConfig(Strict):
 
 
 def run_folder(config: TrainConfig, path: Path) -> Path:
-    """Returns the folder of a run: the names of its config and of its latent column, and its seed unless that is 0,
-    so that neither VAEs nor seeds share a folder. A run that was begun without the seed in its name goes on."""
+    """Returns the folder of a run: the names of its config and of its latent column, and its seed
+    unless that is 0, so that neither VAEs nor seeds share a folder. A run that was begun without
+    the seed in its name goes on."""
     names = map(column_name, _several(config.data.resolved().latents))
     latents = "+".join(dict.fromkeys(names))
     folder = config.runs / (latents if path.stem == latents else f"{path.stem}-{latents}")
@@ -327,5 +333,5 @@ def _seed_of(run: Path) -> int | None:
 
 
 def column_name(url: str) -> str:
-    """Returns the name of a column for people: the last part of its url, or of the folder that a link leads to."""
+    """Returns a column's name: the last part of its url, or of the folder that a link leads to."""
     return url.rstrip("/").rpartition("/")[2] if "://" in url else Path(url).resolve().name

@@ -1,4 +1,6 @@
-"""A run in progress: step, log, validate, save, until the last step or a signal. The step itself is `Trainer.step`."""
+"""A run in progress: step, log, validate, save, until the last step or a signal. The step itself is
+`Trainer.step`.
+"""
 
 from __future__ import annotations
 
@@ -82,8 +84,8 @@ class Trainer:
     # The step ------------------------------------------------------------------------------------------------------
 
     def step(self, queue: Iterator[MicroBatch]) -> StepRecord | None:
-        """Updates the weights from this rank's part of a global batch; returns the figures of all ranks, or None where
-        a signal came before the data: the weights are then as they were."""
+        """Updates the weights from this rank's part of a global batch; returns the figures of all
+        ranks, or None where a signal came before the data: the weights are then as they were."""
         lr = learning_rate(self.config.optim, self.step_number, self.config.steps)
         sums, number, micro = StepSums(), 0, None
         if not self._data_ready(queue, sums):
@@ -115,7 +117,7 @@ class Trainer:
         return record
 
     def _micro_batches(self, batches: Iterator[Batch]) -> Iterator[MicroBatch]:
-        """Returns the micro-batches; those of columns are made in a thread while the device computes."""
+        """Returns the micro-batches; a thread makes those of columns while the device computes."""
         queue = micro_batches(batches, self.config.micro_batch, self._inputs)
         return Prefetcher(queue, AHEAD, "inputs") if isinstance(batches, Stream) else queue
 
@@ -128,10 +130,12 @@ class Trainer:
         return x.pinned() if self.world.device.type == "cuda" else x
 
     def _data_ready(self, queue: Iterator[MicroBatch], sums: StepSums) -> bool:
-        """Waits until each rank has data for the step; False if a signal came meanwhile. Collective.
+        """Waits until each rank has data for the step; False if a signal came meanwhile.
+        Collective.
 
-        The first micro-batch is what is waited for: with it, the rank's part of the global batch has been read. The
-        ranks ask each other every POLL seconds, since none of them could leave a step that others are in."""
+        The first micro-batch is what is waited for: with it, the rank's part of the global batch
+        has been read. The ranks ask each other every POLL seconds, since none of them could leave a
+        step that others are in."""
         if self._all_ready:
             return True
         self.world.phase(f"step {self.step_number}, waiting for data")
@@ -147,8 +151,9 @@ class Trainer:
         return not self._signal
 
     def _agree(self, batch: Batch, sums: StepSums, ready: bool) -> StepRecord:
-        """Sums the figures of all ranks before the weights move; agrees on any signal, and on whether all are `ready`
-        for the next step. Where the loss is not finite on some rank, all stop, or leave the weights alone."""
+        """Sums the figures of all ranks before the weights move; agrees on any signal, and on
+        whether all are `ready` for the next step. Where the loss is not finite on some rank, all
+        stop, or leave the weights alone."""
         self.world.phase(f"step {self.step_number}, agreement")
         late, *totals = self.world.sum([not ready, *sums.sums(), *self._signals()])
         self._all_ready = not late
@@ -161,7 +166,8 @@ class Trainer:
         return record
 
     def _not_finite(self, batch: Batch, loss: torch.Tensor, kind: str) -> None:
-        """Writes down the rows of this rank's batch; then stops, or counts the step as skipped. All ranks come here."""
+        """Writes down the rows of this rank's batch; then stops, or counts the step as skipped. All
+        ranks come here."""
         guard = self.config.guard
         name = f"nonfinite-step-{self.step_number:08d}-rank-{self.world.rank:05d}.json"
         rows, bad = batch.rows.tolist(), (~loss.isfinite()).tolist()
@@ -355,7 +361,7 @@ class Trainer:
         return json.loads(canonical_json(record))  # type: ignore[no-any-return]  # as it will be read again
 
     def _data(self) -> dict[str, Any]:
-        """Returns the columns' identity; where they hold ids, also that of the encoder that makes tokens of them."""
+        """Returns the columns' identity, with that of the encoder where they hold ids."""
         encoder = identity_of(self.text_encoder)
         return self.sources.identity() | ({"text_encoder": encoder} if encoder else {})
 
@@ -374,7 +380,7 @@ class Trainer:
         return path
 
     def _resume(self) -> None:
-        """Goes on from the newest whole checkpoint, on all ranks the same; ResumeRefused if it is of another run."""
+        """Goes on from the newest whole checkpoint; ResumeRefused if it is of another run."""
         work = self._newest if self.world.rank == 0 else lambda: None
         newest = checkpoint.together(self.world, work)[0]
         if newest is None:
@@ -416,5 +422,5 @@ class Trainer:
 
 
 def _ready(queue: Iterator[MicroBatch], seconds: float = 0.0) -> bool:
-    """Whether the next micro-batch is there within `seconds`; of batches that no thread reads it is assumed."""
+    """Whether the next micro-batch is there within `seconds`; assumed where no thread reads."""
     return not isinstance(queue, Prefetcher) or queue.wait(seconds)

@@ -1,4 +1,6 @@
-"""fit(): from a config and its columns to a run. What a user can get wrong is found before a model is built."""
+"""fit(): from a config and its columns to a run. What a user can get wrong is found before a model
+is built.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,13 @@ from .step.validate import Validator, open_held_out
 def fit(
     config: TrainConfig, run: Path, batches: Batches | None = None, text_encoder: TextEncoder | None = None
 ) -> int:  # fmt: skip
-    """Trains until `config.steps`, from the newest whole checkpoint of `run` if there is one; returns the exit code.
+    """Trains until `config.steps`, from the newest whole checkpoint of `run` if there is one;
+    returns the exit code.
 
-    `batches` may come from elsewhere than the columns, in the order that `Order` gives; a signal to stop is then
-    noticed when the next one comes. `text_encoder` makes tokens of ids where `data.text` is a column of ids. All that
-    a user can get wrong is found before the processes meet and the model is built."""
+    `batches` may come from elsewhere than the columns, in the order that `Order` gives; a signal to
+    stop is then noticed when the next one comes. `text_encoder` makes tokens of ids where
+    `data.text` is a column of ids. All that a user can get wrong is found before the processes meet
+    and the model is built."""
     sources, order = open_run(config, run)
     check_text_encoder(sources, text_encoder)
     model = model_config(config, shape_of(sources, text_encoder))
@@ -58,8 +62,8 @@ def fit(
 
 
 def open_run(config: TrainConfig, run: Path) -> tuple[JoinedColumns, Order]:
-    """Returns the columns of a run and their order, at the snapshots that its checkpoints name; the batch fits both,
-    and the number of processes."""
+    """Returns the columns of a run and their order, at the snapshots that its checkpoints name; the
+    batch fits both, and the number of processes."""
     sources = open_columns(config, checkpoint.pins(run / CHECKPOINTS))
     order = order_of(config, sources)
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -69,7 +73,7 @@ def open_run(config: TrainConfig, run: Path) -> tuple[JoinedColumns, Order]:
 
 
 def open_columns(config: TrainConfig, pins: dict[str, Any] | None) -> JoinedColumns:
-    """Returns the columns of a run, at the snapshots that `pins` (from `JoinedColumns.identity`) names."""
+    """Returns the columns of a run, at the snapshots of `JoinedColumns.identity` in `pins`."""
     c = config.data.resolved()
     return open_sources(
         c.latents, c.text, c.also, c.truncated, weights=c.weights, bad=c.bad, partial=c.partial, pins=pins,
@@ -96,8 +100,8 @@ def from_columns(config: TrainConfig, sources: JoinedColumns, order: Order) -> B
 
 
 def check_text_encoder(sources: JoinedColumns, text_encoder: TextEncoder | None) -> None:
-    """Raises ConfigError unless there is an encoder if, and only if, the text is ids, and IdentityMismatch unless it
-    cuts captions as the column does."""
+    """Raises ConfigError unless there is an encoder if, and only if, the text is ids, and
+    IdentityMismatch unless it cuts captions as the column does."""
     column = sources.texts[0]
     if sources.ids and text_encoder is None:
         raise ConfigError(
@@ -129,7 +133,7 @@ def check_text_encoder(sources: JoinedColumns, text_encoder: TextEncoder | None)
 
 
 def shape_of(sources: JoinedColumns, text_encoder: TextEncoder | None = None) -> DataShape:
-    """Returns the sizes that the model takes; of ids, the encoder's tokens of the empty caption show the width."""
+    """Returns the sizes that the model takes; of ids, by encoding the empty caption."""
     width = sources.text_width
     if width is None:
         assert text_encoder is not None

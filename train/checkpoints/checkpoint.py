@@ -1,4 +1,5 @@
-"""Checkpoints: complete or absent, readable without this code, loadable at any world size, and never a pickle.
+"""Checkpoints: complete or absent, readable without this code, loadable at any world size, and
+never a pickle.
 
     checkpoints/step-00000100/manifest.json                       written last: what this is, and every file's sha256
     checkpoints/step-00000100/state-00000-of-00002.safetensors    rank 0's part of weights, exp_avg, exp_avg_sq and ema
@@ -8,14 +9,16 @@
     checkpoints/.staging-step-00000300-<owner>                    one that a job is writing; the owner is its lease
     checkpoints/.damaged-step-00000200                            the last one that was passed over, set aside
 
-A state file holds 1-D fp32 tensors `<kind>/<parameter>`; its metadata `ranges` says which elements of the flattened
-parameter they are: {"<parameter>": [start, stop, total]}. Saving goes: stage in a hidden folder, fsync, read back,
-manifest, rename. A folder named step-* is therefore whole, unless the disk failed it later, which the sha256 shows.
-What a crash leaves has a name with a dot before it, and goes with the next save.
+A state file holds 1-D fp32 tensors `<kind>/<parameter>`; its metadata `ranges` says which elements
+of the flattened parameter they are: {"<parameter>": [start, stop, total]}. Saving goes: stage in a
+hidden folder, fsync, read back, manifest, rename. A folder named step-* is therefore whole, unless
+the disk failed it later, which the sha256 shows. What a crash leaves has a name with a dot before
+it, and goes with the next save.
 
-A job may be suspended at any line (SIGSTOP, a paused machine), lose the run's lock meanwhile and wake up beside its
-successor. So what is deleted is listed first, then the lock is checked, then it is deleted: what the successor makes is
-not in the list. Names of what is in progress differ by owner.
+A job may be suspended at any line (SIGSTOP, a paused machine), lose the run's lock meanwhile and
+wake up beside its successor. So what is deleted is listed first, then the lock is checked, then it
+is deleted: what the successor makes is not in the list. Names of what is in progress differ by
+owner.
 """
 
 from __future__ import annotations
@@ -112,7 +115,8 @@ class State:
 def save(
     folder: Path, state: State, model: DiT, record: Mapping[str, Any], world: World, keep: int
 ) -> Path:
-    """Writes `folder/step-<record["step"]>`, all ranks together; returns it. The oldest beyond `keep` are removed.
+    """Writes `folder/step-<record["step"]>`, all ranks together; returns it. The oldest beyond
+    `keep` are removed.
 
     An error of one rank is raised on all, and leaves the existing checkpoints as they were."""
     final = folder / f"step-{record['step']:08d}"
@@ -142,7 +146,7 @@ def save(
 
 
 def _stage(final: Path, world: World) -> Path:
-    """Makes an empty staging folder of this job, and removes what crashes and jobs that lost the lock have left."""
+    """Makes an empty staging folder, and removes what crashes and jobs that lost the lock left."""
     leftovers = [path for pattern in LEFTOVERS for path in final.parent.glob(pattern)]
     world.check_lock()
     for path in leftovers:
@@ -156,7 +160,7 @@ def _stage(final: Path, world: World) -> Path:
 
 
 def _replace(staging: Path, final: Path, world: World) -> None:
-    """Renames the staged folder; a damaged one of the final name was passed over on resume, and is set aside."""
+    """Renames the staged folder; one of that name was damaged and passed over, and is set aside."""
     fsync_path(staging)
     if final.exists():
         _set_aside(final, world)
@@ -165,8 +169,8 @@ def _replace(staging: Path, final: Path, world: World) -> None:
 
 
 def _prune(newest: Path, keep: int, world: World) -> None:
-    """Keeps the checkpoint just written and those before it, `keep` in all. Those of later steps were damaged, and
-    passed over on resume. A name vanishes before the files below it do."""
+    """Keeps the checkpoint just written and those before it, `keep` in all. Those of later steps
+    were damaged, and passed over on resume. A name vanishes before the files below it do."""
     listed = steps(newest.parent)
     world.check_lock()
     for damaged in reversed([path for path in listed if path.name > newest.name]):
@@ -178,7 +182,7 @@ def _prune(newest: Path, keep: int, world: World) -> None:
 
 
 def _set_aside(damaged: Path, world: World) -> None:
-    """Keeps the last damaged folder for inspection. It is put back if it is another job's by now."""
+    """Keeps the last damaged folder; it is put back if it is another job's by now."""
     for earlier in damaged.parent.glob(".damaged-*"):
         shutil.rmtree(earlier, ignore_errors=True)
     aside = damaged.rename(damaged.with_name(f".damaged-{damaged.name}"))
@@ -190,8 +194,8 @@ def _set_aside(damaged: Path, world: World) -> None:
 
 
 def together(world: World, work: Callable[[], Any]) -> list[Any]:
-    """Does work on each rank and returns all results everywhere; an error on one rank is raised on all. Where it came
-    of another job that has the folder by now, it is RunLocked."""
+    """Does work on each rank and returns all results everywhere; an error on one rank is raised on
+    all. Where it came of another job that has the folder by now, it is RunLocked."""
 
     def named() -> Any:
         try:
@@ -227,7 +231,7 @@ def _write_state(path: Path, state: State) -> tuple[str, Json]:
 def _write_whole(
     folder: Path, states: Sequence[Path], model: DiT, world: World
 ) -> list[tuple[str, Json]]:
-    """Puts weights and average together from the state files just written, which shows that they can be read."""
+    """Puts weights and average together from the state files, which shows that they can be read."""
     shapes = {name: p.shape for name, p in model.named_parameters()}
     buffers = {name: b.cpu() for name, b in model.named_buffers()}
     files = []
@@ -269,8 +273,8 @@ def steps(folder: Path) -> list[Path]:
 
 
 def manifest_of(path: Path) -> Manifest:
-    """Returns the manifest of a checkpoint; CheckpointError where it is damaged, FormatVersion where another release
-    wrote it, which is no damage."""
+    """Returns the manifest of a checkpoint; CheckpointError where it is damaged, FormatVersion
+    where another release wrote it, which is no damage."""
     try:
         manifest = unseal(path / "manifest.json", KIND, VERSION)
         check(_Manifest, manifest)
@@ -284,8 +288,8 @@ def manifest_of(path: Path) -> Manifest:
 def verified(
     path: Path, names: Iterable[str] | None = None, progress: Progress = _silent
 ) -> Manifest:
-    """Returns the manifest of a checkpoint once its files (all, or those of these names) are found to be as they were
-    written; else CheckpointError."""
+    """Returns the manifest of a checkpoint once its files (all, or those of these names) are found
+    to be as they were written; else CheckpointError."""
     manifest = manifest_of(path)
     try:
         for name in manifest["files"] if names is None else names:
@@ -299,7 +303,8 @@ def verified(
 
 
 def newest(folder: Path, progress: Progress = _silent) -> tuple[Path, Manifest] | None:
-    """Returns the newest whole checkpoint, None if there is none at all; a damaged one is logged and passed over."""
+    """Returns the newest whole checkpoint, None if there is none at all; a damaged one is logged
+    and passed over."""
     damaged = 0
     for path in steps(folder):
         try:
@@ -315,10 +320,12 @@ def newest(folder: Path, progress: Progress = _silent) -> tuple[Path, Manifest] 
 
 
 def pins(folder: Path) -> dict[str, Any] | None:
-    """Returns what the checkpoints of a run say of its columns, so that the same snapshots are opened again; None if
-    there are none. It is the same in all, so the newest that can be read will do, whatever became of its weights.
+    """Returns what the checkpoints of a run say of its columns, so that the same snapshots are
+    opened again; None if there are none. It is the same in all, so the newest that can be read will
+    do, whatever became of its weights.
 
-    FormatVersion where another release wrote any of them: this one must neither pass it over nor remove it."""
+    FormatVersion where another release wrote any of them: this one must neither pass it over nor
+    remove it."""
     data = None
     for path in steps(folder):  # all of them, for their versions
         with suppress(CheckpointError):
@@ -328,7 +335,8 @@ def pins(folder: Path) -> dict[str, Any] | None:
 
 
 def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) -> None:
-    """Raises ResumeRefused unless the checkpoint has the columns, order, seed, model and objective of `record`."""
+    """Raises ResumeRefused unless the checkpoint has the columns, order, seed, model and objective
+    of `record`."""
     fields = ("data", "order", "model", "objective")  # the order holds the seed
     changed = [
         line for field in fields for line in differences(manifest.get(field), record[field], field)
@@ -349,7 +357,7 @@ def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) 
 
 
 def load(path: Path, manifest: Manifest, state: State, progress: Progress = _silent) -> State:
-    """Returns the same fragments, filled from a checkpoint that any number of ranks may have written."""
+    """Returns the same fragments from a checkpoint that any number of ranks may have written."""
     files = [path / name for name in manifest["files"] if name.startswith("state-")]
     ranges = {f.name: (f.start, f.stop) for f in state.fragments}
     flats = {
@@ -366,7 +374,7 @@ def load(path: Path, manifest: Manifest, state: State, progress: Progress = _sil
 def _read_ranges(
     files: Sequence[Path], kind: str, spans: Mapping[str, tuple[int, int]]
 ) -> dict[str, Tensor]:
-    """Returns elements [start, stop) of each parameter, 1-D fp32, from the state files that hold a part of them."""
+    """Returns elements [start, stop) of each parameter, 1-D fp32, from the state files."""
     out = {name: torch.empty(stop - start) for name, (start, stop) in spans.items()}
     missing = {name: stop - start for name, (start, stop) in spans.items()}
     for path in files:
@@ -396,8 +404,8 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def load_for_sampling(where: Path, ema: bool = True) -> tuple[DiT, Manifest]:
-    """Returns a model in eval mode on the CPU and its manifest, from a run folder, a folder of steps (of either the
-    newest), or a step folder; trained here or imported."""
+    """Returns a model in eval mode on the CPU and its manifest, from a run folder, a folder of
+    steps (of either the newest), or a step folder; trained here or imported."""
     name = WHOLE["ema" if ema else "weights"]
     folder = where / "checkpoints" if (where / "checkpoints").is_dir() else where
     if (where / "manifest.json").is_file():

@@ -1,5 +1,5 @@
-"""`python -m train saved`, `import` and `export`: the newest checkpoint of a run, checkpoints from the
-reference, and for others.
+"""`python -m train saved`, `import` and `export`: the newest checkpoint of a run, checkpoints from
+the reference, and for others.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def add_saved_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_saved(args: argparse.Namespace) -> int:
-    """Prints a line that is another one after each save; the checkpoint's files are not looked into."""
+    """Prints a line that is another one after each save; the files are not looked into."""
     run = run_folder(configs.load(TrainConfig, args.config, args.overrides), args.config)
     manifests = sorted(run.glob("checkpoints/step-*/manifest.json"))
     if manifests:

@@ -1,7 +1,7 @@
 """What a run is, for comparisons: the training behind a checkpoint, and where two of them differ.
 
-A training is a JSON object of parts (PARTS), read from a manifest. A part that the manifest lacks is absent, which
-means unknown: imported weights name their model and no more.
+A training is a JSON object of parts (PARTS), read from a manifest. A part that the manifest lacks
+is absent, which means unknown: imported weights name their model and no more.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Init(Fields):
 
 
 def check(training: Any) -> None:
-    """Raises ValueError where a record is no training, or nests deeper than forty runs, each begun from another."""
+    """Raises ValueError where a record is no training, or nests deeper than forty runs."""
     _refuse_deep(training, DEEPEST)
     check_fields(_Training, training)
 
@@ -72,7 +72,7 @@ def _refuse_deep(value: Any, levels: int) -> None:
 
 
 def training_of(manifest: Mapping[str, Any]) -> Json:
-    """Returns the training behind a checkpoint, by part; ValueError where a part is none of a run."""
+    """Returns the training behind a checkpoint, by part; ValueError where a part is none."""
     try:
         training = _parts(manifest)
         check(training)
@@ -114,7 +114,7 @@ def resumed(manifest: Mapping[str, Any]) -> Json:
 
 
 def precision(deepspeed: Any) -> Any:
-    """Returns what of a DeepSpeed JSON changes the numbers: neither its stage nor its buckets do."""
+    """Returns what of a DeepSpeed JSON changes the numbers: not its stage, nor its buckets."""
     if not isinstance(deepspeed, Mapping):
         return deepspeed
     parts = {key: deepspeed[key] for key in PRECISION if key in deepspeed}
@@ -125,7 +125,7 @@ def precision(deepspeed: Any) -> Any:
 
 
 def with_defaults(training: Mapping[str, Any]) -> Json:
-    """Returns the training with the defaults of fields that its version did not have; unknown fields stay."""
+    """Returns the training with the defaults of fields that it lacks; unknown fields stay."""
     filled = dict(training)
     for part, config in CONFIGS.items():
         with suppress(KeyError, ValidationError):
@@ -134,7 +134,7 @@ def with_defaults(training: Mapping[str, Any]) -> Json:
 
 
 def _columns(data: Mapping[str, Any]) -> Json:
-    """Returns the columns of each source, without their snapshots: the order's rows stand for those."""
+    """Returns the columns of each source without their snapshots, which the order's rows show."""
     columns = [
         {
             name: _column(record)
@@ -165,7 +165,7 @@ def initial_share(manifest: Mapping[str, Any]) -> float | None:
 
 
 def young_average(share: float | None, init: Mapping[str, Any] | None) -> str | None:
-    """Returns a message where an average holds more than YOUNG of the initial weights, which came from `init`."""
+    """Returns a message where an average holds more than YOUNG of initial weights (of `init`)."""
     if share is None or share <= YOUNG:
         return None
     origin = f" ({init['path']})" if init else ", which are noise"
@@ -192,7 +192,7 @@ class TrainingDifferences:
 
 
 def compared(a: Mapping[str, Any], b: Mapping[str, Any]) -> TrainingDifferences:
-    """Returns where the parts differ that both have. Columns whose rows must be valid (`also`) count by the rows."""
+    """Returns where the parts differ that both have. Columns of `also` count by their rows."""
     a, b = _comparable(a), _comparable(b)
     unknown = tuple(part for part in PARTS if part not in a or part not in b)
     shared = a.keys() & b.keys()
@@ -209,8 +209,9 @@ def compared(a: Mapping[str, Any], b: Mapping[str, Any]) -> TrainingDifferences:
 
 
 def _grid(training: Mapping[str, Any]) -> list[Any]:
-    """Returns how many tokens the model has and, where it adds a table of positions, the largest coordinate; None of
-    what is unknown. Where two are equal, patches of another size follow the VAE."""
+    """Returns how many tokens the model has and, where it adds a table of positions, the largest
+    coordinate; None of what is unknown. Where two are equal, patches of another size follow the
+    VAE."""
     tokens, model = training.get("tokens"), training.get("model", {})
     if model.get("pos_embed") != "ape":
         return [tokens]
@@ -231,8 +232,8 @@ def _by_content(data: Any) -> Any:
 
 
 def _comparable(training: Mapping[str, Any]) -> Json:
-    """Returns the training with columns by their content, and the run that the initial weights came from by its own
-    training, where that is recorded."""
+    """Returns the training with columns by their content, and the run that the initial weights came
+    from by its own training, where that is recorded."""
     parts = with_defaults(training)
     if "data" in parts:
         parts["data"] = _by_content(parts["data"])
@@ -244,7 +245,7 @@ def _comparable(training: Mapping[str, Any]) -> Json:
 
 
 def without_seed(training: Mapping[str, Any]) -> Json:
-    """Returns the leaves that trainings share which differ in their seeds alone; `also` counts by the rows."""
+    """Returns the leaves that trainings share which differ in their seeds alone."""
     return {
         key: value
         for key, value in leaves(_comparable(training)).items()
@@ -258,7 +259,8 @@ def _innermost(key: str) -> str:
 
 
 def _follows(key: str) -> bool:
-    """Whether a difference of this key belongs to the VAE; also in the run that the weights came from."""
+    """Whether a difference of this key belongs to the VAE; also in the run that the weights came
+    from."""
     key = _innermost(key)
     column, _, below = key.partition(".latents.")
     of_latents = column.startswith("data.sources.") and below.split(".")[0] in COLUMN
@@ -266,7 +268,7 @@ def _follows(key: str) -> bool:
 
 
 def differing(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
-    """Returns the leaves that differ between two JSON values, by dotted path; None where one has none."""
+    """Returns the leaves that differ between two JSON values, by dotted path; None for none."""
     first, second = leaves(a), leaves(b)
     return {
         key: (first.get(key), second.get(key))

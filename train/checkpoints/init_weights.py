@@ -1,4 +1,6 @@
-"""Weights that a new run starts from: those of another run, of one of its steps, or imported ones (`init_from`)."""
+"""Weights that a new run starts from: those of another run, of one of its steps, or imported ones
+(`init_from`).
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Initial:
-    """A step folder whose weights fit the model, and what the checkpoints of the new run say of it."""
+    """A step folder whose weights fit the model, and its record in the new run's checkpoints."""
 
     folder: Path
     name: str  # of the file there
     record: dict[str, Any]
 
     def load(self, model: DiT, world: World) -> None:
-        """Fills the model, once rank 0 has checked that the file is as it was written; collective."""
+        """Fills the model, once rank 0 has checked the file's digest; collective."""
         checkpoint.together(
             world,
             lambda: checkpoint.verified(self.folder, [self.name]) if world.rank == 0 else None,
@@ -41,8 +43,8 @@ class Initial:
 
 
 def find_initial(config: TrainConfig, model: DiTConfig) -> Initial | None:
-    """Returns what `init_from` names; CheckpointError or ConfigError, before memory is taken, if it cannot fill the
-    model."""
+    """Returns what `init_from` names; CheckpointError or ConfigError, before memory is taken, if it
+    cannot fill the model."""
     if config.init_from is None:
         return None
     folder, manifest = _step(config.init_from)
@@ -83,8 +85,8 @@ def find_initial(config: TrainConfig, model: DiTConfig) -> Initial | None:
 
 
 def _step(path: Path) -> tuple[Path, checkpoint.Manifest]:
-    """Returns the step folder that a path leads to, by itself or as the newest of a run or an import, and its
-    manifest."""
+    """Returns the step folder that a path leads to, by itself or as the newest of a run or an
+    import, and its manifest."""
     candidates = [path, *checkpoint.steps(path / "checkpoints"), *checkpoint.steps(path)]
     folder = next((f for f in candidates if (f / "manifest.json").is_file()), None)
     if folder is None:

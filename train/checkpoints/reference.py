@@ -1,9 +1,11 @@
-"""The reference's checkpoints: read as they are, made ours, and written again for its tools and for diffusers.
+"""The reference's checkpoints: read as they are, made ours, and written again for its tools and for
+diffusers.
 
     <folder>/config.json                            its DiTConfig
     <folder>/<step>/mp_rank_00_model_states.pt      DeepSpeed's pickle: `module` and `ema`, two whole state dicts
 
-The pickle is the one that is ever opened here, by torch's reader of tensors only: code in it is not run.
+The pickle is the one that is ever opened here, by torch's reader of tensors only: code in it is not
+run.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ class BadReference(CheckpointError):
 
 
 def read(folder: Path, tag: int | None = None, ema: bool = True) -> tuple[DiTConfig, State]:
-    """Returns the model and its (averaged) weights, fp32, which stay in the file until they are used."""
+    """Returns the model and its (averaged) weights, fp32, which stay in the file until used."""
     config, _ = _config(folder)
     file = _states(folder, tag)
     return config, _state(file, _open(file), "ema" if ema else "weights", config)
@@ -74,9 +76,9 @@ def import_reference(
 ) -> Path:
     """Writes `out/step-<tag>/` with the weights and their average; returns it.
 
-    It is what `init_from` and `load_for_sampling` take, but nothing to resume from: its optimizer's state stays
-    behind. The reference does not write down which VAE and text encoder belong to it; to make pictures, name the
-    columns that these made."""
+    It is what `init_from` and `load_for_sampling` take, but nothing to resume from: its optimizer's
+    state stays behind. The reference does not write down which VAE and text encoder belong to it;
+    to make pictures, name the columns that these made."""
     config, fields = _config(folder)
     data = _columns(config, latents, text) if latents and text else None
     file = _states(folder, tag)
@@ -104,7 +106,7 @@ def import_reference(
 
 
 def _columns(config: DiTConfig, latents: str, text: str) -> dict[str, Any]:
-    """Returns what a run's manifest says of its columns; ConfigError if they are not of the model's shape."""
+    """Returns what a manifest says of columns; ConfigError if they do not fit the model."""
     sources = open_sources(latents, text)
     try:
         sizes = (
@@ -170,7 +172,7 @@ def _open(path: Path) -> Mapping[str, Any]:
 
 
 def _state(path: Path, pickled: Mapping[str, Any], kind: str, config: DiTConfig) -> State:
-    """Returns one whole state dict; BadReference where its names and shapes are not those of the config's model."""
+    """Returns one whole state dict; BadReference unless names and shapes are the model's."""
     key = KEYS[kind]
     values = pickled.get(key)
     if not isinstance(values, Mapping) or not all(isinstance(v, Tensor) for v in values.values()):
@@ -203,7 +205,8 @@ def _state(path: Path, pickled: Mapping[str, Any], kind: str, config: DiTConfig)
 def export(step: Path, out: Path, layout: str = "reference", ema: bool = True) -> Path:
     """Writes a step of ours for other tools into the new folder `out`; returns it.
 
-    reference: its own layout, with weights and average. diffusers: one of the two, the average unless `ema` is off."""
+    reference: its own layout, with weights and average. diffusers: one of the two, the average
+    unless `ema` is off."""
     if layout not in LAYOUTS:
         raise ConfigError(f"layout: found {layout!r}, expected {' or '.join(LAYOUTS)}")
     if not (step / "manifest.json").is_file():

@@ -1,7 +1,8 @@
 """Attention where every sample has as many queries, but a number of keys of its own.
 
-Keys and values of a batch are packed back to back, those of sample i at [cu_seqlens[i], cu_seqlens[i + 1]). A sample
-that has none gets zeros. No mask with a row for each query is ever made.
+Keys and values of a batch are packed back to back, those of sample i at [cu_seqlens[i],
+cu_seqlens[i + 1]). A sample that has none gets zeros. No mask with a row for each query is ever
+made.
 
     plain    buffers padded to the batch's longest, and one row of mask a sample; on any device
     varlen   flash attention (arXiv 2307.08691) over the packed sequences; CUDA, half precision
@@ -29,7 +30,8 @@ TILE = 128  # of FlexAttention, in queries and in keys
 def attend(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, backend: Backend = "auto"
 ) -> Tensor:
-    """Maps q (B, S, nh, hd), k and v (sum of lengths, nkv, hd) and cu_seqlens (B + 1,) to (B, S, nh, hd).
+    """Maps q (B, S, nh, hd), k and v (sum of lengths, nkv, hd) and cu_seqlens (B + 1,) to (B, S,
+    nh, hd).
 
     Each key head serves nh / nkv adjacent query heads."""
     chosen = choose(backend, q, q.shape[3])
@@ -48,7 +50,8 @@ class Padded:
     kernel: Callable[..., Tensor]
 
     def join(self, text: Tensor, image: Tensor | None) -> Tensor:
-        """Returns a buffer of keys or values of the text (T, nkv, hd) and of the image (B, S, nkv, hd), if any."""
+        """Returns a buffer of keys or values of the text (T, nkv, hd) and of the image (B, S, nkv,
+        hd), if any."""
         text_length = self.length - (0 if image is None else image.shape[1])
         rows = text.new_zeros(self.batch * text_length, *text.shape[1:])
         rows[self.at] = text
@@ -91,15 +94,17 @@ Keys = Padded | Packed
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Returns the attention (B, S, nh, hd) where all samples have equally many keys: k and v (B, K, nkv, hd)."""
+    """Returns the attention (B, S, nh, hd) where all samples have equally many keys: k and v (B, K,
+    nkv, hd)."""
     folded = _fold(q, k.shape[2]).transpose(1, 2)
     out = F.scaled_dot_product_attention(folded, k.transpose(1, 2), v.transpose(1, 2))
     return _unfold(out.transpose(1, 2), q.shape)
 
 
 def _fold(q: Tensor, kv_heads: int) -> Tensor:
-    """Maps (B, S, nh, hd) to (B, groups * S, nkv, hd): the queries that share a key head one after another, which
-    spares copies of the keys, and is the same since nothing here depends on a query's place."""
+    """Maps (B, S, nh, hd) to (B, groups * S, nkv, hd): the queries that share a key head one after
+    another, which spares copies of the keys, and is the same since nothing here depends on a
+    query's place."""
     b, s, heads, width = q.shape
     groups = heads // kv_heads
     if groups == 1:
@@ -122,7 +127,7 @@ def _unfold(out: Tensor, shape: torch.Size) -> Tensor:
 
 
 def choose(requested: Backend, like: Tensor, head_dim: int) -> Backend:
-    """Returns the backend for tensors such as `like`; ConfigError if the requested one cannot do it."""
+    """Returns the backend for tensors such as `like`; ConfigError if the requested one cannot."""
     half = like.dtype in (torch.float16, torch.bfloat16)
     varlen = like.is_cuda and half and head_dim % 8 == 0 and head_dim <= 256
     if requested == "varlen" and not varlen:
@@ -149,10 +154,12 @@ def _flash(device: torch.device) -> bool:
 def locate(
     cu_seqlens: Tensor, tokens: int, like: Tensor, image: int, groups: int, backend: Backend
 ) -> Keys:
-    """Returns where the keys of the text (`tokens` of them, cut by cu_seqlens) and of `image` tokens a sample are.
+    """Returns where the keys of the text (`tokens` of them, cut by cu_seqlens) and of `image`
+    tokens a sample are.
 
-    Computed once a forward pass, and used by all its blocks. `like`: a tensor of as many queries and of the type and
-    device that the blocks compute in. A GPU does not wait for it if cu_seqlens is on the CPU."""
+    Computed once a forward pass, and used by all its blocks. `like`: a tensor of as many queries
+    and of the type and device that the blocks compute in. A GPU does not wait for it if cu_seqlens
+    is on the CPU."""
     host = cu_seqlens.to("cpu", torch.int64)
     if int(host[-1]) != tokens or int(host[0]):
         raise ValueError(
@@ -229,7 +236,7 @@ def varlen_kernel() -> Callable[..., Any] | None:
 
 @cache
 def flex_kernel(compiled: bool) -> Callable[..., Tensor]:
-    """Returns FlexAttention (arXiv 2412.05496), fused by the compiler on a GPU; torch's own plain form elsewhere."""
+    """Returns FlexAttention (arXiv 2412.05496), fused by the compiler on a GPU."""
     from torch.nn.attention.flex_attention import flex_attention
 
     run: Any = torch.compile(flex_attention) if compiled else flex_attention
@@ -237,7 +244,7 @@ def flex_kernel(compiled: bool) -> Callable[..., Tensor]:
 
 
 def _blocks(lengths: Tensor, queries: int, length: int) -> Any:
-    """Returns which tiles of keys each sample reads: those that its keys fill, and the one where they end."""
+    """Returns which tiles of keys each sample reads: full ones, and the one where they end."""
     from torch.nn.attention.flex_attention import BlockMask
 
     across, down = length // TILE, -(-queries // TILE)

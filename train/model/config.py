@@ -1,4 +1,6 @@
-"""What a model is, and how the reference's `config.json` says the same. How it is computed changes no value."""
+"""What a model is, and how the reference's `config.json` says the same. How it is computed changes
+no value.
+"""
 
 from __future__ import annotations
 
@@ -94,9 +96,11 @@ class DiTConfig(ModelConfig):
 
     @classmethod
     def from_reference(cls, fields: Mapping[str, Any]) -> Self:
-        """Reads the reference's `config.json`, its Gemma-like `base_config` nested in it; ConfigError if it is none.
+        """Reads the reference's `config.json`, its Gemma-like `base_config` nested in it;
+        ConfigError if it is none.
 
-        A field that is absent or null has the default of the class that wrote it; unknown ones are ignored."""
+        A field that is absent or null has the default of the class that wrote it; unknown ones are
+        ignored."""
         if fields.get("model_type", "DiT") != "DiT":
             raise ConfigError(
                 f"config.json: model_type: found {fields['model_type']!r}, expected 'DiT'. Deep fusion (FuseDiT), "
@@ -191,7 +195,7 @@ BASES: dict[str | None, dict[str, Any]] = {
 
 
 def _base(config: Any) -> dict[str, Any]:
-    """Returns the nested config with the defaults of its class; a null `head_dim` is hidden size / heads."""
+    """Returns the nested config with its class's defaults; a null `head_dim` stays."""
     if not isinstance(config, Mapping):
         raise ConfigError(
             f"config.json: base_config: found {type(config).__name__}, expected the config of the language model whose "

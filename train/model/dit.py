@@ -1,9 +1,10 @@
-"""The diffusion transformer (DiT, arXiv 2212.09748): noisy latents, a timestep and caption tokens in, a velocity out.
+"""The diffusion transformer (DiT, arXiv 2212.09748): noisy latents, a timestep and caption tokens
+in, a velocity out.
 
-Image tokens run through the blocks; caption tokens never change and enter every block as keys and values only.
-Parameter names and shapes are those of the reference implementation (fuse-dit), so its checkpoints load as they are.
-Shapes: B batch, C channels, (H, W) latent size, S image tokens, T caption tokens of the whole batch, D width, nh / nkv
-heads, hd head_dim.
+Image tokens run through the blocks; caption tokens never change and enter every block as keys and
+values only. Parameter names and shapes are those of the reference implementation (fuse-dit), so its
+checkpoints load as they are. Shapes: B batch, C channels, (H, W) latent size, S image tokens, T
+caption tokens of the whole batch, D width, nh / nkv heads, hd head_dim.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class RMSNorm(nn.Module):
-    """RMSNorm (arXiv 1910.07467) as in Gemma: x / rms(x) * (1 + weight) in fp32, cast back to the type of x."""
+    """RMSNorm (arXiv 1910.07467) as in Gemma: x / rms(x) * (1 + weight), computed in fp32."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -43,7 +44,8 @@ class RMSNorm(nn.Module):
 
 
 class ModulatedNorm(nn.Module):
-    """A norm and the linear map that makes its modulation from the time embedding: adaLN-Zero of DiT, section 3.2.
+    """A norm and the linear map that makes its modulation from the time embedding: adaLN-Zero of
+    DiT, section 3.2.
 
     The map's weights start as zeros (see `initialise`), so every block starts as the identity."""
 
@@ -64,7 +66,7 @@ class ModulatedNorm(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Maps latents (B, C, H, W) to tokens (B, S, D), and adds the centre of the sincos table where there is one."""
+    """Maps latents (B, C, H, W) to tokens (B, S, D) plus the centre of the sincos table, if any."""
 
     pos_embed: Tensor
 
@@ -110,9 +112,11 @@ class MLP(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (arXiv 2305.13245) of the image over [text, image], the image alone, or the text alone.
+    """Grouped-query attention (arXiv 2305.13245) of the image over [text, image], the image alone,
+    or the text alone.
 
-    With `qk_norm`, queries and keys of each head are normed, so that their products do not grow (arXiv 2302.05442)."""
+    With `qk_norm`, queries and keys of each head are normed, so that their products do not grow
+    (arXiv 2302.05442)."""
 
     def __init__(self, config: DiTConfig, image: bool, text: bool) -> None:
         super().__init__()
@@ -173,9 +177,9 @@ MODULATIONS = {
 
 
 class Block(nn.Module):
-    """One layer. Shift, scale and gate of attention and of MLP come from the time embedding in one of three ways:
-    a map of each block (adaLN-Zero), a map of all and a table of each (adaLN-single, PixArt-alpha, arXiv 2310.00426),
-    or not at all."""
+    """One layer. Shift, scale and gate of attention and of MLP come from the time embedding in one
+    of three ways: a map of each block (adaLN-Zero), a map of all and a table of each (adaLN-single,
+    PixArt-alpha, arXiv 2310.00426), or not at all."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -215,10 +219,12 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """Maps latents (B, C, H, W), timesteps (B,) in (0, 1000] and captions to the velocity (B, C, H, W).
+    """Maps latents (B, C, H, W), timesteps (B,) in (0, 1000] and captions to the velocity (B, C, H,
+    W).
 
-    Captions are text (T, Dt), back to back, and where each starts and the last ends, (B + 1,) int32, which a GPU need
-    not be waited for if it is on the CPU; or padded text (B, L, Dt) and mask (B, L) of 0/1."""
+    Captions are text (T, Dt), back to back, and where each starts and the last ends, (B + 1,)
+    int32, which a GPU need not be waited for if it is on the CPU; or padded text (B, L, Dt) and
+    mask (B, L) of 0/1."""
 
     def __init__(self, config: DiTConfig, seed: int = 0) -> None:
         super().__init__()
@@ -279,7 +285,7 @@ class DiT(nn.Module):
         return locate(cu_seqlens, len(text), x, image, c.heads // c.kv_heads, backend)
 
     def _embed_time(self, timestep: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the embedding (B, D), and what the blocks make their modulation from, (B, D) or (B, 6 D)."""
+        """Returns the embedding (B, D), and what blocks modulate by, (B, D) or (B, 6 D)."""
         if self.config.timestep_conditioning == "none":
             zeros = x.new_zeros(x.shape[0], x.shape[2])
             return zeros, zeros
@@ -315,13 +321,13 @@ class DiT(nn.Module):
 
 
 def _pack(text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps padded captions (B, L, Dt) to (T, Dt) and where each starts; any pattern of 0/1 is allowed."""
+    """Maps padded captions (B, L, Dt) and a mask of any pattern to (T, Dt) and cu_seqlens."""
     real = mask.bool()
     return text[real], F.pad(real.sum(1).cumsum(0), (1, 0))
 
 
 def initialise(model: DiT, seed: int) -> None:
-    """Fills the weights as the reference does; the same seed gives the same weights on every rank."""
+    """Fills the weights as the reference does, from the same seed the same on every rank."""
     g, std = torch.Generator().manual_seed(seed), model.config.initializer_range
     embedders = "timestep_embedder.0 timestep_embedder.2 context_embedder.1 condition_embedder.1 condition_embedder.3"
     normal = {**dict.fromkeys(embedders.split(), std), "t_block.1": 0.02}

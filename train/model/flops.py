@@ -1,8 +1,8 @@
 """FLOPs of the DiT in closed form, and what GPUs can do at most.
 
-A multiply-add of a matrix product counts two, as torch's FlopCounterMode counts; norms, activations and sums are left
-out. A picture costs the same whatever its caption, and each real text token costs the same more, so a batch of any
-captions costs `cost.of(samples, tokens)`.
+A multiply-add of a matrix product counts two, as torch's FlopCounterMode counts; norms, activations
+and sums are left out. A picture costs the same whatever its caption, and each real text token costs
+the same more, so a batch of any captions costs `cost.of(samples, tokens)`.
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ def total(parts: Mapping[str, Cost]) -> Cost:
 
 
 def training(config: DiTConfig, height: int, width: int) -> Cost:
-    """Returns the FLOPs of forward and backward. The backward pass costs two forward ones, but for gradients of the
-    inputs, which are not computed. Blocks that are computed again to save memory do not count: they are no progress."""
+    """Returns the FLOPs of forward and backward. The backward pass costs two forward ones, but for
+    gradients of the inputs, which are not computed. Blocks that are computed again to save memory
+    do not count: they are no progress."""
     d = config.hidden_size
     unused = 2 * height * width * d * config.in_channels  # positions * p * p = height * width
     if config.timestep_conditioning != "none":

@@ -1,9 +1,9 @@
-"""Rectified flow (arXiv 2209.03003) as SD3 trains it (arXiv 2403.03206), as pure functions: noise levels, the noisy
-latent, the target and the loss.
+"""Rectified flow (arXiv 2209.03003) as SD3 trains it (arXiv 2403.03206), as pure functions: noise
+levels, the noisy latent, the target and the loss.
 
-The noise levels are those of SD3's scheduler: sigma = 3 s / (1 + 2 s) for s = 1, 0.999, ..., 0.001, and the
-model gets t = 1000 sigma. A training sample draws u in (0, 1) and takes entry floor(1000 u): a small u is much
-noise.
+The noise levels are those of SD3's scheduler: sigma = 3 s / (1 + 2 s) for s = 1, 0.999, ..., 0.001,
+and the model gets t = 1000 sigma. A training sample draws u in (0, 1) and takes entry floor(1000
+u): a small u is much noise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SHIFT = 3.0  # as of SD3's released scheduler
 
 
 def shifted(s: Tensor) -> Tensor:
-    """Returns levels in [0, 1] moved towards noise: SD3's timestep shift for larger pictures, section 5.3.2."""
+    """Returns levels in [0, 1] moved towards noise: SD3's timestep shift, section 5.3.2."""
     return SHIFT * s / (1 + (SHIFT - 1) * s)
 
 
@@ -41,15 +41,15 @@ def train_timesteps() -> Tensor:
 
 
 def inference_sigmas(steps: int) -> Tensor:
-    """Returns the levels of an Euler solver: (steps + 1,) fp32, falling from 1 to 0. The last level but one is shifted
-    twice, as in diffusers."""
+    """Returns the levels of an Euler solver: (steps + 1,) fp32, falling from 1 to 0. The last level
+    but one is shifted twice, as in diffusers."""
     low = float(train_sigmas()[-1])
     s = torch.linspace(1, low, steps, dtype=torch.float64)
     return torch.cat([shifted(s), torch.zeros(1, dtype=torch.float64)]).float()
 
 
 def density(config: FlowConfig, normal: Tensor) -> Tensor:
-    """Returns u in (0, 1) of the configured density from standard normal values (B,): SD3, section 3.1."""
+    """Returns u in (0, 1) of the configured density (SD3, section 3.1) from normal values (B,)."""
     if config.weighting == "logit_normal":
         return torch.sigmoid(config.logit_mean + config.logit_std * normal)
     uniform = torch.special.ndtr(normal)
@@ -57,7 +57,8 @@ def density(config: FlowConfig, normal: Tensor) -> Tensor:
 
 
 def mode_density(uniform: Tensor, scale: float) -> Tensor:
-    """Returns u (B,) of SD3's mode sampling with heavy tails: f(v; s) = 1 - v - s (cos^2(pi v / 2) - 1 + v)."""
+    """Returns u (B,) of SD3's mode sampling with heavy tails: f(v; s) = 1 - v - s (cos^2(pi v / 2)
+    - 1 + v)."""
     return 1 - uniform - scale * (torch.cos(math.pi * uniform / 2) ** 2 - 1 + uniform)
 
 
@@ -69,20 +70,20 @@ def noise_levels(u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def level_of(sigma: Tensor, levels: int) -> Tensor:
-    """Returns which of `levels` equal parts of the 1000 training levels each sigma (B,) is in, int64; 0 is the most
-    noise."""
+    """Returns which of `levels` equal parts of the 1000 training levels each sigma (B,) is in,
+    int64; 0 is the most noise."""
     s = sigma / (SHIFT - (SHIFT - 1) * sigma)  # the inverse of `shifted`
     return ((1 - s) * TRAIN_STEPS).round().long() * levels // TRAIN_STEPS
 
 
 def interpolate(latents: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """Returns the noisy latent (B, C, H, W), on the straight line of rectified flow: z = (1 - sigma) x + sigma eps."""
+    """Returns the noisy latent (B, C, H, W) of rectified flow: z = (1 - sigma) x + sigma eps."""
     s = sigma.view(-1, 1, 1, 1)
     return (1 - s) * latents + s * noise
 
 
 def target(latents: Tensor, noise: Tensor) -> Tensor:
-    """Returns the velocity that the model learns (B, C, H, W), constant along that line: dz / dsigma = eps - x."""
+    """Returns the velocity (B, C, H, W) that the model learns: dz / dsigma = eps - x."""
     return noise - latents
 
 
@@ -96,7 +97,7 @@ LOSS_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
 def losses(
     config: FlowConfig, predicted: Tensor, latents: Tensor, noise: Tensor, sigma: Tensor
 ) -> Tensor:
-    """Returns the mean squared error of each sample (B,), fp32, weighted as configured: conditional flow matching."""
+    """Returns the loss of each sample (B,), fp32, weighted: conditional flow matching."""
     predicted, expected = predicted.float(), target(latents, noise)
     if config.precondition:  # x = z - sigma v
         predicted = interpolate(latents, noise, sigma) - sigma.view(-1, 1, 1, 1) * predicted

@@ -1,5 +1,6 @@
-"""The place of an image token and the time in the flow: sine tables (as in ViT and DiT), rotary embeddings (RoPE, arXiv
-2104.09864), features of the timestep (DDPM's sines)."""
+"""The place of an image token and the time in the flow: sine tables (as in ViT and DiT), rotary
+embeddings (RoPE, arXiv 2104.09864), features of the timestep (DDPM's sines).
+"""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ Rope = tuple[Tensor, Tensor]  # cosines and sines, (S, hd)
 
 
 def sincos_table(width: int, side: int, base: int) -> Tensor:
-    """Returns the 2-D sine-cosine table (1, side * side, width): column in the first half of the channels, row in the
-    second. Grid index k has coordinate k / (side / base), so that a larger table refines the same picture."""
+    """Returns the 2-D sine-cosine table (1, side * side, width): column in the first half of the
+    channels, row in the second. Grid index k has coordinate k / (side / base), so that a larger
+    table refines the same picture."""
     at = torch.arange(side, dtype=torch.float64) / (side / base)
     omega = 10_000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width / 4))
     angle = at[:, None] * omega  # (side, width / 4)
@@ -53,7 +55,7 @@ ROPES = {"1d-rope": _angles_1d, "2d-rope": _angles_2d, "m-rope": _angles_m}
 def rope_table(
     kind: str, h: int, w: int, head_dim: int, theta: float, device: torch.device | None = None
 ) -> Rope:
-    """Returns cosines and sines (h * w, head_dim) of the rotary embedding `kind` over a token grid, row-major."""
+    """Returns cosines and sines (h * w, head_dim) of `kind` over a token grid, row-major."""
     row = torch.arange(h, dtype=torch.float32, device=device).repeat_interleave(w)
     column = torch.arange(w, dtype=torch.float32, device=device).repeat(h)
     angles = ROPES[kind](row, column, head_dim, theta)
@@ -61,7 +63,7 @@ def rope_table(
 
 
 def rotate(x: Tensor, rope: Rope | None) -> Tensor:
-    """Applies a rotary embedding to (B, S, heads, hd), dimension j paired with j + hd / 2 as in Gemma and Llama."""
+    """Applies a rotary embedding to (B, S, heads, hd), dimension j paired with j + hd / 2."""
     if rope is None:
         return x
     cos, sin = rope[0][:, None], rope[1][:, None]
@@ -78,9 +80,9 @@ def time_features(timestep: Tensor) -> Tensor:
 
 @cache
 def _time_frequencies() -> Tensor:
-    """Returns 10000^(-k / 128) (128,), to the bit as in the goldens: t = 1000 makes 6e-5 of an ulp, and an fp32 exp
-    rounds differently on each processor. Hence exp in fp64 of the fp32 exponent, rounded, but for three near ties that
-    went up there."""
+    """Returns 10000^(-k / 128) (128,), to the bit as in the goldens: t = 1000 makes 6e-5 of an ulp,
+    and an fp32 exp rounds differently on each processor. Hence exp in fp64 of the fp32 exponent,
+    rounded, but for three near ties that went up there."""
     half = TIME_CHANNELS // 2
     exponent = -math.log(10_000.0) * torch.arange(half, dtype=torch.float32, device="cpu") / half
     frequencies = exponent.double().exp().float()

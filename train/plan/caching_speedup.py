@@ -1,7 +1,9 @@
-"""What caching saves on paper: the FLOPs of a step that runs the encoders, over those of a step that reads columns.
+"""What caching saves on paper: the FLOPs of a step that runs the encoders, over those of a step
+that reads columns.
 
-The reference runs a VAE's encoder and Gemma-2B in each step. Their FLOPs were counted with torch's FlopCounterMode on
-meta tensors of the real classes of diffusers and transformers; that of Gemma is a formula that agrees with the counts.
+The reference runs a VAE's encoder and Gemma-2B in each step. Their FLOPs were counted with torch's
+FlopCounterMode on meta tensors of the real classes of diffusers and transformers; that of Gemma is
+a formula that agrees with the counts.
 """
 
 from __future__ import annotations
@@ -19,15 +21,14 @@ PADDED = 256  # tokens that the reference pads a caption to
 
 
 def gemma(tokens: float) -> float:
-    """Returns the FLOPs of Gemma-2B on a caption of so many tokens: 18 layers of width 2048, their matrices and
-    attention."""
+    """Returns the FLOPs of Gemma-2B on a caption: 18 layers of width 2048, and attention."""
     matrices = 18 * (2 * 2048 * 2048 + 2 * 2048 * 256 + 3 * 2048 * 16384)
     return 2 * matrices * tokens + 4 * 18 * 2048 * tokens**2
 
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Share of a GPU's peak that each reaches. Assumed: the trainer's is measured as MFU, the others are not known."""
+    """Share of a GPU's peak that each reaches. Assumed, but the trainer's is measured as MFU."""
 
     dit: float = 0.40
     llm: float = 0.45
@@ -44,8 +45,8 @@ class Saving:
 
 
 def savings(train: Cost, side: int, tokens: float, assumed: Efficiency) -> list[Saving]:
-    """Returns the saving for each VAE at that side of the picture in pixels, of captions padded and at their own
-    length; [] for a side not counted.
+    """Returns the saving for each VAE at that side of the picture in pixels, of captions padded and
+    at their own length; [] for a side not counted.
 
     The DiT takes the same text in both steps, so that nothing but the encoders differs."""
     rows = []

@@ -66,8 +66,8 @@ class RunPlan:
         return rate and self.samples / rate * self.setting.gpus / 3600
 
     def epochs(self) -> dict[str, tuple[float, float]]:
-        """Returns steps of an epoch and epochs of the run, of each source whose rows are known. Sources without a
-        fixed share are one."""
+        """Returns steps of an epoch and epochs of the run, of each source whose rows are known.
+        Sources without a fixed share are one."""
         steps = {
             s.name: s.rows / (s.share * self.global_batch)
             for s in self.data.sources
@@ -81,7 +81,7 @@ class RunPlan:
 
 
 def make_plan(config: TrainConfig, data: DataSummary, setting: Setting) -> RunPlan:
-    """Returns the plan; ConfigError where the batch cannot be cut for so many GPUs, or the DeepSpeed JSON is wrong."""
+    """Returns the plan; ConfigError where the batch or the DeepSpeed JSON does not fit."""
     engine = deepspeed_config(config, setting.gpus)
     zero, autocast = engine["zero_optimization"], engine.get("torch_autocast", {}).get("enabled")
     shape = data.shape

@@ -1,4 +1,5 @@
-"""Bytes of a GPU that a run takes, by what they hold: exact for state, an estimate for activations."""
+"""Bytes of a GPU that a run takes, by what they hold: exact for state, an estimate for
+activations."""
 
 from __future__ import annotations
 
@@ -10,9 +11,10 @@ GEMMA = 2.506e9  # parameters of Gemma-2B without its output layer, which the re
 def by_stage(
     stage: int, world: int, parameters: int, linear: int, bucket: int, autocast: bool = True
 ) -> dict[str, float]:
-    """Returns the bytes of state of one of `world` GPUs, by what they hold. Stage 0 is the reference: everything on
-    each GPU. `linear`: parameters of layers that autocast runs in bf16; `bucket`: elements of ZeRO's buffer for
-    gradients (arXiv 1910.02054: stage 1 splits the optimizer's state, stage 2 the gradients, too)."""
+    """Returns the bytes of state of one of `world` GPUs, by what they hold. Stage 0 is the
+    reference: everything on each GPU. `linear`: parameters of layers that autocast runs in bf16;
+    `bucket`: elements of ZeRO's buffer for gradients (arXiv 1910.02054: stage 1 splits the
+    optimizer's state, stage 2 the gradients, too)."""
     full, part = 4.0 * parameters, 4.0 * parameters / world
     bucket = min(bucket, parameters)
     return {
@@ -30,11 +32,12 @@ def by_stage(
 def activations(
     config: DiTConfig, height: int, width: int, tokens: float, half: int = 2, recompute: bool = False
 ) -> float:  # fmt: skip
-    """Returns the bytes that the blocks keep of a sample for the backward pass without torch.compile, which keeps less.
+    """Returns the bytes that the blocks keep of a sample for the backward pass without
+    torch.compile, which keeps less.
 
-    Inputs of norms are kept in fp32, the rest in `half` bytes a value: inputs of the linear layers, the MLP's four
-    tensors, what is multiplied by modulation and gates, queries, keys and values. The attention keeps its output, not
-    its scores."""
+    Inputs of norms are kept in fp32, the rest in `half` bytes a value: inputs of the linear layers,
+    the MLP's four tensors, what is multiplied by modulation and gates, queries, keys and values.
+    The attention keeps its output, not its scores."""
     c = config
     places = height * width / c.patch_size**2
     d, q, kv = c.hidden_size, c.heads * c.head_dim, c.kv_heads * c.head_dim

@@ -1,6 +1,8 @@
-"""`python -m train plan CONFIG`: what a run needs, in FLOPs, memory, bytes, hours and money, before it starts.
+"""`python -m train plan CONFIG`: what a run needs, in FLOPs, memory, bytes, hours and money, before
+it starts.
 
-The model is built on the meta device. Where there are no columns yet, `data.expect` says what they will be.
+The model is built on the meta device. Where there are no columns yet, `data.expect` says what they
+will be.
 """
 
 from __future__ import annotations

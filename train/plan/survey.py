@@ -1,4 +1,6 @@
-"""What a plan knows of the data: read from the columns, or from the config while there are none yet."""
+"""What a plan knows of the data: read from the columns, or from the config while there are none
+yet.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +112,7 @@ def _mix(config: TrainConfig) -> list[tuple[str, float | None]]:
 
 
 def with_rows(data: DataSummary, rows: Sequence[float]) -> DataSummary:
-    """Returns the summary with the rows of each source; ConfigError unless there is a number for each."""
+    """Returns the summary with the rows of each source; ConfigError unless each has a number."""
     if len(rows) != len(data.sources):
         raise ConfigError(
             f"--samples: found {len(rows)} numbers, expected one for each of the sources "

@@ -19,7 +19,7 @@ class RunLocked(LeaseHeld):
 
 
 class RunLock:
-    """The right to write into a run's folder: `take`, `check` before each change in it, `release`."""
+    """The right to write into a run's folder: `take`, `check` before each change, `release`."""
 
     def __init__(self, run: Path, seconds: float = SECONDS) -> None:
         self.run, self.seconds = run, seconds
@@ -28,8 +28,8 @@ class RunLock:
     def take(self) -> None:
         """Takes the lease; RunLocked if another job holds it.
 
-        The lease of a job on another host, whose process cannot be seen, gets time to be renewed or to expire: a job
-        that is started again on other hosts goes on by itself."""
+        The lease of a job on another host, whose process cannot be seen, gets time to be renewed or
+        to expire: a job that is started again on other hosts goes on by itself."""
         self.run.mkdir(parents=True, exist_ok=True)
         first = self._holder()
         while not self._acquired():
@@ -54,9 +54,11 @@ class RunLock:
         return self._lease.owner
 
     def check(self) -> None:
-        """Raises RunLocked if another job has taken over meanwhile, even if that job has ended since.
+        """Raises RunLocked if another job has taken over meanwhile, even if that job has ended
+        since.
 
-        A lease that expired (this job was suspended) and that nobody took over is followed by a new one."""
+        A lease that expired (this job was suspended) and that nobody took over is followed by a new
+        one."""
         assert self._lease is not None
         try:
             self._lease.check()

@@ -1,9 +1,10 @@
 """A rank that dies or hangs ends the run on all ranks, and is named.
 
-A thread of each rank writes a heartbeat into the store by which the ranks met, with what its rank is doing, and reads
-that of the next rank. It does not use the backend: a collective of NCCL that waits for a lost rank waits for ever, and
-only this thread is left to end the process. A second thread checks that the store still answers the first. The first
-rank to notice writes a verdict, and all ranks leave by that one.
+A thread of each rank writes a heartbeat into the store by which the ranks met, with what its rank
+is doing, and reads that of the next rank. It does not use the backend: a collective of NCCL that
+waits for a lost rank waits for ever, and only this thread is left to end the process. A second
+thread checks that the store still answers the first. The first rank to notice writes a verdict, and
+all ranks leave by that one.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Heartbeat:
 
 
 class Watchdog:
-    """One rank's part: `phase` records what it does; RankLost or the end of the process where a rank is lost."""
+    """One rank's part: `phase` records what it does; RankLost or the end where a rank is lost."""
 
     def __init__(self, rank: int, size: int, config: GuardConfig, address: str, port: int) -> None:
         self.rank, self.size, self.config = rank, size, config
@@ -96,14 +97,15 @@ class Watchdog:
                 thread.join(self.config.silence)  # the store may have gone silent meanwhile
 
     def phase(self, at: str, within: bool = False) -> None:
-        """Records that this rank enters a phase; `within`: that it got on within one, in work that not all ranks do."""
+        """Records that this rank enters a phase, or (`within`) got on in what not all ranks do."""
         self._phases += not within
         self._at, self._progress = at, time.monotonic()
 
     # Errors of the main thread ---------------------------------------------------------------------------------------
 
     def explain(self, error: BaseException) -> RankLost | None:
-        """Returns RankLost if an error of this rank is a connection to a lost rank that broke, else None.
+        """Returns RankLost if an error of this rank is a connection to a lost rank that broke, else
+        None.
 
         Either way the other ranks get a verdict, for they wait for this one."""
         self._error, broken = error, self._is_network_error(error)
@@ -121,7 +123,8 @@ class Watchdog:
         return _error_of(verdict) if broken and verdict else None
 
     def _acknowledge(self) -> None:
-        """Says that this rank knows the verdict. Rank 0, which may hold the store, waits until all others do, too."""
+        """Says that this rank knows the verdict. Rank 0, which may hold the store, waits until all
+        others do, too."""
         self._store.set(f"heard/{self.rank}", "")
         everyone = [f"heard/{rank}" for rank in range(self.size)]
         end = time.monotonic() + max(1.0, 3 * self.interval)
@@ -140,11 +143,11 @@ class Watchdog:
     def _watch_store(self) -> None:
         """Ends the process where the store hangs and this rank makes no progress.
 
-        A store whose process is stopped, or whose host is lost, may let an operation wait for ever: torch, past its
-        time-out, asks the store to cancel and waits for that answer. Beats are counted, so the seconds for which a
-        scheduler suspends the job are no silence. A rank that makes progress goes on: with torchrun alone stopped, as
-        by Ctrl-Z, the store is not needed for now.
-        """
+        A store whose process is stopped, or whose host is lost, may let an operation wait for ever:
+        torch, past its time-out, asks the store to cancel and waits for that answer. Beats are
+        counted, so the seconds for which a scheduler suspends the job are no silence. A rank that
+        makes progress goes on: with torchrun alone stopped, as by Ctrl-Z, the store is not needed
+        for now."""
         rounds, silent = 0, 0
         while not self._stopped.wait(self.interval):
             rounds, silent = self._rounds, silent + 1 if rounds == self._rounds else 0
@@ -172,7 +175,7 @@ class Watchdog:
                 self._exit(verdict)
 
     def _wait_for_beat(self) -> bool:
-        """Waits for the next beat; False at the end. Time for which a scheduler suspends the job does not count."""
+        """Waits for the next beat; False at the end. Time of a suspended job does not count."""
         before = time.monotonic()
         over = self._stopped.wait(self.interval)
         now = time.monotonic()
@@ -208,7 +211,7 @@ class Watchdog:
         return first
 
     def _judge(self, following: Heartbeat) -> dict[str, Any] | None:
-        """Returns a verdict on the next rank if it is silent, or on the rank that keeps all from progress."""
+        """Returns a verdict on the next rank if it is silent, or on who keeps all from progress."""
         now = time.monotonic()
         if self.size > 1:
             if following.beat != self._last[0]:
@@ -246,7 +249,7 @@ class Watchdog:
         return _verdict_of(ranks[0], f"{text}. It was killed or stopped, or its host is lost")
 
     def _standstill_verdict(self, heartbeats: list[Heartbeat]) -> dict[str, Any]:
-        """Blames the ranks that entered the fewest phases, and of these those that wait for nobody."""
+        """Blames the ranks that entered the fewest phases, of these those that wait for nobody."""
         least = min(heartbeat.phases for heartbeat in heartbeats)
         behind = [rank for rank, heartbeat in enumerate(heartbeats) if heartbeat.phases == least]
         culprits = [rank for rank in behind if not heartbeats[rank].waits] or behind
@@ -281,7 +284,7 @@ def _verdict_of(rank: int, text: str) -> dict[str, Any]:
 
 
 def _error_of(verdict: dict[str, Any]) -> RankLost:
-    """Returns an error with the exit code of the verdict: that of the rank that ended the run, if it was not lost."""
+    """Returns an error with the exit code of the verdict: of a lost rank, or of its own error."""
     kind = type(RankLost.__name__, (RankLost,), {"exit_code": verdict["code"]})
     error: RankLost = kind(verdict["text"])
     return error

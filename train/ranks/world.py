@@ -34,7 +34,7 @@ class World:
     lock: RunLock | None = None  # of rank 0
 
     def sum(self, values: Sequence[float | Tensor]) -> list[float]:
-        """Returns the sums over all ranks, the same floats on each. NaN and infinity on one rank reach all."""
+        """Returns the sums over all ranks, the same floats on each, NaN and infinity too."""
         total = torch.tensor([float(v) for v in values], dtype=torch.float64, device=self.device)
         if self.size > 1:
             distributed.all_reduce(total)
@@ -52,8 +52,8 @@ class World:
         self.gather(None)
 
     def together(self, work: Callable[[], Any]) -> list[Any]:
-        """Does work on each rank and returns all results everywhere; a user's error on one rank, that is one with
-        an `exit_code`, is raised on all."""
+        """Does work on each rank and returns all results everywhere; a user's error on one rank,
+        that is one with an `exit_code`, is raised on all."""
         result, failure = None, None
         try:
             result = work()
@@ -77,7 +77,8 @@ class World:
         self.phase(at, within=True)
 
     def check_lock(self) -> None:
-        """Raises RunLocked if another job has taken over this run's folder; to be called before each change in it."""
+        """Raises RunLocked if another job has taken over this run's folder; to be called before
+        each change in it."""
         if self.lock:
             self.lock.check()
 
@@ -89,7 +90,8 @@ class World:
 
 @contextmanager
 def joined(config: GuardConfig, run: Path) -> Iterator[World]:
-    """Joins the other processes of this run, locks its folder against other jobs, and starts the watchdogs.
+    """Joins the other processes of this run, locks its folder against other jobs, and starts the
+    watchdogs.
 
     An error of one rank alone ends the others too, with its text and exit code."""
     rank, size, device = _meet(config)
@@ -120,14 +122,14 @@ def joined(config: GuardConfig, run: Path) -> Iterator[World]:
 
 
 def _leave_group() -> None:
-    """Ends the process group by DeepSpeed, whose own groups would stay for the next run of this process."""
+    """Ends the process group by DeepSpeed, whose own groups would stay for the next run."""
     import deepspeed.comm
 
     deepspeed.comm.destroy_process_group()
 
 
 def _meet(config: GuardConfig) -> tuple[int, int, torch.device]:
-    """Joins the process group through DeepSpeed; without torchrun, a world of one. Returns rank, size and device."""
+    """Joins the process group, without torchrun one of its own. Returns rank, size, device."""
     if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -159,6 +161,7 @@ def _meet(config: GuardConfig) -> tuple[int, int, torch.device]:
 
 
 def patience_of(config: GuardConfig) -> timedelta:
-    """Returns how long a collective waits. The watchdog names the culprit; the backend's time-out, which cannot, comes
-    after it: the watchdog counts from the last progress of any rank, the backend from when the first began to wait."""
+    """Returns how long a collective waits. The watchdog names the culprit; the backend's time-out,
+    which cannot, comes after it: the watchdog counts from the last progress of any rank, the
+    backend from when the first began to wait."""
     return timedelta(seconds=min(config.hang + LATER, FOREVER) if config.hang else FOREVER)

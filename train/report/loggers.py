@@ -1,4 +1,6 @@
-"""Where metrics go beside metrics.jsonl: TensorBoard, W&B, trackio. None of them can stop or delay a run."""
+"""Where metrics go beside metrics.jsonl: TensorBoard, W&B, trackio. None of them can stop or delay
+a run.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ class Logger(Protocol):
 
 
 class TensorBoard:
-    """Files in the run's folder. A run that goes on from an earlier step takes back what was written beyond it."""
+    """Files in the run's folder; a run that goes on takes back what was written beyond its step."""
 
     def __init__(self, run: Path, project: str, config: Config, step: int) -> None:
         # A second to import, and only rank 0 needs it.
@@ -53,7 +55,7 @@ class TensorBoard:
 
 
 def _wandb(run: Path, project: str, config: Config, step: int) -> Logger:
-    """Returns a run of W&B under the name of the run's folder; its id makes it go on when the run does."""
+    """Returns a run of W&B, named as the run's folder; its id makes it go on when the run does."""
     import wandb
 
     return wandb.init(  # type: ignore[no-any-return]  # W&B is untyped
@@ -62,7 +64,7 @@ def _wandb(run: Path, project: str, config: Config, step: int) -> Logger:
 
 
 def _trackio(run: Path, project: str, config: Config, step: int) -> Logger:
-    """Returns a run of trackio, which knows runs by name alone: that of the run's folder and the id."""
+    """Returns a run of trackio, which knows runs by name alone: that of the folder and the id."""
     import trackio
 
     identity = run_id(run)
@@ -78,11 +80,11 @@ LOGGERS: dict[str, Callable[[Path, str, Config, int], Logger]] = {
 
 
 def run_id(run: Path) -> str:
-    """Returns the id by which W&B and trackio know a run, from its file `id`, which the first call makes before the
-    run's config.yaml is written anew.
+    """Returns the id by which W&B and trackio know a run, from its file `id`, which the first call
+    makes before the run's config.yaml is written anew.
 
-    Two runs of one name in two folders have two. A run of an earlier version, which W&B or trackio knows by the name
-    of its folder, keeps that one."""
+    Two runs of one name in two folders have two. A run of an earlier version, which W&B or trackio
+    knows by the name of its folder, keeps that one."""
     path = run / "id"
     if not path.exists():
         config = run / "config.yaml"
@@ -114,7 +116,7 @@ def open_loggers(
 
 
 class BackgroundLogger:
-    """A logger in a thread of its own. If it fails, it is given up with a warning; if it hangs, it is left behind."""
+    """A logger in a thread: if it fails it is given up, if it hangs it is left behind."""
 
     def __init__(
         self, name: str, open_logger: Callable[[], Logger], patience: float = PATIENCE

@@ -1,4 +1,6 @@
-"""What a run leaves to be read: metrics.jsonl and one line a log step on the screen; loggers get the same numbers."""
+"""What a run leaves to be read: metrics.jsonl and one line a log step on the screen; loggers get
+the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,7 @@ class StepSums:
         return torch.cat([losses for losses, _ in self._parts])
 
     def sums(self) -> list[float]:
-        """Returns `SIZE` numbers, summed in fp64; a loss that is not finite makes the first one so."""
+        """Returns `SIZE` numbers, summed in fp64; the first is not finite where a loss is not."""
         losses = self.losses.double()
         level = level_of(torch.cat([sigma for _, sigma in self._parts]), LEVELS)
         by_level = losses.new_zeros(2, LEVELS)
@@ -151,7 +153,7 @@ def _by_level(steps: Sequence[StepRecord]) -> list[float | None]:
 
 
 def peak_memory() -> int:
-    """Returns the most bytes that torch has held on this rank's GPU; on a CPU, that the process has had in memory."""
+    """Returns the most bytes held: by torch on this rank's GPU; on a CPU, by the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
@@ -172,10 +174,11 @@ def line(step: int, steps: int, m: dict[str, Any]) -> str:
 
 
 class Metrics:
-    """The records of a run, written by rank 0. Those of steps after `step` are from before a crash, and are dropped.
+    """The records of a run, written by rank 0. Those of steps after `step` are from before a crash,
+    and are dropped.
 
-    `check_lock` raises where another job has the folder by now; it is called before each change of the file.
-    """
+    `check_lock` raises where another job has the folder by now; it is called before each change of
+    the file."""
 
     def __init__(
         self, run: Path, step: int, loggers: Sequence[BackgroundLogger] = (),
@@ -187,7 +190,7 @@ class Metrics:
         self._loggers = loggers
 
     def write(self, step: int, **values: Any) -> None:
-        """Writes a JSON line; its numbers also go to the loggers, nested names joined by a slash."""
+        """Writes a JSON line; its numbers also go to the loggers, names joined by a slash."""
         with self.path.open("a") as file:
             self._check_lock()
             file.write(json.dumps(without_nan({"step": step, **values}), allow_nan=False) + "\n")
@@ -201,7 +204,7 @@ class Metrics:
 
 
 def _numbers(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yields the finite numbers of nested dicts and lists by their paths; all else is in the JSON alone."""
+    """Yields the finite numbers of nested dicts and lists by their paths."""
     for name, value in values.items():
         if isinstance(value, list):
             value = {str(i): item for i, item in enumerate(value)}

@@ -1,5 +1,5 @@
-"""`python -m train page RUN`: a run on one self-contained page, RUN/page.html: what it trains on, and
-its curves. Scores of its checkpoints are shown too, where `python -m eval watch` left them in
+"""`python -m train page RUN`: a run on one self-contained page, RUN/page.html: what it trains on,
+and its curves. Scores of its checkpoints are shown too, where `python -m eval watch` left them in
 RUN/eval/metrics.jsonl.
 """
 
@@ -134,9 +134,7 @@ def curves(records: Sequence[Record]) -> list[tuple[str, list[charts.Curve]]]:
 
 
 def scores(path: Path) -> list[tuple[str, list[charts.Curve]]]:
-    """Returns a chart for each scorer that looked at checkpoints; none where this file, which is not
-    the trainer's, is odd.
-    """
+    """Returns a chart for each scorer; none where eval's file is not as expected."""
     points: dict[str, list[tuple[float, float]]] = {}
     try:
         for record in read_records(path):

@@ -1,5 +1,6 @@
-"""The exponential moving average (EMA) of the weights, which pictures are made with: each rank holds its part of it, a
-fraction of the memory, and exact."""
+"""The exponential moving average (EMA) of the weights, which pictures are made with: each rank
+holds its part of it, a fraction of the memory, and exact.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from .engine import Engine
 
 
 class Ema:
-    """Averages the fp32 partitions of this rank; `parts` are flat tensors in the order of `engine.weights()`."""
+    """Averages the fp32 partitions of this rank: `parts` are as `engine.weights()`."""
 
     def __init__(self, weights: Sequence[Tensor], decay: float) -> None:
         self.decay = decay
@@ -28,7 +29,7 @@ class Ema:
 
     @contextmanager
     def in_place_of_weights(self, engine: Engine) -> Iterator[None]:
-        """Within the block the model computes with the averaged weights; afterwards the very same weights are back."""
+        """Lets the model compute with the averaged weights within the block."""
         weights = [w.detach().clone() for w in engine.weights()]
         engine.set_weights(self.parts)
         try:

@@ -1,7 +1,9 @@
-"""The DeepSpeed engine: fp32 weights and AdamW, sharded by ZeRO 1 or 2 (arXiv 1910.02054), also on one process.
+"""The DeepSpeed engine: fp32 weights and AdamW, sharded by ZeRO 1 or 2 (arXiv 1910.02054), also on
+one process.
 
-Each rank holds a *partition*: flat fp32 tensors of weights and moments, cut from all parameters laid end to end. A
-`Fragment` says which elements of which parameter are where in it. Checkpoints and the EMA work on partitions only.
+Each rank holds a *partition*: flat fp32 tensors of weights and moments, cut from all parameters
+laid end to end. A `Fragment` says which elements of which parameter are where in it. Checkpoints
+and the EMA work on partitions only.
 """
 
 from __future__ import annotations
@@ -95,13 +97,13 @@ class Engine:
         self.deepspeed.backward(loss)
 
     def step(self, lr: float) -> None:
-        """Moves the weights after the last micro-batch of a step; to be called after each `backward`."""
+        """Moves the weights after the last micro-batch; to be called after each `backward`."""
         for group in self.zero.param_groups:
             group["lr"] = lr
         self.deepspeed.step()
 
     def discard(self) -> None:
-        """Makes the last `step` of an update leave the weights alone, as if a gradient were not finite."""
+        """Makes the last `step` of an update leave the weights alone, as a gradient of NaN does."""
         for gradients in self.zero.averaged_gradients.values():
             for gradient in gradients or ():
                 gradient.fill_(torch.nan)
@@ -117,7 +119,7 @@ class Engine:
         return float(self.deepspeed.get_global_grad_norm())
 
     def weights(self) -> list[Tensor]:
-        """Returns this rank's partition, one flat fp32 tensor a parameter group; the padding at its end is zero."""
+        """Returns this rank's partition, a flat fp32 tensor a parameter group, padded by zeros."""
         return [part.data for part in self.zero.single_partition_of_fp32_groups]
 
     def moments(self) -> dict[str, list[Tensor]]:
@@ -143,7 +145,7 @@ class Engine:
             self.zero.optimizer.state[part] = {"step": count, **state}
 
     def _fragments(self) -> list[Fragment]:
-        """Returns which elements this rank owns, as DeepSpeed says, once compared with the weights themselves."""
+        """Returns which elements this rank owns, compared with the weights themselves."""
         fragments, flats = [], self.weights()
         for group, parameters in enumerate(self.zero.bit16_groups):
             for parameter in parameters:
@@ -266,8 +268,7 @@ def check(
     requested: Mapping[str, Any], optim: OptimConfig, ranks: int, decays: Sequence[float],
     effective: Mapping[str, Any],
 ) -> None:  # fmt: skip
-    """Raises EngineError where DeepSpeed runs with other settings than were requested: it ignores what it does not
-    understand."""
+    """Raises EngineError where DeepSpeed, which ignores some settings, runs with others."""
     zero, autocast = requested["zero_optimization"], requested.get("torch_autocast", {})
     dtype = f"torch.{autocast.get('dtype', 'bfloat16')}" if autocast.get("enabled") else None
     expected = {

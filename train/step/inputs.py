@@ -1,7 +1,8 @@
-"""From a batch of columns to what the model and the loss take, with all the randomness of its samples.
+"""From a batch of columns to what the model and the loss take, with all the randomness of its
+samples.
 
-Every random number is keyed by (seed, sample number, purpose): the same on any rank, in any micro-batch, after any
-restart.
+Every random number is keyed by (seed, sample number, purpose): the same on any rank, in any
+micro-batch, after any restart.
 """
 
 from __future__ import annotations
@@ -95,8 +96,8 @@ def training_inputs(
     batch: Batch, norm: Norm, empty: Tensor, flow: FlowConfig, dropout: float, seed: int,
     posterior: bool = True,
 ) -> Inputs:  # fmt: skip
-    """Returns one sample of the posterior, one noise and one noise level for each row; some captions give way to
-    `empty`, for classifier-free guidance (arXiv 2207.12598).
+    """Returns one sample of the posterior, one noise and one noise level for each row; some
+    captions give way to `empty`, for classifier-free guidance (arXiv 2207.12598).
 
     `posterior` False: the batch holds latents, of an encoder that has none, and nothing is drawn.
     """
@@ -114,7 +115,7 @@ def training_inputs(
 def drop_captions(
     text: Tensor | Int8Tokens, cu_seqlens: Tensor, where: Tensor, empty: Tensor
 ) -> tuple[Tensor | Int8Captions, Tensor]:
-    """Returns (text, cu_seqlens) with the captions at `where` (B,) replaced by the empty one (n, Dt)."""
+    """Returns (text, cu_seqlens) with captions at `where` (B,) replaced by `empty` (n, Dt)."""
     if isinstance(text, Tensor):
         return replace_captions(text, cu_seqlens, where, empty)
     count = len(empty)  # rows of zeros hold its place
@@ -131,7 +132,7 @@ def drop_captions(
 def replace_captions(
     tokens: Tensor, cu_seqlens: Tensor, where: Tensor, by: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Returns packed captions with those at `where` (B,) replaced by the tokens `by` (n, D), and their cu_seqlens."""
+    """Returns (tokens, cu_seqlens) with captions at `where` (B,) replaced by `by` (n, D)."""
     captions = torch.split(tokens, cu_seqlens.diff().tolist())
     pairs = zip(captions, where.tolist(), strict=True)
     captions = tuple(by if drop else caption for caption, drop in pairs)

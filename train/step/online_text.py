@@ -1,4 +1,6 @@
-"""A text encoder that is handed in from outside and runs in the step, where the text is a column of ids."""
+"""A text encoder that is handed in from outside and runs in the step, where the text is a column of
+ids.
+"""
 
 from __future__ import annotations
 
@@ -20,5 +22,5 @@ def identity_of(text_encoder: TextEncoder | None) -> dict[str, Any] | None:
 
 @torch.no_grad()
 def encoded(text_encoder: TextEncoder | None, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """Returns packed tokens (T, Dt) of packed text: ids by way of the encoder, tokens as they are."""
+    """Returns packed tokens (T, Dt): ids by way of the encoder, tokens as they are."""
     return tokens if text_encoder is None else text_encoder(tokens, cu_seqlens)

@@ -15,7 +15,7 @@ DECAYS: dict[str, Callable[[float], float]] = {
 
 
 def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
-    """Returns the rate of update number `step` (from 0) of a run of `steps` updates; the first is above 0."""
+    """Returns the rate of update `step` (from 0) of `steps`; the first is above 0."""
     if step < optim.warmup:
         return optim.lr * (step + 1) / (optim.warmup + 1)
     return optim.lr * DECAYS[optim.schedule]((step - optim.warmup) / max(1, steps - optim.warmup))

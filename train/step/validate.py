@@ -1,8 +1,9 @@
 """Validation loss of the averaged weights on held-out rows, at fixed timesteps and noise.
 
-Each row is seen at 8 stratified noise levels with noise keyed by (row, level), so the figure moves only with the
-weights. Micro-batches do not depend on the world size, and losses are summed in row order in fp64: any world gives
-the same bits. The total divided by the variance of the target compares epochs of one run; it does not compare VAEs.
+Each row is seen at 8 stratified noise levels with noise keyed by (row, level), so the figure moves
+only with the weights. Micro-batches do not depend on the world size, and losses are summed in row
+order in fp64: any world gives the same bits. The total divided by the variance of the target
+compares epochs of one run; it does not compare VAEs.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Validation:
 
 
 def open_held_out(config: TrainConfig, training: JoinedColumns) -> JoinedColumns | None:
-    """Returns the columns of the held-out source with the names of the (first source's) training columns; None if no
-    source is named.
+    """Returns the columns of the held-out source with the names of the (first source's) training
+    columns; None if no source is named.
 
     IdentityMismatch if another encoder or preprocessing made them."""
     source = config.validation.source
@@ -90,8 +91,8 @@ class Validator:
     def __call__(
         self, engine: Engine, ema: Ema, stop: Callable[[], bool] = bool
     ) -> Validation | None:
-        """Returns the same losses on all ranks, each of which takes every world-th chunk of rows; collective. All call
-        `stop` before each chunk; None if it is true."""
+        """Returns the same losses on all ranks, each of which takes every world-th chunk of rows;
+        collective. All call `stop` before each chunk; None if it is true."""
         engine.model.eval()
         try:
             with ema.in_place_of_weights(engine):
@@ -117,8 +118,8 @@ class Validator:
     def _chunk(
         self, engine: Engine, rows: np.ndarray[Any, np.dtype[np.int64]]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns, by row and level, loss (b, 8), mean and mean square of the target by channel (b, 8, C); fp64 on the
-        CPU."""
+        """Returns, by row and level, loss (b, 8), mean and mean square of the target by channel (b,
+        8, C); fp64 on the CPU."""
         config, device = self.config, self.world.device
         moments, tokens, cu_seqlens = read_rows(self.join, rows)
         tokens = encoded(self.text_encoder, tokens.to(device), cu_seqlens)
