@@ -52,7 +52,6 @@ ADVICE = {
 BUSY = 0.9  # share of the time; a busier encoder waits for nothing worth a word
 
 
-# Columns ------------------------------------------------------------------------------------------
 class _Shards(Fields):
     total: Count = 0
     done: Count = 0
@@ -60,7 +59,9 @@ class _Shards(Fields):
     running: Count = 0
 
 
-class _Run(Fields):
+class RunRecord(Fields):
+    """What progress.json says, as far as it is read here."""
+
     format: Literal["latentbank-progress"]
     updated: float = 0
     pid: Annotated[int, Field(ge=1, lt=1 << 31)] = 1
@@ -71,6 +72,9 @@ class _Run(Fields):
     eta_s: float | None = None
     busy: float | None = None
     waits: dict[Text, float] = {}
+
+
+# Columns ------------------------------------------------------------------------------------------
 
 
 def column_status(store: Store, reported: Json | None = None, sizes: bool = False) -> Json:
@@ -115,56 +119,53 @@ def read_progress(root: Store) -> Json | None:
     """Returns what the last run said of itself; None if there is nothing that can be read."""
     try:
         run: Json = parse_json(root.read(PROGRESS))
-        check(_Run, run)
+        check(RunRecord, run)
         return run
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 
 
-def is_alive(run: Json, now: float) -> bool:
+def is_alive(run: RunRecord, now: float) -> bool:
     """Returns whether the process that wrote this still runs, as far as can be told from here."""
-    if now - float(run.get("updated", 0)) > SILENT:
+    if now - run.updated > SILENT:
         return False
-    if run.get("host") != platform.node():
-        return True  # it wrote a moment ago
-    try:
-        os.kill(int(run["pid"]), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, KeyError, ValueError):
-        return True
-    return True
+    if run.host == platform.node():
+        try:
+            os.kill(run.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+    return True  # elsewhere it wrote a moment ago
 
 
-def in_words(run: Json, alive: bool, now: float) -> list[str]:
+def in_words(run: RunRecord, alive: bool, now: float) -> list[str]:
     """Returns lines on what the run does, and what it waits for."""
-    shards = run.get("shards", {})
-    total, done, failed = (shards.get(k, 0) for k in ("total", "done", "failed"))
-    state = "running" if alive else "ended" if done + failed >= total else "not running any more"
-    age = max(0.0, now - float(run.get("updated", now)))
+    shards, age = run.shards, max(0.0, now - run.updated)
+    ended = shards.done + shards.failed >= shards.total
+    state = "running" if alive else "ended" if ended else "not running any more"
     lines = [
-        f"run         {state}: process {run.get('pid')} on {run.get('host')}, last heard of "
-        f"{age:.0f} s ago",
-        f"shards      {done:,} of {total:,} done in this run, {failed:,} failed, "
-        f"{shards.get('running', 0) if alive else 0:,} in flight",
-        f"rate        {run.get('rows_per_s') or 0:,.1f} samples/s, {run.get('rows', 0):,} rows",
+        f"run         {state}: process {run.pid} on {run.host}, last heard of {age:.0f} s ago",
+        f"shards      {shards.done:,} of {shards.total:,} done in this run, {shards.failed:,} "
+        f"failed, {shards.running if alive else 0:,} in flight",
+        f"rate        {run.rows_per_s:,.1f} samples/s, {run.rows:,} rows",
     ]
-    if alive and run.get("eta_s") is not None:
-        lines.append(f"ETA         {duration_text(run['eta_s'])}")
-    if run.get("busy") is not None:
-        lines.append(f"encoders    {100 * run['busy']:.0f} % busy; {waiting_for(run)}")
+    if alive and run.eta_s is not None:
+        lines.append(f"ETA         {duration_text(run.eta_s)}")
+    if run.busy is not None:
+        lines.append(f"encoders    {100 * run.busy:.0f} % busy; {waiting_for(run)}")
     return lines
 
 
-def waiting_for(run: Json) -> str:
+def waiting_for(run: RunRecord) -> str:
     """Returns the greatest reason of waiting in words, with what would help."""
-    waits = {reason: float(seconds) for reason, seconds in run.get("waits", {}).items() if seconds}
-    if (run.get("busy") or 0) >= BUSY:
+    if (run.busy or 0) >= BUSY:
         return "that is as it should be"
-    if not waits:
+    total = sum(run.waits.values())
+    if not total:
         return "no waits counted"
-    reason = max(waits, key=lambda name: waits[name])
-    share = waits[reason] / sum(waits.values())
+    reason = max(run.waits, key=lambda name: run.waits[name])
+    share = run.waits[reason] / total
     return f"{ADVICE.get(reason, f'it waits for {reason}')} ({100 * share:.0f} % of the waiting)"
 
 
@@ -185,8 +186,9 @@ def status(config: EncodeConfig, now: float | None = None, sizes: bool = True) -
                 entry = {"begun": False, "error": str(error), "failed": {}}
             columns[f"{source}/{name}"] = entry
     if run is not None:
-        alive = is_alive(run, now)
-        run |= {"alive": alive, "words": in_words(run, alive, now)}
+        typed = RunRecord.model_validate(run)
+        alive = is_alive(typed, now)
+        run |= {"alive": alive, "words": in_words(typed, alive, now)}
     return {"root": open_store(config.root).url, "columns": columns, "run": run}
 
 

@@ -6,12 +6,12 @@ import os
 import platform
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from encode.report.status import (
+    RunRecord,
     add_options,
     column_status,
     in_words,
@@ -32,6 +32,10 @@ RUN = {
     "rows_per_s": 123.45, "eta_s": 90_061.0, "busy": 0.41,
     "waits": {"decode": 60.0, "read": 30.0, "write": 10.0, "idle": 0.0}, "workers": [],
 }  # fmt: skip
+
+
+def run_of(**fields: object) -> RunRecord:
+    return RunRecord.model_validate(RUN | fields)
 
 
 def words_of(config: Path, *options: str) -> argparse.Namespace:
@@ -111,28 +115,32 @@ def test_whether_a_run_is_alive() -> None:
         os._exit(0)
     os.waitpid(child, 0)
     now = time.time()
-    alive: dict[str, Any] = {"pid": os.getpid(), "host": platform.node(), "updated": now}
-    assert is_alive(alive, now)
-    assert not is_alive(alive | {"pid": child}, now)
-    assert not is_alive(alive | {"updated": now - 3_600}, now)
-    assert is_alive({"pid": child, "host": "another", "updated": now - 9}, now)
-    assert not is_alive({"pid": child, "host": "another", "updated": now - 3_600}, now)
+
+    def alive(**fields: object) -> bool:
+        return is_alive(run_of(**{"pid": os.getpid(), "updated": now, **fields}), now)
+
+    assert alive()
+    assert not alive(pid=child)
+    assert not alive(updated=now - 3_600)
+    assert alive(pid=child, host="another", updated=now - 9)
+    assert not alive(pid=child, host="another", updated=now - 3_600)
 
 
 def test_a_run_in_words() -> None:
     now = 1e9 + 7
-    record: dict[str, Any] = RUN | {"pid": 7, "updated": 1e9}
+    record = run_of(pid=7, updated=1e9)
     text = "\n".join(in_words(record, True, now))
     assert "4 of 10 done in this run, 1 failed, 2 in flight" in text
     assert "123.5 samples/s" in text
     assert "41 % busy; decode-bound" in text
     assert "(60 % of the waiting)" in text
-    done = record | {"shards": {"total": 10, "done": 9, "failed": 1}}
+    done = run_of(pid=7, updated=1e9, shards={"total": 10, "done": 9, "failed": 1})
     assert "ended" in in_words(done, False, now)[0]
     assert "ETA" not in "\n".join(in_words(done, False, now))
-    assert "as it should be" in waiting_for(record | {"busy": 0.97})
+    assert "as it should be" in waiting_for(run_of(busy=0.97))
     for reason in ("read", "write", "idle"):
-        assert "of the waiting" in waiting_for({"busy": 0.1, "waits": {reason: 5.0, "decode": 1.0}})
+        waits = {reason: 5.0, "decode": 1.0}
+        assert "of the waiting" in waiting_for(run_of(busy=0.1, waits=waits))
 
 
 @pytest.mark.parametrize("text", ["", "{torn", "[]", '{"format": "another"}'])
