@@ -32,7 +32,7 @@ class Stats:
 
     node: str  # host name
     pid: int
-    beat: int  # grows with everything that gets done; a worker whose beat stands still is stuck
+    beat: int  # grows with everything that gets done; a worker whose beat does not grow is stuck
     busy: float  # seconds in which an encoder ran
     waits: dict[str, float]  # seconds in which none did, by reason
     seconds: dict[str, float]  # by stage, added up over threads

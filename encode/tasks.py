@@ -19,9 +19,9 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
-    """One tar and the columns it still lacks. `number` is its shard, `folder` that of the
-    source. `remote`: pictures are decoded on another node. `peers`: columns of the source on disk, by
-    the suffix that they read.
+    """One tar and the columns it still lacks. `number` is its shard, `folder` that of the source.
+    `remote`: pictures are decoded on another node. `peers`: columns of the source on disk, by the
+    suffix that they read.
     """
 
     source: str

@@ -61,7 +61,7 @@ class DiskSpace:
 def lengths_of(
     encoder: Encoder, suffix: str, max_tokens: int, samples: Sequence[TarSample]
 ) -> list[NDArray[np.int64]]:
-    """Returns the tokens of each row of some tars, 0 where there is no caption, at most `max_tokens`.
+    """Returns the tokens, up to `max_tokens`, of each row of some tars, 0 where it has no caption.
 
     Counted where the captions are at hand; else from their bytes, at the rate seen in the others.
     """
@@ -135,8 +135,8 @@ def _of_source(
 
 
 def _middle_sample(job: SourceJob, shards: Sequence[int], captions: set[str]) -> TarSample | None:
-    """Returns a sample of the middle tar, by size, or of the nearest that can be read; None if none of
-    a few can, or there is none.
+    """Returns a sample of the middle tar, by size, or of the nearest that can be read; None if none
+    of a few can, or there is none.
     """
     middle = len(shards) // 2
     for shard in [*shards[middle:], *shards[:middle][::-1]][:TRIES]:

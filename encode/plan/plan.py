@@ -4,9 +4,9 @@
     python -m encode plan CONFIG --gpus 32 --price-per-gpu-hour 2.5 --price-per-tb-month 23
     python -m encode plan CONFIG --seconds 0 --json            # bytes only, for a script
 
-The source's index is read where it exists; else a few tars are sampled, and totals have an interval.
-Encoders are tried on real rows, on this machine's device: run it where the encoding will run. Exit
-code 2 if the target has too little room.
+The source's index is read where it exists; else a few tars are sampled, and totals have an
+interval. Encoders are tried on real rows, on this machine's device: run it where the encoding will
+run. Exit code 2 if the target has too little room.
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ def as_record(plan: CostEstimate, args: argparse.Namespace) -> Json:
 
 
 def money(cost: ColumnCost, args: argparse.Namespace) -> Json:
-    """Returns the hours on the GPUs asked for, their price, and that of keeping the column a month."""
+    """Returns the hours on --gpus devices, their price, and that of keeping the column a month."""
     hours, hour, month = cost.gpu_hours, args.price_per_gpu_hour, args.price_per_tb_month
     return {
         "hours": None if hours is None else hours / args.gpus,

@@ -37,7 +37,7 @@ class Rate:
 
 
 def timed(call: Callable[[int], Any], max_rows: int, seconds: float) -> tuple[float, int, Any]:
-    """Returns (median rows a second, measured calls, what the last call returned) of a call for n rows.
+    """Returns the median of rows a second of a call for n rows, the measured calls, the last result.
 
     The first calls, of one row and then of as many as fit into a part of the time, are not counted:
     they load kernels and show how many rows to give.
@@ -107,14 +107,14 @@ def ratio_of(layout: Layout, values: Sequence[NDArray[Any]]) -> float:
 
 
 def hours(rows: float, rate: Rate, gpus: int, threads: int) -> float:
-    """Returns the hours that some rows take on so many devices with so many decoding threads each."""
+    """Returns the hours that rows take on some devices with some decoding threads each."""
     slowest = min(rate.rows_per_s, (rate.decoded_per_s or math.inf) * threads)
     return rows / max(slowest, 1e-9) / gpus / 3_600
 
 
 def decode_bound(rate: Rate, threads: int) -> int | None:
-    """Returns the threads a device needs so that its encoder need not wait for decoding; None where it
-    does not wait.
+    """Returns the threads a device needs so that its encoder need not wait for decoding; None where
+    it does not wait.
     """
     if rate.decoded_per_s is None or rate.decoded_per_s * threads >= rate.rows_per_s:
         return None

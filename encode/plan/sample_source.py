@@ -1,8 +1,8 @@
 """What a source holds, without encoding it: from its index where that exists, else from a few tars.
 
 Rows of tars that have an index are known exactly. A few tars, spread over the source, are sampled:
-which members their rows have, their captions, and some pictures to try the encoders on. Totals follow
-by the ratio to rows (where those of all tars are known) or to bytes of tars.
+which members their rows have, their captions, and some pictures to try the encoders on. Totals
+follow by the ratio to rows (where those of all tars are known) or to bytes of tars.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ FIRST, TRIES = 8, 32  # tars with rows that are searched for a suffix, of so man
 
 @dataclass(frozen=True, slots=True)
 class TarSample:
-    """What a tar holds. `captions` and `pictures` (by suffix) are empty where the tar itself is out of
-    reach and its index alone was read.
+    """What a tar holds. `captions` and `pictures` (by suffix) are empty where the tar itself is out
+    of reach and its index alone was read.
     """
 
     shard: int
@@ -60,7 +60,7 @@ class TarSample:
 
 @dataclass(frozen=True, slots=True)
 class SourceJob:
-    """A source of a config, where its records are, and the columns that the config asks for of it."""
+    """A source of a config, where its records are, and the columns that the config names."""
 
     source: Source
     # path or url of each tar; None where only its index can be had
@@ -108,8 +108,9 @@ class SourceJob:
 def open_job(config: EncodeConfig, name: str, index_alone: bool = False) -> SourceJob:
     """Returns a source of a config, compared with its records and with the suffixes of the columns.
 
-    Raises MissingTar where tars do not exist, unless none is in reach and `index_alone` lets the records
-    of an earlier run serve; NoSuchSuffix, and what `Source.check` raises of another source's records.
+    Raises MissingTar where tars do not exist, unless none is in reach and `index_alone` lets the
+    records of an earlier run serve; NoSuchSuffix, and what `Source.check` raises of another
+    source's records.
     """
     folder = config.root_store.child(name)
     tars: Sequence[str | None]
@@ -128,8 +129,8 @@ def open_job(config: EncodeConfig, name: str, index_alone: bool = False) -> Sour
 
 
 def refuse_unmatched(config: EncodeConfig, job: SourceJob) -> None:
-    """Raises NoSuchSuffix if a column's suffix is that of no member in the first tars with rows, and
-    in some more of the source. Tars are read, or their indexes, until every suffix was seen.
+    """Raises NoSuchSuffix if a column's suffix is that of no member in the first tars with rows,
+    and in some more of the source. Tars are read, or their indexes, until every suffix was seen.
     """
     source, shards, half = job.source, len(job.tars), FIRST // 2
     order = [*range(half), *(shards * i // half - 1 for i in range(1, half + 1))]
@@ -186,7 +187,7 @@ def exactly(value: float) -> Estimate:
 def extrapolate(
     values: Sequence[float], sizes: Sequence[float], total_size: float, population: int
 ) -> Estimate:
-    """Returns a total from a sample of `population` tars, by the ratio to a size known of all of them.
+    """Returns a total from a sample of `population` tars, by the ratio to a size known of them all.
 
     The interval is that of a ratio estimator of a finite population, with Student's t (Cochran,
     Sampling Techniques, 1977, chapter 6).
@@ -209,8 +210,8 @@ def extrapolate(
 
 
 class Survey:
-    """A source with the rows that its index knows and `count` sampled tars, spread evenly over it (all,
-    if there are no more). Raises EncodeError where none of them can be sampled.
+    """A source with the rows that its index knows and `count` sampled tars, spread evenly over it
+    (all, if there are no more). Raises EncodeError where none of them can be sampled.
     """
 
     def __init__(

@@ -34,10 +34,10 @@ def object_bytes(array: ArraySpec, elements: int) -> int:
 def shard_bytes(
     layout: Layout, present: NDArray[np.bool_], lengths: NDArray[np.int64], ratio: float = 1.0
 ) -> int:
-    """Returns the bytes that one shard adds to a column: values, small arrays and its commit record.
+    """Returns the bytes that one shard adds to a column: values, small arrays, commit record.
 
-    `present` says which rows have values, (rows,); `lengths` is tokens a row, 0 where there are none
-    (of no meaning where rows are of one shape). `ratio` is what a codec makes of the values.
+    `present` says which rows have values, (rows,); `lengths` is tokens a row, 0 where there are
+    none (of no meaning where rows are of one shape). `ratio` is what a codec makes of the values.
     """
     rows, arrays = len(present), layout.arrays()
     objects = _values(layout, present, lengths, ratio)
@@ -79,8 +79,8 @@ def _values(
 
 
 def column_bytes(layout: Layout, rows: int, empty: int = 0) -> int:
-    """Returns the bytes a column holds once, beside its shards: column.json, Zarr metadata, the empty caption
-    (`empty` tokens) and the COMPLETE record of `rows` rows.
+    """Returns the bytes a column holds once, beside its shards: column.json, Zarr metadata, the
+    empty caption (`empty` tokens) and the COMPLETE record of `rows` rows.
     """
     arrays = layout.arrays()
     metadata = len(GROUP_JSON) + sum(len(array.zarr_json()) for array in arrays.values())

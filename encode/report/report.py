@@ -68,9 +68,9 @@ def write_report(
     """Writes `<root>/report.json` and summarises the run.
 
     `columns` are all that the config names, by url; `failed` the run's shards and why; `run` what
-    progress.json says, None where nothing was encoded; `damaged` says of columns by url what they lack
-    though it is committed. Columns of earlier runs keep their entries. Raises CountsDisagree where
-    rows are lost or doubled.
+    progress.json says, None where nothing was encoded; `damaged` says of columns by url what they
+    lack though it is committed. Columns of earlier runs keep their entries. Raises CountsDisagree
+    where rows are lost or doubled.
     """
     report = read_report(root)
     heads: dict[str, dict[int, int]] = {}
@@ -107,8 +107,8 @@ def read_report(root: Store) -> Json:
 def column_report(
     target: Target, heads: dict[int, int], failed: Sequence[tuple[ShardTask, str]] = ()
 ) -> Json:
-    """Returns rows by status, bytes and seconds by stage, added up over the commits of a column, and
-    its failed shards, each with the tar where this run knows it from `failed`.
+    """Returns rows by status, bytes and seconds by stage, added up over the commits of a column,
+    and its failed shards, each with the tar where this run knows it from `failed`.
 
     Rows of shards that have an index and no commit count as SHARD_FAILED or, where nobody has tried
     them, as not encoded; shards without an index as unread. Raises CountsDisagree.
@@ -241,8 +241,8 @@ def _rows_table(columns: Mapping[str, Json]) -> Table:
 
 
 def _stage_table(columns: Mapping[str, Json]) -> Table:
-    """Returns seconds by stage over all commits, with milliseconds a row. A commit calls the time of its
-    column's encoder by the column's name.
+    """Returns seconds by stage over all commits, with milliseconds a row. A commit calls the time
+    of its column's encoder by the column's name.
     """
     stages_of = {
         url: {

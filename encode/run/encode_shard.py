@@ -122,8 +122,8 @@ def is_committed(target: Target, shard: int) -> bool:
 
 
 def refuse_others(task: ShardTask, members: Mapping[str, Mapping[str, str]]) -> None:
-    """Raises SourceChanged if a column on disk was made of other members of this tar than those that
-    were read now, TarChanged if two of these columns read different ones.
+    """Raises SourceChanged if a column on disk was made of other members of this tar than those
+    that were read now, TarChanged if two of these columns read different ones.
     """
     digests: dict[str, str] = {}
     for suffix, digest in (item for column in members.values() for item in column.items()):
@@ -202,8 +202,8 @@ class Shard:
             )  # fmt: skip
 
     def _encode_pictures(self, batches: Iterator[Batch], count: int) -> None:
-        """Encodes the image columns of a block of `count` rows, batch by batch; rows without a picture
-        are left out of an encoder's batch.
+        """Encodes the image columns of a block of `count` rows, batch by batch; rows without a
+        picture are left out of an encoder's batch.
         """
         values: dict[str, NDArray[Any]] = {}
         status = {view.suffix: np.zeros(count, np.uint8) for view in self.views}
@@ -263,7 +263,7 @@ def encode_captions(
 
 
 def seconds_of(seconds: Mapping[str, float], column: str) -> dict[str, float]:
-    """Returns the seconds of a column's commit: of its own encoder and writing, and what all share."""
+    """Returns a column's seconds for its commit: its encoder, its writing, and what all share."""
     stages = {stage: seconds[stage] for stage in ("read", "decode", "wait") if stage in seconds}
     stages |= {column: seconds.get(column, 0.0), "write": seconds.get(f"write {column}", 0.0)}
     return {stage: round(value, 3) for stage, value in stages.items()}

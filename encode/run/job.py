@@ -1,9 +1,9 @@
-"""`encode run`: the columns of a config, minus what is committed, handed to workers until every shard is
-accounted for.
+"""`encode run`: the columns of a config, minus what is committed, handed to workers until every
+shard is accounted for.
 
 There is no state but the columns themselves: a second run does nothing, an interrupted one goes on.
-Each column is held by a lease while a run works on it, for economy and so that `repair` and `gc` keep
-away; that the columns come out right rests on commits alone.
+Each column is held by a lease while a run works on it, for economy and so that `repair` and `gc`
+keep away; that the columns come out right rests on commits alone.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def _run(config: EncodeConfig, options: Options) -> int:
 
 @contextmanager
 def held(columns: Sequence[Store], cooperate: bool, force: bool) -> Iterator[list[Lease]]:
-    """Holds every column; raises LeaseHeld, naming the holder, if another run, repair or gc has one.
+    """Holds every column; raises LeaseHeld, naming the holder, if another run, repair or gc has
+    one.
 
     With `cooperate` nothing is held: runs share the work and do some of it twice, and `repair` and
     `gc --yes` are not to be started meanwhile, for they do not see the runs.
@@ -129,8 +130,8 @@ def _encode(
 
 
 def start_executor(config: EncodeConfig) -> Executor:
-    """Returns the executor that the config names: inline with the encoders loaded, on Ray the workers
-    load them.
+    """Returns the executor that the config names: inline with the encoders loaded, on Ray the
+    workers load them.
     """
     if config.engine.executor == "inline":
         return InlineExecutor(load_encoders(config.columns, config.engine), config.engine)
@@ -154,8 +155,8 @@ def record_failures(failures: Sequence[tuple[ShardTask, str]]) -> None:
 def finish(
     plan: RunPlan, config: EncodeConfig, failures: Sequence[tuple[ShardTask, str]], run: Json | None
 ) -> int:
-    """Writes COMPLETE records, of columns whose objects are all there, and the report. Returns the exit
-    code.
+    """Writes COMPLETE records, of columns whose objects are all there, and the report. Returns the
+    exit code.
     """
     damaged: dict[str, str] = {}
     incomplete = {t.store.url for task, _ in failures for t in task.targets.values()}

@@ -1,5 +1,6 @@
 """A worker holds every encoder once and encodes shards, two at a time. Here is the worker of this
-process; `ray_workers` has those that are Ray actors. Both report to the supervisor by the same events.
+process; `ray_workers` has those that are Ray actors. Both report to the supervisor by the same
+events.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a run has to do: identities checked, columns held and claimed, missing shards listed.
 
-Nothing is encoded here, and nothing written before every identity has been looked at. Of each column
-there is one listing of commits and one of failures, whatever the number of shards. What only a loaded
-encoder can say is asked of a worker (`specs`), so that the driver holds no model.
+Nothing is encoded here, and nothing written before every identity has been looked at. Of each
+column there is one listing of commits and one of failures, whatever the number of shards. What only
+a loaded encoder can say is asked of a worker (`specs`), so that the driver holds no model.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def prepare(config: EncodeConfig, jobs: Sequence[SourceJob], executor: Executor)
 
 
 def claim_columns(plan: RunPlan, retry: bool) -> None:
-    """Writes the records of source and columns, and lists the shards to encode: those that nobody has
-    tried, or with `retry` those alone that have failed.
+    """Writes the records of source and columns, and lists the shards to encode: those that nobody
+    has tried, or with `retry` those alone that have failed.
     """
     for job in plan.jobs:
         job.source.put(job.folder)
@@ -77,8 +77,8 @@ def claim_columns(plan: RunPlan, retry: bool) -> None:
 
 
 def columns_of(folder: Store, fingerprint: str) -> dict[str, list[Target]]:
-    """Returns the columns of a source on disk, by the suffix of the members that they read. A folder
-    that holds no column, or one that cannot be read, is passed over.
+    """Returns the columns of a source on disk, by the suffix of the members that they read. A
+    folder that holds no column, or one that cannot be read, is passed over.
     """
     columns: dict[str, list[Target]] = {}
     for name in folder.folders():
@@ -92,8 +92,8 @@ def columns_of(folder: Store, fingerprint: str) -> dict[str, list[Target]]:
 
 
 def _list_tasks(
-    plan: RunPlan, job: SourceJob, targets: Mapping[str, Target], peers: Mapping[str, Sequence[Target]],
-    retry: bool,
+    plan: RunPlan, job: SourceJob, targets: Mapping[str, Target],
+    peers: Mapping[str, Sequence[Target]], retry: bool,
 ) -> None:  # fmt: skip
     """Lists shards by the columns they lack; those that lack the same share one mapping."""
     shards = range(len(job.tars))

@@ -57,7 +57,7 @@ class Progress:
             self.write(final=True)
 
     def note(self, text: str) -> None:
-        """Prints a line that stays. Where it goes may be full, as the target may be: the run goes on."""
+        """Prints a line that stays. The disk that takes it may be full: the run goes on."""
         with suppress(OSError):
             self._bar.note(text)
 
@@ -106,7 +106,8 @@ class Progress:
 
     def _add(self, stats: Stats, sign: int) -> None:
         for total, seconds in (
-            (self._time, {"busy": stats.busy, **stats.waits}), (self._seconds, stats.seconds), (self._cpu, stats.cpu)
+            (self._time, {"busy": stats.busy, **stats.waits}),
+            (self._seconds, stats.seconds), (self._cpu, stats.cpu),
         ):  # fmt: skip
             for name, value in seconds.items():
                 total[name] += sign * value
@@ -128,9 +129,7 @@ class Progress:
         return max(0, self.rows - rows) / max(time.monotonic() - at, 1e-9)
 
     def eta(self) -> float | None:
-        """Returns the seconds until the end, from the rows in the bytes that are done; None before the
-        first.
-        """
+        """Returns the seconds until the end, by the rows in the bytes so far; None before any."""
         rate = self.rate()
         if not self._bytes_done or not self._rows_done or not rate:
             return None
@@ -197,7 +196,7 @@ class Progress:
 
 
 def busy_share(seconds: Mapping[str, float]) -> float | None:
-    """Returns the share of the workers' time in which an encoder ran; None before any time passed."""
+    """Returns the share of the workers' time in which an encoder ran; None before any time."""
     total = sum(seconds.values())
     return round(seconds["busy"] / total, 4) if total > 0 else None
 

@@ -72,8 +72,8 @@ class RayWorker:
 
 @dataclass(slots=True)
 class Actor:
-    """What the driver knows of an actor. `node` is None until it is ready; `heard` is when its beat last
-    grew or it got a shard; `poll_at` is infinite while a poll is under way.
+    """What the driver knows of an actor. `node` is None until it is ready; `heard` is when its beat
+    last grew or it got a shard; `poll_at` is infinite while a poll is under way.
     """
 
     handle: Any
@@ -124,7 +124,7 @@ class RayExecutor:
     # The cluster ----------------------------------------------------------------------------------
 
     def slots(self) -> int:
-        """Returns the workers that the cluster has room for: one a GPU, or one a CPU where it has none."""
+        """Returns the workers that the cluster has room for: one a GPU, without GPUs one a CPU."""
         resources = self._ray.cluster_resources()
         if self._on_gpus(resources):
             return int(resources["GPU"])
@@ -148,8 +148,8 @@ class RayExecutor:
         ).remote(*self._args)  # fmt: skip
 
     def ask(self, question: Question[T]) -> T:
-        """Returns the answer of an actor, which then becomes the first worker. Raises what loading or the
-        question raise there, NoWorkers if actors die of it again and again.
+        """Returns the answer of an actor, which then becomes the first worker. Raises what loading
+        or the question raise there, NoWorkers if actors die of it again and again.
         """
         reason = ""
         for _ in range(DEATHS):
@@ -195,8 +195,8 @@ class RayExecutor:
         return self._last_node.get(worker)
 
     def retire(self, worker: int) -> None:
-        """Ends an actor and all its calls. It is killed also where it seems dead, so that one that is
-        only out of reach does not hold its GPU.
+        """Ends an actor and all its calls. It is killed also where it seems dead, so that one that
+        is only out of reach does not hold its GPU.
         """
         self._calls = {call: key for call, key in self._calls.items() if key[0] != worker}
         actor = self._actors.pop(worker, None)
@@ -307,8 +307,8 @@ def cause_of(error: Any) -> Exception:
 
 
 def reason_of(error: Exception) -> str:
-    """Returns the first and last line of Ray's message on a dead actor: the last is its own error, if
-    any.
+    """Returns the first and last line of Ray's message on a dead actor: the last is its own error,
+    if any.
     """
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return " ... ".join(dict.fromkeys((lines[0], lines[-1]))) if lines else type(error).__name__

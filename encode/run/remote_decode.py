@@ -31,8 +31,8 @@ IN_STORE = 3  # batches that wait in the object store
 def decode_batches(
     task: ShardTask, digest: str, views: Sequence[View], config: EngineConfig
 ) -> Iterator[Batch]:
-    """Yields the batches of a shard in order, on another node; raises RemoteDecodeFailed if its tar is
-    not the one of this index.
+    """Yields the batches of a shard in order, on another node; raises RemoteDecodeFailed if its tar
+    is not the one of this index.
     """
     with fetched(task.tar, config.scratch_folder, task.size) as path, path.open("rb") as file:
         tar = Tar(file, task.size)
@@ -56,8 +56,8 @@ def decode_batches(
 def decoded_elsewhere(
     task: ShardTask, index: ShardIndex, views: Sequence[View], config: EngineConfig
 ) -> Generator[Batch, None, None]:
-    """Yields the batches of a shard from a task on some node with a CPU to spare, checked to be in order
-    and without gaps.
+    """Yields the batches of a shard from a task on some node with a CPU to spare, checked to be in
+    order and without gaps.
     """
     ray: Any = importlib.import_module("ray")
     stream = ray.remote(decode_batches).options(

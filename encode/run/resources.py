@@ -1,5 +1,5 @@
-"""What the shards in flight on one worker share: the encoders' lock, decoding threads, room for text,
-and the event that stops them.
+"""What the shards in flight on one worker share: the encoders' lock, decoding threads, room for
+text, and the event that stops them.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Scheduler(Generic[T]):
         return task
 
     def _suspect_for(self, worker: int) -> T | None:
-        """Returns a suspect that has not died with this worker, unless it has with every living one."""
+        """Returns a suspect that has not died with this worker, or else with every living one."""
         living = self.running.keys() - self.abandoned
         for task in self.suspects:
             if worker not in self._died_at[task] or not living - self._died_at[task]:

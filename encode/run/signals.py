@@ -4,8 +4,8 @@
     second         they are given up between two batches
     third          the process ends at once
 
-All are safe: what is committed stays, and the same command goes on. `ray job stop` sends SIGTERM and
-kills soon after, so there the second step follows by itself in time.
+All are safe: what is committed stays, and the same command goes on. `ray job stop` sends SIGTERM
+and kills soon after, so there the second step follows by itself in time.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def grace() -> float | None:
 
 @contextmanager
 def draining(finish: Callable[[], None], abort: Callable[[], None]) -> Iterator[list[int]]:
-    """Calls `finish` at the first stop signal and `abort` at the second, from a signal handler, so they
-    may do no more than set something. Yields the signals received, which grows.
+    """Calls `finish` at the first stop signal and `abort` at the second, from a signal handler, so
+    they may do no more than set something. Yields the signals received, which grows.
     """
     received: list[int] = []
     timer = threading.Timer(grace() or 0.0, abort)
@@ -64,8 +64,8 @@ def draining(finish: Callable[[], None], abort: Callable[[], None]) -> Iterator[
 
 @contextmanager
 def deferred() -> Iterator[list[int]]:
-    """Yields the stop signals received meanwhile, and raises Stopped at the end if there are any: what a
-    handler raises within Ray's C++ code would come out as a SystemError.
+    """Yields the stop signals received meanwhile, and raises Stopped at the end if there are any:
+    what a handler raises within Ray's C++ code would come out as a SystemError.
     """
     received: list[int] = []
     try:

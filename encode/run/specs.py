@@ -1,5 +1,5 @@
-"""What only a loaded encoder can say of its columns: identity, layout, norm, int8 scales and the row of
-the empty caption. A worker answers it, since the driver of a run holds no model.
+"""What only a loaded encoder can say of its columns: identity, layout, norm, int8 scales and the
+row of the empty caption. A worker answers it, since the driver of a run holds no model.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ TRIES = 8  # tars that are looked at for captions to measure on
 def column_specs(
     config: EncodeConfig, jobs: Sequence[SourceJob], encoders: Mapping[str, Encoder]
 ) -> tuple[dict[str, dict[str, ColumnSpec]], dict[str, Words]]:
-    """Returns the spec of each column by source and column, and the row of the empty caption of each
-    column of captions.
+    """Returns the spec of each column by source and column, and the row of the empty caption of
+    each column of captions.
     """
     specs = {
         job.source.name: {
@@ -51,8 +51,8 @@ def column_specs(
 
 
 def scales(encoder: Encoder, job: SourceJob, name: str, config: EncodeConfig) -> Json:
-    """Returns the channel scales of an int8 column: those of the column on disk, else measured on the
-    first tar that is one and has captions.
+    """Returns the channel scales of an int8 column: those of the column on disk, else measured on
+    the first tar that is one and has captions.
     """
     assert isinstance(encoder, CaptionEncoder)
     existing = existing_scales(job.folder.child(name))

@@ -1,5 +1,5 @@
-"""Supervises the workers of a run: slots are filled and given up as nodes come and go, shards handed
-out, deaths and errors judged.
+"""Supervises the workers of a run: slots are filled and given up as nodes come and go, shards
+handed out, deaths and errors judged.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ class Supervisor:
     fatal: Exception | None = None
 
     def work(self) -> None:
-        """Works to the end, or until the scheduler drains. Raises NoWorkers, or the error that would hit
-        every shard; what is in flight is stopped then, so that nothing is left half-written.
+        """Works to the end, or until the scheduler drains. Raises NoWorkers, or the error that
+        would hit every shard; what is in flight is stopped then, so that nothing is left
+        half-written.
         """
         try:
             self._fill_slots()
@@ -108,7 +109,7 @@ class Supervisor:
                     self.scheduler.dropped(event.worker, event.key)
 
     def _fill_slots(self) -> None:
-        """Starts workers in slots that have come, retires those that never came for slots that are gone.
+        """Starts workers in new slots, retires those that never came for slots that are gone.
 
         With engine.workers there may be more of them than the cluster has room for, which calls for
         nodes where it scales by itself.
@@ -141,7 +142,7 @@ class Supervisor:
                 self.executor.submit(slot, key, self._task(key))
 
     def _task(self, key: int) -> ShardTask:
-        """Returns a task, decoded elsewhere for a share of the shards unless that may be what failed."""
+        """Returns a task: a share of them is decoded elsewhere, unless that may be what failed."""
         task, share = self.tasks[key], self.engine.remote_decode
         remote = int((key + 1) * share) > int(key * share) and not self.scheduler.tried(key)
         return replace(task, remote=True) if remote else task

@@ -31,7 +31,7 @@ class Writing:
         self, column: str, values: Any, status: NDArray[np.uint8],
         freed: Callable[[], object] = lambda: None,
     ) -> None:  # fmt: skip
-        """Writes the next block of a column soon, and calls `freed` when it is written or dropped."""
+        """Writes the next block of a column soon; calls `freed` when it is written or dropped."""
         job = self._pool.submit(self._write, column, values, status)
         job.add_done_callback(lambda _: freed())
         self._now.append(job)
