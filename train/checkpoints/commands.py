@@ -16,19 +16,12 @@ LAYOUTS = ("reference", "diffusers")
 
 
 def add_import_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "folder", type=local_path, help="of the reference's run, with its config.json"
-    )
-    parser.add_argument("out", type=local_path, help="where step-<tag> is written")
-    parser.add_argument(
-        "--tag", type=not_negative, help="which of its checkpoints (default: the last)"
-    )
-    parser.add_argument(
-        "--latents", metavar="COLUMN", type=place, help="of its VAE, to make pictures with it"
-    )
-    parser.add_argument(
-        "--text", metavar="COLUMN", type=place, help="of its text encoder, the same"
-    )
+    add = parser.add_argument
+    add("folder", type=local_path, help="of the reference's run, with its config.json")
+    add("out", type=local_path, help="where step-<tag> is written")
+    add("--tag", type=not_negative, help="which of its checkpoints (default: the last)")
+    add("--latents", metavar="COLUMN", type=place, help="of its VAE, to make pictures with it")
+    add("--text", metavar="COLUMN", type=place, help="of its text encoder, the same")
 
 
 def run_import(args: argparse.Namespace) -> int:
@@ -39,12 +32,11 @@ def run_import(args: argparse.Namespace) -> int:
 
 
 def add_export_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("step", type=local_path, help="a step folder of a run's checkpoints")
-    parser.add_argument("out", type=local_path, help="a new folder")
-    parser.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0])
-    parser.add_argument(
-        "--weights", action="store_true", help="for diffusers: the weights, not their average"
-    )
+    add = parser.add_argument
+    add("step", type=local_path, help="a step folder of a run's checkpoints")
+    add("out", type=local_path, help="a new folder")
+    add("--layout", choices=LAYOUTS, default=LAYOUTS[0])
+    add("--weights", action="store_true", help="for diffusers: weights that are not averaged")
 
 
 def run_export(args: argparse.Namespace) -> int:
