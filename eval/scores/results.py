@@ -58,6 +58,10 @@ class Value:
     high: Finite | None = None
     count: Count | None = None  # of prompts it is of
 
+    def __post_init__(self) -> None:
+        if (self.low is None) != (self.high is None):
+            raise ValueError(f"found the interval {self.low} to {self.high}, expected both ends")
+
 
 Values = Annotated[dict[Text, Value], Field(max_length=1 << 20)]
 

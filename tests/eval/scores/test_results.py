@@ -13,7 +13,7 @@ from eval.errors import BadScores, NotFinite
 from eval.scorers import geneval2 as softtifa
 from eval.scores import results
 from eval.scores.results import Item, Score, Value
-from shards import canonical_json
+from shards import canonical_json, seal, unseal
 from train.report.records import read_records
 
 SCORE = Score(
@@ -68,3 +68,17 @@ def test_damaged(tmp_path: Path, change: bytes | None) -> None:
     path.write_bytes(path.read_bytes().replace(b"0.5", b"0.9") if change is None else change)
     with pytest.raises(BadScores, match=r"geneval-hf-tiny\.json"):
         results.read_all(tmp_path)
+
+
+@pytest.mark.parametrize("end", ["low", "high"])
+@pytest.mark.parametrize("part", ["value", "groups"])
+def test_an_interval_of_one_end_is_refused(tmp_path: Path, end: str, part: str) -> None:
+    """As of an edited record that was sealed again, whether the other end is null or gone."""
+    path = results.write(tmp_path, SCORE)
+    for edit in (lambda value: value.update({end: None}), lambda value: value.pop(end)):
+        record = unseal(path, results.FORMAT, results.VERSION)
+        edit(record["value"] if part == "value" else record["groups"]["counting"])
+        path.write_bytes(seal({k: v for k, v in record.items() if k != "digest"}))
+        with pytest.raises(BadScores, match="expected both ends"):
+            results.read(path)
+        results.write(tmp_path, SCORE)
