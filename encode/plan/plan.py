@@ -191,22 +191,22 @@ def make_plan(config: EncodeConfig, args: argparse.Namespace) -> CostEstimate:
                 cost.threads_wanted = decode_bound(rate, threads)
             costs.append(cost)
     sources = [source_cost(survey) for survey in surveys]
-    missing = sum(cost.missing_bytes for cost in costs)
-    missing += sum(source.index_missing_bytes for source in sources)
+    missing_bytes = sum(cost.missing_bytes for cost in costs)
+    missing_bytes += sum(source.index_missing_bytes for source in sources)
     root = config.root_store
     return CostEstimate(
         sources, costs,
         sum(c.bytes.value for c in costs) + sum(s.index_bytes.value for s in sources),
-        DiskSpace(root.url, missing, free_bytes(root)), pass_gpu_hours(costs, threads),
+        DiskSpace(root.url, missing_bytes, free_bytes(root)), pass_gpu_hours(costs, threads),
     )  # fmt: skip
 
 
 def source_cost(survey: Survey) -> SourceCost:
     """Returns rows and index of a source."""
     index = survey.total([float(sample.index_bytes) for sample in survey.samples])
-    missing = index.value * (1 - len(survey.known) / max(survey.shards, 1))
+    missing_bytes = index.value * (1 - len(survey.known) / max(survey.shards, 1))
     return SourceCost(
-        survey.job.source.name, survey.shards, survey.rows(), index, missing, survey.notes
+        survey.job.source.name, survey.shards, survey.rows(), index, missing_bytes, survey.notes
     )  # fmt: skip
 
 

@@ -62,15 +62,15 @@ def usable(counts: Mapping[str, int]) -> bool:
 
 
 def write_report(
-    root: Store, columns: Mapping[str, Target], failed: Sequence[tuple[ShardTask, str]],
+    root: Store, columns: Mapping[str, Target], failures: Sequence[tuple[ShardTask, str]],
     run: Json | None, config: EncodeConfig, damaged: Mapping[str, str] | None = None,
 ) -> Report:  # fmt: skip
     """Writes `<root>/report.json` and summarises the run.
 
-    `columns` are all that the config names, by url; `failed` the run's shards and why; `run` what
-    progress.json says, None where nothing was encoded; `damaged` says of columns by url what they
-    lack though it is committed. Columns of earlier runs keep their entries. Raises CountsDisagree
-    where rows are lost or doubled.
+    `columns` are all that the config names, by url; `failures` the shards that failed and why;
+    `run` what progress.json says, None where nothing was encoded; `damaged` says of columns by url
+    what they lack though it is committed. Columns of earlier runs keep their entries. Raises
+    CountsDisagree where rows are lost or doubled.
     """
     report = read_report(root)
     heads: dict[str, dict[int, int]] = {}
@@ -79,7 +79,7 @@ def write_report(
         folder = target.store.parent
         if folder.url not in heads:
             heads[folder.url] = index_heads(folder)
-        entry = entries[url] = column_report(target, heads[folder.url], failed)
+        entry = entries[url] = column_report(target, heads[folder.url], failures)
         if damaged and url in damaged:
             entry |= {"complete": None, "damaged": damaged[url]}
         if run is not None:
@@ -92,7 +92,7 @@ def write_report(
         url for url, entry in entries.items()
         if entry["complete"] is not None and not usable(entry["counts"])
     ]  # fmt: skip
-    return Report(summary(entries, failed, run, config.allow_failed), useless)
+    return Report(summary(entries, failures, run, config.allow_failed), useless)
 
 
 def read_report(root: Store) -> Json:
@@ -105,10 +105,10 @@ def read_report(root: Store) -> Json:
 
 
 def column_report(
-    target: Target, heads: dict[int, int], failed: Sequence[tuple[ShardTask, str]] = ()
+    target: Target, heads: dict[int, int], failures: Sequence[tuple[ShardTask, str]] = ()
 ) -> Json:
     """Returns rows by status, bytes and seconds by stage, added up over the commits of a column,
-    and its failed shards, each with the tar where this run knows it from `failed`.
+    and its failed shards, each with the tar where this run knows it from `failures`.
 
     Rows of shards that have an index and no commit count as SHARD_FAILED or, where nobody has tried
     them, as not encoded; shards without an index as unread. Raises CountsDisagree.
@@ -144,7 +144,7 @@ def column_report(
         )
     tars = {
         task.number: str(task.tar)
-        for task, _ in failed
+        for task, _ in failures
         if any(t.store.url == store.url for t in task.targets.values())
     }
     return {
@@ -171,7 +171,7 @@ def column_report(
 
 
 def summary(
-    columns: Mapping[str, Json], failed: Sequence[tuple[ShardTask, str]], run: Json | None,
+    columns: Mapping[str, Json], failures: Sequence[tuple[ShardTask, str]], run: Json | None,
     allow_failed: bool = False,
 ) -> str:  # fmt: skip
     """Returns the end of a run for a reader: rows by column, time by stage, failures, what to do."""
@@ -187,10 +187,10 @@ def summary(
     parts += [_rows_table(columns), _stage_table(columns)]
     if run is not None:
         parts.append(_run_line(run))
-    parts += [f"FAILED {task.name} ({task.tar}): {reason}" for task, reason in failed[:SHOWN]]
-    if len(failed) > SHOWN:
-        parts.append(f"... and {len(failed) - SHOWN} more; report.json has all")
-    if failed:
+    parts += [f"FAILED {task.name} ({task.tar}): {reason}" for task, reason in failures[:SHOWN]]
+    if len(failures) > SHOWN:
+        parts.append(f"... and {len(failures) - SHOWN} more; report.json has all")
+    if failures:
         parts.append(
             "Mend or fetch the tars again, then: python -m encode retry-failed CONFIG. To complete "
             "the columns without them: python -m encode run CONFIG allow_failed=true"
