@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak lint bench bench-encode bench-train bench-eval
+.PHONY: help setup demo test soak lint bench bench-encode bench-train bench-eval bench-gpu
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -35,11 +35,14 @@ bench-encode: .venv/ready-test   ## measure the encode engine: overhead, encoder
 
 bench-train: .venv/ready-test   ## measure the trainer: its step beside a bare loop, resuming, what caching saves (ten minutes)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m train bench --json bench/train.json $(ARGS)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m eval.bench_online --json bench/online.json $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m tests.bench.evaluation.online --json bench/online.json $(ARGS)
 
 bench-eval: .venv/ready-test   ## measure evaluation: generating beside a bare loop, features beside clean-fid (fifteen minutes)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m eval.bench_generate --json bench/generate.json $(ARGS)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m eval.bench_features --json bench/features.json $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m tests.bench.evaluation.generate --json bench/generate.json $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m tests.bench.evaluation.features --json bench/features.json $(ARGS)
+
+bench-gpu: .venv/ready-test   ## measure what needs a GPU: products, encoders, training steps, pictures (ten minutes; ARGS="--only train")
+	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.gpu --json bench/gpu.json $(ARGS)
 
 # Other loaders pin versions that break ours, so they get an environment of their own. What they leave open they take from
 # the project's by a .pth file: the same torch for all, and 3 GB less.

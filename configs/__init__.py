@@ -6,6 +6,8 @@ optim: {lr: 1e-4}        # a float here, although PyYAML alone reads a string
 config = load(TrainConfig, "configs/train/tiny.yaml", ["data.latents=cache/flux"])
 """
 
+from __future__ import annotations
+
 import difflib
 import math
 import os

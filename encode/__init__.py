@@ -1,5 +1,7 @@
 """Frozen encoders over captioned pictures, once: tars in, columns out."""
 
+from __future__ import annotations
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -7,16 +9,16 @@ from .config import EncodeConfig
 from .registry import ModelSpec
 
 if TYPE_CHECKING:
-    from .text import TextEncoder, load_text
-    from .vae import Vae, load_vae
+    from .models.text import load_text
+    from .models.vae import load_vae
 
-__all__ = ["EncodeConfig", "ModelSpec", "TextEncoder", "Vae", "load_text", "load_vae"]
+__all__ = ["EncodeConfig", "ModelSpec", "load_text", "load_vae"]
 
-_HOMES = {"Vae": "vae", "load_vae": "vae", "TextEncoder": "text", "load_text": "text"}
+_HOMES = {"load_vae": "models.vae", "load_text": "models.text"}
 
 
 def __getattr__(name: str) -> Any:
-    """A model's class or loader when it is asked for: torch takes seconds, and a status needs none."""
+    """Imports a loader when it is first used: torch takes seconds, and a status needs none."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -12,7 +12,7 @@
 A second run does nothing; an interrupted one goes on where it stopped. Exit codes: 0 done, 2
 config, identity or disk, 3 finished but some shards failed, a column has no usable row, or objects
 that are committed are missing (`report.json` and the output say which), 4 no workers left, 5 a
-column is held by another command, 130 drained after SIGINT or SIGTERM.
+column is held by another command, 128 + n stopped by signal n (SIGTERM: 143, SIGINT: 130).
 """
 
 from __future__ import annotations
@@ -20,61 +20,71 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from typing import Any
 
 import configs
+from shards.console import bench_module, overview
 from shards.places import local_path
 from shards.printing import safe_output
 
-from .config import EncodeConfig
-from .job import Options, run
-
-OTHERS = {
-    "plan": "bytes, hours and money of a config, before starting",
-    "status": "how far the columns are, and what a run waits for",
-    "download": "bring a data set here",
-    "bench": "measure the engine's own cost",
+VERBS = {  # module with add_options and run_VERB, and a sentence
+    "plan": ("plan.plan", "bytes, hours and money of a config, before starting"),
+    "run": ("", "encode what is missing; an interrupted run goes on where it stopped"),
+    "status": ("report.status", "how far the columns are, and what a run waits for"),
+    "retry-failed": ("", "encode what has failed before, and nothing else"),
+    "download": ("source.download", "bring a data set here"),
+    "bench": ("", "measure the engine's own cost"),  # of tests/bench
 }
+RUNS = ("run", "retry-failed")
+EXAMPLE = "python -m encode run configs/demo/encode.yaml"
 
 
 def main() -> int:
     safe_output()
+    name = (sys.argv[1:] or [""])[0]
+    if not name:
+        texts = {verb: text for verb, (_, text) in VERBS.items()}
+        print(overview("python -m encode", "images and captions into columns", texts, EXAMPLE))
+        return 0
     parser = argparse.ArgumentParser(
         prog="python -m encode",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (
-        ("run", "encode what is missing"),
-        ("retry-failed", "encode what has failed before, and nothing else"),
-    ):
-        command = commands.add_parser(name, help=text)
-        command.add_argument("config", type=local_path)
-        command.add_argument("overrides", nargs="*", metavar="a.b=value")
-        command.add_argument(
-            "--allow-failed", action="store_true",
-            help="complete columns without the shards that failed",
-        )  # fmt: skip
-        command.add_argument(
-            "--ignore-space", action="store_true",
-            help="start although the target seems to have too little room",
-        )  # fmt: skip
-        command.add_argument(
-            "--break-lease", action="store_true",
-            help="take a column over from a command that is surely gone",
-        )  # fmt: skip
-    for name, text in OTHERS.items():
-        command = commands.add_parser(name, help=text)
-        if sys.argv[1:2] == [name]:  # the others are not loaded
-            importlib.import_module(f".{name}", __package__).add_options(command)
+    verbs = {v: commands.add_parser(v, help=text) for v, (_, text) in VERBS.items()}
+    if name in verbs:  # the others are not loaded
+        add_options(name, verbs[name])
     args = _parsed(parser)
-    if args.command in OTHERS:
-        module = importlib.import_module(f".{args.command}", __package__)
-        return int(getattr(module, f"run_{args.command}")(args))
+    if name not in RUNS:
+        return int(getattr(_module(name), f"run_{name}")(args))
+    from .config import EncodeConfig
+    from .run.job import Options, run
+
     config = configs.load(EncodeConfig, args.config, args.overrides)
     if args.allow_failed:
         config = config.model_copy(update={"allow_failed": True})
-    return run(config, Options(args.command == "retry-failed", args.ignore_space, args.break_lease))
+    return run(config, Options(name == "retry-failed", args.ignore_space, args.break_lease))
+
+
+def _module(verb: str) -> Any:
+    path = VERBS[verb][0]
+    return importlib.import_module(f".{path}", __package__) if path else bench_module("encoding")
+
+
+def add_options(verb: str, parser: argparse.ArgumentParser) -> None:
+    """Adds the options of a verb, whose module is loaded now."""
+    if verb not in RUNS:
+        _module(verb).add_options(parser)
+        return
+    parser.add_argument("config", type=local_path)
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value")
+    for flag, text in (
+        ("--allow-failed", "complete columns without the shards that failed"),
+        ("--ignore-space", "start although the target seems to have too little room"),
+        ("--break-lease", "take a column over from a command that is surely gone"),
+    ):
+        parser.add_argument(flag, action="store_true", help=text)
 
 
 def _parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:

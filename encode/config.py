@@ -1,7 +1,8 @@
-"""What `python -m encode run` is told: sources, columns and the engine that fills them."""
+"""The config of `python -m encode run`: sources, columns and the engine that fills them."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,12 +17,13 @@ from pydantic import (
 )
 
 from configs import Strict
-from shards.names import checked_name, refuse_doubles
+from shards import Store, open_store
+from shards.format.layout import SHARD_ROWS, ZARR_ROWS, Norm
+from shards.format.names import checked_name, refuse_doubles
 from shards.places import local_path, place
-from shards.schema import SHARD_ROWS, ZARR_ROWS, Norm
 
-from .members import normal_caption, normal_suffix
 from .registry import ModelSpec
+from .source.members import normal_caption, normal_suffix
 
 Name = Annotated[str, AfterValidator(checked_name)]  # of a source or a column
 
@@ -30,6 +32,8 @@ class StoredColumn(Strict):
     """How a column's values are stored. It changes no value, so it is no part of the identity."""
 
     kind: str
+    # a name of encode.registry (VAES, FEATURES or TEXTS, by the kind), or a model in full
+    encoder: str | ModelSpec
     backend: Literal["zarr", "webdataset"] = "zarr"
     codec: Literal["blosc"] | None = None  # a fifth to a third smaller, 2.6 times the CPU to read
 
@@ -37,7 +41,6 @@ class StoredColumn(Strict):
 class PictureColumn(StoredColumn):
     """A column made from the pictures: one row of fixed shape each."""
 
-    encoder: str | ModelSpec
     image: Annotated[str, AfterValidator(normal_suffix)] = "jpg"  # of the picture in the tar
 
     @property
@@ -47,27 +50,25 @@ class PictureColumn(StoredColumn):
 
 class NormConfig(Strict):
     """z = (latent - shift) * scale, a number for all channels or one for each. Only for a model
-    whose own config says nothing, or the same.
+    whose own config has none, or the same.
     """
 
     shift: list[float] = Field(min_length=1)
     scale: list[float] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _can_be(self) -> NormConfig:
+    def _valid(self) -> NormConfig:
         _ = self.norm
         return self
 
     @property
     def norm(self) -> Norm:
-        """ValueError where latents cannot be normalised so."""
+        """Raises ValueError where latents cannot be normalised so."""
         return Norm(tuple(self.shift), tuple(self.scale))
 
 
 class VaeColumn(PictureColumn):
-    """A column by an autoencoder. `encoder` is a name of `encode.registry.VAES` or a model given in
-    full.
-    """
+    """A column by an autoencoder."""
 
     resolution: PositiveInt
     norm: NormConfig | None = None
@@ -76,39 +77,35 @@ class VaeColumn(PictureColumn):
 class MomentsColumn(VaeColumn):
     """Mean and log-variance of a VAE's posterior."""
 
-    kind: Literal["moments"]
+    kind: Literal["moments"] = "moments"
 
 
 class LatentsColumn(VaeColumn):
     """Latents, by an autoencoder that has no posterior (DC-AE, TAESD, RAE)."""
 
-    kind: Literal["latents"]
+    kind: Literal["latents"] = "latents"
 
 
 class FeaturesColumn(PictureColumn):
-    """A column of image features by an `AutoModel` of transformers (DINOv2, SigLIP). `encoder` is a
-    name of `encode.registry.FEATURES` or a model given in full.
-
-    What is not said here is read from the model's preprocessor_config.json.
+    """A column of image features by an `AutoModel` of transformers (DINOv2, SigLIP). What is not given
+    here is read from the model's preprocessor_config.json.
     """
 
-    kind: Literal["features"]
+    kind: Literal["features"] = "features"
     resolution: PositiveInt | None = None
     mean: list[float] | None = Field(default=None, min_length=3, max_length=3)
     std: list[PositiveFloat] | None = Field(default=None, min_length=3, max_length=3)
-    output: Literal["tokens", "pooled"] = (
-        "tokens"  # last hidden state, class token and all | pooled
-    )
+    # tokens: the last hidden state with its class token
+    output: Literal["tokens", "pooled"] = "tokens"
     element: Literal["float16", "bfloat16"] = "float16"
 
 
 class CaptionColumn(StoredColumn):
     """A column made from the captions: a row of as many tokens as the caption has."""
 
-    encoder: str | ModelSpec
     max_tokens: int = Field(default=256, ge=1, le=65_535)  # lengths are uint16
     template: str = "{}"  # the caption takes the place of {}
-    instruction: str = ""  # stands before every caption; its tokens come on top of max_tokens
+    instruction: str = ""  # before every caption; its tokens come on top of max_tokens
     chat_template: bool = False  # put the caption into the tokenizer's chat template
     # suffix of the caption in the tar, or json:field
     caption: Annotated[str, AfterValidator(normal_caption)] = "txt"
@@ -119,12 +116,10 @@ class CaptionColumn(StoredColumn):
 
 
 class TokensColumn(CaptionColumn):
-    """A column of text hidden states. `encoder` is a name of `encode.registry.TEXTS` or given in
-    full.
-    """
+    """A column of text hidden states."""
 
-    kind: Literal["tokens"]
-    hidden_state: int = -1  # -1: what the model puts out, after its last norm
+    kind: Literal["tokens"] = "tokens"
+    hidden_state: int = -1  # -1: the model's output, after its last norm
     element: Literal["bfloat16", "int8"] = "bfloat16"  # int8: half the bytes, about 1 % off
 
 
@@ -133,7 +128,7 @@ class IdsColumn(CaptionColumn):
     the tokenizer of `encoder` is loaded.
     """
 
-    kind: Literal["ids"]
+    kind: Literal["ids"] = "ids"
 
 
 ColumnConfig = Annotated[
@@ -154,12 +149,16 @@ class EngineConfig(Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = False  # torch.compile, for GPUs
     channels_last: bool = False  # convolutions in that memory format, for GPUs
-    # folder for tars that are brought from elsewhere; None: the usual
+    # folder for tars that are downloaded; None: the system's for temporary files
     scratch: Annotated[Path, BeforeValidator(local_path)] | None = None
     remote_decode: float = Field(default=0.0, ge=0, le=1)  # share of shards decoded on other nodes
     patience: PositiveFloat = 1800.0  # seconds with nothing done until a worker is killed
     look: PositiveFloat = 30.0  # seconds between two looks at the cluster's nodes and the leases
     cooperate: bool = False  # hold no lease: several runs may work on one column
+
+    @property
+    def scratch_folder(self) -> Path:
+        return self.scratch or Path(tempfile.gettempdir())
 
 
 class EncodeConfig(Strict):
@@ -174,10 +173,16 @@ class EncodeConfig(Strict):
     allow_failed: bool = False  # complete a column although some of its shards failed
     engine: EngineConfig = EngineConfig()
 
+    @property
+    def root_store(self) -> Store:
+        """Where the columns go, by an absolute name: workers run elsewhere."""
+        root = open_store(self.root)
+        return root if root.folder is None else open_store(root.folder.resolve())
+
     @field_validator("sources", "columns", mode="before")
     @classmethod
     def _without_nulls(cls, named: Any) -> Any:
-        """What a `base` names can so be left out."""
+        """Lets a config leave out what its `base` names."""
         if not isinstance(named, dict):
             return named
         return {name: value for name, value in named.items() if value is not None}

@@ -1,4 +1,6 @@
-"""What can go wrong while encoding, apart from the columns themselves."""
+"""Errors of encoding; those of the columns themselves are in shards.errors."""
+
+from __future__ import annotations
 
 
 class EncodeError(Exception):
@@ -8,9 +10,7 @@ class EncodeError(Exception):
 
 
 class ModelNotUsable(EncodeError, ValueError):
-    """An encoder's class, folder, weights or config cannot serve: the message says which and
-    why.
-    """
+    """An encoder's class, folder, weights or config cannot be used: the message says which and why."""
 
 
 class MissingTar(EncodeError, FileNotFoundError):
@@ -26,7 +26,7 @@ class NoSuchSuffix(EncodeError, ValueError):
 
 
 class FetchFailed(EncodeError, OSError):
-    """A tar could not be brought from where it is; the shard is tried again."""
+    """A tar could not be downloaded; the shard is tried again."""
 
 
 class HubError(EncodeError, OSError):
@@ -34,15 +34,11 @@ class HubError(EncodeError, OSError):
 
 
 class BadTar(EncodeError, ValueError):
-    """A file that is no tar, or one too large; its shard is reported as failed and the others go
-    on.
-    """
+    """A file that is no tar, or too large; its shard is reported as failed and the others go on."""
 
 
 class TarChanged(BadTar, OSError):
-    """A tar changes while it is read, or holds other bytes than its index says; the shard is tried
-    again.
-    """
+    """A tar changes while it is read, or is not that of its index; the shard is tried again."""
 
 
 class NoWorkers(EncodeError, RuntimeError):
@@ -57,5 +53,3 @@ class RemoteDecodeFailed(EncodeError, RuntimeError):
 
 class Aborted(EncodeError, RuntimeError):
     """A shard was given up between two batches because the run was told to stop at once."""
-
-    exit_code = 130

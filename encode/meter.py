@@ -22,7 +22,7 @@ Seconds = defaultdict[str, float]
 
 
 def none_spent() -> Seconds:
-    """None spent on anything yet."""
+    """Returns zero seconds of anything."""
     return defaultdict(float)
 
 
@@ -32,7 +32,7 @@ class Stats:
 
     node: str  # host name
     pid: int
-    beat: int  # grows with everything that gets done; a worker whose beat stands still is stuck
+    beat: int  # grows with everything that gets done; a worker whose beat does not grow is stuck
     busy: float  # seconds in which an encoder ran
     waits: dict[str, float]  # seconds in which none did, by reason
     seconds: dict[str, float]  # by stage, added up over threads
@@ -50,21 +50,19 @@ class Timer:
     waits_for: str = READ
     encoding: bool = False
     seconds: Seconds = field(default_factory=none_spent)
-    cpu: Seconds = field(default_factory=none_spent)
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Count a stage; any thread may, several at once."""
+        """Counts a stage; any thread may, several at once."""
         start, cpu = time.perf_counter(), time.thread_time()
         try:
             yield
         finally:
-            passed, worked = time.perf_counter() - start, time.thread_time() - cpu
-            self.meter.add(self, stage, passed, worked)
+            self.meter.add(self, stage, time.perf_counter() - start, time.thread_time() - cpu)
 
     @contextmanager
     def waiting(self, reason: str) -> Iterator[None]:
-        """This shard goes no further before that is done."""
+        """Counts time in which the shard goes no further."""
         before = self.waits_for
         self.meter.shift(self, reason, False)
         try:
@@ -74,7 +72,7 @@ class Timer:
 
     @contextmanager
     def encodes(self, column: str) -> Iterator[None]:
-        """An encoder runs for this shard."""
+        """Counts time in which an encoder runs for the shard."""
         self.meter.shift(self, self.waits_for, True)
         try:
             with self(column):
@@ -83,7 +81,7 @@ class Timer:
             self.meter.shift(self, self.waits_for, False)
 
     def done(self, rows: int = 0) -> None:
-        """Something got done, so many rows of it for good."""
+        """Counts progress, and rows that need no more encoding."""
         self.rows += rows
         self.meter.beat()
 
@@ -103,7 +101,7 @@ class Meter:
 
     @contextmanager
     def shard(self, name: str) -> Iterator[Timer]:
-        """A shard is in flight."""
+        """Yields the timer of a shard in flight."""
         timer = Timer(self, name)
         with self._lock:
             self._advance()
@@ -117,7 +115,7 @@ class Meter:
                 self._beat += 1
 
     def _advance(self) -> None:
-        """Count the time since the last change; under the lock."""
+        """Counts the time since the last change; under the lock."""
         now = self._clock()
         if any(timer.encoding for timer in self._timers):
             self._busy += now - self._at
@@ -127,26 +125,25 @@ class Meter:
         self._at = now
 
     def shift(self, timer: Timer, waits_for: str, encoding: bool) -> None:
-        """A shard now waits for something else, or is encoded."""
+        """Sets what a shard waits for, and whether an encoder runs for it."""
         with self._lock:
             self._advance()
             timer.waits_for, timer.encoding = waits_for, encoding
 
     def add(self, timer: Timer, stage: str, seconds: float, cpu: float) -> None:
-        """A stage took so long."""
+        """Adds the seconds of a stage."""
         with self._lock:
-            for counts in (timer.seconds, self._seconds):
-                counts[stage] += seconds
-            for counts in (timer.cpu, self._cpu):
-                counts[stage] += cpu
+            timer.seconds[stage] += seconds
+            self._seconds[stage] += seconds
+            self._cpu[stage] += cpu
 
     def beat(self) -> None:
-        """Something got done."""
+        """Counts progress of any kind."""
         with self._lock:
             self._beat += 1
 
     def stats(self) -> Stats:
-        """What has been counted up to now."""
+        """Returns the counters of this moment."""
         with self._lock:
             self._advance()
             return Stats(

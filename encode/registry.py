@@ -1,4 +1,4 @@
-"""The encoders known by name, and what a config says of one that is not.
+"""The encoders that have a name, and the description of any other in a config.
 
 A VAE or text encoder of your own needs no code: give class and path in the YAML. A path is a hub
 id, a folder, or `package:NAME/SUB` for data that an installed Python package carries.
@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, ValidationError
 
 from configs import Strict
+from shards.format.identity import EncoderIdentity
 from shards.places import model
-from shards.storage import Json
 
 from .errors import ModelNotUsable
 
@@ -22,7 +22,9 @@ Precision = Literal["fp32", "bf16-autocast"]
 
 
 class ModelSpec(Strict):
-    """Which weights, held how. fp32 weights under bf16 autocast are what the reference runs."""
+    """A model's class and weights, and its precision: the reference runs fp32 weights under bf16
+    autocast.
+    """
 
     cls: str = Field(alias="class")  # of diffusers (VAEs) or transformers (text, features)
     path: Annotated[str, BeforeValidator(model)]
@@ -31,26 +33,27 @@ class ModelSpec(Strict):
     precision: Precision = "fp32"
     tokenizer: str | None = None  # its subfolder of `path`, as tokenizer_3 in the SD3.5 repository
 
-    def identity(self, weights: str) -> Json:
-        """The part of a column's identity that says who encoded; `weights` is the digest of the
-        loaded weights.
-        """
+    def identity(self, weights: str) -> EncoderIdentity:
+        """Returns this model in a column's identity; `weights` is the digest of the loaded weights."""
         unused = set() if self.tokenizer else {"tokenizer"}
-        return {**self.model_dump(by_alias=True, exclude=unused), "weights": weights}
+        return EncoderIdentity.of(
+            {**self.model_dump(by_alias=True, exclude=unused), "weights": weights}
+        )
 
     @classmethod
-    def of_identity(cls, encoder: Json) -> ModelSpec:
-        """The inverse of `identity`, without the digest; ModelNotUsable where it names no model."""
+    def of_identity(cls, encoder: EncoderIdentity) -> ModelSpec:
+        """Inverts `identity`, without the digest; ModelNotUsable where it names no model."""
+        record = encoder.record()
         try:
-            return cls.model_validate({k: v for k, v in encoder.items() if k != "weights"})
+            return cls.model_validate({k: v for k, v in record.items() if k != "weights"})
         except ValidationError as error:
-            raise ModelNotUsable(f"a column's encoder {encoder!r:.200}: {error}") from None
+            raise ModelNotUsable(f"a column's encoder {record!r:.200}: {error}") from None
 
 
 def _model(cls: str, path: str, subfolder: str | None = None, **fields: str) -> ModelSpec:
-    """A model run as the reference runs it."""
-    given = {"class": cls, "path": path, "subfolder": subfolder, "precision": "bf16-autocast"}
-    return ModelSpec.model_validate(given | fields)
+    """Returns a model in the precision of the reference."""
+    values = {"class": cls, "path": path, "subfolder": subfolder, "precision": "bf16-autocast"}
+    return ModelSpec.model_validate(values | fields)
 
 
 KL, QWEN = "AutoencoderKL", "AutoencoderKLQwenImage"
@@ -76,25 +79,25 @@ FEATURES = {
 }
 
 
-def lookup(encoder: str | ModelSpec, known: dict[str, ModelSpec]) -> ModelSpec:
-    """A model by its name in the registry; ModelNotUsable lists the names."""
+def lookup(encoder: str | ModelSpec, registry: dict[str, ModelSpec]) -> ModelSpec:
+    """Returns a model by its name in a registry; ModelNotUsable lists the names."""
     if isinstance(encoder, ModelSpec):
         return encoder
-    if encoder not in known:
+    if encoder not in registry:
         raise ModelNotUsable(
-            f"encoder {encoder!r}: no such name; known are {sorted(known)}. Or give class and path"
+            f"encoder {encoder!r}: no such name; known are {sorted(registry)}. Or give class and path"
         )
-    return known[encoder]
+    return registry[encoder]
 
 
 def location(path: str) -> str:
-    """Where a model's files are: a folder's absolute path, or the hub id unchanged."""
+    """Returns where a model's files are: a folder's absolute path, or the hub id unchanged."""
     if path.startswith("package:"):
-        package, _, rest = path.removeprefix("package:").partition("/")
+        package, _, folder_name = path.removeprefix("package:").partition("/")
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
             raise ModelNotUsable(f"{path}: the Python package {package!r} is not installed")
-        path = str(Path(spec.origin).parent / rest)
+        path = str(Path(spec.origin).parent / folder_name)
     folder = Path(path)
     if folder.is_dir():
         return str(folder.resolve())
@@ -103,16 +106,16 @@ def location(path: str) -> str:
     return path
 
 
-def check_weights(found: str, expected: str | None, path: str) -> None:
-    """Raise ModelNotUsable if the weights that were loaded are not those a column was made with."""
-    if expected is not None and found != expected:
+def check_weights(weights: str, expected: str | None, path: str) -> None:
+    """Raises ModelNotUsable if the digest of loaded weights is not the one of a column."""
+    if expected is not None and weights != expected:
         raise ModelNotUsable(
-            f"{path}: weights {found[:16]}... were found, the column was made with "
+            f"{path}: weights {weights[:16]}... were found, the column was made with "
             f"{expected[:16]}... "
             "Give the path of the original weights, or encode another column"
         )
 
 
 def one_line(error: Exception) -> str:
-    """What a library says, short enough to stand in a message."""
+    """Returns a library's message, short enough for one of ours."""
     return " ".join(str(error).split())[:200]

@@ -1,321 +1,265 @@
-"""The verbs of `python -m eval` and their flags, named as in the reference's scripts where it has them."""
+"""The verbs of `python -m eval` and their flags, named as in the reference's scripts where it has them.
+
+A verb is an entry of VERBS: a sentence, a function that adds its flags, and one that runs it. What
+they need is loaded when the verb is used.
+"""
+
+from __future__ import annotations
 
 import argparse
 import json
 import logging
 import math
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import torch
-
+from shards.console import not_negative, number, overview, positive
 from shards.places import local_path, model, place
 from shards.printing import safe_output
+from shards.signals import stoppable
 
-from .benchmarks import BENCHMARKS, PLACE
 from .errors import BadRequest
+from .prompts.benchmarks import BENCHMARKS, PLACE
+
+Flags = Callable[[argparse.ArgumentParser], None]
+EXAMPLE = "python -m eval generate --checkpoint RUN --prompts prompts.txt --save_dir images/NAME"
+DEFAULTS = argparse.ArgumentDefaultsHelpFormatter
 
 
 def main(words: Sequence[str] | None = None) -> int | None:
-    """Run a verb with its flags, those of the command line unless given; returns its exit code, None being 0."""
+    """Runs a verb with its flags, those of the command line unless given; returns its exit code,
+    None being 0.
+    """
     safe_output()
+    words = sys.argv[1:] if words is None else words
+    if not words:
+        texts = {name: text for name, (text, _, _) in VERBS.items()}
+        print(overview("python -m eval", "sample, reconstruct, score and compare", texts, EXAMPLE))
+        return 0
     parser = argparse.ArgumentParser(
-        prog="python -m eval", description="Sample, reconstruct, score"
+        prog="python -m eval", description="Sample, reconstruct, score and compare"
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for name, (add_flags, act) in VERBS.items():
-        verb = verbs.add_parser(
-            name,
-            help=(add_flags.__doc__ or "").splitlines()[0],
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
-        add_flags(verb)
-        if name not in (
-            "train",
-            "score",
-            "prompts",
-            "report",
-        ):  # of train each rank has its own, and each scorer
-            verb.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-        verb.set_defaults(act=act)
+    for name, (text, add_flags, run) in VERBS.items():
+        verb = verbs.add_parser(name, help=text, description=text, formatter_class=DEFAULTS)
+        if words[0] == name:  # the flags of the others are not needed
+            add_flags(verb)
+        verb.set_defaults(run_verb=run)
     args = parser.parse_args(words)
-    code: int | None = args.act(args)
+    if getattr(args, "device", None) == "auto":
+        import torch  # takes seconds, which --help need not
+
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    code: int | None = args.run_verb(args)
     return code
 
 
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number, not negative")
-    return int(text)
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto: a GPU if there is one")
 
 
-def _positive(text: str) -> int:
-    if _natural(text) == 0:
-        raise argparse.ArgumentTypeError("found 0, expected at least 1")
-    return int(text)
+def _fields(args: argparse.Namespace, *others: str) -> dict[str, Any]:
+    """Returns what the function that a verb calls takes of its flags."""
+    return {k: v for k, v in vars(args).items() if k not in ("run_verb", *others)}
 
 
-def _finite(text: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        found = math.nan
-    if not math.isfinite(found):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number")
-    return found
+# Generate -----------------------------------------------------------------------------------------
 
 
-def _guidance(text: str) -> float:
-    found = _finite(text)
-    if found < 0:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a finite number of at least 0")
-    return found
+def _sampling_flags(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument
+    _device(parser)
+    flag("--benchmark", choices=BENCHMARKS, default="prompts")
+    flag("--num_inference_steps", type=positive, default=25)
+    flag("--guidance_scale", type=number(), default=6.0, help="1 or below: the prompt alone is run")
+    flag("--batch_size", type=positive, help="pictures; the benchmark's by default")
+    flag("--seed", type=not_negative, default=42)
+    flag("--ema_weights", action=argparse.BooleanOptionalAction, default=True)
+    moved = "where the columns' VAE lies now, if not where it was: a folder, or flux, sd35, ..."
+    flag("--vae", type=model, help=moved)
+    flag("--text-encoder", "--text_encoder", type=model, help="likewise for the text encoder")
 
 
-def _sampling_flags(add: argparse.ArgumentParser) -> None:
-    add.add_argument("--benchmark", choices=BENCHMARKS, default="prompts")
-    add.add_argument("--num_inference_steps", type=_positive, default=25)
-    add.add_argument(
-        "--guidance_scale",
-        type=_guidance,
-        default=6.0,
-        help="at least 0; at 1 or below the prompt alone is run, without guidance",
-    )
-    add.add_argument("--batch_size", type=_positive, help="pictures; the benchmark's by default")
-    add.add_argument("--seed", type=_natural, default=42)
-    add.add_argument("--ema_weights", action=argparse.BooleanOptionalAction, default=True)
-    add.add_argument(
-        "--vae",
-        type=model,
-        help="where the columns' VAE lies now, if not where it was: a folder, or flux, sd35, ...",
-    )
-    add.add_argument(
-        "--text-encoder", "--text_encoder", type=model, help="likewise for the text encoder"
-    )
-
-
-def _generate_flags(add: argparse.ArgumentParser) -> None:
-    """images from prompts, through a checkpoint and its VAE; also under torchrun or accelerate launch"""
-    add.add_argument(
-        "--checkpoint", type=local_path, required=True, help="a run, or one of its steps"
-    )
-    add.add_argument(
-        "--tag", type=_natural, help="the step, where --checkpoint is a run; the last without"
-    )
-    add.add_argument(
+def _generate_flags(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument
+    flag("--checkpoint", type=local_path, required=True, help="a run, or one of its steps")
+    flag("--tag", type=not_negative, help="the step, where --checkpoint is a run; the last without")
+    flag(
         "--type", choices=("latentbank", "baseline-dit"), default="latentbank",
         help="baseline-dit: a folder of the reference's, with config.json and TAG/mp_rank_00_model_states.pt",
     )  # fmt: skip
-    add.add_argument(
+    flag(
         "--prompts", "--metadata_file", type=local_path,
         help="its prompt file, if not the one fetched; of your own: .txt, one a line; .json, list or {id: prompt}",
     )  # fmt: skip
-    add.add_argument("--save_dir", type=local_path, required=True)
-    _sampling_flags(add)
-    add.add_argument(
-        "--resolution", type=_positive, help="pixels; the columns' by default, 256 without any"
-    )
-    add.add_argument("--sampler", choices=("euler", "dpmpp-2m"), default="euler")
-    add.add_argument(
-        "--guidance_interval", type=_finite, nargs=2, metavar=("LOW", "HIGH"),
+    flag("--save_dir", type=local_path, required=True)
+    _sampling_flags(parser)
+    flag("--resolution", type=positive, help="pixels; the columns' by default, 256 without any")
+    flag("--sampler", choices=("euler", "dpmpp-2m"), default="euler")
+    flag(
+        "--guidance_interval", type=number(-math.inf), nargs=2, metavar=("LOW", "HIGH"),
         help="of sigma, 0 to 1: outside of it the prompt alone is run, at half the cost",
     )  # fmt: skip
-    add.add_argument(
-        "--n_samples", "--num_samples", type=_positive, help="pictures of a prompt; likewise"
-    )
-    add.add_argument(
+    flag("--n_samples", "--num_samples", type=positive, help="pictures of a prompt; likewise")
+    flag(
         "--allow-other-encoder", "--allow_other_encoder", action="store_true",
         help="take what --vae and --text-encoder name, though the columns were made with others",
     )  # fmt: skip
-    add.add_argument(
-        "--text_cache",
-        "--text-cache",
-        type=local_path,
-        help="of encoded prompts, for several sets; SAVE_DIR/text by default",
-    )
-    add.add_argument("--threads", type=_positive, default=1, help="of a rank, on a CPU")
+    cache = "of encoded prompts, for several sets; SAVE_DIR/text by default"
+    flag("--text_cache", "--text-cache", type=local_path, help=cache)
+    flag("--threads", type=positive, default=1, help="of a rank, on a CPU")
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from .generate import Request, generate
-    from .ranks import Rank
-    from .stopping import stoppable, stopping
+    from .images.generate import Request, generate
+    from .images.ranks import Rank
 
     rank = Rank.here()
-    fields = {k: v for k, v in vars(args).items() if k != "act"}
-    fields["guidance_interval"] = _interval(args.guidance_interval)
-    fields["device"] = rank.device(args.device)
-    if fields["device"].startswith("cuda:"):
-        torch.cuda.set_device(fields["device"])
+    if args.guidance_interval is not None:
+        low, high = args.guidance_interval = tuple(args.guidance_interval)
+        if not 0 <= low < high <= 1:
+            raise BadRequest(
+                f"--guidance_interval: found {low:g} {high:g}, expected 0 <= LOW < HIGH <= 1"
+            )
+    args.device = rank.device(args.device)
+    if args.device.startswith("cuda:"):
+        import torch
+
+        torch.cuda.set_device(args.device)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("eval").setLevel(logging.INFO)
+    received: list[int] = []
 
-    came: list[int] = []
+    def work() -> None:
+        generate(Request(**_fields(args)), rank=rank, signals=received)
 
-    def work() -> int:
-        with stopping(came):
-            generate(Request(**fields), rank=rank, came=came)
-        return 0
-
-    return stoppable(work)
+    return stoppable(work, received)
 
 
-def _interval(found: Sequence[float] | None) -> tuple[float, float] | None:
-    if found is None:
-        return None
-    low, high = found
-    if not 0 <= low < high <= 1:
-        raise BadRequest(
-            f"--guidance_interval: found {low:g} {high:g}, expected 0 <= LOW < HIGH <= 1"
-        )
-    return low, high
+# Benchmarks' prompts ------------------------------------------------------------------------------
 
 
-def _prompts_flags(add: argparse.ArgumentParser) -> None:
-    """the benchmarks' prompts: fetch, list, show"""
-    actions = add.add_subparsers(dest="action", required=True, metavar="ACTION")
+def _prompts_flags(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     fetch = actions.add_parser("fetch", help="bring them from where they are published")
     names = [name for name, benchmark in BENCHMARKS.items() if benchmark.sources]
     fetch.add_argument("names", nargs="+", metavar="NAME", choices=names, help=", ".join(names))
     show = actions.add_parser("show", help="what a file holds, as a benchmark reads it")
     show.add_argument("file", type=local_path, nargs="?", help="what was fetched without")
     show.add_argument("--benchmark", choices=BENCHMARKS, default="prompts")
-    listed = actions.add_parser("list", help="benchmarks, and whose prompts are here")
-    for action in (fetch, show, listed):
+    listing = actions.add_parser("list", help="benchmarks, and whose prompts are here")
+    for action in (fetch, show, listing):
         action.add_argument(
             "--to", type=local_path, default=PLACE, help=f"where they are kept ({PLACE})"
         )
 
 
 def _prompts(args: argparse.Namespace) -> int:
-    from .catalogue import listed, shown
-    from .fetch import fetch
+    from .prompts.catalogue import listed, shown
 
-    if args.action != "fetch":
-        lines = (
-            listed(args.to) if args.action == "list" else shown(args.benchmark, args.file, args.to)
-        )
-        print("\n".join(lines))
-        return 0
-    try:
-        for name in args.names:
-            fetch(name, args.to)
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on")
-        return 130
-    return 0
+    if args.action == "list":
+        print("\n".join(listed(args.to)))
+    elif args.action == "show":
+        print("\n".join(shown(args.benchmark, args.file, args.to)))
+    return stoppable(lambda: _fetch(args)) if args.action == "fetch" else 0
 
 
-def _reconstruct_flags(add: argparse.ArgumentParser) -> None:
-    """pictures of a column decoded by its VAE, beside the originals, with their scores"""
-    add.add_argument("column", type=place)
-    add.add_argument("--tars", type=local_path, required=True, help="folder of the source's tars")
-    add.add_argument("--save_dir", type=local_path, required=True)
-    add.add_argument(
-        "--count", type=_positive, default=64, help="pictures: the column's first valid rows"
-    )
-    add.add_argument("--batch_size", type=_positive, default=32)
-    add.add_argument(
-        "--vae", type=model, help="where the column's VAE lies now, if not where it was"
-    )
-    add.add_argument(
+def _fetch(args: argparse.Namespace) -> None:
+    from .prompts.fetch import fetch
+
+    for name in args.names:
+        fetch(name, args.to)
+
+
+# Scores -------------------------------------------------------------------------------------------
+
+
+def _reconstruct_flags(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument
+    flag("column", type=place)
+    flag("--tars", type=local_path, required=True, help="folder of the source's tars")
+    flag("--save_dir", type=local_path, required=True)
+    flag("--count", type=positive, default=64, help="pictures: the column's first valid rows")
+    flag("--batch_size", type=positive, default=32)
+    flag("--vae", type=model, help="where the column's VAE lies now, if not where it was")
+    flag(
         "--scores", nargs="+", default=[], help="beside PSNR and SSIM: lpips-alex, lpips-vgg, rfid, rkid",
         choices=("lpips-alex", "lpips-vgg", "rfid", "rkid"), metavar="SCORE",
     )  # fmt: skip
-    add.add_argument("--inception", dest="inception_folder", type=local_path, metavar="DIR",
-                     help="folder that holds inception-2015-12-05.pt")  # fmt: skip
-    add.add_argument("--lpips", dest="lpips_folder", type=local_path, metavar="DIR",
-                     help="folder of LPIPS's backbones and heads, where torchvision's and lpips's are not")  # fmt: skip
-    add.add_argument("--allow-few", action="store_true", help="rFID of fewer than 2,049 pictures")
+    folder = "folder that holds inception-2015-12-05.pt"
+    flag("--inception", dest="inception_folder", type=local_path, metavar="DIR", help=folder)
+    folder = "folder of LPIPS's backbones and heads, where torchvision's and lpips's are not"
+    flag("--lpips", dest="lpips_folder", type=local_path, metavar="DIR", help=folder)
+    flag("--allow-few", action="store_true", help="rFID of fewer than 2,049 pictures")
+    _device(parser)
 
 
 def _reconstruct(args: argparse.Namespace) -> None:
     from .reconstruct import reconstruct
 
-    fields = {k: v for k, v in vars(args).items() if k != "act"}
-    print(json.dumps(reconstruct(**fields)["mean"]))
+    print(json.dumps(reconstruct(**_fields(args))["mean"]))
 
 
-def _fid_flags(add: argparse.ArgumentParser) -> None:
-    """FID and KID between two folders of pictures"""
-    add.add_argument("fake", type=local_path)
-    add.add_argument("real", type=local_path)
-    add.add_argument(
-        "--inception", type=local_path, help="folder that holds inception-2015-12-05.pt"
-    )
-    add.add_argument("--batch_size", type=_positive, default=32)
+def _fid_flags(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument
+    flag("fake", type=local_path)
+    flag("real", type=local_path)
+    flag("--inception", type=local_path, help="folder that holds inception-2015-12-05.pt")
+    flag("--batch_size", type=positive, default=32)
+    _device(parser)
 
 
 def _fid(args: argparse.Namespace) -> None:
-    from .fid import score
+    from .distances.fid import score
 
     print(json.dumps(score(args.fake, args.real, args.inception, args.device, args.batch_size)))
 
 
-def _score_flags(add: argparse.ArgumentParser) -> None:
-    """scores of finished sets of pictures, written beside them"""
-    from .distance_scorers import make_reference, reference_flags
-    from .score import run, scorers
+def _score_flags(parser: argparse.ArgumentParser) -> None:
+    from .distances.measure import make_reference, reference_flags
+    from .score import SCORERS, run
 
-    kinds = add.add_subparsers(required=True, metavar="SCORER")
+    kinds = parser.add_subparsers(required=True, metavar="SCORER")
 
-    def one_of_them(
-        name: str, flags: Callable[[argparse.ArgumentParser], None]
-    ) -> argparse.ArgumentParser:
+    def scorer_parser(name: str, flags: Flags) -> argparse.ArgumentParser:
         kind = kinds.add_parser(
             name,
             help=(flags.__doc__ or "").splitlines()[0],
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=DEFAULTS,
             conflict_handler="resolve",  # a scorer may set its own defaults of these
         )
-        kind.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-        kind.add_argument("--batch_size", type=_positive, default=32)
+        _device(kind)
+        kind.add_argument("--batch_size", type=positive, default=32)
         flags(kind)
         return kind
 
-    for name, scorer in scorers().items():
-        kind = one_of_them(name, scorer.flags)
+    partial_help = "score what is there; the name says how much that is"
+    for name, scorer in SCORERS.items():
+        kind = scorer_parser(name, scorer.flags)
         kind.add_argument("save_dir", type=local_path, nargs="+", help="what `generate` wrote")
-        kind.add_argument(
-            "--partial",
-            action="store_true",
-            help="score what is there; the name says how much that is",
-        )
+        kind.add_argument("--partial", action="store_true", help=partial_help)
         kind.set_defaults(score=partial(run, scorer))
-    one_of_them("reference", reference_flags).set_defaults(score=make_reference)
+    scorer_parser("reference", reference_flags).set_defaults(score=make_reference)
 
 
 def _score(args: argparse.Namespace) -> None:
     args.score(args)
 
 
-def _train_flags(add: argparse.ArgumentParser) -> None:
-    """train, with the text encoder in the step where the captions are token ids"""
-    add.add_argument("config", type=local_path)
-    add.add_argument("words", nargs="*", metavar="KEY=VALUE", help="over the config: optim.lr=1e-4")
-
-
-def _train(args: argparse.Namespace) -> int:
-    from .online import train
-
-    return train(args.config, args.words)
-
-
-def _report_flags(add: argparse.ArgumentParser) -> None:
-    """sets of pictures and their scores side by side, on one page"""
-    add.add_argument(
-        "folders", type=local_path, nargs="+", metavar="DIR", help="the first is the baseline"
-    )
-    add.add_argument(
-        "--out", type=local_path, default=Path("report.html"), help="report.json goes beside it"
-    )
-    add.add_argument("--partial", action="store_true", help="take unfinished sets as they are")
-    add.add_argument(
+def _report_flags(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument
+    flag("folders", type=local_path, nargs="+", metavar="DIR", help="the first is the baseline")
+    flag("--out", type=local_path, default=Path("report.html"), help="report.json goes beside it")
+    flag("--partial", action="store_true", help="take unfinished sets as they are")
+    flag(
         "--run", type=_named, action="append", default=[], metavar="NAME=RUN",
         help="the training run of the folder of that name, where its pictures do not say it",
     )  # fmt: skip
-    add.add_argument("--pictures", type=_natural, default=24, help="prompts shown of a benchmark")
+    flag("--note", default="", help="a line on the page, such as the pictures' licence")
+    flag("--pictures", type=not_negative, default=24, help="prompts shown of a benchmark")
 
 
 def _named(text: str) -> tuple[str, Path]:
@@ -326,48 +270,84 @@ def _named(text: str) -> tuple[str, Path]:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from .report import report
+    from .report.page import verdicts
+    from .report.report import report
 
-    report(args.folders, args.out, args.partial, dict(args.run), args.pictures)
+    data = report(args.folders, args.out, args.partial, dict(args.run), args.pictures, args.note)
+    for section in data["sections"]:
+        for sentence in verdicts(section):
+            print(f"{section['benchmark']}: {sentence}")
     print(args.out)
 
 
-def _watch_flags(add: argparse.ArgumentParser) -> None:
-    """pictures and scores of each checkpoint of a run, while it is trained"""
-    add.add_argument("run", type=local_path, metavar="RUN")
-    add.add_argument(
-        "--prompts", type=local_path, required=True, help="a small set, as generate reads it"
-    )
-    _sampling_flags(add)
-    add.set_defaults(batch_size=32)
-    add.add_argument("--order", choices=("newest", "oldest"), default="newest", help="which first")
-    add.add_argument("--every", type=_positive, default=30, help="seconds between two looks")
-    add.add_argument("--once", action="store_true", help="score what stands, and end")
-    add.add_argument(
+# Beside the trainer -------------------------------------------------------------------------------
+
+
+def _train_flags(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument
+    flag("config", type=local_path)
+    flag("words", nargs="*", metavar="KEY=VALUE", help="over the config: optim.lr=1e-4")
+
+
+def _train(args: argparse.Namespace) -> int:
+    from .online import train
+
+    return train(args.config, args.words)
+
+
+def _watch_flags(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument
+    flag("run", type=local_path, metavar="RUN")
+    flag("--prompts", type=local_path, required=True, help="a small set, as generate reads it")
+    _sampling_flags(parser)
+    parser.set_defaults(batch_size=32)
+    flag("--order", choices=("newest", "oldest"), default="newest", help="which first")
+    flag("--every", type=positive, default=30, help="seconds between two looks")
+    flag("--once", action="store_true", help="score what stands, and end")
+    flag(
         "--scorer", nargs=argparse.REMAINDER, default=[], metavar="NAME [FLAG ...] [--scorer NAME ...]",
         help="the last flag: all that follows is the scorer's",
     )  # fmt: skip
 
 
 def _watch(args: argparse.Namespace) -> int:
-    from .generate import Request
-    from .score import scorers
-    from .watch import asked, watch
+    from .images.generate import Request
+    from .score import SCORERS
+    from .watch import parse_scorers, watch
 
-    chosen = asked(args.scorer, scorers(), args.device)
-    apart = ("act", "run", "order", "every", "once", "scorer")
-    fields = {k: v for k, v in vars(args).items() if k not in apart}
+    requests = parse_scorers(args.scorer, SCORERS, args.device)
+    fields = _fields(args, "run", "order", "every", "once", "scorer")
     request = Request(checkpoint=args.run, save_dir=args.run / "eval", **fields)
-    return watch(args.run, request, chosen, args.order, args.every, args.once)
+    return watch(args.run, request, requests, args.order, args.every, args.once)
 
 
-VERBS = {
-    "train": (_train_flags, _train),
-    "prompts": (_prompts_flags, _prompts),
-    "generate": (_generate_flags, _generate),
-    "reconstruct": (_reconstruct_flags, _reconstruct),
-    "fid": (_fid_flags, _fid),
-    "report": (_report_flags, _report),
-    "watch": (_watch_flags, _watch),
-    "score": (_score_flags, _score),
+VERBS: dict[str, tuple[str, Flags, Callable[[argparse.Namespace], int | None]]] = {
+    "train": (
+        "train, with the text encoder in the step where captions are ids",
+        _train_flags,
+        _train,
+    ),
+    "prompts": ("the benchmarks' prompts: fetch, list, show", _prompts_flags, _prompts),
+    "generate": (
+        "images from prompts, through a checkpoint and its VAE; also under torchrun",
+        _generate_flags,
+        _generate,
+    ),
+    "reconstruct": (
+        "pictures of a column decoded by its VAE, beside the originals, with their scores",
+        _reconstruct_flags,
+        _reconstruct,
+    ),
+    "fid": ("FID and KID between two folders of pictures", _fid_flags, _fid),
+    "report": (
+        "sets of pictures and their scores side by side, on one page",
+        _report_flags,
+        _report,
+    ),
+    "watch": (
+        "pictures and scores of each checkpoint of a run, while it is trained",
+        _watch_flags,
+        _watch,
+    ),
+    "score": ("scores of finished sets of pictures, written beside them", _score_flags, _score),
 }

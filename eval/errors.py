@@ -1,4 +1,6 @@
-"""What a user can get wrong in evaluation. Each message says what was found, what was expected and what to do."""
+"""What a user can get wrong in evaluation: found, expected, and what to do."""
+
+from __future__ import annotations
 
 
 class EvalError(Exception):
@@ -28,7 +30,7 @@ class TooFewImages(EvalError, ValueError):
 
 
 class MissingPictures(EvalError, FileNotFoundError):
-    """The tars with the original pictures are not where they were said to be."""
+    """The tars with the original pictures are absent, or not those of the column."""
 
 
 class MissingImages(EvalError, FileNotFoundError):
@@ -40,11 +42,11 @@ class BadScores(EvalError, ValueError):
 
 
 class NotFetched(EvalError, OSError):
-    """Prompts that did not come from where they are published, or are not those that are known."""
+    """Prompts that could not be downloaded, or whose digest is another than expected."""
 
 
 class BadReport(EvalError, ValueError):
-    """Folders that cannot stand on one report, or a page that cannot be written where it was asked for."""
+    """Folders that cannot share a report, or a page that cannot be written to its path."""
 
 
 class Watched(EvalError, RuntimeError):
@@ -52,11 +54,11 @@ class Watched(EvalError, RuntimeError):
 
 
 class BadQuestions(EvalError, ValueError):
-    """A benchmark's questions or skills that are absent, damaged, or of other prompts than the pictures."""
+    """A benchmark's questions or skills that are absent, damaged, or of other prompts."""
 
 
 class BadRanks(EvalError, ValueError):
-    """RANK and WORLD_SIZE in the environment that cannot be."""
+    """RANK and WORLD_SIZE in the environment that make no sense."""
 
 
 class BadTextCache(EvalError, ValueError):
@@ -76,4 +78,4 @@ class NotFinite(EvalError, ValueError):
 
 
 class BadReference(EvalError, ValueError):
-    """Reference statistics that are damaged, or of another network or crop than what is to be scored."""
+    """Reference statistics that are damaged, or of another network or crop than the set's."""

@@ -1,18 +1,22 @@
 """Training with encoders in the step.
 
-    torchrun -m eval train CONFIG [key=value ...]     `data.text` is a column of ids: the text encoder runs in the step
-    fit(config, run, batches=online(config, TARS))    no column is read: pictures and captions are encoded in the step
+    torchrun -m eval train CONFIG [key=value ...]     `data.text` is ids: the text encoder runs in the step
+    fit(config, run, batches=online(config, TARS))    pictures and captions are encoded in the step
 
-The second is what the cache is compared with. Rows, their order and all randomness are those of the columns that the
-config names, whose identities say which encoders ran and how.
+The second is what the cache is compared with. Rows, their order and all randomness are those of the
+columns that the config names, whose identities say which encoders ran and how.
 """
+
+from __future__ import annotations
 
 import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -23,67 +27,71 @@ from torch import Tensor
 
 import configs
 from configs import ConfigError
-from encode.packed import PackedText
-from encode.pixels import pixels_on
+from encode.models.packed_text import PackedText
+from encode.models.pixels import pixels_on
+from encode.models.tokenizer import CaptionTokenizer, load_tokenizer
+from encode.models.vae import Vae, load_vae
 from encode.registry import TEXTS, ModelSpec, lookup
-from encode.text import CaptionTokenizer, load_tokenizer
-from encode.vae import Vae, load_vae
-from shards import Order, Sources
-from shards.stream import Batch
+from shards import JoinedColumns, Order
+from shards.read.prefetch import Prefetcher
+from shards.read.stream import Batch
+from shards.signals import leave
 from train.config import TrainConfig, run_folder
 from train.loop import Batches
+from train.ranks.world import World
 from train.run import fit, open_columns, open_run, order_of
-from train.world import World
 
-from .originals import Originals, Picture
+from .images.layouts import Picture
+from .images.originals import Originals
 
 Ints = NDArray[np.int64]
 THREADS = 4  # that decode pictures, one batch ahead
 
 
-def train(path: Path, words: Sequence[str] = ()) -> int:
-    """`train` with the text encoder of the ids column, where the text is one; returns the exit code."""
-    config = configs.load(TrainConfig, path, words)
-    _speak()
+def train(path: Path, overrides: Sequence[str] = ()) -> int:
+    """Trains, with the text encoder of a column of ids if the text is one; returns the exit code."""
+    config = configs.load(TrainConfig, path, overrides)
+    _log_rank_0()
     run = run_folder(config, path)
-    sources, _ = open_run(config, run)  # what is wrong is said before an encoder is loaded
+    sources, _ = open_run(config, run)  # whose faults are reported before an encoder is loaded
     encoder = step_encoder(config, sources, _device()) if sources.ids else None
     sources.close()
-    return fit(config, run, text_encoder=encoder)
+    return leave(fit(config, run, text_encoder=encoder))
 
 
-def step_encoder(config: TrainConfig, sources: Sources, device: str) -> PackedText:
-    """The encoder that makes tokens of the sources' ids; ModelNotUsable if it is not the one of their tokenizer."""
-    said, identity = config.data.encoder, sources.texts[0].spec.identity
+def step_encoder(config: TrainConfig, sources: JoinedColumns, device: str) -> PackedText:
+    """Returns the encoder that makes tokens of ids; ModelNotUsable if their tokenizer is another's."""
+    encoder, identity = config.data.encoder, sources.texts[0].identity
     try:
-        model = ModelSpec.model_validate(said) if isinstance(said, dict) else said
+        spec = ModelSpec.model_validate(encoder) if isinstance(encoder, dict) else encoder
     except ValidationError as error:
         raise ConfigError(
-            f"data.encoder: found {said!r}, expected a name of encode.registry.TEXTS or class and path: {error}"
+            f"data.encoder: found {encoder!r}, expected a name of encode.registry.TEXTS or class and path: {error}"
         ) from None
-    found = None if model is None else lookup(model, TEXTS)
-    return PackedText.of_ids(identity, found, config.data.hidden_state, device)
+    model = None if spec is None else lookup(spec, TEXTS)
+    return PackedText.of_ids(identity, model, config.data.hidden_state, device)
 
 
 def _device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
-def _speak() -> None:
-    """The trainer's lines, of rank 0."""
+def _log_rank_0() -> None:
+    """Shows the trainer's lines of rank 0."""
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("train").setLevel(level)
 
 
-# Without columns -----------------------------------------------------------------------------------------------------
+# Without columns ----------------------------------------------------------------------------------
 
 
 def online(config: TrainConfig, tars: Path | Sequence[Path]) -> Batches:
-    """What `fit` takes as `batches`: those of the config's columns, made of pictures and captions in the step.
+    """Returns what `fit` takes as `batches`: the columns', but encoded in the step.
 
-    `tars`: the folder of the source's tars, or one for each source. Where the text is ids, so are the batches: hand in
-    the encoder too."""
+    `tars`: the folder of the source's tars, or a folder for each source. Where the text is ids, so
+    are the batches: hand in the encoder too.
+    """
     folders = [tars] if isinstance(tars, Path) else list(tars)
     if config.data.partial:
         raise ConfigError(
@@ -102,7 +110,7 @@ class Online:
     """The encoders of some columns, and the tars that these were made of."""
 
     config: TrainConfig
-    sources: Sources
+    sources: JoinedColumns
     order: Order
     originals: Sequence[Originals]
     vae: Vae
@@ -111,53 +119,51 @@ class Online:
 
     @classmethod
     def load(
-        cls, config: TrainConfig, sources: Sources, tars: Sequence[Path], device: str
-    ) -> "Online":
-        if len(tars) != len(sources.joins):
+        cls, config: TrainConfig, sources: JoinedColumns, tars: Sequence[Path], device: str
+    ) -> Online:
+        if len(tars) != len(sources.by_source):
             raise ConfigError(
-                f"found {len(tars)} folders of tars for {len(sources.joins)} sources, expected one for each"
+                f"found {len(tars)} folders of tars for {len(sources.by_source)} sources, expected one for each"
             )
-        vae, text = (c.spec.identity for c in (sources.joins[0].latents, sources.texts[0]))
+        vae, text = (c.identity for c in (sources.by_source[0].latents, sources.texts[0]))
         encoder = None if sources.ids else PackedText.of_tokens(text, device)
         return cls(
             config, sources, order_of(config, sources),
-            [Originals(join.latents, folder) for join, folder in zip(sources.joins, tars, strict=True)],
-            load_vae(vae["encoder"], device), encoder.text.tokenize if encoder else load_tokenizer(text), encoder,
+            [Originals(join.latents, folder) for join, folder in zip(sources.by_source, tars, strict=True)],
+            load_vae(vae.encoder, device), encoder.text.tokenizer if encoder else load_tokenizer(text), encoder,
         )  # fmt: skip
 
     def batches(self, position: int, world: World) -> Iterator[Batch]:
-        """This rank's batches from `position` on, for ever; pictures are decoded one batch ahead."""
+        """Yields this rank's batches from `position` on, for ever, decoded ahead in threads."""
         step = self.config.global_batch
         places = self.order.places(step, world.size, world.rank)
         with ThreadPoolExecutor(THREADS) as pool:
-            ahead = self._begin(pool, position, places)
-            while True:
-                shown, position = ahead, position + step
-                ahead = self._begin(pool, position, places)
-                yield self._encoded(shown)
+            inputs = (self._inputs(pool, start, places) for start in count(position, step))
+            with closing(Prefetcher(inputs, 1, "pictures")) as prefetched:
+                yield from map(self._encoded, prefetched)
 
-    def _begin(self, pool: ThreadPoolExecutor, position: int, places: Ints) -> "_Shown":
+    def _inputs(self, pool: ThreadPoolExecutor, position: int, places: Ints) -> _Inputs:
         samples = position + places
         sources, rows = self.sources.locate(*self.order.at(samples))
         crops, captions = [], []
         for sample, s, row in zip(samples, sources.tolist(), rows.tolist(), strict=True):
-            join, source = self.sources.joins[s], self.originals[s]
-            crops.append(pool.submit(source.crop, row, join.latents.spec.identity["preprocess"]))
-            chosen = join.texts[int(self.order.choose(sample[None], join.rates)[0])]
-            captions.append(source.caption(row, chosen.spec.identity["preprocess"]))
-        return _Shown(position, samples, rows, sources, crops, captions)
+            join, source = self.sources.by_source[s], self.originals[s]
+            crops.append(pool.submit(source.crop, row, join.latents.identity.picture))
+            column = join.texts[int(self.order.choose(sample[None], join.rates)[0])]
+            captions.append(source.caption(row, column.identity.text.caption or ""))
+        images = np.stack([crop.result() for crop in crops])
+        return _Inputs(position, samples, rows, sources, images, captions)
 
-    def _encoded(self, shown: "_Shown") -> Batch:
-        images = np.stack([crop.result() for crop in shown.crops])
+    def _encoded(self, inputs: _Inputs) -> Batch:
         size = self.config.micro_batch
         moments = [
-            self.vae.encode(pixels_on(self.vae.device, images[i : i + size])).cpu()
-            for i in range(0, len(images), size)
+            self.vae.encode(pixels_on(self.vae.device, inputs.images[i : i + size])).cpu()
+            for i in range(0, len(inputs.images), size)
         ]
-        tokens, cu_seqlens = self._text(shown.captions)
+        tokens, cu_seqlens = self._text(inputs.captions)
         return Batch(
-            shown.position, torch.from_numpy(shown.samples), torch.from_numpy(shown.rows),
-            torch.cat(moments), tokens, cu_seqlens, torch.from_numpy(shown.sources),
+            inputs.position, torch.from_numpy(inputs.samples), torch.from_numpy(inputs.rows),
+            torch.cat(moments), tokens, cu_seqlens, torch.from_numpy(inputs.sources),
         )  # fmt: skip
 
     def _text(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -168,12 +174,12 @@ class Online:
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """A batch before it is encoded."""
+class _Inputs:
+    """A batch before it is encoded: pictures (B, R, R, 3) uint8, and a caption of each."""
 
     position: int
     samples: Ints
     rows: Ints
     sources: Ints
-    crops: Sequence[Future[Picture]]
+    images: Picture
     captions: Sequence[str]

@@ -1,13 +1,15 @@
 """What a column's VAE keeps of a picture: the posterior's mean decoded, beside the original crop.
 
-    <save_dir>/original/images/<row id>.png          as the encoder saw it: decoded, resized, cropped
+    <save_dir>/original/images/<row id>.png          as the encoder saw it: resized, cropped
     <save_dir>/reconstruction/images/<row id>.png    from the column's rows, never from the picture
-    <save_dir>/reconstruction/scores/                PSNR, SSIM and what else was asked for, each with its interval
-    <save_dir>/metrics.json                          PSNR, SSIM and LPIPS of each picture, and their means
+    <save_dir>/reconstruction/scores/                PSNR, SSIM and further scores with intervals
+    <save_dir>/metrics.json                          PSNR, SSIM and LPIPS of each picture, their means
 
-All scores are of the 8-bit pictures. Originals do not depend on the column, so reconstructions of one source by several
-VAEs are paired. Memory holds one batch.
+All scores are of the 8-bit pictures. Originals do not depend on the column, so reconstructions of
+one source by several VAEs are paired. Memory holds one batch.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -18,34 +20,35 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from encode.pixels import to_images
-from encode.vae import load_vae
+from encode.models.pixels import to_images
+from encode.models.vae import load_vae
 from shards import Column, Status, atomic_write, canonical_json
-from shards.store import Place
+from shards.console import Bar
+from shards.store.base import Place
 
-from . import results
-from .aggregate import aggregate
-from .bar import Bar
-from .distances import PACKAGES, enough, measure
+from .distances.measure import PACKAGES, enough, measure
+from .distances.metrics import METRICS
+from .distances.references import make
 from .errors import OtherImages, TooFewImages
-from .features import folder_of, of_set
-from .generate import moved
-from .imageset import Images, ImageSet
-from .lpips import Lpips
-from .metrics import METRICS
-from .networks import inception
-from .originals import Originals, Picture
-from .prompts import Prompt, Prompts
-from .references import make
-from .results import Item, Score
-from .scored import PREFIX
+from .features.features import folder_of, of_set
+from .features.lpips import Lpips
+from .features.networks import inception
+from .images.encoders import relocate_encoder
+from .images.imageset import ImageSetReader, ImageSetWriter
+from .images.layouts import Picture
+from .images.originals import Originals
+from .prompts.prompts import Prompt, Prompts
+from .report.entries import PREFIX
+from .scores import results
+from .scores.aggregate import aggregate
+from .scores.results import Item, Score
 
 Json = dict[str, Any]
 Batch = NDArray[np.uint8]  # (B, H, W, 3)
-Scores = Callable[[Batch, Batch], list[float]]  # originals, reconstructions -> one each
+Scores = Callable[[Batch, Batch], list[float]]  # originals, reconstructions -> a score a pair
 
 LPIPS = {"lpips-alex": "alex", "lpips-vgg": "vgg"}
-DISTANCES = {"rfid": "fid", "rkid": "kid"}  # entries of eval.metrics.METRICS
+DISTANCES = {"rfid": "fid", "rkid": "kid"}  # entries of eval.distances.metrics.METRICS
 MORE = (*LPIPS, *DISTANCES)
 
 
@@ -62,37 +65,42 @@ def reconstruct(
     lpips_folder: Path | None = None,
     allow_few: bool = False,
 ) -> Json:
-    """Decode the first `count` valid rows of a moments or latents column; `tars` is the folder of its source's tars.
+    """Decodes the first `count` valid rows of a moments or latents column; returns metrics.json.
 
-    `scores` of MORE are computed beside PSNR and SSIM. Their weights are looked for before anything is decoded.
+    `tars` is the folder of its source's tars. `scores` of MORE are computed beside PSNR and SSIM;
+    their weights are loaded before anything is decoded.
     """
     opened = Column.open(column)
     kind = opened.layout.kind
     if kind not in ("moments", "latents"):
         raise OtherImages(f"{column}: found a column of {kind}, expected one of moments or latents")
-    identity = opened.spec.identity
+    identity = opened.identity
     results.refuse_versions(save_dir / "reconstruction")
-    network = inception(inception_folder, device) if DISTANCES.keys() & set(scores) else None
+    distances = DISTANCES.keys() & set(scores)
+    inception_network = inception(inception_folder, device) if distances else None
     lpips = [Lpips(LPIPS[name], lpips_folder, device) for name in scores if name in LPIPS]
     originals = Originals(opened, tars)
     rows, keys = first_rows(originals, opened, count)
-    for name in DISTANCES.keys() & set(scores):
-        assert network is not None
-        enough(METRICS[DISTANCES[name]], network, len(rows), f"{column}", allow_few)
-    how = identity["preprocess"]
-    originals.crop(rows[0], how)  # without its tars nothing is made
-    decoder = load_vae(moved(identity["encoder"], vae), device)
-    asked = zip(map(name_of, rows), keys, strict=True)
+    for name in distances:
+        assert inception_network is not None
+        enough(METRICS[DISTANCES[name]], inception_network, len(rows), f"{column}", allow_few)
+    preprocess = identity.picture
+    originals.crop(rows[0], preprocess)  # without its tars nothing is written
+    decoder = load_vae(relocate_encoder(identity.encoder, vae), device)
     folder = opened.store.folder
     source = folder.resolve().parent.name if folder else opened.store.parent.name
-    items = Prompts(f"{PREFIX}{source}",
-                    tuple(Prompt(name, key) for name, key in asked))  # fmt: skip
+    prompts = tuple(Prompt(name_of(row), key) for row, key in zip(rows, keys, strict=True))
+    items = Prompts(f"{PREFIX}{source}", prompts)
     settings = {"column": opened.digest, "vae": decoder.weights}
-    shown = {"source": originals.source.fingerprint, "preprocess": how}
-    before = ImageSet(save_dir / "original", items, shown | {"kind": "original"})
-    after = ImageSet(save_dir / "reconstruction", items, settings | {"kind": "reconstruction"})
+    source_settings = {
+        "source": originals.source.fingerprint, "preprocess": preprocess.record(), "kind": "original"
+    }  # fmt: skip
+    before = ImageSetWriter(save_dir / "original", items, source_settings)
+    after = ImageSetWriter(
+        save_dir / "reconstruction", items, settings | {"kind": "reconstruction"}
+    )
     measures: dict[str, Scores] = {"psnr": _each(psnr), "ssim": _each(ssim)}
-    measures |= {one.name: one for one in lpips}
+    measures |= {network.name: network for network in lpips}
     pictures: list[Json] = []
     with Bar(save_dir.name, len(rows), "pictures") as bar:
         for start in range(0, len(rows), batch_size):
@@ -100,14 +108,14 @@ def reconstruct(
             stored = torch.from_numpy(opened.read(np.array(batch, np.int64), check=True)).float()
             latents = stored.chunk(2, 1)[0] if kind == "moments" else stored
             decoded = to_images(decoder.decode(latents))
-            crops = np.stack([originals.crop(row, how) for row in batch])
+            crops = np.stack([originals.crop(row, preprocess) for row in batch])
             for images, pixels in ((before, crops), (after, decoded)):
                 for file, picture in zip(images.files[start:], pixels, strict=False):
                     if not images.has(file):
                         images.save(file, [picture])
-            found = {name: score(crops, decoded) for name, score in measures.items()}
+            columns = {name: score(crops, decoded) for name, score in measures.items()}
             pictures += [
-                {"row": row, "key": keys[start + i], **{name: of[i] for name, of in found.items()}}
+                {"row": row, "key": keys[start + i], **{name: v[i] for name, v in columns.items()}}
                 for i, row in enumerate(batch)
             ]
             bar.advance(len(batch))
@@ -116,29 +124,28 @@ def reconstruct(
     mean = {name: float(np.mean([p[name] for p in pictures])) for name in measures}
     metrics: Json = {**settings, "pictures": pictures, "mean": mean | {"count": len(pictures)}}
     atomic_write(save_dir / "metrics.json", canonical_json(metrics))
-    made = Images.open(save_dir / "reconstruction")
-    weights = {one.name: one.weights for one in lpips}
+    decoded_set = ImageSetReader.open(save_dir / "reconstruction")
+    weights = {network.name: network.weights for network in lpips}
     for name in measures:
-        score, of = _score(name, made, pictures, weights.get(name))
-        results.write(made.folder, score, of)
-    if network is not None:
-        real = Images.open(save_dir / "original")
-        kept = folder_of(real.folder, network, "none")
-        reference = make(of_set(real), network, "none", "originals", kept, batch_size)
+        results.write(decoded_set.folder, *_score(name, decoded_set, pictures, weights.get(name)))
+    if inception_network is not None:
+        real = ImageSetReader.open(save_dir / "original")
+        blocks = folder_of(real.folder, inception_network, "none")
+        reference = make(of_set(real), inception_network, "none", "originals", blocks, batch_size)
         for name in (name for name in scores if name in DISTANCES):
             score = measure(
-                DISTANCES[name], made, network, reference, few=allow_few, batch_size=batch_size, prefix="r",
-                paired=True,
+                DISTANCES[name], decoded_set, inception_network, reference, few=allow_few,
+                batch_size=batch_size, prefix="r", paired=True,
             )  # fmt: skip
-            results.write(made.folder, score)
+            results.write(decoded_set.folder, score)
             metrics["mean"][name] = score.value.value
     return metrics
 
 
 def _score(
-    name: str, images: Images, pictures: list[Json], weights: dict[str, str] | None
+    name: str, images: ImageSetReader, pictures: list[Json], weights: dict[str, str] | None
 ) -> tuple[Score, list[Item]]:
-    """The mean over pictures, with its interval. `weights` are of the score's own network, if it has one."""
+    """Returns the mean over pictures and its items; `weights` are the score's network's."""
     items = [Item(name_of(p["row"]), 0, p[name]) for p in pictures]
     value, _ = aggregate(items)
     return Score(
@@ -153,11 +160,11 @@ def name_of(row: int) -> str:
 
 
 def first_rows(originals: Originals, column: Column, count: int) -> tuple[list[int], list[str]]:
-    """Row ids and keys of the first `count` ok rows."""
+    """Returns row ids and keys of the first `count` ok rows."""
     rows = list[int]()
     for shard in range(len(originals.source.tars)):
         first = shard * originals.source.shard_rows
-        ids = np.arange(first, first + column.generation.rows[shard])
+        ids = np.arange(first, first + column.snapshot.rows[shard])
         rows += ids[column.status(ids) == Status.OK][: count - len(rows)].tolist()
     if not rows:
         raise TooFewImages(f"{column.path}: holds no valid row")
@@ -169,23 +176,17 @@ def _each(score: Callable[[Picture, Picture], float]) -> Scores:
 
 
 def psnr(a: Picture, b: Picture) -> float:
-    """10 log10(255^2 / MSE) over all channels; equal pictures count as differing by one step in one value."""
+    """Returns 10 log10(255^2 / MSE) in dB over all channels.
+
+    Equal pictures count as differing by one step in one value.
+    """
     error = np.square(a.astype(np.float64) - b).mean()
     return float(10 * np.log10(255**2 / max(error, 1 / a.size)))
 
 
 def ssim(a: Picture, b: Picture) -> float:
-    """Structural similarity with the usual Gaussian window, 11 x 11 and sigma 1.5, mean of the channels."""
+    """Returns structural similarity (Wang et al. 2004): Gaussian window, sigma 1.5."""
     from skimage.metrics import structural_similarity
 
-    return float(
-        structural_similarity(
-            a,
-            b,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-            data_range=255,
-            channel_axis=2,
-        )
-    )
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return float(structural_similarity(a, b, data_range=255, channel_axis=2, **options))

@@ -1,11 +1,16 @@
 """Columns: their format, how they are written, read, joined and streamed. The only meeting point
 of the stages.
 
-Importing this package is cheap; torch is loaded by `shards.stream`, `shards.latents` and
-`shards.randomness`.
+Importing this package is cheap: torch is loaded when `Stream` or `Batch` is first used.
 """
 
-from .commits import Generation, put_complete, read_commit
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .column.commits import Snapshot, put_complete, read_commit
+from .column.source import IndexRow, Source, open_source, put_index, read_index
+from .column.writer import ShardWriter, check_column, create_column, put_empty
 from .errors import (
     BadRows,
     CorruptColumn,
@@ -20,26 +25,36 @@ from .errors import (
     SourceMismatch,
     WorkerDied,
 )
-from .join import Join, Sources, open_join, open_sources
-from .order import Order
-from .reader import Column
-from .schema import ColumnSpec, Layout, Norm, Status
-from .source import IndexRow, Source, open_source, put_index, read_index
-from .storage import atomic_write, canonical_json, put_if_absent, seal, sha256, sha256_file, unseal
-from .store import Store, open_store
-from .writer import ShardWriter, check_column, create_column, put_empty
+from .format.atomic import (
+    atomic_write,
+    canonical_json,
+    put_if_absent,
+    seal,
+    sha256,
+    sha256_file,
+    unseal,
+)
+from .format.layout import ColumnSpec, Layout, Norm, Status
+from .read.column import Column
+from .read.join import JoinedColumns, open_join, open_sources
+from .read.order import Order
+from .store.base import Store
+from .store.open import open_store
+
+if TYPE_CHECKING:
+    from .read.stream import Batch, Stream
 
 __all__ = [
     "BadRows",
+    "Batch",
     "Column",
     "ColumnSpec",
     "CorruptColumn",
     "FormatVersion",
-    "Generation",
     "IdentityMismatch",
     "IncompleteColumn",
     "IndexRow",
-    "Join",
+    "JoinedColumns",
     "Layout",
     "LeaseHeld",
     "Norm",
@@ -48,13 +63,14 @@ __all__ = [
     "OrderError",
     "ShardWriter",
     "ShardsError",
+    "Snapshot",
     "Source",
     "SourceChanged",
     "SourceMismatch",
-    "Sources",
     "Status",
-    "WorkerDied",
     "Store",
+    "Stream",
+    "WorkerDied",
     "atomic_write",
     "canonical_json",
     "check_column",
@@ -74,3 +90,12 @@ __all__ = [
     "sha256_file",
     "unseal",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what needs torch when it is first used: torch takes seconds, and a status needs none."""
+    if name not in ("Batch", "Stream"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .read import stream
+
+    return getattr(stream, name)

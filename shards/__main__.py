@@ -20,8 +20,8 @@ s3://, gs://, az://).
 Exit codes: 0 done (`verify`: sound, `diff`: equal content), 1 `verify` or `digest --deep` found
 damage (`verify --source`: or tars other than those that were encoded), `repair` left some, `diff`
 found a difference, a reader of `bench` failed, 2 a wrong path, option or column, or no room (the
-message says which), 5 another command holds the column's lease, 130 interrupted. `verify`
-of several goes on after one that is no column, and leaves with 2.
+message says which), 5 another command holds the column's lease, 128 + n after the signal n (130
+after Ctrl-C). `verify` of several goes on after one that is no column, and leaves with 2.
 """
 
 from __future__ import annotations
@@ -31,12 +31,29 @@ import errno
 import json
 import os
 import sys
+from importlib import import_module
+from typing import Any
 
-from .bench import add_options
+from .console import bench_module, not_negative, number, overview, positive
 from .errors import ShardsError
-from .options import not_negative, number, positive
 from .printing import safe_output
+from .signals import stoppable
 
+VERBS = {
+    "info": "schema, identity, rows by status, sizes, statistics of a column",
+    "verify": "check every record, object and row; exit code 1 if anything is bad",
+    "repair": "put aside what is damaged, so that encode makes it again",
+    "gc": "remove what interrupted writers left",
+    "digest": "one digest of a column's logical content",
+    "diff": "in what two columns differ; exit code 1 if in anything",
+    "convert": "the same column, stored in another way",
+    "copy": "a column to another place; goes on where it stopped",
+    "stage": "columns to a node's own disk; prints what to give to train",
+    "order": "the row ids of each step, one JSON object a line",
+    "bench": "measure reading, beside the machine's limit and other libraries",
+}
+EXAMPLE = "python -m shards info demo/cache/openmoji-train/vae-plain"
+MODULES = {"digest": "verify", "stage": "copy"}  # of verbs that have none of their name
 NO_RIGHTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -47,96 +64,74 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", required=True)
+    verbs = {n: commands.add_parser(n, help=text, description=text) for n, text in VERBS.items()}
 
-    def add(name: str, text: str, *columns: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text)
-        for column in columns:
-            command.add_argument(column)
-        return command
+    def add(verb: str, *names: str, flag: bool = False, **options: Any) -> None:
+        verbs[verb].add_argument(*names, **options | ({"action": "store_true"} if flag else {}))
 
-    def processes(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--processes", type=positive, help="how many; all cores if left out")
-
-    def changes(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--yes", action="store_true", help="do it; else only say what")
-        command.add_argument(
-            "--break-lease", action="store_true", help="take the lease from a holder that is gone"
-        )
-
-    info = add("info", "schema, identity, rows by status, sizes, statistics", "column")
-    info.add_argument("--json", action="store_true")
-    verify = add("verify", "check every record, object and row; exit code 1 if anything is bad")
-    verify.add_argument("column", nargs="+")
-    verify.add_argument("--json", action="store_true", help="faults as JSON lines")
-    verify.add_argument(
-        "--source", action="append", default=[], metavar="FOLDER",
-        help="folder or url of the source's tars, which are compared with what was encoded; "
-        "several may be given",
-    )  # fmt: skip
-    processes(verify)
-    repair = add("repair", "put aside what is damaged, so that encode makes it again", "column")
-    changes(repair)
-    processes(repair)
-    gc = add("gc", "remove what interrupted writers left", "column")
-    changes(gc)
-    gc.add_argument("--older-than", default="24h", help="such as 90s, 30m, 24h, 7d")
-    gc.add_argument(
-        "--generations", action="store_true",
-        help="also superseded COMPLETE records (runs pin them, and cannot resume without)",
-    )  # fmt: skip
-    gc.add_argument("--quarantine", action="store_true", help="also what repair put aside")
-    digest = add("digest", "one digest of a column's logical content")
-    digest.add_argument("column", nargs="+")
-    digest.add_argument("--deep", action="store_true", help="read the data and recompute all")
-    processes(digest)
-    processes(add("diff", "in what two columns differ; exit code 1 if in anything", "a", "b"))
-    convert = add("convert", "the same column, stored in another way", "source", "target")
-    convert.add_argument("--backend", choices=("zarr", "webdataset"), default="zarr")
-    convert.add_argument("--codec", choices=("none", "blosc"), default="none")
-    convert.add_argument("--element", choices=("int8",), help="int8 tokens: half the bytes, lossy")
-    processes(convert)
-    copy = add("copy", "a column to another place; goes on where it stopped", "source", "target")
-    copy.add_argument("--with-source", action="store_true", help="source.json and the indexes too")
-    stage = add("stage", "columns to a node's own disk; prints what to give to train")
-    stage.add_argument("source", nargs="+")
-    stage.add_argument("folder")
-    for command in (copy, stage):
-        command.add_argument("--threads", type=positive, default=8)
-    order = add("order", "the row ids of each step, one JSON object a line")
-    order.add_argument("latents")
-    order.add_argument("text")
-    order.add_argument("--also", nargs="*", default=[], help="columns joined for their statuses")
-    order.add_argument(
-        "--more", nargs=2, action="append", default=[], metavar=("LATENTS", "TEXT"),
-        help="a further source; several may be given",
-    )  # fmt: skip
-    order.add_argument(
-        "--weights", type=number(1e-9), nargs="*", help="share of each source; else concatenated"
-    )
-    order.add_argument("--partial", action="store_true", help="columns that are not complete, too")
-    order.add_argument("--global-batch", type=positive, required=True)
+    for verb in ("info", "repair", "gc"):
+        add(verb, "column")
+    for verb in ("verify", "digest"):
+        add(verb, "column", nargs="+")
+    add("info", "--json", flag=True)
+    add("verify", "--json", flag=True, help="faults as JSON lines")
+    add("verify", "--source", action="append", default=[], metavar="FOLDER",
+        help="folder or url of the source's tars, which are compared with what was encoded; several "
+        "may be given")  # fmt: skip
+    for verb in ("repair", "gc"):
+        add(verb, "--yes", flag=True, help="do it; else only say what")
+        add(verb, "--break-lease", flag=True, help="take the lease from a holder that is gone")
+    add("gc", "--older-than", default="24h", help="such as 90s, 30m, 24h, 7d")
+    add("gc", "--generations", flag=True,
+        help="also superseded COMPLETE records (runs pin them, and cannot resume without)")  # fmt: skip
+    add("gc", "--quarantine", flag=True, help="also what repair put aside")
+    add("digest", "--deep", flag=True, help="read the data and recompute all")
+    add("diff", "a")
+    add("diff", "b")
+    for verb in ("convert", "copy"):
+        add(verb, "source")
+        add(verb, "target")
+    add("convert", "--backend", choices=("zarr", "webdataset"), default="zarr")
+    add("convert", "--codec", choices=("none", "blosc"), default="none")
+    add("convert", "--element", choices=("int8",), help="int8 tokens: half the bytes, lossy")
+    for verb in ("verify", "repair", "digest", "diff", "convert"):
+        add(verb, "--processes", type=positive, help="how many; all cores if left out")
+    add("copy", "--with-source", flag=True, help="source.json and the indexes too")
+    add("stage", "source", nargs="+")
+    add("stage", "folder")
+    for verb in ("copy", "stage"):
+        add(verb, "--threads", type=positive, default=8)
+    add("order", "latents")
+    add("order", "text")
+    add("order", "--also", nargs="*", default=[], help="columns joined for their statuses")
+    add("order", "--more", nargs=2, action="append", default=[], metavar=("LATENTS", "TEXT"),
+        help="a further source; several may be given")  # fmt: skip
+    share = "share of each source; else concatenated"
+    add("order", "--weights", type=number(1e-9), nargs="*", help=share)
+    add("order", "--partial", flag=True, help="columns that are not complete, too")
+    add("order", "--global-batch", type=positive, required=True)
     for option, kind, default in (
         ("seed", not_negative, 0), ("position", not_negative, 0), ("world", positive, 1),
         ("rank", not_negative, 0), ("steps", positive, 1), ("lanes", positive, 64),
         ("window", not_negative, 0),
     ):  # fmt: skip
-        order.add_argument(f"--{option}", type=kind, default=default)
-    order.add_argument("--truncated", action="store_true", help="admit rows of cut-off pictures")
-    order.add_argument(
-        "--variance", action="store_true",
+        add("order", f"--{option}", type=kind, default=default)
+    add("order", "--truncated", flag=True, help="admit rows of cut-off pictures")
+    add("order", "--variance", flag=True,
         help="instead: how well it mixes; variance of the mean of 1, 8 and 64 batches, 1.00 = "
-        "independent draws, beside (a full shuffle), if a tenth of it lies between units of rows",
+        "independent draws, beside (a full shuffle), if a tenth of it lies between units of rows"
     )  # fmt: skip
-    add_options(add("bench", "measure reading, beside the machine's limit and other libraries"))
+    if sys.argv[1:2] == ["bench"]:
+        bench_module("reading").add_options(verbs["bench"])
     return top
 
 
 def print_order(args: argparse.Namespace) -> int:
-    """One line a step; `step` counts global batches from the start of the run. With several
+    """Prints a line a step; `step` counts global batches from the start of the run. With several
     sources, `sources` says of which each row is.
     """
-    from .join import open_sources
-    from .mixing import mixing, table
+    from .read.join import open_sources
+    from .tools.shuffle_quality import batch_variances, table
 
     latents, texts = zip((args.latents, args.text), *args.more, strict=True)
     sources = open_sources(
@@ -144,7 +139,13 @@ def print_order(args: argparse.Namespace) -> int:
     )
     order = sources.order(args.seed, args.lanes, args.window)
     if args.variance:
-        print(table(mixing(order, args.global_batch, sources.joins[0].latents.layout.shard_rows)))
+        print(
+            table(
+                batch_variances(
+                    order, args.global_batch, sources.by_source[0].latents.layout.shard_rows
+                )
+            )
+        )
         return 0
     for k in range(args.steps):
         position = args.position + k * args.global_batch
@@ -156,47 +157,23 @@ def print_order(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """One function a command."""
-    from . import convert, diff, gc, info, repair, transfer, verify
-
-    match args.command:
-        case "info":
-            return info.run_info(args.column, args.json)
-        case "verify":
-            return verify.run_verify(args.column, args.processes, args.json, args.source)
-        case "repair":
-            return repair.run_repair(args.column, args.yes, args.processes, args.break_lease)
-        case "gc":
-            return gc.run_gc(
-                args.column, args.yes, args.older_than, args.generations, args.quarantine,
-                args.break_lease,
-            )  # fmt: skip
-        case "digest":
-            return verify.run_digest(args.column, args.deep, args.processes)
-        case "diff":
-            return diff.run_diff(args.a, args.b, args.processes)
-        case "convert":
-            codec = None if args.codec == "none" else args.codec
-            return convert.run_convert(
-                args.source, args.target, args.backend, codec, args.element, args.processes
-            )
-        case "copy":
-            return transfer.run_copy(args.source, args.target, args.with_source, args.threads)
-        case "stage":
-            return transfer.run_stage(args.source, args.folder, args.threads)
-        case "bench":
-            from .bench.run import bench
-
-            return bench(args)
-        case _:
-            return print_order(args)
+    """Runs a verb, whose module is loaded now."""
+    if args.command == "order":
+        return print_order(args)
+    if args.command == "bench":
+        return int(bench_module("reading").run_bench(args))
+    module = import_module(f".tools.{MODULES.get(args.command, args.command)}", __package__)
+    return int(getattr(module, f"run_{args.command}")(args))
 
 
 def main() -> int:
     safe_output()
+    if not sys.argv[1:]:
+        print(overview("python -m shards", "look at columns, check and move them", VERBS, EXAMPLE))
+        return 0
     args = parser().parse_args()
     try:
-        return run(args)
+        return stoppable(lambda: run(args))
     except ShardsError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -207,9 +184,6 @@ def main() -> int:
         remedy = "Make room, give the rights, then run again"
         print(f"error: {error}" + f". {remedy}" * (error.errno in NO_RIGHTS), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
 
 
 if __name__ == "__main__":

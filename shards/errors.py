@@ -2,6 +2,8 @@
 what to do.
 """
 
+from __future__ import annotations
+
 
 class ShardsError(Exception):
     """Base of the family; entry points print it as one message and leave with `exit_code`."""
@@ -27,7 +29,7 @@ class Unreadable(ShardsError, OSError):
 
 
 class IdentityMismatch(ShardsError, ValueError):
-    """What stands was made by another encoder, preprocessing or source than what is asked for."""
+    """A column or source was made by another encoder, preprocessing or source than the one expected."""
 
 
 class SourceMismatch(ShardsError, ValueError):

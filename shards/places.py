@@ -25,12 +25,12 @@ class NotLocal(NotAColumn, argparse.ArgumentTypeError, ValueError):
 
 
 def is_url(word: str) -> bool:
-    """Whether a word names a place by a url, file:// among them."""
+    """Returns whether a word names a place by a url, file:// among them."""
     return URL.match(word) is not None
 
 
 def home(word: str) -> str:
-    """A path with `~` or `~user` in front written out, as a shell does; urls as they are."""
+    """Returns a path with `~` or `~user` in front written out, as a shell does; urls as they are."""
     if not word.startswith("~"):
         return word
     path = os.path.expanduser(word)
@@ -43,7 +43,7 @@ def home(word: str) -> str:
 
 
 def path_of(url: str) -> str:
-    """The path that a `file://` url names: all that follows, a `#` or `?` too."""
+    """Returns the path that a `file://` url names: all that follows, a `#` or `?` too."""
     host, slash, path = url.removeprefix("file://").partition("/")
     if host not in ("", "localhost") or not slash:
         raise NotLocal(
@@ -54,7 +54,7 @@ def path_of(url: str) -> str:
 
 
 def local_path(word: Any) -> Any:
-    """A path of this machine from what was typed; NotLocal for a url, before anything is done."""
+    """Returns a path of this machine from a typed word; NotLocal for a url, before anything is done."""
     if not isinstance(word, str | Path):
         return word  # pydantic says what is wrong with it
     text = str(word)
@@ -69,7 +69,7 @@ def local_path(word: Any) -> Any:
 
 
 def place(word: Any) -> Any:
-    """A path or url from what was typed, with the home folder written out; NotLocal where a url
+    """Returns a path or url from a typed word, with the home folder written out; NotLocal where a url
     holds what must not be written down.
     """
     if isinstance(word, str) and is_url(word) and redacted(word) != word:
@@ -81,7 +81,7 @@ def place(word: Any) -> Any:
 
 
 def model(word: Any) -> Any:
-    """A model's hub id, its name or its folder from what was typed; NotLocal for a url."""
+    """Returns a model's hub id, its name or its folder from a typed word; NotLocal for a url."""
     return (
         str(local_path(word))
         if isinstance(word, str) and (is_url(word) or word[:1] == "~")

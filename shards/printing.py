@@ -26,20 +26,20 @@ HIDDEN = "***"
 
 
 def redacted(text: str) -> str:
-    """A text without users, passwords, tokens and signatures in its urls."""
+    """Returns a text without users, passwords, tokens and signatures in its urls."""
     if ":/" not in text:
         return text
 
-    def user(found: re.Match[str]) -> str:
-        scheme, slashes, who = found.groups()
-        keep = scheme in CONTAINERS and ":" not in who
-        return found[0] if keep else f"{scheme}:{slashes}{HIDDEN}@"
+    def user(match: re.Match[str]) -> str:
+        scheme, slashes, credentials = match.groups()
+        keep = scheme in CONTAINERS and ":" not in credentials
+        return match[0] if keep else f"{scheme}:{slashes}{HIDDEN}@"
 
-    def query(found: re.Match[str]) -> str:
-        if found[1].startswith("file:"):  # there it is part of a name
-            return found[0]
-        names = (part.partition("=")[:2] for part in found[2].split("&"))
-        return f"{found[1]}?" + "&".join(
+    def query(match: re.Match[str]) -> str:
+        if match[1].startswith("file:"):  # there it is part of a name
+            return match[0]
+        names = (part.partition("=")[:2] for part in match[2].split("&"))
+        return f"{match[1]}?" + "&".join(
             f"{n}={HIDDEN}" if equals else HIDDEN for n, equals in names
         )
 
@@ -47,8 +47,8 @@ def redacted(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A text as it may be printed: redacted, and its control characters as `\\x1b`."""
-    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], redacted(text))
+    """Returns a text as it may be printed: redacted, and its control characters as `\\x1b`."""
+    return CONTROL.sub(lambda match: ascii(match[0])[1:-1], redacted(text))
 
 
 def one_line(text: str) -> str:
@@ -81,7 +81,7 @@ class SafeStream:
 
 
 def safe_output() -> None:
-    """Let all that this process prints from now on pass `printable`."""
+    """Lets all that this process prints from now on pass `printable`."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, SafeStream):
@@ -89,13 +89,13 @@ def safe_output() -> None:
 
 
 def raw(stream: Any) -> TextIO:
-    """The stream itself, for what draws on a terminal."""
+    """Returns the stream itself, for what draws on a terminal."""
     inner: TextIO = stream.stream if isinstance(stream, SafeStream) else stream
     return inner
 
 
 def console(stderr: bool = False, quiet: bool = False) -> Console:
-    """A console that takes brackets and colons as they are. What is drawn on it is not made
+    """Returns a console that takes brackets and colons as they are. What is drawn on it is not made
     printable: see `one_line`.
     """
     from rich.console import Console

@@ -87,8 +87,8 @@ def torchrun(work: Callable[[], Any], ranks: int, output: Path) -> int:
     return wait(start_torchrun(work, ranks, output))
 
 
-def start_torchrun(work: Callable[[], Any], ranks: int, output: Path) -> int:
-    """The same, but not to its end: the agent's pid."""
+def start_torchrun(work: Callable[[], Any], ranks: int, output: Path, **options: Any) -> int:
+    """The same, but not to its end: the agent's pid. `options` are fields of torch's LaunchConfig."""
 
     def agent() -> None:
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -96,6 +96,7 @@ def start_torchrun(work: Callable[[], Any], ranks: int, output: Path) -> int:
         config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=ranks, run_id="forks", rdzv_backend="c10d",
             rdzv_endpoint="127.0.0.1:0", start_method="fork", max_restarts=0, monitor_interval=0.1,
+            **options,
         )  # fmt: skip
         elastic_launch(config, as_rank)()
 

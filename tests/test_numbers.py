@@ -17,8 +17,8 @@ from pydantic import BaseModel
 import configs
 from configs import ConfigError
 from encode.config import EncodeConfig
-from train.architecture import DiTConfig
 from train.config import TrainConfig
+from train.model.config import DiTConfig
 
 MODEL = {"hidden_size": 8, "layers": 1, "heads": 1, "kv_heads": 1, "head_dim": 4, "mlp_size": 4}
 SPEC = {"encoder": {"class": "AutoencoderKL", "path": "vae"}}
@@ -189,7 +189,8 @@ class Met(Exception):
 COMMANDS = [
     "shards info", "shards order", "encode plan", "encode download", "encode status", "encode bench", "train plan",
     "train import", "train export", "train bench", "train page", "eval generate", "eval watch", "eval score fid",
-    "eval.demo.vae", "eval.bench_generate", "eval.bench_features", "eval.bench_online",
+    "eval.demo.vae", "tests.bench.evaluation.generate", "tests.bench.evaluation.features",
+    "tests.bench.evaluation.online",
 ]  # fmt: skip
 # that may be zero
 ZERO = {

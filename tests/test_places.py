@@ -18,14 +18,14 @@ import train.__main__ as train_main
 from configs import ConfigError
 from encode.config import EncodeConfig
 from encode.registry import location
-from encode.source import expand
+from encode.source.tars import expand
 from eval import commands
-from eval.score import scorers
+from eval.score import SCORERS
 from shards import open_store
 from shards.places import NotLocal, is_url, local_path, model, place
+from tests.bench import reading
+from tests.train.conftest import TINY
 from train.config import TrainConfig
-
-from .train.conftest import TINY
 
 TYPES = (local_path, place, model)
 URLS = (
@@ -34,7 +34,7 @@ URLS = (
 # options that take words, and no path
 WORDS = {
     "--device", "--label", "--revision", "--files", "--endpoint", "--older-than", "--readers", "--scorer",
-    "dataset", "overrides", "words", "--split",
+    "dataset", "overrides", "words", "--split", "--note",
 }  # fmt: skip
 COLUMNS = {  # served by `shards.open_store`, which writes the home folder out
     "column", "source", "target", "a", "b", "latents", "text", "--also", "--more", "folder", "--source",
@@ -45,23 +45,21 @@ COLUMNS = {  # served by `shards.open_store`, which writes the home folder out
 
 
 def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    import importlib
-
     yield "shards", shards_main.parser()
-    for name in train_main.COMMANDS:
-        module, add, _ = train_main.COMMANDS[name]
+    parser = argparse.ArgumentParser(prog="bench")
+    reading.add_options(parser)
+    yield "shards bench", parser
+    for name in train_main.VERBS:
+        yield f"train {name}", train_main.verb_parser(name)[0]
+    for name in encode_main.VERBS:
         parser = argparse.ArgumentParser(prog=name)
-        getattr(importlib.import_module(f"train.{module}"), add)(parser)
-        yield f"train {name}", parser
-    for name in encode_main.OTHERS:
-        parser = argparse.ArgumentParser(prog=name)
-        importlib.import_module(f"encode.{name}").add_options(parser)
+        encode_main.add_options(name, parser)
         yield f"encode {name}", parser
-    for name, (flags, _) in commands.VERBS.items():
+    for name, (_, flags, _) in commands.VERBS.items():
         parser = argparse.ArgumentParser(prog=name)
         flags(parser)
         yield f"eval {name}", parser
-    for name, scorer in scorers().items():
+    for name, scorer in SCORERS.items():
         parser = argparse.ArgumentParser(prog=name, conflict_handler="resolve")
         scorer.flags(parser)
         yield f"eval watch --scorer {name}", parser
@@ -169,7 +167,7 @@ def test_every_field_of_a_path_has_a_type_that_checks_it(config: type[BaseModel]
     for name, annotation in leaves(config):
         inside = list(parts(annotation))
         if Path in inside or name.rpartition(".")[2] in PATHLIKE and name not in (
-            "columns.source", "sources",  # patterns of tars: `encode.source.expand`
+            "columns.source", "sources",  # patterns of tars: `encode.source.tars.expand`
         ):  # fmt: skip
             checks = [p.func for p in inside if isinstance(p, BeforeValidator)]
             assert set(checks) & set(TYPES), f"{config.__name__}.{name}"

@@ -1,9 +1,9 @@
 """Train a diffusion transformer from a latent column and a text column.
 
     python -m train configs/train/cpu.yaml                                              # a CPU, after `make demo`
-    torchrun --standalone --nproc-per-node 8 -m train configs/train/flux-256.yaml       # a node
-    torchrun --standalone --nproc-per-node 8 -m train configs/train/dit3b_256.yaml \\
-        data.latents=cache/blip3o/flux data.text=cache/blip3o/gemma
+    torchrun --standalone --nproc-per-node 8 \\
+        --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGUSR2,SIGXCPU,SIGQUIT \\
+        -m train configs/train/flux-256.yaml                                            # a node
     python -m train plan configs/train/flux-256.yaml --gpu h100 --gpus 32               # before it starts
     python -m train page runs/flux-256                                                  # its curves, at any time
     python -m train saved configs/train/flux-256.yaml                                   # its newest checkpoint
@@ -13,46 +13,61 @@
 
 Run it again to go on from the last checkpoint. Another VAE is another `data.latents`, and nothing else.
 Exit codes: 0 done; 2 something to put right, said on stderr; 3 a loss or gradient was not finite; 4 a rank died or
-stood still, which the others name; 5 another job trains in the same folder, or took it over; 143 after SIGTERM and 130
-after SIGINT, each with a checkpoint of the step in progress. All ranks leave with the same one (torchrun leaves with a
-code of its own, and gives its ranks 30 seconds).
+stood still, which the others name; 5 another job trains in the same folder, or took it over; 128 + n after signal n
+(TERM, INT, HUP, USR1, USR2, XCPU, QUIT), with a checkpoint of the step in progress. All ranks leave with the same one
+(torchrun leaves with a code of its own, and gives its ranks 30 seconds).
 """
+
+from __future__ import annotations
 
 import argparse
 import importlib
 import logging
 import os
 import sys
+from typing import Any
 
 import configs
 from configs import ConfigError
+from shards.console import bench_module, overview
 from shards.places import local_path
 from shards.printing import safe_output
+from shards.signals import leave
 
-from .config import TrainConfig, run_folder
-from .loggers import check
-
-COMMANDS = {  # what is not a run: module, function that adds the options, function that takes them
-    "plan": ("plan", "add_options", "run_plan"),
-    "page": ("page", "add_options", "run_page"),
-    "saved": ("history", "add_options", "run_saved"),
-    "bench": ("bench", "add_options", "run_bench"),
-    "import": ("exchange", "add_import_options", "run_import"),
-    "export": ("exchange", "add_export_options", "run_export"),
+VERBS = {  # what is not a run: a module with add_VERB_options or add_options, and run_VERB; a sentence
+    "plan": ("plan.plan", "FLOPs, memory, hours and money of a config, before starting"),
+    "page": ("report.page", "the curves of a run as an HTML page, at any time"),
+    "saved": ("checkpoints.commands", "the newest checkpoint of a run"),
+    "import": ("checkpoints.commands", "a checkpoint of the reference's trainer"),
+    "export": ("checkpoints.commands", "a checkpoint for the reference's trainer or diffusers"),
+    "bench": ("", "measure what the trainer costs beside a bare loop"),  # of tests/bench
 }
+TEXTS = {"CONFIG": "train, or go on from the last checkpoint"} | {
+    v: t for v, (_, t) in VERBS.items()
+}
+EXAMPLE = "python -m train configs/train/cpu.yaml"
 
 
 def main() -> int:
     safe_output()
-    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
-        return _command(sys.argv[1], sys.argv[2:])
-    if {"-h", "--help"} & set(sys.argv[1:]):
+    words = sys.argv[1:]
+    if not words:
+        print(overview("python -m train", "a diffusion transformer from columns", TEXTS, EXAMPLE))
+        return 0
+    if words[0] in VERBS:
+        parser, module = verb_parser(words[0])
+        args = parser.parse_intermixed_args(words[1:])
+        return int(getattr(module, f"run_{words[0]}")(args))
+    if {"-h", "--help"} & set(words):
         print(__doc__)
         return 0
-    if len(sys.argv) < 2 or "=" in sys.argv[1] or sys.argv[1].startswith("-"):
+    if "=" in words[0] or words[0].startswith("-"):
         raise ConfigError(f"expected a config file as the first word\n{__doc__}")
-    path = local_path(sys.argv[1])
-    config = configs.load(TrainConfig, path, sys.argv[2:])
+    from .config import TrainConfig, run_folder
+    from .report.loggers import check
+
+    path = local_path(words[0])
+    config = configs.load(TrainConfig, path, words[1:])
     check(config.metrics)
     leader = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(
@@ -62,16 +77,16 @@ def main() -> int:
     logging.getLogger(__package__).setLevel(logging.INFO if leader else logging.WARNING)
     from .run import fit  # torch and the columns' readers are loaded once the config is right
 
-    return fit(config, run_folder(config, path))
+    return leave(fit(config, run_folder(config, path)))
 
 
-def _command(name: str, words: list[str]) -> int:
-    """Load its module, and no other, and run it."""
-    module, add_options, run = COMMANDS[name]
-    found = importlib.import_module(f".{module}", __package__)
-    parser = argparse.ArgumentParser(prog=f"python -m train {name}")
-    getattr(found, add_options)(parser)
-    return int(getattr(found, run)(parser.parse_intermixed_args(words)))
+def verb_parser(verb: str) -> tuple[argparse.ArgumentParser, Any]:
+    """Returns the parser of a verb, and its module, which is loaded now."""
+    path, text = VERBS[verb]
+    module = importlib.import_module(f".{path}", __package__) if path else bench_module("training")
+    parser = argparse.ArgumentParser(prog=f"python -m train {verb}", description=text)
+    (getattr(module, f"add_{verb}_options", None) or module.add_options)(parser)
+    return parser, module
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""What a run is: one YAML, filled into `TrainConfig`. Sizes of latents and text come from the columns."""
+"""What a run is: one YAML, filled into `TrainConfig`. Sizes of latents and text come from the
+columns.
+"""
+
+from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
@@ -10,8 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_
 from configs import ConfigError, Strict, read_yaml
 from shards.places import local_path, place
 
-from .architecture import ComputeConfig, ModelConfig
-from .flow import FlowConfig
+from .model.config import ComputeConfig, FlowConfig, ModelConfig
 
 Place = Annotated[str, BeforeValidator(place)]  # a column's name, a folder or a url
 LocalPath = Annotated[Path, BeforeValidator(local_path)]
@@ -36,60 +39,71 @@ class DataShape:
 class DataConfig(Strict):
     """Which columns are read, and how. Columns are folders or urls (s3://, gs://, az://, file://).
 
-    With `sources`, a word without a slash is the name of a column that each source has: one word for several sources.
-    Where latents and text are folders or urls all the same, `sources` is not used."""
+    With `sources`, a word without a slash is the name of a column that each source has: one word
+    for several sources. Where latents and text are folders or urls all the same, `sources` is not
+    used."""
 
-    latents: (
-        Place | tuple[Place, ...]
-    )  # a moments column; the one value that differs between two VAEs. Several: one a source
-    text: Text | tuple[Text, ...]  # of the same source, or of each
+    # a moments column, the one value that differs between two VAEs; several: one of each source
+    latents: Place | tuple[Place, ...]
+    # of the same source, or of each
+    text: Text | tuple[Text, ...]
     # where text is ids, `torchrun -m eval train` runs this in the step: a name of encode.registry.TEXTS, or class and
     # path; None: the registry's model of the column's tokenizer
     encoder: str | dict[str, Any] | None = None
-    hidden_state: int = -1  # of it: -1 is what the model puts out, after its last norm
-    root: Place = ""  # folder or url above `sources`
-    sources: tuple[Place, ...] | dict[Place, Share | None] | None = (
-        None  # folders of columns; {folder: share} mixes them at fixed shares, and null leaves one out
-    )
-    weights: tuple[Share, ...] | None = (
-        None  # share of each source; None: concatenated, each row once an epoch
-    )
-    expect: DataShape | None = (
-        None  # for plans while there are no columns yet; columns of other sizes are an error
-    )
-    also: tuple[
-        Place, ...
-    ] = ()  # columns whose rows must be valid too, so that paired runs see the same rows
-    truncated: bool = False  # admit pictures that were cut short but decoded
-    bad: Literal["skip", "error"] = "skip"  # rows that are not ok in some column
-    partial: bool = False  # read columns that are still being encoded, as far as they are now
-    lanes: int = Field(default=64, ge=1)  # strands of the order; part of the run's identity
-    window: int = Field(
-        default=0, ge=0
-    )  # samples permuted together within a lane; 0 = the whole lane
-    caption_dropout: float = Field(
-        default=0.1, ge=0, le=1
-    )  # share of captions replaced by the empty one
-    prefetch: int = Field(default=2, ge=1, le=256)  # batches read ahead
-    ahead: int = Field(
-        default=1, ge=0, le=256
-    )  # batches before its turn that each is hinted to the disk, or fetched from an object store
-    workers: int = Field(default=0, ge=0, le=256)  # processes that read on each rank; 0: a thread
+    # of it: -1 is what the model puts out, after its last norm
+    hidden_state: int = -1
+    # folder or url above `sources`
+    root: Place = ""
+    # folders of columns; {folder: share} mixes them at fixed shares, and null leaves one out
+    sources: tuple[Place, ...] | dict[Place, Share | None] | None = None
+    # share of each source; None: concatenated, each row once an epoch
+    weights: tuple[Share, ...] | None = None
+    # for plans while there are no columns yet; columns of other sizes are an error
+    expect: DataShape | None = None
+    # columns whose rows must be valid too, so that paired runs see the same rows
+    also: tuple[Place, ...] = ()
+    # admits pictures that were cut short but decoded
+    truncated: bool = False
+    # rows that are not ok in some column
+    bad: Literal["skip", "error"] = "skip"
+    # reads columns that are still being encoded, as far as they are now
+    partial: bool = False
+    # strands of the order; part of the run's identity
+    lanes: int = Field(default=64, ge=1)
+    # samples permuted together within a lane; 0: the whole lane
+    window: int = Field(default=0, ge=0)
+    # share of captions replaced by the empty one, for classifier-free guidance (arXiv 2207.12598)
+    caption_dropout: float = Field(default=0.1, ge=0, le=1)
+    # batches read ahead
+    prefetch: int = Field(default=2, ge=1, le=256)
+    # batches before its turn that each is hinted to the disk, or fetched from an object store
+    ahead: int = Field(default=1, ge=0, le=256)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_workers(cls, values: Any) -> Any:
+        """Refuses reading processes; the config of an older run says `workers: 0`."""
+        if not isinstance(values, dict) or "workers" not in values:
+            return values
+        if values["workers"]:
+            raise ValueError(
+                f"data.workers: found {values['workers']}, but reading processes are gone, since a thread reads as "
+                "fast. Remove it"
+            )
+        return {key: value for key, value in values.items() if key != "workers"}
 
     @model_validator(mode="after")
-    def _sources(self) -> "DataConfig":
+    def _sources(self) -> DataConfig:
         words = [
             *_several(self.latents),
             *(c for text in _several(self.text) for c in _names(text)),
         ]
         if self.sources is None or all(map(_is_place, words)):
-            counts = {"latents": self.latents, "text": self.text, "weights": self.weights}
-            found = {k: len(_several(v)) for k, v in counts.items() if v is not None}
-            if len(set(found.values())) > 1:
-                raise ValueError(
-                    "one of each a source expected, found "
-                    + ", ".join(f"{n} {name}" for name, n in found.items())
-                )
+            values = {"latents": self.latents, "text": self.text, "weights": self.weights}
+            counts = {k: len(_several(v)) for k, v in values.items() if v is not None}
+            if len(set(counts.values())) > 1:
+                listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+                raise ValueError(f"one of each a source expected, found {listed}")
             return self
         if places := [word for word in words if _is_place(word)]:
             raise ValueError(
@@ -109,17 +123,17 @@ class DataConfig(Strict):
     @property
     def _shares(self) -> dict[str, float | None]:
         """Folder or url of each source that is used, and its share."""
-        given = self.sources or {}
-        if not isinstance(given, dict):
-            weights = self.weights or (None,) * len(given)
-            return {self._below_root(s): w for s, w in zip(given, weights, strict=False)}
-        return {self._below_root(s): share for s, share in given.items() if share is not None}
+        sources = self.sources or {}
+        if not isinstance(sources, dict):
+            weights = self.weights or (None,) * len(sources)
+            return {self._below_root(s): w for s, w in zip(sources, weights, strict=False)}
+        return {self._below_root(s): share for s, share in sources.items() if share is not None}
 
     def _below_root(self, source: str) -> str:
         return f"{self.root.rstrip('/')}/{source}" if self.root else source.rstrip("/")
 
-    def resolved(self) -> "DataConfig":
-        """The same data with each column as a folder or url, one of each a source, and no `sources`."""
+    def resolved(self) -> DataConfig:
+        """Returns the same data with each column as a folder or url, and no `sources`."""
         if self.sources is None or _is_place(_several(self.latents)[0]):
             return self.model_copy(update={"sources": None})
         folders, shares = list(self._shares), tuple(self._shares.values())
@@ -131,13 +145,13 @@ class DataConfig(Strict):
             for f in folders
         ]
         also = [w if _is_place(w) else [f"{f}/{w}" for f in folders] for w in self.also]
-        one = len(folders) == 1
+        single = len(folders) == 1
         return self.model_copy(
             update={
-                "latents": f"{folders[0]}/{latents}" if one else tuple(f"{f}/{latents}" for f in folders),
-                "text": texts[0] if one else tuple(texts),
-                "also": tuple(c for found in also for c in _several(found)),
-                "weights": None if one or None in shares else shares,
+                "latents": f"{folders[0]}/{latents}" if single else tuple(f"{f}/{latents}" for f in folders),
+                "text": texts[0] if single else tuple(texts),
+                "also": tuple(column for columns in also for column in _several(columns)),
+                "weights": None if single or None in shares else shares,
                 "sources": None,
             }
         )  # fmt: skip
@@ -150,20 +164,21 @@ class DataConfig(Strict):
 
     @property
     def source_names(self) -> tuple[str, ...]:
-        """How people call each source: the folder of its latents; where two are called the same, the whole path."""
+        """Name of each source for people: the folder of its latents; where two have the same, the
+        whole path."""
         columns = [url.rstrip("/") for url in _several(self.resolved().latents)]
         names = [
             c.split("/")[-2] if "://" in c else Path(c).absolute().parent.name for c in columns
         ]
         return tuple(names if len(set(names)) == len(names) else columns)
 
-    def check(self, found: DataShape) -> None:
-        """ConfigError where the columns are not of the sizes that `expect` names."""
-        if self.expect is not None and self.expect != found:
+    def check(self, shape: DataShape) -> None:
+        """Raises ConfigError where the columns are not of the sizes that `expect` names."""
+        if self.expect is not None and self.expect != shape:
             expected = asdict(self.expect)
             wrong = [
                 f"{k} {v}, data.expect says {expected[k]}"
-                for k, v in asdict(found).items()
+                for k, v in asdict(shape).items()
                 if v != expected[k]
             ]
             raise ConfigError(
@@ -173,7 +188,7 @@ class DataConfig(Strict):
 
 
 def _several(value: Any) -> Any:
-    """One thing, or a tuple or list of things, as a sequence."""
+    """Returns one value, or a tuple or list of values, as a sequence."""
     return value if isinstance(value, tuple | list) else (value,)
 
 
@@ -186,14 +201,19 @@ def _is_place(word: str) -> bool:
 
 
 class OptimConfig(Strict):
+    """AdamW (arXiv 1711.05101) and its learning rate."""
+
     lr: float = Field(default=1e-4, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0, le=100)
-    decay: Literal["all", "matrices"] = "all"  # matrices: no norm, bias or table decays
+    # matrices: no norm, bias or table decays
+    decay: Literal["all", "matrices"] = "all"
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0, le=1)
-    clip: float | None = 1.0  # global L2 norm of the gradient; null: it is not clipped
+    # global L2 norm of the gradient; null: it is not clipped
+    clip: float | None = 1.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: int = Field(default=0, ge=0)  # steps of linear warm-up
+    # steps of linear warm-up
+    warmup: int = Field(default=0, ge=0)
 
     @field_validator("clip", mode="before")
     @classmethod
@@ -210,34 +230,34 @@ class EmaConfig(Strict):
 
 
 class GuardConfig(Strict):
-    """What a run bears, and when it ends itself rather than stand still."""
+    """What a run bears, and when it ends itself rather than hang."""
 
-    nonfinite: Literal["stop", "skip"] = "stop"  # where a loss or gradient is not finite
-    skips: int = Field(default=10, ge=1)  # of them in a row; then it stops
-    hang: float = Field(
-        default=600, ge=0, le=1e6
-    )  # seconds without progress; 0: for ever (torch: 24 days)
-    silence: float = Field(
-        default=60, gt=0, le=1e6
-    )  # seconds without a sign of life: a rank is dead
+    # where a loss or gradient is not finite
+    nonfinite: Literal["stop", "skip"] = "stop"
+    # such steps in a row; then it stops
+    skips: int = Field(default=10, ge=1)
+    # seconds without progress; 0: for ever (torch: 24 days)
+    hang: float = Field(default=600, ge=0, le=1e6)
+    # seconds without a heartbeat: a rank is dead
+    silence: float = Field(default=60, gt=0, le=1e6)
 
 
 class ValidationConfig(Strict):
-    source: Place | None = (
-        None  # folder of the held-out source; its columns carry the names of the training columns
-    )
-    every: int = Field(default=1000, ge=1)  # steps
+    # folder of the held-out source; its columns have the names of the training columns
+    source: Place | None = None
+    # steps
+    every: int = Field(default=1000, ge=1)
     rows: int = Field(default=256, ge=1)
-    batch: int = Field(
-        default=32, ge=1
-    )  # rows a forward pass; fixed, so that the sums do not depend on the world size
+    # rows a forward pass; fixed, so that the sums do not depend on the world size
+    batch: int = Field(default=32, ge=1)
 
 
 class MetricsConfig(Strict):
-    """Where the figures go beside metrics.jsonl. wandb and trackio are extras, and imported only if named here."""
+    """Where the figures go beside metrics.jsonl. wandb and trackio are imported only if named."""
 
     to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
-    project: str = "latentbank"  # of wandb and trackio
+    # of wandb and trackio
+    project: str = "latentbank"
 
 
 class TrainConfig(Strict):
@@ -262,16 +282,17 @@ class TrainConfig(Strict):
     # samples an update, over all ranks. May be another on resume: the samples go on in the same order from where they
     # were, and a step is then another number of them
     global_batch: int = Field(ge=1)
-    micro_batch: int = Field(ge=1)  # samples a forward pass on one rank
-    log_every: int = Field(default=50, ge=1)  # steps
-    save_every: int = Field(default=1000, ge=1)  # steps
-    keep: int = Field(
-        default=3, ge=2
-    )  # checkpoints; two at least, so that a damaged one has a predecessor
+    # samples a forward pass on one rank
+    micro_batch: int = Field(ge=1)
+    # steps
+    log_every: int = Field(default=50, ge=1)
+    save_every: int = Field(default=1000, ge=1)
+    # checkpoints; two at least, so that a damaged one has a predecessor
+    keep: int = Field(default=3, ge=2)
     runs: LocalPath = Path("runs")
 
     @model_validator(mode="after")
-    def _batches(self) -> "TrainConfig":
+    def _batches(self) -> TrainConfig:
         if self.global_batch % self.data.lanes:
             raise ValueError(
                 f"global_batch {self.global_batch} is no multiple of data.lanes {self.data.lanes}: change one of them"
@@ -279,7 +300,8 @@ class TrainConfig(Strict):
         return self
 
     def accumulation(self, world: int) -> int:
-        """Micro-batches a step on each rank."""
+        """Returns the micro-batches a step on each rank; ConfigError where the batch cannot be cut
+        so."""
         if self.global_batch % (world * self.micro_batch):
             raise ConfigError(
                 f"global_batch {self.global_batch} cannot be cut into micro-batches of {self.micro_batch} on {world} "
@@ -289,19 +311,20 @@ class TrainConfig(Strict):
 
 
 def run_folder(config: TrainConfig, path: Path) -> Path:
-    """Where a run lives: the names of its config and of its latent column, and its seed unless that is 0, so that
-    neither VAEs nor seeds share a folder. A run of another seed that was begun without the seed in its name goes on."""
+    """Returns the folder of a run: the names of its config and of its latent column, and its seed
+    unless that is 0, so that neither VAEs nor seeds share a folder. A run that was begun without
+    the seed in its name goes on."""
     names = map(column_name, _several(config.data.resolved().latents))
     latents = "+".join(dict.fromkeys(names))
     folder = config.runs / (latents if path.stem == latents else f"{path.stem}-{latents}")
     if config.seed == 0:
         return folder
-    named = folder.with_name(f"{folder.name}-seed{config.seed}")
-    return folder if not named.exists() and _seed_of(folder) == config.seed else named
+    seeded = folder.with_name(f"{folder.name}-seed{config.seed}")
+    return folder if not seeded.exists() and _seed_of(folder) == config.seed else seeded
 
 
 def _seed_of(run: Path) -> int | None:
-    """The seed of the run in a folder, None where there is none."""
+    """Returns the seed of the run in a folder, None where there is none."""
     try:
         seed = read_yaml(run / "config.yaml")["seed"]
     except (ConfigError, OSError, KeyError):
@@ -310,5 +333,5 @@ def _seed_of(run: Path) -> int | None:
 
 
 def column_name(url: str) -> str:
-    """How people call a column: the last part of its url, or of the folder that a link leads to."""
+    """Returns a column's name: the last part of its url, or of the folder that a link leads to."""
     return url.rstrip("/").rpartition("/")[2] if "://" in url else Path(url).resolve().name

@@ -1,46 +1,49 @@
-"""A run in progress: step, log, validate, save, until the last step or a signal. The step itself is `Trainer.step`."""
+"""A run in progress: step, log, validate, save, until the last step or a signal. The step itself is
+`Trainer.step`.
+"""
+
+from __future__ import annotations
 
 import json
 import logging
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
+from signal import Signals
 from typing import Any
 
 import torch
 import yaml
 
-from shards import Order, Sources, atomic_write, canonical_json
-from shards.ahead import Ahead
-from shards.stream import Batch, Stream, empty_caption
+from shards import JoinedColumns, Order, atomic_write, canonical_json
+from shards.read.prefetch import Prefetcher
+from shards.read.stream import Batch, Stream, empty_caption
+from shards.signals import SIGNALS, on_stop
 
-from . import checkpoint
+from .checkpoints import checkpoint
+from .checkpoints.identity import differing, initial_share, precision, resumed
 from .config import TrainConfig
-from .ema import Ema
-from .engine import Engine, deepspeed_config
-from .flops import gpu_of, parameters, training
-from .flow import losses
-from .identity import differing, initial_share, precision, resumed
-from .inputs import Inputs, Piece, pieces, training_inputs
-from .loggers import open_loggers, run_id
-from .metrics import Metrics, Pace, StepRecord, Tally, line, step_record
-from .model import DiT
-from .page import write_page
-from .schedule import learning_rate
-from .texts import TextEncoder, encoded, identity_of
-from .validate import Validator
-from .world import World
+from .model.dit import DiT
+from .model.flops import gpu_of, parameters, training
+from .model.flow import losses
+from .ranks.world import World
+from .report.loggers import open_loggers, run_id
+from .report.metrics import Metrics, StepRecord, StepSums, Throughput, line, step_record
+from .report.page import write_page
+from .step.ema import Ema
+from .step.engine import Engine, deepspeed_config
+from .step.inputs import Inputs, MicroBatch, micro_batches, training_inputs
+from .step.online_text import TextEncoder, encoded, identity_of
+from .step.schedule import learning_rate
+from .step.validate import Validator
 
 log = logging.getLogger(__name__)
 AHEAD = 2  # micro-batches that are ready before their turn
 CHECKPOINTS = "checkpoints"  # folder of a run
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-Batches = Callable[
-    [int, World], Iterator[Batch]
-]  # (position, world) -> this rank's batches from there on
+POLL = 1.0  # seconds between two looks of a rank that waits for data at whether the run is to stop
+# (position, world) -> this rank's batches from there on
+Batches = Callable[[int, World], Iterator[Batch]]
 
 
 class NonFiniteLoss(RuntimeError):
@@ -53,7 +56,7 @@ class Trainer:
     """A run in progress on one rank: the engine, the average, and how far they are."""
 
     def __init__(
-        self, config: TrainConfig, run: Path, sources: Sources, order: Order, model: DiT, world: World,
+        self, config: TrainConfig, run: Path, sources: JoinedColumns, order: Order, model: DiT, world: World,
         text_encoder: TextEncoder | None = None, init: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.sources, self.world = config, run, sources, world
@@ -68,41 +71,44 @@ class Trainer:
         self.ema = Ema(self.engine.weights(), config.ema.decay)
         self.order_identity = order.identity()
         self.epoch_samples = order.epoch_samples
-        self.step_number = self.position = 0  # steps made, samples consumed
-        self.changes: list[dict[str, Any]] = []  # of the config, each with the step from which on
+        self.step_number = self.position = 0  # steps done, samples consumed
+        self.changes: list[dict[str, Any]] = []  # of the config, each with its first step
         self.updates = self.skipped = 0  # of the weights; steps in a row without one
         self.cost = training(model.config, *sources.latent_shape[1:])
         self.gpu = gpu_of(torch.cuda.get_device_name()) if world.device.type == "cuda" else None
         peak = self.gpu.peak * world.size if self.gpu else None
-        self.pace = Pace(self.cost, peak)
+        self.throughput = Throughput(self.cost, peak)
         self._received = self._signal = 0  # the signal this process got; the one all agreed on
+        self._all_ready = False  # whether each rank has the data of the next step
 
     # The step ------------------------------------------------------------------------------------------------------
 
-    def step(self, made: Iterator[Piece]) -> StepRecord:
-        """Update the weights from this rank's part of a global batch; returns the figures of all ranks."""
+    def step(self, queue: Iterator[MicroBatch]) -> StepRecord | None:
+        """Updates the weights from this rank's part of a global batch; returns the figures of all
+        ranks, or None where a signal came before the data: the weights are then as they were."""
         lr = learning_rate(self.config.optim, self.step_number, self.config.steps)
-        tally, number, piece = Tally(), 0, None
-        while piece is None or not piece.last:
-            self.world.mark(f"step {self.step_number}, data of micro-batch {number}")
+        sums, number, micro = StepSums(), 0, None
+        if not self._data_ready(queue, sums):
+            return None
+        while micro is None or not micro.last:
+            self.world.phase(f"step {self.step_number}, data of micro-batch {number}")
             start = time.perf_counter()
-            piece = next(made)
-            tally.wait(time.perf_counter() - start)
-            self.world.mark(f"step {self.step_number}, micro-batch {number}")
-            x = piece.inputs.to(self.world.device)
+            micro = next(queue)
+            sums.wait(time.perf_counter() - start)
+            self.world.phase(f"step {self.step_number}, micro-batch {number}")
+            x = micro.inputs.to(self.world.device)
             tokens = encoded(self.text_encoder, x.tokens, x.cu_seqlens)
             predicted = self.engine(x.noisy, x.timestep, tokens, x.cu_seqlens)
             loss = losses(self.config.flow, predicted, x.latents, x.noise, x.sigma)
             self.engine.backward(loss.mean())
-            tally.add(piece.part, loss, x.sigma)
-            if piece.last:
-                record = self._agree(piece.batch, tally)
+            sums.add(micro.part, loss, x.sigma)
+            if micro.last:
+                record = self._agree(micro.batch, sums, _ready(queue))
             self.engine.step(lr)  # moves the weights after the last one
             number += 1
         if self.engine.skipped:
-            self._not_finite(
-                piece.batch, tally.losses, "gradient" if math.isfinite(record.loss) else "loss"
-            )
+            kind = "gradient" if math.isfinite(record.loss) else "loss"
+            self._not_finite(micro.batch, sums.losses, kind)
         else:
             self.ema.update(self.engine.weights())
             self.updates, self.skipped = self.updates + 1, 0
@@ -110,10 +116,10 @@ class Trainer:
         self.position += self.config.global_batch
         return record
 
-    def _pieces(self, batches: Iterator[Batch]) -> Iterator[Piece]:
-        """The micro-batches; those of columns are made in a thread while the device computes."""
-        made = pieces(batches, self.config.micro_batch, self._inputs)
-        return Ahead(made, AHEAD, "inputs") if isinstance(batches, Stream) else made
+    def _micro_batches(self, batches: Iterator[Batch]) -> Iterator[MicroBatch]:
+        """Returns the micro-batches; a thread makes those of columns while the device computes."""
+        queue = micro_batches(batches, self.config.micro_batch, self._inputs)
+        return Prefetcher(queue, AHEAD, "inputs") if isinstance(batches, Stream) else queue
 
     def _inputs(self, part: Batch) -> Inputs:
         c = self.config
@@ -123,34 +129,56 @@ class Trainer:
         )  # fmt: skip
         return x.pinned() if self.world.device.type == "cuda" else x
 
-    def _agree(self, batch: Batch, tally: Tally) -> StepRecord:
-        """Before the weights move: the figures of all ranks, and any signal. Where the loss is not finite on some rank,
-        all stop, or leave the weights alone in this step."""
-        self.world.mark(f"step {self.step_number}, agreement")
-        found = self.world.sum([*tally.sums(), *self._signals()])
-        self._heed(found[Tally.SIZE :])
-        record = step_record(found[: Tally.SIZE], self.world.size)
+    def _data_ready(self, queue: Iterator[MicroBatch], sums: StepSums) -> bool:
+        """Waits until each rank has data for the step; False if a signal came meanwhile.
+        Collective.
+
+        The first micro-batch is what is waited for: with it, the rank's part of the global batch
+        has been read. The ranks ask each other every POLL seconds, since none of them could leave a
+        step that others are in."""
+        if self._all_ready:
+            return True
+        self.world.phase(f"step {self.step_number}, waiting for data")
+        ready, late, start = False, 1.0, time.perf_counter()
+        while late and not self._signal:
+            if not ready and (ready := _ready(queue, POLL)):
+                sums.wait(time.perf_counter() - start)
+                self.world.phase(f"step {self.step_number}, waiting for the data of other ranks")
+            late, *signals = self.world.sum([not ready, *self._signals()])
+            self._heed(signals)
+        if not ready:  # as many phases as those that were
+            self.world.phase(f"step {self.step_number}, given up")
+        return not self._signal
+
+    def _agree(self, batch: Batch, sums: StepSums, ready: bool) -> StepRecord:
+        """Sums the figures of all ranks before the weights move; agrees on any signal, and on
+        whether all are `ready` for the next step. Where the loss is not finite on some rank, all
+        stop, or leave the weights alone."""
+        self.world.phase(f"step {self.step_number}, agreement")
+        late, *totals = self.world.sum([not ready, *sums.sums(), *self._signals()])
+        self._all_ready = not late
+        self._heed(totals[StepSums.SIZE :])
+        record = step_record(totals[: StepSums.SIZE], self.world.size)
         if not math.isfinite(record.loss):
             if self.config.guard.nonfinite == "stop":
-                self._not_finite(batch, tally.losses, "loss")
+                self._not_finite(batch, sums.losses, "loss")
             self.engine.discard()
         return record
 
-    def _not_finite(self, batch: Batch, loss: torch.Tensor, what: str) -> None:
-        """Write down the rows of this rank's batch; then stop, or have skipped this step. All ranks come here."""
+    def _not_finite(self, batch: Batch, loss: torch.Tensor, kind: str) -> None:
+        """Writes down the rows of this rank's batch; then stops, or counts the step as skipped. All
+        ranks come here."""
         guard = self.config.guard
-        path = (
-            self.folder / f"nonfinite-step-{self.step_number:08d}-rank-{self.world.rank:05d}.json"
-        )
+        name = f"nonfinite-step-{self.step_number:08d}-rank-{self.world.rank:05d}.json"
         rows, bad = batch.rows.tolist(), (~loss.isfinite()).tolist()
         record = {
-            "step": self.step_number, "position": batch.position, "what": what, "rows": rows,
+            "step": self.step_number, "position": batch.position, "what": kind, "rows": rows,
             "rows_with_such_a_loss": [row for row, b in zip(rows, bad, strict=True) if b],
         }  # fmt: skip
-        if len(self.sources.joins) > 1:
+        if len(self.sources.by_source) > 1:
             record["sources"] = batch.sources.tolist()
         self.world.together(self.world.check_lock)
-        atomic_write(path, canonical_json(record))
+        atomic_write(self.folder / name, canonical_json(record))
         self.skipped += 1
         spoiled = any(self.world.sum([not part.isfinite().all() for part in self.engine.weights()]))
         weights = (
@@ -158,64 +186,60 @@ class Trainer:
             if spoiled
             else f"it left the weights as they were after {self.updates} updates"
         )
-        found = (
-            f"the {what} of step {self.step_number} is not finite on some rank; {weights}. The rows of this rank's "
-            f"batch are in {path}"
+        message = (
+            f"the {kind} of step {self.step_number} is not finite on some rank; {weights}. The rows of this rank's "
+            f"batch are in {self.folder / name}"
         )
         if guard.nonfinite == "stop":
-            raise NonFiniteLoss(f"{found}. Resume with a smaller optim.lr, or look at those rows")
+            raise NonFiniteLoss(f"{message}. Resume with a smaller optim.lr, or look at those rows")
         if self.skipped > guard.skips:
             raise NonFiniteLoss(
-                f"{found}. {self.skipped} such steps in a row are more than guard.skips. Resume with a smaller "
+                f"{message}. {self.skipped} such steps in a row are more than guard.skips. Resume with a smaller "
                 "optim.lr, or look at the rows of those steps"
             )
-        log.warning("%s. Skipped, %d in a row", found, self.skipped)
+        log.warning("%s. Skipped, %d in a row", message, self.skipped)
 
     # Signals -------------------------------------------------------------------------------------------------------
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._received = number  # the ranks agree on it in what is in progress, finish that, save
+    def _on_signal(self, number: int) -> None:
+        self._received = number  # the ranks agree on it, finish what is in progress, and save
 
     def _signals(self) -> list[float]:
         return [self._received == number for number in SIGNALS]
 
-    def _heed(self, sums: Sequence[float]) -> int:
-        """The signal that some rank has got, from the sums over all ranks; 0: none."""
-        self._signal = next((n for n, got in zip(SIGNALS, sums, strict=True) if got), 0)
-        return self._signal
+    def _heed(self, sums: Sequence[float]) -> None:
+        """Sets the signal that some rank has got, from the sums over all ranks; 0: none."""
+        self._signal = next((n for n, count in zip(SIGNALS, sums, strict=True) if count), 0)
 
     def _stopping(self) -> bool:
         """Whether some rank has got a signal; collective."""
-        return bool(self._heed(self.world.sum(self._signals())))
+        self._heed(self.world.sum(self._signals()))
+        return bool(self._signal)
 
     # The run -------------------------------------------------------------------------------------------------------
 
     def run_to_end(self, batches: Batches, validator: Validator | None) -> int:
-        handlers = {s: signal.signal(s, self._on_signal) for s in SIGNALS}
-        try:
+        """Trains until the last step or a signal; returns the exit code."""
+        with on_stop(self._on_signal):
             self._resume()  # refuses another run's folder before anything is written
             self._begin()
             stream = batches(self.position, self.world)
-            made = self._pieces(stream)
+            queue = self._micro_batches(stream)
             try:
-                if not self._stopping():  # while it was loading
-                    self._train(made, validator)
+                self._train(queue, validator)
             finally:
-                for source in (made, stream):
-                    if isinstance(source, Ahead | Stream):
+                for source in (stream, queue):  # the first frees the second, which waits for it
+                    if isinstance(source, Prefetcher | Stream):
                         source.close()
                 if self.metrics:
                     self.metrics.close()
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
         if self.metrics:
             self.world.check_lock()
             write_page(self.folder)
         if self._signal:
-            name = signal.Signals(self._signal).name
-            kept = "saved" if self.step_number else "before there was anything to save"
-            log.info("stopped by %s after step %s, %s", name, self.step_number, kept)
+            name = Signals(self._signal).name
+            end = "saved" if self.step_number else "before there was anything to save"
+            log.info("stopped by %s after step %s, %s", name, self.step_number, end)
             return 128 + self._signal
         log.info("done: step %s of %s", f"{self.step_number:,}", f"{self.config.steps:,}")
         return 0
@@ -224,24 +248,25 @@ class Trainer:
         self.world.together(self.world.check_lock)  # a checkpoint may have taken long to read
         if self.world.rank == 0:
             run_id(self.folder)
-            values = self.config.model_dump(mode="json")
-            atomic_write(
-                self.folder / "config.yaml", yaml.safe_dump(values, sort_keys=False).encode()
-            )
+            text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+            atomic_write(self.folder / "config.yaml", text.encode())
         self.metrics = self._open_metrics() if self.world.rank == 0 else None
         self._announce()
-        self.pace.reset()
+        self.throughput.reset()
 
-    def _train(self, made: Iterator[Piece], validator: Validator | None) -> None:
-        config = self.config
+    def _train(self, queue: Iterator[MicroBatch], validator: Validator | None) -> None:
+        config, saved = self.config, self.step_number
         while self.step_number < config.steps and not self._signal:
-            self.pace.add(self.step(made))
-            if self._due(self.config.log_every):
-                self._log()
-            if validator and self._due(config.validation.every) and not self._signal:
-                self._validate(validator)
-            if self._due(config.save_every) or self._signal:
+            record = self.step(queue)
+            if record is not None:
+                self.throughput.add(record)
+                if self._due(config.log_every):
+                    self._log()
+                if validator and self._due(config.validation.every) and not self._signal:
+                    self._validate(validator)
+            if self.step_number > saved and (self._due(config.save_every) or self._signal):
                 self.save()
+                saved = self.step_number
                 self._stopping()  # a signal that came meanwhile ends the run at what was just saved
 
     def _due(self, every: int) -> bool:
@@ -249,7 +274,7 @@ class Trainer:
 
     def _log(self) -> None:
         values = {
-            **self.pace.measure(self.config.steps - self.step_number),
+            **self.throughput.measure(self.config.steps - self.step_number),
             "grad_norm": self.engine.grad_norm,
             "lr": learning_rate(self.config.optim, self.step_number - 1, self.config.steps),
             "epoch": self.position / self.epoch_samples,
@@ -258,36 +283,32 @@ class Trainer:
         log.info("%s", line(self.step_number, self.config.steps, values))
         if self.metrics:
             self.metrics.write(self.step_number, position=self.position, **values)
-        self.pace.reset()
+        self.throughput.reset()
 
     def _validate(self, validator: Validator) -> None:
         start = time.perf_counter()
-        found = validator(self.engine, self.ema, self._stopping)
+        result = validator(self.engine, self.ema, self._stopping)
         seconds = time.perf_counter() - start
-        if found is None:
+        if result is None:
             log.info("validation abandoned after %.1f s, for a signal", seconds)
             return
         share = self.ema.initial_share
         log.info(
             "step %s  validation %.4f, %.4f of the target's variance, %.1f %% initial weights in the average (%.1f s)",
-            f"{self.step_number:,}",
-            found.loss,
-            found.normalised,
-            100 * share,
-            seconds,
-        )
+            f"{self.step_number:,}", result.loss, result.normalised, 100 * share, seconds,
+        )  # fmt: skip
         if self.metrics:
-            record = {**found.record(), "initial_share": share, "seconds": seconds}
+            record = {**result.record(), "initial_share": share, "seconds": seconds}
             self.metrics.write(self.step_number, validation=record)
-        self.pace.leave_out(time.perf_counter() - start)
+        self.throughput.leave_out(time.perf_counter() - start)
 
     def _open_metrics(self) -> Metrics:
-        described = {**self.config.model_dump(mode="json"), "mix": self._mix()}
-        loggers = open_loggers(self.config.metrics, self.folder, described, self.step_number)
+        values = {**self.config.model_dump(mode="json"), "mix": self._mix()}
+        loggers = open_loggers(self.config.metrics, self.folder, values, self.step_number)
         return Metrics(self.folder, self.step_number, loggers, self.world.check_lock)
 
     def _announce(self) -> None:
-        """What is trained on what, on the screen and as a line of metrics.jsonl."""
+        """Says what is trained on which data, on the screen and as a line of metrics.jsonl."""
         channels, height, width = self.sources.latent_shape
         device = torch.cuda.get_device_name() if self.world.device.type == "cuda" else "cpu"
         log.info(
@@ -296,30 +317,28 @@ class Trainer:
             f"{self.epoch_samples:,}", self.world.size, device,
         )  # fmt: skip
         mix = self._mix()
-        log.info(
-            "data mix: %s", ", ".join(f"{source} {share:.3f}" for source, share in mix.items())
-        )
+        log.info("data mix: %s", ", ".join(f"{name} {share:.3f}" for name, share in mix.items()))
         log.info("DeepSpeed: %s", ", ".join(f"{k} {v}" for k, v in self.engine.effective.items()))
         if self.world.device.type == "cuda" and self.gpu is None:
-            log.info("no MFU: the peak of %s is not in train/flops.py", device)
+            log.info("no MFU: the peak of %s is not in train/model/flops.py", device)
         if self.metrics:
             start = {
                 "mix": mix, "epoch_samples": self.epoch_samples, "world": self.world.size, "device": device,
                 "parameters": self.parameters, "flops_a_sample": self.cost.sample,
-                "flops_a_text_token": self.cost.token, "peak_flops_per_second": self.pace.peak,
+                "flops_a_text_token": self.cost.token, "peak_flops_per_second": self.throughput.peak,
             }  # fmt: skip
             self.metrics.write(self.step_number, start=start)
 
     def _mix(self) -> dict[str, float]:
-        """The share of the samples that each source has."""
+        """Returns the share of each source in the samples."""
         names = self.config.data.source_names
-        shares = self.sources.weights or [len(join.valid_rows) for join in self.sources.joins]
+        shares = self.sources.weights or [len(join.valid_rows) for join in self.sources.by_source]
         return {n: s / sum(shares) for n, s in zip(names, shares, strict=True)}
 
     # State ---------------------------------------------------------------------------------------------------------
 
     def record(self) -> dict[str, Any]:
-        """What a checkpoint's manifest says of this run and its progress."""
+        """Returns what a checkpoint's manifest says of this run and its progress."""
         record = {
             "step": self.step_number,
             "position": self.position,
@@ -342,12 +361,12 @@ class Trainer:
         return json.loads(canonical_json(record))  # type: ignore[no-any-return]  # as it will be read again
 
     def _data(self) -> dict[str, Any]:
-        """The columns; where they hold ids, also the encoder that makes tokens of them."""
+        """Returns the columns' identity, with that of the encoder where they hold ids."""
         encoder = identity_of(self.text_encoder)
         return self.sources.identity() | ({"text_encoder": encoder} if encoder else {})
 
     def save(self) -> Path:
-        """Write a checkpoint; collective."""
+        """Writes a checkpoint; collective."""
         start = time.perf_counter()
         flats = {"weights": self.engine.weights(), **self.engine.moments(), "ema": self.ema.parts}
         state = checkpoint.State(self.engine.fragments, self.totals, flats)
@@ -357,28 +376,25 @@ class Trainer:
         )
         seconds = time.perf_counter() - start
         log.info("saved %s (%.1f s)", path, seconds)
-        self.pace.leave_out(seconds)
+        self.throughput.leave_out(seconds)
         return path
 
     def _resume(self) -> None:
-        """Go on from the newest whole checkpoint, on all ranks the same; ResumeRefused if it is of another run."""
-        found = checkpoint.together(
-            self.world, self._newest if self.world.rank == 0 else lambda: None
-        )[0]
-        if found is None:
+        """Goes on from the newest whole checkpoint; ResumeRefused if it is of another run."""
+        work = self._newest if self.world.rank == 0 else lambda: None
+        newest = checkpoint.together(self.world, work)[0]
+        if newest is None:
             return
-        path, manifest = found
-        flats = {
-            kind: self.engine.weights() for kind in checkpoint.KINDS
-        }  # only their shapes matter here
+        path, manifest = newest
+        # only the shapes of these tensors matter
+        flats = {kind: self.engine.weights() for kind in checkpoint.KINDS}
         blank = checkpoint.State(self.engine.fragments, self.totals, flats)
-        state = checkpoint.load(path, manifest, blank, self.world.tell)
+        state = checkpoint.load(path, manifest, blank, self.world.progress)
         self.engine.set_weights(state.flats["weights"])
         self.updates = manifest["optimizer"]["step"]
         self.skipped = manifest["optimizer"].get("skipped", 0)
-        self.engine.set_moments(
-            self.updates, {k: state.flats[k] for k in ("exp_avg", "exp_avg_sq")}
-        )
+        moments = {kind: state.flats[kind] for kind in ("exp_avg", "exp_avg_sq")}
+        self.engine.set_moments(self.updates, moments)
         self.ema.parts = list(state.flats["ema"])
         share = initial_share(manifest)
         assert share is not None  # every checkpoint that can be resumed has its config
@@ -386,24 +402,25 @@ class Trainer:
         self.step_number, self.position = manifest["step"], manifest["position"]
         self.init = manifest.get("init")
         self.changes = manifest.get("changes", [])
-        now = self.record()
-        if "deepspeed" not in manifest:  # an older one: what its file said then is not known
-            del now["deepspeed"]
-        if changed := differing(resumed(manifest), resumed(now)):
+        record = self.record()
+        if "deepspeed" not in manifest:  # an older one: what its JSON file said is unknown
+            del record["deepspeed"]
+        if changed := differing(resumed(manifest), resumed(record)):
             self.changes = [*self.changes, {"step": self.step_number, **changed}]
-        log.info(
-            "resumed from %s: step %s, position %s",
-            path,
-            f"{self.step_number:,}",
-            f"{self.position:,}",
-        )
+        step, position = f"{self.step_number:,}", f"{self.position:,}"
+        log.info("resumed from %s: step %s, position %s", path, step, position)
 
     def _newest(self) -> tuple[Path, checkpoint.Manifest] | None:
-        found = checkpoint.newest(self._checkpoints, self.world.tell)
-        if found:
-            checkpoint.refuse_other_run(*found, self.record())
-        return found
+        newest = checkpoint.newest(self._checkpoints, self.world.progress)
+        if newest:
+            checkpoint.refuse_other_run(*newest, self.record())
+        return newest
 
     @property
     def _checkpoints(self) -> Path:
         return self.folder / CHECKPOINTS
+
+
+def _ready(queue: Iterator[MicroBatch], seconds: float = 0.0) -> bool:
+    """Whether the next micro-batch is there within `seconds`; assumed where no thread reads."""
+    return not isinstance(queue, Prefetcher) or queue.wait(seconds)

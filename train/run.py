@@ -1,4 +1,8 @@
-"""fit(): from a config and its columns to a run. What a user can get wrong is found before a model is built."""
+"""fit(): from a config and its columns to a run. What a user can get wrong is found before a model
+is built.
+"""
+
+from __future__ import annotations
 
 import os
 from pathlib import Path
@@ -7,38 +11,41 @@ from typing import Any
 import torch
 
 from configs import ConfigError
-from shards import IdentityMismatch, Order, Sources, open_sources
-from shards.schema import differences
-from shards.stream import Stream, empty_caption
+from shards import IdentityMismatch, JoinedColumns, Order, open_sources
+from shards.format.identity import preprocess_of
+from shards.format.layout import differences
+from shards.read.stream import Stream, empty_caption
 
-from . import checkpoint, initial
+from .checkpoints import checkpoint, init_weights
 from .config import DataShape, TrainConfig
-from .engine import deepspeed_config
 from .loop import CHECKPOINTS, Batches, Trainer
-from .model import DiT, DiTConfig
-from .texts import TextEncoder, identity_of
-from .validate import Validator, open_held_out
-from .world import World, joined
+from .model.dit import DiT, DiTConfig
+from .ranks.world import World, joined
+from .step.engine import deepspeed_config
+from .step.online_text import TextEncoder, identity_of
+from .step.validate import Validator, open_held_out
 
 
 def fit(
     config: TrainConfig, run: Path, batches: Batches | None = None, text_encoder: TextEncoder | None = None
 ) -> int:  # fmt: skip
-    """Train until `config.steps`, from the newest whole checkpoint of `run` if there is one; returns the exit code.
+    """Trains until `config.steps`, from the newest whole checkpoint of `run` if there is one;
+    returns the exit code.
 
-    `batches` may come from elsewhere than the columns, in the order that `Order` gives. `text_encoder` makes tokens of
-    ids where `data.text` is a column of ids. All that a user can get wrong is found before the processes meet and the
-    model is built."""
+    `batches` may come from elsewhere than the columns, in the order that `Order` gives; a signal to
+    stop is then noticed when the next one comes. `text_encoder` makes tokens of ids where
+    `data.text` is a column of ids. All that a user can get wrong is found before the processes meet
+    and the model is built."""
     sources, order = open_run(config, run)
     check_text_encoder(sources, text_encoder)
     model = model_config(config, shape_of(sources, text_encoder))
     held_out = open_held_out(config, sources)
     fresh = not checkpoint.steps(run / CHECKPOINTS)
-    start = initial.find(config, model) if fresh else None
+    start = init_weights.find_initial(config, model) if fresh else None
     with joined(config.guard, run) as world:
-        seen = world.gather(sources.identity())
-        if seen[world.rank] != seen[0]:  # this rank looked at a growing column a little later
-            sources = open_columns(config, seen[0])
+        identities = world.gather(sources.identity())
+        if identities[world.rank] != identities[0]:  # it read a growing column a little later
+            sources = open_columns(config, identities[0])
             order = order_of(config, sources)
         start = world.gather(start)[0]  # a run that goes on may have saved meanwhile
         net = DiT(model, config.seed)
@@ -54,9 +61,9 @@ def fit(
 # Columns -------------------------------------------------------------------------------------------------------------
 
 
-def open_run(config: TrainConfig, run: Path) -> tuple[Sources, Order]:
-    """The columns of a run and their order, at the generations that its checkpoints name; the batch fits both, and
-    the number of processes."""
+def open_run(config: TrainConfig, run: Path) -> tuple[JoinedColumns, Order]:
+    """Returns the columns of a run and their order, at the snapshots that its checkpoints name; the
+    batch fits both, and the number of processes."""
     sources = open_columns(config, checkpoint.pins(run / CHECKPOINTS))
     order = order_of(config, sources)
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -65,25 +72,25 @@ def open_run(config: TrainConfig, run: Path) -> tuple[Sources, Order]:
     return sources, order
 
 
-def open_columns(config: TrainConfig, pins: dict[str, Any] | None) -> Sources:
-    """The columns of a run, at the generations that `pins` (what `Sources.identity` said) names."""
+def open_columns(config: TrainConfig, pins: dict[str, Any] | None) -> JoinedColumns:
+    """Returns the columns of a run, at the snapshots of `JoinedColumns.identity` in `pins`."""
     c = config.data.resolved()
     return open_sources(
         c.latents, c.text, c.also, c.truncated, weights=c.weights, bad=c.bad, partial=c.partial, pins=pins,
     )  # fmt: skip
 
 
-def order_of(config: TrainConfig, sources: Sources) -> Order:
+def order_of(config: TrainConfig, sources: JoinedColumns) -> Order:
     return sources.order(config.seed, config.data.lanes, config.data.window)
 
 
-def from_columns(config: TrainConfig, sources: Sources, order: Order) -> Batches:
+def from_columns(config: TrainConfig, sources: JoinedColumns, order: Order) -> Batches:
     c = config.data
 
     def batches(position: int, world: World) -> Stream:
         return Stream(
             sources, order, position=position, global_batch=config.global_batch, world=world.size, rank=world.rank,
-            prefetch=c.prefetch, ahead=c.ahead, workers=c.workers, pin=world.device.type == "cuda",
+            prefetch=c.prefetch, ahead=c.ahead, pin=world.device.type == "cuda",
         )  # fmt: skip
 
     return batches
@@ -92,9 +99,9 @@ def from_columns(config: TrainConfig, sources: Sources, order: Order) -> Batches
 # What fits them ------------------------------------------------------------------------------------------------------
 
 
-def check_text_encoder(sources: Sources, text_encoder: TextEncoder | None) -> None:
-    """An encoder is there if, and only if, the text is ids, and cuts captions as the column says: ConfigError or
-    IdentityMismatch."""
+def check_text_encoder(sources: JoinedColumns, text_encoder: TextEncoder | None) -> None:
+    """Raises ConfigError unless there is an encoder if, and only if, the text is ids, and
+    IdentityMismatch unless it cuts captions as the column does."""
     column = sources.texts[0]
     if sources.ids and text_encoder is None:
         raise ConfigError(
@@ -109,14 +116,13 @@ def check_text_encoder(sources: Sources, text_encoder: TextEncoder | None) -> No
             f"{column.path}: found a column of {column.layout.kind}, and a text encoder that was handed in: it runs on "
             "a column of ids. Leave one of them out"
         )
-    said = (identity_of(text_encoder) or {}).get("preprocess")
-    column_says = column.spec.identity.get("preprocess")
-    if said is None or column_says is None:
+    encoder = preprocess_of(identity_of(text_encoder) or {})
+    expected = preprocess_of(column.spec.identity)
+    if encoder is None or expected is None:
         return
-    keys = sorted(
-        {*said, *column_says} - {"hidden_state", "caption"}
-    )  # the one is not of ids; captions differ
-    lines = differences({k: said.get(k) for k in keys}, {k: column_says.get(k) for k in keys})
+    # ids have no hidden state, and captions differ
+    keys = sorted({*encoder, *expected} - {"hidden_state", "caption"})
+    lines = differences({k: encoder.get(k) for k in keys}, {k: expected.get(k) for k in keys})
     if lines:
         raise IdentityMismatch(
             "\n  ".join(
@@ -126,8 +132,8 @@ def check_text_encoder(sources: Sources, text_encoder: TextEncoder | None) -> No
         )
 
 
-def shape_of(sources: Sources, text_encoder: TextEncoder | None = None) -> DataShape:
-    """What the model has to take; of ids, the encoder's answer to the empty caption tells the width."""
+def shape_of(sources: JoinedColumns, text_encoder: TextEncoder | None = None) -> DataShape:
+    """Returns the sizes that the model takes; of ids, by encoding the empty caption."""
     width = sources.text_width
     if width is None:
         assert text_encoder is not None
@@ -145,14 +151,14 @@ def shape_of(sources: Sources, text_encoder: TextEncoder | None = None) -> DataS
 
 
 def _device() -> torch.device:
-    """Of this process, before it has met the others."""
+    """Returns the device of this process, before it has joined the others."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 
 
 def model_config(config: TrainConfig, shape: DataShape) -> DiTConfig:
-    """The model that fits the data; ConfigError if none does."""
+    """Returns the model that fits the data; ConfigError if none does."""
     config.data.check(shape)
     c = config.model
     sides = shape.height, shape.width

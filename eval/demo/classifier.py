@@ -2,33 +2,36 @@
 
     python -m eval.demo.classifier --data demo/data --out configs/demo/classifier
 
-About three minutes on one core. `demo-acc` is the share of generated pictures that it puts into the
-prompt's group, `demo-fd` the Frechet distance of its features. It sees drawings only, never a picture
-that came out of a VAE or a transformer; blur, noise and shifts in training keep it from judging by
-sharpness. Its numbers mean something within this demo and nowhere else.
+About three minutes on one core. `eval.demo.judge` makes scores of it. It sees drawings only, never a
+picture that came out of a VAE or a transformer; blur, noise and shifts in training keep it from
+judging by sharpness. Its numbers mean something within this demo and nowhere else.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shards import sha256_file
+from shards.console import Bar
 from shards.places import local_path
 
 from .data import digest, read, training_tars
 from .openmoji import GROUPS, group_of
 
 RESOLUTION = 64
+FILE = "classifier.safetensors"
 FEATURES = 32  # few enough for a covariance from a few hundred pictures
 FIRST = 4  # losses that are recorded
 WIDTHS = (24, 48, 64, 64)
@@ -65,31 +68,32 @@ class Classifier(nn.Module):
 
     def logits(self, pixels: Tensor) -> Tensor:
         """(B, 3, 64, 64) in [-1, 1] -> (B, G), in the order of `groups`."""
-        return self.head(self.features(pixels))
+        logits: Tensor = self.head(self.features(pixels))
+        return logits
 
 
 def load_classifier(path: Path | str) -> Classifier:
-    """The classifier stored in a folder, ready to judge."""
+    """Returns the classifier stored in a folder, ready to judge."""
     config = json.loads((Path(path) / "config.json").read_text())
     classifier = Classifier(config["groups"])
-    classifier.load_state_dict(load_file(Path(path) / "classifier.safetensors"))
+    classifier.load_state_dict(load_file(Path(path) / FILE))
     return classifier.eval()
 
 
 def save_classifier(classifier: Classifier, path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
-    save_file(classifier.state_dict(), path / "classifier.safetensors")
+    save_file(classifier.state_dict(), path / FILE)
     config = {"groups": classifier.groups, "features": FEATURES, "resolution": RESOLUTION}
     (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def labels(keys: list[str], groups: list[str]) -> Tensor:
-    """(N,) positions of the keys' groups."""
+    """Returns the index (N,) of each key's group."""
     return torch.tensor([groups.index(group_of(key)) for key in keys])
 
 
 def distort(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror, move, blur, recolour, cover and add noise, each picture in its own way."""
+    """Returns pictures mirrored, moved, blurred, recoloured, covered and with noise, each in its own way."""
     count, _, side, _ = pixels.shape
 
     def draw(low: float, high: float, *shape: int) -> Tensor:
@@ -121,7 +125,7 @@ def distort(pixels: Tensor, generator: torch.Generator) -> Tensor:
 def train(
     pixels: Tensor, targets: Tensor, budget: Budget, report: Callable[[int, float], None]
 ) -> Classifier:
-    """A classifier of pixels (N, 3, 64, 64) with targets (N,); `report` gets the step and its loss."""
+    """Returns a classifier of pixels (N, 3, 64, 64) with targets (N,); `report` gets step and loss."""
     torch.manual_seed(budget.seed)
     generator = torch.Generator().manual_seed(budget.seed)
     classifier = Classifier(list(GROUPS)).train()
@@ -134,7 +138,7 @@ def train(
         logits = classifier.logits(distort(pixels[rows], generator))
         loss = F.cross_entropy(logits, targets[rows], label_smoothing=0.05)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call,unused-ignore]  # torch leaves it untyped
         optimizer.step()
         schedule.step()
         report(step, loss.item())
@@ -143,8 +147,8 @@ def train(
 
 @torch.inference_mode()
 def accuracy(classifier: Classifier, pixels: Tensor, targets: Tensor) -> float:
-    """Share of pictures put into their group."""
-    guesses = torch.cat([classifier.logits(part).argmax(1) for part in pixels.split(256)])
+    """Returns the share of pictures that are put into their group."""
+    guesses = torch.cat([classifier.logits(part).argmax(1) for part in torch.split(pixels, 256)])
     return float((guesses == targets).float().mean())
 
 
@@ -158,22 +162,21 @@ def main() -> None:
     start = time.monotonic()
     losses: list[float] = []
 
-    def report(step: int, loss: float) -> None:
+    def report(_: int, loss: float) -> None:
         losses.append(loss)
-        if (step + 1) % 50 == 0:
-            rate = (step + 1) / (time.monotonic() - start)
-            sys.stderr.write(
-                f"\rstep {step + 1}/{budget.steps}  loss {loss:.3f}  "
-                f"{rate * budget.batch:.0f} pictures/s  {(budget.steps - step - 1) / rate:.0f} s left "
-            )
+        bar.advance(1)
 
-    classifier = train(pixels, labels(keys, list(GROUPS)), budget, report)
+    def text() -> str:
+        return f"loss {np.mean(losses[-50:]):.3f}, {bar.pace()}"
+
+    with Bar("classifier", budget.steps, "steps", text=text) as bar:
+        classifier = train(pixels, labels(keys, list(GROUPS)), budget, report)
     save_classifier(classifier, arguments.out)
     keys, pixels = read([arguments.data / "openmoji-val/00000.tar"], RESOLUTION)
     recipe = {
         **asdict(budget),
         "data": digest(),
-        "weights": sha256_file(arguments.out / "classifier.safetensors"),
+        "weights": sha256_file(arguments.out / FILE),
         # A test repeats these steps, so that script, pictures and weights stay together.
         "first_losses": [round(value, 4) for value in losses[:FIRST]],
         "seconds": round(time.monotonic() - start),
@@ -181,7 +184,7 @@ def main() -> None:
         "held_out_accuracy": round(accuracy(classifier, pixels, labels(keys, list(GROUPS))), 3),
     }
     (arguments.out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
-    print(f"\n{json.dumps(recipe)}")
+    print(json.dumps(recipe))
 
 
 if __name__ == "__main__":

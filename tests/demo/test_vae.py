@@ -1,5 +1,7 @@
 """The shipped VAEs: recipe, pictures and weights belong together, and held-out pictures come back."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

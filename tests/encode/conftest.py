@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.encode.tiny_models import Models
+from tests.encode.toy import save_gemma, save_kl, save_qwen
 from tests.memory import MEMORY, in_memory  # noqa: F401 - a fixture
-
-from .models import Models
-from .toy import save_gemma, save_kl, save_qwen
 
 # Ray looks at these when it is imported; every cluster of these tests asks for the token.
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -23,8 +23,7 @@ from encode.errors import MissingTar, NotASource
 from shards import Status
 from shards.errors import NotAColumn, StoreError
 from shards.places import NotLocal
-
-from .toy import jpeg, picture, tar_bytes
+from tests.encode.toy import jpeg, picture, tar_bytes
 
 OK, CUT, BROKEN, NO_IMAGE = (
     Status.OK,
@@ -121,11 +120,11 @@ def flipped(data: bytes, start: int, count: int) -> bytes:
 
 
 def exif(**tags: Any) -> Image.Exif:
-    found = Image.Exif()
-    found[0x0112] = 6  # turned by 90 degrees
+    header = Image.Exif()
+    header[0x0112] = 6  # turned by 90 degrees
     for number, value in tags.items():
-        found[int(number[1:], 16)] = value
-    return found
+        header[int(number[1:], 16)] = value
+    return header
 
 
 def frames(kind: str) -> bytes:
@@ -267,7 +266,7 @@ NAMES: list[Case] = [
 
 def row_cases() -> list[Case]:
     """Every case of members, in the order of their tar."""
-    found = [
+    cases = [
         Case(
             name,
             members((f"i{n:03d}.jpg", data), (f"i{n:03d}.txt", CAPTION)),
@@ -276,13 +275,13 @@ def row_cases() -> list[Case]:
         )
         for n, (name, data, status, remark) in enumerate(PICTURES)
     ]
-    found += [
+    cases += [
         Case(
             name, members((f"c{n:03d}.jpg", GOOD), (f"c{n:03d}.txt", data)), [(OK, status)], remark
         )
         for n, (name, data, status, remark) in enumerate(CAPTIONS)
     ]
-    return found + NAMES
+    return cases + NAMES
 
 
 # Whole tars ---------------------------------------------------------------------------------------
@@ -454,7 +453,7 @@ def page() -> str:
         "Such a shard fails without a commit, what it had written is taken back, and the run ends with exit code 3.",
         "Restore the tar; `encode retry-failed` then makes the shard.",
         "", "| case | outcome |", "|---|---|",
-        *(f"| {what} | {outcome} |" for what, outcome in CHANGES),
+        *(f"| {change} | {outcome} |" for change, outcome in CHANGES),
         "", "## Sources", "", "Nothing is encoded, exit code 2.", "", "| case | error |", "|---|---|",
         *(f"| {cell(s.name)} | {s.error.__name__}: ... {s.message} ... |" for s in SOURCES),
         "| a suffix that no sample in the first tars has | NoSuchSuffix: ... Suffixes there, with their rows: ... |",

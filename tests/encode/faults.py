@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from encode.config import EncodeConfig
-from encode.job import Options
-from shards.verify import logical_digest, verify
+from encode.run.job import Options
+from shards.tools.verify import logical_digest, verify
+from tests.encode import light
+from tests.encode.rays import Cluster, cluster, until
 from tests.forks import fork, wait
 from tests.memory import MEMORY
 from tests.soak.sweep import Case, Sweep
-
-from . import light
-from .rays import Cluster, cluster, until
 
 SHARDS, ROWS = 8, 40
 COLUMNS = "vae", "large", "text"
@@ -303,12 +302,12 @@ def drained(name: str, seed: int) -> None:
         driver = start(at.config(root, workers=1))
         some_time(chance, root)
         driver.kill(getattr(signal, name))
-        ended_in_order(root, driver)
+        ended_in_order(root, driver, getattr(signal, name))
         sound(at, root, start(at.config(root, executor="inline")))
 
 
-def ended_in_order(root: Path, driver: Driver) -> None:
-    assert driver.wait() in (0, 130), driver.text()
+def ended_in_order(root: Path, driver: Driver, number: int) -> None:
+    assert driver.wait() in (0, 128 + number), driver.text()
     assert "Traceback" not in driver.text()
     assert not litter(root)
     assert not list(root.glob("toy/*/lease*"))
@@ -335,7 +334,7 @@ def two_drivers(seed: int, end: str) -> None:
         if end != "none":
             drivers[0].kill(getattr(signal, end))
         code = drivers[0].wait()
-        assert code in {"none": (0,), "SIGTERM": (0, 130), "SIGKILL": (0, -9)}[end], drivers[
+        assert code in {"none": (0,), "SIGTERM": (0, 143), "SIGKILL": (0, -9)}[end], drivers[
             0
         ].text()
         sound(at, root, drivers[1])
@@ -353,7 +352,7 @@ def both_drivers_ended(seed: int) -> None:
         some_time(chance, root)
         first.kill()
         second.kill(signal.SIGTERM)
-        assert (first.wait(), second.wait()) == (-signal.SIGKILL, 130), second.text()
+        assert (first.wait(), second.wait()) == (-signal.SIGKILL, 143), second.text()
         assert "Traceback" not in second.text()
         assert commits(root) < SHARDS
         sound(at, root, start(at.config(root, executor="inline")))

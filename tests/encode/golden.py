@@ -18,12 +18,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from encode.bench import synthetic
 from encode.config import EncodeConfig
-from encode.job import run
-from shards.verify import logical_digest
-
-from .toy import jpeg, tar_bytes
+from encode.run.job import run
+from shards.tools.verify import logical_digest
+from tests.bench.encoding import synthetic
+from tests.encode.toy import jpeg, tar_bytes
 
 ARCHIVE = Path(__file__).parents[1] / "golden/columns.tar.xz"
 HALF = "half", "half-ids"  # shard 0 alone is committed; of `half` the values of shard 1 exist too

@@ -27,14 +27,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from encode import cluster, job, prepare
-from encode.columns import CaptionEncoder, Encoder, ImageEncoder, View, Words
 from encode.config import ColumnConfig, EncodeConfig, EngineConfig
-from encode.workers import Worker
+from encode.models.encoder import CaptionEncoder, Encoder, ImageEncoder, Words
+from encode.plan.sample_source import open_job
+from encode.registry import ModelSpec
+from encode.run import job
+from encode.run import ray_workers as cluster
+from encode.run.prepare import RunPlan, prepare
+from encode.source.decoding import View
 from shards import Norm
-from shards.storage import Json
-
-from .toy import tar_bytes
+from shards.format.identity import CaptionPreprocess, ColumnIdentity, EncoderIdentity
+from tests.encode.toy import tar_bytes
 
 FAULTS = "LATENTBANK_TEST_FAULTS"  # the folder
 PLAIN = job.Options()
@@ -70,14 +73,12 @@ class Means(ImageEncoder):
     norm = Norm((0.0,), (1.0,))
 
     def __init__(self, config: ColumnConfig, seconds: float) -> None:
-        self.config, self.weights, self.model = config, "0" * 64, None
+        self.config, self.weights = config, "0" * 64
+        self.model = ModelSpec.model_validate({"class": "Means", "path": "means"})
         self.view = View(config.resolution, config.suffix)  # type: ignore[union-attr]
         self._seconds = seconds
 
-    def identity(self) -> Json:
-        return {"kind": "moments", "encoder": "means", "view": self.view.resolution}
-
-    def encode(self, images: NDArray[np.uint8]) -> Words:
+    def rows(self, images: NDArray[np.uint8]) -> Words:
         for shard, row in images[:, 0, 0, :2].tolist():
             if happens(f"die-picture-{shard}-{row}"):
                 die()
@@ -95,21 +96,25 @@ class Letters(CaptionEncoder):
     """A 2, then the letters of a caption."""
 
     def __init__(self, config: ColumnConfig) -> None:
-        self.config, self.weights, self.model = config, "0" * 64, None
+        self.config, self.weights = config, "0" * 64
         self.suffix = config.suffix
 
-    def identity(self) -> Json:
-        return {"kind": "ids", "encoder": "letters"}
+    def identity(self) -> ColumnIdentity:
+        return ColumnIdentity(
+            kind="ids",
+            encoder=EncoderIdentity(cls="Letters", path="letters", weights=self.weights),
+            preprocess=self.preprocess(),
+        )
 
-    def row(self) -> tuple[int, ...]:
-        return (64,)
-
-    def encode(self, captions: Sequence[str], budget: int) -> list[Words]:
-        return [np.array([2, *map(ord, caption[:63])], np.int32) for caption in captions]
+    def preprocess(self) -> CaptionPreprocess:
+        return CaptionPreprocess(max_tokens=64, template="{}", tokenizer=self.weights)
 
     @property
-    def blank(self) -> Words:
-        return np.zeros(0, np.int32)
+    def row_shape(self) -> tuple[int, ...]:
+        return (64,)
+
+    def rows(self, captions: Sequence[str], budget: int) -> list[Words]:
+        return [np.array([2, *map(ord, caption[:63])], np.int32) for caption in captions]
 
 
 def load_encoders(
@@ -129,12 +134,11 @@ def load_encoders(
 class LightWorker(cluster.RayWorker):
     """A Ray worker with such encoders."""
 
-    def __init__(self, columns: Any, weights: Any, engine: EngineConfig) -> None:
-        import ray
+    load = staticmethod(load_encoders)
 
+    def __init__(self, columns: Any, weights: Any, engine: EngineConfig) -> None:
         watch_links()
-        self._worker = Worker(load_encoders(columns, engine), engine)
-        self._node = str(ray.get_runtime_context().get_node_id())
+        super().__init__(columns, weights, engine)
 
 
 def watch_links() -> None:
@@ -176,6 +180,15 @@ def write_source(folder: Path, shards: int, rows: int) -> str:
 
 def run(config: EncodeConfig, options: job.Options = PLAIN) -> int:
     """`encode run` with these encoders."""
-    prepare.load_encoders = load_encoders
+    job.load_encoders = load_encoders
     cluster.RayExecutor.worker_class = LightWorker
     return job.run(config, options)
+
+
+def prepared(config: EncodeConfig) -> RunPlan:
+    """The plan of a run, by an executor that is gone again."""
+    executor = job.start_executor(config)
+    try:
+        return prepare(config, [open_job(config, name) for name in config.sources], executor)
+    finally:
+        executor.stop()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from encode.images import decode
+from encode.source.images import decode
 
 KINDS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "JPEG2000")
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from encode.config import EncodeConfig
-from encode.job import run
+from encode.run.job import run
 from shards import Column, open_join
-from shards.verify import examine, logical_digest
-
-from .golden import ARCHIVE, COLUMNS, HALF, TEXT, VAE, config_of
+from shards.tools.verify import examine, logical_digest
+from tests.encode.golden import ARCHIVE, COLUMNS, HALF, TEXT, VAE, config_of
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def test_whole_columns_open_and_half_ones_go_on(columns: Path) -> None:
     assert digests.keys() == COLUMNS.keys()
     for name in COLUMNS.keys() - set(HALF):
         assert logical_digest(columns / name) == digests[name]
-    assert all(Column.open(columns / name, partial=True).generation.rows == (3, 0) for name in HALF)
+    assert all(Column.open(columns / name, partial=True).snapshot.rows == (3, 0) for name in HALF)
     before = {path: path.read_bytes() for path in columns.glob("*/commits/*")}
     assert run(EncodeConfig.model_validate(config_of(COLUMNS))) == 0
     assert {name: logical_digest(columns / name) for name in COLUMNS} == digests

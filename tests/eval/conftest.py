@@ -1,15 +1,17 @@
 """Small real models, once for all tests: see `models`."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest
 
+from encode.models.text import TextEncoder
+from encode.models.vae import Vae
 from encode.registry import ModelSpec
-from encode.text import TextEncoder
-from encode.vae import Vae
-
-from .judged import clip_folder, detector_folder, llava_folder, qwen_folder  # noqa: F401 - fixtures
-from .models import save_run, save_text, save_vae
+from tests.encode.toy import text_encoder
+from tests.eval.judged import clip_folder, detector_folder, llava_folder, qwen_folder  # noqa: F401 - fixtures
+from tests.eval.models import save_run, save_text, save_vae
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +32,7 @@ def vae(vae_folder: Path) -> Vae:
 @pytest.fixture(scope="session")
 def text(text_folder: Path) -> TextEncoder:
     model = ModelSpec.model_validate({"class": "BertModel", "path": str(text_folder)})
-    return TextEncoder(model, max_tokens=16)
+    return text_encoder(model, max_tokens=16)
 
 
 @pytest.fixture(scope="session")

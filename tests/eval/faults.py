@@ -24,16 +24,15 @@ from typing import Any
 
 import torch
 
+from encode.models.vae import Vae
 from encode.registry import ModelSpec
-from encode.text import TextEncoder
-from encode.vae import Vae
-from eval.generate import Request, generate
-from eval.ranks import Rank
+from eval.images.generate import Request, generate
+from eval.images.ranks import Rank
+from tests.encode.toy import text_encoder
+from tests.eval.models import save_run, save_text, save_vae
 from tests.forks import fork, leave_pytest, wait
 from tests.memory import MEMORY, kept
 from tests.soak.sweep import Case, Sweep
-
-from .models import save_run, save_text, save_vae
 
 SCRATCH = os.environ.get("LATENTBANK_SCRATCH") or MEMORY
 PROMPTS = 70  # more than a chunk of the text cache
@@ -46,7 +45,7 @@ def made() -> tuple[Path, Path]:
     torch.set_num_threads(1)  # a fork would wait for ever for threads that it does not have
     folder = kept(SCRATCH)
     vae = Vae(model("AutoencoderKL", save_vae(folder / "vae")))
-    text = TextEncoder(model("BertModel", save_text(folder / "text")), max_tokens=16)
+    text = text_encoder(model("BertModel", save_text(folder / "text")), max_tokens=16)
     save_run(folder / "run", vae, text)
     words = ("red", "blue", "cat", "dog", "flag", "on", "the")
     chance = random.Random(0)
@@ -87,22 +86,22 @@ def start(save_dir: Path, ranks: int, log: Path, only: tuple[int, ...] = ()) -> 
 def content(save_dir: Path) -> dict[str, bytes]:
     """All files of a set but what says when and where it was made."""
     paths = [p for p in save_dir.rglob("*") if p.is_file()]
-    found = {p.relative_to(save_dir).as_posix(): p.read_bytes() for p in paths}
-    manifest: dict[str, Any] = json.loads(found.pop("manifest.json"))
+    actual = {p.relative_to(save_dir).as_posix(): p.read_bytes() for p in paths}
+    manifest: dict[str, Any] = json.loads(actual.pop("manifest.json"))
     assert manifest.pop("complete"), manifest
     manifest.pop("provenance")
-    return {**found, "manifest": json.dumps(manifest, sort_keys=True).encode()}
+    return {**actual, "manifest": json.dumps(manifest, sort_keys=True).encode()}
 
 
 def same(save_dir: Path) -> None:
     """The set is whole, and that of one process that nothing befell; what writes were cut short is passed over."""
-    found, expected = content(save_dir), content(made()[1])
-    left = [name for name in found if name.rpartition("/")[2].startswith(".tmp-")]
+    actual, expected = content(save_dir), content(made()[1])
+    left = [name for name in actual if name.rpartition("/")[2].startswith(".tmp-")]
     assert not [name for name in left if name.startswith("images/")]
     for name in left:
-        del found[name]
-    assert found.keys() == expected.keys()
-    assert [name for name in found if found[name] != expected[name]] == []
+        del actual[name]
+    assert actual.keys() == expected.keys()
+    assert [name for name in actual if actual[name] != expected[name]] == []
 
 
 def killed(ranks: int, moment: int) -> None:

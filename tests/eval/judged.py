@@ -1,5 +1,7 @@
 """Small real models that judge pictures, saved to folders: Mask2Former, CLIP, and two that answer about pictures."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +36,14 @@ def tokenizer(ends: bool = False) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     words = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
-    made = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    cutter = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    cutter.pre_tokenizer = pre_tokenizers.Whitespace()
     if ends:
-        made.post_processor = processors.TemplateProcessing(
+        cutter.post_processor = processors.TemplateProcessing(
             single="$A [EOS]", special_tokens=[("[EOS]", 2)]
         )
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOS]",
+        tokenizer_object=cutter, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOS]",
         additional_special_tokens=SPECIAL[3:],
     )  # fmt: skip
 

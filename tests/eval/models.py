@@ -2,6 +2,8 @@
 run of ours, and the same weights as the reference keeps them. For tests, and for sweeps that are no tests of pytest's.
 """
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from encode.text import TextEncoder
-from encode.vae import Vae
+from encode.models.text import TextEncoder
+from encode.models.vae import Vae
 from shards import seal, sha256_file
-from train.model import DiT, DiTConfig
-from train.reference import STATES
+from train.checkpoints.reference import STATES
+from train.model.dit import DiT, DiTConfig
 
 NORM = {"shift": [3.0], "scale": [0.05]}
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "red", "blue", "cat", "dog", "flag", "on", "the"]
@@ -70,16 +72,17 @@ def states() -> dict[str, dict[str, Tensor]]:
 def save_run(folder: Path, vae: Vae, text: TextEncoder) -> Path:
     """A run with the checkpoints 10 and 20, both of the same weights."""
     read = {
-        "max_tokens": text.max_tokens,
+        "max_tokens": text.config.max_tokens,
         "hidden_state": -1,
         "template": "{}",
-        "tokenizer": text.tokenizer,
+        "tokenizer": text.tokenizer.weights,
     }
     data = {
         "latents": {
-            "identity": {"encoder": vae.model.identity(vae.weights), "preprocess": {"resolution": 32}}, "norm": NORM,
+            "identity": {"encoder": vae.model.identity(vae.weights).record(), "preprocess": {"resolution": 32}},
+            "norm": NORM,
         },
-        "text": {"identity": {"encoder": text.model.identity(text.weights), "preprocess": read}},
+        "text": {"identity": {"encoder": text.model.identity(text.weights).record(), "preprocess": read}},
     }  # fmt: skip
     for step in (10, 20):
         path = folder / "checkpoints" / f"step-{step:08d}"

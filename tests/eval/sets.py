@@ -1,5 +1,7 @@
 """Small sets of pictures with scores, as `generate` and `score` leave them."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from eval import results, runs
-from eval.aggregate import aggregate
-from eval.imageset import Images, ImageSet
-from eval.prompts import Prompt, Prompts
-from eval.results import Item, Score, Value
+from eval.images import runs
+from eval.images.imageset import ImageSetReader, ImageSetWriter
+from eval.prompts.prompts import Prompt, Prompts
+from eval.scores import results
+from eval.scores.aggregate import aggregate
+from eval.scores.results import Item, Score, Value
 
 GROUPS = ("counting", "colors", "position")
 PROMPTS = Prompts("bench", tuple(
@@ -23,7 +26,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
-# What `train.identity.training_of` says of a small run's checkpoint.
+# What `train.checkpoints.identity.training_of` says of a small run's checkpoint.
 TRAINING: dict[str, Any] = {
     "model": {
         "layers": 7,
@@ -74,14 +77,14 @@ VAE = {
 
 def training(changes: Mapping[str, Any] = {}) -> dict[str, Any]:
     """TRAINING with other leaves, by dotted path."""
-    made: dict[str, Any] = json.loads(json.dumps(TRAINING))
+    training: dict[str, Any] = json.loads(json.dumps(TRAINING))
     for path, value in changes.items():
         *above, last = path.split(".")
-        at: Any = made
+        at: Any = training
         for key in above:
             at = at[int(key) if isinstance(at, list) else key]
         at[last] = value
-    return made
+    return training
 
 
 def make_set(
@@ -91,7 +94,7 @@ def make_set(
 ) -> Path:  # fmt: skip
     """A set of noise; `settings` over SETTINGS, and its training, unless it is not recorded."""
     random = np.random.default_rng(seed)
-    images = ImageSet(folder, prompts, {**SETTINGS, **settings})
+    images = ImageSetWriter(folder, prompts, {**SETTINGS, **settings})
     if trained is not None:
         weights = {**SETTINGS, **settings}["weights"]
         runs.put(folder, runs.Run(weights, dict(trained), initial_share))
@@ -113,16 +116,16 @@ def make_score(
     folder: Path, scorer: str, items: Sequence[Item] = (), value: float | None = None, **fields: Any
 ) -> Score:
     """Written beside the pictures: of items, or a bare value of the whole set."""
-    images = Images.open(folder)
-    made, groups = aggregate(items, fields.get("overall", "prompts"), fields.get("unit", 1.0)) if items else (
+    images = ImageSetReader.open(folder)
+    total, groups = aggregate(items, fields.get("overall", "prompts"), fields.get("unit", 1.0)) if items else (
         Value(value or 0.0), {}
     )  # fmt: skip
-    told = {
-        "scorer": scorer, "benchmark": images.prompts.benchmark, "value": made, "groups": groups, "better": "higher",
+    record = {
+        "scorer": scorer, "benchmark": images.prompts.benchmark, "value": total, "groups": groups, "better": "higher",
         "prompts": len(images.prompts.items), "pictures": len(images.files), "images": images.digest,
         "prompt_list": images.prompts.digest, "made_by": {"torch": "2.9"},
     }  # fmt: skip
-    score = Score(**told | fields)
+    score = Score(**record | fields)
     results.write(folder, score, items)
     return score
 

@@ -1,5 +1,7 @@
 """Small random networks of the real classes, and sets and folders of pictures."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.imageset import ImageSet
-from eval.layouts import Picture
-from eval.networks import Network
-from eval.prompts import Prompt, Prompts
+from eval.features.networks import Network
+from eval.images.imageset import ImageSetWriter
+from eval.images.layouts import Picture
+from eval.prompts.prompts import Prompt, Prompts
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "red", "blue", "cat", "dog", "flag", "on", "the"]
 LENGTH = 8  # tokens that the small CLIP takes
@@ -94,7 +96,7 @@ def save_set(
 ) -> Path:
     """A finished set of random pictures of 32 x 32."""
     chance = np.random.default_rng(seed)
-    images = ImageSet(folder, prompts, {"seed": seed}, layout, count)
+    images = ImageSetWriter(folder, prompts, {"seed": seed}, layout, count)
     for file in images.files:
         images.save(file, [picture(chance) for _ in file.numbers])
     images.finish({})

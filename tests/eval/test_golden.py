@@ -6,6 +6,8 @@
 All names of their files, the keys of their records and their exact bytes are as they were written then.
 """
 
+from __future__ import annotations
+
 import json
 import shutil
 import tarfile
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from eval.commands import main
-from eval.imageset import Images, ImageSet
+from eval.images.imageset import ImageSetReader, ImageSetWriter
 
 ARCHIVE = Path(__file__).parents[1] / "golden/pictures.tar.xz"
 DIGEST = "92d15ff1005587e440941a358d2821b3cf73ae2fa8cfa3ab6f2763047cf0b9fa"
@@ -35,21 +37,21 @@ def golden(tmp_path: Path) -> Path:
 
 
 def test_a_whole_set_opens(golden: Path) -> None:
-    images = Images.open(golden / "whole")
+    images = ImageSetReader.open(golden / "whole")
     assert images.digest == DIGEST
     assert images.missing == 0
 
 
 def test_a_half_set_is_finished(golden: Path) -> None:
     """The picture that exists stays; with the others the set is the one that was made at once."""
-    whole = Images.open(golden / "whole")
+    whole = ImageSetReader.open(golden / "whole")
     settings = {key: value for key, value in whole.settings.items() if key not in OWN}
-    half = ImageSet(golden / "half", whole.prompts, settings)
+    half = ImageSetWriter(golden / "half", whole.prompts, settings)
     assert [half.has(file) for file in half.files] == [True, False, False]
     for file in half.files[1:]:
         shutil.copy(whole.images / file.path, half.images / file.path)
     half.finish({})
-    assert Images.open(golden / "half").digest == DIGEST
+    assert ImageSetReader.open(golden / "half").digest == DIGEST
 
 
 def test_it_is_reported_with_its_scores(golden: Path) -> None:

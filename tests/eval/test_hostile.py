@@ -1,6 +1,8 @@
 """Folders of strangers: edited manifests, scores and metrics end in an error of the family, quickly and in little
 memory; nothing outside of a set gets onto a page; pipes are not waited for."""
 
+from __future__ import annotations
+
 import copy
 import json
 import os
@@ -21,25 +23,26 @@ from safetensors.numpy import load_file, save_file
 import configs
 from configs import ConfigError
 from encode.errors import ModelNotUsable
-from eval import influences, references, results
-from eval.bar import Bar
-from eval.benchmarks import find
+from eval.distances import influences, references
+from eval.distances.references import Reference
 from eval.errors import BadPrompts, BadReference, EvalError, OtherImages
-from eval.generator import Generator, Request
-from eval.imageset import Images, ImageSet
-from eval.prompts import Prompt, Prompts
-from eval.references import Reference
-from eval.report import report
-from shards import FormatVersion, ShardsError, canonical_json, seal
+from eval.images.generator import Generator, Request
+from eval.images.imageset import ImageSetReader, ImageSetWriter
+from eval.prompts.benchmarks import find
+from eval.prompts.prompts import Prompt, Prompts
+from eval.report.report import report
+from eval.scores import results
+from shards import FormatVersion, ShardsError, canonical_json, console, seal
+from shards.console import Bar
 from shards.printing import one_line
-from train import checkpoint, initial, page
-from train.checkpoint import CheckpointError
+from tests.eval.models import DIT
+from tests.eval.sets import SETTINGS, make_items, make_score, make_set
+from tests.train.conftest import tiny_config
+from train.checkpoints import checkpoint, init_weights
+from train.checkpoints.checkpoint import CheckpointError
 from train.config import TrainConfig
-from train.history import forget_after
-
-from ..train.conftest import tiny_config
-from .models import DIT
-from .sets import SETTINGS, make_items, make_score, make_set
+from train.report import page
+from train.report.records import forget_after, read_records
 
 PROMPTS = Prompts("bench", (Prompt("a", "one", "g"), Prompt("b", "two", "g")))
 NAMED = (EvalError, ShardsError, ConfigError, CheckpointError)
@@ -146,8 +149,8 @@ def test_an_edited_file_of_a_set(tmp_path: Path, folder: Path, name: str) -> Non
             b"\n".join([*whole.splitlines()[:number], new, *whole.splitlines()[number + 1 :]])
         )
         borne(lambda: report([folder], tmp_path / "r.html"))
-        borne(lambda: ImageSet(folder, PROMPTS, SETTINGS).finish({}))
-        borne(lambda: influences.read(folder, "toy", Images.open(folder).digest))
+        borne(lambda: ImageSetWriter(folder, PROMPTS, SETTINGS).finish({}))
+        borne(lambda: influences.read(folder, "toy", ImageSetReader.open(folder).digest))
         borne(
             lambda: results.read_items(folder / "scores/toy.json") if ".items" not in name else None
         )
@@ -172,7 +175,7 @@ def test_a_huge_file_is_not_read(folder: Path) -> None:
     with (folder / "manifest.json").open("r+b") as file:
         file.truncate(8 << 30)
     tracemalloc.start()
-    borne(lambda: Images.open(folder))
+    borne(lambda: ImageSetReader.open(folder))
     assert tracemalloc.get_traced_memory()[1] < MOST_BYTES
     tracemalloc.stop()
 
@@ -207,8 +210,8 @@ def test_names_of_folders_on_pages(tmp_path: Path, folder: Path) -> None:
         run.mkdir()
         (run / "metrics.jsonl").write_bytes(dumped({"step": 1, "start": {}}) + b"\n")
         report([folder], tmp_path / "r.html", runs={one_line(name): run})
-        found = report([folder], tmp_path / "r.html")  # it reads its own JSON
-        assert found["sections"][0]["sets"][0]["name"] == one_line(name)
+        actual = report([folder], tmp_path / "r.html")  # it reads its own JSON
+        assert actual["sections"][0]["sets"][0]["name"] == one_line(name)
         html = (tmp_path / "r.html").read_text()
         assert one_line(name) in html
         assert not set(html) & {"\x1b", "\x9b", "\u202e"}
@@ -248,11 +251,14 @@ def test_a_picture_that_leads_elsewhere_is_none_of_the_set(tmp_path: Path, folde
             report([folder], tmp_path / "r.html", partial=True)
 
 
-def test_names_with_braces_and_brackets_on_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_with_braces_and_brackets_on_a_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
     with Bar("{x}[bold]y[/] :smile: \x1b[31m", 2, "pictures") as bar:
         bar.advance(2)
-    said = capsys.readouterr().err
-    assert "{x}[bold]y[/] :smile: \\x1b[31m 2/2" in said
+    output = capsys.readouterr().err
+    assert "{x}[bold]y[/] :smile: \\x1b[31m 2/2" in output
 
 
 # Pipes ---------------------------------------------------------------------------------------------------------------
@@ -267,8 +273,8 @@ def test_a_pipe_in_place_of_a_file_of_a_set(tmp_path: Path, folder: Path, name: 
     os.mkfifo(folder / name)
     for act in (
         lambda: report([folder], tmp_path / "r.html", partial=True),
-        lambda: ImageSet(folder, PROMPTS, SETTINGS).has(
-            ImageSet(folder, PROMPTS, SETTINGS).files[0]
+        lambda: ImageSetWriter(folder, PROMPTS, SETTINGS).has(
+            ImageSetWriter(folder, PROMPTS, SETTINGS).files[0]
         ),
         lambda: results.read_items(folder / "scores/toy.json"),
     ):
@@ -289,7 +295,7 @@ def test_a_pipe_in_place_of_a_file_of_a_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="it is no file"):
         checkpoint.verified(step)
     with pytest.raises(ConfigError, match="it is no file"):
-        page.read(tmp_path / "metrics.jsonl")
+        read_records(tmp_path / "metrics.jsonl")
     with pytest.raises(ShardsError, match="it is no file"):
         forget_after(tmp_path / "metrics.jsonl", 3)
     with pytest.raises(ConfigError, match="a pipe"):
@@ -400,7 +406,7 @@ def test_a_checkpoint_of_strangers_says_what_is_wrong(
     if at[0] in ("init", "latent_shape", "order", "config"):
         config = TrainConfig.model_validate(tiny_config(tmp_path, tmp_path, init_from=step))
         with pytest.raises(CheckpointError, match="is damaged"):
-            initial.find(config, DIT)
+            init_weights.find_initial(config, DIT)
 
 
 def test_an_edited_reference(tmp_path: Path) -> None:
@@ -413,7 +419,7 @@ def test_an_edited_reference(tmp_path: Path) -> None:
     assert references.read(tmp_path / "whole").label == "r"
     tensors = load_file(tmp_path / "whole")
     with safe_open(tmp_path / "whole", "numpy") as file:
-        told = json.loads(file.metadata()["record"])
+        message = json.loads(file.metadata()["record"])
     for more in (
         {"label": "../../x"},
         {"record": {}},
@@ -421,18 +427,18 @@ def test_an_edited_reference(tmp_path: Path) -> None:
         {"groups": 7},
         {"contents": {}},
     ):
-        save_file(tensors, tmp_path / "edited", {"record": json.dumps(told | more)})
+        save_file(tensors, tmp_path / "edited", {"record": json.dumps(message | more)})
         with pytest.raises(BadReference):
             references.read(tmp_path / "edited")
     narrow = tensors | {"mean": tensors["mean"][:2]}
-    told["contents"] = references._contents(narrow)
-    save_file(narrow, tmp_path / "edited", {"record": json.dumps(told)})
+    message["contents"] = references._contents(narrow)
+    save_file(narrow, tmp_path / "edited", {"record": json.dumps(message)})
     with pytest.raises(BadReference, match="mean is of shape"):
         references.read(tmp_path / "edited")
 
 
 def test_a_watcher_leaves_sets_of_a_newer_release(tmp_path: Path) -> None:
-    from eval.generator import Request
+    from eval.images.generator import Request
     from eval.watch import Watcher
 
     folder = make_set(tmp_path / "eval/step-00000001", prompts=PROMPTS)

@@ -3,6 +3,8 @@
 Three ways to one step: columns of latents and tokens; ids, with the encoder in the step; no column at all.
 """
 
+from __future__ import annotations
+
 import io
 from itertools import islice
 from pathlib import Path
@@ -18,22 +20,22 @@ from torch import Tensor
 from configs import ConfigError
 from encode.config import EncodeConfig
 from encode.errors import ModelNotUsable
-from encode.job import run as encode
-from encode.packed import PackedText
+from encode.models.packed_text import PackedText
+from encode.run.job import run as encode
 from eval.commands import main
-from eval.generate import Generator, Request
+from eval.images.generate import Generator, Request
 from eval.online import Online, online, step_encoder
-from shards import Sources, seal, sha256_file
-from shards.stream import Batch, Stream, empty_caption, pad_text
+from shards import JoinedColumns, seal, sha256_file
+from shards.read.stream import Batch, Stream, empty_caption, pad_text
 from tests.encode.toy import jpeg, save_gemma, save_kl, save_qwen, tar_bytes
 from tests.train.conftest import TINY
 from tests.train.here import columns_of, forked, losses, manifest, trained
-from train import flow
 from train.config import TrainConfig
-from train.inputs import training_inputs
-from train.model import DiT, DiTConfig
+from train.model import flow
+from train.model.dit import DiT, DiTConfig
+from train.ranks.world import World
 from train.run import from_columns, model_config, shape_of
-from train.world import World
+from train.step.inputs import training_inputs
 
 SIDE, BATCH = 32, 16  # pixels | samples a step
 ALONE = World(0, 1, torch.device("cpu"))
@@ -93,10 +95,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def values(
     cache: Path, runs: Path, vae: str = "kl", captions: str = "text", **data: Any
 ) -> dict[str, Any]:
-    one = cache / "cache/one"
+    item = cache / "cache/one"
     return {
         "data": {
-            "latents": str(one / vae), "text": str(one / captions), "lanes": 8, "caption_dropout": 0.2,
+            "latents": str(item / vae), "text": str(item / captions), "lanes": 8, "caption_dropout": 0.2,
             "encoder": {"class": "GemmaModel", "path": str(cache / "gemma")} if "ids" in captions else None, **data,
         },
         "model": TINY, "steps": 1, "global_batch": BATCH, "micro_batch": 4, "log_every": 1, "save_every": 10,
@@ -139,18 +141,18 @@ def direct(cache: Path, vae: str, rows: list[int]) -> tuple[Tensor, list[Tensor]
     moments = torch.cat([posterior.mean, posterior.logvar], 1)
     tokenizer = transformers.AutoTokenizer.from_pretrained(cache / "gemma", padding_side="right")
     text = transformers.GemmaModel.from_pretrained(cache / "gemma").eval()
-    given = tokenizer(
+    options = tokenizer(
         [caption(n) for n in numbers], padding="max_length", max_length=90, return_tensors="pt"
     )
-    states = text(**given).last_hidden_state
-    lengths = given.attention_mask.sum(1).tolist()
+    states = text(**options).last_hidden_state
+    lengths = options.attention_mask.sum(1).tolist()
     return moments.flatten(1).view(len(rows), -1, *moments.shape[-2:]), [
         row[:n] for row, n in zip(states, lengths, strict=True)
     ]
 
 
 def losses_of(
-    model: DiT, sources: Sources, config: TrainConfig, batch: Batch, empty: Tensor
+    model: DiT, sources: JoinedColumns, config: TrainConfig, batch: Batch, empty: Tensor
 ) -> Tensor:
     """Of each sample of a step: what `Trainer.step` computes."""
     x = training_inputs(
@@ -163,7 +165,7 @@ def losses_of(
 @torch.no_grad()
 @pytest.mark.parametrize("vae", CLASSES)
 def test_the_loss_is_that_of_pictures_and_captions(cache: Path, tmp_path: Path, vae: str) -> None:
-    """Columns hold fp16 and bf16; the loss is the fp32 one within 1e-4. Other rows or texts are not near it."""
+    """Columns hold fp16 and bf16; the loss is the fp32 item within 1e-4. Other rows or texts are not near it."""
     config = config_of(cache, tmp_path, vae)
     sources, order = columns_of(config)
     model = moving(model_config(config, shape_of(sources)))
@@ -179,9 +181,9 @@ def test_the_loss_is_that_of_pictures_and_captions(cache: Path, tmp_path: Path, 
         return losses_of(model, sources, config, batch, empty.float())
 
     expected = online_losses(moments, tokens)
-    found = losses_of(model, sources, config, cached, empty)
-    assert float(found.mean()) == pytest.approx(float(expected.mean()), rel=1e-4)
-    torch.testing.assert_close(found, expected, rtol=2e-4, atol=0)
+    actual = losses_of(model, sources, config, cached, empty)
+    assert float(actual.mean()) == pytest.approx(float(expected.mean()), rel=1e-4)
+    torch.testing.assert_close(actual, expected, rtol=2e-4, atol=0)
     for wrong in (
         online_losses(moments.roll(1, 0), tokens),
         online_losses(moments, tokens.flip(0)),
@@ -215,11 +217,11 @@ def by_command(cache: Path, start: Path, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("ids")
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(values(cache, folder, "kl", "ids")))
-    code, said = forked(
+    code, output = forked(
         lambda: main(["train", str(path), "steps=2", f"init_from={start}"]), folder / "log"
     )
-    assert code == 0, said
-    assert "step 2/2  loss" in said
+    assert code == 0, output
+    assert "step 2/2  loss" in output
     return folder / "tiny-kl"
 
 
@@ -239,41 +241,41 @@ def test_three_ways_to_one_step(cache: Path, start: Path, by_command: Path, tmp_
 
 def test_a_run_on_ids_says_which_encoder_it_had(cache: Path, by_command: Path) -> None:
     """So its pictures can be sampled, with that encoder."""
-    said = manifest(by_command, 2)["data"]["text_encoder"]
-    assert said["encoder"]["class"] == "GemmaModel"
+    output = manifest(by_command, 2)["data"]["text_encoder"]
+    assert output["encoder"]["class"] == "GemmaModel"
     generator = Generator.load(Request(checkpoint=by_command, prompts=Path(), save_dir=Path()))
-    assert generator.text.weights == said["encoder"]["weights"]
-    assert generator.text.tokenize.max_tokens == 90
-    assert generator.identity["text_encoder"] == said["encoder"]["weights"]
+    assert generator.texts.load().weights == output["encoder"]["weights"]
+    assert generator.texts.load().tokenizer.config.max_tokens == 90
+    assert generator.identity["text_encoder"] == output["encoder"]["weights"]
 
 
 def test_another_encoder_is_another_run(cache: Path, by_command: Path) -> None:
     words = ["steps=3", "data.hidden_state=1"]
-    code, said = forked(
+    code, output = forked(
         lambda: main(["train", str(by_command.parent / "tiny.yaml"), *words]), by_command.parent / "log-2"
     )  # fmt: skip
     assert code == 2
-    assert "data.text_encoder.preprocess.hidden_state: found -1, expected 1" in said
+    assert "data.text_encoder.preprocess.hidden_state: found -1, expected 1" in output
 
 
 def test_the_command_trains_on_tokens_too(cache: Path, tmp_path: Path) -> None:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(values(cache, tmp_path)))
-    code, said = forked(lambda: main(["train", str(path)]), tmp_path / "log")
-    assert code == 0, said
+    code, output = forked(lambda: main(["train", str(path)]), tmp_path / "log")
+    assert code == 0, output
     assert "text_encoder" not in manifest(tmp_path / "tiny-kl", 1)["data"]
 
 
 def test_encoders_that_are_not_that_of_the_ids(cache: Path, tmp_path: Path) -> None:
     config = config_of(cache, tmp_path, "kl", "ids")
     sources, _ = columns_of(config)
-    said: list[tuple[Any, type[Exception], str]] = [
+    output: list[tuple[Any, type[Exception], str]] = [
         (None, ModelNotUsable, "no model of the registry has this tokenizer"),
         ("gemma-3", ModelNotUsable, "known are"),
         ({"class": "GemmaModel"}, ConfigError, "data.encoder: found {'class': 'GemmaModel'}"),
         ({"class": "GemmaModel", "path": str(cache / "kl")}, ModelNotUsable, "no tokenizer"),
     ]
-    for encoder, error, message in said:
+    for encoder, error, message in output:
         data = config.data.model_copy(update={"encoder": encoder})
         with pytest.raises(error, match=message):
             step_encoder(config.model_copy(update={"data": data}), sources, "cpu")
@@ -284,10 +286,10 @@ def test_encoders_that_are_not_that_of_the_ids(cache: Path, tmp_path: Path) -> N
 
 
 def both_sources(cache: Path, *names: str) -> dict[str, Any]:
-    one, two = cache / "cache/one", cache / "cache/two"
+    item, two = cache / "cache/one", cache / "cache/two"
     return {
-        "latents": [str(one / "kl"), str(two / "kl")],
-        "text": [{str(one / names[0]): 0.5, str(one / names[1]): 0.5}, str(two / names[0])],
+        "latents": [str(item / "kl"), str(two / "kl")],
+        "text": [{str(item / names[0]): 0.5, str(item / names[1]): 0.5}, str(two / names[0])],
         "weights": [0.5, 0.5],
     }  # fmt: skip
 
@@ -300,11 +302,11 @@ def test_batches_are_those_of_the_columns(
     config = config_of(cache, tmp_path, **both_sources(cache, *names))
     sources, order = columns_of(config)
     folders = [cache / "one", cache / "two"]
-    made = Online.load(config, sources, folders, "cpu")
+    live_batches = Online.load(config, sources, folders, "cpu")
     for rank in (0, 1):
         world = World(rank, 2, torch.device("cpu"))
         stream = from_columns(config, sources, order)(BATCH, world)
-        live = online(config, folders)(BATCH, world) if rank else made.batches(BATCH, world)
+        live = online(config, folders)(BATCH, world) if rank else live_batches.batches(BATCH, world)
         for cached, ours in islice(zip(stream, live, strict=False), 3):
             assert ours.position == cached.position
             for name in ("samples", "rows", "sources", "cu_seqlens"):

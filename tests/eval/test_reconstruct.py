@@ -1,5 +1,7 @@
 """A column's pictures beside the originals: right rows, right decoder, right numbers."""
 
+from __future__ import annotations
+
 import io
 import json
 import shutil
@@ -12,20 +14,20 @@ import torch
 from PIL import Image
 
 from encode.config import EncodeConfig
-from encode.job import run as encode
-from eval import influences, results
+from encode.run.job import run as encode
 from eval.commands import main
-from eval.distances import difference
+from eval.distances import influences
+from eval.distances.kernels import kid_influence
+from eval.distances.measure import difference
 from eval.errors import MissingPictures, MissingWeights, OtherImages, TooFewImages
-from eval.features import extract, of_set
-from eval.imageset import Images
-from eval.kernels import kid_influence
-from eval.networks import inception
+from eval.features.features import extract, of_set
+from eval.features.networks import inception
+from eval.images.imageset import ImageSetReader
 from eval.reconstruct import psnr, reconstruct, ssim
-from eval.report import report
-
-from .small import save_inception
-from .test_lpips import save_weights
+from eval.report.report import report
+from eval.scores import results
+from tests.eval.features.test_lpips import save_weights
+from tests.eval.small import save_inception
 
 ROOT = Path(__file__).parents[2]
 BROKEN = 2
@@ -128,7 +130,7 @@ def test_scores_of_two_columns_of_one_source_are_paired(
     column = cache / "pair" / "tiny"
     shutil.copytree(column, column.parent / "other", dirs_exist_ok=True)
     for name in ("tiny", "other"):
-        found = reconstruct(
+        actual = reconstruct(
             column.parent / name, cache / "tars", tmp_path / name, count=4, scores=["lpips-alex", "rkid"],
             inception_folder=weights, lpips_folder=weights,
         )  # fmt: skip
@@ -138,8 +140,8 @@ def test_scores_of_two_columns_of_one_source_are_paired(
     assert first.keys() == second.keys() == {"psnr", "ssim", "lpips-alex", rkid}
     for name in ("psnr", "ssim", "lpips-alex"):
         items = results.read_items(folders[0] / "scores" / f"{name}.json")
-        assert [item.value for item in items] == [p[name] for p in found["pictures"]]
-        assert first[name].value.value == pytest.approx(found["mean"][name])
+        assert [item.value for item in items] == [p[name] for p in actual["pictures"]]
+        assert first[name].value.value == pytest.approx(actual["mean"][name])
         assert first[name].value.low <= first[name].value.value <= first[name].value.high
     assert [first[name].better for name in ("psnr", "lpips-alex", rkid)] == [
         "higher",
@@ -152,7 +154,7 @@ def test_scores_of_two_columns_of_one_source_are_paired(
     )  # the same pictures, under the same prompts and originals
     network = inception(weights, "cpu")
     b, a = (
-        extract(of_set(Images.open(tmp_path / "other" / kind)), network)
+        extract(of_set(ImageSetReader.open(tmp_path / "other" / kind)), network)
         for kind in ("reconstruction", "original")
     )
     kept = influences.read(folders[1], rkid, second[rkid].images)
@@ -164,9 +166,9 @@ def test_scores_of_two_columns_of_one_source_are_paired(
     (comparison,) = section["comparisons"]
     assert comparison["warnings"] == []
     assert len(comparison["differences"]) == 4
-    for found in comparison["differences"]:
-        assert found["value"]["value"] == 0
-        assert not found["warnings"]
+    for actual in comparison["differences"]:
+        assert actual["value"]["value"] == 0
+        assert not actual["warnings"]
     # else two VAEs would be "scored differently"
     assert not {"column", "vae"} & first["psnr"].made_by.keys()
 

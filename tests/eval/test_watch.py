@@ -1,5 +1,7 @@
 """A run watched: each checkpoint's pictures and scores, beside a trainer that saves and removes checkpoints."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
@@ -7,7 +9,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +18,22 @@ import pytest
 import yaml
 from PIL import Image
 
-from eval import results
-from eval.aggregate import aggregate
 from eval.commands import main
-from eval.distance_scorers import DISTANCES
+from eval.distances.measure import DISTANCES
 from eval.errors import BadReport, TooFewImages, Watched
-from eval.generate import Request
-from eval.imageset import Images
-from eval.report import report
-from eval.results import Item, Score
-from eval.score import Scored, Scorer
-from eval.scored import open_one
-from eval.watch import Asked, Watcher, asked, watch
+from eval.images.generate import Request
+from eval.images.imageset import ImageSetReader
+from eval.report.entries import open_one
+from eval.report.report import report
+from eval.scores import results
+from eval.scores.aggregate import aggregate
+from eval.scores.results import Item, Score
+from eval.scores.scorer import Scorer
+from eval.watch import ScorerRequest, Watcher, parse_scorers, watch
 from shards import seal
+from tests.eval.small import save_clip, save_folder
 from tests.forks import fork, wait
-from train.checkpoint import CheckpointError
-
-from .small import save_clip, save_folder
+from train.checkpoints.checkpoint import CheckpointError
 
 PROMPTS = ["a red cat", "the blue dog", "a flag"]
 CONFIG = {
@@ -48,7 +49,9 @@ def flags(add: argparse.ArgumentParser) -> None:
     add.add_argument("--scale", type=float, default=1.0)
 
 
-def brightness(images: Images, args: argparse.Namespace) -> Scored:
+def brightness(
+    images: ImageSetReader, args: argparse.Namespace
+) -> Iterator[tuple[Score, list[Item]]]:
     items = [
         Item(one.file.prompt.id, one.number, float(one.read().mean()) * args.scale)
         for one in images
@@ -80,8 +83,8 @@ def request_of(run: Path, **fields: Any) -> Request:
     return Request(checkpoint=run, save_dir=run / "eval", **few)
 
 
-def scorers(*words: str) -> list[Asked]:
-    return asked(words or ("bright",), SCORERS, "cpu")
+def scorers(*words: str) -> list[ScorerRequest]:
+    return parse_scorers(words or ("bright",), SCORERS, "cpu")
 
 
 def publish(run: Path, step: int) -> None:
@@ -197,12 +200,16 @@ def test_stopped_gone_on_and_ended_by_itself(trained: Path, tmp_path: Path) -> N
     """SIGTERM while the first set is scored; then on, while the last checkpoint appears."""
     marker = tmp_path / "scoring"
 
-    def slow(images: Images, args: argparse.Namespace) -> Scored:
+    def slow(
+        images: ImageSetReader, args: argparse.Namespace
+    ) -> Iterator[tuple[Score, list[Item]]]:
         marker.touch()
         time.sleep(600)
         return brightness(images, args)
 
-    waiting = [Asked("bright", Scorer(flags, slow), argparse.Namespace(scale=1.0, partial=False))]
+    waiting = [
+        ScorerRequest("bright", Scorer(flags, slow), argparse.Namespace(scale=1.0, partial=False))
+    ]
     pid = fork(lambda: sys.exit(watch(trained, request_of(trained), waiting)), tmp_path / "first")
     until(marker.exists, pid)
     with pytest.raises(Watched, match=f"another process watches this run .pid {pid} on"):
@@ -244,7 +251,7 @@ def test_checkpoints_that_vanish_or_are_damaged_are_passed_over(
     with watcher.alone():
         assert watcher.pending() == [20]
         shutil.rmtree(trained / "checkpoints/step-00000020")  # between the look and the reading
-        assert watcher._one(20) is False
+        assert watcher._sample_and_score(20) is False
         assert watcher.pending() == []
     assert "step 20: passed over, its checkpoint was removed" in capsys.readouterr().out
     assert [record["step"] for record in lines(trained)] == [10]
@@ -262,10 +269,10 @@ def test_a_step_that_is_trained_again_is_scored_again(
     assert "step 10: trained again since it was scored" in told
     old, new = trained / "eval/old-1-step-00000010", trained / "eval/step-00000010"
     assert json.loads((old / "record.json").read_text()) == before[0]
-    assert Images.open(old).digest == before[0]["images"] != Images.open(new).digest
+    assert ImageSetReader.open(old).digest == before[0]["images"] != ImageSetReader.open(new).digest
     ten, twenty = lines(trained)
     assert twenty == before[1]
-    assert ten["weights"] == Images.open(new).settings["weights"] != before[0]["weights"]
+    assert ten["weights"] == ImageSetReader.open(new).settings["weights"] != before[0]["weights"]
     assert ten["scores"] != before[0]["scores"]
     assert watch(trained, request_of(trained), scorers(), once=True) == 0
     assert lines(trained) == [ten, twenty]
@@ -297,10 +304,13 @@ def test_too_few_prompts_are_said_before_anything_is_sampled(trained: Path, tmp_
     real = save_folder(tmp_path / "real", 20)
     words = ["clip-fid", "--reference", str(real), "--model", str(save_clip(tmp_path / "clip"))]
     with pytest.raises(TooFewImages, match=r"few\.json: found 3 pictures, expected at least 13"):
-        watch(trained, request_of(trained), asked(words, DISTANCES, "cpu"), once=True)
+        watch(trained, request_of(trained), parse_scorers(words, DISTANCES, "cpu"), once=True)
     assert not (trained / "eval").exists()
     Watcher(
-        trained, request_of(trained), asked([*words, "--allow-few"], DISTANCES, "cpu"), "newest"
+        trained,
+        request_of(trained),
+        parse_scorers([*words, "--allow-few"], DISTANCES, "cpu"),
+        "newest",
     )
 
 
@@ -311,11 +321,17 @@ def test_a_signal_that_lands_in_a_finaliser_stops_it_all_the_same(trained: Path)
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.01)
 
-    def finalising(images: Images, args: argparse.Namespace) -> Scored:
+    def finalising(
+        images: ImageSetReader, args: argparse.Namespace
+    ) -> Iterator[tuple[Score, list[Item]]]:
         Last()
         return brightness(images, args)
 
-    one = [Asked("bright", Scorer(flags, finalising), argparse.Namespace(scale=1.0, partial=False))]
+    one = [
+        ScorerRequest(
+            "bright", Scorer(flags, finalising), argparse.Namespace(scale=1.0, partial=False)
+        )
+    ]
     assert watch(trained, request_of(trained), one, once=True) == 128 + signal.SIGTERM
     assert [record["step"] for record in lines(trained)] == [20]
 
@@ -360,7 +376,7 @@ def test_other_settings_are_refused(trained: Path) -> None:
 def test_the_command_hands_flags_to_the_scorers(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("eval.score.scorers", lambda: SCORERS, raising=False)
+    monkeypatch.setattr("eval.score.SCORERS", SCORERS)
     words = ["watch", str(trained), "--prompts", str(trained.parent / "few.json"), "--num_inference_steps", "1",
              "--once", "--device", "cpu", "--scorer", "bright", "--scale", "3", "--scorer", "bright"]  # fmt: skip
     assert main(words) == 0

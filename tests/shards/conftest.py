@@ -1,5 +1,7 @@
 """Two columns of one source, written once by the real writer, and folders in memory."""
 
+from __future__ import annotations
+
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.memory import MEMORY, in_memory  # noqa: F401 - a fixture
-
-from .toy import moments_spec, tokens_spec, write_column
+from tests.shards.toy import moments_spec, tokens_spec, write_column
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,8 @@ from shards import (
     Column,
     ColumnSpec,
     IndexRow,
+    Layout,
+    Norm,
     ShardsError,
     Source,
     open_source,
@@ -36,13 +38,12 @@ from shards import (
     seal,
     sha256,
 )
-from shards.commits import Commit
-from shards.info import describe
-from shards.verify import logical_digest, verify
-from shards.zarrfile import crc32c
+from shards.column.commits import Commit
+from shards.column.zarr_object import crc32c
+from shards.tools.info import information
+from shards.tools.verify import logical_digest, verify
+from tests.shards.sweeps import VARIANTS, expected, make, scratch, sound_column
 from tests.soak.sweep import Case, Sweep
-
-from .sweeps import VARIANTS, expected, make, scratch, standing
 
 INPUTS = 20  # of a case
 GROWTH = 128 << 20  # bytes that a small column may take of memory, whatever its records say
@@ -116,16 +117,16 @@ def changed(record: Any, chance: random.Random) -> Any:
         parent = record
         for key in way:
             parent = parent[key]
-        what = chance.random()
-        if what < 0.1 and isinstance(parent, dict):
+        fate = chance.random()
+        if fate < 0.1 and isinstance(parent, dict):
             parent.pop(last, None)
-        elif what < 0.2 and isinstance(parent, dict):
+        elif fate < 0.2 and isinstance(parent, dict):
             parent[chance.choice(["unknown", "__class__", "../x", "", "digest"])] = chance.choice(
                 POOL
             )()
-        elif what < 0.25 and isinstance(parent, list):
+        elif fate < 0.25 and isinstance(parent, list):
             parent.insert(last, chance.choice(parent))
-        elif what < 0.65:
+        elif fate < 0.65:
             parent[last] = chance.choice(POOL)()
         else:
             parent[last] = near(parent[last], chance)
@@ -191,7 +192,14 @@ def follow(files: Files, chance: random.Random) -> None:
 def of_column(files: Files, chance: random.Random) -> None:
     record = changed(opened(files["column.json"]), chance)
     with suppress(Exception):  # where it makes sense at all, its Zarr metadata shall fit it
-        spec = ColumnSpec.from_record(record)
+        layout, norm = record["layout"], record["norm"]
+        spec = ColumnSpec(
+            record["identity"],
+            Layout(**{**layout, "row_shape": tuple(layout["row_shape"])}),
+            norm and Norm(tuple(norm["shift"]), tuple(norm["scale"])),
+            record["empty_tokens"],
+            record.get("quantisation"),
+        )
         if chance.random() < 0.8:
             metadata = spec.zarr_json()
             record["zarr"] = {path: sha256(data) for path, data in metadata.items()}
@@ -250,30 +258,30 @@ def of_object(files: Files, chance: random.Random) -> None:
     names = [path for path, *_ in json.loads(files[commit_name(files)])["objects"]]
     name = chance.choice(names)
     data = bytearray(files[name])
-    what = chance.randrange(7)
-    if name.startswith("tar/") and what < 4:
+    fate = chance.randrange(7)
+    if name.startswith("tar/") and fate < 4:
         files[name] = hostile_tar(chance)
-    elif what == 0:  # other values
+    elif fate == 0:  # other values
         at, size = chance.randrange(len(data)), chance.choice([1, 2, 64, 4096])
         data[at : at + size] = chance.choice([b"\xff", b"\0", b"\x7f"]) * min(size, len(data) - at)
         files[name] = bytes(data)
-    elif what == 1:  # all of the largest value, with an index that fits
+    elif fate == 1:  # all of the largest value, with an index that fits
         entries = chance.choice([1, 2, 8, 32, 1024])
         size = chance.choice([1024, 2048, 3072, 4096])
         files[name] = indexed(
             chance.choice([b"\xff", b"\0", b"\x01"]) * size,
             [(0, size), *[(2**64 - 1, 2**64 - 1)] * (entries - 1)],
         )
-    elif what == 2:  # an index that lies
+    elif fate == 2:  # an index that lies
         entries = chance.choice([1, 2, 8, 32, 1024])
         huge = [0, 1, 1024, 2**31, 2**62, 2**63, 2**64 - 2, 2**64 - 1]
         index = [(chance.choice(huge), chance.choice(huge)) for _ in range(entries)]
         files[name] = indexed(bytes(data[: chance.randrange(len(data))]), index)
-    elif what == 3:
+    elif fate == 3:
         files[name] = chance.choice([b"", pickle.dumps(Canary()), bytes(100_000), bytes(data[:-1])])
-    elif what == 4:
+    elif fate == 4:
         files[name] = chance.randbytes(len(data))
-    elif what == 5:
+    elif fate == 5:
         del files[name]
     else:
         files[name] = files[chance.choice(names)]
@@ -349,8 +357,8 @@ def use(path: Path, partial: bool) -> None:
     """Everything that a reader may ask of a column."""
     column = Column.open(path, partial=partial)
     try:
-        column.words(truncated=True)
-        for shard, rows in enumerate(column.generation.rows):
+        column.valid_mask(truncated=True)
+        for shard, rows in enumerate(column.snapshot.rows):
             if rows:
                 ids = shard * column.layout.shard_rows + np.arange(min(rows, ROWS))
                 column.hint(ids)
@@ -359,7 +367,7 @@ def use(path: Path, partial: bool) -> None:
                 column.read(ids, check=True)
         if column.spec.empty_tokens:
             column.empty()
-        column.pin()
+        column.snapshot_id()
     finally:
         column.close()
 
@@ -399,19 +407,19 @@ def bounded(growth: int = GROWTH) -> Iterator[None]:
     assert grown <= growth, f"{grown >> 20} MB of memory for a small column"
 
 
-def draw(what: str, number: int) -> tuple[str, Files]:
+def draw(kind: str, number: int) -> tuple[str, Files]:
     """Input `number` of a kind: (variant, all files of the column)."""
-    chance = random.Random(f"{what} {number}")
+    chance = random.Random(f"{kind} {number}")
     variant = chance.choice(list(VARIANTS))
     files = dict(expected(variant, True))
-    COLUMNS[what](files, chance)
+    COLUMNS[kind](files, chance)
     return variant, files
 
 
-def check_column(what: str, number: int) -> int:
+def check_column(kind: str, number: int) -> int:
     """Whoever comes upon a column bears it. Returns the input's digest."""
-    variant, files = draw(what, number)
-    sound, path = expected(variant, True), standing(variant)
+    variant, files = draw(kind, number)
+    sound, path = expected(variant, True), sound_column(variant)
     with installed(path, sound, files), bounded():
         borne(
             path,
@@ -419,23 +427,23 @@ def check_column(what: str, number: int) -> int:
             lambda: use(path, partial=False),
             lambda: verify(path),
             lambda: logical_digest(path),
-            lambda: describe(path),
+            lambda: information(path),
         )
-        if what in ("objects", "column.json"):  # a writer finds it, and no commit
+        if kind in ("objects", "column.json"):  # a writer finds it, and no commit
             (path / commit_name(sound)).unlink(missing_ok=True)
-            borne(path, lambda: make(variant, path, one=True))
+            borne(path, lambda: make(variant, path, single=True))
     return digest_of(files)
 
 
 @contextmanager
-def told(what: str, number: int) -> Iterator[None]:
+def told(kind: str, number: int) -> Iterator[None]:
     """Name the input with any fault."""
     try:
         yield
     except Exception as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
         raise AssertionError(
-            f"input {number} of {what}: {type(error).__name__} in {at.name}: {str(error)[:1500]}"
+            f"input {number} of {kind}: {type(error).__name__} in {at.name}: {str(error)[:1500]}"
         ) from error
 
 
@@ -455,14 +463,14 @@ LINES = [
 ]
 
 
-def draw_source(what: str, number: int) -> tuple[str, bytes]:
+def draw_source(kind: str, number: int) -> tuple[str, bytes]:
     """Input `number`: (name of the file, its bytes)."""
-    chance = random.Random(f"{what} {number}")
+    chance = random.Random(f"{kind} {number}")
     with scratch() as folder:
         SOURCE.put(folder)
         put_index(folder, SOURCE.fingerprint, 0, LINES, "cut off")
         source, index = (folder / n for n in ("source.json", "index/00000.jsonl"))
-        if what == "source.json":
+        if kind == "source.json":
             record = changed(opened(source.read_bytes()), chance)
             with suppress(Exception):
                 if chance.random() < 0.7:
@@ -484,9 +492,9 @@ def closed_line(line: Any) -> bytes:
         return b"[" * 5000 + b"\n"
 
 
-def check_source(what: str, number: int) -> int:
+def check_source(kind: str, number: int) -> int:
     """Whoever comes upon a source or an index bears it. Returns the input's digest."""
-    name, data = draw_source(what, number)
+    name, data = draw_source(kind, number)
     with scratch() as folder, bounded():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
@@ -509,15 +517,15 @@ SHARES = {  # cases of a kind; INPUTS times as many inputs
 
 
 def hostile_cases() -> list[Case]:
-    return [(what, case * INPUTS) for what, cases in SHARES.items() for case in range(cases)]
+    return [(kind, case * INPUTS) for kind, cases in SHARES.items() for case in range(cases)]
 
 
-def check_hostile(what: str, first: int) -> list[int]:
+def check_hostile(kind: str, first: int) -> list[int]:
     """Inputs `first` and following; the digest of each."""
-    check, digests = check_column if what in COLUMNS else check_source, []
+    check, digests = check_column if kind in COLUMNS else check_source, []
     for number in range(first, first + INPUTS):
-        with told(what, number):
-            digests.append(check(what, number))
+        with told(kind, number):
+            digests.append(check(kind, number))
             assert not Path(CANARY).exists(), "code of a column was run"
     return digests
 

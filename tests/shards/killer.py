@@ -295,22 +295,22 @@ def _follow(
                 current = _entered(child, root, len(calls))
                 if current:
                     calls.append(current)
-                    here = act if act is not None and act.at == current.number else None
-                    if here and here.what in ("kill before", "fail") and current.name != "close":
+                    event = act if act is not None and act.at == current.number else None
+                    if event and event.what in ("kill before", "fail") and current.name != "close":
                         child.skip()  # a close that fails has closed all the same
-                    if here and here.what == "kill before":
+                    if event and event.what == "kill before":
                         return _kill(pid)
-                    if here and here.meanwhile:
-                        here.meanwhile()
-                    if here and here.what in ("tear", "shorten"):
+                    if event and event.meanwhile:
+                        event.meanwhile()
+                    if event and event.what in ("tear", "shorten"):
                         _halve(child, current)
             elif current:
-                here = act if act is not None and act.at == current.number else None
-                if here and here.what == "fail":
-                    child.registers[kind.result] = 2**64 - here.error
+                event = act if act is not None and act.at == current.number else None
+                if event and event.what == "fail":
+                    child.registers[kind.result] = 2**64 - event.error
                     child.store()
                 results.append(ctypes.c_int64(child.registers[kind.result]).value)
-                if here and here.what in ("kill after", "tear"):
+                if event and event.what in ("kill after", "tear"):
                     return _kill(pid)
             entering = not entering
     except BaseException:

@@ -54,7 +54,8 @@ class Server:
         self.port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.backend = get_backend("s3")["123456789012"]["aws"]
-        self.backend.create_bucket(BUCKET, "us-east-1")
+        if BUCKET not in self.backend.buckets:  # of another server of this process
+            self.backend.create_bucket(BUCKET, "us-east-1")
 
     def unfinished(self) -> int:
         """Uploads in parts that were neither completed nor ended."""
@@ -156,8 +157,8 @@ class Proxy:
                     answer = server.makefile("rb").read()
                 if fault == "short":
                     length = int(re.search(rb"Content-Length: (\d+)", answer)[1])  # type: ignore[index]
-                    told = b"Content-Length: %d" % (length - 1)
-                    answer = re.sub(rb"Content-Length: \d+", told, answer)[:-1]
+                    header = b"Content-Length: %d" % (length - 1)
+                    answer = re.sub(rb"Content-Length: \d+", header, answer)[:-1]
                 if fault != "lost":
                     connection.sendall(answer[: len(answer) // 2] if fault == "cut" else answer)
 

@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from shards import Order
-from shards.order import Union, key, permute
-from shards.workers import shares
+from shards.read.order import Union, key, permute
 
-WORLDS, WORKERS, FAR = (2, 3, 4, 8), (2, 4), 10**9
+WORLDS, FAR = (2, 3, 4, 8), 10**9
 Case = tuple[NDArray[np.uint32], int, int, int]  # words, seed, lanes, window
 
 
@@ -63,9 +62,9 @@ def mixtures(draw: st.DrawFn) -> tuple[list[NDArray[np.uint32]], int, int, int, 
 def by_number(order: Order, position: int, count: int) -> NDArray[np.int64]:
     """Rows of samples position .. position+count-1 in order of their numbers."""
     _, rows, samples = order(position, count)
-    found = np.empty(count, np.int64)
-    found[samples - position] = rows
-    return found
+    result = np.empty(count, np.int64)
+    result[samples - position] = rows
+    return result
 
 
 def each_epoch_once(case: Case, epochs: int = 3) -> None:
@@ -77,9 +76,9 @@ def each_epoch_once(case: Case, epochs: int = 3) -> None:
     assert 0 <= len(valid) - epoch < lanes
     rows = by_number(order, 0, epochs * epoch)
     for start in range(0, epochs * epoch, epoch):
-        seen = set(rows[start : start + epoch].tolist())
-        assert len(seen) == epoch
-        assert seen <= valid
+        visited = set(rows[start : start + epoch].tolist())
+        assert len(visited) == epoch
+        assert visited <= valid
 
 
 def late_epoch_once(case: Case, far: int) -> None:
@@ -96,13 +95,13 @@ def worlds_agree(case: Case, step: int) -> None:
     """Ranks of any world hold the parts of one global batch; where they can, whole lanes."""
     words, seed, lanes, window = case
     position, batch = step * lanes, math.lcm(24, lanes)  # 24: a multiple of every world
-    whole = Order([words], seed, lanes, window)(position, batch)
-    assert sorted(whole[2].tolist()) == list(range(position, position + batch))
+    full = Order([words], seed, lanes, window)(position, batch)
+    assert sorted(full[2].tolist()) == list(range(position, position + batch))
     for world in WORLDS:
         order = Order([words], seed, lanes, window)
         parts = [order(position, batch, world, rank) for rank in range(world)]
         assert all(len(rows) == batch // world for _, rows, _ in parts)
-        for gathered, expected in zip(zip(*parts, strict=True), whole, strict=True):
+        for gathered, expected in zip(zip(*parts, strict=True), full, strict=True):
             np.testing.assert_array_equal(np.concatenate(gathered), expected)
         if lanes % world == 0:  # then a lane is read by one rank alone
             owned = [set((samples % lanes).tolist()) for _, _, samples in parts]
@@ -113,13 +112,13 @@ def batch_sizes_agree(case: Case, step: int, size: int) -> None:
     """A sample number is the same row in batches of any size, and where many are asked at once."""
     words, seed, lanes, window = case
     position, batch = step * lanes, size * lanes
-    whole = by_number(Order([words], seed, lanes, window), position, 6 * batch)
+    full = by_number(Order([words], seed, lanes, window), position, 6 * batch)
     order = Order([words], seed, lanes, window)
     for start in range(0, 6 * batch, batch):
         part = by_number(order, position + start, batch)
-        np.testing.assert_array_equal(part, whole[start : start + batch])
+        np.testing.assert_array_equal(part, full[start : start + batch])
     shuffled = np.random.default_rng(step).permutation(6 * batch)
-    np.testing.assert_array_equal(order.at(position + shuffled)[1], whole[shuffled])
+    np.testing.assert_array_equal(order.at(position + shuffled)[1], full[shuffled])
 
 
 def restarts_agree(case: Case, step: int) -> None:
@@ -133,35 +132,17 @@ def restarts_agree(case: Case, step: int) -> None:
     np.testing.assert_array_equal(travelled(position, 4 * lanes), fresh)
 
 
-def workers_agree(case: Case, step: int, world: int) -> None:
-    """What workers read, taken in turn, is what one reader would read; none reads what another
-    does.
-    """
-    words, seed, lanes, window = case
-    batch, count = math.lcm(24, lanes), 5
-    position = step * lanes
-    order = Order([words], seed, lanes, window)
-    alone = [order(position + i * batch, batch, world, world - 1)[1] for i in range(count)]
-    for workers in WORKERS:
-        turns = shares(position, batch, workers)
-        places = order.places(batch, world, world - 1)
-        for i in range(count):
-            first, stride = turns[i % workers]
-            _, rows = order.at(first + i // workers * stride + places)
-            np.testing.assert_array_equal(rows, alone[i])
-
-
 def union_once(case: Case, blocks: list[int]) -> None:
     """Sources laid end to end: each row of each of them once an epoch, under its own row id."""
     words, seed, lanes, window = case
     sources = [words, *(words_of(seed % 1000 + b, b, 0.7) for b in blocks)]
     union = Union(sources)
-    order = Order([union.words], seed, lanes, window)
+    order = Order([union.valid_mask], seed, lanes, window)
     epoch = order.epoch_samples
     source, row = union.split(by_number(order, epoch, epoch))
-    seen = set(zip(source.tolist(), row.tolist(), strict=True))
-    assert len(seen) == epoch
-    assert seen <= {(s, r) for s, w in enumerate(sources) for r in rows_of(w)}
+    visited = set(zip(source.tolist(), row.tolist(), strict=True))
+    assert len(visited) == epoch
+    assert visited <= {(s, r) for s, w in enumerate(sources) for r in rows_of(w)}
     assert sum(len(rows_of(w)) for w in sources) - epoch < lanes
 
 
@@ -173,18 +154,18 @@ def mixture_shares(
     order = Order(words, seed, lanes, window, weights)
     lane, slots = step % lanes, step + np.arange(4096)
     source, _ = order.at(slots * lanes + lane)
-    wanted = np.array(weights) / sum(weights)
-    found = np.bincount(source, minlength=len(words)) / source.size
-    np.testing.assert_allclose(found, wanted, atol=1.01 / 4096)
+    expected = np.array(weights) / sum(weights)
+    result = np.bincount(source, minlength=len(words)) / source.size
+    np.testing.assert_allclose(result, expected, atol=1.01 / 4096)
     source, rows, samples = order(0, 2048 * lanes)
     for s, w in enumerate(words):
         n = len(rows_of(w)) // lanes
         lane_rows = [rows[(source == s) & (samples % lanes == lane)] for lane in range(lanes)]
-        whole = min(len(r) for r in lane_rows) // n  # epochs that all lanes have ended
-        for epoch in range(min(whole, 3)):
-            seen = np.concatenate([r[epoch * n : (epoch + 1) * n] for r in lane_rows]).tolist()
-            assert len(set(seen)) == n * lanes
-            assert set(seen) <= rows_of(w)
+        full = min(len(r) for r in lane_rows) // n  # epochs that all lanes have ended
+        for epoch in range(min(full, 3)):
+            visited = np.concatenate([r[epoch * n : (epoch + 1) * n] for r in lane_rows]).tolist()
+            assert len(set(visited)) == n * lanes
+            assert set(visited) <= rows_of(w)
     for world in WORLDS:
         fresh = Order(words, seed, lanes, window, weights)
         batch = math.lcm(24, lanes)
@@ -204,7 +185,6 @@ PROPERTIES: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {
     "worlds agree": (worlds_agree, (cases(), steps)),
     "batch sizes agree": (batch_sizes_agree, (cases(), steps, st.integers(1, 5))),
     "restarts agree": (restarts_agree, (cases(), steps)),
-    "workers agree": (workers_agree, (cases(), steps, st.sampled_from([1, *WORLDS]))),
     "a union once": (union_once, (cases(), st.lists(st.integers(1, 20), min_size=1, max_size=3))),
     "shares of a mixture": (mixture_shares, (mixtures(), steps)),
     "permute is a bijection": (

@@ -37,13 +37,11 @@ from shards import (
     put_complete,
     put_empty,
 )
-from shards.verify import verify
+from shards.tools.verify import verify
 from tests.forks import split
 from tests.memory import MEMORY
-from tests.soak.sweep import Case, Sweep
-
-from .killer import SIZED, VECTORED, Act, Call, Run, trace
-from .toy import (
+from tests.shards.killer import SIZED, VECTORED, Act, Call, Run, trace
+from tests.shards.toy import (
     EMPTY,
     caption_status,
     files_of,
@@ -57,6 +55,7 @@ from .toy import (
     write_column,
     write_shard,
 )
+from tests.soak.sweep import Case, Sweep
 
 SCRATCH = os.environ.get("LATENTBANK_SCRATCH") or MEMORY
 
@@ -77,18 +76,18 @@ def scratch() -> Iterator[Path]:
         yield Path(name)
 
 
-def make(variant: str, path: Path, one: bool = False) -> Path:
-    """Write the small column of a variant, or go on with one; `one`: that of one shard."""
+def make(variant: str, path: Path, single: bool = False) -> Path:
+    """Write the small column of a variant, or go on with one; `single`: that of one shard."""
     spec, rows = VARIANTS[variant]
-    rows = (ONE[variant],) if one else rows
+    rows = (ONE[variant],) if single else rows
     return write_column(path, spec(len(rows)), rows)
 
 
 @cache
-def expected(variant: str, one: bool = False) -> dict[str, bytes]:
+def expected(variant: str, single: bool = False) -> dict[str, bytes]:
     """The files of a column that nothing happened to."""
     with scratch() as folder:
-        return files_of(make(variant, folder / "c", one))
+        return files_of(make(variant, folder / "c", single))
 
 
 ANEW, ADOPTING = "anew", "adopting"  # what a writer finds: nothing, or all but the records
@@ -117,8 +116,8 @@ def check_readable(path: Path, complete: bool = False) -> None:
     if not (path / "column.json").exists():
         return
     column = Column.open(path, partial=not complete)
-    for shard, rows in enumerate(column.generation.rows):
-        ids = row_ids(shard, column.generation.rows)[:rows]
+    for shard, rows in enumerate(column.snapshot.rows):
+        ids = row_ids(shard, column.snapshot.rows)[:rows]
         if rows:
             check_values(column, ids)
     column.close()
@@ -130,15 +129,15 @@ def check_values(column: Column, ids: np.ndarray) -> None:
     status = column.status(ids)
     if column.layout.ragged:
         assert status.tolist() == caption_status(ids).tolist()
-        there = [int(i) for i in ids if caption_status(np.array([i]))[0] == 0]
-        lengths = [length_of(int(i)) if i in there else 0 for i in ids]
+        present = [int(i) for i in ids if caption_status(np.array([i]))[0] == 0]
+        lengths = [length_of(int(i)) if i in present else 0 for i in ids]
         assert column.lengths(ids).tolist() == lengths
-        assert np.array_equal(values, np.concatenate([tokens_of(i) for i in there]))
+        assert np.array_equal(values, np.concatenate([tokens_of(i) for i in present]))
     else:
-        made = image_status(ids)
-        assert status.tolist() == made.tolist()
-        assert np.array_equal(values[made <= 1], moments_of(ids)[made <= 1])
-        assert np.isnan(values[made > 1]).all()
+        statuses = image_status(ids)
+        assert status.tolist() == statuses.tolist()
+        assert np.array_equal(values[statuses <= 1], moments_of(ids)[statuses <= 1])
+        assert np.isnan(values[statuses > 1]).all()
 
 
 def check_finishes(variant: str, path: Path) -> None:
@@ -180,13 +179,13 @@ def act_on(variant: str, start: str, folder: Path, act: Act, label: str) -> Run:
     return run
 
 
-def check_kill(variant: str, start: str, what: str, at: int, label: str) -> None:
+def check_kill(variant: str, start: str, kind: str, at: int, label: str) -> None:
     with scratch() as folder:
         path = folder / "c"
-        run = act_on(variant, start, folder, Act(what, at), label)  # type: ignore[arg-type]
+        run = act_on(variant, start, folder, Act(kind, at), label)  # type: ignore[arg-type]
         assert run.killed, run
-        standing = files_of(path)
-        assert standing.items() <= expected(variant).items(), "something else than whole objects"
+        files = files_of(path)
+        assert files.items() <= expected(variant).items(), "something else than whole objects"
         check_readable(path)
         check_finishes(variant, path)
 
@@ -202,8 +201,8 @@ def check_deaths(variant: str, seed: int) -> None:
     """Two writers a round, each killed after up to 30 ms, until one comes through."""
     chance = random.Random(seed)
     with scratch() as folder:
-        path, done = folder / "c", False
-        while not done:
+        path, finished = folder / "c", False
+        while not finished:
             pids = [spawn(lambda: make(variant, path)) for _ in range(2)]
             time.sleep(chance.random() * 0.03)
             if chance.random() < 0.9:
@@ -213,7 +212,7 @@ def check_deaths(variant: str, seed: int) -> None:
             assert all(s == 0 or os.WIFSIGNALED(s) for s in statuses), statuses
             assert files_of(path).items() <= expected(variant).items()
             check_readable(path)
-            done = 0 in statuses
+            finished = 0 in statuses
         check_finishes(variant, path)
 
 
@@ -407,7 +406,7 @@ def read_all(path: Path) -> None:
 @cache
 def reads(variant: str) -> tuple[Call, ...]:
     """The system calls that read a column."""
-    path = standing(variant)
+    path = sound_column(variant)
     run = trace(lambda: read_all(path), path)
     assert run.status == 0, run.error
     return run.calls
@@ -424,7 +423,7 @@ def read_cases() -> list[Case]:
 
 def check_read(variant: str, error: str, at: int, label: str) -> None:
     """The reader gets the right values, or an error that names the file."""
-    path = standing(variant)
+    path = sound_column(variant)
     run = trace(lambda: read_all(path), path, act_of(error, at))
     assert run.calls[at].label == label, f"{run.calls[at].label!r} is not {label!r}"
     if run.status:
@@ -482,30 +481,30 @@ def check_race(variant: str, writers: int, shift: int, seed: int) -> None:
         for shard in range(len(rows)):  # a block is of one writer
             ids = row_ids(shard, rows)
             moments = column.read(ids, check=True).astype(np.float32)
-            there = ~np.isnan(moments[:, 0, 0, 0])
-            offset = moments[there, 2] - moments_of(ids)[there, 2]
+            present = ~np.isnan(moments[:, 0, 0, 0])
+            offset = moments[present, 2] - moments_of(ids)[present, 2]
             assert len(np.unique(offset)) == 1
             assert 0 <= offset.flat[0] * 2**10 < writers
 
 
 # ---- flips, cuts, swaps ------------------------------------------------------------------------
 
-_standing: dict[str, tempfile.TemporaryDirectory[str]] = {}
+_sound_columns: dict[str, tempfile.TemporaryDirectory[str]] = {}
 
 
-def standing(variant: str) -> Path:
+def sound_column(variant: str) -> Path:
     """A sound column of this process, for cases that put it back as it was."""
     key = f"{variant} {os.getpid()}"
-    if key not in _standing:
-        _standing[key] = tempfile.TemporaryDirectory(dir=SCRATCH, prefix="sweep-")
-        make(variant, Path(_standing[key].name) / "c", one=True)
-    return Path(_standing[key].name) / "c"
+    if key not in _sound_columns:
+        _sound_columns[key] = tempfile.TemporaryDirectory(dir=SCRATCH, prefix="sweep-")
+        make(variant, Path(_sound_columns[key].name) / "c", single=True)
+    return Path(_sound_columns[key].name) / "c"
 
 
 @contextmanager
 def damaged(variant: str, name: str, data: bytes) -> Iterator[Path]:
     """A column in which one file holds something else."""
-    path = standing(variant)
+    path = sound_column(variant)
     (path / name).write_bytes(data)
     try:
         yield path
@@ -551,7 +550,7 @@ def cut_cases() -> list[Case]:
         (variant, name, size)
         for variant in VARIANTS
         for name, data in expected(variant, True).items()
-        for size in (*range(len(data)), *(len(data) + more for more in (1, 2, 512, 4096)))
+        for size in (*range(len(data)), *(len(data) + extra for extra in (1, 2, 512, 4096)))
     ]
 
 
@@ -563,22 +562,22 @@ def check_cut(variant: str, name: str, size: int) -> None:
 
 def swap_cases() -> list[Case]:
     """Every file replaced by every other of its column, and by its namesake of another column."""
-    found: list[Case] = []
+    cases: list[Case] = []
     for variant in VARIANTS:
         files = expected(variant, True)
-        found += [
+        cases += [
             (variant, name, f"own {other}")
             for name in files
             for other in files
             if files[name] != files[other]
         ]
         strange = stranger(variant)
-        found += [
+        cases += [
             (variant, name, "namesake")
             for name in files
             if strange.get(name, files[name]) != files[name]
         ]
-    return found
+    return cases
 
 
 @cache

@@ -1,5 +1,7 @@
 """Nothing that a stranger wrote reaches a terminal or a log raw, and no credential at all."""
 
+from __future__ import annotations
+
 import io
 import os
 import pty
@@ -16,10 +18,10 @@ from rich.table import Table
 
 from shards import open_store
 from shards.__main__ import main
+from shards.console import render
 from shards.errors import StoreError
 from shards.places import NotLocal, place
 from shards.printing import SafeStream, console, one_line, printable, redacted, safe_output
-from shards.tables import render
 
 EVIL = "\x1b]0;title\x07\x1b[31mred\x9b2J\u202etxt.exe\x08\r[bold]x[/bold] [/] :warning: {y}"
 ROOT = Path(__file__).parents[2]
@@ -27,13 +29,13 @@ ROOT = Path(__file__).parents[2]
 
 @given(st.text())
 def test_every_character_that_is_no_text_is_written_out(text: str) -> None:
-    shown = printable(text)
-    assert all(c.isprintable() or c in "\n\t" or c.isspace() or c > "\x9f" for c in shown)
-    assert not set(shown) & {"\x1b", "\x9b", "\r", "\x07", "\x08", "\u202e", "\u2066"}
-    shown.encode()  # halves of characters too
+    output = printable(text)
+    assert all(c.isprintable() or c in "\n\t" or c.isspace() or c > "\x9f" for c in output)
+    assert not set(output) & {"\x1b", "\x9b", "\r", "\x07", "\x08", "\u202e", "\u2066"}
+    output.encode()  # halves of characters too
     assert "\n" not in one_line(text)
     if text.isprintable() and ":/" not in text:
-        assert shown == text
+        assert output == text
 
 
 # a slash, too: keys of S3 have them, and are pasted as they are
@@ -56,10 +58,10 @@ def test_a_password_in_a_url_is_never_shown(secret: str, scheme: str) -> None:
 @given(WORDS, st.sampled_from(["X-Amz-Signature", "sig", "token", "access_token", "Signature", ""]))
 def test_a_signature_in_a_url_is_never_shown(secret: str, name: str) -> None:
     query = f"{name}={secret}<".removeprefix("=").removesuffix("<")
-    shown = redacted(f"https://h/a.tar?{query}&expires=7 and more")
-    assert secret not in shown
-    assert shown.startswith("https://h/a.tar?")
-    assert shown.endswith(" and more")
+    output = redacted(f"https://h/a.tar?{query}&expires=7 and more")
+    assert secret not in output
+    assert output.startswith("https://h/a.tar?")
+    assert output.endswith(" and more")
 
 
 @pytest.mark.parametrize("text", [
@@ -91,16 +93,16 @@ def test_streams() -> None:
 def test_tables_keep_brackets_and_colons() -> None:
     table = Table("[a]", "b", title="[t]")
     table.add_row("x[/]", ":smile: [red]")
-    shown = render(table, "[line] :x:")
+    output = render(table, "[line] :x:")
     for text in ("[a]", "[t]", "x[/]", ":smile: [red]", "[line] :x:"):
-        assert text in shown
+        assert text in output
 
 
 def test_consoles_keep_brackets_and_colons() -> None:
-    said = io.StringIO()
-    with redirect_stderr(said):
+    output = io.StringIO()
+    with redirect_stderr(output):
         console(stderr=True).print(one_line(EVIL), soft_wrap=True)
-    assert said.getvalue() == one_line(EVIL) + "\n"
+    assert output.getvalue() == one_line(EVIL) + "\n"
 
 
 def test_a_command_on_a_terminal(tmp_path: Path) -> None:
@@ -111,21 +113,21 @@ def test_a_command_on_a_terminal(tmp_path: Path) -> None:
         "sys.argv = ['shards', 'info', '\\x1b[31mred']; import shards.__main__ as m; m.main();"
         "raise RuntimeError('\\x1b]0;t\\x07')"
     )
-    done = subprocess.Popen(
+    result = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=follower, stderr=follower, env={**os.environ, "TERM": "xterm"}
     )  # fmt: skip
-    assert done.wait() == 1
+    assert result.wait() == 1
     os.close(follower)
-    said = b""
+    output = b""
     try:
         while part := os.read(leader, 65536):
-            said += part
+            output += part
     except OSError:  # the end, on Linux
         pass
     os.close(leader)
-    assert b"\x1b" not in said
-    assert b"error: \\x1b[31mred: no such folder" in said
-    assert b"\\x1b]0;t\\x07" in said
+    assert b"\x1b" not in output
+    assert b"error: \\x1b[31mred: no such folder" in output
+    assert b"\\x1b]0;t\\x07" in output
 
 
 @pytest.mark.parametrize("url", [
@@ -139,9 +141,9 @@ def test_stores_refuse_credentials_and_do_not_repeat_them(
     with pytest.raises(StoreError) as refused:
         open_store(url)
     assert "SECRET" not in str(refused.value)
-    with pytest.raises(NotLocal) as said:
+    with pytest.raises(NotLocal) as output:
         place(url)
-    assert "SECRET" not in str(said.value)
+    assert "SECRET" not in str(output.value)
     sys.argv = ["shards", "info", url]
     assert main() == 2
     out, err = capsys.readouterr()

@@ -1,5 +1,7 @@
 """Columns of three shards whose every value follows from the row id, so that a lost or swapped row shows at once."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,16 +67,16 @@ def caption_status(ids: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 
 def moments_spec(
-    shards: int = 3, source: str = SOURCE, weights: str = "vae", **stored: Any
+    shards: int = 3, source: str = SOURCE, weights: str = "vae", **storage: Any
 ) -> ColumnSpec:
-    """`stored`: options of the layout."""
+    """`storage`: options of the layout."""
     identity = {"kind": "moments", "encoder": {"weights": weights}, "source": source}
-    return ColumnSpec(identity, Layout("moments", SHAPE, shards, SHARD_ROWS, **stored), NORM)
+    return ColumnSpec(identity, Layout("moments", SHAPE, shards, SHARD_ROWS, **storage), NORM)
 
 
-def tokens_spec(shards: int = 3, source: str = SOURCE, **stored: Any) -> ColumnSpec:
+def tokens_spec(shards: int = 3, source: str = SOURCE, **storage: Any) -> ColumnSpec:
     identity = {"kind": "tokens", "encoder": {"weights": "text"}, "source": source}
-    layout = Layout("tokens", (TOKENS, WIDTH), shards, SHARD_ROWS, **stored)
+    layout = Layout("tokens", (TOKENS, WIDTH), shards, SHARD_ROWS, **storage)
     return ColumnSpec(identity, layout, empty_tokens=1)
 
 
@@ -86,14 +88,14 @@ def caption_spec(member: str, source: str = SOURCE, **preprocess: Any) -> Column
 
 
 def ids_spec(
-    shards: int = 3, source: str = SOURCE, member: str = "txt", **stored: Any
+    shards: int = 3, source: str = SOURCE, member: str = "txt", **storage: Any
 ) -> ColumnSpec:
     """Token ids of one of several captions of a row."""
     how = {"caption": member, "max_tokens": TOKENS}
     identity = {
         "kind": "ids", "encoder": {"weights": "tokenizer"}, "source": source, "preprocess": how,
     }  # fmt: skip
-    layout = Layout("ids", (TOKENS,), shards, SHARD_ROWS, **stored)
+    layout = Layout("ids", (TOKENS,), shards, SHARD_ROWS, **storage)
     return ColumnSpec(identity, layout, empty_tokens=len(EMPTY_IDS))
 
 
@@ -152,3 +154,17 @@ def files_of(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.startswith(".tmp-")
     }
+
+
+class Counted:
+    """A progress that keeps the total, and each count of work done."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.counts: list[int] = []
+
+    def begin(self, total: int) -> None:
+        self.total = total
+
+    def advance(self, count: int) -> None:
+        self.counts.append(count)

@@ -18,9 +18,9 @@ import math
 import signal
 import sys
 
-from . import report
-from .registry import SWEEPS
-from .runner import ROOT, shown, soak
+from tests.soak import report
+from tests.soak.registry import SWEEPS
+from tests.soak.runner import ROOT, shown, soak
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from .sweep import Case, Sweep
+from tests.soak.sweep import Case, Sweep
 
 INPUTS = 25
 Property = tuple[Callable[..., None], tuple[Any, ...]]  # a function, a strategy for each argument

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .sweep import Case, Sweep
+from tests.soak.sweep import Case, Sweep
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 900  # a file takes 60 alone, and more where the machine has much else to do
@@ -66,24 +66,32 @@ NAMES = {
 
 FOLDERS = ("demo", "eval", "train")
 FILES = (
-    "encode/test_features.py", "encode/test_golden.py", "encode/test_images.py", "encode/test_packed.py",
-    "encode/test_parity.py", "encode/test_rehearsal.py", "encode/test_text.py", "encode/test_vae.py",
-    "shards/test_diff.py", "shards/test_info.py", "shards/test_latents.py", "shards/test_quantise.py",
-    "shards/test_randomness.py",
-)  # fmt: skip
+    "encode/models/test_features.py",
+    "encode/test_golden.py",
+    "encode/source/test_images.py",
+    "encode/models/test_packed.py",
+    "encode/models/test_parity.py",
+    "encode/models/test_rehearsal.py",
+    "encode/models/test_text.py",
+    "encode/models/test_vae.py",
+    "shards/tools/test_diff.py",
+    "shards/tools/test_info.py",
+    "shards/read/test_latents.py",
+    "shards/format/test_quantise.py",
+    "shards/read/test_randomness.py",
+)
 LEFT_OUT = {
-    "eval/test_bar.py": "prints lines",
-    "eval/test_benchmarks.py": "reads prompts",
-    "eval/test_fetch.py": "downloads",
+    "eval/prompts/test_benchmarks.py": "reads prompts",
+    "eval/prompts/test_fetch.py": "downloads",
     "eval/test_hostile.py": "reads damaged files",
-    "eval/test_prompts.py": "reads prompts",
-    "eval/test_results.py": "reads files",
-    "eval/test_versions.py": "reads files of other versions",
-    "train/test_architecture.py": "reads configs",
+    "eval/prompts/test_prompts.py": "reads prompts",
+    "eval/scores/test_results.py": "reads files",
+    "eval/images/test_versions.py": "reads files of other versions",
+    "train/model/test_architecture.py": "reads configs",
     "train/test_bad_input.py": "ends before anything is computed",
     "train/test_config.py": "reads configs",
-    "train/test_faults.py": "kills processes, whose numbers train/test_run.py compares",
-    "train/test_resume_cost.py": "counts reads",
+    "train/ranks/test_faults.py": "kills processes, whose numbers train/test_run.py compares",
+    "train/checkpoints/test_resume_cost.py": "counts reads",
 }
 
 # Asked in a process of its own, because a library chooses its kernels when it is loaded. oneDNN and MKL print theirs.
@@ -157,7 +165,7 @@ def confirm(openblas: str, pytorch: str) -> None:
 def files() -> list[str]:
     """Test files whose numbers follow from kernels, relative to tests/."""
     tests = ROOT / "tests"
-    paths = [path for folder in FOLDERS for path in sorted((tests / folder).glob("test_*.py"))]
+    paths = [path for folder in FOLDERS for path in sorted((tests / folder).rglob("test_*.py"))]
     return [*FILES, *(f for p in paths if (f := str(p.relative_to(tests))) not in LEFT_OUT)]
 
 

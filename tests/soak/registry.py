@@ -5,12 +5,11 @@ from __future__ import annotations
 from tests.encode import faults
 from tests.eval import faults as generating
 from tests.shards import hostile, properties, sweeps
+from tests.soak import kernels
+from tests.soak.drawn import properties as drawn
+from tests.soak.sweep import Sweep
 from tests.train import faults as training
 from tests.train import saves
-
-from . import kernels
-from .drawn import properties as drawn
-from .sweep import Sweep
 
 SWEEPS: dict[str, Sweep] = {
     sweep.name: sweep

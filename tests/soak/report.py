@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from .registry import SWEEPS
-from .runner import ROOT, code, shown
-from .sweep import Outcome
+from tests.soak.registry import SWEEPS
+from tests.soak.runner import ROOT, code, shown
+from tests.soak.sweep import Outcome
 
 HEAD = """# The soak run
 

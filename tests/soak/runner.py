@@ -31,9 +31,8 @@ from rich.progress import (
 )
 
 from tests.memory import MEMORY
-
-from .registry import SWEEPS
-from .sweep import Case, Outcome, run
+from tests.soak.registry import SWEEPS
+from tests.soak.sweep import Case, Outcome, run
 
 ROOT = Path(__file__).parents[2]
 STATE = ROOT / "soak"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from . import kernels
+from tests.soak import kernels
 
 pytestmark = pytest.mark.skipif(not kernels.flags(), reason="needs the CPU flags of Linux on x86")
 OLDEST = ("Prescott", "default")  # which every such CPU runs

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from . import kernels, registry, report, runner
-from .drawn import INPUTS, properties
-from .sweep import Case, Outcome, Sweep, limit, run, sample
+from tests.soak import kernels, registry, report, runner
+from tests.soak.drawn import INPUTS, properties
+from tests.soak.sweep import Case, Outcome, Sweep, limit, run, sample
 
 NUMBERS = Sweep(
     "numbers", "a number", lambda: [(kind, n) for kind in ("a", "b", "rare") for n in of(kind)],

@@ -10,10 +10,9 @@ import torch
 import yaml
 
 from shards import ColumnSpec, Layout, Norm, ShardWriter, create_column, put_complete, put_empty
-from shards.schema import ZARR_ROWS
+from shards.format.layout import ZARR_ROWS
 from tests.demo.drawn import data  # noqa: F401 - a fixture
-
-from . import ranks as jobs
+from tests.train import processes as jobs
 
 # The first backward pass of a process starts autograd's threads, one for each kind of device that is known by then.
 # FlexAttention makes another one known, after which no fork could train: so the first pass comes before it.

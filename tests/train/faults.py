@@ -29,15 +29,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from shards.stream import Batch
+from shards.read.stream import Batch
 from tests.memory import MEMORY, kept
 from tests.soak.sweep import Case, Sweep
-from train import checkpoint
-from train.lock import RunLock
-from train.world import World
-
-from .conftest import tiny_config, write_columns
-from .ranks import JOBS, Job, Wrap, called, command, fitting, start
+from tests.train.conftest import tiny_config, write_columns
+from tests.train.processes import JOBS, Job, Wrap, called, command, fitting, start
+from train.checkpoints import checkpoint
+from train.ranks.lock import RunLock
+from train.ranks.world import World
 
 SCRATCH = os.environ.get("LATENTBANK_SCRATCH") or MEMORY
 STEPS = 12
@@ -60,8 +59,8 @@ def values_of(folder: Path, ranks: int, **changes: Any) -> dict[str, Any]:
     """Of a run that saves every other step: on 1 rank with ZeRO 1, on more with ZeRO 2."""
     held_out = {"source": str(columns() / "toy-val"), "rows": 8, "batch": 4, "every": 6}
     zero = {"zero_optimization": {"stage": min(ranks, 2)}}
-    ours = {"steps": STEPS, "save_every": 2, "validation": held_out, "deepspeed": zero}
-    return tiny_config(columns(), folder, **{**ours, **changes})
+    values = {"steps": STEPS, "save_every": 2, "validation": held_out, "deepspeed": zero}
+    return tiny_config(columns(), folder, **{**values, **changes})
 
 
 def go(folder: Path, ranks: int, *words: str, **changes: Any) -> Job:
@@ -83,9 +82,9 @@ def straight(ranks: int) -> Path:
 
 def records(run: Path, first: int = 1) -> list[dict[str, Any]]:
     """Of each training step from `first` on, what does not depend on the clock."""
-    found = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
     return [
-        {k: r[k] for k in ("step", *PROGRESS)} for r in found if "loss" in r and r["step"] >= first
+        {k: r[k] for k in ("step", *PROGRESS)} for r in lines if "loss" in r and r["step"] >= first
     ]
 
 
@@ -103,9 +102,9 @@ def same_files(a: Path, b: Path) -> None:
     assert names == sorted(p.name for p in b.glob("*.safetensors"))
     assert len(names) >= 3
     for name in names:
-        one, other = load_file(a / name), load_file(b / name)
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[k], other[k]) for k in one), name
+        first, second = load_file(a / name), load_file(b / name)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[k], second[k]) for k in first), name
 
 
 def ends_as_straight(folder: Path, ranks: int) -> None:
@@ -175,16 +174,16 @@ def lost(folder: Path, how: str, ranks: int, rank: int, step: int) -> Job:
 
 def check_lost(job: Job, how: str, ranks: int, rank: int) -> None:
     """All others end by themselves, with the exit code for it, and name the rank."""
-    others = [other for other in range(ranks) if other != rank]
-    job.until(lambda: job.poll() or job.codes.keys() >= set(others), "end of the others")
+    survivors = [survivor for survivor in range(ranks) if survivor != rank]
+    job.until(lambda: job.poll() or job.codes.keys() >= set(survivors), "end of the others")
     job.send(signal.SIGCONT, rank)  # one that was stopped finds that it was given up
     codes = job.wait()
     assert codes[rank] == CODES[how], job.text()
-    for other in others:
-        assert codes[other] == 4, job.text()
-        text = job.text(other)
-        named = f"rank {rank} (" in text or (rank == 0 and "or else rank 0" in text)
-        assert named, text
+    for survivor in survivors:
+        assert codes[survivor] == 4, job.text()
+        text = job.text(survivor)
+        names_it = f"rank {rank} (" in text or (rank == 0 and "or else rank 0" in text)
+        assert names_it, text
         assert "Start the run again" in text
     if how == "loop":
         assert "faults.py" in job.text(rank), "the line where it hangs"
@@ -236,13 +235,13 @@ def check_terminated(run: Path, job: Job, number: int) -> int:
     """The last step that was made is saved, and is said to be; returns it."""
     codes = job.wait()
     assert codes == [128 + number] * len(codes), job.text()
-    done = [int(step) for step in re.findall(r"^step (\d+)/", job.text(0), re.MULTILINE)]
-    assert saved(run)[-1] == max(done)
-    assert f"stopped by {signal.Signals(number).name} after step {max(done)}, saved" in job.text(0)
+    steps = [int(step) for step in re.findall(r"^step (\d+)/", job.text(0), re.MULTILINE)]
+    assert saved(run)[-1] == max(steps)
+    assert f"stopped by {signal.Signals(number).name} after step {max(steps)}, saved" in job.text(0)
     last = records(run)[-1]
-    assert last["step"] == max(done)
+    assert last["step"] == max(steps)
     assert not list((run / "checkpoints").glob(".*"))
-    return max(done)
+    return max(steps)
 
 
 def terminated_saving(name: str, ranks: int, times: int) -> None:
@@ -259,14 +258,14 @@ def terminated_saving(name: str, ranks: int, times: int) -> None:
         assert last == step_of(caught[0]), "it went on for another step"
 
 
-def stopped_within(job: Job, seen: Callable[[], Any]) -> Any:
-    """Stop all ranks while something can be seen."""
+def stopped_within(job: Job, condition: Callable[[], Any]) -> Any:
+    """Stop all ranks while a condition holds."""
     while True:
-        job.until(seen, "moment")
+        job.until(condition, "moment")
         job.send(signal.SIGSTOP)
         time.sleep(0.02)
-        if found := seen():
-            return found
+        if result := condition():
+            return result
         job.send(signal.SIGCONT)
 
 
@@ -324,11 +323,11 @@ def poisoned(mode: str, ranks: int, rank: int, step: int) -> None:
 
 def check_rows(run: Path, ranks: int, rank: int, step: int) -> None:
     """Each rank has written down its rows, which are no other rank's; the bad one is among them."""
-    written = [json.loads(p.read_text()) for p in sorted(run.glob("nonfinite-*.json"))]
-    assert [w["step"] for w in written] == [step] * ranks
-    assert len({row for w in written for row in w["rows"]}) == 16
-    assert [len(w["rows_with_such_a_loss"]) for w in written] == [r == rank for r in range(ranks)]
-    assert written[rank]["rows_with_such_a_loss"] == [written[rank]["rows"][1]]
+    reports = [json.loads(p.read_text()) for p in sorted(run.glob("nonfinite-*.json"))]
+    assert [w["step"] for w in reports] == [step] * ranks
+    assert len({row for w in reports for row in w["rows"]}) == 16
+    assert [len(w["rows_with_such_a_loss"]) for w in reports] == [r == rank for r in range(ranks)]
+    assert reports[rank]["rows_with_such_a_loss"] == [reports[rank]["rows"][1]]
 
 
 def elastic(worlds: tuple[int, ...], precision: str) -> None:
@@ -340,18 +339,18 @@ def elastic(worlds: tuple[int, ...], precision: str) -> None:
         changes = {"deepspeed": zero, "validation": {}}
     bound = {"fp32": 1e-6, "bf16": 1e-3}[precision]
     with scratch() as folder:
-        run, whole = folder / "tiny-vae", folder / "whole/tiny-vae"
+        run, undisturbed = folder / "tiny-vae", folder / "whole/tiny-vae"
         if changes:
-            job = go(whole.parent, worlds[0], **changes)
+            job = go(undisturbed.parent, worlds[0], **changes)
             assert job.wait() == [0] * worlds[0], job.text()
         else:
-            whole = straight(worlds[0])
+            undisturbed = straight(worlds[0])
         for i, ranks in enumerate(worlds):
             job = go(folder, ranks, f"steps={STEPS * (i + 1) // len(worlds)}", **changes)
             assert job.wait() == [0] * ranks, job.text()
-        found, wanted = records(run), records(whole)
-        assert [r["position"] for r in found] == [r["position"] for r in wanted]
-        worst = max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(found, wanted, strict=True))
+        result, expected = records(run), records(undisturbed)
+        assert [r["position"] for r in result] == [r["position"] for r in expected]
+        worst = max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(result, expected, strict=True))
         assert worst <= bound, worst
 
 
@@ -359,9 +358,10 @@ def elastic(worlds: tuple[int, ...], precision: str) -> None:
 
 # function -> how often it is called before, of a run of 12 steps that saves every other one
 POINTS = {
-    "loop.py:_begin": 0, "history.py:forget_after": 0, "checkpoint.py:_stage": 1, "checkpoint.py:_write_state": 1,
-    "checkpoint.py:_write_whole": 1, "checkpoint.py:_replace": 1, "checkpoint.py:_prune": 2, "metrics.py:write": 6,
-    "metrics.py:close": 0,
+    "loop.py:_begin": 0, "report/records.py:forget_after": 0, "checkpoints/checkpoint.py:_stage": 1,
+    "checkpoints/checkpoint.py:_write_state": 1, "checkpoints/checkpoint.py:_write_whole": 1,
+    "checkpoints/checkpoint.py:_replace": 1, "checkpoints/checkpoint.py:_prune": 2, "report/metrics.py:write": 6,
+    "report/metrics.py:close": 0,
 }  # fmt: skip
 LEASE_SECONDS = 2.0
 
@@ -369,14 +369,19 @@ LEASE_SECONDS = 2.0
 def stop_at(point: str) -> None:
     """SIGSTOP to this process as it enters a function."""
     file, name = point.split(":")
-    left = POINTS[point]
+    calls = POINTS[point]
 
     def profile(frame: FrameType, event: str, argument: Any) -> None:
-        nonlocal left
+        nonlocal calls
         code = frame.f_code
-        if event == "call" and code.co_name == name and code.co_filename.endswith(f"/train/{file}"):
-            left -= 1
-            if left < 0:
+        if (
+            event == "call"
+            and code.co_name == name
+            and code.co_filename.endswith(f"/{file}")
+            and "/train/" in code.co_filename
+        ):
+            calls -= 1
+            if calls < 0:
                 sys.setprofile(None)
                 os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -442,47 +447,47 @@ KINDS: dict[str, Callable[..., None]] = {
 
 def cases() -> list[Case]:
     worlds, names = (1, 2, 4), ("SIGTERM", "SIGINT")
-    found: list[Case] = [("killed", ranks, seed) for ranks in worlds for seed in range(8)]
-    found += [
+    result: list[Case] = [("killed", ranks, seed) for ranks in worlds for seed in range(8)]
+    result += [
         ("killed saving", ranks, save, wait)
         for ranks in (1, 2)
         for save in (1, 2, 7)
         for wait in (0, 5, 10, 20, 40)
     ]
-    found += [
+    result += [
         ("rank lost", how, ranks, rank, step)
         for how in HOW
         for ranks, rank in ((2, 0), (2, 1), (4, 2))
         for step in (0, 5)
     ]
-    found += [("rank lost", "loop", 1, 0, step) for step in (0, 5)]
-    found += [
+    result += [("rank lost", "loop", 1, 0, step) for step in (0, 5)]
+    result += [
         ("suspended", point, ranks, wakes)
         for point in POINTS
         for ranks in (1, 2)
         for wakes in ("beside it", "ended")
     ]
-    found += [
+    result += [
         ("terminated", name, ranks, to, seed)
         for name in names
         for ranks in worlds
         for to in ("one", "all")
         for seed in range(5)
     ]
-    found += [
+    result += [
         ("terminated saving", name, ranks, times)
         for name in names
         for ranks in worlds
         for times in (1, 2, 3)
     ]
-    found += [("terminated validating", name, ranks) for name in names for ranks in worlds]
-    found += [
+    result += [("terminated validating", name, ranks) for name in names for ranks in worlds]
+    result += [
         ("poisoned", mode, ranks, rank, step)
         for mode in ("stop", "skip")
         for ranks, rank in ((1, 0), (2, 0), (2, 1), (4, 3))
         for step in (0, 5)
     ]
-    return found
+    return result
 
 
 def check(kind: str, *arguments: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from train.model import DiT, DiTConfig
+from train.model.dit import DiT, DiTConfig
 
 FOLDER = Path(__file__).parents[1] / "golden"
 

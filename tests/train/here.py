@@ -12,13 +12,13 @@ import torch
 import torch.utils.tensorboard
 
 import configs
-from shards import Order, Sources
-from shards.stream import Batch, Stream
+from shards import JoinedColumns, Order
+from shards.read.stream import Batch, Stream
 from tests.forks import fork, leave_pytest, wait
 from train.config import TrainConfig, run_folder
 from train.loop import Batches
+from train.ranks.world import World
 from train.run import fit, open_columns, order_of
-from train.world import World
 
 if not torch.cuda.is_available():
     os.environ["DS_ACCELERATOR"] = "cpu"  # as the trainer sets it
@@ -50,15 +50,15 @@ def fitted(config: dict[str, Any], **more: Any) -> tuple[int, str, Path]:
 
 def trained(config: dict[str, Any], **more: Any) -> Path:
     """The folder of a run that came to its end."""
-    code, said, run = fitted(config, **more)
-    assert code == 0, said
+    code, output, run = fitted(config, **more)
+    assert code == 0, output
     return run
 
 
 def losses(run: Path) -> dict[int, float]:
     """By step."""
-    found = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return {r["step"]: r["loss"] for r in found if "loss" in r}
+    result = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {r["step"]: r["loss"] for r in result if "loss" in r}
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -66,8 +66,8 @@ def step_folder(run: Path, step: int) -> Path:
 
 
 def manifest(run: Path, step: int) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((step_folder(run, step) / "manifest.json").read_text())
-    return found
+    result: dict[str, Any] = json.loads((step_folder(run, step) / "manifest.json").read_text())
+    return result
 
 
 def written_down(config: TrainConfig, path: Path) -> Batches:
@@ -88,6 +88,6 @@ def written_down(config: TrainConfig, path: Path) -> Batches:
     return batches
 
 
-def columns_of(config: TrainConfig) -> tuple[Sources, Order]:
+def columns_of(config: TrainConfig) -> tuple[JoinedColumns, Order]:
     sources = open_columns(config, None)
     return sources, order_of(config, sources)

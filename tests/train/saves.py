@@ -22,19 +22,19 @@ from typing import Any
 
 import torch
 
-from shards.lease import LEASE
-from shards.storage import canonical_json
+from shards.column.lease import LEASE
+from shards.format.atomic import canonical_json
 from tests.forks import split, wait
 from tests.memory import MEMORY, kept
 from tests.shards.killer import Act, Call, Run, trace
 from tests.shards.sweeps import CHANGING, WRITING, act_of, errors_of
 from tests.soak.sweep import Case, Sweep
-from train import checkpoint
-from train.checkpoint import CheckpointError, State
-from train.engine import Fragment
-from train.lock import RunLock
-from train.model import DiT, DiTConfig
-from train.world import World
+from train.checkpoints import checkpoint
+from train.checkpoints.checkpoint import CheckpointError, State
+from train.model.dit import DiT, DiTConfig
+from train.ranks.lock import RunLock
+from train.ranks.world import World
+from train.step.engine import Fragment
 
 SCRATCH = os.environ.get("LATENTBANK_SCRATCH") or MEMORY
 MODEL = DiT(
@@ -81,8 +81,8 @@ class Piped(World):
                 pipe.send(values)
             return values
         pipes[0].send(value)
-        found: list[Any] = pipes[0].recv()
-        return found
+        answer: list[Any] = pipes[0].recv()
+        return answer
 
 
 # A small checkpoint -----------------------------------------------------------------------------------------
@@ -112,21 +112,21 @@ def save(folder: Path, step: int, world: World = ALONE, keep: int = 2) -> Path:
     return checkpoint.save(folder, state, MODEL, {**RECORD, "step": step}, world, keep)
 
 
-def found(folder: Path) -> int:
+def resumed_step(folder: Path) -> int:
     """The step that a run would go on from; all of its values are as they were saved."""
     newest = checkpoint.newest(folder)
     assert newest is not None
     path, manifest = newest
     step = int(manifest["step"])
     assert path.name == f"step-{step:08d}"
-    wanted = state_of(step)
+    expected = state_of(step)
     loaded = checkpoint.load(path, manifest, state_of(0))
-    for kind, flats in wanted.flats.items():
+    for kind, flats in expected.flats.items():
         assert torch.equal(loaded.flats[kind][0], flats[0]), kind
     for ema in (False, True):
         model, _ = checkpoint.load_for_sampling(path, ema)
         flat = torch.cat([p.detach().flatten() for p in model.parameters()])
-        assert torch.equal(flat, wanted.flats["ema" if ema else "weights"][0])
+        assert torch.equal(flat, expected.flats["ema" if ema else "weights"][0])
     return step
 
 
@@ -193,16 +193,16 @@ def traced(folder: Path, ranks: int, rank: int, act: Act | None = None) -> Run:
 def calls(ranks: int, rank: int) -> tuple[Call, ...]:
     """Those that come again: now and then two ranks, which are forks, draw the same name for what they write, and one
     of them tries another."""
-    seen: set[tuple[str, ...]] = set()
+    earlier: set[tuple[str, ...]] = set()
     while True:
         with scratch() as folder:
             run = traced(folder / "c", ranks, rank)
             assert run.status == 0, run.error
             assert listing(folder / "c") == AFTER
         labels = tuple(map(label, run.calls))
-        if labels in seen:
+        if labels in earlier:
             return run.calls
-        seen.add(labels)
+        earlier.add(labels)
 
 
 def label(call: Call) -> str:
@@ -216,13 +216,13 @@ RENAMING = ("rename", "renameat", "renameat2", "rmdir", "unlinkat", "chmod")
 def kill_cases() -> list[Case]:
     """Before every call, after those that change the disk, and within every write."""
     return [
-        (what, ranks, rank, call.number, label(call))
+        (fault, ranks, rank, call.number, label(call))
         for ranks, rank in ((1, 0), (2, 0), (2, 1))
         for call in calls(ranks, rank)
-        for what in ("kill before", "kill after", "tear")
-        if what == "kill before"
-        or (what == "kill after" and call.name in (*CHANGING, *RENAMING))
-        or (what == "tear" and call.name in WRITING and call.arguments[2] > 1)
+        for fault in ("kill before", "kill after", "tear")
+        if fault == "kill before"
+        or (fault == "kill after" and call.name in (*CHANGING, *RENAMING))
+        or (fault == "tear" and call.name in WRITING and call.arguments[2] > 1)
     ]
 
 
@@ -237,9 +237,9 @@ def error_cases() -> list[Case]:
     ]
 
 
-def check_save(what: str, ranks: int, rank: int, at: int, name: str) -> None:
+def check_save(fault: str, ranks: int, rank: int, at: int, name: str) -> None:
     """What stands after it is whole: step 3 or step 4. The run goes on, saves again, and leaves nothing behind."""
-    act = act_of(what[6:], at) if what.startswith("error") else Act(what, at)  # type: ignore[arg-type]
+    act = act_of(fault[6:], at) if fault.startswith("error") else Act(fault, at)  # type: ignore[arg-type]
     with scratch() as scratched:
         for attempt in range(8):  # now and then the calls are others, see `calls`
             folder = scratched / f"c{attempt}"
@@ -249,17 +249,17 @@ def check_save(what: str, ranks: int, rank: int, at: int, name: str) -> None:
                     break
         else:
             raise AssertionError(f"no call {name!r} was met")
-        if what.startswith("error"):
+        if fault.startswith("error"):
             if run.status:
                 assert run.error.startswith("CheckpointError"), run.error
                 assert str(folder) in run.error, f"the message names no file: {run.error!r}"
         else:
             assert run.killed, run
-        assert found(folder) in (3, 4)
+        assert resumed_step(folder) in (3, 4)
         save(folder, 4)
-        assert found(folder) == 4
-        left = [name for name in listing(folder) if not name.startswith(".damaged-")]
-        assert left == AFTER[1:]
+        assert resumed_step(folder) == 4
+        names = [name for name in listing(folder) if not name.startswith(".damaged-")]
+        assert names == AFTER[1:]
 
 
 # A pause within a save ----------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ def check_pause(end: str, at: int, name: str) -> None:
             (folder / LEASE).write_bytes(canonical_json({**record, "expires": 0.0}))
             lock.take()
             world = World(0, 1, torch.device("cpu"), lock=lock)
-            step = found(checkpoints)
+            step = resumed_step(checkpoints)
             for later in (step + 1, step + 2):
                 path = save(checkpoints, later, world)
                 stored.update({file: file.read_bytes() for file in path.iterdir()})
@@ -314,7 +314,7 @@ def check_pause(end: str, at: int, name: str) -> None:
         assert not run.error or run.error.startswith("RunLocked"), run.error
         assert {path: path.read_bytes() for path in stored} == stored
         newest = max(path.parent.name for path in stored if path.name == "manifest.json")
-        assert f"step-{found(checkpoints):08d}" == newest
+        assert f"step-{resumed_step(checkpoints):08d}" == newest
         lock.release()
 
 
@@ -345,20 +345,20 @@ def flip_cases() -> list[Case]:
 
 def cut_cases() -> list[Case]:
     """Every length from 0 on, and some that are too long; as many of the large files as of the manifest."""
-    found: list[Case] = []
+    cases: list[Case] = []
     for name, data in files().items():
         step = max(1, len(data) // 2000)
-        found += [
+        cases += [
             ("cut", name, size)
             for size in (*range(0, len(data), step), len(data) + 1, len(data) + 512)
         ]
-    return found
+    return cases
 
 
-def check_damage(what: str, name: str, place: int) -> None:
+def check_damage(fault: str, name: str, place: int) -> None:
     """The damaged checkpoint is refused by whoever reads that file, and a run goes on from the one before."""
     path, data = standing() / "step-00000004", files()[name]
-    if what == "flip":
+    if fault == "flip":
         damage(path / name, place, place % 8)
     else:
         (path / name).write_bytes((data + bytes(512))[:place])
@@ -377,11 +377,11 @@ def check_damage(what: str, name: str, place: int) -> None:
         (path / name).write_bytes(data)
 
 
-def check(what: str, *rest: Any) -> None:
-    if what == "pause":
+def check(fault: str, *rest: Any) -> None:
+    if fault == "pause":
         check_pause(*rest)
     else:
-        (check_damage if what in ("flip", "cut") else check_save)(what, *rest)
+        (check_damage if fault in ("flip", "cut") else check_save)(fault, *rest)
 
 
 def cases() -> list[Case]:

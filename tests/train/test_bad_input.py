@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from .conftest import write_columns
-from .faults import go, saved, scratch
+from tests.train.conftest import write_columns
+from tests.train.faults import go, saved, scratch
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "ranks that do not divide the batch": (
@@ -42,9 +42,9 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("what", BAD)
-def test_every_rank_says_what_is_wrong(other: Path, what: str) -> None:
-    changes, message = BAD[what]
+@pytest.mark.parametrize("fault", BAD)
+def test_every_rank_says_what_is_wrong(other: Path, fault: str) -> None:
+    changes, message = BAD[fault]
     words = [f"{key}={value}".replace("OTHER", str(other)) for key, value in changes.items()]
     with scratch() as folder:
         job = go(folder, 3, "global_batch=24", *words)

@@ -22,12 +22,11 @@ from shards import (
     put_empty,
     seal,
 )
-from train import checkpoint
+from tests.train.conftest import launch, tiny_config, words
+from train.checkpoints import checkpoint
 from train.config import DataConfig, TrainConfig, run_folder
 from train.run import open_columns
-from train.validate import open_held_out
-
-from .conftest import launch, tiny_config, words
+from train.step.validate import open_held_out
 
 
 def config_of(columns: Path, **data: Any) -> TrainConfig:
@@ -116,10 +115,10 @@ def test_a_run_on_unfinished_columns(growing: tuple[Path, ColumnSpec, str], colu
     data = {
         "latents": [str(folder / "toy/vae"), str(columns / "toy-val/vae")],
         "text": [{str(folder / "toy/text"): 1.0}, str(columns / "toy-val/text")],
-        "lanes": 8, "partial": True, "weights": [0.75, 0.25], "workers": 1,
+        "lanes": 8, "partial": True, "weights": [0.75, 0.25],
     }  # fmt: skip
-    done = launch(folder, columns, "steps=3", "save_every=3", data=data)
-    assert done.returncode == 0, done.stderr
+    process = launch(folder, columns, "steps=3", "save_every=3", data=data)
+    assert process.returncode == 0, process.stderr
     run = folder / "tiny-vae"
     before = checkpoint.pins(run / "checkpoints")
     assert before is not None
@@ -127,9 +126,9 @@ def test_a_run_on_unfinished_columns(growing: tuple[Path, ColumnSpec, str], colu
     assert before["more"][0]["latents"].get("shards") is None
     write_shards(folder / "toy/vae", spec, range(2, 3))
     put_complete(folder / "toy/vae", digest, 3, allow_failed=False)
-    done = launch(folder, columns, "steps=5", "save_every=3", data=data)
-    assert done.returncode == 0, done.stderr
-    assert "resumed from" in done.stdout
+    process = launch(folder, columns, "steps=5", "save_every=3", data=data)
+    assert process.returncode == 0, process.stderr
+    assert "resumed from" in process.stdout
     manifest = json.loads((run / "checkpoints/step-00000005/manifest.json").read_text())
     assert manifest["data"] == before
     assert manifest["order"]["weights"] == [0.75, 0.25]
@@ -144,7 +143,7 @@ def test_pins_are_taken_from_a_checkpoint(
     pins = json.loads(json.dumps(sources.identity()))
     write_shards(folder / "toy/vae", spec, range(2, 3))
     assert open_columns(config, pins).identity() == pins
-    np.testing.assert_array_equal(open_columns(config, pins).words, sources.words)
+    np.testing.assert_array_equal(open_columns(config, pins).valid_masks, sources.valid_masks)
     assert open_columns(config, None).identity() != pins
     (folder / "toy/vae/commits/00000.json").unlink()
     with pytest.raises(IncompleteColumn, match="This run has read that shard"):

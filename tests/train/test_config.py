@@ -1,15 +1,16 @@
 """How a config names its columns: places, or one word for all sources."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 
 import pytest
 
 from configs import ConfigError, load
+from tests.train.conftest import tiny_config
 from train.__main__ import main
 from train.config import DataConfig, DataShape, TrainConfig, run_folder
-
-from .conftest import tiny_config
 
 MIXED = ["root=/cols", "sources={long: 0.6, short: 0.4}", "latents=flux", "text=gemma"]
 
@@ -20,12 +21,12 @@ def data(*words: str) -> DataConfig:
 
 def test_one_word_for_several_sources() -> None:
     config = data(*MIXED)
-    found = config.resolved()
-    assert found.latents == ("/cols/long/flux", "/cols/short/flux")
-    assert found.text == ("/cols/long/gemma", "/cols/short/gemma")
-    assert found.weights == (0.6, 0.4)
-    assert found.sources is None
-    assert found.resolved() == found
+    result = config.resolved()
+    assert result.latents == ("/cols/long/flux", "/cols/short/flux")
+    assert result.text == ("/cols/long/gemma", "/cols/short/gemma")
+    assert result.weights == (0.6, 0.4)
+    assert result.sources is None
+    assert result.resolved() == result
     assert config.first == ("/cols/long/flux", "/cols/long/gemma")
     assert config.source_names == ("long", "short")
 
@@ -39,19 +40,23 @@ def test_sources_in_other_ways() -> None:
     ).resolved()
     assert weighed.weights == (3, 1)
     assert weighed.text == ({"a/t": 0.5, "a/u": 0.5}, {"b/t": 0.5, "b/u": 0.5})
-    one = data(*MIXED, "sources.short=null", "also=[sd35, /elsewhere/long/dino]").resolved()
-    assert (one.latents, one.text, one.weights) == ("/cols/long/flux", "/cols/long/gemma", None)
-    assert one.also == ("/cols/long/sd35", "/elsewhere/long/dino")
+    single = data(*MIXED, "sources.short=null", "also=[sd35, /elsewhere/long/dino]").resolved()
+    assert (single.latents, single.text, single.weights) == (
+        "/cols/long/flux",
+        "/cols/long/gemma",
+        None,
+    )
+    assert single.also == ("/cols/long/sd35", "/elsewhere/long/dino")
     also = data(*MIXED, "also=[sd35]").resolved().also
     assert also == ("/cols/long/sd35", "/cols/short/sd35")
 
 
 def test_folders_stand_for_themselves() -> None:
     """A config with sources takes `data.latents=DIR data.text=DIR` as any other."""
-    found = data(*MIXED, "latents=cache/blip3o/flux", "text=s3://b/blip3o/gemma").resolved()
-    assert found.latents == "cache/blip3o/flux"
-    assert found.text == "s3://b/blip3o/gemma"
-    assert (found.sources, found.weights) == (None, None)
+    result = data(*MIXED, "latents=cache/blip3o/flux", "text=s3://b/blip3o/gemma").resolved()
+    assert result.latents == "cache/blip3o/flux"
+    assert result.text == "s3://b/blip3o/gemma"
+    assert (result.sources, result.weights) == (None, None)
     bare = data("latents=flux", "text=gemma")  # no sources: names of folders here
     assert bare.resolved() == bare
 
@@ -106,3 +111,12 @@ def test_help_is_no_error(
         monkeypatch.setattr(sys, "argv", ["train", *words])
         assert main() == 0
         assert "python -m train configs/train/cpu.yaml" in capsys.readouterr().out
+
+
+def test_reading_processes_are_gone() -> None:
+    """The config that a run of an earlier release left says `workers: 0`, which is as it is now."""
+    values = {"latents": "a", "text": "b"}
+    assert DataConfig.model_validate({**values, "workers": 0}) == DataConfig.model_validate(values)
+    assert data("latents=a", "text=b", "workers=0") == data("latents=a", "text=b")
+    with pytest.raises(ConfigError, match="found 4, but reading processes are gone.*Remove it"):
+        data("latents=a", "text=b", "workers=4")

@@ -15,9 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from train import checkpoint
-
-from .ranks import command
+from tests.train.processes import command
+from train.checkpoints import checkpoint
 
 ARCHIVE = Path(__file__).parents[1] / "golden/run.tar.gz"
 
@@ -67,9 +66,9 @@ def test_the_checkpoint_samples(golden: Path, ema: bool) -> None:
     model, manifest = checkpoint.load_for_sampling(golden / "run-vae", ema)
     name = "ema.safetensors" if ema else "weights.safetensors"
     stored = load_file(golden / "run-vae/checkpoints/step-00000002" / name)
-    found = model.state_dict()
-    assert found.keys() == stored.keys()
-    assert all(torch.equal(found[key], stored[key]) for key in stored)
+    result = model.state_dict()
+    assert result.keys() == stored.keys()
+    assert all(torch.equal(result[key], stored[key]) for key in stored)
     assert manifest["step"] == 2
     with torch.no_grad():
         ends = torch.tensor([0, 3], dtype=torch.int32)

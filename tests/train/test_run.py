@@ -16,13 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.train import faults
+from tests.train.conftest import ROOT, launch, write_config
+from tests.train.faults import STEPS, elastic, records, same_files, step_folder
+from tests.train.processes import by_agent
 from train.config import TrainConfig
-from train.model import DiT, DiTConfig
-
-from . import faults
-from .conftest import ROOT, launch, write_config
-from .faults import STEPS, elastic, records, same_files, step_folder
-from .ranks import by_agent
+from train.model.dit import DiT, DiTConfig
 
 WORDS = (f"steps={STEPS}", f"keep={STEPS}", "save_every=1")
 
@@ -36,9 +35,9 @@ def columns() -> Path:
 def straight(request: pytest.FixtureRequest) -> Path:
     """Twelve steps without a break, on 1 rank with ZeRO 1 and on 2 and 4 ranks with ZeRO 2; all checkpoints kept."""
     run = faults.straight(request.param)
-    said = (run.parent / "log-0").read_text()
-    assert f"stage {min(request.param, 2)}" in said
-    assert re.search(r"step 12/12  loss \d\.\d+ .* samples/s  data wait .*%  ETA 0:00:00", said)
+    output = (run.parent / "log-0").read_text()
+    assert f"stage {min(request.param, 2)}" in output
+    assert re.search(r"step 12/12  loss \d\.\d+ .* samples/s  data wait .*%  ETA 0:00:00", output)
     return run
 
 
@@ -47,8 +46,8 @@ def zero(ranks: int) -> dict[str, Any]:
 
 
 def manifest_of(run: Path, step: int) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((step_folder(run, step) / "manifest.json").read_text())
-    return found
+    result: dict[str, Any] = json.loads((step_folder(run, step) / "manifest.json").read_text())
+    return result
 
 
 def ranks_of(run: Path) -> int:
@@ -65,10 +64,9 @@ def copy_until(run: Path, step: int, folder: Path) -> Path:
 
 def test_six_and_six_steps_are_twelve(straight: Path, tmp_path: Path, columns: Path) -> None:
     run, ranks = copy_until(straight, 6, tmp_path), ranks_of(straight)
-    words = (*WORDS, "data.workers=1")  # read by another process: the same
-    done = launch(tmp_path, columns, *words, ranks=ranks, **zero(ranks))
-    assert done.returncode == 0, done.stderr
-    assert "step-00000006: step 6, position 96" in done.stdout
+    process = launch(tmp_path, columns, *WORDS, ranks=ranks, **zero(ranks))
+    assert process.returncode == 0, process.stderr
+    assert "step-00000006: step 6, position 96" in process.stdout
     assert [r["step"] for r in records(run)] == list(range(1, STEPS + 1))
     assert records(straight) == records(run)
     same_files(step_folder(straight, STEPS), step_folder(run, STEPS))
@@ -82,9 +80,9 @@ def test_the_average_is_that_of_the_weights(straight: Path) -> None:
         weights = load_file(step_folder(straight, step) / "weights.safetensors")
         assert not torch.equal(weights["proj_out.weight"], average["proj_out.weight"])
         average = {k: 0.9 * average[k] + 0.1 * weights[k] for k in average}
-    found = load_file(step_folder(straight, STEPS) / "ema.safetensors")
-    for name, wanted in average.items():
-        torch.testing.assert_close(found[name], wanted, atol=1e-6, rtol=0)
+    result = load_file(step_folder(straight, STEPS) / "ema.safetensors")
+    for name, expected in average.items():
+        torch.testing.assert_close(result[name], expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -98,21 +96,21 @@ def test_other_numbers_of_ranks_go_on(worlds: tuple[int, ...], precision: str) -
 def test_validation_is_the_same_for_any_world(tmp_path: Path, columns: Path) -> None:
     """A step from the sixth checkpoint of 2 ranks on 1, 2 and 4, with a rate so small that no weight moves."""
     two = faults.straight(2)
-    seventh, found = records(two, first=7)[0], []
+    seventh, result = records(two, first=7)[0], []
     held_out = {"source": str(columns / "toy-val"), "rows": 20, "batch": 6}
     for ranks in (1, 2, 4):
         folder = tmp_path / str(ranks)
         run = copy_until(two, 6, folder)
         words = ("steps=7", "optim.lr=1e-38")
-        done = launch(folder, columns, *words, ranks=ranks, validation=held_out, **zero(2))
-        assert done.returncode == 0, done.stderr
+        process = launch(folder, columns, *words, ranks=ranks, validation=held_out, **zero(2))
+        assert process.returncode == 0, process.stderr
         (step,) = records(run, first=7)
         assert step["position"] == seventh["position"]
         assert step["loss"] == pytest.approx(seventh["loss"], rel=1e-6)
         last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["validation"]
         assert len(last["levels"]) == len(last["levels_normalised"]) == 8
-        found.append({k: v for k, v in last.items() if k != "seconds"})
-    assert found[0] == found[1] == found[2]  # to the last bit
+        result.append({k: v for k, v in last.items() if k != "seconds"})
+    assert result[0] == result[1] == result[2]  # to the last bit
 
 
 def test_another_batch_goes_on_in_the_same_order(tmp_path: Path, columns: Path) -> None:
@@ -132,10 +130,10 @@ def test_a_refused_resume_changes_nothing(tmp_path: Path, columns: Path) -> None
     ranks = 2
     run = copy_until(faults.straight(ranks), 3, tmp_path)
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
-    done = launch(tmp_path, columns, "data.window=16", "data.caption_dropout=0.5", ranks=ranks)
-    assert done.returncode == 2
-    assert done.stderr.count("order.window: found") == ranks  # each says so
-    assert "objective.caption_dropout: found" in done.stderr
+    process = launch(tmp_path, columns, "data.window=16", "data.caption_dropout=0.5", ranks=ranks)
+    assert process.returncode == 2
+    assert process.stderr.count("order.window: found") == ranks  # each says so
+    assert "objective.caption_dropout: found" in process.stderr
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
@@ -147,10 +145,10 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, columns: Path) -> N
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    done = launch(tmp_path, columns, *WORDS, ranks=ranks, **zero(ranks))
-    assert done.returncode == 0, done.stderr
-    assert "step-00000008 is damaged" in done.stdout
-    assert "step-00000007: step 7, position 112" in done.stdout
+    process = launch(tmp_path, columns, *WORDS, ranks=ranks, **zero(ranks))
+    assert process.returncode == 0, process.stderr
+    assert "step-00000008 is damaged" in process.stdout
+    assert "step-00000007: step 7, position 112" in process.stdout
     assert records(run) == records(straight)
     same_files(step_folder(run, STEPS), step_folder(straight, STEPS))
 
@@ -181,20 +179,20 @@ def test_torchrun_stops_all_ranks_at_a_loss_that_is_not_finite(
     words = ["train", str(write_config(tmp_path, columns)), "optim.lr=1e38"]
     log = tmp_path / "log"
     assert launcher(words, log) != 0  # torchrun's own code; the ranks leave with 3
-    said = log.read_text()
-    assert re.search(r"exitcode\s*:\s*3", said)
-    assert "NonFiniteLoss" in said
+    output = log.read_text()
+    assert re.search(r"exitcode\s*:\s*3", output)
+    assert "NonFiniteLoss" in output
     run = tmp_path / "tiny-vae"
     assert not (run / "checkpoints").exists()
-    written = [json.loads(p.read_text()) for p in sorted(run.glob("nonfinite-*.json"))]
-    assert [len(w["rows"]) for w in written] == [8, 8]  # each rank's part of the batch
-    assert not set(written[0]["rows"]) & set(written[1]["rows"])
-    assert written[0]["step"] == written[1]["step"] > 0
+    reports = [json.loads(p.read_text()) for p in sorted(run.glob("nonfinite-*.json"))]
+    assert [len(w["rows"]) for w in reports] == [8, 8]  # each rank's part of the batch
+    assert not set(reports[0]["rows"]) & set(reports[1]["rows"])
+    assert reports[0]["step"] == reports[1]["step"] > 0
 
 
 def test_a_wrong_path_is_said_before_anything_starts(tmp_path: Path, columns: Path) -> None:
-    done = launch(tmp_path, columns, "data.latents=nowhere/vae", ranks=2)
-    assert done.returncode == 2
-    assert done.stderr.count("nowhere/vae: no such folder") == 2
-    assert "Traceback" not in done.stderr
+    process = launch(tmp_path, columns, "data.latents=nowhere/vae", ranks=2)
+    assert process.returncode == 2
+    assert process.stderr.count("nowhere/vae: no such folder") == 2
+    assert "Traceback" not in process.stderr
     assert not (tmp_path / "tiny-vae").exists()

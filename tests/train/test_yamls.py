@@ -8,11 +8,10 @@ import torch
 import yaml
 
 from configs import load
+from tests.train.conftest import ROOT
 from train.config import TrainConfig, run_folder
-from train.model import DiT
+from train.model.dit import DiT
 from train.run import model_config
-
-from .conftest import ROOT
 
 FOLDER = ROOT / "configs/train"
 FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -59,10 +58,15 @@ def test_each_is_a_model(name: str) -> None:
 
 @pytest.mark.parametrize("vae", VAES)
 def test_original_and_end_to_end_differ_in_one_value(vae: str) -> None:
-    one, other = f"{vae}-256", f"{vae}-e2e-256"
-    assert differing(dumped(one), dumped(other)) == ["data.latents"]
-    assert (config(one).data.latents, config(other).data.latents) == (one, other)
-    assert differing(dumped(one), dumped("flux-256")) == (["data.latents"] if vae != "flux" else [])
+    original, end_to_end = f"{vae}-256", f"{vae}-e2e-256"
+    assert differing(dumped(original), dumped(end_to_end)) == ["data.latents"]
+    assert (config(original).data.latents, config(end_to_end).data.latents) == (
+        original,
+        end_to_end,
+    )
+    assert differing(dumped(original), dumped("flux-256")) == (
+        ["data.latents"] if vae != "flux" else []
+    )
 
 
 @pytest.mark.parametrize("vae", [f"{vae}{kind}" for vae in VAES for kind in ("", "-e2e")])
@@ -100,8 +104,8 @@ def test_the_columns_are_those_that_encode_makes(name: str) -> None:
     assert isinstance(c.data.sources, dict)
     assert set(c.data.sources) <= set(base["sources"])
     for column in (c.data.latents, c.data.text):
-        made = yaml.safe_load((ROOT / f"configs/encode/{column}.yaml").read_text())["columns"]
-        assert column in made
+        columns_ = yaml.safe_load((ROOT / f"configs/encode/{column}.yaml").read_text())["columns"]
+        assert column in columns_
     assert c.data.resolved().latents == tuple(
         f"/data/blip3o/columns/{source}/{c.data.latents}" for source in c.data.sources
     )

@@ -1,0 +1,37 @@
+"""The command `latentbank`: `latentbank encode run CONFIG` is `python -m encode run CONFIG`, and so on.
+
+A stage runs as the module that it is, so options, exit codes, signals and processes are the same.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+
+STAGES = {
+    "encode": "tars of images and captions are encoded once, into columns",
+    "shards": "columns are looked at, checked, repaired, compared, converted and copied",
+    "train": "a diffusion transformer is trained from columns",
+    "eval": "checkpoints and VAEs are sampled, scored and compared",
+}
+
+
+def main() -> int:
+    """Runs a stage with the words behind its name; returns the exit code, if the stage returns."""
+    words = sys.argv[1:]
+    stage = words[0] if words else "--help"
+    if stage in ("-h", "--help"):
+        lines = [f"  {name:6}  {text}" for name, text in STAGES.items()]
+        print("latentbank: train diffusion transformers from cached latents\n", *lines, sep="\n")
+        print("\nFor example:\n\n  latentbank encode run configs/demo/encode.yaml\n")
+        print("`latentbank STAGE` lists the verbs of a stage.")
+        return 0
+    if stage not in STAGES:
+        expected = ", ".join(STAGES)
+        print(f"latentbank: found {stage!r}, expected one of {expected}", file=sys.stderr)
+        return 2
+    sys.argv = [stage, *words[1:]]
+    sys.path.append(os.getcwd())  # as `python -m` has it; benchmarks are run from a checkout
+    runpy.run_module(stage, run_name="__main__", alter_sys=True)
+    return 0

@@ -1,0 +1,61 @@
+"""The encoders of a config, with their models loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from ..config import ColumnConfig, EngineConfig, FeaturesColumn, IdsColumn, TokensColumn
+from ..registry import VAES, lookup
+from .encoder import Encoder
+from .features import FeatureEncoder
+from .rehearsal import rehearse
+from .text import TextEncoder
+from .tokenizer import CaptionTokenizer
+from .vae import Vae
+
+
+def load_encoder(
+    config: ColumnConfig, device: str, expected: str | None = None, *,
+    compiled: bool = False, channels_last: bool = False,
+) -> Encoder:  # fmt: skip
+    """Returns the encoder of a column; ModelNotUsable if it cannot be loaded or its weights are not
+    the `expected` ones. `compiled` and `channels_last` change how it runs, not what the column is.
+    """
+    if isinstance(config, IdsColumn):
+        return CaptionTokenizer(config, expected)
+    if isinstance(config, TokensColumn):
+        return TextEncoder(config, device, expected, compiled=compiled)
+    if isinstance(config, FeaturesColumn):
+        return FeatureEncoder(
+            config, device, expected, compiled=compiled, channels_last=channels_last
+        )
+    return Vae(
+        lookup(config.encoder, VAES), device, expected, config=config,
+        compiled=compiled, channels_last=channels_last,
+    )  # fmt: skip
+
+
+def load_encoders(
+    columns: Mapping[str, ColumnConfig], engine: EngineConfig,
+    weights: Mapping[str, str] | None = None,
+) -> dict[str, Encoder]:  # fmt: skip
+    """Returns the encoders of a config, on this machine's device, with the threads that the engine
+    sets; their weights are checked if their digests are given, else the encoders are tried out: see
+    `rehearsal`.
+    """
+    device = engine.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(engine.torch_threads)
+    encoders = {
+        name: load_encoder(
+            column, device, None if weights is None else weights[name],
+            compiled=engine.compile, channels_last=engine.channels_last,
+        )
+        for name, column in columns.items()
+    }  # fmt: skip
+    for encoder in encoders.values() if weights is None else ():
+        rehearse(encoder, engine)
+    return encoders

@@ -1,0 +1,200 @@
+"""A frozen autoencoder of diffusers: pixels -> moments or latents, latents -> pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shards import Norm
+from shards.format.atomic import Json
+from shards.format.identity import EncoderIdentity
+
+from ..config import LatentsColumn, MomentsColumn, NormConfig
+from ..errors import ModelNotUsable
+from ..registry import VAES, ModelSpec, location
+from ..source.decoding import View
+from .encoder import ImageEncoder, Words
+from .norm import ConfigNorm, config_norm
+from .pixels import pixels_on, to_float16
+from .weights import autocast, load_model, trying, tune
+
+
+@dataclass(frozen=True, slots=True)
+class VaeAdapter:
+    """How a class is called, where that differs from AutoencoderKL: (B, 3, H, W) in [-1, 1] to a
+    posterior.
+    """
+
+    frame: bool = False  # takes (B, 3, 1, H, W) and gives (B, 2C, 1, h, w)
+    latent: str = ""  # no posterior: the field of `encode`'s output that holds the latent
+    alpha: bool = False  # may take a fourth channel, which is opaque here
+    patches: bool = False  # latents are put into patches and normalised by its batch norm
+    own_norm: bool = False  # takes pixels in [0, 1] and gives latents that are normalised already
+
+
+VAE_ADAPTERS = {
+    "AutoencoderKLQwenImage": VaeAdapter(frame=True),
+    "AutoencoderKLQwenImage21": VaeAdapter(frame=True, alpha=True),
+    "AutoencoderKLWan": VaeAdapter(frame=True),
+    "AutoencoderKLFlux2": VaeAdapter(patches=True),
+    "AutoencoderDC": VaeAdapter(latent="latent"),
+    "AutoencoderTiny": VaeAdapter(latent="latents"),
+    "AutoencoderRAE": VaeAdapter(latent="latent", own_norm=True),
+}
+
+
+class Vae(ImageEncoder):
+    """Encoder and decoder of one autoencoder with its own normalisation. `weights` is the digest of
+    both; `kind` says which column it fills: "moments", or "latents" where there is no posterior.
+    One that is loaded to decode has neither `config` nor `view`.
+    """
+
+    config: MomentsColumn | LatentsColumn
+
+    def __init__(
+        self, model: ModelSpec, device: str = "cpu", expected: str | None = None, *,
+        config: MomentsColumn | LatentsColumn | None = None, compiled: bool = False,
+        channels_last: bool = False,
+    ) -> None:  # fmt: skip
+        """Loads it; ModelNotUsable if the weights are not the `expected` ones, or if it cannot fill
+        the column of `config`.
+        """
+        self.model, self.device = model, torch.device(device)
+        self._adapter = VAE_ADAPTERS.get(model.cls, VaeAdapter())
+        self.kind = "latents" if self._adapter.latent else "moments"
+        self._module, self.weights = load_model(
+            "diffusers", model, device, expected=expected, low_cpu_mem_usage=False
+        )
+        tune(self._module, self._module.encoder, compiled, channels_last)
+        self._column_norm: NormConfig | None = None
+        if config is not None:
+            if config.kind != self.kind:
+                raise ModelNotUsable(
+                    f"{model.path}: {model.cls} has {'a' if self.kind == 'moments' else 'no'} "
+                    f"posterior. Say kind: {self.kind}, not {config.kind}"
+                )
+            self.config, self._column_norm = config, config.norm
+            self.view = View(config.resolution, config.image)
+            _ = self.norm  # refuses a normalisation that is missing or wrong
+
+    @cached_property
+    def file_norm(self) -> ConfigNorm:
+        """What its config says of normalisation, or its class where that keeps it elsewhere;
+        ModelNotUsable for numbers that are none.
+        """
+        config, path = self._module.config, self.model.path
+        if self._adapter.patches:  # FLUX.2: (x - mean) / sqrt(var + eps) of its batch norm
+            deviation = (self._module.bn.running_var + config.batch_norm_eps).sqrt()
+            shift, scale = self._module.bn.running_mean.tolist(), (1 / deviation).tolist()
+            return ConfigNorm(tuple(shift), tuple(scale), path)
+        file = config
+        if (path, self.model.subfolder) not in {(m.path, m.subfolder) for m in VAES.values()}:
+            # diffusers has filled up the config with its class's numbers; the file has its own alone
+            file = type(self._module).load_config(
+                location(path), subfolder=self.model.subfolder, revision=self.model.revision
+            )
+        if self._adapter.own_norm:
+            complete = None not in (file.get("latents_mean"), file.get("latents_std"))
+            return ConfigNorm((0.0,), (1.0,), path) if complete else ConfigNorm(None, None, path)
+        return config_norm(file, path, config)
+
+    @cached_property
+    def norm(self) -> Norm:
+        """The config's normalisation, or the column's, which must not contradict it; ModelNotUsable
+        if it does, or if neither says one.
+        """
+        if self._column_norm is None:
+            return self.file_norm.own()
+        return self.file_norm.agreed(self._column_norm.norm)
+
+    def rows(self, images: NDArray[np.uint8]) -> Words:
+        return to_float16(self.encode(pixels_on(self.device, images)))
+
+    @cached_property
+    def row_shape(self) -> tuple[int, ...]:
+        shape = self.moments_shape(self.view.resolution)
+        channels = shape[0] // 2 if self.kind == "moments" else shape[0]
+        for name, values in (("shift", self.norm.shift), ("scale", self.norm.scale)):
+            if len(values) not in (1, channels):
+                raise ModelNotUsable(
+                    f"{self.model.path}: a {name} for {len(values)} channels, but latents of "
+                    f"{channels}. Correct latents_mean and latents_std in its config"
+                )
+        return shape
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in [-1, 1] -> fp32 moments (B, 2C, h, w), mean | logvar in [-30, 20],
+        or latents (B, C, h, w).
+        """
+        x = self._adapted(pixels.to(self.device, torch.float32))
+        with autocast(self.model.precision, self.device):
+            output = self._module.encode(x)
+        if self._adapter.latent:
+            return getattr(output, self._adapter.latent).float()  # type: ignore[no-any-return]  # diffusers is untyped
+        parts = [output.latent_dist.mean.float(), output.latent_dist.logvar.float()]
+        if self._adapter.frame:
+            parts = [part.squeeze(2) for part in parts]
+        if self._adapter.patches:
+            parts = [torch.pixel_unshuffle(part, self._patch) for part in parts]
+        return torch.cat(parts, 1)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w), not normalised -> pixels (B, 3, H, W) fp32 in [-1, 1]."""
+        z = latents.to(self.device, torch.float32)
+        if self._adapter.patches:
+            z = torch.pixel_shuffle(z, self._patch)
+        with autocast(self.model.precision, self.device):
+            pixels = self._module.decode(
+                z.unsqueeze(2) if self._adapter.frame else z, return_dict=False
+            )[0]
+        pixels = pixels.squeeze(2) if self._adapter.frame else pixels
+        pixels = pixels.float()[:, :3]
+        pixels = pixels * 2 - 1 if self._adapter.own_norm else pixels
+        return pixels.clamp(-1, 1)  # type: ignore[no-any-return]  # diffusers is untyped
+
+    def _adapted(self, pixels: Tensor) -> Tensor:
+        """Returns pixels in the shape and range that the class takes."""
+        config, manner = self._module.config, self._adapter
+        if manner.own_norm:
+            pixels = (pixels + 1) / 2
+        if manner.alpha and config.in_channels == 4 * (config.patch_size or 1) ** 2:
+            pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
+        return pixels.unsqueeze(2) if manner.frame else pixels
+
+    @property
+    def _patch(self) -> int:
+        height, width = self._module.config.patch_size
+        if height != width:
+            raise ModelNotUsable(f"{self.model.path}: patches of {height} x {width}, not square")
+        return int(height)
+
+    def moments_shape(self, resolution: int) -> tuple[int, ...]:
+        """Returns (2C, h, w) of moments or (C, h, w) of latents of a grey picture of this size;
+        ModelNotUsable if it cannot be encoded.
+        """
+        with trying(
+            f"{self.model.path}: {self.model.cls} cannot encode pictures of {resolution} x "
+            f"{resolution} pixels",
+            "Try another size; a class that takes frames, or has no posterior, must be known to "
+            "encode.models.vae.VAE_ADAPTERS",
+        ):
+            row = self.encode(torch.zeros(1, 3, resolution, resolution))[0]
+        if row.ndim != 3:
+            raise ModelNotUsable(
+                f"{self.model.path}: {self.model.cls} gives rows of shape {tuple(row.shape)}, "
+                "expected (channels, height, width)"
+            )
+        return tuple(row.shape)
+
+
+def load_vae(encoder: EncoderIdentity | Json, device: str = "cpu") -> Vae:
+    """Returns the VAE that a column's identity names (its `encoder`), its weights checked."""
+    encoder = EncoderIdentity.of(encoder)
+    return Vae(ModelSpec.of_identity(encoder), device, encoder.weights)

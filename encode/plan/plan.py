@@ -1,0 +1,353 @@
+"""What a run will take before it starts: bytes, hours, money, and whether it pays.
+
+    python -m encode plan configs/encode/blip3o.yaml
+    python -m encode plan CONFIG --gpus 32 --price-per-gpu-hour 2.5 --price-per-tb-month 23
+    python -m encode plan CONFIG --seconds 0 --json            # bytes only, for a script
+
+The source's index is read where it exists; else a few tars are sampled, and totals have an
+interval. Encoders are tried on real rows, on this machine's device: run it where the encoding will
+run. Exit code 2 if the target has too little room.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+import configs
+from shards import Layout
+from shards.column.commits import committed
+from shards.console import not_negative, number, positive, render, size_text, without_nan
+from shards.format.atomic import Json
+from shards.places import local_path
+
+from ..config import EncodeConfig
+from ..errors import EncodeError
+from ..models import load_encoders
+from ..models.encoder import CaptionEncoder, Encoder, ImageEncoder, layout_of
+from ..source.members import passed_over
+from .disk_space import DiskSpace, free_bytes, lengths_of
+from .probe import Rate, decode_bound, hours, probe, spread
+from .sample_source import Estimate, Survey, open_job
+from .sizes import alternatives, column_bytes, shard_bytes
+
+PROBE_CAPTIONS = 2_048  # that an encoder is tried on, at most
+
+
+@dataclass(slots=True)
+class ColumnCost:
+    """What one column of one source will take. Totals are of the whole column, missing or not."""
+
+    source: str
+    column: str
+    kind: str
+    # rows that will have values
+    samples: Estimate
+    bytes: Estimate
+    # of the shards that are not committed yet
+    missing_bytes: float
+    committed: int
+    shards: int
+    mean_tokens: float | None = None
+    p99_tokens: float | None = None
+    rate: Rate | None = None
+    gpu_hours: float | None = None
+    # decoding threads a device, where it would wait
+    threads_wanted: int | None = None
+    break_even_steps: float | None = None
+    # bytes of cheaper ways to store the same captions
+    alternatives: dict[str, float] = field(default_factory=dict)
+    # see `members.passed_over`; of the rows sampled
+    passed_over: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceCost:
+    """What a source holds, and how that is known. `index_bytes` is of <root>/<source>/index."""
+
+    source: str
+    tars: int
+    rows: Estimate
+    index_bytes: Estimate
+    index_missing_bytes: float
+    notes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class CostEstimate:
+    """What the columns of a config will take; `bytes` is of everything, written or not."""
+
+    sources: list[SourceCost]
+    columns: list[ColumnCost]
+    bytes: float
+    space: DiskSpace
+    # of one device, for all columns in one pass
+    gpu_hours: float | None
+
+
+def column_cost(name: str, encoder: Encoder, survey: Survey, rate: Rate | None) -> ColumnCost:
+    """Returns samples, tokens and bytes of one column."""
+    job, suffix, shards = survey.job, encoder.config.suffix, survey.shards
+    layout = layout_of(encoder, shards, job.source.shard_rows)
+    present = [sample.has(suffix) for sample in survey.samples]
+    lengths, empty = [np.zeros(len(rows), np.int64) for rows in present], 0
+    if isinstance(encoder, CaptionEncoder):
+        lengths = lengths_of(encoder, suffix, layout.row_shape[0], survey.samples)
+        empty = int(encoder.lengths([""])[0])
+
+    def total(layout: Layout, ratio: float = 1.0) -> Estimate:
+        pairs = zip(present, lengths, strict=True)
+        sizes = [float(shard_bytes(layout, rows, tokens, ratio)) for rows, tokens in pairs]
+        return survey.total(sizes).plus(column_bytes(layout, int(survey.rows().value), empty))
+
+    size = total(layout, rate.ratio if rate else 1.0)
+    commits = len(committed(job.folder.child(name), shards))
+    cost = ColumnCost(
+        job.source.name, name, layout.kind, survey.total([float(rows.sum()) for rows in present]),
+        size, size.value * (shards - commits) / max(shards, 1), commits, shards, rate=rate,
+        alternatives={key: total(cheap).value for key, cheap in alternatives(layout).items()},
+        passed_over=passed_over(
+            (row for sample in survey.samples for row in sample.rows), suffix, not layout.ragged
+        ),
+    )  # fmt: skip
+    tokens = np.concatenate(lengths)[np.concatenate(present)]
+    if layout.ragged and tokens.size:
+        cost.mean_tokens, cost.p99_tokens = float(tokens.mean()), float(np.percentile(tokens, 99))
+    return cost
+
+
+# Hours and money ----------------------------------------------------------------------------------
+
+
+def rows_for_probe(encoder: Encoder, survey: Survey) -> list[Any]:
+    """Returns real pictures or captions of the sampled tars."""
+    suffix = encoder.config.suffix
+    if isinstance(encoder, ImageEncoder):
+        return [data for sample in survey.samples for data in sample.pictures.get(suffix, [])]
+    texts = [text for sample in survey.samples for text in sample.captions.get(suffix, []) if text]
+    return spread(texts, min(len(texts), PROBE_CAPTIONS))
+
+
+def break_even(cost: ColumnCost, max_tokens: int, global_batch: int) -> float | None:
+    """Returns the steps of a run after which encoding once was cheaper than encoding in every step.
+
+    N / B steps for pictures; for text less, because online it is padded to the most tokens. None
+    for ids: the model runs in every step all the same.
+    """
+    if cost.kind == "ids":
+        return None
+    share = 1.0 if cost.mean_tokens is None else cost.mean_tokens / max_tokens
+    return cost.samples.value / global_batch * share
+
+
+def pass_gpu_hours(costs: Sequence[ColumnCost], threads: int) -> float | None:
+    """Returns the hours that one device takes for all columns in one pass: encoders take turns, and
+    pictures are decoded once, meanwhile. None where an encoder was not tried.
+    """
+    encoding = 0.0
+    decoding: dict[str, float] = {}
+    for cost in costs:
+        if cost.rate is None:
+            return None
+        encoding += cost.samples.value / cost.rate.rows_per_s / 3_600
+        if cost.rate.decoded_per_s is not None:
+            duration = cost.samples.value / cost.rate.decoded_per_s / threads / 3_600
+            decoding[cost.source] = max(decoding.get(cost.source, 0.0), duration)
+    return max(encoding, sum(decoding.values()))
+
+
+def make_plan(config: EncodeConfig, args: argparse.Namespace) -> CostEstimate:
+    """Returns the cost of every source and of every column of it; says on stderr what it does."""
+    jobs = [open_job(config, name, index_alone=True) for name in config.sources]
+    encoders, threads = load_encoders(config.columns, config.engine), config.engine.threads
+    captions = {e.suffix for e in encoders.values() if isinstance(e, CaptionEncoder)}
+    pictures = {e.view.suffix for e in encoders.values() if isinstance(e, ImageEncoder)}
+    surveys = []
+    for job in jobs:
+        print(f"source {job.source.name}: looking into tars", file=sys.stderr)
+        surveys.append(Survey(job, args.shards_sampled, captions, pictures))
+    costs = []
+    rates: dict[str, Rate | None] = {}
+    for survey in surveys:
+        for name, encoder in encoders.items():
+            layout = layout_of(encoder, survey.shards, config.shard_rows)
+            if args.seconds and rates.get(name) is None:
+                print(f"column {name}: trying its encoder, {args.seconds:.0f} s", file=sys.stderr)
+                rows = rows_for_probe(encoder, survey)
+                rates[name] = probe(encoder, layout, rows, config.engine, args.seconds)
+            rate = rates.get(name)
+            cost = column_cost(name, encoder, survey, rate)
+            cost.break_even_steps = break_even(cost, layout.row_shape[0], args.global_batch)
+            if rate is not None:
+                cost.gpu_hours = hours(cost.samples.value, rate, 1, threads)
+                cost.threads_wanted = decode_bound(rate, threads)
+            costs.append(cost)
+    sources = [source_cost(survey) for survey in surveys]
+    missing_bytes = sum(cost.missing_bytes for cost in costs)
+    missing_bytes += sum(source.index_missing_bytes for source in sources)
+    root = config.root_store
+    return CostEstimate(
+        sources, costs,
+        sum(c.bytes.value for c in costs) + sum(s.index_bytes.value for s in sources),
+        DiskSpace(root.url, missing_bytes, free_bytes(root)), pass_gpu_hours(costs, threads),
+    )  # fmt: skip
+
+
+def source_cost(survey: Survey) -> SourceCost:
+    """Returns rows and index of a source."""
+    index = survey.total([float(sample.index_bytes) for sample in survey.samples])
+    missing_bytes = index.value * (1 - len(survey.known) / max(survey.shards, 1))
+    return SourceCost(
+        survey.job.source.name, survey.shards, survey.rows(), index, missing_bytes, survey.notes
+    )  # fmt: skip
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m encode plan`."""
+    parser.add_argument("config", type=local_path)
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value")
+    parser.add_argument(
+        "--gpus", type=positive, default=1, help="devices like this one (%(default)s)"
+    )
+    parser.add_argument("--price-per-gpu-hour", type=number(), metavar="P", help="in any currency")
+    parser.add_argument("--price-per-tb-month", type=number(), metavar="Q", help="of the target")
+    parser.add_argument(
+        "--seconds", type=number(), default=60, help="to try each encoder for, 0: not (%(default)s)"
+    )
+    parser.add_argument(
+        "--shards-sampled", type=not_negative, default=8, metavar="K",
+        help="tars of each source to look into, 0: all (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--global-batch", type=positive, default=1_024, metavar="B",
+        help="of the run that encoding in every step is compared with (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run_plan(args: argparse.Namespace) -> int:
+    """`python -m encode plan`; 2 if the columns do not fit."""
+    config = configs.load(EncodeConfig, args.config, args.overrides)
+    if not config.sources or not config.columns:
+        raise EncodeError(f"{args.config}: it names no source or no column, so there is no plan")
+    plan = make_plan(config, args)
+    if args.json:
+        print(json.dumps(without_nan(as_record(plan, args)), indent=1))
+    else:
+        print(as_text(plan, args))
+    return 2 if plan.space.fits is False else 0
+
+
+def as_record(plan: CostEstimate, args: argparse.Namespace) -> Json:
+    """Returns the plan as JSON."""
+    return {
+        "gpus": args.gpus,
+        "global_batch": args.global_batch,
+        "sources": [asdict(source) for source in plan.sources],
+        "columns": [asdict(cost) | money(cost, args) for cost in plan.columns],
+        "hours": None if plan.gpu_hours is None else plan.gpu_hours / args.gpus,
+        "bytes": plan.bytes,
+        "missing_bytes": plan.space.missing,
+        "needed_bytes": plan.space.needed,
+        "free_bytes": plan.space.free,
+        "fits": plan.space.fits,
+    }
+
+
+def money(cost: ColumnCost, args: argparse.Namespace) -> Json:
+    """Returns the hours on --gpus devices, their price, and that of keeping the column a month."""
+    hours, hour, month = cost.gpu_hours, args.price_per_gpu_hour, args.price_per_tb_month
+    return {
+        "hours": None if hours is None else hours / args.gpus,
+        "price_once": None if hours is None or hour is None else hours * hour,
+        "price_a_month": None if month is None else cost.bytes.value / 1e12 * month,
+    }
+
+
+def as_text(plan: CostEstimate, args: argparse.Namespace) -> str:
+    """Returns the plan for a reader: a table of columns, notes, total and verdict."""
+    prices = {"price_once": "price", "price_a_month": "a month"}
+    if args.price_per_gpu_hour is None:
+        del prices["price_once"]
+    if args.price_per_tb_month is None:
+        del prices["price_a_month"]
+    heads = ["column", "samples", "tokens: mean, p99", "bytes", f"hours on {args.gpus}"]
+    table = Table(*heads, *prices.values(), "pays after")
+    for column in table.columns[1:]:
+        column.justify = "right"
+
+    def figure(value: float | None, form: str = "{:,.2f}") -> str:
+        return "" if value is None else form.format(value)
+
+    for cost in plan.columns:
+        figures = money(cost, args)
+        table.add_row(
+            f"{cost.source}/{cost.column}", interval(cost.samples, count_text),
+            figure(cost.mean_tokens, f"{{:.1f}}, {cost.p99_tokens or 0:.0f}"),
+            interval(cost.bytes, size_text),
+            *(figure(figures[name]) for name in ("hours", *prices)),
+            figure(cost.break_even_steps, "{:,.0f} steps"),
+        )  # fmt: skip
+    lines = [
+        f"{source.source}: {interval(source.rows, count_text)} rows in {source.tars:,} tars, index "
+        f"{interval(source.index_bytes, size_text)}; {'; '.join(source.notes)}"
+        for source in plan.sources
+    ]
+    lines += [line for cost in plan.columns for line in _hints(cost)]
+    lines.append(
+        f"pays after: steps of a run of global batch {args.global_batch:,} in which encoding in "
+        "every step would have cost as much (text is padded there)"
+    )
+    total = f"total {size_text(plan.bytes)}, still to be written {size_text(plan.space.missing)}"
+    if plan.gpu_hours is not None:
+        total += f"; all columns in one pass: {plan.gpu_hours / args.gpus:,.2f} h on {args.gpus}"
+        if args.price_per_gpu_hour is not None:
+            total += f", price {plan.gpu_hours * args.price_per_gpu_hour:,.2f}"
+    return render(table, *lines, total, plan.space.verdict())
+
+
+def _hints(cost: ColumnCost) -> list[str]:
+    """Returns what is worth knowing of a column beside its row of the table."""
+    lines = []
+    if cost.rate is not None:
+        decoding = cost.rate.decoded_per_s
+        thread = "" if decoding is None else f", a thread decodes {decoding:,.1f}/s"
+        lines.append(f"{cost.rate.rows_per_s:,.1f} samples/s on this device{thread}")
+    if cost.threads_wanted is not None:
+        lines.append(
+            f"decoding is the slower part; engine.threads={cost.threads_wanted} would keep the device "
+            "busy"
+        )
+    if cost.passed_over:
+        words = ", ".join(f"{suffix!r} of {n:,} rows" for suffix, n in cost.passed_over.items())
+        lines.append(f"reads one suffix only; passed over, of the rows looked at: {words}")
+    if cost.alternatives:
+        words = ", ".join(f"{name} {size_text(n)}" for name, n in cost.alternatives.items())
+        lines.append(f"the same captions stored otherwise: {words}")
+    if cost.committed:
+        lines.append(f"{cost.committed:,} of {cost.shards:,} shards are committed already")
+    return [f"{cost.source}/{cost.column}: {line}" for line in lines]
+
+
+def interval(estimate: Estimate, show: Callable[[float], str]) -> str:
+    """Returns a total, with its 95 % interval where it is an estimate."""
+    if estimate.exact:
+        return show(estimate.value)
+    if math.isnan(estimate.low):
+        return f"~{show(estimate.value)}"
+    return f"~{show(estimate.value)} ({show(estimate.low)} to {show(estimate.high)})"
+
+
+def count_text(value: float) -> str:
+    return f"{value / 1e6:,.2f} M" if value >= 1e7 else f"{value:,.0f}"

@@ -1,0 +1,258 @@
+"""What a source holds, without encoding it: from its index where that exists, else from a few tars.
+
+Rows of tars that have an index are known exactly. A few tars, spread over the source, are sampled:
+which members their rows have, their captions, and some pictures to try the encoders on. Totals
+follow by the ratio to rows (where those of all tars are known) or to bytes of tars.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards import ColumnSpec, CorruptColumn, IndexRow, Source, Store, open_source, read_index
+from shards.column.members import member_of
+from shards.column.source import ShardIndex, index_name
+
+from ..config import EncodeConfig
+from ..errors import BadTar, EncodeError, FetchFailed, MissingTar, NoSuchSuffix
+from ..source.fetch import fetched
+from ..source.index import index_heads
+from ..source.members import read_captions
+from ..source.tars import Tar, make_source, read_exactly, scan_tar
+
+PICTURES = 256  # kept of a tar, to try the encoders on
+FIRST, TRIES = 8, 32  # tars with rows that are searched for a suffix, of so many
+
+
+@dataclass(frozen=True, slots=True)
+class TarSample:
+    """What a tar holds. `captions` and `pictures` (by suffix) are empty where the tar itself is out
+    of reach and its index alone was read.
+    """
+
+    shard: int
+    rows: Sequence[IndexRow]
+    tar_bytes: int
+    index_bytes: int
+    # one for each row, None where there is none or it cannot be read
+    captions: dict[str, list[str | None]]
+    # of some rows, as encoded
+    pictures: dict[str, list[bytes]]
+
+    def has(self, suffix: str) -> NDArray[np.bool_]:
+        """Returns which rows have this member, (rows,)."""
+        if suffix in self.captions:
+            return np.array([caption is not None for caption in self.captions[suffix]], bool)
+        return np.array([member_of(suffix) in row.members for row in self.rows], bool)
+
+    def member_bytes(self, suffix: str) -> NDArray[np.int64]:
+        """Returns the size of this member in each row, 0 where a row lacks it, (rows,)."""
+        member = member_of(suffix)
+        return np.array([row.members.get(member, (0, 0))[1] for row in self.rows], np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceJob:
+    """A source of a config, where its records are, and the columns that the config names."""
+
+    source: Source
+    # path or url of each tar; None where only its index can be had
+    tars: Sequence[str | None]
+    folder: Store
+    scratch: Path
+    # by name of the column in the config; empty until a worker has loaded the encoders
+    specs: Mapping[str, ColumnSpec] = field(default_factory=dict)
+
+    def sample(
+        self, shard: int, captions: Collection[str] = (), pictures: Collection[str] = ()
+    ) -> TarSample:
+        """Returns the rows of a tar, from its index where that exists, with the captions and some
+        pictures of these suffixes. Raises BadTar, FetchFailed or CorruptColumn.
+        """
+        place, size = self.tars[shard], self.source.tars[shard][1]
+        index_bytes = self.folder.size(index_name(shard))
+        index = None if index_bytes is None else read_index(self.folder, shard)
+        if place is None and index is None:
+            raise BadTar(f"tar {shard}: neither it nor its index is in reach. Fetch it")
+        if place is None or (index is not None and not captions and not pictures):
+            assert index is not None
+            return TarSample(shard, index.rows, size, index_bytes or 0, {}, {})
+        with fetched(place, self.scratch, size) as path, path.open("rb") as file:
+            tar, handle = Tar(file, size), file.fileno()
+            if index is not None:
+                rows = index.rows
+            else:
+                rows, note = scan_tar(file, self.source.shard_rows)
+                index_bytes = len(ShardIndex.encode(64 * "0", shard, rows, note))
+            texts = {suffix: read_captions(rows, handle, suffix)[0] for suffix in captions}
+            step = max(1, len(rows) // PICTURES)
+            images = {
+                suffix: [
+                    read_exactly(handle, row.members[suffix][1], row.members[suffix][0])
+                    for row in rows[::step]
+                    if suffix in row.members
+                ]
+                for suffix in pictures
+            }
+            tar.check()
+        return TarSample(shard, rows, size, index_bytes or 0, texts, images)
+
+
+def open_job(config: EncodeConfig, name: str, index_alone: bool = False) -> SourceJob:
+    """Returns a source of a config, compared with its records and with the suffixes of the columns.
+
+    Raises MissingTar where tars do not exist, unless none is in reach and `index_alone` lets the
+    records of an earlier run serve; NoSuchSuffix, and what `Source.check` raises of another
+    source's records.
+    """
+    folder = config.root_store.child(name)
+    tars: Sequence[str | None]
+    try:
+        source, tars = make_source(name, config.sources[name], config.shard_rows)
+    except MissingTar:
+        if not index_alone or folder.size("source.json") is None:
+            raise
+        source = open_source(folder)
+        tars = [None] * len(source.tars)
+    else:
+        source.check(folder)  # an index of other tars says nothing of these
+    job = SourceJob(source, tars, folder, config.engine.scratch_folder)
+    refuse_unmatched(config, job)
+    return job
+
+
+def refuse_unmatched(config: EncodeConfig, job: SourceJob) -> None:
+    """Raises NoSuchSuffix if a column's suffix is that of no member in the first tars with rows,
+    and in some more of the source. Tars are read, or their indexes, until every suffix was seen.
+    """
+    source, shards, half = job.source, len(job.tars), FIRST // 2
+    order = [*range(half), *(shards * i // half - 1 for i in range(1, half + 1))]
+    order += [shards * i // TRIES for i in range(TRIES)]
+    counts, names, columns = Counter[str](), list[str](), dict(config.columns)
+    for shard in dict.fromkeys(shard for shard in order if 0 <= shard < shards):
+        if not columns or len(names) == FIRST:
+            break
+        try:
+            rows = job.sample(shard).rows
+        except (BadTar, CorruptColumn):
+            continue  # it is reported when its turn comes
+        except OSError:
+            return  # so is this, and others would take as long
+        names.append(source.tars[shard][0])
+        counts.update(suffix for row in rows for suffix in row.members)
+        columns = {n: c for n, c in columns.items() if member_of(c.suffix) not in counts}
+    if not names or not columns:
+        return
+    name, column = next(iter(columns.items()))
+    key = "image" if hasattr(column, "image") else "caption"
+    suffixes = ", ".join(f"{suffix!r} ({count:,})" for suffix, count in counts.most_common(12))
+    raise NoSuchSuffix(
+        f"columns.{name}.{key}: no sample of source {source.name!r} has a member with the suffix "
+        f"{member_of(column.suffix)!r}, in {len(names)} of {shards} tars that were looked at "
+        f"({', '.join(map(repr, names[:3]))}{', ...' if names[3:] else ''}). Suffixes there, "
+        f"with their rows: {suffixes}. Set columns.{name}.{key} to one of them"
+    )
+
+
+# Totals -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A total with its 95 % interval; nan to nan where one tar alone was sampled."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def exact(self) -> bool:
+        return self.low == self.high
+
+    def plus(self, term: float) -> Estimate:
+        return Estimate(self.value + term, self.low + term, self.high + term)
+
+
+def exactly(value: float) -> Estimate:
+    return Estimate(value, value, value)
+
+
+def extrapolate(
+    values: Sequence[float], sizes: Sequence[float], total_size: float, population: int
+) -> Estimate:
+    """Returns a total from a sample of `population` tars, by the ratio to a size known of them all.
+
+    The interval is that of a ratio estimator of a finite population, with Student's t (Cochran,
+    Sampling Techniques, 1977, chapter 6).
+    """
+    count = len(values)
+    ratio = sum(values) / max(sum(sizes), 1e-9)
+    if count == population:
+        return exactly(sum(values))
+    if count < 2:
+        return Estimate(ratio * total_size, math.nan, math.nan)
+    from scipy.stats import t
+
+    residuals = np.array(values, float) - ratio * np.array(sizes, float)
+    spread = math.sqrt(float(np.square(residuals).sum()) / (count - 1))
+    error = population * spread * math.sqrt((1 - count / population) / count)
+    half = float(t.ppf(0.975, count - 1)) * error
+    return Estimate(
+        ratio * total_size, max(0.0, ratio * total_size - half), ratio * total_size + half
+    )
+
+
+class Survey:
+    """A source with the rows that its index knows and `count` sampled tars, spread evenly over it
+    (all, if there are no more). Raises EncodeError where none of them can be sampled.
+    """
+
+    def __init__(
+        self, job: SourceJob, count: int, captions: Collection[str], pictures: Collection[str]
+    ) -> None:
+        self.job, self.shards = job, len(job.tars)
+        # rows of each tar that has an index
+        self.known = index_heads(job.folder)
+        self.samples: list[TarSample] = []
+        self.notes: list[str] = []
+        count = min(count or self.shards, self.shards)
+        for shard in [(2 * i + 1) * self.shards // (2 * count) for i in range(count)]:
+            try:
+                self.samples.append(job.sample(shard, captions, pictures))
+            except (BadTar, FetchFailed) as error:
+                self.notes.append(f"tar {shard} passed over: {error}")
+        if not self.samples:
+            raise EncodeError(
+                f"source {job.source.name!r}: none of {count} tars could be looked into. "
+                f"{self.notes[-1] if self.notes else 'It names no tar'}"
+            )
+        if len(self.samples) == self.shards:
+            note = f"all {self.shards} tars were looked into: nothing is extrapolated"
+        elif len(self.known) == self.shards:
+            note = f"rows of all {self.shards} tars are known, {len(self.samples)} were looked into"
+        else:
+            note = f"extrapolated from {len(self.samples)} of {self.shards} tars by their bytes"
+        if None in job.tars:
+            note += "; no tar is in reach, so tokens are estimated from the bytes of captions"
+        self.notes.append(note)
+
+    def rows(self) -> Estimate:
+        if len(self.known) == self.shards:
+            return exactly(sum(self.known.values()))
+        return self.total([len(sample.rows) for sample in self.samples])
+
+    def total(self, values: Sequence[float]) -> Estimate:
+        """Returns the sum over all tars of a value of each sampled tar."""
+        if len(self.known) == self.shards:  # the ratio to rows is the tighter one
+            sizes = [len(sample.rows) for sample in self.samples]
+            return extrapolate(values, sizes, sum(self.known.values()), self.shards)
+        sizes = [sample.tar_bytes for sample in self.samples]
+        total_size = sum(size for _, size in self.job.source.tars)
+        return extrapolate(values, sizes, total_size, self.shards)

@@ -1,0 +1,1 @@
+"""What was encoded: counts by status, time by stage, how far a run is."""

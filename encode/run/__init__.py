@@ -1,0 +1,1 @@
+"""How columns are filled: shards scheduled, encoded, written and committed."""

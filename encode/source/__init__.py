@@ -1,0 +1,1 @@
+"""What is encoded: tars, their rows, pictures decoded ahead, tars downloaded."""

@@ -1,0 +1,155 @@
+"""The demo's steps, one command each. What both VAEs need runs side by side, on a core each."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+OUT = Path("demo")
+CONFIGS = Path("configs/demo")
+VAES = ("vae-plain", "vae-equi")
+SOURCES = ("openmoji-val", "photos")  # held out, and seen by the VAEs in training
+LICENCE = (
+    "Drawings: OpenMoji (https://openmoji.org), CC BY-SA 4.0; pictures on this page keep that licence. Photographs: "
+    "scikit-image and scikit-learn. demo-acc and demo-fd come from a small classifier of emoji, of use here alone. "
+    "What the decoder loses is lost to both: the reconstructions of openmoji-val have scores of their own."
+)
+Command = Sequence[str]
+
+
+class StepFailed(RuntimeError):
+    """A command of the demo ended with an error; its output is above."""
+
+    exit_code = 1
+
+
+def train_command(vae: str) -> list[str]:
+    """Returns the training command of one VAE; the two differ in one value."""
+    launch = ["torchrun", "--standalone", "--nproc-per-node", "1", "-m", "train"]
+    return [*launch, str(CONFIGS / "train.yaml"), f"data.latents={OUT}/cache/openmoji/{vae}"]
+
+
+def evaluate(verb: str, *words: object) -> list[str]:
+    return ["python", "-m", "eval", verb, *map(str, words)]
+
+
+def pictures(vae: str) -> Path:
+    """Returns the folder of a model's generated pictures."""
+    return OUT / "images" / vae
+
+
+def reconstruction(source: str, vae: str) -> Path:
+    return OUT / "reconstructions" / f"{source}-{vae}"
+
+
+def generate_command(vae: str) -> list[str]:
+    return evaluate(
+        "generate", "--checkpoint", OUT / f"runs/train-{vae}", "--prompts", OUT / "data/prompts.json",
+        "--save_dir", pictures(vae), "--guidance_scale", 3, "--batch_size", 70,
+    )  # fmt: skip
+
+
+def reconstruct_command(source: str, vae: str) -> list[str]:
+    return evaluate(
+        "reconstruct", OUT / f"cache/{source}/{vae}", "--tars", OUT / f"data/{source}",
+        "--save_dir", reconstruction(source, vae), "--count", 280, "--batch_size", 70,
+    )  # fmt: skip
+
+
+def score_commands() -> dict[str, Command]:
+    """Returns a command a scorer: of the generated pictures, and of held-out ones through each VAE."""
+    generated = [pictures(vae) for vae in VAES]
+    decoded = [reconstruction(SOURCES[0], vae) / "reconstruction" for vae in VAES]
+    held_out = reconstruction(SOURCES[0], VAES[0]) / "original/images"
+    return {
+        "demo-fd": evaluate(
+            "score", "demo-fd", *generated, *decoded, "--reference", held_out, "--label", "held-out"
+        ),
+        "demo-acc": evaluate("score", "demo-acc", *generated, *decoded),
+    }
+
+
+def report_command() -> list[str]:
+    folders = [*map(pictures, VAES), *(reconstruction(s, vae) for s in SOURCES for vae in VAES)]
+    return evaluate("report", *folders, "--out", OUT / "report.html", "--note", LICENCE)
+
+
+def main() -> int:
+    with timed("pictures"):
+        together({"pictures": ["python", "-m", "eval.demo.data", f"{OUT}/data"]})
+    with timed("columns"):
+        together({"encode": ["python", "-m", "encode", "run", str(CONFIGS / "encode.yaml")]})
+    with timed("training"):
+        together({vae: train_command(vae) for vae in VAES})
+    with timed("sampling"):
+        together({vae: generate_command(vae) for vae in VAES})
+        for source in SOURCES:
+            together({vae: reconstruct_command(source, vae) for vae in VAES})
+    with timed("scores and report"):
+        together(score_commands())
+        together({"report": report_command()})
+    return 0
+
+
+@contextmanager
+def timed(name: str) -> Iterator[None]:
+    """Prints a stage's name, and its wall seconds at its end."""
+    print(f"\n== {name}", flush=True)
+    start = time.perf_counter()
+    yield
+    print(f"== {name}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def together(commands: dict[str, Command]) -> None:
+    """Runs commands side by side, a core each, their output line by line behind their names.
+
+    Raises StepFailed, and ends the others, as soon as one fails.
+    """
+    running = {}
+    for name, command in commands.items():
+        print(f"$ {shlex.join(command)}", flush=True)
+        running[name] = subprocess.Popen(
+            with_this_python(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+    readers = [
+        threading.Thread(target=relay, args=(name if len(running) > 1 else "", process))
+        for name, process in running.items()
+    ]
+    for reader in readers:
+        reader.start()
+    try:
+        while any(process.poll() is None for process in running.values()):
+            if any(process.poll() for process in running.values()):
+                break
+            time.sleep(0.2)
+    finally:
+        for process in running.values():
+            if process.poll() is None:
+                process.terminate()
+        for reader in readers:
+            reader.join()
+    codes = {name: code for name, process in running.items() if (code := process.wait())}
+    if codes:
+        raise StepFailed(f"exit codes {codes}; their output is above. Run again to go on")
+
+
+def with_this_python(command: Command) -> list[str]:
+    """Returns the same command by this environment's programs, whatever PATH says."""
+    program, *rest = command
+    folder = Path(sys.executable).parent
+    return [sys.executable if program == "python" else str(folder / program), *rest]
+
+
+def relay(name: str, process: subprocess.Popen[str]) -> None:
+    """Prints a process's lines, behind its name if it has one."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(f"{name + ' | ' if name else ''}{line.rstrip()}", flush=True)

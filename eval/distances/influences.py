@@ -1,0 +1,111 @@
+"""How much each picture adds to a distance, which gives intervals of it and of differences.
+
+    <save_dir>/scores/<scorer>.influences.jsonl    the set's digest, then a line for each picture
+
+A distance is no mean over pictures, but how it moves with the pictures that were drawn is, to first
+order, the mean of their influences (the infinitesimal jackknife); so prompts are counted as units,
+and two sets of the same prompts are paired. Where the two distributions agree the first order
+vanishes, and the interval is then too wide rather than too narrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter
+
+from shards import atomic_write, canonical_json
+from shards.format.checks import Text, check
+
+from ..errors import BadScores
+from ..scores.results import NAME, Count, Finite, Value, read_lines
+
+NORMAL = 1.96  # deviations on either side: 95 %
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Influence:
+    """One picture's, in units of the score; of mean 0 over the set and over the group."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    prompt: Text
+    number: Count
+    all: Finite  # on the distance of the whole set
+    group: Text | None = None
+    own: Finite | None = None  # on the distance of its group
+
+
+INFLUENCES = TypeAdapter(list[Influence])
+
+
+def value(
+    distance: float, by_prompt: dict[str, float], strata: dict[str, str | None], extra: float = 0.0
+) -> Value:
+    """Returns a distance with its interval.
+
+    `by_prompt` is of `totals`, `extra` a variance to add, that of subsets which were drawn.
+    """
+    variance = spread(by_prompt, strata)
+    if variance is None:
+        return Value(distance, None, None, len(by_prompt))
+    half = NORMAL * float(np.sqrt(variance + extra))
+    return Value(distance, distance - half, distance + half, len(by_prompt))
+
+
+def totals(influences: Sequence[Influence], group: str | None = None) -> dict[str, float]:
+    """Returns each prompt's part of the distance: its influences over the number of all."""
+    members = [i for i in influences if group is None or i.group == group]
+    sums: dict[str, float] = {}
+    for i in members:
+        share = i.all if group is None else i.own or 0.0
+        sums[i.prompt] = sums.get(i.prompt, 0.0) + share / len(members)
+    return sums
+
+
+def spread(by_prompt: dict[str, float], strata: dict[str, str | None]) -> float | None:
+    """Returns the variance of the sum over prompts, drawn within their groups.
+
+    None where a prompt is alone in its group.
+    """
+    parts: dict[str | None, list[float]] = {}
+    for prompt, part in by_prompt.items():
+        parts.setdefault(strata[prompt], []).append(part)
+    if min(map(len, parts.values())) < 2:
+        return None
+    return float(sum(len(part) * np.var(part, ddof=1) for part in parts.values()))
+
+
+def strata_of(influences: Sequence[Influence]) -> dict[str, str | None]:
+    """Returns the group of each prompt, None for all where a prompt has none."""
+    groups = {i.prompt: i.group for i in influences}
+    return groups if None not in groups.values() else dict.fromkeys(groups)
+
+
+def path_of(save_dir: Path, scorer: str) -> Path:
+    return save_dir / NAME / f"{scorer}.influences.jsonl"
+
+
+def write(save_dir: Path, scorer: str, images: str, influences: Sequence[Influence]) -> None:
+    """Writes them for paired differences; `images` is the set's digest."""
+    lines = [{"images": images}, *map(asdict, influences)]
+    atomic_write(path_of(save_dir, scorer), b"".join(map(canonical_json, lines)))
+
+
+def read(save_dir: Path, scorer: str, images: str) -> list[Influence]:
+    """Returns those of a score of this set; BadScores where they are missing or of another."""
+    path = path_of(save_dir, scorer)
+    try:
+        first, *lines = read_lines(path)
+        influences: list[Influence] = check(INFLUENCES, lines)
+        if first["images"] == images:
+            return influences
+        problem = "of other pictures"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"not readable ({error})"
+    raise BadScores(f"{path}: {problem}. Score the set again")

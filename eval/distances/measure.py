@@ -1,0 +1,314 @@
+"""The scorers that are distances: `python -m eval score fid|kid|cmmd|clip-fid|fd-dinov2`.
+
+    python -m eval score fid images/flux --reference val2014.safetensors --inception /weights
+
+The name of a score says what it may be compared with:
+`fid-clean-coco30k-val2014-cc256-lanczos-1a2b3c4d` is clean-fid's FID of the set's benchmark against
+the reference of this label and digest. A new distance is an entry of
+`eval.distances.metrics.METRICS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.places import local_path, model
+
+from ..errors import BadReference, OtherImages, TooFewImages
+from ..features import crops
+from ..features.features import (
+    Floats,
+    Pictures,
+    clean_listing,
+    extract,
+    folder_of,
+    of_folder,
+    of_set,
+)
+from ..images.imageset import ImageSetReader
+from ..scores import results
+from ..scores.results import Item, Score, Value
+from ..scores.scorer import Scorer, name
+from . import influences
+from .influences import Influence
+from .metrics import INCEPTION, METRICS, Distance, Metric, least
+from .references import Reference, build, check_label, check_network, default_label, make, read
+
+if TYPE_CHECKING:
+    from ..features.networks import Network
+
+PACKAGES = ("clean-fid", "numpy", "pillow", "torch", "transformers")
+UNBIASED = {"kid"}  # metrics that may be compared at different numbers of pictures
+
+
+def measure(
+    kind: str, images: ImageSetReader, network: Network, reference: Reference, *, few: bool = False,
+    batch_size: int = 32, prefix: str = "", paired: bool = False,
+) -> Score:  # fmt: skip
+    """Returns a set's score by an entry of METRICS; keeps features and influences beside the set.
+
+    `paired`: the reference is of the originals of the same pictures, in their order, and varies
+    with them. Groups that the reference has too are scored alone, where they have enough pictures.
+    """
+    metric, pictures = METRICS[kind], of_set(images)
+    enough(metric, network, len(pictures), f"{images.folder}", few)
+    crop = reference.record["crop"]
+    features = extract(pictures, network, crop, folder_of(images.folder, network, crop), batch_size)
+    title = name(prefix + _title(metric, network, images, reference), images)
+    distance = metric.distance(features, reference, paired)
+    groups, own = _by_group(metric, network, pictures, features, reference, few, paired)
+    shares = [
+        Influence(
+            picture.file.prompt.id,
+            picture.number,
+            float(share),
+            picture.file.prompt.group,
+            in_group,
+        )
+        for picture, share, in_group in zip(images, distance.influence, own, strict=True)
+    ]
+    influences.write(images.folder, title, images.digest, shares)
+    strata = influences.strata_of(shares)
+
+    def value(part: Distance, group: str | None = None) -> Value:
+        totals = influences.totals(shares, group)
+        return influences.value(part.value, totals, strata, _variance(part.subsets))
+
+    notes = [f"{len(features)} pictures against {len(reference.features)}", metric.note]
+    if groups and metric.gaussian:
+        notes.append("groups are fewer pictures, so theirs are larger; KID has no such bias")
+    return Score(
+        scorer=title, benchmark=images.prompts.benchmark, better="lower", value=value(distance),
+        groups={group: value(part, group) for group, part in groups.items()},
+        prompts=len({share.prompt for share in shares}), pictures=len(features), missing=images.missing,
+        notes=tuple(notes), images=images.digest, prompt_list=images.prompts.digest,
+        made_by={
+            "metric": kind, "reference": reference.digest, "reference_label": reference.label, **reference.record,
+            "subsets": {group: list(d.subsets) for group, d in {"": distance, **groups}.items() if d.subsets},
+            "versions": {package: version(package) for package in PACKAGES},
+        },
+    )  # fmt: skip
+
+
+def _by_group(
+    metric: Metric, network: Network, pictures: Pictures, features: Floats, reference: Reference,
+    few: bool, paired: bool,
+) -> tuple[dict[str, Distance], list[float | None]]:  # fmt: skip
+    """Returns the distance of each group that is large enough, and influences on it."""
+    distances: dict[str, Distance] = {}
+    own: list[float | None] = [None] * len(features)
+    needed = 2 if few else least(metric, network)
+    for group in dict.fromkeys(g for g in pictures.groups if g is not None):
+        members = np.array([i for i, name_ in enumerate(pictures.groups) if name_ == group])
+        part = reference.of_group(group)
+        if part is None or min(len(members), len(part.features)) < needed:
+            continue
+        distances[group] = metric.distance(features[members], part, paired)
+        for i, share in zip(members, distances[group].influence, strict=True):
+            own[i] = float(share)
+    return distances, own
+
+
+def difference(a: Path, b: Path, scorer: str) -> tuple[Value, dict[str, Value]]:
+    """Returns b minus a of a distance that both sets were scored with, of all and of each group.
+
+    The sets must share their prompts, which are resampled in both at once, so that what a prompt
+    does to both cancels. All but KID are larger of fewer pictures, so both sets must hold the same
+    ones. OtherImages where prompts, pictures' numbers or references differ, BadScores where a score
+    is missing.
+    """
+    first, second = (results.read(folder / results.NAME / f"{scorer}.json") for folder in (a, b))
+    part = ""
+    if first.made_by.get("reference") != second.made_by.get("reference"):
+        part = "reference"
+    if first.prompt_list != second.prompt_list:
+        part = "prompts"
+    if part:
+        raise OtherImages(
+            f"{a} and {b}: {scorer} is of another {part} in each. Only sets of the same prompts, scored "
+            "against the same reference, are compared"
+        )
+    shares = [
+        influences.read(folder, scorer, score.images) for folder, score in ((a, first), (b, second))
+    ]
+    numbers = [{(share.prompt, share.number) for share in side} for side in shares]
+    if first.made_by.get("metric") not in UNBIASED and numbers[0] != numbers[1]:
+        raise OtherImages(
+            f"{a} and {b}: {scorer} is of {len(shares[0])} and of {len(shares[1])} pictures, "
+            f"{len(numbers[0] & numbers[1])} of them of the same prompt and number. Fewer pictures alone make a larger "
+            "distance, so only sets of the same ones are compared: make both whole, or score kid"
+        )
+    strata = influences.strata_of(shares[0])
+
+    def value(group: str | None) -> Value:
+        before, after = (influences.totals(side, group) for side in shares)
+        if before.keys() != after.keys():
+            raise OtherImages(
+                f"{a} and {b}: {scorer} is of other prompts in each. Score the whole sets"
+            )
+        totals = {prompt: after[prompt] - before[prompt] for prompt in before}
+        subsets = [np.array(s.made_by["subsets"].get(group or "", [])) for s in (first, second)]
+        values = [s.value if group is None else s.groups[group] for s in (first, second)]
+        change, variance = values[1].value - values[0].value, _variance(subsets[1] - subsets[0])
+        return influences.value(change, totals, strata, variance)
+
+    shared = [group for group in first.groups if group in second.groups]
+    return value(None), {group: value(group) for group in shared}
+
+
+def enough(metric: Metric, network: Network, count: int, where: str, few: bool) -> None:
+    """TooFewImages where a set or a reference has too few pictures for this distance."""
+    needed = 2 if few else least(metric, network)
+    if count < needed:
+        raise TooFewImages(
+            f"{where}: found {count} pictures, expected at least {needed} for {metric.prefix}: fewer than features "
+            "leave no full covariance. Take more, or `score kid`, or --allow-few: the name then says the number"
+        )
+
+
+def _title(metric: Metric, network: Network, images: ImageSetReader, reference: Reference) -> str:
+    parts = [metric.prefix]
+    if network.name != metric.usual:
+        parts.append(network.name.partition("-")[2])
+    parts += [re.sub(r"[^\w.-]+", "-", images.prompts.benchmark), reference.name]
+    count = sum(len(file.numbers) for file in images.files)
+    if min(count, len(reference.features)) < least(metric, network):
+        parts.append(f"few-{count}")
+    return "-".join(parts)
+
+
+def _variance(subsets: Sequence[float] | NDArray[np.float64]) -> float:
+    """Returns the variance that the draw of subsets adds."""
+    return float(np.var(subsets, ddof=1) / len(subsets)) if len(subsets) else 0.0
+
+
+# The scorers --------------------------------------------------------------------------------------
+
+
+def _flags(metric: Metric, add: argparse.ArgumentParser) -> None:
+    add.add_argument("--reference", type=local_path, required=True,
+                     help="what `score reference` wrote, or a folder of real pictures")  # fmt: skip
+    add.add_argument("--crop", type=crops.argument, default="none",
+                     help="of both sides, where --reference is a folder: cc256-lanczos, squash256-bicubic")  # fmt: skip
+    add.add_argument(
+        "--label", help="the folder's part of the score's name (default: folder and crop)"
+    )
+    add.add_argument("--allow-few", action="store_true",
+                     help="score fewer pictures than the network is wide; the name says so")  # fmt: skip
+    if metric.model is None:
+        add.add_argument(
+            "--inception", dest="weights", type=model, help=f"folder that holds {INCEPTION}.pt"
+        )
+    else:
+        add.add_argument(
+            "--model", dest="weights", type=model, default=metric.model, help="name or folder"
+        )
+
+
+# networks and references are loaded once a command, which may score several sets
+
+
+@cache
+def _network(kind: str, weights: str | None, device: str) -> Network:
+    return METRICS[kind].load(weights, device)
+
+
+_stored = cache(read)
+
+
+@cache
+def _reference(
+    path: Path, kind: str, weights: str | None, device: str, crop: str, label: str | None,
+    batch_size: int,
+) -> Reference:  # fmt: skip
+    if not path.is_dir():
+        return _stored(path)
+    network, label = _network(kind, weights, device), label or default_label(path, crop)
+    return make(of_folder(path), network, crop, label, None, batch_size)
+
+
+def _ready(kind: str, args: argparse.Namespace) -> None:
+    """Loads the weights and checks the reference."""
+    network, path = _network(kind, args.weights, args.device), args.reference
+    if path.is_dir():
+        check_label(args.label or default_label(path, args.crop))
+        count = len(clean_listing(path))
+    else:
+        reference = _stored(path)
+        check_network(reference, network, path)
+        crop = reference.record["crop"]
+        if args.crop not in ("none", crop):
+            raise BadReference(
+                f"{path}: made with the crop {crop}, found --crop {args.crop}. Leave it out: both sides get the "
+                "reference's"
+            )
+        if args.label:
+            raise BadReference(
+                f"{path}: labelled {reference.label} when it was made. Leave --label out"
+            )
+        count = len(reference.features)
+    enough(METRICS[kind], network, count, f"{path}", args.allow_few)
+
+
+def _enough(kind: str, args: argparse.Namespace, count: int, where: str) -> None:
+    network = _network(kind, args.weights, args.device)
+    enough(METRICS[kind], network, count, where, args.allow_few)
+
+
+def _score(
+    kind: str, images: ImageSetReader, args: argparse.Namespace
+) -> Iterator[tuple[Score, Sequence[Item]]]:
+    network = _network(kind, args.weights, args.device)
+    reference = _reference(
+        args.reference, kind, args.weights, args.device, args.crop, args.label, args.batch_size
+    )
+    few, size = args.allow_few, args.batch_size
+    yield measure(kind, images, network, reference, few=few, batch_size=size), ()
+
+
+def distance_scorer(kind: str) -> Scorer:
+    """Returns the scorer of an entry of METRICS."""
+    metric = METRICS[kind]
+
+    def flags(add: argparse.ArgumentParser) -> None:
+        _flags(metric, add)
+
+    flags.__doc__ = metric.help
+    return Scorer(flags, partial(_score, kind), partial(_ready, kind), partial(_enough, kind))
+
+
+DISTANCES = {kind: distance_scorer(kind) for kind in METRICS}
+
+
+def reference_flags(add: argparse.ArgumentParser) -> None:
+    """features of a folder of real pictures, kept for scoring against"""
+    add.add_argument("folder", type=local_path)
+    add.add_argument("--out", type=local_path, required=True, help="a .safetensors file")
+    add.add_argument("--of", choices=METRICS, default="fid", help="FID's serve KID too")
+    add.add_argument("--crop", type=crops.argument, default="none",
+                     help="of both sides: none, or such as cc256-lanczos, squash256-bicubic")  # fmt: skip
+    add.add_argument("--label", help="its part of a score's name (default: folder and crop)")
+    add.add_argument("--inception", type=model, help=f"folder that holds {INCEPTION}.pt")
+    add.add_argument(
+        "--model",
+        type=model,
+        help="name or folder of the other distances' network (default: theirs)",
+    )
+
+
+def make_reference(args: argparse.Namespace) -> None:
+    """`python -m eval score reference FOLDER --out FILE`."""
+    metric = METRICS[args.of]
+    weights = args.inception if metric.model is None else args.model or metric.model
+    network = metric.load(weights, args.device)
+    reference = build(args.folder, args.out, network, args.crop, args.label, args.batch_size)
+    print(f"{args.out}: {reference.name}, {len(reference.features)} pictures")

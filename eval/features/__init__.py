@@ -1,0 +1,1 @@
+"""Pictures as features of frozen networks."""

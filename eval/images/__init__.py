@@ -1,0 +1,1 @@
+"""From checkpoint and prompts to a set of pictures that verifies itself."""

@@ -1,0 +1,1 @@
+"""Prompts of benchmarks: where they are published, how their files are read."""

@@ -1,0 +1,3 @@
+"""Pages and tables that compare sets of pictures."""
+
+from __future__ import annotations

@@ -1,0 +1,232 @@
+"""Two entries of one benchmark, and by how much each score differs, with its interval.
+
+An entry is a set of pictures, or several whose trainings differ in the seed alone; sets of equal seed
+are paired. A difference is b minus a. Where both scores kept items it is resampled over the prompts
+that the sets share; of a distance between sets, the distance's module does that from the features it
+kept. All scores that both sets have are compared: none is selected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import isclose
+
+from shards import canonical_json
+from train.checkpoints.identity import without_seed
+
+from ..errors import EvalError
+from ..scores.aggregate import difference_and_share, means_of
+from ..scores.results import Score, Value
+from ..scores.seeds import grouped, groups_over_seeds, over_seeds
+from .entries import ScoredSet
+from .pairing import ROUNDING, Pairing, pairing_of
+
+# parts of a score's made_by that say what was measured, and where, not how
+NOT_MAKING = {"subsets", "summary", "paths"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One score of two sets. Without a `value` there is a `reason`."""
+
+    scorer: str
+    better: str  # "higher" or "lower"
+    value: Value | None = None
+    groups: dict[str, Value] = field(default_factory=dict)
+    share: float | None = None  # of the resamples in which b's value is above a's
+    warnings: tuple[str, ...] = ()
+    reason: str | None = None
+    by_seed: dict[int, Value] = field(default_factory=dict)  # where there are several
+
+    @property
+    def resolved(self) -> bool | None:
+        """Whether 0 lies outside the interval; None without one."""
+        if self.value is None or self.value.low is None or self.value.high is None:
+            return None
+        return self.value.low > 0 or self.value.high < 0
+
+    @property
+    def covers_seeds(self) -> bool:
+        """Whether its interval is over training seeds too."""
+        return len(self.by_seed) > 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Entry `b` against the baseline `a`."""
+
+    a: str
+    b: str
+    pairing: Pairing
+    seeds: tuple[int, ...]  # of training, that both have; none where they are unknown or others
+    differences: tuple[Difference, ...]
+
+    def favours(self, difference: Difference) -> str | None:
+        """Returns the better entry; None unless the interval shows one, or if the training seeds differ."""
+        if difference.value is None or not difference.resolved or not self.pairing.same_seed:
+            return None
+        above = difference.value.value > 0
+        return self.b if above == (difference.better == "higher") else self.a
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Sets whose trainings differ in the seed alone."""
+
+    name: str
+    members: dict[int | None, ScoredSet]  # by training seed; None: unknown
+
+    @property
+    def first(self) -> ScoredSet:
+        return next(iter(self.members.values()))
+
+
+def entries(sets: Sequence[ScoredSet]) -> list[Entry]:
+    """Returns the entries of some sets, in the order of their first sets, each named by its first set
+    without the seed.
+    """
+    groups = grouped([(_key_without_seed(scored), scored.seed) for scored in sets])
+    members = [{seed: sets[i] for seed, i in group.items()} for group in groups]
+    names = [_name(group) for group in members]
+    return [
+        Entry(name if names.count(name) == 1 else next(iter(group.values())).name, group)
+        for name, group in zip(names, members, strict=True)
+    ]
+
+
+def _key_without_seed(scored: ScoredSet) -> bytes | None:
+    """Returns what sets of one entry share; None where that is unknown."""
+    if scored.trained is None or scored.seed is None:
+        return None
+    settings = {k: v for k, v in scored.settings.items() if k not in ROUNDING | {"weights"}}
+    return canonical_json([settings, without_seed(scored.trained.training)])
+
+
+def _name(members: Mapping[int | None, ScoredSet]) -> str:
+    seed, first = next(iter(members.items()))
+    return first.name.removesuffix(f"-seed{seed}") if len(members) > 1 else first.name
+
+
+def compare(a: ScoredSet | Entry, b: ScoredSet | Entry) -> Comparison:
+    """Returns all differences of two entries; BadScores where items are damaged."""
+    first, second = (x if isinstance(x, Entry) else entries([x])[0] for x in (a, b))
+    seeds = sorted(s for s in first.members if s is not None and s in second.members)
+    pairs = [(first.members[seed], second.members[seed]) for seed in seeds]
+    pairs = pairs or [(first.first, second.first)]
+    pairing = pairing_of(*pairs[0])
+    paired = [scored.name for pair in pairs for scored in pair]
+    unpaired = [s.name for x in (first, second) for s in x.members.values() if s.name not in paired]
+    if unpaired:
+        warning = f"left out, for want of a partner: {', '.join(unpaired)}"
+        pairing = replace(pairing, warnings=(*pairing.warnings, warning))
+    scorers = sorted({scorer for x, y in pairs for scorer in x.scores.keys() & y.scores.keys()})
+    return Comparison(
+        a=first.name, b=second.name, pairing=pairing, seeds=tuple(seeds),
+        differences=tuple(_over_pairs(pairs, seeds, scorer) for scorer in scorers),
+    )  # fmt: skip
+
+
+def _over_pairs(
+    pairs: Sequence[tuple[ScoredSet, ScoredSet]], seeds: Sequence[int], scorer: str
+) -> Difference:
+    """Returns the mean over those pairs of sets that both have the score."""
+    has_score = [scorer in a.scores and scorer in b.scores for a, b in pairs]
+    differences = [
+        _difference(a, b, scorer) for (a, b), scored in zip(pairs, has_score, strict=True) if scored
+    ]
+    values = [difference.value for difference in differences if difference.value]
+    if len(values) < len(differences):
+        return next(difference for difference in differences if difference.value is None)
+    if len(pairs) == 1:
+        return differences[0]
+    scored_seeds = [seed for seed, scored in zip(seeds, has_score, strict=True) if scored]
+    warnings = list(dict.fromkeys(w for difference in differences for w in difference.warnings))
+    if len(scored_seeds) < len(seeds):
+        names = ", ".join(map(str, scored_seeds))
+        warnings.append(f"of training seed {names} alone: others are not scored")
+    return Difference(
+        scorer=scorer,
+        better=differences[0].better,
+        value=over_seeds(values),
+        groups=groups_over_seeds([difference.groups for difference in differences]),
+        warnings=tuple(warnings),
+        share=differences[0].share if len(differences) == 1 else None,
+        by_seed=dict(zip(scored_seeds, values, strict=True)),
+    )
+
+
+class _NoDifference(Exception):
+    """Why two scores cannot be compared."""
+
+
+def _difference(a: ScoredSet, b: ScoredSet, scorer: str) -> Difference:
+    first, second = a.scores[scorer], b.scores[scorer]
+    difference = Difference(
+        scorer=scorer, better=first.better, warnings=tuple(_warnings(first, second))
+    )
+    try:
+        value, groups, share = _by_items(a, b, scorer) or (*_between_sets(a, b, scorer), None)
+    except _NoDifference as error:
+        return replace(difference, reason=str(error))
+    return replace(difference, value=value, groups=groups, share=share)
+
+
+def _warnings(first: Score, second: Score) -> list[str]:
+    """Returns what else than the pictures may have moved a score."""
+    keys = sorted((first.made_by.keys() | second.made_by.keys()) - NOT_MAKING)
+    changed = [key for key in keys if first.made_by.get(key) != second.made_by.get(key)]
+    warnings = [f"scored differently: {', '.join(changed)}"] if changed else []
+    if first.missing or second.missing:
+        missing = f"{first.missing} and {second.missing}"
+        warnings.append(f"incomplete sets: {missing} pictures are missing")
+    return warnings
+
+
+def _by_items(
+    a: ScoredSet, b: ScoredSet, scorer: str
+) -> tuple[Value, dict[str, Value], float | None] | None:
+    """Returns the difference from the items of both; None where neither kept any."""
+    scores = a.scores[scorer], b.scores[scorer]
+    items = a.items(scorer), b.items(scorer)
+    if not any(items):
+        return None
+    for side, side_items in zip((a, b), items, strict=True):
+        if not side_items:
+            raise _NoDifference(f"{side.name} has no items of it. Score that set again")
+    means = [means_of(i, s.overall, s.unit) for i, s in zip(items, scores, strict=True)]
+    for side, (mean, _) in zip((a, b), means, strict=True):
+        if not _equal(mean, side.scores[scorer].value):
+            raise _NoDifference(
+                f"the items of {side.name} do not add up to its score. Score that set again"
+            )
+    first, second = scores
+    if first.prompt_list != second.prompt_list:  # ids may be the same
+        raise _NoDifference("it is of other prompts in each")
+    if (first.overall, first.unit) != (second.overall, second.unit):
+        raise _NoDifference("the scores are made of their items in different ways")
+    try:
+        value, groups, share = difference_and_share(*items, first.overall, first.unit)
+    except EvalError as error:
+        raise _NoDifference(str(error)) from None
+    # of some scores a group's value is not the mean of its items, which were resampled here
+    of_items = {
+        name: group
+        for name, group in groups.items()
+        if all(_equal(m[name], s.groups.get(name)) for (_, m), s in zip(means, scores, strict=True))
+    }
+    return value, of_items, share
+
+
+def _equal(mean: float, value: Value | None) -> bool:
+    return value is not None and isclose(mean, value.value, rel_tol=1e-6, abs_tol=1e-9)
+
+
+def _between_sets(a: ScoredSet, b: ScoredSet, scorer: str) -> tuple[Value, dict[str, Value]]:
+    """Returns the difference of a distance, which keeps features and influences in place of items."""
+    from ..distances.measure import difference  # which loads torch
+
+    try:
+        return difference(a.score_folder, b.score_folder, scorer)
+    except EvalError as error:
+        raise _NoDifference(str(error)) from None

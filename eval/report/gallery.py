@@ -1,0 +1,76 @@
+"""Pictures of the same prompts side by side, small enough for a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from ..images.imageset import ImageSetReader, PictureRef
+from ..prompts.prompts import Prompt
+
+Json = dict[str, Any]
+SIDES = (256, 192, 128, 96, 64)  # of a thumbnail, in pixels: the first at which all fit
+MOST_BYTES = 6_000_000  # of all thumbnails of a section
+
+
+def gallery(sets: Sequence[tuple[str, ImageSetReader]], most: int) -> list[Json]:
+    """Returns for each of `most` prompts its text, its group, and each named set's first picture of it
+    as a data URI.
+    """
+    if not sets:
+        return []
+    first_pictures = [_first_pictures(images) for _, images in sets]
+    prompts = _spread(
+        [p for p in sets[0][1].prompts.items if all((p.id, p.text) in f for f in first_pictures)],
+        most,
+    )
+    records: list[Json] = []
+    for side in SIDES:
+        records = [
+            {
+                "prompt": prompt.text, "group": prompt.group, "id": prompt.id,
+                "pictures": [
+                    {"set": i, "name": name, **_thumbnail(pictures[prompt.id, prompt.text], side)}
+                    for i, ((name, _), pictures) in enumerate(zip(sets, first_pictures, strict=True))
+                ],
+            }
+            for prompt in prompts
+        ]  # fmt: skip
+        if sum(len(p["uri"]) for record in records for p in record["pictures"]) <= MOST_BYTES:
+            break
+    return records
+
+
+def _first_pictures(images: ImageSetReader) -> dict[tuple[str, str], PictureRef]:
+    """Returns each prompt's picture of the lowest number, by the prompt's id and text."""
+    first: dict[tuple[str, str], PictureRef] = {}
+    for picture in images:
+        first.setdefault((picture.file.prompt.id, picture.file.prompt.text), picture)
+    return first
+
+
+def _spread(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
+    """Returns the first prompts of each group, `most` in all, in the order of the list.
+
+    They are picked by their place alone, never by what their pictures look like.
+    """
+    groups: dict[str | None, list[str]] = {}
+    for prompt in prompts:
+        groups.setdefault(prompt.group, []).append(prompt.id)
+    share = max(1, most // max(1, len(groups)))
+    chosen = [name for members in groups.values() for name in members[:share]][:most]
+    return [prompt for prompt in prompts if prompt.id in set(chosen)]
+
+
+def _thumbnail(picture: PictureRef, side: int) -> Json:
+    """Returns the picture in at most `side` x `side` pixels; a smaller one keeps its size."""
+    image = Image.fromarray(picture.read())
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    image.save(data, "WEBP", quality=80, method=4)
+    uri = f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
+    return {"uri": uri, "width": image.width, "height": image.height, "number": picture.number}

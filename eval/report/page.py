@@ -1,0 +1,174 @@
+"""The page of a report: text, tables and charts of what its JSON holds, by the template report.html.j2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from shards import charts
+from shards.console import duration_text
+from train.checkpoints.identity import leaves
+from train.report.records import read_records
+
+from .entries import RECONSTRUCTION, ScoredSet
+from .pairing import brief
+
+Json = dict[str, Any]
+LONGEST = 100  # characters of a setting on the page
+HARD = "\u00a0"  # a space at which no line ends
+
+
+def render(
+    data: Json,
+    galleries: Sequence[Sequence[Json]],
+    losses: Sequence[tuple[str, Sequence[charts.Curve]]] = (),
+    note: str = "",
+) -> str:
+    """Returns the page of what the JSON holds, with pictures by section and curves of the trainings."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {
+        "value": _value, "change": change, "seconds": _seconds, "short": _short,
+    }  # fmt: skip
+    return environment.get_template("report.html.j2").render(
+        r=data, galleries=galleries, note=note, style=charts.style(), verdicts=verdicts,
+        plot=_plot, groups_plot=_groups_plot, difference_plot=charts.difference, trainings=_trainings,
+        title=", ".join(section["benchmark"] for section in data["sections"]),
+        charts=[charts.curves(*chart) for chart in _score_curves(data["curves"])],
+        losses=[figure for chart in losses if (figure := charts.curves(*chart, log=True))],
+    )  # fmt: skip
+
+
+def verdicts(section: Json) -> list[str]:
+    """Returns a sentence a comparison: which entry is better by which scores, and what that leaves open."""
+    sentences = [_verdict(comparison, section["kind"]) for comparison in section["comparisons"]]
+    return [sentence for sentence in sentences if sentence]
+
+
+def _verdict(comparison: Json, kind: str) -> str:
+    compared = [d for d in comparison["differences"] if d["resolved"] is not None]
+    if not compared:
+        return ""
+    scores: dict[str, list[str]] = {}
+    for difference in compared:
+        title = "No difference shown by"
+        if difference["resolved"]:
+            winner = difference["favours"]
+            title = f"{winner} is better by" if winner else "Other training seeds, no verdict by"
+        text = f"{difference['scorer']} {change(difference['value'])}"
+        scores.setdefault(title, []).append(text)
+    sentences = [f"{title} {', '.join(texts)}." for title, texts in scores.items()]
+    sentences.append(f"Values are {comparison['other']} minus {comparison['baseline']}.")
+    if not comparison["paired"]:
+        sentences.append(comparison["sentence"])
+    if kind != RECONSTRUCTION and not all(d["covers_seeds"] for d in compared):
+        sentences.append("Other training seeds are not covered.")
+    return " ".join(sentences)
+
+
+def training_curves(sets: Sequence[ScoredSet]) -> list[tuple[str, list[charts.Curve]]]:
+    """Returns the losses over steps of the runs behind these sets, where they are known.
+
+    The validation loss is divided by the variance of its target. Latents of two VAEs are other
+    targets, so the heights of their curves say nothing about each other.
+    """
+    training, validation = list[charts.Curve](), list[charts.Curve]()
+    for run in dict.fromkeys(scored.run for scored in sets if scored.run):
+        records = read_records(run / "metrics.jsonl")
+        checks = [{"step": r["step"], **r["validation"]} for r in records if r.get("validation")]
+        training.append((run.name, _points(records, "loss")))
+        validation.append((run.name, _points(checks, "normalised")))
+    title = "Validation loss over the variance of its target, averaged weights"
+    return [("Training loss", training), (title, validation)]
+
+
+def _points(records: Sequence[Json], key: str) -> list[tuple[float, float]]:
+    return [(r["step"], r[key]) for r in records if r.get(key) is not None]
+
+
+def _score_curves(curves: Sequence[Json]) -> list[tuple[str, list[charts.Curve]]]:
+    """Returns a chart a scorer, with a line a run."""
+    lines: dict[str, list[charts.Curve]] = {}
+    for curve in curves:
+        points = [(step, value["value"]) for step, value in curve["points"]]
+        lines.setdefault(curve["scorer"], []).append((Path(curve["run"]).name, points))
+    return list(lines.items())
+
+
+def _plot(section: Json, score: Json) -> str:
+    """Returns a line an entry; each training seed is a ring, where there are several."""
+    entries, values = section["entries"], score["values"]
+    names = [entry["name"] for entry in entries]
+    lines = list(zip(names, score["over_seeds"], strict=True))
+    seeds = [[values[i]["value"] for i in entry["sets"] if values[i]] for entry in entries]
+    points = [numbers if len(numbers) > 1 else [] for numbers in seeds]
+    return charts.intervals(f"{score['scorer']} with intervals", lines, points)
+
+
+def _groups_plot(
+    title: str, groups: Mapping[str, Sequence[Json | None]], sets: Sequence[Json]
+) -> str:
+    by_set = [
+        {name: value for name, values in groups.items() if (value := values[i])}
+        for i in range(len(sets))
+    ]
+    return charts.groups(title, list(groups), by_set, [s["entry"] for s in sets])
+
+
+def _trainings(section: Json) -> list[Json]:
+    """Returns the parts of the trainings: key, values by set, whether they differ, and why they may."""
+    trainings = [leaves(s["training"] or {}) for s in section["sets"]]
+    shares = [s["initial_share"] for s in section["sets"]]
+    rows = [
+        {
+            "key": "initial weights in the average",
+            "badge": "",
+            "differs": any(share is not None for share in shares),
+            "values": ["unknown" if share is None else f"{share:.1%}" for share in shares],
+        }
+    ]
+    compared = [c["training"] for c in section["comparisons"] if c["training"]]
+    follow, beside = ({key for c in compared for key in c[kind]} for kind in ("follow", "differ"))
+    for key in sorted(set[str]().union(*trainings)):
+        values = [training[key] for training in trainings if key in training]
+        differs = any(value != values[0] for value in values)
+        badge = "differs" if key in beside else "follows the VAE" if key in follow else ""
+        texts = [
+            _short(training[key]) if key in training else "–" if training else "unknown"
+            for training in trainings
+        ]
+        rows.append(
+            {"key": key, "badge": badge if differs else "", "differs": differs, "values": texts}
+        )
+    return rows
+
+
+def _value(value: Json | None) -> str:
+    """Returns "0.512 [0.488, 0.536]", or without an interval "0.512"."""
+    return "–" if value is None else _interval(value, charts.figure)
+
+
+def change(value: Json) -> str:
+    """Returns a difference with its sign: "+0.12 [+0.05, +0.19]"."""
+    return _interval(value, "{:+,.3g}".format)
+
+
+def _interval(value: Json, text: Callable[[float], str]) -> str:
+    if value["low"] is None:
+        return text(value["value"])
+    return f"{text(value['value'])} [{text(value['low'])},{HARD}{text(value['high'])}]"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds < 100 else duration_text(seconds)
+
+
+def _short(value: Any) -> str:
+    """Returns a setting as `brief` does, of at most LONGEST characters."""
+    text = brief(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

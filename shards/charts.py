@@ -1,0 +1,214 @@
+"""Charts and style of pages that are one HTML file with nothing from outside: inline SVG for light
+and dark, coloured by the page's style (`--c0` to `--c7`, `currentColor`).
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+COLOURS = 8
+WIDTH, MARGIN, ROW = 360, 8, 26  # of a chart of intervals and the height of its lines, in pixels
+# of a chart of curves, the space left of it for numbers, and below it
+CURVES_WIDTH, CURVES_HEIGHT, LEFT, BOTTOM = 640, 220, 64, 24
+MOST_POINTS = 400  # of a curve on the page
+
+Estimate = Mapping[str, Any]  # "value", with "low" and "high" of its interval or None
+Curve = tuple[str, Sequence[tuple[float, float]]]  # a name, and its points
+
+
+def style() -> str:
+    """Returns the CSS of all pages."""
+    return Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+
+
+def document(title: str, body: str) -> str:
+    """Returns a page around a body of HTML; the title is text."""
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{style()}</style>"
+        f"<h1>{html.escape(title)}</h1>{body}</html>\n"
+    )
+
+
+def figure(value: float | None) -> str:
+    """Returns a number for people: four significant digits."""
+    return "unknown" if value is None else f"{value:,.4g}"
+
+
+# Curves -------------------------------------------------------------------------------------------
+
+
+def curves(title: str, lines: Sequence[Curve], *, log: bool = False) -> str:
+    """Returns named curves on common axes, empty text where no curve has a point.
+
+    The vertical axis is logarithmic if `log` is set and all values are above 0.
+    """
+    points = [point for _, line in lines for point in line]
+    if not points:
+        return ""
+    log = log and min(y for _, y in points) > 0
+    scaled = [(x, math.log10(y) if log else y) for x, y in points]
+    first, last = min(x for x, _ in scaled), max(x for x, _ in scaled)
+    low, high = extent(y for _, y in scaled)
+    width, height = CURVES_WIDTH - LEFT - 8, CURVES_HEIGHT - BOTTOM - 8
+
+    def across(x: float) -> float:
+        return LEFT + width * (x - first) / ((last - first) or 1)
+
+    def down(y: float) -> float:
+        return 8 + height * (high - (math.log10(y) if log else y)) / (high - low)
+
+    ends = (10**low, 10**high) if log else (low, high)
+    decades = [10.0**n for n in range(math.ceil(low), math.floor(high) + 1)] if log else []
+    inside = [y for y in decades if down(ends[1]) + 14 < down(y) < down(ends[0]) - 14]
+    shapes = [
+        f'<path class="grid" d="M{LEFT} {down(y):.1f}h{width}"/>'
+        f'<text class="axis" x="{LEFT - 6}" y="{down(y) + 4:.1f}" text-anchor="end">{figure(y)}</text>'
+        for y in (*ends, *inside)
+    ]
+    shapes += [
+        f'<text class="axis" x="{across(x):.1f}" y="{CURVES_HEIGHT - 8}" text-anchor="{anchor}">{x:,.0f}</text>'
+        for x, anchor in ((first, "start"), (last, "end"))
+    ]
+    for i, (_, line) in enumerate(lines):
+        places = [(across(x), down(y)) for x, y in thinned(line)]
+        shape = f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}"/>'
+        if len(places) == 1:
+            shape = f'<circle cx="{places[0][0]:.1f}" cy="{places[0][1]:.1f}" r="3"/>'
+        shapes.append(f'<g style="color:{_colour(i)}">{shape}</g>' if places else "")
+    names = "".join(
+        f'<span class="name"><span class="chip" style="background:{_colour(i)}"></span>{html.escape(name)}</span>'
+        for i, (name, _) in enumerate(lines) if name
+    )  # fmt: skip
+    return (
+        f'<figure class="curves"><figcaption>{html.escape(title)}{names}</figcaption>'
+        f"{_svg(title, CURVES_WIDTH, CURVES_HEIGHT, shapes)}</figure>"
+    )
+
+
+def thinned(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Returns at most MOST_POINTS points, each the mean of its neighbours."""
+    size = math.ceil(len(line) / MOST_POINTS) or 1
+    parts = [line[i : i + size] for i in range(0, len(line), size)]
+    return [(sum(x for x, _ in p) / len(p), sum(y for _, y in p) / len(p)) for p in parts]
+
+
+# Intervals ----------------------------------------------------------------------------------------
+
+
+def intervals(
+    title: str,
+    lines: Sequence[tuple[str, Estimate | None]],
+    points: Sequence[Sequence[float]] | None = None,
+) -> str:
+    """Returns a line an estimate, on one scale: text above, dot and whisker below, in its own colour.
+
+    Further `points` of a line are rings. A line without an estimate is empty.
+    """
+    rings = points or [[] for _ in lines]
+    estimates = [estimate for _, estimate in lines if estimate]
+    low, high = reach(estimates, *rings)
+    height = ROW * len(lines) + 18
+    shapes = [_axis(low, high, height)]
+    for i, (name, estimate) in enumerate(lines):
+        y = ROW * i
+        text = figure(estimate["value"]) if estimate else "no score"
+        shapes.append(
+            f'<text x="{MARGIN}" y="{y + 11}">{html.escape(name)}</text>'
+            f'<text x="{WIDTH - MARGIN}" y="{y + 11}" text-anchor="end">{text}</text>'
+        )
+        if estimate:
+            shapes.append(_mark(estimate, low, high, y + 19, _colour(i)))
+        shapes += [
+            f'<g style="color:{_colour(i)}"><circle class="ring" cx="{_across(number, low, high):.1f}" '
+            f'cy="{y + 19}" r="5"/></g>'
+            for number in rings[i]
+        ]  # fmt: skip
+    return _svg(title, WIDTH, height, shapes, "plot")
+
+
+def groups(
+    title: str,
+    names: Sequence[str],
+    sets: Sequence[Mapping[str, Estimate]],
+    colours: Sequence[int],
+) -> str:
+    """Returns a line of text a group, and below it a mark a set in its colour, on one scale."""
+    low, high = reach([estimate for estimates in sets for estimate in estimates.values()])
+    step = 9
+    row = 16 + step * len(sets)
+    height = row * len(names) + 18
+    shapes = [_axis(low, high, height)]
+    for i, name in enumerate(names):
+        shapes.append(f'<text x="{MARGIN}" y="{row * i + 11}">{html.escape(name)}</text>')
+        shapes += [
+            _mark(estimates[name], low, high, row * i + 18 + step * j, _colour(colours[j]))
+            for j, estimates in enumerate(sets)
+            if name in estimates
+        ]
+    return _svg(title, WIDTH, height, shapes, "plot")
+
+
+def difference(title: str, estimate: Estimate) -> str:
+    """Returns a difference's interval beside zero."""
+    most = max(map(abs, reach([estimate], [0.0])))
+    zero = f'<path d="M{WIDTH / 2} 0V16" class="zero"/>'
+    return _svg(title, WIDTH, 16, [zero, _mark(estimate, -most, most, 8, "currentColor")], "plot")
+
+
+def reach(estimates: Iterable[Estimate], *points: Sequence[float]) -> tuple[float, float]:
+    """Returns the ends of what the estimates with their intervals and the points reach, never equal."""
+    ends = [estimate[key] for estimate in estimates for key in ("value", "low", "high")]
+    numbers = [number for number in ends if number is not None]
+    return extent(chain(numbers, *points))
+
+
+def extent(numbers: Iterable[float]) -> tuple[float, float]:
+    """Returns the smallest and largest number, never equal."""
+    numbers = list(numbers) or [0.0]
+    low, high = min(numbers), max(numbers)
+    half = 0.0 if low < high else (abs(low) or 1.0) / 2
+    return low - half, high + half
+
+
+# Marks --------------------------------------------------------------------------------------------
+
+
+def _colour(i: int) -> str:
+    return f"var(--c{i % COLOURS})"
+
+
+def _across(number: float, low: float, high: float) -> float:
+    return MARGIN + (WIDTH - 2 * MARGIN) * (number - low) / (high - low)
+
+
+def _mark(estimate: Estimate, low: float, high: float, y: int, colour: str) -> str:
+    whisker = ""
+    if estimate["low"] is not None:
+        start, end = (_across(estimate[key], low, high) for key in ("low", "high"))
+        whisker = (
+            f'<path d="M{start:.1f} {y}H{end:.1f}M{start:.1f} {y - 3}v6M{end:.1f} {y - 3}v6"/>'
+        )
+    dot = f'<circle cx="{_across(estimate["value"], low, high):.1f}" cy="{y}" r="3.5"/>'
+    return f'<g style="color:{colour}">{whisker}{dot}</g>'
+
+
+def _axis(low: float, high: float, height: int) -> str:
+    return (
+        f'<text class="axis" x="{MARGIN}" y="{height - 3}">{figure(low)}</text>'
+        f'<text class="axis" x="{WIDTH - MARGIN}" y="{height - 3}" text-anchor="end">{figure(high)}</text>'
+    )
+
+
+def _svg(title: str, width: int, height: int, shapes: Iterable[str], kind: str = "") -> str:
+    size = f'class="{kind}"' if kind else f'width="{width}" height="{height}"'
+    return (
+        f'<svg {size} viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">'
+        f"{''.join(shapes)}</svg>"
+    )

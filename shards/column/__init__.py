@@ -1,0 +1,1 @@
+"""How a column is made: sources, shards written by one writer each, commits, the lease."""

@@ -1,0 +1,211 @@
+"""What a batch holds and how it is read: sample numbers -> rows of columns -> one flat buffer.
+
+    samples of many batches -> order -> (source, row id) -> caption chosen -> places    `Planner`
+    moments | extra columns | tokens                                                    `BatchLayout`
+    every row straight to its place in the buffer, one read each                        `Reader`
+
+What can be computed for many batches at once is; what is left for each batch is to read its rows.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ShardsError
+from .column import Column
+from .join import JoinedColumns
+from .objects import Places
+from .order import Ints, Order
+
+ALIGN = 64  # bytes; every part of a buffer starts at a multiple
+CHUNK = 4_096  # samples that are planned at once: order and places then cost 1 % of the reading
+WARM = 16  # batches without a disk read, after which hints are left out
+SLOW = 1e9  # bytes a second; slower, and it is no memory, though the system may not call it a disk
+# samples, rows, sources, number of the text column (B,) int64, cu_seqlens (B + 1,) int32
+Header = tuple[NDArray[Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where one tensor of a batch lies in its buffer."""
+
+    offset: int
+    element: str  # one of `format.layout.ELEMENTS`
+    shape: tuple[int, ...]
+    row_bytes: int
+
+
+class BatchLayout:
+    """The parts of a batch of `size` samples in one flat buffer. Tokens come last, for only they
+    differ in length; `capacity` has room for the longest captions.
+
+    Tokens are as they are stored, int8 with their scales too, unless some text columns are of int8
+    and others of bfloat16: then all are bfloat16.
+    """
+
+    def __init__(self, columns: JoinedColumns, size: int) -> None:
+        first = columns.by_source[0]
+        self.size, offset = size, 0
+        self.parts: dict[str, Part] = {}
+        for name, column in {"moments": first.latents, **first.extra}.items():
+            layout = column.layout
+            shape = (size, *layout.row_shape)
+            self.parts[name] = Part(offset, layout.element, shape, layout.unit_bytes)
+            offset = -(-(offset + size * layout.unit_bytes) // ALIGN) * ALIGN
+        layouts = [column.layout for column in columns.texts]
+        layout = next((each for each in layouts if not each.quantised), layouts[0])
+        self.token_element, self.token_shape = layout.element, layout.unit_shape
+        self.token_bytes = layout.unit_bytes
+        self.tokens_at = offset
+        self.capacity = offset + size * columns.max_tokens * self.token_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOp:
+    """Rows of one column, and the byte of the buffer that each is to start at."""
+
+    column: Column
+    rows: Ints  # row ids
+    places: Places  # where the column has them
+    at: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """One rank's part of a global batch, before it is read."""
+
+    position: int
+    header: Header
+    reads: list[ReadOp]
+    tokens: int
+    bytes: int  # of the buffer that are used
+
+
+class Planner:
+    """The batches of one rank in order, each by its position."""
+
+    def __init__(
+        self, columns: JoinedColumns, order: Order, batch: int, world: int = 1, rank: int = 0
+    ) -> None:
+        self.columns, self.order = columns, order
+        self.places = order.places(batch, world, rank)
+        self.layout = BatchLayout(columns, self.places.size)
+
+    def plans(self, position: int, step: int) -> Iterator[BatchPlan]:
+        """Yields the batches at `position`, `position + step` and so on, for ever.
+
+        The first is planned alone, for it is waited for; then twice as many at a time, up to 4,096
+        samples.
+        """
+        count, most = 1, max(1, CHUNK // self.places.size)
+        while True:
+            yield from self._plan(position + step * np.arange(count))
+            position += step * count
+            count = min(2 * count, most)
+
+    def _plan(self, positions: Ints) -> Iterator[BatchPlan]:
+        layout, size = self.layout, self.places.size
+        samples = (positions[:, None] + self.places).ravel()
+        sources, rows = self.columns.locate(*self.order.at(samples))
+        groups = list(self._groups(samples, sources, rows))
+        texts, lengths = np.zeros(rows.size, np.int64), np.zeros(rows.size, np.int64)
+        for part, text, column, samples_of, places in groups:
+            if part is None:
+                texts[samples_of] = text
+                lengths[samples_of] = places.size // column.layout.unit_bytes
+        ends = np.zeros((positions.size, size + 1), np.int64)
+        np.cumsum(lengths.reshape(positions.size, size), axis=1, out=ends[:, 1:])
+        token_starts = layout.tokens_at + ends[:, :-1].ravel() * layout.token_bytes
+        reads: list[list[ReadOp]] = [[] for _ in positions]
+        for part, _, column, samples_of, places in groups:
+            row_starts = part.offset + samples_of % size * part.row_bytes if part else None
+            at = token_starts[samples_of] if row_starts is None else row_starts
+            cuts = np.searchsorted(samples_of, size * np.arange(positions.size + 1)).tolist()
+            for i, (a, b) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
+                if a < b:
+                    part_places = places.at(slice(a, b))
+                    reads[i].append(ReadOp(column, rows[samples_of[a:b]], part_places, at[a:b]))
+        tables = [array.reshape(positions.size, size) for array in (samples, rows, sources, texts)]
+        tokens = ends[:, -1].tolist()
+        for i, header in enumerate(zip(*tables, ends.astype(np.int32), strict=True)):
+            end = layout.tokens_at + tokens[i] * layout.token_bytes
+            yield BatchPlan(int(positions[i]), header, reads[i], tokens[i], end)
+
+    def _groups(
+        self, samples: Ints, sources: Ints, rows: Ints
+    ) -> Iterator[tuple[Part | None, int, Column, Ints, Places]]:
+        """Yields (part, or None for tokens; number of the text column; column; which samples are
+        read from it; their places in it).
+        """
+        text = 0
+        for s, source in enumerate(self.columns.by_source):
+            of_source = np.flatnonzero(sources == s)
+            for name, column in {"moments": source.latents, **source.extra}.items():
+                yield self.layout.parts[name], 0, column, of_source, column.places(rows[of_source])
+            choice = self.order.choose(samples[of_source], source.rates)
+            for t, column in enumerate(source.texts):
+                of_text = of_source[choice == t]
+                yield None, text, column, of_text, column.places(rows[of_text])
+                text += 1
+
+
+class Reader:
+    """Reads one rank's planned batches into buffers. Used by one thread."""
+
+    def __init__(self, planner: Planner) -> None:
+        self.planner, self.layout = planner, planner.layout
+        self._warm, self._disk_reads = 0, _disk_reads()
+
+    def plans(self, position: int, step: int, ahead: int = 1) -> Iterator[BatchPlan]:
+        """Yields the batches at `position`, `position + step` and so on, for ever; each is hinted
+        when `ahead` others are to be read before it.
+        """
+        waiting: deque[BatchPlan] = deque()
+        for plan in self.planner.plans(position, step):
+            if ahead:
+                self.hint(plan)
+            waiting.append(plan)
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+
+    def hint(self, plan: BatchPlan) -> None:
+        """Says that a batch will be read soon. Columns in a folder are spared it while all that is
+        read comes from memory: a hint costs a tenth of reading the row from there.
+        """
+        for op in plan.reads:
+            if self._warm < WARM or op.column.store.folder is None:
+                with suppress(ShardsError, OSError):  # reading it will say, when its turn has come
+                    op.column.hint(op.rows, op.places)
+
+    def fill(self, plan: BatchPlan, buffer: NDArray[np.uint8]) -> None:
+        """Reads a batch but for its header. Raises CorruptColumn, naming column, shard and row."""
+        start = time.perf_counter()
+        for op in plan.reads:
+            if op.column.layout.quantised and self.layout.token_element != "int8":
+                self._dequantise(op, buffer)
+            else:
+                op.column.gather(op.rows, buffer.data, op.at, "new", op.places)
+        slow = plan.bytes < SLOW * (time.perf_counter() - start)
+        before, self._disk_reads = self._disk_reads, _disk_reads()
+        self._warm = 0 if slow or self._disk_reads > before else self._warm + 1
+
+    def _dequantise(self, op: ReadOp, buffer: NDArray[np.uint8]) -> None:
+        """Reads int8 tokens for a batch that has bfloat16 ones too, and writes them as such."""
+        words = op.column.decoded(op.column.read(op.rows, "new"))
+        ends = np.cumsum(op.column.lengths(op.rows))
+        for at, caption in zip(op.at.tolist(), np.split(words, ends[:-1]), strict=True):
+            buffer[at : at + caption.nbytes] = caption.view(np.uint8).ravel()
+
+
+def _disk_reads() -> int:
+    """Returns the blocks that this thread has had read from a disk so far, by itself or ahead."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock

@@ -1,0 +1,277 @@
+"""A column, open for reading: every row straight from its place in an object into the caller's buffer.
+
+A row's place follows by arithmetic (and, for ragged kinds, from the lengths of its shard, which are
+read at first touch and kept: 6 bytes a row). Then one `preadv` brings it; nothing else is done a row.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..column.commits import (
+    READERS,
+    Snapshot,
+    committed,
+    open_complete,
+    read_complete,
+    snapshot_of_commits,
+)
+from ..column.tar_object import first_byte
+from ..column.zarr_object import crc32c
+from ..errors import CorruptColumn, IncompleteColumn, NotAColumn
+from ..format.atomic import Json
+from ..format.identity import ColumnIdentity
+from ..format.int8 import dequantise
+from ..format.layout import BLOCK, ZARR_ROWS, ColumnSpec
+from ..format.records import ColumnRecord
+from ..store.base import Place, Store
+from ..store.open import open_store
+from .objects import Ints, Places, ValueObjects
+from .row_tables import NO_MEMBER, RowTables
+
+Check = Literal[False, True, "new"]
+
+
+def open_spec(store: Store) -> tuple[ColumnSpec, str]:
+    """Returns what column.json says, and its digest."""
+    if store.folder is not None and not store.folder.is_dir():
+        raise NotAColumn(
+            f"{store.url}: no such folder. Expected a column, as `python -m encode run` makes"
+        )
+    name = store.at("column.json")
+    record = store.record("column.json", ColumnRecord)
+    spec = record.spec()
+    if spec.record()["zarr"] != record.zarr:
+        raise CorruptColumn(f"{name}: the Zarr metadata that it names is not that of its layout")
+    return spec, record.digest
+
+
+class Column:
+    """One column, open for reading. Rows are named by row id, in any order.
+
+    `spec` says what the column is, `snapshot` which rows it holds. Threads that share one take
+    turns; a copy made by pickle opens its own files.
+    """
+
+    def __init__(self, store: Store, spec: ColumnSpec, digest: str, snapshot: Snapshot) -> None:
+        self.store, self.spec, self.digest, self.snapshot = store, spec, digest, snapshot
+        self.layout = spec.layout
+        rows = snapshot.rows
+        if len(rows) != self.layout.shards or max(rows, default=0) > self.layout.shard_rows:
+            raise CorruptColumn(
+                f"{store.url}: its records speak of {len(rows)} shards of up to "
+                f"{max(rows, default=0)} rows, column.json of {self.layout.shards} of at most "
+                f"{self.layout.shard_rows}"
+            )
+        self._objects = ValueObjects(store, spec)
+        self._tables = RowTables(store, spec, digest, snapshot)
+        self._lock = threading.RLock()
+
+    @classmethod
+    def open(cls, url: Place, partial: bool = False, snapshot_id: Json | None = None) -> Column:
+        """Opens a column by its newest COMPLETE record, or with `partial` by the commits that exist
+        now. `snapshot_id` (what `Column.snapshot_id` returned) opens the snapshot of then.
+
+        Raises NotAColumn, IncompleteColumn, FormatVersion or CorruptColumn.
+        """
+        store = open_store(url)
+        spec, digest = open_spec(store)
+        if snapshot_id is not None:
+            snapshot = _pinned(store, digest, spec.layout.shards, snapshot_id)
+        elif partial:
+            shards = committed(store, spec.layout.shards)
+            snapshot = snapshot_of_commits(store, digest, spec.layout.shards, shards)
+        else:
+            snapshot = read_complete(store, digest)
+        return cls(store, spec, digest, snapshot)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Column, (self.store, self.spec, self.digest, self.snapshot)
+
+    @property
+    def path(self) -> str:
+        """Folder or url, for messages."""
+        return self.store.url
+
+    @property
+    def name(self) -> str:
+        return self.store.name
+
+    @cached_property
+    def identity(self) -> ColumnIdentity:
+        """Returns what the column says of its encoder; IdentityMismatch where another program wrote it."""
+        return ColumnIdentity.of(self.spec.identity)
+
+    def snapshot_id(self) -> Json:
+        """Returns what names this snapshot for ever: its digest, and for a partial one its shards as
+        runs of (first, count).
+        """
+        runs = None
+        if self.store.size(f"complete/{self.snapshot.digest}.json") is None:
+            present = np.array([c is not None for c in self.snapshot.content], np.int8)
+            edges = np.flatnonzero(np.diff(present, prepend=0, append=0)).reshape(-1, 2)
+            runs = [[int(first), int(end - first)] for first, end in edges]
+        return {"generation": self.snapshot.digest, "shards": runs}
+
+    def members(self, suffix: str) -> dict[int, str]:
+        """Returns the digest of the members with a suffix that each shard was made of, where its commit says
+        so; see `members`. All commits are read.
+        """
+        shards = [s for s, content in enumerate(self.snapshot.content) if content is not None]
+        with ThreadPoolExecutor(READERS) as pool:
+            members = zip(shards, pool.map(self._tables.members, shards), strict=True)
+            return {shard: digests[suffix] for shard, digests in members if suffix in digests}
+
+    def valid_mask(self, truncated: bool = False) -> NDArray[np.uint32]:
+        """Returns the valid-row bits of all row ids, (shards * shard_rows / 32,) uint32; with status 1
+        admitted if asked.
+        """
+        per_shard = self.layout.shard_rows // BLOCK
+        mask = np.zeros(self.layout.shards * per_shard, np.uint32)
+        start = 0
+        for shard, rows in enumerate(self.snapshot.rows):
+            count = -(-rows // BLOCK)
+            mask[shard * per_shard :][:count] = self.snapshot.valid_mask[start : start + count]
+            start += count
+        for shard, first, count in self.snapshot.truncated if truncated else ():
+            ids = shard * self.layout.shard_rows + np.arange(first, first + count)
+            np.bitwise_or.at(mask, ids // BLOCK, np.uint32(1) << (ids % BLOCK).astype(np.uint32))
+        return mask
+
+    # What is known of rows ------------------------------------------------------------------------
+
+    def status(self, rows: Ints) -> NDArray[np.uint8]:
+        """Returns the status of each row id."""
+        return self._tables("status", rows)
+
+    def lengths(self, rows: Ints) -> Ints:
+        """Returns the number of tokens of each row id (0 where rows have a fixed shape)."""
+        if not self.layout.ragged:
+            return np.zeros(len(rows), np.int64)
+        return self._tables("lengths", rows).astype(np.int64)
+
+    def checksums(self, rows: Ints) -> NDArray[np.uint32]:
+        """Returns the crc32c of each row id's values as stored."""
+        return self._tables("crc", rows)
+
+    def row_bytes(self, rows: Ints) -> Ints:
+        """Returns the bytes that each row id's values take in a buffer."""
+        units = self.lengths(rows) if self.layout.ragged else np.ones(len(rows), np.int64)
+        return units * self.layout.unit_bytes
+
+    def places(self, rows: Ints) -> Places:
+        """Returns where each row id's values are."""
+        size = self.row_bytes(rows)
+        if self.layout.backend == "webdataset":
+            start = self._tables("starts", rows).astype(np.int64)
+            start = np.where(start == NO_MEMBER, -1, first_byte(start))
+            return Places(rows // self.layout.shard_rows, start, size)
+        first = self._tables("starts", rows) if self.layout.ragged else rows % ZARR_ROWS
+        return Places(rows // ZARR_ROWS, first.astype(np.int64) * self.layout.unit_bytes, size)
+
+    # Values ---------------------------------------------------------------------------------------
+
+    def gather(
+        self, rows: Ints, view: memoryview, at: Ints, check: Check = False,
+        places: Places | None = None,
+    ) -> None:  # fmt: skip
+        """Reads row i's values to `view[at[i]:]`, a flat buffer of bytes; `row_bytes` says how many.
+
+        With `check`, every row's crc32c is compared with the stored one, or with "new" that of rows
+        that were not compared before; what came over a network always is. `places`: of these rows,
+        if they are known already. Raises CorruptColumn, naming object, shard and row.
+        """
+        places = places or self.places(rows)
+        with self._lock:
+            self._objects.read(places, view, at)
+            if check is True or self.store.folder is None:
+                self._compare(rows, places, view, at)
+            elif check and len(new := self._tables.not_compared(rows)):
+                self._compare(rows[new], places.at(new), view, at[new])
+                self._tables.mark_compared(rows[new])
+
+    def _compare(self, rows: Ints, places: Places, view: memoryview, at: Ints) -> None:
+        """Compares rows that were read with their checksums; a remote one is fetched once more."""
+        sizes = zip(at.tolist(), places.size.tolist(), self.checksums(rows).tolist(), strict=True)
+        for i, (start, size, checksum) in enumerate(sizes):
+            part = view[start : start + size]
+            if crc32c(part) == checksum:
+                continue
+            place = places.at(slice(i, i + 1))
+            if self._objects.forget(place):
+                self._objects.read(place, part, np.zeros(1, np.int64))
+                if crc32c(part) == checksum:
+                    continue
+            shard, row = divmod(int(rows[i]), self.layout.shard_rows)
+            raise CorruptColumn(
+                f"{self.path}: row {row} of shard {shard} (row id {rows[i]}) does not fit its "
+                f"checksum. Run `python -m shards verify {self.path}` for all that is damaged, "
+                "then `repair` and encode again, or restore it"
+            )
+
+    def hint(self, rows: Ints, places: Places | None = None) -> None:
+        """Says that rows will be read soon: the disk reads ahead, a remote object is fetched."""
+        if len(rows):
+            with self._lock:
+                self._objects.hint(places or self.places(rows))
+
+    def read_into(self, rows: Ints, out: NDArray[Any], check: Check = False) -> None:
+        """Reads rows end to end into `out`: (B, 2C, H, W) float16, or (sum of lengths, D) bfloat16
+        bits. `check` as in `gather`.
+        """
+        size = self.row_bytes(rows)
+        if out.size:
+            self.gather(rows, out.reshape(-1).view(np.uint8).data, np.cumsum(size) - size, check)
+
+    def read(self, rows: Ints, check: Check = False) -> NDArray[Any]:
+        """Returns rows as a new array as stored, (B, *row) or (sum of lengths, *unit)."""
+        with self._lock:
+            self._objects.refuse_short(self.places(rows))
+        count = int(self.lengths(rows).sum()) if self.layout.ragged else len(rows)
+        out = np.empty((count, *self.layout.unit_shape), self.layout.dtype)
+        self.read_into(rows, out, check)
+        return out
+
+    def decoded(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """Returns stored tokens as bfloat16 bits; others as they are."""
+        if not self.spec.quantisation:
+            return stored
+        return dequantise(stored, np.array(self.spec.quantisation["channel"], np.float32))
+
+    def empty(self) -> NDArray[Any]:
+        """Returns the empty caption's tokens, (n, D) bfloat16 bits or (n,) ids, compared with what a
+        commit says of them.
+        """
+        return self._tables.empty()
+
+    def close(self) -> None:
+        self._objects.close()
+
+
+def _pinned(store: Store, digest: str, shards: int, snapshot_id: Json) -> Snapshot:
+    """Returns the snapshot that `snapshot_id` names; IncompleteColumn if it can no longer be had."""
+    if snapshot_id["shards"] is None:
+        name = f"complete/{snapshot_id['generation']}.json"
+        if store.size(name) is None:
+            raise IncompleteColumn(
+                f"{store.at(name)}: the snapshot that this run has read is gone. Restore it, or "
+                "start a new run"
+            )
+        return open_complete(store, name, digest)
+    only = [s for first, count in snapshot_id["shards"] for s in range(first, first + count)]
+    try:
+        snapshot = snapshot_of_commits(store, digest, shards, only)
+    except NotAColumn as error:
+        raise IncompleteColumn(f"{error}. This run has read that shard") from None
+    if snapshot.digest != snapshot_id["generation"]:
+        raise IncompleteColumn(
+            f"{store.url}: its shards no longer hold what this run has read. Restore the column, or "
+            "start a new run"
+        )
+    return snapshot

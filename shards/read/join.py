@@ -1,0 +1,317 @@
+"""Columns joined by row id: several columns of one source, of one or several sources, read as one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..column.commits import valid_rows
+from ..errors import IdentityMismatch, OrderError, SourceMismatch
+from ..format.atomic import Json
+from ..format.layout import Norm
+from ..store.base import Place, Store
+from ..store.open import open_store
+from .column import Column, open_spec
+from .compatible import (
+    check_kind,
+    check_same_encoding,
+    check_same_members,
+    check_same_source,
+    refuse_bad_rows,
+)
+from .objects import Ints
+from .order import Order, Union
+
+# a tokens or ids column, or several, each with the share of the samples that takes it
+Text = Place | Mapping[Any, float]
+Bad = Literal["skip", "error"]
+
+
+class SourceColumns:
+    """The columns that are read of one source, and the rows that are valid in all of them.
+
+    `text`: a tokens or ids column, or (column, rate) pairs, of which each sample takes one: the
+    choice depends on (seed, sample number) alone. `also`: further columns whose statuses are joined
+    but which are not read, so that all runs of a comparison see the same rows. `truncated`: admit
+    rows of status 1. `bad`: rows that are not valid in some column are left out ("skip"), or
+    refused with BadRows ("error"). `extra`: columns of rows of one shape that are delivered beside
+    the latents. `snapshot_ids`: by which some columns were opened, by their names in `identity`.
+    """
+
+    def __init__(
+        self, latents: Column, text: Column | Sequence[tuple[Column, float]],
+        also: Sequence[Column] = (), truncated: bool = False, *, bad: Bad = "skip",
+        extra: Mapping[str, Column] | None = None, snapshot_ids: Mapping[str, Json] | None = None,
+    ) -> None:  # fmt: skip
+        pairs = [(text, 1.0)] if isinstance(text, Column) else list(text)
+        self.latents, self.truncated = latents, truncated
+        self.texts, self.rates = tuple(c for c, _ in pairs), tuple(float(r) for _, r in pairs)
+        self.also, self.extra = tuple(also), dict(extra or {})
+        self._snapshot_ids = dict(snapshot_ids or {})
+        if not pairs or not min(self.rates) > 0 or not abs(sum(self.rates) - 1) <= 1e-6:
+            raise IdentityMismatch(
+                f"text columns at the rates {list(self.rates)}: rates above 0 that add up to 1 "
+                "expected"
+            )
+        check_kind(latents, "moments", "latents")
+        for column in self.texts:
+            check_kind(column, "tokens", "ids")
+            check_same_encoding(self.texts[0], column)
+        for name, column in self.extra.items():
+            if column.layout.ragged:
+                raise IdentityMismatch(
+                    f"{column.path}: found rows of any length, expected rows of one shape for the "
+                    f"extra column {name!r}"
+                )
+        columns = list(self.columns.values())
+        for column in columns[1:]:
+            check_same_source(latents, column)
+        check_same_members(columns)
+        # one bit for each row id, set where the row is valid in every column
+        self.valid_mask: NDArray[np.uint32] = np.bitwise_and.reduce(
+            [column.valid_mask(truncated) for column in columns]
+        )
+        if bad == "error":
+            refuse_bad_rows(columns, truncated)
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        """All columns, by the name that they have in `identity`."""
+        texts = {f"text.{i}" if i else "text": column for i, column in enumerate(self.texts)}
+        also = {f"also.{i}": column for i, column in enumerate(self.also)}
+        extra = {f"extra.{name}": column for name, column in self.extra.items()}
+        return {"latents": self.latents, **texts, **also, **extra}
+
+    @property
+    def valid_rows(self) -> Ints:
+        """Row ids of all valid rows, ascending."""
+        return valid_rows(self.valid_mask)
+
+    def identity(self) -> Json:
+        """Returns what the columns are and which snapshot of each is read."""
+        record: Json = {"truncated": self.truncated}
+        if len(self.texts) > 1:
+            record["rates"] = list(self.rates)
+        for name, column in self.columns.items():
+            if name not in self._snapshot_ids:  # once: COMPLETE may come while a run reads commits
+                self._snapshot_ids[name] = column.snapshot_id()
+            snapshot = self._snapshot_ids[name]
+            record[name] = {
+                "identity": column.spec.identity,
+                "norm": column.spec.record()["norm"],
+                "column": column.digest,
+                "complete": snapshot["generation"],
+            } | ({"shards": snapshot["shards"]} if snapshot["shards"] is not None else {})
+        return record
+
+
+class JoinedColumns:
+    """The columns of one or several sources, read as one.
+
+    Without weights the sources are concatenated: one order over the union, every row once an epoch.
+    With weights each has epochs of its own, and a fixed share of the samples. All must agree in
+    shapes, norm and encoders; IdentityMismatch names the fields. `by_source` has the columns
+    source by source; what is asked of all is answered by the first, with which the others agree.
+    """
+
+    def __init__(
+        self, by_source: Sequence[SourceColumns], weights: Sequence[float] | None = None
+    ) -> None:
+        first = by_source[0]
+        for other in by_source[1:]:
+            check_same_encoding(first.latents, other.latents)
+            check_same_encoding(first.texts[0], other.texts[0])
+            if first.extra.keys() != other.extra.keys():
+                raise IdentityMismatch(
+                    f"{other.latents.path}: found the extra columns {sorted(other.extra)} with it, "
+                    f"but {sorted(first.extra)} with {first.latents.path}"
+                )
+            for name, column in first.extra.items():
+                check_same_encoding(column, other.extra[name])
+        if weights is not None and len(weights) != len(by_source):
+            raise OrderError(
+                f"{len(weights)} weights for {len(by_source)} sources: one each expected"
+            )
+        self.by_source = tuple(by_source)
+        self.weights = None if weights is None else tuple(float(w) for w in weights)
+        self._union = Union([source.valid_mask for source in by_source])
+
+    # The order of samples -------------------------------------------------------------------------
+
+    @property
+    def valid_mask(self) -> NDArray[np.uint32]:
+        """One bit for each row id, set where the row is valid; of all sources laid end to end."""
+        return self._union.valid_mask
+
+    @property
+    def valid_masks(self) -> list[NDArray[np.uint32]]:
+        """As `Order` takes them: of each source where they have weights, else of all end to end."""
+        if self.weights is None:
+            return [self.valid_mask]
+        return [source.valid_mask for source in self.by_source]
+
+    @property
+    def valid_rows(self) -> Ints:
+        """Row ids of all valid rows, ascending; of all sources laid end to end."""
+        return valid_rows(self.valid_mask)
+
+    def order(self, seed: int = 0, lanes: int = 64, window: int = 0) -> Order:
+        """Returns the order of samples over these sources."""
+        return Order(self.valid_masks, seed, lanes, window, self.weights)
+
+    def locate(self, source: Ints, row: Ints) -> tuple[Ints, Ints]:
+        """Returns (source, row id in it) of what `Order` calls (source, row id)."""
+        return self._union.split(row) if self.weights is None else (source, row)
+
+    # What all sources have in common --------------------------------------------------------------
+
+    @property
+    def latents(self) -> Column:
+        return self.by_source[0].latents
+
+    @property
+    def text(self) -> Column:
+        """The first text column, whose empty caption is that of all."""
+        return self.by_source[0].texts[0]
+
+    @property
+    def texts(self) -> list[Column]:
+        """The text columns of all sources."""
+        return [column for source in self.by_source for column in source.texts]
+
+    @property
+    def norm(self) -> Norm:
+        """Of the latents; IdentityMismatch if the column has none."""
+        if self.latents.spec.norm is None:
+            raise IdentityMismatch(f"{self.latents.path}: the column records no shift and scale")
+        return self.latents.spec.norm
+
+    @property
+    def posterior(self) -> bool:
+        """Whether latents are drawn from moments; else the column holds them."""
+        return self.latents.layout.kind == "moments"
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a latent: half the channels of moments."""
+        channels, height, width = self.latents.layout.row_shape
+        return channels // 2 if self.posterior else channels, height, width
+
+    @property
+    def max_tokens(self) -> int:
+        return max(column.layout.row_shape[0] for column in self.texts)
+
+    @property
+    def ids(self) -> bool:
+        """Whether the text is token ids, which an encoder has yet to run on; else it is tokens."""
+        return self.text.layout.kind == "ids"
+
+    @property
+    def text_width(self) -> int | None:
+        """Of a token; None for ids, of which only their encoder knows it."""
+        return None if self.ids else self.text.layout.row_shape[1]
+
+    def identity(self) -> Json:
+        """Returns what the columns are and which snapshot of each is read, further sources below
+        `more`: pinned by checkpoints, compared on resume. `open_sources(pins=)` takes it back.
+        """
+        record, *more = (source.identity() for source in self.by_source)
+        if more:
+            record |= {"more": more, "weights": self.weights and list(self.weights)}
+        return record
+
+    def close(self) -> None:
+        for source in self.by_source:
+            for column in source.columns.values():
+                column.close()
+
+
+# Opening -----------------------------------------------------------------------------------------
+
+
+def open_join(
+    latents: Place, text: Text, also: Sequence[Place] = (), truncated: bool = False, *,
+    bad: Bad = "skip", partial: bool = False, extra: Mapping[str, Place] | None = None,
+    pins: Json | None = None,
+) -> JoinedColumns:  # fmt: skip
+    """Opens and joins the columns of one source; a named error says which one is absent, unfinished,
+    damaged or foreign.
+
+    `text`: a column, or a mapping of columns to their rates. `partial`: columns may be unfinished;
+    the rows that are committed now are read. `pins`: what `JoinedColumns.identity` returned
+    earlier; exactly the snapshots that it names are opened, whatever has been added since.
+    """
+    source = _open_source(latents, text, also, truncated, bad, partial, extra or {}, pins or {})
+    return JoinedColumns([source])
+
+
+def open_sources(
+    latents: Place | Sequence[Place], text: Text | Sequence[Text], also: Sequence[Place] = (),
+    truncated: bool = False, *, weights: Sequence[float] | None = None, bad: Bad = "skip",
+    partial: bool = False, pins: Json | None = None,
+) -> JoinedColumns:  # fmt: skip
+    """Opens one or several sources: a moments or latents column and a `text` of each, as in
+    `open_join`. Each `also` column goes to the source that it was made from.
+    """
+    all_latents = [latents] if isinstance(latents, Store | Path | str) else list(latents)
+    all_texts = [text] if isinstance(text, Store | Path | str | Mapping) else list(text)
+    if not all_latents or len(all_latents) != len(all_texts):
+        raise SourceMismatch(
+            f"found {len(all_latents)} latent columns and {len(all_texts)} texts, expected one "
+            "text (a column, or columns with their rates) for each latent column"
+        )
+    all_also = [list(also)] if len(all_latents) == 1 else _by_source(all_latents, also)
+    all_pins = [pins, *pins.get("more", [])] if pins else []
+    all_pins += [{}] * (len(all_latents) - len(all_pins))
+    sources = zip(all_latents, all_texts, all_also, all_pins, strict=False)
+    return JoinedColumns(
+        [_open_source(z, t, a, truncated, bad, partial, {}, p) for z, t, a, p in sources], weights
+    )
+
+
+def _open_source(
+    latents: Place, text: Text, also: Sequence[Place], truncated: bool, bad: Bad, partial: bool,
+    extra: Mapping[str, Place], pins: Json,
+) -> SourceColumns:  # fmt: skip
+    rates = text if isinstance(text, Mapping) else {text: 1.0}
+    snapshot_ids: dict[str, Json] = {}
+
+    def open_column(name: str, place: Place) -> Column:
+        pin = pins.get(name)
+        # a pin of another column is of no use: the caller compares identities, and says so
+        if pin is None or pin["column"] != open_spec(open_store(place))[1]:
+            return Column.open(place, partial)
+        snapshot_ids[name] = {"generation": pin["complete"], "shards": pin.get("shards")}
+        return Column.open(place, snapshot_id=snapshot_ids[name])
+
+    return SourceColumns(
+        open_column("latents", latents),
+        [
+            (open_column(f"text.{i}" if i else "text", place), rate)
+            for i, (place, rate) in enumerate(rates.items())
+        ],
+        [open_column(f"also.{i}", place) for i, place in enumerate(also)],
+        truncated,
+        bad=bad,
+        extra={name: open_column(f"extra.{name}", place) for name, place in extra.items()},
+        snapshot_ids=snapshot_ids,
+    )
+
+
+def _by_source(latents: Sequence[Place], also: Sequence[Place]) -> list[list[Place]]:
+    """Returns the `also` columns of each latent column's source."""
+    sources = [open_spec(open_store(place))[0].identity["source"] for place in latents]
+    groups: list[list[Place]] = [[] for _ in latents]
+    for place in also:
+        source = open_spec(open_store(place))[0].identity["source"]
+        if source not in sources:
+            raise SourceMismatch(
+                f"{place}: made from source {source}, which is none of those that are read: "
+                f"{sources}"
+            )
+        groups[sources.index(source)].append(place)
+    return groups

@@ -1,0 +1,235 @@
+"""The objects that hold a column's values: opened, each checked once, and read at places that are
+known by arithmetic.
+"""
+
+from __future__ import annotations
+
+import errno
+import resource
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cached_property
+from typing import Any, NamedTuple
+from weakref import WeakSet
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..column.tar_object import tar_name
+from ..column.zarr_object import decode_into, read_index, read_into
+from ..errors import CorruptColumn
+from ..format.atomic import naming
+from ..format.layout import ArraySpec, ColumnSpec
+from ..store.base import Handle, Store
+
+OPEN_FILES = 4  # of a column at least; all of a process share half of what it may open
+INDEX_BYTES = 1 << 26  # of the chunk indexes that are kept of a column with a codec
+MOST_COMPRESSED = 256  # lz4 packs no tighter
+HINT_GAP = 1 << 16  # ranges closer than this are one to the disk
+
+Ints = NDArray[np.int64]
+
+_ALIVE: WeakSet[ValueObjects] = WeakSet()  # of this process, but for those that were closed
+
+
+class Places(NamedTuple):
+    """Where rows are, an array of each."""
+
+    object: Ints  # number of the object
+    start: Ints  # byte of it, as if there were no codec; -1: the row has no member in the tar
+    size: Ints  # bytes
+
+    def at(self, index: Any) -> Places:
+        """Returns the places of some of the rows."""
+        return Places(self.object[index], self.start[index], self.size[index])
+
+    def rows(self) -> Iterator[tuple[int, int, int]]:
+        """Yields (object, start, size) of each row."""
+        return zip(self.object.tolist(), self.start.tolist(), self.size.tolist(), strict=True)
+
+
+class ValueObjects:
+    """Open objects of a column, by number; the least recently opened are closed."""
+
+    def __init__(self, store: Store, spec: ColumnSpec) -> None:
+        self.store, self.layout = store, spec.layout
+        self.handles: dict[int, Handle] = {}
+        self._arrays = spec.arrays()
+        self._checked: set[int] = set()
+        self._edges: dict[int, NDArray[np.uint64]] = {}
+        _ALIVE.add(self)
+
+    # Opening --------------------------------------------------------------------------------------
+
+    @cached_property
+    def _array(self) -> ArraySpec:
+        """The Zarr array that the objects are of; tars are of none."""
+        return self._arrays[self.layout.kind]
+
+    @property
+    def limit(self) -> int:
+        """Files that this column may hold open now."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return max(OPEN_FILES, min(soft // 2, 1 << 17) // max(1, len(_ALIVE)))
+
+    def path(self, number: int) -> str:
+        if self.layout.backend == "webdataset":
+            return tar_name(number)
+        return f"{self.layout.kind}/{self._array.key(number)}"
+
+    def name(self, number: int) -> str:
+        """Full name of an object, for messages."""
+        return self.store.at(self.path(number))
+
+    def open(self, number: int) -> Handle:
+        """Returns the handle of an object, opened if it is not; CorruptColumn if there is none."""
+        if number in self.handles:
+            return self.handles[number]
+        while len(self.handles) >= self.limit:
+            self._close(next(iter(self.handles)))
+        try:
+            handle = self._open(number)
+        except FileNotFoundError:
+            raise CorruptColumn(
+                f"{self.name(number)}: the object is missing though its shard is committed. "
+                "Restore it, or repair the column"
+            ) from None
+        if number not in self._checked and self.layout.backend == "zarr":
+            try:
+                self._index(number, handle)
+            except (CorruptColumn, OSError):
+                self.store.close(handle)
+                raise
+            self._checked.add(number)
+        self.handles[number] = handle
+        _ALIVE.add(self)  # again, if it was closed
+        return handle
+
+    def _open(self, number: int) -> Handle:
+        """Opens an object; where this process may open no more files, half of ours are closed first."""
+        try:
+            return self.store.open(self.path(number))
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self.handles:
+                raise
+        for other in list(self.handles)[: -(-len(self.handles) // 2)]:
+            self._close(other)
+        return self.store.open(self.path(number))
+
+    def _index(self, number: int, handle: Handle) -> NDArray[np.uint64]:
+        """Returns the chunk index of an open object; a remote one that is damaged is fetched once more."""
+        with suppress(CorruptColumn):
+            return read_index(self.store, handle, self._array, self.name(number))
+        self.store.forget(handle, 0, self.store.length(handle, self.name(number)))
+        return read_index(self.store, handle, self._array, self.name(number))
+
+    def _close(self, number: int) -> None:
+        self.store.close(self.handles.pop(number))
+
+    def close(self) -> None:
+        _ALIVE.discard(self)
+        for number in list(self.handles):
+            self._close(number)
+
+    # Values ---------------------------------------------------------------------------------------
+
+    def read(self, places: Places, view: memoryview, at: Ints) -> None:
+        """Reads the i-th row's bytes to `view[at[i]:]`, with one `preadv` where there is no codec."""
+        rows = zip(places.rows(), at.tolist(), strict=True)
+        handles, preadv, codec = self.handles, self.store.preadv, self.layout.codec
+        number = -1
+        try:
+            for (number, start, size), to in rows:
+                if not size or start < 0:
+                    continue
+                part = view[to : to + size]
+                if codec:
+                    self._decode(number, start, part)
+                    continue
+                handle = handles.get(number)
+                if handle is None:
+                    handle = self.open(number)
+                if preadv(handle, [part], start) != size:  # once more, or the object's end
+                    read_into(self.store, handle, part, start, self.name(number))
+        except OSError as error:
+            if error.errno and not error.filename:
+                error.filename = self.name(number)
+            raise
+        for i in np.flatnonzero(places.start < 0):  # no member in the tar: a row without values
+            blank = self.layout.blank(int(places.size[i]) // self.layout.unit_bytes)
+            view[int(at[i]) : int(at[i] + places.size[i])] = blank.tobytes()
+
+    def _decode(self, number: int, start: int, view: memoryview) -> None:
+        """Reads a row through the codec."""
+        out = np.frombuffer(view, self.layout.dtype).reshape(-1, *self.layout.unit_shape)
+        decode_into(
+            self.store, self.open(number), self._array, self._chunk_edges(number),
+            start // self.layout.unit_bytes, out, self.name(number),
+        )  # fmt: skip
+
+    def _chunk_edges(self, number: int) -> NDArray[np.uint64]:
+        """Returns the chunk index of an object that has a codec."""
+        if number not in self._edges:
+            if len(self._edges) * 8 * self._array.chunks > INDEX_BYTES:
+                self._edges.clear()
+            self._edges[number] = self._index(number, self.open(number))
+        return self._edges[number]
+
+    def _stored(self, places: Places) -> Places:
+        """Returns where rows are as they are stored: with a codec, the chunks that hold them."""
+        if not self.layout.codec:
+            return places
+        start, size = np.zeros_like(places.start), np.zeros_like(places.size)
+        for i, (number, first_byte, count) in enumerate(places.rows()):
+            if count:
+                end = first_byte + count
+                first, last = (
+                    first_byte // self._array.chunk_bytes,
+                    -(-end // self._array.chunk_bytes),
+                )
+                if last >= len(edges := self._chunk_edges(number)):
+                    raise CorruptColumn(f"{self.name(number)}: the object ends before byte {end}")
+                start[i], size[i] = edges[first], edges[last] - edges[first]
+        return Places(places.object, start, size)
+
+    def forget(self, place: Places) -> bool:
+        """Drops what is cached of a row; False if nothing is ever cached."""
+        ((number, start, size),) = self._stored(place).rows()
+        return start >= 0 and self.store.forget(self.open(number), start, size)
+
+    def hint(self, places: Places) -> None:
+        """Says that rows will be read soon: the disk reads ahead, a remote object is fetched."""
+        places = self._stored(places)
+        places = places.at(np.lexsort((places.start, places.object)))
+        end = places.start + places.size
+        apart = np.ones(len(end), bool)
+        apart[1:] = places.object[1:] != places.object[:-1]
+        apart[1:] |= places.start[1:] > end[:-1] + HINT_GAP
+        first = np.flatnonzero(apart)
+        ends = end[np.append(first[1:], len(end)) - 1].tolist()
+        for (number, start, _), last in zip(places.at(first).rows(), ends, strict=True):
+            if last > start >= 0:
+                self.store.willneed(self.open(number), start, last - start)
+
+    def refuse_short(self, places: Places) -> None:
+        """Raises CorruptColumn if objects are too small to hold these rows, before memory is taken
+        for them.
+        """
+        if self.layout.codec:
+            short = places.object[places.size > MOST_COMPRESSED * self._stored(places).size]
+        else:
+            places = places.at((places.start >= 0) & (places.size > 0))
+            objects, inverse = np.unique(places.object, return_inverse=True)
+            ends = np.zeros(len(objects), np.int64)
+            np.maximum.at(ends, inverse, places.start + places.size)
+            short = objects[np.array([self._length(n) for n in objects.tolist()], np.int64) < ends]
+        if len(short):
+            raise CorruptColumn(
+                f"{self.name(int(short[0]))}: the object is too small for its rows. Restore it, or "
+                "repair the column"
+            )
+
+    def _length(self, number: int) -> int:
+        """Returns the bytes of an object."""
+        with naming(self.name(number)):
+            return self.store.length(self.open(number), self.name(number))

@@ -1,0 +1,148 @@
+"""What a column knows of its rows: lengths, statuses, checksums and where each starts, read a shard at
+a time at first touch, and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..column.commits import Snapshot, commit_name, own_commit
+from ..column.tar_object import starts as tar_starts
+from ..errors import CorruptColumn
+from ..format.atomic import sha256
+from ..format.layout import HAS_VALUES, ZARR_ROWS, ColumnSpec
+from ..store.base import Store
+from .objects import Ints
+
+NO_MEMBER = 2**32 - 1  # among `starts`: the row has no member in the tar
+TYPES = {"lengths": np.uint16, "status": np.uint8, "crc": np.uint32, "starts": np.uint32}
+SMALL = ("lengths/", "status/", "crc/", "empty/")  # objects that are read whole
+
+
+class RowTables:
+    """Tables over the rows of a snapshot: `lengths` (2 bytes a row), `starts` (4), `crc` (4) and
+    `status` (1). Memory is taken only for shards that were read.
+    """
+
+    def __init__(self, store: Store, spec: ColumnSpec, digest: str, snapshot: Snapshot) -> None:
+        self.store, self.layout, self.digest, self.snapshot = store, spec.layout, digest, snapshot
+        self._arrays = spec.arrays()
+        self._rows = np.array(snapshot.rows, np.int64)
+        self._base = np.concatenate([[0], np.cumsum(self._rows)])
+        self._tables: dict[str, tuple[NDArray[Any], NDArray[np.bool_]]] = {}
+        self._compared = np.zeros(0, bool)
+        self._commits: dict[int, tuple[dict[str, str], Mapping[str, str]]] = {}
+
+    def __call__(self, name: str, rows: Ints) -> NDArray[Any]:
+        """Returns the table's value of each row id; IndexError for a row that the snapshot lacks."""
+        shard, place = np.divmod(rows, self.layout.shard_rows)
+        if len(rows) and (
+            rows.min() < 0 or shard.max() >= len(self._rows) or (place >= self._rows[shard]).any()
+        ):
+            raise IndexError(f"{self.store.url}: no such rows among {rows.tolist()[:8]}")
+        if name not in self._tables:  # zeros that nobody touches take no memory
+            table = np.zeros(int(self._base[-1]), TYPES[name])
+            self._tables[name] = table, np.zeros(len(self._rows), bool)
+        values, read = self._tables[name]
+        if not read[shard].all():
+            for s in np.unique(shard[~read[shard]]).tolist():
+                part = self._starts(s) if name == "starts" else self._read(name, s)
+                values[self._base[s] : self._base[s + 1]] = part
+                read[s] = True
+        result: NDArray[Any] = values[self._base[shard] + place]
+        return result
+
+    def not_compared(self, rows: Ints) -> Ints:
+        """Returns the indexes of rows that were not compared with their checksums before, by this
+        column in this process.
+        """
+        if not self._compared.size:
+            self._compared = np.zeros(int(self._base[-1]), bool)
+        return np.flatnonzero(~self._compared[self._index(rows)])
+
+    def mark_compared(self, rows: Ints) -> None:
+        self._compared[self._index(rows)] = True
+
+    def _index(self, rows: Ints) -> Ints:
+        """Index of row ids in a table."""
+        shard, place = np.divmod(rows, self.layout.shard_rows)
+        index: Ints = self._base[shard] + place
+        return index
+
+    def _read(self, name: str, shard: int) -> NDArray[Any]:
+        """Reads the table's part of a shard."""
+        rows, path = int(self._rows[shard]), f"{name}/{self._arrays[name].key(shard)}"
+        digest = self._commit(shard)[0].get(path)
+        if digest is None:
+            raise CorruptColumn(
+                f"{self.store.at(commit_name(shard))}: it names no {path}, which a shard of "
+                f"{rows} rows has"
+            )
+        table = self._read_small(name, path, rows, digest)
+        if name == "lengths" and table.max(initial=0) > self.layout.row_shape[0]:
+            raise CorruptColumn(
+                f"{self.store.at(path)}: a row of {table.max()} tokens, at most "
+                f"{self.layout.row_shape[0]} expected"
+            )
+        return table
+
+    def _starts(self, shard: int) -> Ints:
+        """Where each row of a shard starts in its object: in tokens, or in blocks of a tar."""
+        ids = shard * self.layout.shard_rows + np.arange(self._rows[shard])
+        lengths = np.ones(len(ids), np.int64)
+        if self.layout.ragged:
+            lengths = self("lengths", ids).astype(np.int64)
+        if self.layout.backend == "webdataset":
+            present = np.isin(self("status", ids), HAS_VALUES)
+            return np.where(present, tar_starts(self.layout, lengths, present), NO_MEMBER)
+        blocks = np.pad(lengths, (0, -len(ids) % ZARR_ROWS)).reshape(-1, ZARR_ROWS)
+        before: Ints = (np.cumsum(blocks, 1) - blocks).ravel()[: len(ids)]
+        return before
+
+    def members(self, shard: int) -> Mapping[str, str]:
+        """Returns `members` of a shard's commit."""
+        return self._commit(shard)[1]
+
+    def empty(self) -> NDArray[Any]:
+        """Returns the empty caption's tokens, compared with what the first commit says of them."""
+        spec = self._arrays["empty"]
+        path = f"empty/{spec.key(0)}"
+        shards = (s for s, content in enumerate(self.snapshot.content) if content is not None)
+        shard = next(shards, None)
+        digest = None if shard is None else self._commit(shard)[0].get(path)
+        return self._read_small("empty", path, spec.shape[0], digest)
+
+    def _commit(self, shard: int) -> tuple[dict[str, str], Mapping[str, str]]:
+        """(sha256 of each small object, `members`) of a shard, from the commit that the snapshot names."""
+        if shard not in self._commits:
+            commit = own_commit(self.store, self.digest, shard)
+            if commit.content != self.snapshot.content[shard]:
+                raise CorruptColumn(
+                    f"{self.store.at(commit_name(shard))}: not the content that the COMPLETE "
+                    f"record names. Run `python -m shards verify {self.store.url}`"
+                )
+            small = {path: digest for path, _, digest in commit.objects if path.startswith(SMALL)}
+            self._commits[shard] = small, commit.members
+        return self._commits[shard]
+
+    def _read_small(self, name: str, path: str, count: int, digest: str | None) -> NDArray[Any]:
+        """Reads the first `count` elements of a small object, without a codec, of this sha256."""
+        spec = self._arrays[name]
+        try:
+            data = self.store.read(path)
+        except FileNotFoundError:
+            raise CorruptColumn(
+                f"{self.store.at(path)}: the object is missing though its shard is committed. "
+                "Restore it, or repair the column"
+            ) from None
+        size = count * spec.chunk_bytes // spec.chunk_len
+        if len(data) < size or (digest is not None and sha256(data) != digest):
+            raise CorruptColumn(
+                f"{self.store.at(path)}: its {len(data)} bytes are not those that were committed. "
+                "Restore it, or repair the column"
+            )
+        return np.frombuffer(bytearray(data[:size]), spec.dtype).reshape(count, *spec.shape[1:])

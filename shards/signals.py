@@ -1,0 +1,102 @@
+"""How a command is stopped: by any signal that a shell, a scheduler or a limit sends for that.
+
+What is in progress (a step, a batch, a shard) is finished or given up in order, and the command ends
+with exit code 128 + the signal's number.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+# A hang-up is a closed terminal, SIGUSR1 and SIGUSR2 are what SLURM's --signal is set to, SIGXCPU
+# comes before a limit of CPU time, SIGQUIT is Ctrl-\.
+SIGNALS = (
+    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
+    signal.SIGQUIT,
+)  # fmt: skip
+
+
+class Stopped(BaseException):
+    """A signal to stop came; `number` is the signal's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.number
+
+
+@contextmanager
+def on_stop(handle: Callable[[int], None]) -> Iterator[None]:
+    """Calls `handle` with the number of each stop signal that comes meanwhile, in the main thread
+    between two instructions, so that it may do no more than set something or raise.
+
+    A signal that is ignored at the start stays ignored, as SIGHUP is under nohup.
+    """
+
+    def received(number: int, _: FrameType | None) -> None:
+        handle(number)
+
+    caught = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, received) for number in caught}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def stopping(received: list[int] | None = None) -> Iterator[None]:
+    """Lets the first stop signal raise Stopped; later ones are ignored, so that what follows cleans
+    up undisturbed.
+
+    What is raised within a finaliser is lost, so the signal's number is appended to `received` too.
+    """
+    first = True
+
+    def stop(number: int) -> None:
+        nonlocal first
+        if received is not None:
+            received.append(number)
+        if first:
+            first = False
+            raise Stopped(number)
+
+    with on_stop(stop):
+        yield
+
+
+def stoppable(work: Callable[[], int | None], received: list[int] | None = None) -> int:
+    """Runs what goes on when it is run again. Returns its exit code, None being 0, or 128 + n where
+    stop signal n ended it; see `stopping`.
+    """
+    try:
+        with stopping(received):
+            return work() or 0
+    except Stopped as stop:
+        name = signal.Signals(stop.number).name
+        print(f"stopped by {name}; run it again to go on from there", file=sys.stderr, flush=True)
+        return stop.exit_code
+
+
+def leave(exit_code: int) -> int:
+    """Ends the process at once if `exit_code` is that of a stop signal, else returns it.
+
+    What had to be saved is saved by now, and the interpreter would wait at its end for threads that
+    may hang in the storage.
+    """
+    if exit_code > 128:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    return exit_code

@@ -1,0 +1,1 @@
+"""Where a column is: a folder, an object store, a web server, behind one interface."""

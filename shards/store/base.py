@@ -1,0 +1,166 @@
+"""Where a column is: a folder, or a prefix in an object store, behind one seam.
+
+A store is a small file system of objects. Names are relative, parted by `/`. Objects appear whole
+or not at all and are never replaced; what is large is streamed in, and read in place by `preadv`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import CorruptColumn, NotAColumn
+from ..format.atomic import Json, Staging, unseal_bytes
+from ..format.layout import VERSION
+from ..format.records import RECORD_BYTES, Sealed, parse
+
+REMOTE = ("s3", "gs", "az")
+WEB = ("http", "https")  # to be read only
+BATCH, READERS = 256, 16  # sizes that a thread asks for, one after the other, and threads
+R = TypeVar("R", bound=Sealed)
+Handle = Any  # of an open object: a file descriptor, or what the store makes of one
+
+
+class Store(ABC):
+    """A folder of objects. Pickles; a copy in another process opens its own files."""
+
+    url: str  # without a slash at the end
+    folder: Path | None = None  # of a local store
+
+    def at(self, name: str) -> str:
+        """Returns the object's full name, for messages."""
+        return f"{self.url}/{name}"
+
+    @property
+    def name(self) -> str:
+        """Returns the last part of the url: how people call a column."""
+        return self.url.rstrip("/").rpartition("/")[2]
+
+    @abstractmethod
+    def child(self, name: str) -> Store:
+        """Returns the store of all names below `name`."""
+
+    @property
+    @abstractmethod
+    def parent(self) -> Store:
+        """Returns the store that this is a child of: of a column, its source."""
+
+    # Whole objects --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """Returns a whole small object; FileNotFoundError if it is absent."""
+
+    @abstractmethod
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        """Creates a small object; False if the name is taken, and then the other stays."""
+
+    @abstractmethod
+    def replace(self, name: str, data: bytes) -> None:
+        """Writes or replaces an object that is derived from others, never a data object."""
+
+    @abstractmethod
+    def staged(self, name: str) -> Staging:
+        """Creates a large object: `with store.staged(name) as f: f.write(...); f.publish()`."""
+
+    def make_durable(self, name: str) -> None:  # noqa: B027  # an object store keeps what it shows
+        """Lets a name outlive a power cut: its writer may have died just before that."""
+
+    def touch(self, name: str) -> None:  # noqa: B027  # an object store can only write it again
+        """Makes an object young again that is of no commit, but will be: `gc` then leaves it."""
+
+    def unseal(self, name: str, kind: str, version: int) -> Json:
+        """Returns a sealed record; see `unseal_bytes`. NotAColumn if it is absent."""
+        size = self.size(name)
+        if size is not None and size > RECORD_BYTES.get(kind, 1 << 20):
+            raise CorruptColumn(
+                f"{self.at(name)}: {size} bytes are no {kind} record. Restore it, or delete it and "
+                "encode again"
+            )
+        try:
+            data = self.read(name)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotAColumn(
+                f"{self.at(name)}: no such file. Expected a {kind} record; check the path, or "
+                "encode first"
+            ) from None
+        return unseal_bytes(data, self.at(name), kind, version)
+
+    def record(self, name: str, model: type[R]) -> R:
+        """Returns a record of a column or source, checked; NotAColumn, CorruptColumn or FormatVersion
+        where it is absent, damaged or of another release.
+        """
+        return parse(self.unseal(name, model.KIND, VERSION), model, self.at(name))
+
+    # Names ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def size(self, name: str) -> int | None:
+        """Returns the bytes of an object; None if it is absent."""
+
+    def sizes(self, names: Sequence[str]) -> Sequence[int | None]:
+        """Returns the size of each of many objects."""
+        parts = [names[i : i + BATCH] for i in range(0, len(names), BATCH)]
+        with ThreadPoolExecutor(READERS) as pool:  # a network's file system takes its time for each
+            sizes = pool.map(lambda part: [self.size(name) for name in part], parts)
+            return [size for part in sizes for size in part]
+
+    @abstractmethod
+    def folders(self) -> Sequence[str]:
+        """Returns the names of the folders that are direct children."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> list[tuple[str, int]]:
+        """Returns (name, bytes) of every object below a folder, sorted, without what is being staged."""
+
+    @abstractmethod
+    def stale_temporaries(self, seconds: float) -> Sequence[str]:
+        """Returns the names that interrupted writers left behind at least so long ago."""
+
+    @abstractmethod
+    def age(self, name: str) -> float | None:
+        """Returns the seconds since an object was written; None if it is absent."""
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Removes an object if it exists. For `repair` and `gc` alone, under the lease."""
+
+    @abstractmethod
+    def move(self, name: str, to: str) -> None:
+        """Gives an object another name. For `repair` alone."""
+
+    # Reading in place -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def open(self, name: str, cached: bool = True) -> Handle:
+        """Opens an object for `preadv`; FileNotFoundError if it is absent. Without `cached` its bytes
+        come from the store itself, past anything that is kept of it elsewhere.
+        """
+
+    @abstractmethod
+    def length(self, handle: Handle, name: str) -> int:
+        """Returns the bytes of an open object; an error says its `name`."""
+
+    @abstractmethod
+    def preadv(self, handle: Handle, buffers: Sequence[memoryview], offset: int) -> int:
+        """Fills buffers from an open object as `os.preadv` does; returns how many bytes came."""
+
+    @abstractmethod
+    def willneed(self, handle: Handle, offset: int, length: int) -> None:
+        """Says that a range will be read soon. Returns at once."""
+
+    @abstractmethod
+    def close(self, handle: Handle) -> None:
+        """Closes an open object."""
+
+    def forget(self, handle: Handle, offset: int, length: int) -> bool:
+        """Drops what is cached of a range, so that it is fetched again; False if nothing is ever
+        cached.
+        """
+        return False
+
+
+Place = Store | Path | str  # what a store may be named by

@@ -1,0 +1,190 @@
+"""What `python -m shards info` says of a column."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..column.commits import Snapshot, valid_rows
+from ..format.atomic import Json
+from ..format.int8 import WARN_ABOVE
+from ..format.layout import Norm
+from ..read.column import Column
+from ..store.base import Place
+from .describe import describe
+
+SAMPLE_ROWS = 2_048
+SAMPLE_BYTES = 1 << 28  # of values that are read for statistics
+GROUP = 32  # rows of them at once
+TOLERANCE = 0.25  # of mean and deviation of normalised latents
+CHANNEL_TOLERANCE = 0.5  # of those of one channel, which has a shift and scale of its own
+
+
+def information(url: Place) -> Json:
+    """Returns schema, identity, rows by status, sizes, and token lengths or latent statistics (of up
+    to 2,048 rows).
+    """
+    about = describe(url)
+    about.refuse_damage()
+    spec, layout = about.spec, about.spec.layout
+    snapshot = Snapshot.of(about.digest, layout.shards, list(about.commits.values()), {})
+    column = Column(about.store, spec, about.digest, snapshot)
+    info: Json = {
+        "column": column.path,
+        "kind": layout.kind,
+        "complete": bool(about.complete),
+        "shards": layout.shards,
+        "shard_rows": layout.shard_rows,
+        "committed": len(about.commits),
+        "failed": sorted(about.failed),
+        "rows": about.rows,
+        "statuses": about.counts,
+        "row_shape": list(layout.row_shape),
+        "element": layout.element,
+        "backend": layout.backend,
+        "codec": layout.codec,
+        "bytes": about.bytes,
+        "bytes_per_row": about.bytes // max(about.rows, 1),
+        "digest": about.digest,
+        "generation": snapshot.digest,
+        "identity": spec.identity,
+        "norm": spec.record()["norm"],
+        "empty_tokens": spec.empty_tokens,
+        "warnings": [],
+    }
+    if spec.quantisation:
+        info["quantisation"] = {k: v for k, v in spec.quantisation.items() if k != "channel"}
+        if (error := float(spec.quantisation["relative_error"])) > WARN_ABOVE:
+            info["warnings"].append(
+                f"int8 loses {100 * error:.2f} % of these tokens (relative error); 1 % is usual"
+            )
+    ids = _some_valid_rows(column)
+    if len(ids) and layout.ragged:
+        info["lengths"] = _lengths(column.lengths(ids), layout.row_shape[0])
+    elif len(ids) and layout.kind in ("moments", "latents"):
+        info["latents"] = _latents(column, ids, spec.norm, info["warnings"])
+    column.close()
+    return info
+
+
+def _some_valid_rows(column: Column) -> NDArray[np.int64]:
+    """Up to 2,048 valid row ids spread over the column; fewer where rows are large."""
+    ids = valid_rows(column.valid_mask())
+    count = min(SAMPLE_ROWS, len(ids))
+    if not column.layout.ragged:  # of others, the lengths alone are read
+        count = min(count, max(1, SAMPLE_BYTES // column.layout.unit_bytes))
+    return ids.take(np.linspace(0, len(ids) - 1, count).astype(int))
+
+
+def _lengths(lengths: NDArray[np.int64], most: int) -> Json:
+    counts, edges = np.histogram(lengths, bins=8)
+    return {
+        "rows": len(lengths),
+        "mean": float(lengths.mean()),
+        "p99": float(np.percentile(lengths, 99)),
+        "max": int(lengths.max()),
+        "limit": most,
+        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+    }
+
+
+def _latents(
+    column: Column, ids: NDArray[np.int64], norm: Norm | None, warnings: list[str]
+) -> Json:
+    """Returns mean and deviation of each channel over sampled latents; with a norm, adds a warning
+    where it does not bring them near 0 and 1.
+    """
+    moments = (
+        column.layout.kind == "moments"
+    )  # mean and log variance of what latents are drawn from
+    channels, height, width = column.layout.row_shape
+    total, square, noise = np.zeros((3, channels // 2 if moments else channels))
+    for start in range(0, len(ids), GROUP):
+        mean = column.read(ids[start : start + GROUP]).astype(np.float64)
+        if moments:
+            mean, logvar = np.split(mean, 2, axis=1)
+            noise += np.exp(logvar.clip(-30, 20)).sum((0, 2, 3))
+        total += mean.sum((0, 2, 3))
+        square += np.square(mean).sum((0, 2, 3))
+    values = len(ids) * height * width
+    means = total / values
+    deviations = np.sqrt(np.maximum(square / values - means**2, 0) + noise / values)
+    latents: Json = {"rows": len(ids), "mean": means.tolist(), "std": deviations.tolist()}
+    if norm is None:
+        warnings.append("no shift and scale are recorded")
+        return latents
+    shift, scale = np.array(norm.shift), np.array(norm.scale)
+    means, deviations = (means - shift) * scale, deviations * scale
+    centre, spread = float(means.mean()), float(np.sqrt((deviations**2).mean()))
+    latents["normalised"] = {
+        "mean": centre, "std": spread,
+        "channel_mean": means.tolist(), "channel_std": deviations.tolist(),
+    }  # fmt: skip
+    if abs(centre) > TOLERANCE or abs(spread - 1) > TOLERANCE:
+        warnings.append("the VAE's shift and scale do not normalise these latents")
+    if max(shift.size, scale.size) > 1:  # a shift and scale of its own for each channel
+        far = np.maximum(np.abs(means), np.abs(deviations - 1)) > CHANNEL_TOLERANCE
+        if far.any():
+            warnings.append(
+                f"the VAE's shift and scale do not normalise channels {np.flatnonzero(far).tolist()}"
+            )
+    return latents
+
+
+def as_text(info: Json) -> str:
+    """Returns the information for a reader."""
+    state = "complete" if info["complete"] else "NOT complete"
+    storage = [info["element"], info["backend"], *([info["codec"]] if info["codec"] else [])]
+    lines = [
+        f"column      {info['column']} ({info['kind']}, {state})",
+        f"shards      {info['committed']} of {info['shards']} committed, "
+        f"{len(info['failed'])} failed",
+        f"rows        {info['rows']:,}: "
+        + ", ".join(f"{n:,} {name}" for name, n in info["statuses"].items()),
+        f"row         {info['row_shape']} {', '.join(storage)}",
+        f"bytes       {info['bytes']:,} ({info['bytes_per_row']:,} a row)",
+        "identity    " + json.dumps(info["identity"], indent=2).replace("\n", "\n            "),
+    ]
+    if scales := info.get("quantisation"):
+        lines.append(
+            f"quantised   {scales['scheme']}; relative error {100 * scales['relative_error']:.2f} % "
+            f"over {scales['rows']} rows"
+        )
+    if lengths := info.get("lengths"):
+        counts, edges = lengths["histogram"]["counts"], lengths["histogram"]["edges"]
+        lines.append(
+            f"tokens      mean {lengths['mean']:.1f}, 99 % below {lengths['p99']:.0f}, most "
+            f"{lengths['max']}"
+        )
+        lines += [
+            f"            {int(a):4d}-{int(b):<4d} {'#' * int(40 * n / max(counts)):40s} {n}"
+            for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)
+        ]
+    if latents := info.get("latents"):
+        lines += [
+            f"latents     mean {_numbers(latents['mean'])}",
+            f"            std  {_numbers(latents['std'])}",
+        ]
+        if scaled := latents.get("normalised"):
+            lines += [
+                f"normalised  mean {scaled['mean']:.3f}, std {scaled['std']:.3f} (0 and 1 expected); by "
+                "channel",
+                f"            mean {_numbers(scaled['channel_mean'])}",
+                f"            std  {_numbers(scaled['channel_std'])}",
+            ]
+    return "\n".join([*lines, *(f"WARNING     {warning}" for warning in info["warnings"])])
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.2f}" for value in values)
+
+
+def run_info(args: argparse.Namespace) -> int:
+    """`python -m shards info`."""
+    info = information(args.column)
+    print(json.dumps(info, indent=2) if args.json else as_text(info))
+    return 0

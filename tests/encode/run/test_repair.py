@@ -1,0 +1,51 @@
+"""Real columns, damaged in several ways, are repaired and encoded again to what they were."""
+
+import sys
+from pathlib import Path
+
+import configs
+from encode.__main__ import main
+from shards.tools.repair import repair
+from shards.tools.verify import examine, logical_digest, verify
+from tests.encode.toy import files_of, write_config, write_source
+from tests.forks import fork, wait
+
+
+def encode(config: Path, output: Path) -> str:
+    def work() -> None:
+        sys.argv = ["encode", "run", str(config)]
+        configs.run(main)
+
+    assert wait(fork(work, output)) == 0, output.read_text()
+    return output.read_text()
+
+
+def test_repaired_and_encoded_again(tmp_path: Path, models: Path) -> None:
+    tars = write_source(tmp_path / "tars", 3, 5)
+    config = write_config(tmp_path / "toy.yaml", tmp_path / "cache", tars, models)
+    encode(config, tmp_path / "output")
+    columns = [tmp_path / "cache/toy" / name for name in ("vae", "text")]
+    whole = [files_of(path) for path in columns]
+    digests = [logical_digest(path) for path in columns]
+    vae, text = columns
+    changed = bytearray(whole[0]["moments/c/1/0/0/0"])
+    changed[1000] ^= 1
+    (vae / "moments/c/1/0/0/0").write_bytes(changed)
+    (vae / "commits/00002.json").write_bytes(whole[0]["commits/00002.json"][:-9])
+    (text / "lengths/c/0").unlink()
+    (text / "empty/c/0/0").write_bytes(b"")
+    (tmp_path / "cache/toy/index/00001.jsonl").write_bytes(b"{}\n")
+    assert [f.shard for f in verify(vae) if f.kind in ("rows", "commit", "index")] == [2, 1, 1]
+    for path in columns:
+        record, plan = repair(path, yes=True)
+        assert [line for line in plan.beyond if "00001.jsonl" in line]
+    (tmp_path / "cache/toy/index/00001.jsonl").unlink()  # as it says
+    assert [examine(path).column.missing for path in columns] == [[1, 2], [0]]
+    printed = encode(config, tmp_path / "output")
+    assert "complete, 15 rows" in printed
+    for path, before, digest in zip(columns, whole, digests, strict=True):
+        assert verify(path) == []
+        assert logical_digest(path) == digest
+        after = files_of(path)
+        same = [name for name in before if not name.startswith("commits/")]
+        assert all(after[name] == before[name] for name in same)

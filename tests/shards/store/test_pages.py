@@ -1,0 +1,262 @@
+"""The cache of pages on a disk: what it keeps, what it evicts, and what it does when it cannot."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shards.errors import StoreError
+from shards.store.page_cache import PageCache, Pages, spread
+
+
+def total(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def held(cache: PageCache, key: str, pages: int, size: int) -> list[int]:
+    return [page for page in range(pages) if cache.has(key, page, size)]
+
+
+class Counted:
+    """An object of numbered bytes that says how often each page was fetched."""
+
+    def __init__(self, size: int, key: str = "k") -> None:
+        self.key, self.size = key, size
+        self.data = np.random.default_rng(size).bytes(size)
+        self.fetched: list[tuple[int, int]] = []
+        self.asked, self.go = threading.Event(), threading.Event()
+        self.go.set()
+
+    def fetch(self, start: int, length: int) -> bytes:
+        self.fetched.append((start, length))
+        self.asked.set()
+        assert self.go.wait(10)
+        return self.data[start : start + length]
+
+
+@given(
+    st.lists(st.integers(0, 40), max_size=5), st.integers(0, 50), st.integers(0, 100),
+    st.integers(1, 20),
+)  # fmt: skip
+def test_spread_lays_every_byte_where_preadv_would(
+    sizes: list[int], offset: int, size: int, page_bytes: int
+) -> None:
+    data = bytes(range(size))
+    buffers = [bytearray(n) for n in sizes]
+    end = min(size, offset + sum(sizes))
+    for page, start, parts in spread([memoryview(b) for b in buffers], offset, end, page_bytes):
+        at = page * page_bytes + start
+        for part in parts:
+            part[:] = data[at : at + len(part)]
+            at += len(part)
+        assert at <= (page + 1) * page_bytes
+    expected = data[offset:end] if end > offset else b""
+    assert b"".join(buffers) == expected.ljust(sum(sizes), b"\0")
+
+
+def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
+    cache = PageCache(tmp_path / "cache", 64 * 1000)
+    for page in range(64):
+        cache.add("a", page, bytes(1000))
+        when = time.time() - 10_000 + page
+        if cache.has("a", page, 1000):
+            os.utime(cache.path("a", page), (when, when))
+    first = held(cache, "a", 64, 1000)[0]
+    descriptor = cache.open("a", first, 1000)  # the oldest is used once more
+    assert descriptor is not None
+    os.close(descriptor)
+    for page in range(8):
+        cache.add("b", page, bytes(1000))
+    pages = held(cache, "a", 64, 1000)
+    assert first in pages
+    assert first + 1 not in pages
+    assert pages[1:] == list(range(pages[1], 64))
+    assert held(cache, "b", 8, 1000) == list(range(8))
+    assert total(tmp_path) <= 64 * 1000
+
+
+def test_a_page_is_marked_as_used_only_now_and_then(tmp_path: Path) -> None:
+    cache = PageCache(tmp_path, 1 << 20)
+    cache.add("a", 0, b"12")
+    for age, marked in ((5, False), (500, True)):
+        when = time.time() - age
+        os.utime(cache.path("a", 0), (when, when))
+        descriptor = cache.open("a", 0, 2)
+        assert descriptor is not None
+        os.close(descriptor)
+        assert (os.stat(cache.path("a", 0)).st_mtime > when + 1) == marked
+
+
+def test_a_page_of_another_user_is_read(tmp_path: Path) -> None:
+    """Who may not mark it as used."""
+    if os.geteuid():
+        pytest.skip("only root can be two users")
+    PageCache(tmp_path, 1 << 20).add("a", 0, b"12")
+    os.utime(tmp_path / "a/0", (0, 0))
+    tmp_path.chmod(0o755)
+    pid = os.fork()
+    if not pid:
+        code = 9
+        try:
+            os.chdir(tmp_path)  # the folders above it are root's alone
+            os.setuid(12345)
+            descriptor = PageCache(Path(), 1 << 20).open("a", 0, 2)
+            code = 9 if descriptor is None else int(os.read(descriptor, 3) != b"12")
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert (tmp_path / "a/0").stat().st_mtime == 0
+
+
+def test_litter_of_killed_writers_is_evicted(tmp_path: Path) -> None:
+    cache = PageCache(tmp_path, 10_000)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/.tmp-0").write_bytes(bytes(9000))
+    os.utime(tmp_path / "old/.tmp-0", (0, 0))
+    cache.add("a", 0, bytes(1000))
+    assert not (tmp_path / "old").exists()
+    assert cache.has("a", 0, 1000)
+
+
+LIMIT, SMALL = 1 << 20, 1 << 13
+
+
+def fill_cache(folder: Path, who: int) -> int:
+    """Add twice the limit; the most that was ever there."""
+    cache, most = PageCache(folder, LIMIT), 0
+    for page in range(2 * LIMIT // SMALL):
+        cache.add(f"{who}{page % 7}", page, bytes(SMALL))
+        if page % 32 == 0:
+            most = max(most, seen(folder))
+    return most
+
+
+def seen(folder: Path) -> int:
+    """Bytes of pages, while other processes add and evict."""
+    size = 0
+    for key in os.scandir(folder):
+        if key.is_dir():
+            with suppress(FileNotFoundError):
+                for page in os.scandir(key.path):
+                    with suppress(FileNotFoundError):
+                        size += page.stat().st_size
+    return size
+
+
+def test_eight_processes_stay_within_the_limit(tmp_path: Path) -> None:
+    with multiprocessing.get_context("fork").Pool(8) as pool:
+        most = pool.starmap(fill_cache, [(tmp_path, who) for who in range(8)])
+    assert LIMIT // 2 < max(most) <= LIMIT * 9 // 8  # counted while pages come and go
+    assert LIMIT // 2 < seen(tmp_path) <= LIMIT
+
+
+def test_a_page_larger_than_the_cache_is_not_kept(tmp_path: Path) -> None:
+    cache, source = PageCache(tmp_path / "cache", 100), Counted(200)
+    pages, buffer = Pages(cache, 200), bytearray(200)
+    assert pages.preadv(source, [memoryview(buffer)], 0) == 200
+    assert bytes(buffer) == source.data
+    assert total(tmp_path) == 0
+
+
+FULL = """
+import os, sys
+from pathlib import Path
+from shards.store.page_cache import PageCache
+folder = Path(sys.argv[1])
+cache = PageCache(folder, 1 << 30)
+added = [cache.add("a", page, bytes(1 << 16)) for page in range(100)]
+assert all(added), added
+assert cache.has("a", 99, 1 << 16) and not cache.has("a", 0, 1 << 16)
+assert not list(folder.glob("*/.tmp-*"))
+for path in folder.glob("*/*"):
+    path.unlink()
+with open(folder / "other", "wb") as other:  # someone else fills the disk
+    try:
+        while True:
+            other.write(bytes(1 << 12))
+            other.flush()
+    except OSError:
+        os.close(os.dup(other.fileno()))
+        assert cache.add("a", 0, bytes(1 << 16)) is False
+        assert not list(folder.glob("*/.tmp-*"))
+        print("sound", flush=True)
+        os._exit(0)
+"""
+
+
+def test_a_full_disk_makes_room_or_goes_without(tmp_path: Path) -> None:
+    mount = 'mount -t tmpfs -o size=2m none "$1" && exec "$2" -c "$3" "$1"'
+    command = ["unshare", "-rm", "sh", "-c", mount, "sh", str(tmp_path), sys.executable, FULL]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("no unshare to mount a small disk with")
+    if "unshare:" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"may not mount a small disk: {done.stderr}")
+    assert done.stdout == "sound\n", done.stderr
+
+
+def test_a_cache_that_cannot_be_is_an_error_with_a_name(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    pages, source = Pages(PageCache(tmp_path / "file", 1 << 20), 100), Counted(100)
+    with pytest.raises(StoreError, match=r"file: the cache of remote columns .* LATENTBANK_CACHE"):
+        pages.preadv(source, [memoryview(bytearray(10))], 0)
+
+
+def test_a_reader_takes_what_is_asked_for_but_has_no_turn_yet(tmp_path: Path) -> None:
+    pages, source = Pages(PageCache(tmp_path, 1 << 20), 10, threads=1), Counted(100)
+    source.go.clear()
+    pages.willneed(source, 0, 100)
+    assert source.asked.wait(10)  # the thread has begun, and waits
+    threading.Timer(0.2, source.go.set).start()
+    buffer = bytearray(10)
+    assert pages.preadv(source, [memoryview(buffer)], 90) == 10
+    assert bytes(buffer) == source.data[90:]
+    assert source.fetched[:2] == [(0, 10), (90, 10)]  # the thread's first, then the reader's own
+    whole = bytearray(100)
+    assert pages.preadv(source, [memoryview(whole)], 0) == 100
+    assert bytes(whole) == source.data
+    assert len(source.fetched) == 10
+
+
+def test_what_is_closed_is_fetched_no_more(tmp_path: Path) -> None:
+    pages, source, other = (
+        Pages(PageCache(tmp_path, 1 << 20), 10, 1),
+        Counted(100),
+        Counted(20, "o"),
+    )
+    source.go.clear()
+    pages.willneed(source, 0, 100)
+    pages.willneed(other, 0, 20)
+    pages.cancel(source)
+    source.go.set()
+    pages.preadv(other, [memoryview(bytearray(20))], 0)
+    assert len(source.fetched) <= 1
+    assert len(other.fetched) == 2
+
+
+def test_a_program_ends_though_much_is_asked_for(tmp_path: Path) -> None:
+    code = """
+import sys, time
+from pathlib import Path
+from shards.store.page_cache import PageCache, Pages
+class Slow:
+    key, size = "k", 10_000
+    def fetch(self, start, length):
+        time.sleep(0.1)
+        return bytes(length)
+Pages(PageCache(Path(sys.argv[1]), 1 << 20), 10).willneed(Slow(), 0, 10_000)
+"""
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+    assert len(list(tmp_path.glob("k/*"))) < 500
+    assert time.monotonic() - start < 30

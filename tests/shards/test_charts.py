@@ -1,0 +1,69 @@
+"""Charts as they are parsed from the page: places, colours and text."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from shards import charts
+
+
+def places(drawing: str) -> list[list[tuple[float, float]]]:
+    """Returns the points of each curve, in pixels."""
+    return [
+        [(float(x), float(y)) for x, y in (pair.split(",") for pair in line.split())]
+        for line in re.findall(r'<polyline points="([^"]*)"', drawing)
+    ]
+
+
+def test_a_logarithmic_axis_gives_each_decade_the_same_height() -> None:
+    line = [(1.0, 1.0), (2.0, 10.0), (3.0, 100.0), (4.0, 1000.0)]
+    ((first, second, third, last),) = places(charts.curves("loss", [("a", line)], log=True))
+    assert first[1] - second[1] == pytest.approx(second[1] - third[1], abs=0.2)
+    assert third[1] - last[1] == pytest.approx(second[1] - third[1], abs=0.2)
+    assert (first[0], last[0]) == (charts.LEFT, charts.CURVES_WIDTH - 8)
+    drawing = charts.curves("loss", [("a", line)], log=True)
+    assert [text for text in ("1", "10", "100", "1,000") if f">{text}</text>" in drawing] == [
+        "1", "10", "100", "1,000",
+    ]  # fmt: skip
+    linear = charts.curves("loss", [("a", line)])
+    assert linear != drawing
+    below = [("a", [*line, (5.0, 0.0)])]  # has no logarithm
+    assert charts.curves("loss", below, log=True) == charts.curves("loss", below)
+
+
+def test_curves_keep_their_colours_and_long_ones_are_thinned() -> None:
+    long = [(float(x), float(x)) for x in range(5000)]
+    drawing = charts.curves("a <b>", [("none yet", []), ("<long>", long), ("", [(3.0, 4.0)])])
+    (line,) = places(drawing)
+    assert len(line) <= charts.MOST_POINTS
+    figure = ElementTree.fromstring(drawing)  # well formed, and all text escaped
+    assert "".join(figure.itertext()).startswith("a <b>none yet<long>")
+    assert figure.findall("svg/g[@style='color:var(--c1)']/polyline")
+    assert figure.findall("svg/g[@style='color:var(--c2)']/circle")
+    assert charts.curves("nothing", [("a", [])]) == ""
+
+
+def test_marks_lie_where_their_numbers_do() -> None:
+    first, second = (
+        {"value": 1.0, "low": 0.0, "high": 2.0},
+        {"value": 3.0, "low": None, "high": None},
+    )
+    drawing = charts.intervals("t", [("a", first), ("b", second), ("c", None)])
+    dots = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', drawing)]
+    inside = charts.WIDTH - 2 * charts.MARGIN
+    assert dots == pytest.approx([charts.MARGIN + inside / 3, charts.MARGIN + inside], abs=0.1)
+    assert drawing.count("<path") == 1
+    assert "no score" in drawing
+    assert charts.extent([5.0]) == (2.5, 7.5)
+    assert charts.extent([]) == (-0.5, 0.5)
+
+
+def test_a_page_is_one_file() -> None:
+    page = charts.document("<run>", "<p>body</p>")
+    assert "<title>&lt;run&gt;</title>" in page
+    assert "<p>body</p>" in page
+    assert "prefers-color-scheme: dark" in page
+    assert not re.search(r"https?:|@import|url\(", page)

@@ -1,0 +1,94 @@
+"""What `info` says of a column."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shards import ColumnSpec, Layout, Norm, ShardWriter, create_column, put_complete
+from shards.tools.convert import convert
+from shards.tools.info import as_text, information
+from tests.shards.tools.test_transfer import normal_tokens
+from tests.shards.toy import NORM, moments_spec, write_column
+
+
+def test_moments(toy: Path) -> None:
+    info = information(toy / "vae")
+    assert (info["rows"], info["shards"], info["committed"]) == (2164, 3, 3)
+    assert sum(info["statuses"].values()) == 2164
+    files = (toy / "vae").rglob("c/**/*")
+    assert info["bytes"] == sum(path.stat().st_size for path in files if path.is_file())
+    assert info["norm"] == {"shift": list(NORM.shift), "scale": list(NORM.scale)}
+    assert (info["element"], info["backend"], info["codec"]) == ("float16", "zarr", None)
+    json.dumps(info, allow_nan=False)
+    assert info["warnings"] == [
+        "the VAE's shift and scale do not normalise these latents",
+        "the VAE's shift and scale do not normalise channels [0, 1]",
+    ]
+
+
+def normal_latents(path: Path, norm: Norm, shift: Any, scale: Any, kind: str = "moments") -> Path:
+    """A column of 300 latents that just this shift and scale would normalise, with another norm."""
+    shape = (4 if kind == "moments" else 2, 8, 8)
+    spec = ColumnSpec({"kind": kind, "source": "s"}, Layout(kind, shape, 1, 1024), norm)
+    digest = create_column(path, spec)
+    mean = np.random.default_rng(0).normal(size=(300, 2, 8, 8)) / scale[:, None, None]
+    values = mean + shift[:, None, None]
+    if kind == "moments":
+        values = np.concatenate([values, np.full_like(mean, -20)], 1)
+    with ShardWriter(path, spec, digest, 0, 300, "index") as writer:
+        writer.put_block(values.astype(np.float16), np.zeros(300, np.uint8))
+        writer.commit({})
+    put_complete(path, digest, 1, allow_failed=False)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["moments", "latents"])
+def test_latents_that_their_norm_normalises(tmp_path: Path, kind: str) -> None:
+    shift, scale = np.array([3.0, -1.0]), np.array([0.5, 4.0])
+    normal_latents(tmp_path / "c", Norm(tuple(shift), tuple(scale)), shift, scale, kind)
+    info = information(tmp_path / "c")
+    assert info["warnings"] == []
+    latents = info["latents"]
+    np.testing.assert_allclose(latents["mean"], shift, atol=0.1)
+    np.testing.assert_allclose(latents["normalised"]["channel_std"], 1, atol=0.02)
+    np.testing.assert_allclose(latents["normalised"]["channel_mean"], 0, atol=0.02)
+    text = as_text(information(tmp_path / "c"))
+    assert "WARNING" not in text
+    assert "latents     mean 3.0" in text
+
+
+def test_channels_in_another_order_are_told(tmp_path: Path) -> None:
+    shift, scale = np.array([1.0, -1.0]), np.array([1.0, 1.0])
+    path = normal_latents(tmp_path / "c", Norm((-1.0, 1.0), (1.0, 1.0)), shift, scale)
+    info = information(path)
+    assert abs(info["latents"]["normalised"]["mean"]) < 0.02  # as a whole it looks right
+    assert info["warnings"] == ["the VAE's shift and scale do not normalise channels [0, 1]"]
+
+
+def test_lengths_and_quantisation(toy: Path, tmp_path: Path) -> None:
+    info = information(toy / "text")["lengths"]
+    assert (info["max"], info["limit"]) == (4, 4)
+    assert sum(info["histogram"]["counts"]) == info["rows"] == 2048  # of 2,123 valid ones
+    normal_tokens(tmp_path / "a")
+    convert(tmp_path / "a", tmp_path / "b", element="int8")
+    scales = information(tmp_path / "b")
+    assert scales["quantisation"].keys() == {"scheme", "relative_error", "rows"}
+    assert scales["warnings"] == []
+    assert "quantised   int8" in as_text(information(tmp_path / "b"))
+    normal_tokens(tmp_path / "c", outliers=True)
+    convert(tmp_path / "c", tmp_path / "d", element="int8")
+    assert "% of these tokens" in information(tmp_path / "d")["warnings"][0]
+    assert "WARNING     int8 loses" in as_text(information(tmp_path / "d"))
+
+
+def test_other_storage_and_unfinished(tmp_path: Path) -> None:
+    write_column(tmp_path / "a", moments_spec(), (1100, 40, 1024))
+    convert(tmp_path / "a", tmp_path / "b", codec="blosc")
+    assert "float16, zarr, blosc" in as_text(information(tmp_path / "b"))
+    create_column(tmp_path / "c", moments_spec())
+    assert "NOT complete" in as_text(information(tmp_path / "c"))

@@ -1,0 +1,170 @@
+"""README and docs: their size, links, errors by name, and commands."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import configs
+from encode import __main__ as encode_main
+from eval import commands as eval_main
+from shards import __main__ as shards_main
+from train import __main__ as train_main
+from train.config import TrainConfig
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FAMILIES = {  # module and the base of its named errors
+    "shards.errors": "ShardsError",
+    "encode.errors": "EncodeError",
+    "eval.errors": "EvalError",
+    "configs": "ConfigError",
+    "train.checkpoints.checkpoint": "CheckpointError",
+    "train.loop": "NonFiniteLoss",
+}
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= 10_000
+
+
+def links() -> Iterator[tuple[Path, str]]:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            if not target.startswith(("http://", "https://", "#")):
+                yield page, target.partition("#")[0]
+
+
+@pytest.mark.parametrize(("page", "target"), list(links()), ids=lambda value: str(value)[-40:])
+def test_links_lead_somewhere(page: Path, target: str) -> None:
+    assert (page.parent / target).exists()
+
+
+@pytest.mark.parametrize(("module", "base"), FAMILIES.items())
+def test_each_named_error_is_explained(module: str, base: str) -> None:
+    names = re.findall(r"`(\w+)`", (ROOT / "docs/troubleshooting.md").read_text())
+    family = getattr(importlib.import_module(module), base)
+    errors = {cls.__name__ for cls in below(family) if cls.__module__ == module}
+    errors |= {base} if not any(cls.__module__ == module for cls in below(family)) else set()
+    assert errors - set(names) == set()
+
+
+def below(cls: type) -> Iterator[type]:
+    """Subclasses of a class at any depth."""
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from below(sub)
+
+
+# Commands ------------------------------------------------------------------------------------------
+
+# (package, verb) -> the test that runs it; the others need a GPU, a cluster or weights from outside
+RUN_BY = {
+    ("make", "demo"): "tests/demo/test_pipeline.py",
+    ("make", "test"): "Makefile",
+    ("shards", "info"): "tests/shards/tools/test_info.py",
+    ("shards", "verify"): "tests/shards/tools/test_commands.py",
+    ("shards", "repair"): "tests/shards/tools/test_commands.py",
+    ("shards", "gc"): "tests/shards/tools/test_commands.py",
+    ("shards", "digest"): "tests/shards/tools/test_commands.py",
+    ("shards", "diff"): "tests/shards/tools/test_diff.py",
+    ("shards", "convert"): "tests/shards/tools/test_commands.py",
+    ("shards", "copy"): "tests/shards/tools/test_transfer.py",
+    ("shards", "stage"): "tests/shards/tools/test_transfer.py",
+    ("shards", "order"): "tests/shards/tools/test_commands.py",
+    ("encode", "plan"): "tests/encode/plan/test_plan.py",
+    ("encode", "run"): "tests/encode/run/test_job.py",
+    ("encode", "status"): "tests/encode/report/test_status.py",
+    ("encode", "retry-failed"): "tests/encode/run/test_job.py",
+    ("encode", "download"): "tests/encode/source/test_download.py",
+    ("train", "CONFIG"): "tests/train/test_run.py",
+    ("train", "plan"): "tests/train/plan/test_plan.py",
+    ("train", "import"): "tests/train/checkpoints/test_reference.py",
+    ("train", "export"): "tests/train/checkpoints/test_reference.py",
+    ("eval", "generate"): "tests/eval/images/test_ranks.py",
+    ("eval", "reconstruct"): "tests/eval/test_reconstruct.py",
+    ("eval", "prompts"): "tests/eval/prompts/test_fetch.py",
+    ("eval", "score"): "tests/eval/distances/test_distances.py",
+    ("eval", "fid"): "tests/eval/distances/test_distances.py",
+    ("eval", "report"): "tests/eval/report/test_report.py",
+    ("eval", "watch"): "tests/eval/test_watch.py",
+    ("eval", "train"): "tests/eval/test_online.py",
+    ("ray", "job"): "tests/encode/run/test_job.py",
+    ("sbatch", "configs/train/slurm.sbatch"): "tests/train/ranks/test_slurm.py",
+}
+STARTS = ("python ", "torchrun ", "latentbank ", "make ", "ray ", "sbatch ")
+
+
+def commands() -> list[tuple[str, str]]:
+    """Returns (page, command) of the indented blocks, comments and line ends taken away."""
+    commands = []
+    for page in PAGES:
+        text = re.sub(r" *\\\n\s*", " ", page.read_text())
+        for line in text.splitlines():
+            command = re.sub(r"\s+#.*", "", line).strip()
+            if line.startswith("    ") and command.startswith(STARTS):
+                commands.append((page.name, command))
+    return commands
+
+
+def verb_of(command: str) -> tuple[str, str]:
+    """Returns the package and verb, or the program and its first word."""
+    if stage := re.search(r"-m (shards|encode|train|eval)\s+(\S+)", command):
+        verb = stage[2]
+        return stage[1], "CONFIG" if stage[1] == "train" and verb not in train_main.VERBS else verb
+    program, word, *_ = command.split()
+    return program, word
+
+
+def test_commands_are_found() -> None:
+    assert len(commands()) > 40
+    assert {verb_of(command)[0] for _, command in commands()} >= {
+        "shards",
+        "encode",
+        "train",
+        "eval",
+    }
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_each_command_has_a_test_that_runs_it(page: str, command: str) -> None:
+    assert verb_of(command) in RUN_BY, f"{page}: {command}"
+    assert (ROOT / RUN_BY[verb_of(command)]).exists()
+
+
+@pytest.mark.parametrize(
+    ("page", "command"),
+    [c for c in commands() if re.search(r"-m (shards|encode|train|eval) ", c[1])],
+)
+def test_each_command_is_one_that_the_program_takes(page: str, command: str) -> None:
+    """Its verb and options exist; a config of the repository takes the keys that it sets."""
+    package, verb = verb_of(command)
+    words = shlex.split(command.partition(f"-m {package} ")[2])
+    if "..." in words or "[a.b=value" in words:
+        return  # the form of a command
+    if verb == "CONFIG":
+        config, *overrides = words
+        if (ROOT / config).exists():
+            configs.load(TrainConfig, ROOT / config, overrides)
+        else:
+            assert config == "CONFIG"
+        return
+    match package:
+        case "shards":
+            shards_main.parser().parse_args(words)
+        case "encode":
+            parser = argparse.ArgumentParser()
+            encode_main.add_options(verb, parser)
+            parser.parse_intermixed_args(words[1:])
+        case "train":
+            train_main.verb_parser(verb)[0].parse_intermixed_args(words[1:])
+        case "eval":
+            parser = argparse.ArgumentParser()
+            eval_main.VERBS[verb][1](parser)
+            parser.parse_args(words[1:])

@@ -1,0 +1,1 @@
+"""Checkpoints of any world size, weights to start from, the reference's layout."""

@@ -1,0 +1,66 @@
+"""`python -m train saved`, `import` and `export`: the newest checkpoint of a run, checkpoints from
+the reference, and for others.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import configs
+from shards.console import not_negative
+from shards.places import local_path, place
+
+from ..config import TrainConfig, run_folder
+
+LAYOUTS = ("reference", "diffusers")
+
+
+def add_import_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", type=local_path, help="of the reference's run, with its config.json")
+    add("out", type=local_path, help="where step-<tag> is written")
+    add("--tag", type=not_negative, help="which of its checkpoints (default: the last)")
+    add("--latents", metavar="COLUMN", type=place, help="of its VAE, to make pictures with it")
+    add("--text", metavar="COLUMN", type=place, help="of its text encoder, the same")
+
+
+def run_import(args: argparse.Namespace) -> int:
+    from .reference import import_reference
+
+    print(import_reference(args.folder, args.tag, args.out, args.latents, args.text))
+    return 0
+
+
+def add_export_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("step", type=local_path, help="a step folder of a run's checkpoints")
+    add("out", type=local_path, help="a new folder")
+    add("--layout", choices=LAYOUTS, default=LAYOUTS[0])
+    add("--weights", action="store_true", help="for diffusers: weights that are not averaged")
+
+
+def run_export(args: argparse.Namespace) -> int:
+    from .reference import export
+
+    print(export(args.step, args.out, layout=args.layout, ema=not args.weights))
+    return 0
+
+
+def add_saved_options(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Print the newest checkpoint of a run and when it was written, in seconds since 1970, or "
+        "`none`. slurm.sbatch compares what it prints before and after a run."
+    )
+    parser.add_argument("config", type=local_path)
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value")
+
+
+def run_saved(args: argparse.Namespace) -> int:
+    """Prints a line that is another one after each save; the files are not looked into."""
+    run = run_folder(configs.load(TrainConfig, args.config, args.overrides), args.config)
+    manifests = sorted(run.glob("checkpoints/step-*/manifest.json"))
+    if manifests:
+        print(f"{manifests[-1].parent} {manifests[-1].stat().st_mtime_ns / 1e9:.3f}")
+    else:
+        print("none")
+    return 0

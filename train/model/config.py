@@ -1,0 +1,217 @@
+"""What a model is, and how the reference's `config.json` says the same. How it is computed changes
+no value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from configs import ConfigError, Strict
+
+TIME_CHANNELS = 256  # sines and cosines of the timestep
+Backend = Literal["auto", "plain", "varlen", "flex"]  # see attention.py
+
+
+class FlowConfig(Strict):
+    """Which noise levels a training sample is given, and how its loss is weighted; see flow.py."""
+
+    weighting: Literal["logit_normal", "mode", "none", "sigma_sqrt", "cosmap"] = "logit_normal"
+    logit_mean: float = 0.0
+    logit_std: float = Field(default=1.0, gt=0)
+    # beyond these the density is no longer one: SD3 (arXiv 2403.03206), section 3.1
+    mode_scale: float = Field(default=1.29, ge=-1, le=2 / (math.pi - 2))
+    # noisy latent - sigma * output estimates the latent, and is compared with it
+    precondition: bool = False
+
+
+class ComputeConfig(Strict):
+    """How the model is run: for speed and memory, the values stay the same but for rounding."""
+
+    # torch.compile, block by block
+    compile: bool = False
+    # activations of a block are computed again in the backward pass (arXiv 1604.06174)
+    recompute: bool = False
+    attention: Backend = "auto"
+
+
+class ModelConfig(Strict):
+    """What a person chooses. Channels and text width are not here: they come from the columns."""
+
+    hidden_size: int = Field(ge=1)
+    layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    kv_heads: int = Field(ge=1)
+    head_dim: int = Field(ge=1)
+    mlp_size: int = Field(ge=1)
+    patch_size: int = Field(default=2, ge=1)
+    attention: Literal["self", "cross"] = "self"
+    pos_embed: Literal["ape", "1d-rope", "2d-rope", "m-rope"] = "ape"
+    # side of the sincos table, in tokens
+    pos_embed_max_size: int = Field(default=64, ge=1)
+    # latent side whose token grid gets the coordinates 0 .. sample_size / patch_size
+    sample_size: int = Field(default=32, ge=1)
+    timestep_conditioning: Literal["adaln-zero", "adaln-single", "addition", "none"] = "adaln-zero"
+    qk_norm: bool = True
+    sandwich_norm: bool = False
+    attention_bias: bool = False
+    activation: Literal["gelu_pytorch_tanh", "gelu", "silu"] = "gelu_pytorch_tanh"
+    norm_eps: float = Field(default=1e-6, ge=0, le=1)
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    initializer_range: float = Field(default=0.02, ge=0, le=100)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads {self.heads} is no multiple of kv_heads {self.kv_heads}: each key head serves as many queries"
+            )
+        if self.pos_embed == "ape" and self.hidden_size % 4:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is no multiple of 4: sines and cosines of row and column share it"
+            )
+        if self.pos_embed == "ape" and self.sample_size < self.patch_size:
+            raise ValueError(
+                f"sample_size {self.sample_size} is less than patch_size {self.patch_size}: no token has a place there"
+            )
+        parts = {"ape": 1, "1d-rope": 2}.get(self.pos_embed, 4)
+        if self.head_dim % parts:
+            raise ValueError(
+                f"head_dim {self.head_dim} is no multiple of {parts}, into which {self.pos_embed} cuts it"
+            )
+        return self
+
+
+class DiTConfig(ModelConfig):
+    """A model in full: what was chosen, and what its columns say."""
+
+    in_channels: int = Field(ge=1)
+    out_channels: int = Field(ge=1)
+    text_width: int = Field(ge=1)
+    # of weights that the reference makes and never uses
+    text_modulation_width: int | None = Field(default=None, ge=1)
+
+    @classmethod
+    def from_reference(cls, fields: Mapping[str, Any]) -> Self:
+        """Reads the reference's `config.json`, its Gemma-like `base_config` nested in it;
+        ConfigError if it is none.
+
+        A field that is absent or null has the default of the class that wrote it; unknown ones are
+        ignored."""
+        if fields.get("model_type", "DiT") != "DiT":
+            raise ConfigError(
+                f"config.json: model_type: found {fields['model_type']!r}, expected 'DiT'. Deep fusion (FuseDiT), "
+                "where a language model runs in the step, is not supported"
+            )
+        base = _base(fields.get("base_config"))
+        top = REFERENCE | {name: value for name, value in fields.items() if value is not None}
+        if fields.get("timestep_conditioning", "") is None:
+            top["timestep_conditioning"] = "none"
+        width = top.get("dit_hidden_size") or _need(base, "hidden_size")
+        heads, *_ = (
+            _need(base, name)
+            for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+        )
+        values = {field: top.get(name) for field, name in TOP_NAMES.items()}
+        values |= {field: base.get(name) for field, name in BASE_NAMES.items()}
+        values["hidden_size"] = width
+        values["head_dim"] = base.get("head_dim") or base.get("hidden_size", width) // heads
+        values["text_width"] = top.get("text_hidden_size") or _need(base, "hidden_size")
+        try:
+            return cls(**{name: value for name, value in values.items() if value is not None})
+        except ValidationError as error:
+            names = TOP_NAMES | {k: f"base_config.{name}" for k, name in BASE_NAMES.items()}
+            lines = [
+                f"{names.get(name, name)}: found {problem['input']!r:.80}: {problem['msg']}"
+                if (name := ".".join(map(str, problem["loc"])))
+                else problem["msg"]
+                for problem in error.errors()
+            ]
+            raise ConfigError("\n  ".join(["config.json is of no model here:", *lines])) from None
+
+    def to_reference(self) -> dict[str, Any]:
+        """Returns the `config.json` from which `from_reference` makes this model again."""
+        values = self.model_dump()
+        top = {name: values[field] for field, name in TOP_NAMES.items()}
+        base = {name: values[field] for field, name in BASE_NAMES.items()}
+        if top["timestep_conditioning"] == "none":
+            top["timestep_conditioning"] = None
+        base |= {"model_type": "gemma", "hidden_size": self.hidden_size}
+        return {"architectures": ["DiT"], "model_type": "DiT", **top, "base_config": base}
+
+
+# field -> its name in the reference's config.json
+SAME = (
+    *("attention", "in_channels", "out_channels", "patch_size", "pos_embed", "pos_embed_max_size"),
+    *("qk_norm", "sample_size", "sandwich_norm", "timestep_conditioning"),
+)
+TOP_NAMES = {
+    **{name: name for name in SAME},
+    "hidden_size": "dit_hidden_size",
+    "layers": "dit_num_hidden_layers",
+    "text_width": "text_hidden_size",
+    "text_modulation_width": "text_modulation_embeds_dim",
+}
+BASE_NAMES = {  # in its base_config
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "mlp_size": "intermediate_size",
+    "activation": "hidden_activation",
+    "norm_eps": "rms_norm_eps",
+    "attention_bias": "attention_bias",
+    "rope_theta": "rope_theta",
+    "initializer_range": "initializer_range",
+}
+# What the reference's class fills in for a field that a config.json leaves out, where it differs from ours.
+REFERENCE: dict[str, Any] = {
+    "dit_num_hidden_layers": 18,
+    "pos_embed": "1d-rope",
+    "qk_norm": False,
+    "in_channels": 16,
+    "out_channels": 16,
+}
+# What transformers' classes fill in for a field that a config.json leaves out.
+ANY_BASE: dict[str, Any] = {
+    "hidden_activation": "gelu_pytorch_tanh",  # also where it is null; `hidden_act` is ignored
+    "rms_norm_eps": 1e-6,
+    "attention_bias": False,
+    "rope_theta": 10_000.0,
+    "initializer_range": 0.02,
+}
+BASES: dict[str | None, dict[str, Any]] = {
+    "gemma": {
+        "hidden_size": 3072, "intermediate_size": 24576, "num_attention_heads": 16,
+        "num_key_value_heads": 16, "head_dim": 256,
+    },
+    "gemma2": {
+        "hidden_size": 2304, "intermediate_size": 9216, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "head_dim": 256,
+    },
+}  # fmt: skip
+
+
+def _base(config: Any) -> dict[str, Any]:
+    """Returns the nested config with its class's defaults; a null `head_dim` stays."""
+    if not isinstance(config, Mapping):
+        raise ConfigError(
+            f"config.json: base_config: found {type(config).__name__}, expected the config of the language model whose "
+            "geometry the model has"
+        )
+    defaults = {**ANY_BASE, **BASES.get(config.get("model_type"), {})}
+    rope = config.get("rope_parameters")  # where transformers 5 keeps it
+    if isinstance(rope, Mapping) and rope.get("rope_theta") is not None:
+        defaults["rope_theta"] = rope["rope_theta"]
+    return defaults | {k: v for k, v in config.items() if v is not None or k == "head_dim"}
+
+
+def _need(base: Mapping[str, Any], name: str) -> int:
+    if not isinstance(value := base.get(name), int) or value < 1:
+        raise ConfigError(
+            f"config.json: base_config.{name}: found {value!r}, expected a number. model_type "
+            f"{base.get('model_type')!r} has no default for it; {' and '.join(map(str, BASES))} have"
+        )
+    return value

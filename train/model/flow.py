@@ -1,0 +1,107 @@
+"""Rectified flow (arXiv 2209.03003) as SD3 trains it (arXiv 2403.03206), as pure functions: noise
+levels, the noisy latent, the target and the loss.
+
+The noise levels are those of SD3's scheduler: sigma = 3 s / (1 + 2 s) for s = 1, 0.999, ..., 0.001,
+and the model gets t = 1000 sigma. A training sample draws u in (0, 1) and takes entry floor(1000
+u): a small u is much noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .config import FlowConfig as FlowConfig
+
+TRAIN_STEPS = 1000
+SHIFT = 3.0  # as of SD3's released scheduler
+
+
+def shifted(s: Tensor) -> Tensor:
+    """Returns levels in [0, 1] moved towards noise: SD3's timestep shift, section 5.3.2."""
+    return SHIFT * s / (1 + (SHIFT - 1) * s)
+
+
+def train_sigmas() -> Tensor:
+    """Returns the noise levels of training: (1000,) fp32, falling from 1 to 0.002994."""
+    s = (
+        torch.from_numpy(np.linspace(1, TRAIN_STEPS, TRAIN_STEPS, dtype=np.float32)[::-1].copy())
+        / TRAIN_STEPS
+    )
+    return shifted(s)
+
+
+def train_timesteps() -> Tensor:
+    """Returns what the model gets at each level: (1000,) fp32, falling from 1000."""
+    return train_sigmas() * TRAIN_STEPS
+
+
+def inference_sigmas(steps: int) -> Tensor:
+    """Returns the levels of an Euler solver: (steps + 1,) fp32, falling from 1 to 0. The last level
+    but one is shifted twice, as in diffusers."""
+    low = float(train_sigmas()[-1])
+    s = torch.linspace(1, low, steps, dtype=torch.float64)
+    return torch.cat([shifted(s), torch.zeros(1, dtype=torch.float64)]).float()
+
+
+def density(config: FlowConfig, normal: Tensor) -> Tensor:
+    """Returns u in (0, 1) of the configured density (SD3, section 3.1) from normal values (B,)."""
+    if config.weighting == "logit_normal":
+        return torch.sigmoid(config.logit_mean + config.logit_std * normal)
+    uniform = torch.special.ndtr(normal)
+    return mode_density(uniform, config.mode_scale) if config.weighting == "mode" else uniform
+
+
+def mode_density(uniform: Tensor, scale: float) -> Tensor:
+    """Returns u (B,) of SD3's mode sampling with heavy tails: f(v; s) = 1 - v - s (cos^2(pi v / 2)
+    - 1 + v)."""
+    return 1 - uniform - scale * (torch.cos(math.pi * uniform / 2) ** 2 - 1 + uniform)
+
+
+def noise_levels(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps u (B,) in [0, 1) to sigma (B,) in (0, 1] and timestep (B,) in (0, 1000]."""
+    index = (u * TRAIN_STEPS).long().clamp(0, TRAIN_STEPS - 1).cpu()
+    sigma = train_sigmas()[index].to(u.device)
+    return sigma, sigma * TRAIN_STEPS
+
+
+def level_of(sigma: Tensor, levels: int) -> Tensor:
+    """Returns which of `levels` equal parts of the 1000 training levels each sigma (B,) is in,
+    int64; 0 is the most noise."""
+    s = sigma / (SHIFT - (SHIFT - 1) * sigma)  # the inverse of `shifted`
+    return ((1 - s) * TRAIN_STEPS).round().long() * levels // TRAIN_STEPS
+
+
+def interpolate(latents: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """Returns the noisy latent (B, C, H, W) of rectified flow: z = (1 - sigma) x + sigma eps."""
+    s = sigma.view(-1, 1, 1, 1)
+    return (1 - s) * latents + s * noise
+
+
+def target(latents: Tensor, noise: Tensor) -> Tensor:
+    """Returns the velocity (B, C, H, W) that the model learns: dz / dsigma = eps - x."""
+    return noise - latents
+
+
+# of the loss, for u that is uniform; cosmap is the density of SD3's CosMap, section 3.1
+LOSS_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigma_sqrt": lambda sigma: sigma**-2.0,
+    "cosmap": lambda sigma: 2 / (math.pi * (1 - 2 * sigma + 2 * sigma**2)),
+}
+
+
+def losses(
+    config: FlowConfig, predicted: Tensor, latents: Tensor, noise: Tensor, sigma: Tensor
+) -> Tensor:
+    """Returns the loss of each sample (B,), fp32, weighted: conditional flow matching."""
+    predicted, expected = predicted.float(), target(latents, noise)
+    if config.precondition:  # x = z - sigma v
+        predicted = interpolate(latents, noise, sigma) - sigma.view(-1, 1, 1, 1) * predicted
+        expected = latents
+    error = (predicted - expected).square().flatten(1).mean(1)
+    weight = LOSS_WEIGHTS.get(config.weighting)
+    return error * weight(sigma) if weight else error

@@ -1,0 +1,1 @@
+"""What a training run will cost: FLOPs, memory, bytes, hours and money."""

@@ -1,0 +1,178 @@
+"""`python -m train plan CONFIG`: what a run needs, in FLOPs, memory, bytes, hours and money, before
+it starts.
+
+The model is built on the meta device. Where there are no columns yet, `data.expect` says what they
+will be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rich.table import Column, Table
+
+import configs
+from shards.console import number, positive, render, size_text
+from shards.places import local_path
+
+from ..config import TrainConfig
+from ..model.flops import GPUS, Gpu
+from .caching_speedup import PADDED, Efficiency
+
+if TYPE_CHECKING:
+    from .estimate import RunPlan
+    from .survey import Source
+
+NODE = 8  # GPUs
+
+
+# For a reader --------------------------------------------------------------------------------------------------------
+
+
+def as_text(plan: RunPlan) -> str:
+    """Returns the plan for a reader."""
+    data, shape = plan.data, plan.data.shape
+    return render(
+        f"model: {sum(plan.parameters.values()):,} parameters "
+        f"({', '.join(f'{part} {n / 1e6:,.1f} M' for part, n in plan.parameters.items())})",
+        f"data: latents {shape.channels} x {shape.height} x {shape.width}, text width {shape.text_width}, "
+        f"{data.tokens:.0f} tokens a caption, {size_text(data.sample_bytes)} a sample "
+        f"({size_text(data.latent_bytes)} latents)",
+        *(f"  {note}" for note in data.notes),
+        f"mix: {', '.join(_source(s) for s in data.sources)}",
+        f"FLOPs a sample: {_tera(plan.forward.of(1, data.tokens))} forward, {_tera(plan.flops)} forward and backward "
+        f"(captions padded to {PADDED}: {_tera(plan.forward.of(1, PADDED))}, {_tera(plan.train.of(1, PADDED))})",
+        f"batch: {plan.global_batch:,} samples = {plan.setting.gpus} GPUs x {plan.accumulation} micro-batches x "
+        f"{plan.micro_batch}",
+        "",
+        _memory_table(plan),
+        "",
+        *_time_lines(plan),
+        "",
+        *_saving_lines(plan),
+    )  # fmt: skip
+
+
+def _memory_table(plan: RunPlan) -> Table:
+    heads = {0: "the reference", 1: "ZeRO 1", 2: "ZeRO 2"}
+    heads[plan.stage] += ", this config"
+    sums = [sum(parts.values()) for parts in plan.memory.values()]
+    unit, size = ("GB", 1e9) if sums[plan.stage] > 1e9 else ("MB", 1e6)
+    table = _table(f"{unit} on each of {plan.setting.gpus} GPUs", *heads.values())
+    for part in plan.memory[0]:
+        table.add_row(part, *(f"{parts[part] / size:,.1f}" for parts in plan.memory.values()))
+    table.add_section()
+    table.add_row("total, without CUDA's own", *(f"{n / size:,.1f}" for n in sums))
+    return table
+
+
+def _time_lines(plan: RunPlan) -> list[str]:
+    data, setting, rate = plan.data, plan.setting, plan.samples_per_second
+    lines = [f"run: {plan.steps:,} steps, {plan.samples:,} samples"]
+    lines += [
+        f"epoch of {name}: {steps:,.0f} steps; {epochs:,.2f} epochs in the run"
+        for name, (steps, epochs) in plan.epochs().items()
+    ]
+    if not plan.epochs():
+        lines.append("epochs: the number of rows is not known yet: give --samples")
+    if rate is None or plan.gpu_hours is None or setting.gpu is None:
+        return [
+            *lines,
+            "time: no GPU is named: give --gpu, one of " + ", ".join(GPUS) + ", or --peak-tflops",
+        ]
+    read = rate * data.sample_bytes
+    return [
+        *lines,
+        f"time on {setting.gpus} {setting.gpu.name} at {setting.efficiency.dit:.0%} of {setting.gpu.peak / 1e12:,.0f} "
+        f"TFLOP/s (assumed): {rate:,.0f} samples/s, {plan.global_batch / rate:.3f} s a step, "
+        f"{plan.gpu_hours / setting.gpus / 24:,.2f} days, {plan.gpu_hours:,.0f} GPU hours",
+        f"storage: {size_text(read)}/s in all, {size_text(read / setting.gpus * NODE)}/s a node of {NODE}; "
+        f"{size_text(plan.samples * data.sample_bytes)} in the run"
+        + (f"; the columns are {size_text(data.rows * data.sample_bytes)}" if data.rows else ""),
+        "money: "
+        + (f"{plan.gpu_hours * setting.price:,.0f}" if setting.price else "give --price-per-gpu-hour"),
+    ]  # fmt: skip
+
+
+def _saving_lines(plan: RunPlan) -> list[str | Table]:
+    e = plan.setting.efficiency
+    if not plan.savings:
+        return [
+            "cached against online: the encoders' FLOPs are not known for pictures of this size"
+        ]
+    table = _table(
+        "if these ran in each step", "of its FLOPs", "cached is faster by FLOPs", "by time, assumed"
+    )
+    for s in plan.savings:
+        text = f"padded to {PADDED}" if s.tokens == PADDED else f"on {s.tokens:.0f} tokens"
+        name = f"{s.vae}; Gemma-2B {text}"
+        table.add_row(name, f"{s.share:.1%}", f"{s.by_flops:.2f}x", f"{s.by_time:.2f}x")
+    return [
+        table,
+        f"by time: the DiT at {e.dit:.0%} of the peak, Gemma at {e.llm:.0%}, the VAE at {e.vae:.0%}; decoding pictures "
+        "in each step is not counted",
+    ]  # fmt: skip
+
+
+def _table(first: str, *numbers: str) -> Table:
+    return Table(first, *(Column(name, justify="right") for name in numbers))
+
+
+def _source(source: Source) -> str:
+    share = "" if source.share is None else f" {source.share:.3f}"
+    return source.name + share + (f" ({source.rows:,.0f} rows)" if source.rows else "")
+
+
+def _tera(flops: float) -> str:
+    return f"{flops / 1e12:,.3g} T" if flops >= 1e11 else f"{flops / 1e9:,.3g} G"
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `python -m train plan`."""
+    e, share, add = Efficiency(), number(1e-6, 1), parser.add_argument
+    add("config", type=local_path)
+    add("overrides", nargs="*", metavar="a.b=value")
+    add("--gpus", type=positive, default=1, help="of the run (%(default)s)")
+    add("--gpu", choices=sorted(GPUS), help="which, for time and money")
+    add("--peak-tflops", type=number(1e-3), metavar="P", help="dense bf16 peak of another GPU")
+    add("--price-per-gpu-hour", type=number(), metavar="P", help="in any currency")
+    add("--mfu", type=share, default=e.dit, help="share of the peak that is reached (%(default)s)")
+    add("--llm-efficiency", type=share, default=e.llm, help="of Gemma, if online (%(default)s)")
+    add("--vae-efficiency", type=share, default=e.vae, help="of the VAE, if online (%(default)s)")
+    add("--samples", type=_numbers, metavar="N[,N]", help="rows of each source, without columns")
+    add("--tokens", type=number(), metavar="T", help="tokens a caption, not those found or assumed")
+    add("--json", type=local_path, metavar="FILE", help="also write the plan there")
+
+
+def _numbers(text: str) -> list[float]:
+    return [number(1)(part) for part in text.split(",")]
+
+
+def run_plan(args: argparse.Namespace) -> int:
+    """Runs `python -m train plan`."""
+    # these load torch, of which help has no need
+    from .estimate import Setting, as_record, make_plan
+    from .survey import summarise, with_rows
+
+    config = configs.load(TrainConfig, args.config, args.overrides)
+    gpu = GPUS[args.gpu] if args.gpu else None
+    if args.peak_tflops:
+        gpu = Gpu("GPUs", args.peak_tflops * 1e12, "")
+    efficiency = Efficiency(args.mfu, args.llm_efficiency, args.vae_efficiency)
+    data = summarise(config)
+    if args.tokens:
+        notes = tuple(n for n in data.notes if "tokens a caption" not in n)
+        data = replace(data, tokens=args.tokens, notes=notes)
+    if args.samples and data.rows is None:
+        data = with_rows(data, args.samples)
+    plan = make_plan(config, data, Setting(args.gpus, gpu, efficiency, args.price_per_gpu_hour))
+    print(as_text(plan))
+    if args.json:
+        args.json.write_text(json.dumps(as_record(plan), indent=1) + "\n")
+    return 0

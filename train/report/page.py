@@ -1,0 +1,167 @@
+"""`python -m train page RUN`: a run on one self-contained page, RUN/page.html: what it trains on,
+and its curves. Scores of its checkpoints are shown too, where `python -m eval watch` left them in
+RUN/eval/metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from configs import ConfigError, read_yaml
+from shards import atomic_write, charts
+from shards.format.checks import Count, Fields, check
+from shards.places import local_path
+from shards.printing import printable
+
+from .records import read_records
+
+Record = dict[str, Any]
+
+
+class _Columns(Fields):
+    latents: Any
+    text: Any
+
+
+class _Ema(Fields):
+    decay: Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Config(Fields):
+    """What the page shows of config.yaml, of this version or an older one."""
+
+    data: _Columns
+    steps: Count
+    global_batch: Count
+    seed: Annotated[int, Field(ge=0, lt=1 << 64)]
+    ema: _Ema | None = None
+
+
+def page(run: Path) -> str:
+    """Returns the HTML, from metrics.jsonl and config.yaml; ConfigError if the folder is no run."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        raise ConfigError(f"found no metrics.jsonl in {run}, expected the folder of a run")
+    records = read_records(path)
+    values = read_yaml(run / "config.yaml")
+    try:
+        config: _Config = check(_Config, values)
+    except ValueError as error:
+        raise ConfigError(f"{run / 'config.yaml'} is not the config of a run: {error}") from None
+    facts = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+        for name, value in facts_of(config, records)
+    )
+    figures = [
+        charts.curves(title, lines)
+        for title, lines in [*curves(records), *scores(run / "eval" / "metrics.jsonl")]
+    ]
+    return charts.document(run.resolve().name, f"<table>{facts}</table>{''.join(figures)}")
+
+
+def facts_of(config: _Config, records: Sequence[Record]) -> list[tuple[str, str]]:
+    """Returns the rows of the table: what the run is, and how far it is."""
+    starts = [r["start"] for r in records if r.get("start") is not None]
+    steps = [r for r in records if "loss" in r]
+    checks = [r["validation"] for r in records if r.get("validation") is not None]
+    facts = [
+        ("latents", str(config.data.latents)),
+        ("text", str(config.data.text)),
+        ("batch", f"{config.global_batch:,} samples, seed {config.seed}"),
+    ]
+    if starts:
+        start = starts[-1]
+        mix = ", ".join(f"{name} {share:.3f}" for name, share in start.get("mix", {}).items())
+        facts[:0] = [
+            ("data mix", f"{mix} of the samples; {start.get('epoch_samples', 0):,} samples an epoch"),
+            ("model", f"{sum(start.get('parameters', {}).values()):,} parameters"),
+            ("machines", f"{start.get('world', 1)} x {start.get('device', '')}, started {len(starts)} times"),
+        ]  # fmt: skip
+    if steps:
+        last = steps[-1]
+        mfu = "" if last.get("mfu") is None else f", MFU {last['mfu']:.1%}"
+        facts += [
+            ("step", f"{last['step']:,} of {config.steps:,}, epoch {_figure(last.get('epoch'))}"),
+            (
+                "last interval",
+                f"loss {_figure(last['loss'])}, {_figure(last.get('samples_per_second'))} samples/s, "
+                f"data wait {last.get('data_wait') or 0:.1%}{mfu}",
+            ),
+        ]
+    if checks:
+        loss, part = checks[-1].get("loss"), checks[-1].get("normalised")
+        facts.append(("validation", f"{_figure(loss)}, {_figure(part)} of the target's variance"))
+    shares = [s for r in [*steps, *checks] if (s := r.get("initial_share")) is not None]
+    if steps and not shares and config.ema:  # of an older run: one decay for all its updates
+        updates = steps[-1]["step"] - sum(r.get("not_finite", 0) for r in steps)
+        shares = [config.ema.decay**updates]
+    if shares:
+        facts.append(("average", f"{min(shares):.1%} of it are the initial weights"))
+    return facts
+
+
+def curves(records: Sequence[Record]) -> list[tuple[str, list[charts.Curve]]]:
+    """Returns the title and the curves over steps of each chart."""
+    steps = [r for r in records if "loss" in r]
+    checks = [{"step": r["step"], **r["validation"]} for r in records if r.get("validation")]
+
+    def curve(
+        rows: Sequence[Record], name: str, key: str, level: int | None = None
+    ) -> charts.Curve:
+        values = [
+            r.get(key) if level is None else (r.get(key) or {level: None})[level] for r in rows
+        ]
+        pairs = zip(rows, values, strict=True)
+        return name, [(r["step"], value) for r, value in pairs if value is not None]
+
+    def by_level(rows: Sequence[Record], key: str) -> list[charts.Curve]:
+        return [curve(rows, f"{i}/8", key, i) for i in range(8)]
+
+    return [
+        ("Loss", [curve(steps, "training", "loss"), curve(checks, "validation, averaged weights", "loss")]),
+        ("Validation loss, by noise level from much to little", by_level(checks, "levels")),
+        ("Training loss, by noise level from much to little", by_level(steps, "loss_by_level")),
+        ("Norm of the gradient", [curve(steps, "", "grad_norm")]),
+        ("Samples a second", [curve(steps, "", "samples_per_second")]),
+        ("Data wait, share of the time", [curve(steps, "", "data_wait")]),
+    ]  # fmt: skip
+
+
+def scores(path: Path) -> list[tuple[str, list[charts.Curve]]]:
+    """Returns a chart for each scorer; none where eval's file is not as expected."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    try:
+        for record in read_records(path):
+            for scorer, value in record["scores"].items():
+                points.setdefault(scorer, []).append((record["step"], float(value["value"])))
+    except (ConfigError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    return [(scorer, [("", line)]) for scorer, line in sorted(points.items())]
+
+
+def _figure(value: float | None) -> str:
+    return "not finite" if value is None else charts.figure(value)
+
+
+def write_page(run: Path) -> Path:
+    """Writes the page of a run and returns its path."""
+    path = run / "page.html"
+    atomic_write(path, printable(page(run)).encode())
+    return path
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `python -m train page`."""
+    parser.add_argument("run", type=local_path, help="the folder of a run, in progress or done")
+
+
+def run_page(args: argparse.Namespace) -> int:
+    """Runs `python -m train page`."""
+    print(write_page(args.run))
+    return 0

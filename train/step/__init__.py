@@ -1,0 +1,1 @@
+"""What happens in a training step, around the model: inputs, engine, EMA, schedule, validation."""
