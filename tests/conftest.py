@@ -3,6 +3,8 @@ GPU.
 """
 
 import os
+import signal
+import threading
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,6 +15,17 @@ from tests.shards.objects import server, url  # noqa: F401 - fixtures: S3 on loo
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# A shell that starts the tests in the background has them, and the processes that they start, ignore
+# these, and what is ignored at the start stays ignored.
+if threading.current_thread() is threading.main_thread():
+    for number, default in {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGQUIT: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }.items():
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, default)
+
 # A machine that has much else to do draws slowly, which says nothing of a test.
 settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -22,9 +35,14 @@ settings.load_profile("any machine")
 
 # What takes longest is started first, so that no process is left alone with it at the end.
 LONG = (
-    "encode/test_faults.py", "train/test_learning.py", "train/test_run.py", "train/test_faults.py", "demo/test_road.py",
-    "encode/test_job.py", "shards/test_remote.py",
-)  # fmt: skip
+    "encode/run/test_faults.py",
+    "train/step/test_learning.py",
+    "train/test_run.py",
+    "train/ranks/test_faults.py",
+    "demo/test_pipeline.py",
+    "encode/run/test_job.py",
+    "shards/store/test_remote.py",
+)
 
 
 def _turn(item: pytest.Item) -> int:
