@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from . import printing
@@ -157,8 +158,9 @@ class Bar:
             self.note(f"{self._name} {self._count()}, {self._text()}")
 
     def note(self, text: str) -> None:
-        """Prints a line that stays."""
-        self._console.print(one_line(text), soft_wrap=True)
+        """Prints a line that stays. A closed pipe or a full disk behind it does not end the work."""
+        with suppress(OSError, SystemExit):  # rich leaves the program where a pipe is closed
+            self._console.print(one_line(text), soft_wrap=True)
 
     def pace(self) -> str:
         """Returns rate and time to go, empty before anything is done."""
@@ -176,7 +178,8 @@ class Bar:
             return size_text(done) + (
                 "" if self._total is None else f" of {size_text(self._total)}"
             )
-        return f"{done:g}" + ("" if self._total is None else f"/{self._total:g}") + f" {self._unit}"
+        total = "" if self._total is None else f"/{self._total:.0f}"
+        return f"{done:.0f}{total} {self._unit}"
 
     def _draw(self) -> None:
         if self._console.is_terminal:

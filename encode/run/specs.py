@@ -22,6 +22,9 @@ from ..models.encoder import (
     measured_scales,
 )
 from ..plan.sample_source import SourceJob
+from ..source.fetch import fetched
+from ..source.members import read_captions
+from ..source.tars import Tar, scan_tar
 
 TRIES = 8  # tars that are looked at for captions to measure on
 
@@ -61,10 +64,9 @@ def scales(encoder: Encoder, job: SourceJob, name: str, config: EncodeConfig) ->
     tries = min(TRIES, len(job.tars))
     for shard in range(tries):
         try:
-            sample = job.sample(shard, {encoder.suffix})
+            captions = _first_captions(job, shard, encoder.suffix)
         except BadTar:
             continue  # it is reported when its turn comes
-        captions = sample.captions[encoder.suffix][:CALIBRATION_ROWS]
         if any(captions):
             return measured_scales(encoder, captions, config.engine.tokens)
     raise EncodeError(
@@ -72,3 +74,15 @@ def scales(encoder: Encoder, job: SourceJob, name: str, config: EncodeConfig) ->
         f"({encoder.suffix}) in their first {CALIBRATION_ROWS} rows, so the scales of an int8 column "
         "cannot be measured. Put another tar first, or store bfloat16"
     )
+
+
+def _first_captions(job: SourceJob, shard: int, suffix: str) -> list[str | None]:
+    """Returns the captions of a tar's first rows, from the tar alone: scales follow neither from
+    an index nor from what is behind these rows.
+    """
+    place, size = job.tars[shard], job.source.tars[shard][1]
+    assert place is not None  # a run has all tars in reach
+    with fetched(place, job.scratch, size) as path, path.open("rb") as file:
+        Tar(file, size)
+        rows, _ = scan_tar(file, job.source.shard_rows)
+        return read_captions(rows[:CALIBRATION_ROWS], file.fileno(), suffix)[0]

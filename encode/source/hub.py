@@ -162,12 +162,14 @@ class PartFile(io.BufferedWriter):
             raise CancelledError
         if (end := self.tell() + len(data)) > self.size:
             refuse_size(str(self.path), end, self.size)
+        rest = memoryview(data)
         try:
-            count = super().write(data)
+            while rest:  # past the buffer, whose rest would fail again when it is closed
+                rest = rest[self.raw.write(rest) :]
         except OSError as error:  # of the disk, which no repetition of a request helps
             raise NoRoom(f"{error}. Make room, then run again to go on") from None
-        self.report(count)
-        return count
+        self.report(len(data))
+        return len(data)
 
 
 def check_digest(part: Path, file: HubFile, path: Path) -> None:

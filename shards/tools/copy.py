@@ -107,20 +107,33 @@ def _copy_column(manifest: Description, target: Store, threads: int, progress: P
     def copy_object(name: str, trusted: bool) -> None:
         _copy_object(source, target, name, *objects[name], trusted, progress)
 
-    def copy_shard(shard: int) -> None:
-        for name, _, _ in commits[shard].objects:
-            if not name.startswith(EMPTY):
-                copy_object(name, shard in finished)
+    def copy_commit(shard: int) -> None:
         if shard not in finished:
             _copy_record(source, target, commit_name(shard))
 
     for name in objects:
         if name.startswith(EMPTY):  # all commits name it
             copy_object(name, len(finished) == len(commits))
-    with ThreadPoolExecutor(threads) as pool:
-        jobs = [pool.submit(copy_shard, shard) for shard in commits]
+    own = {
+        shard: [name for name, _, _ in commit.objects if not name.startswith(EMPTY)]
+        for shard, commit in commits.items()
+    }
+    missing = {shard: len(names) for shard, names in own.items()}
+    with ThreadPoolExecutor(threads) as pool:  # a job is one object, so that a stop waits for few
+        jobs = {
+            pool.submit(copy_object, name, shard in finished): shard
+            for shard, names in own.items()
+            for name in names
+        }
         try:
+            last = [pool.submit(copy_commit, shard) for shard, names in own.items() if not names]
             for job in as_completed(jobs):
+                job.result()
+                shard = jobs[job]
+                missing[shard] -= 1
+                if not missing[shard]:
+                    last.append(pool.submit(copy_commit, shard))
+            for job in last:
                 job.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

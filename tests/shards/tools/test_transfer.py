@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,7 @@ from shards.column.source import ShardIndex, Source
 from shards.errors import ConversionFailed, NoRoom
 from shards.format.int8 import quantise, to_floats
 from shards.store.local import LocalStore
+from shards.tools import copy as copying
 from shards.tools.convert import convert
 from shards.tools.copy import copy, stage
 from shards.tools.verify import logical_digest, verify
@@ -350,6 +352,34 @@ def test_damage_is_never_copied(tmp_path: Path) -> None:
     copy(source, tmp_path / "b")
     assert files_of(tmp_path / "b") == files_of(source)
     assert not list(tmp_path.rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_stop_or_an_error_waits_for_no_more_than_the_objects_in_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """Not for whole shards, which may hold gigabytes: of two threads, each ends one object."""
+    source, whole, names = write_column(tmp_path / "a", moments_spec()), copying._copy_object, []
+
+    def copy_object(source: Any, target: Any, name: str, *rest: Any) -> None:
+        if name.startswith("empty/"):
+            return
+        names.append(name)
+        if len(names) == 1:
+            time.sleep(0.2)
+            raise error
+        time.sleep(0.3)
+        whole(source, target, name, *rest)
+
+    monkeypatch.setattr(copying, "_copy_object", copy_object)
+    assert sum(len(path.parts) > 2 for path in source.rglob("c/**/*") if path.is_file()) > 6
+    with pytest.raises(error):
+        copy(source, tmp_path / "b", threads=2)
+    assert len(names) <= 4
+    assert not list((tmp_path / "b").glob("commits/*"))
+    monkeypatch.undo()
+    copy(source, tmp_path / "b")
+    assert files_of(tmp_path / "b") == files_of(source)
 
 
 def test_what_stands_is_kept_or_refused_never_replaced(tmp_path: Path) -> None:
