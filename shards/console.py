@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # rich is loaded where something is drawn
 
 WIDTH = 118  # characters of a table
 LINE_SECONDS = 30.0  # between two lines of progress where the output is no terminal
-SHORT = 0.1  # seconds; of what nobody waited for, nothing is said
+SHORT = 5.0  # seconds of a pass that says nothing at its end
 DAY = 86_400  # seconds
 
 

@@ -73,9 +73,9 @@ def test_bytes_have_a_rate_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     out = io.StringIO()
     with Bar("copy", None, "bytes", console=Console(file=out)) as bar:
-        now[0] += 2
-        bar.advance(3_000_000)
+        now[0] += 10
+        bar.advance(15_000_000)
         assert bar.pace() == "1.50 MB/s"
-        bar.begin(6_000_000)
-        assert bar.pace() == "1.50 MB/s, 0:00:02 to go"
-    assert out.getvalue() == "copy 3.00 MB of 6.00 MB in 0:00:02\n"
+        bar.begin(30_000_000)
+        assert bar.pace() == "1.50 MB/s, 0:00:10 to go"
+    assert out.getvalue() == "copy 15.00 MB of 30.00 MB in 0:00:10\n"
