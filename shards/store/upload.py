@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import secrets
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ..errors import StoreError
 from ..format.atomic import TEMPORARY, Staging
-
-if TYPE_CHECKING:
-    from .object_store import RemoteStore
 
 PART = 8 << 20  # of an upload; a smaller object goes in one request
 CONCURRENT = 4  # parts on their way at once
 COPY_BYTES = 5 << 30  # the most that S3 copies on a condition
 
 
+class Bucket(Protocol):
+    """What an upload asks of its object store."""
+
+    url: str
+
+    def at(self, name: str) -> str: ...
+    def key(self, name: str) -> str: ...
+    def call(self, work: str, name: str, action: Any, **options: Any) -> Any: ...
+    def size(self, name: str) -> int | None: ...
+    def put_if_absent(self, name: str, data: bytes) -> bool: ...
+    def delete(self, name: str) -> None: ...
+    def _require(self, condition: str) -> None: ...
+    def _copy_new(self, name: str, to: str) -> None: ...
+
+
 class Upload(Staging):
     """An object on its way: kept in memory while it is small, then sent in parts."""
 
-    def __init__(self, store: RemoteStore, name: str) -> None:
+    def __init__(self, store: Bucket, name: str) -> None:
         super().__init__()
         self._store, self._name = store, name
         folder = name.rpartition("/")[0]
