@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ MOST_POINTS = 400  # of a curve on the page
 
 Estimate = Mapping[str, Any]  # "value", with "low" and "high" of its interval or None
 Curve = tuple[str, Sequence[tuple[float, float]]]  # a name, and its points
+Band = tuple[int, Sequence[tuple[float, float, float]]]  # a colour, and x with both ends
 
 
 def style() -> str:
@@ -44,14 +46,25 @@ def figure(value: float | None) -> str:
 # Curves -------------------------------------------------------------------------------------------
 
 
-def curves(title: str, lines: Sequence[Curve], *, log: bool = False) -> str:
+def curves(
+    title: str,
+    lines: Sequence[Curve],
+    *,
+    log: bool = False,
+    colours: Sequence[int] | None = None,
+    thin: Collection[int] = (),
+    bands: Sequence[Band] = (),
+) -> str:
     """Returns named curves on common axes, empty text where no curve has a point.
 
-    The vertical axis is logarithmic if `log` is set and all values are above 0.
+    The vertical axis is logarithmic if `log` is set and all values are above 0. Curves have
+    `colours`, else one each; those whose index is in `thin` are faint. `bands` lie behind them.
     """
     points = [point for _, line in lines for point in line]
     if not points:
         return ""
+    points += [(x, end) for _, band in bands for x, *ends in band for end in ends]
+    hues = range(len(lines)) if colours is None else colours
     log = log and min(y for _, y in points) > 0
     scaled = [(x, math.log10(y) if log else y) for x, y in points]
     first, last = min(x for x, _ in scaled), max(x for x, _ in scaled)
@@ -76,15 +89,20 @@ def curves(title: str, lines: Sequence[Curve], *, log: bool = False) -> str:
         f'<text class="axis" x="{across(x):.1f}" y="{CURVES_HEIGHT - 8}" text-anchor="{anchor}">{x:,.0f}</text>'
         for x, anchor in ((first, "start"), (last, "end"))
     ]
+    for hue, band in bands:
+        edge = [(x, low) for x, low, _ in band] + [(x, high) for x, _, high in reversed(band)]
+        corners = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in edge)
+        shapes.append(f'<polygon class="band" style="color:{_colour(hue)}" points="{corners}"/>')
     for i, (_, line) in enumerate(lines):
         places = [(across(x), down(y)) for x, y in thinned(line)]
         shape = f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}"/>'
         if len(places) == 1:
             shape = f'<circle cx="{places[0][0]:.1f}" cy="{places[0][1]:.1f}" r="3"/>'
-        shapes.append(f'<g style="color:{_colour(i)}">{shape}</g>' if places else "")
+        faint = ' class="thin"' if i in thin else ""
+        shapes.append(f'<g{faint} style="color:{_colour(hues[i])}">{shape}</g>' if places else "")
     names = "".join(
-        f'<span class="name"><span class="chip" style="background:{_colour(i)}"></span>{html.escape(name)}</span>'
-        for i, (name, _) in enumerate(lines) if name
+        f'<span class="name"><span class="chip" style="background:{_colour(hue)}"></span>{html.escape(name)}</span>'
+        for hue, (name, _) in zip(hues, lines, strict=True) if name
     )  # fmt: skip
     return (
         f'<figure class="curves"><figcaption>{html.escape(title)}{names}</figcaption>'
@@ -160,6 +178,48 @@ def difference(title: str, estimate: Estimate) -> str:
     most = max(map(abs, reach([estimate], [0.0])))
     zero = f'<path d="M{WIDTH / 2} 0V16" class="zero"/>'
     return _svg(title, WIDTH, 16, [zero, _mark(estimate, -most, most, 8, "currentColor")], "plot")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A difference from a baseline: its name, its numbers as text, and each seed's own as points."""
+
+    name: str
+    text: str
+    estimate: Estimate | None
+    points: Sequence[float]
+    colour: int
+
+
+def forest(title: str, rows: Sequence[Row], *, higher: bool) -> str:
+    """Returns a line a difference beside zero, on one scale whose right half is better than the
+    baseline: larger values lie there if `higher` is better, else smaller ones. Points are rings.
+    """
+    estimates = [row.estimate for row in rows if row.estimate]
+    most = max(map(abs, reach(estimates, [0.0], *(row.points for row in rows))))
+    side = 1 if higher else -1  # left and right are exchanged where smaller is better
+    height, middle = ROW * len(rows) + 18, WIDTH // 2
+    shapes = [
+        f'<path d="M{middle} 0V{height - 14}" class="zero"/>',
+        f'<text class="axis" x="{MARGIN}" y="{height - 3}">{-side * most:+,.3g} worse</text>',
+        f'<text class="axis" x="{middle}" y="{height - 3}" text-anchor="middle">0</text>',
+        f'<text class="axis" x="{WIDTH - MARGIN}" y="{height - 3}" text-anchor="end">'
+        f"better {side * most:+,.3g}</text>",
+    ]
+    for i, row in enumerate(rows):
+        y, colour = ROW * i, _colour(row.colour)
+        shapes.append(
+            f'<text x="{MARGIN}" y="{y + 11}">{html.escape(row.name)}</text>'
+            f'<text x="{WIDTH - MARGIN}" y="{y + 11}" text-anchor="end">{html.escape(row.text)}</text>'
+        )
+        if row.estimate:
+            shapes.append(_mark(row.estimate, -side * most, side * most, y + 19, colour))
+        rings = "".join(
+            f'<circle class="ring" cx="{_across(x, -side * most, side * most):.1f}" cy="{y + 19}" r="5"/>'
+            for x in row.points
+        )
+        shapes.append(f'<g style="color:{colour}">{rings}</g>' if rings else "")
+    return _svg(title, WIDTH, height, shapes, "plot")
 
 
 def reach(estimates: Iterable[Estimate], *points: Sequence[float]) -> tuple[float, float]:

@@ -28,20 +28,25 @@ def render(
     note: str = "",
 ) -> str:
     """Returns the page of what the JSON holds, with pictures by section and curves of the trainings."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {
-        "value": _value, "change": change, "seconds": _seconds, "short": _short,
-    }  # fmt: skip
-    return environment.get_template("report.html.j2").render(
+    return template(Path(__file__).with_name("report.html.j2")).render(
         r=data, galleries=galleries, note=note, style=charts.style(), verdicts=verdicts,
-        plot=_plot, groups_plot=_groups_plot, difference_plot=charts.difference, trainings=_trainings,
+        plot=_plot, groups_plot=_groups_plot, difference_plot=charts.difference, trainings=trainings,
         title=", ".join(section["benchmark"] for section in data["sections"]),
         charts=[charts.curves(*chart) for chart in _score_curves(data["curves"])],
         losses=[figure for chart in losses if (figure := charts.curves(*chart, log=True))],
     )  # fmt: skip
+
+
+def template(path: Path) -> jinja2.Template:
+    """Returns a page's template, with filters for values, differences, seconds and settings."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(path.parent), autoescape=True,
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {
+        "value": value_text, "change": change, "seconds": _seconds, "short": _short,
+    }  # fmt: skip
+    return environment.get_template(path.name)
 
 
 def verdicts(section: Json) -> list[str]:
@@ -120,9 +125,9 @@ def _groups_plot(
     return charts.groups(title, list(groups), by_set, [s["entry"] for s in sets])
 
 
-def _trainings(section: Json) -> list[Json]:
+def trainings(section: Json) -> list[Json]:
     """Returns the parts of the trainings: key, values by set, whether they differ, and why they may."""
-    trainings = [leaves(s["training"] or {}) for s in section["sets"]]
+    by_set = [leaves(s["training"] or {}) for s in section["sets"]]
     shares = [s["initial_share"] for s in section["sets"]]
     rows = [
         {
@@ -134,13 +139,13 @@ def _trainings(section: Json) -> list[Json]:
     ]
     compared = [c["training"] for c in section["comparisons"] if c["training"]]
     follow, beside = ({key for c in compared for key in c[kind]} for kind in ("follow", "differ"))
-    for key in sorted(set[str]().union(*trainings)):
-        values = [training[key] for training in trainings if key in training]
+    for key in sorted(set[str]().union(*by_set)):
+        values = [training[key] for training in by_set if key in training]
         differs = any(value != values[0] for value in values)
         badge = "differs" if key in beside else "follows the VAE" if key in follow else ""
         texts = [
             _short(training[key]) if key in training else "–" if training else "unknown"
-            for training in trainings
+            for training in by_set
         ]
         rows.append(
             {"key": key, "badge": badge if differs else "", "differs": differs, "values": texts}
@@ -148,7 +153,7 @@ def _trainings(section: Json) -> list[Json]:
     return rows
 
 
-def _value(value: Json | None) -> str:
+def value_text(value: Json | None) -> str:
     """Returns "0.512 [0.488, 0.536]", or without an interval "0.512"."""
     return "–" if value is None else _interval(value, charts.figure)
 

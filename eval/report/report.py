@@ -65,7 +65,7 @@ def report(
     """
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
         raise BadReport(f"{out}: expected the name of a page, such as report.html")
-    _refuse_other_files(out.with_suffix(".json"))
+    refuse_other_files(out.with_suffix(".json"), FORMAT, VERSION)
     for name, run in (runs or {}).items():
         if not (run / "metrics.jsonl").is_file():
             raise BadReport(f"--run {name}={run}: found no metrics.jsonl there, expected a run")
@@ -88,16 +88,16 @@ def report(
     return data
 
 
-def _refuse_other_files(path: Path) -> None:
-    """Raises BadReport where the JSON would replace a file that is no report, FormatVersion where it
+def refuse_other_files(path: Path, format_name: str, version: int) -> None:
+    """Raises BadReport where a JSON would replace a file of another format, FormatVersion where it
     would replace another release's.
     """
     if not path.exists():
         return
     try:
         record = read_json(path)
-        if record["format"] == FORMAT:
-            return refuse_version(record, str(path), FORMAT, VERSION)
+        if record["format"] == format_name:
+            return refuse_version(record, str(path), format_name, version)
     except FormatVersion:
         raise
     except (OSError, ValueError, KeyError, TypeError):
@@ -117,17 +117,18 @@ def section_of(sets: Sequence[ScoredSet]) -> Json:
     return {
         "benchmark": sets[0].benchmark,
         "kind": sets[0].kind,
-        "sets": [_set(scored) | {"entry": entry_of[i]} for i, scored in enumerate(sets)],
+        "sets": [set_of(scored) | {"entry": entry_of[i]} for i, scored in enumerate(sets)],
         "entries": [
             {"name": entry.name, "sets": indices, "seeds": list(entry.members)}
             for entry, indices in zip(groups, members, strict=True)
         ],
         "scores": [_score(sets, scorer, members) for scorer in scorers],
-        "comparisons": [_comparison(compare(groups[0], entry)) for entry in groups[1:]],
+        "comparisons": [comparison_of(compare(groups[0], entry)) for entry in groups[1:]],
     }
 
 
-def _set(scored: ScoredSet) -> Json:
+def set_of(scored: ScoredSet) -> Json:
+    """Returns a set as the JSON has it, without its entry."""
     images, trained = scored.images, scored.trained
     return {
         "training": trained.training or None if trained else None,
@@ -165,7 +166,8 @@ def _score(sets: Sequence[ScoredSet], scorer: str, members: Sequence[Sequence[in
     }
 
 
-def _comparison(comparison: Comparison) -> Json:
+def comparison_of(comparison: Comparison) -> Json:
+    """Returns a comparison as the JSON has it."""
     pairing, training = comparison.pairing, comparison.pairing.training
     return {
         "baseline": comparison.a,

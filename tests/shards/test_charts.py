@@ -67,3 +67,41 @@ def test_a_page_is_one_file() -> None:
     assert "<p>body</p>" in page
     assert "prefers-color-scheme: dark" in page
     assert not re.search(r"https?:|@import|url\(", page)
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_right_half_of_a_forest_is_better_than_the_baseline(higher: bool) -> None:
+    estimate = {"value": 1.0, "low": -1.0, "high": 2.0}
+    rows = [
+        charts.Row("<e2e>", "+1", estimate, [4.0, -2.0], 3),
+        charts.Row("no score", "–", None, [], 4),
+    ]
+    drawing = charts.forest("t", rows, higher=higher)
+    dot, *rings = (
+        float(x) for x in re.findall(r'<circle(?: class="ring")? cx="([\d.]+)"', drawing)
+    )
+    quarter = (charts.WIDTH - 2 * charts.MARGIN) / 8  # a unit: the reach is 4 on both sides
+    side = 1 if higher else -1
+    middle = charts.WIDTH / 2
+    assert dot == pytest.approx(middle + side * quarter, abs=0.1)
+    assert rings == pytest.approx(
+        [middle + side * 4 * quarter, middle - side * 2 * quarter], abs=0.1
+    )
+    ends = ["-4 worse", "0", "better +4"] if higher else ["+4 worse", "0", "better -4"]
+    text = [element.text for element in ElementTree.fromstring(drawing) if element.tag == "text"]
+    assert text == [*ends, "<e2e>", "+1", "no score", "–"]
+
+
+def test_curves_of_one_colour_and_the_band_behind_them() -> None:
+    lines = [("mean", [(0.0, 1.0), (10.0, 2.0)]), ("", [(0.0, 1.5), (10.0, 2.5)])]
+    band = (5, [(0.0, 0.0, 1.5), (10.0, 1.0, 4.0)])
+    drawing = charts.curves("score", lines, colours=[5, 5], thin={1}, bands=[band])
+    figure = ElementTree.fromstring(drawing)
+    assert len(figure.findall("svg/g[@style='color:var(--c5)']")) == 2
+    assert len(figure.findall("svg/g[@class='thin']")) == 1
+    (polygon,) = figure.findall("svg/polygon[@class='band']")
+    corners = [tuple(map(float, p.split(","))) for p in polygon.attrib["points"].split()]
+    lowest, highest = 8 + charts.CURVES_HEIGHT - charts.BOTTOM - 8, 8  # the band sets the axis
+    assert corners[0] == (charts.LEFT, lowest)
+    assert corners[2] == (charts.CURVES_WIDTH - 8, highest)
+    assert "".join(figure.itertext()).startswith("scoremean")
