@@ -17,9 +17,8 @@ from pydantic import (
 )
 
 from configs import Strict
-from shards import Store, open_store
-from shards.format.layout import SHARD_ROWS, ZARR_ROWS, Norm
-from shards.format.names import checked_name, refuse_doubles
+from shards import Norm, Store, open_store
+from shards.format import SHARD_ROWS, ZARR_ROWS, checked_name, refuse_doubles
 from shards.places import local_path, place
 
 from .registry import ModelSpec

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, ValidationError
 
 from configs import Strict
-from shards.format.identity import EncoderIdentity
+from shards.format import EncoderIdentity
 from shards.places import model
 
 from .errors import ModelNotUsable

@@ -9,8 +9,9 @@ Public names; importing `eval` or `eval.score` loads no torch:
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from shards.lazy import lazy_getattr
 
 if TYPE_CHECKING:
     from .images.generate import generate
@@ -18,11 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Request", "generate"]
 
-_MODULES = {"generate": "images.generate", "Request": "images.generator"}
-
-
-def __getattr__(name: str) -> Any:
-    """Loads what needs torch when it is asked for."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_getattr(
+    __name__, {"images.generate": ("generate",), "images.generator": ("Request",)}
+)

@@ -27,18 +27,13 @@ from torch import Tensor
 
 import configs
 from configs import ConfigError
-from encode.models.packed_text import PackedText
-from encode.models.pixels import pixels_on
-from encode.models.tokenizer import CaptionTokenizer, load_tokenizer
-from encode.models.vae import Vae, load_vae
+from encode.models import CaptionTokenizer, PackedText, Vae, load_tokenizer, load_vae, pixels_on
 from encode.registry import TEXTS, ModelSpec, lookup
-from shards import JoinedColumns, Order
-from shards.read.prefetch import Prefetcher
-from shards.read.stream import Batch
+from shards import Batch, JoinedColumns, Order
+from shards.read import Prefetcher
 from shards.signals import leave
+from train import Batches, World
 from train.config import TrainConfig, run_folder
-from train.loop import Batches
-from train.ranks.world import World
 from train.run import fit, open_columns, open_run, order_of
 
 from .images.layouts import Picture

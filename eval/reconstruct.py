@@ -20,11 +20,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from encode.models.pixels import to_images
-from encode.models.vae import load_vae
+from encode.models import load_vae, to_images
 from shards import Column, Status, atomic_write, canonical_json
 from shards.console import Bar
-from shards.store.base import Place
+from shards.store import Place
 
 from .distances.measure import PACKAGES, enough, measure
 from .distances.metrics import METRICS

@@ -28,12 +28,12 @@ import torch
 
 import configs
 from shards import LeaseHeld, atomic_write, canonical_json, open_store, put_if_absent
-from shards.column.lease import Lease, lease_chain
+from shards.column import Lease, lease_chain
 from shards.console import positive
 from shards.format.atomic import read_json
 from shards.signals import Stopped, stoppable
 from train.checkpoints.checkpoint import CheckpointError, steps
-from train.report.page import write_page
+from train.report import write_page
 
 from .errors import BadReport, OtherImages, Watched
 from .images.checks import read_manifest

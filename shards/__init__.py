@@ -6,7 +6,7 @@ Importing this package is cheap: torch is loaded when `Stream` or `Batch` is fir
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .column.commits import Snapshot, put_complete, read_commit
 from .column.source import IndexRow, Source, open_source, put_index, read_index
@@ -18,11 +18,14 @@ from .errors import (
     IdentityMismatch,
     IncompleteColumn,
     LeaseHeld,
+    NoRoom,
     NotAColumn,
+    ObjectsMissing,
     OrderError,
     ShardsError,
     SourceChanged,
     SourceMismatch,
+    StoreError,
     WorkerDied,
 )
 from .format.atomic import (
@@ -35,6 +38,7 @@ from .format.atomic import (
     unseal,
 )
 from .format.layout import ColumnSpec, Layout, Norm, Status
+from .lazy import lazy_getattr
 from .read.column import Column
 from .read.join import JoinedColumns, open_join, open_sources
 from .read.order import Order
@@ -43,6 +47,7 @@ from .store.open import open_store
 
 if TYPE_CHECKING:
     from .read.stream import Batch, Stream
+    from .tools.describe import describe
 
 __all__ = [
     "BadRows",
@@ -57,8 +62,10 @@ __all__ = [
     "JoinedColumns",
     "Layout",
     "LeaseHeld",
+    "NoRoom",
     "Norm",
     "NotAColumn",
+    "ObjectsMissing",
     "Order",
     "OrderError",
     "ShardWriter",
@@ -69,12 +76,14 @@ __all__ = [
     "SourceMismatch",
     "Status",
     "Store",
+    "StoreError",
     "Stream",
     "WorkerDied",
     "atomic_write",
     "canonical_json",
     "check_column",
     "create_column",
+    "describe",
     "open_join",
     "open_source",
     "open_sources",
@@ -91,11 +100,6 @@ __all__ = [
     "unseal",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Imports what needs torch when it is first used: torch takes seconds, and a status needs none."""
-    if name not in ("Batch", "Stream"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .read import stream
-
-    return getattr(stream, name)
+__getattr__ = lazy_getattr(
+    __name__, {"read.stream": ("Batch", "Stream"), "tools.describe": ("describe",)}
+)

@@ -1,10 +1,12 @@
 """Which package may import what, read from the syntax trees (also the imports inside functions)."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,29 +14,46 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = ("configs", "shards", "encode", "train", "eval")
 
-# package -> the parts of ours that it may import beside its own
+# package -> the others of ours that it may import
 MAY = {
     "configs": (),
     "shards": (),
     "encode": ("configs", "shards"),
     "train": ("configs", "shards"),
-    "eval": (
-        "configs",
-        "shards",
-        "encode",
-        "train.model",
-        "train.checkpoints.reference",
-        "train.model.flow",
-        "train.checkpoints.identity",
-        "train.loop",
-        "train.run",
-        "train.checkpoints.checkpoint",
-        "train.config",
-        "train.report.page",
-        "train.report.records",
-        "train.ranks.world",
+    "eval": ("configs", "shards", "encode", "train"),
+}
+# package -> its public parts. Other packages import what the package itself lists in `__all__`, what
+# a folder of these lists in its `__all__`, and names without an underscore that a file of these
+# defines; all else is private. CONTRIBUTING.md repeats the list with a line of why.
+PUBLIC = {
+    "configs": (),
+    "shards": (
+        "charts",
+        "column",
+        "console",
+        "format",
+        "format.atomic",
+        "format.checks",
+        "lazy",
+        "places",
+        "printing",
+        "read",
+        "signals",
+        "store",
+    ),
+    "encode": ("errors", "models", "registry", "source"),
+    "train": (
+        "checkpoints.checkpoint",
+        "checkpoints.identity",
+        "checkpoints.reference",
+        "config",
+        "model",
+        "report",
+        "run",
     ),
 }
+# listed by a folder for scripts alone
+FOR_SCRIPTS = {"train.model": {"DiTConfig", "FlowConfig", "ModelConfig"}}
 # heavy library -> the only places that may import it
 HEAVY = {
     "diffusers": ("encode.models", "eval.demo.vae"),
@@ -110,19 +129,66 @@ def imports(module: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def complaints(module: str, source: str) -> list[str]:
+    """Imports of a file that the rules forbid, each with file, line and what to do instead."""
     package = module.split(".")[0]
     found = []
     for line, name in imports(module, ast.parse(source)):
         top = name.split(".")[0]
-        if top in OURS and top != package and not within(name, MAY[package]):
-            found.append(f"{module}:{line} imports {name}")
-        if top in HEAVY and not within(module, HEAVY[top]):
-            found.append(f"{module}:{line} imports {name}")
+        where = f"{module.replace('.', '/')}.py:{line} imports {name}"
         if name in ("eval", "train"):
-            found.append(
-                f"{module}:{line} hides a builtin or a method: write from {name}.x import y"
-            )
+            found.append(f"{where}, hiding a builtin or a method: write from {name} import x")
+        elif top in OURS and top != package:
+            if top not in MAY[package]:
+                allowed = ", ".join(MAY[package]) or "nothing of ours"
+                found.append(f"{where}: {package} may import {allowed}")
+            elif not public(name):
+                found.append(f"{where}, which is private to {top}: {instead(name)}")
+        if top in HEAVY and not within(module, HEAVY[top]):
+            found.append(f"{where}: only {', '.join(HEAVY[top])} may")
     return found
+
+
+@cache
+def offered(part: str) -> frozenset[str]:
+    """The public names of a package, of a folder of it (those in `__all__`) or of a file (those that
+    it defines, without an underscore).
+    """
+    path = ROOT / part.replace(".", "/")
+    folder = path.is_dir()
+    tree = ast.parse((path / "__init__.py" if folder else path.with_suffix(".py")).read_text())
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for target in targets:
+            if not isinstance(target, ast.Name):
+                continue
+            if folder and target.id == "__all__":
+                return frozenset(ast.literal_eval(node.value))
+            names.add(target.id)
+    return frozenset(name for name in names if not name.startswith("_"))
+
+
+def faces(package: str) -> list[str]:
+    return [package, *(f"{package}.{part}" for part in PUBLIC[package])]
+
+
+def public(name: str) -> bool:
+    """Whether another package may import a name: a public part, or a public name of it."""
+    parts = faces(name.split(".")[0])
+    part, _, leaf = name.rpartition(".")
+    return name in (parts[1:] or parts) or (part in parts and leaf in offered(part))
+
+
+def instead(name: str) -> str:
+    """What to write in place of an import of what is private."""
+    package, leaf = name.split(".")[0], name.rpartition(".")[2]
+    homes = [part for part in faces(package) if leaf in offered(part)]
+    if homes and leaf != package:
+        return f"write from {homes[0]} import {leaf}"
+    parts = [part for part in faces(package) if (ROOT / part.replace(".", "/")).is_dir()]
+    return f"import a name that is listed in __all__ of {', '.join(parts)}, or list it there"
 
 
 def graph() -> dict[str, set[str]]:
@@ -225,19 +291,71 @@ def test_import_directions(module: str, path: Path) -> None:
         ("encode.run.job", "from ...train import model", True),
         ("encode.run.job", "import torch", True),
         ("encode.run.job", "from train.model import DiT", True),
-        (
-            "eval.images.sampler",
-            "from train.model.flow import sigmas\nfrom train import model",
-            False,
-        ),
-        ("eval.images.sampler", "from train.step.engine import start", True),
-        ("eval.images.sampler", "import train", True),
         ("eval.demo.vae", "import diffusers", False),
         ("eval.demo.page", "import diffusers", True),
     ],
 )
 def test_the_rules_themselves(module: str, source: str, bad: bool) -> None:
     assert bool(complaints(module, source)) == bad
+
+
+@pytest.mark.parametrize(
+    ("source", "advice"),
+    [
+        ("from train.model import DiT, FlowConfig", ""),
+        ("from train import DiT, model", ""),  # of the package; a public folder of it
+        ("from shards import charts\nfrom shards.console import Bar", ""),
+        ("import shards.charts as charts", ""),
+        ("from train.config import TrainConfig", ""),
+        ("def f():\n    from encode.models import Vae", ""),
+        ("from ..errors import EvalError", ""),
+        ("def f():\n    from encode.models.vae import Vae", "write from encode.models import Vae"),
+        ("from shards.read.order import Order", "write from shards import Order"),
+        ("from shards.column.lease import Lease", "write from shards.column import Lease"),
+        ("from train.model.flow import sigmas", "list it there"),  # by no face
+        ("from train.step.engine import start", "list it there"),
+        ("from train.model import dit", "list it there"),  # a file of a public folder
+        ("from train import step", "list it there"),
+        ("from shards.read import *", "list it there"),
+        ("from shards.format import _anything", "list it there"),
+        ("from shards.console import _anything", "list it there"),
+        ("from shards.console import argparse", "list it there"),  # which it only imports
+        ("import shards.read.order", "list it there"),
+        ("import shards", "list it there"),
+        ("import train", "write from train import x"),
+        ("import configs\nfrom configs import ConfigError", ""),  # of one file, without parts
+    ],
+)
+def test_the_rule_of_public_names(source: str, advice: str) -> None:
+    report = complaints("eval.images.sampler", source)
+    assert len(report) == bool(advice)
+    line = source.count("\n") + 1
+    for text in report:
+        assert text.startswith(f"eval/images/sampler.py:{line} imports ")
+        assert text.endswith(advice)
+
+
+def test_each_public_part_is_imported_by_another_package() -> None:
+    used: dict[str, set[str]] = {}
+    for module, path in modules():
+        for _, name in imports(module, ast.parse(path.read_text(encoding="utf-8"))):
+            if name.split(".")[0] != module.split(".")[0]:
+                part, _, leaf = name.rpartition(".")
+                used.setdefault(part, set()).add(leaf)
+                used.setdefault(name, set())
+    for package in PUBLIC:
+        for part in faces(package)[1:]:
+            assert part in used, f"{part} is public, and nothing imports it: take it off the list"
+            if (ROOT / part.replace(".", "/")).is_dir():
+                names = offered(part) - used[part] - FOR_SCRIPTS.get(part, set())
+                assert names == set(), f"{part} lists what no other package imports"
+
+
+def test_contributing_names_each_public_part() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.partition("## What other packages may import")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`((?:shards|encode|train)\.[\w.]+)`", section))
+    assert named == {part for package in PUBLIC for part in faces(package)[1:]}
 
 
 @pytest.mark.parametrize("module", ALONE)

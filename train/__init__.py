@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from shards.lazy import lazy_getattr
 
 from .config import TrainConfig
 from .model.config import DiTConfig, FlowConfig, ModelConfig
 
 if TYPE_CHECKING:
     from .checkpoints.checkpoint import load_for_sampling
+    from .loop import Batches
     from .model.dit import DiT
+    from .ranks.world import World
     from .run import fit
 
 __all__ = [
+    "Batches",
     "DiT",
     "DiTConfig",
     "FlowConfig",
     "ModelConfig",
     "TrainConfig",
+    "World",
     "fit",
     "load_for_sampling",
 ]
 
-_MODULES = {
-    "DiT": "model.dit",
-    "fit": "run",
-    "load_for_sampling": "checkpoints.checkpoint",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Loads what needs torch when it is asked for: torch takes seconds, and `--help` needs none."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_getattr(
+    __name__,
+    {
+        "loop": ("Batches",),
+        "model.dit": ("DiT",),
+        "ranks.world": ("World",),
+        "run": ("fit",),
+        "checkpoints.checkpoint": ("load_for_sampling",),
+    },
+)

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 import yaml
 
-from shards import JoinedColumns, Order, atomic_write, canonical_json
-from shards.read.prefetch import Prefetcher
-from shards.read.stream import Batch, Stream, empty_caption
+from shards import Batch, JoinedColumns, Order, Stream, atomic_write, canonical_json
+from shards.read import Prefetcher, empty_caption
 from shards.signals import SIGNALS, on_stop
 
 from .checkpoints import checkpoint

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from configs import ConfigError
-from shards import IdentityMismatch, JoinedColumns, Order, open_sources
-from shards.format.identity import preprocess_of
-from shards.format.layout import differences
-from shards.read.stream import Stream, empty_caption
+from shards import IdentityMismatch, JoinedColumns, Order, Stream, open_sources
+from shards.format import differences, preprocess_of
+from shards.read import empty_caption
 
 from .checkpoints import checkpoint, init_weights
 from .config import DataShape, TrainConfig

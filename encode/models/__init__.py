@@ -3,9 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from shards.lazy import lazy_getattr
 
 from ..config import ColumnConfig, EngineConfig
 from .encoder import Encoder
+
+if TYPE_CHECKING:
+    from .packed_text import PackedText
+    from .pixels import pixels_on, to_images, to_pixels
+    from .text import TextEncoder
+    from .tokenizer import CaptionTokenizer, load_tokenizer, tokenizer_digest
+    from .vae import Vae, load_vae
+    from .weights import load_model, weights_digest
+
+__all__ = [
+    "CaptionTokenizer",
+    "PackedText",
+    "TextEncoder",
+    "Vae",
+    "load_model",
+    "load_tokenizer",
+    "load_vae",
+    "pixels_on",
+    "to_images",
+    "to_pixels",
+    "tokenizer_digest",
+    "weights_digest",
+]
 
 
 def load_encoders(
@@ -16,3 +42,16 @@ def load_encoders(
     from . import load
 
     return load.load_encoders(columns, engine, weights)
+
+
+__getattr__ = lazy_getattr(
+    __name__,
+    {
+        "packed_text": ("PackedText",),
+        "pixels": ("pixels_on", "to_images", "to_pixels"),
+        "text": ("TextEncoder",),
+        "tokenizer": ("CaptionTokenizer", "load_tokenizer", "tokenizer_digest"),
+        "vae": ("Vae", "load_vae"),
+        "weights": ("load_model", "weights_digest"),
+    },
+)

@@ -16,10 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import ColumnSpec, Layout, Norm, Store
+from shards.format import (
+    COLUMN,
+    VERSION,
+    CaptionPreprocess,
+    ColumnIdentity,
+    PicturePreprocess,
+    calibrate,
+)
 from shards.format.atomic import Json
-from shards.format.identity import CaptionPreprocess, ColumnIdentity, PicturePreprocess
-from shards.format.int8 import calibrate
-from shards.format.layout import COLUMN, VERSION
 
 from ..config import ColumnConfig
 from ..errors import EncodeError, ModelNotUsable

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shards.format import PicturePreprocess
 from shards.format.atomic import Json
-from shards.format.identity import PicturePreprocess
 
 from ..config import FeaturesColumn
 from ..errors import ModelNotUsable

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shards.format import CaptionPreprocess, ColumnIdentity, EncoderIdentity
 from shards.format.atomic import Json
-from shards.format.identity import CaptionPreprocess, ColumnIdentity, EncoderIdentity
 
 from ..errors import ModelNotUsable
 from ..registry import TEXTS, ModelSpec

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shards.format.int8 import to_floats
+from shards.format import to_floats
 
 from ..config import EngineConfig
 from ..errors import ModelNotUsable

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shards.format import CaptionPreprocess, ColumnIdentity
 from shards.format.atomic import Json
-from shards.format.identity import CaptionPreprocess, ColumnIdentity
 
 from ..config import TokensColumn
 from ..errors import ModelNotUsable

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shards import Norm
+from shards.format import EncoderIdentity
 from shards.format.atomic import Json
-from shards.format.identity import EncoderIdentity
 
 from ..config import LatentsColumn, MomentsColumn, NormConfig
 from ..errors import ModelNotUsable

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import Store
-from shards.column.commits import committed, read_failures
+from shards.column import committed, read_failures
 from shards.console import size_text
 
 from ..config import EncodeConfig

@@ -24,7 +24,7 @@ from rich.table import Table
 
 import configs
 from shards import Layout
-from shards.column.commits import committed
+from shards.column import committed
 from shards.console import not_negative, number, positive, render, size_text, without_nan
 from shards.format.atomic import Json
 from shards.places import local_path

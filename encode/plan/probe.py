@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import Layout
-from shards.column.zarr_object import chunked, compress
-from shards.format.int8 import channel_scale, quantise
+from shards.column import chunked, compress
+from shards.format import channel_scale, quantise
 
 from ..config import EngineConfig
 from ..models.encoder import CaptionEncoder, Encoder, ImageEncoder

@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import ColumnSpec, CorruptColumn, IndexRow, Source, Store, open_source, read_index
-from shards.column.members import member_of
-from shards.column.source import ShardIndex, index_name
+from shards.column import ShardIndex, index_name, member_of
 
 from ..config import EncodeConfig
 from ..errors import BadTar, EncodeError, FetchFailed, MissingTar, NoSuchSuffix

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import Layout
-from shards.column.commits import Commit
-from shards.column.tar_object import BLOCK, END, member_blocks
+from shards.column import Commit, tar_bytes
+from shards.format import GROUP_JSON, KINDS, ZARR_ROWS, ArraySpec
 from shards.format.atomic import seal
-from shards.format.layout import GROUP_JSON, KINDS, ZARR_ROWS, ArraySpec
 
 DIGEST = "0" * 64  # of the size of any
 # what a commit tells of how it was made: host, versions, device, seconds
@@ -63,8 +62,7 @@ def _values(
     """Returns the objects that hold the values of a shard: (path, bytes, digest)."""
     if layout.backend == "webdataset":
         each = np.where(layout.ragged, lengths, 1)[present] * layout.unit_bytes
-        size = BLOCK * int(member_blocks(each).sum()) + len(END)
-        return [("tar/00000.tar", size, DIGEST)]
+        return [("tar/00000.tar", tar_bytes(each), DIGEST)]
     array, objects = layout.arrays()[layout.kind], []
     for start in range(0, len(present), ZARR_ROWS):
         block = slice(start, start + ZARR_ROWS)

@@ -15,11 +15,10 @@ from typing import Any
 
 from rich.table import Table
 
-from shards import Status, Store, canonical_json
+from shards import Status, Store, canonical_json, describe
 from shards.console import render
+from shards.format import HAS_VALUES
 from shards.format.atomic import Json, parse_json
-from shards.format.layout import HAS_VALUES
-from shards.tools.describe import describe
 
 from ..config import EncodeConfig
 from ..errors import EncodeError

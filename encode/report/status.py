@@ -26,14 +26,12 @@ from pydantic import Field
 from rich.table import Table
 
 import configs
-from shards import Store, open_store
+from shards import CorruptColumn, NotAColumn, Store, describe, open_store
 from shards.console import duration_text, render, size_text
-from shards.errors import CorruptColumn, NotAColumn
 from shards.format.atomic import Json, parse_json
 from shards.format.checks import Count, Fields, Text, check
 from shards.places import local_path
 from shards.printing import raw
-from shards.tools.describe import describe
 
 from ..config import EncodeConfig
 from .report import SHOWN, read_report, usable

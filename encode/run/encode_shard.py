@@ -26,14 +26,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards import IndexRow, ShardWriter, Status, put_index
-from shards.column.commits import commit_name, own_commit
-from shards.column.members import member_of
-from shards.column.source import ShardIndex
-from shards.column.writer import refuse_other_members
-from shards.errors import CorruptColumn, FormatVersion, NotAColumn, SourceChanged
+from shards import (
+    CorruptColumn,
+    FormatVersion,
+    IndexRow,
+    NotAColumn,
+    ShardWriter,
+    SourceChanged,
+    Status,
+    put_index,
+)
+from shards.column import ShardIndex, commit_name, member_of, own_commit, refuse_other_members
+from shards.format import ZARR_ROWS
 from shards.format.atomic import Json
-from shards.format.layout import ZARR_ROWS
 
 from ..config import EngineConfig
 from ..errors import BadTar, TarChanged

@@ -14,13 +14,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from shards import Store, put_complete
-from shards.column.commits import commit_name, failure_name
-from shards.column.lease import Lease
-from shards.errors import ObjectsMissing
+from shards import ObjectsMissing, Store, put_complete
+from shards.column import Lease, commit_name, failure_name
+from shards.format import FAILURE, VERSION, FailureRecord, sealed
 from shards.format.atomic import Json
-from shards.format.layout import FAILURE, VERSION
-from shards.format.records import FailureRecord, sealed
 from shards.signals import Stopped, stoppable
 
 from ..config import EncodeConfig

@@ -12,11 +12,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from shards import Store, check_column, create_column, put_empty
-from shards.column.commits import committed, read_failures
-from shards.column.members import member_read
-from shards.errors import CorruptColumn, FormatVersion, NotAColumn
-from shards.read.column import open_spec
+from shards import (
+    CorruptColumn,
+    FormatVersion,
+    NotAColumn,
+    Store,
+    check_column,
+    create_column,
+    put_empty,
+)
+from shards.column import committed, member_read, read_failures
+from shards.read import open_spec
 
 from ..config import EncodeConfig
 from ..models.encoder import Words

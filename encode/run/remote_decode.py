@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.column.source import ShardIndex
+from shards.column import ShardIndex
 from shards.format.atomic import sha256
 
 from ..config import EngineConfig

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
-from shards import FormatVersion, ShardsError
-from shards.column.lease import Lease
-from shards.errors import IncompleteColumn, LeaseHeld, StoreError
+from shards import FormatVersion, IncompleteColumn, LeaseHeld, ShardsError, StoreError
+from shards.column import Lease
 from shards.printing import redacted
 
 from ..config import EngineConfig

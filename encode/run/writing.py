@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import ShardWriter
-from shards.format.int8 import stored_rows
+from shards.format import stored_rows
 
 from ..meter import WRITE, Timer
 

@@ -1,1 +1,24 @@
 """What is encoded: tars, their rows, pictures decoded ahead, tars downloaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shards.lazy import lazy_getattr
+
+if TYPE_CHECKING:
+    from .images import decode, transform
+    from .members import caption_in
+    from .tars import read_exactly
+
+__all__ = [
+    "caption_in",
+    "decode",
+    "read_exactly",
+    "transform",
+]
+
+__getattr__ = lazy_getattr(
+    __name__,
+    {"images": ("decode", "transform"), "members": ("caption_in",), "tars": ("read_exactly",)},
+)

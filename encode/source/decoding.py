@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import IndexRow, Status
-from shards.column.members import DIGEST_BYTES
-from shards.format.layout import HAS_VALUES, ZARR_ROWS
-from shards.read.prefetch import map_ahead
+from shards.column import DIGEST_BYTES
+from shards.format import HAS_VALUES, ZARR_ROWS
+from shards.read import map_ahead
 
 from ..meter import Timer
 from .images import decode, transform

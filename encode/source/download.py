@@ -22,8 +22,8 @@ from pathlib import Path
 
 import yaml
 
+from shards import NoRoom
 from shards.console import Bar, positive, size_text
-from shards.errors import NoRoom
 from shards.places import local_path
 from shards.signals import Stopped, stoppable
 

@@ -28,12 +28,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shards import open_store
+from shards import StoreError, open_store
 from shards.console import size_text
-from shards.errors import StoreError
 from shards.places import local_path
-from shards.store.client import Limits
-from shards.store.object_store import NoRanges
+from shards.store import Limits, NoRanges
 
 from ..errors import FetchFailed
 from .tars import is_url, read_exactly, refuse_size, split_url

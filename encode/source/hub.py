@@ -20,7 +20,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from shards.errors import NoRoom
+from shards import NoRoom
 from shards.format.atomic import make_durable, sha256_file
 
 from ..errors import EncodeError, HubError

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from shards import Store
-from shards.column.source import index_name
-from shards.column.zarr_object import read_into
-from shards.format.records import parse_index_head
+from shards.column import index_name, read_into
+from shards.format import parse_index_head
 
 HEAD_BYTES = 1 << 17  # the first line of an index holds a note of at most 65,536 characters
 READERS = 16  # small objects read at once: of an object store each takes a round trip

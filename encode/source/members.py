@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import IndexRow, Status
-from shards.column.members import ABSENT, CAPTION_BYTES, UNREAD, is_json, member_of
+from shards.column import ABSENT, CAPTION_BYTES, UNREAD, is_json, member_of
 
 from ..errors import TarChanged
 from .tars import read_exactly, split_name

@@ -23,12 +23,11 @@ from urllib.parse import unquote
 from braceexpand import braceexpand
 
 from shards import IndexRow, Source, Store, open_store
-from shards.column.members import CAPTION_BYTES
+from shards.column import CAPTION_BYTES
+from shards.format import MAX_CAPTIONS
 from shards.format.checks import MAX_TEXT
-from shards.format.records import MAX_CAPTIONS
 from shards.places import home, local_path
-from shards.store.base import WEB
-from shards.store.client import Limits
+from shards.store import WEB, Limits
 
 from ..errors import BadTar, MissingTar, NotASource, TarChanged
 

@@ -25,8 +25,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from encode.models.pixels import to_pixels
-from encode.source.images import transform
+from encode.models import to_pixels
+from encode.source import transform
 from shards import atomic_write
 from shards.places import local_path
 

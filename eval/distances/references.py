@@ -25,9 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from shards import FormatVersion, atomic_write, canonical_json, sha256
+from shards.format import differences
 from shards.format.atomic import open_file, parse_json, refuse_version
 from shards.format.checks import Fields, Text, check
-from shards.format.layout import differences
 
 from ..errors import BadReference
 from ..features.features import Floats, Pictures, extract, identity, of_folder

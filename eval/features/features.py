@@ -26,7 +26,7 @@ from safetensors.numpy import save
 
 from shards import atomic_write, canonical_json, sha256, sha256_file
 from shards.console import Bar
-from shards.read.prefetch import map_ahead
+from shards.read import map_ahead
 
 from ..errors import BadPicture, MissingImages, NotFinite, TooFewImages
 from ..images.imageset import ImageSetReader

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from encode.errors import ModelNotUsable
-from encode.models.weights import load_model
+from encode.models import load_model
 from encode.registry import ModelSpec, location, one_line
 
 from ..errors import MissingWeights

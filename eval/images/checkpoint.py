@@ -13,15 +13,15 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from encode.models.weights import weights_digest
+from encode.models import weights_digest
 from shards import Norm
+from shards.format import ColumnIdentity
 from shards.format.atomic import read_json
 from shards.format.checks import Fields, check
-from shards.format.identity import ColumnIdentity
 from train.checkpoints.checkpoint import CheckpointError, load_for_sampling, steps
 from train.checkpoints.identity import initial_share, training_of
 from train.checkpoints.reference import STATES, read
-from train.model.dit import DiT
+from train.model import DiT
 
 from .runs import Run
 

@@ -16,14 +16,12 @@ from typing import Any
 
 import torch
 
-from encode.config import TokensColumn
+from encode import TokensColumn
 from encode.errors import ModelNotUsable
-from encode.models.text import TextEncoder
-from encode.models.vae import Vae
+from encode.models import TextEncoder, Vae
 from encode.registry import TEXTS, VAES, ModelSpec, location
+from shards.format import ColumnIdentity, EncoderIdentity, differences
 from shards.format.atomic import read_file
-from shards.format.identity import ColumnIdentity, EncoderIdentity
-from shards.format.layout import differences
 
 from ..errors import EncoderMismatch
 

@@ -26,9 +26,9 @@ from typing import Any
 
 import torch
 
-from encode.models.pixels import to_images
+from encode.models import to_images
 from shards.console import Bar
-from shards.read.randomness import normal
+from shards.read import normal
 from shards.signals import Stopped
 
 from ..errors import BadRequest

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from encode.models.vae import Vae
+from encode.models import Vae
 from shards import Norm
-from shards.read.latents import undraw
+from shards.read import undraw
 from train.checkpoints.checkpoint import CheckpointError
-from train.model.dit import DiT
+from train.model import DiT
 
 from ..errors import BadRequest, EncoderMismatch
 from .checkpoint import TYPES, Checkpoint

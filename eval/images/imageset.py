@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from shards import atomic_write, canonical_json, put_if_absent, sha256, sha256_file
-from shards.format.layout import differences
+from shards.format import differences
 
 from ..errors import MissingImages, OtherImages
 from ..prompts.prompts import Prompts

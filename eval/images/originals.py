@@ -7,12 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from encode.errors import TarChanged
-from encode.source.images import decode, transform
-from encode.source.members import caption_in
-from encode.source.tars import read_exactly
+from encode.source import caption_in, decode, read_exactly, transform
 from shards import Column, IndexRow, open_source, read_index, sha256
-from shards.column.members import member_of
-from shards.format.identity import PicturePreprocess
+from shards.column import member_of
+from shards.format import PicturePreprocess
 
 from ..errors import MissingPictures
 from .layouts import Picture

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from encode.models.text import TextEncoder
+from encode.models import TextEncoder
 from shards import FormatVersion, canonical_json, put_if_absent, sha256
 from shards.format.atomic import parse_json, read_file, read_json, refuse_version
 

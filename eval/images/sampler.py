@@ -16,8 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from train.model.dit import DiT
-from train.model.flow import TRAIN_STEPS, inference_sigmas
+from train.model import TRAIN_STEPS, DiT, inference_sigmas
 
 Velocity = Callable[[Tensor, float], Tensor]  # (latents, sigma) -> velocity
 Step = Callable[[Tensor, Tensor, float, float], Tensor]  # (latents, velocity, sigma, following)

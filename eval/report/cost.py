@@ -9,7 +9,7 @@ from typing import Any
 
 from configs import read_yaml
 from shards.format.atomic import read_json
-from train.report.records import read_records
+from train.report import read_records
 
 from .entries import ScoredSet
 

@@ -11,7 +11,7 @@ import jinja2
 from shards import charts
 from shards.console import duration_text
 from train.checkpoints.identity import leaves
-from train.report.records import read_records
+from train.report import read_records
 
 from .entries import RECONSTRUCTION, ScoredSet
 from .pairing import brief

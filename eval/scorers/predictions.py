@@ -27,7 +27,7 @@ from shards import canonical_json, put_if_absent, sha256
 from shards.console import Bar
 from shards.format.atomic import LINES_BYTES, parse_json, read_file, refuse_version
 from shards.format.checks import Fields, Text, check
-from shards.read.prefetch import map_ahead
+from shards.read import map_ahead
 
 from ..errors import BadQuestions, BadScores, MissingImages, NotFinite
 from ..images.imageset import ImageSetReader, PictureRef

@@ -70,7 +70,7 @@ class Vlm:
     def __init__(self, path: str, device: str, spellings: Spellings, batch_size: int = 8) -> None:
         import torch
 
-        from encode.models.tokenizer import tokenizer_digest
+        from encode.models import tokenizer_digest
 
         from ..features import pretrained
 

@@ -21,6 +21,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from shards import FormatVersion, ShardsError, atomic_write, canonical_json, seal, unseal
 from shards.format.atomic import LINES_BYTES, parse_json, read_file
 from shards.format.checks import BaseName, Text, check
+from train.report import read_records
 
 from ..errors import BadScores, NotFinite
 
@@ -160,8 +161,6 @@ def read_lines(path: Path) -> list[Any]:
 
 def read_watched(path: Path) -> list[Json]:
     """Returns the records that `python -m eval watch` left, one a checkpoint; else BadScores."""
-    from train.report.records import read_records  # whose package loads torch
-
     try:
         records = read_records(path)
         check(WATCHED, records)

@@ -1,1 +1,38 @@
 """How a column is made: sources, shards written by one writer each, commits, the lease."""
+
+from __future__ import annotations
+
+from .commits import Commit, commit_name, committed, failure_name, own_commit, read_failures
+from .lease import LEASE_SECONDS, Lease, lease_chain, machine
+from .members import ABSENT, CAPTION_BYTES, DIGEST_BYTES, UNREAD, is_json, member_of, member_read
+from .source import ShardIndex, index_name
+from .tar_object import tar_bytes
+from .writer import refuse_other_members
+from .zarr_object import chunked, compress, read_into
+
+__all__ = [
+    "ABSENT",
+    "CAPTION_BYTES",
+    "Commit",
+    "DIGEST_BYTES",
+    "LEASE_SECONDS",
+    "Lease",
+    "ShardIndex",
+    "UNREAD",
+    "chunked",
+    "commit_name",
+    "committed",
+    "compress",
+    "failure_name",
+    "index_name",
+    "is_json",
+    "lease_chain",
+    "machine",
+    "member_of",
+    "member_read",
+    "own_commit",
+    "read_failures",
+    "read_into",
+    "refuse_other_members",
+    "tar_bytes",
+]

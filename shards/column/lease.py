@@ -28,7 +28,7 @@ from ..store.base import Place, Store
 from ..store.open import open_store
 
 LEASE = "lease.json"
-SECONDS = 120.0  # until a lease that is not renewed expires; clocks of hosts differ by less
+LEASE_SECONDS = 120.0  # until a lease that is not renewed expires; clocks of hosts differ by less
 ATTEMPTS = 8
 LATEST = 1e11  # seconds since 1970: a later end, after the year 5000, is damage
 
@@ -107,7 +107,7 @@ class Lease:
     """
 
     def __init__(
-        self, column: Place, command: str, force: bool = False, seconds: float = SECONDS
+        self, column: Place, command: str, force: bool = False, seconds: float = LEASE_SECONDS
     ) -> None:
         self.store, self.command, self.force = open_store(column), command, force
         self.seconds, self.owner = seconds, secrets.token_hex(16)

@@ -41,6 +41,11 @@ def member_blocks(values: NDArray[np.int64] | int) -> Any:
     return 1 + (NPY_HEADER + values + BLOCK - 1) // BLOCK
 
 
+def tar_bytes(values: NDArray[np.int64]) -> int:
+    """Returns the bytes of a tar of rows with so many bytes of values each, (rows,)."""
+    return BLOCK * int(member_blocks(values).sum()) + len(END)
+
+
 def write_row(file: Staging, row: int, values: Array) -> None:
     """Appends a row's member."""
     header = io.BytesIO()

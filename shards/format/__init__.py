@@ -1,1 +1,55 @@
 """What exists on disk: names, shapes, JSON records, whole files put at once."""
+
+from __future__ import annotations
+
+from .identity import (
+    CaptionPreprocess,
+    ColumnIdentity,
+    EncoderIdentity,
+    PicturePreprocess,
+    preprocess_of,
+)
+from .int8 import calibrate, channel_scale, quantise, stored_rows, to_floats
+from .layout import (
+    COLUMN,
+    FAILURE,
+    GROUP_JSON,
+    HAS_VALUES,
+    KINDS,
+    SHARD_ROWS,
+    VERSION,
+    ZARR_ROWS,
+    ArraySpec,
+    differences,
+)
+from .names import checked_name, refuse_doubles
+from .records import MAX_CAPTIONS, FailureRecord, parse_index_head, sealed
+
+__all__ = [
+    "ArraySpec",
+    "COLUMN",
+    "CaptionPreprocess",
+    "ColumnIdentity",
+    "EncoderIdentity",
+    "FAILURE",
+    "FailureRecord",
+    "GROUP_JSON",
+    "HAS_VALUES",
+    "KINDS",
+    "MAX_CAPTIONS",
+    "PicturePreprocess",
+    "SHARD_ROWS",
+    "VERSION",
+    "ZARR_ROWS",
+    "calibrate",
+    "channel_scale",
+    "checked_name",
+    "differences",
+    "parse_index_head",
+    "preprocess_of",
+    "quantise",
+    "refuse_doubles",
+    "sealed",
+    "stored_rows",
+    "to_floats",
+]

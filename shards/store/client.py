@@ -73,6 +73,10 @@ def web_headers(root: str) -> dict[str, str]:
     return headers
 
 
+class NoRanges(StoreError):
+    """A web server gives whole files only."""
+
+
 class TruncatedBody(OSError):
     """A body of fewer bytes than were promised."""
 

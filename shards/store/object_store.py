@@ -29,17 +29,13 @@ from ..format.atomic import TEMPORARY, WHOLE_BYTES
 from ..places import local_path
 from ..printing import redacted
 from .base import Handle, Store
-from .client import Client, Limits, TruncatedBody
+from .client import Client, Limits, NoRanges, TruncatedBody
 from .page_cache import PAGE, THREADS, PageCache, Pages
 from .upload import PART, Upload
 
 CACHE_GB = 64
 LISTED = 256  # more objects than these are looked up by listing their folders
 CHUNK = 1 << 20  # bytes of a stream that are handed on at a time
-
-
-class NoRanges(StoreError):
-    """A web server gives whole files only."""
 
 
 @dataclass(eq=False)

@@ -41,11 +41,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shards import FormatVersion, ShardsError, atomic_write, seal, sha256_file, unseal
-from shards.errors import LeaseHeld
+from shards import FormatVersion, LeaseHeld, ShardsError, atomic_write, seal, sha256_file, unseal
+from shards.format import differences
 from shards.format.atomic import TEMPORARY, Json, fsync_path, make_durable, make_readable, naming
 from shards.format.checks import BaseName, Count, Digest, Fields, check
-from shards.format.layout import differences
 
 from ..model.dit import DiT, DiTConfig
 from ..ranks.world import World

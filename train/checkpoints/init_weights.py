@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from configs import ConfigError
-from shards.format.layout import differences
+from shards.format import differences
 
 from ..config import TrainConfig
 from ..model.dit import DiT, DiTConfig

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from shards.lazy import lazy_getattr
 
 from .config import DiTConfig, FlowConfig, ModelConfig
 
 if TYPE_CHECKING:
     from .dit import DiT
+    from .flow import TRAIN_STEPS, inference_sigmas
 
-__all__ = ["DiT", "DiTConfig", "FlowConfig", "ModelConfig"]
+__all__ = ["TRAIN_STEPS", "DiT", "DiTConfig", "FlowConfig", "ModelConfig", "inference_sigmas"]
 
-
-def __getattr__(name: str) -> Any:
-    """Loads the model, and with it torch, when it is asked for."""
-    if name != "DiT":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .dit import DiT
-
-    return DiT
+__getattr__ = lazy_getattr(__name__, {"dit": ("DiT",), "flow": ("TRAIN_STEPS", "inference_sigmas")})

@@ -7,9 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from shards.column.lease import SECONDS, Lease, lease_chain, machine
-from shards.errors import LeaseHeld
-from shards.store.open import open_store
+from shards import LeaseHeld, open_store
+from shards.column import LEASE_SECONDS, Lease, lease_chain, machine
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +20,7 @@ class RunLocked(LeaseHeld):
 class RunLock:
     """The right to write into a run's folder: `take`, `check` before each change, `release`."""
 
-    def __init__(self, run: Path, seconds: float = SECONDS) -> None:
+    def __init__(self, run: Path, seconds: float = LEASE_SECONDS) -> None:
         self.run, self.seconds = run, seconds
         self._lease: Lease | None = None
 

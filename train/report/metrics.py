@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shards import Batch
 from shards.console import without_nan
-from shards.read.stream import Batch
 
 from ..model.flops import Cost
 from ..model.flow import level_of

@@ -13,10 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from shards import Norm
-from shards.read.latents import draw
-from shards.read.randomness import normal, uniform
-from shards.read.stream import Batch, Int8Tokens
+from shards import Batch, Norm
+from shards.read import Int8Tokens, draw, normal, uniform
 
 from ..model.flow import FlowConfig, density, interpolate, noise_levels
 

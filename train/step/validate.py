@@ -17,9 +17,7 @@ import torch
 from torch import Tensor
 
 from shards import BadRows, IdentityMismatch, JoinedColumns, open_join
-from shards.read.latents import draw
-from shards.read.randomness import normal
-from shards.read.stream import read_rows
+from shards.read import draw, normal, read_rows
 
 from ..config import TrainConfig, column_name
 from ..model.flow import interpolate, losses, noise_levels, target
