@@ -1,6 +1,7 @@
 """Which package may import what, read from the syntax trees (also the imports inside functions)."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -349,6 +350,14 @@ def test_each_public_part_is_imported_by_another_package() -> None:
             if (ROOT / part.replace(".", "/")).is_dir():
                 names = offered(part) - used[part] - FOR_SCRIPTS.get(part, set())
                 assert names == set(), f"{part} lists what no other package imports"
+
+
+@pytest.mark.parametrize("part", [*(face for package in PUBLIC for face in faces(package)), "eval"])
+def test_each_listed_name_exists(part: str) -> None:
+    """Also those that are loaded when first used, which mypy sees under TYPE_CHECKING alone."""
+    module = importlib.import_module(part)
+    assert [name for name in sorted(offered(part)) if not hasattr(module, name)] == []
+    assert not hasattr(module, "no_such_name")
 
 
 def test_contributing_names_each_public_part() -> None:
