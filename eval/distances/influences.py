@@ -15,18 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter
 
 from shards import atomic_write, canonical_json
 from shards.format.checks import Text, check
 
 from ..errors import BadScores
-from ..scores.results import NAME, Count, Finite, Value, read_lines
-
-NORMAL = 1.96  # deviations on either side: 95 %
-
-Floats = NDArray[np.float64]
+from ..scores.results import NAME, Count, Finite, read_lines
+from ..scores.seeds import Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +40,27 @@ class Influence:
 INFLUENCES = TypeAdapter(list[Influence])
 
 
-def value(
-    distance: float, by_prompt: dict[str, float], strata: dict[str, str | None], extra: float = 0.0
-) -> Value:
-    """Returns a distance with its interval.
+def estimate(
+    distance: float,
+    influences: Sequence[Influence],
+    group: str | None = None,
+    subsets: Sequence[float] = (),
+) -> Estimate:
+    """Returns a distance, of all or of a group, with each prompt's influence on it.
 
-    `by_prompt` is of `totals`, `extra` a variance to add, that of subsets which were drawn.
+    `subsets`: the values whose mean it is, where subsets of the pictures were drawn.
     """
-    variance = spread(by_prompt, strata)
-    if variance is None:
-        return Value(distance, None, None, len(by_prompt))
-    half = NORMAL * float(np.sqrt(variance + extra))
-    return Value(distance, distance - half, distance + half, len(by_prompt))
+    by_prompt, labels = totals(influences, group), strata_of(influences)
+    strata: dict[str | None, list[int]] = {}
+    for index, prompt in enumerate(by_prompt):
+        strata.setdefault(labels[prompt], []).append(index)
+    return Estimate(
+        value=distance,
+        prompts=tuple(by_prompt),
+        influences=np.array(list(by_prompt.values())),
+        strata=tuple(np.array(indices) for indices in strata.values()),
+        subsets=np.array(subsets, np.float64),
+    )
 
 
 def totals(influences: Sequence[Influence], group: str | None = None) -> dict[str, float]:
@@ -66,19 +71,6 @@ def totals(influences: Sequence[Influence], group: str | None = None) -> dict[st
         share = i.all if group is None else i.own or 0.0
         sums[i.prompt] = sums.get(i.prompt, 0.0) + share / len(members)
     return sums
-
-
-def spread(by_prompt: dict[str, float], strata: dict[str, str | None]) -> float | None:
-    """Returns the variance of the sum over prompts, drawn within their groups.
-
-    None where a prompt is alone in its group.
-    """
-    parts: dict[str | None, list[float]] = {}
-    for prompt, part in by_prompt.items():
-        parts.setdefault(strata[prompt], []).append(part)
-    if min(map(len, parts.values())) < 2:
-        return None
-    return float(sum(len(part) * np.var(part, ddof=1) for part in parts.values()))
 
 
 def strata_of(influences: Sequence[Influence]) -> dict[str, str | None]:

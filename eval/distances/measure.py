@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator, Sequence
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shards.places import local_path, model
 
@@ -38,6 +38,7 @@ from ..images.imageset import ImageSetReader
 from ..scores import results
 from ..scores.results import Item, Score, Value
 from ..scores.scorer import Scorer, name
+from ..scores.seeds import Estimate, over_seeds
 from . import influences
 from .influences import Influence
 from .metrics import INCEPTION, METRICS, Distance, Metric, least
@@ -77,11 +78,9 @@ def measure(
         for picture, share, in_group in zip(images, distance.influence, own, strict=True)
     ]
     influences.write(images.folder, title, images.digest, shares)
-    strata = influences.strata_of(shares)
 
     def value(part: Distance, group: str | None = None) -> Value:
-        totals = influences.totals(shares, group)
-        return influences.value(part.value, totals, strata, _variance(part.subsets))
+        return over_seeds([influences.estimate(part.value, shares, group, part.subsets)])[0]
 
     notes = [f"{len(features)} pictures against {len(reference.features)}", metric.note]
     if groups and metric.gaussian:
@@ -118,7 +117,35 @@ def _by_group(
     return distances, own
 
 
-def difference(a: Path, b: Path, scorer: str) -> tuple[Value, dict[str, Value]]:
+@dataclass(frozen=True)
+class Measured:
+    """A distance that a set was scored with, and its influences; BadScores where one is missing."""
+
+    folder: Path
+    scorer: str
+
+    @cached_property
+    def score(self) -> Score:
+        return results.read(self.folder / results.NAME / f"{self.scorer}.json")
+
+    @cached_property
+    def shares(self) -> list[Influence]:
+        return influences.read(self.folder, self.scorer, self.score.images)
+
+    def estimate(self, group: str | None = None) -> Estimate:
+        value = self.score.value if group is None else self.score.groups[group]
+        subsets = self.score.made_by.get("subsets", {}).get(group or "", ())
+        return influences.estimate(value.value, self.shares, group, subsets)
+
+
+def estimates(folder: Path, scorer: str) -> tuple[Estimate, dict[str, Estimate]]:
+    """Returns a set's distance, of all and of each group, with the influence of each prompt."""
+    measured = Measured(folder, scorer)
+    groups = {group: measured.estimate(group) for group in measured.score.groups}
+    return measured.estimate(), groups
+
+
+def difference_estimates(a: Path, b: Path, scorer: str) -> tuple[Estimate, dict[str, Estimate]]:
     """Returns b minus a of a distance that both sets were scored with, of all and of each group.
 
     The sets must share their prompts, which are resampled in both at once, so that what a prompt
@@ -126,43 +153,38 @@ def difference(a: Path, b: Path, scorer: str) -> tuple[Value, dict[str, Value]]:
     ones. OtherImages where prompts, pictures' numbers or references differ, BadScores where a score
     is missing.
     """
-    first, second = (results.read(folder / results.NAME / f"{scorer}.json") for folder in (a, b))
+    first, second = (Measured(folder, scorer) for folder in (a, b))
     part = ""
-    if first.made_by.get("reference") != second.made_by.get("reference"):
+    if first.score.made_by.get("reference") != second.score.made_by.get("reference"):
         part = "reference"
-    if first.prompt_list != second.prompt_list:
+    if first.score.prompt_list != second.score.prompt_list:
         part = "prompts"
     if part:
         raise OtherImages(
             f"{a} and {b}: {scorer} is of another {part} in each. Only sets of the same prompts, scored "
             "against the same reference, are compared"
         )
-    shares = [
-        influences.read(folder, scorer, score.images) for folder, score in ((a, first), (b, second))
-    ]
-    numbers = [{(share.prompt, share.number) for share in side} for side in shares]
-    if first.made_by.get("metric") not in UNBIASED and numbers[0] != numbers[1]:
+    numbers = [{(share.prompt, share.number) for share in side.shares} for side in (first, second)]
+    if first.score.made_by.get("metric") not in UNBIASED and numbers[0] != numbers[1]:
         raise OtherImages(
-            f"{a} and {b}: {scorer} is of {len(shares[0])} and of {len(shares[1])} pictures, "
+            f"{a} and {b}: {scorer} is of {len(first.shares)} and of {len(second.shares)} pictures, "
             f"{len(numbers[0] & numbers[1])} of them of the same prompt and number. Fewer pictures alone make a larger "
             "distance, so only sets of the same ones are compared: make both whole, or score kid"
         )
-    strata = influences.strata_of(shares[0])
+    shared = [group for group in first.score.groups if group in second.score.groups]
+    try:
+        groups = {group: second.estimate(group) - first.estimate(group) for group in shared}
+        return second.estimate() - first.estimate(), groups
+    except OtherImages:
+        raise OtherImages(
+            f"{a} and {b}: {scorer} is of other prompts in each. Score the whole sets"
+        ) from None
 
-    def value(group: str | None) -> Value:
-        before, after = (influences.totals(side, group) for side in shares)
-        if before.keys() != after.keys():
-            raise OtherImages(
-                f"{a} and {b}: {scorer} is of other prompts in each. Score the whole sets"
-            )
-        totals = {prompt: after[prompt] - before[prompt] for prompt in before}
-        subsets = [np.array(s.made_by["subsets"].get(group or "", [])) for s in (first, second)]
-        values = [s.value if group is None else s.groups[group] for s in (first, second)]
-        change, variance = values[1].value - values[0].value, _variance(subsets[1] - subsets[0])
-        return influences.value(change, totals, strata, variance)
 
-    shared = [group for group in first.groups if group in second.groups]
-    return value(None), {group: value(group) for group in shared}
+def difference(a: Path, b: Path, scorer: str) -> tuple[Value, dict[str, Value]]:
+    """Returns `difference_estimates` with the intervals over prompts."""
+    whole, groups = difference_estimates(a, b, scorer)
+    return over_seeds([whole])[0], {g: over_seeds([part])[0] for g, part in groups.items()}
 
 
 def enough(metric: Metric, network: Network, count: int, where: str, few: bool) -> None:
@@ -184,11 +206,6 @@ def _title(metric: Metric, network: Network, images: ImageSetReader, reference: 
     if min(count, len(reference.features)) < least(metric, network):
         parts.append(f"few-{count}")
     return "-".join(parts)
-
-
-def _variance(subsets: Sequence[float] | NDArray[np.float64]) -> float:
-    """Returns the variance that the draw of subsets adds."""
-    return float(np.var(subsets, ddof=1) / len(subsets)) if len(subsets) else 0.0
 
 
 # The scorers --------------------------------------------------------------------------------------

@@ -1,24 +1,33 @@
 """Two entries of one benchmark, and by how much each score differs, with its interval.
 
 An entry is a set of pictures, or several whose trainings differ in the seed alone; sets of equal seed
-are paired. A difference is b minus a. Where both scores kept items it is resampled over the prompts
-that the sets share; of a distance between sets, the distance's module does that from the features it
-kept. All scores that both sets have are compared: none is selected.
+are paired. A difference is b minus a. Of one pair, where both scores kept items, it is resampled over
+the prompts that the sets share; of a distance between sets, the influences of prompts that the
+distance's module kept say the same. Of several pairs, its interval is that of `scores.seeds`. All
+scores that both sets have are compared: none is selected.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import isclose
 
 from shards import canonical_json
 from train.checkpoints.identity import without_seed
 
-from ..errors import EvalError
-from ..scores.aggregate import difference_and_share, means_of
-from ..scores.results import Score, Value
-from ..scores.seeds import grouped, groups_over_seeds, over_seeds
+from ..errors import EvalError, OtherImages
+from ..scores import aggregate
+from ..scores.results import LEVEL, Score, Value
+from ..scores.seeds import (
+    SEEDS_OF_A_VERDICT,
+    Estimate,
+    Variances,
+    error_level,
+    grouped,
+    over_seeds,
+)
 from .entries import ScoredSet
 from .pairing import ROUNDING, Pairing, pairing_of
 
@@ -38,6 +47,8 @@ class Difference:
     warnings: tuple[str, ...] = ()
     reason: str | None = None
     by_seed: dict[int, Value] = field(default_factory=dict)  # where there are several
+    parts: Variances | None = None  # of the value's variance
+    p: float | None = None  # the error rate at which the interval would end at 0, for `seeds.holm`
 
     @property
     def resolved(self) -> bool | None:
@@ -51,6 +62,11 @@ class Difference:
         """Whether its interval is over training seeds too."""
         return len(self.by_seed) > 1
 
+    @property
+    def identical(self) -> bool:
+        """Whether each prompt moves both alike in every seed, as equal pictures do: 0 in [0, 0]."""
+        return self.value is not None and self.value.value == self.value.low == self.value.high == 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -62,12 +78,30 @@ class Comparison:
     seeds: tuple[int, ...]  # of training, that both have; none where they are unknown or others
     differences: tuple[Difference, ...]
 
-    def favours(self, difference: Difference) -> str | None:
-        """Returns the better entry; None unless the interval shows one, or if the training seeds differ."""
-        if difference.value is None or not difference.resolved or not self.pairing.same_seed:
+    def favours(self, difference: Difference, p: float | None = None) -> str | None:
+        """Returns the better entry; None unless the interval shows one, or if there is no verdict.
+
+        `p` in place of the difference's own: one of `seeds.holm`, where there are more entries.
+        """
+        if difference.value is None or not difference.resolved or self.no_verdict(difference):
+            return None
+        if p is not None and p > 1 - LEVEL:
             return None
         above = difference.value.value > 0
         return self.b if above == (difference.better == "higher") else self.a
+
+    def no_verdict(self, difference: Difference) -> str | None:
+        """Returns why a difference gives no verdict, whatever its interval; None if it may."""
+        seeds, parts = len(difference.by_seed), difference.parts
+        if difference.value is None:
+            return difference.reason
+        if not self.pairing.same_seed:
+            return "other training seeds"
+        if 1 < seeds < SEEDS_OF_A_VERDICT:
+            return f"{seeds} training seeds are too few, {SEEDS_OF_A_VERDICT} are the least"
+        if parts is not None and parts.prompts is None:
+            return "how prompts move it is not known, since one is alone in its group"
+        return None
 
 
 @dataclass(frozen=True)
@@ -127,6 +161,37 @@ def compare(a: ScoredSet | Entry, b: ScoredSet | Entry) -> Comparison:
     )  # fmt: skip
 
 
+def mean_over_seeds(sets: Sequence[ScoredSet], scorer: str) -> Value | None:
+    """Returns an entry's score: the mean of its sets, over training seeds and prompts.
+
+    Where nothing is known of how prompts move it, its interval is over training seeds alone. None
+    where no set has the score; BadScores where items are damaged.
+    """
+    values = [scored.scores[scorer].value for scored in sets if scorer in scored.scores]
+    if len(values) < 2:
+        return values[0] if values else None
+    try:
+        estimates = [_estimate(scored, scorer) for scored in sets if scorer in scored.scores]
+        return over_seeds(estimates)[0]
+    except (OtherImages, _NoDifference):
+        return over_seeds([Estimate(value=value.value) for value in values])[0]
+
+
+def _estimate(scored: ScoredSet, scorer: str) -> Estimate:
+    """Returns a set's score and how prompts move it; _NoDifference where that is not known."""
+    score, items = scored.scores[scorer], scored.items(scorer)
+    if items:
+        estimate, _ = aggregate.estimates(items, score.overall, score.unit)
+        if _equal(estimate.value, score.value):
+            return estimate
+    else:
+        from ..distances.measure import estimates  # which loads torch
+
+        with suppress(EvalError):
+            return estimates(scored.score_folder, scorer)[0]
+    raise _NoDifference
+
+
 def _over_pairs(
     pairs: Sequence[tuple[ScoredSet, ScoredSet]], seeds: Sequence[int], scorer: str
 ) -> Difference:
@@ -135,41 +200,68 @@ def _over_pairs(
     differences = [
         _difference(a, b, scorer) for (a, b), scored in zip(pairs, has_score, strict=True) if scored
     ]
-    values = [difference.value for difference in differences if difference.value]
-    if len(values) < len(differences):
-        return next(difference for difference in differences if difference.value is None)
+    of_seeds = [difference for difference, _ in differences]
+    for difference in of_seeds:
+        if difference.value is None:
+            return difference
+    estimates = [estimate for _, estimate in differences if estimate]
     if len(pairs) == 1:
-        return differences[0]
+        return _with_parts(of_seeds[0], estimates)
     scored_seeds = [seed for seed, scored in zip(seeds, has_score, strict=True) if scored]
-    warnings = list(dict.fromkeys(w for difference in differences for w in difference.warnings))
+    warnings = list(dict.fromkeys(w for difference in of_seeds for w in difference.warnings))
     if len(scored_seeds) < len(seeds):
         names = ", ".join(map(str, scored_seeds))
         warnings.append(f"of training seed {names} alone: others are not scored")
-    return Difference(
-        scorer=scorer,
-        better=differences[0].better,
-        value=over_seeds(values),
-        groups=groups_over_seeds([difference.groups for difference in differences]),
-        warnings=tuple(warnings),
-        share=differences[0].share if len(differences) == 1 else None,
-        by_seed=dict(zip(scored_seeds, values, strict=True)),
+    values = [difference.value for difference in of_seeds if difference.value]
+    return _with_parts(
+        replace(
+            of_seeds[0],
+            warnings=tuple(warnings),
+            share=of_seeds[0].share if len(of_seeds) == 1 else None,
+            by_seed=dict(zip(scored_seeds, values, strict=True)),
+        ),
+        estimates,
     )
+
+
+def _with_parts(difference: Difference, estimates: Sequence[_Estimates]) -> Difference:
+    """Returns it with the parts of its variance; of several seeds, with their mean and interval.
+
+    The interval of one seed is that of its resamples.
+    """
+    assert difference.value is not None
+    try:
+        value, parts = over_seeds([whole for whole, _ in estimates])
+        shared = [g for g in difference.groups if all(g in groups for _, groups in estimates)]
+        groups = {g: over_seeds([groups[g] for _, groups in estimates])[0] for g in shared}
+    except OtherImages as error:
+        return replace(difference, value=None, groups={}, by_seed={}, reason=str(error))
+    if len(estimates) == 1:
+        value, groups = difference.value, difference.groups
+    p = error_level(value, parts)
+    return replace(difference, value=value, groups=groups, parts=parts, p=p)
+
+
+# of all, and of each group
+_Estimates = tuple[Estimate, dict[str, Estimate]]
+_Compared = tuple[Value, dict[str, Value], float | None, _Estimates]
 
 
 class _NoDifference(Exception):
     """Why two scores cannot be compared."""
 
 
-def _difference(a: ScoredSet, b: ScoredSet, scorer: str) -> Difference:
+def _difference(a: ScoredSet, b: ScoredSet, scorer: str) -> tuple[Difference, _Estimates | None]:
+    """Returns the difference of one pair of sets, and how prompts move it, where it has a value."""
     first, second = a.scores[scorer], b.scores[scorer]
     difference = Difference(
         scorer=scorer, better=first.better, warnings=tuple(_warnings(first, second))
     )
     try:
-        value, groups, share = _by_items(a, b, scorer) or (*_between_sets(a, b, scorer), None)
+        value, groups, share, estimates = _by_items(a, b, scorer) or _between_sets(a, b, scorer)
     except _NoDifference as error:
-        return replace(difference, reason=str(error))
-    return replace(difference, value=value, groups=groups, share=share)
+        return replace(difference, reason=str(error)), None
+    return replace(difference, value=value, groups=groups, share=share), estimates
 
 
 def _warnings(first: Score, second: Score) -> list[str]:
@@ -183,9 +275,7 @@ def _warnings(first: Score, second: Score) -> list[str]:
     return warnings
 
 
-def _by_items(
-    a: ScoredSet, b: ScoredSet, scorer: str
-) -> tuple[Value, dict[str, Value], float | None] | None:
+def _by_items(a: ScoredSet, b: ScoredSet, scorer: str) -> _Compared | None:
     """Returns the difference from the items of both; None where neither kept any."""
     scores = a.scores[scorer], b.scores[scorer]
     items = a.items(scorer), b.items(scorer)
@@ -194,7 +284,7 @@ def _by_items(
     for side, side_items in zip((a, b), items, strict=True):
         if not side_items:
             raise _NoDifference(f"{side.name} has no items of it. Score that set again")
-    means = [means_of(i, s.overall, s.unit) for i, s in zip(items, scores, strict=True)]
+    means = [aggregate.means_of(i, s.overall, s.unit) for i, s in zip(items, scores, strict=True)]
     for side, (mean, _) in zip((a, b), means, strict=True):
         if not _equal(mean, side.scores[scorer].value):
             raise _NoDifference(
@@ -206,7 +296,8 @@ def _by_items(
     if (first.overall, first.unit) != (second.overall, second.unit):
         raise _NoDifference("the scores are made of their items in different ways")
     try:
-        value, groups, share = difference_and_share(*items, first.overall, first.unit)
+        value, groups, share = aggregate.difference_and_share(*items, first.overall, first.unit)
+        estimates = aggregate.difference_estimates(*items, first.overall, first.unit)
     except EvalError as error:
         raise _NoDifference(str(error)) from None
     # of some scores a group's value is not the mean of its items, which were resampled here
@@ -215,18 +306,20 @@ def _by_items(
         for name, group in groups.items()
         if all(_equal(m[name], s.groups.get(name)) for (_, m), s in zip(means, scores, strict=True))
     }
-    return value, of_items, share
+    return value, of_items, share, estimates
 
 
 def _equal(mean: float, value: Value | None) -> bool:
     return value is not None and isclose(mean, value.value, rel_tol=1e-6, abs_tol=1e-9)
 
 
-def _between_sets(a: ScoredSet, b: ScoredSet, scorer: str) -> tuple[Value, dict[str, Value]]:
+def _between_sets(a: ScoredSet, b: ScoredSet, scorer: str) -> _Compared:
     """Returns the difference of a distance, which keeps features and influences in place of items."""
-    from ..distances.measure import difference  # which loads torch
+    from ..distances.measure import difference_estimates  # which loads torch
 
     try:
-        return difference(a.score_folder, b.score_folder, scorer)
+        whole, groups = difference_estimates(a.score_folder, b.score_folder, scorer)
     except EvalError as error:
         raise _NoDifference(str(error)) from None
+    values = {name: over_seeds([group])[0] for name, group in groups.items()}
+    return over_seeds([whole])[0], values, None, (whole, groups)

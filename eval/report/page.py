@@ -61,10 +61,10 @@ def _verdict(comparison: Json, kind: str) -> str:
         return ""
     scores: dict[str, list[str]] = {}
     for difference in compared:
-        title = "No difference shown by"
+        title = "Equal in every prompt by" if difference["identical"] else "No difference shown by"
         if difference["resolved"]:
-            winner = difference["favours"]
-            title = f"{winner} is better by" if winner else "Other training seeds, no verdict by"
+            winner, reason = difference["favours"], f"{difference['no_verdict']}"
+            title = f"{winner} is better by" if winner else f"No verdict ({reason}) by"
         text = f"{difference['scorer']} {change(difference['value'])}"
         scores.setdefault(title, []).append(text)
     sentences = [f"{title} {', '.join(texts)}." for title, texts in scores.items()]

@@ -17,8 +17,11 @@ high, count; its interval is 95 %, null where none is known):
                     known in full), sentence (that says so), differ {setting: [baseline's, other's]}, training {differ,
                     follow, unknown}, warnings, seeds (that both have), differences[]: scorer, better, value (other
                     minus baseline), groups, by_seed {training seed: Value}, covers_seeds (whether the interval is over
-                    training seeds too), share (of resamples above 0), resolved, favours (name of the better entry, null
-                    unless resolved, or where training seeds are others), warnings, reason (why there is no value)
+                    training seeds too), parts (of its variance: count of seeds, seeds, prompts, residual; see
+                    eval/scores/seeds.py), p (the error rate at which the interval would end at 0), share (of resamples
+                    above 0), resolved, identical (0 in [0, 0]), favours (name of the better entry, null unless
+                    resolved, or without a verdict), no_verdict (why there is none), warnings, reason (why there is no
+                    value)
       shown[]       ids of the prompts whose pictures are on the page
     curves[]        from `python -m eval watch`: scorer, run, points [[step, Value]]
 """
@@ -38,8 +41,7 @@ from shards.printing import one_line, printable
 from ..errors import BadReport
 from ..scores import results
 from ..scores.results import LEVEL
-from ..scores.seeds import over_seeds
-from .compare import Comparison, compare, entries
+from .compare import Comparison, compare, entries, mean_over_seeds
 from .cost import cost_of
 from .entries import ScoredSet, open_all
 from .gallery import gallery
@@ -148,13 +150,13 @@ def set_of(scored: ScoredSet) -> Json:
 def _score(sets: Sequence[ScoredSet], scorer: str, members: Sequence[Sequence[int]]) -> Json:
     by_set = [scored.scores.get(scorer) for scored in sets]
     scores = [score for score in by_set if score]
-    by_entry = [[score.value for i in indices if (score := by_set[i])] for indices in members]
+    by_entry = [mean_over_seeds([sets[i] for i in indices], scorer) for indices in members]
     return {
         "scorer": scorer,
         "better": scores[0].better,
         "notes": list(dict.fromkeys(note for score in scores for note in score.notes)),
         "values": [asdict(score.value) if score else None for score in by_set],
-        "over_seeds": [asdict(over_seeds(values)) if values else None for values in by_entry],
+        "over_seeds": [asdict(value) if value else None for value in by_entry],
         "groups": {
             name: [asdict(s.groups[name]) if s and name in s.groups else None for s in by_set]
             for name in dict.fromkeys(name for score in scores for name in score.groups)
@@ -188,6 +190,8 @@ def comparison_of(comparison: Comparison) -> Json:
             asdict(difference)
             | {
                 "resolved": difference.resolved,
+                "identical": difference.identical,
+                "no_verdict": comparison.no_verdict(difference),
                 "favours": comparison.favours(difference),
                 "covers_seeds": difference.covers_seeds,
                 "by_seed": {str(seed): asdict(v) for seed, v in difference.by_seed.items()},

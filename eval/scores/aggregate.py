@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import OtherImages
 from .results import LEVEL, Item, Value
+from .seeds import Estimate
 
 RESAMPLES = 10_000
 AT_ONCE = 4_000_000  # indices drawn at once: 32 MB
@@ -70,6 +71,54 @@ def means_of(items: Sequence[Item], overall: str, unit: float) -> tuple[float, d
     sums = Sums.of(items)
     value, *groups = unit * _means(sums, np.ones((1, len(sums.prompts))), overall)[0]
     return float(value), dict(zip(sums.groups, map(float, groups), strict=True))
+
+
+def estimates(
+    items: Sequence[Item], overall: str = "prompts", unit: float = 1.0
+) -> tuple[Estimate, dict[str, Estimate]]:
+    """Returns the value of all items and of each group, with the influence of each prompt.
+
+    A mean is sum over prompts of totals over sum of counts, R = T / C; prompt p with total t and
+    count c moves it by (t - R c) / C, to first order. A mean of groups moves by the mean of theirs.
+    """
+    sums = Sums.of(items)
+    means = _means(sums, np.ones((1, len(sums.prompts))), overall)[0]
+    every = np.ones(len(sums.prompts), bool)
+    influences = [
+        np.where(members, sums.total - mean * sums.count, 0.0) / sums.count[members].sum()
+        for mean, members in zip(means, [every, *sums.groups.values()], strict=True)
+    ]
+    if overall == "groups":
+        influences[0] = np.mean(influences[1:], axis=0)
+
+    def estimate(mean: float, influence: Floats, members: NDArray[np.bool_]) -> Estimate:
+        indices = np.flatnonzero(members)
+        strata = [indices] if len(indices) < len(members) else sums.strata()
+        return Estimate(
+            value=unit * float(mean),
+            prompts=tuple(sums.prompts[i] for i in indices),
+            influences=unit * influence[members],
+            strata=tuple(np.searchsorted(indices, stratum) for stratum in strata),
+            additive=True,
+        )
+
+    columns = zip(means, influences, [every, *sums.groups.values()], strict=True)
+    value, *groups = [estimate(*column) for column in columns]
+    return value, dict(zip(sums.groups, groups, strict=True))
+
+
+def difference_estimates(
+    a: Sequence[Item], b: Sequence[Item], overall: str = "prompts", unit: float = 1.0
+) -> tuple[Estimate, dict[str, Estimate]]:
+    """Returns b minus a, as `estimates` returns each, of the groups of the same prompts in both.
+
+    OtherImages where the prompts differ.
+    """
+    (before, old), (after, new) = (estimates(items, overall, unit) for items in (a, b))
+    shared = [
+        name for name in old if name in new and set(old[name].prompts) == set(new[name].prompts)
+    ]
+    return after - before, {name: new[name] - old[name] for name in shared}
 
 
 def difference(

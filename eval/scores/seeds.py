@@ -1,21 +1,48 @@
 """Training seeds: which trainings are one entry, and what its seeds say together.
 
-A seed is drawn as a prompt is, but there are few of them, and resampling two or three says far too
-little of how seeds vary. So seeds are never resampled: the mean over seeds has the interval of
-Student's t on the seeds' own differences, which are paired (equal seed, equal order of samples),
-and the interval over prompts is added to it.
+A training seed is drawn by chance as a prompt is, but there are few of them, and resampling two or
+three says far too little of how seeds vary: the interval of `over_seeds` is Student's t over seeds,
+widened by what the prompts add. Seeds are never resampled.
+
+Derivation. d_sp is what training seed s gives on prompt p (of two entries: their difference, of
+the same seed, prompt and pictures' noise), with S seeds and P prompts:
+
+    d_sp = d + a_s + b_p + e_sp        a_s: the seed, b_p: the prompt, e_sp: both together
+    mean over s and p: its variance is  A/S + B/P + E/(S P)
+
+V_S = var over s of d_s, over S, estimates A/S + E/(S P): it is blind to b_p, which moves all d_s
+alike. V_P = var over p of the mean over seeds, over P, estimates B/P + E/(S P): it is blind to a_s.
+Both hold E/(S P), so one of them is taken off: V_R, the mean square of what remains of d_sp without
+its seed's and its prompt's mean, over S P. V_S has S - 1 degrees of freedom and V_P many, so each
+has its own quantile, and the parts add as squares (Howe 1974):
+
+    d +- sqrt(t(0.975; S - 1)^2 V_S + z(0.975)^2 max(0, V_P - V_R))
+
+Where prompts are drawn within groups, V_P and V_R are sums over the groups. A score that is no mean
+over prompts is one of the prompts' influences to first order, so V_P is the variance of the sum of
+influences, averaged over the seeds: one draw of prompts for all seeds and both entries. V_R is then
+taken as 0, which is wide rather than narrow: influences are of first order only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from math import hypot, sqrt
+from dataclasses import dataclass, field, replace
+from math import exp, log, sqrt
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ..errors import OtherImages
 from .results import LEVEL, Value
 
 Seeded = dict[int | None, int]  # index by training seed; None: unknown
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+ONE_SEED = "one training seed: how much another seed would move this is not known"
+SEEDS_OF_A_VERDICT = 3  # the deviation of two has one degree of freedom: its interval says little
+SMALLEST = 1e-100  # level that is searched; below it is 0
 
 
 def grouped(sets: Sequence[tuple[Hashable | None, int | None]]) -> list[Seeded]:
@@ -35,30 +62,166 @@ def grouped(sets: Sequence[tuple[Hashable | None, int | None]]) -> list[Seeded]:
     return [members for _, members in entries]
 
 
-def over_seeds(values: Sequence[Value]) -> Value:
-    """Returns the mean over training seeds, with its interval over seeds and prompts.
+@dataclass(frozen=True, kw_only=True)
+class Variances:
+    """What the variance of a mean over training seeds is made of, in squared units of the score."""
 
-    The parts of both intervals are added as squares. That over prompts is the mean of the seeds'
-    own, as if the seeds' values moved with the prompts together: wide rather than narrow. Without
-    intervals over prompts, the interval is over seeds alone; of a single seed it is the value's
-    own.
+    count: int  # S, of training seeds
+    seeds: float | None  # V_S; None of one seed
+    # V_P; None where it is not known: no items, or a prompt that is alone in its group
+    prompts: float | None
+    residual: float = 0.0  # V_R, which both of them hold
+
+    @property
+    def of_prompts(self) -> float:
+        """The part of the variance that more training seeds would leave."""
+        return max(0.0, (self.prompts or 0.0) - self.residual)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Estimate:
+    """A score of one set, or a difference of two, and how each prompt moves it.
+
+    `influences` (P,) are in units of the score: the sum of those of the prompts that are drawn is
+    how far the score moves, to first order. `strata` hold the indices of prompts that are drawn
+    together. Without prompts nothing is known of how they move the score.
     """
-    if len(values) == 1:
-        return values[0]
-    from scipy.stats import t
 
-    numbers = np.array([value.value for value in values])
-    mean = float(numbers.mean())
-    quantile = float(t.ppf((1 + LEVEL) / 2, len(values) - 1))
-    seeds = quantile * float(numbers.std(ddof=1)) / sqrt(len(values))
-    below, above = (
-        float(np.mean([0.0 if end is None else abs(value.value - end) for value, end in ends]))
-        for ends in ([(v, v.low) for v in values], [(v, v.high) for v in values])
+    value: float
+    prompts: tuple[str, ...] = ()
+    influences: Floats = field(default_factory=lambda: np.zeros(0))
+    strata: tuple[Ints, ...] = ()
+    additive: bool = False  # a mean over prompts
+    subsets: Floats = field(default_factory=lambda: np.zeros(0))  # that a distance is the mean of
+
+    def __sub__(self, other: Estimate) -> Estimate:
+        """Returns the difference over the same prompts, drawn as those of the subtracted one.
+
+        OtherImages where they are others.
+        """
+        return replace(
+            other,
+            value=self.value - other.value,
+            influences=other._aligned(self) - other.influences,
+            subsets=self.subsets - other.subsets,
+        )
+
+    def _aligned(self, other: Estimate) -> Floats:
+        """Returns another's influences in the order of these prompts."""
+        if self.prompts == other.prompts:
+            return other.influences
+        if sorted(self.prompts) != sorted(other.prompts):
+            raise OtherImages(
+                f"found scores of {len(self.prompts)} and of {len(other.prompts)} prompts that are not the same "
+                "ones: only sets of the same prompts are compared"
+            )
+        place = {name: index for index, name in enumerate(other.prompts)}
+        return other.influences[[place[name] for name in self.prompts]]
+
+
+def over_seeds(estimates: Sequence[Estimate]) -> tuple[Value, Variances]:
+    """Returns the mean over training seeds with its interval, and what its variance is made of.
+
+    Of one seed the interval is over prompts alone; where nothing is known of prompts it is over
+    seeds alone, and of one seed there is none. OtherImages where the seeds are of other prompts.
+    """
+    first, count = estimates[0], len(estimates)
+    values = np.array([estimate.value for estimate in estimates])
+    influences = np.stack([first._aligned(estimate) for estimate in estimates])
+    known = bool(first.strata) and min(map(len, first.strata)) > 1
+    of_seeds, of_prompts, residual = variances(
+        values, influences, first.strata if known else (), first.additive
     )
-    return Value(mean, mean - hypot(seeds, below), mean + hypot(seeds, above), values[0].count)
+    subsets = np.mean([estimate.subsets for estimate in estimates], axis=0)
+    parts = Variances(
+        count=count,
+        seeds=float(of_seeds) if count > 1 else None,
+        prompts=float(of_prompts) + variance_of_mean(subsets) if known else None,
+        residual=float(residual),
+    )
+    mean, prompts = float(values.mean()), len(first.prompts) or None
+    if parts.seeds is None and parts.prompts is None:
+        return Value(mean, count=prompts), parts
+    half = half_width(parts)
+    return Value(mean, mean - half, mean + half, prompts), parts
 
 
-def groups_over_seeds(values: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
-    """Returns `over_seeds` of each group that all seeds have."""
-    names = [name for name in values[0] if all(name in groups for groups in values)]
-    return {name: over_seeds([groups[name] for groups in values]) for name in names}
+def variances(
+    values: Floats, influences: Floats, strata: Sequence[Ints], additive: bool
+) -> tuple[Floats, Floats, Floats]:
+    """Returns V_S, V_P and V_R, each (...), of values (..., S) and influences (..., S, P).
+
+    With influences (d_sp - d_s) / P they are those of the derivation above. V_S of one seed is 0.
+    """
+    count = values.shape[-1]
+    of_seeds = values.var(-1, ddof=1) / count if count > 1 else np.zeros(values.shape[:-1])
+    mean = influences.mean(-2)
+    of_prompts, residual = np.zeros_like(of_seeds), np.zeros_like(of_seeds)
+    for stratum in strata:
+        size = len(stratum)
+        of_prompts = of_prompts + size * mean[..., stratum].var(-1, ddof=1)
+        if additive and count > 1:
+            rest = influences[..., stratum] - mean[..., None, stratum]
+            rest = rest - rest.mean(-1, keepdims=True)
+            mean_square = np.square(rest).sum((-2, -1)) / ((count - 1) * (size - 1))
+            residual = residual + size * mean_square / count
+    return of_seeds, of_prompts, residual
+
+
+def variance_of_mean(values: Floats) -> float:
+    """Returns the variance of the mean of independent values; 0 of none."""
+    return float(np.var(values, ddof=1) / len(values)) if len(values) else 0.0
+
+
+def half_width(parts: Variances, level: float = 1 - LEVEL) -> float:
+    """Returns how far the interval reaches to either side, at an error rate of `level`."""
+    from scipy.stats import norm, t
+
+    square = float(norm.isf(level / 2)) ** 2 * parts.of_prompts
+    if parts.seeds is not None:
+        square += float(t.isf(level / 2, parts.count - 1)) ** 2 * parts.seeds
+    return sqrt(square)
+
+
+def error_level(value: Value, parts: Variances) -> float | None:
+    """Returns p: the error rate at which the interval of a difference would end at 0.
+
+    It is at most 1 - LEVEL exactly where the interval leaves 0 out. None without an interval, and of
+    two seeds, which give no verdict. The interval of one seed may be of resamples, so it is scaled
+    as a normal one, by its end on the side of 0.
+    """
+    if value.low is None or value.high is None or 1 < parts.count < SEEDS_OF_A_VERDICT:
+        return None
+    if value.value == 0:
+        return 1.0
+    if parts.count == 1:
+        from scipy.stats import norm
+
+        half = value.value - value.low if value.value > 0 else value.high - value.value
+        quantile = float(norm.isf((1 - LEVEL) / 2))
+        return float(2 * norm.sf(quantile * abs(value.value) / half)) if half > 0 else 0.0
+    return _root(abs(value.value), parts)
+
+
+def _root(distance: float, parts: Variances) -> float:
+    from scipy.optimize import brentq
+
+    if half_width(parts, SMALLEST) < distance:
+        return 0.0
+    return exp(brentq(lambda x: half_width(parts, exp(x)) - distance, log(SMALLEST), 0.0))
+
+
+def holm(levels: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Returns p of each entry against the baseline, adjusted for their number (Holm 1979).
+
+    The smallest of m is multiplied by m, the next by m - 1, and so on, none below the one before.
+    A verdict at an adjusted p of at most 1 - LEVEL is wrong for any of the entries in at most that
+    share of studies. Entries without p have no verdict, and are not counted.
+    """
+    tested = sorted((p, name) for name, p in levels.items() if p is not None)
+    adjusted: dict[str, float | None] = dict.fromkeys(levels)
+    largest = 0.0
+    for rank, (p, name) in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - rank) * p))
+        adjusted[name] = largest
+    return adjusted

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from eval.commands import main
 from eval.distances import influences
 from eval.distances.frechet import frechet_features
-from eval.distances.influences import Influence, spread, strata_of, totals
+from eval.distances.influences import Influence, estimate, strata_of, totals
 from eval.distances.kernels import cmmd_influence, kid_features
 from eval.distances.measure import difference
 from eval.distances.metrics import METRICS
@@ -32,6 +32,7 @@ from eval.features.networks import Clip
 from eval.images.imageset import ImageSetReader
 from eval.scores import results
 from eval.scores.results import Score, Value
+from eval.scores.seeds import over_seeds
 from shards import sha256_file
 from tests.eval.small import prompts_of, save_clip, save_folder, save_inception, save_set
 
@@ -156,10 +157,10 @@ def test_a_difference_is_paired_by_prompts(
     variance = sum(
         30 * parts[i::2].var(ddof=1) for i in range(2)
     )  # prompts were drawn within x and y
-    assert apart.high - apart.value == pytest.approx(1.96 * np.sqrt(variance))
+    assert apart.high - apart.value == pytest.approx(1.959964 * np.sqrt(variance))
     own = np.array([(q.own - p.own) / 30 for p, q in zip(*each, strict=True)])[::2]
     assert groups["x"].value - groups["x"].low == pytest.approx(
-        1.96 * np.sqrt(30 * own.var(ddof=1))
+        1.959964 * np.sqrt(30 * own.var(ddof=1))
     )
     same, _ = difference(sets[0], sets[0], a.scorer)
     assert (same.value, same.low, same.high) == (0, 0, 0)
@@ -385,7 +386,8 @@ def test_variance_counts_prompts_and_their_groups() -> None:
             Influence("r", 0, 1.0, "y", 0.5)]  # fmt: skip
     assert totals(each) == {"p": 3 / 4, "q": -1.0, "r": 1 / 4}
     assert totals(each, "x") == pytest.approx({"p": 8 / 3, "q": -8 / 3})
-    parts = totals(each, "x")
-    assert spread(parts, dict.fromkeys(parts)) == pytest.approx(2 * np.var([8 / 3, -8 / 3], ddof=1))
-    assert spread(totals(each), strata_of(each)) is None  # group y has one prompt
+    _, of_x = over_seeds([estimate(0.0, each, "x")])
+    assert of_x.prompts == pytest.approx(2 * np.var([8 / 3, -8 / 3], ddof=1))
+    _, of_all = over_seeds([estimate(0.0, each)])
+    assert of_all.prompts is None  # group y has one prompt
     assert strata_of([*each, Influence("s", 0, 0.0)]) == dict.fromkeys("pqrs")

@@ -20,7 +20,6 @@ from eval.report.report import report
 from eval.scores import results
 from eval.scores.aggregate import aggregate
 from eval.scores.results import Item, Value
-from eval.scores.seeds import over_seeds
 from shards import seal
 from tests.eval.sets import GROUPS, PROMPTS, VAE, make_items, make_score, make_set, seeded, training
 
@@ -393,7 +392,30 @@ def test_seeds_of_an_entry_are_never_compared_with_each_other(tmp_path: Path) ->
         for seed in comparison.seeds
     }
     assert {s: v.value for s, v in difference.by_seed.items()} == pytest.approx(means)
-    assert difference.value == over_seeds(list(difference.by_seed.values()))
+    # by hand, from the 3 x 30 differences of prompts: ten prompts in each of three groups
+    d = np.array([
+        [y.value - x.value for x, y in zip(a.members[s].items("clip"), b.members[s].items("clip"), strict=True)]
+        for s in comparison.seeds
+    ])  # fmt: skip
+    of_seeds = d.mean(1).var(ddof=1) / 3
+    of_prompts = np.mean([d.mean(0)[g::3].var(ddof=1) for g in range(3)]) / 30
+    rest = [
+        d[:, g::3] - d[:, g::3].mean(0) - d[:, g::3].mean(1)[:, None] + d[:, g::3].mean()
+        for g in range(3)
+    ]
+    residual = np.mean([np.square(r).sum() / (2 * 9) for r in rest]) / (3 * 30)
+    assert difference.value is not None
+    assert difference.parts is not None
+    parts = difference.parts
+    assert (parts.count, parts.seeds, parts.prompts, parts.residual) == pytest.approx(
+        (3, of_seeds, of_prompts, residual)
+    )
+    half = np.sqrt(4.3026527**2 * of_seeds + 1.959964**2 * max(0, of_prompts - residual))
+    assert (difference.value.value, difference.value.low, difference.value.high) == pytest.approx(
+        (d.mean(), d.mean() - half, d.mean() + half)
+    )
+    assert difference.p is not None
+    assert difference.p < 0.05
     assert difference.covers_seeds
     assert difference.share is None
     assert comparison.favours(difference) == "e2e"

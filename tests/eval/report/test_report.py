@@ -379,7 +379,7 @@ def test_what_differs_beside_the_vae_is_on_the_page(tmp_path: Path) -> None:
         "training seed differs (0, 7)",
         "model.layers differs72",
         "no verdict: other training seeds",
-        "Other training seeds, no verdict by clip",
+        "No verdict (other training seeds) by clip",
         "98.0% of the averaged weights",
     ):
         assert said in text
@@ -446,6 +446,7 @@ def test_verdicts(
     differences = [
         {
             "scorer": scorer, "favours": winner, "resolved": winner is not None, "covers_seeds": False,
+            "identical": False, "no_verdict": None,
             "value": {"value": value, "low": min(0, 2 * value), "high": max(0, 2 * value)},
         }
         for scorer, (value, winner) in (("acc", accuracy), ("fd", distance))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from math import sqrt
 
@@ -9,10 +10,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import t
+from scipy.stats import norm, ttest_1samp
 
+from eval.errors import OtherImages
 from eval.scores.results import Value
-from eval.scores.seeds import grouped, groups_over_seeds, over_seeds
+from eval.scores.seeds import (
+    Estimate,
+    Floats,
+    Variances,
+    error_level,
+    grouped,
+    half_width,
+    holm,
+    over_seeds,
+)
 
 SETS = st.lists(st.tuples(st.none() | st.sampled_from("ab"), st.none() | st.integers(0, 3)))
 
@@ -37,52 +48,100 @@ def test_every_set_is_in_one_entry_and_no_entry_has_two_keys(
     assert all(a < b for a, b in pairwise(firsts))
 
 
-def test_one_seed_says_what_it_said() -> None:
-    value = Value(0.3, 0.1, 0.6, 20)
-    assert over_seeds([value]) is value
-
-
-def test_the_interval_over_seeds_is_students() -> None:
-    """By hand: without intervals over prompts t s / sqrt(n), with them the root of both squares, each side its own."""
-    numbers = [0.1, 0.4, 0.4]
-    half = float(t.ppf(0.975, 2)) * float(np.std(numbers, ddof=1)) / sqrt(3)
-    assert half == pytest.approx(4.302653 * 0.1732051 / sqrt(3), rel=1e-6)
-    alone = over_seeds([Value(v) for v in numbers])
-    assert (alone.value, alone.low, alone.high) == pytest.approx((0.3, 0.3 - half, 0.3 + half))
-    both = over_seeds([Value(v, v - 0.3, v + 0.4, 9) for v in numbers])
-    assert both.low == pytest.approx(0.3 - sqrt(half**2 + 0.3**2))
-    assert both.high == pytest.approx(0.3 + sqrt(half**2 + 0.4**2))
-    assert both.count == 9
-
-
-@pytest.mark.parametrize("seeds", [2, 3, 5])
-@pytest.mark.parametrize(
-    "spread", [(0.1, 1.0, 0.1), (0.0, 1.0, 0.01), (0.3, 1.0, 1.0), (0.3, 0.0, 1.0)]
-)
-def test_the_interval_holds_the_truth_as_often_as_it_says(
-    seeds: int, spread: tuple[float, float, float]
-) -> None:
-    """Seeds, prompts and their interaction vary; t over the seeds alone holds it in 2 to 6 % where prompts matter, and
-    a bootstrap of three seeds in 67 %."""
-    of_seeds, of_prompts, of_both = spread
-    chance, prompts, tries = np.random.default_rng(7), 100, 1500
-    held = 0
-    for _ in range(tries):
-        d = (
-            chance.normal(0, of_seeds or 1e-9, (seeds, 1))
-            + chance.normal(0, of_prompts or 1e-9, prompts)
-            + chance.normal(0, of_both, (seeds, prompts))
+def estimates(d: Floats, additive: bool = True) -> list[Estimate]:
+    """The differences of seeds (S, P) as means over prompts."""
+    prompts = tuple(map(str, range(d.shape[1])))
+    return [
+        Estimate(
+            value=float(row.mean()),
+            prompts=prompts,
+            influences=(row - row.mean()) / len(row),
+            strata=(np.arange(len(row)),),
+            additive=additive,
         )
-        half = 1.96 * d.std(1, ddof=1) / sqrt(prompts)
-        actual = over_seeds([Value(m, m - h, m + h) for m, h in zip(d.mean(1), half, strict=True)])
-        assert actual.low is not None
-        assert actual.high is not None
-        held += actual.low <= 0 <= actual.high
-    assert held / tries > 0.93
+        for row in d
+    ]
 
 
-def test_groups_are_those_that_all_seeds_have() -> None:
-    a, b = {"x": Value(1.0), "y": Value(2.0)}, {"y": Value(4.0), "z": Value(5.0)}
-    actual = groups_over_seeds([a, b])
-    assert list(actual) == ["y"]
-    assert actual["y"].value == 3.0
+def test_the_interval_by_hand() -> None:
+    """Two-way table of three seeds and four prompts: mean squares of seeds, prompts and the rest."""
+    d = np.array([[1.0, 2, 3, 6], [2, 2, 5, 7], [3, 5, 4, 8]])
+    value, parts = over_seeds(estimates(d))
+    rest = d - d.mean(0) - d.mean(1)[:, None] + d.mean()
+    assert (parts.count, parts.seeds, parts.prompts, parts.residual) == pytest.approx(
+        (3, np.var([3, 4, 5], ddof=1) / 3, np.var([2, 3, 4, 7], ddof=1) / 4, np.square(rest).sum() / 6 / 12)
+    )  # fmt: skip
+    half = sqrt(4.3026527**2 / 3 + 1.959964**2 * (14 / 12 - np.square(rest).sum() / 72))
+    assert (value.value, value.low, value.high) == pytest.approx((4, 4 - half, 4 + half))
+    assert value.count == 4
+    _, distance = over_seeds(estimates(d, additive=False))
+    assert (distance.seeds, distance.prompts, distance.residual) == (parts.seeds, parts.prompts, 0)
+
+
+def test_one_seed_has_an_interval_over_prompts_alone() -> None:
+    d = np.array([[1.0, 2, 3, 6]])
+    value, parts = over_seeds(estimates(d))
+    assert (parts.seeds, parts.prompts) == (None, pytest.approx(d.var(ddof=1) / 4))
+    assert value.high == pytest.approx(3 + 1.959964 * d.std(ddof=1) / 2)
+
+
+def test_where_nothing_is_known_of_prompts_the_interval_is_students_over_seeds() -> None:
+    value, parts = over_seeds([Estimate(value=v) for v in (0.1, 0.4, 0.4)])
+    half = 4.3026527 * 0.1732051 / sqrt(3)
+    assert (value.value, value.low, value.high) == pytest.approx((0.3, 0.3 - half, 0.3 + half))
+    assert (value.count, parts.prompts) == (None, None)
+    assert over_seeds([Estimate(value=0.3)])[0] == Value(0.3)
+
+
+def test_the_level_at_which_an_interval_ends_at_0() -> None:
+    """Over seeds alone p is that of Student's paired test, over prompts alone that of a normal one."""
+    numbers = [0.1, 0.4, 0.5]
+    p = error_level(*over_seeds([Estimate(value=v) for v in numbers]))
+    assert p == pytest.approx(ttest_1samp(numbers, 0).pvalue, rel=1e-6)
+    assert error_level(Value(2.0, 1.0, 3.5), Variances(count=1, seeds=None, prompts=1.0)) == (
+        pytest.approx(2 * norm.sf(2 * 1.959964), rel=1e-6)
+    )
+    for value in (Value(1.0, 0.0, 2.0), Value(-1.0, -4.0, 0.0)):
+        assert error_level(value, Variances(count=1, seeds=None, prompts=1.0)) == pytest.approx(
+            0.05
+        )
+    none = Variances(count=3, seeds=0.0, prompts=0.0)
+    assert error_level(Value(0.0, 0.0, 0.0), none) == 1
+    assert error_level(Value(0.1, 0.1, 0.1), none) == 0
+    assert error_level(Value(1.0, 0.0, 2.0), Variances(count=2, seeds=0.1, prompts=0.1)) is None
+    assert error_level(Value(1.0), Variances(count=1, seeds=None, prompts=None)) is None
+
+
+@given(st.integers(3, 9), st.floats(-9, 9), st.floats(0, 9), st.floats(0, 9))
+def test_the_level_and_the_interval_agree(
+    count: int, d: float, seeds: float, prompts: float
+) -> None:
+    parts = Variances(count=count, seeds=seeds, prompts=prompts)
+    half = half_width(parts)
+    if abs(abs(d) - half) < 1e-6 or seeds + prompts < 1e-9:
+        return
+    p = error_level(Value(d, d - half, d + half), parts)
+    assert p is not None
+    assert (p < 0.05) == (abs(d) > half)
+    if 1e-90 < p < 1:
+        assert half_width(parts, p) == pytest.approx(abs(d), rel=1e-6)
+
+
+def test_holm_by_hand() -> None:
+    adjusted = holm({"a": 0.03, "b": 0.01, "c": None, "d": 0.04})
+    assert adjusted == {"a": 0.06, "b": 0.03, "c": None, "d": 0.06}
+    assert holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
+    assert holm({"a": 0.04}) == {"a": 0.04}
+    assert holm({}) == {}
+
+
+def test_other_prompts_are_refused_and_another_order_is_not() -> None:
+    a, b = estimates(np.array([[1.0, 2, 3], [4, 5, 9]]))
+    turned = replace(b, prompts=b.prompts[::-1], influences=b.influences[::-1])
+    assert np.array_equal((b - a).influences, (turned - a).influences)
+    assert over_seeds([a, turned]) == over_seeds([a, b])
+    for other in (replace(b, prompts=("0", "1", "x")), Estimate(value=1.0)):
+        with pytest.raises(OtherImages, match="not the same ones"):
+            other - a
+        with pytest.raises(OtherImages, match="not the same ones"):
+            over_seeds([a, other])
