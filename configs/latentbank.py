@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+from contextlib import suppress
 
 STAGES = {
     "encode": "tars of images and captions are encoded once, into columns",
@@ -15,6 +16,14 @@ STAGES = {
     "train": "a diffusion transformer is trained from columns",
     "eval": "checkpoints and VAEs are sampled, scored and compared",
 }
+START = "latentbank: train diffusion transformers from cached latents\n"
+END = """
+For example:
+
+  latentbank encode run configs/demo/encode.yaml
+
+`latentbank STAGE` lists the verbs of a stage.
+"""
 
 
 def main() -> int:
@@ -23,9 +32,10 @@ def main() -> int:
     stage = words[0] if words else "--help"
     if stage in ("-h", "--help"):
         lines = [f"  {name:6}  {text}" for name, text in STAGES.items()]
-        print("latentbank: train diffusion transformers from cached latents\n", *lines, sep="\n")
-        print("\nFor example:\n\n  latentbank encode run configs/demo/encode.yaml\n")
-        print("`latentbank STAGE` lists the verbs of a stage.")
+        with suppress(
+            BrokenPipeError
+        ):  # `| head -1`; what is written at once is not kept for later
+            os.write(sys.stdout.fileno(), "\n".join([START, *lines, END]).encode())
         return 0
     if stage not in STAGES:
         expected = ", ".join(STAGES)

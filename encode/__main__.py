@@ -25,7 +25,7 @@ from typing import Any
 import configs
 from shards.console import bench_module, overview
 from shards.places import local_path
-from shards.printing import safe_output
+from shards.printing import command
 
 VERBS = {  # module with add_options and run_VERB, and a sentence
     "plan": ("plan.plan", "bytes, hours and money of a config, before starting"),
@@ -39,8 +39,8 @@ RUNS = ("run", "retry-failed")
 EXAMPLE = "python -m encode run configs/demo/encode.yaml"
 
 
+@command
 def main() -> int:
-    safe_output()
     name = (sys.argv[1:] or [""])[0]
     if not name:
         texts = {verb: text for verb, (_, text) in VERBS.items()}

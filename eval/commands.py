@@ -18,7 +18,7 @@ from typing import Any
 
 from shards.console import not_negative, number, overview, positive
 from shards.places import local_path, model, place
-from shards.printing import safe_output
+from shards.printing import command
 from shards.signals import stoppable
 
 from .errors import BadRequest
@@ -29,11 +29,11 @@ EXAMPLE = "python -m eval generate --checkpoint RUN --prompts prompts.txt --save
 DEFAULTS = argparse.ArgumentDefaultsHelpFormatter
 
 
+@command
 def main(words: Sequence[str] | None = None) -> int | None:
     """Runs a verb with its flags, those of the command line unless given; returns its exit code,
     None being 0.
     """
-    safe_output()
     words = sys.argv[1:] if words is None else words
     if not words:
         texts = {name: text for name, (text, _, _) in VERBS.items()}

@@ -29,14 +29,13 @@ from __future__ import annotations
 import argparse
 import errno
 import json
-import os
 import sys
 from importlib import import_module
 from typing import Any
 
 from .console import bench_module, not_negative, number, overview, positive
 from .errors import ShardsError
-from .printing import safe_output
+from .printing import command
 from .signals import stoppable
 
 VERBS = {
@@ -166,8 +165,8 @@ def run(args: argparse.Namespace) -> int:
     return int(getattr(module, f"run_{args.command}")(args))
 
 
+@command
 def main() -> int:
-    safe_output()
     if not sys.argv[1:]:
         print(overview("python -m shards", "look at columns, check and move them", VERBS, EXAMPLE))
         return 0
@@ -177,9 +176,8 @@ def main() -> int:
     except ShardsError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:  # see `command`
+        raise
     except OSError as error:
         remedy = "Make room, give the rights, then run again"
         print(f"error: {error}" + f". {remedy}" * (error.errno in NO_RIGHTS), file=sys.stderr)

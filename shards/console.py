@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import io
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -84,9 +85,11 @@ def bench_module(name: str) -> Any:
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("tests"):
             raise
+        other = getattr(sys.modules.get("tests"), "__file__", None)
+        hidden = f" The package `tests` that was loaded is {other}" if other else ""
         raise SystemExit(
             "error: benchmarks are in tests/bench of the repository, which is not installed with "
-            "the packages. Run this from a checkout"
+            f"the packages. Run this from a checkout, as `python -m STAGE bench`.{hidden}"
         ) from None
 
 

@@ -1,19 +1,25 @@
 """What reaches a terminal or a log: names, captions and errors may be strangers', and may hold escape
 sequences; urls may hold passwords and signatures.
 
-`safe_output` lets every line of a command, its log and its tracebacks pass here. What draws on a
-terminal takes `console`, and what it draws `one_line`.
+`command` and `safe_output` let every line of a command, its log and its tracebacks pass here. What
+draws on a terminal takes `console`, and what it draws `one_line`.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import select
 import sys
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TextIO, TypeVar
 
 if TYPE_CHECKING:  # it is loaded where something is drawn
     from rich.console import Console
 
+P = ParamSpec("P")
+Code = TypeVar("Code", int, int | None)  # an exit code, None being 0
 # all but tabs and ends of lines: C0, DEL, C1, ends of lines that only some know, what turns the
 # direction of writing, and halves of characters
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -86,6 +92,47 @@ def safe_output() -> None:
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, SafeStream):
             setattr(sys, name, SafeStream(stream))
+
+
+def command(main: Callable[P, Code]) -> Callable[P, Code]:
+    """Decorates what runs a command and returns its exit code: its output is safe, and it ends with 0,
+    without a word, where nobody reads its output any more: `| head -1` has seen enough.
+    """
+
+    @wraps(main)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Code:
+        safe_output()
+        try:
+            code = main(*args, **kwargs)
+        except BrokenPipeError:
+            if not _output_closed():  # another pipe, of a worker or a server
+                raise
+            return 0
+        except SystemExit:  # of `--help`, or of words that are wrong
+            _output_closed()
+            raise
+        _output_closed()
+        return code
+
+    return wrapped
+
+
+def _output_closed() -> bool:
+    """Returns whether stdout is a pipe that its reader has closed. What is left to print is then
+    dropped: the interpreter would complain of it at its end.
+    """
+    try:
+        output = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):  # none, or none of the system's
+        return False
+    state = select.poll()
+    state.register(output, 0)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in state.poll(0)):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, output)
+    os.close(nowhere)
+    return True
 
 
 def raw(stream: Any) -> TextIO:

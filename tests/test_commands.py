@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from configs.latentbank import STAGES
+from shards.printing import command
 from tests.shards.toy import moments_spec, tokens_spec, write_column
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +103,59 @@ def test_both_ways_end_alike(tmp_path: Path) -> None:
         assert module.returncode == script.returncode == code, (words, module.stderr, script.stderr)
         assert module.stdout == script.stdout, words
         assert without_times(module.stderr) == without_times(script.stderr), words
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "words",
+    [["-m", "encode"], ["-m", "shards", "--help"], ["-m", "train", "--help"], ["-m", "eval", "fid", "-h"],
+     WAYS["script"], [*WAYS["script"], "encode", "run", "--help"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_reader_that_has_seen_enough_is_no_error(words: Sequence[str], unbuffered: str) -> None:
+    """As `| head -1`, which closes the pipe, here before the first line."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        result = subprocess.run(
+            [sys.executable, *words], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True,
+            timeout=60, env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+    finally:
+        os.close(writing)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_pipe_of_something_else_is_an_error() -> None:
+    @command
+    def sends() -> int:
+        raise BrokenPipeError("of a server")
+
+    with pytest.raises(BrokenPipeError, match="of a server"):
+        sends()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_another_package_called_tests_does_not_hide_the_benchmarks(
+    tmp_path: Path, way: str
+) -> None:
+    """Or it is named: the script looks among the installed packages first."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "__init__.py").touch()
+    paths = {
+        "module": {"PYTHONPATH": str(tmp_path)},
+        "script": {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PYTHONSAFEPATH": "1"},  # as in bin/
+    }
+    result = subprocess.run(
+        [sys.executable, *WAYS[way], "train", "bench", "--help"], cwd=ROOT, text=True,
+        capture_output=True, timeout=60, env={**os.environ, **paths[way]},
+    )  # fmt: skip
+    if way == "module":
+        assert result.returncode == 0, result.stderr
+        assert "--light" in result.stdout
+    else:
+        assert result.returncode == 1
+        assert f"`tests` that was loaded is {tmp_path}/tests/__init__.py" in result.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -31,7 +31,7 @@ import configs
 from configs import ConfigError
 from shards.console import bench_module, overview
 from shards.places import local_path
-from shards.printing import safe_output
+from shards.printing import command
 from shards.signals import leave
 
 VERBS = {  # what is not a run: a module with add_VERB_options or add_options, and run_VERB; a sentence
@@ -48,8 +48,8 @@ TEXTS = {"CONFIG": "train, or go on from the last checkpoint"} | {
 EXAMPLE = "python -m train configs/train/cpu.yaml"
 
 
+@command
 def main() -> int:
-    safe_output()
     words = sys.argv[1:]
     if not words:
         print(overview("python -m train", "a diffusion transformer from columns", TEXTS, EXAMPLE))

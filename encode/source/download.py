@@ -28,7 +28,7 @@ from shards.places import local_path
 from shards.signals import Stopped, stoppable
 
 from ..errors import HubError
-from .hub import HubFile, check_digest, download_file, hub_files
+from .hub import HubFile, check_digest, download_file, hub_files, remove_stale_parts
 from .tars import expand
 
 SETS = {
@@ -69,6 +69,7 @@ def _download(args: argparse.Namespace) -> int:
     folder: Path = args.folder
     commit, files = hub_files(repository, args.revision, args.files, args.endpoint)
     folder.mkdir(parents=True, exist_ok=True)
+    remove_stale_parts(files, folder)
     missing = [file for file in files if _size(folder / file.path) != file.size]
     total = sum(file.size for file in missing)
     partial_bytes = sum(_size(file.part(folder)) or 0 for file in missing)
@@ -91,7 +92,9 @@ def _download(args: argparse.Namespace) -> int:
         if args.sha256:
             present = [file for file in files if file not in missing]
             print(f"checking the digests of {len(present):,} files that exist already")
-            jobs += [partial(check_digest, folder / f.path, f, folder / f.path) for f in present]
+            jobs += [
+                partial(check_digest, folder / f.path, f, folder / f.path, stop) for f in present
+            ]
         _run_all(jobs, args.threads, stop)
     print(f"complete: {len(files):,} files in {folder}\n")
     print(source_yaml(args.dataset.rpartition("/")[2], folder, files), end="")

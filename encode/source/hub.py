@@ -7,21 +7,21 @@ folder begin a file anew after an interruption, so its `http_get` is called with
 from __future__ import annotations
 
 import fcntl
-import glob
+import hashlib
 import io
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from shards import NoRoom
-from shards.format.atomic import make_durable, sha256_file
+from shards.format.atomic import make_durable
 
 from ..errors import EncodeError, HubError
 from .fetch import boot
@@ -29,6 +29,7 @@ from .tars import refuse_size
 
 RETRIES = 9  # of a request, one after the other without a new byte: about five minutes
 MAX_PAUSE = 60.0  # seconds between two of them
+PART = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{1,24}-[0-9a-z]+\.part", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,25 @@ def download_file(
         output.flush()
         refuse_size(str(path), output.tell(), file.size)
         if check:
-            check_digest(part, file, path)
+            check_digest(part, file, path, stop)
         os.fsync(output.fileno())
         os.replace(part, path)
         make_durable(path)
-    for old in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # of another version
-        old.unlink(missing_ok=True)
+
+
+def remove_stale_parts(files: Sequence[HubFile], folder: Path) -> None:
+    """Removes unfinished files that no download goes on with: of another version of a file, or of an
+    earlier boot. What another process writes to, perhaps on another machine, stays.
+    """
+    parts = {file.part(folder) for file in files}
+    paths = {folder / file.path for file in files}
+    for parent in {path.parent for path in paths if path.parent.is_dir()}:
+        for part in parent.iterdir():
+            match = PART.fullmatch(part.name)
+            if match and part not in parts and parent / match["name"] in paths:
+                with suppress(OSError), part.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    part.unlink()
 
 
 def _append(file: HubFile, output: PartFile, stop: threading.Event) -> None:
@@ -172,9 +186,28 @@ class PartFile(io.BufferedWriter):
         return len(data)
 
 
-def check_digest(part: Path, file: HubFile, path: Path) -> None:
-    """Raises HubError, and removes the file, if its sha256 is not the hub's."""
-    if file.hashed and (digest := sha256_file(part)) != file.digest:
+class _Readable(io.FileIO):
+    """A file that is read until `stop` is set: then it raises CancelledError."""
+
+    def __init__(self, path: Path, stop: threading.Event) -> None:
+        super().__init__(path)
+        self.stop = stop
+
+    def readinto(self, buffer: Any) -> int:
+        if self.stop.is_set():
+            raise CancelledError
+        return super().readinto(buffer)
+
+
+def check_digest(part: Path, file: HubFile, path: Path, stop: threading.Event) -> None:
+    """Raises HubError, and removes the file, if its sha256 is not the hub's; CancelledError once
+    `stop` is set.
+    """
+    if not file.hashed:
+        return
+    with _Readable(part, stop) as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    if digest != file.digest:
         part.unlink()
         raise HubError(
             f"{path}: found sha256 {digest}, the hub says {file.digest}. It has been "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -11,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -27,8 +27,10 @@ from encode.source.download import brace_patterns
 from encode.source.hub import PartFile, natural
 from encode.source.tars import expand, make_source
 from shards.errors import NoRoom
+from tests.encode.rays import until
 from tests.encode.web import Web
 from tests.forks import fork, wait
+from tests.soak.sweep import limit
 
 ROOT = Path(__file__).parents[3]
 COMMIT = "c0ffee" + "0" * 34
@@ -249,10 +251,7 @@ def test_interrupted_it_goes_on(command: Command, tmp_path: Path, how: signal.Si
     folder = tmp_path / "folder"
     try:
         pid = command.start(hub, "me/mine", folder)
-        deadline = time.monotonic() + 30
-        while sum(part.stat().st_size for part in folder.glob(".0.tar.*.part")) < 10_000_000:
-            assert time.monotonic() < deadline, command.output.read_text()
-            time.sleep(0.05)
+        until(lambda: sum(p.stat().st_size for p in folder.glob(".0*.part")) >= 10_000_000, 30)
         os.kill(pid, how)
         code = command.ask(wait=pid)
         hub.over.set()  # what paused ends
@@ -309,10 +308,7 @@ def test_two_commands_do_not_write_into_one_file(command: Command, tmp_path: Pat
     folder = tmp_path / "folder"
     try:
         pid = command.start(hub, "me/mine", folder)
-        deadline = time.monotonic() + 30
-        while not list(folder.glob(".0.tar.*.part")):
-            assert time.monotonic() < deadline, command.output.read_text()
-            time.sleep(0.05)
+        until(lambda: list(folder.glob(".0.tar.*.part")), 30)
         code, output = command.run(hub, "me/mine", folder)
         os.kill(pid, signal.SIGKILL)
         command.ask(wait=pid)
@@ -320,6 +316,50 @@ def test_two_commands_do_not_write_into_one_file(command: Command, tmp_path: Pat
         assert "another process downloads this file" in output
     finally:
         hub.close()
+
+
+def test_parts_that_nobody_goes_on_with_leave_their_room(
+    hub: Hub, command: Command, tmp_path: Path
+) -> None:
+    """Before it is counted: of an earlier boot or version, not of other files, nor in use."""
+    hub.told[NAMES[0]] = 1 << 60
+    digest = hashlib.sha256(FILES[NAMES[1]]).hexdigest()[:24]
+    stale = [f".{NAMES[1]}.{digest}-0b5e55ed.part", f".{NAMES[2]}.{'0' * 24}-0b5e55ed.part"]
+    others = [f".other.tar.{digest}-0b5e55ed.part", f".{NAMES[1]}.part", f".{NAMES[1]}.old-1.part"]
+    locked = f".{NAMES[3]}.{digest}-0b5e55ed.part"
+    for name in (*stale, *others, locked):
+        (tmp_path / name).write_bytes(bytes(1000))
+    with (tmp_path / locked).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        code, output = command.run(hub, "blip3o-long", tmp_path)
+    assert code == 2
+    assert "NoRoom: " in output
+    assert {path.name for path in tmp_path.iterdir()} == {*others, locked, "output"}
+
+
+@pytest.mark.parametrize("cause", ["a signal", "another file"])
+def test_digests_of_large_files_are_given_up(
+    hub: Hub, command: Command, tmp_path: Path, cause: str
+) -> None:
+    """A file that would take an hour to read does not keep the command from ending."""
+    hub.told[NAMES[0]] = 1 << 42
+    with (tmp_path / NAMES[0]).open("wb") as file:
+        file.truncate(1 << 42)
+    if cause == "another file":
+        (tmp_path / NAMES[1]).write_bytes(bytes(len(FILES[NAMES[1]])))
+    pid = command.start(hub, "blip3o-long", tmp_path, "--sha256")
+    if cause == "a signal":
+        until(lambda: all((tmp_path / name).exists() for name in NAMES[1:]), 30)
+        os.kill(pid, signal.SIGTERM)
+    try:
+        with limit(60):
+            code = command.ask(wait=pid)
+    except TimeoutError:
+        os.kill(pid, signal.SIGKILL)
+        raise
+    assert code == (143 if cause == "a signal" else 2)
+    assert ("found sha256" in command.output.read_text()) == (cause == "another file")
+    assert (tmp_path / NAMES[0]).exists()  # nothing is known against it
 
 
 def test_a_full_disk_is_named() -> None:
