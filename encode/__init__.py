@@ -12,7 +12,9 @@ from .registry import ModelSpec
 if TYPE_CHECKING:
     from .models.text import load_text
     from .models.vae import load_vae
+else:
+    __getattr__ = lazy_getattr(
+        __name__, {"models.vae": ("load_vae",), "models.text": ("load_text",)}
+    )
 
 __all__ = ["EncodeConfig", "ModelSpec", "TokensColumn", "load_text", "load_vae"]
-
-__getattr__ = lazy_getattr(__name__, {"models.vae": ("load_vae",), "models.text": ("load_text",)})

@@ -16,9 +16,9 @@ from shards.lazy import lazy_getattr
 if TYPE_CHECKING:
     from .images.generate import generate
     from .images.generator import Request
+else:
+    __getattr__ = lazy_getattr(
+        __name__, {"images.generate": ("generate",), "images.generator": ("Request",)}
+    )
 
 __all__ = ["Request", "generate"]
-
-__getattr__ = lazy_getattr(
-    __name__, {"images.generate": ("generate",), "images.generator": ("Request",)}
-)

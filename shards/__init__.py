@@ -48,6 +48,10 @@ from .store.open import open_store
 if TYPE_CHECKING:
     from .read.stream import Batch, Stream
     from .tools.describe import describe
+else:
+    __getattr__ = lazy_getattr(
+        __name__, {"read.stream": ("Batch", "Stream"), "tools.describe": ("describe",)}
+    )
 
 __all__ = [
     "BadRows",
@@ -99,7 +103,3 @@ __all__ = [
     "sha256_file",
     "unseal",
 ]
-
-__getattr__ = lazy_getattr(
-    __name__, {"read.stream": ("Batch", "Stream"), "tools.describe": ("describe",)}
-)

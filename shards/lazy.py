@@ -12,6 +12,9 @@ from typing import Any
 def lazy_getattr(package: str, files: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
     """Returns the `__getattr__` of a package (PEP 562), which imports a name from the file of the
     package that has it; AttributeError for other names. `files` has the names of each file.
+
+    Type checkers read the imports beside it, under TYPE_CHECKING, and must not see it: with a
+    `__getattr__` they take any name for one of the package.
     """
     homes = {name: file for file, names in files.items() for name in names}
 

@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     from .model.dit import DiT
     from .ranks.world import World
     from .run import fit
+else:
+    __getattr__ = lazy_getattr(
+        __name__,
+        {
+            "loop": ("Batches",),
+            "model.dit": ("DiT",),
+            "ranks.world": ("World",),
+            "run": ("fit",),
+            "checkpoints.checkpoint": ("load_for_sampling",),
+        },
+    )
 
 __all__ = [
     "Batches",
@@ -27,14 +38,3 @@ __all__ = [
     "fit",
     "load_for_sampling",
 ]
-
-__getattr__ = lazy_getattr(
-    __name__,
-    {
-        "loop": ("Batches",),
-        "model.dit": ("DiT",),
-        "ranks.world": ("World",),
-        "run": ("fit",),
-        "checkpoints.checkpoint": ("load_for_sampling",),
-    },
-)

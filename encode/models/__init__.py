@@ -17,6 +17,18 @@ if TYPE_CHECKING:
     from .tokenizer import CaptionTokenizer, load_tokenizer, tokenizer_digest
     from .vae import Vae, load_vae
     from .weights import load_model, weights_digest
+else:
+    __getattr__ = lazy_getattr(
+        __name__,
+        {
+            "packed_text": ("PackedText",),
+            "pixels": ("pixels_on", "to_images", "to_pixels"),
+            "text": ("TextEncoder",),
+            "tokenizer": ("CaptionTokenizer", "load_tokenizer", "tokenizer_digest"),
+            "vae": ("Vae", "load_vae"),
+            "weights": ("load_model", "weights_digest"),
+        },
+    )
 
 __all__ = [
     "CaptionTokenizer",
@@ -42,16 +54,3 @@ def load_encoders(
     from . import load
 
     return load.load_encoders(columns, engine, weights)
-
-
-__getattr__ = lazy_getattr(
-    __name__,
-    {
-        "packed_text": ("PackedText",),
-        "pixels": ("pixels_on", "to_images", "to_pixels"),
-        "text": ("TextEncoder",),
-        "tokenizer": ("CaptionTokenizer", "load_tokenizer", "tokenizer_digest"),
-        "vae": ("Vae", "load_vae"),
-        "weights": ("load_model", "weights_digest"),
-    },
-)

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from shards import canonical_json, sha256
 from shards.format import CaptionPreprocess, ColumnIdentity
-from shards.format.atomic import Json, canonical_json, sha256
+from shards.format.atomic import Json
 
 from ..config import CaptionColumn, IdsColumn
 from ..errors import ModelNotUsable

@@ -11,10 +11,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from shards import Layout
+from shards import Layout, seal
 from shards.column import Commit, tar_bytes
 from shards.format import GROUP_JSON, KINDS, ZARR_ROWS, ArraySpec
-from shards.format.atomic import seal
 
 DIGEST = "0" * 64  # of the size of any
 # what a commit tells of how it was made: host, versions, device, seconds

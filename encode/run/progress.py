@@ -12,9 +12,9 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from shards import Store
+from shards import Store, canonical_json
 from shards.console import Bar, duration_text
-from shards.format.atomic import Json, canonical_json
+from shards.format.atomic import Json
 
 from ..meter import WAITS, Seconds, Stats, none_spent
 from ..report.status import BUSY, FORMAT, PROGRESS

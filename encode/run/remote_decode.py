@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from shards import sha256
 from shards.column import ShardIndex
-from shards.format.atomic import sha256
 
 from ..config import EngineConfig
 from ..errors import RemoteDecodeFailed

@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from .images import decode, transform
     from .members import caption_in
     from .tars import read_exactly
+else:
+    __getattr__ = lazy_getattr(
+        __name__,
+        {"images": ("decode", "transform"), "members": ("caption_in",), "tars": ("read_exactly",)},
+    )
 
 __all__ = [
     "caption_in",
@@ -17,8 +22,3 @@ __all__ = [
     "read_exactly",
     "transform",
 ]
-
-__getattr__ = lazy_getattr(
-    __name__,
-    {"images": ("decode", "transform"), "members": ("caption_in",), "tars": ("read_exactly",)},
-)

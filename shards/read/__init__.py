@@ -12,6 +12,15 @@ if TYPE_CHECKING:
     from .latents import draw, undraw
     from .randomness import normal, uniform
     from .stream import Int8Tokens, empty_caption, read_rows
+else:
+    __getattr__ = lazy_getattr(
+        __name__,
+        {
+            "latents": ("draw", "undraw"),
+            "randomness": ("normal", "uniform"),
+            "stream": ("Int8Tokens", "empty_caption", "read_rows"),
+        },
+    )
 
 __all__ = [
     "Int8Tokens",
@@ -25,12 +34,3 @@ __all__ = [
     "undraw",
     "uniform",
 ]
-
-__getattr__ = lazy_getattr(
-    __name__,
-    {
-        "latents": ("draw", "undraw"),
-        "randomness": ("normal", "uniform"),
-        "stream": ("Int8Tokens", "empty_caption", "read_rows"),
-    },
-)

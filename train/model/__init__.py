@@ -11,7 +11,9 @@ from .config import DiTConfig, FlowConfig, ModelConfig
 if TYPE_CHECKING:
     from .dit import DiT
     from .flow import TRAIN_STEPS, inference_sigmas
+else:
+    __getattr__ = lazy_getattr(
+        __name__, {"dit": ("DiT",), "flow": ("TRAIN_STEPS", "inference_sigmas")}
+    )
 
 __all__ = ["TRAIN_STEPS", "DiT", "DiTConfig", "FlowConfig", "ModelConfig", "inference_sigmas"]
-
-__getattr__ = lazy_getattr(__name__, {"dit": ("DiT",), "flow": ("TRAIN_STEPS", "inference_sigmas")})

@@ -9,10 +9,10 @@ from shards.lazy import lazy_getattr
 if TYPE_CHECKING:
     from .page import write_page
     from .records import read_records
+else:
+    __getattr__ = lazy_getattr(__name__, {"page": ("write_page",), "records": ("read_records",)})
 
 __all__ = [
     "read_records",
     "write_page",
 ]
-
-__getattr__ = lazy_getattr(__name__, {"page": ("write_page",), "records": ("read_records",)})
