@@ -321,6 +321,21 @@ def _watch(args: argparse.Namespace) -> int:
     return watch(args.run, request, requests, args.order, args.every, args.once)
 
 
+# Several trainings -----------------------------------------------------------------------------
+
+
+def _study_flags(parser: argparse.ArgumentParser) -> None:
+    from .study.commands import study_flags
+
+    study_flags(parser)
+
+
+def _study(args: argparse.Namespace) -> int | None:
+    from .study.commands import run_study
+
+    return run_study(args)
+
+
 VERBS: dict[str, tuple[str, Flags, Callable[[argparse.Namespace], int | None]]] = {
     "train": (
         "train, with the text encoder in the step where captions are ids",
@@ -348,6 +363,11 @@ VERBS: dict[str, tuple[str, Flags, Callable[[argparse.Namespace], int | None]]] 
         "pictures and scores of each checkpoint of a run, while it is trained",
         _watch_flags,
         _watch,
+    ),
+    "study": (
+        "entries trained over several seeds, sampled, scored and compared, from one file",
+        _study_flags,
+        _study,
     ),
     "score": ("scores of finished sets of pictures, written beside them", _score_flags, _score),
 }

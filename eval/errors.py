@@ -79,3 +79,23 @@ class NotFinite(EvalError, ValueError):
 
 class BadReference(EvalError, ValueError):
     """Reference statistics that are damaged, or of another network or crop than the set's."""
+
+
+class BadStudy(EvalError, ValueError):
+    """A study whose entries, columns or folders do not go together; nothing was started."""
+
+
+class StudyChanged(EvalError, ValueError):
+    """Runs or sets of a study's folder that are not what its YAML says now."""
+
+
+class StudyRunning(EvalError, RuntimeError):
+    """Another `study run` works in the same folder."""
+
+
+class NotPaired(EvalError, ValueError):
+    """Two trainings of a study that differ in more than its YAML says."""
+
+
+class NoSpace(EvalError, OSError):
+    """A disk with less room than a study needs."""

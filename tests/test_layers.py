@@ -88,6 +88,7 @@ FLOORS = {
         "scorers",
         "report",
         "demo",
+        "study",
     ),
 }
 MOST_FILES = 15  # Python files of a folder

@@ -289,6 +289,8 @@ class TrainConfig(Strict):
     save_every: int = Field(default=1000, ge=1)
     # checkpoints; two at least, so that a damaged one has a predecessor
     keep: int = Field(default=3, ge=2)
+    # steps that are saved beside those, and kept whatever `keep` says
+    save_at: tuple[Size, ...] = ()
     runs: LocalPath = Path("runs")
 
     @model_validator(mode="after")

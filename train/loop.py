@@ -263,13 +263,16 @@ class Trainer:
                     self._log()
                 if validator and self._due(config.validation.every) and not self._signal:
                     self._validate(validator)
-            if self.step_number > saved and (self._due(config.save_every) or self._signal):
+            if self.step_number > saved and (self._to_save() or self._signal):
                 self.save()
                 saved = self.step_number
                 self._stopping()  # a signal that came meanwhile ends the run at what was just saved
 
     def _due(self, every: int) -> bool:
         return self.step_number % every == 0 or self.step_number == self.config.steps
+
+    def _to_save(self) -> bool:
+        return self._due(self.config.save_every) or self.step_number in self.config.save_at
 
     def _log(self) -> None:
         values = {
@@ -371,7 +374,13 @@ class Trainer:
         state = checkpoint.State(self.engine.fragments, self.totals, flats)
         model: Any = self.engine.model
         path = checkpoint.save(
-            self._checkpoints, state, model, self.record(), self.world, self.config.keep
+            self._checkpoints,
+            state,
+            model,
+            self.record(),
+            self.world,
+            self.config.keep,
+            self.config.save_at,
         )
         seconds = time.perf_counter() - start
         log.info("saved %s (%.1f s)", path, seconds)

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing.connection import Connection
@@ -106,10 +106,12 @@ def state_of(step: int, start: int = 0, stop: int = SIZE) -> State:
     return State(part(start, stop), TOTALS, flats)
 
 
-def save(folder: Path, step: int, world: World = ALONE, keep: int = 2) -> Path:
+def save(
+    folder: Path, step: int, world: World = ALONE, keep: int = 2, kept: Sequence[int] = ()
+) -> Path:
     cuts = [SIZE * rank // world.size for rank in range(world.size + 1)]
     state = state_of(step, cuts[world.rank], cuts[world.rank + 1])
-    return checkpoint.save(folder, state, MODEL, {**RECORD, "step": step}, world, keep)
+    return checkpoint.save(folder, state, MODEL, {**RECORD, "step": step}, world, keep, kept)
 
 
 def resumed_step(folder: Path) -> int:

@@ -112,10 +112,16 @@ class State:
 
 
 def save(
-    folder: Path, state: State, model: DiT, record: Mapping[str, Any], world: World, keep: int
+    folder: Path,
+    state: State,
+    model: DiT,
+    record: Mapping[str, Any],
+    world: World,
+    keep: int,
+    kept: Sequence[int] = (),
 ) -> Path:
     """Writes `folder/step-<record["step"]>`, all ranks together; returns it. The oldest beyond
-    `keep` are removed.
+    `keep` are removed, but for those of the steps `kept`.
 
     An error of one rank is raised on all, and leaves the existing checkpoints as they were."""
     final = folder / f"step-{record['step']:08d}"
@@ -138,7 +144,7 @@ def save(
         _replace(staging, final, world)
         world.check_lock()
         atomic_write(folder / "latest", f"{final.name}\n".encode())
-        _prune(final, keep, world)
+        _prune(final, keep, world, kept)
 
     together(world, lambda: publish() if world.rank == 0 else None)
     return final
@@ -167,14 +173,17 @@ def _replace(staging: Path, final: Path, world: World) -> None:
     make_durable(final)
 
 
-def _prune(newest: Path, keep: int, world: World) -> None:
-    """Keeps the checkpoint just written and those before it, `keep` in all. Those of later steps
-    were damaged, and passed over on resume. A name vanishes before the files below it do."""
+def _prune(newest: Path, keep: int, world: World, kept: Sequence[int]) -> None:
+    """Keeps the checkpoint just written and those before it, `keep` in all, and those of the steps
+    `kept`. Those of later steps were damaged, and passed over on resume. A name vanishes before the
+    files below it do."""
     listed = steps(newest.parent)
     world.check_lock()
     for damaged in reversed([path for path in listed if path.name > newest.name]):
         _set_aside(damaged, world)
-    for old in [path for path in listed if path.name <= newest.name][keep:]:
+    names = {f"step-{step:08d}" for step in kept}
+    earlier = [path for path in listed if path.name <= newest.name and path.name not in names]
+    for old in earlier[keep:]:
         aside = old.rename(old.with_name(f".removed-{old.name}"))
         with suppress(OSError):  # what is left goes with the next save
             shutil.rmtree(aside)

@@ -224,6 +224,13 @@ def test_damaged_ones_are_set_aside_and_crashes_leave_nothing(tmp_path: Path) ->
     assert saves.resumed_step(tmp_path) == 3
 
 
+def test_steps_that_are_kept_are_not_counted(tmp_path: Path) -> None:
+    for step in range(1, 8):
+        save(tmp_path, step, keep=2, kept=(2, 4))
+    names = ["latest", *(f"step-{step:08d}" for step in (2, 4, 6, 7))]
+    assert saves.listing(tmp_path) == names
+
+
 @pytest.mark.parametrize("atomic", [True, False])
 def test_a_file_system_without_hard_links(tmp_path: Path, atomic: bool) -> None:
     def work() -> None:

@@ -1,0 +1,9 @@
+"""A study: several trainings that differ in what is named, over several seeds, and their verdict.
+
+config.py     the YAML
+study.py      entries, seeds, steps, and the config and folders of each run
+graph.py      what is to be done, as commands with their inputs and outputs
+reuse.py      what exists and fits, made by the study or by hand
+checks.py     what a user can get wrong, found before anything expensive
+runner.py     runs the commands, and shows how far they are
+"""

@@ -1,0 +1,59 @@
+"""The verbs of `python -m eval study` and their flags.
+
+A verb is an entry of VERBS: a sentence, a function that adds its flags, and one that runs it. What
+they need is loaded when the verb is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from shards.console import overview, positive
+from shards.places import local_path
+
+from ..errors import BadStudy
+
+Flags = Callable[[argparse.ArgumentParser], None]
+EXAMPLE = "python -m eval study plan STUDY.yaml"
+
+
+def study_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the verbs of a study with their flags."""
+    verbs = parser.add_subparsers(dest="study_verb", metavar="VERB")
+    for name, (text, add_flags, _) in VERBS.items():
+        verb = verbs.add_parser(name, help=text, description=text)
+        verb.add_argument("study", type=local_path, metavar="STUDY.yaml")
+        default = "default: studies/<name of the YAML>"
+        verb.add_argument("--out", type=local_path, metavar="DIR", help=default)
+        add_flags(verb)
+
+
+def run_study(args: argparse.Namespace) -> int | None:
+    """Runs a verb of a study; without one prints what there is."""
+    if args.study_verb is None:
+        texts = {name: text for name, (text, _, _) in VERBS.items()}
+        print(overview("python -m eval study", "compare VAEs over several seeds", texts, EXAMPLE))
+        return 0
+    return VERBS[args.study_verb][2](args)
+
+
+def _no_flags(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def _run_flags(parser: argparse.ArgumentParser) -> None:
+    several = "commands at a time, among which the visible GPUs are divided"
+    parser.add_argument("--jobs", type=positive, default=1, help=several)
+
+
+def _later(args: argparse.Namespace) -> None:
+    raise BadStudy(f"study {args.study_verb}: not there yet")
+
+
+VERBS: dict[str, tuple[str, Flags, Callable[[argparse.Namespace], int | None]]] = {
+    "plan": ("what a study would make, take over and cost, before it starts", _no_flags, _later),
+    "run": ("encode, train, generate and score what is missing", _run_flags, _later),
+    "status": ("what exists, what is missing and what has failed", _no_flags, _later),
+    "report": ("the verdict, as a page and as study.json", _no_flags, _later),
+}

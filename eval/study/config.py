@@ -1,0 +1,219 @@
+"""The YAML of a study: one training config, the entries that are compared, seeds, and scorers.
+
+train: configs/train/dit700m_256.yaml
+entries: {flux: flux-256, e2e: flux-e2e-256}
+benchmark: geneval
+scorers: [geneval]
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from configs import Strict
+from shards.places import local_path
+from train.config import LocalPath, Place, Text
+
+from ..prompts.benchmarks import BENCHMARKS
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._]*(-[A-Za-z0-9._]+)*")  # of an entry, as a folder's
+Scalar = bool | int | float | str
+Flag = Scalar | None | list[int | float | str]
+Flags = dict[str, Flag]
+Words = tuple[str, ...]  # a.b=value, as on the command line
+Size = Annotated[int, Field(ge=1, strict=True)]
+Seed = Annotated[int, Field(ge=0, lt=2**64, strict=True)]
+# flags of `eval generate` that the study gives itself
+OWN_FLAGS = {
+    *("checkpoint", "tag", "type", "prompts", "metadata_file", "benchmark", "save_dir"),
+    *("text_cache", "text-cache"),
+}
+
+
+class Part(Strict):
+    """What an entry is trained on, and what it has of its own; the rest is the training config's."""
+
+    # the latent column, the one value that differs between two VAEs; several: one of each source
+    latents: Place | tuple[Place, ...] | None = None
+    text: Text | tuple[Text, ...] | None = None
+    # makes the latent column where it is missing: a name of encode.registry.VAES, or class and path,
+    # put into the study's `encode` config; or the path of an encode config that makes it
+    encoder: str | dict[str, Any] | None = None
+    kind: Literal["moments", "latents"] = "moments"  # of the column that `encoder` makes
+    resolution: Size | None = None  # pixels, likewise
+    # updates; those of the training config by default
+    steps: Size | None = None
+    with_: Words = Field(default=(), alias="with")
+
+
+class Entry(Part):
+    """One side of the comparison. With `phases` it is trained in several, each from the weights of
+    the one before; what a phase does not name is the entry's.
+    """
+
+    phases: tuple[Part, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Its phases, each with what the entry says for all; the entry itself where it has none."""
+        if not self.phases:
+            return (self,)
+        own = self.model_dump(by_alias=True, exclude={"phases", "with_"}, exclude_defaults=True)
+        return tuple(
+            Part.model_validate(
+                own
+                | phase.model_dump(by_alias=True, exclude_defaults=True)
+                | {"with": (*self.with_, *phase.with_)}
+            )
+            for phase in self.phases
+        )
+
+
+@dataclass(frozen=True)
+class ScorerConfig:
+    """A scorer and its flags, as `eval score NAME` takes them."""
+
+    name: str
+    flags: Flags
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The flags as words of a command line."""
+        return flag_words(self.flags)
+
+
+def flag_words(flags: Mapping[str, Flag]) -> tuple[str, ...]:
+    """Returns flags as words: true is the flag alone, false its --no- form, null leaves it out."""
+    words: list[str] = []
+    for name, value in flags.items():
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, list):
+            words += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            words += [f"--{name}", str(value)]
+    return tuple(words)
+
+
+def _entry(value: Any) -> Any:
+    """An entry may be its latent column alone."""
+    return {"latents": value} if isinstance(value, str | list) else value
+
+
+class StudyConfig(Strict):
+    # the training config of all entries, and what all have otherwise: [steps=1000]
+    train: LocalPath
+    with_: Words = Field(default=(), alias="with")
+    entries: dict[str, Annotated[Entry, BeforeValidator(_entry)]]
+    # what the others are compared with; None: the first entry
+    baseline: str | None = None
+    # of trainings; three at least for a verdict that holds beyond these trainings
+    seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
+    # a name of eval.prompts.BENCHMARKS, or a prompt file of your own: exactly one
+    benchmark: str | None = None
+    prompts: LocalPath | None = None
+    # the first is the primary one, of which the verdict is; a scorer with flags is {name: {flag: value}}
+    scorers: tuple[str | dict[str, Flags], ...] = Field(min_length=1)
+    # flags of `eval generate`
+    generate: Flags = {}
+    # steps that are scored: how many, equally spaced in log samples over the last decade and ending
+    # with the last; or the steps themselves
+    checkpoints: Size | tuple[Size, ...] = 1
+    # the encode config that an entry's `encoder` is put into
+    encode: LocalPath = Path("configs/encode/base/blip3o.yaml")
+    # processes of a training; None: the visible GPUs that a job has, else 1
+    ranks: Size | None = None
+    # folders in which runs and sets made by hand are looked for; None: the training config's `runs`, and images
+    reuse: tuple[LocalPath, ...] | None = None
+    # parts of a training that two entries may differ in, beside what the entries say here
+    differ: tuple[str, ...] = ()
+    # money a GPU hour, and which GPU, for the plan and the page
+    price: float | None = Field(default=None, ge=0)
+    gpu: str | None = None
+    # a line on the page
+    note: str = ""
+
+    @field_validator("entries")
+    @classmethod
+    def _names(cls, entries: dict[str, Entry]) -> dict[str, Entry]:
+        for name, entry in entries.items():
+            if not NAME.fullmatch(name) or re.search(r"-(seed|phase)\d+$", name):
+                raise ValueError(
+                    f"{name!r} names folders: letters, digits, . _ and single hyphens expected, and "
+                    "no -seedN or -phaseN at its end"
+                )
+            for part in entry.parts:
+                if part.latents is None:
+                    raise ValueError(f"{name}: no latents. Name the latent column it is trained on")
+        if len({name.casefold() for name in entries}) < len(entries):
+            raise ValueError(
+                "two entries differ in capitals alone, and are one folder on some disks"
+            )
+        if len(entries) < 2:
+            raise ValueError(f"found {len(entries)} entry, expected two at least to compare")
+        return entries
+
+    @field_validator("generate")
+    @classmethod
+    def _generate(cls, flags: Flags) -> Flags:
+        if own := sorted(OWN_FLAGS & flags.keys()):
+            raise ValueError(f"{own[0]} is set by the study itself: leave it out")
+        return flags
+
+    @model_validator(mode="after")
+    def _whole(self) -> StudyConfig:
+        if self.baseline is not None and self.baseline not in self.entries:
+            raise ValueError(
+                f"baseline: found {self.baseline!r}, expected one of {', '.join(self.entries)}"
+            )
+        if (self.benchmark is None) == (self.prompts is None):
+            names = ", ".join(name for name in BENCHMARKS if name != "prompts")
+            raise ValueError(f"expected one of benchmark ({names}) and prompts (a file)")
+        if self.benchmark is not None and self.benchmark not in {*BENCHMARKS} - {"prompts"}:
+            names = ", ".join(name for name in BENCHMARKS if name != "prompts")
+            raise ValueError(f"benchmark: found {self.benchmark!r}, expected one of {names}")
+        for key, values in (
+            ("seeds", self.seeds),
+            ("scorers", [scorer.name for scorer in self.all_scorers]),
+            ("checkpoints", () if isinstance(self.checkpoints, int) else self.checkpoints),
+        ):
+            if double := _double(values):
+                raise ValueError(f"{key}: {double[0]} is named twice. Name each once")
+        return self
+
+    @property
+    def all_scorers(self) -> tuple[ScorerConfig, ...]:
+        """The scorers in their order, the primary one first."""
+        scorers = []
+        for scorer in self.scorers:
+            if isinstance(scorer, str):
+                scorers.append(ScorerConfig(scorer, {}))
+            else:
+                if len(scorer) != 1:
+                    raise ValueError(
+                        f"scorers: found {scorer}, expected one name with its flags each"
+                    )
+                scorers += [ScorerConfig(name, flags) for name, flags in scorer.items()]
+        return tuple(scorers)
+
+
+def _double(values: Iterable[Any]) -> list[Any]:
+    """Returns the values that occur a second time."""
+    seen: set[Any] = set()
+    return [value for value in values if value in seen or seen.add(value)]  # type: ignore[func-returns-value]
+
+
+def is_encode_config(encoder: Any) -> bool:
+    """Whether an entry's encoder is the path of an encode config."""
+    return isinstance(encoder, str) and Path(encoder).suffix in (".yaml", ".yml")
+
+
+def encode_config_path(encoder: str) -> Path:
+    path: Path = local_path(encoder)
+    return path

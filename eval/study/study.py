@@ -1,0 +1,316 @@
+"""What a study consists of: its entries, seeds and scored steps, and the config and folders of each run.
+
+    OUT/study.yaml                     the study as it was last run
+    OUT/configs/ENTRY.yaml             a training config of each entry, ENTRY-phase1.yaml of its phases
+    OUT/runs/                          the runs, named by the trainer's own rule
+    OUT/images/ENTRY-seed0/step-00001000/    sets of pictures with their scores
+    OUT/logs/NODE.log, NODE.json       output of each command, and when it ran
+
+Nothing is read here but the configs; what exists is found by `reuse`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import configs
+from encode import EncodeConfig
+from train.config import TrainConfig, run_folder
+
+from ..errors import BadStudy
+from ..prompts.benchmarks import BENCHMARKS
+from .config import Part, ScorerConfig, StudyConfig, encode_config_path, is_encode_config
+
+DECADE = 10  # the scored steps are spread over the last factor of this many samples
+Run = tuple[str, int, int]  # entry, seed and the index of a phase
+Set = tuple[str, int, int]  # entry, seed and step
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's config, put together with the training config that it names.
+
+    `hand_runs` and `hand_sets`: folders made by hand that fit, which `reuse.take_over` finds.
+    """
+
+    config: StudyConfig
+    path: Path  # of its YAML
+    out: Path
+    jobs: int = 1  # commands at a time, among which the GPUs are divided
+    hand_runs: Mapping[Run, Path] = field(default_factory=dict)
+    hand_sets: Mapping[Set, Path] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path, out: Path | None = None, jobs: int = 1) -> Study:
+        """Reads the YAML and every config that it names; ConfigError or BadStudy says what is wrong."""
+        config = configs.load(StudyConfig, path)
+        study = cls(config, path, out or Path("studies") / path.stem, jobs)
+        for entry in study.entries:
+            for phase in range(len(study.parts(entry))):
+                study._loaded(entry, phase)
+        study.refuse_equal_entries()
+        _ = study.steps, study.encode_configs
+        return study
+
+    @cached_property
+    def entries(self) -> tuple[str, ...]:
+        """The names of all entries, the baseline first."""
+        return (self.baseline, *(name for name in self.config.entries if name != self.baseline))
+
+    @property
+    def baseline(self) -> str:
+        return self.config.baseline or next(iter(self.config.entries))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return self.config.seeds
+
+    @property
+    def scorers(self) -> tuple[ScorerConfig, ...]:
+        """The scorers, the primary one first."""
+        return self.config.all_scorers
+
+    @property
+    def benchmark(self) -> str:
+        return self.config.benchmark or "prompts"
+
+    @cached_property
+    def ranks(self) -> int:
+        """Processes of a training or of generating: as given, or the visible GPUs of a job, else 1."""
+        if self.config.ranks is not None:
+            return self.config.ranks
+        import torch  # takes seconds, and only the number of GPUs needs it
+
+        return max(1, torch.cuda.device_count() // self.jobs)
+
+    # Trainings ------------------------------------------------------------------------------------
+
+    def parts(self, entry: str) -> tuple[Part, ...]:
+        """Returns the phases of an entry; a single one where it names none."""
+        return self._parts[entry]
+
+    @cached_property
+    def _parts(self) -> dict[str, tuple[Part, ...]]:
+        return {name: entry.parts for name, entry in self.config.entries.items()}
+
+    @cached_property
+    def _configs(self) -> dict[tuple[str, int], TrainConfig]:
+        return {}
+
+    def train_config(self, entry: str, seed: int, phase: int = -1) -> TrainConfig:
+        """Returns the resolved config of a run; of a later phase with the run it starts from."""
+        phase = self._phase(entry, phase)
+        update: dict[str, Any] = {"seed": seed}
+        if phase:
+            update["init_from"] = self.run_folder(entry, seed, phase - 1)
+        return self._loaded(entry, phase).model_copy(update=update)
+
+    def _phase(self, entry: str, phase: int) -> int:
+        return range(len(self.parts(entry)))[phase]
+
+    def _loaded(self, entry: str, phase: int) -> TrainConfig:
+        """Returns an entry's config of a phase, with the seed of the training config itself."""
+        key = entry, phase
+        if key not in self._configs:
+            words = self._words(entry, phase)
+            config = configs.load(TrainConfig, self.config.train, words)
+            last = phase == len(self.parts(entry)) - 1
+            steps = scored_steps(self.config.checkpoints, config.steps) if last else ()
+            saved = tuple(sorted({*config.save_at, *(s for s in steps if s <= config.steps)}))
+            self._configs[key] = config.model_copy(
+                update={
+                    "save_at": saved,
+                    "data": config.data.model_copy(
+                        update={"also": self._also(config, phase, entry)}
+                    ),
+                }
+            )
+        return self._configs[key]
+
+    def _words(self, entry: str, phase: int) -> list[str]:
+        part = self.parts(entry)[phase]
+        words = [*self.config.with_, *part.with_, f"data.latents={json.dumps(part.latents)}"]
+        if part.text is not None:  # null first: mappings would be merged
+            words += ["data.text=null", f"data.text={json.dumps(part.text)}"]
+        if part.steps is not None:
+            words.append(f"steps={part.steps}")
+        return [*words, f"runs={json.dumps(str(self.out / 'runs'))}"]
+
+    def _also(self, config: TrainConfig, phase: int, entry: str) -> tuple[str, ...]:
+        """Returns the columns whose rows must be valid too: those of all entries in this phase,
+        counted from the last, so that all runs see the same rows.
+        """
+        from_end = phase - len(self.parts(entry))
+        parts = [self.parts(e)[from_end] for e in self.entries if len(self.parts(e)) >= -from_end]
+        latents = [column for part in parts for column in _several(part.latents)]
+        texts = [column for part in parts for column in _text_columns(part.text)]
+        return tuple(dict.fromkeys([*config.data.also, *latents, *texts]))
+
+    @cached_property
+    def steps(self) -> tuple[int, ...]:
+        """The steps that are scored, ascending; the same of all entries."""
+        last = {entry: self._loaded(entry, self._phase(entry, -1)).steps for entry in self.entries}
+        points = self.config.checkpoints
+        if isinstance(points, int):
+            if len(set(last.values())) > 1:
+                named = ", ".join(f"{entry} {steps}" for entry, steps in last.items())
+                raise BadStudy(
+                    f"{self.path}: the entries are trained for other numbers of steps ({named}), so "
+                    "checkpoints: a list of steps that all of them have expected"
+                )
+            return scored_steps(points, next(iter(last.values())))
+        for entry, steps in last.items():
+            if beyond := [step for step in points if step > steps]:
+                raise BadStudy(
+                    f"{self.path}: checkpoints: found step {beyond[0]}, but {entry} is trained for "
+                    f"{steps} steps"
+                )
+        return tuple(sorted(points))
+
+    def refuse_equal_entries(self) -> None:
+        """Raises BadStudy for two entries that would be the same training."""
+        seen: dict[str, str] = {}
+        for entry in self.entries:
+            parts = [
+                self._loaded(entry, phase).model_dump(mode="json")
+                for phase in range(len(self.parts(entry)))
+            ]
+            key = json.dumps(parts, sort_keys=True)
+            if (other := seen.setdefault(key, entry)) != entry:
+                raise BadStudy(
+                    f"{self.path}: the entries {other} and {entry} differ in nothing: the same "
+                    "columns and the same training. Name what differs, or leave one out"
+                )
+
+    # Columns --------------------------------------------------------------------------------------
+
+    @cached_property
+    def encode_configs(self) -> dict[Path, tuple[EncodeConfig, tuple[str, ...]]]:
+        """The encode configs by path, each with the columns (folders or urls) that it makes.
+
+        What entries' encoders are put into is written to OUT/configs/encode.yaml.
+        """
+        columns: dict[str, Any] = {}
+        wanted: dict[Path, dict[str, None]] = {}
+        own = self.out / "configs/encode.yaml"
+        for entry in self.entries:
+            for phase, part in enumerate(self.parts(entry)):
+                if part.encoder is None:
+                    continue
+                folders = _several(self._loaded(entry, phase).data.resolved().latents)
+                if is_encode_config(part.encoder):
+                    path = encode_config_path(str(part.encoder))
+                else:
+                    path = own
+                    columns[self._column(entry, folders)] = self._encoded(entry, part)
+                wanted.setdefault(path, {}).update(dict.fromkeys(folders))
+        return {path: self._encode(path, own, columns, list(f)) for path, f in wanted.items()}
+
+    def _column(self, entry: str, folders: Sequence[str]) -> str:
+        names = {folder.rstrip("/").rpartition("/")[2] for folder in folders}
+        if len(names) != 1:
+            raise BadStudy(
+                f"{self.path}: {entry} has an encoder, and latents of several names ({', '.join(names)}), "
+                "expected the same column name for each source"
+            )
+        return names.pop()
+
+    def _encoded(self, entry: str, part: Part) -> dict[str, Any]:
+        encoder, resolution = part.encoder, part.resolution
+        if isinstance(encoder, dict) and "resolution" in encoder:
+            encoder = dict(encoder)
+            resolution = encoder.pop("resolution")
+        if resolution is None:
+            raise BadStudy(
+                f"{self.path}: {entry} has an encoder and no resolution. Name it beside the encoder, in "
+                "pixels, such as 256"
+            )
+        return {"kind": part.kind, "encoder": encoder, "resolution": resolution}
+
+    def _encode(
+        self, path: Path, own: Path, columns: dict[str, Any], folders: Sequence[str]
+    ) -> tuple[EncodeConfig, tuple[str, ...]]:
+        base = self.config.encode if path == own else path
+        config = configs.load(EncodeConfig, base)
+        if path == own:
+            words = [f"columns={json.dumps(columns)}"]
+            empty = [f"columns.{name}=null" for name in config.columns if name not in columns]
+            config = configs.load(EncodeConfig, base, [*words, *empty])
+        made = {
+            f"{config.root.rstrip('/')}/{s}/{c}": s for s in config.sources for c in config.columns
+        }
+        if absent := [folder for folder in folders if folder not in made]:
+            raise BadStudy(
+                f"{self.path}: {absent[0]} is to be encoded, but {base} makes columns below {config.root} of "
+                f"the sources {', '.join(config.sources)}. Name another `encode` config, or encode the column "
+                "yourself"
+            )
+        if path == own:
+            used = {made[folder] for folder in folders}
+            sources = {name: tars for name, tars in config.sources.items() if name in used}
+            config = config.model_copy(update={"sources": sources})
+        return config, tuple(folders)
+
+    # Folders --------------------------------------------------------------------------------------
+
+    def config_path(self, entry: str, phase: int = -1) -> Path:
+        """Returns where an entry's training config is written, without seed and `init_from`."""
+        phase = self._phase(entry, phase)
+        several = len(self.parts(entry)) > 1
+        return self.out / "configs" / f"{entry}{f'-phase{phase + 1}' if several else ''}.yaml"
+
+    def run_folder(self, entry: str, seed: int, phase: int = -1) -> Path:
+        """Returns the folder of a run: the study's own, or one made by hand that fits."""
+        phase = self._phase(entry, phase)
+        return self.hand_runs.get((entry, seed, phase)) or self.own_run_folder(entry, seed, phase)
+
+    def own_run_folder(self, entry: str, seed: int, phase: int = -1) -> Path:
+        phase = self._phase(entry, phase)
+        config = self._loaded(entry, phase).model_copy(update={"seed": seed})
+        return run_folder(config, self.config_path(entry, phase))
+
+    def set_folder(self, entry: str, seed: int, step: int) -> Path:
+        """Returns the folder of a set of pictures: the study's own, or one made by hand that fits."""
+        return self.hand_sets.get((entry, seed, step)) or self.own_set_folder(entry, seed, step)
+
+    def own_set_folder(self, entry: str, seed: int, step: int) -> Path:
+        return self.out / "images" / f"{entry}-seed{seed}" / f"step-{step:08d}"
+
+    def log(self, node: str) -> Path:
+        """Returns the path of a command's log; the record of when it ran ends in .json."""
+        return self.out / "logs" / f"{node}.log"
+
+    @property
+    def images_per_prompt(self) -> int:
+        for flag in ("n_samples", "num_samples"):
+            if isinstance(count := self.config.generate.get(flag), int):
+                return count
+        return BENCHMARKS[self.benchmark].images_per_prompt
+
+
+def scored_steps(points: int | Sequence[int], steps: int) -> tuple[int, ...]:
+    """Returns the scored steps: those given, or so many that are equally spaced in log samples over
+    the last decade, the last being the last step.
+    """
+    if not isinstance(points, int):
+        return tuple(sorted(points))
+    shares = [DECADE ** (i / (points - 1) - 1) for i in range(points)] if points > 1 else [1.0]
+    return tuple(sorted({max(1, round(steps * share)) for share in shares}))
+
+
+def _text_columns(text: Any) -> list[str]:
+    """Returns the columns of a part's text: one, several with their rates, or those of each source."""
+    if text is None or isinstance(text, str):
+        return [] if text is None else [text]
+    if isinstance(text, Mapping):
+        return list(text)
+    return [column for of_source in text for column in _text_columns(of_source)]
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (value,)

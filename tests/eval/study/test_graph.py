@@ -1,0 +1,237 @@
+"""The YAML of a study, and the commands that follow from it: no column and no model exists here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import configs
+from configs import ConfigError
+from encode import EncodeConfig
+from eval.errors import BadStudy
+from eval.study.config import flag_words
+from eval.study.graph import Node, nodes_of
+from eval.study.study import Study, scored_steps
+from train.config import TrainConfig, run_folder
+
+TRAIN = {
+    "data": {"root": "cache", "sources": ["pets"], "latents": "plain", "text": "words", "lanes": 2},
+    "model": {
+        "hidden_size": 32, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp_size": 48,
+        "pos_embed_max_size": 4, "sample_size": 8,
+    },
+    "steps": 1000, "global_batch": 4, "micro_batch": 4,
+}  # fmt: skip
+STUDY: dict[str, Any] = {
+    "train": "train.yaml",
+    "entries": {"plain": "plain", "equi": "equi"},
+    "prompts": "prompts.json",
+    "scorers": ["demo-acc", {"demo-fd": {"reference": "real", "allow-few": True}}],
+    "ranks": 1,
+}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("train.yaml").write_text(yaml.safe_dump(TRAIN))
+
+
+def study(**values: Any) -> Study:
+    values = {key.rstrip("_"): value for key, value in (STUDY | values).items()}
+    Path("fair.yaml").write_text(
+        yaml.safe_dump({k: v for k, v in values.items() if v is not None}, sort_keys=False)
+    )
+    return Study.open(Path("fair.yaml"))
+
+
+def by_id(study: Study) -> dict[str, Node]:
+    nodes = nodes_of(study)
+    assert len({node.id for node in nodes}) == len(nodes)
+    return {node.id: node for node in nodes}
+
+
+def test_a_study_is_a_command_for_each_training_set_and_score() -> None:
+    fair = study(seeds=[0, 3], generate={"guidance_scale": 3, "ema_weights": False})
+    nodes = by_id(fair)
+    assert [name.split("/")[0] for name in nodes] == 2 * [
+        *2 * ["train"],
+        *2 * ["generate"],
+        *4 * ["score"],
+    ]
+    assert nodes["train/equi/seed3"].command == (
+        "python", "-m", "train", "studies/fair/configs/equi.yaml", "seed=3",
+    )  # fmt: skip
+    pictures = nodes["generate/equi/seed3/step-00001000"]
+    assert " ".join(pictures.command) == (
+        "python -m eval generate --checkpoint studies/fair/runs/equi-seed3 --tag 1000 --prompts prompts.json "
+        "--save_dir studies/fair/images/equi-seed3/step-00001000 --text_cache studies/fair/images/text "
+        "--guidance_scale 3 --no-ema_weights"
+    )
+    assert pictures.needs == ("train/equi/seed3", "train/plain/seed3")
+    score = nodes["score/demo-fd/equi/seed3/step-00001000"]
+    assert score.command[3:] == (
+        "score",
+        "demo-fd",
+        str(pictures.outputs[0]),
+        "--reference",
+        "real",
+        "--allow-few",
+    )
+    assert score.needs == (pictures.id,)
+
+
+def test_what_a_node_needs_comes_before_it() -> None:
+    fair = study(
+        entries={"a": {"latents": "plain", "phases": [{"steps": 10}, {"with": ["optim.lr=1e-5"]}]}, "b": "equi"},
+        seeds=[1, 2], checkpoints=2,
+    )  # fmt: skip
+    done: set[str] = set()
+    for node in nodes_of(fair):
+        assert set(node.needs) <= done
+        done.add(node.id)
+
+
+def test_runs_see_the_rows_of_all_entries_and_keep_what_is_scored() -> None:
+    fair = study(checkpoints=[10, 500], baseline="equi")
+    assert fair.entries == ("equi", "plain")
+    for entry in fair.entries:
+        config = fair.train_config(entry, 7)
+        assert config.data.also == ("equi", "plain")
+        assert (config.save_at, config.seed, config.data.latents) == ((10, 500), 7, entry)
+
+
+def test_phases_follow_one_another_seed_by_seed() -> None:
+    phases = [{"latents": "small", "steps": 50}, {"steps": 20, "with": ["optim.lr=1e-5"]}]
+    fair = study(
+        entries={"two": {"latents": "plain", "with": ["ema.decay=0.5"], "phases": phases}, "one": "equi"},
+        with_=["steps=20"],
+    )  # fmt: skip
+    first, last = fair.train_config("two", 1, 0), fair.train_config("two", 1)
+    assert (first.steps, first.data.latents, first.init_from, first.save_at) == (
+        50,
+        "small",
+        None,
+        (),
+    )
+    assert (last.steps, last.data.latents, last.optim.lr) == (20, "plain", 1e-5)
+    assert first.ema.decay == last.ema.decay == 0.5
+    assert (
+        last.init_from
+        == fair.run_folder("two", 1, 0)
+        == Path("studies/fair/runs/two-phase1-small-seed1")
+    )
+    assert first.data.also == ("small",)
+    assert last.data.also == ("plain", "equi")
+    nodes = by_id(fair)
+    command = nodes["train/two/phase2/seed1"].command
+    assert command[3:] == (
+        "studies/fair/configs/two-phase2.yaml",
+        "seed=1",
+        f"init_from={last.init_from}",
+    )
+    assert nodes["train/two/phase2/seed1"].needs == ("train/two/phase1/seed1",)
+    assert fair.steps == (20,)
+
+
+def test_a_missing_column_is_encoded_first() -> None:
+    Path("encode.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "root": "cache",
+                "sources": {"pets": "pets/{0..3}.tar", "photos": "photos.tar"},
+                "columns": {"words": {"kind": "ids", "encoder": "gemma-2b"}},
+            }
+        )
+    )
+    entries = {"plain": "plain", "new": {"latents": "new", "encoder": "flux", "resolution": 32}}
+    fair = study(entries=entries, encode="encode.yaml")
+    (path, (config, columns)), *rest = fair.encode_configs.items()
+    assert (rest, columns) == ([], ("cache/pets/new",))
+    assert isinstance(config, EncodeConfig)
+    assert list(config.columns) == ["new"]
+    assert list(config.sources) == ["pets"]
+    first, second = nodes_of(fair)[:2]
+    assert first.command == ("python", "-m", "encode", "run", str(path))
+    assert second.needs == (first.id,)
+
+
+def test_several_processes_and_ids() -> None:
+    fair = study(ranks=4, with_=["data.encoder=gemma-2b", "micro_batch=1"])
+    command = by_id(fair)["train/plain/seed0"].command
+    assert command[:4] == ("torchrun", "--standalone", "--nproc-per-node", "4")
+    assert command[6:] == ("-m", "eval", "train", "studies/fair/configs/plain.yaml", "seed=0")
+
+
+def test_the_folders_are_those_of_the_trainers_rule() -> None:
+    fair = study()
+    path = fair.config_path("equi")
+    path.parent.mkdir(parents=True)
+    path.write_text(yaml.safe_dump(fair.train_config("equi", 0).model_dump(mode="json")))
+    loaded = configs.load(TrainConfig, path, ["seed=2"])
+    assert loaded == fair.train_config("equi", 2)
+    assert run_folder(loaded, path) == fair.run_folder("equi", 2)
+
+
+def test_scored_steps() -> None:
+    assert scored_steps(1, 1000) == (1000,)
+    assert scored_steps(3, 1000) == (100, 316, 1000)
+    assert scored_steps(5, 4) == (1, 2, 4)
+    assert scored_steps([7, 3], 10) == (3, 7)
+
+
+def test_flags_as_words() -> None:
+    flags = {"a": 1.5, "b": True, "c": False, "d": None, "e": [0.1, 0.9], "f": "x y"}
+    assert flag_words(flags) == ("--a", "1.5", "--b", "--no-c", "--e", "0.1", "0.9", "--f", "x y")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"baseline": "flux"}, "baseline: found 'flux', expected one of plain, equi"),
+        ({"seeds": [1, 2, 1]}, "seeds: 1 is named twice"),
+        ({"seeds": [True]}, "found [True], expected a number"),
+        ({"scorers": ["geneval", {"geneval": {}}]}, "scorers: geneval is named twice"),
+        ({"scorers": [{"fid": {}, "kid": {}}]}, "expected one name with its flags each"),
+        ({"scorers": []}, "scorers"),
+        ({"checkpoints": [5, 5]}, "checkpoints: 5 is named twice"),
+        ({"benchmark": "geneval"}, "expected one of benchmark"),
+        ({"prompts": None}, "expected one of benchmark"),
+        ({"prompts": None, "benchmark": "genevil"}, "found 'genevil', expected one of coco30k"),
+        ({"entries": {"a": "plain"}}, "found 1 entry, expected two"),
+        ({"entries": {"a": "plain", "A": "equi"}}, "differ in capitals alone"),
+        ({"entries": {"a/b": "plain", "c": "equi"}}, "names folders"),
+        ({"entries": {"a-seed1": "plain", "c": "equi"}}, "names folders"),
+        ({"entries": {"a": {"text": "words"}, "c": "equi"}}, "a: no latents"),
+        ({"generate": {"tag": 3}}, "tag is set by the study itself"),
+        ({"generat": {}}, "unknown key; did you mean generate?"),
+        ({"with_": ["optim.rl=1"]}, "unknown key; did you mean"),
+    ],
+)  # fmt: skip
+def test_a_yaml_that_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        study(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"entries": {"a": "plain", "b": {"latents": "plain"}}}, "the entries a and b differ in nothing"),
+        ({"checkpoints": [10, 1001]}, "found step 1001, but plain is trained for 1000 steps"),
+        ({"entries": {"a": "plain", "b": {"latents": "equi", "steps": 5}}}, "other numbers of steps (a 1000, b 5)"),
+        ({"entries": {"a": "plain", "b": {"latents": "equi", "encoder": "flux"}}}, "b has an encoder and no"),
+        (
+            {"entries": {"a": "plain", "b": {"latents": "equi", "encoder": "flux", "resolution": 32}}},
+            "cache/pets/equi is to be encoded",
+        ),
+    ],
+)  # fmt: skip
+def test_a_study_that_is_refused(values: dict[str, Any], message: str) -> None:
+    encode = {"root": "elsewhere", "sources": {"pets": "pets.tar"}, "columns": {}}
+    Path("encode.yaml").write_text(yaml.safe_dump(encode))
+    with pytest.raises(BadStudy, match=re.escape(message)):
+        study(encode="encode.yaml", **values)
