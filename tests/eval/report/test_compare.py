@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from eval.distances import influences
+from eval.distances.influences import Influence
 from eval.errors import BadScores
 from eval.prompts.prompts import Prompts
-from eval.report.compare import compare, entries
+from eval.report.compare import Entry, compare, entries, mean_over_seeds
 from eval.report.entries import ScoredSet, open_all, open_one
 from eval.report.pairing import pairing_of, subject_of
 from eval.report.report import report
 from eval.scores import results
 from eval.scores.aggregate import aggregate
 from eval.scores.results import Item, Value
+from eval.scores.seeds import holm
 from shards import seal
 from tests.eval.sets import GROUPS, PROMPTS, VAE, make_items, make_score, make_set, seeded, training
 
@@ -422,6 +426,93 @@ def test_seeds_of_an_entry_are_never_compared_with_each_other(tmp_path: Path) ->
     assert difference.groups.keys() == set(GROUPS)
     assert entries(sets[:3])[0].members.keys() == {0, 1, 2}
     assert len(entries(sets[:3])) == 1
+
+
+def test_two_seeds_have_an_interval_and_no_verdict(tmp_path: Path) -> None:
+    comparison = compare(*entries(opened(tmp_path, {"flux": (0, 1), "e2e": (0, 1)})))
+    (difference,) = comparison.differences
+    assert difference.value is not None
+    assert difference.value.low is not None
+    assert (list(difference.by_seed), difference.p) == ([0, 1], None)
+    assert comparison.favours(difference) is None
+    assert comparison.no_verdict(difference) == "2 training seeds are too few, 3 are the least"
+
+
+def test_a_verdict_takes_the_adjusted_level_too(tmp_path: Path) -> None:
+    comparison = compare(*entries(opened(tmp_path, {"flux": (0, 1, 2), "e2e": (0, 1, 2)})))
+    (difference,) = comparison.differences
+    adjusted = holm({"e2e": difference.p, "other": 0.2})["e2e"]
+    assert adjusted == pytest.approx(2 * (difference.p or 0))
+    assert comparison.favours(difference, adjusted) == "e2e"
+    assert comparison.favours(difference, 0.06) is None
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1), (0, 1, 2)])
+def test_identical_entries_differ_by_exactly_0(tmp_path: Path, seeds: tuple[int, ...]) -> None:
+    """Under two names, of the same seeds: items, and a distance with its influences."""
+    random = np.random.default_rng(4)
+    members: dict[str, dict[int | None, ScoredSet]] = {"a": {}, "b": {}}
+    for seed in seeds:
+        values, shares = random.normal(size=(2, N))
+        for name in members:
+            folder = make_set(tmp_path / name / f"{seed}", trained=training({"seed": seed}))
+            make_score(folder, "clip", make_items(values), unit=100.0)
+            score = make_score(
+                folder, "fd", value=float(seed), better="lower", made_by={"metric": "fid"}
+            )
+            each = [
+                Influence(p.id, 0, float(share - shares.mean()), p.group)
+                for p, share in zip(PROMPTS.items, shares, strict=True)
+            ]
+            influences.write(folder, "fd", score.images, each)
+            members[name][seed] = open_one(folder)
+    with warnings.catch_warnings(), np.errstate(all="raise"):
+        warnings.simplefilter("error")
+        comparison = compare(Entry("a", members["a"]), Entry("b", members["b"]))
+    assert [difference.scorer for difference in comparison.differences] == ["clip", "fd"]
+    for difference in comparison.differences:
+        assert difference.reason is None
+        for value in (difference.value, *difference.by_seed.values(), *difference.groups.values()):
+            assert value is not None
+            assert (value.value, value.low, value.high) == (0, 0, 0)
+        assert difference.p == (None if len(seeds) == 2 else 1)
+        assert (difference.resolved, difference.identical) == (False, True)
+        assert comparison.favours(difference) is None
+
+
+def test_seeds_of_other_prompts_have_no_mean(tmp_path: Path) -> None:
+    """As of a study whose sets were made of another list of prompts in one seed."""
+    few = Prompts("bench", PROMPTS.items[:20])
+    members: dict[str, dict[int | None, ScoredSet]] = {"a": {}, "b": {}}
+    for name in members:
+        for seed, prompts in enumerate((PROMPTS, few, PROMPTS)):
+            folder = make_set(
+                tmp_path / name / f"{seed}", prompts=prompts, trained=training({"seed": seed})
+            )
+            values = np.linspace(0, 1, len(prompts.items)) + (name == "b")
+            make_score(folder, "clip", make_items(values, prompts))
+            members[name][seed] = open_one(folder)
+    (difference,) = compare(Entry("a", members["a"]), Entry("b", members["b"])).differences
+    assert (difference.value, difference.by_seed) == (None, {})
+    assert "prompts that are not the same ones" in (difference.reason or "")
+
+
+def test_the_mean_of_an_entry_is_over_seeds_and_prompts(tmp_path: Path) -> None:
+    sets = opened(tmp_path, {"flux": (0, 1, 2), "e2e": ()})
+    d = np.array([[item.value for item in scored.items("clip")] for scored in sets])
+    value = mean_over_seeds(sets, "clip")
+    assert value is not None
+    assert value.value == pytest.approx(d.mean())
+    alone = 4.3026527 * d.mean(1).std(ddof=1) / np.sqrt(3)
+    assert value.high is not None
+    assert value.high - value.value > alone
+    for scored in sets:  # without items nothing is known of prompts
+        (scored.score_folder / results.NAME / "clip.items.jsonl").unlink()
+    bare = mean_over_seeds(sets, "clip")
+    assert bare is not None
+    assert bare.high == pytest.approx(d.mean() + alone)
+    assert mean_over_seeds(sets[:1], "clip") == sets[0].scores["clip"].value
+    assert mean_over_seeds(sets, "other") is None
 
 
 def test_a_crossed_pair_has_no_verdict(tmp_path: Path) -> None:

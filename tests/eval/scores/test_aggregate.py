@@ -11,8 +11,17 @@ from eval.errors import OtherImages
 from eval.prompts.prompts import Prompt, Prompts
 from eval.report.report import report
 from eval.score import line
-from eval.scores.aggregate import Sums, aggregate, difference, difference_and_share, pooled
+from eval.scores.aggregate import (
+    Sums,
+    aggregate,
+    difference,
+    difference_and_share,
+    difference_estimates,
+    estimates,
+    pooled,
+)
 from eval.scores.results import Item
+from eval.scores.seeds import over_seeds
 from tests.eval.sets import make_items, make_score, make_set
 
 
@@ -152,3 +161,48 @@ def test_sets_of_one_prompt_are_shown_without_a_verdict(tmp_path: Path) -> None:
     assert (actual["value"]["value"], actual["groups"]["x"]["low"]) == (0.5, None)
     assert (actual["resolved"], actual["favours"], actual["share"]) == (None, None, None)
     assert "no interval" in (tmp_path / "r.html").read_text()
+
+
+@pytest.mark.parametrize("overall", ["prompts", "groups"])
+def test_an_influence_is_how_a_prompts_weight_moves_the_score(overall: str) -> None:
+    """By a finite difference of weighted means, of prompts with one to three pictures, in groups of three and two."""
+    random = np.random.default_rng(2)
+    groups = {"a": ("x",), "b": ("x",), "c": ("x",), "d": ("y",), "e": ("y",)}
+    values = {name: random.normal(size=1 + i % 3).tolist() for i, name in enumerate(groups)}
+
+    def score(weights: dict[str, float]) -> float:
+        parts = [list(groups)] if overall == "prompts" else [["a", "b", "c"], ["d", "e"]]
+        return 100 * float(np.mean([
+            sum(weights[p] * sum(values[p]) for p in part) / sum(weights[p] * len(values[p]) for p in part)
+            for part in parts
+        ]))  # fmt: skip
+
+    whole, each = estimates(items(values, groups), overall, unit=100)
+    even = dict.fromkeys(groups, 1.0)
+    assert whole.value == pytest.approx(score(even))
+    steps = [(score(even | {name: 1 + 1e-6}) - score(even)) / 1e-6 for name in groups]
+    assert whole.influences == pytest.approx(steps, rel=1e-4, abs=1e-4)
+    assert [stratum.tolist() for stratum in whole.strata] == [[0, 1, 2], [3, 4]]
+    assert each["y"].prompts == ("d", "e")
+    assert sum(each["y"].influences) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("overall", ["prompts", "groups"])
+def test_influences_and_resamples_give_the_same_interval(overall: str) -> None:
+    """Of a difference over 150 prompts in groups of 100 and 50, each with two pictures."""
+    random = np.random.default_rng(5)
+    groups = {f"{i}": ("x" if i < 100 else "y",) for i in range(150)}
+    a, b = (
+        items({name: random.normal(shift, 1, 2).tolist() for name in groups}, groups)
+        for shift in (0, 0.3)
+    )
+    resampled, by_group = difference(a, b, overall)
+    whole, each = difference_estimates(a, b, overall)
+    for actual, expected in [
+        (over_seeds([whole])[0], resampled),
+        *((over_seeds([each[name]])[0], by_group[name]) for name in each),
+    ]:
+        assert actual.value == pytest.approx(expected.value)
+        assert actual.count == expected.count
+        assert None not in (actual.low, actual.high, expected.low, expected.high)
+        assert actual.high - actual.low == pytest.approx(expected.high - expected.low, rel=0.05)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from math import sqrt
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import norm, ttest_1samp
+from scipy.stats import norm, t, ttest_1samp
 
 from eval.errors import OtherImages
 from eval.scores.results import Value
@@ -23,6 +23,7 @@ from eval.scores.seeds import (
     half_width,
     holm,
     over_seeds,
+    variances,
 )
 
 SETS = st.lists(st.tuples(st.none() | st.sampled_from("ab"), st.none() | st.integers(0, 3)))
@@ -145,3 +146,58 @@ def test_other_prompts_are_refused_and_another_order_is_not() -> None:
             other - a
         with pytest.raises(OtherImages, match="not the same ones"):
             over_seeds([a, other])
+
+
+# Coverage by simulation: each row a study whose true difference is 0 -----------------------------------------------
+
+PROMPTS, STUDIES = 100, 3000
+# deviations over studies of the part that seeds, and that prompts, have in the mean of one seed
+CELLS = {
+    "seeds only": (0.1, 0.0),
+    "equal": (0.1, 0.1),
+    "prompts only": (0.0, 0.1),
+    "seeds three times prompts": (0.3, 0.1),
+}
+
+
+def studies(cell: str, seeds: int, of_both: float = 1.0) -> Floats:
+    """Differences (STUDIES, S, P); `of_both` is the deviation of a seed and a prompt together."""
+    chance = np.random.default_rng(seeds)
+    of_seeds, of_prompts = CELLS[cell]
+    return np.asarray(
+        of_seeds * chance.standard_normal((STUDIES, seeds, 1))
+        + of_prompts * sqrt(PROMPTS) * chance.standard_normal((STUDIES, 1, PROMPTS))
+        + of_both * chance.standard_normal((STUDIES, seeds, PROMPTS))
+    )
+
+
+def held(d: Floats, seeds_quantile: float, prompts_quantile: float) -> float:
+    """The share of studies whose interval holds 0."""
+    values = d.mean(-1)
+    influences = (d - values[..., None]) / PROMPTS
+    of_seeds, of_prompts, residual = variances(values, influences, [np.arange(PROMPTS)], True)
+    half = np.sqrt(
+        seeds_quantile**2 * of_seeds + prompts_quantile**2 * np.maximum(0, of_prompts - residual)
+    )
+    return float((np.abs(values.mean(-1)) <= half).mean())
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
+    shares = {
+        (seeds, cell, of_both): held(studies(cell, seeds, of_both), t.ppf(0.975, seeds - 1), 1.96)
+        for seeds in (2, 3, 5, 10)
+        for cell in CELLS
+        for of_both in (0.3, 1.0)
+    }
+    assert {key: share for key, share in shares.items() if share < 0.93} == {}
+    assert np.mean(list(shares.values())) <= 0.99
+
+
+def test_other_intervals_do_not_hold_it() -> None:
+    """Of three seeds: a bootstrap of them, 1.96 in place of t, and t without the prompts."""
+    draws = np.array(list(product(range(3), repeat=3)))  # all 27, equally likely
+    means = studies("seeds only", 3, 0.0).mean(-1)[:, draws].mean(-1)
+    low, high = np.quantile(means, [0.025, 0.975], axis=-1)
+    assert 0.6 < np.mean((low <= 0) & (high >= 0)) < 0.75  # 67 %
+    assert held(studies("seeds only", 3), 1.96, 1.96) < 0.88  # 81 % by t alone
+    assert held(studies("prompts only", 3, 0.1), t.ppf(0.975, 2), 0.0) < 0.3
