@@ -6,6 +6,7 @@
     python -m encode status CONFIG --watch
     python -m encode retry-failed CONFIG           # only shards that have failed
     python -m encode download DATASET FOLDER
+    python -m encode pack SOURCE FOLDER            # pictures and captions of your own into tars
     python -m encode bench
     ray job submit --working-dir . -- python -m encode run CONFIG
 
@@ -33,6 +34,7 @@ VERBS = {  # module with add_options and run_VERB, and a sentence
     "status": ("report.status", "how far the columns are, and what a run waits for"),
     "retry-failed": ("", "encode what has failed before, and nothing else"),
     "download": ("source.download", "bring a data set here"),
+    "pack": ("pack.pack", "a folder, table or Parquet of your own into tars"),
     "bench": ("", "measure the engine's own cost"),  # of tests/bench
 }
 RUNS = ("run", "retry-failed")

@@ -83,6 +83,7 @@ RUN_BY = {
     ("encode", "status"): "tests/encode/report/test_status.py",
     ("encode", "retry-failed"): "tests/encode/run/test_job.py",
     ("encode", "download"): "tests/encode/source/test_download.py",
+    ("encode", "pack"): "tests/encode/pack/test_pack.py",
     ("train", "CONFIG"): "tests/train/test_run.py",
     ("train", "plan"): "tests/train/plan/test_plan.py",
     ("train", "import"): "tests/train/checkpoints/test_reference.py",

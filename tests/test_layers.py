@@ -64,6 +64,7 @@ HEAVY = {
         "eval.features.pretrained",
     ),
     "ray": ("encode.run",),
+    "pyarrow": ("encode.pack.parquet",),
     "deepspeed": ("train",),
     "torch": (
         "shards.read.stream",
@@ -77,7 +78,7 @@ HEAVY = {
 # package -> its folders, each of which imports only those before it and single files beside them
 FLOORS = {
     "shards": ("format", "store", "column", "read", "tools"),
-    "encode": ("source", "models", "plan", "report", "run"),
+    "encode": ("source", "pack", "models", "plan", "report", "run"),
     "train": ("model", "ranks", "step", "checkpoints", "report", "plan"),
     "eval": (
         "prompts",

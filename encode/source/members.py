@@ -22,7 +22,8 @@ from shards.column import ABSENT, CAPTION_BYTES, UNREAD, is_json, member_of
 from ..errors import TarChanged
 from .tars import read_exactly, split_name
 
-PICTURES = "avif", "bmp", "gif", "heic", "jp2", "jpeg", "jpg", "jxl", "png", "tif", "tiff", "webp"
+# suffixes of pictures; those that nearly all are of come first
+PICTURES = "jpg", "jpeg", "png", "webp", "avif", "bmp", "gif", "heic", "jp2", "jxl", "tif", "tiff"
 SHOWN = 20  # suffixes of a shard that are counted by name
 
 

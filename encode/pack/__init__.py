@@ -1,0 +1,1 @@
+"""Pictures and captions as people have them -> sorted tars that `encode` reads."""

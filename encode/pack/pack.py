@@ -1,0 +1,137 @@
+"""Pictures and captions as people have them, into the tars that `encode` reads.
+
+    python -m encode pack photos/ data/photos               # 0001.jpg with 0001.txt or 0001.json
+    python -m encode pack imagefolder/ data/mine            # metadata.csv or metadata.jsonl
+    python -m encode pack captions.csv data/mine --picture path --caption text
+    python -m encode pack train-00000-of-00004.parquet data/mine
+
+The same source gives the same bytes, in tars of --rows rows sorted by key; an interrupted packing goes
+on behind its last whole tar. Exit codes: 0 packed, or it was before, 2 source, target or disk are not
+as expected, 3 packed, but less than half of the pictures and captions found each other, 128 + n
+stopped by signal n.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from rich.table import Table
+
+from shards.console import WIDTH, Bar, positive, render
+from shards.format.atomic import Json
+from shards.places import local_path
+from shards.signals import stoppable
+
+from ..errors import EncodeError
+from ..source.members import PICTURES
+from .kinds import KINDS, Options, kind_of, open_rows
+from .listing import PACKED, TROUBLES
+from .writer import Packed, working, write_tars
+
+LOST = 3  # exit code where most is lost
+DEFAULTS = Options()
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.description = __doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("source", type=local_path, help="a folder, table or Parquet file")
+    parser.add_argument("out", type=local_path, help="a new folder for the tars")
+    parser.add_argument("--kind", choices=list(KINDS), help="what SOURCE is (found out)")
+    parser.add_argument(
+        "--picture", metavar="COLUMN", help="a table's column of pictures (by its name)"
+    )
+    parser.add_argument(
+        "--caption", metavar="COLUMN", help="a table's column of captions, or a field of JSON files"
+        " (by its name)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pictures", type=local_path, metavar="FOLDER",
+        help="where a table's paths start (its own folder)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rows", type=positive, default=DEFAULTS.rows, help=f"rows of a tar ({DEFAULTS.rows})"
+    )
+
+
+def run_pack(args: argparse.Namespace) -> int:
+    """Runs `python -m encode pack`; returns the exit code."""
+    options = Options(args.kind, args.picture, args.caption, args.pictures, args.rows)
+    return stoppable(lambda: _pack(args.source, args.out, options))
+
+
+def _pack(source: Path, out: Path, options: Options) -> int:
+    try:
+        packed = pack(source, out, options)
+    except OSError as error:
+        if getattr(type(error), "exit_code", None) is not None:
+            raise
+        raise EncodeError(
+            f"cannot pack into {out}: {error}. Whole tars stay; run it again"
+        ) from error
+    print(report(packed.record))
+    print(
+        ("packed into" if packed.fresh else "packed already:") + f" {out}. As a source of encode:\n"
+    )
+    print(source_lines(packed))
+    if mostly_lost(packed.record):
+        print(
+            f"{source}: most pictures and captions did not find each other; the table says why",
+            file=sys.stderr,
+        )
+        return LOST
+    return 0
+
+
+def pack(source: Path, out: Path, options: Options = DEFAULTS) -> Packed:
+    """Packs a source into tars in `out`, or finds that it was packed before. Raises NotASource, NoRoom,
+    OSError.
+    """
+    kind = options.kind or kind_of(source)
+    with working(out) as folder:
+        print(f"{source}: {KINDS[kind]}", flush=True)
+        rows = open_rows(source, kind, options, folder / "listing.sqlite")
+        try:
+            with Bar("pack", rows.rows, "pictures") as bar:
+                return write_tars(
+                    rows, source, out, options.rows, options.caption, bar.advance, bar.skip
+                )
+        finally:
+            rows.close()
+
+
+def mostly_lost(record: Json) -> bool:
+    """Returns whether less than half of what a source holds became rows with a picture and a caption."""
+    counts = record["troubles"]["counts"]
+    lost = sum(count for trouble, count in counts.items() if trouble not in PACKED)
+    whole = record["rows"] - counts.get("without_caption", 0)
+    return bool(2 * whole < record["rows"] + lost)
+
+
+def report(record: Json) -> str:
+    """Returns what was packed and what was not, for a reader."""
+    table = Table("rows", "", "the first of them", title=f"{record['source']}: {record['kind']}")
+    table.columns[0].justify = "right"
+    table.add_row(f"{record['rows']:,}", f"packed, in {len(record['tars']):,} tars", "")
+    troubles = record["troubles"]
+    for trouble, text in TROUBLES.items():
+        if count := troubles["counts"].get(trouble):
+            table.add_row(f"{count:,}", text, "\n".join(troubles["places"][trouble]))
+    for suffix, count in record["others"].items():
+        table.add_row(f"{count:,}", f"files of .{suffix}, neither picture nor caption", "")
+    return render(table, width=min(WIDTH, shutil.get_terminal_size((WIDTH, 0)).columns))
+
+
+def source_lines(packed: Packed) -> str:
+    """Returns the lines of an encode config that name a packed source."""
+    last = len(packed.record["tars"]) - 1
+    name = re.sub(r"[^\w.-]", "-", packed.folder.resolve().name)
+    braces = f"{{00000..{last:05d}}}" if last else "00000"
+    lines = [f'sources: {{ {name}: "{packed.folder.resolve()}/{braces}.tar" }}']
+    pictures = [suffix for suffix in PICTURES if suffix in packed.record["suffixes"]]
+    lines.append(f"# pictures: {', '.join(pictures)}")
+    return "\n".join(lines) + "\n"
