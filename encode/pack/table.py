@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shards.column.members import CAPTION_BYTES
+from shards.column import CAPTION_BYTES
 from shards.format.atomic import open_file, parse_json
 
 from ..errors import NotASource

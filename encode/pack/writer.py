@@ -21,9 +21,9 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shards.column.members import CAPTION_BYTES
+from shards import NoRoom
+from shards.column import CAPTION_BYTES
 from shards.console import size_text
-from shards.errors import NoRoom, Unreadable
 from shards.format.atomic import (
     Json,
     Staged,
@@ -33,7 +33,7 @@ from shards.format.atomic import (
     read_file,
     read_json,
 )
-from shards.read.prefetch import map_ahead
+from shards.read import map_ahead
 
 from ..errors import NotASource
 from ..source.members import caption_in
@@ -282,7 +282,7 @@ class _Loader:
             elif not picture:
                 row.troubles.append(("picture_missing", os.fsdecode(item.key)))
                 return row
-        except (OSError, Unreadable) as error:
+        except OSError as error:
             row.troubles.append(("unreadable", str(error)))
             return row
         members = [(item.suffix, picture)]
@@ -305,7 +305,7 @@ class _Loader:
                 return item.text.encode()
             if item.caption is not None:
                 return read_file(item.caption, CAPTION_BYTES)
-        except (OSError, Unreadable) as error:
+        except OSError as error:
             row.troubles.append(("unreadable", str(error)))
         if fields is None:
             return None
