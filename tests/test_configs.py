@@ -216,6 +216,7 @@ def test_run_turns_user_errors_into_one_message(body: str, code: int, stderr: st
 MODELS = {
     "encode": "encode.config:EncodeConfig",
     "train": "train.config:TrainConfig",
+    "study": "eval.study.config:StudyConfig",
 }
 
 

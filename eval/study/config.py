@@ -106,6 +106,15 @@ def _entry(value: Any) -> Any:
     return {"latents": value} if isinstance(value, str | list) else value
 
 
+class Published(Strict):
+    """What is published of an entry against the baseline, to be set beside what the study finds."""
+
+    better: bool  # than the baseline
+    # of what, after what training, and how well it is known
+    text: str
+    source: str  # a paper or page
+
+
 class StudyConfig(Strict):
     # the training config of all entries, and what all have otherwise: [steps=1000]
     train: LocalPath
@@ -136,6 +145,8 @@ class StudyConfig(Strict):
     # money a GPU hour, and which GPU, for the plan and the page
     price: float | None = Field(default=None, ge=0)
     gpu: str | None = None
+    # what is published of entries against the baseline
+    published: dict[str, Published] = {}
     # a line on the page
     note: str = ""
 
@@ -171,6 +182,14 @@ class StudyConfig(Strict):
         if self.baseline is not None and self.baseline not in self.entries:
             raise ValueError(
                 f"baseline: found {self.baseline!r}, expected one of {', '.join(self.entries)}"
+            )
+        others = [
+            name for name in self.entries if name != (self.baseline or next(iter(self.entries)))
+        ]
+        if unknown := [name for name in self.published if name not in others]:
+            raise ValueError(
+                f"published: found {unknown[0]!r}, expected an entry that is compared with the baseline: "
+                f"{', '.join(others)}"
             )
         if (self.benchmark is None) == (self.prompts is None):
             names = ", ".join(name for name in BENCHMARKS if name != "prompts")
