@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.encode import faults
 from tests.eval import faults as generating
 from tests.shards import hostile, properties, sweeps
-from tests.soak import kernels
+from tests.soak import kernels, seeds
 from tests.soak.drawn import properties as drawn
 from tests.soak.sweep import Sweep
 from tests.train import faults as training
@@ -21,6 +21,7 @@ SWEEPS: dict[str, Sweep] = {
         training.SWEEP,
         generating.SWEEP,
         kernels.SWEEP,
+        seeds.SWEEP,
         drawn("order", properties.PROPERTIES, seeds=60),
     ]
 }

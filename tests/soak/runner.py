@@ -49,6 +49,7 @@ MORE = {  # what one sweep alone does
     "checkpoints": TRAIN,
     "training": TRAIN,
     "generate": (*TRAIN, "encode", "eval", "tests/eval"),
+    "seeds": ("configs", "train", "encode", "eval"),
     "kernels": ("configs", "encode", "train", "eval", "tests"),
 }
 

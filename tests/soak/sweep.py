@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +26,8 @@ class Sweep:
     """All cases of one kind of fault.
 
     `check` raises where the case is not borne. It returns None, or, where a case is many inputs
-    drawn by chance, a digest of each, so that inputs are counted once. `group` names the kind of
+    drawn by chance, a digest of each, so that inputs are counted once, or such digests by the kind of
+    outcome that each had. `group` names the kind of
     cause that a case is, for the breakdown in the report. `not_run` says what cannot be run on this
     machine, or is left out, and why.
     """
@@ -34,7 +35,7 @@ class Sweep:
     name: str
     counts: str  # what one case is
     cases: Callable[[], Sequence[Case]]
-    check: Callable[..., Sequence[int] | None]
+    check: Callable[..., Mapping[str, Sequence[int]] | Sequence[int] | None]
     group: Callable[[Case], str]
     seconds: float = SECONDS
     not_run: Callable[[], Sequence[str]] = tuple
@@ -74,13 +75,14 @@ def run(sweep: Sweep, cases: Sequence[Case]) -> Outcome:
         outcome.cases += 1
         try:
             with limit(sweep.seconds):
-                found = sweep.check(*case)
+                digests = sweep.check(*case)
         except (Exception, TimeoutError) as error:
             outcome.failures.append((case, f"{type(error).__name__}: {error}"[:2000]))
-            found = None
-        outcome.inputs += found or []
-        group = sweep.group(case)
-        outcome.groups[group] = outcome.groups.get(group, 0) + (len(found) if found else 1)
+            digests = None
+        by_kind = digests if isinstance(digests, Mapping) else {sweep.group(case): digests}
+        for kind, inputs in by_kind.items():
+            outcome.inputs += inputs or []
+            outcome.groups[kind] = outcome.groups.get(kind, 0) + (len(inputs) if inputs else 1)
     outcome.seconds = time.monotonic() - start
     return outcome
 
