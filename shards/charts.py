@@ -200,7 +200,7 @@ def forest(title: str, rows: Sequence[Row], *, higher: bool) -> str:
     side = 1 if higher else -1  # left and right are exchanged where smaller is better
     height, middle = ROW * len(rows) + 18, WIDTH // 2
     shapes = [
-        f'<path d="M{middle} 0V{height - 14}" class="zero"/>',
+        *(f'<path d="M{middle} {ROW * i + 13}v12" class="zero"/>' for i in range(len(rows))),
         f'<text class="axis" x="{MARGIN}" y="{height - 3}">{-side * most:+,.3g} worse</text>',
         f'<text class="axis" x="{middle}" y="{height - 3}" text-anchor="middle">0</text>',
         f'<text class="axis" x="{WIDTH - MARGIN}" y="{height - 3}" text-anchor="end">'

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from shards.console import overview, positive
+from shards.console import not_negative, overview, positive
 from shards.places import local_path
 
 from ..errors import BadStudy
@@ -47,6 +47,21 @@ def _run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=positive, default=1, help=several)
 
 
+def _report_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pictures", type=not_negative, default=24, help="prompts that are shown")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from .page import report
+    from .study import Study
+
+    study = Study.open(args.study, args.out)
+    for verdict in report(study, args.pictures)["verdicts"]:
+        title = f"{verdict['title']}. " if verdict["title"] else ""
+        print(f"{title}{verdict['sentence']}")
+    print(study.out / "report.html")
+
+
 def _later(args: argparse.Namespace) -> None:
     raise BadStudy(f"study {args.study_verb}: not there yet")
 
@@ -55,5 +70,5 @@ VERBS: dict[str, tuple[str, Flags, Callable[[argparse.Namespace], int | None]]] 
     "plan": ("what a study would make, take over and cost, before it starts", _no_flags, _later),
     "run": ("encode, train, generate and score what is missing", _run_flags, _later),
     "status": ("what exists, what is missing and what has failed", _no_flags, _later),
-    "report": ("the verdict, as a page and as study.json", _no_flags, _later),
+    "report": ("the verdict, as a page and as study.json", _report_flags, _report),
 }

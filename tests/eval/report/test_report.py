@@ -7,8 +7,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -24,43 +22,10 @@ from eval.report.entries import unique_names
 from eval.report.page import verdicts
 from eval.report.report import report
 from eval.scores import results
+from tests.eval.browser import BROWSER, Page, in_browser
 from tests.eval.sets import GROUPS, PROMPTS, VAE, make_items, make_score, make_set, seeded, training
 
 N = len(PROMPTS.items)
-VOID = {"meta", "img", "br", "link", "input", "hr", "wbr"}
-
-
-class Page(HTMLParser):
-    """Tags must nest; collects what a reader and a browser would."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.ids: list[str] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self.ids += [value for key, value in attrs if key == "id" and value]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open[-1:] != ["style"]:
-            self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 @pytest.fixture(scope="module")
@@ -485,36 +450,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads((tmp_path / "deep/page.json").read_text())["sections"][0]["shown"] == []
 
 
-BROWSER = next((name for name in ("chromium", "google-chrome") if shutil.which(name)), "")
-PROBE = """<script>addEventListener('load', () => {
-  const root = document.documentElement, images = [...document.images];
-  parent.postMessage(JSON.stringify({
-    wide: root.scrollWidth, shown: images.filter(image => image.naturalWidth > 0).length,
-    colour: getComputedStyle(root).getPropertyValue('--c0').trim(),
-    table: document.querySelector('.wide table').getBoundingClientRect().width,
-  }), '*')})</script></body>"""
-FRAME = """<meta name=color-scheme content="light dark"><script>addEventListener('message', event => {
-  document.body.dataset.found = event.data })</script>
-<body><iframe src=page.html style="width:WIDTHpx;height:900px;border:0"></iframe>"""
-
-
 @pytest.mark.skipif(not BROWSER, reason="needs Chromium")
 @pytest.mark.parametrize(("dark", "width"), [(False, 390), (True, 1280)])
 def test_in_a_browser(example: dict[str, Any], tmp_path: Path, dark: bool, width: int) -> None:
     """Not wider than a phone (in a frame, since no window is that narrow), in both schemes, each picture decoded."""
-    eager = example["html"].replace(
-        'loading="lazy"', ""
-    )  # so that they are there when the page is loaded
-    (tmp_path / "page.html").write_text(eager.replace("</body>", PROBE))
-    (tmp_path / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
-    done = subprocess.run(
-        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/chrome",
-         f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--window-size=1400,1000", "--hide-scrollbars",
-         "--virtual-time-budget=5000", "--dump-dom", f"file://{tmp_path}/frame.html"],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    body = next(a for name, a in Page(done.stdout).tags if name == "body")
-    found = json.loads(body["data-found"] or "")
+    found = in_browser(example["html"], tmp_path, dark=dark, width=width)
     assert found["wide"] == width
     assert found["shown"] == 6 * 2 + 2
     assert found["colour"] == ("#5aa9e0" if dark else "#2a7fb8")

@@ -1,0 +1,365 @@
+"""What a study's pictures say: the JSON `study.json`, which holds every number of the page.
+
+Format "latentbank-study", version 1, with these fields (a Value is value, low, high, count; its
+interval is 95 %, null where none is known; a difference is an entry minus the baseline):
+
+    name, note, baseline, benchmark, step (the last), seeds (planned), prompts (their number)
+    complete      whether all sets and scores of the plan exist; missing[]: entry, seed, step, what ("pictures", or
+                  a scorer)
+    primary       what the verdict is by: asked (a scorer of the YAML), scorer (its score; null before there is one)
+    verdicts[]    one an entry but the baseline: entry, outcome ("better", "worse", "no difference", "equal", "no
+                  verdict"), title (what to read before it), sentence
+    covers[]      what the verdicts cover; leaves_open[]: what another study would have to tell
+    entries[]     baseline first: name, latents (column), sets {seed: folder} and runs {seed: folder} of the last
+                  step, notes
+    scores[]      the primary one first: scorer, better, primary, notes; entries[], one an entry: by_seed {seed: Value},
+                  over_seeds (null without scores); deviation: of training seeds, pooled over the entries (null where
+                  no entry has two): value, low, high (an 80 % interval), freedom, relative (to the mean score);
+                  published: a sentence on what others report, or null
+    comparisons[] one an entry, as in report.json (eval/report/report.py); of the primary score's difference also
+                  p_adjusted (Holm's, over the entries) and seeds_needed (to resolve a gap of this size: low, high; null
+                  where there are no several seeds)
+    over_steps[]  where several steps are scored, one a score and entry: scorer, entry, points[]: step, by_seed,
+                  over_seeds
+    differ        training and settings: {key: [a value an entry]} of what differs; same: {key: value} of what does not
+    published     {entry: better, text, source, agrees (with the verdict; null where there is none)}
+    cost          see eval/study/ledger.py
+    commands[]    that make the study, in their order
+    shown[]       ids of the prompts whose pictures are on the page; shown_seed: of their training
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from train.checkpoints.identity import leaves
+
+from ..errors import MissingImages
+from ..report.compare import Comparison, Entry, compare, mean_over_seeds
+from ..report.entries import ScoredSet, open_one
+from ..report.report import comparison_of
+from ..scores.deviation import pooled_deviation, published_deviation, range_to_resolve
+from ..scores.results import LEVEL
+from ..scores.seeds import holm
+from .ledger import ledger
+from .verdict import Verdict, covers, leaves_open, no_score, verdict_of
+
+if TYPE_CHECKING:
+    from .study import Study
+
+Json = dict[str, Any]
+FORMAT, VERSION = "latentbank-study", 1
+Key = tuple[str, int, int]  # entry, seed, step
+Sets = Mapping[Key, ScoredSet]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The JSON of a study, and the sets that the page takes pictures and runs from."""
+
+    data: Json
+    sets: Sets
+    last: Mapping[str, Entry]  # by name, of the last step; those that have a set
+
+
+def analyse(study: Study) -> Analysis:
+    """Returns what the pictures of a study say, also of an unfinished one.
+
+    Raises BadScores or OtherImages where a set or a score is damaged.
+    """
+    sets, asked = open_sets(study), [scorer.name for scorer in study.scorers]
+    step, baseline = study.steps[-1], study.baseline
+    last = {name: entry for name in study.entries if (entry := _entry_at(study, sets, name, step))}
+    names = [name for name in study.entries if name != baseline]
+    both = [name for name in names if name in last and baseline in last]
+    comparisons = {name: compare(last[baseline], last[name]) for name in both}
+    primary = score_name(asked[0], sets.values())
+    adjusted = holm({name: _p(comparison, primary) for name, comparison in comparisons.items()})
+    first = last[baseline].first if baseline in last else next(iter(sets.values()), None)
+    absent = missing(study, sets, asked)
+    verdicts = [
+        _verdict(study, name, comparisons.get(name), primary or asked[0], adjusted)
+        for name in names
+    ]
+    data: Json = {
+        "format": FORMAT, "version": VERSION, "confidence": LEVEL, "name": study.out.resolve().name,
+        "note": study.config.note, "baseline": baseline, "step": step, "seeds": list(study.seeds),
+        "benchmark": first.benchmark if first else None, "prompts": _prompts(first),
+        "complete": not absent, "missing": absent, "primary": {"asked": asked[0], "scorer": primary},
+        "verdicts": [asdict(verdict) for verdict in verdicts],
+        "entries": [_entry(study, name, last.get(name)) for name in study.entries],
+        "scores": _scores(study, last, primary),
+        "comparisons": [_comparison(c, primary, adjusted) for c in comparisons.values()],
+        "over_steps": over_steps(study, sets),
+        "published": _published(study, verdicts),
+        "cost": _cost(study, sets),
+        **_differences(study, last, comparisons),
+    }  # fmt: skip
+    shared = sorted((c.seeds for c in comparisons.values()), key=len) or [()]
+    data["covers"] = covers(shared[-1], data["prompts"], data["benchmark"] or "", len(comparisons))
+    data["leaves_open"] = leaves_open(len(shared[0]), first.settings if first else {}, step)
+    return Analysis(data, sets, last)
+
+
+# Sets ---------------------------------------------------------------------------------------------
+
+
+def open_sets(study: Study) -> dict[Key, ScoredSet]:
+    """Returns all complete sets of a study, each by its entry, training seed and step."""
+    sets = {}
+    for name in study.entries:
+        for step in study.steps:
+            for seed in study.seeds:
+                try:
+                    scored = open_one(study.set_folder(name, seed, step))
+                except MissingImages:
+                    continue
+                sets[name, seed, step] = replace(scored, name=f"{name}, seed {seed}")
+    return sets
+
+
+def missing(study: Study, sets: Sets, asked: Sequence[str]) -> list[Json]:
+    """Returns what of the plan does not exist yet: pictures, or scores of them."""
+    absent = []
+    for name in study.entries:
+        for seed in study.seeds:
+            for step in study.steps:
+                scored = sets.get((name, seed, step))
+                lacks = (
+                    [scorer for scorer in asked if score_name(scorer, [scored]) is None]
+                    if scored
+                    else ["pictures"]
+                )
+                absent += [
+                    {"entry": name, "seed": seed, "step": step, "what": what} for what in lacks
+                ]
+    return absent
+
+
+def score_name(scorer: str, sets: Iterable[ScoredSet]) -> str | None:
+    """Returns the score that a scorer's verdict is by; None where no set has it.
+
+    A scorer's scores begin with its name, or name it after the benchmark (geneval2-softtifa-am-...);
+    of several, the shortest name has no variant in it (dpg-..., not dpg-ungated-...).
+    """
+    names = {name for scored in sets for name in scored.scores}
+    own = [n for n in names if n == scorer or n.startswith(f"{scorer}-") or f"-{scorer}-" in n]
+    return min(own, key=lambda name: (len(name), name), default=None)
+
+
+def _entry_at(study: Study, sets: Sets, name: str, step: int) -> Entry | None:
+    members: dict[int | None, ScoredSet] = {
+        seed: sets[name, seed, step] for seed in study.seeds if (name, seed, step) in sets
+    }
+    return Entry(name, members) if members else None
+
+
+def _prompts(scored: ScoredSet | None) -> int | None:
+    return len(scored.images.prompts.items) if scored and scored.images else None
+
+
+# Parts of the JSON --------------------------------------------------------------------------------
+
+
+def _entry(study: Study, name: str, entry: Entry | None) -> Json:
+    members = entry.members if entry else {}
+    config = study.train_config(name, study.seeds[0])
+    notes = [f"{scored.name}: {note}" for scored in members.values() for note in scored.notes]
+    return {
+        "name": name,
+        "latents": config.data.latents,
+        "sets": {str(seed): str(scored.folder) for seed, scored in members.items()},
+        "runs": {str(seed): str(scored.run) for seed, scored in members.items() if scored.run},
+        "notes": notes,
+    }
+
+
+def _scores(study: Study, last: Mapping[str, Entry], primary: str | None) -> list[Json]:
+    """Returns all scores that some set has, the primary one first."""
+    members = {name: list(entry.members.values()) for name, entry in last.items()}
+    names = {name for sets in members.values() for scored in sets for name in scored.scores}
+    ordered = sorted(names, key=lambda name: (name != primary, name))
+    return [
+        _score(name, [last.get(entry) for entry in study.entries]) | {"primary": name == primary}
+        for name in ordered
+    ]
+
+
+def _score(name: str, entries: Sequence[Entry | None]) -> Json:
+    scores = [s.scores[name] for e in entries if e for s in e.members.values() if name in s.scores]
+    return {
+        "scorer": name,
+        "better": scores[0].better,
+        "notes": list(dict.fromkeys(note for score in scores for note in score.notes)),
+        "entries": [_values(name, entry) for entry in entries],
+        "deviation": _deviation(name, entries),
+        "published": next((text for s in scores if (text := published_deviation(s))), None),
+    }
+
+
+def _values(scorer: str, entry: Entry | None) -> Json:
+    """Returns an entry's values of a score, by training seed and over them."""
+    members = entry.members if entry else {}
+    value = mean_over_seeds(list(members.values()), scorer) if members else None
+    return {
+        "by_seed": {
+            str(seed): asdict(scored.scores[scorer].value)
+            for seed, scored in members.items()
+            if scorer in scored.scores
+        },
+        "over_seeds": asdict(value) if value else None,
+    }
+
+
+def _deviation(scorer: str, entries: Sequence[Entry | None]) -> Json | None:
+    """Returns how far training seeds move a score, pooled over the entries."""
+    deviation = pooled_deviation(
+        [
+            [s.scores[scorer].value.value for s in e.members.values() if scorer in s.scores]
+            for e in entries
+            if e
+        ]
+    )
+    return asdict(deviation) | {"relative": deviation.relative} if deviation else None
+
+
+def over_steps(study: Study, sets: Sets) -> list[Json]:
+    """Returns each score and entry over the scored steps, where there are several."""
+    if len(study.steps) < 2:
+        return []
+    names = sorted({name for scored in sets.values() for name in scored.scores})
+    lines = []
+    for scorer in names:
+        for name in study.entries:
+            entries = [(step, _entry_at(study, sets, name, step)) for step in study.steps]
+            points = [
+                {"step": step, **values}
+                for step, entry in entries
+                if (values := _values(scorer, entry))["by_seed"]
+            ]
+            if points:
+                lines.append({"scorer": scorer, "entry": name, "points": points})
+    return lines
+
+
+def _comparison(
+    comparison: Comparison, primary: str | None, adjusted: Mapping[str, float | None]
+) -> Json:
+    record = comparison_of(comparison)
+    for difference in record["differences"]:
+        if primary and difference["scorer"] == primary:
+            difference["p_adjusted"] = adjusted[comparison.b]
+            difference["seeds_needed"] = _seeds_needed(comparison, primary)
+    return record
+
+
+def _seeds_needed(comparison: Comparison, scorer: str) -> Json | None:
+    """Returns how many seeds of each entry would resolve a difference as large as this one, at both
+    ends of the interval of the differences' deviation; None as an end: no number would.
+    """
+    difference = next(d for d in comparison.differences if d.scorer == scorer)
+    deviation = pooled_deviation([[value.value for value in difference.by_seed.values()]])
+    if difference.value is None or deviation is None or difference.identical:
+        return None
+    prompts = difference.parts.of_prompts if difference.parts else 0.0
+    low, high = range_to_resolve(abs(difference.value.value), deviation, prompts)
+    return {"low": low, "high": high}
+
+
+def _p(comparison: Comparison, scorer: str | None) -> float | None:
+    """Returns the p of a score's difference; None where it gives no verdict."""
+    for difference in comparison.differences:
+        if difference.scorer == scorer and not comparison.no_verdict(difference):
+            return difference.p
+    return None
+
+
+def _verdict(
+    study: Study, name: str, comparison: Comparison | None, scorer: str, adjusted: Mapping[str, float | None]
+) -> Verdict:  # fmt: skip
+    if comparison is None:
+        return no_score(name, study.baseline, scorer)
+    compared = sum(p is not None for p in adjusted.values())
+    return verdict_of(comparison, scorer, adjusted[name], compared, len(study.seeds))
+
+
+def _published(study: Study, verdicts: Sequence[Verdict]) -> Json:
+    outcome = {verdict.entry: verdict.outcome for verdict in verdicts}
+    direction = {"better": True, "worse": False}
+    return {
+        name: claim.model_dump()
+        | {
+            "agrees": None
+            if (better := direction.get(outcome[name])) is None
+            else better == claim.better
+        }
+        for name, claim in study.config.published.items()
+        if name in outcome
+    }
+
+
+def _differences(
+    study: Study, last: Mapping[str, Entry], comparisons: Mapping[str, Comparison]
+) -> Json:
+    """Returns `differ` and `same`: of the trainings and of the pictures, from their own records."""
+    if study.baseline not in last:
+        return {
+            "differ": {"training": {}, "settings": {}},
+            "same": {"training": {}, "settings": {}},
+        }
+    first = last[study.baseline].first
+    trainings = {
+        name: c.pairing.training.all for name, c in comparisons.items() if c.pairing.training
+    }
+    settings = {name: c.pairing.differ for name, c in comparisons.items()}
+    differ = {
+        "training": _by_key(study.entries, study.baseline, trainings),
+        "settings": _by_key(study.entries, study.baseline, settings),
+    }
+    differ["settings"].pop("weights", None)  # which the trainings made
+    training = leaves(first.trained.training) if first.trained else {}
+    same = {"training": training, "settings": first.settings}
+    return {
+        "differ": differ,
+        "same": {
+            part: {
+                key: value
+                for key, value in values.items()
+                if key not in {*differ[part], "seed", "weights"} and ".also." not in key
+            }
+            for part, values in same.items()
+        },
+    }
+
+
+def _cost(study: Study, sets: Sets) -> Json:
+    runs = {
+        name: [
+            study.run_folder(name, seed, phase)
+            for seed in study.seeds
+            for phase in range(len(study.parts(name)))
+        ]
+        for name in study.entries
+    }
+    of_entry = {n: [scored for (name, _, _), scored in sets.items() if name == n] for n in runs}
+    return ledger(runs, of_entry, study.out / "logs", study.config.price)
+
+
+def _by_key(
+    entries: Sequence[str], baseline: str, differences: Mapping[str, Mapping[str, tuple[Any, Any]]]
+) -> Json:
+    """Returns {key: values of all entries} of what differs in some; null where there is no set."""
+    baselines = {k: v for differing in differences.values() for k, (v, _) in differing.items()}
+    return {
+        key: [
+            value
+            if name == baseline
+            else differences[name].get(key, (None, value))[1]
+            if name in differences
+            else None
+            for name in entries
+        ]
+        for key, value in sorted(baselines.items())
+    }

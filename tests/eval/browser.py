@@ -1,0 +1,74 @@
+"""Pages as a reader and a browser see them: parsed, and in headless Chromium."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+VOID = {"meta", "img", "br", "link", "input", "hr", "wbr"}
+
+
+class Page(HTMLParser):
+    """Tags must nest; collects what a reader and a browser would."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for key, value in attrs if key == "id" and value]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+BROWSER = next((name for name in ("chromium", "google-chrome") if shutil.which(name)), "")
+PROBE = """<script>addEventListener('load', () => {
+  const root = document.documentElement, images = [...document.images];
+  parent.postMessage(JSON.stringify({
+    wide: root.scrollWidth, shown: images.filter(image => image.naturalWidth > 0).length,
+    colour: getComputedStyle(root).getPropertyValue('--c0').trim(),
+    table: document.querySelector('.wide table').getBoundingClientRect().width,
+  }), '*')})</script></body>"""
+FRAME = """<meta name=color-scheme content="light dark"><script>addEventListener('message', event => {
+  document.body.dataset.found = event.data })</script>
+<body><iframe src=page.html style="width:WIDTHpx;height:900px;border:0"></iframe>"""
+
+
+def in_browser(html: str, folder: Path, *, dark: bool, width: int) -> dict[str, Any]:
+    """What Chromium says of a page in a frame of this width, since no window is as narrow as a phone."""
+    eager = html.replace('loading="lazy"', "")  # so that they are there when the page is loaded
+    (folder / "page.html").write_text(eager.replace("</body>", PROBE))
+    (folder / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
+    done = subprocess.run(
+        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/chrome",
+         f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--window-size=1400,1000", "--hide-scrollbars",
+         "--virtual-time-budget=5000", "--dump-dom", f"file://{folder}/frame.html"],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    body = next(a for name, a in Page(done.stdout).tags if name == "body")
+    found: dict[str, Any] = json.loads(body["data-found"] or "")
+    return found

@@ -1,0 +1,243 @@
+"""study.json and the page: their numbers and sentences, that nothing is fetched, and unfinished studies."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval.commands import main
+from eval.errors import BadReport
+from eval.scores import results
+from eval.study.page import latex, report
+from eval.study.study import Study
+from shards import FormatVersion
+from tests.eval.browser import BROWSER, Page, in_browser
+from tests.eval.study.handmade import OTHER, PRIMARY, fill, open_study
+
+Json = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A finished study of two entries in three seeds, of which the second is better."""
+    claim = {"better": True, "text": "A better <model>", "source": "a paper"}
+    folder = tmp_path_factory.mktemp("two")
+    study = fill(
+        open_study(folder, price=2.5, note="Drawings & more", published={"e2e": claim}), (0.0, 0.5)
+    )
+    data = report(study, pictures=6)
+    return {"study": study, "data": data, "html": (study.out / "report.html").read_text()}
+
+
+def values_of(study: Study, entry: str, scorer: str = PRIMARY) -> np.ndarray[Any, Any]:
+    """The scores of an entry, (seeds, prompts), from its items."""
+    return np.array(
+        [
+            [item.value for item in results.read_items(study.set_folder(entry, seed, 100) / f"scores/{scorer}.json")]
+            for seed in study.seeds
+        ]
+    )  # fmt: skip
+
+
+def test_the_numbers_are_those_of_the_items(two: dict[str, Any]) -> None:
+    study, data = two["study"], two["data"]
+    assert json.loads((study.out / "study.json").read_text()) == json.loads(json.dumps(data))
+    flux, e2e = values_of(study, "flux"), values_of(study, "e2e")
+    by_seed = (e2e - flux).mean(1)
+    (comparison,) = data["comparisons"]
+    difference = next(d for d in comparison["differences"] if d["scorer"] == PRIMARY)
+    assert [v["value"] for v in difference["by_seed"].values()] == pytest.approx(by_seed)
+    assert difference["value"]["value"] == pytest.approx(by_seed.mean())
+    half = 4.3027 * by_seed.std(ddof=1) / 3**0.5  # Student's t of two degrees of freedom
+    assert difference["value"]["high"] - by_seed.mean() > half  # and what the prompts add
+    assert difference["p_adjusted"] == difference["p"]  # of one entry
+    score = data["scores"][0]
+    assert (score["scorer"], score["primary"], data["scores"][1]["primary"]) == (
+        PRIMARY,
+        True,
+        False,
+    )
+    assert [e["by_seed"]["2"]["value"] for e in score["entries"]] == pytest.approx(
+        [flux[2].mean(), e2e[2].mean()]
+    )
+    means = flux.mean(1), e2e.mean(1)
+    pooled = (sum(m.var(ddof=1) for m in means) / 2) ** 0.5
+    assert score["deviation"]["value"] == pytest.approx(pooled)
+    assert score["deviation"]["freedom"] == 4
+    assert difference["seeds_needed"]["low"] <= difference["seeds_needed"]["high"]
+
+
+def test_the_verdict_comes_first_with_what_it_covers(two: dict[str, Any]) -> None:
+    (verdict,) = two["data"]["verdicts"]
+    assert verdict["outcome"] == "better"
+    assert re.fullmatch(
+        rf"e2e is better than flux: \+0\.\d+ \[\+0\.\d+,\s\+0\.\d+\] by {PRIMARY} \(higher is better\), "
+        "over 3 training seeds and 30 prompts.",
+        verdict["sentence"],
+    )
+    text = Page(two["html"]).text
+    assert text.index("Verdict") < text.index(verdict["sentence"]) < text.index("Differences from")
+    assert "3 training seeds (0, 1, 2), each trained for every entry" in two["data"]["covers"]
+    assert any("none was tuned" in line for line in two["data"]["leaves_open"])
+    assert two["data"]["published"]["e2e"]["agrees"] is True
+    assert "Published: A better <model> (a paper). The verdict here agrees." in text
+    assert "not finished" not in text
+
+
+def test_the_page_needs_nothing_from_outside(two: dict[str, Any]) -> None:
+    page = Page(two["html"])
+    assert not page.all("script")
+    assert not page.all("link")
+    assert not re.search(r"@import|url\(|https?://", two["html"])
+    assert all(
+        (image["src"] or "").startswith("data:image/webp;base64,") for image in page.all("img")
+    )
+    assert len(page.all("img")) == 6 * 2
+    assert {link["href"] for link in page.all("a")} == {"study.json"}
+    assert len(page.ids) == len(set(page.ids))
+    assert "Drawings & more" in page.text
+
+
+def test_the_forest_marks_all_but_the_primary_score_as_descriptive(two: dict[str, Any]) -> None:
+    page = Page(two["html"])
+    assert page.text.count("descriptive") == 1 + 1  # a sentence, and the other score's label
+    forests = [
+        svg for svg in page.all("svg") if "differences from flux" in (svg["aria-label"] or "")
+    ]
+    assert [(svg["aria-label"] or "").split(":")[0] for svg in forests] == [PRIMARY, OTHER]
+    assert two["html"].count('class="ring"') == 2 * 3  # a score and a seed each
+
+
+def test_what_differs_and_nothing_else(two: dict[str, Any]) -> None:
+    differ, same = two["data"]["differ"], two["data"]["same"]
+    assert differ["training"]["model.in_channels"] == [4, 16]
+    assert differ["training"]["data.sources.0.latents.encoder.weights"] == ["a" * 64, "c" * 64]
+    assert list(differ["settings"]) == ["vae"]
+    assert same["training"]["optim.lr"] == 1.5e-3
+    assert same["settings"]["guidance_scale"] == 6.0
+    assert not differ["training"].keys() & same["training"].keys()
+    assert "seed" not in same["training"]
+
+
+def test_the_ledger_adds_up(two: dict[str, Any]) -> None:
+    """Three sets of 90 s on two GPUs each, and 15 s of scoring a set; no run is here."""
+    cost = two["data"]["cost"]
+    assert [entry["generate"] for entry in cost["entries"]] == [270.0, 270.0]
+    assert cost["total"] == {
+        "encode": None, "train": None, "generate": 540.0, "score": 90.0, "gpu_hours": pytest.approx(0.3),
+        "money": pytest.approx(0.75),
+    }  # fmt: skip
+    assert cost["online"] is None
+
+
+def test_an_unfinished_study_says_what_is_missing(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    data = report(study)
+    assert not data["complete"]
+    assert data["verdicts"][0]["outcome"] == "no verdict"
+    assert [r["what"] for r in data["missing"]] == 6 * ["pictures"]
+    fill(study, (0.0, 0.5), skip=[("e2e", 2)])
+    (study.set_folder("flux", 1, 100) / f"scores/{OTHER}.json").unlink()
+    data = report(study)
+    assert data["missing"] == [
+        {"entry": "flux", "seed": 1, "step": 100, "what": "genai"},
+        {"entry": "e2e", "seed": 2, "step": 100, "what": "pictures"},
+    ]
+    (verdict,) = data["verdicts"]
+    assert verdict["outcome"] == "no verdict"
+    assert verdict["sentence"].endswith("over 2 training seeds of 3 planned and 30 prompts.")
+    text = Page((study.out / "report.html").read_text()).text
+    assert "This study is not finished" in text
+    assert "scores by genai: 1 (flux)" in text
+
+
+def test_one_seed_is_headed_by_what_it_does_not_cover(tmp_path: Path) -> None:
+    data = report(fill(open_study(tmp_path, seeds=[4]), (0.0, 0.5)))
+    (verdict,) = data["verdicts"]
+    assert verdict["title"] == (
+        "One training seed: how much another seed would move this is not known"
+    )
+    assert verdict["outcome"] == "better"
+    assert "over 30 prompts and one training seed" in verdict["sentence"]
+    assert data["scores"][0]["deviation"] is None
+    assert any("training seeds" in line for line in data["leaves_open"])
+
+
+def test_equal_columns_are_called_equal(tmp_path: Path) -> None:
+    data = report(fill(open_study(tmp_path), (0.0, 0.0), scatter=0.0))
+    (verdict,) = data["verdicts"]
+    assert verdict["outcome"] == "equal"
+    assert "all differences are exactly 0" in verdict["sentence"]
+
+
+def test_several_entries_are_adjusted_and_their_curves_shown(tmp_path: Path) -> None:
+    names = ("flux", "e2e", "sd35")
+    study = open_study(
+        tmp_path, entries={name: name for name in names}, baseline="sd35", checkpoints=[50, 100]
+    )
+    data = report(fill(study, (0.0, 0.5, 0.01)), pictures=0)
+    assert [entry["name"] for entry in data["entries"]] == ["sd35", "flux", "e2e"]
+    primary = [
+        next(d for d in c["differences"] if d["scorer"] == PRIMARY) for c in data["comparisons"]
+    ]
+    first, second = sorted(primary, key=lambda d: d["p"])
+    assert first["p_adjusted"] == pytest.approx(2 * first["p"])
+    assert second["p_adjusted"] == pytest.approx(max(second["p"], 2 * first["p"]))
+    assert [v["outcome"] for v in data["verdicts"]] == ["better", "no difference"]
+    assert data["verdicts"][1]["sentence"].startswith("No difference shown between e2e and sd35: ")
+    line = next(c for c in data["over_steps"] if (c["scorer"], c["entry"]) == (PRIMARY, "flux"))
+    assert [p["step"] for p in line["points"]] == [50, 100]
+    html = (study.out / "report.html").read_text()
+    assert html.count('class="band"') == 2 * 3
+    assert "<img" not in html
+
+
+def test_the_table_for_latex(two: dict[str, Any]) -> None:
+    lines = latex(two["data"]).splitlines()
+    assert lines[1] == r"\begin{tabular}{lcc}"
+    assert re.fullmatch(r"flux & [\d.]+ \[[\d.]+,~[\d.]+\] & .* \\\\", lines[5])
+    escaped = latex(two["data"] | {"entries": [{"name": "a_b%"}, {"name": "c"}]})
+    assert r"a\_b\% &" in escaped
+
+
+def test_a_foreign_file_is_not_replaced(tmp_path: Path) -> None:
+    study = open_study(tmp_path)
+    study.out.mkdir()
+    path = study.out / "study.json"
+    path.write_text("{}")
+    with pytest.raises(BadReport, match=r"study\.json"):
+        report(study)
+    path.write_text(json.dumps({"format": "latentbank-study", "version": 2}))
+    with pytest.raises(FormatVersion):
+        report(study)
+    assert not (study.out / "report.html").exists()
+
+
+def test_the_command(
+    two: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    study = two["study"]
+    copy = tmp_path / "copy"
+    shutil.copytree(study.out, copy)
+    (copy / "report.html").unlink()
+    assert main(["study", "report", str(study.path), "--out", str(copy), "--pictures", "1"]) is None
+    sentence, place = capsys.readouterr().out.splitlines()
+    assert sentence == two["data"]["verdicts"][0]["sentence"]
+    assert place == str(copy / "report.html")
+    assert (copy / "report.html").read_text().count("<img") == 2
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+@pytest.mark.parametrize(("dark", "width"), [(False, 390), (True, 1280)])
+def test_in_a_browser(two: dict[str, Any], tmp_path: Path, dark: bool, width: int) -> None:
+    """Not wider than a phone, in both schemes, each picture decoded."""
+    found = in_browser(two["html"], tmp_path, dark=dark, width=width)
+    assert found["wide"] == width
+    assert found["shown"] == 6 * 2
+    assert found["colour"] == ("#5aa9e0" if dark else "#2a7fb8")
