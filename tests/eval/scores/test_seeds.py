@@ -94,6 +94,23 @@ def test_where_nothing_is_known_of_prompts_the_interval_is_students_over_seeds()
     assert over_seeds([Estimate(value=0.3)])[0] == Value(0.3)
 
 
+def test_prompts_that_explain_less_than_chance_add_nothing() -> None:
+    assert Variances(count=3, seeds=1.0, prompts=0.1, residual=0.3).of_prompts == 0
+    assert half_width(Variances(count=3, seeds=1.0, prompts=0.1, residual=0.3)) == pytest.approx(
+        4.3026527
+    )
+
+
+def test_the_draw_of_subsets_adds_the_variance_of_its_mean() -> None:
+    """As of KID: the same subsets in every seed, so the mean over seeds of each subset varies."""
+    subsets = np.array([[1.0, 2, 6], [3, 2, 4]])
+    plain = estimates(np.array([[1.0, 2, 3, 6], [2, 2, 5, 7]]), additive=False)
+    drawn = [replace(e, subsets=row) for e, row in zip(plain, subsets, strict=True)]
+    before, after = (over_seeds(each)[1].prompts for each in (plain, drawn))
+    assert before is not None
+    assert after == pytest.approx(before + np.var([2.0, 2, 5], ddof=1) / 3)
+
+
 def test_the_level_at_which_an_interval_ends_at_0() -> None:
     """Over seeds alone p is that of Student's paired test, over prompts alone that of a normal one."""
     numbers = [0.1, 0.4, 0.5]
