@@ -18,7 +18,7 @@ import train.__main__ as train_main
 from configs import ConfigError
 from encode.config import EncodeConfig
 from encode.registry import location
-from encode.source.tars import expand
+from encode.source.places import expand
 from eval import commands
 from eval.score import SCORERS
 from shards import open_store
@@ -34,7 +34,7 @@ URLS = (
 # options that take words, and no path
 WORDS = {
     "--device", "--label", "--revision", "--files", "--endpoint", "--older-than", "--readers", "--scorer",
-    "dataset", "overrides", "words", "--split", "--note",
+    "dataset", "overrides", "words", "--split", "--note", "--picture", "--caption",
 }  # fmt: skip
 COLUMNS = {  # served by `shards.open_store`, which writes the home folder out
     "column", "source", "target", "a", "b", "latents", "text", "--also", "--more", "folder", "--source",

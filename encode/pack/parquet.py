@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import NotASource
+from ..source.places import natural
 from .listing import Item, Source
 from .table import CAPTION_NAMES, PICTURE_NAMES, column_named
 
@@ -152,9 +152,3 @@ def parquet_files(place: Path) -> list[Path]:
         return [place]
     files = [path for path in place.rglob("*.parquet") if path.is_file()]
     return sorted(files, key=lambda path: natural(str(path)))
-
-
-def natural(text: str) -> tuple[list[tuple[int, str]], str]:
-    """Returns a key that sorts runs of digits as numbers: 9.tar before 10.tar."""
-    parts = re.split(r"(\d+)", text)
-    return [(int(p), "") if i % 2 else (-1, p) for i, p in enumerate(parts)], text

@@ -78,7 +78,7 @@ def working(out: Path) -> Iterator[Path]:
     """Yields the working folder of a target, held against other packings; a target that is left empty
     is removed. NotASource where another packing is at work.
     """
-    existed = out.is_dir()
+    fresh = [path for path in (out, *out.parents) if not path.exists()]
     folder = out / WORKING
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -95,9 +95,9 @@ def working(out: Path) -> Iterator[Path]:
             (folder / "listing.sqlite").unlink(missing_ok=True)
             if (out / REPORT).exists() or not (folder / "00000.json").exists():
                 shutil.rmtree(folder, ignore_errors=True)
-            if not existed:
-                with suppress(OSError):  # it is not empty
-                    out.rmdir()
+            with suppress(OSError):  # one is not empty
+                for path in fresh:
+                    path.rmdir()
     finally:
         os.close(handle)
 

@@ -33,6 +33,7 @@ from ..config import EncodeConfig
 from ..errors import EncodeError
 from ..models import load_encoders
 from ..models.encoder import CaptionEncoder, Encoder, ImageEncoder, layout_of
+from ..pack.sources import with_packed
 from ..source.members import passed_over
 from .disk_space import DiskSpace, free_bytes, lengths_of
 from .probe import Rate, decode_bound, hours, probe, spread
@@ -241,6 +242,7 @@ def run_plan(args: argparse.Namespace) -> int:
     config = configs.load(EncodeConfig, args.config, args.overrides)
     if not config.sources or not config.columns:
         raise EncodeError(f"{args.config}: it names no source or no column, so there is no plan")
+    config = with_packed(config, make=False)
     plan = make_plan(config, args)
     if args.json:
         print(json.dumps(without_nan(as_record(plan, args)), indent=1))

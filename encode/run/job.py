@@ -23,6 +23,7 @@ from shards.signals import Stopped, stoppable
 from ..config import EncodeConfig
 from ..errors import EncodeError
 from ..models import load_encoders
+from ..pack.sources import with_packed
 from ..plan.disk_space import refuse_if_full, required_bytes
 from ..plan.sample_source import open_job
 from ..report.report import write_report
@@ -56,6 +57,7 @@ def run(config: EncodeConfig, options: Options = Options()) -> int:
 def _run(config: EncodeConfig, options: Options) -> int:
     try:
         # what is wrong with a source is said before any model is loaded
+        config = with_packed(config, make=True)
         jobs = [open_job(config, name) for name in config.sources]
         executor = start_executor(config)
         try:

@@ -29,7 +29,7 @@ from shards.signals import Stopped, stoppable
 
 from ..errors import HubError
 from .hub import HubFile, check_digest, download_file, hub_files, remove_stale_parts
-from .tars import expand
+from .places import expand
 
 SETS = {
     "blip3o-long": "BLIP3o/BLIP3o-Pretrain-Long-Caption",

@@ -34,7 +34,8 @@ from shards.places import local_path
 from shards.store import Limits, NoRanges
 
 from ..errors import FetchFailed
-from .tars import is_url, read_exactly, refuse_size, split_url
+from .places import is_url, split_url
+from .tars import read_exactly, refuse_size
 
 PREFIX = "latentbank-"  # of every file of ours in a scratch folder
 OURS = re.compile(rf"{PREFIX}[0-9a-f]{{24}}-[0-9a-z]{{1,8}}")

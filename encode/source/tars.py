@@ -1,7 +1,4 @@
-"""Where a source's tars are, and from tars to rows: the place of each sample's members in its tar, in
-the tar's order.
-
-    data/sa_{000000..000999}.tar       s3://bucket/{00..31}.tar      https://server/path/{0..9}.tar
+"""From tars to rows: the place of each sample's members in its tar, in the tar's order.
 
 A sample is a run of members with one key (the name up to the first dot of its last part); a new
 one starts when the key changes or a suffix comes again. A tar that is cut off keeps the whole
@@ -18,25 +15,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import unquote
-
-from braceexpand import braceexpand
 
 from shards import IndexRow, Source, Store, open_store
 from shards.column import CAPTION_BYTES
 from shards.format import MAX_CAPTIONS
 from shards.format.checks import MAX_TEXT
-from shards.places import home, local_path
-from shards.store import WEB, Limits
+from shards.places import local_path
 
 from ..errors import BadTar, MissingTar, NotASource, TarChanged
+from .places import LOOKING, base_name, is_url, listed, split_url
 
 CAPTION = "txt"  # last part of a suffix whose members are captions: txt, short.txt
 SUFFIX = 256  # characters; a longer one names nothing that a config could ask for
 HEADER_BYTES = 1 << 20  # of a long name or of PAX fields; a larger one is damage
 AFTER = 1 << 20  # bytes read at once after the end, where a second tar may follow
 PROBES = 32  # sizes that are asked for at once
-LOOKING = Limits(give_up=60)
 # what tarfile raises on damaged headers; the last on a chain of long names without a member
 DAMAGE = (tarfile.TarError, ValueError, OverflowError, RecursionError)
 KINDS = {
@@ -45,41 +38,17 @@ KINDS = {
 }  # fmt: skip
 
 
-def expand(tars: str | Sequence[str]) -> list[str]:
-    """Returns a source's tars in order, paths or urls, from patterns such as `data/{000..009}.tar`."""
-    patterns = [tars] if isinstance(tars, str) else list(tars)
-    return [home(place) for pattern in patterns for place in braceexpand(pattern)]
-
-
-def is_url(place: str) -> bool:
-    return "://" in place and not place.startswith("file://")
-
-
-def split_url(url: str) -> tuple[str, str]:
-    """Returns the url of the store that a tar is in, and its name there."""
-    folder, _, name = url.rpartition("/")
-    web = url.partition("://")[0] in WEB
-    if not name or folder.endswith("/"):
-        raise NotASource(f"{url}: found no file's name, or empty parts. Name each tar in full")
-    if web and ("?" in url or "#" in url):
-        open_store(url)  # says why not
-    return folder, unquote(name) if web else name
-
-
-def base_name(place: str) -> str:
-    """Returns the name that a source knows a tar by: the last part of its path."""
-    return split_url(place)[1] if is_url(place) else str(local_path(place).name)
-
-
 def make_source(name: str, tars: str | Sequence[str], shard_rows: int) -> tuple[Source, list[str]]:
     """Returns the source that a config names, and its tars' absolute paths and urls.
 
     Raises MissingTar with the tars that do not exist, and NotASource for two tars of one name, which
     would have one identity.
     """
-    places = expand(tars)
+    places = listed(tars)
     if not places:
-        raise NotASource(f"source {name!r}: found no tar. Expected paths, urls or brace patterns")
+        raise NotASource(
+            f"source {name!r}: found no tar. Expected paths, urls, brace patterns, *.tar or a folder"
+        )
     names = [base_name(place) for place in places]
     _refuse_names(name, names, places)
     folders = {split_url(place)[0] for place in places if is_url(place)}

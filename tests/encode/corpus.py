@@ -362,13 +362,13 @@ TARS: list[TarCase] = [
 
 SOURCES: list[SourceCase] = [
     SourceCase(
-        "a tar that is not there", ["{}/a.tar", "{}/c.tar"], MissingTar, "1 of 2 tars are not there"
+        "a tar that is not there", ["{}/a.tar", "{}/d.tar"], MissingTar, "1 of 2 tars are not there"
     ),
     SourceCase(
-        "a folder in the place of a tar",
-        ["{}/a.tar", "{}/b"],
-        MissingTar,
-        "1 of 2 tars are not there",
+        "a folder without tars",
+        ["{}/a.tar", "{}/c"],
+        NotASource,
+        "a folder without tars",
     ),
     SourceCase("a pattern of nothing", [], NotASource, "found no tar"),
     SourceCase(

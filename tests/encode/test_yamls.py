@@ -11,7 +11,7 @@ from encode.models.encoder import column_spec
 from encode.models.load import load_encoder
 from encode.plan.plan import make_plan
 from encode.registry import TEXTS, VAES
-from encode.source.tars import expand
+from encode.source.places import expand
 from shards import IndexRow, Source, open_store, put_index
 from tests.encode.tiny_models import Models
 

@@ -21,7 +21,7 @@ import pytest
 from encode.errors import NotASource
 from encode.pack.kinds import Options, kind_of
 from encode.pack.pack import mostly_lost, pack, report, source_lines
-from encode.pack.parquet import natural
+from encode.source.places import natural
 from encode.source.tars import scan_tar
 from shards.errors import NoRoom
 from tests.encode.toy import jpeg, picture

@@ -108,6 +108,7 @@ def test_each_has_its_outcome(
 @pytest.mark.parametrize("case", SOURCES, ids=lambda case: case.name)
 def test_sources_that_are_none(tmp_path: Path, case: SourceCase) -> None:
     (tmp_path / "b").mkdir()
+    (tmp_path / "c").mkdir()
     (tmp_path / "a.tar").touch()
     (tmp_path / "b/a.tar").touch()
     with pytest.raises(case.error, match=re.escape(case.message)) as caught:

@@ -25,7 +25,8 @@ import configs
 from encode.__main__ import main
 from encode.source.download import brace_patterns
 from encode.source.hub import PartFile, natural
-from encode.source.tars import expand, make_source
+from encode.source.places import expand
+from encode.source.tars import make_source
 from shards.errors import NoRoom
 from tests.encode.rays import until
 from tests.encode.web import Web

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from encode.errors import BadTar, MissingTar, NotASource
-from encode.source.tars import AFTER, expand, make_source, scan_tar, split_name
+from encode.source.places import expand
+from encode.source.tars import AFTER, make_source, scan_tar, split_name
 from shards import IndexRow, SourceChanged, put_index, read_index
 from shards.errors import NotAColumn, StoreError
 from shards.format.checks import MAX_TEXT
@@ -307,6 +308,41 @@ def test_places_from_patterns(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_patterns_and_folders_are_the_tars_that_they_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order of their numbers, and the same source as if they were named one by one."""
+    names = ["2.tar", "10.tar", "9.tar", "01.TAR"]
+    for name in [*names, "notes.txt", ".hidden.tar", "below/3.tar", "below/a/4.tar", "odd[1].tar"]:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    monkeypatch.chdir(tmp_path)
+
+    def bases(tars: str | list[str]) -> list[str]:
+        source, paths = make_source("s", tars, 1024)
+        assert [Path(path).read_bytes().decode() for path in paths]
+        one_by_one, _ = make_source("s", paths, 1024)
+        assert source.fingerprint == one_by_one.fingerprint
+        return [name for name, _ in source.tars]
+
+    assert bases("[0-9]*.tar") == ["2.tar", "9.tar", "10.tar"]
+    assert bases(f"{tmp_path}/*.tar") == ["2.tar", "9.tar", "10.tar", "odd[1].tar"]
+    assert bases("odd[1].tar") == ["odd[1].tar"]  # a name that looks like a pattern
+    assert bases(".") == ["01.TAR", "2.tar", "9.tar", "10.tar", "odd[1].tar"]
+    assert bases(["below", "{2,9}.tar"]) == ["3.tar", "2.tar", "9.tar"]
+    assert bases("below/**/*.tar") == ["3.tar", "4.tar"]
+    source, _ = make_source("s", "{2,9,10}.tar", 1024)
+    assert source.fingerprint == make_source("s", "[0-9]*.tar", 1024)[0].fingerprint
+    with pytest.raises(MissingTar, match=r"1 of 1 tars are not there: none-\*\.tar"):
+        make_source("s", "none-*.tar", 1024)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotASource, match=r"empty: a folder without tars.*encode pack"):
+        make_source("s", "empty", 1024)
+    with pytest.raises(NotASource, match="does not list its files"):
+        make_source("s", "https://server/set/*.tar", 1024)
+
+
 def test_the_published_lists_of_blip3o(tmp_path: Path) -> None:
     """4,530 names as the reference's config gives them, and their sizes in a moment."""
     patterns = [
@@ -368,5 +404,12 @@ def test_tars_of_an_object_store(url: str, tmp_path: Path) -> None:
     source, places = make_source("s", f"{url}/set/{{0..2}}.tar", 1024)
     assert source.tars == (("0.tar", 0), ("1.tar", 1), ("2.tar", 2))
     assert places == [f"{url}/set/{i}.tar" for i in range(3)]
+    store.put_if_absent("set/10.tar", b"10")
+    store.put_if_absent("set/below/4.tar", b"4")
+    globbed, places = make_source("s", f"{url}/set/*.tar", 1024)
+    assert places == [f"{url}/set/{i}.tar" for i in (0, 1, 2, 10)]
+    assert (
+        globbed.fingerprint == make_source("s", f"{url}/set/{{0,1,2,10}}.tar", 1024)[0].fingerprint
+    )
     with pytest.raises(MissingTar, match=f"2 of 5 tars are not there: {url}/set/3.tar, "):
         make_source("s", f"{url}/set/{{0..4}}.tar", 1024)

@@ -1,0 +1,81 @@
+"""Sources of an encode config that are no tars: packed once into <root>/packed/<source>, then found
+there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shards.places import local_path
+
+from ..config import EncodeConfig
+from ..errors import NotASource
+from ..source.places import expand, is_url, tars_in
+from .kinds import kind_of
+from .listing import suffix_of
+from .pack import mostly_lost, pack, report
+from .table import TABLES
+from .writer import Packed, read_report
+
+PACKED = "packed"  # folder of the root
+
+
+def with_packed(config: EncodeConfig, make: bool) -> EncodeConfig:
+    """Returns a config whose sources are all tars: pictures in a folder, a table or Parquet are packed
+    if need be and `make` allows it. Raises NotASource where they cannot be, or are packed from other
+    files than are there now.
+    """
+    sources = dict(config.sources)
+    for name, places in config.sources.items():
+        packed = _packed(config, name, expand(places), make)
+        if packed is not None:
+            sources[name] = packed.tars
+    return config.model_copy(update={"sources": sources})
+
+
+def _packed(config: EncodeConfig, name: str, places: list[str], make: bool) -> Packed | None:
+    """Returns what a source is packed into; None where it is of tars."""
+    local = [place for place in places if not is_url(place)]
+    paths = [local_path(place) for place in local]
+    folder = config.root_store.folder
+    out = None if folder is None else folder / PACKED / name
+    if len(paths) == 1 and out is not None and not paths[0].exists():
+        record = read_report(out)  # the pictures may be gone, and their tars serve
+        if record is not None and record["source"] == str(paths[0].resolve()):
+            return Packed(out, record, fresh=False)
+    pictures = [path for path in paths if _to_be_packed(path)]
+    if not pictures:
+        return None
+    path = pictures[0]
+    command = f"`python -m encode pack {path} FOLDER`"
+    if len(places) > 1:
+        raise NotASource(
+            f"source {name!r}: {path} is no tar, and not all of the source. Make it a source of its "
+            f"own, or pack it yourself by {command}"
+        )
+    kind_of(path)
+    if out is None:
+        raise NotASource(
+            f"source {name!r}: {path} is no tar, and cannot be packed into {config.root}. Pack it into "
+            f"a folder by {command}, and name that"
+        )
+    if not make:
+        record = read_report(out)
+        if record is None:
+            raise NotASource(
+                f"source {name!r}: {path} is not packed yet. `python -m encode run CONFIG` does it, or "
+                f"{command}"
+            )
+        return Packed(out, record, fresh=False)
+    packed = pack(path, out)
+    words = "packed" if packed.fresh else "already packed"
+    print(f"source {name!r}: {path} is {words} into {out}, {len(packed.tars):,} tars", flush=True)
+    if packed.fresh or mostly_lost(packed.record):
+        print(report(packed.record), flush=True)
+    return packed
+
+
+def _to_be_packed(path: Path) -> bool:
+    if path.is_dir():
+        return not tars_in(path)
+    return path.is_file() and suffix_of(path.name) in (*TABLES, "parquet")

@@ -1,0 +1,73 @@
+"""Sources of a config that are no tars: packed once into the root, and encoded from there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import configs
+from encode.config import EncodeConfig
+from encode.errors import NotASource
+from encode.pack.pack import pack
+from encode.pack.sources import with_packed
+from encode.plan.sample_source import open_job
+from encode.run.job import run
+from shards import Column, Status
+from tests.encode.pack.test_pack import CAPTION, COUNT, beside
+from tests.encode.toy import write_config
+
+
+def settings(folder: Path, models: Path, source: object, **more: object) -> EncodeConfig:
+    """A config of one source and a column of moments and one of tokens."""
+    path = write_config(folder / "config.yaml", folder / "cache", str(source), models)
+    return configs.load(EncodeConfig, path, [f"{key}={value}" for key, value in more.items()])
+
+
+def test_a_folder_of_pictures_is_packed_once(
+    tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = beside("txt", CAPTION)(tmp_path / "photos")
+    config = settings(tmp_path, models, source)
+    with pytest.raises(
+        NotASource, match="is not packed yet. `python -m encode run CONFIG` does it"
+    ):
+        with_packed(config, make=False)
+    assert not (tmp_path / "cache").exists()
+    assert run(config) == 0
+    packed = tmp_path / "cache/packed/toy"
+    assert f"source 'toy': {source} is packed into {packed}, 1 tars" in capsys.readouterr().out
+    column = Column.open(tmp_path / "cache/toy/text")
+    assert column.status(np.arange(COUNT)).tolist() == [Status.OK] * COUNT
+    # the same source as one that was packed by hand
+    by_hand = settings(tmp_path, models, pack(source, tmp_path / "hand").tars[0])
+    fingerprint = open_job(by_hand, "toy").source.fingerprint
+    for make in (True, False):
+        assert open_job(with_packed(config, make), "toy").source.fingerprint == fingerprint
+    assert "already packed into" in capsys.readouterr().out
+    moved = shutil.move(source, tmp_path / "elsewhere")
+    assert run(config) == 0  # its tars are all that is needed
+    (Path(moved) / "a/000.txt").write_text("another caption")
+    shutil.move(moved, source)
+    with pytest.raises(NotASource, match="packed from something else"):
+        run(config)
+
+
+def test_what_cannot_be_packed_for_you_is_refused(tmp_path: Path, models: Path) -> None:
+    source = beside("txt", CAPTION)(tmp_path / "photos")
+    (tmp_path / "0.tar").write_bytes(bytes(1024))
+    config = settings(tmp_path, models, source)
+    both = config.model_copy(update={"sources": {"toy": [str(tmp_path / "0.tar"), str(source)]}})
+    with pytest.raises(NotASource, match="is no tar, and not all of the source"):
+        with_packed(both, make=True)
+    remote = config.model_copy(update={"root": "s3://bucket/cache"})
+    with pytest.raises(NotASource, match=r"cannot be packed into s3://bucket/cache. Pack it into"):
+        with_packed(remote, make=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotASource, match="no picture to pack"):
+        with_packed(settings(tmp_path, models, tmp_path / "empty"), make=True)
+    assert not (tmp_path / "cache").exists()
+    tars = settings(tmp_path, models, tmp_path)  # a folder with tars is a source as it is
+    assert with_packed(tars, make=True) == tars
