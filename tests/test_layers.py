@@ -49,6 +49,7 @@ PUBLIC = {
         "checkpoints.reference",
         "config",
         "model",
+        "plan",
         "report",
         "run",
     ),

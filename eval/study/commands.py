@@ -47,6 +47,18 @@ def _run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=positive, default=1, help=several)
 
 
+def _plan_flags(parser: argparse.ArgumentParser) -> None:
+    from train.plan import add_setting_options
+
+    add_setting_options(parser)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from .plan import run_plan
+
+    return run_plan(args)
+
+
 def _report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pictures", type=not_negative, default=24, help="prompts that are shown")
 
@@ -67,7 +79,7 @@ def _later(args: argparse.Namespace) -> None:
 
 
 VERBS: dict[str, tuple[str, Flags, Callable[[argparse.Namespace], int | None]]] = {
-    "plan": ("what a study would make, take over and cost, before it starts", _no_flags, _later),
+    "plan": ("what a study would make, take over and cost, before it starts", _plan_flags, _plan),
     "run": ("encode, train, generate and score what is missing", _run_flags, _later),
     "status": ("what exists, what is missing and what has failed", _no_flags, _later),
     "report": ("the verdict, as a page and as study.json", _report_flags, _report),

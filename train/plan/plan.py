@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ from .caching_speedup import PADDED, Efficiency
 
 if TYPE_CHECKING:
     from .estimate import RunPlan
-    from .survey import Source
+    from .survey import DataSummary, Source
 
 NODE = 8  # GPUs
 
@@ -135,16 +136,34 @@ def _tera(flops: float) -> str:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `python -m train plan`."""
-    e, share, add = Efficiency(), number(1e-6, 1), parser.add_argument
-    add("config", type=local_path)
-    add("overrides", nargs="*", metavar="a.b=value")
+    parser.add_argument("config", type=local_path)
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value")
+    add_setting_options(parser)
+    share = number(1e-6, 1)
+    parser.add_argument(
+        "--llm-efficiency", type=share, default=Efficiency.llm, help="of Gemma, if online (%(default)s)"
+    )  # fmt: skip
+
+
+def add_setting_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say what is assumed of the machines and of columns that are missing."""
+    share, add = number(1e-6, 1), parser.add_argument
     add("--gpus", type=positive, default=1, help="of the run (%(default)s)")
     add("--gpu", choices=sorted(GPUS), help="which, for time and money")
     add("--peak-tflops", type=number(1e-3), metavar="P", help="dense bf16 peak of another GPU")
     add("--price-per-gpu-hour", type=number(), metavar="P", help="in any currency")
-    add("--mfu", type=share, default=e.dit, help="share of the peak that is reached (%(default)s)")
-    add("--llm-efficiency", type=share, default=e.llm, help="of Gemma, if online (%(default)s)")
-    add("--vae-efficiency", type=share, default=e.vae, help="of the VAE, if online (%(default)s)")
+    add(
+        "--mfu",
+        type=share,
+        default=Efficiency.dit,
+        help="share of the peak that is reached (%(default)s)",
+    )
+    add(
+        "--vae-efficiency",
+        type=share,
+        default=Efficiency.vae,
+        help="of the VAE's encoder (%(default)s)",
+    )
     add("--samples", type=_numbers, metavar="N[,N]", help="rows of each source, without columns")
     add("--tokens", type=number(), metavar="T", help="tokens a caption, not those found or assumed")
     add("--json", type=local_path, metavar="FILE", help="also write the plan there")
@@ -154,23 +173,34 @@ def _numbers(text: str) -> list[float]:
     return [number(1)(part) for part in text.split(",")]
 
 
-def run_plan(args: argparse.Namespace) -> int:
-    """Runs `python -m train plan`."""
-    # these load torch, of which help has no need
-    from .estimate import Setting, as_record, make_plan
+def gpu_named(name: str | None, peak_tflops: float | None) -> Gpu | None:
+    """Returns the GPU of --gpu or --peak-tflops, which comes first; None where neither names one."""
+    if peak_tflops:
+        return Gpu("GPUs", peak_tflops * 1e12, "")
+    return GPUS[name] if name else None
+
+
+def data_summary(
+    config: TrainConfig, samples: Sequence[float] | None, tokens: float | None
+) -> DataSummary:
+    """Returns what is known of the data, by --samples where columns do not say it, and --tokens."""
     from .survey import summarise, with_rows
 
-    config = configs.load(TrainConfig, args.config, args.overrides)
-    gpu = GPUS[args.gpu] if args.gpu else None
-    if args.peak_tflops:
-        gpu = Gpu("GPUs", args.peak_tflops * 1e12, "")
-    efficiency = Efficiency(args.mfu, args.llm_efficiency, args.vae_efficiency)
     data = summarise(config)
-    if args.tokens:
+    if tokens:
         notes = tuple(n for n in data.notes if "tokens a caption" not in n)
-        data = replace(data, tokens=args.tokens, notes=notes)
-    if args.samples and data.rows is None:
-        data = with_rows(data, args.samples)
+        data = replace(data, tokens=tokens, notes=notes)
+    return with_rows(data, samples) if samples and data.rows is None else data
+
+
+def run_plan(args: argparse.Namespace) -> int:
+    """Runs `python -m train plan`."""
+    from .estimate import Setting, as_record, make_plan  # loads torch, of which help has no need
+
+    config = configs.load(TrainConfig, args.config, args.overrides)
+    gpu = gpu_named(args.gpu, args.peak_tflops)
+    efficiency = Efficiency(args.mfu, args.llm_efficiency, args.vae_efficiency)
+    data = data_summary(config, args.samples, args.tokens)
     plan = make_plan(config, data, Setting(args.gpus, gpu, efficiency, args.price_per_gpu_hour))
     print(as_text(plan))
     if args.json:

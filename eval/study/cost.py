@@ -1,0 +1,396 @@
+"""What the nodes of a study take: GPU hours and bytes, by arithmetic, or by what earlier nodes took.
+
+    encode      rows x FLOPs of the VAE's encoder          values of the column
+    train       samples x FLOPs, as `train plan` counts    checkpoints that the run keeps, one being written
+    generate    pictures x steps x forward passes          pictures
+    score       pictures x an assumed time                 -
+
+Decoding pictures, the text encoder's pass over the prompts, saving and starting are left out.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from configs import ConfigError
+from encode import EncodeConfig, ModelSpec
+from encode.registry import VAES as NAMED_VAES
+from shards import Column, ShardsError
+from shards.console import size_text
+from shards.places import is_url
+from train.config import TrainConfig
+from train.plan import (
+    VAES,
+    DataSummary,
+    Efficiency,
+    Gpu,
+    RunPlan,
+    Setting,
+    data_summary,
+    make_plan,
+)
+
+from ..errors import BadPrompts, NoSpace
+from ..prompts.benchmarks import BENCHMARKS, find
+from .graph import Node
+from .study import Study
+
+T = TypeVar("T")
+Phase = tuple[str, int]  # an entry, and the index of its phase
+# seconds a picture on one GPU, assumed: a detector and CLIP, a VLM that is asked several questions, a VLM that is
+# asked once; any other is a small network in one pass
+SCORE_SECONDS = {"geneval": 0.2, "dpg": 2.0, "softtifa": 2.0, "genai": 0.3}
+OTHER_SECONDS = 0.02
+# fp32 values of a parameter in a checkpoint: weights, both moments and average as the ranks hold them, and weights
+# and average whole
+CHECKPOINT_VALUES = 6
+PIXEL_BYTES = 2.0  # of a PNG of a picture; an uncompressed one has three
+PROMPT_TOKENS = 20.0  # of a benchmark's prompt, where the prompts are not here
+BYTES_PER_TOKEN = 4.2  # of English prompts
+COLUMN_MARGIN = 1.02  # indices and records beside a column's values
+SIDE = 8  # pixels of a side of the picture that one of the latent stands for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assumptions:
+    """What is assumed of the machines, and of columns that do not exist yet."""
+
+    gpus: int = 1
+    gpu: Gpu | None = None
+    efficiency: Efficiency = Efficiency()
+    price: float | None = None  # of a GPU hour
+    samples: Sequence[float] | None = None  # rows of each source
+    tokens: float | None = None  # a caption
+
+
+@dataclass(frozen=True)
+class NodeCost:
+    node: Node
+    # None: no GPU is named, and no node of the kind has run
+    gpu_hours: float | None
+    measured: bool  # by a node of this study, else assumed
+    bytes: float
+    place: str  # folder or url below which they go
+
+
+class Costs:
+    """Counts what each node of a study takes. `seconds` of nodes that are done come before FLOPs.
+
+    Each training is planned once, not once a seed; what differs in its columns' names alone, too.
+    """
+
+    def __init__(
+        self, study: Study, assumptions: Assumptions, seconds: Mapping[str, float] | None = None
+    ) -> None:
+        self.study, self.assumptions = study, assumptions
+        self._seconds = seconds or {}
+
+    def of(self, nodes: Iterable[Node]) -> list[NodeCost]:
+        """Returns the cost of each node as if nothing of it existed."""
+        nodes = list(nodes)
+        measured = self._measured(nodes)
+        costs = []
+        for node in nodes:
+            hours, size, place = self._by_kind[node.kind](node)
+            seconds = measured.get(_like(node)) or measured.get((node.kind, node.scorer))
+            if seconds is not None:
+                hours = seconds * self._ranks(node) / 3600
+            costs.append(NodeCost(node, hours, seconds is not None, size, place))
+        return costs
+
+    def _measured(self, nodes: Iterable[Node]) -> dict[tuple[object, ...], float]:
+        """Returns the most seconds that a node of each sort took: one that was interrupted says less."""
+        most: dict[tuple[object, ...], float] = {}
+        for node in nodes:
+            if (seconds := self._seconds.get(node.id)) is None or node.kind == "encode":
+                continue
+            for key in (_like(node), (node.kind, node.scorer)):
+                most[key] = max(most.get(key, 0.0), seconds)
+        return most
+
+    def _ranks(self, node: Node) -> int:
+        return self.ranks if node.kind in ("train", "generate") else 1
+
+    @property
+    def ranks(self) -> int:
+        """GPUs of a training: as the study says, else all."""
+        return self.study.config.ranks or self.assumptions.gpus
+
+    @property
+    def _by_kind(self) -> Mapping[str, Callable[[Node], tuple[float | None, float, str]]]:
+        return {
+            "encode": self._encode, "train": self._train, "generate": self._generate, "score": self._score,
+        }  # fmt: skip
+
+    # Columns and trainings ------------------------------------------------------------------------
+
+    @cached_property
+    def data(self) -> dict[Phase, DataSummary]:
+        """What is known of the columns of each entry and phase: read from them, or from `data.expect`.
+        Where neither says it, they are taken to be as another entry's; ConfigError if there is none.
+        """
+        known: dict[Phase, DataSummary] = {}
+        missing: dict[Phase, ConfigError] = {}
+        for entry, phase in self._phases():
+            config = self._config(entry, phase)
+            alone = config.model_copy(update={"data": config.data.model_copy(update={"also": ()})})
+            try:
+                known[entry, phase] = data_summary(
+                    alone, self.assumptions.samples, self.assumptions.tokens
+                )
+            except ConfigError as error:
+                missing[entry, phase] = error
+        for (entry, phase), reason in missing.items():
+            from_end = phase - len(self.study.parts(entry))
+            like = next((e for e, p in known if p - len(self.study.parts(e)) == from_end), None)
+            if like is None:
+                raise reason
+            summary = known[like, from_end + len(self.study.parts(like))]
+            note = f"{entry}: no column and no data.expect, so its sizes are taken to be those of {like}"
+            known[entry, phase] = replace(summary, notes=(note,))
+        return known
+
+    def notes(self) -> list[str]:
+        """Returns what is said of the data: columns that are missing, and what is assumed of them."""
+        configs = [self._config(*key).data.resolved() for key in self._phases()]
+        texts = [text for config in configs for text in several(config.text)]
+        lines = []
+        columns = (column for config in configs for column in several(config.latents))
+        if missing := _missing(columns):
+            lines.append(f"no latent columns yet, so their sizes are assumed: {_listed(missing)}")
+        if missing := _missing(c for t in texts for c in ((t,) if isinstance(t, str) else t)):
+            lines.append(
+                f"no columns of text yet, which a study does not make (`python -m encode run`): {_listed(missing)}"
+            )
+            data = next(iter(self.data.values()))
+            if data.rows:
+                size = size_text(data.rows * data.tokens * data.token_bytes)
+                lines[-1] += f"; about {size} as bfloat16 tokens"
+        others = (note for data in self.data.values() for note in data.notes)
+        return lines + [note for note in dict.fromkeys(others) if not note.startswith("no columns")]
+
+    @cached_property
+    def plans(self) -> dict[Phase, RunPlan]:
+        """The plan of a training of each entry and phase, as `python -m train plan` makes it."""
+        made: dict[str, RunPlan] = {}
+        plans = {}
+        a = self.assumptions
+        setting = Setting(self.ranks, a.gpu, a.efficiency, a.price)
+        for entry, phase in self._phases():
+            config, data = self._config(entry, phase), self.data[entry, phase]
+            key = config.model_dump_json(exclude={"data", "init_from"}) + repr(
+                (replace(data, notes=()), config.data.expect)
+            )
+            if key not in made:
+                made[key] = make_plan(config, data, setting)
+            plans[entry, phase] = made[key]
+        return plans
+
+    def _phases(self) -> list[Phase]:
+        return [(e, p) for e in self.study.entries for p in range(len(self.study.parts(e)))]
+
+    def _config(self, entry: str, phase: int) -> TrainConfig:
+        return self.study.train_config(entry, self.study.seeds[0], phase)
+
+    # Kinds of nodes -------------------------------------------------------------------------------
+
+    def _encode(self, node: Node) -> tuple[float | None, float, str]:
+        """Returns hours and bytes of the columns that a node makes, of which the study reads some."""
+        config, folders = next(
+            value for path, value in self.study.encode_configs.items() if str(path) in node.command
+        )
+        flops = size = 0.0
+        for entry, phase in self._phases():
+            latents = several(self._config(entry, phase).data.resolved().latents)
+            if not set(folders) & set(latents) or all(map(is_column, latents)):
+                continue
+            data = self.data[entry, phase]
+            if (rows := self._rows(phase - len(self.study.parts(entry)))) is None:
+                return None, 0.0, config.root
+            flops += rows * encoder_flops(config, latents[0], data.shape.height * SIDE)
+            size += rows * data.latent_bytes * COLUMN_MARGIN
+        gpu, share = self.assumptions.gpu, self.assumptions.efficiency.vae
+        return (flops / gpu.peak / share / 3600 if gpu else None), size, config.root
+
+    def _rows(self, from_end: int) -> float | None:
+        """Returns the rows of the sources, where the column of some entry or --samples says them."""
+        rows = (
+            data.rows
+            for (entry, phase), data in self.data.items()
+            if phase - len(self.study.parts(entry)) == from_end
+        )
+        return next((count for count in rows if count is not None), None)
+
+    def _train(self, node: Node) -> tuple[float | None, float, str]:
+        plan = self.plans[node.entry, node.phase]
+        config = self._config(node.entry, node.phase)
+        size = checkpoint_bytes(plan) * (kept_checkpoints(config) + 1)
+        existing = run_bytes(self.study.run_folder(node.entry, node.seed or 0, node.phase))
+        return plan.gpu_hours, max(0.0, size - existing), str(self.study.out)
+
+    def _generate(self, node: Node) -> tuple[float | None, float, str]:
+        plan = self.plans[node.entry, len(self.study.parts(node.entry)) - 1]
+        flags = self.study.config.generate
+        guided = float(_number(flags, "guidance_scale", 6.0)) > 1
+        tokens = self.prompt_tokens
+        # the second pass is on the empty caption, of one token
+        passes = plan.forward.of(1, tokens) + (plan.forward.of(1, 1) if guided else 0.0)
+        steps = _number(flags, "num_inference_steps", 25)
+        shape = plan.data.shape
+        size = PIXEL_BYTES * shape.height * shape.width * SIDE**2
+        gpu, share = self.assumptions.gpu, self.assumptions.efficiency.dit
+        hours = self.pictures * steps * passes / gpu.peak / share / 3600 if gpu else None
+        return hours, self.pictures * size, str(self.study.out)
+
+    def _score(self, node: Node) -> tuple[float | None, float, str]:
+        seconds = self.pictures * SCORE_SECONDS.get(node.scorer, OTHER_SECONDS)
+        return (seconds / 3600 if self.assumptions.gpu else None), 0.0, str(self.study.out)
+
+    @cached_property
+    def _prompts(self) -> tuple[int, float]:
+        """Prompts and their mean tokens; of the whole benchmark where its prompts are not here."""
+        try:
+            items = find(self.study.benchmark, self.study.config.prompts).items
+        except BadPrompts:
+            count = BENCHMARKS[self.study.benchmark].prompts
+            if count is None:
+                raise
+            return count, PROMPT_TOKENS
+        lengths = [len(prompt.text.encode()) / BYTES_PER_TOKEN + 1 for prompt in items]
+        return len(items), sum(lengths) / max(len(lengths), 1)
+
+    @property
+    def pictures(self) -> int:
+        """Pictures of a set."""
+        return self._prompts[0] * self.study.images_per_prompt
+
+    @property
+    def prompt_tokens(self) -> float:
+        return self._prompts[1]
+
+
+def _like(node: Node) -> tuple[object, ...]:
+    """Returns what nodes of about the same cost have in common."""
+    return node.kind, node.scorer, node.entry, node.phase
+
+
+def _number(flags: Mapping[str, object], name: str, default: float) -> float:
+    value = flags.get(name, flags.get(name.replace("_", "-")))
+    return value if isinstance(value, int | float) else default
+
+
+def checkpoint_bytes(plan: RunPlan) -> float:
+    return 4.0 * CHECKPOINT_VALUES * sum(plan.parameters.values())
+
+
+def kept_checkpoints(config: TrainConfig) -> int:
+    """Returns how many checkpoints a finished run has: those of `save_at`, and the last `keep`."""
+    named = {step for step in config.save_at if step <= config.steps}
+    others = {*range(config.save_every, config.steps + 1, config.save_every), config.steps} - named
+    return len(named) + min(config.keep, len(others))
+
+
+def several(value: T | tuple[T, ...]) -> tuple[T, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _missing(columns: Iterable[str]) -> list[str]:
+    return [column for column in dict.fromkeys(columns) if not is_column(column)]
+
+
+def _listed(columns: Sequence[str]) -> str:
+    """Returns the columns' names, and where the first is looked for."""
+    names = dict.fromkeys(column.rstrip("/").rpartition("/")[2] for column in columns)
+    return f"{', '.join(names)} (such as {columns[0]})"
+
+
+def is_column(url: str) -> bool:
+    """Whether a whole column exists there."""
+    try:
+        Column.open(url)
+    except ShardsError:
+        return False
+    return True
+
+
+def run_bytes(folder: Path) -> int:
+    """Returns the bytes of the checkpoints that a run has already."""
+    files = folder.glob("checkpoints/step-*/*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def encoder_flops(config: EncodeConfig, latents: str, side: int) -> float:
+    """Returns the FLOPs of encoding one picture of that side for a column. FLOPs of other sides than
+    those counted follow the number of pixels; a VAE of one's own counts as FLUX's.
+    """
+    encoder = config.columns[latents.rstrip("/").rpartition("/")[2]].encoder
+    spec = encoder if isinstance(encoder, ModelSpec) else NAMED_VAES.get(encoder)
+    by_side = VAES["Qwen-Image" if spec and "Qwen" in spec.cls else "FLUX, SD-3.5"]
+    return 1e9 * by_side.get(side, by_side[256] * (side / 256) ** 2)
+
+
+# Disk ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a study needs in a place, and what is free there, in bytes."""
+
+    place: str
+    needed: float
+    free: int | None  # None: an object store, which does not say
+
+    @property
+    def fits(self) -> bool | None:
+        return None if self.free is None else self.free >= self.needed
+
+    def verdict(self) -> str:
+        needed = f"{self.place}: {size_text(self.needed)} needed"
+        if self.free is None:
+            return f"{needed}, free space unknown (an object store does not say)"
+        verdict = "it fits" if self.fits else "it does NOT fit, `study run` will refuse"
+        return f"{needed}, {size_text(self.free)} free: {verdict}"
+
+
+def rooms(costs: Iterable[NodeCost]) -> list[Room]:
+    """Returns what nodes need, by place; places on one disk are one."""
+    sizes: dict[str, float] = {}
+    for cost in costs:
+        sizes[cost.place] = sizes.get(cost.place, 0.0) + cost.bytes
+    disks: dict[object, list[str]] = {}
+    for place in (place for place, size in sizes.items() if size):
+        disks.setdefault(place if is_url(place) else _existing(place).stat().st_dev, []).append(
+            place
+        )
+    return [
+        Room(" and ".join(places), sum(sizes[place] for place in places), _free(places[0]))
+        for places in disks.values()
+    ]
+
+
+def _free(place: str) -> int | None:
+    return None if is_url(place) else shutil.disk_usage(_existing(place)).free
+
+
+def _existing(place: str) -> Path:
+    """Returns the folder, or the nearest above it that exists."""
+    folder = Path(place).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def refuse_if_full(costs: Iterable[NodeCost]) -> None:
+    """Raises NoSpace where a disk has less room than what is to be made needs."""
+    for room in rooms(costs):
+        if room.fits is False and room.free is not None:
+            raise NoSpace(
+                f"{room.place}: {size_text(room.free)} are free, expected {size_text(room.needed)} for what is "
+                "still to be made (`python -m eval study plan` lists it). Make room, name another --out, or "
+                "choose fewer checkpoints or seeds"
+            )
