@@ -149,8 +149,9 @@ def compare(a: ScoredSet | Entry, b: ScoredSet | Entry) -> Comparison:
     pairs = [(first.members[seed], second.members[seed]) for seed in seeds]
     pairs = pairs or [(first.first, second.first)]
     pairing = pairing_of(*pairs[0])
-    paired = [scored.name for pair in pairs for scored in pair]
-    unpaired = [s.name for x in (first, second) for s in x.members.values() if s.name not in paired]
+    paired = {id(scored) for pair in pairs for scored in pair}  # names need not be unique
+    members = [*first.members.values(), *second.members.values()]
+    unpaired = [scored.name for scored in members if id(scored) not in paired]
     if unpaired:
         warning = f"left out, for want of a partner: {', '.join(unpaired)}"
         pairing = replace(pairing, warnings=(*pairing.warnings, warning))
@@ -197,27 +198,27 @@ def _over_pairs(
 ) -> Difference:
     """Returns the mean over those pairs of sets that both have the score."""
     has_score = [scorer in a.scores and scorer in b.scores for a, b in pairs]
-    differences = [
+    results = [
         _difference(a, b, scorer) for (a, b), scored in zip(pairs, has_score, strict=True) if scored
     ]
-    of_seeds = [difference for difference, _ in differences]
-    for difference in of_seeds:
+    differences = [difference for difference, _ in results]
+    for difference in differences:
         if difference.value is None:
             return difference
-    estimates = [estimate for _, estimate in differences if estimate]
+    estimates = [estimate for _, estimate in results if estimate]
     if len(pairs) == 1:
-        return _with_parts(of_seeds[0], estimates)
+        return _with_parts(differences[0], estimates)
     scored_seeds = [seed for seed, scored in zip(seeds, has_score, strict=True) if scored]
-    warnings = list(dict.fromkeys(w for difference in of_seeds for w in difference.warnings))
+    warnings = list(dict.fromkeys(w for difference in differences for w in difference.warnings))
     if len(scored_seeds) < len(seeds):
         names = ", ".join(map(str, scored_seeds))
         warnings.append(f"of training seed {names} alone: others are not scored")
-    values = [difference.value for difference in of_seeds if difference.value]
+    values = [difference.value for difference in differences if difference.value]
     return _with_parts(
         replace(
-            of_seeds[0],
+            differences[0],
             warnings=tuple(warnings),
-            share=of_seeds[0].share if len(of_seeds) == 1 else None,
+            share=differences[0].share if len(differences) == 1 else None,
             by_seed=dict(zip(scored_seeds, values, strict=True)),
         ),
         estimates,

@@ -46,18 +46,18 @@ def pooled_deviation(entries: Sequence[Sequence[float]]) -> Deviation | None:
     """
     from scipy.stats import chi2
 
-    several = [np.asarray(values, np.float64) for values in entries if len(values) > 1]
-    freedom = sum(len(values) - 1 for values in several)
+    samples = [np.asarray(values, np.float64) for values in entries if len(values) > 1]
+    freedom = sum(len(values) - 1 for values in samples)
     if not freedom:
         return None
-    squares = sum(float(np.square(values - values.mean()).sum()) for values in several)
+    squares = sum(float(np.square(values - values.mean()).sum()) for values in samples)
     tail = (1 - DEVIATION_LEVEL) / 2
     return Deviation(
         value=sqrt(squares / freedom),
         low=sqrt(squares / float(chi2.isf(tail, freedom))),
         high=sqrt(squares / float(chi2.ppf(tail, freedom))),
         freedom=freedom,
-        mean=float(np.concatenate(several).mean()),
+        mean=float(np.concatenate(samples).mean()),
     )
 
 
@@ -77,14 +77,14 @@ def power(
     sides = 1 if paired else 2
     freedom, variance = sides * (seeds - 1), sides * deviation**2 / seeds
     nodes, weights = np.polynomial.legendre.leggauss(NODES)
-    estimated = variance * chi2.ppf((nodes + 1) / 2, freedom) / freedom
+    variances = variance * chi2.ppf((nodes + 1) / 2, freedom) / freedom
     quantiles = float(t.isf((1 - LEVEL) / 2, freedom)), float(norm.isf((1 - LEVEL) / 2))
-    half = np.sqrt(quantiles[0] ** 2 * estimated + quantiles[1] ** 2 * prompts)
+    half = np.sqrt(quantiles[0] ** 2 * variances + quantiles[1] ** 2 * prompts)
     spread = sqrt(variance + prompts)
     if spread == 0:
         return float(gap != 0)
-    outside = norm.sf((half - gap) / spread) + norm.sf((half + gap) / spread)
-    return float(weights @ outside / 2)
+    shares = norm.sf((half - gap) / spread) + norm.sf((half + gap) / spread)
+    return float(weights @ shares / 2)
 
 
 def seeds_to_resolve(
@@ -122,5 +122,5 @@ def range_to_resolve(
 
 def published_deviation(score: Score) -> str | None:
     """Returns what is published of training seeds, for the one score that it is of; else None."""
-    of_it = score.scorer.startswith("fid-clean-") and score.pictures == PUBLISHED_PICTURES
-    return PUBLISHED if of_it else None
+    is_fid = score.scorer.startswith("fid-clean-") and score.pictures == PUBLISHED_PICTURES
+    return PUBLISHED if is_fid else None

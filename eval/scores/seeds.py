@@ -128,15 +128,15 @@ def over_seeds(estimates: Sequence[Estimate]) -> tuple[Value, Variances]:
     first, count = estimates[0], len(estimates)
     values = np.array([estimate.value for estimate in estimates])
     influences = np.stack([first._aligned(estimate) for estimate in estimates])
-    known = bool(first.strata) and min(map(len, first.strata)) > 1
-    of_seeds, of_prompts, residual = variances(
-        values, influences, first.strata if known else (), first.additive
+    prompts_vary = bool(first.strata) and min(map(len, first.strata)) > 1
+    seeds_part, prompts_part, residual = variances(
+        values, influences, first.strata if prompts_vary else (), first.additive
     )
     subsets = np.mean([estimate.subsets for estimate in estimates], axis=0)
     parts = Variances(
         count=count,
-        seeds=float(of_seeds) if count > 1 else None,
-        prompts=float(of_prompts) + variance_of_mean(subsets) if known else None,
+        seeds=float(seeds_part) if count > 1 else None,
+        prompts=float(prompts_part) + variance_of_mean(subsets) if prompts_vary else None,
         residual=float(residual),
     )
     mean, prompts = float(values.mean()), len(first.prompts) or None
@@ -154,18 +154,18 @@ def variances(
     With influences (d_sp - d_s) / P they are those of the derivation above. V_S of one seed is 0.
     """
     count = values.shape[-1]
-    of_seeds = values.var(-1, ddof=1) / count if count > 1 else np.zeros(values.shape[:-1])
+    seeds_part = values.var(-1, ddof=1) / count if count > 1 else np.zeros(values.shape[:-1])
     mean = influences.mean(-2)
-    of_prompts, residual = np.zeros_like(of_seeds), np.zeros_like(of_seeds)
+    prompts_part, residual = np.zeros_like(seeds_part), np.zeros_like(seeds_part)
     for stratum in strata:
         size = len(stratum)
-        of_prompts = of_prompts + size * mean[..., stratum].var(-1, ddof=1)
+        prompts_part = prompts_part + size * mean[..., stratum].var(-1, ddof=1)
         if additive and count > 1:
             rest = influences[..., stratum] - mean[..., None, stratum]
             rest = rest - rest.mean(-1, keepdims=True)
             mean_square = np.square(rest).sum((-2, -1)) / ((count - 1) * (size - 1))
             residual = residual + size * mean_square / count
-    return of_seeds, of_prompts, residual
+    return seeds_part, prompts_part, residual
 
 
 def variance_of_mean(values: Floats) -> float:
@@ -218,10 +218,10 @@ def holm(levels: Mapping[str, float | None]) -> dict[str, float | None]:
     A verdict at an adjusted p of at most 1 - LEVEL is wrong for any of the entries in at most that
     share of studies. Entries without p have no verdict, and are not counted.
     """
-    tested = sorted((p, name) for name, p in levels.items() if p is not None)
-    adjusted: dict[str, float | None] = dict.fromkeys(levels)
+    order = sorted((p, name) for name, p in levels.items() if p is not None)
+    adjustments: dict[str, float | None] = dict.fromkeys(levels)
     largest = 0.0
-    for rank, (p, name) in enumerate(tested):
-        largest = max(largest, min(1.0, (len(tested) - rank) * p))
-        adjusted[name] = largest
-    return adjusted
+    for rank, (p, name) in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p))
+        adjustments[name] = largest
+    return adjustments
