@@ -54,7 +54,7 @@ def _plan_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from .plan import run_plan
+    from .plan.plan import run_plan
 
     return run_plan(args)
 

@@ -14,10 +14,11 @@ import yaml
 from configs import ConfigError
 from eval.commands import main
 from eval.errors import NoSpace
-from eval.study import cost
-from eval.study.cost import Assumptions, Costs, NodeCost, kept_checkpoints, refuse_if_full, rooms
 from eval.study.graph import nodes_of
-from eval.study.plan import plan_study
+from eval.study.plan import cost
+from eval.study.plan.cost import Assumptions, Costs, NodeCost, kept_checkpoints
+from eval.study.plan.disk import refuse_if_full, rooms
+from eval.study.plan.plan import plan_study
 from eval.study.study import Study
 from tests.train.conftest import CHANNELS, SIDE, TINY, columns, tiny_config  # noqa: F401
 from train.model.flops import GPUS

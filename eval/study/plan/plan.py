@@ -16,9 +16,10 @@ from rich.table import Column, Table
 from shards.console import render, size_text
 from train.plan import Efficiency, gpu_named
 
-from .cost import Assumptions, Costs, NodeCost, Room, rooms
-from .graph import Kind, nodes_of
-from .study import Study
+from ..graph import Kind, nodes_of
+from ..study import Study
+from .cost import Assumptions, Costs, NodeCost
+from .disk import Room, rooms
 
 Json = dict[str, Any]
 KIND, VERSION = "latentbank-study-plan", 1
