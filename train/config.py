@@ -252,6 +252,10 @@ class ValidationConfig(Strict):
     batch: int = Field(default=32, ge=1)
 
 
+def _none_is_off(value: Any) -> Any:
+    return {} if value is None else value
+
+
 class MetricsConfig(Strict):
     """Where the figures go beside metrics.jsonl. wandb and trackio are imported only if named."""
 
@@ -267,7 +271,10 @@ class TrainConfig(Strict):
     optim: OptimConfig = Field(default_factory=OptimConfig)
     ema: EmaConfig = Field(default_factory=EmaConfig)
     guard: GuardConfig = Field(default_factory=GuardConfig)
-    validation: ValidationConfig = Field(default_factory=ValidationConfig)
+    validation: Annotated[
+        ValidationConfig,
+        BeforeValidator(_none_is_off, json_schema_input_type=ValidationConfig | None),
+    ] = Field(default_factory=ValidationConfig)
     compute: ComputeConfig = Field(default_factory=ComputeConfig)
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)
     deepspeed: LocalPath | dict[str, Any] = Field(

@@ -5,6 +5,7 @@ is built.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from shards.read import empty_caption
 from .checkpoints import checkpoint, init_weights
 from .config import DataShape, TrainConfig
 from .loop import CHECKPOINTS, Batches, Trainer
+from .model.config import table_side
 from .model.dit import DiT, DiTConfig
 from .ranks.world import World, joined
 from .step.engine import deepspeed_config
@@ -37,7 +39,9 @@ def fit(
     and the model is built."""
     sources, order = open_run(config, run)
     check_text_encoder(sources, text_encoder)
-    model = model_config(config, shape_of(sources, text_encoder))
+    shape = shape_of(sources, text_encoder)
+    config = with_sizes(config, shape, _recorded_model(config, run))
+    model = model_config(config, shape)
     held_out = open_held_out(config, sources)
     fresh = not checkpoint.steps(run / CHECKPOINTS)
     start = init_weights.find_initial(config, model) if fresh else None
@@ -156,10 +160,34 @@ def _device() -> torch.device:
     return torch.device("cpu")
 
 
+def _recorded_model(config: TrainConfig, run: Path) -> Mapping[str, Any]:
+    """Returns the model of the run that goes on, or of the weights that it starts from."""
+    recorded = checkpoint.recorded(run / CHECKPOINTS, "model")
+    if config.init_from is not None and not checkpoint.steps(run / CHECKPOINTS):
+        recorded = init_weights.initial_step(config.init_from)[1].get("model")
+    return recorded if isinstance(recorded, Mapping) else {}
+
+
+def with_sizes(
+    config: TrainConfig, shape: DataShape, recorded: Mapping[str, Any] | None = None
+) -> TrainConfig:
+    """Returns the config with the sizes of its table of positions: as it names them, else as
+    `recorded` does, else those of a latent."""
+    c, side = config.model, max(shape.height, shape.width)
+    sizes = {
+        "pos_embed_max_size": table_side(max(1, side // c.patch_size)),
+        "sample_size": side,
+    }
+    sizes |= {key: value for key, value in (recorded or {}).items() if key in sizes}
+    sizes |= {key: value for key in sizes if (value := getattr(c, key)) is not None}
+    return config.model_copy(update={"model": c.model_copy(update=sizes)})
+
+
 def model_config(config: TrainConfig, shape: DataShape) -> DiTConfig:
     """Returns the model that fits the data; ConfigError if none does."""
     config.data.check(shape)
-    c = config.model
+    c = with_sizes(config, shape).model
+    assert c.pos_embed_max_size is not None
     sides = shape.height, shape.width
     tokens = [side // c.patch_size for side in sides]
     if any(side % c.patch_size for side in sides) or (

@@ -329,17 +329,23 @@ def newest(folder: Path, progress: Progress = _silent) -> tuple[Path, Manifest] 
 
 def pins(folder: Path) -> dict[str, Any] | None:
     """Returns what the checkpoints of a run say of its columns, so that the same snapshots are
-    opened again; None if there are none. It is the same in all, so the newest that can be read will
-    do, whatever became of its weights.
+    opened again; None if there are none."""
+    data: dict[str, Any] | None = recorded(folder, "data")
+    return data
+
+
+def recorded(folder: Path, part: str) -> Any:
+    """Returns a part of the manifests of a run's checkpoints that is the same in all, so the newest
+    that can be read will do, whatever became of its weights; None if there are none.
 
     FormatVersion where another release wrote any of them: this one must neither pass it over nor
     remove it."""
-    data = None
+    value = None
     for path in steps(folder):  # all of them, for their versions
         with suppress(CheckpointError):
-            recorded = manifest_of(path).get("data")
-            data = data or recorded
-    return data
+            newest = manifest_of(path).get(part)
+            value = value or newest
+    return value
 
 
 def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from shards.format.checks import Fields, Text
 from shards.format.checks import check as check_fields
 
 from ..config import EmaConfig, OptimConfig
+from ..model.config import table_side
 from ..model.dit import DiTConfig
 from ..model.flow import FlowConfig
 
@@ -37,6 +38,8 @@ DEEPEST = 100  # levels of a training's JSON
 YOUNG = 0.05  # share of the initial weights in an average, above which it is of little use
 # What cannot but differ where the latent column is another VAE's.
 GRID = ("model.patch_size", "model.sample_size")  # where both have the same tokens all the same
+# where both have the table that a config has which leaves the two out
+TABLE = ("model.pos_embed_max_size", "model.sample_size")
 FOLLOWS = ("model.in_channels", "model.out_channels", "tokens")
 COLUMN = ("encoder", "norm", "kind")  # likewise, of a latent column
 CHOSEN = "encoder.precision"  # but this is the user's choice
@@ -201,6 +204,8 @@ def compared(a: Mapping[str, Any], b: Mapping[str, Any]) -> TrainingDifferences:
         differ = {key: value for key, value in differ.items() if ".also." not in key}
     same_grid = None not in _grid(a) and _grid(a) == _grid(b)
     following = {key for key in differ if _follows(key) or (same_grid and key in GRID)}
+    if _table_follows(a) and _table_follows(b):
+        following |= {key for key in differ if key in TABLE}
     return TrainingDifferences(
         {key: value for key, value in differ.items() if key not in following},
         {key: value for key, value in differ.items() if key in following},
@@ -219,6 +224,18 @@ def _grid(training: Mapping[str, Any]) -> list[Any]:
         return [tokens, model["sample_size"] // model["patch_size"]]
     except (KeyError, TypeError, ZeroDivisionError):
         return [None]
+
+
+def _table_follows(training: Mapping[str, Any]) -> bool:
+    """Whether the table of positions is the one that square latents have by default."""
+    model = training.get("model", {})
+    try:
+        side, patch = model["sample_size"], model["patch_size"]
+        tokens = side // patch
+        table = table_side(tokens)
+        return bool(tokens**2 == training.get("tokens") and model["pos_embed_max_size"] == table)
+    except (KeyError, TypeError, ZeroDivisionError):
+        return False
 
 
 def _by_content(data: Any) -> Any:

@@ -47,7 +47,7 @@ def find_initial(config: TrainConfig, model: DiTConfig) -> Initial | None:
     cannot fill the model."""
     if config.init_from is None:
         return None
-    folder, manifest = _step(config.init_from)
+    folder, manifest = initial_step(config.init_from)
     name = checkpoint.WHOLE["ema" if config.init_ema else "weights"]
     if name not in manifest["files"]:
         raise checkpoint.CheckpointError(
@@ -84,7 +84,7 @@ def find_initial(config: TrainConfig, model: DiTConfig) -> Initial | None:
     return Initial(folder, name, record)
 
 
-def _step(path: Path) -> tuple[Path, checkpoint.Manifest]:
+def initial_step(path: Path) -> tuple[Path, checkpoint.Manifest]:
     """Returns the step folder that a path leads to, by itself or as the newest of a run or an
     import, and its manifest."""
     candidates = [path, *checkpoint.steps(path / "checkpoints"), *checkpoint.steps(path)]

@@ -38,6 +38,12 @@ class ComputeConfig(Strict):
     attention: Backend = "auto"
 
 
+def table_side(tokens: int) -> int:
+    """Returns the side of the table of positions, in tokens, for latents of so many tokens a side.
+    At 256 px it is the reference's."""
+    return max(tokens, min(4 * tokens, 64))
+
+
 class ModelConfig(Strict):
     """What a person chooses. Channels and text width are not here: they come from the columns."""
 
@@ -50,10 +56,11 @@ class ModelConfig(Strict):
     patch_size: int = Field(default=2, ge=1)
     attention: Literal["self", "cross"] = "self"
     pos_embed: Literal["ape", "1d-rope", "2d-rope", "m-rope"] = "ape"
-    # side of the sincos table, in tokens
-    pos_embed_max_size: int = Field(default=64, ge=1)
-    # latent side whose token grid gets the coordinates 0 .. sample_size / patch_size
-    sample_size: int = Field(default=32, ge=1)
+    # side of the sincos table, in tokens; null: four times that of a latent, for larger pictures later, but 64 at most
+    # unless a latent has more
+    pos_embed_max_size: int | None = Field(default=None, ge=1)
+    # latent side whose token grid gets the coordinates 0 .. sample_size / patch_size; null: the column's
+    sample_size: int | None = Field(default=None, ge=1)
     timestep_conditioning: Literal["adaln-zero", "adaln-single", "addition", "none"] = "adaln-zero"
     qk_norm: bool = True
     sandwich_norm: bool = False
@@ -73,9 +80,10 @@ class ModelConfig(Strict):
             raise ValueError(
                 f"hidden_size {self.hidden_size} is no multiple of 4: sines and cosines of row and column share it"
             )
-        if self.pos_embed == "ape" and self.sample_size < self.patch_size:
+        side = self.sample_size
+        if self.pos_embed == "ape" and side is not None and side < self.patch_size:
             raise ValueError(
-                f"sample_size {self.sample_size} is less than patch_size {self.patch_size}: no token has a place there"
+                f"sample_size {side} is less than patch_size {self.patch_size}: no token has a place there"
             )
         parts = {"ape": 1, "1d-rope": 2}.get(self.pos_embed, 4)
         if self.head_dim % parts:
@@ -88,6 +96,9 @@ class ModelConfig(Strict):
 class DiTConfig(ModelConfig):
     """A model in full: what was chosen, and what its columns say."""
 
+    # the reference's, where its config.json leaves them out
+    pos_embed_max_size: int = Field(default=64, ge=1)
+    sample_size: int = Field(default=32, ge=1)
     in_channels: int = Field(ge=1)
     out_channels: int = Field(ge=1)
     text_width: int = Field(ge=1)

@@ -157,6 +157,25 @@ def test_patches_follow_where_the_tokens_have_the_same_places(
     assert not (result.beside if paired else result.follow)
 
 
+@pytest.mark.parametrize(("table", "paired"), [(16, True), (64, False)])
+def test_a_table_of_positions_that_was_left_out_follows_the_latent(
+    base: dict[str, Any], table: int, paired: bool
+) -> None:
+    """A VAE of half as many places a side: 8 x 8 and 4 x 4 tokens."""
+    sizes = {"patch_size": 2, "pos_embed": "ape"}
+    first, second = (
+        {**base, "model": {**base["model"], **sizes, "sample_size": side, **size}, "tokens": tokens}
+        for side, size, tokens in (
+            (16, {"pos_embed_max_size": 32}, 64),
+            (8, {"pos_embed_max_size": table}, 16),
+        )
+    )
+    result = compared(first, second)
+    keys = {"model.pos_embed_max_size", "model.sample_size"}
+    assert (result.follow if paired else result.beside).keys() >= keys
+    assert not paired or not result.beside
+
+
 def test_where_columns_lie_and_how_they_are_stored_makes_no_difference(
     base: dict[str, Any],
 ) -> None:

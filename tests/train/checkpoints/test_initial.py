@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from configs import ConfigError
@@ -89,6 +90,28 @@ def test_what_was_imported(columns: Path, source: Path, tmp_path: Path) -> None:
 def model_of(config: dict[str, Any]) -> tuple[TrainConfig, DiTConfig]:
     checked = TrainConfig.model_validate(config)
     return checked, model_config(checked, shape_of(open_columns(checked, None)))
+
+
+def test_the_table_of_positions_follows_from_the_latents(columns: Path, tmp_path: Path) -> None:
+    """Latents of 8 x 8 are 4 x 4 tokens; what a run or its initial weights have is kept."""
+    config = tiny_config(columns, tmp_path, steps=1, save_every=1)
+    run = trained(config)
+    sizes = {"pos_embed_max_size": 16, "sample_size": 8}
+    assert sizes.items() <= manifest(run, 1)["model"].items()
+    assert sizes.items() <= yaml.safe_load((run / "config.yaml").read_text())["model"].items()
+    model = {**config["model"], "pos_embed_max_size": 64, "sample_size": 32}  # as releases before
+    old = trained({**config, "model": model, "runs": str(tmp_path / "old")})
+    trained({**config, "runs": str(tmp_path / "old"), "steps": 2})
+    runs = str(tmp_path / "new")
+    new = trained({**config, "runs": runs, "init_from": str(old)})
+    for step in (manifest(old, 2), manifest(new, 1)):
+        assert (step["model"]["pos_embed_max_size"], step["model"]["sample_size"]) == (64, 32)
+
+
+def test_no_validation(columns: Path) -> None:
+    config = TrainConfig.model_validate({**tiny_config(columns, columns), "validation": None})
+    assert config == TrainConfig.model_validate(tiny_config(columns, columns))
+    assert config.validation.source is None
 
 
 def write_latents(folder: Path, columns: Path, channels: int, side: int) -> None:
