@@ -64,15 +64,23 @@ def training_cost(run: Path, until: int | None = None) -> Json | None:
 
 
 def encoding_cost(run: Path) -> Json | None:
-    """Returns the seconds of reading, decoding and the VAE, added over workers, of the encode run that
-    made the run's latent column, where its report.json lies in a folder above the column.
-    """
+    """Returns `column_cost` of a run's latent column."""
     try:
-        column = Path(read_yaml(run / "config.yaml")["data"]["latents"]).resolve()
+        return column_cost(Path(read_yaml(run / "config.yaml")["data"]["latents"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # several columns, or no run: nothing is known
+
+
+def column_cost(column: Path) -> Json | None:
+    """Returns the seconds of reading, decoding and the VAE, added over workers, of the encode run that
+    made a column, where its report.json lies in a folder above the column.
+    """
+    column = column.resolve()
+    try:
         path = next(p for p in (f / "report.json" for f in list(column.parents)[:3]) if p.is_file())
         columns = read_json(path)
         report = next(value for key, value in columns.items() if Path(key).resolve() == column)
         seconds = float(sum(report["seconds"].values()))
         return {"seconds": seconds, "rows": report.get("rows"), "column": str(column)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
-        return None  # another machine, an object store, several columns: nothing is known
+        return None  # another machine, an object store: nothing is known

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from shards.console import duration_text
 from train.checkpoints.identity import leaves
 from train.report import read_records
 
-from .entries import RECONSTRUCTION, ScoredSet
+from .entries import RECONSTRUCTION
 from .pairing import brief
 
 Json = dict[str, Any]
@@ -76,14 +76,14 @@ def _verdict(comparison: Json, kind: str) -> str:
     return " ".join(sentences)
 
 
-def training_curves(sets: Sequence[ScoredSet]) -> list[tuple[str, list[charts.Curve]]]:
-    """Returns the losses over steps of the runs behind these sets, where they are known.
+def training_curves(runs: Iterable[Path]) -> list[tuple[str, list[charts.Curve]]]:
+    """Returns the losses of some runs over steps, a line a run.
 
     The validation loss is divided by the variance of its target. Latents of two VAEs are other
     targets, so the heights of their curves say nothing about each other.
     """
     training, validation = list[charts.Curve](), list[charts.Curve]()
-    for run in dict.fromkeys(scored.run for scored in sets if scored.run):
+    for run in runs:
         records = read_records(run / "metrics.jsonl")
         checks = [{"step": r["step"], **r["validation"]} for r in records if r.get("validation")]
         training.append((run.name, _points(records, "loss")))

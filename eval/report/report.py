@@ -84,7 +84,7 @@ def report(
         "format": FORMAT, "version": VERSION, "confidence": LEVEL, "sections": sections,
         "curves": curves_of(scored_sets),
     }  # fmt: skip
-    page = render(data, galleries, training_curves(scored_sets), note)
+    page = render(data, galleries, training_curves(_runs(scored_sets)), note)
     atomic_write(out.with_suffix(".json"), json.dumps(data, indent=1, ensure_ascii=False).encode())
     atomic_write(out, printable(page).encode())
     return data
@@ -208,7 +208,7 @@ def _lists(differ: Mapping[str, tuple[Any, Any]]) -> Json:
 def curves_of(sets: Sequence[ScoredSet]) -> list[Json]:
     """Returns the scores over steps that a watcher left in the runs of these sets."""
     curves: dict[tuple[str, str], list[Any]] = {}
-    for run in dict.fromkeys(scored.run for scored in sets if scored.run):
+    for run in _runs(sets):
         for record in results.read_watched(run / "eval" / "metrics.jsonl"):
             for scorer, value in record["scores"].items():
                 curves.setdefault((scorer, one_line(str(run))), []).append([record["step"], value])
@@ -216,6 +216,11 @@ def curves_of(sets: Sequence[ScoredSet]) -> list[Json]:
         {"scorer": scorer, "run": run, "points": sorted(points, key=lambda point: point[0])}
         for (scorer, run), points in sorted(curves.items())
     ]
+
+
+def _runs(sets: Sequence[ScoredSet]) -> list[Path]:
+    """Returns the training runs behind some sets, each once, where they are known."""
+    return list(dict.fromkeys(scored.run for scored in sets if scored.run))
 
 
 def _gallery(sets: Sequence[ScoredSet], most: int) -> list[Json]:

@@ -3,7 +3,7 @@
 Format "latentbank-study", version 1, with these fields (a Value is value, low, high, count; its
 interval is 95 %, null where none is known; a difference is an entry minus the baseline):
 
-    name, note, baseline, benchmark, step (the last), seeds (planned), prompts (their number)
+    name, note, baseline, benchmark (or the prompt file), step (the last), seeds (planned), prompts (their number)
     complete      whether all sets and scores of the plan exist; missing[]: entry, seed, step, what ("pictures", or
                   a scorer)
     primary       what the verdict is by: asked (a scorer of the YAML), scorer (its score; null before there is one)
@@ -30,7 +30,7 @@ interval is 95 %, null where none is known; a difference is an entry minus the b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ from ..report.report import comparison_of
 from ..scores.deviation import pooled_deviation, published_deviation, range_to_resolve
 from ..scores.results import LEVEL
 from ..scores.seeds import holm
-from .ledger import ledger
+from .ledger import Training, ledger
 from .verdict import Verdict, covers, leaves_open, no_score, verdict_of
 
 if TYPE_CHECKING:
@@ -84,9 +84,9 @@ def analyse(study: Study) -> Analysis:
         for name in names
     ]
     data: Json = {
-        "format": FORMAT, "version": VERSION, "confidence": LEVEL, "name": study.out.resolve().name,
+        "format": FORMAT, "version": VERSION, "confidence": LEVEL, "name": study.path.stem,
         "note": study.config.note, "baseline": baseline, "step": step, "seeds": list(study.seeds),
-        "benchmark": first.benchmark if first else None, "prompts": _prompts(first),
+        "benchmark": study.config.benchmark or str(study.config.prompts), "prompts": _prompts(first),
         "complete": not absent, "missing": absent, "primary": {"asked": asked[0], "scorer": primary},
         "verdicts": [asdict(verdict) for verdict in verdicts],
         "entries": [_entry(study, name, last.get(name)) for name in study.entries],
@@ -98,7 +98,7 @@ def analyse(study: Study) -> Analysis:
         **_differences(study, last, comparisons),
     }  # fmt: skip
     shared = sorted((c.seeds for c in comparisons.values()), key=len) or [()]
-    data["covers"] = covers(shared[-1], data["prompts"], data["benchmark"] or "", len(comparisons))
+    data["covers"] = covers(shared[-1], data["prompts"], data["benchmark"], len(comparisons))
     data["leaves_open"] = leaves_open(len(shared[0]), first.settings if first else {}, step)
     return Analysis(data, sets, last)
 
@@ -277,12 +277,17 @@ def _p(comparison: Comparison, scorer: str | None) -> float | None:
 
 
 def _verdict(
-    study: Study, name: str, comparison: Comparison | None, scorer: str, adjusted: Mapping[str, float | None]
-) -> Verdict:  # fmt: skip
-    if comparison is None:
-        return no_score(name, study.baseline, scorer)
+    study: Study,
+    name: str,
+    comparison: Comparison | None,
+    primary: str | None,
+    adjusted: Mapping[str, float | None],
+) -> Verdict:
+    title = study.scorers[0].name
+    if comparison is None or primary is None:
+        return no_score(name, study.baseline, title)
     compared = sum(p is not None for p in adjusted.values())
-    return verdict_of(comparison, scorer, adjusted[name], compared, len(study.seeds))
+    return verdict_of(comparison, primary, title, adjusted[name], compared, len(study.seeds))
 
 
 def _published(study: Study, verdicts: Sequence[Verdict]) -> Json:
@@ -335,16 +340,20 @@ def _differences(
 
 
 def _cost(study: Study, sets: Sets) -> Json:
-    runs = {
-        name: [
-            study.run_folder(name, seed, phase)
-            for seed in study.seeds
-            for phase in range(len(study.parts(name)))
-        ]
-        for name in study.entries
+    trainings = {name: list(_trainings(study, name)) for name in study.entries}
+    of_entry = {
+        n: [scored for (name, _, _), scored in sets.items() if name == n] for n in trainings
     }
-    of_entry = {n: [scored for (name, _, _), scored in sets.items() if name == n] for n in runs}
-    return ledger(runs, of_entry, study.out / "logs", study.config.price)
+    return ledger(trainings, of_entry, study.out / "logs", study.config.price)
+
+
+def _trainings(study: Study, name: str) -> Iterator[Training]:
+    """Yields the runs of an entry, phase by phase and seed by seed."""
+    for phase in range(len(study.parts(name))):
+        for seed in study.seeds:
+            latents = study.train_config(name, seed, phase).data.resolved().latents
+            columns = (latents,) if isinstance(latents, str) else latents
+            yield Training(study.run_folder(name, seed, phase), columns)
 
 
 def _by_key(

@@ -1,65 +1,95 @@
-"""What a study cost: encoding once, training, evaluating, by entry; and encoding in every step instead."""
+"""What a study cost: encoding once, training, evaluating, by entry; and encoding in every step instead.
+
+A ledger has: price (of a GPU hour, or null); entries[], one each and in their order, and total (of all):
+encode, train, generate, score (seconds, null where nothing is known), gpu_hours, money (null without
+a price), of an entry also runs, sets, samples (of all its trainings) and devices; online: seconds that
+the VAEs would take in the steps of all trainings, and times (as many as encoding once took), null
+where it is not known; processes: {kind of node: seconds by the wall clock}.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shards.format.atomic import read_json
 
-from ..report.cost import encoding_cost, generation_cost, training_cost
+from ..report.cost import column_cost, generation_cost, training_cost
 from ..report.entries import ScoredSet
 
 Json = dict[str, Any]
 PARTS = ("encode", "train", "generate", "score")
 
 
+@dataclass(frozen=True)
+class Training:
+    """A run of one entry, seed and phase, and the latent columns that it reads."""
+
+    run: Path
+    columns: tuple[str, ...]  # folders or urls
+
+
 def ledger(
-    runs: Mapping[str, Sequence[Path]],
+    trainings: Mapping[str, Sequence[Training]],
     sets: Mapping[str, Sequence[ScoredSet]],
     logs: Path,
     price: float | None,
 ) -> Json:
-    """Returns what is known of the cost, by entry, from its training runs and its sets.
+    """Returns the ledger of a study's entries, from what their runs, sets and columns recorded.
 
-    Seconds of training are of its steps, of generating by one rank; GPU hours are of all ranks.
-    Money is `price` times the GPU hours of training and generating.
+    A column that several entries share counts for each of them, and once in the total.
     """
-    entries = [_entry(name, runs[name], sets[name], price) for name in runs]
+    columns = {c: column_cost(Path(c)) for of in trainings.values() for t in of for c in t.columns}
+    entries = [_entry(name, trainings[name], sets[name], columns, price) for name in trainings]
+    total = {key: _sum(entry[key] for entry in entries) for key in (*PARTS, "gpu_hours", "money")}
+    total["encode"] = _sum(cost["seconds"] for cost in columns.values() if cost)
+    online = [entry.pop("online") for entry in entries]
     return {
         "price": price,
         "entries": entries,
-        "total": {key: _sum(entry[key] for entry in entries) for key in (*PARTS, "gpu_hours", "money")},
-        "online": _online(entries),
+        "total": total,
+        "online": {"seconds": sum(online), "times": sum(online) / total["encode"]}
+        if None not in online and total["encode"]
+        else None,
         "processes": processes(logs),
-    }  # fmt: skip
+    }
 
 
-def _entry(name: str, runs: Sequence[Path], sets: Sequence[ScoredSet], price: float | None) -> Json:
-    trainings = [cost for run in runs if (cost := training_cost(run))]
-    columns = {cost["column"]: cost for run in runs if (cost := encoding_cost(run))}
+def _entry(
+    name: str,
+    trainings: Sequence[Training],
+    sets: Sequence[ScoredSet],
+    columns: Mapping[str, Json | None],
+    price: float | None,
+) -> Json:
+    costs = [(training, cost) for training in trainings if (cost := training_cost(training.run))]
+    read = dict.fromkeys(column for training in trainings for column in training.columns)
     generations = [cost for scored in sets if (cost := generation_cost(scored))]
-    hours = [cost["gpu_hours"] for cost in trainings]
+    hours = [cost["gpu_hours"] for _, cost in costs]
     hours += [
         cost["seconds"] * (cost["ranks"] or 1) / 3600
         for cost in generations
         if cost["seconds"] and str(cost["device"]).startswith("cuda")
     ]
-    devices = dict.fromkeys(device for cost in trainings for device in cost["devices"])
+    online = [
+        _online([columns[column] for column in training.columns], cost["samples"])
+        for training, cost in costs
+    ]
     return {
         "entry": name,
-        "runs": len(trainings),
+        "runs": len(costs),
         "sets": len(sets),
-        "samples": sum(cost["samples"] for cost in trainings),
-        "devices": list(devices),
-        "rows": _sum(cost["rows"] for cost in columns.values()),
-        "encode": _sum(cost["seconds"] for cost in columns.values()),
-        "train": _sum(cost["seconds"] for cost in trainings),
+        "samples": sum(cost["samples"] for _, cost in costs),
+        "devices": list(dict.fromkeys(device for _, cost in costs for device in cost["devices"])),
+        "encode": _sum(cost["seconds"] for column in read if (cost := columns[column])),
+        "train": _sum(cost["seconds"] for _, cost in costs),
         "generate": _sum(cost["seconds"] for cost in generations),
         "score": _sum(score.seconds for scored in sets for score in scored.scores.values()),
         "gpu_hours": sum(hours),
         "money": None if price is None else price * sum(hours),
+        "online": None if not online or None in online else _sum(online),
     }
 
 
@@ -69,14 +99,12 @@ def _sum(numbers: Iterable[float | None]) -> float | None:
     return sum(known) if known else None
 
 
-def _online(entries: Sequence[Json]) -> Json | None:
-    """Returns the seconds of the VAE's encoder in every step of all trainings, at the rate at which
-    the columns were encoded; None where that rate is not known of each entry.
-    """
-    if not entries or any(not (e["encode"] and e["rows"] and e["samples"]) for e in entries):
+def _online(columns: Sequence[Json | None], samples: int) -> float | None:
+    """Returns the seconds of the VAE on so many samples, at the rate at which the columns were encoded."""
+    if any(cost is None or not cost["rows"] for cost in columns):
         return None
-    seconds = sum(e["encode"] / e["rows"] * e["samples"] for e in entries)
-    return {"seconds": seconds, "times": seconds / sum(e["encode"] for e in entries)}
+    seconds, rows = (sum(cost[key] for cost in columns if cost) for key in ("seconds", "rows"))
+    return float(seconds / rows * samples)
 
 
 def processes(logs: Path) -> Json:
@@ -88,7 +116,7 @@ def processes(logs: Path) -> Json:
     for path in sorted(logs.rglob("*.json")):
         try:
             record = read_json(path)
-            kind = path.relative_to(logs).as_posix().partition("-")[0].partition("/")[0]
+            kind = str(record["id"]).partition("/")[0]
             seconds[kind] = seconds.get(kind, 0.0) + float(record["seconds"])
         except (OSError, ValueError, KeyError, TypeError):
             continue  # a node that is running, or was killed

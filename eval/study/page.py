@@ -40,7 +40,7 @@ def report(study: Study, pictures: int = PICTURES) -> Json:
         "shown": [record["id"] for record in records],
         "shown_seed": seed,
     }
-    page = render(data, records, _losses(analysis))
+    page = render(data, records, _losses(study))
     study.out.mkdir(parents=True, exist_ok=True)
     atomic_write(path, json.dumps(data, indent=1, ensure_ascii=False).encode())
     atomic_write(study.out / "report.html", printable(page).encode())
@@ -128,26 +128,21 @@ def _over_steps(data: Json) -> list[str]:
     return figures
 
 
-def _losses(analysis: Analysis) -> list[str]:
+def _losses(study: Study) -> list[str]:
     """Returns the losses of all trainings over steps, in the colours of their entries."""
-    colour = {entry["name"]: i for i, entry in enumerate(analysis.data["entries"])}
-    sets = [
-        (entry.name, scored)
-        for entry in analysis.last.values()
-        for scored in entry.members.values()
-    ]
-    names: dict[Path, str] = {}
-    for name, scored in sets:
-        if scored.run:
-            names.setdefault(scored.run, name)
+    runs = {
+        run: i
+        for i, name in enumerate(study.entries)
+        for seed in study.seeds
+        if ((run := study.run_folder(name, seed)) / "metrics.jsonl").is_file()
+    }
+    colours = list(runs.values())
     figures = []
-    for title, lines in training_curves([scored for _, scored in sets]):
-        owners = list(names.values())  # in the order of the lines, which are one a run
+    for title, lines in training_curves(runs):
         named = [
-            (owner if owner not in owners[:i] else "", points)
-            for i, (owner, (_, points)) in enumerate(zip(owners, lines, strict=True))
+            ("" if i in colours[:place] else study.entries[i], points)
+            for place, (i, (_, points)) in enumerate(zip(colours, lines, strict=True))
         ]
-        colours = [colour[owner] for owner in owners]
         figures.append(charts.curves(title, named, log=True, colours=colours))
     return [drawing for drawing in figures if drawing]
 

@@ -25,9 +25,14 @@ class Verdict:
 
 
 def verdict_of(
-    comparison: Comparison, scorer: str, adjusted: float | None, compared: int, planned: int
+    comparison: Comparison,
+    scorer: str,
+    title: str,
+    adjusted: float | None,
+    compared: int,
+    planned: int,
 ) -> Verdict:
-    """Returns the verdict by one score.
+    """Returns the verdict by one score, which the sentence calls by its title.
 
     `adjusted` is the difference's p after Holm's step-down over `compared` entries, `planned` how
     many training seeds the study has in all.
@@ -35,9 +40,9 @@ def verdict_of(
     entry, baseline = comparison.b, comparison.a
     difference = next((d for d in comparison.differences if d.scorer == scorer), None)
     if difference is None:
-        return no_score(entry, baseline, scorer)
+        return no_score(entry, baseline, title)
     if difference.value is None:
-        return Verdict(entry, "no verdict", f"No verdict by {scorer}: {difference.reason}.")
+        return Verdict(entry, "no verdict", f"No verdict by {title}: {difference.reason}.")
     if all(d.identical for d in comparison.differences):
         sentence = (
             f"{entry} and {baseline} are equal: all differences are exactly 0, in every score, training seed and "
@@ -51,17 +56,17 @@ def verdict_of(
     if seeds == 1:
         extent = f"over {prompts} and one training seed{part}"
     amount = (
-        f"{change(asdict(difference.value))} by {scorer} ({difference.better} is better), {extent}"
+        f"{change(asdict(difference.value))} by {title} ({difference.better} is better), {extent}"
     )
-    title = ONE_SEED[0].upper() + ONE_SEED[1:] if seeds == 1 else ""
+    head = ONE_SEED[0].upper() + ONE_SEED[1:] if seeds == 1 else ""
     if reason := comparison.no_verdict(difference):
         sentence = f"No verdict: {reason}. {entry} minus {baseline} is {amount}."
-        return Verdict(entry, "no verdict", sentence, title)
+        return Verdict(entry, "no verdict", sentence, head)
     if difference.resolved is None:
         sentence = (
             f"No verdict: the difference has no interval. {entry} minus {baseline} is {amount}."
         )
-        return Verdict(entry, "no verdict", sentence, title)
+        return Verdict(entry, "no verdict", sentence, head)
     winner = comparison.favours(difference, adjusted)
     if winner is None:
         sentence = f"No difference shown between {entry} and {baseline}: {amount}."
@@ -70,16 +75,16 @@ def verdict_of(
                 f" The interval alone leaves out 0, but {compared} entries are compared with {baseline} (p after "
                 f"Holm: {adjusted:.2g})."
             )
-        return Verdict(entry, "no difference", sentence, title)
+        return Verdict(entry, "no difference", sentence, head)
     outcome: Outcome = "better" if winner == entry else "worse"
-    return Verdict(entry, outcome, f"{entry} is {outcome} than {baseline}: {amount}.", title)
+    return Verdict(entry, outcome, f"{entry} is {outcome} than {baseline}: {amount}.", head)
 
 
-def no_score(entry: str, baseline: str, scorer: str) -> Verdict:
+def no_score(entry: str, baseline: str, title: str) -> Verdict:
     """Returns the verdict where no training seed has the score of both."""
     return Verdict(
         entry, "no verdict",
-        f"No verdict yet: no training seed has {scorer} of both {entry} and {baseline} at the last step.",
+        f"No verdict yet: no training seed has {title} of both {entry} and {baseline} at the last step.",
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import pytest
 from eval.commands import main
 from eval.errors import BadReport
 from eval.scores import results
+from eval.study.ledger import Training, ledger
 from eval.study.page import latex, report
 from eval.study.study import Study
 from shards import FormatVersion
@@ -77,7 +78,7 @@ def test_the_verdict_comes_first_with_what_it_covers(two: dict[str, Any]) -> Non
     (verdict,) = two["data"]["verdicts"]
     assert verdict["outcome"] == "better"
     assert re.fullmatch(
-        rf"e2e is better than flux: \+0\.\d+ \[\+0\.\d+,\s\+0\.\d+\] by {PRIMARY} \(higher is better\), "
+        r"e2e is better than flux: \+0\.\d+ \[\+0\.\d+,\s\+0\.\d+\] by clipscore \(higher is better\), "
         "over 3 training seeds and 30 prompts.",
         verdict["sentence"],
     )
@@ -99,7 +100,9 @@ def test_the_page_needs_nothing_from_outside(two: dict[str, Any]) -> None:
         (image["src"] or "").startswith("data:image/webp;base64,") for image in page.all("img")
     )
     assert len(page.all("img")) == 6 * 2
-    assert {link["href"] for link in page.all("a")} == {"study.json"}
+    links = {link["href"] or "" for link in page.all("a")}
+    assert {link for link in links if not link.startswith("#")} == {"study.json"}
+    assert {link[1:] for link in links - {"study.json"}} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
     assert "Drawings & more" in page.text
 
@@ -123,6 +126,41 @@ def test_what_differs_and_nothing_else(two: dict[str, Any]) -> None:
     assert same["settings"]["guidance_scale"] == 6.0
     assert not differ["training"].keys() & same["training"].keys()
     assert "seed" not in same["training"]
+
+
+def test_encoding_once_is_set_against_encoding_in_every_step(tmp_path: Path) -> None:
+    """Columns of 100 and 50 s for 200 rows each; of each entry two trainings of 1,000 samples of its rows."""
+    columns = {
+        f"c/{name}": {"rows": 200, "seconds": {"decode": 10.0, "vae": seconds}}
+        for name, seconds in (("a", 90.0), ("b", 40.0))
+    }
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/report.json").write_text(
+        json.dumps({str(tmp_path / name): record for name, record in columns.items()})
+    )
+    lines = [
+        {"step": 0, "start": {"world": 4, "device": "H100"}},
+        {"step": 10, "position": 1000, "samples_per_second": 50.0, "loss": 1.0},
+    ]
+    trainings = {}
+    for name in "ab":
+        for seed in (0, 1):
+            run = tmp_path / f"{name}{seed}"
+            run.mkdir()
+            (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        of_entry = (str(tmp_path / f"c/{name}"),)
+        trainings[name] = [Training(tmp_path / f"{name}{seed}", of_entry) for seed in (0, 1)]
+    record = {"id": "train/a/seed0", "seconds": 30.0}
+    (tmp_path / "logs/train").mkdir(parents=True)
+    (tmp_path / "logs/train/seed0.json").write_text(json.dumps(record))
+    cost = ledger(trainings, {"a": [], "b": []}, tmp_path / "logs", 3.0)
+    assert [(e["encode"], e["train"]) for e in cost["entries"]] == [(100.0, 40.0), (50.0, 40.0)]
+    assert cost["total"]["gpu_hours"] == pytest.approx(4 * 80 / 3600)
+    assert cost["total"]["money"] == pytest.approx(3 * 4 * 80 / 3600)
+    assert cost["online"] == {"seconds": 1500.0, "times": 10.0}  # 2,000 samples at 1/2 and 1/4 s
+    assert cost["processes"] == {"train": 30.0}
+    other = trainings | {"b": [Training(tmp_path / "b0", (str(tmp_path / "c/unknown"),))]}
+    assert ledger(other, {"a": [], "b": []}, tmp_path / "logs", None)["online"] is None
 
 
 def test_the_ledger_adds_up(two: dict[str, Any]) -> None:
