@@ -351,9 +351,18 @@ def _trainings(study: Study, name: str) -> Iterator[Training]:
     """Yields the runs of an entry, phase by phase and seed by seed."""
     for phase in range(len(study.parts(name))):
         for seed in study.seeds:
-            latents = study.train_config(name, seed, phase).data.resolved().latents
-            columns = (latents,) if isinstance(latents, str) else latents
-            yield Training(study.run_folder(name, seed, phase), columns)
+            data = study.train_config(name, seed, phase).data.resolved()
+            run, latents, text = study.run_folder(name, seed, phase), data.latents, data.text
+            yield Training(run, tuple(_places(latents)), tuple(_places(text)))
+
+
+def _places(value: Any) -> Iterator[str]:
+    """Yields the columns that a config names: one, one of each source, or several and their rates."""
+    if isinstance(value, str):
+        yield value
+        return
+    for part in value:
+        yield from _places(part)
 
 
 def _by_key(

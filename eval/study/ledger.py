@@ -3,8 +3,8 @@
 A ledger has: price (of a GPU hour, or null); entries[], one each and in their order, and total (of all):
 encode, train, generate, score (seconds, null where nothing is known), gpu_hours, money (null without
 a price), of an entry also runs, sets, samples (of all its trainings) and devices; online: seconds that
-the VAEs would take in the steps of all trainings, and times (as many as encoding once took), null
-where it is not known; processes: {kind of node: seconds by the wall clock}.
+the VAEs and the text encoder would take in the steps of all trainings, and times (as many as encoding
+once took), null where it is not known; processes: {kind of node: seconds by the wall clock}.
 """
 
 from __future__ import annotations
@@ -25,10 +25,17 @@ PARTS = ("encode", "train", "generate", "score")
 
 @dataclass(frozen=True)
 class Training:
-    """A run of one entry, seed and phase, and the latent columns that it reads."""
+    """A run of one entry, seed and phase, and the columns that it reads, folders or urls; of each
+    kind a sample reads one.
+    """
 
     run: Path
-    columns: tuple[str, ...]  # folders or urls
+    latents: tuple[str, ...]
+    text: tuple[str, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*self.latents, *self.text)
 
 
 def ledger(
@@ -74,8 +81,9 @@ def _entry(
         if cost["seconds"] and str(cost["device"]).startswith("cuda")
     ]
     online = [
-        _online([columns[column] for column in training.columns], cost["samples"])
+        _online([columns[column] for column in kind], cost["samples"])
         for training, cost in costs
+        for kind in (training.latents, training.text)
     ]
     return {
         "entry": name,
@@ -100,7 +108,7 @@ def _sum(numbers: Iterable[float | None]) -> float | None:
 
 
 def _online(columns: Sequence[Json | None], samples: int) -> float | None:
-    """Returns the seconds of the VAE on so many samples, at the rate at which the columns were encoded."""
+    """Returns the seconds of an encoder on so many samples, at the rate at which its columns were made."""
     if any(cost is None or not cost["rows"] for cost in columns):
         return None
     seconds, rows = (sum(cost[key] for cost in columns if cost) for key in ("seconds", "rows"))

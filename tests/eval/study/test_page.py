@@ -129,10 +129,12 @@ def test_what_differs_and_nothing_else(two: dict[str, Any]) -> None:
 
 
 def test_encoding_once_is_set_against_encoding_in_every_step(tmp_path: Path) -> None:
-    """Columns of 100 and 50 s for 200 rows each; of each entry two trainings of 1,000 samples of its rows."""
+    """Columns of 100 and 50 s for 200 rows each, and of text of 20 s; two trainings of each entry, of
+    1,000 samples.
+    """
     columns = {
         f"c/{name}": {"rows": 200, "seconds": {"decode": 10.0, "vae": seconds}}
-        for name, seconds in (("a", 90.0), ("b", 40.0))
+        for name, seconds in (("a", 90.0), ("b", 40.0), ("text", 10.0))
     }
     (tmp_path / "c").mkdir()
     (tmp_path / "c/report.json").write_text(
@@ -148,18 +150,20 @@ def test_encoding_once_is_set_against_encoding_in_every_step(tmp_path: Path) -> 
             run = tmp_path / f"{name}{seed}"
             run.mkdir()
             (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        of_entry = (str(tmp_path / f"c/{name}"),)
-        trainings[name] = [Training(tmp_path / f"{name}{seed}", of_entry) for seed in (0, 1)]
+        latents, text = (str(tmp_path / f"c/{name}"),), (str(tmp_path / "c/text"),)
+        trainings[name] = [Training(tmp_path / f"{name}{seed}", latents, text) for seed in (0, 1)]
     record = {"id": "train/a/seed0", "seconds": 30.0}
     (tmp_path / "logs/train").mkdir(parents=True)
     (tmp_path / "logs/train/seed0.json").write_text(json.dumps(record))
     cost = ledger(trainings, {"a": [], "b": []}, tmp_path / "logs", 3.0)
-    assert [(e["encode"], e["train"]) for e in cost["entries"]] == [(100.0, 40.0), (50.0, 40.0)]
+    assert [(e["encode"], e["train"]) for e in cost["entries"]] == [(120.0, 40.0), (70.0, 40.0)]
+    assert cost["total"]["encode"] == 170.0  # the text once
     assert cost["total"]["gpu_hours"] == pytest.approx(4 * 80 / 3600)
     assert cost["total"]["money"] == pytest.approx(3 * 4 * 80 / 3600)
-    assert cost["online"] == {"seconds": 1500.0, "times": 10.0}  # 2,000 samples at 1/2 and 1/4 s
+    seconds = 2000 * (0.5 + 0.25 + 2 * 0.1)  # of a sample: a's and b's latents, and twice the text
+    assert cost["online"] == {"seconds": seconds, "times": pytest.approx(seconds / 170)}
     assert cost["processes"] == {"train": 30.0}
-    other = trainings | {"b": [Training(tmp_path / "b0", (str(tmp_path / "c/unknown"),))]}
+    other = trainings | {"b": [Training(tmp_path / "b0", (str(tmp_path / "unknown"),), text)]}
     assert ledger(other, {"a": [], "b": []}, tmp_path / "logs", None)["online"] is None
 
 
