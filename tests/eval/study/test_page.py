@@ -13,10 +13,13 @@ import pytest
 
 from eval.commands import main
 from eval.errors import BadReport
+from eval.report.compare import Entry, compare
 from eval.scores import results
+from eval.study.analysis import open_sets
 from eval.study.ledger import Training, ledger
 from eval.study.page import latex, report
 from eval.study.study import Study
+from eval.study.verdict import verdict_of
 from shards import FormatVersion
 from tests.eval.browser import BROWSER, Page, in_browser
 from tests.eval.study.handmade import OTHER, PRIMARY, fill, open_study
@@ -219,25 +222,43 @@ def test_equal_columns_are_called_equal(tmp_path: Path) -> None:
 
 
 def test_several_entries_are_adjusted_and_their_curves_shown(tmp_path: Path) -> None:
-    names = ("flux", "e2e", "sd35")
+    names = ("flux", "e2e", "sd35", "qwen")
     study = open_study(
         tmp_path, entries={name: name for name in names}, baseline="sd35", checkpoints=[50, 100]
     )
-    data = report(fill(study, (0.0, 0.5, 0.01)), pictures=0)
-    assert [entry["name"] for entry in data["entries"]] == ["sd35", "flux", "e2e"]
+    data = report(fill(study, (0.0, 0.5, 0.01, -0.5)), pictures=0)
+    assert [entry["name"] for entry in data["entries"]] == ["sd35", "flux", "e2e", "qwen"]
     primary = [
         next(d for d in c["differences"] if d["scorer"] == PRIMARY) for c in data["comparisons"]
     ]
-    first, second = sorted(primary, key=lambda d: d["p"])
-    assert first["p_adjusted"] == pytest.approx(2 * first["p"])
-    assert second["p_adjusted"] == pytest.approx(max(second["p"], 2 * first["p"]))
-    assert [v["outcome"] for v in data["verdicts"]] == ["better", "no difference"]
+    first, second, third = sorted(primary, key=lambda d: d["p"])
+    expected = [3 * first["p"], max(3 * first["p"], 2 * second["p"])]
+    assert [first["p_adjusted"], second["p_adjusted"]] == pytest.approx(expected)
+    assert third["p_adjusted"] == pytest.approx(max(third["p"], expected[1]))
+    assert [v["outcome"] for v in data["verdicts"]] == ["better", "no difference", "worse"]
     assert data["verdicts"][1]["sentence"].startswith("No difference shown between e2e and sd35: ")
+    assert data["verdicts"][2]["sentence"].startswith("qwen is worse than sd35: -0.")
     line = next(c for c in data["over_steps"] if (c["scorer"], c["entry"]) == (PRIMARY, "flux"))
     assert [p["step"] for p in line["points"]] == [50, 100]
     html = (study.out / "report.html").read_text()
-    assert html.count('class="band"') == 2 * 3
+    assert html.count('class="band"') == 2 * 4
     assert "<img" not in html
+
+
+def test_a_difference_may_be_hidden_by_the_number_of_entries(two: dict[str, Any]) -> None:
+    study = two["study"]
+    sets = open_sets(study)
+    entries = [
+        Entry(name, {seed: sets[name, seed, 100] for seed in study.seeds}) for name in study.entries
+    ]
+    comparison = compare(*entries)
+    alone = verdict_of(comparison, PRIMARY, "clipscore", 0.03, 1, 3)
+    among = verdict_of(comparison, PRIMARY, "clipscore", 0.06, 4, 3)
+    assert (alone.outcome, among.outcome) == ("better", "no difference")
+    assert among.sentence.startswith("No difference shown between e2e and flux: +0.")
+    assert "4 entries are compared with flux (p after Holm: 0.06)" in among.sentence
+    absent = verdict_of(comparison, "unknown", "unknown", None, 0, 3)
+    assert (absent.outcome, absent.title) == ("no verdict", "")
 
 
 def test_the_table_for_latex(two: dict[str, Any]) -> None:
