@@ -30,10 +30,13 @@ interval is 95 %, null where none is known; a difference is an entry minus the b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shards.format.atomic import read_json
 from train.checkpoints.identity import leaves
 
 from ..errors import MissingImages
@@ -75,10 +78,11 @@ def analyse(study: Study) -> Analysis:
     names = [name for name in study.entries if name != baseline]
     both = [name for name in names if name in last and baseline in last]
     comparisons = {name: compare(last[baseline], last[name]) for name in both}
-    primary = score_name(asked[0], sets.values())
+    recorded = {scorer: recorded_names(study.out / "logs/score" / scorer) for scorer in asked}
+    primary = score_name(asked[0], sets.values(), recorded[asked[0]])
     adjusted = holm({name: _p(comparison, primary) for name, comparison in comparisons.items()})
     first = last[baseline].first if baseline in last else next(iter(sets.values()), None)
-    absent = missing(study, sets, asked)
+    absent = missing(study, sets, recorded)
     verdicts = [
         _verdict(study, name, comparisons.get(name), primary or asked[0], adjusted)
         for name in names
@@ -120,15 +124,22 @@ def open_sets(study: Study) -> dict[Key, ScoredSet]:
     return sets
 
 
-def missing(study: Study, sets: Sets, asked: Sequence[str]) -> list[Json]:
-    """Returns what of the plan does not exist yet: pictures, or scores of them."""
+def missing(study: Study, sets: Sets, recorded: Mapping[str, Set[str]]) -> list[Json]:
+    """Returns what of the plan does not exist yet: pictures, or scores of them.
+
+    `recorded` are the names of scores that each scorer made, as far as it is known.
+    """
     absent = []
     for name in study.entries:
         for seed in study.seeds:
             for step in study.steps:
                 scored = sets.get((name, seed, step))
                 lacks = (
-                    [scorer for scorer in asked if score_name(scorer, [scored]) is None]
+                    [
+                        asked
+                        for asked, own in recorded.items()
+                        if not score_name(asked, [scored], own)
+                    ]
                     if scored
                     else ["pictures"]
                 )
@@ -138,14 +149,26 @@ def missing(study: Study, sets: Sets, asked: Sequence[str]) -> list[Json]:
     return absent
 
 
-def score_name(scorer: str, sets: Iterable[ScoredSet]) -> str | None:
+def recorded_names(logs: Path) -> set[str]:
+    """Returns the names of the scores that a scorer's commands made, as their records say."""
+    names: set[str] = set()
+    for path in logs.rglob("*.json"):
+        with suppress(OSError, ValueError, TypeError, AttributeError):
+            names.update(map(str, read_json(path).get("scores") or ()))
+    return names
+
+
+def score_name(scorer: str, sets: Iterable[ScoredSet], recorded: Set[str]) -> str | None:
     """Returns the score that a scorer's verdict is by; None where no set has it.
 
-    A scorer's scores begin with its name, or name it after the benchmark (geneval2-softtifa-am-...);
-    of several, the shortest name has no variant in it (dpg-..., not dpg-ungated-...).
+    Without records, a scorer's scores are those that begin with its name, or have it after their
+    benchmark's (geneval2-softtifa-am-...). Of several, the shortest name has no variant in it
+    (dpg-..., not dpg-ungated-...).
     """
     names = {name for scored in sets for name in scored.scores}
-    own = [n for n in names if n == scorer or n.startswith(f"{scorer}-") or f"-{scorer}-" in n]
+    own = sorted(names & recorded) or [
+        n for n in names if n == scorer or n.startswith(f"{scorer}-") or f"-{scorer}-" in n
+    ]
     return min(own, key=lambda name: (len(name), name), default=None)
 
 

@@ -22,6 +22,7 @@ from eval.study.study import Study
 from eval.study.verdict import verdict_of
 from shards import FormatVersion
 from tests.eval.browser import BROWSER, Page, in_browser
+from tests.eval.sets import make_items, make_score
 from tests.eval.study.handmade import OTHER, PRIMARY, fill, open_study
 
 Json = dict[str, Any]
@@ -200,6 +201,19 @@ def test_an_unfinished_study_says_what_is_missing(tmp_path: Path) -> None:
     text = Page((study.out / "report.html").read_text()).text
     assert "This study is not finished" in text
     assert "scores by genai: 1 (flux)" in text
+
+
+def test_the_score_of_a_scorer_is_the_one_that_its_command_made(tmp_path: Path) -> None:
+    """Of two labels of one distance, the one of the flags as they are now; without a record, by the name."""
+    study = fill(open_study(tmp_path, seeds=[0]), (0.0, 0.5))
+    for name in study.entries:
+        folder = study.set_folder(name, 0, 100)
+        make_score(folder, "clipscore-b", make_items(np.ones(30)))
+    assert report(study)["primary"] == {"asked": "clipscore", "scorer": "clipscore-b"}
+    log = study.out / "logs/score/clipscore/e2e/seed0/step-00000100.json"
+    log.parent.mkdir(parents=True)
+    log.write_text(json.dumps({"id": "score/clipscore", "scores": [PRIMARY], "seconds": 1.0}))
+    assert report(study)["primary"]["scorer"] == PRIMARY
 
 
 def test_one_seed_is_headed_by_what_it_does_not_cover(tmp_path: Path) -> None:
