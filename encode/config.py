@@ -151,7 +151,7 @@ class EngineConfig(Strict):
     # folder for tars that are downloaded; None: the system's for temporary files
     scratch: Annotated[Path, BeforeValidator(local_path)] | None = None
     remote_decode: float = Field(default=0.0, ge=0, le=1)  # share of shards decoded on other nodes
-    patience: PositiveFloat = 1800.0  # seconds with nothing done until a worker is killed
+    patience: PositiveFloat = 1800.0  # seconds without progress, or to load, of a worker
     look: PositiveFloat = 30.0  # seconds between two looks at the cluster's nodes and the leases
     cooperate: bool = False  # hold no lease: several runs may work on one column
 

@@ -10,8 +10,10 @@ import importlib
 import logging
 import math
 import os
+import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -52,6 +54,13 @@ class RayWorker:
     def _start(self, weights: dict[str, str] | None) -> None:
         self._encoders = self.load(self._columns, self._engine, weights)
         self._worker = Worker(self._encoders, self._engine)
+
+    def process(self) -> str:
+        """Returns which process this is and where its log is, for messages."""
+        text = f"process {os.getpid()} on {socket.gethostname()}"
+        with suppress(OSError):  # without /proc; Ray lets stderr go to a file
+            text += f", whose log is {os.readlink('/proc/self/fd/2')}"
+        return text
 
     def ask(self, question: Question[T]) -> tuple[T, dict[str, str]]:
         """Returns the answer, and the digest of each encoder's weights."""
@@ -149,18 +158,29 @@ class RayExecutor:
 
     def ask(self, question: Question[T]) -> T:
         """Returns the answer of an actor, which then becomes the first worker. Raises what loading
-        or the question raise there, NoWorkers if actors die of it again and again.
+        or the question raise there, NoWorkers if actors die of it again and again, or if one has not
+        answered after `engine.patience`. How long the cluster takes to start one is not limited.
         """
         reason = ""
         for _ in range(DEATHS):
             try:
                 with deferred() as signals:
                     self._spare = self._spare or self._actor()
-                    call, seconds = self._spare.ask.remote(question), 0
-                    while not (signals or self._ray.wait([call], timeout=1, fetch_local=False)[0]):
-                        seconds += 1
-                        if not seconds % NOTE_SECONDS:
-                            log.warning("no worker has answered yet: is there room in the cluster?")
+                    start = self._spare.process.remote()
+                    self._wait(
+                        start, signals, "no worker has started: is there room in the cluster?"
+                    )
+                    if not signals:
+                        process = self._ray.get(start)
+                        call = self._spare.ask.remote(question)
+                        note = f"a worker still loads the encoders: {process}"
+                        if not self._wait(call, signals, note, self._engine.patience):
+                            self._drop_spare()
+                            raise NoWorkers(
+                                f"the first worker has not loaded and tried the encoders within "
+                                f"{self._engine.patience:g} s: {process}. If it only needs longer, "
+                                "raise engine.patience"
+                            )
                     if not signals:
                         answer, weights = self._ray.get(call)
                 self._args = self._args[0], weights, self._engine
@@ -171,6 +191,19 @@ class RayExecutor:
                 reason = reason_of(error)
                 self._drop_spare()
         raise NoWorkers(f"{DEATHS} workers died while they loaded the encoders; the last: {reason}")
+
+    def _wait(self, call: Any, signals: list[int], note: str, patience: float = math.inf) -> bool:
+        """Waits for a call to end, or for a signal, and logs `note` every NOTE_SECONDS. Returns False
+        after `patience` seconds; those in which this process was suspended do not count.
+        """
+        seconds = 0
+        while not (signals or self._ray.wait([call], timeout=1, fetch_local=False)[0]):
+            seconds += 1
+            if seconds >= patience:
+                return False
+            if not seconds % NOTE_SECONDS:
+                log.warning(note)
+        return True
 
     def _drop_spare(self) -> None:
         if self._spare is not None:

@@ -3,6 +3,7 @@ demand.
 
 What a worker is to suffer is a file in a folder, named for the moment:
 
+    hang-load                     sleep for ever while the encoders are loaded
     die-picture-<shard>-<row>     SIGKILL to itself when it is shown this picture
     hang-picture-<shard>-<row>    sleep for ever at it
     stop-picture-<shard>-<row>    SIGSTOP to itself
@@ -123,6 +124,8 @@ def load_encoders(
     """Pictures or letters by the kind of the column; `precision` has no meaning here, so the
     encoder's name says how many milliseconds a picture takes.
     """
+    if happens("hang-load"):
+        time.sleep(3600)
     return {
         name: Letters(column)
         if column.kind == "ids"

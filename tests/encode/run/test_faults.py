@@ -4,6 +4,7 @@ times.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -121,6 +122,23 @@ def test_told_to_end_while_a_worker_loads(tmp_path: Path, models: Path) -> None:
     assert "Traceback" not in output
     assert not (tmp_path / "cache").exists()
     until(lambda: not workers())
+
+
+def test_a_worker_that_hangs_while_it_loads_is_named() -> None:
+    at = faults.standing()
+    with at.root() as root:
+        at.fault("hang-load")
+        driver = faults.start(at.config(root, patience=3))
+        until(lambda: not faults.alive(driver.pid), 100, "the end of the driver")
+        assert driver.wait() == 4, driver.text()
+        named = re.search(
+            r"NoWorkers: .* 3 s: process (\d+) on .*, whose log is (\S+)\.", driver.text()
+        )
+        assert named, driver.text()
+        assert Path(named[2]).is_file()
+        assert named[1] in Path(named[2]).name
+        until(lambda: not faults.alive(int(named[1])))
+        assert list(root.iterdir()) == []
 
 
 @pytest.fixture
