@@ -17,8 +17,9 @@ interval is 95 %, null where none is known; a difference is an entry minus the b
                   no entry has two): value, low, high (an 80 % interval), freedom, relative (to the mean score);
                   published: a sentence on what others report, or null
     comparisons[] one an entry, as in report.json (eval/report/report.py); of the primary score's difference also
-                  p_adjusted (Holm's, over the entries) and seeds_needed (to resolve a gap of this size: low, high; null
-                  where there are no several seeds)
+                  p_adjusted (Holm's, over the entries) and seeds_needed (that resolve a gap of this size in four of
+                  five studies, at both ends of the 80 % interval of how seeds scatter: low, high; null as an end: no
+                  number does; null where there are not several seeds)
     over_steps[]  where several steps are scored, one a score and entry: scorer, entry, points[]: step, by_seed,
                   over_seeds
     differ        training and settings: {key: [a value an entry]} of what differs; same: {key: value} of what does not

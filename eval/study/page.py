@@ -65,7 +65,7 @@ def render(data: Json, pictures: Sequence[Json], losses: Sequence[str] = ()) -> 
         s=data, pictures=pictures, losses=losses, style=charts.style(), names=names,
         colour={name: i % charts.COLOURS for i, name in enumerate(names)},
         forests=_forests(data), steps=_over_steps(data), latex=latex(data), missing=_missing(data),
-        warnings=_warnings(data), figure=charts.figure,
+        warnings=_warnings(data), needed=_needed(data), figure=charts.figure,
     )  # fmt: skip
 
 
@@ -171,6 +171,24 @@ def _warnings(data: Json) -> list[str]:
         for warning in difference["warnings"]
     ]
     return list(dict.fromkeys(lines))
+
+
+def _needed(data: Json) -> list[tuple[str, float, str]]:
+    """Returns of each entry the primary score's difference, and how many seeds would resolve it."""
+    rows = []
+    for entry in data["entries"]:
+        difference = _difference(data, entry["name"], data["primary"]["scorer"])
+        if difference and (seeds := difference["seeds_needed"]):
+            low, high = seeds["low"], seeds["high"]
+            text = f"{low} to {high}"
+            if low is None:
+                text = "no number: the prompts hide it"
+            elif high is None:
+                text = f"{low} or more, perhaps no number"
+            elif low == high:
+                text = f"{low}"
+            rows.append((entry["name"], difference["value"]["value"], text))
+    return rows
 
 
 def latex(data: Json) -> str:

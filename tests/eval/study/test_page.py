@@ -17,7 +17,7 @@ from eval.report.compare import Entry, compare
 from eval.scores import results
 from eval.study.analysis import open_sets
 from eval.study.ledger import Training, ledger
-from eval.study.page import latex, report
+from eval.study.page import latex, render, report
 from eval.study.study import Study
 from eval.study.verdict import verdict_of
 from shards import FormatVersion
@@ -273,6 +273,22 @@ def test_a_difference_may_be_hidden_by_the_number_of_entries(two: dict[str, Any]
     assert "4 entries are compared with flux (p after Holm: 0.06)" in among.sentence
     absent = verdict_of(comparison, "unknown", "unknown", None, 0, 3)
     assert (absent.outcome, absent.title) == ("no verdict", "")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [(3, 3, "3"), (3, 17, "3 to 17"), (40, None, "40 or more, perhaps no number"),
+     (None, None, "no number: the prompts hide it")],
+)  # fmt: skip
+def test_how_many_seeds_would_resolve_a_difference(
+    two: dict[str, Any], low: int | None, high: int | None, text: str
+) -> None:
+    data = json.loads(json.dumps(two["data"]))
+    for difference in data["comparisons"][0]["differences"]:
+        if difference["scorer"] == PRIMARY:
+            difference["seeds_needed"] = {"low": low, "high": high}
+    page = Page(render(data, []))
+    assert re.search(rf"e2e\s*\+0\.\d+\s*{re.escape(text)}\s*\n", page.text)
 
 
 def test_the_table_for_latex(two: dict[str, Any]) -> None:
