@@ -72,9 +72,9 @@ class SourceColumns:
             check_same_source(latents, column)
         check_same_members(columns)
         # one bit for each row id, set where the row is valid in every column
-        self.valid_mask: NDArray[np.uint32] = np.bitwise_and.reduce(
-            [column.valid_mask(truncated) for column in columns]
-        )
+        self.valid_mask: NDArray[np.uint32] = latents.valid_mask(truncated)
+        for column in columns[1:]:  # in place: of a large source each has 100 MB
+            self.valid_mask &= column.valid_mask(truncated)
         if bad == "error":
             refuse_bad_rows(columns, truncated)
 

@@ -161,7 +161,7 @@ class Union:
     """
 
     def __init__(self, valid_masks: Sequence[NDArray[np.uint32]]) -> None:
-        self.valid_mask = np.concatenate(valid_masks)
+        self.valid_mask = valid_masks[0] if len(valid_masks) == 1 else np.concatenate(valid_masks)
         self._starts = BLOCK * np.cumsum([0, *(w.size for w in valid_masks)])
 
     def split(self, rows: Ints) -> tuple[Ints, Ints]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from shards.column.commits import failure_name
 from shards.format.atomic import seal
 from shards.format.layout import FAILURE, VERSION
 from shards.read.join import SourceColumns
+from tests.bench.reading.scale import write_records
 from tests.shards.toy import (
     EMPTY,
     NORM,
@@ -54,6 +56,7 @@ from tests.shards.toy import (
     write_shard,
 )
 
+MANY = 256  # shards
 ALL = np.concatenate([row_ids(s) for s in range(3)])
 
 
@@ -491,3 +494,18 @@ def test_columns_without_shards(tmp_path: Path) -> None:
     assert not len(join.valid_rows)
     with pytest.raises(OrderError, match="0 valid rows"):
         join.order()
+
+
+def test_valid_rows_of_many_shards_take_the_memory_of_two_masks(tmp_path: Path) -> None:
+    """One is kept, and one of a column at a time is joined with it: of 5,000 tars each has 40 MB."""
+    write_records(tmp_path, MANY)
+    latents, text = (Column.open(tmp_path / name) for name in ("latents", "text"))
+    tracemalloc.start()
+    try:
+        join = JoinedColumns([SourceColumns(latents, text)])
+        size, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert join.valid_mask.nbytes == latents.layout.shards * latents.layout.shard_rows // 8
+    assert size < 1.2 * join.valid_mask.nbytes
+    assert peak < 2.2 * join.valid_mask.nbytes
