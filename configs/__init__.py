@@ -4,6 +4,8 @@ base: tiny.yaml          # at most one level, relative to this file
 optim: {lr: 1e-4}        # a float here, although PyYAML alone reads a string
 
 config = load(TrainConfig, "configs/train/tiny.yaml", ["data.latents=cache/flux"])
+
+A config of this package is found from any folder by its name: `configs:train/flux-256`.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-__all__ = ["ConfigError", "Strict", "load", "read_yaml", "run"]
+__all__ = ["ConfigError", "Strict", "did_you_mean", "load", "read_yaml", "run", "shipped"]
 
 M = TypeVar("M", bound=BaseModel)
+FOLDER = Path(__file__).parent
+PREFIX = "configs:"  # of the name of a shipped file
 MOST_BYTES = 1 << 22  # of a YAML file
 MOST_NODES = 100_000  # values of it, with each alias written out
 
@@ -85,6 +89,50 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(exit_code)
     sys.exit(code or 0)
+
+
+# ---- files ------------------------------------------------------------------------------------
+
+
+def shipped(path: Path | str) -> Path:
+    """Returns the path of a file of this package from `configs:NAME`, without `.yaml` if need be; any
+    other path as it is. ConfigError names the nearest where there is none.
+    """
+    name = str(path).removeprefix(PREFIX)
+    if name == str(path):
+        return Path(path)
+    files = (FOLDER / name, FOLDER / f"{name}.yaml")
+    for file in files:
+        if file.is_file() and file.resolve().is_relative_to(FOLDER.resolve()):
+            return file
+    names = _shipped_names()
+    near = difflib.get_close_matches(name, [n.removeprefix(PREFIX) for n in names], n=1)
+    hint = f"; did you mean {PREFIX}{near[0]}?" if near else f". Shipped are {', '.join(names)}"
+    raise ConfigError(f"{path}: no such config is shipped{hint}")
+
+
+def _shipped_names() -> list[str]:
+    """Names of the shipped configs that a command takes, as `configs:train/flux-256`."""
+    files = sorted(f for part in ("train", "encode", "demo") for f in FOLDER.glob(f"{part}/*.yaml"))
+    return [f"{PREFIX}{f.relative_to(FOLDER).with_suffix('').as_posix()}" for f in files]
+
+
+def did_you_mean(word: str, names: Iterable[str], end: str = ".") -> str:
+    """Returns `; did you mean NAME?` with the nearest of the names, or `end` where none is near."""
+    near = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else end
+
+
+def _elsewhere(path: Path) -> str:
+    """Returns what to do about a config that is not there."""
+    names = [name for name in _shipped_names() if Path(name).name == path.stem]
+    if len(names) > 1:  # of several stages, that of the path's folder
+        names = [name for name in names if name.endswith(f":{path.parent.name}/{path.stem}")]
+    if names:
+        return f"the shipped config is {names[0]}, from any folder"
+    siblings = [file.stem for file in path.parent.glob("*.yaml")]
+    near = difflib.get_close_matches(path.stem, siblings, n=1)
+    return f"did you mean {path.with_stem(near[0])}?" if near else "check the path"
 
 
 # ---- YAML -------------------------------------------------------------------------------------
@@ -154,11 +202,12 @@ def _size(node: yaml.Node, known: dict[int, float]) -> float:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The values of a YAML file; ConfigError where it is none, or none of `key: value` lines."""
+    path = shipped(path)
     if not path.is_file():
         found = (
             "a folder" if path.is_dir() else "a pipe or a device" if path.exists() else "nothing"
         )
-        raise ConfigError(f"found {found} at {path}, expected a YAML file: check the path")
+        raise ConfigError(f"found {found} at {path}, expected a YAML file: {_elsewhere(path)}")
     if (size := path.stat().st_size) > MOST_BYTES:
         raise ConfigError(f"{path}: found {size} bytes, expected at most {MOST_BYTES} of a config")
     try:
@@ -173,6 +222,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _read_with_base(path: Path) -> dict[str, Any]:
+    path = shipped(path)
     values = read_yaml(path)
     if "base" not in values:
         return values
@@ -180,6 +230,8 @@ def _read_with_base(path: Path) -> dict[str, Any]:
     if "://" in named:
         raise ConfigError(f"{path}: base: found the url {named}, expected a path beside this file")
     base = path.parent / os.path.expanduser(named)
+    if named.startswith(PREFIX):
+        base = shipped(named)
     below = read_yaml(base)
     if "base" in below:
         raise ConfigError(
@@ -235,8 +287,7 @@ def _explain(model: type[BaseModel], values: Any, problem: dict[str, Any]) -> st
         return message  # from a validator of the whole
     if problem["type"] == "extra_forbidden":
         known = sorted({key for parent in _models_at(model, loc[:-1]) for key in _keys(parent)})
-        near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else "."
+        hint = did_you_mean(str(loc[-1]), known)
         return f"{name}: unknown key{hint} Known keys there: {', '.join(known)}"
     if problem["type"] == "missing":
         return f"{name}: missing. Put it into the YAML or say {name}=VALUE on the command line"

@@ -10,6 +10,8 @@ import runpy
 import sys
 from contextlib import suppress
 
+from . import did_you_mean
+
 STAGES = {
     "encode": "tars of images and captions are encoded once, into columns",
     "shards": "columns are looked at, checked, repaired, compared, converted and copied",
@@ -38,8 +40,9 @@ def main() -> int:
             os.write(sys.stdout.fileno(), "\n".join([START, *lines, END]).encode())
         return 0
     if stage not in STAGES:
+        near = did_you_mean(stage, STAGES, end="")
         expected = ", ".join(STAGES)
-        print(f"latentbank: found {stage!r}, expected one of {expected}", file=sys.stderr)
+        print(f"latentbank: found {stage!r}, expected one of {expected}{near}", file=sys.stderr)
         return 2
     sys.argv = [stage, *words[1:]]
     sys.path.append(os.getcwd())  # as `python -m` has it; benchmarks are run from a checkout

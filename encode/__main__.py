@@ -24,11 +24,12 @@ import sys
 from typing import Any
 
 import configs
-from shards.console import bench_module, overview
+from shards.console import Parser, bench_module, overview
 from shards.places import local_path
 from shards.printing import command
 
-VERBS = {  # module with add_options and run_VERB, and a sentence
+VERBS = {  # module with add_VERB_options or add_options, and run_VERB; a sentence
+    "config": ("starter", "a config with every key, or the JSON schema for editors"),
     "plan": ("plan.plan", "bytes, hours and money of a config, before starting"),
     "run": ("", "encode what is missing; an interrupted run goes on where it stopped"),
     "status": ("report.status", "how far the columns are, and what a run waits for"),
@@ -48,7 +49,7 @@ def main() -> int:
         texts = {verb: text for verb, (_, text) in VERBS.items()}
         print(overview("python -m encode", "images and captions into columns", texts, EXAMPLE))
         return 0
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m encode",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -77,7 +78,8 @@ def _module(verb: str) -> Any:
 def add_options(verb: str, parser: argparse.ArgumentParser) -> None:
     """Adds the options of a verb, whose module is loaded now."""
     if verb not in RUNS:
-        _module(verb).add_options(parser)
+        module = _module(verb)
+        (getattr(module, f"add_{verb}_options", None) or module.add_options)(parser)
         return
     parser.add_argument("config", type=local_path)
     parser.add_argument("overrides", nargs="*", metavar="a.b=value")

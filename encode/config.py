@@ -30,11 +30,15 @@ Name = Annotated[str, AfterValidator(checked_name)]  # of a source or a column
 class StoredColumn(Strict):
     """How a column's values are stored. It changes no value, so it is no part of the identity."""
 
+    # what the column holds: mean and log-variance of a VAE's posterior, latents of an autoencoder without one, image
+    # features, hidden states of text, or token ids
     kind: str
     # a name of encode.registry (VAES, FEATURES or TEXTS, by the kind), or a model in full
     encoder: str | ModelSpec
+    # what it is stored as: arrays, or a tar of `.npy` members for each source tar
     backend: Literal["zarr", "webdataset"] = "zarr"
-    codec: Literal["blosc"] | None = None  # a fifth to a third smaller, 2.6 times the CPU to read
+    # compression, without loss; blosc: a fifth to a third smaller, 2.6 times the CPU to read
+    codec: Literal["blosc"] | None = None
 
 
 class PictureColumn(StoredColumn):
@@ -52,7 +56,9 @@ class NormConfig(Strict):
     whose own config has none, or the same.
     """
 
+    # what is taken from a latent: a number, or one for each channel
     shift: list[float] = Field(min_length=1)
+    # by which it is then multiplied, likewise
     scale: list[float] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -69,7 +75,9 @@ class NormConfig(Strict):
 class VaeColumn(PictureColumn):
     """A column by an autoencoder."""
 
+    # pixels: the short side is resized to it, and the middle square taken
     resolution: PositiveInt
+    # shift and scale of the latents; null: those of the model's config
     norm: NormConfig | None = None
 
 
@@ -91,17 +99,22 @@ class FeaturesColumn(PictureColumn):
     """
 
     kind: Literal["features"] = "features"
+    # pixels: the short side is resized to it, and the middle square taken; null: the model's
     resolution: PositiveInt | None = None
+    # of red, green and blue in 0 .. 1, taken from the pixels; null: the model's
     mean: list[float] | None = Field(default=None, min_length=3, max_length=3)
+    # by which they are then divided; null: the model's
     std: list[PositiveFloat] | None = Field(default=None, min_length=3, max_length=3)
-    # tokens: the last hidden state with its class token
+    # tokens: the last hidden state with its class token; pooled: one vector a picture
     output: Literal["tokens", "pooled"] = "tokens"
+    # number type of the values
     element: Literal["float16", "bfloat16"] = "float16"
 
 
 class CaptionColumn(StoredColumn):
     """A column made from the captions: a row of as many tokens as the caption has."""
 
+    # tokens of a caption that are kept, the first ones
     max_tokens: int = Field(default=256, ge=1, le=65_535)  # lengths are uint16
     template: str = "{}"  # the caption takes the place of {}
     instruction: str = ""  # before every caption; its tokens come on top of max_tokens
@@ -118,7 +131,7 @@ class TokensColumn(CaptionColumn):
     """A column of text hidden states."""
 
     kind: Literal["tokens"] = "tokens"
-    hidden_state: int = -1  # -1: the model's output, after its last norm
+    hidden_state: int = -1  # which is stored; -1: the model's output, after its last norm
     element: Literal["bfloat16", "int8"] = "bfloat16"  # int8: half the bytes, about 1 % off
 
 
@@ -139,16 +152,20 @@ ColumnConfig = Annotated[
 class EngineConfig(Strict):
     """How the work is done. None of it is part of a column's identity."""
 
+    # what runs the workers: Ray, or this process alone
     executor: Literal["ray", "inline"] = "ray"
-    workers: PositiveInt | None = None  # None: one a GPU, else one a CPU
+    workers: PositiveInt | None = None  # null: one a GPU, else one a CPU
     threads: PositiveInt = 1  # decoding threads of a worker
     batch: PositiveInt = 64  # pictures a batch
     tokens: PositiveInt = 16_384  # tokens of a text batch, padding included
-    torch_threads: PositiveInt = 1  # of a worker's models; on a CPU the last bit may depend on it
+    torch_threads: PositiveInt = (
+        1  # threads of a worker's models; on a CPU the last bit may depend on it
+    )
+    # what the models run on; auto: a GPU if there is one
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = False  # torch.compile, for GPUs
     channels_last: bool = False  # convolutions in that memory format, for GPUs
-    # folder for tars that are downloaded; None: the system's for temporary files
+    # folder for tars that are downloaded; null: the system's for temporary files
     scratch: Annotated[Path, BeforeValidator(local_path)] | None = None
     remote_decode: float = Field(default=0.0, ge=0, le=1)  # share of shards decoded on other nodes
     patience: PositiveFloat = 1800.0  # seconds without progress, or to load, of a worker
@@ -160,14 +177,32 @@ class EngineConfig(Strict):
         return self.scratch or Path(tempfile.gettempdir())
 
 
+def _without_nulls(kind: Any) -> BeforeValidator:
+    """Lets a config leave out what its `base` names; `kind` is what a YAML may then say."""
+
+    def named(values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if value is not None}
+
+    return BeforeValidator(named, json_schema_input_type=kind)
+
+
+Tars = str | list[str]
+
+
 class EncodeConfig(Strict):
     """Columns go to `<root>/<source>/<column>`; tars are paths or brace patterns like
     `a/{00..09}.tar`. A source or column that is null is left out: `columns.flux-512=null`.
     """
 
-    root: Annotated[str, BeforeValidator(place)]  # a path, or an url as s3://bucket/prefix
-    sources: dict[Name, str | list[str]]
-    columns: dict[Name, ColumnConfig]
+    # above the columns: a path, or a url as s3://bucket/prefix
+    root: Annotated[str, BeforeValidator(place)]
+    # tars of each source, by its name: paths, urls or brace patterns like `a/{00..09}.tar`
+    sources: Annotated[dict[Name, Tars], _without_nulls(dict[Name, Tars | None])]
+    # columns to make of each source, by their names
+    columns: Annotated[dict[Name, ColumnConfig], _without_nulls(dict[Name, ColumnConfig | None])]
+    # most rows of a tar
     shard_rows: Annotated[int, Field(gt=0, multiple_of=ZARR_ROWS)] = SHARD_ROWS
     allow_failed: bool = False  # complete a column although some of its shards failed
     engine: EngineConfig = EngineConfig()
@@ -177,14 +212,6 @@ class EncodeConfig(Strict):
         """Where the columns go, by an absolute name: workers run elsewhere."""
         root = open_store(self.root)
         return root if root.folder is None else open_store(root.folder.resolve())
-
-    @field_validator("sources", "columns", mode="before")
-    @classmethod
-    def _without_nulls(cls, named: Any) -> Any:
-        """Lets a config leave out what its `base` names."""
-        if not isinstance(named, dict):
-            return named
-        return {name: value for name, value in named.items() if value is not None}
 
     @field_validator("sources", "columns")
     @classmethod

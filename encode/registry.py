@@ -27,10 +27,11 @@ class ModelSpec(Strict):
     """
 
     cls: str = Field(alias="class")  # of diffusers (VAEs) or transformers (text, features)
+    # a hub id, a folder, or `package:NAME/SUB` for data of an installed Python package
     path: Annotated[str, BeforeValidator(model)]
-    subfolder: str | None = None
-    revision: str | None = None
-    precision: Precision = "fp32"
+    subfolder: str | None = None  # of `path`, in which the model is
+    revision: str | None = None  # branch, tag or commit of a hub id
+    precision: Precision = "fp32"  # of the computation; the weights are fp32
     tokenizer: str | None = None  # its subfolder of `path`, as tokenizer_3 in the SD3.5 repository
 
     def identity(self, weights: str) -> EncoderIdentity:

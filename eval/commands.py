@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shards.console import not_negative, number, overview, positive
+from shards.console import Parser, not_negative, number, overview, positive
 from shards.places import local_path, model, place
 from shards.printing import command
 from shards.signals import stoppable
@@ -39,9 +39,7 @@ def main(words: Sequence[str] | None = None) -> int | None:
         texts = {name: text for name, (text, _, _) in VERBS.items()}
         print(overview("python -m eval", "sample, reconstruct, score and compare", texts, EXAMPLE))
         return 0
-    parser = argparse.ArgumentParser(
-        prog="python -m eval", description="Sample, reconstruct, score and compare"
-    )
+    parser = Parser(prog="python -m eval", description="Sample, reconstruct, score and compare")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name, (text, add_flags, run) in VERBS.items():
         verb = verbs.add_parser(name, help=text, description=text, formatter_class=DEFAULTS)

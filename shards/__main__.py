@@ -33,7 +33,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
-from .console import bench_module, not_negative, number, overview, positive
+from .console import Parser, bench_module, not_negative, number, overview, positive
 from .errors import ShardsError
 from .printing import command
 from .signals import stoppable
@@ -57,7 +57,7 @@ NO_RIGHTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="python -m shards",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -5,6 +5,7 @@ and the types of numeric options.
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import math
 import sys
@@ -193,6 +194,19 @@ class Bar:
 
 
 # Options ------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """Names the nearest verb or word where one is unknown; so do the parsers of its verbs."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            names = [str(choice) for choice in action.choices or ()]
+            near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+            error.message += "".join(f"; did you mean {name}?" for name in near)
+            raise
 
 
 def _whole(text: str, least: int) -> int:

@@ -15,6 +15,7 @@ import configs
 from encode import __main__ as encode_main
 from eval import commands as eval_main
 from shards import __main__ as shards_main
+from tests import config_page
 from train import __main__ as train_main
 from train.config import TrainConfig
 
@@ -62,6 +63,11 @@ def below(cls: type) -> Iterator[type]:
         yield from below(sub)
 
 
+def test_the_page_of_keys_is_that_of_the_models() -> None:
+    """After a change of a key, its default or the comment at it: `python -m tests.config_page`."""
+    assert config_page.PAGE.read_text(encoding="utf-8") == config_page.page()
+
+
 # Commands ------------------------------------------------------------------------------------------
 
 # (package, verb) -> the test that runs it; the others need a GPU, a cluster or weights from outside
@@ -85,6 +91,8 @@ RUN_BY = {
     ("encode", "download"): "tests/encode/source/test_download.py",
     ("encode", "pack"): "tests/encode/pack/test_pack.py",
     ("train", "CONFIG"): "tests/train/test_run.py",
+    ("train", "config"): "tests/test_keys.py",
+    ("encode", "config"): "tests/test_keys.py",
     ("train", "plan"): "tests/train/plan/test_plan.py",
     ("train", "import"): "tests/train/checkpoints/test_reference.py",
     ("train", "export"): "tests/train/checkpoints/test_reference.py",

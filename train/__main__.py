@@ -29,12 +29,13 @@ from typing import Any
 
 import configs
 from configs import ConfigError
-from shards.console import bench_module, overview
+from shards.console import Parser, bench_module, overview
 from shards.places import local_path
 from shards.printing import command
 from shards.signals import leave
 
 VERBS = {  # what is not a run: a module with add_VERB_options or add_options, and run_VERB; a sentence
+    "config": ("starter", "a config with every key, or the JSON schema for editors"),
     "plan": ("plan.plan", "FLOPs, memory, hours and money of a config, before starting"),
     "page": ("report.page", "the curves of a run as an HTML page, at any time"),
     "saved": ("checkpoints.commands", "the newest checkpoint of a run"),
@@ -67,6 +68,8 @@ def main() -> int:
     from .report.loggers import check
 
     path = local_path(words[0])
+    if not path.exists() and (near := configs.did_you_mean(words[0], VERBS, end="")):
+        raise ConfigError(f"found {words[0]!r}, which is no verb and no config file{near}")
     config = configs.load(TrainConfig, path, words[1:])
     check(config.metrics)
     leader = os.environ.get("RANK", "0") == "0"
@@ -84,7 +87,7 @@ def verb_parser(verb: str) -> tuple[argparse.ArgumentParser, Any]:
     """Returns the parser of a verb, and its module, which is loaded now."""
     path, text = VERBS[verb]
     module = importlib.import_module(f".{path}", __package__) if path else bench_module("training")
-    parser = argparse.ArgumentParser(prog=f"python -m train {verb}", description=text)
+    parser = Parser(prog=f"python -m train {verb}", description=text)
     (getattr(module, f"add_{verb}_options", None) or module.add_options)(parser)
     return parser, module
 

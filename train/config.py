@@ -31,9 +31,9 @@ class DataShape:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     channels: Size  # of a latent
-    height: Size
-    width: Size
-    text_width: Size
+    height: Size  # of a latent
+    width: Size  # of a latent
+    text_width: Size  # numbers of a token's hidden state
 
 
 class DataConfig(Strict):
@@ -45,30 +45,31 @@ class DataConfig(Strict):
 
     # a moments column, the one value that differs between two VAEs; several: one of each source
     latents: Place | tuple[Place, ...]
-    # of the same source, or of each
+    # a tokens or ids column of the same source, several with the share of the samples that takes each, or one of each
+    # source
     text: Text | tuple[Text, ...]
     # where text is ids, `torchrun -m eval train` runs this in the step: a name of encode.registry.TEXTS, or class and
-    # path; None: the registry's model of the column's tokenizer
+    # path; null: the registry's model of the column's tokenizer
     encoder: str | dict[str, Any] | None = None
-    # of it: -1 is what the model puts out, after its last norm
+    # of `encoder`: which hidden state is taken; -1: its output, after the last norm
     hidden_state: int = -1
     # folder or url above `sources`
     root: Place = ""
     # folders of columns; {folder: share} mixes them at fixed shares, and null leaves one out
     sources: tuple[Place, ...] | dict[Place, Share | None] | None = None
-    # share of each source; None: concatenated, each row once an epoch
+    # share of each source; null: concatenated, each row once an epoch
     weights: tuple[Share, ...] | None = None
-    # for plans while there are no columns yet; columns of other sizes are an error
+    # sizes of a latent and a token, for plans while there are no columns yet; columns of other sizes are an error
     expect: DataShape | None = None
     # columns whose rows must be valid too, so that paired runs see the same rows
     also: tuple[Place, ...] = ()
     # admits pictures that were cut short but decoded
     truncated: bool = False
-    # rows that are not ok in some column
+    # rows that are not ok in some column: left out, or an error
     bad: Literal["skip", "error"] = "skip"
     # reads columns that are still being encoded, as far as they are now
     partial: bool = False
-    # strands of the order; part of the run's identity
+    # strands of the order of samples, of which `global_batch` is a multiple; part of the run's identity
     lanes: int = Field(default=64, ge=1)
     # samples permuted together within a lane; 0: the whole lane
     window: int = Field(default=0, ge=0)
@@ -203,14 +204,19 @@ def _is_place(word: str) -> bool:
 class OptimConfig(Strict):
     """AdamW (arXiv 1711.05101) and its learning rate."""
 
+    # learning rate after the warm-up
     lr: float = Field(default=1e-4, gt=0)
+    # decoupled from the gradient: a step takes lr * weight_decay of each weight away
     weight_decay: float = Field(default=1e-4, ge=0, le=100)
-    # matrices: no norm, bias or table decays
+    # what decays; with matrices no norm, bias or table does
     decay: Literal["all", "matrices"] = "all"
+    # decays of the averages of gradient and squared gradient
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    # added to the root of the squared gradient's average
     eps: float = Field(default=1e-8, gt=0, le=1)
-    # global L2 norm of the gradient; null: it is not clipped
+    # largest L2 norm of the whole gradient; null: it is not clipped
     clip: float | None = 1.0
+    # of the rate after the warm-up: as it is, or down to 0 at `steps`
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     # steps of linear warm-up
     warmup: int = Field(default=0, ge=0)
@@ -226,27 +232,33 @@ class OptimConfig(Strict):
 
 
 class EmaConfig(Strict):
+    """The average of the weights, with which pictures are made."""
+
+    # share of the average that an update keeps
     decay: float = Field(default=0.9999, ge=0, lt=1)
 
 
 class GuardConfig(Strict):
     """What a run bears, and when it ends itself rather than hang."""
 
-    # where a loss or gradient is not finite
+    # what happens where a loss or gradient is not finite: the run ends, or the step is left out
     nonfinite: Literal["stop", "skip"] = "stop"
-    # such steps in a row; then it stops
+    # steps in a row that are left out; then the run ends
     skips: int = Field(default=10, ge=1)
-    # seconds without progress; 0: for ever (torch: 24 days)
+    # seconds without progress; 0: it waits for ever
     hang: float = Field(default=600, ge=0, le=1e6)
-    # seconds without a heartbeat: a rank is dead
+    # seconds without a heartbeat after which a rank counts as dead
     silence: float = Field(default=60, gt=0, le=1e6)
 
 
 class ValidationConfig(Strict):
-    # folder of the held-out source; its columns have the names of the training columns
+    """The loss on rows that are not trained on. `validation: null` means none."""
+
+    # folder of the held-out source, whose columns have the names of the training columns; null: no validation
     source: Place | None = None
-    # steps
+    # steps from one validation to the next
     every: int = Field(default=1000, ge=1)
+    # rows of the held-out source that are used, the same each time
     rows: int = Field(default=256, ge=1)
     # rows a forward pass; fixed, so that the sums do not depend on the world size
     batch: int = Field(default=32, ge=1)
@@ -259,8 +271,9 @@ def _none_is_off(value: Any) -> Any:
 class MetricsConfig(Strict):
     """Where the figures go beside metrics.jsonl. wandb and trackio are imported only if named."""
 
+    # programs that draw them, beside metrics.jsonl
     to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
-    # of wandb and trackio
+    # name of the project in wandb and trackio
     project: str = "latentbank"
 
 
@@ -277,27 +290,32 @@ class TrainConfig(Strict):
     ] = Field(default_factory=ValidationConfig)
     compute: ComputeConfig = Field(default_factory=ComputeConfig)
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)
+    # a JSON file for DeepSpeed, or the same as YAML: docs/training.md lists its keys
     deepspeed: LocalPath | dict[str, Any] = Field(
         default_factory=lambda: {"zero_optimization": {"stage": 1}}
     )
     # a run, one of its steps, or what `train import` wrote: weights for step 0. Not read once the run has a checkpoint
     init_from: LocalPath | None = None
-    init_ema: bool = True  # its averaged weights
+    # takes the averaged weights of `init_from`
+    init_ema: bool = True
+    # of the initial weights, the order of samples, noise, timesteps and dropped captions
     seed: int = Field(default=0, ge=0, lt=2**64)
-    # updates; warm-up, decay and this are counted in them. A checkpoint's name has eight digits
+    # updates of the weights in the whole run, its warm-up included
     steps: int = Field(ge=1, lt=10**8)
     # samples an update, over all ranks. May be another on resume: the samples go on in the same order from where they
     # were, and a step is then another number of them
     global_batch: int = Field(ge=1)
     # samples a forward pass on one rank
     micro_batch: int = Field(ge=1)
-    # steps
+    # steps from one line of figures to the next
     log_every: int = Field(default=50, ge=1)
+    # steps from one checkpoint to the next; the last step is saved too
     save_every: int = Field(default=1000, ge=1)
-    # checkpoints; two at least, so that a damaged one has a predecessor
+    # newest checkpoints that are kept; two at least, so that a damaged one has a predecessor
     keep: int = Field(default=3, ge=2)
-    # steps that are saved beside those, and kept whatever `keep` says
+    # steps that are saved beside those of `save_every`, and kept whatever `keep` says
     save_at: tuple[Size, ...] = ()
+    # folder in which the folder of the run is made
     runs: LocalPath = Path("runs")
 
     @model_validator(mode="after")

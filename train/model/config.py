@@ -19,12 +19,15 @@ Backend = Literal["auto", "plain", "varlen", "flex"]  # see attention.py
 class FlowConfig(Strict):
     """Which noise levels a training sample is given, and how its loss is weighted; see flow.py."""
 
+    # density of the noise levels, or weight of the loss (sigma_sqrt, cosmap): SD3 (arXiv 2403.03206), section 3.1
     weighting: Literal["logit_normal", "mode", "none", "sigma_sqrt", "cosmap"] = "logit_normal"
+    # of logit_normal: mean of the noise level's logit
     logit_mean: float = 0.0
+    # of logit_normal: deviation of the noise level's logit
     logit_std: float = Field(default=1.0, gt=0)
-    # beyond these the density is no longer one: SD3 (arXiv 2403.03206), section 3.1
+    # of mode: its scale; beyond -1 and 1.75 it is no density
     mode_scale: float = Field(default=1.29, ge=-1, le=2 / (math.pi - 2))
-    # noisy latent - sigma * output estimates the latent, and is compared with it
+    # the loss compares the latent with its estimate, noisy latent - sigma * output; else the velocity with the output
     precondition: bool = False
 
 
@@ -35,6 +38,7 @@ class ComputeConfig(Strict):
     compile: bool = False
     # activations of a block are computed again in the backward pass (arXiv 1604.06174)
     recompute: bool = False
+    # kernel of the attention; auto: what the device can
     attention: Backend = "auto"
 
 
@@ -47,27 +51,45 @@ def table_side(tokens: int) -> int:
 class ModelConfig(Strict):
     """What a person chooses. Channels and text width are not here: they come from the columns."""
 
+    # width of a token between the blocks
     hidden_size: int = Field(ge=1)
+    # blocks, one after the other
     layers: int = Field(ge=1)
+    # queries of the attention
     heads: int = Field(ge=1)
+    # keys and values of the attention, each for heads / kv_heads queries
     kv_heads: int = Field(ge=1)
+    # width of a head
     head_dim: int = Field(ge=1)
+    # width inside a block's gated MLP
     mlp_size: int = Field(ge=1)
+    # side of the square of latent places that is a token
     patch_size: int = Field(default=2, ge=1)
+    # self: text and picture in one sequence; cross: the picture attends to the text
     attention: Literal["self", "cross"] = "self"
+    # positions: a table of sines and cosines that is added (ape), or rotations of queries and keys
     pos_embed: Literal["ape", "1d-rope", "2d-rope", "m-rope"] = "ape"
     # side of the sincos table, in tokens; null: four times that of a latent, for larger pictures later, but 64 at most
     # unless a latent has more
     pos_embed_max_size: int | None = Field(default=None, ge=1)
     # latent side whose token grid gets the coordinates 0 .. sample_size / patch_size; null: the column's
     sample_size: int | None = Field(default=None, ge=1)
+    # how the blocks learn the noise level: modulated by each block (DiT, arXiv 2212.09748), by one table for all
+    # (PixArt-alpha, arXiv 2310.00426), by a term that is added to the tokens, or not at all
     timestep_conditioning: Literal["adaln-zero", "adaln-single", "addition", "none"] = "adaln-zero"
+    # RMS norm of queries and keys
     qk_norm: bool = True
+    # a norm behind attention and MLP, too
     sandwich_norm: bool = False
+    # biases of the attention's matrices
     attention_bias: bool = False
+    # of the gated MLP
     activation: Literal["gelu_pytorch_tanh", "gelu", "silu"] = "gelu_pytorch_tanh"
+    # added to the mean square in each norm
     norm_eps: float = Field(default=1e-6, ge=0, le=1)
+    # base of the rotations' frequencies
     rope_theta: float = Field(default=10_000.0, gt=0)
+    # deviation of the initial weights of matrices
     initializer_range: float = Field(default=0.02, ge=0, le=100)
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from configs import ConfigError
+from configs import ConfigError, shipped
 from shards.format.atomic import read_json
 
 from ..config import OptimConfig, TrainConfig
@@ -210,7 +210,7 @@ def _one_of(values: list[Any]) -> Any:
 def deepspeed_config(config: TrainConfig, world: int) -> dict[str, Any]:
     """Returns the JSON for DeepSpeed: the user's, checked, and the batch arithmetic of the run."""
     json = config.deepspeed
-    values = json if isinstance(json, dict) else _read_json(json)
+    values = json if isinstance(json, dict) else _read_json(shipped(json))
     for key, value in values.items():
         if key in OURS:
             raise ConfigError(f"deepspeed.{key}: remove it, and set {OURS[key]} instead")

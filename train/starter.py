@@ -1,0 +1,17 @@
+"""`python -m train config`: what a config says in full."""
+
+from __future__ import annotations
+
+import argparse
+
+from configs import show
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    show.add_options(parser)
+
+
+def run_config(args: argparse.Namespace) -> int:
+    from .config import TrainConfig
+
+    return show.run(TrainConfig, args)
