@@ -124,7 +124,7 @@ def test_the_schema_refuses(stage: str, text: str, part: str, schemas: dict[str,
 @pytest.mark.parametrize(
     ("stage", "text"),
     [
-        ("train", "base: configs:train/gpu_256\nvalidation: null\nmodel: {layers: 2}"),
+        ("train", "base: configs:train/dit3b_256\nvalidation: null\nmodel: {layers: 2}"),
         ("train", "data: {sources: {a: 0.5, b: null}}"),
         ("encode", "base: x.yaml\nsources: {journeydb: null, a: [b, c]}\ncolumns: {x: null}"),
         ("encode", "columns: {flux: {resolution: 512}}"),
@@ -153,7 +153,7 @@ def test_a_shipped_config_from_any_folder(tmp_path: Path) -> None:
     expected = load(TrainConfig, ROOT / "configs/train/flux-256.yaml", ["seed=3"])
     data = expected.data.model_copy(update={"expect": None})
     assert load(TrainConfig, printed) == expected.model_copy(update={"data": data})
-    own = "base: configs:train/gpu_256\nmodel: {layers: 2}\n"
+    own = "base: configs:train/dit3b_256\nmodel: {layers: 2}\n"
     (tmp_path / "own.yaml").write_text(own)
     assert load(TrainConfig, tmp_path / "own.yaml").model.layers == 2
     result = command("encode", "config", "configs:demo/encode", folder=tmp_path)
