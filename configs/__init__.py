@@ -10,6 +10,7 @@ A config of this package is found from any folder by its name: `configs:train/fl
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import math
 import os
@@ -23,7 +24,17 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-__all__ = ["ConfigError", "Strict", "did_you_mean", "load", "read_yaml", "run", "shipped"]
+__all__ = [
+    "ConfigError",
+    "Strict",
+    "add_config_options",
+    "did_you_mean",
+    "load",
+    "read_yaml",
+    "run",
+    "shipped",
+    "show_config",
+]
 
 M = TypeVar("M", bound=BaseModel)
 FOLDER = Path(__file__).parent
@@ -89,6 +100,36 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(exit_code)
     sys.exit(code or 0)
+
+
+# ---- the verb `config` of a stage -------------------------------------------------------------
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what `show_config` takes."""
+    parser.description = (
+        "Print a config with every key: those of its base, those of the command line, and the "
+        "defaults. With --schema print the JSON schema of all configs, by which editors complete and "
+        "check a YAML."
+    )
+    kinds = "a YAML file, or a shipped one by its name, as configs:train/flux-256"
+    parser.add_argument("config", nargs="?", help=kinds)
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="keys to set")
+    parser.add_argument("--schema", action="store_true", help="the JSON schema instead")
+
+
+def show_config(model: type[BaseModel], args: argparse.Namespace) -> int:
+    """Prints a config, or the schema of the stage's configs; returns the exit code."""
+    from .keys import schema_text
+
+    if args.schema:
+        print(schema_text(model))
+        return 0
+    if args.config is None:
+        raise ConfigError("found no config, expected CONFIG or --schema")
+    values = load(model, args.config, args.overrides).model_dump(mode="json", by_alias=True)
+    print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="")
+    return 0
 
 
 # ---- files ------------------------------------------------------------------------------------

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from configs import show
+from configs import add_config_options, show_config
 
-
-def add_config_options(parser: argparse.ArgumentParser) -> None:
-    show.add_options(parser)
+__all__ = ["add_config_options", "run_config"]
 
 
 def run_config(args: argparse.Namespace) -> int:
     from .config import EncodeConfig
 
-    return show.run(EncodeConfig, args)
+    return show_config(EncodeConfig, args)
