@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import math
 import os
 import re
@@ -31,9 +32,12 @@ __all__ = [
     "did_you_mean",
     "load",
     "read_yaml",
+    "refuse_existing",
     "run",
     "shipped",
     "show_config",
+    "word",
+    "write_new",
 ]
 
 M = TypeVar("M", bound=BaseModel)
@@ -130,6 +134,36 @@ def show_config(model: type[BaseModel], args: argparse.Namespace) -> int:
     values = load(model, args.config, args.overrides).model_dump(mode="json", by_alias=True)
     print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="")
     return 0
+
+
+# ---- a config that is written -----------------------------------------------------------------
+
+
+def word(text: str) -> str:
+    """Returns a string as a YAML has it: quoted unless it reads as itself."""
+    plain = re.fullmatch(r"[A-Za-z./_][\w./-]*", text) and _parse(text, text) == text
+    return text if plain else json.dumps(text, ensure_ascii=False)
+
+
+def write_new(path: Path, text: str) -> None:
+    """Writes a config into a new file; ConfigError where one of its name exists."""
+    refuse_existing(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.link(part, path)  # whole, and only where there is none
+    except FileExistsError:
+        refuse_existing(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def refuse_existing(path: Path) -> None:
+    if path.is_symlink() or path.exists():
+        raise ConfigError(
+            f"{path}: exists already, and is not overwritten. Name another file by --out, or remove it"
+        )
 
 
 # ---- files ------------------------------------------------------------------------------------

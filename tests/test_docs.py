@@ -91,6 +91,7 @@ RUN_BY = {
     ("encode", "download"): "tests/encode/source/test_download.py",
     ("encode", "pack"): "tests/encode/pack/test_pack.py",
     ("train", "CONFIG"): "tests/train/test_run.py",
+    ("train", "init"): "tests/train/test_starter.py",
     ("train", "config"): "tests/test_keys.py",
     ("encode", "config"): "tests/test_keys.py",
     ("train", "plan"): "tests/train/plan/test_plan.py",

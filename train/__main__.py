@@ -4,6 +4,7 @@
     torchrun --standalone --nproc-per-node 8 \\
         --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGUSR2,SIGXCPU,SIGQUIT \\
         -m train configs/train/flux-256.yaml                                            # a node
+    python -m train init --latents COLUMN --text COLUMN --out mine.yaml                 # a config for your own columns
     python -m train plan configs/train/flux-256.yaml --gpu h100 --gpus 32               # before it starts
     python -m train page runs/flux-256                                                  # its curves, at any time
     python -m train saved configs/train/flux-256.yaml                                   # its newest checkpoint
@@ -35,6 +36,7 @@ from shards.printing import command
 from shards.signals import leave
 
 VERBS = {  # what is not a run: a module with add_VERB_options or add_options, and run_VERB; a sentence
+    "init": ("starter", "a commented config for columns of your own"),
     "config": ("starter", "a config with every key, or the JSON schema for editors"),
     "plan": ("plan.plan", "FLOPs, memory, hours and money of a config, before starting"),
     "page": ("report.page", "the curves of a run as an HTML page, at any time"),
