@@ -164,7 +164,7 @@ def test_each_command_is_one_that_the_program_takes(page: str, command: str) -> 
         if (ROOT / config).exists():
             configs.load(TrainConfig, ROOT / config, overrides)
         else:
-            assert config == "CONFIG"
+            assert config == "CONFIG" or config.startswith("my/")  # which the user writes
         return
     match package:
         case "shards":
