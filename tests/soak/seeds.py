@@ -1,12 +1,13 @@
-"""Verdicts between trainings that differ in the seed alone: there should be few.
+"""Verdicts between trainings: few where they differ in the seed alone, and one where a VAE is worse.
 
-seeds   a score: 200 splits of 12 trainings into three against three, each compared as two entries would be
+seeds   a score: 200 splits of 12 trainings into three against three, each compared as two entries would be;
+        or three trainings against three on latents with noise, which must lose
 
-The trainings are of one VAE of the demo, so no split has a truth other than "no difference". The two entries of a study
-share their training seeds; those of a split cannot, since each training is on one side. Its six trainings, in an order
-drawn by chance, are paired index by index. That is fair: the interval of paired differences asks that they be
-independent and centred on the truth, which differences of trainings paired by chance are. What a shared seed does to
-both sides would only make differences smaller.
+The trainings of the splits are of one VAE of the demo, so no split has a truth other than "no difference". The two
+entries of a study share their training seeds; those of a split cannot, since each training is on one side. Its six
+trainings, in an order drawn by chance, are paired index by index. That is fair: the interval of paired differences asks
+that they be independent and centred on the truth, which differences of trainings paired by chance are. What a shared
+seed does to both sides would only make differences smaller.
 
 A right interval gives a verdict in 5 % of the splits at most. The splits are of the same 12 trainings, so their share
 scatters more than that of independent studies; 10 % is the limit.
@@ -23,11 +24,12 @@ import sys
 import tarfile
 from collections.abc import Mapping, Sequence
 from functools import cache
-from math import sqrt
+from math import log, sqrt
 from pathlib import Path
 
 import numpy as np
 import yaml
+from safetensors.numpy import load_file, save_file
 
 from eval.report.compare import Difference, Entry, compare
 from eval.report.entries import ScoredSet, open_all
@@ -39,13 +41,22 @@ ROOT = Path(__file__).parents[2]
 SCRATCH = os.environ.get("LATENTBANK_SCRATCH") or MEMORY
 TRAININGS, SIDE, SPLITS, MOST = 12, 3, 200, 0.1
 STEPS, PROMPTS = 300, 140
+PLAIN, NOISY, NOISE = "vae-plain", "vae-noisy", 0.5  # deviation of the noise, of that of latents
 SECONDS = 4 * 3600  # all trainings are within the first case
 SCORERS = ("demo-fd", "demo-acc")
 
 
-def check(scorer: str) -> Mapping[str, Sequence[int]]:
-    """AssertionError where more splits have a verdict than a right interval gives."""
-    return share_of_verdicts(trained(), scorer)
+def check(kind: str, scorer: str) -> Mapping[str, Sequence[int]]:
+    """AssertionError where more splits have a verdict than a right interval gives, or the noise has none."""
+    if kind == "splits":
+        return share_of_verdicts(trained(PLAIN, TRAININGS), scorer)
+    comparison = compare(*(
+        Entry(latents, {scored.seed: scored for scored in trained(latents, SIDE)})
+        for latents in (PLAIN, NOISY)
+    ))  # fmt: skip
+    difference = next(d for d in comparison.differences if d.scorer.startswith(scorer))
+    assert comparison.favours(difference) == PLAIN, f"no verdict against noise: {difference}"
+    return {f"{scorer}: noise loses": [digest_of(kind, (scorer,))]}
 
 
 def share_of_verdicts(
@@ -88,25 +99,31 @@ def by_normal(difference: Difference) -> bool:
 # The trainings -----------------------------------------------------------------------------------
 
 
-@cache
-def trained() -> list[ScoredSet]:
-    """Pictures of 12 trainings with their scores, made once by whichever process comes first."""
-    folder = (Path(SCRATCH) if SCRATCH else kept()) / "seeds"
-    folder.mkdir(exist_ok=True)
+def trained(latents: str, count: int) -> list[ScoredSet]:
+    """Pictures of the first trainings on a column, with their scores. What is missing is made, by one
+    process at a time.
+    """
+    folder = scratch()
+    folders = [folder / f"images/{latents}-seed{seed}" for seed in range(1, count + 1)]
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "done").exists():
-            make(folder)
-            (folder / "done").touch()
-    return open_all(pictures(folder))
+        if not (folder / "train.yaml").exists():
+            prepare(folder)
+        for images in folders:
+            if not (images / "scored").exists():
+                make(folder, images)
+    return open_all(folders)
 
 
-def pictures(folder: Path) -> list[Path]:
-    return [folder / f"images/seed{seed}" for seed in range(1, TRAININGS + 1)]
+@cache
+def scratch() -> Path:
+    folder = (Path(SCRATCH) if SCRATCH else kept()) / "seeds"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
-def make(folder: Path) -> None:
-    """By the commands that a user has: data, columns, trainings, pictures, scores."""
+def prepare(folder: Path) -> None:
+    """Data, columns and the training config of all."""
     python("eval.demo.data", folder / "data")
     prompts = json.loads((folder / "data/prompts.json").read_text())
     every = len(prompts) // PROMPTS
@@ -116,6 +133,9 @@ def make(folder: Path) -> None:
         tar.extractall(folder / "held-out", members, filter="data")
     encode = yaml.safe_load((ROOT / "configs/demo/encode.yaml").read_text())
     del encode["columns"]["vae-equi"]
+    vae = add_noise(ROOT / "configs/demo" / PLAIN, folder / NOISY)
+    noisy = encode["columns"][PLAIN] | {"encoder": {"class": "AutoencoderKL", "path": str(vae)}}
+    encode["columns"][NOISY] = noisy
     encode |= {
         "root": f"{folder}/cache",
         "sources": {"openmoji": f"{folder}/data/openmoji/{{00000..00007}}.tar"},
@@ -125,23 +145,39 @@ def make(folder: Path) -> None:
     python("encode", "run", folder / "encode.yaml")
     train = yaml.safe_load((ROOT / "configs/demo/train.yaml").read_text())
     del train["validation"]
-    column = f"{folder}/cache/openmoji"
     train |= {
-        "data": {"latents": f"{column}/vae-plain", "text": f"{column}/minilm", "lanes": 32},
+        "data": {"text": f"{folder}/cache/openmoji/minilm", "lanes": 32},
         "steps": STEPS, "save_every": STEPS, "runs": f"{folder}/runs",
     }  # fmt: skip
     (folder / "train.yaml").write_text(yaml.safe_dump(train))
-    for images in pictures(folder):
-        run = folder / f"runs/train-vae-plain-{images.name}"
-        python("train", folder / "train.yaml", images.name.replace("seed", "seed="))
-        python(
-            "eval", "generate", "--checkpoint", run, "--prompts", folder / "prompts.json",
-            "--save_dir", images, "--guidance_scale", 3, "--batch_size", 70,
-        )  # fmt: skip
-        shutil.rmtree(run)  # 50 MB each, in memory
-    sets = pictures(folder)
-    python("eval", "score", SCORERS[0], *sets, "--reference", folder / "held-out")
-    python("eval", "score", SCORERS[1], *sets)
+
+
+def make(folder: Path, images: Path) -> None:
+    """A training, its pictures and their scores, by the commands that a user has."""
+    latents, _, seed = images.name.rpartition("-seed")
+    column, run = folder / "cache/openmoji" / latents, folder / f"runs/train-{images.name}"
+    python("train", folder / "train.yaml", f"data.latents={column}", f"seed={seed}")
+    python(
+        "eval", "generate", "--checkpoint", run, "--prompts", folder / "prompts.json",
+        "--save_dir", images, "--guidance_scale", 3, "--batch_size", 70,
+    )  # fmt: skip
+    shutil.rmtree(run)  # 50 MB each, in memory
+    python("eval", "score", "demo-fd", images, "--reference", folder / "held-out")
+    python("eval", "score", "demo-acc", images)
+    (images / "scored").touch()
+
+
+def add_noise(vae: Path, folder: Path) -> Path:
+    """A copy of a VAE whose posterior, of which training draws, is half as wide as all latents are."""
+    shutil.copytree(vae, folder)
+    scale = json.loads((folder / "config.json").read_text())["scaling_factor"]
+    path = folder / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    log_variance = slice(len(weights["encoder.conv_out.bias"]) // 2, None)
+    weights["encoder.conv_out.weight"][log_variance] = 0
+    weights["encoder.conv_out.bias"][log_variance] = 2 * log(NOISE / scale)
+    save_file(weights, path)
+    return folder
 
 
 def python(*words: object) -> None:
@@ -152,10 +188,10 @@ def python(*words: object) -> None:
 
 
 def cases() -> list[Case]:
-    return [(scorer,) for scorer in SCORERS]
+    return [*(("splits", scorer) for scorer in SCORERS), ("noise", SCORERS[0])]
 
 
 SWEEP = Sweep(
-    "seeds", "a score, of 200 splits of 12 training seeds of one VAE into three against three",
-    cases, check, lambda case: str(case[0]), seconds=SECONDS,
+    "seeds", "a score of 200 splits of 12 training seeds into three against three, or of a VAE with noise",
+    cases, check, lambda case: f"{case[1]}, {case[0]}", seconds=SECONDS,
 )  # fmt: skip
