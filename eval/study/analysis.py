@@ -11,7 +11,7 @@ interval is 95 %, null where none is known; a difference is an entry minus the b
                   verdict"), title (what to read before it), sentence
     covers[]      what the verdicts cover; leaves_open[]: what another study would have to tell
     entries[]     baseline first: name, latents (column), sets {seed: folder} and runs {seed: folder} of the last
-                  step, notes
+                  step, notes[] on its sets: note, seeds
     scores[]      the primary one first: scorer, better, primary, notes; entries[], one an entry: by_seed {seed: Value},
                   over_seeds (null without scores); deviation: of training seeds, pooled over the entries (null where
                   no entry has two): value, low, high (an 80 % interval), freedom, relative (to the mean score);
@@ -102,9 +102,10 @@ def analyse(study: Study) -> Analysis:
         "cost": _cost(study, sets),
         **_differences(study, last, comparisons),
     }  # fmt: skip
-    shared = sorted((c.seeds for c in comparisons.values()), key=len) or [()]
-    data["covers"] = covers(shared[-1], data["prompts"], data["benchmark"], len(comparisons))
-    data["leaves_open"] = leaves_open(len(shared[0]), first.settings if first else {}, step)
+    compared = sorted((_seeds(c, primary) for c in comparisons.values()), key=len) or [()]
+    prompts = study.config.benchmark or Path(data["benchmark"]).name
+    data["covers"] = covers(compared[-1], data["prompts"], prompts, len(comparisons))
+    data["leaves_open"] = leaves_open(len(compared[0]), first.settings if first else {}, step)
     return Analysis(data, sets, last)
 
 
@@ -190,13 +191,16 @@ def _prompts(scored: ScoredSet | None) -> int | None:
 def _entry(study: Study, name: str, entry: Entry | None) -> Json:
     members = entry.members if entry else {}
     config = study.train_config(name, study.seeds[0])
-    notes = [f"{scored.name}: {note}" for scored in members.values() for note in scored.notes]
+    notes: dict[str, list[int | None]] = {}
+    for seed, scored in members.items():
+        for note in scored.notes:
+            notes.setdefault(note, []).append(seed)
     return {
         "name": name,
         "latents": config.data.latents,
         "sets": {str(seed): str(scored.folder) for seed, scored in members.items()},
         "runs": {str(seed): str(scored.run) for seed, scored in members.items() if scored.run},
-        "notes": notes,
+        "notes": [{"note": note, "seeds": seeds} for note, seeds in notes.items()],
     }
 
 
@@ -290,6 +294,14 @@ def _seeds_needed(comparison: Comparison, scorer: str) -> Json | None:
     prompts = difference.parts.of_prompts if difference.parts else 0.0
     low, high = range_to_resolve(abs(difference.value.value), deviation, prompts)
     return {"low": low, "high": high}
+
+
+def _seeds(comparison: Comparison, scorer: str | None) -> Sequence[int]:
+    """Returns the training seeds that a score's difference is over."""
+    if len(comparison.seeds) == 1:
+        return comparison.seeds
+    seeds = [tuple(d.by_seed) for d in comparison.differences if d.scorer == scorer]
+    return seeds[0] if seeds else ()
 
 
 def _p(comparison: Comparison, scorer: str | None) -> float | None:

@@ -65,7 +65,7 @@ def render(data: Json, pictures: Sequence[Json], losses: Sequence[str] = ()) -> 
         s=data, pictures=pictures, losses=losses, style=charts.style(), names=names,
         colour={name: i % charts.COLOURS for i, name in enumerate(names)},
         forests=_forests(data), steps=_over_steps(data), latex=latex(data), missing=_missing(data),
-        warnings=_warnings(data), needed=_needed(data), figure=charts.figure,
+        warnings=_warnings(data), notes=_notes(data), prompts=Path(data["benchmark"]).name, needed=_needed(data), figure=charts.figure,
     )  # fmt: skip
 
 
@@ -171,6 +171,18 @@ def _warnings(data: Json) -> list[str]:
         for warning in difference["warnings"]
     ]
     return list(dict.fromkeys(lines))
+
+
+def _notes(data: Json) -> dict[str, list[str]]:
+    """Returns the notes on sets of the last step, and of which entries and seeds they are."""
+    notes: dict[str, list[str]] = {}
+    for entry in data["entries"]:
+        for record in entry["notes"]:
+            seeds = ", ".join(map(str, record["seeds"]))
+            every = len(record["seeds"]) == len(entry["sets"])
+            owner = entry["name"] if every else f"{entry['name']} (seed {seeds})"
+            notes.setdefault(record["note"], []).append(owner)
+    return notes
 
 
 def _needed(data: Json) -> list[tuple[str, float, str]]:

@@ -291,6 +291,15 @@ def test_how_many_seeds_would_resolve_a_difference(
     assert re.search(rf"e2e\s*\+0\.\d+\s*{re.escape(text)}\s*\n", page.text)
 
 
+def test_a_note_of_several_sets_is_shown_once(two: dict[str, Any]) -> None:
+    data = json.loads(json.dumps(two["data"]))
+    data["entries"][0]["notes"] = [{"note": "too young", "seeds": [0, 2]}]
+    data["entries"][1]["notes"] = [{"note": "too young", "seeds": [0, 1, 2]}]
+    text = Page(render(data, [])).text
+    assert text.count("too young") == 1
+    assert "flux (seed 0, 2), e2e: too young" in text
+
+
 def test_the_table_for_latex(two: dict[str, Any]) -> None:
     lines = latex(two["data"]).splitlines()
     assert lines[1] == r"\begin{tabular}{lcc}"
