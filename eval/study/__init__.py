@@ -6,6 +6,5 @@ graph.py      what is to be done, as commands with their inputs and outputs
 reuse.py      what exists and fits, made by the study or by hand
 checks.py     what a user can get wrong, found before anything expensive
 runner.py     runs the commands, and shows how far they are
-analysis.py   what the pictures say: the numbers of study.json, with verdict.py and ledger.py
-page.py       the page of these numbers
+report/       what the pictures say: study.json, and the page of it
 """

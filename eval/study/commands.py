@@ -64,7 +64,7 @@ def _report_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from .page import report
+    from .report.page import report
     from .study import Study
 
     study = Study.open(args.study, args.out)

@@ -15,11 +15,11 @@ from eval.commands import main
 from eval.errors import BadReport
 from eval.report.compare import Entry, compare
 from eval.scores import results
-from eval.study.analysis import open_sets
-from eval.study.ledger import Training, ledger
-from eval.study.page import latex, render, report
+from eval.study.report.ledger import Training, ledger
+from eval.study.report.page import latex, render, report
+from eval.study.report.sets import open_sets
+from eval.study.report.verdict import verdict_of
 from eval.study.study import Study
-from eval.study.verdict import verdict_of
 from shards import FormatVersion
 from tests.eval.browser import BROWSER, Page, in_browser
 from tests.eval.sets import make_items, make_score

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from shards import atomic_write, charts
 from shards.printing import printable
 
-from ..report.gallery import gallery
-from ..report.page import change, template, training_curves, value_text
-from ..report.report import PICTURES, refuse_other_files
+from ...report.gallery import gallery
+from ...report.page import change, template, training_curves, value_text
+from ...report.report import PICTURES, refuse_other_files
+from ..graph import nodes_of
 from .analysis import FORMAT, VERSION, Analysis, analyse
-from .graph import nodes_of
 
 if TYPE_CHECKING:
-    from .study import Study
+    from ..study import Study
 
 Json = dict[str, Any]
 
@@ -65,7 +65,8 @@ def render(data: Json, pictures: Sequence[Json], losses: Sequence[str] = ()) -> 
         s=data, pictures=pictures, losses=losses, style=charts.style(), names=names,
         colour={name: i % charts.COLOURS for i, name in enumerate(names)},
         forests=_forests(data), steps=_over_steps(data), latex=latex(data), missing=_missing(data),
-        warnings=_warnings(data), notes=_notes(data), prompts=Path(data["benchmark"]).name, needed=_needed(data), figure=charts.figure,
+        warnings=_warnings(data), notes=_notes(data), needed=_needed(data), figure=charts.figure,
+        prompts=Path(data["benchmark"]).name,
     )  # fmt: skip
 
 

@@ -24,39 +24,34 @@ interval is 95 %, null where none is known; a difference is an entry minus the b
                   over_seeds
     differ        training and settings: {key: [a value an entry]} of what differs; same: {key: value} of what does not
     published     {entry: better, text, source, agrees (with the verdict; null where there is none)}
-    cost          see eval/study/ledger.py
+    cost          see eval/study/report/ledger.py
     commands[]    that make the study, in their order
     shown[]       ids of the prompts whose pictures are on the page; shown_seed: of their training
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.format.atomic import read_json
 from train.checkpoints.identity import leaves
 
-from ..errors import MissingImages
-from ..report.compare import Comparison, Entry, compare, mean_over_seeds
-from ..report.entries import ScoredSet, open_one
-from ..report.report import comparison_of
-from ..scores.deviation import pooled_deviation, published_deviation, range_to_resolve
-from ..scores.results import LEVEL
-from ..scores.seeds import holm
+from ...report.compare import Comparison, Entry, compare, mean_over_seeds
+from ...report.report import comparison_of
+from ...scores.deviation import pooled_deviation, published_deviation, range_to_resolve
+from ...scores.results import LEVEL
+from ...scores.seeds import holm
 from .ledger import Training, ledger
+from .sets import Sets, entry_at, missing, open_sets, prompt_count, recorded_names, score_name
 from .verdict import Verdict, covers, leaves_open, no_score, verdict_of
 
 if TYPE_CHECKING:
-    from .study import Study
+    from ..study import Study
 
 Json = dict[str, Any]
 FORMAT, VERSION = "latentbank-study", 1
-Key = tuple[str, int, int]  # entry, seed, step
-Sets = Mapping[Key, ScoredSet]
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ def analyse(study: Study) -> Analysis:
     """
     sets, asked = open_sets(study), [scorer.name for scorer in study.scorers]
     step, baseline = study.steps[-1], study.baseline
-    last = {name: entry for name in study.entries if (entry := _entry_at(study, sets, name, step))}
+    last = {name: entry for name in study.entries if (entry := entry_at(study, sets, name, step))}
     names = [name for name in study.entries if name != baseline]
     both = [name for name in names if name in last and baseline in last]
     comparisons = {name: compare(last[baseline], last[name]) for name in both}
@@ -91,7 +86,7 @@ def analyse(study: Study) -> Analysis:
     data: Json = {
         "format": FORMAT, "version": VERSION, "confidence": LEVEL, "name": study.path.stem,
         "note": study.config.note, "baseline": baseline, "step": step, "seeds": list(study.seeds),
-        "benchmark": study.config.benchmark or str(study.config.prompts), "prompts": _prompts(first),
+        "benchmark": study.config.benchmark or str(study.config.prompts), "prompts": prompt_count(first),
         "complete": not absent, "missing": absent, "primary": {"asked": asked[0], "scorer": primary},
         "verdicts": [asdict(verdict) for verdict in verdicts],
         "entries": [_entry(study, name, last.get(name)) for name in study.entries],
@@ -107,82 +102,6 @@ def analyse(study: Study) -> Analysis:
     data["covers"] = covers(compared[-1], data["prompts"], prompts, len(comparisons))
     data["leaves_open"] = leaves_open(len(compared[0]), first.settings if first else {}, step)
     return Analysis(data, sets, last)
-
-
-# Sets ---------------------------------------------------------------------------------------------
-
-
-def open_sets(study: Study) -> dict[Key, ScoredSet]:
-    """Returns all complete sets of a study, each by its entry, training seed and step."""
-    sets = {}
-    for name in study.entries:
-        for step in study.steps:
-            for seed in study.seeds:
-                try:
-                    scored = open_one(study.set_folder(name, seed, step))
-                except MissingImages:
-                    continue
-                sets[name, seed, step] = replace(scored, name=f"{name}, seed {seed}")
-    return sets
-
-
-def missing(study: Study, sets: Sets, recorded: Mapping[str, Set[str]]) -> list[Json]:
-    """Returns what of the plan does not exist yet: pictures, or scores of them.
-
-    `recorded` are the names of scores that each scorer made, as far as it is known.
-    """
-    absent = []
-    for name in study.entries:
-        for seed in study.seeds:
-            for step in study.steps:
-                scored = sets.get((name, seed, step))
-                lacks = (
-                    [
-                        asked
-                        for asked, own in recorded.items()
-                        if not score_name(asked, [scored], own)
-                    ]
-                    if scored
-                    else ["pictures"]
-                )
-                absent += [
-                    {"entry": name, "seed": seed, "step": step, "what": what} for what in lacks
-                ]
-    return absent
-
-
-def recorded_names(logs: Path) -> set[str]:
-    """Returns the names of the scores that a scorer's commands made, as their records say."""
-    names: set[str] = set()
-    for path in logs.rglob("*.json"):
-        with suppress(OSError, ValueError, TypeError, AttributeError):
-            names.update(map(str, read_json(path).get("scores") or ()))
-    return names
-
-
-def score_name(scorer: str, sets: Iterable[ScoredSet], recorded: Set[str]) -> str | None:
-    """Returns the score that a scorer's verdict is by; None where no set has it.
-
-    Without records, a scorer's scores are those that begin with its name, or have it after their
-    benchmark's (geneval2-softtifa-am-...). Of several, the shortest name has no variant in it
-    (dpg-..., not dpg-ungated-...).
-    """
-    names = {name for scored in sets for name in scored.scores}
-    own = sorted(names & recorded) or [
-        n for n in names if n == scorer or n.startswith(f"{scorer}-") or f"-{scorer}-" in n
-    ]
-    return min(own, key=lambda name: (len(name), name), default=None)
-
-
-def _entry_at(study: Study, sets: Sets, name: str, step: int) -> Entry | None:
-    members: dict[int | None, ScoredSet] = {
-        seed: sets[name, seed, step] for seed in study.seeds if (name, seed, step) in sets
-    }
-    return Entry(name, members) if members else None
-
-
-def _prompts(scored: ScoredSet | None) -> int | None:
-    return len(scored.images.prompts.items) if scored and scored.images else None
 
 
 # Parts of the JSON --------------------------------------------------------------------------------
@@ -261,7 +180,7 @@ def over_steps(study: Study, sets: Sets) -> list[Json]:
     lines = []
     for scorer in names:
         for name in study.entries:
-            entries = [(step, _entry_at(study, sets, name, step)) for step in study.steps]
+            entries = [(step, entry_at(study, sets, name, step)) for step in study.steps]
             points = [
                 {"step": step, **values}
                 for step, entry in entries

@@ -16,8 +16,8 @@ from typing import Any
 
 from shards.format.atomic import read_json
 
-from ..report.cost import column_cost, generation_cost, training_cost
-from ..report.entries import ScoredSet
+from ...report.cost import column_cost, generation_cost, training_cost
+from ...report.entries import ScoredSet
 
 Json = dict[str, Any]
 PARTS = ("encode", "train", "generate", "score")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ..report.compare import Comparison
-from ..report.page import change
-from ..scores.seeds import ONE_SEED, SEEDS_OF_A_VERDICT
+from ...report.compare import Comparison
+from ...report.page import change
+from ...scores.seeds import ONE_SEED, SEEDS_OF_A_VERDICT
 
 Json = dict[str, Any]
 Outcome = Literal["better", "worse", "no difference", "equal", "no verdict"]
