@@ -41,24 +41,18 @@ def missing(study: Study, sets: Sets, recorded: Mapping[str, Set[str]]) -> list[
 
     `recorded` are the names of scores that each scorer made, as far as it is known.
     """
-    absent = []
+    records = []
     for name in study.entries:
         for seed in study.seeds:
             for step in study.steps:
                 scored = sets.get((name, seed, step))
-                lacks = (
-                    [
-                        asked
-                        for asked, own in recorded.items()
-                        if not score_name(asked, [scored], own)
-                    ]
-                    if scored
-                    else ["pictures"]
-                )
-                absent += [
-                    {"entry": name, "seed": seed, "step": step, "what": what} for what in lacks
+                absent = ["pictures"]
+                if scored:
+                    absent = [s for s, own in recorded.items() if not score_name(s, [scored], own)]
+                records += [
+                    {"entry": name, "seed": seed, "step": step, "what": what} for what in absent
                 ]
-    return absent
+    return records
 
 
 def recorded_names(logs: Path) -> set[str]:
@@ -85,6 +79,7 @@ def score_name(scorer: str, sets: Iterable[ScoredSet], recorded: Set[str]) -> st
 
 
 def entry_at(study: Study, sets: Sets, name: str, step: int) -> Entry | None:
+    """Returns an entry's sets of one step, by training seed; None where there is none."""
     members: dict[int | None, ScoredSet] = {
         seed: sets[name, seed, step] for seed in study.seeds if (name, seed, step) in sets
     }
@@ -92,4 +87,5 @@ def entry_at(study: Study, sets: Sets, name: str, step: int) -> Entry | None:
 
 
 def prompt_count(scored: ScoredSet | None) -> int | None:
+    """Returns how many prompts a set is of."""
     return len(scored.images.prompts.items) if scored and scored.images else None
