@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -43,27 +44,39 @@ SCRATCH = "LATENTBANK_SCRATCH"  # where the sweeps put their columns
 
 
 FOLDERS = ("shards", "tests/shards", "tests/soak")  # the code that all sweeps run and test
-TRAIN = ("configs", "train", "tests/train")
+ENCODE = ("configs", "encode", "tests/bench/encoding", "tests/encode")
+TRAIN = (
+    *ENCODE,
+    "eval",
+    "train",
+    "tests/demo",
+    "tests/train",
+)  # tests train from the demo's pictures
 MORE = {  # what one sweep alone does
-    "encode": ("encode", "tests/encode"),
+    "encode": ENCODE,
     "checkpoints": TRAIN,
     "training": TRAIN,
-    "generate": (*TRAIN, "encode", "eval", "tests/eval"),
-    "seeds": ("configs", "train", "encode", "eval"),
+    "generate": (*TRAIN, "tests/eval"),
+    "seeds": TRAIN,
     "kernels": ("configs", "encode", "train", "eval", "tests"),
 }
 
 
-def code(sweep: str = "") -> str:
-    """Digest of the code that runs and of the code that is tested (not of the fast tests, but where a
-    sweep runs them).
+def files(sweep: str = "") -> list[Path]:
+    """Returns the modules of the code that runs and of the code that is tested (not of the fast tests,
+    but where a sweep runs them).
     """
+    below = [(ROOT / f).rglob("*.py") for f in (*FOLDERS, *MORE.get(sweep, ()))]
+    paths = {*(ROOT / "tests").glob("*.py"), *chain(*below)}
+    return sorted(p for p in paths if sweep == "kernels" or not p.name.startswith("test_"))
+
+
+def code(sweep: str = "") -> str:
+    """Returns a digest of `files`: a sweep whose code has another begins anew."""
     digest = hashlib.sha256()
-    for folder in (*FOLDERS, *MORE.get(sweep, ())):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            if sweep == "kernels" or not path.name.startswith("test_"):
-                name = str(path.relative_to(ROOT)).encode()
-                digest.update(name + b"\0" + path.read_bytes() + b"\0")
+    for path in files(sweep):
+        name = str(path.relative_to(ROOT)).encode()
+        digest.update(name + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -152,6 +154,28 @@ def test_a_sweep_that_is_run_alone_leaves_the_lines_of_others(
     assert "| 8 of " in again
     assert "why" not in again  # the failure was of the run before
     assert again.count("It was mended.\n\nTwice.") == 1
+
+
+LOADED = """
+import importlib, sys
+importlib.import_module(sys.argv[1])
+print(*(file for module in sys.modules.values() if (file := getattr(module, "__file__", None))), sep="\\n")
+"""
+
+
+@pytest.mark.parametrize(
+    "module", ["shards.sweeps", "encode.faults", "train.faults", "eval.faults"]
+)
+def test_a_sweep_begins_anew_when_a_module_that_it_loads_changes(module: str) -> None:
+    sweep = {"shards": "kills", "encode": "encode", "train": "training", "eval": "generate"}
+    lines = subprocess.run(
+        [sys.executable, "-c", LOADED, f"tests.{module}"], cwd=runner.ROOT, check=True, text=True,
+        stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(runner.ROOT)},
+    ).stdout.splitlines()  # fmt: skip
+    ours = {path for path in map(Path, lines) if path.is_relative_to(runner.ROOT)}
+    ours = {path for path in ours if ".venv" not in path.parts}
+    assert len(ours) > 20
+    assert ours <= set(runner.files(sweep[module.partition(".")[0]]))
 
 
 def test_every_sweep_is_large_enough() -> None:
