@@ -11,9 +11,10 @@
     ray job submit --working-dir . -- python -m encode run CONFIG
 
 A second run does nothing; an interrupted one goes on where it stopped. Exit codes: 0 done, 2
-config, identity or disk, 3 finished but some shards failed, a column has no usable row, or objects
-that are committed are missing (`report.json` and the output say which), 4 no workers left, 5 a
-column is held by another command, 128 + n stopped by signal n (SIGTERM: 143, SIGINT: 130).
+config, identity or disk, 3 finished but some shards failed, a column has no usable row, most of its
+rows lack the picture or caption that it reads, or objects that are committed are missing
+(`report.json` and the output say which), 4 no workers left, 5 a column is held by another command,
+128 + n stopped by signal n (SIGTERM: 143, SIGINT: 130).
 """
 
 from __future__ import annotations

@@ -22,8 +22,11 @@ from shards.format import SHARD_ROWS, ZARR_ROWS, checked_name, refuse_doubles
 from shards.places import local_path, place
 
 from .registry import ModelSpec
-from .source.members import normal_caption, normal_suffix
+from .source.members import PICTURES, in_order, normal_caption, normal_suffix
 
+_List = str | list[str]
+Image = Annotated[str, BeforeValidator(in_order(normal_suffix), json_schema_input_type=_List)]
+Caption = Annotated[str, BeforeValidator(in_order(normal_caption), json_schema_input_type=_List)]
 Name = Annotated[str, AfterValidator(checked_name)]  # of a source or a column
 
 
@@ -44,11 +47,14 @@ class StoredColumn(Strict):
 class PictureColumn(StoredColumn):
     """A column made from the pictures: one row of fixed shape each."""
 
-    image: Annotated[str, AfterValidator(normal_suffix)] = "jpg"  # of the picture in the tar
+    # suffix of the picture in the tar, or several in their order: of each sample the first that it
+    # has; null: of jpg, jpeg, png, webp and the like those that the source holds
+    image: Image | None = None
 
     @property
     def suffix(self) -> str:
-        return self.image
+        """What is read where neither the config nor the source says more."""
+        return self.image or PICTURES[0]
 
 
 class NormConfig(Strict):
@@ -119,8 +125,8 @@ class CaptionColumn(StoredColumn):
     template: str = "{}"  # the caption takes the place of {}
     instruction: str = ""  # before every caption; its tokens come on top of max_tokens
     chat_template: bool = False  # put the caption into the tokenizer's chat template
-    # suffix of the caption in the tar, or json:field
-    caption: Annotated[str, AfterValidator(normal_caption)] = "txt"
+    # suffix of the caption in the tar, or json:field; or several in their order
+    caption: Caption = "txt"
 
     @property
     def suffix(self) -> str:
@@ -193,12 +199,13 @@ Tars = str | list[str]
 
 class EncodeConfig(Strict):
     """Columns go to `<root>/<source>/<column>`; tars are paths or brace patterns like
-    `a/{00..09}.tar`. A source or column that is null is left out: `columns.flux-512=null`.
+    `a/{00..09}.tar` (see `source.places`). A source or column that is null is left out: `columns.flux-512=null`.
     """
 
     # above the columns: a path, or a url as s3://bucket/prefix
     root: Annotated[str, BeforeValidator(place)]
-    # tars of each source, by its name: paths, urls or brace patterns like `a/{00..09}.tar`
+    # tars of each source, by its name: paths, urls, patterns like `a/{00..09}.tar` or `a/*.tar`, a
+    # folder of tars; or pictures to be packed once: their folder, a table or Parquet
     sources: Annotated[dict[Name, Tars], _without_nulls(dict[Name, Tars | None])]
     # columns to make of each source, by their names
     columns: Annotated[dict[Name, ColumnConfig], _without_nulls(dict[Name, ColumnConfig | None])]

@@ -144,9 +144,10 @@ def layout_of(encoder: Encoder, shards: int, shard_rows: int) -> Layout:
 
 def column_spec(
     encoder: Encoder, fingerprint: str, shards: int, shard_rows: int,
-    scales: Callable[[], Json] | None = None,
+    scales: Callable[[], Json] | None = None, image: str | None = None,
 ) -> ColumnSpec:  # fmt: skip
-    """Returns identity, layout and norm of the column that an encoder makes of a source.
+    """Returns identity, layout and norm of the column that an encoder makes of a source, from the
+    members of suffix `image`, where that is not the encoder's.
 
     `scales` returns the channel scales, and is called for a column of int8 alone: see
     `existing_scales` and `measured_scales`.
@@ -154,6 +155,8 @@ def column_spec(
     layout = layout_of(encoder, shards, shard_rows)
     identity = {**encoder.identity().record(), "source": fingerprint}
     if isinstance(encoder, ImageEncoder):
+        if image is not None:
+            identity["preprocess"] = {**identity["preprocess"], "image": image}
         return ColumnSpec(identity, layout, encoder.norm)
     assert isinstance(encoder, CaptionEncoder)
     if layout.quantised and scales is None:

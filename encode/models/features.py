@@ -40,7 +40,7 @@ class FeatureEncoder(ImageEncoder):
         resolution = config.resolution or _needed(file, "resolution", path)
         self.mean = list(map(float, config.mean or _needed(file, "mean", path)))
         self.std = list(map(float, config.std or _needed(file, "std", path)))
-        self.view = View(resolution, config.image)
+        self.view = View(resolution, config.suffix)
         # of a pair of towers, the one of pictures
         self._module, self.weights = load_model(
             "transformers", self.model, device, expected=expected, part="vision_model"

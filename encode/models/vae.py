@@ -79,7 +79,7 @@ class Vae(ImageEncoder):
                     f"posterior. Say kind: {self.kind}, not {config.kind}"
                 )
             self.config, self._column_norm = config, config.norm
-            self.view = View(config.resolution, config.image)
+            self.view = View(config.resolution, config.suffix)
             _ = self.norm  # refuses a normalisation that is missing or wrong
 
     @cached_property

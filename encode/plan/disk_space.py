@@ -118,13 +118,13 @@ def _of_source(
     missing = {name: lacking(job.folder.child(name)) for name in job.specs}
     sizes = [size for _, size in job.source.tars]
     shards = sorted(set().union(*missing.values()), key=lambda shard: (sizes[shard], shard))
-    suffixes = {config.columns[n].suffix for n in missing if job.specs[n].layout.ragged}
+    suffixes = {job.suffix(config, n) for n in missing if job.specs[n].layout.ragged}
     sample = _middle_sample(job, shards, suffixes)
     if sample is None:
         return 0.0
     total = sample.index_bytes / sample.tar_bytes * sum(sizes[shard] for shard in shards)
     for name, spec in job.specs.items():
-        layout, suffix = spec.layout, config.columns[name].suffix
+        layout, suffix = spec.layout, job.suffix(config, name)
         lengths = np.zeros(len(sample.rows), np.int64)
         if layout.ragged:
             (lengths,) = lengths_of(encoders[name], suffix, layout.row_shape[0], [sample])

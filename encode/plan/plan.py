@@ -94,9 +94,11 @@ class CostEstimate:
     gpu_hours: float | None
 
 
-def column_cost(name: str, encoder: Encoder, survey: Survey, rate: Rate | None) -> ColumnCost:
+def column_cost(
+    name: str, encoder: Encoder, survey: Survey, rate: Rate | None, config: EncodeConfig
+) -> ColumnCost:
     """Returns samples, tokens and bytes of one column."""
-    job, suffix, shards = survey.job, encoder.config.suffix, survey.shards
+    job, suffix, shards = survey.job, survey.job.suffix(config, name), survey.shards
     layout = layout_of(encoder, shards, job.source.shard_rows)
     present = [sample.has(suffix) for sample in survey.samples]
     lengths, empty = [np.zeros(len(rows), np.int64) for rows in present], 0
@@ -128,9 +130,8 @@ def column_cost(name: str, encoder: Encoder, survey: Survey, rate: Rate | None) 
 # Hours and money ----------------------------------------------------------------------------------
 
 
-def rows_for_probe(encoder: Encoder, survey: Survey) -> list[Any]:
+def rows_for_probe(encoder: Encoder, survey: Survey, suffix: str) -> list[Any]:
     """Returns real pictures or captions of the sampled tars."""
-    suffix = encoder.config.suffix
     if isinstance(encoder, ImageEncoder):
         return [data for sample in survey.samples for data in sample.pictures.get(suffix, [])]
     texts = [text for sample in survey.samples for text in sample.captions.get(suffix, []) if text]
@@ -169,10 +170,12 @@ def make_plan(config: EncodeConfig, args: argparse.Namespace) -> CostEstimate:
     """Returns the cost of every source and of every column of it; says on stderr what it does."""
     jobs = [open_job(config, name, index_alone=True) for name in config.sources]
     encoders, threads = load_encoders(config.columns, config.engine), config.engine.threads
-    captions = {e.suffix for e in encoders.values() if isinstance(e, CaptionEncoder)}
-    pictures = {e.view.suffix for e in encoders.values() if isinstance(e, ImageEncoder)}
     surveys = []
     for job in jobs:
+        captions, pictures = (
+            {job.suffix(config, name) for name, e in encoders.items() if isinstance(e, kind)}
+            for kind in (CaptionEncoder, ImageEncoder)
+        )
         print(f"source {job.source.name}: looking into tars", file=sys.stderr)
         surveys.append(Survey(job, args.shards_sampled, captions, pictures))
     costs = []
@@ -182,10 +185,10 @@ def make_plan(config: EncodeConfig, args: argparse.Namespace) -> CostEstimate:
             layout = layout_of(encoder, survey.shards, config.shard_rows)
             if args.seconds and rates.get(name) is None:
                 print(f"column {name}: trying its encoder, {args.seconds:.0f} s", file=sys.stderr)
-                rows = rows_for_probe(encoder, survey)
+                rows = rows_for_probe(encoder, survey, survey.job.suffix(config, name))
                 rates[name] = probe(encoder, layout, rows, config.engine, args.seconds)
             rate = rates.get(name)
-            cost = column_cost(name, encoder, survey, rate)
+            cost = column_cost(name, encoder, survey, rate, config)
             cost.break_even_steps = break_even(cost, layout.row_shape[0], args.global_batch)
             if rate is not None:
                 cost.gpu_hours = hours(cost.samples.value, rate, 1, threads)
@@ -333,7 +336,9 @@ def _hints(cost: ColumnCost) -> list[str]:
         )
     if cost.passed_over:
         words = ", ".join(f"{suffix!r} of {n:,} rows" for suffix, n in cost.passed_over.items())
-        lines.append(f"reads one suffix only; passed over, of the rows looked at: {words}")
+        lines.append(
+            f"without a member that the column reads, of the rows looked at; they have: {words}"
+        )
     if cost.alternatives:
         words = ", ".join(f"{name} {size_text(n)}" for name, n in cost.alternatives.items())
         lines.append(f"the same captions stored otherwise: {words}")

@@ -10,17 +10,30 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards import ColumnSpec, CorruptColumn, IndexRow, Source, Store, open_source, read_index
-from shards.column import ShardIndex, index_name, member_of
+from shards import (
+    ColumnSpec,
+    CorruptColumn,
+    FormatVersion,
+    IndexRow,
+    NotAColumn,
+    Source,
+    Store,
+    open_source,
+    read_index,
+)
+from shards.column import OR, ShardIndex, chosen, index_name, member_of, suffix_read
+from shards.read import open_spec
 
-from ..config import EncodeConfig
+from ..config import EncodeConfig, PictureColumn
 from ..errors import BadTar, EncodeError, FetchFailed, MissingTar, NoSuchSuffix
+from ..source import members
 from ..source.fetch import fetched
 from ..source.index import index_heads
 from ..source.members import read_captions
@@ -28,6 +41,7 @@ from ..source.tars import Tar, make_source, read_exactly, scan_tar
 
 PICTURES = 256  # kept of a tar, to try the encoders on
 FIRST, TRIES = 8, 32  # tars with rows that are searched for a suffix, of so many
+LOOKED = 3  # tars whose pictures say which suffixes a column reads that names none
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +63,15 @@ class TarSample:
         """Returns which rows have this member, (rows,)."""
         if suffix in self.captions:
             return np.array([caption is not None for caption in self.captions[suffix]], bool)
-        return np.array([member_of(suffix) in row.members for row in self.rows], bool)
+        return np.array([chosen(row.members, suffix) is not None for row in self.rows], bool)
 
     def member_bytes(self, suffix: str) -> NDArray[np.int64]:
         """Returns the size of this member in each row, 0 where a row lacks it, (rows,)."""
-        member = member_of(suffix)
-        return np.array([row.members.get(member, (0, 0))[1] for row in self.rows], np.int64)
+        read = [chosen(row.members, suffix) or "" for row in self.rows]
+        sizes = [
+            row.members.get(name, (0, 0))[1] for row, name in zip(self.rows, read, strict=True)
+        ]
+        return np.array(sizes, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +85,12 @@ class SourceJob:
     scratch: Path
     # by name of the column in the config; empty until a worker has loaded the encoders
     specs: Mapping[str, ColumnSpec] = field(default_factory=dict)
+    # suffix of the pictures of each column for which the config names none
+    images: Mapping[str, str] = field(default_factory=dict)
+
+    def suffix(self, config: EncodeConfig, name: str) -> str:
+        """Returns which members a column reads of this source."""
+        return self.images.get(name, config.columns[name].suffix)
 
     def sample(
         self, shard: int, captions: Collection[str] = (), pictures: Collection[str] = ()
@@ -94,9 +117,9 @@ class SourceJob:
             step = max(1, len(rows) // PICTURES)
             images = {
                 suffix: [
-                    read_exactly(handle, row.members[suffix][1], row.members[suffix][0])
+                    read_exactly(handle, row.members[member][1], row.members[member][0])
                     for row in rows[::step]
-                    if suffix in row.members
+                    if (member := chosen(row.members, suffix)) is not None
                 ]
                 for suffix in pictures
             }
@@ -123,41 +146,70 @@ def open_job(config: EncodeConfig, name: str, index_alone: bool = False) -> Sour
     else:
         source.check(folder)  # an index of other tars says nothing of these
     job = SourceJob(source, tars, folder, config.engine.scratch_folder)
-    refuse_unmatched(config, job)
-    return job
+    return with_images(config, job)
 
 
-def refuse_unmatched(config: EncodeConfig, job: SourceJob) -> None:
-    """Raises NoSuchSuffix if a column's suffix is that of no member in the first tars with rows,
-    and in some more of the source. Tars are read, or their indexes, until every suffix was seen.
+def with_images(config: EncodeConfig, job: SourceJob) -> SourceJob:
+    """Returns the source with the suffixes that each column of pictures reads for which the config
+    names none: those of the column on disk, else of PICTURES those that are read in the first, the last
+    and the middle tar with rows. So a source of jpg alone has the columns that `image: jpg` makes.
+
+    Raises NoSuchSuffix if a column's suffix is that of no member in the first tars with rows, and
+    in some more of the source. Tars are read, or their indexes, until every suffix was seen.
     """
     source, shards, half = job.source, len(job.tars), FIRST // 2
-    order = [*range(half), *(shards * i // half - 1 for i in range(1, half + 1))]
+    columns, images, open_names = dict[str, str](), dict[str, str](), set[str]()
+    for name, column in config.columns.items():
+        columns[name] = column.suffix
+        if isinstance(column, PictureColumn) and column.image is None:
+            existing = _on_disk(job.folder.child(name))
+            if existing is None:
+                open_names.add(name)
+                columns[name] = OR.join(members.PICTURES)
+            else:
+                columns[name] = images[name] = existing
+    order = [0, shards - 1, shards // 2] if open_names else []
+    order += [*range(half), *(shards * i // half - 1 for i in range(1, half + 1))]
     order += [shards * i // TRIES for i in range(TRIES)]
-    counts, names, columns = Counter[str](), list[str](), dict(config.columns)
+    counts, pictures, names = Counter[str](), Counter[str | None](), list[str]()
+
+    def resolved() -> SourceJob:
+        read = OR.join(suffix for suffix in members.PICTURES if suffix in pictures)
+        return replace(job, images=images | dict.fromkeys(open_names if read else (), read))
+
     for shard in dict.fromkeys(shard for shard in order if 0 <= shard < shards):
-        if not columns or len(names) == FIRST:
+        enough = LOOKED if open_names else 0
+        if (not columns and len(names) >= enough) or len(names) == FIRST:
             break
         try:
             rows = job.sample(shard).rows
         except (BadTar, CorruptColumn):
             continue  # it is reported when its turn comes
         except OSError:
-            return  # so is this, and others would take as long
+            return resolved()  # so is this, and others would take as long
         names.append(source.tars[shard][0])
         counts.update(suffix for row in rows for suffix in row.members)
-        columns = {n: c for n, c in columns.items() if member_of(c.suffix) not in counts}
+        pictures.update(chosen(row.members, OR.join(members.PICTURES)) for row in rows)
+        columns = {n: s for n, s in columns.items() if chosen(counts, s) is None}
     if not names or not columns:
-        return
-    name, column = next(iter(columns.items()))
-    key = "image" if hasattr(column, "image") else "caption"
+        return resolved()
+    name, wanted = next(iter(columns.items()))
+    key = "image" if isinstance(config.columns[name], PictureColumn) else "caption"
     suffixes = ", ".join(f"{suffix!r} ({count:,})" for suffix, count in counts.most_common(12))
     raise NoSuchSuffix(
         f"columns.{name}.{key}: no sample of source {source.name!r} has a member with the suffix "
-        f"{member_of(column.suffix)!r}, in {len(names)} of {shards} tars that were looked at "
+        f"{member_of(wanted).replace(OR, ', ')!r}, in {len(names)} of {shards} tars that were looked at "
         f"({', '.join(map(repr, names[:3]))}{', ...' if names[3:] else ''}). Suffixes there, "
-        f"with their rows: {suffixes}. Set columns.{name}.{key} to one of them"
+        f"with their rows: {suffixes}. Set columns.{name}.{key} to one of them, or a "
+        "list"
     )
+
+
+def _on_disk(column: Store) -> str | None:
+    """Returns the suffix that a column was made of; None where there is none that can be read."""
+    with suppress(NotAColumn, CorruptColumn, FormatVersion):
+        return suffix_read(open_spec(column)[0].identity)
+    return None
 
 
 # Totals -------------------------------------------------------------------------------------------

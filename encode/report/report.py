@@ -16,6 +16,7 @@ from typing import Any
 from rich.table import Table
 
 from shards import Status, Store, canonical_json, describe
+from shards.column import OR, suffix_read
 from shards.console import render
 from shards.format import HAS_VALUES
 from shards.format.atomic import Json, parse_json
@@ -49,7 +50,9 @@ class CountsDisagree(EncodeError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run ends with: a text, and the complete columns in which no row is usable, by url."""
+    """What a run ends with: a text, and by url the complete columns in which no row is usable, or most
+    lack what the column is made of.
+    """
 
     text: str
     useless: list[str]
@@ -58,6 +61,16 @@ class Report:
 def usable(counts: Mapping[str, int]) -> bool:
     """Returns whether any row has values."""
     return any(counts.get(status.name.lower()) for status in HAS_VALUES)
+
+
+def lost(entry: Json) -> int:
+    """Returns how many rows of a column have no member that it reads."""
+    return sum(entry["counts"].get(status.name.lower(), 0) for status in MISSING)
+
+
+def mostly_lost(entry: Json) -> bool:
+    """Returns whether more than half of the rows of a column have no member that it reads."""
+    return bool(2 * lost(entry) > sum(entry["counts"].values()))
 
 
 def write_report(
@@ -89,7 +102,7 @@ def write_report(
     root.replace("report.json", canonical_json(report | entries))
     useless = [
         url for url, entry in entries.items()
-        if entry["complete"] is not None and not usable(entry["counts"])
+        if entry["complete"] is not None and (not usable(entry["counts"]) or mostly_lost(entry))
     ]  # fmt: skip
     return Report(summary(entries, failures, run, config.allow_failed), useless)
 
@@ -149,6 +162,7 @@ def column_report(
     return {
         "rows": column.rows,
         "input_rows": expected,
+        "reads": suffix_read(target.spec.identity),
         "counts": dict(sorted(counts.items())),
         "passed_over": dict(suffixes.most_common()),  # rows without the column's member, by others
         "passed_over_unknown": uncounted,  # shards with such rows, by a program that did not count
@@ -176,13 +190,8 @@ def summary(
     """Returns the end of a run for a reader: rows by column, time by stage, failures, what to do."""
     parts: list[Any] = [_line(url, entry, allow_failed) for url, entry in columns.items()]
     for url, entry in columns.items():
-        if entry["passed_over"]:
-            suffixes = ", ".join(f"{s!r} of {n:,} rows" for s, n in entry["passed_over"].items())
-            older = entry["passed_over_unknown"]
-            parts.append(
-                f"{url}: passed over, since the column reads one suffix only: {suffixes}"
-                + (f" ({older:,} older shards are not counted)" if older else "")
-            )
+        if lost(entry):
+            parts.append(f"WARNING {url}: {_lost_line(entry)}")
     parts += [_rows_table(columns), _stage_table(columns)]
     if run is not None:
         parts.append(_run_line(run))
@@ -197,12 +206,28 @@ def summary(
     return render(*parts, width=min(WIDTH, shutil.get_terminal_size((WIDTH, 0)).columns))
 
 
+def _lost_line(entry: Json) -> str:
+    """Returns how many rows lack what a column reads, what they have instead, and how to read that."""
+    captions, total = entry["counts"].get("caption_missing", 0), sum(entry["counts"].values())
+    what, key, usual = ("caption", "caption", "txt") if captions else ("picture", "image", "jpg")
+    reads = (entry["reads"] or usual).split(OR)  # columns of old may not say
+    line = f"{lost(entry):,} of {total:,} rows have no {what} ({', '.join(reads)})"
+    if not entry["passed_over"]:
+        return f"{line}, nor anything in its place"
+    suffixes = ", ".join(f"{s!r} of {n:,} rows" for s, n in entry["passed_over"].items())
+    older = entry["passed_over_unknown"]
+    more = f" ({older:,} older shards are not counted)" if older else ""
+    names = ", ".join(dict.fromkeys([*reads, next(iter(entry["passed_over"]))]))
+    return f"{line}. They have {suffixes}{more}. A new column may read these, too: {key}: [{names}]"
+
+
 def _line(url: str, entry: Json, allow_failed: bool) -> str:
     if "damaged" in entry:
         return f"NOT complete, DAMAGED: {entry['damaged']}"
     counts = ", ".join(f"{entry['counts'][name]:,} {name}" for name in _ordered(entry["counts"]))
     if entry["complete"] is not None and (allow_failed or not entry["missing"]):
-        useless = "" if usable(entry["counts"]) else "but NO ROW IS USABLE, "
+        useless = "but MOST ROWS ARE LOST, " if mostly_lost(entry) else ""
+        useless = useless if usable(entry["counts"]) else "but NO ROW IS USABLE, "
         return f"{url}: complete, {useless}{entry['rows']:,} rows: {counts}"
     failures = len(entry["failed"])
     fresh = entry["missing"] - failures

@@ -7,8 +7,8 @@
 Nothing is loaded and nothing is written: shards come from one listing of each column, rows from its
 COMPLETE record or its commits, and the rest from `<root>/progress.json`, which a run replaces every
 few seconds. Sizes of committed objects are compared once (of an object store by a listing of each
-array). Exit code 0, or 3 if shards have failed, a column lacks what is committed, or a complete one
-has no usable row.
+array). Exit code 0, or 3 if shards have failed, a column lacks what is committed, a complete one has
+no usable row, or most of its rows lack the picture or caption that it reads.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from shards.places import local_path
 from shards.printing import raw
 
 from ..config import EncodeConfig
-from .report import SHOWN, read_report, usable
+from .report import SHOWN, mostly_lost, read_report, usable
 
 PROGRESS = "progress.json"
 FORMAT = "latentbank-progress"
@@ -207,6 +207,8 @@ def as_text(record: Json, config_path: str) -> str:
         counts = ", ".join(f"{n:,} {status}" for status, n in column["counts"].items())
         state = "complete: " if column["complete"] else ""
         if _useless(column):
+            state = "complete, MOST ROWS ARE LOST: "
+        if _useless(column) and not usable(column["counts"]):
             state = "complete, NO ROW IS USABLE: "
         if column.get("lost"):
             state = "DAMAGED: "
@@ -257,4 +259,6 @@ def run_status(args: argparse.Namespace) -> int:
 
 
 def _useless(column: Json) -> bool:
-    return bool(column.get("complete")) and not usable(column["counts"])
+    """Returns whether a column is complete and has no usable row, or most rows lack their member."""
+    counts = column.get("counts")
+    return bool(column.get("complete")) and (not usable(counts or {}) or mostly_lost(column))

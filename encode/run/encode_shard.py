@@ -36,7 +36,14 @@ from shards import (
     Status,
     put_index,
 )
-from shards.column import ShardIndex, commit_name, member_of, own_commit, refuse_other_members
+from shards.column import (
+    ShardIndex,
+    commit_name,
+    member_of,
+    own_commit,
+    refuse_other_members,
+    suffix_read,
+)
 from shards.format import ZARR_ROWS
 from shards.format.atomic import Json
 
@@ -44,7 +51,7 @@ from ..config import EngineConfig
 from ..errors import BadTar, TarChanged
 from ..meter import DECODE, READ, WRITE, Timer
 from ..models.encoder import CaptionEncoder, Encoder, ImageEncoder
-from ..source.decoding import Batch, decoded
+from ..source.decoding import Batch, View, decoded
 from ..source.fetch import fetched
 from ..source.members import passed_over, read_captions
 from ..source.tars import Tar, scan_tar
@@ -159,17 +166,27 @@ class Shard:
         self.priority = self.resources.next_priority()
         self.images = {n: e for n, e in self.encoders.items() if isinstance(e, ImageEncoder)}
         self.captions = {n: e for n, e in self.encoders.items() if isinstance(e, CaptionEncoder)}
-        self.views = list(dict.fromkeys(encoder.view for encoder in self.images.values()))
+        # which pictures are read is the column's affair: one encoder may serve several sources
+        self.column_views = {
+            name: View(
+                encoder.view.resolution, suffix_read(self._identity(name)) or encoder.view.suffix
+            )
+            for name, encoder in self.images.items()
+        }
+        self.views = list(dict.fromkeys(self.column_views.values()))
         self._picture_digests: dict[str, Any] = {v.suffix: hashlib.sha256() for v in self.views}
         self._caption_digests: dict[str, Any] = {name: hashlib.sha256() for name in self.captions}
+
+    def _identity(self, name: str) -> Json:
+        return self.task.targets[name].spec.identity
 
     def members(self) -> dict[str, dict[str, str]]:
         """Returns the digest of what each column has read of the tar, by column and suffix; see
         `shards.column.members`.
         """
         pictures = {
-            name: {e.view.suffix: self._picture_digests[e.view.suffix].hexdigest()}
-            for name, e in self.images.items()
+            name: {view.suffix: self._picture_digests[view.suffix].hexdigest()}
+            for name, view in self.column_views.items()
         }
         return pictures | {
             name: {member_of(e.suffix): self._caption_digests[name].hexdigest()}
@@ -180,7 +197,7 @@ class Shard:
         """Returns rows that lack the column's member, by suffix; see `members.passed_over`."""
         if name in self.captions:
             return passed_over(self.rows, self.captions[name].suffix, pictures=False)
-        return passed_over(self.rows, self.images[name].view.suffix, pictures=True)
+        return passed_over(self.rows, self.column_views[name].suffix, pictures=True)
 
     def encode(self) -> None:
         """Takes every block through every encoder and on to the writer."""
@@ -222,10 +239,11 @@ class Shard:
                 self._picture_digests[suffix].update(batch.digests[suffix])
                 status[suffix][first : first + size] = batch.status[suffix]
             for name, encoder in self.images.items():
-                good = batch.good(encoder.view.suffix)
+                view = self.column_views[name]
+                good = batch.good(view.suffix)
                 if not len(good):
                     continue
-                images = batch.images[encoder.view]
+                images = batch.images[view]
                 with self.resources.lock.held(self.priority), self.timer.encodes(name):
                     words = encoder.rows(images if len(good) == size else images[good])
                 if name not in values:  # the writer blanks what is not set here
@@ -233,10 +251,10 @@ class Shard:
                 values[name][first + good] = words
             first += size
             self.timer.done(size)
-        for name, encoder in self.images.items():
+        for name, view in self.column_views.items():
             if name not in values:  # not one picture of the block could be decoded
                 values[name] = self.task.targets[name].spec.layout.blank(count)
-            self.writing.put(name, values[name], status[encoder.view.suffix])
+            self.writing.put(name, values[name], status[view.suffix])
 
     def _encode_captions(
         self, name: str, encoder: CaptionEncoder, block: Sequence[IndexRow]

@@ -39,7 +39,7 @@ def column_specs(
         job.source.name: {
             name: column_spec(
                 encoder, job.source.fingerprint, len(job.tars), config.shard_rows,
-                partial(scales, encoder, job, name, config),
+                partial(scales, encoder, job, name, config), job.images.get(name),
             )
             for name, encoder in encoders.items()
         }

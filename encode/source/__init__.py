@@ -8,16 +8,16 @@ from shards.lazy import lazy_getattr
 
 if TYPE_CHECKING:
     from .images import decode, transform
-    from .members import caption_in
+    from .members import caption_of
     from .tars import read_exactly
 else:
     __getattr__ = lazy_getattr(
         __name__,
-        {"images": ("decode", "transform"), "members": ("caption_in",), "tars": ("read_exactly",)},
+        {"images": ("decode", "transform"), "members": ("caption_of",), "tars": ("read_exactly",)},
     )
 
 __all__ = [
-    "caption_in",
+    "caption_of",
     "decode",
     "read_exactly",
     "transform",

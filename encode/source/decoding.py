@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import IndexRow, Status
-from shards.column import DIGEST_BYTES
+from shards.column import DIGEST_BYTES, chosen
 from shards.format import HAS_VALUES, ZARR_ROWS
 from shards.read import map_ahead
 
@@ -32,8 +32,8 @@ Span = tuple[int, int]  # first row, and the one after the last
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What an image encoder is shown: the member with this suffix, cropped to this size. Encoders
-    of one view share one decoding.
+    """What an image encoder is shown: the member with this suffix (of `jpg|png` the first that a row
+    has), cropped to this size. Encoders of one view share one decoding.
     """
 
     resolution: int
@@ -79,10 +79,11 @@ def load(rows: Sequence[IndexRow], tar: int, batch: Batch, first: int, stop: int
     for i in range(first, stop):
         members = rows[batch.span[0] + i].members
         for suffix, status in batch.status.items():
-            if suffix not in members:
+            member = chosen(members, suffix)
+            if member is None:
                 status[i] = Status.IMAGE_MISSING
                 continue
-            offset, size = members[suffix]
+            offset, size = members[member]
             data = read_exactly(tar, size, offset)
             # about 2 % of the CPU time of decoding and cropping
             batch.digests[suffix][i] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)

@@ -1,6 +1,7 @@
 """Which member of a sample a column reads: its suffix, and in JSON the field.
 
 image: jpg            the picture (also written .jpg, *.JPG)
+image: [jpg, png]     the first of these that a sample has; jpg|png in records
 caption: txt          the whole member
 caption: json:meta.en the text of this field
 """
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import IndexRow, Status
-from shards.column import ABSENT, CAPTION_BYTES, UNREAD, is_json, member_of
+from shards.column import ABSENT, CAPTION_BYTES, OR, UNREAD, alternatives, chosen, is_json
 
 from ..errors import TarChanged
 from .tars import read_exactly, split_name
@@ -50,13 +51,27 @@ def normal_caption(text: str) -> str:
     return f"{member}:{'.'.join(names)}"
 
 
+def in_order(normal: Callable[[str], str]) -> Callable[[Any], Any]:
+    """Returns how a config's suffix, or list of suffixes, becomes one text: `jpg|png` of `[jpg, PNG]`."""
+
+    def joined(value: Any) -> Any:
+        parts = value.split(OR) if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+            return value  # pydantic says what is wrong with it
+        if not parts:
+            raise ValueError("no suffix at all. Write one, or some, as in [jpg, png]")
+        return OR.join(dict.fromkeys(normal(part) for part in parts))
+
+    return joined
+
+
 def caption_in(data: bytes, suffix: str) -> tuple[str | None, Status]:
     """Returns the caption in a member's bytes, and OK, CAPTION_MISSING (JSON without the field) or
     CAPTION_UNDECODABLE (not UTF-8, not JSON, or the field holds no text).
     """
     try:
         value: Any = data.decode()
-        field = suffix.removeprefix(member_of(suffix)).removeprefix(":")
+        ((_, field),) = alternatives(suffix)
         if field:
             value = json.loads(value)
             for name in field.split("."):
@@ -71,6 +86,16 @@ def caption_in(data: bytes, suffix: str) -> tuple[str | None, Status]:
     return value.strip(), Status.OK
 
 
+def caption_of(data: bytes, member: str, suffix: str) -> tuple[str | None, Status]:
+    """Returns the caption in the member that a column reads of a row; of several fields of one JSON the
+    first that holds a text, else what is wrong with the first.
+    """
+    fields = [field for name, field in alternatives(suffix) if name == member]
+    captions = (caption_in(data, f"{member}:{field}" if field else member) for field in fields)
+    first, *others = captions
+    return next((caption for caption in (first, *others) if caption[0] is not None), first)
+
+
 def passed_over(rows: Iterable[IndexRow], suffix: str, pictures: bool) -> dict[str, int]:
     """Returns the number of rows that lack a column's member and have other pictures (or other members,
     for a column of captions), by the suffix of those.
@@ -78,7 +103,7 @@ def passed_over(rows: Iterable[IndexRow], suffix: str, pictures: bool) -> dict[s
     counts = Counter(
         member
         for row in rows
-        if member_of(suffix) not in row.members
+        if chosen(row.members, suffix) is None
         for member in row.members
         if (member.rpartition(".")[2] in PICTURES) == pictures
     )
@@ -95,10 +120,10 @@ def read_captions(
     """
     captions: list[str | None] = []
     status = np.zeros(len(block), np.uint8)
-    member = member_of(suffix)
     for i, row in enumerate(block):
         caption = None
-        if member not in row.members:
+        member = chosen(row.members, suffix)
+        if member is None:
             status[i] = Status.CAPTION_MISSING
             digested(ABSENT)
         elif row.members[member][1] > CAPTION_BYTES:
@@ -114,6 +139,6 @@ def read_captions(
                     "listed. Restore the tar, then run again"
                 )
             digested(digest.digest())
-            caption, status[i] = caption_in(data, suffix)
+            caption, status[i] = caption_of(data, member, suffix)
         captions.append(caption)
     return captions, status

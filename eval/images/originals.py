@@ -7,9 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from encode.errors import TarChanged
-from encode.source import caption_in, decode, read_exactly, transform
+from encode.source import caption_of, decode, read_exactly, transform
 from shards import Column, IndexRow, open_source, read_index, sha256
-from shards.column import member_of
+from shards.column import chosen, member_of
 from shards.format import PicturePreprocess
 
 from ..errors import MissingPictures
@@ -35,6 +35,7 @@ class Originals:
     def member(self, row: int, suffix: str) -> bytes:
         """Returns a sample's member; MissingPictures where its bytes are not the source's."""
         entry = self.entry(row)
+        suffix = chosen(entry.members, suffix) or suffix
         offset, size = entry.members[suffix]
         try:
             data = self._tar(row // self.source.shard_rows).read(offset, size)
@@ -56,7 +57,8 @@ class Originals:
 
     def caption(self, row: int, suffix: str) -> str:
         """Returns the caption of a column's `preprocess.caption`, before template and tokenizer."""
-        text, _ = caption_in(self.member(row, member_of(suffix)), suffix)
+        member = chosen(self.entry(row).members, suffix) or member_of(suffix)
+        text, _ = caption_of(self.member(row, member), member, suffix)
         if text is None:
             raise self._changed(
                 row, f"{self.entry(row).key} was a caption when the column was made and is none now"

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from .commits import Commit, commit_name, committed, failure_name, own_commit, read_failures
 from .lease import LEASE_SECONDS, Lease, lease_chain, machine
-from .members import ABSENT, CAPTION_BYTES, DIGEST_BYTES, UNREAD, is_json, member_of, member_read
+from .members import (
+    ABSENT,
+    CAPTION_BYTES,
+    DIGEST_BYTES,
+    OR,
+    UNREAD,
+    alternatives,
+    chosen,
+    is_json,
+    member_of,
+    member_read,
+    suffix_read,
+)
 from .source import ShardIndex, index_name
 from .tar_object import tar_bytes
 from .writer import refuse_other_members
@@ -17,8 +29,11 @@ __all__ = [
     "DIGEST_BYTES",
     "LEASE_SECONDS",
     "Lease",
+    "OR",
     "ShardIndex",
     "UNREAD",
+    "alternatives",
+    "chosen",
     "chunked",
     "commit_name",
     "committed",
@@ -34,5 +49,6 @@ __all__ = [
     "read_failures",
     "read_into",
     "refuse_other_members",
+    "suffix_read",
     "tar_bytes",
 ]

@@ -210,8 +210,10 @@ NAMES: list[Case] = [
     Case("no picture", members(("m1.txt", CAPTION)), [(NO_IMAGE, OK)]),
     Case("no caption", members(("m2.jpg", GOOD)), [(OK, NO_TEXT)]),
     Case("neither", members(("m3.json", b"{}")), [(NO_IMAGE, NO_TEXT)]),
-    Case("picture with another suffix", members(("m4.png", PNG), ("m4.txt", CAPTION)), [(NO_IMAGE, OK)],
-         "a column reads the suffix that its config names"),
+    Case("picture with another suffix", members(("m4.png", PNG), ("m4.txt", CAPTION)), [(OK, OK)],
+         "where the config names no suffix"),
+    Case("picture with a suffix of none", members(("m4b.raw", PNG), ("m4b.txt", CAPTION)), [(NO_IMAGE, OK)],
+         "a column reads pictures, or the suffixes that its config names"),
     Case("suffixes in capitals", members(("m5.JPG", GOOD), ("m5.Txt", CAPTION)), [(OK, OK)]),
     Case("several captions", members(("m6.jpg", GOOD), ("m6.txt", CAPTION), ("m6.short.txt", b"a")), [(OK, OK)],
          "one row"),
@@ -461,7 +463,7 @@ def page() -> str:
         "",
         "How a suffix is written in the config does not matter: `.JPG` is `jpg`. Rows that lack a column's suffix and",
         "have others are counted by those, in the output, in `report.json` and by `plan`. A column in which no row is",
-        "usable is reported as such, and `run` and `status` end with exit code 3.",
+        "usable, or most rows lack their picture or caption, is reported as such, and `run` and `status` end with 3.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

@@ -16,7 +16,7 @@ from encode.pack.sources import with_packed
 from encode.plan.sample_source import open_job
 from encode.run.job import run
 from shards import Column, Status
-from tests.encode.pack.test_pack import CAPTION, COUNT, beside
+from tests.encode.pack.test_pack import CAPTION, COUNT, SOURCES, beside
 from tests.encode.toy import write_config
 
 
@@ -53,6 +53,25 @@ def test_a_folder_of_pictures_is_packed_once(
     shutil.move(moved, source)
     with pytest.raises(NotASource, match="packed from something else"):
         run(config)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_each_kind_of_source_is_walked_to_columns(
+    name: str, tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With no word on kind, suffixes or names: a row of each picture, in every column."""
+    source = SOURCES[name][1](tmp_path / "source")
+    code = run(settings(tmp_path, models, source))
+    assert code == 0, capsys.readouterr().out
+    vae, text = (Column.open(tmp_path / f"cache/toy/{c}") for c in ("vae", "text"))
+    rows = np.arange(COUNT)
+    for column in (vae, text):
+        assert column.status(rows).tolist() == [Status.OK] * COUNT
+    assert vae.identity.picture.image == "jpg|jpeg|png"
+    lengths = [len(CAPTION(i).encode()) + 1 for i in range(COUNT)]  # <bos>, and bytes
+    assert text.lengths(rows).tolist() == [min(length, 24) for length in lengths]
+    assert len(np.unique(vae.read(rows), axis=0)) == COUNT
+    assert "WARNING" not in capsys.readouterr().out
 
 
 def test_what_cannot_be_packed_for_you_is_refused(tmp_path: Path, models: Path) -> None:

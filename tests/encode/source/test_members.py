@@ -21,11 +21,19 @@ from encode.errors import NoSuchSuffix
 from encode.plan import plan
 from encode.report import status
 from encode.run import job
-from encode.source.members import caption_in, member_of, normal_caption, normal_suffix, passed_over
+from encode.source.members import (
+    caption_in,
+    caption_of,
+    normal_caption,
+    normal_suffix,
+    passed_over,
+)
 from encode.source.tars import split_name
 from eval.errors import MissingPictures
 from eval.images.originals import Originals
 from shards import Column, IndexRow, Status, seal
+from shards.column import chosen, member_of
+from shards.tools.verify import check_source, examine
 from tests.encode import light
 from tests.encode.toy import files_of, jpeg, picture, tar_bytes
 from tests.encode.web import serving
@@ -95,6 +103,33 @@ def test_every_kind_of_column(kind: str) -> None:
     assert (column.suffix, column.model_dump()[key]) == ("jpg", "jpg")
 
 
+def test_lists_of_suffixes() -> None:
+    picture_ = {"kind": "features", "encoder": "x", "resolution": 32}
+    text = {"kind": "ids", "encoder": "x"}
+    column = COLUMN.validate_python({**picture_, "image": ["JPG", "*.jpeg", "jpg", "seg.png"]})
+    assert column.suffix == "jpg|jpeg|seg.png"
+    assert COLUMN.validate_python(column.model_dump()) == column
+    column = COLUMN.validate_python({**text, "caption": ["Txt", "json : meta . en", "JSON:Title"]})
+    assert column.suffix == "txt|json:meta.en|json:Title"
+    assert member_of(column.suffix) == "txt|json"
+    assert chosen({"json": 0, "txt": 0}, column.suffix) == "txt"
+    assert chosen({"json": 0, "jpg": 0}, column.suffix) == "json"
+    assert chosen({"jpg": 0}, column.suffix) is None
+    for bad in ([], [1], ["jpg", "a/b"], 3):
+        with pytest.raises(ValidationError, match=r"suffix|valid string"):
+            COLUMN.validate_python({**picture_, "image": bad})
+    with pytest.raises(ValidationError, match="Name the field"):
+        COLUMN.validate_python({**text, "caption": ["txt", "json"]})
+
+
+def test_of_several_fields_the_first_that_is_a_text_is_the_caption() -> None:
+    suffix = "txt|json:a|json:b"
+    assert caption_of(b'{"a": "x", "b": "y"}', "json", suffix) == ("x", Status.OK)
+    assert caption_of(b'{"a": null, "b": "y"}', "json", suffix) == ("y", Status.OK)
+    assert caption_of(b'{"c": "y"}', "json", suffix) == (None, Status.CAPTION_MISSING)
+    assert caption_of(b"words", "txt", suffix) == ("words", Status.OK)
+
+
 @pytest.mark.parametrize(
     ("data", "suffix", "caption", "status"),
     [
@@ -156,7 +191,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Run:
     monkeypatch.setattr(plan, "load_encoders", light.load_encoders)
 
     def command(
-        tars: dict[str, bytes] | list[str], image: str = "jpg", caption: str = "txt",
+        tars: dict[str, bytes] | list[str], image: str | list[str] | None = "jpg",
+        caption: str | list[str] = "txt",
         what: str = "run", source: str = "toy",
     ) -> tuple[int, str]:  # fmt: skip
         if isinstance(tars, dict):
@@ -164,7 +200,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Run:
                 (tmp_path / name).write_bytes(data)
             tars = [str(tmp_path / name) for name in tars]
         columns = {
-            "vae": {"kind": "moments", "encoder": "0", "resolution": 32, "image": image},
+            "vae": {"kind": "moments", "encoder": "0", "resolution": 32}
+            | ({"image": image} if image else {}),
             "ids": {"kind": "ids", "encoder": "0", "caption": caption},
         }
         path = tmp_path / "c.yaml"
@@ -184,6 +221,81 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Run:
         return code, capsys.readouterr().out
 
     return command
+
+
+def test_of_several_suffixes_the_first_that_a_row_has_is_read(run: Run, tmp_path: Path) -> None:
+    rows = [
+        {"jpg": jpeg(0), "txt": b"text"},
+        {"png": jpeg(1), "json": b'{"en": "in English", "caption": "not read"}'},
+        {"png": jpeg(2), "jpg": jpeg(9), "json": b'{"caption": "second field"}', "txt": b"first"},
+        {"webp": jpeg(3), "json": b"{}"},
+        {"jpg": jpeg(4), "json": b'{"caption": "second field"}'},
+    ]
+    tar = tar_bytes((f"{i}.{s}", data) for i, row in enumerate(rows) for s, data in row.items())
+    code, out = run(
+        {"0.tar": tar}, image=["PNG", ".jpg"], caption=["txt", "json:en", "json:caption"]
+    )
+    assert code == 0
+    vae, ids = (Column.open(tmp_path / f"cache/toy/{name}") for name in ("vae", "ids"))
+    assert vae.identity.picture.image == "png|jpg"
+    assert vae.status(np.arange(5)).tolist() == [0, 0, 0, Status.IMAGE_MISSING, 0]
+    assert ids.status(np.arange(5)).tolist() == [0, 0, 0, Status.CAPTION_MISSING, 0]
+    # the same values as a source in which these members alone are
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    plain = [m for i in (0, 1, 2, 4) for m in ((f"{i}.jpg", jpeg(i)), (f"{i}.txt", b"x"))]
+    run({"alone/0.tar": tar_bytes(plain)}, source="alone")
+    expected = Column.open(tmp_path / "cache/alone/vae").read(np.arange(4))
+    assert np.array_equal(vae.read(np.array([0, 1, 2, 4])), expected)
+    captions = ["text", "in English", "first", "second field"]
+    originals = Originals(ids, tmp_path)
+    for row, caption in zip([0, 1, 2, 4], captions, strict=True):
+        assert (
+            originals.caption(row, ids.identity.text.caption or "txt|json:en|json:caption")
+            == caption
+        )
+    examination = examine(tmp_path / "cache/toy/vae")
+    assert check_source(examination, [tmp_path]) == 1  # a shard
+    assert examination.faults == []
+    line = "toy/vae: 1 of 5 rows have no picture (png, jpg). They have 'webp' of 1 rows. "
+    assert f"{line}A new column may read these, too: image: [png, jpg, webp]" in out
+    assert "toy/ids: 1 of 5 rows have no caption (txt), nor anything in its place" in out
+
+
+def test_without_a_suffix_a_column_reads_the_pictures_that_are_there(
+    run: Run, tmp_path: Path
+) -> None:
+    """A source of jpg alone has the same column as by `image: jpg`, whatever else its rows hold."""
+    masks = [(f"{n:03d}.{s}", jpeg(n)) for n in range(3) for s in ("jpg", "png", "seg.webp")]
+    captions = [(f"{n:03d}.txt", b"x") for n in range(3)]
+    tars = {"0.tar": tar_bytes(sorted(masks + captions)), "1.tar": tar_bytes(members(range(3)))}
+    assert run(tars, image=None)[0] == 0
+    files = files_of(tmp_path / "cache/toy/vae")
+    assert run(tars, image="jpg") == run(tars, image=None)
+    assert files_of(tmp_path / "cache/toy/vae") == files
+    mixed = {
+        f"{i}.tar": tar_bytes(members(range(4), suffix))
+        for i, suffix in enumerate(["JPEG", "webp", "jpg", "png"])
+    }
+    for verb in ("plan", "run"):  # the second tar is not looked at: its rows are missing, and said
+        code, out = run(mixed, image=None, source="mixed", what=verb)
+        assert code == 0
+    column = Column.open(tmp_path / "cache/mixed/vae")
+    assert column.identity.picture.image == "jpg|jpeg|png"
+    assert "4 of 16 rows have no picture (jpg, jpeg, png). They have 'webp' of 4 rows" in out
+    # a column that exists goes on as it was begun
+    assert run(mixed, image="jpg", source="begun")[0] == 3
+    code, out = run(mixed, image=None, source="begun")
+    assert (code, "every shard is committed already" in out) == (3, True)
+
+
+@pytest.mark.parametrize("lost", [2, 3])
+def test_a_source_that_loses_most_rows_ends_with_3(run: Run, lost: int) -> None:
+    tar = tar_bytes(members(range(5 - lost)) + members(range(5 - lost, 5), "jpeg"))
+    for what in ("run", "status"):
+        code, out = run({"0.tar": tar}, what=what)
+        assert code == (3 if lost == 3 else 0)
+        assert ("MOST ROWS ARE LOST" in out) == (lost == 3)
 
 
 @pytest.mark.parametrize("what", ["run", "plan", "retry-failed"])
@@ -236,8 +348,8 @@ def test_half_of_a_source_has_another_suffix(run: Run) -> None:
         f"{i:02d}.tar": tar_bytes(members(range(2), "jpg" if i < 20 else "png")) for i in range(24)
     }
     code, out = run(tars, image="png")
-    assert code == 0
-    assert "vae: complete, 48 rows: 8 ok, 40 image_missing" in out
+    assert code == 3
+    assert "vae: complete, but MOST ROWS ARE LOST, 48 rows: 8 ok, 40 image_missing" in out
 
 
 def test_the_index_serves_where_tars_are_gone(run: Run, tmp_path: Path) -> None:
@@ -305,9 +417,11 @@ def test_what_was_passed_over_is_said(run: Run, tmp_path: Path) -> None:
     }
     code, out = run(tars)
     assert code == 0
-    words = "passed over, since the column reads one suffix only: "
-    assert f"toy/vae: {words}'png' of 6 rows, 'webp' of 2 rows" in out
-    assert f"toy/ids: {words}'caption' of 4 rows" in out
+    words = (
+        "toy/vae: 8 of 16 rows have no picture (jpg). They have 'png' of 6 rows, 'webp' of 2 rows. "
+    )
+    assert f"{words}A new column may read these, too: image: [jpg, png]" in out
+    assert "toy/ids: 4 of 16 rows have no caption (txt). They have 'caption' of 4 rows. " in out
     report = json.loads((tmp_path / "cache/report.json").read_text())
     assert {k.rpartition("/")[2]: v["passed_over"] for k, v in report.items()} == {
         "vae": {"png": 6, "webp": 2}, "ids": {"caption": 4}
@@ -315,7 +429,7 @@ def test_what_was_passed_over_is_said(run: Run, tmp_path: Path) -> None:
     assert words in run(tars)[1]  # nothing to do, and said again
     planned = run(tars, what="plan")[1]
     assert (
-        "toy/vae: reads one suffix only; passed over, of the rows looked at: 'png' of 6 rows"
+        "toy/vae: without a member that the column reads, of the rows looked at; they have: 'png' of 6 rows"
         in planned
     )
 
