@@ -9,19 +9,18 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shards.console import Parser, not_negative, number, overview, positive
+from shards.console import Parser, not_negative, overview, positive
 from shards.places import local_path, model, place
 from shards.printing import command
 from shards.signals import stoppable
 
-from .errors import BadRequest
+from .images.flags import device_flag, generate_flags, interval_of, sampling_flags
 from .prompts.benchmarks import BENCHMARKS, PLACE
 
 Flags = Callable[[argparse.ArgumentParser], None]
@@ -55,10 +54,6 @@ def main(words: Sequence[str] | None = None) -> int | None:
     return code
 
 
-def _device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto: a GPU if there is one")
-
-
 def _fields(args: argparse.Namespace, *others: str) -> dict[str, Any]:
     """Returns what the function that a verb calls takes of its flags."""
     return {k: v for k, v in vars(args).items() if k not in ("run_verb", *others)}
@@ -67,61 +62,12 @@ def _fields(args: argparse.Namespace, *others: str) -> dict[str, Any]:
 # Generate -----------------------------------------------------------------------------------------
 
 
-def _sampling_flags(parser: argparse.ArgumentParser) -> None:
-    flag = parser.add_argument
-    _device(parser)
-    flag("--benchmark", choices=BENCHMARKS, default="prompts")
-    flag("--num_inference_steps", type=positive, default=25)
-    flag("--guidance_scale", type=number(), default=6.0, help="1 or below: the prompt alone is run")
-    flag("--batch_size", type=positive, help="pictures; the benchmark's by default")
-    flag("--seed", type=not_negative, default=42)
-    flag("--ema_weights", action=argparse.BooleanOptionalAction, default=True)
-    moved = "where the columns' VAE lies now, if not where it was: a folder, or flux, sd35, ..."
-    flag("--vae", type=model, help=moved)
-    flag("--text-encoder", "--text_encoder", type=model, help="likewise for the text encoder")
-
-
-def _generate_flags(parser: argparse.ArgumentParser) -> None:
-    flag = parser.add_argument
-    flag("--checkpoint", type=local_path, required=True, help="a run, or one of its steps")
-    flag("--tag", type=not_negative, help="the step, where --checkpoint is a run; the last without")
-    flag(
-        "--type", choices=("latentbank", "baseline-dit"), default="latentbank",
-        help="baseline-dit: a folder of the reference's, with config.json and TAG/mp_rank_00_model_states.pt",
-    )  # fmt: skip
-    flag(
-        "--prompts", "--metadata_file", type=local_path,
-        help="its prompt file, if not the one fetched; of your own: .txt, one a line; .json, list or {id: prompt}",
-    )  # fmt: skip
-    flag("--save_dir", type=local_path, required=True)
-    _sampling_flags(parser)
-    flag("--resolution", type=positive, help="pixels; the columns' by default, 256 without any")
-    flag("--sampler", choices=("euler", "dpmpp-2m"), default="euler")
-    flag(
-        "--guidance_interval", type=number(-math.inf), nargs=2, metavar=("LOW", "HIGH"),
-        help="of sigma, 0 to 1: outside of it the prompt alone is run, at half the cost",
-    )  # fmt: skip
-    flag("--n_samples", "--num_samples", type=positive, help="pictures of a prompt; likewise")
-    flag(
-        "--allow-other-encoder", "--allow_other_encoder", action="store_true",
-        help="take what --vae and --text-encoder name, though the columns were made with others",
-    )  # fmt: skip
-    cache = "of encoded prompts, for several sets; SAVE_DIR/text by default"
-    flag("--text_cache", "--text-cache", type=local_path, help=cache)
-    flag("--threads", type=positive, default=1, help="of a rank, on a CPU")
-
-
 def _generate(args: argparse.Namespace) -> int:
     from .images.generate import Request, generate
     from .images.ranks import Rank
 
     rank = Rank.here()
-    if args.guidance_interval is not None:
-        low, high = args.guidance_interval = tuple(args.guidance_interval)
-        if not 0 <= low < high <= 1:
-            raise BadRequest(
-                f"--guidance_interval: found {low:g} {high:g}, expected 0 <= LOW < HIGH <= 1"
-            )
+    args.guidance_interval = interval_of(args.guidance_interval)
     args.device = rank.device(args.device)
     if args.device.startswith("cuda:"):
         import torch
@@ -192,7 +138,7 @@ def _reconstruct_flags(parser: argparse.ArgumentParser) -> None:
     folder = "folder of LPIPS's backbones and heads, where torchvision's and lpips's are not"
     flag("--lpips", dest="lpips_folder", type=local_path, metavar="DIR", help=folder)
     flag("--allow-few", action="store_true", help="rFID of fewer than 2,049 pictures")
-    _device(parser)
+    device_flag(parser)
 
 
 def _reconstruct(args: argparse.Namespace) -> None:
@@ -207,7 +153,7 @@ def _fid_flags(parser: argparse.ArgumentParser) -> None:
     flag("real", type=local_path)
     flag("--inception", type=local_path, help="folder that holds inception-2015-12-05.pt")
     flag("--batch_size", type=positive, default=32)
-    _device(parser)
+    device_flag(parser)
 
 
 def _fid(args: argparse.Namespace) -> None:
@@ -218,7 +164,7 @@ def _fid(args: argparse.Namespace) -> None:
 
 def _score_flags(parser: argparse.ArgumentParser) -> None:
     from .distances.measure import make_reference, reference_flags
-    from .score import SCORERS, run
+    from .score import SCORERS, add_flags, run
 
     kinds = parser.add_subparsers(required=True, metavar="SCORER")
 
@@ -229,9 +175,7 @@ def _score_flags(parser: argparse.ArgumentParser) -> None:
             formatter_class=DEFAULTS,
             conflict_handler="resolve",  # a scorer may set its own defaults of these
         )
-        _device(kind)
-        kind.add_argument("--batch_size", type=positive, default=32)
-        flags(kind)
+        add_flags(kind, flags)
         return kind
 
     partial_help = "score what is there; the name says how much that is"
@@ -297,7 +241,7 @@ def _watch_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
     flag("run", type=local_path, metavar="RUN")
     flag("--prompts", type=local_path, required=True, help="a small set, as generate reads it")
-    _sampling_flags(parser)
+    sampling_flags(parser)
     parser.set_defaults(batch_size=32)
     flag("--order", choices=("newest", "oldest"), default="newest", help="which first")
     flag("--every", type=positive, default=30, help="seconds between two looks")
@@ -343,7 +287,7 @@ VERBS: dict[str, tuple[str, Flags, Callable[[argparse.Namespace], int | None]]] 
     "prompts": ("the benchmarks' prompts: fetch, list, show", _prompts_flags, _prompts),
     "generate": (
         "images from prompts, through a checkpoint and its VAE; also under torchrun",
-        _generate_flags,
+        generate_flags,
         _generate,
     ),
     "reconstruct": (

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from shards.console import positive
+
 from .demo import judge
 from .distances.measure import DISTANCES
+from .images.flags import device_flag
 from .images.imageset import ImageSetReader
 from .scorers import clipscore, dpg, genai, geneval, geneval2
 from .scores import results
@@ -24,6 +28,15 @@ SCORERS: dict[str, Scorer] = {
     "softtifa": geneval2.SCORER,
     **judge.SCORERS,
 }
+
+
+def add_flags(
+    parser: argparse.ArgumentParser, flags: Callable[[argparse.ArgumentParser], None]
+) -> None:
+    """Adds what every scorer takes, and a scorer's own flags, which may have other defaults of these."""
+    device_flag(parser)
+    parser.add_argument("--batch_size", type=positive, default=32)
+    flags(parser)
 
 
 def run(scorer: Scorer, args: argparse.Namespace) -> None:

@@ -29,7 +29,6 @@ import torch
 import configs
 from shards import LeaseHeld, atomic_write, canonical_json, open_store, put_if_absent
 from shards.column import Lease, lease_chain
-from shards.console import positive
 from shards.format.atomic import read_json
 from shards.signals import Stopped, stoppable
 from train.checkpoints.checkpoint import CheckpointError, steps
@@ -40,6 +39,7 @@ from .images.checks import read_manifest
 from .images.generate import Request, generate
 from .images.imageset import ImageSetReader
 from .prompts.benchmarks import BENCHMARKS, find
+from .score import add_flags
 from .score import run as score_sets
 from .scores import results
 from .scores.scorer import Scorer
@@ -80,10 +80,8 @@ def parse_scorers(
         parser = argparse.ArgumentParser(
             prog=f"python -m eval watch RUN --scorer {name}", conflict_handler="resolve"
         )
-        parser.add_argument("--device", default=device)
-        parser.add_argument("--batch_size", type=positive, default=32)
-        parser.set_defaults(partial=False)
-        scorers[name].flags(parser)
+        add_flags(parser, scorers[name].flags)
+        parser.set_defaults(partial=False, device=device)
         arguments = parser.parse_args(flags)
         requests.append(ScorerRequest(" ".join([name, *flags]), scorers[name], arguments))
     return requests

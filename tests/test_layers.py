@@ -38,6 +38,7 @@ PUBLIC = {
         "lazy",
         "places",
         "printing",
+        "processes",
         "read",
         "signals",
         "store",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from shards.format import differences, preprocess_of
 from shards.read import empty_caption
 
 from .checkpoints import checkpoint, init_weights
+from .checkpoints.identity import precision
 from .config import DataShape, TrainConfig
 from .loop import CHECKPOINTS, Batches, Trainer
 from .model.config import table_side
@@ -97,6 +99,37 @@ def from_columns(config: TrainConfig, sources: JoinedColumns, order: Order) -> B
         )  # fmt: skip
 
     return batches
+
+
+def expected_record(config: TrainConfig, world: int = 1) -> dict[str, Any]:
+    """Returns what a checkpoint of the last step will say of its training, of the columns as they
+    are now; where the text is ids, without the model's width of text, and without the weights that
+    it starts from, where these do not exist yet."""
+    sources = open_columns(config, None)
+    try:
+        order = order_of(config, sources)
+        order.check(0, config.global_batch, world)
+        shape = DataShape(*sources.latent_shape, sources.text_width or 1)
+        model_to_be = model_config(config, shape)
+        model = model_to_be.model_dump(mode="json")
+        if sources.ids:
+            del model["text_width"]
+        init: dict[str, Any] = {}
+        with suppress(checkpoint.CheckpointError):
+            start = init_weights.find_initial(config, model_to_be)
+            init = {"init": start and start.record}
+        return init | {
+            "step": config.steps,
+            "position": config.steps * config.global_batch,
+            "model": model,
+            "latent_shape": list(sources.latent_shape),
+            "config": config.model_dump(mode="json"),
+            "data": sources.identity(),
+            "order": order.identity(),
+            "deepspeed": precision(deepspeed_config(config, world)),
+        }
+    finally:
+        sources.close()
 
 
 # What fits them ------------------------------------------------------------------------------------------------------

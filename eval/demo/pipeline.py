@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from shards.processes import with_this_python
 
 OUT = Path("demo")
 CONFIGS = Path("configs/demo")
@@ -139,13 +140,6 @@ def together(commands: dict[str, Command]) -> None:
     codes = {name: code for name, process in running.items() if (code := process.wait())}
     if codes:
         raise StepFailed(f"exit codes {codes}; their output is above. Run again to go on")
-
-
-def with_this_python(command: Command) -> list[str]:
-    """Returns the same command by this environment's programs, whatever PATH says."""
-    program, *rest = command
-    folder = Path(sys.executable).parent
-    return [sys.executable if program == "python" else str(folder / program), *rest]
 
 
 def relay(name: str, process: subprocess.Popen[str]) -> None:

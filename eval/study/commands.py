@@ -11,8 +11,7 @@ from collections.abc import Callable
 
 from shards.console import not_negative, overview, positive
 from shards.places import local_path
-
-from ..errors import BadStudy
+from shards.signals import stoppable
 
 Flags = Callable[[argparse.ArgumentParser], None]
 EXAMPLE = "python -m eval study plan STUDY.yaml"
@@ -59,6 +58,21 @@ def _plan(args: argparse.Namespace) -> int:
     return run_plan(args)
 
 
+def _run(args: argparse.Namespace) -> int:
+    from .runner import run
+    from .study import Study
+
+    study = Study.open(args.study, args.out, args.jobs)
+    return stoppable(lambda: run(study))
+
+
+def _status(args: argparse.Namespace) -> None:
+    from .status import status
+    from .study import Study
+
+    print(status(Study.open(args.study, args.out)))
+
+
 def _report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pictures", type=not_negative, default=24, help="prompts that are shown")
 
@@ -74,13 +88,9 @@ def _report(args: argparse.Namespace) -> None:
     print(study.out / "report.html")
 
 
-def _later(args: argparse.Namespace) -> None:
-    raise BadStudy(f"study {args.study_verb}: not there yet")
-
-
 VERBS: dict[str, tuple[str, Flags, Callable[[argparse.Namespace], int | None]]] = {
     "plan": ("what a study would make, take over and cost, before it starts", _plan_flags, _plan),
-    "run": ("encode, train, generate and score what is missing", _run_flags, _later),
-    "status": ("what exists, what is missing and what has failed", _no_flags, _later),
+    "run": ("encode, train, generate and score what is missing", _run_flags, _run),
+    "status": ("what exists, what is missing and what has failed", _no_flags, _status),
     "report": ("the verdict, as a page and as study.json", _report_flags, _report),
 }

@@ -285,6 +285,13 @@ class Study:
         """Returns the path of a command's log; the record of when it ran ends in .json."""
         return self.out / "logs" / f"{node}.log"
 
+    @cached_property
+    def reuse(self) -> tuple[Path, ...]:
+        """The folders in which runs and sets made by hand are looked for."""
+        if self.config.reuse is not None:
+            return self.config.reuse
+        return configs.load(TrainConfig, self.config.train, self.config.with_).runs, Path("images")
+
     @property
     def images_per_prompt(self) -> int:
         for flag in ("n_samples", "num_samples"):

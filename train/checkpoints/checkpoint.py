@@ -351,9 +351,13 @@ def recorded(folder: Path, part: str) -> Any:
 def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) -> None:
     """Raises ResumeRefused unless the checkpoint has the columns, order, seed, model and objective
     of `record`."""
+    earlier = dict(manifest)
+    if manifest.get("order") == record["order"]:  # whose rows are then the same
+        earlier["data"] = without_also(manifest.get("data"))
+        record = {**record, "data": without_also(record["data"])}
     fields = ("data", "order", "model", "objective")  # the order holds the seed
     changed = [
-        line for field in fields for line in differences(manifest.get(field), record[field], field)
+        line for field in fields for line in differences(earlier.get(field), record[field], field)
     ]
     if changed:
         raise ResumeRefused(
@@ -365,6 +369,15 @@ def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) 
         check(_Resumed, manifest)
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: its manifest: {error}") from None
+
+
+def without_also(data: Any) -> Any:
+    """Returns the columns of a run but those of `also`, of which nothing is read but which rows are
+    valid."""
+    if not isinstance(data, Mapping):
+        return data
+    more = {"more": [without_also(source) for source in data["more"]]} if "more" in data else {}
+    return {k: v for k, v in data.items() if not k.startswith("also.")} | more
 
 
 # Loading -------------------------------------------------------------------------------------------------------------

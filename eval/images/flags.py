@@ -1,0 +1,73 @@
+"""The flags of `python -m eval generate`, named as in the reference's scripts where it has them."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+
+from shards.console import not_negative, number, positive
+from shards.places import local_path, model
+
+from ..errors import BadRequest
+from ..prompts.benchmarks import BENCHMARKS
+
+
+def device_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto: a GPU if there is one")
+
+
+def sampling_flags(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument
+    device_flag(parser)
+    flag("--benchmark", choices=BENCHMARKS, default="prompts")
+    flag("--num_inference_steps", type=positive, default=25)
+    flag("--guidance_scale", type=number(), default=6.0, help="1 or below: the prompt alone is run")
+    flag("--batch_size", type=positive, help="pictures; the benchmark's by default")
+    flag("--seed", type=not_negative, default=42)
+    flag("--ema_weights", action=argparse.BooleanOptionalAction, default=True)
+    moved = "where the columns' VAE lies now, if not where it was: a folder, or flux, sd35, ..."
+    flag("--vae", type=model, help=moved)
+    flag("--text-encoder", "--text_encoder", type=model, help="likewise for the text encoder")
+
+
+def generate_flags(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument
+    flag("--checkpoint", type=local_path, required=True, help="a run, or one of its steps")
+    flag("--tag", type=not_negative, help="the step, where --checkpoint is a run; the last without")
+    flag(
+        "--type", choices=("latentbank", "baseline-dit"), default="latentbank",
+        help="baseline-dit: a folder of the reference's, with config.json and TAG/mp_rank_00_model_states.pt",
+    )  # fmt: skip
+    flag(
+        "--prompts", "--metadata_file", type=local_path,
+        help="its prompt file, if not the one fetched; of your own: .txt, one a line; .json, list or {id: prompt}",
+    )  # fmt: skip
+    flag("--save_dir", type=local_path, required=True)
+    sampling_flags(parser)
+    flag("--resolution", type=positive, help="pixels; the columns' by default, 256 without any")
+    flag("--sampler", choices=("euler", "dpmpp-2m"), default="euler")
+    flag(
+        "--guidance_interval", type=number(-math.inf), nargs=2, metavar=("LOW", "HIGH"),
+        help="of sigma, 0 to 1: outside of it the prompt alone is run, at half the cost",
+    )  # fmt: skip
+    flag("--n_samples", "--num_samples", type=positive, help="pictures of a prompt; likewise")
+    flag(
+        "--allow-other-encoder", "--allow_other_encoder", action="store_true",
+        help="take what --vae and --text-encoder name, though the columns were made with others",
+    )  # fmt: skip
+    cache = "of encoded prompts, for several sets; SAVE_DIR/text by default"
+    flag("--text_cache", "--text-cache", type=local_path, help=cache)
+    flag("--threads", type=positive, default=1, help="of a rank, on a CPU")
+
+
+def interval_of(ends: Sequence[float] | None) -> tuple[float, float] | None:
+    """Returns the interval of sigma in which guidance is used; BadRequest where it is none."""
+    if ends is None:
+        return None
+    low, high = ends
+    if not 0 <= low < high <= 1:
+        raise BadRequest(
+            f"--guidance_interval: found {low:g} {high:g}, expected 0 <= LOW < HIGH <= 1"
+        )
+    return low, high

@@ -1,0 +1,222 @@
+"""What a user can get wrong in a study, found before anything expensive; and whether two trainings
+differ in what the YAML says and in nothing else, by their own records.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from configs import ConfigError
+from train.checkpoints.checkpoint import manifest_of
+from train.checkpoints.identity import compared, leaves, training_of
+
+from ..errors import BadStudy, NotPaired
+from ..images.checks import read_manifest
+from ..prompts.benchmarks import find
+from .flags import generate_settings, scorer_settings
+from .graph import nodes_of
+from .reuse import Existing, column_exists, refuse_changed, take_over
+from .study import Study
+
+Json = dict[str, Any]
+Differing = Mapping[str, tuple[Any, Any]]
+# What of a training may differ where a key of its config does, if it is not the key itself. What
+# follows from another VAE is told apart by `compared`.
+FOLLOWING = {
+    "data.caption_dropout": ("caption_dropout",),
+    "data.encoder": ("data.text_encoder",),
+    "data.hidden_state": ("data.text_encoder",),
+    "data.lanes": ("order.lanes",),
+    "data.root": ("data", "order"),
+    "data.sources": ("data", "order"),
+    "data.text": ("data", "model.text_width"),
+    "data.truncated": ("data", "order.valid_rows"),
+    "data.weights": ("data.weights", "order"),
+    "data.window": ("order.window",),
+    "global_batch": ("global_batch", "position"),
+    "init_ema": ("init",),
+    "init_from": ("init",),
+    "model.patch_size": ("model.patch_size", "tokens"),
+    "optim.schedule": ("optim.schedule", "steps_planned"),
+    "steps": ("steps_planned", "step", "position", "init.step", "init.sha256"),
+}
+# settings of a set that belong to its VAE and its weights
+OF_VAE = {"vae", "decoding", "norm", "weights"}
+OF_TEXT = {"text", "text_encoder"}
+
+
+def preflight(study: Study) -> Study:
+    """Returns the study with what it takes over, once nothing is found that would end it later.
+
+    Raises BadStudy, StudyChanged, NotPaired, BadPrompts, ConfigError, or the error of a column.
+    """
+    generate_settings(study)
+    for scorer in study.scorers:
+        scorer_settings(study, scorer)
+    find(study.benchmark, study.config.prompts)
+    check_batches(study)
+    existing = Existing(study)
+    check_columns(study, existing)
+    refuse_changed(study)
+    study = take_over(study)
+    existing = Existing(study)
+    if any(node.kind == "score" and not existing.done(node) for node in nodes_of(study)):
+        check_scorers(study)
+    return study
+
+
+def check_batches(study: Study) -> None:
+    """Raises ConfigError where a batch cannot be cut for the processes of a training."""
+    for entry in study.entries:
+        for phase in range(len(study.parts(entry))):
+            try:
+                study.train_config(entry, study.seeds[0], phase).accumulation(study.ranks)
+            except ConfigError as error:
+                raise ConfigError(f"{study.path}: {entry}: {error}") from None
+
+
+def check_columns(study: Study, existing: Existing) -> None:
+    """Raises an error where columns are missing that no encoder makes, do not join, or make trainings
+    that differ in more than the YAML says.
+    """
+    encoded = {column for _, columns in study.encode_configs.values() for column in columns}
+    for entry in study.entries:
+        for phase in range(len(study.parts(entry))):
+            data = study.train_config(entry, study.seeds[0], phase).data.resolved()
+            for column in places([data.latents, data.text, data.also]):
+                if column not in encoded and not column_exists(column):
+                    raise BadStudy(
+                        f"{study.path}: {entry}: found no complete column at {column}. Encode it first; or, "
+                        "if it is of latents, give the entry its `encoder` and `resolution`"
+                    )
+            existing.training(entry, study.seeds[0], phase)  # joins them
+    for entry in study.entries[1:]:
+        for phase, base_phase in aligned(study, entry):
+            sides = study.baseline, base_phase, entry, phase
+            a = existing.training(study.baseline, study.seeds[0], base_phase)
+            b = existing.training(entry, study.seeds[0], phase)
+            if a is not None and b is not None:
+                refuse_unpaired(study, sides, a, b)
+
+
+def places(value: Any) -> Iterator[str]:
+    """Yields all columns of latents, texts with their rates, and lists of these."""
+    if isinstance(value, str):
+        yield value
+    else:
+        for part in value:
+            yield from places(part)
+
+
+def check_scorers(study: Study) -> None:
+    """Raises BadStudy where a scorer's weights or references are missing, or it wants more pictures."""
+    command = [sys.executable, "-m", f"{__package__}.ready", str(study.path)]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        lines = process.stderr.strip().splitlines()[-3:]
+        raise BadStudy("\n  ".join([f"{study.path}: a scorer cannot score:", *lines]))
+
+
+# Pairs --------------------------------------------------------------------------------------------
+
+
+def aligned(study: Study, entry: str) -> Iterator[tuple[int, int]]:
+    """Yields the phases of an entry and of the baseline that correspond, counted from the last."""
+    own, base = len(study.parts(entry)), len(study.parts(study.baseline))
+    for back in range(1, min(own, base) + 1):
+        yield own - back, base - back
+
+
+def check_pair(study: Study, entry: str, seed: int) -> None:
+    """Raises NotPaired where the runs of an entry and of the baseline say of themselves that they
+    differ in more than the YAML says; both must be trained.
+    """
+    for phase, base_phase in aligned(study, entry):
+        sides = study.baseline, base_phase, entry, phase
+        a, b = (
+            training_of(manifest_of(folder / "checkpoints" / f"step-{config.steps:08d}"))
+            for folder, config in (
+                (study.run_folder(name, seed, number), study.train_config(name, seed, number))
+                for name, number in ((study.baseline, base_phase), (entry, phase))
+            )
+        )
+        refuse_unpaired(study, sides, a, b, seed)
+
+
+def refuse_unpaired(
+    study: Study, sides: tuple[str, int, str, int], a: Json, b: Json, seed: int | None = None
+) -> None:
+    allowed = allowed_keys(study, *sides)
+    differ = {
+        key: values
+        for key, values in compared(a, b).beside.items()
+        if not _is_below(key.rpartition("init.training.")[2], allowed)
+        and not _is_below(key, allowed)
+    }
+    if differ:
+        where = "" if seed is None else f" of seed {seed}"
+        raise NotPaired(_message(study, f"the trainings{where}", sides[0], sides[2], differ))
+
+
+def allowed_keys(
+    study: Study, baseline: str, base_phase: int, entry: str, phase: int
+) -> tuple[str, ...]:
+    """Returns the keys of a training in which an entry may differ from the baseline."""
+    seed = study.seeds[0]
+    keys = set(study.config.differ)
+    pairs = [(phase - back, base_phase - back) for back in range(min(phase, base_phase) + 1)]
+    for own, base in pairs:  # the phases before it too, in the run that the weights came from
+        first, second = (
+            leaves(study.train_config(name, seed, number).model_dump(mode="json"))
+            for name, number in ((baseline, base), (entry, own))
+        )
+        for key in first.keys() | second.keys():
+            if first.get(key) == second.get(key):
+                continue
+            if key == "init_from" and own and base:  # each from the run of its phase before
+                keys.update(("init.path", "init.sha256"))
+                continue
+            prefix = next((known for known in FOLLOWING if _is_below(key, (known,))), None)
+            keys.update((key,) if prefix is None else FOLLOWING[prefix])
+    return tuple(keys)
+
+
+def _is_below(key: str, prefixes: tuple[str, ...]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def check_sets(study: Study) -> None:
+    """Raises NotPaired where sets of one seed and step are made in other ways than the YAML says."""
+    for entry in study.entries[1:]:
+        texts = (
+            study.train_config(entry, 0).data.text
+            != study.train_config(study.baseline, 0).data.text
+        )
+        allowed = OF_VAE | (OF_TEXT if texts else set()) | set(study.config.differ)
+        for seed in study.seeds:
+            for step in study.steps:
+                folders = [study.set_folder(name, seed, step) for name in (study.baseline, entry)]
+                if not all((folder / "manifest.json").is_file() for folder in folders):
+                    continue
+                a, b = (read_manifest(folder / "manifest.json")["settings"] for folder in folders)
+                differ = {
+                    key: (a.get(key), b.get(key))
+                    for key in sorted((a.keys() | b.keys()) - allowed)
+                    if a.get(key) != b.get(key)
+                }
+                if differ:
+                    where = f"the pictures of seed {seed} at step {step}"
+                    raise NotPaired(_message(study, where, study.baseline, entry, differ))
+
+
+def _message(study: Study, where: str, a: str, b: str, differ: Differing) -> str:
+    lines = [f"{key}: {first!r:.80} and {second!r:.80}" for key, (first, second) in differ.items()]
+    title = f"{study.path}: {where} of {a} and {b} differ in more than the YAML says:"
+    advice = (
+        "Train or make the wrong one again with the same settings; or, if it is meant to differ, list it: "
+        f"differ: [{next(iter(differ))}]"
+    )
+    return "\n  ".join([title, *lines]) + f"\n{advice}"

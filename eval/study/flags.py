@@ -1,0 +1,49 @@
+"""The flags of `eval generate` and of scorers that a study's YAML gives, parsed as those commands do."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from ..errors import BadStudy
+from ..images.flags import generate_flags, interval_of
+from ..score import SCORERS, add_flags
+from .config import ScorerConfig, flag_words
+from .study import Study
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises BadStudy in place of leaving the program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadStudy(f"{self.prog}: {message}")
+
+
+def _parsed(
+    name: str, words: tuple[str, ...], flags: Callable[[argparse.ArgumentParser], None]
+) -> argparse.Namespace:
+    parser = _Parser(prog=name, conflict_handler="resolve", add_help=False, allow_abbrev=False)
+    flags(parser)
+    return parser.parse_args(words)
+
+
+def generate_settings(study: Study) -> dict[str, Any]:
+    """Returns what `eval generate` is called with, but for folders; BadStudy for a flag that it lacks."""
+    words = ("--checkpoint", "RUN", "--save_dir", "DIR", *flag_words(study.config.generate))
+    args = _parsed(f"{study.path}: generate", words, generate_flags)
+    return vars(args) | {"guidance_interval": interval_of(args.guidance_interval)}
+
+
+def scorer_settings(study: Study, scorer: ScorerConfig) -> argparse.Namespace:
+    """Returns what `eval score NAME` is called with, but for the sets; BadStudy for a scorer or a flag
+    that does not exist.
+    """
+    if scorer.name not in SCORERS:
+        raise BadStudy(
+            f"{study.path}: scorers: found {scorer.name!r}, expected one of {', '.join(sorted(SCORERS))}"
+        )
+    name = f"{study.path}: scorers: {scorer.name}"
+    args = _parsed(name, scorer.words, lambda p: add_flags(p, SCORERS[scorer.name].flags))
+    args.partial = False
+    return args

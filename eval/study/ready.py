@@ -1,0 +1,36 @@
+"""Whether the scorers of a study can score: their weights, flags and references, in a process of its
+own, whose memory is free again before anything is trained.
+
+    python -m eval.study.ready STUDY.yaml
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import configs
+
+from ..prompts.benchmarks import find
+from ..score import SCORERS
+from .flags import scorer_settings
+from .study import Study
+
+
+def main() -> None:
+    """Loads each scorer's weights; its named error says what is missing."""
+    import torch
+
+    study = Study.open(Path(sys.argv[1]))
+    count = len(find(study.benchmark, study.config.prompts).items) * study.images_per_prompt
+    for config in study.scorers:
+        args = scorer_settings(study, config)
+        if args.device == "auto":
+            args.device = "cuda" if torch.cuda.is_available() else "cpu"
+        scorer = SCORERS[config.name]
+        scorer.ready(args)
+        scorer.enough(args, count, str(study.config.prompts or study.benchmark))
+
+
+if __name__ == "__main__":
+    configs.run(main)

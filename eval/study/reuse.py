@@ -1,0 +1,331 @@
+"""What exists of a study and fits it: made by the study itself, or by hand.
+
+A run fits where the newest checkpoint's own record says of its training what the config and its
+columns say: all that moves the weights, the rows by their digest. A set of pictures fits where it
+is of these weights, prompts, seed and sampler; a score where it is of these pictures and by these
+flags. So a node is done or not whatever was killed before, and an entry or a seed more leaves the
+others as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import configs
+from shards import Column, IncompleteColumn, NotAColumn, ShardsError, canonical_json, sha256
+from shards.format.atomic import read_json
+from train.checkpoints.checkpoint import CheckpointError, manifest_of, steps
+from train.checkpoints.identity import compared, training_of
+from train.config import TrainConfig
+from train.run import expected_record
+
+from ..errors import BadPrompts, EvalError, StudyChanged
+from ..images.checks import read_manifest
+from ..prompts.benchmarks import find
+from ..scores import results
+from .flags import generate_settings
+from .graph import Node, nodes_of, train_id
+from .study import Study
+
+Json = dict[str, Any]
+PROGRESS = {"step", "position"}  # of a training: a longer run has the steps of a shorter one
+# of a text encoder in the step, which is not loaded here
+FROM_ENCODER = ("model.text_width", "data.text_encoder")
+ROUNDING = ("batch_size", "threads")  # settings of a set that change rounding only
+SETS_DEEP, RUNS_DEEP = 3, 2  # levels of folders below `reuse`
+MOST_LINES = 6  # of differences that a message names
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Existing:
+    """What exists of a study; columns and prompts are read once."""
+
+    study: Study
+    _expected: dict[tuple[str, int, Path | None], Json] = field(default_factory=dict)
+
+    # Nodes ----------------------------------------------------------------------------------------
+
+    def done(self, node: Node) -> bool:
+        """Whether all that a node makes exists and fits."""
+        if node.kind == "encode":
+            _, columns = self.study.encode_configs[Path(node.command[-1])]
+            return all(map(column_exists, columns))
+        assert node.seed is not None
+        if node.kind == "train":
+            return self._trained(node.entry, node.seed, node.phase)
+        assert node.step is not None
+        folder = self.study.set_folder(node.entry, node.seed, node.step)
+        if node.kind == "generate":
+            lines = self.set_differences(node.entry, node.seed, node.step, folder)
+            return lines == [] and recorded_digest(folder) is not None
+        return bool(self.score_names(node))
+
+    def _trained(self, entry: str, seed: int, phase: int) -> bool:
+        run = self.study.run_folder(entry, seed, phase)
+        wanted = self.study.train_config(entry, seed, phase)
+        return _has_steps(run, wanted) and self.run_differences(entry, seed, phase, run) == []
+
+    def score_names(self, node: Node) -> list[str]:
+        """Returns the names of the scores that a node made of the pictures that are there now."""
+        record = read_record(self.study, node.id)
+        if record is None or record.get("command") != list(node.command) or record.get("exit_code"):
+            return []
+        folder, names = node.outputs[0].parent, record.get("scores") or []
+        digest = recorded_digest(folder)
+        try:
+            scores = [results.read(node.outputs[0] / f"{name}.json") for name in names]
+        except (EvalError, ShardsError, OSError):
+            return []
+        return [] if digest is None or any(s.images != digest for s in scores) else names
+
+    # Runs -----------------------------------------------------------------------------------------
+
+    def training(self, entry: str, seed: int, phase: int = -1) -> Json | None:
+        """Returns the training that a run would be, None while its columns do not exist."""
+        phase = range(len(self.study.parts(entry)))[phase]
+        config = self.study.train_config(entry, seed, phase)
+        key = entry, phase, config.init_from  # a later phase starts from another run for each seed
+        if key not in self._expected:
+            try:
+                record = expected_record(config, self.study.ranks)
+            except (NotAColumn, IncompleteColumn):
+                return None
+            if "init" not in record:  # the run that it starts from does not exist yet
+                return training_of(record)
+            self._expected[key] = record
+        record = self._expected[key]
+        return training_of(record | {"config": config.model_dump(mode="json")})
+
+    def run_differences(self, entry: str, seed: int, phase: int, run: Path) -> list[str] | None:
+        """Returns in what the training in a folder is another than the study's; None without one."""
+        manifest = self.newest(run)
+        if manifest is None:
+            return None
+        recorded, wanted = training_of(manifest), self.training(entry, seed, phase)
+        if wanted is None:  # its columns are gone, or not yet made: by their names then
+            config = self.study.train_config(entry, seed, phase)
+            dump = {"config": config.model_dump(mode="json"), "step": config.steps}
+            wanted = training_of(dump)
+            earlier = TrainConfig.model_validate(manifest["config"]).data.resolved()
+            current = config.data.resolved()
+            pairs = {k: (getattr(earlier, k), getattr(current, k)) for k in ("latents", "text")}
+            named = {f"data.{k}": pair for k, pair in pairs.items() if pair[0] != pair[1]}
+        else:
+            named = {}
+        differ = compared(recorded, wanted)
+        lines = named | {
+            key: values
+            for key, values in differ.all.items()
+            if key not in PROGRESS and not key.startswith(FROM_ENCODER)
+        }
+        return [f"{key}: {then!r:.60} there, {now!r:.60} now" for key, (then, now) in lines.items()]
+
+    def newest(self, run: Path) -> Json | None:
+        """Returns the manifest of a run's newest checkpoint that can be read, None without one."""
+        for path in steps(run / "checkpoints"):
+            with suppress(CheckpointError, OSError):
+                manifest = manifest_of(path)
+                if "config" in manifest:
+                    return manifest
+        return None
+
+    # Sets -----------------------------------------------------------------------------------------
+
+    def set_differences(self, entry: str, seed: int, step: int, folder: Path) -> list[str] | None:
+        """Returns in what a set's settings are others than the study's; None where there is none."""
+        if not (folder / "manifest.json").is_file():
+            return None
+        settings = read_manifest(folder / "manifest.json")["settings"]
+        wanted = self._settings(entry, seed, step)
+        if folder != self.study.own_set_folder(entry, seed, step):
+            wanted = {key: value for key, value in wanted.items() if key not in ROUNDING}
+        return [
+            f"{key}: {settings.get(key)!r:.60} there, {value!r:.60} now"
+            for key, value in wanted.items()
+            if settings.get(key) != value
+        ]
+
+    def _settings(self, entry: str, seed: int, step: int) -> Json:
+        """Returns the settings that a set will have, as far as they are known without loading models."""
+        flags = self.flags
+        names = ("num_inference_steps", "guidance_scale", "sampler", "seed")
+        settings = {name: flags[name] for name in names} | {
+            "guidance_interval": flags["guidance_interval"] and list(flags["guidance_interval"]),
+            "ema": flags["ema_weights"],
+            "benchmark": self.study.benchmark,
+            "images_per_prompt": self.study.images_per_prompt,
+            "step": step,
+        }
+        settings |= {k: flags[k] for k in ("resolution", "batch_size") if flags[k] is not None}
+        if self.prompts is not None:
+            settings["prompts"] = self.prompts
+        if (weights := self.weights(entry, seed, step)) is not None:
+            settings["weights"] = weights
+        return settings
+
+    @cached_property
+    def flags(self) -> Json:
+        return generate_settings(self.study)
+
+    @cached_property
+    def prompts(self) -> str | None:
+        """The digest of the study's prompts; None while they are not here."""
+        try:
+            return find(self.study.benchmark, self.study.config.prompts).digest
+        except BadPrompts:
+            return None
+
+    def weights(self, entry: str, seed: int, step: int) -> str | None:
+        """Returns the digest of the weights that are sampled; None while they do not exist."""
+        run = self.study.run_folder(entry, seed)
+        file = "ema.safetensors" if self.flags["ema_weights"] else "weights.safetensors"
+        try:
+            files = manifest_of(run / "checkpoints" / f"step-{step:08d}")["files"]
+            return str(files[file]["sha256"])
+        except (CheckpointError, KeyError):
+            return None
+
+
+def column_exists(place: str) -> bool:
+    """Whether a column is complete."""
+    try:
+        Column.open(place).close()
+    except (NotAColumn, IncompleteColumn):
+        return False
+    return True
+
+
+def _has_steps(run: Path, config: TrainConfig) -> bool:
+    """Whether a run has the checkpoints that a study samples from, and the last."""
+    wanted = {*config.save_at, config.steps}
+    return all((run / "checkpoints" / f"step-{s:08d}/manifest.json").is_file() for s in wanted)
+
+
+def recorded_digest(folder: Path) -> str | None:
+    """Returns the digest of a complete set from its manifest; None while it is not, or lacks a file."""
+    try:
+        manifest = read_manifest(folder / "manifest.json")
+    except (EvalError, ShardsError, OSError):
+        return None
+    if not manifest["complete"]:
+        return None
+    if not all((folder / "images" / path).is_file() for path in manifest["files"]):
+        return None
+    return sha256(canonical_json([manifest["settings"], manifest["files"]]))
+
+
+def read_record(study: Study, node: str) -> Json | None:
+    """Returns when a node ran and how it ended; None where it did not, or nothing can be read."""
+    try:
+        record = read_json(study.log(node).with_suffix(".json"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def score_names(study: Study, entry: str, seed: int, step: int, scorer: str) -> list[str]:
+    """Returns the names of the scores of a set that a scorer of the study made; none where it did not."""
+    existing = Existing(study)
+    return next(
+        existing.score_names(node)
+        for node in nodes_of(study)
+        if node.scorer == scorer and (node.entry, node.seed, node.step) == (entry, seed, step)
+    )
+
+
+# Made before --------------------------------------------------------------------------------------
+
+
+def refuse_changed(study: Study) -> None:
+    """Raises StudyChanged where the study's own folders hold runs or sets of another study."""
+    existing, lines = Existing(study), []
+    for entry in study.entries:
+        for seed in study.seeds:
+            for phase in range(len(study.parts(entry))):
+                run = study.own_run_folder(entry, seed, phase)
+                if differ := existing.run_differences(entry, seed, phase, run):
+                    lines += [f"{run}:", *(f"  {line}" for line in differ[:MOST_LINES])]
+            for step in study.steps:
+                folder = study.own_set_folder(entry, seed, step)
+                if differ := existing.set_differences(entry, seed, step, folder):
+                    lines += [f"{folder}:", *(f"  {line}" for line in differ[:MOST_LINES])]
+    if lines:
+        title = f"{study.path} says something else than what was made in {study.out}:"
+        advice = "Go back to the former settings, move these away, or name another --out"
+        raise StudyChanged("\n  ".join([title, *lines]) + f"\n{advice}")
+
+
+def take_over(study: Study) -> Study:
+    """Returns the study with the runs and sets made by hand that fit where it has none of its own."""
+    study = replace(study, hand_runs={}, hand_sets={})
+    folders = study.reuse
+    existing = Existing(study)
+    by_seed: dict[Any, list[Path]] = {}
+    for run in _below(folders, "config.yaml", RUNS_DEEP, study.out):
+        with suppress(configs.ConfigError):
+            by_seed.setdefault(configs.read_yaml(run / "config.yaml").get("seed"), []).append(run)
+    for entry in study.entries if by_seed else ():
+        for seed in study.seeds:
+            for phase in range(len(study.parts(entry))):
+                _take_run(existing, entry, seed, phase, by_seed.get(seed, ()))
+    sets: dict[Any, list[Path]] = {}
+    for folder in _below(folders, "manifest.json", SETS_DEEP, study.out):
+        with suppress(EvalError, ShardsError, OSError):  # of a checkpoint, too
+            manifest = read_manifest(folder / "manifest.json")
+            if manifest["complete"]:
+                sets.setdefault(manifest["settings"].get("weights"), []).append(folder)
+    taken = {}
+    for entry in study.entries if sets else ():
+        for seed in study.seeds:
+            for step in study.steps:
+                if recorded_digest(study.own_set_folder(entry, seed, step)) is None:
+                    for folder in sets.get(existing.weights(entry, seed, step) or "", ()):
+                        if existing.set_differences(entry, seed, step, folder) == []:
+                            taken[entry, seed, step] = folder
+    return replace(existing.study, hand_sets=taken)
+
+
+def _take_run(existing: Existing, entry: str, seed: int, phase: int, runs: Sequence[Path]) -> None:
+    """Puts the first run that fits into the study, unless it has one of its own."""
+    study = existing.study
+    config = study.train_config(entry, seed, phase)
+    if _has_steps(study.own_run_folder(entry, seed, phase), config):
+        return
+    for run in runs:
+        manifest = existing.newest(run)
+        last = phase == len(study.parts(entry)) - 1
+        if manifest is None or not _has_steps(run, config):
+            continue
+        if not last and manifest["step"] != config.steps:
+            continue  # the next phase would start from its newest checkpoint
+        columns = existing.training(entry, seed, phase) is not None
+        if columns and existing.run_differences(entry, seed, phase, run) == []:
+            by_hand = {**study.hand_runs, (entry, seed, phase): run}
+            existing.study = replace(study, hand_runs=by_hand)
+            return
+
+
+def _below(folders: Sequence[Path], name: str, deep: int, own: Path) -> Iterator[Path]:
+    """Yields the folders at most so deep that hold a file of this name, but those of the study itself."""
+    for folder in folders:
+        for level in range(1, deep + 1):
+            for path in sorted(folder.glob("/".join(["*"] * level + [name]))):
+                if own.resolve() not in path.resolve().parents:
+                    yield path.parent
+
+
+def taken_over(study: Study) -> Mapping[str, Path]:
+    """Returns the folders made by hand that are used, by the id of the node that need not run."""
+    runs = {train_id(study, *key): path for key, path in study.hand_runs.items()}
+    sets = {
+        f"generate/{entry}/seed{seed}/step-{step:08d}": path
+        for (entry, seed, step), path in study.hand_sets.items()
+    }
+    return runs | sets
