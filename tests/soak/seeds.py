@@ -33,12 +33,12 @@ from safetensors.numpy import load_file, save_file
 
 from eval.report.compare import Difference, Entry, compare
 from eval.report.entries import ScoredSet, open_all
-from tests.memory import MEMORY, kept
+from tests.memory import kept
 from tests.soak.drawn import digest_of
 from tests.soak.sweep import Case, Sweep
 
 ROOT = Path(__file__).parents[2]
-SCRATCH = os.environ.get("LATENTBANK_SCRATCH") or MEMORY
+SCRATCH = os.environ.get("LATENTBANK_SCRATCH")  # of all processes of a soak run, which removes it
 TRAININGS, SIDE, SPLITS, MOST = 12, 3, 200, 0.1
 STEPS, PROMPTS = 300, 140
 PLAIN, NOISY, NOISE = "vae-plain", "vae-noisy", 0.5  # deviation of the noise, of that of latents
