@@ -42,6 +42,7 @@ __all__ = [
 
 M = TypeVar("M", bound=BaseModel)
 FOLDER = Path(__file__).parent
+PARTS = ("train", "encode", "study", "demo")  # folders of configs that a command takes
 PREFIX = "configs:"  # of the name of a shipped file
 MOST_BYTES = 1 << 22  # of a YAML file
 MOST_NODES = 100_000  # values of it, with each alias written out
@@ -188,7 +189,7 @@ def shipped(path: Path | str) -> Path:
 
 def _shipped_names() -> list[str]:
     """Names of the shipped configs that a command takes, as `configs:train/flux-256`."""
-    files = sorted(f for part in ("train", "encode", "demo") for f in FOLDER.glob(f"{part}/*.yaml"))
+    files = sorted(f for part in PARTS for f in FOLDER.glob(f"{part}/*.yaml"))
     return [f"{PREFIX}{f.relative_to(FOLDER).with_suffix('').as_posix()}" for f in files]
 
 

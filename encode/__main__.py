@@ -30,6 +30,7 @@ from shards.places import local_path
 from shards.printing import command
 
 VERBS = {  # module with add_VERB_options or add_options, and run_VERB; a sentence
+    "init": ("starter", "a commented config for sources and models of your own"),
     "config": ("starter", "a config with every key, or the JSON schema for editors"),
     "plan": ("plan.plan", "bytes, hours and money of a config, before starting"),
     "run": ("", "encode what is missing; an interrupted run goes on where it stopped"),

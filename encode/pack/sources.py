@@ -43,7 +43,7 @@ def _packed(config: EncodeConfig, name: str, places: list[str], make: bool) -> P
         record = read_report(out)  # the pictures may be gone, and their tars serve
         if record is not None and record["source"] == str(paths[0].resolve()):
             return Packed(out, record, fresh=False)
-    pictures = [path for path in paths if _to_be_packed(path)]
+    pictures = [path for path in paths if to_be_packed(path)]
     if not pictures:
         return None
     path = pictures[0]
@@ -75,7 +75,7 @@ def _packed(config: EncodeConfig, name: str, places: list[str], make: bool) -> P
     return packed
 
 
-def _to_be_packed(path: Path) -> bool:
+def to_be_packed(path: Path) -> bool:
     if path.is_dir():
         return not tars_in(path)
     return path.is_file() and suffix_of(path.name) in (*TABLES, "parquet")
