@@ -1,5 +1,6 @@
 """Encode tars into columns.
 
+    python -m encode init --sources TARS --vae flux --text gemma-2b    # a config for your own
     python -m encode plan CONFIG                   # bytes, hours and money, before starting
     python -m encode run configs/demo/encode.yaml
     python -m encode run CONFIG root=/data/cache engine.workers=8
