@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import configs
 from configs import ConfigError, add_config_options, show_config, word, write_new
 from shards.console import positive
+from shards.format import checked_name, proposed
 from shards.format.atomic import read_json
-from shards.format.names import checked_name, proposed
 from shards.places import home, is_url, local_path, place
 from shards.printing import one_line
 

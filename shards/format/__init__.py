@@ -22,7 +22,7 @@ from .layout import (
     ArraySpec,
     differences,
 )
-from .names import checked_name, refuse_doubles
+from .names import checked_name, proposed, refuse_doubles
 from .records import MAX_CAPTIONS, FailureRecord, parse_index_head, sealed
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "differences",
     "parse_index_head",
     "preprocess_of",
+    "proposed",
     "quantise",
     "refuse_doubles",
     "sealed",
