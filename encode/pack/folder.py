@@ -55,21 +55,21 @@ def _list_names(
             files.setdefault(name.rpartition(".")[0], {})[suffix] = name
         else:
             source.others[suffix or "none"] += 1
-    stems = set()
+    stems, start = set(), f"{os.path.relpath(folder, inside.folder)}/".removeprefix("./")
     for name in pictures:
         stem = name.rpartition(".")[0]
         captions = files.get(name) or files.get(stem) or {}  # also 0001.jpg.txt
         stems |= {name, stem}
         try:
-            picture = _inside(inside, folder / name)
-            status = status_of(inside.folder / picture)
+            picture = _inside(inside, start + name)
+            status = status_of(inside.full(picture))
             caption = next((captions[suffix] for suffix in CAPTIONS if suffix in captions), None)
             fields = captions.get(JSON)
             paths = [
-                None if file is None else _inside(inside, folder / file)
+                None if file is None else _inside(inside, start + file)
                 for file in (caption, fields)
             ]
-            times = [status_of(inside.folder / path).st_mtime_ns for path in paths if path]
+            times = [status_of(inside.full(path)).st_mtime_ns for path in paths if path]
         except LookupError as error:
             source.troubles.add("outside", error.args[0])
         except OSError as error:
@@ -86,9 +86,8 @@ def _list_names(
                 source.troubles.add("caption_without_picture", folder / name)
 
 
-def _inside(inside: Inside, path: Path) -> str:
-    """Returns the path in the folder of a file, which is a link at most within it; LookupError."""
-    name = inside.path(path)
-    if name is None:
-        raise LookupError(path)
-    return str(path.relative_to(inside.folder))
+def _inside(inside: Inside, name: str) -> str:
+    """Returns a name in the folder if its file is there, or a link to one; LookupError if it is not."""
+    if inside.path(name) is None:
+        raise LookupError(inside.full(name))
+    return name

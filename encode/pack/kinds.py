@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,9 +88,11 @@ def metadata_files(place: Path) -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
-def open_rows(place: Path, kind: str, options: Options, database: Path) -> Rows:
+def open_rows(
+    place: Path, kind: str, options: Options, database: Path, advance: Callable[[int], None]
+) -> Rows:
     """Returns the rows of a source in the order in which they are packed; a `database` on disk sorts
-    them. NotASource where it has no picture, or is of another kind.
+    them. `advance` is called with names that are listed. NotASource where it has no picture, or is of another kind.
     """
     folder = (options.pictures or (place if place.is_dir() else place.parent)).resolve()
     source = Source(kind, folder)
@@ -101,7 +103,7 @@ def open_rows(place: Path, kind: str, options: Options, database: Path) -> Rows:
         return _with_rows(ParquetRows(files, source, options.picture, options.caption), place)
     if kind == "table" and not place.is_file() or kind != "table" and not place.is_dir():
         raise NotASource(f"{place}: not {KINDS[kind]}, which --kind {kind} asks for")
-    listing = Listing(database, source)
+    listing = Listing(database, source, advance)
     try:
         if kind == "table":
             list_table(listing, place, folder, options.picture, options.caption)

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ CAPTIONS = ("txt", "caption")  # suffixes of files that hold a caption as they a
 JSON = "json"
 SHOWN = 3  # places that are named of each kind of trouble
 SUFFIXES = 20  # of files that are neither, counted by name
+AT_ONCE = 256  # rows between two words of progress
 CACHE = -(1 << 16)  # kB of the database that are kept in memory
 # what may be wrong with a source's files or lines, in the words of the report
 TROUBLES = {
@@ -108,8 +109,8 @@ class Listing:
     Of several pictures of one key the first by `rank`, suffix and name is the row.
     """
 
-    def __init__(self, path: Path, source: Source) -> None:
-        self.source = source
+    def __init__(self, path: Path, source: Source, advance: Callable[[int], None]) -> None:
+        self.source, self._advance = source, advance
         path.unlink(missing_ok=True)
         self._database = sqlite3.connect(path, isolation_level=None)
         # a database of one run, made again by the next: nothing of it must outlive a crash
@@ -121,6 +122,7 @@ class Listing:
             " PRIMARY KEY (key, rank, suffix, picture, line)) WITHOUT ROWID"
         )
         self._database.execute("CREATE TABLE folded (key BLOB PRIMARY KEY) WITHOUT ROWID")
+        self._database.execute("BEGIN")  # one transaction: else each row is written by itself
         self._line = 0
         self.rows = self.bytes = 0
         self.digest = ""
@@ -135,6 +137,8 @@ class Listing:
         """Adds a picture by its path in the folder, with the files of its captions likewise."""
         suffix = suffix_of(picture)
         self._line += 1
+        if self._line % AT_ONCE == 0:
+            self._advance(AT_ONCE)
         files = (None if name is None else os.fsencode(name) for name in (caption, fields))
         caption_name, fields_name = files
         self._database.execute(
@@ -155,6 +159,7 @@ class Listing:
             folded = os.fsencode(os.fsdecode(key).lower())
             if not database.execute("INSERT OR IGNORE INTO folded VALUES (?)", (folded,)).rowcount:
                 self.source.troubles.add("case_only", os.fsdecode(key))
+        database.execute("COMMIT")
         self.digest = digest.hexdigest()
 
     def _sorted(self) -> Iterator[tuple[Any, ...]]:
@@ -187,42 +192,47 @@ class Listing:
 
 
 class Inside:
-    """Says whether a path is below a folder, links followed."""
+    """Says whether a path is below a folder, links followed. Of text, which is several times faster
+    than `Path` for millions of them.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
-        self._parents: dict[Path, Path | None] = {}
+        self._root = f"{self.folder}/" if self.folder.name else "/"
+        self._parents: dict[str, str | None] = {}
 
-    def path(self, place: Path | str) -> str | None:
+    def full(self, name: str) -> str:
+        """Returns the absolute path of a file that is named from the folder."""
+        return self._root + name
+
+    def path(self, place: str) -> str | None:
         """Returns the path in the folder of a file that is named in full or from the folder; None for
         one that is elsewhere.
         """
-        path = self.folder / place
-        parent = self._parent(path.parent)
-        if parent is None or path.name in ("", ".."):
+        parent, name = os.path.split(os.path.join(self._root, place))
+        folder = self._parent(parent)
+        if folder is None or name in ("", ".", ".."):
             return None
-        full = parent / path.name
-        if full.is_symlink():
-            full = full.resolve()
-        return str(full.relative_to(self.folder)) if self._holds(full) else None
+        full = folder + name
+        if os.path.islink(full):
+            full = os.path.realpath(full)
+        return full.removeprefix(self._root) if full.startswith(self._root) else None
 
-    def _parent(self, parent: Path) -> Path | None:
+    def _parent(self, parent: str) -> str | None:
+        """Returns a folder's own path with a slash at its end; None where it is elsewhere."""
         if parent not in self._parents:
             if len(self._parents) > 1 << 16:
                 self._parents.clear()
-            resolved = parent.resolve()
-            self._parents[parent] = resolved if self._holds(resolved) else None
+            path = os.path.join(os.path.realpath(parent), "")
+            self._parents[parent] = path if path.startswith(self._root) else None
         return self._parents[parent]
 
-    def _holds(self, path: Path) -> bool:
-        return path == self.folder or path.is_relative_to(self.folder)
 
-
-def status_of(path: Path) -> os.stat_result:
+def status_of(path: str) -> os.stat_result:
     """Returns the status of a regular file; OSError for what is none, or has no name that fits."""
-    status = path.stat()
+    status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise OSError(f"{path}: no file, but a pipe, a device or a folder")
-    if len(str(path)) > MAX_TEXT:
+    if len(path) > MAX_TEXT:
         raise OSError(f"{path}: a name of over {MAX_TEXT} characters")
     return status

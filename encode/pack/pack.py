@@ -94,7 +94,8 @@ def pack(source: Path, out: Path, options: Options = DEFAULTS) -> Packed:
     kind = options.kind or kind_of(source)
     with working(out) as folder:
         print(f"{source}: {KINDS[kind]}", flush=True)
-        rows = open_rows(source, kind, options, folder / "listing.sqlite")
+        with Bar("list", unit="pictures") as bar:
+            rows = open_rows(source, kind, options, folder / "listing.sqlite", bar.advance)
         try:
             with Bar("pack", rows.rows, "pictures") as bar:
                 return write_tars(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def list_table(
     """Adds the pictures that a table names from `folder`, which is the listing's or below it, with
     their captions.
     """
-    inside, source = Inside(listing.source.folder), listing.source
+    inside, source, start = Inside(listing.source.folder), listing.source, str(folder)
     names: tuple[str, str] | None = None
     elsewhere, lines = 0, 0
     for line, row in table_rows(table):
@@ -71,12 +72,12 @@ def list_table(
             source.troubles.add("caption_without_picture", f"{table}:{line}")
             continue
         try:
-            place = None if "://" in name else inside.path(folder / name)
+            place = None if "://" in name else inside.path(os.path.join(start, name))
             if place is None:
                 elsewhere += 1
                 source.troubles.add("outside", f"{table}:{line}: {name}")
                 continue
-            status = status_of(inside.folder / place)
+            status = status_of(inside.full(place))
         except (FileNotFoundError, NotADirectoryError, ValueError):
             source.troubles.add("picture_missing", f"{table}:{line}: {name}")
             continue
