@@ -149,6 +149,7 @@ class Listing:
 
     def finish(self) -> None:
         """Counts the rows and what of them is not packed, once all are added."""
+        self._advance(self._line % AT_ONCE)
         digest, database = hashlib.sha256(), self._database
         for row in self._sorted():
             key, _, _, picture, _, size, time, caption, caption_time, text, fields = row
