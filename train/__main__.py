@@ -9,7 +9,7 @@
     python -m train page runs/flux-256                                                  # its curves, at any time
     python -m train saved configs/train/flux-256.yaml                                   # its newest checkpoint
     python -m train import REFERENCE_RUN runs/imported --tag 100000     # a checkpoint of the reference
-    python -m train export runs/NAME/checkpoints/step-00100000 OUT --layout diffusers
+    python -m train export runs/NAME/checkpoints/step-00100000 OUT --layout safetensors
     python -m train bench
 
 Run it again to go on from the last checkpoint. Another VAE is another `data.latents`, and nothing else.
@@ -42,7 +42,10 @@ VERBS = {  # what is not a run: a module with add_VERB_options or add_options, a
     "page": ("report.page", "the curves of a run as an HTML page, at any time"),
     "saved": ("checkpoints.commands", "the newest checkpoint of a run"),
     "import": ("checkpoints.commands", "a checkpoint of the reference's trainer"),
-    "export": ("checkpoints.commands", "a checkpoint for the reference's trainer or diffusers"),
+    "export": (
+        "checkpoints.commands",
+        "a checkpoint's weights, for the reference's trainer or other programs",
+    ),
     "bench": ("", "measure what the trainer costs beside a bare loop"),  # of tests/bench
 }
 TEXTS = {"CONFIG": "train, or go on from the last checkpoint"} | {

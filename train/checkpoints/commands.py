@@ -12,7 +12,15 @@ from shards.places import local_path, place
 
 from ..config import TrainConfig, run_folder
 
-LAYOUTS = ("reference", "diffusers")
+LAYOUTS = ("reference", "safetensors")
+OLD_LAYOUTS = {"diffusers": "safetensors"}  # by releases before; diffusers itself has no such class
+EXPORT_LACKS = {  # what an export of each layout leaves out
+    "reference": "weights and average under the reference's names, without the optimizer's state and the place in the "
+    "order of samples: the reference's trainer starts from them, and does not go on",
+    "safetensors": "one set of weights in diffusion_pytorch_model.safetensors and the model's sizes in config.json, as "
+    "diffusers lays a model out; the class is train.model.DiT, which diffusers does not have. Optimizer, the other "
+    "weights, shift and scale of the latents, VAE and text encoder are left out",
+}
 
 
 def add_import_options(parser: argparse.ArgumentParser) -> None:
@@ -35,15 +43,22 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("step", type=local_path, help="a step folder of a run's checkpoints")
     add("out", type=local_path, help="a new folder")
-    add("--layout", choices=LAYOUTS, default=LAYOUTS[0])
-    add("--weights", action="store_true", help="for diffusers: weights that are not averaged")
+    add("--layout", type=_layout, choices=LAYOUTS, default=LAYOUTS[0],
+        help="reference: for the reference's trainer (default); safetensors: weights alone, for a "
+        "program of your own. `diffusers` is the old name of that one")  # fmt: skip
+    add("--weights", action="store_true", help="of safetensors: weights that are not averaged")
 
 
 def run_export(args: argparse.Namespace) -> int:
     from .reference import export
 
     print(export(args.step, args.out, layout=args.layout, ema=not args.weights))
+    print(f"It holds {EXPORT_LACKS[args.layout]}.")
     return 0
+
+
+def _layout(name: str) -> str:
+    return OLD_LAYOUTS.get(name, name)
 
 
 def add_saved_options(parser: argparse.ArgumentParser) -> None:

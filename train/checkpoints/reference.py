@@ -205,8 +205,9 @@ def _state(path: Path, pickled: Mapping[str, Any], kind: str, config: DiTConfig)
 def export(step: Path, out: Path, layout: str = "reference", ema: bool = True) -> Path:
     """Writes a step of ours for other tools into the new folder `out`; returns it.
 
-    reference: its own layout, with weights and average. diffusers: one of the two, the average
-    unless `ema` is off."""
+    reference: its own layout, with weights and average. safetensors: one of the two, the average
+    unless `ema` is off, beside the model's config; `diffusers` was its name before."""
+    layout = "safetensors" if layout == "diffusers" else layout
     if layout not in LAYOUTS:
         raise ConfigError(f"layout: found {layout!r}, expected {' or '.join(LAYOUTS)}")
     if not (step / "manifest.json").is_file():
@@ -234,7 +235,7 @@ def _export_reference(step: Path, manifest: Manifest, out: Path, ema: bool) -> N
     atomic_write(out / "latest", str(number).encode())
 
 
-def _export_diffusers(step: Path, manifest: Manifest, out: Path, ema: bool) -> None:
+def _export_safetensors(step: Path, manifest: Manifest, out: Path, ema: bool) -> None:
     config = DiTConfig.model_validate(manifest["model"])
     state = load_file(step / WHOLE["ema" if ema else "weights"])
     write_tensors(out / "diffusion_pytorch_model.safetensors", state, META)
@@ -243,7 +244,7 @@ def _export_diffusers(step: Path, manifest: Manifest, out: Path, ema: bool) -> N
 
 LAYOUTS: dict[str, Callable[[Path, Manifest, Path, bool], None]] = {
     "reference": _export_reference,
-    "diffusers": _export_diffusers,
+    "safetensors": _export_safetensors,
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from configs import ConfigError
 from eval.images.sampler import sample
 from tests.train.goldens import golden
+from train.__main__ import main
 from train.checkpoints.checkpoint import CheckpointError, load_for_sampling, verified
 from train.checkpoints.reference import STATES, BadReference, export, import_reference, read
 from train.model.dit import DiT, DiTConfig
@@ -109,9 +111,9 @@ def test_there_and_back(original: Path, tmp_path: Path) -> None:
         assert (again / name).read_bytes() == (step / name).read_bytes()
 
 
-def test_a_folder_for_diffusers(original: Path, tmp_path: Path) -> None:
+def test_weights_alone(original: Path, tmp_path: Path) -> None:
     step = import_reference(original, None, tmp_path / "ours")
-    out = export(step, tmp_path / "flat", "diffusers")
+    out = export(step, tmp_path / "flat", "safetensors")
     assert sorted(p.name for p in out.iterdir()) == [
         "config.json",
         "diffusion_pytorch_model.safetensors",
@@ -123,10 +125,36 @@ def test_a_folder_for_diffusers(original: Path, tmp_path: Path) -> None:
     assert same(model.state_dict(), state_of(4))
     raw = export(step, tmp_path / "raw", "diffusers", ema=False)
     assert same(load_file(raw / "diffusion_pytorch_model.safetensors"), state_of(3))
-    with pytest.raises(ConfigError, match="found 'onnx', expected reference or diffusers"):
+    with pytest.raises(ConfigError, match="found 'onnx', expected reference or safetensors"):
         export(step, tmp_path / "other", "onnx")
     with pytest.raises(CheckpointError, match="expected a step folder"):
         export(tmp_path, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("safetensors", "the class is train.model.DiT, which diffusers does not have. Optimizer"),
+        ("diffusers", "the class is train.model.DiT"),  # the name in releases before
+        ("reference", "without the optimizer's state"),
+    ],
+)
+def test_an_export_says_what_it_leaves_out(
+    name: str,
+    part: str,
+    original: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    step = import_reference(original, None, tmp_path / "ours")
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["train", "export", str(step), str(out), "--layout", name])
+    assert main() == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == str(out)
+    assert part in second
+    assert (out / "diffusion_pytorch_model.safetensors").exists() == (name != "reference")
 
 
 def test_its_columns_may_be_named(columns: Path, original: Path, tmp_path: Path) -> None:
