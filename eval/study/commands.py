@@ -78,10 +78,13 @@ def _report_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
+    from .checks import check_sets
     from .report.page import report
+    from .reuse import take_over
     from .study import Study
 
-    study = Study.open(args.study, args.out)
+    study = take_over(Study.open(args.study, args.out))
+    check_sets(study)
     for verdict in report(study, args.pictures)["verdicts"]:
         title = f"{verdict['title']}. " if verdict["title"] else ""
         print(f"{title}{verdict['sentence']}")

@@ -43,6 +43,7 @@ from ...report.report import comparison_of
 from ...scores.deviation import pooled_deviation, published_deviation, range_to_resolve
 from ...scores.results import LEVEL
 from ...scores.seeds import holm
+from ..checks import places
 from .ledger import Training, ledger
 from .sets import Sets, entry_at, missing, open_sets, prompt_count, recorded_names, score_name
 from .verdict import Verdict, covers, leaves_open, no_score, verdict_of
@@ -305,16 +306,7 @@ def _trainings(study: Study, name: str) -> Iterator[Training]:
         for seed in study.seeds:
             data = study.train_config(name, seed, phase).data.resolved()
             run, latents, text = study.run_folder(name, seed, phase), data.latents, data.text
-            yield Training(run, tuple(_places(latents)), tuple(_places(text)))
-
-
-def _places(value: Any) -> Iterator[str]:
-    """Yields the columns that a config names: one, one of each source, or several and their rates."""
-    if isinstance(value, str):
-        yield value
-        return
-    for part in value:
-        yield from _places(part)
+            yield Training(run, tuple(places(latents)), tuple(places(text)))
 
 
 def _by_key(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from eval.commands import main
-from eval.errors import BadReport
+from eval.errors import BadReport, NotPaired
 from eval.report.compare import Entry, compare
 from eval.scores import results
 from eval.study.report.ledger import Training, ledger
@@ -22,7 +22,7 @@ from eval.study.report.verdict import verdict_of
 from eval.study.study import Study
 from shards import FormatVersion
 from tests.eval.browser import BROWSER, Page, in_browser
-from tests.eval.sets import make_items, make_score
+from tests.eval.sets import make_items, make_score, make_set
 from tests.eval.study.handmade import OTHER, PRIMARY, fill, open_study
 
 Json = dict[str, Any]
@@ -333,6 +333,20 @@ def test_the_command(
     assert sentence == two["data"]["verdicts"][0]["sentence"]
     assert place == str(copy / "report.html")
     assert (copy / "report.html").read_text().count("<img") == 2
+
+
+def test_pictures_made_in_other_ways_are_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of sets made by hand with another guidance scale, put in place of the study's own."""
+    study = fill(open_study(tmp_path, seeds=[0]), (0.0, 0.5))
+    folder = study.set_folder("e2e", 0, 100)
+    shutil.rmtree(folder)
+    make_set(folder, {"vae": "c" * 64, "weights": "10" * 32, "guidance_scale": 7.5})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotPaired, match="guidance_scale"):
+        main(["study", "report", str(study.path), "--out", str(study.out)])
+    assert not (study.out / "report.html").exists()
 
 
 @pytest.mark.skipif(not BROWSER, reason="needs Chromium")
