@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ from ..errors import EncodeError
 from ..source.members import PICTURES
 from .kinds import KINDS, Options, kind_of, open_rows
 from .listing import PACKED, TROUBLES
+from .table import TABLES
 from .writer import Packed, working, write_tars
 
 LOST = 3  # exit code where most is lost
@@ -78,11 +80,10 @@ def _pack(source: Path, out: Path, options: Options) -> int:
         ("packed into" if packed.fresh else "packed already:") + f" {out}. As a source of encode:\n"
     )
     print(source_lines(packed))
+    place = shlex.quote(str(out))
+    print(f"next: python -m encode init --sources {place} --vae MODEL --text MODEL")
     if mostly_lost(packed.record):
-        print(
-            f"{source}: most pictures and captions did not find each other; the table says why",
-            file=sys.stderr,
-        )
+        print(f"{source}: {lost_words(packed.record)}", file=sys.stderr)
         return LOST
     return 0
 
@@ -111,6 +112,18 @@ def mostly_lost(record: Json) -> bool:
     lost = sum(count for trouble, count in counts.items() if trouble not in PACKED)
     whole = record["rows"] - counts.get("without_caption", 0)
     return bool(2 * whole < record["rows"] + lost)
+
+
+def lost_words(record: Json) -> str:
+    """Returns what to say of a source of which most is lost."""
+    words = "most pictures and captions did not find each other; the table says why"
+    tables = [suffix for suffix in TABLES if suffix in record["others"]]
+    if record["kind"] == "folder" and tables:
+        words += (
+            f". If a .{tables[0]} file in it names pictures and captions, pack that file: `python -m "
+            "encode pack FILE OUT`"
+        )
+    return words
 
 
 def report(record: Json) -> str:

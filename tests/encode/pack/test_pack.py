@@ -337,6 +337,7 @@ def test_the_command_says_where_most_is_lost(captions: int, tmp_path: Path) -> N
     names = pictures(tmp_path / "source")
     for i in range(captions):
         write(tmp_path / f"source/{names[i].rpartition('.')[0]}.txt", CAPTION(i))
+    write(tmp_path / "source/list.csv", "path,caption\n")
     process = subprocess.run(
         [sys.executable, "-m", "encode", "pack", "source", "out"],
         cwd=tmp_path, capture_output=True, text=True, check=False,
@@ -344,6 +345,8 @@ def test_the_command_says_where_most_is_lost(captions: int, tmp_path: Path) -> N
     assert process.returncode == (0 if captions == 4 else 3), process.stderr
     assert f"{COUNT - captions} │ packed without a caption" in process.stdout
     assert f'sources: {{ out: "{tmp_path}/out/00000.tar" }}' in process.stdout
+    assert "next: python -m encode init --sources out " in process.stdout
+    assert ("pack that file" in process.stderr) == (captions < 4)
 
 
 def test_names_that_are_not_utf8_are_packed(tmp_path: Path) -> None:
