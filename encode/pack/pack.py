@@ -17,11 +17,13 @@ import argparse
 import re
 import shlex
 import shutil
+import sqlite3
 import sys
 from pathlib import Path
 
 from rich.table import Table
 
+from shards import NoRoom
 from shards.console import WIDTH, Bar, positive, render
 from shards.format.atomic import Json
 from shards.places import local_path
@@ -69,6 +71,10 @@ def run_pack(args: argparse.Namespace) -> int:
 def _pack(source: Path, out: Path, options: Options) -> int:
     try:
         packed = pack(source, out, options)
+    except sqlite3.Error as error:
+        raise NoRoom(
+            f"{out}: the list of rows cannot be written ({error}). Make room, then run it again"
+        ) from error
     except OSError as error:
         if getattr(type(error), "exit_code", None) is not None:
             raise

@@ -349,6 +349,50 @@ def test_the_command_says_where_most_is_lost(captions: int, tmp_path: Path) -> N
     assert ("pack that file" in process.stderr) == (captions < 4)
 
 
+@pytest.mark.parametrize(("limit", "message"), [(4096, "NoRoom"), (30_000, "cannot pack into out")])
+def test_a_full_disk_has_a_message_and_leaves_nothing_half_written(
+    limit: int, message: str, tmp_path: Path
+) -> None:
+    beside("txt", CAPTION)(tmp_path / "source")
+    for i in range(20):
+        write(tmp_path / f"source/c/{i}.jpg", jpeg(i))
+    limited = (
+        "import resource, runpy, sys; sys.argv = ['encode', 'pack', 'source', 'out']\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "runpy.run_module('encode', run_name='__main__', alter_sys=True)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", limited], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 2, process.stderr
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
+    assert not (tmp_path / "out").exists()
+    assert pack(tmp_path / "source", tmp_path / "out").record["rows"] == COUNT + 20
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_stopped_packing_says_how_to_go_on(name: str, tmp_path: Path) -> None:
+    source = beside("txt", CAPTION)(tmp_path / "source")
+    code = (
+        "import os, signal, sys; from encode.pack import pack, writer\n"
+        "publish = writer.Staged.publish\n"
+        "def stopped(self):\n"
+        f"    os.kill(os.getpid(), signal.{name})\n"
+        "    return publish(self)\n"
+        "writer.Staged.publish = stopped\n"
+        f"signal.signal(signal.{name}, signal.SIG_DFL)\n"
+        "import argparse; parser = argparse.ArgumentParser(); pack.add_options(parser)\n"
+        "sys.exit(pack.run_pack(parser.parse_args(['source', 'out', '--rows', '3'])))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 128 + getattr(signal, name)
+    assert process.stderr == f"stopped by {name}; run it again to go on from there\n"
+    assert len(pack(source, tmp_path / "out", Options(rows=3)).tars) == 3
+
+
 def test_names_that_are_not_utf8_are_packed(tmp_path: Path) -> None:
     folder = os.fsencode(tmp_path / "source")
     os.mkdir(folder)
