@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from configs import ConfigError
@@ -17,7 +17,7 @@ from ..errors import BadStudy, NotPaired
 from ..images.checks import read_manifest
 from ..prompts.benchmarks import find
 from .flags import generate_settings, scorer_settings
-from .graph import nodes_of
+from .graph import Node, nodes_of
 from .reuse import Existing, column_exists, refuse_changed, take_over
 from .study import Study
 
@@ -51,7 +51,7 @@ OF_TEXT = {"text", "text_encoder"}
 def preflight(study: Study) -> Study:
     """Returns the study with what it takes over, once nothing is found that would end it later.
 
-    Raises BadStudy, StudyChanged, NotPaired, BadPrompts, ConfigError, or the error of a column.
+    Raises BadStudy, StudyChanged, NotPaired, NoSpace, BadPrompts, ConfigError, or the error of a column.
     """
     generate_settings(study)
     for scorer in study.scorers:
@@ -63,7 +63,9 @@ def preflight(study: Study) -> Study:
     refuse_changed(study)
     study = take_over(study)
     existing = Existing(study)
-    if any(node.kind == "score" and not existing.done(node) for node in nodes_of(study)):
+    missing = [node for node in nodes_of(study) if not existing.done(node)]
+    check_room(study, missing)
+    if any(node.kind == "score" for node in missing):
         check_scorers(study)
     return study
 
@@ -109,6 +111,20 @@ def places(value: Any) -> Iterator[str]:
     else:
         for part in value:
             yield from places(part)
+
+
+def check_room(study: Study, missing: Sequence[Node]) -> None:
+    """Raises NoSpace where a disk has less room than the missing nodes need. Nothing is said where
+    neither a column nor `data.expect` tells the sizes of latents.
+    """
+    from .plan.cost import Assumptions, Costs  # loads torch
+    from .plan.disk import refuse_if_full
+
+    try:
+        costs = Costs(study, Assumptions(gpus=study.ranks)).of(missing)
+    except ConfigError:
+        return
+    refuse_if_full(costs)
 
 
 def check_scorers(study: Study) -> None:

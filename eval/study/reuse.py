@@ -28,6 +28,7 @@ from train.run import expected_record
 from ..errors import BadPrompts, EvalError, StudyChanged
 from ..images.checks import read_manifest
 from ..prompts.benchmarks import find
+from ..prompts.prompts import Prompts
 from ..scores import results
 from .flags import generate_settings
 from .graph import Node, nodes_of, train_id
@@ -159,13 +160,12 @@ class Existing:
         settings = {name: flags[name] for name in names} | {
             "guidance_interval": flags["guidance_interval"] and list(flags["guidance_interval"]),
             "ema": flags["ema_weights"],
-            "benchmark": self.study.benchmark,
             "images_per_prompt": self.study.images_per_prompt,
             "step": step,
         }
         settings |= {k: flags[k] for k in ("resolution", "batch_size") if flags[k] is not None}
         if self.prompts is not None:
-            settings["prompts"] = self.prompts
+            settings |= {"prompts": self.prompts.digest, "benchmark": self.prompts.benchmark}
         if (weights := self.weights(entry, seed, step)) is not None:
             settings["weights"] = weights
         return settings
@@ -175,10 +175,10 @@ class Existing:
         return generate_settings(self.study)
 
     @cached_property
-    def prompts(self) -> str | None:
-        """The digest of the study's prompts; None while they are not here."""
+    def prompts(self) -> Prompts | None:
+        """The study's prompts; None while they are not here."""
         try:
-            return find(self.study.benchmark, self.study.config.prompts).digest
+            return find(self.study.benchmark, self.study.config.prompts)
         except BadPrompts:
             return None
 

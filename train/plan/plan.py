@@ -174,9 +174,15 @@ def _numbers(text: str) -> list[float]:
 
 
 def gpu_named(name: str | None, peak_tflops: float | None) -> Gpu | None:
-    """Returns the GPU of --gpu or --peak-tflops, which comes first; None where neither names one."""
+    """Returns the GPU of --gpu or --peak-tflops, which comes first; None where neither names one, and
+    ConfigError for a name that is not known.
+    """
     if peak_tflops:
         return Gpu("GPUs", peak_tflops * 1e12, "")
+    if name and name not in GPUS:
+        raise configs.ConfigError(
+            f"gpu: found {name!r}, expected one of {', '.join(GPUS)}; or give --peak-tflops"
+        )
     return GPUS[name] if name else None
 
 

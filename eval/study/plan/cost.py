@@ -35,6 +35,7 @@ from train.plan import (
 
 from ...errors import BadPrompts
 from ...prompts.benchmarks import BENCHMARKS, find
+from ..flags import generate_settings
 from ..graph import Node
 from ..study import Study
 
@@ -161,6 +162,12 @@ class Costs:
         columns = (column for config in configs for column in several(config.latents))
         if missing := _missing(columns):
             lines.append(f"no latent columns yet, so their sizes are assumed: {_listed(missing)}")
+        encoded = {c for _, folders in self.study.encode_configs.values() for c in folders}
+        if unmade := [column for column in missing if column not in encoded]:
+            lines.append(
+                "no encoder makes these, so `study run` will refuse: give their entries an `encoder`, or encode "
+                f"them before: {_listed(unmade)}"
+            )
         if missing := _missing(c for t in texts for c in ((t,) if isinstance(t, str) else t)):
             lines.append(
                 f"no columns of text yet, which a study does not make (`python -m encode run`): {_listed(missing)}"
@@ -169,6 +176,11 @@ class Costs:
             if data.rows:
                 size = size_text(data.rows * data.tokens * data.token_bytes)
                 lines[-1] += f"; about {size} as bfloat16 tokens"
+        if self.study.encode_configs and not any(data.rows for data in self.data.values()):
+            lines.append(
+                "rows of the sources are not known, so hours and bytes of columns to be made are not counted: "
+                "give --samples"
+            )
         others = (note for data in self.data.values() for note in data.notes)
         return lines + [note for note in dict.fromkeys(others) if not note.startswith("no columns")]
 
@@ -227,18 +239,18 @@ class Costs:
     def _train(self, node: Node) -> tuple[float | None, float, str]:
         plan = self.plans[node.entry, node.phase]
         config = self._config(node.entry, node.phase)
-        size = checkpoint_bytes(plan) * (kept_checkpoints(config) + 1)
+        size = checkpoint_bytes(plan) * most_checkpoints(config)
         existing = run_bytes(self.study.run_folder(node.entry, node.seed or 0, node.phase))
         return plan.gpu_hours, max(0.0, size - existing), str(self.study.out)
 
     def _generate(self, node: Node) -> tuple[float | None, float, str]:
         plan = self.plans[node.entry, len(self.study.parts(node.entry)) - 1]
-        flags = self.study.config.generate
-        guided = float(_number(flags, "guidance_scale", 6.0)) > 1
+        flags = generate_settings(self.study)
+        guided = flags["guidance_scale"] > 1
         tokens = self.prompt_tokens
         # the second pass is on the empty caption, of one token
         passes = plan.forward.of(1, tokens) + (plan.forward.of(1, 1) if guided else 0.0)
-        steps = _number(flags, "num_inference_steps", 25)
+        steps = flags["num_inference_steps"]
         shape = plan.data.shape
         size = PIXEL_BYTES * shape.height * shape.width * SIDE**2
         gpu, share = self.assumptions.gpu, self.assumptions.efficiency.dit
@@ -277,20 +289,17 @@ def _like(node: Node) -> tuple[object, ...]:
     return node.kind, node.scorer, node.entry, node.phase
 
 
-def _number(flags: Mapping[str, object], name: str, default: float) -> float:
-    value = flags.get(name, flags.get(name.replace("_", "-")))
-    return value if isinstance(value, int | float) else default
-
-
 def checkpoint_bytes(plan: RunPlan) -> float:
     return 4.0 * CHECKPOINT_VALUES * sum(plan.parameters.values())
 
 
-def kept_checkpoints(config: TrainConfig) -> int:
-    """Returns how many checkpoints a finished run has: those of `save_at`, and the last `keep`."""
+def most_checkpoints(config: TrainConfig) -> int:
+    """Returns how many checkpoints a run has at most: those of `save_at`, the last `keep`, and one that
+    is written before the oldest goes.
+    """
     named = {step for step in config.save_at if step <= config.steps}
     others = {*range(config.save_every, config.steps + 1, config.save_every), config.steps} - named
-    return len(named) + min(config.keep, len(others))
+    return len(named) + min(config.keep + 1, len(others))
 
 
 def several(value: T | tuple[T, ...]) -> tuple[T, ...]:

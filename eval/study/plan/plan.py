@@ -7,16 +7,19 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Column, Table
 
-from shards.console import render, size_text
+from shards.console import duration_text, render, size_text
 from train.plan import Efficiency, gpu_named
 
+from ...errors import StudyChanged
+from ..flags import generate_settings, scorer_settings
 from ..graph import Kind, nodes_of
+from ..reuse import Existing, read_record, refuse_changed, take_over, taken_over
 from ..study import Study
 from .cost import Assumptions, Costs, NodeCost
 from .disk import Room, rooms
@@ -88,6 +91,30 @@ def plan_study(
     )  # fmt: skip
 
 
+def plan_existing(study: Study, assumptions: Assumptions) -> StudyPlan:
+    """Returns the plan of what a study lacks, beside what exists and what was made by hand; BadStudy
+    for flags that `eval generate` or `eval score` do not take.
+    """
+    generate_settings(study)
+    for scorer in study.scorers:
+        scorer_settings(study, scorer)
+    study = take_over(study)
+    existing, nodes = Existing(study), nodes_of(study)
+    records = {node.id: read_record(study, node.id) or {} for node in nodes}
+    plan = plan_study(
+        study,
+        assumptions,
+        [node.id for node in nodes if existing.done(node)],
+        taken_over(study),
+        {name: r["seconds"] for name, r in records.items() if r.get("exit_code") == 0},
+    )
+    try:
+        refuse_changed(study)
+    except StudyChanged as error:
+        return replace(plan, notes=(f"`study run` will refuse: {error}", *plan.notes))
+    return plan
+
+
 # For a reader -------------------------------------------------------------------------------------
 
 
@@ -107,7 +134,8 @@ def as_text(plan: StudyPlan) -> str:
 
 
 def _table(plan: StudyPlan) -> Table:
-    heads = ["nodes", "exist", "taken over", "to make", "GPU hours"]
+    hours_of = "GPU hours" if plan.assumptions.gpu else "hours"
+    heads = ["nodes", "exist", "taken over", "to make", hours_of]
     heads += ["money"] if plan.assumptions.price is not None else []
     table = Table("", *(Column(head, justify="right") for head in [*heads, "disk"]))
     rows: list[tuple[str, Kind | None]] = [(kind, kind) for kind in KINDS]
@@ -131,17 +159,19 @@ def _table(plan: StudyPlan) -> Table:
 
 def _time_lines(plan: StudyPlan) -> Iterator[str]:
     a = plan.assumptions
+    if not plan.to_make():
+        yield "all that the study asks for exists"
+        return
     if (hours := plan.gpu_hours()) is None:
         unknown = dict.fromkeys(c.node.kind for c in plan.to_make() if c.gpu_hours is None)
         if a.gpu is None:
             yield f"time of {', '.join(unknown)} unknown: give --gpu or --peak-tflops"
         else:
-            yield f"time of {', '.join(unknown)} unknown, as the rows are: give --samples"
+            yield f"time of {', '.join(unknown)} unknown, as the rows are"
         return
-    days = hours / a.gpus / 24
     yield (
-        f"time on {a.gpus} {a.gpu.name if a.gpu else 'devices'}: {_hours(hours)} GPU hours, "
-        f"{_hours(hours / a.gpus)} hours ({days:,.1f} days) if all are always at work"
+        f"time on {a.gpus} {a.gpu.name if a.gpu else 'devices'}, if all are always at work: "
+        f"{duration_text(3600 * hours / a.gpus)}"
     )
 
 
@@ -150,7 +180,7 @@ def _largest_lines(plan: StudyPlan) -> Iterator[str]:
     sizes = plan.largest(lambda cost: cost.bytes)
     if hours:
         items = [f"{name} {count} x {_hours(total / count)}" for name, count, total in hours]
-        yield f"most GPU hours: {'; '.join(items)}"
+        yield f"most hours: {'; '.join(items)}"
     if sizes:
         items = [f"{name} {count} x {size_text(total / count)}" for name, count, total in sizes]
         yield f"most disk: {'; '.join(items)}"
@@ -161,7 +191,7 @@ def _assumed_lines(a: Assumptions) -> list[str]:
         return []
     e = a.efficiency
     return [
-        f"assumed: {e.dit:.0%} of {a.gpu.peak / 1e12:,.0f} TFLOP/s in training and sampling, {e.vae:.0%} in the VAE's "
+        f"assumed: {e.dit:.0%} of {a.gpu.peak / 1e12:,.3g} TFLOP/s in training and sampling, {e.vae:.0%} in the VAE's "
         "encoder, a fixed time a picture in scoring; what nodes of this study took comes first"
     ]  # fmt: skip
 
@@ -227,7 +257,7 @@ def run_plan(args: argparse.Namespace) -> int:
         samples=args.samples,
         tokens=args.tokens,
     )
-    plan = plan_study(study, assumptions)
+    plan = plan_existing(study, assumptions)
     print(as_text(plan))
     if args.json:
         args.json.write_text(json.dumps(as_record(plan), indent=1) + "\n")

@@ -16,7 +16,7 @@ from eval.commands import main
 from eval.errors import NoSpace
 from eval.study.graph import nodes_of
 from eval.study.plan import cost
-from eval.study.plan.cost import Assumptions, Costs, NodeCost, kept_checkpoints
+from eval.study.plan.cost import Assumptions, Costs, NodeCost, most_checkpoints
 from eval.study.plan.disk import refuse_if_full, rooms
 from eval.study.plan.plan import plan_study
 from eval.study.study import Study
@@ -151,9 +151,11 @@ def test_checkpoints_that_a_run_keeps(tmp_path: Path) -> None:
     study = small(tmp_path, checkpoints=[5, 50, 100])
     config = study.train_config("a", 0)
     assert config.save_at == (5, 50, 100)
-    assert kept_checkpoints(config) == 3 + 2  # and steps 90 and 80, as keep: 2 says
-    assert kept_checkpoints(config.model_copy(update={"save_every": 1000})) == 3
-    assert kept_checkpoints(config.model_copy(update={"save_at": ()})) == 2
+    assert (
+        most_checkpoints(config) == 3 + 2 + 1
+    )  # steps 90 and 80, as keep: 2 says, and one more before 70 goes
+    assert most_checkpoints(config.model_copy(update={"save_every": 1000})) == 3
+    assert most_checkpoints(config.model_copy(update={"save_at": ()})) == 3
 
 
 def test_a_column_that_is_missing_is_taken_to_be_as_the_others(

@@ -1,0 +1,97 @@
+"""A whole study of small real models, in processes of its own: a column, trainings, pictures, scores, the page."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from eval.errors import NoSpace
+from eval.study.checks import preflight
+from eval.study.plan.cost import Assumptions
+from eval.study.plan.plan import plan_existing
+from eval.study.reuse import take_over, taken_over
+from eval.study.study import Study
+from shards import open_join
+from tests.eval.study.small_study import study, study_yaml, write_inputs
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study that has run; the study itself is in `out`."""
+    folder = write_inputs(tmp_path_factory.mktemp("study"))
+    result = study("run", study_yaml(folder), "--out", folder / "out", "--jobs", 2)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+def test_all_is_made(made: Path) -> None:
+    joined = open_join(made / "cache/pets/other", made / "cache/pets/text")
+    assert len(joined.valid_rows) == 48
+    for name in ("plain", "other"):
+        folder = made / f"out/images/{name}-seed0/step-00000006"
+        assert json.loads((folder / "manifest.json").read_bytes())["complete"]
+        assert len(list((folder / "images").glob("*.png"))) == 6
+        assert list((folder / "scores").glob("demo-acc-*.json"))
+    report = study("report", made / "fair.yaml", "--out", made / "out")
+    assert report.returncode == 0, report.stderr
+    assert "other" in report.stdout
+    assert json.loads((made / "out/study.json").read_bytes())["format"] == "latentbank-study"
+    assert (made / "out/report.html").stat().st_size > 1000
+
+
+def test_a_second_call_starts_nothing(made: Path) -> None:
+    logs = {path: path.stat().st_mtime_ns for path in (made / "out/logs").rglob("*")}
+    again = study("run", made / "fair.yaml", "--out", made / "out")
+    assert again.returncode == 0, again.stderr
+    assert "begins" not in again.stdout + again.stderr
+    assert {path: path.stat().st_mtime_ns for path in (made / "out/logs").rglob("*")} == logs
+
+
+def test_one_more_seed_is_all_that_is_to_be_made(made: Path) -> None:
+    """Its hours are those that the first seed took."""
+    config = study_yaml(made, "more", seeds=[0, 1])
+    plan = plan_existing(Study.open(config, made / "out"), Assumptions())
+    todo = plan.to_make()
+    assert [cost.node.id for cost in todo] == [
+        "train/plain/seed1", "train/other/seed1", "generate/plain/seed1/step-00000006",
+        "generate/other/seed1/step-00000006", "score/demo-acc/plain/seed1/step-00000006",
+        "score/demo-acc/other/seed1/step-00000006",
+    ]  # fmt: skip
+    assert all(cost.measured for cost in todo)
+    took = json.loads((made / "out/logs/train/plain/seed0.json").read_bytes())["seconds"]
+    assert todo[0].gpu_hours == pytest.approx(took / 3600)
+
+
+def test_what_another_study_made_is_taken_over(made: Path) -> None:
+    config = study_yaml(
+        made, "other-folder", reuse=[str(made / "out/runs"), str(made / "out/images")]
+    )
+    by_hand = taken_over(take_over(Study.open(config, made / "second")))
+    assert {name: path.relative_to(made / "out").as_posix() for name, path in by_hand.items()} == {
+        "train/plain/seed0": "runs/plain", "train/other/seed0": "runs/other",
+        "generate/plain/seed0/step-00000006": "images/plain-seed0/step-00000006",
+        "generate/other/seed0/step-00000006": "images/other-seed0/step-00000006",
+    }  # fmt: skip
+
+
+def test_checkpoints_are_of_the_size_that_is_planned(made: Path) -> None:
+    """Within what headers and manifests add to small files."""
+    plan = plan_existing(Study.open(made / "fair.yaml", made / "elsewhere"), Assumptions())
+    planned = next(cost.bytes for cost in plan.costs if cost.node.id == "train/plain/seed0")
+    steps = [*(made / "out/runs/plain/checkpoints").glob("step-*")]
+    size = sum(file.stat().st_size for step in steps for file in step.iterdir())
+    assert len(steps) == 3  # the last is scored and kept, and two more; while one is written, four
+    assert planned / 3 == pytest.approx(size / 3, rel=0.15)
+
+
+def test_a_full_disk_is_told_before_anything_runs(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = shutil.disk_usage(made)._replace(free=100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(NoSpace, match="are free, expected"):
+        preflight(Study.open(study_yaml(made, "full", seeds=[7]), made / "full"))
+    assert not (made / "full").exists()
