@@ -35,6 +35,7 @@ __all__ = [
     "refuse_existing",
     "run",
     "shipped",
+    "shipped_names",
     "show_config",
     "word",
     "write_new",
@@ -181,13 +182,13 @@ def shipped(path: Path | str) -> Path:
     for file in files:
         if file.is_file() and file.resolve().is_relative_to(FOLDER.resolve()):
             return file
-    names = _shipped_names()
+    names = shipped_names()
     near = difflib.get_close_matches(name, [n.removeprefix(PREFIX) for n in names], n=1)
     hint = f"; did you mean {PREFIX}{near[0]}?" if near else f". Shipped are {', '.join(names)}"
     raise ConfigError(f"{path}: no such config is shipped{hint}")
 
 
-def _shipped_names() -> list[str]:
+def shipped_names() -> list[str]:
     """Names of the shipped configs that a command takes, as `configs:train/flux-256`."""
     files = sorted(f for part in PARTS for f in FOLDER.glob(f"{part}/*.yaml"))
     return [f"{PREFIX}{f.relative_to(FOLDER).with_suffix('').as_posix()}" for f in files]
@@ -201,7 +202,7 @@ def did_you_mean(word: str, names: Iterable[str], end: str = ".") -> str:
 
 def _elsewhere(path: Path) -> str:
     """Returns what to do about a config that is not there."""
-    names = [name for name in _shipped_names() if Path(name).name == path.stem]
+    names = [name for name in shipped_names() if Path(name).name == path.stem]
     if len(names) > 1:  # of several stages, that of the path's folder
         names = [name for name in names if name.endswith(f":{path.parent.name}/{path.stem}")]
     if names:

@@ -5,6 +5,7 @@ A stage runs as the module that it is, so options, exit codes, signals and proce
 
 from __future__ import annotations
 
+# PYTHON_ARGCOMPLETE_OK
 import os
 import runpy
 import sys
@@ -30,6 +31,11 @@ For example:
 
 def main() -> int:
     """Runs a stage with the words behind its name; returns the exit code, if the stage returns."""
+    if "_ARGCOMPLETE" in os.environ:
+        from .completion import complete
+
+        sys.path.append(os.getcwd())
+        complete()
     words = sys.argv[1:]
     stage = words[0] if words else "--help"
     if stage in ("-h", "--help"):

@@ -54,6 +54,11 @@ def main(words: Sequence[str] | None = None) -> int | None:
     return code
 
 
+def add_options(verb: str, parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of a verb."""
+    VERBS[verb][1](parser)
+
+
 def _fields(args: argparse.Namespace, *others: str) -> dict[str, Any]:
     """Returns what the function that a verb calls takes of its flags."""
     return {k: v for k, v in vars(args).items() if k not in ("run_verb", *others)}

@@ -30,6 +30,7 @@ import argparse
 import errno
 import json
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -57,6 +58,7 @@ NO_RIGHTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command."""
     top = Parser(
         prog="python -m shards",
         description=__doc__,
@@ -64,7 +66,16 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True)
     verbs = {n: commands.add_parser(n, help=text, description=text) for n, text in VERBS.items()}
+    _add_all(verbs)
+    return top
 
+
+def add_options(verb: str, parser: argparse.ArgumentParser) -> None:
+    """Adds the options of a verb."""
+    _add_all({name: parser if name == verb else Parser() for name in VERBS})
+
+
+def _add_all(verbs: Mapping[str, argparse.ArgumentParser]) -> None:
     def add(verb: str, *names: str, flag: bool = False, **options: Any) -> None:
         verbs[verb].add_argument(*names, **options | ({"action": "store_true"} if flag else {}))
 
@@ -122,7 +133,6 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     if sys.argv[1:2] == ["bench"]:
         bench_module("reading").add_options(verbs["bench"])
-    return top
 
 
 def print_order(args: argparse.Namespace) -> int:

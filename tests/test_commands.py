@@ -11,9 +11,12 @@ import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from configs.completion import MODULES as COMPLETED
+from configs.completion import parser_of
 from configs.latentbank import STAGES
 from shards.printing import command
 from tests.shards.toy import moments_spec, tokens_spec, write_column
@@ -174,3 +177,68 @@ def test_a_signal_ends_it_with_its_code(tmp_path: Path, way: str, number: signal
         _, errors = child.communicate(timeout=60)
     assert child.returncode == 128 + number
     assert b"Traceback" not in errors
+
+
+# Completion ----------------------------------------------------------------------------------------
+
+
+def flags(*words: str) -> set[str]:
+    return {name for action in parser_of(words)._actions for name in action.option_strings}
+
+
+def test_the_stages() -> None:
+    assert list(COMPLETED) == list(STAGES)
+    assert [action.choices for action in parser_of([])._actions if action.choices] == [COMPLETED]
+    assert flags("nothing") == {"-h", "--help"}
+
+
+@pytest.mark.parametrize("stage", COMPLETED)
+def test_each_verb_offers_its_flags(stage: str) -> None:
+    """All of them can be put behind the stage and the verb; what they are is known of some."""
+    known = {
+        ("encode", "init"): "--vae", ("encode", "run"): "--allow-failed", ("shards", "gc"): "--older-than",
+        ("shards", "info"): "--json", ("train", "init"): "--held-out", ("train", "export"): "--layout",
+        ("eval", "generate"): "--guidance_scale", ("eval", "report"): "--out",
+    }  # fmt: skip
+    verbs = importlib.import_module(COMPLETED[stage]).VERBS
+    offered = {verb: flags(stage, verb) for verb in verbs}
+    for (part, verb), flag in known.items():
+        assert part != stage or flag in offered[verb]
+        assert part != stage or flag not in flags(stage)
+
+
+def completed(line: str, folder: Path) -> list[str]:
+    """The words that the shell is offered, by argcomplete's own protocol with a shell."""
+    answer = folder / "answer"
+    env: dict[str, Any] = {
+        **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "_ARGCOMPLETE": "1", "_ARGCOMPLETE_SHELL": "bash", "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
+        "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line, "COMP_POINT": str(len(line)),
+    }  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, *WAYS["script"]], env=env, cwd=folder, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return [word.strip() for word in answer.read_text().split("\n")]
+
+
+@pytest.mark.slow  # a process for each line
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("latentbank ", [*COMPLETED]),
+        ("latentbank en", ["encode"]),
+        ("latentbank encode ret", ["retry-failed"]),
+        ("latentbank train init --size ", ["tiny", "small", "700m", "1b", "3b"]),
+        ("latentbank train init --lat", ["--latents"]),
+        ("latentbank train mi", ["mine.yaml"]),
+        ("latentbank encode run configs:encode/gem", ["configs:encode/gemma-2b"]),
+        ("latentbank train plan configs:train/cp", ["configs:train/cpu"]),
+        ("latentbank shards verify --so", ["--source"]),
+        ("latentbank eval study ", ["plan", "run", "status", "report"]),
+        ("latentbank eval score fid --refe", ["--reference"]),
+    ],
+)
+def test_words_that_may_follow(line: str, expected: list[str], tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").touch()
+    assert completed(line, tmp_path) == expected

@@ -90,11 +90,16 @@ def main() -> int:
 
 def verb_parser(verb: str) -> tuple[argparse.ArgumentParser, Any]:
     """Returns the parser of a verb, and its module, which is loaded now."""
-    path, text = VERBS[verb]
+    parser = Parser(prog=f"python -m train {verb}", description=VERBS[verb][1])
+    return parser, add_options(verb, parser)
+
+
+def add_options(verb: str, parser: argparse.ArgumentParser) -> Any:
+    """Adds the options of a verb, and returns its module, which is loaded now."""
+    path = VERBS[verb][0]
     module = importlib.import_module(f".{path}", __package__) if path else bench_module("training")
-    parser = Parser(prog=f"python -m train {verb}", description=text)
     (getattr(module, f"add_{verb}_options", None) or module.add_options)(parser)
-    return parser, module
+    return module
 
 
 if __name__ == "__main__":
