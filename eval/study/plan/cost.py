@@ -96,21 +96,28 @@ class Costs:
         costs = []
         for node in nodes:
             hours, size, place = self._by_kind[node.kind](node)
-            seconds = measured.get(_like(node)) or measured.get((node.kind, node.scorer))
-            if seconds is not None:
-                hours = seconds * self._ranks(node) / 3600
-            costs.append(NodeCost(node, hours, seconds is not None, size, place))
+            rate = measured.get(_like(node)) or measured.get((node.kind, node.scorer))
+            if rate is not None:
+                hours = rate * self._work(node) * self._ranks(node) / 3600
+            costs.append(NodeCost(node, hours, rate is not None, size, place))
         return costs
 
     def _measured(self, nodes: Iterable[Node]) -> dict[tuple[object, ...], float]:
-        """Returns the most seconds that a node of each sort took: one that was interrupted says less."""
+        """Returns seconds by work of the slowest node of each sort: one that was interrupted says less."""
         most: dict[tuple[object, ...], float] = {}
         for node in nodes:
             if (seconds := self._seconds.get(node.id)) is None or node.kind == "encode":
                 continue
             for key in (_like(node), (node.kind, node.scorer)):
-                most[key] = max(most.get(key, 0.0), seconds)
+                most[key] = max(most.get(key, 0.0), seconds / self._work(node))
         return most
+
+    def _work(self, node: Node) -> float:
+        """Returns the FLOPs of a training, which differ between entries; 1 for other nodes."""
+        if node.kind != "train":
+            return 1.0
+        plan = self.plans[node.entry, node.phase]
+        return plan.samples * plan.flops
 
     def _ranks(self, node: Node) -> int:
         return self.ranks if node.kind in ("train", "generate") else 1

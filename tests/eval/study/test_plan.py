@@ -36,6 +36,7 @@ SMALL: dict[str, Any] = {
     },
     "model": TINY, "steps": 100, "global_batch": 16, "micro_batch": 4, "save_every": 10, "keep": 2,
 }  # fmt: skip
+SMALL_ENTRIES: dict[str, Any] = {"a": "/nowhere/toy/a", "b": "/nowhere/toy/b"}
 
 
 def small(tmp_path: Path, train: dict[str, Any] = SMALL, **values: Any) -> Study:
@@ -43,7 +44,7 @@ def small(tmp_path: Path, train: dict[str, Any] = SMALL, **values: Any) -> Study
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(train))
     (tmp_path / "prompts.txt").write_text("a red cat\na blue dog\n")
     study = {
-        "train": str(tmp_path / "train.yaml"), "entries": {"a": "/nowhere/toy/a", "b": "/nowhere/toy/b"},
+        "train": str(tmp_path / "train.yaml"), "entries": SMALL_ENTRIES,
         "prompts": str(tmp_path / "prompts.txt"), "scorers": ["demo-acc"], "ranks": 1,
     }  # fmt: skip
     path = tmp_path / "fair.yaml"
@@ -137,10 +138,13 @@ def test_what_exists_is_not_to_be_made(tmp_path: Path) -> None:
 
 def test_what_nodes_took_comes_before_what_is_assumed(tmp_path: Path) -> None:
     """Of the entry's own nodes, else of the others'; the longest, since one may have gone on from before."""
-    study = small(tmp_path)
+    longer = {"latents": "/nowhere/toy/c", "steps": 300}
+    study = small(tmp_path, checkpoints=[100], entries=SMALL_ENTRIES | {"longer": longer})
     took = {"train/a/seed0": 360.0, "train/a/seed1": 720.0, "score/demo-acc/a/seed0/step-00000100": 36.0}  # fmt: skip
     costs = {c.node.id: c for c in Costs(study, Assumptions(), took).of(nodes_of(study))}
-    assert costs["train/a/seed2"].gpu_hours == costs["train/b/seed0"].gpu_hours == 0.2
+    assert costs["train/a/seed2"].gpu_hours == pytest.approx(0.2)
+    assert costs["train/b/seed0"].gpu_hours == pytest.approx(0.2)
+    assert costs["train/longer/seed0"].gpu_hours == pytest.approx(0.6)
     assert costs["score/demo-acc/b/seed1/step-00000100"].gpu_hours == 0.01
     assert costs["generate/a/seed0/step-00000100"].gpu_hours is None
     assert costs["train/a/seed2"].measured
