@@ -12,7 +12,7 @@ help:   ## show this list
 
 setup: .venv/ready-test   ## make .venv with everything the demo and the tests need (once)
 
-demo: .venv/ready-test   ## pictures to columns to two models to demo/report.html
+demo: .venv/ready-test   ## pictures to columns to a study of two VAEs, demo/report.html
 	$(PY) -m eval.demo
 
 test: .venv/ready-test   ## run the tests

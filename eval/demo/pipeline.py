@@ -1,7 +1,10 @@
-"""The demo's steps, one command each. What both VAEs need runs side by side, on a core each."""
+"""The demo's steps, one command each: pictures, columns, reconstructions, and a study of the two VAEs.
+What both VAEs need runs side by side, on a core each.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -11,16 +14,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from shards import atomic_write
 from shards.processes import with_this_python
 
 OUT = Path("demo")
 CONFIGS = Path("configs/demo")
+STUDY = CONFIGS / "study.yaml"
 VAES = ("vae-plain", "vae-equi")
 SOURCES = ("openmoji-val", "photos")  # held out, and seen by the VAEs in training
+JOBS = 2  # commands of the study at a time, a core each
 LICENCE = (
     "Drawings: OpenMoji (https://openmoji.org), CC BY-SA 4.0; pictures on this page keep that licence. Photographs: "
     "scikit-image and scikit-learn. demo-acc and demo-fd come from a small classifier of emoji, of use here alone. "
-    "What the decoder loses is lost to both: the reconstructions of openmoji-val have scores of their own."
+    "What a decoder loses here it loses in generated pictures, too."
 )
 Command = Sequence[str]
 
@@ -31,30 +37,17 @@ class StepFailed(RuntimeError):
     exit_code = 1
 
 
-def train_command(vae: str) -> list[str]:
-    """Returns the training command of one VAE; the two differ in one value."""
-    launch = ["torchrun", "--standalone", "--nproc-per-node", "1", "-m", "train"]
-    return [*launch, str(CONFIGS / "train.yaml"), f"data.latents={OUT}/cache/openmoji/{vae}"]
-
-
 def evaluate(verb: str, *words: object) -> list[str]:
     return ["python", "-m", "eval", verb, *map(str, words)]
 
 
-def pictures(vae: str) -> Path:
-    """Returns the folder of a model's generated pictures."""
-    return OUT / "images" / vae
+def study_command(verb: str, *words: object) -> list[str]:
+    """Returns a command of the demo's study, whose folder is the demo's."""
+    return evaluate("study", verb, STUDY, "--out", OUT, *words)
 
 
 def reconstruction(source: str, vae: str) -> Path:
     return OUT / "reconstructions" / f"{source}-{vae}"
-
-
-def generate_command(vae: str) -> list[str]:
-    return evaluate(
-        "generate", "--checkpoint", OUT / f"runs/train-{vae}", "--prompts", OUT / "data/prompts.json",
-        "--save_dir", pictures(vae), "--guidance_scale", 3, "--batch_size", 70,
-    )  # fmt: skip
 
 
 def reconstruct_command(source: str, vae: str) -> list[str]:
@@ -65,21 +58,21 @@ def reconstruct_command(source: str, vae: str) -> list[str]:
 
 
 def score_commands() -> dict[str, Command]:
-    """Returns a command a scorer: of the generated pictures, and of held-out ones through each VAE."""
-    generated = [pictures(vae) for vae in VAES]
+    """Returns a command a scorer of the held-out pictures that went through each VAE."""
     decoded = [reconstruction(SOURCES[0], vae) / "reconstruction" for vae in VAES]
     held_out = reconstruction(SOURCES[0], VAES[0]) / "original/images"
     return {
         "demo-fd": evaluate(
-            "score", "demo-fd", *generated, *decoded, "--reference", held_out, "--label", "held-out"
+            "score", "demo-fd", *decoded, "--reference", held_out, "--label", "held-out"
         ),
-        "demo-acc": evaluate("score", "demo-acc", *generated, *decoded),
+        "demo-acc": evaluate("score", "demo-acc", *decoded),
     }
 
 
 def report_command() -> list[str]:
-    folders = [*map(pictures, VAES), *(reconstruction(s, vae) for s in SOURCES for vae in VAES)]
-    return evaluate("report", *folders, "--out", OUT / "report.html", "--note", LICENCE)
+    """Returns the command that makes the page of the reconstructions."""
+    folders = [reconstruction(source, vae) for source in SOURCES for vae in VAES]
+    return evaluate("report", *folders, "--out", OUT / "reconstructions.html", "--note", LICENCE)
 
 
 def main() -> int:
@@ -87,16 +80,43 @@ def main() -> int:
         together({"pictures": ["python", "-m", "eval.demo.data", f"{OUT}/data"]})
     with timed("columns"):
         together({"encode": ["python", "-m", "encode", "run", str(CONFIGS / "encode.yaml")]})
-    with timed("training"):
-        together({vae: train_command(vae) for vae in VAES})
-    with timed("sampling"):
-        together({vae: generate_command(vae) for vae in VAES})
+    with timed("reconstructions"):
         for source in SOURCES:
             together({vae: reconstruct_command(source, vae) for vae in VAES})
-    with timed("scores and report"):
         together(score_commands())
         together({"report": report_command()})
+    with timed("study"):
+        together({"study": study_command("run", "--jobs", JOBS)})
+        together({"report": study_command("report")})
+    summarise()
     return 0
+
+
+def summarise() -> None:
+    """Writes OUT/summary.json, a small part of OUT/study.json: the verdicts and each entry's scores.
+
+    verdicts[]   entry, outcome, title, sentence
+    seeds, step, prompts
+    scores       {scorer: {better, entries: {entry: {value, low, high, by_seed}}}}, the verdict's first
+    """
+    study = json.loads((OUT / "study.json").read_text())
+    names = [entry["name"] for entry in study["entries"]]
+    scores = {
+        score["scorer"]: {
+            "better": score["better"],
+            "entries": {
+                name: {
+                    key: (entry["over_seeds"] or {}).get(key) for key in ("value", "low", "high")
+                }
+                | {"by_seed": {seed: value["value"] for seed, value in entry["by_seed"].items()}}
+                for name, entry in zip(names, score["entries"], strict=True)
+            },
+        }
+        for score in study["scores"]
+    }
+    summary = {key: study[key] for key in ("verdicts", "seeds", "step", "prompts")}
+    atomic_write(OUT / "summary.json", json.dumps(summary | {"scores": scores}, indent=1).encode())
+    print(f"\n{OUT / 'report.html'}  {OUT / 'summary.json'}  {OUT / 'reconstructions.html'}")
 
 
 @contextmanager

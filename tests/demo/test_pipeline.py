@@ -13,18 +13,22 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from configs import read_yaml
 from encode.__main__ import main as encode
 from encode.models.pixels import to_pixels
 from eval.commands import main
 from eval.demo import pipeline
 from eval.demo.classifier import load_classifier
-from eval.demo.openmoji import GROUPS
-from eval.demo.pipeline import VAES, StepFailed, together, train_command
+from eval.demo.pipeline import VAES, StepFailed, together
 from eval.distances.frechet import frechet_features
 from eval.errors import BadPrompts
 from eval.scores import results
+from eval.study.graph import nodes_of
+from eval.study.runner import write_configs
+from eval.study.study import Study
 from shards import canonical_json
 from shards.__main__ import main as order
 from tests.train.here import forked
@@ -73,26 +77,44 @@ def out(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"sources.openmoji={tar}", f"sources.openmoji-val={tar}",
         f"sources.photos={data}/photos/00000.tar", "engine.executor=inline",
     )  # fmt: skip
-    cache = out / "cache/openmoji"
-    settings = [
-        "configs/demo/train.yaml",
-        f"data.text={cache}/minilm", f"data.also=[{cache}/vae-plain,{cache}/vae-equi]",
-        f"validation.source={out}/cache/openmoji-val", f"runs={out}/runs", "steps=6", "log_every=2",
-        "validation.every=3", "validation.rows=8", "optim.warmup=2", *SMALL_MODEL,
-    ]  # fmt: skip
     for vae in VAES:
-        command(out, train, *settings, f"data.latents={cache}/{vae}")
-    for vae in VAES:
-        evaluate(
-            "generate", "--checkpoint", f"{out}/runs/train-{vae}", "--prompts", f"{data}/prompts.json",
-            "--save_dir", f"{out}/images/{vae}", "--num_inference_steps", "2", "--batch_size", "140",
-        )  # fmt: skip
         for source in pipeline.SOURCES:
             evaluate(
                 "reconstruct", f"{out}/cache/{source}/{vae}", "--tars", f"{data}/{source}",
                 "--save_dir", f"{out}/reconstructions/{source}-{vae}", "--count", "280",
             )  # fmt: skip
+    make_study(out)
     return out
+
+
+def make_study(out: Path) -> None:
+    """The demo's study with its own columns, small and of one seed, by the commands that it is made of."""
+    config = read_yaml(Path("configs/demo/study.yaml"))
+    cache = out / "cache/openmoji"
+    config |= {
+        "with": [
+            f"data.text={cache}/minilm", f"validation.source={out}/cache/openmoji-val", "steps=6", "log_every=2",
+            "validation.every=3", "validation.rows=8", "optim.warmup=2", *SMALL_MODEL,
+        ],
+        "seeds": [0],
+        "entries": {vae: f"{cache}/{vae}" for vae in VAES},
+        "prompts": f"{out}/data/prompts.json",
+        "generate": {"num_inference_steps": 2, "batch_size": 140},
+    }  # fmt: skip
+    config["scorers"][0]["demo-fd"]["reference"] = str(held_out(out))
+    (out / "study.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    study = Study.open(out / "study.yaml", out)
+    write_configs(study)
+    for node in nodes_of(study):
+        module, *words = node.command[2:]  # after python -m
+        if module == "train":
+            command(out, train, *words)
+        else:
+            evaluate(*words)
+
+
+def held_out(out: Path) -> Path:
+    return out / "reconstructions/openmoji-val-vae-plain/original/images"
 
 
 @pytest.mark.timeout(600)
@@ -100,31 +122,50 @@ def test_the_scores_and_the_report(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(pipeline, "OUT", out)
-    for words in (*pipeline.score_commands().values(), pipeline.report_command()):
+    monkeypatch.setattr(pipeline, "STUDY", out / "study.yaml")
+    for words in (
+        *pipeline.score_commands().values(),
+        pipeline.report_command(),
+        pipeline.study_command("report"),
+    ):
         evaluate(*words[3:])  # after python -m eval
-    assert "Other training seeds are not covered." in capsys.readouterr().out
-    html, data = (out / "report.html").read_text(), json.loads((out / "report.json").read_text())
+    pipeline.summarise()
+    assert "how much another seed would move this is not known" in capsys.readouterr().out
+    html, data = (out / "report.html").read_text(), json.loads((out / "study.json").read_text())
     assert "CC BY-SA 4.0" in html
     assert not re.search(r'(src|href)="http|url\(', html)
-    assert "Training losstrain-vae-plain" in re.sub("<[^>]*>", "", html)
-    generated, held_out, photos = data["sections"]
-    (comparison,) = generated["comparisons"]
+    assert [entry["name"] for entry in data["entries"]] == list(VAES)
+    assert data["complete"]
+    (comparison,) = data["comparisons"]
     assert (comparison["subject"], comparison["paired"]) == ("VAEs", True)
-    names = [score["scorer"] for score in generated["scores"]]
-    assert [name.split("-")[1] for name in names] == ["acc", "fd"]
-    for score in generated["scores"]:
-        assert all(v["low"] <= v["value"] <= v["high"] for v in score["values"])
-    assert all(d["value"]["low"] is not None for d in comparison["differences"])
-    assert set(generated["scores"][0]["groups"]) == set(GROUPS)
-    scores = {score["scorer"].partition("-")[0]: score for score in held_out["scores"]}
-    assert sorted(scores) == ["demo", "psnr", "ssim"]
-    assert [score["scorer"] for score in photos["scores"]] == ["psnr", "ssim"]
-    for described in generated["sets"]:
-        cost = described["cost"]
-        assert (cost["training"]["step"], cost["training"]["samples"]) == (6, 6 * 32)
-        assert cost["encoding"]["seconds"] > 0
-        assert described["initial_share"] == pytest.approx(0.99**6)
-        assert any("94.1% of the averaged weights" in note for note in described["notes"])
+    assert [score["scorer"].split("-")[1] for score in data["scores"]] == ["fd", "acc"]
+    assert data["primary"]["asked"] == "demo-fd"
+    for score in data["scores"]:
+        for entry in score["entries"]:
+            value = entry["by_seed"]["0"]
+            assert value["low"] <= value["value"] <= value["high"]
+    for entry in data["cost"]["entries"]:
+        assert min(entry["encode"], entry["train"], entry["generate"], entry["score"]) > 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["verdicts"] == data["verdicts"]
+    assert (summary["seeds"], summary["step"]) == ([0], 6)
+    for score in data["scores"]:
+        for vae, entry in zip(VAES, score["entries"], strict=True):
+            values = summary["scores"][score["scorer"]]["entries"][vae]
+            assert values["by_seed"] == {"0": entry["by_seed"]["0"]["value"]}
+
+
+def test_the_page_of_the_reconstructions(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "OUT", out)
+    evaluate(*pipeline.report_command()[3:])
+    assert "CC BY-SA 4.0" in (out / "reconstructions.html").read_text()
+    drawings, photos = json.loads((out / "reconstructions.json").read_text())["sections"]
+    for section in (drawings, photos):
+        assert {"psnr", "ssim"} <= {score["scorer"] for score in section["scores"]}
+        assert [described["name"].partition("-vae-")[2] for described in section["sets"]] == [
+            "plain",
+            "equi",
+        ]
 
 
 def test_the_judge_is_right_about_held_out_drawings(out: Path) -> None:
@@ -190,7 +231,12 @@ def test_commands_run_side_by_side_and_one_that_fails_ends_the_others(
     assert time.monotonic() - start < 300
 
 
-def test_swapping_the_vae_is_one_value() -> None:
-    pairs = zip(*map(train_command, VAES), strict=True)
-    different = [pair for pair in pairs if len(set(pair)) > 1]
-    assert different == [tuple(f"data.latents=demo/cache/openmoji/{vae}" for vae in VAES)]
+def test_the_study_of_the_demo_differs_in_the_vae_alone() -> None:
+    """By hand, a training on either VAE is one word more than the other; both see the rows of both."""
+    study = Study.open(pipeline.STUDY, pipeline.OUT)
+    configs = [study.train_config(vae, 0).model_dump(mode="json") for vae in study.entries]
+    latents = [config["data"].pop("latents") for config in configs]
+    assert latents == [f"demo/cache/openmoji/{vae}" for vae in VAES]
+    assert configs[0] == configs[1]
+    assert set(latents) <= set(configs[0]["data"]["also"])
+    assert len(study.seeds) >= 3
