@@ -93,7 +93,7 @@ RUN_BY = {
     ("train", "CONFIG"): "tests/train/test_run.py",
     ("train", "init"): "tests/train/test_starter.py",
     ("train", "config"): "tests/test_keys.py",
-    ("encode", "init"): "tests/encode/test_starter.py",
+    ("encode", "init"): "tests/demo/test_road.py",
     ("encode", "config"): "tests/test_keys.py",
     ("train", "plan"): "tests/train/plan/test_plan.py",
     ("train", "import"): "tests/train/checkpoints/test_reference.py",
