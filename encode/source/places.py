@@ -51,7 +51,7 @@ def _at(place: str) -> list[str]:
         return _of_folder(place, path)
     if path.exists() or not glob.has_magic(str(path)):
         return [place]
-    files = [found for found in glob.glob(str(path), recursive=True) if Path(found).is_file()]
+    files = [name for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
     return sorted(files, key=natural) or [place]
 
 
