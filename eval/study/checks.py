@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from configs import ConfigError
+from encode.registry import VAES, location, lookup
 from train.checkpoints.checkpoint import manifest_of
 from train.checkpoints.identity import compared, leaves, training_of
 
@@ -51,7 +52,8 @@ OF_TEXT = {"text", "text_encoder"}
 def preflight(study: Study) -> Study:
     """Returns the study with what it takes over, once nothing is found that would end it later.
 
-    Raises BadStudy, StudyChanged, NotPaired, NoSpace, BadPrompts, ConfigError, or the error of a column.
+    Raises BadStudy, StudyChanged, NotPaired, NoSpace, BadPrompts, ModelNotUsable, ConfigError, or the
+    error of a column.
     """
     generate_settings(study)
     for scorer in study.scorers:
@@ -95,6 +97,7 @@ def check_columns(study: Study, existing: Existing) -> None:
                         "if it is of latents, give the entry its `encoder` and `resolution`"
                     )
             existing.training(entry, study.seeds[0], phase)  # joins them
+    check_encoders(study)
     for entry in study.entries[1:]:
         for phase, base_phase in aligned(study, entry):
             sides = study.baseline, base_phase, entry, phase
@@ -102,6 +105,17 @@ def check_columns(study: Study, existing: Existing) -> None:
             b = existing.training(entry, study.seeds[0], phase)
             if a is not None and b is not None:
                 refuse_unpaired(study, sides, a, b)
+
+
+def check_encoders(study: Study) -> None:
+    """Raises ModelNotUsable where a column is to be made by a name that is none, or a folder that is
+    not there; what the hub has is seen by the encode command, which runs first.
+    """
+    for config, columns in study.encode_configs.values():
+        for column in columns:
+            if not column_exists(column):
+                encoder = config.columns[column.rstrip("/").rpartition("/")[2]].encoder
+                location(lookup(encoder, VAES).path)
 
 
 def places(value: Any) -> Iterator[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from encode.errors import ModelNotUsable
 from eval.errors import NoSpace
 from eval.study.checks import preflight
 from eval.study.plan.cost import Assumptions
@@ -95,3 +96,17 @@ def test_a_full_disk_is_told_before_anything_runs(
     with pytest.raises(NoSpace, match="are free, expected"):
         preflight(Study.open(study_yaml(made, "full", seeds=[7]), made / "full"))
     assert not (made / "full").exists()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        ("fluxx", "'fluxx': no such name; known are"),
+        ({"class": "AutoencoderKL", "path": "/models/none"}, "no such folder"),
+    ],
+)
+def test_an_encoder_that_is_no_model(made: Path, encoder: object, message: str) -> None:
+    own = {"latents": "own", "encoder": encoder, "resolution": 32}
+    config = study_yaml(made, "own", entries={"plain": "plain", "own": own})
+    with pytest.raises(ModelNotUsable, match=message):
+        preflight(Study.open(config, made / "own"))
