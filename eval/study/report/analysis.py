@@ -82,7 +82,7 @@ def analyse(study: Study) -> Analysis:
     absent = missing(study, sets, recorded)
     verdicts = [_verdict(study, name, comparisons.get(name), primary, adjusted) for name in names]
     data: Json = {
-        "format": FORMAT, "version": VERSION, "confidence": LEVEL, "name": study.path.stem,
+        "format": FORMAT, "version": VERSION, "confidence": LEVEL, "name": _name(study.path),
         "note": study.config.note, "baseline": baseline, "step": step, "seeds": list(study.seeds),
         "benchmark": study.config.benchmark or str(study.config.prompts), "prompts": prompt_count(first),
         "complete": not absent, "missing": absent, "primary": {"asked": scorers[0], "scorer": primary},
@@ -103,6 +103,11 @@ def analyse(study: Study) -> Analysis:
 
 
 # Parts of the JSON --------------------------------------------------------------------------------
+
+
+def _name(path: Path) -> str:
+    """Returns a study's name: that of its YAML, or of the folder of a study.yaml."""
+    return path.stem if path.stem != "study" else path.resolve().parent.name
 
 
 def _entry(study: Study, name: str, entry: Entry | None) -> Json:
