@@ -106,7 +106,7 @@ RUN_BY = {
     ("eval", "report"): "tests/eval/report/test_report.py",
     ("eval", "watch"): "tests/eval/test_watch.py",
     ("eval", "train"): "tests/eval/test_online.py",
-    ("eval", "study"): "tests/eval/study/test_plan.py",
+    ("eval", "study"): "tests/eval/study/test_run.py",
     ("ray", "job"): "tests/encode/run/test_job.py",
     ("sbatch", "configs/train/slurm.sbatch"): "tests/train/ranks/test_slurm.py",
 }
