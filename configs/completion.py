@@ -48,13 +48,13 @@ def parser_of(words: Sequence[str]) -> argparse.ArgumentParser:
         return parser
     module: Any = import_module(MODULES[words[0]])
     verb = parser.add_argument("latentbank verb")
-    configs_ = partial(_configs, stage="train" if "train" in words[:2] else words[0])
-    _completed_by(verb, _verbs(module, configs_ if words[0] == "train" else None))
+    names = partial(_configs, stage="train" if "train" in words[:2] else words[0])
+    _completed_by(verb, _verbs(module, names if words[0] == "train" else None))
     if len(words) > 1 and words[1] in module.VERBS:
         module.add_options(words[1], parser)
         for action in parser._actions:
             if action.dest == "config":
-                _completed_by(action, configs_)
+                _completed_by(action, names)
     return parser
 
 
@@ -73,5 +73,5 @@ def _configs(prefix: str, stage: str, **_: Any) -> list[str]:
     """Returns YAML files and folders that begin so, and the shipped configs of a stage by name."""
     from argcomplete.completers import FilesCompleter
 
-    names = [name for name in shipped_names() if stage in name.removeprefix(PREFIX).split("/")]
-    return [*names, *FilesCompleter(("yaml", "yml"))(prefix)]
+    shipped = [name for name in shipped_names() if stage in name.removeprefix(PREFIX).split("/")]
+    return [*shipped, *FilesCompleter(("yaml", "yml"))(prefix)]

@@ -41,21 +41,21 @@ class Key:
 def comments(cls: type) -> dict[str, str]:
     """Returns the comment of each field that a class itself defines; empty where it has none."""
     source = textwrap.dedent(inspect.getsource(cls))
-    lines, found = source.splitlines(), {}
+    lines, remarks = source.splitlines(), {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT and not token.string.startswith("# type:"):
             alone = lines[token.start[0] - 1].lstrip().startswith("#")
-            found[token.start[0]] = token.string.lstrip("# "), alone
+            remarks[token.start[0]] = token.string.lstrip("# "), alone
     texts = {}
     for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]  # of a class
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
         first, last = node.lineno, node.end_lineno or node.lineno
         above = first
-        while found.get(above - 1, ("", False))[1]:
+        while remarks.get(above - 1, ("", False))[1]:
             above -= 1
         places = range(above, first) if above < first else range(first, last + 1)
-        texts[node.target.id] = " ".join(found[n][0] for n in places if n in found)
+        texts[node.target.id] = " ".join(remarks[n][0] for n in places if n in remarks)
     return texts
 
 

@@ -54,14 +54,16 @@ class House(Strict):
 
 
 def test_keys_with_the_comments_at_their_fields() -> None:
-    found = {key.name: key for key in keys.keys_of(House)}
-    assert found["paint.hue"] == keys.Key("paint.hue", "0.5", "of a colour wheel, in degrees")
-    assert found["paint.shade"].text == "how much black (`dark`, `light`)"
-    assert found["walls.NAME.kind"].text == "what it is made of (`wood`, `stone`)"
-    assert found["walls.NAME.age"] == keys.Key("walls.NAME.age", "required", "years")
-    assert found["walls.NAME.class"] == keys.Key("walls.NAME.class", '""', "the mineral (of stone)")
-    assert found["wide"] == keys.Key("wide", "true", "")
-    assert "paint" not in found
+    by_name = {key.name: key for key in keys.keys_of(House)}
+    assert by_name["paint.hue"] == keys.Key("paint.hue", "0.5", "of a colour wheel, in degrees")
+    assert by_name["paint.shade"].text == "how much black (`dark`, `light`)"
+    assert by_name["walls.NAME.kind"].text == "what it is made of (`wood`, `stone`)"
+    assert by_name["walls.NAME.age"] == keys.Key("walls.NAME.age", "required", "years")
+    assert by_name["walls.NAME.class"] == keys.Key(
+        "walls.NAME.class", '""', "the mineral (of stone)"
+    )
+    assert by_name["wide"] == keys.Key("wide", "true", "")
+    assert "paint" not in by_name
 
 
 @pytest.mark.parametrize("stage", MODELS)
@@ -88,13 +90,13 @@ def command(*words: object, folder: Path = ROOT) -> subprocess.CompletedProcess[
 @pytest.fixture(scope="module")
 def schemas() -> dict[str, Any]:
     """As the commands print them."""
-    found = {}
+    printed = {}
     for stage in MODELS:
         result = command(stage, "config", "--schema")
         assert result.returncode == 0, result.stderr
-        found[stage] = json.loads(result.stdout)
-        jsonschema.Draft202012Validator.check_schema(found[stage])
-    return found
+        printed[stage] = json.loads(result.stdout)
+        jsonschema.Draft202012Validator.check_schema(printed[stage])
+    return printed
 
 
 @pytest.mark.parametrize("stage", MODELS)

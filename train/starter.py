@@ -53,11 +53,11 @@ class Size:
         return {key: values[key] for key in MODEL}
 
 
-TOKEN = {"heads": 4, "kv_heads": 2, "head_dim": 32}
+HEADS = {"heads": 4, "kv_heads": 2, "head_dim": 32}
 SIZES = {
     "tiny": Size(
         "minutes on a CPU",
-        {"hidden_size": 128, "layers": 4, **TOKEN, "mlp_size": 384},
+        {"hidden_size": 128, "layers": 4, **HEADS, "mlp_size": 384},
         *(1000, 32, 32, "{ lr: 1.5e-3, schedule: cosine, warmup: 50 }", 0.99, 250),
         gpu=False,
     ),

@@ -58,8 +58,8 @@ def test_training_starts_from_it_as_it_is(
 ) -> None:
     """Two steps of it, with the held-out source, and no file edited by hand."""
     monkeypatch.chdir(tmp_path)
-    words_ = (*named(columns), "--size", "tiny", "--held-out", columns / "toy-val")
-    assert init(monkeypatch, *words_) == 0
+    options = (*named(columns), "--size", "tiny", "--held-out", columns / "toy-val")
+    assert init(monkeypatch, *options) == 0
     assert capsys.readouterr().out.splitlines() == [
         "wrote train.yaml: 1,000 steps of 32 samples, 213 epochs of 150 rows",
         "next: python -m train train.yaml",
