@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.encode import faults
 from tests.eval import faults as generating
+from tests.eval.study import kills
 from tests.shards import hostile, properties, sweeps
 from tests.soak import kernels, seeds
 from tests.soak.drawn import properties as drawn
@@ -22,6 +23,7 @@ SWEEPS: dict[str, Sweep] = {
         generating.SWEEP,
         kernels.SWEEP,
         seeds.SWEEP,
+        kills.SWEEP,
         drawn("order", properties.PROPERTIES, seeds=60),
     ]
 }

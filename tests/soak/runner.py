@@ -58,6 +58,7 @@ MORE = {  # what one sweep alone does
     "training": TRAIN,
     "generate": (*TRAIN, "tests/eval"),
     "seeds": TRAIN,
+    "studies": (*TRAIN, "tests/eval"),
     "kernels": ("configs", "encode", "train", "eval", "tests"),
 }
 

@@ -13,6 +13,7 @@ import yaml
 
 from encode.config import EncodeConfig
 from encode.run.job import run as encode
+from eval.study.reuse import recorded_digest
 from tests.encode.toy import jpeg, save_gemma, save_kl, tar_bytes
 from tests.train.conftest import TINY
 
@@ -35,10 +36,10 @@ WORDS = [
 ]
 
 
-def write_inputs(folder: Path) -> Path:
+def write_inputs(folder: Path, rows: int = ROWS) -> Path:
     """Tars, models, a column of text and one of latents, prompts, and the configs of train and encode."""
     members = []
-    for n in range(ROWS):
+    for n in range(rows):
         caption = " ".join(WORDS[: 2 + n % 9])
         members += [(f"{n:04d}.jpg", jpeg(n, quality=90)), (f"{n:04d}.txt", caption.encode())]
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,3 +104,17 @@ def study(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env=environment(), check=False
     )
+
+
+def numbers(out: Path) -> dict[str, Any]:
+    """All that was scored, and the pictures' digests, by the path of the set."""
+    return {
+        str(folder.relative_to(out)): [
+            recorded_digest(folder),
+            *(
+                json.loads(path.read_bytes())["value"]
+                for path in sorted(folder.glob("scores/*.json"))
+            ),
+        ]
+        for folder in sorted(out.glob("images/*/step-*"))
+    }

@@ -16,16 +16,9 @@ from eval.study.plan.plan import plan_existing
 from eval.study.reuse import take_over, taken_over
 from eval.study.study import Study
 from shards import open_join
-from tests.eval.study.small_study import study, study_yaml, write_inputs
+from tests.eval.study.small_study import study, study_yaml
 
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a study that has run; the study itself is in `out`."""
-    folder = write_inputs(tmp_path_factory.mktemp("study"))
-    result = study("run", study_yaml(folder), "--out", folder / "out", "--jobs", 2)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return folder
+pytestmark = pytest.mark.timeout(900)  # a study is a dozen processes, each of which imports torch
 
 
 def test_all_is_made(made: Path) -> None:

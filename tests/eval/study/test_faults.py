@@ -1,0 +1,248 @@
+"""Studies that are killed, that fail in part, that grow, and that are refused before anything runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import configs
+from eval.errors import BadPrompts, BadStudy, NotPaired, StudyChanged, StudyRunning
+from eval.images.checks import read_manifest
+from eval.study.checks import check_pair, check_sets, preflight, refuse_unpaired
+from eval.study.graph import nodes_of
+from eval.study.reuse import Existing, refuse_changed
+from eval.study.runner import Runner, alone, write_configs
+from eval.study.status import states, status
+from eval.study.study import Study
+from shards import ShardsError
+from tests.eval.study.small_study import (
+    ROOT,
+    environment,
+    numbers,
+    study,
+    study_yaml,
+    write_inputs,
+)
+
+pytestmark = pytest.mark.timeout(900)  # a study is a dozen processes, each of which imports torch
+
+
+def opened(made: Path, out: str = "out", **values: Any) -> Study:
+    return Study.open(study_yaml(made, "changed", **values), made / out)
+
+
+def processes_of(out: Path) -> list[int]:
+    """The processes whose command names this folder."""
+    pids = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(out).encode() in path.read_bytes():
+                pids.append(int(path.parent.name))
+        except OSError:  # it has just ended
+            continue
+    return pids
+
+
+def test_killed_in_the_middle_it_goes_on_to_the_same_numbers(made: Path) -> None:
+    yaml_path, out = study_yaml(made, "killed"), made / "killed"
+    words = [sys.executable, "-m", "eval", "study", "run", str(yaml_path), "--out", str(out)]
+    with (made / "killed.log").open("wb") as log:
+        process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=log, stderr=log)
+        while not (out / "logs/train/other/seed0.log").exists():
+            assert process.poll() is None, (made / "killed.log").read_text()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    until = time.monotonic() + 120
+    while processes_of(out) and time.monotonic() < until:  # the trainer stops in order
+        time.sleep(0.1)
+    assert processes_of(out) == []
+    assert not (out / "images").exists()
+    again = study("run", yaml_path, "--out", out)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "begins: train/plain/seed0" not in again.stdout + again.stderr
+    assert numbers(out) == numbers(made / "out")
+    assert numbers(out)
+
+
+def test_a_command_that_fails_is_named_and_the_others_go_on(made: Path) -> None:
+    wild = {"latents": "plain", "with": ["optim.lr=1e30", "optim.clip=null"]}
+    values = {"entries": {"plain": "plain", "wild": wild}, "reuse": [str(made / "out/runs")]}
+    yaml_path, out = study_yaml(made, "wild", **values), made / "wild"
+    result = study("run", yaml_path, "--out", out)
+    output = result.stdout + result.stderr
+    assert result.returncode == 3, output
+    assert f"train/plain/seed0: taken over from {made / 'out/runs/plain'}" in output
+    assert re.search(
+        r"failed: train/wild/seed0, exit code 3: python -m train \S+wild.yaml seed=0", output
+    )
+    assert "NonFiniteLoss" in output
+    assert str(out / "logs/train/wild/seed0.log") in output
+    assert "done: score/demo-acc/plain/seed0/step-00000006" in output
+    assert "begins: generate/wild" not in output
+    text = status(Study.open(yaml_path, out))
+    assert "failed: train/wild/seed0, exit code 3" in text
+    assert re.search(r"wild +0 +step 0 of 6 +0 of 1 +0 of 1", text)
+    assert re.search(rf"plain +0 +done +1 of 1 +1 of 1 +{made / 'out/runs/plain'}", text)
+
+
+def test_an_entry_more_leaves_the_others_as_they_are(made: Path) -> None:
+    """Although all runs join the new column, too: the rows that are valid are the same."""
+    if not (made / "cache/pets/third").exists():
+        shutil.copytree(made / "cache/pets/plain", made / "cache/pets/third")
+    larger = opened(made, entries={"plain": "plain", "other": "other", "third": "third"})
+    refuse_changed(larger)
+    done = states(larger)
+    assert {name for name, state in done.items() if not state} == {
+        "train/third/seed0", "generate/third/seed0/step-00000006", "score/demo-acc/third/seed0/step-00000006",
+    }  # fmt: skip
+
+
+def test_checkpoints_that_are_to_be_scored_stay(made: Path) -> None:
+    config = opened(made, checkpoints=[1, 3, 6]).train_config("plain", 0)
+    assert config.save_at == (1, 3, 6)
+
+
+def test_what_is_done_is_seen_from_what_is_there(made: Path) -> None:
+    folder = made / "damaged"
+    shutil.copytree(made / "out", folder)
+    study = Study.open(study_yaml(made), folder)
+    assert all(
+        states(study)[name] for name in states(study) if name.startswith(("train", "generate"))
+    )
+    pictures = folder / "images/plain-seed0/step-00000006"
+    next((pictures / "images").glob("*.png")).unlink()
+    assert not states(study)["generate/plain/seed0/step-00000006"]
+    shutil.rmtree(folder / "runs/other/checkpoints/step-00000006")
+    done = states(study)
+    assert not done["train/other/seed0"]
+    assert not done["score/demo-acc/other/seed0/step-00000006"]
+
+
+# Refused ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"with": ["optim.lr=1e-4"]}, StudyChanged, "optim.lr: 0.003 there, 0.0001 now"),
+        ({"generate": {"guidance_scale": 3}}, StudyChanged, "guidance_scale: 1.0 there, 3.0 now"),
+        ({"entries": {"plain": "plain", "new": "none"}}, BadStudy, "found no complete column at"),
+        ({"scorers": ["genevil"]}, BadStudy, "found 'genevil', expected one of"),
+        ({"scorers": [{"fid": {"reference": "x", "cropp": "none"}}]}, BadStudy, "--cropp"),
+        ({"scorers": ["demo-fd"]}, BadStudy, "--reference"),
+        ({"scorers": [{"demo-fd": {"reference": "absent"}}]}, BadStudy, "absent"),
+        ({"generate": {"guidanse": 3}}, BadStudy, "--guidanse"),
+        ({"prompts": "absent.json"}, BadPrompts, "absent.json: no such file"),
+        ({"prompts": None, "benchmark": "geneval"}, BadPrompts, "prompts fetch geneval"),
+        ({"ranks": 3}, configs.ConfigError, "cannot be cut into micro-batches"),
+    ],
+)  # fmt: skip
+def test_refused_before_anything_runs(
+    made: Path, values: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    before = sorted((made / "out").rglob("*"))
+    values = {"prompts": str(made / "few.json"), **values}
+    if values["prompts"] is None:
+        text = yaml.safe_load(study_yaml(made, "changed", **values).read_text())
+        del text["prompts"]
+        (made / "changed.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
+        study = Study.open(made / "changed.yaml", made / "out")
+    else:
+        study = opened(made, **values)
+    with pytest.raises(error, match=re.escape(message)):
+        preflight(study)
+    assert sorted((made / "out").rglob("*")) == before
+
+
+def test_columns_of_another_source(made: Path, tmp_path: Path) -> None:
+    foreign = write_inputs(tmp_path / "foreign", rows=32)
+    values = {"entries": {"plain": "plain", "foreign": str(foreign / "cache/pets/plain")}}
+    words = [f"data.latents={made}/cache/pets/plain", f"data.text={made}/cache/pets/text"]
+    values["entries"]["plain"] = f"{made}/cache/pets/plain"  # type: ignore[index]
+    with pytest.raises(ShardsError, match="source"):
+        preflight(opened(made, "foreign", **values, **{"with": words}))
+
+
+def test_one_run_at_a_time(made: Path) -> None:
+    study = Study.open(study_yaml(made), made / "out")
+    with alone(study), pytest.raises(StudyRunning, match=f"pid {os.getpid()} on "), alone(study):
+        pass
+    with alone(study):
+        assert f"`study run` works on it (pid {os.getpid()}" in status(study)
+
+
+def test_trainings_are_compared_by_their_own_records(made: Path) -> None:
+    study = opened(made)
+    check_pair(study, "other", 0)
+    check_sets(study)
+    existing = Existing(study)
+    a, b = existing.training("plain", 0), existing.training("other", 0)
+    assert a is not None
+    assert b is not None
+    sides = "plain", 0, "other", 0
+    refuse_unpaired(study, sides, a, b)
+    faster = {**b, "optim": {**b["optim"], "lr": 1.0}}
+    with pytest.raises(NotPaired, match=r"optim\.lr: 0\.003 and 1\.0(.|\n)*differ: \[optim\.lr\]"):
+        refuse_unpaired(study, sides, a, faster)
+    other = {"latents": "other", "with": ["optim.lr=1.0"]}
+    for values in ({"entries": {"plain": "plain", "other": other}}, {"differ": ["optim.lr"]}):
+        refuse_unpaired(opened(made, **values), sides, a, faster)
+    rows = {**b, "order": {**b["order"], "valid_rows": ["00"]}}
+    with pytest.raises(NotPaired, match=r"order\.valid_rows"):
+        refuse_unpaired(study, sides, a, rows)
+
+
+def test_sets_are_compared_by_their_own_settings(made: Path) -> None:
+    folder = made / "other-set"
+    shutil.copytree(made / "out/images/other-seed0/step-00000006", folder)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest["settings"]["guidance_scale"] = 7.0
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert read_manifest(folder / "manifest.json")["settings"]["guidance_scale"] == 7.0
+    study = replace(opened(made), hand_sets={("other", 0, 6): folder})
+    with pytest.raises(NotPaired, match=r"guidance_scale: 1\.0 and 7\.0"):
+        check_sets(study)
+
+
+# The runner's parts -------------------------------------------------------------------------------
+
+
+def test_jobs_share_the_gpus_or_the_cores(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    study = replace(opened(made), jobs=2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    runner = Runner(study)
+    shares = [runner._environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(2)]
+    assert shares == ["4,5", "6,7"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert Runner(study)._environment(1)["OMP_NUM_THREADS"] == str(
+        max(1, (os.cpu_count() or 1) // 2)
+    )
+
+
+def test_the_configs_are_those_of_the_runs(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = Study.open(study_yaml(made, "grows", seeds=[0]), tmp_path / "out")
+    study.out.mkdir()
+    write_configs(study)
+    assert capsys.readouterr().out == ""
+    again = Study.open(tmp_path / "out/study.yaml", tmp_path / "out")
+    assert [node.command for node in nodes_of(again)] == [node.command for node in nodes_of(study)]
+    write_configs(Study.open(study_yaml(made, "grows", seeds=[0, 1]), tmp_path / "out"))
+    assert (
+        "changed since the last run: seeds: found [0], expected [0, 1]" in capsys.readouterr().out
+    )
