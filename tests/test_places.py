@@ -34,8 +34,10 @@ URLS = (
 # options that take words, and no path
 WORDS = {
     "--device", "--label", "--revision", "--files", "--endpoint", "--older-than", "--readers", "--scorer",
-    "dataset", "overrides", "words", "--split", "--note", "--picture", "--caption",
+    "config", "dataset", "overrides", "words", "--split", "--note", "--picture", "--caption",
 }  # fmt: skip
+# what `encode init` puts into a config, which checks each
+MODELS = {"--sources", "--vae", "--text"}
 COLUMNS = {  # served by `shards.open_store`, which writes the home folder out
     "column", "source", "target", "a", "b", "latents", "text", "--also", "--more", "folder", "--source",
 }  # fmt: skip
@@ -80,7 +82,7 @@ def test_every_option_of_text_is_a_place_or_known_to_be_none() -> None:
         for action in options(parser):
             word = action.option_strings[0] if action.option_strings else action.dest
             if action.type in (None, str):
-                columns = COLUMNS if name == "shards" else set()
+                columns = {"shards": COLUMNS, "encode init": MODELS}.get(name, set())
                 assert word in WORDS | columns, f"{name}: {word} takes text: is it a path?"
             assert action.type is not Path, f"{name}: {word}"
 

@@ -136,6 +136,7 @@ def report(record: Json) -> str:
     """Returns what was packed and what was not, for a reader."""
     table = Table("rows", "", "the first of them", title=f"{record['source']}: {record['kind']}")
     table.columns[0].justify = "right"
+    table.columns[2].overflow = "fold"  # a path is of use only whole
     table.add_row(f"{record['rows']:,}", f"packed, in {len(record['tars']):,} tars", "")
     troubles = record["troubles"]
     for trouble, text in TROUBLES.items():

@@ -177,7 +177,10 @@ def test_a_second_packing_does_nothing_and_another_source_is_refused(tmp_path: P
     assert {p for p in out.iterdir()} == set(before)
 
 
-def test_what_does_not_fit_is_counted_and_left_out(tmp_path: Path) -> None:
+def test_what_does_not_fit_is_counted_and_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "118")
     source = tmp_path / "source"
     secret = write(tmp_path / "secret.jpg", jpeg(99))
     for i in range(8):

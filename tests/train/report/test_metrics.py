@@ -358,4 +358,9 @@ def test_what_a_run_writes(columns: Path, tmp_path: Path, environ: None) -> None
     assert html.count("<svg") == 5  # no validation here
     saved = yaml.safe_load((run / "config.yaml").read_text())
     assert list(saved["data"]["sources"]) == ["toy", "toy-val"]
+    sizes = {
+        "pos_embed_max_size": saved["model"].pop("pos_embed_max_size"),
+        "sample_size": saved["model"].pop("sample_size"),
+    }
+    assert sizes == {"pos_embed_max_size": 4 * SIDE // 2, "sample_size": SIDE}  # of the latents
     assert TrainConfig.model_validate(saved) == config
