@@ -22,6 +22,7 @@ from shards.signals import SIGNALS, on_stop
 
 from .checkpoints import checkpoint
 from .checkpoints.identity import differing, initial_share, precision, resumed
+from .checkpoints.resume import refuse_other_run
 from .config import TrainConfig
 from .model.dit import DiT
 from .model.flops import gpu_of, parameters, training
@@ -421,7 +422,7 @@ class Trainer:
     def _newest(self) -> tuple[Path, checkpoint.Manifest] | None:
         newest = checkpoint.newest(self._checkpoints, self.world.progress)
         if newest:
-            checkpoint.refuse_other_run(*newest, self.record())
+            refuse_other_run(*newest, self.record())
         return newest
 
     @property

@@ -22,7 +22,7 @@ from shards import (
     put_empty,
     seal,
 )
-from tests.train.conftest import launch, tiny_config, words
+from tests.train.conftest import launch, tiny_config, words, write_columns
 from train.checkpoints import checkpoint
 from train.config import DataConfig, TrainConfig, run_folder
 from train.run import open_columns
@@ -132,6 +132,36 @@ def test_a_run_on_unfinished_columns(growing: tuple[Path, ColumnSpec, str], colu
     manifest = json.loads((run / "checkpoints/step-00000005/manifest.json").read_text())
     assert manifest["data"] == before
     assert manifest["order"]["weights"] == [0.75, 0.25]
+
+
+def test_a_run_goes_on_with_more_required_columns_if_its_rows_stay(
+    columns: Path, tmp_path: Path
+) -> None:
+    """As where a study gets another entry, whose column is then in `also` of all runs."""
+
+    def trained(steps: int, *also: str) -> Any:
+        data = {
+            "latents": str(columns / "toy/vae"), "text": str(columns / "toy/text"), "lanes": 8,
+            "also": [str(tmp_path / name / "vae") for name in also],
+        }  # fmt: skip
+        return launch(tmp_path, columns, f"steps={steps}", "save_every=2", data=data)
+
+    write_columns(tmp_path / "same", "toy", 150, 3, "same")
+    spec = Column.open(tmp_path / "same/vae").spec
+    digest = create_column(tmp_path / "fewer/vae", spec)
+    writer = ShardWriter(tmp_path / "fewer/vae", spec, digest, 0, 150, "index")
+    status = np.zeros(150, np.uint8)
+    status[7] = Status.IMAGE_UNDECODABLE
+    writer.put_block(np.zeros((150, *spec.layout.row_shape), np.float16), status)
+    writer.commit({})
+    put_complete(tmp_path / "fewer/vae", digest, 1, allow_failed=True)
+    assert trained(2).returncode == 0
+    process = trained(4, "same")
+    assert process.returncode == 0, process.stderr
+    assert "resumed from" in process.stdout
+    process = trained(6, "same", "fewer")
+    assert process.returncode == 2
+    assert "order.valid" in process.stderr
 
 
 def test_pins_are_taken_from_a_checkpoint(

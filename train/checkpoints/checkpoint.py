@@ -33,7 +33,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from pydantic import Field
@@ -42,7 +42,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shards import FormatVersion, LeaseHeld, ShardsError, atomic_write, seal, sha256_file, unseal
-from shards.format import differences
 from shards.format.atomic import TEMPORARY, Json, fsync_path, make_durable, make_readable, naming
 from shards.format.checks import BaseName, Count, Digest, Fields, check
 
@@ -75,16 +74,6 @@ class _Manifest(Fields):
     position: Count = 0
 
 
-class _Optimizer(Fields):
-    step: Count
-    skipped: Count = 0
-
-
-class _Resumed(Fields):
-    position: Count
-    optimizer: _Optimizer
-
-
 def _silent(at: str) -> None:
     pass
 
@@ -93,10 +82,6 @@ class CheckpointError(RuntimeError):
     """A checkpoint that is absent, damaged, or could not be written."""
 
     exit_code = 2
-
-
-class ResumeRefused(CheckpointError):
-    """The checkpoint belongs to another run than the one that is asked for."""
 
 
 @dataclass(frozen=True)
@@ -330,8 +315,7 @@ def newest(folder: Path, progress: Progress = _silent) -> tuple[Path, Manifest] 
 def pins(folder: Path) -> dict[str, Any] | None:
     """Returns what the checkpoints of a run say of its columns, so that the same snapshots are
     opened again; None if there are none."""
-    data: dict[str, Any] | None = recorded(folder, "data")
-    return data
+    return cast(dict[str, Any] | None, recorded(folder, "data"))
 
 
 def recorded(folder: Path, part: str) -> Any:
@@ -343,41 +327,9 @@ def recorded(folder: Path, part: str) -> Any:
     value = None
     for path in steps(folder):  # all of them, for their versions
         with suppress(CheckpointError):
-            newest = manifest_of(path).get(part)
-            value = value or newest
+            older = manifest_of(path).get(part)
+            value = value or older
     return value
-
-
-def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) -> None:
-    """Raises ResumeRefused unless the checkpoint has the columns, order, seed, model and objective
-    of `record`."""
-    earlier = dict(manifest)
-    if manifest.get("order") == record["order"]:  # whose rows are then the same
-        earlier["data"] = without_also(manifest.get("data"))
-        record = {**record, "data": without_also(record["data"])}
-    fields = ("data", "order", "model", "objective")  # the order holds the seed
-    changed = [
-        line for field in fields for line in differences(earlier.get(field), record[field], field)
-    ]
-    if changed:
-        raise ResumeRefused(
-            "\n  ".join([f"{path} belongs to another run (found there, expected now):", *changed])
-            + "\nGo back to its columns and settings, or start another run: give the config another name, or set "
-            f"runs=. It may start from these weights: init_from={path}"
-        )
-    try:
-        check(_Resumed, manifest)
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: its manifest: {error}") from None
-
-
-def without_also(data: Any) -> Any:
-    """Returns the columns of a run but those of `also`, of which nothing is read but which rows are
-    valid."""
-    if not isinstance(data, Mapping):
-        return data
-    more = {"more": [without_also(source) for source in data["more"]]} if "more" in data else {}
-    return {k: v for k, v in data.items() if not k.startswith("also.")} | more
 
 
 # Loading -------------------------------------------------------------------------------------------------------------

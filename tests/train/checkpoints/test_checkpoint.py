@@ -18,7 +18,8 @@ from tests.soak.sweep import Sweep, run, sample
 from tests.train import saves
 from tests.train.saves import MODEL, RECORD, SIZE, SWEEP, TOTALS, part, save, state_of
 from train.checkpoints import checkpoint
-from train.checkpoints.checkpoint import CheckpointError, ResumeRefused, State
+from train.checkpoints.checkpoint import CheckpointError, State
+from train.checkpoints.resume import ResumeRefused, refuse_other_run
 from train.ranks.lock import RunLock
 
 
@@ -121,7 +122,7 @@ def test_a_failed_save_leaves_what_stands(tmp_path: Path) -> None:
 def test_another_run_is_refused_with_the_fields(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     manifest = checkpoint.verified(path)
-    checkpoint.refuse_other_run(path, manifest, RECORD)
+    refuse_other_run(path, manifest, RECORD)
     changed = {
         **RECORD,
         "data": {"latents": {"complete": "xyz"}},
@@ -130,7 +131,7 @@ def test_another_run_is_refused_with_the_fields(tmp_path: Path) -> None:
         "objective": {**RECORD["objective"], "caption_dropout": 0.2},
     }
     with pytest.raises(ResumeRefused) as caught:
-        checkpoint.refuse_other_run(path, manifest, changed)
+        refuse_other_run(path, manifest, changed)
     for field in (
         "data.latents.complete",
         "order.seed",

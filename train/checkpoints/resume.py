@@ -1,0 +1,58 @@
+"""Whether a run may go on from a checkpoint: it must be one of the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shards.format import differences
+from shards.format.checks import Count, Fields, check
+
+from .checkpoint import CheckpointError, Manifest
+
+
+class ResumeRefused(CheckpointError):
+    """The checkpoint belongs to another run than the one that is asked for."""
+
+
+class _Optimizer(Fields):
+    step: Count
+    skipped: Count = 0
+
+
+class _Resumed(Fields):
+    position: Count
+    optimizer: _Optimizer
+
+
+def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) -> None:
+    """Raises ResumeRefused unless the checkpoint has the columns, order, seed, model and objective
+    of `record`."""
+    earlier = dict(manifest)
+    if manifest.get("order") == record["order"]:  # whose rows are then the same
+        earlier["data"] = without_also(manifest.get("data"))
+        record = {**record, "data": without_also(record["data"])}
+    fields = ("data", "order", "model", "objective")  # the order holds the seed
+    changed = [
+        line for field in fields for line in differences(earlier.get(field), record[field], field)
+    ]
+    if changed:
+        raise ResumeRefused(
+            "\n  ".join([f"{path} belongs to another run (found there, expected now):", *changed])
+            + "\nGo back to its columns and settings, or start another run: give the config another name, or set "
+            f"runs=. It may start from these weights: init_from={path}"
+        )
+    try:
+        check(_Resumed, manifest)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: its manifest: {error}") from None
+
+
+def without_also(data: Any) -> Any:
+    """Returns the columns of a run but those of `also`, of which nothing is read but which rows are
+    valid."""
+    if not isinstance(data, Mapping):
+        return data
+    more = {"more": [without_also(source) for source in data["more"]]} if "more" in data else {}
+    return {k: v for k, v in data.items() if not k.startswith("also.")} | more
