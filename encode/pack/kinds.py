@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import NotASource
 from ..source.members import PICTURES
+from ..source.places import tars_in
 from .folder import list_folder
 from .listing import Listing, Source, suffix_of
 from .parquet import ParquetRows, parquet_files
@@ -54,9 +55,10 @@ def kind_of(place: Path) -> str:
         raise NotASource(f"{place}: no such folder or file. Check the path")
     suffixes = _suffixes(place)
     if "tar" in suffixes and not suffixes & set(PICTURES):
+        tars = place if tars_in(place) else place / "**/*.tar"
         raise NotASource(
-            f"{place}: it holds tars already, so there is nothing to pack. Name it as a source as it "
-            f"is, sources: {{ {place.resolve().name}: {place} }}"
+            f"{place}: it holds tars already, so there is nothing to pack. Name them as a source, "
+            f"sources: {{ {place.resolve().name}: {tars} }}"
         )
     if metadata_files(place):
         return "imagefolder"

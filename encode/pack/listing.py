@@ -42,6 +42,11 @@ TROUBLES = {
 PACKED = ("without_caption", "case_only")  # counted of rows that are packed all the same
 
 
+def utf8(place: object) -> str:
+    """Returns a path or message as JSON can hold it: bytes of names that are not UTF-8 as `\\udce9`."""
+    return str(place).encode(errors="backslashreplace").decode()
+
+
 class Troubles:
     """How often each of TROUBLES happened, and the first places where it did."""
 
@@ -53,7 +58,7 @@ class Troubles:
         self.counts[trouble] += 1
         places = self.places.setdefault(trouble, [])
         if len(places) < SHOWN:
-            places.append(str(place).encode(errors="backslashreplace").decode())
+            places.append(utf8(place))
 
     def record(self) -> Json:
         return {"counts": dict(self.counts), "places": self.places}

@@ -66,10 +66,10 @@ class ParquetRows:
             self.rows += rows
             self.bytes += status.st_size
         self.digest = digest.hexdigest()
-        if len({path.name for path in files}) < len(files):
+        if len(set(map(key_stem, files))) < len(files):
             raise NotASource(
-                f"{source.folder}: found Parquet files of one name in several folders. Pack each folder "
-                "by itself"
+                f"{source.folder}: found Parquet files of one name, or of names that differ in dots "
+                "alone: their rows would have the same keys. Pack each by itself"
             )
 
     def close(self) -> None:

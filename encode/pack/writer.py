@@ -38,7 +38,7 @@ from shards.read import map_ahead
 from ..errors import NotASource
 from ..source.members import caption_in
 from .kinds import Rows
-from .listing import Item, Troubles
+from .listing import Item, Troubles, utf8
 from .table import CAPTION_NAMES
 
 WORKING = ".packing"
@@ -162,7 +162,7 @@ def write_tars(
         )
     troubles.merge(rows.source.troubles.record())
     record = {
-        "format": FORMAT, "version": VERSION, "source": str(place.resolve()), "state": state,
+        "format": FORMAT, "version": VERSION, "source": utf8(place.resolve()), "state": state,
         "kind": rows.source.kind, "rows": packed, "tars": tars, "suffixes": dict(suffixes),
         "troubles": troubles.record(), "others": dict(rows.source.others.most_common(20)),
     }  # fmt: skip

@@ -254,6 +254,9 @@ BAD = {
     "nothing": (lambda f: f.mkdir(), Options(), "no picture to pack .nothing in it"),
     "captions alone": (lambda f: write(f / "a.txt", "x"), Options(), "1 caption without picture"),
     "tars": (lambda f: write(f / "0.tar", b"x"), Options(), "holds tars already"),
+    "tars below": (
+        lambda f: write(f / "a/0.tar", b"x"), Options(), r"holds tars already.*/\*\*/\*\.tar",
+    ),
     "wrong kind": (lambda f: write(f / "a.jpg", b"x"), Options("table"), "not a CSV"),
     "no metadata": (lambda f: write(f / "a.jpg", b"x"), Options("imagefolder"), "no metadata.csv"),
     "no column": (
@@ -325,14 +328,15 @@ def test_the_command_says_where_most_is_lost(captions: int, tmp_path: Path) -> N
 
 
 def test_names_that_are_not_utf8_are_packed(tmp_path: Path) -> None:
-    folder = os.fsencode(tmp_path / "source")
+    folder = os.fsencode(tmp_path / "photos \udce9t\udce9")
     os.mkdir(folder)
     for name, data in ((b"caf\xe9.jpg", jpeg(1)), (b"caf\xe9.txt", b"coffee")):
         with open(os.path.join(folder, name), "wb") as file:
             file.write(data)
-    packed = pack(tmp_path / "source", tmp_path / "out")
+    packed = pack(Path(os.fsdecode(folder)), tmp_path / "out")
     (row,), note = scan_tar(Path(packed.tars[0]), 1024)
     assert (set(row.members), note) == ({"jpg", "txt"}, None)
+    assert packed.record["source"] == f"{tmp_path.resolve()}/photos \\udce9t\\udce9"
     assert report(packed.record)
 
 
