@@ -40,9 +40,8 @@ def main() -> int:
     stage = words[0] if words else "--help"
     if stage in ("-h", "--help"):
         lines = [f"  {name:6}  {text}" for name, text in STAGES.items()]
-        with suppress(
-            BrokenPipeError
-        ):  # `| head -1`; what is written at once is not kept for later
+        # for `| head -1`; what is written at once is not kept for later
+        with suppress(BrokenPipeError):
             os.write(sys.stdout.fileno(), "\n".join([START, *lines, END]).encode())
         return 0
     if stage not in STAGES:

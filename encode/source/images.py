@@ -102,7 +102,7 @@ def _attempt(data: bytes, formats: list[str]) -> tuple[Image.Image | None, Statu
             return _open(data, formats).convert("RGB"), status
         except MemoryError:
             raise  # of this machine, not of the picture
-        except Exception:  # PIL's thirty decoders raise whatever they like on broken bytes
+        except Exception:  # broken bytes: OSError, SyntaxError, struct.error, by decoder
             continue  # broken or cut off: the lenient decoder tells which
         finally:
             _lenient.on = False
