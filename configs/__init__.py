@@ -31,6 +31,7 @@ __all__ = [
     "add_config_options",
     "did_you_mean",
     "load",
+    "load_text",
     "read_yaml",
     "refuse_existing",
     "run",
@@ -80,15 +81,23 @@ def _holds_truth(value: Any) -> bool:
 def load(model: type[M], path: Path | str | None, overrides: Sequence[str] = ()) -> M:
     """Fill the model from its defaults, then the YAML file (if any), then the `a.b=value` words."""
     values = {} if path is None else _read_with_base(Path(path))
-    for word in overrides:
-        values = _merge(values, _override(word))
+    for override in overrides:
+        values = _merge(values, _override(override))
+    return _checked(model, values, "the command line" if path is None else str(path))
+
+
+def load_text(model: type[M], text: str, where: str) -> M:
+    """Returns the model that the text of a YAML fills, which has no base; `where` is for messages."""
+    return _checked(model, _parse(text, where), where)
+
+
+def _checked(model: type[M], values: Any, where: str) -> M:
     lines = [f"{name}: found {value}, expected a number" for name, value in _not_finite(values)]
     try:
         if not lines:
             return model.model_validate(values)
     except ValidationError as error:
         lines = [_explain(model, values, dict(problem)) for problem in error.errors()]
-    where = "the command line" if path is None else str(path)
     raise ConfigError("\n  ".join([f"{where} is no valid {model.__name__}:", *lines]))
 
 
@@ -147,18 +156,18 @@ def word(text: str) -> str:
     return text if plain else json.dumps(text, ensure_ascii=False)
 
 
-def write_new(path: Path, text: str) -> None:
-    """Writes a config into a new file; ConfigError where one of its name exists."""
-    refuse_existing(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+def write_new(path: Path, text: str, put: Callable[[Path, bytes], bool]) -> None:
+    """Writes a config into a new file by `shards.put_if_absent`, which this package may not import.
+    ConfigError where a file of its name exists, or it cannot be written.
+    """
     try:
-        part.write_text(text, encoding="utf-8")
-        os.link(part, path)  # whole, and only where there is none
-    except FileExistsError:
+        is_new = put(path, text.encode())
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be written ({error}). Name another file by --out"
+        ) from error
+    if not is_new:
         refuse_existing(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def refuse_existing(path: Path) -> None:
@@ -418,7 +427,7 @@ def _keys(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    return (found for found in _types_in(annotation) if issubclass(found, BaseModel))
+    return (kind for kind in _types_in(annotation) if issubclass(kind, BaseModel))
 
 
 def _types_in(annotation: Any) -> Iterator[type]:

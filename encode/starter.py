@@ -8,7 +8,6 @@ import argparse
 import os
 import re
 import shlex
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ import configs
 from configs import ConfigError, add_config_options, show_config, word, write_new
 from shards.console import positive
 from shards.format import checked_name, proposed
-from shards.format.atomic import read_json
+from shards.format.atomic import put_if_absent, read_json
 from shards.places import home, is_url, local_path, place
 from shards.printing import one_line
 
@@ -77,8 +76,8 @@ def run_init(args: argparse.Namespace) -> int:
             "own in the file"
         )
     text = _config_text(args, sources, dict(columns))
-    config = _checked(text, args.out.name)
-    write_new(args.out, text)
+    config = _checked(text, str(args.out))
+    write_new(args.out, text, put_if_absent)
     out = shlex.quote(str(args.out))
     print(
         f"wrote {args.out}: {', '.join(names)} of {', '.join(sources)}, into {config.root}/SOURCE/COLUMN"
@@ -97,36 +96,30 @@ def run_config(args: argparse.Namespace) -> int:
     return show_config(EncodeConfig, args)
 
 
-def _checked(text: str, name: str) -> EncodeConfig:
+def _checked(text: str, out: str) -> EncodeConfig:
     """Returns the config that a text says; a named error where it cannot be, or a source is not
-    there.
+    there or cannot be packed.
     """
     from .config import EncodeConfig
     from .pack.kinds import kind_of
-    from .pack.sources import to_be_packed
-    from .source.places import expand, is_url
+    from .pack.listing import suffix_of
+    from .pack.sources import place_and_target
+    from .source.places import expand
     from .source.tars import make_source
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / name
-        path.write_text(text, encoding="utf-8")
-        config = configs.load(EncodeConfig, path)
-    for source, tars in config.sources.items():
-        local = [local_path(p) for p in expand(tars) if not is_url(p)]
-        pictures = [path for path in local if to_be_packed(path)]
-        for path in pictures:
-            if kind_of(path) == "folder" and not any(map(_is_picture, path.rglob("*"))):
-                raise NotASource(
-                    f"{path}: found no picture in it, expected files of {', '.join(PICTURES)}, with "
-                    "captions of the same names"
-                )
-        if not pictures:
-            make_source(source, tars, config.shard_rows)
+    config = configs.load_text(EncodeConfig, text, out)
+    for source, places in config.sources.items():
+        path, _ = place_and_target(config, source, expand(places)) or (None, None)
+        if path is None:
+            make_source(source, places, config.shard_rows)
+        elif kind_of(path) == "folder" and not any(
+            suffix_of(file.name) in PICTURES for file in path.rglob("*")
+        ):
+            raise NotASource(
+                f"{path}: found no picture in it, expected files of {', '.join(PICTURES)}, with "
+                "captions of the same names"
+            )
     return config
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower().lstrip(".") in PICTURES
 
 
 # Sources and models ------------------------------------------------------------------------------

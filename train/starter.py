@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import configs
 from configs import ConfigError, add_config_options, read_yaml, show_config, word, write_new
+from shards.format.atomic import put_if_absent
 from shards.places import local_path, place
 from shards.printing import one_line
 
@@ -120,10 +120,10 @@ def run_init(args: argparse.Namespace) -> int:
             )
         size = _fitted(SIZES[args.size], rows)
         text = _config_text(args, size, sources, rows)
-        config = _checked(text, args.out.name, sources)
+        config = _checked(text, str(args.out), sources)
     finally:
         sources.close()
-    write_new(args.out, text)
+    write_new(args.out, text, put_if_absent)
     epochs = config.steps * config.global_batch / rows
     print(
         f"wrote {args.out}: {config.steps:,} steps of {config.global_batch} samples, {epochs:,.0f} epochs "
@@ -150,17 +150,14 @@ def _power_of_two(number: int) -> int:
     return 1 << (number.bit_length() - 1)
 
 
-def _checked(text: str, name: str, sources: JoinedColumns) -> TrainConfig:
+def _checked(text: str, out: str, sources: JoinedColumns) -> TrainConfig:
     """Returns the config that a text says; ConfigError where the trainer would refuse it."""
     from .config import TrainConfig
     from .run import model_config, order_of, shape_of
     from .step.engine import deepspeed_config
     from .step.validate import open_held_out
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / name
-        path.write_text(text, encoding="utf-8")
-        config = configs.load(TrainConfig, path)
+    config = configs.load_text(TrainConfig, text, out)
     if not sources.ids:
         model_config(config, shape_of(sources))
     order_of(config, sources).check(0, config.global_batch, 1)

@@ -4,6 +4,7 @@ there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from shards.places import local_path
@@ -12,7 +13,7 @@ from ..config import EncodeConfig
 from ..errors import NotASource
 from ..source.places import expand, is_url, tars_in
 from .kinds import kind_of
-from .listing import suffix_of
+from .listing import suffix_of, utf8
 from .pack import mostly_lost, pack, report
 from .table import TABLES
 from .writer import Packed, read_report
@@ -35,36 +36,23 @@ def with_packed(config: EncodeConfig, make: bool) -> EncodeConfig:
 
 def _packed(config: EncodeConfig, name: str, places: list[str], make: bool) -> Packed | None:
     """Returns what a source is packed into; None where it is of tars."""
-    local = [place for place in places if not is_url(place)]
-    paths = [local_path(place) for place in local]
-    folder = config.root_store.folder
-    out = None if folder is None else folder / PACKED / name
-    if len(paths) == 1 and out is not None and not paths[0].exists():
-        record = read_report(out)  # the pictures may be gone, and their tars serve
-        if record is not None and record["source"] == str(paths[0].resolve()):
-            return Packed(out, record, fresh=False)
-    pictures = [path for path in paths if to_be_packed(path)]
-    if not pictures:
+    out = _target(config, name)
+    if len(places) == 1 and out is not None and not is_url(places[0]):
+        path = local_path(places[0])
+        if not path.exists():  # the pictures may be gone, and their tars serve
+            record = read_report(out)
+            if record is not None and record["source"] == utf8(path.resolve()):
+                return Packed(out, record, fresh=False)
+    pair = place_and_target(config, name, places)
+    if pair is None:
         return None
-    path = pictures[0]
-    command = f"`python -m encode pack {path} FOLDER`"
-    if len(places) > 1:
-        raise NotASource(
-            f"source {name!r}: {path} is no tar, and not all of the source. Make it a source of its "
-            f"own, or pack it yourself by {command}"
-        )
-    kind_of(path)
-    if out is None:
-        raise NotASource(
-            f"source {name!r}: {path} is no tar, and cannot be packed into {config.root}. Pack it into "
-            f"a folder by {command}, and name that"
-        )
+    path, out = pair
     if not make:
         record = read_report(out)
         if record is None:
             raise NotASource(
                 f"source {name!r}: {path} is not packed yet. `python -m encode run CONFIG` does it, or "
-                f"{command}"
+                f"{_command(path)}"
             )
         return Packed(out, record, fresh=False)
     packed = pack(path, out)
@@ -73,6 +61,40 @@ def _packed(config: EncodeConfig, name: str, places: list[str], make: bool) -> P
     if packed.fresh or mostly_lost(packed.record):
         print(report(packed.record), flush=True)
     return packed
+
+
+def place_and_target(
+    config: EncodeConfig, name: str, places: Sequence[str]
+) -> tuple[Path, Path] | None:
+    """Returns what a source is packed from, and the folder for its tars; None where it is of tars.
+    NotASource where it cannot be packed by `run`.
+    """
+    paths = (local_path(place) for place in places if not is_url(place))
+    path = next(filter(to_be_packed, paths), None)
+    if path is None:
+        return None
+    if len(places) > 1:
+        raise NotASource(
+            f"source {name!r}: {path} is no tar, and not all of the source. Make it a source of its "
+            f"own, or pack it yourself by {_command(path)}"
+        )
+    kind_of(path)
+    out = _target(config, name)
+    if out is None:
+        raise NotASource(
+            f"source {name!r}: {path} is no tar, and cannot be packed into {config.root}. Pack it into "
+            f"a folder by {_command(path)}, and name that"
+        )
+    return path, out
+
+
+def _target(config: EncodeConfig, name: str) -> Path | None:
+    folder = config.root_store.folder
+    return None if folder is None else folder / PACKED / name
+
+
+def _command(path: Path) -> str:
+    return f"`python -m encode pack {path} FOLDER`"
 
 
 def to_be_packed(path: Path) -> bool:

@@ -125,6 +125,15 @@ def test_models_by_name_class_and_folder(
         (["--sources", "tars", "--text", "bare"], "no 'model_type' in"),
         (["--sources", "tars", "--vae", "https://x.org/vae"], "url"),
         (["--sources", "tars", "--text", "t5-xxl", "--root", "s3://me:secret@bucket"], "password"),
+        (["--sources", "a=photos", "a=tars/0.tar", "--vae", "flux"], "not all of the source"),
+        (
+            ["--sources", "photos", "--vae", "flux", "--root", "s3://bucket"],
+            "cannot be packed into",
+        ),
+        (
+            ["--sources", "tars", "--vae", "flux", "--out", "tars/0.tar/my.yaml"],
+            "cannot be written",
+        ),
     ],
 )
 def test_what_cannot_be_encoded(
@@ -134,6 +143,8 @@ def test_what_cannot_be_encoded(
     monkeypatch.chdir(tmp_path)
     write_source(tmp_path / "tars", 1, 2)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/0.jpg").write_bytes(jpeg(0))
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare/config.json").write_text(json.dumps({"layers": 2}))
     with pytest.raises((EncodeError, ConfigError, SystemExit, ValueError)) as error:
@@ -145,7 +156,7 @@ def test_what_cannot_be_encoded(
     )
     assert code == 2
     assert message in str(error.value) + capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bare", "empty", "tars"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bare", "empty", "photos", "tars"]
 
 
 def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
