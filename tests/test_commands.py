@@ -15,15 +15,12 @@ from typing import Any
 
 import pytest
 
-from configs.completion import MODULES as COMPLETED
-from configs.completion import parser_of
+from configs.completion import MODULES, parser_of
 from configs.latentbank import STAGES
 from shards.printing import command
 from tests.shards.toy import moments_spec, tokens_spec, write_column
 
 ROOT = Path(__file__).parents[1]
-MODULES = {"encode": "encode.__main__", "shards": "shards.__main__", "train": "train.__main__",
-           "eval": "eval.commands"}  # fmt: skip
 WAYS = {
     "module": ["-m"],
     "script": ["-c", "import sys; from configs.latentbank import main; sys.exit(main())"],
@@ -187,12 +184,12 @@ def flags(*words: str) -> set[str]:
 
 
 def test_the_stages() -> None:
-    assert list(COMPLETED) == list(STAGES)
-    assert [action.choices for action in parser_of([])._actions if action.choices] == [COMPLETED]
+    assert list(MODULES) == list(STAGES)
+    assert [action.choices for action in parser_of([])._actions if action.choices] == [MODULES]
     assert flags("nothing") == {"-h", "--help"}
 
 
-@pytest.mark.parametrize("stage", COMPLETED)
+@pytest.mark.parametrize("stage", MODULES)
 def test_each_verb_offers_its_flags(stage: str) -> None:
     """All of them can be put behind the stage and the verb; what they are is known of some."""
     known = {
@@ -200,7 +197,7 @@ def test_each_verb_offers_its_flags(stage: str) -> None:
         ("shards", "info"): "--json", ("train", "init"): "--held-out", ("train", "export"): "--layout",
         ("eval", "generate"): "--guidance_scale", ("eval", "report"): "--out",
     }  # fmt: skip
-    verbs = importlib.import_module(COMPLETED[stage]).VERBS
+    verbs = importlib.import_module(MODULES[stage]).VERBS
     offered = {verb: flags(stage, verb) for verb in verbs}
     for (part, verb), flag in known.items():
         assert part != stage or flag in offered[verb]
@@ -226,7 +223,7 @@ def completed(line: str, folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("latentbank ", [*COMPLETED]),
+        ("latentbank ", [*MODULES]),
         ("latentbank en", ["encode"]),
         ("latentbank encode ret", ["retry-failed"]),
         ("latentbank train init --size ", ["tiny", "small", "700m", "1b", "3b"]),

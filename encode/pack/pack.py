@@ -19,6 +19,8 @@ import shlex
 import shutil
 import sqlite3
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.table import Table
@@ -71,10 +73,6 @@ def run_pack(args: argparse.Namespace) -> int:
 def _pack(source: Path, out: Path, options: Options) -> int:
     try:
         packed = pack(source, out, options)
-    except sqlite3.Error as error:
-        raise NoRoom(
-            f"{out}: the list of rows cannot be written ({error}). Make room, then run it again"
-        ) from error
     except OSError as error:
         if getattr(type(error), "exit_code", None) is not None:
             raise
@@ -99,7 +97,7 @@ def pack(source: Path, out: Path, options: Options = DEFAULTS) -> Packed:
     OSError.
     """
     kind = options.kind or kind_of(source)
-    with working(out) as folder:
+    with working(out) as folder, _room_for_names(out):
         print(f"{source}: {KINDS[kind]}", flush=True)
         with Bar("list", unit="pictures") as bar:
             rows = open_rows(source, kind, options, folder / "listing.sqlite", bar.advance)
@@ -110,6 +108,16 @@ def pack(source: Path, out: Path, options: Options = DEFAULTS) -> Packed:
                 )
         finally:
             rows.close()
+
+
+@contextmanager
+def _room_for_names(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise NoRoom(
+            f"{out}: the list of rows cannot be written ({error}). Make room, then run it again"
+        ) from error
 
 
 def mostly_lost(record: Json) -> bool:

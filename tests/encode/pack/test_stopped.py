@@ -42,15 +42,28 @@ def test_a_killed_packing_goes_on_behind_its_last_whole_tar(tmp_path: Path) -> N
     assert not list(out.glob(".*"))
 
 
-@pytest.mark.parametrize(("limit", "message"), [(4096, "NoRoom"), (30_000, "cannot pack into out")])
+@pytest.mark.parametrize(
+    ("words", "limit", "message"),
+    [
+        (["pack", "source", "out"], 4096, "NoRoom"),
+        (["pack", "source", "out"], 30_000, "cannot pack into out"),
+        (["run", "config.yaml"], 4096, "NoRoom"),
+        (["run", "config.yaml"], 30_000, "cannot go on"),
+    ],
+)
 def test_a_full_disk_has_a_message_and_leaves_nothing_half_written(
-    limit: int, message: str, tmp_path: Path
+    words: list[str], limit: int, message: str, tmp_path: Path
 ) -> None:
+    column = "{ kind: moments, encoder: flux, resolution: 256 }"
+    write(
+        tmp_path / "config.yaml",
+        f"root: out\nsources: {{ mine: source }}\ncolumns: {{ flux: {column} }}",
+    )
     beside("txt", CAPTION)(tmp_path / "source")
     for i in range(20):
         write(tmp_path / f"source/c/{i}.jpg", jpeg(i))
     limited = (
-        "import resource, runpy, sys; sys.argv = ['encode', 'pack', 'source', 'out']\n"
+        f"import resource, runpy, sys; sys.argv = ['encode', *{words}]\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         "runpy.run_module('encode', run_name='__main__', alter_sys=True)"
     )
