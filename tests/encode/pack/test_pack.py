@@ -318,7 +318,7 @@ def test_the_command_says_where_most_is_lost(captions: int, tmp_path: Path) -> N
     write(tmp_path / "source/list.csv", "path,caption\n")
     process = subprocess.run(
         [sys.executable, "-m", "encode", "pack", "source", "out"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
+        cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "118"},
     )  # fmt: skip
     assert process.returncode == (0 if captions == 4 else 3), process.stderr
     assert f"{COUNT - captions} │ packed without a caption" in process.stdout
