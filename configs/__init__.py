@@ -211,14 +211,14 @@ def did_you_mean(word: str, names: Iterable[str], end: str = ".") -> str:
 
 def _elsewhere(path: Path) -> str:
     """Returns what to do about a config that is not there."""
+    siblings = {file.stem: file for file in path.parent.glob("*.yaml")}
     names = [name for name in shipped_names() if Path(name).name == path.stem]
     if len(names) > 1:  # of several stages, that of the path's folder
         names = [name for name in names if name.endswith(f":{path.parent.name}/{path.stem}")]
-    if names:
+    if names and path.stem not in siblings:
         return f"the shipped config is {names[0]}, from any folder"
-    siblings = [file.stem for file in path.parent.glob("*.yaml")]
     near = difflib.get_close_matches(path.stem, siblings, n=1)
-    return f"did you mean {path.with_stem(near[0])}?" if near else "check the path"
+    return f"did you mean {siblings[near[0]]}?" if near else "check the path"
 
 
 # ---- YAML -------------------------------------------------------------------------------------

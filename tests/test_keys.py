@@ -182,13 +182,15 @@ def test_a_training_starts_from_a_shipped_config_in_any_folder(
         ("configs/train/flux-256.yaml", "the shipped config is configs:train/flux-256, from any"),
         ("train/flux-256.yaml", "the shipped config is configs:train/flux-256, from any"),
         ("mien.yaml", "did you mean mine.yaml?"),
+        ("train.yml", "did you mean train.yaml?"),
         ("quite-another.yaml", "expected a YAML file: check the path"),
     ],
 )
 def test_near_misses_of_configs(
     name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "mine.yaml").write_text("{}")
+    for file in ("mine.yaml", "train.yaml"):
+        (tmp_path / file).write_text("{}")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as error:
         load(TrainConfig, name)
