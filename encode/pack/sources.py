@@ -23,8 +23,8 @@ PACKED = "packed"  # folder of the root
 
 def with_packed(config: EncodeConfig, make: bool) -> EncodeConfig:
     """Returns a config whose sources are all tars: pictures in a folder, a table or Parquet are packed
-    if need be and `make` allows it. Raises NotASource where they cannot be, or are packed from other
-    files than are there now.
+    if need be and `make` allows it. Raises NotASource where they cannot be, or, with `make`, where
+    they were packed from other files than are there now.
     """
     sources = dict(config.sources)
     for name, places in config.sources.items():
@@ -53,6 +53,11 @@ def _packed(config: EncodeConfig, name: str, places: list[str], make: bool) -> P
             raise NotASource(
                 f"source {name!r}: {path} is not packed yet. `python -m encode run CONFIG` does it, or "
                 f"{_command(path)}"
+            )
+        if record["source"] != utf8(path.resolve()):
+            print(
+                f"source {name!r}: {out} was packed from {record['source']}. `python -m encode run CONFIG` "
+                f"refuses {path} if its files are others"
             )
         return Packed(out, record, fresh=False)
     packed = pack(path, out)

@@ -47,6 +47,9 @@ def test_a_folder_of_pictures_is_packed_once(
     for make in (True, False):
         assert open_job(with_packed(config, make), "toy").source.fingerprint == fingerprint
     assert "already packed into" in capsys.readouterr().out
+    other = settings(tmp_path, models, beside("txt", CAPTION)(tmp_path / "other"))
+    with_packed(other, make=False)
+    assert f"{packed} was packed from {source}. `python -m encode run" in capsys.readouterr().out
     moved = shutil.move(source, tmp_path / "elsewhere")
     assert run(config) == 0  # its tars are all that is needed
     (Path(moved) / "a/000.txt").write_text("another caption")
