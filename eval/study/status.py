@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from shards import open_store
-from shards.column import lease_chain
+from shards.column import lease_chain, stale
 from shards.console import render
 from train.checkpoints.checkpoint import steps
 
@@ -77,7 +77,7 @@ def _holder(study: Study) -> str:
     holder: dict[str, Any] | None = None
     if study.out.is_dir():
         holder = lease_chain(open_store(study.out))[1]
-    if holder is None:
+    if holder is None or stale(holder):  # a killed one leaves its lease
         return "no `study run` works on it"
     return f"`study run` works on it (pid {holder.get('pid')} on {holder.get('host')})"
 

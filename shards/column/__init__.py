@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .commits import Commit, commit_name, committed, failure_name, own_commit, read_failures
-from .lease import LEASE_SECONDS, Lease, lease_chain, machine
+from .lease import LEASE_SECONDS, Lease, lease_chain, machine, stale
 from .members import (
     ABSENT,
     CAPTION_BYTES,
@@ -49,6 +49,7 @@ __all__ = [
     "read_failures",
     "read_into",
     "refuse_other_members",
+    "stale",
     "suffix_read",
     "tar_bytes",
 ]

@@ -70,6 +70,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_numbers(made: Path) -> None
         time.sleep(0.1)
     assert processes_of(out) == []
     assert not (out / "images").exists()
+    assert "no `study run` works on it" in status(Study.open(yaml_path, out))
     again = study("run", yaml_path, "--out", out)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "begins: train/plain/seed0" not in again.stdout + again.stderr
