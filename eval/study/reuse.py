@@ -298,18 +298,19 @@ def _take_run(existing: Existing, entry: str, seed: int, phase: int, runs: Seque
     config = study.train_config(entry, seed, phase)
     if _has_steps(study.own_run_folder(entry, seed, phase), config):
         return
-    for run in runs:
-        manifest = existing.newest(run)
-        last = phase == len(study.parts(entry)) - 1
-        if manifest is None or not _has_steps(run, config):
-            continue
-        if not last and manifest["step"] != config.steps:
-            continue  # the next phase would start from its newest checkpoint
-        columns = existing.training(entry, seed, phase) is not None
-        if columns and existing.run_differences(entry, seed, phase, run) == []:
-            by_hand = {**study.hand_runs, (entry, seed, phase): run}
-            existing.study = replace(study, hand_runs=by_hand)
-            return
+    whole = [run for run in runs if _has_steps(run, config)]
+    if not whole or existing.training(entry, seed, phase) is None:
+        return
+    last = phase == len(study.parts(entry)) - 1
+    for run in whole:
+        with suppress(ValueError):  # of another release
+            manifest = existing.newest(run)
+            if manifest is None or not (last or manifest["step"] == config.steps):
+                continue  # the next phase would start from its newest checkpoint
+            if existing.run_differences(entry, seed, phase, run) == []:
+                by_hand = {**study.hand_runs, (entry, seed, phase): run}
+                existing.study = replace(study, hand_runs=by_hand)
+                return
 
 
 def _below(folders: Sequence[Path], name: str, deep: int, own: Path) -> Iterator[Path]:

@@ -16,6 +16,7 @@ from eval.study.plan.plan import plan_existing
 from eval.study.reuse import take_over, taken_over
 from eval.study.study import Study
 from shards import open_join
+from shards.format.atomic import seal
 from tests.eval.study.small_study import study, study_yaml
 
 pytestmark = pytest.mark.timeout(900)  # a study is a dozen processes, each of which imports torch
@@ -60,9 +61,14 @@ def test_one_more_seed_is_all_that_is_to_be_made(made: Path) -> None:
 
 
 def test_what_another_study_made_is_taken_over(made: Path) -> None:
-    config = study_yaml(
-        made, "other-folder", reuse=[str(made / "out/runs"), str(made / "out/images")]
-    )
+    """And a run of another release is left alone."""
+    shutil.copytree(made / "out/runs/plain", made / "old/plain", dirs_exist_ok=True)
+    for path in (made / "old/plain/checkpoints").glob("*/manifest.json"):
+        record = json.loads(path.read_bytes())
+        del record["digest"]
+        path.write_bytes(seal(record | {"version": record["version"] + 1}))
+    folders = [str(made / name) for name in ("old", "out/runs", "out/images")]
+    config = study_yaml(made, "other-folder", reuse=folders)
     by_hand = taken_over(take_over(Study.open(config, made / "second")))
     assert {name: path.relative_to(made / "out").as_posix() for name, path in by_hand.items()} == {
         "train/plain/seed0": "runs/plain", "train/other/seed0": "runs/other",
