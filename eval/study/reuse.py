@@ -31,7 +31,7 @@ from ..prompts.benchmarks import find
 from ..prompts.prompts import Prompts
 from ..scores import results
 from .flags import generate_settings
-from .graph import Node, nodes_of, train_id
+from .graph import Node, train_id
 from .study import Study
 
 Json = dict[str, Any]
@@ -228,16 +228,6 @@ def read_record(study: Study, node: str) -> Json | None:
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None
-
-
-def score_names(study: Study, entry: str, seed: int, step: int, scorer: str) -> list[str]:
-    """Returns the names of the scores of a set that a scorer of the study made; none where it did not."""
-    existing = Existing(study)
-    return next(
-        existing.score_names(node)
-        for node in nodes_of(study)
-        if node.scorer == scorer and (node.entry, node.seed, node.step) == (entry, seed, step)
-    )
 
 
 # Made before --------------------------------------------------------------------------------------

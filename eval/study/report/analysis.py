@@ -69,14 +69,14 @@ def analyse(study: Study) -> Analysis:
 
     Raises BadScores or OtherImages where a set or a score is damaged.
     """
-    sets, scorers = open_sets(study), [scorer.name for scorer in study.scorers]
+    sets, asked = open_sets(study), study.scorers[0].name
     step, baseline = study.steps[-1], study.baseline
     last = {name: entry for name in study.entries if (entry := entry_at(study, sets, name, step))}
     names = [name for name in study.entries if name != baseline]
     both = [name for name in names if name in last and baseline in last]
     comparisons = {name: compare(last[baseline], last[name]) for name in both}
-    recorded = {scorer: recorded_names(study.out / "logs/score" / scorer) for scorer in scorers}
-    primary = score_name(scorers[0], sets.values(), recorded[scorers[0]])
+    recorded = recorded_names(study)
+    primary = score_name(asked, sets.values(), recorded[asked])
     adjusted = holm({name: _p(comparison, primary) for name, comparison in comparisons.items()})
     first = last[baseline].first if baseline in last else next(iter(sets.values()), None)
     absent = missing(study, sets, recorded)
@@ -85,7 +85,7 @@ def analyse(study: Study) -> Analysis:
         "format": FORMAT, "version": VERSION, "confidence": LEVEL, "name": _name(study.path),
         "note": study.config.note, "baseline": baseline, "step": step, "seeds": list(study.seeds),
         "benchmark": study.config.benchmark or str(study.config.prompts), "prompts": prompt_count(first),
-        "complete": not absent, "missing": absent, "primary": {"asked": scorers[0], "scorer": primary},
+        "complete": not absent, "missing": absent, "primary": {"asked": asked, "scorer": primary},
         "verdicts": [asdict(verdict) for verdict in verdicts],
         "entries": [_entry(study, name, last.get(name)) for name in study.entries],
         "scores": _scores(study, last, primary),

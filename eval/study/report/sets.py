@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
-from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from shards.format.atomic import read_json
 
 from ...errors import MissingImages
 from ...report.compare import Entry
 from ...report.entries import ScoredSet, open_one
+from ..graph import nodes_of
+from ..reuse import read_record
 
 if TYPE_CHECKING:
     from ..study import Study
@@ -55,12 +53,15 @@ def missing(study: Study, sets: Sets, recorded: Mapping[str, Set[str]]) -> list[
     return records
 
 
-def recorded_names(logs: Path) -> set[str]:
-    """Returns the names of the scores that a scorer's commands made, as their records say."""
-    names: set[str] = set()
-    for path in logs.rglob("*.json"):
-        with suppress(OSError, ValueError, TypeError, AttributeError):
-            names.update(map(str, read_json(path).get("scores") or ()))
+def recorded_names(study: Study) -> dict[str, set[str]]:
+    """Returns of each scorer the names of the scores that its commands made, as their records say;
+    without those of commands with other flags than the study's now.
+    """
+    names: dict[str, set[str]] = {scorer.name: set() for scorer in study.scorers}
+    for node in nodes_of(study):
+        record = read_record(study, node.id) if node.kind == "score" else None
+        if record is not None and record.get("command") == list(node.command):
+            names[node.scorer].update(record.get("scores") or ())
     return names
 
 
@@ -72,10 +73,8 @@ def score_name(scorer: str, sets: Iterable[ScoredSet], recorded: Set[str]) -> st
     (dpg-..., not dpg-ungated-...).
     """
     names = {name for scored in sets for name in scored.scores}
-    own = sorted(names & recorded) or [
-        n for n in names if n == scorer or n.startswith(f"{scorer}-") or f"-{scorer}-" in n
-    ]
-    return min(own, key=lambda name: (len(name), name), default=None)
+    own = recorded or {n for n in names if n == scorer or f"-{scorer}-" in f"-{n}-"}
+    return min(names & own, key=lambda name: (len(name), name), default=None)
 
 
 def entry_at(study: Study, sets: Sets, name: str, step: int) -> Entry | None:

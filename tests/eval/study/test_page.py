@@ -15,6 +15,7 @@ from eval.commands import main
 from eval.errors import BadReport, NotPaired
 from eval.report.compare import Entry, compare
 from eval.scores import results
+from eval.study.graph import nodes_of
 from eval.study.report.ledger import Training, ledger
 from eval.study.report.page import latex, render, report
 from eval.study.report.sets import open_sets
@@ -210,10 +211,23 @@ def test_the_score_of_a_scorer_is_the_one_that_its_command_made(tmp_path: Path) 
         folder = study.set_folder(name, 0, 100)
         make_score(folder, "clipscore-b", make_items(np.ones(30)))
     assert report(study)["primary"] == {"asked": "clipscore", "scorer": "clipscore-b"}
-    log = study.out / "logs/score/clipscore/e2e/seed0/step-00000100.json"
+    node = next(
+        node for node in nodes_of(study) if (node.entry, node.scorer) == ("e2e", "clipscore")
+    )
+    log = study.log(node.id).with_suffix(".json")
     log.parent.mkdir(parents=True)
-    log.write_text(json.dumps({"id": "score/clipscore", "scores": [PRIMARY], "seconds": 1.0}))
-    assert report(study)["primary"]["scorer"] == PRIMARY
+    for other, name in (["--other"], "clipscore-b"), ([], PRIMARY):
+        command = [*node.command, *other]
+        log.write_text(
+            json.dumps({"id": node.id, "command": command, "scores": [PRIMARY], "seconds": 1})
+        )
+        data = report(study)
+        assert data["primary"]["scorer"] == name
+        assert data["complete"]
+    (study.set_folder("flux", 0, 100) / f"scores/{PRIMARY}.json").unlink()
+    assert report(study)["missing"] == [
+        {"entry": "flux", "seed": 0, "step": 100, "what": "clipscore"}
+    ]
 
 
 def test_one_seed_is_headed_by_what_it_does_not_cover(tmp_path: Path) -> None:
