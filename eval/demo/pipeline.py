@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shards import atomic_write
+from shards.format.atomic import read_json
 from shards.processes import with_this_python
 
 OUT = Path("demo")
@@ -99,7 +100,7 @@ def summarise() -> None:
     seeds, step, prompts
     scores       {scorer: {better, entries: {entry: {value, low, high, by_seed}}}}, the verdict's first
     """
-    study = json.loads((OUT / "study.json").read_text())
+    study = read_json(OUT / "study.json")
     names = [entry["name"] for entry in study["entries"]]
     scores = {
         score["scorer"]: {

@@ -98,6 +98,10 @@ def _train_nodes(study: Study, entry: str, seed: int, needs: tuple[str, ...]) ->
         )
 
 
+def generate_id(entry: str, seed: int, step: int) -> str:
+    return f"generate/{entry}/seed{seed}/step-{step:08d}"
+
+
 def launch(study: Study, module: str, *words: str) -> tuple[str, ...]:
     """Returns the command that runs a module on all processes of a job."""
     if study.ranks == 1:
@@ -125,7 +129,7 @@ def _generate_node(study: Study, entry: str, seed: int, step: int) -> Node:
     )
     trainings = [train_id(study, entry, seed), train_id(study, study.baseline, seed)]
     return Node(
-        id=f"generate/{entry}/seed{seed}/step-{step:08d}",
+        id=generate_id(entry, seed, step),
         kind="generate",
         command=launch(
             study,

@@ -31,7 +31,7 @@ from ..prompts.benchmarks import find
 from ..prompts.prompts import Prompts
 from ..scores import results
 from .flags import generate_settings
-from .graph import Node, train_id
+from .graph import Node, generate_id, train_id
 from .study import Study
 
 Json = dict[str, Any]
@@ -271,15 +271,15 @@ def take_over(study: Study) -> Study:
             manifest = read_manifest(folder / "manifest.json")
             if manifest["complete"]:
                 sets.setdefault(manifest["settings"].get("weights"), []).append(folder)
-    taken = {}
+    by_hand = {}
     for entry in study.entries if sets else ():
         for seed in study.seeds:
             for step in study.steps:
                 if recorded_digest(study.own_set_folder(entry, seed, step)) is None:
                     for folder in sets.get(existing.weights(entry, seed, step) or "", ()):
                         if existing.set_differences(entry, seed, step, folder) == []:
-                            taken[entry, seed, step] = folder
-    return replace(existing.study, hand_sets=taken)
+                            by_hand[entry, seed, step] = folder
+    return replace(existing.study, hand_sets=by_hand)
 
 
 def _take_run(existing: Existing, entry: str, seed: int, phase: int, runs: Sequence[Path]) -> None:
@@ -315,8 +315,5 @@ def _below(folders: Sequence[Path], name: str, deep: int, own: Path) -> Iterator
 def taken_over(study: Study) -> Mapping[str, Path]:
     """Returns the folders made by hand that are used, by the id of the node that need not run."""
     runs = {train_id(study, *key): path for key, path in study.hand_runs.items()}
-    sets = {
-        f"generate/{entry}/seed{seed}/step-{step:08d}": path
-        for (entry, seed, step), path in study.hand_sets.items()
-    }
+    sets = {generate_id(*key): path for key, path in study.hand_sets.items()}
     return runs | sets

@@ -241,17 +241,17 @@ class Study:
             words = [f"columns={json.dumps(columns)}"]
             empty = [f"columns.{name}=null" for name in config.columns if name not in columns]
             config = configs.load(EncodeConfig, base, [*words, *empty])
-        made = {
+        source_of = {
             f"{config.root.rstrip('/')}/{s}/{c}": s for s in config.sources for c in config.columns
         }
-        if absent := [folder for folder in folders if folder not in made]:
+        if absent := [folder for folder in folders if folder not in source_of]:
             raise BadStudy(
                 f"{self.path}: {absent[0]} is to be encoded, but {base} makes columns below {config.root} of "
                 f"the sources {', '.join(config.sources)}. Name another `encode` config, or encode the column "
                 "yourself"
             )
         if path == own:
-            used = {made[folder] for folder in folders}
+            used = {source_of[folder] for folder in folders}
             sources = {name: tars for name, tars in config.sources.items() if name in used}
             config = config.model_copy(update={"sources": sources})
         return config, tuple(folders)

@@ -19,7 +19,6 @@ from typing import TypeVar
 from configs import ConfigError
 from encode import EncodeConfig, ModelSpec
 from encode.registry import VAES as NAMED_VAES
-from shards import Column, ShardsError
 from shards.console import size_text
 from train.config import TrainConfig
 from train.plan import (
@@ -37,6 +36,7 @@ from ...errors import BadPrompts
 from ...prompts.benchmarks import BENCHMARKS, find
 from ..flags import generate_settings
 from ..graph import Node
+from ..reuse import column_exists
 from ..study import Study
 
 T = TypeVar("T")
@@ -194,7 +194,7 @@ class Costs:
     @cached_property
     def plans(self) -> dict[Phase, RunPlan]:
         """The plan of a training of each entry and phase, as `python -m train plan` makes it."""
-        made: dict[str, RunPlan] = {}
+        by_content: dict[str, RunPlan] = {}
         plans = {}
         a = self.assumptions
         setting = Setting(self.ranks, a.gpu, a.efficiency, a.price)
@@ -203,9 +203,9 @@ class Costs:
             key = config.model_dump_json(exclude={"data", "init_from"}) + repr(
                 (replace(data, notes=()), config.data.expect)
             )
-            if key not in made:
-                made[key] = make_plan(config, data, setting)
-            plans[entry, phase] = made[key]
+            if key not in by_content:
+                by_content[key] = make_plan(config, data, setting)
+            plans[entry, phase] = by_content[key]
         return plans
 
     def _phases(self) -> list[Phase]:
@@ -224,7 +224,7 @@ class Costs:
         flops = size = 0.0
         for entry, phase in self._phases():
             latents = several(self._config(entry, phase).data.resolved().latents)
-            if not set(folders) & set(latents) or all(map(is_column, latents)):
+            if not set(folders) & set(latents) or all(map(column_exists, latents)):
                 continue
             data = self.data[entry, phase]
             if (rows := self._rows(phase - len(self.study.parts(entry)))) is None:
@@ -314,22 +314,13 @@ def several(value: T | tuple[T, ...]) -> tuple[T, ...]:
 
 
 def _missing(columns: Iterable[str]) -> list[str]:
-    return [column for column in dict.fromkeys(columns) if not is_column(column)]
+    return [column for column in dict.fromkeys(columns) if not column_exists(column)]
 
 
 def _listed(columns: Sequence[str]) -> str:
     """Returns the columns' names, and where the first is looked for."""
     names = dict.fromkeys(column.rstrip("/").rpartition("/")[2] for column in columns)
     return f"{', '.join(names)} (such as {columns[0]})"
-
-
-def is_column(url: str) -> bool:
-    """Whether a whole column exists there."""
-    try:
-        Column.open(url)
-    except ShardsError:
-        return False
-    return True
 
 
 def run_bytes(folder: Path) -> int:

@@ -145,14 +145,14 @@ def _table(plan: StudyPlan) -> Table:
             continue
         if kind is None:
             table.add_section()
-        made, hours, money = plan.to_make(kind), plan.gpu_hours(kind), plan.money(kind)
+        rest, hours, money = plan.to_make(kind), plan.gpu_hours(kind), plan.money(kind)
         by_hand = sum(node in plan.taken_over for node in nodes)
         figures = ["" if hours is None else _hours(hours)]
         if plan.assumptions.price is not None:
             figures.append("" if money is None else f"{money:,.0f}")
         table.add_row(
-            name, f"{len(nodes):,}", f"{len(nodes) - len(made) - by_hand:,}", f"{by_hand:,}", f"{len(made):,}",
-            *figures, size_text(sum(cost.bytes for cost in made)),
+            name, f"{len(nodes):,}", f"{len(nodes) - len(rest) - by_hand:,}", f"{by_hand:,}", f"{len(rest):,}",
+            *figures, size_text(sum(cost.bytes for cost in rest)),
         )  # fmt: skip
     return table
 

@@ -18,8 +18,8 @@ interval is 95 %, null where none is known; a difference is an entry minus the b
                   published: a sentence on what others report, or null
     comparisons[] one an entry, as in report.json (eval/report/report.py); of the primary score's difference also
                   p_adjusted (Holm's, over the entries) and seeds_needed (that resolve a gap of this size in four of
-                  five studies, at both ends of the 80 % interval of how seeds scatter: low, high; null as an end: no
-                  number does; null where there are not several seeds)
+                  five studies, at both ends of the 80 % interval of how seeds scatter: low, high; null as an end: more
+                  than 1,000; null where there are not several seeds)
     over_steps[]  where several steps are scored, one a score and entry: scorer, entry, points[]: step, by_seed,
                   over_seeds
     differ        training and settings: {key: [a value an entry]} of what differs; same: {key: value} of what does not
@@ -207,7 +207,7 @@ def _comparison(
 
 def _seeds_needed(comparison: Comparison, scorer: str) -> Json | None:
     """Returns how many seeds of each entry would resolve a difference as large as this one, at both
-    ends of the interval of the differences' deviation; None as an end: no number would.
+    ends of the interval of the differences' deviation; None as an end: not even MOST_SEEDS.
     """
     difference = next(d for d in comparison.differences if d.scorer == scorer)
     deviation = pooled_deviation([[value.value for value in difference.by_seed.values()]])
@@ -309,9 +309,9 @@ def _trainings(study: Study, name: str) -> Iterator[Training]:
     """Yields the runs of an entry, phase by phase and seed by seed."""
     for phase in range(len(study.parts(name))):
         for seed in study.seeds:
-            data = study.train_config(name, seed, phase).data.resolved()
-            run, latents, text = study.run_folder(name, seed, phase), data.latents, data.text
-            yield Training(run, tuple(places(latents)), tuple(places(text)))
+            config, run = study.train_config(name, seed, phase), study.run_folder(name, seed, phase)
+            data = config.data.resolved()
+            yield Training(run, config.steps, tuple(places(data.latents)), tuple(places(data.text)))
 
 
 def _by_key(

@@ -30,6 +30,7 @@ class Training:
     """
 
     run: Path
+    steps: int  # that the study has of it: a run made by hand may be longer
     latents: tuple[str, ...]
     text: tuple[str, ...]
 
@@ -71,7 +72,11 @@ def _entry(
     columns: Mapping[str, Json | None],
     price: float | None,
 ) -> Json:
-    costs = [(training, cost) for training in trainings if (cost := training_cost(training.run))]
+    costs = [
+        (training, cost)
+        for training in trainings
+        if (cost := training_cost(training.run, training.steps))
+    ]
     read = dict.fromkeys(column for training in trainings for column in training.columns)
     generations = [cost for scored in sets if (cost := generation_cost(scored))]
     hours = [cost["gpu_hours"] for _, cost in costs]

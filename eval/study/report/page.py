@@ -16,6 +16,7 @@ from shards.printing import printable
 from ...report.gallery import gallery
 from ...report.page import change, template, training_curves, value_text
 from ...report.report import PICTURES, refuse_other_files
+from ...scores.deviation import MOST_SEEDS
 from ..graph import nodes_of
 from .analysis import FORMAT, VERSION, Analysis, analyse
 
@@ -188,16 +189,16 @@ def _notes(data: Json) -> dict[str, list[str]]:
 
 def _needed(data: Json) -> list[tuple[str, float, str]]:
     """Returns of each entry the primary score's difference, and how many seeds would resolve it."""
-    rows = []
+    rows, most = [], f"more than {MOST_SEEDS:,}"
     for entry in data["entries"]:
         difference = _difference(data, entry["name"], data["primary"]["scorer"])
         if difference and (seeds := difference["seeds_needed"]):
             low, high = seeds["low"], seeds["high"]
             text = f"{low} to {high}"
             if low is None:
-                text = "no number: the prompts hide it"
+                text = most
             elif high is None:
-                text = f"{low} or more, perhaps no number"
+                text = f"{low} to {most}"
             elif low == high:
                 text = f"{low}"
             rows.append((entry["name"], difference["value"]["value"], text))

@@ -148,6 +148,12 @@ def test_encoding_once_is_set_against_encoding_in_every_step(tmp_path: Path) -> 
     lines = [
         {"step": 0, "start": {"world": 4, "device": "H100"}},
         {"step": 10, "position": 1000, "samples_per_second": 50.0, "loss": 1.0},
+        {
+            "step": 20,
+            "position": 2000,
+            "samples_per_second": 50.0,
+            "loss": 1.0,
+        },  # beyond the study's
     ]
     trainings = {}
     for name in "ab":
@@ -156,7 +162,9 @@ def test_encoding_once_is_set_against_encoding_in_every_step(tmp_path: Path) -> 
             run.mkdir()
             (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         latents, text = (str(tmp_path / f"c/{name}"),), (str(tmp_path / "c/text"),)
-        trainings[name] = [Training(tmp_path / f"{name}{seed}", latents, text) for seed in (0, 1)]
+        trainings[name] = [
+            Training(tmp_path / f"{name}{seed}", 10, latents, text) for seed in (0, 1)
+        ]
     record = {"id": "train/a/seed0", "seconds": 30.0}
     (tmp_path / "logs/train").mkdir(parents=True)
     (tmp_path / "logs/train/seed0.json").write_text(json.dumps(record))
@@ -168,7 +176,7 @@ def test_encoding_once_is_set_against_encoding_in_every_step(tmp_path: Path) -> 
     seconds = 2000 * (0.5 + 0.25 + 2 * 0.1)  # of a sample: a's and b's latents, and twice the text
     assert cost["online"] == {"seconds": seconds, "times": pytest.approx(seconds / 170)}
     assert cost["processes"] == {"train": 30.0}
-    other = trainings | {"b": [Training(tmp_path / "b0", (str(tmp_path / "unknown"),), text)]}
+    other = trainings | {"b": [Training(tmp_path / "b0", 10, (str(tmp_path / "unknown"),), text)]}
     assert ledger(other, {"a": [], "b": []}, tmp_path / "logs", None)["online"] is None
 
 
@@ -291,8 +299,8 @@ def test_a_difference_may_be_hidden_by_the_number_of_entries(two: dict[str, Any]
 
 @pytest.mark.parametrize(
     ("low", "high", "text"),
-    [(3, 3, "3"), (3, 17, "3 to 17"), (40, None, "40 or more, perhaps no number"),
-     (None, None, "no number: the prompts hide it")],
+    [(3, 3, "3"), (3, 17, "3 to 17"), (40, None, "40 to more than 1,000"),
+     (None, None, "more than 1,000")],
 )  # fmt: skip
 def test_how_many_seeds_would_resolve_a_difference(
     two: dict[str, Any], low: int | None, high: int | None, text: str
