@@ -109,8 +109,12 @@ def expected_record(config: TrainConfig, world: int = 1) -> dict[str, Any]:
     try:
         order = order_of(config, sources)
         order.check(0, config.global_batch, world)
-        shape = DataShape(*sources.latent_shape, sources.text_width or 1)
-        model_to_be = model_config(config, shape)
+        initial: Mapping[str, Any] = {}
+        with suppress(checkpoint.CheckpointError):
+            initial = _initial_model(config)
+        width = sources.text_width or initial.get("text_width", 1)
+        shape = DataShape(*sources.latent_shape, width)
+        model_to_be = model_config(with_sizes(config, shape, initial), shape)
         model = model_to_be.model_dump(mode="json")
         if sources.ids:
             del model["text_width"]
@@ -195,10 +199,18 @@ def _device() -> torch.device:
 
 def _recorded_model(config: TrainConfig, run: Path) -> Mapping[str, Any]:
     """Returns the model of the run that goes on, or of the weights that it starts from."""
+    if not checkpoint.steps(run / CHECKPOINTS):
+        return _initial_model(config)
     recorded = checkpoint.recorded(run / CHECKPOINTS, "model")
-    if config.init_from is not None and not checkpoint.steps(run / CHECKPOINTS):
-        recorded = init_weights.initial_step(config.init_from)[1].get("model")
     return recorded if isinstance(recorded, Mapping) else {}
+
+
+def _initial_model(config: TrainConfig) -> Mapping[str, Any]:
+    """Returns the model of the weights that a run starts from; CheckpointError where there are none."""
+    if config.init_from is None:
+        return {}
+    model = init_weights.initial_step(config.init_from)[1].get("model")
+    return model if isinstance(model, Mapping) else {}
 
 
 def with_sizes(

@@ -21,7 +21,7 @@ import configs
 from shards import Column, IncompleteColumn, NotAColumn, ShardsError, canonical_json, sha256
 from shards.format.atomic import read_json
 from train.checkpoints.checkpoint import CheckpointError, manifest_of, steps
-from train.checkpoints.identity import compared, training_of
+from train.checkpoints.identity import TABLE, compared, training_of
 from train.config import TrainConfig
 from train.run import expected_record
 
@@ -36,7 +36,7 @@ from .study import Study
 
 Json = dict[str, Any]
 PROGRESS = {"step", "position"}  # of a training: a longer run has the steps of a shorter one
-# of a text encoder in the step, which is not loaded here
+# of a text encoder in the step, which is not loaded here; TABLE is of the weights that a run starts from
 FROM_ENCODER = ("model.text_width", "data.text_encoder")
 ROUNDING = ("batch_size", "threads")  # settings of a set that change rounding only
 SETS_DEEP, RUNS_DEEP = 3, 2  # levels of folders below `reuse`
@@ -121,10 +121,11 @@ class Existing:
         else:
             named = {}
         differ = compared(recorded, wanted)
+        unknown = FROM_ENCODER if "init" in wanted else (*FROM_ENCODER, *TABLE)
         lines = named | {
             key: values
             for key, values in differ.all.items()
-            if key not in PROGRESS and not key.startswith(FROM_ENCODER)
+            if key not in PROGRESS and not key.startswith(unknown)
         }
         return [f"{key}: {then!r:.60} there, {now!r:.60} now" for key, (then, now) in lines.items()]
 

@@ -16,10 +16,10 @@ from tests.train.conftest import CHANNELS, SIDE, tiny_config, write_column
 from tests.train.here import fitted, losses, manifest, step_folder, trained
 from train.checkpoints import init_weights
 from train.checkpoints.checkpoint import CheckpointError, verified
-from train.checkpoints.identity import training_of
+from train.checkpoints.identity import compared, training_of
 from train.config import TrainConfig
 from train.model.dit import DiTConfig
-from train.run import model_config, open_columns, shape_of
+from train.run import expected_record, model_config, open_columns, shape_of
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +106,10 @@ def test_the_table_of_positions_follows_from_the_latents(columns: Path, tmp_path
     new = trained({**config, "runs": runs, "init_from": str(old)})
     for step in (manifest(old, 2), manifest(new, 1)):
         assert (step["model"]["pos_embed_max_size"], step["model"]["sample_size"]) == (64, 32)
+    from_old = TrainConfig.model_validate({**config, "init_from": str(old)})
+    expected, recorded = (training_of(r) for r in (expected_record(from_old), manifest(new, 1)))
+    assert compared(expected, recorded).all == {}
+    assert expected["init"] == recorded["init"]
 
 
 def test_no_validation(columns: Path) -> None:

@@ -16,7 +16,7 @@ from tests.train.conftest import TOKENS, WIDTH, tiny_config, words, write_column
 from tests.train.here import fitted, losses, manifest, step_folder, trained
 from train.config import TrainConfig
 from train.loop import CHECKPOINTS
-from train.run import check_text_encoder, open_columns, shape_of
+from train.run import check_text_encoder, expected_record, open_columns, shape_of
 
 VOCABULARY = 40
 HOW = {"tokenizer": "digest", "max_tokens": TOKENS}
@@ -127,6 +127,15 @@ def test_the_encoder_is_part_of_the_run(cache: Path, on_ids: Path) -> None:
     assert f"init_from={step_folder(run, 3)}" in output
     trained(config, text_encoder=Table())
     assert losses(on_ids).keys() == {1, 2, 3, 4}
+
+
+def test_what_a_run_from_these_weights_would_record(cache: Path, on_ids: Path) -> None:
+    """Without the encoder, of whose width the weights tell."""
+    values = config_of(cache, on_ids.parent, "ids", init_from=str(step_folder(on_ids, 3)))
+    record = expected_record(TrainConfig.model_validate(values))
+    weights = manifest(on_ids, 3)["files"]["ema.safetensors"]
+    assert record["init"]["sha256"] == weights["sha256"]
+    assert "text_width" not in record["model"]
 
 
 def test_an_encoder_is_needed_for_ids_and_for_nothing_else(cache: Path, tmp_path: Path) -> None:
