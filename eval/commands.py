@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.console import Parser, not_negative, overview, positive
+from shards.launch import take_local_rank
 from shards.places import local_path, model, place
 from shards.printing import command
 from shards.signals import stoppable
@@ -33,7 +34,8 @@ def main(words: Sequence[str] | None = None) -> int | None:
     """Runs a verb with its flags, those of the command line unless given; returns its exit code,
     None being 0.
     """
-    words = sys.argv[1:] if words is None else words
+    words = list(sys.argv[1:] if words is None else words)
+    take_local_rank(words)
     if not words:
         texts = {name: text for name, (text, _, _) in VERBS.items()}
         print(overview("python -m eval", "sample, reconstruct, score and compare", texts, EXAMPLE))

@@ -57,10 +57,6 @@ class BadQuestions(EvalError, ValueError):
     """A benchmark's questions or skills that are absent, damaged, or of other prompts."""
 
 
-class BadRanks(EvalError, ValueError):
-    """RANK and WORLD_SIZE in the environment that make no sense."""
-
-
 class BadTextCache(EvalError, ValueError):
     """A file of encoded prompts that is damaged."""
 

@@ -10,7 +10,6 @@ columns that the config names, whose identities say which encoders ran and how.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from configs import ConfigError
 from encode.models import CaptionTokenizer, PackedText, Vae, load_tokenizer, load_vae, pixels_on
 from encode.registry import TEXTS, ModelSpec, lookup
 from shards import Batch, JoinedColumns, Order
+from shards.launch import launched
 from shards.read import Prefetcher
 from shards.signals import leave
 from train import Batches, World
@@ -68,12 +68,12 @@ def step_encoder(config: TrainConfig, sources: JoinedColumns, device: str) -> Pa
 
 
 def _device() -> str:
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{launched()[2]}" if torch.cuda.is_available() else "cpu"
 
 
 def _log_rank_0() -> None:
     """Shows the trainer's lines of rank 0."""
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    level = logging.INFO if launched(meet=True)[0] == 0 else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("train").setLevel(level)
 

@@ -82,6 +82,10 @@ class NoRoom(ShardsError, OSError):
     """The disk has less room than what is to be written."""
 
 
+class BadRanks(ShardsError, ValueError):
+    """RANK, WORLD_SIZE and the like in the environment that are missing in part or make no sense."""
+
+
 class WorkerDied(ShardsError, RuntimeError):
     """A process that read for a stream, or worked for a command, has ended before its time."""
 

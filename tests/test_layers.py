@@ -35,6 +35,7 @@ PUBLIC = {
         "format",
         "format.atomic",
         "format.checks",
+        "launch",
         "lazy",
         "places",
         "printing",

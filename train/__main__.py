@@ -24,13 +24,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
-import os
 import sys
 from typing import Any
 
 import configs
 from configs import ConfigError
 from shards.console import Parser, bench_module, overview
+from shards.launch import launched, take_local_rank
 from shards.places import local_path
 from shards.printing import command
 from shards.signals import leave
@@ -57,6 +57,7 @@ EXAMPLE = "python -m train configs/train/cpu.yaml"
 @command
 def main() -> int:
     words = sys.argv[1:]
+    take_local_rank(words)
     if not words:
         print(overview("python -m train", "a diffusion transformer from columns", TEXTS, EXAMPLE))
         return 0
@@ -77,7 +78,7 @@ def main() -> int:
         raise ConfigError(f"found {words[0]!r}, which is no verb and no config file{near}")
     config = configs.load(TrainConfig, path, words[1:])
     check(config.metrics)
-    leader = os.environ.get("RANK", "0") == "0"
+    leader = launched(meet=True)[0] == 0
     logging.basicConfig(
         level=logging.INFO if leader else logging.WARNING, format="%(message)s", stream=sys.stdout
     )

@@ -4,7 +4,6 @@ is built.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from configs import ConfigError
 from shards import IdentityMismatch, JoinedColumns, Order, Stream, open_sources
 from shards.format import differences, preprocess_of
+from shards.launch import launched
 from shards.read import empty_caption
 
 from .checkpoints import checkpoint, init_weights
@@ -39,6 +39,7 @@ def fit(
     stop is then noticed when the next one comes. `text_encoder` makes tokens of ids where
     `data.text` is a column of ids. All that a user can get wrong is found before the processes meet
     and the model is built."""
+    launched(meet=True)
     sources, order = open_run(config, run)
     check_text_encoder(sources, text_encoder)
     shape = shape_of(sources, text_encoder)
@@ -71,7 +72,7 @@ def open_run(config: TrainConfig, run: Path) -> tuple[JoinedColumns, Order]:
     batch fits both, and the number of processes."""
     sources = open_columns(config, checkpoint.pins(run / CHECKPOINTS))
     order = order_of(config, sources)
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = launched()[1]
     order.check(0, config.global_batch, size)
     deepspeed_config(config, size)
     return sources, order
@@ -193,7 +194,7 @@ def shape_of(sources: JoinedColumns, text_encoder: TextEncoder | None = None) ->
 def _device() -> torch.device:
     """Returns the device of this process, before it has joined the others."""
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", launched()[2])
     return torch.device("cpu")
 
 

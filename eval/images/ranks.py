@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ..errors import BadRanks, BadRequest
+from shards.launch import launched
+
+from ..errors import BadRequest
 
 T = TypeVar("T")
 
@@ -26,21 +28,8 @@ class Rank:
 
     @classmethod
     def here(cls, environment: Mapping[str, str] = os.environ) -> Rank:
-        """Returns the rank of RANK, WORLD_SIZE and LOCAL_RANK; one of 1 without the first two.
-
-        BadRanks if they make no sense.
-        """
-        if not {"RANK", "WORLD_SIZE"} <= environment.keys():
-            return cls()
-        texts = {name: environment.get(name, "0") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-        numbers = [int(text) if text.isdecimal() else -1 for text in texts.values()]
-        if min(numbers) < 0 or numbers[0] >= numbers[1]:
-            settings = ", ".join(f"{name}={value}" for name, value in texts.items())
-            raise BadRanks(
-                f"found {settings} in the environment, expected whole numbers and RANK from 0 to WORLD_SIZE - 1. Start "
-                "with torchrun, or set them for each process"
-            )
-        return cls(*numbers)
+        """Returns the rank that a launcher gave this process, one of 1 without; see `launched`."""
+        return cls(*launched(environment))
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """Returns this rank's part of whole batches."""

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed import distributed_c10d
 
+from shards.launch import launched
+
 from ..config import GuardConfig
 from .lock import RunLock
 from .watchdog import Watchdog
@@ -130,13 +132,14 @@ def _leave_group() -> None:
 
 def _meet(config: GuardConfig) -> tuple[int, int, torch.device]:
     """Joins the process group, without torchrun one of its own. Returns rank, size, device."""
-    if "RANK" not in os.environ:
+    if launched(meet=True)[1] == 1 and "MASTER_ADDR" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, size, local = launched(meet=True)
+    os.environ["LOCAL_RANK"] = str(local)  # DeepSpeed asks for it
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", local) if gpu else torch.device("cpu")
     if gpu:

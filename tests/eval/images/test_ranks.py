@@ -15,9 +15,10 @@ import torch
 
 import configs
 from eval.commands import main
-from eval.errors import BadRanks, BadRequest, OtherImages
+from eval.errors import BadRequest, OtherImages
 from eval.images.generate import generate
 from eval.images.ranks import Rank
+from shards.errors import BadRanks
 from shards.signals import Stopped
 from tests.eval import faults
 from tests.eval.faults import made, request, same, start
