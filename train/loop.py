@@ -87,7 +87,7 @@ class Trainer:
         """Updates the weights from this rank's part of a global batch; returns the figures of all
         ranks, or None where a signal came before the data: the weights are then as they were."""
         lr = learning_rate(self.config.optim, self.step_number, self.config.steps)
-        sums, number, micro = StepSums(), 0, None
+        sums, number, micro = StepSums(self.config.flow.timestep_shift), 0, None
         if not self._data_ready(queue, sums):
             return None
         while micro is None or not micro.last:
@@ -319,6 +319,12 @@ class Trainer:
             self.folder, sum(self.totals.values()) / 1e6, channels, height, width, self.model_config.text_width,
             f"{self.epoch_samples:,}", self.world.size, device,
         )  # fmt: skip
+        flow = self.config.flow
+        log.info(
+            "noise levels: shift %.4g%s; the model's output is the %s", flow.timestep_shift,
+            " (below 1: less noise than evenly spaced levels have)" if flow.timestep_shift < 1 else "",
+            flow.prediction,
+        )  # fmt: skip
         mix = self._mix()
         log.info("data mix: %s", ", ".join(f"{name} {share:.3f}" for name, share in mix.items()))
         log.info("DeepSpeed: %s", ", ".join(f"{k} {v}" for k, v in self.engine.effective.items()))
@@ -329,6 +335,7 @@ class Trainer:
                 "mix": mix, "epoch_samples": self.epoch_samples, "world": self.world.size, "device": device,
                 "parameters": self.parameters, "flops_a_sample": self.cost.sample,
                 "flops_a_text_token": self.cost.token, "peak_flops_per_second": self.throughput.peak,
+                "shift": flow.timestep_shift, "prediction": flow.prediction,
             }  # fmt: skip
             self.metrics.write(self.step_number, start=start)
 
@@ -351,7 +358,7 @@ class Trainer:
             "data": self._data(),
             "order": self.order_identity,
             "objective": {
-                "flow": self.config.flow.model_dump(mode="json"),
+                "flow": self.config.flow.identity(),
                 "caption_dropout": self.config.data.caption_dropout,
             },
             "seed": self.config.seed,

@@ -217,8 +217,8 @@ def _initial_model(config: TrainConfig) -> Mapping[str, Any]:
 def with_sizes(
     config: TrainConfig, shape: DataShape, recorded: Mapping[str, Any] | None = None
 ) -> TrainConfig:
-    """Returns the config with the sizes of its table of positions: as it names them, else as
-    `recorded` does, else those of a latent."""
+    """Returns the config with numbers for what follows the latent: the timestep shift, and the sizes
+    of the table of positions, as the config names them, else as `recorded` does, else the latent's."""
     c, side = config.model, max(shape.height, shape.width)
     sizes = {
         "pos_embed_max_size": table_side(max(1, side // c.patch_size)),
@@ -226,7 +226,8 @@ def with_sizes(
     }
     sizes |= {key: value for key, value in (recorded or {}).items() if key in sizes}
     sizes |= {key: value for key in sizes if (value := getattr(c, key)) is not None}
-    return config.model_copy(update={"model": c.model_copy(update=sizes)})
+    flow = config.flow.resolved(shape.channels * shape.height * shape.width)
+    return config.model_copy(update={"model": c.model_copy(update=sizes), "flow": flow})
 
 
 def model_config(config: TrainConfig, shape: DataShape) -> DiTConfig:

@@ -79,6 +79,8 @@ def load_ours(where: Path, tag: int | None, ema: bool) -> Checkpoint:
     try:
         latents, norm, text = _columns(manifest.get("data"))
         run = Run(file["sha256"], training_of(manifest), initial_share(manifest) if ema else None)
+        if run.flow.shift == "auto":
+            raise ValueError("flow.shift: found auto, expected a number")
         reference = manifest.get("reference") or {}
         check(_Reference, reference)
     except ValueError as error:

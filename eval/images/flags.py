@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from shards.console import not_negative, number, positive
 from shards.places import local_path, model
+from train.model import LEAST_SHIFT, MOST_SHIFT
 
 from ..errors import BadRequest
 from ..prompts.benchmarks import BENCHMARKS
@@ -47,6 +48,10 @@ def generate_flags(parser: argparse.ArgumentParser) -> None:
     sampling_flags(parser)
     flag("--resolution", type=positive, help="pixels; the columns' by default, 256 without any")
     flag("--sampler", choices=("euler", "dpmpp-2m"), default="euler")
+    flag(
+        "--shift", type=number(LEAST_SHIFT, MOST_SHIFT),
+        help="timestep shift of the sampler's noise levels; that of the run's training by default",
+    )  # fmt: skip
     flag(
         "--guidance_interval", type=number(-math.inf), nargs=2, metavar=("LOW", "HIGH"),
         help="of sigma, 0 to 1: outside of it the prompt alone is run, at half the cost",

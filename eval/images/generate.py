@@ -78,6 +78,8 @@ def generate(
     names = ("sampler", "num_inference_steps", "guidance_scale", "seed")
     settings = generator.identity | {name: getattr(request, name) for name in names}
     settings["guidance_interval"] = request.guidance_interval and list(request.guidance_interval)
+    if (shift := generator.run.other_shift(request.shift)) is not None:
+        settings["shift"] = shift  # the weights say the run's own
     settings |= {"batch_size": size, "precision": "fp32" if on_cpu else "bf16-autocast"}
     if on_cpu:  # where the number of threads decides the last bits
         settings["threads"] = request.threads
@@ -129,6 +131,7 @@ def make(
             pixels = generator.pictures(
                 cache.read([number[name] for name, _ in pairs]), cache.empty, noise.to(request.device),
                 request.num_inference_steps, request.guidance_scale, request.sampler, request.guidance_interval,
+                request.shift,
             )  # fmt: skip
             pictures = iter(to_images(pixels))
             tiles = [[next(pictures) for _ in file.numbers] for file in batch]

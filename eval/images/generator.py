@@ -16,7 +16,7 @@ from encode.models import Vae
 from shards import Norm
 from shards.read import undraw
 from train.checkpoints.checkpoint import CheckpointError
-from train.model import DiT
+from train.model import LEAST_SHIFT, MOST_SHIFT, DiT
 
 from ..errors import BadRequest, EncoderMismatch
 from .checkpoint import TYPES, Checkpoint
@@ -45,6 +45,7 @@ class Request:
     guidance_scale: float = 6.0
     guidance_interval: Interval | None = None
     sampler: str = "euler"
+    shift: float | None = None  # timestep shift of the sampler; the run's
     batch_size: int | None = None  # pictures; the benchmark's
     n_samples: int | None = None  # pictures of a prompt; the benchmark's
     seed: int = 42
@@ -57,13 +58,17 @@ class Request:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        """BadRequest for a seed, a guidance or a device that cannot be."""
+        """BadRequest for a seed, a guidance, a shift or a device that cannot be."""
         if not 0 <= self.seed < 2**64:
             raise BadRequest(f"--seed: found {self.seed}, expected 0 to 2**64 - 1")
         if not 0 <= self.guidance_scale < math.inf:  # which NaN is not either
             raise BadRequest(
                 f"--guidance_scale: found {self.guidance_scale:g}, expected a finite number of at least 0 (at 1 or "
                 "below the prompt alone is run, without guidance)"
+            )
+        if self.shift is not None and not LEAST_SHIFT <= self.shift <= MOST_SHIFT:
+            raise BadRequest(
+                f"--shift: found {self.shift:g}, expected {LEAST_SHIFT:g} to {MOST_SHIFT:g}"
             )
         check_device(self.device)
 
@@ -116,16 +121,19 @@ class Generator:
 
     def pictures(
         self, text: Sequence[Tensor], empty: Tensor, noise: Tensor, steps: int, guidance: float,
-        sampler: str = "euler", interval: Interval | None = None,
+        sampler: str = "euler", interval: Interval | None = None, shift: float | None = None,
     ) -> Tensor:  # fmt: skip
-        """Returns pixels (B, 3, H', W') in [-1, 1] of tokens [(n_i, D)] and noise (B, C, H, W)."""
-        device = noise.device
+        """Returns pixels (B, 3, H', W') in [-1, 1] of tokens [(n_i, D)] and noise (B, C, H, W).
+
+        The timestep shift is the run's unless another is given."""
+        device, flow = noise.device, self.run.flow
         packed = torch.cat(list(text)).to(device).float()
         tokens = torch.split(packed, [len(caption) for caption in text])
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             latents = sample(
                 self.model, tokens, empty.to(device).float(), noise=noise, steps=steps, guidance=guidance,
-                sampler=sampler, interval=interval,
+                sampler=sampler, interval=interval, shift=shift or flow.timestep_shift,
+                prediction=flow.prediction,
             )  # fmt: skip
         return self.vae.decode(undraw(latents, self.norm))
 

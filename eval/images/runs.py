@@ -14,10 +14,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from shards import FormatVersion, ShardsError, put_if_absent, seal, unseal
 from shards.format.checks import Fields, Text
 from shards.format.checks import check as check_fields
 from train.checkpoints.identity import check, young_average
+from train.model import FlowConfig
 
 Json = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -42,6 +45,21 @@ class Run:
     @property
     def seed(self) -> int | None:
         return self.training.get("seed")
+
+    @property
+    def flow(self) -> FlowConfig:
+        """What the model was trained to say and at which noise levels; of imported weights, which do
+        not record it, the reference's. ValueError where it is none."""
+        try:
+            return FlowConfig.model_validate(self.training.get("flow", {}))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            name = ".".join(map(str, ("flow", *problem["loc"])))
+            raise ValueError(f"{name}: found {problem['input']!r:.80}: {problem['msg']}") from None
+
+    def other_shift(self, shift: float | None) -> float | None:
+        """Returns a timestep shift of the sampler where it is not the run's own."""
+        return None if shift == self.flow.shift else shift
 
     def warnings(self, guidance: float) -> list[str]:
         """Returns what speaks against sampling these weights with this guidance."""

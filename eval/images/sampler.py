@@ -1,7 +1,7 @@
 """Noise to latents: along the flow from sigma = 1 to 0, with classifier-free guidance.
 
 A latent at sigma is x = (1 - sigma) x0 + sigma noise (rectified flow, Liu et al. 2022), and the
-model predicts its velocity v = noise - x0.
+model predicts its velocity v = noise - x0, or x0 itself, of which v = (x - x0) / sigma.
 
     euler       x += (sigma' - sigma) v, as the reference does it
     dpmpp-2m    DPM-Solver++(2M): x0 = x - sigma v, extrapolated in lambda from two steps
@@ -16,7 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from train.model import TRAIN_STEPS, DiT, inference_sigmas
+from train.model import SHIFT, TRAIN_STEPS, DiT, inference_sigmas, velocity_of
 
 Velocity = Callable[[Tensor, float], Tensor]  # (latents, sigma) -> velocity
 Step = Callable[[Tensor, Tensor, float, float], Tensor]  # (latents, velocity, sigma, following)
@@ -75,8 +75,12 @@ def integrate(
 def sample(
     model: DiT, text: Sequence[Tensor], empty: Tensor, *, noise: Tensor, steps: int = 25,
     guidance: float = 6.0, sampler: str = "euler", interval: Interval | None = None,
+    shift: float = SHIFT, prediction: str = "velocity",
 ) -> Tensor:  # fmt: skip
     """Returns latents (B, C, H, W) fp32, normalised as in training, from noise of that shape.
+
+    The steps are at the noise levels of `shift`, whichever the model was trained with, and
+    `prediction` is what its output is.
 
     text [(n_i, D)] are the prompts' tokens, empty (n, D) those of the empty caption. Without
     guidance (<= 1), and at sigmas outside the interval, only the prompts are run; with it a step
@@ -92,6 +96,7 @@ def sample(
         batch = torch.cat([latents, latents]) if guided else latents
         timestep = torch.full((len(batch),), TRAIN_STEPS * sigma, device=latents.device)
         output: Tensor = model(batch, timestep, *(both if guided else alone)).float()
+        output = velocity_of(output, batch, sigma, prediction)
         if not guided:
             return output
         # classifier-free guidance (Ho and Salimans 2022, eq. 6), its weight w + 1 here `guidance`
@@ -99,7 +104,7 @@ def sample(
         guided_velocity: Tensor = unconditional + guidance * (conditional - unconditional)
         return guided_velocity
 
-    return integrate(velocity, noise.float(), inference_sigmas(steps).tolist(), sampler)
+    return integrate(velocity, noise.float(), inference_sigmas(steps, shift).tolist(), sampler)
 
 
 def _packed(captions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ from train.run import expected_record
 
 from ..errors import BadPrompts, EvalError, StudyChanged
 from ..images.checks import read_manifest
+from ..images.runs import Run
 from ..prompts.benchmarks import find
 from ..prompts.prompts import Prompts
 from ..scores import results
@@ -169,6 +170,8 @@ class Existing:
             settings |= {"prompts": self.prompts.digest, "benchmark": self.prompts.benchmark}
         if (weights := self.weights(entry, seed, step)) is not None:
             settings["weights"] = weights
+            run = Run(weights, training_of(self._manifest(entry, seed, step)))
+            settings["shift"] = run.other_shift(flags["shift"])
         return settings
 
     @cached_property
@@ -185,13 +188,15 @@ class Existing:
 
     def weights(self, entry: str, seed: int, step: int) -> str | None:
         """Returns the digest of the weights that are sampled; None while they do not exist."""
-        run = self.study.run_folder(entry, seed)
         file = "ema.safetensors" if self.flags["ema_weights"] else "weights.safetensors"
         try:
-            files = manifest_of(run / "checkpoints" / f"step-{step:08d}")["files"]
-            return str(files[file]["sha256"])
+            return str(self._manifest(entry, seed, step)["files"][file]["sha256"])
         except (CheckpointError, KeyError):
             return None
+
+    def _manifest(self, entry: str, seed: int, step: int) -> Json:
+        run = self.study.run_folder(entry, seed)
+        return manifest_of(run / "checkpoints" / f"step-{step:08d}")
 
 
 def column_exists(place: str) -> bool:

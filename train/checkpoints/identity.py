@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from math import prod
+from math import isclose, prod
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
@@ -18,7 +18,7 @@ from shards.format.checks import Fields, Text
 from shards.format.checks import check as check_fields
 
 from ..config import EmaConfig, OptimConfig
-from ..model.config import table_side
+from ..model.config import shift_of, table_side
 from ..model.dit import DiTConfig
 from ..model.flow import FlowConfig
 
@@ -40,10 +40,12 @@ YOUNG = 0.05  # share of the initial weights in an average, above which it is of
 GRID = ("model.patch_size", "model.sample_size")  # where both have the same tokens all the same
 # where both have the table that a config has which leaves the two out
 TABLE = ("model.pos_embed_max_size", "model.sample_size")
+SHIFT_KEY = "flow.shift"  # where both have the one of their latent
 FOLLOWS = ("model.in_channels", "model.out_channels", "tokens")
 COLUMN = ("encoder", "norm", "kind")  # likewise, of a latent column
 CHOSEN = "encoder.precision"  # but this is the user's choice
 LOCATION = ("path", "subfolder", "revision")  # of weights that are known by their digest
+INIT = "init.training."  # before the keys of the run that weights came from
 
 
 class _Training(Fields):
@@ -100,9 +102,17 @@ def _parts(manifest: Mapping[str, Any]) -> Json:
     if "config" in manifest:
         config = manifest["config"]
         training |= resumed(manifest)
-        training |= {"flow": config["flow"], "caption_dropout": config["data"]["caption_dropout"]}
+        training |= {"flow": _flow(manifest), "caption_dropout": config["data"]["caption_dropout"]}
         training |= {"seed": config["seed"], "changes": manifest.get("changes", [])}
     return training
+
+
+def _flow(manifest: Mapping[str, Any]) -> Any:
+    """Returns the flow with its timestep shift as a number, where it follows a latent that is known."""
+    flow = manifest["config"]["flow"]
+    if isinstance(flow, Mapping) and flow.get("shift") == "auto" and "latent_shape" in manifest:
+        return {**flow, "shift": shift_of(prod(manifest["latent_shape"]))}
+    return flow
 
 
 def resumed(manifest: Mapping[str, Any]) -> Json:
@@ -202,15 +212,34 @@ def compared(a: Mapping[str, Any], b: Mapping[str, Any]) -> TrainingDifferences:
     differ = differing({part: a[part] for part in shared}, {part: b[part] for part in shared})
     if "order.valid_rows" not in differ:
         differ = {key: value for key, value in differ.items() if ".also." not in key}
-    same_grid = None not in _grid(a) and _grid(a) == _grid(b)
-    following = {key for key in differ if _follows(key) or (same_grid and key in GRID)}
-    if _table_follows(a) and _table_follows(b):
-        following |= {key for key in differ if key in TABLE}
+    following = {key for key in differ if _follows(key) or _follow_latents(key, a, b)}
     return TrainingDifferences(
         {key: value for key, value in differ.items() if key not in following},
         {key: value for key, value in differ.items() if key in following},
         unknown,
     )
+
+
+def _follow_latents(key: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether each of two trainings has what follows its own latents; also in the runs that their
+    weights came from."""
+    while key.startswith(INIT):
+        key = key.removeprefix(INIT)
+        a, b = ((run.get("init") or {}).get("training") or {} for run in (a, b))
+    if key == SHIFT_KEY:
+        return _shift_follows(a) and _shift_follows(b)
+    same_grid = None not in _grid(a) and _grid(a) == _grid(b)
+    return (key in GRID and same_grid) or (key in TABLE and _table_follows(a) and _table_follows(b))
+
+
+def _shift_follows(training: Mapping[str, Any]) -> bool:
+    """Whether the timestep shift is the one that `auto` stands for."""
+    model = training.get("model", {})
+    try:
+        values = model["in_channels"] * training["tokens"] * model["patch_size"] ** 2
+        return isclose(training["flow"]["shift"], shift_of(values), rel_tol=1e-6)
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _grid(training: Mapping[str, Any]) -> list[Any]:
@@ -272,7 +301,7 @@ def without_seed(training: Mapping[str, Any]) -> Json:
 
 def _innermost(key: str) -> str:
     """Returns a leaf's path within its own training, also in the run that the weights came from."""
-    return key.rpartition("init.training.")[2]
+    return key.rpartition(INIT)[2]
 
 
 def _follows(key: str) -> bool:

@@ -6,14 +6,26 @@ from typing import TYPE_CHECKING
 
 from shards.lazy import lazy_getattr
 
-from .config import DiTConfig, FlowConfig, ModelConfig
+from .config import LEAST_SHIFT, MOST_SHIFT, SHIFT, DiTConfig, FlowConfig, ModelConfig
 
 if TYPE_CHECKING:
     from .dit import DiT
-    from .flow import TRAIN_STEPS, inference_sigmas
+    from .flow import TRAIN_STEPS, inference_sigmas, velocity_of
 else:
     __getattr__ = lazy_getattr(
-        __name__, {"dit": ("DiT",), "flow": ("TRAIN_STEPS", "inference_sigmas")}
+        __name__,
+        {"dit": ("DiT",), "flow": ("TRAIN_STEPS", "inference_sigmas", "velocity_of")},
     )
 
-__all__ = ["TRAIN_STEPS", "DiT", "DiTConfig", "FlowConfig", "ModelConfig", "inference_sigmas"]
+__all__ = [
+    "LEAST_SHIFT",
+    "MOST_SHIFT",
+    "SHIFT",
+    "TRAIN_STEPS",
+    "DiT",
+    "DiTConfig",
+    "FlowConfig",
+    "ModelConfig",
+    "inference_sigmas",
+    "velocity_of",
+]

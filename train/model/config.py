@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -14,10 +14,20 @@ from configs import ConfigError, Strict
 
 TIME_CHANNELS = 256  # sines and cosines of the timestep
 Backend = Literal["auto", "plain", "varlen", "flex"]  # see attention.py
+SHIFT = 3.0  # the timestep shift of SD3's released scheduler, and of the reference
+LEAST_SHIFT, MOST_SHIFT = 0.01, 1000.0  # beyond them fp32 no longer tells the 1,000 levels apart
+UNSHIFTED = 4096  # values of a latent whose timestep shift is 1
+
+
+def shift_of(values: int) -> float:
+    """Returns the timestep shift of latents of so many values, sqrt(values / 4096): RAE (arXiv
+    2510.11690), where it is at least 1."""
+    return math.sqrt(values / UNSHIFTED)
 
 
 class FlowConfig(Strict):
-    """Which noise levels a training sample is given, and how its loss is weighted; see flow.py."""
+    """Which noise levels a training sample is given, what the model says of it, and how its loss is
+    weighted; see flow.py."""
 
     # density of the noise levels, or weight of the loss (sigma_sqrt, cosmap): SD3 (arXiv 2403.03206), section 3.1
     weighting: Literal["logit_normal", "mode", "none", "sigma_sqrt", "cosmap"] = "logit_normal"
@@ -29,6 +39,41 @@ class FlowConfig(Strict):
     mode_scale: float = Field(default=1.29, ge=-1, le=2 / (math.pi - 2))
     # the loss compares the latent with its estimate, noisy latent - sigma * output; else the velocity with the output
     precondition: bool = False
+    # timestep shift: the larger, the more noise the levels have. 3 is SD3's and the reference's; auto: sqrt(values of a
+    # latent / 4096), as RAE has it (arXiv 2510.11690)
+    shift: Annotated[float, Field(ge=LEAST_SHIFT, le=MOST_SHIFT)] | Literal["auto"] = SHIFT
+    # what the model's output is: the velocity, or the latent without noise, whose loss is that of the velocity
+    # (noisy latent - latent) / max(sigma, 0.05), as in RAEv2
+    prediction: Literal["velocity", "latent"] = "velocity"
+
+    @model_validator(mode="after")
+    def _one_estimate(self) -> Self:
+        if self.precondition and self.prediction == "latent":
+            raise ValueError(
+                "found flow.precondition true and flow.prediction latent, expected one of them: with the first the "
+                "latent is estimated from a velocity, with the second the model's output is the latent"
+            )
+        return self
+
+    def resolved(self, values: int) -> Self:
+        """Returns the same with the timestep shift as a number, for latents of so many values."""
+        return self.model_copy(update={"shift": shift_of(values)}) if self.shift == "auto" else self
+
+    @property
+    def timestep_shift(self) -> float:
+        """The shift as a number; `resolved` comes before."""
+        assert not isinstance(self.shift, str)
+        return self.shift
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what is compared when a run goes on: without the fields that earlier releases did
+        not have, where they say what those did."""
+        unchanged = {"shift": SHIFT, "prediction": "velocity"}
+        return {
+            key: value
+            for key, value in self.model_dump(mode="json").items()
+            if key not in unchanged or value != unchanged[key]
+        }
 
 
 class ComputeConfig(Strict):

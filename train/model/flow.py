@@ -1,9 +1,12 @@
 """Rectified flow (arXiv 2209.03003) as SD3 trains it (arXiv 2403.03206), as pure functions: noise
 levels, the noisy latent, the target and the loss.
 
-The noise levels are those of SD3's scheduler: sigma = 3 s / (1 + 2 s) for s = 1, 0.999, ..., 0.001,
-and the model gets t = 1000 sigma. A training sample draws u in (0, 1) and takes entry floor(1000
-u): a small u is much noise.
+The noise levels are those of SD3's scheduler: sigma = shift s / (1 + (shift - 1) s) for s = 1,
+0.999, ..., 0.001, and the model gets t = 1000 sigma. A training sample draws u in (0, 1) and takes
+entry floor(1000 u): a small u is much noise. RAE and RAEv2 have the same map, and draw s from a
+continuum.
+
+The model's output is a velocity, or a latent x, of which the velocity at z is (z - x) / sigma.
 """
 
 from __future__ import annotations
@@ -15,37 +18,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .config import SHIFT as SHIFT
 from .config import FlowConfig as FlowConfig
 
 TRAIN_STEPS = 1000
-SHIFT = 3.0  # as of SD3's released scheduler
+# of a velocity that is made of a latent, in the loss: below it the division would weigh the loss by 400 and more
+LEAST_SIGMA = 0.05
 
 
-def shifted(s: Tensor) -> Tensor:
-    """Returns levels in [0, 1] moved towards noise: SD3's timestep shift, section 5.3.2."""
-    return SHIFT * s / (1 + (SHIFT - 1) * s)
+def shifted(s: Tensor, shift: float) -> Tensor:
+    """Returns levels in [0, 1] moved towards noise, for shifts below 1 away from it: SD3's timestep
+    shift, section 5.3.2."""
+    return (shift * s / (1 + (shift - 1) * s)).clamp(max=1)  # rounding may lead beyond
 
 
-def train_sigmas() -> Tensor:
-    """Returns the noise levels of training: (1000,) fp32, falling from 1 to 0.002994."""
+def train_sigmas(shift: float = SHIFT) -> Tensor:
+    """Returns the noise levels of training: (1000,) fp32, falling from 1 (at shift 3 to 0.002994)."""
     s = (
         torch.from_numpy(np.linspace(1, TRAIN_STEPS, TRAIN_STEPS, dtype=np.float32)[::-1].copy())
         / TRAIN_STEPS
     )
-    return shifted(s)
+    return shifted(s, shift)
 
 
-def train_timesteps() -> Tensor:
+def train_timesteps(shift: float = SHIFT) -> Tensor:
     """Returns what the model gets at each level: (1000,) fp32, falling from 1000."""
-    return train_sigmas() * TRAIN_STEPS
+    return train_sigmas(shift) * TRAIN_STEPS
 
 
-def inference_sigmas(steps: int) -> Tensor:
+def inference_sigmas(steps: int, shift: float = SHIFT) -> Tensor:
     """Returns the levels of an Euler solver: (steps + 1,) fp32, falling from 1 to 0. The last level
     but one is shifted twice, as in diffusers."""
-    low = float(train_sigmas()[-1])
+    low = float(train_sigmas(shift)[-1])
     s = torch.linspace(1, low, steps, dtype=torch.float64)
-    return torch.cat([shifted(s), torch.zeros(1, dtype=torch.float64)]).float()
+    return torch.cat([shifted(s, shift), torch.zeros(1, dtype=torch.float64)]).float()
 
 
 def density(config: FlowConfig, normal: Tensor) -> Tensor:
@@ -62,17 +68,17 @@ def mode_density(uniform: Tensor, scale: float) -> Tensor:
     return 1 - uniform - scale * (torch.cos(math.pi * uniform / 2) ** 2 - 1 + uniform)
 
 
-def noise_levels(u: Tensor) -> tuple[Tensor, Tensor]:
+def noise_levels(u: Tensor, shift: float = SHIFT) -> tuple[Tensor, Tensor]:
     """Maps u (B,) in [0, 1) to sigma (B,) in (0, 1] and timestep (B,) in (0, 1000]."""
     index = (u * TRAIN_STEPS).long().clamp(0, TRAIN_STEPS - 1).cpu()
-    sigma = train_sigmas()[index].to(u.device)
+    sigma = train_sigmas(shift)[index].to(u.device)
     return sigma, sigma * TRAIN_STEPS
 
 
-def level_of(sigma: Tensor, levels: int) -> Tensor:
-    """Returns which of `levels` equal parts of the 1000 training levels each sigma (B,) is in,
-    int64; 0 is the most noise."""
-    s = sigma / (SHIFT - (SHIFT - 1) * sigma)  # the inverse of `shifted`
+def level_of(sigma: Tensor, levels: int, shift: float = SHIFT) -> Tensor:
+    """Returns which of `levels` equal parts of the 1000 training levels of a shift each sigma (B,)
+    is in, int64; 0 is the most noise."""
+    s = sigma / (shift - (shift - 1) * sigma)  # the inverse of `shifted`
     return ((1 - s) * TRAIN_STEPS).round().long() * levels // TRAIN_STEPS
 
 
@@ -87,6 +93,13 @@ def target(latents: Tensor, noise: Tensor) -> Tensor:
     return noise - latents
 
 
+def velocity_of(
+    output: Tensor, noisy: Tensor, sigma: float, prediction: str = "velocity"
+) -> Tensor:
+    """Returns the velocity (B, C, H, W) that a model's output means at a noise level in (0, 1]."""
+    return output if prediction == "velocity" else (noisy - output) / sigma
+
+
 # of the loss, for u that is uniform; cosmap is the density of SD3's CosMap, section 3.1
 LOSS_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigma_sqrt": lambda sigma: sigma**-2.0,
@@ -98,10 +111,13 @@ def losses(
     config: FlowConfig, predicted: Tensor, latents: Tensor, noise: Tensor, sigma: Tensor
 ) -> Tensor:
     """Returns the loss of each sample (B,), fp32, weighted: conditional flow matching."""
-    predicted, expected = predicted.float(), target(latents, noise)
-    if config.precondition:  # x = z - sigma v
-        predicted = interpolate(latents, noise, sigma) - sigma.view(-1, 1, 1, 1) * predicted
-        expected = latents
-    error = (predicted - expected).square().flatten(1).mean(1)
+    predicted, s = predicted.float(), sigma.view(-1, 1, 1, 1)
+    if config.prediction == "latent":  # (z - x) / s of the latent less that of the output
+        difference = (predicted - latents) / s.clamp(min=LEAST_SIGMA)
+    elif config.precondition:  # x = z - s v
+        difference = interpolate(latents, noise, sigma) - s * predicted - latents
+    else:
+        difference = predicted - target(latents, noise)
+    error = difference.square().flatten(1).mean(1)
     weight = LOSS_WEIGHTS.get(config.weighting)
     return error * weight(sigma) if weight else error

@@ -22,11 +22,11 @@ from shards import Batch
 from shards.console import without_nan
 
 from ..model.flops import Cost
-from ..model.flow import level_of
+from ..model.flow import SHIFT, level_of
 from .loggers import BackgroundLogger
 from .records import forget_after
 
-LEVELS = 8  # equal parts of the noise levels of training, from much noise to little
+LEVELS = 8  # equal parts of the run's own noise levels, from much noise to little
 
 
 # Of one step ---------------------------------------------------------------------------------------------------------
@@ -50,11 +50,13 @@ class StepRecord:
 
 
 class StepSums:
-    """One rank's part of a step, as numbers that are summed over the ranks by one collective."""
+    """One rank's part of a step, as numbers that are summed over the ranks by one collective; `shift`
+    is that of the noise levels."""
 
     SIZE = 1 + 2 * LEVELS + 4
 
-    def __init__(self) -> None:
+    def __init__(self, shift: float = SHIFT) -> None:
+        self._shift = shift
         self._bytes = self._tokens = self._padded = 0
         self._waited = 0.0
         self._parts: list[tuple[Tensor, Tensor]] = []  # losses and noise levels of each micro-batch
@@ -77,7 +79,7 @@ class StepSums:
     def sums(self) -> list[float]:
         """Returns `SIZE` numbers, summed in fp64; the first is not finite where a loss is not."""
         losses = self.losses.double()
-        level = level_of(torch.cat([sigma for _, sigma in self._parts]), LEVELS)
+        level = level_of(torch.cat([sigma for _, sigma in self._parts]), LEVELS, self._shift)
         by_level = losses.new_zeros(2, LEVELS)
         by_level[0].index_add_(0, level, losses)
         by_level[1].index_add_(0, level, torch.ones_like(losses))

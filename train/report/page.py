@@ -83,6 +83,9 @@ def facts_of(config: _Config, records: Sequence[Record]) -> list[tuple[str, str]
             ("model", f"{sum(start.get('parameters', {}).values()):,} parameters"),
             ("machines", f"{start.get('world', 1)} x {start.get('device', '')}, started {len(starts)} times"),
         ]  # fmt: skip
+        if (shift := start.get("shift")) is not None:
+            output = start.get("prediction", "velocity")
+            facts.append(("noise levels", f"shift {shift:.4g}; the model's output is the {output}"))
     if steps:
         last = steps[-1]
         mfu = "" if last.get("mfu") is None else f", MFU {last['mfu']:.1%}"
@@ -125,8 +128,8 @@ def curves(records: Sequence[Record]) -> list[tuple[str, list[charts.Curve]]]:
 
     return [
         ("Loss", [curve(steps, "training", "loss"), curve(checks, "validation, averaged weights", "loss")]),
-        ("Validation loss, by noise level from much to little", by_level(checks, "levels")),
-        ("Training loss, by noise level from much to little", by_level(steps, "loss_by_level")),
+        ("Validation loss at eight fixed noise levels, from much to little", by_level(checks, "levels")),
+        ("Training loss, by eighth of the run's own noise levels", by_level(steps, "loss_by_level")),
         ("Norm of the gradient", [curve(steps, "", "grad_norm")]),
         ("Samples a second", [curve(steps, "", "samples_per_second")]),
         ("Data wait, share of the time", [curve(steps, "", "data_wait")]),

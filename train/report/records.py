@@ -26,6 +26,8 @@ class _Start(Fields):
     parameters: dict[str, Count] = {}
     world: Annotated[int, Field(ge=1)] = 1
     device: str = ""
+    shift: float | None = None  # of the noise levels; None: of a run of before, whose shift is 3
+    prediction: str = "velocity"
 
 
 class _Validation(Fields):

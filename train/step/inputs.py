@@ -104,7 +104,9 @@ def training_inputs(
     shape = (channels // 2 if posterior else channels, *size)
     sample = normal(seed, "posterior", keys, shape) if posterior else None
     latents = draw(batch.moments, norm, sample)
-    sigma, timestep = noise_levels(density(flow, normal(seed, "timestep", keys, ())))
+    sigma, timestep = noise_levels(
+        density(flow, normal(seed, "timestep", keys, ())), flow.timestep_shift
+    )
     drop = uniform(seed, "caption-drop", keys) < dropout
     captions = drop_captions(batch.text, batch.cu_seqlens, drop, empty)
     return Inputs(latents, normal(seed, "flow", keys, shape), sigma, timestep, *captions)

@@ -1,7 +1,8 @@
 """Validation loss of the averaged weights on held-out rows, at fixed timesteps and noise.
 
-Each row is seen at 8 stratified noise levels with noise keyed by (row, level), so the figure moves
-only with the weights. Micro-batches do not depend on the world size, and losses are summed in row
+Each row is seen at 8 noise levels with noise keyed by (row, level), so the figure moves only with
+the weights. The levels are stratified at shift 3, whatever shift a run trains with, so that the
+losses at one level may be set side by side. Micro-batches do not depend on the world size, and losses are summed in row
 order in fp64: any world gives the same bits. The total divided by the variance of the target
 compares epochs of one run; it does not compare VAEs.
 """
@@ -20,7 +21,7 @@ from shards import BadRows, IdentityMismatch, JoinedColumns, open_join
 from shards.read import draw, normal, read_rows
 
 from ..config import TrainConfig, column_name
-from ..model.flow import interpolate, losses, noise_levels, target
+from ..model.flow import SHIFT, interpolate, losses, noise_levels, target
 from ..ranks.world import World
 from .ema import Ema
 from .engine import Engine
@@ -128,7 +129,8 @@ class Validator:
         latents = draw(moments, self.join.norm, sample)
         results = []
         for level in range(LEVELS):
-            sigma, timestep = noise_levels(torch.full((len(keys),), (level + 0.5) / LEVELS))
+            u = torch.full((len(keys),), (level + 0.5) / LEVELS)
+            sigma, timestep = noise_levels(u, SHIFT)
             noise = normal(config.seed, f"validation-flow-{level}", keys, shape)
             noisy = interpolate(latents, noise, sigma).to(device)
             predicted = engine(noisy, timestep.to(device), tokens, cu_seqlens).cpu()

@@ -316,6 +316,73 @@ def of_a_run(run: Path, **changes: Any) -> Path:
     return run
 
 
+@pytest.mark.parametrize("own", [3.0, 2.0])
+def test_the_shift_is_the_runs_unless_another_is_asked_for(
+    request_: Request, run: Path, tmp_path: Path, own: float
+) -> None:
+    """It is among the settings where it is not the run's: sets of releases without it stay what they are."""
+    folder = of_a_run(
+        Path(shutil.copytree(run, tmp_path / "run")), config={"flow": {} if own == 3 else {"shift": own}}
+    )  # fmt: skip
+    made, settings = [], []
+    for shift in (None, own, 1.0):
+        request = changed(
+            request_, checkpoint=folder, shift=shift, save_dir=request_.save_dir / f"../{own} {shift}"
+        )  # fmt: skip
+        settings.append(generate(request)["settings"])
+        made.append(pictures(request))
+    assert settings[0] == settings[1]
+    assert "shift" not in settings[0]
+    assert settings[2] == {**settings[0], "shift": 1.0}
+    assert (made[0] == made[1]).all()
+    assert np.abs(made[2] - made[0]).max() > 0
+    with pytest.raises(OtherImages, match=r"shift: found None, expected 1\.0"):
+        generate(
+            changed(
+                request_,
+                checkpoint=folder,
+                shift=1.0,
+                save_dir=request_.save_dir / f"../{own} None",
+            )
+        )
+    if own != 3:
+        of_a_run(folder, config={"flow": {}})
+        other = changed(request_, checkpoint=folder, save_dir=request_.save_dir / "../of three")
+        generate(other)
+        assert np.abs(pictures(other) - made[0]).max() > 0
+        again = changed(other, shift=own, save_dir=request_.save_dir / "../of two")
+        assert generate(again)["settings"]["shift"] == own
+        assert (pictures(again) == made[0]).all()
+
+
+def test_a_model_of_latents_is_sampled_as_one(request_: Request, run: Path, tmp_path: Path) -> None:
+    """Weights whose output is 0 say the latent 0, which is what is left at the end."""
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    folder = of_a_run(copy, config={"flow": {"prediction": "latent"}})
+    request = changed(request_, checkpoint=folder, ema_weights=False)
+    generate(request)
+    made = pictures(request)
+    assert np.abs(made - made[:1]).max() <= 1  # whatever the noise
+
+
+@pytest.mark.parametrize(
+    "flow", [[], 3, {"shift": 0}, {"shift": "auto"}, {"prediction": "x"}, {"unknown": 1}]
+)
+def test_a_flow_that_is_none_is_no_checkpoint(
+    request_: Request, run: Path, tmp_path: Path, flow: object
+) -> None:
+    folder = of_a_run(Path(shutil.copytree(run, tmp_path / "run")), config={"flow": flow})
+    with pytest.raises(CheckpointError, match="is damaged: its manifest: flow"):
+        generate(changed(request_, checkpoint=folder))
+    assert not request_.save_dir.exists()
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_shift_that_is_none_is_refused(request_: Request, shift: float) -> None:
+    with pytest.raises(BadRequest, match="--shift: found"):
+        changed(request_, shift=shift)
+
+
 def output(caplog: pytest.LogCaptureFixture) -> str:
     return " ".join(
         record.getMessage() for record in caplog.records if record.levelname == "WARNING"

@@ -216,3 +216,41 @@ def test_guidance_within_an_interval(model: DiT, golden: dict[str, Tensor]) -> N
         model, captions(text, mask), empty, noise=golden["in.latents"], steps=4, interval=(0.0, 1.0)
     )
     torch.testing.assert_close(everywhere, golden["out_latents"], atol=1e-5, rtol=0)
+
+
+class Knowing(torch.nn.Module):
+    """In place of a model: the closed form of N(MEAN, DEVIATION^2), as velocity or as E[x0 | x]. Its prompt shifts the
+    mean, so that guidance has an effect. Writes down the levels that it was asked for."""
+
+    def __init__(self, prediction: str) -> None:
+        super().__init__()
+        self.prediction, self.sigmas = prediction, list[float]()
+
+    def forward(self, x: Tensor, timestep: Tensor, text: Tensor, ends: Tensor) -> Tensor:
+        sigma = float(timestep[0]) / 1000
+        self.sigmas.append(sigma)
+        by_prompt = text[ends[:-1], 0].view(-1, 1, 1, 1)
+        velocity = gaussian(x - (1 - sigma) * by_prompt, sigma) - by_prompt
+        return velocity if self.prediction == "velocity" else x - sigma * velocity
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_a_model_that_says_the_latent_samples_the_same(sampler: str, guidance: float) -> None:
+    noise = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    text, empty = [torch.tensor([[0.5], [0.0]])] * 3, torch.zeros(1, 1)
+    results = []
+    for prediction in ("velocity", "latent"):
+        model = Knowing(prediction)
+        results.append(
+            sample(
+                model, text, empty, noise=noise, steps=25, guidance=guidance, sampler=sampler, shift=2.0,
+                prediction=prediction,
+            )  # type: ignore[arg-type]  # what a DiT does
+        )  # fmt: skip
+        s = torch.linspace(1, 0.002 / 1.001, 25, dtype=torch.float64)
+        assert model.sigmas == pytest.approx((2 * s / (1 + s)).tolist(), abs=1e-6)
+    torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
+    if guidance == 1:
+        expected = exact(noise, 0.0) + 0.5
+        assert (results[1] - expected).abs().mean() < 0.1  # of values around 1.2

@@ -176,6 +176,32 @@ def test_a_table_of_positions_that_was_left_out_follows_the_latent(
     assert not paired or not result.beside
 
 
+def test_a_shift_follows_where_each_run_has_that_of_its_latent(base: dict[str, Any]) -> None:
+    """FLUX's 16 x 32 x 32 and DC-AE's 32 x 8 x 8: sqrt(16384 / 4096) and sqrt(2048 / 4096); also in the runs that they
+    went on from."""
+
+    def at(shift: float, channels: int, patch: int, tokens: int) -> dict[str, Any]:
+        model = {
+            **base["model"],
+            "in_channels": channels,
+            "out_channels": channels,
+            "patch_size": patch,
+        }
+        return {**base, "model": model, "tokens": tokens, "flow": {**base["flow"], "shift": shift}}
+
+    flux, dcae = at(2.0, 16, 2, 256), at(0.5**0.5, 32, 2, 16)
+    assert compared(flux, dcae).beside == {}
+    assert compared(flux, dcae).follow["flow.shift"] == (2.0, 0.5**0.5)
+    assert compared(flux, at(3.0, 32, 2, 16)).beside == {"flow.shift": (2.0, 3.0)}
+    assert compared(at(3.0, 16, 2, 256), dcae).beside == {"flow.shift": (3.0, 0.5**0.5)}
+    assert compared(at(3.0, 16, 2, 256), at(3.0, 32, 2, 16)).beside == {}
+    later = [{**run, "init": {"path": "x", "sha256": "0", "training": run}} for run in (flux, dcae)]
+    assert compared(*later).beside == {}
+    assert compared(*later).follow["init.training.flow.shift"] == (2.0, 0.5**0.5)
+    third = {**dcae, "init": {"path": "x", "sha256": "0", "training": at(3.0, 32, 2, 16)}}
+    assert compared(later[0], third).beside == {"init.training.flow.shift": (2.0, 3.0)}
+
+
 def test_where_columns_lie_and_how_they_are_stored_makes_no_difference(
     base: dict[str, Any],
 ) -> None:

@@ -1,12 +1,18 @@
 """Noise levels, loss, gradients and sampling against the original's."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
+import configs
+from configs import ConfigError
 from shards import Norm
 from shards.read.latents import draw
 from tests.train.goldens import golden, model_of
 from train.model import flow
+from train.model.config import LEAST_SHIFT, MOST_SHIFT, shift_of
 from train.model.flow import FlowConfig
 
 
@@ -101,3 +107,137 @@ def test_precondition_compares_an_estimate_of_the_latent() -> None:
         assert flow.losses(config, exact, latents, noise, sigma).max() < 1e-10
     off = flow.losses(FlowConfig(precondition=True), exact + 1, latents, noise, sigma)
     torch.testing.assert_close(off, sigma**2)
+
+
+# The shift of the noise levels --------------------------------------------------------------------
+
+LATENTS = {  # (C, H, W) at 256 px, and the shift of its dimension
+    "SD": ((4, 32, 32), 1.0),
+    "FLUX": ((16, 32, 32), 2.0),
+    "FLUX.2": ((128, 16, 16), 2.8284),
+    "DC-AE f32c32": ((32, 8, 8), 0.70711),
+    "RAE, DINOv2-B": ((768, 16, 16), 6.9282),
+    "RAEv2, DINOv3-L": ((1024, 16, 16), 8.0),
+}
+
+
+@pytest.mark.parametrize("name", LATENTS)
+def test_the_map_is_that_of_rae_and_raev2(name: str) -> None:
+    """bytetriper/RAE, stage2/transport/transport.py, and nanovisionx/RAEv2, src/stage2/transport/transport.py, both in
+    `Transport.sample`: t = a t / (1 + (a - 1) t), with a = sqrt(time_dist_shift_dim / time_dist_shift_base), of base
+    4096 (RAE's stage2/train.py, RAEv2's src/train.py and configs). They draw t from a continuum, here it is a level."""
+    shape, expected = LATENTS[name]
+    shift = FlowConfig(shift="auto").resolved(math.prod(shape)).timestep_shift
+    assert shift == pytest.approx(expected, rel=1e-4)
+    a = (np.prod(shape) / 4096) ** 0.5
+    t = np.arange(1000, 0, -1) / 1000
+    theirs = a * t / (1 + (a - 1) * t)
+    assert np.abs(flow.train_sigmas(shift).double().numpy() - theirs).max() < 1e-6
+    assert flow.train_timesteps(shift)[0] == 1000
+
+
+@pytest.mark.parametrize("shift", [0.7071, 1.0, 2.0, 6.93])
+def test_the_sampler_has_a_table_of_its_own(shift: float) -> None:
+    """The end level included, which is the last one of training, shifted once more."""
+
+    def shifted(s: np.ndarray) -> np.ndarray:
+        return shift * s / (1 + (shift - 1) * s)
+
+    for steps in (1, 4, 25):
+        expected = [*shifted(np.linspace(1, shifted(np.array(0.001)), steps)), 0.0]
+        np.testing.assert_allclose(flow.inference_sigmas(steps, shift), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [LEAST_SHIFT, 0.7071, 1.0, 3.0, 8.0, MOST_SHIFT])
+def test_levels_of_any_shift_are_told_apart(shift: float) -> None:
+    sigmas = flow.train_sigmas(shift)
+    assert sigmas[0] == pytest.approx(1, abs=2e-6)
+    assert sigmas.max() <= 1
+    assert (sigmas.diff() < 0).all()
+    assert (sigmas > 0).all()
+    assert flow.level_of(sigmas, 1000, shift).tolist() == list(range(1000))
+    sigma, timestep = flow.noise_levels(torch.tensor([0.0, 0.9999]), shift)
+    assert torch.equal(sigma, sigmas[[0, 999]])
+    assert torch.equal(timestep, sigma * 1000)
+
+
+def test_a_shift_of_three_changes_no_bit() -> None:
+    """The formula of before, in its order, without a limit."""
+    s = torch.from_numpy(np.linspace(1, 1000, 1000, dtype=np.float32)[::-1].copy()) / 1000
+    assert torch.equal(flow.train_sigmas(), 3.0 * s / (1 + 2.0 * s))
+    assert torch.equal(flow.train_sigmas(3.0), flow.train_sigmas())
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "0.001", "1e9", ".nan", "true", "automatic"])
+def test_a_shift_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match="shift: found"):
+        configs.load(FlowConfig, None, [f"shift={value}"])
+
+
+def test_a_shift_is_a_number_or_follows_the_latent() -> None:
+    assert configs.load(FlowConfig, None, ["shift=2"]).resolved(4096).shift == 2.0
+    config = configs.load(FlowConfig, None, ["shift=auto"])
+    assert config.shift == "auto"
+    assert config.resolved(4096).shift == shift_of(4096) == 1.0
+
+
+def test_what_the_reference_does_is_the_identity_of_before() -> None:
+    before = {
+        "weighting": "logit_normal", "logit_mean": 0.0, "logit_std": 1.0, "mode_scale": 1.29, "precondition": False
+    }  # fmt: skip
+    assert FlowConfig().identity() == FlowConfig(shift=3).identity() == before
+    other = FlowConfig(shift=2, prediction="latent").identity()
+    assert other == {**before, "shift": 2.0, "prediction": "latent"}
+
+
+# Prediction of the latent -------------------------------------------------------------------------
+
+
+def test_the_loss_of_a_latent_is_that_of_its_velocity() -> None:
+    """RAEv2's `Transport.training_losses`, in numpy: v = (z - x) / max(s, 0.05) of the latent and of the output."""
+    g = np.random.default_rng(0)
+    x, noise, output = g.standard_normal((3, 5, 2, 4, 4))
+    s = np.array([0.003, 0.0499, 0.0501, 0.4, 1.0]).reshape(5, 1, 1, 1)
+    z = (1 - s) * x + s * noise
+    below = np.maximum(s, 0.05)
+    expected = (((z - output) / below - (z - x) / below) ** 2).mean((1, 2, 3))
+    tensors = (torch.from_numpy(value).float() for value in (output, x, noise, s.ravel()))
+    actual = flow.losses(FlowConfig(prediction="latent"), *tensors)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    weighted = FlowConfig(prediction="latent", weighting="cosmap")
+    tensors = (torch.from_numpy(value).float() for value in (output, x, noise, s.ravel()))
+    cosmap = 2 / (np.pi * (1 - 2 * s + 2 * s**2)).ravel()
+    np.testing.assert_allclose(flow.losses(weighted, *tensors), expected * cosmap, rtol=1e-5)
+
+
+def test_above_the_least_level_both_predictions_have_the_same_loss() -> None:
+    """A latent x' and the velocity (z - x') / s say the same."""
+    latents, noise, guess = torch.randn(3, 6, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    sigma = torch.linspace(0.06, 1, 6)
+    noisy = flow.interpolate(latents, noise, sigma)
+    velocity = torch.stack(
+        [
+            flow.velocity_of(guess[i], noisy[i], float(sigma[i]), prediction="latent")
+            for i in range(6)
+        ]
+    )
+    of_latent = flow.losses(FlowConfig(prediction="latent"), guess, latents, noise, sigma)
+    of_velocity = flow.losses(FlowConfig(), velocity, latents, noise, sigma)
+    torch.testing.assert_close(of_latent, of_velocity, rtol=1e-4, atol=0)
+    exact = flow.velocity_of(latents[0], noisy[0], float(sigma[0]), prediction="latent")
+    torch.testing.assert_close(exact, noise[0] - latents[0], atol=1e-5, rtol=1e-5)
+    assert flow.velocity_of(guess, noisy, 0.5) is guess
+
+
+def test_the_gradient_stays_finite_where_there_is_hardly_any_noise() -> None:
+    latents, noise = torch.randn(2, 4, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([1e-5, 1e-3, 0.02, 0.05])
+    output = (latents + 1).requires_grad_()
+    flow.losses(FlowConfig(prediction="latent"), output, latents, noise, sigma).sum().backward()
+    assert output.grad is not None
+    torch.testing.assert_close(output.grad, torch.full_like(output, 2 * 400 / 32))
+
+
+def test_two_estimates_of_the_latent_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"flow\.precondition true and flow\.prediction latent"):
+        configs.load(FlowConfig, None, ["precondition=true", "prediction=latent"])
