@@ -40,9 +40,13 @@ def complete() -> None:
     sys.exit(1)  # not asked
 
 
-def parser_of(words: Sequence[str]) -> argparse.ArgumentParser:
-    """Returns a parser of the line that begins with these words, which are whole."""
-    parser = argparse.ArgumentParser(prog="latentbank")
+def parser_of(
+    words: Sequence[str], kind: type[argparse.ArgumentParser] = argparse.ArgumentParser
+) -> argparse.ArgumentParser:
+    """Returns a parser of the line that begins with these words, which are whole. `kind` is that of
+    the stages, which this package may not import.
+    """
+    parser = kind(prog="latentbank")
     parser.add_argument("latentbank stage", choices=MODULES)
     if not words or words[0] not in MODULES:
         return parser

@@ -26,8 +26,7 @@ import sys
 from typing import Any
 
 import configs
-from shards.console import Parser, bench_module, overview
-from shards.places import local_path
+from shards.console import Parser, bench_module, config_words, overview
 from shards.printing import command
 
 VERBS = {  # module with add_VERB_options or add_options, and run_VERB; a sentence
@@ -42,7 +41,11 @@ VERBS = {  # module with add_VERB_options or add_options, and run_VERB; a senten
     "bench": ("", "measure the engine's own cost"),  # of tests/bench
 }
 RUNS = ("run", "retry-failed")
-EXAMPLE = "python -m encode run configs/demo/encode.yaml"
+EXAMPLES = (
+    "python -m encode pack pictures tars",
+    "python -m encode init --sources tars --vae flux --text gemma-2b",
+    "python -m encode run encode.yaml",
+)
 
 
 @command
@@ -50,15 +53,13 @@ def main() -> int:
     name = (sys.argv[1:] or [""])[0]
     if not name:
         texts = {verb: text for verb, (_, text) in VERBS.items()}
-        print(overview("python -m encode", "images and captions into columns", texts, EXAMPLE))
+        print(overview("python -m encode", "images and captions into columns", texts, EXAMPLES))
         return 0
-    parser = Parser(
-        prog="python -m encode",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m encode", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    verbs = {v: commands.add_parser(v, help=text) for v, (_, text) in VERBS.items()}
+    verbs = {
+        v: commands.add_parser(v, help=text, description=text) for v, (_, text) in VERBS.items()
+    }
     if name in verbs:  # the others are not loaded
         add_options(name, verbs[name])
     args = _parsed(parser)
@@ -84,8 +85,7 @@ def add_options(verb: str, parser: argparse.ArgumentParser) -> None:
         module = _module(verb)
         (getattr(module, f"add_{verb}_options", None) or module.add_options)(parser)
         return
-    parser.add_argument("config", type=local_path)
-    parser.add_argument("overrides", nargs="*", metavar="a.b=value")
+    config_words(parser)
     for flag, text in (
         ("--allow-failed", "complete columns without the shards that failed"),
         ("--ignore-space", "start although the target seems to have too little room"),

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shards.console import Parser, not_negative, overview, positive
+from shards.console import Parser, examples_text, not_negative, overview, positive
 from shards.launch import take_local_rank
 from shards.places import local_path, model, place
 from shards.printing import command
@@ -25,8 +25,12 @@ from .images.flags import device_flag, generate_flags, interval_of, sampling_fla
 from .prompts.benchmarks import BENCHMARKS, PLACE
 
 Flags = Callable[[argparse.ArgumentParser], None]
-EXAMPLE = "python -m eval generate --checkpoint RUN --prompts prompts.txt --save_dir images/NAME"
-DEFAULTS = argparse.ArgumentDefaultsHelpFormatter
+PURPOSE = "sample, reconstruct, score and compare"
+EXAMPLES = (
+    "python -m eval generate --checkpoint runs/NAME --prompts prompts.txt --save_dir images/NAME",
+    "python -m eval score geneval images/NAME/geneval",
+    "python -m eval report images/A images/B --out report.html",
+)
 
 
 @command
@@ -38,12 +42,14 @@ def main(words: Sequence[str] | None = None) -> int | None:
     take_local_rank(words)
     if not words:
         texts = {name: text for name, (text, _, _) in VERBS.items()}
-        print(overview("python -m eval", "sample, reconstruct, score and compare", texts, EXAMPLE))
+        print(overview("python -m eval", PURPOSE, texts, EXAMPLES))
         return 0
-    parser = Parser(prog="python -m eval", description="Sample, reconstruct, score and compare")
+    parser = Parser(
+        prog="python -m eval", description=PURPOSE.capitalize(), epilog=examples_text(EXAMPLES)
+    )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name, (text, add_flags, run) in VERBS.items():
-        verb = verbs.add_parser(name, help=text, description=text, formatter_class=DEFAULTS)
+        verb = verbs.add_parser(name, help=text, description=text)
         if words[0] == name:  # the flags of the others are not needed
             add_flags(verb)
         verb.set_defaults(run_verb=run)
@@ -100,12 +106,10 @@ def _prompts_flags(parser: argparse.ArgumentParser) -> None:
     fetch.add_argument("names", nargs="+", metavar="NAME", choices=names, help=", ".join(names))
     show = actions.add_parser("show", help="what a file holds, as a benchmark reads it")
     show.add_argument("file", type=local_path, nargs="?", help="what was fetched without")
-    show.add_argument("--benchmark", choices=BENCHMARKS, default="prompts")
+    show.add_argument("--benchmark", choices=BENCHMARKS, default="prompts", help="how it is read")
     listing = actions.add_parser("list", help="benchmarks, and whose prompts are here")
     for action in (fetch, show, listing):
-        action.add_argument(
-            "--to", type=local_path, default=PLACE, help=f"where they are kept ({PLACE})"
-        )
+        action.add_argument("--to", type=local_path, default=PLACE, help="where they are kept")
 
 
 def _prompts(args: argparse.Namespace) -> int:
@@ -130,11 +134,11 @@ def _fetch(args: argparse.Namespace) -> None:
 
 def _reconstruct_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
-    flag("column", type=place)
+    flag("column", type=place, help="a column by a VAE: a folder or url")
     flag("--tars", type=local_path, required=True, help="folder of the source's tars")
-    flag("--save_dir", type=local_path, required=True)
+    flag("--save_dir", type=local_path, required=True, help="a new folder for the pictures")
     flag("--count", type=positive, default=64, help="pictures: the column's first valid rows")
-    flag("--batch_size", type=positive, default=32)
+    flag("--batch_size", type=positive, default=32, help="pictures decoded at a time")
     flag("--vae", type=model, help="where the column's VAE lies now, if not where it was")
     flag(
         "--scores", nargs="+", default=[], help="beside PSNR and SSIM: lpips-alex, lpips-vgg, rfid, rkid",
@@ -156,10 +160,10 @@ def _reconstruct(args: argparse.Namespace) -> None:
 
 def _fid_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
-    flag("fake", type=local_path)
-    flag("real", type=local_path)
+    flag("fake", type=local_path, help="a folder of pictures")
+    flag("real", type=local_path, help="the folder that it is compared with")
     flag("--inception", type=local_path, help="folder that holds inception-2015-12-05.pt")
-    flag("--batch_size", type=positive, default=32)
+    flag("--batch_size", type=positive, default=32, help="pictures looked at at a time")
     device_flag(parser)
 
 
@@ -179,7 +183,6 @@ def _score_flags(parser: argparse.ArgumentParser) -> None:
         kind = kinds.add_parser(
             name,
             help=(flags.__doc__ or "").splitlines()[0],
-            formatter_class=DEFAULTS,
             conflict_handler="resolve",  # a scorer may set its own defaults of these
         )
         add_flags(kind, flags)
@@ -234,7 +237,7 @@ def _report(args: argparse.Namespace) -> None:
 
 def _train_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
-    flag("config", type=local_path)
+    flag("config", type=local_path, help="a YAML file, or a shipped one by its name")
     flag("words", nargs="*", metavar="KEY=VALUE", help="over the config: optim.lr=1e-4")
 
 
@@ -246,10 +249,9 @@ def _train(args: argparse.Namespace) -> int:
 
 def _watch_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
-    flag("run", type=local_path, metavar="RUN")
+    flag("run", type=local_path, metavar="RUN", help="the run's folder")
     flag("--prompts", type=local_path, required=True, help="a small set, as generate reads it")
-    sampling_flags(parser)
-    parser.set_defaults(batch_size=32)
+    sampling_flags(parser, 32)
     flag("--order", choices=("newest", "oldest"), default="newest", help="which first")
     flag("--every", type=positive, default=30, help="seconds between two looks")
     flag("--once", action="store_true", help="score what stands, and end")

@@ -35,7 +35,7 @@ def add_flags(
 ) -> None:
     """Adds what every scorer takes, and a scorer's own flags, which may have other defaults of these."""
     device_flag(parser)
-    parser.add_argument("--batch_size", type=positive, default=32)
+    parser.add_argument("--batch_size", type=positive, default=32, help="pictures at a time")
     flags(parser)
 
 

@@ -52,18 +52,19 @@ VERBS = {
     "order": "the row ids of each step, one JSON object a line",
     "bench": "measure reading, beside the machine's limit and other libraries",
 }
-EXAMPLE = "python -m shards info demo/cache/openmoji-train/vae-plain"
+EXAMPLES = (
+    "python -m shards info demo/cache/openmoji-train/vae-plain",
+    "python -m shards verify demo/cache/openmoji-train/vae-plain",
+    "python -m shards copy demo/cache/openmoji-train/vae-plain /data/vae-plain --with-source",
+)
+COLUMN = "a column: a folder or url"
 MODULES = {"digest": "verify", "stage": "copy"}  # of verbs that have none of their name
 NO_RIGHTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of the command."""
-    top = Parser(
-        prog="python -m shards",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    top = Parser(prog="python -m shards", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     verbs = {n: commands.add_parser(n, help=text, description=text) for n, text in VERBS.items()}
     _add_all(verbs)
@@ -80,10 +81,10 @@ def _add_all(verbs: Mapping[str, argparse.ArgumentParser]) -> None:
         verbs[verb].add_argument(*names, **options | ({"action": "store_true"} if flag else {}))
 
     for verb in ("info", "repair", "gc"):
-        add(verb, "column")
+        add(verb, "column", help=COLUMN)
     for verb in ("verify", "digest"):
-        add(verb, "column", nargs="+")
-    add("info", "--json", flag=True)
+        add(verb, "column", nargs="+", help=COLUMN)
+    add("info", "--json", flag=True, help="one JSON object")
     add("verify", "--json", flag=True, help="faults as JSON lines")
     add("verify", "--source", action="append", default=[], metavar="FOLDER",
         help="folder or url of the source's tars, which are compared with what was encoded; several "
@@ -96,36 +97,58 @@ def _add_all(verbs: Mapping[str, argparse.ArgumentParser]) -> None:
         help="also superseded COMPLETE records (runs pin them, and cannot resume without)")  # fmt: skip
     add("gc", "--quarantine", flag=True, help="also what repair put aside")
     add("digest", "--deep", flag=True, help="read the data and recompute all")
-    add("diff", "a")
-    add("diff", "b")
+    add("diff", "a", help=COLUMN)
+    add("diff", "b", help="the column that it is compared with")
     for verb in ("convert", "copy"):
-        add(verb, "source")
-        add(verb, "target")
-    add("convert", "--backend", choices=("zarr", "webdataset"), default="zarr")
-    add("convert", "--codec", choices=("none", "blosc"), default="none")
+        add(verb, "source", help=COLUMN)
+        add(verb, "target", help="where the new column goes: a folder or url")
+    add(
+        "convert",
+        "--backend",
+        choices=("zarr", "webdataset"),
+        default="zarr",
+        help="how it is stored",
+    )
+    add(
+        "convert",
+        "--codec",
+        choices=("none", "blosc"),
+        default="none",
+        help="of Zarr: how it is compressed",
+    )
     add("convert", "--element", choices=("int8",), help="int8 tokens: half the bytes, lossy")
     for verb in ("verify", "repair", "digest", "diff", "convert"):
         add(verb, "--processes", type=positive, help="how many; all cores if left out")
     add("copy", "--with-source", flag=True, help="source.json and the indexes too")
-    add("stage", "source", nargs="+")
-    add("stage", "folder")
+    add("stage", "source", nargs="+", help=COLUMN)
+    add("stage", "folder", help="of the node's own disk")
     for verb in ("copy", "stage"):
-        add(verb, "--threads", type=positive, default=8)
-    add("order", "latents")
-    add("order", "text")
+        add(verb, "--threads", type=positive, default=8, help="objects copied at a time")
+    add("order", "latents", help="a column by a VAE")
+    add("order", "text", help="a column of its captions")
     add("order", "--also", nargs="*", default=[], help="columns joined for their statuses")
     add("order", "--more", nargs=2, action="append", default=[], metavar=("LATENTS", "TEXT"),
         help="a further source; several may be given")  # fmt: skip
     share = "share of each source; else concatenated"
     add("order", "--weights", type=number(1e-9), nargs="*", help=share)
     add("order", "--partial", flag=True, help="columns that are not complete, too")
-    add("order", "--global-batch", type=positive, required=True)
-    for option, kind, default in (
-        ("seed", not_negative, 0), ("position", not_negative, 0), ("world", positive, 1),
-        ("rank", not_negative, 0), ("steps", positive, 1), ("lanes", positive, 64),
-        ("window", not_negative, 0),
-    ):  # fmt: skip
-        add("order", f"--{option}", type=kind, default=default)
+    add(
+        "order",
+        "--global-batch",
+        type=positive,
+        required=True,
+        help="samples of a step, all ranks together",
+    )
+    for option, kind, default, text in (
+        ("seed", not_negative, 0, "of the order"),
+        ("position", not_negative, 0, "samples that the run has consumed"),
+        ("world", positive, 1, "ranks of the run"),
+        ("rank", not_negative, 0, "whose rows are printed"),
+        ("steps", positive, 1, "how many are printed"),
+        ("lanes", positive, 64, "strands of the order, each read by one rank"),
+        ("window", not_negative, 0, "samples that are shuffled together; 0: a lane's whole epoch"),
+    ):
+        add("order", f"--{option}", type=kind, default=default, help=text)
     add("order", "--truncated", flag=True, help="admit rows of cut-off pictures")
     add("order", "--variance", flag=True,
         help="instead: how well it mixes; variance of the mean of 1, 8 and 64 batches, 1.00 = "
@@ -178,7 +201,8 @@ def run(args: argparse.Namespace) -> int:
 @command
 def main() -> int:
     if not sys.argv[1:]:
-        print(overview("python -m shards", "look at columns, check and move them", VERBS, EXAMPLE))
+        purpose = "look at columns, check and move them"
+        print(overview("python -m shards", purpose, VERBS, EXAMPLES))
         return 0
     args = parser().parse_args()
     try:

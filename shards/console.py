@@ -8,14 +8,16 @@ import argparse
 import difflib
 import io
 import math
+import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from . import printing
+from .places import local_path
 from .printing import one_line
 
 if TYPE_CHECKING:  # rich is loaded where something is drawn
@@ -43,13 +45,31 @@ def render(*parts: Any, width: int = WIDTH) -> str:
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
-def overview(prog: str, purpose: str, verbs: Mapping[str, str], example: str) -> str:
+def overview(prog: str, purpose: str, verbs: Mapping[str, str], examples: Sequence[str]) -> str:
     """Returns what a command prints that is called without a word: its verbs and how to begin."""
     width = max(map(len, verbs))
     lines = [f"  {verb:{width}}  {text}" for verb, text in verbs.items()]
-    begin = f"For example:\n\n  {example}\n"
+    begin = f"{examples_text(examples)}\n"
     more = f"`{prog} VERB --help` lists what a verb takes, `{prog} --help` says more of all."
     return "\n".join([f"{prog}: {purpose}", "", *lines, "", begin, more])
+
+
+def examples_text(examples: Sequence[str]) -> str:
+    """Returns the command lines under `For example:`, as an overview and the end of a help have them."""
+    return "\n".join(["For example:\n", *(f"  {line}" for line in examples)])
+
+
+def say_next(*words: object, note: str = "", file: TextIO | None = None) -> None:
+    """Prints the command that usually follows, as it can be typed, with a note behind it; on stdout,
+    or on the `file` where stdout is for a program.
+    """
+    line = "next: python -m " + shlex.join(map(str, words))
+    print(line + (f"    # {note}" if note else ""), file=file, flush=True)
+
+
+def number_text(value: float, digits: int = 3) -> str:
+    """Returns a number as people write it, of about so many digits: 0.25, 99.5, 4,750."""
+    return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 
 def size_text(size: float) -> str:
@@ -99,24 +119,27 @@ def bench_module(name: str) -> Any:
 
 class Bar:
     """How far a long pass is, how fast, and how long it will take: a bar on a terminal, elsewhere a
-    line every LINE_SECONDS, and one at the end unless it was SHORT.
+    line every LINE_SECONDS. At the end the bar says how long it took and its mean rate, elsewhere
+    a line does unless it was SHORT.
 
         with Bar("geneval", 2212, "pictures") as bar:
             bar.skip(12)  # done by an earlier attempt: not counted in the rate
             bar.advance(4)
 
     The unit "bytes" is shown as kB, MB and so on. `total` may be None until `begin`. `text`, if
-    given, says what follows the bar instead of rate and time to go. Of several processes that share
-    a screen, one is `shown`. Any thread may call it.
+    given, says what follows the bar instead of rate and time to go, and `mean` the rate at the end.
+    Of several processes that share a screen, one is `shown`. Any thread may call it.
     """
 
     def __init__(
         self, name: str, total: float | None = None, unit: str = "", *, stderr: bool = True,
-        shown: bool = True, text: Callable[[], str] | None = None, console: Console | None = None,
+        shown: bool = True, text: Callable[[], str] | None = None, mean: Callable[[], str] | None = None,
+        console: Console | None = None,
     ) -> None:  # fmt: skip
         from rich.progress import BarColumn, Progress, TextColumn
 
         self._name, self._total, self._unit, self._text = name, total, unit, text or self.pace
+        self._mean = mean or self._speed
         self._console = console or printing.console(stderr=stderr, quiet=not shown)
         self._bar = Progress(
             TextColumn("{task.description}", markup=False), BarColumn(),
@@ -134,11 +157,14 @@ class Bar:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        seconds = time.monotonic() - self._began
+        if kind is None and self._done:
+            end = ", ".join(filter(None, [f"in {duration_text(seconds)}", self._mean()]))
+            self._text = lambda: end
         self._draw()
         self._bar.stop()
-        seconds = time.monotonic() - self._began
         if kind is None and self._done and not self._console.is_terminal and seconds >= SHORT:
-            self.note(f"{self._name} {self._count()} in {duration_text(seconds)}")
+            self.note(f"{self._name} {self._count()} {end}")
 
     def begin(self, total: float) -> None:
         """Sets the total once it is known."""
@@ -168,13 +194,20 @@ class Bar:
 
     def pace(self) -> str:
         """Returns rate and time to go, empty before anything is done."""
-        rate = self._done / max(time.monotonic() - self._began, 1e-9)
+        rate = self._rate()
+        if not rate or self._total is None:
+            return self._speed()
+        seconds = (self._total - self._skipped - self._done) / rate
+        return f"{self._speed()}, {duration_text(seconds)} to go"
+
+    def _rate(self) -> float:
+        return self._done / max(time.monotonic() - self._began, 1e-9)
+
+    def _speed(self) -> str:
+        rate = self._rate()
         if not rate:
             return ""
-        speed = f"{size_text(rate)}/s" if self._unit == "bytes" else f"{rate:.3g}/s"
-        if self._total is None:
-            return speed
-        return f"{speed}, {duration_text((self._total - self._skipped - self._done) / rate)} to go"
+        return f"{size_text(rate) if self._unit == 'bytes' else number_text(rate)}/s"
 
     def _count(self) -> str:
         done = self._done + self._skipped
@@ -182,8 +215,8 @@ class Bar:
             return size_text(done) + (
                 "" if self._total is None else f" of {size_text(self._total)}"
             )
-        total = "" if self._total is None else f"/{self._total:.0f}"
-        return f"{done:.0f}{total} {self._unit}"
+        total = "" if self._total is None else f"/{self._total:,.0f}"
+        return f"{done:,.0f}{total} {self._unit}"
 
     def _draw(self) -> None:
         if self._console.is_terminal:
@@ -196,8 +229,62 @@ class Bar:
 # Options ------------------------------------------------------------------------------------------
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Shows the default of each flag that has one, unless its text does; a description of one line is
+    wrapped.
+    """
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, default = action.help, default_text(action)
+        if text is not None:  # of BooleanOptionalAction, before Python 3.13
+            text = text.removesuffix(" (default: %(default)s)")
+        if text is None or not default or "default" in text:
+            return text
+        return f"{text} (default: {default.replace('%', '%%')})"
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" in text.strip():
+            return super()._fill_text(text, width, indent)
+        return argparse.HelpFormatter._fill_text(self, text, width, indent)
+
+
+def default_text(action: argparse.Action) -> str:
+    """Returns the default of a flag as it is typed; empty where there is none to speak of."""
+    default = action.default
+    optional = action.option_strings or action.nargs in ("?", "*")
+    if not optional or default is argparse.SUPPRESS or default is None or default is False:
+        return ""
+    if default is True:
+        return "on" if isinstance(action, argparse.BooleanOptionalAction) else ""
+    values = default if isinstance(default, list | tuple) else [default]
+    return " ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+
+
 class Parser(argparse.ArgumentParser):
-    """Names the nearest verb or word where one is unknown; so do the parsers of its verbs."""
+    """Names the nearest verb or word where one is unknown, shows defaults, and takes flags with
+    dashes and with underscores; so do the parsers of its verbs.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"formatter_class": Help} | options)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        end = words.index("--") if "--" in words else len(words)
+        return super().parse_known_args(
+            [*map(self._as_documented, words[:end]), *words[end:]], namespace
+        )
+
+    def _as_documented(self, word: str) -> str:
+        """Returns a flag, which may be cut short, with dashes and underscores as its help has them."""
+        name, equals, value = word.partition("=")
+        if not name.startswith("--"):
+            return word
+        same = [f for f in self._option_string_actions if _dashed(f).startswith(_dashed(name))]
+        same.sort(key=len)  # one that is equal comes first
+        if not same or any(flag.startswith(name) for flag in same):
+            return word
+        return same[0][: len(name)] + equals + value
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:
@@ -207,6 +294,18 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
             error.message += "".join(f"; did you mean {name}?" for name in near)
             raise
+
+
+def _dashed(flag: str) -> str:
+    return flag.replace("_", "-")
+
+
+def config_words(parser: argparse.ArgumentParser) -> None:
+    """Adds a config and the keys that are set over it, as `config` and `overrides`."""
+    text = "a YAML file, or a shipped one by its name, as configs:STAGE/NAME"
+    parser.add_argument("config", type=local_path, help=text)
+    text = "keys to set over it, as optim.lr=1e-4"
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help=text)
 
 
 def _whole(text: str, least: int) -> int:

@@ -51,7 +51,11 @@ VERBS = {  # what is not a run: a module with add_VERB_options or add_options, a
 TEXTS = {"CONFIG": "train, or go on from the last checkpoint"} | {
     v: t for v, (_, t) in VERBS.items()
 }
-EXAMPLE = "python -m train configs/train/cpu.yaml"
+EXAMPLES = (
+    "python -m train configs/train/cpu.yaml",
+    "python -m train init --latents columns/NAME/flux --text columns/NAME/gemma-2b",
+    "python -m train plan configs:train/flux-256 --gpu h100 --gpus 32",
+)
 
 
 @command
@@ -59,7 +63,8 @@ def main() -> int:
     words = sys.argv[1:]
     take_local_rank(words)
     if not words:
-        print(overview("python -m train", "a diffusion transformer from columns", TEXTS, EXAMPLE))
+        purpose = "a diffusion transformer from columns"
+        print(overview("python -m train", purpose, TEXTS, EXAMPLES))
         return 0
     if words[0] in VERBS:
         parser, module = verb_parser(words[0])

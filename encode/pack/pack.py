@@ -44,7 +44,6 @@ DEFAULTS = Options()
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("source", type=local_path, help="a folder, table or Parquet file")
     parser.add_argument("out", type=local_path, help="a new folder for the tars")
     parser.add_argument("--kind", choices=list(KINDS), help="what SOURCE is (found out)")
@@ -59,9 +58,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--pictures", type=local_path, metavar="FOLDER",
         help="where a table's paths start (its own folder)",
     )  # fmt: skip
-    parser.add_argument(
-        "--rows", type=positive, default=DEFAULTS.rows, help=f"rows of a tar ({DEFAULTS.rows})"
-    )
+    parser.add_argument("--rows", type=positive, default=DEFAULTS.rows, help="rows of a tar")
 
 
 def run_pack(args: argparse.Namespace) -> int:

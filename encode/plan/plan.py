@@ -25,9 +25,16 @@ from rich.table import Table
 import configs
 from shards import Layout
 from shards.column import committed
-from shards.console import not_negative, number, positive, render, size_text, without_nan
+from shards.console import (
+    config_words,
+    not_negative,
+    number,
+    positive,
+    render,
+    size_text,
+    without_nan,
+)
 from shards.format.atomic import Json
-from shards.places import local_path
 
 from ..config import EncodeConfig
 from ..errors import EncodeError
@@ -219,23 +226,20 @@ def source_cost(survey: Survey) -> SourceCost:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m encode plan`."""
-    parser.add_argument("config", type=local_path)
-    parser.add_argument("overrides", nargs="*", metavar="a.b=value")
-    parser.add_argument(
-        "--gpus", type=positive, default=1, help="devices like this one (%(default)s)"
-    )
+    config_words(parser)
+    parser.add_argument("--gpus", type=positive, default=1, help="devices like this one")
     parser.add_argument("--price-per-gpu-hour", type=number(), metavar="P", help="in any currency")
     parser.add_argument("--price-per-tb-month", type=number(), metavar="Q", help="of the target")
     parser.add_argument(
-        "--seconds", type=number(), default=60, help="to try each encoder for, 0: not (%(default)s)"
+        "--seconds", type=number(), default=60, help="to try each encoder for, 0: not"
     )
     parser.add_argument(
         "--shards-sampled", type=not_negative, default=8, metavar="K",
-        help="tars of each source to look into, 0: all (%(default)s)",
+        help="tars of each source to look into, 0: all",
     )  # fmt: skip
     parser.add_argument(
         "--global-batch", type=positive, default=1_024, metavar="B",
-        help="of the run that encoding in every step is compared with (%(default)s)",
+        help="of the run that encoding in every step is compared with",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

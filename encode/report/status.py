@@ -27,10 +27,9 @@ from rich.table import Table
 
 import configs
 from shards import CorruptColumn, NotAColumn, Store, describe, open_store
-from shards.console import duration_text, render, size_text
+from shards.console import config_words, duration_text, render, size_text
 from shards.format.atomic import Json, parse_json
 from shards.format.checks import Count, Fields, Text, check
-from shards.places import local_path
 from shards.printing import raw
 
 from ..config import EncodeConfig
@@ -228,8 +227,7 @@ def as_text(record: Json, config_path: str) -> str:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m encode status`."""
-    parser.add_argument("config", type=local_path)
-    parser.add_argument("overrides", nargs="*", metavar="a.b=value")
+    config_words(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--watch", action="store_true", help="again every few seconds")
 

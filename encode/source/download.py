@@ -43,7 +43,7 @@ SPARE = 1 << 30  # bytes of the disk that are left free
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.description = "Download a set of tars from the Hugging Face hub; go on where it stopped."
     parser.add_argument("dataset", help=f"one of {', '.join(SETS)}, or OWNER/NAME")
-    parser.add_argument("folder", type=local_path)
+    parser.add_argument("folder", type=local_path, help="where its files go")
     parser.add_argument("--revision", default="main", help="branch, tag or commit (main)")
     parser.add_argument("--files", default="*.tar", metavar="PATTERN", help="which files (*.tar)")
     parser.add_argument(

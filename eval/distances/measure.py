@@ -308,7 +308,7 @@ DISTANCES = {kind: distance_scorer(kind) for kind in METRICS}
 
 def reference_flags(add: argparse.ArgumentParser) -> None:
     """features of a folder of real pictures, kept for scoring against"""
-    add.add_argument("folder", type=local_path)
+    add.add_argument("folder", type=local_path, help="of real pictures")
     add.add_argument("--out", type=local_path, required=True, help="a .safetensors file")
     add.add_argument("--of", choices=METRICS, default="fid", help="FID's serve KID too")
     add.add_argument("--crop", type=crops.argument, default="none",

@@ -18,18 +18,20 @@ def device_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto: a GPU if there is one")
 
 
-def sampling_flags(parser: argparse.ArgumentParser) -> None:
+def sampling_flags(parser: argparse.ArgumentParser, batch_size: int | None = None) -> None:
     flag = parser.add_argument
     device_flag(parser)
-    flag("--benchmark", choices=BENCHMARKS, default="prompts")
-    flag("--num_inference_steps", type=positive, default=25)
+    flag("--benchmark", choices=BENCHMARKS, default="prompts", help="prompts: of your own")
+    flag("--num_inference_steps", type=positive, default=25, help="of the sampler")
     flag("--guidance_scale", type=number(), default=6.0, help="1 or below: the prompt alone is run")
-    flag("--batch_size", type=positive, help="pictures; the benchmark's by default")
-    flag("--seed", type=not_negative, default=42)
-    flag("--ema_weights", action=argparse.BooleanOptionalAction, default=True)
+    text = "pictures at a time" + ("" if batch_size else " (default: the benchmark's)")
+    flag("--batch_size", type=positive, default=batch_size, help=text)
+    flag("--seed", type=not_negative, default=42, help="of the pictures' noise")
+    average = "the averaged weights, or those of the step"
+    flag("--ema_weights", action=argparse.BooleanOptionalAction, default=True, help=average)
     moved = "where the columns' VAE lies now, if not where it was: a folder, or flux, sd35, ..."
     flag("--vae", type=model, help=moved)
-    flag("--text-encoder", "--text_encoder", type=model, help="likewise for the text encoder")
+    flag("--text-encoder", type=model, help="likewise for the text encoder")
 
 
 def generate_flags(parser: argparse.ArgumentParser) -> None:
@@ -44,10 +46,10 @@ def generate_flags(parser: argparse.ArgumentParser) -> None:
         "--prompts", "--metadata_file", type=local_path,
         help="its prompt file, if not the one fetched; of your own: .txt, one a line; .json, list or {id: prompt}",
     )  # fmt: skip
-    flag("--save_dir", type=local_path, required=True)
+    flag("--save_dir", type=local_path, required=True, help="a new folder, or one to go on with")
     sampling_flags(parser)
     flag("--resolution", type=positive, help="pixels; the columns' by default, 256 without any")
-    flag("--sampler", choices=("euler", "dpmpp-2m"), default="euler")
+    flag("--sampler", choices=("euler", "dpmpp-2m"), default="euler", help="of the ODE")
     flag(
         "--shift", type=number(LEAST_SHIFT, MOST_SHIFT),
         help="timestep shift of the sampler's noise levels; that of the run's training by default",
@@ -58,11 +60,11 @@ def generate_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     flag("--n_samples", "--num_samples", type=positive, help="pictures of a prompt; likewise")
     flag(
-        "--allow-other-encoder", "--allow_other_encoder", action="store_true",
+        "--allow-other-encoder", action="store_true",
         help="take what --vae and --text-encoder name, though the columns were made with others",
     )  # fmt: skip
     cache = "of encoded prompts, for several sets; SAVE_DIR/text by default"
-    flag("--text_cache", "--text-cache", type=local_path, help=cache)
+    flag("--text_cache", type=local_path, help=cache)
     flag("--threads", type=positive, default=1, help="of a rank, on a CPU")
 
 

@@ -14,7 +14,11 @@ from shards.places import local_path
 from shards.signals import stoppable
 
 Flags = Callable[[argparse.ArgumentParser], None]
-EXAMPLE = "python -m eval study plan STUDY.yaml"
+EXAMPLES = (
+    "python -m eval study plan study.yaml --gpu h100",
+    "python -m eval study run study.yaml",
+    "python -m eval study report study.yaml",
+)
 
 
 def study_flags(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +26,7 @@ def study_flags(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="study_verb", metavar="VERB")
     for name, (text, add_flags, _) in VERBS.items():
         verb = verbs.add_parser(name, help=text, description=text)
-        verb.add_argument("study", type=local_path, metavar="STUDY.yaml")
+        verb.add_argument("study", type=local_path, metavar="STUDY.yaml", help="the study")
         default = "default: studies/<name of the YAML>"
         verb.add_argument("--out", type=local_path, metavar="DIR", help=default)
         add_flags(verb)
@@ -32,7 +36,7 @@ def run_study(args: argparse.Namespace) -> int | None:
     """Runs a verb of a study; without one prints what there is."""
     if args.study_verb is None:
         texts = {name: text for name, (text, _, _) in VERBS.items()}
-        print(overview("python -m eval study", "compare VAEs over several seeds", texts, EXAMPLE))
+        print(overview("python -m eval study", "compare VAEs over several seeds", texts, EXAMPLES))
         return 0
     return VERBS[args.study_verb][2](args)
 

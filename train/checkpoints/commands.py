@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 
 import configs
-from shards.console import not_negative
+from shards.console import config_words, not_negative
 from shards.places import local_path, place
 
 from ..config import TrainConfig, run_folder
@@ -66,8 +66,7 @@ def add_saved_options(parser: argparse.ArgumentParser) -> None:
         "Print the newest checkpoint of a run and when it was written, in seconds since 1970, or "
         "`none`. slurm.sbatch compares what it prints before and after a run."
     )
-    parser.add_argument("config", type=local_path)
-    parser.add_argument("overrides", nargs="*", metavar="a.b=value")
+    config_words(parser)
 
 
 def run_saved(args: argparse.Namespace) -> int:

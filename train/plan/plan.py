@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from rich.table import Column, Table
 
 import configs
-from shards.console import number, positive, render, size_text
+from shards.console import config_words, number, positive, render, size_text
 from shards.places import local_path
 
 from ..config import TrainConfig
@@ -136,19 +136,18 @@ def _tera(flops: float) -> str:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `python -m train plan`."""
-    parser.add_argument("config", type=local_path)
-    parser.add_argument("overrides", nargs="*", metavar="a.b=value")
+    config_words(parser)
     add_setting_options(parser)
     share = number(1e-6, 1)
     parser.add_argument(
-        "--llm-efficiency", type=share, default=Efficiency.llm, help="of Gemma, if online (%(default)s)"
+        "--llm-efficiency", type=share, default=Efficiency.llm, help="of Gemma, if online"
     )  # fmt: skip
 
 
 def add_setting_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say what is assumed of the machines and of columns that are missing."""
     share, add = number(1e-6, 1), parser.add_argument
-    add("--gpus", type=positive, default=1, help="of the run (%(default)s)")
+    add("--gpus", type=positive, default=1, help="of the run")
     add("--gpu", choices=sorted(GPUS), help="which, for time and money")
     add("--peak-tflops", type=number(1e-3), metavar="P", help="dense bf16 peak of another GPU")
     add("--price-per-gpu-hour", type=number(), metavar="P", help="in any currency")
@@ -156,13 +155,13 @@ def add_setting_options(parser: argparse.ArgumentParser) -> None:
         "--mfu",
         type=share,
         default=Efficiency.dit,
-        help="share of the peak that is reached (%(default)s)",
+        help="share of the peak that is reached",
     )
     add(
         "--vae-efficiency",
         type=share,
         default=Efficiency.vae,
-        help="of the VAE's encoder (%(default)s)",
+        help="of the VAE's encoder",
     )
     add("--samples", type=_numbers, metavar="N[,N]", help="rows of each source, without columns")
     add("--tokens", type=number(), metavar="T", help="tokens a caption, not those found or assumed")

@@ -20,7 +20,9 @@ PARTS = ("overhead", "busy", "scale")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m encode bench`."""
-    parser.add_argument("part", nargs="?", choices=(*PARTS, "all"), default="all")
+    parser.add_argument(
+        "part", nargs="?", choices=(*PARTS, "all"), default="all", help="what is measured"
+    )
     parser.add_argument(
         "--json", type=local_path, metavar="FILE", help="also write all results there"
     )

@@ -18,7 +18,9 @@ PARTS = ("overhead", "resume")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m train bench`."""
-    parser.add_argument("part", nargs="?", choices=(*PARTS, "all"), default="all")
+    parser.add_argument(
+        "part", nargs="?", choices=(*PARTS, "all"), default="all", help="what is measured"
+    )
     turns.add_options(parser, None, "default: 60 and 20")
 
 
