@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ class ParquetRows:
     ) -> tuple[str, str]:
         """Returns the columns of pictures and captions, by type where no name is known."""
         types = {field.name: str(field.type) for field in schema}
-        binary = [n for n, t in types.items() if "binary" in t and not t.startswith("list")]
+        binary = [name for name, kind in types.items() if holds_bytes(kind)]
         texts = [n for n, t in types.items() if t in ("string", "large_string")]
         try:
             if picture is None and len(binary) == 1:
@@ -139,6 +140,12 @@ class ParquetRows:
                         data or b"", text=caption_text or None,
                     )  # fmt: skip
                 row += 1
+
+
+def holds_bytes(kind: str) -> bool:
+    """Returns whether a column of this type holds files: bytes, or a struct with a field of bytes."""
+    inner = re.search(r"^struct<(?:.*, )?bytes: (\w+)", kind)
+    return (inner[1] if inner else kind) in ("binary", "large_binary", "binary_view")
 
 
 def key_stem(path: Path) -> str:

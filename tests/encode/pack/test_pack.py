@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import fcntl
-import importlib.util
 import io
 import json
 import os
@@ -343,48 +342,3 @@ def test_names_that_are_not_utf8_are_packed(tmp_path: Path) -> None:
 def test_runs_of_digits_sort_as_numbers() -> None:
     names = ["b", "a10", "a9", "a09", "a", "9", "10"]
     assert sorted(names, key=natural) == ["9", "10", "a", "a09", "a9", "a10", "b"]
-
-
-@pytest.mark.parametrize("form", ["hugging face", "img2dataset"])
-def test_parquet_is_read_in_its_order(form: str, tmp_path: Path) -> None:
-    """Where pyarrow is missing, which is an extra, the command names it."""
-    if importlib.util.find_spec("pyarrow") is None:
-        write(tmp_path / "source/0.parquet", b"PAR1")
-        with pytest.raises(NotASource, match=r"pip install 'latentbank\[parquet\]'"):
-            pack(tmp_path / "source", tmp_path / "out")
-        assert not (tmp_path / "out").exists()
-        return
-    import pyarrow
-    import pyarrow.parquet
-
-    data = [jpeg(i) if i % 2 else png(i) for i in range(COUNT)]
-    captions = [CAPTION(i) for i in range(COUNT)]
-    if form == "hugging face":
-        columns = {
-            "image": [{"bytes": value, "path": "x.jpg"} for value in data],
-            "text": captions,
-        }
-        columns["image"][2] = None  # type: ignore[call-overload]
-    else:
-        columns = {"jpg": [*data[:2], None, *data[3:]], "caption": captions, "url": captions}
-    (tmp_path / "source/data").mkdir(parents=True)
-    for i, (first, last) in enumerate([(0, 5), (5, COUNT)]):
-        part = pyarrow.table({name: values[first:last] for name, values in columns.items()})
-        name = f"train-{i:05d}-of-00002.parquet"
-        pyarrow.parquet.write_table(part, tmp_path / "source/data" / name, row_group_size=2)
-    packed = pack(tmp_path / "source", tmp_path / "out", Options(rows=2))
-    assert packed.record["troubles"]["counts"] == {"picture_missing": 1}
-    keys = [f"train-{i // 5:05d}-of-00002-{i % 5:08d}" for i in range(COUNT)]
-    expected = {}
-    for i in [0, 1, 3, 4, 5, 6]:
-        expected[f"{keys[i]}.{'jpg' if i % 2 else 'png'}"] = data[i]
-        expected[f"{keys[i]}.txt"] = captions[i].encode()
-    assert members(tmp_path / "out") == expected
-    broken = tmp_path / "source/data/train-00001-of-00002.parquet"
-    data_bytes = bytearray(broken.read_bytes())
-    data_bytes[4:400] = bytes(396)
-    broken.write_bytes(data_bytes)
-    with pytest.raises(NotASource, match=r"00001-of-00002.parquet: (damaged|no Parquet)"):
-        pack(tmp_path / "source", tmp_path / "damaged")
-    with pytest.raises(NotASource, match=r"expected words for the caption.*The file has"):
-        pack(tmp_path / "source", tmp_path / "other", Options(caption="words"))
