@@ -13,6 +13,10 @@ class ModelNotUsable(EncodeError, ValueError):
     """An encoder's class, folder, weights or config cannot be used: the message says which and why."""
 
 
+class NoGpu(EncodeError, RuntimeError):
+    """`engine.device=cuda` where there is no GPU."""
+
+
 class MissingTar(EncodeError, FileNotFoundError):
     """A tar of the source is not where the config says."""
 

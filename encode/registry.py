@@ -7,6 +7,7 @@ id, a folder, or `package:NAME/SUB` for data that an installed Python package ca
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,6 +20,9 @@ from shards.places import model
 from .errors import ModelNotUsable
 
 Precision = Literal["fp32", "bf16-autocast"]
+# fields that an identity names only where they are used, as columns from before them do not
+LATER = ("tokenizer", "variant", "trust_remote_code")
+TRUST = "LATENTBANK_TRUST_REMOTE_CODE"  # set to 1: code of models that columns name may run
 
 
 class ModelSpec(Strict):
@@ -33,22 +37,34 @@ class ModelSpec(Strict):
     revision: str | None = None  # branch, tag or commit of a hub id
     precision: Precision = "fp32"  # of the computation; the weights are fp32
     tokenizer: str | None = None  # its subfolder of `path`, as tokenizer_3 in the SD3.5 repository
+    variant: str | None = None  # of the files of weights, as fp16 of `model.fp16.safetensors`
+    # run Python code that comes with the model, for classes that no library has (AutoModel); read it
+    # first, and fix it by a revision
+    trust_remote_code: bool = False
 
     def identity(self, weights: str) -> EncoderIdentity:
         """Returns this model in a column's identity; `weights` is the digest of the loaded weights."""
-        unused = set() if self.tokenizer else {"tokenizer"}
+        unused = {name for name in LATER if not getattr(self, name)}
         return EncoderIdentity.of(
             {**self.model_dump(by_alias=True, exclude=unused), "weights": weights}
         )
 
     @classmethod
     def of_identity(cls, encoder: EncoderIdentity) -> ModelSpec:
-        """Inverts `identity`, without the digest; ModelNotUsable where it names no model."""
+        """Inverts `identity`, without the digest; ModelNotUsable where it names no model, or one with
+        code of its own and the user has not allowed that: whoever made a column cannot.
+        """
         record = encoder.record()
         try:
-            return cls.model_validate({k: v for k, v in record.items() if k != "weights"})
+            model = cls.model_validate({k: v for k, v in record.items() if k != "weights"})
         except ValidationError as error:
             raise ModelNotUsable(f"a column's encoder {record!r:.200}: {error}") from None
+        if model.trust_remote_code and os.environ.get(TRUST) != "1":
+            raise ModelNotUsable(
+                f"{model.path}: the column was made by Python code that comes with the model, and "
+                f"none is run because a column says so. Read that code; to run it, set {TRUST}=1"
+            )
+        return model
 
 
 def _model(cls: str, path: str, subfolder: str | None = None, **fields: str) -> ModelSpec:

@@ -82,7 +82,7 @@ def preprocessing(model: ModelSpec) -> Json:
         config, _ = transformers.BaseImageProcessor.get_image_processor_dict(
             location(model.path), revision=model.revision, subfolder=model.subfolder or ""
         )
-    except OSError:
+    except OSError:  # not there, or no JSON
         return {}
     values: Json = {}
     for key, switch in (("crop_size", "do_center_crop"), ("size", "do_resize")):

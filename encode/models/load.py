@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 
 import torch
 
 from ..config import ColumnConfig, EngineConfig, FeaturesColumn, IdsColumn, TokensColumn
+from ..errors import NoGpu
 from ..registry import VAES, lookup
 from .encoder import Encoder
 from .features import FeatureEncoder
@@ -43,9 +45,14 @@ def load_encoders(
 ) -> dict[str, Encoder]:  # fmt: skip
     """Returns the encoders of a config, on this machine's device, with the threads that the engine
     sets; their weights are checked if their digests are given, else the encoders are tried out: see
-    `rehearsal`.
+    `rehearsal`. NoGpu where the engine asks for one and there is none.
     """
     device = engine.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise NoGpu(
+            f"engine.device=cuda: torch {torch.__version__} finds no GPU on {socket.gethostname()}. "
+            "Look at nvidia-smi and CUDA_VISIBLE_DEVICES, or leave device out: auto takes what there is"
+        )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(engine.torch_threads)

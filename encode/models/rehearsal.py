@@ -2,7 +2,7 @@
 refused here.
 
     captions   one of as many tokens as are kept, a short one and the empty one
-    pictures   noise and a gradient
+    pictures   noise and a gradient; a VAE decodes one, too
 
 Both are encoded together, twice, and then one by one, in batches as the run makes them. So too few
 positions, tokens that the model has no embedding of, random numbers and rows that depend on their batch
@@ -27,6 +27,7 @@ from ..registry import ModelSpec
 from .encoder import CaptionEncoder, Encoder, ImageEncoder, Words
 from .text import TextEncoder
 from .tokenizer import PROBE, CaptionTokenizer
+from .vae import Vae
 from .weights import trying
 
 SHORT = "a cat"
@@ -49,6 +50,8 @@ def rehearse(encoder: Encoder, engine: EngineConfig) -> None:
             compare(
                 model, device, lambda n: list(encoder.rows(images[n])), len(images), "a picture"
             )
+        if isinstance(encoder, Vae):
+            encoder.refuse_decoder()
         return
     assert isinstance(encoder, CaptionEncoder)
     tokenizer = encoder.tokenizer if isinstance(encoder, TextEncoder) else encoder

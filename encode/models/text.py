@@ -55,7 +55,8 @@ class TextEncoder(CaptionEncoder):
                 "half, as T5EncoderModel or CLIPTextModel"
             )
         most = getattr(config, "max_position_embeddings", None)
-        if most is not None and self.tokenizer.limit > most:
+        # XLNet's positions are relative: it says -1
+        if most is not None and 0 < most < self.tokenizer.limit:
             raise ModelNotUsable(
                 f"{path}: captions of {self.tokenizer.limit} tokens asked for, the model takes "
                 f"{most}. Lower max_tokens"

@@ -14,14 +14,18 @@ from shards.format.atomic import Json
 
 from ..config import CaptionColumn, IdsColumn
 from ..errors import ModelNotUsable
-from ..registry import TEXTS, ModelSpec, location, lookup, one_line
+from ..registry import TEXTS, ModelSpec, location, lookup
 from .encoder import CaptionEncoder, Words
+from .loading import loading, silent
 
 # Classes whose captions begin with <bos> and end without <eos>, as the reference has them.
 BOS_ALONE = {"GemmaModel", "Gemma2Model"}
+FEWEST_WORDS = 4  # of a vocabulary; that of a T5 without its file has one
 MESSAGE = "latentbank"  # in the place of a caption while a chat template is examined
 # They differ in all that a format of strftime can write.
 DAYS = datetime(1999, 2, 3, 4, 5, 6, tzinfo=UTC), datetime(2028, 11, 25, 16, 47, 58)
+# says at length that SentencePiece is missing, before the error that names it
+CONVERTER = "transformers.tokenization_utils_tokenizers"
 PROBE = "The quick brown fox: naïve café, 東京 🦊, 12,345.67; don't"
 
 
@@ -51,14 +55,18 @@ class CaptionTokenizer(CaptionEncoder):
             )
         # Right padding as the reference's slow tokenizer; the fast Gemma tokenizer would pad left.
         options = {"subfolder": model.tokenizer} if model.tokenizer else {}
-        try:
+        with (
+            loading(model, "no tokenizer can be loaded", "Check path and tokenizer"),
+            silent(CONVERTER),
+        ):
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(
-                location(model.path), revision=model.revision, padding_side="right", **options
+                location(model.path),
+                revision=model.revision,
+                padding_side="right",
+                trust_remote_code=model.trust_remote_code,
+                **options,
             )
-        except (OSError, ValueError) as error:
-            raise ModelNotUsable(
-                f"{model.path}: no tokenizer can be loaded ({one_line(error)})"
-            ) from error
+        self._refuse_empty()
         self.weights = tokenizer_digest(self._tokenizer)
         if self._tokenizer.truncation_side != "right" and self.weights != expected:
             self.weights = sha256(canonical_json([self.weights, "truncation_side: right"]))
@@ -82,6 +90,18 @@ class CaptionTokenizer(CaptionEncoder):
             self._tail = self._plain(tail) if tail else []
             extra += len(self._plain(head)) + len(self._tail) - len(nothing)
         self.limit = config.max_tokens + extra
+
+    def _refuse_empty(self) -> None:
+        """Raises ModelNotUsable for what transformers makes where a tokenizer's files are not there: one
+        that knows its special tokens alone, and every word by the same one.
+        """
+        words = set(self._tokenizer.get_vocab()) - set(self._tokenizer.all_special_tokens)
+        if len(words) < FEWEST_WORDS:
+            raise ModelNotUsable(
+                f"{self.model.path}: its tokenizer knows {len(words)} words beside special tokens: its "
+                "vocabulary is not there. Bring tokenizer.json, or say tokenizer: SUBFOLDER if it is "
+                "in a folder of its own"
+            )
 
     def identity(self) -> ColumnIdentity:
         encoder = tokenizer_spec(self.model).identity(self.weights)
@@ -234,7 +254,7 @@ def _check_digest(path: str, name: str, digest: str, expected: str) -> None:
 
 def tokenizer_spec(model: ModelSpec) -> ModelSpec:
     """Returns what the identity of an ids column says of a model: nothing but where its tokenizer is."""
-    return model.model_copy(update={"cls": "AutoTokenizer", "precision": "fp32"})
+    return model.model_copy(update={"cls": "AutoTokenizer", "precision": "fp32", "variant": None})
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,8 +45,24 @@ VAE_ADAPTERS = {
     "AutoencoderKLFlux2": VaeAdapter(patches=True),
     "AutoencoderDC": VaeAdapter(latent="latent"),
     "AutoencoderTiny": VaeAdapter(latent="latents"),
+    "VQModel": VaeAdapter(latent="latents"),  # before its codebook, which `decode` applies
     "AutoencoderRAE": VaeAdapter(latent="latent", own_norm=True),
 }
+
+
+# classes like AutoencoderKL in all
+POSTERIOR = ("AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderKLHunyuanImage")
+METHODS = ("encode", "decode")
+
+
+def refuse_class(cls: type, model: ModelSpec) -> None:
+    """Raises ModelNotUsable for a class that is no autoencoder, or half of one."""
+    absent = [name for name in METHODS if not callable(getattr(cls, name, None))]
+    if absent:
+        raise ModelNotUsable(
+            f"{model.path}: {cls.__name__} is no autoencoder: it has no {' and no '.join(absent)}. "
+            "Expected a class that encodes pictures and decodes latents, as AutoencoderKL"
+        )
 
 
 class Vae(ImageEncoder):
@@ -65,22 +82,38 @@ class Vae(ImageEncoder):
         the column of `config`.
         """
         self.model, self.device = model, torch.device(device)
-        self._adapter = VAE_ADAPTERS.get(model.cls, VaeAdapter())
-        self.kind = "latents" if self._adapter.latent else "moments"
         self._module, self.weights = load_model(
-            "diffusers", model, device, expected=expected, low_cpu_mem_usage=False
-        )
-        tune(self._module, self._module.encoder, compiled, channels_last)
+            "diffusers", model, device, expected=expected, check=refuse_class,
+            low_cpu_mem_usage=False,
+        )  # fmt: skip
+        self._adapter = VAE_ADAPTERS.get(self.cls, VaeAdapter())
+        self.kind = "latents" if self._adapter.latent else "moments"
+        hot = getattr(self._module, "encoder", self._module)
+        tune(self._module, hot, compiled, channels_last)
         self._column_norm: NormConfig | None = None
         if config is not None:
             if config.kind != self.kind:
-                raise ModelNotUsable(
-                    f"{model.path}: {model.cls} has {'a' if self.kind == 'moments' else 'no'} "
-                    f"posterior. Say kind: {self.kind}, not {config.kind}"
-                )
+                raise self._other_kind(config.kind)
             self.config, self._column_norm = config, config.norm
             self.view = View(config.resolution, config.suffix)
             _ = self.norm  # refuses a normalisation that is missing or wrong
+
+    @property
+    def cls(self) -> str:
+        """The class that was loaded, also where AutoModel was asked for."""
+        return type(self._module).__name__
+
+    def _other_kind(self, kind: str) -> ModelNotUsable:
+        if self.cls in VAE_ADAPTERS or self.cls in POSTERIOR:
+            noun = "a posterior" if self.kind == "moments" else "no posterior"
+            return ModelNotUsable(
+                f"{self.model.path}: {self.cls} has {noun}. Say kind: {self.kind}, not {kind}"
+            )
+        return ModelNotUsable(
+            f"{self.model.path}: {self.cls} is not known to encode.models.vae.VAE_ADAPTERS, so it is "
+            f"taken to have a posterior. Say kind: {self.kind}, or add the class there with the field "
+            "of `encode`'s output that holds its latents"
+        )
 
     @cached_property
     def file_norm(self) -> ConfigNorm:
@@ -137,6 +170,12 @@ class Vae(ImageEncoder):
             output = self._module.encode(x)
         if self._adapter.latent:
             return getattr(output, self._adapter.latent).float()  # type: ignore[no-any-return]  # diffusers is untyped
+        if not hasattr(output, "latent_dist"):
+            raise ModelNotUsable(
+                f"{self.model.path}: {self.cls} has no posterior: `encode` gives {_fields(output)}, "
+                "expected latent_dist. Add the class to encode.models.vae.VAE_ADAPTERS with the "
+                "field that holds its latents, then say kind: latents"
+            )
         parts = [output.latent_dist.mean.float(), output.latent_dist.logvar.float()]
         if self._adapter.frame:
             parts = [part.squeeze(2) for part in parts]
@@ -179,19 +218,58 @@ class Vae(ImageEncoder):
         """Returns (2C, h, w) of moments or (C, h, w) of latents of a grey picture of this size;
         ModelNotUsable if it cannot be encoded.
         """
-        with trying(
-            f"{self.model.path}: {self.model.cls} cannot encode pictures of {resolution} x "
-            f"{resolution} pixels",
-            "Try another size; a class that takes frames, or has no posterior, must be known to "
-            "encode.models.vae.VAE_ADAPTERS",
-        ):
-            row = self.encode(torch.zeros(1, 3, resolution, resolution))[0]
+        try:
+            with trying(
+                f"{self.model.path}: {self.cls} cannot encode pictures of {resolution} x "
+                f"{resolution} pixels",
+                "Try another size"
+                if self.cls in VAE_ADAPTERS or self.cls in POSTERIOR
+                else "It is not known to encode.models.vae.VAE_ADAPTERS: a class that takes frames "
+                "must be; else try another size",
+            ):
+                row = self.encode(torch.zeros(1, 3, resolution, resolution))[0]
+        except ModelNotUsable:
+            self._refuse_channels()
+            raise
         if row.ndim != 3:
             raise ModelNotUsable(
                 f"{self.model.path}: {self.model.cls} gives rows of shape {tuple(row.shape)}, "
                 "expected (channels, height, width)"
             )
         return tuple(row.shape)
+
+    def _refuse_channels(self) -> None:
+        """Raises ModelNotUsable if the model takes other pictures than those of three channels."""
+        config = self._module.config
+        patch = config.get("patch_size")
+        patch = patch if isinstance(patch, int) else 1
+        channels = config.get("in_channels", 3)
+        if channels not in (3, 3 * patch**2):
+            raise ModelNotUsable(
+                f"{self.model.path}: {self.cls} takes pictures of {channels} channels (in_channels of "
+                "its config; 4 are red, green, blue and opacity), columns are made of three, red, "
+                "green and blue. Give a model that takes these"
+            ) from None
+
+    def refuse_decoder(self) -> None:
+        """Raises ModelNotUsable if the latents of a picture do not become a picture of its size again:
+        nobody could look at what a model trained on them makes.
+        """
+        side = self.view.resolution
+        advice = "A class that decodes frames, not pictures, must be known to encode.models.vae.VAE_ADAPTERS"
+        with trying(f"{self.model.path}: {self.cls} cannot decode what it encodes", advice):
+            row = self.encode(torch.zeros(1, 3, side, side))
+            shape = tuple(self.decode(row if self.kind == "latents" else row.chunk(2, 1)[0]).shape)
+        if shape != (1, 3, side, side):
+            raise ModelNotUsable(
+                f"{self.model.path}: {self.cls} makes {shape} of the latents of a picture, expected "
+                f"{(1, 3, side, side)}. Give another model or resolution. {advice}"
+            )
+
+
+def _fields(output: Any) -> str:
+    """Returns the names of the fields of what a class of diffusers gives."""
+    return ", ".join(output.keys()) if hasattr(output, "keys") else type(output).__name__
 
 
 def load_vae(encoder: EncoderIdentity | Json, device: str = "cpu") -> Vae:

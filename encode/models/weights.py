@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from shards.format.atomic import Json
 
 from ..errors import EncodeError, ModelNotUsable
 from ..registry import ModelSpec, Precision, check_weights, location, one_line
+from .loading import loading
 
 
 @contextmanager
@@ -52,47 +54,74 @@ def trying(failure: str, advice: str = "Check class, path and sizes") -> Iterato
 
 def load_model(
     library: Literal["diffusers", "transformers"], model: ModelSpec, device: str = "cpu", *,
-    expected: str | None = None, dtype: torch.dtype = torch.float32, part: str = "", **options: Any,
+    expected: str | None = None, dtype: torch.dtype = torch.float32, part: str = "",
+    check: Callable[[type, ModelSpec], None] | None = None, **options: Any,
 ) -> tuple[Any, str]:  # fmt: skip
     """Returns a frozen model of a library's class, or its module named `part` where it has one, on the
     device, and the digest of its weights.
 
     Raises ModelNotUsable where the class or a file is missing, where a weight is not in the checkpoint
     (the libraries would draw it at random, or read a pickle), or where the digest is not the `expected`
-    one of a column. `options` go to `from_pretrained`.
+    one of a column. `check` may refuse the class before its weights are read. `options` go to
+    `from_pretrained`. Code that comes with the model is run only where `model` says so.
     """
     package: Any = importlib.import_module(library)
     package.utils.logging.disable_progress_bar()
-    cls = getattr(package, model.cls, None)
-    if cls is None:
-        raise ModelNotUsable(f"{model.path}: {library} has no class {model.cls!r}")
-    if model.subfolder:
-        options["subfolder"] = model.subfolder
+    failure = f"cannot be loaded as {model.cls}"
+    where = (
+        ""
+        if Path(location(model.path)).is_dir()
+        else ", or that the hub can be reached and its licence is accepted"
+    )
+    advice = f"Check class, path and its config.json{where}"
+    automatic = model.cls.startswith("AutoModel")
+    with loading(model, failure, advice):
+        cls: Any = getattr(package, model.cls, None)
+        if not (automatic and cls) and not _is_model(cls):
+            raise ModelNotUsable(
+                f"{model.path}: {library} has no class {model.cls!r} of models. Correct it; a class in "
+                "code that comes with the model is class: AutoModel and trust_remote_code: true"
+            )
+        if check and not automatic:
+            check(cls, model)
+    if automatic or library == "transformers":
+        options["trust_remote_code"] = model.trust_remote_code  # without it they would ask on stdin
+    for name in ("subfolder", "variant"):
+        if value := getattr(model, name):
+            options[name] = value
     if dtype != torch.float32:
         options["dtype"] = dtype
     path = location(model.path)
-    try:
-        with hushed(package):
-            module, report = cls.from_pretrained(
-                path, revision=model.revision, use_safetensors=True, output_loading_info=True,
-                **options,
-            )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
-        raise ModelNotUsable(
-            f"{model.path}: cannot be loaded as {model.cls} ({one_line(error)}). "
-            "Check class and path, or that the hub can be reached and its licence is accepted"
-        ) from error
+    with loading(model, failure, advice), hushed(package):
+        module, report = cls.from_pretrained(
+            path,
+            revision=model.revision,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
     if missing := sorted(report["missing_keys"]):
         raise ModelNotUsable(
             f"{model.path}: {len(missing)} weights of {model.cls} are not in it, {missing[:3]} "
             "among them. Check class and path"
         )
     module = getattr(module, part, module) if part else module
-    if dtype == torch.float32:
+    if check:
+        check(type(module), model)
+    if dtype == torch.float32 and not getattr(module, "is_quantized", False):
         module = module.float()
     weights = weights_digest(module)
     check_weights(weights, expected, model.path)
-    return module.eval().requires_grad_(False).to(device), weights
+    module = module.eval().requires_grad_(False)
+    with loading(model, f"cannot be moved to {device}", "Choose another device"):
+        return module.to(device), weights
+
+
+def _is_model(cls: Any) -> bool:
+    """Returns whether a library's attribute is a class of models, also where a package that it needs is
+    not installed, which its first use says.
+    """
+    return isinstance(cls, type) and (issubclass(cls, torch.nn.Module) or "_backends" in vars(cls))
 
 
 def weights_digest(module: torch.nn.Module) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from ..config import ColumnConfig, EngineConfig
-from ..errors import NoWorkers
+from ..errors import NoGpu, NoWorkers
 from ..meter import Stats
 from ..models import load_encoders
 from ..models.encoder import Encoder
@@ -121,6 +121,13 @@ class RayExecutor:
                     f"{os.environ.get('RAY_ADDRESS', 'not set')}: check that the cluster runs and "
                     "that RAY_AUTH_TOKEN is its token"
                 ) from error
+        if engine.device == "cuda" and not ray.cluster_resources().get("GPU"):
+            if self._own:
+                ray.shutdown()
+            raise NoGpu(
+                "engine.device=cuda: no node of the Ray cluster has "
+                "a GPU. Start one that has, or leave device out: auto takes what there is"
+            )
         self._ray, self._args, self._engine = ray, (columns, weights, engine), engine
         self._looked = time.monotonic()  # for workers that are stuck
         self._spare: Any = None  # an actor with the encoders loaded that is no worker yet

@@ -32,10 +32,17 @@ AFTER = 1 << 20  # bytes read at once after the end, where a second tar may foll
 PROBES = 32  # sizes that are asked for at once
 # what tarfile raises on damaged headers; the last on a chain of long names without a member
 DAMAGE = (tarfile.TarError, ValueError, OverflowError, RecursionError)
+# by its first bytes, what a file is that is no tar, and what to do about it
+UNPACK = "Unpack it with `{}`: samples are read at their places in a tar, which compression hides"
 KINDS = {
-    b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd",
-    b"PK": "zip", b"<": "HTML or XML", b"version https://git-lfs": "a pointer of Git LFS",
-}  # fmt: skip
+    b"\x1f\x8b": ("gzip", UNPACK.format("gunzip")),
+    b"BZh": ("bzip2", UNPACK.format("bunzip2")),
+    b"\xfd7zXZ": ("xz", UNPACK.format("unxz")),
+    b"\x28\xb5\x2f\xfd": ("zstd", UNPACK.format("unzstd")),
+    b"PK": ("zip", "Unpack it, then `python -m encode pack FOLDER OUT` makes tars"),
+    b"<": ("HTML or XML", "A server sent a page in its place: look at it, then fetch it again"),
+    b"version https://git-lfs": ("a pointer of Git LFS", "Fetch it with `git lfs pull`"),
+}
 
 
 def make_source(name: str, tars: str | Sequence[str], shard_rows: int) -> tuple[Source, list[str]]:
@@ -172,9 +179,8 @@ def scan_tar(tar: Path | BinaryIO, limit: int) -> tuple[list[IndexRow], str | No
                 fileobj=headers, mode="r:", errors="backslashreplace"
             )
         except DAMAGE as error:
-            raise BadTar(
-                f"{file.name}: not a tar ({_kind(file) or error}, {size} bytes). Fetch it again"
-            ) from None
+            kind, advice = _kind(file) or (error, "Fetch it again")
+            raise BadTar(f"{file.name}: not a tar ({kind}, {size} bytes). {advice}") from None
         note = _read_members(members, file, size, rows, limit)
     if not rows:
         raise BadTar(f"{file.name}: no sample in it ({note or 'an empty tar'}). Fetch it again")
@@ -215,8 +221,8 @@ def _is_plain(member: tarfile.TarInfo) -> bool:
     return member.isfile() and not member.issparse() and not long
 
 
-def _kind(file: BinaryIO) -> str | None:
-    """Returns what a file is that is no tar, by its first bytes."""
+def _kind(file: BinaryIO) -> tuple[str, str] | None:
+    """Returns what a file is that is no tar, by its first bytes, and what to do about it."""
     file.seek(0)
     start = file.read(32).lstrip()
     return next((kind for magic, kind in KINDS.items() if start.startswith(magic)), None)

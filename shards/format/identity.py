@@ -45,6 +45,8 @@ class EncoderIdentity(_Part):
     revision: str | None = None
     precision: str = "fp32"
     tokenizer: str | None = None  # its subfolder of `path`, where that is not the model's
+    variant: str | None = None  # of the files of weights, as fp16
+    trust_remote_code: bool = False  # whether Python code that comes with the model was run
     weights: str  # sha256 over the sorted tensor names, dtypes, shapes and bytes; or of a tokenizer
 
 

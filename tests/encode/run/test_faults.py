@@ -73,8 +73,11 @@ finally:
 """
 
 
-def test_the_driver_loads_no_model(tmp_path: Path, models: Path) -> None:
+def test_the_driver_loads_no_model(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A worker answers for the columns, and its errors come out of the command as if they were its own."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     tars = write_source(tmp_path / "tars", 2, 5)
     cache = tmp_path / "cache"
     config = write_config(tmp_path / "c.yaml", cache, tars, models, executor="ray", workers=1)
@@ -90,6 +93,7 @@ def test_the_driver_loads_no_model(tmp_path: Path, models: Path) -> None:
         assert "Traceback" not in ended.stderr
 
     refused("columns.vae.encoder.path=/no/such/vae", "/no/such/vae: no such folder")
+    refused("engine.device=cuda", "engine.device=cuda: no node of the Ray cluster")
     refused("columns.vae.kind=latents", "AutoencoderKL has a posterior. Say kind: moments")
     assert not cache.exists()
     ended = driver()
