@@ -37,7 +37,8 @@ from .format.atomic import (
     sha256_file,
     unseal,
 )
-from .format.layout import ColumnSpec, Layout, Norm, Status
+from .format.layout import ColumnSpec, Layout, Status
+from .format.norm import Norm
 from .lazy import lazy_getattr
 from .read.column import Column
 from .read.join import JoinedColumns, open_join, open_sources

@@ -152,12 +152,12 @@ class Vae(ImageEncoder):
     def row_shape(self) -> tuple[int, ...]:
         shape = self.moments_shape(self.view.resolution)
         channels = shape[0] // 2 if self.kind == "moments" else shape[0]
-        for name, values in (("shift", self.norm.shift), ("scale", self.norm.scale)):
-            if len(values) not in (1, channels):
-                raise ModelNotUsable(
-                    f"{self.model.path}: a {name} for {len(values)} channels, but latents of "
-                    f"{channels}. Correct latents_mean and latents_std in its config"
-                )
+        try:
+            self.norm.check_shape((channels, *shape[1:]))
+        except ValueError as error:
+            raise ModelNotUsable(
+                f"{self.model.path}: {error}. Correct latents_mean and latents_std in its config"
+            ) from None
         return shape
 
     @torch.inference_mode()

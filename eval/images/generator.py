@@ -111,7 +111,7 @@ class Generator:
         identity = {
             "type": request.type, "weights": checkpoint.weights, "step": checkpoint.step, "ema": request.ema_weights,
             "vae": vae.weights, "decoding": {"class": vae.model.cls, "precision": vae.model.precision},
-            "norm": {"shift": list(norm.shift), "scale": list(norm.scale)},
+            "norm": norm.summary(),
             "text_encoder": texts.weights, "text": texts.identity, "resolution": resolution,
         }  # fmt: skip
         _warn_of_others(checkpoint, identity)

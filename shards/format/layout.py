@@ -22,17 +22,18 @@ max_tokens + offset in z.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, StrictFloat, StrictInt
+from pydantic import ConfigDict, StrictInt
 
 from ..errors import IdentityMismatch
 from .atomic import Json, canonical_json, sha256
+from .norm import Norm, check_numbers, shown
 
 COLUMN, COMMIT, COMPLETE, FAILURE, SOURCE, INDEX = (
     f"latentbank-{name}" for name in ("column", "commit", "complete", "failure", "source", "index")
@@ -45,9 +46,7 @@ CODEC_TOKENS = 64  # with a codec a chunk is decoded whole for one row, so it is
 MAX_SHARDS, MAX_SHARD_ROWS = 2**18, 2**24  # beyond these a layout is nonsense, not large
 MAX_ROWS = 2**34  # shards * shard_rows: the valid-row bits of all of them take 2 GiB at most
 MAX_ROW_VALUES = 2**29
-MAX_NUMBER = 1e30  # of a norm or a scale: float32 has room beyond
 BF16_NAN = 0x7FC0
-SHOWN = 120  # characters of a value in a message: two sha256 still differ in them
 BLOCK = 32  # rows of one word of valid-row bits, and of one block of the order
 
 
@@ -69,36 +68,6 @@ class Status(IntEnum):
 
 
 HAS_VALUES = (Status.OK, Status.TRUNCATED)
-
-
-def check_numbers(name: str, values: Sequence[float], divides: bool = False) -> None:
-    """Raises ValueError unless float32 holds these numbers and, where they divide, none of them is 0."""
-    sound = all(abs(value) <= MAX_NUMBER for value in values)  # false for a NaN, too
-    if not values or not sound or (divides and 0 in np.array(values, np.float32)):
-        raise ValueError(
-            f"{name}: found {_shown(list(values))}, expected finite numbers"
-            f"{', none of them 0' if divides else ''}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Norm:
-    """Per-channel normalisation of latents, z = (latent - shift) * scale; one value is for all
-    channels. Raises ValueError where float32 could not normalise by it and back.
-    """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-    shift: tuple[StrictInt | StrictFloat, ...]
-    scale: tuple[StrictInt | StrictFloat, ...]
-
-    def __post_init__(self) -> None:
-        check_numbers("norm.shift", self.shift)
-        check_numbers("norm.scale", self.scale, divides=True)
-        if 1 not in (counts := {len(self.shift), len(self.scale)}) and len(counts) > 1:
-            raise ValueError(
-                f"norm: found {len(self.shift)} shifts and {len(self.scale)} scales, expected one of "
-                "each or one for each channel"
-            )
 
 
 # what a value is stored as: numpy's name, Zarr's name, the word where there is no value
@@ -354,11 +323,8 @@ class ColumnSpec:
             if (count := len(self.quantisation["channel"])) != shape[1]:
                 raise ValueError(f"quantisation.channel: found {count}, expected {shape[1]}")
         channels = shape[0] // 2 if self.layout.kind == "moments" else shape[0]
-        if self.norm and not {len(self.norm.shift), len(self.norm.scale)} <= {1, channels}:
-            raise ValueError(
-                f"norm: found {max(len(self.norm.shift), len(self.norm.scale))} channels, expected 1 "
-                f"or the {channels} of the latents"
-            )
+        if self.norm:
+            self.norm.check_shape((channels, *shape[1:]))
         if self.empty_tokens is not None and not 0 < self.empty_tokens <= shape[0]:
             raise ValueError(f"empty_tokens: found {self.empty_tokens}, expected 1 to {shape[0]}")
 
@@ -383,7 +349,7 @@ class ColumnSpec:
             "version": VERSION,
             "identity": self.identity,
             "layout": self.layout.record(),
-            "norm": self.norm and {k: list(v) for k, v in asdict(self.norm).items()},
+            "norm": self.norm and self.norm.record(),
             "empty_tokens": self.empty_tokens,
             "zarr": {path: sha256(data) for path, data in sorted(self.zarr_json().items())},
         }
@@ -400,12 +366,7 @@ def differences(actual: Any, expected: Any, place: str = "") -> list[str]:
         return lines
     if actual == expected:
         return []
-    return [f"{place}: found {_shown(actual)}, expected {_shown(expected)}"]
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
+    return [f"{place}: found {shown(actual)}, expected {shown(expected)}"]
 
 
 # where a model was found, which is not what it is

@@ -33,7 +33,6 @@ from .layout import (
     COMPLETE,
     FAILURE,
     INDEX,
-    MAX_NUMBER,
     MAX_ROWS,
     MAX_SHARD_ROWS,
     MAX_SHARDS,
@@ -42,9 +41,9 @@ from .layout import (
     ZARR_ROWS,
     ColumnSpec,
     Layout,
-    Norm,
     Status,
 )
+from .norm import MAX_NUMBER, Norm
 
 # Largest file of a sealed record by kind; parsed, JSON takes up to twenty times as much memory.
 RECORD_BYTES = {COLUMN: 1 << 22, COMMIT: 1 << 24, COMPLETE: 1 << 26, SOURCE: 1 << 26}

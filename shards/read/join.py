@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..column.commits import valid_rows
 from ..errors import IdentityMismatch, OrderError, SourceMismatch
 from ..format.atomic import Json
-from ..format.layout import Norm
+from ..format.norm import Norm
 from ..store.base import Place, Store
 from ..store.open import open_store
 from .column import Column, open_spec

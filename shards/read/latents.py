@@ -5,15 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..format.layout import Norm
+from ..format.norm import Norm
 
 
 def _shift_scale(norm: Norm, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns (1, C or 1, 1, 1) tensors on the device of `like`."""
-    shift, scale = (
-        torch.tensor(v, dtype=torch.float32, device=like.device).view(1, -1, 1, 1)
-        for v in (norm.shift, norm.scale)
-    )
+    """Returns tensors of four axes that broadcast to (B, C, H, W), on the device of `like`."""
+    shift, scale = (torch.from_numpy(array).to(like.device)[None] for array in norm.arrays)
     return shift, scale
 
 

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from ..column.commits import Snapshot, valid_rows
 from ..format.atomic import Json
 from ..format.int8 import WARN_ABOVE
-from ..format.layout import Norm
+from ..format.norm import Norm
 from ..read.column import Column
 from ..store.base import Place
 from .describe import describe
 
+Floats = NDArray[np.float64]
 SAMPLE_ROWS = 2_048
 SAMPLE_BYTES = 1 << 28  # of values that are read for statistics
 GROUP = 32  # rows of them at once
@@ -102,23 +103,25 @@ def _latents(
         column.layout.kind == "moments"
     )  # mean and log variance of what latents are drawn from
     channels, height, width = column.layout.row_shape
-    total, square, noise = np.zeros((3, channels // 2 if moments else channels))
+    shape = (channels // 2 if moments else channels, height, width)
+    total, square, noise = np.zeros((3, *shape))
     for start in range(0, len(ids), GROUP):
         mean = column.read(ids[start : start + GROUP]).astype(np.float64)
         if moments:
             mean, logvar = np.split(mean, 2, axis=1)
-            noise += np.exp(logvar.clip(-30, 20)).sum((0, 2, 3))
-        total += mean.sum((0, 2, 3))
-        square += np.square(mean).sum((0, 2, 3))
-    values = len(ids) * height * width
-    means = total / values
-    deviations = np.sqrt(np.maximum(square / values - means**2, 0) + noise / values)
+            noise += np.exp(logvar.clip(-30, 20)).sum(0)
+        total += mean.sum(0)
+        square += np.square(mean).sum(0)
+    means, deviations = _of_channels(total, square, noise, len(ids))
     latents: Json = {"rows": len(ids), "mean": means.tolist(), "std": deviations.tolist()}
     if norm is None:
         warnings.append("no shift and scale are recorded")
         return latents
-    shift, scale = np.array(norm.shift), np.array(norm.scale)
-    means, deviations = (means - shift) * scale, deviations * scale
+    shift, scale = norm.arrays
+    # of (x - shift) * scale, place by place
+    square = (square - 2 * shift * total + len(ids) * shift.astype(np.float64) ** 2) * scale**2
+    total = (total - len(ids) * shift) * scale
+    means, deviations = _of_channels(total, square, noise * scale**2, len(ids))
     centre, spread = float(means.mean()), float(np.sqrt((deviations**2).mean()))
     latents["normalised"] = {
         "mean": centre, "std": spread,
@@ -126,13 +129,23 @@ def _latents(
     }  # fmt: skip
     if abs(centre) > TOLERANCE or abs(spread - 1) > TOLERANCE:
         warnings.append("the VAE's shift and scale do not normalise these latents")
-    if max(shift.size, scale.size) > 1:  # a shift and scale of its own for each channel
+    if max(len(shift), len(scale)) > 1:  # a shift and scale of its own for each channel
         far = np.maximum(np.abs(means), np.abs(deviations - 1)) > CHANNEL_TOLERANCE
         if far.any():
             warnings.append(
                 f"the VAE's shift and scale do not normalise channels {np.flatnonzero(far).tolist()}"
             )
     return latents
+
+
+def _of_channels(total: Floats, square: Floats, noise: Floats, rows: int) -> tuple[Floats, Floats]:
+    """Returns mean and deviation of each channel, (C,), from the sums over rows of values, squares and
+    variances of the noise, (C, H, W).
+    """
+    values = rows * total[0].size
+    means = total.sum((1, 2)) / values
+    variances = np.maximum(square.sum((1, 2)) / values - means**2, 0) + noise.sum((1, 2)) / values
+    return means, np.sqrt(variances)
 
 
 def as_text(info: Json) -> str:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from shards.column.commits import put_complete
 from shards.column.writer import ShardWriter, create_column, put_empty
-from shards.format.layout import ZARR_ROWS, ColumnSpec, Layout, Norm
+from shards.format.layout import ZARR_ROWS, ColumnSpec, Layout
+from shards.format.norm import Norm
 from shards.read.batch_layout import SLOW, WARM
 from shards.read.column import Column
 from shards.read.join import JoinedColumns, open_join

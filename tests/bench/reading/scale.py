@@ -17,7 +17,8 @@ from pathlib import Path
 from shards.column.commits import Commit, Snapshot
 from shards.column.writer import create_column
 from shards.format.atomic import put_if_absent, seal, sha256
-from shards.format.layout import ZARR_ROWS, ColumnSpec, Layout, Norm, Status
+from shards.format.layout import ZARR_ROWS, ColumnSpec, Layout, Status
+from shards.format.norm import Norm
 from shards.read.join import open_join
 from shards.read.stream import Stream
 

@@ -1,5 +1,6 @@
 """Records that were edited, damaged or written by another version end in named errors."""
 
+import base64
 import json
 import tempfile
 from collections.abc import Callable
@@ -339,6 +340,40 @@ def test_integers_in_a_norm_stay_integers(tmp_path: Path) -> None:
     create_column(tmp_path / "c", spec)
     read, _ = open_spec(open_store(tmp_path / "c"))
     assert seal(read.record()) == (tmp_path / "c/column.json").read_bytes()
+
+
+def test_a_norm_of_each_place_is_read_back(tmp_path: Path) -> None:
+    """Its record is an object of shape and base64 of little endian float32, whatever wrote it."""
+    shift = np.random.default_rng(0).normal(size=(2, 2, 2)).astype(np.float32)
+    spec = replace(moments_spec(), norm=Norm(shift, np.full((1, 2, 1), 0.1)))
+    assert spec.layout.row_shape == (4, 2, 2)
+    create_column(tmp_path / "c", spec)
+    assert open_spec(open_store(tmp_path / "c"))[0] == spec
+    record = json.loads((tmp_path / "c/column.json").read_bytes())["norm"]
+    assert record["shift"]["shape"] == [2, 2, 2]
+    assert base64.b64decode(record["shift"]["float32"]) == shift.astype("<f4").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("shift", "message"),
+    [
+        (
+            np.zeros((3, 2, 2)),
+            r"norm.shift: found an array of \(3, 2, 2\), expected .* \(2, 2, 2\)",
+        ),
+        (np.zeros((3, 2)), r"norm.shift: found an array of \(1, 3, 2\)"),
+        ([[[0.0], [1.0]], [[0.0]]], "norm.shift: found lists of different lengths"),
+        (np.full((2, 2, 2), np.nan), "norm.shift: found .*nan.*, expected finite numbers"),
+        ([[[[0.0]]]], "expected a number"),
+        ({"shape": [2, 4, 4], "float32": "AAAA"}, "found 3 bytes of the shape"),
+        ({"shape": [2, 4], "float32": "AAAA"}, "shape: .*expected three integers"),
+        ({"float32": "AAAA"}, "an object of shape and float32"),
+        ({"shape": [1, 1, 1], "float32": "?"}, "base64|padding|Only"),
+    ],
+)
+def test_a_norm_that_fits_no_latent(shift: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(moments_spec(), norm=Norm(shift, (1.0,)))
 
 
 @given(NUMBERS, st.integers(-1, 9) | st.none())

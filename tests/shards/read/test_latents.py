@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,9 +48,28 @@ def test_latents_are_normalised_and_nothing_is_drawn() -> None:
     assert drawn.flatten().tolist() == [20.0, 0.5]
 
 
-@pytest.mark.parametrize("norm", [Norm((0.3,), (1.7,)), Norm((1.0, -2.0, 3.0), (0.1, 2.0, 30.0))])
+PLACES = np.random.default_rng(0).uniform(0.5, 2, (3, 4, 4)).astype(np.float32)  # (C, H, W)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        Norm((0.3,), (1.7,)),
+        Norm((1.0, -2.0, 3.0), (0.1, 2.0, 30.0)),
+        Norm((0.5,), PLACES),
+        Norm(PLACES - 1, PLACES[:1]),
+    ],
+)
 def test_undraw_is_the_inverse(norm: Norm) -> None:
     moments = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(0))
     moments[:, 3:] = -100  # no spread: the draw is the mean
     latents = draw(moments, norm, torch.zeros(2, 3, 4, 4))
     torch.testing.assert_close(undraw(latents, norm), moments[:, :3])
+
+
+def test_a_norm_of_each_channel_and_place() -> None:
+    latents = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).half()
+    for shift, scale in ((PLACES - 1, PLACES), (PLACES[:, :1], PLACES[0]), (PLACES[:, 0, 0], [2])):
+        axes = [np.float32(v)[:, None, None] if np.ndim(v) == 1 else v for v in (shift, scale)]
+        expected = (latents.float().numpy() - axes[0]) * axes[1]
+        assert np.array_equal(draw(latents, Norm(shift, scale), None).numpy(), expected)

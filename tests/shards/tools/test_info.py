@@ -62,6 +62,26 @@ def test_latents_that_their_norm_normalises(tmp_path: Path, kind: str) -> None:
     assert "latents     mean 3.0" in text
 
 
+def test_latents_that_a_norm_of_each_place_normalises(tmp_path: Path) -> None:
+    """Places of deviation 1 and 3: over a channel they would not have deviation 1."""
+    places = np.where(np.arange(8) % 2, 3.0, 1.0) * np.ones((2, 8, 8))
+    spec = ColumnSpec(
+        {"kind": "latents", "source": "s"},
+        Layout("latents", (2, 8, 8), 1, 1024),
+        Norm(5 * places, 1 / places),
+    )
+    digest = create_column(tmp_path / "c", spec)
+    values = np.random.default_rng(0).normal(size=(300, 2, 8, 8)) * places + 5 * places
+    with ShardWriter(tmp_path / "c", spec, digest, 0, 300, "index") as writer:
+        writer.put_block(values.astype(np.float16), np.zeros(300, np.uint8))
+        writer.commit({})
+    put_complete(tmp_path / "c", digest, 1, allow_failed=False)
+    info = information(tmp_path / "c")
+    assert info["warnings"] == []
+    np.testing.assert_allclose(info["latents"]["normalised"]["channel_std"], 1, atol=0.02)
+    np.testing.assert_allclose(info["latents"]["normalised"]["channel_mean"], 0, atol=0.02)
+
+
 def test_channels_in_another_order_are_told(tmp_path: Path) -> None:
     shift, scale = np.array([1.0, -1.0]), np.array([1.0, 1.0])
     path = normal_latents(tmp_path / "c", Norm((-1.0, 1.0), (1.0, 1.0)), shift, scale)
