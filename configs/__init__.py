@@ -10,17 +10,20 @@ A config of this package is found from any folder by its name: `configs:train/fl
 
 from __future__ import annotations
 
+# isort: split
+from . import early  # noqa: F401 - before what takes time to load
+
+# isort: split
 import argparse
 import difflib
 import json
 import math
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -34,7 +37,6 @@ __all__ = [
     "load_text",
     "read_yaml",
     "refuse_existing",
-    "run",
     "shipped",
     "shipped_names",
     "show_config",
@@ -99,22 +101,6 @@ def _checked(model: type[M], values: Any, where: str) -> M:
     except ValidationError as error:
         lines = [_explain(model, values, dict(problem)) for problem in error.errors()]
     raise ConfigError("\n  ".join([f"{where} is no valid {model.__name__}:", *lines]))
-
-
-def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run an entry point; a user's error becomes one message on stderr and its exit code.
-
-    A user's error is an exception whose class has an `exit_code`. All others keep their traceback.
-    """
-    try:
-        code = main()
-    except Exception as error:
-        exit_code = getattr(type(error), "exit_code", None)
-        if exit_code is None:
-            raise
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(exit_code)
-    sys.exit(code or 0)
 
 
 # ---- the verb `config` of a stage -------------------------------------------------------------

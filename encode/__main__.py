@@ -26,6 +26,7 @@ import sys
 from typing import Any
 
 import configs
+from shards import exits
 from shards.console import Parser, bench_module, config_words, overview
 from shards.printing import command
 
@@ -105,4 +106,4 @@ def _parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    configs.run(main)
+    exits.run(main)

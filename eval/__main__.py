@@ -15,7 +15,7 @@ python -m eval watch demo/runs/NAME --prompts few.txt --scorer cmmd --reference 
 
 from __future__ import annotations
 
-from configs import run
+from shards.exits import run
 
 from .commands import main
 

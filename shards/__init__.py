@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+# isort: split
+from . import early  # noqa: F401 - before what takes time to load
+
+# isort: split
 from .column.commits import Snapshot, put_complete, read_commit
 from .column.source import IndexRow, Source, open_source, put_index, read_index
 from .column.writer import ShardWriter, check_column, create_column, put_empty

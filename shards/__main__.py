@@ -27,15 +27,14 @@ after Ctrl-C). `verify` of several goes on after one that is no column, and leav
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import sys
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+from . import exits
 from .console import Parser, bench_module, not_negative, number, overview, positive
-from .errors import ShardsError
 from .printing import command
 from .signals import stoppable
 
@@ -59,7 +58,6 @@ EXAMPLES = (
 )
 COLUMN = "a column: a folder or url"
 MODULES = {"digest": "verify", "stage": "copy"}  # of verbs that have none of their name
-NO_RIGHTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -207,16 +205,9 @@ def main() -> int:
     args = parser().parse_args()
     try:
         return stoppable(lambda: run(args))
-    except ShardsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # see `command`
-        raise
-    except OSError as error:
-        remedy = "Make room, give the rights, then run again"
-        print(f"error: {error}" + f". {remedy}" * (error.errno in NO_RIGHTS), file=sys.stderr)
-        return 2
+    except Exception as error:
+        return exits.failed(error)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exits.run(main)

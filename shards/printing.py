@@ -11,7 +11,8 @@ import os
 import re
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TextIO, TypeVar
 
@@ -72,12 +73,26 @@ class SafeStream:
 
     def write(self, text: str) -> int:
         start = "\r" if text.startswith("\r") else ""  # a bar of a library begins its line again
-        self.stream.write(start + printable(text[len(start) :]))
+        with self._named():
+            self.stream.write(start + printable(text[len(start) :]))
         return len(text)
 
     def writelines(self, lines: Any) -> None:
         for line in lines:
             self.write(line)
+
+    def flush(self) -> None:
+        with self._named():
+            self.stream.flush()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Lets an error of a full disk say that it is this stream's."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or getattr(self.stream, "name", None)
+            raise
 
     def isatty(self) -> bool:
         return False
@@ -119,7 +134,7 @@ def command(main: Callable[P, Code]) -> Callable[P, Code]:
 
 def _output_closed() -> bool:
     """Returns whether stdout is a pipe that its reader has closed. What is left to print is then
-    dropped: the interpreter would complain of it at its end.
+    dropped.
     """
     try:
         output = sys.stdout.fileno()
@@ -129,10 +144,15 @@ def _output_closed() -> bool:
     state.register(output, 0)
     if not any(event & (select.POLLERR | select.POLLHUP) for _, event in state.poll(0)):
         return False
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, output)
-    os.close(nowhere)
+    drop_output()
     return True
+
+
+def drop_output() -> None:
+    """Drops what is left to print, where the interpreter would complain at its end that it cannot."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def raw(stream: Any) -> TextIO:

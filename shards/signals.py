@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -20,6 +21,7 @@ SIGNALS = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
     signal.SIGQUIT,
 )  # fmt: skip
+LATER = 0.01  # seconds after which a stop that was lost comes again
 
 
 class Stopped(BaseException):
@@ -54,24 +56,57 @@ def on_stop(handle: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def to_main_thread(number: int) -> None:
+    """Sends a signal to the main thread, which it wakes where it sleeps or waits."""
+    ident = threading.main_thread().ident
+    assert ident is not None
+    signal.pthread_kill(ident, number)
+
+
+@contextmanager
+def brought_back(kind: type[BaseException], again: Callable[[], object]) -> Iterator[None]:
+    """Lets nothing of `kind` be lost that a signal handler raises meanwhile: within a finaliser, or
+    a callback of the interpreter (of which each import has some), Python prints it with a traceback
+    and goes on. Here `again` is called in its place, a moment later and by another thread.
+    """
+    before = sys.unraisablehook
+
+    def lost(unraisable: sys.UnraisableHookArgs) -> None:
+        if issubclass(unraisable.exc_type, kind):
+            threading.Timer(LATER, again).start()
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = lost
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
 @contextmanager
 def stopping(received: list[int] | None = None) -> Iterator[None]:
     """Lets the first stop signal raise Stopped; later ones are ignored, so that what follows cleans
     up undisturbed.
 
-    What is raised within a finaliser is lost, so the signal's number is appended to `received` too.
+    The signal's number is appended to `received` too.
     """
-    first = True
+    first, last = True, 0
 
     def stop(number: int) -> None:
-        nonlocal first
+        nonlocal first, last
         if received is not None:
             received.append(number)
         if first:
-            first = False
+            first, last = False, number
             raise Stopped(number)
 
-    with on_stop(stop):
+    def again() -> None:
+        nonlocal first
+        first = True
+        to_main_thread(last)
+
+    with on_stop(stop), brought_back(Stopped, again):
         yield
 
 

@@ -2,8 +2,6 @@
 
 import importlib
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -183,32 +181,6 @@ def test_a_validator_of_the_whole_speaks_for_itself() -> None:
 def test_models_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load(Example, None).steps = 3  # type: ignore[misc]  # the point of the test
-
-
-@pytest.mark.parametrize(
-    ("body", "code", "stderr"),
-    [
-        ("return None", 0, ""),
-        ("return 3", 3, ""),
-        ("raise ConfigError('found x, expected y')", 2, "ConfigError: found x, expected y\n"),
-        ("raise Bug('oops')", 1, "Traceback"),
-    ],
-)
-def test_run_turns_user_errors_into_one_message(body: str, code: int, stderr: str) -> None:
-    script = (
-        "from configs import ConfigError, run\n"
-        "class Bug(Exception): pass\n"
-        f"def main():\n    {body}\n"
-        "run(main)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=CONFIGS.parent
-    )
-    assert done.returncode == code
-    if stderr == "Traceback":
-        assert "Traceback" in done.stderr
-    else:
-        assert done.stderr == stderr
 
 
 # ---- what is shipped ----------------------------------------------------------------------------

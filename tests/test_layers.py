@@ -32,6 +32,7 @@ PUBLIC = {
         "charts",
         "column",
         "console",
+        "exits",
         "format",
         "format.atomic",
         "format.checks",

@@ -29,6 +29,7 @@ from typing import Any
 
 import configs
 from configs import ConfigError
+from shards import exits
 from shards.console import Parser, bench_module, overview
 from shards.launch import launched, take_local_rank
 from shards.places import local_path
@@ -109,4 +110,4 @@ def add_options(verb: str, parser: argparse.ArgumentParser) -> Any:
 
 
 if __name__ == "__main__":
-    configs.run(main)
+    exits.run(main)

@@ -9,7 +9,7 @@ where it stopped. demo/reconstructions.html shows what each VAE itself loses.
 
 from __future__ import annotations
 
-from configs import run
+from shards.exits import run
 
 from .pipeline import main
 

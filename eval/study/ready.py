@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import configs
+from shards import exits
 
 from ..prompts.benchmarks import find
 from ..score import SCORERS
@@ -33,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    configs.run(main)
+    exits.run(main)

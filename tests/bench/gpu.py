@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 import configs
+from shards import exits
 from shards.console import positive
 from shards.format.atomic import Json
 from shards.places import local_path
@@ -435,4 +436,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    configs.run(main)
+    exits.run(main)

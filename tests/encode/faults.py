@@ -23,6 +23,7 @@ from typing import Any
 
 from encode.config import EncodeConfig
 from encode.run.job import Options
+from shards import exits
 from shards.tools.verify import logical_digest, verify
 from tests.encode import light
 from tests.encode.rays import Cluster, cluster, until
@@ -129,9 +130,8 @@ def standing() -> Stage:
 
 def run_in(config: EncodeConfig, options: Options = PLAIN) -> None:
     """In a forked process: what the command would do."""
-    import configs
 
-    configs.run(lambda: light.run(config, options))
+    exits.run(lambda: light.run(config, options))
 
 
 @dataclass

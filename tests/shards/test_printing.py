@@ -126,7 +126,7 @@ def test_a_command_on_a_terminal(tmp_path: Path) -> None:
         pass
     os.close(leader)
     assert b"\x1b" not in output
-    assert b"error: \\x1b[31mred: no such folder" in output
+    assert b"NotAColumn: \\x1b[31mred: no such folder" in output
     assert b"\\x1b]0;t\\x07" in output
 
 

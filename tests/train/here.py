@@ -11,8 +11,7 @@ from typing import Any
 import torch
 import torch.utils.tensorboard
 
-import configs
-from shards import JoinedColumns, Order
+from shards import JoinedColumns, Order, exits
 from shards.read.stream import Batch, Stream
 from tests.forks import fork, leave_pytest, wait
 from train.config import TrainConfig, run_folder
@@ -30,7 +29,7 @@ def forked(work: Callable[[], int | None], log: Path) -> tuple[int, str]:
 
     def alone() -> None:
         leave_pytest()
-        configs.run(work)
+        exits.run(work)
 
     return wait(fork(alone, log)), log.read_text()
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-import configs
+from shards import exits
 from shards.read.stream import Batch, Stream
 from shards.signals import SIGNALS
 from tests.forks import fork, leave_pytest, torchrun
@@ -157,7 +157,7 @@ def called(words: list[str]) -> None:
     from train.__main__ import main
 
     sys.argv = ["train", *words]
-    configs.run(main)
+    exits.run(main)
 
 
 def fitting(
@@ -177,7 +177,7 @@ def fitting(
 
     def work(rank: int) -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-        configs.run(lambda: fit(config, run, batches))
+        exits.run(lambda: fit(config, run, batches))
 
     return start(work, ranks, folder)
 

@@ -22,9 +22,9 @@ from PIL import Image
 from rich.table import Table
 from torch import Tensor
 
-import configs
 from eval.features.features import extract, of_folder
 from eval.features.networks import Network
+from shards import exits
 from tests.bench import turns
 from tests.bench.cost import cpu_of, paired, promise
 
@@ -125,4 +125,4 @@ def bench(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    configs.run(main)
+    exits.run(main)

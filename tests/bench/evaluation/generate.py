@@ -25,10 +25,10 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-import configs
 from eval.images.generate import Generator, Request, generate
 from eval.images.prompt_cache import TextCache
 from eval.images.sampler import sample
+from shards import exits
 from shards.format.atomic import Json
 from shards.read.latents import undraw
 from shards.read.randomness import normal
@@ -172,4 +172,4 @@ def bench(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    configs.run(main)
+    exits.run(main)

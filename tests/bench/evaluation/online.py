@@ -22,13 +22,12 @@ import torch
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-import configs
 from encode import EncodeConfig
 from encode.models.encoder import CaptionEncoder, ImageEncoder
 from encode.models.load import load_encoder
 from encode.run.job import run as encode_run
 from encode.source.images import decode, transform
-from shards import JoinedColumns
+from shards import JoinedColumns, exits
 from shards.format.atomic import Json
 from shards.read.stream import Batch, Stream
 from tests.bench import turns
@@ -234,4 +233,4 @@ def bench(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    configs.run(main)
+    exits.run(main)

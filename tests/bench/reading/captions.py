@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-import configs
-from shards import JoinedColumns, open_join
+from shards import JoinedColumns, exits, open_join
 from shards.format.atomic import Json
 from shards.read.stream import Stream
 from shards.tools.convert import convert
@@ -97,4 +96,4 @@ def bench(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    configs.run(main)
+    exits.run(main)

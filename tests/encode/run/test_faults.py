@@ -67,7 +67,7 @@ DRIVER = """
 import configs, sys
 from encode.__main__ import main
 try:
-    configs.run(main)
+    exits.run(main)
 finally:
     assert 'torch' not in sys.modules, 'the driver has loaded torch'
 """

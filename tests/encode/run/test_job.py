@@ -23,7 +23,6 @@ import zarr
 from numpy.typing import NDArray
 from PIL import Image
 
-import configs
 from encode.__main__ import main
 from encode.run.job import record_failures
 from encode.run.supervisor import is_final
@@ -33,6 +32,7 @@ from shards import (
     CorruptColumn,
     IncompleteColumn,
     create_column,
+    exits,
     open_store,
     put_complete,
     read_commit,
@@ -58,7 +58,7 @@ def start(output: Path, *words: object, command: str = "run") -> int:
 
     def work() -> None:
         sys.argv = ["encode", command, *map(str, words)]
-        configs.run(main)
+        exits.run(main)
 
     return fork(work, output)
 
@@ -479,7 +479,7 @@ def test_a_full_disk_ends_the_run(config: Path, encode: Encode, tmp_path: Path) 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
         sys.argv = ["encode", "run", str(config)]
-        configs.run(main)
+        exits.run(main)
 
     code = wait(fork(work, tmp_path / "output"))
     output = (tmp_path / "output").read_text()
@@ -611,7 +611,7 @@ def test_a_file_system_without_hard_links(tmp_path: Path, models: Path, atomic: 
     def work() -> None:
         (no_links if atomic else no_atomic_names)()
         sys.argv = ["encode", "run", str(config), "columns.text=null"]
-        configs.run(main)
+        exits.run(main)
 
     code, output = wait(fork(work, tmp_path / "output")), (tmp_path / "output").read_text()
     if atomic:

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-import configs
 from encode.__main__ import main
+from shards import exits
 from shards.tools.repair import repair
 from shards.tools.verify import examine, logical_digest, verify
 from tests.encode.toy import files_of, write_config, write_source
@@ -14,7 +14,7 @@ from tests.forks import fork, wait
 def encode(config: Path, output: Path) -> str:
     def work() -> None:
         sys.argv = ["encode", "run", str(config)]
-        configs.run(main)
+        exits.run(main)
 
     assert wait(fork(work, output)) == 0, output.read_text()
     return output.read_text()

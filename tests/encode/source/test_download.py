@@ -21,12 +21,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 import yaml
 
-import configs
 from encode.__main__ import main
 from encode.source.download import brace_patterns
 from encode.source.hub import PartFile, natural
 from encode.source.places import expand
 from encode.source.tars import make_source
+from shards import exits
 from shards.errors import NoRoom
 from tests.encode.rays import until
 from tests.encode.web import Web
@@ -121,7 +121,7 @@ for line in sys.stdin:  # imports take seconds, so each command is a fork of thi
         os.environ.update(asked["environment"])
         sys.argv = ["encode", "download", *asked["words"]]
         try:
-            configs.run(main)
+            exits.run(main)
         except SystemExit as stop:
             sys.stdout.flush()
             os._exit(stop.code)  # taking a large process down takes seconds
@@ -421,7 +421,7 @@ def test_offline_is_respected(hub: Hub, tmp_path: Path, monkeypatch: pytest.Monk
     """In the environment of `make test`."""
     words = ["download", "blip3o-long", str(tmp_path / "folder"), "--endpoint", hub.url]
     monkeypatch.setattr(sys, "argv", ["encode", *words])
-    assert wait(fork(lambda: configs.run(main), tmp_path / "log")) == 2
+    assert wait(fork(lambda: exits.run(main), tmp_path / "log")) == 2
     output = (tmp_path / "log").read_text()
     assert output == "HubError: HF_HUB_OFFLINE is set: unset it to download\n"
     assert hub.seen == []

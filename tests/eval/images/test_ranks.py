@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import configs
 from eval.commands import main
 from eval.errors import BadRequest, OtherImages
 from eval.images.generate import generate
 from eval.images.ranks import Rank
+from shards import exits
 from shards.errors import BadRanks
 from shards.signals import Stopped
 from tests.eval import faults
@@ -152,7 +152,7 @@ def accelerate(words: list[str], output: Path) -> int:
 
 
 def agent(words: list[str], output: Path) -> int:
-    return torchrun(lambda: configs.run(lambda: main(words[1:])), 2, output)
+    return torchrun(lambda: exits.run(lambda: main(words[1:])), 2, output)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.distributed import distributed_c10d
 
-import configs
+from shards import exits
 from shards.column.lease import LEASE, Lease
 from shards.format.atomic import canonical_json
 from tests.forks import start_torchrun, wait
@@ -95,7 +95,7 @@ def test_a_hung_rank_is_named_by_the_guard_and_not_by_torch(tmp_path: Path) -> N
                 time.sleep(0.01)
             deepspeed.comm.all_reduce(torch.ones(1), group=group)
 
-    job = start(lambda rank: configs.run(lambda: work(rank)), 2, tmp_path)
+    job = start(lambda rank: exits.run(lambda: work(rank)), 2, tmp_path)
     assert job.wait() == [4, 4], job.text()
     for rank in (0, 1):
         assert "no rank has got on for 4 s (guard.hang): rank 1 (" in job.text(rank)
