@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import configs
 from configs import ConfigError, add_config_options, show_config, word, write_new
-from shards.console import positive
+from shards.console import positive, say_next
 from shards.format import checked_name, proposed
 from shards.format.atomic import put_if_absent, read_json
 from shards.places import home, is_url, local_path, place
@@ -78,11 +78,10 @@ def run_init(args: argparse.Namespace) -> int:
     text = _config_text(args, sources, dict(columns))
     config = _checked(text, str(args.out))
     write_new(args.out, text, put_if_absent)
-    out = shlex.quote(str(args.out))
     print(
         f"wrote {args.out}: {', '.join(names)} of {', '.join(sources)}, into {config.root}/SOURCE/COLUMN"
     )
-    print(f"next: python -m encode run {out}    # before it, `encode plan` says bytes and hours")
+    say_next("encode", "run", args.out, note="before it, `encode plan` says bytes and hours")
     if args.vae and args.text:
         first = f"{config.root.rstrip('/')}/{next(iter(sources))}"
         latents, captions = (shlex.quote(f"{first}/{names[i]}") for i in (0, len(args.vae)))

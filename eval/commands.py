@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shards.console import Parser, examples_text, not_negative, overview, positive
+from shards.console import Parser, examples_text, not_negative, overview, positive, say_next
 from shards.launch import take_local_rank
 from shards.places import local_path, model, place
 from shards.printing import command
@@ -91,9 +91,19 @@ def _generate(args: argparse.Namespace) -> int:
     received: list[int] = []
 
     def work() -> None:
-        generate(Request(**_fields(args)), rank=rank, signals=received)
+        made = generate(Request(**_fields(args)), rank=rank, signals=received)
+        if made.get("complete", True):  # the rank that made the last one
+            say_next("eval", *_after_generate(args.benchmark, args.save_dir))
 
     return stoppable(work, received)
+
+
+def _after_generate(benchmark: str, folder: Path) -> tuple[object, ...]:
+    """Returns the words that score a set, where its benchmark has a scorer, or show it."""
+    scorers = {"geneval": "geneval", "dpgbench": "dpg", "genaibench": "genai"}
+    if benchmark in scorers:
+        return "score", scorers[benchmark], folder
+    return "report", folder, "--out", "report.html"
 
 
 # Benchmarks' prompts ------------------------------------------------------------------------------
@@ -156,6 +166,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
     from .reconstruct import reconstruct
 
     print(json.dumps(reconstruct(**_fields(args))["mean"]))
+    say_next("eval", "report", args.save_dir, "--out", "report.html", file=sys.stderr)
 
 
 def _fid_flags(parser: argparse.ArgumentParser) -> None:
@@ -199,6 +210,8 @@ def _score_flags(parser: argparse.ArgumentParser) -> None:
 
 def _score(args: argparse.Namespace) -> None:
     args.score(args)
+    if "save_dir" in args:
+        say_next("eval", "report", *args.save_dir, "--out", "report.html", file=sys.stderr)
 
 
 def _report_flags(parser: argparse.ArgumentParser) -> None:

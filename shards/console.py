@@ -59,12 +59,15 @@ def examples_text(examples: Sequence[str]) -> str:
     return "\n".join(["For example:\n", *(f"  {line}" for line in examples)])
 
 
-def say_next(*words: object, note: str = "", file: TextIO | None = None) -> None:
-    """Prints the command that usually follows, as it can be typed, with a note behind it; on stdout,
-    or on the `file` where stdout is for a program.
-    """
+def next_text(*words: object, note: str = "") -> str:
+    """Returns the line of the command that usually follows, as it can be typed, with a note behind."""
     line = "next: python -m " + shlex.join(map(str, words))
-    print(line + (f"    # {note}" if note else ""), file=file, flush=True)
+    return one_line(line + (f"    # {note}" if note else ""))
+
+
+def say_next(*words: object, note: str = "", file: TextIO | None = None) -> None:
+    """Prints `next_text`: on stdout, or on the `file` where stdout is for a program."""
+    print(next_text(*words, note=note), file=file, flush=True)
 
 
 def number_text(value: float, digits: int = 3) -> str:

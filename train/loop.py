@@ -30,7 +30,7 @@ from .model.flow import losses
 from .ranks.world import World
 from .report.loggers import open_loggers, run_id
 from .report.metrics import Metrics, StepRecord, StepSums, Throughput, line, step_record
-from .report.page import write_page
+from .report.page import what_follows, write_page
 from .step.ema import Ema
 from .step.engine import Engine, deepspeed_config
 from .step.inputs import Inputs, MicroBatch, micro_batches, training_inputs
@@ -242,6 +242,7 @@ class Trainer:
             log.info("stopped by %s after step %s, %s", name, self.step_number, end)
             return 128 + self._signal
         log.info("done: step %s of %s", f"{self.step_number:,}", f"{self.config.steps:,}")
+        log.info("%s", what_follows(self.folder))
         return 0
 
     def _begin(self) -> None:
@@ -255,13 +256,14 @@ class Trainer:
         self.throughput.reset()
 
     def _train(self, queue: Iterator[MicroBatch], validator: Validator | None) -> None:
-        config, saved = self.config, self.step_number
+        config, saved, shown = self.config, self.step_number, False
         while self.step_number < config.steps and not self._signal:
             record = self.step(queue)
             if record is not None:
                 self.throughput.add(record)
-                if self._due(config.log_every):
-                    self._log()
+                if (due := self._due(config.log_every)) or not shown:
+                    self._log(due)
+                    shown = True
                 if validator and self._due(config.validation.every) and not self._signal:
                     self._validate(validator)
             if self.step_number > saved and (self._to_save() or self._signal):
@@ -275,7 +277,8 @@ class Trainer:
     def _to_save(self) -> bool:
         return self._due(self.config.save_every) or self.step_number in self.config.save_at
 
-    def _log(self) -> None:
+    def _log(self, due: bool) -> None:
+        """Logs the interval; the first step of a start is shown at once, and counts for the interval."""
         values = {
             **self.throughput.measure(self.config.steps - self.step_number),
             "grad_norm": self.engine.grad_norm,
@@ -283,7 +286,9 @@ class Trainer:
             "epoch": self.position / self.epoch_samples,
             "initial_share": self.ema.initial_share,
         }
-        log.info("%s", line(self.step_number, self.config.steps, values))
+        log.info("%s", line(self.step_number, self.config.steps, values, with_rate=due))
+        if not due:
+            return
         if self.metrics:
             self.metrics.write(self.step_number, position=self.position, **values)
         self.throughput.reset()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
 import shutil
 import sqlite3
 import sys
@@ -26,7 +25,7 @@ from pathlib import Path
 from rich.table import Table
 
 from shards import NoRoom
-from shards.console import WIDTH, Bar, positive, render
+from shards.console import WIDTH, Bar, positive, render, say_next
 from shards.format.atomic import Json
 from shards.places import local_path
 from shards.signals import stoppable
@@ -81,8 +80,8 @@ def _pack(source: Path, out: Path, options: Options) -> int:
         ("packed into" if packed.fresh else "packed already:") + f" {out}. As a source of encode:\n"
     )
     print(source_lines(packed))
-    place = shlex.quote(str(out))
-    print(f"next: python -m encode init --sources {place} --vae MODEL --text MODEL")
+    models = ("--vae", "flux", "--text", "gemma-2b")
+    say_next("encode", "init", "--sources", out, *models, note="or models of your own")
     if mostly_lost(packed.record):
         print(f"{source}: {lost_words(packed.record)}", file=sys.stderr)
         return LOST

@@ -31,6 +31,7 @@ from shards.console import (
     number,
     positive,
     render,
+    say_next,
     size_text,
     without_nan,
 )
@@ -255,6 +256,8 @@ def run_plan(args: argparse.Namespace) -> int:
         print(json.dumps(without_nan(as_record(plan, args)), indent=1))
     else:
         print(as_text(plan, args))
+        if plan.space.fits is not False:
+            say_next("encode", "run", args.config, *args.overrides)
     return 2 if plan.space.fits is False else 0
 
 

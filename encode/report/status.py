@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 from contextlib import suppress
@@ -189,8 +190,8 @@ def status(config: EncodeConfig, now: float | None = None, sizes: bool = True) -
     return {"root": open_store(config.root).url, "columns": columns, "run": run}
 
 
-def as_text(record: Json, config_path: str) -> str:
-    """Returns the status for a reader."""
+def as_text(record: Json, config: str) -> str:
+    """Returns the status for a reader; `config` is as it is typed, with what is set over it."""
     table = Table("column", "shards", "failed", "missing", "rows", "bytes", "rows by status")
     for heading in table.columns[1:6]:
         heading.justify = "right"
@@ -221,7 +222,9 @@ def as_text(record: Json, config_path: str) -> str:
     if len(failed) > SHOWN:
         lines.append(f"... and {len(failed) - SHOWN} more; --json has all")
     if failed:
-        lines.append(f"mend or fetch the tars, then: python -m encode retry-failed {config_path}")
+        lines.append(f"mend or fetch the tars, then: python -m encode retry-failed {config}")
+    elif not (record["run"] or {}).get("alive") and not _all_complete(record):
+        lines.append(f"next: python -m encode run {config}")
     return render(table, *lines)
 
 
@@ -235,6 +238,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run_status(args: argparse.Namespace) -> int:
     """`python -m encode status`."""
     config = configs.load(EncodeConfig, args.config, args.overrides)
+    words = shlex.join(map(str, [args.config, *args.overrides]))
     lost: dict[str, str] | None = None  # what the first look found to be missing
     while True:
         record = status(config, sizes=lost is None)
@@ -243,7 +247,7 @@ def run_status(args: argparse.Namespace) -> int:
             lost = {name: c["lost"] for name, c in columns.items() if c.get("lost")}
         for name, message in lost.items():
             columns[name]["lost"] = message
-        text = json.dumps(record, indent=1) if args.json else as_text(record, str(args.config))
+        text = json.dumps(record, indent=1) if args.json else as_text(record, words)
         if args.watch and (terminal := raw(sys.stdout)).isatty():
             terminal.write("\x1b[H\x1b[J")
         print(text, flush=True)
@@ -254,6 +258,10 @@ def run_status(args: argparse.Namespace) -> int:
             time.sleep(EVERY)
         except KeyboardInterrupt:
             return 0
+
+
+def _all_complete(record: Json) -> bool:
+    return all(column.get("complete") for column in record["columns"].values())
 
 
 def _useless(column: Json) -> bool:

@@ -13,9 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from shards import ObjectsMissing, Store, put_complete
 from shards.column import Lease, commit_name, failure_name
+from shards.console import say_next
 from shards.format import FAILURE, VERSION, FailureRecord, sealed
 from shards.format.atomic import Json
 from shards.signals import Stopped, stoppable
@@ -168,4 +170,25 @@ def finish(
                 damaged[url] = str(error)
     report = write_report(config.root_store, plan.columns, failures, run, config, damaged)
     print(report.text)
-    return QUARANTINED if failures or damaged or report.useless else FINISHED
+    if failures or damaged or report.useless:
+        return QUARANTINED
+    _say_next(plan, config.root.rstrip("/"))
+    return FINISHED
+
+
+def _say_next(plan: RunPlan, root: str) -> None:
+    """Says how to train from the first columns of pictures and captions, or to look at the first one."""
+    columns = [
+        (job.source.name, spec.layout.kind, f"{root}/{job.source.name}/{name}")
+        for job in plan.jobs
+        for name, spec in job.specs.items()
+    ]
+    for source, kind, latents in columns:
+        texts = [url for of, kind, url in columns if of == source and kind in ("tokens", "ids")]
+        if kind in ("moments", "latents") and texts:
+            words = ["train", "init", "--latents", latents, "--text", texts[0]]
+            if Path("train.yaml").exists():  # the default, which is not overwritten
+                words += ["--out", f"train-{Path(latents).name}.yaml"]
+            return say_next(*words)
+    for _, _, url in columns[:1]:
+        say_next("shards", "info", url)

@@ -13,6 +13,7 @@ import argparse
 import os
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -23,7 +24,7 @@ from pathlib import Path
 import yaml
 
 from shards import NoRoom
-from shards.console import Bar, positive, size_text
+from shards.console import Bar, positive, say_next, size_text
 from shards.places import local_path
 from shards.signals import Stopped, stoppable
 
@@ -37,6 +38,7 @@ SETS = {
     "journeydb": "BLIP3o/BLIP3o-Pretrain-JourneyDB",
 }
 THREADS = 16
+MOST_NAMED = 8  # places that the next command names
 SPARE = 1 << 30  # bytes of the disk that are left free
 
 
@@ -97,7 +99,14 @@ def _download(args: argparse.Namespace) -> int:
             ]
         _run_all(jobs, args.threads, stop)
     print(f"complete: {len(files):,} files in {folder}\n")
-    print(source_yaml(args.dataset.rpartition("/")[2], folder, files), end="")
+    sources = sources_of(args.dataset.rpartition("/")[2], folder, files)
+    lines = yaml.safe_dump({"sources": sources}, sort_keys=False, width=10_000, allow_unicode=True)
+    print(lines, end="", flush=True)
+    words = [f"{name}={place}" for name, places in sources.items() for place in places]
+    models = ("--vae", "flux", "--text", "gemma-2b")
+    note = "or models of your own"
+    if len(words) <= MOST_NAMED:
+        say_next("encode", "init", "--sources", *words, *models, note=note, file=sys.stderr)
     return 0
 
 
@@ -121,9 +130,9 @@ def _run_all(jobs: Sequence[Callable[[], None]], threads: int, stop: threading.E
         raise
 
 
-def source_yaml(name: str, folder: Path, files: Sequence[HubFile]) -> str:
-    """Returns the lines of an encode config that name the files as one source; of several, where
-    folders repeat a name.
+def sources_of(name: str, folder: Path, files: Sequence[HubFile]) -> dict[str, list[str]]:
+    """Returns the places of one source of an encode config, by its name; of several, where folders
+    repeat a name.
     """
     bases = [file.path.rpartition("/")[2] for file in files]
     groups: dict[str, list[str]] = {}
@@ -131,11 +140,10 @@ def source_yaml(name: str, folder: Path, files: Sequence[HubFile]) -> str:
         parent = file.path.rpartition("/")[0] if len(set(bases)) < len(bases) else ""
         key = "-".join(filter(None, [name.lower(), parent.replace("/", "-")]))
         groups.setdefault(key, []).append(str(folder.absolute() / file.path))
-    sources = {
+    return {
         key: patterns if expand(patterns := brace_patterns(places)) == places else places
         for key, places in groups.items()
     }
-    return yaml.safe_dump({"sources": sources}, sort_keys=False, width=10_000, allow_unicode=True)
 
 
 def brace_patterns(places: Sequence[str]) -> list[str]:

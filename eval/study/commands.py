@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from shards.console import not_negative, overview, positive
+from shards.console import not_negative, overview, positive, say_next
 from shards.places import local_path
 from shards.signals import stoppable
 
@@ -59,7 +59,9 @@ def _plan_flags(parser: argparse.ArgumentParser) -> None:
 def _plan(args: argparse.Namespace) -> int:
     from .plan.plan import run_plan
 
-    return run_plan(args)
+    code = run_plan(args)
+    say_next("eval", "study", "run", *_named(args))
+    return code
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -67,7 +69,15 @@ def _run(args: argparse.Namespace) -> int:
     from .study import Study
 
     study = Study.open(args.study, args.out, args.jobs)
-    return stoppable(lambda: run(study))
+    code = stoppable(lambda: run(study))
+    if code == 0:
+        say_next("eval", "study", "report", *_named(args))
+    return code
+
+
+def _named(args: argparse.Namespace) -> list[object]:
+    """Returns the words that name this study again."""
+    return [args.study, *(["--out", args.out] if args.out else [])]
 
 
 def _status(args: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from ..column.commits import (
     valid_rows,
 )
 from ..column.writer import ShardWriter, create_column, put_empty
-from ..console import Bar
+from ..console import Bar, say_next
 from ..errors import ConversionFailed, ShardsError
 from ..format.atomic import Json
 from ..format.int8 import WARN_ABOVE, calibrate, stored_rows
@@ -189,4 +189,5 @@ def run_convert(args: argparse.Namespace) -> int:
             result += f"; WARNING: more than the {100 * WARN_ABOVE:.0f} % that is usual"
     rows = sum(column.snapshot.rows)
     print(f"{args.target}: {rows:,} rows as {column.layout.record()}; {result}")
+    say_next("shards", "verify", args.target)
     return 0

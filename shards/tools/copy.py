@@ -20,7 +20,7 @@ from ..column.commits import commit_name, committed, failure_name, open_complete
 from ..column.source import index_name
 from ..column.values import sha256_of
 from ..column.zarr_object import read_into
-from ..console import Bar
+from ..console import Bar, say_next
 from ..errors import CorruptColumn, IdentityMismatch, NoRoom, NotAColumn
 from ..format.atomic import sha256
 from ..read.column import open_spec
@@ -311,6 +311,7 @@ def run_copy(args: argparse.Namespace) -> int:
         f"{args.target}: {len(manifest.commits)} shards of {args.source}, {len(manifest.objects)} "
         f"objects, {manifest.bytes:,} bytes ({state})"
     )
+    say_next("shards", "verify", args.target)
     return 0
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from configs.completion import MODULES, parser_of
 from shards.console import Parser
+from train.__main__ import VERBS
 
 
 def parsed(line: str) -> argparse.Namespace:
@@ -19,6 +20,9 @@ def parsed(line: str) -> argparse.Namespace:
     start = words.index("-m") + 1
     assert words[start] in MODULES, line
     words = words[start:]
+    if words[0] == "train" and words[1] not in VERBS:  # a config, and keys over it
+        assert all("=" in word for word in words[2:]), line
+        del words[2:]
     try:
         return parser_of(words, Parser).parse_args(words)
     except SystemExit:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.commands.lines import next_lines
 from tests.train import faults
 from tests.train.conftest import ROOT, launch, write_config
 from tests.train.faults import STEPS, elastic, records, same_files, step_folder
@@ -38,6 +39,8 @@ def straight(request: pytest.FixtureRequest) -> Path:
     output = (run.parent / "log-0").read_text()
     assert f"stage {min(request.param, 2)}" in output
     assert re.search(r"step 12/12  loss \d\.\d+ .* samples/s  data wait .*%  ETA 0:00:00", output)
+    (line,) = next_lines(output)
+    assert line.startswith(f"next: python -m eval generate --checkpoint {run} ")
     return run
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from rich.table import Column, Table
 
 import configs
-from shards.console import config_words, number, positive, render, size_text
+from shards.console import config_words, number, positive, render, say_next, size_text
 from shards.places import local_path
 
 from ..config import TrainConfig
@@ -208,6 +208,10 @@ def run_plan(args: argparse.Namespace) -> int:
     data = data_summary(config, args.samples, args.tokens)
     plan = make_plan(config, data, Setting(args.gpus, gpu, efficiency, args.price_per_gpu_hour))
     print(as_text(plan))
+    if data.ids is not None:
+        note = "on several GPUs by torchrun: `python -m train --help`" if args.gpus > 1 else ""
+        stage = ["eval", "train"] if data.ids else ["train"]
+        say_next(*stage, args.config, *args.overrides, note=note)
     if args.json:
         args.json.write_text(json.dumps(as_record(plan), indent=1) + "\n")
     return 0

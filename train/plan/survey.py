@@ -36,6 +36,7 @@ class DataSummary:
     latent_bytes: float  # a sample
     token_bytes: float
     notes: tuple[str, ...]
+    ids: bool | None = None  # whether captions are ids; None where there are no columns
 
     @property
     def sample_bytes(self) -> float:
@@ -100,6 +101,7 @@ def _of_columns(config: TrainConfig, sources: JoinedColumns) -> DataSummary:
         sources.by_source[0].latents.layout.unit_bytes,
         float(np.average(token_bytes, weights=weights)),
         (f"tokens a caption: mean of up to {MOST_CAPTIONS:,} of each source",),
+        sources.ids,
     )
 
 

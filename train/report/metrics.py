@@ -162,12 +162,15 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def line(step: int, steps: int, m: dict[str, Any]) -> str:
-    """Returns what a log step says on the screen."""
+def line(step: int, steps: int, m: dict[str, Any], with_rate: bool = True) -> str:
+    """Returns what a log step says on the screen; without rates of a first step, which compiles."""
+    figures = f"step {step:,}/{steps:,}  loss {m['loss']:.4f}  norm {m['grad_norm']:.3f}  lr {m['lr']:.2e}"
+    if not with_rate:
+        return figures
     rest = timedelta(seconds=round(m["seconds_left"]))
     mfu = "" if m["mfu"] is None else f"  MFU {m['mfu']:.1%}"
     return (
-        f"step {step:,}/{steps:,}  loss {m['loss']:.4f}  norm {m['grad_norm']:.3f}  lr {m['lr']:.2e}  "
+        f"{figures}  "
         f"{m['samples_per_second']:,.1f} samples/s  data wait {m['data_wait']:.1%}{mfu}  ETA {rest}"
     )
 

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from configs import ConfigError, read_yaml
 from shards import atomic_write, charts
+from shards.console import next_text
 from shards.format.checks import Count, Fields, check
 from shards.places import local_path
 from shards.printing import printable
@@ -157,6 +158,13 @@ def write_page(run: Path) -> Path:
     path = run / "page.html"
     atomic_write(path, printable(page(run)).encode())
     return path
+
+
+def what_follows(run: Path) -> str:
+    """Returns where the page of a run that has ended is, and the command that makes pictures."""
+    words = ("--checkpoint", run, "--prompts", "prompts.txt", "--save_dir", f"images/{run.name}")
+    note = "prompts.txt: one a line"
+    return f"its curves: {run / 'page.html'}\n{next_text('eval', 'generate', *words, note=note)}"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,7 @@ from encode.pack.pack import mostly_lost, pack, report, source_lines
 from encode.source.places import natural
 from encode.source.tars import scan_tar
 from shards.errors import NoRoom
+from tests.commands.lines import next_lines
 from tests.encode.toy import jpeg, picture
 
 COUNT = 7
@@ -322,7 +323,8 @@ def test_the_command_says_where_most_is_lost(captions: int, tmp_path: Path) -> N
     assert process.returncode == (0 if captions == 4 else 3), process.stderr
     assert f"{COUNT - captions} │ packed without a caption" in process.stdout
     assert f'sources: {{ out: "{tmp_path}/out/00000.tar" }}' in process.stdout
-    assert "next: python -m encode init --sources out " in process.stdout
+    words = "--sources out --vae flux --text gemma-2b    # or models of your own"
+    assert next_lines(process.stdout) == [f"next: python -m encode init {words}"]
     assert ("pack that file" in process.stderr) == (captions < 4)
 
 

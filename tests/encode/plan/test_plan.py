@@ -27,6 +27,7 @@ from shards import IndexRow, Source, open_store, put_index, seal
 from shards.column.commits import failure_name
 from shards.console import size_text
 from shards.format.layout import FAILURE, VERSION
+from tests.commands.lines import next_lines
 from tests.encode.tiny_models import Models
 from tests.encode.toy import jpeg, sample, tar_bytes, write_config, write_source
 from tests.encode.web import serving
@@ -189,6 +190,7 @@ def test_hours_and_money(config: Path, capsys: pytest.CaptureFixture[str]) -> No
 
     assert run_plan(options(config, "columns.vae.codec=blosc", "--seconds", 0.1, *prices)) == 0
     text = capsys.readouterr().out
+    assert next_lines(text) == [f"next: python -m encode run {config} columns.vae.codec=blosc"]
     assert "toy/vae" in text
     assert "it fits" in text
     assert "samples/s on this device" in text
@@ -229,7 +231,9 @@ def test_run_refuses_what_does_not_fit(
     assert NoRoom.exit_code == 2
     assert not (config.parent / "cache").exists()
     assert run_plan(options(config, "--seconds", 0, "--shards-sampled", 0)) == 2
-    assert "it does NOT fit, `run` will refuse" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "it does NOT fit, `run` will refuse" in text
+    assert not next_lines(text)
     monkeypatch.setattr(
         disk_space.shutil, "disk_usage", lambda path: usage(1 << 40, 0, int(need * 1.1))
     )

@@ -24,6 +24,7 @@ from shards import open_store, put_complete
 from shards.column.commits import Commit, commit_name
 from shards.format.atomic import canonical_json, seal
 from shards.tools.faults import objects_of
+from tests.commands.lines import next_lines
 from tests.encode.report.test_report import config_of, fail, make
 
 RUN = {
@@ -85,7 +86,9 @@ def test_a_column_from_nothing_to_complete(tmp_path: Path) -> None:
 
 def test_the_command(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_status(words_of(config)) == 0
-    assert "not begun" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "not begun" in text
+    assert next_lines(text) == [f"next: python -m encode run {config}"]
     fail(make(tmp_path, index_only=(1,)), 1)
     record = RUN | {"pid": os.getpid(), "updated": time.time()}
     (tmp_path / "progress.json").write_bytes(canonical_json(record))
@@ -95,6 +98,7 @@ def test_the_command(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture
     assert "2 of 3" in text
     assert "FAILED toy/vae/00001: BadTar: no tar" in text
     assert f"retry-failed {config}" in text
+    assert not next_lines(text)  # a run is at work, and says what follows
     assert "running: process" in text
     assert "1 d 01:01:01" in text
     assert "decode-bound: raise engine.threads" in text

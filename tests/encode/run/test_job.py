@@ -44,6 +44,7 @@ from shards.errors import LeaseHeld, StoreError
 from shards.tools.gc import collect
 from shards.tools.repair import repair
 from shards.tools.verify import logical_digest, verify
+from tests.commands.lines import next_lines
 from tests.encode.toy import files_of, jpeg, sample, tar_bytes, write_config, write_source
 from tests.forks import fork, wait
 from tests.seccomp import no_atomic_names, no_links
@@ -161,6 +162,8 @@ def test_a_second_run_does_nothing(config: Path, encode: Encode) -> None:
     code, output = encode(config)
     assert code == 0
     assert "every shard is committed already" in output
+    words = f"--latents {cache}/toy/vae --text {cache}/toy/text"
+    assert next_lines(output) == [f"next: python -m train init {words}"]
     before.pop("report.json")
     assert all((cache / name).stat().st_mtime_ns == at for name, at in before.items())
     assert before.keys() | {"report.json"} == files_of(cache).keys()

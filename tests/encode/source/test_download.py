@@ -28,6 +28,7 @@ from encode.source.places import expand
 from encode.source.tars import make_source
 from shards import exits
 from shards.errors import NoRoom
+from tests.commands.lines import next_lines
 from tests.encode.rays import until
 from tests.encode.web import Web
 from tests.forks import fork, wait
@@ -105,7 +106,8 @@ class Hub(Web):
 HOST = """
 import json, os, sys
 import huggingface_hub.hf_api, huggingface_hub.file_download
-import configs, encode.source.download
+import encode.source.download
+from shards import exits
 from encode.__main__ import main
 sys.argv[1:] = ["download"]
 for line in sys.stdin:  # imports take seconds, so each command is a fork of this process
@@ -190,7 +192,7 @@ def test_it_comes_once_and_is_ready_for_a_config(
     assert there(folder) == FILES
     assert "at c0ffee000000: 7 files of 371.00 kB; 7 files, 371.00 kB, to download;" in output
     assert "secret" not in output
-    config = yaml.safe_load(output[output.index("sources:") :])
+    config = yaml.safe_load(output[output.index("sources:") : output.index("next:")])
     assert config == {
         "sources": {
             "blip3o-long": [
@@ -239,9 +241,12 @@ def test_some_files_and_folders(hub: Hub, command: Command, tmp_path: Path) -> N
     finally:
         nested.close()
     assert code == 0, output
-    assert yaml.safe_load(output[output.index("sources:") :]) == {
+    assert yaml.safe_load(output[output.index("sources:") : output.index("next:")]) == {
         "sources": {f"mine-{d}": [f"{folder}/{d}/{{1..2}}.tar"] for d in "ab"}
     }
+    sources = " ".join(f"'mine-{d}={folder}/{d}/{{1..2}}.tar'" for d in "ab")
+    words = f"--sources {sources} --vae flux --text gemma-2b    # or models of your own"
+    assert next_lines(output) == [f"next: python -m encode init {words}"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])

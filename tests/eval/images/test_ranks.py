@@ -20,6 +20,7 @@ from eval.images.ranks import Rank
 from shards import exits
 from shards.errors import BadRanks
 from shards.signals import Stopped
+from tests.commands.lines import next_lines
 from tests.eval import faults
 from tests.eval.faults import made, request, same, start
 from tests.forks import fork, leave_pytest, torchrun, wait
@@ -169,6 +170,8 @@ def test_command_under_a_launcher(
     log = tmp_path / "log"
     assert launcher(["eval", *words_of(tmp_path / "out")], log) == 0, log.read_text()
     same(tmp_path / "out")
+    words = f"report {tmp_path}/out --out report.html"
+    assert set(next_lines(log.read_text())) == {f"next: python -m eval {words}"}
 
 
 def test_who_this_process_is() -> None:

@@ -14,6 +14,7 @@ from eval.errors import MissingImages, MissingWeights, NotFinite
 from eval.images.imageset import ImageSetReader
 from eval.prompts.prompts import Prompt, Prompts
 from eval.scores import results
+from tests.commands.lines import next_lines
 from tests.eval.small import WORDS, save_clip, save_set
 
 
@@ -33,7 +34,9 @@ def test_scores_are_cosines_of_the_models_own_embeddings(
     main(words)
     (score,) = results.read_all(folder).values()
     assert score.scorer.startswith("clipscore-vit-16-14-28-")
-    assert "1 of 4 captions were cut" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "1 of 4 captions were cut" in out
+    assert next_lines(out + err) == [f"next: python -m eval report {folder} --out report.html"]
     items = results.read_items(folder / "scores" / f"{score.scorer}.json")
     assert len(items) == 8
     model = CLIPModel.from_pretrained(clip).eval()

@@ -17,6 +17,7 @@ from eval.study.reuse import take_over, taken_over
 from eval.study.study import Study
 from shards import open_join
 from shards.format.atomic import seal
+from tests.commands.lines import next_lines
 from tests.eval.study.small_study import study, study_yaml
 
 pytestmark = pytest.mark.timeout(900)  # a study is a dozen processes, each of which imports torch
@@ -42,6 +43,8 @@ def test_a_second_call_starts_nothing(made: Path) -> None:
     again = study("run", made / "fair.yaml", "--out", made / "out")
     assert again.returncode == 0, again.stderr
     assert "begins" not in again.stdout + again.stderr
+    words = f"report {made}/fair.yaml --out {made}/out"
+    assert next_lines(again.stdout) == [f"next: python -m eval study {words}"]
     assert {path: path.stat().st_mtime_ns for path in (made / "out/logs").rglob("*")} == logs
 
 

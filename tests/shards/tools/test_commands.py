@@ -19,6 +19,7 @@ from shards.column.lease import Lease
 from shards.read.join import JoinedColumns, open_sources
 from shards.read.order import FAREST
 from shards.tools.verify import logical_digest
+from tests.commands.lines import next_lines
 from tests.shards.tools.test_repair import flip
 from tests.shards.toy import (
     files_of,
@@ -196,6 +197,7 @@ def test_convert_copy_stage_diff(toy: Path, tmp_path: Path) -> None:
     result = command("convert", toy / "text", tmp_path / "tar", "--backend", "webdataset")
     assert result.returncode == 0, result.stderr
     assert "logical digests equal those of the source" in result.stdout
+    assert next_lines(result.stdout) == [f"next: python -m shards verify {tmp_path}/tar"]
     difference = command("diff", toy / "text", tmp_path / "tar")
     assert difference.returncode == 0, difference.stderr
     assert "the same content" in difference.stdout
@@ -204,6 +206,7 @@ def test_convert_copy_stage_diff(toy: Path, tmp_path: Path) -> None:
     result = command("copy", tmp_path / "tar", f"file://{tmp_path}/copied")
     assert result.returncode == 0, result.stderr
     assert files_of(tmp_path / "copied") == files_of(tmp_path / "tar")
+    assert next_lines(result.stdout) == [f"next: python -m shards verify file://{tmp_path}/copied"]
     staged = command("stage", toy / "vae", toy / "text", tmp_path / "nvme")
     place = tmp_path / "nvme" / toy.name
     assert staged.stdout.split() == [f"data.latents={place}/vae", f"data.text={place}/text"]

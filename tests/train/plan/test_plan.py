@@ -13,6 +13,7 @@ from torch import Tensor
 
 from configs import ConfigError, load
 from shards import Column
+from tests.commands.lines import next_lines
 from tests.train.conftest import CHANNELS, ROOT, SIDE, TINY, WIDTH, tiny_config
 from tests.train.model.test_flops import SMALL, THREE_B
 from train.__main__ import main
@@ -196,6 +197,7 @@ def test_the_command_without_columns(
     assert "2,660,490,816 parameters" in out
     assert "captions padded to 256: 1 T, 3.01 T" in out
     assert "mix: blip3o-long 0.595" in out
+    assert not next_lines(out)  # nothing can be trained yet
     assert "ZeRO 2, this config" in out
     assert "32 GPUs x 2 micro-batches x 16" in out
     assert record["parameters"] == P
