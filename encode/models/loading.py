@@ -53,8 +53,8 @@ def loading(model: ModelSpec, failure: str, advice: str) -> Iterator[None]:
         if "trust_remote_code" in str(error):
             raise ModelNotUsable(
                 f"{model.path}: {failure} without running Python code that comes with the model. "
-                "Read that code; to run it, say trust_remote_code: true beside class and path, with "
-                "a revision that fixes it"
+                "Read that code; in a config, trust_remote_code: true beside class and path lets it "
+                "run, and a revision fixes it"
             ) from error
         variants = variants_of(model) if model.variant is None else []
         if variants and "safetensors" in str(error):

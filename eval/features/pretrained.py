@@ -23,11 +23,13 @@ def model(cls: str, path: str, device: str, dtype: torch.dtype = torch.float32) 
 
 
 def part(cls: str, path: str) -> Any:
-    """Returns a model's tokenizer or processor."""
+    """Returns a model's tokenizer or processor; `cls` is a class that chooses by the model's files, and
+    would else ask on the terminal whether code that comes with it may run.
+    """
     import transformers
 
     try:
-        return getattr(transformers, cls).from_pretrained(location(path))
+        return getattr(transformers, cls).from_pretrained(location(path), trust_remote_code=False)
     except (
         ModelNotUsable, OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, ImportError,
     ) as error:  # fmt: skip

@@ -5,6 +5,7 @@ the reference, and for others.
 from __future__ import annotations
 
 import argparse
+import logging
 
 import configs
 from shards.console import config_words, not_negative
@@ -14,13 +15,18 @@ from ..config import TrainConfig, run_folder
 
 LAYOUTS = ("reference", "safetensors")
 OLD_LAYOUTS = {"diffusers": "safetensors"}  # by releases before; diffusers itself has no such class
-EXPORT_LACKS = {  # what an export of each layout leaves out
+SETS = {  # of weights, by whether they are the averaged ones
+    True: "the averaged weights (EMA; --weights exports the others)",
+    False: "the weights that are not averaged (the average without --weights)",
+}
+EXPORT_LACKS = {  # what an export of each layout holds and leaves out
     "reference": "weights and average under the reference's names, without the optimizer's state and the place in the "
     "order of samples: the reference's trainer starts from them, and does not go on",
-    "safetensors": "one set of weights in diffusion_pytorch_model.safetensors and the model's sizes in config.json, as "
+    "safetensors": "{weights} in diffusion_pytorch_model.safetensors and the model's sizes in config.json, as "
     "diffusers lays a model out; the class is train.model.DiT, which diffusers does not have. Optimizer, the other "
     "weights, shift and scale of the latents, VAE and text encoder are left out",
 }
+log = logging.getLogger(__name__)
 
 
 def add_import_options(parser: argparse.ArgumentParser) -> None:
@@ -52,12 +58,23 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
 def run_export(args: argparse.Namespace) -> int:
     from .reference import export
 
-    print(export(args.step, args.out, layout=args.layout, ema=not args.weights))
-    print(f"It holds {EXPORT_LACKS[args.layout]}.")
+    ema = not args.weights
+    if args.weights and args.layout != "safetensors":
+        raise configs.ConfigError(
+            f"--weights: found --layout {args.layout}, which holds both sets of weights, expected "
+            "safetensors. Leave one of the two flags out, or change the layout"
+        )
+    print(export(args.step, args.out, layout=args.layout, ema=ema))
+    print(f"It holds {EXPORT_LACKS[args.layout].format(weights=SETS[ema])}.")
     return 0
 
 
 def _layout(name: str) -> str:
+    """Returns a layout by its name, or by one of a release before, which is said."""
+    if name in OLD_LAYOUTS:
+        log.warning(
+            "--layout %s is called %s now: diffusers has no such class", name, OLD_LAYOUTS[name]
+        )
     return OLD_LAYOUTS.get(name, name)
 
 

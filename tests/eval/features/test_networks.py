@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 
 from eval.commands import main
 from eval.errors import MissingWeights
+from eval.features import pretrained
 from eval.features.networks import Clip, dinov2, inception
 from tests.eval.small import (
     LENGTH,
@@ -52,6 +55,29 @@ def test_clip_sees_what_its_own_processor_gives(clip_folder: Path) -> None:
         expected = model(**inputs, input_ids=torch.tensor([[1, 4, 2]])).image_embeds
         unit = torch.nn.functional.normalize(actual)
         torch.testing.assert_close(unit, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_code_of_a_tokenizer_is_not_run(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor asked for on the terminal."""
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
+    (folder / "own.py").write_text(
+        f"from pathlib import Path\nPath({str(tmp_path / 'mark')!r}).touch()"
+    )
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text()) | {"tokenizer_class": "T"}
+    file.write_text(json.dumps({**config, "auto_map": {"AutoTokenizer": [None, "own.T"]}}))
+    model = folder / "config.json"  # of a type that transformers does not know
+    model.write_text(json.dumps({**json.loads(model.read_text()), "model_type": "x_custom"}))
+    questions: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda text="": questions.append(text) or "y")
+    modules = str(tmp_path / "modules")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", modules)
+    with pytest.raises(MissingWeights, match="cannot be loaded as AutoTokenizer"):
+        pretrained.part("AutoTokenizer", str(folder))
+    assert not questions
+    assert not (tmp_path / "mark").exists()
 
 
 @torch.no_grad()

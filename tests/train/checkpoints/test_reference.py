@@ -132,29 +132,55 @@ def test_weights_alone(original: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "part"),
+    ("words", "part", "seed"),
     [
-        ("safetensors", "the class is train.model.DiT, which diffusers does not have. Optimizer"),
-        ("diffusers", "the class is train.model.DiT"),  # the name in releases before
-        ("reference", "without the optimizer's state"),
+        ("safetensors", "It holds the averaged weights (EMA; --weights exports the others) in", 4),
+        (
+            "safetensors",
+            "the class is train.model.DiT, which diffusers does not have. Optimizer",
+            4,
+        ),
+        ("safetensors --weights", "It holds the weights that are not averaged", 3),
+        ("diffusers", "It holds the averaged weights", 4),  # the name in releases before
+        ("reference", "without the optimizer's state", None),
     ],
 )
 def test_an_export_says_what_it_leaves_out(
-    name: str,
+    words: str,
     part: str,
+    seed: int | None,
     original: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     step = import_reference(original, None, tmp_path / "ours")
     out = tmp_path / "out"
-    monkeypatch.setattr(sys, "argv", ["train", "export", str(step), str(out), "--layout", name])
+    command = ["train", "export", str(step), str(out), "--layout", *words.split()]
+    monkeypatch.setattr(sys, "argv", command)
     assert main() == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first == str(out)
     assert part in second
-    assert (out / "diffusion_pytorch_model.safetensors").exists() == (name != "reference")
+    assert ("--layout diffusers is called safetensors now" in caplog.text) == (words == "diffusers")
+    file = out / "diffusion_pytorch_model.safetensors"
+    assert file.exists() == (seed is not None)
+    if seed is not None:
+        assert same(load_file(file), state_of(seed))
+
+
+def test_one_set_of_weights_of_a_layout_with_both(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = import_reference(original, None, tmp_path / "ours")
+    words = ["export", str(step), str(tmp_path / "out"), "--weights"]
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    with pytest.raises(
+        ConfigError, match="--layout reference, which holds both .* expected safeten"
+    ):
+        main()
+    assert not (tmp_path / "out").exists()
 
 
 def test_its_columns_may_be_named(columns: Path, original: Path, tmp_path: Path) -> None:
