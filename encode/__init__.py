@@ -10,11 +10,11 @@ from .config import EncodeConfig, TokensColumn
 from .registry import ModelSpec
 
 if TYPE_CHECKING:
+    from .models.own import load_vae
     from .models.text import load_text
-    from .models.vae import load_vae
 else:
     __getattr__ = lazy_getattr(
-        __name__, {"models.vae": ("load_vae",), "models.text": ("load_text",)}
+        __name__, {"models.own": ("load_vae",), "models.text": ("load_text",)}
     )
 
 __all__ = ["EncodeConfig", "ModelSpec", "TokensColumn", "load_text", "load_vae"]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from configs import Strict
 from shards.format import EncoderIdentity
@@ -22,6 +23,7 @@ from .errors import ModelNotUsable
 Precision = Literal["fp32", "bf16-autocast"]
 # fields that an identity names only where they are used, as columns from before them do not
 LATER = ("tokenizer", "variant", "trust_remote_code")
+MEASURED = ("weights", "version", "outputs")  # fields of an identity that a model is checked by
 TRUST = "LATENTBANK_TRUST_REMOTE_CODE"  # set to 1: code of models that columns name may run
 
 
@@ -30,9 +32,12 @@ class ModelSpec(Strict):
     autocast.
     """
 
-    cls: str = Field(alias="class")  # of diffusers (VAEs) or transformers (text, features)
-    # a hub id, a folder, or `package:NAME/SUB` for data of an installed Python package
-    path: Annotated[str, BeforeValidator(model)]
+    # of diffusers (VAEs) or transformers (text, features); `package.module:Class` is an autoencoder of
+    # your own
+    cls: str = Field(alias="class", pattern=r"^\w+$|^\w+(\.\w+)*:\w+(\.\w+)*$")
+    # a hub id, a folder, or `package:NAME/SUB` for data of an installed Python package; what a class of
+    # your own is called with
+    path: Annotated[str, BeforeValidator(model)] = ""
     subfolder: str | None = None  # of `path`, in which the model is
     revision: str | None = None  # branch, tag or commit of a hub id
     precision: Precision = "fp32"  # of the computation; the weights are fp32
@@ -42,6 +47,22 @@ class ModelSpec(Strict):
     # first, and fix it by a revision
     trust_remote_code: bool = False
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not self.own and not self.path:
+            raise ValueError("path is missing: expected a hub id, a folder, or package:NAME/SUB")
+        unused = ("subfolder", "revision", "tokenizer", "variant", "trust_remote_code")
+        if self.own and (names := [name for name in unused if getattr(self, name)]):
+            raise ValueError(
+                f"{self.cls} is called with path alone: leave {' and '.join(names)} out, or say it in path"
+            )
+        return self
+
+    @property
+    def own(self) -> bool:
+        """Whether the class is one of the user's own, in a Python module."""
+        return ":" in self.cls
+
     def identity(self, weights: str) -> EncoderIdentity:
         """Returns this model in a column's identity; `weights` is the digest of the loaded weights."""
         unused = {name for name in LATER if not getattr(self, name)}
@@ -50,19 +71,26 @@ class ModelSpec(Strict):
         )
 
     @classmethod
-    def of_identity(cls, encoder: EncoderIdentity) -> ModelSpec:
-        """Inverts `identity`, without the digest; ModelNotUsable where it names no model, or one with
-        code of its own and the user has not allowed that: whoever made a column cannot.
+    def of_identity(cls, encoder: EncoderIdentity, allow: Collection[str] = ()) -> ModelSpec:
+        """Inverts `identity`, without what is measured; ModelNotUsable where it names no model, or one
+        with code of its own, or a class of the user's own that `allow` does not name, and the user has
+        not allowed that: whoever made a column cannot.
         """
         record = encoder.record()
         try:
-            model = cls.model_validate({k: v for k, v in record.items() if k != "weights"})
+            model = cls.model_validate({k: v for k, v in record.items() if k not in MEASURED})
         except ValidationError as error:
             raise ModelNotUsable(f"a column's encoder {record!r:.200}: {error}") from None
         if model.trust_remote_code and os.environ.get(TRUST) != "1":
             raise ModelNotUsable(
                 f"{model.path}: the column was made by Python code that comes with the model, and "
                 f"none is run because a column says so. Read that code; to run it, set {TRUST}=1"
+            )
+        if model.own and model.cls not in allow:
+            raise ModelNotUsable(
+                f"{model.cls}: the column was made by a Python class of somebody's own, and none is "
+                f"imported because a column says so. Read that class; to run it, say --allow-class "
+                f"{model.cls}"
             )
         return model
 

@@ -11,11 +11,12 @@ from ..config import ColumnConfig, EngineConfig
 from .encoder import Encoder
 
 if TYPE_CHECKING:
+    from .own import load_vae
     from .packed_text import PackedText
     from .pixels import pixels_on, to_images, to_pixels
     from .text import TextEncoder
     from .tokenizer import CaptionTokenizer, load_tokenizer, tokenizer_digest
-    from .vae import Vae, load_vae
+    from .vae import Vae
     from .weights import load_model, weights_digest
 else:
     __getattr__ = lazy_getattr(
@@ -25,7 +26,8 @@ else:
             "pixels": ("pixels_on", "to_images", "to_pixels"),
             "text": ("TextEncoder",),
             "tokenizer": ("CaptionTokenizer", "load_tokenizer", "tokenizer_digest"),
-            "vae": ("Vae", "load_vae"),
+            "own": ("load_vae",),
+            "vae": ("Vae",),
             "weights": ("load_model", "weights_digest"),
         },
     )

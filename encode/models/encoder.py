@@ -21,6 +21,7 @@ from shards.format import (
     VERSION,
     CaptionPreprocess,
     ColumnIdentity,
+    EncoderIdentity,
     PicturePreprocess,
     calibrate,
 )
@@ -48,14 +49,29 @@ class Encoder(ABC):
 
     device: Any = None  # a torch.device; a tokenizer has none
 
+    @property
+    def signature(self) -> str:
+        """What the same encoder on another machine is known by."""
+        return self.weights
+
     def identity(self) -> ColumnIdentity:
         """Returns the column's identity, but for the source."""
         return ColumnIdentity(
             kind=self.config.kind,
             preprocess=self.preprocess(),
             dtype=getattr(self.config, "element", "float16"),
-            encoder=self.model.identity(self.weights),
+            encoder=self.identified(),
         )
+
+    def identified(self) -> EncoderIdentity:
+        """Returns the identity of the model alone."""
+        return self.model.identity(self.weights)
+
+    def with_outputs_of(self, existing: Json) -> Json:
+        """Returns those fields of an existing column's encoder that hold figures which are measured, and
+        the same here but for rounding.
+        """
+        return {}
 
     @abstractmethod
     def preprocess(self) -> PicturePreprocess | CaptionPreprocess:

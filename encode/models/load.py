@@ -7,15 +7,23 @@ from collections.abc import Mapping
 
 import torch
 
-from ..config import ColumnConfig, EngineConfig, FeaturesColumn, IdsColumn, TokensColumn
-from ..errors import NoGpu
-from ..registry import VAES, lookup
+from ..config import (
+    ColumnConfig,
+    EngineConfig,
+    FeaturesColumn,
+    IdsColumn,
+    LatentsColumn,
+    MomentsColumn,
+    TokensColumn,
+)
+from ..errors import ModelNotUsable, NoGpu
+from ..registry import VAES, ModelSpec, lookup
 from .encoder import Encoder
 from .features import FeatureEncoder
+from .own import load_autoencoder
 from .rehearsal import rehearse
 from .text import TextEncoder
 from .tokenizer import CaptionTokenizer
-from .vae import Vae
 
 
 def load_encoder(
@@ -25,6 +33,8 @@ def load_encoder(
     """Returns the encoder of a column; ModelNotUsable if it cannot be loaded or its weights are not
     the `expected` ones. `compiled` and `channels_last` change how it runs, not what the column is.
     """
+    if not isinstance(config, MomentsColumn | LatentsColumn):
+        _refuse_own(config)
     if isinstance(config, IdsColumn):
         return CaptionTokenizer(config, expected)
     if isinstance(config, TokensColumn):
@@ -33,10 +43,19 @@ def load_encoder(
         return FeatureEncoder(
             config, device, expected, compiled=compiled, channels_last=channels_last
         )
-    return Vae(
+    return load_autoencoder(
         lookup(config.encoder, VAES), device, expected, config=config,
         compiled=compiled, channels_last=channels_last,
     )  # fmt: skip
+
+
+def _refuse_own(config: ColumnConfig) -> None:
+    """Raises ModelNotUsable for a class of the user's own that is to be no autoencoder."""
+    if isinstance(config.encoder, ModelSpec) and config.encoder.own:
+        raise ModelNotUsable(
+            f"{config.encoder.cls}: a class of your own encodes pictures, as kind latents or moments, not "
+            f"{config.kind}. Name a class of transformers"
+        )
 
 
 def load_encoders(
@@ -44,7 +63,7 @@ def load_encoders(
     weights: Mapping[str, str] | None = None,
 ) -> dict[str, Encoder]:  # fmt: skip
     """Returns the encoders of a config, on this machine's device, with the threads that the engine
-    sets; their weights are checked if their digests are given, else the encoders are tried out: see
+    sets; they are checked if their signatures are given, else the encoders are tried out: see
     `rehearsal`. NoGpu where the engine asks for one and there is none.
     """
     device = engine.device

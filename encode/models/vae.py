@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shards import Norm
-from shards.format import EncoderIdentity
-from shards.format.atomic import Json
 
 from ..config import LatentsColumn, MomentsColumn, NormConfig
 from ..errors import ModelNotUsable
@@ -53,6 +51,9 @@ VAE_ADAPTERS = {
 # classes like AutoencoderKL in all
 POSTERIOR = ("AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderKLHunyuanImage")
 METHODS = ("encode", "decode")
+FRAMES = (
+    "A class that decodes frames, not pictures, must be known to encode.models.vae.VAE_ADAPTERS"
+)
 
 
 def refuse_class(cls: type, model: ModelSpec) -> None:
@@ -103,8 +104,13 @@ class Vae(ImageEncoder):
         """The class that was loaded, also where AutoModel was asked for."""
         return type(self._module).__name__
 
+    @property
+    def _known(self) -> bool:
+        """Whether it is known how the class is called."""
+        return self.cls in VAE_ADAPTERS or self.cls in POSTERIOR
+
     def _other_kind(self, kind: str) -> ModelNotUsable:
-        if self.cls in VAE_ADAPTERS or self.cls in POSTERIOR:
+        if self._known:
             noun = "a posterior" if self.kind == "moments" else "no posterior"
             return ModelNotUsable(
                 f"{self.model.path}: {self.cls} has {noun}. Say kind: {self.kind}, not {kind}"
@@ -223,7 +229,7 @@ class Vae(ImageEncoder):
                 f"{self.model.path}: {self.cls} cannot encode pictures of {resolution} x "
                 f"{resolution} pixels",
                 "Try another size"
-                if self.cls in VAE_ADAPTERS or self.cls in POSTERIOR
+                if self._known
                 else "It is not known to encode.models.vae.VAE_ADAPTERS: a class that takes frames "
                 "must be; else try another size",
             ):
@@ -256,7 +262,7 @@ class Vae(ImageEncoder):
         nobody could look at what a model trained on them makes.
         """
         side = self.view.resolution
-        advice = "A class that decodes frames, not pictures, must be known to encode.models.vae.VAE_ADAPTERS"
+        advice = "" if self._known else FRAMES
         with trying(f"{self.model.path}: {self.cls} cannot decode what it encodes", advice):
             row = self.encode(torch.zeros(1, 3, side, side))
             shape = tuple(self.decode(row if self.kind == "latents" else row.chunk(2, 1)[0]).shape)
@@ -270,9 +276,3 @@ class Vae(ImageEncoder):
 def _fields(output: Any) -> str:
     """Returns the names of the fields of what a class of diffusers gives."""
     return ", ".join(output.keys()) if hasattr(output, "keys") else type(output).__name__
-
-
-def load_vae(encoder: EncoderIdentity | Json, device: str = "cpu") -> Vae:
-    """Returns the VAE that a column's identity names (its `encoder`), its weights checked."""
-    encoder = EncoderIdentity.of(encoder)
-    return Vae(ModelSpec.of_identity(encoder), device, encoder.weights)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -125,9 +125,14 @@ def _is_model(cls: Any) -> bool:
 
 
 def weights_digest(module: torch.nn.Module) -> str:
-    """Returns the sha256 over the sorted names, dtypes, shapes and bytes of a module's tensors."""
+    """Returns `tensors_digest` of a module's parameters and buffers."""
+    return tensors_digest(module.state_dict())
+
+
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Returns the sha256 over the sorted names, dtypes, shapes and bytes of tensors."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         data = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
         digest.update(data.reshape(-1).view(torch.uint8).numpy().data)

@@ -7,6 +7,7 @@ a loaded encoder can say is asked of a worker (`specs`), so that the driver hold
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,8 @@ from ..plan.sample_source import SourceJob
 from ..tasks import ShardTask, Target
 from .local_worker import Executor
 from .specs import column_specs
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -57,7 +60,9 @@ def prepare(config: EncodeConfig, jobs: Sequence[SourceJob], executor: Executor)
     """Returns the plan of a run, once a worker has loaded the encoders and each column is compared
     with the one on disk. Writes nothing.
     """
-    specs, empty = executor.ask(partial(column_specs, config, jobs))
+    specs, empty, notes = executor.ask(partial(column_specs, config, jobs))
+    for note in notes:
+        log.warning(note)
     plan = RunPlan([replace(job, specs=specs[job.source.name]) for job in jobs], empty)
     for job in plan.jobs:
         for column, spec in job.specs.items():

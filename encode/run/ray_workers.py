@@ -35,7 +35,7 @@ CALLS_AT_ONCE = 4  # of a worker: two shards, a poll, an abort
 
 
 class RayWorker:
-    """The class that Ray makes an actor of. Without `weights`, the digests to expect, it loads the
+    """The class that Ray makes an actor of. Without `weights`, the signatures to expect, it loads the
     encoders at the first question, so that the caller gets what loading raises.
     """
 
@@ -63,10 +63,10 @@ class RayWorker:
         return text
 
     def ask(self, question: Question[T]) -> tuple[T, dict[str, str]]:
-        """Returns the answer, and the digest of each encoder's weights."""
+        """Returns the answer, and the signature of each encoder."""
         if not self._encoders:
             self._start(None)
-        return question(self._encoders), {n: e.weights for n, e in self._encoders.items()}
+        return question(self._encoders), {n: e.signature for n, e in self._encoders.items()}
 
     def encode(self, task: ShardTask) -> tuple[ShardResult, Stats]:
         return self._worker.encode(task), self._worker.stats()

@@ -5,9 +5,12 @@ row of the empty caption. A worker answers it, since the driver of a run holds n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
-from shards import ColumnSpec
+from shards import ColumnSpec, Store, read_commit
+from shards.column import committed
+from shards.format import COLUMN, VERSION
 from shards.format.atomic import Json
 
 from ..config import EncodeConfig
@@ -31,26 +34,66 @@ TRIES = 8  # tars that are looked at for captions to measure on
 
 def column_specs(
     config: EncodeConfig, jobs: Sequence[SourceJob], encoders: Mapping[str, Encoder]
-) -> tuple[dict[str, dict[str, ColumnSpec]], dict[str, Words]]:
-    """Returns the spec of each column by source and column, and the row of the empty caption of
-    each column of captions.
+) -> tuple[dict[str, dict[str, ColumnSpec]], dict[str, Words], list[str]]:
+    """Returns the spec of each column by source and column, the row of the empty caption of each
+    column of captions, and what the user should know.
     """
-    specs = {
-        job.source.name: {
-            name: column_spec(
+    specs: dict[str, dict[str, ColumnSpec]] = {}
+    notes: list[str] = []
+    for job in jobs:
+        specs[job.source.name] = {}
+        for name, encoder in encoders.items():
+            spec = column_spec(
                 encoder, job.source.fingerprint, len(job.tars), config.shard_rows,
                 partial(scales, encoder, job, name, config), job.images.get(name),
-            )
-            for name, encoder in encoders.items()
-        }
-        for job in jobs
-    }  # fmt: skip
+            )  # fmt: skip
+            column = job.folder.child(name)
+            if existing := existing_encoder(column):
+                spec = beside_existing(encoder, spec, existing)
+                if existing.get("version") == spec.identity["encoder"].get("version"):
+                    notes += source_changes(encoder, column, len(job.tars))
+            specs[job.source.name][name] = spec
     empty = {
         name: encoder.rows([""], config.engine.tokens)[0]
         for name, encoder in encoders.items()
         if isinstance(encoder, CaptionEncoder)
     }
-    return specs, empty
+    return specs, empty, notes
+
+
+def existing_encoder(column: Store) -> Json | None:
+    """Returns what the identity of a column on disk says of its encoder; None without one."""
+    if column.size("column.json") is None:
+        return None
+    existing = column.unseal("column.json", COLUMN, VERSION)["identity"].get("encoder")
+    return existing if isinstance(existing, dict) else None
+
+
+def beside_existing(encoder: Encoder, spec: ColumnSpec, existing: Json) -> ColumnSpec:
+    """Returns a column's spec with the figures of the column on disk where they are the same but for
+    rounding, as on another machine.
+    """
+    same = encoder.with_outputs_of(existing)
+    identity = {**spec.identity, "encoder": {**spec.identity["encoder"], **same}}
+    return replace(spec, identity=identity) if same else spec
+
+
+def source_changes(encoder: Encoder, column: Store, shards: int) -> list[str]:
+    """Returns a note if the source file of an encoder's class is another one than that of the first
+    shard which is committed; nothing compares it for a column's identity.
+    """
+    source = encoder.runs_on().get("class_source")
+    numbers = committed(column, shards) if source else []
+    if not numbers:
+        return []
+    before = read_commit(column, numbers[0]).provenance.get("class_source")
+    if before in (None, source):
+        return []
+    return [
+        f"{column.url}: the file that defines {encoder.model.cls} has changed since shard {numbers[0]} was "
+        "encoded, its version has not. If what it computes has changed, state another version and "
+        "encode another column"
+    ]
 
 
 def scales(encoder: Encoder, job: SourceJob, name: str, config: EncodeConfig) -> Json:

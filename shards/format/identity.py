@@ -39,7 +39,9 @@ class _Part(BaseModel):
 class EncoderIdentity(_Part):
     """Which model; `path`, `subfolder` and `revision` are where it was found, `weights` what it is."""
 
-    cls: str = Field(alias="class")  # of diffusers (VAEs) or transformers (text, features)
+    cls: str = Field(
+        alias="class"
+    )  # of diffusers (VAEs), transformers (text, features), or a module: `a.b:Class`
     path: str
     subfolder: str | None = None
     revision: str | None = None
@@ -47,6 +49,8 @@ class EncoderIdentity(_Part):
     tokenizer: str | None = None  # its subfolder of `path`, where that is not the model's
     variant: str | None = None  # of the files of weights, as fp16
     trust_remote_code: bool = False  # whether Python code that comes with the model was run
+    version: str | None = None  # that a class of the user's own states
+    outputs: Any = None  # what such a class makes of fixed pictures, in figures
     weights: str  # sha256 over the sorted tensor names, dtypes, shapes and bytes; or of a tokenizer
 
 

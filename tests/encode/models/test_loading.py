@@ -16,8 +16,8 @@ from encode.config import ColumnConfig, EngineConfig
 from encode.errors import ModelNotUsable, NoGpu
 from encode.models.load import load_encoders
 from encode.models.loading import has_file, missing_packages
+from encode.models.own import load_vae
 from encode.models.tokenizer import load_tokenizer
-from encode.models.vae import load_vae
 from encode.registry import TRUST, ModelSpec
 from tests.encode.tiny_models import DOWN, GROUPED, SIDE, Models, save_t5, save_tokenizer, saved
 from tests.encode.toy import save_kl, spec, text_encoder

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from encode.errors import ModelNotUsable
-from encode.models.vae import Vae, load_vae
+from encode.models.own import load_vae
+from encode.models.vae import Vae
 from encode.registry import VAES, ModelSpec, location, lookup
 from shards import Norm
 from shards.read.latents import draw
