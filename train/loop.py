@@ -27,10 +27,12 @@ from .config import TrainConfig
 from .model.dit import DiT
 from .model.flops import gpu_of, parameters, training
 from .model.flow import losses
+from .model.tokens import Tokens
 from .ranks.world import World
 from .report.loggers import open_loggers, run_id
 from .report.metrics import Metrics, StepRecord, StepSums, Throughput, line, step_record
 from .report.page import what_follows, write_page
+from .report.start import latent_lines, latent_record
 from .step.ema import Ema
 from .step.engine import Engine, deepspeed_config
 from .step.inputs import Inputs, MicroBatch, micro_batches, training_inputs
@@ -324,12 +326,9 @@ class Trainer:
             self.folder, sum(self.totals.values()) / 1e6, channels, height, width, self.model_config.text_width,
             f"{self.epoch_samples:,}", self.world.size, device,
         )  # fmt: skip
-        flow = self.config.flow
-        log.info(
-            "noise levels: shift %.4g%s; the model's output is the %s", flow.timestep_shift,
-            " (below 1: less noise than evenly spaced levels have)" if flow.timestep_shift < 1 else "",
-            flow.prediction,
-        )  # fmt: skip
+        flow, tokens = self.config.flow, Tokens.of(self.model_config, height, width)
+        for text in latent_lines(flow, tokens):
+            log.info("%s", text)
         mix = self._mix()
         log.info("data mix: %s", ", ".join(f"{name} {share:.3f}" for name, share in mix.items()))
         log.info("DeepSpeed: %s", ", ".join(f"{k} {v}" for k, v in self.engine.effective.items()))
@@ -340,7 +339,7 @@ class Trainer:
                 "mix": mix, "epoch_samples": self.epoch_samples, "world": self.world.size, "device": device,
                 "parameters": self.parameters, "flops_a_sample": self.cost.sample,
                 "flops_a_text_token": self.cost.token, "peak_flops_per_second": self.throughput.peak,
-                "shift": flow.timestep_shift, "prediction": flow.prediction,
+                **latent_record(flow, tokens),
             }  # fmt: skip
             self.metrics.write(self.step_number, start=start)
 

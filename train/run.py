@@ -4,12 +4,14 @@ is built.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from configs import ConfigError
 from shards import IdentityMismatch, JoinedColumns, Order, Stream, open_sources
@@ -21,12 +23,15 @@ from .checkpoints import checkpoint, init_weights
 from .checkpoints.identity import precision
 from .config import DataShape, TrainConfig
 from .loop import CHECKPOINTS, Batches, Trainer
-from .model.config import table_side
+from .model.config import REFERENCE_PATCH, FlowConfig, ModelConfig, table_side
 from .model.dit import DiT, DiTConfig
+from .model.tokens import patch_of
 from .ranks.world import World, joined
 from .step.engine import deepspeed_config
 from .step.online_text import TextEncoder, identity_of
 from .step.validate import Validator, open_held_out
+
+log = logging.getLogger(__name__)
 
 
 def fit(
@@ -48,6 +53,8 @@ def fit(
     held_out = open_held_out(config, sources)
     fresh = not checkpoint.steps(run / CHECKPOINTS)
     start = init_weights.find_initial(config, model) if fresh else None
+    if fresh and (note := refuse_narrow(model, config.flow)):
+        log.info("note: %s", note)
     with joined(config.guard, run) as world:
         identities = world.gather(sources.identity())
         if identities[world.rank] != identities[0]:  # it read a growing column a little later
@@ -217,17 +224,32 @@ def _initial_model(config: TrainConfig) -> Mapping[str, Any]:
 def with_sizes(
     config: TrainConfig, shape: DataShape, recorded: Mapping[str, Any] | None = None
 ) -> TrainConfig:
-    """Returns the config with numbers for what follows the latent: the timestep shift, and the sizes
-    of the table of positions, as the config names them, else as `recorded` does, else the latent's."""
-    c, side = config.model, max(shape.height, shape.width)
-    sizes = {
-        "pos_embed_max_size": table_side(max(1, side // c.patch_size)),
-        "sample_size": side,
-    }
-    sizes |= {key: value for key, value in (recorded or {}).items() if key in sizes}
-    sizes |= {key: value for key in sizes if (value := getattr(c, key)) is not None}
+    """Returns the config with numbers for what follows the latent: the timestep shift, the patch, and
+    the sizes of the table of positions, as the config names them, else as `recorded` does, else the
+    latent's."""
+    c, recorded, side = config.model, recorded or {}, max(shape.height, shape.width)
+    patch, pos_embed, sample_size = _patch(c, shape, recorded), c.pos_embed, c.sample_size
+    if c.patch_size == "auto":
+        if sample_size is not None:  # as many tokens a side as the reference's patches make
+            sample_size = sample_size // REFERENCE_PATCH * patch
+        if shape.height == 1:  # tokens without a second dimension
+            pos_embed = "1d-rope"
+    sizes = {"pos_embed_max_size": table_side(max(1, side // patch)), "sample_size": side}
+    sizes |= {key: value for key, value in recorded.items() if key in sizes}
+    named = {"pos_embed_max_size": c.pos_embed_max_size, "sample_size": sample_size}
+    sizes |= {key: value for key, value in named.items() if value is not None}
+    model = c.model_copy(update={"patch_size": patch, "pos_embed": pos_embed, **sizes})
     flow = config.flow.resolved(shape.channels * shape.height * shape.width)
-    return config.model_copy(update={"model": c.model_copy(update=sizes), "flow": flow})
+    return config.model_copy(update={"model": model, "flow": flow})
+
+
+def _patch(model: ModelConfig, shape: DataShape, recorded: Mapping[str, Any]) -> int:
+    if model.patch_size != "auto":
+        return model.patch_size
+    patch = recorded.get("patch_size")
+    if isinstance(patch, int) and patch > 0:
+        return patch
+    return patch_of(shape.height, shape.width, model.image_tokens)
 
 
 def model_config(config: TrainConfig, shape: DataShape) -> DiTConfig:
@@ -235,6 +257,7 @@ def model_config(config: TrainConfig, shape: DataShape) -> DiTConfig:
     config.data.check(shape)
     c = with_sizes(config, shape).model
     assert c.pos_embed_max_size is not None
+    assert not isinstance(c.patch_size, str)
     sides = shape.height, shape.width
     tokens = [side // c.patch_size for side in sides]
     if any(side % c.patch_size for side in sides) or (
@@ -245,9 +268,33 @@ def model_config(config: TrainConfig, shape: DataShape) -> DiTConfig:
             f"at most {c.pos_embed_max_size} tokens a side do not cover: change model.patch_size or "
             "model.pos_embed_max_size"
         )
-    return DiTConfig(
-        **c.model_dump(),
-        in_channels=shape.channels,
-        out_channels=shape.channels,
-        text_width=shape.text_width,
+    try:
+        return DiTConfig(
+            **c.model_dump(exclude={"image_tokens"}),
+            in_channels=shape.channels,
+            out_channels=shape.channels,
+            text_width=shape.text_width,
+        )
+    except ValidationError as error:  # of what `auto` chose
+        raise ConfigError(
+            f"model: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
+        ) from None
+
+
+def refuse_narrow(model: DiTConfig, flow: FlowConfig) -> str | None:
+    """Raises ConfigError where a token has more values than a model of velocities is wide, whose loss
+    then cannot fall to 0 (RAE, arXiv 2510.11690, theorem 1); returns a note where a model of latents
+    is as narrow."""
+    channels, patch, width = model.in_channels, model.patch_size, model.hidden_size
+    values = channels * patch**2
+    if values <= width:
+        return None
+    problem = f"found tokens of {channels} x {patch} x {patch} = {values:,} values and a model of width {width:,}"
+    if flow.prediction == "latent":
+        return f"{problem}: latents of so many values are estimated within {width:,} dimensions"
+    fits = [p for p in range(patch - 1, 0, -1) if patch % p == 0 and channels * p**2 <= width]
+    smaller = "" if not fits else f"model.patch_size={fits[0]}, "
+    raise ConfigError(
+        f"model: {problem}, expected at most as many values, since noise in each of them is part of a velocity. Say "
+        f"{smaller}model.hidden_size={values} or more, or flow.prediction=latent"
     )

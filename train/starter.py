@@ -153,13 +153,13 @@ def _power_of_two(number: int) -> int:
 def _checked(text: str, out: str, sources: JoinedColumns) -> TrainConfig:
     """Returns the config that a text says; ConfigError where the trainer would refuse it."""
     from .config import TrainConfig
-    from .run import model_config, order_of, shape_of
+    from .run import model_config, order_of, refuse_narrow, shape_of
     from .step.engine import deepspeed_config
     from .step.validate import open_held_out
 
     config = configs.load_text(TrainConfig, text, out)
     if not sources.ids:
-        model_config(config, shape_of(sources))
+        refuse_narrow(model_config(config, shape_of(sources)), config.flow)
     order_of(config, sources).check(0, config.global_batch, 1)
     deepspeed_config(config, 1)
     if held_out := open_held_out(config, sources):
@@ -172,7 +172,9 @@ def _checked(text: str, out: str, sources: JoinedColumns) -> TrainConfig:
 
 def _config_text(args: argparse.Namespace, size: Size, sources: JoinedColumns, rows: int) -> str:
     channels, height, width = sources.latent_shape
-    patch = 2 if min(height, width) >= LEAST_PLACES and not (height % 2 or width % 2) else 1
+    hidden_size = size.shape()["hidden_size"]
+    large = min(height, width) >= LEAST_PLACES and not (height % 2 or width % 2)
+    patch = 2 if large and 4 * channels <= hidden_size else 1
     tokens = f"{height // patch} x {width // patch}"
     model = "\n".join(f"  {key}: {value}" for key, value in size.shape().items())
     lanes = min(LANES, _power_of_two(max(1, rows // ROWS_A_LANE)))
@@ -205,7 +207,7 @@ data:
   lanes: {lanes} # strands of the order of samples, of which global_batch is a multiple
 model: # {args.size}: {size.purpose}
 {model}
-  patch_size: {patch} # of latents of {height} x {width}: {tokens} tokens a picture
+  patch_size: {patch} # of latents of {height} x {width}: {tokens} tokens a picture; auto: follows the latents
 steps: {size.steps} # {size.steps / epoch:,.1f} epochs; an epoch is {epoch:,.1f} steps
 global_batch: {size.global_batch} # samples a step, of all GPUs together
 micro_batch: {size.micro_batch} # samples at a time on one GPU: halve it where memory is short
@@ -216,6 +218,9 @@ log_every: {max(1, min(100, size.every // 25))} # steps
 save_every: {size.every}
 keep: 3 # checkpoints; `save_at: [1000]` keeps more
 """
+    if channels * patch**2 > hidden_size:
+        values = channels * patch**2
+        lines += f"flow: {{ prediction: latent }} # a token has {values} values, more than the model is wide\n"
     if size.gpu:
         lines += "deepspeed: configs:deepspeed/zero2.json # shipped: ZeRO 2, bfloat16 autocast\n"
     if size.compiled:

@@ -13,6 +13,8 @@ from configs import ConfigError
 from encode.registry import VAES, location, lookup
 from train.checkpoints.checkpoint import manifest_of
 from train.checkpoints.identity import compared, leaves, training_of
+from train.model import DiTConfig, FlowConfig
+from train.run import refuse_narrow
 
 from ..errors import BadStudy, NotPaired
 from ..images.checks import read_manifest
@@ -24,6 +26,7 @@ from .study import Study
 
 Json = dict[str, Any]
 Differing = Mapping[str, tuple[Any, Any]]
+PATCH = ("model.patch_size", "model.pos_embed_max_size", "model.sample_size", "tokens")
 # What of a training may differ where a key of its config does, if it is not the key itself. What
 # follows from another VAE is told apart by `compared`.
 FOLLOWING = {
@@ -40,7 +43,8 @@ FOLLOWING = {
     "global_batch": ("global_batch", "position"),
     "init_ema": ("init",),
     "init_from": ("init",),
-    "model.patch_size": ("model.patch_size", "tokens"),
+    "model.image_tokens": PATCH,
+    "model.patch_size": PATCH,
     "optim.schedule": ("optim.schedule", "steps_planned"),
     "steps": ("steps_planned", "step", "position", "init.step", "init.sha256"),
 }
@@ -96,7 +100,9 @@ def check_columns(study: Study, existing: Existing) -> None:
                         f"{study.path}: {entry}: found no complete column at {column}. Encode it first; or, "
                         "if it is of latents, give the entry its `encoder` and `resolution`"
                     )
-            existing.training(entry, study.seeds[0], phase)  # joins them
+            training = existing.training(entry, study.seeds[0], phase)  # joins them
+            if training is not None:
+                check_width(study, entry, training)
     check_encoders(study)
     for entry in study.entries[1:]:
         for phase, base_phase in aligned(study, entry):
@@ -105,6 +111,16 @@ def check_columns(study: Study, existing: Existing) -> None:
             b = existing.training(entry, study.seeds[0], phase)
             if a is not None and b is not None:
                 refuse_unpaired(study, sides, a, b)
+
+
+def check_width(study: Study, entry: str, training: Json) -> None:
+    """Raises ConfigError where the trainer would refuse the model, since its tokens have more values
+    than it is wide."""
+    model = DiTConfig.model_validate({"text_width": 1} | training["model"])
+    try:
+        refuse_narrow(model, FlowConfig.model_validate(training["flow"]))
+    except ConfigError as error:
+        raise ConfigError(f"{study.path}: {entry}: {error}") from None
 
 
 def check_encoders(study: Study) -> None:

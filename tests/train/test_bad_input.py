@@ -32,6 +32,13 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"data.text": "OTHER/text"}, "OTHER/text"
     ),
     "latents that no patches cover": ({"model.patch_size": 3}, "patches of 3"),
+    "tokens of more values than the model is wide": (
+        {"model.patch_size": 4}, "4 x 4 x 4 = 64 values and a model of width 32",
+    ),
+    "two estimates of the latent": (
+        {"flow.prediction": "latent", "flow.precondition": "true"}, "expected one of them",
+    ),
+    "a shift below zero": ({"flow.shift": -1}, "flow.shift: found -1"),
 }  # fmt: skip
 
 

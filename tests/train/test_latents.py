@@ -1,24 +1,161 @@
-"""What follows the latent: the timestep shift, validation whatever it is, and a model whose output is the latent."""
+"""What follows the latent: shift, patch and positions of one config on columns of any shape; validation whatever the
+shift; and a model whose output is the latent."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
 from eval.images.sampler import sample
 from shards import ColumnSpec, Layout, Norm
 from tests.train.conftest import TINY, tiny_config, words, write_column
 from tests.train.here import fitted, manifest, trained
+from train.__main__ import main
 from train.checkpoints.checkpoint import load_for_sampling
 
 SIDE, WIDTH = 4, 8
 
 
+# name -> kind, C x H x W, and what one config makes of it: tokens, values of each, shift
+SHAPES = {
+    "flux": ("moments", (16, 32, 32), 256, 64, 2.0),
+    "sd": ("moments", (4, 32, 32), 256, 16, 1.0),
+    "hunyuan-image": ("moments", (64, 8, 8), 64, 64, 1.0),
+    "dc-ae": ("latents", (32, 8, 8), 64, 32, 0.5**0.5),
+    "rae": ("latents", (768, 16, 16), 256, 768, 48**0.5),
+    "one-dimensional": ("latents", (32, 1, 64), 64, 32, 0.5**0.5),
+}
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Columns of latents as these tokenizers make them, of random numbers, and their text; eight rows each."""
+    folder = tmp_path_factory.mktemp("shapes")
+    g = np.random.default_rng(0)
+    for name, (kind, shape, *_) in SHAPES.items():
+        channels = shape[0] * (2 if kind == "moments" else 1)
+        values = g.standard_normal((8, channels, *shape[1:])).astype(np.float16)
+        spec = ColumnSpec(
+            {"source": "s", "encoder": name}, Layout(kind, values.shape[1:], 1), Norm((0.0,), (1.0,))
+        )  # fmt: skip
+        write_column(folder / name, spec, values)
+    spec = ColumnSpec({"source": "s", "encoder": "text"}, Layout("tokens", (2, WIDTH), 1), None, 1)
+    captions = [words(torch.randn(2, WIDTH)) for _ in range(8)]
+    write_column(folder / "text", spec, captions, words(torch.zeros(1, WIDTH)))
+    return folder
+
+
+def any_latent(folder: Path, runs: Path, **changes: Any) -> dict[str, Any]:
+    """One config for all of them: as wide as RAE's tokens, and with the sizes of the reference's table."""
+    model = {
+        "hidden_size": 768, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp_size": 16,
+        "patch_size": "auto", "pos_embed_max_size": 64, "sample_size": 32,
+    }  # fmt: skip
+    values = tiny_config(folder, runs, steps=1, global_batch=4, micro_batch=4, **changes)
+    data = {"latents": str(folder / "flux"), "text": str(folder / "text"), "lanes": 4}
+    return {**values, "model": model, "flow": {"shift": "auto"}, "data": data}
+
+
 def records(run: Path, key: str) -> list[dict[str, Any]]:
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [line[key] for line in lines if key in line]
+
+
+# Any latent --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_one_config_trains_on_any_latents(shapes: Path, tmp_path: Path, name: str) -> None:
+    """By `data.latents` alone; what followed is said when the run starts, and recorded as numbers."""
+    _, (channels, height, width), tokens, values, shift = SHAPES[name]
+    config = any_latent(shapes, tmp_path)
+    config["data"]["latents"] = str(shapes / name)
+    code, output, run = fitted(config)
+    assert code == 0, output
+    positions = {
+        "one-dimensional": "1d-rope",
+        "hunyuan-image": "ape, 7 to 8.75",
+        "dc-ae": "ape, 7 to 8.75",
+    }
+    said = positions.get(name, "ape, 6 to 9.75")
+    assert f"tokens of a picture: {tokens} of {values} values" in output
+    assert f"positions {said}" in output
+    assert f"noise levels: shift {shift:.4g}" in output
+    assert ("below 1" in output) == (shift < 1)
+    (start,) = records(run, "start")
+    assert (start["image_tokens"], start["token_values"]) == (tokens, values)
+    assert (start["shift"], start["positions"]) == (shift, said)
+    record = manifest(run, 1)
+    patch = int((height * width / tokens) ** 0.5)
+    assert record["model"]["patch_size"] == start["patch_size"] == patch
+    assert record["model"]["in_channels"] == channels
+    assert "image_tokens" not in record["model"]
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert (saved["model"]["patch_size"], saved["flow"]["shift"]) == (patch, shift)
+    page = (run / "page.html").read_text()
+    assert f"{tokens} of {values} values, positions {said}" in page
+    assert fitted({**config, "steps": 2})[0] == 0  # goes on
+    assert fitted({**saved, "steps": 3})[0] == 0  # also from the numbers
+
+
+def test_tokens_wider_than_the_model_are_trained_as_latents_alone(
+    shapes: Path, tmp_path: Path
+) -> None:
+    config = any_latent(shapes, tmp_path)
+    config["data"]["latents"] = str(shapes / "rae")
+    config["model"]["hidden_size"] = 64
+    code, output, run = fitted(config)
+    assert code == 2
+    assert "768 x 1 x 1 = 768 values and a model of width 64" in output
+    assert "model.hidden_size=768 or more, or flow.prediction=latent" in output
+    assert not run.exists()
+    code, output, _ = fitted({**config, "flow": {"shift": "auto", "prediction": "latent"}})
+    assert code == 0, output
+    assert "note: found tokens of 768 x 1 x 1 = 768 values" in output
+
+
+def test_a_plan_of_several_latents_is_side_by_side(
+    shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Within 60 columns, also where `data.expect` has the sizes of another column; the FLOPs are those of each plan."""
+    config = any_latent(shapes, tmp_path)
+    config["data"]["expect"] = {"channels": 16, "height": 32, "width": 32, "text_width": WIDTH}
+    path, out = tmp_path / "any.yaml", tmp_path / "plan.json"
+    path.write_text(yaml.safe_dump(config))
+    columns = [str(shapes / name) for name in SHAPES]
+
+    def plan(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["train", "plan", str(path), *words])
+        return main()
+
+    assert plan("--latents", *columns, "--json", str(out)) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 60
+    made = json.loads(out.read_text())
+    for record, (name, (_, shape, tokens, values, shift)) in zip(made, SHAPES.items(), strict=True):
+        assert (record["latents"], record["shape"]) == (str(shapes / name), list(shape))
+        assert (record["image_tokens"], record["values"]) == (tokens, values)
+        assert record["shift"] == pytest.approx(shift)
+        (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
+        assert line.split()[1:6] == [
+            "x".join(map(str, shape)), str(record["patch"]), str(tokens), str(values), f"{shift:.3g}"
+        ]  # fmt: skip
+    assert plan("data.expect=null", f"data.latents={columns[1]}", "--json", str(out)) == 0
+    assert "tokens of a picture: 256 of 16 values" in capsys.readouterr().out
+    flops = json.loads(out.read_text())["flops_a_sample"]["training"]
+    assert flops == made[1]["flops_a_sample"]
+    assert plan("model.hidden_size=64", "--latents", *columns[:2], columns[4]) == 2
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 60
+    assert "768 x 1 x 1 = 768 values and a model of width 64" in " ".join(text.split())
 
 
 # The shift ---------------------------------------------------------------------------------------------------------

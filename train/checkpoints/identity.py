@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from math import isclose, prod
+from math import isclose, isqrt, prod
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
@@ -21,6 +21,7 @@ from ..config import EmaConfig, OptimConfig
 from ..model.config import shift_of, table_side
 from ..model.dit import DiTConfig
 from ..model.flow import FlowConfig
+from ..model.tokens import patch_of
 
 Json = dict[str, Any]
 PARTS = (
@@ -34,10 +35,12 @@ CONFIGS: dict[str, type[BaseModel]] = {
     "flow": FlowConfig,
 }
 PRECISION = ("torch_autocast", "communication_data_type")  # of the DeepSpeed JSON
+LONGEST = 1 << 16  # side of a latent
 DEEPEST = 100  # levels of a training's JSON
 YOUNG = 0.05  # share of the initial weights in an average, above which it is of little use
 # What cannot but differ where the latent column is another VAE's.
-GRID = ("model.patch_size", "model.sample_size")  # where both have the same tokens all the same
+# where both have the same tokens all the same, or those that `auto` makes of their latents
+GRID = ("model.patch_size", "model.sample_size")
 # where both have the table that a config has which leaves the two out
 TABLE = ("model.pos_embed_max_size", "model.sample_size")
 SHIFT_KEY = "flow.shift"  # where both have the one of their latent
@@ -228,8 +231,37 @@ def _follow_latents(key: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> boo
         a, b = ((run.get("init") or {}).get("training") or {} for run in (a, b))
     if key == SHIFT_KEY:
         return _shift_follows(a) and _shift_follows(b)
+    if key in TABLE and _table_follows(a) and _table_follows(b):
+        return True
     same_grid = None not in _grid(a) and _grid(a) == _grid(b)
-    return (key in GRID and same_grid) or (key in TABLE and _table_follows(a) and _table_follows(b))
+    return key in GRID and (same_grid or _patches_follow(a, b))
+
+
+def _patches_follow(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether the patches of two trainings are those that `auto` takes of their square latents for one
+    number of tokens, and where a table of positions is added, it is the same or follows the tokens."""
+    try:
+        patches, tokens, coordinates = zip(
+            *(
+                (model["patch_size"], run["tokens"], model["sample_size"] // model["patch_size"])
+                for run in (a, b)
+                for model in [run["model"]]
+            ),
+            strict=True,
+        )
+        sides = [isqrt(n) * p for n, p in zip(tokens, patches, strict=True)]
+        square = all(
+            isqrt(n) ** 2 == n and s <= LONGEST for n, s in zip(tokens, sides, strict=True)
+        )
+        # a patch above 1 is the largest for the tokens that it leaves
+        automatic = square and any(
+            tuple(patch_of(s, s, n) for s in sides) == patches for n in tokens
+        )
+        added = "ape" in (a["model"]["pos_embed"], b["model"]["pos_embed"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return False
+    same = not added or len(set(coordinates)) == 1 or (_table_follows(a) and _table_follows(b))
+    return automatic and same
 
 
 def _shift_follows(training: Mapping[str, Any]) -> bool:

@@ -16,6 +16,7 @@ TIME_CHANNELS = 256  # sines and cosines of the timestep
 Backend = Literal["auto", "plain", "varlen", "flex"]  # see attention.py
 SHIFT = 3.0  # the timestep shift of SD3's released scheduler, and of the reference
 LEAST_SHIFT, MOST_SHIFT = 0.01, 1000.0  # beyond them fp32 no longer tells the 1,000 levels apart
+REFERENCE_PATCH = 2
 UNSHIFTED = 4096  # values of a latent whose timestep shift is 1
 
 
@@ -93,8 +94,8 @@ def table_side(tokens: int) -> int:
     return max(tokens, min(4 * tokens, 64))
 
 
-class ModelConfig(Strict):
-    """What a person chooses. Channels and text width are not here: they come from the columns."""
+class Architecture(Strict):
+    """What a person chooses of a model, and its config.json says."""
 
     # width of a token between the blocks
     hidden_size: int = Field(ge=1)
@@ -108,8 +109,9 @@ class ModelConfig(Strict):
     head_dim: int = Field(ge=1)
     # width inside a block's gated MLP
     mlp_size: int = Field(ge=1)
-    # side of the square of latent places that is a token
-    patch_size: int = Field(default=2, ge=1)
+    # side of the square of latent places that is a token; auto: the largest that divides both sides of the latent and
+    # leaves `image_tokens`, else 1
+    patch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = REFERENCE_PATCH
     # self: text and picture in one sequence; cross: the picture attends to the text
     attention: Literal["self", "cross"] = "self"
     # positions: a table of sines and cosines that is added (ape), or rotations of queries and keys
@@ -117,7 +119,8 @@ class ModelConfig(Strict):
     # side of the sincos table, in tokens; null: four times that of a latent, for larger pictures later, but 64 at most
     # unless a latent has more
     pos_embed_max_size: int | None = Field(default=None, ge=1)
-    # latent side whose token grid gets the coordinates 0 .. sample_size / patch_size; null: the column's
+    # latent side whose token grid gets the coordinates 0 .. sample_size / patch_size; null: the column's. Where
+    # patch_size is auto it is counted in patches of 2, so that N x N tokens have the same coordinates for every latent
     sample_size: int | None = Field(default=None, ge=1)
     # how the blocks learn the noise level: modulated by each block (DiT, arXiv 2212.09748), by one table for all
     # (PixArt-alpha, arXiv 2310.00426), by a term that is added to the tokens, or not at all
@@ -148,9 +151,10 @@ class ModelConfig(Strict):
                 f"hidden_size {self.hidden_size} is no multiple of 4: sines and cosines of row and column share it"
             )
         side = self.sample_size
-        if self.pos_embed == "ape" and side is not None and side < self.patch_size:
+        patch = REFERENCE_PATCH if self.patch_size == "auto" else self.patch_size
+        if self.pos_embed == "ape" and side is not None and side < patch:
             raise ValueError(
-                f"sample_size {side} is less than patch_size {self.patch_size}: no token has a place there"
+                f"sample_size {side} is less than patch_size {patch}: no token has a place there"
             )
         parts = {"ape": 1, "1d-rope": 2}.get(self.pos_embed, 4)
         if self.head_dim % parts:
@@ -160,9 +164,17 @@ class ModelConfig(Strict):
         return self
 
 
-class DiTConfig(ModelConfig):
+class ModelConfig(Architecture):
+    """What a config says. Channels and text width are not here: they come from the columns."""
+
+    # where patch_size is auto, of a picture: at least as many, if patches of 1 make as many
+    image_tokens: int = Field(default=256, ge=1)
+
+
+class DiTConfig(Architecture):
     """A model in full: what was chosen, and what its columns say."""
 
+    patch_size: int = Field(default=REFERENCE_PATCH, ge=1)
     # the reference's, where its config.json leaves them out
     pos_embed_max_size: int = Field(default=64, ge=1)
     sample_size: int = Field(default=32, ge=1)

@@ -91,6 +91,11 @@ def parameters(model: DiT) -> dict[str, int]:
     return counts
 
 
+def in_tera(flops: float) -> str:
+    """Returns FLOPs for people: 3.01 T, 12.5 G."""
+    return f"{flops / 1e12:,.3g} T" if flops >= 1e11 else f"{flops / 1e9:,.3g} G"
+
+
 # Peaks ---------------------------------------------------------------------------------------------------------------
 
 

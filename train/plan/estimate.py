@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from ..config import TrainConfig
+from ..model.config import FlowConfig
 from ..model.dit import DiT
 from ..model.flops import Cost, Gpu, forward, parameters, total, training
-from ..run import model_config
+from ..model.tokens import Tokens
+from ..run import model_config, refuse_narrow
 from ..step.engine import deepspeed_config
 from .caching_speedup import PADDED, Efficiency, Saving, savings
 from .memory import activations, by_stage
@@ -45,6 +47,8 @@ class RunPlan:
     steps: int
     global_batch: int
     micro_batch: int
+    tokens: Tokens
+    flow: FlowConfig
 
     @property
     def samples(self) -> int:
@@ -86,8 +90,10 @@ def make_plan(config: TrainConfig, data: DataSummary, setting: Setting) -> RunPl
     zero, autocast = engine["zero_optimization"], engine.get("torch_autocast", {}).get("enabled")
     shape = data.shape
     size = (shape.height, shape.width)
+    dit = model_config(config, shape)
+    refuse_narrow(dit, config.flow)
     with torch.device("meta"):
-        model = DiT(model_config(config, shape))
+        model = DiT(dit)
     parts, train = parameters(model), training(model.config, *size)
     matrices = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     linear, bucket = (
@@ -107,7 +113,8 @@ def make_plan(config: TrainConfig, data: DataSummary, setting: Setting) -> RunPl
         data, setting, parts, total(forward(model.config, *size)), train, memory, zero["stage"],
         config.accumulation(setting.gpus),
         savings(train, PIXELS * shape.height, data.tokens, setting.efficiency) if square else [],
-        config.steps, config.global_batch, config.micro_batch,
+        config.steps, config.global_batch, config.micro_batch, Tokens.of(dit, *size),
+        config.flow.resolved(shape.channels * shape.height * shape.width),
     )  # fmt: skip
 
 

@@ -17,10 +17,11 @@ from rich.table import Column, Table
 
 import configs
 from shards.console import config_words, number, positive, render, say_next, size_text
-from shards.places import local_path
+from shards.places import local_path, place
 
 from ..config import TrainConfig
-from ..model.flops import GPUS, Gpu
+from ..model.flops import GPUS, Gpu, in_tera
+from ..report.start import latent_lines
 from .caching_speedup import PADDED, Efficiency
 
 if TYPE_CHECKING:
@@ -36,16 +37,18 @@ NODE = 8  # GPUs
 def as_text(plan: RunPlan) -> str:
     """Returns the plan for a reader."""
     data, shape = plan.data, plan.data.shape
+    forward, padded = (in_tera(plan.forward.of(1, tokens)) for tokens in (data.tokens, PADDED))
     return render(
         f"model: {sum(plan.parameters.values()):,} parameters "
         f"({', '.join(f'{part} {n / 1e6:,.1f} M' for part, n in plan.parameters.items())})",
         f"data: latents {shape.channels} x {shape.height} x {shape.width}, text width {shape.text_width}, "
         f"{data.tokens:.0f} tokens a caption, {size_text(data.sample_bytes)} a sample "
         f"({size_text(data.latent_bytes)} latents)",
+        *latent_lines(plan.flow, plan.tokens),
         *(f"  {note}" for note in data.notes),
         f"mix: {', '.join(_source(s) for s in data.sources)}",
-        f"FLOPs a sample: {_tera(plan.forward.of(1, data.tokens))} forward, {_tera(plan.flops)} forward and backward "
-        f"(captions padded to {PADDED}: {_tera(plan.forward.of(1, PADDED))}, {_tera(plan.train.of(1, PADDED))})",
+        f"FLOPs a sample: {forward} forward, {in_tera(plan.flops)} forward and backward "
+        f"(captions padded to {PADDED}: {padded}, {in_tera(plan.train.of(1, PADDED))})",
         f"batch: {plan.global_batch:,} samples = {plan.setting.gpus} GPUs x {plan.accumulation} micro-batches x "
         f"{plan.micro_batch}",
         "",
@@ -127,10 +130,6 @@ def _source(source: Source) -> str:
     return source.name + share + (f" ({source.rows:,.0f} rows)" if source.rows else "")
 
 
-def _tera(flops: float) -> str:
-    return f"{flops / 1e12:,.3g} T" if flops >= 1e11 else f"{flops / 1e9:,.3g} G"
-
-
 # The command ---------------------------------------------------------------------------------------------------------
 
 
@@ -138,6 +137,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `python -m train plan`."""
     config_words(parser)
     add_setting_options(parser)
+    several = "several in the place of the config's: what follows each, side by side"
+    parser.add_argument("--latents", nargs="+", metavar="COLUMN", type=place, help=several)
     share = number(1e-6, 1)
     parser.add_argument(
         "--llm-efficiency", type=share, default=Efficiency.llm, help="of Gemma, if online"
@@ -199,7 +200,9 @@ def data_summary(
 
 
 def run_plan(args: argparse.Namespace) -> int:
-    """Runs `python -m train plan`."""
+    """Runs `python -m train plan`; returns 2 where one of the latents would be refused."""
+    if args.latents:
+        return _run_latents(args)
     from .estimate import Setting, as_record, make_plan  # loads torch, of which help has no need
 
     config = configs.load(TrainConfig, args.config, args.overrides)
@@ -215,3 +218,13 @@ def run_plan(args: argparse.Namespace) -> int:
     if args.json:
         args.json.write_text(json.dumps(as_record(plan), indent=1) + "\n")
     return 0
+
+
+def _run_latents(args: argparse.Namespace) -> int:
+    from . import latents  # loads torch
+
+    plans = [latents.plan_latents(args.config, args.overrides, column) for column in args.latents]
+    print(latents.as_text(plans))
+    if args.json:
+        args.json.write_text(json.dumps(latents.as_records(plans), indent=1) + "\n")
+    return 2 if any(plan.refused for plan in plans) else 0

@@ -51,7 +51,7 @@ class DataSummary:
 def summarise(config: TrainConfig) -> DataSummary:
     """Returns a summary of the columns; where they are missing or unfinished, of `data.expect`."""
     try:
-        sources = open_columns(config, None)
+        return of_columns(config)
     except (NotAColumn, IncompleteColumn) as error:
         if config.data.expect is None:
             raise ConfigError(
@@ -59,6 +59,11 @@ def summarise(config: TrainConfig) -> DataSummary:
                 "data.expect.width=32 data.expect.text_width=2048"
             ) from None
         return _expected(config, config.data.expect, str(error))
+
+
+def of_columns(config: TrainConfig) -> DataSummary:
+    """Returns a summary of the columns; NotAColumn or IncompleteColumn where they are not there."""
+    sources = open_columns(config, None)
     try:
         return _of_columns(config, sources)
     finally:

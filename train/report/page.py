@@ -87,6 +87,11 @@ def facts_of(config: _Config, records: Sequence[Record]) -> list[tuple[str, str]
         if (shift := start.get("shift")) is not None:
             output = start.get("prediction", "velocity")
             facts.append(("noise levels", f"shift {shift:.4g}; the model's output is the {output}"))
+        if count := start.get("image_tokens"):
+            values, positions = start.get("token_values", 0), start.get("positions", "")
+            facts.append(
+                ("tokens of a picture", f"{count:,} of {values:,} values, positions {positions}")
+            )
     if steps:
         last = steps[-1]
         mfu = "" if last.get("mfu") is None else f", MFU {last['mfu']:.1%}"

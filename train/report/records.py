@@ -28,6 +28,9 @@ class _Start(Fields):
     device: str = ""
     shift: float | None = None  # of the noise levels; None: of a run of before, whose shift is 3
     prediction: str = "velocity"
+    image_tokens: Count = 0  # 0: of a run of before, which does not say it
+    token_values: Count = 0
+    positions: str = ""
 
 
 class _Validation(Fields):

@@ -202,6 +202,37 @@ def test_a_shift_follows_where_each_run_has_that_of_its_latent(base: dict[str, A
     assert compared(later[0], third).beside == {"init.training.flow.shift": (2.0, 3.0)}
 
 
+@pytest.mark.parametrize(
+    ("sizes", "beside"),
+    [
+        ({"sample_size": (32, 8)}, set()),  # `auto` without sizes: 256 and 64 tokens, tables of 64 and 32
+        ({"sample_size": (32, 16), "pos_embed_max_size": (64, 64)}, set()),  # and of a config with sizes
+        ({"sample_size": (32, 32), "pos_embed_max_size": (64, 64)}, {"model.patch_size"}),  # without auto
+        ({"sample_size": (32, 8), "patch_size": (4, 1)}, set()),  # of 64 tokens, equal
+        ({"sample_size": (32, 8), "patch_size": (1, 2)}, {"model.patch_size"}),  # of no number of tokens
+    ],
+)  # fmt: skip
+def test_patches_follow_where_auto_takes_both(
+    base: dict[str, Any], sizes: dict[str, tuple[int, int]], beside: set[str]
+) -> None:
+    """FLUX's 32 x 32 with patches of 2, HunyuanImage's 8 x 8 with patches of 1: tokens of both as many as there can be
+    up to 256."""
+    runs = []
+    for i, side in enumerate((32, 8)):
+        model = {**base["model"], "pos_embed": "ape", "patch_size": 2 - i}
+        model |= {key: values[i] for key, values in sizes.items()}
+        tokens = (side // model["patch_size"]) ** 2
+        if "pos_embed_max_size" not in sizes:
+            model["pos_embed_max_size"] = min(4 * side // model["patch_size"], 64)
+        runs.append({**base, "model": model, "tokens": tokens})
+    result = compared(*runs)
+    assert result.beside.keys() == beside
+    assert "model.patch_size" in result.all
+    later = [{**run, "init": {"path": "x", "sha256": "0", "training": run}} for run in runs]
+    nested = {f"init.training.{key}" for key in beside}
+    assert compared(*later).beside.keys() == beside | nested
+
+
 def test_where_columns_lie_and_how_they_are_stored_makes_no_difference(
     base: dict[str, Any],
 ) -> None:

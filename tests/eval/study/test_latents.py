@@ -1,0 +1,117 @@
+"""A study of latents of other sizes: what follows them under `auto` is no difference, anything else is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from configs import ConfigError
+from eval.errors import NotPaired
+from eval.study.checks import check_columns, refuse_unpaired
+from eval.study.reuse import Existing
+from eval.study.study import Study
+from shards import ColumnSpec, Layout, Norm
+from tests.train.conftest import tiny_config, words, write_column
+from train.checkpoints.identity import compared
+
+WIDTH = 8
+SHAPES = {"flux": (16, 8, 8), "rae": (48, 4, 4), "hunyuan": (64, 2, 2)}  # a quarter of their sides
+MODEL = {"hidden_size": 64, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp_size": 16}
+AUTO = {**MODEL, "patch_size": "auto", "image_tokens": 16}
+
+
+@pytest.fixture(scope="module")
+def columns(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    g = np.random.default_rng(0)
+    for name, shape in SHAPES.items():
+        values = g.standard_normal((16, *shape)).astype(np.float16)
+        identity = {"source": "s", "encoder": name}
+        spec = ColumnSpec(identity, Layout("latents", shape, 1), Norm((0.0,), (1.0,)))
+        write_column(folder / name, spec, values)
+    spec = ColumnSpec({"source": "s", "encoder": "text"}, Layout("tokens", (1, WIDTH), 1), None, 1)
+    captions = [words(torch.randn(1, WIDTH)) for _ in range(16)]
+    write_column(folder / "text", spec, captions, words(torch.zeros(1, WIDTH)))
+    return folder
+
+
+def study(
+    columns: Path, folder: Path, changes: dict[str, list[str]] | None = None, **train: Any
+) -> Study:
+    """Each of the columns an entry; `changes` of single entries."""
+    values = tiny_config(
+        columns, folder, steps=1, **{"model": AUTO, "flow": {"shift": "auto"}, **train}
+    )
+    del values["runs"]
+    values["data"] = {"latents": str(columns / "flux"), "text": str(columns / "text"), "lanes": 8}
+    (folder / "train.yaml").write_text(yaml.safe_dump(values))
+    (folder / "few.json").write_text('{"a": "a"}')
+    entries = {
+        name: {"latents": str(columns / name), "with": (changes or {}).get(name, [])} for name in SHAPES
+    }  # fmt: skip
+    text = {
+        "train": str(folder / "train.yaml"), "entries": entries, "seeds": [0], "prompts": str(folder / "few.json"),
+        "scorers": ["demo-acc"], "ranks": 1, "reuse": [],
+    }  # fmt: skip
+    (folder / "study.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
+    return Study.open(folder / "study.yaml", folder / "out")
+
+
+@pytest.mark.parametrize("sizes", [{}, {"pos_embed_max_size": 16, "sample_size": 8}], ids=str)
+def test_what_follows_the_latents_is_paired(
+    columns: Path, tmp_path: Path, sizes: dict[str, int]
+) -> None:
+    opened = study(columns, tmp_path, model={**AUTO, **sizes})
+    existing = Existing(opened)
+    check_columns(opened, existing)
+    flux, rae, hunyuan = (existing.training(name, 0) for name in SHAPES)
+    for other, tokens, shift in ((rae, 16, 0.1875**0.5), (hunyuan, 4, 0.25)):
+        assert flux is not None
+        assert other is not None
+        assert (flux["tokens"], other["tokens"]) == (16, tokens)
+        differences = compared(flux, other)
+        assert differences.beside == {}
+        assert differences.follow["model.patch_size"] == (2, 1)
+        assert differences.follow["flow.shift"][0] == 0.5
+        assert differences.follow["flow.shift"][1] == pytest.approx(shift)
+
+
+def test_a_shift_that_does_not_follow_is_a_difference(columns: Path, tmp_path: Path) -> None:
+    """Unless the YAML says it."""
+    opened = study(columns, tmp_path)
+    existing = Existing(opened)
+    flux, rae = (existing.training(name, 0) for name in ("flux", "rae"))
+    assert flux
+    assert rae
+    sides = "flux", 0, "rae", 0
+    refuse_unpaired(opened, sides, flux, rae)
+    other = {**rae, "flow": {**rae["flow"], "shift": 3.0}}
+    with pytest.raises(NotPaired, match=r"flow\.shift: 0\.5 and 3\.0"):
+        refuse_unpaired(opened, sides, flux, other)
+    refuse_unpaired(study(columns, tmp_path, {"rae": ["flow.shift=3"]}), sides, flux, other)
+
+
+def test_entries_may_name_patches_of_their_own(columns: Path, tmp_path: Path) -> None:
+    """What a patch brings with it, the table of positions and the tokens, is then no difference either."""
+    fewer = study(columns, tmp_path, {"rae": ["model.image_tokens=4", "model.hidden_size=192"]})
+    check_columns(fewer, Existing(fewer))
+    alone = study(columns, tmp_path, {"hunyuan": ["model.patch_size=2", "model.hidden_size=256"]})
+    check_columns(alone, Existing(alone))
+
+
+def test_one_shift_for_all_is_paired_too(columns: Path, tmp_path: Path) -> None:
+    opened = study(columns, tmp_path, flow={"shift": 3})
+    check_columns(opened, Existing(opened))
+
+
+def test_a_model_narrower_than_a_token_is_refused_with_its_entry(
+    columns: Path, tmp_path: Path
+) -> None:
+    opened = study(columns, tmp_path, {"rae": ["model.hidden_size=32"]})
+    with pytest.raises(ConfigError, match="rae: model: found tokens of 48 x 1 x 1 = 48 values"):
+        check_columns(opened, Existing(opened))
