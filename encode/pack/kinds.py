@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,5 +138,11 @@ def _with_rows(rows: Rows, place: Path) -> Rows:
     words += [f"{count:,} of .{suffix}" for suffix, count in rows.source.others.most_common(8)]
     raise NotASource(
         f"{place}: no picture to pack ({', '.join(words) or 'nothing in it'}). Expected files of "
-        f"{', '.join(PICTURES[:4])} and the like"
+        f"{', '.join(PICTURES[:4])} and the like{_compressed(rows.source.others)}"
     )
+
+
+def _compressed(suffixes: Collection[str]) -> str:
+    """Returns what to do about compressed tars, where files of such suffixes are."""
+    tars = sorted({"tgz", "gz", "bz2", "xz", "zst"} & set(suffixes))
+    return f". If those of .{' and .'.join(tars)} are tars, unpack them to .tar" if tars else ""

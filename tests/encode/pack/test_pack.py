@@ -252,6 +252,9 @@ def test_paths_of_a_table_stay_in_its_folder(tmp_path: Path) -> None:
 
 BAD = {
     "nothing": (lambda f: f.mkdir(), Options(), "no picture to pack .nothing in it"),
+    "compressed tars": (
+        lambda f: write(f / "0.tar.gz", b"\x1f\x8b"), Options(), "those of .gz are tars, unpack them"
+    ),
     "captions alone": (lambda f: write(f / "a.txt", "x"), Options(), "1 caption without picture"),
     "tars": (lambda f: write(f / "0.tar", b"x"), Options(), "holds tars already"),
     "tars below": (
