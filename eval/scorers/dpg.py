@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-from collections import Counter
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -39,6 +39,7 @@ PROMPT = (
     "{} Please answer yes or no."  # mPLUG was trained to answer briefly, chat models are asked to
 )
 ADVICE = "Generate the set with --benchmark dpgbench and the csv's prompts"
+log = logging.getLogger(__name__)
 GATED = "categories are gated too; those that the official script prints are dpg-ungated's"
 
 
@@ -134,7 +135,31 @@ def read_questions(path: Path) -> Questions:
         ) from None
     if not rows:
         raise BadQuestions(f"{path}: holds no question. Fetch it again from {URL}")
-    return {name: parents_first(group, f"{path}: {name}") for name, group in rows.items()}
+    return {
+        name: parents_first(group, f"{path}: {name}") for name, group in _mended(rows, path).items()
+    }
+
+
+def _mended(rows: Mapping[str, list[Question]], path: Path) -> dict[str, list[Question]]:
+    """Returns each proposition once, the last of its rows, as the official script takes it, and
+    without parents that are no propositions; both are counted in a warning.
+    """
+    doubled, lost, mended = 0, 0, {}
+    for name, group in rows.items():
+        by_number = {question.number: question for question in group}
+        doubled += len(group) - len(by_number)
+        lost += sum(len(set(q.parents) - by_number.keys()) for q in by_number.values())
+        mended[name] = [
+            replace(q, parents=tuple(p for p in q.parents if p in by_number))
+            for q in by_number.values()
+        ]
+    if doubled:
+        text = "%s: %d rows are of a proposition that has another row; the last of each counts"
+        log.warning(text, path, doubled)
+    if lost:
+        text = "%s: %d parents are no propositions of their prompt; nothing depends on them"
+        log.warning(text, path, lost)
+    return mended
 
 
 def _question(row: dict[str, str], where: str) -> Question:
@@ -154,19 +179,15 @@ def _question(row: dict[str, str], where: str) -> Question:
 
 
 def parents_first(questions: Sequence[Question], where: str = "") -> tuple[Question, ...]:
-    """Returns a prompt's questions, each after those that it depends on."""
+    """Returns a prompt's questions, each after those that it depends on, which are among them."""
     by_number = {question.number: question for question in questions}
-    twice = [number for number, count in Counter(q.number for q in questions).items() if count > 1]
-    unknown = sorted({p for question in questions for p in question.parents} - by_number.keys())
-    problem = f"propositions {twice} occur twice" if twice else ""
-    problem = problem or (f"parents {unknown} are no propositions" if unknown else "")
     sorter = TopologicalSorter({question.number: question.parents for question in questions})
     try:
         sorter.prepare()
     except CycleError as error:
-        problem = problem or f"propositions {error.args[1]} depend on each other"
-    if problem:
-        raise BadQuestions(f"{where}: {problem}. The official file is at {URL}")
+        raise BadQuestions(
+            f"{where}: propositions {error.args[1]} depend on each other. The official file is at {URL}"
+        ) from None
     place = {question.number: i for i, question in enumerate(questions)}
     order: list[int] = []
     while sorter.is_active():

@@ -172,8 +172,13 @@ def _open(path: Path) -> Mapping[str, Any]:
 
 
 def _state(path: Path, pickled: Mapping[str, Any], kind: str, config: DiTConfig) -> State:
-    """Returns one whole state dict; BadReference unless names and shapes are the model's."""
+    """Returns one whole state dict, the weights where there is no average; BadReference unless names and
+    shapes are the model's.
+    """
     key = KEYS[kind]
+    if kind == "ema" and pickled.get(key) is None and pickled.get(KEYS["weights"]) is not None:
+        log.warning("%s: found no average (%s); the weights themselves are taken for it", path, key)
+        key = KEYS["weights"]
     values = pickled.get(key)
     if not isinstance(values, Mapping) or not all(isinstance(v, Tensor) for v in values.values()):
         raise BadReference(

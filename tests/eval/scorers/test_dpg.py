@@ -101,11 +101,6 @@ def test_questions_are_read_as_they_stand(tmp_path: Path) -> None:
         ([row("", 1, "0", "entity")], "an empty field"),
         ([row("a", 1, "0", "entity", "")], "an empty field"),
         (["a,b"], "expected an id, a whole number"),
-        (
-            [row("a", 1, "0", "entity"), row("a", 1, "0", "entity")],
-            r"a: propositions \[1\] occur twice",
-        ),
-        ([row("a", 1, "7", "entity")], r"a: parents \[7\] are no propositions"),
         ([row("a", 1, "2", "entity"), row("a", 2, "1", "entity")], "depend on each other"),
         ([row("a", 1, "1", "entity")], "depend on each other"),
     ],
@@ -113,6 +108,28 @@ def test_questions_are_read_as_they_stand(tmp_path: Path) -> None:
 def test_damaged_questions_are_named(tmp_path: Path, rows: list[str], message: str) -> None:
     with pytest.raises(BadQuestions, match=message):
         read_questions(written(tmp_path, *rows))
+
+
+def test_doubled_rows_and_lost_parents_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = written(
+        tmp_path,
+        row("a", 1, "0", "entity", "Is it old?"),
+        row("a", 2, "1, 7, 9", "entity"),
+        row("a", 1, "0", "entity", "Is it new?"),
+        row("b", 1, "2", "global"),
+        row("c", 1, "0", "global"),
+        row("c", 1, "0", "global"),
+    )
+    actual = read_questions(path)
+    assert [(single.number, single.parents) for single in actual["a"]] == [(1, ()), (2, (1,))]
+    assert actual["a"][0].text == "Is it new?"
+    assert actual["b"][0].parents == ()
+    assert len(actual["c"]) == 1
+    doubled, lost = (record.getMessage() for record in caplog.records)
+    assert "2 rows are of a proposition that has another row" in doubled
+    assert "3 parents are no propositions of their prompt" in lost
 
 
 def test_other_files_are_named(tmp_path: Path) -> None:

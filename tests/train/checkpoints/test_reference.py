@@ -259,7 +259,8 @@ def test_flipped_bytes_of_the_pickle_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ({"module": {}}, "ema: found NoneType, expected a state dict. It holds module"),
+        ({"optimizer": {}}, "ema: found NoneType, expected a state dict. It holds optimizer"),
+        ({"module": {}}, "module is not of the model"),
         ({"ema": [1, 2]}, "ema: found list"),
         ([1], "found a list, expected module and ema"),
         ({"ema": {"proj_out.bias": torch.zeros(16)}}, "patch_embed.pos_embed: missing"),
@@ -269,11 +270,24 @@ def test_flipped_bytes_of_the_pickle_are_named(tmp_path: Path) -> None:
             r"proj_out.bias: found \(64,\), expected \(16,\)",
         ),
     ],
-    ids=["no-ema", "no-dict", "no-mapping", "missing", "unknown", "shape"],
+    ids=["neither", "no-weights", "no-dict", "no-mapping", "missing", "unknown", "shape"],
 )
 def test_weights_of_another_model_are_named(tmp_path: Path, content: Any, named: str) -> None:
     with pytest.raises(BadReference, match=f"(?s){named}"):
         read(write(tmp_path / "original", 1, content))
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema": None}], ids=["absent", "none"])
+def test_without_an_average_the_weights_are_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any]
+) -> None:
+    content = {name: value for name, value in whole().items() if name != "ema"} | changes
+    step = import_reference(write(tmp_path / "original", 10, content), None, tmp_path / "out")
+    assert same(load_for_sampling(step)[0].state_dict(), state_of(1))
+    assert same(load_for_sampling(step, ema=False)[0].state_dict(), state_of(1))
+    assert [r.getMessage().partition(": ")[2] for r in caplog.records] == [
+        "found no average (ema); the weights themselves are taken for it"
+    ]
 
 
 def test_what_is_not_there_is_named(tmp_path: Path, original: Path) -> None:
