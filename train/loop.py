@@ -31,7 +31,7 @@ from .model.tokens import Tokens
 from .ranks.world import World
 from .report.loggers import open_loggers, run_id
 from .report.metrics import Metrics, StepRecord, StepSums, Throughput, line, step_record
-from .report.page import what_follows, write_page
+from .report.page import what_follows, write_last_page
 from .report.start import latent_lines, latent_record
 from .step.ema import Ema
 from .step.engine import Engine, deepspeed_config
@@ -237,7 +237,7 @@ class Trainer:
                     self.metrics.close()
         if self.metrics:
             self.world.check_lock()
-            write_page(self.folder)
+            write_last_page(self.folder)
         if self._signal:
             name = Signals(self._signal).name
             end = "saved" if self.step_number else "before there was anything to save"

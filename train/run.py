@@ -27,6 +27,7 @@ from .model.config import REFERENCE_PATCH, FlowConfig, ModelConfig, table_side
 from .model.dit import DiT, DiTConfig
 from .model.tokens import patch_of
 from .ranks.world import World, joined
+from .ready import check_compiler, check_room
 from .step.engine import deepspeed_config
 from .step.online_text import TextEncoder, identity_of
 from .step.validate import Validator, open_held_out
@@ -55,6 +56,8 @@ def fit(
     start = init_weights.find_initial(config, model) if fresh else None
     if fresh and (note := refuse_narrow(model, config.flow)):
         log.info("note: %s", note)
+    check_compiler(config.compute, torch.cuda.is_available())
+    check_room(config, model, run / CHECKPOINTS)
     with joined(config.guard, run) as world:
         identities = world.gather(sources.identity())
         if identities[world.rank] != identities[0]:  # it read a growing column a little later

@@ -27,6 +27,8 @@ from typing import Any
 from torch import distributed
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
+from shards.exits import explained
+
 from ..config import GuardConfig
 
 BEATS = 12  # heartbeats within the silence that counts as death
@@ -114,7 +116,7 @@ class Watchdog:
             if broken and not verdict and (lost := self._silent_ranks()):
                 verdict = self._put_verdict(self._death_verdict(lost))
             if not verdict:
-                code = getattr(type(error), "exit_code", 1)
+                code = (explained(error) or (1, ""))[0]
                 text = f"rank {self.rank} ended the run: {type(error).__name__}: {error}"
                 self._put_verdict({"rank": self.rank, "code": code, "text": text})
             self._acknowledge()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed import distributed_c10d
 
+from shards.exits import explained
 from shards.launch import launched
 
 from ..config import GuardConfig
@@ -55,12 +56,12 @@ class World:
 
     def together(self, work: Callable[[], Any]) -> list[Any]:
         """Does work on each rank and returns all results everywhere; a user's error on one rank,
-        that is one with an `exit_code`, is raised on all."""
+        that is one which `explained` knows, is raised on all."""
         result, failure = None, None
         try:
             result = work()
         except Exception as error:
-            if not hasattr(type(error), "exit_code"):
+            if explained(error) is None:
                 raise
             failure = error
         results, failures = zip(*self.gather((result, failure)), strict=True)

@@ -5,11 +5,14 @@ the same numbers.
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +29,7 @@ from ..model.flow import SHIFT, level_of
 from .loggers import BackgroundLogger
 from .records import forget_after
 
+log = logging.getLogger(__name__)
 LEVELS = 8  # equal parts of the run's own noise levels, from much noise to little
 
 
@@ -193,15 +197,37 @@ class Metrics:
         self._check_lock = check_lock
         forget_after(self.path, step, check_lock)
         self._loggers = loggers
+        self._failed = False  # whether a line was lost, of which one warning is enough
 
     def write(self, step: int, **values: Any) -> None:
-        """Writes a JSON line; its numbers also go to the loggers, names joined by a slash."""
-        with self.path.open("a") as file:
-            self._check_lock()
-            file.write(json.dumps(without_nan({"step": step, **values}), allow_nan=False) + "\n")
+        """Writes a JSON line, or warns once where the disk takes none; its numbers also go to the
+        loggers, names joined by a slash."""
+        record = json.dumps(without_nan({"step": step, **values}), allow_nan=False)
+        try:
+            self._append(f"{record}\n".encode())
+        except OSError as error:  # steps cannot be had again, a line of them can be missed
+            if not self._failed:
+                log.warning(
+                    "%s: a line could not be written (%s); training goes on", self.path, error
+                )
+            self._failed = True
         numbers = dict(_numbers(values))
         for logger in self._loggers:
             logger.log(step, numbers)
+
+    def _append(self, line: bytes) -> None:
+        """Writes a whole line or nothing."""
+        with self.path.open("ab", buffering=0) as file:
+            self._check_lock()
+            end = file.seek(0, os.SEEK_END)
+            try:
+                written = file.write(line)
+                if written != len(line):  # the next byte has no room
+                    file.write(line[written:])
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(end)
+                raise
 
     def close(self) -> None:
         for logger in self._loggers:

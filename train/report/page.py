@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import html
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from shards.printing import printable
 from .records import read_records
 
 Record = dict[str, Any]
+log = logging.getLogger(__name__)
 
 
 class _Columns(Fields):
@@ -170,6 +172,16 @@ def what_follows(run: Path) -> str:
     words = ("--checkpoint", run, "--prompts", "prompts.txt", "--save_dir", f"images/{run.name}")
     note = "prompts.txt: one a line"
     return f"its curves: {run / 'page.html'}\n{next_text('eval', 'generate', *words, note=note)}"
+
+
+def write_last_page(run: Path) -> None:
+    """Writes the page at the end of a run, whose checkpoint is saved: a full disk is a warning, and so
+    are records that are damaged or, for want of room, were never written.
+    """
+    try:
+        write_page(run)
+    except (OSError, ConfigError) as error:
+        log.warning("%s. Put it right, then: python -m train page %s", error, run)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
