@@ -29,6 +29,7 @@ import configs
 from shards import exits
 from shards.console import Parser, bench_module, config_words, overview
 from shards.printing import command
+from shards.signals import leave
 
 VERBS = {  # module with add_VERB_options or add_options, and run_VERB; a sentence
     "init": ("starter", "a commented config for sources and models of your own"),
@@ -72,7 +73,8 @@ def main() -> int:
     config = configs.load(EncodeConfig, args.config, args.overrides)
     if args.allow_failed:
         config = config.model_copy(update={"allow_failed": True})
-    return run(config, Options(name == "retry-failed", args.ignore_space, args.break_lease))
+    options = Options(name == "retry-failed", args.ignore_space, args.break_lease)
+    return leave(run(config, options))
 
 
 def _module(verb: str) -> Any:

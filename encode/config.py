@@ -158,8 +158,9 @@ ColumnConfig = Annotated[
 class EngineConfig(Strict):
     """How the work is done. None of it is part of a column's identity."""
 
-    # what runs the workers: Ray, or this process alone
-    executor: Literal["ray", "inline"] = "ray"
+    # what runs the workers: Ray, or this process alone; auto: Ray on a cluster, for several GPUs or
+    # workers, and where so many rows are left that its start is the smaller part
+    executor: Literal["auto", "ray", "inline"] = "auto"
     workers: PositiveInt | None = None  # null: one a GPU, else one a CPU
     threads: PositiveInt = 1  # decoding threads of a worker
     batch: PositiveInt = 64  # pictures a batch

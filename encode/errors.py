@@ -51,6 +51,10 @@ class NoWorkers(EncodeError, RuntimeError):
     exit_code = 4
 
 
+class NoCluster(EncodeError, RuntimeError):
+    """Ray cannot be started on this machine, or its cluster not be reached."""
+
+
 class RemoteDecodeFailed(EncodeError, RuntimeError):
     """Another node did not send the pictures that were asked for; the shard is tried again, here."""
 

@@ -87,6 +87,8 @@ class SourceJob:
     specs: Mapping[str, ColumnSpec] = field(default_factory=dict)
     # suffix of the pictures of each column for which the config names none
     images: Mapping[str, str] = field(default_factory=dict)
+    # bytes of a tar for each of its rows, in those that were looked into; None: no row was seen
+    row_bytes: float | None = None
 
     def suffix(self, config: EncodeConfig, name: str) -> str:
         """Returns which members a column reads of this source."""
@@ -172,10 +174,12 @@ def with_images(config: EncodeConfig, job: SourceJob) -> SourceJob:
     order += [*range(half), *(shards * i // half - 1 for i in range(1, half + 1))]
     order += [shards * i // TRIES for i in range(TRIES)]
     counts, pictures, names = Counter[str](), Counter[str | None](), list[str]()
+    seen_rows = seen_bytes = 0
 
     def resolved() -> SourceJob:
         read = OR.join(suffix for suffix in members.PICTURES if suffix in pictures)
-        return replace(job, images=images | dict.fromkeys(open_names if read else (), read))
+        read_by = images | dict.fromkeys(open_names if read else (), read)
+        return replace(job, images=read_by, row_bytes=seen_bytes / seen_rows if seen_rows else None)
 
     for shard in dict.fromkeys(shard for shard in order if 0 <= shard < shards):
         enough = LOOKED if open_names else 0
@@ -188,6 +192,7 @@ def with_images(config: EncodeConfig, job: SourceJob) -> SourceJob:
         except OSError:
             return resolved()  # so is this, and others would take as long
         names.append(source.tars[shard][0])
+        seen_rows, seen_bytes = seen_rows + len(rows), seen_bytes + source.tars[shard][1]
         counts.update(suffix for row in rows for suffix in row.members)
         pictures.update(chosen(row.members, OR.join(members.PICTURES)) for row in rows)
         columns = {n: s for n, s in columns.items() if chosen(counts, s) is None}

@@ -33,6 +33,7 @@ from ..tasks import ShardTask
 from .local_worker import Executor, InlineExecutor
 from .prepare import RunPlan, claim_columns, prepare
 from .progress import Progress
+from .ray_start import decided
 from .scheduler import Scheduler
 from .signals import draining
 from .supervisor import Supervisor
@@ -61,6 +62,7 @@ def _run(config: EncodeConfig, options: Options) -> int:
         # what is wrong with a source is said before any model is loaded
         config = with_packed(config, make=True)
         jobs = [open_job(config, name) for name in config.sources]
+        config = decided(config, jobs, options.retry)
         executor = start_executor(config)
         try:
             plan = prepare(config, jobs, executor)
@@ -131,14 +133,14 @@ def _encode(
 
 
 def start_executor(config: EncodeConfig) -> Executor:
-    """Returns the executor that the config names: inline with the encoders loaded, on Ray the
-    workers load them.
+    """Returns the executor of a config that is `decided`: inline with the encoders loaded, on Ray
+    the workers load them.
     """
-    if config.engine.executor == "inline":
-        return InlineExecutor(load_encoders(config.columns, config.engine), config.engine)
-    from .ray_workers import RayExecutor
+    if config.engine.executor == "ray":
+        from .ray_workers import RayExecutor
 
-    return RayExecutor(config.columns, None, config.engine)
+        return RayExecutor(config.columns, None, config.engine)
+    return InlineExecutor(load_encoders(config.columns, config.engine), config.engine)
 
 
 def record_failures(failures: Sequence[tuple[ShardTask, str]]) -> None:

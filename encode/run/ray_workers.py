@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,12 +25,12 @@ from ..models import load_encoders
 from ..models.encoder import Encoder
 from ..tasks import ShardResult, ShardTask
 from .local_worker import Died, Done, Event, Failed, Question, T, Worker
+from .ray_start import check_start, connect, shut_down
 from .scheduler import DEATHS
-from .signals import deferred
+from .signals import deferred, undisturbed
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 5.0  # between two polls of a worker
-STORE_BYTES = 128 << 20  # of the object store of a cluster of our own; pictures need more
 NOTE_SECONDS = 60  # between two lines on a worker that does not come
 CALLS_AT_ONCE = 4  # of a worker: two shards, a poll, an abort
 
@@ -101,29 +102,18 @@ class RayExecutor:
     def __init__(
         self, columns: dict[str, ColumnConfig], weights: dict[str, str] | None, engine: EngineConfig
     ) -> None:
-        ray: Any = importlib.import_module("ray")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # colours of its lines would be escaped
-        self._own = not ray.is_initialized()
+        ray: Any = sys.modules.get("ray")
+        self._own = ray is None or not ray.is_initialized()
         if self._own:
-            # `ray job submit` sets RAY_ADDRESS; the cluster's resources are then its own business
-            local = {
-                "address": "local", "include_dashboard": False,
-                "object_store_memory": STORE_BYTES * (4 if engine.remote_decode else 1),
-            }  # fmt: skip
-            options = {} if "RAY_ADDRESS" in os.environ else local
-            try:
-                with deferred():  # which restores the handler of SIGTERM, too: Ray replaces it
-                    ray.init(logging_level="WARNING", **options)
-            except (ConnectionError, RuntimeError) as error:
-                raise NoWorkers(
-                    f"Ray cannot be reached or started ({error}). RAY_ADDRESS is "
-                    f"{os.environ.get('RAY_ADDRESS', 'not set')}: check that the cluster runs and "
-                    "that RAY_AUTH_TOKEN is its token"
-                ) from error
+            check_start()
+            with deferred():  # half-loaded C++ code may end in an abort
+                ray = importlib.import_module("ray")
+            connect(ray, engine)
         if engine.device == "cuda" and not ray.cluster_resources().get("GPU"):
             if self._own:
-                ray.shutdown()
+                shut_down(ray)
             raise NoGpu(
                 "engine.device=cuda: no node of the Ray cluster has "
                 "a GPU. Start one that has, or leave device out: auto takes what there is"
@@ -333,11 +323,12 @@ class RayExecutor:
         self._aborting = True
 
     def stop(self) -> None:
-        for worker in list(self._actors):
-            self.retire(worker)
-        self._drop_spare()
-        if self._own:
-            self._ray.shutdown()
+        with undisturbed():
+            for worker in list(self._actors):
+                self.retire(worker)
+            self._drop_spare()
+            if self._own:
+                shut_down(self._ray)
 
 
 def cause_of(error: Any) -> Exception:

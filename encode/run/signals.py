@@ -76,6 +76,22 @@ def deferred() -> Iterator[list[int]]:
             raise Stopped(received[0])
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Lets a stop signal pass that comes meanwhile: what ends in order now, ends. A second one ends
+    the process at once, without the interpreter's end.
+    """
+    received: list[int] = []
+
+    def handle(number: int) -> None:
+        received.append(number)
+        if len(received) > 1:
+            os._exit(128 + received[0])
+
+    with on_stop(handle):
+        yield
+
+
 def say(text: str) -> None:
     """Writes a line; print would fail if the signal came in the middle of another print."""
     os.write(sys.stderr.fileno(), f"\n{text}\n".encode())

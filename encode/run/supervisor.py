@@ -113,7 +113,7 @@ class Supervisor:
         With engine.workers there may be more of them than the cluster has room for, which calls for
         nodes where it scales by itself.
         """
-        workers = self.engine.workers if self.engine.executor == "ray" else None
+        workers = None if self.engine.executor == "inline" else self.engine.workers
         count = workers or max(1, self.executor.slots())
         alive, given_up = self.executor.nodes(), self.scheduler.abandoned
         for slot in given_up - self.lost:

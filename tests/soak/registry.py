@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.encode import faults
+from tests.encode import faults, interrupts
 from tests.eval import faults as generating
 from tests.eval.study import kills
 from tests.shards import hostile, properties, sweeps
@@ -18,6 +18,7 @@ SWEEPS: dict[str, Sweep] = {
         *sweeps.SWEEPS,
         *hostile.SWEEPS,
         faults.SWEEP,
+        interrupts.SWEEP,
         saves.SWEEP,
         training.SWEEP,
         generating.SWEEP,

@@ -54,6 +54,7 @@ TRAIN = (
 )  # tests train from the demo's pictures
 MORE = {  # what one sweep alone does
     "encode": ENCODE,
+    "interrupts": ENCODE,
     "checkpoints": TRAIN,
     "training": TRAIN,
     "generate": (*TRAIN, "tests/eval"),

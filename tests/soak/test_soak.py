@@ -191,6 +191,7 @@ def test_every_sweep_is_large_enough() -> None:
     assert counts["checkpoints"] >= 30_000
     assert counts["training"] >= 150
     assert counts["generate"] >= 20
+    assert counts["interrupts"] >= 200
     assert not kernels.flags() or counts["kernels"] >= 50
     for name in (
         "kills",
