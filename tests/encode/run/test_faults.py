@@ -64,8 +64,9 @@ def test_decoded_elsewhere() -> None:
 
 
 DRIVER = """
-import configs, sys
+import sys
 from encode.__main__ import main
+from shards import exits
 try:
     exits.run(main)
 finally:
