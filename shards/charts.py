@@ -8,14 +8,14 @@ import html
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 COLOURS = 8
 WIDTH, MARGIN, ROW = 360, 8, 26  # of a chart of intervals and the height of its lines, in pixels
-# of a chart of curves, the space left of it for numbers, and below it
-CURVES_WIDTH, CURVES_HEIGHT, LEFT, BOTTOM = 640, 220, 64, 24
+# of a chart of curves, the space left of it for numbers, and below it for steps and hours
+CURVES_WIDTH, CURVES_HEIGHT, LEFT, BOTTOM = 480, 240, 64, 40
 MOST_POINTS = 400  # of a curve on the page
 
 Estimate = Mapping[str, Any]  # "value", with "low" and "high" of its interval or None
@@ -28,13 +28,19 @@ def style() -> str:
     return Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
 
+def script() -> str:
+    """Returns the JavaScript of pages with pictures: large pictures, and printing in full."""
+    return Path(__file__).with_name("page.js").read_text(encoding="utf-8")
+
+
 def document(title: str, body: str) -> str:
     """Returns a page around a body of HTML; the title is text."""
     return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{style()}</style>"
-        f"<h1>{html.escape(title)}</h1>{body}</html>\n"
+        f"<title>{html.escape(title)}</title><style>{style()}</style></head>"
+        f'<body class="broad"><h1>{html.escape(title)}</h1>{body}'
+        f"<script>{script()}</script></body></html>\n"
     )
 
 
@@ -54,11 +60,15 @@ def curves(
     colours: Sequence[int] | None = None,
     thin: Collection[int] = (),
     bands: Sequence[Band] = (),
+    hours: Sequence[tuple[float, float]] = (),
+    axis: str = "steps",
 ) -> str:
     """Returns named curves on common axes, empty text where no curve has a point.
 
     The vertical axis is logarithmic if `log` is set and all values are above 0. Curves have
     `colours`, else one each; those whose index is in `thin` are faint. `bands` lie behind them.
+    `hours` (x, hours) add the time below the numbers of the horizontal axis: hours, or minutes or
+    seconds of a short run.
     """
     points = [point for _, line in lines for point in line]
     if not points:
@@ -77,18 +87,29 @@ def curves(
     def down(y: float) -> float:
         return 8 + height * (high - (math.log10(y) if log else y)) / (high - low)
 
-    ends = (10**low, 10**high) if log else (low, high)
-    decades = [10.0**n for n in range(math.ceil(low), math.floor(high) + 1)] if log else []
-    inside = [y for y in decades if down(ends[1]) + 14 < down(y) < down(ends[0]) - 14]
     shapes = [
         f'<path class="grid" d="M{LEFT} {down(y):.1f}h{width}"/>'
         f'<text class="axis" x="{LEFT - 6}" y="{down(y) + 4:.1f}" text-anchor="end">{figure(y)}</text>'
-        for y in (*ends, *inside)
+        for y in (log_ticks(10**low, 10**high) if log else ticks(low, high))
     ]
-    shapes += [
-        f'<text class="axis" x="{across(x):.1f}" y="{CURVES_HEIGHT - 8}" text-anchor="{anchor}">{x:,.0f}</text>'
-        for x, anchor in ((first, "start"), (last, "end"))
-    ]
+    bottom = CURVES_HEIGHT - BOTTOM
+    unit, scale = _unit_of_time(hours[-1][1]) if hours else ("", 1)
+    for x in ticks(first, last) if last > first else [first]:
+        place = across(x)
+        anchor = "end" if place > CURVES_WIDTH - 24 else "start" if place < LEFT + 16 else "middle"
+        shapes.append(
+            f'<path class="grid" d="M{place:.1f} {bottom}v-{height}"/>'
+            f'<text class="axis" x="{place:.1f}" y="{bottom + 14}" text-anchor="{anchor}">{figure(x)}</text>'
+        )
+        if hours:
+            text = f"{_between(hours, x) * scale:.3g}"
+            shapes.append(
+                f'<text class="axis" x="{place:.1f}" y="{bottom + 29}" text-anchor="{anchor}">{text}</text>'
+            )
+    for i, name in enumerate([axis, unit] if unit else [axis]):
+        shapes.append(
+            f'<text class="axis" x="2" y="{bottom + 14 + 15 * i}">{html.escape(name)}</text>'
+        )
     for hue, band in bands:
         edge = [(x, low) for x, low, _ in band] + [(x, high) for x, _, high in reversed(band)]
         corners = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in edge)
@@ -108,6 +129,48 @@ def curves(
         f'<figure class="curves"><figcaption>{html.escape(title)}{names}</figcaption>'
         f"{_svg(title, CURVES_WIDTH, CURVES_HEIGHT, shapes)}</figure>"
     )
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Returns round numbers from `low` to `high`, evenly apart: at most `most`, at least two if low < high."""
+    if not low < high:
+        return [low]
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    for factor in (1, 2, 2.5, 5, 10, 20, 25, 50):
+        size = power * factor
+        count = math.floor(high / size + 1e-9) - math.ceil(low / size - 1e-9) + 1
+        if count <= most:
+            break
+    start = math.ceil(low / size - 1e-9)
+    return [round((start + i) * size, 12) for i in range(count)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Returns round numbers from `low` to `high` (above 0) of a logarithmic axis: powers of ten, with 2
+    and 5 times them where there are few, or evenly apart where the axis is a small part of a decade.
+    """
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1,), (1, 2, 5)):
+        numbers = [float(f"{factor}e{n}") for n in exponents for factor in factors]
+        inside = [x for x in numbers if low * (1 - 1e-9) <= x <= high * (1 + 1e-9)]
+        if len(inside) >= 3:
+            return inside[:: math.ceil(len(inside) / 8)]
+    return ticks(low, high, 5)
+
+
+def _unit_of_time(hours: float) -> tuple[str, float]:
+    """Returns the unit in which a run of this length is written, and how many of it are an hour."""
+    if hours >= 1:
+        return "hours", 1
+    return ("minutes", 60) if hours >= 1 / 30 else ("seconds", 3600)
+
+
+def _between(line: Sequence[tuple[float, float]], x: float) -> float:
+    """Returns the height at x of a line whose points rise in x, its ends prolonged level."""
+    for (x0, y0), (x1, y1) in pairwise(line):
+        if x <= x1:
+            return y0 if x <= x0 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return line[-1][1]
 
 
 def thinned(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -171,13 +234,6 @@ def groups(
             if name in estimates
         ]
     return _svg(title, WIDTH, height, shapes, "plot")
-
-
-def difference(title: str, estimate: Estimate) -> str:
-    """Returns a difference's interval beside zero."""
-    most = max(map(abs, reach([estimate], [0.0])))
-    zero = f'<path d="M{WIDTH / 2} 0V16" class="zero"/>'
-    return _svg(title, WIDTH, 16, [zero, _mark(estimate, -most, most, 8, "currentColor")], "plot")
 
 
 @dataclass(frozen=True)

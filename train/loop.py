@@ -29,6 +29,7 @@ from .model.flops import gpu_of, parameters, training
 from .model.flow import losses
 from .model.tokens import Tokens
 from .ranks.world import World
+from .report.commit import commit
 from .report.loggers import open_loggers, run_id
 from .report.metrics import Metrics, StepRecord, StepSums, Throughput, line, step_record
 from .report.page import what_follows, write_last_page
@@ -339,7 +340,7 @@ class Trainer:
                 "mix": mix, "epoch_samples": self.epoch_samples, "world": self.world.size, "device": device,
                 "parameters": self.parameters, "flops_a_sample": self.cost.sample,
                 "flops_a_text_token": self.cost.token, "peak_flops_per_second": self.throughput.peak,
-                **latent_record(flow, tokens),
+                **latent_record(flow, tokens), "commit": commit(),
             }  # fmt: skip
             self.metrics.write(self.step_number, start=start)
 

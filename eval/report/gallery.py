@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -13,6 +13,7 @@ from ..images.imageset import ImageSetReader, PictureRef
 from ..prompts.prompts import Prompt
 
 Json = dict[str, Any]
+T = TypeVar("T")
 SIDES = (256, 192, 128, 96, 64)  # of a thumbnail, in pixels: the first at which all fit
 MOST_BYTES = 6_000_000  # of all thumbnails of a section
 
@@ -24,7 +25,7 @@ def gallery(sets: Sequence[tuple[str, ImageSetReader]], most: int) -> list[Json]
     if not sets:
         return []
     first_pictures = [_first_pictures(images) for _, images in sets]
-    prompts = _spread(
+    prompts = spread(
         [p for p in sets[0][1].prompts.items if all((p.id, p.text) in f for f in first_pictures)],
         most,
     )
@@ -53,17 +54,33 @@ def _first_pictures(images: ImageSetReader) -> dict[tuple[str, str], PictureRef]
     return first
 
 
-def _spread(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
-    """Returns the first prompts of each group, `most` in all, in the order of the list.
+def spread(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
+    """Returns `most` prompts in the order of the list: from all groups alike, and of each group every
+    n-th. Where there are more groups than `most`, every n-th group has one.
 
     They are picked by their place alone, never by what their pictures look like.
     """
     groups: dict[str | None, list[str]] = {}
     for prompt in prompts:
         groups.setdefault(prompt.group, []).append(prompt.id)
-    share = max(1, most // max(1, len(groups)))
-    chosen = [name for members in groups.values() for name in members[:share]][:most]
-    return [prompt for prompt in prompts if prompt.id in set(chosen)]
+    members = _every_nth(list(groups.values()), most)
+    counts, left = [0] * len(members), min(most, sum(map(len, members)))
+    while left:
+        for i, names in enumerate(members):
+            if left and counts[i] < len(names):
+                counts[i], left = counts[i] + 1, left - 1
+    chosen = {
+        name
+        for names, count in zip(members, counts, strict=True)
+        for name in _every_nth(names, count)
+    }
+    return [prompt for prompt in prompts if prompt.id in chosen]
+
+
+def _every_nth(items: Sequence[T], count: int) -> list[T]:
+    """Returns at most `count` items, evenly apart, from the middle of each part of the sequence."""
+    count = min(count, len(items))
+    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
 def _thumbnail(picture: PictureRef, side: int) -> Json:

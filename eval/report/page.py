@@ -30,9 +30,13 @@ def render(
     """Returns the page of what the JSON holds, with pictures by section and curves of the trainings."""
     return template(Path(__file__).with_name("report.html.j2")).render(
         r=data, galleries=galleries, note=note, style=charts.style(), verdicts=verdicts,
-        plot=_plot, groups_plot=_groups_plot, difference_plot=charts.difference, trainings=trainings,
+        plot=_plot, groups_plot=_groups_plot, forests=forests, trainings=trainings, settings=settings,
+        script=charts.script(),
         title=", ".join(section["benchmark"] for section in data["sections"]),
-        charts=[charts.curves(*chart) for chart in _score_curves(data["curves"])],
+        charts=[
+            charts.curves(title, lines, bands=bands)
+            for title, lines, bands in _score_curves(data["curves"])
+        ],
         losses=[figure for chart in losses if (figure := charts.curves(*chart, log=True))],
     )  # fmt: skip
 
@@ -40,7 +44,7 @@ def render(
 def template(path: Path) -> jinja2.Template:
     """Returns a page's template, with filters for values, differences, seconds and settings."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(path.parent), autoescape=True,
+        loader=jinja2.FileSystemLoader([path.parent, Path(__file__).parent]), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {
@@ -96,13 +100,69 @@ def _points(records: Sequence[Json], key: str) -> list[tuple[float, float]]:
     return [(r["step"], r[key]) for r in records if r.get(key) is not None]
 
 
-def _score_curves(curves: Sequence[Json]) -> list[tuple[str, list[charts.Curve]]]:
-    """Returns a chart a scorer, with a line a run."""
+def _score_curves(
+    curves: Sequence[Json],
+) -> list[tuple[str, list[charts.Curve], list[charts.Band]]]:
+    """Returns a chart a scorer, with a line a run and behind it the band of its intervals."""
     lines: dict[str, list[charts.Curve]] = {}
+    bands: dict[str, list[charts.Band]] = {}
     for curve in curves:
+        members = lines.setdefault(curve["scorer"], [])
+        band = [
+            (step, value["low"], value["high"])
+            for step, value in curve["points"]
+            if value["low"] is not None and value["high"] is not None
+        ]
+        bands.setdefault(curve["scorer"], []).append((len(members), band))
         points = [(step, value["value"]) for step, value in curve["points"]]
-        lines.setdefault(curve["scorer"], []).append((Path(curve["run"]).name, points))
-    return list(lines.items())
+        members.append((Path(curve["run"]).name, points))
+    return [(scorer, members, bands[scorer]) for scorer, members in lines.items()]
+
+
+def forests(section: Json) -> list[Json]:
+    """Returns figures of all differences from the baseline, each on one scale: one of all scores that
+    lie between 0 and 1 and of which more is better, as shares do, and one of each other score.
+    """
+    figures: dict[str, list[tuple[str, str, Json]]] = {}
+    direction: dict[str, str] = {}
+    for score in section["scores"]:
+        ends = [
+            end
+            for value in score["values"]
+            if value
+            for end in (value["value"], value["low"], value["high"])
+            if end is not None
+        ]
+        share = score["better"] == "higher" and all(0 <= end <= 1 for end in ends)
+        title = "Scores between 0 and 1" if share else score["scorer"]
+        direction[title] = score["better"]
+        figures.setdefault(title, []).extend(
+            (score["scorer"], comparison["other"], difference)
+            for comparison in section["comparisons"]
+            for difference in comparison["differences"]
+            if difference["scorer"] == score["scorer"] and difference["value"]
+        )
+    colours = {entry["name"]: i for i, entry in enumerate(section["entries"])}
+    drawings = []
+    for title, differences in figures.items():
+        several = len({scorer for scorer, _, _ in differences}) > 1
+        rows = [
+            charts.Row(
+                f"{scorer}: {other}" if several else other,
+                change(difference["value"]),
+                difference["value"],
+                [value["value"] for value in difference["by_seed"].values()],
+                colours[other],
+            )
+            for scorer, other, difference in differences
+        ]
+        if rows:
+            heading = differences[0][0] if not several else title
+            drawing = charts.forest(
+                f"{heading}: differences", rows, higher=direction[title] == "higher"
+            )
+            drawings.append({"title": heading, "drawing": drawing})
+    return drawings
 
 
 def _plot(section: Json, score: Json) -> str:
@@ -150,6 +210,24 @@ def trainings(section: Json) -> list[Json]:
         rows.append(
             {"key": key, "badge": badge if differs else "", "differs": differs, "values": texts}
         )
+    return rows
+
+
+def settings(section: Json) -> list[Json]:
+    """Returns the settings of the sets as `trainings` does the parts of the trainings."""
+    sets = section["sets"]
+    rows = []
+    for key in sorted(set[str]().union(*(s["settings"] for s in sets))):
+        texts = [str(s["settings"].get(key)) for s in sets]
+        values = [_short(s["settings"][key]) if key in s["settings"] else "–" for s in sets]
+        differs = len(set(texts)) > 1
+        badge = "differs" if differs else ""
+        rows.append({"key": key, "badge": badge, "differs": differs, "values": values})
+    digests = [_short(s["images"] or "–") for s in sets]
+    for key, values in (
+        ("digest of the pictures", digests), ("folder", [s["folder"] for s in sets]),
+    ):  # fmt: skip
+        rows.append({"key": key, "badge": "", "differs": False, "values": values})
     return rows
 
 

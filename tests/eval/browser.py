@@ -38,7 +38,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open[-1:] != ["style"]:
+        if self.open[-1:] not in (["style"], ["script"]):
             self.text += data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
@@ -46,22 +46,39 @@ class Page(HTMLParser):
 
 
 BROWSER = next((name for name in ("chromium", "google-chrome") if shutil.which(name)), "")
+# what a page may load: nothing but what it holds
+POLICY = (
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+    "style-src 'unsafe-inline'; script-src 'unsafe-inline'\"><script>window.faults = [];"
+    "addEventListener('error', event => faults.push(event.message));"
+    "addEventListener('securitypolicyviolation', event => faults.push(event.blockedURI));"
+    "for (const name of ['error', 'warn']) console[name] = text => faults.push(`${text}`);</script>"
+)
 PROBE = """<script>addEventListener('load', () => {
   const root = document.documentElement, images = [...document.images];
   parent.postMessage(JSON.stringify({
     wide: root.scrollWidth, shown: images.filter(image => image.naturalWidth > 0).length,
     colour: getComputedStyle(root).getPropertyValue('--c0').trim(),
     table: document.querySelector('.wide table').getBoundingClientRect().width,
+    ...(EXTRA)(), faults: window.faults,
   }), '*')})</script></body>"""
+NOTHING = "() => ({})"
 FRAME = """<meta name=color-scheme content="light dark"><script>addEventListener('message', event => {
   document.body.dataset.found = event.data })</script>
 <body><iframe src=page.html style="width:WIDTHpx;height:900px;border:0"></iframe>"""
 
 
-def in_browser(html: str, folder: Path, *, dark: bool, width: int) -> dict[str, Any]:
-    """What Chromium says of a page in a frame of this width, since no window is as narrow as a phone."""
+def in_browser(
+    html: str, folder: Path, *, dark: bool, width: int, extra: str = NOTHING
+) -> dict[str, Any]:
+    """What Chromium says of a page in a frame of this width, since no window is as narrow as a phone.
+
+    `faults` are the requests it makes and the errors of its scripts; `extra` is a function of
+    JavaScript whose record is added.
+    """
     eager = html.replace('loading="lazy"', "")  # so that they are there when the page is loaded
-    (folder / "page.html").write_text(eager.replace("</body>", PROBE))
+    eager = eager.replace("<head>", f"<head>{POLICY}", 1)
+    (folder / "page.html").write_text(eager.replace("</body>", PROBE.replace("EXTRA", extra)))
     (folder / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
     done = subprocess.run(
         [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/chrome",

@@ -34,6 +34,50 @@ def test_a_logarithmic_axis_gives_each_decade_the_same_height() -> None:
     assert charts.curves("loss", below, log=True) == charts.curves("loss", below)
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 200_000, [0, 50_000, 100_000, 150_000, 200_000]),
+        (10, 80, [20, 40, 60, 80]),
+        (0.0, 0.03, [0, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03][::2]),
+        (-1.2, 1.1, [-1, -0.5, 0, 0.5, 1]),
+        (3, 3, [3]),
+    ],
+)
+def test_ticks_are_round_numbers(low: float, high: float, expected: list[float]) -> None:
+    assert charts.ticks(low, high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (1, 1000, [1, 10, 100, 1000]),
+        (0.3, 20, [0.5, 1, 2, 5, 10, 20]),
+        (0.94, 1.97, [1, 1.2, 1.4, 1.6, 1.8]),
+    ],
+)
+def test_ticks_of_a_logarithmic_axis(low: float, high: float, expected: list[float]) -> None:
+    assert charts.log_ticks(low, high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("hours", "unit", "times"),
+    [(10.0, "hours", ["0", "5", "10"]), (0.5, "minutes", ["0", "15", "30"]), (0.02, "seconds", ["0", "36", "72"])],
+)  # fmt: skip
+def test_time_is_written_below_steps(hours: float, unit: str, times: list[str]) -> None:
+    line = [(0.0, 1.0), (100.0, 2.0), (200.0, 3.0)]
+    drawing = charts.curves("t", [("", line)], hours=[(0, 0.0), (200, hours)])
+    texts = [
+        (element.text, element.attrib["y"])
+        for element in ElementTree.fromstring(drawing).iter("text")
+    ]
+    (row,) = {y for text, y in texts if text == unit}
+    below = [text for text, y in texts if y == row and text != unit]
+    assert below[:: len(below) // 2] == times
+    assert "steps" in drawing
+    assert "hours" not in charts.curves("t", [("", line)])
+
+
 def test_curves_keep_their_colours_and_long_ones_are_thinned() -> None:
     long = [(float(x), float(x)) for x in range(5000)]
     drawing = charts.curves("a <b>", [("none yet", []), ("<long>", long), ("", [(3.0, 4.0)])])

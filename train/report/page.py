@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import yaml
 from pydantic import Field
 
 from configs import ConfigError, read_yaml
 from shards import atomic_write, charts
-from shards.console import next_text
+from shards.console import duration_text, next_text
 from shards.format.checks import Count, Fields, check
 from shards.places import local_path
 from shards.printing import printable
@@ -58,14 +59,27 @@ def page(run: Path) -> str:
     except ValueError as error:
         raise ConfigError(f"{run / 'config.yaml'} is not the config of a run: {error}") from None
     facts = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>'
         for name, value in facts_of(config, records)
     )
+    hours = hours_of(records)
     figures = [
-        charts.curves(title, lines)
-        for title, lines in [*curves(records), *scores(run / "eval" / "metrics.jsonl")]
+        *(
+            charts.curves(title, lines, log=log, hours=hours)
+            for title, lines, log in curves(records)
+        ),
+        *(
+            charts.curves(scorer, [("", line)], bands=[(0, band)], hours=hours)
+            for scorer, line, band in scores(run / "eval" / "metrics.jsonl")
+        ),
     ]
-    return charts.document(run.resolve().name, f"<table>{facts}</table>{''.join(figures)}")
+    text = html.escape(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return charts.document(
+        run.resolve().name,
+        f'<div class="wide facts" role="region" tabindex="0" aria-label="The run"><table>{facts}</table></div>'
+        f'<div class="curves-grid">{"".join(figures)}</div>'
+        f"<details><summary>Config</summary><pre>{text}</pre></details>",
+    )
 
 
 def facts_of(config: _Config, records: Sequence[Record]) -> list[tuple[str, str]]:
@@ -85,6 +99,7 @@ def facts_of(config: _Config, records: Sequence[Record]) -> list[tuple[str, str]
             ("data mix", f"{mix} of the samples; {start.get('epoch_samples', 0):,} samples an epoch"),
             ("model", f"{sum(start.get('parameters', {}).values()):,} parameters"),
             ("machines", f"{start.get('world', 1)} x {start.get('device', '')}, started {len(starts)} times"),
+            ("commit", start.get("commit") or "unknown"),
         ]  # fmt: skip
         if (shift := start.get("shift")) is not None:
             output = start.get("prediction", "velocity")
@@ -98,7 +113,15 @@ def facts_of(config: _Config, records: Sequence[Record]) -> list[tuple[str, str]
         last = steps[-1]
         mfu = "" if last.get("mfu") is None else f", MFU {last['mfu']:.1%}"
         facts += [
-            ("step", f"{last['step']:,} of {config.steps:,}, epoch {_figure(last.get('epoch'))}"),
+            (
+                "step",
+                f"{last['step']:,} of {config.steps:,}, epoch {_figure(last.get('epoch'))}"
+                + (
+                    f", {duration_text(3600 * hours[-1][1])}"
+                    if (hours := hours_of(records))
+                    else ""
+                ),
+            ),
             (
                 "last interval",
                 f"loss {_figure(last['loss'])}, {_figure(last.get('samples_per_second'))} samples/s, "
@@ -117,8 +140,23 @@ def facts_of(config: _Config, records: Sequence[Record]) -> list[tuple[str, str]
     return facts
 
 
-def curves(records: Sequence[Record]) -> list[tuple[str, list[charts.Curve]]]:
-    """Returns the title and the curves over steps of each chart."""
+def hours_of(records: Sequence[Record]) -> list[tuple[float, float]]:
+    """Returns the hours that the steps up to each took; saving, validating and starting are left out.
+
+    Steps of which the rate is not known count for nothing.
+    """
+    line, position, hours = [(0.0, 0.0)], 0, 0.0
+    for record in records:
+        rate = record.get("samples_per_second")
+        if rate and "position" in record and record["position"] >= position:
+            hours += (record["position"] - position) / rate / 3600
+            position = record["position"]
+            line.append((record["step"], hours))
+    return line if hours else []
+
+
+def curves(records: Sequence[Record]) -> list[tuple[str, list[charts.Curve], bool]]:
+    """Returns of each chart its title, its curves over steps, and whether its axis is logarithmic."""
     steps = [r for r in records if "loss" in r]
     checks = [{"step": r["step"], **r["validation"]} for r in records if r.get("validation")]
 
@@ -134,26 +172,51 @@ def curves(records: Sequence[Record]) -> list[tuple[str, list[charts.Curve]]]:
     def by_level(rows: Sequence[Record], key: str) -> list[charts.Curve]:
         return [curve(rows, f"{i}/8", key, i) for i in range(8)]
 
+    waits = [(step, 100 * share) for step, share in curve(steps, "", "data_wait")[1]]
     return [
-        ("Loss", [curve(steps, "training", "loss"), curve(checks, "validation, averaged weights", "loss")]),
-        ("Validation loss at eight fixed noise levels, from much to little", by_level(checks, "levels")),
-        ("Training loss, by eighth of the run's own noise levels", by_level(steps, "loss_by_level")),
-        ("Norm of the gradient", [curve(steps, "", "grad_norm")]),
-        ("Samples a second", [curve(steps, "", "samples_per_second")]),
-        ("Data wait, share of the time", [curve(steps, "", "data_wait")]),
-    ]  # fmt: skip
+        (
+            "Loss, mean squared error",
+            [
+                curve(steps, "training", "loss"),
+                curve(checks, "validation, averaged weights", "loss"),
+            ],
+            True,
+        ),
+        (
+            "Validation loss at eight fixed noise levels, from much to little, mean squared error",
+            by_level(checks, "levels"),
+            True,
+        ),
+        (
+            "Training loss, by eighth of the run's own noise levels, mean squared error",
+            by_level(steps, "loss_by_level"),
+            True,
+        ),
+        ("Norm of the gradient", [curve(steps, "", "grad_norm")], True),
+        ("Samples a second", [curve(steps, "", "samples_per_second")], False),
+        ("Data wait, % of the time", [("", waits)], False),
+    ]
 
 
-def scores(path: Path) -> list[tuple[str, list[charts.Curve]]]:
-    """Returns a chart for each scorer; none where eval's file is not as expected."""
-    points: dict[str, list[tuple[float, float]]] = {}
+Points = list[tuple[float, float]]
+Ends = list[tuple[float, float, float]]
+
+
+def scores(path: Path) -> list[tuple[str, Points, Ends]]:
+    """Returns of each scorer its values over steps, and their intervals where they have any; nothing
+    where eval's file is not as expected.
+    """
+    points, bands = dict[str, Points](), dict[str, Ends]()
     try:
         for record in read_records(path):
             for scorer, value in record["scores"].items():
                 points.setdefault(scorer, []).append((record["step"], float(value["value"])))
+                if value.get("low") is not None and value.get("high") is not None:
+                    ends = record["step"], float(value["low"]), float(value["high"])
+                    bands.setdefault(scorer, []).append(ends)
     except (ConfigError, ValueError, KeyError, TypeError, AttributeError):
         return []
-    return [(scorer, [("", line)]) for scorer, line in sorted(points.items())]
+    return [(scorer, line, bands.get(scorer, [])) for scorer, line in sorted(points.items())]
 
 
 def _figure(value: float | None) -> str:

@@ -31,6 +31,7 @@ class _Start(Fields):
     image_tokens: Count = 0  # 0: of a run of before, which does not say it
     token_values: Count = 0
     positions: str = ""
+    commit: str | None = None  # of the code
 
 
 class _Validation(Fields):

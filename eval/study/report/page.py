@@ -62,8 +62,12 @@ def _gallery(analysis: Analysis, most: int) -> tuple[int | None, list[Json]]:
 def render(data: Json, pictures: Sequence[Json], losses: Sequence[str] = ()) -> str:
     """Returns the page of what the JSON holds, with its pictures and the curves of the trainings."""
     names = [entry["name"] for entry in data["entries"]]
+    shown_numbers = (
+        [names.index(p["name"]) + 1 for p in pictures[0]["pictures"]] if pictures else []
+    )
     return template(Path(__file__).with_name("study.html.j2")).render(
         s=data, pictures=pictures, losses=losses, style=charts.style(), names=names,
+        script=charts.script(), shown_numbers=shown_numbers,
         colour={name: i % charts.COLOURS for i, name in enumerate(names)},
         forests=_forests(data), steps=_over_steps(data), latex=latex(data), missing=_missing(data),
         warnings=_warnings(data), notes=_notes(data), needed=_needed(data), figure=charts.figure,

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -19,11 +20,13 @@ import yaml
 
 from configs import ConfigError
 from shards.read.stream import Batch
+from tests.eval.browser import BROWSER, in_browser
 from tests.train.conftest import CHANNELS, SIDE, TINY, WIDTH, tiny_config
 from train.config import MetricsConfig, TrainConfig
 from train.model.dit import DiTConfig
 from train.model.flops import Cost, training
 from train.model.flow import level_of, train_sigmas
+from train.report.commit import commit
 from train.report.loggers import BackgroundLogger, check
 from train.report.metrics import (
     LEVELS,
@@ -34,7 +37,7 @@ from train.report.metrics import (
     line,
     step_record,
 )
-from train.report.page import page
+from train.report.page import hours_of, page
 from train.run import fit, open_columns
 
 # A step over ranks ---------------------------------------------------------------------------------------------------
@@ -160,6 +163,74 @@ def test_a_page_of_any_length_and_of_nothing_yet(tmp_path: Path) -> None:
         (tmp_path / "eval" / "metrics.jsonl").write_text(text)
         assert page(tmp_path).count("<svg") == result.count("<svg") + charts
         assert ("cmmd-&lt;x&gt;" in page(tmp_path)) == bool(charts)
+
+
+def test_the_page_of_a_run_has_hours_its_commit_its_config_and_bands(tmp_path: Path) -> None:
+    config = TrainConfig.model_validate(tiny_config(tmp_path, tmp_path)).model_dump(mode="json")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    steps = [
+        {
+            "step": n,
+            "position": 64 * n,
+            "loss": 1 / n,
+            "samples_per_second": 0.064,
+            "data_wait": 0.25,
+        }
+        for n in range(10, 101, 10)
+    ]  # a step takes 1,000 s
+    records = [{"step": 0, "start": {"commit": "abc-dirty"}}, *steps]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    (tmp_path / "eval").mkdir()
+    scores = [
+        {"step": n, "scores": {"acc": {"value": 0.5, "low": 0.4, "high": 0.6}}} for n in (10, 20)
+    ]
+    (tmp_path / "eval/metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in scores))
+    result = page(tmp_path)
+    assert hours_of(records)[-1] == (100, pytest.approx(100 * 1000 / 3600))
+    assert ">hours</text>" in result
+    assert ">27.8</text>" in result  # below step 100
+    assert "<td>abc-dirty</td>" in result
+    assert f"global_batch: {config['global_batch']}" in result.partition("<summary>Config")[2]
+    assert result.count('<polygon class="band"') == 1
+    loss = result.partition("<figcaption>Loss, mean squared error")[2].partition("</svg>")[0]
+    assert {">0.02</text>", ">0.05</text>", ">0.1</text>"} <= set(
+        re.findall(r">[^<]*</text>", loss)
+    )
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+@pytest.mark.parametrize(("dark", "width"), [(False, 390), (True, 1280), (False, 1920)])
+def test_the_page_of_a_run_in_a_browser(tmp_path: Path, dark: bool, width: int) -> None:
+    config = TrainConfig.model_validate(tiny_config(tmp_path, tmp_path)).model_dump(mode="json")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    steps = [{"step": n, "loss": 1 / n, "grad_norm": 1.0, "samples_per_second": n} for n in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in steps))
+    columns = "() => ({columns: new Set([...document.querySelectorAll('figure.curves')].map(f => f.offsetLeft)).size})"
+    found = in_browser(page(tmp_path), tmp_path, dark=dark, width=width, extra=columns)
+    assert found["wide"] == width
+    assert found["columns"] == {390: 1, 1280: 2, 1920: 3}[width]
+    assert found["faults"] == []
+
+
+def test_the_commit_is_that_of_a_clone_alone(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout.strip()
+
+    assert commit(tmp_path) is None
+    git("init", "-q")
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-q", "-m", "one")
+    head = git("rev-parse", "HEAD")
+    assert commit(tmp_path) == head
+    (tmp_path / "a").write_text("2")
+    assert commit(tmp_path) == f"{head}-dirty"
+    (tmp_path / "installed").mkdir()
+    assert commit(tmp_path / "installed") is None  # inside another repository
 
 
 # Where they go -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,141 @@
+"""The page of a report as a reader sees it: pictures, charts, folded parts, on a phone too."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval.prompts.prompts import Prompt
+from eval.report.gallery import spread
+from eval.report.page import render
+from eval.report.report import report
+from tests.eval.browser import BROWSER, Page, in_browser
+from tests.eval.sets import PROMPTS, make_items, make_score, make_set, training
+
+N = len(PROMPTS.items)
+
+
+LARGE = """() => {
+  const [first, second] = document.querySelectorAll('.pictures button'), press = key =>
+    document.querySelector('dialog').dispatchEvent(new KeyboardEvent('keydown', {key}));
+  const text = () => [...document.querySelectorAll('dialog .bar span, dialog figcaption, dialog .current img')].map(
+    element => element.textContent || element.alt);
+  const seen = [];
+  second.click(); seen.push(text());
+  press('ArrowLeft'); seen.push(text());
+  press('ArrowDown'); seen.push(text());
+  const dialog = document.querySelector('dialog'), modal = dialog.matches(':modal');
+  dialog.close();
+  return {seen, modal, open: dialog.open};
+}"""
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+def test_a_picture_opens_large_with_its_prompt_and_both_sets(tmp_path: Path) -> None:
+    for i, name in enumerate(("plain", "e2e")):
+        make_score(make_set(tmp_path / name, seed=i), "acc", make_items([0.5] * N))
+    report([tmp_path / "plain", tmp_path / "e2e"], tmp_path / "r.html", pictures=6)
+    found = in_browser(
+        (tmp_path / "r.html").read_text(), tmp_path, dark=False, width=1280, extra=LARGE
+    )
+    first, left, down = found["seen"]
+    assert first == ['1 of 6: prompt <6> & "more" (counting)', "plain", first[2], "e2e"]
+    assert first[2].startswith("e2e: prompt <6>")
+    assert left == [first[0], left[1], "plain", "e2e"]
+    assert left[1].startswith("plain: prompt <6>")
+    assert down[0] == '2 of 6: prompt <7> & "more" (colors)'
+    assert (found["modal"], found["open"], found["faults"]) == (True, False, [])
+
+
+@pytest.fixture(scope="module")
+def six(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of six sets with three scores, two of them between 0 and 1."""
+    top = tmp_path_factory.mktemp("six")
+    random = np.random.default_rng(2)
+    for i in range(6):
+        settings = {"vae": str(i) * 64, "weights": str(i) * 64}
+        make_set(top / f"set-{i}", settings, seed=i, trained=training())
+        values = random.uniform(0.3, 0.5, N) + 0.05 * i
+        for scorer, scale in (("acc", 1), ("share", 1), ("points", 20)):
+            make_score(top / f"set-{i}", scorer, make_items(scale * values))
+    report([top / f"set-{i}" for i in range(6)], top / "r.html", pictures=9)
+    return (top / "r.html").read_text()
+
+
+SCROLLED = """() => {
+  const frame = document.querySelector('.pictures.aligned').parentElement, box = element =>
+    element.getBoundingClientRect();
+  frame.scrollTop = 200; frame.scrollLeft = 150;
+  const columns = [...frame.querySelectorAll('.row')].map(row =>
+    [...row.children].map(cell => Math.round(box(cell).left)).join(' '));
+  return {columns: [...new Set(columns)], rows: columns.length, scrolled: [frame.scrollTop, frame.scrollLeft],
+          above: box(frame.querySelector('.heads')).top - box(frame).top};
+}"""
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+def test_columns_of_six_sets_are_aligned_below_their_names(six: str, tmp_path: Path) -> None:
+    """On a phone they scroll in their own frame, and the names stay in sight."""
+    found = in_browser(six, tmp_path, dark=True, width=390, extra=SCROLLED)
+    assert found["wide"] == 390
+    assert found["rows"] == 1 + 9
+    (places,) = found["columns"]  # the same of all rows
+    assert len(set(places.split())) == 6
+    assert found["scrolled"] == [200, 150]
+    assert abs(found["above"]) < 1
+    assert found["faults"] == []
+
+
+def test_differences_lie_on_one_scale(six: str) -> None:
+    """Scores between 0 and 1 share an axis; each other score has its own, of all comparisons."""
+    titles = re.findall(r'aria-label="([^"]*): differences"', six)
+    assert titles == ["Scores between 0 and 1", "points"]
+    shares = six.partition('aria-label="Scores between 0 and 1: differences"')[2].partition(
+        "</svg>"
+    )[0]
+    assert shares.count("<circle") == 2 * 5
+    assert shares.count("better +") == 1  # one axis
+
+
+def test_settings_that_are_the_same_are_folded(six: str) -> None:
+    folded = six.partition("<summary>Settings: what is the same</summary>")
+    shown = folded[0].partition("<summary>Settings: what differs</summary>")[2]
+    assert re.findall(r'class="differs"><th scope="row">(\w+)', shown) == ["vae", "weights"]
+    assert 'scope="row">guidance_scale' in folded[2]
+    assert 'scope="row">guidance_scale' not in shown
+
+
+@pytest.mark.parametrize(
+    ("groups", "most", "expected"),
+    [
+        ("aaaaaaaaaa", 2, [2, 7]),
+        ("aaaabbbbbbbb", 4, [1, 3, 6, 10]),
+        ("abbbbbb", 4, [0, 2, 4, 6]),  # a small group leaves its share to the other
+        ("abcdef", 2, [1, 4]),  # more groups than pictures
+        ("ab", 24, [0, 1]),
+        ("ab", 0, []),
+    ],
+)
+def test_every_nth_prompt_of_all_groups_is_shown(
+    groups: str, most: int, expected: list[int]
+) -> None:
+    prompts = [Prompt(str(i), f"prompt {i}", group=group) for i, group in enumerate(groups)]
+    assert [int(prompt.id) for prompt in spread(prompts, most)] == expected
+
+
+def test_scores_over_steps_have_bands() -> None:
+    points = [
+        [10, {"value": 1.0, "low": 0.5, "high": 1.5}],
+        [20, {"value": 2.0, "low": 1.0, "high": 3.0}],
+    ]
+    data = {
+        "confidence": 0.95, "sections": [],
+        "curves": [{"scorer": "acc", "run": "runs/a", "points": points}],
+    }  # fmt: skip
+    page = Page(render(data, []))
+    (band,) = page.all("polygon")
+    assert band["class"] == "band"
+    assert len((band["points"] or "").split()) == 4
