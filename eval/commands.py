@@ -21,7 +21,7 @@ from shards.places import local_path, model, place
 from shards.printing import command
 from shards.signals import stoppable
 
-from .images.flags import device_flag, generate_flags, interval_of, sampling_flags
+from .images.flags import class_flag, device_flag, generate_flags, interval_of, sampling_flags
 from .prompts.benchmarks import BENCHMARKS, PLACE
 
 Flags = Callable[[argparse.ArgumentParser], None]
@@ -150,6 +150,7 @@ def _reconstruct_flags(parser: argparse.ArgumentParser) -> None:
     flag("--count", type=positive, default=64, help="pictures: the column's first valid rows")
     flag("--batch_size", type=positive, default=32, help="pictures decoded at a time")
     flag("--vae", type=model, help="where the column's VAE lies now, if not where it was")
+    class_flag(parser)
     flag(
         "--scores", nargs="+", default=[], help="beside PSNR and SSIM: lpips-alex, lpips-vgg, rfid, rkid",
         choices=("lpips-alex", "lpips-vgg", "rfid", "rkid"), metavar="SCORE",

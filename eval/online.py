@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -81,11 +81,14 @@ def _log_rank_0() -> None:
 # Without columns ----------------------------------------------------------------------------------
 
 
-def online(config: TrainConfig, tars: Path | Sequence[Path]) -> Batches:
+def online(
+    config: TrainConfig, tars: Path | Sequence[Path], allow_class: Collection[str] = ()
+) -> Batches:
     """Returns what `fit` takes as `batches`: the columns', but encoded in the step.
 
     `tars`: the folder of the source's tars, or a folder for each source. Where the text is ids, so
-    are the batches: hand in the encoder too.
+    are the batches: hand in the encoder too. `allow_class`: those of the user that a latent column may
+    name as its encoder.
     """
     folders = [tars] if isinstance(tars, Path) else list(tars)
     if config.data.partial:
@@ -95,7 +98,8 @@ def online(config: TrainConfig, tars: Path | Sequence[Path]) -> Batches:
 
     def batches(position: int, world: World) -> Iterator[Batch]:
         sources = open_columns(config, None)
-        return Online.load(config, sources, folders, str(world.device)).batches(position, world)
+        encoders = Online.load(config, sources, folders, str(world.device), allow_class)
+        return encoders.batches(position, world)
 
     return batches
 
@@ -114,7 +118,12 @@ class Online:
 
     @classmethod
     def load(
-        cls, config: TrainConfig, sources: JoinedColumns, tars: Sequence[Path], device: str
+        cls,
+        config: TrainConfig,
+        sources: JoinedColumns,
+        tars: Sequence[Path],
+        device: str,
+        allow_class: Collection[str] = (),
     ) -> Online:
         if len(tars) != len(sources.by_source):
             raise ConfigError(
@@ -125,7 +134,8 @@ class Online:
         return cls(
             config, sources, order_of(config, sources),
             [Originals(join.latents, folder) for join, folder in zip(sources.by_source, tars, strict=True)],
-            load_vae(vae.encoder, device), encoder.text.tokenizer if encoder else load_tokenizer(text), encoder,
+            load_vae(vae.encoder, device, allow_class),
+            encoder.text.tokenizer if encoder else load_tokenizer(text), encoder,
         )  # fmt: skip
 
     def batches(self, position: int, world: World) -> Iterator[Batch]:

@@ -63,11 +63,13 @@ def reconstruct(
     inception_folder: Path | None = None,
     lpips_folder: Path | None = None,
     allow_few: bool = False,
+    allow_class: Sequence[str] | None = None,
 ) -> Json:
     """Decodes the first `count` valid rows of a moments or latents column; returns metrics.json.
 
     `tars` is the folder of its source's tars. `scores` of MORE are computed beside PSNR and SSIM;
-    their weights are loaded before anything is decoded.
+    their weights are loaded before anything is decoded. `allow_class`: those of the user that the
+    column may name as its encoder.
     """
     opened = Column.open(column)
     kind = opened.layout.kind
@@ -85,7 +87,7 @@ def reconstruct(
         enough(METRICS[DISTANCES[name]], inception_network, len(rows), f"{column}", allow_few)
     preprocess = identity.picture
     originals.crop(rows[0], preprocess)  # without its tars nothing is written
-    decoder = load_vae(relocate_encoder(identity.encoder, vae), device)
+    decoder = load_vae(relocate_encoder(identity.encoder, vae), device, allow_class or ())
     folder = opened.store.folder
     source = folder.resolve().parent.name if folder else opened.store.parent.name
     prompts = tuple(Prompt(name_of(row), key) for row, key in zip(rows, keys, strict=True))

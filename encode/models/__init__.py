@@ -11,7 +11,7 @@ from ..config import ColumnConfig, EngineConfig
 from .encoder import Encoder
 
 if TYPE_CHECKING:
-    from .own import load_vae
+    from .own import expected_of, load_autoencoder, load_vae
     from .packed_text import PackedText
     from .pixels import pixels_on, to_images, to_pixels
     from .text import TextEncoder
@@ -26,7 +26,7 @@ else:
             "pixels": ("pixels_on", "to_images", "to_pixels"),
             "text": ("TextEncoder",),
             "tokenizer": ("CaptionTokenizer", "load_tokenizer", "tokenizer_digest"),
-            "own": ("load_vae",),
+            "own": ("expected_of", "load_autoencoder", "load_vae"),
             "vae": ("Vae",),
             "weights": ("load_model", "weights_digest"),
         },
@@ -37,6 +37,8 @@ __all__ = [
     "PackedText",
     "TextEncoder",
     "Vae",
+    "expected_of",
+    "load_autoencoder",
     "load_model",
     "load_tokenizer",
     "load_vae",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 
 from encode import TokensColumn
 from encode.errors import ModelNotUsable
-from encode.models import TextEncoder, Vae
+from encode.models import TextEncoder, Vae, expected_of, load_autoencoder
 from encode.registry import TEXTS, VAES, ModelSpec, location
 from shards.format import ColumnIdentity, EncoderIdentity, differences
 from shards.format.atomic import read_file
@@ -120,17 +120,26 @@ def _spec(name: str, cls: Any, subfolder: str | None) -> ModelSpec:
 # VAE ----------------------------------------------------------------------------------------------
 
 
-def vae_of(column: ColumnIdentity | None, named: str | None, device: str, allow_other: bool) -> Vae:
+def vae_of(
+    column: ColumnIdentity | None, named: str | None, device: str, allow_other: bool,
+    allow_class: Collection[str] = (),
+) -> Vae:  # fmt: skip
     """Returns the VAE of a column's identity, or the one named; without a column one must be named.
 
-    EncoderMismatch if it is another than the column's, unless `allow_other`.
+    EncoderMismatch if it is another than the column's, unless `allow_other`. A class of the user's own
+    is imported only if `allow_class` names it; with `allow_other`, `named` is its path.
     """
-    if named and (allow_other or column is None):
+    own = column is not None and column.encoder.version is not None
+    if named and (allow_other or column is None) and not own:
         return Vae(vae_named(named), device)
     assert column is not None
     encoder = relocate_encoder(column.encoder, named, VAES)
+    model = ModelSpec.of_identity(encoder, allow_class)
+    if model.own:
+        expected = None if named and allow_other else expected_of(encoder)
+        return load_autoencoder(model, device, expected, resolution=column.picture.resolution)
     with _hint("--vae", named):
-        vae = Vae(ModelSpec.of_identity(encoder), device)
+        vae = Vae(model, device)
     _check("VAE", vae.model.path, {"weights": vae.weights}, {"weights": encoder.weights})
     return vae
 

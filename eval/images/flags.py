@@ -18,6 +18,13 @@ def device_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto: a GPU if there is one")
 
 
+def class_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-class", nargs="+", metavar="MODULE:CLASS",
+        help="Python classes of your own that may be imported where a column names them as its encoder",
+    )  # fmt: skip
+
+
 def sampling_flags(parser: argparse.ArgumentParser, batch_size: int | None = None) -> None:
     flag = parser.add_argument
     device_flag(parser)
@@ -32,6 +39,7 @@ def sampling_flags(parser: argparse.ArgumentParser, batch_size: int | None = Non
     moved = "where the columns' VAE lies now, if not where it was: a folder, or flux, sd35, ..."
     flag("--vae", type=model, help=moved)
     flag("--text-encoder", type=model, help="likewise for the text encoder")
+    class_flag(parser)
 
 
 def generate_flags(parser: argparse.ArgumentParser) -> None:

@@ -53,6 +53,7 @@ class Request:
     vae: str | None = None
     text_encoder: str | None = None
     allow_other_encoder: bool = False
+    allow_class: Sequence[str] | None = None  # of the user, that a column may name as its encoder
     text_cache: Path | None = None
     threads: int = 1  # on a CPU; the last bits may depend on it
     device: str = "cpu"
@@ -92,7 +93,9 @@ class Generator:
         checkpoint = TYPES[request.type](request.checkpoint, request.tag, request.ema_weights)
         _check_imported(request, checkpoint)
         allow_other, device = request.allow_other_encoder, request.device
-        vae = vae_of(checkpoint.latents, request.vae, device, allow_other)
+        vae = vae_of(
+            checkpoint.latents, request.vae, device, allow_other, request.allow_class or ()
+        )
         norm = checkpoint.norm or vae.norm
         default = checkpoint.latents.picture.resolution if checkpoint.latents else RESOLUTION
         resolution = request.resolution or default
