@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from . import printing
 from .places import local_path
 from .printing import one_line
+from .tables import fitted, terminal_width
 
 if TYPE_CHECKING:  # rich is loaded where something is drawn
     from rich.console import Console
@@ -32,15 +33,20 @@ DAY = 86_400  # seconds
 # Text ---------------------------------------------------------------------------------------------
 
 
-def render(*parts: Any, width: int = WIDTH) -> str:
-    """Returns tables and lines as plain text of at most `width` columns; lines are not wrapped."""
+def render(*parts: Any, width: int | None = None) -> str:
+    """Returns tables and lines as plain text; tables are at most as wide as the terminal, and as
+    `width`; lines are not wrapped.
+    """
     from rich.console import Console
+    from rich.table import Table
 
+    width = terminal_width(width or WIDTH)
     console = Console(
         file=io.StringIO(), width=width, color_system=None, highlight=False, markup=False, emoji=False
     )  # fmt: skip
     for part in parts:
-        console.print(part, soft_wrap=isinstance(part, str))
+        drawn = fitted(part, console, width) if isinstance(part, Table) else part
+        console.print(drawn, soft_wrap=isinstance(drawn, str))
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from pathlib import Path
 from rich.table import Table
 
 from shards import NoRoom
-from shards.console import WIDTH, Bar, positive, render, say_next
+from shards.console import Bar, positive, render, say_next
 from shards.format.atomic import Json
 from shards.places import local_path
 from shards.signals import stoppable
@@ -148,7 +147,7 @@ def report(record: Json) -> str:
             table.add_row(f"{count:,}", text, "\n".join(troubles["places"][trouble]))
     for suffix, count in record["others"].items():
         table.add_row(f"{count:,}", f"files of .{suffix}, neither picture nor caption", "")
-    return render(table, width=min(WIDTH, shutil.get_terminal_size((WIDTH, 0)).columns))
+    return render(table)
 
 
 def source_lines(packed: Packed) -> str:

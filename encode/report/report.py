@@ -7,7 +7,6 @@ meet: a row that is neither ok nor of a named reason is a fault of the program, 
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -203,7 +202,7 @@ def summary(
             "Mend or fetch the tars again, then: python -m encode retry-failed CONFIG. To complete "
             "the columns without them: python -m encode run CONFIG allow_failed=true"
         )
-    return render(*parts, width=min(WIDTH, shutil.get_terminal_size((WIDTH, 0)).columns))
+    return render(*parts, width=WIDTH)
 
 
 def _lost_line(entry: Json) -> str:

@@ -59,9 +59,9 @@ def _plan_flags(parser: argparse.ArgumentParser) -> None:
 def _plan(args: argparse.Namespace) -> int:
     from .plan.plan import run_plan
 
-    code = run_plan(args)
-    say_next("eval", "study", "run", *_named(args))
-    return code
+    if run_plan(args):
+        say_next("eval", "study", "run", *_named(args))
+    return 0
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from ..format.int8 import WARN_ABOVE
 from ..format.norm import Norm
 from ..read.column import Column
 from ..store.base import Place
+from ..tables import terminal_width, wrapped
 from .describe import describe
 
 Floats = NDArray[np.float64]
@@ -169,12 +170,13 @@ def as_text(info: Json) -> str:
         )
     if lengths := info.get("lengths"):
         counts, edges = lengths["histogram"]["counts"], lengths["histogram"]["edges"]
+        longest = max(1, terminal_width(74) - 34)  # of the bars
         lines.append(
             f"tokens      mean {lengths['mean']:.1f}, 99 % below {lengths['p99']:.0f}, most "
             f"{lengths['max']}"
         )
         lines += [
-            f"            {int(a):4d}-{int(b):<4d} {'#' * int(40 * n / max(counts)):40s} {n}"
+            f"            {int(a):4d}-{int(b):<4d} {'#' * int(longest * n / max(counts)):{longest}s} {n:,}"
             for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)
         ]
     if latents := info.get("latents"):
@@ -189,7 +191,8 @@ def as_text(info: Json) -> str:
                 f"            mean {_numbers(scaled['channel_mean'])}",
                 f"            std  {_numbers(scaled['channel_std'])}",
             ]
-    return "\n".join([*lines, *(f"WARNING     {warning}" for warning in info["warnings"])])
+    lines += [f"WARNING     {warning}" for warning in info["warnings"]]
+    return "\n".join(wrapped("\n".join(lines), " " * 12))
 
 
 def _numbers(values: Sequence[float]) -> str:

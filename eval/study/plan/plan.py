@@ -244,8 +244,8 @@ def as_record(plan: StudyPlan) -> Json:
     }  # fmt: skip
 
 
-def run_plan(args: argparse.Namespace) -> int:
-    """Runs `python -m eval study plan`."""
+def run_plan(args: argparse.Namespace) -> bool:
+    """Runs `python -m eval study plan`; returns whether what is to be made fits, as far as is known."""
     study = Study.open(args.study, args.out)
     config = study.config
     price = args.price_per_gpu_hour
@@ -261,4 +261,4 @@ def run_plan(args: argparse.Namespace) -> int:
     print(as_text(plan))
     if args.json:
         args.json.write_text(json.dumps(as_record(plan), indent=1) + "\n")
-    return 0
+    return all(room.fits is not False for room in plan.rooms)
