@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from shards import Store, canonical_json
-from shards.console import Bar, duration_text
+from shards.console import Bar, duration_text, number_text
 from shards.format.atomic import Json
 
 from ..meter import WAITS, Seconds, Stats, none_spent
@@ -32,7 +32,7 @@ class Progress:
 
     def __init__(self, root: Store, tasks: Sequence[ShardTask]) -> None:
         self._root, self._tasks = root, tasks
-        self._bar = Bar("encode", len(tasks), "shards", text=self._text)
+        self._bar = Bar("encode", len(tasks), "shards", text=self._text, mean=self._mean)
         self._began, self._started = time.monotonic(), time.time()
         self._file = self._drawn = self._began
         self._bytes_left = sum(task.size for task in tasks)
@@ -151,6 +151,9 @@ class Progress:
                     f" (waiting for {REASONS[max(WAITS, key=lambda name: seconds.get(name, 0.0))]})"
                 )
         return words
+
+    def _mean(self) -> str:
+        return f"{number_text(self.rate(final=True))} rows/s"
 
     def record(self, final: bool = False) -> Json:
         """Returns what progress.json holds."""
