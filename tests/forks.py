@@ -95,8 +95,8 @@ def start_torchrun(work: Callable[[], Any], ranks: int, output: Path, **options:
 
         config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=ranks, run_id="forks", rdzv_backend="c10d",
-            rdzv_endpoint="127.0.0.1:0", start_method="fork", max_restarts=0, monitor_interval=0.1,
-            **options,
+            rdzv_endpoint="127.0.0.1:0", start_method="fork", monitor_interval=0.1,
+            **{"max_restarts": 0, **options},
         )  # fmt: skip
         elastic_launch(config, as_rank)()
 

@@ -23,7 +23,7 @@ import torch
 from shards import exits
 from shards.read.stream import Batch, Stream
 from shards.signals import SIGNALS
-from tests.forks import fork, leave_pytest, torchrun
+from tests.forks import fork, leave_pytest, start_torchrun, wait
 from tests.memory import MEMORY
 from train.config import GuardConfig, TrainConfig, run_folder
 from train.ranks.world import World, joined
@@ -141,15 +141,20 @@ def command(path: Path, words: tuple[str, ...], ranks: int) -> Job:
     return start(lambda rank: called([str(path), *words]), ranks, path.parent)
 
 
-def by_agent(words: list[str], ranks: int, output: Path) -> int:
-    """The same, but with torchrun's own agent over the ranks; its exit code."""
+def by_agent(
+    words: list[str], ranks: int, output: Path, before: Callable[[], None] = lambda: None,
+    **options: Any,
+) -> int:  # fmt: skip
+    """The same, but with torchrun's own agent over the ranks; its exit code. Each rank does `before`
+    first; `options` are the agent's."""
     load_all()
 
     def work() -> None:
         settle()
+        before()
         called(words)
 
-    return torchrun(work, ranks, output)
+    return wait(start_torchrun(work, ranks, output, **options))
 
 
 def called(words: list[str]) -> None:

@@ -4,8 +4,10 @@ Ranks are forks of this process (`ranks.py`), and runs are shared; one test goes
 """
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from tests.train.conftest import ROOT, launch, write_config
 from tests.train.faults import STEPS, elastic, records, same_files, step_folder
 from tests.train.processes import by_agent
 from train.config import TrainConfig
+from train.loop import Trainer
 from train.model.dit import DiT, DiTConfig
 
 WORDS = (f"steps={STEPS}", f"keep={STEPS}", "save_every=1")
@@ -191,6 +194,34 @@ def test_torchrun_stops_all_ranks_at_a_loss_that_is_not_finite(
     assert [len(w["rows"]) for w in reports] == [8, 8]  # each rank's part of the batch
     assert not set(reports[0]["rows"]) & set(reports[1]["rows"])
     assert reports[0]["step"] == reports[1]["step"] > 0
+
+
+@pytest.mark.slow  # most of it torchrun, which stops and starts ranks
+def test_torchrun_starts_all_ranks_again_where_one_died(
+    tmp_path: Path, columns: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --max-restarts 1: they go on from the last checkpoint, to the same weights."""
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    config = write_config(tmp_path, columns, **zero(2))
+
+    def die_once() -> None:
+        if (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0"):
+            step = Trainer.step
+
+            def deadly(trainer: Trainer, *inputs: Any) -> Any:
+                if trainer.step_number == 7:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return step(trainer, *inputs)
+
+            Trainer.step = deadly  # type: ignore[method-assign]
+
+    code = by_agent([str(config), *WORDS], 2, tmp_path / "log", die_once, max_restarts=1)
+    output = (tmp_path / "log").read_text()
+    assert code == 0, output
+    assert output.count("resumed from ") == 1
+    run = tmp_path / "tiny-vae"
+    assert [r["step"] for r in records(run)] == list(range(1, STEPS + 1))
+    same_files(step_folder(run, STEPS), step_folder(faults.straight(2), STEPS))
 
 
 def test_a_wrong_path_is_said_before_anything_starts(tmp_path: Path, columns: Path) -> None:
