@@ -101,8 +101,8 @@ def values(
             "latents": str(item / vae), "text": str(item / captions), "lanes": 8, "caption_dropout": 0.2,
             "encoder": {"class": "GemmaModel", "path": str(cache / "gemma")} if "ids" in captions else None, **data,
         },
-        "model": TINY, "steps": 1, "global_batch": BATCH, "micro_batch": 4, "log_every": 1, "save_every": 10,
-        "runs": str(runs),
+        "model": {**TINY, "patch_size": 1}, "steps": 1, "global_batch": BATCH, "micro_batch": 4, "log_every": 1,
+        "save_every": 10, "runs": str(runs),
     }  # fmt: skip
 
 

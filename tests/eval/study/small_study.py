@@ -64,8 +64,8 @@ def write_inputs(folder: Path, rows: int = ROWS) -> Path:
             "data": {
                 "root": str(folder / "cache"), "sources": ["pets"], "latents": "plain", "text": "text", "lanes": 8,
             },
-            "model": TINY, "optim": {"lr": 3e-3}, "ema": {"decay": 0.5}, "steps": 6, "global_batch": 8,
-            "micro_batch": 8, "log_every": 2, "save_every": 2, "keep": 2,
+            "model": {**TINY, "hidden_size": 64}, "optim": {"lr": 3e-3}, "ema": {"decay": 0.5}, "steps": 6,
+            "global_batch": 8, "micro_batch": 8, "log_every": 2, "save_every": 2, "keep": 2,
         },
     )  # fmt: skip
     prompts = {f"face/{n}".replace("/", "-"): " ".join(WORDS[n:]) for n in range(6)}
