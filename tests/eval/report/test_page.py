@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from eval.prompts.prompts import Prompt
+from eval.prompts.prompts import Prompt, Prompts
+from eval.report.entries import unique_names
 from eval.report.gallery import spread
 from eval.report.page import render
 from eval.report.report import report
@@ -139,3 +141,38 @@ def test_scores_over_steps_have_bands() -> None:
     (band,) = page.all("polygon")
     assert band["class"] == "band"
     assert len((band["points"] or "").split()) == 4
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+def test_folded_parts_are_printed_and_wide_tables_lie_across(six: str, tmp_path: Path) -> None:
+    """The three tables of groups have eleven columns, and two of them are folded on the screen."""
+    (tmp_path / "r.html").write_text(six)
+    subprocess.run(
+        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/chrome",
+         f"--print-to-pdf={tmp_path}/r.pdf", f"file://{tmp_path}/r.html"],
+        capture_output=True, timeout=120, check=True,
+    )  # fmt: skip
+    boxes = re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", (tmp_path / "r.pdf").read_bytes())
+    assert sum(float(width) > float(height) for width, height in boxes) == 3
+    assert len(boxes) > 3
+
+
+def test_many_large_pictures_make_a_small_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = Prompts("few", PROMPTS.items[:6])
+    make_set(tmp_path / "a", prompts=few, side=260)
+    monkeypatch.setattr(
+        "eval.report.gallery.MOST_BYTES", 30_000
+    )  # six of 256 pixels, of noise, take 200,000
+    report([tmp_path / "a"], tmp_path / "r.html")
+    page = Page((tmp_path / "r.html").read_text())
+    assert len(page.all("img")) == 6
+    assert {a["width"] for a in page.all("img")} <= {"64", "96"}
+    assert (tmp_path / "r.html").stat().st_size < 50_000
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    names = ("x/flux/geneval", "y/flux/geneval", "y/sd/geneval")
+    assert unique_names([tmp_path / n for n in names]) == list(names)
+    assert unique_names([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]

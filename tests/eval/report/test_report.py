@@ -18,7 +18,6 @@ from eval.commands import main
 from eval.errors import BadReport, BadScores, MissingImages, OtherImages
 from eval.images.imageset import ImageSetReader
 from eval.prompts.prompts import Prompt, Prompts
-from eval.report.entries import unique_names
 from eval.report.page import verdicts
 from eval.report.report import report
 from eval.scores import results
@@ -200,21 +199,6 @@ def test_pictures_are_those_of_the_same_prompts(example: dict[str, Any]) -> None
             for image in (shown, wanted)
         )
         assert np.abs(a - b).mean() < 12  # noise, and lossy; another picture of noise differs by 25
-
-
-def test_many_large_pictures_make_a_small_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    few = Prompts("few", PROMPTS.items[:6])
-    make_set(tmp_path / "a", prompts=few, side=260)
-    monkeypatch.setattr(
-        "eval.report.gallery.MOST_BYTES", 30_000
-    )  # six of 256 pixels, of noise, take 200,000
-    report([tmp_path / "a"], tmp_path / "r.html")
-    page = Page((tmp_path / "r.html").read_text())
-    assert len(page.all("img")) == 6
-    assert {a["width"] for a in page.all("img")} <= {"64", "96"}
-    assert (tmp_path / "r.html").stat().st_size < 50_000
 
 
 def test_a_score_of_other_pictures_is_left_out_and_said(tmp_path: Path) -> None:
@@ -443,12 +427,6 @@ def test_verdicts(
     )
     assert verdict(True, "reconstruction") == f"{expected} Values are b minus a."
     assert f"a. {pair['sentence']} Other" in verdict(False)
-
-
-def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    names = ("x/flux/geneval", "y/flux/geneval", "y/sd/geneval")
-    assert unique_names([tmp_path / n for n in names]) == list(names)
-    assert unique_names([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
