@@ -216,12 +216,14 @@ def holm(levels: Mapping[str, float | None]) -> dict[str, float | None]:
 
     The smallest of m is multiplied by m, the next by m - 1, and so on, none below the one before.
     A verdict at an adjusted p of at most 1 - LEVEL is wrong for any of the entries in at most that
-    share of studies. Entries without p have no verdict, and are not counted.
+    share of studies. m counts all entries that are planned: one without p, such as that of a
+    training which has not run, has no verdict, and is counted as if it were the largest. Whatever
+    it gets later, the p of the others stay or become smaller.
     """
     order = sorted((p, name) for name, p in levels.items() if p is not None)
     adjustments: dict[str, float | None] = dict.fromkeys(levels)
     largest = 0.0
     for rank, (p, name) in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p))
+        largest = max(largest, min(1.0, (len(levels) - rank) * p))
         adjustments[name] = largest
     return adjustments

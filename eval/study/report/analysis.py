@@ -77,7 +77,8 @@ def analyse(study: Study) -> Analysis:
     comparisons = {name: compare(last[baseline], last[name]) for name in both}
     recorded = recorded_names(study)
     primary = score_name(asked, sets.values(), recorded[asked])
-    adjusted = holm({name: _p(comparison, primary) for name, comparison in comparisons.items()})
+    levels = {name: _p(c, primary) if (c := comparisons.get(name)) else None for name in names}
+    adjusted = holm(levels)  # over all that are planned, so that none is weaker once the rest exists
     first = last[baseline].first if baseline in last else next(iter(sets.values()), None)
     absent = missing(study, sets, recorded)
     verdicts = [_verdict(study, name, comparisons.get(name), primary, adjusted) for name in names]
@@ -97,7 +98,7 @@ def analyse(study: Study) -> Analysis:
     }  # fmt: skip
     compared = sorted((_seeds(c, primary) for c in comparisons.values()), key=len) or [()]
     prompts = study.config.benchmark or Path(data["benchmark"]).name
-    data["covers"] = covers(compared[-1], data["prompts"], prompts, len(comparisons))
+    data["covers"] = covers(compared[-1], data["prompts"], prompts, len(names))
     data["leaves_open"] = leaves_open(len(compared[0]), first.settings if first else {}, step)
     return Analysis(data, sets, last)
 
@@ -244,8 +245,7 @@ def _verdict(
     title = study.scorers[0].name
     if comparison is None or primary is None:
         return no_score(name, study.baseline, title)
-    compared = sum(p is not None for p in adjusted.values())
-    return verdict_of(comparison, primary, title, adjusted[name], compared, len(study.seeds))
+    return verdict_of(comparison, primary, title, adjusted[name], len(adjusted), len(study.seeds))
 
 
 def _published(study: Study, verdicts: Sequence[Verdict]) -> Json:

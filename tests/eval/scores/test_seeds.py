@@ -146,11 +146,26 @@ def test_the_level_and_the_interval_agree(
 
 
 def test_holm_by_hand() -> None:
-    adjusted = holm({"a": 0.03, "b": 0.01, "c": None, "d": 0.04})
-    assert adjusted == {"a": 0.06, "b": 0.03, "c": None, "d": 0.06}
+    adjusted = holm({"a": 0.03, "b": 0.01, "d": 0.04})
+    assert adjusted == {"a": 0.06, "b": 0.03, "d": 0.06}
+    adjusted = holm({"a": 0.03, "b": 0.01, "c": None, "d": 0.04})  # of four, one yet to come
+    assert adjusted == {"a": 0.09, "b": 0.04, "c": None, "d": 0.09}
     assert holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
     assert holm({"a": 0.04}) == {"a": 0.04}
     assert holm({}) == {}
+
+
+@given(st.lists(st.tuples(st.floats(1e-9, 1.0), st.booleans()), min_size=1, max_size=6))
+def test_a_verdict_is_not_weaker_once_the_other_entries_are_there(
+    levels: list[tuple[float, bool]],
+) -> None:
+    """Whatever p those get that an unfinished study does not have yet."""
+    early = holm({str(i): p if done else None for i, (p, done) in enumerate(levels)})
+    late = holm({str(i): p for i, (p, _) in enumerate(levels)})
+    for name, p in early.items():
+        final = late[name]
+        assert final is not None
+        assert p is None or final <= p * (1 + 1e-12)
 
 
 def test_other_prompts_are_refused_and_another_order_is_not() -> None:

@@ -212,6 +212,19 @@ def test_an_unfinished_study_says_what_is_missing(tmp_path: Path) -> None:
     assert "scores by genai: 1 (flux)" in text
 
 
+def test_entries_that_are_yet_to_come_are_counted(tmp_path: Path) -> None:
+    """A verdict that stands before they are there must not fall by their number."""
+    names = ("flux", "e2e", "sd35")
+    study = open_study(tmp_path, entries={name: name for name in names})
+    fill(study, (0.0, 0.5, 0.2), skip=[("sd35", seed) for seed in study.seeds])
+    data = report(study, pictures=0)
+    (comparison,) = data["comparisons"]
+    difference = next(d for d in comparison["differences"] if d["scorer"] == PRIMARY)
+    assert difference["p_adjusted"] == pytest.approx(2 * difference["p"])
+    assert [v["outcome"] for v in data["verdicts"]] == ["better", "no verdict"]
+    assert any("2 entries against one baseline" in line for line in data["covers"])
+
+
 def test_the_score_of_a_scorer_is_the_one_that_its_command_made(tmp_path: Path) -> None:
     """Of two labels of one distance, the one of the flags as they are now; without a record, by the name."""
     study = fill(open_study(tmp_path, seeds=[0]), (0.0, 0.5))
