@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from configs import ConfigError
-from encode.registry import VAES, location, lookup
+from encode.errors import ModelNotUsable
+from encode.registry import VAES, ModelSpec, location, lookup
 from train.checkpoints.checkpoint import manifest_of
 from train.checkpoints.identity import compared, leaves, training_of
 from train.model import DiTConfig, FlowConfig
@@ -21,7 +22,7 @@ from ..images.checks import read_manifest
 from ..prompts.benchmarks import find
 from .flags import generate_settings, scorer_settings
 from .graph import Node, nodes_of
-from .reuse import Existing, column_exists, refuse_changed, take_over
+from .reuse import Existing, column_exists, column_identity, refuse_changed, take_over
 from .study import Study
 
 Json = dict[str, Any]
@@ -125,13 +126,52 @@ def check_width(study: Study, entry: str, training: Json) -> None:
 
 def check_encoders(study: Study) -> None:
     """Raises ModelNotUsable where a column is to be made by a name that is none, or a folder that is
-    not there; what the hub has is seen by the encode command, which runs first.
+    not there; what the hub has is seen by the encode command, which runs first. BadStudy where a
+    column, complete or not, was begun by another encoder.
     """
-    for config, columns in study.encode_configs.values():
+    for path, (config, columns) in study.encode_configs.items():
         for column in columns:
+            own = config.columns[column.rstrip("/").rpartition("/")[2]]
+            model = lookup(own.encoder, VAES)
             if not column_exists(column):
-                encoder = config.columns[column.rstrip("/").rpartition("/")[2]].encoder
-                location(lookup(encoder, VAES).path)
+                location(model.path)
+            if lines := list(_other_encoder(column_identity(column), model, own)):
+                title = f"{study.path}: {column} was made in another way than {path} says:"
+                advice = (
+                    "Name another column, or the encoder that made this one; or leave `encoder` out, to use a "
+                    "complete column as it is"
+                )
+                raise BadStudy("\n  ".join([title, *lines]) + f"\n{advice}")
+
+
+def _other_encoder(identity: Json, model: ModelSpec, own: Any) -> Iterator[str]:
+    """Yields in what a column's identity is another than that of its config, as far as that is known
+    without loading the model: another place counts as another model, a revision where both name one.
+    """
+    encoder, preprocess = (identity.get(k) or {} for k in ("encoder", "preprocess"))
+    if not isinstance(encoder, dict) or "weights" not in encoder:  # made by another program
+        return
+    wanted = model.model_dump(by_alias=True)
+    for key in ("class", "path", "subfolder", "precision", "variant", "revision"):
+        then, now = encoder.get(key), wanted[key]
+        if key == "path":
+            then, now = _place(then or ""), _place(now)
+        if (then or None) != (now or None) and not (key == "revision" and None in (then, now)):
+            yield f"encoder.{key}: found {then!r}, expected {now!r}"
+    for key, then, now in (
+        ("kind", identity.get("kind"), own.kind),
+        ("resolution", preprocess.get("resolution"), own.resolution),
+    ):
+        if then is not None and then != now:
+            yield f"{key}: found {then!r}, expected {now!r}"
+
+
+def _place(path: str) -> str:
+    """Returns where a model is, or its path as it is where nothing is there."""
+    try:
+        return location(path)
+    except ModelNotUsable:
+        return path
 
 
 def places(value: Any) -> Iterator[str]:

@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import configs
-from shards import Column, IncompleteColumn, NotAColumn, ShardsError, canonical_json, sha256
+from shards import (
+    Column,
+    IncompleteColumn,
+    NotAColumn,
+    ShardsError,
+    canonical_json,
+    open_store,
+    sha256,
+)
+from shards.format import COLUMN, VERSION
 from shards.format.atomic import read_json
 from train.checkpoints.checkpoint import CheckpointError, manifest_of, steps
 from train.checkpoints.identity import TABLE, compared, training_of
@@ -206,6 +215,14 @@ def column_exists(place: str) -> bool:
     except (NotAColumn, IncompleteColumn):
         return False
     return True
+
+
+def column_identity(place: str) -> Json:
+    """Returns what a column, complete or not, says that it was made from and how; empty without one."""
+    store = open_store(place)
+    if store.size("column.json") is None:
+        return {}
+    return dict(store.unseal("column.json", COLUMN, VERSION)["identity"])
 
 
 def _has_steps(run: Path, config: TrainConfig) -> bool:

@@ -78,7 +78,7 @@ def analyse(study: Study) -> Analysis:
     recorded = recorded_names(study)
     primary = score_name(asked, sets.values(), recorded[asked])
     levels = {name: _p(c, primary) if (c := comparisons.get(name)) else None for name in names}
-    adjusted = holm(levels)  # over all that are planned, so that none is weaker once the rest exists
+    adjusted = holm(levels)  # also of those that are yet to come
     first = last[baseline].first if baseline in last else next(iter(sets.values()), None)
     absent = missing(study, sets, recorded)
     verdicts = [_verdict(study, name, comparisons.get(name), primary, adjusted) for name in names]

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from encode.errors import ModelNotUsable
-from eval.errors import NoSpace
-from eval.study.checks import preflight
+from eval.errors import BadStudy, NoSpace
+from eval.study.checks import check_encoders, preflight
 from eval.study.plan.cost import Assumptions
 from eval.study.plan.plan import plan_existing
-from eval.study.reuse import take_over, taken_over
+from eval.study.reuse import column_identity, take_over, taken_over
 from eval.study.study import Study
 from shards import open_join
 from shards.format.atomic import seal
 from tests.commands.lines import next_lines
-from tests.eval.study.small_study import study, study_yaml
+from tests.eval.study.small_study import study, study_yaml, vae
 
 pytestmark = pytest.mark.timeout(900)  # a study is a dozen processes, each of which imports torch
 
@@ -112,3 +112,45 @@ def test_an_encoder_that_is_no_model(made: Path, encoder: object, message: str) 
     config = study_yaml(made, "own", entries={"plain": "plain", "own": own})
     with pytest.raises(ModelNotUsable, match=message):
         preflight(Study.open(config, made / "own"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder": "kl"}, r"encoder\.path: found '\S+/other', expected '\S+/kl'"),
+        ({"resolution": 64}, "resolution: found 32, expected 64"),
+        ({"kind": "latents"}, "kind: found 'moments', expected 'latents'"),
+        ({"precision": "bf16-autocast"}, r"encoder\.precision: found 'fp32'"),
+    ],
+)
+def test_a_column_that_another_encoder_made(
+    made: Path, change: dict[str, object], message: str
+) -> None:
+    own: dict[str, object] = {"latents": "other", "resolution": 32} | {
+        key: value for key, value in change.items() if key in ("resolution", "kind")
+    }
+    own["encoder"] = vae(made, str(change.get("encoder", "other")))
+    if "precision" in change:
+        own["encoder"] = {**vae(made, "other"), "precision": change["precision"]}
+    config = study_yaml(made, "another", entries={"plain": "plain", "other": own})
+    with pytest.raises(
+        BadStudy, match=rf"cache/pets/other was made in another way(.|\n)*{message}"
+    ):
+        preflight(Study.open(config, made / "another"))
+    assert not (made / "another").exists()
+
+
+def test_a_column_of_the_same_encoder_under_another_spelling(made: Path) -> None:
+    """A path through a link, and a column that is only begun."""
+    (made / "link").symlink_to(made)
+    own = {"latents": "other", "resolution": 32, "encoder": vae(made / "link", "other")}
+    config = study_yaml(made, "spelled", entries={"plain": "plain", "other": own})
+    check_encoders(Study.open(config, made / "spelled"))
+    (made / "begun/pets").mkdir(parents=True)
+    shutil.copytree(
+        made / "cache/pets/other",
+        made / "begun/pets/other",
+        ignore=shutil.ignore_patterns("commits"),
+    )
+    assert column_identity(str(made / "begun/pets/other"))["encoder"]["class"] == "AutoencoderKL"
+    assert column_identity(str(made / "begun/pets/none")) == {}
