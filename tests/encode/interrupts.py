@@ -21,12 +21,9 @@ from tests.encode.toy import save_gemma, save_kl, write_config, write_source
 from tests.memory import MEMORY
 from tests.soak.sweep import Case, Sweep
 
-SHARDS, ROWS = 30, 60
+SHARDS, ROWS = 30, 200
 KINDS = {"once": 80, "twice": 80, "thrice": 40}  # signals, and how many cases
-FIRST = (
-    2.0,
-    40.0,
-)  # seconds from the start to the first signal; at 40 the run is over, or about to be
+FIRST = 0.5, 20.0  # seconds from the start to the first signal; a run takes about 20
 NEXT = 0.05, 3.0  # from one signal to the next
 END_SECONDS = 60.0  # from the first signal to the end of the process
 
