@@ -11,7 +11,9 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ ROWS_SHARED = 2_500  # among several workers
 ROWS_ALONE = 100_000  # by one worker: Ray is no faster then, but replaces it where it dies
 STORE_BYTES = 128 << 20  # of the object store of a cluster of our own; pictures need more
 CONNECT_SECONDS = 10.0  # to reach an address, and for its answer
+ANSWER_SECONDS = 40.0  # that Ray has to connect to a cluster, which takes it seconds
 SOCKET_BYTES = 107  # of the path of a Unix socket, by Linux's sockaddr_un
 # of the longest socket of Ray's, behind the folder for temporary files
 SOCKET_NAME = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
@@ -128,7 +131,10 @@ def connect(ray: Any, engine: EngineConfig) -> None:
         # it would warn of the token that it makes for a cluster which ends with this process
         logging.getLogger(TOKEN_LOGGER).setLevel(logging.ERROR)
     try:
-        with deferred():  # which restores the handler of SIGTERM, too: Ray replaces it
+        with (
+            limited(address if not own else ""),
+            deferred(),
+        ):  # which restores the handler of SIGTERM, too: Ray replaces it
             ray.init(logging_level="WARNING", **options)
     except Exception as error:  # Ray raises what its parts happen to
         shut_down(ray)
@@ -143,6 +149,35 @@ def connect(ray: Any, engine: EngineConfig) -> None:
     except BaseException:
         shut_down(ray)
         raise
+
+
+@contextmanager
+def limited(address: str) -> Iterator[None]:
+    """Ends the process with NoCluster's exit code where a block takes longer than ANSWER_SECONDS; an
+    empty address: nothing is limited.
+
+    Ray tries again for ten minutes in C++ code, which no exception leaves. By then no column has
+    been written to, so that the process may end at once.
+    """
+
+    def end() -> None:
+        print(
+            f"NoCluster: what answers at {ADDRESS} = {address} is no Ray cluster, or one that does "
+            f"not answer in {ANSWER_SECONDS:g} s. Its address is that of `ray start --head` (HOST:"
+            "6379), not that of a node, a dashboard or, without ray://, of a client",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(NoCluster.exit_code)
+
+    timer = threading.Timer(ANSWER_SECONDS, end)
+    timer.daemon = True
+    if address:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def shut_down(ray: Any) -> None:

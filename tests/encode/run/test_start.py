@@ -95,17 +95,36 @@ def test_a_web_server() -> None:
         server.server_close()
 
 
-def test_a_server_of_grpc_is_left_to_ray() -> None:
-    import grpc
+LIMITED = """
+from encode.__main__ import main
+from encode.run import ray_start
+from shards import exits
+ray_start.ANSWER_SECONDS = 3
+exits.run(main)
+"""
 
+
+def test_another_server_of_grpc(tmp_path: Path, models: Path) -> None:
+    """Ray alone can tell it from a cluster, and would try again for minutes."""
+    grpc = pytest.importorskip("grpc")
+    tars = write_source(tmp_path / "tars", 1, 3)
+    config = write_config(tmp_path / "c.yaml", tmp_path / "cache", tars, models, executor="ray")
     server = grpc.server(ThreadPoolExecutor(1))
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port("0.0.0.0:0")
     server.start()
     try:
         ray_start.check_address(f"127.0.0.1:{port}")
-        ray_start.check_address("auto")
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": f"127.0.0.1:{port}"}
+        ended = subprocess.run(
+            [sys.executable, "-c", LIMITED, "run", str(config)], cwd=ROOT, timeout=60, text=True,
+            capture_output=True, env=env,
+        )  # fmt: skip
     finally:
         server.stop(None).wait()
+    assert ended.returncode == 2, ended.stderr
+    assert f"RAY_ADDRESS = 127.0.0.1:{port} is no Ray cluster" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "cache").exists()
 
 
 def command(config: Path, **env: str) -> subprocess.CompletedProcess[str]:
