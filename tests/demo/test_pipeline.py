@@ -34,7 +34,7 @@ from shards.__main__ import main as order
 from tests.train.here import forked
 from train.__main__ import main as train
 
-SMALL_MODEL = ["model.hidden_size=32", "model.layers=1", "model.heads=1", "model.kv_heads=1"]
+SMALL_MODEL = ["model.hidden_size=64", "model.layers=1", "model.heads=1", "model.kv_heads=1"]
 
 
 def command(folder: Path, main: Callable[[], int], *words: str) -> str:
