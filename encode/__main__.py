@@ -2,6 +2,7 @@
 
     python -m encode init --sources TARS --vae flux --text gemma-2b    # a config for your own
     python -m encode plan CONFIG                   # bytes, hours and money, before starting
+    python -m encode check CONFIG                  # the autoencoders, a class of your own too
     python -m encode run configs/demo/encode.yaml
     python -m encode run CONFIG root=/data/cache engine.workers=8
     python -m encode status CONFIG --watch
@@ -35,6 +36,7 @@ VERBS = {  # module with add_VERB_options or add_options, and run_VERB; a senten
     "init": ("starter", "a commented config for sources and models of your own"),
     "config": ("starter", "a config with every key, or the JSON schema for editors"),
     "plan": ("plan.plan", "bytes, hours and money of a config, before starting"),
+    "check": ("models.check", "whether the autoencoders of a config do what columns need of them"),
     "run": ("", "encode what is missing; an interrupted run goes on where it stopped"),
     "status": ("report.status", "how far the columns are, and what a run waits for"),
     "retry-failed": ("", "encode what has failed before, and nothing else"),

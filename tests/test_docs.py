@@ -86,6 +86,7 @@ RUN_BY = {
     ("shards", "order"): "tests/shards/tools/test_commands.py",
     ("encode", "plan"): "tests/encode/plan/test_plan.py",
     ("encode", "run"): "tests/encode/run/test_job.py",
+    ("encode", "check"): "tests/encode/models/test_check.py",
     ("encode", "status"): "tests/encode/report/test_status.py",
     ("encode", "retry-failed"): "tests/encode/run/test_job.py",
     ("encode", "download"): "tests/encode/source/test_download.py",

@@ -66,14 +66,7 @@ def load_encoders(
     sets; they are checked if their signatures are given, else the encoders are tried out: see
     `rehearsal`. NoGpu where the engine asks for one and there is none.
     """
-    device = engine.device
-    if device == "cuda" and not torch.cuda.is_available():
-        raise NoGpu(
-            f"engine.device=cuda: torch {torch.__version__} finds no GPU on {socket.gethostname()}. "
-            "Look at nvidia-smi and CUDA_VISIBLE_DEVICES, or leave device out: auto takes what there is"
-        )
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(engine)
     torch.set_num_threads(engine.torch_threads)
     encoders = {
         name: load_encoder(
@@ -85,3 +78,16 @@ def load_encoders(
     for encoder in encoders.values() if weights is None else ():
         rehearse(encoder, engine)
     return encoders
+
+
+def device_of(engine: EngineConfig) -> str:
+    """Returns the device that the models run on; NoGpu where the engine asks for one and there is none."""
+    device = engine.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise NoGpu(
+            f"engine.device=cuda: torch {torch.__version__} finds no GPU on {socket.gethostname()}. "
+            "Look at nvidia-smi and CUDA_VISIBLE_DEVICES, or leave device out: auto takes what there is"
+        )
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
