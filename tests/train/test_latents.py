@@ -16,7 +16,8 @@ from shards import ColumnSpec, Layout, Norm
 from tests.train.conftest import TINY, tiny_config, words, write_column
 from tests.train.here import fitted, manifest, trained
 from train.__main__ import main
-from train.checkpoints.checkpoint import load_for_sampling
+from train.checkpoints.checkpoint import CheckpointError, load_for_sampling
+from train.checkpoints.reference import export
 
 SIDE, WIDTH = 4, 8
 
@@ -117,6 +118,18 @@ def test_tokens_wider_than_the_model_are_trained_as_latents_alone(
     code, output, _ = fitted({**config, "flow": {"shift": "auto", "prediction": "latent"}})
     assert code == 0, output
     assert "note: found tokens of 768 x 1 x 1 = 768 values" in output
+
+
+def test_a_run_of_before_whose_tokens_are_wider_goes_on(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = any_latent(shapes, tmp_path)
+    config["data"]["latents"] = str(shapes / "rae")
+    config["model"]["hidden_size"] = 64
+    with monkeypatch.context() as patch:
+        patch.setattr("train.run.refuse_narrow", lambda *_: None)  # as releases before
+        trained(config)
+    assert fitted(config)[0] == fitted({**config, "steps": 2})[0] == 0
 
 
 def test_a_plan_of_several_latents_is_side_by_side(
@@ -259,5 +272,10 @@ def test_a_model_that_has_learned_its_rows_samples_them(
         model, text, torch.zeros(1, WIDTH), noise=noise, guidance=1.0, shift=1.0, prediction=prediction
     )  # fmt: skip
     distances = (latents[:, None] - expected[None]).flatten(2).norm(dim=2) / expected.norm() * 2
+    if prediction == "latent":  # which the reference's tools would take for a velocity
+        with pytest.raises(CheckpointError, match="output is the latent, expected a velocity"):
+            export(run / "checkpoints/step-00000400", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    export(run / "checkpoints/step-00000400", tmp_path / "flat", "safetensors")
     assert distances.argmin(1).tolist() == [0, 1, 2, 3]
     assert distances.diagonal().max() < 0.35

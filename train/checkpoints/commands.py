@@ -24,7 +24,7 @@ EXPORT_LACKS = {  # what an export of each layout holds and leaves out
     "order of samples: the reference's trainer starts from them, and does not go on",
     "safetensors": "{weights} in diffusion_pytorch_model.safetensors and the model's sizes in config.json, as "
     "diffusers lays a model out; the class is train.model.DiT, which diffusers does not have. Optimizer, the other "
-    "weights, shift and scale of the latents, VAE and text encoder are left out",
+    "weights, shift and scale of the latents, the flow, VAE and text encoder are left out",
 }
 log = logging.getLogger(__name__)
 

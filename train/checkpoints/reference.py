@@ -29,6 +29,7 @@ from configs import ConfigError
 from shards import atomic_write, open_sources, seal
 from shards.format.atomic import fsync_path, read_json
 
+from ..model.config import SHIFT
 from ..model.dit import DiT, DiTConfig
 from .checkpoint import (
     KIND,
@@ -40,7 +41,7 @@ from .checkpoint import (
     verified,
     write_tensors,
 )
-from .identity import initial_share, young_average
+from .identity import initial_share, training_of, young_average
 
 STATES = "mp_rank_00_model_states.pt"
 ENGINE = {  # without these DeepSpeed does not load a module either
@@ -222,6 +223,8 @@ def export(step: Path, out: Path, layout: str = "reference", ema: bool = True) -
     manifest = verified(step, WHOLE.values())
     if ema and (young := young_average(initial_share(manifest), manifest.get("init"))):
         log.warning("%s: %s", step, young)
+    if layout == "reference":
+        _refuse_other_flow(step, manifest)
     return _publish(out, lambda staging: LAYOUTS[layout](step, manifest, staging, ema))
 
 
@@ -238,6 +241,22 @@ def _export_reference(step: Path, manifest: Manifest, out: Path, ema: bool) -> N
     fsync_path(path)
     atomic_write(out / "config.json", _json(fields))
     atomic_write(out / "latest", str(number).encode())
+
+
+def _refuse_other_flow(step: Path, manifest: Manifest) -> None:
+    """Raises CheckpointError where the model's output is no velocity, which the reference takes it for;
+    warns where it has learned other noise levels."""
+    flow = training_of(manifest).get("flow") or {}
+    if (output := flow.get("prediction", "velocity")) != "velocity":
+        raise CheckpointError(
+            f"{step}: found a model whose output is the {output}, expected a velocity, for which the reference's tools "
+            "would take it. Export it with --layout safetensors"
+        )
+    if (shift := flow.get("shift", SHIFT)) != SHIFT:
+        log.warning(
+            "%s: trained at the noise levels of shift %.4g; the reference's tools sample at those of shift %g",
+            step, shift, SHIFT,
+        )  # fmt: skip
 
 
 def _export_safetensors(step: Path, manifest: Manifest, out: Path, ema: bool) -> None:

@@ -77,7 +77,7 @@ def as_text(plans: Sequence[LatentPlan]) -> str:
         table,
         "",
         "values of a token; FLOPs of a sample, forward and backward",
-        *(f"{plan.name}: positions {plan.tokens.positions}" for plan in plans),
+        *(Text(f"{plan.name}: positions {plan.tokens.positions}") for plan in plans),
         *(Text(f"{plan.name}: {plan.note}") for plan in plans if plan.note),
         width=WIDTH,
     )
