@@ -14,6 +14,7 @@ from train.report import read_records
 from .entries import ScoredSet
 
 Json = dict[str, Any]
+BESIDE = {"read", "decode", "wait", "write"}  # stages of an encode run beside the encoder
 
 
 def cost_of(scored: ScoredSet) -> Json:
@@ -72,15 +73,20 @@ def encoding_cost(run: Path) -> Json | None:
 
 
 def column_cost(column: Path) -> Json | None:
-    """Returns the seconds of reading, decoding and the VAE, added over workers, of the encode run that
-    made a column, where its report.json lies in a folder above the column.
+    """Returns the seconds that a column took, added over workers, where the report.json of its encode
+    run lies in a folder above the column: of all stages, and of the encoder alone.
     """
     column = column.resolve()
     try:
         path = next(p for p in (f / "report.json" for f in list(column.parents)[:3]) if p.is_file())
         columns = read_json(path)
         report = next(value for key, value in columns.items() if Path(key).resolve() == column)
-        seconds = float(sum(report["seconds"].values()))
-        return {"seconds": seconds, "rows": report.get("rows"), "column": str(column)}
+        stages = {name: float(seconds) for name, seconds in report["seconds"].items()}
+        return {
+            "seconds": sum(stages.values()),
+            "encoder": sum(stages[name] for name in stages.keys() - BESIDE),
+            "rows": report.get("rows"),
+            "column": str(column),
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
         return None  # another machine, an object store: nothing is known

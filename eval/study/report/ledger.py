@@ -3,8 +3,9 @@
 A ledger has: price (of a GPU hour, or null); entries[], one each and in their order, and total (of all):
 encode, train, generate, score (seconds, null where nothing is known), gpu_hours, money (null without
 a price), of an entry also runs, sets, samples (of all its trainings) and devices; online: seconds that
-the VAEs and the text encoder would take in the steps of all trainings, and times (as many as encoding
-once took), null where it is not known; processes: {kind of node: seconds by the wall clock}.
+the VAEs and the text encoder would take in the steps of all trainings, without reading and decoding
+pictures, and times (as many as encoding once took with all its stages: what caching saves at least),
+null where it is not known; processes: {kind of node: seconds by the wall clock}.
 """
 
 from __future__ import annotations
@@ -113,10 +114,12 @@ def _sum(numbers: Iterable[float | None]) -> float | None:
 
 
 def _online(columns: Sequence[Json | None], samples: int) -> float | None:
-    """Returns the seconds of an encoder on so many samples, at the rate at which its columns were made."""
+    """Returns the seconds of an encoder alone on so many samples, at the rate measured when its columns
+    were made.
+    """
     if any(cost is None or not cost["rows"] for cost in columns):
         return None
-    seconds, rows = (sum(cost[key] for cost in columns if cost) for key in ("seconds", "rows"))
+    seconds, rows = (sum(cost[key] for cost in columns if cost) for key in ("encoder", "rows"))
     return float(seconds / rows * samples)
 
 
