@@ -79,18 +79,15 @@ def _train_nodes(study: Study, entry: str, seed: int, needs: tuple[str, ...]) ->
             words.append(f"init_from={config.init_from}")
             needs = (train_id(study, entry, seed, phase - 1),)
         online = config.data.encoder is not None  # of ids, in the step
-        run = study.run_folder(entry, seed, phase)
+        module = ("eval", "train") if online else ("train",)
+        checkpoints = study.run_folder(entry, seed, phase) / "checkpoints"
+        steps = sorted({*config.save_at, config.steps})
         yield Node(
             id=train_id(study, entry, seed, phase),
             kind="train",
             needs=needs,
-            command=launch(study, "eval", "train", *words)
-            if online
-            else launch(study, "train", *words),
-            outputs=tuple(
-                run / "checkpoints" / f"step-{step:08d}"
-                for step in sorted({*config.save_at, config.steps})
-            ),
+            command=launch(study, *module, *words),
+            outputs=tuple(checkpoints / f"step-{step:08d}" for step in steps),
             entry=entry,
             seed=seed,
             phase=phase,
@@ -106,46 +103,22 @@ def launch(study: Study, module: str, *words: str) -> tuple[str, ...]:
     """Returns the command that runs a module on all processes of a job."""
     if study.ranks == 1:
         return ("python", "-m", module, *words)
-    return (
-        "torchrun",
-        "--standalone",
-        "--nproc-per-node",
-        str(study.ranks),
-        "--signals-to-handle",
-        SIGNALS,
-        "-m",
-        module,
-        *words,
-    )
+    ranks = ("--nproc-per-node", str(study.ranks), "--signals-to-handle", SIGNALS)
+    return ("torchrun", "--standalone", *ranks, "-m", module, *words)
 
 
 def _generate_node(study: Study, entry: str, seed: int, step: int) -> Node:
     """Waits for the baseline of its seed, too: the two trainings are compared before any picture."""
-    folder = study.set_folder(entry, seed, step)
-    prompts = (
-        ("--benchmark", study.config.benchmark)
-        if study.config.benchmark
-        else ("--prompts", str(study.config.prompts))
-    )
+    folder, benchmark = study.set_folder(entry, seed, step), study.config.benchmark
+    prompts = ("--benchmark", benchmark) if benchmark else ("--prompts", str(study.config.prompts))
+    weights = ("--checkpoint", str(study.run_folder(entry, seed)), "--tag", str(step))
+    folders = ("--save_dir", str(folder), "--text_cache", str(study.out / "images/text"))
+    words = [*weights, *prompts, *folders, *flag_words(study.config.generate)]
     trainings = [train_id(study, entry, seed), train_id(study, study.baseline, seed)]
     return Node(
         id=generate_id(entry, seed, step),
         kind="generate",
-        command=launch(
-            study,
-            "eval",
-            "generate",
-            "--checkpoint",
-            str(study.run_folder(entry, seed)),
-            "--tag",
-            str(step),
-            *prompts,
-            "--save_dir",
-            str(folder),
-            "--text_cache",
-            str(study.out / "images/text"),
-            *flag_words(study.config.generate),
-        ),
+        command=launch(study, "eval", "generate", *words),
         needs=tuple(dict.fromkeys(trainings)),
         outputs=(folder,),
         entry=entry,

@@ -89,3 +89,22 @@ def in_browser(
     body = next(a for name, a in Page(done.stdout).tags if name == "body")
     found: dict[str, Any] = json.loads(body["data-found"] or "")
     return found
+
+
+def browser_log(html: str, folder: Path) -> tuple[list[str], list[str]]:
+    """What Chromium's own logs say of a page: lines of its console, and addresses that it asks for. What
+    the browser asks for by itself has "not an origin" as its initiator.
+    """
+    (folder / "logged.html").write_text(html.replace('loading="lazy"', ""))
+    done = subprocess.run(
+        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/chrome-log",
+         "--enable-logging=stderr", "--v=0", f"--log-net-log={folder}/net.json", "--virtual-time-budget=5000",
+         "--dump-dom", f"file://{folder}/logged.html"],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    lines = (
+        (folder / "net.json").read_text().splitlines()
+    )  # an event a line; cut off if it was killed
+    params = [json.loads(line.rstrip(","))["params"] for line in lines if '"initiator"' in line]
+    asked = {p["url"] for p in params if p["initiator"] != "not an origin"}
+    return [line for line in done.stderr.splitlines() if ":CONSOLE:" in line], sorted(asked)

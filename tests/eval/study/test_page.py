@@ -22,7 +22,7 @@ from eval.study.report.sets import open_sets
 from eval.study.report.verdict import verdict_of
 from eval.study.study import Study
 from shards import FormatVersion
-from tests.eval.browser import BROWSER, Page, in_browser
+from tests.eval.browser import BROWSER, Page, browser_log, in_browser
 from tests.eval.sets import make_items, make_score, make_set
 from tests.eval.study.handmade import OTHER, PRIMARY, fill, open_study
 
@@ -393,3 +393,14 @@ def test_in_a_browser(two: dict[str, Any], tmp_path: Path, dark: bool, width: in
     assert found["shown"] == 6 * 2
     assert found["colour"] == ("#5aa9e0" if dark else "#2a7fb8")
     assert found["faults"] == []
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+def test_the_browser_logs_no_request_and_no_console_line(
+    two: dict[str, Any], tmp_path: Path
+) -> None:
+    assert browser_log(two["html"], tmp_path) == ([], [])
+    bad = '<img src="https://localhost:1/x.png"><script>absent()</script></body>'
+    console, requests = browser_log(two["html"].replace("</body>", bad), tmp_path)
+    assert ["absent is not defined" in line for line in console if "Error" in line] == [True]
+    assert requests == ["https://localhost:1/x.png"]
