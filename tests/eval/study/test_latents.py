@@ -16,6 +16,7 @@ from eval.study.checks import check_columns, refuse_unpaired
 from eval.study.reuse import Existing
 from eval.study.study import Study
 from shards import ColumnSpec, Layout, Norm
+from tests.eval.study.small_study import study_yaml
 from tests.train.conftest import tiny_config, words, write_column
 from train.checkpoints.identity import compared
 
@@ -115,3 +116,15 @@ def test_a_model_narrower_than_a_token_is_refused_with_its_entry(
     opened = study(columns, tmp_path, {"rae": ["model.hidden_size=32"]})
     with pytest.raises(ConfigError, match="rae: model: found tokens of 48 x 1 x 1 = 48 values"):
         check_columns(opened, Existing(opened))
+
+
+def test_another_shift_of_the_sampler_makes_other_sets(made: Path) -> None:
+    """The runs' own, said as a number, does not."""
+    base = {"guidance_scale": 1, "num_inference_steps": 2, "batch_size": 6}
+    lines = {}
+    for shift in (None, 3, 1.5):
+        flags = base if shift is None else {**base, "shift": shift}
+        opened = Study.open(study_yaml(made, "shifted", generate=flags), made / "out")
+        folder = opened.own_set_folder("plain", 0, 6)
+        lines[shift] = Existing(opened).set_differences("plain", 0, 6, folder)
+    assert lines == {None: [], 3: [], 1.5: ["shift: None there, 1.5 now"]}
