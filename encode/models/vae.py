@@ -49,7 +49,35 @@ VAE_ADAPTERS = {
 
 
 # classes like AutoencoderKL in all
-POSTERIOR = ("AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderKLHunyuanImage")
+POSTERIOR = (
+    "AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderKLHunyuanImage", "AutoencoderKLKVAE",
+)  # fmt: skip
+# classes of diffusers that no column can be made with, and why
+VIDEO = "it is of videos, and how a picture passes through it is not known here"
+SOUND = "it is of sound, not of pictures"
+REFUSED = {
+    **dict.fromkeys(
+        (
+            "AutoencoderKLAllegro", "AutoencoderKLCogVideoX", "AutoencoderKLCosmos",
+            "AutoencoderKLHunyuanImageRefiner", "AutoencoderKLHunyuanVideo",
+            "AutoencoderKLHunyuanVideo15", "AutoencoderKLKVAEVideo", "AutoencoderKLLTX2Video",
+            "AutoencoderKLLTXVideo", "AutoencoderKLMagvit", "AutoencoderKLMiniMaxH3",
+            "AutoencoderKLMochi", "AutoencoderVidTok", "Kandinsky6SRVAE",
+        ),
+        VIDEO,
+    ),
+    **dict.fromkeys(
+        (
+            "AutoencoderKLKVAEAudio", "AutoencoderKLLTX2Audio", "AutoencoderKLMiniMaxH3Audio",
+            "AutoencoderOobleck", "AutoencoderSAME", "Cosmos3AVAEAudioTokenizer",
+            "LongCatAudioDiTVae", "MMAudioVAE", "MMAudioVocoder", "MiniMaxMusic3Vocoder",
+        ),
+        SOUND,
+    ),
+    "AutoencoderKLTemporalDecoder": "its decoder is of videos: it needs num_frames",
+    "ConsistencyDecoderVAE": "its decoder draws random numbers: a latent has no one picture",
+    "RFD4ProteinaAutoencoder": "it is of proteins, not of pictures",
+}  # fmt: skip
 METHODS = ("encode", "decode")
 FRAMES = (
     "A class that decodes frames, not pictures, must be known to encode.models.vae.VAE_ADAPTERS"
@@ -63,6 +91,11 @@ def refuse_class(cls: type, model: ModelSpec) -> None:
         raise ModelNotUsable(
             f"{model.path}: {cls.__name__} is no autoencoder: it has no {' and no '.join(absent)}. "
             "Expected a class that encodes pictures and decodes latents, as AutoencoderKL"
+        )
+    if reason := REFUSED.get(cls.__name__):
+        raise ModelNotUsable(
+            f"{model.path}: {cls.__name__} cannot make a column: {reason}. Take another class, or wrap it "
+            "in one of your own: class: package.module:Class"
         )
 
 

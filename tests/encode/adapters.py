@@ -107,6 +107,25 @@ ADAPTERS = {  # class -> kind, shape of a row; the path that it is called with, 
 }
 
 
+def plain_own(name: str, folder: Path, x: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """What the class alone makes of pixels in -1 .. 1, as rows, and of latents (B, C, h, w) or (B, C, 1, N);
+    ranges, tokens and posterior are written out by hand.
+    """
+    path = ADAPTERS[name][2]
+    word = () if path is None else (str(folder / path),)
+    half = name == "Representation"
+    made = Posterior.load(*word) if name == "Posterior.load" else globals()[name](*word)
+    z = made.encode((x + 1) / 2 if half else x)
+    parts = [
+        part[:, None].transpose(1, 3).transpose(2, 3) if part.ndim == 3 else part
+        for part in (z if isinstance(z, tuple) else (z,))
+    ]
+    rows = torch.cat([parts[0], *(part.clamp(-30, 20) for part in parts[1:])], 1)
+    tokens = latents[:, :, 0].transpose(1, 2) if latents.shape[2] == 1 else latents
+    pixels = made.decode(tokens)
+    return rows, (pixels * 2 - 1 if half else pixels).clamp(-1, 1)
+
+
 def own(name: str, folder: Path) -> dict[str, str]:
     """`encoder` of a column's config."""
     path = ADAPTERS[name][2]

@@ -118,6 +118,31 @@ def save_rae(folder: Path) -> Path:
     return saved(folder, "diffusers", "AutoencoderRAE", config)
 
 
+def save_asymmetric(folder: Path) -> Path:
+    config = {
+        "down_block_types": ["DownEncoderBlock2D"] * 3, "down_block_out_channels": [8, 8, 16],
+        "up_block_types": ["UpDecoderBlock2D"] * 3, "up_block_out_channels": [8, 8, 16], "norm_num_groups": 4,
+        "sample_size": SIDE, "scaling_factor": 0.18215,
+    }  # fmt: skip
+    return saved(folder, "diffusers", "AsymmetricAutoencoderKL", config)
+
+
+def save_vq(folder: Path) -> Path:
+    config = {
+        "down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3,
+        "block_out_channels": [8, 8, 16], "norm_num_groups": 4, "num_vq_embeddings": 16, "scaling_factor": 0.5,
+    }  # fmt: skip
+    return saved(folder, "diffusers", "VQModel", config)
+
+
+def save_kvae(folder: Path) -> Path:
+    config = {
+        "channels": 32, "num_enc_blocks": 1, "num_dec_blocks": 1, "z_channels": 4, "ch_mult": [1, 1, 1, 1],
+        "sample_size": SIDE,
+    }  # fmt: skip
+    return saved(folder, "diffusers", "AutoencoderKLKVAE", config)
+
+
 # Text --------------------------------------------------------------------------------------------
 
 CHAT = (
@@ -245,6 +270,9 @@ VAES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "dc": ("AutoencoderDC", save_dc),
     "taesd": ("AutoencoderTiny", save_taesd),
     "rae": ("AutoencoderRAE", save_rae),
+    "asymmetric": ("AsymmetricAutoencoderKL", save_asymmetric),
+    "vq": ("VQModel", save_vq),
+    "kvae": ("AutoencoderKLKVAE", save_kvae),
 }
 TEXTS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "gemma": ("GemmaModel", save_gemma),

@@ -204,9 +204,12 @@ def temporal(folder: Path) -> Path:
     return saved(folder, "diffusers", "AutoencoderKLTemporalDecoder", config)
 
 
-def test_a_class_that_decodes_frames(tmp_path: Path) -> None:
+def test_a_class_that_decodes_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It encodes pictures, but what is made with its latents could not be looked at."""
     folder, norm = temporal(tmp_path / "m"), {"shift": [0.0], "scale": [0.18215]}
+    with pytest.raises(ModelNotUsable, match="cannot make a column: its decoder is of videos"):
+        load("moments", "AutoencoderKLTemporalDecoder", folder)
+    monkeypatch.setattr("encode.models.vae.REFUSED", {})  # as a class that is not known
     refused(
         "cannot decode what it encodes. A class that decodes frames.*VAE_ADAPTERS\n.*num_frames",
         "moments", "AutoencoderKLTemporalDecoder", folder, norm=norm,

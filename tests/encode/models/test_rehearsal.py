@@ -22,6 +22,7 @@ from encode.models.tokenizer import CaptionTokenizer, load_tokenizer
 from encode.plan.plan import add_options, run_plan
 from encode.registry import ModelSpec
 from encode.run import job
+from tests.encode.models.encoders_page import WITHOUT_POSTERIOR
 from tests.encode.tiny_models import (
     EYES,
     GROUPED,
@@ -62,6 +63,10 @@ def text_model(folder: Path, cls: str, config: dict[str, Any], chat: str | None 
     return {"class": cls, "path": str(folder)}
 
 
+# of families with no shift in their configs
+SCALES = {"dc": 0.41407, "hunyuan": 0.5, "asymmetric": 0.18215, "vq": 0.5, "kvae": 1.0}
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16-autocast"])
 def test_every_family_passes(tiny: Models, precision: str) -> None:
     for name in [*VAES, *EYES, *TEXTS]:
@@ -70,11 +75,10 @@ def test_every_family_passes(tiny: Models, precision: str) -> None:
         if name in EYES:
             column = {"kind": "features"}
         elif name in VAES:
-            kind = "latents" if name in ("dc", "taesd", "rae") else "moments"
+            kind = "latents" if name in WITHOUT_POSTERIOR else "moments"
             column = {"kind": kind, "resolution": SIDE}
-            if name in ("dc", "hunyuan"):  # no shift in their configs
-                scale = 0.41407 if name == "dc" else 0.5
-                column |= {"norm": {"shift": [0.0], "scale": [scale]}}
+            if name in SCALES:
+                column |= {"norm": {"shift": [0.0], "scale": [SCALES[name]]}}
         tried(encoder=encoder, **column)
 
 

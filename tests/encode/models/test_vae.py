@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from encode.errors import ModelNotUsable
 from encode.models.own import load_vae
-from encode.models.vae import Vae
+from encode.models.vae import POSTERIOR, REFUSED, VAE_ADAPTERS, Vae
 from encode.registry import VAES, ModelSpec, location, lookup
 from shards import Norm
 from shards.read.latents import draw
+from tests.encode.models.encoders_page import PAGE, TINY, WITHOUT_POSTERIOR, page, plain
 from tests.encode.tiny_models import VAES as VAES_MADE
 from tests.encode.tiny_models import Models
 from tests.encode.toy import MINILM, spec
@@ -74,38 +75,27 @@ def made(tiny: Models, name: str) -> Vae:
 @torch.no_grad()
 @pytest.mark.parametrize("name", list(VAES_MADE))
 def test_every_family_equals_diffusers(tiny: Models, name: str) -> None:
-    """Shapes, frame axis, fourth channel, patches and ranges written out by hand for each class."""
-    import diffusers
-    from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline
-
     vae = made(tiny, name)
-    reference = getattr(diffusers, vae.model.cls).from_pretrained(vae.model.path).eval()
-    x, many = PIXELS, name in ("qwen", "qwen21", "wan")
-    if name == "qwen21":  # an opaque picture in RGBA
-        x = torch.cat([x, torch.ones(3, 1, 32, 32)], 1)
-    if name == "rae":
-        x = (x + 1) / 2
-    output = reference.encode(x[:, :, None] if many else x)
-    if name in ("dc", "rae", "taesd"):
-        expected = output.latents if name == "taesd" else output.latent
-    else:
-        mean, logvar = output.latent_dist.mean, output.latent_dist.logvar
-        if name == "flux2":
-            mean, logvar = (Flux2Pipeline._patchify_latents(part) for part in (mean, logvar))
-        expected = torch.cat([mean, logvar], 1)
-        expected = expected[:, :, 0] if many else expected
-    assert vae.kind == ("latents" if name in ("dc", "rae", "taesd") else "moments")
-    torch.testing.assert_close(vae.encode(PIXELS), expected, rtol=0, atol=2e-5)
+    assert vae.kind == ("latents" if name in WITHOUT_POSTERIOR else "moments")
+    rows = vae.encode(PIXELS)
+    depth = rows.shape[1] // (1 if vae.kind == "latents" else 2)
+    latents = torch.randn(2, depth, *rows.shape[2:], generator=torch.Generator().manual_seed(1))
+    expected, pixels = plain(name, vae.model, PIXELS, latents)
+    torch.testing.assert_close(rows, expected, rtol=0, atol=2e-5)
     assert vae.moments_shape(32) == tuple(expected.shape[1:])
+    torch.testing.assert_close(vae.decode(latents), pixels, rtol=0, atol=2e-5)
 
-    channels = expected.shape[1] // (1 if vae.kind == "latents" else 2)
-    seeded = torch.Generator().manual_seed(1)
-    latents = torch.randn(2, channels, *expected.shape[2:], generator=seeded)
-    z = Flux2Pipeline._unpatchify_latents(latents) if name == "flux2" else latents
-    pixels = reference.decode(z[:, :, None] if many else z, return_dict=False)[0]
-    pixels = pixels[:, :3, 0] if many else pixels
-    pixels = pixels * 2 - 1 if name == "rae" else pixels
-    torch.testing.assert_close(vae.decode(latents), pixels.clamp(-1, 1), rtol=0, atol=2e-5)
+
+def test_the_page_of_every_class() -> None:
+    """docs/encoders.md: every class of the installed diffusers is tried, or refused for a reason."""
+    assert {*VAE_ADAPTERS, *POSTERIOR} == {*TINY}
+    assert not {*TINY} & {*REFUSED}
+    text = page()
+    assert "DIFFERS" not in text
+    assert "UNKNOWN" not in text
+    assert PAGE.read_text(encoding="utf-8") == text, (
+        "run `python -m tests.encode.models.encoders_page`"
+    )
 
 
 def test_flux2_normalises_by_its_batch_norm(tiny: Models) -> None:
