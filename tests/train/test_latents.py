@@ -161,6 +161,17 @@ def test_a_plan_of_several_latents_is_side_by_side(
         assert line.split()[1:6] == [
             "x".join(map(str, shape)), str(record["patch"]), str(tokens), str(values), f"{shift:.3g}"
         ]  # fmt: skip
+    assert "one shift" not in text
+    assert plan("--latents", columns[3], columns[4]) == 0  # of patch 1, and 64 and 256 tokens
+    assert "one patch" not in capsys.readouterr().out
+    assert "one patch" not in text
+    fixed = ("flow.shift=3", "model.patch_size=1", "--latents")
+    assert plan(*fixed, columns[0], columns[1], columns[3]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "one shift, 3, for latents of other dimensions: flow.shift=auto follows them" in text
+    assert "one patch, 1, and 64 or 1,024 tokens: model.patch_size=auto" in text
+    assert plan(*fixed, columns[1], columns[1]) == 0
+    assert "one " not in capsys.readouterr().out
     assert plan("data.expect=null", f"data.latents={columns[1]}", "--json", str(out)) == 0
     assert "tokens of a picture: 256 of 16 values" in capsys.readouterr().out
     flops = json.loads(out.read_text())["flops_a_sample"]["training"]

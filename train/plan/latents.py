@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 
 from rich.table import Column, Table
@@ -16,6 +17,7 @@ from configs import ConfigError
 from shards.console import render
 
 from ..config import TrainConfig, column_name
+from ..model.config import shift_of
 from ..model.flops import in_tera, training
 from ..model.tokens import Tokens
 from ..run import model_config, refuse_narrow, with_sizes
@@ -35,6 +37,7 @@ class LatentPlan:
     flops: float  # a sample, forward and backward
     note: str | None  # of a model that is narrower than a token
     refused: bool  # whether it would not be trained
+    follows: bool  # whether the patch is chosen for the latents
 
     @property
     def name(self) -> str:
@@ -47,7 +50,7 @@ def plan_latents(path: Path, overrides: Sequence[str], latents: str) -> LatentPl
     config = configs.load(TrainConfig, path, [*overrides, f"data.latents={configs.word(latents)}"])
     data = of_columns(config)
     config = config.model_copy(update={"data": config.data.model_copy(update={"expect": None})})
-    shape = data.shape
+    shape, follows = data.shape, config.model.patch_size == "auto"
     config = with_sizes(config, shape)
     model = model_config(config, shape)
     try:
@@ -57,7 +60,7 @@ def plan_latents(path: Path, overrides: Sequence[str], latents: str) -> LatentPl
     size = shape.height, shape.width
     return LatentPlan(
         latents, (shape.channels, *size), Tokens.of(model, *size), config.flow.timestep_shift,
-        training(model, *size).of(1, data.tokens), note, refused,
+        training(model, *size).of(1, data.tokens), note, refused, follows,
     )  # fmt: skip
 
 
@@ -79,8 +82,26 @@ def as_text(plans: Sequence[LatentPlan]) -> str:
         "values of a token; FLOPs of a sample, forward and backward",
         *(Text(f"{plan.name}: positions {plan.tokens.positions}") for plan in plans),
         *(Text(f"{plan.name}: {plan.note}") for plan in plans if plan.note),
+        *map(Text, unfair(plans)),
         width=WIDTH,
     )
+
+
+def unfair(plans: Sequence[LatentPlan]) -> list[str]:
+    """Returns what should follow the latents and does not."""
+    lines = []
+    own = {shift_of(prod(plan.shape)) for plan in plans}
+    if len(own) > 1 and len({plan.shift for plan in plans}) == 1:
+        lines.append(
+            f"one shift, {plans[0].shift:.3g}, for latents of other dimensions: flow.shift=auto follows them"
+        )
+    counts = {plan.tokens.count for plan in plans}
+    if len(counts) > 1 and not all(plan.follows for plan in plans):
+        lines.append(
+            f"one patch, {plans[0].tokens.patch}, and {' or '.join(f'{n:,}' for n in sorted(counts))} tokens: "
+            "model.patch_size=auto makes them as many where it can"
+        )
+    return lines
 
 
 def as_records(plans: Iterable[LatentPlan]) -> list[dict[str, object]]:
