@@ -133,7 +133,7 @@ def check_encoders(study: Study) -> None:
         for column in columns:
             own = config.columns[column.rstrip("/").rpartition("/")[2]]
             model = lookup(own.encoder, VAES)
-            if not column_exists(column):
+            if not column_exists(column) and not model.own:
                 location(model.path)
             if lines := list(_other_encoder(column_identity(column), model, own)):
                 title = f"{study.path}: {column} was made in another way than {path} says:"

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from encode import ModelSpec
+
 from .config import flag_words
 from .study import Study
 
@@ -107,6 +109,13 @@ def launch(study: Study, module: str, *words: str) -> tuple[str, ...]:
     return ("torchrun", "--standalone", *ranks, "-m", module, *words)
 
 
+def own_classes(study: Study) -> list[str]:
+    """Returns the classes of the user's own that the study's encoders name, which may then be imported."""
+    configs = (config for config, _ in study.encode_configs.values())
+    encoders = (column.encoder for config in configs for column in config.columns.values())
+    return sorted({e.cls for e in encoders if isinstance(e, ModelSpec) and e.own})
+
+
 def _generate_node(study: Study, entry: str, seed: int, step: int) -> Node:
     """Waits for the baseline of its seed, too: the two trainings are compared before any picture."""
     folder, benchmark = study.set_folder(entry, seed, step), study.config.benchmark
@@ -114,6 +123,9 @@ def _generate_node(study: Study, entry: str, seed: int, step: int) -> Node:
     weights = ("--checkpoint", str(study.run_folder(entry, seed)), "--tag", str(step))
     folders = ("--save_dir", str(folder), "--text_cache", str(study.out / "images/text"))
     words = [*weights, *prompts, *folders, *flag_words(study.config.generate)]
+    own = own_classes(study)
+    if own and not {"allow-class", "allow_class"} & study.config.generate.keys():
+        words += ["--allow-class", *own]
     trainings = [train_id(study, entry, seed), train_id(study, study.baseline, seed)]
     return Node(
         id=generate_id(entry, seed, step),

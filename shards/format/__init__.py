@@ -8,6 +8,7 @@ from .identity import (
     EncoderIdentity,
     PicturePreprocess,
     preprocess_of,
+    without_figures,
 )
 from .int8 import calibrate, channel_scale, quantise, stored_rows, to_floats
 from .layout import (
@@ -53,4 +54,5 @@ __all__ = [
     "sealed",
     "stored_rows",
     "to_floats",
+    "without_figures",
 ]

@@ -106,6 +106,16 @@ class ColumnIdentity(_Part):
         return self.preprocess
 
 
+def without_figures(identity: Json) -> Json:
+    """Returns an identity without the figures that were measured of its encoder: another machine, or
+    pictures of another size, give others; where the encoder is loaded they are compared.
+    """
+    encoder = identity.get("encoder")
+    if not isinstance(encoder, dict) or "outputs" not in encoder:
+        return identity
+    return {**identity, "encoder": {k: v for k, v in encoder.items() if k != "outputs"}}
+
+
 def preprocess_of(identity: Json) -> Json | None:
     """Returns `preprocess` in the identity of any program; None where there is none."""
     preprocess = identity.get("preprocess")

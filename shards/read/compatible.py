@@ -12,6 +12,7 @@ from ..column.commits import valid_rows
 from ..column.members import member_read
 from ..errors import BadRows, IdentityMismatch, SourceMismatch
 from ..format.atomic import Json
+from ..format.identity import without_figures
 from ..format.layout import BLOCK, Status, differences
 from .column import Column
 from .objects import Ints
@@ -76,7 +77,7 @@ def check_same_members(columns: Sequence[Column]) -> None:
 
 def encoding(column: Column) -> Json:
     """Returns how a column was made, whatever the source and whichever caption of it was read."""
-    identity = {k: v for k, v in column.spec.identity.items() if k != "source"}
+    identity = {k: v for k, v in without_figures(column.spec.identity).items() if k != "source"}
     if column.layout.ragged and isinstance(identity.get("preprocess"), dict):
         identity["preprocess"] = {k: v for k, v in identity["preprocess"].items() if k != "caption"}
     shape = list(column.layout.row_shape)

@@ -300,12 +300,13 @@ def _table_follows(training: Mapping[str, Any]) -> bool:
 
 
 def _by_content(data: Any) -> Any:
-    """Returns columns without how they are stored, and where the encoder's weights were read."""
+    """Returns columns without how they are stored, where the encoder's weights were read, and
+    figures that were measured of it."""
     if isinstance(data, list):
         return [_by_content(value) for value in data]
     if not isinstance(data, Mapping):
         return data
-    excluded = ("digest", *LOCATION) if "weights" in data else ("digest",)
+    excluded = ("digest", "outputs", *LOCATION) if "weights" in data else ("digest",)
     return {key: _by_content(value) for key, value in data.items() if key not in excluded}
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from shards import BadRows, IdentityMismatch, JoinedColumns, open_join
+from shards.format import without_figures
 from shards.read import draw, normal, read_rows
 
 from ..config import TrainConfig, column_name
@@ -56,7 +57,8 @@ def open_held_out(config: TrainConfig, training: JoinedColumns) -> JoinedColumns
     join = open_join(latents, text, truncated=config.data.truncated)
     for column, expected in ((join.latents, training.latents), (join.text, training.text)):
         a, b = (
-            {**c.spec.identity, "source": None, "norm": c.spec.norm} for c in (column, expected)
+            {**without_figures(c.spec.identity), "source": None, "norm": c.spec.norm}
+            for c in (column, expected)
         )
         if wrong := sorted(key for key in a | b if a.get(key) != b.get(key)):
             raise IdentityMismatch(

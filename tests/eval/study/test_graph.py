@@ -13,6 +13,7 @@ import configs
 from configs import ConfigError
 from encode import EncodeConfig
 from eval.errors import BadStudy
+from eval.study.checks import check_encoders
 from eval.study.config import flag_words
 from eval.study.graph import Node, nodes_of
 from eval.study.study import Study, scored_steps
@@ -158,6 +159,21 @@ def test_a_missing_column_is_encoded_first() -> None:
     first, second = nodes_of(fair)[:2]
     assert first.command == ("python", "-m", "encode", "run", str(path))
     assert second.needs == (first.id,)
+
+
+def test_a_class_of_ones_own_is_allowed_where_the_study_names_it() -> None:
+    encode = {"root": "cache", "sources": {"pets": "pets.tar"}, "columns": {}}
+    Path("encode.yaml").write_text(yaml.safe_dump(encode))
+    own = {"latents": "new", "encoder": {"class": "mine.code:Class"}, "resolution": 32}
+    entries = {"plain": "plain", "new": {**own, "kind": "latents"}}
+    fair = study(entries=entries, encode="encode.yaml")
+    check_encoders(fair)  # a path that only the class knows
+    pictures = [node.command for node in nodes_of(fair) if node.kind == "generate"]
+    assert pictures
+    assert all(words[-2:] == ("--allow-class", "mine.code:Class") for words in pictures)
+    named = study(entries=entries, encode="encode.yaml", generate={"allow-class": ["a:B"]})
+    pictures = [node.command for node in nodes_of(named) if node.kind == "generate"]
+    assert all(words.count("--allow-class") == 1 for words in pictures)
 
 
 def test_several_processes_and_ids() -> None:

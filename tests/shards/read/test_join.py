@@ -437,6 +437,21 @@ def test_sources_that_do_not_agree(toy: Path, tmp_path: Path) -> None:
         open_sources([], [])
 
 
+def test_figures_of_an_encoder_may_differ(toy: Path, tmp_path: Path) -> None:
+    """What it makes of fixed pictures is rounded otherwise on another machine."""
+    paths = {}
+    for source, figure in (("one", 0.5), ("two", 0.501)):
+        spec = moments_spec(source=source)
+        encoder = {**spec.identity["encoder"], "version": "1", "outputs": {"figures": [[figure]]}}
+        spec = replace(spec, identity={**spec.identity, "encoder": encoder})
+        paths[source] = (
+            write_column(tmp_path / source / "vae", spec),
+            write_column(tmp_path / source / "text", tokens_spec(source=source)),
+        )
+    latents, texts = zip(*paths.values(), strict=True)
+    assert len(open_sources(latents, texts).by_source) == 2
+
+
 def features(path: Path, source: str = SOURCE, element: str = "float16") -> Path:
     spec = ColumnSpec(
         {"kind": "features", "source": source}, Layout("features", (5,), 3, SHARD_ROWS, element)
