@@ -47,7 +47,8 @@ def main() -> int:
     if stage not in STAGES:
         near = did_you_mean(stage, STAGES, end="")
         expected = ", ".join(STAGES)
-        print(f"latentbank: found {stage!r}, expected one of {expected}{near}", file=sys.stderr)
+        message = f"WrongWords: latentbank: found {stage!r}, expected one of {expected}{near}"
+        print(message, file=sys.stderr)
         return 2
     sys.argv = [stage, *words[1:]]
     sys.path.append(os.getcwd())  # as `python -m` has it; benchmarks are run from a checkout

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from . import printing
 from .places import local_path
@@ -118,7 +118,7 @@ def bench_module(name: str) -> Any:
         other = getattr(sys.modules.get("tests"), "__file__", None)
         hidden = f" The package `tests` that was loaded is {other}" if other else ""
         raise SystemExit(
-            "error: benchmarks are in tests/bench of the repository, which is not installed with "
+            "NoBenchmarks: they are in tests/bench of the repository, which is not installed with "
             f"the packages. Run this from a checkout, as `python -m STAGE bench`.{hidden}"
         ) from None
 
@@ -271,11 +271,17 @@ def default_text(action: argparse.Action) -> str:
 
 class Parser(argparse.ArgumentParser):
     """Names the nearest verb or word where one is unknown, shows defaults, and takes flags with
-    dashes and with underscores; so do the parsers of its verbs.
+    dashes and with underscores; so do the parsers of its verbs. What is refused begins with
+    `WrongWords`, as every error begins with its name.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"formatter_class": Help} | options)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with exit code 2."""
+        self.print_usage(sys.stderr)
+        self.exit(2, f"WrongWords: {self.prog}: {message}\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         words = list(sys.argv[1:] if args is None else args)

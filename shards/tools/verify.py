@@ -22,6 +22,7 @@ from ..column.source import open_source, read_index
 from ..column.values import sha256_of
 from ..console import Bar
 from ..errors import CorruptColumn, NotAColumn, ShardsError, SourceMismatch
+from ..exits import failed
 from ..format.atomic import canonical_json, sha256
 from ..format.records import CompleteRecord
 from ..read.column import Column, open_spec
@@ -360,8 +361,7 @@ def run_verify(args: argparse.Namespace) -> int:
             if args.source and column is not None:
                 compared = check_source(examination, args.source)
         except ShardsError as error:
-            print(f"error: {error}", file=sys.stderr)
-            code = 2
+            code = failed(error)
             continue
         code = max(code, int(bool(examination.faults)))
         for fault in examination.faults:

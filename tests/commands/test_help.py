@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import chain
@@ -97,3 +99,21 @@ def test_what_is_no_command_is_found() -> None:
     for line in ("python -m eval scor x", "python -m eval report a --ot b", "python -m train plan"):
         with pytest.raises(pytest.fail.Exception):
             parsed(line)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("encode", "rn"),
+        ("shards", "info"),
+        ("shards", "verify", "/no/such/column"),
+        ("train", "page", "--nope", "run"),
+        ("eval", "score", "geneval"),
+        ("eval", "report", "/no/such/set", "/no/such/other"),
+    ],
+)
+def test_each_error_begins_with_its_name(words: tuple[str, ...]) -> None:
+    process = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
+    last = process.stderr.splitlines()[-1]
+    assert process.returncode == 2
+    assert re.match(r"[A-Z][A-Za-z]+: ", last), process.stderr
