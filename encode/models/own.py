@@ -425,7 +425,7 @@ def load_vae(
 
 def expected_of(encoder: EncoderIdentity) -> str:
     """Returns the `signature` of the encoder that an identity names."""
-    if encoder.version is None:
+    if ":" not in encoder.cls:
         return encoder.weights
     known = {"weights": encoder.weights, "version": encoder.version, "outputs": encoder.outputs}
     return canonical_json(known).decode()

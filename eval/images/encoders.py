@@ -129,7 +129,7 @@ def vae_of(
     EncoderMismatch if it is another than the column's, unless `allow_other`. A class of the user's own
     is imported only if `allow_class` names it; with `allow_other`, `named` is its path.
     """
-    own = column is not None and column.encoder.version is not None
+    own = column is not None and ":" in column.encoder.cls
     if named and (allow_other or column is None) and not own:
         return Vae(vae_named(named), device)
     assert column is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from encode.config import EncodeConfig
 from encode.errors import ModelNotUsable
 from encode.run.job import run as encode
+from eval.images.encoders import vae_of
 from eval.images.generate import Request, generate
 from eval.reconstruct import reconstruct
 from shards import Column
@@ -87,6 +90,23 @@ def test_the_whole_road(name: str, cache: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "decoded").exists()
     mean = reconstruct(**where, count=4, allow_class=[cls])["mean"]  # type: ignore[arg-type]
     assert mean["psnr"] > 30
+
+
+def test_weights_that_lie_elsewhere_now(cache: Path, tmp_path: Path) -> None:
+    column = Column.open(cache / "toy/Tokens").identity
+    shutil.copy(cache / "models/weights.safetensors", tmp_path / "moved.safetensors")
+    allow = [column.encoder.cls]
+    moved = vae_of(column, str(tmp_path / "moved.safetensors"), "cpu", False, allow)
+    assert moved.weights == column.encoder.weights
+    tensors = load_file(tmp_path / "moved.safetensors")
+    save_file({**tensors, "basis": 2 * tensors["basis"]}, tmp_path / "other.safetensors")
+    with pytest.raises(ModelNotUsable, match="the column was made with") as error:
+        vae_of(column, str(tmp_path / "other.safetensors"), "cpu", False, allow)
+    assert error.value.exit_code == 2
+    other = vae_of(column, str(tmp_path / "other.safetensors"), "cpu", True, allow)
+    assert other.weights != column.encoder.weights
+    with pytest.raises(ModelNotUsable, match="say --allow-class"):
+        vae_of(column, str(tmp_path / "other.safetensors"), "cpu", True)
 
 
 def test_a_norm_of_each_place_is_undone(cache: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch import Tensor
 import configs
 from encode.config import EncodeConfig
 from encode.errors import ModelNotUsable
+from encode.models import load_encoders
 from encode.models.own import OwnVae, fixed_pictures, load_vae
 from encode.models.pixels import to_pixels
 from encode.registry import ModelSpec
@@ -26,6 +29,7 @@ from tests.encode import adapters
 from tests.encode.adapters import ADAPTERS, SIDE, own, plain_own, save_weights
 from tests.encode.toy import picture, write_source
 
+ROOT = Path(__file__).parents[3]
 CROP = np.stack([np.array(picture(n, SIDE, SIDE)) for n in range(3)])
 PIXELS = to_pixels(CROP)
 
@@ -186,6 +190,78 @@ def test_other_weights_are_another_column(folder: Path, tmp_path: Path) -> None:
     moved = first.identified().model_copy(update={"path": str(tmp_path / "weights.safetensors")})
     with pytest.raises(ModelNotUsable, match=f"the column was made with {first.weights[:16]}"):
         load_vae(moved, allow=[name])
+
+
+def test_every_worker_checks_what_the_first_one_loaded(
+    module: Callable[[str], str], tmp_path: Path
+) -> None:
+    """The code of another machine may be another."""
+    name = module(MINE.format(factor=1))
+    config = config_of(tmp_path / "root", "tars", {"class": name}, "latents")
+    first = load_encoders(config.columns, config.engine)["own"]
+    signatures = {"own": first.signature}
+    load_encoders(config.columns, config.engine, signatures)
+    module(MINE.format(factor=1.1))
+    with pytest.raises(ModelNotUsable, match="it makes other values than when the column was made"):
+        load_encoders(config.columns, config.engine, signatures)
+    module(MINE.format(factor=1).replace('"1"', '"2"'))
+    with pytest.raises(ModelNotUsable, match="found version '2'"):
+        load_encoders(config.columns, config.engine, signatures)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": None}, "the column was made with None"),
+        ({"outputs": 5}, "other values than when"),
+        ({"outputs": {"resolution": 10**9, "figures": [[0.5]]}}, "other values than when"),
+        ({"outputs": {"resolution": 32, "figures": "x"}}, "other values than when"),
+        ({"weights": "0" * 64}, "the column was made with 0000000000000000"),
+    ],
+)
+def test_an_identity_that_somebody_edited(
+    change: dict[str, Any], message: str, folder: Path
+) -> None:
+    made = vae("Tokens", folder)
+    record = {**made.identified().record(), **change}
+    record = {k: v for k, v in record.items() if v is not None}
+    with pytest.raises(ModelNotUsable, match=message):
+        load_vae(record, allow=[made.cls])
+
+
+RAY = """
+import json, os, sys
+from encode.__main__ import main
+sys.argv = ["encode", "run", "encode.json"]
+code = main()
+print(json.dumps([code, sorted({"torch", "mine"} & set(sys.modules)), os.getpid()]))
+"""
+
+
+@pytest.mark.slow  # a cluster of its own
+@pytest.mark.timeout(300)
+def test_the_driver_of_a_cluster_imports_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        f"import os\nopen({str(tmp_path)!r} + f'/imported-{{os.getpid()}}', 'w').close()\n"
+        + MINE.format(factor=1)
+    )
+    tars = write_source(tmp_path / "tars", 3, 4)
+    config = config_of(
+        tmp_path / "root", tars, {"class": "mine:Mine"}, "latents", executor="ray", workers=1
+    )
+    (tmp_path / "encode.json").write_text(config.model_dump_json(by_alias=True, exclude_unset=True))
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    result = subprocess.run(
+        [sys.executable, "-c", RAY], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        timeout=250,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    code, imported, process = json.loads(result.stdout.splitlines()[-1])
+    assert (code, imported) == (0, [])
+    workers = [path.name for path in tmp_path.glob("imported-*")]
+    assert workers
+    assert f"imported-{process}" not in workers
+    assert len(Column.open(tmp_path / "root/toy/own").valid_mask()) > 0
 
 
 def test_fixed_pictures_never_change() -> None:
