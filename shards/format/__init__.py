@@ -24,6 +24,7 @@ from .layout import (
     differences,
 )
 from .names import checked_name, proposed, refuse_doubles
+from .norm import summary_of
 from .records import MAX_CAPTIONS, FailureRecord, parse_index_head, sealed
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "refuse_doubles",
     "sealed",
     "stored_rows",
+    "summary_of",
     "to_floats",
     "without_figures",
 ]

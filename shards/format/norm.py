@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
@@ -150,13 +151,8 @@ class Norm:
         return {name: _packed(a) if nested else list(v) for name, v, a, nested in self._parts()}
 
     def summary(self) -> Json:
-        """Returns `record`, with shape and sha256 of the fp32 values in place of an array."""
-        return {
-            name: {"shape": list(array.shape), "sha256": sha256(array.astype("<f4").tobytes())}
-            if nested
-            else list(values)
-            for name, values, array, nested in self._parts()
-        }
+        """Returns `record`, with the digest of an array's fp32 values in place of them."""
+        return summary_of(self.record())
 
     def _parts(self) -> Iterator[tuple[str, tuple[Any, ...], NDArray[np.float32], bool]]:
         """Yields name, numbers, fp32 array and whether the numbers are nested, of shift and scale."""
@@ -167,3 +163,16 @@ class Norm:
 
 def _count(values: tuple[Any, ...]) -> str:
     return str(len(values)) if not isinstance(values[0], tuple) else str(np.shape(values))
+
+
+def summary_of(record: Json) -> Json:
+    """Returns a norm's record with shape and sha256 of an array in place of its values, for settings that
+    are compared and shown; what is no such record stays as it is.
+    """
+    summary = dict(record)
+    for name, values in record.items():
+        if isinstance(values, dict):
+            with suppress(ValueError):
+                array = _unpacked(values)
+                summary[name] = {"shape": list(array.shape), "sha256": sha256(array.tobytes())}
+    return summary

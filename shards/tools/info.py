@@ -54,7 +54,7 @@ def information(url: Place) -> Json:
         "digest": about.digest,
         "generation": snapshot.digest,
         "identity": spec.identity,
-        "norm": spec.record()["norm"],
+        "norm": spec.norm and spec.norm.summary(),
         "empty_tokens": spec.empty_tokens,
         "warnings": [],
     }

@@ -20,7 +20,7 @@ from encode.run.job import run as encode
 from eval.images.encoders import vae_of
 from eval.images.generate import Request, generate
 from eval.reconstruct import reconstruct
-from shards import Column
+from shards import Column, Norm
 from shards.tools.convert import convert
 from shards.tools.verify import examine
 from tests.encode.adapters import ADAPTERS, SIDE, own, save_weights
@@ -81,6 +81,9 @@ def test_the_whole_road(name: str, cache: Path, tmp_path: Path) -> None:
     generate(request)
     files = sorted((tmp_path / "images/images").iterdir())
     assert [Image.open(file).size for file in files] == [(SIDE, SIDE)] * 2
+    record = manifest(run, 4)["data"]["latents"]["norm"]
+    assert column.spec.norm == Norm(**record)
+    assert '"float32"' not in (tmp_path / "images/run.json").read_text()  # a digest in its place
     norm = json.loads((tmp_path / "images/manifest.json").read_bytes())["settings"]["norm"]
     assert norm == column.spec.norm.summary() if column.spec.norm else False
 

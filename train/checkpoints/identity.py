@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from shards.format import summary_of
 from shards.format.checks import Fields, Text
 from shards.format.checks import check as check_fields
 
@@ -164,7 +165,9 @@ def _columns(data: Mapping[str, Any]) -> Json:
 
 
 def _column(record: Mapping[str, Any]) -> Json:
-    more = {"norm": record.get("norm"), "digest": record.get("column")}
+    norm = record.get("norm")
+    norm = summary_of(norm) if isinstance(norm, dict) else norm
+    more = {"norm": norm, "digest": record.get("column")}
     return {**record["identity"], **{key: value for key, value in more.items() if value}}
 
 
