@@ -76,7 +76,7 @@ def _fields(args: argparse.Namespace, *others: str) -> dict[str, Any]:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from .images.generate import Request, generate
+    from .images.generate import generate_each, requests_of
     from .images.ranks import Rank
 
     rank = Rank.here()
@@ -91,19 +91,21 @@ def _generate(args: argparse.Namespace) -> int:
     received: list[int] = []
 
     def work() -> None:
-        made = generate(Request(**_fields(args)), rank=rank, signals=received)
-        if made.get("complete", True):  # the rank that made the last one
-            say_next("eval", *_after_generate(args.benchmark, args.save_dir))
+        requests = requests_of(_fields(args))
+        manifests = generate_each(requests, rank, received)
+        if all(manifest.get("complete", True) for manifest in manifests):  # by the last rank
+            folders = [request.save_dir for request in requests]
+            say_next("eval", *_after_generate(args.benchmark, folders))
 
     return stoppable(work, received)
 
 
-def _after_generate(benchmark: str, folder: Path) -> tuple[object, ...]:
-    """Returns the words that score a set, where its benchmark has a scorer, or show it."""
+def _after_generate(benchmark: str, folders: Sequence[Path]) -> tuple[object, ...]:
+    """Returns the words that score sets, where their benchmark has a scorer, or show them."""
     scorers = {"geneval": "geneval", "dpgbench": "dpg", "genaibench": "genai"}
     if benchmark in scorers:
-        return "score", scorers[benchmark], folder
-    return "report", folder, "--out", "report.html"
+        return "score", scorers[benchmark], *folders
+    return "report", *folders, "--out", "report.html"
 
 
 # Benchmarks' prompts ------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from shards.console import not_negative, number, positive
 from shards.places import local_path, model
@@ -12,6 +13,14 @@ from train.model import LEAST_SHIFT, MOST_SHIFT
 
 from ..errors import BadRequest
 from ..prompts.benchmarks import BENCHMARKS
+
+# Settings of which `eval generate` takes several values, one set of pictures each, and what reads a value.
+AXES: dict[str, Callable[[str], float]] = {
+    "guidance_scale": number(),
+    "shift": number(LEAST_SHIFT, MOST_SHIFT),
+}
+# fields of a request that decide where a set is and how is sampled: a generator serves any value of them
+SAMPLED = {"guidance_scale", "shift", "save_dir"}
 
 
 def device_flag(parser: argparse.ArgumentParser) -> None:
@@ -25,12 +34,18 @@ def class_flag(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def sampling_flags(parser: argparse.ArgumentParser, batch_size: int | None = None) -> None:
+def sampling_flags(
+    parser: argparse.ArgumentParser, batch_size: int | None = None, several: bool = False
+) -> None:
+    """Adds what decides pictures in `generate` and `watch`; `several`: AXES take several values."""
     flag = parser.add_argument
     device_flag(parser)
     flag("--benchmark", choices=BENCHMARKS, default="prompts", help="prompts: of your own")
     flag("--num_inference_steps", type=positive, default=25, help="of the sampler")
-    flag("--guidance_scale", type=number(), default=6.0, help="1 or below: the prompt alone is run")
+    flag(
+        "--guidance_scale", type=AXES["guidance_scale"], default=6.0, nargs="+" if several else None,
+        help="1 or below: the prompt alone is run" + ("; several: a set each" if several else ""),
+    )  # fmt: skip
     text = "pictures at a time" + ("" if batch_size else " (default: the benchmark's)")
     flag("--batch_size", type=positive, default=batch_size, help=text)
     flag("--seed", type=not_negative, default=42, help="of the pictures' noise")
@@ -55,12 +70,12 @@ def generate_flags(parser: argparse.ArgumentParser) -> None:
         help="its prompt file, if not the one fetched; of your own: .txt, one a line; .json, list or {id: prompt}",
     )  # fmt: skip
     flag("--save_dir", type=local_path, required=True, help="a new folder, or one to go on with")
-    sampling_flags(parser)
+    sampling_flags(parser, several=True)
     flag("--resolution", type=positive, help="pixels; the columns' by default, 256 without any")
     flag("--sampler", choices=("euler", "dpmpp-2m"), default="euler", help="of the ODE")
     flag(
-        "--shift", type=number(LEAST_SHIFT, MOST_SHIFT),
-        help="timestep shift of the sampler's noise levels; that of the run's training by default",
+        "--shift", type=AXES["shift"], nargs="+",
+        help="timestep shift of the sampler's noise levels; that of the run's training by default; several: a set each",
     )  # fmt: skip
     flag(
         "--guidance_interval", type=number(-math.inf), nargs=2, metavar=("LOW", "HIGH"),
@@ -86,3 +101,15 @@ def interval_of(ends: Sequence[float] | None) -> tuple[float, float] | None:
             f"--guidance_interval: found {low:g} {high:g}, expected 0 <= LOW < HIGH <= 1"
         )
     return low, high
+
+
+def single(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings with the one value of each of AXES; BadRequest where one has several."""
+    values = {key: value for key, value in settings.items() if isinstance(value, list)}
+    several = [name for name in AXES if len(values.get(name, ())) > 1]
+    if several:
+        raise BadRequest(
+            f"--{several[0]}: found {len(values[several[0]])} values, expected one: choose it with "
+            "`python -m eval sweep`"
+        )
+    return {**settings, **{name: values[name][0] for name in AXES if name in values}}

@@ -16,10 +16,12 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from importlib.metadata import version
+from itertools import groupby, product
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ from ..prompts.benchmarks import BENCHMARKS, find
 from ..prompts.prompts import Prompts
 from . import runs
 from .checks import MOST_PICTURES
+from .flags import AXES, SAMPLED
 from .generator import Generator as Generator
 from .generator import Request as Request
 from .imageset import ImageSetWriter
@@ -55,6 +58,46 @@ def noise_number(benchmark: str, prompt: str, number: int) -> int:
     return int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
 
 
+def requests_of(fields: Mapping[str, Any]) -> list[Request]:
+    """Returns a request for each combination of the settings that are lists (of AXES).
+
+    Where there are several, each set has a folder below `save_dir`, such as guidance_scale-1.5, or
+    guidance_scale-1.5-shift-2, and all read the prompts' text from one. BadRequest where a value
+    occurs twice.
+    """
+    lists = {name: fields[name] for name in AXES if isinstance(fields.get(name), list | tuple)}
+    for name, values in lists.items():
+        _refuse_repeats(name, values)
+    several = [name for name, values in lists.items() if len(values) > 1]
+    requests = []
+    for values in product(*lists.values()):
+        setting = dict(zip(lists, values, strict=True))
+        request = Request(**{**fields, **setting})
+        if several:
+            name = "-".join(f"{axis}-{plain(setting[axis])}" for axis in several)
+            folder, text = request.save_dir, request.text_cache or request.save_dir / "text"
+            request = replace(request, save_dir=folder / name, text_cache=text)
+        requests.append(request)
+    return requests
+
+
+def _refuse_repeats(name: str, values: Sequence[float]) -> None:
+    for i, value in enumerate(values):
+        for former in values[:i]:
+            if value == former:
+                raise BadRequest(f"--{name}: found {plain(value)} twice, expected each value once")
+            if name == "guidance_scale" and max(value, former) <= 1:
+                raise BadRequest(
+                    f"--{name}: found {plain(former)} and {plain(value)}, expected one of them: at 1 or below the "
+                    "prompt alone is run, so their pictures are the same"
+                )
+
+
+def plain(value: float) -> str:
+    """Returns a number in full, without a point where it is whole: 2, 1.5."""
+    return repr(value).removesuffix(".0")
+
+
 def generate(
     request: Request,
     generator: Generator | None = None,
@@ -68,37 +111,87 @@ def generate(
     BadPrompts, BadRequest, OtherImages, CheckpointError, EncoderMismatch or ModelNotUsable before
     anything is written.
     """
-    prompts = find(request.benchmark, request.prompts)
-    benchmark = BENCHMARKS[request.benchmark]
-    per_prompt = request.n_samples or benchmark.images_per_prompt
-    _check_layout(benchmark.layout, prompts, per_prompt)
-    generator = generator or Generator.load(request)
+    if generator is not None:
+        return _generate_alike([request], generator, rank, signals)[0]
+    return generate_each([request], rank, signals)[0]
+
+
+def generate_each(
+    requests: Sequence[Request], rank: Rank = ALONE, signals: Sequence[int] = ()
+) -> list[Json]:
+    """Makes one set after another, of requests that `requests_of` returned, as `generate` makes each.
+
+    Those that differ only in how is sampled share the models, and their folders are checked before
+    the first picture is made.
+    """
+    manifests: list[Json] = []
+    for _, members in groupby(requests, _loaded):
+        alike = list(members)
+        _check_layout(alike[0])
+        # what speaks against guidance is said of the strongest
+        generator = Generator.load(max(alike, key=lambda request: request.guidance_scale))
+        manifests += _generate_alike(alike, generator, rank, signals)
+        del generator  # before the next is loaded
+    return manifests
+
+
+def _loaded(request: Request) -> Json:
+    """Returns the fields that decide what is loaded."""
+    return {key: value for key, value in vars(request).items() if key not in SAMPLED}
+
+
+def _generate_alike(
+    requests: Sequence[Request], generator: Generator, rank: Rank, signals: Sequence[int]
+) -> list[Json]:
+    """Makes the sets of requests that differ in SAMPLED fields only."""
+    first = requests[0]
+    prompts, layout, per_prompt = _check_layout(first)
+    size = first.batch_size or BENCHMARKS[first.benchmark].batch_size
+    texts = [prompt.text for prompt in prompts.items]
+    text_folder = first.text_cache or first.save_dir / "text"
+    cache = TextCache(text_folder, generator.texts.identity, texts, first.device)
+    started = [(request.save_dir / "manifest.json").exists() for request in requests]
+    number = {prompt.id: i for i, prompt in enumerate(prompts.items)}
+    batches = rank.share(list(cut(LAYOUTS[layout].files(prompts, per_prompt), size)))
+    own = [number[file.prompt.id] for batch in batches for file in batch]
+    if own and not all(started) and cache.missing(own):
+        generator.texts.load()  # its faults are reported before anything is written
+    writers: dict[Path, ImageSetWriter] = {}
+    # folders that hold a set come first: one of other settings is found before anything is written
+    for _, request in sorted(zip(started, requests, strict=True), key=lambda pair: not pair[0]):
+        settings = _settings(request, generator, size)
+        writer = ImageSetWriter(request.save_dir, prompts, settings, layout, per_prompt)
+        runs.put(request.save_dir, generator.run)
+        writers[request.save_dir] = writer
+    on_cpu = torch.device(first.device).type == "cpu"
+    manifests = []
+    for request in requests:
+        images, start = writers[request.save_dir], time.monotonic()
+        with threads(request.threads) if on_cpu else nullcontext():
+            own_paths, pictures = make(
+                request, generator, images, prompts, cache, size, rank, signals
+            )
+        seconds = time.monotonic() - start
+        session = {  # of this rank, and of this attempt alone
+            "checkpoint": str(request.checkpoint.absolute()), "device": request.device, "seconds": seconds,
+            "pictures_per_second": pictures / seconds if pictures else None,
+        }  # fmt: skip
+        manifests.append(finish(images, own_paths, rank, session))
+    return manifests
+
+
+def _settings(request: Request, generator: Generator, batch_size: int) -> Json:
+    """Returns what decides the pictures of a set, but for its prompts."""
     on_cpu = torch.device(request.device).type == "cpu"
-    size = request.batch_size or benchmark.batch_size
     names = ("sampler", "num_inference_steps", "guidance_scale", "seed")
     settings = generator.identity | {name: getattr(request, name) for name in names}
     settings["guidance_interval"] = request.guidance_interval and list(request.guidance_interval)
     if (shift := generator.run.other_shift(request.shift)) is not None:
         settings["shift"] = shift  # the weights say the run's own
-    settings |= {"batch_size": size, "precision": "fp32" if on_cpu else "bf16-autocast"}
+    settings |= {"batch_size": batch_size, "precision": "fp32" if on_cpu else "bf16-autocast"}
     if on_cpu:  # where the number of threads decides the last bits
         settings["threads"] = request.threads
-    texts = [prompt.text for prompt in prompts.items]
-    text_folder = request.text_cache or request.save_dir / "text"
-    cache = TextCache(text_folder, generator.texts.identity, texts, request.device)
-    if not (request.save_dir / "manifest.json").exists() and cache.missing():
-        generator.texts.load()  # its faults are reported before anything is written
-    images = ImageSetWriter(request.save_dir, prompts, settings, benchmark.layout, per_prompt)
-    runs.put(request.save_dir, generator.run)
-    start = time.monotonic()
-    with threads(request.threads) if on_cpu else nullcontext():
-        own_paths, pictures = make(request, generator, images, prompts, cache, size, rank, signals)
-    seconds = time.monotonic() - start
-    session = {  # of this rank, and of this attempt alone
-        "checkpoint": str(request.checkpoint.absolute()), "device": request.device, "seconds": seconds,
-        "pictures_per_second": pictures / seconds if pictures else None,
-    }  # fmt: skip
-    return finish(images, own_paths, rank, session)
+    return settings
 
 
 def make(
@@ -199,18 +292,23 @@ def finish(images: ImageSetWriter, own_paths: set[str], rank: Rank, provenance: 
     return images.finish(versions | provenance | {"ranks": rank.size})
 
 
-def _check_layout(layout: str, prompts: Prompts, count: int) -> None:
-    """BadRequest where a layout cannot take so many pictures a prompt, or a set so many in all."""
+def _check_layout(request: Request) -> tuple[Prompts, str, int]:
+    """Returns prompts, layout and pictures of a prompt; BadRequest where the layout cannot take so many
+    pictures a prompt, or a set so many in all.
+    """
+    prompts, benchmark = find(request.benchmark, request.prompts), BENCHMARKS[request.benchmark]
+    count = request.n_samples or benchmark.images_per_prompt
     if count * len(prompts.items) > MOST_PICTURES:
         raise BadRequest(
             f"--n_samples: found {count} pictures of {len(prompts.items)} prompts, expected at most {MOST_PICTURES} in "
             "a set"
         )
-    tiles = len(LAYOUTS[layout].files(prompts, count)[0].numbers)
+    tiles = len(LAYOUTS[benchmark.layout].files(prompts, count)[0].numbers)
     if isqrt(tiles) ** 2 != tiles:
         raise BadRequest(
             f"--n_samples: found {count}, expected a square number, as a grid takes it"
         )
+    return prompts, benchmark.layout, count
 
 
 def cut(files: Sequence[File], batch_size: int) -> Iterator[Sequence[File]]:

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from ..errors import BadStudy
-from ..images.flags import generate_flags, interval_of
+from ..errors import BadRequest, BadStudy
+from ..images.flags import generate_flags, interval_of, single
 from ..score import SCORERS, add_flags
 from .config import ScorerConfig, flag_words
 from .study import Study
@@ -32,7 +32,11 @@ def generate_settings(study: Study) -> dict[str, Any]:
     """Returns what `eval generate` is called with, but for folders; BadStudy for a flag that it lacks."""
     words = ("--checkpoint", "RUN", "--save_dir", "DIR", *flag_words(study.config.generate))
     args = _parsed(f"{study.path}: generate", words, generate_flags)
-    return vars(args) | {"guidance_interval": interval_of(args.guidance_interval)}
+    try:
+        settings = single(vars(args))
+    except BadRequest as error:
+        raise BadStudy(f"{study.path}: generate: {error}") from None
+    return settings | {"guidance_interval": interval_of(args.guidance_interval)}
 
 
 def scorer_settings(study: Study, scorer: ScorerConfig) -> argparse.Namespace:

@@ -78,7 +78,7 @@ def test_flags_take_dashes_and_underscores(monkeypatch: pytest.MonkeyPatch) -> N
     assert seen > 50
     line = "python -m eval generate --checkpoint run --prompts p.txt --save-dir out --guidance-sc 3"
     args = parsed(line + " --text_encoder=my_model-a --no-ema-weights")
-    assert (args.guidance_scale, str(args.save_dir), args.ema_weights) == (3.0, "out", False)
+    assert (args.guidance_scale, str(args.save_dir), args.ema_weights) == ([3.0], "out", False)
     assert args.text_encoder == "my_model-a"
     assert Parser()._as_documented("--un_known") == "--un_known"
 
