@@ -69,6 +69,8 @@ def test_the_whole_road(name: str, cache: Path, tmp_path: Path) -> None:
     run = trained(config)
     model = manifest(run, 4)["model"]
     assert (model["patch_size"], model["pos_embed"]) == GRIDS.get(name, (1, "ape"))
+    said = next(line for line in (tmp_path / "log").read_text().splitlines() if "positions" in line)
+    assert ("1d-rope" in said) == (shape[1] == 1), said
 
     (tmp_path / "prompts.txt").write_text("picture number 3 of a toy source\nanother\n")
     request = Request(

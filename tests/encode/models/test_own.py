@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -96,6 +97,12 @@ def test_encodes_and_decodes_as_the_class_does(name: str, folder: Path) -> None:
     torch.testing.assert_close(encoder.decode(latents), pixels, rtol=0, atol=1e-6)
     error = (encoder.decode(latents) - PIXELS).square().mean()
     assert 10 * torch.log10(4 / error) > 30 or name == "Pixels"
+
+
+def test_an_adapter_takes_few_lines() -> None:
+    for name in ADAPTERS:
+        cls = getattr(adapters, name.partition(".")[0])
+        assert len(inspect.getsource(cls).splitlines()) <= 40, name
 
 
 def test_norms_of_every_form(folder: Path) -> None:
