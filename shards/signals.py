@@ -11,9 +11,10 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import CodeType, FrameType
 
 # A hang-up is a closed terminal, SIGUSR1 and SIGUSR2 are what SLURM's --signal is set to, SIGXCPU
 # comes before a limit of CPU time, SIGQUIT is Ctrl-\.
@@ -73,15 +74,31 @@ def brought_back(kind: type[BaseException], again: Callable[[], object]) -> Iter
 
     def lost(unraisable: sys.UnraisableHookArgs) -> None:
         if issubclass(unraisable.exc_type, kind):
-            threading.Timer(LATER, again).start()
+            threading.Thread(target=later, daemon=True).start()
         else:
             before(unraisable)
+
+    def later() -> None:
+        # what is raised within the hook itself would be lost for good
+        while True:
+            time.sleep(LATER)
+            if not _runs(threading.main_thread().ident, lost.__code__):
+                again()
+                return
 
     sys.unraisablehook = lost
     try:
         yield
     finally:
         sys.unraisablehook = before
+
+
+def _runs(thread: int | None, code: CodeType) -> bool:
+    """Returns whether a thread is within a function, or in what that calls."""
+    frame = sys._current_frames().get(thread or 0)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from tests.shards.objects import server, url  # noqa: F401 - fixtures: S3 on loo
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["COLUMNS"] = "160"  # whatever terminal the tests are started from
 
 # A shell that starts the tests in the background has them, and the processes that they start, ignore
 # these, and what is ignored at the start stays ignored.

@@ -111,7 +111,7 @@ def _score_curves(
         band = [
             (step, value["low"], value["high"])
             for step, value in curve["points"]
-            if value["low"] is not None and value["high"] is not None
+            if value.get("low") is not None and value.get("high") is not None
         ]
         bands.setdefault(curve["scorer"], []).append((len(members), band))
         points = [(step, value["value"]) for step, value in curve["points"]]

