@@ -11,6 +11,7 @@ s3://, gs://, az://).
     python -m shards convert SRC DST [--backend webdataset] [--codec blosc] [--element int8]
     python -m shards copy SRC DST [--with-source]
     python -m shards stage SRC... FOLDER           # to a node's own disk, before a job
+    python -m shards mask COLUMN --keys FILE --out MASK    # the rows that a run is to train on
     python -m shards order LATENTS TEXT --global-batch 64 --seed 0 --position 0 --world 1 --rank 0
     --steps 3
     python -m shards order LATENTS TEXT --global-batch 64 --window 1024 --variance
@@ -34,7 +35,8 @@ from importlib import import_module
 from typing import Any
 
 from . import exits
-from .console import Parser, bench_module, not_negative, number, overview, positive
+from .console import Parser, bench_module, bound, not_negative, number, overview, positive
+from .places import local_path, place
 from .printing import command
 from .signals import stoppable
 
@@ -48,6 +50,7 @@ VERBS = {
     "convert": "the same column, stored in another way",
     "copy": "a column to another place; goes on where it stopped",
     "stage": "columns to a node's own disk; prints what to give to train",
+    "mask": "a file of the rows that a run trains on, from keys, scores or row ids",
     "order": "the row ids of each step, one JSON object a line",
     "bench": "measure reading, beside the machine's limit and other libraries",
 }
@@ -83,6 +86,8 @@ def _add_all(verbs: Mapping[str, argparse.ArgumentParser]) -> None:
     for verb in ("verify", "digest"):
         add(verb, "column", nargs="+", help=COLUMN)
     add("info", "--json", flag=True, help="one JSON object")
+    add("info", "--mask", action="append", default=[], metavar="FILE", type=place,
+        help="how many rows `data.mask` leaves; several may be given")  # fmt: skip
     add("verify", "--json", flag=True, help="faults as JSON lines")
     add("verify", "--source", action="append", default=[], metavar="FOLDER",
         help="folder or url of the source's tars, which are compared with what was encoded; several "
@@ -122,9 +127,21 @@ def _add_all(verbs: Mapping[str, argparse.ArgumentParser]) -> None:
     add("stage", "folder", help="of the node's own disk")
     for verb in ("copy", "stage"):
         add(verb, "--threads", type=positive, default=8, help="objects copied at a time")
+    add("mask", "column", help="any complete column of the source")
+    add("mask", "--keys", required=True, type=local_path, metavar="FILE",
+        help="a key a line; a .csv or .jsonl with `key` (and `tar`); a .npy of bools by row id, or of "
+        "row ids")  # fmt: skip
+    add("mask", "--out", required=True, type=place, metavar="MASK", help="file for `data.mask`")
+    add("mask", "--drop", flag=True, help="FILE names the rows that are left out, not those kept")
+    add("mask", "--at-least", action="append", default=[], type=bound, metavar="FIELD=NUMBER",
+        help="of a .csv or .jsonl: entries with such a value alone; several may be given")  # fmt: skip
+    add("mask", "--at-most", action="append", default=[], type=bound, metavar="FIELD=NUMBER",
+        help="likewise")  # fmt: skip
     add("order", "latents", help="a column by a VAE")
     add("order", "text", help="a column of its captions")
     add("order", "--also", nargs="*", default=[], help="columns joined for their statuses")
+    add("order", "--mask", nargs="*", default=[], type=place, metavar="FILE",
+        help="files of `shards mask`: the rows that they name alone")  # fmt: skip
     add("order", "--more", nargs=2, action="append", default=[], metavar=("LATENTS", "TEXT"),
         help="a further source; several may be given")  # fmt: skip
     share = "share of each source; else concatenated"
@@ -165,8 +182,9 @@ def print_order(args: argparse.Namespace) -> int:
 
     latents, texts = zip((args.latents, args.text), *args.more, strict=True)
     sources = open_sources(
-        latents, texts, args.also, args.truncated, weights=args.weights, partial=args.partial
-    )
+        latents, texts, args.also, args.truncated, weights=args.weights, partial=args.partial,
+        masks=args.mask,
+    )  # fmt: skip
     order = sources.order(args.seed, args.lanes, args.window)
     if args.variance:
         print(

@@ -343,6 +343,14 @@ def not_negative(text: str) -> int:
     return _whole(text, 0)
 
 
+def bound(text: str) -> tuple[str, float]:
+    """Type of an option that is NAME=NUMBER; returns both."""
+    name, equals, word = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected NAME=NUMBER, such as score=5.5")
+    return name, number(-math.inf)(word)
+
+
 def number(least: float = 0.0, most: float = math.inf) -> Callable[[str], float]:
     """Returns the type of an option that is a finite number from `least` to `most`."""
 

@@ -44,6 +44,10 @@ class BadRows(ShardsError, ValueError):
     """Rows that are not ok in every column, where the user has asked for none."""
 
 
+class BadMask(ShardsError, ValueError):
+    """A file that is no mask of rows, or keys of which no mask can be made."""
+
+
 class IncompleteColumn(ShardsError, ValueError):
     """The column has no COMPLETE record: encoding has not finished."""
 

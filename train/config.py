@@ -63,6 +63,8 @@ class DataConfig(Strict):
     expect: DataShape | None = None
     # columns whose rows must be valid too, so that paired runs see the same rows
     also: tuple[Place, ...] = ()
+    # a file of `shards mask`, or several: of the source that each is of, the rows that it names alone are trained on
+    mask: Place | tuple[Place, ...] | None = None
     # admits pictures that were cut short but decoded
     truncated: bool = False
     # rows that are not ok in some column: left out, or an error
@@ -145,17 +147,26 @@ class DataConfig(Strict):
             f"{f}/{text}" if isinstance(text, str) else {f"{f}/{k}": v for k, v in text.items()}
             for f in folders
         ]
-        also = [w if _is_place(w) else [f"{f}/{w}" for f in folders] for w in self.also]
+        also, masks = (
+            [w if _is_place(w) else [f"{f}/{w}" for f in folders] for w in words]
+            for words in (self.also, self.masks)
+        )
         single = len(folders) == 1
         return self.model_copy(
             update={
                 "latents": f"{folders[0]}/{latents}" if single else tuple(f"{f}/{latents}" for f in folders),
                 "text": texts[0] if single else tuple(texts),
                 "also": tuple(column for columns in also for column in _several(columns)),
+                "mask": tuple(file for files in masks for file in _several(files)) or None,
                 "weights": None if single or None in shares else shares,
                 "sources": None,
             }
         )  # fmt: skip
+
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """The files of masks as they are named."""
+        return files_of(self.mask)
 
     @property
     def first(self) -> tuple[str, str]:
@@ -191,6 +202,11 @@ class DataConfig(Strict):
 def _several(value: Any) -> Any:
     """Returns one value, or a tuple or list of values, as a sequence."""
     return value if isinstance(value, tuple | list) else (value,)
+
+
+def files_of(mask: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Returns the files that a `mask` names."""
+    return () if mask is None else tuple(_several(mask))
 
 
 def _names(text: Text) -> tuple[str, ...]:
@@ -256,6 +272,8 @@ class ValidationConfig(Strict):
 
     # folder of the held-out source, whose columns have the names of the training columns; null: no validation
     source: Place | None = None
+    # as `data.mask`, of the held-out source, which may then be the source that is trained on
+    mask: Place | tuple[Place, ...] | None = None
     # steps from one validation to the next
     every: int = Field(default=1000, ge=1)
     # rows of the held-out source that are used, the same each time

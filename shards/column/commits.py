@@ -112,6 +112,22 @@ def valid_rows(mask: NDArray[np.uint32]) -> NDArray[np.int64]:
     return rows
 
 
+def spread_words(
+    words: NDArray[np.uint32], rows: Sequence[int], shard_rows: int
+) -> NDArray[np.uint32]:
+    """Returns one bit for each row id, (shards * shard_rows / 32,), from the words of shards of so many
+    rows, laid end to end.
+    """
+    per_shard = shard_rows // BLOCK
+    mask = np.zeros(len(rows) * per_shard, np.uint32)
+    start = 0
+    for shard, count in enumerate(rows):
+        size = -(-count // BLOCK)
+        mask[shard * per_shard :][:size] = words[start : start + size]
+        start += size
+    return mask
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """All that a reader needs to know of a column: per shard its rows, content and index digests,

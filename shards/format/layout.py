@@ -35,8 +35,9 @@ from ..errors import IdentityMismatch
 from .atomic import Json, canonical_json, sha256
 from .norm import Norm, check_numbers, shown
 
-COLUMN, COMMIT, COMPLETE, FAILURE, SOURCE, INDEX = (
-    f"latentbank-{name}" for name in ("column", "commit", "complete", "failure", "source", "index")
+COLUMN, COMMIT, COMPLETE, FAILURE, SOURCE, INDEX, MASK = (
+    f"latentbank-{name}"
+    for name in ("column", "commit", "complete", "failure", "source", "index", "mask")
 )
 VERSION = 1
 SHARD_ROWS = 65_536  # rows a source tar may hold; capacity that is not used costs nothing

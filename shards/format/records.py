@@ -33,6 +33,7 @@ from .layout import (
     COMPLETE,
     FAILURE,
     INDEX,
+    MASK,
     MAX_ROWS,
     MAX_SHARD_ROWS,
     MAX_SHARDS,
@@ -46,7 +47,13 @@ from .layout import (
 from .norm import MAX_NUMBER, Norm
 
 # Largest file of a sealed record by kind; parsed, JSON takes up to twenty times as much memory.
-RECORD_BYTES = {COLUMN: 1 << 22, COMMIT: 1 << 24, COMPLETE: 1 << 26, SOURCE: 1 << 26}
+RECORD_BYTES = {
+    COLUMN: 1 << 22,
+    COMMIT: 1 << 24,
+    COMPLETE: 1 << 26,
+    SOURCE: 1 << 26,
+    MASK: 1 << 26,
+}
 MAX_CAPTIONS = 256  # members or captions of one sample
 
 
@@ -187,6 +194,36 @@ class CompleteRecord(Sealed):
             start = shard * MAX_SHARD_ROWS  # below 2^63: both are bounded
             if shard.max() >= len(rows) or not _in_order(start + first, count, start + rows[shard]):
                 raise ValueError("truncated: found runs out of order, or beyond their shard")
+        return self
+
+
+class MaskRecord(Sealed):
+    """The first line of a mask of rows: its bits fit its tars."""
+
+    KIND = MASK
+    source: Text
+    shard_rows: ShardRows
+    # rows and index of each tar; none of one that had not been read
+    shards: Annotated[
+        list[Annotated[tuple[Rows, Name | None], AS_LIST]],
+        Field(max_length=MAX_SHARDS, fail_fast=True),
+    ]
+    kept: AllRows
+    made: dict[str, Any]
+    valid: ValidBits
+
+    @model_validator(mode="after")
+    def _fits(self) -> MaskRecord:
+        rows = np.array([n for n, _ in self.shards], np.int64)
+        if rows.max(initial=0) > self.shard_rows or len(rows) * self.shard_rows > MAX_ROWS:
+            raise ValueError(
+                f"shards: found more than {self.shard_rows} rows in a tar, or too many"
+            )
+        if any(n and index is None for n, index in self.shards):
+            raise ValueError("shards: found rows of a tar without an index")
+        words = int((-(-rows // BLOCK)).sum())
+        if self.valid.words != words:
+            raise ValueError(f"valid: found {self.valid.words} words, expected {words}")
         return self
 
 

@@ -21,6 +21,7 @@ from ..column.commits import (
     open_complete,
     read_complete,
     snapshot_of_commits,
+    spread_words,
 )
 from ..column.tar_object import first_byte
 from ..column.zarr_object import crc32c
@@ -132,13 +133,7 @@ class Column:
         """Returns the valid-row bits of all row ids, (shards * shard_rows / 32,) uint32; with status 1
         admitted if asked.
         """
-        per_shard = self.layout.shard_rows // BLOCK
-        mask = np.zeros(self.layout.shards * per_shard, np.uint32)
-        start = 0
-        for shard, rows in enumerate(self.snapshot.rows):
-            count = -(-rows // BLOCK)
-            mask[shard * per_shard :][:count] = self.snapshot.valid_mask[start : start + count]
-            start += count
+        mask = spread_words(self.snapshot.valid_mask, self.snapshot.rows, self.layout.shard_rows)
         for shard, first, count in self.snapshot.truncated if truncated else ():
             ids = shard * self.layout.shard_rows + np.arange(first, first + count)
             np.bitwise_or.at(mask, ids // BLOCK, np.uint32(1) << (ids % BLOCK).astype(np.uint32))

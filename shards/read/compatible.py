@@ -9,15 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..column.commits import valid_rows
+from ..column.mask import Mask
 from ..column.members import member_read
 from ..errors import BadRows, IdentityMismatch, SourceMismatch
 from ..format.atomic import Json
 from ..format.identity import without_figures
-from ..format.layout import BLOCK, Status, differences
+from ..format.layout import BLOCK, ColumnSpec, Status, differences
 from .column import Column
 from .objects import Ints
 
 SHOWN = 8  # rows or shards that an error lists
+REMAKE = "Name the mask of this source, or make one: `python -m shards mask COLUMN --keys FILE --out MASK`"
 
 
 def check_kind(column: Column, *kinds: str) -> None:
@@ -104,8 +106,36 @@ def check_same_encoding(a: Column, b: Column) -> None:
         )
 
 
-def refuse_bad_rows(columns: Sequence[Column], truncated: bool) -> None:
-    """Raises BadRows if a row that some column has is not valid in all of them. Shards that a partly
+def check_mask(mask: Mask, column: Column) -> None:
+    """Raises SourceMismatch unless a mask is of the rows of a column, BadMask where it names none of
+    them.
+    """
+    check_mask_source(mask, column.path, column.spec)
+    snapshot = column.snapshot
+    pairs = zip(mask.index, snapshot.index, strict=True)
+    if wrong := [s for s, (x, y) in enumerate(pairs) if x and y and x != y]:
+        raise SourceMismatch(
+            f"{mask.path}: made for tars that held other rows in shards {wrong[:SHOWN]} "
+            f"({len(wrong)} in all) than those that {column.path} was read from. {REMAKE}"
+        )
+
+
+def check_mask_source(mask: Mask, path: str, spec: ColumnSpec) -> None:
+    """Raises SourceMismatch unless a mask is of the source of a column."""
+    layout, source = spec.layout, spec.identity.get("source")
+    found = mask.source, len(mask.rows), mask.shard_rows
+    if found != (expected := (source, layout.shards, layout.shard_rows)):
+        raise SourceMismatch(
+            f"{mask.path}: a mask of source {found[0]} ({found[1]} tars of up to {found[2]} rows), but "
+            f"{path} is of {expected[0]} ({expected[1]} tars of up to {expected[2]} rows). {REMAKE}"
+        )
+
+
+def refuse_bad_rows(
+    columns: Sequence[Column], truncated: bool, masked: NDArray[np.uint32] | None = None
+) -> None:
+    """Raises BadRows if a row that some column has is not valid in all of them, of those in `masked`
+    where it is given. Shards that a partly
     encoded column has not come to yet do not count.
     """
     layout = columns[0].layout
@@ -118,6 +148,8 @@ def refuse_bad_rows(columns: Sequence[Column], truncated: bool) -> None:
     expected = np.concatenate(
         [np.zeros(0, np.uint32), *(_mask(layout.shard_rows, n) for n in rows)]
     )
+    if masked is not None:
+        expected &= masked
     lines, examples = [], list[tuple[int, str]]()
     for column in columns:
         ids = valid_rows(expected & ~column.valid_mask(truncated))

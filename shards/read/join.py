@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..column.commits import valid_rows
-from ..errors import IdentityMismatch, OrderError, SourceMismatch
+from ..column.mask import Mask, read_mask
+from ..errors import BadMask, IdentityMismatch, OrderError, SourceMismatch
 from ..format.atomic import Json
 from ..format.norm import Norm
 from ..store.base import Place, Store
@@ -18,6 +19,8 @@ from ..store.open import open_store
 from .column import Column, open_spec
 from .compatible import (
     check_kind,
+    check_mask,
+    check_mask_source,
     check_same_encoding,
     check_same_members,
     check_same_source,
@@ -36,22 +39,25 @@ class SourceColumns:
 
     `text`: a tokens or ids column, or (column, rate) pairs, of which each sample takes one: the
     choice depends on (seed, sample number) alone. `also`: further columns whose statuses are joined
-    but which are not read, so that all runs of a comparison see the same rows. `truncated`: admit
-    rows of status 1. `bad`: rows that are not valid in some column are left out ("skip"), or
-    refused with BadRows ("error"). `extra`: columns of rows of one shape that are delivered beside
-    the latents. `snapshot_ids`: by which some columns were opened, by their names in `identity`.
+    but which are not read, so that all runs of a comparison see the same rows. `masks`: each leaves
+    the rows out that it does not name. `truncated`: admit rows of status 1. `bad`: rows that are not
+    valid in some column are left out ("skip"), or refused with BadRows ("error"). `extra`: columns
+    of rows of one shape that are delivered beside the latents. `snapshot_ids`: by which some columns
+    were opened, by their names in `identity`.
     """
 
     def __init__(
         self, latents: Column, text: Column | Sequence[tuple[Column, float]],
         also: Sequence[Column] = (), truncated: bool = False, *, bad: Bad = "skip",
         extra: Mapping[str, Column] | None = None, snapshot_ids: Mapping[str, Json] | None = None,
+        masks: Sequence[Mask] = (),
     ) -> None:  # fmt: skip
         pairs = [(text, 1.0)] if isinstance(text, Column) else list(text)
         self.latents, self.truncated = latents, truncated
         self.texts, self.rates = tuple(c for c, _ in pairs), tuple(float(r) for _, r in pairs)
         self.also, self.extra = tuple(also), dict(extra or {})
         self._snapshot_ids = dict(snapshot_ids or {})
+        self.masks = tuple(masks)
         if not pairs or not min(self.rates) > 0 or not abs(sum(self.rates) - 1) <= 1e-6:
             raise IdentityMismatch(
                 f"text columns at the rates {list(self.rates)}: rates above 0 that add up to 1 "
@@ -75,8 +81,25 @@ class SourceColumns:
         self.valid_mask: NDArray[np.uint32] = latents.valid_mask(truncated)
         for column in columns[1:]:  # in place: of a large source each has 100 MB
             self.valid_mask &= column.valid_mask(truncated)
+        self.unmasked = self.rows  # how many would be valid without masks
+        masked = None
+        for mask in self.masks:
+            check_mask(mask, latents)
+            masked = mask.row_bits() if masked is None else masked & mask.row_bits()
+        if masked is not None:
+            self.valid_mask &= masked
+            if self.unmasked and not self.valid_mask.any():
+                raise BadMask(
+                    f"{', '.join(mask.path for mask in self.masks)}: none of the {self.unmasked:,} rows "
+                    f"that are valid in {latents.path} and its text is kept. Name another mask"
+                )
         if bad == "error":
-            refuse_bad_rows(columns, truncated)
+            refuse_bad_rows(columns, truncated, masked)
+
+    @property
+    def rows(self) -> int:
+        """How many rows are valid."""
+        return int(np.bitwise_count(self.valid_mask).sum())
 
     @property
     def columns(self) -> dict[str, Column]:
@@ -96,6 +119,8 @@ class SourceColumns:
         record: Json = {"truncated": self.truncated}
         if len(self.texts) > 1:
             record["rates"] = list(self.rates)
+        if self.masks:
+            record["masks"] = sorted({mask.digest for mask in self.masks})
         for name, column in self.columns.items():
             if name not in self._snapshot_ids:  # once: COMPLETE may come while a run reads commits
                 self._snapshot_ids[name] = column.snapshot_id()
@@ -215,6 +240,16 @@ class JoinedColumns:
         """Of a token; None for ids, of which only their encoder knows it."""
         return None if self.ids else self.text.layout.row_shape[1]
 
+    @property
+    def mask_notes(self) -> list[str]:
+        """What masks leave of each source that has any, for people."""
+        return [
+            f"mask {', '.join(mask.path for mask in source.masks)}: {source.rows:,} of the "
+            f"{source.unmasked:,} valid rows are read"
+            for source in self.by_source
+            if source.masks
+        ]
+
     def identity(self) -> Json:
         """Returns what the columns are and which snapshot of each is read, further sources below
         `more`: pinned by checkpoints, compared on resume. `open_sources(pins=)` takes it back.
@@ -236,26 +271,31 @@ class JoinedColumns:
 def open_join(
     latents: Place, text: Text, also: Sequence[Place] = (), truncated: bool = False, *,
     bad: Bad = "skip", partial: bool = False, extra: Mapping[str, Place] | None = None,
-    pins: Json | None = None,
+    pins: Json | None = None, masks: Sequence[Place] = (),
 ) -> JoinedColumns:  # fmt: skip
     """Opens and joins the columns of one source; a named error says which one is absent, unfinished,
     damaged or foreign.
 
     `text`: a column, or a mapping of columns to their rates. `partial`: columns may be unfinished;
-    the rows that are committed now are read. `pins`: what `JoinedColumns.identity` returned
-    earlier; exactly the snapshots that it names are opened, whatever has been added since.
+    the rows that are committed now are read. `masks`: files that `shards mask` wrote. `pins`: what
+    `JoinedColumns.identity` returned earlier; exactly the snapshots that it names are opened,
+    whatever has been added since.
     """
-    source = _open_source(latents, text, also, truncated, bad, partial, extra or {}, pins or {})
+    rows = _masks_by_source([latents], masks)[0]
+    source = _open_source(
+        latents, text, also, truncated, bad, partial, extra or {}, pins or {}, rows
+    )
     return JoinedColumns([source])
 
 
 def open_sources(
     latents: Place | Sequence[Place], text: Text | Sequence[Text], also: Sequence[Place] = (),
     truncated: bool = False, *, weights: Sequence[float] | None = None, bad: Bad = "skip",
-    partial: bool = False, pins: Json | None = None,
+    partial: bool = False, pins: Json | None = None, masks: Sequence[Place] = (),
 ) -> JoinedColumns:  # fmt: skip
     """Opens one or several sources: a moments or latents column and a `text` of each, as in
-    `open_join`. Each `also` column goes to the source that it was made from.
+    `open_join`. Each `also` column and each mask goes to the source that it was made from; a source
+    without a mask is read whole.
     """
     all_latents = [latents] if isinstance(latents, Store | Path | str) else list(latents)
     all_texts = [text] if isinstance(text, Store | Path | str | Mapping) else list(text)
@@ -264,18 +304,20 @@ def open_sources(
             f"found {len(all_latents)} latent columns and {len(all_texts)} texts, expected one "
             "text (a column, or columns with their rates) for each latent column"
         )
+    all_masks = _masks_by_source(all_latents, masks)
     all_also = [list(also)] if len(all_latents) == 1 else _by_source(all_latents, also)
     all_pins = [pins, *pins.get("more", [])] if pins else []
     all_pins += [{}] * (len(all_latents) - len(all_pins))
-    sources = zip(all_latents, all_texts, all_also, all_pins, strict=False)
+    sources = zip(all_latents, all_texts, all_also, all_pins, all_masks, strict=False)
     return JoinedColumns(
-        [_open_source(z, t, a, truncated, bad, partial, {}, p) for z, t, a, p in sources], weights
+        [_open_source(z, t, a, truncated, bad, partial, {}, p, m) for z, t, a, p, m in sources],
+        weights,
     )
 
 
 def _open_source(
     latents: Place, text: Text, also: Sequence[Place], truncated: bool, bad: Bad, partial: bool,
-    extra: Mapping[str, Place], pins: Json,
+    extra: Mapping[str, Place], pins: Json, masks: Sequence[Mask],
 ) -> SourceColumns:  # fmt: skip
     rates = text if isinstance(text, Mapping) else {text: 1.0}
     snapshot_ids: dict[str, Json] = {}
@@ -299,6 +341,7 @@ def _open_source(
         bad=bad,
         extra={name: open_column(f"extra.{name}", place) for name, place in extra.items()},
         snapshot_ids=snapshot_ids,
+        masks=masks,
     )
 
 
@@ -314,4 +357,20 @@ def _by_source(latents: Sequence[Place], also: Sequence[Place]) -> list[list[Pla
                 f"{sources}"
             )
         groups[sources.index(source)].append(place)
+    return groups
+
+
+def _masks_by_source(latents: Sequence[Place], files: Sequence[Place]) -> list[list[Mask]]:
+    """Returns the masks of each latent column's source, before any row is looked at; SourceMismatch
+    for one of another source.
+    """
+    groups: list[list[Mask]] = [[] for _ in latents]
+    masks = [read_mask(file) for file in files]  # first: a wrong file is no matter of columns
+    stores = [open_store(place) for place in latents] if masks else []
+    specs = [open_spec(store)[0] for store in stores]
+    sources = [spec.identity["source"] for spec in specs]
+    for mask in masks:
+        i = sources.index(mask.source) if mask.source in sources else 0
+        check_mask_source(mask, stores[i].url, specs[i])
+        groups[i].append(mask)
     return groups

@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..column.commits import Snapshot, valid_rows
+from ..column.mask import Mask, read_mask
 from ..format.atomic import Json
 from ..format.int8 import WARN_ABOVE
 from ..format.norm import Norm
 from ..read.column import Column
+from ..read.compatible import check_mask
 from ..store.base import Place
 from ..tables import terminal_width, wrapped
 from .describe import describe
@@ -26,9 +28,9 @@ TOLERANCE = 0.25  # of mean and deviation of normalised latents
 CHANNEL_TOLERANCE = 0.5  # of those of one channel, which has a shift and scale of its own
 
 
-def information(url: Place) -> Json:
+def information(url: Place, masks: Sequence[Place] = ()) -> Json:
     """Returns schema, identity, rows by status, sizes, and token lengths or latent statistics (of up
-    to 2,048 rows).
+    to 2,048 rows); and how many rows each mask leaves. SourceMismatch for a mask of another source.
     """
     about = describe(url)
     about.refuse_damage()
@@ -64,6 +66,7 @@ def information(url: Place) -> Json:
             info["warnings"].append(
                 f"int8 loses {100 * error:.2f} % of these tokens (relative error); 1 % is usual"
             )
+    info |= {"masks": [_masked(read_mask(mask), column) for mask in masks]} if masks else {}
     ids = _some_valid_rows(column)
     if len(ids) and layout.ragged:
         info["lengths"] = _lengths(column.lengths(ids), layout.row_shape[0])
@@ -71,6 +74,13 @@ def information(url: Place) -> Json:
         info["latents"] = _latents(column, ids, spec.norm, info["warnings"])
     column.close()
     return info
+
+
+def _masked(mask: Mask, column: Column) -> Json:
+    """Returns how many rows a mask names, and how many of them are valid in the column."""
+    check_mask(mask, column)
+    valid = int(np.bitwise_count(mask.row_bits() & column.valid_mask()).sum())
+    return {"path": mask.path, "kept": mask.kept, "valid": valid, "made": mask.made}
 
 
 def _some_valid_rows(column: Column) -> NDArray[np.int64]:
@@ -163,6 +173,10 @@ def as_text(info: Json) -> str:
         f"bytes       {info['bytes']:,} ({info['bytes_per_row']:,} a row)",
         "identity    " + json.dumps(info["identity"], indent=2).replace("\n", "\n            "),
     ]
+    lines += [
+        f"mask        {mask['path']}: {mask['kept']:,} rows, of which {mask['valid']:,} are ok here"
+        for mask in info.get("masks", ())
+    ]
     if scales := info.get("quantisation"):
         lines.append(
             f"quantised   {scales['scheme']}; relative error {100 * scales['relative_error']:.2f} % "
@@ -201,6 +215,6 @@ def _numbers(values: Sequence[float]) -> str:
 
 def run_info(args: argparse.Namespace) -> int:
     """`python -m shards info`."""
-    info = information(args.column)
+    info = information(args.column, args.mask)
     print(json.dumps(info, indent=2) if args.json else as_text(info))
     return 0

@@ -158,6 +158,7 @@ def _columns(data: Mapping[str, Any]) -> Json:
             for name, record in source.items()
             if isinstance(record, Mapping) and "identity" in record
         }
+        | ({"masks": source["masks"]} if "masks" in source else {})
         for source in [data, *data.get("more", ())]
     ]
     keys = ("truncated", "rates", "weights", "text_encoder")
@@ -211,13 +212,13 @@ class TrainingDifferences:
 
 
 def compared(a: Mapping[str, Any], b: Mapping[str, Any]) -> TrainingDifferences:
-    """Returns where the parts differ that both have. Columns of `also` count by their rows."""
+    """Returns where the parts differ that both have. Columns of `also` and masks count by their rows."""
     a, b = _comparable(a), _comparable(b)
     unknown = tuple(part for part in PARTS if part not in a or part not in b)
     shared = a.keys() & b.keys()
     differ = differing({part: a[part] for part in shared}, {part: b[part] for part in shared})
     if "order.valid_rows" not in differ:
-        differ = {key: value for key, value in differ.items() if ".also." not in key}
+        differ = {key: value for key, value in differ.items() if not _selects_rows(key)}
     following = {key for key in differ if _follows(key) or _follow_latents(key, a, b)}
     return TrainingDifferences(
         {key: value for key, value in differ.items() if key not in following},
@@ -331,8 +332,13 @@ def without_seed(training: Mapping[str, Any]) -> Json:
     return {
         key: value
         for key, value in leaves(_comparable(training)).items()
-        if _innermost(key) != "seed" and ".also." not in key
+        if _innermost(key) != "seed" and not _selects_rows(key)
     }
+
+
+def _selects_rows(key: str) -> bool:
+    """Whether a key is of what only says which rows are read, and `order.valid_rows` says too."""
+    return ".also." in key or (key.startswith("data.sources.") and key.endswith(".masks"))
 
 
 def _innermost(key: str) -> str:

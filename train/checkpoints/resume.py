@@ -51,8 +51,8 @@ def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) 
 
 def without_also(data: Any) -> Any:
     """Returns the columns of a run but those of `also`, of which nothing is read but which rows are
-    valid."""
+    valid, and without its masks, which say the same."""
     if not isinstance(data, Mapping):
         return data
     more = {"more": [without_also(source) for source in data["more"]]} if "more" in data else {}
-    return {k: v for k, v in data.items() if not k.startswith("also.")} | more
+    return {k: v for k, v in data.items() if not k.startswith("also.") and k != "masks"} | more

@@ -105,7 +105,10 @@ def _of_columns(config: TrainConfig, sources: JoinedColumns) -> DataSummary:
         float(np.average(tokens, weights=weights)),
         sources.by_source[0].latents.layout.unit_bytes,
         float(np.average(token_bytes, weights=weights)),
-        (f"tokens a caption: mean of up to {MOST_CAPTIONS:,} of each source",),
+        (
+            f"tokens a caption: mean of up to {MOST_CAPTIONS:,} of each source",
+            *sources.mask_notes,
+        ),
         sources.ids,
     )
 

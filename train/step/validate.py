@@ -21,7 +21,7 @@ from shards import BadRows, IdentityMismatch, JoinedColumns, open_join
 from shards.format import without_figures
 from shards.read import draw, normal, read_rows
 
-from ..config import TrainConfig, column_name
+from ..config import TrainConfig, column_name, files_of
 from ..model.flow import SHIFT, interpolate, losses, noise_levels, target
 from ..ranks.world import World
 from .ema import Ema
@@ -54,7 +54,8 @@ def open_held_out(config: TrainConfig, training: JoinedColumns) -> JoinedColumns
     if source is None:
         return None
     latents, text = (f"{source.rstrip('/')}/{column_name(url)}" for url in config.data.first)
-    join = open_join(latents, text, truncated=config.data.truncated)
+    masks = files_of(config.validation.mask)
+    join = open_join(latents, text, truncated=config.data.truncated, masks=masks)
     for column, expected in ((join.latents, training.latents), (join.text, training.text)):
         a, b = (
             {**without_figures(c.spec.identity), "source": None, "norm": c.spec.norm}
