@@ -34,16 +34,21 @@ def check(number: int) -> None:
     whole = float((folder / "seconds").read_text())
     kills = 0
     while kills < KILLS:
-        kills += killed_after(chance.uniform(0, whole / 2), path, out)
-        if not kills < KILLS:
-            break
-        if numbers(out).keys() == numbers(folder / "out").keys():  # it came to its end: another one
-            assert numbers(out) == numbers(folder / "out")
+        if killed_after(chance.uniform(0, whole / 2), path, out):
+            kills += 1
+        else:  # it came to its end: another one
+            assert numbers(out) == numbers(folder / "out"), differences(out, folder / "out")
             shutil.rmtree(out)
     ended = study("run", path, "--out", out)
     assert ended.returncode == 0, (ended.stdout + ended.stderr)[-2000:]
-    assert numbers(out) == numbers(folder / "out")
+    assert numbers(out) == numbers(folder / "out"), differences(out, folder / "out")
     shutil.rmtree(out)
+
+
+def differences(out: Path, other: Path) -> str:
+    a, b = numbers(out), numbers(other)
+    names = sorted(name for name in {*a, *b} if a.get(name) != b.get(name))
+    return "; ".join(f"{name}: found {a.get(name)}, expected {b.get(name)}" for name in names)
 
 
 def killed_after(seconds: float, path: Path, out: Path) -> bool:
