@@ -4,6 +4,7 @@ differ in what the YAML says and in nothing else, by their own records.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from encode.registry import VAES, ModelSpec, location, lookup
 from train.checkpoints.checkpoint import manifest_of
 from train.checkpoints.identity import compared, leaves, training_of
 from train.model import DiTConfig, FlowConfig
-from train.run import refuse_narrow
+from train.run import model_config, refuse_narrow, with_sizes
 
 from ..errors import BadStudy, NotPaired
 from ..images.checks import read_manifest
@@ -49,6 +50,9 @@ FOLLOWING = {
     "optim.schedule": ("optim.schedule", "steps_planned"),
     "steps": ("steps_planned", "step", "position", "init.step", "init.sha256"),
 }
+# of a model's config: what weights do not have, and what its columns say
+NOT_OF_WEIGHTS = {"image_tokens", "initializer_range"}
+FROM_COLUMNS = {"in_channels": "channels of the latents", "text_width": "values of a text token"}
 # settings of a set that belong to its VAE and its weights
 OF_VAE = {"vae", "decoding", "norm", "weights"}
 OF_TEXT = {"text", "text_encoder"}
@@ -60,6 +64,7 @@ def preflight(study: Study) -> Study:
     Raises BadStudy, StudyChanged, NotPaired, NoSpace, BadPrompts, ModelNotUsable, ConfigError, or the
     error of a column.
     """
+    check_out(study)
     generate_settings(study)
     for scorer in study.scorers:
         scorer_settings(study, scorer)
@@ -75,6 +80,31 @@ def preflight(study: Study) -> Study:
     if any(node.kind == "score" for node in missing):
         check_scorers(study)
     return study
+
+
+def check_out(study: Study) -> None:
+    """Raises BadStudy where nothing can be written to a study's folder."""
+    nearest = next(
+        path for path in (study.out.absolute(), *study.out.absolute().parents) if path.exists()
+    )
+    if not nearest.is_dir():
+        raise BadStudy(
+            f"{nearest}: found a file, expected a folder for the study. Name another --out"
+        )
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise BadStudy(
+            f"{nearest}: nothing can be written there. Name another --out, or get the right to it"
+        )
+
+
+def check_ranks(study: Study, gpus: int) -> None:
+    """Raises BadStudy where a command would have fewer GPUs than processes, each of which takes one."""
+    each = max(1, gpus // study.jobs)
+    if gpus and study.ranks > each:
+        raise BadStudy(
+            f"{study.path}: ranks: found {study.ranks}, expected at most {each}: {gpus} GPUs are visible, for "
+            f"{study.jobs} commands at a time. Lower ranks or --jobs, or leave ranks out"
+        )
 
 
 def check_batches(study: Study) -> None:
@@ -104,6 +134,9 @@ def check_columns(study: Study, existing: Existing) -> None:
             training = existing.training(entry, study.seeds[0], phase)  # joins them
             if training is not None:
                 check_width(study, entry, training)
+            else:
+                check_expected(study, entry, phase)
+        check_phases(study, entry, existing)
     check_encoders(study)
     for entry in study.entries[1:]:
         for phase, base_phase in aligned(study, entry):
@@ -122,6 +155,51 @@ def check_width(study: Study, entry: str, training: Json) -> None:
         refuse_narrow(model, FlowConfig.model_validate(training["flow"]))
     except ConfigError as error:
         raise ConfigError(f"{study.path}: {entry}: {error}") from None
+
+
+def check_expected(study: Study, entry: str, phase: int) -> None:
+    """Raises ConfigError where no model fits the latents that `data.expect` says, of columns that are
+    still to be made."""
+    config = study.train_config(entry, study.seeds[0], phase)
+    if (shape := config.data.expect) is None or config.init_from is not None:
+        return
+    try:
+        flow = with_sizes(config, shape).flow
+        refuse_narrow(model_config(config, shape), flow)
+    except ConfigError as error:
+        raise ConfigError(f"{study.path}: {entry}: {error}") from None
+
+
+def check_phases(study: Study, entry: str, existing: Existing) -> None:
+    """Raises BadStudy where the weights of a phase do not fit the model of the next one, as far as its
+    config says it, and its columns where they exist."""
+    seed = study.seeds[0]
+    for phase in range(1, len(study.parts(entry))):
+        before, after = (
+            study.train_config(entry, seed, n).model.model_dump() for n in (phase - 1, phase)
+        )
+        # what a later phase leaves to the weights that it starts from, or an earlier one to its latent
+        open_ = {k for k in after if {before[k], after[k]} & {None, "auto"}} | NOT_OF_WEIGHTS
+        if "auto" in (before["patch_size"], after["patch_size"]):
+            open_ |= {"pos_embed", "sample_size"}
+        lines = [
+            f"model.{k}: {before[k]!r} and {after[k]!r}"
+            for k in after
+            if k not in open_ and before[k] != after[k]
+        ]
+        a, b = (existing.training(entry, seed, n) for n in (phase - 1, phase))
+        if a is not None and b is not None:
+            lines += [
+                f"{what}: {a['model'][key]} and {b['model'][key]}"
+                for key, what in FROM_COLUMNS.items()
+                if key in a["model"] and key in b["model"] and a["model"][key] != b["model"][key]
+            ]
+        if lines:
+            title = f"{study.path}: {entry}: phase {phase + 1} cannot start from the weights of phase {phase}:"
+            raise BadStudy(
+                "\n  ".join([title, *lines])
+                + "\nGive both phases the same model and latents of as many channels"
+            )
 
 
 def check_encoders(study: Study) -> None:

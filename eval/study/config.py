@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from configs import Strict
 from shards.places import local_path
@@ -26,14 +26,31 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._]*(-[A-Za-z0-9._]+)*")  # of an entry
 Scalar = bool | int | float | str
 Flag = Scalar | None | list[int | float | str]
 Flags = dict[str, Flag]
-Words = tuple[str, ...]  # a.b=value, as on the command line
 Size = Annotated[int, Field(ge=1, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=2**64, strict=True)]
 # flags of `eval generate` that the study gives itself
 OWN_FLAGS = {
     *("checkpoint", "tag", "type", "prompts", "metadata_file", "benchmark", "save_dir"),
-    *("text_cache", "text-cache"),
+    "text_cache",
 }
+# keys of the training config, likewise, and what is said instead
+OWN_KEYS = {
+    "seed": "list it in the study's `seeds`",
+    "runs": "runs go below --out; folders of runs made by hand are listed in `reuse`",
+    "data.latents": "name it as the entry's `latents`",
+}
+OWN_NAMES = {"encode"}  # of files in OUT/configs beside those of entries
+
+
+def _free(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Raises ValueError for overrides of what the study sets itself, which would have no effect."""
+    for word in words:
+        if (key := word.partition("=")[0].strip()) in OWN_KEYS:
+            raise ValueError(f"{key} is set by the study itself: leave it out, {OWN_KEYS[key]}")
+    return words
+
+
+Words = Annotated[tuple[str, ...], AfterValidator(_free)]  # a.b=value, as on the command line
 
 
 class Part(Strict):
@@ -58,6 +75,16 @@ class Entry(Part):
     """
 
     phases: tuple[Part, ...] = ()
+
+    @field_validator("phases")
+    @classmethod
+    def _phases(cls, phases: tuple[Part, ...]) -> tuple[Part, ...]:
+        for phase in phases[1:]:
+            if any(word.partition("=")[0].strip() == "init_from" for word in phase.with_):
+                raise ValueError(
+                    "init_from: a phase starts from the weights of the one before. Only the first may name others"
+                )
+        return phases
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -133,7 +160,7 @@ class StudyConfig(Strict):
     generate: Flags = {}
     # steps that are scored: how many, equally spaced in log samples over the last decade and ending
     # with the last; or the steps themselves
-    checkpoints: Size | tuple[Size, ...] = 1
+    checkpoints: Size | Annotated[tuple[Size, ...], Field(min_length=1)] = 1
     # the encode config that an entry's `encoder` is put into
     encode: LocalPath = Path("configs/encode/base/blip3o.yaml")
     # processes of a training; None: the visible GPUs that a job has, else 1
@@ -159,6 +186,10 @@ class StudyConfig(Strict):
                     f"{name!r} names folders: letters, digits, . _ and single hyphens expected, and "
                     "no -seedN or -phaseN at its end"
                 )
+            if name.casefold() in OWN_NAMES:
+                raise ValueError(
+                    f"{name!r} is a file of the study's own: give the entry another name"
+                )
             for part in entry.parts:
                 if part.latents is None:
                     raise ValueError(f"{name}: no latents. Name the latent column it is trained on")
@@ -173,7 +204,8 @@ class StudyConfig(Strict):
     @field_validator("generate")
     @classmethod
     def _generate(cls, flags: Flags) -> Flags:
-        if own := sorted(OWN_FLAGS & flags.keys()):
+        names = {flag.partition("=")[0].replace("-", "_") for flag in flags}
+        if own := sorted(OWN_FLAGS & names):
             raise ValueError(f"{own[0]} is set by the study itself: leave it out")
         return flags
 

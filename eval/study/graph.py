@@ -8,6 +8,7 @@ then seed by seed, so that each seed's comparison is whole as early as may be.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +58,12 @@ def nodes_of(study: Study) -> list[Node]:
 
 
 def _encode_nodes(study: Study) -> Iterator[Node]:
+    stems: Counter[str] = Counter()
     for path, (_, columns) in study.encode_configs.items():
+        stems[path.stem] += 1
+        again = f"-{stems[path.stem]}" if stems[path.stem] > 1 else ""  # of another folder
         yield Node(
-            id=f"encode/{path.stem}",
+            id=f"encode/{path.stem}{again}",
             kind="encode",
             needs=(),
             command=("python", "-m", "encode", "run", str(path)),

@@ -228,7 +228,27 @@ def column_identity(place: str) -> Json:
 def _has_steps(run: Path, config: TrainConfig) -> bool:
     """Whether a run has the checkpoints that a study samples from, and the last."""
     wanted = {*config.save_at, config.steps}
-    return all((run / "checkpoints" / f"step-{s:08d}/manifest.json").is_file() for s in wanted)
+    return all(_is_saved(run / "checkpoints" / f"step-{step:08d}") for step in wanted)
+
+
+def _is_saved(checkpoint: Path) -> bool:
+    return (checkpoint / "manifest.json").is_file()
+
+
+def _beyond(run: Path, config: TrainConfig) -> str:
+    """Returns that a run has no checkpoint of a wanted step and has one of a later; else nothing.
+    A training goes on from its newest checkpoint, and so cannot save the step any more."""
+    folders = steps(run / "checkpoints")
+    names = (path.name.removeprefix("step-") for path in folders if _is_saved(path))
+    saved = {int(name) for name in names if name.isdecimal()}
+    wanted = {*config.save_at, config.steps} - saved
+    absent = sorted(step for step in wanted if step < max(saved, default=0))
+    if not absent:
+        return ""
+    listed = ", ".join(f"{step:,}" for step in absent)
+    return (
+        f"no checkpoint of step {listed} there, and the training is already at step {max(saved):,}"
+    )
 
 
 def recorded_digest(folder: Path) -> str | None:
@@ -257,7 +277,9 @@ def read_record(study: Study, node: str) -> Json | None:
 
 
 def refuse_changed(study: Study) -> None:
-    """Raises StudyChanged where the study's own folders hold runs or sets of another study."""
+    """Raises StudyChanged where the study's own folders hold runs or sets of another study, or runs
+    that are beyond a step which is still to be saved.
+    """
     existing, lines = Existing(study), []
     for entry in study.entries:
         for seed in study.seeds:
@@ -265,13 +287,15 @@ def refuse_changed(study: Study) -> None:
                 run = study.own_run_folder(entry, seed, phase)
                 if differ := existing.run_differences(entry, seed, phase, run):
                     lines += [f"{run}:", *(f"  {line}" for line in differ[:MOST_LINES])]
+                elif line := _beyond(run, study.train_config(entry, seed, phase)):
+                    lines += [f"{run}:", f"  {line}"]
             for step in study.steps:
                 folder = study.own_set_folder(entry, seed, step)
                 if differ := existing.set_differences(entry, seed, step, folder):
                     lines += [f"{folder}:", *(f"  {line}" for line in differ[:MOST_LINES])]
     if lines:
         title = f"{study.path} says something else than what was made in {study.out}:"
-        advice = "Go back to the former settings, move these away, or name another --out"
+        advice = "Go back to the former settings, move these away to make them again, or name another --out"
         raise StudyChanged("\n  ".join([title, *lines]) + f"\n{advice}")
 
 
@@ -279,6 +303,11 @@ def take_over(study: Study) -> Study:
     """Returns the study with the runs and sets made by hand that fit where it has none of its own."""
     study = replace(study, hand_runs={}, hand_sets={})
     folders = study.reuse
+    for folder in study.config.reuse or ():
+        if not folder.is_dir():
+            log.warning(
+                "%s: reuse: found no folder %s: nothing of it is taken over", study.path, folder
+            )
     existing = Existing(study)
     by_seed: dict[Any, list[Path]] = {}
     for run in _below(folders, "config.yaml", RUNS_DEEP, study.out):

@@ -29,7 +29,7 @@ from shards.format import differences
 from shards.processes import bound_to, with_this_python
 
 from ..errors import StudyRunning
-from .checks import check_columns, check_pair, check_sets, preflight
+from .checks import check_columns, check_pair, check_ranks, check_sets, preflight
 from .graph import Node, nodes_of, train_id
 from .reuse import Existing, taken_over
 from .study import Study
@@ -47,6 +47,9 @@ def run(study: Study) -> int:
     Raises the named errors of `checks.preflight` before anything is written, StudyRunning where
     another call works in the folder, and NotPaired.
     """
+    import torch  # takes seconds
+
+    check_ranks(study, torch.cuda.device_count())
     study = preflight(study)
     with alone(study):
         write_configs(study)

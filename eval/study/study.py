@@ -26,6 +26,7 @@ from ..errors import BadStudy
 from ..prompts.benchmarks import BENCHMARKS
 from .config import Part, ScorerConfig, StudyConfig, encode_config_path, is_encode_config
 
+SAYS_NOTHING = {"log_every", "save_every", "save_at", "keep", "runs"}  # keys that move no weight
 DECADE = 10  # the scored steps are spread over the last factor of this many samples
 Run = tuple[str, int, int]  # entry, seed and the index of a phase
 Set = tuple[str, int, int]  # entry, seed and step
@@ -54,6 +55,7 @@ class Study:
             for phase in range(len(study.parts(entry))):
                 study._loaded(entry, phase)
         study.refuse_equal_entries()
+        study.refuse_shared_folders()
         _ = study.steps, study.encode_configs
         return study
 
@@ -176,16 +178,33 @@ class Study:
         """Raises BadStudy for two entries that would be the same training."""
         seen: dict[str, str] = {}
         for entry in self.entries:
-            parts = [
-                self._loaded(entry, phase).model_dump(mode="json")
-                for phase in range(len(self.parts(entry)))
-            ]
+            parts = [self._training(entry, phase) for phase in range(len(self.parts(entry)))]
             key = json.dumps(parts, sort_keys=True)
             if (other := seen.setdefault(key, entry)) != entry:
                 raise BadStudy(
                     f"{self.path}: the entries {other} and {entry} differ in nothing: the same "
                     "columns and the same training. Name what differs, or leave one out"
                 )
+
+    def _training(self, entry: str, phase: int) -> dict[str, Any]:
+        """Returns what of a config moves the weights, its latents as the folders that links lead to."""
+        config = self._loaded(entry, phase)
+        latents = [column_place(column) for column in _several(config.data.resolved().latents)]
+        dump = config.model_dump(mode="json", exclude=SAYS_NOTHING)
+        return dump | {"data": dump["data"] | {"latents": latents}}
+
+    def refuse_shared_folders(self) -> None:
+        """Raises BadStudy where two runs would have one folder, by the trainer's rule for names."""
+        seen: dict[Path, str] = {}
+        for entry in self.entries:
+            for phase in range(len(self.parts(entry))):
+                for seed in self.seeds:
+                    folder = self.own_run_folder(entry, seed, phase)
+                    if (other := seen.setdefault(folder, entry)) != entry:
+                        raise BadStudy(
+                            f"{self.path}: runs of {other} and {entry} would share the folder {folder}, which is "
+                            "named by an entry and its latents. Give one of the entries another name"
+                        )
 
     # Columns --------------------------------------------------------------------------------------
 
@@ -196,6 +215,7 @@ class Study:
         What entries' encoders are put into is written to OUT/configs/encode.yaml.
         """
         columns: dict[str, Any] = {}
+        made_by: dict[str, tuple[Any, str]] = {}
         wanted: dict[Path, dict[str, None]] = {}
         own = self.out / "configs/encode.yaml"
         for entry in self.entries:
@@ -203,11 +223,19 @@ class Study:
                 if part.encoder is None:
                     continue
                 folders = _several(self._loaded(entry, phase).data.resolved().latents)
+                how = part.encoder
                 if is_encode_config(part.encoder):
                     path = encode_config_path(str(part.encoder))
                 else:
                     path = own
-                    columns[self._column(entry, folders)] = self._encoded(entry, part)
+                    how = columns[self._column(entry, folders)] = self._encoded(entry, part)
+                for folder in folders:
+                    first, other = made_by.setdefault(folder, (how, entry))
+                    if first != how:
+                        raise BadStudy(
+                            f"{self.path}: {folder} is to be encoded in two ways, by {other} as {first} and by "
+                            f"{entry} as {how}. Name a column for each"
+                        )
                 wanted.setdefault(path, {}).update(dict.fromkeys(folders))
         return {path: self._encode(path, own, columns, list(f)) for path, f in wanted.items()}
 
@@ -317,6 +345,11 @@ def _text_columns(text: Any) -> list[str]:
     if isinstance(text, Mapping):
         return list(text)
     return [column for of_source in text for column in _text_columns(of_source)]
+
+
+def column_place(column: str) -> str:
+    """Returns a column's url, or the folder that its path leads to."""
+    return column.rstrip("/") if "://" in column else str(Path(column).resolve())
 
 
 def _several(value: Any) -> tuple[Any, ...]:

@@ -116,6 +116,15 @@ def test_checkpoints_that_are_to_be_scored_stay(made: Path) -> None:
     assert config.save_at == (1, 3, 6)
 
 
+def test_a_step_that_a_training_has_passed_is_named_before_anything_runs(made: Path) -> None:
+    """The training of `plain` is at step 6, and step 1 is not there any more."""
+    with pytest.raises(StudyChanged, match=r"no checkpoint of step 1 there(.|\n)*at step 6"):
+        preflight(opened(made, checkpoints=[1, 6]))
+    shorter = opened(made, **{"with": ["steps=5"]})
+    with pytest.raises(StudyChanged, match="no checkpoint of step 5 there"):
+        refuse_changed(shorter)
+
+
 def test_what_is_done_is_seen_from_what_is_there(made: Path) -> None:
     folder = made / "damaged"
     shutil.copytree(made / "out", folder)
@@ -171,7 +180,7 @@ def test_refused_before_anything_runs(
 def test_columns_of_another_source(made: Path, tmp_path: Path) -> None:
     foreign = write_inputs(tmp_path / "foreign", rows=32)
     values = {"entries": {"plain": "plain", "foreign": str(foreign / "cache/pets/plain")}}
-    words = [f"data.latents={made}/cache/pets/plain", f"data.text={made}/cache/pets/text"]
+    words = [f"data.text={made}/cache/pets/text"]
     values["entries"]["plain"] = f"{made}/cache/pets/plain"  # type: ignore[index]
     with pytest.raises(ShardsError, match="source"):
         preflight(opened(made, "foreign", **values, **{"with": words}))

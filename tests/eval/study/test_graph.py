@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,16 @@ import configs
 from configs import ConfigError
 from encode import EncodeConfig
 from eval.errors import BadStudy
-from eval.study.checks import check_encoders
+from eval.study.checks import (
+    check_encoders,
+    check_expected,
+    check_out,
+    check_phases,
+    check_ranks,
+)
 from eval.study.config import flag_words
 from eval.study.graph import Node, nodes_of
+from eval.study.reuse import Existing
 from eval.study.study import Study, scored_steps
 from train.config import TrainConfig, run_folder
 
@@ -176,6 +185,70 @@ def test_a_class_of_ones_own_is_allowed_where_the_study_names_it() -> None:
     assert all(words.count("--allow-class") == 1 for words in pictures)
 
 
+def test_two_links_to_one_column_are_one_entry() -> None:
+    Path("column").mkdir()
+    for name in ("first", "second"):
+        Path(name).symlink_to("column")
+    here = Path.cwd()
+    entries = {"a": f"{here}/first", "b": f"{here}/second/"}
+    with pytest.raises(BadStudy, match="a and b differ in nothing"):
+        study(entries=entries, with_=[f"data.text={here}/words"])
+
+
+def test_encode_configs_of_one_name_are_two_commands() -> None:
+    for name in ("first", "second"):
+        column = {name: {"kind": "moments", "encoder": "flux", "resolution": 32}}
+        config = {"root": "cache", "sources": {"pets": "pets.tar"}, "columns": column}
+        Path(name).mkdir()
+        Path(name, "vae.yaml").write_text(yaml.safe_dump(config))
+    entries = {n: {"latents": n, "encoder": f"{n}/vae.yaml"} for n in ("first", "second")}
+    names = [name for name, node in by_id(study(entries=entries)).items() if node.kind == "encode"]
+    assert names == ["encode/vae", "encode/vae-2"]
+
+
+def test_every_process_has_a_gpu() -> None:
+    fair = replace(study(ranks=4), jobs=2)
+    check_ranks(fair, 8)
+    check_ranks(fair, 0)  # on CPUs there are as many as one likes
+    with pytest.raises(BadStudy, match="found 4, expected at most 2: 4 GPUs are visible"):
+        check_ranks(fair, 4)
+    check_ranks(replace(study(ranks=1), jobs=2), 1)  # they share it
+
+
+def test_phases_have_one_model() -> None:
+    def phases(*words: str, first: str = "optim.lr=1e-3") -> Study:
+        parts = [{"with": [first]}, {"with": list(words)}]
+        return study(entries={"a": {"latents": "plain", "phases": parts}, "b": "equi"})
+
+    def check(fair: Study) -> None:
+        check_phases(fair, "a", Existing(fair))
+
+    check(phases("optim.lr=1e-5", "model.initializer_range=0.01"))
+    check(phases("model.patch_size=auto"))  # then it is that of the weights
+    with pytest.raises(BadStudy, match=r"a: phase 2 cannot start(.|\n)*model\.layers: 2 and 3"):
+        check(phases("model.layers=3"))
+    with pytest.raises(BadStudy, match=r"model\.patch_size: 2 and 4"):
+        check(phases("model.patch_size=4"))
+
+
+def test_a_model_narrower_than_the_tokens_to_be_is_seen_without_columns() -> None:
+    expect = {"channels": 64, "height": 8, "width": 8, "text_width": 32}
+    words = [f"data.expect={json.dumps(expect)}", "model.pos_embed_max_size=8"]
+    fair = study(
+        with_=words,
+        entries={"plain": {"latents": "plain", "with": ["model.patch_size=1"]}, "equi": "equi"},
+    )
+    with pytest.raises(ConfigError, match="plain: model: found tokens of 64 x 1 x 1 = 64 values"):
+        check_expected(fair, "plain", 0)
+
+
+def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    for out in (tmp_path / "train.yaml", tmp_path / "train.yaml/below"):
+        with pytest.raises(BadStudy, match="train.yaml: found a file, expected a folder"):
+            check_out(replace(study(), out=out))
+    check_out(replace(study(), out=tmp_path / "not/yet"))
+
+
 def test_several_processes_and_ids() -> None:
     fair = study(ranks=4, with_=["data.encoder=gemma-2b", "micro_batch=1"])
     command = by_id(fair)["train/plain/seed0"].command
@@ -222,8 +295,22 @@ def test_flags_as_words() -> None:
         ({"entries": {"a": "plain", "A": "equi"}}, "differ in capitals alone"),
         ({"entries": {"a/b": "plain", "c": "equi"}}, "names folders"),
         ({"entries": {"a-seed1": "plain", "c": "equi"}}, "names folders"),
+        ({"entries": {"encode": "plain", "c": "equi"}}, "'encode' is a file of the study's own"),
         ({"entries": {"a": {"text": "words"}, "c": "equi"}}, "a: no latents"),
         ({"generate": {"tag": 3}}, "tag is set by the study itself"),
+        ({"generate": {"save-dir": "x"}}, "save_dir is set by the study itself"),
+        ({"generate": {"tag=3": True}}, "tag is set by the study itself"),
+        ({"with_": ["seed=7"]}, "seed is set by the study itself: leave it out, list it in the study's `seeds`"),
+        ({"with_": ["runs=elsewhere"]}, "runs is set by the study itself"),
+        ({"with_": [" data.latents = other"]}, "name it as the entry's `latents`"),
+        ({"entries": {"a": {"latents": "plain", "with": ["seed=7"]}, "b": "plain"}}, "entries.a.with: found"),
+        (
+            {"entries": {"a": {"latents": "plain", "phases": [{}, {"with": ["init_from=x"]}]}, "b": "equi"}},
+            "Only the first may name others",
+        ),
+        ({"seeds": [0, -1]}, "seeds.1: found -1"),
+        ({"seeds": []}, "seeds: found []"),
+        ({"checkpoints": []}, "checkpoints: found []"),
         ({"generat": {}}, "unknown key; did you mean generate?"),
         ({"with_": ["optim.rl=1"]}, "unknown key; did you mean"),
     ],
@@ -237,6 +324,22 @@ def test_a_yaml_that_is_refused(values: dict[str, Any], message: str) -> None:
     ("values", "message"),
     [
         ({"entries": {"a": "plain", "b": {"latents": "plain"}}}, "the entries a and b differ in nothing"),
+        (
+            {"entries": {"a": "plain", "b": {"latents": "plain", "with": ["log_every=3", "keep=9"]}}},
+            "a and b differ in nothing",
+        ),
+        ({"entries": {"a": "b-c", "a-b": "c"}}, "would share the folder studies/fair/runs/a-b-c"),
+        (
+            {
+                "entries": {
+                    "a": {"latents": "new", "phases": [
+                        {"encoder": "flux", "resolution": 32}, {"encoder": "flux", "resolution": 64},
+                    ]},
+                    "b": "plain",
+                }
+            },
+            "is to be encoded in two ways, by a as",
+        ),
         ({"checkpoints": [10, 1001]}, "found step 1001, but plain is trained for 1000 steps"),
         ({"entries": {"a": "plain", "b": {"latents": "equi", "steps": 5}}}, "other numbers of steps (a 1000, b 5)"),
         ({"entries": {"a": "plain", "b": {"latents": "equi", "encoder": "flux"}}}, "b has an encoder and no"),
@@ -247,7 +350,8 @@ def test_a_yaml_that_is_refused(values: dict[str, Any], message: str) -> None:
     ],
 )  # fmt: skip
 def test_a_study_that_is_refused(values: dict[str, Any], message: str) -> None:
-    encode = {"root": "elsewhere", "sources": {"pets": "pets.tar"}, "columns": {}}
+    root = "cache" if "two ways" in message else "elsewhere"
+    encode = {"root": root, "sources": {"pets": "pets.tar"}, "columns": {}}
     Path("encode.yaml").write_text(yaml.safe_dump(encode))
     with pytest.raises(BadStudy, match=re.escape(message)):
         study(encode="encode.yaml", **values)
