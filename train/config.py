@@ -22,6 +22,8 @@ Share = Annotated[float, Field(gt=0)]
 Text = Place | dict[Place, Share]  # a tokens or ids column, or several and how often each is chosen
 Size = Annotated[int, Field(ge=1, strict=True)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+SHORTEST, LONGEST = 0.01, 0.25  # of power averages; 0.289 is the plain mean of all updates
+EmaLength = Annotated[float, Field(ge=SHORTEST, le=LONGEST)]
 
 
 @dataclass(frozen=True)
@@ -252,6 +254,18 @@ class EmaConfig(Strict):
 
     # share of the average that an update keeps
     decay: float = Field(default=0.9999, ge=0, lt=1)
+    # lengths of two more averages, relative to the updates so far (EDM2, arXiv 2312.02696: [0.05, 0.10]), of which
+    # `eval generate --ema LENGTH` makes one of another length after the run; null: none
+    power: tuple[EmaLength, EmaLength] | None = None
+    # copies of those two that are kept, in half precision, evenly spaced over `steps`
+    snapshots: int = Field(default=32, ge=2, le=1000)
+
+    @field_validator("power")
+    @classmethod
+    def _power(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value and not value[0] < value[1]:
+            raise ValueError(f"found {value[0]:g} and {value[1]:g}, expected the shorter one first")
+        return value
 
 
 class GuardConfig(Strict):

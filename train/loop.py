@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -23,6 +24,7 @@ from shards.signals import SIGNALS, on_stop
 from .checkpoints import checkpoint
 from .checkpoints.identity import differing, initial_share, precision, resumed
 from .checkpoints.resume import refuse_other_run
+from .checkpoints.snapshots import PowerAverages
 from .config import TrainConfig
 from .model.dit import DiT
 from .model.flops import gpu_of, parameters, training
@@ -72,6 +74,9 @@ class Trainer:
         self.model_config = model.config
         self.precision = precision(deepspeed_config(config, world.size))
         self.ema = Ema(self.engine.weights(), config.ema.decay)
+        self.powers = PowerAverages(self.engine.weights(), config.ema, config.steps, run)
+        self.state = checkpoint.State(self.engine.fragments, self.totals, {})
+        self._checkpoints = run / CHECKPOINTS
         self.order_identity = order.identity()
         self.epoch_samples = order.epoch_samples
         self.step_number = self.position = 0  # steps done, samples consumed
@@ -115,6 +120,7 @@ class Trainer:
         else:
             self.ema.update(self.engine.weights())
             self.updates, self.skipped = self.updates + 1, 0
+            self.powers.update(self.engine.weights(), self.updates)
         self.step_number += 1
         self.position += self.config.global_batch
         return record
@@ -264,6 +270,8 @@ class Trainer:
             record = self.step(queue)
             if record is not None:
                 self.throughput.add(record)
+                if self.powers.due(self.step_number):
+                    self.throughput.leave_out(self._snapshot())
                 if (due := self._due(config.log_every)) or not shown:
                     self._log(due)
                     shown = True
@@ -370,7 +378,7 @@ class Trainer:
             "init": self.init,
             "optimizer": {"kind": "adamw", "step": self.updates, "skipped": self.skipped},
             "deepspeed": self.precision,
-            "average": {"initial_share": self.ema.initial_share},
+            "average": {"initial_share": self.ema.initial_share} | self.powers.record(self.updates),
             **({"changes": self.changes} if self.changes else {}),
         }
         return json.loads(canonical_json(record))  # type: ignore[no-any-return]  # as it will be read again
@@ -384,32 +392,31 @@ class Trainer:
         """Writes a checkpoint; collective."""
         start = time.perf_counter()
         flats = {"weights": self.engine.weights(), **self.engine.moments(), "ema": self.ema.parts}
-        state = checkpoint.State(self.engine.fragments, self.totals, flats)
+        state = replace(self.state, flats=flats | self.powers.parts)
         model: Any = self.engine.model
+        keep, kept = self.config.keep, self.config.save_at
         path = checkpoint.save(
-            self._checkpoints,
-            state,
-            model,
-            self.record(),
-            self.world,
-            self.config.keep,
-            self.config.save_at,
+            self._checkpoints, state, model, self.record(), self.world, keep, kept
         )
         seconds = time.perf_counter() - start
         log.info("saved %s (%.1f s)", path, seconds)
         self.throughput.leave_out(seconds)
         return path
 
+    def _snapshot(self) -> float:
+        """Writes a snapshot of the power averages; returns the seconds that it took. Collective."""
+        model = self.model_config.model_dump(mode="json")
+        return self.powers.save(self.step_number, self.updates, model, self.state, self.world)
+
     def _resume(self) -> None:
         """Goes on from the newest whole checkpoint; ResumeRefused if it is of another run."""
-        work = self._newest if self.world.rank == 0 else lambda: None
-        newest = checkpoint.together(self.world, work)[0]
+        newest = checkpoint.on_first(self.world, self._newest)
         if newest is None:
             return
         path, manifest = newest
         # only the shapes of these tensors matter
-        flats = {kind: self.engine.weights() for kind in checkpoint.KINDS}
-        blank = checkpoint.State(self.engine.fragments, self.totals, flats)
+        kinds = (*checkpoint.KINDS, *self.powers.parts)
+        blank = replace(self.state, flats={kind: self.engine.weights() for kind in kinds})
         state = checkpoint.load(path, manifest, blank, self.world.progress)
         self.engine.set_weights(state.flats["weights"])
         self.updates = manifest["optimizer"]["step"]
@@ -417,6 +424,7 @@ class Trainer:
         moments = {kind: state.flats[kind] for kind in ("exp_avg", "exp_avg_sq")}
         self.engine.set_moments(self.updates, moments)
         self.ema.parts = list(state.flats["ema"])
+        self.powers.go_on(manifest, state.flats)
         share = initial_share(manifest)
         assert share is not None  # every checkpoint that can be resumed has its config
         self.ema.initial_share = share
@@ -432,14 +440,9 @@ class Trainer:
         log.info("resumed from %s: step %s, position %s", path, step, position)
 
     def _newest(self) -> tuple[Path, checkpoint.Manifest] | None:
-        newest = checkpoint.newest(self._checkpoints, self.world.progress)
-        if newest:
+        if newest := checkpoint.newest(self._checkpoints, self.world.progress):
             refuse_other_run(*newest, self.record())
         return newest
-
-    @property
-    def _checkpoints(self) -> Path:
-        return self.folder / CHECKPOINTS
 
 
 def _ready(queue: Iterator[MicroBatch], seconds: float = 0.0) -> bool:

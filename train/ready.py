@@ -25,8 +25,6 @@ from .model.dit import DiT, DiTConfig
 from .model.flops import parameters
 
 log = logging.getLogger(__name__)
-# of a parameter in a checkpoint: fp32 in the ranks' states, and in the whole files
-PARAMETER_BYTES = 4 * (len(checkpoint.KINDS) + len(checkpoint.WHOLE))
 # on a GPU, by Triton; on a CPU, by PyTorch, which looks for one alone
 COMPILERS: dict[bool, tuple[str, tuple[str, ...]]] = {
     True: ("CC", ("gcc", "clang")),
@@ -57,6 +55,15 @@ def check_compiler(
         )
 
 
+def disk_bytes(config: TrainConfig, parameters: int) -> tuple[int, int]:
+    """Returns the bytes of a checkpoint, fp32 in the ranks' states and in the whole files, and of all
+    snapshots of power averages, fp16."""
+    powers = len(config.ema.power or ())
+    tensors = len(checkpoint.KINDS) + powers + len(checkpoint.WHOLE)
+    snapshots = min(config.ema.snapshots, config.steps)
+    return 4 * tensors * parameters, 2 * powers * snapshots * parameters
+
+
 def check_room(config: TrainConfig, model: DiTConfig, folder: Path) -> None:
     """Raises NoRoom where the disk has less room than a checkpoint of the model takes, if the run has
     one to save; logs a warning where it has less than those that are kept.
@@ -65,7 +72,7 @@ def check_room(config: TrainConfig, model: DiTConfig, folder: Path) -> None:
     if earlier and earlier[0].name >= f"step-{config.steps:08d}":
         return
     with torch.device("meta"):
-        size = PARAMETER_BYTES * sum(parameters(DiT(model)).values())
+        size, snapshots = disk_bytes(config, sum(parameters(DiT(model)).values()))
     place = folder.absolute()
     while not place.exists():
         place = place.parent
@@ -79,3 +86,5 @@ def check_room(config: TrainConfig, model: DiTConfig, folder: Path) -> None:
     kept = max(0, config.keep - len(earlier)) + 1 + len(config.save_at)
     if free < kept * size:
         log.warning("%s: not enough for the %d that are kept at once (keep, save_at)", found, kept)
+    if snapshots and free < kept * size + snapshots:
+        log.warning("%s, and the snapshots of ema.power %s in all", found, size_text(snapshots))

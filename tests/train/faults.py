@@ -358,8 +358,8 @@ def elastic(worlds: tuple[int, ...], precision: str) -> None:
 
 # function -> how often it is called before, of a run of 12 steps that saves every other one
 POINTS = {
-    "loop.py:_begin": 0, "report/records.py:forget_after": 0, "checkpoints/checkpoint.py:_stage": 1,
-    "checkpoints/checkpoint.py:_write_state": 1, "checkpoints/checkpoint.py:_write_whole": 1,
+    "loop.py:_begin": 0, "report/records.py:forget_after": 0, "checkpoints/checkpoint.py:stage": 1,
+    "checkpoints/checkpoint.py:write_state": 1, "checkpoints/checkpoint.py:_write_whole": 1,
     "checkpoints/checkpoint.py:_replace": 1, "checkpoints/checkpoint.py:_prune": 2, "report/metrics.py:write": 6,
     "report/metrics.py:close": 0,
 }  # fmt: skip

@@ -305,7 +305,7 @@ def check_pause(end: str, at: int, name: str) -> None:
                 path = save(checkpoints, later, world)
                 stored.update({file: file.read_bytes() for file in path.iterdir()})
             if end == "saving":
-                file = checkpoint._stage(checkpoints / f"step-{step + 3:08d}", world) / "state"
+                file = checkpoint.stage(checkpoints / f"step-{step + 3:08d}", world) / "state"
                 file.write_bytes(b"as much as is written yet")
                 stored[file] = file.read_bytes()
             if end == "ended":

@@ -110,9 +110,9 @@ def save(
 
     An error of one rank is raised on all, and leaves the existing checkpoints as they were."""
     final = folder / f"step-{record['step']:08d}"
-    staging = together(world, lambda: _stage(final, world) if world.rank == 0 else None)[0]
+    staging = on_first(world, lambda: stage(final, world))
     file = staging / f"state-{world.rank:05d}-of-{world.size:05d}.safetensors"
-    states = together(world, lambda: _write_state(file, state))
+    states = together(world, lambda: write_state(file, state))
 
     def publish() -> None:
         files = states + _write_whole(staging, [staging / name for name, _ in states], model, world)
@@ -131,11 +131,11 @@ def save(
         atomic_write(folder / "latest", f"{final.name}\n".encode())
         _prune(final, keep, world, kept)
 
-    together(world, lambda: publish() if world.rank == 0 else None)
+    on_first(world, publish)
     return final
 
 
-def _stage(final: Path, world: World) -> Path:
+def stage(final: Path, world: World) -> Path:
     """Makes an empty staging folder, and removes what crashes and jobs that lost the lock left."""
     leftovers = [path for pattern in LEFTOVERS for path in final.parent.glob(pattern)]
     world.check_lock()
@@ -206,7 +206,12 @@ def together(world: World, work: Callable[[], Any]) -> list[Any]:
         raise
 
 
-def _write_state(path: Path, state: State) -> tuple[str, Json]:
+def on_first(world: World, work: Callable[[], Any]) -> Any:
+    """Does work on rank 0 and returns its result everywhere."""
+    return together(world, work if world.rank == 0 else lambda: None)[0]
+
+
+def write_state(path: Path, state: State) -> tuple[str, Json]:
     tensors = {
         f"{kind}/{f.name}": f.of(flats).cpu()
         for kind, flats in state.flats.items()
@@ -230,7 +235,7 @@ def _write_whole(
     files = []
     for kind, name in WHOLE.items():
         world.progress(f"writing {name}")
-        parts = _read_ranges(states, kind, {n: (0, shape.numel()) for n, shape in shapes.items()})
+        parts = read_ranges(states, kind, {n: (0, shape.numel()) for n, shape in shapes.items()})
         tensors = {n: parts[n].view(shape) for n, shape in shapes.items()}
         files.append(write_tensors(folder / name, tensors | buffers, {}))
     return files
@@ -265,11 +270,11 @@ def steps(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
 
 
-def manifest_of(path: Path) -> Manifest:
+def manifest_of(path: Path, kind: str = KIND) -> Manifest:
     """Returns the manifest of a checkpoint; CheckpointError where it is damaged, FormatVersion
     where another release wrote it, which is no damage."""
     try:
-        manifest = unseal(path / "manifest.json", KIND, VERSION)
+        manifest = unseal(path / "manifest.json", kind, VERSION)
         check(_Manifest, manifest)
         return manifest
     except (ShardsError, OSError, ValueError) as error:
@@ -279,11 +284,11 @@ def manifest_of(path: Path) -> Manifest:
 
 
 def verified(
-    path: Path, names: Iterable[str] | None = None, progress: Progress = _silent
+    path: Path, names: Iterable[str] | None = None, progress: Progress = _silent, kind: str = KIND
 ) -> Manifest:
     """Returns the manifest of a checkpoint once its files (all, or those of these names) are found
     to be as they were written; else CheckpointError."""
-    manifest = manifest_of(path)
+    manifest = manifest_of(path, kind)
     try:
         for name in manifest["files"] if names is None else names:
             progress(f"checking {path.name}/{name}")
@@ -344,13 +349,13 @@ def load(path: Path, manifest: Manifest, state: State, progress: Progress = _sil
     }
     for kind, parts in flats.items():
         progress(f"reading {kind} of {path.name}")
-        read = _read_ranges(files, kind, ranges)
+        read = read_ranges(files, kind, ranges)
         for fragment in state.fragments:
             fragment.of(parts).copy_(read[fragment.name])
     return replace(state, flats=flats)
 
 
-def _read_ranges(
+def read_ranges(
     files: Sequence[Path], kind: str, spans: Mapping[str, tuple[int, int]]
 ) -> dict[str, Tensor]:
     """Returns elements [start, stop) of each parameter, 1-D fp32, from the state files."""
@@ -373,6 +378,16 @@ def _read_ranges(
     return out
 
 
+def sizes(files: Sequence[Path]) -> dict[str, int]:
+    """Returns the elements of each whole parameter of which state files hold a part."""
+    totals: dict[str, int] = {}
+    for path in files:
+        with _opened(path) as file:
+            ranges = json.loads(file.metadata()["ranges"])
+            totals |= {name: total for name, (_, _, total) in ranges.items()}
+    return totals
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
@@ -386,20 +401,30 @@ def load_for_sampling(where: Path, ema: bool = True) -> tuple[DiT, Manifest]:
     """Returns a model in eval mode on the CPU and its manifest, from a run folder, a folder of
     steps (of either the newest), or a step folder; trained here or imported."""
     name = WHOLE["ema" if ema else "weights"]
+    path, manifest = step_to_sample(where, [name])
+    return model_of(path, manifest, lambda: load_file(path / name)), manifest
+
+
+def step_to_sample(where: Path, names: Sequence[str]) -> tuple[Path, Manifest]:
+    """Returns the folder and the manifest of a step, or of the newest one that is whole; of a step,
+    the files of these names are verified."""
     folder = where / "checkpoints" if (where / "checkpoints").is_dir() else where
     if (where / "manifest.json").is_file():
-        path, manifest = where, verified(where, [name])
-    elif (checkpoint := newest(folder)) is not None:
-        path, manifest = checkpoint
-    else:
-        advice = "Train first"
-        if any(where.glob("*/mp_rank_00_model_states.pt")):
-            advice = f"It is the reference's: python -m train import {where} OUT"
-        raise CheckpointError(
-            f"{where}: found no checkpoint there, expected a run folder or one of its steps. {advice}"
-        )
+        return where, verified(where, names)
+    if (checkpoint := newest(folder)) is not None:
+        return checkpoint
+    advice = "Train first"
+    if any(where.glob("*/mp_rank_00_model_states.pt")):
+        advice = f"It is the reference's: python -m train import {where} OUT"
+    raise CheckpointError(
+        f"{where}: found no checkpoint there, expected a run folder or one of its steps. {advice}"
+    )
+
+
+def model_of(path: Path, manifest: Manifest, load: Callable[[], Mapping[str, Tensor]]) -> DiT:
+    """Returns the model of a step in eval mode on the CPU, with the weights that `load` reads."""
     try:
-        state = load_file(path / name)
+        state = load()
         config = DiTConfig.model_validate(manifest["model"])
         if config.layers > len(state) or any(
             n > MOST for n in vars(config).values() if type(n) is int
@@ -410,4 +435,4 @@ def load_for_sampling(where: Path, ema: bool = True) -> tuple[DiT, Manifest]:
         model.load_state_dict(state, assign=True)
     except (ValueError, RuntimeError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{path}: its weights do not fit its manifest: {error}") from None
-    return model.eval(), manifest
+    return model.eval()

@@ -35,6 +35,8 @@ CONFIGS: dict[str, type[BaseModel]] = {
     "ema": EmaConfig,
     "flow": FlowConfig,
 }
+# of these, what moves neither the weights nor their plain average
+ASIDE = {"ema": {"power", "snapshots"}}
 PRECISION = ("torch_autocast", "communication_data_type")  # of the DeepSpeed JSON
 LONGEST = 1 << 16  # side of a latent
 DEEPEST = 100  # levels of a training's JSON
@@ -146,7 +148,8 @@ def with_defaults(training: Mapping[str, Any]) -> Json:
     filled = dict(training)
     for part, config in CONFIGS.items():
         with suppress(KeyError, ValidationError):
-            filled[part] = config.model_validate(training[part]).model_dump(mode="json")
+            values = config.model_validate(training[part])
+            filled[part] = values.model_dump(mode="json", exclude=ASIDE.get(part))
     return filled
 
 

@@ -37,6 +37,9 @@ def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) 
     changed = [
         line for field in fields for line in differences(earlier.get(field), record[field], field)
     ]
+    # an average that begins later, or has another length, is none of all updates
+    power, expected = (r.get("config", {}).get("ema", {}).get("power") for r in (earlier, record))
+    changed += differences(power, expected, "ema.power")
     if changed:
         raise ResumeRefused(
             "\n  ".join([f"{path} belongs to another run (found there, expected now):", *changed])

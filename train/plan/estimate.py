@@ -13,6 +13,7 @@ from ..model.config import FlowConfig
 from ..model.dit import DiT
 from ..model.flops import Cost, Gpu, forward, parameters, total, training
 from ..model.tokens import Tokens
+from ..ready import disk_bytes
 from ..run import model_config, refuse_narrow
 from ..step.engine import deepspeed_config
 from .caching_speedup import PADDED, Efficiency, Saving, savings
@@ -49,6 +50,8 @@ class RunPlan:
     micro_batch: int
     tokens: Tokens
     flow: FlowConfig
+    checkpoint_bytes: int
+    snapshot_bytes: int  # of power averages, of all that the run makes
 
     @property
     def samples(self) -> int:
@@ -104,7 +107,15 @@ def make_plan(config: TrainConfig, data: DataSummary, setting: Setting) -> RunPl
         model.config, *size, data.tokens, 2 if autocast else 4, config.compute.recompute
     )
     memory = {
-        stage: by_stage(stage, setting.gpus, sum(parts.values()), linear, bucket, bool(autocast))
+        stage: by_stage(
+            stage,
+            setting.gpus,
+            sum(parts.values()),
+            linear,
+            bucket,
+            bool(autocast),
+            len(config.ema.power or ()),
+        )
         | {"activations, estimated": activation_bytes}
         for stage in (0, 1, 2)
     }
@@ -115,6 +126,7 @@ def make_plan(config: TrainConfig, data: DataSummary, setting: Setting) -> RunPl
         savings(train, PIXELS * shape.height, data.tokens, setting.efficiency) if square else [],
         config.steps, config.global_batch, config.micro_batch, Tokens.of(dit, *size),
         config.flow.resolved(shape.channels * shape.height * shape.width),
+        *disk_bytes(config, sum(parts.values())),
     )  # fmt: skip
 
 
@@ -133,6 +145,8 @@ def as_record(plan: RunPlan) -> dict[str, Any]:
         "memory_bytes": {str(stage): {**parts, "total": sum(parts.values())} for stage, parts in plan.memory.items()},
         "epochs": {name: {"steps": s, "of_the_run": e} for name, (s, e) in plan.epochs().items()},
         "samples": plan.samples,
+        "checkpoint_bytes": plan.checkpoint_bytes,
+        "ema_snapshot_bytes": plan.snapshot_bytes,
         "bytes_a_sample": plan.data.sample_bytes,
         "setting": asdict(plan.setting),
         "samples_per_second": rate,

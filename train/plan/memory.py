@@ -9,12 +9,18 @@ GEMMA = 2.506e9  # parameters of Gemma-2B without its output layer, which the re
 
 
 def by_stage(
-    stage: int, world: int, parameters: int, linear: int, bucket: int, autocast: bool = True
+    stage: int,
+    world: int,
+    parameters: int,
+    linear: int,
+    bucket: int,
+    autocast: bool = True,
+    powers: int = 0,
 ) -> dict[str, float]:
     """Returns the bytes of state of one of `world` GPUs, by what they hold. Stage 0 is the
     reference: everything on each GPU. `linear`: parameters of layers that autocast runs in bf16;
     `bucket`: elements of ZeRO's buffer for gradients (arXiv 1910.02054: stage 1 splits the
-    optimizer's state, stage 2 the gradients, too)."""
+    optimizer's state, stage 2 the gradients, too); `powers`: power-function averages beside the plain one."""
     full, part = 4.0 * parameters, 4.0 * parameters / world
     bucket = min(bucket, parameters)
     return {
@@ -25,6 +31,7 @@ def by_stage(
         "AdamW's moments": 2 * full if stage == 0 else 2 * part,
         "own part of the weights, for AdamW": 0.0 if stage == 0 else part,
         "average of the weights": full if stage == 0 else part,
+        **({"power averages of them": 0.0 if stage == 0 else powers * part} if powers else {}),
         "Gemma-2B in fp32": 4 * GEMMA if stage == 0 else 0.0,
     }
 

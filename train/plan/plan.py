@@ -53,6 +53,7 @@ def as_text(plan: RunPlan) -> str:
         f"{plan.micro_batch}",
         "",
         _memory_table(plan),
+        _disk_line(plan),
         "",
         *_time_lines(plan),
         "",
@@ -71,6 +72,13 @@ def _memory_table(plan: RunPlan) -> Table:
     table.add_section()
     table.add_row("total, without CUDA's own", *(f"{n / size:,.1f}" for n in sums))
     return table
+
+
+def _disk_line(plan: RunPlan) -> str:
+    text = f"disk: a checkpoint is {size_text(plan.checkpoint_bytes)}"
+    if plan.snapshot_bytes:
+        text += f"; the snapshots of ema.power are {size_text(plan.snapshot_bytes)} in all"
+    return text
 
 
 def _time_lines(plan: RunPlan) -> list[str]:

@@ -15,6 +15,7 @@ from configs import ConfigError, load
 from shards import Column
 from tests.commands.lines import next_lines
 from tests.train.conftest import CHANNELS, ROOT, SIDE, TINY, WIDTH, tiny_config
+from tests.train.here import trained
 from tests.train.model.test_flops import SMALL, THREE_B
 from train.__main__ import main
 from train.config import TrainConfig
@@ -23,6 +24,7 @@ from train.model.flops import GPUS, training
 from train.plan.caching_speedup import Efficiency, gemma, savings
 from train.plan.estimate import RunPlan, Setting, make_plan
 from train.plan.memory import activations, by_stage
+from train.plan.plan import as_text
 from train.plan.survey import summarise, with_rows
 
 CONFIGS = ROOT / "configs/train"
@@ -228,3 +230,26 @@ def test_neither_columns_nor_sizes(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     path.write_text(yaml.safe_dump(tiny_config(tmp_path, tmp_path)))
     with pytest.raises(ConfigError, match=r"no such folder.*give their sizes: data.expect"):
         run(monkeypatch, str(path))
+
+
+def test_bytes_on_disk(columns: Path, tmp_path: Path) -> None:
+    """Counted by the files that a run writes: a checkpoint, and the snapshots of power averages."""
+    ema = {"decay": 0.9, "power": [0.05, 0.1], "snapshots": 3}
+    values = tiny_config(
+        columns, tmp_path, steps=6, save_every=6, ema=ema, model={**TINY, "hidden_size": 128}
+    )
+    config = TrainConfig.model_validate(values)
+    plan = make_plan(config, summarise(config), Setting(1, None, Efficiency(), None))
+    run = trained(values)
+    for planned, folder in (
+        (plan.checkpoint_bytes, run / "checkpoints"),
+        (plan.snapshot_bytes, run / "ema-snapshots"),
+    ):
+        size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+        assert planned == pytest.approx(size, rel=0.05)
+    assert plan.snapshot_bytes == 3 * 2 * 2 * sum(plan.parameters.values())
+    part = sum(plan.parameters.values()) * 4.0
+    assert plan.memory[1]["power averages of them"] == 2 * part
+    text = as_text(plan)
+    assert "disk: a checkpoint is" in text
+    assert "; the snapshots of ema.power are" in text
