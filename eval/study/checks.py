@@ -13,8 +13,9 @@ from typing import Any
 from configs import ConfigError
 from encode.errors import ModelNotUsable
 from encode.registry import VAES, ModelSpec, location, lookup
-from train.checkpoints.checkpoint import manifest_of
+from train.checkpoints.checkpoint import CheckpointError, manifest_of
 from train.checkpoints.identity import compared, leaves, training_of
+from train.checkpoints.init_weights import initial_step
 from train.model import DiTConfig, FlowConfig
 from train.run import model_config, refuse_narrow, with_sizes
 
@@ -70,6 +71,7 @@ def preflight(study: Study) -> Study:
         scorer_settings(study, scorer)
     find(study.benchmark, study.config.prompts)
     check_batches(study)
+    check_initial(study)
     existing = Existing(study)
     check_columns(study, existing)
     refuse_changed(study)
@@ -115,6 +117,16 @@ def check_batches(study: Study) -> None:
                 study.train_config(entry, study.seeds[0], phase).accumulation(study.ranks)
             except ConfigError as error:
                 raise ConfigError(f"{study.path}: {entry}: {error}") from None
+
+
+def check_initial(study: Study) -> None:
+    """Raises BadStudy where the weights that a first phase starts from are not there."""
+    for entry in study.entries:
+        if (path := study.train_config(entry, study.seeds[0], 0).init_from) is not None:
+            try:
+                initial_step(path)
+            except CheckpointError as error:
+                raise BadStudy(f"{study.path}: {entry}: {error}") from None
 
 
 def check_columns(study: Study, existing: Existing) -> None:

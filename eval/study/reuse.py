@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,19 @@ from shards import (
 )
 from shards.format import COLUMN, VERSION
 from shards.format.atomic import read_json
-from train.checkpoints.checkpoint import CheckpointError, manifest_of, steps
+from train.checkpoints.checkpoint import WHOLE, CheckpointError, manifest_of, steps
 from train.checkpoints.identity import TABLE, compared, training_of
 from train.config import TrainConfig
 from train.run import expected_record
 
-from ..errors import BadPrompts, EvalError, StudyChanged
+from ..errors import BadPrompts, BadScores, EvalError, StudyChanged
 from ..images.checks import read_manifest
 from ..images.runs import Run
 from ..prompts.benchmarks import find
 from ..prompts.prompts import Prompts
 from ..scores import results
+from ..scores.aggregate import means_of
+from ..scores.results import Score
 from .flags import generate_settings
 from .graph import Node, generate_id, train_id
 from .study import Study
@@ -81,18 +84,19 @@ class Existing:
     def _trained(self, entry: str, seed: int, phase: int) -> bool:
         run = self.study.run_folder(entry, seed, phase)
         wanted = self.study.train_config(entry, seed, phase)
-        return _has_steps(run, wanted) and self.run_differences(entry, seed, phase, run) == []
+        file = self.weights_file(entry, phase)
+        return _has_steps(run, wanted, file) and self.run_differences(entry, seed, phase, run) == []
 
     def score_names(self, node: Node) -> list[str]:
         """Returns the names of the scores that a node made of the pictures that are there now."""
         record = read_record(self.study, node.id)
-        if record is None or record.get("command") != list(node.command) or record.get("exit_code"):
+        if record is None or not is_record_of(record, node) or record.get("exit_code"):
             return []
-        folder, names = node.outputs[0].parent, record.get("scores") or []
+        folder, names = node.outputs[0].parent, names_in(record)
         digest = recorded_digest(folder)
         try:
-            scores = [results.read(node.outputs[0] / f"{name}.json") for name in names]
-        except (EvalError, ShardsError, OSError):
+            scores = [read_whole(node.outputs[0] / f"{name}.json") for name in names]
+        except (EvalError, ShardsError, OSError, ValueError):
             return []
         return [] if digest is None or any(s.images != digest for s in scores) else names
 
@@ -197,11 +201,20 @@ class Existing:
 
     def weights(self, entry: str, seed: int, step: int) -> str | None:
         """Returns the digest of the weights that are sampled; None while they do not exist."""
-        file = "ema.safetensors" if self.flags["ema_weights"] else "weights.safetensors"
         try:
-            return str(self._manifest(entry, seed, step)["files"][file]["sha256"])
+            files = self._manifest(entry, seed, step)["files"]
+            return str(files[self.weights_file(entry)]["sha256"])
         except (CheckpointError, KeyError):
             return None
+
+    def weights_file(self, entry: str, phase: int = -1) -> str:
+        """Returns which weights of a run are used: those that are sampled, or that its next phase
+        starts from."""
+        phase = range(len(self.study.parts(entry)))[phase]
+        if phase + 1 == len(self.study.parts(entry)):
+            return WHOLE["ema" if self.flags["ema_weights"] else "weights"]
+        after = self.study.train_config(entry, self.study.seeds[0], phase + 1)
+        return WHOLE["ema" if after.init_ema else "weights"]
 
     def _manifest(self, entry: str, seed: int, step: int) -> Json:
         run = self.study.run_folder(entry, seed)
@@ -225,21 +238,26 @@ def column_identity(place: str) -> Json:
     return dict(store.unseal("column.json", COLUMN, VERSION)["identity"])
 
 
-def _has_steps(run: Path, config: TrainConfig) -> bool:
-    """Whether a run has the checkpoints that a study samples from, and the last."""
+def _has_steps(run: Path, config: TrainConfig, file: str) -> bool:
+    """Whether a run has the checkpoints that a study samples from, and the last, with these weights."""
     wanted = {*config.save_at, config.steps}
-    return all(_is_saved(run / "checkpoints" / f"step-{step:08d}") for step in wanted)
+    return all(_is_saved(run / "checkpoints" / f"step-{step:08d}", file) for step in wanted)
 
 
-def _is_saved(checkpoint: Path) -> bool:
-    return (checkpoint / "manifest.json").is_file()
+def _is_saved(checkpoint: Path, file: str) -> bool:
+    """Whether a checkpoint has these weights, by their size: the digest is checked when they are read."""
+    try:
+        entry = manifest_of(checkpoint)["files"][file]
+        return bool((checkpoint / file).stat().st_size == entry["bytes"])
+    except (CheckpointError, ShardsError, KeyError, OSError):
+        return False
 
 
-def _beyond(run: Path, config: TrainConfig) -> str:
+def _beyond(run: Path, config: TrainConfig, file: str) -> str:
     """Returns that a run has no checkpoint of a wanted step and has one of a later; else nothing.
     A training goes on from its newest checkpoint, and so cannot save the step any more."""
     folders = steps(run / "checkpoints")
-    names = (path.name.removeprefix("step-") for path in folders if _is_saved(path))
+    names = (path.name.removeprefix("step-") for path in folders if _is_saved(path, file))
     saved = {int(name) for name in names if name.isdecimal()}
     wanted = {*config.save_at, config.steps} - saved
     absent = sorted(step for step in wanted if step < max(saved, default=0))
@@ -273,6 +291,33 @@ def read_record(study: Study, node: str) -> Json | None:
     return record if isinstance(record, dict) else None
 
 
+def is_record_of(record: Json, node: Node) -> bool:
+    """Whether a record is of a scoring by the same command, wherever the study's folder was then."""
+    command = record.get("command")
+    if not isinstance(command, list) or len(command) != len(node.command):
+        return False
+    own = str(node.outputs[0].parent)
+    return all(then == now or now == own for then, now in zip(command, node.command, strict=True))
+
+
+def names_in(record: Json) -> list[str]:
+    """Returns the names of the scores that a record says were written; none where it was edited."""
+    names = record.get("scores")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return []
+    return names
+
+
+def read_whole(path: Path) -> Score:
+    """Returns a score; BadScores, OSError or ValueError where it or its items were changed."""
+    score, items = results.read(path), results.read_items(path)
+    if items and not isclose(
+        means_of(items, score.overall, score.unit)[0], score.value.value, rel_tol=1e-6, abs_tol=1e-9
+    ):
+        raise BadScores(f"{path}: its items do not add up to it. Score the set again")
+    return score
+
+
 # Made before --------------------------------------------------------------------------------------
 
 
@@ -287,7 +332,9 @@ def refuse_changed(study: Study) -> None:
                 run = study.own_run_folder(entry, seed, phase)
                 if differ := existing.run_differences(entry, seed, phase, run):
                     lines += [f"{run}:", *(f"  {line}" for line in differ[:MOST_LINES])]
-                elif line := _beyond(run, study.train_config(entry, seed, phase)):
+                elif line := _beyond(
+                    run, study.train_config(entry, seed, phase), existing.weights_file(entry, phase)
+                ):
                     lines += [f"{run}:", f"  {line}"]
             for step in study.steps:
                 folder = study.own_set_folder(entry, seed, step)
@@ -338,9 +385,10 @@ def _take_run(existing: Existing, entry: str, seed: int, phase: int, runs: Seque
     """Puts the first run that fits into the study, unless it has one of its own."""
     study = existing.study
     config = study.train_config(entry, seed, phase)
-    if _has_steps(study.own_run_folder(entry, seed, phase), config):
+    file = existing.weights_file(entry, phase)
+    if _has_steps(study.own_run_folder(entry, seed, phase), config, file):
         return
-    whole = [run for run in runs if _has_steps(run, config)]
+    whole = [run for run in runs if _has_steps(run, config, file)]
     if not whole or existing.training(entry, seed, phase) is None:
         return
     last = phase == len(study.parts(entry)) - 1

@@ -10,7 +10,7 @@ from ...errors import MissingImages
 from ...report.compare import Entry
 from ...report.entries import ScoredSet, open_one
 from ..graph import nodes_of
-from ..reuse import read_record
+from ..reuse import is_record_of, names_in, read_record
 
 if TYPE_CHECKING:
     from ..study import Study
@@ -60,8 +60,8 @@ def recorded_names(study: Study) -> dict[str, set[str]]:
     names: dict[str, set[str]] = {scorer.name: set() for scorer in study.scorers}
     for node in nodes_of(study):
         record = read_record(study, node.id) if node.kind == "score" else None
-        if record is not None and record.get("command") == list(node.command):
-            names[node.scorer].update(record.get("scores") or ())
+        if record is not None and is_record_of(record, node):
+            names[node.scorer].update(names_in(record))
     return names
 
 

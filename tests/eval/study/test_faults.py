@@ -157,6 +157,7 @@ def test_what_is_done_is_seen_from_what_is_there(made: Path) -> None:
         ({"generate": {"guidanse": 3}}, BadStudy, "--guidanse"),
         ({"prompts": "absent.json"}, BadPrompts, "absent.json: no such file"),
         ({"prompts": None, "benchmark": "geneval"}, BadPrompts, "prompts fetch geneval"),
+        ({"with": ["init_from=absent"]}, BadStudy, "plain: init_from: found no checkpoint in absent"),
         ({"ranks": 3}, configs.ConfigError, "cannot be cut into micro-batches"),
     ],
 )  # fmt: skip
