@@ -21,7 +21,16 @@ from shards.places import local_path, model, place
 from shards.printing import command
 from shards.signals import stoppable
 
-from .images.flags import class_flag, device_flag, generate_flags, interval_of, sampling_flags
+from .images.flags import (
+    AXES,
+    class_flag,
+    device_flag,
+    generate_flags,
+    interval_of,
+    sampling_flags,
+    set_flags,
+    single,
+)
 from .prompts.benchmarks import BENCHMARKS, PLACE
 
 Flags = Callable[[argparse.ArgumentParser], None]
@@ -271,7 +280,11 @@ def _watch_flags(parser: argparse.ArgumentParser) -> None:
     flag("--order", choices=("newest", "oldest"), default="newest", help="which first")
     flag("--every", type=positive, default=30, help="seconds between two looks")
     flag("--once", action="store_true", help="score what stands, and end")
-    flag(
+    _scorer_flag(parser)
+
+
+def _scorer_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--scorer", nargs=argparse.REMAINDER, default=[], metavar="NAME [FLAG ...] [--scorer NAME ...]",
         help="the last flag: all that follows is the scorer's",
     )  # fmt: skip
@@ -286,6 +299,40 @@ def _watch(args: argparse.Namespace) -> int:
     fields = _fields(args, "run", "order", "every", "once", "scorer")
     request = Request(checkpoint=args.run, save_dir=args.run / "eval", **fields)
     return watch(args.run, request, requests, args.order, args.every, args.once)
+
+
+# Settings of the sampler --------------------------------------------------------------------------
+
+
+def _sweep_flags(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument
+    flag("checkpoint", type=local_path, metavar="RUN", help="a run, or one of its steps")
+    flag(
+        "--over", nargs="+", required=True, metavar="NAME=VALUE,VALUE",
+        help=f"what is tried, such as guidance_scale=1.5,2,3; of {', '.join(AXES)}",
+    )  # fmt: skip
+    flag("--save_dir", type=local_path, help="of the sets and the page; RUN/sweep by default")
+    set_flags(parser)
+    _scorer_flag(parser)
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from .score import SCORERS
+    from .sweep import as_text, parse_over, sweep
+    from .watch import parse_scorers
+
+    args.guidance_interval = interval_of(args.guidance_interval)
+    args.save_dir = args.save_dir or args.checkpoint / "sweep"
+    fields, over = single(_fields(args, "over", "scorer")), parse_over(args.over)
+    scorers = parse_scorers(args.scorer, SCORERS, args.device, "sweep")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    received: list[int] = []
+
+    def work() -> None:
+        print(as_text(sweep(fields, over, scorers, received)))
+        print(args.save_dir / "report.html")
+
+    return stoppable(work, received)
 
 
 # Several trainings -----------------------------------------------------------------------------
@@ -330,6 +377,11 @@ VERBS: dict[str, tuple[str, Flags, Callable[[argparse.Namespace], int | None]]] 
         "pictures and scores of each checkpoint of a run, while it is trained",
         _watch_flags,
         _watch,
+    ),
+    "sweep": (
+        "the guidance scale (or another setting of the sampler) that suits a run",
+        _sweep_flags,
+        _sweep,
     ),
     "study": (
         "entries trained over several seeds, sampled, scored and compared, from one file",

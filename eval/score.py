@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,17 +46,23 @@ def run(scorer: Scorer, args: argparse.Namespace) -> None:
     for images in sets:
         results.refuse_versions(images.folder)
     for images in sets:
-        start = time.perf_counter()
-        for score, items in scorer.score(images, args):
-            now = time.perf_counter()
-            seconds = now - start if score.seconds is None else score.seconds
-            score = replace(
-                score, scorer=name(score.scorer, images), missing=score.missing or images.missing,
-                seconds=seconds,
-            )  # fmt: skip
-            start = now
-            results.write(images.folder, score, items)
+        for score in score_set(scorer, images, args):
             print(line(images.folder, score))
+
+
+def score_set(scorer: Scorer, images: ImageSetReader, args: argparse.Namespace) -> Iterator[Score]:
+    """Yields the scores of a set, each once it is written beside the pictures."""
+    start = time.perf_counter()
+    for score, items in scorer.score(images, args):
+        now = time.perf_counter()
+        seconds = now - start if score.seconds is None else score.seconds
+        score = replace(
+            score, scorer=name(score.scorer, images), missing=score.missing or images.missing,
+            seconds=seconds,
+        )  # fmt: skip
+        start = now
+        results.write(images.folder, score, items)
+        yield score
 
 
 def line(folder: Path, score: Score) -> str:

@@ -63,7 +63,7 @@ class ScorerRequest:
 
 
 def parse_scorers(
-    words: Sequence[str], scorers: Mapping[str, Scorer], device: str
+    words: Sequence[str], scorers: Mapping[str, Scorer], device: str, verb: str = "watch"
 ) -> list[ScorerRequest]:
     """Returns the scorers of `cmmd --reference FILE --scorer fid ...`: names, each followed by its
     flags as `eval score` takes them.
@@ -78,7 +78,7 @@ def parse_scorers(
                 f"--scorer: found {name!r}, expected one of {', '.join(sorted(scorers))}"
             )
         parser = argparse.ArgumentParser(
-            prog=f"python -m eval watch RUN --scorer {name}", conflict_handler="resolve"
+            prog=f"python -m eval {verb} RUN --scorer {name}", conflict_handler="resolve"
         )
         add_flags(parser, scorers[name].flags)
         parser.set_defaults(partial=False, device=device)

@@ -60,7 +60,14 @@ def sampling_flags(
 def generate_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
     flag("--checkpoint", type=local_path, required=True, help="a run, or one of its steps")
-    flag("--tag", type=not_negative, help="the step, where --checkpoint is a run; the last without")
+    flag("--save_dir", type=local_path, required=True, help="a new folder, or one to go on with")
+    set_flags(parser)
+
+
+def set_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds what decides a set of pictures, but for the run and the folder."""
+    flag = parser.add_argument
+    flag("--tag", type=not_negative, help="the step of the run; the last without")
     flag(
         "--type", choices=("latentbank", "baseline-dit"), default="latentbank",
         help="baseline-dit: a folder of the reference's, with config.json and TAG/mp_rank_00_model_states.pt",
@@ -69,7 +76,6 @@ def generate_flags(parser: argparse.ArgumentParser) -> None:
         "--prompts", "--metadata_file", type=local_path,
         help="its prompt file, if not the one fetched; of your own: .txt, one a line; .json, list or {id: prompt}",
     )  # fmt: skip
-    flag("--save_dir", type=local_path, required=True, help="a new folder, or one to go on with")
     sampling_flags(parser, several=True)
     flag("--resolution", type=positive, help="pixels; the columns' by default, 256 without any")
     flag("--sampler", choices=("euler", "dpmpp-2m"), default="euler", help="of the ODE")

@@ -4,6 +4,7 @@
     <save_dir>/prompts.json       the prompts, in their order
     <save_dir>/images/            the files of the benchmark's layout, for its official scorer
     <save_dir>/scores/            what scorers say (`eval.scores.results`)
+    <save_dir>/halves/a|b/        likewise of a half of the prompts (`eval.sweep`)
 
 Each file is written whole or not at all, with a digest of settings, id and prompt in it, which
 makes it verifiable alone: an interrupted run goes on from the files that exist.
@@ -12,9 +13,9 @@ makes it verifiable alone: an interrupted run goes on from the files that exist.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,6 +30,7 @@ from ..prompts.prompts import Prompts
 from . import checks, embedded_digest
 from .layouts import LAYOUTS, File, Picture, joined, parted
 
+HALVES = "halves"  # folder of what is said of a half of the prompts
 STALE_SECONDS = 3600  # unfinished files so old are of killed processes
 
 Json = dict[str, Any]
@@ -153,6 +155,7 @@ class ImageSetReader:
     files: list[File]
     digests: dict[str, str]  # of each file
     missing: int = 0  # files that are absent
+    half: str | None = None  # of the prompts, "a" or "b", where it is not the whole set
 
     @classmethod
     def open(cls, save_dir: Path, partial: bool = False) -> ImageSetReader:
@@ -185,9 +188,19 @@ class ImageSetReader:
                 embedded_digest.check(images / file.path, file_digest(settings, file))
         return cls(save_dir, prompts, settings, present, digests, len(files) - len(present))
 
+    def half_of(self, half: str, ids: Collection[str]) -> ImageSetReader:
+        """Returns the pictures of some prompts; what is kept beside them has a folder of its own."""
+        items = tuple(prompt for prompt in self.prompts.items if prompt.id in ids)
+        files = [file for file in self.files if file.prompt.id in ids]
+        return replace(
+            self, folder=self.folder / HALVES / half, half=half, files=files,
+            prompts=replace(self.prompts, items=items), settings={**self.settings, "half": half},
+            digests={file.path: self.digests[file.path] for file in files},
+        )  # fmt: skip
+
     @property
     def images(self) -> Path:
-        return self.folder / "images"
+        return (self.folder.parents[1] if self.half else self.folder) / "images"
 
     @property
     def digest(self) -> str:

@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import isclose
+from pathlib import Path
 
 from shards import canonical_json
 from train.checkpoints.identity import without_seed
 
 from ..errors import EvalError, OtherImages
 from ..scores import aggregate
-from ..scores.results import LEVEL, Score, Value
+from ..scores.results import LEVEL, Item, Score, Value
 from ..scores.seeds import (
     SEEDS_OF_A_VERDICT,
     Estimate,
@@ -28,7 +29,7 @@ from ..scores.seeds import (
     grouped,
     over_seeds,
 )
-from .entries import ScoredSet
+from .entries import ScoredSet, items_of
 from .pairing import ROUNDING, Pairing, pairing_of
 
 # parts of a score's made_by that say what was measured, and where, not how
@@ -172,15 +173,25 @@ def mean_over_seeds(sets: Sequence[ScoredSet], scorer: str) -> Value | None:
     if len(values) < 2:
         return values[0] if values else None
     try:
-        estimates = [_estimate(scored, scorer) for scored in sets if scorer in scored.scores]
+        estimates = [
+            _estimate(scored.score_folder, scored.scores[scorer], scored.items(scorer))
+            for scored in sets if scorer in scored.scores
+        ]  # fmt: skip
         return over_seeds(estimates)[0]
     except (OtherImages, _NoDifference):
         return over_seeds([Estimate(value=value.value) for value in values])[0]
 
 
-def _estimate(scored: ScoredSet, scorer: str) -> Estimate:
-    """Returns a set's score and how prompts move it; _NoDifference where that is not known."""
-    score, items = scored.scores[scorer], scored.items(scorer)
+def estimate_of(folder: Path, score: Score) -> Estimate:
+    """Returns a score that lies in a folder, and how prompts move it, as far as that is known."""
+    try:
+        return _estimate(folder, score, items_of(folder, score.scorer))
+    except _NoDifference:
+        return Estimate(value=score.value.value)
+
+
+def _estimate(folder: Path, score: Score, items: Sequence[Item]) -> Estimate:
+    """Returns a score and how prompts move it; _NoDifference where that is not known."""
     if items:
         estimate, _ = aggregate.estimates(items, score.overall, score.unit)
         if _equal(estimate.value, score.value):
@@ -189,7 +200,7 @@ def _estimate(scored: ScoredSet, scorer: str) -> Estimate:
         from ..distances.measure import estimates  # which loads torch
 
         with suppress(EvalError):
-            return estimates(scored.score_folder, scorer)[0]
+            return estimates(folder, score.scorer)[0]
     raise _NoDifference
 
 

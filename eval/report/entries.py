@@ -62,13 +62,18 @@ class ScoredSet:
 
     def items(self, scorer: str) -> list[Item]:
         """Returns the items that a score was made of; BadScores where the file is damaged."""
-        path = self.score_folder / results.NAME / f"{scorer}.json"
-        try:
-            return results.read_items(path)
-        except (OSError, ValueError) as error:
-            raise BadScores(
-                f"{path.with_suffix('.items.jsonl')}: not the items of a score ({error}). Score the set again"
-            ) from None
+        return items_of(self.score_folder, scorer)
+
+
+def items_of(folder: Path, scorer: str) -> list[Item]:
+    """Returns the items of a score in a folder; BadScores where the file is damaged."""
+    path = folder / results.NAME / f"{scorer}.json"
+    try:
+        return results.read_items(path)
+    except (OSError, ValueError) as error:
+        raise BadScores(
+            f"{path.with_suffix('.items.jsonl')}: not the items of a score ({error}). Score the set again"
+        ) from None
 
 
 def open_all(

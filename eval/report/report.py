@@ -23,6 +23,7 @@ high, count; its interval is 95 %, null where none is known):
                     resolved, or without a verdict), no_verdict (why there is none), warnings, reason (why there is no
                     value)
       shown[]       ids of the prompts whose pictures are on the page
+    sweeps[]        from `python -m eval sweep`, where it lies beside the sets: the fields of eval/report/sweeps.py
     curves[]        from `python -m eval watch`: scorer, run, points [[step, Value]]
 """
 
@@ -46,6 +47,7 @@ from .cost import cost_of
 from .entries import ScoredSet, open_all
 from .gallery import gallery
 from .page import render, training_curves
+from .sweeps import sweeps_of
 
 Json = dict[str, Any]
 FORMAT, VERSION = "latentbank-report", 1
@@ -82,6 +84,7 @@ def report(
     ]
     data: Json = {
         "format": FORMAT, "version": VERSION, "confidence": LEVEL, "sections": sections,
+        "sweeps": [asdict(sweep) for sweep in sweeps_of(scored.folder for scored in scored_sets)],
         "curves": curves_of(scored_sets),
     }  # fmt: skip
     page = render(data, galleries, training_curves(_runs(scored_sets)), note)

@@ -27,7 +27,11 @@ class Scorer:
 
 
 def name(scorer: str, images: ImageSetReader) -> str:
-    """Returns a scorer's name, with the number of files where the set is not complete."""
+    """Returns a scorer's name, with the half of the prompts that it is of, and the number of files
+    where the set is not complete.
+    """
+    if images.half and not scorer.endswith(f"-half-{images.half}"):
+        scorer = f"{scorer}-half-{images.half}"
     if not images.missing or "-partial" in scorer:
         return scorer
     return f"{scorer}-partial-{len(images.files)}-of-{len(images.files) + images.missing}"
