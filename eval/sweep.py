@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Column, Table
+from rich.text import Text
 
 from shards import charts
 from shards.console import render
@@ -194,17 +195,13 @@ def as_text(record: Sweep) -> str:
     heads += [Column(f"half {half}", justify="right", no_wrap=True) for half in "AB"]
     table = Table(*heads, Column(""), box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for i, point in enumerate(record.points):
-        notes = {
-            "chosen": i == record.chosen, "best on A": i == record.best,
-            "tied": point.tied and i not in (record.chosen, record.best),
-        }  # fmt: skip
+        note = "chosen" if i == record.chosen else "best on A" if i == record.best else ""
+        note = note or ("tied" if point.tied else "")
         scores = point.scores[record.scorer]
         table.add_row(
             *(f"{point.setting[name]:g}" for name in names),
             *(_interval(value, "{:.3g}".format) for value in (scores.a, scores.b)),
-            ", ".join(note for note, holds in notes.items() if holds),
+            note,
         )
-    better = record.better[record.scorer]
-    return render(
-        f"{record.scorer} ({better} is better)", table, "", *record.sentences, width=WIDTH
-    )
+    title = f"{record.scorer} ({record.better[record.scorer]} is better)"
+    return render(title, table, "", *map(Text, record.sentences), width=WIDTH)

@@ -16,6 +16,7 @@ COLOURS = 8
 WIDTH, MARGIN, ROW = 360, 8, 26  # of a chart of intervals and the height of its lines, in pixels
 # of a chart of curves, the space left of it for numbers, and below it for steps and hours
 CURVES_WIDTH, CURVES_HEIGHT, LEFT, BOTTOM = 480, 240, 64, 40
+LONGEST_AXIS = 9  # letters of a name that fit into LEFT
 MOST_POINTS = 400  # of a curve on the page
 
 Estimate = Mapping[str, Any]  # "value", with "low" and "high" of its interval or None
@@ -106,10 +107,13 @@ def curves(
             shapes.append(
                 f'<text class="axis" x="{place:.1f}" y="{bottom + 29}" text-anchor="{anchor}">{text}</text>'
             )
-    for i, name in enumerate([axis, unit] if unit else [axis]):
-        shapes.append(
-            f'<text class="axis" x="2" y="{bottom + 14 + 15 * i}">{html.escape(name)}</text>'
-        )
+    # a name that has no room left of the first number has the line below, which is free without hours
+    below = ["", axis] if len(axis) > LONGEST_AXIS and not unit else [axis, unit]
+    for i, name in enumerate(below):
+        if name:
+            shapes.append(
+                f'<text class="axis" x="2" y="{bottom + 14 + 15 * i}">{html.escape(name)}</text>'
+            )
     for hue, band in bands:
         edge = [(x, low) for x, low, _ in band] + [(x, high) for x, _, high in reversed(band)]
         corners = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in edge)

@@ -15,7 +15,7 @@ from train.report import read_records
 
 from .entries import RECONSTRUCTION
 from .pairing import brief
-from .sweeps import charts_of, setting_text
+from .sweeps import charts_of, scorers_of, setting_text
 
 Json = dict[str, Any]
 LONGEST = 100  # characters of a setting on the page
@@ -32,7 +32,8 @@ def render(
     return template(Path(__file__).with_name("report.html.j2")).render(
         r=data, galleries=galleries, note=note, style=charts.style(), verdicts=verdicts,
         plot=_plot, groups_plot=_groups_plot, forests=forests, trainings=trainings, settings=settings,
-        script=charts.script(), sweep_charts=charts_of, setting_text=setting_text,
+        script=charts.script(), sweep_charts=charts_of, sweep_scorers=scorers_of,
+        setting_text=setting_text,
         title=", ".join(section["benchmark"] for section in data["sections"]),
         charts=[
             charts.curves(title, lines, bands=bands)

@@ -22,6 +22,7 @@ from ..scores.results import Count, Finite, Texts, Value
 Json = dict[str, Any]
 FORMAT, VERSION, NAME = "latentbank-sweep", 1, "sweep.json"
 MOST_LINES = 8  # of a chart
+GREY = 7  # a colour of the page
 
 STRICT = ConfigDict(extra="forbid")
 Settings = Annotated[dict[Text, Finite], Field(min_length=1, max_length=8)]
@@ -46,7 +47,7 @@ class Point:
     tied: bool  # not told apart from the best
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True)
 class Sweep:
     """A setting that was chosen on half A of the prompts; its score is that of half B."""
 
@@ -109,38 +110,39 @@ def varied(points: Sequence[Point]) -> list[str]:
     return [name for name in points[0].setting if len({p.setting[name] for p in points}) > 1]
 
 
-def charts_of(sweep: Json) -> list[str]:
-    """Returns a chart a scorer: its score over the first setting that varies, with intervals.
+def scorers_of(sweep: Json) -> list[str]:
+    """Returns the scorers, first the one that the choice was made by."""
+    return [sweep["scorer"], *(name for name in sweep["better"] if name != sweep["scorer"])]
 
-    A line for each value of the other settings: of half B with the band of its intervals, and faintly
-    of half A, where there is room.
+
+def charts_of(sweep: Json) -> list[str]:
+    """Returns a chart a scorer: its score on half B over the first setting that varies, with the band of
+    its intervals. A line for each value of the other settings; where there is one line, half A's too.
     """
     points = [Point(**point) for point in sweep["points"]]
     axis, *others = varied(points)
     lines: dict[str, list[Point]] = {}
     for point in sorted(points, key=lambda point: point.setting[axis]):
         lines.setdefault(setting_text(point.setting, others), []).append(point)
-    halves = ("b", "a") if 2 * len(lines) <= MOST_LINES else ("b",)
     figures = []
-    for scorer in sweep["better"]:
-        curves: list[charts.Curve] = []
+    for scorer in scorers_of(sweep):
+        curves = [
+            (name or "half B", [(point.setting[axis], point.scores[scorer].b.value) for point in line])
+            for name, line in list(lines.items())[:MOST_LINES]
+        ]  # fmt: skip
         bands: list[charts.Band] = []
-        colours, thin = [], []
-        for colour, (name, members) in enumerate(list(lines.items())[:MOST_LINES]):
-            for half in halves:
-                values = [getattr(point.scores[scorer], half) for point in members]
-                places = [point.setting[axis] for point in members]
-                if half == "a":
-                    thin.append(len(curves))
-                elif all(value.low is not None for value in values):
-                    ends = zip(places, values, strict=True)
-                    bands.append((colour, [(x, v.low, v.high) for x, v in ends]))
-                title = ", ".join(filter(None, [name, f"half {half.upper()}"]))
-                heights = [(x, v.value) for x, v in zip(places, values, strict=True)]
-                curves.append((title, heights))
-                colours.append(colour)
+        for colour, line in enumerate(list(lines.values())[:MOST_LINES]):
+            ends = [
+                (point.setting[axis], b.low, b.high)
+                for point in line
+                if (b := point.scores[scorer].b).low is not None and b.high is not None
+            ]
+            bands += [(colour, ends)] if ends else []
+        colours = [*range(len(curves))]
+        if len(lines) == 1:
+            places = [(point.setting[axis], point.scores[scorer].a.value) for point in points]
+            curves.append(("half A", sorted(places)))
+            colours.append(GREY)
         title = f"{scorer} ({sweep['better'][scorer]} is better)"
-        figures.append(
-            charts.curves(title, curves, colours=colours, thin=thin, bands=bands, axis=axis)
-        )
+        figures.append(charts.curves(title, curves, colours=colours, bands=bands, axis=axis))
     return figures

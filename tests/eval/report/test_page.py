@@ -134,7 +134,7 @@ def test_scores_over_steps_have_bands() -> None:
         [20, {"value": 2.0, "low": 1.0, "high": 3.0}],
     ]
     data = {
-        "confidence": 0.95, "sections": [],
+        "confidence": 0.95, "sections": [], "sweeps": [],
         "curves": [{"scorer": "acc", "run": "runs/a", "points": points}],
     }  # fmt: skip
     page = Page(render(data, []))

@@ -1,0 +1,250 @@
+"""A setting of the sampler is chosen on one half of the prompts and reported on the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval.commands import main
+from eval.distances.frechet import Gaussian, distance
+from eval.errors import BadScores
+from eval.features.features import extract, of_folder
+from eval.images.imageset import ImageSetReader
+from eval.report import sweeps
+from eval.scores import results
+from eval.scores.choose import halves
+from shards import exits, seal
+from shards.format.atomic import read_json
+from tests.eval import faults
+from tests.eval.small import save_folder
+from tests.forks import fork, leave_pytest, wait
+
+WORDS = ("red", "blue", "cat", "dog", "flag", "on", "the")
+COUNT = 25  # an odd number: one prompt is in no half
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prompts, and pictures to compare with."""
+    folder = tmp_path_factory.mktemp("sweep")
+    chance = np.random.default_rng(0)
+    prompts = [" ".join(chance.choice(WORDS, 1 + i % 5)) for i in range(COUNT)]
+    (folder / "flag.json").write_text(
+        json.dumps({f"flag-{i:02d}": p for i, p in enumerate(prompts)})
+    )
+    save_folder(folder / "real", 40)
+    return folder
+
+
+def words(
+    place: Path, run: Path, out: Path, over: Sequence[str] = ("guidance_scale=1,3,6",)
+) -> list[str]:
+    sampling = ["--num_inference_steps", "2", "--batch_size", "8", "--device", "cpu"]
+    paths = ["--prompts", str(place / "flag.json"), "--save_dir", str(out)]
+    scorers = ["demo-fd", "--reference", str(place / "real"), "--allow-few", "--scorer", "demo-acc"]
+    return ["sweep", str(run), "--over", *over, *paths, *sampling, "--scorer", *scorers]
+
+
+@pytest.fixture(scope="module")
+def swept(place: Path, run: Path) -> Path:
+    assert main(words(place, run, place / "out")) == 0
+    return place / "out"
+
+
+def test_what_it_leaves(swept: Path) -> None:
+    record = sweeps.read(swept)
+    assert [point.setting for point in record.points] == [
+        {"guidance_scale": 1.0}, {"guidance_scale": 3.0}, {"guidance_scale": 6.0},
+    ]  # fmt: skip
+    assert (record.prompts, record.pictures) == (12, 12)
+    acc, fd = sorted(record.better)
+    assert record.scorer == fd
+    assert record.better == {fd: "lower", acc: "higher"}
+    chosen_on = [point.scores[fd].a.value for point in record.points]
+    assert record.best == int(np.argmin(chosen_on))
+    assert record.points[record.best].difference.value == 0
+    for point in record.points:
+        assert point.difference.value == pytest.approx(
+            point.scores[fd].a.value - min(chosen_on), abs=1e-9
+        )
+
+
+def test_a_distance_of_a_half_is_of_its_pictures_alone_and_says_so(
+    swept: Path, place: Path, tmp_path: Path
+) -> None:
+    """Independent of sets and halves: pictures of the ids, copied to a folder, and its distance."""
+    from eval.demo.judge import WEIGHTS
+    from eval.distances.metrics import METRICS
+
+    names = [f"flag-{i:02d}" for i in range(COUNT)]
+    parts = dict(zip("ab", halves([(name, None) for name in names]), strict=True))
+    network = METRICS["demo-fd"].load(WEIGHTS, "cpu")
+    real = extract(of_folder(place / "real"), network)
+    record, folder = sweeps.read(swept), swept / "guidance_scale-3"
+    for half, ids in parts.items():
+        (tmp_path / half).mkdir()
+        for name in ids:
+            shutil.copy(folder / f"images/{name}.png", tmp_path / half)
+        features = extract(of_folder(tmp_path / half), network)
+        expected = distance(Gaussian.fitted(features), Gaussian.fitted(real))
+        (score,) = [
+            score
+            for name, score in results.read_all(folder / f"halves/{half}").items()
+            if "fd" in name
+        ]
+        assert score.scorer.endswith(f"-few-12-half-{half}")
+        assert score.value.value == pytest.approx(expected, rel=1e-3)
+        assert (score.prompts, score.pictures) == (12, 12)
+        found = getattr(record.points[1].scores[record.scorer], half)
+        assert found == score.value
+    assert results.read_all(folder) == {}  # no score of a half beside those of the set
+
+
+def test_the_sets_are_those_of_generate(
+    swept: Path, place: Path, run: Path, tmp_path: Path
+) -> None:
+    flags = ["--num_inference_steps", "2", "--batch_size", "8", "--device", "cpu"]
+    paths = ["--checkpoint", str(run), "--prompts", str(place / "flag.json")]
+    out = tmp_path / "out"
+    line = ["generate", *paths, "--save_dir", str(out), *flags, "--guidance_scale", "3", "6"]
+    assert main(line) == 0
+    for scale in ("3", "6"):
+        folders = [folder / f"guidance_scale-{scale}" for folder in (out, swept)]
+        assert ImageSetReader.open(folders[0]).digest == ImageSetReader.open(folders[1]).digest
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    assert main(words(place, run, out)) == 0  # goes on with what exists
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+    assert sweeps.read(out).points == sweeps.read(swept).points
+
+
+def test_the_page_has_the_curve_and_its_choice(swept: Path) -> None:
+    page = (swept / "report.html").read_text()
+    record = sweeps.read(swept)
+    assert "Choice of a setting" in page
+    for scorer in record.better:
+        assert f"{scorer} ({record.better[scorer]} is better)" in page
+    assert page.count('class="band"') == 2
+    assert record.sentences[0].split(":")[0] in page
+    assert "No scores yet" not in page
+    data = json.loads((swept / "report.json").read_text())
+    assert [point["folder"] for point in data["sweeps"][0]["points"]] == [
+        "guidance_scale-1", "guidance_scale-3", "guidance_scale-6",
+    ]  # fmt: skip
+    assert data["sections"][0]["scores"] == []
+
+
+def test_the_table_fits_a_narrow_terminal(
+    swept: Path, place: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(place, run, swept)) == 0
+    printed = capsys.readouterr().out
+    table = printed.split("\n\n")[0].splitlines()
+    assert max(map(len, table)) <= 60, printed
+    assert [line.split()[0] for line in table[-3:]] == ["1", "3", "6"]
+    record = sweeps.read(swept)
+    assert "chosen" in table[len(table) - 3 + record.chosen]
+    assert record.sentences[0] in printed.replace("\n", " ")
+    assert printed.rstrip().endswith("report.html")
+
+
+def test_two_settings_at_once(place: Path, run: Path, tmp_path: Path) -> None:
+    line = words(place, run, tmp_path / "out", ("guidance_scale=2,4", "shift=1,3"))
+    assert main(line) == 0
+    record = sweeps.read(tmp_path / "out")
+    assert sorted(point.folder for point in record.points) == [
+        f"guidance_scale-{g}-shift-{s}" for g in (2, 4) for s in (1, 3)
+    ]
+    page = (tmp_path / "out/report.html").read_text()
+    assert ">shift 1</span>" in page
+
+
+def test_killed_while_it_samples_or_scores_it_ends_in_the_same_choice(
+    swept: Path, place: Path, run: Path, tmp_path: Path
+) -> None:
+    line, out = words(place, run, tmp_path / "out"), tmp_path / "out"
+
+    def work() -> None:
+        leave_pytest()
+        main(line)
+
+    pid = fork(work, tmp_path / "log")
+    faults.await_files(out / "guidance_scale-3", 9, [pid])
+    os.kill(pid, signal.SIGKILL)
+    assert wait(pid) == -signal.SIGKILL
+    assert not (out / sweeps.NAME).exists()
+    assert wait(fork(work, tmp_path / "log")) == 0, (tmp_path / "log").read_text()
+    assert sweeps.read(out) == sweeps.read(swept)
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        (["guidance_scale=2"], "found one setting, expected at least two"),
+        (["guidance_scale=2,2"], "--guidance_scale: found 2 twice"),
+        (["guidance_scale=2,-1"], "--over guidance_scale: found '-1'"),
+        (["guidance_scale=2,"], "--over guidance_scale: found ''"),
+        (["guidance_scale=0,1"], "found 0 and 1, expected one of them"),
+        (["shift=0,1"], "--over shift: found '0'"),
+        (["steps=1,2"], "found 'steps=1,2', expected NAME=VALUE"),
+        (["guidance_scale"], "found 'guidance_scale', expected NAME=VALUE"),
+        (["shift=1,2", "shift=3"], "found shift twice"),
+    ],
+)
+def test_bad_lists_are_refused_before_anything_is_made(
+    place: Path, run: Path, tmp_path: Path, over: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    refused(words(place, run, tmp_path / "out", over), message, capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def refused(line: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        exits.run(lambda: main(line))
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_cannot_be_scored_is_refused_before_anything_is_made(
+    place: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    line = words(place, run, tmp_path / "out")
+    refused([word for word in line if word != "--allow-few"], "expected at least 33", capsys)
+    refused(line[: line.index("--scorer")], "--scorer: found none", capsys)
+    refused([*line[:-1], "beauty"], "--scorer: found 'beauty'", capsys)
+    refused([*line[:2], "--guidance_scale", "2", "3", *line[2:]], "found 2 values", capsys)
+    (tmp_path / "flag.json").write_text(json.dumps(["a", "b", "c"]))
+    few = [str(tmp_path / "flag.json") if word.endswith("flag.json") else word for word in line]
+    refused(few, "found 3 prompts, expected at least 4", capsys)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused(line, "found 2 ranks, expected one process", capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def spoiled(record: dict[str, Any], **fields: Any) -> bytes:
+    return seal({key: value for key, value in record.items() if key != "digest"} | fields)
+
+
+def test_a_damaged_record_is_named(swept: Path, tmp_path: Path) -> None:
+    record = read_json(swept / sweeps.NAME)
+    point = record["points"][0]
+    for fields in (
+        {"chosen": 3},
+        {"points": [point]},
+        {"scorer": "x"},
+        {"points": [point, {**point, "setting": {}}]},
+    ):
+        (tmp_path / sweeps.NAME).write_bytes(spoiled(record, **fields))
+        with pytest.raises(BadScores, match=r"sweep\.json: not what"):
+            sweeps.read(tmp_path)
+    (tmp_path / sweeps.NAME).write_bytes((swept / sweeps.NAME).read_bytes()[:-9])
+    with pytest.raises(BadScores, match=r"sweep\.json: not what"):
+        sweeps.read(tmp_path)
