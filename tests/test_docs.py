@@ -107,7 +107,7 @@ RUN_BY = {
     ("eval", "fid"): "tests/eval/distances/test_distances.py",
     ("eval", "report"): "tests/eval/report/test_report.py",
     ("eval", "watch"): "tests/eval/test_watch.py",
-    ("eval", "sweep"): "tests/eval/test_sweep.py",
+    ("eval", "sweep"): "tests/eval/report/test_sweeps.py",
     ("eval", "train"): "tests/eval/test_online.py",
     ("eval", "study"): "tests/eval/study/test_run.py",
     ("ray", "job"): "tests/encode/run/test_job.py",

@@ -35,7 +35,7 @@ URLS = (
 WORDS = {
     "--device", "--label", "--revision", "--files", "--endpoint", "--older-than", "--readers", "--scorer",
     "config", "dataset", "overrides", "words", "--split", "--note", "--picture", "--caption",
-    "--allow-class",
+    "--allow-class", "--over",
 }  # fmt: skip
 # what `encode init` puts into a config, which checks each
 MODELS = {"--sources", "--vae", "--text"}

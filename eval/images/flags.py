@@ -14,7 +14,8 @@ from train.model import LEAST_SHIFT, MOST_SHIFT
 from ..errors import BadRequest
 from ..prompts.benchmarks import BENCHMARKS
 
-# Settings of which `eval generate` takes several values, one set of pictures each, and what reads a value.
+# Settings of which `eval generate` takes several values, one set of pictures each, and what reads a value:
+# a flag and a field of Request have the same name. `eval sweep --over` takes them too.
 AXES: dict[str, Callable[[str], float]] = {
     "guidance_scale": number(),
     "shift": number(LEAST_SHIFT, MOST_SHIFT),

@@ -65,7 +65,8 @@ def requests_of(fields: Mapping[str, Any]) -> list[Request]:
     guidance_scale-1.5-shift-2, and all read the prompts' text from one. BadRequest where a value
     occurs twice.
     """
-    lists = {name: fields[name] for name in AXES if isinstance(fields.get(name), list | tuple)}
+    axes = sorted(AXES, key=lambda name: name in SAMPLED)  # what is loaded changes least often
+    lists = {name: fields[name] for name in axes if isinstance(fields.get(name), list | tuple)}
     for name, values in lists.items():
         _refuse_repeats(name, values)
     several = [name for name, values in lists.items() if len(values) > 1]
