@@ -123,7 +123,7 @@ def expected_record(config: TrainConfig, world: int = 1) -> dict[str, Any]:
         order.check(0, config.global_batch, world)
         initial: Mapping[str, Any] = {}
         with suppress(checkpoint.CheckpointError):
-            initial = _initial_model(config)
+            initial = initial_model(config)
         width = sources.text_width or initial.get("text_width", 1)
         shape = DataShape(*sources.latent_shape, width)
         model_to_be = model_config(with_sizes(config, shape, initial), shape)
@@ -212,12 +212,12 @@ def _device() -> torch.device:
 def _recorded_model(config: TrainConfig, run: Path) -> Mapping[str, Any]:
     """Returns the model of the run that goes on, or of the weights that it starts from."""
     if not checkpoint.steps(run / CHECKPOINTS):
-        return _initial_model(config)
+        return initial_model(config)
     recorded = checkpoint.recorded(run / CHECKPOINTS, "model")
     return recorded if isinstance(recorded, Mapping) else {}
 
 
-def _initial_model(config: TrainConfig) -> Mapping[str, Any]:
+def initial_model(config: TrainConfig) -> Mapping[str, Any]:
     """Returns the model of the weights that a run starts from; CheckpointError where there are none."""
     if config.init_from is None:
         return {}

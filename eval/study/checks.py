@@ -15,9 +15,8 @@ from encode.errors import ModelNotUsable
 from encode.registry import VAES, ModelSpec, location, lookup
 from train.checkpoints.checkpoint import CheckpointError, manifest_of
 from train.checkpoints.identity import compared, leaves, training_of
-from train.checkpoints.init_weights import initial_step
 from train.model import DiTConfig, FlowConfig
-from train.run import model_config, refuse_narrow, with_sizes
+from train.run import initial_model, model_config, refuse_narrow, with_sizes
 
 from ..errors import BadStudy, NotPaired
 from ..images.checks import read_manifest
@@ -122,11 +121,10 @@ def check_batches(study: Study) -> None:
 def check_initial(study: Study) -> None:
     """Raises BadStudy where the weights that a first phase starts from are not there."""
     for entry in study.entries:
-        if (path := study.train_config(entry, study.seeds[0], 0).init_from) is not None:
-            try:
-                initial_step(path)
-            except CheckpointError as error:
-                raise BadStudy(f"{study.path}: {entry}: {error}") from None
+        try:
+            initial_model(study.train_config(entry, study.seeds[0], 0))
+        except CheckpointError as error:
+            raise BadStudy(f"{study.path}: {entry}: {error}") from None
 
 
 def check_columns(study: Study, existing: Existing) -> None:
