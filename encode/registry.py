@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -110,7 +111,48 @@ VAES = {
     "sd35-e2e": _model(KL, "REPA-E/e2e-sd3.5-vae"),
     "qwen": _model(QWEN, "Qwen/Qwen-Image", "vae"),
     "qwen-e2e": _model(QWEN, "REPA-E/e2e-qwenimage-vae"),
+    "sd-vae": _model(KL, "stabilityai/sd-vae-ft-mse"),
+    "sdxl-vae": _model(KL, "madebyollin/sdxl-vae-fp16-fix"),
+    "dc-ae-f32c32": _model("AutoencoderDC", "mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers"),
+    "hunyuan-image": _model(
+        "AutoencoderKLHunyuanImage", "hunyuanvideo-community/HunyuanImage-2.1-Diffusers", "vae"
+    ),
+    "va-vae": _model(KL, "REPA-E/vavae-hf"),  # its config has latents_mean and latents_std
 }
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedScale:
+    """The number by which latents are multiplied, without a shift, and where it was published."""
+
+    scale: float
+    source: str
+
+
+# of encoders whose config has no shift, and sd-vae's no scale either
+PUBLISHED = {
+    "sd-vae": PublishedScale(
+        0.18215,
+        "scale_factor of CompVis/stable-diffusion, configs/stable-diffusion/v1-inference.yaml",
+    ),
+    "sdxl-vae": PublishedScale(
+        0.13025, "scale_factor of Stability-AI/generative-models, configs/inference/sd_xl_base.yaml"
+    ),
+    "dc-ae-f32c32": PublishedScale(
+        0.41407, "vae.scale_factor of NVlabs/Sana, configs/sana_config, and the model's config.json"
+    ),
+    "hunyuan-image": PublishedScale(0.75289, "scaling_factor of the model's vae/config.json"),
+}
+
+
+def published(path: str, subfolder: str | None) -> PublishedScale | None:
+    """Returns what was published for a registered autoencoder, by its place; None where its config
+    says shift and scale, and for any other.
+    """
+    places = {(spec.path, spec.subfolder): PUBLISHED.get(name) for name, spec in VAES.items()}
+    return places.get((path, subfolder))
+
+
 TEXTS = {
     "gemma-2b": _model("GemmaModel", "google/gemma-2b"),
     "gemma-2-2b": _model("Gemma2Model", "google/gemma-2-2b"),

@@ -152,6 +152,8 @@ def _vae(model: str, resolution: int) -> tuple[str, dict[str, Any]]:
     """Returns name and keys of a column by an autoencoder."""
     column: dict[str, Any] = {"kind": "moments", "encoder": model, "resolution": resolution}
     if model in VAES:
+        if VAES[model].cls == "AutoencoderDC":  # the one of these without a posterior
+            column["kind"] = "latents"
         return f"{model}-{resolution}", column
     spec = _own(model)
     if "class" not in spec:

@@ -1,8 +1,9 @@
 """The normalisation of latents that a VAE's config states, z = (latent - shift) * scale.
 
-A config has latents_mean and latents_std, a number a channel, or shift_factor and scaling_factor. With
-the first two the reference leaves scaling_factor out, and diffusers' pipelines multiply by it. Nothing is
-guessed: training with another model's numbers looks well and is wrong.
+A config has latents_mean and latents_std, a number a channel, or shift_factor and scaling_factor, or
+scaling_factor alone, where diffusers' pipelines take no shift. With the first two the reference leaves
+scaling_factor out, and diffusers' pipelines multiply by it. Nothing is guessed: training with another
+model's numbers looks well and is wrong.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ Numbers = tuple[float, ...]
 class ConfigNorm:
     """Shift and scale of a VAE's config, None where it has none. `factor` is a scaling factor beside a
     mean and a deviation. `defaults` is the same with the numbers that diffusers' class fills in, which
-    are those of the first model of its kind.
+    are those of the first model of its kind. `unshifted`: scaling_factor is all that there is, and
+    neither config nor class has a shift.
     """
 
     shift: Numbers | None
@@ -36,9 +38,14 @@ class ConfigNorm:
     path: str
     factor: float = 1.0
     defaults: ConfigNorm | None = None
+    unshifted: bool = False
 
     def own(self) -> Norm:
-        """Returns the norm as the reference has it; ModelNotUsable where a part is missing."""
+        """Returns the norm as the reference has it, of shift 0 for a scale that is `unshifted`;
+        ModelNotUsable where a part is missing.
+        """
+        if self.unshifted and self.scale is not None:
+            return self._norm((0.0,), self.scale)
         if self.shift is None or self.scale is None:
             raise self._missing()
         if self.factor != 1:
@@ -106,7 +113,8 @@ def config_norm(
     shift, factor = _numbers(config, "shift_factor", path), _numbers(config, "scaling_factor", path)
     defaults = config_norm(filled, path) if filled is not None else None
     if mean is None and std is None:
-        return ConfigNorm(shift, factor, path, defaults=defaults)
+        unshifted = defaults is not None and shift is defaults.shift is None
+        return ConfigNorm(shift, factor, path, defaults=defaults, unshifted=unshifted)
     # diffusers also multiplies by a factor that its class fills in
     multiplier = factor[0] if factor else defaults.factor if defaults else 1.0
     scale = None if std is None else tuple(1.0 / value for value in std)

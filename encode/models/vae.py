@@ -15,7 +15,7 @@ from shards import Norm
 
 from ..config import LatentsColumn, MomentsColumn, NormConfig
 from ..errors import ModelNotUsable
-from ..registry import VAES, ModelSpec, location
+from ..registry import VAES, ModelSpec, location, published
 from ..source.decoding import View
 from .encoder import ImageEncoder, Words
 from .norm import ConfigNorm, config_norm
@@ -164,6 +164,8 @@ class Vae(ImageEncoder):
             deviation = (self._module.bn.running_var + config.batch_norm_eps).sqrt()
             shift, scale = self._module.bn.running_mean.tolist(), (1 / deviation).tolist()
             return ConfigNorm(tuple(shift), tuple(scale), path)
+        if known := published(path, self.model.subfolder):
+            return ConfigNorm((0.0,), (known.scale,), path)
         file = config
         if (path, self.model.subfolder) not in {(m.path, m.subfolder) for m in VAES.values()}:
             # diffusers has filled up the config with its class's numbers; the file has its own alone

@@ -21,8 +21,9 @@ TARS = {"blip3o-long": 2697, "blip3o-short": 1833, "journeydb": 200}
 FAMILY = {"AutoencoderKL": "flux", "AutoencoderKLQwenImage": "qwen", "GemmaModel": "gemma"}
 
 
-def test_one_for_each_vae_and_size() -> None:
-    singles = {f"{vae}-{side}" for vae in VAES for side in (256, 512)}
+def test_one_for_each_vae_of_the_study_and_size() -> None:
+    vaes = [f"{vae}{kind}" for vae in ("flux", "sd35", "qwen") for kind in ("", "-e2e")]
+    singles = {f"{vae}-{side}" for vae in vaes for side in (256, 512)}
     assert set(FILES) == singles | {"all-vaes", "gemma-2b"}
     every = configs.load(EncodeConfig, FOLDER / "all-vaes.yaml").columns
     for name in singles:

@@ -40,8 +40,9 @@ code decodes from the same.
 |---|---|---|---|
 {classes}
 
-The norm is that of the tiny model's file: its numbers are those of the file, never those that only a class fills in,
-and where the file has not both, the column says them. A class that is in neither table is tried as AutoencoderKL is
+The norm is that of the tiny model's file: its numbers are those of the file, never those that only a class fills in.
+Where the file has a scale and neither file nor class has a shift, the shift is 0, as in diffusers' pipelines; else the
+column says what is missing. A class that is in neither table is tried as AutoencoderKL is
 called, before anything is written, and refused where that fails.
 
 ## Refused

@@ -17,7 +17,7 @@ from encode.errors import ModelNotUsable
 from encode.models.load import load_encoder
 from encode.models.norm import config_norm
 from encode.models.vae import Vae
-from encode.registry import VAES
+from encode.registry import PUBLISHED, VAES, ModelSpec
 from shards import Norm
 from tests.encode.tiny_models import DOWN, Models, saved
 from tests.encode.toy import save_kl, spec
@@ -51,11 +51,54 @@ def test_no_norm_is_not_guessed(tmp_path: Path) -> None:
     ):
         with pytest.raises(ModelNotUsable, match="Training needs a normalisation"):
             config_norm(config, "x").own()
-    vae = Vae(spec("AutoencoderKL", save_kl(tmp_path / "kl", shift_factor=None)))
-    with pytest.raises(
-        ModelNotUsable, match=r"no shift of latents .* norm: {shift: \[0.0\], scale: \[0.5\]}"
+    without = save_kl(tmp_path / "kl", shift_factor=None)
+    file = without / "config.json"
+    values = json.loads(file.read_text())
+    del values["scaling_factor"]
+    file.write_text(json.dumps(values))
+    with pytest.raises(ModelNotUsable, match=r"norm: {shift: \[0.0\], scale: \[0.18215\]}"):
+        _ = Vae(spec("AutoencoderKL", without)).norm
+
+
+def test_a_scale_alone_is_the_norm_where_no_shift_exists(tmp_path: Path, tiny: Models) -> None:
+    """As diffusers' pipelines multiply by scaling_factor and take nothing; of the file's number alone,
+    and never where the class fills in a shift, or the file has half of mean and deviation.
+    """
+    kl = save_kl(tmp_path / "kl", shift_factor=None)
+    assert Vae(spec("AutoencoderKL", kl)).norm == Norm((0.0,), (0.5,))
+    assert encoder_of({"class": "AutoencoderKL", "path": str(kl)}).norm == Norm((0.0,), (0.5,))
+    dc = Path(tiny("dc")["path"])
+    assert Vae(spec("AutoencoderDC", dc)).norm == Norm((0.0,), (0.41407,))
+    for config, filled in (
+        ({"scaling_factor": 0.5}, {"scaling_factor": 0.5, "shift_factor": 0.0}),
+        ({"scaling_factor": 0.5}, {"scaling_factor": 0.5, "latents_mean": [1.0]}),
+        ({}, {"scaling_factor": 0.5, "shift_factor": None}),
+        ({"scaling_factor": 0.5, "latents_std": [1.0]},) * 2,
     ):
-        _ = vae.norm
+        with pytest.raises(ModelNotUsable, match="Training needs a normalisation"):
+            config_norm(config, "x", filled).own()
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        ("sd-vae", 0.18215),
+        ("sdxl-vae", 0.13025),
+        ("dc-ae-f32c32", 0.41407),
+        ("hunyuan-image", 0.75289),
+    ],
+)
+def test_a_name_has_the_norm_that_was_published(
+    tmp_path: Path, name: str, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the model's file leaves out."""
+    encoder = kl_saying(tmp_path / "m", ("scaling_factor", "shift_factor"))
+    monkeypatch.setitem(VAES, name, ModelSpec.model_validate(encoder))
+    column = {"kind": "moments", "encoder": name, "resolution": 32}
+    validated = TypeAdapter(ColumnConfig).validate_python(column)
+    norm = Norm((0.0,), (scale,))
+    assert load_encoder(validated, "cpu").norm == norm  # type: ignore[arg-type, union-attr]  # a union
+    assert PUBLISHED[name].source
 
 
 MEAN, STD = [-1.5, 1.75, -1.25, 2.5], [8.5, 5.75, 6.5, 5.25]
