@@ -50,6 +50,7 @@ PUBLIC = {
         "checkpoints.checkpoint",
         "checkpoints.identity",
         "checkpoints.reference",
+        "checkpoints.snapshots",
         "config",
         "model",
         "plan",

@@ -22,8 +22,9 @@ Share = Annotated[float, Field(gt=0)]
 Text = Place | dict[Place, Share]  # a tokens or ids column, or several and how often each is chosen
 Size = Annotated[int, Field(ge=1, strict=True)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-SHORTEST, LONGEST = 0.01, 0.25  # of power averages; 0.289 is the plain mean of all updates
-EmaLength = Annotated[float, Field(ge=SHORTEST, le=LONGEST)]
+SHORTEST_EMA = 0.01  # length of a power average, relative to the updates
+LONGEST_EMA = 0.25  # 0.289 is the plain mean of all updates
+EmaLength = Annotated[float, Field(ge=SHORTEST_EMA, le=LONGEST_EMA)]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ from shards.format.checks import Fields, check
 from train.checkpoints.checkpoint import CheckpointError, load_for_sampling, steps
 from train.checkpoints.identity import initial_share, training_of
 from train.checkpoints.reference import STATES, read
+from train.checkpoints.snapshots import check_length, load_of_length
 from train.model import DiT
 
 from .runs import Run
@@ -64,21 +66,22 @@ class Checkpoint:
     hidden_state: int = -1  # of a text encoder that no column names
 
 
-def load_ours(where: Path, tag: int | None, ema: bool) -> Checkpoint:
-    """Returns the step `tag` of a run, or its last, or `where` itself if it is a step.
+def load_ours(where: Path, tag: int | None, ema: bool | float) -> Checkpoint:
+    """Returns the step `tag` of a run, or its last, or `where` itself if it is a step; with its own
+    average, with an average of another length, or with its weights.
 
-    CheckpointError names what is wrong. Of imported weights the reference's config says which
-    hidden state they take, which counts where no column does.
+    CheckpointError names what is wrong, EmaLengthRefused what a length needs. Of imported weights
+    the reference's config says which hidden state they take, which counts where no column does.
     """
-    model, manifest = _load(where, tag, ema)
+    model, manifest, weights = _load(where, tag, ema)
     if tag is not None and manifest["step"] != tag:
         raise CheckpointError(
             f"{where}: found step {manifest['step']}, expected step {tag}. Leave out --tag, or name the run"
         )
-    file = manifest["files"]["ema.safetensors" if ema else "weights.safetensors"]
+    share = initial_share(manifest) if ema is True else 0.0 if ema else None
     try:
         latents, norm, text = _columns(manifest.get("data"))
-        run = Run(file["sha256"], training_of(manifest), initial_share(manifest) if ema else None)
+        run = Run(weights, training_of(manifest), share)
         if run.flow.shift == "auto":
             raise ValueError("flow.shift: found auto, expected a number")
         reference = manifest.get("reference") or {}
@@ -86,9 +89,7 @@ def load_ours(where: Path, tag: int | None, ema: bool) -> Checkpoint:
     except ValueError as error:
         raise CheckpointError(f"{where} is damaged: its manifest: {error}") from None
     hidden_state = reference.get("text_hidden_states_index", -1)
-    return Checkpoint(
-        model, manifest["step"], file["sha256"], latents, norm, text, run, hidden_state
-    )
+    return Checkpoint(model, manifest["step"], weights, latents, norm, text, run, hidden_state)
 
 
 def _columns(
@@ -109,26 +110,50 @@ def _columns(
     return latents, columns.latents.norm, text
 
 
-def _load(where: Path, tag: int | None, ema: bool) -> tuple[DiT, Json]:
-    """Returns what `load_for_sampling` does, but checks only the file that is read."""
+def _load(where: Path, tag: int | None, ema: bool | float) -> tuple[DiT, Json, str]:
+    """Returns a model, its manifest and the digest of its weights; of what `ema` names, only the files
+    that are read are checked."""
+
+    def load(path: Path) -> tuple[DiT, Json, str]:
+        if not isinstance(ema, bool):
+            return load_of_length(path, ema)
+        model, manifest = load_for_sampling(path, ema)
+        name = "ema.safetensors" if ema else "weights.safetensors"
+        return model, manifest, manifest["files"][name]["sha256"]
+
+    *newest_first, last = _steps(where, tag)
+    for path in newest_first:
+        try:
+            return load(path)
+        except CheckpointError as error:
+            log.warning("%s. Falling back to the checkpoint before it", error)
+    return load(last)
+
+
+def check_ema(where: Path, tag: int | None, length: float) -> None:
+    """Raises EmaLengthRefused where the step that `load_ours` takes has kept too little for an average
+    of a length."""
+    for path in _steps(where, tag):
+        with suppress(CheckpointError):  # it would fall back, or say what is wrong
+            return check_length(path, length)
+
+
+def _steps(where: Path, tag: int | None) -> list[Path]:
+    """Returns the steps that may be taken, the first one that is whole."""
     folder = where / "checkpoints" if (where / "checkpoints").is_dir() else where
     names = {path.name.removeprefix("step-"): path for path in steps(folder)}
     paths = {int(number): path for number, path in names.items() if number.isdigit()}
     if tag is not None and tag not in paths and not (where / "manifest.json").is_file():
         present = f"steps {', '.join(map(str, sorted(paths)))}" if paths else "no steps"
         raise CheckpointError(f"{where}: found {present}, expected step {tag}. Name one with --tag")
-    newest_first = [paths[tag]] if tag in paths else [paths[n] for n in sorted(paths, reverse=True)]
-    for path in newest_first[:-1]:
-        try:
-            return load_for_sampling(path, ema)
-        except CheckpointError as error:
-            log.warning("%s. Falling back to the checkpoint before it", error)
-    return load_for_sampling(newest_first[-1] if newest_first else where, ema)
+    if tag in paths:
+        return [paths[tag]]
+    return [paths[number] for number in sorted(paths, reverse=True)] or [where]
 
 
-def load_reference(where: Path, tag: int | None, ema: bool) -> Checkpoint:
+def load_reference(where: Path, tag: int | None, ema: bool | float) -> Checkpoint:
     """Returns the step `tag` of a reference's folder, or its last; BadReference names faults."""
-    config, state = read(where, tag, ema)
+    config, state = read(where, tag, bool(ema))
     with torch.device("meta"):
         model = DiT(config)
     model.load_state_dict(state, assign=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from shards.console import not_negative, number, positive
 from shards.places import local_path, model
+from train.config import LONGEST_EMA, SHORTEST_EMA
 from train.model import LEAST_SHIFT, MOST_SHIFT
 
 from ..errors import BadRequest
@@ -17,6 +18,9 @@ from ..prompts.benchmarks import BENCHMARKS
 # Settings of which `eval generate` takes several values, one set of pictures each, and what reads a value:
 # a flag and a field of Request have the same name. `eval sweep --over` takes them too.
 AXES: dict[str, Callable[[str], float]] = {
+    "ema": number(
+        SHORTEST_EMA, LONGEST_EMA
+    ),  # first, so that sets of the same weights follow one another
     "guidance_scale": number(),
     "shift": number(LEAST_SHIFT, MOST_SHIFT),
 }
@@ -83,6 +87,10 @@ def set_flags(parser: argparse.ArgumentParser) -> None:
     flag(
         "--shift", type=AXES["shift"], nargs="+",
         help="timestep shift of the sampler's noise levels; that of the run's training by default; several: a set each",
+    )  # fmt: skip
+    flag(
+        "--ema", type=AXES["ema"], nargs="+", metavar="LENGTH",
+        help="averages of other lengths, relative to the updates, of a run with ema.power; several: a set each",
     )  # fmt: skip
     flag(
         "--guidance_interval", type=number(-math.inf), nargs=2, metavar=("LOW", "HIGH"),

@@ -37,6 +37,7 @@ from ..errors import BadRequest
 from ..prompts.benchmarks import BENCHMARKS, find
 from ..prompts.prompts import Prompts
 from . import runs
+from .checkpoint import check_ema
 from .checks import MOST_PICTURES
 from .flags import AXES, SAMPLED
 from .generator import Generator as Generator
@@ -126,6 +127,9 @@ def generate_each(
     the first picture is made.
     """
     manifests: list[Json] = []
+    for request in requests:
+        if request.ema is not None:
+            check_ema(request.checkpoint, request.tag, request.ema)
     for _, members in groupby(requests, _loaded):
         alike = list(members)
         _check_layout(alike[0])

@@ -16,6 +16,7 @@ from encode.models import Vae
 from shards import Norm
 from shards.read import undraw
 from train.checkpoints.checkpoint import CheckpointError
+from train.config import LONGEST_EMA, SHORTEST_EMA
 from train.model import LEAST_SHIFT, MOST_SHIFT, DiT
 
 from ..errors import BadRequest, EncoderMismatch
@@ -50,6 +51,7 @@ class Request:
     n_samples: int | None = None  # pictures of a prompt; the benchmark's
     seed: int = 42
     ema_weights: bool = True
+    ema: float | None = None  # relative length of another average than the run's own
     vae: str | None = None
     text_encoder: str | None = None
     allow_other_encoder: bool = False
@@ -59,7 +61,7 @@ class Request:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        """BadRequest for a seed, a guidance, a shift or a device that cannot be."""
+        """BadRequest for a seed, a guidance, a shift, an average or a device that cannot be."""
         if not 0 <= self.seed < 2**64:
             raise BadRequest(f"--seed: found {self.seed}, expected 0 to 2**64 - 1")
         if not 0 <= self.guidance_scale < math.inf:  # which NaN is not either
@@ -71,7 +73,25 @@ class Request:
             raise BadRequest(
                 f"--shift: found {self.shift:g}, expected {LEAST_SHIFT:g} to {MOST_SHIFT:g}"
             )
+        if self.ema is not None:
+            self._check_ema(self.ema)
         check_device(self.device)
+
+    def _check_ema(self, length: float) -> None:
+        if not SHORTEST_EMA <= length <= LONGEST_EMA:
+            raise BadRequest(
+                f"--ema: found {length:g}, expected {SHORTEST_EMA:g} to {LONGEST_EMA:g}, relative to updates"
+            )
+        other = "" if self.type == "latentbank" else f"--type {self.type}"
+        if other := other or ("" if self.ema_weights else "--no-ema_weights"):
+            raise BadRequest(
+                f"--ema: found it beside {other}, expected it alone: it is an average that is made of a run's snapshots"
+            )
+
+    @property
+    def average(self) -> bool | float:
+        """The run's own average, none, or the length of another one."""
+        return self.ema_weights if self.ema is None else self.ema
 
 
 @dataclass(frozen=True)
@@ -90,7 +110,7 @@ class Generator:
     def load(cls, request: Request) -> Generator:
         """Loads the checkpoint and its VAE, and finds which text encoder it takes."""
         _check_named(request)
-        checkpoint = TYPES[request.type](request.checkpoint, request.tag, request.ema_weights)
+        checkpoint = TYPES[request.type](request.checkpoint, request.tag, request.average)
         _check_imported(request, checkpoint)
         allow_other, device = request.allow_other_encoder, request.device
         vae = vae_of(
@@ -112,7 +132,7 @@ class Generator:
                 "has. Name the one that it was trained with"
             )
         identity = {
-            "type": request.type, "weights": checkpoint.weights, "step": checkpoint.step, "ema": request.ema_weights,
+            "type": request.type, "weights": checkpoint.weights, "step": checkpoint.step, "ema": request.average,
             "vae": vae.weights, "decoding": {"class": vae.model.cls, "precision": vae.model.precision},
             "norm": norm.summary(),
             "text_encoder": texts.weights, "text": texts.identity, "resolution": resolution,

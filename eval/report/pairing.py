@@ -99,6 +99,10 @@ def subject_of(
         elif len(trained) == 1:
             subject = next(iter(trained))
             implied = implied | {subject}
+    one_training = training is not None and not trained and "step" not in settings
+    lengths = any(isinstance(value, float) for value in differ.get("ema", ()))
+    if subject == "weights" and one_training and lengths:
+        subject = "EMA lengths"
     precisions = [v.get("precision") for v in differ.get("decoding", ()) if isinstance(v, Mapping)]
     if len(set(precisions)) > 1:  # the user's choice, not a part of the VAE
         implied = implied - {"decoding"}

@@ -36,6 +36,11 @@ def generate_settings(study: Study) -> dict[str, Any]:
         settings = single(vars(args))
     except BadRequest as error:
         raise BadStudy(f"{study.path}: generate: {error}") from None
+    if args.ema is not None:
+        raise BadStudy(
+            f"{study.path}: generate: ema: found {args.ema[0]:g}, expected no length: a study samples the average of "
+            "ema.decay, or the weights with ema_weights: false"
+        )
     return settings | {"guidance_interval": interval_of(args.guidance_interval)}
 
 

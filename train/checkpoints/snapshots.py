@@ -156,24 +156,36 @@ def load_of_length(where: Path, length: float) -> tuple[DiT, Manifest, str]:
     EmaLengthRefused, before weights are read, where the run has not kept enough for it."""
     whole = checkpoint.WHOLE["ema"]
     path, manifest = checkpoint.step_to_sample(where, ())
+    parts = _parts_of_length(path, manifest, length)
+    checkpoint.verified(path, [whole])  # for shapes, and for what is no weight
+    state = load_file(path / whole)
+    digest = hashlib.sha256(canonical_json({"length": length}))
+    sums: dict[str, Tensor] = {}
+    for source, terms in parts:
+        if needed := {kind: share for kind, share in terms.items() if abs(share) > LEAST}:
+            _add(sums, source, needed, state, digest)
+    model = checkpoint.model_of(path, manifest, lambda: state | sums)
+    return model, manifest, digest.hexdigest()
+
+
+def check_length(where: Path, length: float) -> None:
+    """Raises EmaLengthRefused where an average of a length cannot be made of what a run has kept."""
+    _parts_of_length(*checkpoint.step_to_sample(where, ()), length)
+
+
+def _parts_of_length(
+    path: Path, manifest: Manifest, length: float
+) -> list[tuple[_Source, dict[str, float]]]:
+    """Returns the folders with averages that an average of a length is made of, and the share of each
+    average by its kind."""
     power = _power_of(path, manifest)
     sources = _sources(path, power)
     profiles = [Profile(s.updates, exponent(each)) for s in sources for each in power.lengths]
     result = combination(profiles, Profile(power.updates, exponent(length)))
     if result.distance > FARTHEST:
         raise EmaLengthRefused(_too_far(path, manifest, power.lengths, length, len(sources)))
-    checkpoint.verified(path, [whole])  # for shapes, and for what is no weight
-    state = load_file(path / whole)
     shares = iter(result.weights)
-    digest = hashlib.sha256(canonical_json({"length": length}))
-    sums: dict[str, Tensor] = {}
-    for source in sources:
-        terms = [(kind_of(each), next(shares)) for each in power.lengths]
-        terms = [(kind, share) for kind, share in terms if abs(share) > LEAST]
-        if terms:
-            _add(sums, source, terms, state, digest)
-    model = checkpoint.model_of(path, manifest, lambda: state | sums)
-    return model, manifest, digest.hexdigest()
+    return [(s, {kind_of(each): next(shares) for each in power.lengths}) for s in sources]
 
 
 @dataclass(frozen=True)
@@ -224,7 +236,7 @@ def _sources(path: Path, power: _Power) -> list[_Source]:
 def _add(
     sums: dict[str, Tensor],
     source: _Source,
-    terms: Sequence[tuple[str, float]],
+    terms: Mapping[str, float],
     state: Mapping[str, Tensor],
     digest: hashlib._Hash,
 ) -> None:
@@ -235,7 +247,7 @@ def _add(
     checkpoint.verified(source.folder, names, kind=source.kind)
     files = [source.folder / name for name in names]
     spans = {name: (0, size) for name, size in sorted(checkpoint.sizes(files).items())}
-    for kind, share in terms:
+    for kind, share in terms.items():
         digest.update(canonical_json({"updates": source.updates, "kind": kind}))
         for name, values in checkpoint.read_ranges(files, kind, spans).items():
             digest.update(name.encode())

@@ -155,6 +155,7 @@ def test_what_is_done_is_seen_from_what_is_there(made: Path) -> None:
         ({"scorers": ["demo-fd"]}, BadStudy, "--reference"),
         ({"scorers": [{"demo-fd": {"reference": "absent"}}]}, BadStudy, "absent"),
         ({"generate": {"guidanse": 3}}, BadStudy, "--guidanse"),
+        ({"generate": {"ema": 0.1}}, BadStudy, "generate: ema: found 0.1, expected no length"),
         ({"prompts": "absent.json"}, BadPrompts, "absent.json: no such file"),
         ({"prompts": None, "benchmark": "geneval"}, BadPrompts, "prompts fetch geneval"),
         ({"with": ["init_from=absent"]}, BadStudy, "plain: init_from: found no checkpoint in absent"),

@@ -1,0 +1,209 @@
+"""Sets of averages of other lengths: `eval generate --ema`, from a run of small real snapshots."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from encode.models.text import TextEncoder
+from encode.models.vae import Vae
+from eval.commands import main
+from eval.errors import BadRequest
+from eval.images.generate import Generator, Request, generate, generate_each, requests_of
+from eval.images.runs import Run, read
+from eval.report.entries import open_all
+from eval.report.pairing import pairing_of
+from eval.report.report import report
+from shards import exits
+from tests.eval.models import DIT, save_run, states
+from tests.memory import MEMORY
+from train.checkpoints import checkpoint
+from train.checkpoints.checkpoint import State
+from train.checkpoints.snapshots import EmaLengthRefused, PowerAverages
+from train.config import EmaConfig
+from train.model.dit import DiT
+from train.ranks.world import World
+from train.step.engine import Fragment
+
+UPDATES = 48
+FOLDERS = ["ema-0.05", "ema-0.06", "ema-0.12"]
+
+
+@pytest.fixture(scope="module")
+def averaged(vae: Vae, text: TextEncoder) -> Iterator[Path]:
+    """A run of 48 small steps of chance from weights that follow the prompt, with a snapshot at every third."""
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        yield save_averaged(Path(folder) / "tiny", vae, text)
+
+
+def save_averaged(folder: Path, vae: Vae, text: TextEncoder) -> Path:
+    run = save_run(folder, vae, text)
+    record = json.loads((run / "checkpoints/step-00000020/manifest.json").read_text())
+    shutil.rmtree(run / "checkpoints")
+    model = DiT(DIT)
+    model.load_state_dict(states()["ema"])
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    weights = torch.cat([p.flatten() for p in parameters.values()])
+    fragments, at = [], 0
+    for name, p in parameters.items():
+        fragments.append(Fragment(name, 0, p.numel(), 0, at))
+        at += p.numel()
+    totals = {name: p.numel() for name, p in parameters.items()}
+    config = EmaConfig(power=(0.05, 0.1), snapshots=16)
+    averages = PowerAverages([weights], config, UPDATES, run)
+    world, chance = World(0, 1, torch.device("cpu")), torch.Generator().manual_seed(0)
+    for step in range(1, UPDATES + 1):
+        weights = weights + 0.02 * torch.randn(len(weights), generator=chance)
+        averages.update([weights], step)
+        if averages.due(step):
+            averages.save(step, step, DIT.model_dump(), State(fragments, totals, {}), world)
+    flats = {kind: [weights.clone()] for kind in checkpoint.KINDS} | averages.parts
+    record = {key: record[key] for key in ("model", "data")} | {
+        "step": UPDATES,
+        "average": {"initial_share": 0.5, **averages.record(UPDATES)},
+        "config": {
+            "ema": {"decay": 0.9}, "steps": UPDATES, "seed": 0, "optim": {}, "global_batch": 1, "deepspeed": {},
+            "flow": {}, "data": {"caption_dropout": 0.1},
+        },
+    }  # fmt: skip
+    record["config"]["optim"] = {"schedule": "constant"}
+    checkpoint.save(
+        run / "checkpoints", State(fragments, totals, flats), model, record, world, keep=2
+    )
+    return run
+
+
+@pytest.fixture
+def fields(tmp_path: Path, averaged: Path) -> dict[str, Any]:
+    (tmp_path / "few.json").write_text(json.dumps(["a red cat", "the blue dog on a flag"]))
+    return {
+        "checkpoint": averaged, "prompts": tmp_path / "few.json", "save_dir": tmp_path / "out",
+        "num_inference_steps": 3, "batch_size": 2,
+    }  # fmt: skip
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "images").iterdir())}
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "manifest.json").read_text())["settings"]
+    return found
+
+
+def test_several_lengths_make_a_set_each(fields: dict[str, Any], tmp_path: Path) -> None:
+    """The pictures are those of single commands; settings name the length, and the plain average's are as they were."""
+    words = [
+        "--checkpoint",
+        fields["checkpoint"],
+        "--prompts",
+        fields["prompts"],
+        "--device",
+        "cpu",
+    ]
+    words += ["--num_inference_steps", 3, "--batch_size", 2, "--save_dir", fields["save_dir"]]
+    assert main(["generate", *map(str, words), "--ema", "0.05", "0.06", "0.12"]) == 0
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == [*FOLDERS, "text"]
+    assert [settings(out / name)["ema"] for name in FOLDERS] == [0.05, 0.06, 0.12]
+    assert len({settings(out / name)["weights"] for name in FOLDERS}) == 3
+    assert len({str(files(out / name)) for name in FOLDERS}) == 3
+    alone = tmp_path / "alone"
+    generate(Request(**{**fields, "ema": 0.06, "save_dir": alone}))
+    assert (settings(alone), files(alone)) == (
+        settings(out / "ema-0.06"),
+        files(out / "ema-0.06"),
+    )
+    plain = generate(Request(**{**fields, "save_dir": tmp_path / "plain"}))["settings"]
+    assert plain["ema"] is True
+    manifest = checkpoint.manifest_of(fields["checkpoint"] / f"checkpoints/step-{UPDATES:08d}")
+    assert plain["weights"] == manifest["files"]["ema.safetensors"]["sha256"]
+    assert plain.keys() == settings(alone).keys()
+
+
+def test_another_scale_of_a_length_has_its_own_folder(fields: dict[str, Any]) -> None:
+    requests = requests_of({**fields, "ema": [0.06, 0.12], "guidance_scale": [2.0, 3.0]})
+    names = [request.save_dir.name for request in requests]
+    assert names[:2] == ["ema-0.06-guidance_scale-2", "ema-0.06-guidance_scale-3"]
+    assert len(set(names)) == 4
+    assert [request.ema for request in requests] == [0.06, 0.06, 0.12, 0.12]  # loaded once each
+
+
+def test_no_initial_weights_are_in_it(
+    fields: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half of the plain average are weights that training began with, which is warned of; of a power average none."""
+    Generator.load(Request(**fields))
+    assert "50.0% of the averaged weights" in caplog.text
+    caplog.clear()
+    generate(Request(**{**fields, "ema": 0.06}))
+    assert "averaged weights" not in caplog.text
+    recorded = read(fields["save_dir"], settings(fields["save_dir"])["weights"])
+    assert isinstance(recorded, Run)
+    assert recorded.initial_share == 0.0
+    assert recorded.training["ema"] == {"decay": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ema": 0.005}, "--ema: found 0.005, expected 0.01 to 0.25"),
+        ({"ema": 0.3}, "--ema: found 0.3, expected 0.01 to 0.25"),
+        ({"ema": float("nan")}, "--ema: found nan, expected 0.01"),
+        ({"ema": 0.1, "ema_weights": False}, "found it beside --no-ema_weights"),
+        ({"ema": 0.1, "type": "baseline-dit"}, "found it beside --type baseline-dit"),
+        ({"ema": [0.1, 0.1]}, "--ema: found 0.1 twice"),
+    ],
+)
+def test_bad_requests(fields: dict[str, Any], change: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        requests_of({**fields, **change})
+
+
+def test_a_length_that_cannot_be_made_is_refused_before_anything_is_loaded(
+    fields: dict[str, Any], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two lengths, and any of a run without power averages; nothing is written."""
+
+    def never(request: Request) -> Generator:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(Generator, "load", never)
+    with pytest.raises(EmaLengthRefused, match="found 16 snapshots .* It takes 61"):
+        generate_each(requests_of({**fields, "ema": [0.06, 0.02]}))
+    with pytest.raises(EmaLengthRefused, match="found no power averages"):
+        generate(Request(**{**fields, "checkpoint": run, "ema": 0.1}))
+    assert not fields["save_dir"].exists()
+    words = ["--checkpoint", fields["checkpoint"], "--prompts", fields["prompts"]]
+    words = ["generate", *map(str, words), "--save_dir", str(fields["save_dir"]), "--device", "cpu"]
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--ema", "0.3"])
+    assert caught.value.code == 2
+    with pytest.raises(EmaLengthRefused) as refused:
+        main([*words, "--ema", "0.02"])
+    assert exits.explained(refused.value) is not None
+    assert refused.value.exit_code == 2
+
+
+def test_the_report_says_that_lengths_are_compared(fields: dict[str, Any], tmp_path: Path) -> None:
+    generate_each(requests_of({**fields, "ema": [0.06, 0.12]}))
+    generate(Request(**{**fields, "save_dir": tmp_path / "plain"}))
+    folders = [tmp_path / "plain", *(tmp_path / "out" / name for name in FOLDERS[1:])]
+    sets = open_all(folders)
+    for a, b in ((0, 1), (1, 2)):
+        pairing = pairing_of(sets[a], sets[b])
+        assert (pairing.subject, pairing.differ.keys()) == ("EMA lengths", {"ema", "weights"})
+        assert not [w for w in pairing.warnings if "ema" in w]
+    page = tmp_path / "page.html"
+    data = report(folders, page)
+    assert [s["settings"]["ema"] for s in data["sections"][0]["sets"]] == [True, 0.06, 0.12]
+    text = page.read_text()
+    assert "EMA lengths" in text
+    assert "ema-0.12" in text
