@@ -359,7 +359,8 @@ def take_over(study: Study) -> Study:
     by_seed: dict[Any, list[Path]] = {}
     for run in _below(folders, "config.yaml", RUNS_DEEP, study.out):
         with suppress(configs.ConfigError):
-            by_seed.setdefault(configs.read_yaml(run / "config.yaml").get("seed"), []).append(run)
+            seed = configs.read_yaml(run / "config.yaml").get("seed")
+            by_seed.setdefault(seed if isinstance(seed, int) else None, []).append(run)
     for entry in study.entries if by_seed else ():
         for seed in study.seeds:
             for phase in range(len(study.parts(entry))):

@@ -323,8 +323,9 @@ class Study:
     @property
     def images_per_prompt(self) -> int:
         for flag in ("n_samples", "num_samples"):
-            if isinstance(count := self.config.generate.get(flag), int):
-                return count
+            count = self.config.generate.get(flag)
+            if isinstance(count, int | str) and str(count).isdecimal():  # "4" is a number, too
+                return int(count)
         return BENCHMARKS[self.benchmark].images_per_prompt
 
 

@@ -24,7 +24,7 @@ from eval.study.checks import (
 )
 from eval.study.config import flag_words
 from eval.study.graph import Node, nodes_of
-from eval.study.reuse import Existing
+from eval.study.reuse import Existing, take_over
 from eval.study.study import Study, scored_steps
 from train.config import TrainConfig, run_folder
 
@@ -271,6 +271,23 @@ def test_scored_steps() -> None:
     assert scored_steps(3, 1000) == (100, 316, 1000)
     assert scored_steps(5, 4) == (1, 2, 4)
     assert scored_steps([7, 3], 10) == (3, 7)
+
+
+def test_folders_of_runs_by_hand_that_are_absent_or_strange(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Path("old/run").mkdir(parents=True)
+    Path("old/run/config.yaml").write_text("seed: [1]")
+    fair = take_over(study(reuse=["old", "odl"]))
+    assert (fair.hand_runs, fair.hand_sets) == ({}, {})
+    assert [record.getMessage() for record in caplog.records] == [
+        "fair.yaml: reuse: found no folder odl: nothing of it is taken over"
+    ]
+
+
+def test_pictures_of_a_prompt() -> None:
+    for count, expected in ((4, 4), ("4", 4), (None, 1)):
+        assert study(generate={"n_samples": count}).images_per_prompt == expected
 
 
 def test_flags_as_words() -> None:

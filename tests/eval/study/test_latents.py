@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 import yaml
 
 from configs import ConfigError
-from eval.errors import NotPaired
+from eval.errors import BadStudy, NotPaired
 from eval.study.checks import check_columns, refuse_unpaired
 from eval.study.reuse import Existing
 from eval.study.study import Study
@@ -116,6 +117,19 @@ def test_a_model_narrower_than_a_token_is_refused_with_its_entry(
     opened = study(columns, tmp_path, {"rae": ["model.hidden_size=32"]})
     with pytest.raises(ConfigError, match="rae: model: found tokens of 48 x 1 x 1 = 48 values"):
         check_columns(opened, Existing(opened))
+
+
+def test_a_phase_of_latents_of_other_channels_is_refused(columns: Path, tmp_path: Path) -> None:
+    """They are the model's; another side of the latents is not."""
+    study(columns, tmp_path)  # writes the YAML
+    for second, message in (("flux", ""), ("rae", r"phase 2 cannot(.|\n)*latents: 16 and 48")):
+        phases = [{"latents": str(columns / name)} for name in ("flux", second)]
+        entries = {"two": {"phases": phases}, "flux": str(columns / "flux")}
+        values = yaml.safe_load((tmp_path / "study.yaml").read_text()) | {"entries": entries}
+        (tmp_path / "phases.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+        opened = Study.open(tmp_path / "phases.yaml", tmp_path / "out")
+        with pytest.raises(BadStudy, match=message) if message else nullcontext():
+            check_columns(opened, Existing(opened))
 
 
 def test_another_shift_of_the_sampler_makes_other_sets(made: Path) -> None:
