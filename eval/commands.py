@@ -29,7 +29,6 @@ from .images.flags import (
     interval_of,
     sampling_flags,
     set_flags,
-    single,
 )
 from .prompts.benchmarks import BENCHMARKS, PLACE
 
@@ -323,7 +322,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
     args.guidance_interval = interval_of(args.guidance_interval)
     args.save_dir = args.save_dir or args.checkpoint / "sweep"
-    fields, over = single(_fields(args, "over", "scorer")), parse_over(args.over)
+    fields, over = _fields(args, "over", "scorer"), parse_over(args.over)
     scorers = parse_scorers(args.scorer, SCORERS, args.device, "sweep")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     received: list[int] = []

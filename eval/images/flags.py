@@ -66,10 +66,10 @@ def generate_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
     flag("--checkpoint", type=local_path, required=True, help="a run, or one of its steps")
     flag("--save_dir", type=local_path, required=True, help="a new folder, or one to go on with")
-    set_flags(parser)
+    set_flags(parser, several=True)
 
 
-def set_flags(parser: argparse.ArgumentParser) -> None:
+def set_flags(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """Adds what decides a set of pictures, but for the run and the folder."""
     flag = parser.add_argument
     flag("--tag", type=not_negative, help="the step of the run; the last without")
@@ -81,12 +81,13 @@ def set_flags(parser: argparse.ArgumentParser) -> None:
         "--prompts", "--metadata_file", type=local_path,
         help="its prompt file, if not the one fetched; of your own: .txt, one a line; .json, list or {id: prompt}",
     )  # fmt: skip
-    sampling_flags(parser, several=True)
+    sampling_flags(parser, several=several)
     flag("--resolution", type=positive, help="pixels; the columns' by default, 256 without any")
     flag("--sampler", choices=("euler", "dpmpp-2m"), default="euler", help="of the ODE")
     flag(
-        "--shift", type=AXES["shift"], nargs="+",
-        help="timestep shift of the sampler's noise levels; that of the run's training by default; several: a set each",
+        "--shift", type=AXES["shift"], nargs="+" if several else None,
+        help="timestep shift of the sampler's noise levels; that of the run's training by default"
+        + ("; several: a set each" if several else ""),
     )  # fmt: skip
     flag(
         "--ema", type=AXES["ema"], nargs="+", metavar="LENGTH",

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from eval.scores.choose import halves
 from shards import exits, seal
 from shards.format.atomic import read_json
 from tests.eval import faults
-from tests.eval.small import save_folder
+from tests.eval.browser import BROWSER, in_browser
+from tests.eval.small import prompts_of, save_folder, save_set
 from tests.forks import fork, leave_pytest, wait
 
 WORDS = ("red", "blue", "cat", "dog", "flag", "on", "the")
@@ -141,6 +143,33 @@ def test_the_page_has_the_curve_and_its_choice(swept: Path) -> None:
     assert data["sections"][0]["scores"] == []
 
 
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_asks_for_nothing_and_the_page_fits(
+    swept: Path, tmp_path: Path, width: int
+) -> None:
+    page = (swept / "report.html").read_text()
+    found = in_browser(page, tmp_path, dark=width < 1000, width=width)
+    assert found["faults"] == []
+    assert found["wide"] <= width
+
+
+def test_a_half_never_has_the_other_halfs_prompts(tmp_path: Path) -> None:
+    """Four pictures a file: nothing of the other half is read, and no score of one is beside the set's."""
+    prompts = prompts_of(9, groups=True)
+    whole = ImageSetReader.open(save_set(tmp_path, prompts, layout="grids", count=4))
+    parts = halves([(prompt.id, prompt.group) for prompt in prompts.items])
+    a, b = (whole.half_of(half, ids) for half, ids in zip("ab", parts, strict=True))
+    for half, ids in ((a, parts[0]), (b, parts[1])):
+        assert {picture.file.prompt.id for picture in half} == set(ids)
+        assert len(list(half)) == 16
+        assert [prompt.id for prompt in half.prompts.items] == sorted(ids)
+        assert half.folder == tmp_path / "halves" / str(half.half)
+    assert len({whole.digest, a.digest, b.digest}) == 3
+    kept = {(p.path, p.number): p.read() for p in whole}
+    assert all(np.array_equal(p.read(), kept[p.path, p.number]) for p in a)
+
+
 def test_the_table_fits_a_narrow_terminal(
     swept: Path, place: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,7 +195,7 @@ def test_two_settings_at_once(place: Path, run: Path, tmp_path: Path) -> None:
     assert ">shift 1</span>" in page
 
 
-def test_killed_while_it_samples_or_scores_it_ends_in_the_same_choice(
+def test_killed_while_it_samples_and_while_it_scores_it_ends_in_the_same_choice(
     swept: Path, place: Path, run: Path, tmp_path: Path
 ) -> None:
     line, out = words(place, run, tmp_path / "out"), tmp_path / "out"
@@ -177,6 +206,12 @@ def test_killed_while_it_samples_or_scores_it_ends_in_the_same_choice(
 
     pid = fork(work, tmp_path / "log")
     faults.await_files(out / "guidance_scale-3", 9, [pid])
+    os.kill(pid, signal.SIGKILL)
+    assert wait(pid) == -signal.SIGKILL
+    pid = fork(work, tmp_path / "log")
+    end = time.monotonic() + 60
+    while not list(out.glob("*/halves/a/scores/*.json")) and time.monotonic() < end:
+        time.sleep(0.001)
     os.kill(pid, signal.SIGKILL)
     assert wait(pid) == -signal.SIGKILL
     assert not (out / sweeps.NAME).exists()
@@ -219,7 +254,9 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_made(
     refused([word for word in line if word != "--allow-few"], "expected at least 33", capsys)
     refused(line[: line.index("--scorer")], "--scorer: found none", capsys)
     refused([*line[:-1], "beauty"], "--scorer: found 'beauty'", capsys)
-    refused([*line[:2], "--guidance_scale", "2", "3", *line[2:]], "found 2 values", capsys)
+    refused(
+        [*line[:2], "--guidance_scale", "2", "3", *line[2:]], "unrecognized arguments: 3", capsys
+    )
     (tmp_path / "flag.json").write_text(json.dumps(["a", "b", "c"]))
     few = [str(tmp_path / "flag.json") if word.endswith("flag.json") else word for word in line]
     refused(few, "found 3 prompts, expected at least 4", capsys)

@@ -13,7 +13,7 @@ import pytest
 from eval.errors import BadPrompts, BadQuestions, MissingImages, MissingWeights
 from eval.images.imageset import ImageSetReader, ImageSetWriter
 from eval.prompts.prompts import Prompt, Prompts
-from eval.score import SCORERS, run
+from eval.score import SCORERS, run, score_set
 from eval.scorers import dpg, geneval
 from eval.scorers.detector import Detector
 from eval.scorers.vlm import ANY, EXACT, Vlm
@@ -35,12 +35,18 @@ def make_set(
     return folder
 
 
-def score(name: str, folder: Path, *words: object, partial: bool = False) -> None:
+def arguments(name: str, *words: object, partial: bool = True) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--batch_size", type=int)
     SCORERS[name].flags(parser)
     args = parser.parse_args([str(word) for word in words])
-    args.save_dir, args.partial, args.device = [folder], partial, "cpu"
+    args.partial, args.device = partial, "cpu"
+    return args
+
+
+def score(name: str, folder: Path, *words: object, partial: bool = False) -> None:
+    args = arguments(name, *words, partial=partial)
+    args.save_dir = [folder]
     run(SCORERS[name], args)
 
 
@@ -335,6 +341,26 @@ def test_genai_from_pictures_to_a_score(
     )
     assert [item.value for item in items] == pytest.approx(yes, rel=1e-5)
     assert actual.made_by["vlm"]["weights"] == vlm.identity["weights"]
+
+
+def test_halves_of_a_benchmark_whose_questions_are_of_all_prompts(
+    tmp_path: Path, qwen_folder: Path
+) -> None:
+    """One of the prompts has no skill: the halves have one item less and one not, and names of their own."""
+    prompts = Prompts("genaibench", tuple(Prompt(f"{i:05d}", "a red cat") for i in range(6)))
+    images = ImageSetReader.open(make_set(tmp_path / "set", prompts, "jpeg"))
+    (tmp_path / "skills.json").write_text(json.dumps({"basic": [0, 1, 2, 3, 4]}))
+    for half, ids, count in (
+        ("a", ("00000", "00002", "00004"), 3),
+        ("b", ("00001", "00003", "00005"), 2),
+    ):
+        words = ["--skills", tmp_path / "skills.json", "--vlm", qwen_folder]
+        (actual,) = score_set(
+            SCORERS["genai"], images.half_of(half, ids), arguments("genai", *words)
+        )
+        assert actual.scorer == f"genai-vqascore-tiny-qwen-half-{half}"
+        assert (actual.prompts, actual.missing) == (count, 0)
+    assert results.read_all(tmp_path / "set") == {}
 
 
 def test_genai_without_skills_says_how_to_get_them(
