@@ -106,7 +106,8 @@ def reconstruct(
     with Bar(save_dir.name, len(rows), "pictures") as bar:
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
-            stored = torch.from_numpy(opened.read(np.array(batch, np.int64), check=True)).float()
+            values = opened.decoded(opened.read(np.array(batch, np.int64), check=True))
+            stored = torch.from_numpy(values).float()
             latents = stored.chunk(2, 1)[0] if kind == "moments" else stored
             decoded = to_images(decoder.decode(latents))
             crops = np.stack([originals.crop(row, preprocess) for row in batch])

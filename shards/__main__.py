@@ -119,7 +119,9 @@ def _add_all(verbs: Mapping[str, argparse.ArgumentParser]) -> None:
         default="none",
         help="of Zarr: how it is compressed",
     )
-    add("convert", "--element", choices=("int8",), help="int8 tokens: half the bytes, lossy")
+    add("convert", "--element", choices=("int8", "float16"),
+        help="int8 tokens, features, or latents without posterior: half the bytes, lossy; float16: "
+        "features and latents of int8 as they are read")  # fmt: skip
     for verb in ("verify", "repair", "digest", "diff", "convert"):
         add(verb, "--processes", type=positive, help="how many; all cores if left out")
     add("copy", "--with-source", flag=True, help="source.json and the indexes too")

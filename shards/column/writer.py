@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import CorruptColumn, IncompleteColumn, SourceChanged
 from ..format.atomic import Json
-from ..format.int8 import to_floats
+from ..format.int8 import dequantise_rows, to_floats
 from ..format.layout import (
     COLUMN,
     HAS_VALUES,
@@ -286,6 +286,11 @@ def _of_another_input(layout: Layout, values: Values, adopted: Values) -> list[i
 
 def _vectors(layout: Layout, row: NDArray[Any]) -> NDArray[np.float32]:
     """Returns the channels or tokens of a row as float32, (count, values)."""
+    if layout.quantised and not layout.ragged:
+        ones = np.ones(layout.channels, np.float32)  # those of both are in column.json
+        row = dequantise_rows(row[None], layout, ones)[0]
+        axis = 0 if layout.kind == "latents" else -1
+        return np.moveaxis(row.astype(np.float32), axis, 0).reshape(layout.channels, -1)
     if layout.quantised:  # scales of channels are in column.json, and are those of both
         scale = np.ascontiguousarray(row[:, -SCALE_BYTES:]).view("<f4")
         return np.asarray(row[:, :-SCALE_BYTES] * scale, np.float32)

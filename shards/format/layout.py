@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from typing import Any
 
@@ -81,12 +81,14 @@ ELEMENTS: dict[str, tuple[str, str, int | str]] = {
 # kind -> may a row be of any length, and the elements it may have (the usual one first)
 KINDS: dict[str, tuple[bool, tuple[str, ...]]] = {
     "moments": (False, ("float16",)),
-    "latents": (False, ("float16",)),
-    "features": (False, ("float16", "bfloat16")),
+    "latents": (False, ("float16", "int8")),
+    "features": (False, ("float16", "bfloat16", "int8")),
     "tokens": (True, ("bfloat16", "int8")),
     "ids": (True, ("int32",)),
 }
-SCALE_BYTES = 4  # of an int8 token's float32 scale, which follows its values
+SCALE_BYTES = 4  # of a float32 scale, which follows the int8 values of a token or row
+# from so many channels on each place of an int8 row has a scale: a thirty-second of its bytes at most
+PLACE_CHANNELS = 128
 BACKENDS, CODECS = ("zarr", "webdataset"), (None, "blosc")
 OPTIONS = ("element", "codec", "backend")  # of a layout; left out of its record where usual
 
@@ -157,8 +159,33 @@ class Layout:
 
     @property
     def quantised(self) -> bool:
-        """Returns whether tokens are int8 values with a scale, to be turned into bfloat16 when read."""
+        """Returns whether values are int8 with scales, to be multiplied when they are read: tokens to
+        bfloat16, rows of one shape to float16.
+        """
         return self.element == "int8"
+
+    @property
+    def channels(self) -> int:
+        """Returns the length of the axis of channels: the first of latents, the last of others."""
+        return self.row_shape[0 if self.kind in ("moments", "latents") else -1]
+
+    @property
+    def scales(self) -> int:
+        """Returns how many scales follow the int8 values of a token or row: one, or, of rows of many
+        channels, one for each place, as a token has.
+        """
+        if self.ragged or self.channels < PLACE_CHANNELS:
+            return 1
+        return math.prod(self.row_shape) // self.channels
+
+    @property
+    def scale_bytes(self) -> int:
+        return SCALE_BYTES * self.scales
+
+    @property
+    def as_read(self) -> Layout:
+        """Returns the layout of rows of one shape in a batch: of int8 as float16."""
+        return replace(self, element="float16") if self.quantised and not self.ragged else self
 
     @property
     def blocks_per_shard(self) -> int:
@@ -167,11 +194,11 @@ class Layout:
 
     @property
     def unit_shape(self) -> tuple[int, ...]:
-        """Returns the shape of what lies back to back: a row, or a token (with its scale if it has one)."""
-        if not self.ragged:
-            return self.row_shape
-        width = self.row_shape[1:]
-        return tuple(n + SCALE_BYTES for n in width) if self.quantised else width
+        """Returns the shape of what lies back to back: a row, or a token; of int8 its values in one line,
+        followed by the bytes of its scales.
+        """
+        shape = self.row_shape[1:] if self.ragged else self.row_shape
+        return (math.prod(shape) + self.scale_bytes,) if self.quantised else shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -187,7 +214,8 @@ class Layout:
         fill = ELEMENTS[self.element][2]
         words = np.full((units, *self.unit_shape), np.nan if fill == "NaN" else fill, self.dtype)
         if self.quantised:
-            words[:, -SCALE_BYTES:] = np.array([np.nan], "<f4").view(np.int8)
+            nan = np.full(self.scales, np.nan, "<f4").view(np.int8)
+            words[:, -self.scale_bytes :] = nan
         return words
 
     def finite(self, row: NDArray[Any]) -> bool:
@@ -195,7 +223,7 @@ class Layout:
         if self.element == "int32":
             return True
         if self.quantised:
-            scales = np.ascontiguousarray(row[..., -SCALE_BYTES:]).view("<f4")
+            scales = np.ascontiguousarray(row[..., -self.scale_bytes :]).view("<f4")
             return bool(np.isfinite(scales).all())
         mask = np.uint16(0x7C00 if self.element == "float16" else 0x7F80)  # the exponent's bits
         return bool(((row.view("<u2") & mask) != mask).all())
@@ -206,7 +234,10 @@ class Layout:
         _, name, fill = ELEMENTS[self.element]
         notes = {"torch_dtype": "bfloat16"} if self.element == "bfloat16" else {}
         if self.quantised:
-            notes = {"scale": f"the last {SCALE_BYTES} bytes of a token: float32, little endian"}
+            unit = "a token" if self.ragged else "a row"
+            notes = {
+                "scale": f"the last {self.scale_bytes} bytes of {unit}: float32, little endian"
+            }
         if self.ragged:
             slots = ZARR_ROWS * self.row_shape[0]
             chunk = CODEC_TOKENS if self.codec else CHUNK_TOKENS
@@ -214,7 +245,7 @@ class Layout:
             values = ArraySpec(shape, name, slots, chunk, 0, notes, self.codec)
         else:
             chunk = 1 if self.codec else CHUNK_ROWS
-            shape = (rows, *self.row_shape)
+            shape = (rows, *self.unit_shape)
             values = ArraySpec(shape, name, ZARR_ROWS, chunk, fill, notes, self.codec)
         arrays = {
             "status": ArraySpec((rows,), "uint8", self.shard_rows, ZARR_ROWS, int(Status.ABSENT)),
@@ -306,7 +337,7 @@ class ColumnSpec:
     `identity` is JSON that is compared as it is; see `shards.format.identity` for what it says.
     `empty_tokens` is the number of tokens of the empty caption
     (token columns only). `quantisation` tells the scheme, the scale of each channel and the
-    measured error of int8 tokens.
+    measured error of int8 values.
     """
 
     identity: Json
@@ -318,11 +349,14 @@ class ColumnSpec:
     def __post_init__(self) -> None:
         shape = self.layout.row_shape
         if self.layout.quantised != (self.quantisation is not None):
-            raise ValueError("int8 tokens, and only they, need the scale of each channel")
+            raise ValueError("int8 values, and only they, need the scale of each channel")
         if self.quantisation:
             check_numbers("quantisation.channel", self.quantisation["channel"], divides=True)
-            if (count := len(self.quantisation["channel"])) != shape[1]:
-                raise ValueError(f"quantisation.channel: found {count}, expected {shape[1]}")
+            for name in {"channel", "channel_error"} & self.quantisation.keys():
+                if (count := len(self.quantisation[name])) != self.layout.channels:
+                    raise ValueError(
+                        f"quantisation.{name}: found {count}, expected {self.layout.channels}"
+                    )
         channels = shape[0] // 2 if self.layout.kind == "moments" else shape[0]
         if self.norm:
             self.norm.check_shape((channels, *shape[1:]))

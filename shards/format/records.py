@@ -100,6 +100,8 @@ class Quantisation(Record):
     channel: Annotated[list[Number], Field(min_length=1, max_length=2**20)]
     relative_error: Number
     rows: AllRows
+    # of each channel; absent of tokens
+    channel_error: Annotated[list[Number], Field(min_length=1, max_length=2**20)] = None  # type: ignore[assignment]
 
 
 class ColumnRecord(Sealed):
@@ -119,7 +121,7 @@ class ColumnRecord(Sealed):
         return self
 
     def spec(self) -> ColumnSpec:
-        scales = self.quantisation.model_dump() if self.quantisation else None
+        scales = self.quantisation.model_dump(exclude_unset=True) if self.quantisation else None
         return ColumnSpec(self.identity, self.layout, self.norm, self.empty_tokens, scales)
 
 

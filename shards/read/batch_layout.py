@@ -49,7 +49,8 @@ class BatchLayout:
     differ in length; `capacity` has room for the longest captions.
 
     Tokens are as they are stored, int8 with their scales too, unless some text columns are of int8
-    and others of bfloat16: then all are bfloat16.
+    and others of bfloat16: then all are bfloat16. Rows of one shape that are stored as int8 are
+    float16.
     """
 
     def __init__(self, columns: JoinedColumns, size: int) -> None:
@@ -57,7 +58,7 @@ class BatchLayout:
         self.size, offset = size, 0
         self.parts: dict[str, Part] = {}
         for name, column in {"moments": first.latents, **first.extra}.items():
-            layout = column.layout
+            layout = column.layout.as_read
             shape = (size, *layout.row_shape)
             self.parts[name] = Part(offset, layout.element, shape, layout.unit_bytes)
             offset = -(-(offset + size * layout.unit_bytes) // ALIGN) * ALIGN
@@ -190,7 +191,8 @@ class Reader:
         """Reads a batch but for its header. Raises CorruptColumn, naming column, shard and row."""
         start = time.perf_counter()
         for op in plan.reads:
-            if op.column.layout.quantised and self.layout.token_element != "int8":
+            layout = op.column.layout
+            if layout.quantised and not (layout.ragged and self.layout.token_element == "int8"):
                 self._dequantise(op, buffer)
             else:
                 op.column.gather(op.rows, buffer.data, op.at, "new", op.places)
@@ -199,11 +201,14 @@ class Reader:
         self._warm = 0 if slow or self._disk_reads > before else self._warm + 1
 
     def _dequantise(self, op: ReadOp, buffer: NDArray[np.uint8]) -> None:
-        """Reads int8 tokens for a batch that has bfloat16 ones too, and writes them as such."""
-        words = op.column.decoded(op.column.read(op.rows, "new"))
+        """Reads int8 rows, or int8 tokens for a batch that has bfloat16 ones too, and writes them as
+        16-bit numbers.
+        """
+        values = op.column.decoded(op.column.read(op.rows, "new"))
         ends = np.cumsum(op.column.lengths(op.rows))
-        for at, caption in zip(op.at.tolist(), np.split(words, ends[:-1]), strict=True):
-            buffer[at : at + caption.nbytes] = caption.view(np.uint8).ravel()
+        rows = np.split(values, ends[:-1]) if op.column.layout.ragged else values
+        for at, row in zip(op.at.tolist(), rows, strict=True):
+            buffer[at : at + row.nbytes] = row.reshape(-1).view(np.uint8)
 
 
 def _disk_reads() -> int:

@@ -28,7 +28,7 @@ from ..column.zarr_object import crc32c
 from ..errors import CorruptColumn, IncompleteColumn, NotAColumn
 from ..format.atomic import Json
 from ..format.identity import ColumnIdentity
-from ..format.int8 import dequantise
+from ..format.int8 import dequantise, dequantise_rows
 from ..format.layout import BLOCK, ZARR_ROWS, ColumnSpec
 from ..format.records import ColumnRecord
 from ..store.base import Place, Store
@@ -234,10 +234,15 @@ class Column:
         return out
 
     def decoded(self, stored: NDArray[Any]) -> NDArray[Any]:
-        """Returns stored tokens as bfloat16 bits; others as they are."""
+        """Returns stored tokens as bfloat16 bits, and int8 rows of one shape as float16; others as they
+        are.
+        """
         if not self.spec.quantisation:
             return stored
-        return dequantise(stored, np.array(self.spec.quantisation["channel"], np.float32))
+        channel = np.array(self.spec.quantisation["channel"], np.float32)
+        if self.layout.ragged:
+            return dequantise(stored, channel)
+        return dequantise_rows(stored, self.layout, channel)
 
     def empty(self) -> NDArray[Any]:
         """Returns the empty caption's tokens, (n, D) bfloat16 bits or (n,) ids, compared with what a

@@ -1,4 +1,4 @@
-"""The same column stored in another way: backend, codec, or int8 captions."""
+"""The same column stored in another way: backend, codec, or int8."""
 
 from __future__ import annotations
 
@@ -21,15 +21,22 @@ from ..column.writer import ShardWriter, create_column, put_empty
 from ..console import Bar, say_next
 from ..errors import ConversionFailed, ShardsError
 from ..format.atomic import Json
-from ..format.int8 import WARN_ABOVE, calibrate, stored_rows
-from ..format.layout import ZARR_ROWS, ColumnSpec, Status
+from ..format.int8 import (
+    GROUP,
+    calibrate,
+    calibrate_rows,
+    loss_text,
+    stored_rows,
+    warns,
+)
+from ..format.layout import ZARR_ROWS, ColumnSpec, Layout, Status
 from ..read.column import Column, open_spec
 from ..store.base import Place, Store
 from ..store.open import open_store
 from .copy import refuse_nested
 from .parallel import SILENT, Progress, Report, processes_for, spread
 
-CALIBRATION_ROWS, CALIBRATION_TOKENS = 4_096, 1 << 14
+CALIBRATION_ROWS, CALIBRATION_TOKENS, CALIBRATION_BYTES = 4_096, 1 << 14, 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +65,38 @@ def converted_spec(
         raise ShardsError(f"{source.path}: cannot be converted: {error}") from None
     if element == old.layout.element:
         return replace(old, layout=layout)
-    if (old.layout.element, element) != ("bfloat16", "int8") or old.layout.kind != "tokens":
+    if old.layout.quantised and not old.layout.ragged and element == "float16":
+        # what the encoder gave is not brought back, so this is not its column
+        identity = {**old.identity, "dtype": "float16, from int8"}
+        return replace(old, identity=identity, layout=layout, quantisation=None)
+    if element != "int8":
         raise ShardsError(
-            f"{source.path}: {old.layout.kind} of {old.layout.element} cannot become {element}; only "
-            "tokens of bfloat16 can become int8, and the way back would not bring back what was lost"
+            f"{source.path}: {old.layout.kind} of {old.layout.element} cannot become {element}; tokens, "
+            "features and latents without posterior can become int8, and of these features and latents "
+            "float16 again, without what was lost"
         )
     scales = None if target.size("column.json") is None else open_spec(target)[0].quantisation
     identity = {**old.identity, "dtype": "int8"}
-    return replace(
-        old, identity=identity, layout=layout, quantisation=scales or _calibration(source)
-    )
+    if not scales:
+        scales = _calibration(source) if layout.ragged else _rows_calibration(source, layout)
+    return replace(old, identity=identity, layout=layout, quantisation=scales)
+
+
+def _rows_calibration(source: Column, layout: Layout) -> Json:
+    """As `_calibration`, of rows of one shape."""
+    ids = valid_rows(source.valid_mask())
+    if not len(ids):
+        raise ShardsError(f"{source.path}: it has no valid row to measure the scales of int8 on")
+    count = min(CALIBRATION_ROWS, len(ids), max(GROUP, CALIBRATION_BYTES // layout.unit_bytes))
+    ids = ids[np.unique(np.linspace(0, len(ids) - 1, count).astype(int))]
+    source.hint(ids)
+    scales = calibrate_rows(source.read(ids, check=True), layout)
+    if scales["rows"] < len(ids):
+        raise ShardsError(
+            f"{source.path}: {len(ids) - scales['rows']} of {len(ids)} rows that were looked at hold "
+            "values beyond float16, as which int8 rows are read. Keep it as it is"
+        )
+    return scales
 
 
 def _calibration(source: Column) -> Json:
@@ -101,8 +130,8 @@ def convert(
     processes: int | None = None,
     progress: Progress = SILENT,
 ) -> Column:
-    """Stores a complete column in another way: same rows, statuses and index digests, and, unless it
-    becomes int8, same logical digests.
+    """Stores a complete column in another way: same rows, statuses and index digests, and, unless its
+    element becomes another one, same logical digests.
 
     Shards that are committed in the target are not made again. Raises ConversionFailed if a shard's
     digest came out different, CorruptColumn if what is read is damaged.
@@ -150,6 +179,8 @@ def convert_shard(task: ConvertTask, report: Report) -> None:
             ids = shard * source.layout.shard_rows + np.arange(first, min(first + ZARR_ROWS, rows))
             values: Any = source.read(ids, check=True)
             report(values.nbytes)
+            if task.spec.layout.element != source.layout.element:
+                values = source.decoded(values)
             status = source.status(ids)
             if source.layout.ragged:
                 values = np.split(values, np.cumsum(source.lengths(ids))[:-1])
@@ -182,11 +213,12 @@ def run_convert(args: argparse.Namespace) -> int:
             args.source, args.target, args.backend, codec, args.element, args.processes, bar
         )
     result = "logical digests equal those of the source"
+    if args.element == "float16":
+        result = "values as they are read of the source"
     if scales := column.spec.quantisation:
-        error = scales["relative_error"]
-        result = f"relative error {100 * error:.2f} % over {scales['rows']} rows"
-        if error > WARN_ABOVE:
-            result += f"; WARNING: more than the {100 * WARN_ABOVE:.0f} % that is usual"
+        result = loss_text(scales)
+        if warns(scales):
+            result += "; WARNING: more than is usual"
     rows = sum(column.snapshot.rows)
     print(f"{args.target}: {rows:,} rows as {column.layout.record()}; {result}")
     say_next("shards", "verify", args.target)

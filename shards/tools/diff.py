@@ -189,8 +189,7 @@ def _compare(
 def _values(column: Column, ids: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns stored values as numbers."""
     values = column.decoded(column.read(ids))
-    tokens = column.layout.element in ("bfloat16", "int8")
-    return (to_floats(values) if tokens else values).astype(np.float64)
+    return (to_floats(values) if values.dtype == np.uint16 else values).astype(np.float64)
 
 
 def _first(rows: list[int]) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..column.commits import Snapshot, valid_rows
 from ..column.mask import Mask, read_mask
 from ..format.atomic import Json
-from ..format.int8 import WARN_ABOVE
+from ..format.int8 import loss_text, warns
 from ..format.norm import Norm
 from ..read.column import Column
 from ..read.compatible import check_mask
@@ -62,9 +62,10 @@ def information(url: Place, masks: Sequence[Place] = ()) -> Json:
     }
     if spec.quantisation:
         info["quantisation"] = {k: v for k, v in spec.quantisation.items() if k != "channel"}
-        if (error := float(spec.quantisation["relative_error"])) > WARN_ABOVE:
+        if warns(spec.quantisation):
+            error = float(spec.quantisation["relative_error"])
             info["warnings"].append(
-                f"int8 loses {100 * error:.2f} % of these tokens (relative error); 1 % is usual"
+                f"int8 loses {100 * error:.2f} % of these {layout.kind} (relative error); 1 % is usual"
             )
     info |= {"masks": [_masked(read_mask(mask), column) for mask in masks]} if masks else {}
     ids = _some_valid_rows(column)
@@ -117,7 +118,7 @@ def _latents(
     shape = (channels // 2 if moments else channels, height, width)
     total, square, noise = np.zeros((3, *shape))
     for start in range(0, len(ids), GROUP):
-        mean = column.read(ids[start : start + GROUP]).astype(np.float64)
+        mean = column.decoded(column.read(ids[start : start + GROUP])).astype(np.float64)
         if moments:
             mean, logvar = np.split(mean, 2, axis=1)
             noise += np.exp(logvar.clip(-30, 20)).sum(0)
@@ -178,10 +179,7 @@ def as_text(info: Json) -> str:
         for mask in info.get("masks", ())
     ]
     if scales := info.get("quantisation"):
-        lines.append(
-            f"quantised   {scales['scheme']}; relative error {100 * scales['relative_error']:.2f} % "
-            f"over {scales['rows']} rows"
-        )
+        lines.append(f"quantised   {scales['scheme']}; {loss_text(scales)}")
     if lengths := info.get("lengths"):
         counts, edges = lengths["histogram"]["counts"], lengths["histogram"]["edges"]
         longest = max(1, terminal_width(74) - 34)  # of the bars
