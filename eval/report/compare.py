@@ -78,6 +78,7 @@ class Comparison:
     pairing: Pairing
     seeds: tuple[int, ...]  # of training, that both have; none where they are unknown or others
     differences: tuple[Difference, ...]
+    same_pictures: bool = False  # weights, VAE, prompts and all that makes them have equal digests
 
     def favours(self, difference: Difference, p: float | None = None) -> str | None:
         """Returns the better entry; None unless the interval shows one, or if there is no verdict.
@@ -160,6 +161,7 @@ def compare(a: ScoredSet | Entry, b: ScoredSet | Entry) -> Comparison:
     return Comparison(
         a=first.name, b=second.name, pairing=pairing, seeds=tuple(seeds),
         differences=tuple(_over_pairs(pairs, seeds, scorer) for scorer in scorers),
+        same_pictures=all(x.settings == y.settings for x, y in pairs),
     )  # fmt: skip
 
 

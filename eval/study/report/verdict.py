@@ -44,11 +44,14 @@ def verdict_of(
     if difference.value is None:
         return Verdict(entry, "no verdict", f"No verdict by {title}: {difference.reason}.")
     if all(d.identical for d in comparison.differences):
+        zero = "all differences are exactly 0, in every score, training seed and prompt"
+        if comparison.same_pictures:
+            return Verdict(entry, "equal", f"{entry} and {baseline} are equal: {zero}.")
         sentence = (
-            f"{entry} and {baseline} are equal: all differences are exactly 0, in every score, training seed and "
-            "prompt."
+            f"No difference shown between {entry} and {baseline}: {zero}, though their pictures differ. The scores "
+            "do not tell such pictures apart, as where no picture of either is right."
         )
-        return Verdict(entry, "equal", sentence)
+        return Verdict(entry, "no difference", sentence)
     seeds = len(difference.by_seed) or 1
     part = f" of {planned} planned" if seeds < planned else ""
     prompts = count(difference.value.count, "prompt") if difference.value.count else "its prompts"

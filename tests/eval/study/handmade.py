@@ -35,10 +35,11 @@ def open_study(folder: Path, **values: Any) -> Study:
 
 
 def fill(
-    study: Study, gaps: Sequence[float], scatter: float = 0.02, skip: Sequence[tuple[str, int]] = ()
-) -> Study:
+    study: Study, gaps: Sequence[float], scatter: float = 0.02,
+    skip: Sequence[tuple[str, int]] = (), same: bool = False,
+) -> Study:  # fmt: skip
     """Makes all sets but those to skip, each with two scores that move by its entry's gap and, by
-    chance, by `scatter` a seed.
+    chance, by `scatter` a seed; the `same` pictures for all entries, or others.
     """
     random = np.random.default_rng(7)
     own = random.normal(1, 0.2, len(PROMPTS.items))
@@ -49,7 +50,7 @@ def fill(
                 noise = random.normal(0, 0.05, len(own)) if scatter else 0
                 values = own + gap * step / study.steps[-1] + moved + noise
                 if (name, seed) not in skip:
-                    _make(study.set_folder(name, seed, step), i, seed, step, values)
+                    _make(study.set_folder(name, seed, step), 0 if same else i, seed, step, values)
     return study
 
 

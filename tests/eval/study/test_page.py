@@ -264,10 +264,21 @@ def test_one_seed_is_headed_by_what_it_does_not_cover(tmp_path: Path) -> None:
 
 
 def test_equal_columns_are_called_equal(tmp_path: Path) -> None:
-    data = report(fill(open_study(tmp_path), (0.0, 0.0), scatter=0.0))
+    data = report(fill(open_study(tmp_path), (0.0, 0.0), scatter=0.0, same=True))
     (verdict,) = data["verdicts"]
     assert verdict["outcome"] == "equal"
     assert "all differences are exactly 0" in verdict["sentence"]
+
+
+def test_scores_that_do_not_tell_pictures_apart(tmp_path: Path) -> None:
+    """As where no picture of either entry is right: that does not make the entries equal."""
+    data = report(fill(open_study(tmp_path), (0.0, 0.0), scatter=0.0))
+    (verdict,) = data["verdicts"]
+    assert verdict["outcome"] == "no difference"
+    assert verdict["sentence"].startswith(
+        "No difference shown between e2e and flux: all differences"
+    )
+    assert "their pictures differ" in verdict["sentence"]
 
 
 def test_several_entries_are_adjusted_and_their_curves_shown(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from encode.errors import ModelNotUsable
 from eval.errors import BadStudy, NoSpace
@@ -154,3 +156,23 @@ def test_a_column_of_the_same_encoder_under_another_spelling(made: Path) -> None
     )
     assert column_identity(str(made / "begun/pets/other"))["encoder"]["class"] == "AutoencoderKL"
     assert column_identity(str(made / "begun/pets/none")) == {}
+
+
+def test_one_column_under_two_names_shows_a_difference_of_0(made: Path) -> None:
+    """A copy: its model, pictures and scores are those of the first, which is taken over."""
+    shutil.copytree(made / "cache/pets/plain", made / "cache/pets/copy")
+    entries = {"plain": "plain", "copy": "copy"}
+    config = study_yaml(made, "twins", entries=entries, reuse=[str(made / "out/runs")])
+    out = made / "twins"
+    result = study("run", config, "--out", out, "--jobs", 2)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert study("report", config, "--out", out).returncode == 0
+    data = json.loads((out / "study.json").read_bytes())
+    (verdict,) = data["verdicts"]
+    assert verdict["outcome"] == "equal"
+    assert verdict["sentence"].startswith("copy and plain are equal: all differences are exactly 0")
+    names = {name: out / f"images/{name}-seed0/step-00000006/images" for name in entries}
+    pictures = {name: sorted(folder.glob("*.png")) for name, folder in names.items()}
+    assert len(pictures["copy"]) == 6
+    for a, b in zip(*pictures.values(), strict=True):
+        assert np.array_equal(np.array(Image.open(a)), np.array(Image.open(b)))
