@@ -12,6 +12,7 @@ s3://, gs://, az://).
     python -m shards copy SRC DST [--with-source]
     python -m shards stage SRC... FOLDER           # to a node's own disk, before a job
     python -m shards mask COLUMN --keys FILE --out MASK    # the rows that a run is to train on
+    python -m shards norm COLUMN [--per-place]     # mean and deviation of its latents
     python -m shards order LATENTS TEXT --global-batch 64 --seed 0 --position 0 --world 1 --rank 0
     --steps 3
     python -m shards order LATENTS TEXT --global-batch 64 --window 1024 --variance
@@ -51,6 +52,7 @@ VERBS = {
     "copy": "a column to another place; goes on where it stopped",
     "stage": "columns to a node's own disk; prints what to give to train",
     "mask": "a file of the rows that a run trains on, from keys, scores or row ids",
+    "norm": "measure mean and deviation of a column's latents",
     "order": "the row ids of each step, one JSON object a line",
     "bench": "measure reading, beside the machine's limit and other libraries",
 }
@@ -81,7 +83,7 @@ def _add_all(verbs: Mapping[str, argparse.ArgumentParser]) -> None:
     def add(verb: str, *names: str, flag: bool = False, **options: Any) -> None:
         verbs[verb].add_argument(*names, **options | ({"action": "store_true"} if flag else {}))
 
-    for verb in ("info", "repair", "gc"):
+    for verb in ("info", "repair", "gc", "norm"):
         add(verb, "column", help=COLUMN)
     for verb in ("verify", "digest"):
         add(verb, "column", nargs="+", help=COLUMN)
@@ -122,7 +124,7 @@ def _add_all(verbs: Mapping[str, argparse.ArgumentParser]) -> None:
     add("convert", "--element", choices=("int8", "float16"),
         help="int8 tokens, features, or latents without posterior: half the bytes, lossy; float16: "
         "features and latents of int8 as they are read")  # fmt: skip
-    for verb in ("verify", "repair", "digest", "diff", "convert"):
+    for verb in ("verify", "repair", "digest", "diff", "convert", "norm"):
         add(verb, "--processes", type=positive, help="how many; all cores if left out")
     add("copy", "--with-source", flag=True, help="source.json and the indexes too")
     add("stage", "source", nargs="+", help=COLUMN)
@@ -139,6 +141,8 @@ def _add_all(verbs: Mapping[str, argparse.ArgumentParser]) -> None:
         help="of a .csv or .jsonl: entries with such a value alone; several may be given")  # fmt: skip
     add("mask", "--at-most", action="append", default=[], type=bound, metavar="FIELD=NUMBER",
         help="likewise")  # fmt: skip
+    add("norm", "--per-place", flag=True,
+        help="of each place of a channel, as representation autoencoders have it; else of a channel")  # fmt: skip
     add("order", "latents", help="a column by a VAE")
     add("order", "text", help="a column of its captions")
     add("order", "--also", nargs="*", default=[], help="columns joined for their statuses")

@@ -48,6 +48,10 @@ class BadMask(ShardsError, ValueError):
     """A file that is no mask of rows, or keys of which no mask can be made."""
 
 
+class BadStatistics(ShardsError, ValueError):
+    """A column of which no norm can be measured, or a measured norm that it does not have."""
+
+
 class IncompleteColumn(ShardsError, ValueError):
     """The column has no COMPLETE record: encoding has not finished."""
 

@@ -84,6 +84,7 @@ RUN_BY = {
     ("shards", "copy"): "tests/shards/tools/test_transfer.py",
     ("shards", "stage"): "tests/shards/tools/test_transfer.py",
     ("shards", "mask"): "tests/shards/tools/test_mask.py",
+    ("shards", "norm"): "tests/shards/tools/test_norm.py",
     ("shards", "order"): "tests/shards/tools/test_commands.py",
     ("encode", "plan"): "tests/encode/plan/test_plan.py",
     ("encode", "run"): "tests/encode/run/test_job.py",

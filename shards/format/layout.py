@@ -15,6 +15,9 @@ changed, only versioned.
     <column>/commits/<s>.json        shard s is whole: written last
     <column>/complete/<digest>.json  every shard accounted for; <digest>.valid: valid-row bits
 
+    <column>/statistics/<s>          of latents, made at any time: sums over the valid rows of shard s
+    <column>/norms/<digest>.json     and a shift and scale made of them; no commit names either
+
 row id = shard * shard_rows + row; Zarr shard z = row id // 1024; token slot = z * 1024 *
 max_tokens + offset in z.
 """
@@ -35,9 +38,19 @@ from ..errors import IdentityMismatch
 from .atomic import Json, canonical_json, sha256
 from .norm import Norm, check_numbers, shown
 
-COLUMN, COMMIT, COMPLETE, FAILURE, SOURCE, INDEX, MASK = (
+COLUMN, COMMIT, COMPLETE, FAILURE, SOURCE, INDEX, MASK, STATISTICS, NORM = (
     f"latentbank-{name}"
-    for name in ("column", "commit", "complete", "failure", "source", "index", "mask")
+    for name in (
+        "column",
+        "commit",
+        "complete",
+        "failure",
+        "source",
+        "index",
+        "mask",
+        "statistics",
+        "norm",
+    )
 )
 VERSION = 1
 SHARD_ROWS = 65_536  # rows a source tar may hold; capacity that is not used costs nothing

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, TypeVar, overload
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,9 @@ from .layout import (
     MAX_ROWS,
     MAX_SHARD_ROWS,
     MAX_SHARDS,
+    NORM,
     SOURCE,
+    STATISTICS,
     VERSION,
     ZARR_ROWS,
     ColumnSpec,
@@ -53,6 +55,7 @@ RECORD_BYTES = {
     COMPLETE: 1 << 26,
     SOURCE: 1 << 26,
     MASK: 1 << 26,
+    NORM: 1 << 24,
 }
 MAX_CAPTIONS = 256  # members or captions of one sample
 
@@ -227,6 +230,29 @@ class MaskRecord(Sealed):
         if self.valid.words != words:
             raise ValueError(f"valid: found {self.valid.words} words, expected {words}")
         return self
+
+
+class StatisticsRecord(Sealed):
+    """The first line of sums over a shard's valid rows; `sums` is the sha256 of what follows."""
+
+    KIND = STATISTICS
+    column: Digest
+    shard: Shard
+    content: Digest  # of the commit whose rows were added
+    rows: Rows
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=3, max_length=3)]
+    sums: Digest
+
+
+class NormRecord(Sealed):
+    """A shift and scale of a column's latents, measured over the rows of one COMPLETE record."""
+
+    KIND = NORM
+    column: Digest
+    complete: Digest
+    method: Literal["measured", "measured-per-place"]
+    rows: AllRows
+    norm: Norm
 
 
 def _columns(runs: Sequence[Run]) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..column.commits import commit_name, committed, failure_name, open_complete, read_commit
 from ..column.source import index_name
+from ..column.statistics import norm_names, put_statistics, read_statistics
 from ..column.values import sha256_of
 from ..column.zarr_object import read_into
 from ..console import Bar, say_next
@@ -140,6 +141,11 @@ def _copy_column(manifest: Description, target: Store, threads: int, progress: P
             raise
     for shard in manifest.failed:
         target.replace(failure_name(shard), source.read(failure_name(shard)))
+    for shard in commits:
+        if (sums := read_statistics(source, manifest.digest, shard)) is not None:
+            put_statistics(target, manifest.digest, shard, *sums)
+    for name in norm_names(source):
+        _copy_record(source, target, name)
     for suffix in (".valid", ".json"):  # the bits come before the record that speaks of them
         for name in manifest.complete:
             _copy_record(source, target, name.removesuffix(".json") + suffix)

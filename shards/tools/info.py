@@ -25,6 +25,7 @@ SAMPLE_ROWS = 2_048
 SAMPLE_BYTES = 1 << 28  # of values that are read for statistics
 GROUP = 32  # rows of them at once
 TOLERANCE = 0.25  # of mean and deviation of normalised latents
+SPREAD = 2.0  # of the channels' deviations, the largest over the smallest
 CHANNEL_TOLERANCE = 0.5  # of those of one channel, which has a shift and scale of its own
 
 
@@ -147,6 +148,11 @@ def _latents(
             warnings.append(
                 f"the VAE's shift and scale do not normalise channels {np.flatnonzero(far).tolist()}"
             )
+    elif (most := float(deviations.max())) > SPREAD * (least := float(deviations.min())):
+        warnings.append(
+            f"normalised channels have deviations from {least:.2f} to {most:.2f}, so noise hides some "
+            f"before others. `python -m shards norm {column.path}` measures those of all rows"
+        )
     return latents
 
 

@@ -83,7 +83,11 @@ def plan_repair(examination: Examination) -> RepairPlan:
             put_aside(name, why)
         put_aside(commit_name(shard), f"shard {shard} is damaged")
     for fault in faults:
-        if fault.shard is None and fault.kind in ("object", "failure") and fault.object:
+        if (
+            fault.shard is None
+            and fault.kind in ("object", "failure", "statistics")
+            and fault.object
+        ):
             put_aside(fault.object, fault.message)
         elif fault.kind == "metadata" and fault.object:
             data = column.spec.zarr_json()[fault.object]

@@ -19,6 +19,7 @@ from ..column.commits import (
 )
 from ..column.members import member_read, members_digest
 from ..column.source import open_source, read_index
+from ..column.statistics import damaged_statistics, norm_names, statistics_name
 from ..column.values import sha256_of
 from ..console import Bar
 from ..errors import CorruptColumn, NotAColumn, ShardsError, SourceMismatch
@@ -114,6 +115,8 @@ def examine(
         examination.fault(kind, str(damage), name, shards.get(name))
     for name in column.complete:
         _check_complete(examination, column, name)
+    for name, message in damaged_statistics(store, column.digest, column.spec.layout.shards):
+        examination.fault("statistics", message, name)
     examination.unfinished = _unfinished(column)
     progress.begin(column.bytes)
     if deep:
@@ -197,7 +200,7 @@ def _unfinished(column: Description) -> list[tuple[str, int]]:
     shards = range(spec.layout.shards)
     expected = {
         "column.json", *spec.zarr_json(), *map(commit_name, shards), *map(failure_name, shards),
-        *column.objects,
+        *column.objects, *map(statistics_name, shards), *norm_names(column.store),
     }  # fmt: skip
     for shard in set(column.committed) - column.commits.keys():  # a damaged commit may name these
         expected |= set.union(*objects_of(spec, shard, spec.layout.shard_rows))
