@@ -33,7 +33,7 @@ bench: .venv/ready-bench .venv-peers/ready   ## measure reading, beside other li
 bench-encode: .venv/ready-test   ## measure the encode engine: overhead, encoder-busy share, many shards (half an hour)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m encode bench --json bench/encode.json $(ARGS)
 
-bench-train: .venv/ready-test   ## measure the trainer: its step beside a bare loop, resuming, what caching saves (ten minutes)
+bench-train: .venv/ready-test   ## measure the trainer: its step beside a bare loop, power averages, resuming, what caching saves (a quarter of an hour)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m train bench --json bench/train.json $(ARGS)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m tests.bench.evaluation.online --json bench/online.json $(ARGS)
 

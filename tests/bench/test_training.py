@@ -41,6 +41,14 @@ def test_the_trainer_and_the_bare_loop_do_the_same_work(results: dict[str, Any])
     assert [p["promised"] for p in found["promises"]] == ["<= 1.03", "<= 0.01", "<= 0.0001"]
 
 
+def test_every_other_step_updates_power_averages(results: dict[str, Any]) -> None:
+    found = results["averages"]
+    check_ratio(found, 1)
+    assert found["updates"] == 3  # of 6 steps
+    assert all(spent > 0 for both in (found["cpu_s"], found["seconds"]) for spent in both.values())
+    assert [p["promised"] for p in found["promises"]] == ["<= 1.06"]
+
+
 def test_resuming_is_measured_at_two_steps(results: dict[str, Any]) -> None:
     found = results["resume"]
     assert found["steps"] == [NEAR, FAR]

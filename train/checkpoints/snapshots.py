@@ -157,15 +157,18 @@ def load_of_length(where: Path, length: float) -> tuple[DiT, Manifest, str]:
     whole = checkpoint.WHOLE["ema"]
     path, manifest = checkpoint.step_to_sample(where, ())
     parts = _parts_of_length(path, manifest, length)
-    checkpoint.verified(path, [whole])  # for shapes, and for what is no weight
-    state = load_file(path / whole)
+    checkpoint.verified(path, [whole])
     digest = hashlib.sha256(canonical_json({"length": length}))
-    sums: dict[str, Tensor] = {}
-    for source, terms in parts:
-        if needed := {kind: share for kind, share in terms.items() if abs(share) > LEAST}:
-            _add(sums, source, needed, state, digest)
-    model = checkpoint.model_of(path, manifest, lambda: state | sums)
-    return model, manifest, digest.hexdigest()
+
+    def load() -> dict[str, Tensor]:
+        state = load_file(path / whole)  # for shapes, and for what is no weight
+        sums: dict[str, Tensor] = {}
+        for source, terms in parts:
+            if needed := {kind: share for kind, share in terms.items() if abs(share) > LEAST}:
+                _add(sums, source, needed, state, digest)
+        return state | sums
+
+    return checkpoint.model_of(path, manifest, load), manifest, digest.hexdigest()
 
 
 def check_length(where: Path, length: float) -> None:
@@ -247,6 +250,8 @@ def _add(
     checkpoint.verified(source.folder, names, kind=source.kind)
     files = [source.folder / name for name in names]
     spans = {name: (0, size) for name, size in sorted(checkpoint.sizes(files).items())}
+    if strange := sorted(spans.keys() - state.keys()):
+        raise ValueError(f"{source.folder}: found {strange[0]}, which the model has not")
     for kind, share in terms.items():
         digest.update(canonical_json({"updates": source.updates, "kind": kind}))
         for name, values in checkpoint.read_ranges(files, kind, spans).items():

@@ -1,8 +1,9 @@
 """What the trainer costs beside a bare loop of the same model, and what it costs to go on after many steps.
 
     python -m train bench overhead            # CPU seconds of a step of the trainer over those of a bare loop
+    python -m train bench averages            # CPU seconds of a step with two power averages over one without
     python -m train bench resume              # from the start of a run to the end of its first step, at two steps
-    python -m train bench --json FILE         # both
+    python -m train bench --json FILE         # all
     python -m train bench --light             # toy sizes: that it runs, and nothing else
 
 What caching saves is measured where the encoders are: `python -m tests.bench.evaluation.online`.
@@ -13,7 +14,7 @@ import argparse
 
 from tests.bench import turns
 
-PARTS = ("overhead", "resume")
+PARTS = ("overhead", "averages", "resume")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -21,13 +22,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "part", nargs="?", choices=(*PARTS, "all"), default="all", help="what is measured"
     )
-    turns.add_options(parser, None, "default: 60 and 20")
+    turns.add_options(parser, None, "default: 60, 60 and 20")
 
 
 def run_bench(args: argparse.Namespace) -> int:
     """`python -m train bench`: run the parts, print what was found and promised, write it down."""
-    from tests.bench.training import overhead, resume
+    from tests.bench.training import averages, overhead, resume
 
-    runs = {"overhead": turns.timed(overhead.run), "resume": turns.timed(resume.run)}
+    parts = {"overhead": overhead, "averages": averages, "resume": resume}
+    runs = {name: turns.timed(part.run) for name, part in parts.items()}
     chosen = PARTS if args.part == "all" else (args.part,)
     return turns.measured({part: runs[part] for part in chosen}, args)

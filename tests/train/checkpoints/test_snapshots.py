@@ -19,15 +19,16 @@ import torch
 from safetensors.torch import load_file
 
 from shards import seal
-from shards.read.stream import Batch
+from shards.read.stream import Batch, Stream
 from tests.memory import MEMORY
 from tests.train.conftest import launch, tiny_config
-from tests.train.here import fitted, manifest, step_folder, trained
+from tests.train.here import columns_of, fitted, manifest, step_folder, trained
 from tests.train.processes import fitting
 from train.checkpoints import checkpoint, snapshots
 from train.checkpoints.checkpoint import CheckpointError, load_for_sampling
 from train.checkpoints.identity import compared, training_of
 from train.checkpoints.snapshots import FOLDER, EmaLengthRefused, load_of_length
+from train.config import TrainConfig
 from train.model.dit import DiT
 from train.ranks.world import World
 
@@ -284,6 +285,29 @@ def test_ranks_hold_their_own_parts(columns: Path, tmp_path: Path, whole: Path) 
     assert job.returncode == 0, job.stdout
     averages = parameters(load_of_length(run, 0.1)[0])
     assert apart(averages, tracked(weights_by_step(run, 14)[:14], 0.1)) < 1e-6
+
+
+def test_steps_that_are_skipped_are_no_updates(columns: Path, tmp_path: Path) -> None:
+    """Of 14 steps two have losses that are not finite: averages are of the other 12, and each counts once."""
+    values = config(
+        columns, tmp_path, 14, steps=14, save_every=1, keep=20, guard={"nonfinite": "skip"}
+    )
+    checked = TrainConfig.model_validate(values)
+
+    def batches(position: int, world: World) -> Iterator[Batch]:
+        sources, order = columns_of(checked)
+        with Stream(sources, order, position=position, global_batch=16) as stream:
+            for batch in stream:
+                if batch.position // 16 in (4, 5):
+                    batch.moments.fill_(torch.nan)
+                yield batch
+
+    run = trained(values, batches=batches)
+    assert manifest(run, 14)["average"]["power"]["updates"] == 12
+    path = np.delete(weights_by_step(run, 14), [4, 5], 0)
+    for length in (0.05, 0.12):
+        model = load_of_length(run, length)[0]
+        assert apart(parameters(model), tracked(path, length)) < 1e-3
 
 
 @pytest.mark.parametrize("power", [None, [0.05, 0.12]])
