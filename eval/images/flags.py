@@ -90,8 +90,9 @@ def set_flags(parser: argparse.ArgumentParser, several: bool = False) -> None:
         + ("; several: a set each" if several else ""),
     )  # fmt: skip
     flag(
-        "--ema", type=AXES["ema"], nargs="+", metavar="LENGTH",
-        help="averages of other lengths, relative to the updates, of a run with ema.power; several: a set each",
+        "--ema", type=AXES["ema"], nargs="+" if several else None, metavar="LENGTH",
+        help="average of another length, relative to the updates, of a run with ema.power"
+        + ("; several: a set each" if several else ""),
     )  # fmt: skip
     flag(
         "--guidance_interval", type=number(-math.inf), nargs=2, metavar=("LOW", "HIGH"),

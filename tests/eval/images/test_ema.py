@@ -18,6 +18,7 @@ from eval.commands import main
 from eval.errors import BadRequest
 from eval.images.generate import Generator, Request, generate, generate_each, requests_of
 from eval.images.runs import Run, read
+from eval.report import sweeps
 from eval.report.entries import open_all
 from eval.report.pairing import pairing_of
 from eval.report.report import report
@@ -134,6 +135,22 @@ def test_another_scale_of_a_length_has_its_own_folder(fields: dict[str, Any]) ->
     assert names[:2] == ["ema-0.06-guidance_scale-2", "ema-0.06-guidance_scale-3"]
     assert len(set(names)) == 4
     assert [request.ema for request in requests] == [0.06, 0.06, 0.12, 0.12]  # loaded once each
+
+
+def test_a_length_is_chosen_beside_a_scale(fields: dict[str, Any], tmp_path: Path) -> None:
+    names = {f"flag-{i}": "a red flag" for i in range(6)}
+    (tmp_path / "flag.json").write_text(json.dumps(names))
+    words = ["--prompts", tmp_path / "flag.json", "--save_dir", tmp_path / "out", "--device", "cpu"]
+    words += ["--num_inference_steps", 2, "--scorer", "demo-acc"]
+    over = ["--over", "guidance_scale=1,3", "ema=0.05,0.12"]
+    assert main(list(map(str, ["sweep", fields["checkpoint"], *over, *words]))) == 0
+    points = sweeps.read(tmp_path / "out").points
+    assert [(point.setting["ema"], point.setting["guidance_scale"]) for point in points] == [
+        (0.05, 1.0), (0.05, 3.0), (0.12, 1.0), (0.12, 3.0),
+    ]  # fmt: skip
+    for point in points:
+        made = settings(tmp_path / "out" / point.folder)
+        assert {name: made[name] for name in ("ema", "guidance_scale")} == point.setting
 
 
 def test_no_initial_weights_are_in_it(
