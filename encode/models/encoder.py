@@ -24,6 +24,7 @@ from shards.format import (
     EncoderIdentity,
     PicturePreprocess,
     calibrate,
+    calibrate_rows,
 )
 from shards.format.atomic import Json
 
@@ -34,6 +35,7 @@ from ..source.decoding import View
 from ..source.images import DECODER
 
 CALIBRATION_ROWS = 256  # captions that the channel scales of an int8 column are measured on
+CALIBRATION_PICTURES = 128  # likewise
 
 Words = NDArray[Any]  # of the element a column stores: float16, bfloat16 as uint16, int32
 
@@ -109,8 +111,9 @@ class ImageEncoder(Encoder):
 
     @abstractmethod
     def rows(self, images: NDArray[np.uint8]) -> Words:
-        """Encodes (B, R, R, 3) uint8 -> (B, *row_shape) as they are stored. A value that the element
-        cannot hold becomes infinite, and the writer marks its row NON_FINITE.
+        """Encodes (B, R, R, 3) uint8 -> (B, *row_shape) of 16-bit numbers, as they are stored but for
+        int8, which the writer makes of them. A value that the element cannot hold becomes infinite,
+        and the writer marks its row NON_FINITE.
         """
 
     @cached_property
@@ -166,18 +169,18 @@ def column_spec(
     members of suffix `image`, where that is not the encoder's.
 
     `scales` returns the channel scales, and is called for a column of int8 alone: see
-    `existing_scales` and `measured_scales`.
+    `existing_scales`, `measured_scales` and `measured_row_scales`.
     """
     layout = layout_of(encoder, shards, shard_rows)
     identity = {**encoder.identity().record(), "source": fingerprint}
-    if isinstance(encoder, ImageEncoder):
-        if image is not None:
-            identity["preprocess"] = {**identity["preprocess"], "image": image}
-        return ColumnSpec(identity, layout, encoder.norm)
-    assert isinstance(encoder, CaptionEncoder)
     if layout.quantised and scales is None:
         raise ValueError("an int8 column needs the scales of its channels")
     quantisation = scales() if layout.quantised and scales else None
+    if isinstance(encoder, ImageEncoder):
+        if image is not None:
+            identity["preprocess"] = {**identity["preprocess"], "image": image}
+        return ColumnSpec(identity, layout, encoder.norm, quantisation=quantisation)
+    assert isinstance(encoder, CaptionEncoder)
     (empty,) = encoder.rows([""], layout.row_shape[0])
     return ColumnSpec(identity, layout, empty_tokens=len(empty), quantisation=quantisation)
 
@@ -196,3 +199,12 @@ def measured_scales(encoder: CaptionEncoder, captions: Sequence[str | None], bud
     """
     texts = [caption for caption in captions[:CALIBRATION_ROWS] if caption]
     return calibrate(np.concatenate(encoder.rows(texts, budget)), len(texts))
+
+
+def measured_row_scales(
+    encoder: ImageEncoder, images: NDArray[np.uint8], batch: int, layout: Layout
+) -> Json:
+    """Returns channel scales for int8, measured on the crops of a tar's first pictures, (n, R, R, 3)."""
+    parts = [encoder.rows(images[first : first + batch]) for first in range(0, len(images), batch)]
+    rows = np.concatenate([np.zeros((0, *layout.row_shape), np.float16), *parts])
+    return calibrate_rows(rows, layout)

@@ -52,7 +52,7 @@ class FeatureEncoder(ImageEncoder):
 
     def rows(self, images: NDArray[np.uint8]) -> Words:
         features = self.encode(pixels_on(self.device, images))
-        return to_float16(features) if self.config.element == "float16" else bf16_words(features)
+        return bf16_words(features) if self.config.element == "bfloat16" else to_float16(features)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class ColumnCost:
     # decoding threads a device, where it would wait
     threads_wanted: int | None = None
     break_even_steps: float | None = None
-    # bytes of cheaper ways to store the same captions
+    # bytes of cheaper ways to store the same
     alternatives: dict[str, float] = field(default_factory=dict)
     # see `members.passed_over`; of the rows sampled
     passed_over: dict[str, int] = field(default_factory=dict)
@@ -348,7 +348,7 @@ def _hints(cost: ColumnCost) -> list[str]:
         )
     if cost.alternatives:
         words = ", ".join(f"{name} {size_text(n)}" for name, n in cost.alternatives.items())
-        lines.append(f"the same captions stored otherwise: {words}")
+        lines.append(f"the same stored otherwise: {words}")
     if cost.committed:
         lines.append(f"{cost.committed:,} of {cost.shards:,} shards are committed already")
     return [f"{cost.source}/{cost.column}: {line}" for line in lines]

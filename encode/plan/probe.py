@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from shards import Layout
 from shards.column import chunked, compress
-from shards.format import channel_scale, quantise
+from shards.format import calibrate_rows, channel_scale, quantise, quantise_rows
 
 from ..config import EngineConfig
 from ..models.encoder import CaptionEncoder, Encoder, ImageEncoder
@@ -99,7 +99,11 @@ def ratio_of(layout: Layout, values: Sequence[NDArray[Any]]) -> float:
     if not layout.codec:
         return 1.0
     array = layout.arrays()[layout.kind]
-    if layout.quantised:
+    if layout.quantised and not layout.ragged:
+        rows = np.concatenate(values)
+        channel = np.array(calibrate_rows(rows, layout)["channel"], np.float32)
+        values = [quantise_rows(rows, layout, channel)]
+    elif layout.quantised:
         channel = channel_scale(np.concatenate(values))
         values = [quantise(row, channel) for row in values]
     chunks = [chunk.copy() for chunk in chunked(values, array)]

@@ -19,7 +19,8 @@ DIGEST = "0" * 64  # of the size of any
 # what a commit tells of how it was made: host, versions, device, seconds
 PROVENANCE = {"of": "x" * 310}
 COLUMN_RECORD, ARRAY_RECORD = 720, 82  # bytes of column.json, and more of it for each array
-CHANNEL = 21  # bytes of one such scale
+CHANNEL = 21  # bytes of the scale of a channel of int8
+CHANNEL_ERROR = 9  # and of what is lost in it
 
 
 def object_bytes(array: ArraySpec, elements: int) -> int:
@@ -82,7 +83,8 @@ def column_bytes(layout: Layout, rows: int, empty: int = 0) -> int:
     arrays = layout.arrays()
     metadata = len(GROUP_JSON) + sum(len(array.zarr_json()) for array in arrays.values())
     record = COLUMN_RECORD + ARRAY_RECORD * (len(arrays) + 1)
-    record += CHANNEL * layout.row_shape[-1] if layout.quantised else 0
+    if layout.quantised:
+        record += (CHANNEL if layout.ragged else CHANNEL + CHANNEL_ERROR) * layout.channels
     if layout.ragged:
         plain = replace(layout, element=KINDS[layout.kind][1][0])
         metadata += 500  # of the empty caption's array
@@ -91,7 +93,9 @@ def column_bytes(layout: Layout, rows: int, empty: int = 0) -> int:
 
 
 def alternatives(layout: Layout) -> dict[str, Layout]:
-    """Returns cheaper layouts for the same captions, by name."""
+    """Returns cheaper layouts for the same captions, features or latents, by name."""
+    if layout.kind in ("features", "latents") and not layout.quantised:
+        return {"int8": replace(layout, element="int8", codec=None)}
     if layout.kind != "tokens":
         return {}
     most, shards, rows = layout.row_shape[0], layout.shards, layout.shard_rows

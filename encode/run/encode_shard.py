@@ -253,7 +253,7 @@ class Shard:
             self.timer.done(size)
         for name, view in self.column_views.items():
             if name not in values:  # not one picture of the block could be decoded
-                values[name] = self.task.targets[name].spec.layout.blank(count)
+                values[name] = self.task.targets[name].spec.layout.as_read.blank(count)
             self.writing.put(name, values[name], status[view.suffix])
 
     def _encode_captions(

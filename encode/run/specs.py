@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shards import ColumnSpec, Store, read_commit
 from shards.column import committed
 from shards.format import COLUMN, VERSION
@@ -16,15 +19,20 @@ from shards.format.atomic import Json
 from ..config import EncodeConfig
 from ..errors import BadTar, EncodeError
 from ..models.encoder import (
+    CALIBRATION_PICTURES,
     CALIBRATION_ROWS,
     CaptionEncoder,
     Encoder,
+    ImageEncoder,
     Words,
     column_spec,
     existing_scales,
+    layout_of,
+    measured_row_scales,
     measured_scales,
 )
 from ..plan.sample_source import SourceJob
+from ..source.decoding import Batch, View, load
 from ..source.fetch import fetched
 from ..source.members import read_captions
 from ..source.tars import Tar, scan_tar
@@ -98,25 +106,49 @@ def source_changes(encoder: Encoder, column: Store, shards: int) -> list[str]:
 
 def scales(encoder: Encoder, job: SourceJob, name: str, config: EncodeConfig) -> Json:
     """Returns the channel scales of an int8 column: those of the column on disk, else measured on
-    the first tar that is one and has captions.
+    the first tar that is one and has captions, or pictures.
     """
-    assert isinstance(encoder, CaptionEncoder)
     existing = existing_scales(job.folder.child(name))
     if existing is not None:
         return existing
     tries = min(TRIES, len(job.tars))
+    if isinstance(encoder, ImageEncoder):
+        suffix, most, unit, plain = encoder.view.suffix, CALIBRATION_PICTURES, "picture", "float16"
+        suffix = job.images.get(name, suffix)
+    else:
+        assert isinstance(encoder, CaptionEncoder)
+        suffix, most, unit, plain = encoder.suffix, CALIBRATION_ROWS, "caption", "bfloat16"
     for shard in range(tries):
         try:
+            if isinstance(encoder, ImageEncoder):
+                images = _first_pictures(job, shard, View(encoder.view.resolution, suffix))
+                layout = layout_of(encoder, len(job.tars), config.shard_rows)
+                measured = measured_row_scales(encoder, images, config.engine.batch, layout)
+                if measured["rows"]:
+                    return measured
+                continue
             captions = _first_captions(job, shard, encoder.suffix)
         except BadTar:
             continue  # it is reported when its turn comes
         if any(captions):
             return measured_scales(encoder, captions, config.engine.tokens)
     raise EncodeError(
-        f"{job.tars[0]}: neither it nor the tars after it ({tries} were looked at) hold a caption "
-        f"({encoder.suffix}) in their first {CALIBRATION_ROWS} rows, so the scales of an int8 column "
-        "cannot be measured. Put another tar first, or store bfloat16"
+        f"{job.tars[0]}: neither it nor the tars after it ({tries} were looked at) hold a {unit} "
+        f"({suffix}) in their first {most} rows, so the scales of an int8 column cannot be measured. "
+        f"Put another tar first, or store {plain}"
     )
+
+
+def _first_pictures(job: SourceJob, shard: int, view: View) -> NDArray[np.uint8]:
+    """Returns the crops of a tar's first rows that have a picture, (n, R, R, 3)."""
+    place, size = job.tars[shard], job.source.tars[shard][1]
+    assert place is not None  # a run has all tars in reach
+    with fetched(place, job.scratch, size) as path, path.open("rb") as file:
+        Tar(file, size)
+        rows = scan_tar(file, job.source.shard_rows)[0][:CALIBRATION_PICTURES]
+        batch = Batch.empty((0, len(rows)), [view])
+        load(rows, file.fileno(), batch, 0, len(rows))
+        return batch.images[view][batch.good(view.suffix)]
 
 
 def _first_captions(job: SourceJob, shard: int, suffix: str) -> list[str | None]:

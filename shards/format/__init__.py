@@ -10,7 +10,15 @@ from .identity import (
     preprocess_of,
     without_figures,
 )
-from .int8 import calibrate, channel_scale, quantise, stored_rows, to_floats
+from .int8 import (
+    calibrate,
+    calibrate_rows,
+    channel_scale,
+    quantise,
+    quantise_rows,
+    stored_rows,
+    to_floats,
+)
 from .layout import (
     COLUMN,
     FAILURE,
@@ -44,6 +52,7 @@ __all__ = [
     "VERSION",
     "ZARR_ROWS",
     "calibrate",
+    "calibrate_rows",
     "channel_scale",
     "checked_name",
     "differences",
@@ -51,6 +60,7 @@ __all__ = [
     "preprocess_of",
     "proposed",
     "quantise",
+    "quantise_rows",
     "refuse_doubles",
     "sealed",
     "stored_rows",

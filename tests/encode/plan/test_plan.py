@@ -194,7 +194,7 @@ def test_hours_and_money(config: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "toy/vae" in text
     assert "it fits" in text
     assert "samples/s on this device" in text
-    assert "the same captions stored otherwise: int8" in text
+    assert "the same stored otherwise: int8" in text
     assert "steps of a run of global batch 1,024" in text
     assert "a month" in text
     assert "all columns in one pass" in text
@@ -341,6 +341,7 @@ def test_every_kind_can_be_planned(
     columns = {
         "dc": {"kind": "latents", "encoder": tiny("dc"), "resolution": 32, "norm": norm},
         "dino": {"kind": "features", "encoder": tiny("dinov2"), "element": "bfloat16"},
+        "dino8": {"kind": "features", "encoder": tiny("dinov2"), "element": "int8"},
         "t5": {"kind": "tokens", "encoder": tiny("t5"), "max_tokens": 24, "backend": "webdataset"},
         "chat": {"kind": "ids", "encoder": tiny("qwen3"), "max_tokens": 16, "chat_template": True},
     }
@@ -357,5 +358,8 @@ def test_every_kind_can_be_planned(
         size = bytes_below(tmp_path / "cache/toy" / name)
         assert column["bytes"]["value"] == pytest.approx(size, rel=0.01), name
         assert column["rate"]["rows_per_s"] > 0
-    assert record["dc"]["alternatives"] == record["chat"]["alternatives"] == {}
+    assert record["dino8"]["alternatives"] == record["chat"]["alternatives"] == {}
+    cheaper = record["dino"]["alternatives"]["int8"]
+    assert cheaper == pytest.approx(record["dino8"]["bytes"]["value"], rel=0.01)
+    assert list(record["dc"]["alternatives"]) == ["int8"]
     assert record["chat"]["break_even_steps"] is None
