@@ -255,6 +255,29 @@ def test_info_shows_what_is_lost_and_where_most(tmp_path: Path) -> None:
     assert info["bytes"] < 0.75 * plain["bytes"]  # small rows: statuses and checksums count
 
 
+def test_a_damaged_row_is_found_and_its_shard_put_aside(tmp_path: Path) -> None:
+    written(tmp_path / "a", "many channels")
+    convert(tmp_path / "a", tmp_path / "b", element="int8", processes=1)
+    path = tmp_path / "b/latents/c/0/0"
+    data = bytearray(path.read_bytes())
+    data[5 * (160 * 15 + 60) + 7] ^= 1  # a value of row 5
+    path.write_bytes(bytes(data))
+    faults = verify(tmp_path / "b")
+    assert any(fault.shard == 0 for fault in faults)
+    assert command("repair", tmp_path / "b", "--yes").returncode == 0
+    assert not (tmp_path / "b/commits/00000.json").exists()
+
+
+def test_norms_are_measured_of_what_is_read(tmp_path: Path) -> None:
+    written(tmp_path / "a", "few channels")
+    column = convert(tmp_path / "a", tmp_path / "b", element="int8", processes=1)
+    result = command("norm", tmp_path / "b")
+    assert result.returncode == 0, result.stderr
+    values = column.decoded(column.read(np.arange(ROWS))).astype(np.float64)
+    deviations = np.sqrt(values.var((0, 2, 3)))
+    assert f"{deviations.min():.4g} to {deviations.max():.4g}" in result.stdout
+
+
 def test_what_cannot_become_int8_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="moments of int8"):
         Layout("moments", (4, 2, 2), 1, SHARD_ROWS, "int8")
