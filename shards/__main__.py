@@ -12,7 +12,7 @@ s3://, gs://, az://).
     python -m shards copy SRC DST [--with-source]
     python -m shards stage SRC... FOLDER           # to a node's own disk, before a job
     python -m shards mask COLUMN --keys FILE --out MASK    # the rows that a run is to train on
-    python -m shards norm COLUMN [--per-place]     # mean and deviation of its latents
+    python -m shards norm COLUMN [--per-place]     # mean and deviation of its latents, for `data.norm`
     python -m shards order LATENTS TEXT --global-batch 64 --seed 0 --position 0 --world 1 --rank 0
     --steps 3
     python -m shards order LATENTS TEXT --global-batch 64 --window 1024 --variance
@@ -52,7 +52,7 @@ VERBS = {
     "copy": "a column to another place; goes on where it stopped",
     "stage": "columns to a node's own disk; prints what to give to train",
     "mask": "a file of the rows that a run trains on, from keys, scores or row ids",
-    "norm": "measure mean and deviation of a column's latents",
+    "norm": "measure mean and deviation of a column's latents, for `data.norm`",
     "order": "the row ids of each step, one JSON object a line",
     "bench": "measure reading, beside the machine's limit and other libraries",
 }

@@ -68,6 +68,11 @@ class DataConfig(Strict):
     also: tuple[Place, ...] = ()
     # a file of `shards mask`, or several: of the source that each is of, the rows that it names alone are trained on
     mask: Place | tuple[Place, ...] | None = None
+    # shift and scale of latents: config: those of the column; measured (by channel) or measured-per-place: what
+    # `shards norm` measured of its rows; or the digest of such a norm, of the first source
+    norm: str = Field(
+        default="config", pattern=r"^(config|measured|measured-per-place|[0-9a-f]{64})$"
+    )
     # admits pictures that were cut short but decoded
     truncated: bool = False
     # rows that are not ok in some column: left out, or an error

@@ -93,7 +93,7 @@ def open_columns(config: TrainConfig, pins: dict[str, Any] | None) -> JoinedColu
     c = config.data.resolved()
     return open_sources(
         c.latents, c.text, c.also, c.truncated, weights=c.weights, bad=c.bad, partial=c.partial, pins=pins,
-        masks=c.masks,
+        masks=c.masks, norm=c.norm,
     )  # fmt: skip
 
 

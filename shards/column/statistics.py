@@ -91,7 +91,7 @@ def norm_of(sums: Sums, method: Method, path: str) -> Norm:
     if sums.rows < LEAST[method]:
         raise BadStatistics(
             f"{path}: found {sums.rows} valid rows, expected at least {LEAST[method]} for {method}. "
-            "The encoder's own norm is in column.json; or encode more rows"
+            "Train with data.norm=config, the norm of the encoder, or encode more rows"
         )
     mean, variance = sums.moments(method == "measured-per-place")
     if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
@@ -105,7 +105,7 @@ def norm_of(sums: Sums, method: Method, path: str) -> Norm:
         places = [tuple(map(int, place)) for place in np.argwhere(flat)[:4]]
         raise BadStatistics(
             f"{path}: found {int(flat.sum())} of {flat.size} deviations that are 0, the first at (channel, row, "
-            f"column) {places}, expected all above 0. The encoder's own norm is in column.json"
+            f"column) {places}, expected all above 0. Train with data.norm=config, the norm of the encoder"
         )
     shift, scale = rounded(mean), rounded(1 / np.sqrt(variance))
     if method == "measured":
@@ -172,7 +172,21 @@ class MeasuredNorm:
 
     def record(self) -> Json:
         """Returns what a run's identity says of it, beside its numbers."""
-        return {"method": self.method, "digest": self.digest, "rows": self.rows}
+        return {
+            "method": self.method,
+            "digest": self.digest,
+            "rows": self.rows,
+            "complete": self.complete,
+        }
+
+    @classmethod
+    def of_identity(cls, latents: Json) -> MeasuredNorm | None:
+        """Returns the norm that a run's identity says of its latent column; None where it says none."""
+        about = latents.get("measured")
+        if about is None:
+            return None
+        norm = Norm(latents["norm"]["shift"], latents["norm"]["scale"])
+        return cls(about["method"], norm, about["rows"], about["complete"], about["digest"])
 
 
 def put_norm(

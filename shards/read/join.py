@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..column.commits import valid_rows
 from ..column.mask import Mask, read_mask
+from ..column.statistics import MeasuredNorm, find_norm
 from ..errors import BadMask, IdentityMismatch, OrderError, SourceMismatch
 from ..format.atomic import Json
 from ..format.norm import Norm
@@ -163,6 +164,7 @@ class JoinedColumns:
             )
         self.by_source = tuple(by_source)
         self.weights = None if weights is None else tuple(float(w) for w in weights)
+        self.measured: MeasuredNorm | None = None  # in place of the columns' own norm
         self._union = Union([source.valid_mask for source in by_source])
 
     # The order of samples -------------------------------------------------------------------------
@@ -210,7 +212,9 @@ class JoinedColumns:
 
     @property
     def norm(self) -> Norm:
-        """Of the latents; IdentityMismatch if the column has none."""
+        """Of the latents: that which was measured, or the column's; IdentityMismatch if it has none."""
+        if self.measured is not None:
+            return self.measured.norm
         if self.latents.spec.norm is None:
             raise IdentityMismatch(f"{self.latents.path}: the column records no shift and scale")
         return self.latents.spec.norm
@@ -254,7 +258,12 @@ class JoinedColumns:
         """Returns what the columns are and which snapshot of each is read, further sources below
         `more`: pinned by checkpoints, compared on resume. `open_sources(pins=)` takes it back.
         """
-        record, *more = (source.identity() for source in self.by_source)
+        records = [source.identity() for source in self.by_source]
+        if self.measured is not None:
+            norm = {"norm": self.measured.norm.record(), "measured": self.measured.record()}
+            for record in records:
+                record["latents"] |= norm
+        record, *more = records
         if more:
             record |= {"more": more, "weights": self.weights and list(self.weights)}
         return record
@@ -292,10 +301,15 @@ def open_sources(
     latents: Place | Sequence[Place], text: Text | Sequence[Text], also: Sequence[Place] = (),
     truncated: bool = False, *, weights: Sequence[float] | None = None, bad: Bad = "skip",
     partial: bool = False, pins: Json | None = None, masks: Sequence[Place] = (),
+    norm: str = "config",
 ) -> JoinedColumns:  # fmt: skip
     """Opens one or several sources: a moments or latents column and a `text` of each, as in
     `open_join`. Each `also` column and each mask goes to the source that it was made from; a source
     without a mask is read whole.
+
+    `norm`: "config" for the one of the columns, or one that was measured of the first latent column:
+    "measured", "measured-per-place" or a digest. Where `pins` name such a one, it is taken from them;
+    BadStatistics where there is none.
     """
     all_latents = [latents] if isinstance(latents, Store | Path | str) else list(latents)
     all_texts = [text] if isinstance(text, Store | Path | str | Mapping) else list(text)
@@ -309,10 +323,21 @@ def open_sources(
     all_pins = [pins, *pins.get("more", [])] if pins else []
     all_pins += [{}] * (len(all_latents) - len(all_pins))
     sources = zip(all_latents, all_texts, all_also, all_pins, all_masks, strict=False)
-    return JoinedColumns(
+    join = JoinedColumns(
         [_open_source(z, t, a, truncated, bad, partial, {}, p, m) for z, t, a, p, m in sources],
         weights,
     )
+    if norm != "config":
+        join.measured = _measured(join.latents, norm, (pins or {}).get("latents", {}))
+    return join
+
+
+def _measured(latents: Column, named: str, pin: Json) -> MeasuredNorm:
+    """Returns the norm that is asked for: the pinned one if it is that, else one of the column."""
+    pinned = MeasuredNorm.of_identity(pin)
+    if pinned is not None and named in (pinned.method, pinned.digest):
+        return pinned
+    return find_norm(latents.store, latents.digest, latents.snapshot.digest, named)
 
 
 def _open_source(

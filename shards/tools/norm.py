@@ -18,7 +18,7 @@ from ..column.statistics import (
     put_statistics,
     read_statistics,
 )
-from ..console import Bar
+from ..console import Bar, say_next
 from ..errors import BadStatistics, CorruptColumn
 from ..format.layout import ZARR_ROWS, Status
 from ..read.column import Column
@@ -125,4 +125,5 @@ def run_norm(args: argparse.Namespace) -> int:
         f"{args.column}: {method} over {measured.rows:,} rows, deviations {deviations.min():.4g} to "
         f"{deviations.max():.4g}\nnorm {measured.digest}"
     )
+    say_next("train", "plan", "CONFIG", f"data.norm={method}")
     return 0

@@ -66,6 +66,7 @@ def open_held_out(config: TrainConfig, training: JoinedColumns) -> JoinedColumns
                 f"{column.path}: made otherwise than {expected.path}; different: {', '.join(wrong)}. Encode the "
                 "held-out source with the config of the training source"
             )
+    join.measured = training.measured
     if not len(join.valid_rows):
         raise BadRows(
             f"{source}: found no row that is ok in {join.latents.name} and {join.text.name}, expected some to "

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import IncompleteColumn, ShardWriter, Status, create_column, put_complete
+from shards import IncompleteColumn, Norm, ShardWriter, Status, create_column, put_complete
 from shards.column.statistics import Sums, norm_of, rounded
 from shards.errors import BadStatistics
 from shards.format.layout import ColumnSpec, Layout
 from shards.read.column import Column
 from shards.tools.copy import copy
 from shards.tools.gc import collect
+from shards.tools.info import information
 from shards.tools.norm import NormTask, measure, measure_shard
 from shards.tools.repair import repair
 from shards.tools.verify import logical_digest, verify
@@ -29,6 +30,8 @@ from tests.shards.toy import (
     write_column,
     write_shard,
 )
+
+ONE = Norm((0.0,), (1.0,))
 
 
 def expected(per_place: bool) -> tuple[np.ndarray, np.ndarray, int]:
@@ -125,16 +128,26 @@ def test_the_tools_know_norms(tmp_path: Path) -> None:
     assert norm_files(column) == files
 
 
-def column_of(path: Path, values: np.ndarray) -> Path:
+def column_of(path: Path, values: np.ndarray, norm: Norm = NORM) -> Path:
     """A column of latents with these values."""
     layout = Layout("latents", values.shape[1:], 1, 1024)
-    spec = ColumnSpec({"kind": "latents", "source": "s"}, layout, NORM)
+    spec = ColumnSpec({"kind": "latents", "source": "s"}, layout, norm)
     digest = create_column(path, spec)
     with ShardWriter(path, spec, digest, 0, len(values), "index") as writer:
         writer.put_block(values, np.zeros(len(values), np.uint8))
         writer.commit({})
     put_complete(path, digest, 1, allow_failed=False)
     return path
+
+
+def test_info_warns_of_channels_of_other_deviations(tmp_path: Path) -> None:
+    """Where one number normalises all of them, as the demo's."""
+    values = np.random.default_rng(0).normal(size=(256, 2, 3, 3)).astype(np.float16)
+    assert not information(column_of(tmp_path / "even", values, ONE))["warnings"]
+    values *= np.array([0.52, 1.3], np.float16)[:, None, None]
+    (warning,) = information(column_of(tmp_path / "odd", values, ONE))["warnings"]
+    assert "deviations from 0.52 to 1.3" in warning
+    assert "python -m shards norm" in warning
 
 
 def test_what_cannot_be_measured(tmp_path: Path) -> None:
