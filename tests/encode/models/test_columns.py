@@ -143,11 +143,10 @@ def test_options_that_no_column_can_have(tiny: Models) -> None:
         column_spec(encoder, "source", 1, 1024)
 
 
-def test_a_norm_for_a_model_that_has_none(tiny: Models) -> None:
-    """Only then, or the same one; it is recorded in the column."""
+def test_a_norm_for_a_model_that_has_a_scale_alone(tiny: Models) -> None:
+    """Its class knows no shift, so there is none; a column may say one, and it is recorded."""
     column = {"kind": "moments", "encoder": tiny("hunyuan"), "resolution": SIDE}
-    with pytest.raises(ModelNotUsable, match=r"say it in the column, as norm: .*scale: \[0.5\]"):
-        load(**column)
+    assert pictures(**column).norm == Norm((0.0,), (0.5,))
     encoder = pictures(**column, norm={"shift": [0.25], "scale": [0.5]})
     assert column_spec(encoder, "s", 1, 1024).record()["norm"] == {"shift": [0.25], "scale": [0.5]}
     flux = {"kind": "moments", "encoder": tiny("flux"), "resolution": SIDE}
