@@ -70,7 +70,7 @@ def brought_back(kind: type[BaseException], again: Callable[[], object]) -> Iter
     a callback of the interpreter (of which each import has some), Python prints it with a traceback
     and goes on. Here `again` is called in its place, a moment later and by another thread.
     """
-    before = sys.unraisablehook
+    before, ended, lock = sys.unraisablehook, False, threading.Lock()
 
     def lost(unraisable: sys.UnraisableHookArgs) -> None:
         if issubclass(unraisable.exc_type, kind):
@@ -82,15 +82,20 @@ def brought_back(kind: type[BaseException], again: Callable[[], object]) -> Iter
         # what is raised within the hook itself would be lost for good
         while True:
             time.sleep(LATER)
-            if not _runs(threading.main_thread().ident, lost.__code__):
-                again()
-                return
+            with lock:
+                if ended:  # handlers are those of before, which may end the process
+                    return
+                if not _runs(threading.main_thread().ident, lost.__code__):
+                    again()
+                    return
 
     sys.unraisablehook = lost
     try:
         yield
     finally:
         sys.unraisablehook = before
+        with lock:
+            ended = True
 
 
 def _runs(thread: int | None, code: CodeType) -> bool:

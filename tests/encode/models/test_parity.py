@@ -27,8 +27,8 @@ CAPTIONS = [
     "a cat", "a photograph of an astronaut who rides a horse on the moon, in colour", "Größe 😀",
     "two words", "a cat on a mat with a hat and a bat, and a rat that sat on the cat", "x",
 ]  # fmt: skip
-LATENTS = ("dc", "taesd", "rae")
-NORMS = {"dc": 0.41407, "hunyuan": 0.5}
+LATENTS = ("dc", "taesd", "rae", "vq")
+NORMS = {"dc": 0.41407, "hunyuan": 0.5, "kvae": 1.0}
 
 
 def column_of(name: str, tiny: Models) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def test_pictures(cache: Path, tiny: Models, name: str) -> None:
             x = x[:, :, None]
         output = model.encode((x + 1) / 2 if name == "rae" else x)
         if name in LATENTS:
-            online.append(output.latents if name == "taesd" else output.latent)
+            online.append(output.latents if name in ("taesd", "vq") else output.latent)
             continue
         parts = [output.latent_dist.mean, output.latent_dist.logvar]
         if name == "flux2":

@@ -142,7 +142,8 @@ def test_the_level_and_the_interval_agree(
     assert p is not None
     assert (p < 0.05) == (abs(d) > half)
     if 1e-90 < p < 1:
-        assert half_width(parts, p) == pytest.approx(abs(d), rel=1e-6, abs=1e-8)
+        # near p = 1 the quantile is that of a number beside 1/2, exact to the root of a rounding
+        assert half_width(parts, p) == pytest.approx(abs(d), rel=1e-6, abs=1e-6)
 
 
 def test_holm_by_hand() -> None:
