@@ -94,10 +94,12 @@ def _report_flags(parser: argparse.ArgumentParser) -> None:
 def _report(args: argparse.Namespace) -> None:
     from .checks import check_sets
     from .report.page import report
-    from .reuse import take_over
+    from .reuse import refuse_changed, take_over
     from .study import Study
 
-    study = take_over(Study.open(args.study, args.out))
+    study = Study.open(args.study, args.out)
+    refuse_changed(study)  # its pictures would be shown as those of this YAML
+    study = take_over(study)
     check_sets(study)
     for verdict in report(study, args.pictures)["verdicts"]:
         title = f"{verdict['title']}. " if verdict["title"] else ""

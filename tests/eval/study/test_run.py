@@ -176,3 +176,14 @@ def test_one_column_under_two_names_shows_a_difference_of_0(made: Path) -> None:
     assert len(pictures["copy"]) == 6
     for a, b in zip(*pictures.values(), strict=True):
         assert np.array_equal(np.array(Image.open(a)), np.array(Image.open(b)))
+
+
+def test_pictures_of_another_yaml_are_not_reported(made: Path) -> None:
+    generate = {"guidance_scale": 2, "num_inference_steps": 2, "batch_size": 6}
+    config = study_yaml(made, "guided", generate=generate)
+    page = (made / "out/report.html").read_bytes()
+    result = study("report", config, "--out", made / "out")
+    assert result.returncode == 2
+    assert result.stderr.startswith("StudyChanged: ")
+    assert "guidance_scale: 1" in result.stderr
+    assert (made / "out/report.html").read_bytes() == page
