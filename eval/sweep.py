@@ -133,6 +133,7 @@ def _split(request: Request, scorers: Sequence[ScorerRequest]) -> dict[str, list
     place = f"a half of {request.prompts or prompts.benchmark}"
     for scorer in scorers:  # loads its weights, and asks for enough pictures
         scorer.scorer.ready(scorer.args)
+        scorer.scorer.suits(scorer.args, prompts)
         scorer.scorer.enough(scorer.args, per_prompt * len(a), place)
     return {"a": a, "b": b}
 

@@ -135,6 +135,7 @@ class Watcher:
         count, place = images_per_prompt * len(prompts.items), request.prompts or prompts.benchmark
         for scorer in self.scorers:  # loads its weights, and asks for enough pictures
             scorer.scorer.ready(scorer.args)
+            scorer.scorer.suits(scorer.args, prompts)
             scorer.scorer.enough(scorer.args, count, str(place))
         on_cpu = torch.device(request.device).type == "cpu"
         settings = {key: value for key, value in vars(request).items() if key not in UNCOMPARED} | {

@@ -27,7 +27,7 @@ from ..distances.metrics import METRICS
 from ..errors import BadPrompts
 from ..features.features import extract, folder_of, identity, of_set
 from ..images.imageset import ImageSetReader
-from ..prompts.prompts import Prompt
+from ..prompts.prompts import Prompt, Prompts
 from ..scores.aggregate import aggregate
 from ..scores.results import Item, Score
 from ..scores.scorer import Scorer
@@ -69,6 +69,12 @@ def _flags(add: argparse.ArgumentParser) -> None:
 
 def _ready(args: argparse.Namespace) -> None:
     _classifier(args.weights, args.device)
+
+
+def _suits(args: argparse.Namespace, prompts: Prompts) -> None:
+    groups = _classifier(args.weights, args.device).groups
+    for prompt in prompts.items:
+        group_of(prompt, groups)
 
 
 def _score(
@@ -115,4 +121,7 @@ METRICS["demo-fd"] = replace(
     METRICS["fid"], help="Frechet distance of the features of the demo's classifier of emoji",
     prefix="demo-fd", usual=NETWORK, load=_network, model=WEIGHTS,
 )  # fmt: skip
-SCORERS = {"demo-fd": distance_scorer("demo-fd"), "demo-acc": Scorer(_flags, _score, _ready)}
+SCORERS = {
+    "demo-fd": distance_scorer("demo-fd"),
+    "demo-acc": Scorer(_flags, _score, _ready, suits=_suits),
+}

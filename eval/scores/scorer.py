@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..images.imageset import ImageSetReader
+from ..prompts.prompts import Prompts
 from .results import Item, Score
 
 
@@ -24,6 +25,8 @@ class Scorer:
     ready: Callable[[argparse.Namespace], object] = lambda args: None
     # raises TooFewImages where a count of pictures, of the set that the text names, is too small
     enough: Callable[[argparse.Namespace, int, str], None] = lambda args, count, where: None
+    # raises BadPrompts where pictures of these prompts cannot be scored
+    suits: Callable[[argparse.Namespace, Prompts], None] = lambda args, prompts: None
 
 
 def name(scorer: str, images: ImageSetReader) -> str:

@@ -1,4 +1,4 @@
-"""Whether the scorers of a study can score: their weights, flags and references, in a process of its
+"""Whether the scorers of a study can score its prompts: their weights, flags and references, in a process of its
 own, whose memory is free again before anything is trained.
 
     python -m eval.study.ready STUDY.yaml
@@ -18,17 +18,19 @@ from .study import Study
 
 
 def main() -> None:
-    """Loads each scorer's weights; its named error says what is missing."""
+    """Loads each scorer's weights; its named error says what is missing, or which prompt it cannot score."""
     import torch
 
     study = Study.open(Path(sys.argv[1]))
-    count = len(find(study.benchmark, study.config.prompts).items) * study.images_per_prompt
+    prompts = find(study.benchmark, study.config.prompts)
+    count = len(prompts.items) * study.images_per_prompt
     for config in study.scorers:
         args = scorer_settings(study, config)
         if args.device == "auto":
             args.device = "cuda" if torch.cuda.is_available() else "cpu"
         scorer = SCORERS[config.name]
         scorer.ready(args)
+        scorer.suits(args, prompts)
         scorer.enough(args, count, str(study.config.prompts or study.benchmark))
 
 

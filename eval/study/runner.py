@@ -31,7 +31,7 @@ from shards.processes import bound_to, with_this_python
 from ..errors import StudyRunning
 from .checks import check_columns, check_pair, check_ranks, check_sets, preflight
 from .graph import Node, nodes_of, train_id
-from .reuse import Existing, taken_over
+from .reuse import Existing, take_over, taken_over
 from .study import Study
 
 FAILED, HELD = 3, 5  # exit codes: some command failed; a trainer's: another job has its folder
@@ -58,7 +58,7 @@ def run(study: Study) -> int:
             code = runner.go()
         finally:
             runner.stop()
-        check_sets(study)
+        check_sets(runner.study)
     return code
 
 
@@ -276,8 +276,7 @@ class Runner:
             record["scores"] = new_scores(node, running.scores)
         atomic_write(self.study.log(node.id).with_suffix(".json"), canonical_json(record))
         if node.kind == "encode" and code == 0:
-            self.existing = Existing(self.study)
-            check_columns(self.study, self.existing)
+            self._encoded()
         if code == 0 and self.existing.done(node):
             self.done.add(node.id)
             self.bar.advance(1)
@@ -295,6 +294,16 @@ class Runner:
         for line in log.read_text(errors="replace").splitlines()[-TAIL:]:
             self.bar.note(f"    {line}")
         self.bar.note(f"    all of it is in {log}; what does not need it goes on")
+
+    def _encoded(self) -> None:
+        """Takes over what was made by hand of columns that exist only now, and checks these."""
+        before = taken_over(self.study)
+        self.study = take_over(self.study)
+        self.nodes, self.existing = nodes_of(self.study), Existing(self.study)
+        check_columns(self.study, self.existing)
+        for name, folder in taken_over(self.study).items():
+            if name not in before:
+                self.bar.note(f"{name}: taken over from {folder}")
 
     def stop(self) -> None:
         """Stops what still runs, as a signal would, and waits until it has saved its state."""

@@ -335,6 +335,8 @@ def test_a_signal_that_lands_in_a_finaliser_stops_it_all_the_same(trained: Path)
     assert watch(trained, request_of(trained), one, once=True) == 128 + signal.SIGTERM
     # it comes again a moment later: before the score is written down, or after
     assert [record["step"] for record in lines(trained)] in ([], [20])
+    assert watch(trained, request_of(trained), scorers(), once=True) == 0
+    assert [record["step"] for record in lines(trained)] == [10, 20]
 
 
 def test_a_run_without_a_config_has_ended(trained: Path) -> None:

@@ -106,7 +106,8 @@ exits.run(main)
 
 def test_another_server_of_grpc(tmp_path: Path, models: Path) -> None:
     """Ray alone can tell it from a cluster, and would try again for minutes."""
-    grpc = pytest.importorskip("grpc")
+    import grpc
+
     tars = write_source(tmp_path / "tars", 1, 3)
     config = write_config(tmp_path / "c.yaml", tmp_path / "cache", tars, models, executor="ray")
     server = grpc.server(ThreadPoolExecutor(1))
@@ -158,7 +159,8 @@ def test_the_command_ends_with_the_cause(tmp_path: Path, models: Path) -> None:
 
 def test_the_longest_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name as long as Ray's own check of its sockets takes, and a byte more."""
-    utils = pytest.importorskip("ray._private.utils")
+    from ray._private import utils
+
     most = ray_start.SOCKET_BYTES - len(ray_start.SOCKET_NAME)
     for length in (most, most + 1):
         folder = "/" + "a" * (length - 1)

@@ -258,3 +258,13 @@ def test_the_configs_are_those_of_the_runs(
     assert (
         "changed since the last run: seeds: found [0], expected [0, 1]" in capsys.readouterr().out
     )
+
+
+def test_prompts_that_a_scorer_cannot_judge(made: Path, tmp_path: Path) -> None:
+    """Known from their list: nothing is trained for them."""
+    (tmp_path / "prompts.txt").write_text("a castle by the sea\n")
+    path = study_yaml(made, "castles", prompts=str(tmp_path / "prompts.txt"))
+    result = study("run", path, "--out", made / "castles")
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "BadPrompts: prompt 00000: found no group of emoji" in result.stderr
+    assert not (made / "castles/runs").exists()

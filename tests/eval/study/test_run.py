@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from encode.errors import ModelNotUsable
@@ -20,7 +21,7 @@ from eval.study.study import Study
 from shards import open_join
 from shards.format.atomic import seal
 from tests.commands.lines import next_lines
-from tests.eval.study.small_study import study, study_yaml, vae
+from tests.eval.study.small_study import study, study_yaml, vae, write
 
 pytestmark = pytest.mark.timeout(900)  # a study is a dozen processes, each of which imports torch
 
@@ -187,3 +188,28 @@ def test_pictures_of_another_yaml_are_not_reported(made: Path) -> None:
     assert result.stderr.startswith("StudyChanged: ")
     assert "guidance_scale: 1" in result.stderr
     assert (made / "out/report.html").read_bytes() == page
+
+
+def test_runs_of_a_column_that_is_yet_to_be_encoded_are_taken_over(
+    made: Path, tmp_path: Path
+) -> None:
+    """Whether they fit is known once the column exists: no training runs again."""
+    shutil.copytree(made / "cache/pets", tmp_path / "cache/pets", ignore=lambda *_: ["other"])
+    for name in ("train", "encode"):
+        config = yaml.safe_load((made / f"{name}.yaml").read_text())
+        (config["data"] if name == "train" else config)["root"] = str(tmp_path / "cache")
+        write(tmp_path / f"{name}.yaml", config)
+    shutil.copy(made / "few.json", tmp_path)
+    by_hand = [str(made / "out/runs"), str(made / "out/images")]
+    entries = {
+        "plain": "plain",
+        "other": {"latents": "other", "encoder": vae(made, "other"), "resolution": 32},
+    }
+    config = study_yaml(tmp_path, "late", entries=entries, reuse=by_hand)
+    result = study("run", config, "--out", tmp_path / "late")
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output
+    assert "begins: encode/" in output
+    assert f"train/other/seed0: taken over from {made / 'out/runs/other'}" in output
+    assert "begins: train/" not in output
+    assert "begins: generate/" not in output
