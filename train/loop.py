@@ -245,8 +245,7 @@ class Trainer:
         if self.metrics:
             self.world.check_lock()
             write_last_page(self.folder)
-        if self._signal:
-            name = Signals(self._signal).name
+        if name := self._signal and Signals(self._signal).name:
             end = "saved" if self.step_number else "before there was anything to save"
             log.info("stopped by %s after step %s, %s", name, self.step_number, end)
             return 128 + self._signal
@@ -258,8 +257,9 @@ class Trainer:
         self.world.together(self.world.check_lock)  # a checkpoint may have taken long to read
         if self.world.rank == 0:
             run_id(self.folder)
-            text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
-            atomic_write(self.folder / "config.yaml", text.encode())
+            if self.step_number < self.config.steps or not (self.folder / "config.yaml").exists():
+                text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+                atomic_write(self.folder / "config.yaml", text.encode())
         self.metrics = self._open_metrics() if self.world.rank == 0 else None
         self._announce()
         self.throughput.reset()

@@ -4,6 +4,7 @@ there.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,8 +52,8 @@ def _packed(config: EncodeConfig, name: str, places: list[str], make: bool) -> P
         record = read_report(out)
         if record is None:
             raise NotASource(
-                f"source {name!r}: {path} is not packed yet. `python -m encode run CONFIG` does it, or "
-                f"{_command(path)}"
+                f"source {name!r}: {path} is not packed yet. `python -m encode run CONFIG` does it; to do "
+                f"only that: {_command(path, out)}"
             )
         if record["source"] != utf8(path.resolve()):
             print(
@@ -98,8 +99,8 @@ def _target(config: EncodeConfig, name: str) -> Path | None:
     return None if folder is None else folder / PACKED / name
 
 
-def _command(path: Path) -> str:
-    return f"`python -m encode pack {path} FOLDER`"
+def _command(path: Path, target: Path | str = "FOLDER") -> str:
+    return f"`python -m encode pack {shlex.quote(str(path))} {shlex.quote(str(target))}`"
 
 
 def to_be_packed(path: Path) -> bool:

@@ -31,11 +31,13 @@ def test_a_folder_of_pictures_is_packed_once(
 ) -> None:
     source = beside("txt", CAPTION)(tmp_path / "photos")
     config = settings(tmp_path, models, source)
-    with pytest.raises(
-        NotASource, match="is not packed yet. `python -m encode run CONFIG` does it"
-    ):
+    with pytest.raises(NotASource, match="is not packed yet. `python -m encode run") as refused:
         with_packed(config, make=False)
     assert not (tmp_path / "cache").exists()
+    assert f"`python -m encode pack {source} {tmp_path / 'cache/packed/toy'}`" in str(refused.value)
+    early = settings(tmp_path, models, source, root=tmp_path / "early")
+    pack(source, tmp_path / "early/packed/toy")  # as the message says: then it can be planned
+    assert len(open_job(with_packed(early, make=False), "toy").source.tars) == 1
     assert run(config) == 0
     packed = tmp_path / "cache/packed/toy"
     assert f"source 'toy': {source} is packed into {packed}, 1 tars" in capsys.readouterr().out

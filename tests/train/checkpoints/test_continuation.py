@@ -83,3 +83,13 @@ def test_other_columns_are_another_run(columns: Path, tmp_path: Path) -> None:
     assert f"init_from={step_folder(run, 1)}" in output
     new = {**config, "runs": str(tmp_path / "new"), "init_from": str(step_folder(run, 1))}
     assert manifest(trained(new), 2)["init"]["step"] == 1
+
+
+def test_a_run_that_has_ended_keeps_its_config(columns: Path, tmp_path: Path) -> None:
+    """Another rate trains nothing there, so the run's record does not name it."""
+    run = trained(tiny_config(columns, tmp_path, steps=2, optim={"lr": 1e-3}))
+    record = (run / "config.yaml").read_bytes()
+    trained(tiny_config(columns, tmp_path, steps=2, optim={"lr": 1e-4}))
+    assert (run / "config.yaml").read_bytes() == record
+    trained(tiny_config(columns, tmp_path, steps=3, optim={"lr": 1e-4}))
+    assert "lr: 0.0001" in (run / "config.yaml").read_text()
