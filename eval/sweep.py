@@ -161,13 +161,18 @@ def _sentences(
     sentences = [
         f"Take {text}: {scorer} is {_interval(chosen.scores[scorer].b)} on half B, which had no part in the choice."
     ]
-    if chosen is not best:
+    if all(choice.tied):  # then none is the best, and none lies at an edge
+        sentences.append(
+            f"No difference shown between the {len(points)} settings on half A: the score speaks neither for {text} "
+            "nor against it."
+        )
+    elif chosen is not best:
         sentences.append(
             f"{best_text} has the best score on half A. {others}, and of these {text} has the smallest guidance."
         )
     elif ties:
         sentences.append(f"It has the best score on half A; {others}.")
-    for edge in choice.edges:
+    for edge in () if all(choice.tied) else choice.edges:
         tried = f"{edge.name} {edge.value:g}, the {edge.end} that was tried"
         size = "smaller" if edge.end == "smallest" else "larger"
         if edge.of == "best":

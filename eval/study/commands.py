@@ -97,10 +97,9 @@ def _report(args: argparse.Namespace) -> None:
     from .reuse import refuse_changed, take_over
     from .study import Study
 
-    study = Study.open(args.study, args.out)
-    refuse_changed(study)  # its pictures would be shown as those of this YAML
-    study = take_over(study)
+    study = take_over(Study.open(args.study, args.out))
     check_sets(study)
+    refuse_changed(study)  # its pictures would be shown as those of this YAML
     for verdict in report(study, args.pictures)["verdicts"]:
         title = f"{verdict['title']}. " if verdict["title"] else ""
         print(f"{title}{verdict['sentence']}")

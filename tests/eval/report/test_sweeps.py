@@ -20,8 +20,12 @@ from eval.errors import BadScores
 from eval.features.features import extract, of_folder
 from eval.images.imageset import ImageSetReader
 from eval.report import sweeps
+from eval.report.sweeps import HalfScores, Point
 from eval.scores import results
-from eval.scores.choose import halves
+from eval.scores.choose import choose, halves
+from eval.scores.results import Value
+from eval.scores.seeds import Estimate
+from eval.sweep import _sentences
 from shards import exits, seal
 from shards.format.atomic import read_json
 from tests.eval import faults
@@ -125,6 +129,22 @@ def test_the_sets_are_those_of_generate(
     assert main(words(place, run, out)) == 0  # goes on with what exists
     assert times == {path: path.stat().st_mtime_ns for path in times}
     assert sweeps.read(out).points == sweeps.read(swept).points
+
+
+def test_settings_that_are_all_equal_have_no_best() -> None:
+    """As where no picture of any is right: neither a best score nor an edge is spoken of."""
+    zero = HalfScores(Value(0.0, 0.0, 0.0), Value(0.0, 0.0, 0.0))
+    scales = [{"guidance_scale": scale} for scale in (1.5, 3.0, 6.0)]
+    choice = choose(scales, [Estimate(value=0.0)] * 3, "higher")
+    assert choice.tied == (True, True, True)
+    points = [
+        Point(setting=scale, folder="x", scores={"acc": zero}, difference=zero.a, tied=True)
+        for scale in scales
+    ]
+    text = " ".join(_sentences(points, choice, "acc", 4))
+    assert "No difference shown between the 3 settings" in text
+    assert "best" not in text
+    assert "try them" not in text
 
 
 def test_the_page_has_the_curve_and_its_choice(swept: Path) -> None:
