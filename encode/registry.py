@@ -15,7 +15,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from configs import Strict
+from configs import Strict, did_you_mean
 from shards.format import EncoderIdentity
 from shards.places import model
 
@@ -172,7 +172,8 @@ def lookup(encoder: str | ModelSpec, registry: dict[str, ModelSpec]) -> ModelSpe
         return encoder
     if encoder not in registry:
         raise ModelNotUsable(
-            f"encoder {encoder!r}: no such name; known are {sorted(registry)}. Or give class and path"
+            f"encoder {encoder!r}: no such name{did_you_mean(encoder, registry)} Known are "
+            f"{sorted(registry)}. Or give class and path"
         )
     return registry[encoder]
 

@@ -8,6 +8,7 @@ import argparse
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from shards.places import home, is_url, local_path, place
 from shards.printing import one_line
 
 from .errors import ModelNotUsable, NotASource
-from .registry import TEXTS, VAES, location
+from .registry import TEXTS, VAES, ModelSpec, location
 from .source.members import PICTURES
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ def _vae(model: str, resolution: int) -> tuple[str, dict[str, Any]]:
         return f"{model}-{resolution}", column
     spec = _own(model)
     if "class" not in spec:
+        _refuse_name(model, "--vae", VAES)
         file, subfolder = _model_file(spec["path"], ("", "vae"), "_class_name")
         spec = {"class": file["_class_name"], **spec} | subfolder
     from .models.vae import VAE_ADAPTERS  # which loads torch
@@ -174,6 +176,7 @@ def _text(model: str) -> tuple[str, dict[str, Any]]:
         return model, {"kind": "tokens", "encoder": model, "max_tokens": most}
     spec, most = _own(model), MOST_TOKENS
     if "class" not in spec:
+        _refuse_name(model, "--text", TEXTS)
         file, subfolder = _model_file(spec["path"], ("", "text_encoder"), "model_type")
         spec = {"class": TEXT_CLASSES.get(file["model_type"], "AutoModel"), **spec} | subfolder
         inner = file.get("text_config")
@@ -182,6 +185,23 @@ def _text(model: str) -> tuple[str, dict[str, Any]]:
                 most = max(1, min(most, positions))
     name = _column_name(spec["path"])
     return name, {"kind": "tokens", "encoder": spec, "max_tokens": most}
+
+
+def _refuse_name(model: str, flag: str, known: Mapping[str, ModelSpec]) -> None:
+    """Raises ModelNotUsable for a name that is neither known nor that of a folder, with the nearest one
+    or the flag of the model that has it.
+    """
+    if "/" in model or local_path(model).exists():
+        return
+    for other, registry in (("--vae", VAES), ("--text", TEXTS)):
+        if model in registry:
+            raise ModelNotUsable(
+                f"{flag} {model}: a model of the other kind, expected {other} {model}"
+            )
+    raise ModelNotUsable(
+        f"{flag} {model}: no name that is known, and no folder{configs.did_you_mean(model, known)} "
+        f"Known are {', '.join(known)}; of a model of the hub say the class, too, as CLASS:OWNER/NAME"
+    )
 
 
 def _own(model: str) -> dict[str, Any]:
@@ -200,10 +220,10 @@ def _model_file(
     """Returns the config.json of a model in a folder, which says `key`, and its subfolder."""
     folder = Path(location(str(local_path(path))))
     if not folder.is_dir():
-        known = ", ".join([*VAES, *TEXTS])
+        known, cls = (TEXTS, "AutoModel") if key == "model_type" else (VAES, "AutoencoderKL")
         raise ModelNotUsable(
             f"{path}: found no folder of that name. Of a model of the hub say the class, too, as "
-            f"AutoencoderKL:OWNER/NAME; known by name are {known}"
+            f"{cls}:OWNER/NAME; known by name are {', '.join(known)}"
         )
     for subfolder in subfolders:
         file = folder / subfolder / "config.json"

@@ -192,13 +192,19 @@ def drawn(side: int) -> Pictures:
     return (np.stack(pictures) * 255).astype(np.uint8)
 
 
-def from_folder(folder: Path, count: int) -> Callable[[int], Pictures]:
-    """Returns a function that crops the first pictures of a folder as a column does; EncodeError if it has
-    none.
+def from_place(place: Path, count: int) -> Callable[[int], Pictures]:
+    """Returns a function that crops the first pictures of a folder, or the one of a file, as a column does;
+    EncodeError where there is none.
     """
     from ..source.images import decode, transform
 
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not place.exists():
+        raise EncodeError(
+            f"{place}: no such file or folder. Name a folder of pictures, or a picture"
+        )
+    files = (
+        sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+    )
     images = []
     for path in files:
         image, status = decode(path.read_bytes())
@@ -208,7 +214,9 @@ def from_folder(folder: Path, count: int) -> Callable[[int], Pictures]:
             break
     if not images:
         raise EncodeError(
-            f"{folder}: found no picture among {len(files)} files. Name a folder of pictures"
+            f"{place}: found no picture among {len(files)} files. Name a folder of pictures"
+            if place.is_dir()
+            else f"{place}: no picture that can be decoded. Name another, or a folder of pictures"
         )
     return lambda side: np.stack([transform(image, side) for image in images])
 
@@ -233,8 +241,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     flag(
         "--pictures",
         type=local_path,
-        metavar="FOLDER",
-        help="take these; some are drawn without it",
+        metavar="PLACE",
+        help="a folder of pictures, or one picture, to try them on; some are drawn without it",
     )
     flag("--count", type=positive, default=COUNT, help="of the folder's pictures, the first ones")
     flag("--json", action="store_true", help="one JSON object a check")
@@ -243,7 +251,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run_check(args: argparse.Namespace) -> int:
     """Returns 0 where every check of every column by an autoencoder passed, else 2."""
     config = configs.load(EncodeConfig, args.config, args.overrides)
-    pictures = from_folder(args.pictures, args.count) if args.pictures else drawn
+    pictures = from_place(args.pictures, args.count) if args.pictures else drawn
     columns = {
         n: c for n, c in config.columns.items() if isinstance(c, MomentsColumn | LatentsColumn)
     }

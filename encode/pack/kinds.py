@@ -91,10 +91,15 @@ def metadata_files(place: Path) -> list[Path]:
 
 
 def open_rows(
-    place: Path, kind: str, options: Options, database: Path, advance: Callable[[int], None]
+    place: Path,
+    kind: str,
+    options: Options,
+    database: Path | None,
+    advance: Callable[[int], None],
 ) -> Rows:
     """Returns the rows of a source in the order in which they are packed; a `database` on disk sorts
-    them. `advance` is called with names that are listed. NotASource where it has no picture, or is of another kind.
+    them (None: one without a name). `advance` is called with names that are listed. NotASource where
+    it has no picture, or is of another kind.
     """
     folder = (options.pictures or (place if place.is_dir() else place.parent)).resolve()
     source = Source(kind, folder)

@@ -79,6 +79,7 @@ class Item:
     key: bytes
     suffix: str
     picture: Path | bytes
+    size: int  # bytes of the picture
     caption: Path | None = None  # a file of CAPTIONS
     text: str | None = None  # a caption of a table; stronger than `caption`
     fields: Path | None = None  # a JSON file of the same name
@@ -111,13 +112,15 @@ def suffix_of(name: str) -> str:
 
 class Listing:
     """The rows of files, which are added in any order and come back sorted by the bytes of their keys.
-    Of several pictures of one key the first by `rank`, suffix and name is the row.
+    Of several pictures of one key the first by `rank`, suffix and name is the row. Without a `path` the
+    database is a temporary file of SQLite's own, which has no name and ends with the process.
     """
 
-    def __init__(self, path: Path, source: Source, advance: Callable[[int], None]) -> None:
+    def __init__(self, path: Path | None, source: Source, advance: Callable[[int], None]) -> None:
         self.source, self._advance = source, advance
-        path.unlink(missing_ok=True)
-        self._database = sqlite3.connect(path, isolation_level=None)
+        if path is not None:
+            path.unlink(missing_ok=True)
+        self._database = sqlite3.connect(path or "", isolation_level=None)
         # a database of one run, made again by the next: nothing of it must outlive a crash
         for setting in ("journal_mode=OFF", "synchronous=OFF", f"cache_size={CACHE}"):
             self._database.execute(f"PRAGMA {setting}")
@@ -190,10 +193,10 @@ class Listing:
 
         for number, row in enumerate(self._sorted()):
             if number >= start:
-                key, _, suffix, picture, _, _, _, caption, _, text, fields = row
+                key, _, suffix, picture, _, size, _, caption, _, text, fields = row
                 yield Item(
-                    number, key, PICTURES[suffix], folder / os.fsdecode(picture), path(caption), text,
-                    path(fields),
+                    number, key, PICTURES[suffix], folder / os.fsdecode(picture), size, path(caption),
+                    text, path(fields),
                 )  # fmt: skip
 
 

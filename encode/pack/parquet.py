@@ -133,11 +133,11 @@ class ParquetRows:
             for value, text in zip(batch.column(picture), batch.column(caption), strict=True):
                 if number + row >= start:
                     data = value.as_py()
-                    data = data.get("bytes") if isinstance(data, dict) else data
+                    data = (data.get("bytes") if isinstance(data, dict) else data) or b""
                     caption_text = (text.as_py() or "").strip()
                     yield Item(
-                        number + row, os.fsencode(f"{stem}-{row:08d}"), picture_suffix(data or b""),
-                        data or b"", text=caption_text or None,
+                        number + row, os.fsencode(f"{stem}-{row:08d}"), picture_suffix(data), data,
+                        len(data), text=caption_text or None,
                     )  # fmt: skip
                 row += 1
 

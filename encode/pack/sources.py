@@ -5,6 +5,7 @@ there.
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,8 +25,8 @@ PACKED = "packed"  # folder of the root
 
 def with_packed(config: EncodeConfig, make: bool) -> EncodeConfig:
     """Returns a config whose sources are all tars: pictures in a folder, a table or Parquet are packed
-    if need be and `make` allows it. Raises NotASource where they cannot be, or, with `make`, where
-    they were packed from other files than are there now.
+    if need be. Without `make` nothing is, and what is not packed yet stays as it is. Raises NotASource
+    where it cannot be packed, or, with `make`, where other files were than are there now.
     """
     sources = dict(config.sources)
     for name, places in config.sources.items():
@@ -36,7 +37,7 @@ def with_packed(config: EncodeConfig, make: bool) -> EncodeConfig:
 
 
 def _packed(config: EncodeConfig, name: str, places: list[str], make: bool) -> Packed | None:
-    """Returns what a source is packed into; None where it is of tars."""
+    """Returns what a source is packed into; None where it is of tars, or not packed yet."""
     out = _target(config, name)
     if len(places) == 1 and out is not None and not is_url(places[0]):
         path = local_path(places[0])
@@ -51,14 +52,12 @@ def _packed(config: EncodeConfig, name: str, places: list[str], make: bool) -> P
     if not make:
         record = read_report(out)
         if record is None:
-            raise NotASource(
-                f"source {name!r}: {path} is not packed yet. `python -m encode run CONFIG` does it; to do "
-                f"only that: {_command(path, out)}"
-            )
+            return None
         if record["source"] != utf8(path.resolve()):
             print(
                 f"source {name!r}: {out} was packed from {record['source']}. `python -m encode run CONFIG` "
-                f"refuses {path} if its files are others"
+                f"refuses {path} if its files are others",
+                file=sys.stderr,
             )
         return Packed(out, record, fresh=False)
     packed = pack(path, out)
@@ -99,8 +98,8 @@ def _target(config: EncodeConfig, name: str) -> Path | None:
     return None if folder is None else folder / PACKED / name
 
 
-def _command(path: Path, target: Path | str = "FOLDER") -> str:
-    return f"`python -m encode pack {shlex.quote(str(path))} {shlex.quote(str(target))}`"
+def _command(path: Path) -> str:
+    return f"`python -m encode pack {shlex.quote(str(path))} FOLDER`"
 
 
 def to_be_packed(path: Path) -> bool:

@@ -65,7 +65,7 @@ class Packed:
 
 
 @dataclass
-class _Members:
+class Members:
     """The members of a row by suffix, or nothing and why; troubles that it has all the same."""
 
     item: Item
@@ -142,7 +142,7 @@ def write_tars(
     _refuse_full(rows, sum(int(size) for _, size in tars), out)
     packed = sum(part["rows"] for _, part in finished)
     with ThreadPoolExecutor(THREADS) as pool:
-        load = _Loader(field_name)
+        load = Loader(field_name)
         members = map_ahead(pool, load, rows.items(start), AHEAD)
         with closing(members):
             while True:
@@ -227,7 +227,7 @@ def _refuse_full(rows: Rows, written: int, out: Path) -> None:
 
 
 def _write_tar(
-    path: Path, folder: Path, rows: Iterator[_Members], most: int, advance: Callable[[int], None]
+    path: Path, folder: Path, rows: Iterator[Members], most: int, advance: Callable[[int], None]
 ) -> Json:
     """Writes a tar of the next rows; none where there are no more. Returns its part of the report."""
     troubles, count, following, suffixes = Troubles(), 0, None, Counter[str]()
@@ -239,9 +239,8 @@ def _write_tar(
             advance(1)
             if not row.data:
                 continue
-            key = row.item.key.decode(errors="surrogateescape")
             for suffix, data in row.data:
-                tar.write(_header(f"{key}.{suffix}", len(data)))
+                tar.write(header(row.item, suffix, len(data)))
                 tar.write(data)
                 tar.write(bytes(-len(data) % tarfile.BLOCKSIZE))
                 suffixes[suffix] += 1
@@ -260,21 +259,21 @@ def _write_tar(
     return part
 
 
-def _header(name: str, size: int) -> bytes:
+def header(item: Item, suffix: str, size: int) -> bytes:
     """Returns a member's header, in which nothing is of this machine, this user or this day."""
-    info = tarfile.TarInfo(name)
+    info = tarfile.TarInfo(f"{item.key.decode(errors='surrogateescape')}.{suffix}")
     info.size, info.mode = size, 0o644
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
 
 
-class _Loader:
+class Loader:
     """Reads the members of a row: its picture byte for byte, and its caption."""
 
     def __init__(self, field_name: str | None) -> None:
         self._names: Sequence[str] = CAPTION_NAMES if field_name is None else (field_name,)
 
-    def __call__(self, item: Item) -> _Members:
-        row = _Members(item)
+    def __call__(self, item: Item) -> Members:
+        row = Members(item)
         try:
             picture = item.picture
             if not isinstance(picture, bytes):
@@ -294,7 +293,7 @@ class _Loader:
         row.data = members
         return row
 
-    def _caption(self, row: _Members, members: list[tuple[str, bytes]]) -> bytes | None:
+    def _caption(self, row: Members, members: list[tuple[str, bytes]]) -> bytes | None:
         """Returns a row's caption, of the table, its file or its JSON; adds the JSON to the members."""
         item, fields = row.item, None
         try:

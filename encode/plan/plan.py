@@ -5,8 +5,9 @@
     python -m encode plan CONFIG --seconds 0 --json            # bytes only, for a script
 
 The source's index is read where it exists; else a few tars are sampled, and totals have an
-interval. Encoders are tried on real rows, on this machine's device: run it where the encoding will
-run. Exit code 2 if the target has too little room.
+interval. Pictures that `run` would pack first are counted, and nothing of them is written. Encoders
+are tried on real rows, on this machine's device: run it where the encoding will run. Exit code 2 if
+the target has too little room.
 """
 
 from __future__ import annotations
@@ -42,11 +43,13 @@ from ..errors import EncodeError
 from ..models import load_encoders
 from ..models.encoder import CaptionEncoder, Encoder, ImageEncoder, layout_of
 from ..pack.sources import with_packed
+from ..source.index import index_heads
 from ..source.members import passed_over
 from .disk_space import DiskSpace, free_bytes, lengths_of
 from .probe import Rate, decode_bound, hours, probe, spread
 from .sample_source import Estimate, Survey, open_job
 from .sizes import alternatives, column_bytes, shard_bytes
+from .unpacked import UnpackedJob, unpacked
 
 PROBE_CAPTIONS = 2_048  # that an encoder is tried on, at most
 
@@ -80,13 +83,16 @@ class ColumnCost:
 
 @dataclass(frozen=True, slots=True)
 class SourceCost:
-    """What a source holds, and how that is known. `index_bytes` is of <root>/<source>/index."""
+    """What a source holds, and how that is known. `index_bytes` is of <root>/<source>/index,
+    `packing_bytes` of tars that do not exist yet.
+    """
 
     source: str
     tars: int
     rows: Estimate
     index_bytes: Estimate
     index_missing_bytes: float
+    packing_bytes: float
     notes: list[str]
 
 
@@ -176,7 +182,10 @@ def pass_gpu_hours(costs: Sequence[ColumnCost], threads: int) -> float | None:
 
 def make_plan(config: EncodeConfig, args: argparse.Namespace) -> CostEstimate:
     """Returns the cost of every source and of every column of it; says on stderr what it does."""
-    jobs = [open_job(config, name, index_alone=True) for name in config.sources]
+    jobs = [
+        unpacked(config, name) or open_job(config, name, index_alone=True)
+        for name in config.sources
+    ]
     encoders, threads = load_encoders(config.columns, config.engine), config.engine.threads
     surveys = []
     for job in jobs:
@@ -184,7 +193,8 @@ def make_plan(config: EncodeConfig, args: argparse.Namespace) -> CostEstimate:
             {job.suffix(config, name) for name, e in encoders.items() if isinstance(e, kind)}
             for kind in (CaptionEncoder, ImageEncoder)
         )
-        print(f"source {job.source.name}: looking into tars", file=sys.stderr)
+        where = "pictures" if isinstance(job, UnpackedJob) else "tars"
+        print(f"source {job.source.name}: looking into {where}", file=sys.stderr)
         surveys.append(Survey(job, args.shards_sampled, captions, pictures))
     costs = []
     rates: dict[str, Rate | None] = {}
@@ -204,7 +214,7 @@ def make_plan(config: EncodeConfig, args: argparse.Namespace) -> CostEstimate:
             costs.append(cost)
     sources = [source_cost(survey) for survey in surveys]
     missing_bytes = sum(cost.missing_bytes for cost in costs)
-    missing_bytes += sum(source.index_missing_bytes for source in sources)
+    missing_bytes += sum(s.index_missing_bytes + s.packing_bytes for s in sources)
     root = config.root_store
     return CostEstimate(
         sources, costs,
@@ -214,11 +224,17 @@ def make_plan(config: EncodeConfig, args: argparse.Namespace) -> CostEstimate:
 
 
 def source_cost(survey: Survey) -> SourceCost:
-    """Returns rows and index of a source."""
+    """Returns rows and index of a source, and what packing it will take."""
+    job = survey.job
     index = survey.total([float(sample.index_bytes) for sample in survey.samples])
-    missing_bytes = index.value * (1 - len(survey.known) / max(survey.shards, 1))
+    listed = len(index_heads(job.folder))
+    missing_bytes = index.value * (1 - listed / max(survey.shards, 1))
+    packing_bytes, notes = 0.0, survey.notes
+    if isinstance(job, UnpackedJob):
+        tars = survey.total([float(sample.tar_bytes) for sample in survey.samples]).value
+        packing_bytes, notes = max(0.0, tars - job.packed_bytes()), [*notes, job.note(tars)]
     return SourceCost(
-        survey.job.source.name, survey.shards, survey.rows(), index, missing_bytes, survey.notes
+        job.source.name, survey.shards, survey.rows(), index, missing_bytes, packing_bytes, notes
     )  # fmt: skip
 
 

@@ -8,11 +8,13 @@ follow by the ratio to rows (where those of all tars are known) or to bytes of t
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,24 +111,46 @@ class SourceJob:
             assert index is not None
             return TarSample(shard, index.rows, size, index_bytes or 0, {}, {})
         with fetched(place, self.scratch, size) as path, path.open("rb") as file:
-            tar, handle = Tar(file, size), file.fileno()
-            if index is not None:
-                rows = index.rows
-            else:
-                rows, note = scan_tar(file, self.source.shard_rows)
-                index_bytes = len(ShardIndex.encode(64 * "0", shard, rows, note))
-            texts = {suffix: read_captions(rows, handle, suffix)[0] for suffix in captions}
-            step = max(1, len(rows) // PICTURES)
-            images = {
-                suffix: [
-                    read_exactly(handle, row.members[member][1], row.members[member][0])
-                    for row in rows[::step]
-                    if (member := chosen(row.members, suffix)) is not None
-                ]
-                for suffix in pictures
-            }
+            tar, rows = Tar(file, size), None if index is None else index.rows
+            sample = sample_of(file, shard, self.source.shard_rows, rows, captions, pictures)
             tar.check()
-        return TarSample(shard, rows, size, index_bytes or 0, texts, images)
+        return sample if index is None else replace(sample, index_bytes=index_bytes or 0)
+
+    def known(self) -> Mapping[int, int]:
+        """Returns the rows of each tar of which they are known."""
+        return index_heads(self.folder)
+
+
+def sample_of(
+    tar: BinaryIO,
+    shard: int,
+    limit: int,
+    rows: Sequence[IndexRow] | None,
+    captions: Collection[str],
+    pictures: Collection[str],
+) -> TarSample:
+    """Returns the rows of an open tar (`rows`, where its index is known; else at most `limit`, or
+    BadTar), with its captions and some pictures of these suffixes.
+    """
+    handle, index_bytes = tar.fileno(), 0
+    if rows is None:
+        rows, note = scan_tar(tar, limit)
+        index_bytes = len(ShardIndex.encode(64 * "0", shard, rows, note))
+    texts = {suffix: read_captions(rows, handle, suffix)[0] for suffix in captions}
+    images = {
+        suffix: [
+            read_exactly(handle, row.members[member][1], row.members[member][0])
+            for row in rows[:: picture_step(len(rows))]
+            if (member := chosen(row.members, suffix)) is not None
+        ]
+        for suffix in pictures
+    }
+    return TarSample(shard, rows, os.fstat(handle).st_size, index_bytes, texts, images)
+
+
+def picture_step(rows: int) -> int:
+    """Returns how many rows of a tar there are to each picture that is kept of it."""
+    return max(1, rows // PICTURES)
 
 
 def open_job(config: EncodeConfig, name: str, index_alone: bool = False) -> SourceJob:
@@ -275,7 +299,7 @@ class Survey:
     ) -> None:
         self.job, self.shards = job, len(job.tars)
         # rows of each tar that has an index
-        self.known = index_heads(job.folder)
+        self.known = job.known()
         self.samples: list[TarSample] = []
         self.notes: list[str] = []
         count = min(count or self.shards, self.shards)

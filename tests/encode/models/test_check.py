@@ -120,6 +120,13 @@ def test_pictures_of_a_folder(check: Callable[..., tuple[int, str]], tmp_path: P
         picture(number).save(folder / f"{number}.png")
     code, output = check(pixels, "--pictures", str(folder.parent), "--count", "2")
     assert code == 0
+    code, single = check(pixels, "--pictures", str(folder / "1.png"))
+    assert code == 0
+    assert single.count("pass") == output.count("pass")
+    with pytest.raises(EncodeError, match=r"notes.txt: no picture that can be decoded. Name"):
+        check(pixels, "--pictures", str(folder / "notes.txt"))
+    with pytest.raises(EncodeError, match="gone: no such file or folder. Name a folder of"):
+        check(pixels, "--pictures", str(tmp_path / "gone"))
     with pytest.raises(EncodeError, match="expected one of moments or latents to check"):
         check({"text": {"kind": "ids", "encoder": "gemma-2b"}})
 

@@ -210,7 +210,8 @@ def test_names_of_the_registry(models: Path) -> None:
     model = spec("AutoencoderKL", models / "kl")
     assert lookup(model, VAES) is model
     with pytest.raises(
-        ModelNotUsable, match="'fluks': no such name; known are .*'flux', 'flux-e2e'"
+        ModelNotUsable,
+        match="'fluks': no such name; did you mean flux. Known are .*'flux', 'flux-e2e'",
     ):
         lookup("fluks", VAES)
     assert Path(location(MINILM), "config.json").is_file()

@@ -106,7 +106,7 @@ def test_a_full_disk_is_told_before_anything_runs(
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [
-        ("fluxx", "'fluxx': no such name; known are"),
+        ("fluxx", "'fluxx': no such name; did you mean flux. Known are"),
         ({"class": "AutoencoderKL", "path": "/models/none"}, "no such folder"),
     ],
 )
