@@ -10,6 +10,7 @@ any other error                          1 and its traceback: a fault of the pro
 
 from __future__ import annotations
 
+import atexit
 import errno
 import signal
 import sys
@@ -108,6 +109,9 @@ def _interrupts() -> Iterator[list[int]]:
     handled = callable(signal.getsignal(signal.SIGINT))
     if handled:
         signal.signal(signal.SIGINT, interrupt)
+        # the last of the exit functions: after them the interpreter gives signals their default again,
+        # and Ctrl-C would end a command that is done as if it had been stopped
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     with brought_back(KeyboardInterrupt, lambda: to_main_thread(signal.SIGINT)):
         yield interrupts
     if handled:

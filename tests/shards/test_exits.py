@@ -196,6 +196,20 @@ def test_ctrl_c_within_a_finaliser_is_not_lost(work: str, stopped: str, tmp_path
     assert (result.returncode, result.stderr) == (130, stopped)
 
 
+def test_ctrl_c_while_the_interpreter_ends_changes_nothing(tmp_path: Path) -> None:
+    code = (
+        "import os, signal\nfrom shards.exits import run\n"
+        "class Last:\n"
+        "    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGINT, write=os.write):\n"
+        "        kill(pid, number)\n"
+        "        write(1, b'finalised')\n"
+        "last = Last()\n"  # modules are cleared after the exit functions
+        "run(lambda: 0)"
+    )
+    result = process(["-c", code], tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "finalised", "")
+
+
 def test_a_program_that_imports_the_packages_keeps_its_own_ctrl_c(tmp_path: Path) -> None:
     code = "import signal; h = signal.getsignal(signal.SIGINT); import shards, configs, encode, train; print(h is "
     code += "signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
