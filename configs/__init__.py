@@ -28,6 +28,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from .kinds import of_another_kind
+
 __all__ = [
     "ConfigError",
     "Strict",
@@ -80,26 +82,38 @@ def _holds_truth(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def load(model: type[M], path: Path | str | None, overrides: Sequence[str] = ()) -> M:
-    """Fill the model from its defaults, then the YAML file (if any), then the `a.b=value` words."""
+def load(
+    model: type[M],
+    path: Path | str | None,
+    overrides: Sequence[str] = (),
+    *,
+    takes_words: bool = True,
+) -> M:
+    """Fill the model from its defaults, then the YAML file (if any), then the `a.b=value` words.
+
+    `takes_words`: whether the command line may set keys, which messages then say.
+    """
     values = {} if path is None else _read_with_base(Path(path))
     for override in overrides:
         values = _merge(values, _override(override))
-    return _checked(model, values, "the command line" if path is None else str(path))
+    where = "the command line" if path is None else str(path)
+    return _checked(model, values, where, takes_words)
 
 
 def load_text(model: type[M], text: str, where: str) -> M:
     """Returns the model that the text of a YAML fills, which has no base; `where` is for messages."""
-    return _checked(model, _parse(text, where), where)
+    return _checked(model, _parse(text, where), where, takes_words=False)
 
 
-def _checked(model: type[M], values: Any, where: str) -> M:
+def _checked(model: type[M], values: Any, where: str, takes_words: bool) -> M:
     lines = [f"{name}: found {value}, expected a number" for name, value in _not_finite(values)]
     try:
         if not lines:
             return model.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(model, values, dict(problem)) for problem in error.errors()]
+        if line := of_another_kind(_keys(model), values, where):
+            raise ConfigError(line) from None
+        lines = [_explain(model, values, dict(problem), takes_words) for problem in error.errors()]
     raise ConfigError("\n  ".join([f"{where} is no valid {model.__name__}:", *lines]))
 
 
@@ -350,7 +364,9 @@ def _override(word: str) -> dict[str, Any]:
 # ---- messages ---------------------------------------------------------------------------------
 
 
-def _explain(model: type[BaseModel], values: Any, problem: dict[str, Any]) -> str:
+def _explain(
+    model: type[BaseModel], values: Any, problem: dict[str, Any], takes_words: bool
+) -> str:
     """One line for one of pydantic's errors."""
     loc: tuple[int | str, ...] = problem["loc"]
     name = ".".join(_path(values, loc, problem["type"] == "missing"))
@@ -362,7 +378,8 @@ def _explain(model: type[BaseModel], values: Any, problem: dict[str, Any]) -> st
         hint = did_you_mean(str(loc[-1]), known)
         return f"{name}: unknown key{hint} Known keys there: {', '.join(known)}"
     if problem["type"] == "missing":
-        return f"{name}: missing. Put it into the YAML or say {name}=VALUE on the command line"
+        words = f" or say {name}=VALUE on the command line" if takes_words else ""
+        return f"{name}: missing. Put it into the YAML{words}"
     return f"{name}: found {problem['input']!r:.80}: {message}"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import io
+import json
 import math
 import shlex
 import sys
@@ -95,6 +96,20 @@ def duration_text(seconds: float) -> str:
     if days:
         return f"{days} d {hours:02d}:{minutes:02d}:{seconds:02d}"
     return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def is_digest(value: Any) -> bool:
+    """Whether a value is a sha256 in hexadecimal."""
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
+def brief(value: Any) -> str:
+    """Returns a setting for people; of digests the first twelve characters."""
+    if is_digest(value):
+        return str(value)[:12]
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(brief, value))}]"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
 
 
 def without_nan(value: Any) -> Any:

@@ -10,6 +10,9 @@ from pydantic import BaseModel, Field, model_validator
 
 import configs
 from configs import ConfigError, Strict, load
+from encode.config import EncodeConfig
+from eval.study.config import StudyConfig
+from train.config import TrainConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -128,6 +131,34 @@ def test_unknown_key_names_the_known_and_the_nearest() -> None:
     assert "image.qualty: unknown key; did you mean quality? Known keys there: class, qu" in message
     assert "image.quality: missing. Put it into the YAML or say image.quality=VALUE" in message
     assert "many.0.lrr: unknown key; did you mean lr?" in message
+
+
+@pytest.mark.parametrize("name", ["encode/flux-256", "train/flux-256", "study/flux", "demo/study"])
+@pytest.mark.parametrize("model", [EncodeConfig, TrainConfig, StudyConfig])
+def test_a_config_of_another_package_is_said_to_be_one(name: str, model: type[Strict]) -> None:
+    """Shipped configs, so that the keys which tell a kind stay those of the models."""
+    kinds = {
+        "encode": (EncodeConfig, "an encode config", "python -m encode run"),
+        "train": (TrainConfig, "a training config", "python -m train"),
+        "study": (StudyConfig, "a study", "python -m eval study run"),
+    }
+    own, kind, command = kinds[Path(name).name if Path(name).name in kinds else name.split("/")[0]]
+    expected = next(text for other, text, _ in kinds.values() if other is model)
+    path = f"configs:{name}"
+    if own is model:
+        load(model, path)
+        return
+    with pytest.raises(ConfigError) as error:
+        load(model, path)
+    assert str(error.value) == f"{path} is {kind}, expected {expected}. `{command} {path}` takes it"
+
+
+def test_words_are_named_where_the_command_line_takes_them(tmp_path: Path) -> None:
+    path = write(tmp_path, "image: {class: x}")
+    with pytest.raises(ConfigError, match="image.quality=VALUE on the command line"):
+        load(Example, path)
+    with pytest.raises(ConfigError, match=r"image\.quality: missing\. Put it into the YAML$"):
+        load(Example, path, takes_words=False)
 
 
 def test_members_of_unions_are_named_as_written() -> None:

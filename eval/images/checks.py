@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from shards import FormatVersion
+from shards.console import brief, is_digest
 from shards.format.atomic import read_file, read_json, refuse_version
 from shards.format.checks import Count, Digest, Fields, Text, check
 from shards.printing import one_line
@@ -22,7 +23,27 @@ from .layouts import LAYOUTS, File
 FORMAT, VERSION = "latentbank-images", 2
 NAMED = 20  # of many files, how many an error names
 MOST_PICTURES = 1 << 21  # of a set
+LONGEST = 60  # characters of a value that a difference names
+# of settings and parts of a training that are digests, by the last word of their names: what another
+# digest means
+OTHERS = {
+    "prompts": "other prompts", "weights": "other weights", "vae": "another VAE", "source": "other tars",
+    "text_encoder": "another text encoder", "valid_rows": "other rows", "sha256": "other weights",
+    "tokenizer": "another tokenizer",
+}  # fmt: skip
 Json = dict[str, Any]
+
+
+def difference_text(name: str, then: Any, now: Any, form: str = "found {}, expected {}") -> str:
+    """Returns a line of two values of a setting: in words where they are digests, else as `form`."""
+    values = [*then, *now] if isinstance(then, list) and isinstance(now, list) else [then, now]
+    if any(map(is_digest, values)):
+        return f"{name}: {OTHERS.get(name.rpartition('.')[2], 'another one')}"
+    texts = [
+        text if len(text := brief(value)) <= LONGEST else f"{text[:LONGEST]}…"
+        for value in (then, now)
+    ]
+    return f"{name}: {form.format(*texts)}"
 
 
 def _layout(name: str) -> str:

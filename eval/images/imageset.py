@@ -12,6 +12,7 @@ makes it verifiable alone: an interrupted run goes on from the files that exist.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
@@ -23,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from shards import atomic_write, canonical_json, put_if_absent, sha256, sha256_file
-from shards.format import differences
+from train.checkpoints.identity import differing
 
 from ..errors import MissingImages, OtherImages
 from ..prompts.prompts import Prompts
@@ -55,6 +56,8 @@ class ImageSetWriter:
             "benchmark": prompts.benchmark, "prompts": prompts.digest, "layout": layout, "images_per_prompt": count,
             "encoding": embedded_digest.ENCODINGS[suffix],
         }  # fmt: skip
+        if self._manifest.exists():  # before its pictures are taken for strangers
+            self._refuse_others()
         checks.refuse_strangers(
             self.images, {file.path for file in self.files} | self._sidecars.keys()
         )
@@ -117,7 +120,9 @@ class ImageSetWriter:
     def _refuse_others(self) -> Json:
         """Returns the manifest; OtherImages if it is of other settings."""
         recorded = checks.read_manifest(self._manifest)
-        if lines := differences(recorded["settings"], self._settings):
+        wanted = json.loads(canonical_json(self._settings))
+        differ = differing(recorded["settings"], wanted)
+        if lines := [checks.difference_text(key, *values) for key, values in differ.items()]:
             problem = f"{self.folder} holds images of other settings:"
             remedy = "Choose another --save_dir, or the settings of before"
             raise OtherImages("\n  ".join([problem, *lines, remedy]))

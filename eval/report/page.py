@@ -9,12 +9,11 @@ from typing import Any
 import jinja2
 
 from shards import charts
-from shards.console import duration_text
+from shards.console import brief, duration_text
 from train.checkpoints.identity import leaves
 from train.report import read_records
 
 from .entries import RECONSTRUCTION
-from .pairing import brief
 from .sweeps import charts_of, scorers_of, setting_text
 
 Json = dict[str, Any]

@@ -5,11 +5,11 @@ Both follow from the settings of the pictures and from the trainings behind them
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shards.console import brief
 from train.checkpoints.identity import TrainingDifferences, compared, leaves
 
 from .entries import RECONSTRUCTION, ScoredSet
@@ -157,12 +157,3 @@ def _other_decoder(scored: ScoredSet) -> list[str]:
         f"{scored.name}: decoded by the VAE {brief(vae)}, its model was trained on latents of "
         f"{brief(trained_on[0])}"
     ]
-
-
-def brief(value: Any) -> str:
-    """Returns a setting for people; of digests the first twelve characters."""
-    if isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef"):
-        return value[:12]
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(brief, value))}]"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from configs import ConfigError
+from configs import ConfigError, did_you_mean
 from encode.errors import ModelNotUsable
 from encode.registry import VAES, ModelSpec, location, lookup
 from train.checkpoints.checkpoint import CheckpointError, manifest_of
-from train.checkpoints.identity import compared, leaves, training_of
+from train.checkpoints.identity import PARTS, compared, leaves, training_of
 from train.model import DiTConfig, FlowConfig
 from train.run import initial_model, model_config, refuse_narrow, with_sizes
 
@@ -23,7 +23,7 @@ from ..images.checks import read_manifest
 from ..prompts.benchmarks import find
 from .flags import generate_settings, scorer_settings
 from .graph import Node, nodes_of
-from .reuse import Existing, column_exists, column_identity, refuse_changed, take_over
+from .reuse import FROM_ENCODER, Existing, column_exists, column_identity, refuse_changed, take_over
 from .study import Study
 
 Json = dict[str, Any]
@@ -53,6 +53,39 @@ FOLLOWING = {
 # of a model's config: what weights do not have, and what its columns say
 NOT_OF_WEIGHTS = {"image_tokens", "initializer_range"}
 FROM_COLUMNS = {"in_channels": "channels of the latents", "text_width": "values of a text token"}
+# names of the settings of a set
+SETTINGS = {
+    *(
+        "batch_size",
+        "benchmark",
+        "decoding",
+        "ema",
+        "encoding",
+        "guidance_interval",
+        "guidance_scale",
+    ),
+    *(
+        "images_per_prompt",
+        "layout",
+        "norm",
+        "num_inference_steps",
+        "precision",
+        "prompts",
+        "resolution",
+    ),
+    *(
+        "sampler",
+        "seed",
+        "shift",
+        "step",
+        "text",
+        "text_encoder",
+        "threads",
+        "type",
+        "vae",
+        "weights",
+    ),
+}
 # settings of a set that belong to its VAE and its weights
 OF_VAE = {"vae", "decoding", "norm", "weights"}
 OF_TEXT = {"text", "text_encoder"}
@@ -148,6 +181,7 @@ def check_columns(study: Study, existing: Existing) -> None:
                 check_expected(study, entry, phase)
         check_phases(study, entry, existing)
     check_encoders(study)
+    check_differ(study, existing)
     for entry in study.entries[1:]:
         for phase, base_phase in aligned(study, entry):
             sides = study.baseline, base_phase, entry, phase
@@ -155,6 +189,26 @@ def check_columns(study: Study, existing: Existing) -> None:
             b = existing.training(entry, study.seeds[0], phase)
             if a is not None and b is not None:
                 refuse_unpaired(study, sides, a, b)
+
+
+def check_differ(study: Study, existing: Existing) -> None:
+    """Raises BadStudy where `differ` names no part of a training and no setting of a set. Of columns
+    that are still to be made, the first word of a part alone is looked at.
+    """
+    seed = study.seeds[0]
+    phases = [(entry, n) for entry in study.entries for n in range(len(study.parts(entry)))]
+    trainings = [existing.training(entry, seed, phase) for entry, phase in phases]
+    known = {*FROM_ENCODER, *SETTINGS, *PARTS}.union(*FOLLOWING.values())
+    known |= set().union(*(leaves(training or {}) for training in trainings))
+    known |= {key.rsplit(".", n)[0] for key in known for n in range(1, key.count(".") + 1)}
+    for key in study.config.differ:
+        part = key.partition(".")[0]
+        unknown = any(training is None or part not in training for training in trainings)
+        if key not in known and not (part in PARTS and unknown):
+            raise BadStudy(
+                f"{study.path}: differ: found {key}, expected a part of a training, such as optim.lr, or a setting of "
+                f"a set of pictures{did_you_mean(key, sorted(known), '')}"
+            )
 
 
 def check_width(study: Study, entry: str, training: Json) -> None:

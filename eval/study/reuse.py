@@ -36,7 +36,7 @@ from train.config import TrainConfig
 from train.run import expected_record
 
 from ..errors import BadPrompts, BadScores, EvalError, StudyChanged
-from ..images.checks import read_manifest
+from ..images.checks import difference_text, read_manifest
 from ..images.runs import Run
 from ..prompts.benchmarks import find
 from ..prompts.prompts import Prompts
@@ -53,6 +53,7 @@ PROGRESS = {"step", "position"}  # of a training: a longer run has the steps of 
 FROM_ENCODER = ("model.text_width", "data.text_encoder")
 ROUNDING = ("batch_size", "threads")  # settings of a set that change rounding only
 SETS_DEEP, RUNS_DEEP = 3, 2  # levels of folders below `reuse`
+THEN = "{} there, {} now"
 MOST_LINES = 6  # of differences that a message names
 log = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ class Existing:
             for key, values in differ.all.items()
             if key not in PROGRESS and not key.startswith(unknown)
         }
-        return [f"{key}: {then!r:.60} there, {now!r:.60} now" for key, (then, now) in lines.items()]
+        return [difference_text(key, *values, THEN) for key, values in lines.items()]
 
     def newest(self, run: Path) -> Json | None:
         """Returns the manifest of a run's newest checkpoint that can be read, None without one."""
@@ -163,7 +164,7 @@ class Existing:
         if folder != self.study.own_set_folder(entry, seed, step):
             wanted = {key: value for key, value in wanted.items() if key not in ROUNDING}
         return [
-            f"{key}: {settings.get(key)!r:.60} there, {value!r:.60} now"
+            difference_text(key, settings.get(key), value, THEN)
             for key, value in wanted.items()
             if settings.get(key) != value
         ]

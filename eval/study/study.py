@@ -27,6 +27,7 @@ from ..prompts.benchmarks import BENCHMARKS
 from .config import Part, ScorerConfig, StudyConfig, encode_config_path, is_encode_config
 
 SAYS_NOTHING = {"log_every", "save_every", "save_at", "keep", "runs"}  # keys that move no weight
+LISTED = 4  # columns that a message names
 DECADE = 10  # the scored steps are spread over the last factor of this many samples
 Run = tuple[str, int, int]  # entry, seed and the index of a phase
 Set = tuple[str, int, int]  # entry, seed and step
@@ -49,7 +50,7 @@ class Study:
     @classmethod
     def open(cls, path: Path, out: Path | None = None, jobs: int = 1) -> Study:
         """Reads the YAML and every config that it names; ConfigError or BadStudy says what is wrong."""
-        config = configs.load(StudyConfig, path)
+        config = configs.load(StudyConfig, path, takes_words=False)
         study = cls(config, path, out or Path("studies") / path.stem, jobs)
         for entry in study.entries:
             for phase in range(len(study.parts(entry))):
@@ -120,7 +121,7 @@ class Study:
         key = entry, phase
         if key not in self._configs:
             words = self._words(entry, phase)
-            config = configs.load(TrainConfig, self.config.train, words)
+            config = configs.load(TrainConfig, self.config.train, words, takes_words=False)
             last = phase == len(self.parts(entry)) - 1
             steps = scored_steps(self.config.checkpoints, config.steps) if last else ()
             saved = tuple(sorted({*config.save_at, *(s for s in steps if s <= config.steps)}))
@@ -264,7 +265,7 @@ class Study:
         self, path: Path, own: Path, columns: dict[str, Any], folders: Sequence[str]
     ) -> tuple[EncodeConfig, tuple[str, ...]]:
         base = self.config.encode if path == own else path
-        config = configs.load(EncodeConfig, base)
+        config = configs.load(EncodeConfig, base, takes_words=False)
         if path == own:
             words = [f"columns={json.dumps(columns)}"]
             empty = [f"columns.{name}=null" for name in config.columns if name not in columns]
@@ -273,10 +274,11 @@ class Study:
             f"{config.root.rstrip('/')}/{s}/{c}": s for s in config.sources for c in config.columns
         }
         if absent := [folder for folder in folders if folder not in source_of]:
+            made = ", ".join([*source_of][:LISTED]) + (" ..." if len(source_of) > LISTED else "")
             raise BadStudy(
-                f"{self.path}: {absent[0]} is to be encoded, but {base} makes columns below {config.root} of "
-                f"the sources {', '.join(config.sources)}. Name another `encode` config, or encode the column "
-                "yourself"
+                f"{self.path}: found the latents {absent[0]}, which are to be encoded by {base}, but that makes "
+                f"{made or 'no column'}. Name one of these as `latents`, set the root or source in {base}, or "
+                "leave `encoder` out and encode the column yourself"
             )
         if path == own:
             used = {source_of[folder] for folder in folders}

@@ -224,10 +224,11 @@ def find_norm(column: Store, digest: str, complete: str, named: str) -> Measured
     for norm in norms:
         if norm.digest == named or (norm.method == named and norm.complete == complete):
             return norm
-    present = ", ".join(f"{norm.digest} ({norm.method})" for norm in norms) or "none"
+    others = ", ".join(f"{norm.digest} ({norm.method})" for norm in norms)
+    others = f", only {others}" if others else ", and no other"
     option = " --per-place" if named == "measured-per-place" else ""
     raise BadStatistics(
-        f"{column.url}: found no norm {named} of its rows as they are now, only {present}. Measure it by "
+        f"{column.url}: found no norm {named} of its rows as they are now{others}. Measure it by "
         f"`python -m shards norm {column.url}{option}`"
     )
 

@@ -42,8 +42,9 @@ Check = Literal[False, True, "new"]
 def open_spec(store: Store) -> tuple[ColumnSpec, str]:
     """Returns what column.json says, and its digest."""
     if store.folder is not None and not store.folder.is_dir():
+        kind = "is a file" if store.folder.exists() else "no such folder"
         raise NotAColumn(
-            f"{store.url}: no such folder. Expected a column, as `python -m encode run` makes"
+            f"{store.url}: {kind}. Expected the folder of a column, as `python -m encode run` makes"
         )
     name = store.at("column.json")
     record = store.record("column.json", ColumnRecord)

@@ -56,8 +56,13 @@ def test_the_same_pictures_are_the_same_bytes(tmp_path: Path) -> None:
     ("prompts", "settings", "field"),
     [
         (PROMPTS, SETTINGS | {"steps": 5}, "steps: found 4, expected 5"),
-        (Prompts("q", PROMPTS.items), SETTINGS, "benchmark: found 'p', expected 'q'"),
-        (Prompts("p", (Prompt("a", "one"), Prompt("b", "other"))), SETTINGS, "prompts: found"),
+        (Prompts("q", PROMPTS.items), SETTINGS, "benchmark: found p, expected q"),
+        (
+            Prompts("p", (Prompt("a", "one"), Prompt("b", "other"))),
+            SETTINGS,
+            "prompts: other prompts",
+        ),
+        (PROMPTS, SETTINGS | {"text": {"path": "x"}}, "text.path: found None, expected x"),
     ],
 )
 def test_other_settings_are_refused(
@@ -67,6 +72,18 @@ def test_other_settings_are_refused(
     with pytest.raises(OtherImages) as error:
         ImageSetWriter(tmp_path, prompts, settings)
     assert field in str(error.value)
+
+
+def test_a_complete_set_of_other_prompts_is_said_to_be_one(tmp_path: Path) -> None:
+    """Its pictures are no strangers that should be moved away."""
+    images = make_set(tmp_path)
+    whole = images.finish({})
+    others = Prompts("p", (Prompt("c", "three"), Prompt("d", "four")))
+    with pytest.raises(OtherImages, match="holds images of other settings") as error:
+        ImageSetWriter(tmp_path, others, SETTINGS)
+    assert "move" not in str(error.value)
+    assert "Choose another --save_dir" in str(error.value)
+    assert images.finish({}) == whole
 
 
 def test_strange_and_damaged_files_are_refused_and_left(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import yaml
 import configs
 from eval.errors import BadPrompts, BadStudy, NotPaired, StudyChanged, StudyRunning
 from eval.images.checks import read_manifest
-from eval.study.checks import check_pair, check_sets, preflight, refuse_unpaired
+from eval.study.checks import check_differ, check_pair, check_sets, preflight, refuse_unpaired
 from eval.study.graph import nodes_of
 from eval.study.reuse import Existing, refuse_changed
 from eval.study.runner import Runner, alone, write_configs
@@ -159,6 +159,9 @@ def test_what_is_done_is_seen_from_what_is_there(made: Path) -> None:
         ({"prompts": "absent.json"}, BadPrompts, "absent.json: no such file"),
         ({"prompts": None, "benchmark": "geneval"}, BadPrompts, "prompts fetch geneval"),
         ({"with": ["init_from=absent"]}, BadStudy, "plain: init_from: found no checkpoint in absent"),
+        ({"differ": ["optim.lrr"]}, BadStudy, "differ: found optim.lrr, expected"),
+        ({"differ": ["optim.lrr"]}, BadStudy, "did you mean optim.lr?"),
+        ({"differ": ["guidanse_scale"]}, BadStudy, "did you mean guidance_scale?"),
         ({"ranks": 3}, configs.ConfigError, "cannot be cut into micro-batches"),
     ],
 )  # fmt: skip
@@ -177,6 +180,24 @@ def test_refused_before_anything_runs(
     with pytest.raises(error, match=re.escape(message)):
         preflight(study)
     assert sorted((made / "out").rglob("*")) == before
+
+
+def test_other_prompts_are_said_in_words(made: Path, tmp_path: Path) -> None:
+    """And not by two digests."""
+    (tmp_path / "others.json").write_text(json.dumps({"one": "a horse"}))
+    with pytest.raises(StudyChanged) as error:
+        refuse_changed(opened(made, prompts=str(tmp_path / "others.json")))
+    lines = str(error.value).splitlines()
+    assert lines[1].endswith("out/images/plain-seed0/step-00000006:")
+    assert lines[2].strip() == "prompts: other prompts"
+
+
+def test_what_differ_may_name(made: Path) -> None:
+    """Parts of trainings and groups of them, and each setting of a set."""
+    manifest = read_manifest(made / "out/images/plain-seed0/step-00000006/manifest.json")
+    differ = ["optim", "optim.lr", "init.sha256", *manifest["settings"]]
+    study = opened(made, differ=differ)
+    check_differ(study, Existing(study))
 
 
 def test_columns_of_another_source(made: Path, tmp_path: Path) -> None:

@@ -362,7 +362,7 @@ def test_a_yaml_that_is_refused(values: dict[str, Any], message: str) -> None:
         ({"entries": {"a": "plain", "b": {"latents": "equi", "encoder": "flux"}}}, "b has an encoder and no"),
         (
             {"entries": {"a": "plain", "b": {"latents": "equi", "encoder": "flux", "resolution": 32}}},
-            "cache/pets/equi is to be encoded",
+            "cache/pets/equi, which are to be encoded by encode.yaml, but that makes elsewhere/pets/equi. Name one",
         ),
     ],
 )  # fmt: skip

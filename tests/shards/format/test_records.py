@@ -150,7 +150,7 @@ def test_no_such_column(tmp_path: Path) -> None:
     with pytest.raises(NotAColumn, match="column.json: no such file"):
         Column.open(tmp_path)
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(NotAColumn):
+    with pytest.raises(NotAColumn, match="file: is a file. Expected the folder of a column"):
         Column.open(tmp_path / "file")
 
 
