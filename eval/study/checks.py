@@ -22,7 +22,7 @@ from ..errors import BadStudy, NotPaired
 from ..images.checks import read_manifest
 from ..prompts.benchmarks import find
 from .flags import generate_settings, scorer_settings
-from .graph import Node, nodes_of
+from .graph import Node, allowed_classes, nodes_of
 from .reuse import FROM_ENCODER, Existing, column_exists, column_identity, refuse_changed, take_over
 from .study import Study
 
@@ -181,6 +181,7 @@ def check_columns(study: Study, existing: Existing) -> None:
                 check_expected(study, entry, phase)
         check_phases(study, entry, existing)
     check_encoders(study)
+    check_classes(study)
     check_differ(study, existing)
     for entry in study.entries[1:]:
         for phase, base_phase in aligned(study, entry):
@@ -284,6 +285,24 @@ def check_encoders(study: Study) -> None:
                     "complete column as it is"
                 )
                 raise BadStudy("\n  ".join([title, *lines]) + f"\n{advice}")
+
+
+def check_classes(study: Study) -> None:
+    """Raises BadStudy where a column was made by a class of the user's own that neither an encoder of
+    the study nor `generate` names: its pictures could not be decoded after the training.
+    """
+    allowed = allowed_classes(study)
+    for entry in study.entries:
+        data = study.train_config(entry, study.seeds[0]).data.resolved()
+        for column in places(data.latents):
+            encoder = column_identity(column).get("encoder")
+            cls = encoder.get("class") if isinstance(encoder, dict) else None
+            if isinstance(cls, str) and ":" in cls and cls not in allowed:
+                raise BadStudy(
+                    f"{study.path}: {entry}: {column} was made by {cls}, a Python class of somebody's own, and none is "
+                    f"imported because a column says so. Read that class; to run it, say generate: {{allow_class: "
+                    f"[{cls}]}}"
+                )
 
 
 def _other_encoder(identity: Json, model: ModelSpec, own: Any) -> Iterator[str]:

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from shards import console
+
 from ..errors import BadRequest, BadStudy
 from ..images.flags import generate_flags, interval_of, single
 from ..score import SCORERS, add_flags
@@ -13,7 +15,7 @@ from .config import ScorerConfig, flag_words
 from .study import Study
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(console.Parser):
     """Raises BadStudy in place of leaving the program."""
 
     def error(self, message: str) -> NoReturn:

@@ -113,11 +113,20 @@ def launch(study: Study, module: str, *words: str) -> tuple[str, ...]:
     return ("torchrun", "--standalone", *ranks, "-m", module, *words)
 
 
-def own_classes(study: Study) -> list[str]:
-    """Returns the classes of the user's own that the study's encoders name, which may then be imported."""
+ALLOW = "allow-class"  # a flag of `eval generate`
+
+
+def allowed_classes(study: Study) -> list[str]:
+    """Returns the classes of the user's own that the study's encoders or its `generate` name, which may
+    then be imported.
+    """
     configs = (config for config, _ in study.encode_configs.values())
     encoders = (column.encoder for config in configs for column in config.columns.values())
-    return sorted({e.cls for e in encoders if isinstance(e, ModelSpec) and e.own})
+    own = {e.cls for e in encoders if isinstance(e, ModelSpec) and e.own}
+    for flag, value in study.config.generate.items():
+        if flag.replace("_", "-") == ALLOW and value is not None:
+            own |= {str(name) for name in (value if isinstance(value, list) else [value])}
+    return sorted(own)
 
 
 def _generate_node(study: Study, entry: str, seed: int, step: int) -> Node:
@@ -126,10 +135,10 @@ def _generate_node(study: Study, entry: str, seed: int, step: int) -> Node:
     prompts = ("--benchmark", benchmark) if benchmark else ("--prompts", str(study.config.prompts))
     weights = ("--checkpoint", str(study.run_folder(entry, seed)), "--tag", str(step))
     folders = ("--save_dir", str(folder), "--text_cache", str(study.out / "images/text"))
-    words = [*weights, *prompts, *folders, *flag_words(study.config.generate)]
-    own = own_classes(study)
-    if own and not {"allow-class", "allow_class"} & study.config.generate.keys():
-        words += ["--allow-class", *own]
+    flags = {k: v for k, v in study.config.generate.items() if k.replace("_", "-") != ALLOW}
+    words = [*weights, *prompts, *folders, *flag_words(flags)]
+    if allowed := allowed_classes(study):
+        words += [f"--{ALLOW}", *allowed]
     trainings = [train_id(study, entry, seed), train_id(study, study.baseline, seed)]
     return Node(
         id=generate_id(entry, seed, step),

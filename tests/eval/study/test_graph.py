@@ -16,6 +16,7 @@ from configs import ConfigError
 from encode import EncodeConfig
 from eval.errors import BadStudy
 from eval.study.checks import (
+    check_classes,
     check_encoders,
     check_expected,
     check_out,
@@ -23,9 +24,11 @@ from eval.study.checks import (
     check_ranks,
 )
 from eval.study.config import flag_words
+from eval.study.flags import generate_settings
 from eval.study.graph import Node, nodes_of
 from eval.study.reuse import Existing, take_over
 from eval.study.study import Study, scored_steps
+from tests.shards.toy import moments_spec, write_column
 from train.config import TrainConfig, run_folder
 
 TRAIN = {
@@ -180,9 +183,25 @@ def test_a_class_of_ones_own_is_allowed_where_the_study_names_it() -> None:
     pictures = [node.command for node in nodes_of(fair) if node.kind == "generate"]
     assert pictures
     assert all(words[-2:] == ("--allow-class", "mine.code:Class") for words in pictures)
-    named = study(entries=entries, encode="encode.yaml", generate={"allow-class": ["a:B"]})
+    named = study(entries=entries, encode="encode.yaml", generate={"allow_class": ["a:B"]})
     pictures = [node.command for node in nodes_of(named) if node.kind == "generate"]
-    assert all(words.count("--allow-class") == 1 for words in pictures)
+    assert all(words[-3:] == ("--allow-class", "a:B", "mine.code:Class") for words in pictures)
+    assert generate_settings(named)["allow_class"] == ["a:B"]
+
+
+def test_a_column_of_somebodys_class_needs_the_class_named_before_anything_runs() -> None:
+    identity = {"encoder": {"class": "mine.code:Class", "path": "", "weights": "0" * 64}}
+    for name in ("plain", "own"):
+        spec = moments_spec()
+        if name == "own":
+            spec = replace(spec, identity={**spec.identity, **identity})
+        write_column(Path("cache/pets") / name, spec)
+    entries = {"plain": "plain", "own": "own"}
+    with pytest.raises(
+        BadStudy, match=r"own: .*say generate: \{allow_class: \[mine.code:Class\]\}"
+    ):
+        check_classes(study(entries=entries))
+    check_classes(study(entries=entries, generate={"allow_class": ["mine.code:Class"]}))
 
 
 def test_two_links_to_one_column_are_one_entry() -> None:
