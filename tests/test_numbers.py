@@ -190,7 +190,7 @@ COMMANDS = [
     "shards info", "shards order", "encode plan", "encode download", "encode status", "encode bench", "train plan",
     "train import", "train export", "train bench", "train page", "eval generate", "eval watch", "eval score fid",
     "eval.demo.vae", "tests.bench.evaluation.generate", "tests.bench.evaluation.features",
-    "tests.bench.evaluation.online",
+    "tests.bench.evaluation.online", "tests.bench.evaluation.distances",
 ]  # fmt: skip
 # that may be zero
 ZERO = {

@@ -116,12 +116,16 @@ def group_of(prompt: Prompt, groups: Sequence[str]) -> str:
     )
 
 
-# an entry among the distances, as of any other network
-METRICS["demo-fd"] = replace(
-    METRICS["fid"], help="Frechet distance of the features of the demo's classifier of emoji",
-    prefix="demo-fd", usual=NETWORK, load=_network, model=WEIGHTS,
-)  # fmt: skip
+# entries among the distances, as of any other network: name -> the entry of which it is the variant
+VARIANTS = {
+    "demo-fd": "fid", "demo-fdr": "fdr", "demo-mind": "mind", "demo-precision": "precision", "demo-recall": "recall",
+}  # fmt: skip
+for variant, original in VARIANTS.items():
+    METRICS[variant] = replace(
+        METRICS[original], prefix=variant, usual=NETWORK, load=_network, model=WEIGHTS,
+        help=f"{original} by features of the demo's classifier of emoji",
+    )  # fmt: skip
 SCORERS = {
-    "demo-fd": distance_scorer("demo-fd"),
+    **{variant: distance_scorer(variant) for variant in VARIANTS},
     "demo-acc": Scorer(_flags, _score, _ready, suits=_suits),
 }

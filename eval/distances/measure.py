@@ -1,6 +1,7 @@
-"""The scorers that are distances: `python -m eval score fid|kid|cmmd|clip-fid|fd-dinov2`.
+"""The scorers that are distances: `python -m eval score fid|kid|mind|cmmd|clip-fid|fd-dinov2|...`.
 
     python -m eval score fid images/flux --reference val2014.safetensors --inception /weights
+    python -m eval score fdr images/flux --reference half.safetensors --validation other-half.safetensors ...
 
 The name of a score says what it may be compared with:
 `fid-clean-coco30k-val2014-cc256-lanczos-1a2b3c4d` is clean-fid's FID of the set's benchmark against
@@ -42,7 +43,16 @@ from ..scores.seeds import Estimate, over_seeds
 from . import influences
 from .influences import Influence
 from .metrics import INCEPTION, METRICS, Distance, Metric, least
-from .references import Reference, build, check_label, check_network, default_label, make, read
+from .references import (
+    Reference,
+    build,
+    check_disjoint,
+    check_label,
+    check_network,
+    default_label,
+    make,
+    read,
+)
 
 if TYPE_CHECKING:
     from ..features.networks import Network
@@ -62,6 +72,13 @@ def measure(
     """
     metric, pictures = METRICS[kind], of_set(images)
     enough(metric, network, len(pictures), f"{images.folder}", few)
+    if reference.validation is not None:
+        _enough_others(
+            len(reference.validation.features),
+            len(pictures),
+            reference.validation.label,
+            f"{images.folder}",
+        )
     crop = reference.record["crop"]
     features = extract(pictures, network, crop, folder_of(images.folder, network, crop), batch_size)
     title = name(prefix + _title(metric, network, images, reference), images)
@@ -82,16 +99,18 @@ def measure(
     def value(part: Distance, group: str | None = None) -> Value:
         return over_seeds([influences.estimate(part.value, shares, group, part.subsets)])[0]
 
-    notes = [f"{len(features)} pictures against {len(reference.features)}", metric.note]
-    if groups and metric.gaussian:
+    against = distance.against or len(reference.features)
+    notes = [f"{len(features)} pictures against {against}", metric.note]
+    if groups and metric.gaussian and not metric.relative:
         notes.append("groups are fewer pictures, so theirs are larger; KID has no such bias")
     return Score(
-        scorer=title, benchmark=images.prompts.benchmark, better="lower", value=value(distance),
+        scorer=title, benchmark=images.prompts.benchmark, better=metric.better, value=value(distance),
         groups={group: value(part, group) for group, part in groups.items()},
         prompts=len({share.prompt for share in shares}), pictures=len(features), missing=images.missing,
         notes=tuple(notes), images=images.digest, prompt_list=images.prompts.digest,
         made_by={
             "metric": kind, "reference": reference.digest, "reference_label": reference.label, **reference.record,
+            **distance.made_by,
             "subsets": {group: list(d.subsets) for group, d in {"": distance, **groups}.items() if d.subsets},
             "versions": {package: version(package) for package in PACKAGES},
         },
@@ -105,11 +124,13 @@ def _by_group(
     """Returns the distance of each group that is large enough, and influences on it."""
     distances: dict[str, Distance] = {}
     own: list[float | None] = [None] * len(features)
-    needed = 2 if few else least(metric, network)
+    needed = metric.fewest if few else least(metric, network)
     for group in dict.fromkeys(g for g in pictures.groups if g is not None):
         members = np.array([i for i, name_ in enumerate(pictures.groups) if name_ == group])
         part = reference.of_group(group)
         if part is None or min(len(members), len(part.features)) < needed:
+            continue
+        if part.validation is not None and len(part.validation.features) < len(members):
             continue
         distances[group] = metric.distance(features[members], part, paired)
         for i, share in zip(members, distances[group].influence, strict=True):
@@ -189,11 +210,25 @@ def difference(a: Path, b: Path, scorer: str) -> tuple[Value, dict[str, Value]]:
 
 def enough(metric: Metric, network: Network, count: int, where: str, few: bool) -> None:
     """TooFewImages where a set or a reference has too few pictures for this distance."""
-    needed = 2 if few else least(metric, network)
+    needed = metric.fewest if few else least(metric, network)
     if count < needed:
+        advice = ""
+        if metric.gaussian and not few:
+            advice = (
+                ": fewer than features leave no full covariance. Take more, or `score kid`, or --allow-few: the name "
+                "then says the number"
+            )
         raise TooFewImages(
-            f"{where}: found {count} pictures, expected at least {needed} for {metric.prefix}: fewer than features "
-            "leave no full covariance. Take more, or `score kid`, or --allow-few: the name then says the number"
+            f"{where}: found {count} pictures, expected at least {needed} for {metric.prefix}{advice or '. Take more'}"
+        )
+
+
+def _enough_others(others: int, count: int, validation: str, where: str) -> None:
+    """TooFewImages where a validation half has fewer pictures than are scored."""
+    if others < count:
+        raise TooFewImages(
+            f"{validation}: found {others} pictures, expected at least the {count} of {where}: the distances of fewer "
+            "pictures are larger, so both are of the same number. Take a larger validation half, or score fewer"
         )
 
 
@@ -205,6 +240,8 @@ def _title(metric: Metric, network: Network, images: ImageSetReader, reference: 
     count = sum(len(file.numbers) for file in images.files)
     if min(count, len(reference.features)) < least(metric, network):
         parts.append(f"few-{count}")
+    elif metric.counted:
+        parts.append(str(count))
     return "-".join(parts)
 
 
@@ -214,6 +251,9 @@ def _title(metric: Metric, network: Network, images: ImageSetReader, reference: 
 def _flags(metric: Metric, add: argparse.ArgumentParser) -> None:
     add.add_argument("--reference", type=local_path, required=True,
                      help="what `score reference` wrote, or a folder of real pictures")  # fmt: skip
+    if metric.relative:
+        other = "other real pictures than the reference's: a file or a folder, as --reference"
+        add.add_argument("--validation", type=local_path, required=True, help=other)
     add.add_argument("--crop", type=crops.argument, default="none",
                      help="of both sides, where --reference is a folder: cc256-lanczos, squash256-bicubic")  # fmt: skip
     add.add_argument(
@@ -243,22 +283,37 @@ _stored = cache(read)
 
 
 @cache
-def _reference(
+def _real(
     path: Path, kind: str, weights: str | None, device: str, crop: str, label: str | None,
     batch_size: int,
 ) -> Reference:  # fmt: skip
+    """Returns a file's reference, or that of a folder, whose pictures then run through the network."""
     if not path.is_dir():
         return _stored(path)
     network, label = _network(kind, weights, device), label or default_label(path, crop)
     return make(of_folder(path), network, crop, label, None, batch_size)
 
 
+@cache
+def _beside(reference: Reference, validation: Reference) -> Reference:
+    return reference.beside(validation)
+
+
+def _reference(kind: str, args: argparse.Namespace) -> Reference:
+    network = kind, args.weights, args.device
+    reference = _real(args.reference, *network, args.crop, args.label, args.batch_size)
+    if not METRICS[kind].relative:
+        return reference
+    crop = reference.record["crop"]
+    return _beside(reference, _real(args.validation, *network, crop, None, args.batch_size))
+
+
 def _ready(kind: str, args: argparse.Namespace) -> None:
-    """Loads the weights and checks the reference."""
-    network, path = _network(kind, args.weights, args.device), args.reference
+    """Loads the weights and checks the reference, and the validation half where there is one."""
+    network, path, metric = _network(kind, args.weights, args.device), args.reference, METRICS[kind]
     if path.is_dir():
-        check_label(args.label or default_label(path, args.crop))
-        count = len(clean_listing(path))
+        crop = args.crop
+        check_label(args.label or default_label(path, crop))
     else:
         reference = _stored(path)
         check_network(reference, network, path)
@@ -272,22 +327,47 @@ def _ready(kind: str, args: argparse.Namespace) -> None:
             raise BadReference(
                 f"{path}: labelled {reference.label} when it was made. Leave --label out"
             )
-        count = len(reference.features)
-    enough(METRICS[kind], network, count, f"{path}", args.allow_few)
+    enough(metric, network, _count(path), f"{path}", args.allow_few)
+    if metric.relative:
+        _ready_validation(args.validation, path, crop, network)
+        enough(metric, network, _count(args.validation), f"{args.validation}", args.allow_few)
+
+
+def _ready_validation(path: Path, reference: Path, crop: str, network: Network) -> None:
+    """BadReference where a validation half is of another network or crop, or shares pictures."""
+    if path.is_dir():
+        check_label(default_label(path, crop))
+    else:
+        validation = _stored(path)
+        check_network(validation, network, path)
+        if validation.record["crop"] != crop:
+            raise BadReference(
+                f"{path}: made with the crop {validation.record['crop']}, expected {crop} as of {reference}: both are "
+                "real pictures prepared alike. Make it again with this crop"
+            )
+    check_disjoint(_digests(reference), _digests(path), f"{path}")
+
+
+def _count(path: Path) -> int:
+    return len(clean_listing(path) if path.is_dir() else _stored(path).features)
+
+
+@cache
+def _digests(path: Path) -> tuple[str, ...]:
+    return tuple(of_folder(path).digests) if path.is_dir() else _stored(path).pictures
 
 
 def _enough(kind: str, args: argparse.Namespace, count: int, where: str) -> None:
-    network = _network(kind, args.weights, args.device)
-    enough(METRICS[kind], network, count, where, args.allow_few)
+    metric = METRICS[kind]
+    enough(metric, _network(kind, args.weights, args.device), count, where, args.allow_few)
+    if metric.relative:
+        _enough_others(_count(args.validation), count, f"{args.validation}", where)
 
 
 def _score(
     kind: str, images: ImageSetReader, args: argparse.Namespace
 ) -> Iterator[tuple[Score, Sequence[Item]]]:
-    network = _network(kind, args.weights, args.device)
-    reference = _reference(
-        args.reference, kind, args.weights, args.device, args.crop, args.label, args.batch_size
-    )
+    network, reference = _network(kind, args.weights, args.device), _reference(kind, args)
     few, size = args.allow_few, args.batch_size
     yield measure(kind, images, network, reference, few=few, batch_size=size), ()
 

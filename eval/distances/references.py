@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from shutil import rmtree
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ..features.networks import Network
 
 FORMAT, VERSION = "latentbank-reference", 1
+SEED = 0  # of drawn pictures
 LABEL = re.compile(r"[\w.-]+")
 Json = dict[str, Any]
 
@@ -63,11 +64,14 @@ class Reference:
     groups: tuple[str | None, ...]
     pictures: tuple[str, ...] = ()  # digest of each
     fitted: Gaussian | None = None  # where it was stored
+    validation: Reference | None = None  # other real pictures, for what is relative to theirs
     _parts: dict[str, Reference | None] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
-        return sha256(canonical_json(self.record))
+        if self.validation is None:
+            return sha256(canonical_json(self.record))
+        return sha256(canonical_json({**self.record, "validation": self.validation.digest}))
 
     @property
     def name(self) -> str:
@@ -83,9 +87,27 @@ class Reference:
         if group not in self._parts:
             members = np.array([name == group for name in self.groups])
             count = int(members.sum())
+            validation = self.validation.of_group(group) if self.validation else None
             part = Reference(self.label, self.record, self.features[members], (group,) * count)
-            self._parts[group] = part if count > 1 else None
+            lacking = self.validation is not None and validation is None
+            part = replace(part, validation=validation, _parts={})
+            self._parts[group] = part if count > 1 and not lacking else None
         return self._parts[group]
+
+    def drawn(self, count: int) -> Floats:
+        """Returns features of `count` of the pictures, or of all where they are fewer.
+
+        They are drawn by a fixed seed, the same ones in each score of as many pictures.
+        """
+        if len(self.features) <= count:
+            return self.features
+        order = np.random.RandomState(SEED).permutation(len(self.features))
+        return self.features[np.sort(order[:count])]
+
+    def beside(self, validation: Reference) -> Reference:
+        """Returns this reference with a validation half; BadReference where the two share pictures."""
+        check_disjoint(self.pictures, validation.pictures, validation.label)
+        return replace(self, validation=validation, _parts={})
 
 
 def make(
@@ -177,6 +199,20 @@ def read(path: Path) -> Reference:
         raise BadReference(
             f"{path}: not a reference of ours ({error}). Make it again with `python -m eval score reference`"
         ) from None
+
+
+def check_disjoint(reference: Sequence[str], validation: Sequence[str], where: str) -> None:
+    """BadReference where digests of pictures are in both, or are not known."""
+    if not (reference and validation):
+        raise BadReference(
+            f"{where}: found no digests of pictures beside the features, of it or of the reference, so nothing says "
+            "that the two share none. Make both again with `python -m eval score reference`"
+        )
+    if shared := len(set(reference) & set(validation)):
+        raise BadReference(
+            f"{where}: {shared} of its {len(validation)} pictures are in the reference too, expected none: a distance "
+            "to pictures that are in the reference is smaller than that of other real ones. Take two halves"
+        )
 
 
 def check_network(reference: Reference, network: Network, path: Path) -> None:

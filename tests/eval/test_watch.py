@@ -25,6 +25,7 @@ from eval.images.generate import Request
 from eval.images.imageset import ImageSetReader
 from eval.report.entries import open_one
 from eval.report.report import report
+from eval.score import SCORERS as SCORERS_OF_ALL
 from eval.scores import results
 from eval.scores.aggregate import aggregate
 from eval.scores.results import Item, Score
@@ -298,6 +299,25 @@ def test_folders_that_are_no_steps_are_left_alone(trained: Path) -> None:
     watcher = Watcher(trained, request_of(trained), scorers(), "newest")
     assert watcher.pending() == [20, 10]
     assert not watcher.finished()
+
+
+def test_mind_has_a_curve_over_steps(trained: Path, tmp_path: Path) -> None:
+    """Of three pictures here, so of fewer than the features of any network: no covariance is needed."""
+    real = save_folder(tmp_path / "real", 20)
+    words = ["demo-mind", "--reference", str(real), "--scorer", "demo-recall", "--reference"]
+    recall = parse_scorers([*words, str(real)], SCORERS_OF_ALL, "cpu")
+    with pytest.raises(TooFewImages, match=r"few\.json: found 3 pictures, expected at least 5"):
+        watch(trained, request_of(trained), recall, once=True)
+    assert watch(trained, request_of(trained), recall[:1], once=True) == 0
+    (name,) = lines(trained)[0]["scores"]
+    assert name.startswith("demo-mind-few-real-")
+    assert name.endswith("-3")
+    values = [record["scores"][name]["value"] for record in lines(trained)]
+    assert len(values) == 2
+    assert min(values) > 0
+    data = report(sorted((trained / "eval").glob("step-*")), tmp_path / "r.html")
+    assert [(c["scorer"], len(c["points"])) for c in data["curves"]] == [(name, 2)]
+    assert name in (trained / "page.html").read_text()
 
 
 def test_too_few_prompts_are_said_before_anything_is_sampled(trained: Path, tmp_path: Path) -> None:
