@@ -40,6 +40,7 @@ PUBLIC = {
         "lazy",
         "places",
         "printing",
+        "probe",
         "processes",
         "read",
         "signals",
@@ -82,7 +83,7 @@ HEAVY = {
 }
 # package -> its folders, each of which imports only those before it and single files beside them
 FLOORS = {
-    "shards": ("format", "store", "column", "read", "tools"),
+    "shards": ("format", "store", "column", "read", "probe", "tools"),
     "encode": ("source", "pack", "models", "plan", "report", "run"),
     "train": ("model", "ranks", "step", "checkpoints", "report", "plan"),
     "eval": (
