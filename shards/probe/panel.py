@@ -40,6 +40,7 @@ class Panel:
 
     rows: int
     shape: tuple[int, int, int]
+    frequencies: tuple[int, int]  # looked at, of all
     means: tuple[float, ...]  # of the channels
     deviations: tuple[float, ...]
     figures: dict[str, Estimate]
@@ -49,6 +50,7 @@ class Panel:
         return {
             "rows": self.rows,
             "shape": list(self.shape),
+            "frequencies": list(self.frequencies),
             "channel_means": list(self.means),
             "channel_deviations": list(self.deviations),
             **self.figures,
@@ -104,8 +106,9 @@ def panel(
         for suffix, sums in both.items()
     }
     return Panel(
-        rows.count, rows.shape, tuple(means.tolist()), tuple(deviations.tolist()), figures, by_sigma
-    )
+        rows.count, rows.shape, references.frequencies, tuple(means.tolist()),
+        tuple(deviations.tolist()), figures, by_sigma,
+    )  # fmt: skip
 
 
 def _named(references: References) -> dict[str, dict[str, ErrorSums]]:

@@ -26,6 +26,9 @@ Spectrum = NDArray[np.complex64]  # (N, C), the transforms of all rows at one fr
 MEMORY = 560_000_000  # bytes of the transforms
 MANY = 16  # rows a channel, below which the figure of the same rows is too low by 1 % and more
 ROWS_A_CHANNEL = 2  # at least
+# what is spent on the eigenvalues of all frequencies: 48 matrices of 768 channels, one minute of a core
+COST = 48 * 768**3
+LEAST_FREQUENCIES = 16
 
 
 @dataclass(frozen=True)
@@ -166,11 +169,12 @@ def linear_references(
 
     `together` numbers rows (N,) whose captions are variants of one: such are in one fold. `penalty` is
     chosen in each fold unless given. `watcher` sees all that is read; `most` bounds the number of
-    frequencies. `advance` is called with parts of `work` that are done.
+    frequencies, of which many channels have `affordable` ones. `advance` is called with parts of
+    `work` that are done.
     """
     channels, height, width = rows.shape
     whole = Frequencies.of(height, width)
-    chosen = whole.thinned(most or len(whole))
+    chosen = whole.thinned(most or affordable(channels))
     levels = np.array(sigmas)
     few = channels * MANY > rows.count
 
@@ -225,6 +229,11 @@ def linear_references(
     )  # fmt: skip
 
 
+def affordable(channels: int) -> int:
+    """Returns how many frequencies are looked at: all of a usual grid up to 500 channels."""
+    return max(LEAST_FREQUENCIES, COST // channels**3)
+
+
 def at_once(rows: LatentRows, memory: int = MEMORY) -> int:
     """Returns how many frequencies' transforms there is room for."""
     return max(1, memory // (8 * rows.count * rows.shape[0]))
@@ -235,7 +244,7 @@ def work(rows: LatentRows, most: int | None = None) -> int:
     each frequency.
     """
     whole = len(Frequencies.of(*rows.shape[1:]))
-    count = min(most or whole, whole)
+    count = min(most or affordable(rows.shape[0]), whole)
     return -(-count // at_once(rows)) * rows.count + count * (rows.count // 16)
 
 
