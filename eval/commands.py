@@ -334,6 +334,21 @@ def _sweep(args: argparse.Namespace) -> int:
     return stoppable(work, received)
 
 
+# Columns before training -------------------------------------------------------------------------
+
+
+def _probe_flags(parser: argparse.ArgumentParser) -> None:
+    from .probe import add_flags
+
+    add_flags(parser)
+
+
+def _probe(args: argparse.Namespace) -> None:
+    from .probe import run
+
+    run(args)
+
+
 # Several trainings -----------------------------------------------------------------------------
 
 
@@ -365,6 +380,11 @@ VERBS: dict[str, tuple[str, Flags, Callable[[argparse.Namespace], int | None]]] 
         "pictures of a column decoded by its VAE, beside the originals, with their scores",
         _reconstruct_flags,
         _reconstruct,
+    ),
+    "probe": (
+        "columns of latents judged before anything is trained on them",
+        _probe_flags,
+        _probe,
     ),
     "fid": ("FID and KID between two folders of pictures", _fid_flags, _fid),
     "report": (

@@ -102,6 +102,7 @@ RUN_BY = {
     ("train", "import"): "tests/train/checkpoints/test_reference.py",
     ("train", "export"): "tests/train/checkpoints/test_reference.py",
     ("eval", "generate"): "tests/eval/images/test_ranks.py",
+    ("eval", "probe"): "tests/eval/report/test_panel.py",
     ("eval", "reconstruct"): "tests/eval/test_reconstruct.py",
     ("eval", "prompts"): "tests/eval/prompts/test_fetch.py",
     ("eval", "score"): "tests/eval/distances/test_distances.py",

@@ -4,26 +4,16 @@ predictor by noise level, and the structure of its latents. numpy alone.
 
 from __future__ import annotations
 
-from .estimates import Estimate, no_figure
-from .panel import Panel, panel, refuse_constant
-from .reference import linear_error
-from .rows import ColumnRows, LatentRows, Part, caption_groups, common_rows, evenly, pooled_text
-from .spectra import References, linear_references
+from .panel import panel
+from .rows import ColumnRows, caption_groups, common_rows, evenly, pooled_text
+from .spectra import work
 
 __all__ = [
     "ColumnRows",
-    "Estimate",
-    "LatentRows",
-    "Panel",
-    "Part",
-    "References",
     "caption_groups",
     "common_rows",
     "evenly",
-    "linear_error",
-    "linear_references",
-    "no_figure",
     "panel",
     "pooled_text",
-    "refuse_constant",
+    "work",
 ]

@@ -59,12 +59,16 @@ class Panel:
 
 
 def panel(
-    rows: LatentRows, schedules: Schedules, text: NDArray[np.float32] | None = None, *,
-    together: NDArray[np.int64] | None = None, no_text: str = "no text column",
+    rows: LatentRows,
+    schedules: Schedules,
+    text: NDArray[np.float32] | None = None,
+    *,
+    together: NDArray[np.int64] | None = None,
+    no_text: str = "no text column",
     groups: NDArray[np.int64] | None = None,
     no_groups: str = "no groups",
     advance: Callable[[int], Any] = lambda count: None,
-) -> Panel:  # fmt: skip
+) -> Panel:
     """Returns the figures of rows; `no_text` and `no_groups` say why there are none of these.
 
     BadStatistics of too few rows, or of a channel that is constant.
@@ -106,9 +110,14 @@ def panel(
         for suffix, sums in both.items()
     }
     return Panel(
-        rows.count, rows.shape, references.frequencies, tuple(means.tolist()),
-        tuple(deviations.tolist()), figures, by_sigma,
-    )  # fmt: skip
+        rows.count,
+        rows.shape,
+        references.frequencies,
+        tuple(means.tolist()),
+        tuple(deviations.tolist()),
+        figures,
+        by_sigma,
+    )
 
 
 def _named(references: References) -> dict[str, dict[str, ErrorSums]]:

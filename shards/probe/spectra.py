@@ -116,9 +116,12 @@ def _with_noise(covariance: NDArray[np.complex64], noise: Floats) -> NDArray[np.
 
 
 def _variances(
-    spectrum: Spectrum, directions: NDArray[np.complex64], noise: Floats, freedom: int,
+    spectrum: Spectrum,
+    directions: NDArray[np.complex64],
+    noise: Floats,
+    freedom: int,
     step: int = 1,
-) -> Floats:  # fmt: skip
+) -> Floats:
     """Returns the variances along directions (C, C), (1 + GROUPS, C): of all rows, and without each
     group. Of every `step`-th row the others are 0, and not counted.
     """
@@ -160,11 +163,17 @@ def least_rows(channels: int) -> int:
 
 
 def linear_references(
-    rows: LatentRows, sigmas: Sequence[float], text: NDArray[np.float32] | None = None, *,
-    together: NDArray[np.int64] | None = None, penalty: float | None = None,
-    watcher: Watcher | None = None, most: int | None = None, memory: int = MEMORY,
+    rows: LatentRows,
+    sigmas: Sequence[float],
+    text: NDArray[np.float32] | None = None,
+    *,
+    together: NDArray[np.int64] | None = None,
+    penalty: float | None = None,
+    watcher: Watcher | None = None,
+    most: int | None = None,
+    memory: int = MEMORY,
     advance: Callable[[int], Any] = lambda count: None,
-) -> References:  # fmt: skip
+) -> References:
     """Returns the references of rows at noise levels in (0, 1], and with texts (N, D) given these.
 
     `together` numbers rows (N,) whose captions are variants of one: such are in one fold. `penalty` is
@@ -224,9 +233,7 @@ def linear_references(
     r2 = None
     if text is not None:
         r2 = estimate(1 - without_each(left) / np.maximum(without_each(total), 1e-30))
-    return References(
-        rows.count, (len(chosen), len(whole)), plain, given_text, r2, penalties
-    )  # fmt: skip
+    return References(rows.count, (len(chosen), len(whole)), plain, given_text, r2, penalties)
 
 
 def affordable(channels: int) -> int:

@@ -152,5 +152,6 @@ class Neighbours:
         sizes = np.bincount(self.group)
         others = (sizes[self.group[self.queries]] - 1) / (len(self.group) - 1)
         return estimate(without_each(sums) / without_each(counts)) | {
-            "groups": len(sizes), "chance": float(others.mean()),
-        }  # fmt: skip
+            "groups": len(sizes),
+            "chance": float(others.mean()),
+        }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import BadStatistics
 from .estimates import Floats
 
 Floats32 = NDArray[np.float32]
@@ -36,18 +39,42 @@ def residual_maker(
     (N, ...), each row predicted by the folds that it is not in; and the penalty of each fold.
 
     The means, the regression and its penalty (over the mean square of the features along all
-    directions) are of the other folds alone; the penalty, unless given, has the least error of
-    generalised cross-validation there for the targets `values` (N, V).
+    directions) are of the other folds alone; the penalty, unless given, is that by which these
+    predict each other's targets `values` (N, V) best. BadStatistics of fewer than three folds.
     """
+    numbers = np.unique(fold).tolist()
+    if len(numbers) < 3:
+        raise BadStatistics(
+            f"found rows in {len(numbers)} folds, expected at least 3: name smaller sets of rows that belong together"
+        )
     maker = np.eye(len(text), dtype=np.float32)
     penalties = []
-    for held_out in np.unique(fold):
-        inside, outside = np.flatnonzero(fold != held_out), np.flatnonzero(fold == held_out)
-        ridge = Ridge(text[inside])
-        chosen = penalty or ridge.penalty(values[inside])
-        maker[np.ix_(outside, inside)] -= ridge.weights(text[outside], chosen)
-        penalties.append(chosen)
+    errors = {} if penalty else _errors(text, values, fold, numbers)
+    for number in numbers:
+        inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+        best = penalty
+        if best is None:
+            sums = sum(errors[number, other] for other in numbers if other != number)
+            best = float(PENALTIES[int(np.argmin(sums))])
+        maker[np.ix_(outside, inside)] -= Ridge(text[inside]).weights(text[outside], best)
+        penalties.append(best)
     return maker, penalties
+
+
+def _errors(
+    text: Floats32, values: Floats32, fold: NDArray[np.int64], numbers: list[int]
+) -> dict[tuple[int, int], Floats]:
+    """Returns by two folds the squared error of each penalty in the second, (len(PENALTIES),), of a fit on
+    all that are neither.
+    """
+    errors = {}
+    for first, second in combinations(numbers, 2):
+        inside = (fold != first) & (fold != second)
+        ridge = Ridge(text[inside])
+        for left_out, number in ((first, second), (second, first)):
+            outside = fold == number
+            errors[left_out, number] = ridge.errors(values[inside], text[outside], values[outside])
+    return errors
 
 
 class Ridge:
@@ -72,18 +99,18 @@ class Ridge:
         rounded: Floats32 = weights.astype(np.float32)
         return rounded
 
-    def penalty(self, values: Floats32) -> float:
-        """Returns the penalty of the least error of generalised cross-validation for targets (n, V),
-        RSS / (1 - trace / n)^2 (Golub, Heath and Wahba 1979).
+    def errors(self, values: Floats32, text: Floats32, expected: Floats32) -> Floats:
+        """Returns the squared error of each of PENALTIES, (len(PENALTIES),), in the targets (m, V) of other
+        texts (m, D), for targets (n, V) of the rows.
         """
-        y = values.astype(np.float64)
-        y -= y.mean(0)
-        powers = np.square(self.left.T @ y).sum(1)  # along each vector, over all targets
-        shrunk = self.squares / (self.squares + PENALTIES[:, None] * self._unit())
-        errors = np.square(y).sum() - ((2 - shrunk) * shrunk) @ powers
-        degrees = 1 + shrunk.sum(1)  # with the mean
-        scores = errors / np.maximum(1 - degrees / len(y), 1e-6) ** 2
-        return float(PENALTIES[int(np.argmin(scores))])
+        mean = values.mean(0, dtype=np.float64)
+        along = self.left.T @ (values - mean)
+        test = ((text - self.mean) / self.scale) @ self.x.T @ self.left
+        errors = []
+        for penalty in PENALTIES:
+            guess = (test / (self.squares + penalty * self._unit())) @ along
+            errors.append(np.square(expected - mean - guess).sum())
+        return np.array(errors)
 
     def _unit(self) -> float:
         return float(self.squares.mean()) if len(self.squares) else 1.0

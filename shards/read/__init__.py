@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..lazy import lazy_getattr
 from .column import open_spec
+from .compatible import check_kind
 from .prefetch import Prefetcher, map_ahead
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ else:
 __all__ = [
     "Int8Tokens",
     "Prefetcher",
+    "check_kind",
     "draw",
     "empty_caption",
     "map_ahead",

@@ -13,4 +13,4 @@ def test_it_measures_each_shape(tmp_path: Path) -> None:
     results = json.loads(path.read_text())["probe"]
     assert [result["shape"] for result in results] == [list(shape[:3]) for shape in LIGHT]
     assert all(result["cpu_s"] > 0 and result["peak_bytes"] > 1e7 for result in results)
-    assert all(0.5 < result["linear_reference"]["value"] < 2 for result in results)
+    assert all(0.5 < result["linear_reference"]["value"] < 4 for result in results)

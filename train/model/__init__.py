@@ -10,11 +10,20 @@ from .config import LEAST_SHIFT, MOST_SHIFT, SHIFT, DiTConfig, FlowConfig, Model
 
 if TYPE_CHECKING:
     from .dit import DiT
-    from .flow import TRAIN_STEPS, inference_sigmas, velocity_of
+    from .flow import TRAIN_STEPS, fixed_sigmas, inference_sigmas, schedule_sigmas, velocity_of
 else:
     __getattr__ = lazy_getattr(
         __name__,
-        {"dit": ("DiT",), "flow": ("TRAIN_STEPS", "inference_sigmas", "velocity_of")},
+        {
+            "dit": ("DiT",),
+            "flow": (
+                "TRAIN_STEPS",
+                "fixed_sigmas",
+                "inference_sigmas",
+                "schedule_sigmas",
+                "velocity_of",
+            ),
+        },
     )
 
 __all__ = [
@@ -26,6 +35,8 @@ __all__ = [
     "DiTConfig",
     "FlowConfig",
     "ModelConfig",
+    "fixed_sigmas",
     "inference_sigmas",
+    "schedule_sigmas",
     "velocity_of",
 ]

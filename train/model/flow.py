@@ -22,6 +22,7 @@ from .config import SHIFT as SHIFT
 from .config import FlowConfig as FlowConfig
 
 TRAIN_STEPS = 1000
+LEVELS = 8  # that every run validates at
 # of a velocity that is made of a latent, in the loss: below it the division would weigh the loss by 400 and more
 LEAST_SIGMA = 0.05
 
@@ -73,6 +74,20 @@ def noise_levels(u: Tensor, shift: float = SHIFT) -> tuple[Tensor, Tensor]:
     index = (u * TRAIN_STEPS).long().clamp(0, TRAIN_STEPS - 1).cpu()
     sigma = train_sigmas(shift)[index].to(u.device)
     return sigma, sigma * TRAIN_STEPS
+
+
+def fixed_sigmas(levels: int = LEVELS) -> list[float]:
+    """Returns the noise levels that every run validates at: the middles of equal parts of the 1000
+    training levels at shift 3, falling."""
+    u = (torch.arange(levels) + 0.5) / levels
+    return noise_levels(u, SHIFT)[0].tolist()
+
+
+def schedule_sigmas(config: FlowConfig, count: int = 64) -> list[float]:
+    """Returns noise levels that stand for those a run draws: `count` quantiles of its density."""
+    normal = torch.special.ndtri((torch.arange(count, dtype=torch.float64) + 0.5) / count)
+    u = density(config, normal).sort().values
+    return noise_levels(u, config.timestep_shift)[0].tolist()
 
 
 def level_of(sigma: Tensor, levels: int, shift: float = SHIFT) -> Tensor:

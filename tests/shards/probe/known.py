@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.probe import Part
+from shards.probe.rows import Part
 
 # eight noise levels as a run validates at, from much noise to little
 SIGMAS = [0.9746, 0.9190, 0.8523, 0.7714, 0.6712, 0.5438, 0.3759, 0.1672]

@@ -9,14 +9,7 @@ import pytest
 
 from shards import Column, IndexRow, Norm, Source, SourceMismatch, put_index
 from shards.errors import BadStatistics, CorruptColumn, IdentityMismatch
-from shards.probe import (
-    ColumnRows,
-    caption_groups,
-    common_rows,
-    evenly,
-    panel,
-    pooled_text,
-)
+from shards.probe import ColumnRows, caption_groups, common_rows, evenly, panel, pooled_text
 from tests.shards.probe.known import SIGMAS, ArrayRows, white
 from tests.shards.toy import (
     NORM,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from shards.probe import linear_error, linear_references
 from shards.probe.estimates import GROUPS, T, estimate
-from shards.probe.reference import ErrorSums
-from shards.probe.spectra import Frequencies, work
+from shards.probe.reference import ErrorSums, linear_error
+from shards.probe.spectra import Frequencies, linear_references, work
 from tests.shards.probe.known import SIGMAS, ArrayRows, mixed, white
 
 

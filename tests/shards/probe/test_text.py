@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from shards.probe import linear_references
+from shards.errors import BadStatistics
+from shards.probe.spectra import linear_references
 from shards.probe.text import FOLDS, PENALTIES, Ridge, folds, residual_maker, sketch
 from tests.shards.probe.known import SIGMAS, ArrayRows, mixed, white
 
@@ -31,16 +32,41 @@ def test_residuals_are_those_of_a_fit_on_the_other_folds() -> None:
             np.testing.assert_allclose(maker[row] @ y, expected, rtol=1e-3, atol=2e-4)
 
 
-def test_the_penalty_has_the_least_cross_validation_error() -> None:
+def test_the_penalty_is_the_best_of_the_other_folds() -> None:
     generator = np.random.default_rng(1)
-    text = generator.standard_normal((50, 20)).astype(np.float32)
-    y = text[:, :3] + 2 * generator.standard_normal((50, 3))
-    ridge = Ridge(text)
-    scores = []
-    for penalty in PENALTIES:
-        hat = ridge.weights(text, penalty).astype(np.float64)
-        scores.append(np.square(y - hat @ y).sum() / (1 - np.trace(hat) / 50) ** 2)
-    assert ridge.penalty(y.astype(np.float32)) == PENALTIES[int(np.argmin(scores))]
+    text = generator.standard_normal((60, 20)).astype(np.float32)
+    y = (text[:, :3] + 2 * generator.standard_normal((60, 3))).astype(np.float32)
+    fold = folds(60)
+    _, penalties = residual_maker(text, y, fold)
+    for held_out in range(FOLDS):
+        scores = []
+        for penalty in PENALTIES:
+            error = 0.0
+            for number in set(range(FOLDS)) - {held_out}:
+                inside, outside = (fold != held_out) & (fold != number), fold == number
+                guess = Ridge(text[inside]).weights(text[outside], penalty) @ y[inside]
+                error += float(np.square(y[outside] - guess).sum())
+            scores.append(error)
+        assert penalties[held_out] == PENALTIES[int(np.argmin(scores))]
+
+
+def test_variants_of_one_picture_are_not_fitted_on_each_other() -> None:
+    """Ten variants of each of 60 captions, which say nothing of each other: what is known of a picture by
+    its variants is not known by its caption.
+    """
+    generator = np.random.default_rng(2)
+    picture = np.repeat(np.arange(60), 10)  # dealt out to all folds by rows
+    text = generator.standard_normal((60, 64))[picture] + 0.1 * generator.standard_normal((600, 64))
+    latents = 2 * white(60, (3, 4, 4))[picture] + white(600, (3, 4, 4), 1)
+    rows, words = ArrayRows(latents), text.astype(np.float32)
+    apart = linear_references(rows, SIGMAS, words).text_r2
+    together = linear_references(rows, SIGMAS, words, together=picture).text_r2
+    assert apart is not None
+    assert together is not None
+    assert apart["value"] > 0.5
+    assert -0.1 < together["value"] < 0.05
+    with pytest.raises(BadStatistics, match="found rows in 1 folds"):
+        linear_references(rows, SIGMAS, words, together=np.zeros(600, np.int64))
 
 
 def test_rows_that_belong_together_are_in_one_fold() -> None:

@@ -241,3 +241,16 @@ def test_the_gradient_stays_finite_where_there_is_hardly_any_noise() -> None:
 def test_two_estimates_of_the_latent_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"flow\.precondition true and flow\.prediction latent"):
         configs.load(FlowConfig, None, ["precondition=true", "prediction=latent"])
+
+
+def test_the_levels_that_stand_for_a_schedule_are_its_quantiles() -> None:
+    assert flow.fixed_sigmas() == pytest.approx(
+        [0.9780, 0.9284, 0.8684, 0.7951, 0.7034, 0.5855, 0.4286, 0.1880], abs=0.03
+    )
+    for config in (FlowConfig(), FlowConfig(weighting="none", shift=1.5)):
+        normal = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+        drawn = flow.noise_levels(flow.density(config, normal), config.timestep_shift)[0]
+        levels = torch.tensor(flow.schedule_sigmas(config))
+        assert len(levels) == 64
+        middles = drawn.sort(descending=True).values.unflatten(0, (64, -1)).mean(1)
+        torch.testing.assert_close(levels, middles, atol=0.01, rtol=0)
