@@ -338,9 +338,16 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def _probe_flags(parser: argparse.ArgumentParser) -> None:
-    from .probe import add_flags
-
-    add_flags(parser)
+    flag = parser.add_argument
+    flag("columns", type=place, nargs="+", metavar="COLUMN", help="columns of moments or latents")
+    flag("--text", type=place, metavar="COLUMN", help="a tokens column of the same source")
+    flag("--rows", type=positive, default=2048, help="read, evenly apart; at most 8,192")
+    groups = "a regular expression: what it finds in a key is the row's group; else rows of equal captions"
+    flag("--groups", metavar="PATTERN", help=groups)
+    together = "likewise: rows that are variants of one picture, never fitted on each other"
+    flag("--together", metavar="PATTERN", help=together)
+    flag("--json", type=local_path, metavar="FILE", help="all figures with intervals")
+    flag("--out", type=local_path, metavar="FILE", help="a page of HTML")
 
 
 def _probe(args: argparse.Namespace) -> None:

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import Column, ShardsError, atomic_write, canonical_json
-from shards.console import Bar, positive, render
-from shards.places import local_path, place
+from shards.console import Bar, render
 from shards.printing import printable
 from shards.probe import ColumnRows, caption_groups, common_rows, evenly, panel, pooled_text, work
 from shards.read import check_kind
@@ -29,26 +28,7 @@ from .report.panel import FIGURES, page, value_of
 
 Json = dict[str, Any]
 FORMAT, VERSION = "latentbank-probe", 1
-ROWS, MOST_ROWS = 2048, 8192  # by default; at most, as captions need a table of rows by rows
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the verb."""
-    flag = parser.add_argument
-    flag("columns", type=place, nargs="+", metavar="COLUMN", help="columns of moments or latents")
-    flag("--text", type=place, metavar="COLUMN", help="a tokens column of the same source")
-    flag("--rows", type=positive, default=ROWS, help=f"read, evenly apart; at most {MOST_ROWS:,}")
-    flag(
-        "--groups", metavar="PATTERN",
-        help="a regular expression: what it finds in a row's key is its group, as '^[^-]*'; without it rows "
-        "with an equal caption are a group",
-    )  # fmt: skip
-    flag(
-        "--together", metavar="PATTERN",
-        help="likewise: rows that are variants of one picture, which are never fitted on each other",
-    )  # fmt: skip
-    flag("--json", type=local_path, metavar="FILE", help="all figures with intervals")
-    flag("--out", type=local_path, metavar="FILE", help="a page of HTML")
+MOST_ROWS = 8192  # as captions need a table of rows by rows
 
 
 def run(args: argparse.Namespace) -> None:
@@ -79,7 +59,7 @@ class _Request:
 
 
 def probe(
-    columns: Sequence[Place], text: Place | None = None, rows: int = ROWS,
+    columns: Sequence[Place], text: Place | None = None, rows: int = 2048,
     groups: str | None = None, together: str | None = None,
 ) -> Json:  # fmt: skip
     """Returns the record of columns; a ShardsError or BadRequest says what none can be made of."""
