@@ -57,7 +57,7 @@ def prepare(folder: Path) -> None:
         "seeds": list(SEEDS),
         "prompts": f"{folder}/data/prompts.json",
         "scorers": [{"demo-fd": {"reference": str(held_out), "label": "held-out"}}],
-        "generate": {"guidance_scale": 3, "batch_size": 70},
+        "generate": {"guidance_scale": 3, "batch_size": 70, "allow-class": [CLASS]},
         "reuse": [],
     }
     write(folder / "study.yaml", study)
