@@ -34,6 +34,9 @@ from .prompts.benchmarks import BENCHMARKS, PLACE
 
 Flags = Callable[[argparse.ArgumentParser], None]
 PURPOSE = "sample, reconstruct, score and compare"
+RECONSTRUCTION_SCORES = (  # `reconstruct.MORE`, whose module is loaded when it is used
+    "lpips-alex", "lpips-vgg", "rfid", "rkid", "rdemo-fd", "ifid", "ikid", "idemo-fd"
+)  # fmt: skip
 EXAMPLES = (
     "python -m eval generate --checkpoint runs/NAME --prompts prompts.txt --save_dir images/NAME",
     "python -m eval score geneval images/NAME/geneval",
@@ -162,9 +165,26 @@ def _reconstruct_flags(parser: argparse.ArgumentParser) -> None:
     flag("--vae", type=model, help="where the column's VAE lies now, if not where it was")
     class_flag(parser)
     flag(
-        "--scores", nargs="+", default=[], help="beside PSNR and SSIM: lpips-alex, lpips-vgg, rfid, rkid",
-        choices=("lpips-alex", "lpips-vgg", "rfid", "rkid"), metavar="SCORE",
+        "--scores", nargs="+", default=[], choices=RECONSTRUCTION_SCORES, metavar="SCORE",
+        help=f"beside PSNR and SSIM: {', '.join(RECONSTRUCTION_SCORES)}",
     )  # fmt: skip
+    interpolated = "of ifid and its kind: "
+    flag("--neighbours_of", type=place, metavar="COLUMN",
+         help=interpolated + "whose rows are the neighbours (default: the column's other rows)")  # fmt: skip
+    flag(
+        "--reference_rows", type=positive, default=50_000, help=interpolated + "at most, the first"
+    )
+    flag(
+        "--neighbours",
+        type=positive,
+        default=1,
+        help=interpolated + "how many --draw has a choice of",
+    )
+    flag(
+        "--draw",
+        action="store_true",
+        help=interpolated + "draw one of the neighbours, not the nearest",
+    )
     folder = "folder that holds inception-2015-12-05.pt"
     flag("--inception", dest="inception_folder", type=local_path, metavar="DIR", help=folder)
     folder = "folder of LPIPS's backbones and heads, where torchvision's and lpips's are not"

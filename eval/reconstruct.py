@@ -2,8 +2,9 @@
 
     <save_dir>/original/images/<row id>.png          as the encoder saw it: resized, cropped
     <save_dir>/reconstruction/images/<row id>.png    from the column's rows, never from the picture
-    <save_dir>/reconstruction/scores/                PSNR, SSIM and further scores with intervals
-    <save_dir>/metrics.json                          PSNR, SSIM and LPIPS of each picture, their means
+    <save_dir>/reconstruction/scores/                PSNR, also by octave, SSIM and further scores with intervals
+    <save_dir>/interpolation/images/<row id>.png     half-way to a neighbour, where such a score is asked for
+    <save_dir>/metrics.json                          scores of each picture, and their means
 
 All scores are of the 8-bit pictures. Originals do not depend on the column, so reconstructions of
 one source by several VAEs are paired. Memory holds one batch.
@@ -11,44 +12,87 @@ one source by several VAEs are paired. Memory holds one batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from encode.models import load_vae, to_images
+from encode.models import Vae, load_vae, to_images
 from shards import Column, Status, atomic_write, canonical_json
 from shards.console import Bar
+from shards.read import undraw
 from shards.store import Place
 
+from .demo import judge  # noqa: F401  # its distance becomes an entry of METRICS
+from .distances import influences
 from .distances.measure import PACKAGES, enough, measure
 from .distances.metrics import METRICS
 from .distances.references import make
-from .errors import OtherImages, TooFewImages
+from .errors import BadRequest, OtherImages, TooFewImages
 from .features.features import folder_of, of_set
 from .features.lpips import Lpips
-from .features.networks import inception
 from .images.encoders import relocate_encoder
 from .images.imageset import ImageSetReader, ImageSetWriter
 from .images.layouts import Picture
 from .images.originals import Originals
+from .latents import interpolation
+from .latents.detail import octave_names, psnr_by_octave
+from .latents.interpolation import Interpolation
 from .prompts.prompts import Prompt, Prompts
 from .report.entries import PREFIX
 from .scores import results
 from .scores.aggregate import aggregate
 from .scores.results import Item, Score
 
+if TYPE_CHECKING:
+    from .features.networks import Network
+
 Json = dict[str, Any]
+Ints = NDArray[np.int64]
 Batch = NDArray[np.uint8]  # (B, H, W, 3)
 Scores = Callable[[Batch, Batch], list[float]]  # originals, reconstructions -> a score a pair
 
 LPIPS = {"lpips-alex": "alex", "lpips-vgg": "vgg"}
-DISTANCES = {"rfid": "fid", "rkid": "kid"}  # entries of eval.distances.metrics.METRICS
-MORE = (*LPIPS, *DISTANCES)
+KINDS = ("fid", "kid", "demo-fd")  # entries of eval.distances.metrics.METRICS
+DISTANCES = {f"r{kind}": kind for kind in KINDS}  # of reconstructions from their originals
+INTERPOLATED = {f"i{kind}": kind for kind in KINDS}  # of what lies half-way to a neighbour
+MORE = (*LPIPS, *DISTANCES, *INTERPOLATED)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A set of decoded pictures of rows, and what decodes them."""
+
+    column: Column
+    rows: Ints
+    decoder: Vae
+    images: ImageSetWriter
+    batch_size: int
+
+    def batches(self, latents: Callable[[slice], Tensor]) -> Iterator[tuple[slice, Batch]]:
+        """Yields decoded pictures (B, H, W, 3), each saved where it was not; `latents` returns those of a
+        part of the rows, as the decoder takes them.
+        """
+        with Bar(self.images.folder.name, len(self.rows), "pictures") as bar:
+            for start in range(0, len(self.rows), self.batch_size):
+                part = slice(start, min(start + self.batch_size, len(self.rows)))
+                pictures = to_images(self.decoder.decode(latents(part)))
+                save(self.images, part, pictures)
+                yield part, pictures
+                bar.advance(len(pictures))
+
+
+def save(images: ImageSetWriter, part: slice, pictures: Batch) -> None:
+    """Saves the pictures of a part of a set, those that are missing."""
+    for file, picture in zip(images.files[part], pictures, strict=True):
+        if not images.has(file):
+            images.save(file, [picture])
 
 
 def reconstruct(
@@ -64,33 +108,47 @@ def reconstruct(
     lpips_folder: Path | None = None,
     allow_few: bool = False,
     allow_class: Sequence[str] | None = None,
+    neighbours_of: Place | None = None,
+    reference_rows: int = 50_000,
+    neighbours: int = 1,
+    draw: bool = False,
 ) -> Json:
     """Decodes the first `count` valid rows of a moments or latents column; returns metrics.json.
 
     `tars` is the folder of its source's tars. `scores` of MORE are computed beside PSNR and SSIM;
     their weights are loaded before anything is decoded. `allow_class`: those of the user that the
-    column may name as its encoder.
+    column may name as its encoder. `neighbours_of`: a column of the same encoder whose rows are the
+    neighbours of INTERPOLATED, None for the other rows of this one; see `latents.interpolation`.
     """
+    if (neighbours > 1) != draw:
+        raise BadRequest(
+            f"found neighbours {neighbours} {'with' if draw else 'without'} draw, expected one of several to be drawn: "
+            "`--neighbours 10 --draw`, or neither for the nearest"
+        )
     opened = Column.open(column)
-    kind = opened.layout.kind
-    if kind not in ("moments", "latents"):
-        raise OtherImages(f"{column}: found a column of {kind}, expected one of moments or latents")
+    refuse_other_kinds(opened)
     identity = opened.identity
     results.refuse_versions(save_dir / "reconstruction")
-    distances = DISTANCES.keys() & set(scores)
-    inception_network = inception(inception_folder, device) if distances else None
+    kinds = {name: kind for name, kind in (DISTANCES | INTERPOLATED).items() if name in scores}
+    networks = _networks(kinds.values(), inception_folder, device)
     lpips = [Lpips(LPIPS[name], lpips_folder, device) for name in scores if name in LPIPS]
     originals = Originals(opened, tars)
-    rows, keys = first_rows(originals, opened, count)
-    for name in distances:
-        assert inception_network is not None
-        enough(METRICS[DISTANCES[name]], inception_network, len(rows), f"{column}", allow_few)
+    ids, keys = first_rows(originals, opened, count)
+    rows = np.array(ids, np.int64)
+    for kind, network in networks.items():
+        enough(METRICS[kind], network, len(rows), f"{column}", allow_few)
+    how = references = None
+    if INTERPOLATED.keys() & kinds.keys():
+        reference = opened if neighbours_of is None else Column.open(neighbours_of)
+        refuse_other_kinds(reference)
+        how = Interpolation(reference, reference_rows, neighbours, draw)
+        references = interpolation.reference_rows(how, opened, rows)
     preprocess = identity.picture
-    originals.crop(rows[0], preprocess)  # without its tars nothing is written
+    originals.crop(ids[0], preprocess)  # without its tars nothing is written
     decoder = load_vae(relocate_encoder(identity.encoder, vae), device, allow_class or ())
     folder = opened.store.folder
     source = folder.resolve().parent.name if folder else opened.store.parent.name
-    prompts = tuple(Prompt(name_of(row), key) for row, key in zip(rows, keys, strict=True))
+    prompts = tuple(Prompt(name_of(row), key) for row, key in zip(ids, keys, strict=True))
     items = Prompts(f"{PREFIX}{source}", prompts)
     settings = {"column": opened.digest, "vae": decoder.weights}
     source_settings = {
@@ -100,48 +158,118 @@ def reconstruct(
     after = ImageSetWriter(
         save_dir / "reconstruction", items, settings | {"kind": "reconstruction"}
     )
+    between = None
+    if how is not None and references is not None:
+        own = settings | {"kind": "interpolation", "reference": how.record(references)}
+        between = ImageSetWriter(save_dir / "interpolation", items, own)
     measures: dict[str, Scores] = {"psnr": _each(psnr), "ssim": _each(ssim)}
     measures |= {network.name: network for network in lpips}
     pictures: list[Json] = []
-    with Bar(save_dir.name, len(rows), "pictures") as bar:
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
-            values = opened.decoded(opened.read(np.array(batch, np.int64), check=True))
-            stored = torch.from_numpy(values).float()
-            latents = stored.chunk(2, 1)[0] if kind == "moments" else stored
-            decoded = to_images(decoder.decode(latents))
-            crops = np.stack([originals.crop(row, preprocess) for row in batch])
-            for images, pixels in ((before, crops), (after, decoded)):
-                for file, picture in zip(images.files[start:], pixels, strict=False):
-                    if not images.has(file):
-                        images.save(file, [picture])
-            columns = {name: score(crops, decoded) for name, score in measures.items()}
-            pictures += [
-                {"row": row, "key": keys[start + i], **{name: v[i] for name, v in columns.items()}}
-                for i, row in enumerate(batch)
-            ]
-            bar.advance(len(batch))
+
+    def stored(part: slice) -> Tensor:
+        values = torch.from_numpy(opened.decoded(opened.read(rows[part], check=True))).float()
+        return values.chunk(2, 1)[0] if opened.layout.kind == "moments" else values
+
+    for part, decoded in Decoded(opened, rows, decoder, after, batch_size).batches(stored):
+        crops = np.stack([originals.crop(row, preprocess) for row in ids[part]])
+        save(before, part, crops)
+        columns = {name: score(crops, decoded) for name, score in measures.items()}
+        octaves = [psnr_by_octave(x, y) for x, y in zip(crops, decoded, strict=True)]
+        names = octave_names(*crops.shape[1:3])
+        pictures += [
+            {
+                "row": ids[part][i],
+                "key": keys[part][i],
+                **{name: v[i] for name, v in columns.items()},
+            }
+            | dict(zip(names, octaves[i], strict=True))
+            for i in range(len(decoded))
+        ]
     for images in (before, after):
         images.finish({"device": device})
-    mean = {name: float(np.mean([p[name] for p in pictures])) for name in measures}
+    if how is not None and references is not None and between is not None:
+        _interpolate(how, references, Decoded(opened, rows, decoder, between, batch_size), device)
+    per_picture = [name for name in pictures[0] if name not in ("row", "key")]
+    mean = {name: float(np.mean([p[name] for p in pictures])) for name in per_picture}
     metrics: Json = {**settings, "pictures": pictures, "mean": mean | {"count": len(pictures)}}
     atomic_write(save_dir / "metrics.json", canonical_json(metrics))
     decoded_set = ImageSetReader.open(save_dir / "reconstruction")
     weights = {network.name: network.weights for network in lpips}
-    for name in measures:
+    for name in per_picture:
         results.write(decoded_set.folder, *_score(name, decoded_set, pictures, weights.get(name)))
-    if inception_network is not None:
+    for name, kind in kinds.items():
+        network = networks[kind]
         real = ImageSetReader.open(save_dir / "original")
-        blocks = folder_of(real.folder, inception_network, "none")
-        reference = make(of_set(real), inception_network, "none", "originals", blocks, batch_size)
-        for name in (name for name in scores if name in DISTANCES):
-            score = measure(
-                DISTANCES[name], decoded_set, inception_network, reference, few=allow_few,
-                batch_size=batch_size, prefix="r", paired=True,
-            )  # fmt: skip
-            results.write(decoded_set.folder, score)
-            metrics["mean"][name] = score.value.value
+        blocks = folder_of(real.folder, network, "none")
+        originals_of = make(of_set(real), network, "none", "originals", blocks, batch_size)
+        folder = save_dir / ("interpolation" if name in INTERPOLATED else "reconstruction")
+        score = measure(
+            kind, ImageSetReader.open(folder), network, originals_of, few=allow_few, batch_size=batch_size,
+            prefix=name[0], paired=True,
+        )  # fmt: skip
+        if name in INTERPOLATED and how is not None and references is not None:
+            score = _beside(decoded_set, folder, score, how, references)
+        results.write(decoded_set.folder, score)
+        metrics["mean"][name] = score.value.value
     return metrics
+
+
+def _interpolate(how: Interpolation, references: Ints, decoded: Decoded, device: str) -> None:
+    """Decodes what lies half-way between rows and their neighbours, where a picture of it is missing."""
+    if any(not decoded.images.has(file) for file in decoded.images.files):
+        with Bar("neighbours", len(references), "rows") as bar:
+            chosen = interpolation.chosen(
+                how, decoded.column, decoded.rows, references, device, bar.advance
+            )
+
+        def latents(part: slice) -> Tensor:
+            a = interpolation.normalised(decoded.column, decoded.rows[part])
+            b = interpolation.normalised(how.reference, chosen[part])
+            norm = decoded.column.spec.norm
+            assert norm is not None
+            return undraw(interpolation.half_way(a, b), norm)
+
+        for _ in decoded.batches(latents):
+            pass
+    decoded.images.finish({"device": device})
+
+
+def _beside(
+    decoded: ImageSetReader, folder: Path, score: Score, how: Interpolation, references: Ints
+) -> Score:
+    """Returns a score of interpolated pictures as one of the reconstructions', beside which its
+    influences are kept; its name says among which rows the neighbours are.
+    """
+    scorer = f"{score.scorer}-{how.digest(references)}"
+    shares = influences.read(folder, score.scorer, score.images)
+    influences.write(decoded.folder, scorer, decoded.digest, shares)
+    taken = f"one of {how.neighbours} drawn" if how.draw else "the nearest"
+    note = f"half-way to {taken} of {len(references):,} rows of {how.reference.path}"
+    return replace(
+        score, scorer=scorer, images=decoded.digest, notes=(*score.notes, note),
+        made_by={**score.made_by, "neighbours": how.record(references)},
+    )  # fmt: skip
+
+
+def refuse_other_kinds(column: Column) -> None:
+    """Raises OtherImages for a column that is not of latents."""
+    if (kind := column.layout.kind) not in ("moments", "latents"):
+        raise OtherImages(
+            f"{column.path}: found a column of {kind}, expected one of moments or latents"
+        )
+
+
+def _networks(
+    kinds: Iterable[str], inception_folder: Path | None, device: str
+) -> dict[str, Network]:
+    """Returns the network of each kind of distance, loaded once where two have the same."""
+    networks: dict[str, Network] = {}
+    for kind in dict.fromkeys(kinds):
+        metric = METRICS[kind]
+        same = next((n for k, n in networks.items() if METRICS[k].load is metric.load), None)
+        place = str(inception_folder) if inception_folder and metric.model is None else metric.model
+        networks[kind] = same or metric.load(place, device)
+    return networks
 
 
 def _score(

@@ -20,14 +20,14 @@ class RankCorrelation:
     """Spearman's rank correlation in -1 .. 1, its 95 % interval, and the number of entries."""
 
     value: float
-    low: float | None  # None: of fewer than FEWEST entries, or where the order is the same throughout
+    low: (
+        float | None
+    )  # None: of fewer than FEWEST entries, or where the order is the same throughout
     high: float | None
     entries: int
 
 
-def rank_correlation(
-    figures: Sequence[float], outcomes: Sequence[float]
-) -> RankCorrelation | None:
+def rank_correlation(figures: Sequence[float], outcomes: Sequence[float]) -> RankCorrelation | None:
     """Returns the rank correlation of two values an entry; None of fewer than two entries, or where one
     of both is the same for all.
 

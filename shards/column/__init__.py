@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from .commits import Commit, commit_name, committed, failure_name, own_commit, read_failures
+from .commits import (
+    Commit,
+    commit_name,
+    committed,
+    failure_name,
+    own_commit,
+    read_failures,
+    valid_rows,
+)
 from .lease import LEASE_SECONDS, Lease, lease_chain, machine, stale
 from .members import (
     ABSENT,
@@ -52,4 +60,5 @@ __all__ = [
     "stale",
     "suffix_read",
     "tar_bytes",
+    "valid_rows",
 ]

@@ -7,6 +7,7 @@ import json
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,17 +16,21 @@ from PIL import Image
 
 from encode.config import EncodeConfig
 from encode.run.job import run as encode
-from eval.commands import main
+from eval.commands import RECONSTRUCTION_SCORES, main
 from eval.distances import influences
+from eval.distances.frechet import frechet_features
 from eval.distances.kernels import kid_influence
 from eval.distances.measure import difference
-from eval.errors import MissingPictures, MissingWeights, OtherImages, TooFewImages
+from eval.distances.metrics import METRICS
+from eval.errors import BadRequest, MissingPictures, MissingWeights, OtherImages, TooFewImages
 from eval.features.features import extract, of_set
 from eval.features.networks import inception
 from eval.images.imageset import ImageSetReader
-from eval.reconstruct import psnr, reconstruct, ssim
+from eval.latents.detail import octave_names
+from eval.reconstruct import MORE, psnr, reconstruct, ssim
 from eval.report.report import report
 from eval.scores import results
+from shards import Column
 from tests.eval.features.test_lpips import save_weights
 from tests.eval.small import save_inception
 
@@ -137,8 +142,9 @@ def test_scores_of_two_columns_of_one_source_are_paired(
     folders = [tmp_path / name / "reconstruction" for name in ("tiny", "other")]
     first, second = (results.read_all(folder) for folder in folders)
     (rkid,) = (name for name in first if name.startswith("rkid-clean-reconstruct-pair-originals-"))
-    assert first.keys() == second.keys() == {"psnr", "ssim", "lpips-alex", rkid}
-    for name in ("psnr", "ssim", "lpips-alex"):
+    octaves = octave_names(32, 32)
+    assert first.keys() == second.keys() == {"psnr", *octaves, "ssim", "lpips-alex", rkid}
+    for name in ("psnr", *octaves, "ssim", "lpips-alex"):
         items = results.read_items(folders[0] / "scores" / f"{name}.json")
         assert [item.value for item in items] == [p[name] for p in actual["pictures"]]
         assert first[name].value.value == pytest.approx(actual["mean"][name])
@@ -165,12 +171,83 @@ def test_scores_of_two_columns_of_one_source_are_paired(
     assert {score["scorer"] for score in section["scores"]} == first.keys()
     (comparison,) = section["comparisons"]
     assert comparison["warnings"] == []
-    assert len(comparison["differences"]) == 4
+    assert len(comparison["differences"]) == 4 + len(octaves)
     for actual in comparison["differences"]:
         assert actual["value"]["value"] == 0
         assert not actual["warnings"]
     # else two VAEs would be "scored differently"
     assert not {"column", "vae"} & first["psnr"].made_by.keys()
+
+
+@torch.no_grad()
+def test_interpolated_pictures_and_their_distance(
+    cache: Path, vae_folder: Path, tmp_path: Path
+) -> None:
+    from diffusers import AutoencoderKL
+
+    column = cache / "pair" / "tiny"
+    shutil.copytree(column, column.parent / "twin", dirs_exist_ok=True)
+    for name in ("tiny", "twin"):
+        mean = reconstruct(
+            column.parent / name, cache / "tars", tmp_path / name, count=3, scores=["idemo-fd"], allow_few=True,
+        )["mean"]  # fmt: skip
+    folder = tmp_path / "tiny"
+    scored = results.read_all(folder / "reconstruction")
+    (name,) = (name for name in scored if name.startswith("idemo-fd-"))
+    assert "half-way to the nearest of 2 rows" in " ".join(scored[name].notes)
+    vae = AutoencoderKL.from_pretrained(vae_folder).eval()
+    opened = Column.open(column)
+    moments = torch.from_numpy(opened.read(np.array([0, 1, 3, 1024, 1025]))).float()
+    norm = opened.spec.norm
+    assert norm is not None
+    shift, scale = (torch.from_numpy(array) for array in norm.arrays)
+    z = (moments.chunk(2, 1)[0] - shift) * scale
+    pictures = []
+    for a in z[:3]:
+        b = max(z[3:], key=lambda b: float(torch.cosine_similarity(a.ravel(), b.ravel(), 0)))
+        angle = torch.arccos(torch.cosine_similarity(a.ravel().double(), b.ravel().double(), 0))
+        middle = (torch.sin(angle / 2) / torch.sin(angle)).float() * (a + b)
+        decoded = vae.decode((middle / scale + shift)[None]).sample.clamp(-1, 1)
+        pictures.append(((decoded + 1) * 127.5)[0].permute(1, 2, 0).numpy())
+    for row, expected in zip((0, 1, 3), pictures, strict=True):
+        image = np.array(Image.open(folder / f"interpolation/images/{row:08d}.png"))
+        assert np.abs(image - expected).max() < 1
+    network = METRICS["demo-fd"].load(METRICS["demo-fd"].model, "cpu")
+    features = [
+        extract(of_set(ImageSetReader.open(folder / kind)), network)
+        for kind in ("interpolation", "original")
+    ]
+    assert scored[name].value.value == pytest.approx(frechet_features(*features), abs=1e-6)
+    assert mean["idemo-fd"] == scored[name].value.value
+    folders = [tmp_path / name / "reconstruction" for name in ("tiny", "twin")]
+    assert difference(*folders, name)[0].value == 0
+    reconstruct(  # another choice of neighbours is another score, never set beside the first
+        column, cache / "tars", tmp_path / "drawn", count=3, scores=["idemo-fd"], allow_few=True, neighbours=2,
+        draw=True,
+    )  # fmt: skip
+    assert name not in results.read_all(tmp_path / "drawn" / "reconstruction")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"count": 5}, TooFewImages, "found 0 rows beside the evaluated ones"),
+        ({"neighbours": 10}, BadRequest, "found neighbours 10 without draw"),
+        ({"draw": True}, BadRequest, "found neighbours 1 with draw"),
+        ({"neighbours": 3, "draw": True}, TooFewImages, "found 2 rows .* at least 3"),
+    ],
+)
+def test_neighbours_that_cannot_be_had(
+    options: dict[str, Any], error: type[Exception], message: str, cache: Path, tmp_path: Path
+) -> None:
+    words = {"count": 3, "scores": ["idemo-fd"], "allow_few": True, **options}
+    with pytest.raises(error, match=message):
+        reconstruct(cache / "pair" / "tiny", cache / "tars", tmp_path / "out", **words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_knows_every_score() -> None:
+    assert RECONSTRUCTION_SCORES == MORE
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

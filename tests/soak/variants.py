@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shards import Column
-from shards.column.commits import valid_rows
+from shards.column import valid_rows
 
 VARIANTS: Mapping[str, tuple[str, str]] = {  # entry -> VAE of the demo, map
     "plain-rotated": ("vae-plain", "rotated"),

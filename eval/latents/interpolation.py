@@ -1,0 +1,166 @@
+"""The point half-way between a row's latent and its nearest neighbour's, as iFID takes it.
+
+arXiv 2603.05630: the Frechet distance of pictures decoded there to real ones goes with the distance
+of what a model trained on these latents generates. With z the normalised posterior mean, flattened:
+
+    nearest    the reference row of the highest cosine, of which there are as many as fit `reference_rows`
+    half-way   slerp at 1/2, (a + b) / (2 cos(t / 2)), t the angle between a and b
+    drawn      the published variant: one of the ten nearest, with probability softmax(-mean((a - b)^2))
+
+Reference rows are none of the evaluated ones, and the same for all columns of one source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shards import Column, canonical_json, sha256
+from shards.column import valid_rows
+from shards.read import draw
+
+from ..errors import OtherImages, TooFewImages
+
+Ints = NDArray[np.int64]
+BLOCK = 1_024  # reference rows that are compared at a time
+DRAW_SEED = 2603_05630  # of the drawn neighbours, with the row's id
+LEAST_COSINE = -1 + 1e-6  # of two latents that have a point half-way
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """How neighbours are chosen."""
+
+    reference: Column  # of the same encoder as the column that is evaluated
+    rows: int = 50_000  # of the reference at most: its first valid ones
+    neighbours: int = 1
+    draw: bool = False  # one of the neighbours; else the nearest
+
+    def record(self, rows: Ints) -> dict[str, Any]:
+        """Returns what the pictures depend on beside the evaluated rows; `rows` are the reference's."""
+        return {
+            "source": self.reference.identity.source,
+            "rows": sha256(rows.astype("<i8").tobytes()),
+            "count": len(rows),
+            "neighbours": self.neighbours,
+            "draw": self.draw,
+        }
+
+    def digest(self, rows: Ints) -> str:
+        return sha256(canonical_json(self.record(rows)))[:8]
+
+
+def reference_rows(how: Interpolation, column: Column, evaluated: Ints) -> Ints:
+    """Returns the ids of the reference rows, ascending: the first valid ones, without the evaluated ones
+    where both are of one source.
+
+    Raises OtherImages where the reference is of another encoder or norm than the column, TooFewImages
+    where there are fewer of them than neighbours.
+    """
+    theirs, own = how.reference.identity, column.identity
+    made_by = [(i.encoder.cls, i.encoder.weights, i.picture.resolution) for i in (theirs, own)]
+    if made_by[0] != made_by[1] or how.reference.spec.norm != column.spec.norm:
+        raise OtherImages(
+            f"{how.reference.path}: made by another encoder, or normalised otherwise, than {column.path}. The "
+            "reference rows must be of the same encoder: name its column of another source, or none for the rest of "
+            "this one"
+        )
+    rows = valid_rows(how.reference.valid_mask())
+    if theirs.source == own.source:
+        rows = rows[~np.isin(rows, evaluated)]
+    if len(rows) < max(how.neighbours, 1):
+        raise TooFewImages(
+            f"{how.reference.path}: found {len(rows)} rows beside the evaluated ones, expected at least "
+            f"{how.neighbours} to take neighbours from. Evaluate fewer (--count), or name a column of another source "
+            "(--neighbours_of)"
+        )
+    return rows[: how.rows]
+
+
+def normalised(column: Column, rows: Ints) -> Tensor:
+    """Returns the normalised posterior means (or latents) of rows, (N, C, H, W) fp32; OtherImages where one
+    is not finite.
+    """
+    stored = torch.from_numpy(column.decoded(column.read(rows, check=True))).float()
+    if column.layout.kind == "moments":
+        stored = stored.chunk(2, 1)[0]
+    norm = column.spec.norm
+    assert norm is not None
+    latents = draw(stored, norm, None)
+    finite = torch.isfinite(latents).flatten(1).all(1)
+    if not finite.all():
+        row = int(rows[int(finite.logical_not().nonzero()[0, 0])])
+        raise OtherImages(
+            f"{column.path}: row {row} holds values that are not finite. `python -m shards verify` names them all; "
+            "encode the column again"
+        )
+    return latents
+
+
+def nearest(queries: Tensor, blocks: Iterator[Tensor], count: int) -> tuple[Tensor, Tensor]:
+    """Returns indices into the reference (Q, count) and cosines, the nearest first; `queries` (Q, D), blocks
+    (R, D) on the same device. Of equal cosines the earlier row is the nearer.
+    """
+    unit = torch.nn.functional.normalize(queries, dim=1)
+    best = torch.full((len(unit), 0), -2.0, device=unit.device)
+    index = torch.zeros((len(unit), 0), dtype=torch.int64, device=unit.device)
+    start = 0
+    for block in blocks:
+        cosines = unit @ torch.nn.functional.normalize(block, dim=1).T
+        numbers = torch.arange(start, start + len(block), device=unit.device).expand(len(unit), -1)
+        both, which = torch.cat([best, cosines], 1), torch.cat([index, numbers], 1)
+        order = torch.sort(both, dim=1, descending=True, stable=True).indices[:, :count]
+        best, index = both.gather(1, order), which.gather(1, order)
+        start += len(block)
+    return index, best
+
+
+def chosen(how: Interpolation, column: Column, rows: Ints, references: Ints,
+           device: str = "cpu", advance: Callable[[int], Any] = lambda count: None) -> Ints:  # fmt: skip
+    """Returns the reference row of each evaluated one; `advance` is called with numbers of reference rows."""
+
+    def blocks() -> Iterator[Tensor]:
+        for start in range(0, len(references), BLOCK):
+            part = references[start : start + BLOCK]
+            yield normalised(how.reference, part).flatten(1).to(device)
+            advance(len(part))
+
+    queries = normalised(column, rows).flatten(1)
+    index, _ = nearest(queries.to(device), blocks(), how.neighbours)
+    neighbours = references[index.cpu().numpy()]
+    if not how.draw:
+        return np.asarray(neighbours[:, 0])
+    picked = [
+        drawn(int(row), query, normalised(how.reference, around).flatten(1))
+        for row, query, around in zip(rows, queries, neighbours, strict=True)
+    ]
+    return np.asarray(neighbours[np.arange(len(rows)), picked])
+
+
+def drawn(row: int, query: Tensor, around: Tensor) -> int:
+    """Returns which of the neighbours (K, D) is drawn for a row: always the same, whatever else is drawn."""
+    distances = (around.double() - query.double()).square().mean(1)
+    ends = torch.softmax(-distances, 0).cumsum(0)
+    number = np.random.default_rng([DRAW_SEED, row]).random()
+    return min(int((ends <= number).sum()), len(ends) - 1)
+
+
+def half_way(a: Tensor, b: Tensor) -> Tensor:
+    """Returns the slerp at 1/2 of two batches of latents (N, C, H, W), each row one vector.
+
+    sin(t / 2) / sin(t) is 1 / (2 cos(t / 2)), and cos(t / 2) the root of (1 + cos t) / 2. OtherImages for
+    vectors that point away from each other, which have no point half-way.
+    """
+    cosine = torch.nn.functional.cosine_similarity(a.flatten(1).double(), b.flatten(1).double())
+    if bool((cosine < LEAST_COSINE).any()):
+        raise OtherImages(
+            "two latents point in opposite directions, and have no point half-way. Take more reference rows"
+        )
+    scale = 2 * ((1 + cosine) / 2).sqrt()
+    return (a + b) / scale.float().view(-1, 1, 1, 1)

@@ -1,0 +1,152 @@
+"""Neighbours and points half-way between latents, beside a plain loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eval.errors import OtherImages, TooFewImages
+from eval.latents.interpolation import (
+    DRAW_SEED,
+    Interpolation,
+    chosen,
+    drawn,
+    half_way,
+    nearest,
+    normalised,
+    reference_rows,
+)
+from shards import Column, ColumnSpec, ShardWriter, Status, create_column, put_complete
+from tests.shards.toy import SHAPE, moments_spec
+
+COUNT = 60
+
+
+def spec(weights: str = "vae") -> ColumnSpec:
+    made = moments_spec()
+    encoder = {"class": "AutoencoderKL", "path": "vae", "weights": weights}
+    preprocess = {"image": "jpg", "resolution": 32}
+    return replace(made, identity={**made.identity, "encoder": encoder, "preprocess": preprocess})
+
+
+def random_column(path: Path, weights: str = "vae") -> Column:
+    """One shard of 2 * COUNT rows of normal numbers; all are ok."""
+    made = replace(spec(weights), layout=replace(spec().layout, shards=1))
+    digest = create_column(path, made)
+    writer = ShardWriter(path, made, digest, 0, 2 * COUNT, "index")
+    chance = np.random.default_rng(len(weights))
+    values = chance.standard_normal((2 * COUNT, *SHAPE)).astype(np.float16)
+    writer.put_block(values, np.full(2 * COUNT, Status.OK, np.uint8))
+    writer.commit({"host": "toy"})
+    put_complete(path, digest, 1, allow_failed=False)
+    return Column.open(path)
+
+
+@pytest.fixture(scope="module")
+def column(tmp_path_factory: pytest.TempPathFactory) -> Column:
+    return random_column(tmp_path_factory.mktemp("cache") / "vae")
+
+
+def rows_of(column: Column) -> tuple[np.ndarray, np.ndarray]:
+    """Evaluated and reference rows."""
+    how = Interpolation(column)
+    everything = reference_rows(how, column, np.array([], np.int64))
+    evaluated = everything[: min(COUNT, len(everything) // 2)]
+    return evaluated, reference_rows(how, column, evaluated)
+
+
+def plain(column: Column, rows: np.ndarray) -> list[list[float]]:
+    """Normalised means of rows, flattened, by Python alone."""
+    norm = column.spec.norm
+    assert norm is not None
+    stored = column.read(rows).astype(np.float64)
+    channels = stored.shape[1] // 2
+    shift, scale = (np.broadcast_to(v, stored[0, :channels].shape) for v in norm.arrays)
+    return [((row[:channels] - shift) * scale).ravel().tolist() for row in stored]
+
+
+def cosine(a: list[float], b: list[float]) -> float:
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+
+def test_neighbours_and_latents_equal_a_plain_loop(column: Column) -> None:
+    evaluated, references = rows_of(column)
+    assert not set(evaluated) & set(references)
+    queries, others = plain(column, evaluated), plain(column, references)
+    expected = [
+        max(range(len(others)), key=lambda i: cosine(query, others[i])) for query in queries
+    ]
+    neighbours = chosen(Interpolation(column), column, evaluated, references)
+    assert neighbours.tolist() == references[expected].tolist()
+    latents = half_way(normalised(column, evaluated), normalised(column, neighbours))
+    for latent, a, b in zip(latents, queries, (others[i] for i in expected), strict=True):
+        angle = math.acos(cosine(a, b))
+        share = math.sin(angle / 2) / math.sin(angle)
+        slerp = [share * x + share * y for x, y in zip(a, b, strict=True)]
+        np.testing.assert_allclose(latent.ravel(), slerp, atol=1e-5)
+
+
+def test_blocks_change_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries, others = (torch.randn(n, 24, generator=generator) for n in (7, 50))
+    others[40] = others[3]  # of two equal rows the earlier one is the nearer
+
+    def blocks(size: int) -> Iterator[torch.Tensor]:
+        return iter(others.split(size))
+
+    whole, cosines = nearest(queries, blocks(50), 5)
+    assert (cosines.diff(dim=1) <= 0).all()
+    for size in (1, 7, 49):
+        assert nearest(queries, blocks(size), 5)[0].tolist() == whole.tolist()
+    index, _ = nearest(others[3:4], blocks(10), 2)
+    assert index.tolist() == [[3, 40]]
+
+
+def test_the_draw_is_of_the_row_alone_and_as_often_as_its_share() -> None:
+    query, around = torch.zeros(3), torch.tensor([[0.0, 0, 0], [1, 1, 1], [2, 0, 0]])
+    weights = np.exp([-0.0, -1.0, -4 / 3])
+    picks = [drawn(row, query, around) for row in range(3_000)]
+    assert picks == [drawn(row, query, around) for row in range(3_000)]
+    shares = np.bincount(picks, minlength=3) / len(picks)
+    np.testing.assert_allclose(shares, weights / weights.sum(), atol=4 * 0.5 / math.sqrt(3_000))
+    number = np.random.default_rng([DRAW_SEED, 11]).random()
+    assert picks[11] == int(np.searchsorted(np.cumsum(weights / weights.sum()), number))
+
+
+def test_half_way_has_half_the_angle() -> None:
+    a = torch.tensor([1.0, 0, 0, 0]).view(1, 4, 1, 1)
+    b = torch.tensor([0.0, 2, 0, 0]).view(1, 4, 1, 1)
+    np.testing.assert_allclose(
+        half_way(a, b).ravel(), [1 / math.sqrt(2), 2 / math.sqrt(2), 0, 0], atol=1e-7
+    )
+    assert torch.equal(half_way(a, a), a)
+    with pytest.raises(OtherImages, match="opposite directions"):
+        half_way(a, -a)
+
+
+def test_what_cannot_be_a_reference(column: Column, tmp_path: Path) -> None:
+    evaluated, _ = rows_of(column)
+    other = random_column(tmp_path / "other", "another")
+    with pytest.raises(OtherImages, match="made by another encoder"):
+        reference_rows(Interpolation(other), column, evaluated)
+    everything = reference_rows(Interpolation(column), column, evaluated[:0])
+    with pytest.raises(TooFewImages, match="found 0 rows beside the evaluated ones"):
+        reference_rows(Interpolation(column), column, everything)
+    assert len(reference_rows(Interpolation(column, rows=5), column, evaluated)) == 5
+
+
+def test_a_row_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    column = random_column(tmp_path / "vae")
+    rows = reference_rows(Interpolation(column), column, np.array([], np.int64))
+    values = column.read(rows[:1])
+    values[0, 0, 0, 0] = np.nan
+    column.read = lambda *_, **__: values  # type: ignore[method-assign]
+    with pytest.raises(OtherImages, match=f"row {rows[0]} holds values that are not finite"):
+        normalised(column, rows[:1])
