@@ -35,7 +35,7 @@ from .prompts.benchmarks import BENCHMARKS, PLACE
 Flags = Callable[[argparse.ArgumentParser], None]
 PURPOSE = "sample, reconstruct, score and compare"
 RECONSTRUCTION_SCORES = (  # `reconstruct.MORE`, whose module is loaded when it is used
-    "lpips-alex", "lpips-vgg", "rfid", "rkid", "rdemo-fd", "ifid", "ikid", "idemo-fd"
+    "lpips-alex", "lpips-vgg", "rfid", "rkid", "rmind", "rdemo-fd", "ifid", "ikid", "imind", "idemo-fd"
 )  # fmt: skip
 EXAMPLES = (
     "python -m eval generate --checkpoint runs/NAME --prompts prompts.txt --save_dir images/NAME",

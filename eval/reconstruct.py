@@ -59,7 +59,7 @@ Batch = NDArray[np.uint8]  # (B, H, W, 3)
 Scores = Callable[[Batch, Batch], list[float]]  # originals, reconstructions -> a score a pair
 
 LPIPS = {"lpips-alex": "alex", "lpips-vgg": "vgg"}
-KINDS = ("fid", "kid", "demo-fd")  # entries of eval.distances.metrics.METRICS
+KINDS = ("fid", "kid", "mind", "demo-fd")  # entries of eval.distances.metrics.METRICS
 DISTANCES = {f"r{kind}": kind for kind in KINDS}  # of reconstructions from their originals
 INTERPOLATED = {f"i{kind}": kind for kind in KINDS}  # of what lies half-way to a neighbour
 MORE = (*LPIPS, *DISTANCES, *INTERPOLATED)

@@ -86,7 +86,7 @@ def influence(features: Features, reference: Gaussian) -> tuple[float, Floats]:
 
 
 def _distance(sample: Gaussian, reference: Gaussian, values: Features) -> float:
-    """Returns the distance, given the singular values of F1^T F2."""
+    """Returns the distance, given the singular values of F1^T F2; 0 where rounding leaves less."""
     shift = np.square(sample.mean - reference.mean).sum()
     traces = np.trace(sample.covariance) + np.trace(reference.covariance)
-    return float(shift + traces - 2 * values.sum())
+    return max(0.0, float(shift + traces - 2 * values.sum()))

@@ -63,7 +63,8 @@ def kid_influence(a: Features, b: Features) -> Floats:
 
 def cmmd_influence(a: Features, b: Features) -> tuple[float, Floats]:
     """Returns the CMMD of two sets of features of any norm, and each picture's influence on it."""
-    x, y = (f / np.linalg.norm(f.astype(np.float64), axis=1, keepdims=True) for f in (a, b))
+    with np.errstate(invalid="ignore"):  # of a feature of norm 0 nothing follows: NaN
+        x, y = (f / np.linalg.norm(f.astype(np.float64), axis=1, keepdims=True) for f in (a, b))
     within, across = _row_means(x, x, gaussian), _row_means(x, y, gaussian)
     value = within.mean() + _row_means(y, y, gaussian).mean() - 2 * across.mean()
     influences = 2 * UNIT * (within - across)

@@ -24,7 +24,7 @@ import numpy as np
 
 from shards.places import local_path, model
 
-from ..errors import BadReference, OtherImages, TooFewImages
+from ..errors import BadReference, NotFinite, OtherImages, TooFewImages
 from ..features import crops
 from ..features.features import (
     Floats,
@@ -84,6 +84,12 @@ def measure(
     title = name(prefix + _title(metric, network, images, reference), images)
     distance = metric.distance(features, reference, paired)
     groups, own = _by_group(metric, network, pictures, features, reference, few, paired)
+    for part in (distance, *groups.values()):
+        if not (np.isfinite(part.value) and np.isfinite(part.influence).all()):
+            raise NotFinite(
+                f"{images.folder}: found NaN or infinity as {metric.prefix} of its features, expected finite numbers. "
+                "Look at the weights: features of 0 or beyond all bounds come from damaged ones"
+            )
     shares = [
         Influence(
             picture.file.prompt.id,

@@ -183,6 +183,8 @@ def read(path: Path) -> Reference:
                 raise ValueError(f"{name} is of shape {tensors[name].shape}, expected {shape}")
         if head["contents"] != _contents(tensors):
             raise ValueError("its numbers are not those that were written")
+        if not np.isfinite(tensors["features"]).all():
+            raise ValueError("its features hold NaN or infinity")
         fitted = Gaussian(tensors["mean"], tensors["covariance"], int(head["record"]["count"]))
         groups = tuple(None if i < 0 else str(head["groups"][i]) for i in tensors["groups"])
         pictures = tuple(bytes(digest).hex() for digest in tensors["pictures"])

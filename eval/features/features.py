@@ -163,7 +163,9 @@ def _kept(path: Path | None, record: dict[str, str]) -> Floats | None:
         return None
     try:
         with safe_open(path, "numpy") as file:
-            return np.asarray(file.get_tensor("features")) if file.metadata() == record else None
+            features = np.asarray(file.get_tensor("features"))
+            whole = file.metadata() == record and bool(np.isfinite(features).all())
+            return features if whole else None
     except SafetensorError:
         return None  # cut off by a full disk; made again
 

@@ -431,10 +431,15 @@ def test_an_edited_reference(tmp_path: Path) -> None:
         with pytest.raises(BadReference):
             references.read(tmp_path / "edited")
     narrow = tensors | {"mean": tensors["mean"][:2]}
-    message["contents"] = references._contents(narrow)
-    save_file(narrow, tmp_path / "edited", {"record": json.dumps(message)})
-    with pytest.raises(BadReference, match="mean is of shape"):
-        references.read(tmp_path / "edited")
+    infinite = tensors | {"features": np.where(np.eye(5, 3) > 0, np.inf, tensors["features"])}
+    for edited_tensors, problem in (
+        (narrow, "mean is of shape"),
+        (infinite, "hold NaN or infinity"),
+    ):
+        message["contents"] = references._contents(edited_tensors)
+        save_file(edited_tensors, tmp_path / "edited", {"record": json.dumps(message)})
+        with pytest.raises(BadReference, match=problem):
+            references.read(tmp_path / "edited")
 
 
 def test_a_watcher_leaves_sets_of_a_newer_release(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from eval.distances.frechet import frechet_features
 from eval.distances.kernels import kid_influence
 from eval.distances.measure import difference
 from eval.distances.metrics import METRICS
+from eval.distances.slices import mind_influence
 from eval.errors import BadRequest, MissingPictures, MissingWeights, OtherImages, TooFewImages
 from eval.features.features import extract, of_set
 from eval.features.networks import inception
@@ -136,14 +137,17 @@ def test_scores_of_two_columns_of_one_source_are_paired(
     shutil.copytree(column, column.parent / "other", dirs_exist_ok=True)
     for name in ("tiny", "other"):
         actual = reconstruct(
-            column.parent / name, cache / "tars", tmp_path / name, count=4, scores=["lpips-alex", "rkid"],
+            column.parent / name, cache / "tars", tmp_path / name, count=4, scores=["lpips-alex", "rkid", "rmind"],
             inception_folder=weights, lpips_folder=weights,
         )  # fmt: skip
     folders = [tmp_path / name / "reconstruction" for name in ("tiny", "other")]
     first, second = (results.read_all(folder) for folder in folders)
     (rkid,) = (name for name in first if name.startswith("rkid-clean-reconstruct-pair-originals-"))
     octaves = octave_names(32, 32)
-    assert first.keys() == second.keys() == {"psnr", *octaves, "ssim", "lpips-alex", rkid}
+    (rmind,) = (
+        name for name in first if name.startswith("rmind-clean-reconstruct-pair-originals-")
+    )
+    assert first.keys() == second.keys() == {"psnr", *octaves, "ssim", "lpips-alex", rkid, rmind}
     for name in ("psnr", *octaves, "ssim", "lpips-alex"):
         items = results.read_items(folders[0] / "scores" / f"{name}.json")
         assert [item.value for item in items] == [p[name] for p in actual["pictures"]]
@@ -166,12 +170,16 @@ def test_scores_of_two_columns_of_one_source_are_paired(
     kept = influences.read(folders[1], rkid, second[rkid].images)
     expected = 1000 * (kid_influence(b, a) + kid_influence(a, b))  # originals are drawn with them
     np.testing.assert_allclose([i.all for i in kept], expected, rtol=1e-6, atol=1e-9)
+    kept = influences.read(folders[1], rmind, second[rmind].images)
+    expected = mind_influence(b, a)[1] + mind_influence(a, b)[1]
+    np.testing.assert_allclose([i.all for i in kept], expected, rtol=1e-6, atol=1e-9)
+    assert second[rmind].value.value == pytest.approx(mind_influence(b, a)[0], rel=1e-6)
     (section,) = report([tmp_path / "tiny", tmp_path / "other"], tmp_path / "r.html")["sections"]
     assert section["benchmark"] == "reconstruct-pair"
     assert {score["scorer"] for score in section["scores"]} == first.keys()
     (comparison,) = section["comparisons"]
     assert comparison["warnings"] == []
-    assert len(comparison["differences"]) == 4 + len(octaves)
+    assert len(comparison["differences"]) == 5 + len(octaves)
     for actual in comparison["differences"]:
         assert actual["value"]["value"] == 0
         assert not actual["warnings"]

@@ -10,24 +10,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from eval.commands import main
 from eval.demo.judge import WEIGHTS
 from eval.distances.frechet import frechet_features
 from eval.distances.influences import Influence, estimate
-from eval.distances.measure import difference
+from eval.distances.measure import difference, measure
 from eval.distances.metrics import METRICS, Distance
 from eval.distances.neighbours import precision_influence, recall_influence
 from eval.distances.references import Reference, read, write
 from eval.distances.slices import mind_influence
-from eval.errors import BadReference, TooFewImages
-from eval.features.features import extract, of_folder, of_set
+from eval.errors import BadReference, NotFinite, TooFewImages
+from eval.features.features import extract, identity, of_folder, of_set
 from eval.images.imageset import ImageSetReader
 from eval.report.report import report
 from eval.scores import results
 from eval.scores.results import Score, Value
 from eval.scores.seeds import over_seeds
-from tests.eval.small import prompts_of, save_clip, save_folder, save_set
+from tests.eval.small import colours, prompts_of, save_clip, save_folder, save_set
 
 COUNT = 40  # of each set
 
@@ -141,6 +142,17 @@ def test_mind_of_a_paired_reference_counts_both_sides() -> None:
         values.append(actual.value)
         errors.append(actual.influence.std(ddof=1) / np.sqrt(count))
     assert 0.7 < np.mean(errors) / np.std(values, ddof=1) < 1.35
+
+
+def test_what_is_not_finite_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    """As of a network that maps every picture to 0, which has no direction."""
+    images = ImageSetReader.open(save_set(tmp_path, prompts_of(6)))
+    network = replace(colours(), features=lambda pixels: torch.zeros(len(pixels), 48))
+    real = np.random.default_rng(0).normal(size=(6, 48)).astype(np.float32)
+    record = identity(network, "none") | {"source": "s", "count": 6}
+    with pytest.raises(NotFinite, match="found NaN or infinity as cmmd of its features"):
+        measure("cmmd", images, network, Reference("r", record, real, (None,) * 6))
+    assert not (tmp_path / "scores").exists()
 
 
 # As scorers ---------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from eval.distances.fid import score
 from eval.distances.frechet import frechet_features
@@ -139,10 +141,15 @@ def test_features_are_kept_and_only_what_changed_is_made_again(tmp_path: Path) -
     block.write_bytes(block.read_bytes()[:-9])
     assert np.array_equal(extract(of_folder(folder), counted.network, folder=kept), second)
     assert counted.seen == 16
+    with safe_open(block, "numpy") as file:
+        record = file.metadata()
+    save_file({"features": np.full((2, 48), np.nan, np.float32)}, block, record)
+    assert np.array_equal(extract(of_folder(folder), counted.network, folder=kept), second)
+    assert counted.seen == 18
     other = replace(counted.network, weights="11" * 32)
     extract(of_folder(folder), other, folder=kept)
     extract(of_folder(folder), other, "cc16-box", kept)
-    assert counted.seen == 36
+    assert counted.seen == 38
 
 
 @pytest.mark.usefixtures("small_blocks")
