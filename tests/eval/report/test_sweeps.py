@@ -114,6 +114,31 @@ def test_a_distance_of_a_half_is_of_its_pictures_alone_and_says_so(
     assert results.read_all(folder) == {}  # no score of a half beside those of the set
 
 
+def test_a_share_is_best_where_it_is_highest_and_says_of_how_many_pictures(
+    swept: Path, place: Path, run: Path, tmp_path: Path
+) -> None:
+    """Recall chooses; FDr, whose validation half serves both halves of the prompts, is beside it."""
+    out = tmp_path / "out"
+    shutil.copytree(swept, out)  # the pictures of both settings that are asked for exist
+    line = words(place, run, out, ["guidance_scale=1,6"])
+    line = line[: line.index("--scorer")]
+    real = ["--reference", str(place / "real")]
+    other = ["--validation", str(save_folder(tmp_path / "other", 14, 5)), "--allow-few"]
+    assert (
+        main([*line, "--scorer", "demo-recall", *real, "--scorer", "demo-fdr", *real, *other]) == 0
+    )
+    record = sweeps.read(out)
+    recall, fdr = record.scorer, next(name for name in record.better if "fdr" in name)
+    assert record.better == {recall: "higher", fdr: "lower"}
+    assert recall.startswith("demo-recall-")
+    assert recall.endswith("-12")
+    assert fdr.endswith("-few-12")
+    shares = [point.scores[recall].a.value for point in record.points]
+    assert record.best == int(np.argmax(shares))
+    names = results.read_all(out / "guidance_scale-6/halves/b")
+    assert {f"{name}-half-b" for name in (recall, fdr)} <= set(names)
+
+
 def test_the_sets_are_those_of_generate(
     swept: Path, place: Path, run: Path, tmp_path: Path
 ) -> None:
