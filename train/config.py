@@ -300,6 +300,9 @@ class ValidationConfig(Strict):
     rows: int = Field(default=256, ge=1)
     # rows a forward pass; fixed, so that the sums do not depend on the world size
     batch: int = Field(default=32, ge=1)
+    # whether losses are also shown over what the best linear model of 2,048 training rows would lose on the same rows;
+    # it takes some seconds of one CPU core when a run starts, and changes nothing of the training
+    reference: bool = True
 
 
 def _none_is_off(value: Any) -> Any:

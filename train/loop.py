@@ -231,7 +231,7 @@ class Trainer:
         """Trains until the last step or a signal; returns the exit code."""
         with on_stop(self._on_signal):
             self._resume()  # refuses another run's folder before anything is written
-            self._begin()
+            self._begin(validator)
             stream = batches(self.position, self.world)
             queue = self._micro_batches(stream)
             try:
@@ -253,7 +253,7 @@ class Trainer:
         log.info("%s", what_follows(self.folder))
         return 0
 
-    def _begin(self) -> None:
+    def _begin(self, validator: Validator | None) -> None:
         self.world.together(self.world.check_lock)  # a checkpoint may have taken long to read
         if self.world.rank == 0:
             run_id(self.folder)
@@ -262,6 +262,8 @@ class Trainer:
                 atomic_write(self.folder / "config.yaml", text.encode())
         self.metrics = self._open_metrics() if self.world.rank == 0 else None
         self._announce()
+        if validator:
+            validator.prepare(self.folder, self.sources)
         self.throughput.reset()
 
     def _train(self, queue: Iterator[MicroBatch], validator: Validator | None) -> None:
@@ -312,10 +314,7 @@ class Trainer:
             log.info("validation abandoned after %.1f s, for a signal", seconds)
             return
         share = self.ema.initial_share
-        log.info(
-            "step %s  validation %.4f, %.4f of the target's variance, %.1f %% initial weights in the average (%.1f s)",
-            f"{self.step_number:,}", result.loss, result.normalised, 100 * share, seconds,
-        )  # fmt: skip
+        log.info("%s", result.line(self.step_number, share, seconds))
         if self.metrics:
             record = {**result.record(), "initial_share": share, "seconds": seconds}
             self.metrics.write(self.step_number, validation=record)

@@ -4,6 +4,7 @@ predictor by noise level, and the structure of its latents. numpy alone.
 
 from __future__ import annotations
 
+from .held_out import held_out_reference
 from .panel import panel
 from .rows import ColumnRows, caption_groups, common_rows, evenly, pooled_text
 from .spectra import work
@@ -13,6 +14,7 @@ __all__ = [
     "caption_groups",
     "common_rows",
     "evenly",
+    "held_out_reference",
     "panel",
     "pooled_text",
     "work",

@@ -201,8 +201,7 @@ def linear_references(
         spectra = np.empty((len(frequencies), rows.count, channels), np.complex64)
         for part in rows.parts():
             place = slice(part.first, part.first + len(part.mean))
-            half = np.fft.rfft2(part.mean, norm="ortho")
-            spectra[:, place] = half[:, :, frequencies.row, frequencies.column].transpose(2, 0, 1)
+            spectra[:, place] = transforms(part, frequencies)
             if number == 0:
                 picked[place] = part.mean.reshape(len(part.mean), -1)[:, values]
                 if part.variance is not None:
@@ -234,6 +233,21 @@ def linear_references(
     if text is not None:
         r2 = estimate(1 - without_each(left) / np.maximum(without_each(total), 1e-30))
     return References(rows.count, (len(chosen), len(whole)), plain, given_text, r2, penalties)
+
+
+def spectra_of(rows: LatentRows, frequencies: Frequencies) -> NDArray[np.complex64]:
+    """Returns the transforms of all rows, (frequencies, N, C)."""
+    spectra = np.empty((len(frequencies), rows.count, rows.shape[0]), np.complex64)
+    for part in rows.parts():
+        place = slice(part.first, part.first + len(part.mean))
+        spectra[:, place] = transforms(part, frequencies)
+    return spectra
+
+
+def transforms(part: Part, frequencies: Frequencies) -> NDArray[np.complex64]:
+    """Returns the transforms of some rows, (frequencies, B, C)."""
+    half: NDArray[Any] = np.fft.rfft2(part.mean, norm="ortho")  # complex64 of float32
+    return half[:, :, frequencies.row, frequencies.column].transpose(2, 0, 1)
 
 
 def affordable(channels: int) -> int:

@@ -26,6 +26,11 @@ from .records import read_records
 
 Record = dict[str, Any]
 log = logging.getLogger(__name__)
+REFERENCE_NOTE = (
+    "The linear reference is what the best linear model of training rows loses on the validation rows at a noise "
+    "level: below 1 a run has learned more than that, above 1 less. Each latent column has its own, so the ratio ranks "
+    "nothing by itself: it says how far training has come, not which pictures are better."
+)
 
 
 class _Columns(Fields):
@@ -73,11 +78,13 @@ def page(run: Path) -> str:
             for scorer, line, band in scores(run / "eval" / "metrics.jsonl")
         ),
     ]
+    compared = any((r.get("validation") or {}).get("levels_over_reference") for r in records)
+    note = f'<p class="note">{REFERENCE_NOTE}</p>' if compared else ""
     text = html.escape(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     return charts.document(
         run.resolve().name,
         f'<div class="wide facts" role="region" tabindex="0" aria-label="The run"><table>{facts}</table></div>'
-        f'<div class="curves-grid">{"".join(figures)}</div>'
+        f'<div class="curves-grid">{"".join(figures)}</div>{note}'
         f"<details><summary>Config</summary><pre>{text}</pre></details>",
     )
 
@@ -130,7 +137,10 @@ def facts_of(config: _Config, records: Sequence[Record]) -> list[tuple[str, str]
         ]
     if checks:
         loss, part = checks[-1].get("loss"), checks[-1].get("normalised")
-        facts.append(("validation", f"{_figure(loss)}, {_figure(part)} of the target's variance"))
+        text = f"{_figure(loss)}, {_figure(part)} of the target's variance"
+        if (ratio := checks[-1].get("over_reference")) is not None:
+            text += f", {_figure(ratio)} of the linear reference"
+        facts.append(("validation", text))
     shares = [s for r in [*steps, *checks] if (s := r.get("initial_share")) is not None]
     if steps and not shares and config.ema:  # of an older run: one decay for all its updates
         updates = steps[-1]["step"] - sum(r.get("not_finite", 0) for r in steps)
@@ -185,6 +195,11 @@ def curves(records: Sequence[Record]) -> list[tuple[str, list[charts.Curve], boo
         (
             "Validation loss at eight fixed noise levels, from much to little, mean squared error",
             by_level(checks, "levels"),
+            True,
+        ),
+        (
+            "Validation loss over the linear reference, at the same noise levels",
+            by_level(checks, "levels_over_reference"),
             True,
         ),
         (

@@ -39,6 +39,8 @@ class _Validation(Fields):
     normalised: Figure = None
     initial_share: Figure = None
     levels: Levels = None
+    over_reference: Figure = None
+    levels_over_reference: Levels = None
 
 
 class _Step(Fields):

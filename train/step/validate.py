@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,12 @@ from shards.format import without_figures
 from shards.read import draw, normal, read_rows
 
 from ..config import TrainConfig, column_name, files_of
-from ..model.flow import SHIFT, interpolate, losses, noise_levels, target
+from ..model.flow import LEVELS, SHIFT, interpolate, losses, noise_levels, target
 from ..ranks.world import World
 from .ema import Ema
 from .engine import Engine
+from .linear_reference import kept_reference, over
 from .online_text import TextEncoder, encoded
-
-LEVELS = 8
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,31 @@ class Validation:
     normalised: float  # loss / variance of the target about its channel means
     levels: tuple[float, ...]  # loss at each noise level, from much noise to little
     levels_normalised: tuple[float, ...]  # each by the variance of its own targets
+    reference: tuple[float, ...] | None = None  # what a linear model loses at each level
+
+    @property
+    def over_reference(self) -> float | None:
+        """The loss over the linear reference, both averaged over the levels."""
+        return None if self.reference is None else sum(self.levels) / sum(self.reference)
 
     def record(self) -> dict[str, Any]:
-        return {
+        record: dict[str, Any] = {
             "loss": self.loss, "normalised": self.normalised, "levels": list(self.levels),
             "levels_normalised": list(self.levels_normalised),
         }  # fmt: skip
+        if self.reference is not None:
+            levels = list(over(self.levels, self.reference))
+            record |= {"over_reference": self.over_reference, "levels_over_reference": levels}
+        return record
+
+    def line(self, step: int, share: float, seconds: float) -> str:
+        """Returns what the screen shows; `share` are the initial weights in the average."""
+        ratio = self.over_reference
+        reference = "" if ratio is None else f", {ratio:.3f} of the linear reference"
+        return (
+            f"step {step:,}  validation {self.loss:.4f}, {self.normalised:.4f} of the target's "
+            f"variance{reference}, {share:.1%} initial weights in the average ({seconds:.1f} s)"
+        )
 
 
 def open_held_out(config: TrainConfig, training: JoinedColumns) -> JoinedColumns | None:
@@ -84,11 +103,19 @@ class Validator:
         text_encoder: TextEncoder | None = None,
     ) -> None:
         self.config, self.join, self.world = config, join, world
+        self.reference: tuple[float, ...] | None = None
         self.text_encoder = text_encoder
         rows = join.valid_rows[: config.validation.rows]
         self.chunks = np.split(
             rows, range(config.validation.batch, len(rows), config.validation.batch)
         )
+
+    def prepare(self, run: Path, training: JoinedColumns) -> None:
+        """Finds the linear reference of the rows, kept in the run's folder, on the first rank."""
+        if self.config.validation.reference and self.world.rank == 0:
+            reference = kept_reference(self.config, run, training, self.join)
+            if reference is not None:
+                self.reference = reference.losses(self.config.flow)
 
     @torch.no_grad()
     def __call__(
@@ -115,7 +142,8 @@ class Validator:
         by_level = (square.mean(0) - mean.mean(0).square()).mean(1)
         total, levels = loss.mean(), loss.mean(0)
         return Validation(
-            float(total), float(total / variance), tuple(levels.tolist()), tuple((levels / by_level).tolist())
+            float(total), float(total / variance), tuple(levels.tolist()),
+            tuple((levels / by_level).tolist()), self.reference,
         )  # fmt: skip
 
     def _chunk(
