@@ -37,6 +37,7 @@ PURPOSE = "sample, reconstruct, score and compare"
 RECONSTRUCTION_SCORES = (  # `reconstruct.MORE`, whose module is loaded when it is used
     "lpips-alex", "lpips-vgg", "rfid", "rkid", "rmind", "rdemo-fd", "ifid", "ikid", "imind", "idemo-fd"
 )  # fmt: skip
+SCORERS_OF = {"geneval": "geneval", "dpgbench": "dpg", "genaibench": "genai"}  # by benchmark
 EXAMPLES = (
     "python -m eval generate --checkpoint runs/NAME --prompts prompts.txt --save_dir images/NAME",
     "python -m eval score geneval images/NAME/geneval",
@@ -113,9 +114,8 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _after_generate(benchmark: str, folders: Sequence[Path]) -> tuple[object, ...]:
     """Returns the words that score sets, where their benchmark has a scorer, or show them."""
-    scorers = {"geneval": "geneval", "dpgbench": "dpg", "genaibench": "genai"}
-    if benchmark in scorers:
-        return "score", scorers[benchmark], *folders
+    if benchmark in SCORERS_OF:
+        return "score", SCORERS_OF[benchmark], *folders
     return "report", *folders, "--out", "report.html"
 
 
@@ -266,14 +266,19 @@ def _named(text: str) -> tuple[str, Path]:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from .report.page import verdicts
+    from .report.page import as_text
     from .report.report import report
 
     data = report(args.folders, args.out, args.partial, dict(args.run), args.pictures, args.note)
     for section in data["sections"]:
-        for sentence in verdicts(section):
-            print(f"{section['benchmark']}: {sentence}")
+        print(as_text(section))
     print(args.out)
+    for section in data["sections"]:
+        unscored = [s["folder"] for s in section["sets"] if not section["scores"]]
+        if unscored and section["kind"] == "pictures":
+            scorer = SCORERS_OF.get(section["benchmark"], "clipscore")
+            say_next("eval", "score", scorer, *unscored)
+            break
 
 
 # Beside the trainer -------------------------------------------------------------------------------

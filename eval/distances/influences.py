@@ -98,6 +98,8 @@ def read(save_dir: Path, scorer: str, images: str) -> list[Influence]:
         if first["images"] == images:
             return influences
         problem = "of other pictures"
+    except FileNotFoundError:
+        problem = "missing"
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"not readable ({error})"
     raise BadScores(f"{path}: {problem}. Score the set again")

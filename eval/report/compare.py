@@ -18,6 +18,7 @@ from pathlib import Path
 from shards import canonical_json
 from train.checkpoints.identity import without_seed
 
+from ..distances.influences import path_of
 from ..errors import EvalError, OtherImages
 from ..scores import aggregate
 from ..scores.results import LEVEL, Item, Score, Value
@@ -294,6 +295,11 @@ def _by_items(a: ScoredSet, b: ScoredSet, scorer: str) -> _Compared | None:
     scores = a.scores[scorer], b.scores[scorer]
     items = a.items(scorer), b.items(scorer)
     if not any(items):
+        if not any(path_of(side.score_folder, scorer).exists() for side in (a, b)):
+            raise _NoDifference(
+                f"neither set has {scorer}.items.jsonl (of a distance: .influences.jsonl) beside the score. Score both "
+                "again"
+            )
         return None
     for side, side_items in zip((a, b), items, strict=True):
         if not side_items:

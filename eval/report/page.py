@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from rich.table import Column, Table
 
-from shards import charts
+from shards import charts, console
 from shards.console import brief, duration_text
 from train.checkpoints.identity import leaves
 from train.report import read_records
@@ -60,10 +61,31 @@ def verdicts(section: Json) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
+def as_text(section: Json) -> str:
+    """Returns the scores of a section's entries as a table, and its verdicts, for a terminal."""
+    table = Table(Column("", overflow="fold"), box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for score in section["scores"]:
+        table.add_column(score["scorer"], justify="right", overflow="fold")
+    for i, entry in enumerate(section["entries"]):
+        values = (value_text(score["over_seeds"][i]) for score in section["scores"])
+        table.add_row(entry["name"], *(text.replace(HARD, " ") for text in values))
+    count = len(section["sets"])
+    sets = f"{count} set{'s' * (count > 1)} of pictures"
+    head = f"{section['benchmark']}: {sets}{'' if section['scores'] else ', none is scored'}"
+    return console.render(head, *([table] if section["scores"] else []), *verdicts(section))
+
+
 def _verdict(comparison: Json, kind: str) -> str:
     compared = [d for d in comparison["differences"] if d["resolved"] is not None]
+    others = [d for d in comparison["differences"] if d["resolved"] is None]
+    open_ = [
+        f"No verdict by {d['scorer']}: {d['reason']}."
+        if d["value"] is None
+        else f"No verdict by {d['scorer']} {change(d['value'])}: its interval is not known."
+        for d in others
+    ]
     if not compared:
-        return ""
+        return " ".join(open_)
     scores: dict[str, list[str]] = {}
     for difference in compared:
         title = "Equal in every prompt by" if difference["identical"] else "No difference shown by"
@@ -72,7 +94,7 @@ def _verdict(comparison: Json, kind: str) -> str:
             title = f"{winner} is better by" if winner else f"No verdict ({reason}) by"
         text = f"{difference['scorer']} {change(difference['value'])}"
         scores.setdefault(title, []).append(text)
-    sentences = [f"{title} {', '.join(texts)}." for title, texts in scores.items()]
+    sentences = [f"{title} {', '.join(texts)}." for title, texts in scores.items()] + open_
     sentences.append(f"Values are {comparison['other']} minus {comparison['baseline']}.")
     if not comparison["paired"]:
         sentences.append(comparison["sentence"])

@@ -65,13 +65,15 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from .runner import run
+    from .runner import FAILED, run
     from .study import Study
 
     study = Study.open(args.study, args.out, args.jobs)
     code = stoppable(lambda: run(study))
     if code == 0:
         say_next("eval", "study", "report", *_named(args))
+    elif code == FAILED:
+        say_next("eval", "study", "status", *_named(args), note="what failed, and its logs")
     return code
 
 

@@ -94,6 +94,12 @@ class Existing:
         if record is None or not is_record_of(record, node) or record.get("exit_code"):
             return []
         folder, names = node.outputs[0].parent, names_in(record)
+        beside = record.get("beside")  # items, without which no difference has an interval
+        names_beside = (
+            [name for name in beside if isinstance(name, str)] if isinstance(beside, list) else []
+        )
+        if not all((node.outputs[0] / name).is_file() for name in names_beside):
+            return []
         digest = recorded_digest(folder)
         try:
             scores = [read_whole(node.outputs[0] / f"{name}.json") for name in names]

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -274,6 +274,7 @@ class Runner:
         }
         if node.kind == "score":
             record["scores"] = new_scores(node, running.scores)
+            record["beside"] = files_beside(node, record["scores"])
         atomic_write(self.study.log(node.id).with_suffix(".json"), canonical_json(record))
         if node.kind == "encode" and code == 0:
             self._encoded()
@@ -329,6 +330,12 @@ def visible_gpus() -> list[str]:
     import torch
 
     return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def files_beside(node: Node, names: Collection[str]) -> list[str]:
+    """Returns the files of items and influences that lie beside some scores of a set."""
+    (folder,) = node.outputs
+    return sorted(p.name for p in folder.glob("*.jsonl") if p.name.rsplit(".", 2)[0] in names)
 
 
 def score_times(node: Node) -> dict[str, int]:

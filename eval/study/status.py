@@ -5,11 +5,12 @@ from __future__ import annotations
 import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from shards import open_store
 from shards.column import lease_chain, stale
-from shards.console import render
+from shards.console import next_text, render
 from train.checkpoints.checkpoint import steps
 
 from .graph import Node, nodes_of
@@ -26,7 +27,7 @@ def states(study: Study) -> dict[str, bool]:
 
 
 def status(study: Study) -> str:
-    """Returns a table of the runs with their pictures and scores, and what has failed."""
+    """Returns a table of the runs with their pictures and scores, what has failed, and what is next."""
     from rich.table import Table
 
     study = take_over(study)
@@ -56,7 +57,10 @@ def status(study: Study) -> str:
         if node.kind == "encode"
     ]
     head = f"{study.out}: {sum(done.values())} of {len(nodes)} commands are done; {_holder(study)}"
-    return render(head, *encoding, table, *_failures(study, nodes, done))
+    verb = "report" if all(done.values()) else "run"
+    out = [] if study.out == Path("studies") / study.path.stem else ["--out", study.out]
+    after = next_text("eval", "study", verb, study.path, *out)
+    return render(head, *encoding, table, *_failures(study, nodes, done), after)
 
 
 def _training(study: Study, node: Node, done: dict[str, bool]) -> str:

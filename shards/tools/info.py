@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..column.commits import Snapshot, valid_rows
 from ..column.mask import Mask, read_mask
+from ..console import say_next
 from ..format.atomic import Json
 from ..format.int8 import loss_text, warns
 from ..format.norm import Norm
@@ -222,4 +223,7 @@ def run_info(args: argparse.Namespace) -> int:
     """`python -m shards info`."""
     info = information(args.column, args.mask)
     print(json.dumps(info, indent=2) if args.json else as_text(info))
+    normalised = info.get("latents", {}).get("normalised")
+    if normalised and info["warnings"] and info["complete"] and not args.json:
+        say_next("shards", "norm", info["column"], note="then data.norm=measured of a run")
     return 0

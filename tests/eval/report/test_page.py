@@ -12,7 +12,7 @@ import pytest
 from eval.prompts.prompts import Prompt, Prompts
 from eval.report.entries import unique_names
 from eval.report.gallery import spread
-from eval.report.page import render
+from eval.report.page import as_text, render
 from eval.report.report import report
 from tests.eval.browser import BROWSER, Page, in_browser
 from tests.eval.sets import PROMPTS, make_items, make_score, make_set, training
@@ -176,3 +176,17 @@ def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
     names = ("x/flux/geneval", "y/flux/geneval", "y/sd/geneval")
     assert unique_names([tmp_path / n for n in names]) == list(names)
     assert unique_names([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
+
+
+def test_scores_without_an_interval_are_said_on_the_terminal(tmp_path: Path) -> None:
+    """As a table with what the page says, and why there is no verdict."""
+    for name in ("a", "b"):
+        make_set(tmp_path / name)
+        make_score(tmp_path / name, "clipscore", make_items([1.0] * len(PROMPTS.items)))
+        for path in (tmp_path / name / "scores").glob("*.items.jsonl"):
+            path.unlink()
+    data = report([tmp_path / "a", tmp_path / "b"], tmp_path / "r.html")
+    text = as_text(data["sections"][0])
+    assert "2 sets of pictures" in text
+    assert "clipscore" in text.splitlines()[1]
+    assert "No verdict by clipscore: neither set has clipscore.items.jsonl" in text
