@@ -415,11 +415,13 @@ def test_verdicts(
         "other": "b",
         "sentence": "Compares sets that differ in more than VAEs.",
     }
-    without = {"differences": [{"value": None, "resolved": None}], **pair}
+    unscored = {"scorer": "acc", "value": None, "resolved": None, "reason": "none is scored"}
+    without = {"differences": [unscored], **pair}
 
     def verdict(paired: bool, kind: str = "pictures") -> str:
         comparison = {"differences": differences, "paired": paired, **pair}
-        (sentence,) = verdicts({"kind": kind, "comparisons": [without, comparison]})
+        first, sentence = verdicts({"kind": kind, "comparisons": [without, comparison]})
+        assert first == "No verdict by acc: none is scored."
         return sentence.replace("\u00a0", " ")
 
     assert (
@@ -433,7 +435,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     make_set(tmp_path / "a")
     out = tmp_path / "deep" / "page.html"
     assert main(["report", str(tmp_path / "a"), "--out", str(out), "--pictures", "0"]) is None
-    assert capsys.readouterr().out == f"{out}\n"
+    head, page, after = capsys.readouterr().out.splitlines()
+    assert head == "bench: 1 set of pictures, none is scored"
+    assert page == str(out)
+    assert after == f"next: python -m eval score clipscore {tmp_path / 'a'}"
     assert "<img" not in out.read_text()
     assert json.loads((tmp_path / "deep/page.json").read_text())["sections"][0]["shown"] == []
 
