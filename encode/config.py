@@ -179,6 +179,8 @@ class EngineConfig(Strict):
     remote_decode: float = Field(default=0.0, ge=0, le=1)  # share of shards decoded on other nodes
     patience: PositiveFloat = 1800.0  # seconds without progress, or to load, of a worker
     look: PositiveFloat = 30.0  # seconds between two looks at the cluster's nodes and the leases
+    # keep sums over the rows of moments and latents, so that `shards norm` need not read them
+    statistics: bool = True
     cooperate: bool = False  # hold no lease: several runs may work on one column
 
     @property

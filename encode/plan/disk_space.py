@@ -130,7 +130,8 @@ def _of_source(
             (lengths,) = lengths_of(encoders[name], suffix, layout.row_shape[0], [sample])
         ratio = shard_bytes(layout, sample.has(suffix), lengths) / sample.tar_bytes
         total += ratio * sum(sizes[shard] for shard in missing[name])
-        total += column_bytes(layout, 0) if missing[name] else 0
+        if missing[name]:
+            total += column_bytes(layout, 0, statistics=config.engine.statistics)
     return total
 
 

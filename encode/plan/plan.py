@@ -123,7 +123,9 @@ def column_cost(
     def total(layout: Layout, ratio: float = 1.0) -> Estimate:
         pairs = zip(present, lengths, strict=True)
         sizes = [float(shard_bytes(layout, rows, tokens, ratio)) for rows, tokens in pairs]
-        return survey.total(sizes).plus(column_bytes(layout, int(survey.rows().value), empty))
+        rows = int(survey.rows().value)
+        sums = config.engine.statistics
+        return survey.total(sizes).plus(column_bytes(layout, rows, empty, sums))
 
     size = total(layout, rate.ratio if rate else 1.0)
     commits = len(committed(job.folder.child(name), shards))

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from shards import Layout, seal
 from shards.column import Commit, tar_bytes
+from shards.column.statistics import LATENTS, latent_shape
 from shards.format import GROUP_JSON, KINDS, ZARR_ROWS, ArraySpec
 
 DIGEST = "0" * 64  # of the size of any
 # what a commit tells of how it was made: host, versions, device, seconds
 PROVENANCE = {"of": "x" * 310}
 COLUMN_RECORD, ARRAY_RECORD = 720, 82  # bytes of column.json, and more of it for each array
+STATISTICS_RECORD = 390  # bytes of what a shard's sums say of themselves
 CHANNEL = 21  # bytes of the scale of a channel of int8
 CHANNEL_ERROR = 9  # and of what is lost in it
 
@@ -76,9 +78,16 @@ def _values(
     return objects
 
 
-def column_bytes(layout: Layout, rows: int, empty: int = 0) -> int:
+def statistics_bytes(layout: Layout) -> int:
+    """Returns the bytes of the sums over the rows of each shard, of all shards; 0 of what has none."""
+    if layout.kind not in LATENTS:
+        return 0
+    return layout.shards * (STATISTICS_RECORD + 24 * int(np.prod(latent_shape(layout))))
+
+
+def column_bytes(layout: Layout, rows: int, empty: int = 0, statistics: bool = False) -> int:
     """Returns the bytes a column holds once, beside its shards: column.json, Zarr metadata, the
-    empty caption (`empty` tokens) and the COMPLETE record of `rows` rows.
+    empty caption (`empty` tokens), the COMPLETE record of `rows` rows, and sums over rows.
     """
     arrays = layout.arrays()
     metadata = len(GROUP_JSON) + sum(len(array.zarr_json()) for array in arrays.values())
@@ -89,7 +98,8 @@ def column_bytes(layout: Layout, rows: int, empty: int = 0) -> int:
         plain = replace(layout, element=KINDS[layout.kind][1][0])
         metadata += 500  # of the empty caption's array
         record += empty * plain.unit_bytes + 20 + ARRAY_RECORD
-    return metadata + record + layout.shards * 140 + rows // 8 + 350
+    sums = statistics_bytes(layout) if statistics else 0
+    return metadata + record + layout.shards * 140 + rows // 8 + 350 + sums
 
 
 def alternatives(layout: Layout) -> dict[str, Layout]:

@@ -81,9 +81,7 @@ def encode_shard(
             tar.check()
             index = put_index(task.folder, task.fingerprint, task.number, rows, note)
         writers = {
-            name: stack.enter_context(
-                ShardWriter(t.store, t.spec, t.digest, task.number, len(rows), index.digest)
-            )
+            name: stack.enter_context(_writer(t, task.number, len(rows), index.digest, config))
             for name, t in targets.items()
         }
         stack.enter_context(withdrawing(writers.values(), tar))
@@ -108,6 +106,12 @@ def encode_shard(
                 numbers = Counter(commit.status().tolist())
                 counts[name] = {Status(n).name.lower(): numbers[n] for n in sorted(numbers)}
         return ShardResult(len(rows), counts, note)
+
+
+def _writer(target: Target, shard: int, rows: int, index: str, config: EngineConfig) -> ShardWriter:
+    return ShardWriter(
+        target.store, target.spec, target.digest, shard, rows, index, config.statistics
+    )
 
 
 @contextmanager

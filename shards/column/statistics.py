@@ -10,21 +10,26 @@ in their order, so the numbers are the same in whatever order shards were commit
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BadStatistics, CorruptColumn, ShardsError
 from ..format.atomic import Json, sha256, unseal_bytes
-from ..format.layout import NORM, STATISTICS, VERSION, Layout
+from ..format.int8 import read_rows
+from ..format.layout import NORM, STATISTICS, VERSION, ColumnSpec, Layout
 from ..format.norm import Norm
 from ..format.records import NormRecord, StatisticsRecord, parse, sealed
 from ..store.base import Store
 
 Floats = NDArray[np.float64]
 Method = Literal["measured", "measured-per-place"]
+LATENTS = ("moments", "latents")  # kinds of columns that are normalised
+GROUP = 32  # rows in memory as fp64 at once
 DIGITS = 7  # of shift and scale, significant ones
 # rows below which a deviation is too uncertain: of one place alone by 1 / sqrt(2 rows), 2 % of 1,024
 LEAST: dict[Method, int] = {"measured": 64, "measured-per-place": 1_024}
@@ -47,12 +52,13 @@ class Sums:
 
     def add(self, stored: NDArray[np.float16], moments: bool) -> None:
         """Adds rows as they are stored, (B, 2C, H, W) mean | logvar or (B, C, H, W) latents."""
-        mean = stored.astype(np.float64)
+        channels = stored.shape[1] // 2 if moments else stored.shape[1]
+        mean = stored[:, :channels].astype(np.float64)
         if moments:
-            mean, logvar = np.split(mean, 2, axis=1)
-            self.variances += np.exp(logvar.clip(-30.0, 20.0)).sum(0)
+            logvar = np.ascontiguousarray(stored[:, channels:])
+            self.variances += _variances()[logvar.view(np.uint16)].sum(0)
         self.values += mean.sum(0)
-        self.squares += np.square(mean).sum(0)
+        self.squares += np.square(mean, out=mean).sum(0)
         self.rows += len(stored)
 
     def __iadd__(self, other: Sums) -> Sums:
@@ -74,9 +80,33 @@ class Sums:
             return mean, np.maximum(square - mean**2, 0) + variance
 
 
+@cache
+def _variances() -> Floats:
+    """Returns exp(clamp(logvar, -30, 20)) of each float16, by its bits: a third of the time of `exp`."""
+    with np.errstate(invalid="ignore"):
+        logvar = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float64)
+        variances: Floats = np.exp(logvar.clip(-30.0, 20.0))
+    return variances
+
+
+def block_sums(spec: ColumnSpec, rows: int, read: Callable[[slice], NDArray[Any]]) -> Sums:
+    """Returns the sums over the valid rows of one block of 1,024, of which there are `rows`; `read`
+    returns some of them as they are stored. BadStatistics for a value that is not finite.
+    """
+    sums = Sums.zero(latent_shape(spec.layout))
+    for start in range(0, rows, GROUP):
+        values = read_rows(spec, read(slice(start, start + GROUP)))
+        if not np.isfinite(values).all():
+            raise BadStatistics(
+                "found values that are not finite in rows that are said to be valid"
+            )
+        sums.add(values, spec.layout.kind == "moments")
+    return sums
+
+
 def latent_shape(layout: Layout) -> tuple[int, ...]:
     """Returns (C, H, W) of a latent; BadStatistics for a column of something else."""
-    if layout.kind not in ("moments", "latents"):
+    if layout.kind not in LATENTS:
         raise BadStatistics(
             f"found a column of {layout.kind}, expected one of moments or latents: no other is normalised"
         )

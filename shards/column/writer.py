@@ -33,6 +33,7 @@ from ..format.records import ColumnRecord, CommitRecord, sealed
 from ..store.base import Place, Store
 from ..store.open import open_store
 from .commits import Commit, commit_name, read_commit
+from .statistics import LATENTS, Sums, block_sums, latent_shape, put_statistics
 from .values import (
     TarValues,
     Values,
@@ -96,12 +97,13 @@ class ShardWriter:
     """Writes the rows of one shard in blocks of 1,024 (the last may be shorter), then commits.
 
     `rows` is how many the tar holds; `index` the digest of its index; `column_digest` that of
-    column.json. Close it, or use it in `with`, where it may be left before the commit.
+    column.json. Close it, or use it in `with`, where it may be left before the commit. With
+    `statistics` the sums over rows of moments or latents are stored after the commit.
     """
 
     def __init__(
         self, column: Place, spec: ColumnSpec, column_digest: str, shard: int,
-        rows: int, index: str,
+        rows: int, index: str, statistics: bool = False,
     ) -> None:  # fmt: skip
         self.store, self.spec, self.shard, self.rows = open_store(column), spec, shard, rows
         if not 0 <= rows <= spec.layout.shard_rows:
@@ -115,6 +117,8 @@ class ShardWriter:
         self._lengths = np.zeros(rows, np.uint16)
         self._crc = np.zeros(rows, np.uint32)
         self._next, self._committing = 0, False
+        self._measures = statistics and spec.layout.kind in LATENTS
+        self._start_sums()
         backend = TarValues if spec.layout.backend == "webdataset" else ZarrValues
         self._values: ZarrValues | TarValues = backend(self.store, spec.layout, shard)
 
@@ -161,11 +165,20 @@ class ShardWriter:
             block_digest(values, self._lengths[at] if layout.ragged else None, self._status[at])
         )
 
+        if self._sums is not None:
+            valid = np.flatnonzero(self._status[at] == Status.OK)
+            rows = np.asarray(values)
+            self._sums += block_sums(self.spec, len(valid), lambda part: rows[valid[part]])
+
+    def _start_sums(self) -> None:
+        self._sums = Sums.zero(latent_shape(self.spec.layout)) if self._measures else None
+
     def _adopt(self) -> None:
         """Derives all again from the tar that another writer published first."""
         self._values.close()
         self._values = TarValues(self.store, self.spec.layout, self.shard)
         self._blocks = []
+        self._start_sums()
         for start in range(0, self.rows, ZARR_ROWS):
             at = slice(start, min(start + ZARR_ROWS, self.rows))
             lengths = self._lengths[at].astype(np.int64)
@@ -211,6 +224,8 @@ class ShardWriter:
             "Two writers disagree about one shard: run `python -m shards verify` on the column",
         )
         refuse_other_members(self.store, adopted, commit.members)
+        if self._sums is not None:
+            put_statistics(self.store, self._column_digest, self.shard, adopted.content, self._sums)
         return adopted
 
     def withdraw(self) -> None:

@@ -90,6 +90,18 @@ def stored_rows(spec: ColumnSpec, rows: Any) -> Any:
     return [quantise(row, channel) for row in rows]
 
 
+def read_rows(spec: ColumnSpec, stored: NDArray[Any]) -> NDArray[Any]:
+    """Returns stored tokens as bfloat16 bits, and int8 rows of one shape as float16; others as they
+    are. The inverse of `stored_rows` up to rounding, but tokens are end to end.
+    """
+    if not spec.quantisation:
+        return stored
+    channel = np.array(spec.quantisation["channel"], np.float32)
+    if spec.layout.ragged:
+        return dequantise(stored, channel)
+    return dequantise_rows(stored, spec.layout, channel)
+
+
 def calibrate(words: Words, rows: int) -> Json:
     """Returns the `quantisation` of a column, from a sample of its tokens (of `rows` rows): scheme,
     channel scales and the error measured with them. Warns above 1 %.

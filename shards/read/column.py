@@ -28,7 +28,7 @@ from ..column.zarr_object import crc32c
 from ..errors import CorruptColumn, IncompleteColumn, NotAColumn
 from ..format.atomic import Json
 from ..format.identity import ColumnIdentity
-from ..format.int8 import dequantise, dequantise_rows
+from ..format.int8 import read_rows
 from ..format.layout import BLOCK, ZARR_ROWS, ColumnSpec
 from ..format.records import ColumnRecord
 from ..store.base import Place, Store
@@ -238,12 +238,7 @@ class Column:
         """Returns stored tokens as bfloat16 bits, and int8 rows of one shape as float16; others as they
         are.
         """
-        if not self.spec.quantisation:
-            return stored
-        channel = np.array(self.spec.quantisation["channel"], np.float32)
-        if self.layout.ragged:
-            return dequantise(stored, channel)
-        return dequantise_rows(stored, self.layout, channel)
+        return read_rows(self.spec, stored)
 
     def empty(self) -> NDArray[Any]:
         """Returns the empty caption's tokens, (n, D) bfloat16 bits or (n,) ids, compared with what a

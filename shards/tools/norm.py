@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..column.commits import own_commit
 from ..column.statistics import (
     MeasuredNorm,
     Method,
     Sums,
+    block_sums,
     latent_shape,
     norm_of,
     put_norm,
@@ -22,10 +26,9 @@ from ..console import Bar, say_next
 from ..errors import BadStatistics, CorruptColumn
 from ..format.layout import ZARR_ROWS, Status
 from ..read.column import Column
+from ..read.objects import Ints
 from ..store.base import Place
 from .parallel import SILENT, Progress, Report, processes_for, spread
-
-GROUP = 32  # rows in memory as fp64 at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,27 +92,25 @@ def _sums(column: Column, shard: int, content: str) -> Sums | None:
     return record[1] if record is not None and record[0] == content else None
 
 
+def _read(column: Column, ids: Ints, part: slice) -> NDArray[Any]:
+    return column.read(ids[part])
+
+
 def measure_shard(task: NormTask, report: Report) -> None:
     """Adds the valid rows of a shard in their order, 1,024 at a time, and stores the sums."""
     column, shard = task.column, task.shard
     commit = own_commit(column.store, column.digest, shard)
     valid = np.flatnonzero(commit.status() == Status.OK)
     total = Sums.zero(latent_shape(column.layout))
-    moments = column.layout.kind == "moments"
     for first in range(0, commit.rows, ZARR_ROWS):
-        block = Sums.zero(latent_shape(column.layout))
         rows = valid[(valid >= first) & (valid < first + ZARR_ROWS)]
-        for start in range(0, len(rows), GROUP):
-            part = column.decoded(
-                column.read(shard * column.layout.shard_rows + rows[start : start + GROUP])
-            )
-            if not np.isfinite(part).all():
-                raise BadStatistics(
-                    f"{column.path}: found values that are not finite in rows of shard {shard} that "
-                    f"are said to be valid. Run `python -m shards verify {column.path}`"
-                )
-            block.add(part, moments)
-        total += block
+        ids = shard * column.layout.shard_rows + rows
+        try:
+            total += block_sums(column.spec, len(ids), partial(_read, column, ids))
+        except BadStatistics as error:
+            raise BadStatistics(
+                f"{column.path}: shard {shard}: {error}. Run `python -m shards verify {column.path}`"
+            ) from None
         report(min(ZARR_ROWS, commit.rows - first))
     put_statistics(column.store, column.digest, shard, commit.content, total)
     column.close()

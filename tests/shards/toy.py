@@ -109,10 +109,10 @@ STORED: dict[str, dict[str, Any]] = {
 
 def write_shard(
     path: Path, spec: ColumnSpec, digest: str, shard: int, rows: tuple[int, ...] = ROWS,
-    index: str = "index", shift: float = 0.0, caption: int = 0,
+    index: str = "index", shift: float = 0.0, caption: int = 0, statistics: bool = False,
 ) -> None:  # fmt: skip
     """Write and commit a shard; `shift` is added to the third channel of moments, `caption` is the one encoded."""
-    writer = ShardWriter(path, spec, digest, shard, rows[shard], f"{index} {shard}")
+    writer = ShardWriter(path, spec, digest, shard, rows[shard], f"{index} {shard}", statistics)
     ids = row_ids(shard, rows)
     for start in range(0, len(ids), 1024):
         block = ids[start : start + 1024]

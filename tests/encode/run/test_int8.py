@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from encode.errors import EncodeError
 from encode.run.job import run
 from shards import Column, Status, open_join
 from shards.read import read_rows
+from shards.tools.norm import measure
 from shards.tools.verify import verify
 from tests.encode.light import write_source
 from tests.encode.tiny_models import Models
 from tests.encode.toy import tar_bytes
+from tests.shards.toy import files_of
 
 
 def config_of(tiny: Models, folder: Path, **columns: Any) -> EncodeConfig:
@@ -90,3 +93,26 @@ def test_without_a_picture_there_are_no_scales(tiny: Models, tmp_path: Path) -> 
     with pytest.raises(EncodeError, match=r"3 were looked at\) hold a picture"):
         run(config_of(tiny, tmp_path, dc8=column))
     assert not (tmp_path / "cache/toy/dc8").exists()
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_sums_over_rows_are_kept_of_latents(tiny: Models, tmp_path: Path, statistics: bool) -> None:
+    """Those that `shards norm` makes, byte for byte."""
+    write_source(tmp_path / "tars", 3, 30)
+    config = config_of(tiny, tmp_path, **columns_of(tiny))
+    engine = config.engine.model_copy(update={"statistics": statistics})
+    config = config.model_copy(update={"engine": engine})
+    assert run(config) == 0
+    cache = tmp_path / "cache/toy"
+    names = ["00000", "00001", "00002"] if statistics else []
+    for name in ("dc", "dc8"):
+        encoded = files_of(cache / name)
+        sums = {path: data for path, data in encoded.items() if path.startswith("statistics/")}
+        assert list(sums) == [f"statistics/{shard}" for shard in names]
+        measure(cache / name)
+        assert sums.items() <= files_of(cache / name).items()
+        shutil.rmtree(cache / name / "statistics")
+        measure(cache / name)
+        assert sums.items() <= files_of(cache / name).items()
+    assert not list(cache.glob("dino*/statistics"))
+    assert not (cache / "text/statistics").exists()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from shards import IncompleteColumn, Norm, ShardWriter, Status, create_column, put_complete
+from shards.column.commits import commit_name
 from shards.column.statistics import Sums, norm_of, rounded
 from shards.errors import BadStatistics
+from shards.format.int8 import calibrate_rows, stored_rows
 from shards.format.layout import ColumnSpec, Layout
 from shards.read.column import Column
 from shards.tools.copy import copy
@@ -18,10 +22,13 @@ from shards.tools.info import information
 from shards.tools.norm import NormTask, measure, measure_shard
 from shards.tools.repair import repair
 from shards.tools.verify import logical_digest, verify
+from tests.shards.killer import Act, trace
 from tests.shards.tools.test_commands import command
 from tests.shards.toy import (
     NORM,
     ROWS,
+    Counted,
+    files_of,
     image_status,
     moments_of,
     moments_spec,
@@ -65,13 +72,8 @@ def test_a_measured_norm_is_numpys(
 
 
 def norm_files(column: Path) -> dict[str, bytes]:
-    folders = ("statistics", "norms")
-    return {
-        str(path.relative_to(column)): path.read_bytes()
-        for folder in folders
-        for path in (column / folder).rglob("*")
-        if path.is_file()
-    }
+    files = files_of(column)
+    return {name: files[name] for name in files if name.startswith(("statistics/", "norms/"))}
 
 
 def test_order_of_commits_and_a_stop_do_not_matter(tmp_path: Path) -> None:
@@ -89,6 +91,103 @@ def test_order_of_commits_and_a_stop_do_not_matter(tmp_path: Path) -> None:
     assert norm_files(first) == norm_files(second)
     assert measure(first, processes=2) == measure(first)
     assert len(norm_files(first)) == 4
+
+
+@pytest.mark.parametrize("storage", [{}, {"codec": "blosc"}, {"backend": "webdataset"}])
+def test_sums_made_while_encoding_are_those_of_the_command(
+    tmp_path: Path, storage: dict[str, str]
+) -> None:
+    """Bit for bit; the column is byte for byte the one without them, and nothing is read again."""
+    spec = moments_spec(**storage)
+    plain = write_column(tmp_path / "plain", spec)
+    with_sums = write_column(tmp_path / "sums", spec, statistics=True)
+    sums = norm_files(with_sums)
+    assert sorted(sums) == ["statistics/00000", "statistics/00001", "statistics/00002"]
+    assert {n: d for n, d in files_of(with_sums).items() if n not in sums} == files_of(plain)
+    by_command, shown = measure(plain), Counted()
+    assert measure(with_sums, progress=shown) == by_command
+    assert shown.total == 0
+    assert norm_files(with_sums) == norm_files(plain)
+
+
+def test_sums_of_int8_are_of_the_values_as_they_are_read(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(2.0, 3.0, (100, 2, 3, 3)).astype(np.float16)
+    layout = Layout("latents", (2, 3, 3), 1, 1024, element="int8")
+    spec = ColumnSpec(
+        {"kind": "latents", "source": "s"},
+        layout,
+        NORM,
+        quantisation=calibrate_rows(values, layout),
+    )
+    for name, statistics in (("plain", False), ("sums", True)):
+        digest = create_column(tmp_path / name, spec)
+        with ShardWriter(tmp_path / name, spec, digest, 0, 100, "index", statistics) as writer:
+            writer.put_block(stored_rows(spec, values), np.zeros(100, np.uint8))
+            writer.commit({})
+        put_complete(tmp_path / name, digest, 1, allow_failed=False)
+    measured = measure(tmp_path / "sums")
+    assert measure(tmp_path / "plain") == measured
+    assert norm_files(tmp_path / "plain") == norm_files(tmp_path / "sums")
+    column = Column.open(tmp_path / "sums")
+    rows = column.decoded(column.read(np.arange(100))).astype(np.float64)
+    np.testing.assert_allclose(measured.norm.shift, rows.mean((0, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(measured.norm.scale, 1 / rows.std((0, 2, 3)), rtol=1e-6)
+
+
+SMALL = (70, 3)  # rows of its shards
+
+
+def encoded(column: Path, order: Sequence[int] = (0, 1)) -> None:
+    """Writes what a column of two small shards lacks, with its sums."""
+    spec = moments_spec(2)
+    digest = create_column(column, spec)
+    for shard in order:
+        if not (column / commit_name(shard)).exists():
+            write_shard(column, spec, digest, shard, SMALL, statistics=True)
+    put_complete(column, digest, 2, allow_failed=False)
+
+
+def test_a_kill_at_any_moment_changes_no_norm(tmp_path: Path) -> None:
+    """Before every system call that writes sums or a norm, or puts them in place, while encoding and
+    while measuring. What exists is then whole, and the norm is that of a column whose shards were
+    committed in the other order.
+    """
+    encoded(tmp_path / "reverse", (1, 0))
+    expected = measure(tmp_path / "reverse")
+    files = norm_files(tmp_path / "reverse")
+    encoded(tmp_path / "bare")
+    shutil.rmtree(tmp_path / "bare/statistics")
+
+    def begin(folder: Path, copied: bool) -> Path:
+        if copied:
+            shutil.copytree(tmp_path / "bare", folder / "c")
+        return folder / "c"
+
+    works: list[tuple[bool, Callable[[Path], object]]] = [
+        (False, encoded), (True, lambda path: measure(path, processes=1))
+    ]  # fmt: skip
+    for copied, work in works:
+        whole = tmp_path / f"whole-{copied}"
+        whole.mkdir()
+        path = begin(whole, copied)
+        calls = trace(lambda work=work, path=path: work(path), whole).calls
+        names = ("open", "openat", "write", "link", "linkat", "rename", "unlink")
+        numbers = [
+            call.number for call in calls
+            if call.name in names and any(p.startswith(("c/statistics/", "c/norms/")) for p in call.paths)
+        ]  # fmt: skip
+        assert len(numbers) > 5
+        for at in numbers:
+            folder = tmp_path / f"{copied}-{at}"
+            folder.mkdir()
+            path = begin(folder, copied)
+            run = trace(lambda work=work, path=path: work(path), folder, Act("kill before", at))
+            assert run.killed, run
+            assert norm_files(path).items() <= files.items()
+            encoded(path)
+            assert measure(path, processes=1) == expected
+            assert norm_files(path) == files
+            shutil.rmtree(folder)
 
 
 def test_sums_of_a_shard_are_not_made_twice_and_follow_its_content(tmp_path: Path) -> None:
