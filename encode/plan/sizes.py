@@ -12,15 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import Layout, seal
-from shards.column import Commit, tar_bytes
-from shards.column.statistics import LATENTS, latent_shape
+from shards.column import Commit, statistics_bytes, tar_bytes
 from shards.format import GROUP_JSON, KINDS, ZARR_ROWS, ArraySpec
 
 DIGEST = "0" * 64  # of the size of any
 # what a commit tells of how it was made: host, versions, device, seconds
 PROVENANCE = {"of": "x" * 310}
 COLUMN_RECORD, ARRAY_RECORD = 720, 82  # bytes of column.json, and more of it for each array
-STATISTICS_RECORD = 390  # bytes of what a shard's sums say of themselves
 CHANNEL = 21  # bytes of the scale of a channel of int8
 CHANNEL_ERROR = 9  # and of what is lost in it
 
@@ -76,13 +74,6 @@ def _values(
         if size:
             objects.append((f"{layout.kind}/{array.key(start)}", size, DIGEST))
     return objects
-
-
-def statistics_bytes(layout: Layout) -> int:
-    """Returns the bytes of the sums over the rows of each shard, of all shards; 0 of what has none."""
-    if layout.kind not in LATENTS:
-        return 0
-    return layout.shards * (STATISTICS_RECORD + 24 * int(np.prod(latent_shape(layout))))
 
 
 def column_bytes(layout: Layout, rows: int, empty: int = 0, statistics: bool = False) -> int:

@@ -26,6 +26,7 @@ from .members import (
     suffix_read,
 )
 from .source import ShardIndex, index_name
+from .statistics import statistics_bytes
 from .tar_object import tar_bytes
 from .writer import refuse_other_members
 from .zarr_object import chunked, compress, read_into
@@ -58,6 +59,7 @@ __all__ = [
     "read_into",
     "refuse_other_members",
     "stale",
+    "statistics_bytes",
     "suffix_read",
     "tar_bytes",
     "valid_rows",

@@ -29,6 +29,7 @@ from ..store.base import Store
 Floats = NDArray[np.float64]
 Method = Literal["measured", "measured-per-place"]
 LATENTS = ("moments", "latents")  # kinds of columns that are normalised
+RECORD_BYTES = 390  # of what the sums of a shard say of themselves
 GROUP = 32  # rows in memory as fp64 at once
 DIGITS = 7  # of shift and scale, significant ones
 # rows below which a deviation is too uncertain: of one place alone by 1 / sqrt(2 rows), 2 % of 1,024
@@ -185,6 +186,13 @@ def read_statistics(column: Store, digest: str, shard: int) -> tuple[str, Sums] 
         raise CorruptColumn(f"{path}: its sums are damaged or cut off. Delete it and measure again")
     arrays = np.frombuffer(data, "<f8").astype(np.float64).reshape(3, *record.shape)
     return record.content, Sums(record.rows, *arrays)
+
+
+def statistics_bytes(layout: Layout) -> int:
+    """Returns the bytes of the sums of all shards of a column, within a few; 0 of what has none."""
+    if layout.kind not in LATENTS:
+        return 0
+    return layout.shards * (RECORD_BYTES + 24 * int(np.prod(latent_shape(layout))))
 
 
 # Of a column --------------------------------------------------------------------------------------
