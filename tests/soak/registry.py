@@ -6,7 +6,7 @@ from tests.encode import faults, interrupts
 from tests.eval import faults as generating
 from tests.eval.study import kills
 from tests.shards import hostile, properties, sweeps
-from tests.soak import kernels, seeds
+from tests.soak import kernels, panel, seeds
 from tests.soak.drawn import properties as drawn
 from tests.soak.sweep import Sweep
 from tests.train import faults as training
@@ -25,6 +25,7 @@ SWEEPS: dict[str, Sweep] = {
         kernels.SWEEP,
         seeds.SWEEP,
         kills.SWEEP,
+        panel.SWEEP,
         drawn("order", properties.PROPERTIES, seeds=60),
     ]
 }
