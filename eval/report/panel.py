@@ -29,23 +29,22 @@ FIGURES = {
         "linear reference",
         "The squared error that the best linear model of stationary latents makes in the velocity, a value, over the "
         "eight noise levels that every run validates at: low where few directions carry most of the variance.",
-        "Nothing of pictures: latents that have lost detail are easy to model. A trained model may lie below it, "
-        "which means that it has learned more than a linear one could.",
+        "It does not say how good pictures will be: latents that have lost detail are easy to model. A trained model "
+        "may lie below it, which means that it has learned more than a linear one could.",
         "L / ((1 - s)^2 L + s^2) in each eigen direction of the cross spectra; as arXiv 2606.03578 has it of classes",
     ),
     "linear_reference_given_text": Figure(
         "given the caption",
         "The same of what a linear regression on the caption's mean hidden state leaves. Mean, regression and penalty "
         "come from other rows than those whose error it is.",
-        "Nothing of what word order says, and variants of one picture in other rows make it too low: name them by "
-        "--together.",
+        "It does not know word order. Variants of one picture in other rows make it too low: name them by --together.",
         "ridge regression in five folds of rows, its penalty chosen within the other folds",
     ),
     "text_r2": Figure(
         "caption to latent R²",
         "The share of the posterior means' variance that the caption explains, linearly, in rows that were not fitted.",
-        "Nothing of how well a model will follow prompts.",
-        "the regression of the column before",
+        "It does not say how well a model will follow prompts.",
+        "the same regression",
     ),
     "viv": Figure(
         "VIV",
@@ -58,32 +57,32 @@ FIGURES = {
     "lds": Figure(
         "LDS",
         "How much more alike (cosine) two neighbouring places of a latent are than two distant ones.",
-        "Nothing of what is alike; smooth latents without detail have it too.",
+        "It does not say what is alike: smooth latents without detail have it too.",
         "local against distant similarity, iREPA, arXiv 2512.10794; distances in proportion to the grid",
     ),
     "neighbours_same_group": Figure(
         "neighbours of one group",
         "The share of the ten nearest rows, by cosine of posterior means, that are of the row's group; rows at random "
         "have the share that is written as chance.",
-        "Nothing where groups do not show in pictures.",
+        "It says little where groups do not show in pictures.",
         "latent neighbours of the same class, arXiv 2606.03578",
     ),
     "high_frequency_share": Figure(
         "high frequencies",
         "The share of the variance at spatial frequencies above half of the highest.",
-        "Whether it is detail or noise.",
+        "It does not say whether that is detail or noise.",
         "the same spectra; SSVAE, arXiv 2512.05394, argues for low ones",
     ),
     "effective_rank": Figure(
         "effective rank",
         "How many channels the variance of a place amounts to.",
-        "Nothing of the other channels' worth: a channel of little variance may carry text or faces.",
+        "It does not say what the other channels are worth: one of little variance may carry text or faces.",
         "exp of the eigenvalues' entropy, Roy and Vetterli 2007",
     ),
     "posterior_share": Figure(
         "posterior share",
         "The share of the encoder's own noise in the variance of the latents that training draws.",
-        "Whether the decoder undoes it.",
+        "It does not say whether the decoder undoes it.",
         "mean of exp(logvar), by the law of total variance",
     ),
 }  # fmt: skip
