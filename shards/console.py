@@ -9,6 +9,7 @@ import difflib
 import io
 import json
 import math
+import re
 import shlex
 import sys
 import threading
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 from . import printing
 from .places import local_path
 from .printing import one_line
-from .tables import fitted, terminal_width
+from .tables import fitted, terminal_width, wrapped
 
 if TYPE_CHECKING:  # rich is loaded where something is drawn
     from rich.console import Console
@@ -29,14 +30,16 @@ WIDTH = 118  # characters of a table
 LINE_SECONDS = 30.0  # between two lines of progress where the output is no terminal
 SHORT = 5.0  # seconds of a pass that says nothing at its end
 DAY = 86_400  # seconds
+NEXT = "next: "  # before a command that usually follows
 
 
 # Text ---------------------------------------------------------------------------------------------
 
 
 def render(*parts: Any, width: int | None = None) -> str:
-    """Returns tables and lines as plain text; tables are at most as wide as the terminal, and as
-    `width`; lines are not wrapped.
+    """Returns tables and lines as plain text, both at most as wide as the terminal and tables as
+    `width`. Lines are cut between words, a key in front hangs out; those of `next_text` stay whole, since
+    they are typed.
     """
     from rich.console import Console
     from rich.table import Table
@@ -47,6 +50,9 @@ def render(*parts: Any, width: int | None = None) -> str:
     )  # fmt: skip
     for part in parts:
         drawn = fitted(part, console, width) if isinstance(part, Table) else part
+        if isinstance(part, str) and not part.startswith(NEXT):
+            key = re.match(r"\S+ {2,}", part)
+            drawn = "\n".join(wrapped(part, " " * len(key[0]) if key else "  "))
         console.print(drawn, soft_wrap=isinstance(drawn, str))
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
@@ -68,7 +74,7 @@ def examples_text(examples: Sequence[str]) -> str:
 
 def next_text(*words: object, note: str = "") -> str:
     """Returns the line of the command that usually follows, as it can be typed, with a note behind."""
-    line = "next: python -m " + shlex.join(map(str, words))
+    line = f"{NEXT}python -m " + shlex.join(map(str, words))
     return one_line(line + (f"    # {note}" if note else ""))
 
 
@@ -80,6 +86,11 @@ def say_next(*words: object, note: str = "", file: TextIO | None = None) -> None
 def number_text(value: float, digits: int = 3) -> str:
     """Returns a number as people write it, of about so many digits: 0.25, 99.5, 4,750."""
     return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
+
+
+def counted(count: float, noun: str, nouns: str = "", digits: int = 0) -> str:
+    """Returns a number with its noun: 1 tar, 1,234 tars; `nouns` are several where an s does not do."""
+    return f"{count:,.{digits}f} {noun if count == 1 else nouns or f'{noun}s'}"
 
 
 def size_text(size: float) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import configs
 from configs import ConfigError, add_config_options, read_yaml, show_config, word, write_new
+from shards.console import counted
 from shards.format.atomic import put_if_absent
 from shards.places import local_path, place
 from shards.printing import one_line
@@ -126,8 +127,8 @@ def run_init(args: argparse.Namespace) -> int:
     write_new(args.out, text, put_if_absent)
     epochs = config.steps * config.global_batch / rows
     print(
-        f"wrote {args.out}: {config.steps:,} steps of {config.global_batch} samples, {epochs:,.0f} epochs "
-        f"of {rows:,} rows"
+        f"wrote {args.out}: {counted(config.steps, 'step')} of {counted(config.global_batch, 'sample')}, "
+        f"{counted(round(epochs), 'epoch')} of {counted(rows, 'row')}"
     )
     print(f"next: {_start(args.out, sources)}")
     return 0

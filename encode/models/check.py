@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import configs
 from shards import Status
-from shards.console import config_words, positive, render
+from shards.console import config_words, counted, positive, render
 from shards.places import local_path
 
 from ..config import EncodeConfig, EngineConfig, LatentsColumn, MomentsColumn
@@ -214,7 +214,7 @@ def from_place(place: Path, count: int) -> Callable[[int], Pictures]:
             break
     if not images:
         raise EncodeError(
-            f"{place}: found no picture among {len(files)} files. Name a folder of pictures"
+            f"{place}: found no picture among {counted(len(files), 'file')}. Name a folder of pictures"
             if place.is_dir()
             else f"{place}: no picture that can be decoded. Name another, or a folder of pictures"
         )
@@ -283,7 +283,7 @@ def as_text(name: str, results: Sequence[Result]) -> str:
     missed = [result for result in results if not result.passed]
     lines = [f"{name}: {r.check}: {r.advice or r.found}" for r in missed]
     verdict = (
-        f"{name}: {len(missed)} of {len(results)} checks missed"
+        f"{name}: {len(missed)} of {counted(len(results), 'check')} missed"
         if missed
         else f"{name}: all passed"
     )

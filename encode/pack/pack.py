@@ -24,7 +24,7 @@ from pathlib import Path
 from rich.table import Table
 
 from shards import NoRoom
-from shards.console import Bar, positive, render, say_next
+from shards.console import Bar, counted, positive, render, say_next
 from shards.format.atomic import Json
 from shards.places import local_path
 from shards.signals import stoppable
@@ -140,7 +140,7 @@ def report(record: Json) -> str:
     table = Table("rows", "", "the first of them", title=f"{record['source']}: {record['kind']}")
     table.columns[0].justify = "right"
     table.columns[2].overflow = "fold"  # a path is of use only whole
-    table.add_row(f"{record['rows']:,}", f"packed, in {len(record['tars']):,} tars", "")
+    table.add_row(f"{record['rows']:,}", f"packed, in {counted(len(record['tars']), 'tar')}", "")
     troubles = record["troubles"]
     for trouble, text in TROUBLES.items():
         if count := troubles["counts"].get(trouble):

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from shards.console import counted
 from shards.places import local_path
 
 from ..config import EncodeConfig
@@ -62,7 +63,10 @@ def _packed(config: EncodeConfig, name: str, places: list[str], make: bool) -> P
         return Packed(out, record, fresh=False)
     packed = pack(path, out)
     words = "packed" if packed.fresh else "already packed"
-    print(f"source {name!r}: {path} is {words} into {out}, {len(packed.tars):,} tars", flush=True)
+    print(
+        f"source {name!r}: {path} is {words} into {out}, {counted(len(packed.tars), 'tar')}",
+        flush=True,
+    )
     if packed.fresh or mostly_lost(packed.record):
         print(report(packed.record), flush=True)
     return packed

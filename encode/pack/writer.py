@@ -23,7 +23,7 @@ from pathlib import Path
 
 from shards import NoRoom
 from shards.column import CAPTION_BYTES
-from shards.console import size_text
+from shards.console import counted, size_text
 from shards.format.atomic import (
     Json,
     Staged,
@@ -157,7 +157,7 @@ def write_tars(
                 tars.append([name, (out / name).stat().st_size])
     if not packed:
         raise NotASource(
-            f"{place}: none of {rows.rows:,} pictures could be read "
+            f"{place}: none of {counted(rows.rows, 'picture')} could be read "
             f"({'; '.join(troubles.places.get('unreadable', []))})"
         )
     troubles.merge(rows.source.troubles.record())

@@ -28,6 +28,7 @@ from shards import Layout
 from shards.column import committed
 from shards.console import (
     config_words,
+    counted,
     not_negative,
     number,
     positive,
@@ -204,7 +205,10 @@ def make_plan(config: EncodeConfig, args: argparse.Namespace) -> CostEstimate:
         for name, encoder in encoders.items():
             layout = layout_of(encoder, survey.shards, config.shard_rows)
             if args.seconds and rates.get(name) is None:
-                print(f"column {name}: trying its encoder, {args.seconds:.0f} s", file=sys.stderr)
+                print(
+                    f"column {name}: trying its encoder, at most {args.seconds:g} s",
+                    file=sys.stderr,
+                )
                 rows = rows_for_probe(encoder, survey, survey.job.suffix(config, name))
                 rates[name] = probe(encoder, layout, rows, config.engine, args.seconds)
             rate = rates.get(name)
@@ -327,11 +331,11 @@ def as_text(plan: CostEstimate, args: argparse.Namespace) -> str:
             figure(cost.mean_tokens, f"{{:.1f}}, {cost.p99_tokens or 0:.0f}"),
             interval(cost.bytes, size_text),
             *(figure(figures[name]) for name in ("hours", *prices)),
-            figure(cost.break_even_steps, "{:,.0f} steps"),
+            "" if cost.break_even_steps is None else counted(round(cost.break_even_steps), "step"),
         )  # fmt: skip
     lines = [
-        f"{source.source}: {interval(source.rows, count_text)} rows in {source.tars:,} tars, index "
-        f"{interval(source.index_bytes, size_text)}; {'; '.join(source.notes)}"
+        f"{source.source}: {interval(source.rows, count_text)} rows in {counted(source.tars, 'tar')}, "
+        f"index {interval(source.index_bytes, size_text)}; {'; '.join(source.notes)}"
         for source in plan.sources
     ]
     lines += [line for cost in plan.columns for line in _hints(cost)]
@@ -360,7 +364,9 @@ def _hints(cost: ColumnCost) -> list[str]:
             "busy"
         )
     if cost.passed_over:
-        words = ", ".join(f"{suffix!r} of {n:,} rows" for suffix, n in cost.passed_over.items())
+        words = ", ".join(
+            f"{suffix!r} of {counted(n, 'row')}" for suffix, n in cost.passed_over.items()
+        )
         lines.append(
             f"without a member that the column reads, of the rows looked at; they have: {words}"
         )
@@ -368,7 +374,7 @@ def _hints(cost: ColumnCost) -> list[str]:
         words = ", ".join(f"{name} {size_text(n)}" for name, n in cost.alternatives.items())
         lines.append(f"the same stored otherwise: {words}")
     if cost.committed:
-        lines.append(f"{cost.committed:,} of {cost.shards:,} shards are committed already")
+        lines.append(f"{cost.committed:,} of {counted(cost.shards, 'shard')} committed already")
     return [f"{cost.source}/{cost.column}: {line}" for line in lines]
 
 

@@ -31,6 +31,7 @@ from shards import (
     read_index,
 )
 from shards.column import OR, ShardIndex, chosen, index_name, member_of, suffix_read
+from shards.console import counted
 from shards.read import open_spec
 
 from ..config import EncodeConfig, PictureColumn
@@ -227,7 +228,7 @@ def with_images(config: EncodeConfig, job: SourceJob) -> SourceJob:
     suffixes = ", ".join(f"{suffix!r} ({count:,})" for suffix, count in counts.most_common(12))
     raise NoSuchSuffix(
         f"columns.{name}.{key}: no sample of source {source.name!r} has a member with the suffix "
-        f"{member_of(wanted).replace(OR, ', ')!r}, in {len(names)} of {shards} tars that were looked at "
+        f"{member_of(wanted).replace(OR, ', ')!r}, in {len(names)} of {counted(shards, 'tar')} that were looked at "
         f"({', '.join(map(repr, names[:3]))}{', ...' if names[3:] else ''}). Suffixes there, "
         f"with their rows: {suffixes}. Set columns.{name}.{key} to one of them, or a "
         "list"
@@ -310,15 +311,15 @@ class Survey:
                 self.notes.append(f"tar {shard} passed over: {error}")
         if not self.samples:
             raise EncodeError(
-                f"source {job.source.name!r}: none of {count} tars could be looked into. "
+                f"source {job.source.name!r}: none of {counted(count, 'tar')} could be looked into. "
                 f"{self.notes[-1] if self.notes else 'It names no tar'}"
             )
         if len(self.samples) == self.shards:
-            note = f"all {self.shards} tars were looked into: nothing is extrapolated"
+            note = "all of it was looked into: nothing is extrapolated"
         elif len(self.known) == self.shards:
-            note = f"rows of all {self.shards} tars are known, {len(self.samples)} were looked into"
+            note = f"its rows are known, {counted(len(self.samples), 'tar')} looked into"
         else:
-            note = f"extrapolated from {len(self.samples)} of {self.shards} tars by their bytes"
+            note = f"extrapolated from {len(self.samples)} of {counted(self.shards, 'tar')} by their bytes"
         if None in job.tars:
             note += "; no tar is in reach, so tokens are estimated from the bytes of captions"
         self.notes.append(note)

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from shards import Status, Store, canonical_json, describe
 from shards.column import OR, suffix_read
-from shards.console import render
+from shards.console import counted, render
 from shards.format import HAS_VALUES
 from shards.format.atomic import Json, parse_json
 
@@ -213,9 +213,9 @@ def _lost_line(entry: Json) -> str:
     line = f"{lost(entry):,} of {total:,} rows have no {what} ({', '.join(reads)})"
     if not entry["passed_over"]:
         return f"{line}, nor anything in its place"
-    suffixes = ", ".join(f"{s!r} of {n:,} rows" for s, n in entry["passed_over"].items())
+    suffixes = ", ".join(f"{s!r} of {counted(n, 'row')}" for s, n in entry["passed_over"].items())
     older = entry["passed_over_unknown"]
-    more = f" ({older:,} older shards are not counted)" if older else ""
+    more = f" (without {counted(older, 'older shard')})" if older else ""
     names = ", ".join(dict.fromkeys([*reads, next(iter(entry["passed_over"]))]))
     return f"{line}. They have {suffixes}{more}. A new column may read these, too: {key}: [{names}]"
 
@@ -227,11 +227,11 @@ def _line(url: str, entry: Json, allow_failed: bool) -> str:
     if entry["complete"] is not None and (allow_failed or not entry["missing"]):
         useless = "but MOST ROWS ARE LOST, " if mostly_lost(entry) else ""
         useless = useless if usable(entry["counts"]) else "but NO ROW IS USABLE, "
-        return f"{url}: complete, {useless}{entry['rows']:,} rows: {counts}"
+        return f"{url}: complete, {useless}{counted(entry['rows'], 'row')}: {counts}"
     failures = len(entry["failed"])
     fresh = entry["missing"] - failures
     note = f", {fresh} not encoded yet" if fresh > 0 else ""
-    return f"{url}: NOT complete, {failures} shards failed{note}; {counts}"
+    return f"{url}: NOT complete, {counted(failures, 'shard')} failed{note}; {counts}"
 
 
 def _ordered(names: Iterable[str]) -> list[str]:
@@ -294,7 +294,7 @@ def _column(url: str) -> str:
 
 
 def _run_line(run: Json) -> str:
-    line = f"this run: {run.get('rows', 0):,} rows"
+    line = f"this run: {counted(run.get('rows', 0), 'row')}"
     if run.get("rows_per_s") is not None:
         line += f"; {run['rows_per_s']:,.1f} samples/s"
     if run.get("busy") is not None:

@@ -28,7 +28,7 @@ from rich.table import Table
 
 import configs
 from shards import CorruptColumn, NotAColumn, Store, describe, open_store
-from shards.console import config_words, duration_text, render, size_text
+from shards.console import config_words, counted, duration_text, render, size_text
 from shards.format.atomic import Json, parse_json
 from shards.format.checks import Count, Fields, Text, check
 from shards.printing import raw
@@ -146,7 +146,7 @@ def in_words(run: RunRecord, alive: bool, now: float) -> list[str]:
         f"run         {state}: process {run.pid} on {run.host}, last heard of {age:.0f} s ago",
         f"shards      {shards.done:,} of {shards.total:,} done in this run, {shards.failed:,} "
         f"failed, {shards.running if alive else 0:,} in flight",
-        f"rate        {run.rows_per_s:,.1f} samples/s, {run.rows:,} rows",
+        f"rate        {run.rows_per_s:,.1f} samples/s, {counted(run.rows, 'row')}",
     ]
     if alive and run.eta_s is not None:
         lines.append(f"ETA         {duration_text(run.eta_s)}")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from shards import ObjectsMissing, Store, put_complete
 from shards.column import Lease, commit_name, failure_name
-from shards.console import say_next
+from shards.console import counted, say_next
 from shards.format import FAILURE, VERSION, FailureRecord, sealed
 from shards.format.atomic import Json
 from shards.signals import Stopped, stoppable
@@ -101,7 +101,7 @@ def _encode(
     claim_columns(plan, options.retry)
     if plan.failed:
         print(
-            f"{len(plan.failed)} shards failed in an earlier run and are left alone; `python -m "
+            f"{counted(len(plan.failed), 'shard')} failed in an earlier run; `python -m "
             "encode retry-failed CONFIG` tries them again"
         )
     if not plan.tasks:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from shards import Store, canonical_json
-from shards.console import Bar, duration_text, number_text
+from shards.console import Bar, counted, duration_text, number_text
 from shards.format.atomic import Json
 
 from ..meter import WAITS, Seconds, Stats, none_spent
@@ -74,7 +74,7 @@ class Progress:
         with suppress(OSError):
             self._bar.advance(1)
         if result.note:
-            self.note(f"{task.name}: {result.note}; {result.rows} rows kept")
+            self.note(f"{task.name}: {result.note}; {counted(result.rows, 'row')} kept")
 
     def gone(self, worker: int) -> None:
         """Forgets a worker that died; another one in its place counts from nothing."""
@@ -141,7 +141,7 @@ class Progress:
     def _text(self) -> str:
         eta, past = self.eta(), self._past[0][2]
         seconds = {name: value - past.get(name, 0.0) for name, value in self._time.items()}
-        words = f"{self.rows:,} rows, {self.rate():,.0f} rows/s, ETA "
+        words = f"{counted(self.rows, 'row')}, {self.rate():,.0f} rows/s, ETA "
         words += "unknown" if eta is None else duration_text(eta)
         share = busy_share(seconds)
         if share is not None:

@@ -24,7 +24,7 @@ from pathlib import Path
 import yaml
 
 from shards import NoRoom
-from shards.console import Bar, positive, say_next, size_text
+from shards.console import Bar, counted, positive, say_next, size_text
 from shards.places import local_path
 from shards.signals import Stopped, stoppable
 
@@ -77,8 +77,8 @@ def _download(args: argparse.Namespace) -> int:
     partial_bytes = sum(_size(file.part(folder)) or 0 for file in missing)
     remaining, free = total - partial_bytes, shutil.disk_usage(folder).free
     print(
-        f"{repository} at {commit[:12]}: {len(files):,} files of "
-        f"{size_text(sum(file.size for file in files))}; {len(missing):,} files, "
+        f"{repository} at {commit[:12]}: {counted(len(files), 'file')} of "
+        f"{size_text(sum(file.size for file in files))}; {counted(len(missing), 'file')}, "
         f"{size_text(remaining)}, to download; {size_text(free)} free at {folder}",
         flush=True,
     )
@@ -93,12 +93,12 @@ def _download(args: argparse.Namespace) -> int:
         jobs = [partial(download_file, f, folder, args.sha256, stop, bar.advance) for f in missing]
         if args.sha256:
             present = [file for file in files if file not in missing]
-            print(f"checking the digests of {len(present):,} files that exist already")
+            print(f"checking the digests of {counted(len(present), 'file')} here already")
             jobs += [
                 partial(check_digest, folder / f.path, f, folder / f.path, stop) for f in present
             ]
         _run_all(jobs, args.threads, stop)
-    print(f"complete: {len(files):,} files in {folder}\n")
+    print(f"complete: {counted(len(files), 'file')} in {folder}\n")
     sources = sources_of(args.dataset.rpartition("/")[2], folder, files)
     lines = yaml.safe_dump({"sources": sources}, sort_keys=False, width=10_000, allow_unicode=True)
     print(lines, end="", flush=True)

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 from shards import IndexRow, Source, Store, open_store
 from shards.column import CAPTION_BYTES
+from shards.console import counted
 from shards.format import MAX_CAPTIONS
 from shards.format.checks import MAX_TEXT
 from shards.places import local_path
@@ -66,7 +67,8 @@ def make_source(name: str, tars: str | Sequence[str], shard_rows: int) -> tuple[
     if missing:
         end = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
         raise MissingTar(
-            f"source {name!r}: {len(missing)} of {len(places)} tars are not there: "
+            f"source {name!r}: {len(missing)} of {counted(len(places), 'tar')} "
+            f"{'is' if len(missing) == 1 else 'are'} not there: "
             f"{', '.join(missing[:20])}{end}. "
             "Check the pattern (relative paths start at the current folder)"
         )

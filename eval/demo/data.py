@@ -28,6 +28,7 @@ from torch import Tensor
 from encode.models import to_pixels
 from encode.source import transform
 from shards import atomic_write
+from shards.console import counted
 from shards.places import local_path
 
 from .openmoji import BACKGROUNDS, GROUPS, Sample, choose, hashed
@@ -202,7 +203,9 @@ def main() -> None:
     draw(out)
     tars = sorted(out.glob("*/*.tar"))
     size = sum(path.stat().st_size for path in tars)
-    print(f"{len(tars)} tars, {size / 1e6:.1f} MB in {out}; training data {digest()[:16]}")
+    print(
+        f"{counted(len(tars), 'tar')}, {size / 1e6:.1f} MB in {out}; training data {digest()[:16]}"
+    )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shards.console import counted
 from shards.printing import one_line
 
 from ..errors import BadReport, BadScores, MissingImages
@@ -145,7 +146,7 @@ def _open_pictures(folder: Path, pictures: Path, partial: bool) -> ScoredSet:
         for name in sorted(scores.keys() - current.keys())
     ]
     if images.missing:
-        notes.append(f"incomplete: {images.missing} files of the set are missing")
+        notes.append(f"incomplete: the set lacks {counted(images.missing, 'file')}")
     trained = runs.read(pictures, images.settings.get("weights"))
     if trained:
         notes += trained.warnings(images.settings.get("guidance_scale", 1))

@@ -18,7 +18,7 @@ from ..column.commits import (
     valid_rows,
 )
 from ..column.writer import ShardWriter, create_column, put_empty
-from ..console import Bar, say_next
+from ..console import Bar, counted, say_next
 from ..errors import ConversionFailed, ShardsError
 from ..format.atomic import Json
 from ..format.int8 import (
@@ -220,6 +220,6 @@ def run_convert(args: argparse.Namespace) -> int:
         if warns(scales):
             result += "; WARNING: more than is usual"
     rows = sum(column.snapshot.rows)
-    print(f"{args.target}: {rows:,} rows as {column.layout.record()}; {result}")
+    print(f"{args.target}: {counted(rows, 'row')} as {column.layout.record()}; {result}")
     say_next("shards", "verify", args.target)
     return 0

@@ -21,7 +21,7 @@ from ..column.source import index_name
 from ..column.statistics import norm_names, put_statistics, read_statistics
 from ..column.values import sha256_of
 from ..column.zarr_object import read_into
-from ..console import Bar, say_next
+from ..console import Bar, counted, say_next
 from ..errors import CorruptColumn, IdentityMismatch, NoRoom, NotAColumn
 from ..format.atomic import sha256
 from ..read.column import open_spec
@@ -314,8 +314,8 @@ def run_copy(args: argparse.Namespace) -> int:
         manifest = copy(args.source, args.target, args.with_source, args.threads, bar)
     state = "COMPLETE" if manifest.complete else "unfinished, as it is there"
     print(
-        f"{args.target}: {len(manifest.commits)} shards of {args.source}, {len(manifest.objects)} "
-        f"objects, {manifest.bytes:,} bytes ({state})"
+        f"{args.target}: {counted(len(manifest.commits), 'shard')} of {args.source}, "
+        f"{counted(len(manifest.objects), 'object')}, {counted(manifest.bytes, 'byte')} ({state})"
     )
     say_next("shards", "verify", args.target)
     return 0

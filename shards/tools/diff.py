@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..column.commits import own_commit
 from ..column.members import member_read
-from ..console import Bar
+from ..console import Bar, counted
 from ..format.int8 import to_floats
 from ..format.layout import HAS_VALUES, ZARR_ROWS, Status, differences
 from ..read.column import Column
@@ -147,7 +147,7 @@ def diff_shard(task: DiffTask, report: Report) -> ShardDifference:
     if len(changed):
         names = " and ".join(Status(int(status[changed[0]])).name.lower() for status in statuses)
         difference.notes.append(
-            f"{len(changed)} rows of other status, {spans(changed[:SHOWN].tolist())} first: {names}"
+            f"{counted(len(changed), 'row')} of other status, {spans(changed[:SHOWN].tolist())} first: {names}"
         )
     equal_bytes = _has_equal_bytes(a, b)
     comparable = np.isin(statuses[0], HAS_VALUES) & np.isin(statuses[1], HAS_VALUES)
@@ -207,9 +207,11 @@ def lines_of(difference: Difference, a: str, b: str) -> list[str]:
     for shard in difference.shards[:SHOWN]:
         notes = list(shard.notes)
         if shard.lengths:
-            notes.append(f"{len(shard.lengths)} rows of other length, {_first(shard.lengths)}")
+            notes.append(
+                f"{counted(len(shard.lengths), 'row')} of other length, {_first(shard.lengths)}"
+            )
         if shard.rows:
-            notes.append(f"{len(shard.rows)} rows of other values, {_first(shard.rows)}")
+            notes.append(f"{counted(len(shard.rows), 'row')} of other values, {_first(shard.rows)}")
         lines.append(f"shard {shard.shard}: " + "; ".join(notes))
     if len(difference.shards) > SHOWN:
         lines.append(f"... and {len(difference.shards) - SHOWN} more shards")

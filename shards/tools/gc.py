@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ..column.commits import commit_name
 from ..column.lease import Lease
+from ..console import counted
 from ..errors import ShardsError
 from ..format.layout import ColumnSpec
 from ..store.base import Place, Store
@@ -142,5 +143,5 @@ def run_gc(args: argparse.Namespace) -> int:
         print(f"{verb}: {item.name} ({item.bytes:,} bytes; {item.why})")
     total = sum(item.bytes for item in garbage)
     state = "deleted" if args.yes else "to be deleted" + "; do it with --yes" * bool(garbage)
-    print(f"{args.column}: {len(garbage)} objects, {total:,} bytes {state}")
+    print(f"{args.column}: {counted(len(garbage), 'object')}, {counted(total, 'byte')} {state}")
     return 0

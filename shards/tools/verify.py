@@ -21,7 +21,7 @@ from ..column.members import member_read, members_digest
 from ..column.source import open_source, read_index
 from ..column.statistics import damaged_statistics, norm_names, statistics_name
 from ..column.values import sha256_of
-from ..console import Bar
+from ..console import Bar, counted
 from ..errors import CorruptColumn, NotAColumn, ShardsError, SourceMismatch
 from ..exits import failed
 from ..format.atomic import canonical_json, sha256
@@ -65,8 +65,9 @@ class Examination:
         if missing := column.missing:
             shards = f"shards {missing[:SHOWN]}{' and more' if len(missing) > SHOWN else ''}"
             lines.append(
-                f"{url}: unfinished, {len(missing)} of {column.spec.layout.shards} shards are not "
-                f"committed ({shards}). `python -m encode run` goes on"
+                f"{url}: unfinished, {len(missing)} of "
+                f"{counted(column.spec.layout.shards, 'shard')} not committed ({shards}). "
+                "`python -m encode run` goes on"
             )
         lines += [
             f"{url}: shard {s} failed: {why}" for s, why in list(column.failed.items())[:SHOWN]
@@ -76,7 +77,7 @@ class Examination:
         if self.unfinished:
             size = sum(size for _, size in self.unfinished)
             lines.append(
-                f"{url}: {len(self.unfinished)} objects ({size:,} bytes) belong to no commit yet, "
+                f"{url}: {counted(len(self.unfinished), 'object')} ({size:,} bytes) of no commit yet, "
                 f"{self.unfinished[0][0]} the first: an encode that runs or was interrupted"
             )
         return lines
@@ -375,7 +376,7 @@ def run_verify(args: argparse.Namespace) -> int:
             total = len(column.commits) if column else 0
             rest = "; the commits of the others, from an older release, do not say what they were made of"
             print(
-                f"{url}: {compared} of {total} shards compared with the tars"
+                f"{url}: {compared} of {counted(total, 'shard')} compared with the tars"
                 + rest * (compared < total)
             )
         print("\n".join([*examination.sentences(), *_verdict(url, examination.faults)]))
@@ -388,14 +389,14 @@ def _verdict(url: str, faults: Sequence[Fault]) -> list[str]:
     lines = []
     if changed := {fault.shard for fault in faults if fault.kind == MEMBERS}:
         lines.append(
-            f"{url}: {len(changed)} shards do not match the tars. The column itself is not damaged by "
+            f"{url}: the tars do not match {counted(len(changed), 'shard')}. The column itself is not damaged by "
             "that, and `repair` does not change it"
         )
     if damage := [fault for fault in faults if fault.kind != MEMBERS]:
         shards = {fault.shard for fault in damage if fault.shard is not None}
         lines.append(
-            f"{url}: DAMAGED, {len(damage)} faults, {len(shards)} shards. See what `python -m shards "
-            f"repair {url}` would do"
+            f"{url}: DAMAGED, {counted(len(damage), 'fault')}, {counted(len(shards), 'shard')}. See "
+            f"what `python -m shards repair {url}` would do"
         )
     return lines
 

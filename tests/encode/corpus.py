@@ -364,7 +364,7 @@ TARS: list[TarCase] = [
 
 SOURCES: list[SourceCase] = [
     SourceCase(
-        "a tar that is not there", ["{}/a.tar", "{}/d.tar"], MissingTar, "1 of 2 tars are not there"
+        "a tar that is not there", ["{}/a.tar", "{}/d.tar"], MissingTar, "1 of 2 tars is not there"
     ),
     SourceCase(
         "a folder without tars",

@@ -7,7 +7,7 @@ import re
 import pytest
 from rich.table import Column, Table
 
-from shards.console import render
+from shards.console import counted, next_text, render
 from shards.tables import wrapped
 
 ROWS = [
@@ -91,3 +91,23 @@ def test_lines_are_cut_between_words_on_a_terminal_alone(monkeypatch: pytest.Mon
     assert first == "latents     mean " + " ".join(["-0.25"] * 7)
     assert all(part.startswith(" " * 12 + "-0.25") and len(part) <= 60 for part in rest)
     assert sum(part.count("-0.25") for part in rest) == 9
+
+
+def test_sentences_fit_a_terminal_and_commands_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    command = next_text("encode", "run", "a/config/of/a/long/name/encode.yaml", "engine.threads=2")
+    text = render("word " * 20, "rate        " + "figure " * 12, command)
+    *lines, last = text.splitlines()
+    assert last == command
+    assert max(map(len, lines)) <= 40
+    assert [line[:12] for line in lines if "figure" in line] == ["rate        ", *[" " * 12] * 2]
+
+
+def test_a_number_has_its_noun() -> None:
+    assert [counted(n, "tar") for n in (0, 1, 2, 1234)] == [
+        "0 tars",
+        "1 tar",
+        "2 tars",
+        "1,234 tars",
+    ]
+    assert counted(2, "entry", "entries") == "2 entries"

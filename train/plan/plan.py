@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from rich.table import Column, Table
 
 import configs
-from shards.console import config_words, number, positive, render, say_next, size_text
+from shards.console import config_words, counted, number, positive, render, say_next, size_text
 from shards.places import local_path, place
 
 from ..config import TrainConfig
@@ -49,8 +49,8 @@ def as_text(plan: RunPlan) -> str:
         f"mix: {', '.join(_source(s) for s in data.sources)}",
         f"FLOPs a sample: {forward} forward, {in_tera(plan.flops)} forward and backward "
         f"(captions padded to {PADDED}: {padded}, {in_tera(plan.train.of(1, PADDED))})",
-        f"batch: {plan.global_batch:,} samples = {plan.setting.gpus} GPUs x {plan.accumulation} micro-batches x "
-        f"{plan.micro_batch}",
+        f"batch: {plan.global_batch:,} samples = {counted(plan.setting.gpus, 'GPU')} x "
+        f"{counted(plan.accumulation, 'micro-batch', 'micro-batches')} x {plan.micro_batch}",
         "",
         _memory_table(plan),
         _disk_line(plan),
@@ -66,7 +66,7 @@ def _memory_table(plan: RunPlan) -> Table:
     heads[plan.stage] += ", this config"
     sums = [sum(parts.values()) for parts in plan.memory.values()]
     unit, size = ("GB", 1e9) if sums[plan.stage] > 1e9 else ("MB", 1e6)
-    table = _table(f"{unit} on each of {plan.setting.gpus} GPUs", *heads.values())
+    table = _table(f"{unit} on each GPU", *heads.values())
     for part in plan.memory[0]:
         table.add_row(part, *(f"{parts[part] / size:,.1f}" for parts in plan.memory.values()))
     table.add_section()
@@ -83,7 +83,7 @@ def _disk_line(plan: RunPlan) -> str:
 
 def _time_lines(plan: RunPlan) -> list[str]:
     data, setting, rate = plan.data, plan.setting, plan.samples_per_second
-    lines = [f"run: {plan.steps:,} steps, {plan.samples:,} samples"]
+    lines = [f"run: {counted(plan.steps, 'step')}, {counted(plan.samples, 'sample')}"]
     lines += [
         f"epoch of {name}: {steps:,.0f} steps; {epochs:,.2f} epochs in the run"
         for name, (steps, epochs) in plan.epochs().items()

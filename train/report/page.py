@@ -17,7 +17,7 @@ from pydantic import Field
 
 from configs import ConfigError, read_yaml
 from shards import atomic_write, charts
-from shards.console import duration_text, next_text
+from shards.console import counted, duration_text, next_text
 from shards.format.checks import Count, Fields, check
 from shards.places import local_path
 from shards.printing import printable
@@ -97,15 +97,16 @@ def facts_of(config: _Config, records: Sequence[Record]) -> list[tuple[str, str]
     facts = [
         ("latents", str(config.data.latents)),
         ("text", str(config.data.text)),
-        ("batch", f"{config.global_batch:,} samples, seed {config.seed}"),
+        ("batch", f"{counted(config.global_batch, 'sample')}, seed {config.seed}"),
     ]
     if starts:
         start = starts[-1]
         mix = ", ".join(f"{name} {share:.3f}" for name, share in start.get("mix", {}).items())
         facts[:0] = [
-            ("data mix", f"{mix} of the samples; {start.get('epoch_samples', 0):,} samples an epoch"),
+            ("data mix", f"{mix} of the samples; {start.get('epoch_samples', 0):,} an epoch"),
             ("model", f"{sum(start.get('parameters', {}).values()):,} parameters"),
-            ("machines", f"{start.get('world', 1)} x {start.get('device', '')}, started {len(starts)} times"),
+            ("machines", f"{start.get('world', 1)} x {start.get('device', '')}, started "
+             f"{counted(len(starts), 'time')}"),
             ("commit", start.get("commit") or "unknown"),
         ]  # fmt: skip
         if (shift := start.get("shift")) is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.table import Column, Table
 
-from shards.console import duration_text, render, size_text
+from shards.console import counted, duration_text, render, size_text
 from train.plan import Efficiency, gpu_named
 
 from ...errors import StudyChanged
@@ -122,9 +122,11 @@ def as_text(plan: StudyPlan) -> str:
     """Returns the plan for a reader."""
     study, a = plan.study, plan.assumptions
     steps = ", ".join(f"{step:,}" for step in study.steps)
+    entries = counted(len(study.entries), "entry", "entries")
     lines = [
-        f"{study.path}: {len(study.entries)} entries x {len(study.seeds)} seeds, scored at step {steps}, "
-        f"{plan.pictures:,} pictures a set ({study.config.benchmark or study.config.prompts}); out: {study.out}",
+        f"{study.path}: {entries} x {counted(len(study.seeds), 'seed')}, scored at step {steps}, "
+        f"{counted(plan.pictures, 'picture')} a set ({study.config.benchmark or study.config.prompts}); "
+        f"out: {study.out}",
         f"baseline {study.baseline}; against it {', '.join(study.entries[1:])}; primary score "
         f"{study.scorers[0].name}",
     ]  # fmt: skip

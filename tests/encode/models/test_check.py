@@ -114,7 +114,7 @@ def test_pictures_of_a_folder(check: Callable[..., tuple[int, str]], tmp_path: P
     folder = tmp_path / "pictures/below"
     folder.mkdir(parents=True)
     (folder / "notes.txt").write_text("no picture")
-    with pytest.raises(EncodeError, match="found no picture among 1 files"):
+    with pytest.raises(EncodeError, match="found no picture among 1 file\\. Name"):
         check(pixels, "--pictures", str(folder.parent))
     for number in range(3):
         picture(number).save(folder / f"{number}.png")

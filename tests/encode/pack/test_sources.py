@@ -38,7 +38,7 @@ def test_a_folder_of_pictures_is_packed_once(
     assert len(open_job(with_packed(early, make=False), "toy").source.tars) == 1
     assert run(config) == 0
     packed = tmp_path / "cache/packed/toy"
-    assert f"source 'toy': {source} is packed into {packed}, 1 tars" in capsys.readouterr().out
+    assert f"source 'toy': {source} is packed into {packed}, 1 tar\n" in capsys.readouterr().out
     column = Column.open(tmp_path / "cache/toy/text")
     assert column.status(np.arange(COUNT)).tolist() == [Status.OK] * COUNT
     # the same source as one that was packed by hand

@@ -91,6 +91,7 @@ def test_a_folder_is_planned_on_screen(
     here = set(os.listdir(tmp_path))
     assert run_plan(options(config, "--seconds", 0.5)) == 0
     text, log = capsys.readouterr()
+    text = " ".join(text.split())
     assert "toy: 20 rows in 1 tar" in text
     assert f"`run` packs {photos} into {tmp_path / 'cache/packed/toy'} first" in text
     assert "more pictures of one key" in text

@@ -193,7 +193,7 @@ def test_columns_of_other_members_are_told_apart(
     code, printed = shards("verify", a, "--source", tars)
     assert code == 1
     assert "shard 1 was made of other" in printed
-    assert "1 shards do not match the tars" in printed
+    assert "the tars do not match 1 shard." in printed
     assert "DAMAGED" not in printed  # `repair` would find nothing
     os.truncate(tars / "0.tar", 512)
     code, printed = shards("verify", other, "--source", tars, "--json")

@@ -320,7 +320,7 @@ def test_a_shard_without_memory_is_tried_again(tmp_path: Path, attempts: int) ->
         assert "vae: complete, 3 rows: 2 ok, 1 image_undecodable" in output
     else:
         assert code == 3, output
-        assert "NOT complete, 1 shards failed" in output
+        assert "NOT complete, 1 shard failed" in output
         assert "undecodable" not in output
 
 

@@ -329,7 +329,7 @@ def test_what_is_no_tar_fails_alone(config: Path, encode: Encode, undisturbed: l
     code, output = encode(config)
     assert code == 3
     assert re.search(r"FAILED toy/00002 \(.*/tars/2.tar\): BadTar: .* not a tar", output)
-    assert "vae: NOT complete, 1 shards failed" in output
+    assert "vae: NOT complete, 1 shard failed" in output
     assert "Traceback" not in output
     for name in ("vae", "text"):
         done = sorted(p.stem for p in (cache / "toy" / name / "commits").iterdir())
@@ -341,7 +341,7 @@ def test_what_is_no_tar_fails_alone(config: Path, encode: Encode, undisturbed: l
     before = (cache / "toy/vae/failures/00002.json").stat().st_mtime_ns
     code, output = encode(config)  # it is not tried again by itself
     assert code == 3
-    assert "1 shards failed in an earlier run and are left alone" in output
+    assert "1 shard failed in an earlier run; `python -m encode retry-failed" in output
     assert (cache / "toy/vae/failures/00002.json").stat().st_mtime_ns == before
 
     code, output = encode(
@@ -636,7 +636,7 @@ def test_a_member_named_with_escape_sequences(tmp_path: Path, models: Path, enco
     code, output = encode(config, "columns.text=null")
     assert code == 0, output
     assert "\x1b" not in output
-    assert r"inside zz\x1b]0;title\x07\x1b[31m[bold]evil\n.jpg; 1 rows kept" in output
+    assert r"inside zz\x1b]0;title\x07\x1b[31m[bold]evil\n.jpg; 1 row kept" in output
     assert name in str(read_index(tmp_path / "cache/toy", 0).note)
 
 

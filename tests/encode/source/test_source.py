@@ -359,7 +359,7 @@ def test_patterns_and_folders_are_the_tars_that_they_hold(
     assert bases("below/**/*.tar") == ["3.tar", "4.tar"]
     source, _ = make_source("s", "{2,9,10}.tar", 1024)
     assert source.fingerprint == make_source("s", "[0-9]*.tar", 1024)[0].fingerprint
-    with pytest.raises(MissingTar, match=r"1 of 1 tars are not there: none-\*\.tar"):
+    with pytest.raises(MissingTar, match=r"1 of 1 tar is not there: none-\*\.tar"):
         make_source("s", "none-*.tar", 1024)
     (tmp_path / "empty").mkdir()
     with pytest.raises(NotASource, match=r"empty: a folder without tars.*encode pack"):
@@ -403,7 +403,7 @@ def test_tars_of_a_web_server(tmp_path: Path) -> None:
             (tmp_path / f"{i:03d} é.tar").write_bytes(b"1" * i)
         local, _ = make_source("s", f"{tmp_path}/{{000..299}} é.tar", 1024)
         assert source.fingerprint == local.fingerprint
-        with pytest.raises(MissingTar, match=r"1 of 301 tars are not there: http://.*/set/300%20é"):
+        with pytest.raises(MissingTar, match=r"1 of 301 tars is not there: http://.*/set/300%20é"):
             make_source("s", f"{web.url}/set/{{000..300}}%20é.tar", 1024)
         for place, why in (
             ("set/0.tar?token=secret", "found a query"), ("set/0.tar#1", "found a fragment"),

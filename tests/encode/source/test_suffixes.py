@@ -44,6 +44,7 @@ def members(
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Run:
     """Run a command of `encode` over some tars with encoders that load in no time."""
+    monkeypatch.setenv("COLUMNS", "400")  # sentences on one line
     monkeypatch.setattr(job, "load_encoders", light.load_encoders)
     monkeypatch.setattr(plan, "load_encoders", light.load_encoders)
 
@@ -115,7 +116,7 @@ def test_of_several_suffixes_the_first_that_a_row_has_is_read(run: Run, tmp_path
     examination = examine(tmp_path / "cache/toy/vae")
     assert check_source(examination, [tmp_path]) == 1  # a shard
     assert examination.faults == []
-    line = "toy/vae: 1 of 5 rows have no picture (png, jpg). They have 'webp' of 1 rows. "
+    line = "toy/vae: 1 of 5 rows have no picture (png, jpg). They have 'webp' of 1 row. "
     assert f"{line}A new column may read these, too: image: [png, jpg, webp]" in out
     assert "toy/ids: 1 of 5 rows have no caption (txt), nor anything in its place" in out
 
@@ -235,7 +236,7 @@ def test_the_index_serves_where_tars_are_gone(run: Run, tmp_path: Path) -> None:
 def test_tars_of_a_web_server(run: Run, tmp_path: Path) -> None:
     with serving(**{"0.tar": tar_bytes(members(range(3)))}) as web:
         for verb in ("run", "plan"):
-            with pytest.raises(NoSuchSuffix, match="'jpeg', in 1 of 1 tars"):
+            with pytest.raises(NoSuchSuffix, match="'jpeg', in 1 of 1 tar "):
                 run([f"{web.url}/0.tar"], image="jpeg", what=verb)
         assert not (tmp_path / "cache").exists()
         assert run([f"{web.url}/0.tar"])[0] == 0
@@ -315,7 +316,7 @@ def test_shards_of_an_older_program_are_not_counted(run: Run, tmp_path: Path) ->
         name.write_bytes(seal(record))
     code, out = run(tars)
     assert code == 0
-    assert "'png' of 4 rows (1 older shards are not counted)" in out
+    assert "'png' of 4 rows (without 1 older shard)" in out
 
 
 def test_captions_in_json(run: Run, tmp_path: Path) -> None:

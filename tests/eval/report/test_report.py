@@ -228,7 +228,7 @@ def test_unfinished_sets(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("r.*"))
     report([folder], tmp_path / "r.html", partial=True)
     page = (tmp_path / "r.html").read_text()
-    assert "incomplete: 1 files of the set are missing" in page
+    assert "incomplete: the set lacks 1 file" in page
 
 
 def test_reconstructions(tmp_path: Path) -> None:

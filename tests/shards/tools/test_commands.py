@@ -175,7 +175,7 @@ def test_damage_is_found_mended_and_told(tmp_path: Path) -> None:
     assert "now makes shards [2] again" in result.stdout
     unfinished = command("verify", path)
     assert unfinished.returncode == 0
-    assert "unfinished, 1 of 3 shards are not committed" in unfinished.stdout
+    assert "unfinished, 1 of 3 shards not committed" in unfinished.stdout
     write_column(path, moments_spec())
     assert command("digest", path, "--deep").stdout.strip() == digest
     assert "would delete: quarantine/" in command("gc", path, "--quarantine").stdout

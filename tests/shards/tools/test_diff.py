@@ -90,8 +90,8 @@ def test_identity_rows_statuses_lengths(tmp_path: Path) -> None:
     assert "identity.source: found 'fingerprint of toy', expected 'another'" in text
     assert "empty caption: other tokens" in text
     assert "shard 0: 1100 rows and 30\n" in text + "\n"
-    assert "shard 1: 1 rows of other status, [6] first: ok and caption_undecodable; " in text
-    assert "; 1 rows of other length, [3]" in text
+    assert "shard 1: 1 row of other status, [6] first: ok and caption_undecodable; " in text
+    assert "; 1 row of other length, [3]" in text
     assert f"shard 2: committed in {a} only" in text
     assert text.count("\n") < 10
 
