@@ -25,13 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 import configs
 from shards import LeaseHeld, atomic_write, canonical_json, open_store, put_if_absent
 from shards.column import Lease, lease_chain
 from shards.format.atomic import read_json
 from shards.signals import Stopped, stoppable
-from train.checkpoints.checkpoint import CheckpointError, steps
+from train.checkpoints.checkpoint import WHOLE, CheckpointError, steps
+from train.checkpoints.snapshots import EmaLengthRefused, digest_of_length, refuse_planned
+from train.config import EmaConfig
 from train.report import write_page
 
 from .errors import BadReport, OtherImages, Watched
@@ -128,6 +131,8 @@ class Watcher:
             raise CheckpointError(
                 f"{run}: found neither checkpoints nor config.yaml, expected the folder of a run"
             )
+        if request.ema is not None:
+            self._check_average(request.ema)
         if not self.scorers:
             raise BadReport("--scorer: found none, expected at least one with its flags")
         prompts = find(request.benchmark, request.prompts)
@@ -145,6 +150,23 @@ class Watcher:
         }
         self.settings: Json = json.loads(json.dumps(settings, default=str))
         self.folder = run / "eval"
+
+    def _check_average(self, length: float) -> None:
+        """EmaLengthRefused where the run will not have kept enough for an average of a length at its end;
+        of earlier steps it is seen when they are read.
+        """
+        path = self.run / "config.yaml"
+        if not path.is_file():
+            return
+        values = configs.read_yaml(path)
+        try:
+            config, steps = EmaConfig.model_validate(values.get("ema") or {}), self._steps(path)
+        except ValidationError as error:
+            raise Watched(f"{path}: ema: {error}, expected the config of a run") from None
+        try:
+            refuse_planned(config, steps, steps, length)
+        except EmaLengthRefused as error:
+            raise EmaLengthRefused(f"{self.run}: --ema: {error}") from None
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -172,14 +194,14 @@ class Watcher:
         if put_if_absent(path, canonical_json(self.settings)):
             return
         try:
-            settings = dict(read_json(path))
+            settings = {"ema": None} | dict(read_json(path))  # which older releases did not know
         except (OSError, ValueError, TypeError) as error:
             raise Watched(
                 f"{path}: not readable ({error}). Move {self.folder} away to start over"
             ) from None
         differing = [
             f"{key}: found {settings[key]!r}, expected {self.settings[key]!r}"
-            for key in sorted(settings.keys() & self.settings.keys())
+            for key in sorted(self.settings.keys() & settings.keys())
             if settings[key] != self.settings[key]
         ]
         if differing:
@@ -216,10 +238,14 @@ class Watcher:
         config = self.run / "config.yaml"
         if not config.is_file():
             return bool(numbers)
-        last = configs.read_yaml(config).get("steps")
-        if type(last) is not int:
-            raise Watched(f"{config}: found steps {last!r:.40}, expected the config of a run")
-        return bool(numbers) and max(numbers) >= last
+        return bool(numbers) and max(numbers) >= self._steps(config)
+
+    def _steps(self, config: Path) -> int:
+        """Returns how many steps a run is to take."""
+        steps = configs.read_yaml(config).get("steps")
+        if type(steps) is not int or steps < 1:
+            raise Watched(f"{config}: found steps {steps!r:.40}, expected the config of a run")
+        return steps
 
     def pending(self) -> list[int]:
         """Returns the steps to be scored, the next one first: of checkpoints that exist, and of
@@ -251,10 +277,20 @@ class Watcher:
         except OSError:
             return step, 0
 
+    def _weights(self, step: int) -> str | None:
+        """Returns the digest of a checkpoint's weights that are sampled; None where it cannot be read."""
+        checkpoint = self._checkpoint(step)
+        if self.request.ema is not None:
+            with suppress(CheckpointError, EmaLengthRefused, OSError):
+                return digest_of_length(checkpoint, self.request.ema)
+            return None
+        file = WHOLE["ema" if self.request.ema_weights else "weights"]
+        digest: str | None = _value(checkpoint / "manifest.json", "files", file, "sha256")
+        return digest
+
     def _outdated(self, step: int, records: Mapping[int, Json]) -> bool:
         """Whether the set or the record is of other weights than the checkpoint's."""
-        file = "ema.safetensors" if self.request.ema_weights else "weights.safetensors"
-        weights = _value(self._checkpoint(step) / "manifest.json", "files", file, "sha256")
+        weights = self._weights(step)
         manifest = self.folder / f"step-{step:08d}" / "manifest.json"
         earlier = _value(manifest, "settings", "weights"), records.get(step, {}).get("weights")
         return weights is not None and any(digest not in (None, weights) for digest in earlier)
@@ -298,11 +334,11 @@ class Watcher:
                     self.request, checkpoint=checkpoint, tag=None, save_dir=folder, text_cache=cache
                 )
                 generate(request, signals=self.signals)
-        except (CheckpointError, OtherImages, OSError) as error:
+        except (CheckpointError, EmaLengthRefused, OtherImages, OSError) as error:
             reason = f". {error}"  # OtherImages: the step was trained again meanwhile
             if not isinstance(error, OtherImages) and not checkpoint.is_dir():
                 reason = ", its checkpoint was removed while it was read"
-            elif not isinstance(error, CheckpointError | OtherImages):
+            elif not isinstance(error, CheckpointError | EmaLengthRefused | OtherImages):
                 raise
             print(f"step {step}: passed over{reason}", flush=True)
             return False

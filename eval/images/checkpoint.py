@@ -22,7 +22,7 @@ from shards.format.checks import Fields, check
 from train.checkpoints.checkpoint import CheckpointError, load_for_sampling, steps
 from train.checkpoints.identity import initial_share, training_of
 from train.checkpoints.reference import STATES, read
-from train.checkpoints.snapshots import check_length, load_of_length
+from train.checkpoints.snapshots import digest_of_length, load_of_length
 from train.model import DiT
 
 from .runs import Run
@@ -135,7 +135,8 @@ def check_ema(where: Path, tag: int | None, length: float) -> None:
     of a length."""
     for path in _steps(where, tag):
         with suppress(CheckpointError):  # it would fall back, or say what is wrong
-            return check_length(path, length)
+            digest_of_length(path, length)
+            return
 
 
 def _steps(where: Path, tag: int | None) -> list[Path]:

@@ -56,6 +56,11 @@ def sampling_flags(
     flag("--seed", type=not_negative, default=42, help="of the pictures' noise")
     average = "the averaged weights, or those of the step"
     flag("--ema_weights", action=argparse.BooleanOptionalAction, default=True, help=average)
+    flag(
+        "--ema", type=AXES["ema"], nargs="+" if several else None, metavar="LENGTH",
+        help="average of another length, relative to the updates, of a run with ema.power"
+        + ("; several: a set each" if several else ""),
+    )  # fmt: skip
     moved = "where the columns' VAE lies now, if not where it was: a folder, or flux, sd35, ..."
     flag("--vae", type=model, help=moved)
     flag("--text-encoder", type=model, help="likewise for the text encoder")
@@ -87,11 +92,6 @@ def set_flags(parser: argparse.ArgumentParser, several: bool = False) -> None:
     flag(
         "--shift", type=AXES["shift"], nargs="+" if several else None,
         help="timestep shift of the sampler's noise levels; that of the run's training by default"
-        + ("; several: a set each" if several else ""),
-    )  # fmt: skip
-    flag(
-        "--ema", type=AXES["ema"], nargs="+" if several else None, metavar="LENGTH",
-        help="average of another length, relative to the updates, of a run with ema.power"
         + ("; several: a set each" if several else ""),
     )  # fmt: skip
     flag(

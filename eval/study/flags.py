@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from shards import console
+from train.checkpoints.snapshots import EmaLengthRefused, refuse_planned
 
 from ..errors import BadRequest, BadStudy
 from ..images.flags import generate_flags, interval_of, single
@@ -38,12 +39,27 @@ def generate_settings(study: Study) -> dict[str, Any]:
         settings = single(vars(args))
     except BadRequest as error:
         raise BadStudy(f"{study.path}: generate: {error}") from None
-    if args.ema is not None:
-        raise BadStudy(
-            f"{study.path}: generate: ema: found {args.ema[0]:g}, expected no length: a study samples the average of "
-            "ema.decay, or the weights with ema_weights: false"
-        )
+    if settings["ema"] is not None:
+        _check_average(study, settings["ema"], settings["ema_weights"])
     return settings | {"guidance_interval": interval_of(args.guidance_interval)}
+
+
+def _check_average(study: Study, length: float, averaged: bool) -> None:
+    """Raises BadStudy where a run will not have kept what an average of a length takes at a step that is
+    sampled.
+    """
+    title = f"{study.path}: generate: ema:"
+    if not averaged:
+        raise BadStudy(
+            f"{title} found it beside ema_weights: false, expected one of the two: an average, or the weights without"
+        )
+    for entry in study.entries:
+        config = study.train_config(entry, study.seeds[0])
+        for step in study.steps:
+            try:
+                refuse_planned(config.ema, config.steps, step, length)
+            except EmaLengthRefused as error:
+                raise BadStudy(f"{title} {entry}: {error}") from None
 
 
 def scorer_settings(study: Study, scorer: ScorerConfig) -> argparse.Namespace:

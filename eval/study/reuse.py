@@ -32,6 +32,7 @@ from shards.format import COLUMN, VERSION
 from shards.format.atomic import read_json
 from train.checkpoints.checkpoint import WHOLE, CheckpointError, manifest_of, steps
 from train.checkpoints.identity import TABLE, compared, training_of
+from train.checkpoints.snapshots import EmaLengthRefused, digest_of_length, refuse_planned
 from train.config import TrainConfig
 from train.run import expected_record
 
@@ -141,6 +142,8 @@ class Existing:
             named = {f"data.{k}": pair for k, pair in pairs.items() if pair[0] != pair[1]}
         else:
             named = {}
+        if phase + 1 == len(self.study.parts(entry)):
+            named |= self._too_few_snapshots(entry, seed, manifest)
         differ = compared(recorded, wanted)
         unknown = FROM_ENCODER if "init" in wanted else (*FROM_ENCODER, *TABLE)
         lines = named | {
@@ -149,6 +152,21 @@ class Existing:
             if key not in PROGRESS and not key.startswith(unknown)
         }
         return [difference_text(key, *values, THEN) for key, values in lines.items()]
+
+    def _too_few_snapshots(
+        self, entry: str, seed: int, manifest: Json
+    ) -> dict[str, tuple[Any, Any]]:
+        """Returns the averages that a run keeps where the length that is sampled cannot be made of them."""
+        if (length := self.flags["ema"]) is None:
+            return {}
+        config = TrainConfig.model_validate(manifest["config"])
+        try:
+            for step in self.study.steps:
+                refuse_planned(config.ema, config.steps, step, length)
+        except EmaLengthRefused:
+            wanted = self.study.train_config(entry, seed).ema
+            return {"ema": (config.ema.model_dump(), wanted.model_dump())}
+        return {}
 
     def newest(self, run: Path) -> Json | None:
         """Returns the manifest of a run's newest checkpoint that can be read, None without one."""
@@ -181,7 +199,7 @@ class Existing:
         names = ("num_inference_steps", "guidance_scale", "sampler", "seed")
         settings = {name: flags[name] for name in names} | {
             "guidance_interval": flags["guidance_interval"] and list(flags["guidance_interval"]),
-            "ema": flags["ema_weights"],
+            "ema": flags["ema_weights"] if flags["ema"] is None else flags["ema"],
             "images_per_prompt": self.study.images_per_prompt,
             "step": step,
         }
@@ -209,9 +227,11 @@ class Existing:
     def weights(self, entry: str, seed: int, step: int) -> str | None:
         """Returns the digest of the weights that are sampled; None while they do not exist."""
         try:
+            if (length := self.flags["ema"]) is not None:
+                return digest_of_length(self._checkpoint(entry, seed, step), length)
             files = self._manifest(entry, seed, step)["files"]
             return str(files[self.weights_file(entry)]["sha256"])
-        except (CheckpointError, KeyError):
+        except (CheckpointError, EmaLengthRefused, KeyError):
             return None
 
     def weights_file(self, entry: str, phase: int = -1) -> str:
@@ -224,8 +244,10 @@ class Existing:
         return WHOLE["ema" if after.init_ema else "weights"]
 
     def _manifest(self, entry: str, seed: int, step: int) -> Json:
-        run = self.study.run_folder(entry, seed)
-        return manifest_of(run / "checkpoints" / f"step-{step:08d}")
+        return manifest_of(self._checkpoint(entry, seed, step))
+
+    def _checkpoint(self, entry: str, seed: int, step: int) -> Path:
+        return self.study.run_folder(entry, seed) / "checkpoints" / f"step-{step:08d}"
 
 
 def column_exists(place: str) -> bool:

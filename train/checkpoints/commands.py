@@ -8,10 +8,10 @@ import argparse
 import logging
 
 import configs
-from shards.console import config_words, not_negative
+from shards.console import config_words, not_negative, number
 from shards.places import local_path, place
 
-from ..config import TrainConfig, run_folder
+from ..config import LONGEST_EMA, SHORTEST_EMA, TrainConfig, run_folder
 
 LAYOUTS = ("reference", "safetensors")
 OLD_LAYOUTS = {"diffusers": "safetensors"}  # by releases before; diffusers itself has no such class
@@ -53,19 +53,27 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
         help="reference: for the reference's trainer (default); safetensors: weights alone, for a "
         "program of your own. `diffusers` is the old name of that one")  # fmt: skip
     add("--weights", action="store_true", help="of safetensors: weights that are not averaged")
+    add("--ema", type=number(SHORTEST_EMA, LONGEST_EMA), metavar="LENGTH",
+        help="of safetensors: an average of another length, of a run with ema.power")  # fmt: skip
 
 
 def run_export(args: argparse.Namespace) -> int:
     from .reference import export
 
-    ema = not args.weights
-    if args.weights and args.layout != "safetensors":
+    flag = "--weights" if args.weights else None if args.ema is None else "--ema"
+    if flag and args.layout != "safetensors":
         raise configs.ConfigError(
-            f"--weights: found --layout {args.layout}, which holds both sets of weights, expected "
+            f"{flag}: found --layout {args.layout}, which holds both sets of weights, expected "
             "safetensors. Leave one of the two flags out, or change the layout"
         )
+    if args.weights and args.ema is not None:
+        raise configs.ConfigError(
+            f"--ema: found {args.ema:g} beside --weights, expected one of the two: an average, or the weights without"
+        )
+    ema = not args.weights if args.ema is None else args.ema
+    weights = SETS[ema] if isinstance(ema, bool) else f"an average of length {ema:g} (EMA)"
     print(export(args.step, args.out, layout=args.layout, ema=ema))
-    print(f"It holds {EXPORT_LACKS[args.layout].format(weights=SETS[ema])}.")
+    print(f"It holds {EXPORT_LACKS[args.layout].format(weights=weights)}.")
     return 0
 
 

@@ -42,6 +42,7 @@ from .checkpoint import (
     write_tensors,
 )
 from .identity import initial_share, training_of, young_average
+from .snapshots import load_of_length
 
 STATES = "mp_rank_00_model_states.pt"
 ENGINE = {  # without these DeepSpeed does not load a module either
@@ -208,11 +209,12 @@ def _state(path: Path, pickled: Mapping[str, Any], kind: str, config: DiTConfig)
 # Writing -------------------------------------------------------------------------------------------------------------
 
 
-def export(step: Path, out: Path, layout: str = "reference", ema: bool = True) -> Path:
+def export(step: Path, out: Path, layout: str = "reference", ema: bool | float = True) -> Path:
     """Writes a step of ours for other tools into the new folder `out`; returns it.
 
     reference: its own layout, with weights and average. safetensors: one of the two, the average
-    unless `ema` is off, beside the model's config; `diffusers` was its name before."""
+    unless `ema` is off, or an average of another length, beside the model's config; `diffusers` was
+    its name before."""
     layout = "safetensors" if layout == "diffusers" else layout
     if layout not in LAYOUTS:
         raise ConfigError(f"layout: found {layout!r}, expected {' or '.join(LAYOUTS)}")
@@ -221,14 +223,14 @@ def export(step: Path, out: Path, layout: str = "reference", ema: bool = True) -
             f"{step}: found no manifest.json, expected a step folder. Name RUN/checkpoints/step-*"
         )
     manifest = verified(step, WHOLE.values())
-    if ema and (young := young_average(initial_share(manifest), manifest.get("init"))):
+    if ema is True and (young := young_average(initial_share(manifest), manifest.get("init"))):
         log.warning("%s: %s", step, young)
     if layout == "reference":
         _refuse_other_flow(step, manifest)
     return _publish(out, lambda staging: LAYOUTS[layout](step, manifest, staging, ema))
 
 
-def _export_reference(step: Path, manifest: Manifest, out: Path, ema: bool) -> None:
+def _export_reference(step: Path, manifest: Manifest, out: Path, ema: bool | float) -> None:
     config = DiTConfig.model_validate(manifest["model"])
     fields = manifest.get("reference") or config.to_reference()
     if encoder := _text_encoder(manifest):  # from where its tools load the language model
@@ -259,14 +261,17 @@ def _refuse_other_flow(step: Path, manifest: Manifest) -> None:
         )  # fmt: skip
 
 
-def _export_safetensors(step: Path, manifest: Manifest, out: Path, ema: bool) -> None:
+def _export_safetensors(step: Path, manifest: Manifest, out: Path, ema: bool | float) -> None:
     config = DiTConfig.model_validate(manifest["model"])
-    state = load_file(step / WHOLE["ema" if ema else "weights"])
+    if isinstance(ema, bool):
+        state = load_file(step / WHOLE["ema" if ema else "weights"])
+    else:
+        state = load_of_length(step, ema)[0].state_dict()
     write_tensors(out / "diffusion_pytorch_model.safetensors", state, META)
     atomic_write(out / "config.json", _json({"_class_name": "DiT", **config.model_dump()}))
 
 
-LAYOUTS: dict[str, Callable[[Path, Manifest, Path, bool], None]] = {
+LAYOUTS: dict[str, Callable[[Path, Manifest, Path, bool | float], None]] = {
     "reference": _export_reference,
     "safetensors": _export_safetensors,
 }

@@ -150,7 +150,7 @@ class PowerAverages(PowerEmas):
 
 def load_of_length(where: Path, length: float) -> tuple[DiT, Manifest, str]:
     """Returns a model in eval mode on the CPU whose weights are the average of a relative length, the
-    manifest of its checkpoint, and a digest of what it was made of. `where` is as in
+    manifest of its checkpoint, and the digest that `digest_of_length` returns. `where` is as in
     `load_for_sampling`.
 
     EmaLengthRefused, before weights are read, where the run has not kept enough for it."""
@@ -158,29 +158,53 @@ def load_of_length(where: Path, length: float) -> tuple[DiT, Manifest, str]:
     path, manifest = checkpoint.step_to_sample(where, ())
     parts = _parts_of_length(path, manifest, length)
     checkpoint.verified(path, [whole])
-    digest = hashlib.sha256(canonical_json({"length": length}))
 
     def load() -> dict[str, Tensor]:
         state = load_file(path / whole)  # for shapes, and for what is no weight
         sums: dict[str, Tensor] = {}
         for source, terms in parts:
-            if needed := {kind: share for kind, share in terms.items() if abs(share) > LEAST}:
-                _add(sums, source, needed, state, digest)
+            _add(sums, source, terms, state)
         return state | sums
 
-    return checkpoint.model_of(path, manifest, load), manifest, digest.hexdigest()
+    return checkpoint.model_of(path, manifest, load), manifest, _digest(length, parts)
 
 
-def check_length(where: Path, length: float) -> None:
-    """Raises EmaLengthRefused where an average of a length cannot be made of what a run has kept."""
-    _parts_of_length(*checkpoint.step_to_sample(where, ()), length)
+def digest_of_length(where: Path, length: float) -> str:
+    """Returns a digest of a length and of the files of which its average is made, by the records that
+    name them: no weights are read. EmaLengthRefused where the average cannot be made."""
+    return _digest(length, _parts_of_length(*checkpoint.step_to_sample(where, ()), length))
 
 
-def _parts_of_length(
-    path: Path, manifest: Manifest, length: float
-) -> list[tuple[_Source, dict[str, float]]]:
+def refuse_planned(config: EmaConfig, steps: int, step: int, length: float) -> None:
+    """Raises EmaLengthRefused where a run of this config, of so many steps, will not have kept enough
+    at a step for an average of a length."""
+    if config.power is None:
+        raise EmaLengthRefused(
+            f"found no ema.power, of which an average of length {length:g} is made. Train with "
+            "ema.power=[0.05,0.10], or sample the average of ema.decay"
+        )
+    count, exponents = config.snapshots, [exponent(each) for each in config.power]
+    made = {-(-i * steps // count) for i in range(1, count + 1)}  # as `due` says
+    kept = sorted({at for at in made if at < step} | {step})
+    profiles = [Profile(at, each) for at in kept for each in exponents]
+    if combination(profiles, Profile(step, exponent(length))).distance > FARTHEST:
+        count_text = f"step {step} will have {len(kept)}"
+        raise EmaLengthRefused(_too_few(config.power, length, count_text, steps / step))
+
+
+def _digest(length: float, parts: _Parts) -> str:
+    digest = hashlib.sha256(canonical_json({"length": length}))
+    for source, terms in parts:
+        entry = {"updates": source.updates, "averages": sorted(terms)}
+        files = checkpoint.manifest_of(source.folder, source.kind)["files"]
+        states = [files[name]["sha256"] for name in sorted(files) if name.startswith("state-")]
+        digest.update(canonical_json({**entry, "files": states}))
+    return digest.hexdigest()
+
+
+def _parts_of_length(path: Path, manifest: Manifest, length: float) -> _Parts:
     """Returns the folders with averages that an average of a length is made of, and the share of each
-    average by its kind."""
+    average by its kind, where fp32 shows it."""
     power = _power_of(path, manifest)
     sources = _sources(path, power)
     profiles = [Profile(s.updates, exponent(each)) for s in sources for each in power.lengths]
@@ -188,7 +212,9 @@ def _parts_of_length(
     if result.distance > FARTHEST:
         raise EmaLengthRefused(_too_far(path, manifest, power.lengths, length, len(sources)))
     shares = iter(result.weights)
-    return [(s, {kind_of(each): next(shares) for each in power.lengths}) for s in sources]
+    parts = [(s, {kind_of(each): next(shares) for each in power.lengths}) for s in sources]
+    shown = ((s, {kind: x for kind, x in terms.items() if abs(x) > LEAST}) for s, terms in parts)
+    return [(source, terms) for source, terms in shown if terms]
 
 
 @dataclass(frozen=True)
@@ -198,6 +224,9 @@ class _Source:
     folder: Path
     updates: int
     kind: str
+
+
+_Parts = list[tuple[_Source, dict[str, float]]]
 
 
 def _power_of(path: Path, manifest: Manifest) -> _Power:
@@ -241,10 +270,8 @@ def _add(
     source: _Source,
     terms: Mapping[str, float],
     state: Mapping[str, Tensor],
-    digest: hashlib._Hash,
 ) -> None:
-    """Adds averages, each times its share, to sums by parameter. The digest takes in their values,
-    which are the same however many ranks wrote them."""
+    """Adds averages, each times its share, to sums by parameter."""
     manifest = checkpoint.manifest_of(source.folder, source.kind)
     names = [name for name in manifest["files"] if name.startswith("state-")]
     checkpoint.verified(source.folder, names, kind=source.kind)
@@ -253,10 +280,7 @@ def _add(
     if strange := sorted(spans.keys() - state.keys()):
         raise ValueError(f"{source.folder}: found {strange[0]}, which the model has not")
     for kind, share in terms.items():
-        digest.update(canonical_json({"updates": source.updates, "kind": kind}))
         for name, values in checkpoint.read_ranges(files, kind, spans).items():
-            digest.update(name.encode())
-            digest.update(values.numpy().data)
             term = values.view(state[name].shape).mul_(share)
             sums[name] = sums[name].add_(term) if name in sums else term
 
@@ -264,16 +288,21 @@ def _add(
 def _too_far(
     path: Path, manifest: Manifest, lengths: Sequence[float], length: float, count: int
 ) -> str:
+    step, steps = manifest["step"], manifest.get("config", {}).get("steps")
+    spread = steps / step if isinstance(steps, int) and steps > step > 0 else 1.0
+    return f"{path}: {_too_few(lengths, length, f'found {count}', spread)}"
+
+
+def _too_few(lengths: Sequence[float], length: float, count: str, spread: float) -> str:
+    """Says that a step has too few snapshots for a length; the run is `spread` times as long."""
     needed = snapshots_needed(lengths, length)
     advice = f"It takes more than {MOST} of them"
     if needed:
-        step, steps = manifest["step"], manifest.get("config", {}).get("steps")
-        whole = isinstance(steps, int) and steps > step > 0
-        spread = math.ceil(needed * steps / step) if whole else needed
+        total = math.ceil(needed * spread)
         advice = (
-            f"It takes {needed}, evenly spaced up to this step: train with ema.snapshots={spread}"
+            f"It takes {needed}, evenly spaced up to this step: train with ema.snapshots={total}"
         )
     return (
-        f"{path}: found {count} snapshots of averages of the lengths {' and '.join(f'{x:g}' for x in lengths)} up to "
-        f"this step, too few for one of length {length:g}. {advice}"
+        f"{count} snapshots of averages of the lengths {' and '.join(f'{x:g}' for x in lengths)} up to this step, too "
+        f"few for one of length {length:g}. {advice}"
     )

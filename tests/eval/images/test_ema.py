@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,23 +12,32 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from configs import ConfigError
 from encode.models.text import TextEncoder
 from encode.models.vae import Vae
 from eval.commands import main
-from eval.errors import BadRequest
+from eval.errors import BadRequest, Watched
 from eval.images.generate import Generator, Request, generate, generate_each, requests_of
 from eval.images.runs import Run, read
 from eval.report import sweeps
 from eval.report.entries import open_all
 from eval.report.pairing import pairing_of
 from eval.report.report import report
-from shards import exits
+from eval.watch import Watcher
+from shards import exits, seal
 from tests.eval.models import DIT, save_run, states
 from tests.memory import MEMORY
+from train.__main__ import main as train_main
 from train.checkpoints import checkpoint
 from train.checkpoints.checkpoint import State
-from train.checkpoints.snapshots import EmaLengthRefused, PowerAverages
+from train.checkpoints.snapshots import (
+    EmaLengthRefused,
+    PowerAverages,
+    digest_of_length,
+    load_of_length,
+)
 from train.config import EmaConfig
 from train.model.dit import DiT
 from train.ranks.world import World
@@ -44,7 +54,7 @@ def averaged(vae: Vae, text: TextEncoder) -> Iterator[Path]:
         yield save_averaged(Path(folder) / "tiny", vae, text)
 
 
-def save_averaged(folder: Path, vae: Vae, text: TextEncoder) -> Path:
+def save_averaged(folder: Path, vae: Vae, text: TextEncoder, seed: int = 0) -> Path:
     run = save_run(folder, vae, text)
     record = json.loads((run / "checkpoints/step-00000020/manifest.json").read_text())
     shutil.rmtree(run / "checkpoints")
@@ -59,7 +69,7 @@ def save_averaged(folder: Path, vae: Vae, text: TextEncoder) -> Path:
     totals = {name: p.numel() for name, p in parameters.items()}
     config = EmaConfig(power=(0.05, 0.1), snapshots=16)
     averages = PowerAverages([weights], config, UPDATES, run)
-    world, chance = World(0, 1, torch.device("cpu")), torch.Generator().manual_seed(0)
+    world, chance = World(0, 1, torch.device("cpu")), torch.Generator().manual_seed(seed)
     for step in range(1, UPDATES + 1):
         weights = weights + 0.02 * torch.randn(len(weights), generator=chance)
         averages.update([weights], step)
@@ -207,6 +217,107 @@ def test_a_length_that_cannot_be_made_is_refused_before_anything_is_loaded(
         main([*words, "--ema", "0.02"])
     assert exits.explained(refused.value) is not None
     assert refused.value.exit_code == 2
+
+
+# While it is trained, and in another program -----------------------------------------------------
+
+
+def watched(run: Path, length: float = 0.06) -> int:
+    """Scores what exists of a run of 48 steps with `eval watch --ema`; returns the exit code."""
+    prompts = run.parent / "flags.json"
+    prompts.write_text(json.dumps({f"flag-{i}": "a red flag" for i in range(2)}))
+    ema = {"decay": 0.9, "power": [0.05, 0.1], "snapshots": 16}
+    (run / "config.yaml").write_text(json.dumps({"steps": UPDATES, "ema": ema}))
+    words = ["watch", run, "--prompts", prompts, "--ema", length, "--device", "cpu"]
+    words += ["--num_inference_steps", 2, "--once", "--scorer", "demo-acc"]
+    return main(list(map(str, words))) or 0
+
+
+def test_a_run_is_watched_by_an_average_of_a_length(
+    averaged: Path,
+    tmp_path: Path,
+    vae: Vae,
+    text: TextEncoder,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A step that has kept too little is passed over; a step that was trained again is scored again."""
+    run, last = tmp_path / "run", f"step-{UPDATES:08d}"
+    shutil.copytree(averaged, run)
+    early = run / "checkpoints/step-00000006"
+    shutil.copytree(run / "checkpoints" / last, early)
+    record = json.loads((early / "manifest.json").read_text())
+    del record["digest"]
+    power = record["average"]["power"]
+    record["average"]["power"] = {**power, "updates": 6, "snapshots": power["snapshots"][:1]}
+    (early / "manifest.json").write_bytes(seal(record | {"step": 6}))
+    assert watched(run) == 0
+    out = capsys.readouterr().out
+    assert f"step {UPDATES}: scored" in out
+    assert "step 6: passed over. " in out
+    assert "found 2 snapshots" in out
+    digest = digest_of_length(run, 0.06)
+    made = settings(run / "eval" / last)
+    assert (made["ema"], made["weights"]) == (0.06, digest)
+    before = files(run / "eval" / last)
+    assert watched(run) == 0
+    assert "scored, after" not in capsys.readouterr().out
+    with pytest.raises(Watched, match=r"ema: found 0\.06, expected 0\.12"):
+        watched(run, 0.12)
+    again = save_averaged(tmp_path / "again", vae, text, seed=1)
+    for name in ("checkpoints", "ema-snapshots"):
+        shutil.rmtree(run / name)
+        shutil.copytree(again / name, run / name)
+    assert watched(run) == 0
+    assert f"step {UPDATES}: trained again since it was scored" in capsys.readouterr().out
+    assert settings(run / "eval" / last)["weights"] == digest_of_length(run, 0.06) != digest
+    assert files(run / "eval" / last) != before == files(run / f"eval/old-1-{last}")
+
+
+def test_a_length_that_a_run_will_not_have_is_not_watched(
+    fields: dict[str, Any], averaged: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(averaged, copy)
+    with pytest.raises(EmaLengthRefused, match="--ema: step 48 will have 16 .* It takes 61") as e:
+        watched(copy, 0.02)
+    assert e.value.exit_code == 2
+    (copy / "config.yaml").write_text(json.dumps({"steps": UPDATES, "ema": {"decay": 0.9}}))
+    request = Request(**{**fields, "checkpoint": copy, "ema": 0.06})
+    with pytest.raises(EmaLengthRefused, match="--ema: found no ema.power"):
+        Watcher(copy, request, [], "newest")
+    assert not (copy / "eval").exists()
+
+
+def test_an_average_of_a_length_is_exported(
+    averaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    step, out = averaged / f"checkpoints/step-{UPDATES:08d}", tmp_path / "export"
+
+    def export(*words: str) -> int:
+        command = ["train", "export", str(step), str(out), *words]
+        monkeypatch.setattr(sys, "argv", command)
+        return train_main()
+
+    assert export("--layout", "safetensors", "--ema", "0.06") == 0
+    assert "It holds an average of length 0.06 (EMA)" in capsys.readouterr().out
+    state = load_file(out / "diffusion_pytorch_model.safetensors")
+    model = load_of_length(averaged, 0.06)[0]
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(values, state[name]) for name, values in model.state_dict().items())
+    shutil.rmtree(out)
+    for words, message in (
+        (["--ema", "0.06"], "--ema: found --layout reference"),
+        (["--layout", "safetensors", "--ema", "0.06", "--weights"], "found 0.06 beside --weights"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            export(*words)
+    with pytest.raises(EmaLengthRefused, match="It takes 61"):
+        export("--layout", "safetensors", "--ema", "0.02")
+    with pytest.raises(SystemExit) as caught:
+        export("--layout", "safetensors", "--ema", "0.3")
+    assert caught.value.code == 2
+    assert not out.exists()
 
 
 def test_the_report_says_that_lengths_are_compared(fields: dict[str, Any], tmp_path: Path) -> None:

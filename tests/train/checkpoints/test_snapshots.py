@@ -27,8 +27,14 @@ from tests.train.processes import fitting
 from train.checkpoints import checkpoint, snapshots
 from train.checkpoints.checkpoint import CheckpointError, load_for_sampling
 from train.checkpoints.identity import compared, training_of
-from train.checkpoints.snapshots import FOLDER, EmaLengthRefused, load_of_length
-from train.config import TrainConfig
+from train.checkpoints.snapshots import (
+    FOLDER,
+    EmaLengthRefused,
+    digest_of_length,
+    load_of_length,
+    refuse_planned,
+)
+from train.config import EmaConfig, TrainConfig
 from train.model.dit import DiT
 from train.ranks.world import World
 
@@ -140,8 +146,31 @@ def test_the_digest_is_of_the_length_and_of_what_it_is_made_of(
     run, _ = wandered
     digests = [load_of_length(run, length)[2] for length in (0.06, 0.06, 0.07)]
     digests.append(load_of_length(step_folder(run, 64), 0.06)[2])
-    assert digests[0] == digests[1]
+    assert digests[0] == digests[1] == digest_of_length(run, 0.06)  # which reads no weights
     assert len(set(digests)) == 3
+
+
+def test_what_a_run_will_have_kept_is_known_before(wandered: tuple[Path, np.ndarray]) -> None:
+    """A plan refuses the lengths that the run itself refuses at a step, with the same numbers."""
+    run, _ = wandered
+    planned = EmaConfig(power=(0.05, 0.1), snapshots=32)
+    for step in (16, 63, 64, 100, STEPS):
+        for length in (0.02, 0.03, 0.05, 0.06, 0.2):
+            refused = []
+            for check in (
+                lambda: digest_of_length(step_folder(run, step), length),  # noqa: B023
+                lambda: refuse_planned(planned, STEPS, step, length),  # noqa: B023
+            ):
+                try:
+                    check()
+                except EmaLengthRefused as error:
+                    refused.append(str(error).partition(" snapshots of ")[2])
+            assert len(refused) in (0, 2)
+            assert len(set(refused)) <= 1
+    with pytest.raises(EmaLengthRefused, match="step 64 will have 16 snapshots .*=62$"):
+        refuse_planned(planned, STEPS, 64, 0.03)
+    with pytest.raises(EmaLengthRefused, match="found no ema.power"):
+        refuse_planned(EmaConfig(), STEPS, STEPS, 0.1)
 
 
 def test_a_damaged_snapshot_is_never_part_of_an_average(
