@@ -171,7 +171,7 @@ def test_what_is_done_is_seen_from_what_is_there(made: Path) -> None:
         (
             {"with": ["ema.power=[0.05,0.1]"], "generate": {"ema": 0.05}},
             StudyChanged,
-            "ema: {'decay': 0.5, 'power': None, 'snapshots': 32} there",
+            '"power": null, "snapshots": 32} there, {"decay": 0.5, "power": [0.05, 0.1]',
         ),
         ({"prompts": "absent.json"}, BadPrompts, "absent.json: no such file"),
         ({"prompts": None, "benchmark": "geneval"}, BadPrompts, "prompts fetch geneval"),
