@@ -119,6 +119,20 @@ class Estimate:
         return other.influences[[place[name] for name in self.prompts]]
 
 
+def combined(value: float, weights: Floats, estimates: Sequence[Estimate]) -> Estimate:
+    """Returns a value that moves by the weighted sum of what prompts move each estimate by.
+
+    It has no prompts where one of the estimates has none; OtherImages where they are of other prompts.
+    """
+    first = estimates[0]
+    if not all(estimate.prompts for estimate in estimates):
+        return Estimate(value=value)
+    influences = np.stack([first._aligned(estimate) for estimate in estimates])
+    return Estimate(
+        value=value, prompts=first.prompts, influences=weights @ influences, strata=first.strata
+    )
+
+
 def over_seeds(estimates: Sequence[Estimate]) -> tuple[Value, Variances]:
     """Returns the mean over training seeds with its interval, and what its variance is made of.
 
