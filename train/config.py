@@ -69,7 +69,7 @@ class DataConfig(Strict):
     # a file of `shards mask`, or several: of the source that each is of, the rows that it names alone are trained on
     mask: Place | tuple[Place, ...] | None = None
     # shift and scale of latents: config: those of the column; measured (by channel) or measured-per-place: what
-    # `shards norm` measured of its rows; or the digest of such a norm, of the first source
+    # `shards norm` measured of its rows; or the digest of one, which several sources require
     norm: str = Field(
         default="config", pattern=r"^(config|measured|measured-per-place|[0-9a-f]{64})$"
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..column.commits import valid_rows
 from ..column.mask import Mask, read_mask
 from ..column.statistics import MeasuredNorm, find_norm
-from ..errors import BadMask, IdentityMismatch, OrderError, SourceMismatch
+from ..errors import BadMask, BadStatistics, IdentityMismatch, OrderError, SourceMismatch
 from ..format.atomic import Json
 from ..format.norm import Norm
 from ..store.base import Place, Store
@@ -308,8 +308,8 @@ def open_sources(
     without a mask is read whole.
 
     `norm`: "config" for the one of the columns, or one that was measured of the first latent column:
-    "measured", "measured-per-place" or a digest. Where `pins` name such a one, it is taken from them;
-    BadStatistics where there is none.
+    "measured", "measured-per-place" or a digest, which several sources require. Where `pins` name
+    such a one, it is taken from them; BadStatistics where there is none.
     """
     all_latents = [latents] if isinstance(latents, Store | Path | str) else list(latents)
     all_texts = [text] if isinstance(text, Store | Path | str | Mapping) else list(text)
@@ -328,6 +328,12 @@ def open_sources(
         weights,
     )
     if norm != "config":
+        if len(all_latents) > 1 and norm.startswith("measured"):
+            raise BadStatistics(
+                f"data.norm: found {norm} with {len(all_latents)} sources, whose latents have norms of "
+                f"their own, expected one for all. Name one of {join.latents.path} by its digest, which "
+                f"`python -m shards norm` prints, or say config"
+            )
         join.measured = _measured(join.latents, norm, (pins or {}).get("latents", {}))
     return join
 

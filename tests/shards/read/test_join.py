@@ -31,6 +31,7 @@ from shards import (
     put_empty,
 )
 from shards.column.commits import failure_name
+from shards.errors import BadStatistics
 from shards.format.atomic import seal
 from shards.format.layout import FAILURE, VERSION
 from shards.read.join import SourceColumns
@@ -376,6 +377,15 @@ def second(tmp_path: Path) -> Path:
 
 def both(toy: Path, second: Path, kind: str) -> list[Path]:
     return [toy / kind, second / kind]
+
+
+@pytest.mark.parametrize("method", ["measured", "measured-per-place"])
+def test_a_measured_norm_of_several_sources_is_named_by_its_digest(
+    toy: Path, second: Path, method: str
+) -> None:
+    latents, text = both(toy, second, "vae"), both(toy, second, "text")
+    with pytest.raises(BadStatistics, match=r"found measured.* with 2 sources.*by its digest"):
+        open_sources(latents, text, norm=method)
 
 
 def test_concatenated_sources(toy: Path, second: Path) -> None:
