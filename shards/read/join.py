@@ -220,6 +220,20 @@ class JoinedColumns:
         return self.latents.spec.norm
 
     @property
+    def norm_note(self) -> str:
+        """Which norm latents have, for people: method, rows, digest and the deviations that it divides
+        by.
+        """
+        deviations = 1 / np.abs(self.norm.arrays[1])
+        spread = f"deviations {deviations.min():.4g} to {deviations.max():.4g}"
+        if self.measured is None:
+            return f"norm of latents: that of the column, {spread}"
+        rows, digest = self.measured.rows, self.measured.digest
+        return (
+            f"norm of latents: {self.measured.method} over {rows:,} rows, {spread}, {digest[:12]}"
+        )
+
+    @property
     def posterior(self) -> bool:
         """Whether latents are drawn from moments; else the column holds them."""
         return self.latents.layout.kind == "moments"
