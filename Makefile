@@ -37,10 +37,11 @@ bench-train: .venv/ready-test   ## measure the trainer: its step beside a bare l
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m train bench --json bench/train.json $(ARGS)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m tests.bench.evaluation.online --json bench/online.json $(ARGS)
 
-bench-eval: .venv/ready-test   ## measure evaluation: generating beside a bare loop, features beside clean-fid, distances (twenty minutes)
+bench-eval: .venv/ready-test   ## measure evaluation: generating beside a bare loop, features beside clean-fid, distances, probes of columns (half an hour)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m tests.bench.evaluation.generate --json bench/generate.json $(ARGS)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m tests.bench.evaluation.features --json bench/features.json $(ARGS)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m tests.bench.evaluation.distances --json bench/distances.json $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m tests.bench.evaluation.probe --json bench/probe.json $(ARGS)
 
 bench-gpu: .venv/ready-test   ## measure what needs a GPU: products, encoders, training steps, pictures (ten minutes; ARGS="--only train")
 	HF_HUB_OFFLINE=1 $(PY) -m tests.bench.gpu --json bench/gpu.json $(ARGS)
