@@ -102,9 +102,12 @@ def _report(args: argparse.Namespace) -> None:
     study = take_over(Study.open(args.study, args.out))
     check_sets(study)
     refuse_changed(study)  # its pictures would be shown as those of this YAML
-    for verdict in report(study, args.pictures)["verdicts"]:
+    data = report(study, args.pictures)
+    for verdict in data["verdicts"]:
         title = f"{verdict['title']}. " if verdict["title"] else ""
         print(f"{title}{verdict['sentence']}")
+    for record in data["time_to_quality"]:
+        print(record["sentence"])
     print(study.out / "report.html")
 
 
