@@ -364,7 +364,11 @@ def _sweep(args: argparse.Namespace) -> int:
 
 def _probe_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
-    flag("columns", type=place, nargs="+", metavar="COLUMN", help="columns of moments or latents")
+    flag("columns", type=place, nargs="*", metavar="COLUMN", help="columns of moments or latents")
+    outcomes = (
+        "in place of columns: how well such figures ordered the entries of these finished studies"
+    )
+    flag("--outcomes", type=local_path, nargs="+", metavar="STUDY", help=outcomes)
     flag("--text", type=place, metavar="COLUMN", help="a tokens column of the same source")
     flag("--rows", type=positive, default=2048, help="read, evenly apart; at most 8,192")
     groups = "a regular expression: what it finds in a key is the row's group; else rows of equal captions"

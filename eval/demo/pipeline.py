@@ -52,9 +52,12 @@ def reconstruction(source: str, vae: str) -> Path:
 
 
 def reconstruct_command(source: str, vae: str) -> list[str]:
+    more: list[object] = []
+    if source == SOURCES[0]:  # half-way to neighbours among the pictures that models are trained on
+        more = ["--scores", "idemo-fd", "--neighbours_of", OUT / f"cache/openmoji/{vae}"]
     return evaluate(
         "reconstruct", OUT / f"cache/{source}/{vae}", "--tars", OUT / f"data/{source}",
-        "--save_dir", reconstruction(source, vae), "--count", 280, "--batch_size", 70,
+        "--save_dir", reconstruction(source, vae), "--count", 280, "--batch_size", 70, *more,
     )  # fmt: skip
 
 

@@ -24,7 +24,6 @@ import numpy as np
 from PIL import Image
 
 from shards import atomic_write, canonical_json, put_if_absent, sha256, sha256_file
-from train.checkpoints.identity import differing
 
 from ..errors import MissingImages, OtherImages
 from ..prompts.prompts import Prompts
@@ -119,6 +118,8 @@ class ImageSetWriter:
 
     def _refuse_others(self) -> Json:
         """Returns the manifest; OtherImages if it is of other settings."""
+        from train.checkpoints.identity import differing  # loads torch
+
         recorded = checks.read_manifest(self._manifest)
         wanted = json.loads(canonical_json(self._settings))
         differ = differing(recorded["settings"], wanted)

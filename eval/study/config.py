@@ -142,6 +142,18 @@ class Published(Strict):
     source: str  # a paper or page
 
 
+class PanelConfig(Strict):
+    """What is shown of the entries' columns beside the outcome, as `eval probe` takes it."""
+
+    # rows of each column that are read
+    rows: Annotated[int, Field(ge=64, le=8192, strict=True)] = 2048
+    # regular expressions of keys: groups of rows, and variants of one picture
+    groups: str | None = None
+    together: str | None = None
+    # folders of `eval reconstruct`, by entry, whose scores are shown too
+    reconstructions: dict[str, LocalPath] = {}
+
+
 class StudyConfig(Strict):
     # the training config of all entries, and what all have otherwise: [steps=1000]
     train: LocalPath
@@ -174,6 +186,8 @@ class StudyConfig(Strict):
     gpu: str | None = None
     # what is published of entries against the baseline
     published: dict[str, Published] = {}
+    # figures of the latent columns beside the outcome; null: none
+    panel: PanelConfig | None = PanelConfig()
     # a line on the page
     note: str = ""
 
@@ -222,6 +236,11 @@ class StudyConfig(Strict):
             raise ValueError(
                 f"published: found {unknown[0]!r}, expected an entry that is compared with the baseline: "
                 f"{', '.join(others)}"
+            )
+        named = self.panel.reconstructions if self.panel else {}
+        if strange := [name for name in named if name not in self.entries]:
+            raise ValueError(
+                f"panel.reconstructions: found {strange[0]!r}, expected entries: {', '.join(self.entries)}"
             )
         if (self.benchmark is None) == (self.prompts is None):
             names = ", ".join(name for name in BENCHMARKS if name != "prompts")

@@ -27,6 +27,7 @@ interval is 95 %, null where none is known; a difference is an entry minus the b
     differ        training and settings: {key: [a value an entry]} of what differs; same: {key: value} of what does not
     published     {entry: better, text, source, agrees (with the verdict; null where there is none)}
     cost          see eval/study/report/ledger.py
+    panel         what was known before training, see eval/study/report/panel.py; null where the YAML wants none
     commands[]    that make the study, in their order
     shown[]       ids of the prompts whose pictures are on the page; shown_seed: of their training
 """

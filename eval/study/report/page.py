@@ -19,6 +19,7 @@ from ...report.report import PICTURES, refuse_other_files
 from ...scores.deviation import MOST_SEEDS
 from ..graph import nodes_of
 from .analysis import FORMAT, VERSION, Analysis, analyse
+from .panel import panel
 
 if TYPE_CHECKING:
     from ..study import Study
@@ -37,6 +38,7 @@ def report(study: Study, pictures: int = PICTURES) -> Json:
     analysis = analyse(study)
     seed, records = _gallery(analysis, pictures)
     data = analysis.data | {
+        "panel": panel(study, analysis.data["scores"]),
         "commands": [shlex.join(node.command) for node in nodes_of(study)],
         "shown": [record["id"] for record in records],
         "shown_seed": seed,
