@@ -21,6 +21,7 @@ from shards.places import local_path, model, place
 from shards.printing import command
 from shards.signals import stoppable
 
+from .errors import BadRequest
 from .images.flags import (
     AXES,
     class_flag,
@@ -380,9 +381,19 @@ def _probe_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _probe(args: argparse.Namespace) -> None:
-    from .probe import run
+    if bool(args.columns) == bool(args.outcomes):
+        raise BadRequest(
+            "found both columns and --outcomes, or neither. Name columns to probe, or finished studies behind "
+            "--outcomes"
+        )
+    if args.outcomes:
+        from .study.report import outcomes
 
-    run(args)
+        outcomes.run(args)
+    else:
+        from . import probe
+
+        probe.run(args)
 
 
 # Several trainings -----------------------------------------------------------------------------

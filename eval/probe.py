@@ -33,20 +33,12 @@ MOST_ROWS = 8192  # as captions need a table of rows by rows
 
 def run(args: argparse.Namespace) -> None:
     """Probes the columns, prints a table, and writes what is asked for."""
-    if bool(args.columns) == bool(args.outcomes):
-        raise BadRequest(
-            "found both columns and --outcomes, or neither. Name columns to probe, or finished studies behind "
-            "--outcomes"
-        )
     outputs = [path for path in (args.json, args.out) if path is not None]
     for path in outputs:
         if not path.parent.is_dir() or path.is_dir():
             raise BadRequest(
                 f"{path}: found no folder to write to, expected a file in one that exists"
             )
-    if args.outcomes:
-        _show_outcomes(args)
-        return
     record = probe(args.columns, args.text, args.rows, args.groups, args.together)
     if args.json is not None:
         atomic_write(args.json, canonical_json(record))
@@ -55,17 +47,6 @@ def run(args: argparse.Namespace) -> None:
     print(as_text(record))
     for path in outputs:
         print(path)
-
-
-def _show_outcomes(args: argparse.Namespace) -> None:
-    from .study.report.outcomes import as_json, as_text, outcomes
-
-    if args.out is not None:
-        raise BadRequest("--out: a page is of columns. Outcomes are printed, and written by --json")
-    records = outcomes(args.outcomes)
-    if args.json is not None:
-        atomic_write(args.json, canonical_json(as_json(records)))
-    print(as_text(records))
 
 
 @dataclass(frozen=True)

@@ -7,24 +7,36 @@ and rank correlations of studies of four entries or more are averaged by Fisher'
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from math import atanh, sqrt, tanh
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+from shards import atomic_write, canonical_json
 from shards.console import render
 from shards.format.atomic import read_json
 
-from ...errors import BadReport
+from ...errors import BadReport, BadRequest
 from ...scores.ranks import FEWEST, RankCorrelation
 from ...scores.results import LEVEL
 from .analysis import FORMAT, VERSION
 
 Json = dict[str, Any]
 MOST = 1 - 1e-6  # of a rank correlation, whose z is finite
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints the table of finished studies, and writes the JSON that is asked for."""
+    if args.out is not None:
+        raise BadRequest("--out: a page is of columns. Outcomes are printed, and written by --json")
+    records = outcomes(args.outcomes)
+    if args.json is not None:
+        atomic_write(args.json, canonical_json(as_json(records)))
+    print(as_text(records))
 
 
 @dataclass
@@ -132,8 +144,6 @@ def as_text(records: dict[str, Record]) -> str:
 
 def as_json(records: dict[str, Record]) -> Json:
     """Returns the same as JSON: {figure: studies, pairs, right, rank (value, low, high, entries; or null)}."""
-    from dataclasses import asdict
-
     return {
         title: {
             "studies": record.studies, "pairs": record.pairs, "right": record.right,
