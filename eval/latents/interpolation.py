@@ -60,8 +60,8 @@ def reference_rows(how: Interpolation, column: Column, evaluated: Ints) -> Ints:
     """Returns the ids of the reference rows, ascending: the first valid ones, without the evaluated ones
     where both are of one source.
 
-    Raises OtherImages where the reference is of another encoder or norm than the column, TooFewImages
-    where there are fewer of them than neighbours.
+    Raises OtherImages where the reference is of another encoder or norm than the column, or where this
+    has no norm, TooFewImages where there are fewer of them than neighbours.
     """
     theirs, own = how.reference.identity, column.identity
     made_by = [(i.encoder.cls, i.encoder.weights, i.picture.resolution) for i in (theirs, own)]
@@ -70,6 +70,11 @@ def reference_rows(how: Interpolation, column: Column, evaluated: Ints) -> Ints:
             f"{how.reference.path}: made by another encoder, or normalised otherwise, than {column.path}. The "
             "reference rows must be of the same encoder: name its column of another source, or none for the rest of "
             "this one"
+        )
+    if column.spec.norm is None:
+        raise OtherImages(
+            f"{column.path}: records no shift and scale, and neighbours are those of normalised latents. Encode it "
+            "with a `norm` of its encoder, or leave the scores of neighbours out"
         )
     rows = valid_rows(how.reference.valid_mask())
     if theirs.source == own.source:
@@ -123,7 +128,10 @@ def nearest(queries: Tensor, blocks: Iterator[Tensor], count: int) -> tuple[Tens
 
 def chosen(how: Interpolation, column: Column, rows: Ints, references: Ints,
            device: str = "cpu", advance: Callable[[int], Any] = lambda count: None) -> Ints:  # fmt: skip
-    """Returns the reference row of each evaluated one; `advance` is called with numbers of reference rows."""
+    """Returns the reference row of each evaluated one; `advance` is called with numbers of reference rows.
+
+    OtherImages where a row's latent is 0 in every place: it has no direction, so no row is nearest to it.
+    """
 
     def blocks() -> Iterator[Tensor]:
         for start in range(0, len(references), BLOCK):
@@ -132,6 +140,12 @@ def chosen(how: Interpolation, column: Column, rows: Ints, references: Ints,
             advance(len(part))
 
     queries = normalised(column, rows).flatten(1)
+    empty = (queries == 0).all(1)
+    if empty.any():
+        raise OtherImages(
+            f"{column.path}: the normalised latent of row {int(rows[int(empty.nonzero()[0, 0])])} is 0 in every place, "
+            "so it has no nearest row. Look at its norm and its values with `python -m shards info`"
+        )
     index, _ = nearest(queries.to(device), blocks(), how.neighbours)
     neighbours = references[index.cpu().numpy()]
     if not how.draw:

@@ -22,7 +22,7 @@ from eval.latents.interpolation import (
     normalised,
     reference_rows,
 )
-from shards import Column, ColumnSpec, ShardWriter, Status, create_column, put_complete
+from shards import Column, ColumnSpec, Norm, ShardWriter, Status, create_column, put_complete
 from tests.shards.toy import SHAPE, moments_spec
 
 COUNT = 60
@@ -150,3 +150,29 @@ def test_a_row_that_is_not_finite_is_named(tmp_path: Path) -> None:
     column.read = lambda *_, **__: values  # type: ignore[method-assign]
     with pytest.raises(OtherImages, match=f"row {rows[0]} holds values that are not finite"):
         normalised(column, rows[:1])
+
+
+def with_norm(column: Column, norm: Norm | None) -> Column:
+    return Column(column.store, replace(column.spec, norm=norm), column.digest, column.snapshot)
+
+
+def test_a_column_without_norm_has_no_neighbours(column: Column) -> None:
+    bare = with_norm(column, None)
+    with pytest.raises(OtherImages, match="records no shift and scale"):
+        reference_rows(Interpolation(bare), bare, np.array([], np.int64))
+
+
+def test_a_latent_without_direction_is_named(column: Column) -> None:
+    """A cosine to it would be 0 / 0, and any neighbour made up."""
+    evaluated, references = rows_of(column)
+    plain_norm = with_norm(column, Norm((0.0,), (1.0,)))
+    read = plain_norm.read
+
+    def empty_third(rows: np.ndarray, check: bool = False) -> np.ndarray:
+        values = read(rows, check)
+        values[rows == evaluated[2]] = 0
+        return values
+
+    plain_norm.read = empty_third  # type: ignore[assignment,method-assign]
+    with pytest.raises(OtherImages, match=f"row {evaluated[2]} is 0 in every place"):
+        chosen(Interpolation(plain_norm), plain_norm, evaluated, references)
