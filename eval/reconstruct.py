@@ -137,12 +137,11 @@ def reconstruct(
     rows = np.array(ids, np.int64)
     for kind, network in networks.items():
         enough(METRICS[kind], network, len(rows), f"{column}", allow_few)
-    how = references = None
+    half_way = None
     if INTERPOLATED.keys() & kinds.keys():
         reference = opened if neighbours_of is None else Column.open(neighbours_of)
         refuse_other_kinds(reference)
-        how = Interpolation(reference, reference_rows, neighbours, draw)
-        references = interpolation.reference_rows(how, opened, rows)
+        half_way = Interpolation.of(reference, opened, rows, reference_rows, neighbours, draw)
     preprocess = identity.picture
     originals.crop(ids[0], preprocess)  # without its tars nothing is written
     decoder = load_vae(relocate_encoder(identity.encoder, vae), device, allow_class or ())
@@ -159,9 +158,9 @@ def reconstruct(
         save_dir / "reconstruction", items, settings | {"kind": "reconstruction"}
     )
     between = None
-    if how is not None and references is not None:
-        own = settings | {"kind": "interpolation", "reference": how.record(references)}
-        between = ImageSetWriter(save_dir / "interpolation", items, own)
+    if half_way is not None:
+        own = settings | {"kind": "interpolation", "reference": half_way.record}
+        between = ImageSetWriter(save_dir / half_way.folder, items, own)
     measures: dict[str, Scores] = {"psnr": _each(psnr), "ssim": _each(ssim)}
     measures |= {network.name: network for network in lpips}
     pictures: list[Json] = []
@@ -187,8 +186,8 @@ def reconstruct(
         ]
     for images in (before, after):
         images.finish({"device": device})
-    if how is not None and references is not None and between is not None:
-        _interpolate(how, references, Decoded(opened, rows, decoder, between, batch_size), device)
+    if half_way is not None and between is not None:
+        _interpolate(half_way, Decoded(opened, rows, decoder, between, batch_size), device)
     per_picture = [name for name in pictures[0] if name not in ("row", "key")]
     mean = {name: float(np.mean([p[name] for p in pictures])) for name in per_picture}
     metrics: Json = {**settings, "pictures": pictures, "mean": mean | {"count": len(pictures)}}
@@ -202,25 +201,25 @@ def reconstruct(
         real = ImageSetReader.open(save_dir / "original")
         blocks = folder_of(real.folder, network, "none")
         originals_of = make(of_set(real), network, "none", "originals", blocks, batch_size)
-        folder = save_dir / ("interpolation" if name in INTERPOLATED else "reconstruction")
+        how = half_way if name in INTERPOLATED else None
+        folder = save_dir / (how.folder if how else "reconstruction")
         score = measure(
             kind, ImageSetReader.open(folder), network, originals_of, few=allow_few, batch_size=batch_size,
             prefix=name[0], paired=True,
         )  # fmt: skip
-        if name in INTERPOLATED and how is not None and references is not None:
-            score = _beside(decoded_set, folder, score, how, references)
+        if how is not None:
+            score = _beside(decoded_set, folder, score, how)
         results.write(decoded_set.folder, score)
         metrics["mean"][name] = score.value.value
     return metrics
 
 
-def _interpolate(how: Interpolation, references: Ints, decoded: Decoded, device: str) -> None:
+def _interpolate(how: Interpolation, decoded: Decoded, device: str) -> None:
     """Decodes what lies half-way between rows and their neighbours, where a picture of it is missing."""
     if any(not decoded.images.has(file) for file in decoded.images.files):
-        with Bar("neighbours", len(references), "rows") as bar:
-            chosen = interpolation.chosen(
-                how, decoded.column, decoded.rows, references, device, bar.advance
-            )
+        work = len(how.rows) * interpolation.passes(decoded.column, len(decoded.rows))
+        with Bar("neighbours", work, "rows") as bar:
+            chosen = interpolation.chosen(how, decoded.column, decoded.rows, device, bar.advance)
 
         def latents(part: slice) -> Tensor:
             a = interpolation.normalised(decoded.column, decoded.rows[part])
@@ -234,20 +233,18 @@ def _interpolate(how: Interpolation, references: Ints, decoded: Decoded, device:
     decoded.images.finish({"device": device})
 
 
-def _beside(
-    decoded: ImageSetReader, folder: Path, score: Score, how: Interpolation, references: Ints
-) -> Score:
+def _beside(decoded: ImageSetReader, folder: Path, score: Score, how: Interpolation) -> Score:
     """Returns a score of interpolated pictures as one of the reconstructions', beside which its
     influences are kept; its name says among which rows the neighbours are.
     """
-    scorer = f"{score.scorer}-{how.digest(references)}"
+    scorer = f"{score.scorer}-{how.digest}"
     shares = influences.read(folder, score.scorer, score.images)
     influences.write(decoded.folder, scorer, decoded.digest, shares)
     taken = f"one of {how.neighbours} drawn" if how.draw else "the nearest"
-    note = f"half-way to {taken} of {len(references):,} rows of {how.reference.path}"
+    note = f"half-way to {taken} of {len(how.rows):,} rows of {how.reference.path}"
     return replace(
         score, scorer=scorer, images=decoded.digest, notes=(*score.notes, note),
-        made_by={**score.made_by, "neighbours": how.record(references)},
+        made_by={**score.made_by, "neighbours": how.record},
     )  # fmt: skip
 
 

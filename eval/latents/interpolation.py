@@ -12,6 +12,7 @@ Reference rows are none of the evaluated ones, and the same for all columns of o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,69 +24,86 @@ from torch import Tensor
 
 from shards import Column, canonical_json, sha256
 from shards.column import valid_rows
+from shards.probe import evenly
 from shards.read import draw
 
-from ..errors import OtherImages, TooFewImages
+from ..errors import BadRequest, OtherImages, TooFewImages
 
 Ints = NDArray[np.int64]
 BLOCK = 1_024  # reference rows that are compared at a time
+PART_BYTES = 1 << 30  # of evaluated latents that are held at once
+DRAWN = 64  # rows whose neighbours are read at a time
 DRAW_SEED = 2603_05630  # of the drawn neighbours, with the row's id
 LEAST_COSINE = -1 + 1e-6  # of two latents that have a point half-way
 
 
 @dataclass(frozen=True)
 class Interpolation:
-    """How neighbours are chosen."""
+    """Which neighbour a row has: `of` makes one."""
 
     reference: Column  # of the same encoder as the column that is evaluated
-    rows: int = 50_000  # of the reference at most: its first valid ones
+    rows: Ints  # of the reference, ascending, none of which is evaluated
     neighbours: int = 1
     draw: bool = False  # one of the neighbours; else the nearest
 
-    def record(self, rows: Ints) -> dict[str, Any]:
-        """Returns what the pictures depend on beside the evaluated rows; `rows` are the reference's."""
+    @classmethod
+    def of(
+        cls, reference: Column, column: Column, evaluated: Ints, most: int = 50_000, neighbours: int = 1,
+        draw: bool = False,
+    ) -> Interpolation:  # fmt: skip
+        """Takes at most so many valid rows of the reference, evenly apart, without the evaluated ones where
+        both columns are of one source.
+
+        Raises OtherImages where the reference is of another encoder or norm than the column, or where this
+        has no norm, TooFewImages where there are fewer of them than neighbours.
+        """
+        theirs, own = reference.identity, column.identity
+        made_by = [(i.encoder.cls, i.encoder.weights, i.picture.resolution) for i in (theirs, own)]
+        if made_by[0] != made_by[1] or reference.spec.norm != column.spec.norm:
+            raise OtherImages(
+                f"{reference.path}: made by another encoder, or normalised otherwise, than {column.path}. The "
+                "reference rows must be of the same encoder: name its column of another source, or none for the rest "
+                "of this one"
+            )
+        if column.spec.norm is None:
+            raise OtherImages(
+                f"{column.path}: records no shift and scale, and neighbours are those of normalised latents. Encode "
+                "it with a `norm` of its encoder, or leave the scores of neighbours out"
+            )
+        rows = valid_rows(reference.valid_mask())
+        if theirs.source == own.source:
+            rows = rows[~np.isin(rows, evaluated)]
+        if len(rows) < neighbours:
+            raise TooFewImages(
+                f"{reference.path}: found {len(rows)} rows beside the evaluated ones, expected at least {neighbours} "
+                "to take neighbours from. Evaluate fewer (--count), or name a column of another source "
+                "(--neighbours_of)"
+            )
+        if most < neighbours:
+            raise BadRequest(
+                f"found --reference_rows {most}, expected at least the {neighbours} neighbours"
+            )
+        return cls(reference, evenly(rows, most), neighbours, draw)
+
+    @property
+    def folder(self) -> str:
+        """The folder of the pictures: both variants may be in one `save_dir`."""
+        return "interpolation-drawn" if self.draw else "interpolation"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the pictures depend on beside the evaluated rows."""
         return {
             "source": self.reference.identity.source,
-            "rows": sha256(rows.astype("<i8").tobytes()),
-            "count": len(rows),
+            "rows": sha256(self.rows.astype("<i8").tobytes()),
+            "count": len(self.rows),
             "neighbours": self.neighbours,
             "draw": self.draw,
         }
 
-    def digest(self, rows: Ints) -> str:
-        return sha256(canonical_json(self.record(rows)))[:8]
-
-
-def reference_rows(how: Interpolation, column: Column, evaluated: Ints) -> Ints:
-    """Returns the ids of the reference rows, ascending: the first valid ones, without the evaluated ones
-    where both are of one source.
-
-    Raises OtherImages where the reference is of another encoder or norm than the column, or where this
-    has no norm, TooFewImages where there are fewer of them than neighbours.
-    """
-    theirs, own = how.reference.identity, column.identity
-    made_by = [(i.encoder.cls, i.encoder.weights, i.picture.resolution) for i in (theirs, own)]
-    if made_by[0] != made_by[1] or how.reference.spec.norm != column.spec.norm:
-        raise OtherImages(
-            f"{how.reference.path}: made by another encoder, or normalised otherwise, than {column.path}. The "
-            "reference rows must be of the same encoder: name its column of another source, or none for the rest of "
-            "this one"
-        )
-    if column.spec.norm is None:
-        raise OtherImages(
-            f"{column.path}: records no shift and scale, and neighbours are those of normalised latents. Encode it "
-            "with a `norm` of its encoder, or leave the scores of neighbours out"
-        )
-    rows = valid_rows(how.reference.valid_mask())
-    if theirs.source == own.source:
-        rows = rows[~np.isin(rows, evaluated)]
-    if len(rows) < max(how.neighbours, 1):
-        raise TooFewImages(
-            f"{how.reference.path}: found {len(rows)} rows beside the evaluated ones, expected at least "
-            f"{how.neighbours} to take neighbours from. Evaluate fewer (--count), or name a column of another source "
-            "(--neighbours_of)"
-        )
-    return rows[: how.rows]
+    @property
+    def digest(self) -> str:
+        return sha256(canonical_json(self.record))[:8]
 
 
 def normalised(column: Column, rows: Ints) -> Tensor:
@@ -126,35 +144,57 @@ def nearest(queries: Tensor, blocks: Iterator[Tensor], count: int) -> tuple[Tens
     return index, best
 
 
-def chosen(how: Interpolation, column: Column, rows: Ints, references: Ints,
-           device: str = "cpu", advance: Callable[[int], Any] = lambda count: None) -> Ints:  # fmt: skip
-    """Returns the reference row of each evaluated one; `advance` is called with numbers of reference rows.
-
-    OtherImages where a row's latent is 0 in every place: it has no direction, so no row is nearest to it.
+def chosen(
+    how: Interpolation, column: Column, rows: Ints, device: str = "cpu",
+    advance: Callable[[int], Any] = lambda count: None,
+) -> Ints:  # fmt: skip
+    """Returns the reference row of each evaluated one; `advance` is called with numbers of reference rows,
+    `passes` times over all of them.
     """
+    size = part_rows(column)
+    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return np.concatenate([_chosen(how, column, part, device, advance) for part in parts])
 
+
+def part_rows(column: Column) -> int:
+    """Returns how many evaluated rows are held at once."""
+    return max(1, PART_BYTES // (4 * math.prod(column.layout.row_shape)))
+
+
+def passes(column: Column, rows: int) -> int:
+    """Returns how often the reference rows are read for so many evaluated ones."""
+    return -(-rows // part_rows(column))
+
+
+def _chosen(
+    how: Interpolation, column: Column, rows: Ints, device: str, advance: Callable[[int], Any]
+) -> Ints:
     def blocks() -> Iterator[Tensor]:
-        for start in range(0, len(references), BLOCK):
-            part = references[start : start + BLOCK]
+        for start in range(0, len(how.rows), BLOCK):
+            part = how.rows[start : start + BLOCK]
             yield normalised(how.reference, part).flatten(1).to(device)
             advance(len(part))
 
     queries = normalised(column, rows).flatten(1)
     empty = (queries == 0).all(1)
-    if empty.any():
+    if empty.any():  # it has no direction, so no row is nearest to it
         raise OtherImages(
             f"{column.path}: the normalised latent of row {int(rows[int(empty.nonzero()[0, 0])])} is 0 in every place, "
-            "so it has no nearest row. Look at its norm and its values with `python -m shards info`"
+            "so no row is nearest to it. Encode the column again, or leave the scores of neighbours out"
         )
     index, _ = nearest(queries.to(device), blocks(), how.neighbours)
-    neighbours = references[index.cpu().numpy()]
+    neighbours = how.rows[index.cpu().numpy()]
     if not how.draw:
         return np.asarray(neighbours[:, 0])
-    picked = [
-        drawn(int(row), query, normalised(how.reference, around).flatten(1))
-        for row, query, around in zip(rows, queries, neighbours, strict=True)
-    ]
-    return np.asarray(neighbours[np.arange(len(rows)), picked])
+    picks = np.empty(len(rows), np.int64)
+    for start in range(0, len(rows), DRAWN):  # a row that is a neighbour of several is read once
+        part = slice(start, start + DRAWN)
+        ids, where = np.unique(neighbours[part], return_inverse=True)
+        around = normalised(how.reference, ids).flatten(1)[where.reshape(-1, how.neighbours)]
+        picks[part] = [
+            drawn(int(r), q, n) for r, q, n in zip(rows[part], queries[part], around, strict=True)
+        ]
+    return np.asarray(neighbours[np.arange(len(rows)), picks])
 
 
 def drawn(row: int, query: Tensor, around: Tensor) -> int:

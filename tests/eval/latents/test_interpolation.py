@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from eval.errors import OtherImages, TooFewImages
+from eval.errors import BadRequest, OtherImages, TooFewImages
+from eval.latents import interpolation
 from eval.latents.interpolation import (
     DRAW_SEED,
     Interpolation,
@@ -20,7 +21,6 @@ from eval.latents.interpolation import (
     half_way,
     nearest,
     normalised,
-    reference_rows,
 )
 from shards import Column, ColumnSpec, Norm, ShardWriter, Status, create_column, put_complete
 from tests.shards.toy import SHAPE, moments_spec
@@ -53,12 +53,13 @@ def column(tmp_path_factory: pytest.TempPathFactory) -> Column:
     return random_column(tmp_path_factory.mktemp("cache") / "vae")
 
 
-def rows_of(column: Column) -> tuple[np.ndarray, np.ndarray]:
-    """Evaluated and reference rows."""
-    how = Interpolation(column)
-    everything = reference_rows(how, column, np.array([], np.int64))
-    evaluated = everything[: min(COUNT, len(everything) // 2)]
-    return evaluated, reference_rows(how, column, evaluated)
+NOTHING = np.array([], np.int64)
+
+
+def setting(column: Column) -> tuple[np.ndarray, Interpolation]:
+    """The evaluated rows, and the others of the column as reference."""
+    evaluated = Interpolation.of(column, column, NOTHING).rows[:COUNT]
+    return evaluated, Interpolation.of(column, column, evaluated)
 
 
 def plain(column: Column, rows: np.ndarray) -> list[list[float]]:
@@ -77,14 +78,14 @@ def cosine(a: list[float], b: list[float]) -> float:
 
 
 def test_neighbours_and_latents_equal_a_plain_loop(column: Column) -> None:
-    evaluated, references = rows_of(column)
-    assert not set(evaluated) & set(references)
-    queries, others = plain(column, evaluated), plain(column, references)
+    evaluated, how = setting(column)
+    assert not set(evaluated) & set(how.rows)
+    queries, others = plain(column, evaluated), plain(column, how.rows)
     expected = [
         max(range(len(others)), key=lambda i: cosine(query, others[i])) for query in queries
     ]
-    neighbours = chosen(Interpolation(column), column, evaluated, references)
-    assert neighbours.tolist() == references[expected].tolist()
+    neighbours = chosen(how, column, evaluated)
+    assert neighbours.tolist() == how.rows[expected].tolist()
     latents = half_way(normalised(column, evaluated), normalised(column, neighbours))
     for latent, a, b in zip(latents, queries, (others[i] for i in expected), strict=True):
         angle = math.acos(cosine(a, b))
@@ -107,6 +108,29 @@ def test_blocks_change_nothing() -> None:
         assert nearest(queries, blocks(size), 5)[0].tolist() == whole.tolist()
     index, _ = nearest(others[3:4], blocks(10), 2)
     assert index.tolist() == [[3, 40]]
+
+
+def test_parts_of_the_evaluated_rows_change_nothing(
+    column: Column, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated, _ = setting(column)
+    for neighbours in (1, 4):
+        how = Interpolation.of(column, column, evaluated, 40, neighbours, neighbours > 1)
+        whole = chosen(how, column, evaluated)
+        with monkeypatch.context() as patch:
+            patch.setattr(interpolation, "PART_BYTES", 13 * 4 * math.prod(column.layout.row_shape))
+            patch.setattr(interpolation, "DRAWN", 5)
+            counts: list[int] = []
+            assert chosen(how, column, evaluated, "cpu", counts.append).tolist() == whole.tolist()
+            assert sum(counts) == 40 * interpolation.passes(column, len(evaluated)) == 40 * 5
+        assert (
+            whole != chosen(Interpolation.of(column, column, evaluated, 40), column, evaluated)
+        ).any() == how.draw
+
+
+def test_reference_rows_are_spread(column: Column) -> None:
+    rows = Interpolation.of(column, column, NOTHING, 5).rows
+    assert rows.tolist() == [0, 29, 59, 89, 119]
 
 
 def test_the_draw_is_of_the_row_alone_and_as_often_as_its_share() -> None:
@@ -132,24 +156,24 @@ def test_half_way_has_half_the_angle() -> None:
 
 
 def test_what_cannot_be_a_reference(column: Column, tmp_path: Path) -> None:
-    evaluated, _ = rows_of(column)
+    evaluated, how = setting(column)
     other = random_column(tmp_path / "other", "another")
     with pytest.raises(OtherImages, match="made by another encoder"):
-        reference_rows(Interpolation(other), column, evaluated)
-    everything = reference_rows(Interpolation(column), column, evaluated[:0])
+        Interpolation.of(other, column, evaluated)
+    everything = np.concatenate([evaluated, how.rows])
     with pytest.raises(TooFewImages, match="found 0 rows beside the evaluated ones"):
-        reference_rows(Interpolation(column), column, everything)
-    assert len(reference_rows(Interpolation(column, rows=5), column, evaluated)) == 5
+        Interpolation.of(column, column, everything)
+    with pytest.raises(BadRequest, match="found --reference_rows 3, expected at least the 10"):
+        Interpolation.of(column, column, evaluated, 3, 10, True)
 
 
 def test_a_row_that_is_not_finite_is_named(tmp_path: Path) -> None:
     column = random_column(tmp_path / "vae")
-    rows = reference_rows(Interpolation(column), column, np.array([], np.int64))
-    values = column.read(rows[:1])
+    values = column.read(np.array([7]))
     values[0, 0, 0, 0] = np.nan
     column.read = lambda *_, **__: values  # type: ignore[method-assign]
-    with pytest.raises(OtherImages, match=f"row {rows[0]} holds values that are not finite"):
-        normalised(column, rows[:1])
+    with pytest.raises(OtherImages, match="row 7 holds values that are not finite"):
+        normalised(column, np.array([7]))
 
 
 def with_norm(column: Column, norm: Norm | None) -> Column:
@@ -159,12 +183,12 @@ def with_norm(column: Column, norm: Norm | None) -> Column:
 def test_a_column_without_norm_has_no_neighbours(column: Column) -> None:
     bare = with_norm(column, None)
     with pytest.raises(OtherImages, match="records no shift and scale"):
-        reference_rows(Interpolation(bare), bare, np.array([], np.int64))
+        Interpolation.of(bare, bare, NOTHING)
 
 
 def test_a_latent_without_direction_is_named(column: Column) -> None:
     """A cosine to it would be 0 / 0, and any neighbour made up."""
-    evaluated, references = rows_of(column)
+    evaluated, _ = setting(column)
     plain_norm = with_norm(column, Norm((0.0,), (1.0,)))
     read = plain_norm.read
 
@@ -175,4 +199,4 @@ def test_a_latent_without_direction_is_named(column: Column) -> None:
 
     plain_norm.read = empty_third  # type: ignore[assignment,method-assign]
     with pytest.raises(OtherImages, match=f"row {evaluated[2]} is 0 in every place"):
-        chosen(Interpolation(plain_norm), plain_norm, evaluated, references)
+        chosen(Interpolation.of(plain_norm, plain_norm, evaluated), plain_norm, evaluated)
