@@ -50,6 +50,7 @@ PUBLIC = {
     "train": (
         "checkpoints.checkpoint",
         "checkpoints.identity",
+        "checkpoints.norm",
         "checkpoints.reference",
         "checkpoints.snapshots",
         "config",

@@ -19,8 +19,10 @@ from shards import Norm
 from shards.format import ColumnIdentity
 from shards.format.atomic import read_json
 from shards.format.checks import Fields, check
-from train.checkpoints.checkpoint import CheckpointError, load_for_sampling, steps
+from train.checkpoints.checkpoint import CheckpointError, load_for_sampling, steps, verified
 from train.checkpoints.identity import initial_share, training_of
+from train.checkpoints.norm import FILE as NORM_FILE
+from train.checkpoints.norm import read_norm
 from train.checkpoints.reference import STATES, read
 from train.checkpoints.snapshots import digest_of_length, load_of_length
 from train.model import DiT
@@ -73,7 +75,7 @@ def load_ours(where: Path, tag: int | None, ema: bool | float) -> Checkpoint:
     CheckpointError names what is wrong, EmaLengthRefused what a length needs. Of imported weights
     the reference's config says which hidden state they take, which counts where no column does.
     """
-    model, manifest, weights = _load(where, tag, ema)
+    model, manifest, weights, measured = _load(where, tag, ema)
     if tag is not None and manifest["step"] != tag:
         raise CheckpointError(
             f"{where}: found step {manifest['step']}, expected step {tag}. Leave out --tag, or name the run"
@@ -81,6 +83,8 @@ def load_ours(where: Path, tag: int | None, ema: bool | float) -> Checkpoint:
     share = initial_share(manifest) if ema is True else 0.0 if ema else None
     try:
         latents, norm, text = _columns(manifest.get("data"))
+        if measured is not None and measured != norm:
+            raise ValueError(f"data.latents.norm: found another norm than that of {NORM_FILE}")
         run = Run(weights, training_of(manifest), share)
         if run.flow.shift == "auto":
             raise ValueError("flow.shift: found auto, expected a number")
@@ -110,16 +114,18 @@ def _columns(
     return latents, columns.latents.norm, text
 
 
-def _load(where: Path, tag: int | None, ema: bool | float) -> tuple[DiT, Json, str]:
-    """Returns a model, its manifest and the digest of its weights; of what `ema` names, only the files
-    that are read are checked."""
+def _load(where: Path, tag: int | None, ema: bool | float) -> tuple[DiT, Json, str, Norm | None]:
+    """Returns a model, its manifest, the digest of its weights, and its norm where that was measured; of
+    what `ema` names, only the files that are read are checked."""
 
-    def load(path: Path) -> tuple[DiT, Json, str]:
+    def load(path: Path) -> tuple[DiT, Json, str, Norm | None]:
         if not isinstance(ema, bool):
-            return load_of_length(path, ema)
-        model, manifest = load_for_sampling(path, ema)
-        name = "ema.safetensors" if ema else "weights.safetensors"
-        return model, manifest, manifest["files"][name]["sha256"]
+            model, manifest, digest = load_of_length(path, ema)
+        else:
+            model, manifest = load_for_sampling(path, ema)
+            name = "ema.safetensors" if ema else "weights.safetensors"
+            digest = manifest["files"][name]["sha256"]
+        return model, manifest, digest, _measured(path, manifest)
 
     *newest_first, last = _steps(where, tag)
     for path in newest_first:
@@ -128,6 +134,17 @@ def _load(where: Path, tag: int | None, ema: bool | float) -> tuple[DiT, Json, s
         except CheckpointError as error:
             log.warning("%s. Falling back to the checkpoint before it", error)
     return load(last)
+
+
+def _measured(path: Path, manifest: Json) -> Norm | None:
+    """Returns the measured norm in a step's folder; None where the run has the norm of its columns."""
+    if NORM_FILE not in manifest["files"]:
+        return None
+    verified(path, [NORM_FILE])
+    try:
+        return read_norm(path / NORM_FILE)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
 
 
 def check_ema(where: Path, tag: int | None, length: float) -> None:

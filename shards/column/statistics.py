@@ -2,7 +2,8 @@
 
     <column>/statistics/<s>         of shard s: a sealed JSON line, then three fp64 arrays (C, H, W):
                                     sums of the values, of their squares and of the posterior's variances
-    <column>/norms/<digest>.json    a sealed record of shift and scale, the rows and the COMPLETE record
+    <column>/norms/<digest>         a sealed JSON line: method, rows, COMPLETE record; then two fp64 arrays,
+                                    (C) or (C, H, W): shift and scale
 
 Neither is named by column.json, commits or COMPLETE records: these stay what they are. Rows are added
 in their order, so the numbers are the same in whatever order shards were committed or measured.
@@ -10,10 +11,12 @@ in their order, so the numbers are the same in whatever order shards were commit
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +30,11 @@ from ..format.records import NormRecord, StatisticsRecord, parse, sealed
 from ..store.base import Store
 
 Floats = NDArray[np.float64]
+T = TypeVar("T", StatisticsRecord, NormRecord)
 Method = Literal["measured", "measured-per-place"]
 LATENTS = ("moments", "latents")  # kinds of columns that are normalised
 RECORD_BYTES = 390  # of what the sums of a shard say of themselves
+OBJECT = re.compile(r"norms/[0-9a-f]{64}")  # a norm
 GROUP = 32  # rows in memory as fp64 at once
 DIGITS = 7  # of shift and scale, significant ones
 # rows below which a deviation is too uncertain: of one place alone by 1 / sqrt(2 rows), 2 % of 1,024
@@ -178,14 +183,20 @@ def read_statistics(column: Store, digest: str, shard: int) -> tuple[str, Sums] 
     path = column.at(name)
     if column.size(name) is None:
         return None
-    line, _, data = column.read(name).partition(b"\n")
-    record = parse(unseal_bytes(line + b"\n", path, STATISTICS, VERSION), StatisticsRecord, path)
+    record, data = _parts(column, name, StatisticsRecord)
     if record.column != digest or record.shard != shard:
         raise CorruptColumn(f"{path}: the sums of another column or shard")
     if sha256(data) != record.sums or len(data) != 24 * int(np.prod(record.shape)):
         raise CorruptColumn(f"{path}: its sums are damaged or cut off. Delete it and measure again")
     arrays = np.frombuffer(data, "<f8").astype(np.float64).reshape(3, *record.shape)
     return record.content, Sums(record.rows, *arrays)
+
+
+def _parts(column: Store, name: str, model: type[T]) -> tuple[T, bytes]:
+    """Returns the record in an object's first line, and the bytes of the arrays after it."""
+    line, _, data = column.read(name).partition(b"\n")
+    path = column.at(name)
+    return parse(unseal_bytes(line + b"\n", path, model.KIND, VERSION), model, path), data
 
 
 def statistics_bytes(layout: Layout) -> int:
@@ -231,27 +242,42 @@ def put_norm(
     column: Store, digest: str, complete: str, method: Method, rows: int, norm: Norm
 ) -> MeasuredNorm:
     """Stores a norm by its digest; the same numbers are the same object."""
+    arrays = np.array([norm.shift, norm.scale], "<f8")
     record = {
         "format": NORM, "version": VERSION, "column": digest, "complete": complete, "method": method,
-        "rows": rows, "norm": norm.record(),
+        "rows": rows, "shape": list(arrays.shape[1:]), "arrays": sha256(arrays.tobytes()),
     }  # fmt: skip
-    data = sealed(record, NormRecord, column.at("norms"))
-    name = str(unseal_bytes(data, column.at("norms"), NORM, VERSION)["digest"])
-    column.put_if_absent(f"norms/{name}.json", data)
-    return read_norm(column, digest, f"norms/{name}.json")
+    line = sealed(record, NormRecord, column.at("norms"))
+    name = norm_name(unseal_bytes(line, column.at("norms"), NORM, VERSION)["digest"])
+    column.put_if_absent(name, line + arrays.tobytes())
+    return read_norm(column, digest, name)
+
+
+def norm_name(digest: str) -> str:
+    return f"norms/{digest}"
 
 
 def norm_names(column: Store) -> list[str]:
     """Returns the names of the norms that were measured."""
-    return sorted(name for name, _ in column.list("norms") if name.endswith(".json"))
+    return sorted(name for name, _ in column.list("norms") if OBJECT.fullmatch(name))
 
 
 def read_norm(column: Store, digest: str, name: str) -> MeasuredNorm:
     """Returns a norm by the name of its object; CorruptColumn where it is damaged or of another column."""
-    record = column.record(name, NormRecord)
-    if record.column != digest or name != f"norms/{record.digest}.json":
-        raise CorruptColumn(f"{column.at(name)}: a norm of another column, or under another's name")
-    return MeasuredNorm(record.method, record.norm, record.rows, record.complete, record.digest)
+    path = column.at(name)
+    record, data = _parts(column, name, NormRecord)
+    if record.column != digest or name != norm_name(record.digest):
+        raise CorruptColumn(f"{path}: a norm of another column, or under another's name")
+    if sha256(data) != record.arrays or len(data) != 16 * math.prod(record.shape):
+        raise CorruptColumn(
+            f"{path}: its arrays are damaged or cut off. Delete it and measure again"
+        )
+    shift, scale = np.frombuffer(data, "<f8").reshape(2, *record.shape).tolist()
+    try:
+        norm = Norm(shift, scale)
+    except ValueError as error:
+        raise CorruptColumn(f"{path}: {error}") from None
+    return MeasuredNorm(record.method, norm, record.rows, record.complete, record.digest)
 
 
 def find_norm(column: Store, digest: str, complete: str, named: str) -> MeasuredNorm:

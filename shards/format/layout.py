@@ -16,7 +16,7 @@ changed, only versioned.
     <column>/complete/<digest>.json  every shard accounted for; <digest>.valid: valid-row bits
 
     <column>/statistics/<s>          of latents, made at any time: sums over the valid rows of shard s
-    <column>/norms/<digest>.json     and a shift and scale made of them; no commit names either
+    <column>/norms/<digest>          and a shift and scale made of them; no commit names either
 
 row id = shard * shard_rows + row; Zarr shard z = row id // 1024; token slot = z * 1024 *
 max_tokens + offset in z.

@@ -55,7 +55,6 @@ RECORD_BYTES = {
     COMPLETE: 1 << 26,
     SOURCE: 1 << 26,
     MASK: 1 << 26,
-    NORM: 1 << 24,
 }
 MAX_CAPTIONS = 256  # members or captions of one sample
 
@@ -245,14 +244,17 @@ class StatisticsRecord(Sealed):
 
 
 class NormRecord(Sealed):
-    """A shift and scale of a column's latents, measured over the rows of one COMPLETE record."""
+    """The first line of a shift and a scale of a column's latents, measured over the rows of one COMPLETE
+    record; `arrays` is the sha256 of what follows.
+    """
 
     KIND = NORM
     column: Digest
     complete: Digest
     method: Literal["measured", "measured-per-place"]
     rows: AllRows
-    norm: Norm
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=3)]
+    arrays: Digest
 
 
 def _columns(runs: Sequence[Run]) -> NDArray[np.int64]:

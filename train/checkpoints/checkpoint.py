@@ -5,6 +5,7 @@ never a pickle.
     checkpoints/step-00000100/state-00000-of-00002.safetensors    rank 0's part of weights, exp_avg, exp_avg_sq and ema
     checkpoints/step-00000100/weights.safetensors                 all weights under the reference's parameter names
     checkpoints/step-00000100/ema.safetensors                     their moving average, the same
+    checkpoints/step-00000100/norm.safetensors                    shift and scale, where they were measured of the rows
     checkpoints/latest                                            a hint for people; nothing here reads it
     checkpoints/.staging-step-00000300-<owner>                    one that a job is writing; the owner is its lease
     checkpoints/.damaged-step-00000200                            the last one that was passed over, set aside
@@ -48,6 +49,8 @@ from shards.format.checks import BaseName, Count, Digest, Fields, check
 from ..model.dit import DiT, DiTConfig
 from ..ranks.world import World
 from ..step.engine import Fragment
+from .norm import FILE as NORM_FILE
+from .norm import norm_tensors
 
 KIND, VERSION = "latentbank-checkpoint", 1
 KINDS = ("weights", "exp_avg", "exp_avg_sq", "ema")
@@ -116,6 +119,8 @@ def save(
 
     def publish() -> None:
         files = states + _write_whole(staging, [staging / name for name, _ in states], model, world)
+        if norm := norm_tensors(record):
+            files.append(write_tensors(staging / NORM_FILE, norm, {}))
         manifest = {
             **record,
             "format": KIND,

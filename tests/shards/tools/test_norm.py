@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 
 from shards import IncompleteColumn, Norm, ShardWriter, Status, create_column, put_complete
 from shards.column.commits import commit_name
-from shards.column.statistics import Sums, norm_of, rounded
-from shards.errors import BadStatistics
+from shards.column.statistics import Sums, norm_of, read_norm, rounded
+from shards.errors import BadStatistics, CorruptColumn
 from shards.format.int8 import calibrate_rows, stored_rows
 from shards.format.layout import ColumnSpec, Layout
 from shards.read.column import Column
@@ -216,15 +217,37 @@ def test_the_tools_know_norms(tmp_path: Path) -> None:
     garbage, remaining = collect(column, yes=True, seconds=0, generations=True)
     assert (garbage, remaining) == ([], [])
     assert norm_files(column) == files
-    record = column / f"norms/{norm.digest}.json"
+    record = column / f"norms/{norm.digest}"
     record.write_bytes(record.read_bytes().replace(b'"rows":', b'"rows": '))
     (fault,) = verify(column)
-    assert fault.object == f"norms/{norm.digest}.json"
+    assert fault.object == f"norms/{norm.digest}"
     _, plan = repair(column, yes=True)
     assert plan.beyond == []
     assert verify(column) == []
     assert measure(column) == norm
     assert norm_files(column) == files
+
+
+@pytest.mark.parametrize("per_place", [False, True])
+def test_a_norm_is_a_record_and_its_arrays(tmp_path: Path, per_place: bool) -> None:
+    """Readable without this code; what is cut off or changed is no norm."""
+    column = write_column(tmp_path / "c", moments_spec())
+    norm = measure(column, "measured-per-place" if per_place else "measured")
+    path = column / "norms" / norm.digest
+    line, _, data = path.read_bytes().partition(b"\n")
+    record = json.loads(line)
+    assert record["shape"] == ([2, 2, 2] if per_place else [2])
+    arrays = np.frombuffer(data, "<f8").reshape(2, *record["shape"])
+    for array, value in zip(arrays, expected(per_place)[:2], strict=True):
+        np.testing.assert_allclose(array, value, rtol=1e-6)
+    store = Column.open(column).store
+    for damaged in (data[:-8], data[:-8] + np.float64(2.0).tobytes(), b""):
+        path.write_bytes(line + b"\n" + damaged)
+        with pytest.raises(CorruptColumn, match="damaged or cut off"):
+            read_norm(store, record["column"], f"norms/{norm.digest}")
+    path.rename(path.with_name("0" * 64))
+    with pytest.raises(CorruptColumn, match="under another's name"):
+        read_norm(store, record["column"], f"norms/{'0' * 64}")
 
 
 def column_of(path: Path, values: np.ndarray, norm: Norm = NORM) -> Path:

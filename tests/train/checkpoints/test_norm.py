@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from configs import ConfigError, load
 from eval.images.checkpoint import _Data
@@ -20,6 +21,7 @@ from shards.tools.norm import measure
 from tests.train.conftest import launch, tiny_config
 from tests.train.here import manifest
 from train.checkpoints.identity import compared, training_of
+from train.checkpoints.norm import norm_tensors
 from train.config import DataConfig, TrainConfig
 from train.run import expected_record, open_columns
 from train.step.validate import open_held_out
@@ -56,8 +58,13 @@ def test_a_run_pins_the_norm_and_keeps_it(
     record = data["latents"]
     assert record["measured"]["digest"] == norm.digest
     assert record["norm"] == norm.norm.record()
-    # what `eval generate` reads of the manifest and undoes is the same one
+    # what `eval generate` reads of the checkpoint and undoes is the same one
     assert check(_Data, data).latents.norm == norm.norm
+    step = tmp_path / "tiny-vae/checkpoints/step-00000002"
+    tensors = load_file(step / "norm.safetensors")
+    assert {name: values.tolist() for name, values in tensors.items()} == {
+        "shift": list(norm.norm.shift), "scale": list(norm.norm.scale)
+    }  # fmt: skip
     # another norm is another run
     process = trained(4, "config")
     assert process.returncode == 2
@@ -67,6 +74,12 @@ def test_a_run_pins_the_norm_and_keeps_it(
     process = trained(4, norm.digest)
     assert process.returncode == 0, process.stderr
     assert "resumed from" in process.stdout
+
+
+def test_a_run_with_its_columns_norm_has_no_file_of_it(
+    measured: tuple[Path, MeasuredNorm], tmp_path: Path
+) -> None:
+    assert norm_tensors(expected_record(config_of(measured[0], tmp_path, "config"))) == {}
 
 
 def test_latents_have_mean_0_and_deviation_1(
