@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from shards.console import not_negative, overview, positive, say_next
+from shards.console import counted, not_negative, overview, positive, say_next
 from shards.places import local_path
 from shards.signals import stoppable
 
@@ -89,6 +89,21 @@ def _status(args: argparse.Namespace) -> None:
     print(status(Study.open(args.study, args.out)))
 
 
+def _verify(args: argparse.Namespace) -> int:
+    from .lock import FILE, verify
+    from .study import Study
+
+    study = Study.open(args.study, args.out)
+    faults, versions = verify(study)
+    for line in versions:
+        print(f"another version: {line}")
+    for line in faults:
+        print(line)
+    state = f"{counted(len(faults), 'difference')} from" if faults else "all is as in"
+    print(f"{study.out / FILE}: {state} the lock")
+    return int(bool(faults))
+
+
 def _report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pictures", type=not_negative, default=24, help="prompts that are shown")
 
@@ -115,5 +130,10 @@ VERBS: dict[str, tuple[str, Flags, Callable[[argparse.Namespace], int | None]]] 
     "plan": ("what a study would make, take over and cost, before it starts", _plan_flags, _plan),
     "run": ("encode, train, generate and score what is missing", _run_flags, _run),
     "status": ("what exists, what is missing and what has failed", _no_flags, _status),
+    "verify": (
+        "check what exists against study.lock, which a finished run wrote",
+        _no_flags,
+        _verify,
+    ),
     "report": ("the verdict, as a page and as study.json", _report_flags, _report),
 }

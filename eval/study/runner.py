@@ -31,6 +31,7 @@ from shards.processes import bound_to, with_this_python
 from ..errors import StudyRunning
 from .checks import check_columns, check_pair, check_ranks, check_sets, preflight
 from .graph import Node, nodes_of, train_id
+from .lock import write_lock
 from .reuse import Existing, take_over, taken_over
 from .study import Study
 
@@ -59,6 +60,8 @@ def run(study: Study) -> int:
         finally:
             runner.stop()
         check_sets(runner.study)
+        if len(runner.done) == len(runner.nodes):
+            write_lock(runner.study)
     return code
 
 

@@ -14,11 +14,12 @@ from PIL import Image
 from encode.errors import ModelNotUsable
 from eval.errors import BadStudy, NoSpace
 from eval.study.checks import check_encoders, preflight
+from eval.study.lock import verify
 from eval.study.plan.cost import Assumptions
 from eval.study.plan.plan import plan_existing
 from eval.study.reuse import column_identity, take_over, taken_over
 from eval.study.study import Study
-from shards import open_join
+from shards import open_join, sha256_file
 from shards.format.atomic import seal
 from tests.commands.lines import next_lines
 from tests.eval.study.small_study import study, study_yaml, vae, write
@@ -39,6 +40,16 @@ def test_all_is_made(made: Path) -> None:
     assert "other" in report.stdout
     assert json.loads((made / "out/study.json").read_bytes())["format"] == "latentbank-study"
     assert (made / "out/report.html").stat().st_size > 1000
+
+
+def test_a_finished_study_is_locked(made: Path) -> None:
+    lock = json.loads((made / "out/study.lock").read_bytes())
+    assert not {"absent"} & set(lock["outputs"].values())
+    weights = [path for path in lock["outputs"] if path.startswith("runs/")]
+    assert len(weights) == 2
+    for path in weights:
+        assert lock["outputs"][path] == sha256_file(made / "out" / path)
+    assert verify(Study.open(made / "fair.yaml", made / "out")) == ([], [])
 
 
 def test_a_second_call_starts_nothing(made: Path) -> None:

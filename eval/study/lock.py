@@ -1,0 +1,164 @@
+"""OUT/study.lock: what a finished study is of, and `python -m eval study verify`, which checks it.
+
+    versions   of Python and the packages that compute; recorded, never a difference
+    study      the YAML as it is resolved; seeds, scorers and flags are in it
+    columns    {folder or url: digest, complete}: what of the caches was trained on
+    commands   {node: its command}
+    outputs    {path below OUT, or path: sha256} of weights that are sampled, of sets of pictures (all their
+               files and settings), and of scores with their items
+
+The lock is written when `study run` ends with nothing missing, and by nothing else. It holds no times, so
+a study that is run again and made nothing anew has the same lock.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from shards import Column, ShardsError, atomic_write
+from shards.format import differences
+from shards.format.atomic import seal, sha256_file, unseal
+from train.checkpoints.checkpoint import CheckpointError, manifest_of
+
+from ..errors import BadStudy, EvalError
+from ..images.imageset import ImageSetReader
+from .checks import places
+from .graph import Node, nodes_of
+from .reuse import Existing, take_over
+from .study import Study
+
+Json = dict[str, Any]
+FORMAT, VERSION = "latentbank-study-lock", 1
+FILE = "study.lock"
+PACKAGES = (
+    "latentbank", "torch", "numpy", "diffusers", "transformers", "deepspeed", "zarr", "scipy", "pillow",
+)  # fmt: skip
+ABSENT = "absent"  # in place of the digest of what is not there
+
+
+def write_lock(study: Study) -> Path:
+    """Writes the lock of a study of which everything exists; returns its path."""
+    path = study.out / FILE
+    atomic_write(path, seal({"format": FORMAT, "version": VERSION, **record_of(study)}))
+    return path
+
+
+def record_of(study: Study) -> Json:
+    """Returns what a lock holds; files are read for it."""
+    nodes = nodes_of(study)
+    return {
+        "versions": versions(),
+        "study": study.config.model_dump(mode="json", by_alias=True),
+        "columns": {place: _column(place) for place in _columns(study)},
+        "commands": {node.id: list(node.command) for node in nodes},
+        "outputs": dict(sorted(_outputs(study, nodes))),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of what computes, by package."""
+    installed = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            installed[name] = version(name)
+    return installed
+
+
+def _columns(study: Study) -> list[str]:
+    data = [
+        study.train_config(entry, study.seeds[0], phase).data.resolved()
+        for entry in study.entries
+        for phase in range(len(study.parts(entry)))
+    ]
+    named = [place for each in data for place in places([each.latents, each.text or [], each.also])]
+    return list(dict.fromkeys(named))
+
+
+def _column(place: str) -> Json | str:
+    try:
+        column = Column.open(place)
+    except ShardsError:  # not there, not complete, or damaged
+        return ABSENT
+    try:
+        return {"digest": column.digest, "complete": column.snapshot.digest}
+    finally:
+        column.close()
+
+
+def _outputs(study: Study, nodes: list[Node]) -> Iterator[tuple[str, str]]:
+    """Yields the digest of each output as it is now."""
+    existing = Existing(study)
+    for node in nodes:
+        if node.seed is None:
+            continue
+        if node.kind == "train":
+            file = existing.weights_file(node.entry, node.phase)
+            for step in node.outputs:
+                yield _name(study, step / file), _weights(step, file)
+        elif node.kind == "generate":
+            (folder,) = node.outputs
+            yield _name(study, folder), _pictures(folder)
+        else:
+            for path in sorted(node.outputs[0].glob("*.json*")):
+                yield _name(study, path), sha256_file(path)
+
+
+def _weights(step: Path, file: str) -> str:
+    """Returns the digest of a checkpoint's weights, or of files that make them together."""
+    try:
+        names = [name for name in manifest_of(step)["files"] if name == file]
+        return sha256_file(step / names[0]) if names else ABSENT
+    except (CheckpointError, OSError):
+        return ABSENT
+
+
+def _pictures(folder: Path) -> str:
+    try:
+        return ImageSetReader.open(folder).digest
+    except (EvalError, OSError):
+        return ABSENT
+
+
+def _name(study: Study, path: Path) -> str:
+    """Returns a path that holds when the study's folder is moved; of what was taken over, as it is."""
+    return str(path.relative_to(study.out) if path.is_relative_to(study.out) else path)
+
+
+def verify(study: Study) -> tuple[list[str], list[str]]:
+    """Returns in what a study is other than its lock says, and which versions are others now.
+
+    BadStudy without a lock, or where it is of another YAML than this one.
+    """
+    path = study.out / FILE
+    if not path.is_file():
+        raise BadStudy(
+            f"{path}: no such file. `python -m eval study run` writes it when everything exists"
+        )
+    lock = unseal(path, FORMAT, VERSION)
+    now = record_of(take_over(study))
+    if lines := list(differences(lock["study"], now["study"])):
+        raise BadStudy(
+            "\n  ".join([f"{path} is of another study than {study.path} says now:", *lines])
+            + f"\nVerify it by {study.out / 'study.yaml'}, or run the study as it is now"
+        )
+    faults = [
+        f"{part}: {line}"
+        for part in ("columns", "commands", "outputs")
+        for line in _different(lock[part], now[part])
+    ]
+    others = list(differences(lock["versions"], now["versions"]))
+    return faults, others
+
+
+def _different(then: Json, now: Json) -> Iterator[str]:
+    """Yields a line for each key whose value is another one, or that only one side has."""
+    for key in sorted(then.keys() | now.keys()):
+        a, b = then.get(key, ABSENT), now.get(key, ABSENT)
+        if a != b:
+            problem = "missing" if b == ABSENT else "changed"
+            yield f"{key}: {'not in the lock' if a == ABSENT else problem}"

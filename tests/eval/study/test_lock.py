@@ -1,0 +1,130 @@
+"""study.lock: what it holds, and every kind of change that `study verify` finds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from eval.commands import main
+from eval.errors import BadStudy
+from eval.study.lock import FILE, record_of, verify, versions, write_lock
+from eval.study.study import Study
+from shards import CorruptColumn, sha256_file
+from tests.eval.study.handmade import PRIMARY, fill, open_study
+from tests.eval.study.test_panel import make_study
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """A study with columns, pictures and scores; its trainings are gone."""
+    study = make_study(tmp_path)
+    write_lock(study)
+    return study
+
+
+def test_what_a_lock_holds(study: Study) -> None:
+    record = record_of(study)
+    assert versions()["torch"] == record["versions"]["torch"]
+    assert set(record["columns"]) == {
+        str(study.path.parent / "cache/pets" / name)
+        for name in ("flux", "flux-e2e", "other", "words")
+    }
+    score = study.set_folder("flux", 0, 100) / f"scores/{PRIMARY}.json"
+    assert record["outputs"][
+        f"images/flux-seed0/step-00000100/scores/{PRIMARY}.json"
+    ] == sha256_file(score)
+    assert any(
+        command[:4] == ["python", "-m", "train", str(study.config_path("flux"))]
+        for command in record["commands"].values()
+    )
+    before = (study.out / FILE).read_bytes()
+    write_lock(study)
+    assert (study.out / FILE).read_bytes() == before  # it holds no times
+    assert verify(study) == ([], [])
+
+
+def change_score(study: Study) -> None:
+    path = study.set_folder("flux", 1, 100) / f"scores/{PRIMARY}.json"
+    path.write_text(path.read_text().replace('"value"', ' "value"', 1))
+
+
+def change_picture(study: Study) -> None:
+    folder = study.set_folder("e2e", 0, 100) / "images"
+    first, second = sorted(folder.iterdir())[:2]
+    shutil.copy(first, second)
+
+
+def remove_items(study: Study) -> None:
+    next((study.set_folder("e2e", 2, 100) / "scores").glob("*.items.jsonl")).unlink()
+
+
+def remove_column(study: Study) -> None:
+    shutil.rmtree(study.path.parent / "cache/pets/other")
+
+
+def add_score(study: Study) -> None:
+    folder = study.set_folder("flux", 0, 100) / "scores"
+    shutil.copy(folder / f"{PRIMARY}.json", folder / "another.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (change_score, f"outputs: images/flux-seed1/step-00000100/scores/{PRIMARY}.json: changed"),
+        (change_picture, "outputs: images/e2e-seed0/step-00000100: missing"),
+        (remove_items, "items.jsonl: missing"),
+        (remove_column, "cache/pets/other: missing"),
+        (add_score, "scores/another.json: not in the lock"),
+    ],
+)
+def test_changes_are_found(
+    change: Callable[[Study], None], line: str, study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(study)
+    faults, _ = verify(study)
+    assert len(faults) == 1
+    assert line in faults[0]
+    assert main(["study", "verify", str(study.path), "--out", str(study.out)]) == 1
+    assert "1 difference from the lock" in capsys.readouterr().out
+
+
+def test_a_moved_folder_is_the_same_study(tmp_path: Path) -> None:
+    study = fill(open_study(tmp_path), (0.0, 0.5))
+    write_lock(study)
+    shutil.move(study.out, tmp_path / "moved")
+    faults, _ = verify(Study.open(study.path, tmp_path / "moved"))
+    assert all(fault.startswith("commands:") for fault in faults)  # they name the folder
+
+
+def test_other_versions_are_said_and_no_fault(
+    study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = study.out / FILE
+    from shards.format.atomic import seal
+
+    record = json.loads(path.read_text())
+    del record["digest"]
+    record["versions"]["torch"] = "1.0"
+    path.write_bytes(seal(record))
+    assert main(["study", "verify", str(study.path), "--out", str(study.out)]) == 0
+    assert "another version: torch: found '1.0'" in capsys.readouterr().out
+
+
+def test_no_lock_another_study_and_a_damaged_lock(study: Study) -> None:
+    path = study.out / FILE
+    other = Study.open(study.path, study.out)
+    text = study.path.read_text()
+    study.path.write_text(text + "note: another\n")
+    with pytest.raises(BadStudy, match=r"is of another study.*\n.*note"):
+        verify(Study.open(study.path, study.out))
+    study.path.write_text(text)
+    path.write_bytes(path.read_bytes().replace(b'"columns"', b'"colunms"', 1))
+    with pytest.raises(CorruptColumn):
+        verify(other)
+    path.unlink()
+    with pytest.raises(BadStudy, match="`python -m eval study run` writes it"):
+        verify(other)
