@@ -121,6 +121,7 @@ class Generator:
         resolution = request.resolution or default
         shape = latent_shape(vae, resolution, checkpoint.model.config.in_channels)
         _check_size(checkpoint.model, shape, resolution)
+        _check_norm(norm, shape, resolution)
         _check_decoded(vae, shape, resolution)
         texts = Text(
             checkpoint.text, request.text_encoder, device, allow_other, checkpoint.hidden_state
@@ -201,6 +202,16 @@ def _check_size(model: DiT, shape: tuple[int, int, int], resolution: int) -> Non
             f"--resolution {resolution}: found latents of {size}, expected at most {patch * most}, for the model's "
             f"table of positions has {most} x {most} patches"
         )
+
+
+def _check_norm(norm: Norm, shape: tuple[int, int, int], resolution: int) -> None:
+    """BadRequest where latents of this shape cannot be normalised: each place has a number of its own."""
+    try:
+        norm.check_shape(shape)
+    except ValueError as error:
+        raise BadRequest(
+            f"--resolution {resolution}: {error}. Leave it out for that of the columns"
+        ) from None
 
 
 def _check_decoded(vae: Vae, shape: tuple[int, int, int], resolution: int) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..column.commits import valid_rows
 from ..column.mask import Mask, read_mask
-from ..column.statistics import MeasuredNorm, find_norm
+from ..column.statistics import MeasuredNorm, find_norm, latent_shape
 from ..errors import BadMask, BadStatistics, IdentityMismatch, OrderError, SourceMismatch
 from ..format.atomic import Json
 from ..format.norm import Norm
@@ -353,11 +353,19 @@ def open_sources(
 
 
 def _measured(latents: Column, named: str, pin: Json) -> MeasuredNorm:
-    """Returns the norm that is asked for: the pinned one if it is that, else one of the column."""
-    pinned = MeasuredNorm.of_identity(pin)
-    if pinned is not None and named in (pinned.method, pinned.digest):
-        return pinned
-    return find_norm(latents.store, latents.digest, latents.snapshot.digest, named)
+    """Returns the norm that is asked for: the pinned one if it is that, else one of the column;
+    BadStatistics for one of latents of another shape.
+    """
+    measured = MeasuredNorm.of_identity(pin)
+    if measured is None or named not in (measured.method, measured.digest):
+        measured = find_norm(latents.store, latents.digest, latents.snapshot.digest, named)
+    try:
+        measured.norm.check_shape(latent_shape(latents.layout))
+    except ValueError as error:
+        raise BadStatistics(
+            f"{latents.path}: norm {measured.digest}: {error}. Delete it and measure again"
+        ) from None
+    return measured
 
 
 def _open_source(

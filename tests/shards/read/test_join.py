@@ -19,6 +19,7 @@ from shards import (
     IncompleteColumn,
     JoinedColumns,
     Layout,
+    Norm,
     NotAColumn,
     OrderError,
     ShardWriter,
@@ -31,6 +32,7 @@ from shards import (
     put_empty,
 )
 from shards.column.commits import failure_name
+from shards.column.statistics import put_norm
 from shards.errors import BadStatistics
 from shards.format.atomic import seal
 from shards.format.layout import FAILURE, VERSION
@@ -386,6 +388,18 @@ def test_a_measured_norm_of_several_sources_is_named_by_its_digest(
     latents, text = both(toy, second, "vae"), both(toy, second, "text")
     with pytest.raises(BadStatistics, match=r"found measured.* with 2 sources.*by its digest"):
         open_sources(latents, text, norm=method)
+
+
+def test_a_norm_of_other_latents_is_refused(toy: Path) -> None:
+    """One that does not broadcast, whoever put it there."""
+    column = Column.open(toy / "vae")
+    for shape in ((3,), (2, 2, 5)):
+        values = np.ones(shape).tolist()
+        norm = Norm(tuple(values), tuple(values))
+        digest, snapshot = column.digest, column.snapshot.digest
+        named = put_norm(column.store, digest, snapshot, "measured", 4_096, norm).digest
+        with pytest.raises(BadStatistics, match=rf"vae: norm {named}: norm.* expected"):
+            open_sources(toy / "vae", toy / "text", norm=named)
 
 
 def test_concatenated_sources(toy: Path, second: Path) -> None:
