@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from shards import Batch, JoinedColumns, Order, Stream, atomic_write, canonical_json
+from shards.console import counted
 from shards.read import Prefetcher, empty_caption
 from shards.signals import SIGNALS, on_stop
 
@@ -330,9 +331,9 @@ class Trainer:
         channels, height, width = self.sources.latent_shape
         device = torch.cuda.get_device_name() if self.world.device.type == "cuda" else "cpu"
         log.info(
-            "%s: %.1f M parameters, latents %d x %d x %d, text width %d, %s samples an epoch, %d ranks on %s",
+            "%s: %.1f M parameters, latents %d x %d x %d, text width %d, %s samples an epoch, %s on %s",
             self.folder, sum(self.totals.values()) / 1e6, channels, height, width, self.model_config.text_width,
-            f"{self.epoch_samples:,}", self.world.size, device,
+            f"{self.epoch_samples:,}", counted(self.world.size, "rank"), device,
         )  # fmt: skip
         flow, tokens = self.config.flow, Tokens.of(self.model_config, height, width)
         for text in (*latent_lines(flow, tokens), self.sources.norm_note, *self.sources.mask_notes):

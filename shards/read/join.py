@@ -221,11 +221,11 @@ class JoinedColumns:
 
     @property
     def norm_note(self) -> str:
-        """Which norm latents have, for people: method, rows, digest and the deviations that it divides
-        by.
-        """
+        """Which norm latents have, for people: method, rows, digest, and what it divides by."""
         deviations = 1 / np.abs(self.norm.arrays[1])
-        spread = f"deviations {deviations.min():.4g} to {deviations.max():.4g}"
+        spread = f"divides by {deviations.min():.4g}"
+        if deviations.size > 1:
+            spread += f" to {deviations.max():.4g}"
         if self.measured is None:
             return f"norm of latents: that of the column, {spread}"
         rows, digest = self.measured.rows, self.measured.digest

@@ -51,7 +51,7 @@ def test_a_run_pins_the_norm_and_keeps_it(
 
     process = trained(2, "measured")
     assert process.returncode == 0, process.stderr
-    line = f"norm of latents: measured over {norm.rows:,} rows, deviations "
+    line = f"norm of latents: measured over {norm.rows:,} rows, divides by "
     assert line in process.stdout
     assert norm.digest[:12] in process.stdout
     data = manifest(tmp_path / "tiny-vae", 2)["data"]
