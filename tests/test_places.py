@@ -33,6 +33,7 @@ URLS = (
 )  # fmt: skip
 # options that take words, and no path
 WORDS = {
+    *("--groups", "--together"),  # regular expressions of keys
     "--device", "--label", "--revision", "--files", "--endpoint", "--older-than", "--readers", "--scorer",
     "config", "dataset", "overrides", "words", "--split", "--note", "--picture", "--caption",
     "--allow-class", "--over",

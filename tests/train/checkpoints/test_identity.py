@@ -415,7 +415,7 @@ def test_a_young_average_is_said(cache: Path, columns: Path, tmp_path: Path) -> 
     )
     code, output, run = fitted(values)
     assert code == 0, output
-    assert "98.0 % initial weights in the average" in output
+    assert "98.0% initial weights in the average" in output
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     shares = [r["validation"]["initial_share"] for r in lines if "validation" in r]
     assert shares == pytest.approx([0.99, 0.9801])
