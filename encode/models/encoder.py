@@ -80,7 +80,9 @@ class Encoder(ABC):
         """Returns how pictures or captions become the model's input."""
 
     def runs_on(self) -> Json:
-        """Returns the device, and its threads where they matter: may differ between two attempts."""
+        """Returns what commits record and nothing compares, as it may differ between two attempts: the
+        device and its threads, and where the norm comes from.
+        """
         if self.device is None:
             return {"device": platform.machine()}
         from .weights import device_record

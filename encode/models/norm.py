@@ -30,7 +30,7 @@ class ConfigNorm:
     """Shift and scale of a VAE's config, None where it has none. `factor` is a scaling factor beside a
     mean and a deviation. `defaults` is the same with the numbers that diffusers' class fills in, which
     are those of the first model of its kind. `unshifted`: scaling_factor is all that there is, and
-    neither config nor class has a shift.
+    neither config nor class has a shift. `source`: which fields these are, or what else says them.
     """
 
     shift: Numbers | None
@@ -39,6 +39,7 @@ class ConfigNorm:
     factor: float = 1.0
     defaults: ConfigNorm | None = None
     unshifted: bool = False
+    source: str = ""
 
     def own(self) -> Norm:
         """Returns the norm as the reference has it, of shift 0 for a scale that is `unshifted`;
@@ -69,6 +70,20 @@ class ConfigNorm:
             if equal(norm.scale, scale):
                 return norm if self.shift is None else self._norm(self.shift, scale)
         raise self._contradiction("scale", norm, self.scale)
+
+    def published(self, scale: float, source: str) -> ConfigNorm:
+        """Returns the norm of a registered model, a scale without a shift; ModelNotUsable if the config has
+        another.
+        """
+        published = (("shift", self.shift, (0.0,)), ("scale", self.scale, (scale,)))
+        for name, values, expected in published:
+            if values is not None and not equal(values, expected):
+                raise ModelNotUsable(
+                    f"{self.path}: its config ({self.source}) normalises by {name} {list(values)}, the registry "
+                    f"by {list(expected)} ({source}): these are not the files that were published. Take those, "
+                    "or name a folder of these by class and path, whose own numbers count"
+                )
+        return ConfigNorm((0.0,), (scale,), self.path, source=f"registry: {source}")
 
     def _multiplied(self, scale: Numbers) -> Numbers:
         """Returns the scale of diffusers' pipelines."""
@@ -114,11 +129,21 @@ def config_norm(
     defaults = config_norm(filled, path) if filled is not None else None
     if mean is None and std is None:
         unshifted = defaults is not None and shift is defaults.shift is None
-        return ConfigNorm(shift, factor, path, defaults=defaults, unshifted=unshifted)
+        source = _fields(shift_factor=shift, scaling_factor=factor)
+        return ConfigNorm(
+            shift, factor, path, defaults=defaults, unshifted=unshifted, source=source
+        )
     # diffusers also multiplies by a factor that its class fills in
     multiplier = factor[0] if factor else defaults.factor if defaults else 1.0
     scale = None if std is None else tuple(1.0 / value for value in std)
-    return ConfigNorm(mean, scale, path, multiplier, defaults)
+    source = _fields(latents_mean=mean, latents_std=std)
+    return ConfigNorm(mean, scale, path, multiplier, defaults, source=source)
+
+
+def _fields(**values: Numbers | None) -> str:
+    """Returns in words which of these a config has."""
+    names = " and ".join(name for name, value in values.items() if value is not None)
+    return f"{names} of the model's config" if names else ""
 
 
 def _numbers(config: Mapping[str, Any], name: str, path: str) -> Numbers | None:

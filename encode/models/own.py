@@ -32,7 +32,7 @@ from ..config import LatentsColumn, MomentsColumn
 from ..errors import EncodeError, ModelNotUsable
 from ..registry import ModelSpec, check_weights, location, one_line
 from ..source.decoding import View
-from .vae import Vae
+from .vae import YAML_NORM, Vae
 from .weights import autocast, tensors_digest
 
 RANGE = (-1.0, 1.0)  # of pixels, where the class says no other
@@ -173,6 +173,10 @@ class OwnVae(Vae):
                 f"{column.norm.summary()}. Leave norm out of the column"
             )
         return own or column.norm  # type: ignore[union-attr]  # one of them is there
+
+    @property
+    def norm_source(self) -> str:
+        return YAML_NORM if self._attribute("norm", None) is None else "norm of the class"
 
     def _norm_of(self, stated: Any) -> Norm:
         try:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shards import Norm
+from shards.format.atomic import Json
 
 from ..config import LatentsColumn, MomentsColumn, NormConfig
 from ..errors import ModelNotUsable
@@ -78,6 +79,7 @@ REFUSED = {
     "ConsistencyDecoderVAE": "its decoder draws random numbers: a latent has no one picture",
     "RFD4ProteinaAutoencoder": "it is of proteins, not of pictures",
 }  # fmt: skip
+YAML_NORM = "norm of the column's encode config"
 METHODS = ("encode", "decode")
 FRAMES = (
     "A class that decodes frames, not pictures, must be known to encode.models.vae.VAE_ADAPTERS"
@@ -163,18 +165,24 @@ class Vae(ImageEncoder):
         if self._adapter.patches:  # FLUX.2: (x - mean) / sqrt(var + eps) of its batch norm
             deviation = (self._module.bn.running_var + config.batch_norm_eps).sqrt()
             shift, scale = self._module.bn.running_mean.tolist(), (1 / deviation).tolist()
-            return ConfigNorm(tuple(shift), tuple(scale), path)
-        if known := published(path, self.model.subfolder):
-            return ConfigNorm((0.0,), (known.scale,), path)
-        file = config
-        if (path, self.model.subfolder) not in {(m.path, m.subfolder) for m in VAES.values()}:
+            return ConfigNorm(
+                tuple(shift), tuple(scale), path, source="the batch norm in the weights"
+            )
+        file, known = config, published(path, self.model.subfolder)
+        if known or (path, self.model.subfolder) not in {
+            (m.path, m.subfolder) for m in VAES.values()
+        }:
             # diffusers has filled up the config with its class's numbers; the file has its own alone
             file = type(self._module).load_config(
                 location(path), subfolder=self.model.subfolder, revision=self.model.revision
             )
+        if known:
+            return config_norm(file, path).published(known.scale, known.source)
         if self._adapter.own_norm:
             complete = None not in (file.get("latents_mean"), file.get("latents_std"))
-            return ConfigNorm((0.0,), (1.0,), path) if complete else ConfigNorm(None, None, path)
+            if not complete:
+                return ConfigNorm(None, None, path)
+            return ConfigNorm((0.0,), (1.0,), path, source="the class, which normalises")
         return config_norm(file, path, config)
 
     @cached_property
@@ -185,6 +193,14 @@ class Vae(ImageEncoder):
         if self._column_norm is None:
             return self.file_norm.own()
         return self.file_norm.agreed(self._column_norm.norm)
+
+    @property
+    def norm_source(self) -> str:
+        """Where `norm` comes from: the encode config, fields of the model's config, or the registry."""
+        return self.file_norm.source if self._column_norm is None else YAML_NORM
+
+    def runs_on(self) -> Json:
+        return {**super().runs_on(), "norm_source": self.norm_source}
 
     def rows(self, images: NDArray[np.uint8]) -> Words:
         return to_float16(self.encode(pixels_on(self.device, images)))

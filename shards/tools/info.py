@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..column.commits import Snapshot, valid_rows
+from ..column.commits import Commit, Snapshot, valid_rows
 from ..column.mask import Mask, read_mask
 from ..console import say_next
 from ..format.atomic import Json
@@ -62,6 +62,8 @@ def information(url: Place, masks: Sequence[Place] = ()) -> Json:
         "empty_tokens": spec.empty_tokens,
         "warnings": [],
     }
+    if sources := _norm_sources(about.commits.values()):
+        info["norm_source"] = sources
     if spec.quantisation:
         info["quantisation"] = {k: v for k, v in spec.quantisation.items() if k != "channel"}
         if warns(spec.quantisation):
@@ -77,6 +79,12 @@ def information(url: Place, masks: Sequence[Place] = ()) -> Json:
         info["latents"] = _latents(column, ids, spec.norm, info["warnings"])
     column.close()
     return info
+
+
+def _norm_sources(commits: Iterable[Commit]) -> list[str]:
+    """Returns where shift and scale came from when shards were encoded; older shards do not say it."""
+    sources = (commit.provenance.get("norm_source") for commit in commits)
+    return sorted({source for source in sources if isinstance(source, str) and source})
 
 
 def _masked(mask: Mask, column: Column) -> Json:
@@ -182,6 +190,7 @@ def as_text(info: Json) -> str:
         f"bytes       {info['bytes']:,} ({info['bytes_per_row']:,} a row)",
         "identity    " + json.dumps(info["identity"], indent=2).replace("\n", "\n            "),
     ]
+    lines += [f"norm        {source}" for source in info.get("norm_source", ())]
     lines += [
         f"mask        {mask['path']}: {mask['kept']:,} rows, of which {mask['valid']:,} are ok here"
         for mask in info.get("masks", ())

@@ -101,6 +101,52 @@ def test_a_name_has_the_norm_that_was_published(
     assert PUBLISHED[name].source
 
 
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        ({"scaling_factor": 0.5, "shift_factor": None}, r"scaling_factor.* scale \[0.5\]"),
+        ({"scaling_factor": 0.13025, "shift_factor": 0.1}, r"shift_factor.* shift \[0.1\]"),
+        ({"latents_mean": [1.5] * 4, "latents_std": [2.0] * 4}, r"latents_mean.* shift \[1.5, 1.5"),
+    ],
+)
+def test_files_that_contradict_the_registry(
+    tmp_path: Path, config: dict[str, Any], found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both numbers are named, before anything is encoded; the numbers of the file may be the registry's."""
+
+    def load(values: dict[str, Any]) -> Any:
+        encoder = kl_saying(tmp_path / str(len(list(tmp_path.iterdir()))), **values)
+        monkeypatch.setitem(VAES, "sdxl-vae", ModelSpec.model_validate(encoder))
+        column = {"kind": "moments", "encoder": "sdxl-vae", "resolution": 32}
+        return load_encoder(TypeAdapter(ColumnConfig).validate_python(column), "cpu")  # type: ignore[arg-type]  # a union
+
+    with pytest.raises(ModelNotUsable, match=found + r".* the registry by \[0") as error:
+        load(config)
+    assert "sd_xl_base.yaml" in str(error.value)
+    same = load({"scaling_factor": 0.13025, "shift_factor": None})
+    assert same.norm == Norm((0.0,), (0.13025,))
+
+
+def test_a_shard_records_where_the_norm_comes_from(
+    tmp_path: Path, tiny: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def source(encoder: dict[str, str], norm: dict[str, list[float]] | None = None) -> str:
+        recorded: str = encoder_of(encoder, norm).runs_on()["norm_source"]
+        return recorded
+
+    both = kl_saying(tmp_path / "both")
+    assert source(both) == "shift_factor and scaling_factor of the model's config"
+    assert source(both, {"shift": [0.1], "scale": [0.5]}) == "norm of the column's encode config"
+    scale = kl_saying(tmp_path / "scale", shift_factor=None)
+    assert source(scale) == "scaling_factor of the model's config"
+    mean = kl_saying(tmp_path / "mean", latents_mean=MEAN, latents_std=STD)
+    assert source(mean) == "latents_mean and latents_std of the model's config"
+    assert source(tiny("flux2")) == "the batch norm in the weights"
+    bare = kl_saying(tmp_path / "bare", ("shift_factor", "scaling_factor"))
+    monkeypatch.setitem(VAES, "sdxl-vae", ModelSpec.model_validate(bare))
+    assert source(bare).startswith("registry: scale_factor of Stability-AI/generative-models")
+
+
 MEAN, STD = [-1.5, 1.75, -1.25, 2.5], [8.5, 5.75, 6.5, 5.25]
 
 

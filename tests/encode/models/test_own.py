@@ -26,6 +26,7 @@ from encode.models.pixels import to_pixels
 from encode.registry import ModelSpec
 from encode.run.job import run
 from shards import Column, IdentityMismatch, Norm
+from shards.tools.info import information
 from tests.encode import adapters
 from tests.encode.adapters import ADAPTERS, SIDE, own, plain_own, save_weights
 from tests.encode.toy import picture, write_source
@@ -128,6 +129,7 @@ def test_a_column_by_a_class_of_ones_own(name: str, folder: Path, tmp_path: Path
     assert encoder.outputs["resolution"] == SIDE
     commit = json.loads((tmp_path / "root/toy/own/commits/00000.json").read_bytes())
     assert len(commit["provenance"]["class_source"]) == 64
+    assert information(tmp_path / "root/toy/own")["norm_source"] == ["norm of the class"]
     with pytest.raises(ModelNotUsable, match=f"say --allow-class tests.encode.adapters:{name}"):
         load_vae(encoder)
     decoder = load_vae(encoder, allow=[encoder.cls])

@@ -25,6 +25,7 @@ def test_moments(toy: Path) -> None:
     assert info["norm"] == {"shift": list(NORM.shift), "scale": list(NORM.scale)}
     assert (info["element"], info["backend"], info["codec"]) == ("float16", "zarr", None)
     json.dumps(info, allow_nan=False)
+    assert "norm_source" not in info  # of columns from before commits said it
     assert info["warnings"] == [
         "the VAE's shift and scale do not normalise these latents",
         "the VAE's shift and scale do not normalise channels [0, 1]",
@@ -42,7 +43,7 @@ def normal_latents(path: Path, norm: Norm, shift: Any, scale: Any, kind: str = "
         values = np.concatenate([values, np.full_like(mean, -20)], 1)
     with ShardWriter(path, spec, digest, 0, 300, "index") as writer:
         writer.put_block(values.astype(np.float16), np.zeros(300, np.uint8))
-        writer.commit({})
+        writer.commit({"norm_source": "registry: a paper"})
     put_complete(path, digest, 1, allow_failed=False)
     return path
 
@@ -57,7 +58,9 @@ def test_latents_that_their_norm_normalises(tmp_path: Path, kind: str) -> None:
     np.testing.assert_allclose(latents["mean"], shift, atol=0.1)
     np.testing.assert_allclose(latents["normalised"]["channel_std"], 1, atol=0.02)
     np.testing.assert_allclose(latents["normalised"]["channel_mean"], 0, atol=0.02)
+    assert info["norm_source"] == ["registry: a paper"]
     text = as_text(information(tmp_path / "c"))
+    assert "norm        registry: a paper\n" in text
     assert "WARNING" not in text
     assert "latents     mean 3.0" in text
 
