@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import configs
 from configs import ConfigError, add_config_options, show_config, word, write_new
-from shards.console import positive, say_next
+from shards.console import positive, render, say_next
 from shards.format import checked_name, proposed
 from shards.format.atomic import put_if_absent, read_json
 from shards.places import home, is_url, local_path, place
@@ -79,9 +79,8 @@ def run_init(args: argparse.Namespace) -> int:
     text = _config_text(args, sources, dict(columns))
     config = _checked(text, str(args.out))
     write_new(args.out, text, put_if_absent)
-    print(
-        f"wrote {args.out}: {', '.join(names)} of {', '.join(sources)}, into {config.root}/SOURCE/COLUMN"
-    )
+    listed, places = ", ".join(names), ", ".join(sources)
+    print(render(f"wrote {args.out}: {listed} of {places}, into {config.root}/SOURCE/COLUMN"))
     say_next("encode", "run", args.out, note="before it, `encode plan` says bytes and hours")
     if args.vae and args.text:
         first = f"{config.root.rstrip('/')}/{next(iter(sources))}"

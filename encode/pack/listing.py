@@ -29,17 +29,28 @@ SUFFIXES = 20  # of files that are neither, counted by name
 AT_ONCE = 256  # rows between two words of progress
 CACHE = -(1 << 16)  # kB of the database that are kept in memory
 # what may be wrong with a source's files or lines, in the words of the report
-TROUBLES = {
-    "without_caption": "packed without a caption",
-    "caption_without_picture": "captions without a picture",
-    "picture_missing": "pictures that a table names and that do not exist",
-    "outside": "paths that leave the folder, and urls",
-    "unreadable": "files that cannot be read",
-    "doubles": "more pictures of one key",
-    "broken_lines": "lines of a table that cannot be read",
-    "case_only": "keys that differ from another in case only (packed)",
+TROUBLES = {  # for a count of one, and of several
+    "without_caption": ("packed without a caption",) * 2,
+    "caption_without_picture": ("caption without a picture", "captions without a picture"),
+    "picture_missing": (
+        "picture that a table names and that does not exist",
+        "pictures that a table names and that do not exist",
+    ),
+    "outside": ("path that leaves the folder, or url", "paths that leave the folder, and urls"),
+    "unreadable": ("file that cannot be read", "files that cannot be read"),
+    "doubles": ("more picture of a key", "more pictures of one key"),
+    "broken_lines": ("line of a table that cannot be read", "lines of a table that cannot be read"),
+    "case_only": (
+        "key that differs from another in case only (packed)",
+        "keys that differ from another in case only (packed)",
+    ),
 }
 PACKED = ("without_caption", "case_only")  # counted of rows that are packed all the same
+
+
+def trouble_text(trouble: str, count: int) -> str:
+    """Returns what stands behind the count of a trouble."""
+    return TROUBLES[trouble][count != 1]
 
 
 def utf8(place: object) -> str:

@@ -32,7 +32,7 @@ from shards.signals import stoppable
 from ..errors import EncodeError
 from ..source.members import PICTURES
 from .kinds import KINDS, Options, kind_of, open_rows
-from .listing import PACKED, TROUBLES
+from .listing import PACKED, TROUBLES, trouble_text
 from .table import TABLES
 from .writer import Packed, working, write_tars
 
@@ -82,7 +82,7 @@ def _pack(source: Path, out: Path, options: Options) -> int:
     models = ("--vae", "flux", "--text", "gemma-2b")
     say_next("encode", "init", "--sources", out, *models, note="or models of your own")
     if mostly_lost(packed.record):
-        print(f"{source}: {lost_words(packed.record)}", file=sys.stderr)
+        print(render(f"{source}: {lost_words(packed.record)}"), file=sys.stderr)
         return LOST
     return 0
 
@@ -93,7 +93,7 @@ def pack(source: Path, out: Path, options: Options = DEFAULTS) -> Packed:
     """
     kind = options.kind or kind_of(source)
     with working(out) as folder, _room_for_names(out):
-        print(f"{source}: {KINDS[kind]}", flush=True)
+        print(render(f"{source}: {KINDS[kind]}"), flush=True)
         with Bar("list", unit="pictures") as bar:
             rows = open_rows(source, kind, options, folder / "listing.sqlite", bar.advance)
         try:
@@ -137,16 +137,21 @@ def lost_words(record: Json) -> str:
 
 def report(record: Json) -> str:
     """Returns what was packed and what was not, for a reader."""
-    table = Table("rows", "", "the first of them", title=f"{record['source']}: {record['kind']}")
-    table.columns[0].justify = "right"
-    table.columns[2].overflow = "fold"  # a path is of use only whole
-    table.add_row(f"{record['rows']:,}", f"packed, in {counted(len(record['tars']), 'tar')}", "")
     troubles = record["troubles"]
-    for trouble, text in TROUBLES.items():
+    heads = ["the first of them"] if any(troubles["counts"].values()) else []
+    table = Table("count", "what", *heads, title=f"{record['source']}: {record['kind']}")
+    table.columns[0].justify = "right"
+    for column in table.columns[2:]:
+        column.overflow = "fold"  # a path is of use only whole
+    rows = "row" if record["rows"] == 1 else "rows"
+    table.add_row(f"{record['rows']:,}", f"{rows} packed, in {counted(len(record['tars']), 'tar')}")
+    for trouble in TROUBLES:
         if count := troubles["counts"].get(trouble):
-            table.add_row(f"{count:,}", text, "\n".join(troubles["places"][trouble]))
+            places = "\n".join(troubles["places"][trouble])
+            table.add_row(f"{count:,}", trouble_text(trouble, count), places)
     for suffix, count in record["others"].items():
-        table.add_row(f"{count:,}", f"files of .{suffix}, neither picture nor caption", "")
+        files = "file" if count == 1 else "files"
+        table.add_row(f"{count:,}", f"{files} of .{suffix}, neither picture nor caption")
     return render(table)
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shards.console import counted
+from shards.console import counted, render
 from shards.places import local_path
 
 from ..config import EncodeConfig
@@ -55,18 +55,16 @@ def _packed(config: EncodeConfig, name: str, places: list[str], make: bool) -> P
         if record is None:
             return None
         if record["source"] != utf8(path.resolve()):
-            print(
+            text = (
                 f"source {name!r}: {out} was packed from {record['source']}. `python -m encode run CONFIG` "
-                f"refuses {path} if its files are others",
-                file=sys.stderr,
+                f"refuses {path} if its files are others"
             )
+            print(render(text), file=sys.stderr)
         return Packed(out, record, fresh=False)
     packed = pack(path, out)
     words = "packed" if packed.fresh else "already packed"
-    print(
-        f"source {name!r}: {path} is {words} into {out}, {counted(len(packed.tars), 'tar')}",
-        flush=True,
-    )
+    tars = counted(len(packed.tars), "tar")
+    print(render(f"source {name!r}: {path} is {words} into {out}, {tars}"), flush=True)
     if packed.fresh or mostly_lost(packed.record):
         print(report(packed.record), flush=True)
     return packed

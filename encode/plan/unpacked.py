@@ -16,7 +16,7 @@ from shards.console import Bar, size_text
 
 from ..config import EncodeConfig
 from ..pack.kinds import Options, Rows, kind_of, open_rows
-from ..pack.listing import TROUBLES
+from ..pack.listing import trouble_text
 from ..pack.sources import place_and_target
 from ..pack.writer import END, Loader, header
 from ..source.places import expand
@@ -65,7 +65,9 @@ class UnpackedJob(SourceJob):
     def note(self, tar_bytes: float) -> str:
         """Returns what `run` does before it encodes, and what it will pass over."""
         counts = self.listing.source.troubles.counts
-        troubles = "".join(f"; {count:,} {TROUBLES[name]}" for name, count in counts.items())
+        troubles = "".join(
+            f"; {count:,} {trouble_text(name, count)}" for name, count in counts.items()
+        )
         return (
             f"not packed yet: `run` packs {self.place} into {self.out} first, {size_text(tar_bytes)}"
             f"{troubles}"

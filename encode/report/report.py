@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from shards import Status, Store, canonical_json, describe
 from shards.column import OR, suffix_read
-from shards.console import counted, render
+from shards.console import counted, render, size_text
 from shards.format import HAS_VALUES
 from shards.format.atomic import Json, parse_json
 
@@ -179,6 +180,24 @@ def column_report(
     }
 
 
+def next_words(config: EncodeConfig) -> list[str]:
+    """Returns the command that follows complete columns: training from the first ones of pictures and
+    captions, or a look at the first one; nothing of a config without columns.
+    """
+    if not config.sources or not config.columns:
+        return []
+    kinds = {name: column.kind for name, column in config.columns.items()}
+    latents = [name for name, kind in kinds.items() if kind in ("moments", "latents")]
+    texts = [name for name, kind in kinds.items() if kind in ("tokens", "ids")]
+    folder = f"{config.root.rstrip('/')}/{next(iter(config.sources))}"
+    if not latents or not texts:
+        return ["shards", "info", f"{folder}/{next(iter(kinds))}"]
+    columns = ["--latents", f"{folder}/{latents[0]}", "--text", f"{folder}/{texts[0]}"]
+    # the default is not overwritten
+    out = ["--out", f"train-{latents[0]}.yaml"] if Path("train.yaml").exists() else []
+    return ["train", "init", *columns, *out]
+
+
 # The text -----------------------------------------------------------------------------------------
 
 
@@ -191,9 +210,8 @@ def summary(
     for url, entry in columns.items():
         if lost(entry):
             parts.append(f"WARNING {url}: {_lost_line(entry)}")
-    parts += [_rows_table(columns), _stage_table(columns)]
-    if run is not None:
-        parts.append(_run_line(run))
+    if run is not None:  # of columns that were there already, `status` and report.json say more
+        parts += [_rows_table(columns), _stage_table(columns), _run_line(run)]
     parts += [f"FAILED {task.name} ({task.tar}): {reason}" for task, reason in failures[:SHOWN]]
     if len(failures) > SHOWN:
         parts.append(f"... and {len(failures) - SHOWN} more; report.json has all")
@@ -210,14 +228,17 @@ def _lost_line(entry: Json) -> str:
     captions, total = entry["counts"].get("caption_missing", 0), sum(entry["counts"].values())
     what, key, usual = ("caption", "caption", "txt") if captions else ("picture", "image", "jpg")
     reads = (entry["reads"] or usual).split(OR)  # columns of old may not say
-    line = f"{lost(entry):,} of {total:,} rows have no {what} ({', '.join(reads)})"
+    have, they_have = ("has", "It has") if lost(entry) == 1 else ("have", "They have")
+    line = f"{lost(entry):,} of {total:,} rows {have} no {what} ({', '.join(reads)})"
     if not entry["passed_over"]:
         return f"{line}, nor anything in its place"
     suffixes = ", ".join(f"{s!r} of {counted(n, 'row')}" for s, n in entry["passed_over"].items())
     older = entry["passed_over_unknown"]
     more = f" (without {counted(older, 'older shard')})" if older else ""
     names = ", ".join(dict.fromkeys([*reads, next(iter(entry["passed_over"]))]))
-    return f"{line}. They have {suffixes}{more}. A new column may read these, too: {key}: [{names}]"
+    return (
+        f"{line}. {they_have} {suffixes}{more}. A new column may read these, too: {key}: [{names}]"
+    )
 
 
 def _line(url: str, entry: Json, allow_failed: bool) -> str:
@@ -259,8 +280,8 @@ def _rows_table(columns: Mapping[str, Json]) -> Table:
     for url, entry in columns.items():
         counts = [entry["counts"].get(reason, 0) for reason in reasons]
         counts += [entry["input_rows"], *(entry["unread"] for _ in unread)]
-        rows[url] = [*(f"{n:,}" for n in counts), f"{entry['bytes'] / 1e9:,.3f}"]
-    return _table("what became of the input rows", [*reasons, "input", *unread, "GB written"], rows)
+        rows[url] = [*(f"{n:,}" for n in counts), size_text(entry["bytes"])]
+    return _table("what became of the input rows", [*reasons, "input", *unread, "bytes"], rows)
 
 
 def _stage_table(columns: Mapping[str, Json]) -> Table:

@@ -20,6 +20,7 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Literal
 
@@ -28,13 +29,13 @@ from rich.table import Table
 
 import configs
 from shards import CorruptColumn, NotAColumn, Store, describe, open_store
-from shards.console import config_words, counted, duration_text, render, size_text
+from shards.console import config_words, counted, duration_text, next_text, render, size_text
 from shards.format.atomic import Json, parse_json
 from shards.format.checks import Count, Fields, Text, check
 from shards.printing import raw
 
 from ..config import EncodeConfig
-from .report import SHOWN, mostly_lost, read_report, usable
+from .report import SHOWN, mostly_lost, next_words, read_report, usable
 
 PROGRESS = "progress.json"
 FORMAT = "latentbank-progress"
@@ -190,8 +191,10 @@ def status(config: EncodeConfig, now: float | None = None, sizes: bool = True) -
     return {"root": open_store(config.root).url, "columns": columns, "run": run}
 
 
-def as_text(record: Json, config: str) -> str:
-    """Returns the status for a reader; `config` is as it is typed, with what is set over it."""
+def as_text(record: Json, config: str, after: Sequence[str] = ()) -> str:
+    """Returns the status for a reader; `config` is as it is typed, with what is set over it, and
+    `after` the words of the command that follows complete columns.
+    """
     table = Table("column", "shards", "failed", "missing", "rows", "bytes", "rows by status")
     for heading in table.columns[1:6]:
         heading.justify = "right"
@@ -223,8 +226,11 @@ def as_text(record: Json, config: str) -> str:
         lines.append(f"... and {len(failed) - SHOWN} more; --json has all")
     if failed:
         lines.append(f"mend or fetch the tars, then: python -m encode retry-failed {config}")
-    elif not (record["run"] or {}).get("alive") and not _all_complete(record):
-        lines.append(f"next: python -m encode run {config}")
+    elif not (record["run"] or {}).get("alive"):
+        if not _all_complete(record):
+            lines.append(f"next: python -m encode run {config}")
+        elif after and not damaged and not any(map(_useless, record["columns"].values())):
+            lines.append(next_text(*after))
     return render(table, *lines)
 
 
@@ -247,7 +253,8 @@ def run_status(args: argparse.Namespace) -> int:
             lost = {name: c["lost"] for name, c in columns.items() if c.get("lost")}
         for name, message in lost.items():
             columns[name]["lost"] = message
-        text = json.dumps(record, indent=1) if args.json else as_text(record, words)
+        as_json = json.dumps(record, indent=1) if args.json else ""
+        text = as_json or as_text(record, words, next_words(config))
         if args.watch and (terminal := raw(sys.stdout)).isatty():
             terminal.write("\x1b[H\x1b[J")
         print(text, flush=True)

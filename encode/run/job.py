@@ -13,11 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from shards import ObjectsMissing, Store, put_complete
 from shards.column import Lease, commit_name, failure_name
-from shards.console import counted, say_next
+from shards.console import counted, render, say_next
 from shards.format import FAILURE, VERSION, FailureRecord, sealed
 from shards.format.atomic import Json
 from shards.signals import Stopped, stoppable
@@ -28,7 +27,7 @@ from ..models import load_encoders
 from ..pack.sources import with_packed
 from ..plan.disk_space import refuse_if_full, required_bytes
 from ..plan.sample_source import open_job
-from ..report.report import write_report
+from ..report.report import next_words, write_report
 from ..tasks import ShardTask
 from .local_worker import Executor, InlineExecutor
 from .prepare import RunPlan, claim_columns, prepare
@@ -100,9 +99,12 @@ def _encode(
 ) -> int:  # fmt: skip
     claim_columns(plan, options.retry)
     if plan.failed:
+        several = len(plan.failed) > 1
         print(
-            f"{counted(len(plan.failed), 'shard')} failed in an earlier run; `python -m "
-            "encode retry-failed CONFIG` tries them again"
+            render(
+                f"{counted(len(plan.failed), 'shard')} failed in an earlier run; `python -m encode "
+                f"retry-failed CONFIG` tries {'them' if several else 'it'} again"
+            )
         )
     if not plan.tasks:
         print("no shard has failed" if options.retry else "every shard is committed already")
@@ -174,23 +176,6 @@ def finish(
     print(report.text)
     if failures or damaged or report.useless:
         return QUARANTINED
-    _say_next(plan, config.root.rstrip("/"))
+    if words := next_words(config):
+        say_next(*words)
     return FINISHED
-
-
-def _say_next(plan: RunPlan, root: str) -> None:
-    """Says how to train from the first columns of pictures and captions, or to look at the first one."""
-    columns = [
-        (job.source.name, spec.layout.kind, f"{root}/{job.source.name}/{name}")
-        for job in plan.jobs
-        for name, spec in job.specs.items()
-    ]
-    for source, kind, latents in columns:
-        texts = [url for of, kind, url in columns if of == source and kind in ("tokens", "ids")]
-        if kind in ("moments", "latents") and texts:
-            words = ["train", "init", "--latents", latents, "--text", texts[0]]
-            if Path("train.yaml").exists():  # the default, which is not overwritten
-                words += ["--out", f"train-{Path(latents).name}.yaml"]
-            return say_next(*words)
-    for _, _, url in columns[:1]:
-        say_next("shards", "info", url)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.column import committed
+from shards.console import render
 
 from ..config import EncodeConfig, EngineConfig
 from ..errors import NoCluster
@@ -55,7 +56,7 @@ def decided(config: EncodeConfig, jobs: Sequence[SourceJob], retry: bool) -> Enc
             "encoding in this process: starting Ray would take longer than it saves here "
             "(engine.executor=ray: on Ray all the same)"
         )
-    print(text, file=sys.stderr, flush=True)
+    print(render(text), file=sys.stderr, flush=True)
     engine = config.engine.model_copy(update={"executor": "ray" if reason else "inline"})
     return config.model_copy(update={"engine": engine})
 
@@ -199,7 +200,8 @@ def check_start() -> None:
         check_address(address)
     elif JOB not in os.environ:
         check_folder()
-        print("starting Ray on this machine (about 5 s if it is idle)", file=sys.stderr, flush=True)
+        text = render("starting Ray on this machine (about 5 s if it is idle)")
+        print(text, file=sys.stderr, flush=True)
 
 
 def check_folder() -> None:

@@ -94,8 +94,8 @@ def test_a_folder_is_planned_on_screen(
     text = " ".join(text.split())
     assert "toy: 20 rows in 1 tar" in text
     assert f"`run` packs {photos} into {tmp_path / 'cache/packed/toy'} first" in text
-    assert "more pictures of one key" in text
-    assert "1 captions without a picture" in text
+    assert "1 more picture of a key" in text
+    assert "1 caption without a picture" in text
     assert text.count("samples/s on this device") == 2
     assert "looking into pictures" in log
     assert (sorted(photos.iterdir()), set(os.listdir(tmp_path))) == (before, here)

@@ -30,6 +30,7 @@ from shards import (
     seal,
 )
 from shards.column.commits import commit_name, failure_name
+from shards.console import size_text
 from shards.format.layout import FAILURE, VERSION
 from shards.store.local import LocalStore
 
@@ -110,11 +111,12 @@ def test_tables_of_many_columns_are_whole(tmp_path: Path, monkeypatch: pytest.Mo
     entry = column_report(column, index_heads(open_store(tmp_path / "toy")))
     names = [f"blip3o-long/{vae}-{size}" for vae in VAES for size in (256, 512)]
     entry |= {"failed": [], "seconds": {**entry["seconds"], "flux-256": 4.5}}
-    text = summary({f"s3://bucket/cache/{name}": entry for name in names}, [], None)
+    text = summary({f"s3://bucket/cache/{name}": entry for name in names}, [], {"rows": 9})
     assert "…" not in text
     lines = [line for line in text.splitlines() if "blip3o-long/flux-256 " in line]
+    size = size_text(entry["bytes"]).split()[0]
     assert [re.findall(r"[\d.]+", line.split("256", 1)[1]) for line in lines] == [
-        ["7", "1", "1", "9", "0.000"], ["3.8", "416.67", "4.5", "500.00", "1.5", "166.67"]
+        ["7", "1", "1", "9", size], ["3.8", "416.67", "4.5", "500.00", "1.5", "166.67"]
     ]  # fmt: skip
     assert re.search(r"column +┃ +decode ┃ +encode ┃", text)
 

@@ -164,6 +164,10 @@ def test_a_second_run_does_nothing(config: Path, encode: Encode) -> None:
     assert "every shard is committed already" in output
     words = f"--latents {cache}/toy/vae --text {cache}/toy/text"
     assert next_lines(output) == [f"next: python -m train init {words}"]
+    assert "┃" not in output  # lines alone: the tables were shown by the run that made the columns
+    assert output.count("complete, 54 rows: 54 ok") == 2
+    code, output = encode(config, command="status")
+    assert (code, next_lines(output)) == (0, [f"next: python -m train init {words}"])
     before.pop("report.json")
     assert all((cache / name).stat().st_mtime_ns == at for name, at in before.items())
     assert before.keys() | {"report.json"} == files_of(cache).keys()

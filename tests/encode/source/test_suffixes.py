@@ -116,9 +116,9 @@ def test_of_several_suffixes_the_first_that_a_row_has_is_read(run: Run, tmp_path
     examination = examine(tmp_path / "cache/toy/vae")
     assert check_source(examination, [tmp_path]) == 1  # a shard
     assert examination.faults == []
-    line = "toy/vae: 1 of 5 rows have no picture (png, jpg). They have 'webp' of 1 row. "
+    line = "toy/vae: 1 of 5 rows has no picture (png, jpg). It has 'webp' of 1 row. "
     assert f"{line}A new column may read these, too: image: [png, jpg, webp]" in out
-    assert "toy/ids: 1 of 5 rows have no caption (txt), nor anything in its place" in out
+    assert "toy/ids: 1 of 5 rows has no caption (txt), nor anything in its place" in out
 
 
 def test_without_a_suffix_a_column_reads_the_pictures_that_are_there(
