@@ -40,7 +40,6 @@ from .scores.choose import Choice, choose, halves
 from .scores.results import Score, Value
 from .watch import ScorerRequest
 
-WIDTH = 60  # of the table
 LEAST = 4  # prompts, so that prompts of both halves vary
 
 
@@ -210,4 +209,4 @@ def as_text(record: Sweep) -> str:
             note,
         )
     title = f"{record.scorer} ({record.better[record.scorer]} is better)"
-    return render(title, table, "", *map(Text, record.sentences), width=WIDTH)
+    return render(title, table, "", *map(Text, record.sentences))

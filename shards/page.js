@@ -27,7 +27,9 @@
       const figure = make('figure', large), image = make('img', figure);
       image.src = buttons[i].querySelector('img').src;
       image.alt = buttons[i].querySelector('img').alt;
-      make('figcaption', figure, buttons[i].dataset.name);
+      const { name, full } = buttons[i].dataset;
+      const size = full ? `, made smaller for this page: ${image.naturalWidth} x ${image.naturalHeight} of ${full} pixels` : '';
+      make('figcaption', figure, name + size);
       if (i === column) figure.className = 'current';
     }
     close.focus();

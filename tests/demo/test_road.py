@@ -32,7 +32,7 @@ def test_from_a_folder_of_pictures_to_a_report(tmp_path: Path) -> None:
         (pictures / f"{number}.txt").write_text(f"a picture of colour {number % 7}")
     (tmp_path / "prompts.txt").write_text("a picture of colour 3\na picture of colour 5\n")
     before: list[str] = []
-    assert len(commands()) == 6
+    assert len(commands()) == 9
     for words in commands():
         result = subprocess.run(
             [sys.executable, *words],
@@ -49,5 +49,10 @@ def test_from_a_folder_of_pictures_to_a_report(tmp_path: Path) -> None:
     assert "60 rows: 60 ok" in before[1]
     assert "next: python -m train my/train.yaml" in before[2]
     assert "done: step 20 of 20" in before[3]
-    assert len(list((tmp_path / "images/mine").rglob("*.png"))) == 2
-    assert "a picture of colour 3" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "done: step 20 of 20" in before[4]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for name in ("plain", "equi"):
+        assert len(list((tmp_path / "images" / name / "images").glob("*.png"))) == 2
+        assert len(list((tmp_path / "images" / name / "scores").glob("demo-mind*.json"))) == 1
+    assert "a picture of colour 3" in page
+    assert "demo-mind" in page

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from configs import ConfigError
 from shards import atomic_write, open_sources, seal
-from shards.format.atomic import fsync_path, read_json
+from shards.format.atomic import fsync_path, naming, read_json
 
 from ..model.config import SHIFT
 from ..model.dit import DiT, DiTConfig
@@ -239,10 +239,24 @@ def _export_reference(step: Path, manifest: Manifest, out: Path, ema: bool | flo
     number = manifest["step"]
     path = out / str(number) / STATES
     path.parent.mkdir()
-    torch.save({**states, **ENGINE, "global_steps": number}, path)
+    _save({**states, **ENGINE, "global_steps": number}, path)
     fsync_path(path)
     atomic_write(out / "config.json", _json(fields))
     atomic_write(out / "latest", str(number).encode())
+
+
+def _save(values: Mapping[str, Any], path: Path) -> None:
+    """Writes a file of `torch.save`; OSError with the path where the disk refuses it, for which torch
+    has a RuntimeError with neither.
+    """
+    with naming(path):
+        try:
+            with path.open("wb") as file:
+                torch.save(dict(values), file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def _refuse_other_flow(step: Path, manifest: Manifest) -> None:
@@ -304,5 +318,6 @@ def _publish(final: Path, write: Callable[[Path], None]) -> Path:
         staging.rename(final)
         fsync_path(final.parent)
     except (OSError, SafetensorError) as error:
+        shutil.rmtree(staging, ignore_errors=True)  # it takes room on a disk that is full
         raise CheckpointError(f"{final}: could not be written: {error}") from None
     return final

@@ -105,7 +105,12 @@ class Bench:
 
     def engine(self, task: ShardTask) -> None:
         """A: as a run does it."""
-        encode(self.executor, task)
+        self.executor.submit(0, 0, task)
+        while not (events := self.executor.events(60.0)):
+            continue
+        for event in events:
+            if not isinstance(event, Done):
+                raise RuntimeError(f"the engine did not end well: {event}")
 
     def bare(self) -> int:
         """B: what one would write by hand for one data set; rows encoded."""
@@ -132,16 +137,6 @@ class Bench:
 
     def close(self) -> None:
         self.executor.stop()
-
-
-def encode(executor: InlineExecutor, task: ShardTask) -> None:
-    """Encodes a shard; RuntimeError where that fails."""
-    executor.submit(0, 0, task)
-    while not (events := executor.events(60.0)):
-        continue
-    for event in events:
-        if not isinstance(event, Done):
-            raise RuntimeError(f"the engine did not end well: {event}")
 
 
 def compare(bench: Bench, rounds: int) -> Json:

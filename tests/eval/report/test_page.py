@@ -170,6 +170,16 @@ def test_many_large_pictures_make_a_small_page(
     assert len(page.all("img")) == 6
     assert {a["width"] for a in page.all("img")} <= {"64", "96"}
     assert (tmp_path / "r.html").stat().st_size < 50_000
+    assert {a["data-full"] for a in page.all("button")} == {"260 x 260"}
+
+
+def test_pictures_are_whole_where_the_page_has_room(tmp_path: Path) -> None:
+    """So that a click shows them in their own size."""
+    make_set(tmp_path / "a", prompts=Prompts("few", PROMPTS.items[:2]), side=300)
+    report([tmp_path / "a"], tmp_path / "r.html")
+    page = Page((tmp_path / "r.html").read_text())
+    assert {(a["width"], a["height"]) for a in page.all("img")} == {("300", "300")}
+    assert not any("data-full" in a for a in page.all("button"))
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:

@@ -216,12 +216,22 @@ def test_a_half_never_has_the_other_halfs_prompts(tmp_path: Path) -> None:
 
 
 def test_the_table_fits_a_narrow_terminal(
-    swept: Path, place: Path, run: Path, capsys: pytest.CaptureFixture[str]
+    swept: Path,
+    place: Path,
+    run: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert main(words(place, run, swept)) == 0
-    printed = capsys.readouterr().out
-    table = printed.split("\n\n")[0].splitlines()
-    assert max(map(len, table)) <= 60, printed
+    """And its sentences use the width of a wider one."""
+    widest = {}
+    for columns in (60, 110):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert main(words(place, run, swept)) == 0
+        printed = capsys.readouterr().out
+        table, sentences = (part.splitlines() for part in printed.split("\n\n")[:2])
+        assert max(map(len, table)) <= min(columns, 60), printed
+        widest[columns] = max(len(line) for line in sentences if not line.startswith("next"))
+    assert 80 < widest[110] <= 110
     assert [line.split()[0] for line in table[-3:]] == ["1", "3", "6"]
     record = sweeps.read(swept)
     assert "chosen" in table[len(table) - 3 + record.chosen]

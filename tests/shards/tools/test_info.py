@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from shards import ColumnSpec, Layout, Norm, ShardWriter, create_column, put_complete
+from shards.__main__ import main
 from shards.tools.convert import convert
 from shards.tools.info import as_text, information
+from tests.commands.lines import next_lines
 from tests.shards.tools.test_transfer import normal_tokens
 from tests.shards.toy import NORM, moments_spec, write_column
 
@@ -91,6 +93,25 @@ def test_channels_in_another_order_are_told(tmp_path: Path) -> None:
     info = information(path)
     assert abs(info["latents"]["normalised"]["mean"]) < 0.02  # as a whole it looks right
     assert info["warnings"] == ["the VAE's shift and scale do not normalise channels [0, 1]"]
+
+
+def test_what_to_do_about_latents_that_are_not_normalised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command is printed for a reader, and is no part of the JSON."""
+    one = np.array([1.0, 1.0])
+    path = normal_latents(
+        tmp_path / "far", Norm((-1.0, 1.0), (1.0, 1.0)), np.array([1.0, -1.0]), one
+    )
+    fitting = normal_latents(tmp_path / "near", Norm((0.0, 0.0), (1.0, 1.0)), 0 * one, one)
+    lines = {}
+    for words in ([path], [path, "--json"], [fitting]):
+        monkeypatch.setattr("sys.argv", ["shards", "info", *map(str, words)])
+        assert main() == 0
+        lines[str(words)] = next_lines(capsys.readouterr().out)
+    (first,), *others = lines.values()
+    assert first.startswith(f"next: python -m shards norm {path} ")
+    assert others == [[], []]
 
 
 def test_lengths_and_quantisation(toy: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -19,6 +20,8 @@ from train.__main__ import main
 from train.checkpoints.checkpoint import CheckpointError, load_for_sampling, verified
 from train.checkpoints.reference import STATES, BadReference, export, import_reference, read
 from train.model.dit import DiT, DiTConfig
+
+ROOT = Path(__file__).parents[3]
 
 BASE = {
     "model_type": "gemma", "_name_or_path": "google/gemma-2b", "hidden_size": 32, "intermediate_size": 48,
@@ -168,6 +171,28 @@ def test_an_export_says_what_it_leaves_out(
     assert file.exists() == (seed is not None)
     if seed is not None:
         assert same(load_file(file), state_of(seed))
+
+
+def test_an_export_on_a_full_disk(original: Path, tmp_path: Path) -> None:
+    """A limit of a file's size stands in for it: torch says neither the cause nor the path."""
+    step = import_reference(original, None, tmp_path / "ours")
+    limited = (
+        "import resource, sys, train.checkpoints.commands\n"
+        "from shards.exits import run\nfrom train.__main__ import main\n"
+        "sys.argv = ['train', 'export', *sys.argv[1:], '--layout', 'reference']\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\nrun(main)"
+    )
+    (tmp_path / "exports").mkdir()
+    result = subprocess.run(
+        [sys.executable, "-c", limited, str(step), str(tmp_path / "exports/out")],
+        capture_output=True, text=True, cwd=ROOT, timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 2, result.stderr
+    out = tmp_path / "exports/out"
+    assert result.stderr.startswith(f"CheckpointError: {out}: could not be written: [Errno 27]")
+    assert STATES in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list((tmp_path / "exports").iterdir()) == []
 
 
 def test_one_set_of_weights_of_a_layout_with_both(
