@@ -53,6 +53,7 @@ from .sizes import alternatives, column_bytes, shard_bytes
 from .unpacked import UnpackedJob, unpacked
 
 PROBE_CAPTIONS = 2_048  # that an encoder is tried on, at most
+LEAST = 0.01  # hours, or a price, that a table shows as a number
 
 
 @dataclass(slots=True)
@@ -316,7 +317,13 @@ def as_text(plan: CostEstimate, args: argparse.Namespace) -> str:
         del prices["price_once"]
     if args.price_per_tb_month is None:
         del prices["price_a_month"]
-    heads = ["column", "samples", "tokens: mean, p99", "bytes", f"hours on {args.gpus}"]
+    heads = [
+        "column",
+        "samples",
+        "tokens: mean, p99",
+        "bytes",
+        f"hours on {counted(args.gpus, 'device')}",
+    ]
     table = Table(*heads, *prices.values(), "pays after")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -324,17 +331,21 @@ def as_text(plan: CostEstimate, args: argparse.Namespace) -> str:
     def figure(value: float | None, form: str = "{:,.2f}") -> str:
         return "" if value is None else form.format(value)
 
+    def least(value: float | None) -> str:
+        return f"< {LEAST}" if value is not None and 0 < value < LEAST else figure(value)
+
     for cost in plan.columns:
         figures = money(cost, args)
         table.add_row(
             f"{cost.source}/{cost.column}", interval(cost.samples, count_text),
             figure(cost.mean_tokens, f"{{:.1f}}, {cost.p99_tokens or 0:.0f}"),
             interval(cost.bytes, size_text),
-            *(figure(figures[name]) for name in ("hours", *prices)),
-            "" if cost.break_even_steps is None else counted(round(cost.break_even_steps), "step"),
+            *(least(figures[name]) for name in ("hours", *prices)),
+            "" if cost.break_even_steps is None else counted(math.ceil(cost.break_even_steps), "step"),
         )  # fmt: skip
     lines = [
-        f"{source.source}: {interval(source.rows, count_text)} rows in {counted(source.tars, 'tar')}, "
+        f"{source.source}: {interval(source.rows, count_text)} {'row' if source.rows.value == 1 else 'rows'} "
+        f"in {counted(source.tars, 'tar')}, "
         f"index {interval(source.index_bytes, size_text)}; {'; '.join(source.notes)}"
         for source in plan.sources
     ]
@@ -345,9 +356,10 @@ def as_text(plan: CostEstimate, args: argparse.Namespace) -> str:
     )
     total = f"total {size_text(plan.bytes)}, still to be written {size_text(plan.space.missing)}"
     if plan.gpu_hours is not None:
-        total += f"; all columns in one pass: {plan.gpu_hours / args.gpus:,.2f} h on {args.gpus}"
+        devices = counted(args.gpus, "device")
+        total += f"; all columns in one pass: {least(plan.gpu_hours / args.gpus)} h on {devices}"
         if args.price_per_gpu_hour is not None:
-            total += f", price {plan.gpu_hours * args.price_per_gpu_hour:,.2f}"
+            total += f", price {least(plan.gpu_hours * args.price_per_gpu_hour)}"
     return render(table, *lines, total, plan.space.verdict())
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..column.commits import valid_mask_of
 from ..column.mask import Mask, all_rows
 from ..column.source import open_source, read_index
-from ..console import Bar, say_next
+from ..console import Bar, counted, say_next
 from ..errors import BadMask, IncompleteColumn, NotAColumn, SourceMismatch
 from ..format.atomic import Json, open_file, parse_json, sha256_file
 from ..read.column import Column
@@ -294,6 +294,7 @@ def run_mask(args: argparse.Namespace) -> int:
         examples = ", ".join(made.get("examples", []))
         print(f"{made['unknown']:,} of the keys name no row" + (examples and f": {examples}"))
     if unread := sum(1 for index in mask.index if index is None):
-        print(f"{unread} of {len(mask.rows)} tars are not encoded: none of their rows is kept")
+        tars = counted(len(mask.rows), "tar")
+        print(f"not encoded: {unread} of {tars}, of which no row is kept")
     say_next("train", "plan", "CONFIG", f"data.mask={args.out}")
     return 0
