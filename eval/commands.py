@@ -17,27 +17,24 @@ from typing import Any
 
 from shards.console import Parser, examples_text, not_negative, overview, positive, say_next
 from shards.launch import take_local_rank
-from shards.places import local_path, model, place
+from shards.places import local_path, place
 from shards.printing import command
 from shards.signals import stoppable
 
 from .errors import BadRequest
 from .images.flags import (
     AXES,
-    class_flag,
     device_flag,
     generate_flags,
     interval_of,
     sampling_flags,
     set_flags,
 )
+from .latents.flags import preview_flags, reconstruct_flags
 from .prompts.benchmarks import BENCHMARKS, PLACE
 
 Flags = Callable[[argparse.ArgumentParser], None]
 PURPOSE = "sample, reconstruct, score and compare"
-RECONSTRUCTION_SCORES = (  # `reconstruct.MORE`, whose module is loaded when it is used
-    "lpips-alex", "lpips-vgg", "rfid", "rkid", "rmind", "rdemo-fd", "ifid", "ikid", "imind", "idemo-fd"
-)  # fmt: skip
 SCORERS_OF = {"geneval": "geneval", "dpgbench": "dpg", "genaibench": "genai"}  # by benchmark
 EXAMPLES = (
     "python -m eval generate --checkpoint runs/NAME --prompts prompts.txt --save_dir images/NAME",
@@ -156,49 +153,17 @@ def _fetch(args: argparse.Namespace) -> None:
 # Scores -------------------------------------------------------------------------------------------
 
 
-def _reconstruct_flags(parser: argparse.ArgumentParser) -> None:
-    flag = parser.add_argument
-    flag("column", type=place, help="a column by a VAE: a folder or url")
-    flag("--tars", type=local_path, required=True, help="folder of the source's tars")
-    flag("--save_dir", type=local_path, required=True, help="a new folder for the pictures")
-    flag("--count", type=positive, default=64, help="pictures: the column's first valid rows")
-    flag("--batch_size", type=positive, default=32, help="pictures decoded at a time")
-    flag("--vae", type=model, help="where the column's VAE lies now, if not where it was")
-    class_flag(parser)
-    flag(
-        "--scores", nargs="+", default=[], choices=RECONSTRUCTION_SCORES, metavar="SCORE",
-        help=f"beside PSNR and SSIM: {', '.join(RECONSTRUCTION_SCORES)}",
-    )  # fmt: skip
-    interpolated = "of ifid and its kind: "
-    flag("--neighbours_of", type=place, metavar="COLUMN",
-         help=interpolated + "whose rows are the neighbours (default: the column's other rows)")  # fmt: skip
-    flag(
-        "--reference_rows", type=positive, default=50_000, help=interpolated + "at most, the first"
-    )
-    flag(
-        "--neighbours",
-        type=positive,
-        default=1,
-        help=interpolated + "how many --draw has a choice of",
-    )
-    flag(
-        "--draw",
-        action="store_true",
-        help=interpolated + "draw one of the neighbours, not the nearest",
-    )
-    folder = "folder that holds inception-2015-12-05.pt"
-    flag("--inception", dest="inception_folder", type=local_path, metavar="DIR", help=folder)
-    folder = "folder of LPIPS's backbones and heads, where torchvision's and lpips's are not"
-    flag("--lpips", dest="lpips_folder", type=local_path, metavar="DIR", help=folder)
-    flag("--allow-few", action="store_true", help="rFID of fewer than 2,049 pictures")
-    device_flag(parser)
-
-
 def _reconstruct(args: argparse.Namespace) -> None:
     from .reconstruct import reconstruct
 
     print(json.dumps(reconstruct(**_fields(args))["mean"]))
     say_next("eval", "report", args.save_dir, "--out", "report.html", file=sys.stderr)
+
+
+def _preview(args: argparse.Namespace) -> None:
+    from .latents import preview
+
+    preview.run(args)
 
 
 def _fid_flags(parser: argparse.ArgumentParser) -> None:
@@ -425,8 +390,13 @@ VERBS: dict[str, tuple[str, Flags, Callable[[argparse.Namespace], int | None]]] 
     ),
     "reconstruct": (
         "pictures of a column decoded by its VAE, beside the originals, with their scores",
-        _reconstruct_flags,
+        reconstruct_flags,
         _reconstruct,
+    ),
+    "preview": (
+        "rows of a column on one page: decoded beside their source, with key, caption and status",
+        preview_flags,
+        _preview,
     ),
     "probe": (
         "columns of latents judged before anything is trained on them",

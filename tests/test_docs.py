@@ -104,6 +104,7 @@ RUN_BY = {
     ("eval", "generate"): "tests/eval/images/test_ranks.py",
     ("eval", "probe"): "tests/eval/report/test_panel.py",
     ("eval", "reconstruct"): "tests/eval/test_reconstruct.py",
+    ("eval", "preview"): "tests/eval/latents/test_preview.py",
     ("eval", "prompts"): "tests/eval/prompts/test_fetch.py",
     ("eval", "score"): "tests/eval/distances/test_distances.py",
     ("eval", "fid"): "tests/eval/distances/test_distances.py",

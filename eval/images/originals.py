@@ -65,6 +65,10 @@ class Originals:
             )
         return text
 
+    def check_tar(self, shard: int) -> None:
+        """Raises MissingPictures unless a shard's tar is in the folder, with its size."""
+        self._tar(shard)
+
     def _open(self, shard: int) -> _File:
         name, size = self.source.tars[shard]
         path = self._tars / name

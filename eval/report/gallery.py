@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from PIL import Image
 
 from ..images.imageset import ImageSetReader, PictureRef
+from ..images.layouts import Picture
 from ..prompts.prompts import Prompt
 
 Json = dict[str, Any]
@@ -19,23 +20,33 @@ SIDES = (1024, 768, 512, 384, 256, 192, 128, 96, 64)
 MOST_BYTES = 6_000_000  # of all pictures of a section
 
 
-def gallery(sets: Sequence[tuple[str, ImageSetReader]], most: int) -> list[Json]:
+def gallery(
+    sets: Sequence[tuple[str, ImageSetReader]],
+    most: int,
+    psnr: Mapping[str, Mapping[str, float]] | None = None,
+) -> list[Json]:
     """Returns for each of `most` prompts its text, its group, and each named set's first picture of it
-    as a data URI.
+    as a data URI. `psnr`: values in dB by set and prompt, of which the prompts with the worst are shown.
     """
     if not sets:
         return []
+    values = psnr or {}
     first_pictures = [_first_pictures(images) for _, images in sets]
-    prompts = spread(
-        [p for p in sets[0][1].prompts.items if all((p.id, p.text) in f for f in first_pictures)],
-        most,
-    )
+    common = [
+        p for p in sets[0][1].prompts.items if all((p.id, p.text) in f for f in first_pictures)
+    ]
+    prompts = worst(common, most, values) if any(values.values()) else spread(common, most)
     records: list[Json] = []
     for side in SIDES:
         records, size = [], 0
         for prompt in prompts:
             shown = [
-                {"set": i, "name": name, **_thumbnail(pictures[prompt.id, prompt.text], side)}
+                {
+                    "set": i,
+                    "name": name,
+                    "psnr": values.get(name, {}).get(prompt.id),
+                    **_thumbnail(pictures[prompt.id, prompt.text], side),
+                }
                 for i, ((name, _), pictures) in enumerate(zip(sets, first_pictures, strict=True))
             ]
             records.append(
@@ -55,6 +66,19 @@ def _first_pictures(images: ImageSetReader) -> dict[tuple[str, str], PictureRef]
     for picture in images:
         first.setdefault((picture.file.prompt.id, picture.file.prompt.text), picture)
     return first
+
+
+def worst(
+    prompts: Sequence[Prompt], most: int, values: Mapping[str, Mapping[str, float]]
+) -> list[Prompt]:
+    """Returns the `most` prompts whose lowest value of any set is lowest, in this order; those without
+    a value are left out.
+    """
+    lowest: dict[str, float] = {}
+    for by_prompt in values.values():
+        for prompt, value in by_prompt.items():
+            lowest[prompt] = min(value, lowest.get(prompt, value))
+    return sorted((p for p in prompts if p.id in lowest), key=lambda p: lowest[p.id])[:most]
 
 
 def spread(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
@@ -87,16 +111,18 @@ def _every_nth(items: Sequence[T], count: int) -> list[T]:
 
 
 def _thumbnail(picture: PictureRef, side: int) -> Json:
-    """Returns the picture in at most `side` x `side` pixels; a smaller one keeps its size. `full` is
-    the picture's own size where it is larger, else empty.
+    return {**thumbnail(picture.read(), side), "number": picture.number}
+
+
+def thumbnail(picture: Picture, side: int) -> Json:
+    """Returns `uri`, `width` and `height` of a picture (H, W, 3) in at most `side` x `side` pixels; a
+    smaller one keeps its size. `full` is the picture's own size where it is larger, else empty.
     """
-    image = Image.fromarray(picture.read())
+    image = Image.fromarray(picture)
     size = image.size
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     data = io.BytesIO()
     image.save(data, "WEBP", quality=80, method=4)
     uri = f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
     full = f"{size[0]} x {size[1]}" if image.size != size else ""
-    return {
-        "uri": uri, "width": image.width, "height": image.height, "full": full, "number": picture.number,
-    }  # fmt: skip
+    return {"uri": uri, "width": image.width, "height": image.height, "full": full}

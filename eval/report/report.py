@@ -22,7 +22,7 @@ high, count; its interval is 95 %, null where none is known):
                     above 0), resolved, identical (0 in [0, 0]), favours (name of the better entry, null unless
                     resolved, or without a verdict), no_verdict (why there is none), warnings, reason (why there is no
                     value)
-      shown[]       ids of the prompts whose pictures are on the page
+      shown[]       ids of the prompts whose pictures are on the page, in its order
     sweeps[]        from `python -m eval sweep`, where it lies beside the sets: the fields of eval/report/sweeps.py
     curves[]        from `python -m eval watch`: scorer, run, points [[step, Value]]
 """
@@ -44,7 +44,7 @@ from ..scores import results
 from ..scores.results import LEVEL
 from .compare import Comparison, compare, entries, mean_over_seeds
 from .cost import cost_of
-from .entries import ScoredSet, open_all
+from .entries import RECONSTRUCTION, ScoredSet, open_all
 from .gallery import gallery
 from .page import render, training_curves
 from .sweeps import sweeps_of
@@ -227,8 +227,18 @@ def _runs(sets: Sequence[ScoredSet]) -> list[Path]:
 
 
 def _gallery(sets: Sequence[ScoredSet], most: int) -> list[Json]:
-    """Returns pictures of the same prompts, of each entry from the first of its sets."""
+    """Returns pictures of the same prompts, of each entry from the first of its sets; of
+    reconstructions the worst.
+    """
     first_sets = [entry.first for entry in entries(sets)]
     pictures = [(scored.name, scored.images) for scored in first_sets if scored.images]
     originals = next((scored.originals for scored in sets if scored.originals), None)
-    return gallery([*([("original", originals)] if originals else []), *pictures], most)
+    psnr = {
+        scored.name: {item.prompt: item.value for item in scored.items("psnr")}
+        for scored in first_sets
+        if scored.images
+        and scored.kind == RECONSTRUCTION
+        and "psnr" in scored.scores
+        and (scored.score_folder / results.NAME / "psnr.items.jsonl").is_file()
+    }
+    return gallery([*([("original", originals)] if originals else []), *pictures], most, psnr)

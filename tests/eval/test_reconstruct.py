@@ -16,7 +16,7 @@ from PIL import Image
 
 from encode.config import EncodeConfig
 from encode.run.job import run as encode
-from eval.commands import RECONSTRUCTION_SCORES, main
+from eval.commands import main
 from eval.distances import influences
 from eval.distances.frechet import frechet_features
 from eval.distances.kernels import kid_influence
@@ -28,6 +28,7 @@ from eval.features.features import extract, of_set
 from eval.features.networks import inception
 from eval.images.imageset import ImageSetReader
 from eval.latents.detail import octave_names
+from eval.latents.flags import RECONSTRUCTION_SCORES
 from eval.reconstruct import MORE, psnr, reconstruct, ssim
 from eval.report.report import report
 from eval.scores import results

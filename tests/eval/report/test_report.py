@@ -237,7 +237,7 @@ def test_reconstructions(tmp_path: Path) -> None:
         folder = tmp_path / name
         for kind in ("original", "reconstruction"):
             make_set(folder / kind, {"vae": name, "kind": kind}, rows, seed=seed)
-        items = make_items([20.0 + seed + i for i in range(4)], rows)
+        items = make_items([20.0 + seed + [1, 3, 0, 2][i] for i in range(4)], rows)
         score = make_score(folder / "reconstruction", "psnr", items)
     results.write(tmp_path / "scores-only", score, items)
     data = report([tmp_path / n for n in ("flux", "e2e", "scores-only")], tmp_path / "r.html")
@@ -246,8 +246,13 @@ def test_reconstructions(tmp_path: Path) -> None:
     first, second = section["comparisons"]
     assert (first["subject"], first["differences"][0]["value"]["value"]) == ("VAEs", 1.0)
     assert second["differences"][0]["value"]["value"] == 1.0
-    names = [a["alt"] for a in Page((tmp_path / "r.html").read_text()).all("img")]
-    assert names[:3] == ["original: key0", "flux: key0", "e2e: key0"]
+    page = Page((tmp_path / "r.html").read_text())
+    names = [a["alt"] for a in page.all("img")]
+    assert names[:3] == ["original: key2", "flux: key2", "e2e: key2"]  # the worst first
+    assert section["shown"] == ["00000002", "00000000", "00000003", "00000001"]
+    assert "4 pictures, the worst first" in page.text
+    assert "flux 20.0 dB" in page.text
+    assert "e2e 21.0 dB" in page.text
 
 
 def test_reconstructions_of_each_source_have_a_section(tmp_path: Path) -> None:
