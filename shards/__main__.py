@@ -1,7 +1,7 @@
 """Look at columns, check, mend, compare and move them. A COLUMN is a folder or a url (file://,
 s3://, gs://, az://).
 
-    python -m shards info COLUMN [--json]
+    python -m shards info COLUMN [--json] [--html FILE]
     python -m shards verify COLUMN... [--processes N] [--json]     # every byte, by all cores
     python -m shards verify COLUMN --source FOLDER     # and the tars, against what was encoded
     python -m shards repair COLUMN [--yes]         # puts aside what is bad; encode makes it again
@@ -88,6 +88,13 @@ def _add_all(verbs: Mapping[str, argparse.ArgumentParser]) -> None:
     for verb in ("verify", "digest"):
         add(verb, "column", nargs="+", help=COLUMN)
     add("info", "--json", flag=True, help="one JSON object")
+    add(
+        "info",
+        "--html",
+        metavar="FILE",
+        type=local_path,
+        help="also a page, with charts of the channels or lengths",
+    )
     add("info", "--mask", action="append", default=[], metavar="FILE", type=place,
         help="how many rows `data.mask` leaves; several may be given")  # fmt: skip
     add("verify", "--json", flag=True, help="faults as JSON lines")

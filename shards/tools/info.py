@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import html
 import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import charts
 from ..column.commits import Commit, Snapshot, valid_rows
 from ..column.mask import Mask, read_mask
 from ..console import say_next
-from ..format.atomic import Json
+from ..errors import Unreadable
+from ..format.atomic import Json, atomic_write
 from ..format.int8 import loss_text, warns
 from ..format.norm import Norm
+from ..printing import printable
 from ..read.column import Column
 from ..read.compatible import check_mask
 from ..store.base import Place
@@ -228,9 +233,81 @@ def _numbers(values: Sequence[float]) -> str:
     return " ".join(f"{value:.2f}" for value in values)
 
 
+def as_page(info: Json) -> str:
+    """Returns the information as a page of HTML that needs nothing else."""
+    state = "complete" if info["complete"] else "not complete"
+    storage = [info["element"], info["backend"], *([info["codec"]] if info["codec"] else [])]
+    facts = [
+        ("column", f"{info['column']} ({info['kind']}, {state})"),
+        (
+            "shards",
+            f"{info['committed']} of {info['shards']} committed, {len(info['failed'])} failed",
+        ),
+        ("rows", f"{info['rows']:,}"),
+        *((f"rows {name}", f"{count:,}") for name, count in info["statuses"].items()),
+        ("row", f"{' x '.join(map(str, info['row_shape']))} {', '.join(storage)}"),
+        ("bytes", f"{info['bytes']:,} ({info['bytes_per_row']:,} a row)"),
+        ("digest", info["digest"]),
+    ]
+    facts += [("norm from", source) for source in info.get("norm_source", ())]
+    facts += [
+        ("mask", f"{mask['path']}: {mask['kept']:,} rows, of which {mask['valid']:,} are ok here")
+        for mask in info.get("masks", ())
+    ]
+    if scales := info.get("quantisation"):
+        facts.append(("quantised", f"{scales['scheme']}; {loss_text(scales)}"))
+    if lengths := info.get("lengths"):
+        tokens = (
+            f"mean {lengths['mean']:.1f}, 99 % below {lengths['p99']:.0f}, most {lengths['max']}"
+        )
+        facts.append(("tokens", tokens))
+    if latents := info.get("latents"):
+        facts.append(("latents", f"figures of {latents['rows']:,} rows, evenly apart"))
+    facts += [("warning", warning) for warning in info["warnings"]]
+    rows = "".join(
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(str(text))}</td></tr>'
+        for name, text in facts
+    )
+    identity = html.escape(json.dumps(info["identity"], indent=2))
+    return charts.document(
+        info["column"],
+        f'<div class="wide facts" role="region" tabindex="0" aria-label="The column"><table>{rows}</table></div>'
+        f'<div class="curves-grid">{"".join(_figures(info))}</div>'
+        f"<details open><summary>Identity</summary><pre>{identity}</pre></details>",
+    )
+
+
+def _figures(info: Json) -> list[str]:
+    """Returns charts of token lengths, or of mean and deviation by channel."""
+    if lengths := info.get("lengths"):
+        counts, edges = lengths["histogram"]["counts"], lengths["histogram"]["edges"]
+        middles = [(a + b) / 2 for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        points = list(zip(middles, counts, strict=True))
+        return [charts.curves("Rows by number of tokens", [("rows", points)], axis="tokens")]
+    latents = info.get("latents", {})
+    series = {"Stored latents by channel": (latents.get("mean"), latents.get("std"))}
+    if scaled := latents.get("normalised"):
+        by_channel = scaled["channel_mean"], scaled["channel_std"]
+        series["Normalised latents by channel (0 and 1 expected)"] = by_channel
+    return [
+        charts.curves(
+            title,
+            [("mean", list(enumerate(mean))), ("deviation", list(enumerate(deviation)))],
+            axis="channel",
+        )
+        for title, (mean, deviation) in series.items()
+        if mean
+    ]
+
+
 def run_info(args: argparse.Namespace) -> int:
     """`python -m shards info`."""
+    page: Path | None = args.html
+    if page is not None and (page.is_dir() or not page.parent.is_dir()):
+        raise Unreadable(f"{page}: expected the name of a page in a folder that exists")
     info = information(args.column, args.mask)
+    if page is not None:
+        atomic_write(page, printable(as_page(info)).encode())
     print(json.dumps(info, indent=2) if args.json else as_text(info))
     normalised = info.get("latents", {}).get("normalised")
     if normalised and info["warnings"] and info["complete"] and not args.json:

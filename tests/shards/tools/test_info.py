@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from shards import ColumnSpec, Layout, Norm, ShardWriter, create_column, put_complete
-from shards.__main__ import main
+from shards.__main__ import main, parser
+from shards.errors import Unreadable
 from shards.tools.convert import convert
-from shards.tools.info import as_text, information
+from shards.tools.info import as_page, as_text, information, run_info
 from tests.commands.lines import next_lines
+from tests.eval.browser import BROWSER, Page, in_browser
 from tests.shards.tools.test_transfer import normal_tokens
 from tests.shards.toy import NORM, moments_spec, write_column
 
@@ -136,3 +138,31 @@ def test_other_storage_and_unfinished(tmp_path: Path) -> None:
     assert "float16, zarr, blosc" in as_text(information(tmp_path / "b"))
     create_column(tmp_path / "c", moments_spec())
     assert "NOT complete" in as_text(information(tmp_path / "c"))
+
+
+def test_as_a_page(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = parser().parse_args(["info", str(toy / "vae"), "--html", str(tmp_path / "info.html")])
+    assert run_info(args) == 0
+    assert "2,164" in capsys.readouterr().out
+    page = Page((tmp_path / "info.html").read_text())
+    for text in ("2,164", "not normalise channels [0, 1]", "Normalised latents by channel"):
+        assert text in page.text
+    assert len(page.all("polyline")) == 4  # mean and deviation, stored and normalised
+    assert "Rows by number of tokens" in as_page(information(toy / "text"))
+    args.html = tmp_path / "none" / "info.html"
+    args.column = tmp_path / "no-column"  # the page's place is looked at first
+    with pytest.raises(Unreadable, match="in a folder that exists"):
+        run_info(args)
+
+
+def test_names_in_a_page_are_text(toy: Path) -> None:
+    info = information(toy / "vae") | {"norm_source": ["<script>alert(1)</script>"]}
+    assert "<script>alert" not in as_page(info)
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+@pytest.mark.parametrize(("dark", "width"), [(False, 1200), (True, 390)])
+def test_the_page_in_a_browser(toy: Path, tmp_path: Path, dark: bool, width: int) -> None:
+    view = in_browser(as_page(information(toy / "vae")), tmp_path, dark=dark, width=width)
+    assert view["faults"] == []
+    assert view["wide"] <= width
