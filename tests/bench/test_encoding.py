@@ -57,6 +57,17 @@ def test_overhead(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "95 % interval" in text
 
 
+def test_statistics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = results(tmp_path, "statistics", "--rounds", 1, "--rows", 3)
+    for name in ("encoder dominates", "demo"):
+        case = found[name]
+        assert isinstance(case, dict)
+        assert len(case["ratios"]) == case["rounds"] == 2
+        assert 0 < case["ratio_low"] <= case["ratio"] <= case["ratio_high"]
+        assert case["sums_alone_ms_a_row"] >= 0
+    assert "sums over rows, demo: at most" in capsys.readouterr().out
+
+
 def test_engine_and_bare_loop_do_the_same_work(tmp_path: Path) -> None:
     bench = Bench(tmp_path, Case("demo", 32, 48, 40, 40))
     task = bench.task()

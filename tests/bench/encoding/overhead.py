@@ -105,12 +105,7 @@ class Bench:
 
     def engine(self, task: ShardTask) -> None:
         """A: as a run does it."""
-        self.executor.submit(0, 0, task)
-        while not (events := self.executor.events(60.0)):
-            continue
-        for event in events:
-            if not isinstance(event, Done):
-                raise RuntimeError(f"the engine did not end well: {event}")
+        encode(self.executor, task)
 
     def bare(self) -> int:
         """B: what one would write by hand for one data set; rows encoded."""
@@ -137,6 +132,16 @@ class Bench:
 
     def close(self) -> None:
         self.executor.stop()
+
+
+def encode(executor: InlineExecutor, task: ShardTask) -> None:
+    """Encodes a shard; RuntimeError where that fails."""
+    executor.submit(0, 0, task)
+    while not (events := executor.events(60.0)):
+        continue
+    for event in events:
+        if not isinstance(event, Done):
+            raise RuntimeError(f"the engine did not end well: {event}")
 
 
 def compare(bench: Bench, rounds: int) -> Json:
