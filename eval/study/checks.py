@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from configs import ConfigError, did_you_mean
-from encode.errors import ModelNotUsable
-from encode.registry import VAES, ModelSpec, location, lookup
 from train.checkpoints.checkpoint import CheckpointError, manifest_of
 from train.checkpoints.identity import PARTS, compared, leaves, training_of
 from train.model import DiTConfig, FlowConfig
@@ -21,9 +19,10 @@ from train.run import initial_model, model_config, refuse_narrow, with_sizes
 from ..errors import BadStudy, NotPaired
 from ..images.checks import read_manifest
 from ..prompts.benchmarks import find
+from .encoders import check_classes, check_encoders, places
 from .flags import generate_settings, scorer_settings
-from .graph import Node, allowed_classes, nodes_of
-from .reuse import FROM_ENCODER, Existing, column_exists, column_identity, refuse_changed, take_over
+from .graph import Node, nodes_of
+from .reuse import FROM_ENCODER, Existing, column_exists, refuse_changed, take_over
 from .study import Study
 
 Json = dict[str, Any]
@@ -265,83 +264,6 @@ def check_phases(study: Study, entry: str, existing: Existing) -> None:
                 "\n  ".join([title, *lines])
                 + "\nGive both phases the same model and latents of as many channels"
             )
-
-
-def check_encoders(study: Study) -> None:
-    """Raises ModelNotUsable where a column is to be made by a name that is none, or a folder that is
-    not there; what the hub has is seen by the encode command, which runs first. BadStudy where a
-    column, complete or not, was begun by another encoder.
-    """
-    for path, (config, columns) in study.encode_configs.items():
-        for column in columns:
-            own = config.columns[column.rstrip("/").rpartition("/")[2]]
-            model = lookup(own.encoder, VAES)
-            if not column_exists(column) and not model.own:
-                location(model.path)
-            if lines := list(_other_encoder(column_identity(column), model, own)):
-                title = f"{study.path}: {column} was made in another way than {path} says:"
-                advice = (
-                    "Name another column, or the encoder that made this one; or leave `encoder` out, to use a "
-                    "complete column as it is"
-                )
-                raise BadStudy("\n  ".join([title, *lines]) + f"\n{advice}")
-
-
-def check_classes(study: Study) -> None:
-    """Raises BadStudy where a column was made by a class of the user's own that neither an encoder of
-    the study nor `generate` names: its pictures could not be decoded after the training.
-    """
-    allowed = allowed_classes(study)
-    for entry in study.entries:
-        data = study.train_config(entry, study.seeds[0]).data.resolved()
-        for column in places(data.latents):
-            encoder = column_identity(column).get("encoder")
-            cls = encoder.get("class") if isinstance(encoder, dict) else None
-            if isinstance(cls, str) and ":" in cls and cls not in allowed:
-                raise BadStudy(
-                    f"{study.path}: {entry}: {column} was made by {cls}, a Python class of somebody's own, and none is "
-                    f"imported because a column says so. Read that class; to run it, say generate: {{allow_class: "
-                    f"[{cls}]}}"
-                )
-
-
-def _other_encoder(identity: Json, model: ModelSpec, own: Any) -> Iterator[str]:
-    """Yields in what a column's identity is another than that of its config, as far as that is known
-    without loading the model: another place counts as another model, a revision where both name one.
-    """
-    encoder, preprocess = (identity.get(k) or {} for k in ("encoder", "preprocess"))
-    if not isinstance(encoder, dict) or "weights" not in encoder:  # made by another program
-        return
-    wanted = model.model_dump(by_alias=True)
-    for key in ("class", "path", "subfolder", "precision", "variant", "revision"):
-        then, now = encoder.get(key), wanted[key]
-        if key == "path":
-            then, now = _place(then or ""), _place(now)
-        if (then or None) != (now or None) and not (key == "revision" and None in (then, now)):
-            yield f"encoder.{key}: found {then!r}, expected {now!r}"
-    for key, then, now in (
-        ("kind", identity.get("kind"), own.kind),
-        ("resolution", preprocess.get("resolution"), own.resolution),
-    ):
-        if then is not None and then != now:
-            yield f"{key}: found {then!r}, expected {now!r}"
-
-
-def _place(path: str) -> str:
-    """Returns where a model is, or its path as it is where nothing is there."""
-    try:
-        return location(path)
-    except ModelNotUsable:
-        return path
-
-
-def places(value: Any) -> Iterator[str]:
-    """Yields all columns of latents, texts with their rates, and lists of these."""
-    if isinstance(value, str):
-        yield value
-    else:
-        for part in value:
-            yield from places(part)
 
 
 def check_room(study: Study, missing: Sequence[Node]) -> None:

@@ -27,7 +27,7 @@ from train.checkpoints.checkpoint import CheckpointError, manifest_of
 
 from ..errors import BadStudy, EvalError
 from ..images.imageset import ImageSetReader
-from .checks import places
+from .encoders import places
 from .graph import Node, nodes_of
 from .reuse import Existing, take_over
 from .study import Study

@@ -46,7 +46,7 @@ from ...report.report import comparison_of
 from ...scores.deviation import pooled_deviation, published_deviation, range_to_resolve
 from ...scores.results import LEVEL
 from ...scores.seeds import holm
-from ..checks import places
+from ..encoders import places
 from .ledger import Training, ledger
 from .sets import Sets, entry_at, missing, open_sets, prompt_count, recorded_names, score_name
 from .time_to_quality import times_to_quality

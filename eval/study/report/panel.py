@@ -20,7 +20,7 @@ from ...errors import EvalError
 from ...report.panel import FIGURES
 from ...scores import results
 from ...scores.ranks import rank_correlation
-from ..checks import places
+from ..encoders import places
 
 if TYPE_CHECKING:
     from ..study import Study

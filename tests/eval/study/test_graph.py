@@ -16,14 +16,13 @@ from configs import ConfigError
 from encode import EncodeConfig
 from eval.errors import BadStudy
 from eval.study.checks import (
-    check_classes,
-    check_encoders,
     check_expected,
     check_out,
     check_phases,
     check_ranks,
 )
 from eval.study.config import flag_words
+from eval.study.encoders import check_classes, check_encoders
 from eval.study.flags import generate_settings
 from eval.study.graph import Node, nodes_of
 from eval.study.reuse import Existing, take_over

@@ -13,7 +13,8 @@ from PIL import Image
 
 from encode.errors import ModelNotUsable
 from eval.errors import BadStudy, NoSpace
-from eval.study.checks import check_encoders, preflight
+from eval.study.checks import preflight
+from eval.study.encoders import check_encoders
 from eval.study.lock import verify
 from eval.study.plan.cost import Assumptions
 from eval.study.plan.plan import plan_existing
