@@ -34,7 +34,7 @@ URLS = (
 # options that take words, and no path
 WORDS = {
     *("--groups", "--together"),  # regular expressions of keys
-    *("--rows", "--status"),  # of `eval preview`: numbers, and a name
+    "--rows",  # of `eval preview`: numbers
     "--device", "--label", "--revision", "--files", "--endpoint", "--older-than", "--readers", "--scorer",
     "config", "dataset", "overrides", "words", "--split", "--note", "--picture", "--caption",
     "--allow-class", "--over",
