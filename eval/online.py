@@ -10,7 +10,6 @@ columns that the config names, whose identities say which encoders ran and how.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -30,6 +29,7 @@ from encode.models import CaptionTokenizer, PackedText, Vae, load_tokenizer, loa
 from encode.registry import TEXTS, ModelSpec, lookup
 from shards import Batch, JoinedColumns, Order
 from shards.launch import launched
+from shards.printing import Lines
 from shards.read import Prefetcher
 from shards.signals import leave
 from train import Batches, World
@@ -74,7 +74,7 @@ def _device() -> str:
 def _log_rank_0() -> None:
     """Shows the trainer's lines of rank 0."""
     level = logging.INFO if launched(meet=True)[0] == 0 else logging.WARNING
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[Lines()])
     logging.getLogger("train").setLevel(level)
 
 

@@ -7,12 +7,13 @@ draws on a terminal takes `console`, and what it draws `one_line`.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import select
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TextIO, TypeVar
 
@@ -169,3 +170,26 @@ def console(stderr: bool = False, quiet: bool = False) -> Console:
 
     stream = raw(sys.stderr if stderr else sys.stdout)
     return Console(file=stream, quiet=quiet, markup=False, emoji=False, highlight=False)
+
+
+class Lines(logging.StreamHandler):  # type: ignore[type-arg]  # no class of its own at run time
+    """Writes log lines to stdout. Where one cannot be written (a full disk, a closed pipe) this is said once
+    on stderr, in place of a traceback a line, and the work goes on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(sys.stdout)
+        self._failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # logging's name
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError | ValueError):
+            super().handleError(record)
+        elif not self._failed:
+            self._failed = True
+            with suppress(OSError, ValueError):
+                print(
+                    f"log lines cannot be written ({error}); the work goes on",
+                    file=sys.stderr,
+                    flush=True,
+                )

@@ -33,7 +33,7 @@ from shards import exits
 from shards.console import Parser, bench_module, overview
 from shards.launch import launched, take_local_rank
 from shards.places import local_path
-from shards.printing import command
+from shards.printing import Lines, command
 from shards.signals import leave
 
 VERBS = {  # what is not a run: a module with add_VERB_options or add_options, and run_VERB; a sentence
@@ -85,11 +85,10 @@ def main() -> int:
     config = configs.load(TrainConfig, path, words[1:])
     check(config.metrics)
     leader = launched(meet=True)[0] == 0
-    logging.basicConfig(
-        level=logging.INFO if leader else logging.WARNING, format="%(message)s", stream=sys.stdout
-    )
+    level = logging.INFO if leader else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", handlers=[Lines()])
     logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger(__package__).setLevel(logging.INFO if leader else logging.WARNING)
+    logging.getLogger(__package__).setLevel(level)
     from .run import fit  # torch and the columns' readers are loaded once the config is right
 
     return leave(fit(config, run_folder(config, path)))

@@ -148,3 +148,28 @@ def test_stores_refuse_credentials_and_do_not_repeat_them(
     assert main() == 2
     out, err = capsys.readouterr()
     assert "SECRET" not in out + err
+
+
+def test_log_lines_that_cannot_be_written_are_said_once_and_the_work_goes_on() -> None:
+    code = (
+        "import logging, sys\nfrom shards.printing import Lines\n"
+        "logging.basicConfig(level=logging.INFO, format='%(message)s', handlers=[Lines()])\n"
+        "for step in range(3): logging.info('step %d', step)\n"
+        "logging.info('a bug %d', 'no number')\n"
+        "print('done', file=sys.stderr)\n"
+        "import os; os._exit(0)"
+    )
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    lines = process.stderr.splitlines()
+    assert (
+        lines[0]
+        == "log lines cannot be written ([Errno 28] No space left on device); the work goes on"
+    )
+    assert lines[-1] == "done"
+    assert process.stderr.count("cannot be written") == 1
+    assert (
+        "not all arguments converted" in process.stderr or "%d format" in process.stderr
+    )  # a fault is shown
