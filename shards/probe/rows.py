@@ -74,8 +74,8 @@ class ColumnRows:
         norm = self.own_norm or self.column.spec.norm
         if norm is None:
             raise IdentityMismatch(
-                f"{self.column.path}: found no shift and scale, by which latents are compared. Measure "
-                f"them: `python -m shards norm {self.column.path}`"
+                f"{self.column.path}: found no shift and scale, by which latents are compared. Encode it "
+                "with a `norm` of its encoder"
             )
         return norm
 

@@ -8,6 +8,7 @@ and rank correlations of studies of four entries or more are averaged by Fisher'
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
@@ -71,8 +72,10 @@ def outcomes(studies: Sequence[Path]) -> dict[str, Record]:
     Raises BadReport for what is no study's JSON, or has no panel or no score yet.
     """
     records: dict[str, Record] = {}
-    for place in studies:
-        path = place / "study.json" if place.is_dir() else place
+    paths = [place / "study.json" if place.is_dir() else place for place in studies]
+    if double := [p for p, n in Counter(path.resolve() for path in paths).items() if n > 1]:
+        raise BadReport(f"{double[0]}: named twice, and would count twice. Name each study once")
+    for path in paths:
         panel, scores = _read(path)
         for figure in panel["figures"]:
             title = figure["title"].partition("-reconstruct-")[0]  # of a score, without its source

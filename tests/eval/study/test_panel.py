@@ -182,6 +182,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         main(["probe", str(folder), "--outcomes", str(folder)])
     with pytest.raises(BadRequest, match="both columns and --outcomes, or neither"):
         main(["probe"])
+    with pytest.raises(BadReport, match="named twice, and would count twice"):
+        main(["probe", "--outcomes", str(folder), str(folder / "study.json")])
 
 
 @pytest.mark.parametrize(
