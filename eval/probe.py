@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,18 +34,20 @@ MOST_ROWS = 8192  # as captions need a table of rows by rows
 
 def run(args: argparse.Namespace) -> None:
     """Probes the columns, prints a table, and writes what is asked for."""
-    outputs = [path for path in (args.json, args.out) if path is not None]
+    outputs: list[Path] = [path for path in (args.json, args.out) if path is not None]
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise BadRequest(f"{args.out}: found one file for --json and --out, expected two")
     for path in outputs:
         if not path.parent.is_dir() or path.is_dir():
             raise BadRequest(
                 f"{path}: found no folder to write to, expected a file in one that exists"
             )
     record = probe(args.columns, args.text, args.rows, args.groups, args.together)
+    print(as_text(record))
     if args.json is not None:
         atomic_write(args.json, canonical_json(record))
     if args.out is not None:
         atomic_write(args.out, printable(page(record)).encode())
-    print(as_text(record))
     for path in outputs:
         print(path)
 
@@ -66,7 +69,11 @@ def probe(
     request = _opened(columns, text, rows)
     first = request.columns[0]
     group, no_groups = caption_groups(first, request.rows, request.text, groups)
-    alike = caption_groups(first, request.rows, None, together)[0] if together else None
+    alike = None
+    if together is not None:
+        alike, why = caption_groups(first, request.rows, None, together)
+        if alike is None:  # without it the figures given the caption are too low
+            raise BadRequest(f"{first.path}: --together {together!r} needs the rows' keys: {why}")
     pooled, no_text = None, "no text column: name one by --text"
     if request.text is not None and request.text.layout.kind == "ids":
         no_text = "a column of ids: it has no hidden states, of which captions are compared"

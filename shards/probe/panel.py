@@ -91,7 +91,7 @@ def panel(
         advance=advance,
     )
     means, deviations = structure.channels()
-    refuse_constant(deviations)
+    structure.refuse_constant()
     figures = {"posterior_share": structure.posterior_share()}
     figures |= reference_figures(references, schedules, no_text)
     figures |= {
@@ -150,14 +150,3 @@ def reference_figures(
         figures["linear_reference_given_text"] = no_figure(no_text)
     figures["text_r2"] = references.text_r2 or no_figure(no_text)
     return figures
-
-
-def refuse_constant(deviations: NDArray[np.float64]) -> None:
-    """Raises BadStatistics where a channel has no deviation."""
-    flat = deviations <= 1e-6 * max(float(deviations.max()), 1e-30)
-    if flat.any():
-        first = np.flatnonzero(flat)[:4].tolist()
-        raise BadStatistics(
-            f"found {int(flat.sum())} of {len(flat)} channels constant in all rows, the first {first}, expected "
-            "all to differ between pictures"
-        )

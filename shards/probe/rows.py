@@ -160,19 +160,25 @@ def caption_groups(
     """Returns the number of each row's group, and what a group is; or None, and why there are none.
 
     A group is what a regular expression finds in the row's key, or without one the rows with an equal
-    caption (of what `text` read), where half of the rows share theirs.
+    caption (of what `text` read), where half of the rows share theirs. BadStatistics of an expression that is
+    none, or that finds nothing in a key.
     """
     try:
         entries = _entries(column.store.parent, column.layout.shard_rows, rows)
     except NotAColumn:
         return None, "no index of the source beside the column"
     if pattern is not None:
-        matches = [re.search(pattern, entry.key) for entry in entries]
+        try:
+            matches = [re.search(pattern, entry.key) for entry in entries]
+        except re.error as error:
+            raise BadStatistics(
+                f"found {pattern!r}, expected a regular expression: {error}"
+            ) from None
         names = [match and match[0] for match in matches]
         if None in names:
             raise BadStatistics(
                 f"found nothing of {pattern!r} in the key {entries[names.index(None)].key!r}, expected a "
-                "group in each key. Give another --groups"
+                "part of each key. Give another expression"
             )
         return _numbers(names), f"keys alike in {pattern}"
     if text is None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import BadStatistics
 from .estimates import GROUPS, Estimate, Floats, estimate, group_of, no_figure, without_each
 from .rows import Part
 
@@ -28,6 +29,8 @@ class Structure:
     products: Floats = field(init=False)  # (GROUPS, C, C), of channels at one place
     noise: Floats = field(init=False)  # (GROUPS, C), variances of the posterior
     cosines: Floats = field(init=False)  # (GROUPS, 2H, W + 1), spectrum of the cosines
+    lowest: NDArray[np.float32] = field(init=False)  # (C, H, W), over rows
+    highest: NDArray[np.float32] = field(init=False)
 
     def __post_init__(self) -> None:
         channels, height, width = self.shape
@@ -36,9 +39,13 @@ class Structure:
         self.products = np.zeros((GROUPS, channels, channels))
         self.noise = np.zeros((GROUPS, channels))
         self.cosines = np.zeros((GROUPS, 2 * height, width + 1))
+        self.lowest = np.full(self.shape, np.inf, np.float32)
+        self.highest = -self.lowest
 
     def add(self, part: Part) -> None:
         _, height, width = self.shape
+        np.minimum(self.lowest, part.mean.min(0), out=self.lowest)
+        np.maximum(self.highest, part.mean.max(0), out=self.highest)
         group = group_of(part.first + np.arange(len(part.mean)))
         for number in np.unique(group):
             mean = part.mean[group == number]
@@ -71,6 +78,19 @@ class Structure:
         mean, covariance, noise = self._moments()
         variance = np.maximum(np.diagonal(covariance[0]), 0) + noise[0]
         return mean[0], np.sqrt(variance)
+
+    def refuse_constant(self) -> None:
+        """Raises BadStatistics where a channel is the same in all rows, or nearly so beside the others."""
+        _, deviations = self.channels()
+        alike = (self.lowest == self.highest).all((1, 2))
+        noise = np.sqrt(self._moments()[2][0])
+        flat = np.where(alike, noise, deviations) <= 1e-6 * max(float(deviations.max()), 1e-30)
+        if flat.any():
+            first = np.flatnonzero(flat)[:4].tolist()
+            raise BadStatistics(
+                f"found {int(flat.sum())} of {len(flat)} channels constant in all rows, the first {first}, "
+                "expected all to differ between pictures"
+            )
 
     def posterior_share(self) -> Estimate:
         """Returns the share of the posterior's variance in that of the latents that are drawn."""

@@ -109,6 +109,17 @@ def test_rows_are_read_evenly(columns: list[str]) -> None:
     assert record["columns"][0]["text_r2"]["why"].startswith("no text column")
 
 
+def test_a_row_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
+    rows = latents(5)
+    rows[7, 1, 2, 3] = np.nan
+    record = probe([str(write(tmp_path / "nan", "latents", rows))])["columns"][0]
+    other = probe([str(write(tmp_path / "without", "latents", np.delete(rows, 7, 0)))])["columns"][
+        0
+    ]
+    assert record["rows"] == ROWS - 1
+    assert record["linear_reference"] == pytest.approx(other["linear_reference"])
+
+
 def test_ids_leave_a_cell_that_says_why(columns: list[str], tmp_path: Path) -> None:
     ids = write(
         tmp_path / "ids", "ids", [np.arange(i % 4 + 1, dtype=np.int32) for i in range(ROWS)]
@@ -146,6 +157,15 @@ def test_a_folder_that_does_not_exist_is_refused_before_the_rows_are_read(
 ) -> None:
     with pytest.raises(BadRequest, match="no folder to write to"):
         commands.main(["probe", columns[0], "--json", f"{tmp_path}/absent/p.json"])
+    same = ["--json", f"{tmp_path}/p", "--out", f"{tmp_path}/../{tmp_path.name}/p"]
+    with pytest.raises(BadRequest, match="one file for --json and --out"):
+        commands.main(["probe", columns[0], *same])
+    assert not (tmp_path / "p").exists()
+
+
+def test_rows_that_cannot_be_kept_together_are_refused(columns: list[str]) -> None:
+    with pytest.raises(BadRequest, match="first: --together 'a' needs .* no index of the source"):
+        probe(columns[:1], columns[2], together="a")
 
 
 @pytest.mark.skipif(not BROWSER, reason="no Chromium")

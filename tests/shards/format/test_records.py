@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,7 +41,7 @@ from shards import (
     unseal,
 )
 from shards.column.commits import failure_name, valid_mask_of, valid_rows
-from shards.errors import NotARecord
+from shards.errors import NotARecord, Unreadable
 from shards.format.layout import FAILURE, VERSION
 from shards.read.column import open_spec
 from tests.shards.toy import moments_spec, small_moments, write_shard
@@ -212,6 +213,11 @@ def test_objects_are_never_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "a/b").read_bytes() == b"1"
     atomic_write(tmp_path / "a/b", b"3")
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["b"]
+    os.mkfifo(tmp_path / "pipe")
+    for special in (tmp_path / "pipe", Path("/dev/absent")):
+        with pytest.raises(Unreadable, match="found a pipe or a device"):
+            atomic_write(special, b"4")
+    assert (tmp_path / "pipe").is_fifo()
     (tmp_path / "r").write_bytes(seal({"format": "k", "version": 1, "x": "é"}))
     assert unseal(tmp_path / "r", "k", 1)["x"] == "é"
 

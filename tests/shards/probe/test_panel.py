@@ -68,7 +68,7 @@ def test_captions_are_means_over_their_tokens(tmp_path: Path) -> None:
         pooled_text(ids, rows)
 
 
-def test_a_damaged_row_and_one_that_is_not_finite_are_named(tmp_path: Path) -> None:
+def test_a_damaged_row_is_named(tmp_path: Path) -> None:
     path = small_moments(tmp_path / "vae")
     column = Column.open(path)
     rows = common_rows([column])
@@ -90,6 +90,11 @@ def test_what_no_figure_can_be_made_of_is_refused() -> None:
     latents[:, 1] = 0.25
     with pytest.raises(BadStatistics, match=r"found 1 of 3 channels constant .* \[1\]"):
         panel(ArrayRows(latents), schedules)
+    latents[:, 1] = white(1, (4, 4))  # differs between places, and not between rows
+    with pytest.raises(BadStatistics, match=r"found 1 of 3 channels constant .* \[1\]"):
+        panel(ArrayRows(latents), schedules)
+    latents[0, 1, 2, 3] += 0.01
+    assert panel(ArrayRows(latents), schedules).rows == 70
 
 
 def test_a_panel_has_a_cell_for_each_figure() -> None:
@@ -129,6 +134,10 @@ def test_groups_are_equal_captions_or_parts_of_keys(tmp_path: Path) -> None:
     groups, _ = caption_groups(vae, rows, text, "^[a-z]")
     assert groups is not None
     assert groups.tolist() == [row % 3 for row in rows.tolist()]
+    with pytest.raises(
+        BadStatistics, match=r"found '\(', expected a regular expression: missing \)"
+    ):
+        caption_groups(vae, rows, text, "(")
     with pytest.raises(BadStatistics, match="found nothing of '\\^x' in the key 'a-0'"):
         caption_groups(vae, rows, text, "^x")
 
