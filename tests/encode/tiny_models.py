@@ -87,14 +87,16 @@ def save_hunyuan(folder: Path) -> Path:
     return saved(folder, "diffusers", "AutoencoderKLHunyuanImage", config)
 
 
-def save_dc(folder: Path) -> Path:
-    kinds = ["ResBlock", "ResBlock", "EfficientViTBlock"]
+def save_dc(folder: Path, stages: int = 3) -> Path:
+    """Its sides are those of the pictures, halved once less than there are stages."""
+    kinds = ["ResBlock"] * (stages - 1) + ["EfficientViTBlock"]
+    channels, scales = [8] + [16] * (stages - 1), [[]] * (stages - 1) + [[5]]
     config = {
         "latent_channels": 8, "attention_head_dim": 8, "scaling_factor": 0.41407,
         "encoder_block_types": kinds, "decoder_block_types": kinds,
-        "encoder_block_out_channels": [8, 16, 16], "decoder_block_out_channels": [8, 16, 16],
-        "encoder_layers_per_block": [1, 1, 1], "decoder_layers_per_block": [1, 1, 1],
-        "encoder_qkv_multiscales": [[], [], [5]], "decoder_qkv_multiscales": [[], [], [5]],
+        "encoder_block_out_channels": channels, "decoder_block_out_channels": channels,
+        "encoder_layers_per_block": [1] * stages, "decoder_layers_per_block": [1] * stages,
+        "encoder_qkv_multiscales": scales, "decoder_qkv_multiscales": scales,
         "downsample_block_type": "Conv",
     }  # fmt: skip
     return saved(folder, "diffusers", "AutoencoderDC", config)

@@ -41,8 +41,8 @@ def save_kl(folder: Path, seed: int = 0, **config: Any) -> Path:
     torch.manual_seed(seed)
     AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
-        block_out_channels=[8, 16, 16, 16], latent_channels=16, norm_num_groups=4, sample_size=32,
-        **{"shift_factor": 0.1, "scaling_factor": 0.5, "use_quant_conv": False,
+        block_out_channels=[8, 16, 16, 16], norm_num_groups=4, sample_size=32,
+        **{"latent_channels": 16, "shift_factor": 0.1, "scaling_factor": 0.5, "use_quant_conv": False,
            "use_post_quant_conv": False, **config},
     ).save_pretrained(folder)  # fmt: skip
     return folder

@@ -11,10 +11,14 @@ import pytest
 import torch
 import yaml
 
+from encode.config import EncodeConfig
+from encode.run.job import run as encode
 from eval.images.sampler import sample
-from shards import ColumnSpec, Layout, Norm
+from shards import ColumnSpec, Layout, Norm, open_join
+from tests.encode.tiny_models import save_dc, save_hunyuan, save_rae
+from tests.encode.toy import save_gemma, save_kl, write_source
 from tests.train.conftest import TINY, tiny_config, words, write_column
-from tests.train.here import fitted, manifest, trained
+from tests.train.here import fitted, losses, manifest, trained
 from train.__main__ import main
 from train.checkpoints.checkpoint import CheckpointError, load_for_sampling
 from train.checkpoints.reference import export
@@ -180,6 +184,72 @@ def test_a_plan_of_several_latents_is_side_by_side(
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 60
     assert "768 x 1 x 1 = 768 values and a model of width 64" in " ".join(text.split())
+
+
+# name -> C x H x W of a picture of 32 x 32, and what one config of 16 tokens makes of it: patch, tokens, values, shift
+ENCODED = {
+    "flux": ((16, 4, 4), 1, 16, 16, 0.25),
+    "sd": ((4, 4, 4), 1, 16, 4, 0.125),
+    "hunyuan-image": ((8, 8, 8), 2, 16, 32, 0.125**0.5),
+    "dc-ae": ((8, 2, 2), 1, 4, 8, 2**-3.5),
+    "rae": ((64, 4, 4), 1, 16, 64, 0.5),
+}
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Columns that tiny models of these tokenizers' own classes made of the same 16 pictures, and their text."""
+    folder = tmp_path_factory.mktemp("encoded")
+    save_kl(folder / "flux")
+    save_kl(folder / "sd", latent_channels=4, shift_factor=None, scaling_factor=0.18215)
+    save_hunyuan(folder / "hunyuan-image")
+    save_dc(folder / "dc-ae", stages=5)
+    save_rae(folder / "rae")
+    save_gemma(folder / "gemma")
+    classes = {
+        "hunyuan-image": "AutoencoderKLHunyuanImage",
+        "dc-ae": "AutoencoderDC",
+        "rae": "AutoencoderRAE",
+    }
+    columns: dict[str, Any] = {
+        name: {
+            "kind": "latents" if name in ("dc-ae", "rae") else "moments", "resolution": 32,
+            "encoder": {"class": classes.get(name, "AutoencoderKL"), "path": str(folder / name)},
+        }
+        for name in ENCODED
+    }  # fmt: skip
+    text = {"class": "GemmaModel", "path": str(folder / "gemma")}
+    columns["text"] = {"kind": "tokens", "encoder": text, "max_tokens": 24}
+    values = {
+        "root": str(folder / "cache"), "sources": {"s": write_source(folder / "tars", 1, 16)}, "columns": columns,
+        "shard_rows": 1024, "engine": {"executor": "inline", "device": "cpu", "batch": 8},
+    }  # fmt: skip
+    encode(EncodeConfig.model_validate(values))
+    return folder / "cache/s"
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_one_config_trains_on_what_any_tokenizer_encodes(
+    encoded: Path, tmp_path: Path, name: str
+) -> None:
+    """By `data.latents` alone, with equal tokens where the latents have as many places."""
+    shape, patch, tokens, values, shift = ENCODED[name]
+    config: dict[str, Any] = tiny_config(encoded, tmp_path, steps=3, flow={"shift": "auto"})
+    config["model"] = {**TINY, "hidden_size": 64, "patch_size": "auto", "image_tokens": 16}
+    config["data"] = {"latents": str(encoded / name), "text": str(encoded / "text"), "lanes": 4}
+    assert open_join(encoded / name, encoded / "text").latent_shape == shape
+    code, output, run = fitted({**config, "global_batch": 4, "micro_batch": 4})
+    assert code == 0, output
+    assert f"tokens of a picture: {tokens} of {values} values" in output
+    assert f"noise levels: shift {shift:.4g}" in output
+    (start,) = records(run, "start")
+    assert (start["patch_size"], start["image_tokens"], start["token_values"]) == (
+        patch,
+        tokens,
+        values,
+    )
+    assert start["shift"] == pytest.approx(shift)
+    assert all(0 < loss < 10 for loss in losses(run).values())
 
 
 # The shift ---------------------------------------------------------------------------------------------------------

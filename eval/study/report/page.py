@@ -73,7 +73,7 @@ def render(data: Json, pictures: Sequence[Json], losses: Sequence[str] = ()) -> 
         colour={name: i % charts.COLOURS for i, name in enumerate(names)},
         forests=_forests(data), steps=_over_steps(data), latex=latex(data), missing=_missing(data),
         warnings=_warnings(data), notes=_notes(data), needed=_needed(data), figure=charts.figure,
-        prompts=Path(data["benchmark"]).name,
+        prompts=Path(data["benchmark"]).name, follow=_follow(data),
     )  # fmt: skip
 
 
@@ -156,6 +156,12 @@ def _losses(study: Study) -> list[str]:
 
 
 # Text ---------------------------------------------------------------------------------------------
+
+
+def _follow(data: Json) -> set[str]:
+    """Returns the parts of the trainings that follow from the latents, of whichever entry."""
+    trainings = [comparison["training"] for comparison in data["comparisons"]]
+    return {key for training in trainings if training for key in training["follow"]}
 
 
 def _missing(data: Json) -> list[str]:

@@ -198,5 +198,11 @@ def test_one_config_serves_flux_sd_hunyuan_dc_and_rae(tmp_path: Path) -> None:
         assert "tokens of a picture:" in start
         assert f"shift {shifts[name]:.4g}" in start
     assert set(differ) & {"tokens", "model.patch_size"}
+    for comparison in data["comparisons"]:
+        assert comparison["paired"]
+        assert comparison["training"]["differ"] == {}
+        assert "flow.shift" in comparison["training"]["follow"]
+    assert "flow.prediction" not in differ  # one target for all
     page = (folder / "out/report.html").read_text()
-    assert "flow.shift" in page
+    for key in ("flow.shift", "model.patch_size"):
+        assert f'{key} <span class="badge">follows the VAE</span>' in page

@@ -51,6 +51,16 @@ def values_of(study: Study, entry: str, scorer: str = PRIMARY) -> np.ndarray[Any
     )  # fmt: skip
 
 
+def test_what_follows_the_vae_is_marked(two: dict[str, Any]) -> None:
+    data = json.loads(json.dumps(two["data"]))
+    follow = {"flow.shift": [2.0, 1.0]}
+    data["comparisons"][0]["training"] = {"differ": {}, "follow": follow, "unknown": []}
+    data["differ"]["training"] = {**follow, "optim.lr": [1, 2]}
+    page, badge = render(data, []), ' <span class="badge">follows the VAE</span>'
+    assert f"flow.shift{badge}" in page
+    assert "optim.lr</th>" in page
+
+
 def test_the_numbers_are_those_of_the_items(two: dict[str, Any]) -> None:
     study, data = two["study"], two["data"]
     assert json.loads((study.out / "study.json").read_text()) == json.loads(json.dumps(data))
