@@ -10,6 +10,7 @@ import pytest
 from shards import Column, IndexRow, Norm, Source, SourceMismatch, put_index
 from shards.errors import BadStatistics, CorruptColumn, IdentityMismatch
 from shards.probe import ColumnRows, caption_groups, common_rows, evenly, panel, pooled_text
+from shards.tools.copy import copy
 from tests.shards.probe.known import SIGMAS, ArrayRows, white
 from tests.shards.toy import (
     NORM,
@@ -53,6 +54,24 @@ def test_the_rows_are_those_that_all_columns_have(tmp_path: Path) -> None:
     other = Column.open(write_column(tmp_path / "other", tokens_spec(source="another")))
     with pytest.raises(SourceMismatch, match="another"):
         common_rows([vae, other])
+
+
+def test_rows_of_a_bucket_are_those_of_a_folder(url: str, tmp_path: Path) -> None:
+    paths = [
+        write_column(tmp_path / "vae", moments_spec()),
+        write_column(tmp_path / "text", tokens_spec()),
+    ]
+    copies = [f"{url}/{path.name}" for path in paths]
+    for path, remote in zip(paths, copies, strict=True):
+        copy(path, remote)
+    results = []
+    for places in (paths, copies):
+        vae, text = (Column.open(place) for place in places)
+        rows = evenly(common_rows([vae, text]), 70)
+        means = np.concatenate([part.mean for part in ColumnRows(vae, rows).parts()])
+        results.append((means, pooled_text(text, rows)))
+    for folder, bucket in zip(*results, strict=True):
+        np.testing.assert_array_equal(folder, bucket)
 
 
 def test_captions_are_means_over_their_tokens(tmp_path: Path) -> None:

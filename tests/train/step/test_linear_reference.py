@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from shards import open_join
+from shards import Norm, open_join
+from shards.column.statistics import MeasuredNorm
 from shards.format.atomic import seal
+from shards.probe import ColumnRows, pooled_text
 from shards.probe.held_out import held_out_reference
 from tests.shards.probe.known import SIGMAS, ArrayRows, mixed, white
 from tests.train.conftest import TINY, write_columns
@@ -118,6 +120,31 @@ def test_it_is_read_again_where_it_is_of_the_same_rows(
     assert other.schedule != 123.0
     (tmp_path / NAME).write_bytes(b"{}")  # damaged
     assert kept_reference(fewer, tmp_path, *joins(columns)) == other
+
+
+def test_it_is_of_latents_of_the_norm_that_was_measured(columns: Path, tmp_path: Path) -> None:
+    config = TrainConfig.model_validate(config_of(columns))
+    training, held_out = joins(columns)
+    first = kept_reference(config, tmp_path, training, held_out)
+    shift, scale = training.norm.arrays
+    channels, height, width = training.latent_shape
+    gain = np.linspace(0.02, 0.05, channels * height * width).reshape(training.latent_shape)
+    norm = Norm(
+        np.broadcast_to(shift, training.latent_shape).tolist(), (gain * scale).tolist()
+    )  # by place
+    training.measured = MeasuredNorm("measured-per-place", norm, 200, "c" * 64, "d" * 64)
+    other = kept_reference(config, tmp_path, training, held_out)
+    assert first is not None
+    assert other is not None  # not the one that is kept
+    assert max(other.levels) < 0.1 * max(first.levels)
+    latents = [ColumnRows(join.latents, join.valid_rows, norm) for join in (training, held_out)]
+    rows = latents[0].rows, latents[1].rows[:40]
+    texts = tuple(
+        pooled_text(join.text, ids) for join, ids in zip((training, held_out), rows, strict=True)
+    )
+    held = ColumnRows(held_out.latents, rows[1], norm)
+    expected = held_out_reference(latents[0], held, fixed_sigmas(), (texts[0], texts[1]))
+    assert other.levels == pytest.approx(expected.levels)
 
 
 def test_too_few_rows_are_a_line_and_no_reference(
