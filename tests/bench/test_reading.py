@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.bench.reading import captions, peers, readers
+from tests.bench.reading import captions, latents, peers, readers
 from tests.bench.reading.measure import Reader, one_pass
 from tests.bench.reading.report import PROMISES, READERS, promises, summary
 from tests.bench.reading.run import compare, expected_digests
@@ -203,3 +203,11 @@ def test_captions_are_compared(tmp_path: Path) -> None:
     assert len(results["rate"]["int8"]["ratios"]) == 2
     assert results["rate"]["bfloat16"]["ratio"] == 1
     assert table.row_count == 3
+
+
+def test_latents_are_compared(tmp_path: Path) -> None:
+    results, table = latents.run(tmp_path, 2, light=True)
+    assert list(results["rate"]) == ["float16", "int8"]
+    # rows of fewer than 128 channels have one scale
+    assert results["row_bytes"] == {"float16": 128, "int8": 64 + 4}
+    assert table.row_count == 2

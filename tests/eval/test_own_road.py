@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from encode.config import EncodeConfig
 from encode.errors import ModelNotUsable
 from encode.run.job import run as encode
+from eval.commands import main
 from eval.images.encoders import vae_of
 from eval.images.generate import Request, generate
 from eval.reconstruct import reconstruct
@@ -26,7 +27,7 @@ from shards.tools.verify import examine
 from tests.encode.adapters import ADAPTERS, SIDE, own, save_weights
 from tests.encode.toy import save_gemma, write_source
 from tests.train.conftest import TINY, tiny_config
-from tests.train.here import manifest, trained
+from tests.train.here import forked, manifest, trained
 
 GRIDS = {"Tokens": (1, "1d-rope"), "Posterior.load": (1, "1d-rope"), "Pixels": (4, "ape")}
 
@@ -79,6 +80,19 @@ def test_the_whole_road(name: str, cache: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(ModelNotUsable, match=f"say --allow-class {cls}"):
         generate(replace(request, allow_class=["another.module:Class"]))
+    assert not (tmp_path / "images").exists()
+    paths = (
+        "--checkpoint",
+        run,
+        "--prompts",
+        tmp_path / "prompts.txt",
+        "--save_dir",
+        tmp_path / "images",
+    )
+    command = ["generate", *map(str, paths), "--device", "cpu"]
+    code, output = forked(lambda: main(command), tmp_path / "log")
+    assert code == 2, output
+    assert f"say --allow-class {cls}" in output
     assert not (tmp_path / "images").exists()
     generate(request)
     files = sorted((tmp_path / "images/images").iterdir())

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -49,36 +51,43 @@ def run(folder: Path, rounds: int, light: bool) -> tuple[Json, Table]:
     write_columns(folder, samples)
     convert(folder / "text", folder / "int8", element="int8")
     joins = {name: open_join(folder / "latents", folder / name) for name in ("text", "int8")}
-    seconds: dict[str, list[float]] = {name: [] for name in TURNS}
-    cpu: dict[str, list[float]] = {name: [] for name in TURNS}
-    for turn in turns.turns("captions", range(rounds + 1)):
-        for name, (text, multiply) in list(TURNS.items())[:: 1 if turn % 2 else -1]:
-            start = time.perf_counter()
-
-            def work(join: JoinedColumns = joins[text], multiply: bool = multiply) -> None:
-                epoch(join, samples.rows, multiply)
-
-            spent = cpu_of(work)
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-                cpu[name].append(spent)
-    count = EPOCHS * samples.rows
-    results: Json = {
-        "rounds": rounds, "samples": samples.record(),
-        "samples_s": {name: count / float(np.median(each)) for name, each in seconds.items()},
-        "cpu_ms": {name: 1e3 * float(np.median(each)) / count for name, each in cpu.items()},
-        "rate": {name: paired(seconds["bfloat16"], each) for name, each in seconds.items()},
-    }  # fmt: skip
+    results = compared(
+        {name: (joins[text], each) for name, (text, each) in TURNS.items()}, samples, rounds
+    )
     name, low = (
         "rate of int8 over that of bfloat16, lower end",
         results["rate"]["int8"]["ratio_low"],
     )
     results["promises"] = [promise(name, low, ">=", 0.9)]
-    return results, table(results)
+    return results, table(results, "captions")
 
 
-def table(results: Json) -> Table:
-    shown = Table("captions", "samples/s", "CPU ms a sample", "rate over bfloat16", "95 % interval")
+def compared(
+    joins: Mapping[str, tuple[JoinedColumns, bool]], samples: Samples, rounds: int
+) -> Json:
+    """Streams of these joins in turns, each with whether captions are multiplied: samples and CPU of
+    each, and its rate over that of the first."""
+    seconds: dict[str, list[float]] = {name: [] for name in joins}
+    cpu: dict[str, list[float]] = {name: [] for name in joins}
+    for turn in turns.turns("streams", range(rounds + 1)):
+        for name, (join, multiply) in list(joins.items())[:: 1 if turn % 2 else -1]:
+            start = time.perf_counter()
+            spent = cpu_of(partial(epoch, join, samples.rows, multiply))
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+                cpu[name].append(spent)
+    count, first = EPOCHS * samples.rows, next(iter(joins))
+    return {
+        "rounds": rounds, "samples": samples.record(),
+        "samples_s": {name: count / float(np.median(each)) for name, each in seconds.items()},
+        "cpu_ms": {name: 1e3 * float(np.median(each)) / count for name, each in cpu.items()},
+        "rate": {name: paired(seconds[first], each) for name, each in seconds.items()},
+    }  # fmt: skip
+
+
+def table(results: Json, title: str) -> Table:
+    first = next(iter(results["rate"]))
+    shown = Table(title, "samples/s", "CPU ms a sample", f"rate over {first}", "95 % interval")
     for name, rate in results["rate"].items():
         cells: list[Any] = [f"{results['samples_s'][name]:,.0f}", f"{results['cpu_ms'][name]:.3f}"]
         interval = f"{rate['ratio_low']:.2f} to {rate['ratio_high']:.2f}"

@@ -38,12 +38,13 @@ STORE = "columns"
 Ints = NDArray[np.int64]
 
 
-def write_columns(folder: Path, samples: Samples) -> None:
-    """Both columns by the writer that `encode` uses; a shard of 1,024 rows, so row id = sample."""
+def write_columns(folder: Path, samples: Samples, kind: str = "moments") -> None:
+    """Both columns by the writer that `encode` uses; a shard of 1,024 rows, so row id = sample. The first
+    has moments, or the same numbers as latents of twice the channels."""
     shards = -(-samples.rows // ZARR_ROWS)
     identity = {"source": "samples of the bench"}
     latents = ColumnSpec(
-        identity, Layout("moments", samples.shape, shards, ZARR_ROWS), Norm((0.0,), (1.0,))
+        identity, Layout(kind, samples.shape, shards, ZARR_ROWS), Norm((0.0,), (1.0,))
     )
     text = ColumnSpec(
         identity, Layout("tokens", (MAX_TOKENS, samples.width), shards, ZARR_ROWS), None, 1

@@ -28,7 +28,7 @@ from shards.column.commits import failure_name
 from shards.console import size_text
 from shards.format.layout import FAILURE, VERSION
 from tests.commands.lines import next_lines
-from tests.encode.tiny_models import Models
+from tests.encode.tiny_models import SIDE, Models
 from tests.encode.toy import jpeg, sample, tar_bytes, write_config, write_source
 from tests.encode.web import serving
 
@@ -206,6 +206,30 @@ def test_a_codec_is_measured(config: Path, capsys: pytest.CaptureFixture[str]) -
     tried = columns_of(planned(capsys, config, *words, "--seconds", 0.2))["vae"]
     assert tried["rate"]["ratio"] < 1
     assert tried["bytes"]["value"] < plain["bytes"]["value"]
+
+
+def test_a_plan_says_what_int8_latents_take(
+    tmp_path: Path, models: Path, tiny: Models, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And moments, which have no int8, have no such alternative."""
+    path = write_config(
+        tmp_path / "toy.yaml", tmp_path / "cache", write_source(tmp_path / "tars", 2, 40), models
+    )
+    values = yaml.safe_load(path.read_text())
+    dc = {"kind": "latents", "encoder": tiny("dc"), "resolution": SIDE}
+    values["columns"] |= {"dc": dc, "half": dc | {"element": "int8"}}
+    path.write_text(yaml.safe_dump(values))
+    costs = columns_of(planned(capsys, path, "--shards-sampled", 0, "--seconds", 0))
+    assert run(configs.load(EncodeConfig, path)) == 0
+    capsys.readouterr()
+    size = bytes_below(tmp_path / "cache/toy/half")
+    assert costs["half"]["bytes"]["value"] == pytest.approx(size, rel=0.01)
+    assert costs["dc"]["alternatives"]["int8"] == pytest.approx(size, rel=0.01)
+    assert size < costs["dc"]["bytes"]["value"]
+    assert costs["vae"]["alternatives"] == costs["half"]["alternatives"] == {}
+    assert run_plan(options(path, "--seconds", 0)) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "toy/dc: the same stored otherwise: int8" in text
 
 
 def test_a_codec_of_int8_tokens_is_measured_on_what_is_stored(
