@@ -27,6 +27,7 @@ from eval.study.runner import Runner, alone, write_configs
 from eval.study.status import states, status
 from eval.study.study import Study
 from shards import ShardsError
+from tests.commands.lines import next_lines
 from tests.eval.study.small_study import (
     ROOT,
     environment,
@@ -93,7 +94,11 @@ def test_a_command_that_fails_is_named_and_the_others_go_on(made: Path) -> None:
     assert str(out / "logs/train/wild/seed0.log") in output
     assert "done: score/demo-acc/plain/seed0/step-00000006" in output
     assert "begins: generate/wild" not in output
+    words = f"{yaml_path} --out {out}"
+    (line,) = next_lines(result.stdout)
+    assert line.startswith(f"next: python -m eval study status {words} ")
     text = status(Study.open(yaml_path, out))
+    assert next_lines(text) == [f"next: python -m eval study run {words}"]
     assert "failed: train/wild/seed0, exit code 3" in text
     assert re.search(r"wild +0 +step 0 of 6 +0 of 1 +0 of 1", text)
     assert re.search(rf"plain +0 +done +1 of 1 +1 of 1 +{made / 'out/runs/plain'}", text)
@@ -139,6 +144,25 @@ def test_what_is_done_is_seen_from_what_is_there(made: Path) -> None:
     done = states(study)
     assert not done["train/other/seed0"]
     assert not done["score/demo-acc/other/seed0/step-00000006"]
+
+
+def test_a_score_whose_items_are_deleted_is_made_again(made: Path) -> None:
+    """Without them no difference has an interval."""
+    folder, yaml_path = made / "no-items", study_yaml(made)
+    shutil.copytree(made / "out", folder)
+    opened_there = Study.open(yaml_path, folder)
+    assert all(states(opened_there).values())
+    (line,) = next_lines(status(opened_there))
+    assert line == f"next: python -m eval study report {yaml_path} --out {folder}"
+    scores = folder / "images/plain-seed0/step-00000006/scores"
+    (items,) = scores.glob("demo-acc-*.items.jsonl")
+    before = items.read_bytes()
+    items.unlink()
+    missing = [name for name, done in states(opened_there).items() if not done]
+    assert missing == ["score/demo-acc/plain/seed0/step-00000006"]
+    assert study("run", yaml_path, "--out", folder).returncode == 0
+    assert items.read_bytes() == before
+    assert all(states(opened_there).values())
 
 
 # Refused ------------------------------------------------------------------------------------------
