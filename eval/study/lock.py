@@ -3,12 +3,12 @@
     versions   of Python and the packages that compute; recorded, never a difference
     study      the YAML as it is resolved; seeds, scorers and flags are in it
     columns    {folder or url: digest, complete}: what of the caches was trained on
-    commands   {node: its command}
+    commands   {node: its command}; on how many processes is recorded, never a difference
     outputs    {path below OUT, or path: sha256} of weights that are sampled, of sets of pictures (all their
                files and settings), and of scores with their items
 
 The lock is written when `study run` ends with nothing missing, and by nothing else. It holds no times, so
-a study that is run again and made nothing anew has the same lock.
+a study that is run again and made nothing anew has the same lock on the same machine.
 """
 
 from __future__ import annotations
@@ -53,11 +53,15 @@ def record_of(study: Study) -> Json:
     nodes = nodes_of(study)
     return {
         "versions": versions(),
-        "study": study.config.model_dump(mode="json", by_alias=True),
+        "study": _resolved(study),
         "columns": {place: _column(place) for place in _columns(study)},
         "commands": {node.id: list(node.command) for node in nodes},
         "outputs": dict(sorted(_outputs(study, nodes))),
     }
+
+
+def _resolved(study: Study) -> Json:
+    return study.config.model_dump(mode="json", by_alias=True)
 
 
 def versions() -> dict[str, str]:
@@ -140,12 +144,14 @@ def verify(study: Study) -> tuple[list[str], list[str]]:
             f"{path}: no such file. `python -m eval study run` writes it when everything exists"
         )
     lock = unseal(path, FORMAT, VERSION)
+    if lines := list(differences(lock["study"], _resolved(study))):
+        title = f"{path} is of another study than {study.path} says now:"
+        verb = f"python -m eval study verify {study.out / 'study.yaml'} --out {study.out}"
+        advice = f"Say `{verb}` for the study as it was last run, or run it as it is now"
+        raise BadStudy("\n  ".join([title, *lines]) + f"\n{advice}")
     now = record_of(take_over(study))
-    if lines := list(differences(lock["study"], now["study"])):
-        raise BadStudy(
-            "\n  ".join([f"{path} is of another study than {study.path} says now:", *lines])
-            + f"\nVerify it by {study.out / 'study.yaml'}, or run the study as it is now"
-        )
+    for record in (lock, now):
+        record["commands"] = {name: _work(words) for name, words in record["commands"].items()}
     faults = [
         f"{part}: {line}"
         for part in ("columns", "commands", "outputs")
@@ -153,6 +159,11 @@ def verify(study: Study) -> tuple[list[str], list[str]]:
     ]
     others = list(differences(lock["versions"], now["versions"]))
     return faults, others
+
+
+def _work(command: list[str]) -> list[str]:
+    """Returns the words of a command from its module on: what comes before is how many processes run it."""
+    return command[command.index("-m") :]
 
 
 def _different(then: Json, now: Json) -> Iterator[str]:

@@ -100,6 +100,16 @@ def test_a_moved_folder_is_the_same_study(tmp_path: Path) -> None:
     assert all(fault.startswith("commands:") for fault in faults)  # they name the folder
 
 
+def test_other_numbers_of_processes_are_the_same_study(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `--jobs`, or a machine with more GPUs, gives a training."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    wider = Study.open(study.path, study.out)
+    assert "torchrun" in record_of(wider)["commands"]["train/flux/seed0"]
+    assert verify(wider) == ([], [])
+
+
 def test_other_versions_are_said_and_no_fault(
     study: Study, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,13 +124,18 @@ def test_other_versions_are_said_and_no_fault(
     assert "another version: torch: found '1.0'" in capsys.readouterr().out
 
 
-def test_no_lock_another_study_and_a_damaged_lock(study: Study) -> None:
+def test_no_lock_another_study_and_a_damaged_lock(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = study.out / FILE
     other = Study.open(study.path, study.out)
     text = study.path.read_text()
     study.path.write_text(text + "note: another\n")
-    with pytest.raises(BadStudy, match=r"is of another study.*\n.*note"):
-        verify(Study.open(study.path, study.out))
+    another = Study.open(study.path, study.out)
+    with monkeypatch.context() as patch:  # it is said before files are read
+        patch.setattr("eval.study.lock.record_of", lambda _: pytest.fail("files were read"))
+        with pytest.raises(BadStudy, match=r"is of another study.*\n.*note"):
+            verify(another)
     study.path.write_text(text)
     path.write_bytes(path.read_bytes().replace(b'"columns"', b'"colunms"', 1))
     with pytest.raises(CorruptColumn):
