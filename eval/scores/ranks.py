@@ -17,12 +17,13 @@ FEWEST = 4  # entries of an interval
 
 @dataclass(frozen=True, kw_only=True)
 class RankCorrelation:
-    """Spearman's rank correlation in -1 .. 1, its 95 % interval, and the number of entries."""
+    """Spearman's rank correlation in -1 .. 1, its 95 % interval, and the number of entries.
+
+    `low` and `high` are None of fewer than FEWEST entries, and where the correlation is -1 or 1.
+    """
 
     value: float
-    low: (
-        float | None
-    )  # None: of fewer than FEWEST entries, or where the order is the same throughout
+    low: float | None
     high: float | None
     entries: int
 

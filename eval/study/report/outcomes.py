@@ -105,9 +105,10 @@ def _read(path: Path) -> tuple[Json, dict[str, float]]:
         raise BadReport(
             f"{path}: not readable as a study's JSON ({error}). `python -m eval study report` writes it"
         ) from None
-    if data.get("format") != FORMAT or data.get("version") != VERSION:
+    about = data if isinstance(data, dict) else {}
+    if about.get("format") != FORMAT or about.get("version") != VERSION:
         raise BadReport(
-            f"{path}: found format {data.get('format')!r}, expected {FORMAT!r} {VERSION}"
+            f"{path}: found format {about.get('format')!r} {about.get('version')}, expected {FORMAT!r} {VERSION}"
         )
     panel, scores = data.get("panel"), data["scores"]
     if not panel or not panel["figures"] or not scores:

@@ -85,8 +85,8 @@ def _probed(study: Study) -> dict[str, Json]:
     flags = study.config.panel.model_dump(include={"rows", "groups", "together"})
     columns, text = first_columns(study), first_text(study)
     unique = list(dict.fromkeys(columns.values()))
-    opened = [Column.open(place) for place in [*unique, *([text] if text else [])]]
-    request = {"columns": [[c.digest, c.snapshot.digest] for c in opened], **flags}
+    digests = [_digests(place) for place in [*unique, *([text] if text else [])]]
+    request = {"columns": digests, **flags}
     path = study.out / FILE
     kept: Json = {}
     with suppress(OSError, ValueError, ShardsError):
@@ -97,6 +97,15 @@ def _probed(study: Study) -> dict[str, Json]:
         atomic_write(path, canonical_json(kept))
     records = dict(zip(unique, kept["probe"]["columns"], strict=True))
     return {name: records[place] for name, place in columns.items()}
+
+
+def _digests(place: str) -> list[str]:
+    """Returns what a column is of, and what of it is complete."""
+    column = Column.open(place)
+    try:
+        return [column.digest, column.snapshot.digest]
+    finally:
+        column.close()
 
 
 def _reconstructions(folders: Mapping[str, Path]) -> list[Json]:

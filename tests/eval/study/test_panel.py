@@ -203,3 +203,6 @@ def test_studies_without_an_outcome(change: dict[str, Any], message: str, tmp_pa
         outcomes([folder])
     with pytest.raises(BadReport, match="not readable"):
         outcomes([tmp_path])
+    path.write_text("[]")
+    with pytest.raises(BadReport, match="found format None"):
+        outcomes([path])
