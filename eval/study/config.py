@@ -142,14 +142,26 @@ class Published(Strict):
     source: str  # a paper or page
 
 
+def _expression(pattern: str) -> str:
+    """Raises ValueError for what is no regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"expected a regular expression: {error}") from None
+    return pattern
+
+
+Expression = Annotated[str, AfterValidator(_expression)]
+
+
 class PanelConfig(Strict):
     """What is shown of the entries' columns beside the outcome, as `eval probe` takes it."""
 
     # rows of each column that are read
     rows: Annotated[int, Field(ge=64, le=8192, strict=True)] = 2048
     # regular expressions of keys: groups of rows, and variants of one picture
-    groups: str | None = None
-    together: str | None = None
+    groups: Expression | None = None
+    together: Expression | None = None
     # folders of `eval reconstruct`, by entry, whose scores are shown too
     reconstructions: dict[str, LocalPath] = {}
 
