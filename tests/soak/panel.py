@@ -49,10 +49,12 @@ def prepare(folder: Path) -> None:
     if not (folder / "data/prompts.json").exists():
         python("eval.demo.data", folder / "data")
     held_out = folder / "held-out"
-    if not held_out.exists():
+    if not held_out.exists():  # whole: a part of it would be another reference
+        staging = held_out.with_name("held-out.part")
         with tarfile.open(folder / "data/openmoji-val/00000.tar") as tar:
             members = [member for member in tar if member.name.endswith(".jpg")]
-            tar.extractall(held_out, members, filter="data")
+            tar.extractall(staging, members, filter="data")
+        staging.rename(held_out)
     encode(
         folder,
         "base",

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from shards import Column
+from shards import Column, atomic_write
 from shards.column import valid_rows
 
 VARIANTS: Mapping[str, tuple[str, str]] = {  # entry -> VAE of the demo, map
@@ -89,10 +89,8 @@ def save_variant(kind: str, vae: Path, column: Path, folder: Path) -> None:
     tensors = {
         name: torch.tensor(np.asarray(value), dtype=torch.float32) for name, value in maps.items()
     }
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        folder / "variant.safetensors",
-    )
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    atomic_write(folder / "variant.safetensors", save(contiguous))
 
 
 def normalised(column: Path) -> NDArray[np.float64]:
