@@ -54,36 +54,10 @@ NOT_OF_WEIGHTS = {"image_tokens", "initializer_range"}
 FROM_COLUMNS = {"in_channels": "channels of the latents", "text_width": "values of a text token"}
 # names of the settings of a set
 SETTINGS = {
-    *(
-        "batch_size",
-        "benchmark",
-        "decoding",
-        "ema",
-        "encoding",
-        "guidance_interval",
-        "guidance_scale",
-    ),
-    *(
-        "images_per_prompt",
-        "layout",
-        "norm",
-        "num_inference_steps",
-        "precision",
-        "prompts",
-        "resolution",
-    ),
-    *(
-        "sampler",
-        "seed",
-        "shift",
-        "step",
-        "text",
-        "text_encoder",
-        "threads",
-        "type",
-        "vae",
-        "weights",
-    ),
+    *("batch_size", "benchmark", "decoding", "ema", "encoding", "guidance_interval"),
+    *("guidance_scale", "images_per_prompt", "layout", "norm", "num_inference_steps", "precision"),
+    *("prompts", "resolution", "sampler", "seed", "shift", "step", "text", "text_encoder"),
+    *("threads", "type", "vae", "weights"),
 }
 # settings of a set that belong to its VAE and its weights
 OF_VAE = {"vae", "decoding", "norm", "weights"}
