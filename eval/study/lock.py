@@ -24,6 +24,7 @@ from shards import Column, ShardsError, atomic_write
 from shards.format import differences
 from shards.format.atomic import seal, sha256_file, unseal
 from train.checkpoints.checkpoint import CheckpointError, manifest_of
+from train.checkpoints.snapshots import EmaLengthRefused, files_of_length
 
 from ..errors import BadStudy, EvalError
 from ..images.imageset import ImageSetReader
@@ -102,8 +103,11 @@ def _outputs(study: Study, nodes: list[Node]) -> Iterator[tuple[str, str]]:
             continue
         if node.kind == "train":
             file = existing.weights_file(node.entry, node.phase)
+            last = node.phase + 1 == len(study.parts(node.entry))
             for step in node.outputs:
                 yield _name(study, step / file), _weights(step, file)
+                for path in _average(step, existing.flags["ema"] if last else None):
+                    yield _name(study, path), sha256_file(path) if path.is_file() else ABSENT
         elif node.kind == "generate":
             (folder,) = node.outputs
             yield _name(study, folder), _pictures(folder)
@@ -113,12 +117,20 @@ def _outputs(study: Study, nodes: list[Node]) -> Iterator[tuple[str, str]]:
 
 
 def _weights(step: Path, file: str) -> str:
-    """Returns the digest of a checkpoint's weights, or of files that make them together."""
+    """Returns the digest of a checkpoint's weights."""
     try:
         names = [name for name in manifest_of(step)["files"] if name == file]
         return sha256_file(step / names[0]) if names else ABSENT
     except (CheckpointError, OSError):
         return ABSENT
+
+
+def _average(step: Path, length: float | None) -> list[Path]:
+    """Returns the files of which an average of a length is made, where one is sampled and can be made."""
+    if length is not None:
+        with suppress(CheckpointError, EmaLengthRefused, OSError):
+            return files_of_length(step, length)
+    return []
 
 
 def _pictures(folder: Path) -> str:

@@ -175,6 +175,19 @@ def digest_of_length(where: Path, length: float) -> str:
     return _digest(length, _parts_of_length(*checkpoint.step_to_sample(where, ()), length))
 
 
+def files_of_length(where: Path, length: float) -> list[Path]:
+    """Returns the files of which an average of a length is made, as `digest_of_length` takes them."""
+    sources = [
+        source for source, _ in _parts_of_length(*checkpoint.step_to_sample(where, ()), length)
+    ]
+    return [
+        source.folder / name
+        for source in sources
+        for name in sorted(checkpoint.manifest_of(source.folder, source.kind)["files"])
+        if name.startswith("state-")
+    ]
+
+
 def refuse_planned(config: EmaConfig, steps: int, step: int, length: float) -> None:
     """Raises EmaLengthRefused where a run of this config, of so many steps, will not have kept enough
     at a step for an average of a length."""

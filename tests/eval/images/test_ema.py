@@ -25,9 +25,11 @@ from eval.report import sweeps
 from eval.report.entries import open_all
 from eval.report.pairing import pairing_of
 from eval.report.report import report
+from eval.study.lock import record_of
 from eval.watch import Watcher
 from shards import exits, seal
 from tests.eval.models import DIT, save_run, states
+from tests.eval.study.handmade import open_study
 from tests.memory import MEMORY
 from train.__main__ import main as train_main
 from train.checkpoints import checkpoint
@@ -271,6 +273,27 @@ def test_a_run_is_watched_by_an_average_of_a_length(
     assert f"step {UPDATES}: trained again since it was scored" in capsys.readouterr().out
     assert settings(run / "eval" / last)["weights"] == digest_of_length(run, 0.06) != digest
     assert files(run / "eval" / last) != before == files(run / f"eval/old-1-{last}")
+
+
+def test_the_lock_of_a_study_holds_what_an_average_is_made_of(
+    averaged: Path, tmp_path: Path
+) -> None:
+    study = open_study(
+        tmp_path, seeds=[0], generate={"ema": 0.06},
+        **{"with": [f"steps={UPDATES}", "ema.power=[0.05,0.1]", "ema.snapshots=16"]},
+    )  # fmt: skip
+    for name in study.entries:
+        shutil.copytree(averaged, study.run_folder(name, 0))
+    before = record_of(study)["outputs"]
+    snapshots = sorted((study.run_folder("flux", 0) / "ema-snapshots").glob("*/state-*"))
+    locked = [path for path in snapshots if str(path.relative_to(study.out)) in before]
+    assert len(locked) > 4  # not all: some have no share that shows
+    content = bytearray(locked[0].read_bytes())
+    content[-1] ^= 1
+    locked[0].write_bytes(content)
+    after = record_of(study)["outputs"]
+    changed = [name for name in before if after[name] != before[name]]
+    assert changed == [str(locked[0].relative_to(study.out))]
 
 
 def test_a_length_that_a_run_will_not_have_is_not_watched(
