@@ -7,6 +7,7 @@ are of, and made when the page is: a column that cannot be probed leaves the pag
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 FILE = "probe.json"
+log = logging.getLogger(__name__)
 FEWEST = 3  # entries of a rank correlation: the order of two is right or wrong
 
 
@@ -114,6 +116,8 @@ def _reconstructions(folders: Mapping[str, Path]) -> list[Json]:
     for entry, folder in folders.items():
         images = folder / "reconstruction"
         scores[entry] = results.read_all(images if images.is_dir() else folder)
+        if not scores[entry]:
+            log.warning("panel.reconstructions: %s: found no score in %s", entry, folder)
     shared = [
         name for name in next(iter(scores.values()), {}) if all(name in s for s in scores.values())
     ]

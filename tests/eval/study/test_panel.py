@@ -117,6 +117,15 @@ def test_a_study_whose_columns_are_gone_says_so(tmp_path: Path) -> None:
     assert "known before training" not in (off.out / "report.html").read_text()
 
 
+def test_reconstructions_without_scores_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = {"reconstructions": {"flux": str(tmp_path / "absent")}}
+    study = fill(open_study(tmp_path, panel=folders), (0.0, 0.5))
+    assert report(study, pictures=0)["panel"]["figures"] == []
+    assert f"reconstructions: flux: found no score in {tmp_path / 'absent'}" in caplog.text
+
+
 def test_reconstructions_of_no_entry_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match="reconstructions: found 'another', expected entries: flux, e2e"
