@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from encode.models import Vae, load_vae, to_images
-from shards import Column, Status, atomic_write, canonical_json
+from shards import Column, atomic_write, canonical_json
 from shards.console import Bar
 from shards.read import undraw
 from shards.store import Place
@@ -112,13 +112,15 @@ def reconstruct(
     reference_rows: int = 50_000,
     neighbours: int = 1,
     draw: bool = False,
+    also: Sequence[Place] = (),
 ) -> Json:
     """Decodes the first `count` valid rows of a moments or latents column; returns metrics.json.
 
     `tars` is the folder of its source's tars. `scores` of MORE are computed beside PSNR and SSIM;
     their weights are loaded before anything is decoded. `allow_class`: those of the user that the
     column may name as its encoder. `neighbours_of`: a column of the same encoder whose rows are the
-    neighbours of INTERPOLATED, None for the other rows of this one; see `latents.interpolation`.
+    neighbours of INTERPOLATED, None for the other rows of this one; see `latents.interpolation`. `also`:
+    columns in which all rows that are used must be valid too, so that each of several columns has the same.
     """
     if (neighbours > 1) != draw:
         raise BadRequest(
@@ -133,15 +135,24 @@ def reconstruct(
     networks = _networks(kinds.values(), inception_folder, device)
     lpips = [Lpips(LPIPS[name], lpips_folder, device) for name in scores if name in LPIPS]
     originals = Originals(opened, tars)
-    ids, keys = first_rows(originals, opened, count)
-    rows = np.array(ids, np.int64)
+    reference = opened if neighbours_of is None else Column.open(neighbours_of)
+    others = [Column.open(place) for place in also]
+    refuse_other_sources(others, [opened, reference])
+    rows = interpolation.shared_rows(opened, others)[:count]
+    if not len(rows):
+        raise TooFewImages(
+            f"{column}: holds no row that is valid{' in all of --also' if also else ''}"
+        )
+    ids: list[int] = rows.tolist()
+    keys = [originals.entry(row).key for row in ids]
     for kind, network in networks.items():
         enough(METRICS[kind], network, len(rows), f"{column}", allow_few)
     half_way = None
     if INTERPOLATED.keys() & kinds.keys():
-        reference = opened if neighbours_of is None else Column.open(neighbours_of)
         refuse_other_kinds(reference)
-        half_way = Interpolation.of(reference, opened, rows, reference_rows, neighbours, draw)
+        half_way = Interpolation.of(
+            reference, opened, rows, reference_rows, neighbours, draw, others
+        )
     preprocess = identity.picture
     originals.crop(ids[0], preprocess)  # without its tars nothing is written
     decoder = load_vae(relocate_encoder(identity.encoder, vae), device, allow_class or ())
@@ -256,6 +267,17 @@ def refuse_other_kinds(column: Column) -> None:
         )
 
 
+def refuse_other_sources(others: Sequence[Column], columns: Sequence[Column]) -> None:
+    """Raises OtherImages for a column that is of the source of none of `columns`."""
+    sources = {column.identity.source for column in columns}
+    for other in others:
+        if other.identity.source not in sources:
+            raise OtherImages(
+                f"{other.path}: found a column of another source, expected one of the rows that are decoded, or of "
+                "those of --neighbours_of"
+            )
+
+
 def _networks(
     kinds: Iterable[str], inception_folder: Path | None, device: str
 ) -> dict[str, Network]:
@@ -284,18 +306,6 @@ def _score(
 
 def name_of(row: int) -> str:
     return f"{row:08d}"
-
-
-def first_rows(originals: Originals, column: Column, count: int) -> tuple[list[int], list[str]]:
-    """Returns row ids and keys of the first `count` ok rows."""
-    rows = list[int]()
-    for shard in range(len(originals.source.tars)):
-        first = shard * originals.source.shard_rows
-        ids = np.arange(first, first + column.snapshot.rows[shard])
-        rows += ids[column.status(ids) == Status.OK][: count - len(rows)].tolist()
-    if not rows:
-        raise TooFewImages(f"{column.path}: holds no valid row")
-    return rows, [originals.entry(row).key for row in rows]
 
 
 def _each(score: Callable[[Picture, Picture], float]) -> Scores:

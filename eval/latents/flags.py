@@ -23,6 +23,8 @@ def reconstruct_flags(parser: argparse.ArgumentParser) -> None:
     flag("--tars", type=local_path, required=True, help="folder of the source's tars")
     flag("--save_dir", type=local_path, required=True, help="a new folder for the pictures")
     flag("--count", type=positive, default=64, help="pictures: the column's first valid rows")
+    also = "in which the rows must be valid too: name those that are compared, and all have the same rows"
+    flag("--also", type=place, nargs="+", default=[], metavar="COLUMN", help=also)
     flag("--batch_size", type=positive, default=32, help="pictures decoded at a time")
     flag("--vae", type=model, help="where the column's VAE lies now, if not where it was")
     class_flag(parser)
@@ -33,20 +35,12 @@ def reconstruct_flags(parser: argparse.ArgumentParser) -> None:
     interpolated = "of ifid and its kind: "
     flag("--neighbours_of", type=place, metavar="COLUMN",
          help=interpolated + "whose rows are the neighbours (default: the column's other rows)")  # fmt: skip
-    flag(
-        "--reference_rows", type=positive, default=50_000, help=interpolated + "at most, the first"
-    )
-    flag(
-        "--neighbours",
-        type=positive,
-        default=1,
-        help=interpolated + "how many --draw has a choice of",
-    )
-    flag(
-        "--draw",
-        action="store_true",
-        help=interpolated + "draw one of the neighbours, not the nearest",
-    )
+    several = interpolated + "at most, evenly apart"
+    flag("--reference_rows", type=positive, default=50_000, help=several)
+    several = interpolated + "how many --draw has a choice of"
+    flag("--neighbours", type=positive, default=1, help=several)
+    drawn = interpolated + "draw one of the neighbours, not the nearest"
+    flag("--draw", action="store_true", help=drawn)
     folder = "folder that holds inception-2015-12-05.pt"
     flag("--inception", dest="inception_folder", type=local_path, metavar="DIR", help=folder)
     folder = "folder of LPIPS's backbones and heads, where torchvision's and lpips's are not"

@@ -13,7 +13,7 @@ Reference rows are none of the evaluated ones, and the same for all columns of o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shards import Column, canonical_json, sha256
-from shards.column import valid_rows
-from shards.probe import evenly
+from shards.probe import common_rows, evenly
 from shards.read import draw
 
 from ..errors import BadRequest, OtherImages, TooFewImages
@@ -49,9 +48,9 @@ class Interpolation:
     @classmethod
     def of(
         cls, reference: Column, column: Column, evaluated: Ints, most: int = 50_000, neighbours: int = 1,
-        draw: bool = False,
+        draw: bool = False, also: Sequence[Column] = (),
     ) -> Interpolation:  # fmt: skip
-        """Takes at most so many valid rows of the reference, evenly apart, without the evaluated ones where
+        """Takes at most so many `shared_rows` of the reference, evenly apart, without the evaluated ones where
         both columns are of one source.
 
         Raises OtherImages where the reference is of another encoder or norm than the column, or where this
@@ -70,7 +69,7 @@ class Interpolation:
                 f"{column.path}: records no shift and scale, and neighbours are those of normalised latents. Encode "
                 "it with a `norm` of its encoder, or leave the scores of neighbours out"
             )
-        rows = valid_rows(reference.valid_mask())
+        rows = shared_rows(reference, also)
         if theirs.source == own.source:
             rows = rows[~np.isin(rows, evaluated)]
         if len(rows) < neighbours:
@@ -104,6 +103,14 @@ class Interpolation:
     @property
     def digest(self) -> str:
         return sha256(canonical_json(self.record))[:8]
+
+
+def shared_rows(column: Column, also: Sequence[Column] = ()) -> Ints:
+    """Returns the rows of a column that are valid in it and in those of `also` that are of its source,
+    ascending: the same for all columns that are named so.
+    """
+    source = column.identity.source
+    return common_rows([column, *(other for other in also if other.identity.source == source)])
 
 
 def normalised(column: Column, rows: Ints) -> Tensor:

@@ -34,6 +34,7 @@ from eval.report.report import report
 from eval.scores import results
 from shards import Column
 from tests.eval.features.test_lpips import save_weights
+from tests.eval.latents.test_interpolation import random_column
 from tests.eval.small import save_inception
 
 ROOT = Path(__file__).parents[2]
@@ -253,6 +254,17 @@ def test_neighbours_that_cannot_be_had(
     with pytest.raises(error, match=message):
         reconstruct(cache / "pair" / "tiny", cache / "tars", tmp_path / "out", **words)
     assert not (tmp_path / "out").exists()
+
+
+def test_also_columns_of_another_source_are_refused(cache: Path, tmp_path: Path) -> None:
+    other = random_column(tmp_path / "other").path
+    column = cache / "pair" / "tiny"
+    with pytest.raises(OtherImages, match="found a column of another source"):
+        reconstruct(column, cache / "tars", tmp_path / "out", count=3, also=[other])
+    assert not (tmp_path / "out").exists()
+    alone = reconstruct(column, cache / "tars", tmp_path / "alone", count=3)
+    both = reconstruct(column, cache / "tars", tmp_path / "both", count=3, also=[column])
+    assert both == alone
 
 
 def test_the_command_line_knows_every_score() -> None:

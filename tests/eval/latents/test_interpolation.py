@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from eval.latents.interpolation import (
     half_way,
     nearest,
     normalised,
+    shared_rows,
 )
 from shards import Column, ColumnSpec, Norm, ShardWriter, Status, create_column, put_complete
 from tests.shards.toy import SHAPE, moments_spec
@@ -35,14 +36,17 @@ def spec(weights: str = "vae") -> ColumnSpec:
     return replace(made, identity={**made.identity, "encoder": encoder, "preprocess": preprocess})
 
 
-def random_column(path: Path, weights: str = "vae") -> Column:
-    """One shard of 2 * COUNT rows of normal numbers; all are ok."""
+def random_column(path: Path, weights: str = "vae", absent: Sequence[int] = ()) -> Column:
+    """One shard of 2 * COUNT rows of normal numbers; all are ok but those that are absent."""
     made = replace(spec(weights), layout=replace(spec().layout, shards=1))
     digest = create_column(path, made)
     writer = ShardWriter(path, made, digest, 0, 2 * COUNT, "index")
     chance = np.random.default_rng(len(weights))
     values = chance.standard_normal((2 * COUNT, *SHAPE)).astype(np.float16)
-    writer.put_block(values, np.full(2 * COUNT, Status.OK, np.uint8))
+    status = np.full(2 * COUNT, Status.OK, np.uint8)
+    status[list(absent)] = Status.IMAGE_UNDECODABLE
+    values[list(absent)] = 0
+    writer.put_block(values, status)
     writer.commit({"host": "toy"})
     put_complete(path, digest, 1, allow_failed=False)
     return Column.open(path)
@@ -126,6 +130,19 @@ def test_parts_of_the_evaluated_rows_change_nothing(
         assert (
             whole != chosen(Interpolation.of(column, column, evaluated, 40), column, evaluated)
         ).any() == how.draw
+
+
+def test_columns_that_lack_other_rows_have_the_same_rows(tmp_path: Path) -> None:
+    a = random_column(tmp_path / "a", "a", absent=[0, 7])
+    b = random_column(tmp_path / "bb", "bb", absent=[3])
+    kept = [row for row in range(2 * COUNT) if row not in (0, 3, 7)]
+    assert shared_rows(a, [b]).tolist() == shared_rows(b, [a, b]).tolist() == kept
+    assert shared_rows(a).tolist() == [row for row in range(2 * COUNT) if row not in (0, 7)]
+    evaluated = shared_rows(a, [b])[:COUNT]
+    one, two = (Interpolation.of(c, c, evaluated, also=[a, b]) for c in (a, b))
+    assert one.rows.tolist() == two.rows.tolist() == kept[COUNT:]
+    assert one.digest == two.digest
+    assert Interpolation.of(a, a, evaluated).digest != Interpolation.of(b, b, evaluated).digest
 
 
 def test_reference_rows_are_spread(column: Column) -> None:
