@@ -318,6 +318,7 @@ def _publish(final: Path, write: Callable[[Path], None]) -> Path:
         staging.rename(final)
         fsync_path(final.parent)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(staging, ignore_errors=True)  # it takes room on a disk that is full
         raise CheckpointError(f"{final}: could not be written: {error}") from None
+    finally:  # of a folder that did not get its name
+        shutil.rmtree(staging, ignore_errors=True)
     return final

@@ -27,6 +27,7 @@ from tests.train.processes import fitting
 from train.checkpoints import checkpoint, snapshots
 from train.checkpoints.checkpoint import CheckpointError, load_for_sampling
 from train.checkpoints.identity import compared, training_of
+from train.checkpoints.reference import export
 from train.checkpoints.snapshots import (
     FOLDER,
     EmaLengthRefused,
@@ -358,6 +359,11 @@ def test_a_run_without_power_averages(columns: Path, tmp_path: Path) -> None:
         load_of_length(run, 0.1)
     with pytest.raises(CheckpointError, match="found no checkpoint"):
         load_of_length(tmp_path / "nothing", 0.1)
+    exports = tmp_path / "exports"
+    exports.mkdir()
+    with pytest.raises(EmaLengthRefused, match="found no power averages"):
+        export(step_folder(run, 2), exports / "out", "safetensors", 0.1)
+    assert list(exports.iterdir()) == []
 
 
 def test_lengths_move_no_weights(columns: Path, tmp_path: Path, whole: Path) -> None:
