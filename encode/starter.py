@@ -79,8 +79,8 @@ def run_init(args: argparse.Namespace) -> int:
     text = _config_text(args, sources, dict(columns))
     config = _checked(text, str(args.out))
     write_new(args.out, text, put_if_absent)
-    listed, places = ", ".join(names), ", ".join(sources)
-    print(render(f"wrote {args.out}: {listed} of {places}, into {config.root}/SOURCE/COLUMN"))
+    summary = f"{', '.join(names)} of {', '.join(sources)}"
+    print(render(f"wrote {args.out}: {summary}, into {config.root}/SOURCE/COLUMN"))
     say_next("encode", "run", args.out, note="before it, `encode plan` says bytes and hours")
     if args.vae and args.text:
         first = f"{config.root.rstrip('/')}/{next(iter(sources))}"
@@ -186,20 +186,20 @@ def _text(model: str) -> tuple[str, dict[str, Any]]:
     return name, {"kind": "tokens", "encoder": spec, "max_tokens": most}
 
 
-def _refuse_name(model: str, flag: str, known: Mapping[str, ModelSpec]) -> None:
+def _refuse_name(model: str, flag: str, registry: Mapping[str, ModelSpec]) -> None:
     """Raises ModelNotUsable for a name that is neither known nor that of a folder, with the nearest one
     or the flag of the model that has it.
     """
     if "/" in model or local_path(model).exists():
         return
-    for other, registry in (("--vae", VAES), ("--text", TEXTS)):
-        if model in registry:
+    for other, models in (("--vae", VAES), ("--text", TEXTS)):
+        if model in models:
             raise ModelNotUsable(
                 f"{flag} {model}: a model of the other kind, expected {other} {model}"
             )
     raise ModelNotUsable(
-        f"{flag} {model}: no name that is known, and no folder{configs.did_you_mean(model, known)} "
-        f"Known are {', '.join(known)}; of a model of the hub say the class, too, as CLASS:OWNER/NAME"
+        f"{flag} {model}: no name that is known, and no folder{configs.did_you_mean(model, registry)} "
+        f"Known are {', '.join(registry)}; of a model of the hub say the class, too, as CLASS:OWNER/NAME"
     )
 
 
@@ -219,10 +219,10 @@ def _model_file(
     """Returns the config.json of a model in a folder, which says `key`, and its subfolder."""
     folder = Path(location(str(local_path(path))))
     if not folder.is_dir():
-        known, cls = (TEXTS, "AutoModel") if key == "model_type" else (VAES, "AutoencoderKL")
+        registry, cls = (TEXTS, "AutoModel") if key == "model_type" else (VAES, "AutoencoderKL")
         raise ModelNotUsable(
             f"{path}: found no folder of that name. Of a model of the hub say the class, too, as "
-            f"{cls}:OWNER/NAME; known by name are {', '.join(known)}"
+            f"{cls}:OWNER/NAME; known by name are {', '.join(registry)}"
         )
     for subfolder in subfolders:
         file = folder / subfolder / "config.json"

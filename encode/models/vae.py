@@ -168,16 +168,16 @@ class Vae(ImageEncoder):
             return ConfigNorm(
                 tuple(shift), tuple(scale), path, source="the batch norm in the weights"
             )
-        file, known = config, published(path, self.model.subfolder)
-        if known or (path, self.model.subfolder) not in {
+        file, entry = config, published(path, self.model.subfolder)
+        if entry or (path, self.model.subfolder) not in {
             (m.path, m.subfolder) for m in VAES.values()
         }:
             # diffusers has filled up the config with its class's numbers; the file has its own alone
             file = type(self._module).load_config(
                 location(path), subfolder=self.model.subfolder, revision=self.model.revision
             )
-        if known:
-            return config_norm(file, path).published(known.scale, known.source)
+        if entry:
+            return config_norm(file, path).published(entry.scale, entry.source)
         if self._adapter.own_norm:
             complete = None not in (file.get("latents_mean"), file.get("latents_std"))
             if not complete:

@@ -49,7 +49,7 @@ PACKED = ("without_caption", "case_only")  # counted of rows that are packed all
 
 
 def trouble_text(trouble: str, count: int) -> str:
-    """Returns what stands behind the count of a trouble."""
+    """Returns the words that follow the count of a trouble."""
     return TROUBLES[trouble][count != 1]
 
 

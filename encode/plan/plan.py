@@ -234,8 +234,8 @@ def source_cost(survey: Survey) -> SourceCost:
     """Returns rows and index of a source, and what packing it will take."""
     job = survey.job
     index = survey.total([float(sample.index_bytes) for sample in survey.samples])
-    listed = len(index_heads(job.folder))
-    missing_bytes = index.value * (1 - listed / max(survey.shards, 1))
+    share = len(index_heads(job.folder)) / max(survey.shards, 1)  # of tars that have an index
+    missing_bytes = index.value * (1 - share)
     packing_bytes, notes = 0.0, survey.notes
     if isinstance(job, UnpackedJob):
         tars = survey.total([float(sample.tar_bytes) for sample in survey.samples]).value

@@ -117,7 +117,7 @@ class SourceJob:
             tar.check()
         return sample if index is None else replace(sample, index_bytes=index_bytes or 0)
 
-    def known(self) -> Mapping[int, int]:
+    def tar_rows(self) -> Mapping[int, int]:
         """Returns the rows of each tar of which they are known."""
         return index_heads(self.folder)
 
@@ -300,7 +300,7 @@ class Survey:
     ) -> None:
         self.job, self.shards = job, len(job.tars)
         # rows of each tar that has an index
-        self.known = job.known()
+        self.tar_rows = job.tar_rows()
         self.samples: list[TarSample] = []
         self.notes: list[str] = []
         count = min(count or self.shards, self.shards)
@@ -316,7 +316,7 @@ class Survey:
             )
         if len(self.samples) == self.shards:
             note = "all of it was looked into: nothing is extrapolated"
-        elif len(self.known) == self.shards:
+        elif len(self.tar_rows) == self.shards:
             note = f"its rows are known, {counted(len(self.samples), 'tar')} looked into"
         else:
             note = f"extrapolated from {len(self.samples)} of {counted(self.shards, 'tar')} by their bytes"
@@ -325,15 +325,15 @@ class Survey:
         self.notes.append(note)
 
     def rows(self) -> Estimate:
-        if len(self.known) == self.shards:
-            return exactly(sum(self.known.values()))
+        if len(self.tar_rows) == self.shards:
+            return exactly(sum(self.tar_rows.values()))
         return self.total([len(sample.rows) for sample in self.samples])
 
     def total(self, values: Sequence[float]) -> Estimate:
         """Returns the sum over all tars of a value of each sampled tar."""
-        if len(self.known) == self.shards:  # the ratio to rows is the tighter one
+        if len(self.tar_rows) == self.shards:  # the ratio to rows is the tighter one
             sizes = [len(sample.rows) for sample in self.samples]
-            return extrapolate(values, sizes, sum(self.known.values()), self.shards)
+            return extrapolate(values, sizes, sum(self.tar_rows.values()), self.shards)
         sizes = [sample.tar_bytes for sample in self.samples]
         total_size = sum(size for _, size in self.job.source.tars)
         return extrapolate(values, sizes, total_size, self.shards)

@@ -36,7 +36,7 @@ class UnpackedJob(SourceJob):
     out: Path
     listing: Rows
 
-    def known(self) -> Mapping[int, int]:
+    def tar_rows(self) -> Mapping[int, int]:
         whole, rest = divmod(self.listing.rows, DEFAULTS.rows)
         return dict(enumerate([DEFAULTS.rows] * whole + [rest] * (rest > 0)))
 
@@ -49,7 +49,7 @@ class UnpackedJob(SourceJob):
 
     def _write(self, shard: int, tar: BinaryIO, pictures: bool) -> None:
         """Writes a tar as `pack` does, with holes in place of the pictures that nobody will look at."""
-        rows, load = self.known()[shard], Loader(DEFAULTS.caption)
+        rows, load = self.tar_rows()[shard], Loader(DEFAULTS.caption)
         for row, item in enumerate(islice(self.listing.items(shard * DEFAULTS.rows), rows)):
             looked_at = pictures and row % picture_step(rows) == 0
             members = load(item if looked_at else replace(item, picture=b"a hole"))
@@ -75,7 +75,7 @@ class UnpackedJob(SourceJob):
 
     def packed_bytes(self) -> int:
         """Returns the bytes of the tars that an interrupted packing has left."""
-        names = (f"{shard:05d}.tar" for shard in self.known())
+        names = (f"{shard:05d}.tar" for shard in self.tar_rows())
         return sum(path.stat().st_size for n in names if (path := self.out / n).is_file())
 
 

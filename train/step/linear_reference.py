@@ -41,7 +41,7 @@ class LinearReference:
     """The reference as a mean squared error of the velocity, a value."""
 
     inputs: dict[str, Any]  # the columns by digest, the norm, the numbers of rows, the noise levels
-    given: Literal["caption", "nothing"]  # what the linear model knows beside the noisy latent
+    condition: Literal["caption", "nothing"]  # what the linear model knows beside the noisy latent
     levels: Eight  # at the fixed noise levels, from much noise to little
     schedule: Positive  # the mean over the noise levels that the run draws
     text_r2: float | None  # share of the variance that the captions explain in the validation rows
@@ -60,7 +60,7 @@ class LinearReference:
 REFERENCE = TypeAdapter(LinearReference)
 
 
-def kept_reference(
+def reference_of_run(
     config: TrainConfig, run: Path, training: JoinedColumns, held_out: JoinedColumns
 ) -> LinearReference | None:
     """Returns the reference of a run, read where it is of the same columns and rows, else computed and
@@ -75,8 +75,8 @@ def kept_reference(
             "training": _columns(training, len(rows)), "validation": _columns(held_out, len(validation)),
             "norm": training.norm.summary(), "flow": config.flow.identity(),
         }  # fmt: skip
-        if (kept := _kept(run, inputs)) is not None:
-            return kept
+        if (earlier := _read(run, inputs)) is not None:
+            return earlier
         channels = training.latent_shape[0]
         if len(rows) < (least := max(LEAST, 2 * channels)):
             log.info("no linear reference: %s training rows, %s are needed", len(rows), least)
@@ -89,7 +89,7 @@ def kept_reference(
     atomic_write(run / NAME, seal(record))
     log.info(
         "linear reference of the validation rows, given %s: %.4f (%.1f s)",
-        reference.given, sum(reference.levels) / len(reference.levels), time.perf_counter() - start,
+        reference.condition, sum(reference.levels) / len(reference.levels), time.perf_counter() - start,
     )  # fmt: skip
     return reference
 
@@ -111,7 +111,7 @@ def _computed(
     return check(  # type: ignore[no-any-return]
         REFERENCE,
         {
-            "inputs": inputs, "given": "nothing" if texts is None else "caption", "levels": levels,
+            "inputs": inputs, "condition": "nothing" if texts is None else "caption", "levels": levels,
             "schedule": sum(schedule) / len(schedule), "text_r2": result.text_r2,
         },
     )  # fmt: skip
@@ -124,7 +124,7 @@ def _columns(join: JoinedColumns, rows: int) -> dict[str, Any]:
     return {**digests, "rows": rows, "masks": masks, "truncated": join.by_source[0].truncated}
 
 
-def _kept(run: Path, inputs: dict[str, Any]) -> LinearReference | None:
+def _read(run: Path, inputs: dict[str, Any]) -> LinearReference | None:
     """Returns what is kept, if it is sound and of these inputs."""
     if not (run / NAME).is_file():
         return None

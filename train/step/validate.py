@@ -27,7 +27,7 @@ from ..model.flow import LEVELS, SHIFT, interpolate, losses, noise_levels, targe
 from ..ranks.world import World
 from .ema import Ema
 from .engine import Engine
-from .linear_reference import kept_reference, over
+from .linear_reference import over, reference_of_run
 from .online_text import TextEncoder, encoded
 
 
@@ -113,7 +113,7 @@ class Validator:
     def prepare(self, run: Path, training: JoinedColumns) -> None:
         """Finds the linear reference of the rows, kept in the run's folder, on the first rank."""
         if self.config.validation.reference and self.world.rank == 0:
-            reference = kept_reference(self.config, run, training, self.join)
+            reference = reference_of_run(self.config, run, training, self.join)
             if reference is not None:
                 self.reference = reference.losses(self.config.flow)
 

@@ -20,7 +20,7 @@ from tests.train.conftest import TINY, write_columns
 from tests.train.here import losses, trained
 from train.config import TrainConfig
 from train.model.flow import FlowConfig, fixed_sigmas
-from train.step.linear_reference import NAME, LinearReference, kept_reference, over
+from train.step.linear_reference import NAME, LinearReference, over, reference_of_run
 
 
 def test_held_out_rows_of_known_spectra_and_captions() -> None:
@@ -79,7 +79,7 @@ def test_a_run_keeps_it_and_trains_as_without(columns: Path, tmp_path: Path) -> 
     record = json.loads((run / NAME).read_bytes())
     checks = [line["validation"] for line in lines(run) if line.get("validation")]
     assert len(checks) == 2
-    assert record["given"] == "caption"
+    assert record["condition"] == "caption"
     assert record["text_r2"] > 0.1  # one token of several says the channel means
     for check in checks:
         ratios = [a / b for a, b in zip(check["levels"], record["levels"], strict=True)]
@@ -106,26 +106,26 @@ def test_it_is_read_again_where_it_is_of_the_same_rows(
     columns: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = TrainConfig.model_validate(config_of(columns))
-    first = kept_reference(config, tmp_path, *joins(columns))
+    first = reference_of_run(config, tmp_path, *joins(columns))
     assert first is not None
     marked = {**json.loads((tmp_path / NAME).read_bytes()), "schedule": 123.0}
     del marked["digest"]
     (tmp_path / NAME).write_bytes(seal(marked))
-    again = kept_reference(config, tmp_path, *joins(columns))
+    again = reference_of_run(config, tmp_path, *joins(columns))
     assert again is not None
     assert again.schedule == 123.0  # that of the file
     fewer = TrainConfig.model_validate(config_of(columns, rows=30))
-    other = kept_reference(fewer, tmp_path, *joins(columns))
+    other = reference_of_run(fewer, tmp_path, *joins(columns))
     assert other is not None
     assert other.schedule != 123.0
     (tmp_path / NAME).write_bytes(b"{}")  # damaged
-    assert kept_reference(fewer, tmp_path, *joins(columns)) == other
+    assert reference_of_run(fewer, tmp_path, *joins(columns)) == other
 
 
 def test_it_is_of_latents_of_the_norm_that_was_measured(columns: Path, tmp_path: Path) -> None:
     config = TrainConfig.model_validate(config_of(columns))
     training, held_out = joins(columns)
-    first = kept_reference(config, tmp_path, training, held_out)
+    first = reference_of_run(config, tmp_path, training, held_out)
     shift, scale = training.norm.arrays
     channels, height, width = training.latent_shape
     gain = np.linspace(0.02, 0.05, channels * height * width).reshape(training.latent_shape)
@@ -133,7 +133,7 @@ def test_it_is_of_latents_of_the_norm_that_was_measured(columns: Path, tmp_path:
         np.broadcast_to(shift, training.latent_shape).tolist(), (gain * scale).tolist()
     )  # by place
     training.measured = MeasuredNorm("measured-per-place", norm, 200, "c" * 64, "d" * 64)
-    other = kept_reference(config, tmp_path, training, held_out)
+    other = reference_of_run(config, tmp_path, training, held_out)
     assert first is not None
     assert other is not None  # not the one that is kept
     assert max(other.levels) < 0.1 * max(first.levels)
@@ -154,7 +154,7 @@ def test_too_few_rows_are_a_line_and_no_reference(
     write_columns(tmp_path / "b", "b", 50, 2)
     caplog.set_level("INFO")
     config = TrainConfig.model_validate(config_of(tmp_path))
-    assert kept_reference(config, tmp_path, *joins(tmp_path)) is None
+    assert reference_of_run(config, tmp_path, *joins(tmp_path)) is None
     assert "40 training rows, 64 are needed" in caplog.text
     assert not (tmp_path / NAME).exists()
 
