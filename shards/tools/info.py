@@ -310,6 +310,7 @@ def run_info(args: argparse.Namespace) -> int:
         atomic_write(page, printable(as_page(info)).encode())
     print(json.dumps(info, indent=2) if args.json else as_text(info))
     normalised = info.get("latents", {}).get("normalised")
-    if normalised and info["warnings"] and info["complete"] and not args.json:
+    lossy = "quantisation" in info and warns(info["quantisation"])  # other warnings are of the norm
+    if normalised and len(info["warnings"]) > lossy and info["complete"] and not args.json:
         say_next("shards", "norm", info["column"], note="then data.norm=measured of a run")
     return 0

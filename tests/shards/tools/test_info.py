@@ -100,20 +100,26 @@ def test_channels_in_another_order_are_told(tmp_path: Path) -> None:
 def test_what_to_do_about_latents_that_are_not_normalised(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command is printed for a reader, and is no part of the JSON."""
+    """The command is printed for a reader, and is no part of the JSON; it is none against what int8 loses."""
     one = np.array([1.0, 1.0])
     path = normal_latents(
         tmp_path / "far", Norm((-1.0, 1.0), (1.0, 1.0)), np.array([1.0, -1.0]), one
     )
     fitting = normal_latents(tmp_path / "near", Norm((0.0, 0.0), (1.0, 1.0)), 0 * one, one)
+    near = normal_latents(
+        tmp_path / "latents", Norm((0.0, 0.0), (1.0, 1.0)), 0 * one, one, "latents"
+    )
+    convert(near, tmp_path / "int8", element="int8")
+    monkeypatch.setattr("shards.format.int8.WARN_ROWS_ABOVE", 0.001)
+    assert len(information(tmp_path / "int8")["warnings"]) == 1
     lines = {}
-    for words in ([path], [path, "--json"], [fitting]):
+    for words in ([path], [path, "--json"], [fitting], [tmp_path / "int8"]):
         monkeypatch.setattr("sys.argv", ["shards", "info", *map(str, words)])
         assert main() == 0
         lines[str(words)] = next_lines(capsys.readouterr().out)
     (first,), *others = lines.values()
     assert first.startswith(f"next: python -m shards norm {path} ")
-    assert others == [[], []]
+    assert others == [[], [], []]
 
 
 def test_lengths_and_quantisation(toy: Path, tmp_path: Path) -> None:
