@@ -209,19 +209,19 @@ class Preview:
         if tars is None:
             shown = "pictures of the source and no captions" if self.latents else "captions"
             self.missing.append(f"No {shown}: name the folder of the source's tars by --tars.")
+        # a shard that was not encoded may lack its tar, and its index
+        encoded = [cell.row for cell in self.cells if cell.status is not Status.SHARD_FAILED]
         try:
             originals = Originals(self.column, tars or Path())
-            originals.entry(self.cells[0].row)
-        except (*UNREADABLE, IndexError) as error:
-            if tars is not None and not isinstance(error, IndexError):
+            if encoded:
+                originals.entry(encoded[0])
+        except UNREADABLE as error:
+            if tars is not None:
                 raise
-            if isinstance(error, IndexError):
-                return originals
             self.missing.append(f"No keys: {one_line(str(error))}")
             return None
         if tars is not None:
-            shards = {cell.row // self.column.layout.shard_rows for cell in self.cells}
-            for shard in sorted(shards):
+            for shard in sorted({row // self.column.layout.shard_rows for row in encoded}):
                 originals.check_tar(shard)
         return originals
 

@@ -97,9 +97,9 @@ def test_neighbours_are_those_of_a_plain_loop(cache: Path, tmp_path: Path) -> No
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     cosines = vectors @ vectors[SHOWN.index(3)]
     expected = [SHOWN[i] for i in np.argsort(-cosines) if SHOWN[i] != 3][:3]
-    found = re.findall(r"row (\d+), (-?\d\.\d\d)", Page(page).text)
-    assert [int(row) for row, _ in found] == expected
-    for row, cosine in found:
+    neighbours = re.findall(r"row (\d+), (-?\d\.\d\d)", Page(page).text)
+    assert [int(row) for row, _ in neighbours] == expected
+    for row, cosine in neighbours:
         assert float(cosine) == pytest.approx(cosines[SHOWN.index(int(row))], abs=0.006)
 
 
@@ -111,9 +111,20 @@ def test_what_was_left_out_and_why(cache: Path, tmp_path: Path) -> None:
     assert f"row {BROKEN}, sample/{BROKEN}, image_undecodable" in text
     assert "the picture's file cannot be decoded" in text
     assert pictures(page) == {}
-    page = preview(cache, tmp_path / "p.html", "--status", "shard_failed")
+
+
+@pytest.mark.parametrize("flags", [("--status", "shard_failed"), ("--rows", "2048,0")])
+@pytest.mark.parametrize("tars", [False, True])
+def test_a_shard_that_was_not_encoded_has_its_reason(
+    cache: Path, tmp_path: Path, flags: tuple[str, str], tars: bool
+) -> None:
+    """It has no index of its own, and its tar may be gone."""
+    for name in ("0.tar", "1.tar"):
+        (tmp_path / name).symlink_to(cache / "tars" / name)
+    page = preview(cache, tmp_path / "p.html", *flags, *(("--tars", tmp_path) if tars else ()))
     assert "row 2048, shard_failed" in " ".join(Page(page).text.split())
-    assert "2.tar" in page  # the reason of the shard's record
+    assert "not a tar" in page  # the reason of the shard's record
+    assert ("source: row 0" in pictures(page)) == (tars and flags[0] == "--rows")
 
 
 def test_a_status_that_no_row_has_is_said(
