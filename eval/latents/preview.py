@@ -282,12 +282,16 @@ class Preview:
         )
         if stored is None or not self.latents:
             return None
-        values = torch.from_numpy(stored).float()
-        values = (values.chunk(2, 1)[0] if column.layout.kind == "moments" else values)[0]
+        values = self._means(stored)[0]
         if not bool(torch.isfinite(values).all()):
             cell.notes.append("no decoded picture: its values are not finite")
             return None
         return values
+
+    def _means(self, stored: NDArray[Any]) -> Tensor:
+        """Returns the means or latents (N, C, H, W) of stored rows, as the decoder takes them."""
+        values = torch.from_numpy(stored).float()
+        return values.chunk(2, 1)[0] if self.column.layout.kind == "moments" else values
 
     def _try(self, cell: Cell, what: str, read: Callable[[], Any]) -> Any:
         """Returns what `read` does; None, with a note on the cell, where it cannot be read."""
@@ -299,22 +303,30 @@ class Preview:
 
     def _decode(self, latents: dict[int, Tensor], side: int) -> None:
         """Sets the decoded pictures of cells."""
-        cells = [cell for cell in self.cells if cell.row in latents]
-        pictures = self._pictures([latents[cell.row] for cell in cells], side, "decoded")
-        for cell, picture in zip(cells, pictures, strict=False):
-            cell.decoded = picture
+        pictures = self._pictures(
+            list(latents), lambda rows: torch.stack([latents[row] for row in rows]), side, "decoded"
+        )
+        for cell in self.cells:
+            cell.decoded = pictures.get(cell.row)
 
-    def _pictures(self, latents: Sequence[Tensor], side: int, name: str) -> Iterator[Json]:
-        """Yields the thumbnails of latents, decoded by blocks; none without a decoder."""
+    def _pictures(
+        self, rows: Sequence[int], latents: Callable[[Sequence[int]], Tensor], side: int, name: str
+    ) -> dict[int, Json]:
+        """Returns the thumbnails of rows, decoded by blocks of their `latents`; none without a decoder."""
+        pictures = dict[int, Json]()
         if self.decoder is None:
-            return
+            return pictures
         size: int = self.args.batch_size
-        with Bar(name, len(latents), "pictures") as bar:
-            for start in range(0, len(latents), size):
-                block = torch.stack(list(latents[start : start + size]))
-                for picture in to_images(self.decoder.decode(block)):
-                    yield thumbnail(picture, side)
-                bar.advance(len(block))
+        with Bar(name, len(rows), "pictures") as bar:
+            for start in range(0, len(rows), size):
+                part = rows[start : start + size]
+                decoded = to_images(self.decoder.decode(latents(part)))
+                pictures |= {
+                    row: thumbnail(picture, side)
+                    for row, picture in zip(part, decoded, strict=True)
+                }
+                bar.advance(len(part))
+        return pictures
 
     def _find_neighbours(self, latents: dict[int, Tensor]) -> None:
         """Sets the rows of the column nearest to each cell by cosine of normalised latents."""
@@ -329,11 +341,11 @@ class Preview:
         def blocks() -> Iterator[Tensor]:
             with Bar("neighbours", len(rows), "rows") as bar:
                 for start in range(0, len(rows), BLOCK):
-                    part = self._sound(rows[start : start + BLOCK], damaged)
-                    bar.advance(min(BLOCK, len(rows) - start))
-                    if len(part):
-                        kept.append(part)
-                        yield normalised(self.column, part).flatten(1).to(self.args.device)
+                    part = rows[start : start + BLOCK]
+                    for sound, values in self._sound(part, damaged):
+                        kept.append(sound)
+                        yield values.flatten(1).to(self.args.device)
+                    bar.advance(len(part))
 
         queries = normalised(self.column, np.array([cell.row for cell in cells])).flatten(1)
         index, cosines = nearest(queries.to(self.args.device), blocks(), NEIGHBOURS + 1)
@@ -350,29 +362,26 @@ class Preview:
 
     def _decode_neighbours(self, cells: Sequence[Cell]) -> None:
         rows = sorted({near["row"] for cell in cells for near in cell.neighbours})
-        column, pictures = self.column, dict[int, Json]()
-        size: int = self.args.batch_size
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            values = torch.from_numpy(column.decoded(column.read(np.array(part), check=True)))
-            values = values.float()
-            values = values.chunk(2, 1)[0] if column.layout.kind == "moments" else values
-            pictures |= dict(
-                zip(part, self._pictures(list(values), NEAR_SIDE, "near"), strict=False)
-            )
+        column = self.column
+
+        def latents(part: Sequence[int]) -> Tensor:
+            return self._means(column.decoded(column.read(np.array(part), check=True)))
+
+        pictures = self._pictures(rows, latents, NEAR_SIDE, "near")
         for cell in cells:
             for near in cell.neighbours:
                 near["picture"] = pictures.get(near["row"])
 
-    def _sound(self, rows: Ints, damaged: list[int]) -> Ints:
-        """Returns the rows that can be read, and adds the others to `damaged`."""
+    def _sound(self, rows: Ints, damaged: list[int]) -> Iterator[tuple[Ints, Tensor]]:
+        """Yields the rows that can be read with their latents, and adds the others to `damaged`."""
         try:
-            normalised(self.column, rows)
-            return rows
+            values = normalised(self.column, rows)
         except (ShardsError, OtherImages, OSError):
             if len(rows) == 1:
                 damaged.append(int(rows[0]))
-                return rows[:0]
-        middle = len(rows) // 2
-        halves = [self._sound(part, damaged) for part in (rows[:middle], rows[middle:])]
-        return np.concatenate(halves)
+                return
+            middle = len(rows) // 2
+            for half in (rows[:middle], rows[middle:]):
+                yield from self._sound(half, damaged)
+        else:
+            yield rows, values
