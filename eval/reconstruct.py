@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -175,12 +174,8 @@ def reconstruct(
     measures: dict[str, Scores] = {"psnr": _each(psnr), "ssim": _each(ssim)}
     measures |= {network.name: network for network in lpips}
     pictures: list[Json] = []
-
-    def stored(part: slice) -> Tensor:
-        values = torch.from_numpy(opened.decoded(opened.read(rows[part], check=True))).float()
-        return values.chunk(2, 1)[0] if opened.layout.kind == "moments" else values
-
-    for part, decoded in Decoded(opened, rows, decoder, after, batch_size).batches(stored):
+    decoding = Decoded(opened, rows, decoder, after, batch_size)
+    for part, decoded in decoding.batches(lambda part: interpolation.means(opened, rows[part])):
         crops = np.stack([originals.crop(row, preprocess) for row in ids[part]])
         save(before, part, crops)
         columns = {name: score(crops, decoded) for name, score in measures.items()}

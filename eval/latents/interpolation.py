@@ -3,7 +3,7 @@
 arXiv 2603.05630: the Frechet distance of pictures decoded there to real ones goes with the distance
 of what a model trained on these latents generates. With z the normalised posterior mean, flattened:
 
-    nearest    the reference row of the highest cosine, of which there are as many as fit `reference_rows`
+    nearest    the reference row of the highest cosine, among at most `reference_rows` rows
     half-way   slerp at 1/2, (a + b) / (2 cos(t / 2)), t the angle between a and b
     drawn      the published variant: one of the ten nearest, with probability softmax(-mean((a - b)^2))
 
@@ -50,7 +50,7 @@ class Interpolation:
         cls, reference: Column, column: Column, evaluated: Ints, most: int = 50_000, neighbours: int = 1,
         draw: bool = False, also: Sequence[Column] = (),
     ) -> Interpolation:  # fmt: skip
-        """Takes at most so many `shared_rows` of the reference, evenly apart, without the evaluated ones where
+        """Takes at most `most` `shared_rows` of the reference, evenly apart, without the evaluated ones where
         both columns are of one source.
 
         Raises OtherImages where the reference is of another encoder or norm than the column, or where this
@@ -113,16 +113,19 @@ def shared_rows(column: Column, also: Sequence[Column] = ()) -> Ints:
     return common_rows([column, *(other for other in also if other.identity.source == source)])
 
 
+def means(column: Column, rows: Ints) -> Tensor:
+    """Returns the posterior means (or latents) of rows as a decoder takes them, (N, C, H, W) fp32."""
+    stored = torch.from_numpy(column.decoded(column.read(rows, check=True))).float()
+    return stored.chunk(2, 1)[0] if column.layout.kind == "moments" else stored
+
+
 def normalised(column: Column, rows: Ints) -> Tensor:
     """Returns the normalised posterior means (or latents) of rows, (N, C, H, W) fp32; OtherImages where one
     is not finite.
     """
-    stored = torch.from_numpy(column.decoded(column.read(rows, check=True))).float()
-    if column.layout.kind == "moments":
-        stored = stored.chunk(2, 1)[0]
     norm = column.spec.norm
     assert norm is not None
-    latents = draw(stored, norm, None)
+    latents = draw(means(column, rows), norm, None)
     finite = torch.isfinite(latents).flatten(1).all(1)
     if not finite.all():
         row = int(rows[int(finite.logical_not().nonzero()[0, 0])])

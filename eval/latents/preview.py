@@ -10,6 +10,7 @@ import argparse
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from ..images.encoders import relocate_encoder
 from ..images.originals import Originals
 from ..report.gallery import MOST_BYTES, SIDES, thumbnail
 from ..report.page import template
-from .interpolation import BLOCK, nearest, normalised
+from .interpolation import BLOCK, means, nearest, normalised
 
 Json = dict[str, Any]
 Ints = NDArray[np.int64]
@@ -276,22 +277,15 @@ class Preview:
         """Returns the mean or latent (C, H, W) of a row; None, with a note, where it is damaged."""
         if not cell.stored:
             return None
-        column = self.column
-        stored = self._try(
-            cell, "values", lambda: column.decoded(column.read(np.array([cell.row]), check=True))
-        )
+        read = means if self.latents else partial(Column.read, check=True)
+        stored = self._try(cell, "values", lambda: read(self.column, np.array([cell.row])))
         if stored is None or not self.latents:
             return None
-        values = self._means(stored)[0]
+        values: Tensor = stored[0]
         if not bool(torch.isfinite(values).all()):
             cell.notes.append("no decoded picture: its values are not finite")
             return None
         return values
-
-    def _means(self, stored: NDArray[Any]) -> Tensor:
-        """Returns the means or latents (N, C, H, W) of stored rows, as the decoder takes them."""
-        values = torch.from_numpy(stored).float()
-        return values.chunk(2, 1)[0] if self.column.layout.kind == "moments" else values
 
     def _try(self, cell: Cell, what: str, read: Callable[[], Any]) -> Any:
         """Returns what `read` does; None, with a note on the cell, where it cannot be read."""
@@ -362,12 +356,9 @@ class Preview:
 
     def _decode_neighbours(self, cells: Sequence[Cell]) -> None:
         rows = sorted({near["row"] for cell in cells for near in cell.neighbours})
-        column = self.column
-
-        def latents(part: Sequence[int]) -> Tensor:
-            return self._means(column.decoded(column.read(np.array(part), check=True)))
-
-        pictures = self._pictures(rows, latents, NEAR_SIDE, "near")
+        pictures = self._pictures(
+            rows, lambda part: means(self.column, np.array(part)), NEAR_SIDE, "near"
+        )
         for cell in cells:
             for near in cell.neighbours:
                 near["picture"] = pictures.get(near["row"])

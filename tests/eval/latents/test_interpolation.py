@@ -30,17 +30,19 @@ COUNT = 60
 
 
 def spec(weights: str = "vae") -> ColumnSpec:
-    made = moments_spec()
+    moments = moments_spec()
     encoder = {"class": "AutoencoderKL", "path": "vae", "weights": weights}
     preprocess = {"image": "jpg", "resolution": 32}
-    return replace(made, identity={**made.identity, "encoder": encoder, "preprocess": preprocess})
+    return replace(
+        moments, identity={**moments.identity, "encoder": encoder, "preprocess": preprocess}
+    )
 
 
 def random_column(path: Path, weights: str = "vae", absent: Sequence[int] = ()) -> Column:
     """One shard of 2 * COUNT rows of normal numbers; all are ok but those that are absent."""
-    made = replace(spec(weights), layout=replace(spec().layout, shards=1))
-    digest = create_column(path, made)
-    writer = ShardWriter(path, made, digest, 0, 2 * COUNT, "index")
+    single = replace(spec(weights), layout=replace(spec().layout, shards=1))
+    digest = create_column(path, single)
+    writer = ShardWriter(path, single, digest, 0, 2 * COUNT, "index")
     chance = np.random.default_rng(len(weights))
     values = chance.standard_normal((2 * COUNT, *SHAPE)).astype(np.float16)
     status = np.full(2 * COUNT, Status.OK, np.uint8)

@@ -123,8 +123,8 @@ def test_a_panel_has_a_cell_for_each_figure() -> None:
     ).record()
     assert record["rows"] == 70
     assert record["shape"] == [3, 4, 4]
-    given = record["linear_reference_given_text"]
-    assert given == {"value": None, "low": None, "high": None, "why": "a column of ids"}
+    cell = record["linear_reference_given_text"]
+    assert cell == {"value": None, "low": None, "high": None, "why": "a column of ids"}
     for name in ("linear_reference", "linear_reference_training", "viv", "lds", "effective_rank"):
         assert record[name]["low"] <= record[name]["value"] <= record[name]["high"]
     levels = record["linear_reference_by_sigma"]
