@@ -23,11 +23,14 @@ Schedules = Mapping[
 
 @dataclass
 class _Watcher:
+    rows: int
     structure: Structure
     neighbours: Neighbours | None
 
     def part(self, part: Part) -> None:
         self.structure.add(part)
+        if part.first + len(part.mean) == self.rows:  # before the spectra, which take longest
+            self.structure.refuse_constant()
 
     def frequency(self, weight: float, spectrum: Spectrum) -> None:
         if self.neighbours is not None:
@@ -87,11 +90,10 @@ def panel(
         sigmas,
         text,
         together=together,
-        watcher=_Watcher(structure, neighbours),
+        watcher=_Watcher(rows.count, structure, neighbours),
         advance=advance,
     )
     means, deviations = structure.channels()
-    structure.refuse_constant()
     figures = {"posterior_share": structure.posterior_share()}
     figures |= reference_figures(references, schedules, no_text)
     figures |= {
