@@ -257,7 +257,7 @@ def affordable(channels: int) -> int:
 
 def at_once(rows: LatentRows, memory: int = MEMORY) -> int:
     """Returns how many frequencies' transforms there is room for."""
-    return max(1, memory // (8 * rows.count * rows.shape[0]))
+    return max(1, memory // (8 * max(1, rows.count) * rows.shape[0]))
 
 
 def work(rows: LatentRows, most: int | None = None) -> int:

@@ -143,6 +143,9 @@ def test_what_cannot_be_compared_is_refused(columns: list[str], tmp_path: Path) 
         probe(columns[:1], columns[0])
     with pytest.raises(BadStatistics, match=r"first: found 20 rows, expected at least 64"):
         probe(columns[:1], rows=20)
+    infinite = [np.full((2, 5), 0x7F80, np.uint16)] * ROWS  # in bfloat16: no row is valid
+    with pytest.raises(BadStatistics, match=r"first: found 0 rows, expected at least 64"):
+        probe(columns[:1], str(write(tmp_path / "infinite", "tokens", infinite)))
     with pytest.raises(BadRequest, match="at most 8,192"):
         probe(columns[:1], rows=10_000)
     constant = latents(4)
