@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .estimates import GROUPS, Estimate, Floats, estimate, group_of, without_each
+from .estimates import GROUPS, Estimate, Floats, estimate, group_of, no_figure, without_each
 from .reference import ErrorSums
 from .rows import LatentRows, Part
 from .text import folds, residual_maker, sketch
@@ -154,6 +154,8 @@ class References:
 
     def high_share(self) -> Estimate:
         """Returns the share of the variance at frequencies above half of the highest along an axis."""
+        if self.frequencies[1] == 1:
+            return no_figure("a grid of 1 x 1 has one frequency")
         return estimate(self.plain.power[:, 1] / self.plain.power[:, 0])
 
 

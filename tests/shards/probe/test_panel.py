@@ -133,6 +133,14 @@ def test_a_panel_has_a_cell_for_each_figure() -> None:
     assert record["linear_reference"]["value"] == pytest.approx(mean)
 
 
+def test_a_grid_of_one_place_has_no_figures_of_structure_in_space() -> None:
+    record = panel(ArrayRows(white(70, (3, 1, 1))), {"fixed": SIGMAS}).record()
+    for name in ("lds", "high_frequency_share"):
+        assert record[name]["value"] is None
+        assert "a grid of 1 x 1 has" in record[name]["why"]
+    assert record["linear_reference"]["value"] > 0
+
+
 def test_groups_are_equal_captions_or_parts_of_keys(tmp_path: Path) -> None:
     source = Source("toy", (("0.tar", 1),), 2048)
     spec = moments_spec(1, source.fingerprint)
