@@ -129,9 +129,8 @@ def status_of(column: Column, row: int) -> Status:
     if shard >= len(rows) or place >= rows[shard]:
         least = min(shard, len(rows) - 1)
         first = least * column.layout.shard_rows
-        raise BadRequest(
-            f"--rows: {column.path} has no row {row}; shard {least} has rows {first} to {first + rows[least] - 1}"
-        )
+        held = f"rows {first} to {first + rows[least] - 1}" if rows[least] else "no rows"
+        raise BadRequest(f"--rows: {column.path} has no row {row}; shard {least} has {held}")
     return Status(int(column.status(np.array([row]))[0]))
 
 

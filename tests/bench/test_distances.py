@@ -1,5 +1,7 @@
 """The benchmark of distances at toy size: each one is measured. Nothing is timed."""
 
+from __future__ import annotations
+
 import argparse
 import json
 from pathlib import Path

@@ -1,5 +1,7 @@
 """The benchmark of the probe at toy size: that it measures. Nothing is timed."""
 
+from __future__ import annotations
+
 import argparse
 import json
 from pathlib import Path

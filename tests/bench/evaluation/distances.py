@@ -6,6 +6,8 @@
 Features are random, as wide as Inception's. FID of few pictures is timed too, where nobody should take it.
 """
 
+from __future__ import annotations
+
 import argparse
 from functools import partial
 from pathlib import Path

@@ -179,6 +179,7 @@ def test_a_damaged_row_is_said_in_its_cell(cache: Path, tmp_path: Path) -> None:
     ("flags", "message"),
     [
         (["--rows", "0,5"], "has no row 5; shard 0 has rows 0 to 4"),
+        (["--rows", "3072"], "has no row 3072; shard 2 has no rows"),
         (["--rows", "1,0-3"], "row 1 is named twice"),
         (["--rows", "3-1"], "from the lower to the higher"),
         (["--rows", "9" * 15], "has no row"),
