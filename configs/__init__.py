@@ -28,7 +28,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from .kinds import of_another_kind
+from .kinds import WORDS, of_another_kind
 
 __all__ = [
     "ConfigError",
@@ -96,7 +96,7 @@ def load(
     values = {} if path is None else _read_with_base(Path(path))
     for override in overrides:
         values = _merge(values, _override(override))
-    where = "the command line" if path is None else str(path)
+    where = WORDS if path is None else str(path)
     return _checked(model, values, where, takes_words)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+WORDS = "the command line"  # where values are from, in place of a YAML
 # of each kind: the keys that tell it, and the command that takes it
 KINDS = {
     "an encode config": ({"root", "sources", "columns"}, "python -m encode run"),
@@ -22,5 +23,7 @@ def of_another_kind(known: Collection[str], values: Any, where: str) -> str:
     others = [kind for kind, (own, _) in KINDS.items() if len(own & keys) > 1]
     if len(expected) != 1 or len(others) != 1 or KINDS[expected[0]][0] & keys:
         return ""
-    command = f"{KINDS[others[0]][1]} {where}"
+    command = KINDS[others[0]][1]
+    if where != WORDS:
+        command += f" {where}"
     return f"{where} is {others[0]}, expected {expected[0]}. `{command}` takes it"

@@ -153,6 +153,13 @@ def test_a_config_of_another_package_is_said_to_be_one(name: str, model: type[St
     assert str(error.value) == f"{path} is {kind}, expected {expected}. `{command} {path}` takes it"
 
 
+def test_words_of_another_package_name_its_command_alone() -> None:
+    with pytest.raises(ConfigError) as error:
+        configs.load(TrainConfig, None, ["root=cache", "sources={a: b.tar}", "columns={}"])
+    message = "the command line is an encode config, expected a training config. `python -m encode run` takes it"
+    assert str(error.value) == message
+
+
 def test_words_are_named_where_the_command_line_takes_them(tmp_path: Path) -> None:
     path = write(tmp_path, "image: {class: x}")
     with pytest.raises(ConfigError, match="image.quality=VALUE on the command line"):

@@ -269,8 +269,11 @@ class EmaConfig(Strict):
     @field_validator("power")
     @classmethod
     def _power(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value and not value[0] < value[1]:
-            raise ValueError(f"found {value[0]:g} and {value[1]:g}, expected the shorter one first")
+        if value and not (value[0] < value[1] and f"{value[0]:g}" != f"{value[1]:g}"):
+            raise ValueError(
+                f"found {value[0]} and {value[1]}, expected the shorter one first, other in six digits: by these their "
+                "files are named"
+            )
         return value
 
 

@@ -3,7 +3,8 @@
     versions   of Python and the packages that compute; recorded, never a difference
     study      the YAML as it is resolved; seeds, scorers and flags are in it
     columns    {folder or url: digest, complete}: what of the caches was trained on
-    commands   {node: its command}; on how many processes is recorded, never a difference
+    commands   {node: its command, with OUT for the study's folder}; on how many processes is recorded, never
+               a difference
     outputs    {path below OUT, or path: sha256} of weights that are sampled, of sets of pictures (all their
                files and settings), and of scores with their items
 
@@ -40,6 +41,7 @@ PACKAGES = (
     "latentbank", "torch", "numpy", "diffusers", "transformers", "deepspeed", "zarr", "scipy", "pillow",
 )  # fmt: skip
 ABSENT = "absent"  # in place of the digest of what is not there
+OUT = "OUT"  # in place of the study's folder, which may be moved
 
 
 def write_lock(study: Study) -> Path:
@@ -56,7 +58,9 @@ def record_of(study: Study) -> Json:
         "versions": versions(),
         "study": _resolved(study),
         "columns": {place: _column(place) for place in _columns(study)},
-        "commands": {node.id: list(node.command) for node in nodes},
+        "commands": {
+            node.id: [word.replace(str(study.out), OUT) for word in node.command] for node in nodes
+        },
         "outputs": dict(sorted(_outputs(study, nodes))),
     }
 

@@ -10,7 +10,7 @@ import pytest
 from configs import ConfigError, load
 from tests.train.conftest import tiny_config
 from train.__main__ import main
-from train.config import DataConfig, DataShape, TrainConfig, run_folder
+from train.config import DataConfig, DataShape, EmaConfig, TrainConfig, run_folder
 
 MIXED = ["root=/cols", "sources={long: 0.6, short: 0.4}", "latents=flux", "text=gemma"]
 
@@ -120,3 +120,10 @@ def test_reading_processes_are_gone() -> None:
     assert data("latents=a", "text=b", "workers=0") == data("latents=a", "text=b")
     with pytest.raises(ConfigError, match="found 4, but reading processes are gone.*Remove it"):
         data("latents=a", "text=b", "workers=4")
+
+
+@pytest.mark.parametrize("lengths", [(0.1, 0.05), (0.1, 0.1), (0.1, 0.10000001)])
+def test_lengths_of_averages_whose_files_would_have_one_name(lengths: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="the shorter one first, other in six digits"):
+        EmaConfig(power=lengths)
+    assert EmaConfig(power=(0.1, 0.10001)).power == (0.1, 0.10001)

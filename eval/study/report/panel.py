@@ -115,9 +115,14 @@ def _reconstructions(folders: Mapping[str, Path]) -> list[Json]:
     scores = {}
     for entry, folder in folders.items():
         images = folder / "reconstruction"
-        scores[entry] = results.read_all(images if images.is_dir() else folder)
-        if not scores[entry]:
-            log.warning("panel.reconstructions: %s: found no score in %s", entry, folder)
+        try:
+            scores[entry] = results.read_all(images if images.is_dir() else folder)
+        except (EvalError, ShardsError, OSError) as error:  # the verdict does not depend on them
+            log.warning("panel.reconstructions: %s: %s", entry, error)
+            scores[entry] = {}
+        else:
+            if not scores[entry]:
+                log.warning("panel.reconstructions: %s: found no score in %s", entry, folder)
     shared = [
         name for name in next(iter(scores.values()), {}) if all(name in s for s in scores.values())
     ]

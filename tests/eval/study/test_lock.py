@@ -38,7 +38,7 @@ def test_what_a_lock_holds(study: Study) -> None:
         f"images/flux-seed0/step-00000100/scores/{PRIMARY}.json"
     ] == sha256_file(score)
     assert any(
-        command[:4] == ["python", "-m", "train", str(study.config_path("flux"))]
+        command[:4] == ["python", "-m", "train", "OUT/configs/flux.yaml"]
         for command in record["commands"].values()
     )
     before = (study.out / FILE).read_bytes()
@@ -96,8 +96,11 @@ def test_a_moved_folder_is_the_same_study(tmp_path: Path) -> None:
     study = fill(open_study(tmp_path), (0.0, 0.5))
     write_lock(study)
     shutil.move(study.out, tmp_path / "moved")
-    faults, _ = verify(Study.open(study.path, tmp_path / "moved"))
-    assert all(fault.startswith("commands:") for fault in faults)  # they name the folder
+    moved = Study.open(study.path, tmp_path / "moved")
+    assert verify(moved) == ([], [])
+    shutil.rmtree(moved.set_folder("e2e", 1, 100))
+    faults, _ = verify(moved)
+    assert faults[0] == "outputs: images/e2e-seed1/step-00000100: missing"
 
 
 def test_other_numbers_of_processes_are_the_same_study(

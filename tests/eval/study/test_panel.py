@@ -124,6 +124,12 @@ def test_reconstructions_without_scores_are_said(
     study = fill(open_study(tmp_path, panel=folders), (0.0, 0.5))
     assert report(study, pictures=0)["panel"]["figures"] == []
     assert f"reconstructions: flux: found no score in {tmp_path / 'absent'}" in caplog.text
+    images = make_set(tmp_path / "absent/reconstruction")
+    make_score(images, "psnr", make_items(np.full(len(PROMPTS.items), 20.0)))
+    (images / "scores/psnr.json").write_text("{")  # the verdict does not depend on it
+    assert report(study, pictures=0)["panel"]["figures"] == []
+    assert "reconstructions: flux: " in caplog.records[-1].message
+    assert "psnr.json" in caplog.records[-1].message
 
 
 def test_reconstructions_of_no_entry_are_refused(tmp_path: Path) -> None:
