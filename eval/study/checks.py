@@ -19,10 +19,11 @@ from train.run import initial_model, model_config, refuse_narrow, with_sizes
 from ..errors import BadStudy, NotPaired
 from ..images.checks import read_manifest
 from ..prompts.benchmarks import find
+from .earlier import refuse_changed, take_over
 from .encoders import check_classes, check_encoders, places
 from .flags import generate_settings, scorer_settings
 from .graph import Node, nodes_of
-from .reuse import FROM_ENCODER, Existing, column_exists, refuse_changed, take_over
+from .reuse import FROM_ENCODER, Existing, column_exists
 from .study import Study
 
 Json = dict[str, Any]

@@ -110,8 +110,8 @@ def _report_flags(parser: argparse.ArgumentParser) -> None:
 
 def _report(args: argparse.Namespace) -> None:
     from .checks import check_sets
+    from .earlier import refuse_changed, take_over
     from .report.page import report
-    from .reuse import refuse_changed, take_over
     from .study import Study
 
     study = take_over(Study.open(args.study, args.out))

@@ -29,9 +29,10 @@ from train.checkpoints.snapshots import EmaLengthRefused, files_of_length
 
 from ..errors import BadStudy, EvalError
 from ..images.imageset import ImageSetReader
+from .earlier import take_over
 from .encoders import places
 from .graph import Node, nodes_of
-from .reuse import Existing, take_over
+from .reuse import Existing
 from .study import Study
 
 Json = dict[str, Any]

@@ -9,16 +9,13 @@ others as they are.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import isclose
 from pathlib import Path
 from typing import Any
 
-import configs
 from shards import (
     Column,
     IncompleteColumn,
@@ -36,7 +33,7 @@ from train.checkpoints.snapshots import EmaLengthRefused, digest_of_length, refu
 from train.config import TrainConfig
 from train.run import expected_record
 
-from ..errors import BadPrompts, BadScores, EvalError, StudyChanged
+from ..errors import BadPrompts, BadScores, EvalError
 from ..images.checks import difference_text, read_manifest
 from ..images.runs import Run
 from ..prompts.benchmarks import find
@@ -45,7 +42,7 @@ from ..scores import results
 from ..scores.aggregate import means_of
 from ..scores.results import Score
 from .flags import generate_settings
-from .graph import Node, generate_id, train_id
+from .graph import Node
 from .study import Study
 
 Json = dict[str, Any]
@@ -53,10 +50,7 @@ PROGRESS = {"step", "position"}  # of a training: a longer run has the steps of 
 # of a text encoder in the step, which is not loaded here; TABLE is of the weights that a run starts from
 FROM_ENCODER = ("model.text_width", "data.text_encoder")
 ROUNDING = ("batch_size", "threads")  # settings of a set that change rounding only
-SETS_DEEP, RUNS_DEEP = 3, 2  # levels of folders below `reuse`
 THEN = "{} there, {} now"
-MOST_LINES = 6  # of differences that a message names
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -87,7 +81,7 @@ class Existing:
         run = self.study.run_folder(entry, seed, phase)
         wanted = self.study.train_config(entry, seed, phase)
         file = self.weights_file(entry, phase)
-        return _has_steps(run, wanted, file) and self.run_differences(entry, seed, phase, run) == []
+        return has_steps(run, wanted, file) and self.run_differences(entry, seed, phase, run) == []
 
     def score_names(self, node: Node) -> list[str]:
         """Returns the names of the scores that a node made of the pictures that are there now."""
@@ -267,35 +261,19 @@ def column_identity(place: str) -> Json:
     return dict(store.unseal("column.json", COLUMN, VERSION)["identity"])
 
 
-def _has_steps(run: Path, config: TrainConfig, file: str) -> bool:
+def has_steps(run: Path, config: TrainConfig, file: str) -> bool:
     """Whether a run has the checkpoints that a study samples from, and the last, with these weights."""
     wanted = {*config.save_at, config.steps}
-    return all(_is_saved(run / "checkpoints" / f"step-{step:08d}", file) for step in wanted)
+    return all(is_saved(run / "checkpoints" / f"step-{step:08d}", file) for step in wanted)
 
 
-def _is_saved(checkpoint: Path, file: str) -> bool:
+def is_saved(checkpoint: Path, file: str) -> bool:
     """Whether a checkpoint has these weights, by their size: the digest is checked when they are read."""
     try:
         entry = manifest_of(checkpoint)["files"][file]
         return bool((checkpoint / file).stat().st_size == entry["bytes"])
     except (CheckpointError, ShardsError, KeyError, OSError):
         return False
-
-
-def _beyond(run: Path, config: TrainConfig, file: str) -> str:
-    """Returns that a run has no checkpoint of a wanted step and has one of a later; else nothing.
-    A training goes on from its newest checkpoint, and so cannot save the step any more."""
-    folders = steps(run / "checkpoints")
-    names = (path.name.removeprefix("step-") for path in folders if _is_saved(path, file))
-    saved = {int(name) for name in names if name.isdecimal()}
-    wanted = {*config.save_at, config.steps} - saved
-    absent = sorted(step for step in wanted if step < max(saved, default=0))
-    if not absent:
-        return ""
-    listed = ", ".join(f"{step:,}" for step in absent)
-    return (
-        f"no checkpoint of step {listed} there, and the training is already at step {max(saved):,}"
-    )
 
 
 def recorded_digest(folder: Path) -> str | None:
@@ -345,105 +323,3 @@ def read_whole(path: Path) -> Score:
     ):
         raise BadScores(f"{path}: its items do not add up to it. Score the set again")
     return score
-
-
-# Made before --------------------------------------------------------------------------------------
-
-
-def refuse_changed(study: Study) -> None:
-    """Raises StudyChanged where the study's own folders hold runs or sets of another study, or runs
-    that are beyond a step which is still to be saved.
-    """
-    existing, lines = Existing(study), []
-    for entry in study.entries:
-        for seed in study.seeds:
-            for phase in range(len(study.parts(entry))):
-                run = study.own_run_folder(entry, seed, phase)
-                if differ := existing.run_differences(entry, seed, phase, run):
-                    lines += [f"{run}:", *(f"  {line}" for line in differ[:MOST_LINES])]
-                elif line := _beyond(
-                    run, study.train_config(entry, seed, phase), existing.weights_file(entry, phase)
-                ):
-                    lines += [f"{run}:", f"  {line}"]
-            for step in study.steps:
-                folder = study.own_set_folder(entry, seed, step)
-                if differ := existing.set_differences(entry, seed, step, folder):
-                    lines += [f"{folder}:", *(f"  {line}" for line in differ[:MOST_LINES])]
-    if lines:
-        title = f"{study.path} says something else than what was made in {study.out}:"
-        advice = "Go back to the former settings, move these away to make them again, or name another --out"
-        raise StudyChanged("\n  ".join([title, *lines]) + f"\n{advice}")
-
-
-def take_over(study: Study) -> Study:
-    """Returns the study with the runs and sets made by hand that fit where it has none of its own."""
-    study = replace(study, hand_runs={}, hand_sets={})
-    folders = study.reuse
-    for folder in study.config.reuse or ():
-        if not folder.is_dir():
-            log.warning(
-                "%s: reuse: found no folder %s: nothing of it is taken over", study.path, folder
-            )
-    existing = Existing(study)
-    by_seed: dict[Any, list[Path]] = {}
-    for run in _below(folders, "config.yaml", RUNS_DEEP, study.out):
-        with suppress(configs.ConfigError):
-            seed = configs.read_yaml(run / "config.yaml").get("seed")
-            by_seed.setdefault(seed if isinstance(seed, int) else None, []).append(run)
-    for entry in study.entries if by_seed else ():
-        for seed in study.seeds:
-            for phase in range(len(study.parts(entry))):
-                _take_run(existing, entry, seed, phase, by_seed.get(seed, ()))
-    sets: dict[Any, list[Path]] = {}
-    for folder in _below(folders, "manifest.json", SETS_DEEP, study.out):
-        with suppress(EvalError, ShardsError, OSError):  # of a checkpoint, too
-            manifest = read_manifest(folder / "manifest.json")
-            if manifest["complete"]:
-                sets.setdefault(manifest["settings"].get("weights"), []).append(folder)
-    by_hand = {}
-    for entry in study.entries if sets else ():
-        for seed in study.seeds:
-            for step in study.steps:
-                if recorded_digest(study.own_set_folder(entry, seed, step)) is None:
-                    for folder in sets.get(existing.weights(entry, seed, step) or "", ()):
-                        if existing.set_differences(entry, seed, step, folder) == []:
-                            by_hand[entry, seed, step] = folder
-    return replace(existing.study, hand_sets=by_hand)
-
-
-def _take_run(existing: Existing, entry: str, seed: int, phase: int, runs: Sequence[Path]) -> None:
-    """Puts the first run that fits into the study, unless it has one of its own."""
-    study = existing.study
-    config = study.train_config(entry, seed, phase)
-    file = existing.weights_file(entry, phase)
-    if _has_steps(study.own_run_folder(entry, seed, phase), config, file):
-        return
-    whole = [run for run in runs if _has_steps(run, config, file)]
-    if not whole or existing.training(entry, seed, phase) is None:
-        return
-    last = phase == len(study.parts(entry)) - 1
-    for run in whole:
-        with suppress(ValueError):  # of another release
-            manifest = existing.newest(run)
-            if manifest is None or not (last or manifest["step"] == config.steps):
-                continue  # the next phase would start from its newest checkpoint
-            if existing.run_differences(entry, seed, phase, run) == []:
-                by_hand = {**study.hand_runs, (entry, seed, phase): run}
-                existing.study = replace(study, hand_runs=by_hand)
-                return
-
-
-def _below(folders: Sequence[Path], name: str, deep: int, own: Path) -> Iterator[Path]:
-    """Yields the folders at most so deep that hold a file of this name, but those of the study itself."""
-    for folder in folders:
-        for level in range(1, deep + 1):
-            for path in sorted(folder.glob("/".join(["*"] * level + [name]))):
-                if own.resolve() not in path.resolve().parents:
-                    yield path.parent
-
-
-def taken_over(study: Study) -> Mapping[str, Path]:
-    """Returns the folders made by hand that are used, by the id of the node that need not run."""
-    runs = {train_id(study, *key): path for key, path in study.hand_runs.items()}
-    sets = {generate_id(*key): path for key, path in study.hand_sets.items()}
-    return runs | sets

@@ -30,9 +30,10 @@ from shards.processes import bound_to, with_this_python
 
 from ..errors import StudyRunning
 from .checks import check_columns, check_pair, check_ranks, check_sets, preflight
+from .earlier import take_over, taken_over
 from .graph import Node, nodes_of, train_id
 from .lock import write_lock
-from .reuse import Existing, take_over, taken_over
+from .reuse import Existing
 from .study import Study
 
 FAILED, HELD = 3, 5  # exit codes: some command failed; a trainer's: another job has its folder

@@ -13,8 +13,9 @@ from shards.column import lease_chain, stale
 from shards.console import next_text, render
 from train.checkpoints.checkpoint import steps
 
+from .earlier import take_over, taken_over
 from .graph import Node, nodes_of
-from .reuse import Existing, read_record, take_over, taken_over
+from .reuse import Existing, read_record
 from .study import Study
 
 

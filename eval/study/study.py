@@ -37,7 +37,7 @@ Set = tuple[str, int, int]  # entry, seed and step
 class Study:
     """A study's config, put together with the training config that it names.
 
-    `hand_runs` and `hand_sets`: folders made by hand that fit, which `reuse.take_over` finds.
+    `hand_runs` and `hand_sets`: folders made by hand that fit, which `earlier.take_over` finds.
     """
 
     config: StudyConfig

@@ -17,9 +17,10 @@ from shards.console import counted, duration_text, render, size_text
 from train.plan import Efficiency, gpu_named
 
 from ...errors import StudyChanged
+from ..earlier import refuse_changed, take_over, taken_over
 from ..flags import generate_settings, scorer_settings
 from ..graph import Kind, nodes_of
-from ..reuse import Existing, read_record, refuse_changed, take_over, taken_over
+from ..reuse import Existing, read_record
 from ..study import Study
 from .cost import Assumptions, Costs, NodeCost
 from .disk import Room, rooms

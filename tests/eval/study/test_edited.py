@@ -12,8 +12,8 @@ import pytest
 
 from eval.errors import StudyChanged
 from eval.study.checks import preflight
+from eval.study.earlier import refuse_changed
 from eval.study.report.sets import recorded_names
-from eval.study.reuse import refuse_changed
 from eval.study.status import states
 from eval.study.study import Study
 from tests.eval.study.small_study import study_yaml

@@ -21,8 +21,9 @@ import configs
 from eval.errors import BadPrompts, BadStudy, NotPaired, StudyChanged, StudyRunning
 from eval.images.checks import read_manifest
 from eval.study.checks import check_differ, check_pair, check_sets, preflight, refuse_unpaired
+from eval.study.earlier import refuse_changed
 from eval.study.graph import nodes_of
-from eval.study.reuse import Existing, refuse_changed
+from eval.study.reuse import Existing
 from eval.study.runner import Runner, alone, write_configs
 from eval.study.status import states, status
 from eval.study.study import Study

@@ -22,10 +22,11 @@ from eval.study.checks import (
     check_ranks,
 )
 from eval.study.config import flag_words
+from eval.study.earlier import take_over
 from eval.study.encoders import check_classes, check_encoders
 from eval.study.flags import generate_settings
 from eval.study.graph import Node, nodes_of
-from eval.study.reuse import Existing, take_over
+from eval.study.reuse import Existing
 from eval.study.study import Study, scored_steps
 from tests.shards.toy import moments_spec, write_column
 from train.config import TrainConfig, run_folder

@@ -14,11 +14,12 @@ from PIL import Image
 from encode.errors import ModelNotUsable
 from eval.errors import BadStudy, NoSpace
 from eval.study.checks import preflight
+from eval.study.earlier import take_over, taken_over
 from eval.study.encoders import check_encoders
 from eval.study.lock import verify
 from eval.study.plan.cost import Assumptions
 from eval.study.plan.plan import plan_existing
-from eval.study.reuse import column_identity, take_over, taken_over
+from eval.study.reuse import column_identity
 from eval.study.study import Study
 from shards import open_join, sha256_file
 from shards.format.atomic import seal
