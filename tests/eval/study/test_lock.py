@@ -15,7 +15,7 @@ from eval.study.lock import FILE, record_of, verify, versions, write_lock
 from eval.study.study import Study
 from shards import CorruptColumn, sha256_file
 from tests.eval.study.handmade import PRIMARY, fill, open_study
-from tests.eval.study.test_panel import make_study
+from tests.eval.study.page.test_panel import make_study
 
 
 @pytest.fixture
