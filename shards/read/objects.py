@@ -23,13 +23,15 @@ from ..format.layout import ArraySpec, ColumnSpec
 from ..store.base import Handle, Store
 
 OPEN_FILES = 4  # of a column at least; all of a process share half of what it may open
+REMOTE_HANDLES = 1 << 17  # of a column: they hold no descriptor, but half a kilobyte of memory each
 INDEX_BYTES = 1 << 26  # of the chunk indexes that are kept of a column with a codec
 MOST_COMPRESSED = 256  # lz4 packs no tighter
 HINT_GAP = 1 << 16  # ranges closer than this are one to the disk
 
 Ints = NDArray[np.int64]
 
-_ALIVE: WeakSet[ValueObjects] = WeakSet()  # of this process, but for those that were closed
+# of folders, in this process, but for those that were closed
+_ALIVE: WeakSet[ValueObjects] = WeakSet()
 
 
 class Places(NamedTuple):
@@ -57,7 +59,12 @@ class ValueObjects:
         self._arrays = spec.arrays()
         self._checked: set[int] = set()
         self._edges: dict[int, NDArray[np.uint64]] = {}
-        _ALIVE.add(self)
+        self._count_in()
+
+    def _count_in(self) -> None:
+        """Takes a share of the files that this process may open, where files it is."""
+        if self.store.folder is not None:
+            _ALIVE.add(self)
 
     # Opening --------------------------------------------------------------------------------------
 
@@ -68,7 +75,9 @@ class ValueObjects:
 
     @property
     def limit(self) -> int:
-        """Files that this column may hold open now."""
+        """Objects that this column may hold open now."""
+        if self.store.folder is None:
+            return REMOTE_HANDLES
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return max(OPEN_FILES, min(soft // 2, 1 << 17) // max(1, len(_ALIVE)))
 
@@ -102,7 +111,7 @@ class ValueObjects:
                 raise
             self._checked.add(number)
         self.handles[number] = handle
-        _ALIVE.add(self)  # again, if it was closed
+        self._count_in()  # again, if it was closed
         return handle
 
     def _open(self, number: int) -> Handle:

@@ -61,6 +61,13 @@ class Server:
         """Uploads in parts that were neither completed nor ended."""
         return len(self.backend.buckets[BUCKET].multiparts)
 
+    def take(self, folder: Path, url: str) -> None:
+        """Holds the files of a folder as objects below a url, without a request for each."""
+        prefix = url.removeprefix(f"s3://{BUCKET}/")
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = path.relative_to(folder).as_posix()
+            self.backend.put_object(BUCKET, f"{prefix}/{name}", path.read_bytes())
+
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
