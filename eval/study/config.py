@@ -184,7 +184,7 @@ class StudyConfig(Strict):
     generate: Flags = {}
     # steps that are scored: how many, equally spaced in log samples over the last decade and ending
     # with the last; or the steps themselves
-    checkpoints: Size | Annotated[tuple[Size, ...], Field(min_length=1)] = 1
+    checkpoints: Size | Annotated[tuple[Size, ...], Field(min_length=1)] = 8
     # the encode config that an entry's `encoder` is put into
     encode: LocalPath = Path("configs/encode/base/blip3o.yaml")
     # processes of a training; None: the visible GPUs that a job has, else 1

@@ -31,7 +31,7 @@ def refuse_changed(study: Study) -> None:
     """Raises StudyChanged where the study's own folders hold runs or sets of another study, or runs
     that are beyond a step which is still to be saved.
     """
-    existing, lines = Existing(study), []
+    existing, lines, passed = Existing(study), [], False
     for entry in study.entries:
         for seed in study.seeds:
             for phase in range(len(study.parts(entry))):
@@ -42,6 +42,7 @@ def refuse_changed(study: Study) -> None:
                     run, study.train_config(entry, seed, phase), existing.weights_file(entry, phase)
                 ):
                     lines += [f"{run}:", f"  {line}"]
+                    passed = True
             for step in study.steps:
                 folder = study.own_set_folder(entry, seed, step)
                 if differ := existing.set_differences(entry, seed, step, folder):
@@ -49,7 +50,22 @@ def refuse_changed(study: Study) -> None:
     if lines:
         title = f"{study.path} says something else than what was made in {study.out}:"
         advice = "Go back to the former settings, move these away to make them again, or name another --out"
+        if passed and (former := _former_checkpoints(study)):
+            before = f"say `checkpoints: {former}`, as the study said when it last ran"
+            advice = f"To go on with what exists {before}. {advice}"
         raise StudyChanged("\n  ".join([title, *lines]) + f"\n{advice}")
+
+
+def _former_checkpoints(study: Study) -> str:
+    """Returns the `checkpoints` of a study's last run, as its YAML would say them; nothing where they
+    are as they are now, or no run has left a study.yaml.
+    """
+    try:
+        former = configs.read_yaml(study.out / "study.yaml").get("checkpoints")
+    except configs.ConfigError:
+        return ""
+    now = study.config.model_dump(mode="json")["checkpoints"]
+    return "" if former in (None, now) else str(former)
 
 
 def _beyond(run: Path, config: TrainConfig, file: str) -> str:

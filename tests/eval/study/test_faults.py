@@ -126,6 +126,10 @@ def test_a_step_that_a_training_has_passed_is_named_before_anything_runs(made: P
     """The training of `plain` is at step 6, and step 1 is not there any more."""
     with pytest.raises(StudyChanged, match=r"no checkpoint of step 1 there(.|\n)*at step 6"):
         preflight(opened(made, checkpoints=[1, 6]))
+    assert states(opened(made, checkpoints=1))["train/plain/seed0"]
+    advice = "To go on with what exists say `checkpoints: 1`, as the study said when it last ran"
+    with pytest.raises(StudyChanged, match=advice):
+        refuse_changed(opened(made, checkpoints=8))
     shorter = opened(made, **{"with": ["steps=5"]})
     with pytest.raises(StudyChanged, match="no checkpoint of step 5 there"):
         refuse_changed(shorter)

@@ -45,6 +45,7 @@ STUDY: dict[str, Any] = {
     "prompts": "prompts.json",
     "scorers": ["demo-acc", {"demo-fd": {"reference": "real", "allow-few": True}}],
     "ranks": 1,
+    "checkpoints": 1,
 }
 
 
@@ -283,6 +284,11 @@ def test_the_folders_are_those_of_the_trainers_rule() -> None:
     loaded = configs.load(TrainConfig, path, ["seed=2"])
     assert loaded == fair.train_config("equi", 2)
     assert run_folder(loaded, path) == fair.run_folder("equi", 2)
+
+
+def test_eight_steps_are_scored_unless_the_study_says_otherwise() -> None:
+    """Equally spaced in log samples from a tenth of the training on: each is 10 ** (1 / 7) times the one before."""
+    assert study(checkpoints=None).steps == (100, 139, 193, 268, 373, 518, 720, 1000)
 
 
 def test_scored_steps() -> None:

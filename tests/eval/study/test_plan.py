@@ -46,6 +46,7 @@ def small(tmp_path: Path, train: dict[str, Any] = SMALL, **values: Any) -> Study
     study = {
         "train": str(tmp_path / "train.yaml"), "entries": SMALL_ENTRIES,
         "prompts": str(tmp_path / "prompts.txt"), "scorers": ["demo-acc"], "ranks": 1,
+        "checkpoints": 1,
     }  # fmt: skip
     path = tmp_path / "fair.yaml"
     path.write_text(yaml.safe_dump(study | values))
@@ -65,23 +66,24 @@ def test_the_reference_without_columns(
         "--price", "2", "--samples", "27_200_000,4_800_000", "--tokens", "256", "--json", str(path),
     ]  # fmt: skip
     assert not main(words)
-    out, record = capsys.readouterr().out, json.loads(path.read_text())
+    out, record = " ".join(capsys.readouterr().out.split()), json.loads(path.read_text())
     # 1,081 GPU hours a training: test_the_reference_run_on_h100s
     assert record["train"]["gpu_hours"] == pytest.approx(6 * 1081, rel=2e-3)
     assert record["encode"]["gpu_hours"] == pytest.approx(
         2 * ROWS * 272.9e9 / (0.25 * 989e12) / 3600
     )
     assert record["encode"]["bytes"] == pytest.approx(2 * ROWS * 65_536, rel=0.03)
-    # the scored step, three others and one being written, of six fp32 values a parameter
-    assert record["train"]["bytes"] == 6 * 5 * 24 * P
+    # eight scored steps, three others and one being written, of six fp32 values a parameter
+    assert record["train"]["bytes"] == 6 * 12 * 24 * P
     assert record["pictures_a_set"] == 553 * 4
     # 1.00 TFLOP a pass at 256 tokens, of which prompts have few
     passes = 2 * 0.75e12 * 25 * 2212, 2 * 1.0e12 * 25 * 2212
-    sampling = record["generate"]["gpu_hours"] * 3600 * 0.4 * 989e12 / 6
+    sampling = record["generate"]["gpu_hours"] * 3600 * 0.4 * 989e12 / 48
     assert passes[0] < sampling < passes[1]
     assert record["all"]["price"] == pytest.approx(2 * record["all"]["gpu_hours"])
-    assert record["all"]["to_make"] == record["all"]["nodes"] == 1 + 6 + 6 + 6
-    assert "2 entries x 3 seeds, scored at step 500,000, 2,212 pictures a set (geneval)" in out
+    assert record["all"]["to_make"] == record["all"]["nodes"] == 1 + 6 + 48 + 48
+    assert "2 entries x 3 seeds, scored at step 50,000, 69,475, 96,535, " in out
+    assert "500,000, 2,212 pictures a set (geneval)" in out
     assert "no latent columns yet, so their sizes are assumed: flux-256, flux-e2e-256 (such" in out
     assert "does not make (`python -m encode run`): gemma-2b (such as /data" in out
 
