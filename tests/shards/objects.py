@@ -1,18 +1,14 @@
-"""A real S3 protocol server on loopback, and a proxy before it that misbehaves."""
+"""A real S3 protocol server on loopback; tests/proxy has one that misbehaves."""
 
 from __future__ import annotations
 
 import io
 import logging
 import re
-import socket
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -101,93 +97,3 @@ def url(
     point_to(monkeypatch, server.port)
     monkeypatch.setenv("LATENTBANK_CACHE", str(tmp_path / "cache"))
     return f"s3://{BUCKET}/{re.sub('[^a-z0-9]+', '-', request.node.name)}"
-
-
-Request = tuple[str, str, str]  # method, path with query, range
-ANSWERS = {"503": b"503 Slow Down", "403": b"403 Forbidden"}
-FAULTS = ("503", "cut", "stall", "close", "lost")
-
-
-class Proxy:
-    """Passes requests on, one a connection. `fault` names what befalls a request, or gives None:
-
-    503, 403: that is the answer.            cut: half of the answer comes, then the connection ends.
-    stall: nothing comes, for ever.          close: the connection ends before anything is done.
-    short: an answer of fewer bytes than were asked for, which says so.
-    lost: the request is done, and the connection ends before the answer.      slow: after 0.3 s.
-    """
-
-    def __init__(self, port: int) -> None:
-        self.fault: Callable[[Request, int], str | None] = lambda request, count: None
-        self.seen: dict[Request, int] = {}
-        self.drop: bytes | None = None  # a header that does not get through
-        self._to, self._over = port, threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def gets(self) -> int:
-        """How many reads of bytes came."""
-        return sum(n for (method, _, part), n in self.seen.items() if method == "GET" and part)
-
-    def _accept(self) -> None:
-        with suppress(OSError):  # closed
-            while True:
-                connection, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with connection, suppress(ConnectionError, ValueError, TimeoutError):
-            file = connection.makefile("rb")
-            head = b"".join(iter(file.readline, b"\r\n"))
-            fields = dict(line.lower().split(b": ", 1) for line in head.strip().split(b"\r\n")[1:])
-            body = file.read(int(fields.get(b"content-length", 0)))
-            method, path, _ = head.partition(b"\r\n")[0].decode().split(" ")
-            request = (method, path, fields.get(b"range", b"").decode())
-            self.seen[request] = self.seen.get(request, 0) + 1
-            fault = self.fault(request, self.seen[request])
-            if fault in ANSWERS:
-                connection.sendall(
-                    b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-                    % ANSWERS[fault]
-                )
-            elif fault == "stall":
-                self._over.wait(60)
-            elif fault != "close":
-                if fault == "slow":
-                    time.sleep(0.3)
-                if self.drop:
-                    lines = head.split(b"\r\n")
-                    head = b"\r\n".join(x for x in lines if not x.lower().startswith(self.drop))
-                with socket.create_connection(("127.0.0.1", self._to)) as server:
-                    server.sendall(head + b"Connection: close\r\n\r\n" + body)
-                    answer = server.makefile("rb").read()
-                if fault == "short":
-                    length = int(re.search(rb"Content-Length: (\d+)", answer)[1])  # type: ignore[index]
-                    header = b"Content-Length: %d" % (length - 1)
-                    answer = re.sub(rb"Content-Length: \d+", header, answer)[:-1]
-                if fault != "lost":
-                    connection.sendall(answer[: len(answer) // 2] if fault == "cut" else answer)
-
-    def close(self) -> None:
-        self._over.set()
-        self._listener.close()
-
-
-class EachKindOnce:
-    """The first request of every kind fails: of a method, with parameters, for a range, for a
-    temporary object or a final one.
-    """
-
-    def __init__(self, fault: str) -> None:
-        self.fault = fault
-        self.kinds: set[str] = set()
-
-    def __call__(self, request: Request, count: int) -> str | None:
-        method, path, part = request
-        url = urlsplit(path)
-        words = [method, *sorted(parse_qs(url.query, keep_blank_values=True))]
-        words += ["range"] * bool(part) + ["temporary"] * ("/.tmp-" in url.path)
-        new = " ".join(words) not in self.kinds
-        self.kinds.add(" ".join(words))
-        return self.fault if new else None

@@ -27,7 +27,8 @@ from shards.store.object_store import RemoteStore
 from shards.store.open import open_store
 from shards.tools import copy as transfer
 from shards.tools.verify import examine
-from tests.shards.objects import BUCKET, FAULTS, EachKindOnce, Proxy, Server, point_to
+from tests.proxy.server import FAULTS, EachKindOnce, Proxy
+from tests.shards.objects import BUCKET, Server, point_to
 from tests.shards.toy import files_of, moments_spec, row_ids, tokens_spec, write_column
 
 # short enough for a test, long enough for a busy machine
@@ -192,7 +193,7 @@ def put_mine(url: str, i: int) -> bool:
 def test_a_store_that_overwrites_is_refused(proxy: Proxy, url: str, server: Server) -> None:
     """A server that does not know the condition: the proxy takes it out of every request."""
     deaf = Proxy(server.port)
-    deaf.drop = b"if-none-match"
+    deaf.drop = "if-none-match"
     with pytest.MonkeyPatch.context() as monkeypatch:
         point_to(monkeypatch, deaf.port)
         with pytest.raises(StoreError, match="create only where nothing is"):

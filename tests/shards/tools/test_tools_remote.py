@@ -19,7 +19,8 @@ from shards.tools.gc import collect
 from shards.tools.info import information
 from shards.tools.repair import repair
 from shards.tools.verify import deep_digest, examine, logical_digest, verify
-from tests.shards.objects import Proxy, Server
+from tests.proxy.server import Proxy
+from tests.shards.objects import Server
 from tests.shards.toy import STORED, files_of, row_ids, tokens_spec, write_column
 
 

@@ -17,7 +17,8 @@ import yaml
 
 from shards.signals import SIGNALS
 from tests.forks import start_torchrun, wait
-from tests.shards.objects import BUCKET, Proxy, Server, point_to, server  # noqa: F401  # a fixture
+from tests.proxy.server import Proxy
+from tests.shards.objects import BUCKET, Server, point_to, server  # noqa: F401  # a fixture
 from tests.train import faults
 from tests.train.conftest import ROOT, write_config
 from tests.train.faults import saved, scratch, values_of
