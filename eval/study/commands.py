@@ -65,7 +65,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from .runner import FAILED, run
+    from .run.runner import FAILED, run
     from .study import Study
 
     study = Study.open(args.study, args.out, args.jobs)

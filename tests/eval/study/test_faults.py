@@ -24,7 +24,7 @@ from eval.study.checks import check_differ, check_pair, check_sets, preflight, r
 from eval.study.earlier import refuse_changed
 from eval.study.graph import nodes_of
 from eval.study.reuse import Existing
-from eval.study.runner import Runner, alone, write_configs
+from eval.study.run.runner import Runner, alone, write_configs
 from eval.study.status import states, status
 from eval.study.study import Study
 from shards import ShardsError

@@ -17,9 +17,9 @@ import pytest
 
 from encode.config import EncodeConfig
 from encode.run.job import run as encode
-from eval.study import runner
 from eval.study.graph import Node
-from eval.study.runner import Runner, alone
+from eval.study.run import runner
+from eval.study.run.runner import Runner, alone
 from eval.study.status import status
 from eval.study.study import Study
 from shards.signals import stoppable

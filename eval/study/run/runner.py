@@ -28,13 +28,13 @@ from shards.console import Bar, duration_text
 from shards.format import differences
 from shards.processes import bound_to, with_this_python
 
-from ..errors import StudyRunning
-from .checks import check_columns, check_pair, check_ranks, check_sets, preflight
-from .earlier import take_over, taken_over
-from .graph import Node, nodes_of, train_id
-from .lock import write_lock
-from .reuse import Existing
-from .study import Study
+from ...errors import StudyRunning
+from ..checks import check_columns, check_pair, check_ranks, check_sets, preflight
+from ..earlier import take_over, taken_over
+from ..graph import Node, nodes_of, train_id
+from ..lock import write_lock
+from ..reuse import Existing
+from ..study import Study
 
 FAILED, HELD = 3, 5  # exit codes: some command failed; a trainer's: another job has its folder
 LEASE_SECONDS = 180  # that a command waits for a folder which an earlier one, killed, still holds
