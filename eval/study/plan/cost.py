@@ -1,8 +1,8 @@
 """What the nodes of a study take: GPU hours and bytes, by arithmetic, or by what earlier nodes took.
 
     encode      rows x FLOPs of the VAE's encoder          values of the column
-    train       samples x FLOPs, as `train plan` counts    checkpoints that the run keeps, one being written
-    generate    pictures x steps x forward passes          pictures
+    train       samples x FLOPs, as `train plan` counts    checkpoints, each in full, and snapshots of averages
+    generate    pictures x steps x forward passes          pictures, as many bytes as a set that exists has
     score       pictures x an assumed time                 -
 
 Decoding pictures, the text encoder's pass over the prompts, saving and starting are left out.
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ from configs import ConfigError
 from encode import EncodeConfig, ModelSpec
 from encode.registry import VAES as NAMED_VAES
 from shards.console import size_text
+from train.checkpoints.snapshots import FOLDER
 from train.config import TrainConfig
 from train.plan import (
     VAES,
@@ -36,7 +38,7 @@ from ...errors import BadPrompts
 from ...prompts.benchmarks import BENCHMARKS, find
 from ..flags import generate_settings
 from ..graph import Node
-from ..reuse import column_exists
+from ..reuse import column_exists, recorded_digest
 from ..study import Study
 
 T = TypeVar("T")
@@ -45,14 +47,15 @@ Phase = tuple[str, int]  # an entry, and the index of its phase
 # asked once; any other is a small network in one pass
 SCORE_SECONDS = {"geneval": 0.2, "dpg": 2.0, "softtifa": 2.0, "genai": 0.3}
 OTHER_SECONDS = 0.02
-# fp32 values of a parameter in a checkpoint: weights, both moments and average as the ranks hold them, and weights
-# and average whole
-CHECKPOINT_VALUES = 6
 PIXEL_BYTES = 2.0  # of a PNG of a picture; an uncompressed one has three
 PROMPT_TOKENS = 20.0  # of a benchmark's prompt, where the prompts are not here
 BYTES_PER_TOKEN = 4.2  # of English prompts
 COLUMN_MARGIN = 1.02  # indices and records beside a column's values
 SIDE = 8  # pixels of a side of the picture that one of the latent stands for
+# what bytes are of, as the plan's JSON names it
+COLUMNS, SCORED, OTHERS, SNAPSHOTS, PICTURES = PARTS = (
+    "columns", "scored_checkpoints", "other_checkpoints", "ema_snapshots", "pictures",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +71,29 @@ class Assumptions:
 
 
 @dataclass(frozen=True)
+class Files:
+    """Files of one part of what a node writes: a column, a checkpoint, a snapshot or a set each."""
+
+    part: str  # of PARTS
+    bytes: float  # of all that are still to be written
+    each: float  # bytes of one
+
+
+@dataclass(frozen=True)
 class NodeCost:
     node: Node
     # None: no GPU is named, and no node of the kind has run
     gpu_hours: float | None
     measured: bool  # by a node of this study, else assumed
-    bytes: float
+    files: tuple[Files, ...]
     place: str  # folder or url below which they go
+
+    @property
+    def bytes(self) -> float:
+        return sum(files.bytes for files in self.files)
+
+
+Cost = tuple[float | None, tuple[Files, ...], str]  # hours, files and place of a node
 
 
 class Costs:
@@ -95,11 +114,11 @@ class Costs:
         measured = self._measured(nodes)
         costs = []
         for node in nodes:
-            hours, size, place = self._by_kind[node.kind](node)
+            hours, files, place = self._by_kind[node.kind](node)
             rate = measured.get(_like(node)) or measured.get((node.kind, node.scorer))
             if rate is not None:
                 hours = rate * self._work(node) * self._ranks(node) / 3600
-            costs.append(NodeCost(node, hours, rate is not None, size, place))
+            costs.append(NodeCost(node, hours, rate is not None, files, place))
         return costs
 
     def _measured(self, nodes: Iterable[Node]) -> dict[tuple[object, ...], float]:
@@ -128,7 +147,7 @@ class Costs:
         return self.study.config.ranks or self.assumptions.gpus
 
     @property
-    def _by_kind(self) -> Mapping[str, Callable[[Node], tuple[float | None, float, str]]]:
+    def _by_kind(self) -> Mapping[str, Callable[[Node], Cost]]:
         return {
             "encode": self._encode, "train": self._train, "generate": self._generate, "score": self._score,
         }  # fmt: skip
@@ -216,23 +235,24 @@ class Costs:
 
     # Kinds of nodes -------------------------------------------------------------------------------
 
-    def _encode(self, node: Node) -> tuple[float | None, float, str]:
+    def _encode(self, node: Node) -> Cost:
         """Returns hours and bytes of the columns that a node makes, of which the study reads some."""
         config, folders = next(
             value for path, value in self.study.encode_configs.items() if str(path) in node.command
         )
-        flops = size = 0.0
+        flops, sizes = 0.0, list[float]()
         for entry, phase in self._phases():
             latents = several(self._config(entry, phase).data.resolved().latents)
             if not set(folders) & set(latents) or all(map(column_exists, latents)):
                 continue
             data = self.data[entry, phase]
             if (rows := self._rows(phase - len(self.study.parts(entry)))) is None:
-                return None, 0.0, config.root
+                return None, (), config.root
             flops += rows * encoder_flops(config, latents[0], data.shape.height * SIDE)
-            size += rows * data.latent_bytes * COLUMN_MARGIN
+            sizes.append(rows * data.latent_bytes * COLUMN_MARGIN)
         gpu, share = self.assumptions.gpu, self.assumptions.efficiency.vae
-        return (flops / gpu.peak / share / 3600 if gpu else None), size, config.root
+        files = Files(COLUMNS, sum(sizes), max(sizes, default=0.0))
+        return (flops / gpu.peak / share / 3600 if gpu else None), (files,), config.root
 
     def _rows(self, from_end: int) -> float | None:
         """Returns the rows of the sources, where the column of some entry or --samples says them."""
@@ -243,14 +263,24 @@ class Costs:
         )
         return next((count for count in rows if count is not None), None)
 
-    def _train(self, node: Node) -> tuple[float | None, float, str]:
+    def _train(self, node: Node) -> Cost:
+        """Returns hours and bytes of a training; the bytes without what its run has written already."""
         plan = self.plans[node.entry, node.phase]
         config = self._config(node.entry, node.phase)
-        size = checkpoint_bytes(plan) * most_checkpoints(config)
-        existing = run_bytes(self.study.run_folder(node.entry, node.seed or 0, node.phase))
-        return plan.gpu_hours, max(0.0, size - existing), str(self.study.out)
+        run = self.study.run_folder(node.entry, node.seed or 0, node.phase)
+        counts, written = files_of_run(config), written_bytes(run, config)
+        each = {
+            SCORED: plan.checkpoint_bytes,
+            OTHERS: plan.checkpoint_bytes,
+            SNAPSHOTS: plan.snapshot_bytes / max(counts[SNAPSHOTS], 1),
+        }
+        files = tuple(
+            Files(part, max(0.0, counts[part] * size - written[part]), size)
+            for part, size in each.items()
+        )
+        return plan.gpu_hours, files, str(self.study.out)
 
-    def _generate(self, node: Node) -> tuple[float | None, float, str]:
+    def _generate(self, node: Node) -> Cost:
         plan = self.plans[node.entry, len(self.study.parts(node.entry)) - 1]
         flags = generate_settings(self.study)
         guided = flags["guidance_scale"] > 1
@@ -259,14 +289,26 @@ class Costs:
         passes = plan.forward.of(1, tokens) + (plan.forward.of(1, 1) if guided else 0.0)
         steps = flags["num_inference_steps"]
         shape = plan.data.shape
-        size = PIXEL_BYTES * shape.height * shape.width * SIDE**2
+        size = self._set_bytes.get(node.entry)
+        if size is None:
+            size = self.pictures * PIXEL_BYTES * shape.height * shape.width * SIDE**2
         gpu, share = self.assumptions.gpu, self.assumptions.efficiency.dit
         hours = self.pictures * steps * passes / gpu.peak / share / 3600 if gpu else None
-        return hours, self.pictures * size, str(self.study.out)
+        return hours, (Files(PICTURES, size, size),), str(self.study.out)
 
-    def _score(self, node: Node) -> tuple[float | None, float, str]:
+    @cached_property
+    def _set_bytes(self) -> dict[str, float]:
+        """Returns the bytes of a set of each entry that has one, with what scorers keep beside the pictures."""
+        study, sizes = self.study, dict[str, float]()
+        for entry, seed, step in product(study.entries, study.seeds, study.steps):
+            folder = study.set_folder(entry, seed, step)
+            if entry not in sizes and recorded_digest(folder) is not None:
+                sizes[entry] = folder_bytes(folder)
+        return sizes
+
+    def _score(self, node: Node) -> Cost:
         seconds = self.pictures * SCORE_SECONDS.get(node.scorer, OTHER_SECONDS)
-        return (seconds / 3600 if self.assumptions.gpu else None), 0.0, str(self.study.out)
+        return (seconds / 3600 if self.assumptions.gpu else None), (), str(self.study.out)
 
     @cached_property
     def _prompts(self) -> tuple[int, float]:
@@ -296,17 +338,19 @@ def _like(node: Node) -> tuple[object, ...]:
     return node.kind, node.scorer, node.entry, node.phase
 
 
-def checkpoint_bytes(plan: RunPlan) -> float:
-    return 4.0 * CHECKPOINT_VALUES * sum(plan.parameters.values())
-
-
-def most_checkpoints(config: TrainConfig) -> int:
-    """Returns how many checkpoints a run has at most: those of `save_at`, the last `keep`, and one that
-    is written before the oldest goes.
+def files_of_run(config: TrainConfig) -> dict[str, int]:
+    """Returns how many checkpoints and snapshots of averages a run has at most: checkpoints of
+    `save_at`, which stay; the last `keep` others, and one that is written before the oldest goes.
     """
-    named = {step for step in config.save_at if step <= config.steps}
+    named = _named(config)
     others = {*range(config.save_every, config.steps + 1, config.save_every), config.steps} - named
-    return len(named) + min(config.keep + 1, len(others))
+    snapshots = min(config.ema.snapshots, config.steps) if config.ema.power else 0
+    return {SCORED: len(named), OTHERS: min(config.keep + 1, len(others)), SNAPSHOTS: snapshots}
+
+
+def _named(config: TrainConfig) -> set[int]:
+    """Returns the steps whose checkpoints stay."""
+    return {step for step in config.save_at if step <= config.steps}
 
 
 def several(value: T | tuple[T, ...]) -> tuple[T, ...]:
@@ -323,10 +367,19 @@ def _listed(columns: Sequence[str]) -> str:
     return f"{', '.join(names)} (such as {columns[0]})"
 
 
-def run_bytes(folder: Path) -> int:
-    """Returns the bytes of the checkpoints that a run has already."""
-    files = folder.glob("checkpoints/step-*/*")
-    return sum(file.stat().st_size for file in files if file.is_file())
+def written_bytes(run: Path, config: TrainConfig) -> dict[str, int]:
+    """Returns the bytes of the checkpoints and snapshots that a run has already."""
+    names = {f"step-{step:08d}" for step in _named(config)}
+    sizes = {SCORED: 0, OTHERS: 0, SNAPSHOTS: 0}
+    for step in run.glob("checkpoints/step-*"):
+        sizes[SCORED if step.name in names else OTHERS] += folder_bytes(step)
+    sizes[SNAPSHOTS] = sum(map(folder_bytes, run.glob(f"{FOLDER}/step-*")))
+    return sizes
+
+
+def folder_bytes(folder: Path) -> int:
+    """Returns the bytes of the files of a folder and of those below it."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def encoder_flops(config: EncodeConfig, latents: str, side: int) -> float:

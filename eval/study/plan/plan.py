@@ -22,13 +22,20 @@ from ..flags import generate_settings, scorer_settings
 from ..graph import Kind, nodes_of
 from ..reuse import Existing, read_record
 from ..study import Study
-from .cost import Assumptions, Costs, NodeCost
+from .cost import PARTS, Assumptions, Costs, NodeCost
 from .disk import Room, rooms
 
 Json = dict[str, Any]
 KIND, VERSION = "latentbank-study-plan", 1
 KINDS: tuple[Kind, ...] = ("encode", "train", "generate", "score")
 LARGEST = 3  # items that are named
+PART_NAMES = {
+    "columns": "columns of latents",
+    "scored_checkpoints": "checkpoints that are scored, and stay in full",
+    "other_checkpoints": "checkpoints to go on from (save_every, keep)",
+    "ema_snapshots": "snapshots of averages (ema.power)",
+    "pictures": "sets of pictures",
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,18 @@ class StudyPlan:
     def money(self, kind: Kind | None = None) -> float | None:
         hours, price = self.gpu_hours(kind), self.assumptions.price
         return None if hours is None or price is None else hours * price
+
+    @property
+    def files(self) -> dict[str, Json]:
+        """The bytes of each part of what is to be made, in all and of one file or folder."""
+        files = [files for cost in self.to_make() for files in cost.files]
+        return {
+            part: {
+                "bytes": sum(f.bytes for f in files if f.part == part),
+                "each": max((f.each for f in files if f.part == part), default=0.0),
+            }
+            for part in PARTS
+        }
 
     @property
     def rooms(self) -> list[Room]:
@@ -132,7 +151,7 @@ def as_text(plan: StudyPlan) -> str:
         f"{study.scorers[0].name}",
     ]  # fmt: skip
     lines += [f"taken over: {node} from {folder}" for node, folder in plan.taken_over.items()]
-    return render(*lines, "", _table(plan), *_time_lines(plan), *(r.verdict() for r in plan.rooms),
+    return render(*lines, "", _table(plan), *_disk_table(plan), *_time_lines(plan), *(r.verdict() for r in plan.rooms),
                   *_largest_lines(plan), *_assumed_lines(a), *plan.notes)  # fmt: skip
 
 
@@ -158,6 +177,16 @@ def _table(plan: StudyPlan) -> Table:
             *figures, size_text(sum(cost.bytes for cost in rest)),
         )  # fmt: skip
     return table
+
+
+def _disk_table(plan: StudyPlan) -> Iterator[Table]:
+    """Yields a line for each part of the disk that what is to be made takes."""
+    table = Table("disk", *(Column(head, justify="right") for head in ("in all", "each at most")))
+    for part, sizes in plan.files.items():
+        if sizes["bytes"]:
+            table.add_row(PART_NAMES[part], size_text(sizes["bytes"]), size_text(sizes["each"]))
+    if table.row_count:
+        yield table
 
 
 def _time_lines(plan: StudyPlan) -> Iterator[str]:
@@ -237,10 +266,12 @@ def as_record(plan: StudyPlan) -> Json:
             {
                 "id": cost.node.id, "exists": cost.node.id in plan.existing, "gpu_hours": cost.gpu_hours,
                 "measured": cost.measured, "bytes": cost.bytes,
+                "files": {files.part: files.bytes for files in cost.files},
             }
             for cost in plan.costs
         ],
         "taken_over": {node: str(folder) for node, folder in plan.taken_over.items()},
+        "files": plan.files,
         "disk": [asdict(room) | {"fits": room.fits} for room in plan.rooms],
         "setting": asdict(a),
         "notes": list(plan.notes),

@@ -16,7 +16,7 @@ from eval.commands import main
 from eval.errors import NoSpace
 from eval.study.graph import nodes_of
 from eval.study.plan import cost
-from eval.study.plan.cost import Assumptions, Costs, NodeCost, most_checkpoints
+from eval.study.plan.cost import PICTURES, Assumptions, Costs, Files, NodeCost, files_of_run
 from eval.study.plan.disk import refuse_if_full, rooms
 from eval.study.plan.plan import plan_study
 from eval.study.study import Study
@@ -75,6 +75,11 @@ def test_the_reference_without_columns(
     assert record["encode"]["bytes"] == pytest.approx(2 * ROWS * 65_536, rel=0.03)
     # eight scored steps, three others and one being written, of six fp32 values a parameter
     assert record["train"]["bytes"] == 6 * 12 * 24 * P
+    assert record["files"]["scored_checkpoints"] == {"bytes": 6 * 8 * 24 * P, "each": 24 * P}
+    assert record["files"]["other_checkpoints"]["bytes"] == 6 * 4 * 24 * P
+    assert record["files"]["ema_snapshots"]["bytes"] == 0
+    parts = [files["bytes"] for files in record["files"].values()]
+    assert sum(parts) == pytest.approx(record["all"]["bytes"])
     assert record["pictures_a_set"] == 553 * 4
     # 1.00 TFLOP a pass at 256 tokens, of which prompts have few
     passes = 2 * 0.75e12 * 25 * 2212, 2 * 1.0e12 * 25 * 2212
@@ -157,11 +162,13 @@ def test_checkpoints_that_a_run_keeps(tmp_path: Path) -> None:
     study = small(tmp_path, checkpoints=[5, 50, 100])
     config = study.train_config("a", 0)
     assert config.save_at == (5, 50, 100)
-    assert (
-        most_checkpoints(config) == 3 + 2 + 1
-    )  # steps 90 and 80, as keep: 2 says, and one more before 70 goes
-    assert most_checkpoints(config.model_copy(update={"save_every": 1000})) == 3
-    assert most_checkpoints(config.model_copy(update={"save_at": ()})) == 3
+    # steps 90 and 80, as keep: 2 says, and one more before 70 goes
+    assert [*files_of_run(config).values()] == [3, 3, 0]
+    seldom, alone = {"save_every": 1000}, {"save_at": ()}
+    assert [*files_of_run(config.model_copy(update=seldom)).values()] == [3, 0, 0]
+    assert [*files_of_run(config.model_copy(update=alone)).values()] == [0, 3, 0]
+    averages = config.ema.model_copy(update={"power": (0.05, 0.1)})
+    assert files_of_run(config.model_copy(update={"ema": averages}))["ema_snapshots"] == 32
 
 
 def test_a_column_that_is_missing_is_taken_to_be_as_the_others(
@@ -225,7 +232,7 @@ def test_a_disk_too_small_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_two_places_of_one_disk_share_its_room(tmp_path: Path) -> None:
     node = nodes_of(small(tmp_path))[0]
-    first = NodeCost(node, 1.0, False, 100.0, str(tmp_path / "a"))
+    first = NodeCost(node, 1.0, False, (Files(PICTURES, 100, 50),), str(tmp_path / "a"))
     others = [replace(first, place=place) for place in (str(tmp_path / "b/c"), "s3://bucket/x")]
     disk, store = rooms([first, *others])
     assert disk.needed == 200

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from encode.errors import ModelNotUsable
 from eval.errors import BadStudy, NoSpace
@@ -20,11 +23,12 @@ from eval.study.lock import verify
 from eval.study.plan.cost import Assumptions
 from eval.study.plan.plan import plan_existing
 from eval.study.reuse import column_identity
+from eval.study.runner import write_configs
 from eval.study.study import Study
 from shards import open_join, sha256_file
 from shards.format.atomic import seal
 from tests.commands.lines import next_lines
-from tests.eval.study.small_study import study, study_yaml, vae, write
+from tests.eval.study.small_study import ROOT, environment, study, study_yaml, vae, write
 
 pytestmark = pytest.mark.timeout(900)  # a study is a dozen processes, each of which imports torch
 
@@ -97,13 +101,59 @@ def test_what_another_study_made_is_taken_over(made: Path) -> None:
 
 
 def test_checkpoints_are_of_the_size_that_is_planned(made: Path) -> None:
-    """Within what headers and manifests add to small files."""
+    """To the byte, but for headers, manifests, and what a model has beside its parameters."""
     plan = plan_existing(Study.open(made / "fair.yaml", made / "elsewhere"), Assumptions())
-    planned = next(cost.bytes for cost in plan.costs if cost.node.id == "train/plain/seed0")
-    steps = [*(made / "out/runs/plain/checkpoints").glob("step-*")]
-    size = sum(file.stat().st_size for step in steps for file in step.iterdir())
+    cost = next(cost for cost in plan.costs if cost.node.id == "train/plain/seed0")
+    planned = {files.part: files for files in cost.files}
+    steps = sorted((made / "out/runs/plain/checkpoints").glob("step-*"))
     assert len(steps) == 3  # the last is scored and kept, and two more; while one is written, four
-    assert planned / 3 == pytest.approx(size / 3, rel=0.15)
+    assert planned["scored_checkpoints"].bytes == tensor_bytes(steps[-1])
+    assert planned["other_checkpoints"].bytes == sum(map(tensor_bytes, steps[:-1]))
+    assert planned["ema_snapshots"].bytes == 0
+    size = sum(file.stat().st_size for step in steps for file in step.iterdir())
+    assert cost.bytes == pytest.approx(size, rel=0.15)
+
+
+def test_snapshots_of_averages_are_of_the_size_that_is_planned(made: Path, tmp_path: Path) -> None:
+    words = ["ema.power=[0.05,0.1]", "ema.snapshots=3"]
+    config = study_yaml(made, "averages", **{"with": words, "checkpoints": [3, 6]})
+    fair = Study.open(config, tmp_path / "out")
+    cost = next(c for c in plan_existing(fair, Assumptions()).costs if c.node.kind == "train")
+    planned = {files.part: files.bytes for files in cost.files}
+    fair.out.mkdir()
+    write_configs(fair)
+    command = [sys.executable, *cost.node.command[1:]]
+    subprocess.run(command, check=True, cwd=ROOT, env=environment(), capture_output=True)
+    run = fair.run_folder("plain", 0)
+    snapshots = list((run / "ema-snapshots").glob("step-*"))
+    assert len(snapshots) == 3
+    assert planned["ema_snapshots"] == sum(map(tensor_bytes, snapshots))
+    scored = [run / f"checkpoints/step-{step:08d}" for step in (3, 6)]
+    assert planned["scored_checkpoints"] == sum(map(tensor_bytes, scored))
+    (left,) = (c for c in plan_existing(fair, Assumptions()).costs if c.node.id == cost.node.id)
+    assert left.bytes == 0
+
+
+def tensor_bytes(folder: Path) -> int:
+    """Returns the bytes of the values in a folder's files, but for the table of positions."""
+    size = 0
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        size += sum(t.nbytes for name, t in tensors.items() if "pos_embed" not in name)
+    return size
+
+
+def test_what_is_left_of_a_training_and_more_sets_are_as_large_as_what_exists(made: Path) -> None:
+    config = study_yaml(made, "more", seeds=[0, 1])
+    study_ = Study.open(config, made / "out")
+    plan = plan_existing(study_, Assumptions())
+    folder = study_.set_folder("plain", 0, 6)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    costs = {cost.node.id: cost for cost in plan.costs}
+    assert costs["generate/plain/seed1/step-00000006"].bytes == size
+    assert costs["train/plain/seed0"].bytes == 0
+    checkpoints = plan.files["scored_checkpoints"]
+    assert checkpoints["bytes"] == 2 * checkpoints["each"]
 
 
 def test_a_full_disk_is_told_before_anything_runs(
