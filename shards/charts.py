@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -22,6 +22,17 @@ MOST_POINTS = 400  # of a curve on the page
 Estimate = Mapping[str, Any]  # "value", with "low" and "high" of its interval or None
 Curve = tuple[str, Sequence[tuple[float, float]]]  # a name, and its points
 Band = tuple[int, Sequence[tuple[float, float, float]]]  # a colour, and x with both ends
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where two curves, named by their colours, are at one height: `first` at an x, and `second` at
+    another with an interval.
+    """
+
+    height: float
+    first: tuple[int, float]
+    second: tuple[int, Estimate]
 
 
 def style() -> str:
@@ -58,16 +69,20 @@ def curves(
     lines: Sequence[Curve],
     *,
     log: bool = False,
+    log_x: bool = False,
     colours: Sequence[int] | None = None,
     thin: Collection[int] = (),
     bands: Sequence[Band] = (),
+    meetings: Sequence[Meeting] = (),
     hours: Sequence[tuple[float, float]] = (),
     axis: str = "steps",
 ) -> str:
     """Returns named curves on common axes, empty text where no curve has a point.
 
-    The vertical axis is logarithmic if `log` is set and all values are above 0. Curves have
-    `colours`, else one each; those whose index is in `thin` are faint. `bands` lie behind them.
+    The vertical axis is logarithmic if `log` is set and all values are above 0, the horizontal one
+    likewise by `log_x`. Curves have `colours`, else one each; those whose index is in `thin` are
+    faint. `bands` lie behind them, and `meetings` before: a dashed line at the height, a ring, and
+    a dot whose interval is open at an end that the axis does not reach.
     `hours` (x, hours) add the time below the numbers of the horizontal axis: hours, or minutes or
     seconds of a short run.
     """
@@ -75,15 +90,18 @@ def curves(
     if not points:
         return ""
     points += [(x, end) for _, band in bands for x, *ends in band for end in ends]
+    for meeting in meetings:
+        points += [(x, meeting.height) for x in (meeting.first[1], meeting.second[1]["value"])]
     hues = range(len(lines)) if colours is None else colours
     log = log and min(y for _, y in points) > 0
-    scaled = [(x, math.log10(y) if log else y) for x, y in points]
-    first, last = min(x for x, _ in scaled), max(x for x, _ in scaled)
-    low, high = extent(y for _, y in scaled)
+    first, last = min(x for x, _ in points), max(x for x, _ in points)
+    log_x = log_x and first > 0
+    left, right = (math.log10(x) if log_x else x for x in (first, last))
+    low, high = extent(math.log10(y) if log else y for _, y in points)
     width, height = CURVES_WIDTH - LEFT - 8, CURVES_HEIGHT - BOTTOM - 8
 
     def across(x: float) -> float:
-        return LEFT + width * (x - first) / ((last - first) or 1)
+        return LEFT + width * ((math.log10(x) if log_x else x) - left) / ((right - left) or 1)
 
     def down(y: float) -> float:
         return 8 + height * (high - (math.log10(y) if log else y)) / (high - low)
@@ -94,8 +112,9 @@ def curves(
         for y in (log_ticks(10**low, 10**high) if log else ticks(low, high))
     ]
     bottom = CURVES_HEIGHT - BOTTOM
-    unit, scale = _unit_of_time(hours[-1][1]) if hours else ("", 1)
-    for x in ticks(first, last) if last > first else [first]:
+    unit, scale = unit_of_time(hours[-1][1]) if hours else ("", 1)
+    numbers = log_ticks(first, last, most=6) if log_x and last > first else ticks(first, last)
+    for x in numbers:
         place = across(x)
         anchor = "end" if place > CURVES_WIDTH - 24 else "start" if place < LEFT + 16 else "middle"
         shapes.append(
@@ -125,6 +144,7 @@ def curves(
             shape = f'<circle cx="{places[0][0]:.1f}" cy="{places[0][1]:.1f}" r="3"/>'
         faint = ' class="thin"' if i in thin else ""
         shapes.append(f'<g{faint} style="color:{_colour(hues[i])}">{shape}</g>' if places else "")
+    shapes += [_meeting(meeting, across, down) for meeting in meetings]
     names = "".join(
         f'<span class="name"><span class="chip" style="background:{_colour(hue)}"></span>{html.escape(name)}</span>'
         for hue, (name, _) in zip(hues, lines, strict=True) if name
@@ -132,6 +152,25 @@ def curves(
     return (
         f'<figure class="curves"><figcaption>{html.escape(title)}{names}</figcaption>'
         f"{_svg(title, CURVES_WIDTH, CURVES_HEIGHT, shapes)}</figure>"
+    )
+
+
+def _meeting(
+    meeting: Meeting, across: Callable[[float], float], down: Callable[[float], float]
+) -> str:
+    y, (hue, x) = down(meeting.height), meeting.first
+    colour, estimate = meeting.second
+    end, edge = across(estimate["value"]), CURVES_WIDTH - 8
+    whisker = ""
+    if estimate["low"] is not None:
+        ends = [across(estimate[key]) for key in ("low", "high")]
+        bars = "".join(f"M{end:.1f} {y - 4:.1f}v8" for end in ends if LEFT <= end <= edge)
+        start, stop = (min(max(end, LEFT), edge) for end in ends)
+        whisker = f'<path class="whisker" d="M{start:.1f} {y:.1f}H{stop:.1f}{bars}"/>'
+    return (
+        f'<path class="zero" d="M{LEFT} {y:.1f}H{max(across(x), end):.1f}"/>'
+        f'<g style="color:{_colour(hue)}"><circle class="ring" cx="{across(x):.1f}" cy="{y:.1f}" r="5"/></g>'
+        f'<g style="color:{_colour(colour)}">{whisker}<circle cx="{end:.1f}" cy="{y:.1f}" r="4"/></g>'
     )
 
 
@@ -149,7 +188,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     return [round((start + i) * size, 12) for i in range(count)]
 
 
-def log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float, most: int = 8) -> list[float]:
     """Returns round numbers from `low` to `high` (above 0) of a logarithmic axis: powers of ten, with 2
     and 5 times them where there are few, or evenly apart where the axis is a small part of a decade.
     """
@@ -158,11 +197,11 @@ def log_ticks(low: float, high: float) -> list[float]:
         numbers = [float(f"{factor}e{n}") for n in exponents for factor in factors]
         inside = [x for x in numbers if low * (1 - 1e-9) <= x <= high * (1 + 1e-9)]
         if len(inside) >= 3:
-            return inside[:: math.ceil(len(inside) / 8)]
+            return inside[:: math.ceil(len(inside) / most)]
     return ticks(low, high, 5)
 
 
-def _unit_of_time(hours: float) -> tuple[str, float]:
+def unit_of_time(hours: float) -> tuple[str, float]:
     """Returns the unit in which a run of this length is written, and how many of it are an hour."""
     if hours >= 1:
         return "hours", 1

@@ -34,6 +34,28 @@ def test_a_logarithmic_axis_gives_each_decade_the_same_height() -> None:
     assert charts.curves("loss", below, log=True) == charts.curves("loss", below)
 
 
+def test_a_logarithmic_horizontal_axis_and_where_two_curves_are_at_one_height() -> None:
+    line = [(1.0, 1.0), (10.0, 2.0), (100.0, 3.0)]
+    width = charts.CURVES_WIDTH - 8 - charts.LEFT
+    other = {"value": 10.0, "low": 0.1, "high": 31.622777}  # beyond the axis, and three quarters
+    meeting = charts.Meeting(2.0, (0, 100.0), (1, other))
+    drawing = charts.curves("s", [("a", line)], log_x=True, meetings=[meeting])
+    assert [x for x, _ in places(drawing)[0]] == [charts.LEFT + width * k / 2 for k in range(3)]
+    (whisker,) = re.findall(r'class="whisker" d="([^"]*)"', drawing)
+    y = f"{8 + (charts.CURVES_HEIGHT - charts.BOTTOM - 8) / 2:.1f}"
+    end = charts.LEFT + width * 3 / 4
+    assert whisker.startswith(f"M{charts.LEFT:.1f} {y}H{end:.1f}M{end:.1f} ")
+    assert whisker.count("v8") == 1  # no bar at the open end
+    assert re.findall(r'cx="([\d.]+)"', drawing) == [
+        f"{charts.LEFT + width:.1f}",
+        f"{charts.LEFT + width / 2:.1f}",
+    ]
+    straight = charts.curves(
+        "s", [("a", [(0.0, 1.0), (4.0, 2.0)])], log_x=True
+    )  # 0 has no logarithm
+    assert straight == charts.curves("s", [("a", [(0.0, 1.0), (4.0, 2.0)])])
+
+
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [

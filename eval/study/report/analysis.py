@@ -22,6 +22,8 @@ interval is 95 %, null where none is known; a difference is an entry minus the b
                   than 1,000; null where there are not several seeds)
     over_steps[]  where several steps are scored, one a score and entry: scorer, entry, points[]: step, by_seed,
                   over_seeds
+    step_costs    where several steps are scored, what a step takes: {entry: {unit: number}}, with units of
+                  eval/study/report/time_to_quality.py that are known
     time_to_quality[]  where several steps are scored, one an entry but the baseline: see
                   eval/study/report/time_to_quality.py
     differ        training and settings: {key: [a value an entry]} of what differs; same: {key: value} of what does not
@@ -49,7 +51,7 @@ from ...scores.seeds import holm
 from ..encoders import places
 from .ledger import Training, ledger
 from .sets import Sets, entry_at, missing, open_sets, prompt_count, recorded_names, score_name
-from .time_to_quality import times_to_quality
+from .time_to_quality import step_costs, times_to_quality
 from .verdict import Verdict, covers, leaves_open, no_score, verdict_of
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ def analyse(study: Study) -> Analysis:
     adjusted = holm(levels)  # also of those that are yet to come
     first = last[baseline].first if baseline in last else next(iter(sets.values()), None)
     absent = missing(study, sets, recorded)
+    costs = step_costs(study)
     verdicts = [_verdict(study, name, comparisons.get(name), primary, adjusted) for name in names]
     data: Json = {
         "format": FORMAT, "version": VERSION, "confidence": LEVEL, "name": _name(study.path),
@@ -96,7 +99,8 @@ def analyse(study: Study) -> Analysis:
         "scores": _scores(study, last, primary),
         "comparisons": [_comparison(c, primary, adjusted) for c in comparisons.values()],
         "over_steps": over_steps(study, sets),
-        "time_to_quality": times_to_quality(study, sets, primary),
+        "step_costs": costs,
+        "time_to_quality": times_to_quality(study, sets, primary, costs),
         "published": _published(study, verdicts),
         "cost": _cost(study, sets),
         **_differences(study, last, comparisons),

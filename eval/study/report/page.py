@@ -14,11 +14,12 @@ from shards import atomic_write, charts
 from shards.printing import printable
 
 from ...report.gallery import gallery
-from ...report.page import change, template, training_curves, value_text
+from ...report.page import template, training_curves, value_text
 from ...report.report import PICTURES, refuse_other_files
 from ...scores.deviation import MOST_SEEDS
 from ..graph import nodes_of
 from .analysis import FORMAT, VERSION, Analysis, analyse
+from .figures import colours_of, difference_of, forests, over_steps
 from .panel import panel
 
 if TYPE_CHECKING:
@@ -70,70 +71,14 @@ def render(data: Json, pictures: Sequence[Json], losses: Sequence[str] = ()) -> 
     return template(Path(__file__).with_name("study.html.j2")).render(
         s=data, pictures=pictures, losses=losses, style=charts.style(), names=names,
         script=charts.script(), shown_numbers=shown_numbers,
-        colour={name: i % charts.COLOURS for i, name in enumerate(names)},
-        forests=_forests(data), steps=_over_steps(data), latex=latex(data), missing=_missing(data),
+        colour={name: i % charts.COLOURS for name, i in colours_of(data).items()},
+        forests=forests(data), steps=over_steps(data), latex=latex(data), missing=_missing(data),
         warnings=_warnings(data), notes=_notes(data), needed=_needed(data), figure=charts.figure,
         prompts=Path(data["benchmark"]).name, follow=_follow(data),
     )  # fmt: skip
 
 
 # Figures ------------------------------------------------------------------------------------------
-
-
-def _forests(data: Json) -> list[Json]:
-    """Returns a figure a score: all entries' differences from the baseline, each seed as a ring."""
-    figures = []
-    for score in data["scores"]:
-        rows = []
-        for i, entry in enumerate(data["entries"]):
-            difference = _difference(data, entry["name"], score["scorer"])
-            if difference is None:
-                continue
-            value = difference["value"]
-            points = [value_["value"] for value_ in difference["by_seed"].values()]
-            text = change(value) if value else "no paired difference"
-            rows.append(charts.Row(entry["name"], text, value, points, i))
-        if rows:
-            title = f"{score['scorer']}: differences from {data['baseline']}"
-            drawing = charts.forest(title, rows, higher=score["better"] == "higher")
-            figures.append({"score": score, "drawing": drawing})
-    return figures
-
-
-def _difference(data: Json, entry: str, scorer: str) -> Json | None:
-    differences: list[Json] = [
-        difference
-        for comparison in data["comparisons"]
-        if comparison["other"] == entry
-        for difference in comparison["differences"]
-        if difference["scorer"] == scorer
-    ]
-    return differences[0] if differences else None
-
-
-def _over_steps(data: Json) -> list[str]:
-    """Returns a chart a score: a line an entry, and behind it a band from its lowest to its highest seed."""
-    colour = {entry["name"]: i for i, entry in enumerate(data["entries"])}
-    by_scorer: dict[str, list[Json]] = {}
-    for line in data["over_steps"]:
-        by_scorer.setdefault(line["scorer"], []).append(line)
-    order = [score["scorer"] for score in data["scores"]]
-    figures = []
-    for scorer in sorted(by_scorer, key=lambda name: order.index(name) if name in order else 99):
-        lines, bands = [], []
-        for line in by_scorer[scorer]:
-            points = [(p["step"], p["over_seeds"]["value"]) for p in line["points"]]
-            seeds = [
-                (p["step"], [value["value"] for value in p["by_seed"].values()])
-                for p in line["points"]
-            ]
-            lines.append((line["entry"], points))
-            if any(len(values) > 1 for _, values in seeds):
-                band = [(step, min(values), max(values)) for step, values in seeds]
-                bands.append((colour[line["entry"]], band))
-        colours = [colour[line["entry"]] for line in by_scorer[scorer]]
-        figures.append(charts.curves(scorer, lines, colours=colours, bands=bands))
-    return figures
 
 
 def _losses(study: Study) -> list[str]:
@@ -203,7 +148,7 @@ def _needed(data: Json) -> list[tuple[str, float, str]]:
     """Returns of each entry the primary score's difference, and how many seeds would resolve it."""
     rows, most = [], f"more than {MOST_SEEDS:,}"
     for entry in data["entries"]:
-        difference = _difference(data, entry["name"], data["primary"]["scorer"])
+        difference = difference_of(data, entry["name"], data["primary"]["scorer"])
         if difference and (seeds := difference["seeds_needed"]):
             low, high = seeds["low"], seeds["high"]
             text = f"{low} to {high}"

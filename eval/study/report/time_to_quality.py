@@ -9,6 +9,7 @@ left out where the runs recorded nothing of it. Of an entry with phases it is th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import exp, log
 from pathlib import Path
 from statistics import fmean
@@ -34,23 +35,34 @@ if TYPE_CHECKING:
     from ..study import Study
 
 Json = dict[str, Any]
+Costs = Mapping[str, Mapping[str, float]]  # {entry: {unit: what a step takes}}
 
 
-def times_to_quality(study: Study, sets: Sets, scorer: str | None) -> list[Json]:
-    """Returns a record of each entry but the baseline; none where a single step is scored."""
+def step_costs(study: Study) -> Costs:
+    """Returns what a step of each entry takes, by unit; empty where a single step is scored."""
+    names = study.entries if len(study.steps) > 1 else ()
+    return {name: _cost_of_a_step(study, name) for name in names}
+
+
+def times_to_quality(study: Study, sets: Sets, scorer: str | None, costs: Costs) -> list[Json]:
+    """Returns a record of each entry but the baseline; none where a single step is scored.
+
+    `costs` are those of `step_costs`.
+    """
     if len(study.steps) < 2:
         return []
-    return [_record(study, sets, name, scorer) for name in study.entries if name != study.baseline]
+    names = [name for name in study.entries if name != study.baseline]
+    return [_record(study, sets, name, scorer, costs) for name in names]
 
 
-def _record(study: Study, sets: Sets, name: str, scorer: str | None) -> Json:
+def _record(study: Study, sets: Sets, name: str, scorer: str | None, costs: Costs) -> Json:
     record: Json = {"entry": name, "outcome": None, "by_seed": {}, "spacing": None, "units": []}
     try:
         crossings = _crossings(study, sets, name, scorer)
         result = time_to_quality(crossings)
     except (NoFigure, EvalError) as error:
         return record | {"sentence": f"No time to quality for {name}: {error}."}
-    units = _units(study, name, result)
+    units = _units(costs[study.baseline], costs[name], result)
     ratio = result.ratio
     outcome = outcome_of(ratio)
     amount = f"{ratio.value:.3g} times [{ratio.low:.3g}, {ratio.high:.3g}]"
@@ -99,15 +111,17 @@ def _crossings(study: Study, sets: Sets, name: str, scorer: str | None) -> dict[
     return crossings
 
 
-def _units(study: Study, name: str, result: TimeToQuality) -> list[Json]:
-    costs = [_cost_of_a_step(study, entry) for entry in (study.baseline, name)]
+def _units(
+    baseline: Mapping[str, float], entry: Mapping[str, float], result: TimeToQuality
+) -> list[Json]:
+    """Returns a record a unit, from what a step of the baseline and of the entry takes in each."""
     steps = [
         exp(fmean(log(getattr(crossing, side)) for crossing in result.by_seed.values()))
         for side in ("baseline", "entry")
     ]
     units = []
-    for unit in costs[0]:
-        first, second = costs[0][unit], costs[1].get(unit)
+    for unit in baseline:
+        first, second = baseline[unit], entry.get(unit)
         if not first or not second:
             continue
         ratio = result.times(first / second)

@@ -311,7 +311,7 @@ def test_several_entries_are_adjusted_and_their_curves_shown(tmp_path: Path) -> 
     line = next(c for c in data["over_steps"] if (c["scorer"], c["entry"]) == (PRIMARY, "flux"))
     assert [p["step"] for p in line["points"]] == [50, 100]
     html = (study.out / "report.html").read_text()
-    assert html.count('class="band"') == 2 * 4
+    assert html.count('class="band"') == 2 * 4 * 2  # over steps, and over samples
     assert "<img" not in html
 
 
