@@ -31,6 +31,7 @@ from ..printing import redacted
 from .base import Handle, Store
 from .client import Client, Limits, NoRanges, TruncatedBody
 from .page_cache import PAGE, THREADS, PageCache, Pages
+from .proof import END, prove, read_end
 from .upload import PART, Upload
 
 CACHE_GB = 64
@@ -345,11 +346,14 @@ class RemoteStore(Store):
 
     def move(self, name: str, to: str) -> None:
         """Gives an object another name. Not at once: for a moment it has both."""
+        size = int(self._head(name)["size"])
+        end = read_end(self, name, size, min(size, END)) if size else b""
         self.call(
             "copying", name,
             lambda library, store: library.copy(store, self.key(name), self.key(to)),
             kind="copy",
         )  # fmt: skip
+        prove(self, to, size, end, name)
         self.delete(name)
 
     # Reading in place -----------------------------------------------------------------------------

@@ -8,21 +8,18 @@ from typing import Any, Protocol
 
 from ..errors import StoreError
 from ..format.atomic import TEMPORARY, Staging
+from .proof import END, Bucket, prove, settle
 
 PART = 8 << 20  # of an upload; a smaller object goes in one request
 CONCURRENT = 4  # parts on their way at once
 COPY_BYTES = 5 << 30  # the most that S3 copies on a condition
 
 
-class Bucket(Protocol):
+class Target(Bucket, Protocol):
     """What an upload asks of its object store."""
 
     url: str
 
-    def at(self, name: str) -> str: ...
-    def key(self, name: str) -> str: ...
-    def call(self, work: str, name: str, action: Any, **options: Any) -> Any: ...
-    def size(self, name: str) -> int | None: ...
     def put_if_absent(self, name: str, data: bytes) -> bool: ...
     def delete(self, name: str) -> None: ...
     def _require(self, condition: str) -> None: ...
@@ -32,7 +29,7 @@ class Bucket(Protocol):
 class Upload(Staging):
     """An object on its way: kept in memory while it is small, then sent in parts."""
 
-    def __init__(self, store: Bucket, name: str) -> None:
+    def __init__(self, store: Target, name: str) -> None:
         super().__init__()
         self._store, self._name = store, name
         folder = name.rpartition("/")[0]
@@ -43,6 +40,7 @@ class Upload(Staging):
         self._first_parts: list[bytes] | None = []  # all that was sent, while that is little
         self._broken = False  # the writer failed
         self._sent = False  # the temporary object is whole
+        self._copying = False  # the store was asked to copy it, and is not known to be done
 
     def _append(self, view: memoryview) -> None:
         if self.bytes > COPY_BYTES and self._store.url.startswith("s3://"):
@@ -114,6 +112,7 @@ class Upload(Staging):
         store, name = self._store, self._name
         if self._writer is None:
             return store.put_if_absent(name, bytes(self._buffer))
+        end = bytes(self._buffer[-END:])
         self._push(finish=True)
         self._sent = True
         if (size := store.size(self._temporary)) != self.bytes:
@@ -121,22 +120,29 @@ class Upload(Staging):
                 f"{store.at(name)}: {self.bytes} bytes were uploaded, {size} arrived. Run again"
             )
         if store.size(name) is not None:
+            settle(store, name)
             return False
         store._require("copy")
+        self._copying = True
         try:
             store._copy_new(self._temporary, name)
-        except FileExistsError:
-            return False
-        except FileNotFoundError:  # the copy was done, and the store knows its upload no more
-            if store.size(name) is None:
+        except (FileExistsError, FileNotFoundError) as error:
+            # of the second: the copy was done, and the store knows its upload no more
+            if isinstance(error, FileNotFoundError) and store.size(name) is None:
                 raise
+            settle(store, name)
+            self._copying = False
             return False
+        prove(store, name, self.bytes, end, self._temporary)
+        self._copying = False
         return True
 
     def discard(self) -> None:
-        """Deletes the temporary object, or ends its upload."""
+        """Deletes the temporary object, or ends its upload. One that the store may still copy stays."""
         self._buffer.clear()
         self._first_parts = None
+        if self._copying:
+            return
         if self._sent:
             with suppress(StoreError):
                 self._store.delete(self._temporary)

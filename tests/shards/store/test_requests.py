@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.shards.objects import Proxy, Server, point_to
+from tests.proxy.server import Proxy
+from tests.shards.objects import Server, point_to
 from tests.shards.toy import moments_spec, write_column
 
 
