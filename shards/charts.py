@@ -41,8 +41,9 @@ def style() -> str:
 
 
 def script() -> str:
-    """Returns the JavaScript of pages with pictures: large pictures, and printing in full."""
-    return Path(__file__).with_name("page.js").read_text(encoding="utf-8")
+    """Returns the JavaScript of all pages: printing in full, and galleries of pictures."""
+    files = (Path(__file__).with_name(name) for name in ("page.js", "pictures.js"))
+    return "".join(file.read_text(encoding="utf-8") for file in files)
 
 
 def document(title: str, body: str) -> str:

@@ -5,113 +5,167 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
+import numpy as np
 from PIL import Image
+
+from shards import charts
 
 from ..images.imageset import ImageSetReader, PictureRef
 from ..images.layouts import Picture
 from ..prompts.prompts import Prompt
+from .orders import Choice, PromptScores, choose, distance
 
 Json = dict[str, Any]
-T = TypeVar("T")
 # of a picture on the page, in pixels: the first at which all fit
 SIDES = (1024, 768, 512, 384, 256, 192, 128, 96, 64)
 MOST_BYTES = 6_000_000  # of all pictures of a section
+LOST_TIMES = 4  # by which what a reconstruction lost is made visible
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures of the same prompts side by side, in the first of some orders.
+
+    A record of `pictures` is a prompt: prompt, group, id, ranks (its place in each of `orders`) and
+    pictures: set, name, note, uri, width, height, full, number, and of a reconstruction `lost`.
+    """
+
+    chosen: str = ""  # how the prompts were chosen
+    pictures: list[Json] = field(default_factory=list)
+    orders: list[str] = field(default_factory=list)
+
+
+ByPrompt = Mapping[tuple[str, str], PictureRef]  # the picture of a prompt's id and text
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What a gallery is of, by the name of the set."""
+
+    first: Mapping[str, ByPrompt]
+    whole: Mapping[str, ByPrompt]  # originals of reconstructions
+    psnr: Mapping[str, Mapping[str, float]]
+    scores: PromptScores | None
+
+    def note(self, name: str, prompt: Prompt) -> str:
+        """Returns the number below a set's picture of a prompt."""
+        if (value := self.psnr.get(name, {}).get(prompt.id)) is not None:
+            return f"{value:.1f} dB"
+        scores = self.scores.by_entry.get(name, {}) if self.scores else {}
+        return charts.figure(scores[prompt.id]) if prompt.id in scores else ""
 
 
 def gallery(
     sets: Sequence[tuple[str, ImageSetReader]],
     most: int,
+    *,
     psnr: Mapping[str, Mapping[str, float]] | None = None,
-) -> list[Json]:
-    """Returns for each of `most` prompts its text, its group, and each named set's first picture of it
-    as a data URI. `psnr`: values in dB by set and prompt, of which the prompts with the worst are shown.
+    scores: PromptScores | None = None,
+    originals: Mapping[str, ImageSetReader] | None = None,
+    by_difference: bool = False,
+    most_bytes: int | None = None,
+) -> Gallery:
+    """Returns each named set's first picture of at most `most` prompts that all have, as data URIs of
+    `most_bytes` (else MOST_BYTES) in all: smaller pictures, and at the smallest fewer prompts.
+
+    `psnr`: values in dB by set and prompt, of which the prompts with the worst are shown. `scores`:
+    half of the prompts are those in which the entries differ most. Without either, prompts are
+    picked by their place, and with `by_difference` the most different pictures come first.
+    `originals`, by set: what is lost of them is shown below the set's pictures.
     """
-    if not sets:
-        return []
-    values = psnr or {}
-    first_pictures = [_first_pictures(images) for _, images in sets]
+    if not sets or not most:
+        return Gallery()
+    shown = _Shown(
+        {name: _first_pictures(images) for name, images in sets},
+        {name: _first_pictures(images) for name, images in (originals or {}).items()},
+        psnr or {},
+        scores,
+    )
     common = [
-        p for p in sets[0][1].prompts.items if all((p.id, p.text) in f for f in first_pictures)
+        prompt
+        for prompt in sets[0][1].prompts.items
+        if all(
+            (prompt.id, prompt.text) in p for p in [*shown.first.values(), *shown.whole.values()]
+        )
     ]
-    prompts = worst(common, most, values) if any(values.values()) else spread(common, most)
-    records: list[Json] = []
-    for side in SIDES:
-        records, size = [], 0
-        for prompt in prompts:
-            shown = [
-                {
-                    "set": i,
-                    "name": name,
-                    "psnr": values.get(name, {}).get(prompt.id),
-                    **_thumbnail(pictures[prompt.id, prompt.text], side),
-                }
-                for i, ((name, _), pictures) in enumerate(zip(sets, first_pictures, strict=True))
-            ]
-            records.append(
-                {"prompt": prompt.text, "group": prompt.group, "id": prompt.id, "pictures": shown}
-            )
-            size += sum(len(p["uri"]) for p in shown)
-            if size > MOST_BYTES and side != SIDES[-1]:
-                break  # the next smaller side
-        else:
+    apart = partial(_apart, shown.first) if len(sets) > 1 else None
+    sides, asked, wanted = list(SIDES), min(most, len(common)), 0
+    while asked:
+        choice = choose(
+            common, asked, psnr=shown.psnr, scores=scores, apart=apart, by_difference=by_difference
+        )
+        wanted = wanted or len(choice.prompts)
+        records = list[Json]()
+        for side in sides:
+            records = _records(choice, shown, side, most_bytes or MOST_BYTES)
+            if len(records) == len(choice.prompts):
+                return _ordered(records, choice, wanted, bool(originals))
+        sides, asked = sides[-1:], len(records)  # as many as there is room for, chosen again
+    return Gallery()
+
+
+def _apart(first: Mapping[str, ByPrompt], prompt: Prompt) -> float:
+    """Returns how far the sets' pictures of a prompt are apart."""
+    return distance([by_prompt[prompt.id, prompt.text].read() for by_prompt in first.values()])
+
+
+def _records(choice: Choice, shown: _Shown, side: int, most_bytes: int) -> list[Json]:
+    """Returns the records of the first prompts whose pictures, of at most `side` pixels, have room."""
+    records, size = list[Json](), 0
+    for prompt in choice.prompts:
+        pictures, key = list[Json](), (prompt.id, prompt.text)
+        for i, (name, by_prompt) in enumerate(shown.first.items()):
+            picture, lost = by_prompt[key].read(), ""
+            if name in shown.whole:
+                original = shown.whole[name][key].read()
+                lost = thumbnail(_lost(picture, original), side)["uri"]
+            record = {"set": i, "name": name, "note": shown.note(name, prompt), "lost": lost}
+            pictures.append(record | thumbnail(picture, side) | {"number": by_prompt[key].number})
+        size += sum(len(record["uri"]) + len(record["lost"]) for record in pictures)
+        if size > most_bytes:
             break
+        records.append(
+            {"prompt": prompt.text, "group": prompt.group, "id": prompt.id, "pictures": pictures,
+             "sample": prompt.id in choice.sample}
+        )  # fmt: skip
     return records
 
 
-def _first_pictures(images: ImageSetReader) -> dict[tuple[str, str], PictureRef]:
+def _ordered(records: Sequence[Json], choice: Choice, asked: int, lost: bool) -> Gallery:
+    """Returns the records in the first of the orders, each with its ranks in all."""
+    ranks = choice.ranks()
+    pictures = [record | {"ranks": ranks[record["id"]]} for record in records]
+    less = len(choice.prompts)
+    text = choice.chosen
+    if lost:
+        text += (
+            f" Under a reconstruction is what it lost: {LOST_TIMES} times the absolute difference from the original, "
+            "black where there is none."
+        )
+    if less < asked:
+        text += f" {asked:,} were asked for; there is room for {less:,}."
+    return Gallery(
+        text, sorted(pictures, key=lambda record: record["ranks"][0]), list(choice.orders)
+    )
+
+
+def _lost(picture: Picture, original: Picture) -> Picture:
+    """Returns LOST_TIMES the absolute difference of two pictures (H, W, 3)."""
+    difference = np.abs(picture.astype(np.int16) - original.astype(np.int16))
+    lost: Picture = np.minimum(LOST_TIMES * difference, 255).astype(np.uint8)
+    return lost
+
+
+def _first_pictures(images: ImageSetReader) -> ByPrompt:
     """Returns each prompt's picture of the lowest number, by the prompt's id and text."""
     first: dict[tuple[str, str], PictureRef] = {}
     for picture in images:
         first.setdefault((picture.file.prompt.id, picture.file.prompt.text), picture)
     return first
-
-
-def worst(
-    prompts: Sequence[Prompt], most: int, values: Mapping[str, Mapping[str, float]]
-) -> list[Prompt]:
-    """Returns the `most` prompts whose lowest value of any set is lowest, in this order; those without
-    a value are left out.
-    """
-    lowest: dict[str, float] = {}
-    for by_prompt in values.values():
-        for prompt, value in by_prompt.items():
-            lowest[prompt] = min(value, lowest.get(prompt, value))
-    return sorted((p for p in prompts if p.id in lowest), key=lambda p: lowest[p.id])[:most]
-
-
-def spread(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
-    """Returns `most` prompts in the order of the list: from all groups alike, and of each group every
-    n-th. Where there are more groups than `most`, every n-th group has one.
-
-    They are picked by their place alone, never by what their pictures look like.
-    """
-    groups: dict[str | None, list[str]] = {}
-    for prompt in prompts:
-        groups.setdefault(prompt.group, []).append(prompt.id)
-    members = _every_nth(list(groups.values()), most)
-    counts, left = [0] * len(members), min(most, sum(map(len, members)))
-    while left:
-        for i, names in enumerate(members):
-            if left and counts[i] < len(names):
-                counts[i], left = counts[i] + 1, left - 1
-    chosen = {
-        name
-        for names, count in zip(members, counts, strict=True)
-        for name in _every_nth(names, count)
-    }
-    return [prompt for prompt in prompts if prompt.id in chosen]
-
-
-def _every_nth(items: Sequence[T], count: int) -> list[T]:
-    """Returns at most `count` items, evenly apart, from the middle of each part of the sequence."""
-    count = min(count, len(items))
-    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
-
-
-def _thumbnail(picture: PictureRef, side: int) -> Json:
-    return {**thumbnail(picture.read(), side), "number": picture.number}
 
 
 def thumbnail(picture: Picture, side: int) -> Json:

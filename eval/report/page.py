@@ -15,6 +15,7 @@ from train.checkpoints.identity import leaves
 from train.report import read_records
 
 from .entries import RECONSTRUCTION
+from .gallery import Gallery
 from .sweeps import charts_of, scorers_of, setting_text
 
 Json = dict[str, Any]
@@ -24,7 +25,7 @@ HARD = "\u00a0"  # a space at which no line ends
 
 def render(
     data: Json,
-    galleries: Sequence[Sequence[Json]],
+    galleries: Sequence[Gallery],
     losses: Sequence[tuple[str, Sequence[charts.Curve]]] = (),
     note: str = "",
 ) -> str:

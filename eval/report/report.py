@@ -45,7 +45,7 @@ from ..scores.results import LEVEL
 from .compare import Comparison, compare, entries, mean_over_seeds
 from .cost import cost_of
 from .entries import RECONSTRUCTION, ScoredSet, open_all
-from .gallery import gallery
+from .gallery import Gallery, gallery
 from .page import render, training_curves
 from .sweeps import sweeps_of
 
@@ -77,10 +77,10 @@ def report(
     by_benchmark: dict[tuple[str, str], list[ScoredSet]] = {}
     for scored in scored_sets:
         by_benchmark.setdefault((scored.kind, scored.benchmark), []).append(scored)
-    galleries = [_gallery(sets, pictures) for sets in by_benchmark.values()]
+    galleries = [pictures_of(sets, pictures) for sets in by_benchmark.values()]
     sections = [
-        section_of(sets) | {"shown": [record["id"] for record in records]}
-        for sets, records in zip(by_benchmark.values(), galleries, strict=True)
+        section_of(sets) | {"shown": [record["id"] for record in shown.pictures]}
+        for sets, shown in zip(by_benchmark.values(), galleries, strict=True)
     ]
     data: Json = {
         "format": FORMAT, "version": VERSION, "confidence": LEVEL, "sections": sections,
@@ -226,19 +226,26 @@ def _runs(sets: Sequence[ScoredSet]) -> list[Path]:
     return list(dict.fromkeys(scored.run for scored in sets if scored.run))
 
 
-def _gallery(sets: Sequence[ScoredSet], most: int) -> list[Json]:
+def pictures_of(sets: Sequence[ScoredSet], most: int, most_bytes: int | None = None) -> Gallery:
     """Returns pictures of the same prompts, of each entry from the first of its sets; of
-    reconstructions the worst.
+    reconstructions the worst, beside the original and above what they lost.
     """
-    first_sets = [entry.first for entry in entries(sets)]
-    pictures = [(scored.name, scored.images) for scored in first_sets if scored.images]
-    originals = next((scored.originals for scored in sets if scored.originals), None)
+    shown = [scored for entry in entries(sets) if (scored := entry.first).images]
+    pictures = [(scored.name, scored.images) for scored in shown if scored.images]
+    originals = {scored.name: scored.originals for scored in shown if scored.originals}
+    if originals:
+        pictures.insert(
+            0,
+            (
+                "originals" if "original" in originals else "original",
+                next(iter(originals.values())),
+            ),
+        )
     psnr = {
         scored.name: {item.prompt: item.value for item in scored.items("psnr")}
-        for scored in first_sets
-        if scored.images
-        and scored.kind == RECONSTRUCTION
+        for scored in shown
+        if scored.kind == RECONSTRUCTION
         and "psnr" in scored.scores
         and (scored.score_folder / results.NAME / "psnr.items.jsonl").is_file()
     }
-    return gallery([*([("original", originals)] if originals else []), *pictures], most, psnr)
+    return gallery(pictures, most, psnr=psnr, originals=originals, most_bytes=most_bytes)

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from shards import atomic_write, charts
 from shards.printing import printable
 
-from ...report.gallery import gallery
 from ...report.page import template, training_curves, value_text
 from ...report.report import PICTURES, refuse_other_files
 from ...scores.deviation import MOST_SEEDS
 from ..graph import nodes_of
-from .analysis import FORMAT, VERSION, Analysis, analyse
+from .analysis import FORMAT, VERSION, analyse
 from .figures import colours_of, difference_of, forests, over_steps
 from .panel import panel
+from .pictures import Pictures, pictures_of
 
 if TYPE_CHECKING:
     from ..study import Study
@@ -37,40 +37,26 @@ def report(study: Study, pictures: int = PICTURES) -> Json:
     path = study.out / "study.json"
     refuse_other_files(path, FORMAT, VERSION)
     analysis = analyse(study)
-    seed, records = _gallery(analysis, pictures)
+    shown = pictures_of(study, analysis, pictures)
     data = analysis.data | {
         "panel": panel(study, analysis.data["scores"]),
         "commands": [shlex.join(node.command) for node in nodes_of(study)],
-        "shown": [record["id"] for record in records],
-        "shown_seed": seed,
+        "shown": [record["id"] for record in shown.same.pictures],
+        "shown_seed": shown.seed,
     }
-    page = render(data, records, _losses(study))
+    page = render(data, shown, _losses(study))
     study.out.mkdir(parents=True, exist_ok=True)
     atomic_write(path, json.dumps(data, indent=1, ensure_ascii=False).encode())
     atomic_write(study.out / "report.html", printable(page).encode())
     return data
 
 
-def _gallery(analysis: Analysis, most: int) -> tuple[int | None, list[Json]]:
-    """Returns the training seed that most entries have, the first of several, and its pictures of the
-    same prompts.
-    """
-    seeds = [seed for entry in analysis.last.values() for seed in entry.members]
-    seed = max(seeds, key=seeds.count, default=None)
-    sets = [(entry.name, entry.members.get(seed)) for entry in analysis.last.values()]
-    shown = [(name, scored.images) for name, scored in sets if scored and scored.images]
-    return seed, gallery(shown, most)
-
-
-def render(data: Json, pictures: Sequence[Json], losses: Sequence[str] = ()) -> str:
+def render(data: Json, shown: Pictures | None = None, losses: Sequence[str] = ()) -> str:
     """Returns the page of what the JSON holds, with its pictures and the curves of the trainings."""
     names = [entry["name"] for entry in data["entries"]]
-    shown_numbers = (
-        [names.index(p["name"]) + 1 for p in pictures[0]["pictures"]] if pictures else []
-    )
     return template(Path(__file__).with_name("study.html.j2")).render(
-        s=data, pictures=pictures, losses=losses, style=charts.style(), names=names,
-        script=charts.script(), shown_numbers=shown_numbers,
+        s=data, shown=shown or Pictures(), losses=losses, style=charts.style(), names=names,
+        script=charts.script(),
         colour={name: i % charts.COLOURS for name, i in colours_of(data).items()},
         forests=forests(data), steps=over_steps(data), latex=latex(data), missing=_missing(data),
         warnings=_warnings(data), notes=_notes(data), needed=_needed(data), figure=charts.figure,

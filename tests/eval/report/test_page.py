@@ -11,7 +11,7 @@ import pytest
 
 from eval.prompts.prompts import Prompt, Prompts
 from eval.report.entries import unique_names
-from eval.report.gallery import spread
+from eval.report.orders import spread
 from eval.report.page import as_text, render
 from eval.report.report import report
 from tests.eval.browser import BROWSER, Page, in_browser

@@ -56,7 +56,7 @@ def test_what_follows_the_vae_is_marked(two: dict[str, Any]) -> None:
     follow = {"flow.shift": [2.0, 1.0]}
     data["comparisons"][0]["training"] = {"differ": {}, "follow": follow, "unknown": []}
     data["differ"]["training"] = {**follow, "optim.lr": [1, 2]}
-    page, badge = render(data, []), ' <span class="badge">follows the VAE</span>'
+    page, badge = render(data), ' <span class="badge">follows the VAE</span>'
     assert f"flow.shift{badge}" in page
     assert "optim.lr</th>" in page
 
@@ -343,7 +343,7 @@ def test_how_many_seeds_would_resolve_a_difference(
     for difference in data["comparisons"][0]["differences"]:
         if difference["scorer"] == PRIMARY:
             difference["seeds_needed"] = {"low": low, "high": high}
-    page = Page(render(data, []))
+    page = Page(render(data))
     assert re.search(rf"e2e\s*\+0\.\d+\s*{re.escape(text)}\s*\n", page.text)
 
 
@@ -351,7 +351,7 @@ def test_a_note_of_several_sets_is_shown_once(two: dict[str, Any]) -> None:
     data = json.loads(json.dumps(two["data"]))
     data["entries"][0]["notes"] = [{"note": "too young", "seeds": [0, 2]}]
     data["entries"][1]["notes"] = [{"note": "too young", "seeds": [0, 1, 2]}]
-    text = Page(render(data, [])).text
+    text = Page(render(data)).text
     assert text.count("too young") == 1
     assert "flux (seed 0, 2), e2e: too young" in text
 

@@ -1,0 +1,123 @@
+"""The pictures on a study's page: of which prompts, and what reconstructions lose."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval.prompts.prompts import Prompt, Prompts
+from eval.study.report.page import report
+from eval.study.study import Study
+from tests.eval.browser import BROWSER, Page
+from tests.eval.report.tab import Tab
+from tests.eval.sets import make_items, make_score, make_set
+from tests.eval.study.handmade import PRIMARY, fill, open_study
+from tests.eval.study.page.test_page import values_of
+
+ROWS = Prompts("reconstruct-pets", tuple(Prompt(f"{i:08d}", f"pet{i}") for i in range(9)))
+
+
+def reconstructed(folder: Path, seed: int) -> Path:
+    """What `python -m eval reconstruct` leaves: row 7 is the worst of the first VAE, row 4 of the second."""
+    for kind in ("original", "reconstruction"):
+        make_set(folder / kind, {"vae": folder.name, "kind": kind}, ROWS, seed, side=32)
+    values = np.full(9, 30.0) + np.arange(9)
+    values[[7, 4][seed]] = 12.0 + seed
+    make_score(folder / "reconstruction", "psnr", make_items(values, ROWS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    folder = tmp_path_factory.mktemp("pictures")
+    folders = {name: str(reconstructed(folder / name, i)) for i, name in enumerate(("flux", "e2e"))}
+    study = open_study(folder, panel={"reconstructions": folders})
+    return fill(study, (0.0, 0.02))
+
+
+@pytest.fixture(scope="module")
+def html(study: Study) -> str:
+    report(study, pictures=8)
+    return (study.out / "report.html").read_text()
+
+
+def test_the_prompts_that_the_primary_score_tells_apart_come_first(study: Study, html: str) -> None:
+    shown = json.loads((study.out / "study.json").read_text())["shown"]
+    gaps = values_of(study, "e2e").mean(0) - values_of(study, "flux").mean(0)
+    sizes = [abs(gaps[int(prompt)]) for prompt in shown]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(shown) == 8
+    # beside the sample, each entry's best prompts are there
+    best = {f"{gaps.argmax():03d}", f"{gaps.argmin():03d}"}
+    assert best <= set(shown)
+    text = Page(html).text
+    assert f"in which, in turn, each entry leads most by {PRIMARY}" in text
+    assert "mean over 3 training seeds" in text
+    assert "best for e2e first" in text
+
+
+def test_the_worst_reconstructions_lie_beside_what_was_lost(html: str) -> None:
+    alt = [a["alt"] or "" for a in Page(html).all("img")]
+    rows = [text for text in alt if "pet" in text]
+    assert rows[:5] == [
+        "original: pet7",
+        "flux: pet7",
+        "what flux lost: pet7",
+        "e2e: pet7",
+        "what e2e lost: pet7",
+    ]
+    assert rows[5] == "original: pet4"
+    assert len(rows) == 6 * 5
+    assert "flux 12.0 dB" in Page(html).text
+
+
+def test_reconstructions_that_cannot_be_shown_are_left_out(
+    study: Study, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert study.config.panel is not None
+    folders: dict[str, Any] = {"flux": study.path.parent / "absent"}
+    monkeypatch.setitem(study.config.panel.__dict__, "reconstructions", folders)
+    with caplog.at_level(logging.WARNING):
+        report(study, pictures=2)
+    assert "panel.reconstructions: flux: " in caplog.text
+    assert "What the VAEs lose" not in (study.out / "report.html").read_text()
+
+
+def test_pictures_are_of_one_seed_and_none_may_be_wanted(tmp_path: Path) -> None:
+    study = fill(open_study(tmp_path), (0.0, 0.5), skip=[("e2e", 0)])
+    data = report(study, pictures=3)
+    assert (data["shown_seed"], len(data["shown"])) == (1, 3)
+    data = report(study, pictures=0)
+    assert data["shown"] == []
+    assert "<img" not in (study.out / "report.html").read_text()
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False), (1920, True)])
+def test_two_galleries_have_their_own_controls(
+    html: str, tmp_path: Path, width: int, dark: bool
+) -> None:
+    view = (
+        "[...document.querySelectorAll('.gallery')].map(gallery => gallery.dataset.view ?? 'side')"
+    )
+    with Tab(tmp_path, width=width, dark=dark) as tab:
+        tab.open(html)
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
+        tab.evaluate("document.querySelector('#reconstructed [type=radio]').focus()")
+        tab.press("b")
+        assert tab.evaluate(view) == ["side", "place"]
+        tab.evaluate(
+            "document.activeElement.blur(); document.querySelector('#same').scrollIntoView()"
+        )
+        tab.press("b")
+        assert tab.evaluate(view) == ["place", "place"]
+        tab.evaluate("scrollTo(0, 0)")
+        tab.press("b")  # no gallery is in sight
+        assert tab.evaluate(view) == ["place", "place"]
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
+        assert tab.faults == []
