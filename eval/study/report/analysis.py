@@ -30,6 +30,7 @@ interval is 95 %, null where none is known; a difference is an entry minus the b
     published     {entry: better, text, source, agrees (with the verdict; null where there is none)}
     cost          see eval/study/report/ledger.py
     panel         what was known before training, see eval/study/report/panel.py; null where the YAML wants none
+    validation[]  of the runs' validations, see eval/study/report/losses.py
     commands[]    that make the study, in their order
     shown[]       ids of the prompts whose pictures are on the page; shown_seed: of their training
 """

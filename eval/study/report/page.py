@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from shards import atomic_write, charts
 from shards.printing import printable
 
-from ...report.page import template, training_curves, value_text
+from ...report.page import template, value_text
 from ...report.report import PICTURES, refuse_other_files
 from ...scores.deviation import MOST_SEEDS
 from ..graph import nodes_of
+from . import losses
 from .analysis import FORMAT, VERSION, analyse
 from .figures import colours_of, difference_of, forests, over_steps
 from .panel import panel
@@ -40,50 +41,29 @@ def report(study: Study, pictures: int = PICTURES) -> Json:
     shown = pictures_of(study, analysis, pictures)
     data = analysis.data | {
         "panel": panel(study, analysis.data["scores"]),
+        "validation": losses.validations(study),
         "commands": [shlex.join(node.command) for node in nodes_of(study)],
         "shown": [record["id"] for record in shown.same.pictures],
         "shown_seed": shown.seed,
     }
-    page = render(data, shown, _losses(study))
+    page = render(data, shown, losses.over_steps(study))
     study.out.mkdir(parents=True, exist_ok=True)
     atomic_write(path, json.dumps(data, indent=1, ensure_ascii=False).encode())
     atomic_write(study.out / "report.html", printable(page).encode())
     return data
 
 
-def render(data: Json, shown: Pictures | None = None, losses: Sequence[str] = ()) -> str:
+def render(data: Json, shown: Pictures | None = None, curves: Sequence[str] = ()) -> str:
     """Returns the page of what the JSON holds, with its pictures and the curves of the trainings."""
     names = [entry["name"] for entry in data["entries"]]
     return template(Path(__file__).with_name("study.html.j2")).render(
-        s=data, shown=shown or Pictures(), losses=losses, style=charts.style(), names=names,
-        script=charts.script(),
+        s=data, shown=shown or Pictures(), losses=[*losses.by_sigma(data), *curves],
+        style=charts.style(), names=names, script=charts.script(),
         colour={name: i % charts.COLOURS for name, i in colours_of(data).items()},
         forests=forests(data), steps=over_steps(data), latex=latex(data), missing=_missing(data),
         warnings=_warnings(data), notes=_notes(data), needed=_needed(data), figure=charts.figure,
         prompts=Path(data["benchmark"]).name, follow=_follow(data),
     )  # fmt: skip
-
-
-# Figures ------------------------------------------------------------------------------------------
-
-
-def _losses(study: Study) -> list[str]:
-    """Returns the losses of all trainings over steps, in the colours of their entries."""
-    runs = {
-        run: i
-        for i, name in enumerate(study.entries)
-        for seed in study.seeds
-        if ((run := study.run_folder(name, seed)) / "metrics.jsonl").is_file()
-    }
-    colours = list(runs.values())
-    figures = []
-    for title, lines in training_curves(runs):
-        named = [
-            ("" if i in colours[:place] else study.entries[i], points)
-            for place, (i, (_, points)) in enumerate(zip(colours, lines, strict=True))
-        ]
-        figures.append(charts.curves(title, named, log=True, colours=colours))
-    return [drawing for drawing in figures if drawing]
 
 
 # Text ---------------------------------------------------------------------------------------------
