@@ -315,11 +315,11 @@ def open_complete(column: Store, name: str, column_digest: str) -> Snapshot:
     """Returns the snapshot of one COMPLETE record and its valid-row bits."""
     record = column.record(name, CompleteRecord)
     valid = name.removesuffix(".json") + ".valid"
-    size = column.size(valid)
-    if size is None:
-        raise NotAColumn(f"{column.at(valid)}: the valid-row bits are missing")
-    bits = column.read(valid) if size == 4 * record.valid.words else None
-    if bits is None or sha256(bits) != record.valid.sha256:
+    try:
+        bits = column.read(valid, 4 * record.valid.words)
+    except FileNotFoundError:
+        raise NotAColumn(f"{column.at(valid)}: the valid-row bits are missing") from None
+    if sha256(bits) != record.valid.sha256:
         raise CorruptColumn(f"{column.at(valid)}: the valid-row bits do not fit the record")
     if record.column != column_digest:
         raise CorruptColumn(f"{column.at(name)}: this record belongs to another column.json")

@@ -115,7 +115,7 @@ def read_index(store: Store, handle: Handle, spec: ArraySpec, name: str) -> NDAr
     if size < index_bytes:
         raise CorruptColumn(f"{name}: the object is cut off ({size} bytes)")
     tail = np.zeros(index_bytes, np.uint8)
-    read_into(store, handle, tail.data, size - index_bytes, name)
+    read_into(store, handle, tail.data, size - index_bytes, name, apart=True)
     if crc32c(tail[:-4]) != int.from_bytes(tail[-4:].tobytes(), "little"):
         raise CorruptColumn(f"{name}: the object's index is damaged or cut off ({size} bytes)")
     index = tail[:-4].view("<u8").reshape(-1, 2)
@@ -176,12 +176,17 @@ def decode_into(
         at += take
 
 
-def read_into(store: Store, handle: Handle, view: Any, offset: int, name: str) -> None:
-    """Fills a flat buffer from an open object; CorruptColumn if the object ends before that."""
+def read_into(
+    store: Store, handle: Handle, view: Any, offset: int, name: str, apart: bool = False
+) -> None:
+    """Fills a flat buffer from an open object, `apart` by `Store.read_apart`; CorruptColumn if the object
+    ends before that.
+    """
     view = memoryview(view)
+    read = store.read_apart if apart else store.preadv
     with naming(name):
         while view:
-            count = store.preadv(handle, [view], offset)
+            count = read(handle, [view], offset)
             if not count:
                 raise CorruptColumn(f"{name}: the object ends before byte {offset + len(view)}")
             view, offset = view[count:], offset + count

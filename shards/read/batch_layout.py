@@ -13,7 +13,7 @@ import resource
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,12 @@ from .column import Column
 from .join import JoinedColumns
 from .objects import Places
 from .order import Ints, Order
+from .prefetch import Prefetcher
 
 ALIGN = 64  # bytes; every part of a buffer starts at a multiple
 CHUNK = 4_096  # samples that are planned at once: order and places then cost 1 % of the reading
+REMOTE_CHUNK = 512  # of columns in a store, whose shards are asked for what places follow from
+PLANNED = 16  # batches of such columns whose places are known before their turn
 WARM = 16  # batches without a disk read, after which hints are left out
 SLOW = 1e9  # bytes a second; slower, and it is no memory, though the system may not call it a disk
 # samples, rows, sources, number of the text column (B,) int64, cu_seqlens (B + 1,) int32
@@ -100,14 +103,17 @@ class Planner:
         self.columns, self.order = columns, order
         self.places = order.places(batch, world, rank)
         self.layout = BatchLayout(columns, self.places.size)
+        each = [column for source in columns.by_source for column in source.columns.values()]
+        self.remote = any(column.store.folder is None for column in each)
 
     def plans(self, position: int, step: int) -> Iterator[BatchPlan]:
         """Yields the batches at `position`, `position + step` and so on, for ever.
 
         The first is planned alone, for it is waited for; then twice as many at a time, up to 4,096
-        samples.
+        samples, or 512 of columns in a store.
         """
-        count, most = 1, max(1, CHUNK // self.places.size)
+        chunk = REMOTE_CHUNK if self.remote else CHUNK
+        count, most = 1, max(1, chunk // self.places.size)
         while True:
             yield from self._plan(position + step * np.arange(count))
             position += step * count
@@ -168,14 +174,24 @@ class Reader:
 
     def plans(self, position: int, step: int, ahead: int = 1) -> Iterator[BatchPlan]:
         """Yields the batches at `position`, `position + step` and so on, for ever; each is hinted
-        when `ahead` others are to be read before it.
+        when `ahead` others are to be read before it. Those of columns in a store are planned by a
+        thread, which waits for what the store knows of their shards.
         """
         waiting: deque[BatchPlan] = deque()
-        for plan in self.planner.plans(position, step):
-            if ahead:
-                self.hint(plan)
-            waiting.append(plan)
-            if len(waiting) > ahead:
+        with ExitStack() as stack:
+            plans = self.planner.plans(position, step)
+            planned: Prefetcher[BatchPlan] | None = None
+            if self.planner.remote:
+                plans = planned = Prefetcher(plans, PLANNED, "plan")
+                stack.callback(planned.close)
+            while True:
+                while not waiting or (len(waiting) <= ahead and (not planned or planned.wait(0))):
+                    plan = next(plans, None)
+                    if plan is None:  # closed by another thread
+                        return
+                    if ahead:
+                        self.hint(plan)
+                    waiting.append(plan)
                 yield waiting.popleft()
 
     def hint(self, plan: BatchPlan) -> None:

@@ -71,8 +71,8 @@ class Column:
                 f"{max(rows, default=0)} rows, column.json of {self.layout.shards} of at most "
                 f"{self.layout.shard_rows}"
             )
-        self._objects = ValueObjects(store, spec)
         self._tables = RowTables(store, spec, digest, snapshot)
+        self._objects = ValueObjects(store, spec, self._tables.committed)
         self._lock = threading.RLock()
 
     @classmethod
@@ -162,12 +162,20 @@ class Column:
         return units * self.layout.unit_bytes
 
     def places(self, rows: Ints) -> Places:
-        """Returns where each row id's values are."""
+        """Returns where each row id's values are. Of a store, all that is to be known before they are read
+        is fetched for them: checksums, and the indexes of objects that have a codec.
+        """
+        remote = self.store.folder is None
+        if remote:
+            placed = self.layout.ragged or self.layout.backend == "webdataset"
+            self._tables.load(["crc", "starts"] if placed else ["crc"], rows)
         size = self.row_bytes(rows)
         if self.layout.backend == "webdataset":
             start = self._tables("starts", rows).astype(np.int64)
             start = np.where(start == NO_MEMBER, -1, first_byte(start))
             return Places(rows // self.layout.shard_rows, start, size)
+        if remote and self.layout.codec:
+            self._objects.load_indexes(rows[size > 0] // ZARR_ROWS, self._lock)
         first = self._tables("starts", rows) if self.layout.ragged else rows % ZARR_ROWS
         return Places(rows // ZARR_ROWS, first.astype(np.int64) * self.layout.unit_bytes, size)
 
@@ -221,9 +229,12 @@ class Column:
         """Reads rows end to end into `out`: (B, 2C, H, W) float16, or (sum of lengths, D) bfloat16
         bits. `check` as in `gather`.
         """
-        size = self.row_bytes(rows)
         if out.size:
-            self.gather(rows, out.reshape(-1).view(np.uint8).data, np.cumsum(size) - size, check)
+            places = self.places(rows)
+            if self.store.folder is None:  # many requests at once
+                self.hint(rows, places)
+            view = out.reshape(-1).view(np.uint8).data
+            self.gather(rows, view, np.cumsum(places.size) - places.size, check, places)
 
     def read(self, rows: Ints, check: Check = False) -> NDArray[Any]:
         """Returns rows as a new array as stored, (B, *row) or (sum of lengths, *unit)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ from .order import Order, Union
 # a tokens or ids column, or several, each with the share of the samples that takes it
 Text = Place | Mapping[Any, float]
 Bad = Literal["skip", "error"]
+SOURCES = 16  # that are opened at once
 
 
 class SourceColumns:
@@ -337,10 +339,12 @@ def open_sources(
     all_pins = [pins, *pins.get("more", [])] if pins else []
     all_pins += [{}] * (len(all_latents) - len(all_pins))
     sources = zip(all_latents, all_texts, all_also, all_pins, all_masks, strict=False)
-    join = JoinedColumns(
-        [_open_source(z, t, a, truncated, bad, partial, {}, p, m) for z, t, a, p, m in sources],
-        weights,
-    )
+    with ThreadPoolExecutor(SOURCES) as pool:
+        opened = [
+            pool.submit(_open_source, z, t, a, truncated, bad, partial, {}, p, m)
+            for z, t, a, p, m in sources
+        ]
+        join = JoinedColumns([source.result() for source in opened], weights)
     if norm != "config":
         if len(all_latents) > 1 and norm.startswith("measured"):
             raise BadStatistics(
@@ -383,16 +387,20 @@ def _open_source(
         snapshot_ids[name] = {"generation": pin["complete"], "shards": pin.get("shards")}
         return Column.open(place, snapshot_id=snapshot_ids[name])
 
+    texts = {f"text.{i}" if i else "text": place for i, place in enumerate(rates)}
+    further = {f"also.{i}": place for i, place in enumerate(also)}
+    extras = {f"extra.{name}": place for name, place in extra.items()}
+    places = {"latents": latents, **texts, **further, **extras}
+    with ThreadPoolExecutor(len(places)) as pool:  # a store takes its time for each
+        opened = pool.map(open_column, places.keys(), places.values())
+        columns = dict(zip(places, opened, strict=True))
     return SourceColumns(
-        open_column("latents", latents),
-        [
-            (open_column(f"text.{i}" if i else "text", place), rate)
-            for i, (place, rate) in enumerate(rates.items())
-        ],
-        [open_column(f"also.{i}", place) for i, place in enumerate(also)],
+        columns["latents"],
+        [(columns[name], rate) for name, rate in zip(texts, rates.values(), strict=True)],
+        [columns[name] for name in further],
         truncated,
         bad=bad,
-        extra={name: open_column(f"extra.{name}", place) for name, place in extra.items()},
+        extra={name: columns[f"extra.{name}"] for name in extra},
         snapshot_ids=snapshot_ids,
         masks=masks,
     )

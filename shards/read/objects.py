@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import errno
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,13 +21,14 @@ from ..column.zarr_object import decode_into, read_index, read_into
 from ..errors import CorruptColumn
 from ..format.atomic import naming
 from ..format.layout import ArraySpec, ColumnSpec
-from ..store.base import Handle, Store
+from ..store.base import Committed, Handle, Store
 
 OPEN_FILES = 4  # of a column at least; all of a process share half of what it may open
 REMOTE_HANDLES = 1 << 17  # of a column: they hold no descriptor, but half a kilobyte of memory each
 INDEX_BYTES = 1 << 26  # of the chunk indexes that are kept of a column with a codec
 MOST_COMPRESSED = 256  # lz4 packs no tighter
 HINT_GAP = 1 << 16  # ranges closer than this are one to the disk
+REQUESTS = 32  # indexes of a store's objects that are on their way at once
 
 Ints = NDArray[np.int64]
 
@@ -51,10 +53,17 @@ class Places(NamedTuple):
 
 
 class ValueObjects:
-    """Open objects of a column, by number; the least recently opened are closed."""
+    """Open objects of a column, by number; the least recently opened are closed.
 
-    def __init__(self, store: Store, spec: ColumnSpec) -> None:
-        self.store, self.layout = store, spec.layout
+    `committed` returns what the commit of a shard says of an object: a store is then not asked for it
+    before it is read. The rows of one without a codec need no index: they follow by arithmetic, and
+    each has a checksum.
+    """
+
+    def __init__(
+        self, store: Store, spec: ColumnSpec, committed: Callable[[str, int], Committed]
+    ) -> None:
+        self.store, self.layout, self._committed = store, spec.layout, committed
         self.handles: dict[int, Handle] = {}
         self._arrays = spec.arrays()
         self._checked: set[int] = set()
@@ -99,11 +108,9 @@ class ValueObjects:
         try:
             handle = self._open(number)
         except FileNotFoundError:
-            raise CorruptColumn(
-                f"{self.name(number)}: the object is missing though its shard is committed. "
-                "Restore it, or repair the column"
-            ) from None
-        if number not in self._checked and self.layout.backend == "zarr":
+            raise self._missing(number) from None
+        local = self.store.folder is not None  # there an index costs nothing
+        if local and number not in self._checked and self.layout.backend == "zarr":
             try:
                 self._index(number, handle)
             except (CorruptColumn, OSError):
@@ -116,6 +123,11 @@ class ValueObjects:
 
     def _open(self, number: int) -> Handle:
         """Opens an object; where this process may open no more files, half of ours are closed first."""
+        if self.store.folder is None:
+            tar = self.layout.backend == "webdataset"
+            shard = number if tar else number // self.layout.blocks_per_shard
+            path = self.path(number)
+            return self.store.open(path, committed=self._committed(path, shard))
         try:
             return self.store.open(self.path(number))
         except OSError as error:
@@ -125,12 +137,21 @@ class ValueObjects:
             self._close(other)
         return self.store.open(self.path(number))
 
+    def _missing(self, number: int) -> CorruptColumn:
+        return CorruptColumn(
+            f"{self.name(number)}: the object is missing though its shard is committed. "
+            "Restore it, or repair the column"
+        )
+
     def _index(self, number: int, handle: Handle) -> NDArray[np.uint64]:
         """Returns the chunk index of an open object; a remote one that is damaged is fetched once more."""
-        with suppress(CorruptColumn):
+        try:
+            with suppress(CorruptColumn):
+                return read_index(self.store, handle, self._array, self.name(number))
+            self.store.forget(handle, 0, self.store.length(handle, self.name(number)))
             return read_index(self.store, handle, self._array, self.name(number))
-        self.store.forget(handle, 0, self.store.length(handle, self.name(number)))
-        return read_index(self.store, handle, self._array, self.name(number))
+        except FileNotFoundError:  # a store is asked for an object when it is read
+            raise self._missing(number) from None
 
     def _close(self, number: int) -> None:
         self.store.close(self.handles.pop(number))
@@ -160,6 +181,8 @@ class ValueObjects:
                     handle = self.open(number)
                 if preadv(handle, [part], start) != size:  # once more, or the object's end
                     read_into(self.store, handle, part, start, self.name(number))
+        except FileNotFoundError:  # a store is asked for an object when it is read
+            raise self._missing(number) from None
         except OSError as error:
             if error.errno and not error.filename:
                 error.filename = self.name(number)
@@ -183,6 +206,19 @@ class ValueObjects:
                 self._edges.clear()
             self._edges[number] = self._index(number, self.open(number))
         return self._edges[number]
+
+    def load_indexes(self, objects: Ints, lock: Any) -> None:
+        """Reads the chunk indexes of objects of a store that have a codec, many at once; `lock` is held
+        but for the reading.
+        """
+        with lock:
+            numbers = [n for n in np.unique(objects).tolist() if n not in self._edges]
+            handles = [self.open(number) for number in numbers]
+        if numbers:
+            with ThreadPoolExecutor(REQUESTS) as pool:
+                edges = list(pool.map(self._index, numbers, handles))
+            with lock:
+                self._edges.update(zip(numbers, edges, strict=True))
 
     def _stored(self, places: Places) -> Places:
         """Returns where rows are as they are stored: with a codec, the chunks that hold them."""

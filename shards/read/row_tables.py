@@ -4,7 +4,9 @@ a time at first touch, and kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,17 +17,17 @@ from ..column.tar_object import starts as tar_starts
 from ..errors import CorruptColumn
 from ..format.atomic import sha256
 from ..format.layout import HAS_VALUES, ZARR_ROWS, ColumnSpec
-from ..store.base import Store
+from ..store.base import Committed, Store
 from .objects import Ints
 
 NO_MEMBER = 2**32 - 1  # among `starts`: the row has no member in the tar
 TYPES = {"lengths": np.uint16, "status": np.uint8, "crc": np.uint32, "starts": np.uint32}
-SMALL = ("lengths/", "status/", "crc/", "empty/")  # objects that are read whole
+REQUESTS = 32  # small objects of a store that are on their way at once
 
 
 class RowTables:
     """Tables over the rows of a snapshot: `lengths` (2 bytes a row), `starts` (4), `crc` (4) and
-    `status` (1). Memory is taken only for shards that were read.
+    `status` (1). Memory is taken only for shards that were read. Threads may share them.
     """
 
     def __init__(self, store: Store, spec: ColumnSpec, digest: str, snapshot: Snapshot) -> None:
@@ -35,26 +37,70 @@ class RowTables:
         self._base = np.concatenate([[0], np.cumsum(self._rows)])
         self._tables: dict[str, tuple[NDArray[Any], NDArray[np.bool_]]] = {}
         self._compared = np.zeros(0, bool)
-        self._commits: dict[int, tuple[dict[str, str], Mapping[str, str]]] = {}
+        self._commits: dict[int, tuple[dict[str, Committed], Mapping[str, str]]] = {}
+        self._lock = threading.RLock()  # held while tables are read, not while they are looked up
 
     def __call__(self, name: str, rows: Ints) -> NDArray[Any]:
         """Returns the table's value of each row id; IndexError for a row that the snapshot lacks."""
+        shard, place = self._split(rows)
+        values, read = self._table(name)
+        if not read[shard].all():
+            self.load([name], rows)
+        result: NDArray[Any] = values[self._base[shard] + place]
+        return result
+
+    def _split(self, rows: Ints) -> tuple[Ints, Ints]:
+        """Returns the shard of each row id, and its row there; IndexError for one that there is not."""
         shard, place = np.divmod(rows, self.layout.shard_rows)
         if len(rows) and (
             rows.min() < 0 or shard.max() >= len(self._rows) or (place >= self._rows[shard]).any()
         ):
             raise IndexError(f"{self.store.url}: no such rows among {rows.tolist()[:8]}")
-        if name not in self._tables:  # zeros that nobody touches take no memory
-            table = np.zeros(int(self._base[-1]), TYPES[name])
-            self._tables[name] = table, np.zeros(len(self._rows), bool)
-        values, read = self._tables[name]
-        if not read[shard].all():
-            for s in np.unique(shard[~read[shard]]).tolist():
-                part = self._starts(s) if name == "starts" else self._read(name, s)
-                values[self._base[s] : self._base[s + 1]] = part
-                read[s] = True
-        result: NDArray[Any] = values[self._base[shard] + place]
-        return result
+        return shard, place
+
+    def _table(self, name: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Returns a table and which shards of it were read."""
+        if name not in self._tables:
+            with self._lock:  # zeros that nobody touches take no memory
+                table = np.zeros(int(self._base[-1]), TYPES[name])
+                self._tables.setdefault(name, (table, np.zeros(len(self._rows), bool)))
+        return self._tables[name]
+
+    def load(self, names: Sequence[str], rows: Ints) -> None:
+        """Reads what was not read yet of tables of the shards of some rows; from a store, many objects at
+        once.
+        """
+        shards = np.unique(self._split(rows)[0])
+        if all(self._table(name)[1][shards].all() for name in names):
+            return
+        with self._lock:
+            stored = [name for name in names if name != "starts"]
+            if "starts" in names:
+                stored += ["lengths"] * self.layout.ragged
+                stored += ["status"] * (self.layout.backend == "webdataset")
+            lacking = [
+                (name, s)
+                for name in dict.fromkeys(stored)
+                for s in shards[~self._table(name)[1][shards]].tolist()
+            ]
+            for (name, s), part in zip(lacking, self._read_many(lacking), strict=True):
+                self._keep(name, s, part)
+            if "starts" in names:
+                for s in shards[~self._table("starts")[1][shards]].tolist():
+                    self._keep("starts", s, self._starts(s))
+
+    def _keep(self, name: str, shard: int, part: NDArray[Any]) -> None:
+        values, read = self._table(name)
+        values[self._base[shard] : self._base[shard + 1]] = part
+        read[shard] = True
+
+    def _read_many(self, parts: Sequence[tuple[str, int]]) -> list[NDArray[Any]]:
+        """Returns the tables' parts of shards, (name, shard) each."""
+        if self.store.folder is not None or len(parts) < 2:
+            return [self._read(name, shard) for name, shard in parts]
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            list(pool.map(self._commit, dict.fromkeys(shard for _, shard in parts)))
+            return list(pool.map(lambda part: self._read(*part), parts))
 
     def not_compared(self, rows: Ints) -> Ints:
         """Returns the indexes of rows that were not compared with their checksums before, by this
@@ -76,13 +122,7 @@ class RowTables:
     def _read(self, name: str, shard: int) -> NDArray[Any]:
         """Reads the table's part of a shard."""
         rows, path = int(self._rows[shard]), f"{name}/{self._arrays[name].key(shard)}"
-        digest = self._commit(shard)[0].get(path)
-        if digest is None:
-            raise CorruptColumn(
-                f"{self.store.at(commit_name(shard))}: it names no {path}, which a shard of "
-                f"{rows} rows has"
-            )
-        table = self._read_small(name, path, rows, digest)
+        table = self._read_small(name, path, rows, self.committed(path, shard)[1])
         if name == "lengths" and table.max(initial=0) > self.layout.row_shape[0]:
             raise CorruptColumn(
                 f"{self.store.at(path)}: a row of {table.max()} tokens, at most "
@@ -103,6 +143,16 @@ class RowTables:
         before: Ints = (np.cumsum(blocks, 1) - blocks).ravel()[: len(ids)]
         return before
 
+    def committed(self, path: str, shard: int) -> Committed:
+        """Returns bytes and sha256 of an object of a shard; CorruptColumn if its commit names none."""
+        committed = self._commit(shard)[0].get(path)
+        if committed is None:
+            raise CorruptColumn(
+                f"{self.store.at(commit_name(shard))}: it names no {path}, which a shard of "
+                f"{int(self._rows[shard])} rows has"
+            )
+        return committed
+
     def members(self, shard: int) -> Mapping[str, str]:
         """Returns `members` of a shard's commit."""
         return self._commit(shard)[1]
@@ -113,11 +163,11 @@ class RowTables:
         path = f"empty/{spec.key(0)}"
         shards = (s for s, content in enumerate(self.snapshot.content) if content is not None)
         shard = next(shards, None)
-        digest = None if shard is None else self._commit(shard)[0].get(path)
-        return self._read_small("empty", path, spec.shape[0], digest)
+        committed = None if shard is None else self._commit(shard)[0].get(path)
+        return self._read_small("empty", path, spec.shape[0], committed and committed[1])
 
-    def _commit(self, shard: int) -> tuple[dict[str, str], Mapping[str, str]]:
-        """(sha256 of each small object, `members`) of a shard, from the commit that the snapshot names."""
+    def _commit(self, shard: int) -> tuple[dict[str, Committed], Mapping[str, str]]:
+        """(bytes and sha256 of each object, `members`) of a shard, from the commit that the snapshot names."""
         if shard not in self._commits:
             commit = own_commit(self.store, self.digest, shard)
             if commit.content != self.snapshot.content[shard]:
@@ -125,8 +175,8 @@ class RowTables:
                     f"{self.store.at(commit_name(shard))}: not the content that the COMPLETE "
                     f"record names. Run `python -m shards verify {self.store.url}`"
                 )
-            small = {path: digest for path, _, digest in commit.objects if path.startswith(SMALL)}
-            self._commits[shard] = small, commit.members
+            objects = {path: (size, digest) for path, size, digest in commit.objects}
+            self._commits[shard] = objects, commit.members
         return self._commits[shard]
 
     def _read_small(self, name: str, path: str, count: int, digest: str | None) -> NDArray[Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import CorruptColumn, NotAColumn
-from ..format.atomic import Json, Staging, unseal_bytes
+from ..format.atomic import WHOLE_BYTES, Json, Staging, unseal_bytes
 from ..format.layout import VERSION
 from ..format.records import RECORD_BYTES, Sealed, parse
 
@@ -22,6 +22,14 @@ WEB = ("http", "https")  # to be read only
 BATCH, READERS = 256, 16  # sizes that a thread asks for, one after the other, and threads
 R = TypeVar("R", bound=Sealed)
 Handle = Any  # of an open object: a file descriptor, or what the store makes of one
+Committed = tuple[int, str]  # bytes and sha256 of an object, as its commit says
+
+
+def too_large(name: str, size: int, most: int) -> CorruptColumn:
+    """Returns the error of an object that has more bytes than any of its kind."""
+    return CorruptColumn(
+        f"{name}: {size} bytes, at most {most} expected. Restore it, or encode again"
+    )
 
 
 class Store(ABC):
@@ -51,8 +59,10 @@ class Store(ABC):
     # Whole objects --------------------------------------------------------------------------------
 
     @abstractmethod
-    def read(self, name: str) -> bytes:
-        """Returns a whole small object; FileNotFoundError if it is absent."""
+    def read(self, name: str, most: int = WHOLE_BYTES) -> bytes:
+        """Returns a whole small object; FileNotFoundError if it is absent, CorruptColumn if it has more
+        than `most` bytes.
+        """
 
     @abstractmethod
     def put_if_absent(self, name: str, data: bytes) -> bool:
@@ -74,14 +84,8 @@ class Store(ABC):
 
     def unseal(self, name: str, kind: str, version: int) -> Json:
         """Returns a sealed record; see `unseal_bytes`. NotAColumn if it is absent."""
-        size = self.size(name)
-        if size is not None and size > RECORD_BYTES.get(kind, 1 << 20):
-            raise CorruptColumn(
-                f"{self.at(name)}: {size} bytes are no {kind} record. Restore it, or delete it and "
-                "encode again"
-            )
         try:
-            data = self.read(name)
+            data = self.read(name, RECORD_BYTES.get(kind, 1 << 20))
         except (FileNotFoundError, NotADirectoryError):
             raise NotAColumn(
                 f"{self.at(name)}: no such file. Expected a {kind} record; check the path, or "
@@ -135,9 +139,10 @@ class Store(ABC):
     # Reading in place -----------------------------------------------------------------------------
 
     @abstractmethod
-    def open(self, name: str, cached: bool = True) -> Handle:
+    def open(self, name: str, cached: bool = True, committed: Committed | None = None) -> Handle:
         """Opens an object for `preadv`; FileNotFoundError if it is absent. Without `cached` its bytes
-        come from the store itself, past anything that is kept of it elsewhere.
+        come from the store itself, past anything that is kept of it elsewhere. With `committed` a
+        store afar is not asked for it before it is read.
         """
 
     @abstractmethod
@@ -147,6 +152,10 @@ class Store(ABC):
     @abstractmethod
     def preadv(self, handle: Handle, buffers: Sequence[memoryview], offset: int) -> int:
         """Fills buffers from an open object as `os.preadv` does; returns how many bytes came."""
+
+    def read_apart(self, handle: Handle, buffers: Sequence[memoryview], offset: int) -> int:
+        """Fills buffers as `preadv` does, from a range whose surroundings are of no use with it."""
+        return self.preadv(handle, buffers, offset)
 
     @abstractmethod
     def willneed(self, handle: Handle, offset: int, length: int) -> None:

@@ -24,7 +24,7 @@ from ..format.atomic import (
     open_file,
     put_if_absent,
 )
-from .base import Handle, Store
+from .base import Committed, Handle, Store, too_large
 
 ABSENT_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # a name that leads to nothing
 
@@ -53,15 +53,12 @@ class LocalStore(Store):
     def parent(self) -> Store:
         return LocalStore(Path(os.path.normpath(self.folder.absolute())).parent)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int = WHOLE_BYTES) -> bytes:
         handle = self.open(name)
         with naming(self.folder / name), open(handle, "rb", buffering=0) as file:
             size = self.length(handle, self.at(name))
-            if size > WHOLE_BYTES:
-                raise CorruptColumn(
-                    f"{self.at(name)}: {size} bytes, at most {WHOLE_BYTES} expected. Restore it, or "
-                    "encode again"
-                )
+            if size > most:
+                raise too_large(self.at(name), size, most)
             return file.readall()
 
     def make_durable(self, name: str) -> None:
@@ -154,7 +151,7 @@ class LocalStore(Store):
             shutil.copy2(self.folder / name, self.folder / to)  # a link led to another disk
             os.unlink(self.folder / name)
 
-    def open(self, name: str, cached: bool = True) -> Handle:
+    def open(self, name: str, cached: bool = True, committed: Committed | None = None) -> Handle:
         try:
             return open_file(self.folder / name)
         except Unreadable:

@@ -12,111 +12,29 @@ lifecycle rule that ends unfinished multipart uploads after some days.
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CorruptColumn, NotAColumn, StoreError
+from ..errors import NotAColumn, StoreError
 from ..format.atomic import TEMPORARY, WHOLE_BYTES
 from ..places import local_path
 from ..printing import redacted
-from .base import Handle, Store
-from .client import Client, Limits, NoRanges, TruncatedBody
+from .base import Committed, Handle, Store, too_large
+from .client import Client, Limits, TruncatedBody
 from .page_cache import PAGE, THREADS, PageCache, Pages
 from .proof import END, prove, read_end
+from .remote_object import RemoteObject
 from .upload import PART, Upload
 
 CACHE_GB = 64
 LISTED = 256  # more objects than these are looked up by listing their folders
-CHUNK = 1 << 20  # bytes of a stream that are handed on at a time
-
-
-@dataclass(eq=False)
-class RemoteObject:
-    """An object open for reading. `key` names its pages, and changes if the object does."""
-
-    store: RemoteStore
-    name: str
-    size: int
-    etag: str | None
-    cached: bool = True  # whether it is read through the pages
-
-    def __post_init__(self) -> None:
-        version = f"{self.store.at(self.name)}\n{self.size}\n{self.etag}\n{self.store.page_bytes}"
-        self.key = hashlib.sha256(version.encode()).hexdigest()[:32]
-
-    def fetch(self, start: int, length: int) -> Any:
-        """Returns bytes of the object, by one request; repeated if fewer come."""
-
-        def get(library: Any, store: Any) -> Any:
-            data = self._get_range(library, store, start, length).bytes()
-            if len(data) != length:
-                raise TruncatedBody(f"{len(data)} bytes came, {length} were asked for")
-            return data
-
-        return self.store.call("reading", self.name, get)
-
-    def stream_range(self, start: int, length: int, take: Callable[[int, Any], None]) -> None:
-        """Gives `take` the bytes of a range with their offsets, as they come. A request that breaks
-        off is followed by one for the rest. Raises NoRanges where a server only gives whole objects.
-        """
-        done = 0
-
-        def get(library: Any, store: Any) -> None:
-            nonlocal done
-            try:
-                answer = self._get_range(library, store, start + done, length - done)
-            except library.exceptions.NotSupportedError:
-                raise NoRanges(f"{self.store.at(self.name)}: the server knows no ranges") from None
-            for chunk in answer.stream(min_chunk_size=CHUNK):
-                if len(chunk) > length - done:
-                    raise TruncatedBody(f"more than the {length} bytes came that were asked for")
-                take(start + done, chunk)
-                done += len(chunk)
-            if done < length:
-                raise TruncatedBody(f"{done} bytes came, {length} were asked for")
-
-        self.store.call("reading", self.name, get)
-
-    def stream_whole(self, take: Callable[[int, Any], None]) -> None:
-        """As `stream_range`, of a server that only gives whole objects: what breaks off begins anew."""
-
-        def get(library: Any, store: Any) -> None:
-            answer, done = self._checked(library.get(store, self.store.key(self.name))), 0
-            for chunk in answer.stream(min_chunk_size=CHUNK):
-                take(done, chunk)
-                done += len(chunk)
-            if done != self.size:
-                raise TruncatedBody(f"{done} bytes came, the object has {self.size}")
-
-        self.store.call("reading", self.name, get)
-
-    def _get_range(self, library: Any, store: Any, start: int, length: int) -> Any:
-        """Returns the answer to a request for a range."""
-        options: dict[str, Any] = {"range": (start, start + length)}
-        if self.etag is not None and self.store.conditional:
-            options["if_match"] = self.etag
-        return self._checked(library.get(store, self.store.key(self.name), options=options))
-
-    def _checked(self, answer: Any) -> Any:
-        """Returns an answer if it is of the object that was opened, which a store that takes
-        conditions has checked itself.
-        """
-        size, etag = answer.meta["size"], answer.meta["e_tag"]
-        if not self.store.conditional and (size, etag) != (self.size, self.etag):
-            raise StoreError(
-                f"{self.store.at(self.name)}: it was replaced while it was open ({self.size} bytes "
-                f"then, {size} now). Open it again"
-            )
-        return answer
 
 
 class RemoteStore(Store):
@@ -175,15 +93,12 @@ class RemoteStore(Store):
 
     # Whole objects --------------------------------------------------------------------------------
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int = WHOLE_BYTES) -> bytes:
         def get(library: Any, store: Any) -> bytes | RemoteObject:
             answer = library.get(store, self.key(name))
             size = answer.meta["size"]
-            if size > WHOLE_BYTES:
-                raise CorruptColumn(
-                    f"{self.at(name)}: {size} bytes, at most {WHOLE_BYTES} expected. Restore it, or "
-                    "encode again"
-                )
+            if size > most:
+                raise too_large(self.at(name), size, most)
             if size > PART:  # rather in pieces, of which each may be repeated
                 return RemoteObject(self, name, size, answer.meta["e_tag"])
             data = bytes(answer.bytes())
@@ -369,7 +284,10 @@ class RemoteStore(Store):
             pages = _PAGES.setdefault(key, Pages(PageCache(folder, limit), self.page_bytes))
         return pages
 
-    def open(self, name: str, cached: bool = True) -> Handle:
+    def open(self, name: str, cached: bool = True, committed: Committed | None = None) -> Handle:
+        if committed is not None:
+            size, digest = committed
+            return RemoteObject(self, name, size, None, cached, digest)
         head = self._head(name)
         return RemoteObject(self, name, head["size"], head["e_tag"], cached)
 
@@ -378,6 +296,10 @@ class RemoteStore(Store):
 
     def preadv(self, handle: Handle, buffers: Sequence[memoryview], offset: int) -> int:
         read = self._pages.preadv if handle.cached else self._pages.straight
+        return read(handle, buffers, offset)
+
+    def read_apart(self, handle: Handle, buffers: Sequence[memoryview], offset: int) -> int:
+        read = self._pages.read_apart if handle.cached else self._pages.straight
         return read(handle, buffers, offset)
 
     def willneed(self, handle: Handle, offset: int, length: int) -> None:

@@ -1,6 +1,7 @@
 """Reading remote objects in place, through pages that are kept on a local disk.
 
     <cache>/<first 32 hex of a sha256 that names the object>/<page number>    up to 4 MiB each
+                                                            /<start>-<bytes>  a range by itself
     <cache>/.lock                                                             held while evicting
 
 All processes of a node share the folder. A page is written under a temporary name and renamed, so
@@ -30,6 +31,7 @@ THREADS = 16
 BESIDE = 4  # pages of one read past the cache that are fetched at once
 TOUCH = 60  # seconds: a page used within them is not marked as used again
 FULL = (errno.ENOSPC, errno.EDQUOT)
+Page = int | str  # its number, or the name of a range by itself
 
 
 class Source(Protocol):
@@ -89,7 +91,7 @@ class PageCache:
         self._added = 0
         self._lock = threading.Lock()
 
-    def path(self, key: str, page: int) -> str:
+    def path(self, key: str, page: Page) -> str:
         return f"{self.folder}/{key}/{page}"
 
     def has(self, key: str, page: int, size: int) -> bool:
@@ -97,7 +99,7 @@ class PageCache:
             return os.stat(self.path(key, page)).st_size == size
         return False
 
-    def open(self, key: str, page: int, size: int) -> int | None:
+    def open(self, key: str, page: Page, size: int) -> int | None:
         """Returns a descriptor of a page of `size` bytes, to be closed by the caller; None if it is not
         kept, or is damaged and was dropped.
         """
@@ -116,7 +118,7 @@ class PageCache:
                 os.utime(descriptor)
         return descriptor
 
-    def add(self, key: str, page: int, data: Any) -> bool:
+    def add(self, key: str, page: Page, data: Any) -> bool:
         """Keeps a page; False if there is no room for it even after evicting."""
         size = memoryview(data).nbytes
         if size > self.limit:
@@ -141,7 +143,7 @@ class PageCache:
                 self.evict()
         return True
 
-    def _write(self, key: str, page: int, data: Any) -> None:
+    def _write(self, key: str, page: Page, data: Any) -> None:
         temporary = f"{self.folder}/{key}/{TEMPORARY}{secrets.token_hex(8)}"
         # the folder may be evicted at any moment while it is empty, so it may take a second try
         for _ in range(8):
@@ -158,10 +160,17 @@ class PageCache:
                     os.unlink(temporary)
                 raise
 
-    def drop(self, key: str, page: int) -> None:
+    def drop(self, key: str, page: Page) -> None:
         """Deletes a page if it exists."""
         with suppress(FileNotFoundError), usable(self.folder):
             os.unlink(self.path(key, page))
+
+    def drop_ranges(self, key: str) -> None:
+        """Deletes what is kept of an object by itself."""
+        with suppress(FileNotFoundError), usable(self.folder):
+            for name in os.listdir(f"{self.folder}/{key}"):
+                if "-" in name.removeprefix(TEMPORARY):
+                    self.drop(key, name)
 
     def _files(self) -> list[tuple[float, int, str]]:
         """Returns (time of last use, bytes, path) of every page, and of what killed writers left."""
@@ -251,6 +260,27 @@ class Pages:
                 list(pool.map(bring, pieces))
         return max(end - offset, 0)
 
+    def read_apart(self, source: Source, buffers: Sequence[memoryview], offset: int) -> int:
+        """Reads as `preadv` does, from a range that is fetched and kept by itself: an index at the end of
+        an object is some hundredths of the page that it lies in.
+        """
+        length = min(sum(memoryview(buffer).nbytes for buffer in buffers), source.size - offset)
+        if length <= 0:
+            return 0
+        if not self.cache.limit:
+            return self.straight(source, buffers, offset)
+        name = f"{offset}-{length}"
+        ((_, _, parts),) = spread(buffers, 0, length, length)
+        descriptor = self.cache.open(source.key, name, length)
+        if descriptor is not None:
+            with open(descriptor, "rb") as file:
+                data = file.read()
+        else:
+            data = source.fetch(offset, length)
+            self.cache.add(source.key, name, data)
+        fill(parts, data, 0)
+        return length
+
     def _read(self, source: Source, page: int, start: int, parts: list[memoryview]) -> None:
         descriptor = self.cache.open(source.key, page, self._size(source, page))
         if descriptor is not None:
@@ -336,7 +366,8 @@ class Pages:
                 del self._requested[name]
 
     def forget(self, source: Source, offset: int, length: int) -> None:
-        """Drops the pages of a range."""
+        """Drops the pages of a range, and what is kept of the object by itself."""
+        self.cache.drop_ranges(source.key)
         for page in range(offset // self.page_bytes, -(-(offset + length) // self.page_bytes)):
             self.cache.drop(source.key, page)
 

@@ -153,6 +153,8 @@ class InMemoryObject:
         memoryview(buffers[0]).cast("B")[: len(part)] = part
         return len(part)
 
+    read_apart = preadv
+
 
 def scan_shard(task: ShardTask, report: Report) -> ShardScan:
     """Reads a committed shard through and checks all of it."""

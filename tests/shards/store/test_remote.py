@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -599,6 +600,8 @@ def test_bytes_that_rot_in_the_cache_are_fetched_again(
     rotten[100] ^= 1
     column.store.replace(name, bytes(rotten))
     column.close()
+    np.testing.assert_array_equal(Column.open(url).read(ids), whole)  # what is kept is still right
+    shutil.rmtree(tmp_path / "cache")
     with pytest.raises(CorruptColumn, match=re.escape(f"{url}: row 3 of shard 0 (row id 3)")):
         Column.open(url).read(ids)
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.proxy.server import Proxy
+from shards import Column, ColumnSpec
+from shards.errors import CorruptColumn, StoreError
+from shards.read.batch_layout import Planner
+from shards.read.join import open_join
+from shards.read.stream import Stream
+from tests.proxy.server import Proxy, Request
 from tests.shards.objects import Server, point_to
-from tests.shards.toy import moments_spec, write_column
+from tests.shards.toy import SHARD_ROWS, moments_spec, tokens_spec, write_column
 
 
 @pytest.fixture
@@ -21,6 +30,11 @@ def proxy(server: Server, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator
     point_to(monkeypatch, proxy.port)
     yield proxy
     proxy.close()
+
+
+def count(proxy: Proxy, method: str, word: str = "") -> int:
+    """Returns how many requests of a method came whose path has a word."""
+    return sum(n for (name, path, _), n in proxy.seen.items() if name == method and word in path)
 
 
 FEW_FILES = """
@@ -60,3 +74,127 @@ def test_objects_that_were_read_are_open_whatever_the_limit_of_files(
         assert reader.stdout.readline() == "read\n"
         assert proxy.seen == before
     assert reader.returncode == 0
+
+
+OPENING = 4  # column.json, the list of COMPLETE records, the newest of them and its valid rows
+KINDS: dict[str, tuple[ColumnSpec, int, int]] = {  # small objects a shard, and indexes
+    "moments": (moments_spec(20), 2, 0),  # its commit and checksums
+    "tokens": (tokens_spec(20), 3, 0),  # lengths too
+    "moments-blosc": (moments_spec(20, codec="blosc"), 2, 1),
+    "tokens-webdataset": (tokens_spec(20, backend="webdataset"), 4, 0),  # and statuses
+}
+
+
+@pytest.fixture
+def column_at(server: Server, proxy: Proxy, url: str, tmp_path: Path) -> Any:
+    """Puts a column of so many rows a shard into the store, and returns the one in a folder."""
+
+    def put(spec: ColumnSpec, rows: tuple[int, ...]) -> Path:
+        path = write_column(tmp_path / f"{spec.layout.kind}", spec, rows)
+        server.take(path, f"{url}/{spec.layout.kind}")
+        return path
+
+    return put
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_opening_asks_for_nothing_that_the_commits_say(
+    proxy: Proxy, url: str, column_at: Any, kind: str
+) -> None:
+    spec, small, indexes = KINDS[kind]
+    rows = (3,) * 20
+    near = Column.open(column_at(spec, rows))
+    ids = np.random.default_rng(0).permutation(
+        np.concatenate([s * SHARD_ROWS + np.arange(3) for s in range(20)])
+    )
+    ids = ids[near.lengths(ids) > 0] if spec.layout.ragged else ids
+    proxy.fault = lambda request, count: "slow"
+    far = Column.open(f"{url}/{spec.layout.kind}")
+    assert far.read(ids).tobytes() == near.read(ids).tobytes()
+    assert count(proxy, "HEAD") == 0
+    assert count(proxy, "GET") == OPENING + 20 * (small + indexes + 1)
+    assert set(proxy.seen.values()) == {1}
+    assert proxy.most >= 16  # commits, then tables, then indexes, side by side
+    if indexes:
+        size = 16 * spec.arrays()["moments"].chunks + 4
+        parts = [part for _, _, part in proxy.seen if re.fullmatch(r"bytes=\d+-\d+", part)]
+        spans = [int(end) - int(start) + 1 for start, end in (p[6:].split("-") for p in parts)]
+        assert spans.count(size) == 20
+    # all of a second process is kept but for what is small
+    proxy.fault = lambda request, count: None
+    again = Column.open(f"{url}/{spec.layout.kind}")
+    before = proxy.gets()
+    assert again.read(ids).tobytes() == near.read(ids).tobytes()
+    assert proxy.gets() == before
+    for column in (near, far, again):
+        column.close()
+
+
+def test_a_batch_does_not_wait_for_the_shards_of_others(
+    proxy: Proxy, url: str, column_at: Any
+) -> None:
+    """No answer comes about shards that the first batch has no row of, until it is here."""
+    near = open_join(*(column_at(spec, (8,) * 40) for spec in (moments_spec(40), tokens_spec(40))))
+    order = near.order(lanes=1)
+    shards = next(Planner(near, order, 8).plans(0, 8)).header[1] // SHARD_ROWS
+    go = threading.Event()
+
+    def fault(request: Request, count: int) -> None:
+        if (commit := re.search(r"/commits/(\d+)", request[1])) and int(commit[1]) not in shards:
+            assert go.wait(20)
+
+    far = open_join(f"{url}/moments", f"{url}/tokens")
+    proxy.fault = fault
+    with Stream(far, order, position=0, global_batch=8) as stream:
+        batch = next(stream)
+        assert count(proxy, "GET", "/commits/") > 2 * len(set(shards.tolist()))
+        go.set()
+        batches = [batch, *(next(stream) for _ in range(20))]
+    with Stream(near, order, position=0, global_batch=8) as stream:
+        for batch in batches:
+            expected = next(stream)
+            assert batch.moments.equal(expected.moments)
+            assert batch.tokens.equal(expected.tokens)
+    far.close()
+    near.close()
+
+
+def object_of(column: Column) -> str:
+    """Returns the name of the one object that holds values."""
+    (name,) = [name for name, _ in column.store.list(column.layout.kind) if "/c/" in name]
+    return name
+
+
+def test_an_object_that_changes_once_it_was_read_is_an_error(
+    url: str, column_at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATENTBANK_CACHE_GB", "0")
+    column_at(moments_spec(1), (40,))
+    column = Column.open(f"{url}/moments")
+    column.read(np.arange(4))
+    name = object_of(column)
+    data = column.store.read(name)
+    column.store.replace(name, data[:-1] + b"?")
+    with pytest.raises(StoreError, match=r"moments/c/0.*replaced while it was open"):
+        column.read(np.arange(4, 8))
+    column.close()
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [(None, "is missing though its shard is committed"), (40, "found 40 bytes, .* are committed"),
+     (99_999, "found 99999 bytes, .* are committed")],
+)  # fmt: skip
+def test_an_object_that_is_not_what_was_committed_is_an_error(
+    url: str, column_at: Any, size: int | None, message: str
+) -> None:
+    for spec in (moments_spec(1), tokens_spec(1)):
+        column_at(spec, (40,))
+        column = Column.open(f"{url}/{spec.layout.kind}")
+        name = object_of(column)
+        column.store.delete(name)
+        if size is not None:
+            column.store.replace(name, bytes(size))
+        with pytest.raises(CorruptColumn, match=rf"{name}.*{message}"):
+            column.read(np.arange(20, 30))
+        column.close()
