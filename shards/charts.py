@@ -152,7 +152,7 @@ def curves(
     )  # fmt: skip
     return (
         f'<figure class="curves"><figcaption>{html.escape(title)}{names}</figcaption>'
-        f"{_svg(title, CURVES_WIDTH, CURVES_HEIGHT, shapes)}</figure>"
+        f"{_svg(f'{title}, over {axis}', CURVES_WIDTH, CURVES_HEIGHT, shapes)}</figure>"
     )
 
 

@@ -1,5 +1,5 @@
-"""`python -m eval study report STUDY.yaml`: OUT/study.json and OUT/report.html, the verdict first, on
-one self-contained page. It works at any time, also while the study runs: what is missing is said.
+"""`python -m eval study report STUDY.yaml`: OUT/study.json, OUT/study.csv and OUT/report.html, the
+verdict first, on one self-contained page. It works at any time, also while the study runs: what is missing is said.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from shards import atomic_write, charts
 from shards.printing import printable
 
-from ...report.page import template, value_text
+from ...report.page import template
 from ...report.report import PICTURES, refuse_other_files
 from ...scores.deviation import MOST_SEEDS
 from ..graph import nodes_of
 from . import losses
 from .analysis import FORMAT, VERSION, analyse
+from .exports import as_csv, downloads, latex, refuse_other_csv
 from .figures import colours_of, difference_of, forests, over_steps
 from .panel import panel
 from .pictures import Pictures, pictures_of
@@ -30,13 +31,14 @@ Json = dict[str, Any]
 
 
 def report(study: Study, pictures: int = PICTURES) -> Json:
-    """Writes OUT/study.json and OUT/report.html; returns what the JSON holds.
+    """Writes OUT/study.json, its table study.csv and OUT/report.html; returns what the JSON holds.
 
     `pictures` is how many prompts are shown. Raises BadReport before anything is written where
-    another file has the JSON's name.
+    another file has the name of the JSON or the table.
     """
     path = study.out / "study.json"
     refuse_other_files(path, FORMAT, VERSION)
+    refuse_other_csv(path.with_suffix(".csv"))
     analysis = analyse(study)
     shown = pictures_of(study, analysis, pictures)
     data = analysis.data | {
@@ -49,6 +51,7 @@ def report(study: Study, pictures: int = PICTURES) -> Json:
     page = render(data, shown, losses.over_steps(study))
     study.out.mkdir(parents=True, exist_ok=True)
     atomic_write(path, json.dumps(data, indent=1, ensure_ascii=False).encode())
+    atomic_write(path.with_suffix(".csv"), as_csv(data).encode())
     atomic_write(study.out / "report.html", printable(page).encode())
     return data
 
@@ -60,9 +63,9 @@ def render(data: Json, shown: Pictures | None = None, curves: Sequence[str] = ()
         s=data, shown=shown or Pictures(), losses=[*losses.by_sigma(data), *curves],
         style=charts.style(), names=names, script=charts.script(),
         colour={name: i % charts.COLOURS for name, i in colours_of(data).items()},
-        forests=forests(data), steps=over_steps(data), latex=latex(data), missing=_missing(data),
-        warnings=_warnings(data), notes=_notes(data), needed=_needed(data), figure=charts.figure,
-        prompts=Path(data["benchmark"]).name, follow=_follow(data),
+        forests=forests(data), steps=over_steps(data), latex=latex(data), downloads=downloads(data),
+        missing=_missing(data), warnings=_warnings(data), notes=_notes(data), needed=_needed(data),
+        figure=charts.figure, prompts=Path(data["benchmark"]).name, follow=_follow(data),
     )  # fmt: skip
 
 
@@ -126,35 +129,3 @@ def _needed(data: Json) -> list[tuple[str, float, str]]:
                 text = f"{low}"
             rows.append((entry["name"], difference["value"]["value"], text))
     return rows
-
-
-def latex(data: Json) -> str:
-    """Returns a table of the entries' values over seeds, a column a score, for LaTeX with booktabs."""
-    scores = data["scores"]
-    arrows = {"higher": r"$\uparrow$", "lower": r"$\downarrow$"}
-    heads = [f"{_escaped(score['scorer'])} {arrows[score['better']]}" for score in scores]
-    rows = []
-    for i, entry in enumerate(data["entries"]):
-        values = [score["entries"][i]["over_seeds"] for score in scores]
-        cells = [value_text(value).replace("\u00a0", "~").replace("–", "--") for value in values]
-        rows.append(" & ".join([_escaped(entry["name"]), *cells]) + r" \\")
-    seeds = ", ".join(map(str, data["seeds"]))
-    return "\n".join(
-        [
-            f"% mean over training seeds {seeds} with 95 % intervals over seeds and prompts",
-            rf"\begin{{tabular}}{{l{'c' * len(scores)}}}",
-            r"\toprule",
-            " & ".join(["", *heads]) + r" \\",
-            r"\midrule",
-            *rows,
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
-    )
-
-
-def _escaped(text: str) -> str:
-    """Returns text as LaTeX prints it."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    special |= {character: f"\\{character}" for character in "&%$#_{}"}
-    return "".join(special.get(character, character) for character in text)

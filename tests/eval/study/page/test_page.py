@@ -17,7 +17,7 @@ from eval.report.compare import Entry, compare
 from eval.scores import results
 from eval.study.graph import nodes_of
 from eval.study.report.ledger import Training, ledger
-from eval.study.report.page import latex, render, report
+from eval.study.report.page import render, report
 from eval.study.report.sets import open_sets
 from eval.study.report.verdict import verdict_of
 from eval.study.study import Study
@@ -116,8 +116,7 @@ def test_the_page_needs_nothing_from_outside(two: dict[str, Any]) -> None:
     )
     assert len(page.all("img")) == 6 * 2
     links = {link["href"] or "" for link in page.all("a")}
-    assert {link for link in links if not link.startswith("#")} == {"study.json"}
-    assert {link[1:] for link in links - {"study.json"}} <= set(page.ids)
+    assert {link[1:] for link in links if not link.startswith("data:")} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
     assert "Drawings & more" in page.text
 
@@ -354,14 +353,6 @@ def test_a_note_of_several_sets_is_shown_once(two: dict[str, Any]) -> None:
     text = Page(render(data)).text
     assert text.count("too young") == 1
     assert "flux (seed 0, 2), e2e: too young" in text
-
-
-def test_the_table_for_latex(two: dict[str, Any]) -> None:
-    lines = latex(two["data"]).splitlines()
-    assert lines[1] == r"\begin{tabular}{lcc}"
-    assert re.fullmatch(r"flux & [\d.]+ \[[\d.]+,~[\d.]+\] & .* \\\\", lines[5])
-    escaped = latex(two["data"] | {"entries": [{"name": "a_b%"}, {"name": "c"}]})
-    assert r"a\_b\% &" in escaped
 
 
 def test_a_foreign_file_is_not_replaced(tmp_path: Path) -> None:
