@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from shards import FormatVersion
+from shards import FormatVersion, ShardsError, canonical_json, seal, sha256, unseal
 from shards.console import brief, is_digest
 from shards.format.atomic import read_file, read_json, refuse_version
 from shards.format.checks import Count, Digest, Fields, Text, check
@@ -21,6 +21,8 @@ from ..prompts.prompts import Prompts, checked
 from .layouts import LAYOUTS, File
 
 FORMAT, VERSION = "latentbank-images", 2
+REMOVED = "removed.json"  # in a set whose pictures were removed once they were scored
+REMOVED_FORMAT, REMOVED_VERSION = "latentbank-removed-pictures", 1
 NAMED = 20  # of many files, how many an error names
 MOST_PICTURES = 1 << 21  # of a set
 LONGEST = 60  # characters of a value that a difference names
@@ -78,6 +80,56 @@ class _Manifest(Fields):
 
 class _Complete(Fields):
     files: Annotated[dict[Text, Digest], Field(max_length=MOST_PICTURES)]
+
+
+class _Removed(Fields):
+    set: Digest
+    kept: Annotated[list[Text], Field(max_length=MOST_PICTURES)]
+
+
+def set_digest(manifest: Json) -> str:
+    """Returns the digest of a complete set, of its settings and all files: what a score is of."""
+    return sha256(canonical_json([manifest["settings"], manifest["files"]]))
+
+
+def removed_record(manifest: Json, kept: Sequence[str]) -> bytes:
+    """Returns what REMOVED holds: that all files of a complete set but those `kept` were removed."""
+    record = {"format": REMOVED_FORMAT, "version": REMOVED_VERSION, "set": set_digest(manifest)}
+    return seal(record | {"kept": sorted(kept)})
+
+
+def removed_files(save_dir: Path, manifest: Json) -> frozenset[str]:
+    """Returns which files of a set are not needed any more, as REMOVED says; they may be there still.
+
+    Empty where none were removed; OtherImages where the record is damaged, or of another set.
+    """
+    path = save_dir / REMOVED
+    if not manifest["complete"] or not path.exists():
+        return frozenset()
+    try:
+        record = check(_Removed, unseal(path, REMOVED_FORMAT, REMOVED_VERSION))
+    except FormatVersion:
+        raise
+    except (ShardsError, ValueError) as error:
+        raise OtherImages(
+            f"{path}: not a record of removed pictures ({error}). Restore it, or delete it and run `python -m eval "
+            "generate` with the same settings again, which makes the pictures"
+        ) from None
+    if record.set != set_digest(manifest):
+        raise OtherImages(
+            f"{path}: found the record of another set than manifest.json is of. Delete it, and run `python -m eval "
+            "generate` with the same settings again, which makes the pictures"
+        )
+    return frozenset(manifest["files"].keys() - set(record.kept))
+
+
+def refuse_removed(save_dir: Path, absent: Sequence[str]) -> None:
+    """MissingImages where files are absent because they were removed once they were scored."""
+    if absent:
+        raise MissingImages(
+            f"{save_dir}: {len(absent)} pictures were removed by `python -m eval study gc` once they were scored. For "
+            "another score run `python -m eval generate` with the same settings again: it makes what is missing"
+        )
 
 
 def refuse_missing(save_dir: Path, files: Sequence[File], complete: bool = True) -> None:

@@ -3,6 +3,7 @@
     <save_dir>/manifest.json      the settings; when all pictures are there, their sha256 too
     <save_dir>/prompts.json       the prompts, in their order
     <save_dir>/images/            the files of the benchmark's layout, for its official scorer
+    <save_dir>/removed.json       where `eval study gc` removed pictures that are scored: which are left
     <save_dir>/scores/            what scorers say (`eval.scores.results`)
     <save_dir>/halves/a|b/        likewise of a half of the prompts (`eval.sweep`)
 
@@ -100,6 +101,7 @@ class ImageSetWriter:
         recorded = checks.read_manifest(self._manifest)
         if recorded["complete"]:
             checks.refuse_changed(self.images, files, recorded["files"])
+            (self.folder / checks.REMOVED).unlink(missing_ok=True)  # they were made again
             return recorded
         state = {"complete": True, "files": files, "provenance": provenance}
         atomic_write(self._manifest, self._record(state))
@@ -161,14 +163,16 @@ class ImageSetReader:
     files: list[File]
     digests: dict[str, str]  # of each file
     missing: int = 0  # files that are absent
+    removed: int = 0  # files that are, since they were removed on purpose once they were scored
     half: str | None = None  # of the prompts, "a" or "b", where it is not the whole set
 
     @classmethod
-    def open(cls, save_dir: Path, partial: bool = False) -> ImageSetReader:
+    def open(cls, save_dir: Path, partial: bool = False, scored: bool = False) -> ImageSetReader:
         """Opens a set whose files are all there, are those recorded, and are alone.
 
-        With `partial` the files that exist are taken, and `missing` counts the others. Raises
-        MissingImages, which lists what is missing, and OtherImages.
+        With `partial` the files that exist are taken, and `missing` counts the others. With `scored`
+        those that were removed on purpose may be absent: `removed` counts them, and the digest is that
+        of the whole set. Raises MissingImages, which lists what is missing, and OtherImages.
         """
         manifest = save_dir / "manifest.json"
         if not manifest.exists():
@@ -181,8 +185,18 @@ class ImageSetReader:
         layout, images = LAYOUTS[settings["layout"]], save_dir / "images"
         files = layout.files(prompts, settings["images_per_prompt"])
         sidecars = layout.sidecars(prompts)
+        unneeded = checks.removed_files(save_dir, recorded)
+        gone = {
+            file.path
+            for file in files
+            if file.path in unneeded and not (images / file.path).is_file()
+        }
         if not partial:
-            checks.refuse_missing(save_dir, files, recorded["complete"])
+            if not scored:
+                checks.refuse_removed(save_dir, sorted(gone))
+            checks.refuse_missing(
+                save_dir, [file for file in files if file.path not in gone], recorded["complete"]
+            )
         checks.refuse_strangers(images, {file.path for file in files} | sidecars.keys())
         checks.refuse_sidecars(images, sidecars)
         present = [file for file in files if (images / file.path).is_file()]
@@ -192,7 +206,10 @@ class ImageSetReader:
         else:
             for file in present:
                 embedded_digest.check(images / file.path, file_digest(settings, file))
-        return cls(save_dir, prompts, settings, present, digests, len(files) - len(present))
+        removed = gone if scored else set()
+        digests |= {path: recorded["files"][path] for path in removed}
+        missing = len(files) - len(present) - len(removed)
+        return cls(save_dir, prompts, settings, present, digests, missing, len(removed))
 
     def half_of(self, half: str, ids: Collection[str]) -> ImageSetReader:
         """Returns the pictures of some prompts; what is kept beside them has a folder of its own."""
@@ -207,6 +224,13 @@ class ImageSetReader:
     @property
     def images(self) -> Path:
         return (self.folder.parents[1] if self.half else self.folder) / "images"
+
+    @property
+    def count(self) -> int:
+        """How many pictures its scores are of: also those that were removed since."""
+        if self.removed:
+            return len(self.prompts.items) * int(self.settings["images_per_prompt"])
+        return sum(len(file.numbers) for file in self.files)
 
     @property
     def digest(self) -> str:

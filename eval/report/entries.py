@@ -137,7 +137,7 @@ def open_one(folder: Path, partial: bool = False) -> ScoredSet:
 
 def _open_pictures(folder: Path, pictures: Path, partial: bool) -> ScoredSet:
     """Returns the pictures, after a check that all exist, and the scores that are of them."""
-    images = ImageSetReader.open(pictures, partial)
+    images = ImageSetReader.open(pictures, partial, scored=True)
     provenance = checks.read_manifest(pictures / "manifest.json").get("provenance") or {}
     scores = results.read_all(pictures)
     current = {name: score for name, score in scores.items() if score.images == images.digest}
@@ -147,6 +147,11 @@ def _open_pictures(folder: Path, pictures: Path, partial: bool) -> ScoredSet:
     ]
     if images.missing:
         notes.append(f"incomplete: the set lacks {counted(images.missing, 'file')}")
+    if images.removed:
+        notes.append(
+            f"{counted(images.removed, 'file')} of pictures were removed once they were scored, and "
+            f"{len(images.files):,} are left"
+        )
     trained = runs.read(pictures, images.settings.get("weights"))
     if trained:
         notes += trained.warnings(images.settings.get("guidance_scale", 1))

@@ -142,7 +142,7 @@ def set_of(scored: ScoredSet) -> Json:
         "folder": one_line(str(scored.folder)),
         "images": images.digest if images else None,
         "prompts": scored.settings.get("prompts"),
-        "pictures": sum(len(file.numbers) for file in images.files) if images else None,
+        "pictures": images.count if images else None,
         "settings": scored.settings,
         "provenance": scored.provenance,
         "cost": cost_of(scored),

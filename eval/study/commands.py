@@ -89,8 +89,18 @@ def _status(args: argparse.Namespace) -> None:
     print(status(Study.open(args.study, args.out)))
 
 
+def _gc_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--yes", action="store_true", help="delete; without it they are listed")
+
+
+def _gc(args: argparse.Namespace) -> int:
+    from .gc import run_gc
+
+    return run_gc(args)
+
+
 def _verify(args: argparse.Namespace) -> int:
-    from .lock import FILE, verify
+    from .lock import FILE, removed_sets, verify
     from .study import Study
 
     study = Study.open(args.study, args.out)
@@ -99,6 +109,10 @@ def _verify(args: argparse.Namespace) -> int:
         print(f"another version: {line}")
     for line in faults:
         print(line)
+    if sets := removed_sets(study):
+        print(
+            f"pictures of {counted(len(sets), 'set')} were removed by `study gc`: by their records"
+        )
     state = f"{counted(len(faults), 'difference')} from" if faults else "all is as in"
     print(f"{study.out / FILE}: {state} the lock")
     return int(bool(faults))
@@ -135,5 +149,6 @@ VERBS: dict[str, tuple[str, Flags, Callable[[argparse.Namespace], int | None]]] 
         _no_flags,
         _verify,
     ),
+    "gc": ("remove pictures that are scored and not on the page", _gc_flags, _gc),
     "report": ("the verdict, as a page and as study.json", _report_flags, _report),
 }

@@ -19,7 +19,7 @@ from train.config import TrainConfig
 from ..errors import EvalError, StudyChanged
 from ..images.checks import read_manifest
 from .graph import generate_id, train_id
-from .reuse import Existing, has_steps, is_saved, recorded_digest
+from .reuse import Existing, has_pictures, has_steps, is_saved, recorded_digest
 from .study import Study
 
 SETS_DEEP, RUNS_DEEP = 3, 2  # levels of folders below `reuse`
@@ -107,7 +107,7 @@ def take_over(study: Study) -> Study:
     for folder in _below(folders, "manifest.json", SETS_DEEP, study.out):
         with suppress(EvalError, ShardsError, OSError):  # of a checkpoint, too
             manifest = read_manifest(folder / "manifest.json")
-            if manifest["complete"]:
+            if manifest["complete"] and has_pictures(folder):
                 sets.setdefault(manifest["settings"].get("weights"), []).append(folder)
     by_hand = {}
     for entry in study.entries if sets else ():

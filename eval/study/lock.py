@@ -28,6 +28,7 @@ from train.checkpoints.checkpoint import CheckpointError, manifest_of
 from train.checkpoints.snapshots import EmaLengthRefused, files_of_length
 
 from ..errors import BadStudy, EvalError
+from ..images.checks import REMOVED
 from ..images.imageset import ImageSetReader
 from .earlier import take_over
 from .encoders import places
@@ -140,7 +141,7 @@ def _average(step: Path, length: float | None) -> list[Path]:
 
 def _pictures(folder: Path) -> str:
     try:
-        return ImageSetReader.open(folder).digest
+        return ImageSetReader.open(folder, scored=True).digest
     except (EvalError, OSError):
         return ABSENT
 
@@ -176,6 +177,12 @@ def verify(study: Study) -> tuple[list[str], list[str]]:
     ]
     others = list(differences(lock["versions"], now["versions"]))
     return faults, others
+
+
+def removed_sets(study: Study) -> list[Path]:
+    """Returns the sets of a study of which `study gc` removed pictures."""
+    folders = (node.outputs[0] for node in nodes_of(study) if node.kind == "generate")
+    return [folder for folder in folders if (folder / REMOVED).is_file()]
 
 
 def _work(command: list[str]) -> list[str]:

@@ -9,6 +9,8 @@ others as they are.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,9 +23,7 @@ from shards import (
     IncompleteColumn,
     NotAColumn,
     ShardsError,
-    canonical_json,
     open_store,
-    sha256,
 )
 from shards.format import COLUMN, VERSION
 from shards.format.atomic import read_json
@@ -34,7 +34,7 @@ from train.config import TrainConfig
 from train.run import expected_record
 
 from ..errors import BadPrompts, BadScores, EvalError
-from ..images.checks import difference_text, read_manifest
+from ..images.checks import difference_text, read_manifest, removed_files, set_digest
 from ..images.runs import Run
 from ..prompts.benchmarks import find
 from ..prompts.prompts import Prompts
@@ -42,7 +42,7 @@ from ..scores import results
 from ..scores.aggregate import means_of
 from ..scores.results import Score
 from .flags import generate_settings
-from .graph import Node
+from .graph import Node, nodes_of
 from .study import Study
 
 Json = dict[str, Any]
@@ -74,8 +74,19 @@ class Existing:
         folder = self.study.set_folder(node.entry, node.seed, node.step)
         if node.kind == "generate":
             lines = self.set_differences(node.entry, node.seed, node.step, folder)
-            return lines == [] and recorded_digest(folder) is not None
+            if lines != [] or recorded_digest(folder) is None:
+                return False
+            return has_pictures(folder) or all(map(self.score_names, self._scores_of[node.id]))
         return bool(self.score_names(node))
+
+    @cached_property
+    def _scores_of(self) -> dict[str, list[Node]]:
+        """The nodes that score a set, by the id of the node that makes it."""
+        nodes: dict[str, list[Node]] = defaultdict(list)
+        for node in nodes_of(self.study):
+            for need in node.needs if node.kind == "score" else ():
+                nodes[need].append(node)
+        return nodes
 
     def _trained(self, entry: str, seed: int, phase: int) -> bool:
         run = self.study.run_folder(entry, seed, phase)
@@ -277,16 +288,26 @@ def is_saved(checkpoint: Path, file: str) -> bool:
 
 
 def recorded_digest(folder: Path) -> str | None:
-    """Returns the digest of a complete set from its manifest; None while it is not, or lacks a file."""
+    """Returns the digest of a complete set from its manifest; None while it is not, or lacks a file that
+    was not removed on purpose.
+    """
     try:
         manifest = read_manifest(folder / "manifest.json")
+        if not manifest["complete"]:
+            return None
+        needed = manifest["files"].keys() - removed_files(folder, manifest)
     except (EvalError, ShardsError, OSError):
         return None
-    if not manifest["complete"]:
-        return None
-    if not all((folder / "images" / path).is_file() for path in manifest["files"]):
-        return None
-    return sha256(canonical_json([manifest["settings"], manifest["files"]]))
+    return set_digest(manifest) if _are_files(folder, needed) else None
+
+
+def has_pictures(folder: Path) -> bool:
+    """Whether all pictures of a complete set are there: none was removed once it was scored."""
+    return _are_files(folder, read_manifest(folder / "manifest.json")["files"])
+
+
+def _are_files(folder: Path, names: Iterable[str]) -> bool:
+    return all((folder / "images" / name).is_file() for name in names)
 
 
 def read_record(study: Study, node: str) -> Json | None:

@@ -38,7 +38,7 @@ from ...errors import BadPrompts
 from ...prompts.benchmarks import BENCHMARKS, find
 from ..flags import generate_settings
 from ..graph import Node
-from ..reuse import column_exists, recorded_digest
+from ..reuse import column_exists, has_pictures, recorded_digest
 from ..study import Study
 
 T = TypeVar("T")
@@ -302,7 +302,7 @@ class Costs:
         study, sizes = self.study, dict[str, float]()
         for entry, seed, step in product(study.entries, study.seeds, study.steps):
             folder = study.set_folder(entry, seed, step)
-            if entry not in sizes and recorded_digest(folder) is not None:
+            if entry not in sizes and recorded_digest(folder) and has_pictures(folder):
                 sizes[entry] = folder_bytes(folder)
         return sizes
 
