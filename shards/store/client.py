@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 from ..errors import ShardsError, StoreError
 from ..printing import redacted
+from .throttle import THROTTLED, asked_wait
 
 T = TypeVar("T")
 PREFIX = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE", "http": "HTTP", "https": "HTTPS"}
@@ -46,6 +47,9 @@ NETWORK = {
     "http": "the url and the network",
     "https": "the url and the network",
 }
+NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|specified bucket does not exist")
+EXPIRED = re.compile("ExpiredToken|TokenExpired|[Tt]oken (has|is) expired|specified time frame")
+SKEWED = re.compile("RequestTimeTooSkewed|RequestExpired|[Dd]ate header too old|able timeframe")
 
 
 @dataclass(frozen=True)
@@ -146,12 +150,13 @@ class Client:
         self.scheme = root.partition("://")[0]
         self.conditions: set[str] = set()  # those that the store was seen to respect
         self._stores: dict[tuple[int, str], Any] = {}
+        self._asks_to_wait = True  # as far as is known
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Client, (self.root, self.limits)
 
     def _store(self, kind: str) -> Any:
-        """Returns obstore's store of this process for requests that "read", "upload" or "copy"."""
+        """Returns obstore's store of this process for requests that "read", "list", "upload" or "copy"."""
         key = (os.getpid(), kind)
         if key not in self._stores:
             self._stores[key] = self._connect(kind)
@@ -167,7 +172,7 @@ class Client:
         }
         seconds = {
             "connect_timeout": limits.connect,
-            "read_timeout": limits.stall if kind == "read" else request,
+            "read_timeout": limits.stall if kind in ("read", "list") else request,
             "timeout": request,
         }
         options |= {name: timedelta(seconds=value) for name, value in seconds.items()}
@@ -184,9 +189,10 @@ class Client:
             config=config or None,
             client_options=options,
             retry_config={
-                "max_retries": 10,
-                # parts of an upload are repeated by the library alone, the rest also by `call`
-                "retry_timeout": timedelta(seconds=limits.give_up / (4 if kind == "read" else 1)),
+                # parts of an upload are repeated by the library alone, single requests by `call`,
+                # and requests of many steps by both
+                "max_retries": 0 if kind == "read" else 10,
+                "retry_timeout": timedelta(seconds=limits.give_up / (4 if kind == "list" else 1)),
                 "backoff": {
                     "init_backoff": timedelta(seconds=limits.backoff),
                     "max_backoff": timedelta(seconds=limits.max_backoff),
@@ -203,7 +209,7 @@ class Client:
 
         Raises FileNotFoundError, FileExistsError, or StoreError saying which `work` on `url` failed.
         """
-        start, tries = time.monotonic(), 0
+        start, tries, asked = time.monotonic(), 0, 0.0
         while True:
             tries += 1
             library_ = library()
@@ -215,27 +221,61 @@ class Client:
                 raise
             except (library_.exceptions.BaseError, OSError, ValueError) as error:
                 text = str(error)
-                if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in text:
+                if isinstance(error, FileNotFoundError) and not NO_BUCKET.search(text):
                     raise FileNotFoundError(f"{url}: no such object") from None
-                seconds = time.monotonic() - start
+                seconds, throttled = time.monotonic() - start, status_of(error) in THROTTLED
                 if once or is_permanent(error, library_) or seconds > self.limits.give_up:
                     raise StoreError(
                         f"{url}: {work} failed after {seconds:.0f} s: {reason(text)}. "
+                        + (f"The server asked to wait for {asked:.0f} s. " if asked else "")
                         + self._advice(error, library_)
                     ) from None
             pause = min(self.limits.backoff * 2**tries, self.limits.max_backoff)
             time.sleep(pause * random.uniform(0.5, 1))
+            if throttled and tries > 1:  # a single one is most often followed by an answer
+                asked = self._asked(url, library_, kind)
+                rest = self.limits.give_up - (time.monotonic() - start)
+                time.sleep(max(min(asked, rest), 0))
+
+    def _asked(self, url: str, library_: Any, kind: str) -> float:
+        """Returns the seconds that the server asks to wait; 0 if it has not said so before."""
+        if self._asks_to_wait:
+            headers = web_headers(self.root) if self.scheme in ("http", "https") else {}
+            asked = asked_wait(
+                url, self.root, library_, self._store(kind), headers, self.limits.connect
+            )
+            if asked is not None:
+                return asked
+            self._asks_to_wait = False  # it costs no further requests
+        return 0.0
 
     def _advice(self, error: Exception, library_: Any) -> str:
         text, kinds = str(error), library_.exceptions
-        if "NoSuchBucket" in text or "ContainerNotFound" in text:
+        if NO_BUCKET.search(text):
             return f"There is no {self.root}: check the url, or make it"
+        if "non-partial response" in text:
+            return (
+                "The server gives whole objects where a part is asked for, so columns cannot be read "
+                "there: use another server, or no proxy before it"
+            )
         if isinstance(error, kinds.NotSupportedError):
             return "This store cannot do that: use another, or a folder"
         if isinstance(error, kinds.PreconditionError):
             return "The object was replaced while it was open: open the column again"
-        if refused(error, library_):
-            return f"Check {ADVICE[self.scheme]}, and what they permit"
+        clock = f"the clock of this machine ({time.strftime('%H:%M:%S', time.gmtime())} UTC)"
+        if SKEWED.search(text):
+            return f"The store refuses what is signed at another time than its own: set {clock}"
+        if EXPIRED.search(text):
+            return (
+                f"The credentials have expired, or {clock} is wrong: renew {ADVICE[self.scheme]}. "
+                "What was written so far stays, so run again"
+            )
+        nothing_said = self.scheme == "s3" and status_of(error) == 400 and "HEAD" in text
+        if refused(error, library_) or nothing_said:  # S3 says just 400 of an expired token
+            advice = f"Check {ADVICE[self.scheme]}, and what they permit"
+            if self.scheme in ("http", "https"):
+                return advice
+            return f"{advice}. They may have expired, or {clock} be wrong"
         return f"Check {NETWORK[self.scheme]}; what was written so far stays, so run again"
 
 
@@ -261,8 +301,8 @@ def is_permanent(error: Exception, library_: Any) -> bool:
     kinds, status, text = library_.exceptions, status_of(error), str(error)
     temporary = isinstance(error, (kinds.GenericError, OSError))
     bad_request = status is not None and 400 <= status < 500 and status not in (408, 409, 429)
-    bad_url = any(word in text for word in ("builder error", "redirect", "NoSuchBucket"))
-    return not temporary or bad_request or bad_url or refused(error, library_)
+    bad_url = any(word in text for word in ("builder error", "redirect")) or NO_BUCKET.search(text)
+    return not temporary or bad_request or bool(bad_url) or refused(error, library_)
 
 
 def reason(text: str) -> str:

@@ -206,6 +206,7 @@ class RemoteStore(Store):
             lambda library, store: library.list_with_delimiter(
                 store, f"{self._prefix}/" if self._prefix else None
             )["common_prefixes"],
+            kind="list",
         )  # fmt: skip
         return sorted(path.rstrip("/").rpartition("/")[2] for path in prefixes)
 
@@ -223,6 +224,7 @@ class RemoteStore(Store):
                 if item["path"].startswith(f"{folder}/" if folder else "")
                 and not item["path"].endswith("/")
             ],
+            kind="list",
         )  # fmt: skip
         skip = len(self._prefix) + 1 if self._prefix else 0
         for item in items:
