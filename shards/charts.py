@@ -22,6 +22,7 @@ MOST_POINTS = 400  # of a curve on the page
 Estimate = Mapping[str, Any]  # "value", with "low" and "high" of its interval or None
 Curve = tuple[str, Sequence[tuple[float, float]]]  # a name, and its points
 Band = tuple[int, Sequence[tuple[float, float, float]]]  # a colour, and x with both ends
+Mark = tuple[int, float, float]  # a colour, x and y
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def curves(
     thin: Collection[int] = (),
     bands: Sequence[Band] = (),
     meetings: Sequence[Meeting] = (),
+    marks: Sequence[Mark] = (),
+    numbers: Sequence[float] = (),
     hours: Sequence[tuple[float, float]] = (),
     axis: str = "steps",
 ) -> str:
@@ -83,7 +86,8 @@ def curves(
     The vertical axis is logarithmic if `log` is set and all values are above 0, the horizontal one
     likewise by `log_x`. Curves have `colours`, else one each; those whose index is in `thin` are
     faint. `bands` lie behind them, and `meetings` before: a dashed line at the height, a ring, and
-    a dot whose interval is open at an end that the axis does not reach.
+    a dot whose interval is open at an end that the axis does not reach. `marks` are dots in rings. The
+    horizontal axis has `numbers`, else round ones.
     `hours` (x, hours) add the time below the numbers of the horizontal axis: hours, or minutes or
     seconds of a short run.
     """
@@ -114,7 +118,8 @@ def curves(
     ]
     bottom = CURVES_HEIGHT - BOTTOM
     unit, scale = unit_of_time(hours[-1][1]) if hours else ("", 1)
-    numbers = log_ticks(first, last, most=6) if log_x and last > first else ticks(first, last)
+    if not numbers:
+        numbers = log_ticks(first, last, most=6) if log_x and last > first else ticks(first, last)
     for x in numbers:
         place = across(x)
         anchor = "end" if place > CURVES_WIDTH - 24 else "start" if place < LEFT + 16 else "middle"
@@ -146,6 +151,10 @@ def curves(
         faint = ' class="thin"' if i in thin else ""
         shapes.append(f'<g{faint} style="color:{_colour(hues[i])}">{shape}</g>' if places else "")
     shapes += [_meeting(meeting, across, down) for meeting in meetings]
+    for hue, x, y in marks:
+        centre = f'cx="{across(x):.1f}" cy="{down(y):.1f}"'
+        dot = f'<circle {centre} r="3"/><circle class="ring" {centre} r="6"/>'
+        shapes.append(f'<g style="color:{_colour(hue)}">{dot}</g>')
     names = "".join(
         f'<span class="name"><span class="chip" style="background:{_colour(hue)}"></span>{html.escape(name)}</span>'
         for hue, (name, _) in zip(hues, lines, strict=True) if name

@@ -11,7 +11,12 @@ from shards import charts
 from ...report.page import change
 
 Json = dict[str, Any]
+SETTINGS = {
+    "guidance_scale": "guidance scale", "ema": "length of the average", "shift": "sampling shift",
+    "lr": "learning rate",
+}  # fmt: skip
 AXES = ("steps", "samples", "FLOPs", "hours")  # what scores are drawn over, if it is known of all
+MOST_NUMBERS = 8  # that have room below a chart
 
 
 def colours_of(data: Json) -> dict[str, int]:
@@ -113,3 +118,82 @@ def _meetings(data: Json, axis: str, scale: Mapping[str, float]) -> list[charts.
         }
         meetings.append(charts.Meeting(level, (colour[baseline], start), (colour[name], place)))
     return meetings
+
+
+# What was chosen for each entry -------------------------------------------------------------------
+
+
+def settled(data: Json) -> Json | None:
+    """Returns what the page says of settings that were chosen for each entry; None where none were.
+
+    Fields: by, prompts (the score, and the prompts of half A), settings (keys of sets and trainings), axes[]:
+    axis, title, by (what it was chosen by), better, drawing, entries[], one an entry in the page's order: value,
+    score (a Value), edge, tried (the least and the most); null where nothing is chosen yet.
+    """
+    records = {record["entry"]: record for record in data.get("settled") or ()}
+    if not records:
+        return None
+    axes: dict[str, dict[str, Json]] = {}
+    for entry, record in records.items():
+        for axis in record["axes"]:
+            axes.setdefault(axis["axis"], {})[entry] = {**record, **axis}
+    first = next(iter(records.values()))
+    return {
+        "by": first["scorer"],
+        "prompts": first["prompts"],
+        "settings": ["optim.lr" if axis == "lr" else axis for axis in axes],
+        "axes": [_axis(data, axis, by_entry) for axis, by_entry in axes.items()],
+    }
+
+
+def _axis(data: Json, axis: str, by_entry: Mapping[str, Json]) -> Json:
+    colour, lines, bands, marks = colours_of(data), [], [], []
+    for entry, record in by_entry.items():
+        tried = list(zip(record["values"], record["over_seeds"], strict=True))
+        lines.append((entry, [(x, value["value"]) for x, value in tried if value]))
+        band = [(x, v["low"], v["high"]) for x, v in tried if v and v["low"] is not None]
+        if band:
+            bands.append((colour[entry], band))
+        x, best = tried[record["chosen"]]
+        marks.append((colour[entry], x, best["value"]))
+    values = sorted({x for record in by_entry.values() for x in record["values"]})
+    title = SETTINGS.get(axis, axis)
+    record = next(iter(by_entry.values()))
+    return {
+        "axis": axis,
+        "title": title,
+        "by": record["scorer"],
+        "better": record["better"],
+        "drawing": charts.curves(
+            record["scorer"], lines, log_x=True, colours=[colour[entry] for entry, _ in lines], bands=bands,
+            marks=marks, numbers=values if len(values) <= MOST_NUMBERS else (), axis=title,
+        ),
+        "entries": [
+            (r := by_entry.get(name))
+            and {
+                "value": r["values"][r["chosen"]], "score": r["over_seeds"][r["chosen"]],
+                "edge": r["edge"], "tried": [min(r["values"]), max(r["values"])],
+            }
+            for name in colour
+        ],
+    }  # fmt: skip
+
+
+def whole_set(data: Json) -> list[Json]:
+    """Returns a record a score and entry of all prompts, in an order for a table: scorer, better, entry, value,
+    difference (a Value, null of the baseline); none where all scores are of all prompts.
+    """
+    whole = data.get("whole")
+    if not whole:
+        return []
+    rows = []
+    for score in whole["scores"]:
+        for name, values in zip(colours_of(data), score["entries"], strict=True):
+            difference = difference_of(whole, name, score["scorer"])
+            rows.append(
+                {
+                    "scorer": score["scorer"], "better": score["better"], "entry": name,
+                    "value": values["over_seeds"], "difference": difference and difference["value"],
+                }
+            )  # fmt: skip
+    return rows

@@ -20,7 +20,7 @@ from ..graph import nodes_of
 from . import losses
 from .analysis import FORMAT, VERSION, analyse
 from .exports import as_csv, downloads, latex, refuse_other_csv
-from .figures import colours_of, difference_of, forests, over_steps
+from .figures import colours_of, difference_of, forests, over_steps, settled, whole_set
 from .panel import panel
 from .pictures import Pictures, pictures_of
 
@@ -63,7 +63,8 @@ def render(data: Json, shown: Pictures | None = None, curves: Sequence[str] = ()
         s=data, shown=shown or Pictures(), losses=[*losses.by_sigma(data), *curves],
         style=charts.style(), names=names, script=charts.script(),
         colour={name: i % charts.COLOURS for name, i in colours_of(data).items()},
-        forests=forests(data), steps=over_steps(data), latex=latex(data), downloads=downloads(data),
+        forests=forests(data), settled=settled(data), whole=whole_set(data),
+        steps=over_steps(data), latex=latex(data), downloads=downloads(data),
         missing=_missing(data), warnings=_warnings(data), notes=_notes(data), needed=_needed(data),
         figure=charts.figure, prompts=Path(data["benchmark"]).name, follow=_follow(data),
     )  # fmt: skip
