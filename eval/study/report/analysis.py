@@ -10,6 +10,7 @@ interval is 95 %, null where none is known; a difference is an entry minus the b
     verdicts[]    one an entry but the baseline: entry, outcome ("better", "worse", "no difference", "equal", "no
                   verdict"), title (what to read before it), sentence
     covers[]      what the verdicts cover; leaves_open[]: what another study would have to tell
+    targets       what each entry's model predicts, and the size of its latents: see eval/study/report/targets.py
     entries[]     baseline first: name, latents (column), sets {seed: folder} and runs {seed: folder} of the last
                   step, notes[] on its sets: note, seeds
     scores[]      the primary one first: scorer, better, primary, notes; entries[], one an entry: by_seed {seed: Value},
@@ -52,6 +53,7 @@ from ...scores.seeds import holm
 from ..encoders import places
 from .ledger import Training, ledger
 from .sets import Sets, entry_at, missing, open_sets, prompt_count, recorded_names, score_name
+from .targets import target_lines, targets_of
 from .time_to_quality import step_costs, times_to_quality
 from .verdict import Verdict, covers, leaves_open, no_score, verdict_of
 
@@ -104,12 +106,14 @@ def analyse(study: Study) -> Analysis:
         "time_to_quality": times_to_quality(study, sets, primary, costs),
         "published": _published(study, verdicts),
         "cost": _cost(study, sets),
-        **_differences(study, last, comparisons),
+        **_differences(study, last, comparisons), "targets": targets_of(last),
     }  # fmt: skip
     compared = sorted((_seeds(c, primary) for c in comparisons.values()), key=len) or [()]
     prompts = study.config.benchmark or Path(data["benchmark"]).name
-    data["covers"] = covers(compared[-1], data["prompts"], prompts, len(names))
-    data["leaves_open"] = leaves_open(len(compared[0]), first.settings if first else {}, step)
+    covered, left_open = target_lines(data["targets"])
+    data["covers"] = covers(compared[-1], data["prompts"], prompts, len(names)) + covered
+    settings = first.settings if first else {}
+    data["leaves_open"] = leaves_open(len(compared[0]), settings, step) + left_open
     return Analysis(data, sets, last)
 
 

@@ -202,7 +202,16 @@ def test_one_config_serves_flux_sd_hunyuan_dc_and_rae(tmp_path: Path) -> None:
         assert comparison["paired"]
         assert comparison["training"]["differ"] == {}
         assert "flow.shift" in comparison["training"]["follow"]
-    assert "flow.prediction" not in differ  # one target for all
+    assert "flow.prediction" not in differ
+    assert {t["prediction"] for t in data["targets"].values()} == {"velocity"}
+    (line,) = (line for line in data["covers"] if "target" in line)
+    assert line.startswith(
+        "one target for all, the velocity, though the latents differ in dimension"
+    )
+    for name, shape in shapes.items():
+        channels = shape[0] // 2 if name not in ("dc", "rae") else shape[0]
+        size = f"{channels} channels, {channels * shape[1] * shape[2]:,} values"
+        assert f"{name}: {size}" in line
     page = (folder / "out/report.html").read_text()
     for key in ("flow.shift", "model.patch_size"):
         assert f'{key} <span class="badge">follows the VAE</span>' in page

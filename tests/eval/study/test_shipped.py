@@ -10,12 +10,15 @@ import yaml
 
 import configs
 from configs import ConfigError
+from eval.study.checks import allowed_keys
 from eval.study.config import StudyConfig
 from eval.study.study import Study
+from train.checkpoints.identity import leaves
 from train.config import TrainConfig
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "configs/study").glob("*.yaml"))
+OF_TRAINING = "options"  # a study of one VAE, whose entries have options of training of their own
 OWN = {"data": {"also"}, "runs": True, "save_at": True, "init_from": True}  # of a study's run
 
 
@@ -28,7 +31,10 @@ def training(config: TrainConfig) -> dict[str, Any]:
     return config.model_dump(exclude=OWN)  # type: ignore[arg-type]  # nested, as pydantic takes it
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+OF_VAES = [path for path in SHIPPED if path.stem != OF_TRAINING]
+
+
+@pytest.mark.parametrize("path", OF_VAES, ids=lambda path: path.stem)
 def test_each_entry_is_a_training_of_the_reference(path: Path) -> None:
     """An entry's name is that of the shipped training config of its VAE, which says the same."""
     study = Study.open(path)
@@ -49,7 +55,7 @@ def test_each_entry_is_a_training_of_the_reference(path: Path) -> None:
 
 def test_the_shipped_studies() -> None:
     pairs = [{"flux", "flux-e2e"}, {"sd35", "sd35-e2e"}, {"qwen", "qwen-e2e"}]
-    entries = {path.stem: set(Study.open(path).entries) for path in SHIPPED}
+    entries = {path.stem: set(Study.open(path).entries) for path in OF_VAES}
     assert entries == {
         "flux": pairs[0], "flux-512": pairs[0], "sd35": pairs[1], "qwen": pairs[2],
         "six-vaes": set.union(*pairs),
@@ -61,6 +67,21 @@ def test_the_shipped_studies() -> None:
             assert name.endswith("-e2e")
             assert published.better
             assert published.source.startswith("https://")
+
+
+def test_entries_with_options_of_training_of_their_own() -> None:
+    """Each differs from the baseline in the key that it names, and may."""
+    study = Study.open(ROOT / f"configs/study/{OF_TRAINING}.yaml")
+    baseline = leaves(training(study.train_config("flux", 0)))
+    for entry, key in {
+        "flux-latent": "flow.prediction", "flux-rate": "optim.lr", "flux-average": "ema.decay",
+    }.items():  # fmt: skip
+        own = leaves(training(study.train_config(entry, 0)))
+        assert {name for name in baseline if own[name] != baseline[name]} == {key}
+        assert allowed_keys(study, "flux", 0, entry, 0) == (key,)
+    assert {column for _, columns in study.encode_configs.values() for column in columns} == {
+        f"/data/blip3o/columns/{source}/flux-256" for source in ("blip3o-long", "blip3o-short")
+    }  # encoded once for all
 
 
 @pytest.mark.parametrize("name", ["flux", "flux-e3e"])
