@@ -86,7 +86,17 @@ class StudyChanged(EvalError, ValueError):
 
 
 class StudyRunning(EvalError, RuntimeError):
-    """Another `study run` works in the same folder."""
+    """A `study run` works in the folder."""
+
+
+class WorkerDiffers(EvalError, ValueError):
+    """A worker of another version of the project, or of another YAML, works in the study's folder."""
+
+
+class ClaimLost(EvalError, RuntimeError):
+    """Another worker of a study has taken over what this one did, which can write nothing any more."""
+
+    exit_code = 5
 
 
 class NotPaired(EvalError, ValueError):

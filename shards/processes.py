@@ -7,15 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Asks Linux for a signal when the process that started it is gone, then becomes the command: PR_SET_PDEATHSIG is 1.
-BOUND = """
-import ctypes, os, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, int(sys.argv[1]))
-if os.getppid() != int(sys.argv[2]):
-    sys.exit("the process that started this one is gone")
-os.execv(sys.argv[3], sys.argv[3:])
-"""
+from . import bound
+
+exists = bound.exists
+kill = bound.kill
 
 
 def with_this_python(command: Sequence[str]) -> list[str]:
@@ -25,9 +20,10 @@ def with_this_python(command: Sequence[str]) -> list[str]:
     return [sys.executable if program == "python" else str(folder / program), *rest]
 
 
-def bound_to(pid: int, command: Sequence[str]) -> list[str]:
+def bound_to(pid: int, command: Sequence[str], fence: Path | None = None) -> list[str]:
     """Returns a command that gets SIGTERM when the process that starts it, of this pid, ends in any
-    way, SIGKILL among them; elsewhere than on Linux, the command as it is.
+    way, SIGKILL among them, or when a file, its fence, is removed; see `bound`. Elsewhere than on Linux the
+    process may end.
     """
-    number = str(int(signal.SIGTERM))
-    return [sys.executable, "-S", "-c", BOUND, number, str(pid), *command]
+    script, number = str(Path(bound.__file__)), str(int(signal.SIGTERM))
+    return [sys.executable, "-S", script, number, str(pid), str(fence or ""), *command]

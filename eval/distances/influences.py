@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter
 
-from shards import atomic_write, canonical_json
+from shards import canonical_json
 from shards.format.checks import Text, check
 
 from ..errors import BadScores
+from ..fence import publish
 from ..scores.results import NAME, Count, Finite, read_lines
 from ..scores.seeds import Estimate
 
@@ -86,7 +87,7 @@ def path_of(save_dir: Path, scorer: str) -> Path:
 def write(save_dir: Path, scorer: str, images: str, influences: Sequence[Influence]) -> None:
     """Writes them for paired differences; `images` is the set's digest."""
     lines = [{"images": images}, *map(asdict, influences)]
-    atomic_write(path_of(save_dir, scorer), b"".join(map(canonical_json, lines)))
+    publish(path_of(save_dir, scorer), b"".join(map(canonical_json, lines)))
 
 
 def read(save_dir: Path, scorer: str, images: str) -> list[Influence]:

@@ -17,10 +17,11 @@ from itertools import groupby
 from math import hypot
 from typing import TYPE_CHECKING, Any
 
-from shards import atomic_write, canonical_json, sha256
+from shards import canonical_json, sha256
 from shards.places import model
 
 from ..errors import BadPrompts
+from ..fence import publish
 from ..images.imageset import ImageSetReader, PictureRef
 from ..images.layouts import Picture
 from ..images.ranks import Rank
@@ -116,7 +117,7 @@ def _score(
     values = aggregate(items, overall="groups")
     score = predictions.score(name, items, values, made_by, notes=notes, overall="groups")
     path = images.folder / NAME / f"{score.scorer}.results.jsonl"
-    atomic_write(path, b"".join(map(canonical_json, lines)))
+    publish(path, b"".join(map(canonical_json, lines)))
     yield score, items
 
 

@@ -18,12 +18,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
-from shards import FormatVersion, ShardsError, atomic_write, canonical_json, seal, unseal
+from shards import FormatVersion, ShardsError, canonical_json, seal, unseal
 from shards.format.atomic import LINES_BYTES, parse_json, read_file
 from shards.format.checks import BaseName, Text, check
 from train.report import read_records
 
 from ..errors import BadScores, NotFinite
+from ..fence import publish
 
 Json = dict[str, Any]
 FORMAT, VERSION = "latentbank-score", 1
@@ -117,8 +118,8 @@ def write(save_dir: Path, score: Score, items: Sequence[Item] = ()) -> Path:
     record = _finite(seal, {"format": FORMAT, "version": VERSION, **asdict(score)}, f"{path}")
     path.parent.mkdir(parents=True, exist_ok=True)
     if items:
-        atomic_write(path.with_suffix(".items.jsonl"), b"".join(lines))
-    atomic_write(path, record)
+        publish(path.with_suffix(".items.jsonl"), b"".join(lines))
+    publish(path, record)
     return path
 
 

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from shards.console import counted, not_negative, overview, positive, say_next
+from shards.console import counted, not_negative, number, overview, positive, say_next
 from shards.places import local_path
 from shards.signals import stoppable
+
+from ..errors import BadRequest
+
+if TYPE_CHECKING:
+    from .study import Study
 
 Flags = Callable[[argparse.ArgumentParser], None]
 EXAMPLES = (
@@ -46,8 +52,21 @@ def _no_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_flags(parser: argparse.ArgumentParser) -> None:
+    from .run.claims import SECONDS
+
+    flag = parser.add_argument
     several = "commands at a time, among which the visible GPUs are divided"
-    parser.add_argument("--jobs", type=positive, default=1, help=several)
+    flag("--jobs", type=positive, default=1, help=several)
+    lease = "seconds after which another worker takes over from one that stopped"
+    flag("--lease", type=number(least=1), default=SECONDS, metavar="SECONDS", help=lease)
+    slurm = parser.add_argument_group("for SLURM, where nothing is run here")
+    flag = slurm.add_argument
+    flag("--print-sbatch", action="store_true", help="print the script of an array of workers")
+    flag("--workers", type=positive, help="tasks of the array; default: 2")
+    flag("--gpus", type=not_negative, help="of each worker; default: 8")
+    flag("--time", help="of each task, as sbatch takes it; default: 24:00:00")
+    flag("--partition", metavar="NAME", help="as sbatch takes it")
+    flag("--account", metavar="NAME", help="as sbatch takes it")
 
 
 def _plan_flags(parser: argparse.ArgumentParser) -> None:
@@ -69,12 +88,35 @@ def _run(args: argparse.Namespace) -> int:
     from .study import Study
 
     study = Study.open(args.study, args.out, args.jobs)
-    code = stoppable(lambda: run(study))
+    if _is_printed(args, study):
+        return 0
+    code = stoppable(lambda: run(study, args.lease))
     if code == 0:
         say_next("eval", "study", "report", *_named(args))
     elif code == FAILED:
         say_next("eval", "study", "status", *_named(args), note="what failed, and its logs")
     return code
+
+
+def _is_printed(args: argparse.Namespace, study: Study) -> bool:
+    """Prints the script of an array where it is asked for; BadRequest for flags that are of it alone."""
+    from .run.claims import SECONDS
+    from .run.sbatch import Array, script
+
+    names = ("workers", "gpus", "time", "partition", "account")
+    flags = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if not args.print_sbatch:
+        if flags:
+            name = next(iter(flags))
+            raise BadRequest(
+                f"--{name}: found it without --print-sbatch, expected both: it is of the script of a SLURM array"
+            )
+        return False
+    words = [str(word) for word in _named(args)]
+    words += ["--jobs", str(args.jobs)] if args.jobs != 1 else []
+    words += ["--lease", f"{args.lease:g}"] if args.lease != SECONDS else []
+    print(script(study, Array(**flags), words), end="")
+    return True
 
 
 def _named(args: argparse.Namespace) -> list[object]:

@@ -27,7 +27,7 @@ from ..scores import results
 from .earlier import refuse_changed, take_over
 from .graph import Node, nodes_of
 from .reuse import Existing, recorded_digest
-from .run.runner import alone
+from .run.workers import alone
 from .status import states
 from .study import Study
 

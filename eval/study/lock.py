@@ -15,7 +15,7 @@ a study that is run again and made nothing anew has the same lock on the same ma
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,10 +46,10 @@ ABSENT = "absent"  # in place of the digest of what is not there
 OUT = "OUT"  # in place of the study's folder, which may be moved
 
 
-def write_lock(study: Study) -> Path:
+def write_lock(study: Study, write: Callable[[Path, bytes], None] = atomic_write) -> Path:
     """Writes the lock of a study of which everything exists; returns its path."""
     path = study.out / FILE
-    atomic_write(path, seal({"format": FORMAT, "version": VERSION, **record_of(study)}))
+    write(path, seal({"format": FORMAT, "version": VERSION, **record_of(study)}))
     return path
 
 

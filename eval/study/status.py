@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from shards import open_store
-from shards.column import lease_chain, stale
-from shards.console import next_text, render
+from shards.console import duration_text, next_text, render
 from train.checkpoints.checkpoint import steps
 
 from .earlier import take_over, taken_over
 from .graph import Node, nodes_of
 from .reuse import Existing, read_record
+from .run.claims import holder_text
+from .run.workers import claimed, workers
 from .study import Study
 
 
@@ -57,11 +57,13 @@ def status(study: Study) -> str:
         for node in nodes
         if node.kind == "encode"
     ]
-    head = f"{study.out}: {sum(done.values())} of {len(nodes)} commands are done; {_holder(study)}"
+    head = f"{study.out}: {sum(done.values())} of {len(nodes)} commands are done; {_holders(study)}"
     verb = "report" if all(done.values()) else "run"
     out = [] if study.out == Path("studies") / study.path.stem else ["--out", study.out]
     after = next_text("eval", "study", verb, study.path, *out)
-    return render(head, *encoding, table, *_failures(study, nodes, done), after)
+    return render(
+        head, *encoding, table, *_claims(study, nodes), *_failures(study, nodes, done), after
+    )
 
 
 def _training(study: Study, node: Node, done: dict[str, bool]) -> str:
@@ -77,19 +79,29 @@ def _count(nodes: Sequence[Node], done: dict[str, bool]) -> str:
     return f"{sum(done[node.id] for node in nodes)} of {len(nodes)}"
 
 
-def _holder(study: Study) -> str:
-    """Returns whether a `study run` works on it now."""
-    holder: dict[str, Any] | None = None
-    if study.out.is_dir():
-        holder = lease_chain(open_store(study.out))[1]
-    if holder is None or stale(holder):  # a killed one leaves its lease
+def _holders(study: Study) -> str:
+    """Returns which workers are at work now; one that was killed leaves its lease."""
+    holders = [holder_text(record) for record in workers(study)]
+    if not holders:
         return "no `study run` works on it"
-    return f"`study run` works on it (pid {holder.get('pid')} on {holder.get('host')})"
+    return f"`study run` works on it ({'; '.join(holders)})"
+
+
+def _claims(study: Study, nodes: Sequence[Node]) -> Iterator[str]:
+    """Yields which node each worker has, and since when."""
+    for node, record in claimed(study, nodes):
+        since = record.get("since")
+        text = ""
+        if isinstance(since, int | float) and 0 < since <= time.time():
+            clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
+            text = f", since {clock} ({duration_text(time.time() - since)})"
+        yield f"{node}: {holder_text(record)}{text}"
 
 
 def _failures(study: Study, nodes: Sequence[Node], done: dict[str, bool]) -> Iterator[str]:
+    running = {node for node, _ in claimed(study, nodes)}
     for node in nodes:
-        record = None if done[node.id] else read_record(study, node.id)
+        record = None if done[node.id] or node.id in running else read_record(study, node.id)
         if record is not None and record.get("exit_code"):
             yield f"failed: {node.id}, exit code {record['exit_code']}: {shlex.join(node.command)}"
             yield f"    {study.log(node.id)}"

@@ -111,6 +111,7 @@ class Lease:
     ) -> None:
         self.store, self.command, self.force = open_store(column), command, force
         self.seconds, self.owner = seconds, secrets.token_hex(16)
+        self.since = time.time()
         self._name = LEASE
         self._until = 0.0
         self._over = threading.Event()
@@ -124,6 +125,7 @@ class Lease:
                 "machine": machine(),
                 "pid": os.getpid(),
                 "command": self.command,
+                "since": self.since,
                 "expires": until,
             }
         )
@@ -148,6 +150,13 @@ class Lease:
             # else another was faster: look again
         raise LeaseHeld(f"{self.store.url}: several commands try to take the lease at once")
 
+    @property
+    def lapsed(self) -> bool:
+        """Whether it was not renewed in time, or another was seen to have it: `check` says which. Nothing is
+        read for it.
+        """
+        return time.time() >= self._until
+
     def _held(self, record: Json) -> str:
         def field(name: str) -> Any:
             return record.get(name, "unknown")
@@ -165,7 +174,7 @@ class Lease:
 
     def check(self) -> None:
         """Raises LeaseHeld unless the lease is still held."""
-        if time.time() >= self._until or not self._is_last():
+        if self.lapsed or not self._is_last():
             self._until = 0.0
             raise LeaseHeld(
                 f"{self.store.url}: the lease of this `{self.command}` was taken away or expired; "
@@ -174,7 +183,7 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._over.wait(self.seconds / 4):
-            if time.time() >= self._until:
+            if self.lapsed:
                 return  # too late: another may have it
             try:
                 if not self._is_last():

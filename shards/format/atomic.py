@@ -273,14 +273,15 @@ def put_if_absent(path: Path, data: bytes, folder: Path | None = None) -> bool:
         return file.publish()
 
 
-def atomic_write(path: Path, data: bytes) -> None:
+def atomic_write(path: Path, data: bytes, folder: Path | None = None) -> None:
     """Writes or replaces a file that is derived from others (a report), never a data object. Unreadable
     where a pipe or a device has its name, whose place a file would take: /dev/null, for everyone.
+    Unfinished it is in `folder`, if one is named.
     """
     special = path.exists() and not path.is_file() and not path.is_dir()
     if special or path.parent == Path("/dev"):  # where links lead to files, too
         raise Unreadable(f"{path}: found a pipe or a device, expected a file or a new name")
-    with Staged(path) as file:
+    with Staged(path, folder) as file:
         file.write(data)
         with naming(path):
             file._file.flush()

@@ -27,7 +27,7 @@ from eval.distances.frechet import frechet_features
 from eval.errors import BadPrompts
 from eval.scores import results
 from eval.study.graph import nodes_of
-from eval.study.run.runner import write_configs
+from eval.study.run.files import write_configs
 from eval.study.study import Study
 from shards import canonical_json
 from shards.__main__ import main as order

@@ -18,13 +18,15 @@ import pytest
 import yaml
 
 import configs
-from eval.errors import BadPrompts, BadStudy, NotPaired, StudyChanged, StudyRunning
+from eval.errors import BadPrompts, BadStudy, NotPaired, StudyChanged
 from eval.images.checks import read_manifest
 from eval.study.checks import check_differ, check_pair, check_sets, preflight, refuse_unpaired
 from eval.study.earlier import refuse_changed
 from eval.study.graph import nodes_of
 from eval.study.reuse import Existing
-from eval.study.run.runner import Runner, alone, write_configs
+from eval.study.run.command import environment as environment_of
+from eval.study.run.command import visible_gpus
+from eval.study.run.files import write_configs
 from eval.study.status import states, status
 from eval.study.study import Study
 from shards import ShardsError
@@ -255,14 +257,6 @@ def test_columns_of_another_source(made: Path, tmp_path: Path) -> None:
         preflight(opened(made, "foreign", **values, **{"with": words}))
 
 
-def test_one_run_at_a_time(made: Path) -> None:
-    study = Study.open(study_yaml(made), made / "out")
-    with alone(study), pytest.raises(StudyRunning, match=f"pid {os.getpid()} on "), alone(study):
-        pass
-    with alone(study):
-        assert f"`study run` works on it (pid {os.getpid()}" in status(study)
-
-
 def test_trainings_are_compared_by_their_own_records(made: Path) -> None:
     study = opened(made)
     check_pair(study, "other", 0)
@@ -299,17 +293,16 @@ def test_sets_are_compared_by_their_own_settings(made: Path) -> None:
 # The runner's parts -------------------------------------------------------------------------------
 
 
-def test_jobs_share_the_gpus_or_the_cores(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_share_the_gpus_or_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    study = replace(opened(made), jobs=2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    runner = Runner(study)
-    shares = [runner._environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(2)]
+    shares = [environment_of(slot, 2, visible_gpus())["CUDA_VISIBLE_DEVICES"] for slot in range(2)]
     assert shares == ["4,5", "6,7"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert Runner(study)._environment(1)["OMP_NUM_THREADS"] == str(
-        max(1, (os.cpu_count() or 1) // 2)
-    )
+    cores = str(max(1, (os.cpu_count() or 1) // 2))
+    assert environment_of(1, 2, visible_gpus())["OMP_NUM_THREADS"] == cores
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # of the cluster that encodes
+    assert {environment_of(0, n, [])["RAY_ADDRESS"] for n in (1, 2)} == {"10.0.0.1:6379"}
 
 
 def test_the_configs_are_those_of_the_runs(

@@ -24,7 +24,7 @@ from eval.study.lock import verify
 from eval.study.plan.cost import Assumptions
 from eval.study.plan.plan import plan_existing
 from eval.study.report.page import report
-from eval.study.run.runner import alone
+from eval.study.run.workers import alone
 from eval.study.status import states
 from eval.study.study import Study
 from tests.eval.study.small_study import ROOT, environment, study_yaml

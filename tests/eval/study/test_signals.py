@@ -19,7 +19,7 @@ from encode.config import EncodeConfig
 from encode.run.job import run as encode
 from eval.study.graph import Node
 from eval.study.run import runner
-from eval.study.run.runner import Runner, alone
+from eval.study.run.runner import Runner
 from eval.study.status import status
 from eval.study.study import Study
 from shards.signals import stoppable
@@ -104,10 +104,6 @@ def test_signals_to_a_study_of_two_ranks_on_ids(tmp_path: Path) -> None:
     assert numbers(out) == numbers(whole)
     assert len(numbers(out)) == 2
 
-    with alone(Study.open(path, out)):
-        refused = study("run", path, "--out", out)
-    assert refused.returncode == 2
-    assert f"another `study run` works there (pid {os.getpid()} on " in refused.stderr
     scorers = ["demo-acc", {"clipscore": {"model": str(folder / "absent")}}]
     path = study_yaml(folder, "absent", **values, scorers=scorers)
     refused = study("run", path, "--out", folder / "unscored")

@@ -1,0 +1,218 @@
+"""Several workers of a study whose commands are small: each node is made once, whatever happens to a worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from eval.errors import StudyRunning, WorkerDiffers
+from eval.study.run.workers import Worker, alone, claimed, workers
+from eval.study.status import status
+from eval.study.study import Study
+from tests.eval.study.workers.small_worker import (
+    NodeLine,
+    lines,
+    nodes_in,
+    small_yaml,
+    start,
+    write_nodes,
+)
+
+pytestmark = pytest.mark.timeout(300)  # each worker imports torch
+LEASE = 2.0  # seconds
+# two chains of three, and one that needs both
+CHAINS: list[NodeLine] = [
+    *((f"{chain}{n}", [f"{chain}{n - 1}"] if n else [], 0.5, 0) for n in range(3) for chain in "ab"),
+    ("end", ["a2", "b2"], 0.1, 0),
+]  # fmt: skip
+
+
+def wait_until(condition: Callable[[], object], worker: subprocess.Popen[str]) -> None:
+    while not condition():
+        assert worker.poll() is None, worker.communicate()[0]
+        time.sleep(0.02)
+
+
+def ended(worker: subprocess.Popen[str]) -> str:
+    return worker.communicate(timeout=120)[0]
+
+
+def record(out: Path, name: str) -> dict[str, object]:
+    values: dict[str, object] = json.loads((out / f"logs/train/{name}.json").read_bytes())
+    return values
+
+
+def test_each_node_is_made_once_by_one_of_two(tmp_path: Path) -> None:
+    path, out = small_yaml(tmp_path), tmp_path / "out"
+    write_nodes(tmp_path, *CHAINS)
+    pair = [start(path, out, LEASE) for _ in range(2)]
+    outputs = [ended(worker) for worker in pair]
+    assert [worker.returncode for worker in pair] == [0, 0], outputs
+    for name, *_ in CHAINS:
+        assert lines(tmp_path, f"{name}.begun") == 1
+        assert sum(output.count(f"done: train/{name},") for output in outputs) == 1
+        assert record(out, name)["exit_code"] == 0
+    pids = {record(out, name)["pid"] for name, *_ in CHAINS}
+    assert pids == {worker.pid for worker in pair}
+    assert any("waits for train/" in output for output in outputs)
+    study = Study.open(path, out)
+    assert workers(study) == []
+    assert list(claimed(study, nodes_in(tmp_path))) == []
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.7])
+def test_what_a_killed_worker_had_is_made_by_another(tmp_path: Path, seconds: float) -> None:
+    path, out = small_yaml(tmp_path), tmp_path / "out"
+    write_nodes(tmp_path, *CHAINS)
+    first = start(path, out, LEASE)
+    wait_until(lambda: lines(tmp_path, "a0.begun"), first)
+    second = start(path, out, LEASE)
+    time.sleep(seconds)
+    first.kill()
+    first.wait()
+    output = ended(second)
+    assert second.returncode == 0, output
+    for name, *_ in CHAINS:
+        assert lines(tmp_path, f"{name}.ended") == 1
+        assert record(out, name)["exit_code"] == 0
+    assert record(out, "end")["pid"] == second.pid
+
+
+def test_a_suspended_worker_loses_its_node_and_its_command(tmp_path: Path) -> None:
+    """The command itself was not suspended: the guard ends it."""
+    path, out = small_yaml(tmp_path), tmp_path / "out"
+    write_nodes(tmp_path, ("long", [], 8.0, 0), ("after", ["long"], 0.1, 0))
+    first = start(path, out, LEASE)
+    wait_until(lambda: lines(tmp_path, "long.begun"), first)
+    text = status_of(path, out, tmp_path)
+    assert f"train/long: pid {first.pid} on " in text
+    first.send_signal(signal.SIGSTOP)
+    second = start(path, out, LEASE)
+    wait_until(lambda: lines(tmp_path, "long.begun") == 2, second)
+    time.sleep(max(0.0, 2 * LEASE - 3))
+    first.send_signal(signal.SIGCONT)
+    outputs = [ended(first), ended(second)]
+    assert (first.returncode, second.returncode) == (0, 0), outputs
+    taken = "train/long: another worker has taken it over, since this one was suspended"
+    assert taken in outputs[0]
+    assert f"waits for train/long (pid {second.pid} on " in outputs[0]
+    assert lines(tmp_path, "long.ended") == 1
+    assert record(out, "long")["pid"] == second.pid
+    assert "done: train/long" not in outputs[0]
+
+
+def status_of(path: Path, out: Path, folder: Path) -> str:
+    """What `study status` says of the nodes that workers have."""
+    study = Study.open(path, out)
+    return "\n".join(
+        f"{node}: pid {holder['pid']} on {holder['host']}"
+        for node, holder in claimed(study, nodes_in(folder))
+    )
+
+
+def test_a_suspended_worker_that_nobody_followed_goes_on(tmp_path: Path) -> None:
+    path, out = small_yaml(tmp_path), tmp_path / "out"
+    write_nodes(tmp_path, ("long", [], 4.0, 0), ("after", ["long"], 0.1, 0))
+    worker = start(path, out, 1.0)
+    wait_until(lambda: lines(tmp_path, "long.begun"), worker)
+    worker.send_signal(signal.SIGSTOP)
+    time.sleep(2.0)
+    worker.send_signal(signal.SIGCONT)
+    output = ended(worker)
+    assert worker.returncode == 0, output
+    assert [lines(tmp_path, f"{name}.begun") for name in ("long", "after")] == [1, 1]
+
+
+def test_what_failed_is_not_tried_by_others_but_by_a_later_run(tmp_path: Path) -> None:
+    path, out = small_yaml(tmp_path), tmp_path / "out"
+    write_nodes(
+        tmp_path, ("bad", [], 0.5, 7), ("after", ["bad"], 0.1, 0), ("long", [], 3.0, 0), ("end", ["long"], 0.1, 0)
+    )  # fmt: skip
+    pair = [start(path, out, LEASE) for _ in range(2)]
+    outputs = [ended(worker) for worker in pair]
+    assert [worker.returncode for worker in pair] == [3, 3], outputs
+    assert lines(tmp_path, "bad.begun") == 1
+    assert lines(tmp_path, "after.begun") == 0
+    assert lines(tmp_path, "end.ended") == 1
+    assert sum("failed: train/bad, exit code 7" in output for output in outputs) == 1
+    assert sum("failed: train/bad, by pid " in output for output in outputs) == 1
+    again = start(path, out, LEASE)
+    assert "exit code 7" in ended(again)
+    assert lines(tmp_path, "bad.begun") == 2
+    assert lines(tmp_path, "long.begun") == 1
+
+
+def test_a_worker_that_is_stopped_gives_its_node_back(tmp_path: Path) -> None:
+    path, out = small_yaml(tmp_path), tmp_path / "out"
+    write_nodes(tmp_path, ("long", [], 3.0, 0))
+    worker = start(path, out, 60)
+    wait_until(lambda: lines(tmp_path, "long.begun"), worker)
+    worker.send_signal(signal.SIGTERM)
+    assert ended(worker)
+    assert worker.returncode == 128 + signal.SIGTERM
+    study = Study.open(path, out)
+    assert list(claimed(study, nodes_in(tmp_path))) == []
+    assert "no `study run` works on it" in status(study)
+    assert not (out / "logs/train/long.json").exists()
+
+
+# Who may join -------------------------------------------------------------------------------------
+
+
+def test_a_worker_of_another_yaml_or_version_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = small_yaml(tmp_path), tmp_path / "out"
+    first, second = (Worker(Study.open(path, out), 60) for _ in range(2))
+    first.join()
+    second.join()
+    assert second.others
+    assert not first.others
+    assert second.session == first.session
+    assert f"works on it (pid {os.getpid()} on " in status(Study.open(path, out))
+    files = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    for values, line in [
+        ({"seeds": [0, 1]}, r"study\.seeds: found \[0\], expected \[0, 1\]"),
+        ({"with": ["optim.lr=1e-3"]}, r"configs\.configs/a\.yaml\.optim\.lr: found "),
+    ]:
+        other = Worker(Study.open(small_yaml(tmp_path, "other", **values), out), 60)
+        for refused in (other.refuse_others, other.join):
+            with pytest.raises(WorkerDiffers, match=rf"pid {os.getpid()} on(.|\n)*{line}") as error:
+                refused()
+        assert error.value.exit_code == 2
+    monkeypatch.setattr("eval.study.run.workers.code_digest", lambda: "0" * 64)
+    newer = Worker(Study.open(path, out), 60)
+    with pytest.raises(WorkerDiffers, match="code: found "):
+        newer.join()
+    with pytest.raises(StudyRunning, match=f"pid {os.getpid()} on "), alone(Study.open(path, out)):
+        pass
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == files
+    first.leave()
+    second.leave()
+    newer.join()  # nobody is at work
+    assert not newer.others
+    newer.leave()
+    with alone(Study.open(path, out)):
+        assert workers(Study.open(path, out)) == []
+
+
+def test_of_two_yamls_at_once_one_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_nodes(tmp_path, ("long", [], 4.0, 0))
+    paths = [small_yaml(tmp_path, "one"), small_yaml(tmp_path, "two", seeds=[0, 1])]
+    pair = [start(path, out, 60) for path in paths]
+    outputs = [ended(worker) for worker in pair]
+    assert sorted(worker.returncode for worker in pair) == [0, 2], outputs
+    refused = next(i for i, worker in enumerate(pair) if worker.returncode == 2)
+    assert "WorkerDiffers: " in outputs[refused]
+    assert "seeds: found " in outputs[refused]
+    assert lines(tmp_path, "long.begun") == 1
+    study = Study.open(paths[1 - refused], out)
+    assert Study.open(out / "study.yaml", out).seeds == study.seeds
