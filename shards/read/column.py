@@ -188,17 +188,31 @@ class Column:
         """Reads row i's values to `view[at[i]:]`, a flat buffer of bytes; `row_bytes` says how many.
 
         With `check`, every row's crc32c is compared with the stored one, or with "new" that of rows
-        that were not compared before; what came over a network always is. `places`: of these rows,
-        if they are known already. Raises CorruptColumn, naming object, shard and row.
+        that were not compared before, as always where they come over a network: once more if they
+        come once more. `places`: of these rows, if they are known already. Raises CorruptColumn,
+        naming object, shard and row.
         """
         places = places or self.places(rows)
         with self._lock:
             self._objects.read(places, view, at)
-            if check is True or self.store.folder is None:
+            remote = self.store.folder is None
+            if remote:
+                self._forget_compared(places)
+            if check is True:
                 self._compare(rows, places, view, at)
-            elif check and len(new := self._tables.not_compared(rows)):
+            elif (check or remote) and len(new := self._tables.not_compared(rows)):
                 self._compare(rows[new], places.at(new), view, at[new])
                 self._tables.mark_compared(rows[new])
+
+    def _forget_compared(self, places: Places) -> None:
+        """Takes back that rows were compared, of objects of which bytes came anew."""
+        per_object = self.layout.shard_rows
+        if self.layout.backend == "zarr":
+            per_object = ZARR_ROWS
+        for number in self._objects.came_anew(places.object):
+            shard, row = divmod(number * per_object, self.layout.shard_rows)
+            rows = row + np.arange(min(per_object, self.snapshot.rows[shard] - row))
+            self._tables.mark_compared(shard * self.layout.shard_rows + rows, False)
 
     def _compare(self, rows: Ints, places: Places, view: memoryview, at: Ints) -> None:
         """Compares rows that were read with their checksums; a remote one is fetched once more."""

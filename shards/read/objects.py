@@ -116,7 +116,9 @@ class ValueObjects:
             except (CorruptColumn, OSError):
                 self.store.close(handle)
                 raise
-            self._checked.add(number)
+        if not local and number in self._checked:  # what came meanwhile, nobody knows
+            handle.anew = True
+        self._checked.add(number)
         self.handles[number] = handle
         self._count_in()  # again, if it was closed
         return handle
@@ -236,6 +238,11 @@ class ValueObjects:
                     raise CorruptColumn(f"{self.name(number)}: the object ends before byte {end}")
                 start[i], size[i] = edges[first], edges[last] - edges[first]
         return Places(places.object, start, size)
+
+    def came_anew(self, objects: Ints) -> list[int]:
+        """Returns those of some objects whose bytes may have come over a network once more."""
+        numbers = [n for n in set(objects.tolist()) if n in self.handles]
+        return [n for n in numbers if self.store.came_anew(self.handles[n])]
 
     def forget(self, place: Places) -> bool:
         """Drops what is cached of a row; False if nothing is ever cached."""

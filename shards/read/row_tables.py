@@ -36,7 +36,7 @@ class RowTables:
         self._rows = np.array(snapshot.rows, np.int64)
         self._base = np.concatenate([[0], np.cumsum(self._rows)])
         self._tables: dict[str, tuple[NDArray[Any], NDArray[np.bool_]]] = {}
-        self._compared = np.zeros(0, bool)
+        self._compared = np.zeros(int(self._base[-1]), bool)  # takes no memory until it is used
         self._commits: dict[int, tuple[dict[str, Committed], Mapping[str, str]]] = {}
         self._lock = threading.RLock()  # held while tables are read, not while they are looked up
 
@@ -106,12 +106,10 @@ class RowTables:
         """Returns the indexes of rows that were not compared with their checksums before, by this
         column in this process.
         """
-        if not self._compared.size:
-            self._compared = np.zeros(int(self._base[-1]), bool)
         return np.flatnonzero(~self._compared[self._index(rows)])
 
-    def mark_compared(self, rows: Ints) -> None:
-        self._compared[self._index(rows)] = True
+    def mark_compared(self, rows: Ints, compared: bool = True) -> None:
+        self._compared[self._index(rows)] = compared
 
     def _index(self, rows: Ints) -> Ints:
         """Index of row ids in a table."""

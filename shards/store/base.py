@@ -165,6 +165,12 @@ class Store(ABC):
     def close(self, handle: Handle) -> None:
         """Closes an open object."""
 
+    def came_anew(self, handle: Handle) -> bool:
+        """Returns whether bytes of an open object that were read before may have come over a network
+        once more, since this was asked last.
+        """
+        return False
+
     def forget(self, handle: Handle, offset: int, length: int) -> bool:
         """Drops what is cached of a range, so that it is fetched again; False if nothing is ever
         cached.

@@ -3,7 +3,7 @@
 Small objects are created on the condition that there is none. Large ones are uploaded in parts
 under a `.tmp-` name beside their own, then copied to it on that same condition, and the temporary
 one is deleted. A store that ignores the condition would lose data silently, so each is put to the
-test before the first object is created. Reads go through `page_cache.Pages`.
+test before the first object is created. Reads go through `pages.Pages`.
 
 An upload that is killed leaves a `.tmp-` object, or parts that no listing shows: give the bucket a
 lifecycle rule that ends unfinished multipart uploads after some days.
@@ -28,7 +28,8 @@ from ..places import local_path
 from ..printing import redacted
 from .base import Committed, Handle, Store, too_large
 from .client import Client, Limits, TruncatedBody
-from .page_cache import PAGE, THREADS, PageCache, Pages
+from .page_cache import PageCache
+from .pages import PAGE, THREADS, Pages
 from .proof import END, prove, read_end
 from .remote_object import RemoteObject
 from .upload import PART, Upload
@@ -66,6 +67,10 @@ class RemoteStore(Store):
         self._client = Client(f"{scheme}://{bucket}", limits or Limits())
         self._cache, self._cache_bytes, self.page_bytes = cache, cache_bytes, page_bytes
         self.url = f"{scheme}://{path}"
+        self._opened: tuple[int, Pages] | None = None  # by which process
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None}
 
     def _below(self, prefix: str) -> RemoteStore:
         """Returns the store of another prefix in the same bucket, with the same connections."""
@@ -278,12 +283,15 @@ class RemoteStore(Store):
     @property
     def _pages(self) -> Pages:
         """Returns those of this process, shared by all stores with the same cache."""
+        if self._opened is not None and self._opened[0] == os.getpid():
+            return self._opened[1]
         folder, limit = self._cache or cache_folder(), self._cache_bytes
         limit = cache_limit() if limit is None else limit
         key = (os.getpid(), folder, limit, self.page_bytes)
         pages = _PAGES.get(key)
         if pages is None:
             pages = _PAGES.setdefault(key, Pages(PageCache(folder, limit), self.page_bytes))
+        self._opened = (os.getpid(), pages)
         return pages
 
     def open(self, name: str, cached: bool = True, committed: Committed | None = None) -> Handle:
@@ -307,6 +315,10 @@ class RemoteStore(Store):
     def willneed(self, handle: Handle, offset: int, length: int) -> None:
         if handle.cached:
             self._pages.willneed(handle, offset, length)
+
+    def came_anew(self, handle: Handle) -> bool:
+        pages = self._pages
+        return pages.take_anew(handle) or not handle.cached or not pages.cache.limit
 
     def forget(self, handle: Handle, offset: int, length: int) -> bool:
         self._pages.forget(handle, offset, length)

@@ -44,6 +44,8 @@ class RemoteObject:
     cached: bool = True  # whether it is read through the pages
     digest: str | None = None
     key: str = field(init=False)
+    pages: dict[int, int] = field(default_factory=dict)  # see `pages.Source`
+    anew: bool = False
 
     def __post_init__(self) -> None:
         content = self.digest or self.etag

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import StoreError
-from shards.store.page_cache import PageCache, Pages, spread
+from shards.store.page_cache import PageCache
+from shards.store.pages import Pages, spread
 
 
 def total(folder: Path) -> int:
@@ -32,6 +33,8 @@ class Counted:
     def __init__(self, size: int, key: str = "k") -> None:
         self.key, self.size = key, size
         self.data = np.random.default_rng(size).bytes(size)
+        self.pages: dict[int, int] = {}
+        self.anew = False
         self.fetched: list[tuple[int, int]] = []
         self.asked, self.go = threading.Event(), threading.Event()
         self.go.set()
@@ -71,9 +74,7 @@ def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
         if cache.has("a", page, 1000):
             os.utime(cache.path("a", page), (when, when))
     first = held(cache, "a", 64, 1000)[0]
-    descriptor = cache.open("a", first, 1000)  # the oldest is used once more
-    assert descriptor is not None
-    os.close(descriptor)
+    assert cache.open("a", first, 1000)  # the oldest is used once more
     for page in range(8):
         cache.add("b", page, bytes(1000))
     pages = held(cache, "a", 64, 1000)
@@ -90,9 +91,7 @@ def test_a_page_is_marked_as_used_only_now_and_then(tmp_path: Path) -> None:
     for age, marked in ((5, False), (500, True)):
         when = time.time() - age
         os.utime(cache.path("a", 0), (when, when))
-        descriptor = cache.open("a", 0, 2)
-        assert descriptor is not None
-        os.close(descriptor)
+        assert PageCache(tmp_path, 1 << 20).open("a", 0, 2)
         assert (os.stat(cache.path("a", 0)).st_mtime > when + 1) == marked
 
 
@@ -109,8 +108,8 @@ def test_a_page_of_another_user_is_read(tmp_path: Path) -> None:
         try:
             os.chdir(tmp_path)  # the folders above it are root's alone
             os.setuid(12345)
-            descriptor = PageCache(Path(), 1 << 20).open("a", 0, 2)
-            code = 9 if descriptor is None else int(os.read(descriptor, 3) != b"12")
+            page = PageCache(Path(), 1 << 20).open("a", 0, 2)
+            code = 9 if page is None else int(os.read(page.descriptor, 3) != b"12")
         finally:
             os._exit(code)
     assert os.waitpid(pid, 0)[1] == 0
@@ -186,7 +185,7 @@ with open(folder / "other", "wb") as other:  # someone else fills the disk
             other.flush()
     except OSError:
         os.close(os.dup(other.fileno()))
-        assert cache.add("a", 0, bytes(1 << 16)) is False
+        assert cache.add("a", 0, bytes(1 << 16)) == 0
         assert not list(folder.glob("*/.tmp-*"))
         print("sound", flush=True)
         os._exit(0)
@@ -248,9 +247,10 @@ def test_a_program_ends_though_much_is_asked_for(tmp_path: Path) -> None:
     code = """
 import sys, time
 from pathlib import Path
-from shards.store.page_cache import PageCache, Pages
+from shards.store.page_cache import PageCache
+from shards.store.pages import Pages
 class Slow:
-    key, size = "k", 10_000
+    key, size, pages, anew = "k", 10_000, {}, False
     def fetch(self, start, length):
         time.sleep(0.1)
         return bytes(length)

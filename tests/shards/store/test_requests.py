@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import shards.read.column
 from shards import Column, ColumnSpec
 from shards.errors import CorruptColumn, StoreError
 from shards.read.batch_layout import Planner
@@ -198,3 +201,85 @@ def test_an_object_that_is_not_what_was_committed_is_an_error(
         with pytest.raises(CorruptColumn, match=rf"{name}.*{message}"):
             column.read(np.arange(20, 30))
         column.close()
+
+
+class Calls:
+    """A function that counts how often it is called."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> None:
+        self.count, self.function = 0, getattr(module, name)
+        monkeypatch.setattr(module, name, self)
+
+    def __call__(self, *args: Any, **how: Any) -> Any:
+        self.count += 1
+        return self.function(*args, **how)
+
+
+@pytest.mark.parametrize("kind", ["moments", "tokens"])
+def test_what_is_kept_is_read_as_a_local_file_is(
+    proxy: Proxy, url: str, column_at: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Once each page was opened and each row compared: nothing is opened, looked up or compared."""
+    near = Column.open(column_at(KINDS[kind][0], (3,) * 20))
+    far = Column.open(f"{url}/{kind}")
+    ids = np.concatenate([s * SHARD_ROWS + np.arange(3) for s in range(20)])
+    expected = near.read(ids[::-1])
+    calls = [Calls(monkeypatch, os, name) for name in ("open", "fstat", "close", "stat")]
+    calls.append(Calls(monkeypatch, shards.read.column, "crc32c"))
+    for _ in range(10):  # until the threads that fetch have written what they handed on
+        requests, before = proxy.requests(), [call.count for call in calls]
+        assert far.read(ids[::-1]).tobytes() == expected.tobytes()
+        if [call.count for call in calls] == before:
+            break
+    assert [call.count for call in calls] == before
+    assert proxy.requests() == requests
+    for column in (near, far):
+        column.close()
+
+
+def kept_page() -> Path:
+    """Returns the file of the one page that is kept, once the thread that fetched it has written it."""
+    for _ in range(1000):
+        for page in Path(os.environ["LATENTBANK_CACHE"]).glob("*/0"):
+            return page
+        time.sleep(0.01)
+    raise AssertionError("no page was written")
+
+
+def test_what_comes_once_more_is_compared_once_more(
+    proxy: Proxy, url: str, column_at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shards.store.page_cache.TOUCH", 0)  # an evicted page is missed at once
+    near = Column.open(column_at(moments_spec(1), (40,)))
+    far = Column.open(f"{url}/moments")
+    ids = np.arange(40)
+    compared = Calls(monkeypatch, shards.read.column, "crc32c")
+    for round_ in range(3):
+        assert far.read(ids).tobytes() == near.read(ids).tobytes()
+        assert compared.count in (40, 41)  # the bytes that were other are compared once more
+        page = kept_page()
+        if round_:
+            page.unlink()
+            proxy.fault = lambda request, count: "flip" if request[2] else None
+            with pytest.raises(CorruptColumn, match="row 0 of shard 0"):
+                far.read(ids)
+            proxy.fault = lambda request, count: None
+            compared.count = 0
+    for column in (near, far):
+        column.close()
+
+
+def test_a_page_that_another_process_fetched_is_compared(
+    proxy: Proxy, url: str, column_at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shards.store.page_cache.TOUCH", 0)
+    column_at(moments_spec(1), (40,))
+    far = Column.open(f"{url}/moments")
+    whole = far.read(np.arange(40))
+    page = kept_page()
+    rotten = bytearray(page.read_bytes())
+    rotten[0] ^= 1
+    page.with_name("other").write_bytes(rotten)
+    page.with_name("other").rename(page)
+    assert far.read(np.arange(40)).tobytes() == whole.tobytes()
+    far.close()
