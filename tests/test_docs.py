@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 import configs
 from encode import __main__ as encode_main
 from eval import commands as eval_main
 from shards import __main__ as shards_main
 from tests import config_page
+from tests.eval.study import costs
 from train import __main__ as train_main
 from train.config import TrainConfig
 
@@ -66,6 +68,43 @@ def below(cls: type) -> Iterator[type]:
 def test_the_page_of_keys_is_that_of_the_models() -> None:
     """After a change of a key, its default or the comment at it: `python -m tests.config_page`."""
     assert config_page.PAGE.read_text(encoding="utf-8") == config_page.page()
+
+
+def test_the_costs_of_the_six_vaes_are_those_of_the_command() -> None:
+    """After a change of what `study plan` says: `python -m tests.eval.study.costs`, and the sentence in studies.md."""
+    page = costs.PAGE.read_text(encoding="utf-8")
+    assert page == costs.page(page)
+    totals = re.search(r"that `study run` does\*\* \| ([\d,]+) \| ([\d,]+) \|", page)
+    assert totals
+    text = " ".join((ROOT / "docs/studies.md").read_text(encoding="utf-8").split())
+    assert f"{totals[1]} GPU hours of an H100 at 0.70 B parameters, {totals[2]} at 2.66 B" in text
+
+
+def test_the_job_of_kuberay_is_one_pod_that_runs_a_study() -> None:
+    """Its fields were compared with the schema of RayJob, ray.io/v1, of KubeRay 1.7."""
+    page = (ROOT / "docs/running-studies.md").read_text(encoding="utf-8")
+    block = re.search(r"```yaml\n(apiVersion: ray\.io/v1\n.*?)```", page, re.DOTALL)
+    assert block
+    job = yaml.safe_load(block[1])
+    assert job["kind"] == "RayJob"
+    spec, head = job["spec"], job["spec"]["rayClusterSpec"]["headGroupSpec"]
+    assert set(spec) == {
+        "entrypoint", "runtimeEnvYAML", "submissionMode", "backoffLimit", "shutdownAfterJobFinishes",
+        "ttlSecondsAfterFinished", "rayClusterSpec",
+    }  # fmt: skip
+    assert set(spec["rayClusterSpec"]) == {"rayVersion", "authOptions", "headGroupSpec"}
+    verb = spec["entrypoint"].removeprefix("python -m eval study ")
+    parser = argparse.ArgumentParser()
+    eval_main.VERBS["study"][1](parser)
+    assert str(parser.parse_args(verb.split()).study) == "/shared/flux.yaml"
+    assert yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]["HF_HUB_OFFLINE"] == "1"
+    pod = head["template"]["spec"]
+    (container,) = pod["containers"]
+    resources = container["resources"]
+    assert resources["requests"] == resources["limits"]
+    assert head["rayStartParams"]["num-gpus"] == resources["limits"]["nvidia.com/gpu"]
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}
 
 
 # Commands ------------------------------------------------------------------------------------------
