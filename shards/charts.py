@@ -36,25 +36,26 @@ class Meeting:
     second: tuple[int, Estimate]
 
 
-def style() -> str:
-    """Returns the CSS of all pages."""
-    return Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-
-
-def script() -> str:
-    """Returns the JavaScript of all pages: printing in full, and galleries of pictures."""
-    files = (Path(__file__).with_name(name) for name in ("page.js", "pictures.js"))
-    return "".join(file.read_text(encoding="utf-8") for file in files)
-
-
 def document(title: str, body: str) -> str:
-    """Returns a page around a body of HTML; the title is text."""
+    """Returns a page with a body of HTML below its title, which is text."""
+    head = f"<header><h1>{html.escape(title)}</h1></header>"
+    return page(title, f"{head}<main>{body}</main>")
+
+
+def page(title: str, body: str) -> str:
+    """Returns a page that needs nothing else, with the style and the script of all pages; `body` is
+    HTML with a header and a main part.
+    """
+    folder = Path(__file__).parent
+    style, *scripts = (
+        (folder / name).read_text(encoding="utf-8")
+        for name in ("page.css", "page.js", "pictures.js")
+    )
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{style()}</style></head>"
-        f'<body class="broad"><h1>{html.escape(title)}</h1>{body}'
-        f"<script>{script()}</script></body></html>\n"
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>\n{style}</style>\n</head>\n"
+        f"<body>\n{body}\n<script>\n{''.join(scripts)}</script>\n</body>\n</html>\n"
     )
 
 

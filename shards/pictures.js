@@ -32,9 +32,8 @@
       this.root = root;
       this.frame = root.querySelector('.pictures');
       this.scroller = root.querySelector('.wide');
-      this.figures = [...root.querySelectorAll('figure')];
-      this.sets = this.buttons(this.figures[0]).length;
-      this.radios = [...root.querySelectorAll('[type=radio]')];
+      this.figures = [...root.querySelectorAll('figure:has(.row button)')];
+      this.radios = [...root.querySelectorAll('.controls [type=radio]')];
       this.selects = [...root.querySelectorAll('.pair select')];
       this.view = 'side'; // or 'slider', or the number of a set
       this.position = 50; // of the sliders, in percent
@@ -48,6 +47,7 @@
       }));
     }
     buttons(figure) { return [...figure.querySelectorAll('.row button')]; }
+    get sets() { return this.radios.length - 2; } // that a view may be of; below 1 without controls
     get pair() { return this.selects.map(select => select.selectedIndex); }
 
     show(view) {
@@ -59,7 +59,7 @@
         this.frame.classList.toggle('aligned', side);
         this.scroller.classList.toggle('wide', side);
       }
-      this.root.querySelector('.pair')?.toggleAttribute('hidden', !slider || this.sets === 2);
+      this.root.querySelector('.pair')?.toggleAttribute('hidden', !slider || this.sets < 3);
       this.root.querySelectorAll('.slide').forEach(box => box.remove());
       this.figures.forEach((figure, row) => {
         const cells = [...figure.querySelector('.row').children];
@@ -157,9 +157,10 @@
       const [down, right] = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key] ?? [0, 0];
       if (!down && (!right || this.gallery.view === 'slider')) return; // which moves the slider
       event.preventDefault();
-      const { figures, sets, view } = this.gallery;
+      const { figures, view } = this.gallery;
       this.row = (this.row + down + figures.length) % figures.length;
-      this.column = (this.column + right + sets) % sets;
+      const sets = this.gallery.buttons(figures[this.row]).length;
+      this.column = (Math.min(this.column, sets - 1) + right + sets) % sets;
       if (right && view !== 'side') this.gallery.show(this.column);
       this.show();
     },

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from encode.errors import EncodeError
 from encode.models import Vae, load_vae, to_images
-from shards import Column, ShardsError, Status, atomic_write, charts
+from shards import Column, ShardsError, Status, atomic_write
 from shards.column import read_failures, valid_rows
 from shards.console import Bar, counted
 from shards.format import HAS_VALUES
@@ -33,7 +33,7 @@ from ..errors import BadRequest, EvalError, OtherImages
 from ..images.encoders import relocate_encoder
 from ..images.originals import Originals
 from ..report.gallery import MOST_BYTES, SIDES, thumbnail
-from ..report.page import template
+from ..report.page import page_of
 from .interpolation import BLOCK, means, nearest, normalised
 
 Json = dict[str, Any]
@@ -183,14 +183,13 @@ class Preview:
         if latents:
             self._find_neighbours(latents)
         path = Path(__file__).parents[1] / "report" / "preview.html.j2"
-        return template(path).render(
+        return page_of(
+            path,
+            f"Rows of {one_line(self.column.name)}",
             column=self.column,
             cells=self.cells,
             missing=self.missing,
             latents=self.latents,
-            style=charts.style(),
-            script=charts.script(),
-            title=f"Rows of {one_line(self.column.name)}",
             tokens=self.text is not None or self.column.layout.ragged,
         )
 

@@ -30,18 +30,23 @@ def render(
     note: str = "",
 ) -> str:
     """Returns the page of what the JSON holds, with pictures by section and curves of the trainings."""
-    return template(Path(__file__).with_name("report.html.j2")).render(
-        r=data, galleries=galleries, note=note, style=charts.style(), verdicts=verdicts,
+    title = ", ".join(section["benchmark"] for section in data["sections"])
+    return page_of(
+        Path(__file__).with_name("report.html.j2"), f"Evaluation: {title}",
+        r=data, galleries=galleries, note=note, verdicts=verdicts,
         plot=_plot, groups_plot=_groups_plot, forests=forests, trainings=trainings, settings=settings,
-        script=charts.script(), sweep_charts=charts_of, sweep_scorers=scorers_of,
-        setting_text=setting_text,
-        title=", ".join(section["benchmark"] for section in data["sections"]),
+        sweep_charts=charts_of, sweep_scorers=scorers_of, setting_text=setting_text,
         charts=[
             charts.curves(title, lines, bands=bands)
             for title, lines, bands in _score_curves(data["curves"])
         ],
         losses=[figure for chart in losses if (figure := charts.curves(*chart, log=True))],
     )  # fmt: skip
+
+
+def page_of(path: Path, title: str, **values: Any) -> str:
+    """Returns a page: a template's header and main part within what all pages share."""
+    return charts.page(title, template(path).render(title=title, **values))
 
 
 def template(path: Path) -> jinja2.Template:

@@ -9,7 +9,7 @@ from typing import Any
 
 from shards import charts
 
-from .page import template, value_text
+from .page import page_of, value_text
 
 Json = dict[str, Any]
 
@@ -105,12 +105,16 @@ def page(record: Json) -> str:
     """Returns the HTML of a record of `eval probe`."""
     columns: Sequence[Json] = record["columns"]
     names = [column["name"] for column in columns]
-    return template(Path(__file__).with_name("panel.html.j2")).render(
-        r=record, names=names, figures=FIGURES, value_of=value_of, style=charts.style(),
-        script=charts.script(), curves=[curve for curve in _curves(columns) if curve],
+    return page_of(
+        Path(__file__).with_name("panel.html.j2"),
+        "Columns before training",
+        r=record,
+        names=names,
+        figures=FIGURES,
+        value_of=value_of,
+        curves=[curve for curve in _curves(columns) if curve],
         intervals={name: _intervals(columns, name) for name in FIGURES},
-        title="Columns before training",
-    )  # fmt: skip
+    )
 
 
 def _curves(columns: Sequence[Json]) -> list[str]:

@@ -270,7 +270,7 @@ def as_page(info: Json) -> str:
     )
     identity = html.escape(json.dumps(info["identity"], indent=2))
     return charts.document(
-        info["column"],
+        f"Column: {info['column']}",
         f'<div class="wide facts" role="region" tabindex="0" aria-label="The column"><table>{rows}</table></div>'
         f'<div class="curves-grid">{"".join(_figures(info))}</div>'
         f"<details open><summary>Identity</summary><pre>{identity}</pre></details>",

@@ -82,7 +82,7 @@ def page(run: Path) -> str:
     note = f'<p class="note">{REFERENCE_NOTE}</p>' if compared else ""
     text = html.escape(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     return charts.document(
-        run.resolve().name,
+        f"Run: {run.resolve().name}",
         f'<div class="wide facts" role="region" tabindex="0" aria-label="The run"><table>{facts}</table></div>'
         f'<div class="curves-grid">{"".join(figures)}</div>{note}'
         f"<details><summary>Config</summary><pre>{text}</pre></details>",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from shards import atomic_write, charts
 from shards.printing import printable
 
-from ...report.page import template
+from ...report.page import page_of
 from ...report.report import PICTURES, refuse_other_files
 from ...scores.deviation import MOST_SEEDS
 from ..graph import nodes_of
@@ -59,9 +59,10 @@ def report(study: Study, pictures: int = PICTURES) -> Json:
 def render(data: Json, shown: Pictures | None = None, curves: Sequence[str] = ()) -> str:
     """Returns the page of what the JSON holds, with its pictures and the curves of the trainings."""
     names = [entry["name"] for entry in data["entries"]]
-    return template(Path(__file__).with_name("study.html.j2")).render(
+    return page_of(
+        Path(__file__).with_name("study.html.j2"), f"Study: {data['name']}",
         s=data, shown=shown or Pictures(), losses=[*losses.by_sigma(data), *curves],
-        style=charts.style(), names=names, script=charts.script(),
+        names=names,
         colour={name: i % charts.COLOURS for name, i in colours_of(data).items()},
         forests=forests(data), settled=settled(data), whole=whole_set(data),
         steps=over_steps(data), latex=latex(data), downloads=downloads(data),

@@ -20,6 +20,7 @@ from eval.errors import BadRequest, MissingPictures
 from eval.latents.preview import rows_named
 from shards import Column
 from tests.eval.browser import BROWSER, Page, in_browser
+from tests.eval.report.tab import Tab
 from tests.eval.test_reconstruct import BROKEN, write_tar
 
 SHOWN = [0, 1, 3, 4, 1024, 1025]  # two tars of five and two pictures; row 2 is broken
@@ -226,3 +227,19 @@ def test_the_page_in_a_browser(cache: Path, tmp_path: Path, dark: bool, width: i
     assert seen["faults"] == []
     assert seen["shown"] == len(Page(page).all("img")) == len(SHOWN) * 5
     assert seen["wide"] <= width
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+def test_a_row_is_seen_large_beside_its_source(cache: Path, tmp_path: Path) -> None:
+    """There are no controls: a decoded picture may be alone in its row."""
+    html = preview(cache, tmp_path / "p.html", "--tars", cache / "tars")
+    seen = "[...document.querySelectorAll('dialog figcaption')].map(caption => caption.textContent)"
+    with Tab(tmp_path) as tab:
+        tab.open(html)
+        tab.evaluate("document.querySelectorAll('.row button')[1].click()")
+        assert tab.evaluate(seen) == ["source", "decoded"]
+        tab.press("ArrowDown", "ArrowLeft", "b")
+        assert tab.evaluate(seen) == ["source", "decoded"]
+        assert tab.evaluate("document.querySelector('dialog .current img').alt") == "source: row 1"
+        assert tab.evaluate("document.querySelectorAll('dialog button:not([hidden])').length") == 1
+        assert tab.faults == []

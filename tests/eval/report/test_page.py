@@ -14,6 +14,7 @@ from eval.report.entries import unique_names
 from eval.report.orders import spread
 from eval.report.page import as_text, render
 from eval.report.report import report
+from shards import charts
 from tests.eval.browser import BROWSER, Page, in_browser
 from tests.eval.sets import PROMPTS, make_items, make_score, make_set, training
 
@@ -108,6 +109,21 @@ def test_settings_that_are_the_same_are_folded(six: str) -> None:
     assert re.findall(r'class="differs"><th scope="row">(\w+)', shown) == ["vae", "weights"]
     assert 'scope="row">guidance_scale' in folded[2]
     assert 'scope="row">guidance_scale' not in shown
+
+
+def test_all_pages_have_one_style_and_one_script() -> None:
+    """What a page adds of its own would differ from the others."""
+    templates = [*Path("eval").rglob("*.j2")]
+    assert len(templates) > 5
+    own = ("<style", "<script", "<!doctype", "<html", "<body")
+    assert [(path, tag) for path in templates for tag in own if tag in path.read_text()] == []
+    first, second = charts.page("<a>", "<p>a</p>"), charts.document("b", "<p>b</p>")
+    heads = [page.partition("</title>")[2].partition("<body>")[0] for page in (first, second)]
+    scripts = [page.partition("<script>")[2] for page in (first, second)]
+    assert heads[0] == heads[1] != ""
+    assert scripts[0] == scripts[1] != ""
+    assert "<title>&lt;a&gt;</title>" in first
+    assert "<header><h1>b</h1></header><main><p>b</p></main>" in second
 
 
 @pytest.mark.parametrize(
