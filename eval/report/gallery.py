@@ -51,6 +51,14 @@ class _Shown:
     psnr: Mapping[str, Mapping[str, float]]
     scores: PromptScores | None
 
+    @property
+    def all(self) -> list[ByPrompt]:
+        return [*self.first.values(), *self.whole.values()]
+
+    def has(self, prompt: Prompt) -> bool:
+        """Whether all pictures of a prompt exist: those of a study may have been removed."""
+        return all((prompt.id, prompt.text) in pictures for pictures in self.all)
+
     def note(self, name: str, prompt: Prompt) -> str:
         """Returns the number below a set's picture of a prompt."""
         if (value := self.psnr.get(name, {}).get(prompt.id)) is not None:
@@ -85,18 +93,23 @@ def gallery(
         psnr or {},
         scores,
     )
-    common = [
-        prompt
-        for prompt in sets[0][1].prompts.items
-        if all(
-            (prompt.id, prompt.text) in p for p in [*shown.first.values(), *shown.whole.values()]
-        )
+    readers = [images for _, images in sets] + list((originals or {}).values())
+    had = [
+        {(p.id, p.text) for p in images.prompts.items} if images.removed else pictures.keys()
+        for images, pictures in zip(readers, shown.all, strict=True)
     ]
+    common = [p for p in readers[0].prompts.items if all((p.id, p.text) in keys for keys in had)]
     apart = partial(_apart, shown.first) if len(sets) > 1 else None
     sides, asked, wanted = list(SIDES), min(most, len(common)), 0
     while asked:
         choice = choose(
-            common, asked, psnr=shown.psnr, scores=scores, apart=apart, by_difference=by_difference
+            common,
+            asked,
+            psnr=shown.psnr,
+            scores=scores,
+            apart=apart,
+            by_difference=by_difference,
+            exists=shown.has,
         )
         wanted = wanted or len(choice.prompts)
         records = list[Json]()
@@ -129,9 +142,14 @@ def _records(choice: Choice, shown: _Shown, side: int, most_bytes: int) -> list[
         if size > most_bytes:
             break
         records.append(
-            {"prompt": prompt.text, "group": prompt.group, "id": prompt.id, "pictures": pictures,
-             "sample": prompt.id in choice.sample}
-        )  # fmt: skip
+            {
+                "prompt": prompt.text,
+                "group": prompt.group,
+                "id": prompt.id,
+                "pictures": pictures,
+                "sample": prompt.id in choice.sample,
+            }
+        )
     return records
 
 

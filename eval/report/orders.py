@@ -136,12 +136,13 @@ def choose(
     scores: PromptScores | None,
     apart: Callable[[Prompt], float] | None,
     by_difference: bool,
+    exists: Callable[[Prompt], bool] = lambda prompt: True,
 ) -> Choice:
     """Returns at most `most` of the prompts that all sets have, by the first that is there of `psnr`
     (the worst), `scores` (half of them where the entries differ most), and their place.
 
     `apart` is how far the pictures of a prompt are apart; with `by_difference` those come first
-    that are so most.
+    that are so most. Prompts whose pictures do not exist any more are left out once they are chosen.
     """
     place = {prompt.id: i for i, prompt in enumerate(common)}
 
@@ -157,9 +158,10 @@ def choose(
         return Choice(prompts, text, {"the worst first": prompts.index})
     scored = [p for p in common if scores and p.id in next(iter(scores.by_entry.values()))]
     if scores and scored:
-        return _by_score(scores, scored, common, most, in_list)
-    sample = spread(common, most)
-    text = f"{counted(len(sample), 'prompt')}: {_sampled(sample, common)}."
+        return _by_score(scores, scored, common, most, in_list, exists)
+    chosen = spread(common, most)
+    sample = [prompt for prompt in chosen if exists(prompt)]
+    text = f"{counted(len(sample), 'prompt')}: {_sampled(chosen, common)}.{_gone(chosen, sample)}"
     orders: dict[str, Callable[[Prompt], float]] = {"as in the list of prompts": in_list}
     if apart:
         distances = {prompt.id: apart(prompt) for prompt in sample}
@@ -171,6 +173,12 @@ def choose(
                 f"{SIDE} x {SIDE} pixels), since the primary score is not known of single prompts."
             )
     return Choice(sample, text, orders)
+
+
+def _gone(chosen: Sequence[Prompt], left: Sequence[Prompt]) -> str:
+    """Returns a sentence on those of the chosen prompts whose pictures were removed."""
+    count = len(chosen) - len(left)
+    return f" The pictures of {counted(count, 'more prompt')} were removed." if count else ""
 
 
 def _sampled(sample: Sequence[Prompt], common: Sequence[Prompt]) -> str:
@@ -189,31 +197,35 @@ def _by_score(
     common: Sequence[Prompt],
     most: int,
     in_list: Callable[[Prompt], float],
+    exists: Callable[[Prompt], bool],
 ) -> Choice:
     """Returns a fair sample of the prompts with a score, and as many in which the entries differ most."""
-    sample = spread(scored, most if most >= len(scored) else most - most // 2)
-    ids = {prompt.id for prompt in sample}
-    others = scores.leading([p for p in scored if p.id not in ids], most - len(sample))
+    fair = spread(scored, most if most >= len(scored) else most - most // 2)
+    ids = {prompt.id for prompt in fair}
+    chosen = [*fair, *scores.leading([p for p in scored if p.id not in ids], most - len(fair))]
+    prompts = sorted(filter(exists, chosen), key=in_list)
+    sample = [prompt for prompt in prompts if prompt.id in ids]
+    others = len(prompts) - len(sample)
     over = (
         f", mean over {counted(len(scores.seeds), 'training seed')}"
         if len(scores.seeds) > 1
         else ""
     )
     text = f"Below each picture is its entry's {scores.scorer} in the prompt{over}."
+    text += _gone(chosen, prompts)
     if others:
         text = (
-            f"{counted(len(others), 'prompt')} in which, in turn, each entry leads most by {scores.scorer}, and "
-            f"{len(sample)} {_sampled(sample, common)}: these alone, marked as sample, are fair. {text}"
+            f"{counted(others, 'prompt')} in which, in turn, each entry leads most by {scores.scorer}, and "
+            f"{len(sample)} {_sampled(fair, common)}: these alone, marked as sample, are fair. {text}"
         )
     else:
-        text = f"{counted(len(sample), 'prompt')}: {_sampled(sample, common)}. {text}"
+        text = f"{counted(len(sample), 'prompt')}: {_sampled(fair, common)}. {text}"
     orders: dict[str, Callable[[Prompt], float]] = {
         f"most different {scores.scorer} first": lambda prompt: -scores.difference(prompt.id)
     }
     for name in scores.by_entry:
         orders[f"best for {name} first"] = partial(_lead, scores, name)
     orders["as in the list of prompts"] = in_list
-    prompts = sorted([*sample, *others], key=in_list)
     return Choice(prompts, text, orders, ids if others else ())
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from eval.images.checks import REMOVED, read_manifest, removed_record
 from eval.prompts.prompts import Prompt, Prompts
 from eval.study.report.page import report
 from eval.study.study import Study
@@ -95,6 +97,33 @@ def test_pictures_are_of_one_seed_and_none_may_be_wanted(tmp_path: Path) -> None
     data = report(study, pictures=0)
     assert data["shown"] == []
     assert "<img" not in (study.out / "report.html").read_text()
+
+
+def test_a_page_without_its_other_pictures_is_the_same(tmp_path: Path) -> None:
+    """As `study gc` leaves the sets: the sample is still one of all prompts."""
+    study = fill(open_study(tmp_path), (0.0, 0.02))
+    shown = report(study, pictures=8)["shown"]
+    before = Page((study.out / "report.html").read_text())
+    for entry in study.entries:
+        for seed in study.seeds:
+            folder = study.set_folder(entry, seed, 100)
+            kept = [f"{prompt}.png" for prompt in shown]
+            record = removed_record(read_manifest(folder / "manifest.json"), kept)
+            (folder / REMOVED).write_bytes(record)
+            for path in (folder / "images").iterdir():
+                if path.name not in kept:
+                    path.unlink()
+    assert report(study, pictures=8)["shown"] == shown
+    after = Page((study.out / "report.html").read_text())
+    chosen = "in which, in turn, each entry leads most"
+    sentences = [
+        page.text.partition(chosen)[2].partition("Training")[0] for page in (before, after)
+    ]
+    assert sentences[0] == sentences[1] != ""
+    assert after.all("img") == before.all("img")
+    assert len(report(study, pictures=14)["shown"]) < 14
+    text = Page((study.out / "report.html").read_text()).text
+    assert re.search(r"The pictures of \d+ more prompts were removed", text)
 
 
 @pytest.mark.skipif(not BROWSER, reason="needs Chromium")
