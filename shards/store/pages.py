@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
@@ -235,6 +236,8 @@ class Pages:
         """Drops the pages of a range, and what is kept of the object by itself."""
         self.cache.drop_ranges(source.key)
         for page in range(offset // self.page_bytes, -(-(offset + length) // self.page_bytes)):
+            while (source.key, page) in self._coming:  # a thread may still write what it brought
+                time.sleep(0.001)
             self.cache.drop(source.key, page)
 
 

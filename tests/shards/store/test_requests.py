@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import shards.read.column
 from shards import Column, ColumnSpec
@@ -246,6 +247,13 @@ def kept_page() -> Path:
     raise AssertionError("no page was written")
 
 
+def read_once_more(column: Column, ids: NDArray[np.int64]) -> None:
+    """Reads rows whose page was deleted; a thread may have written it once more, so several times."""
+    for _ in range(100):
+        kept_page().unlink(missing_ok=True)
+        column.read(ids)
+
+
 def test_what_comes_once_more_is_compared_once_more(
     proxy: Proxy, url: str, column_at: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,9 +267,7 @@ def test_what_comes_once_more_is_compared_once_more(
         assert compared.count >= 40
         proxy.fault = lambda request, count: "flip" if request[2] else None
         with pytest.raises(CorruptColumn, match="row 0 of shard 0"):
-            for _ in range(100):  # a thread may write what it fetched once more
-                kept_page().unlink(missing_ok=True)
-                far.read(ids)
+            read_once_more(far, ids)
         proxy.fault = lambda request, count: None
         compared.count = 0
     for column in (near, far):
