@@ -6,8 +6,10 @@
   const make = (tag, parent, values = {}) =>
     Object.assign(parent.appendChild(document.createElement(tag)), values);
 
+  const prompt = figure => figure.querySelector('figcaption').textContent.trim();
+
   // Two pictures of a row in one frame: the left one is cut off at the slider.
-  const slide = (parent, buttons, pair, value) => {
+  const slide = (parent, buttons, pair, value, prompt) => {
     const box = make('div', parent, { className: 'slide' }), frame = make('div', box, { className: 'frame' });
     for (const i of [...pair].reverse()) {
       const { src, alt, width, height } = buttons[i].querySelector('img');
@@ -15,7 +17,7 @@
     }
     const [left, right] = pair.map(i => buttons[i].dataset.name);
     const range = make('input', frame, { type: 'range', min: 0, max: 100, value });
-    range.setAttribute('aria-label', `Slider between ${left} and ${right}`);
+    range.setAttribute('aria-label', `Slider between ${left} and ${right}: ${prompt}`);
     range.oninput = () => {
       frame.style.setProperty('--x', `${range.value}%`);
       range.setAttribute('aria-valuetext', `${range.value} % of ${left}, the rest of ${right}`);
@@ -65,7 +67,7 @@
         const cells = [...figure.querySelector('.row').children];
         cells.forEach((cell, i) => cell.classList.toggle('off', !side && (slider || i !== this.view)));
         if (!slider) return;
-        const { box, range, ends } = slide(figure, this.buttons(figure), this.pair, this.position);
+        const { box, range, ends } = slide(figure, this.buttons(figure), this.pair, this.position, prompt(figure));
         figure.prepend(box);
         const open = () => large.open(this, this.figures.indexOf(figure), this.pair[0]);
         range.onkeydown = event => { if (event.key === 'Enter') open(); };
@@ -126,12 +128,11 @@
 
     show() {
       const { gallery, row } = this, figure = gallery.figures[row], buttons = gallery.buttons(figure);
-      const prompt = figure.querySelector('figcaption').textContent.trim();
-      this.title.textContent = `${row + 1} of ${gallery.figures.length}: ${prompt}`;
+      this.title.textContent = `${row + 1} of ${gallery.figures.length}: ${prompt(figure)}`;
       const focused = document.activeElement?.matches('.large [type=range]');
       this.content.replaceChildren();
       if (gallery.view === 'slider') {
-        const { range } = slide(this.content, buttons, gallery.pair, gallery.position);
+        const { range } = slide(this.content, buttons, gallery.pair, gallery.position, prompt(figure));
         if (focused) range.focus();
         return;
       }

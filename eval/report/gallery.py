@@ -101,6 +101,7 @@ def gallery(
     common = [p for p in readers[0].prompts.items if all((p.id, p.text) in keys for keys in had)]
     apart = partial(_apart, shown.first) if len(sets) > 1 else None
     sides, asked, wanted = list(SIDES), min(most, len(common)), 0
+    budget = most_bytes or MOST_BYTES
     while asked:
         choice = choose(
             common,
@@ -114,7 +115,9 @@ def gallery(
         wanted = wanted or len(choice.prompts)
         records = list[Json]()
         for side in sides:
-            records = _records(choice, shown, side, most_bytes or MOST_BYTES)
+            if side > sides[-1] and _hopeless(records, len(choice.prompts), side, budget):
+                continue
+            records = _records(choice, shown, side, budget)
             if len(records) == len(choice.prompts):
                 return _ordered(records, choice, wanted, bool(originals))
         sides, asked = sides[-1:], len(records)  # as many as there is room for, chosen again
@@ -151,6 +154,18 @@ def _records(choice: Choice, shown: _Shown, side: int, most_bytes: int) -> list[
             }
         )
     return records
+
+
+def _hopeless(records: Sequence[Json], count: int, side: int, most_bytes: int) -> bool:
+    """Whether pictures of at most `side` pixels are too many bytes, as larger ones of some prompts say
+    if their bytes shrink as their areas do, which is more than they do.
+    """
+    size: float = sum(
+        (len(p["uri"]) + len(p["lost"])) * min(1, side / max(p["width"], p["height"])) ** 2
+        for record in records
+        for p in record["pictures"]
+    )
+    return size * count > most_bytes * len(records)
 
 
 def _ordered(records: Sequence[Json], choice: Choice, asked: int, lost: bool) -> Gallery:

@@ -175,6 +175,9 @@ def test_a_page_of_553_prompts_and_six_sets_has_a_bound(tmp_path: Path) -> None:
     assert f"553 were asked for; there is room for {len(shown.pictures)}." in shown.chosen
     gaps = np.diff(ids(shown))
     assert gaps.max() - gaps.min() <= 1
+    sizes = [gallery(sets, 20, most_bytes=n).pictures[0]["pictures"][0] for n in (10**6, 90_000)]
+    assert [size["width"] for size in sizes] == [80, 64]
+    assert len(gallery(sets, 20, most_bytes=90_000).pictures) == 20
     whole = gallery(sets, 4)
     assert "room" not in whole.chosen
 
@@ -231,6 +234,8 @@ def test_the_slider_moves_by_keys_and_by_a_finger(page: str, tmp_path: Path) -> 
             tab.evaluate(f"{slider}.getAttribute('aria-valuetext')") == "52 % of a, the rest of b"
         )
         assert tab.evaluate(f"getComputedStyle({slider}.parentElement).outlineStyle") == "solid"
+        label = tab.evaluate(f"{slider}.getAttribute('aria-label')")
+        assert label.startswith("Slider between a and b: prompt <")
         box = tab.evaluate(
             f"(b => [b.x, b.y, b.width, b.height])({slider}.getBoundingClientRect())"
         )

@@ -123,6 +123,7 @@ def test_all_pages_have_one_style_and_one_script() -> None:
     assert heads[0] == heads[1] != ""
     assert scripts[0] == scripts[1] != ""
     assert "<title>&lt;a&gt;</title>" in first
+    assert not re.search("transition|animation|scroll-behavior", first)  # nothing moves by itself
     assert "<header><h1>b</h1></header><main><p>b</p></main>" in second
 
 

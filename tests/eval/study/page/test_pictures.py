@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import pytest
 
 from eval.images.checks import REMOVED, read_manifest, removed_record
 from eval.prompts.prompts import Prompt, Prompts
+from eval.study.report import pictures
 from eval.study.report.page import report
 from eval.study.study import Study
 from tests.eval.browser import BROWSER, Page
 from tests.eval.report.tab import Tab
 from tests.eval.sets import make_items, make_score, make_set
+from tests.eval.study import handmade
 from tests.eval.study.handmade import PRIMARY, fill, open_study
 from tests.eval.study.page.test_page import values_of
 
@@ -124,6 +127,23 @@ def test_a_page_without_its_other_pictures_is_the_same(tmp_path: Path) -> None:
     assert len(report(study, pictures=14)["shown"]) < 14
     text = Page((study.out / "report.html").read_text()).text
     assert re.search(r"The pictures of \d+ more prompts were removed", text)
+
+
+def test_a_page_has_ten_megabytes_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures have a bound, and six entries in three seeds leave room for all the rest."""
+    assert pictures.SAME_BYTES + pictures.LOST_BYTES <= 8_500_000
+    names = [f"vae-{i}" for i in range(6)]
+    study = open_study(tmp_path, entries={name: name for name in names}, baseline=names[0])
+    sides: dict[str, Any] = {"side": 90}
+    monkeypatch.setattr(handmade, "make_set", partial(make_set, **sides))
+    monkeypatch.setattr(handmade, "VAES", "abcdef")
+    fill(study, (0.0, 0.5, 0.1, 0.2, 0.3, 0.4))
+    monkeypatch.setattr(pictures, "SAME_BYTES", 60_000)
+    report(study, pictures=10**6)
+    html = (study.out / "report.html").read_text()
+    embedded = sum(len(uri) for uri in re.findall(r'src="(data:image[^"]*)"', html))
+    assert 20_000 < embedded < 60_000
+    assert len(html) - embedded < 10_000_000 - 8_500_000
 
 
 @pytest.mark.skipif(not BROWSER, reason="needs Chromium")
