@@ -89,9 +89,14 @@ def test_the_job_of_kuberay_is_one_pod_that_runs_a_study() -> None:
     assert job["kind"] == "RayJob"
     spec, head = job["spec"], job["spec"]["rayClusterSpec"]["headGroupSpec"]
     assert set(spec) == {
-        "entrypoint", "runtimeEnvYAML", "submissionMode", "backoffLimit", "shutdownAfterJobFinishes",
-        "ttlSecondsAfterFinished", "rayClusterSpec",
-    }  # fmt: skip
+        "entrypoint",
+        "runtimeEnvYAML",
+        "submissionMode",
+        "backoffLimit",
+        "shutdownAfterJobFinishes",
+        "ttlSecondsAfterFinished",
+        "rayClusterSpec",
+    }
     assert set(spec["rayClusterSpec"]) == {"rayVersion", "authOptions", "headGroupSpec"}
     verb = spec["entrypoint"].removeprefix("python -m eval study ")
     parser = argparse.ArgumentParser()

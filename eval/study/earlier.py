@@ -127,11 +127,10 @@ def _take_run(existing: Existing, entry: str, seed: int, phase: int, runs: Seque
     file = existing.weights_file(entry, phase)
     if has_steps(study.own_run_folder(entry, seed, phase), config, file):
         return
-    whole = [run for run in runs if has_steps(run, config, file)]
-    if not whole or existing.training(entry, seed, phase) is None:
+    if not runs or existing.training(entry, seed, phase) is None:
         return
     last = phase == len(study.parts(entry)) - 1
-    for run in whole:
+    for run in (run for run in runs if has_steps(run, config, file)):
         with suppress(ValueError):  # of another release
             manifest = existing.newest(run)
             if manifest is None or not (last or manifest["step"] == config.steps):
@@ -140,6 +139,19 @@ def _take_run(existing: Existing, entry: str, seed: int, phase: int, runs: Seque
                 by_hand = {**study.hand_runs, (entry, seed, phase): run}
                 existing.study = replace(study, hand_runs=by_hand)
                 return
+    for run in runs:
+        with suppress(ValueError):
+            line = _beyond(run, config, file)
+            if line and existing.run_differences(entry, seed, phase, run) == []:
+                log.warning(
+                    "%s: %s is the training of %s with seed %d, but is not taken over: %s. `checkpoints: 1` scores "
+                    "the last step alone, and a list the steps that it names",
+                    study.path,
+                    run,
+                    entry,
+                    seed,
+                    line,
+                )
 
 
 def _below(folders: Sequence[Path], name: str, deep: int, own: Path) -> Iterator[Path]:

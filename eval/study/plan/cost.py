@@ -54,8 +54,12 @@ COLUMN_MARGIN = 1.02  # indices and records beside a column's values
 SIDE = 8  # pixels of a side of the picture that one of the latent stands for
 # what bytes are of, as the plan's JSON names it
 COLUMNS, SCORED, OTHERS, SNAPSHOTS, PICTURES = PARTS = (
-    "columns", "scored_checkpoints", "other_checkpoints", "ema_snapshots", "pictures",
-)  # fmt: skip
+    "columns",
+    "scored_checkpoints",
+    "other_checkpoints",
+    "ema_snapshots",
+    "pictures",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from eval.study.report.page import report
 from eval.study.run.workers import alone
 from eval.study.status import states
 from eval.study.study import Study
-from tests.eval.study.small_study import ROOT, environment, study_yaml
+from tests.eval.study.small_study import ROOT, environment, study, study_yaml
 
 pytestmark = pytest.mark.timeout(900)  # the study that is copied is a dozen processes
 SHOWN = 2  # of six prompts
@@ -73,18 +73,24 @@ def test_what_the_page_shows_is_left_and_the_study_is_as_before(
     assert sum((finished.out / name).stat().st_size for name in left) < size
     capsys.readouterr()
 
-    assert all(states(finished).values())  # so that `study run` begins nothing
+    assert all(states(finished).values())
+    lock = (finished.out / "study.lock").read_bytes()
+    again = study("run", finished.path, "--out", finished.out)
+    assert again.returncode == 0, again.stderr
+    assert "to do: nothing" in again.stdout + again.stderr
+    assert "begins" not in again.stdout + again.stderr
+    assert (finished.out / "study.lock").read_bytes() == lock
     assert [cost for cost in plan_existing(finished, Assumptions()).to_make()] == []
     assert verify(finished) == ([], [])
     assert main(["study", "verify", str(finished.path), "--out", str(finished.out)]) == 0
     assert "pictures of 2 sets were removed by `study gc`" in capsys.readouterr().out
     assert [ImageSetReader.open(folder, scored=True).digest for folder in sets(finished)] == digests
-    again = report(finished)  # 24 prompts are asked for
-    notes = [note["note"] for entry in again["entries"] for note in entry.pop("notes")]
+    page = report(finished)  # 24 prompts are asked for
+    notes = [note["note"] for entry in page["entries"] for note in entry.pop("notes")]
     assert notes == 2 * ["4 files of pictures were removed once they were scored, and 2 are left"]
     for entry in data["entries"]:
         assert entry.pop("notes") == []
-    assert again == data
+    assert page == data
     assert not run_gc(finished, "--yes")
     assert "pictures of 0 sets, 0 bytes deleted" in capsys.readouterr().out
     assert pictures(finished) == left

@@ -23,7 +23,7 @@ from eval.study.lock import verify
 from eval.study.plan.cost import Assumptions
 from eval.study.plan.plan import plan_existing
 from eval.study.reuse import column_identity
-from eval.study.runner import write_configs
+from eval.study.run.files import write_configs
 from eval.study.study import Study
 from shards import open_join, sha256_file
 from shards.format.atomic import seal
@@ -98,6 +98,19 @@ def test_what_another_study_made_is_taken_over(made: Path) -> None:
         "generate/plain/seed0/step-00000006": "images/plain-seed0/step-00000006",
         "generate/other/seed0/step-00000006": "images/other-seed0/step-00000006",
     }  # fmt: skip
+
+
+def test_a_run_that_fits_but_has_not_kept_the_scored_steps_is_named(
+    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would be trained again without a word."""
+    config = study_yaml(made, "steps", reuse=[str(made / "out/runs")], checkpoints=[1, 6])
+    assert taken_over(take_over(Study.open(config, tmp_path / "out"))) == {}
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert f"{made}/out/runs/plain is the training of plain with seed 0, but is not" in messages[0]
+    assert "no checkpoint of step 1 there" in messages[0]
+    assert "`checkpoints: 1` scores the last step alone" in messages[0]
 
 
 def test_checkpoints_are_of_the_size_that_is_planned(made: Path) -> None:

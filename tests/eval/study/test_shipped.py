@@ -74,8 +74,10 @@ def test_entries_with_options_of_training_of_their_own() -> None:
     study = Study.open(ROOT / f"configs/study/{OF_TRAINING}.yaml")
     baseline = leaves(training(study.train_config("flux", 0)))
     for entry, key in {
-        "flux-latent": "flow.prediction", "flux-rate": "optim.lr", "flux-average": "ema.decay",
-    }.items():  # fmt: skip
+        "flux-latent": "flow.prediction",
+        "flux-rate": "optim.lr",
+        "flux-average": "ema.decay",
+    }.items():
         own = leaves(training(study.train_config(entry, 0)))
         assert {name for name in baseline if own[name] != baseline[name]} == {key}
         assert allowed_keys(study, "flux", 0, entry, 0) == (key,)

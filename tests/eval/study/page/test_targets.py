@@ -37,8 +37,9 @@ def test_an_entry_with_another_prediction_is_trained_sampled_and_said(made: Path
         for name in entries
     }
     assert {name: flow["prediction"] for name, flow in flows.items()} == {
-        "plain": "velocity", "latent": "latent",
-    }  # fmt: skip
+        "plain": "velocity",
+        "latent": "latent",
+    }
     data = report(fair)
     differ = data["differ"]["training"]
     assert set(differ) == {"flow.prediction", "optim.lr"}
