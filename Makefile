@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak lint bench bench-encode bench-train bench-eval bench-gpu
+.PHONY: help setup demo test servers soak lint bench bench-encode bench-train bench-eval bench-gpu
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -18,7 +18,9 @@ demo: .venv/ready-test   ## pictures to columns to a study of two VAEs, demo/rep
 test: .venv/ready-test   ## run the tests
 	PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-soak: .venv/ready-test   ## run every sweep of faults in full, or go on with it; writes SOAK.md
+servers: .servers/ready   ## install object stores for the slow tests: Azurite, S3, Google Cloud Storage, nginx (a minute)
+
+soak: .venv/ready-test .servers/ready   ## run every sweep of faults in full, or go on with it; writes SOAK.md
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m slow tests
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m tests.soak $(ARGS)
 
@@ -55,6 +57,16 @@ bench-gpu: .venv/ready-test   ## measure what needs a GPU: products, encoders, t
 	@echo "installing other loaders into .venv-peers (2 to 6 minutes, 1 GB)"
 	@.venv-peers/bin/python -m pip install --disable-pip-version-check --progress-bar off -r bench/peers.txt \
 	  > .venv-peers/pip.log 2>&1 || { tail -20 .venv-peers/pip.log; exit 1; }
+	@touch $@
+
+# Servers that the slow tests start, each with packages of its own.
+.servers/ready: tests/servers/requirements.txt | .venv/ready-test
+	@command -v npm > /dev/null || { echo "npm: not found. Run: apt-get install npm"; exit 1; }
+	@[ -x /usr/sbin/nginx ] || command -v nginx > /dev/null || { echo "nginx: not found. Run: apt-get install nginx-light"; exit 1; }
+	@echo "installing servers into .servers (200 MB)"
+	@npm install --prefix .servers --no-audit --no-fund --loglevel error azurite@3.37.0 s3rver@3.7.1
+	@[ -x .servers/python/bin/python ] || $(PY) -m venv .servers/python
+	@.servers/python/bin/python -m pip install --disable-pip-version-check --quiet --progress-bar off -r tests/servers/requirements.txt
 	@touch $@
 
 # A stamp for each set of extras; pip is asked again when the list of packages changes.

@@ -150,6 +150,7 @@ class Proxy:
         self.backend: Backend = Port(self.to) if isinstance(self.to, int) else self.to
         self.pending: dict[str, Pending] = {}
         self.sizes: dict[str, int] = {}  # of objects that were looked up
+        self.copies = 0  # that were pending
         self.open = 0  # requests being answered, and the most that ever were
         self.most = 0
         self._lock, self._over = threading.Lock(), threading.Event()
@@ -260,6 +261,7 @@ class Proxy:
         if fault.kind == "pending" and source and name not in self.pending:
             size = self.sizes.get(unquote(urlsplit(source).path), 0)
             self.pending[name] = Pending(message, size)
+            self.copies += 1
             if self.lasts is not None:
                 threading.Timer(self.lasts, self.finish, (name,)).start()
             return Message({"x-ms-copy-status": "pending"}, status=202)
