@@ -13,6 +13,7 @@ import errno
 import os
 import secrets
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from shards import atomic_write
@@ -26,9 +27,10 @@ TRIES = 100  # to remove a folder into which another process writes
 
 
 def put(fence: Path) -> None:
-    """Makes a fence."""
+    """Makes a fence, which another may remove at once."""
     fence.mkdir(parents=True, exist_ok=True)
-    (fence / HELD).touch()
+    with suppress(FileNotFoundError):
+        (fence / HELD).touch()
 
 
 def remove(fence: Path) -> None:

@@ -145,9 +145,9 @@ class Lease:
             if self._is_last():  # also where the store's answer was lost, and it seemed not to be
                 self._until = until
                 return
-            if is_new:
+            if is_new and self._name not in lease_chain(self.store)[0]:
                 self.store.delete(self._name)  # the chain that it followed on is gone
-            # else another was faster: look again
+            # else another was faster, or followed on this one, which was suspended: look again
         raise LeaseHeld(f"{self.store.url}: several commands try to take the lease at once")
 
     @property
@@ -201,7 +201,8 @@ class Lease:
         if self._thread is not None:
             self._thread.join()
         names, last = lease_chain(self.store)
-        if last is not None and last["owner"] == self.owner:
+        # one that lapsed may be followed at any moment, by one that these names lead to
+        if last is not None and last["owner"] == self.owner and not self.lapsed:
             for name in names:  # from the start on: see above
                 self.store.delete(name)
 

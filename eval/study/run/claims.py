@@ -33,15 +33,18 @@ class Claim:
 
     def take(self) -> None:
         """Takes the claim; LeaseHeld if another has it, or is faster."""
+        # of those that this one follows on, not of one that takes over from it meanwhile
+        former = set(self.folder.glob(self._fence("*").name))
         self._lease.__enter__()
         fence.put(self.fence)
-        # of those that this one follows on: others may have taken over from it meanwhile
         names, _ = lease_chain(open_store(self.folder))
         for name in names[1:]:
             owner = name.removeprefix("lease-").removesuffix(".json")
             if owner == self._lease.owner:
                 break
-            fence.remove(self._fence(owner))
+            former.add(self._fence(owner))
+        for each in former:
+            fence.remove(each)
         try:
             self._lease.check()  # from here on, who takes over sees the fence
         except LeaseHeld:

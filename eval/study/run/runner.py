@@ -183,10 +183,8 @@ class Runner:
     def _taken(self, node: Node) -> bool:
         """Whether another worker has made a node, or failed in it, before this one had its claim."""
         if self.existing.done(node):
-            self.done.add(node.id)
             self.bar.skip(1)
-            if node.kind == "encode":
-                self._encoded()
+            self._made(node)
             return True
         record = read_record(self.study, node.id)
         if self.worker is None or record is None or record.get("session") != self.worker.session:
@@ -258,17 +256,21 @@ class Runner:
             return
         record = running.record(code, self.worker.session if self.worker else "")
         running.claim.write(self.study.log(node.id).with_suffix(".json"), canonical_json(record))
-        if node.kind == "encode" and code == 0:
-            self._encoded()
         done = code == 0 and self.existing.done(node)
         self.claims.pop(node.id).release()
         if done:
-            self.done.add(node.id)
             self.bar.advance(1)
             self.bar.note(f"done: {node.id}, {duration_text(record['seconds'])}")
+            self._made(node)
             return
         empty = "exit code 0, but what it should have made is not there"
         self._fail(node, f"exit code {code}" if code else empty)
+
+    def _made(self, node: Node) -> None:
+        """Takes up what follows from a node that is done now, by this worker or another."""
+        self.done.add(node.id)
+        if node.kind == "encode":
+            self._encoded()
 
     def _fail(self, node: Node, ending: str, by: str = "") -> None:
         """Says that a node failed, here or by another worker."""
