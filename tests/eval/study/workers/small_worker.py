@@ -2,7 +2,8 @@
 
     python -m tests.eval.study.workers.small_worker STUDY.yaml OUT SECONDS
 
-The nodes are in OUT's folder, in nodes.json: [name, needs, seconds that it waits, exit code].
+The nodes are in the YAML's folder, in nodes.json: [name, needs, seconds that it waits or the name of a node
+whose beginning it waits for, exit code].
 """
 
 from __future__ import annotations
@@ -28,14 +29,18 @@ import pathlib, sys, time
 folder, name, wait, code = sys.argv[1:]
 with pathlib.Path(folder, name + ".begun").open("a") as file:
     file.write("begun\\n")
-time.sleep(float(wait))
+if wait.replace(".", "").isdecimal():
+    time.sleep(float(wait))
+else:
+    while not pathlib.Path(folder, wait + ".begun").exists():
+        time.sleep(0.05)
 if int(code):
     sys.exit(int(code))
 with pathlib.Path(folder, name + ".ended").open("a") as file:
     file.write("ended\\n")
 pathlib.Path(folder, name).touch()
 """
-NodeLine = tuple[str, list[str], float, int]
+NodeLine = tuple[str, list[str], float | str, int]
 
 
 @dataclass

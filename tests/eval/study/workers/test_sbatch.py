@@ -166,7 +166,7 @@ def test_the_end_of_the_time_and_a_cancelled_task(
 def test_two_tasks_work_on_one_study(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With workers whose commands are small in place of the study's."""
     path = small_yaml(job)
-    write_nodes(job, *((f"n{i}", [], 0.6, 0) for i in range(6)))
+    write_nodes(job, *((f"n{i}", [], f"n{(i + 1) % 2}", 0) for i in range(6)))
     (job / "bin/python").write_text(
         f"""#!/bin/bash
 cd {ROOT} && exec {sys.executable} -m tests.eval.study.workers.small_worker {path} {job}/out 60

@@ -26,11 +26,13 @@ from tests.eval.study.workers.small_worker import (
 )
 
 pytestmark = pytest.mark.timeout(300)  # each worker imports torch
-LEASE = 2.0  # seconds
-# two chains of three, and one that needs both
+LEASE = 2.0  # seconds, where a worker is suspended
+LONG = 60.0
+# two chains of three whose first are begun by two workers, and one that needs both
 CHAINS: list[NodeLine] = [
-    *((f"{chain}{n}", [f"{chain}{n - 1}"] if n else [], 0.5, 0) for n in range(3) for chain in "ab"),
-    ("end", ["a2", "b2"], 0.1, 0),
+    ("a0", [], "b0", 0), ("b0", [], "a0", 0),
+    *((f"{chain}{n}", [f"{chain}{n - 1}"], 0.5, 0) for n in (1, 2) for chain in "ab"),
+    ("end", ["a2", "b2"], 2.0, 0),
 ]  # fmt: skip
 
 
@@ -52,7 +54,7 @@ def record(out: Path, name: str) -> dict[str, object]:
 def test_each_node_is_made_once_by_one_of_two(tmp_path: Path) -> None:
     path, out = small_yaml(tmp_path), tmp_path / "out"
     write_nodes(tmp_path, *CHAINS)
-    pair = [start(path, out, LEASE) for _ in range(2)]
+    pair = [start(path, out, LONG) for _ in range(2)]
     outputs = [ended(worker) for worker in pair]
     assert [worker.returncode for worker in pair] == [0, 0], outputs
     for name, *_ in CHAINS:
@@ -71,9 +73,8 @@ def test_each_node_is_made_once_by_one_of_two(tmp_path: Path) -> None:
 def test_what_a_killed_worker_had_is_made_by_another(tmp_path: Path, seconds: float) -> None:
     path, out = small_yaml(tmp_path), tmp_path / "out"
     write_nodes(tmp_path, *CHAINS)
-    first = start(path, out, LEASE)
-    wait_until(lambda: lines(tmp_path, "a0.begun"), first)
-    second = start(path, out, LEASE)
+    first, second = (start(path, out, LONG) for _ in range(2))
+    wait_until(lambda: lines(tmp_path, "a1.begun") + lines(tmp_path, "b1.begun"), second)
     time.sleep(seconds)
     first.kill()
     first.wait()
@@ -88,7 +89,7 @@ def test_what_a_killed_worker_had_is_made_by_another(tmp_path: Path, seconds: fl
 def test_a_suspended_worker_loses_its_node_and_its_command(tmp_path: Path) -> None:
     """The command itself was not suspended: the guard ends it."""
     path, out = small_yaml(tmp_path), tmp_path / "out"
-    write_nodes(tmp_path, ("long", [], 8.0, 0), ("after", ["long"], 0.1, 0))
+    write_nodes(tmp_path, ("long", [], "go", 0), ("after", ["long"], 0.1, 0))
     first = start(path, out, LEASE)
     wait_until(lambda: lines(tmp_path, "long.begun"), first)
     text = status_of(path, out, tmp_path)
@@ -96,8 +97,9 @@ def test_a_suspended_worker_loses_its_node_and_its_command(tmp_path: Path) -> No
     first.send_signal(signal.SIGSTOP)
     second = start(path, out, LEASE)
     wait_until(lambda: lines(tmp_path, "long.begun") == 2, second)
-    time.sleep(max(0.0, 2 * LEASE - 3))
     first.send_signal(signal.SIGCONT)
+    time.sleep(2 * LEASE)
+    (tmp_path / "go.begun").touch()
     outputs = [ended(first), ended(second)]
     assert (first.returncode, second.returncode) == (0, 0), outputs
     taken = "train/long: another worker has taken it over, since this one was suspended"
@@ -133,9 +135,10 @@ def test_a_suspended_worker_that_nobody_followed_goes_on(tmp_path: Path) -> None
 def test_what_failed_is_not_tried_by_others_but_by_a_later_run(tmp_path: Path) -> None:
     path, out = small_yaml(tmp_path), tmp_path / "out"
     write_nodes(
-        tmp_path, ("bad", [], 0.5, 7), ("after", ["bad"], 0.1, 0), ("long", [], 3.0, 0), ("end", ["long"], 0.1, 0)
+        tmp_path, ("bad", [], "long", 7), ("after", ["bad"], 0.1, 0), ("long", [], "bad", 0),
+        ("end", ["long"], 1.0, 0),
     )  # fmt: skip
-    pair = [start(path, out, LEASE) for _ in range(2)]
+    pair = [start(path, out, LONG) for _ in range(2)]
     outputs = [ended(worker) for worker in pair]
     assert [worker.returncode for worker in pair] == [3, 3], outputs
     assert lines(tmp_path, "bad.begun") == 1
@@ -143,7 +146,7 @@ def test_what_failed_is_not_tried_by_others_but_by_a_later_run(tmp_path: Path) -
     assert lines(tmp_path, "end.ended") == 1
     assert sum("failed: train/bad, exit code 7" in output for output in outputs) == 1
     assert sum("failed: train/bad, by pid " in output for output in outputs) == 1
-    again = start(path, out, LEASE)
+    again = start(path, out, LONG)
     assert "exit code 7" in ended(again)
     assert lines(tmp_path, "bad.begun") == 2
     assert lines(tmp_path, "long.begun") == 1
@@ -205,9 +208,12 @@ def test_a_worker_of_another_yaml_or_version_is_refused(
 
 def test_of_two_yamls_at_once_one_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    write_nodes(tmp_path, ("long", [], 4.0, 0))
+    write_nodes(tmp_path, ("long", [], "go", 0))
     paths = [small_yaml(tmp_path, "one"), small_yaml(tmp_path, "two", seeds=[0, 1])]
-    pair = [start(path, out, 60) for path in paths]
+    pair = [start(path, out, LONG) for path in paths]
+    while all(worker.poll() is None for worker in pair):
+        time.sleep(0.05)
+    (tmp_path / "go.begun").touch()
     outputs = [ended(worker) for worker in pair]
     assert sorted(worker.returncode for worker in pair) == [0, 2], outputs
     refused = next(i for i, worker in enumerate(pair) if worker.returncode == 2)
