@@ -57,6 +57,7 @@
       this.radios.forEach(radio => { radio.checked = radio.value === `${view}`; });
       const side = this.view === 'side', slider = this.view === 'slider';
       this.root.dataset.view = side || slider ? view : 'place';
+      this.root.classList.toggle('single', !side); // a picture a prompt
       if (this.scroller) {
         this.frame.classList.toggle('aligned', side);
         this.scroller.classList.toggle('wide', side);

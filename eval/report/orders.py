@@ -18,6 +18,7 @@ from shards.console import counted
 from ..images.layouts import Picture
 from ..prompts.prompts import Prompt
 from .compare import Entry
+from .entries import ScoredSet
 
 T = TypeVar("T")
 SIDE = 64  # pixels at which pictures are compared: what they show, not their grain
@@ -57,44 +58,38 @@ class PromptScores:
 
 
 def prompt_scores(entries: Sequence[Entry], scorer: str) -> PromptScores | None:
-    """Returns a score of those prompts that all entries have it of; None for fewer than two entries
-    or where a set kept no items of it. BadScores where items are damaged.
+    """Returns a score of those prompts that all entries have it of, in those training seeds in which
+    all kept its items; None for fewer than two entries or where there is no such seed or prompt.
+
+    BadScores where items are damaged.
     """
     if len(entries) < 2:
         return None
-    seeds = [seed for seed in entries[0].members if all(seed in e.members for e in entries)]
-    by_entry: dict[str, dict[str, float]] = {}
-    for entry in entries:
-        values: dict[str, list[float]] = {}
-        for seed in seeds:
-            scored = entry.members[seed]
-            items = scored.items(scorer) if scorer in scored.scores else []
-            if not items:
-                return None
-            by_prompt: dict[str, list[float]] = {}
-            for item in items:
-                by_prompt.setdefault(item.prompt, []).append(item.value)
-            for prompt, numbers in by_prompt.items():
-                mean = scored.scores[scorer].unit * float(np.mean(numbers))
-                values.setdefault(prompt, []).append(mean)
-        by_entry[entry.name] = {
-            prompt: float(np.mean(numbers))
-            for prompt, numbers in values.items()
-            if len(numbers) == len(seeds)
-        }
-    shared = set.intersection(*map(set, by_entry.values()))
-    if not seeds or not shared:
+    values = {
+        (entry.name, seed): _by_prompt(scored, scorer)
+        for entry in entries
+        for seed, scored in entry.members.items()
+    }
+    names = [entry.name for entry in entries]
+    seeds = [seed for seed in entries[0].members if all(values.get((n, seed)) for n in names)]
+    if not seeds:
         return None
+    shared = set.intersection(*(set(values[name, seed]) for name in names for seed in seeds))
+    by_entry = {
+        name: {p: float(np.mean([values[name, seed][p] for seed in seeds])) for p in shared}
+        for name in names
+    }
     better = entries[0].members[seeds[0]].scores[scorer].better
-    return PromptScores(
-        scorer,
-        better == "higher",
-        tuple(seeds),
-        {
-            name: {p: v for p, v in values.items() if p in shared}
-            for name, values in by_entry.items()
-        },
-    )
+    return PromptScores(scorer, better == "higher", tuple(seeds), by_entry) if shared else None
+
+
+def _by_prompt(scored: ScoredSet, scorer: str) -> dict[str, float]:
+    """Returns a set's score by the prompt's id, the mean over its pictures; empty without items."""
+    items: dict[str, list[float]] = {}
+    for item in scored.items(scorer) if scorer in scored.scores else ():
+        items.setdefault(item.prompt, []).append(item.value)
+    unit = scored.scores[scorer].unit if items else 1.0
+    return {prompt: unit * float(np.mean(numbers)) for prompt, numbers in items.items()}
 
 
 def distance(pictures: Sequence[Picture]) -> float:
@@ -216,7 +211,7 @@ def _by_score(
     if others:
         text = (
             f"{counted(others, 'prompt')} in which, in turn, each entry leads most by {scores.scorer}, and "
-            f"{len(sample)} {_sampled(fair, common)}: these alone, marked as sample, are fair. {text}"
+            f"{len(sample)} {_sampled(fair, common)}: only these, marked as sample, are fair. {text}"
         )
     else:
         text = f"{counted(len(sample), 'prompt')}: {_sampled(fair, common)}. {text}"

@@ -127,6 +127,11 @@ def test_scores_of_prompts_are_means_over_shared_seeds(tmp_path: Path) -> None:
     assert {*scores.by_entry["a"]} == {*scores.by_entry["b"]} == {f"{p:03d}" for p in range(N - 1)}
     assert prompt_scores(entries[:1], "acc") is None
     (tmp_path / "b1/scores/acc.items.jsonl").unlink()
+    left = prompt_scores(entries, "acc")
+    assert left is not None
+    assert left.seeds == (0,)
+    assert left.by_entry["b"]["004"] == pytest.approx(100 * (10 + 0.04))
+    (tmp_path / "a0/scores/acc.items.jsonl").unlink()
     assert prompt_scores(entries, "acc") is None
 
 
@@ -214,6 +219,22 @@ def test_the_key_b_shows_the_sets_in_turn_in_one_place(page: str, tmp_path: Path
         assert json.loads(tab.evaluate(SEEN)) == ["b"] * 6
         tab.evaluate("document.querySelector('[value=side]').click()")
         assert json.loads(tab.evaluate(SEEN)) == ["abc"] * 6
+        assert tab.faults == []
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+def test_rows_of_many_sets_become_cards_of_one(tmp_path: Path) -> None:
+    html = html_of(gallery(sets_of(tmp_path, "abcde"), 6))
+    heads, cards = (f"document.querySelector('{name}')" for name in (".heads", ".pictures"))
+    columns = f"getComputedStyle({cards}).gridTemplateColumns.split(' ').length"
+    with Tab(tmp_path) as tab:
+        tab.open(html)
+        assert tab.evaluate(f"{heads}.offsetParent !== null")
+        tab.press("b")
+        assert tab.evaluate(f"{heads}.offsetParent === null")
+        assert tab.evaluate(columns) > 3
+        tab.evaluate("document.querySelector('[value=side]').click()")
+        assert tab.evaluate(f"{heads}.offsetParent !== null")
         assert tab.faults == []
 
 
