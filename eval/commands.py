@@ -24,6 +24,7 @@ from shards.signals import stoppable
 from .errors import BadRequest
 from .images.flags import (
     AXES,
+    class_flag,
     device_flag,
     generate_flags,
     interval_of,
@@ -254,12 +255,18 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
     flag("config", type=local_path, help="a YAML file, or a shipped one by its name")
     flag("words", nargs="*", metavar="KEY=VALUE", help="over the config: optim.lr=1e-4")
+    flag(
+        "--tars", nargs="+", type=local_path, metavar="DIR", default=[],
+        help="encode pictures and captions in the step, from the tars of each source",
+    )  # fmt: skip
+    flag("--measure", type=positive, metavar="STEPS", help="end after so many steps, save nothing")
+    class_flag(parser)
 
 
 def _train(args: argparse.Namespace) -> int:
     from .online import train
 
-    return train(args.config, args.words)
+    return train(args.config, args.words, args.tars, args.allow_class or (), args.measure)
 
 
 def _watch_flags(parser: argparse.ArgumentParser) -> None:
@@ -378,7 +385,7 @@ def _study(args: argparse.Namespace) -> int | None:
 
 VERBS: dict[str, tuple[str, Flags, Callable[[argparse.Namespace], int | None]]] = {
     "train": (
-        "train, with the text encoder in the step where captions are ids",
+        "train, with the text encoder in the step where captions are ids, or with both encoders",
         _train_flags,
         _train,
     ),

@@ -103,5 +103,9 @@ class NotPaired(EvalError, ValueError):
     """Two trainings of a study that differ in more than its YAML says."""
 
 
+class NotMeasured(EvalError, RuntimeError):
+    """A training that was to be timed, and failed."""
+
+
 class NoSpace(EvalError, OSError):
     """A disk with less room than a study needs."""

@@ -1,7 +1,7 @@
 """Training with encoders in the step.
 
     torchrun -m eval train CONFIG [key=value ...]     `data.text` is ids: the text encoder runs in the step
-    fit(config, run, batches=online(config, TARS))    pictures and captions are encoded in the step
+    torchrun -m eval train CONFIG --tars DIR          pictures and captions are encoded in the step
 
 The second is what the cache is compared with. Rows, their order and all randomness are those of the
 columns that the config names, whose identities say which encoders ran and how.
@@ -14,8 +14,10 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,14 +29,14 @@ import configs
 from configs import ConfigError
 from encode.models import CaptionTokenizer, PackedText, Vae, load_tokenizer, load_vae, pixels_on
 from encode.registry import TEXTS, ModelSpec, lookup
-from shards import Batch, JoinedColumns, Order
+from shards import Batch, JoinedColumns, Order, Stream
 from shards.launch import launched
 from shards.printing import Lines
 from shards.read import Prefetcher
 from shards.signals import leave
 from train import Batches, World
 from train.config import TrainConfig, run_folder
-from train.run import fit, open_columns, open_run, order_of
+from train.run import fit, from_columns, open_columns, open_run, order_of
 
 from .images.layouts import Picture
 from .images.originals import Originals
@@ -43,15 +45,91 @@ Ints = NDArray[np.int64]
 THREADS = 4  # that decode pictures, one batch ahead
 
 
-def train(path: Path, overrides: Sequence[str] = ()) -> int:
-    """Trains, with the text encoder of a column of ids if the text is one; returns the exit code."""
+class Measured(Exception):
+    """The steps that were to be measured are done: the run ends here, and saves nothing."""
+
+    exit_code = 0
+
+
+def train(
+    path: Path,
+    overrides: Sequence[str] = (),
+    tars: Sequence[Path] = (),
+    allow_class: Collection[str] = (),
+    measure: int | None = None,
+) -> int:
+    """Trains, with the text encoder of a column of ids if the text is one; returns the exit code.
+
+    Where `tars` names the folder of each source's tars, pictures and captions are encoded in the
+    step. A run that is to `measure` some steps ends after them and saves nothing.
+    """
     config = configs.load(TrainConfig, path, overrides)
+    if measure is not None:
+        config = _never_saved(config, measure)
     _log_rank_0()
     run = run_folder(config, path)
-    sources, _ = open_run(config, run)  # whose faults are reported before an encoder is loaded
+    sources, order = open_run(config, run)  # whose faults are reported before an encoder is loaded
     encoder = step_encoder(config, sources, _device()) if sources.ids else None
-    sources.close()
-    return leave(fit(config, run, text_encoder=encoder))
+    batches = None
+    if tars:
+        check_tars(sources, tars)
+        batches = online(config, tars, allow_class)
+    if measure is not None:
+        stream = partial(_Ending, batches=measure)
+        batches = (
+            _ending(batches, measure) if batches else from_columns(config, sources, order, stream)
+        )
+    try:
+        return leave(fit(config, run, batches, encoder))
+    except Measured:
+        logging.getLogger("train").info("measured %s steps: nothing is saved", f"{measure:,}")
+        return Measured.exit_code
+    finally:
+        sources.close()
+
+
+def _never_saved(config: TrainConfig, steps: int) -> TrainConfig:
+    """Returns a config that saves nothing in the first `steps` steps."""
+    later = max(config.steps, steps + 1)
+    return config.model_copy(update={"steps": later, "save_every": later, "save_at": ()})
+
+
+class _Ending(Stream):
+    """A stream of columns that ends in Measured after so many batches."""
+
+    def __init__(self, *words: Any, batches: int, **options: Any) -> None:
+        super().__init__(*words, **options)
+        self._left = batches
+
+    def __next__(self) -> Batch:
+        if not self._left:
+            raise Measured
+        self._left -= 1
+        return super().__next__()
+
+
+def _ending(batches: Batches, count: int) -> Batches:
+    """Returns batches that end in Measured after so many."""
+
+    def some(position: int, world: World) -> Iterator[Batch]:
+        yield from islice(batches(position, world), count)
+        raise Measured
+
+    return some
+
+
+def check_tars(sources: JoinedColumns, tars: Sequence[Path]) -> None:
+    """Raises ConfigError unless there is a folder for each source, MissingPictures unless each has
+    all tars of its source.
+    """
+    if len(tars) != len(sources.by_source):
+        raise ConfigError(
+            f"found {len(tars)} folders of tars for {len(sources.by_source)} sources, expected one for each"
+        )
+    for join, folder in zip(sources.by_source, tars, strict=True):
+        originals = Originals(join.latents, folder)
+        for shard in range(len(originals.source.tars)):
+            originals.check_tar(shard)
 
 
 def step_encoder(config: TrainConfig, sources: JoinedColumns, device: str) -> PackedText:
@@ -125,10 +203,7 @@ class Online:
         device: str,
         allow_class: Collection[str] = (),
     ) -> Online:
-        if len(tars) != len(sources.by_source):
-            raise ConfigError(
-                f"found {len(tars)} folders of tars for {len(sources.by_source)} sources, expected one for each"
-            )
+        check_tars(sources, tars)
         vae, text = (c.identity for c in (sources.by_source[0].latents, sources.texts[0]))
         encoder = None if sources.ids else PackedText.of_tokens(text, device)
         return cls(

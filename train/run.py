@@ -5,7 +5,7 @@ is built.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -101,11 +101,17 @@ def order_of(config: TrainConfig, sources: JoinedColumns) -> Order:
     return sources.order(config.seed, config.data.lanes, config.data.window)
 
 
-def from_columns(config: TrainConfig, sources: JoinedColumns, order: Order) -> Batches:
+def from_columns(
+    config: TrainConfig,
+    sources: JoinedColumns,
+    order: Order,
+    stream: Callable[..., Stream] = Stream,
+) -> Batches:
+    """Returns the batches of columns, by a stream of some class."""
     c = config.data
 
     def batches(position: int, world: World) -> Stream:
-        return Stream(
+        return stream(
             sources, order, position=position, global_batch=config.global_batch, world=world.size, rank=world.rank,
             prefetch=c.prefetch, ahead=c.ahead, pin=world.device.type == "cuda",
         )  # fmt: skip

@@ -141,6 +141,25 @@ def _gc(args: argparse.Namespace) -> int:
     return run_gc(args)
 
 
+def _online_flags(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument
+    flag(
+        "--tars", nargs="+", type=local_path, metavar="DIR", required=True,
+        help="the folder of each source's tars, in the order of the training config",
+    )  # fmt: skip
+    flag("--steps", type=positive, default=10, help="steps of each measurement")
+    flag("--rounds", type=positive, default=3, help="measurements of each kind")
+
+
+def _online(args: argparse.Namespace) -> int:
+    from .plan.online import run_online
+
+    code = stoppable(lambda: run_online(args))
+    if code == 0:
+        say_next("eval", "study", "report", *_named(args))
+    return code
+
+
 def _verify(args: argparse.Namespace) -> int:
     from .lock import FILE, removed_sets, verify
     from .study import Study
@@ -190,6 +209,11 @@ VERBS: dict[str, tuple[str, Flags, Callable[[argparse.Namespace], int | None]]] 
         "check what exists against study.lock, which a finished run wrote",
         _no_flags,
         _verify,
+    ),
+    "online": (
+        "measure what encoding in every step would take, beside reading columns",
+        _online_flags,
+        _online,
     ),
     "gc": ("remove pictures that are scored and not on the page", _gc_flags, _gc),
     "report": ("the verdict, as a page and as study.json", _report_flags, _report),

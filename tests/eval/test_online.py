@@ -23,6 +23,7 @@ from encode.errors import ModelNotUsable
 from encode.models.packed_text import PackedText
 from encode.run.job import run as encode
 from eval.commands import main
+from eval.errors import MissingPictures
 from eval.images.generate import Generator, Request
 from eval.online import Online, online, step_encoder
 from shards import JoinedColumns, seal, sha256_file
@@ -280,6 +281,43 @@ def test_encoders_that_are_not_that_of_the_ids(cache: Path, tmp_path: Path) -> N
         with pytest.raises(error, match=message):
             step_encoder(config.model_copy(update={"data": data}), sources, "cpu")
     assert isinstance(step_encoder(config, sources, "cpu"), PackedText)
+
+
+def test_steps_are_measured_of_both_ways_and_nothing_is_saved(cache: Path, tmp_path: Path) -> None:
+    """As many steps as are asked for, with the losses of a training; then no checkpoint."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(values(cache, tmp_path / "whole") | {"steps": 3}))
+    code, output = forked(lambda: main(["train", str(path)]), tmp_path / "log")
+    assert code == 0, output
+    expected = losses(tmp_path / "whole/tiny-kl")
+    for name, words in (("cached", []), ("online", ["--tars", str(cache / "one")])):
+        command = [
+            "train",
+            str(path),
+            f"runs={tmp_path / name}",
+            "save_every=1",
+            *words,
+            "--measure",
+            "3",
+        ]
+        code, output = forked(lambda: main(command), tmp_path / f"log-{name}")  # noqa: B023
+        assert code == 0, output
+        run = tmp_path / name / "tiny-kl"
+        assert losses(run) == pytest.approx(expected, rel=1e-4)
+        assert not (run / "checkpoints").exists()
+        assert "measured 3 steps: nothing is saved" in output
+
+
+def test_tars_that_are_not_there_are_named_before_anything_runs(
+    cache: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(values(cache, tmp_path)))
+    with pytest.raises(MissingPictures, match=r"two/0.tar: found .* bytes, expected one of"):
+        main(["train", str(path), "--tars", str(cache / "two")])
+    with pytest.raises(ConfigError, match="found 2 folders of tars for 1 sources"):
+        main(["train", str(path), "--tars", str(cache / "one"), str(cache / "two")])
+    assert not (tmp_path / "tiny-kl").exists()
 
 
 # Batches without columns ---------------------------------------------------------------------------------------------

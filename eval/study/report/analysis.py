@@ -51,6 +51,7 @@ from ...scores.deviation import pooled_deviation, published_deviation, range_to_
 from ...scores.results import LEVEL
 from ...scores.seeds import holm
 from ..encoders import places
+from ..plan.online import measured
 from .ledger import Training, ledger
 from .sets import Sets, entry_at, missing, open_sets, prompt_count, recorded_names, score_name
 from .targets import target_lines, targets_of
@@ -316,7 +317,8 @@ def _cost(study: Study, sets: Sets) -> Json:
     of_entry = {
         n: [scored for (name, _, _), scored in sets.items() if name == n] for n in trainings
     }
-    return ledger(trainings, of_entry, study.out / "logs", study.config.price)
+    cost = ledger(trainings, of_entry, study.out / "logs", study.config.price)
+    return cost | {"measured": measured(study)}
 
 
 def _trainings(study: Study, name: str) -> Iterator[Training]:

@@ -5,7 +5,8 @@ encode, train, generate, score (seconds, null where nothing is known), gpu_hours
 a price), of an entry also runs, sets, samples (of all its trainings) and devices; online: seconds that
 the VAEs and the text encoder would take in the steps of all trainings, without reading and decoding
 pictures, and times (as many as encoding once took with all its stages: what caching saves at least),
-null where it is not known; processes: {kind of node: seconds by the wall clock}.
+null where it is not known; processes: {kind of node: seconds by the wall clock}. What `study online` has measured is
+added as measured, see eval/study/plan/online.py.
 """
 
 from __future__ import annotations
