@@ -300,7 +300,9 @@ def is_permanent(error: Exception, library_: Any) -> bool:
     """Returns whether the same request would end in the same error again."""
     kinds, status, text = library_.exceptions, status_of(error), str(error)
     temporary = isinstance(error, (kinds.GenericError, OSError))
-    bad_request = status is not None and 400 <= status < 500 and status not in (408, 409, 429)
+    bad_request = status == 501 or (
+        status is not None and 400 <= status < 500 and status not in (408, 409, 429)
+    )
     bad_url = any(word in text for word in ("builder error", "redirect")) or NO_BUCKET.search(text)
     return not temporary or bad_request or bool(bad_url) or refused(error, library_)
 

@@ -16,6 +16,7 @@ import fcntl
 import os
 import resource
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -71,6 +72,7 @@ class PageCache:
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
         self._added = 0
+        self._full = False  # and that was said
         self._lock = threading.Lock()
         self._open: dict[tuple[str, Page], OpenPage] = {}  # the one opened last is the last
 
@@ -106,7 +108,7 @@ class PageCache:
             self.drop(key, page)
             return None
         if time.time() - status.st_mtime > TOUCH:
-            with suppress(PermissionError):  # another user's: may be read, and that is all
+            with suppress(OSError):  # another user's, or of a disk that is only to be read
                 os.utime(descriptor)
         most = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4, OPEN_FILES)
         with self._lock:
@@ -147,6 +149,7 @@ class PageCache:
                     if error.errno not in FULL:
                         raise
             else:
+                self._say_full()
                 return 0
             with self._lock:
                 self._added += size
@@ -155,6 +158,16 @@ class PageCache:
             if due:
                 self.evict()
         return inode
+
+    def _say_full(self) -> None:
+        """Says once that the disk is full, since reading goes on, more slowly."""
+        if not self._full:
+            self._full = True
+            print(
+                f"{self.folder}: no room for the cache of remote columns, even without what it held; "
+                "what is read is fetched again each time. Set LATENTBANK_CACHE to another disk",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
 
     def _write(self, key: str, page: Page, data: Any) -> int:
         temporary = f"{self.folder}/{key}/{TEMPORARY}{secrets.token_hex(8)}"

@@ -185,7 +185,7 @@ with open(folder / "other", "wb") as other:  # someone else fills the disk
             other.flush()
     except OSError:
         os.close(os.dup(other.fileno()))
-        assert cache.add("a", 0, bytes(1 << 16)) == 0
+        assert [cache.add("a", page, bytes(1 << 16)) for page in range(3)] == [0, 0, 0]
         assert not list(folder.glob("*/.tmp-*"))
         print("sound", flush=True)
         os._exit(0)
@@ -202,6 +202,39 @@ def test_a_full_disk_makes_room_or_goes_without(tmp_path: Path) -> None:
     if "unshare:" in done.stderr or "mount:" in done.stderr:
         pytest.skip(f"may not mount a small disk: {done.stderr}")
     assert done.stdout == "sound\n", done.stderr
+    assert done.stderr.count("no room for the cache of remote columns") == 1
+
+
+READ_ONLY = """
+import os, subprocess, sys
+from pathlib import Path
+from shards.errors import StoreError
+from shards.store.page_cache import PageCache
+folder = Path(sys.argv[1])
+PageCache(folder, 1 << 30).add("a", 0, b"12")
+os.utime(folder / "a/0", (0, 0))
+subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+cache = PageCache(folder, 1 << 30)
+assert os.read(cache.open("a", 0, 2).descriptor, 3) == b"12"
+try:
+    cache.add("a", 1, b"34")
+except StoreError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_is_only_to_be_read(tmp_path: Path) -> None:
+    """What is kept there is read; what is not is an error with a name."""
+    mount = 'mount -t tmpfs -o size=2m none "$1" && exec "$2" -c "$3" "$1"'
+    command = ["unshare", "-rm", "sh", "-c", mount, "sh", str(tmp_path), sys.executable, READ_ONLY]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("no unshare to mount a disk with")
+    if "unshare:" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"may not mount a disk: {done.stderr}")
+    assert "Read-only file system" in done.stdout, done.stderr
+    assert "Set LATENTBANK_CACHE" in done.stdout
 
 
 def test_a_cache_that_cannot_be_is_an_error_with_a_name(tmp_path: Path) -> None:

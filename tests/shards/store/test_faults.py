@@ -1,0 +1,97 @@
+"""Columns that are read through faults: the right rows, or an error with a name in time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards import Column
+from shards.errors import CorruptColumn, StoreError
+from shards.store.client import Limits
+from shards.store.object_store import RemoteStore
+from shards.tools.copy import copy
+from tests.proxy.azure import CONTAINER, Azure, Blob, point_to_azure
+from tests.proxy.server import EachKindOnce, Proxy
+from tests.shards.toy import moments_spec, row_ids, write_column
+
+URL = f"az://{CONTAINER}/column"
+QUICK = Limits(1, stall=0.3, request=0.6, copy=1, give_up=20, backoff=0.01, max_backoff=0.05)
+SHORT = Limits(1, stall=0.2, request=0.4, copy=1, give_up=0.5, backoff=0.01, max_backoff=0.05)
+ROWS = (20, 7)
+READS = ("503", "429 after 0", "500", "cut", "short", "whole", "flip", "close", "lost", "stall")
+
+
+@pytest.fixture
+def near(tmp_path: Path) -> Path:
+    return write_column(tmp_path / "near", moments_spec(2), ROWS)
+
+
+@pytest.fixture
+def proxy(near: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proxy]:
+    """Azure in memory, which holds the column."""
+    proxy = Proxy(Azure())
+    point_to_azure(monkeypatch, proxy.port)
+    monkeypatch.setenv("LATENTBANK_CACHE", str(tmp_path / "cache"))
+    copy(near, URL)
+    yield proxy
+    proxy.close()
+
+
+def rows_of(place: RemoteStore | Path) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
+    column = Column.open(place)  # type: ignore[arg-type]
+    try:
+        return column.read(np.concatenate([row_ids(0, ROWS), row_ids(1, ROWS)]))  # type: ignore[return-value]
+    finally:
+        column.close()
+
+
+@pytest.mark.parametrize("cache", ["64", "0"])
+@pytest.mark.parametrize("fault", READS)
+def test_a_fault_that_passes_changes_no_row(
+    proxy: Proxy, near: Path, monkeypatch: pytest.MonkeyPatch, fault: str, cache: str
+) -> None:
+    """It befalls the first request for every range, and of each other kind; records are read whole."""
+    monkeypatch.setenv("LATENTBANK_CACHE_GB", cache)
+    once = EachKindOnce(fault)
+    damaging = fault in ("short", "whole", "flip")
+
+    def one(request: tuple[str, str, str], count: int) -> str | None:
+        if request[2]:
+            return fault if count == 1 else None
+        return None if damaging else once(request, count)
+
+    proxy.fault = one
+    np.testing.assert_array_equal(rows_of(RemoteStore(URL, QUICK)), rows_of(near))
+    assert any(request[2] and count > 1 for request, count in proxy.seen.items())
+
+
+@pytest.mark.parametrize("fault", READS)
+def test_a_fault_that_stays_has_a_name(proxy: Proxy, fault: str) -> None:
+    proxy.fault = lambda request, count: fault if request[2] else None
+    start = time.monotonic()
+    error, message = {
+        "flip": (CorruptColumn, "row 0 of shard 0|of shard 0.*checksum|damaged|another"),
+        "whole": (StoreError, "gives whole objects where a part is asked for"),
+        "429 after 0": (StoreError, "429 Too Many Requests"),
+    }.get(fault, (StoreError, "reading failed after .* Check AZURE_STORAGE_ACCOUNT_NAME"))
+    with pytest.raises(error, match=message):
+        rows_of(RemoteStore(URL, SHORT))
+    assert time.monotonic() - start < 15
+
+
+def test_an_object_that_is_replaced_meanwhile_has_a_name(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATENTBANK_CACHE_GB", "0")
+    column, ids = Column.open(RemoteStore(URL, SHORT)), row_ids(0, ROWS)
+    column.read(ids[:1])
+    blobs = proxy.backend.containers[CONTAINER]  # type: ignore[attr-defined]
+    (name,) = [name for name in blobs if name.startswith("column/moments/c/0")]
+    blobs[name] = Blob(bytes(len(blobs[name].data)))
+    with pytest.raises(StoreError, match="replaced while it was open"):
+        column.read(ids)
+    column.close()
