@@ -223,6 +223,26 @@ def test_the_key_b_shows_the_sets_in_turn_in_one_place(page: str, tmp_path: Path
 
 
 @pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+def test_all_pictures_are_seen_without_a_script_and_on_paper(page: str, tmp_path: Path) -> None:
+    controls = "document.querySelector('.controls').offsetParent !== null"
+    with Tab(tmp_path) as tab:
+        tab.open(page)
+        assert tab.evaluate(controls)
+        tab.call("Emulation.setEmulatedMedia", media="print")
+        assert not tab.evaluate(controls)
+        assert json.loads(tab.evaluate(SEEN)) == ["abc"] * 6
+        tab.call("Emulation.setEmulatedMedia", media="screen")
+        tab.evaluate("document.querySelector('[value=slider]').click()")
+        tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert json.loads(tab.evaluate(SEEN)) == ["abc"] * 6
+        tab.call("Emulation.setScriptExecutionDisabled", value=True)
+        tab.open(page)
+        assert not tab.evaluate(controls)
+        assert json.loads(tab.evaluate(SEEN)) == ["abc"] * 6
+        assert tab.faults == []
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
 def test_rows_of_many_sets_become_cards_of_one(tmp_path: Path) -> None:
     html = html_of(gallery(sets_of(tmp_path, "abcde"), 6))
     heads, cards = (f"document.querySelector('{name}')" for name in (".heads", ".pictures"))
