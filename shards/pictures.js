@@ -34,7 +34,7 @@
       this.root = root;
       this.frame = root.querySelector('.pictures');
       this.scroller = root.querySelector('.wide');
-      this.figures = [...root.querySelectorAll('figure:has(.row button)')];
+      this.figures = [...root.querySelectorAll('figure')].filter(figure => this.buttons(figure).length);
       this.radios = [...root.querySelectorAll('.controls [type=radio]')];
       this.selects = [...root.querySelectorAll('.pair select')];
       this.view = 'side'; // or 'slider', or the number of a set
@@ -129,6 +129,8 @@
 
     show() {
       const { gallery, row } = this, figure = gallery.figures[row], buttons = gallery.buttons(figure);
+      const pressed = [gallery.view === 'side', gallery.view === 'slider'];
+      pressed.forEach((value, i) => this.views[i].setAttribute('aria-pressed', value));
       this.title.textContent = `${row + 1} of ${gallery.figures.length}: ${prompt(figure)}`;
       const focused = document.activeElement?.matches('.large [type=range]');
       this.content.replaceChildren();

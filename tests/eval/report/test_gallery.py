@@ -323,11 +323,14 @@ def test_the_order_may_be_chosen_and_a_large_picture_follows_it(page: str, tmp_p
         tab.press("Enter")
         title = "document.querySelector('dialog .bar span').textContent"
         assert tab.evaluate(title).startswith(f"1 of 6: prompt <{listed[0]}>")
+        pressed = "document.querySelector('dialog [aria-pressed=true]')?.textContent"
+        assert tab.evaluate(pressed) == "side by side"
         tab.press("ArrowDown")
         assert tab.evaluate(title).startswith(f"2 of 6: prompt <{listed[1]}>")
         names = "[...document.querySelectorAll('dialog figcaption')].map(c => c.textContent)"
         tab.press("b")
         assert tab.evaluate(names) == ["a"]
+        assert tab.evaluate(pressed) is None
         tab.press("ArrowRight")
         assert tab.evaluate(names) == ["b"]
         tab.press("Escape")
