@@ -336,7 +336,7 @@ class Trainer:
             f"{self.epoch_samples:,}", counted(self.world.size, "rank"), device,
         )  # fmt: skip
         flow, tokens = self.config.flow, Tokens.of(self.model_config, height, width)
-        for text in (*latent_lines(flow, tokens), self.sources.norm_note, *self.sources.mask_notes):
+        for text in (*latent_lines(flow, tokens), *self.sources.notes):
             log.info("%s", text)
         mix = self._mix()
         log.info("data mix: %s", ", ".join(f"{name} {share:.3f}" for name, share in mix.items()))

@@ -25,6 +25,7 @@ from ..column.commits import (
 )
 from ..column.tar_object import first_byte
 from ..column.zarr_object import crc32c
+from ..console import size_text
 from ..errors import CorruptColumn, IncompleteColumn, NotAColumn
 from ..format.atomic import Json
 from ..format.identity import ColumnIdentity
@@ -74,6 +75,7 @@ class Column:
         self._tables = RowTables(store, spec, digest, snapshot)
         self._objects = ValueObjects(store, spec, self._tables.committed)
         self._lock = threading.RLock()
+        self._expected = False  # whether the store knows how much of it will be read
 
     @classmethod
     def open(cls, url: Place, partial: bool = False, snapshot_id: Json | None = None) -> Column:
@@ -140,6 +142,27 @@ class Column:
             np.bitwise_or.at(mask, ids // BLOCK, np.uint32(1) << (ids % BLOCK).astype(np.uint32))
         return mask
 
+    @cached_property
+    def value_bytes(self) -> int:
+        """The bytes of all values as stored; where only commits know, by the mean of some of them."""
+        rows = sum(self.snapshot.rows)
+        if not (self.layout.ragged or self.layout.codec or self.layout.backend == "webdataset"):
+            return rows * self.layout.unit_bytes
+        return int(rows * self._tables.bytes_a_row())
+
+    def _expect(self) -> None:
+        if not self._expected:
+            self.store.expect(self, self.value_bytes)
+            self._expected = True
+
+    @property
+    def storage_note(self) -> str:
+        """How values in a store are read, for people; empty of a folder."""
+        if self.store.folder is not None:
+            return ""
+        self._expect()
+        return f"{self.path}: {size_text(self.value_bytes)} of values, read {self.store.way}"
+
     # What is known of rows ------------------------------------------------------------------------
 
     def status(self, rows: Ints) -> NDArray[np.uint8]:
@@ -169,6 +192,7 @@ class Column:
         if remote:
             placed = self.layout.ragged or self.layout.backend == "webdataset"
             self._tables.load(["crc", "starts"] if placed else ["crc"], rows)
+            self._expect()
         size = self.row_bytes(rows)
         if self.layout.backend == "webdataset":
             start = self._tables("starts", rows).astype(np.int64)
@@ -273,6 +297,9 @@ class Column:
 
     def close(self) -> None:
         self._objects.close()
+        if self._expected:
+            self.store.expect(self, 0)
+            self._expected = False
 
 
 def _pinned(store: Store, digest: str, shards: int, snapshot_id: Json) -> Snapshot:

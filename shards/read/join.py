@@ -261,6 +261,18 @@ class JoinedColumns:
         return None if self.ids else self.text.layout.row_shape[1]
 
     @property
+    def notes(self) -> list[str]:
+        """What is read and how, for people: the norm, masks, ways to stores."""
+        return [self.norm_note, *self.mask_notes, *self.storage_notes]
+
+    @property
+    def storage_notes(self) -> list[str]:
+        """How columns in a store are read, for people."""
+        columns = [c for s in self.by_source for c in (s.latents, *s.texts, *s.extra.values())]
+        notes = [[c.storage_note for c in columns] for _ in range(2)]  # all decide about each
+        return [note for note in notes[1] if note]
+
+    @property
     def mask_notes(self) -> list[str]:
         """What masks leave of each source that has any, for people."""
         return [

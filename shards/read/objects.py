@@ -28,6 +28,7 @@ REMOTE_HANDLES = 1 << 17  # of a column: they hold no descriptor, but half a kil
 INDEX_BYTES = 1 << 26  # of the chunk indexes that are kept of a column with a codec
 MOST_COMPRESSED = 256  # lz4 packs no tighter
 HINT_GAP = 1 << 16  # ranges closer than this are one to the disk
+REMOTE_GAP = 1 << 12  # and than this to a store, or than a twentieth of both
 REQUESTS = 32  # indexes of a store's objects that are on their way at once
 
 Ints = NDArray[np.int64]
@@ -254,14 +255,19 @@ class ValueObjects:
         places = self._stored(places)
         places = places.at(np.lexsort((places.start, places.object)))
         end = places.start + places.size
+        gap: Any = HINT_GAP
+        if self.store.folder is None:  # bytes that nobody reads are paid for
+            gap = np.maximum(REMOTE_GAP, (places.size[1:] + places.size[:-1]) // 20)
         apart = np.ones(len(end), bool)
         apart[1:] = places.object[1:] != places.object[:-1]
-        apart[1:] |= places.start[1:] > end[:-1] + HINT_GAP
+        apart[1:] |= places.start[1:] > end[:-1] + gap
         first = np.flatnonzero(apart)
-        ends = end[np.append(first[1:], len(end)) - 1].tolist()
-        for (number, start, _), last in zip(places.at(first).rows(), ends, strict=True):
+        ends = np.maximum.reduceat(end, first).tolist() if len(end) else []
+        wanted = np.add.reduceat(places.size, first).tolist() if len(end) else []
+        ranges = zip(places.at(first).rows(), ends, wanted, strict=True)
+        for (number, start, _), last, count in ranges:
             if last > start >= 0:
-                self.store.willneed(self.open(number), start, last - start)
+                self.store.willneed(self.open(number), start, last - start, count)
 
     def refuse_short(self, places: Places) -> None:
         """Raises CorruptColumn if objects are too small to hold these rows, before memory is taken

@@ -158,8 +158,16 @@ class Store(ABC):
         return self.preadv(handle, buffers, offset)
 
     @abstractmethod
-    def willneed(self, handle: Handle, offset: int, length: int) -> None:
-        """Says that a range will be read soon. Returns at once."""
+    def willneed(self, handle: Handle, offset: int, length: int, wanted: int = 0) -> None:
+        """Says that a range will be read soon, `wanted` bytes of it all in all. Returns at once."""
+
+    def expect(self, reader: object, size: int) -> None:  # noqa: B027  # a folder needs no plan
+        """Says how many bytes of this store a reader, for as long as it lives, will read in any order."""
+
+    @property
+    def way(self) -> str:
+        """Returns how a store afar is read in place, for people."""
+        return ""
 
     @abstractmethod
     def close(self, handle: Handle) -> None:

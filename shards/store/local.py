@@ -163,7 +163,7 @@ class LocalStore(Store):
         with naming(name):
             return os.fstat(handle).st_size
 
-    def willneed(self, handle: Handle, offset: int, length: int) -> None:
+    def willneed(self, handle: Handle, offset: int, length: int, wanted: int = 0) -> None:
         os.posix_fadvise(handle, offset, length, os.POSIX_FADV_WILLNEED)
 
 

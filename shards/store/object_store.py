@@ -31,6 +31,7 @@ from .client import Client, Limits, TruncatedBody
 from .page_cache import PageCache
 from .pages import PAGE, THREADS, Pages
 from .proof import END, prove, read_end
+from .ranges import Ranges
 from .remote_object import RemoteObject
 from .upload import PART, Upload
 
@@ -294,6 +295,27 @@ class RemoteStore(Store):
         self._opened = (os.getpid(), pages)
         return pages
 
+    @property
+    def _ranges(self) -> Ranges:
+        """Returns those of this process."""
+        ranges = _RANGES.get(os.getpid())
+        return ranges if ranges is not None else _RANGES.setdefault(os.getpid(), Ranges())
+
+    def expect(self, reader: object, size: int) -> None:
+        self._pages.expect(reader, size)
+
+    @property
+    def way(self) -> str:
+        pages = self._pages
+        gigabytes = f"{pages.cache.limit / 1e9:g} GB"
+        if pages.fits:
+            return f"in pages, kept in {pages.cache.folder} (LATENTBANK_CACHE_GB: {gigabytes})"
+        if not pages.cache.limit:
+            return "row by row, without a cache (LATENTBANK_CACHE_GB: 0)"
+        return (
+            f"row by row, for the cache cannot hold all columns (LATENTBANK_CACHE_GB: {gigabytes})"
+        )
+
     def open(self, name: str, cached: bool = True, committed: Committed | None = None) -> Handle:
         if committed is not None:
             size, digest = committed
@@ -305,29 +327,40 @@ class RemoteStore(Store):
         return int(handle.size)
 
     def preadv(self, handle: Handle, buffers: Sequence[memoryview], offset: int) -> int:
-        read = self._pages.preadv if handle.cached else self._pages.straight
-        return read(handle, buffers, offset)
+        pages = self._pages
+        if pages.fits and handle.cached:
+            return pages.preadv(handle, buffers, offset)
+        if handle.cached:
+            return self._ranges.preadv(handle, buffers, offset)
+        return pages.straight(handle, buffers, offset)
 
     def read_apart(self, handle: Handle, buffers: Sequence[memoryview], offset: int) -> int:
         read = self._pages.read_apart if handle.cached else self._pages.straight
         return read(handle, buffers, offset)
 
-    def willneed(self, handle: Handle, offset: int, length: int) -> None:
-        if handle.cached:
+    def willneed(self, handle: Handle, offset: int, length: int, wanted: int = 0) -> None:
+        if not handle.cached:
+            return
+        if self._pages.fits:
             self._pages.willneed(handle, offset, length)
+        else:
+            self._ranges.willneed(handle, offset, length, wanted)
 
     def came_anew(self, handle: Handle) -> bool:
         pages = self._pages
-        return pages.take_anew(handle) or not handle.cached or not pages.cache.limit
+        return pages.take_anew(handle) or not handle.cached or not pages.fits
 
     def forget(self, handle: Handle, offset: int, length: int) -> bool:
+        self._ranges.forget(handle)
         self._pages.forget(handle, offset, length)
         return True
 
     def close(self, handle: Handle) -> None:
+        self._ranges.forget(handle)
         self._pages.cancel(handle)
 
 
+_RANGES: dict[int, Ranges] = {}
 _PAGES: dict[tuple[int, Path, int, int], Pages] = {}
 
 

@@ -8,12 +8,14 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from ..errors import ShardsError
 from .page_cache import OpenPage, PageCache
 
 PAGE = 4 << 20
 THREADS = 16
+FULL_SHARE = 7 / 8  # of a cache are kept for sure
 BESIDE = 4  # pages of one read past the cache that are fetched at once
 
 
@@ -52,6 +54,28 @@ def spread(
         yield page, start, parts
 
 
+def straight(
+    source: Source, buffers: Sequence[memoryview], offset: int, page_bytes: int = PAGE
+) -> int:
+    """Fills buffers as `preadv` does, past all that is kept: piece by piece so that no buffer is large, a
+    few at once.
+    """
+    end = min(source.size, offset + sum(memoryview(buffer).nbytes for buffer in buffers))
+    pieces = list(spread(buffers, offset, end, page_bytes))
+
+    def bring(piece: tuple[int, int, list[memoryview]]) -> None:
+        page, start, parts = piece
+        first, length = page * page_bytes + start, sum(len(part) for part in parts)
+        fill(parts, source.fetch(first, length), 0)
+
+    if len(pieces) == 1:
+        bring(pieces[0])
+    elif pieces:
+        with ThreadPoolExecutor(BESIDE) as pool:
+            list(pool.map(bring, pieces))
+    return max(end - offset, 0)
+
+
 class Pages:
     """Reads through the cache, and ahead of its readers with up to 16 threads.
 
@@ -62,12 +86,21 @@ class Pages:
 
     def __init__(self, cache: PageCache, page_bytes: int = PAGE, threads: int = THREADS) -> None:
         self.cache, self.page_bytes, self.threads = cache, page_bytes, threads
+        self._expected: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        self.fits = cache.limit > 0  # whether all that is expected can be kept
         self._lock = threading.Lock()
         self._requested: dict[
             tuple[str, int], Source
         ] = {}  # to be fetched, first come first served
         self._coming: dict[tuple[str, int], Future[Any]] = {}  # being fetched
         self._workers = 0
+
+    def expect(self, reader: Any, size: int) -> None:
+        """Says how many bytes a reader, for as long as it lives, will read in any order."""
+        with self._lock:
+            self._expected[reader] = size
+            expected = sum(self._expected.values())
+            self.fits = self.cache.limit > 0 and expected <= FULL_SHARE * self.cache.limit
 
     def _size(self, source: Source, page: int) -> int:
         return min(self.page_bytes, source.size - page * self.page_bytes)
@@ -96,21 +129,8 @@ class Pages:
         return end - offset
 
     def straight(self, source: Source, buffers: Sequence[memoryview], offset: int) -> int:
-        """Reads as `preadv` does, past the cache, page by page so that no buffer is large, a few at once."""
-        end = min(source.size, offset + sum(memoryview(buffer).nbytes for buffer in buffers))
-        pieces = list(spread(buffers, offset, end, self.page_bytes))
-
-        def bring(piece: tuple[int, int, list[memoryview]]) -> None:
-            page, start, parts = piece
-            first, length = page * self.page_bytes + start, sum(len(part) for part in parts)
-            fill(parts, source.fetch(first, length), 0)
-
-        if len(pieces) == 1:
-            bring(pieces[0])
-        elif pieces:
-            with ThreadPoolExecutor(BESIDE) as pool:
-                list(pool.map(bring, pieces))
-        return max(end - offset, 0)
+        """Reads as `preadv` does, past the cache."""
+        return straight(source, buffers, offset, self.page_bytes)
 
     def read_apart(self, source: Source, buffers: Sequence[memoryview], offset: int) -> int:
         """Reads as `preadv` does, from a range that is fetched and kept by itself: an index at the end of

@@ -145,7 +145,7 @@ def test_a_batch_does_not_wait_for_the_shards_of_others(
 
     def fault(request: Request, count: int) -> None:
         if (commit := re.search(r"/commits/(\d+)", request[1])) and int(commit[1]) not in shards:
-            assert go.wait(20)
+            assert go.wait(10)
 
     far = open_join(f"{url}/moments", f"{url}/tokens")
     proxy.fault = fault

@@ -1,0 +1,156 @@
+"""Reading remote objects in place where nothing of them is kept: exactly the ranges that are asked for,
+many at once and before their turn, in memory until they are read.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from ..errors import ShardsError
+from .pages import PAGE, Source, fill, spread, straight
+
+THREADS = 32
+HELD = 512 << 20  # bytes that are ready or on their way at most
+LONG = 60  # seconds after which a range that nobody read gives way to others
+
+
+class Piece:
+    """A part of a range that one request brings; the thread that claims it makes that request."""
+
+    __slots__ = ("claimed", "data", "length", "source", "start")
+
+    def __init__(self, source: Source, start: int, length: int) -> None:
+        self.source, self.start, self.length = source, start, length
+        self.data: Future[Any] = Future()
+        self.claimed = False
+
+    def fetch(self) -> None:
+        try:
+            self.data.set_result(self.source.fetch(self.start, self.length))
+        except BaseException as error:
+            self.data.set_exception(error)
+
+
+class Range:
+    """Bytes `start` to `end` of an object; it is let go once `wanted` bytes of it were read."""
+
+    __slots__ = ("asked", "end", "pieces", "start", "wanted")
+
+    def __init__(self, source: Source, start: int, end: int, wanted: int) -> None:
+        self.start, self.end, self.wanted, self.asked = start, end, wanted, time.monotonic()
+        self.pieces = [
+            Piece(source, at, min(PAGE, end - at)) for at in range(start, end, PAGE)
+        ]  # no buffer is large
+
+
+class Ranges:
+    """Reads ahead of its readers with up to 32 threads. Whoever needs a piece that no thread has begun
+    with fetches it; what was not asked for is fetched when it is read.
+
+    Threads end when nothing is left to fetch or the program ends; they are not daemons, since those
+    may be stopped inside the client's code at exit. One object per process, never used by a fork.
+    """
+
+    def __init__(self, threads: int = THREADS, held: int = HELD) -> None:
+        self.threads, self.most = threads, held
+        self._lock = threading.Lock()
+        self._queue: deque[Piece] = deque()
+        self._ranges: dict[Source, list[Range]] = {}  # of each open object
+        self._held = self._workers = 0
+
+    def willneed(self, source: Source, offset: int, length: int, wanted: int = 0) -> None:
+        """Fetches a range in the background, unless there is no room for it."""
+        end = min(source.size, offset + length)
+        if end <= offset:
+            return
+        with self._lock:
+            if self._held + end - offset > self.most:
+                self._let_old_go()
+            if self._held + end - offset > self.most:
+                return
+            new = Range(source, offset, end, wanted or length)
+            self._ranges.setdefault(source, []).append(new)
+            self._held += end - offset
+            self._queue.extend(new.pieces)
+            count = min(self.threads - self._workers, len(new.pieces))
+            self._workers += count
+        for _ in range(count):
+            threading.Thread(target=self._work, name="latentbank-fetch").start()
+
+    def preadv(self, source: Source, buffers: Sequence[memoryview], offset: int) -> int:
+        """Fills buffers from an object; returns how many bytes came, fewer only at its end."""
+        end = min(source.size, offset + sum(memoryview(buffer).nbytes for buffer in buffers))
+        if end <= offset:
+            return 0
+        asked = self._take(source, offset, end)
+        if asked is None:
+            return straight(source, buffers, offset)
+        first = asked.start
+        for number, start, parts in spread(buffers, offset - first, end - first, PAGE):
+            piece = asked.pieces[number]
+            if self._claim(piece):
+                piece.fetch()
+            fill(parts, piece.data.result(), start)
+        return end - offset
+
+    def _take(self, source: Source, start: int, end: int) -> Range | None:
+        """Returns the range that has these bytes, and lets it go if they are the last that are wanted."""
+        with self._lock:
+            for asked in self._ranges.get(source, ()):
+                if asked.start <= start and end <= asked.end:
+                    asked.wanted -= end - start
+                    if asked.wanted <= 0:
+                        self._let_go(source, asked)
+                    return asked
+        return None
+
+    def _let_go(self, source: Source, asked: Range) -> None:
+        self._held -= asked.end - asked.start
+        self._ranges[source].remove(asked)
+        if not self._ranges[source]:
+            del self._ranges[source]
+
+    def _let_old_go(self) -> None:
+        """Lets ranges go that were asked for long ago: their reader will not come."""
+        before = time.monotonic() - LONG
+        for source, asked in list(self._ranges.items()):
+            for old in [each for each in asked if each.asked < before]:
+                self._give_up(source, old)
+
+    def _give_up(self, source: Source, asked: Range) -> None:
+        for piece in asked.pieces:
+            if not piece.claimed and piece in self._queue:
+                self._queue.remove(piece)
+        self._let_go(source, asked)
+
+    def _claim(self, piece: Piece) -> bool:
+        with self._lock:
+            claimed, piece.claimed = piece.claimed, True
+        return not claimed
+
+    def _work(self) -> None:
+        """Fetches what is asked for, until nothing is."""
+        while True:
+            with self._lock:
+                while self._queue and self._queue[0].claimed:
+                    self._queue.popleft()
+                if not self._queue or not threading.main_thread().is_alive():
+                    self._workers -= 1
+                    return
+                piece = self._queue.popleft()
+                piece.claimed = True
+            piece.fetch()
+            if isinstance(piece.data.exception(), (ShardsError, OSError)):
+                with self._lock:  # the reader will meet the error; the rest would meet it too
+                    self._queue.clear()
+
+    def forget(self, source: Source) -> None:
+        """Drops all that was fetched or asked for of an object."""
+        with self._lock:
+            for asked in list(self._ranges.get(source, ())):
+                self._give_up(source, asked)

@@ -1,0 +1,232 @@
+"""Reading where nothing is kept: without a cache, or with one that is smaller than the columns."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shards import Column
+from shards.errors import CorruptColumn, StoreError
+from shards.read.join import open_join
+from shards.read.stream import Stream
+from shards.store import ranges
+from shards.store.pages import PAGE
+from shards.store.ranges import Ranges
+from tests.proxy.server import Proxy
+from tests.shards.objects import Server, point_to
+from tests.shards.toy import SHARD_ROWS, moments_spec, tokens_spec, write_column
+
+
+class Numbered:
+    """An object of numbered bytes that says which ranges were fetched."""
+
+    def __init__(self, size: int, key: str = "k") -> None:
+        self.key, self.size = key, size
+        self.pages: dict[int, int] = {}
+        self.anew = False
+        self.data = np.random.default_rng(size).bytes(size)
+        self.fetched: list[tuple[int, int]] = []
+        self.go = threading.Event()
+        self.go.set()
+        self.most = self.now = 0
+
+    def fetch(self, start: int, length: int) -> bytes:
+        self.fetched.append((start, length))
+        self.now += 1
+        self.most = max(self.most, self.now)
+        assert self.go.wait(10)
+        self.now -= 1
+        return self.data[start : start + length]
+
+
+def read(reader: Ranges, source: Numbered, start: int, length: int) -> bytes:
+    buffer = bytearray(length)
+    count = reader.preadv(source, [memoryview(buffer)], start)
+    return bytes(buffer[:count])
+
+
+def until(true: Any) -> None:
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_each_byte_is_fetched_once_and_let_go_when_it_was_read() -> None:
+    reader, source = Ranges(), Numbered(3 * PAGE)
+    for start in (0, 100, PAGE - 50, 2 * PAGE):
+        reader.willneed(source, start, 80, 80)
+    reader.willneed(source, PAGE + 100, PAGE + 500, 600)  # two requests, of which some is wanted
+    for start in (2 * PAGE, 0, PAGE - 50, 100):
+        assert read(reader, source, start, 80) == source.data[start : start + 80]
+    assert read(reader, source, PAGE + 100, 300) == source.data[PAGE + 100 :][:300]
+    assert reader._held == PAGE + 500
+    assert read(reader, source, 2 * PAGE + 300, 300) == source.data[2 * PAGE + 300 :][:300]
+    assert reader._held == 0
+    assert sorted(source.fetched) == [
+        (0, 80), (100, 80), (PAGE - 50, 80), (PAGE + 100, PAGE), (2 * PAGE, 80), (2 * PAGE + 100, 500),
+    ]  # fmt: skip
+    assert read(reader, source, 3 * PAGE - 10, 50) == source.data[-10:]  # nobody said so before
+    assert read(reader, source, 3 * PAGE, 50) == b""
+
+
+def test_many_are_fetched_at_once_and_what_has_no_turn_yet_by_its_reader() -> None:
+    reader, source = Ranges(threads=4), Numbered(1000)
+    source.go.clear()
+    for start in range(0, 1000, 100):
+        reader.willneed(source, start, 100, 100)
+    until(lambda: source.now == 4)
+    threading.Timer(0.2, source.go.set).start()
+    assert read(reader, source, 900, 100) == source.data[900:]
+    assert source.most == 5
+    assert b"".join(read(reader, source, i, 100) for i in range(0, 900, 100)) == source.data[:900]
+    assert len(source.fetched) == 10
+
+
+def test_what_nobody_reads_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, source = Ranges(held=250), Numbered(1000)
+    for start in (0, 100, 200):
+        reader.willneed(source, start, 100, 100)
+    until(lambda: len(source.fetched) == 2)  # for the third there is no room
+    monkeypatch.setattr(ranges, "LONG", -1)
+    reader.willneed(source, 300, 100, 100)
+    assert reader._held == 100
+    for start in range(0, 400, 100):
+        assert read(reader, source, start, 100) == source.data[start : start + 100]
+    assert reader._held == 0
+
+
+def test_an_error_is_met_by_the_reader() -> None:
+    class Broken(Numbered):
+        def fetch(self, start: int, length: int) -> bytes:
+            if start == 100:
+                raise StoreError("no answer")
+            return super().fetch(start, length)
+
+    reader, source = Ranges(threads=1), Broken(1000)
+    for start in range(0, 500, 100):
+        reader.willneed(source, start, 100, 100)
+    with pytest.raises(StoreError, match="no answer"):
+        read(reader, source, 100, 100)
+    assert read(reader, source, 300, 100) == source.data[300:400]
+
+
+# Columns ------------------------------------------------------------------------------------------
+
+SHARDS, ROWS = 4, 300
+WAYS = {"no": "0", "small": "0.00001"}
+
+
+@pytest.fixture
+def proxy(server: Server, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    proxy = Proxy(server.port)
+    point_to(monkeypatch, proxy.port)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def near(server: Server, url: str, tmp_path: Path) -> Path:
+    """A folder of two columns that the store has, too."""
+    for spec in (moments_spec(SHARDS), tokens_spec(SHARDS)):
+        name = spec.layout.kind
+        server.take(write_column(tmp_path / name, spec, (ROWS,) * SHARDS), f"{url}/{name}")
+    return tmp_path
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_exact_ranges_are_fetched_ahead(
+    proxy: Proxy, url: str, near: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Of shuffled rows: each byte once, nothing beside it, many at once."""
+    monkeypatch.setenv("LATENTBANK_CACHE_GB", WAYS[way])
+    monkeypatch.setattr("shards.read.objects.REMOTE_GAP", 0)
+    proxy.delay = 0.02
+    here = open_join(near / "moments", near / "tokens")
+    far = open_join(f"{url}/moments", f"{url}/tokens")
+    words = "without a cache" if way == "no" else "the cache cannot hold all columns"
+    assert [words in note and "row by row" in note for note in far.storage_notes] == [True] * 2
+    assert here.storage_notes == []
+    order = here.order()
+    streams = [Stream(join, order, position=0, global_batch=64) for join in (here, far)]
+    count, used = order.epoch_samples // 64, 0
+    for expected, batch in islice(zip(*streams, strict=True), count):
+        assert batch.moments.equal(expected.moments)
+        assert batch.tokens.equal(expected.tokens)
+        used += batch.moments.nbytes + batch.tokens.nbytes
+    for stream in streams:
+        stream.close()
+    fetched = 0
+    for (method, _, part), times in proxy.seen.items():
+        if method == "GET" and part:
+            start, end = map(int, part[6:].split("-"))
+            fetched += times * (end - start + 1)
+    ahead = 8 * 64 * (32 + 24)  # batches that were not asked for any more
+    assert used <= fetched <= used + ahead
+    assert proxy.most >= 16
+    assert not list((near / "cache").glob("*/*"))
+    for join in (here, far):
+        join.close()
+
+
+def test_what_is_near_is_one_request_and_what_is_not_is_none(
+    proxy: Proxy, url: str, near: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATENTBANK_CACHE_GB", "0")
+    monkeypatch.setattr("shards.read.objects.REMOTE_GAP", 40)  # a row has 32 bytes
+    column = Column.open(f"{url}/moments")
+    rows = np.array([10, 250, 11, 13, SHARD_ROWS + 5, 16])
+    expected = Column.open(near / "moments").read(rows)
+    assert column.read(rows).tobytes() == expected.tobytes()
+    parts = sorted(
+        tuple(map(int, part[6:].split("-"))) for m, _, part in proxy.seen if m == "GET" and part
+    )
+    assert parts == [(5 * 32, 6 * 32 - 1), (320, 14 * 32 - 1), (512, 17 * 32 - 1), (8000, 8031)]
+    column.close()
+
+
+def test_bytes_that_came_wrong_are_fetched_again(
+    proxy: Proxy, url: str, near: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every time that they come, for nothing is kept."""
+    monkeypatch.setenv("LATENTBANK_CACHE_GB", "0")
+    column, rows = Column.open(f"{url}/moments"), np.arange(0, 300, 20)
+    expected = Column.open(near / "moments").read(rows)
+    column.read(rows)
+    flipped: list[str] = []
+
+    def fault(request: tuple[str, str, str], count: int) -> str | None:
+        if not request[2] or flipped:
+            return None
+        flipped.append(request[2])
+        return "flip"
+
+    proxy.fault = fault
+    assert column.read(rows).tobytes() == expected.tobytes()
+    assert flipped
+    proxy.fault = lambda request, count: "flip" if request[2] else None
+    with pytest.raises(CorruptColumn, match="row 0 of shard 0"):
+        column.read(rows)
+    column.close()
+
+
+def test_a_column_counts_for_as_long_as_it_is_read(
+    url: str, near: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two fit into the cache one by one, and not together."""
+    size = Column.open(near / "moments").value_bytes
+    monkeypatch.setenv("LATENTBANK_CACHE_GB", f"{1.5 * size / 1e9:.9f}")
+    first = Column.open(f"{url}/moments")
+    assert "in pages, kept in" in first.storage_note
+    second = Column.open(f"{url}/moments")
+    assert "cannot hold all columns" in second.storage_note
+    second.close()
+    assert "in pages, kept in" in first.storage_note
+    first.close()
