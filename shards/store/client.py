@@ -47,6 +47,7 @@ NETWORK = {
     "http": "the url and the network",
     "https": "the url and the network",
 }
+CREATE = ("creating", "copying")  # work to which 409 says that an object exists
 NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|specified bucket does not exist")
 EXPIRED = re.compile("ExpiredToken|TokenExpired|[Tt]oken (has|is) expired|specified time frame")
 SKEWED = re.compile("RequestTimeTooSkewed|RequestExpired|[Dd]ate header too old|able timeframe")
@@ -215,12 +216,12 @@ class Client:
             library_ = library()
             try:
                 return action(library_, self._store(kind))
-            except library_.exceptions.AlreadyExistsError:
-                raise FileExistsError(f"{url}: exists") from None
             except ShardsError:
                 raise
             except (library_.exceptions.BaseError, OSError, ValueError) as error:
                 text = str(error)
+                if isinstance(error, library_.exceptions.AlreadyExistsError) and work in CREATE:
+                    raise FileExistsError(f"{url}: exists") from None
                 if isinstance(error, FileNotFoundError) and not NO_BUCKET.search(text):
                     raise FileNotFoundError(f"{url}: no such object") from None
                 seconds, throttled = time.monotonic() - start, status_of(error) in THROTTLED
@@ -258,6 +259,8 @@ class Client:
                 "The server gives whole objects where a part is asked for, so columns cannot be read "
                 "there: use another server, or no proxy before it"
             )
+        if isinstance(error, kinds.AlreadyExistsError):
+            return "The store still copies to this object, or changes it: run again later"
         if isinstance(error, kinds.NotSupportedError):
             return "This store cannot do that: use another, or a folder"
         if isinstance(error, kinds.PreconditionError):
@@ -299,7 +302,8 @@ def status_of(error: Exception) -> int | None:
 def is_permanent(error: Exception, library_: Any) -> bool:
     """Returns whether the same request would end in the same error again."""
     kinds, status, text = library_.exceptions, status_of(error), str(error)
-    temporary = isinstance(error, (kinds.GenericError, OSError))
+    # other work than to create is answered 409 where Azure still copies to the object
+    temporary = isinstance(error, (kinds.GenericError, kinds.AlreadyExistsError, OSError))
     bad_request = status == 501 or (
         status is not None and 400 <= status < 500 and status not in (408, 409, 429)
     )

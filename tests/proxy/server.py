@@ -150,6 +150,7 @@ class Proxy:
         self.backend: Backend = Port(self.to) if isinstance(self.to, int) else self.to
         self.pending: dict[str, Pending] = {}
         self.sizes: dict[str, int] = {}  # of objects that were looked up
+        self.created: set[str] = set()  # names to which no copy on a condition can be pending
         self.copies = 0  # that were pending
         self.open = 0  # requests being answered, and the most that ever were
         self.most = 0
@@ -258,7 +259,7 @@ class Proxy:
         """The store's answer, or that of a store whose copies last."""
         name = message.name
         source = next((message.headers[h] for h in COPY_SOURCE if h in message.headers), "")
-        if fault.kind == "pending" and source and name not in self.pending:
+        if fault.kind == "pending" and source and not {name} & (self.pending.keys() | self.created):
             size = self.sizes.get(unquote(urlsplit(source).path), 0)
             self.pending[name] = Pending(message, size)
             self.copies += 1
@@ -269,6 +270,8 @@ class Proxy:
         if copy is not None and self.meanwhile != "absent" and message.method != "DELETE":
             return self._unfinished(message, copy)
         answer = self.backend.answer(message)
+        if message.method == "PUT" and answer.status < 300:
+            self.created.add(name)
         if message.method == "HEAD" and answer.status == 200:
             self.sizes[name] = int(answer.headers["content-length"])
         return answer

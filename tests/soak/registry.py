@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.encode import faults, interrupts
 from tests.eval import faults as generating
 from tests.eval.study import kills
+from tests.proxy import sweep as stores
 from tests.shards import hostile, properties, sweeps
 from tests.soak import kernels, panel, seeds
 from tests.soak.drawn import properties as drawn
@@ -17,6 +18,7 @@ SWEEPS: dict[str, Sweep] = {
     for sweep in [
         *sweeps.SWEEPS,
         *hostile.SWEEPS,
+        stores.SWEEP,
         faults.SWEEP,
         interrupts.SWEEP,
         saves.SWEEP,

@@ -128,6 +128,23 @@ def test_a_second_writer_waits_for_the_copy_of_the_first(
     assert blobs(azure) == {"values": data}
 
 
+def test_an_object_that_is_still_copied_to_is_waited_for(proxy: Proxy, azure: Azure) -> None:
+    """To read it is answered 409, as to create what exists."""
+    proxy.meanwhile = "whole"
+    data = noise(LARGE)
+    with ThreadPoolExecutor(2) as pool:
+        writer = pool.submit(stage, data)
+        until(lambda: bool(proxy.pending))
+        reader = pool.submit(RemoteStore(URL, QUICK).read, "values")
+        time.sleep(0.2)
+        assert not reader.done()
+        with pytest.raises(StoreError, match="The store still copies to this object"):
+            RemoteStore(URL, SHORT).read("values")
+        proxy.finish("/values")
+        assert reader.result(10) == data
+        assert writer.result(10)
+
+
 def test_an_object_is_moved_once_its_copy_is_there(proxy: Proxy, azure: Azure) -> None:
     store = RemoteStore(URL, QUICK)
     for data in (noise(3000), b"x", b""):
