@@ -14,6 +14,7 @@ from typing import Any
 
 COLOURS = 8
 WIDTH, MARGIN, ROW = 360, 8, 26  # of a chart of intervals and the height of its lines, in pixels
+LETTERS = 50  # that fit beside each other into WIDTH
 # of a chart of curves, the space left of it for numbers, and below it for steps and hours
 CURVES_WIDTH, CURVES_HEIGHT, LEFT, BOTTOM = 480, 240, 64, 40
 LONGEST_AXIS = 9  # letters of a name that fit into LEFT
@@ -255,7 +256,7 @@ def intervals(
         y = ROW * i
         text = figure(estimate["value"]) if estimate else "no score"
         shapes.append(
-            f'<text x="{MARGIN}" y="{y + 11}">{html.escape(name)}</text>'
+            f'<text x="{MARGIN}" y="{y + 11}">{_name(name, text)}</text>'
             f'<text x="{WIDTH - MARGIN}" y="{y + 11}" text-anchor="end">{text}</text>'
         )
         if estimate:
@@ -319,7 +320,7 @@ def forest(title: str, rows: Sequence[Row], *, higher: bool) -> str:
     for i, row in enumerate(rows):
         y, colour = ROW * i, _colour(row.colour)
         shapes.append(
-            f'<text x="{MARGIN}" y="{y + 11}">{html.escape(row.name)}</text>'
+            f'<text x="{MARGIN}" y="{y + 11}">{_name(row.name, row.text)}</text>'
             f'<text x="{WIDTH - MARGIN}" y="{y + 11}" text-anchor="end">{html.escape(row.text)}</text>'
         )
         if row.estimate:
@@ -352,6 +353,18 @@ def extent(numbers: Iterable[float]) -> tuple[float, float]:
 
 def _colour(i: int) -> str:
     return f"var(--c{i % COLOURS})"
+
+
+def _name(name: str, text: str) -> str:
+    """Returns a name that has room left of a text in its line, else without its middle and with a
+    tooltip.
+    """
+    room = LETTERS - len(text)
+    if len(name) <= room:
+        return html.escape(name)
+    end = max(room - 1, 2) // 2
+    short = f"{name[: max(room - 1 - end, 1)]}…{name[-end:]}"
+    return f"<title>{html.escape(name)}</title>{html.escape(short)}"
 
 
 def _across(number: float, low: float, high: float) -> float:

@@ -127,6 +127,24 @@ def test_marks_lie_where_their_numbers_do() -> None:
     assert charts.extent([]) == (-0.5, 0.5)
 
 
+def test_a_long_name_does_not_reach_its_number() -> None:
+    name, estimate = "<a>-" + 12 * "long-" + "name", {"value": 1.0, "low": None, "high": None}
+    row = charts.Row(name, "+1.25 [+0.75, +1.75]", estimate, [], 0)
+    forest = charts.forest("t", [row, charts.Row("short", "+1", estimate, [], 1)], higher=True)
+    for drawing, text in (
+        (forest, row.text),
+        (charts.intervals("t", [(name, estimate), ("short", estimate)]), "1"),
+    ):
+        texts = ["".join(t.itertext()) for t in ElementTree.fromstring(drawing).iter("text")]
+        (long,) = (t for t in texts if "…" in t)
+        assert long.startswith(name)  # the tooltip
+        shown = long.removeprefix(name)
+        assert shown.startswith("<a>-long")
+        assert shown.endswith("name")
+        assert len(shown) + len(text) <= charts.LETTERS
+        assert "short" in texts
+
+
 def test_a_page_is_one_file() -> None:
     page = charts.document("<run>", "<p>body</p>")
     assert "<title>&lt;run&gt;</title>" in page
