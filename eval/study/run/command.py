@@ -126,6 +126,17 @@ def visible_gpus() -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
+def list_anew(*folders: Path) -> None:
+    """Lists folders, those above and those below them: a network's file system may hold for a minute that a
+    file does not exist which another machine has made, but not past a listing.
+    """
+    for folder in {above for each in folders for above in (each.parent.parent, each.parent, each)}:
+        with suppress(OSError):
+            for entry in [*os.scandir(folder)]:
+                if folder in folders and entry.is_dir():
+                    os.listdir(entry.path)
+
+
 def files_beside(node: Node, names: Collection[str]) -> list[str]:
     """Returns the files of items and influences that lie beside some scores of a set."""
     (folder,) = node.outputs

@@ -24,11 +24,13 @@ from ..graph import Node, nodes_of, train_id
 from ..reuse import Existing, read_record
 from ..study import Study
 from .claims import SECONDS, Claim, holder, holder_text
-from .command import Running, environment, visible_gpus
+from .command import Running, environment, list_anew, visible_gpus
 from .workers import Worker, claim_folder
 
 FAILED, HELD = 3, 5  # exit codes: some command failed; a trainer's: another job has its folder
-LEASE_SECONDS = 180  # that a command waits for a folder which an earlier one, killed, still holds
+# that a command waits for a folder which an earlier one still holds: that has `bound.GRACE` to end, and on another
+# machine its lease then has to expire
+LEASE_SECONDS = 300
 POLL = 0.2  # seconds between two looks at the commands
 LOOK = 2.0  # seconds at most between two looks at a node that another worker has
 PATIENCE = 900  # seconds that a stopped command has to save what it does
@@ -182,6 +184,7 @@ class Runner:
 
     def _taken(self, node: Node) -> bool:
         """Whether another worker has made a node, or failed in it, before this one had its claim."""
+        list_anew(self.study.log(node.id).parent, *node.outputs)
         if self.existing.done(node):
             self.bar.skip(1)
             self._made(node)
