@@ -172,6 +172,10 @@ def _comments(data: Json) -> list[str]:
         f"% mean over training seeds {seeds}, and difference from the baseline in pairs of one seed, with 95 % "
         "intervals over seeds and prompts",
     ]
+    if any(record["prompts"] for record in data.get("settled") or ()):
+        lines.append(
+            "% settings were chosen for each entry on half A of the prompts: all figures are of half B"
+        )
     compared = len(data["entries"]) - 1
     if compared > 1 and data["primary"]["scorer"]:
         lines.append(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from eval.study.report.exports import latex
 from eval.study.report.figures import settled, whole_set
 from eval.study.report.page import render, report
 from shards import charts
@@ -62,7 +63,9 @@ def data(made: Json) -> Json:
 
 def test_a_study_at_one_setting_has_no_such_section(made: Json) -> None:
     for nothing in ({}, {"settled": []}, {"settled": [], "whole": None}):
-        page = render({k: v for k, v in made.items() if k not in ("settled", "whole")} | nothing)
+        data = {k: v for k, v in made.items() if k not in ("settled", "whole")} | nothing
+        page = render(data)
+        assert "half A" not in latex(data)
         assert "chosen for each entry" not in page.casefold()
         assert WHOLE not in page
 
@@ -96,6 +99,7 @@ def test_the_page_says_what_was_chosen_on_what(data: Json) -> None:
     assert "3 of 1.5 to 62 [1.9, 2.1]" in text.replace("\u00a0", " ")
     assert "guidance_scale of the pictures chosen for each entry" in text
     assert text.index("half B") < text.index("Differences from")
+    assert "% settings were chosen for each entry on half A of the prompts" in latex(data)
 
 
 def test_the_whole_set_is_labelled(data: Json) -> None:
