@@ -197,11 +197,13 @@ def _score_flags(parser: argparse.ArgumentParser) -> None:
         add_flags(kind, flags)
         return kind
 
+    half_help = "score one half of the prompts, as `eval sweep` divides them; the name says which"
     partial_help = "score what is there; the name says how much that is"
     for name, scorer in SCORERS.items():
         kind = scorer_parser(name, scorer.flags)
         kind.add_argument("save_dir", type=local_path, nargs="+", help="what `generate` wrote")
         kind.add_argument("--partial", action="store_true", help=partial_help)
+        kind.add_argument("--half", choices=("a", "b"), help=half_help)
         kind.set_defaults(score=partial(run, scorer))
     scorer_parser("reference", reference_flags).set_defaults(score=make_reference)
 

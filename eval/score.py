@@ -43,6 +43,8 @@ def run(scorer: Scorer, args: argparse.Namespace) -> None:
     """Scores each set of `args.save_dir`, writes the scores beside it and prints them."""
     scorer.ready(args)
     sets = [ImageSetReader.open(folder, args.partial) for folder in args.save_dir]
+    if args.half:
+        sets = [images.half_of(args.half) for images in sets]
     for images in sets:
         results.refuse_versions(images.folder)
     for images in sets:
@@ -53,6 +55,8 @@ def run(scorer: Scorer, args: argparse.Namespace) -> None:
 def score_set(scorer: Scorer, images: ImageSetReader, args: argparse.Namespace) -> Iterator[Score]:
     """Yields the scores of a set, each once it is written beside the pictures."""
     start = time.perf_counter()
+    if images.half:  # files of questions are of all prompts
+        args = argparse.Namespace(**{**vars(args), "partial": True})
     for score, items in scorer.score(images, args):
         now = time.perf_counter()
         seconds = now - start if score.seconds is None else score.seconds

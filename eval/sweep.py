@@ -31,16 +31,17 @@ from .images.generator import Request
 from .images.imageset import ImageSetReader
 from .images.ranks import Rank
 from .prompts.benchmarks import BENCHMARKS, find
+from .prompts.prompts import LEAST_HALVED, Half
 from .report.compare import estimate_of
 from .report.report import report
 from .report.sweeps import HalfScores, Point, Sweep, setting_text, varied, write
 from .score import score_set
 from .scores import results
-from .scores.choose import Choice, choose, halves
+from .scores.choose import Choice, choose
 from .scores.results import Score, Value
 from .watch import ScorerRequest
 
-LEAST = 4  # prompts, so that prompts of both halves vary
+HALVES: tuple[Half, ...] = ("a", "b")
 
 
 def parse_over(words: Sequence[str]) -> dict[str, list[float]]:
@@ -80,16 +81,11 @@ def sweep(
             f"found {size} ranks, expected one process: make the sets by torchrun ... -m eval generate with the "
             "lists of values, and then sweep, which takes what exists"
         )
-    split = _split(requests[0], scorers)
+    count = _prompts_of_half(requests[0], scorers)
     generate_each(requests, signals=signals)
     settings = [{name: float(getattr(r, name)) for name in over} for r in requests]
     sets = [ImageSetReader.open(request.save_dir) for request in requests]
-    for scorer in scorers:
-        scorer.args.partial = True  # files of questions are of all prompts
-    scored = [
-        {half: _scored(images.half_of(half, ids), scorers) for half, ids in split.items()}
-        for images in sets
-    ]
+    scored = [{half: _scored(images.half_of(half), scorers) for half in HALVES} for images in sets]
     primary = next(iter(scored[0]["a"]))
     better = {name: score.better for name, (_, score) in scored[0]["a"].items()}
     estimates = [estimate_of(*halves_of["a"][primary]) for halves_of in scored]
@@ -108,33 +104,33 @@ def sweep(
     )  # fmt: skip
     record = Sweep(
         run=one_line(str(fields["checkpoint"])), scorer=primary, better=better,
-        prompts=len(split["a"]), pictures=scored[0]["a"][primary][1].pictures, points=points,
+        prompts=count, pictures=scored[0]["a"][primary][1].pictures, points=points,
         best=choice.best, chosen=choice.chosen,
-        sentences=_sentences(points, choice, primary, len(split["a"])),
+        sentences=_sentences(points, choice, primary, count),
     )  # fmt: skip
     write(save_dir, record)
     report([request.save_dir for request in requests], save_dir / "report.html")
     return record
 
 
-def _split(request: Request, scorers: Sequence[ScorerRequest]) -> dict[str, list[str]]:
-    """Returns the ids of both halves; BadReport without a scorer, TooFewImages where a half is too small."""
+def _prompts_of_half(request: Request, scorers: Sequence[ScorerRequest]) -> int:
+    """Returns the prompts of each half; BadReport without a scorer, TooFewImages where a half is too small."""
     if not scorers:
         raise BadReport("--scorer: found none, expected at least one with its flags")
     prompts = find(request.benchmark, request.prompts)
-    if len(prompts.items) < LEAST:
+    if len(prompts.items) < LEAST_HALVED:
         raise TooFewImages(
-            f"{request.prompts}: found {len(prompts.items)} prompts, expected at least {LEAST}: one half chooses, the "
-            "other one reports"
+            f"{request.prompts}: found {len(prompts.items)} prompts, expected at least {LEAST_HALVED}: one half "
+            "chooses, the other one reports"
         )
-    a, b = halves([(prompt.id, prompt.group) for prompt in prompts.items])
+    count = len(prompts.half("a").items)
     per_prompt = request.n_samples or BENCHMARKS[request.benchmark].images_per_prompt
     place = f"a half of {request.prompts or prompts.benchmark}"
     for scorer in scorers:  # loads its weights, and asks for enough pictures
         scorer.scorer.ready(scorer.args)
         scorer.scorer.suits(scorer.args, prompts)
-        scorer.scorer.enough(scorer.args, per_prompt * len(a), place)
-    return {"a": a, "b": b}
+        scorer.scorer.enough(scorer.args, per_prompt * count, place)
+    return count
 
 
 def _scored(

@@ -71,6 +71,10 @@ def generate_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
     flag("--checkpoint", type=local_path, required=True, help="a run, or one of its steps")
     flag("--save_dir", type=local_path, required=True, help="a new folder, or one to go on with")
+    flag(
+        "--half", choices=("a", "b"),
+        help="one half of the prompts, as `eval sweep` divides them: to choose on it, and report on the other",
+    )  # fmt: skip
     set_flags(parser, several=True)
 
 
@@ -130,3 +134,8 @@ def single(settings: Mapping[str, Any]) -> dict[str, Any]:
             "`python -m eval sweep`"
         )
     return {**settings, **{name: values[name][0] for name in AXES if name in values}}
+
+
+def plain(value: float) -> str:
+    """Returns a number in full, without a point where it is whole: 2, 1.5."""
+    return repr(float(value)).removesuffix(".0")

@@ -39,7 +39,7 @@ from ..prompts.prompts import Prompts
 from . import runs
 from .checkpoint import check_ema
 from .checks import MOST_PICTURES
-from .flags import AXES, SAMPLED
+from .flags import AXES, SAMPLED, plain
 from .generator import Generator as Generator
 from .generator import Request as Request
 from .imageset import ImageSetWriter
@@ -93,11 +93,6 @@ def _refuse_repeats(name: str, values: Sequence[float]) -> None:
                     f"--{name}: found {plain(former)} and {plain(value)}, expected one of them: at 1 or below the "
                     "prompt alone is run, so their pictures are the same"
                 )
-
-
-def plain(value: float) -> str:
-    """Returns a number in full, without a point where it is whole: 2, 1.5."""
-    return repr(value).removesuffix(".0")
 
 
 def generate(
@@ -193,6 +188,8 @@ def _settings(request: Request, generator: Generator, batch_size: int) -> Json:
     settings["guidance_interval"] = request.guidance_interval and list(request.guidance_interval)
     if (shift := generator.run.other_shift(request.shift)) is not None:
         settings["shift"] = shift  # the weights say the run's own
+    if request.half:
+        settings["half"] = request.half
     settings |= {"batch_size": batch_size, "precision": "fp32" if on_cpu else "bf16-autocast"}
     if on_cpu:  # where the number of threads decides the last bits
         settings["threads"] = request.threads
@@ -302,6 +299,10 @@ def _check_layout(request: Request) -> tuple[Prompts, str, int]:
     pictures a prompt, or a set so many in all.
     """
     prompts, benchmark = find(request.benchmark, request.prompts), BENCHMARKS[request.benchmark]
+    if request.half:
+        if len(prompts.items) < 2:
+            raise BadRequest("--half: found one prompt, expected several to divide")
+        prompts = prompts.half(request.half)
     count = request.n_samples or benchmark.images_per_prompt
     if count * len(prompts.items) > MOST_PICTURES:
         raise BadRequest(

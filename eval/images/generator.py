@@ -20,6 +20,7 @@ from train.config import LONGEST_EMA, SHORTEST_EMA
 from train.model import LEAST_SHIFT, MOST_SHIFT, DiT
 
 from ..errors import BadRequest, EncoderMismatch
+from ..prompts.prompts import Half
 from .checkpoint import TYPES, Checkpoint
 from .encoders import Text, latent_shape, vae_of
 from .ranks import check_device
@@ -49,6 +50,7 @@ class Request:
     shift: float | None = None  # timestep shift of the sampler; the run's
     batch_size: int | None = None  # pictures; the benchmark's
     n_samples: int | None = None  # pictures of a prompt; the benchmark's
+    half: Half | None = None  # of the prompts, as `eval sweep` divides them; all
     seed: int = 42
     ema_weights: bool = True
     ema: float | None = None  # relative length of another average than the run's own

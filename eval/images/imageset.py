@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -27,7 +27,7 @@ from PIL import Image
 from shards import atomic_write, canonical_json, put_if_absent, sha256, sha256_file
 
 from ..errors import MissingImages, OtherImages
-from ..prompts.prompts import Prompts
+from ..prompts.prompts import Half, Prompts
 from . import checks, embedded_digest
 from .layouts import LAYOUTS, File, Picture, joined, parted
 
@@ -162,9 +162,10 @@ class ImageSetReader:
     settings: Json
     files: list[File]
     digests: dict[str, str]  # of each file
+    images: Path  # the folder of the files
     missing: int = 0  # files that are absent
     removed: int = 0  # files that are, since they were removed on purpose once they were scored
-    half: str | None = None  # of the prompts, "a" or "b", where it is not the whole set
+    half: Half | None = None  # of the prompts, where it is not of all of them
 
     @classmethod
     def open(cls, save_dir: Path, partial: bool = False, scored: bool = False) -> ImageSetReader:
@@ -208,22 +209,28 @@ class ImageSetReader:
                 embedded_digest.check(images / file.path, file_digest(settings, file))
         removed = gone if scored else set()
         digests |= {path: recorded["files"][path] for path in removed}
-        missing = len(files) - len(present) - len(removed)
-        return cls(save_dir, prompts, settings, present, digests, missing, len(removed))
+        absent, half = len(files) - len(present) - len(removed), settings.get("half")
+        return cls(
+            save_dir, prompts, settings, present, digests, images, absent, len(removed), half
+        )
 
-    def half_of(self, half: str, ids: Collection[str]) -> ImageSetReader:
-        """Returns the pictures of some prompts; what is kept beside them has a folder of its own."""
-        items = tuple(prompt for prompt in self.prompts.items if prompt.id in ids)
-        files = [file for file in self.files if file.prompt.id in ids]
+    def half_of(self, half: Half) -> ImageSetReader:
+        """Returns the pictures of a half of the prompts; what is kept beside them has a folder of its
+        own. OtherImages where the set itself is of a half.
+        """
+        if self.half:
+            raise OtherImages(
+                f"{self.folder}: found pictures of half {self.half} of the prompts, expected those of all"
+            )
+        prompts = self.prompts.half(half)
+        layout, count = LAYOUTS[self.settings["layout"]], self.settings["images_per_prompt"]
+        paths = {file.path for file in layout.files(prompts, count)}  # also of files that are gone
         return replace(
-            self, folder=self.folder / HALVES / half, half=half, files=files,
-            prompts=replace(self.prompts, items=items), settings={**self.settings, "half": half},
-            digests={file.path: self.digests[file.path] for file in files},
+            self, folder=self.folder / HALVES / half, half=half, prompts=prompts,
+            files=[file for file in self.files if file.path in paths],
+            settings={**self.settings, "half": half},
+            digests={path: digest for path, digest in self.digests.items() if path in paths},
         )  # fmt: skip
-
-    @property
-    def images(self) -> Path:
-        return (self.folder.parents[1] if self.half else self.folder) / "images"
 
     @property
     def count(self) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256 as digest_of
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
@@ -17,8 +18,10 @@ from shards.format.checks import Text, check
 from ..errors import BadPrompts
 
 Json = dict[str, Any]
+Half = Literal["a", "b"]
 LONGEST_ID = 200  # bytes; file systems stop at 255, and a suffix follows
 MOST_PROMPTS = 1 << 22
+LEAST_HALVED = 4  # prompts, so that those of each half vary
 NAMED = 5  # of many ids, how many an error names
 
 
@@ -47,6 +50,11 @@ class Prompts:
     def digest(self) -> str:
         return sha256(canonical_json(self.to_json()))
 
+    def half(self, name: Half) -> Prompts:
+        """Returns one half of the prompts, as `halves` divides them, in their order."""
+        ids = set(halves([(prompt.id, prompt.group) for prompt in self.items])["ab".index(name)])
+        return replace(self, items=tuple(prompt for prompt in self.items if prompt.id in ids))
+
     def to_json(self) -> list[Json]:
         return [asdict(prompt) for prompt in self.items]
 
@@ -54,6 +62,17 @@ class Prompts:
     def from_json(cls, benchmark: str, items: Any) -> Prompts:
         """Returns what `to_json` was made of; ValueError or TypeError where the items are none."""
         return cls(benchmark, tuple(check(PROMPTS, items)))
+
+
+def halves(prompts: Sequence[tuple[str, str | None]]) -> tuple[list[str], list[str]]:
+    """Returns the ids of two halves of prompts (id, group), of equal number.
+
+    Prompts are ordered by group and by the digest of their id, and go to the halves in turns, so that
+    each group is halved too, whatever the order of the list. Of an odd number the last is left out.
+    """
+    ordered = sorted(prompts, key=lambda p: (p[1] or "", digest_of(p[0].encode()).digest()))
+    names = [name for name, _ in ordered[: len(ordered) // 2 * 2]]
+    return names[::2], names[1::2]
 
 
 def checked(benchmark: str, items: Iterable[Prompt], path: Path) -> Prompts:

@@ -9,7 +9,7 @@ scores that both sets have are compared: none is selected.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import isclose
@@ -145,13 +145,15 @@ def _name(members: Mapping[int | None, ScoredSet]) -> str:
     return first.name.removesuffix(f"-seed{seed}") if len(members) > 1 else first.name
 
 
-def compare(a: ScoredSet | Entry, b: ScoredSet | Entry) -> Comparison:
-    """Returns all differences of two entries; BadScores where items are damaged."""
+def compare(a: ScoredSet | Entry, b: ScoredSet | Entry, own: Collection[str] = ()) -> Comparison:
+    """Returns all differences of two entries, whose `own` settings were chosen for each; BadScores where
+    items are damaged.
+    """
     first, second = (x if isinstance(x, Entry) else entries([x])[0] for x in (a, b))
     seeds = sorted(s for s in first.members if s is not None and s in second.members)
     pairs = [(first.members[seed], second.members[seed]) for seed in seeds]
     pairs = pairs or [(first.first, second.first)]
-    pairing = pairing_of(*pairs[0])
+    pairing = pairing_of(*pairs[0], own)
     paired = {id(scored) for pair in pairs for scored in pair}  # names need not be unique
     members = [*first.members.values(), *second.members.values()]
     unpaired = [scored.name for scored in members if id(scored) not in paired]

@@ -18,11 +18,13 @@ from shards.printing import one_line
 from ..errors import BadReport, BadScores, MissingImages
 from ..images import checks, runs
 from ..images.imageset import ImageSetReader
+from ..prompts.prompts import Half
 from ..scores import results
 from ..scores.results import Item, Score
 
 Json = dict[str, Any]
 RECONSTRUCTION = "reconstruction"
+LEFT_OUT = " is left out: it is of other pictures than are here now"
 PREFIX = "reconstruct-"  # of a reconstruction's benchmark, before the name of the source
 
 
@@ -111,6 +113,15 @@ def unique_names(folders: Sequence[Path]) -> list[str]:
         depth += 1
 
 
+def half_of(scored: ScoredSet, half: Half) -> ScoredSet:
+    """Returns the pictures of a half of a set's prompts, with the scores of these alone."""
+    assert scored.images is not None
+    images = scored.images.half_of(half)
+    scores, notes = _scores_of(images)
+    about = [note for note in scored.notes if LEFT_OUT not in note]
+    return replace(scored, images=images, scores=scores, notes=(*about, *notes))
+
+
 def open_one(folder: Path, partial: bool = False) -> ScoredSet:
     """Returns the set of one folder, under the folder's own name."""
     if (folder / "manifest.json").exists():
@@ -139,12 +150,7 @@ def _open_pictures(folder: Path, pictures: Path, partial: bool) -> ScoredSet:
     """Returns the pictures, after a check that all exist, and the scores that are of them."""
     images = ImageSetReader.open(pictures, partial, scored=True)
     provenance = checks.read_manifest(pictures / "manifest.json").get("provenance") or {}
-    scores = results.read_all(pictures)
-    current = {name: score for name, score in scores.items() if score.images == images.digest}
-    notes = [
-        f"{name} is left out: it is of other pictures than are here now. Score the set again"
-        for name in sorted(scores.keys() - current.keys())
-    ]
+    current, notes = _scores_of(images)
     if images.missing:
         notes.append(f"incomplete: the set lacks {counted(images.missing, 'file')}")
     if images.removed:
@@ -159,6 +165,15 @@ def _open_pictures(folder: Path, pictures: Path, partial: bool) -> ScoredSet:
         name=folder.name, folder=folder, benchmark=images.prompts.benchmark, scores=current, images=images,
         provenance=provenance, run=_run_of(folder, provenance), trained=trained, notes=tuple(notes),
     )  # fmt: skip
+
+
+def _scores_of(images: ImageSetReader) -> tuple[dict[str, Score], list[str]]:
+    """Returns the scores that are of some pictures, and what is said of the others beside them."""
+    scores = results.read_all(images.folder)
+    current = {name: score for name, score in scores.items() if score.images == images.digest}
+    return current, [
+        f"{name}{LEFT_OUT}. Score the set again" for name in sorted(scores.keys() - current.keys())
+    ]
 
 
 def _run_of(folder: Path, provenance: Json) -> Path | None:

@@ -5,7 +5,7 @@ Both follow from the settings of the pictures and from the trainings behind them
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,11 +40,13 @@ class Pairing:
     warnings: tuple[str, ...]
     paired: bool | None  # None: as far as is known, but a training is unknown in part
     same_seed: bool  # unless it is known that the trainings had other seeds
+    own: tuple[str, ...] = ()  # settings that differ since each entry has its own
 
     @property
     def sentence(self) -> str:
         if self.paired:
-            return f"Compares {self.subject}, on the prompts that both share."
+            own = f", each at its own {' and '.join(self.own)}" if self.own else ""
+            return f"Compares {self.subject}, on the prompts that both share{own}."
         if self.paired is None:
             return (
                 f"Compares {self.subject} as far as is known: how the weights were trained is not known "
@@ -56,8 +58,10 @@ class Pairing:
         return f"Compares sets that differ in {extent}{self.subject}."
 
 
-def pairing_of(a: ScoredSet, b: ScoredSet) -> Pairing:
-    """Returns what two sets compare, from their settings and trainings."""
+def pairing_of(a: ScoredSet, b: ScoredSet, own: Collection[str] = ()) -> Pairing:
+    """Returns what two sets compare, from their settings and trainings. `own` are keys of both that
+    were chosen for each, and are as much part of it as its weights.
+    """
     differ = {
         key: (a.settings.get(key), b.settings.get(key))
         for key in sorted(a.settings.keys() | b.settings.keys())
@@ -68,7 +72,7 @@ def pairing_of(a: ScoredSet, b: ScoredSet) -> Pairing:
     if trained:
         trainings = a.trained and b.trained and (a.trained.training, b.trained.training)
         training = compared(*trainings) if trainings else None
-    subject, warnings = subject_of(differ, training)
+    subject, warnings = subject_of(differ, training, own)
     warnings += [*_other_originals(a, b), *_other_decoder(a), *_other_decoder(b)]
     paired: bool | None = not warnings
     if training is None or training.unknown:
@@ -77,21 +81,22 @@ def pairing_of(a: ScoredSet, b: ScoredSet) -> Pairing:
     return Pairing(
         subject=subject, differ=differ, training=training, warnings=tuple(warnings), paired=paired,
         same_seed=not trained or None in (a.seed, b.seed) or a.seed == b.seed,
+        own=tuple(sorted({*differ, *(training.all if training else ())} & set(own))),
     )  # fmt: skip
 
 
 def subject_of(
-    differ: Differing, training: TrainingDifferences | None = None
+    differ: Differing, training: TrainingDifferences | None = None, own: Collection[str] = ()
 ) -> tuple[str, list[str]]:
     """Returns what sets compare that differ in these settings and in their trainings, and a warning
-    that names what else differs.
+    that names what else differs, but for `own`.
     """
-    settings = differ.keys() - ROUNDING
+    settings = differ.keys() - ROUNDING - set(own)
     subject, implied = next(
         ((name, fields) for name, key, fields in SUBJECTS if key in settings), (None, set[str]())
     )
     parts = {} if training is None else training.beside if subject == "VAEs" else training.all
-    trained = {NAMES.get(key, key): values for key, values in parts.items()}
+    trained = {NAMES.get(key, key): v for key, v in parts.items() if key not in own}
     if subject == "weights" and trained:
         implied = {"weights"}
         if trained.keys() <= PROGRESS:

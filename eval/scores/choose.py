@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
+from statistics import fmean
 
 from .results import Value
 from .seeds import Estimate, over_seeds
@@ -67,6 +67,25 @@ def choose(settings: Sequence[Setting], estimates: Sequence[Estimate], better: s
     )  # fmt: skip
 
 
+def best_mean(values: Sequence[Sequence[float]], better: str) -> int:
+    """Returns the index of the setting with the best mean over training seeds, of equal ones the first;
+    `values` (settings, seeds).
+    """
+    sign = 1 if better == "higher" else -1
+    return max(range(len(values)), key=lambda i: sign * fmean(values[i]))
+
+
+def edge_of(name: str, values: Sequence[float], chosen: int) -> str | None:
+    """Returns at which end of the values that were tried, ascending, the chosen one lies, "smallest" or
+    "largest"; None where values to both sides were tried, or none is to be: without guidance there is no less.
+    """
+    if chosen == len(values) - 1:
+        return "largest"
+    if chosen == 0 and not (name == GUIDANCE and values[0] <= NO_GUIDANCE):
+        return "smallest"
+    return None
+
+
 def _holds_zero(difference: Value) -> bool:
     if difference.low is None or difference.high is None:
         return difference.value == 0
@@ -88,14 +107,3 @@ def _edges(settings: Sequence[Setting], best: int, chosen: int) -> tuple[Edge, .
         if name == GUIDANCE and settings[chosen][name] == low < value and untried_below:
             edges.append(Edge(name=name, value=low, end="smallest", of="chosen"))
     return tuple(edges)
-
-
-def halves(prompts: Sequence[tuple[str, str | None]]) -> tuple[list[str], list[str]]:
-    """Returns the ids of two halves of prompts (id, group), of equal number.
-
-    Prompts are ordered by group and by the digest of their id, and go to the halves in turns, so that
-    each group is halved too, whatever the order of the list. Of an odd number the last is left out.
-    """
-    ordered = sorted(prompts, key=lambda p: (p[1] or "", sha256(p[0].encode()).digest()))
-    names = [name for name, _ in ordered[: len(ordered) // 2 * 2]]
-    return names[::2], names[1::2]

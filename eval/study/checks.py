@@ -19,6 +19,7 @@ from train.run import initial_model, model_config, refuse_narrow, with_sizes
 from ..errors import BadStudy, NotPaired
 from ..images.checks import read_manifest
 from ..prompts.benchmarks import find
+from ..prompts.prompts import LEAST_HALVED
 from .earlier import refuse_changed, take_over
 from .encoders import check_classes, check_encoders, places
 from .flags import generate_settings, scorer_settings
@@ -75,7 +76,7 @@ def preflight(study: Study) -> Study:
     generate_settings(study)
     for scorer in study.scorers:
         scorer_settings(study, scorer)
-    find(study.benchmark, study.config.prompts)
+    check_settled(study, len(find(study.benchmark, study.config.prompts).items))
     check_batches(study)
     check_initial(study)
     existing = Existing(study)
@@ -88,6 +89,21 @@ def preflight(study: Study) -> Study:
     if any(node.kind == "score" for node in missing):
         check_scorers(study)
     return study
+
+
+def check_settled(study: Study, prompts: int) -> None:
+    """Raises BadStudy where settings cannot be chosen: for want of prompts to divide, or of a validation."""
+    if study.sampling_axes and prompts < LEAST_HALVED:
+        raise BadStudy(
+            f"{study.path}: settle: found {prompts} prompts, expected at least {LEAST_HALVED}: settings are chosen on "
+            "one half and reported on the other. Take more prompts, or say settle: null"
+        )
+    for name in study.trainings if "lr" in study.axes else ():
+        if study.train_config(name, study.seeds[0]).validation.source is None:
+            raise BadStudy(
+                f"{study.path}: settle.lr: found no validation.source in the training config of {name}, expected the "
+                "held-out source whose loss chooses. Set it, or leave lr out"
+            )
 
 
 def check_out(study: Study) -> None:
@@ -257,7 +273,7 @@ def check_room(study: Study, missing: Sequence[Node]) -> None:
 
 def check_scorers(study: Study) -> None:
     """Raises BadStudy where a scorer's weights or references are missing, or it wants more pictures."""
-    command = [sys.executable, "-m", f"{__package__}.ready", str(study.path)]
+    command = [sys.executable, "-m", f"{__package__}.run.ready", str(study.path)]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     if process.returncode:
         lines = process.stderr.strip().splitlines()[-3:]
@@ -340,9 +356,12 @@ def check_sets(study: Study) -> None:
             != study.train_config(study.baseline, 0).data.text
         )
         allowed = OF_VAE | (OF_TEXT if texts else set()) | set(study.config.differ)
+        allowed |= set(study.sampling_axes)
         for seed in study.seeds:
             for step in study.steps:
                 folders = [study.set_folder(name, seed, step) for name in (study.baseline, entry)]
+                if not all(map(study.is_settled, (study.baseline, entry))):
+                    continue
                 if not all((folder / "manifest.json").is_file() for folder in folders):
                     continue
                 a, b = (read_manifest(folder / "manifest.json")["settings"] for folder in folders)

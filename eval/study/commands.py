@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shards.console import counted, not_negative, number, overview, positive, say_next
@@ -136,7 +137,7 @@ def _gc_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _gc(args: argparse.Namespace) -> int:
-    from .gc import run_gc
+    from .run.gc import run_gc
 
     return run_gc(args)
 
@@ -181,6 +182,8 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pictures", type=not_negative, default=24, help="prompts that are shown")
+    edge = "give a verdict though a setting was best at an end of its range"
+    parser.add_argument("--accept-edge", action="store_true", help=edge)
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -189,7 +192,11 @@ def _report(args: argparse.Namespace) -> None:
     from .report.page import report
     from .study import Study
 
-    study = take_over(Study.open(args.study, args.out))
+    study = Study.open(args.study, args.out)
+    if args.accept_edge and study.config.settle is not None:
+        settle = study.config.settle.model_copy(update={"accept_edge": True})
+        study = replace(study, config=study.config.model_copy(update={"settle": settle}))
+    study = take_over(study)
     check_sets(study)
     refuse_changed(study)  # its pictures would be shown as those of this YAML
     data = report(study, args.pictures)

@@ -9,17 +9,26 @@ scorers: [geneval]
 from __future__ import annotations
 
 import re
+from argparse import ArgumentTypeError
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from configs import Strict
 from shards.places import local_path
 from train.config import LocalPath, Place, Text
 
+from ..images.flags import AXES
 from ..prompts.benchmarks import BENCHMARKS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._]*(-[A-Za-z0-9._]+)*")  # of an entry, as a folder's
@@ -166,6 +175,46 @@ class PanelConfig(Strict):
     reconstructions: dict[str, LocalPath] = {}
 
 
+Values = Annotated[
+    tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=2)
+]
+
+
+class SettleConfig(Strict):
+    """What is chosen for each entry, one value for all its seeds: at the last step, on half A of the
+    prompts, by the mean of the primary score over the seeds. The study then reports half B.
+    """
+
+    # guidance of the sampler; null: none is chosen. So is none where `generate` names it
+    guidance_scale: Values | None = (1.5, 2.0, 3.0, 4.5, 6.0, 9.0)
+    # lengths of the average of the weights, relative to the updates; the runs keep what they take
+    ema: Values | None = (0.05, 0.075, 0.1)
+    # timestep shifts of the sampler
+    shift: Values | None = None
+    # learning rates: each entry is trained with each in every seed, and its own validation loss chooses
+    lr: Values | None = None
+    # whether a value at an end of its range, beyond which a better one may lie, gives a verdict
+    accept_edge: bool = False
+
+    @field_validator("guidance_scale", "ema", "shift", "lr")
+    @classmethod
+    def _range(cls, values: tuple[float, ...] | None, info: ValidationInfo) -> Any:
+        if values is None:
+            return None
+        if double := _double(values):
+            raise ValueError(f"{double[0]:g} is named twice. Name each value once")
+        if info.field_name == "guidance_scale" and len([v for v in values if v <= 1]) > 1:
+            raise ValueError(
+                "several values of 1 or below make the same pictures. Name one of them"
+            )
+        if (read := AXES.get(info.field_name or "")) is not None:
+            try:
+                values = tuple(read(repr(value)) for value in values)
+            except ArgumentTypeError as error:
+                raise ValueError(str(error)) from None
+        return tuple(sorted(values))
+
+
 class StudyConfig(Strict):
     # the training config of all entries, and what all have otherwise: [steps=1000]
     train: LocalPath
@@ -182,6 +231,8 @@ class StudyConfig(Strict):
     scorers: tuple[str | dict[str, Flags], ...] = Field(min_length=1)
     # flags of `eval generate`
     generate: Flags = {}
+    # what is chosen for each entry; null: nothing, and `generate` is for all
+    settle: SettleConfig | None = SettleConfig()
     # steps that are scored: how many, equally spaced in log samples over the last decade and ending
     # with the last; or the steps themselves
     checkpoints: Size | Annotated[tuple[Size, ...], Field(min_length=1)] = 8
@@ -268,6 +319,45 @@ class StudyConfig(Strict):
             if double := _double(values):
                 raise ValueError(f"{key}: {double[0]} is named twice. Name each once")
         return self
+
+    @model_validator(mode="after")
+    def _settled_once(self) -> StudyConfig:
+        """Raises ValueError where something is both named and to be chosen."""
+        named = set(self.settle.model_fields_set) if self.settle else set()
+        for axis in sorted(named & self._named):
+            if getattr(self.settle, axis) is not None:
+                raise ValueError(
+                    f"settle.{axis}: found it in `generate`, too. Name it in one of them"
+                )
+        words = (
+            word for entry in self.entries.values() for part in entry.parts for word in part.with_
+        )
+        if "lr" in self.axes and any(w.partition("=")[0].strip() == "optim.lr" for w in words):
+            raise ValueError("settle.lr: found optim.lr of an entry, too. Name it in one of them")
+        return self
+
+    @property
+    def _named(self) -> set[str]:
+        """Settings that `generate` names, by the names of axes; no average has a length without averages."""
+        named = {
+            name.replace("-", "_") for name, value in self.generate.items() if value is not None
+        }
+        return named | ({"ema"} if "ema_weights" in named else set())
+
+    @property
+    def axes(self) -> dict[str, tuple[float, ...]]:
+        """What is chosen for each entry, in this order: its values, ascending, by the name."""
+        if self.settle is None:
+            return {}
+        ranges = {
+            name: getattr(self.settle, name) for name in ("lr", "guidance_scale", "ema", "shift")
+        }
+        asked = self.settle.model_fields_set
+        return {
+            name: values
+            for name, values in ranges.items()
+            if values and (name in asked or name not in self._named)
+        }
 
     @property
     def all_scorers(self) -> tuple[ScorerConfig, ...]:

@@ -18,7 +18,9 @@ from train.config import TrainConfig
 
 from ..errors import EvalError, StudyChanged
 from ..images.checks import read_manifest
+from .choices import settle
 from .graph import generate_id, train_id
+from .pictures import all_sets, reported_set
 from .reuse import Existing, has_pictures, has_steps, is_saved, recorded_digest
 from .study import Study
 
@@ -31,8 +33,9 @@ def refuse_changed(study: Study) -> None:
     """Raises StudyChanged where the study's own folders hold runs or sets of another study, or runs
     that are beyond a step which is still to be saved.
     """
+    study = settle(study)
     existing, lines, passed = Existing(study), [], False
-    for entry in study.entries:
+    for entry in study.trainings:
         for seed in study.seeds:
             for phase in range(len(study.parts(entry))):
                 run = study.own_run_folder(entry, seed, phase)
@@ -43,10 +46,9 @@ def refuse_changed(study: Study) -> None:
                 ):
                     lines += [f"{run}:", f"  {line}"]
                     passed = True
-            for step in study.steps:
-                folder = study.own_set_folder(entry, seed, step)
-                if differ := existing.set_differences(entry, seed, step, folder):
-                    lines += [f"{folder}:", *(f"  {line}" for line in differ[:MOST_LINES])]
+    for pictures in all_sets(study):
+        if differ := existing.set_differences(pictures):
+            lines += [f"{pictures.folder}:", *(f"  {line}" for line in differ[:MOST_LINES])]
     if lines:
         title = f"{study.path} says something else than what was made in {study.out}:"
         advice = "Go back to the former settings, move these away to make them again, or name another --out"
@@ -85,8 +87,10 @@ def _beyond(run: Path, config: TrainConfig, file: str) -> str:
 
 
 def take_over(study: Study) -> Study:
-    """Returns the study with the runs and sets made by hand that fit where it has none of its own."""
-    study = replace(study, hand_runs={}, hand_sets={})
+    """Returns the study with the runs and sets made by hand that fit where it has none of its own, and
+    with what is chosen for its entries by the scores that exist.
+    """
+    study = replace(study, hand_runs={}, hand_sets={}, settled={})
     folders = study.reuse
     for folder in study.config.reuse or ():
         if not folder.is_dir():
@@ -99,10 +103,12 @@ def take_over(study: Study) -> Study:
         with suppress(configs.ConfigError):
             seed = configs.read_yaml(run / "config.yaml").get("seed")
             by_seed.setdefault(seed if isinstance(seed, int) else None, []).append(run)
-    for entry in study.entries if by_seed else ():
+    for entry in study.trainings if by_seed else ():
         for seed in study.seeds:
             for phase in range(len(study.parts(entry))):
                 _take_run(existing, entry, seed, phase, by_seed.get(seed, ()))
+    existing = Existing(settle(existing.study))
+    study = existing.study
     sets: dict[Any, list[Path]] = {}
     for folder in _below(folders, "manifest.json", SETS_DEEP, study.out):
         with suppress(EvalError, ShardsError, OSError):  # of a checkpoint, too
@@ -113,11 +119,12 @@ def take_over(study: Study) -> Study:
     for entry in study.entries if sets else ():
         for seed in study.seeds:
             for step in study.steps:
-                if recorded_digest(study.own_set_folder(entry, seed, step)) is None:
-                    for folder in sets.get(existing.weights(entry, seed, step) or "", ()):
-                        if existing.set_differences(entry, seed, step, folder) == []:
+                pictures = reported_set(study, entry, seed, step)
+                if study.is_settled(entry) and recorded_digest(pictures.folder) is None:
+                    for folder in sets.get(existing.weights(pictures) or "", ()):
+                        if existing.set_differences(pictures, folder) == []:
                             by_hand[entry, seed, step] = folder
-    return replace(existing.study, hand_sets=by_hand)
+    return replace(study, hand_sets=by_hand)
 
 
 def _take_run(existing: Existing, entry: str, seed: int, phase: int, runs: Sequence[Path]) -> None:

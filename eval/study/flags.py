@@ -40,15 +40,17 @@ def generate_settings(study: Study) -> dict[str, Any]:
     except BadRequest as error:
         raise BadStudy(f"{study.path}: generate: {error}") from None
     if settings["ema"] is not None:
-        _check_average(study, settings["ema"], settings["ema_weights"])
+        _check_average(study, "generate: ema", settings["ema"], settings["ema_weights"])
+    for length in study.axes.get("ema", ()):
+        _check_average(study, "settle.ema", length, settings["ema_weights"])
     return settings | {"guidance_interval": interval_of(args.guidance_interval)}
 
 
-def _check_average(study: Study, length: float, averaged: bool) -> None:
+def _check_average(study: Study, key: str, length: float, averaged: bool) -> None:
     """Raises BadStudy where a run will not have kept what an average of a length takes at a step that is
     sampled.
     """
-    title = f"{study.path}: generate: ema:"
+    title = f"{study.path}: {key}:"
     if not averaged:
         raise BadStudy(
             f"{title} found it beside ema_weights: false, expected one of the two: an average, or the weights without"

@@ -2,6 +2,7 @@
 
     versions   of Python and the packages that compute; recorded, never a difference
     study      the YAML as it is resolved; seeds, scorers and flags are in it
+    settled    {entry: {axis: value}} that was chosen
     columns    {folder or url: digest, complete}: what of the caches was trained on
     commands   {node: its command, with OUT for the study's folder}; on how many processes is recorded, never
                a difference
@@ -59,6 +60,7 @@ def record_of(study: Study) -> Json:
     return {
         "versions": versions(),
         "study": _resolved(study),
+        "settled": {entry: dict(values) for entry, values in study.settled.items()},
         "columns": {place: _column(place) for place in _columns(study)},
         "commands": {
             node.id: [word.replace(str(study.out), OUT) for word in node.command] for node in nodes
@@ -115,10 +117,10 @@ def _outputs(study: Study, nodes: list[Node]) -> Iterator[tuple[str, str]]:
                 for path in _average(step, existing.flags["ema"] if last else None):
                     yield _name(study, path), sha256_file(path) if path.is_file() else ABSENT
         elif node.kind == "generate":
-            (folder,) = node.outputs
-            yield _name(study, folder), _pictures(folder)
+            for folder in node.outputs:
+                yield _name(study, folder), _pictures(folder)
         else:
-            for path in sorted(node.outputs[0].glob("*.json*")):
+            for path in (p for folder in node.outputs for p in sorted(folder.glob("*.json*"))):
                 yield _name(study, path), sha256_file(path)
 
 
@@ -172,8 +174,8 @@ def verify(study: Study) -> tuple[list[str], list[str]]:
         record["commands"] = {name: _work(words) for name, words in record["commands"].items()}
     faults = [
         f"{part}: {line}"
-        for part in ("columns", "commands", "outputs")
-        for line in _different(lock[part], now[part])
+        for part in ("settled", "columns", "commands", "outputs")
+        for line in _different(lock.get(part, {}), now[part])
     ]
     others = list(differences(lock["versions"], now["versions"]))
     return faults, others
@@ -181,7 +183,8 @@ def verify(study: Study) -> tuple[list[str], list[str]]:
 
 def removed_sets(study: Study) -> list[Path]:
     """Returns the sets of a study of which `study gc` removed pictures."""
-    folders = (node.outputs[0] for node in nodes_of(study) if node.kind == "generate")
+    made = (node for node in nodes_of(study) if node.kind == "generate")
+    folders = (folder for node in made for folder in node.outputs)
     return [folder for folder in folders if (folder / REMOVED).is_file()]
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from math import isclose
 from pathlib import Path
 from typing import Any
@@ -34,15 +35,23 @@ from train.config import TrainConfig
 from train.run import expected_record
 
 from ..errors import BadPrompts, BadScores, EvalError
-from ..images.checks import difference_text, read_manifest, removed_files, set_digest
+from ..images.checks import (
+    difference_text,
+    read_manifest,
+    read_set_prompts,
+    removed_files,
+    set_digest,
+)
+from ..images.layouts import LAYOUTS
 from ..images.runs import Run
 from ..prompts.benchmarks import find
-from ..prompts.prompts import Prompts
+from ..prompts.prompts import Half, Prompts
 from ..scores import results
 from ..scores.aggregate import means_of
 from ..scores.results import Score
 from .flags import generate_settings
 from .graph import Node, nodes_of
+from .pictures import PictureSet
 from .study import Study
 
 Json = dict[str, Any]
@@ -68,15 +77,16 @@ class Existing:
             _, columns = self.study.encode_configs[Path(node.command[-1])]
             return all(map(column_exists, columns))
         assert node.seed is not None
+        if node.open:
+            return False
         if node.kind == "train":
-            return self._trained(node.entry, node.seed, node.phase)
-        assert node.step is not None
-        folder = self.study.set_folder(node.entry, node.seed, node.step)
+            return self.trained(node.entry, node.seed, node.phase)
         if node.kind == "generate":
-            lines = self.set_differences(node.entry, node.seed, node.step, folder)
-            if lines != [] or recorded_digest(folder) is None:
-                return False
-            return has_pictures(folder) or all(map(self.score_names, self._scores_of[node.id]))
+            for each in node.sets:
+                if self.set_differences(each) != [] or recorded_digest(each.folder) is None:
+                    return False
+            kept = all(has_pictures(each.folder) for each in node.sets)
+            return kept or all(map(self.score_names, self._scores_of[node.id]))
         return bool(self.score_names(node))
 
     @cached_property
@@ -88,30 +98,36 @@ class Existing:
                 nodes[need].append(node)
         return nodes
 
-    def _trained(self, entry: str, seed: int, phase: int) -> bool:
+    def trained(self, entry: str, seed: int, phase: int) -> bool:
+        """Whether a run of this training has all that is wanted of it."""
         run = self.study.run_folder(entry, seed, phase)
         wanted = self.study.train_config(entry, seed, phase)
         file = self.weights_file(entry, phase)
         return has_steps(run, wanted, file) and self.run_differences(entry, seed, phase, run) == []
 
     def score_names(self, node: Node) -> list[str]:
-        """Returns the names of the scores that a node made of the pictures that are there now."""
+        """Returns the names of the scores that a node made of the pictures that are there now, the same of
+        all its sets.
+        """
         record = read_record(self.study, node.id)
         if record is None or not is_record_of(record, node) or record.get("exit_code"):
             return []
-        folder, names = node.outputs[0].parent, names_in(record)
+        names = names_in(record)
         beside = record.get("beside")  # items, without which no difference has an interval
         names_beside = (
             [name for name in beside if isinstance(name, str)] if isinstance(beside, list) else []
         )
-        if not all((node.outputs[0] / name).is_file() for name in names_beside):
-            return []
-        digest = recorded_digest(folder)
-        try:
-            scores = [read_whole(node.outputs[0] / f"{name}.json") for name in names]
-        except (EvalError, ShardsError, OSError, ValueError):
-            return []
-        return [] if digest is None or any(s.images != digest for s in scores) else names
+        for pictures, folder in zip(node.sets, node.outputs, strict=True):
+            if not all((folder / name).is_file() for name in names_beside):
+                return []
+            digest = recorded_digest(pictures.folder, node.half)
+            try:
+                scores = [read_whole(folder / f"{name}.json") for name in names]
+            except (EvalError, ShardsError, OSError, ValueError):
+                return []
+            if digest is None or any(score.images != digest for score in scores):
+                return []
+        return names
 
     # Runs -----------------------------------------------------------------------------------------
 
@@ -162,11 +178,13 @@ class Existing:
         self, entry: str, seed: int, manifest: Json
     ) -> dict[str, tuple[Any, Any]]:
         """Returns the averages that a run keeps where the length that is sampled cannot be made of them."""
-        if (length := self.flags["ema"]) is None:
+        named = [] if self.flags["ema"] is None else [self.flags["ema"]]
+        lengths = [*named, *self.study.axes.get("ema", ())]
+        if not lengths:
             return {}
         config = TrainConfig.model_validate(manifest["config"])
         try:
-            for step in self.study.steps:
+            for step, length in product(self.study.steps, lengths):
                 refuse_planned(config.ema, config.steps, step, length)
         except EmaLengthRefused:
             wanted = self.study.train_config(entry, seed).ema
@@ -184,13 +202,16 @@ class Existing:
 
     # Sets -----------------------------------------------------------------------------------------
 
-    def set_differences(self, entry: str, seed: int, step: int, folder: Path) -> list[str] | None:
-        """Returns in what a set's settings are others than the study's; None where there is none."""
+    def set_differences(self, pictures: PictureSet, folder: Path | None = None) -> list[str] | None:
+        """Returns in what the settings of a set, that of a folder made by hand where one is named, are
+        others than the study's; None where there is none.
+        """
+        folder = folder or pictures.folder
         if not (folder / "manifest.json").is_file():
             return None
         settings = read_manifest(folder / "manifest.json")["settings"]
-        wanted = self._settings(entry, seed, step)
-        if folder != self.study.own_set_folder(entry, seed, step):
+        wanted = self._settings(pictures)
+        if not folder.is_relative_to(self.study.out):
             wanted = {key: value for key, value in wanted.items() if key not in ROUNDING}
         return [
             difference_text(key, settings.get(key), value, THEN)
@@ -198,22 +219,24 @@ class Existing:
             if settings.get(key) != value
         ]
 
-    def _settings(self, entry: str, seed: int, step: int) -> Json:
+    def _settings(self, pictures: PictureSet) -> Json:
         """Returns the settings that a set will have, as far as they are known without loading models."""
-        flags = self.flags
+        flags = self._flags_of(pictures)
         names = ("num_inference_steps", "guidance_scale", "sampler", "seed")
         settings = {name: flags[name] for name in names} | {
             "guidance_interval": flags["guidance_interval"] and list(flags["guidance_interval"]),
             "ema": flags["ema_weights"] if flags["ema"] is None else flags["ema"],
             "images_per_prompt": self.study.images_per_prompt,
-            "step": step,
+            "step": pictures.step,
+            "half": pictures.half,
         }
         settings |= {k: flags[k] for k in ("resolution", "batch_size") if flags[k] is not None}
         if self.prompts is not None:
-            settings |= {"prompts": self.prompts.digest, "benchmark": self.prompts.benchmark}
-        if (weights := self.weights(entry, seed, step)) is not None:
+            prompts = self.prompts.half(pictures.half) if pictures.half else self.prompts
+            settings |= {"prompts": prompts.digest, "benchmark": prompts.benchmark}
+        if (weights := self.weights(pictures)) is not None:
             settings["weights"] = weights
-            run = Run(weights, training_of(self._manifest(entry, seed, step)))
+            run = Run(weights, training_of(manifest_of(self._checkpoint(pictures))))
             settings["shift"] = run.other_shift(flags["shift"])
         return settings
 
@@ -229,13 +252,17 @@ class Existing:
         except BadPrompts:
             return None
 
-    def weights(self, entry: str, seed: int, step: int) -> str | None:
+    def _flags_of(self, pictures: PictureSet) -> Json:
+        flags: Json = self.flags | dict(pictures.setting)
+        return flags
+
+    def weights(self, pictures: PictureSet) -> str | None:
         """Returns the digest of the weights that are sampled; None while they do not exist."""
         try:
-            if (length := self.flags["ema"]) is not None:
-                return digest_of_length(self._checkpoint(entry, seed, step), length)
-            files = self._manifest(entry, seed, step)["files"]
-            return str(files[self.weights_file(entry)]["sha256"])
+            if (length := self._flags_of(pictures)["ema"]) is not None:
+                return digest_of_length(self._checkpoint(pictures), length)
+            files = manifest_of(self._checkpoint(pictures))["files"]
+            return str(files[self.weights_file(pictures.entry)]["sha256"])
         except (CheckpointError, EmaLengthRefused, KeyError):
             return None
 
@@ -248,11 +275,9 @@ class Existing:
         after = self.study.train_config(entry, self.study.seeds[0], phase + 1)
         return WHOLE["ema" if after.init_ema else "weights"]
 
-    def _manifest(self, entry: str, seed: int, step: int) -> Json:
-        return manifest_of(self._checkpoint(entry, seed, step))
-
-    def _checkpoint(self, entry: str, seed: int, step: int) -> Path:
-        return self.study.run_folder(entry, seed) / "checkpoints" / f"step-{step:08d}"
+    def _checkpoint(self, pictures: PictureSet) -> Path:
+        run = self.study.run_folder(pictures.entry, pictures.seed)
+        return run / "checkpoints" / f"step-{pictures.step:08d}"
 
 
 def column_exists(place: str) -> bool:
@@ -287,9 +312,9 @@ def is_saved(checkpoint: Path, file: str) -> bool:
         return False
 
 
-def recorded_digest(folder: Path) -> str | None:
-    """Returns the digest of a complete set from its manifest; None while it is not, or lacks a file that
-    was not removed on purpose.
+def recorded_digest(folder: Path, half: Half | None = None) -> str | None:
+    """Returns the digest of a complete set, or of its pictures of a half of the prompts, from its
+    manifest; None while it is not complete, or lacks a file that was not removed on purpose.
     """
     try:
         manifest = read_manifest(folder / "manifest.json")
@@ -298,7 +323,18 @@ def recorded_digest(folder: Path) -> str | None:
         needed = manifest["files"].keys() - removed_files(folder, manifest)
     except (EvalError, ShardsError, OSError):
         return None
-    return set_digest(manifest) if _are_files(folder, needed) else None
+    if not _are_files(folder, needed):
+        return None
+    if half is None:
+        return set_digest(manifest)
+    settings, digests = manifest["settings"], manifest["files"]
+    try:
+        prompts = read_set_prompts(folder / "prompts.json", settings).half(half)
+    except (EvalError, OSError):
+        return None
+    files = LAYOUTS[settings["layout"]].files(prompts, settings["images_per_prompt"])
+    of_half = {file.path: digests[file.path] for file in files}
+    return set_digest({"settings": settings | {"half": half}, "files": of_half})
 
 
 def has_pictures(folder: Path) -> bool:
@@ -324,8 +360,8 @@ def is_record_of(record: Json, node: Node) -> bool:
     command = record.get("command")
     if not isinstance(command, list) or len(command) != len(node.command):
         return False
-    own = str(node.outputs[0].parent)
-    return all(then == now or now == own for then, now in zip(command, node.command, strict=True))
+    own = {str(each.folder) for each in node.sets}
+    return all(then == now or now in own for then, now in zip(command, node.command, strict=True))
 
 
 def names_in(record: Json) -> list[str]:

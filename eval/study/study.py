@@ -4,6 +4,7 @@
     OUT/configs/ENTRY.yaml             a training config of each entry, ENTRY-phase1.yaml of its phases
     OUT/runs/                          the runs, named by the trainer's own rule
     OUT/images/ENTRY-seed0/step-00001000/    sets of pictures with their scores
+    OUT/settle/ENTRY-seed0/at-.../    sets of half A of the prompts, by which settings are chosen for an entry
     OUT/logs/NODE.log, NODE.json       output of each command, and when it ran
 
 Nothing is read here but the configs; what exists is found by `reuse`.
@@ -24,11 +25,11 @@ from train.config import TrainConfig, run_folder
 
 from ..errors import BadStudy
 from ..prompts.benchmarks import BENCHMARKS
+from .axes import averages_of, scored_steps, setting_names, with_rate
 from .config import Part, ScorerConfig, StudyConfig, encode_config_path, is_encode_config
 
 SAYS_NOTHING = {"log_every", "save_every", "save_at", "keep", "runs"}  # keys that move no weight
 LISTED = 4  # columns that a message names
-DECADE = 10  # the scored steps are spread over the last factor of this many samples
 Run = tuple[str, int, int]  # entry, seed and the index of a phase
 Set = tuple[str, int, int]  # entry, seed and step
 
@@ -46,6 +47,8 @@ class Study:
     jobs: int = 1  # commands at a time, among which the GPUs are divided
     hand_runs: Mapping[Run, Path] = field(default_factory=dict)
     hand_sets: Mapping[Set, Path] = field(default_factory=dict)
+    # what is chosen for each entry so far: the value by axis
+    settled: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path, out: Path | None = None, jobs: int = 1) -> Study:
@@ -93,13 +96,65 @@ class Study:
 
     # Trainings ------------------------------------------------------------------------------------
 
+    @cached_property
+    def trainings(self) -> tuple[str, ...]:
+        """The names of what is trained: the entries, or each entry with each learning rate, such as
+        flux-lr-0.0001, of which one is chosen.
+        """
+        return tuple(name for entry in self.entries for name in self.trainings_of(entry))
+
+    def trainings_of(self, entry: str) -> tuple[str, ...]:
+        """Returns the names of the trainings of which one is chosen for an entry."""
+        if (rates := self.axes.get("lr")) is None:
+            return (entry,)
+        return tuple(with_rate(entry, rate) for rate in rates)
+
+    def training_name(self, entry: str) -> str:
+        """Returns the name of an entry's training; while no rate is chosen, of one in the middle."""
+        if entry not in self.config.entries or "lr" not in self.axes:
+            return entry
+        return with_rate(entry, self.setting(entry, ("lr",))["lr"])
+
     def parts(self, entry: str) -> tuple[Part, ...]:
         """Returns the phases of an entry; a single one where it names none."""
-        return self._parts[entry]
+        return self._parts[self.training_name(entry)]
 
     @cached_property
     def _parts(self) -> dict[str, tuple[Part, ...]]:
-        return {name: entry.parts for name, entry in self.config.entries.items()}
+        rates = self.axes.get("lr", ())
+        parts = {name: entry.parts for name, entry in self.config.entries.items()}
+        with_rates = {
+            with_rate(name, rate): tuple(
+                part.model_copy(update={"with_": (*part.with_, f"optim.lr={rate!r}")})
+                for part in entry_parts
+            )
+            for name, entry_parts in parts.items()
+            for rate in rates
+        }
+        return parts | with_rates
+
+    # Settings that are chosen ---------------------------------------------------------------------
+
+    @property
+    def axes(self) -> dict[str, tuple[float, ...]]:
+        """What is chosen for each entry, in this order: its values by the name."""
+        return self.config.axes
+
+    @property
+    def sampling_axes(self) -> tuple[str, ...]:
+        return tuple(axis for axis in self.axes if axis != "lr")
+
+    def setting(self, entry: str, axes: Sequence[str] | None = None) -> dict[str, float]:
+        """Returns the values of an entry, of all axes of sampling by default; while one is not chosen, a
+        value in the middle.
+        """
+        chosen = self.settled.get(entry, {})
+        names = self.sampling_axes if axes is None else axes
+        return {n: chosen.get(n, self.axes[n][len(self.axes[n]) // 2]) for n in names}
+
+    def is_settled(self, entry: str, axes: Sequence[str] | None = None) -> bool:
+        """Whether the values of these axes, of all by default, are chosen for an entry."""
+        return {*(self.axes if axes is None else axes)} <= self.settled.get(entry, {}).keys()
 
     @cached_property
     def _configs(self) -> dict[tuple[str, int], TrainConfig]:
@@ -118,7 +173,7 @@ class Study:
 
     def _loaded(self, entry: str, phase: int) -> TrainConfig:
         """Returns an entry's config of a phase, with the seed of the training config itself."""
-        key = entry, phase
+        key = entry, phase = self.training_name(entry), phase
         if key not in self._configs:
             words = self._words(entry, phase)
             config = configs.load(TrainConfig, self.config.train, words, takes_words=False)
@@ -128,6 +183,7 @@ class Study:
             self._configs[key] = config.model_copy(
                 update={
                     "save_at": saved,
+                    "ema": averages_of(config, steps, self.axes.get("ema", ())),
                     "data": config.data.model_copy(
                         update={"also": self._also(config, phase, entry)}
                     ),
@@ -197,7 +253,7 @@ class Study:
     def refuse_shared_folders(self) -> None:
         """Raises BadStudy where two runs would have one folder, by the trainer's rule for names."""
         seen: dict[Path, str] = {}
-        for entry in self.entries:
+        for entry in self.trainings:
             for phase in range(len(self.parts(entry))):
                 for seed in self.seeds:
                     folder = self.own_run_folder(entry, seed, phase)
@@ -290,13 +346,13 @@ class Study:
 
     def config_path(self, entry: str, phase: int = -1) -> Path:
         """Returns where an entry's training config is written, without seed and `init_from`."""
-        phase = self._phase(entry, phase)
+        entry, phase = self.training_name(entry), self._phase(entry, phase)
         several = len(self.parts(entry)) > 1
         return self.out / "configs" / f"{entry}{f'-phase{phase + 1}' if several else ''}.yaml"
 
     def run_folder(self, entry: str, seed: int, phase: int = -1) -> Path:
         """Returns the folder of a run: the study's own, or one made by hand that fits."""
-        phase = self._phase(entry, phase)
+        entry, phase = self.training_name(entry), self._phase(entry, phase)
         return self.hand_runs.get((entry, seed, phase)) or self.own_run_folder(entry, seed, phase)
 
     def own_run_folder(self, entry: str, seed: int, phase: int = -1) -> Path:
@@ -309,7 +365,8 @@ class Study:
         return self.hand_sets.get((entry, seed, step)) or self.own_set_folder(entry, seed, step)
 
     def own_set_folder(self, entry: str, seed: int, step: int) -> Path:
-        return self.out / "images" / f"{entry}-seed{seed}" / f"step-{step:08d}"
+        name = "-".join([f"{entry}-seed{seed}", *setting_names(self.setting(entry))])
+        return self.out / "images" / name / f"step-{step:08d}"
 
     def log(self, node: str) -> Path:
         """Returns the path of a command's log; the record of when it ran ends in .json."""
@@ -329,16 +386,6 @@ class Study:
             if isinstance(count, int | str) and str(count).isdecimal():  # "4" is a number, too
                 return int(count)
         return BENCHMARKS[self.benchmark].images_per_prompt
-
-
-def scored_steps(points: int | Sequence[int], steps: int) -> tuple[int, ...]:
-    """Returns the scored steps: those given, or so many that are equally spaced in log samples over
-    the last decade, the last being the last step.
-    """
-    if not isinstance(points, int):
-        return tuple(sorted(points))
-    shares = [DECADE ** (i / (points - 1) - 1) for i in range(points)] if points > 1 else [1.0]
-    return tuple(sorted({max(1, round(steps * share)) for share in shares}))
 
 
 def _text_columns(text: Any) -> list[str]:

@@ -78,6 +78,7 @@ def prepare(folder: Path) -> None:
         "entries": {name: f"{folder}/cache/openmoji/{name}" for name in entries},
         "seeds": list(SEEDS),
         "prompts": f"{folder}/data/prompts.json",
+        "settle": None,
         "scorers": [{"demo-fd": {"reference": str(held_out), "label": "held-out"}}],
         "generate": {"guidance_scale": 3, "batch_size": 70, "allow-class": [CLASS]},
         "reuse": [],

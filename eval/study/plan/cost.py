@@ -36,6 +36,7 @@ from train.plan import (
 
 from ...errors import BadPrompts
 from ...prompts.benchmarks import BENCHMARKS, find
+from ...prompts.prompts import Half
 from ..flags import generate_settings
 from ..graph import Node
 from ..reuse import column_exists, has_pictures, recorded_digest
@@ -136,9 +137,9 @@ class Costs:
         return most
 
     def _work(self, node: Node) -> float:
-        """Returns the FLOPs of a training, which differ between entries; 1 for other nodes."""
+        """Returns the FLOPs of a training, which differ between entries; pictures of other nodes."""
         if node.kind != "train":
-            return 1.0
+            return float(self._pictures_of(node)) or 1.0
         plan = self.plans[node.entry, node.phase]
         return plan.samples * plan.flops
 
@@ -232,7 +233,7 @@ class Costs:
         return plans
 
     def _phases(self) -> list[Phase]:
-        return [(e, p) for e in self.study.entries for p in range(len(self.study.parts(e)))]
+        return [(e, p) for e in self.study.trainings for p in range(len(self.study.parts(e)))]
 
     def _config(self, entry: str, phase: int) -> TrainConfig:
         return self.study.train_config(entry, self.study.seeds[0], phase)
@@ -285,20 +286,32 @@ class Costs:
         return plan.gpu_hours, files, str(self.study.out)
 
     def _generate(self, node: Node) -> Cost:
-        plan = self.plans[node.entry, len(self.study.parts(node.entry)) - 1]
+        name = self.study.training_name(node.entry)
+        plan = self.plans[name, len(self.study.parts(name)) - 1]
         flags = generate_settings(self.study)
-        guided = flags["guidance_scale"] > 1
         tokens = self.prompt_tokens
-        # the second pass is on the empty caption, of one token
-        passes = plan.forward.of(1, tokens) + (plan.forward.of(1, 1) if guided else 0.0)
-        steps = flags["num_inference_steps"]
+        steps, passes = flags["num_inference_steps"], 0.0
+        for each in node.sets:
+            guided = (flags | dict(each.setting))["guidance_scale"] > 1
+            # the second pass is on the empty caption, of one token
+            of_one = plan.forward.of(1, tokens) + (plan.forward.of(1, 1) if guided else 0.0)
+            passes += steps * of_one * self._pictures(each.half)
         shape = plan.data.shape
         size = self._set_bytes.get(node.entry)
         if size is None:
             size = self.pictures * PIXEL_BYTES * shape.height * shape.width * SIDE**2
+        size *= self._pictures_of(node) / max(self.pictures, 1)
         gpu, share = self.assumptions.gpu, self.assumptions.efficiency.dit
-        hours = self.pictures * steps * passes / gpu.peak / share / 3600 if gpu else None
+        hours = passes / gpu.peak / share / 3600 if gpu else None
         return hours, (Files(PICTURES, size, size),), str(self.study.out)
+
+    def _pictures(self, half: Half | None) -> int:
+        """Returns the pictures of a set, of all prompts or of a half."""
+        return self._prompts[0] // (2 if half else 1) * self.study.images_per_prompt
+
+    def _pictures_of(self, node: Node) -> int:
+        """Returns the pictures that a node makes or scores."""
+        return sum(self._pictures(node.half or each.half) for each in node.sets)
 
     @cached_property
     def _set_bytes(self) -> dict[str, float]:
@@ -311,7 +324,7 @@ class Costs:
         return sizes
 
     def _score(self, node: Node) -> Cost:
-        seconds = self.pictures * SCORE_SECONDS.get(node.scorer, OTHER_SECONDS)
+        seconds = self._pictures_of(node) * SCORE_SECONDS.get(node.scorer, OTHER_SECONDS)
         return (seconds / 3600 if self.assumptions.gpu else None), (), str(self.study.out)
 
     @cached_property

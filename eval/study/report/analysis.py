@@ -13,6 +13,9 @@ interval is 95 %, null where none is known; a difference is an entry minus the b
     targets       what each entry's model predicts, and the size of its latents: see eval/study/report/targets.py
     entries[]     baseline first: name, latents (column), sets {seed: folder} and runs {seed: folder} of the last
                   step, notes[] on its sets: note, seeds
+    settled[]     what was chosen for each entry, see eval/study/report/settled.py. Where something is to be chosen,
+                  scores, comparisons, over_steps and time_to_quality are of half B of the prompts
+    whole         then of all prompts at the last step: prompts, scores[], comparisons[]; else null
     scores[]      the primary one first: scorer, better, primary, notes; entries[], one an entry: by_seed {seed: Value},
                   over_seeds (null without scores); deviation: of training seeds, pooled over the entries (null where
                   no entry has two): value, low, high (an 80 % interval), freedom, relative (to the mean score);
@@ -38,22 +41,27 @@ interval is 95 %, null where none is known; a difference is an entry minus the b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train.checkpoints.identity import leaves
 
 from ...report.compare import Comparison, Entry, compare, mean_over_seeds
+from ...report.entries import half_of
 from ...report.report import comparison_of
 from ...scores.deviation import pooled_deviation, published_deviation, range_to_resolve
 from ...scores.results import LEVEL
 from ...scores.seeds import holm
+from ..choices import choices
 from ..encoders import places
+from ..pictures import REPORTED
 from ..plan.online import measured
 from .ledger import Training, ledger
 from .sets import Sets, entry_at, missing, open_sets, prompt_count, recorded_names, score_name
+from .settled import edges_of, own_keys, settled_records
 from .targets import target_lines, targets_of
 from .time_to_quality import step_costs, times_to_quality
 from .verdict import Verdict, covers, leaves_open, no_score, verdict_of
@@ -79,12 +87,16 @@ def analyse(study: Study) -> Analysis:
 
     Raises BadScores or OtherImages where a set or a score is damaged.
     """
-    sets, asked = open_sets(study), study.scorers[0].name
+    whole, asked = open_sets(study), study.scorers[0].name
+    sets = (
+        {key: half_of(scored, REPORTED) for key, scored in whole.items()} if study.axes else whole
+    )
+    chosen, own = choices(study), own_keys(study)
     step, baseline = study.steps[-1], study.baseline
     last = {name: entry for name in study.entries if (entry := entry_at(study, sets, name, step))}
     names = [name for name in study.entries if name != baseline]
     both = [name for name in names if name in last and baseline in last]
-    comparisons = {name: compare(last[baseline], last[name]) for name in both}
+    comparisons = {name: compare(last[baseline], last[name], own) for name in both}
     recorded = recorded_names(study)
     primary = score_name(asked, sets.values(), recorded[asked])
     levels = {name: _p(c, primary) if (c := comparisons.get(name)) else None for name in names}
@@ -92,7 +104,12 @@ def analyse(study: Study) -> Analysis:
     first = last[baseline].first if baseline in last else next(iter(sets.values()), None)
     absent = missing(study, sets, recorded)
     costs = step_costs(study)
-    verdicts = [_verdict(study, name, comparisons.get(name), primary, adjusted) for name in names]
+    verdicts = [
+        _verdict(
+            study, name, comparisons.get(name), primary, adjusted, edges_of(study, chosen, name)
+        )
+        for name in names
+    ]
     data: Json = {
         "format": FORMAT, "version": VERSION, "confidence": LEVEL, "name": _name(study.path),
         "note": study.config.note, "baseline": baseline, "step": step, "seeds": list(study.seeds),
@@ -100,7 +117,9 @@ def analyse(study: Study) -> Analysis:
         "complete": not absent, "missing": absent, "primary": {"asked": asked, "scorer": primary},
         "verdicts": [asdict(verdict) for verdict in verdicts],
         "entries": [_entry(study, name, last.get(name)) for name in study.entries],
+        "settled": settled_records(chosen),
         "scores": _scores(study, last, primary),
+        "whole": _whole(study, whole, recorded[asked]) if study.axes else None,
         "comparisons": [_comparison(c, primary, adjusted) for c in comparisons.values()],
         "over_steps": over_steps(study, sets),
         "step_costs": costs,
@@ -112,10 +131,28 @@ def analyse(study: Study) -> Analysis:
     compared = sorted((_seeds(c, primary) for c in comparisons.values()), key=len) or [()]
     prompts = study.config.benchmark or Path(data["benchmark"]).name
     covered, left_open = target_lines(data["targets"])
-    data["covers"] = covers(compared[-1], data["prompts"], prompts, len(names)) + covered
-    settings = first.settings if first else {}
-    data["leaves_open"] = leaves_open(len(compared[0]), settings, step) + left_open
+    axes, settings = [*study.axes], first.settings if first else {}
+    data["covers"] = covers(compared[-1], data["prompts"], prompts, len(names), axes) + covered
+    data["leaves_open"] = leaves_open(len(compared[0]), settings, step, axes) + left_open
     return Analysis(data, sets, last)
+
+
+def _whole(study: Study, sets: Sets, recorded: Set[str]) -> Json:
+    """Returns scores and comparisons of all prompts at the last step, with the half that settings were
+    chosen on.
+    """
+    step = study.steps[-1]
+    last = {name: entry for name in study.entries if (entry := entry_at(study, sets, name, step))}
+    primary = score_name(study.scorers[0].name, sets.values(), recorded)
+    others = [name for name in last if name != study.baseline and study.baseline in last]
+    return {
+        "prompts": prompt_count(next(iter(last.values())).first) if last else None,
+        "scores": _scores(study, last, primary),
+        "comparisons": [
+            comparison_of(compare(last[study.baseline], last[name], own_keys(study)))
+            for name in others
+        ],
+    }
 
 
 # Parts of the JSON --------------------------------------------------------------------------------
@@ -256,11 +293,15 @@ def _verdict(
     comparison: Comparison | None,
     primary: str | None,
     adjusted: Mapping[str, float | None],
+    edges: str,
 ) -> Verdict:
     title = study.scorers[0].name
     if comparison is None or primary is None:
         return no_score(name, study.baseline, title)
-    return verdict_of(comparison, primary, title, adjusted[name], len(adjusted), len(study.seeds))
+    if study.axes:
+        title = f"{title} on half {REPORTED.upper()} of the prompts"
+    planned = len(study.seeds)
+    return verdict_of(comparison, primary, title, adjusted[name], len(adjusted), planned, edges)
 
 
 def _published(study: Study, verdicts: Sequence[Verdict]) -> Json:
@@ -323,11 +364,12 @@ def _cost(study: Study, sets: Sets) -> Json:
 
 def _trainings(study: Study, name: str) -> Iterator[Training]:
     """Yields the runs of an entry, phase by phase and seed by seed."""
-    for phase in range(len(study.parts(name))):
-        for seed in study.seeds:
-            config, run = study.train_config(name, seed, phase), study.run_folder(name, seed, phase)
-            data = config.data.resolved()
-            yield Training(run, config.steps, tuple(places(data.latents)), tuple(places(data.text)))
+    for each, phase, seed in product(
+        study.trainings_of(name), range(len(study.parts(name))), study.seeds
+    ):
+        config, run = study.train_config(each, seed, phase), study.run_folder(each, seed, phase)
+        data = config.data.resolved()
+        yield Training(run, config.steps, tuple(places(data.latents)), tuple(places(data.text)))
 
 
 def _by_key(

@@ -23,7 +23,7 @@ Sets = Mapping[Key, ScoredSet]
 def open_sets(study: Study) -> dict[Key, ScoredSet]:
     """Returns all complete sets of a study, each by its entry, training seed and step."""
     sets = {}
-    for name in study.entries:
+    for name in filter(study.is_settled, study.entries):
         for step in study.steps:
             for seed in study.seeds:
                 try:

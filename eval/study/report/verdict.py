@@ -31,11 +31,12 @@ def verdict_of(
     adjusted: float | None,
     compared: int,
     planned: int,
+    edges: str = "",
 ) -> Verdict:
     """Returns the verdict by one score, which the sentence calls by its title.
 
     `adjusted` is the difference's p after Holm's step-down over `compared` entries, `planned` how
-    many training seeds the study has in all.
+    many training seeds the study has in all. `edges` is what forbids a verdict though the score has one.
     """
     entry, baseline = comparison.b, comparison.a
     difference = next((d for d in comparison.differences if d.scorer == scorer), None)
@@ -43,7 +44,7 @@ def verdict_of(
         return no_score(entry, baseline, title)
     if difference.value is None:
         return Verdict(entry, "no verdict", f"No verdict by {title}: {difference.reason}.")
-    if all(d.identical for d in comparison.differences):
+    if all(d.identical for d in comparison.differences) and not edges:
         zero = "all differences are exactly 0, in every score, training seed and prompt"
         if comparison.same_pictures:
             return Verdict(entry, "equal", f"{entry} and {baseline} are equal: {zero}.")
@@ -62,7 +63,7 @@ def verdict_of(
         f"{change(asdict(difference.value))} by {title} ({difference.better} is better), {extent}"
     )
     head = ONE_SEED[0].upper() + ONE_SEED[1:] if seeds == 1 else ""
-    if reason := comparison.no_verdict(difference):
+    if reason := edges or comparison.no_verdict(difference):
         sentence = f"No verdict: {reason}. {entry} minus {baseline} is {amount}."
         return Verdict(entry, "no verdict", sentence, head)
     if difference.resolved is None:
@@ -96,8 +97,10 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def covers(seeds: Sequence[int], prompts: int | None, benchmark: str, compared: int) -> list[str]:
-    """Returns what the verdicts' intervals cover."""
+def covers(
+    seeds: Sequence[int], prompts: int | None, benchmark: str, compared: int, axes: Sequence[str]
+) -> list[str]:
+    """Returns what the verdicts' intervals cover; `axes` are settings that were chosen for each entry."""
     lines = []
     if len(seeds) >= SEEDS_OF_A_VERDICT:
         names = ", ".join(map(str, seeds))
@@ -105,22 +108,30 @@ def covers(seeds: Sequence[int], prompts: int | None, benchmark: str, compared: 
             f"{count(len(seeds), 'training seed')} ({names}), each trained for every entry"
         )
     if prompts:
-        lines.append(f"{count(prompts, 'prompt')} of {benchmark}, the same for every entry")
+        half = f", which had no part in choosing {listed(axes)}" if axes else ""
+        lines.append(f"{count(prompts, 'prompt')} of {benchmark}, the same for every entry{half}")
     if compared > 1:
         lines.append(f"{compared} entries against one baseline, adjusted for their number (Holm)")
     return lines
 
 
-def leaves_open(seeds: int, settings: Json, step: int) -> list[str]:
+def listed(names: Sequence[str]) -> str:
+    """Returns "a", "a and b", or "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def leaves_open(seeds: int, settings: Json, step: int, axes: Sequence[str]) -> list[str]:
     """Returns what another study would have to tell."""
     lines = []
     if seeds < SEEDS_OF_A_VERDICT:
         lines.append("other training seeds, which may move a score as much as another VAE does")
     scale = settings.get("guidance_scale")
-    guidance = f"guidance {scale:g}, " if isinstance(scale, int | float) else ""
+    fixed = isinstance(scale, int | float) and "guidance_scale" not in axes
+    guidance = f"guidance {scale:g}, " if fixed else ""
+    tuned = f"{listed(axes)} alone were chosen for each" if axes else "none was tuned for an entry"
     lines.append(
         f"other settings of sampling: {guidance}{settings.get('num_inference_steps', '?')} steps and the same noise "
-        "for every entry; none was tuned for an entry"
+        f"for every entry; {tuned}"
     )
     lines.append(f"longer training than {step:,} steps, other models, other data")
     return lines

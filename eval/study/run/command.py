@@ -138,15 +138,21 @@ def list_anew(*folders: Path) -> None:
 
 
 def files_beside(node: Node, names: Collection[str]) -> list[str]:
-    """Returns the files of items and influences that lie beside some scores of a set."""
-    (folder,) = node.outputs
+    """Returns the files of items and influences that lie beside some scores, the same of each set."""
+    folder = node.outputs[0]
     return sorted(p.name for p in folder.glob("*.jsonl") if p.name.rsplit(".", 2)[0] in names)
 
 
 def score_times(node: Node) -> dict[str, int]:
-    """Returns the times at which the scores of a set were written, by name."""
-    (folder,) = node.outputs
-    return {path.stem: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+    """Returns the times at which scores were written, by name; of several sets the first, of scores that
+    all of them have.
+    """
+    times = [
+        {path.stem: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+        for folder in node.outputs
+    ]
+    names = set.intersection(*(set(of_set) for of_set in times))
+    return {name: min(of_set[name] for of_set in times) for name in names}
 
 
 def new_scores(node: Node, before: Mapping[str, int]) -> list[str]:

@@ -21,7 +21,7 @@ def config_files(study: Study) -> dict[Path, tuple[Strict, str]]:
     folder = study.out / "configs"
     note = f"Made by `study run` from {study.path} and {study.config.train}: change those."
     files: dict[Path, tuple[Strict, str]] = {}
-    for entry in study.entries:
+    for entry in study.trainings:
         for phase in range(len(study.parts(entry))):
             config = study.train_config(entry, study.seeds[0], phase)
             config = config.model_copy(update={"init_from": None} if phase else {})

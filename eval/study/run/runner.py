@@ -19,6 +19,7 @@ from shards.console import Bar, duration_text
 
 from ...errors import ClaimLost
 from ..checks import check_columns, check_pair, check_ranks, check_sets, preflight
+from ..choices import settle
 from ..earlier import take_over, taken_over
 from ..graph import Node, nodes_of, train_id
 from ..reuse import Existing, read_record
@@ -111,7 +112,7 @@ class Runner:
 
     def _look(self, node: Node) -> bool:
         """Whether a node whose needs are done is done itself; looked at once before it runs."""
-        if not set(node.needs) <= self.done or node.id in self.looked:
+        if node.open or not set(node.needs) <= self.done or node.id in self.looked:
             return False
         self.looked.add(node.id)
         if self.existing.done(node):
@@ -151,7 +152,9 @@ class Runner:
                 self.failed[node.id] = f"needs {cause}"
             elif self._look(node):
                 self.bar.skip(1)
-            elif not set(node.needs) <= self.done or writing & set(node.outputs):
+                if node.axis:
+                    self._choose()
+            elif node.open or not set(node.needs) <= self.done or writing & set(node.outputs):
                 continue
             elif self._claimed(node):
                 return node
@@ -274,6 +277,8 @@ class Runner:
         self.done.add(node.id)
         if node.kind == "encode":
             self._encoded()
+        elif node.axis:
+            self._choose()
 
     def _fail(self, node: Node, ending: str, by: str = "") -> None:
         """Says that a node failed, here or by another worker."""
@@ -305,6 +310,16 @@ class Runner:
         self.held.pop(node.id, None)
         self.elsewhere[node.id] = "a worker"
         self.bar.note(f"{node.id}: another worker has taken it over, since this one was suspended")
+
+    def _choose(self) -> None:
+        """Takes up what can be chosen for entries now, and so the commands that waited for it."""
+        study = settle(self.study)
+        for entry, values in study.settled.items():
+            for axis in values.keys() - self.study.settled.get(entry, {}).keys():
+                self.bar.note(f"chosen for {entry}: {axis} {values[axis]:g}")
+        if study.settled != self.study.settled:
+            self.study = study
+            self.nodes, self.existing = nodes_of(study), Existing(study)
 
     def _encoded(self) -> None:
         """Takes over what was made by hand of columns that exist only now, and checks these."""

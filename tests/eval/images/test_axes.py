@@ -13,8 +13,11 @@ from eval.commands import main
 from eval.errors import BadRequest, OtherImages
 from eval.images.flags import single
 from eval.images.generate import Request, generate, generate_each, requests_of
+from eval.images.imageset import ImageSetReader
 from eval.images.ranks import Rank
+from eval.prompts.prompts import halves
 from eval.report.entries import open_all
+from eval.scores import results
 from shards import exits
 from tests.commands.lines import next_lines
 from tests.eval import faults
@@ -71,6 +74,31 @@ def test_five_scales_make_the_pictures_of_five_commands(
         assert not (folder / "text").exists()
     assert len({files(folder)["00001.png"] for folder in folders}) == 5
     assert [scored.name for scored in open_all(folders)] == [f.name for f in folders]
+
+
+def test_a_half_of_the_prompts_has_the_pictures_of_the_whole_set(
+    tmp_path: Path, words: list[str]
+) -> None:
+    """Five prompts: two in each half. Both halves are scored under their names, and cannot be halved again."""
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    named = {f"face-{n}": text for n, text in enumerate(PROMPTS)}
+    (tmp_path / "few.json").write_text(json.dumps(named))
+    assert main([*words, "--save_dir", str(whole), "--guidance_scale", "2"]) == 0
+    assert main([*words, "--save_dir", str(half), "--guidance_scale", "2", "--half", "a"]) == 0
+    a, b = halves([(name, None) for name in named])
+    of_whole, of_half = ImageSetReader.open(whole), ImageSetReader.open(half)
+    assert [prompt.id for prompt in of_half.prompts.items] == sorted(a)
+    pixels = {picture.path.name: picture.read() for picture in of_whole}
+    assert all((picture.read() == pixels[picture.path.name]).all() for picture in of_half)
+    assert not main(["score", "demo-acc", str(half), "--device", "cpu"])
+    assert not main(["score", "demo-acc", str(whole), "--device", "cpu", "--half", "b"])
+    (of_a,) = results.read_all(half).values()
+    (of_b,) = results.read_all(whole / "halves/b").values()
+    assert (of_a.scorer[-7:], of_b.scorer[-7:]) == ("-half-a", "-half-b")
+    assert (of_a.prompts, of_b.prompts) == (len(a), len(b))
+    assert not results.read_all(whole)
+    with pytest.raises(OtherImages, match="found pictures of half a of the prompts"):
+        main(["score", "demo-acc", str(half), "--device", "cpu", "--half", "b"])
 
 
 def test_a_single_value_is_a_set_of_its_own_folder(

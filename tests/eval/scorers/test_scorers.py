@@ -350,14 +350,11 @@ def test_halves_of_a_benchmark_whose_questions_are_of_all_prompts(
     prompts = Prompts("genaibench", tuple(Prompt(f"{i:05d}", "a red cat") for i in range(6)))
     images = ImageSetReader.open(make_set(tmp_path / "set", prompts, "jpeg"))
     (tmp_path / "skills.json").write_text(json.dumps({"basic": [0, 1, 2, 3, 4]}))
-    for half, ids, count in (
-        ("a", ("00000", "00002", "00004"), 3),
-        ("b", ("00001", "00003", "00005"), 2),
-    ):
+    for half in ("a", "b"):
+        part = images.half_of(half)  # type: ignore[arg-type]
+        count = len({prompt.id for prompt in part.prompts.items} - {"00005"})
         words = ["--skills", tmp_path / "skills.json", "--vlm", qwen_folder]
-        (actual,) = score_set(
-            SCORERS["genai"], images.half_of(half, ids), arguments("genai", *words)
-        )
+        (actual,) = score_set(SCORERS["genai"], part, arguments("genai", *words))
         assert actual.scorer == f"genai-vqascore-tiny-qwen-half-{half}"
         assert (actual.prompts, actual.missing) == (count, 0)
     assert results.read_all(tmp_path / "set") == {}

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from eval.errors import OtherImages
-from eval.scores.choose import Edge, choose, halves
+from eval.prompts.prompts import halves
+from eval.scores.choose import Edge, choose
 from eval.scores.seeds import Estimate
 
 Z = 1.959963984540054  # of a normal distribution: 95 % lie within

@@ -27,7 +27,7 @@ def open_study(folder: Path, **values: Any) -> Study:
     train.write_text(yaml.safe_dump(base.model_dump(mode="json", exclude_defaults=True)))
     config = {
         "train": str(train), "entries": {"flux": "flux", "e2e": "flux-e2e"}, "prompts": "prompts.txt",
-        "scorers": ["clipscore", "genai"], "checkpoints": 1,
+        "scorers": ["clipscore", "genai"], "checkpoints": 1, "settle": None,
     }  # fmt: skip
     path = folder / "fair.yaml"
     path.write_text(yaml.safe_dump(config | values, sort_keys=False))

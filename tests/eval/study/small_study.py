@@ -89,7 +89,7 @@ def study_yaml(folder: Path, name: str = "fair", **values: Any) -> Path:
         "train": str(folder / "train.yaml"), "entries": {"plain": "plain", "other": other}, "seeds": [0],
         "prompts": str(folder / "few.json"), "scorers": ["demo-acc"], "encode": str(folder / "encode.yaml"),
         "generate": {"guidance_scale": 1, "num_inference_steps": 2, "batch_size": 6}, "ranks": 1,
-        "reuse": [], "checkpoints": 1,
+        "reuse": [], "checkpoints": 1, "settle": None,
     }  # fmt: skip
     return write(folder / f"{name}.yaml", study | values)
 

@@ -18,12 +18,12 @@ from eval.images.checks import REMOVED
 from eval.images.imageset import ImageSetReader
 from eval.study import gc
 from eval.study.earlier import take_over, taken_over
-from eval.study.gc import Removal, removals, remove
 from eval.study.graph import nodes_of
 from eval.study.lock import verify
 from eval.study.plan.cost import Assumptions
 from eval.study.plan.plan import plan_existing
 from eval.study.report.page import report
+from eval.study.run.gc import Removal, removals, remove
 from eval.study.run.workers import alone
 from eval.study.status import states
 from eval.study.study import Study

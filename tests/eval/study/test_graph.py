@@ -15,6 +15,7 @@ import configs
 from configs import ConfigError
 from encode import EncodeConfig
 from eval.errors import BadStudy
+from eval.study.axes import scored_steps
 from eval.study.checks import (
     check_expected,
     check_out,
@@ -27,7 +28,7 @@ from eval.study.encoders import check_classes, check_encoders
 from eval.study.flags import generate_settings
 from eval.study.graph import Node, nodes_of
 from eval.study.reuse import Existing
-from eval.study.study import Study, scored_steps
+from eval.study.study import Study
 from tests.shards.toy import moments_spec, write_column
 from train.config import TrainConfig, run_folder
 
@@ -46,6 +47,7 @@ STUDY: dict[str, Any] = {
     "scorers": ["demo-acc", {"demo-fd": {"reference": "real", "allow-few": True}}],
     "ranks": 1,
     "checkpoints": 1,
+    "settle": None,
 }
 
 
@@ -58,7 +60,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def study(**values: Any) -> Study:
     values = {key.rstrip("_"): value for key, value in (STUDY | values).items()}
     Path("fair.yaml").write_text(
-        yaml.safe_dump({k: v for k, v in values.items() if v is not None}, sort_keys=False)
+        yaml.safe_dump(
+            {k: v for k, v in values.items() if v is not None or k == "settle"}, sort_keys=False
+        )
     )
     return Study.open(Path("fair.yaml"))
 

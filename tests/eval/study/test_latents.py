@@ -61,7 +61,7 @@ def study(
     }  # fmt: skip
     text = {
         "train": str(folder / "train.yaml"), "entries": entries, "seeds": [0], "prompts": str(folder / "few.json"),
-        "scorers": ["demo-acc"], "ranks": 1, "reuse": [],
+        "scorers": ["demo-acc"], "ranks": 1, "reuse": [], "settle": None,
     }  # fmt: skip
     (folder / "study.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
     return Study.open(folder / "study.yaml", folder / "out")

@@ -46,7 +46,7 @@ def small(tmp_path: Path, train: dict[str, Any] = SMALL, **values: Any) -> Study
     study = {
         "train": str(tmp_path / "train.yaml"), "entries": SMALL_ENTRIES,
         "prompts": str(tmp_path / "prompts.txt"), "scorers": ["demo-acc"], "ranks": 1,
-        "checkpoints": 1,
+        "checkpoints": 1, "settle": None,
     }  # fmt: skip
     path = tmp_path / "fair.yaml"
     path.write_text(yaml.safe_dump(study | values))

@@ -1,7 +1,7 @@
 """Whether the scorers of a study can score its prompts: their weights, flags and references, in a process of its
 own, whose memory is free again before anything is trained.
 
-    python -m eval.study.ready STUDY.yaml
+    python -m eval.study.run.ready STUDY.yaml
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from shards import exits
 
-from ..prompts.benchmarks import find
-from ..score import SCORERS
-from .flags import scorer_settings
-from .study import Study
+from ...prompts.benchmarks import find
+from ...score import SCORERS
+from ..flags import scorer_settings
+from ..study import Study
 
 
 def main() -> None:
@@ -24,6 +24,7 @@ def main() -> None:
     study = Study.open(Path(sys.argv[1]))
     prompts = find(study.benchmark, study.config.prompts)
     count = len(prompts.items) * study.images_per_prompt
+    halved = len(prompts.half("a").items) * study.images_per_prompt
     for config in study.scorers:
         args = scorer_settings(study, config)
         if args.device == "auto":
@@ -31,7 +32,10 @@ def main() -> None:
         scorer = SCORERS[config.name]
         scorer.ready(args)
         scorer.suits(args, prompts)
-        scorer.enough(args, count, str(study.config.prompts or study.benchmark))
+        name = str(study.config.prompts or study.benchmark)
+        if study.axes:
+            scorer.enough(args, halved, f"a half of {name}")
+        scorer.enough(args, count, name)
 
 
 if __name__ == "__main__":

@@ -19,17 +19,17 @@ from shards import ShardsError, atomic_write
 from shards.console import counted, size_text
 from shards.format.atomic import read_json
 
-from ..distances import influences
-from ..errors import BadScores, BadStudy, EvalError
-from ..images.checks import REMOVED, read_manifest, removed_record
-from ..images.imageset import ImageSetReader
-from ..scores import results
-from .earlier import refuse_changed, take_over
-from .graph import Node, nodes_of
-from .reuse import Existing, recorded_digest
-from .run.workers import alone
-from .status import states
-from .study import Study
+from ...distances import influences
+from ...errors import BadScores, BadStudy, EvalError
+from ...images.checks import REMOVED, read_manifest, removed_record
+from ...images.imageset import ImageSetReader
+from ...scores import results
+from ..earlier import refuse_changed, take_over
+from ..graph import Node, nodes_of
+from ..reuse import Existing, recorded_digest
+from ..status import states
+from ..study import Study
+from .workers import alone
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,12 @@ def removals(study: Study) -> tuple[list[Removal], list[str]]:
     for node in nodes:
         if node.kind == "generate":
             scores = [score for score in nodes if node.id in score.needs and score.kind == "score"]
-            if reason := _needed(study, existing, node, scores):
-                remaining.append(f"{node.outputs[0]}: {reason}")
-            elif (removal := _removal(node.outputs[0], shown)).files:
-                found.append(removal)
+            of_page = frozenset[str]() if node.axis else shown  # a page shows no trials
+            for i, folder in enumerate(node.outputs):
+                if reason := _needed(study, existing, folder, i, scores):
+                    remaining.append(f"{folder}: {reason}")
+                elif (removal := _removal(folder, of_page)).files:
+                    found.append(removal)
     return found, remaining
 
 
@@ -85,19 +87,23 @@ def shown_prompts(study: Study) -> frozenset[str]:
     )
 
 
-def _needed(study: Study, existing: Existing, node: Node, scores: Sequence[Node]) -> str:
-    """Returns why the pictures of a set must stay; nothing where they may go."""
-    (folder,) = node.outputs
+def _needed(
+    study: Study, existing: Existing, folder: Path, number: int, scores: Sequence[Node]
+) -> str:
+    """Returns why the pictures of a set, of this number in what scores it, must stay; nothing where they
+    may go.
+    """
     if study.out.resolve() not in folder.resolve().parents:
         return "it is not in the study's folder"
-    digest = recorded_digest(folder)
-    assert digest is not None  # as the node is done
     try:
         ImageSetReader.open(folder, scored=True)  # what is there is what was scored
         for score in scores:
             for name in existing.score_names(score):
-                if not results.read_items(folder / results.NAME / f"{name}.json"):
-                    influences.read(folder, name, digest)
+                scored = score.outputs[number]
+                if not results.read_items(scored / f"{name}.json"):
+                    digest = recorded_digest(folder, score.half)
+                    assert digest is not None  # as the node is done
+                    influences.read(scored.parent, name, digest)
     except BadScores as error:
         return f"a score has neither items nor influences: {error}"
     except (EvalError, ShardsError, OSError, ValueError) as error:
@@ -127,7 +133,7 @@ def resume_states(study: Study) -> tuple[int, int]:
     """
     folders = {
         study.own_run_folder(entry, seed, phase) / "checkpoints"
-        for entry in study.entries
+        for entry in study.trainings
         for seed in study.seeds
         for phase in range(len(study.parts(entry)))
     }

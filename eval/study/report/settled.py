@@ -1,0 +1,57 @@
+"""What was chosen for each entry of a study, on half A of the prompts, and what a choice at an edge leaves open.
+
+Of each entry of study.json's `settled`: entry, scorer, better, prompts (of half A), axes[], one a setting, in the
+order in which they were chosen: axis, scorer, better, prompts (of a learning rate: the validation loss, null),
+values[] that were tried, ascending, over_seeds[] (a Value of each), by_seed[] ({seed: Value} of each), chosen (an
+index), edge ("smallest" or "largest" where the chosen value is the last that was tried on that side, else null).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...images.flags import plain
+from ..choices import Choice
+
+if TYPE_CHECKING:
+    from ..study import Study
+
+Json = dict[str, Any]
+Choices = Mapping[str, Sequence[Choice]]
+
+
+def settled_records(choices: Choices) -> list[Json]:
+    """Returns what was chosen for each entry that has a choice."""
+    return [
+        {
+            "entry": entry, "scorer": made[-1].scorer, "better": made[-1].better, "prompts": made[-1].prompts,
+            "axes": [choice.record() for choice in made],
+        }
+        for entry, made in choices.items() if made
+    ]  # fmt: skip
+
+
+def edges_of(study: Study, choices: Choices, entry: str) -> str:
+    """Returns why a choice for an entry or for the baseline gives no verdict; nothing where none is at an
+    edge, or edges are accepted.
+    """
+    if study.config.settle is None or study.config.settle.accept_edge:
+        return ""
+    texts = [
+        f"{choice.axis} of {name} is best at {plain(choice.value)}, the {choice.edge} that was tried"
+        for name in dict.fromkeys((study.baseline, entry))
+        for choice in choices[name]
+        if choice.edge
+    ]
+    if not texts:
+        return ""
+    return (
+        f"{'; '.join(texts)}. A better one may lie beyond: widen the range in `settle`, or accept the edge "
+        "(settle: {accept_edge: true}, or study report --accept-edge)"
+    )
+
+
+def own_keys(study: Study) -> set[str]:
+    """Returns the settings of sets, and keys of trainings, that were chosen for each entry."""
+    return {"optim.lr" if axis == "lr" else axis for axis in study.axes}
