@@ -19,7 +19,13 @@ from train.config import TrainConfig
 ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "configs/study").glob("*.yaml"))
 OF_TRAINING = "options"  # a study of one VAE, whose entries have options of training of their own
-OWN = {"data": {"also"}, "runs": True, "save_at": True, "init_from": True}  # of a study's run
+OWN = {
+    "data": {"also"},
+    "ema": {"power", "snapshots"},
+    "runs": True,
+    "save_at": True,
+    "init_from": True,
+}  # of a study's run; averages are kept beside the training, and move none of its weights
 
 
 @pytest.fixture(autouse=True)
