@@ -58,7 +58,10 @@ def table() -> str:
     """Returns the table as Markdown."""
     plans = {name: plan(train) for name, train in MODELS.items()}
     first = next(iter(plans.values()))
-    sets = first["generate"]["nodes"]
+    study = Study.open(STUDY)
+    sides = len(study.entries) * len(study.seeds)
+    sets = sides * len(study.steps)
+    trials = sides * sum(len(study.axes[axis]) for axis in study.sampling_axes)
     trainings = first["train"]["nodes"]
 
     def row(title: str, value: Any) -> str:
@@ -78,7 +81,10 @@ def table() -> str:
         row("the column of text, which `encode run` makes", lambda _: f"{once:,.0f}"),
         row(f"{trainings} trainings", hours("train")),
         row("one of them", lambda record: f"{record['train']['gpu_hours'] / trainings:,.0f}"),
-        row(f"{sets} sets of {first['pictures_a_set']:,} pictures", hours("generate")),
+        row(
+            f"{sets} sets of {first['pictures_a_set']:,} pictures; {trials} of half as many, which choose settings",
+            hours("generate"),
+        ),
         row("their scores (GenEval)", hours("score")),
         row("**all that `study run` does**", hours("all")),
         row("in money", lambda record: f"${record['all']['price']:,.0f}"),
@@ -91,6 +97,7 @@ def table() -> str:
         row("columns of latents", size("columns")),
         row("scored checkpoints", size("scored_checkpoints")),
         row("other checkpoints", size("other_checkpoints")),
+        row("snapshots of averages", size("ema_snapshots")),
         row("pictures", size("pictures")),
     ]
     return "\n".join(rows) + "\n"
