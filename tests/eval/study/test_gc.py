@@ -16,13 +16,13 @@ from eval.commands import main
 from eval.errors import BadStudy, MissingImages, StudyRunning
 from eval.images.checks import REMOVED
 from eval.images.imageset import ImageSetReader
-from eval.study import gc
 from eval.study.earlier import take_over, taken_over
 from eval.study.graph import nodes_of
 from eval.study.lock import verify
 from eval.study.plan.cost import Assumptions
 from eval.study.plan.plan import plan_existing
 from eval.study.report.page import report
+from eval.study.run import gc
 from eval.study.run.gc import Removal, removals, remove
 from eval.study.run.workers import alone
 from eval.study.status import states
