@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -58,7 +59,7 @@ def test_two_workers_of_which_one_is_killed(made: Path) -> None:
     wait_for(out / "logs/train/other/seed0.log", second)
     text = status(Study.open(path, out))
     assert text.count("pid ") >= 3  # of two workers, and who has which node
-    assert f"train/other/seed0: pid {second.pid} on " in text
+    assert re.search(rf"train/other/seed0: pid {second.pid} on \S+, since \d{{4}}-\d\d-\d\d", text)
     first.kill()
     first.wait()
     output = second.communicate(timeout=600)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from eval.errors import StudyRunning, WorkerDiffers
+from eval.study.run.claims import Claim
 from eval.study.run.workers import Worker, alone, claimed, workers
 from eval.study.status import status
 from eval.study.study import Study
@@ -222,3 +224,109 @@ def test_of_two_yamls_at_once_one_is_refused(tmp_path: Path) -> None:
     assert lines(tmp_path, "long.begun") == 1
     study = Study.open(paths[1 - refused], out)
     assert Study.open(out / "study.yaml", out).seeds == study.seeds
+
+
+@pytest.fixture
+def pause(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Lets all leases expire, as if this process had been suspended."""
+    now, ahead = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: now() + ahead[0])
+    return lambda: ahead.append(ahead.pop() + 1000)
+
+
+def test_who_is_suspended_while_it_joins_writes_over_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: Callable[[], None]
+) -> None:
+    """Before any of the files that it writes, and before it is seen: another of another YAML comes in meanwhile."""
+    write, take = Claim.write, Claim.take
+    for moment in range(6):  # the study, two configs, the session, the worker itself, none
+        out, calls = tmp_path / f"out{moment}", itertools.count()
+        slow = Worker(Study.open(small_yaml(tmp_path), out), 60)
+        other = Worker(Study.open(small_yaml(tmp_path, "other", seeds=[0, 1]), out), 60)
+
+        def come() -> None:
+            if next(calls) == moment:  # noqa: B023 - called in this turn alone
+                pause()
+                other.join()  # noqa: B023
+
+        def written(claim: Claim, path: Path, data: bytes) -> None:
+            come()
+            write(claim, path, data)
+
+        def taken(claim: Claim) -> None:
+            if claim.folder.name.startswith("worker-"):
+                come()
+            take(claim)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Claim, "write", written)
+            patch.setattr(Claim, "take", taken)
+            if moment < 5:
+                with pytest.raises(WorkerDiffers, match=r"seeds: found \[0, 1\], expected \[0\]"):
+                    slow.join()
+                assert len(workers(other.study)) == 1
+                assert Study.open(out / "study.yaml", out).seeds == (0, 1)
+            else:
+                slow.join()
+                assert next(calls) == 5
+                with pytest.raises(WorkerDiffers):
+                    other.join()
+        slow.leave()
+        other.leave()
+
+
+def test_a_worker_that_was_given_up_joins_again(tmp_path: Path, pause: Callable[[], None]) -> None:
+    path, out = small_yaml(tmp_path), tmp_path / "out"
+    first, second = (Worker(Study.open(path, out), 60) for _ in range(2))
+    first.join()
+    before = first.session
+    pause()
+    first.keep()  # nobody came
+    assert first.session == before
+    pause()
+    second.join()
+    assert not second.others
+    assert second.session != before
+    first.keep()
+    assert first.session == second.session
+    assert len(workers(first.study)) == 2
+    second.leave()
+    pause()
+    other = Worker(Study.open(small_yaml(tmp_path, "other", seeds=[0, 1]), out), 60)
+    other.join()
+    with pytest.raises(WorkerDiffers):
+        first.keep()
+    first.leave()
+    assert len(workers(other.study)) == 1
+    other.leave()
+
+
+def test_one_of_a_session_writes_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: Callable[[], None]
+) -> None:
+    path, out, calls, written = small_yaml(tmp_path), tmp_path / "out", list[str](), list[str]()
+    first, second, later = (Worker(Study.open(path, out), 60) for _ in range(3))
+
+    def write_lock(study: Study, write: Callable[[Path, bytes], None]) -> None:
+        calls.append("begun")
+        if len(calls) == 1:  # suspended, while another comes to its end
+            pause()
+            second.finish(study)
+        write(out / "study.lock", b"{}")
+        written.append("ended")
+
+    monkeypatch.setattr("eval.study.run.workers.write_lock", write_lock)
+    first.join()
+    second.join()
+    first.finish(first.study)
+    assert (len(calls), len(written)) == (2, 1)
+    second.finish(second.study)
+    assert len(calls) == 2
+    first.leave()
+    second.leave()
+    later.join()  # of another session
+    first.finish(first.study)
+    assert len(calls) == 2
+    later.finish(later.study)
+    assert (len(calls), len(written)) == (3, 2)
+    later.leave()
