@@ -12,13 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import CorruptColumn, Unreadable
+from ..errors import CorruptColumn, StoreError, Unreadable
 from ..format.atomic import (
     TEMPORARY,
     WHOLE_BYTES,
     Staged,
     Staging,
     atomic_write,
+    fsync_path,
     make_durable,
     naming,
     open_file,
@@ -142,14 +143,22 @@ class LocalStore(Store):
         (self.folder / name).unlink(missing_ok=True)
 
     def move(self, name: str, to: str) -> None:
-        (self.folder / to).parent.mkdir(parents=True, exist_ok=True)
+        source, target = self.folder / name, self.folder / to
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.rename(self.folder / name, self.folder / to)
+            os.rename(source, target)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            shutil.copy2(self.folder / name, self.folder / to)  # a link led to another disk
-            os.unlink(self.folder / name)
+            shutil.copy2(source, target)  # a link led to another disk
+            fsync_path(target)
+            make_durable(target)
+            if target.stat().st_size != source.stat().st_size:
+                raise StoreError(
+                    f"{target}: it changed while {source} was copied to it. Nothing was deleted; run "
+                    "again"
+                ) from None
+            os.unlink(source)
 
     def open(self, name: str, cached: bool = True, committed: Committed | None = None) -> Handle:
         try:

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from shards.__main__ import main
 from shards.column.lease import Lease
 from shards.errors import StoreError
 from shards.format.atomic import appear
+from shards.store.local import LocalStore
 from shards.tools.verify import logical_digest, verify
 from tests.forks import fork, wait
 from tests.seccomp import deny, no_atomic_names, no_links
@@ -122,6 +124,31 @@ def test_a_source_of_another_file_system_is_an_error_still(tmp_path: Path) -> No
     with pytest.raises(OSError, match=os.strerror(errno.EXDEV)) as caught:
         appear(tmp_path / "x", other_disk / "never-made")
     assert caught.value.errno == errno.EXDEV
+
+
+def test_an_object_moved_to_another_disk_is_durable_before_it_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, places = tmp_path.stat().st_dev, map(Path, ("/dev/shm", "/tmp", "/var/tmp"))
+    other_disk = next((p for p in places if p.is_dir() and p.stat().st_dev != device), None)
+    if other_disk is None:
+        pytest.skip("one file system only")
+    synced: list[tuple[int, bool]] = []  # inode, and whether the source was there then
+    sync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, (tmp_path / "x").exists()))
+        sync(descriptor)
+
+    with tempfile.TemporaryDirectory(dir=other_disk) as place:
+        (tmp_path / "quarantine").symlink_to(place)
+        (tmp_path / "x").write_bytes(b"one")
+        monkeypatch.setattr(os, "fsync", note)
+        LocalStore(tmp_path).move("x", "quarantine/x")
+        assert (Path(place) / "x").read_bytes() == b"one"
+        expected = {(Path(place) / "x").stat().st_ino, Path(place).stat().st_ino}
+        assert expected <= {inode for inode, before in synced if before}
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("command", ["copy", "convert", "stage"])
