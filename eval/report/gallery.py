@@ -22,6 +22,7 @@ from .orders import Choice, PromptScores, choose, distance
 Json = dict[str, Any]
 # of a picture on the page, in pixels: the first at which all fit
 SIDES = (1024, 768, 512, 384, 256, 192, 128, 96, 64)
+FEW = 4  # prompts after which pictures twice too large are given up for the next smaller side
 MOST_BYTES = 6_000_000  # of all pictures of a section
 LOST_TIMES = 4  # by which what a reconstruction lost is made visible
 
@@ -115,8 +116,6 @@ def gallery(
         wanted = wanted or len(choice.prompts)
         records = list[Json]()
         for side in sides:
-            if side > sides[-1] and _hopeless(records, len(choice.prompts), side, budget):
-                continue
             records = _records(choice, shown, side, budget)
             if len(records) == len(choice.prompts):
                 return _ordered(records, choice, wanted, bool(originals))
@@ -142,7 +141,10 @@ def _records(choice: Choice, shown: _Shown, side: int, most_bytes: int) -> list[
             record = {"set": i, "name": name, "note": shown.note(name, prompt), "lost": lost}
             pictures.append(record | thumbnail(picture, side) | {"number": by_prompt[key].number})
         size += sum(len(record["uri"]) + len(record["lost"]) for record in pictures)
-        if size > most_bytes:
+        hopeless = len(records) >= FEW and size * len(choice.prompts) > 2 * most_bytes * len(
+            records
+        )
+        if size > most_bytes or (hopeless and side > SIDES[-1]):
             break
         records.append(
             {
@@ -154,18 +156,6 @@ def _records(choice: Choice, shown: _Shown, side: int, most_bytes: int) -> list[
             }
         )
     return records
-
-
-def _hopeless(records: Sequence[Json], count: int, side: int, most_bytes: int) -> bool:
-    """Whether pictures of at most `side` pixels are too many bytes, as larger ones of some prompts say
-    if their bytes shrink as their areas do, which is more than they do.
-    """
-    size: float = sum(
-        (len(p["uri"]) + len(p["lost"])) * min(1, side / max(p["width"], p["height"])) ** 2
-        for record in records
-        for p in record["pictures"]
-    )
-    return size * count > most_bytes * len(records)
 
 
 def _ordered(records: Sequence[Json], choice: Choice, asked: int, lost: bool) -> Gallery:
