@@ -141,9 +141,8 @@ def _records(choice: Choice, shown: _Shown, side: int, most_bytes: int) -> list[
             record = {"set": i, "name": name, "note": shown.note(name, prompt), "lost": lost}
             pictures.append(record | thumbnail(picture, side) | {"number": by_prompt[key].number})
         size += sum(len(record["uri"]) + len(record["lost"]) for record in pictures)
-        hopeless = len(records) >= FEW and size * len(choice.prompts) > 2 * most_bytes * len(
-            records
-        )
+        count = len(records) + 1
+        hopeless = count >= FEW and size / count * len(choice.prompts) > 2 * most_bytes
         if size > most_bytes or (hopeless and side > SIDES[-1]):
             break
         records.append(
