@@ -11,6 +11,7 @@ from pathlib import Path
 from shards.console import duration_text, next_text, render
 from train.checkpoints.checkpoint import steps
 
+from ..images.flags import plain
 from .earlier import take_over, taken_over
 from .graph import Node, nodes_of
 from .reuse import Existing, read_record
@@ -62,8 +63,9 @@ def status(study: Study) -> str:
     out = [] if study.out == Path("studies") / study.path.stem else ["--out", study.out]
     after = next_text("eval", "study", verb, study.path, *out)
     return render(
-        head, *encoding, table, *_claims(study, nodes), *_failures(study, nodes, done), after
-    )
+        head, *encoding, table, *_chosen(study), *_claims(study, nodes),
+        *_failures(study, nodes, done), after,
+    )  # fmt: skip
 
 
 def _training(study: Study, node: Node, done: dict[str, bool]) -> str:
@@ -77,6 +79,16 @@ def _training(study: Study, node: Node, done: dict[str, bool]) -> str:
 
 def _count(nodes: Sequence[Node], done: dict[str, bool]) -> str:
     return f"{sum(done[node.id] for node in nodes)} of {len(nodes)}"
+
+
+def _chosen(study: Study) -> Iterator[str]:
+    """Yields what is chosen for each entry so far, and what is still to be."""
+    for entry in study.entries if study.axes else ():
+        values = study.settled.get(entry, {})
+        parts = [f"{axis} {plain(values[axis])}" for axis in study.axes if axis in values]
+        if left := [axis for axis in study.axes if axis not in values]:
+            parts.append(f"{', '.join(left)} to be chosen")
+        yield f"{entry}: {', '.join(parts)}"
 
 
 def _holders(study: Study) -> str:

@@ -17,6 +17,7 @@ from shards.console import counted, duration_text, render, size_text
 from train.plan import Efficiency, gpu_named
 
 from ...errors import StudyChanged
+from ...images.flags import plain
 from ..earlier import refuse_changed, take_over, taken_over
 from ..flags import generate_settings, scorer_settings
 from ..graph import Kind, nodes_of
@@ -150,6 +151,10 @@ def as_text(plan: StudyPlan) -> str:
         f"baseline {study.baseline}; against it {', '.join(study.entries[1:])}; primary score "
         f"{study.scorers[0].name}",
     ]  # fmt: skip
+    lines += [
+        f"chosen for each entry: {axis}, of {', '.join(map(plain, values))}"
+        for axis, values in study.axes.items()
+    ]
     lines += [f"taken over: {node} from {folder}" for node, folder in plan.taken_over.items()]
     return render(*lines, "", _table(plan), *_disk_table(plan), *_time_lines(plan), *(r.verdict() for r in plan.rooms),
                   *_largest_lines(plan), *_assumed_lines(a), *plan.notes)  # fmt: skip

@@ -127,6 +127,57 @@ def test_an_edited_score_of_a_trial_is_made_again_before_it_chooses(settled: Pat
         path.write_bytes(before)
 
 
+def test_status_and_plan_say_what_is_chosen(settled: Path) -> None:
+    fair = opened(settled)
+    said = study("status", settled / "fair.yaml", "--out", settled / "out").stdout
+    for entry, chosen in fair.settled.items():
+        text = f"{entry}: guidance_scale {chosen['guidance_scale']:g}, ema {chosen['ema']:g}"
+        assert text in said
+    planned = study("plan", settled / "fair.yaml", "--out", settled / "out").stdout
+    assert "chosen for each entry: guidance_scale, of 1, 2" in planned
+    assert "all that the study asks for exists" in planned
+
+
+@pytest.mark.slow
+def test_learning_rates_are_trained_and_chosen_by_the_validation_loss(tmp_path: Path) -> None:
+    """A rate of next to nothing learns nothing, so the larger one is chosen for both, by the losses in the runs'
+    metrics; pictures are made of the chosen trainings alone.
+    """
+    folder = write_inputs(tmp_path / "inputs")
+    train = yaml.safe_load((folder / "train.yaml").read_text())
+    train |= {
+        "validation": {"source": str(folder / "cache/pets"), "every": 3, "rows": 8, "batch": 8}
+    }
+    (folder / "train.yaml").write_text(yaml.safe_dump(train))
+    rates = {"lr": [1e-9, 1e-2], "guidance_scale": None, "ema": None, "accept_edge": True}
+    result = study("run", study_yaml(folder, **values(settle=rates)), "--out", folder / "out")
+    assert result.returncode == 0, result.stdout + result.stderr
+    fair = opened(folder)
+    assert len(list((folder / "out/runs").iterdir())) == 2 * 2 * 2
+    for entry in fair.entries:
+        losses = []
+        for rate in (1e-9, 1e-2):
+            of_seeds = []
+            for seed in (0, 1):
+                (run,) = (folder / "out/runs").glob(
+                    f"{entry}-lr-{rate:.0e}-*seed{seed}*".replace("1e-02", "0.01")
+                )
+                lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+                of_seeds.append(
+                    [line["validation"]["loss"] for line in lines if "validation" in line][-1]
+                )
+            losses.append(fmean(of_seeds))
+        assert losses[1] < losses[0]
+        assert fair.settled[entry] == {"lr": 1e-2}
+        commands = [node.command for node in nodes_of(fair) if node.kind == "generate"]
+        assert all(
+            "-lr-0.01-" in command[command.index("--checkpoint") + 1] for command in commands
+        )
+    data = analyse(fair).data
+    assert data["complete"]
+    assert data["settled"][0]["axes"][0]["scorer"] == "validation loss"
+
+
 # Without a run ------------------------------------------------------------------------------------
 
 
