@@ -16,6 +16,7 @@ SETTINGS = {
     "lr": "learning rate",
 }  # fmt: skip
 AXES = ("steps", "samples", "FLOPs", "hours")  # what scores are drawn over, if it is known of all
+HALF_A = "-half-a"  # ends the names of scores that settings are chosen by
 MOST_NUMBERS = 8  # that have room below a chart
 
 
@@ -127,7 +128,7 @@ def settled(data: Json) -> Json | None:
     """Returns what the page says of settings that were chosen for each entry; None where none were.
 
     Fields: by, prompts (the score, and the prompts of half A), settings (keys of sets and trainings), axes[]:
-    axis, title, by (what it was chosen by), better, drawing, entries[], one an entry in the page's order: value,
+    axis, title, by (what it was chosen by), better, drawing, entries[], one an entry in the page's order: entry, value,
     score (a Value), edge, tried (the least and the most); null where nothing is chosen yet.
     """
     records = {record["entry"]: record for record in data.get("settled") or ()}
@@ -139,7 +140,7 @@ def settled(data: Json) -> Json | None:
             axes.setdefault(axis["axis"], {})[entry] = {**record, **axis}
     first = next(iter(records.values()))
     return {
-        "by": first["scorer"],
+        "by": first["scorer"].removesuffix(HALF_A),
         "prompts": first["prompts"],
         "settings": ["optim.lr" if axis == "lr" else axis for axis in axes],
         "axes": [_axis(data, axis, by_entry) for axis, by_entry in axes.items()],
@@ -159,19 +160,20 @@ def _axis(data: Json, axis: str, by_entry: Mapping[str, Json]) -> Json:
     values = sorted({x for record in by_entry.values() for x in record["values"]})
     title = SETTINGS.get(axis, axis)
     record = next(iter(by_entry.values()))
+    score = record["scorer"].removesuffix(HALF_A)
     return {
         "axis": axis,
         "title": title,
-        "by": record["scorer"],
+        "by": score,
         "better": record["better"],
         "drawing": charts.curves(
-            record["scorer"], lines, log_x=True, colours=[colour[entry] for entry, _ in lines], bands=bands,
+            score, lines, log_x=True, colours=[colour[entry] for entry, _ in lines], bands=bands,
             marks=marks, numbers=values if len(values) <= MOST_NUMBERS else (), axis=title,
         ),
         "entries": [
             (r := by_entry.get(name))
             and {
-                "value": r["values"][r["chosen"]], "score": r["over_seeds"][r["chosen"]],
+                "entry": name, "value": r["values"][r["chosen"]], "score": r["over_seeds"][r["chosen"]],
                 "edge": r["edge"], "tried": [min(r["values"]), max(r["values"])],
             }
             for name in colour

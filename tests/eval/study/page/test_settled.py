@@ -30,7 +30,7 @@ def axis(
     name: str, values: list[float], scores: list[float], chosen: int, edge: str | None
 ) -> Json:
     return {
-        "axis": name, "scorer": PRIMARY, "better": "higher", "prompts": 15, "values": values,
+        "axis": name, "scorer": f"{PRIMARY}-half-a", "better": "higher", "prompts": 15, "values": values,
         "over_seeds": [value(x) for x in scores], "by_seed": [{"0": value(x)} for x in scores],
         "chosen": chosen, "edge": edge,
     }  # fmt: skip
@@ -51,7 +51,7 @@ def data(made: Json) -> Json:
     flux = [axis("guidance_scale", SCALES, [1.0, 2.0, 1.5], 1, None)]
     e2e = [axis("guidance_scale", SCALES, [3.0, 2.5, 2.0], 0, "smallest")]
     flux.append(axis("ema", [0.05, 0.1], [2.0, 2.1], 1, "largest"))
-    about = {"scorer": PRIMARY, "better": "higher", "prompts": 15}
+    about = {"scorer": f"{PRIMARY}-half-a", "better": "higher", "prompts": 15}
     data["settled"] = [
         {"entry": "flux", **about, "axes": flux},
         {"entry": "e2e", **about, "axes": e2e},
@@ -100,6 +100,14 @@ def test_the_page_says_what_was_chosen_on_what(data: Json) -> None:
     assert "guidance_scale of the pictures chosen for each entry" in text
     assert text.index("half B") < text.index("Differences from")
     assert "% settings were chosen for each entry on half A of the prompts" in latex(data)
+
+
+def test_entries_with_equal_choices_are_told_apart(data: Json) -> None:
+    data["settled"][0]["axes"] = data["settled"][1]["axes"]
+    text = Page(render(data)).text
+    for name in ("flux", "e2e"):
+        assert f"{name}: the guidance scale chosen, 1.5, is the smallest that was tried." in text
+    assert "half-a" not in text
 
 
 def test_the_whole_set_is_labelled(data: Json) -> None:
