@@ -97,8 +97,7 @@ class Runner:
         with Bar(f"{self.study.path.stem}:", len(self.nodes), "commands") as self.bar:
             if self.worker is not None and self.worker.others:  # who may have encoded meanwhile
                 self._encoded()
-            for node in self.nodes:
-                self._look(node)
+            self._look_at_all()
             self.bar.skip(len(self.done))
             for line in self._plan():
                 self.bar.note(line)
@@ -109,6 +108,15 @@ class Runner:
         state = f"{left} commands are left" if left else "all that the study asks for exists"
         print(f"{self.study.out}: {state}", flush=True)
         return FAILED if self.broken else 0
+
+    def _look_at_all(self) -> None:
+        """Looks which nodes are done; of those that depend on a choice, once that can be made."""
+        nodes: list[Node] = []
+        while nodes is not self.nodes:
+            nodes = self.nodes
+            for node in nodes:
+                self._look(node)
+            self._choose()
 
     def _look(self, node: Node) -> bool:
         """Whether a node whose needs are done is done itself; looked at once before it runs."""
@@ -152,13 +160,12 @@ class Runner:
                 self.failed[node.id] = f"needs {cause}"
             elif self._look(node):
                 self.bar.skip(1)
-                if node.axis:
-                    self._choose()
+                self._choose()
             elif node.open or not set(node.needs) <= self.done or writing & set(node.outputs):
                 continue
             elif self._claimed(node):
                 return node
-            elif nodes is not self.nodes:  # a column exists now, and so other nodes may be done
+            if nodes is not self.nodes:  # a column or a choice exists now: other nodes may be done
                 return self._next()
         return None
 

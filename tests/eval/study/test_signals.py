@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -206,3 +206,24 @@ def test_a_stop_ends_a_command_in_order(tmp_path: Path) -> None:
     assert stoppable(go) == 128 + signal.SIGTERM
     assert (tmp_path / "saves").exists()
     assert not work.study.log("encode/saves").with_suffix(".json").exists()
+
+
+@pytest.mark.parametrize("needs", [(), ("encode/first",)])
+def test_a_choice_that_can_be_made_by_what_another_worker_made(
+    tmp_path: Path, needs: tuple[str, ...]
+) -> None:
+    """Seen at the start, or once what came before it is done: what waited for the choice runs."""
+    first = python(tmp_path, "first", TOUCH)
+    trial = replace(python(tmp_path, "trial", TOUCH, *needs), axis="guidance_scale")
+    last = python(tmp_path, "last", TOUCH, trial.id)
+    work = runner_of(tmp_path, first, trial, replace(last, open=True))
+    (tmp_path / "trial").touch()
+
+    def choose() -> None:
+        if trial.id in work.done and any(node.open for node in work.nodes):
+            work.nodes = [first, trial, last]
+
+    work._choose = choose  # type: ignore[method-assign]
+    assert work.go() == 0
+    assert work.done == {first.id, trial.id, last.id}
+    assert not work.study.log(trial.id).exists()
