@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
@@ -18,14 +19,19 @@ from eval.prompts.prompts import halves
 from eval.study.choices import choices, settle
 from eval.study.earlier import take_over
 from eval.study.graph import nodes_of
+from eval.study.lock import verify
 from eval.study.pictures import reported_set, trial_sets
 from eval.study.report.analysis import analyse
+from eval.study.report.page import report
 from eval.study.run.files import write_configs
+from eval.study.run.gc import removals, remove
+from eval.study.status import states
 from eval.study.study import Study
 from tests.eval.study.handmade import open_study
 from tests.eval.study.small_study import study, study_yaml, write_inputs
 from train.checkpoints.snapshots import EmaLengthRefused, refuse_planned
 
+pytestmark = pytest.mark.timeout(900)  # a study is dozens of processes, each of which imports torch
 SETTLE = {"guidance_scale": [1, 2], "ema": [0.05, 0.1], "accept_edge": True}
 
 
@@ -108,6 +114,33 @@ def test_nothing_is_made_twice_and_the_lock_holds(settled: Path) -> None:
     assert verified.returncode == 0, verified.stdout
     lock = json.loads((settled / "out/study.lock").read_bytes())
     assert lock["settled"]["plain"].keys() == {"guidance_scale", "ema"}
+
+
+def test_pictures_of_trials_are_removed_once_they_have_chosen(
+    settled: Path, tmp_path: Path
+) -> None:
+    """All of them, as no page shows them; the choices are those of before, and the study is whole."""
+    shutil.copytree(settled / "out", tmp_path / "out")
+    fair = take_over(Study.open(settled / "fair.yaml", tmp_path / "out"))
+    before = report(fair, 2)
+    planned, remaining = removals(fair)
+    assert remaining == []
+    for removal in planned:
+        remove(removal)
+    again = take_over(Study.open(settled / "fair.yaml", tmp_path / "out"))
+    assert again.settled == fair.settled
+    for entry, seed in product(fair.entries, (0, 1)):
+        for axis in ("guidance_scale", "ema"):
+            for each in trial_sets(fair, entry, seed, axis):
+                assert list(each.folder.rglob("*.png")) == []
+        left = reported_set(fair, entry, seed, 6).folder.rglob("*.png")
+        assert {path.stem for path in left} == set(before["shown"])
+    assert all(states(again).values())
+    assert verify(again) == ([], [])
+    after = report(again, 2)
+    for key in ("settled", "scores", "verdicts", "whole", "shown"):
+        assert after[key] == before[key]
+    assert removals(again) == ([], [])
 
 
 def test_an_edited_score_of_a_trial_is_made_again_before_it_chooses(settled: Path) -> None:
