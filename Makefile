@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test servers soak lint bench bench-encode bench-train bench-eval bench-gpu
+.PHONY: help setup demo test servers soak lint bench bench-remote bench-encode bench-train bench-eval bench-gpu
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -31,6 +31,9 @@ lint: .venv/ready-test   ## check format, style and types
 
 bench: .venv/ready-bench .venv-peers/ready   ## measure reading, beside other libraries
 	$(PY) -m shards bench --peers .venv-peers/bin/python --json bench/results.json $(ARGS)
+
+bench-remote: .venv/ready-test   ## measure reading from an object store on loopback, at 0 and 20 ms a request (ten minutes; nginx if it is installed)
+	OMP_NUM_THREADS=1 $(PY) -m tests.bench.reading.remote --json bench/remote.json $(ARGS)
 
 bench-encode: .venv/ready-test   ## measure the encode engine: overhead, encoder-busy share, many shards (half an hour)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m encode bench --json bench/encode.json $(ARGS)

@@ -1,0 +1,175 @@
+"""A folder as a read-only object store on loopback: nginx for the bytes where it is installed, a listing
+of Python's, and a proxy that is late.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import escape
+
+BUCKET = "bench"
+CONFIG = """
+daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx.err; worker_processes 2; {user}
+events {{ worker_connections 512; }}
+http {{
+  client_body_temp_path {folder}/nginx; proxy_temp_path {folder}/nginx; fastcgi_temp_path {folder}/nginx;
+  uwsgi_temp_path {folder}/nginx; scgi_temp_path {folder}/nginx;
+  log_format counted '$request_method $body_bytes_sent'; access_log {folder}/access.log counted;
+  sendfile on; tcp_nopush on; keepalive_requests 1000000;
+  server {{
+    listen 127.0.0.1:{port} backlog=512; root {folder}/bucket;
+    location / {{ if ($args ~ "list-type") {{ proxy_pass http://127.0.0.1:{listing}; }} }}
+  }}
+}}
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Listings of a folder, and its files by range."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    folder: Path
+    log: list[int]
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        path = self.folder / unquote(url.path).strip("/")
+        if "list-type" in url.query:
+            self.answer(200, listing(self.folder / BUCKET, parse_qs(url.query)).encode())
+        elif not path.is_file():
+            self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+        else:
+            size, status, start, end = path.stat().st_size, 200, 0, path.stat().st_size
+            headers = {"ETag": f'"{size}"', "Last-Modified": "Sat, 01 Jan 2000 00:00:00 GMT"}
+            if part := self.headers.get("Range"):
+                first, _, last = part.removeprefix("bytes=").partition("-")
+                status, start, end = 206, int(first), min(int(last) + 1, size)
+                headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+            with path.open("rb") as file:
+                file.seek(start)
+                self.answer(status, file.read(end - start), headers)
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+        self.log.append(len(body))
+
+
+def listing(folder: Path, query: dict[str, list[str]]) -> str:
+    """Returns S3's answer to a request for a list of all objects below a prefix."""
+    prefix = query.get("prefix", [""])[0]
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    items = "".join(
+        f"<Contents><Key>{escape(name)}</Key><Size>{(folder / name).stat().st_size}</Size>"
+        "<LastModified>2000-01-01T00:00:00.000Z</LastModified></Contents>"
+        for name in names
+        if name.startswith(prefix)
+    )
+    return f"<ListBucketResult><IsTruncated>false</IsTruncated>{items}</ListBucketResult>"
+
+
+class Store:
+    """The folder `bucket` below a folder, served until the block ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._sent, self._log = folder, 0, list[int]()
+        handler = type("Handler", (Handler,), {"folder": folder / "bucket", "log": self._log})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.port, self.name = self._server.server_port, "Python's http.server"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._nginx: subprocess.Popen[bytes] | None = None
+        if nginx := shutil.which("nginx"):
+            self.name, listing_port, self.port = "nginx", self.port, free_port()
+            root = Path("/proc/self").stat().st_uid == 0
+            config = folder / "nginx.conf"
+            config.write_text(
+                CONFIG.format(
+                    folder=folder, port=self.port, listing=listing_port, user="user root;" * root
+                )
+            )
+            (folder / "nginx").mkdir()
+            self._nginx = subprocess.Popen([nginx, "-c", str(config), "-e", f"{folder}/nginx.err"])
+
+    def __enter__(self) -> Store:
+        for _ in range(500):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+                return self
+            time.sleep(0.02)
+        raise RuntimeError(f"{self.name} does not answer: see {self.folder}/nginx.err")
+
+    def count(self) -> tuple[int, int]:
+        """Returns (requests, bytes of bodies) that were answered since this was asked last."""
+        sizes = self._log
+        if self._nginx is not None:
+            time.sleep(0.05)  # a line is written after its answer
+            lines = (self.folder / "access.log").read_text().splitlines()
+            sizes = [int(line.split()[1]) for line in lines]
+        new, self._sent = sizes[self._sent :], len(sizes)
+        return len(new), sum(new)
+
+    def __exit__(self, *_: object) -> None:
+        if self._nginx is not None:
+            self._nginx.terminate()
+            self._nginx.wait(20)
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class Delayed:
+    """Passes connections on to a port; every request comes late, and answers as they come."""
+
+    def __init__(self, to: int, seconds: float) -> None:
+        self._to, self._seconds = to, seconds
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._to))
+                for end in (client, server):
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for a, b, seconds in ((client, server, self._seconds), (server, client, 0.0)):
+                    threading.Thread(target=pass_on, args=(a, b, seconds), daemon=True).start()
+
+    def __enter__(self) -> Delayed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+
+def pass_on(a: socket.socket, b: socket.socket, seconds: float) -> None:
+    """Passes on what comes from `a` to `b`, each part `seconds` late; a request is one part."""
+    with suppress(OSError):
+        while part := a.recv(1 << 18):
+            if seconds:
+                time.sleep(seconds)
+            b.sendall(part)
+    for end in (a, b):
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+        end.close()
