@@ -93,7 +93,7 @@ def preflight(study: Study) -> Study:
 
 def check_settled(study: Study, prompts: int) -> None:
     """Raises BadStudy where settings cannot be chosen: for want of prompts to divide, or of a validation."""
-    if study.sampling_axes and prompts < LEAST_HALVED:
+    if study.halved and prompts < LEAST_HALVED:
         raise BadStudy(
             f"{study.path}: settle: found {prompts} prompts, expected at least {LEAST_HALVED}: settings are chosen on "
             "one half and reported on the other. Take more prompts, or say settle: null"

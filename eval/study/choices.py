@@ -12,10 +12,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from configs import ConfigError
-from train.report import read_records
-
-from ..errors import BadScores
 from ..report.compare import estimate_of
 from ..scores.choose import best_mean, edge_of
 from ..scores.results import Value
@@ -123,16 +119,17 @@ class _Source:
         return min(names, key=lambda name: (len(name), name), default=None)
 
     def _by_loss(self, entry: str) -> Choice | None:
-        """Returns the choice of a learning rate, by the loss of each run's last validation."""
+        """Returns the choice of a learning rate, by the loss of each run at its last step."""
         study = self.study
         losses = []
         for seed in study.seeds:
             of_seed = []
             for name in study.trainings_of(entry):
+                loss = self.existing.validation_loss(name, seed)
                 phase = len(study.parts(name)) - 1
-                if not self.existing.trained(name, seed, phase):
+                if loss is None or not self.existing.trained(name, seed, phase):
                     return None
-                of_seed.append(_validation_loss(study, name, seed))
+                of_seed.append(loss)
             losses.append(of_seed)
         estimates = [[Estimate(value=value) for value in of_seed] for of_seed in losses]
         values = [[Value(value) for value in of_seed] for of_seed in losses]
@@ -158,18 +155,3 @@ class _Source:
             ),
             chosen=best_mean([[value.value for value in each] for each in of_setting], better),
         )
-
-
-def _validation_loss(study: Study, name: str, seed: int) -> float:
-    """Returns the loss of a run's last validation; BadScores where its metrics have none."""
-    path = study.run_folder(name, seed) / "metrics.jsonl"
-    try:
-        records = [r["validation"] for r in read_records(path) if "validation" in r]
-    except ConfigError as error:
-        raise BadScores(f"{path}: {error}") from None
-    if not records:
-        raise BadScores(
-            f"{path}: found no validation, by whose loss a learning rate is chosen. Set validation.source in the "
-            "training config, and train again"
-        )
-    return float(records[-1]["loss"])

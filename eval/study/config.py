@@ -40,7 +40,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**64, strict=True)]
 # flags of `eval generate` that the study gives itself
 OWN_FLAGS = {
     *("checkpoint", "tag", "type", "prompts", "metadata_file", "benchmark", "save_dir"),
-    "text_cache",
+    *("text_cache", "half"),
 }
 # keys of the training config, likewise, and what is said instead
 OWN_KEYS = {
@@ -329,11 +329,15 @@ class StudyConfig(Strict):
                 raise ValueError(
                     f"settle.{axis}: found it in `generate`, too. Name it in one of them"
                 )
-        words = (
-            word for entry in self.entries.values() for part in entry.parts for word in part.with_
-        )
-        if "lr" in self.axes and any(w.partition("=")[0].strip() == "optim.lr" for w in words):
+        parts = (part for entry in self.entries.values() for part in entry.parts)
+        keys = {word.partition("=")[0].strip() for part in parts for word in part.with_}
+        if "lr" in self.axes and "optim.lr" in keys:
             raise ValueError("settle.lr: found optim.lr of an entry, too. Name it in one of them")
+        if "ema" in self.axes and "ema.decay" in keys:
+            raise ValueError(
+                "settle.ema: found ema.decay of an entry, too, of whose average nothing would be sampled. Leave it "
+                "out, or say settle: {ema: null}"
+            )
         return self
 
     @property

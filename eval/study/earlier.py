@@ -47,6 +47,8 @@ def refuse_changed(study: Study) -> None:
                     lines += [f"{run}:", f"  {line}"]
                     passed = True
     for pictures in all_sets(study):
+        if "lr" in study.axes and not study.is_settled(pictures.entry, ("lr",)):
+            continue  # of which training they are is not known yet
         if differ := existing.set_differences(pictures):
             lines += [f"{pictures.folder}:", *(f"  {line}" for line in differ[:MOST_LINES])]
     if lines:

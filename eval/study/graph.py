@@ -247,9 +247,9 @@ def _score_nodes(study: Study, pictures: Node) -> Iterator[Node]:
     the other one, and at the last step all prompts too.
     """
     for scorer in study.scorers:
-        if study.axes:
+        if study.halved:
             yield _score_node(study, scorer, pictures, REPORTED)
-        if not study.axes or pictures.step == study.steps[-1]:
+        if not study.halved or pictures.step == study.steps[-1]:
             yield _score_node(study, scorer, pictures)
 
 

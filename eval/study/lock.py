@@ -106,6 +106,10 @@ def _column(place: str) -> Json | str:
 def _outputs(study: Study, nodes: list[Node]) -> Iterator[tuple[str, str]]:
     """Yields the digest of each output as it is now."""
     existing = Existing(study)
+    lengths = {
+        study.training_name(entry): study.setting(entry).get("ema", existing.flags["ema"])
+        for entry in study.entries
+    }  # of averages that are sampled
     for node in nodes:
         if node.seed is None:
             continue
@@ -114,7 +118,7 @@ def _outputs(study: Study, nodes: list[Node]) -> Iterator[tuple[str, str]]:
             last = node.phase + 1 == len(study.parts(node.entry))
             for step in node.outputs:
                 yield _name(study, step / file), _weights(step, file)
-                for path in _average(step, existing.flags["ema"] if last else None):
+                for path in _average(step, lengths.get(node.entry) if last else None):
                     yield _name(study, path), sha256_file(path) if path.is_file() else ABSENT
         elif node.kind == "generate":
             for folder in node.outputs:

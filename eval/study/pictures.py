@@ -39,7 +39,8 @@ def trial_folder(study: Study, entry: str, seed: int, axis: str) -> Path:
     """Returns the folder of the sets of an axis, whose name says what was chosen before."""
     before = study.sampling_axes[: study.sampling_axes.index(axis)]
     names = setting_names(study.setting(entry, before))
-    return study.out / "settle" / f"{entry}-seed{seed}" / "-".join(["at", *names, axis])
+    name = f"{study.training_name(entry)}-seed{seed}"
+    return study.out / "settle" / name / "-".join(["at", *names, axis])
 
 
 def trial_sets(study: Study, entry: str, seed: int, axis: str) -> tuple[PictureSet, ...]:

@@ -19,6 +19,7 @@ from math import isclose
 from pathlib import Path
 from typing import Any
 
+from configs import ConfigError
 from shards import (
     Column,
     IncompleteColumn,
@@ -32,6 +33,7 @@ from train.checkpoints.checkpoint import WHOLE, CheckpointError, manifest_of, st
 from train.checkpoints.identity import TABLE, compared, training_of
 from train.checkpoints.snapshots import EmaLengthRefused, digest_of_length, refuse_planned
 from train.config import TrainConfig
+from train.report import read_records
 from train.run import expected_record
 
 from ..errors import BadPrompts, BadScores, EvalError
@@ -58,6 +60,7 @@ Json = dict[str, Any]
 PROGRESS = {"step", "position"}  # of a training: a longer run has the steps of a shorter one
 # of a text encoder in the step, which is not loaded here; TABLE is of the weights that a run starts from
 FROM_ENCODER = ("model.text_width", "data.text_encoder")
+DEEP = 3  # parts of a set's path that are the same when a study's folder is moved
 ROUNDING = ("batch_size", "threads")  # settings of a set that change rounding only
 THEN = "{} there, {} now"
 
@@ -103,7 +106,24 @@ class Existing:
         run = self.study.run_folder(entry, seed, phase)
         wanted = self.study.train_config(entry, seed, phase)
         file = self.weights_file(entry, phase)
+        last = phase + 1 == len(self.study.parts(entry))
+        if last and "lr" in self.study.axes and self.validation_loss(entry, seed) is None:
+            return False  # a signal may have kept it from its last validation
         return has_steps(run, wanted, file) and self.run_differences(entry, seed, phase, run) == []
+
+    def validation_loss(self, entry: str, seed: int) -> float | None:
+        """Returns the loss of a run's validation at its last step; None where its metrics have none."""
+        step = self.study.train_config(entry, seed).steps
+        try:
+            records = read_records(self.study.run_folder(entry, seed) / "metrics.jsonl")
+        except ConfigError:
+            return None
+        losses = [
+            float(record["validation"]["loss"])
+            for record in records
+            if "validation" in record and record.get("step") == step
+        ]
+        return losses[-1] if losses else None
 
     def score_names(self, node: Node) -> list[str]:
         """Returns the names of the scores that a node made of the pictures that are there now, the same of
@@ -361,7 +381,12 @@ def is_record_of(record: Json, node: Node) -> bool:
     if not isinstance(command, list) or len(command) != len(node.command):
         return False
     own = {str(each.folder) for each in node.sets}
-    return all(then == now or now in own for then, now in zip(command, node.command, strict=True))
+
+    def moved(then: str, now: str) -> bool:
+        return now in own and Path(then).parts[-DEEP:] == Path(now).parts[-DEEP:]
+
+    words = zip(command, node.command, strict=True)
+    return all(then == now or moved(str(then), now) for then, now in words)
 
 
 def names_in(record: Json) -> list[str]:

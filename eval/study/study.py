@@ -144,6 +144,11 @@ class Study:
     def sampling_axes(self) -> tuple[str, ...]:
         return tuple(axis for axis in self.axes if axis != "lr")
 
+    @property
+    def halved(self) -> bool:
+        """Whether settings are chosen on one half of the prompts, and the other half is reported."""
+        return bool(self.sampling_axes)
+
     def setting(self, entry: str, axes: Sequence[str] | None = None) -> dict[str, float]:
         """Returns the values of an entry, of all axes of sampling by default; while one is not chosen, a
         value in the middle.
@@ -365,7 +370,8 @@ class Study:
         return self.hand_sets.get((entry, seed, step)) or self.own_set_folder(entry, seed, step)
 
     def own_set_folder(self, entry: str, seed: int, step: int) -> Path:
-        name = "-".join([f"{entry}-seed{seed}", *setting_names(self.setting(entry))])
+        name = f"{self.training_name(entry)}-seed{seed}"
+        name = "-".join([name, *setting_names(self.setting(entry))])
         return self.out / "images" / name / f"step-{step:08d}"
 
     def log(self, node: str) -> Path:

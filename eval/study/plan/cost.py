@@ -245,11 +245,12 @@ class Costs:
         config, folders = next(
             value for path, value in self.study.encode_configs.items() if str(path) in node.command
         )
-        flops, sizes = 0.0, list[float]()
+        flops, sizes, counted = 0.0, list[float](), set[str]()
         for entry, phase in self._phases():
             latents = several(self._config(entry, phase).data.resolved().latents)
-            if not set(folders) & set(latents) or all(map(column_exists, latents)):
+            if not set(folders) & set(latents) - counted or all(map(column_exists, latents)):
                 continue
+            counted |= set(latents)
             data = self.data[entry, phase]
             if (rows := self._rows(phase - len(self.study.parts(entry)))) is None:
                 return None, (), config.root

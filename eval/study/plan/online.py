@@ -158,6 +158,8 @@ def _digest(study: Study, entry: str) -> str:
     values = study.train_config(entry, study.seeds[0]).model_dump(mode="json")
     for key in (*SAYS_NOTHING, "seed", "init_from"):
         values.pop(key, None)
+    if "lr" in study.axes:  # a step takes as long at each rate
+        values["optim"].pop("lr")
     return sha256(canonical_json(values))
 
 

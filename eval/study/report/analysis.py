@@ -50,7 +50,7 @@ from typing import TYPE_CHECKING, Any
 from train.checkpoints.identity import leaves
 
 from ...report.compare import Comparison, Entry, compare, mean_over_seeds
-from ...report.entries import half_of
+from ...report.entries import ScoredSet, half_of
 from ...report.report import comparison_of
 from ...scores.deviation import pooled_deviation, published_deviation, range_to_resolve
 from ...scores.results import LEVEL
@@ -60,7 +60,16 @@ from ..encoders import places
 from ..pictures import REPORTED
 from ..plan.online import measured
 from .ledger import Training, ledger
-from .sets import Sets, entry_at, missing, open_sets, prompt_count, recorded_names, score_name
+from .sets import (
+    Sets,
+    entry_at,
+    made_sets,
+    missing,
+    open_sets,
+    prompt_count,
+    recorded_names,
+    score_name,
+)
 from .settled import edges_of, own_keys, settled_records
 from .targets import target_lines, targets_of
 from .time_to_quality import step_costs, times_to_quality
@@ -89,7 +98,7 @@ def analyse(study: Study) -> Analysis:
     """
     whole, asked = open_sets(study), study.scorers[0].name
     sets = (
-        {key: half_of(scored, REPORTED) for key, scored in whole.items()} if study.axes else whole
+        {key: half_of(scored, REPORTED) for key, scored in whole.items()} if study.halved else whole
     )
     chosen, own = choices(study), own_keys(study)
     step, baseline = study.steps[-1], study.baseline
@@ -103,6 +112,9 @@ def analyse(study: Study) -> Analysis:
     adjusted = holm(levels)  # also of those that are yet to come
     first = last[baseline].first if baseline in last else next(iter(sets.values()), None)
     absent = missing(study, sets, recorded)
+    if study.halved:
+        of_whole = missing(study, whole, recorded, study.steps[-1:])
+        absent += [record for record in of_whole if record not in absent]
     costs = step_costs(study)
     verdicts = [
         _verdict(
@@ -119,19 +131,19 @@ def analyse(study: Study) -> Analysis:
         "entries": [_entry(study, name, last.get(name)) for name in study.entries],
         "settled": settled_records(chosen),
         "scores": _scores(study, last, primary),
-        "whole": _whole(study, whole, recorded[asked]) if study.axes else None,
+        "whole": _whole(study, whole, recorded[asked]) if study.halved else None,
         "comparisons": [_comparison(c, primary, adjusted) for c in comparisons.values()],
         "over_steps": over_steps(study, sets),
         "step_costs": costs,
         "time_to_quality": times_to_quality(study, sets, primary, costs),
         "published": _published(study, verdicts),
-        "cost": _cost(study, sets),
+        "cost": _cost(study, made_sets(study, whole, sets)),
         **_differences(study, last, comparisons), "targets": targets_of(last),
     }  # fmt: skip
     compared = sorted((_seeds(c, primary) for c in comparisons.values()), key=len) or [()]
     prompts = study.config.benchmark or Path(data["benchmark"]).name
     covered, left_open = target_lines(data["targets"])
-    axes, settings = [*study.axes], first.settings if first else {}
+    axes, settings = study.sampling_axes, first.settings if first else {}
     data["covers"] = covers(compared[-1], data["prompts"], prompts, len(names), axes) + covered
     data["leaves_open"] = leaves_open(len(compared[0]), settings, step, axes) + left_open
     return Analysis(data, sets, last)
@@ -298,7 +310,7 @@ def _verdict(
     title = study.scorers[0].name
     if comparison is None or primary is None:
         return no_score(name, study.baseline, title)
-    if study.axes:
+    if study.halved:
         title = f"{title} on half {REPORTED.upper()} of the prompts"
     planned = len(study.seeds)
     return verdict_of(comparison, primary, title, adjusted[name], len(adjusted), planned, edges)
@@ -353,11 +365,9 @@ def _differences(
     }
 
 
-def _cost(study: Study, sets: Sets) -> Json:
+def _cost(study: Study, sets: Sequence[tuple[str, ScoredSet]]) -> Json:
     trainings = {name: list(_trainings(study, name)) for name in study.entries}
-    of_entry = {
-        n: [scored for (name, _, _), scored in sets.items() if name == n] for n in trainings
-    }
+    of_entry = {n: [scored for name, scored in sets if name == n] for n in trainings}
     cost = ledger(trainings, of_entry, study.out / "logs", study.config.price)
     return cost | {"measured": measured(study)}
 

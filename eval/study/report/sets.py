@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ...errors import MissingImages
+from ...errors import EvalError, MissingImages
 from ...report.compare import Entry
 from ...report.entries import ScoredSet, open_one
 from ..graph import nodes_of
+from ..pictures import all_sets
 from ..reuse import is_record_of, names_in, read_record
 
 if TYPE_CHECKING:
@@ -34,7 +36,23 @@ def open_sets(study: Study) -> dict[Key, ScoredSet]:
     return sets
 
 
-def missing(study: Study, sets: Sets, recorded: Mapping[str, Set[str]]) -> list[Json]:
+def made_sets(study: Study, whole: Sets, sets: Sets) -> list[tuple[str, ScoredSet]]:
+    """Returns by entry all sets that were made for a study, those of trials too, and the halves of sets that were
+    scored, as if these took no pictures: what all of it took is the sum.
+    """
+    made = [(name, scored) for (name, _, _), scored in whole.items()]
+    if study.halved:
+        made += [(name, replace(scored, provenance={})) for (name, _, _), scored in sets.items()]
+    for pictures in all_sets(study) if study.halved else ():
+        if pictures.half:
+            with suppress(EvalError):  # a damaged score chooses nothing, and is said there
+                made.append((pictures.entry, open_one(pictures.folder)))
+    return made
+
+
+def missing(
+    study: Study, sets: Sets, recorded: Mapping[str, Set[str]], steps: Sequence[int] = ()
+) -> list[Json]:
     """Returns what of the plan does not exist yet: pictures, or scores of them.
 
     `recorded` are the names of scores that each scorer made, as far as it is known.
@@ -42,7 +60,7 @@ def missing(study: Study, sets: Sets, recorded: Mapping[str, Set[str]]) -> list[
     records = []
     for name in study.entries:
         for seed in study.seeds:
-            for step in study.steps:
+            for step in steps or study.steps:
                 scored = sets.get((name, seed, step))
                 absent = ["pictures"]
                 if scored:

@@ -46,8 +46,10 @@ def edges_of(study: Study, choices: Choices, entry: str) -> str:
     ]
     if not texts:
         return ""
+    new = " (of lengths beyond what the runs keep with new trainings)"
     return (
-        f"{'; '.join(texts)}. A better one may lie beyond: widen the range in `settle`, or accept the edge "
+        f"{'; '.join(texts)}. A better one may lie beyond: widen the range in `settle`"
+        f"{new if any(text.startswith('ema') for text in texts) else ''}, or accept the edge "
         "(settle: {accept_edge: true}, or study report --accept-edge)"
     )
 

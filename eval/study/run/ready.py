@@ -33,7 +33,7 @@ def main() -> None:
         scorer.ready(args)
         scorer.suits(args, prompts)
         name = str(study.config.prompts or study.benchmark)
-        if study.axes:
+        if study.halved:
             scorer.enough(args, halved, f"a half of {name}")
         scorer.enough(args, count, name)
 

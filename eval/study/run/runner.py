@@ -19,7 +19,6 @@ from shards.console import Bar, duration_text
 
 from ...errors import ClaimLost
 from ..checks import check_columns, check_pair, check_ranks, check_sets, preflight
-from ..choices import settle
 from ..earlier import take_over, taken_over
 from ..graph import Node, nodes_of, train_id
 from ..reuse import Existing, read_record
@@ -202,6 +201,8 @@ class Runner:
         record = read_record(self.study, node.id)
         if self.worker is None or record is None or record.get("session") != self.worker.session:
             return False
+        if not record.get("exit_code"):
+            return False
         self._fail(node, f"exit code {record.get('exit_code')}", f"by {holder_text(record)}")
         return True
 
@@ -320,7 +321,7 @@ class Runner:
 
     def _choose(self) -> None:
         """Takes up what can be chosen for entries now, and so the commands that waited for it."""
-        study = settle(self.study)
+        study = take_over(self.study)
         for entry, values in study.settled.items():
             for axis in values.keys() - self.study.settled.get(entry, {}).keys():
                 self.bar.note(f"chosen for {entry}: {axis} {values[axis]:g}")

@@ -333,6 +333,7 @@ def test_flags_as_words() -> None:
         ({"scorers": ["geneval", {"geneval": {}}]}, "scorers: geneval is named twice"),
         ({"scorers": [{"fid": {}, "kid": {}}]}, "expected one name with its flags each"),
         ({"scorers": []}, "scorers"),
+        ({"generate": {"half": "a"}}, "half is set by the study itself"),
         ({"checkpoints": [5, 5]}, "checkpoints: 5 is named twice"),
         ({"benchmark": "geneval"}, "expected one of benchmark"),
         ({"prompts": None}, "expected one of benchmark"),
