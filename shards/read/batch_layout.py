@@ -157,11 +157,12 @@ class Planner:
         for s, source in enumerate(self.columns.by_source):
             of_source = np.flatnonzero(sources == s)
             for name, column in {"moments": source.latents, **source.extra}.items():
-                yield self.layout.parts[name], 0, column, of_source, column.places(rows[of_source])
+                places = column.places(rows[of_source], whole=True)
+                yield self.layout.parts[name], 0, column, of_source, places
             choice = self.order.choose(samples[of_source], source.rates)
             for t, column in enumerate(source.texts):
                 of_text = of_source[choice == t]
-                yield None, text, column, of_text, column.places(rows[of_text])
+                yield None, text, column, of_text, column.places(rows[of_text], whole=True)
                 text += 1
 
 

@@ -150,10 +150,15 @@ class Column:
             return rows * self.layout.unit_bytes
         return int(rows * self._tables.bytes_a_row())
 
-    def _expect(self) -> None:
-        if not self._expected:
+    def _expect(self, whole: bool = True) -> None:
+        """Says that the whole column will be read. Where only some rows are, they are kept if the column
+        fits beside those that are expected, and the way that these are read stays.
+        """
+        if whole and not self._expected:
             self.store.expect(self, self.value_bytes)
             self._expected = True
+        with self._lock:
+            self._objects.keep_beside(0 if self._expected else self.value_bytes)
 
     @property
     def storage_note(self) -> str:
@@ -184,15 +189,16 @@ class Column:
         units = self.lengths(rows) if self.layout.ragged else np.ones(len(rows), np.int64)
         return units * self.layout.unit_bytes
 
-    def places(self, rows: Ints) -> Places:
+    def places(self, rows: Ints, whole: bool = False) -> Places:
         """Returns where each row id's values are. Of a store, all that is to be known before they are read
-        is fetched for them: checksums, and the indexes of objects that have a codec.
+        is fetched for them: checksums, and the indexes of objects that have a codec. `whole`: all other
+        rows will be read, too, in any order until the column is closed.
         """
         remote = self.store.folder is None
         if remote:
             placed = self.layout.ragged or self.layout.backend == "webdataset"
             self._tables.load(["crc", "starts"] if placed else ["crc"], rows)
-            self._expect()
+            self._expect(whole)
         size = self.row_bytes(rows)
         if self.layout.backend == "webdataset":
             start = self._tables("starts", rows).astype(np.int64)

@@ -69,6 +69,7 @@ class ValueObjects:
         self._arrays = spec.arrays()
         self._checked: set[int] = set()
         self._edges: dict[int, NDArray[np.uint64]] = {}
+        self._beside = 0
         self._count_in()
 
     def _count_in(self) -> None:
@@ -119,10 +120,19 @@ class ValueObjects:
                 raise
         if not local and number in self._checked:  # what came meanwhile, nobody knows
             handle.anew = True
+        if not local:
+            handle.beside = self._beside
         self._checked.add(number)
         self.handles[number] = handle
         self._count_in()  # again, if it was closed
         return handle
+
+    def keep_beside(self, size: int) -> None:
+        """Has a store keep what is read only where `size` bytes fit beside what it expects to be read."""
+        if size != self._beside:
+            self._beside = size
+            for handle in self.handles.values():
+                handle.beside = size
 
     def _open(self, number: int) -> Handle:
         """Opens an object; where this process may open no more files, half of ours are closed first."""

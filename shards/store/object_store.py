@@ -328,7 +328,7 @@ class RemoteStore(Store):
 
     def preadv(self, handle: Handle, buffers: Sequence[memoryview], offset: int) -> int:
         pages = self._pages
-        if pages.fits and handle.cached:
+        if handle.cached and pages.room >= handle.beside:
             return pages.preadv(handle, buffers, offset)
         if handle.cached:
             return self._ranges.preadv(handle, buffers, offset)
@@ -341,14 +341,14 @@ class RemoteStore(Store):
     def willneed(self, handle: Handle, offset: int, length: int, wanted: int = 0) -> None:
         if not handle.cached:
             return
-        if self._pages.fits:
+        if self._pages.room >= handle.beside:
             self._pages.willneed(handle, offset, length)
         else:
             self._ranges.willneed(handle, offset, length, wanted)
 
     def came_anew(self, handle: Handle) -> bool:
         pages = self._pages
-        return pages.take_anew(handle) or not handle.cached or not pages.fits
+        return pages.take_anew(handle) or not handle.cached or pages.room < handle.beside
 
     def forget(self, handle: Handle, offset: int, length: int) -> bool:
         self._ranges.forget(handle)

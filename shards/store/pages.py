@@ -87,7 +87,8 @@ class Pages:
     def __init__(self, cache: PageCache, page_bytes: int = PAGE, threads: int = THREADS) -> None:
         self.cache, self.page_bytes, self.threads = cache, page_bytes, threads
         self._expected: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-        self.fits = cache.limit > 0  # whether all that is expected can be kept
+        self.room = 0  # bytes that can be kept beside all that is expected; negative: not even that
+        self._make_room()
         self._lock = threading.Lock()
         self._requested: dict[
             tuple[str, int], Source
@@ -99,8 +100,16 @@ class Pages:
         """Says how many bytes a reader, for as long as it lives, will read in any order."""
         with self._lock:
             self._expected[reader] = size
-            expected = sum(self._expected.values())
-            self.fits = self.cache.limit > 0 and expected <= FULL_SHARE * self.cache.limit
+            self._make_room()
+
+    def _make_room(self) -> None:
+        limit = self.cache.limit
+        self.room = int(FULL_SHARE * limit) - sum(self._expected.values()) if limit > 0 else -1
+
+    @property
+    def fits(self) -> bool:
+        """Whether all that is expected can be kept."""
+        return self.room >= 0
 
     def _size(self, source: Source, page: int) -> int:
         return min(self.page_bytes, source.size - page * self.page_bytes)

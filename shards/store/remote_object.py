@@ -46,6 +46,9 @@ class RemoteObject:
     key: str = field(init=False)
     pages: dict[int, int] = field(default_factory=dict)  # see `pages.Source`
     anew: bool = False
+    beside: int = (
+        0  # bytes that are to fit into the cache beside what is expected, or nothing is kept
+    )
 
     def __post_init__(self) -> None:
         content = self.digest or self.etag

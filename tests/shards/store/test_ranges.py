@@ -230,3 +230,25 @@ def test_a_column_counts_for_as_long_as_it_is_read(
     second.close()
     assert "in pages, kept in" in first.storage_note
     first.close()
+
+
+@pytest.mark.parametrize("room", [1.5, 3])
+def test_rows_of_a_held_out_column_do_not_change_how_others_are_read(
+    proxy: Proxy, url: str, near: Path, monkeypatch: pytest.MonkeyPatch, room: float
+) -> None:
+    """They are kept where their column fits beside those that are read as a whole."""
+    size = Column.open(near / "moments").value_bytes
+    monkeypatch.setenv("LATENTBANK_CACHE_GB", f"{room * size / 1e9:.9f}")
+    training, held_out = (Column.open(f"{url}/moments") for _ in range(2))
+    note = training.storage_note
+    assert "in pages, kept in" in note
+    rows = np.array([3, SHARD_ROWS + 7])
+    expected = Column.open(near / "moments").read(rows)
+    for _ in range(2):
+        assert held_out.read(rows).tobytes() == expected.tobytes()
+    assert training.storage_note == note
+    parts = [part for (method, _, part), n in proxy.seen.items() if method == "GET" and part]
+    assert ("bytes=96-127" in parts) == (room < 2)
+    assert any((near.parent / near.name / "cache").glob("*/*")) == (room > 2)
+    training.close()
+    held_out.close()
