@@ -43,8 +43,8 @@ def run(scorer: Scorer, args: argparse.Namespace) -> None:
     """Scores each set of `args.save_dir`, writes the scores beside it and prints them."""
     scorer.ready(args)
     sets = [ImageSetReader.open(folder, args.partial) for folder in args.save_dir]
-    if args.half:
-        sets = [images.half_of(args.half) for images in sets]
+    if half := getattr(args, "half", None):  # of the command alone; a watcher scores whole sets
+        sets = [images.half_of(half) for images in sets]
     for images in sets:
         results.refuse_versions(images.folder)
     for images in sets:

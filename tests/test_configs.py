@@ -227,6 +227,7 @@ MODELS = {
     "encode": "encode.config:EncodeConfig",
     "train": "train.config:TrainConfig",
     "study": "eval.study.config:StudyConfig",
+    "settled": "eval.study.config:StudyConfig",
 }
 
 

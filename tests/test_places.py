@@ -37,7 +37,7 @@ WORDS = {
     "--rows",  # of `eval preview`: numbers
     "--device", "--label", "--revision", "--files", "--endpoint", "--older-than", "--readers", "--scorer",
     "config", "dataset", "overrides", "words", "--split", "--note", "--picture", "--caption",
-    "--allow-class", "--over",
+    "--allow-class", "--over", "--time", "--partition", "--account",
 }  # fmt: skip
 # what `encode init` puts into a config, which checks each
 MODELS = {"--sources", "--vae", "--text"}

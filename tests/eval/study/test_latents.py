@@ -15,6 +15,7 @@ import yaml
 from configs import ConfigError
 from eval.errors import BadStudy, NotPaired
 from eval.study.checks import check_columns, refuse_unpaired
+from eval.study.pictures import reported_set
 from eval.study.reuse import Existing
 from eval.study.study import Study
 from shards import Column, ColumnSpec, Layout, Norm
@@ -142,8 +143,7 @@ def test_another_shift_of_the_sampler_makes_other_sets(made: Path) -> None:
     for shift in (None, 3, 1.5):
         flags = base if shift is None else {**base, "shift": shift}
         opened = Study.open(study_yaml(made, "shifted", generate=flags), made / "out")
-        folder = opened.own_set_folder("plain", 0, 6)
-        lines[shift] = Existing(opened).set_differences("plain", 0, 6, folder)
+        lines[shift] = Existing(opened).set_differences(reported_set(opened, "plain", 0, 6))
     assert lines == {None: [], 3: [], 1.5: ["shift: None there, 1.5 now"]}
 
 

@@ -73,20 +73,22 @@ def test_the_reference_without_columns(
         2 * ROWS * 272.9e9 / (0.25 * 989e12) / 3600
     )
     assert record["encode"]["bytes"] == pytest.approx(2 * ROWS * 65_536, rel=0.03)
-    # eight scored steps, three others and one being written, of six fp32 values a parameter
-    assert record["train"]["bytes"] == 6 * 12 * 24 * P
-    assert record["files"]["scored_checkpoints"] == {"bytes": 6 * 8 * 24 * P, "each": 24 * P}
-    assert record["files"]["other_checkpoints"]["bytes"] == 6 * 4 * 24 * P
-    assert record["files"]["ema_snapshots"]["bytes"] == 0
+    # eight scored steps, three others and one being written, of eight fp32 values a parameter: two are of averages
+    # whose snapshots, 64 of two fp16 values, are kept too, since a length is chosen
+    assert record["files"]["scored_checkpoints"] == {"bytes": 6 * 8 * 32 * P, "each": 32 * P}
+    assert record["files"]["other_checkpoints"]["bytes"] == 6 * 4 * 32 * P
+    assert record["files"]["ema_snapshots"] == {"bytes": 6 * 64 * 4 * P, "each": 4 * P}
+    assert record["train"]["bytes"] == 6 * (12 * 32 + 64 * 4) * P
     parts = [files["bytes"] for files in record["files"].values()]
     assert sum(parts) == pytest.approx(record["all"]["bytes"])
     assert record["pictures_a_set"] == 553 * 4
     # 1.00 TFLOP a pass at 256 tokens, of which prompts have few
     passes = 2 * 0.75e12 * 25 * 2212, 2 * 1.0e12 * 25 * 2212
-    sampling = record["generate"]["gpu_hours"] * 3600 * 0.4 * 989e12 / 48
+    # 48 sets of all prompts, and nine of half of them for each of six trainings
+    sampling = record["generate"]["gpu_hours"] * 3600 * 0.4 * 989e12 / (48 + 6 * 9 / 2)
     assert passes[0] < sampling < passes[1]
     assert record["all"]["price"] == pytest.approx(2 * record["all"]["gpu_hours"])
-    assert record["all"]["to_make"] == record["all"]["nodes"] == 1 + 6 + 48 + 48
+    assert record["all"]["to_make"] == record["all"]["nodes"] == 1 + 6 + (48 + 12) + (48 + 6 + 12)
     assert "2 entries x 3 seeds, scored at step 50,000, 69,475, 96,535, " in out
     assert "500,000, 2,212 pictures a set (geneval)" in out
     assert "no latent columns yet, so their sizes are assumed: flux-256, flux-e2e-256 (such" in out

@@ -276,7 +276,8 @@ def test_runs_of_a_column_that_is_yet_to_be_encoded_are_taken_over(
         (config["data"] if name == "train" else config)["root"] = str(tmp_path / "cache")
         write(tmp_path / f"{name}.yaml", config)
     shutil.copy(made / "few.json", tmp_path)
-    by_hand = [str(made / "out/runs"), str(made / "out/images")]
+    shutil.copytree(made / "out/images", tmp_path / "images")  # sets are scored where they are
+    by_hand = [str(made / "out/runs"), str(tmp_path / "images")]
     entries = {
         "plain": "plain",
         "other": {"latents": "other", "encoder": vae(made, "other"), "resolution": 32},

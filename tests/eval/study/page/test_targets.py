@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def test_an_entry_with_another_prediction_is_trained_sampled_and_said(made: Path
         "plain": "plain",
         "latent": {"latents": "plain", "with": ["flow.prediction=latent", "optim.lr=1e-3"]},
     }
-    by_hand = [str(made / "out/runs"), str(made / "out/images")]
+    shutil.copytree(made / "out/images", made / "options-images")  # sets are scored where they are
+    by_hand = [str(made / "out/runs"), str(made / "options-images")]
     config, out = study_yaml(made, "options", entries=entries, reuse=by_hand), made / "options"
     result = study("run", config, "--out", out, "--jobs", 2)
     assert result.returncode == 0, result.stdout + result.stderr

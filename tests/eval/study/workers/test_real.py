@@ -58,7 +58,7 @@ def test_two_workers_of_which_one_is_killed(made: Path) -> None:
     second = started(path, out, 60)
     wait_for(out / "logs/train/other/seed0.log", second)
     text = status(Study.open(path, out))
-    assert text.count("pid ") >= 3  # of two workers, and who has which node
+    assert text.count("pid ") >= 2  # of two workers, and who has which node while it is at it
     assert re.search(rf"train/other/seed0: pid {second.pid} on \S+, since \d{{4}}-\d\d-\d\d", text)
     first.kill()
     first.wait()
