@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,9 @@ class PageCache:
                 os.utime(descriptor)
         most = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4, OPEN_FILES)
         with self._lock:
-            while len(self._open) >= most > 0:
-                del self._open[next(iter(self._open))]
+            for name in list(islice(self._open, 2)):  # what another process deleted takes room, too
+                if len(self._open) >= most > 0 or self._open[name].until < time.monotonic():
+                    del self._open[name]
             self._open[key, page] = opened
         return opened
 
@@ -227,6 +229,7 @@ class PageCache:
                 total = sum(size for _, size, _ in files)
                 goal = (min(total, self.limit) if full else self.limit) * 3 // 4
                 if not full and total <= self.limit * 7 // 8:
+                    self._close_all()  # another process may have deleted what is open here
                     return
                 for _, size, path in files:
                     if total <= goal:

@@ -263,6 +263,8 @@ class Pages:
 
     def forget(self, source: Source, offset: int, length: int) -> None:
         """Drops the pages of a range, and what is kept of the object by itself."""
+        if not self.cache.limit:
+            return
         self.cache.drop_ranges(source.key)
         for page in range(offset // self.page_bytes, -(-(offset + length) // self.page_bytes)):
             while (source.key, page) in self._coming:  # a thread may still write what it brought

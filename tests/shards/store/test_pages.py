@@ -244,6 +244,36 @@ def test_a_cache_that_cannot_be_is_an_error_with_a_name(tmp_path: Path) -> None:
         pages.preadv(source, [memoryview(bytearray(10))], 0)
 
 
+def test_without_a_cache_there_is_nothing_to_forget(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    Pages(PageCache(tmp_path / "file", 0), 100).forget(Counted(100), 0, 100)
+
+
+def open_files(folder: Path) -> list[str]:
+    links = [Path(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+    paths = [os.readlink(link) for link in links if link.is_symlink()]
+    return [path for path in paths if path.startswith(str(folder))]
+
+
+def test_what_another_process_evicted_is_closed(tmp_path: Path) -> None:
+    ours, theirs = (PageCache(tmp_path / "cache", 1 << 20) for _ in range(2))
+    for page in range(3):
+        ours.add("k", page, bytes(100))
+        assert ours.open("k", page, 100)
+    theirs.drop("k", 0)
+    assert len(open_files(tmp_path)) == 3
+    ours.evict()
+    assert open_files(tmp_path) == []
+    old = [ours.open("k", page, 100) for page in (1, 2)]
+    for page in old:
+        assert page
+        page.until = 0
+    del old, page
+    ours.add("k", 3, bytes(100))
+    assert ours.open("k", 3, 100)
+    assert [Path(path).name for path in open_files(tmp_path)] == ["3"]
+
+
 def test_a_reader_takes_what_is_asked_for_but_has_no_turn_yet(tmp_path: Path) -> None:
     pages, source = Pages(PageCache(tmp_path, 1 << 20), 10, threads=1), Counted(100)
     source.go.clear()
