@@ -172,6 +172,7 @@ class Reader:
     def __init__(self, planner: Planner) -> None:
         self.planner, self.layout = planner, planner.layout
         self._warm, self._disk_reads = 0, _disk_reads()
+        self._hinted = False  # whether batches are, before they are read
 
     def plans(self, position: int, step: int, ahead: int = 1) -> Iterator[BatchPlan]:
         """Yields the batches at `position`, `position + step` and so on, for ever; each is hinted
@@ -179,6 +180,7 @@ class Reader:
         thread, which waits for what the store knows of their shards.
         """
         waiting: deque[BatchPlan] = deque()
+        self._hinted = ahead > 0
         with ExitStack() as stack:
             plans = self.planner.plans(position, step)
             planned: Prefetcher[BatchPlan] | None = None
@@ -221,7 +223,7 @@ class Reader:
         """Reads int8 rows, or int8 tokens for a batch that has bfloat16 ones too, and writes them as
         16-bit numbers.
         """
-        values = op.column.decoded(op.column.read(op.rows, "new"))
+        values = op.column.decoded(op.column.read(op.rows, "new", self._hinted))
         ends = np.cumsum(op.column.lengths(op.rows))
         rows = np.split(values, ends[:-1]) if op.column.layout.ragged else values
         for at, row in zip(op.at.tolist(), rows, strict=True):

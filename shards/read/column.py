@@ -269,24 +269,26 @@ class Column:
             with self._lock:
                 self._objects.hint(places or self.places(rows))
 
-    def read_into(self, rows: Ints, out: NDArray[Any], check: Check = False) -> None:
+    def read_into(
+        self, rows: Ints, out: NDArray[Any], check: Check = False, hinted: bool = False
+    ) -> None:
         """Reads rows end to end into `out`: (B, 2C, H, W) float16, or (sum of lengths, D) bfloat16
-        bits. `check` as in `gather`.
+        bits. `check` as in `gather`; `hinted`: `hint` was called with just these rows.
         """
         if out.size:
             places = self.places(rows)
-            if self.store.folder is None:  # many requests at once
+            if self.store.folder is None and not hinted:  # many requests at once
                 self.hint(rows, places)
             view = out.reshape(-1).view(np.uint8).data
             self.gather(rows, view, np.cumsum(places.size) - places.size, check, places)
 
-    def read(self, rows: Ints, check: Check = False) -> NDArray[Any]:
-        """Returns rows as a new array as stored, (B, *row) or (sum of lengths, *unit)."""
+    def read(self, rows: Ints, check: Check = False, hinted: bool = False) -> NDArray[Any]:
+        """Returns rows as a new array as stored, (B, *row) or (sum of lengths, *unit); see `read_into`."""
         with self._lock:
             self._objects.refuse_short(self.places(rows))
         count = int(self.lengths(rows).sum()) if self.layout.ragged else len(rows)
         out = np.empty((count, *self.layout.unit_shape), self.layout.dtype)
-        self.read_into(rows, out, check)
+        self.read_into(rows, out, check, hinted)
         return out
 
     def decoded(self, stored: NDArray[Any]) -> NDArray[Any]:

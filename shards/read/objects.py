@@ -29,6 +29,7 @@ INDEX_BYTES = 1 << 26  # of the chunk indexes that are kept of a column with a c
 MOST_COMPRESSED = 256  # lz4 packs no tighter
 HINT_GAP = 1 << 16  # ranges closer than this are one to the disk
 REMOTE_GAP = 1 << 12  # and than this to a store, or than a twentieth of both
+MOST_MERGED = 32 << 20  # bytes; a store's reader asks for no larger range, but for one large row
 REQUESTS = 32  # indexes of a store's objects that are on their way at once
 
 Ints = NDArray[np.int64]
@@ -215,23 +216,32 @@ class ValueObjects:
     def _chunk_edges(self, number: int) -> NDArray[np.uint64]:
         """Returns the chunk index of an object that has a codec."""
         if number not in self._edges:
-            if len(self._edges) * 8 * self._array.chunks > INDEX_BYTES:
-                self._edges.clear()
-            self._edges[number] = self._index(number, self.open(number))
+            self._keep_edges({number: self._index(number, self.open(number))})
         return self._edges[number]
+
+    def _keep_edges(self, edges: dict[int, NDArray[np.uint64]]) -> None:
+        """Keeps chunk indexes, and of those that were loaded before what there is room for."""
+        for number in edges:
+            self._edges.pop(number, None)
+        excess = len(self._edges) + len(edges) - INDEX_BYTES // (8 * self._array.chunks)
+        for number in list(self._edges)[: max(0, excess)]:  # the oldest
+            del self._edges[number]
+        self._edges |= edges
 
     def load_indexes(self, objects: Ints, lock: Any) -> None:
         """Reads the chunk indexes of objects of a store that have a codec, many at once; `lock` is held
         but for the reading.
         """
         with lock:
-            numbers = [n for n in np.unique(objects).tolist() if n not in self._edges]
+            needed = np.unique(objects).tolist()
+            loaded = {n: self._edges[n] for n in needed if n in self._edges}
+            numbers = [n for n in needed if n not in loaded]
             handles = [self.open(number) for number in numbers]
         if numbers:
             with ThreadPoolExecutor(REQUESTS) as pool:
                 edges = list(pool.map(self._index, numbers, handles))
             with lock:
-                self._edges.update(zip(numbers, edges, strict=True))
+                self._keep_edges(loaded | dict(zip(numbers, edges, strict=True)))
 
     def _stored(self, places: Places) -> Places:
         """Returns where rows are as they are stored: with a codec, the chunks that hold them."""
@@ -272,6 +282,12 @@ class ValueObjects:
         apart[1:] = places.object[1:] != places.object[:-1]
         apart[1:] |= places.start[1:] > end[:-1] + gap
         first = np.flatnonzero(apart)
+        if len(
+            end
+        ):  # a range that is too large for what may be held would not be fetched ahead at all
+            since = places.start - np.repeat(places.start[first], np.diff([*first, len(end)]))
+            apart[1:] |= np.diff(since // MOST_MERGED) > 0
+            first = np.flatnonzero(apart)
         ends = np.maximum.reduceat(end, first).tolist() if len(end) else []
         wanted = np.add.reduceat(places.size, first).tolist() if len(end) else []
         ranges = zip(places.at(first).rows(), ends, wanted, strict=True)

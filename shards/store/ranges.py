@@ -95,6 +95,10 @@ class Ranges:
             piece = asked.pieces[number]
             if self._claim(piece):
                 piece.fetch()
+            elif piece.data.exception() is not None:  # of another thread's request, maybe long ago
+                piece = asked.pieces[number] = Piece(source, piece.start, piece.length)
+                piece.claimed = True
+                piece.fetch()
             fill(parts, piece.data.result(), start)
         return end - offset
 

@@ -90,7 +90,7 @@ def _rows_calibration(source: Column, layout: Layout) -> Json:
     count = min(CALIBRATION_ROWS, len(ids), max(GROUP, CALIBRATION_BYTES // layout.unit_bytes))
     ids = ids[np.unique(np.linspace(0, len(ids) - 1, count).astype(int))]
     source.hint(ids)
-    scales = calibrate_rows(source.read(ids, check=True), layout)
+    scales = calibrate_rows(source.read(ids, check=True, hinted=True), layout)
     if scales["rows"] < len(ids):
         raise ShardsError(
             f"{source.path}: {len(ids) - scales['rows']} of {len(ids)} rows that were looked at hold "
@@ -107,7 +107,8 @@ def _calibration(source: Column) -> Json:
     if not len(ids):
         raise ShardsError(f"{source.path}: it has no valid row to measure the scales of int8 on")
     ids = ids[np.unique(np.linspace(0, len(ids) - 1, min(CALIBRATION_ROWS, len(ids))).astype(int))]
-    source.hint(ids)
+    if source.store.folder is not None:  # rows of a store are asked for when they are read
+        source.hint(ids)
     share = min(1.0, CALIBRATION_TOKENS / max(int(source.lengths(ids).sum()), 1))
     chance, tokens = np.random.default_rng(0), []
     for start in range(0, len(ids), 32):

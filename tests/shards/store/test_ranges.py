@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ import pytest
 
 from shards import Column
 from shards.errors import CorruptColumn, StoreError
+from shards.format.norm import Norm
+from shards.read.batch_layout import Planner, Reader
 from shards.read.join import open_join
 from shards.read.stream import Stream
 from shards.store import ranges
 from shards.store.pages import PAGE
 from shards.store.ranges import Ranges
+from shards.tools.convert import convert
 from tests.proxy.server import Proxy
 from tests.shards.objects import Server, point_to
 from tests.shards.toy import SHARD_ROWS, moments_spec, tokens_spec, write_column
@@ -118,6 +122,22 @@ def test_an_error_is_met_by_the_reader() -> None:
     assert read(reader, source, 300, 100) == source.data[300:400]
 
 
+def test_an_error_of_another_request_is_not_for_ever() -> None:
+    class Flaky(Numbered):
+        def fetch(self, start: int, length: int) -> bytes:
+            data = super().fetch(start, length)
+            if len(self.fetched) == 1:
+                raise StoreError("no answer")
+            return data
+
+    reader, source = Ranges(), Flaky(100)
+    reader.willneed(source, 0, 100, 100)
+    until(lambda: source.fetched and reader._workers == 0)
+    assert read(reader, source, 0, 40) == source.data[:40]
+    assert read(reader, source, 40, 60) == source.data[40:]
+    assert source.fetched == [(0, 100)] * 2
+
+
 # Columns ------------------------------------------------------------------------------------------
 
 SHARDS, ROWS = 4, 300
@@ -192,6 +212,19 @@ def test_what_is_near_is_one_request_and_what_is_not_is_none(
     column.close()
 
 
+def test_a_request_of_merged_rows_has_a_bound(
+    proxy: Proxy, url: str, near: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATENTBANK_CACHE_GB", "0")
+    monkeypatch.setattr("shards.read.objects.MOST_MERGED", 64 * 32)  # 64 rows
+    column, rows = Column.open(f"{url}/moments"), np.arange(2, 202)
+    assert column.read(rows).tobytes() == Column.open(near / "moments").read(rows).tobytes()
+    parts = [tuple(map(int, p[6:].split("-"))) for m, _, p in proxy.seen if m == "GET" and p]
+    sizes = [(start // 32, (end + 1) // 32) for start, end in sorted(parts)]
+    assert sizes[-4:] == [(2, 66), (66, 130), (130, 194), (194, 202)]
+    column.close()
+
+
 def test_bytes_that_came_wrong_are_fetched_again(
     proxy: Proxy, url: str, near: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,3 +285,40 @@ def test_rows_of_a_held_out_column_do_not_change_how_others_are_read(
     assert any((near.parent / near.name / "cache").glob("*/*")) == (room > 2)
     training.close()
     held_out.close()
+
+
+def test_int8_latents_are_fetched_once_and_let_go(
+    proxy: Proxy, server: Server, url: str, near: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATENTBANK_CACHE_GB", "0")
+    monkeypatch.setattr("shards.read.objects.REMOTE_GAP", 0)
+    spec = moments_spec(SHARDS)
+    layout = replace(spec.layout, kind="latents")
+    identity = spec.identity | {"kind": "latents"}
+    spec = replace(spec, layout=layout, identity=identity, norm=Norm((0.0,), (1.0,)))
+    write_column(near / "latents", spec, (ROWS,) * SHARDS)
+    convert(near / "latents", near / "int8", element="int8")
+    server.take(near / "int8", f"{url}/int8")
+    here = open_join(near / "int8", near / "tokens")
+    far = open_join(f"{url}/int8", f"{url}/tokens")
+    order = here.order()
+    readers = [Reader(Planner(join, order, 64)) for join in (here, far)]
+    buffers = [np.zeros(reader.layout.capacity, np.uint8) for reader in readers]
+    count = order.epoch_samples // 64 - 3  # what is asked for ahead is of this epoch, too
+    plans = [islice(reader.plans(0, 64), count) for reader in readers]
+    for pair in zip(*plans, strict=True):
+        for reader, plan, buffer in zip(readers, pair, buffers, strict=True):
+            reader.fill(plan, buffer)
+        assert buffers[0][: pair[0].bytes].tobytes() == buffers[1][: pair[1].bytes].tobytes()
+    values = [
+        n for (method, path, part), n in proxy.seen.items() if "/int8/latents/" in path and part
+    ]
+    assert values
+    assert set(values) == {1}
+    store: Any = far.latents.store
+    held = {
+        source: asked for source, asked in store._ranges._ranges.items() if source.store is store
+    }
+    assert sum(map(len, held.values())) <= 2 * 64  # those of the batches ahead
+    far.close()
+    here.close()
