@@ -322,3 +322,19 @@ def test_int8_latents_are_fetched_once_and_let_go(
     assert sum(map(len, held.values())) <= 2 * 64  # those of the batches ahead
     far.close()
     here.close()
+
+
+def test_the_oldest_chunk_indexes_go_and_never_those_that_are_needed(
+    server: Server, url: str, near: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = moments_spec(SHARDS, codec="blosc")
+    server.take(write_column(near / "packed", spec, (ROWS,) * SHARDS), f"{url}/packed")
+    here, column = Column.open(near / "packed"), Column.open(f"{url}/packed")
+    three = 3 * 8 * column._objects._array.chunks
+    monkeypatch.setattr("shards.read.objects.INDEX_BYTES", three)
+    first, second, all_shards = (np.array(s) * SHARD_ROWS for s in ([0, 1], [2, 0, 3], range(4)))
+    for rows, kept in ((first, 2), (second, 3), (all_shards, 4)):
+        assert column.read(rows).tobytes() == here.read(rows).tobytes()
+        assert len(column._objects._edges) == kept
+        assert {int(n) for n in column.places(rows).object} <= column._objects._edges.keys()
+    column.close()
