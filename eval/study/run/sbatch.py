@@ -29,16 +29,18 @@ SCRIPT = """\
 cd {folder} || exit 2
 end="${{SLURM_JOB_END_TIME:-9999999999}}"
 is_end=no
+early=no
 worker=
 # shellcheck disable=SC2317,SC2329 # the trap calls it
 stop() {{
   [ "$(date +%s)" -lt $((end - {margin})) ] || is_end=yes
-  [ -z "$worker" ] || kill -TERM "$worker"
+  if [ -n "$worker" ]; then kill -TERM "$worker"; else early=yes; fi
 }}
 trap stop TERM
 
 "${{PYTHON:-{python}}}" {words} &
 worker=$!
+[ $early = no ] || kill -TERM "$worker" # a signal came before its number was known
 wait "$worker"
 code=$?
 while kill -0 "$worker" 2>/dev/null; do # a signal ended the wait, not the worker

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import signal
 import subprocess
@@ -14,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from eval.study.graph import nodes_of
 from eval.study.lock import verify
-from eval.study.run.workers import workers
-from eval.study.status import status
+from eval.study.run.workers import claimed, workers
 from eval.study.study import Study
 from tests.eval.study.small_study import ROOT, environment, numbers, study_yaml, vae, write
 
@@ -53,13 +52,15 @@ def check_whole(made: Path, path: Path, out: Path) -> None:
 def test_two_workers_of_which_one_is_killed(made: Path) -> None:
     """While each trains."""
     path, out = study_yaml(made, "pair"), made / "pair"
+    fair = Study.open(path, out)
+    nodes = nodes_of(fair)
     first = started(path, out, 60)
     wait_for(out / "logs/train/plain/seed0.log", first)
     second = started(path, out, 60)
     wait_for(out / "logs/train/other/seed0.log", second)
-    text = status(Study.open(path, out))
-    assert text.count("pid ") >= 2  # of two workers, and who has which node while it is at it
-    assert re.search(rf"train/other/seed0: pid {second.pid} on \S+, since \d{{4}}-\d\d-\d\d", text)
+    holders = dict(claimed(fair, nodes))  # at once: `status` takes longer than such a training
+    assert holders["train/other/seed0"]["pid"] == second.pid
+    assert {record["pid"] for record in workers(fair)} == {first.pid, second.pid}
     first.kill()
     first.wait()
     output = second.communicate(timeout=600)[0]

@@ -26,8 +26,8 @@ from tests.eval.study.workers.small_worker import (
 )
 
 # saves when it is told to, and leaves with what the file `code` says
-PYTHON = """echo "$@" >> words
-trap 'echo saved >> saved; exit 143' TERM
+PYTHON = """trap 'echo saved >> saved; exit 143' TERM
+echo "$@" >> words
 for _ in $(seq "${SECONDS_LONG:-0}"); do sleep 0.1; done
 exit "$(cat code)"
 """
