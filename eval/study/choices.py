@@ -93,25 +93,17 @@ class _Source:
         """Returns the choice of an axis; None while a score or a training of it is missing."""
         if axis == "lr":
             return self._by_loss(entry)
-        study, estimates, by_seed = self.study, [], []
-        scores = []
-        for seed in study.seeds:
-            node = self.nodes[trial_score_id(study, entry, seed, axis)]
+        scores, estimates = [], []
+        for seed in self.study.seeds:
+            node = self.nodes[trial_score_id(self.study, entry, seed, axis)]
             if (name := self._score_name(node)) is None:
                 return None
             of_seed = [read_whole(folder / f"{name}.json") for folder in node.outputs]
+            pairs = zip(node.sets, of_seed, strict=True)
             scores.append(of_seed)
-            by_seed.append([score.value for score in of_seed])
-            estimates.append(
-                [
-                    estimate_of(pictures.folder, score)
-                    for pictures, score in zip(node.sets, of_seed, strict=True)
-                ]
-            )
-        first = scores[0][0]
-        return self._choice(
-            axis, f"{first.scorer}", first.better, first.prompts, estimates, by_seed
-        )
+            estimates.append([estimate_of(pictures.folder, score) for pictures, score in pairs])
+        first, values = scores[0][0], [[score.value for score in of_seed] for of_seed in scores]
+        return self._choice(axis, first.scorer, first.better, first.prompts, estimates, values)
 
     def _score_name(self, node: Node) -> str | None:
         """Returns the score that a scorer's verdict is by; None while there is none."""

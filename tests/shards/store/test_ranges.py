@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -24,7 +23,7 @@ from shards.store.pages import PAGE
 from shards.store.ranges import Ranges
 from shards.tools.convert import convert
 from tests.proxy.server import Proxy
-from tests.shards.objects import Server, point_to
+from tests.shards.objects import Server
 from tests.shards.toy import SHARD_ROWS, moments_spec, tokens_spec, write_column
 
 
@@ -142,14 +141,6 @@ def test_an_error_of_another_request_is_not_for_ever() -> None:
 
 SHARDS, ROWS = 4, 300
 WAYS = {"no": "0", "small": "0.00001"}
-
-
-@pytest.fixture
-def proxy(server: Server, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    proxy = Proxy(server.port)
-    point_to(monkeypatch, proxy.port)
-    yield proxy
-    proxy.close()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -36,15 +36,6 @@ from tests.shards.toy import files_of, moments_spec, row_ids, tokens_spec, write
 QUICK = Limits(1, stall=1, request=2, copy=3, give_up=20, backoff=0.01, max_backoff=0.1)
 PAGE = 1 << 16
 LARGE = 9 << 20  # more than one part
-
-
-@pytest.fixture
-def proxy(server: Server, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """The environment leads to the proxy, which leads to the server."""
-    proxy = Proxy(server.port)
-    point_to(monkeypatch, proxy.port)
-    yield proxy
-    proxy.close()
 
 
 def store_at(url: str, limits: Limits = QUICK, **how: Any) -> RemoteStore:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +22,8 @@ from shards.read.batch_layout import Planner
 from shards.read.join import open_join
 from shards.read.stream import Stream
 from tests.proxy.server import Proxy, Request
-from tests.shards.objects import Server, point_to
+from tests.shards.objects import Server
 from tests.shards.toy import SHARD_ROWS, moments_spec, tokens_spec, write_column
-
-
-@pytest.fixture
-def proxy(server: Server, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """The environment leads to the proxy, which leads to the server."""
-    proxy = Proxy(server.port)
-    point_to(monkeypatch, proxy.port)
-    yield proxy
-    proxy.close()
 
 
 def count(proxy: Proxy, method: str, word: str = "") -> int:
