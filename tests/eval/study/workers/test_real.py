@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,18 @@ def wait_for(path: Path, worker: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
+def training_of(config: Path, worker: subprocess.Popen[str]) -> int:
+    """Returns the process that trains by a config, once its worker has started it."""
+    while True:
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                if str(config).encode() in words and words[1:3] == [b"-m", b"train"]:
+                    return int(folder.name)
+        assert worker.poll() is None, worker.communicate()[0]
+        time.sleep(0.02)
+
+
 def check_whole(made: Path, path: Path, out: Path) -> None:
     """All is as one worker makes it, no record is of a failure, and the lock is of what is there."""
     assert numbers(out) == numbers(made / "out")
@@ -50,17 +64,23 @@ def check_whole(made: Path, path: Path, out: Path) -> None:
 
 
 def test_two_workers_of_which_one_is_killed(made: Path) -> None:
-    """While each trains."""
+    """While each trains: the first one's training pauses until the second has begun the other."""
     path, out = study_yaml(made, "pair"), made / "pair"
     fair = Study.open(path, out)
     nodes = nodes_of(fair)
     first = started(path, out, 60)
     wait_for(out / "logs/train/plain/seed0.log", first)
-    second = started(path, out, 60)
-    wait_for(out / "logs/train/other/seed0.log", second)
-    holders = dict(claimed(fair, nodes))  # at once: `status` takes longer than such a training
-    assert holders["train/other/seed0"]["pid"] == second.pid
-    assert {record["pid"] for record in workers(fair)} == {first.pid, second.pid}
+    training = training_of(out / "configs/plain.yaml", first)
+    os.kill(training, signal.SIGSTOP)
+    try:
+        second = started(path, out, 60)
+        wait_for(out / "logs/train/other/seed0.log", second)
+        holders = dict(claimed(fair, nodes))  # at once: `status` takes longer than such a training
+        assert holders["train/plain/seed0"]["pid"] == first.pid
+        assert holders["train/other/seed0"]["pid"] == second.pid
+        assert {record["pid"] for record in workers(fair)} == {first.pid, second.pid}
+    finally:
+        os.kill(training, signal.SIGCONT)
     first.kill()
     first.wait()
     output = second.communicate(timeout=600)[0]
