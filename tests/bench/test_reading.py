@@ -1,6 +1,8 @@
 """The bench: all readers deliver the same samples, and one that does not has no numbers."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -13,7 +15,7 @@ from rich.console import Console
 from tests.bench.reading import captions, latents, peers, readers
 from tests.bench.reading.measure import Reader, one_pass
 from tests.bench.reading.report import PROMISES, READERS, promises, summary
-from tests.bench.reading.run import compare, expected_digests
+from tests.bench.reading.run import command, compare, environment, expected_digests
 from tests.bench.reading.samples import BATCH, Batch, Ring, Samples
 from tests.bench.reading.scale import opening, write_records
 
@@ -42,6 +44,27 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
 def digest(reader: Reader, folder: Path, order: str) -> str:
     ring = Ring(SAMPLES, reader.columns)
     return str(one_pass(reader, folder, SAMPLES, ring, order, check=True)["digest"])
+
+
+ALONE = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("configs", "shards", "encode", "train", "eval", "tests"):
+            raise ModuleNotFoundError(f"{name}: not in the peers' environment", name=name)
+
+sys.meta_path.insert(0, Refuse())
+for name in sys.argv[1:]:
+    __import__(name)
+"""
+
+
+def test_peers_are_imported_where_nothing_of_ours_is(tmp_path: Path) -> None:
+    peers_python = tmp_path / "python"  # another name than this one's, as that of the peers has
+    words = command(peers_python, tmp_path, "peers")
+    path = environment(peers_python, tmp_path) | {"PYTHONSAFEPATH": "1"}
+    subprocess.run([sys.executable, "-c", ALONE, words[-1]], env=path, check=True)
 
 
 def test_samples_are_plausible_and_the_same_everywhere() -> None:

@@ -1,7 +1,7 @@
 """How fast columns are read, beside the limit of the machine and beside other libraries.
 
 `samples`, `measure` and `peers` import nothing else of ours: they also run in the environment of
-the peers, where this package has another name.
+the peers, where this package has another name. So importing the package itself imports nothing.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shards.console import positive
-from shards.places import local_path
-
 ORDERS = ("sequential", "shuffled", "shuffled+crc")  # the last compares every row's checksum
 MODES = [f"{order}-{state}" for order in ORDERS for state in ("warm", "cold")]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m shards bench`."""
+    from shards.console import positive
+    from shards.places import local_path
+
     parser.add_argument("--json", type=local_path, metavar="FILE", help="also write all rows there")
     parser.add_argument(
         "--folder", type=local_path, default=Path("/var/tmp/latentbank-bench"),
