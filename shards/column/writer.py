@@ -32,6 +32,7 @@ from ..format.layout import (
 from ..format.records import ColumnRecord, CommitRecord, sealed
 from ..store.base import Place, Store
 from ..store.open import open_store
+from .checksum import crc32c
 from .commits import Commit, commit_name, read_commit
 from .statistics import LATENTS, Sums, block_sums, latent_shape, put_statistics
 from .values import (
@@ -43,7 +44,7 @@ from .values import (
     read_object,
     sha256_of,
 )
-from .zarr_object import crc32c, pack
+from .zarr_object import pack
 
 # a change of a channel or token beyond this share of its L2 norm is no rounding: machines differ by
 # a twentieth at most, see encode/models/rehearsal.py

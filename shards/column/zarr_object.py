@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,18 +19,10 @@ from ..errors import CorruptColumn
 from ..format.atomic import Staging, naming
 from ..format.layout import BLOSC, ArraySpec
 from ..store.base import Handle, Store
+from .checksum import crc32c
 
 ABSENT = np.uint64(2**64 - 1)
 Array = NDArray[Any]
-
-
-def crc32c(data: Any) -> int:
-    """Returns the crc32c of a contiguous array or a bytes-like object."""
-    if not memoryview(data).nbytes:
-        return 0
-    view = np.frombuffer(data, np.uint8)
-    view.flags.writeable = False  # the library takes read-only buffers
-    return int(google_crc32c.value(view))
 
 
 def compress(chunk: Array) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..column.checksum import crc32c
 from ..column.commits import (
     READERS,
     Snapshot,
@@ -24,7 +25,6 @@ from ..column.commits import (
     spread_words,
 )
 from ..column.tar_object import first_byte
-from ..column.zarr_object import crc32c
 from ..console import size_text
 from ..errors import CorruptColumn, IncompleteColumn, NotAColumn
 from ..format.atomic import Json

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+import numpy as np
+
 from ..errors import ShardsError
+from .fetchers import Fetchers
 from .page_cache import OpenPage, PageCache
 
 PAGE = 4 << 20
@@ -79,22 +83,21 @@ def straight(
 class Pages:
     """Reads through the cache, and ahead of its readers with up to 16 threads.
 
-    A page is fetched once at a time in a process: who comes while it is on its way waits for it.
-    Threads end when nothing is left to fetch or the program ends; they are not daemons, since those
-    may be stopped inside the client's code at exit. One object per process, never used by a fork.
+    A page is fetched once at a time in a process: who comes while it is on its way waits for it. One
+    object per process, never used by a fork.
     """
 
     def __init__(self, cache: PageCache, page_bytes: int = PAGE, threads: int = THREADS) -> None:
-        self.cache, self.page_bytes, self.threads = cache, page_bytes, threads
+        self.cache, self.page_bytes = cache, page_bytes
         self._expected: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self.room = 0  # bytes that can be kept beside all that is expected; negative: not even that
         self._make_room()
         self._lock = threading.Lock()
+        self._fetchers = Fetchers(threads, self._next, self._lock)
         self._requested: dict[
             tuple[str, int], Source
         ] = {}  # to be fetched, first come first served
         self._coming: dict[tuple[str, int], Future[Any]] = {}  # being fetched
-        self._workers = 0
 
     def expect(self, reader: Any, size: int) -> None:
         """Says how many bytes a reader, for as long as it lives, will read in any order."""
@@ -221,7 +224,7 @@ class Pages:
         """Fetches what the cache lacks of a range, in the background."""
         if not self.cache.limit:
             return
-        end = min(source.size, offset + length)
+        end, count = min(source.size, offset + length), 0
         for page in range(offset // self.page_bytes, -(-end // self.page_bytes)):
             name = (source.key, page)
             if (
@@ -231,29 +234,27 @@ class Pages:
             ):
                 continue
             with self._lock:
-                if name in self._coming:
-                    continue
-                self._requested[name] = source
-                start = self._workers < self.threads
-                self._workers += start
-            if start:
-                threading.Thread(target=self._work, name="latentbank-fetch").start()
+                if name not in self._coming:
+                    self._requested[name] = source
+                    count += 1
+        if count:
+            self._fetchers.wake(count)
 
-    def _work(self) -> None:
-        """Fetches what is requested, until nothing is."""
-        while True:
-            with self._lock:
-                if not self._requested or not threading.main_thread().is_alive():
-                    self._workers -= 1
-                    return
-                name = next(iter(self._requested))
-                source = self._requested.pop(name)
-                future = self._coming[name] = Future[Any]()
-            try:
-                self._fetch(source, name[1], future)
-            except (ShardsError, OSError):
-                with self._lock:  # the reader will meet the error; the rest would meet it too
-                    self._requested.clear()
+    def _next(self) -> Callable[[], None] | None:
+        """Returns what fetches the page that was requested first."""
+        if not self._requested:
+            return None
+        name = next(iter(self._requested))
+        source = self._requested.pop(name)
+        self._coming[name] = Future[Any]()
+        return partial(self._bring, source, name[1], self._coming[name])
+
+    def _bring(self, source: Source, page: int, future: Future[Any]) -> None:
+        try:
+            self._fetch(source, page, future)
+        except (ShardsError, OSError):
+            with self._lock:  # the reader will meet the error; the rest would meet it too
+                self._requested.clear()
 
     def cancel(self, source: Source) -> None:
         """Fetches no more ahead of this object."""
@@ -274,7 +275,7 @@ class Pages:
 
 def fill(parts: list[memoryview], data: Any, start: int) -> None:
     """Copies bytes of a page from `start` on into parts of buffers."""
-    view = memoryview(data).cast("B")[start:]
+    view = np.frombuffer(data, np.uint8)[start:]
     for part in parts:
-        part[:] = view[: len(part)]
+        np.copyto(np.frombuffer(part, np.uint8), view[: len(part)])  # while other threads go on
         view = view[len(part) :]

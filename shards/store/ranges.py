@@ -7,11 +7,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from ..errors import ShardsError
+from .fetchers import Fetchers
 from .pages import PAGE, Source, fill, spread, straight
 
 THREADS = 32
@@ -50,18 +52,17 @@ class Range:
 
 class Ranges:
     """Reads ahead of its readers with up to 32 threads. Whoever needs a piece that no thread has begun
-    with fetches it; what was not asked for is fetched when it is read.
-
-    Threads end when nothing is left to fetch or the program ends; they are not daemons, since those
-    may be stopped inside the client's code at exit. One object per process, never used by a fork.
+    with fetches it; what was not asked for is fetched when it is read. One object per process, never
+    used by a fork.
     """
 
     def __init__(self, threads: int = THREADS, held: int = HELD) -> None:
-        self.threads, self.most = threads, held
+        self.most = held
         self._lock = threading.Lock()
+        self._fetchers = Fetchers(threads, self._next, self._lock)
         self._queue: deque[Piece] = deque()
         self._ranges: dict[Source, list[Range]] = {}  # of each open object
-        self._held = self._workers = 0
+        self._held = 0
 
     def willneed(self, source: Source, offset: int, length: int, wanted: int = 0) -> None:
         """Fetches a range in the background, unless there is no room for it."""
@@ -77,10 +78,7 @@ class Ranges:
             self._ranges.setdefault(source, []).append(new)
             self._held += end - offset
             self._queue.extend(new.pieces)
-            count = min(self.threads - self._workers, len(new.pieces))
-            self._workers += count
-        for _ in range(count):
-            threading.Thread(target=self._work, name="latentbank-fetch").start()
+        self._fetchers.wake(len(new.pieces))
 
     def preadv(self, source: Source, buffers: Sequence[memoryview], offset: int) -> int:
         """Fills buffers from an object; returns how many bytes came, fewer only at its end."""
@@ -137,21 +135,20 @@ class Ranges:
             claimed, piece.claimed = piece.claimed, True
         return not claimed
 
-    def _work(self) -> None:
-        """Fetches what is asked for, until nothing is."""
-        while True:
-            with self._lock:
-                while self._queue and self._queue[0].claimed:
-                    self._queue.popleft()
-                if not self._queue or not threading.main_thread().is_alive():
-                    self._workers -= 1
-                    return
-                piece = self._queue.popleft()
+    def _next(self) -> Callable[[], None] | None:
+        """Returns what fetches the next piece that nobody has begun with."""
+        while self._queue:
+            piece = self._queue.popleft()
+            if not piece.claimed:
                 piece.claimed = True
-            piece.fetch()
-            if isinstance(piece.data.exception(), (ShardsError, OSError)):
-                with self._lock:  # the reader will meet the error; the rest would meet it too
-                    self._queue.clear()
+                return partial(self._bring, piece)
+        return None
+
+    def _bring(self, piece: Piece) -> None:
+        piece.fetch()
+        if isinstance(piece.data.exception(), (ShardsError, OSError)):
+            with self._lock:  # the reader will meet the error; the rest would meet it too
+                self._queue.clear()
 
     def forget(self, source: Source) -> None:
         """Drops all that was fetched or asked for of an object."""

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..column.checksum import crc32c
 from ..column.commits import Commit, commit_name
 from ..column.source import index_name
 from ..column.tar_object import first_byte, starts, tar_name
-from ..column.zarr_object import crc32c, decode_into, read_elements, read_index
+from ..column.zarr_object import decode_into, read_elements, read_index
 from ..errors import CorruptColumn
 from ..format.atomic import sha256
 from ..format.layout import HAS_VALUES, ZARR_ROWS, ArraySpec, ColumnSpec

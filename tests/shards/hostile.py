@@ -38,8 +38,8 @@ from shards import (
     seal,
     sha256,
 )
+from shards.column.checksum import crc32c
 from shards.column.commits import Commit
-from shards.column.zarr_object import crc32c
 from shards.tools.info import information
 from shards.tools.verify import logical_digest, verify
 from tests.shards.sweeps import VARIANTS, expected, make, scratch, sound_column

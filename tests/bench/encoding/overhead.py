@@ -39,8 +39,8 @@ from encode.source.images import decode, transform
 from encode.source.tars import scan_tar
 from encode.tasks import ShardTask
 from shards import ShardWriter, put_index
+from shards.column.checksum import crc32c
 from shards.column.writer import block_digest
-from shards.column.zarr_object import crc32c
 from shards.console import render
 from shards.format.atomic import Json
 from tests.bench.cost import cpu_of, paired, tree_cpu_seconds

@@ -29,8 +29,8 @@ from shards import (
     seal,
     sha256,
 )
+from shards.column.checksum import crc32c
 from shards.column.writer import block_digest
-from shards.column.zarr_object import crc32c
 from shards.errors import IncompleteColumn
 from shards.format.layout import MAX_SHARDS
 from shards.format.records import INDEX_ROW, SourceRecord, parse

@@ -131,7 +131,7 @@ def test_an_error_of_another_request_is_not_for_ever() -> None:
 
     reader, source = Ranges(), Flaky(100)
     reader.willneed(source, 0, 100, 100)
-    until(lambda: source.fetched and reader._workers == 0)
+    until(lambda: source.fetched and not reader._fetchers._threads)
     assert read(reader, source, 0, 40) == source.data[:40]
     assert read(reader, source, 40, 60) == source.data[40:]
     assert source.fetched == [(0, 100)] * 2

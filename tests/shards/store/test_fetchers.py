@@ -1,0 +1,68 @@
+"""Threads that fetch ahead of readers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from shards.store.fetchers import LINGER, Fetchers
+
+
+def fetchers(most: int, work: deque[Callable[[], None]]) -> Fetchers:
+    return Fetchers(most, lambda: work.popleft() if work else None, threading.Lock())
+
+
+def test_no_more_threads_than_asked_for_and_all_work_is_done() -> None:
+    """Three hold the first three pieces until all have begun; the rest waits for them."""
+    gate, names, lock = threading.Barrier(4), set[str](), threading.Lock()
+    done = threading.Semaphore(0)
+
+    def piece(first: bool) -> None:
+        if first:
+            gate.wait(60)
+        with lock:
+            names.add(str(threading.get_ident()))
+        done.release()
+
+    work = deque([lambda i=i: piece(i < 3) for i in range(40)])
+    threads = fetchers(3, work)
+    threads.wake(len(work))
+    gate.wait(60)
+    for _ in range(40):
+        assert done.acquire(timeout=60)
+    assert len(names) <= 3
+    assert not work
+
+
+def test_an_idle_thread_takes_what_comes_next_and_ends_when_nothing_does() -> None:
+    work: deque[Callable[[], None]] = deque()
+    threads = fetchers(4, work)
+    done = threading.Semaphore(0)
+    for _ in range(50):
+        work.append(done.release)
+        threads.wake(1)
+        assert done.acquire(timeout=60)
+    end = time.monotonic() + 60
+    while threads._threads and time.monotonic() < end:
+        time.sleep(LINGER / 10)
+    assert threads._threads == threads._idle == 0
+
+
+PROGRAM = """
+import threading, time
+from collections import deque
+from shards.store.fetchers import Fetchers
+work = deque([lambda: time.sleep(0.1)] * 10_000)
+threads = Fetchers(4, lambda: work.popleft() if work else None, threading.Lock())
+threads.wake(4)
+time.sleep(0.1)
+"""
+
+
+def test_a_program_ends_though_much_is_left_to_fetch() -> None:
+    """It would take 250 s to do it all."""
+    subprocess.run([sys.executable, "-c", PROGRAM], check=True, timeout=120)
