@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from configs import ConfigError
 from encode import EncodeConfig, ModelSpec
@@ -289,8 +289,7 @@ class Costs:
     def _generate(self, node: Node) -> Cost:
         name = self.study.training_name(node.entry)
         plan = self.plans[name, len(self.study.parts(name)) - 1]
-        flags = generate_settings(self.study)
-        tokens = self.prompt_tokens
+        flags, tokens = self._flags, self.prompt_tokens
         steps, passes = flags["num_inference_steps"], 0.0
         for each in node.sets:
             guided = (flags | dict(each.setting))["guidance_scale"] > 1
@@ -305,6 +304,11 @@ class Costs:
         gpu, share = self.assumptions.gpu, self.assumptions.efficiency.dit
         hours = passes / gpu.peak / share / 3600 if gpu else None
         return hours, (Files(PICTURES, size, size),), str(self.study.out)
+
+    @cached_property
+    def _flags(self) -> dict[str, Any]:
+        """The flags of `eval generate`. Their averages are checked at each step, which takes a moment."""
+        return generate_settings(self.study)
 
     def _pictures(self, half: Half | None) -> int:
         """Returns the pictures of a set, of all prompts or of a half."""

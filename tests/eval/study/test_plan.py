@@ -14,6 +14,7 @@ import yaml
 from configs import ConfigError
 from eval.commands import main
 from eval.errors import NoSpace
+from eval.study.flags import generate_settings
 from eval.study.graph import nodes_of
 from eval.study.plan import cost
 from eval.study.plan.cost import PICTURES, Assumptions, Costs, Files, NodeCost, files_of_run
@@ -119,14 +120,21 @@ def test_qwen_costs_more_to_encode_and_phases_follow_one_another(
 def test_a_large_study_plans_each_training_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """8 entries x 5 seeds x 10 checkpoints; columns of one shape are one training on paper."""
-    calls = []
+    """8 entries x 5 seeds x 10 checkpoints; columns of one shape are one training on paper. Flags, whose averages
+    are checked at each step, are read once, not for each of 450 sets.
+    """
+    calls, readings = [], []
 
     def counted(*values: Any) -> Any:
         calls.append(values)
         return make_plan(*values)
 
+    def settings(study: Study) -> dict[str, Any]:
+        readings.append(study)
+        return generate_settings(study)
+
     monkeypatch.setattr(cost, "make_plan", counted)
+    monkeypatch.setattr(cost, "generate_settings", settings)
     entries = {f"vae{i}": f"/nowhere/toy/{i}" for i in range(8)}
     wide = {"latents": "/nowhere/toy/8", "with": ["model.mlp_size=96"]}
     study = small(tmp_path, entries=entries | {"wide": wide}, seeds=[*range(5)], checkpoints=10)
@@ -134,6 +142,7 @@ def test_a_large_study_plans_each_training_once(
     counts = {kind: len(plan.to_make(kind)) for kind in ("train", "generate", "score")}  # type: ignore[arg-type]
     assert counts == {"train": 9 * 5, "generate": 9 * 5 * 10, "score": 9 * 5 * 10}
     assert len(calls) == 2
+    assert len(readings) == 1
 
 
 def test_what_exists_is_not_to_be_made(tmp_path: Path) -> None:
