@@ -85,6 +85,10 @@ class StudyChanged(EvalError, ValueError):
     """Runs or sets of a study's folder that are not what its YAML says now."""
 
 
+class OutputEdited(EvalError, ValueError):
+    """A file that a command of a study made, and that somebody changed since."""
+
+
 class StudyRunning(EvalError, RuntimeError):
     """A `study run` works in the folder."""
 

@@ -16,12 +16,13 @@ from rich.table import Column, Table
 from shards.console import counted, duration_text, render, size_text
 from train.plan import Efficiency, gpu_named
 
-from ...errors import StudyChanged
+from ...errors import OutputEdited, StudyChanged
 from ...images.flags import plain
 from ..earlier import refuse_changed, take_over, taken_over
 from ..flags import generate_settings, scorer_settings
 from ..graph import Kind, nodes_of
 from ..reuse import Existing, read_record
+from ..run.edited import refuse_edited
 from ..study import Study
 from .cost import PARTS, Assumptions, Costs, NodeCost
 from .disk import Room, rooms
@@ -130,8 +131,9 @@ def plan_existing(study: Study, assumptions: Assumptions) -> StudyPlan:
         {name: r["seconds"] for name, r in records.items() if r.get("exit_code") == 0},
     )
     try:
+        refuse_edited(study)
         refuse_changed(study)
-    except StudyChanged as error:
+    except (OutputEdited, StudyChanged) as error:
         return replace(plan, notes=(f"`study run` will refuse: {error}", *plan.notes))
     return plan
 

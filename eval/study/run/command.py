@@ -18,7 +18,9 @@ from shards.processes import bound_to, kill, with_this_python
 
 from ... import fence
 from ..graph import Node
+from ..study import Study
 from .claims import Claim
+from .edited import digests_of
 
 Json = dict[str, Any]
 
@@ -63,8 +65,10 @@ class Running:
         )
         return cls(node, claim, process, log, slot, datetime.now(UTC), scores)
 
-    def record(self, code: int, session: str) -> Json:
-        """Returns what is kept of a command that ended: when it ran, where, and how it ended."""
+    def record(self, study: Study, code: int, session: str) -> Json:
+        """Returns what is kept of a command that ended: when it ran, where, how it ended, and where that
+        was well, the digests of the small files that it made.
+        """
         now = datetime.now(UTC)
         record: Json = {
             "id": self.node.id,
@@ -80,6 +84,8 @@ class Running:
         if self.node.kind == "score":
             record["scores"] = new_scores(self.node, self.scores)
             record["beside"] = files_beside(self.node, record["scores"])
+        if code == 0:
+            record["files"] = digests_of(study, self.node, record)
         return record
 
     def stop(self) -> None:

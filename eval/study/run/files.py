@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -13,7 +14,9 @@ from shards.format import differences
 
 from ..study import Study
 
+Json = dict[str, Any]
 Write = Callable[[Path, bytes], None]
+SESSION = "workers/session.json"  # below the study's folder: what its workers are
 
 
 def config_files(study: Study) -> dict[Path, tuple[Strict, str]]:
@@ -30,6 +33,17 @@ def config_files(study: Study) -> dict[Path, tuple[Strict, str]]:
         if path.parent == folder:
             files[path] = encode, note
     return files
+
+
+def config_values(study: Study) -> Json:
+    """Returns the study and the configs of its commands as they are resolved, by path below its folder."""
+    return {
+        "study": study.config.model_dump(mode="json", by_alias=True),
+        "configs": {
+            str(path.relative_to(study.out)): config.model_dump(mode="json", by_alias=True)
+            for path, (config, _) in config_files(study).items()
+        },
+    }
 
 
 def write_configs(study: Study, write: Write = atomic_write) -> None:

@@ -25,6 +25,7 @@ from ..reuse import Existing, read_record
 from ..study import Study
 from .claims import SECONDS, Claim, holder, holder_text
 from .command import Running, environment, list_anew, visible_gpus
+from .edited import refuse_edited
 from .workers import Worker, claim_folder
 
 FAILED, HELD = 3, 5  # exit codes: some command failed; a trainer's: another job has its folder
@@ -41,14 +42,15 @@ def run(study: Study, seconds: float = SECONDS) -> int:
     """Makes what is missing of a study, with all workers that are at it; returns 0, or 3 where a command
     failed. `seconds`: of a lease, after which what a worker that stopped had is another's.
 
-    Raises WorkerDiffers and the named errors of `checks.preflight` before anything is written, and
-    NotPaired.
+    Raises WorkerDiffers, OutputEdited and the named errors of `checks.preflight` before anything is written,
+    and NotPaired.
     """
     import torch  # takes seconds
 
     worker = Worker(study, seconds)
     worker.refuse_others()
     check_ranks(study, torch.cuda.device_count())
+    refuse_edited(study)
     study = preflight(study)
     worker.join()
     try:
@@ -268,7 +270,7 @@ class Runner:
             self.bar.note(f"{node.id}: its folder is held by an earlier command; waits for it")
             time.sleep(2)
             return
-        record = running.record(code, self.worker.session if self.worker else "")
+        record = running.record(self.study, code, self.worker.session if self.worker else "")
         running.claim.write(self.study.log(node.id).with_suffix(".json"), canonical_json(record))
         done = code == 0 and self.existing.done(node)
         self.claims.pop(node.id).release()

@@ -29,7 +29,7 @@ from ..graph import Node
 from ..lock import FILE, write_lock
 from ..study import Study
 from .claims import SECONDS, Claim, holder, holder_text
-from .files import config_files, write_configs
+from .files import SESSION, config_values, write_configs
 
 Json = dict[str, Any]
 COMMAND = "eval study run"
@@ -100,6 +100,7 @@ class Worker:
             shutil.rmtree(self.study.out / "claims", ignore_errors=True)
             for folder in self.folder.glob("worker-*"):
                 shutil.rmtree(folder, ignore_errors=True)
+            door.remove(self.study.out / SESSION)  # while it exists, configs are as it says
             write_configs(self.study, door.write)
             self._write_session(door)
         claim = Claim(self.folder / f"worker-{secrets.token_hex(8)}", COMMAND, self.seconds)
@@ -166,14 +167,14 @@ class Worker:
 
     def _read_session(self) -> Json:
         try:
-            session = read_json(self.folder / "session.json")
+            session = read_json(self.study.out / SESSION)
         except (OSError, ValueError):
             return {}
         return session if isinstance(session, dict) and "session" in session else {}
 
     def _write_session(self, door: Claim, locked: bool = False) -> None:
         session = {"session": self.session, "worker": self.identity, "locked": locked}
-        door.write(self.folder / "session.json", canonical_json(session))
+        door.write(self.study.out / SESSION, canonical_json(session))
 
 
 def claimed(study: Study, nodes: Iterable[Node]) -> Iterator[tuple[str, Json]]:
@@ -221,15 +222,7 @@ def identity_of(study: Study) -> Json:
         project = version("latentbank")
     except PackageNotFoundError:
         project = "unknown"
-    return {
-        "study": study.config.model_dump(mode="json", by_alias=True),
-        "configs": {
-            str(path.relative_to(study.out)): config.model_dump(mode="json", by_alias=True)
-            for path, (config, _) in config_files(study).items()
-        },
-        "project": project,
-        "code": code_digest(),
-    }
+    return {**config_values(study), "project": project, "code": code_digest()}
 
 
 def code_digest() -> str:
