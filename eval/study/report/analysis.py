@@ -70,7 +70,7 @@ from .sets import (
     recorded_names,
     score_name,
 )
-from .settled import edges_of, own_keys, settled_records
+from .settled import beyond, edges_of, own_keys, settled_records
 from .targets import target_lines, targets_of
 from .time_to_quality import step_costs, times_to_quality
 from .verdict import Verdict, covers, leaves_open, no_score, verdict_of
@@ -129,7 +129,7 @@ def analyse(study: Study) -> Analysis:
         "complete": not absent, "missing": absent, "primary": {"asked": asked, "scorer": primary},
         "verdicts": [asdict(verdict) for verdict in verdicts],
         "entries": [_entry(study, name, last.get(name)) for name in study.entries],
-        "settled": settled_records(chosen),
+        "settled": settled_records(study, chosen),
         "scores": _scores(study, last, primary),
         "whole": _whole(study, whole, recorded[asked]) if study.halved else None,
         "comparisons": [_comparison(c, primary, adjusted) for c in comparisons.values()],
@@ -146,6 +146,7 @@ def analyse(study: Study) -> Analysis:
     axes, settings = study.sampling_axes, first.settings if first else {}
     data["covers"] = covers(compared[-1], data["prompts"], prompts, len(names), axes) + covered
     data["leaves_open"] = leaves_open(len(compared[0]), settings, step, axes) + left_open
+    data["leaves_open"] += beyond(data["settled"])
     return Analysis(data, sets, last)
 
 

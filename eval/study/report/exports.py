@@ -7,7 +7,8 @@ import io
 import json
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,20 @@ from shards.charts import figure
 from shards.printing import redacted
 
 from ...errors import BadReport
-from .figures import difference_of
+from .figures import HALF_B, difference_of
 
 Json = dict[str, Any]
-# what: "score", or "difference" (the entry minus the baseline). No seed: over all seeds. p_adjusted: Holm's
+# what: "score", or "difference" (the entry minus the baseline). No seed: over all seeds. p_adjusted: Holm's.
+# primary: what the verdict is by. prompts: ALL of them, or where settings were chosen on half A: HALF, or WHOLE
 COLUMNS = (
     "what", "scorer", "better", "primary", "entry", "baseline", "step", "seed", "value", "low", "high",
-    "count", "p", "p_adjusted",
+    "count", "p", "p_adjusted", "prompts",
 )  # fmt: skip
+HEADS = (
+    ",".join(COLUMNS),
+    ",".join(COLUMNS[:-1]),
+)  # of tables now, and before they said of which prompts
+ALL, HALF, WHOLE = "all", "half B", "all: contains the half that settings were chosen on"
 
 
 def downloads(data: Json) -> dict[str, str]:
@@ -55,9 +62,24 @@ def as_csv(data: Json) -> str:
     file = io.StringIO()
     table = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
     table.writeheader()
-    table.writerows(_scores(data))
-    table.writerows(_differences(data))
+    for part, prompts in _parts(data):
+        rows = chain(_scores(part), _differences(part))
+        table.writerows(row | {"prompts": prompts} for row in rows)
     return file.getvalue()
+
+
+def _parts(data: Json) -> list[tuple[Json, str]]:
+    """Returns what is reported, the verdict's prompts first, each with the label of its prompts.
+
+    The whole set of a study whose settings were chosen on half A is that of the last step alone, and none of its
+    scores is the primary one.
+    """
+    whole = data.get("whole")
+    if whole is None:
+        return [(data, ALL)]
+    scores = [score | {"primary": False} for score in whole["scores"]]
+    of_whole = {"scores": scores, "over_steps": []}
+    return [(data, HALF), (data | whole | of_whole, WHOLE)]
 
 
 def refuse_other_csv(path: Path) -> None:
@@ -67,7 +89,7 @@ def refuse_other_csv(path: Path) -> None:
             head = file.readline()
     except FileNotFoundError:
         return
-    if head.rstrip("\n") != ",".join(COLUMNS):
+    if head.rstrip("\n") not in HEADS:
         raise BadReport(
             f"{path}: found a file that is no table of ours, expected none: move it away"
         )
@@ -126,35 +148,68 @@ def _values(
 def latex(data: Json) -> str:
     """Returns a table for LaTeX with booktabs: a row an entry, and of each score its mean over seeds and its
     difference from the baseline, with 95 % intervals and p.
+
+    Where settings were chosen on half A of the prompts, the rows of half B come first, below them those of all
+    prompts, each under a line that says so.
     """
-    scores, baseline = data["scores"], escaped(data["baseline"])
+    baseline, parts = escaped(data["baseline"]), _parts(data)
     arrows = {"higher": r"$\uparrow$", "lower": r"$\downarrow$"}
+    names = [_of_all(score) for score in data["scores"]]
     heads = [
-        rf"\multicolumn{{2}}{{c}}{{{escaped(score['scorer'])} {arrows[score['better']]}}}"
-        for score in scores
+        rf"\multicolumn{{2}}{{c}}{{{escaped(name)} {arrows[score['better']]}}}"
+        for name, score in zip(names, data["scores"], strict=True)
     ]
-    rules = [rf"\cmidrule(lr){{{2 * i + 2}-{2 * i + 3}}}" for i in range(len(scores))]
+    rules = [rf"\cmidrule(lr){{{2 * i + 2}-{2 * i + 3}}}" for i in range(len(names))]
     rows = []
-    for i, entry in enumerate(data["entries"]):
-        cells = [escaped(entry["name"])]
-        for score in scores:
-            cells.append(_cell(score["entries"][i]["over_seeds"], figure))
-            cells.append(_difference(difference_of(data, entry["name"], score["scorer"])))
-        rows.append(_row(cells))
+    for part, prompts in parts:
+        rows.append(r"\midrule")
+        if len(parts) > 1:
+            width, label = 1 + 2 * len(names), escaped(_label(part["prompts"], prompts))
+            rows.append(_row([rf"\multicolumn{{{width}}}{{l}}{{{label}}}"]))
+        scores = {_of_all(score): score for score in part["scores"]}
+        own = [scores.get(name) for name in names]
+        rows += [_entry(part, i, own) for i in range(len(data["entries"]))]
     return "\n".join(
         [
             *_comments(data),
-            rf"\begin{{tabular}}{{l{'cc' * len(scores)}}}",
+            rf"\begin{{tabular}}{{l{'cc' * len(names)}}}",
             r"\toprule",
             _row(["", *heads]),
             " ".join(rules),
-            _row(["", *(cell for _ in scores for cell in ("mean", rf"$-$ {baseline}"))]),
-            r"\midrule",
+            _row(["", *(cell for _ in names for cell in ("mean", rf"$-$ {baseline}"))]),
             *rows,
             r"\bottomrule",
             r"\end{tabular}",
         ]
     )
+
+
+def _of_all(score: Json) -> str:
+    """Returns the name that a score of a half has where it is of all prompts."""
+    name: str = score["scorer"]
+    return name.removesuffix(HALF_B)
+
+
+def _label(count: int | None, prompts: str) -> str:
+    """Returns "half B: 140 prompts" or "all 280 prompts: contains ..."; without the count where it is not known."""
+    if count is None:
+        return prompts
+    return (
+        f"{HALF}: {count:,} prompts"
+        if prompts == HALF
+        else WHOLE.replace(ALL, f"{ALL} {count:,} prompts", 1)
+    )
+
+
+def _entry(part: Json, i: int, scores: Sequence[Json | None]) -> str:
+    """Returns the row of an entry, by its number; a score that this part has no set of is a dash."""
+    name = part["entries"][i]["name"]
+    cells = [escaped(name)]
+    for score in scores:
+        value = score["entries"][i]["over_seeds"] if score else None
+        difference = difference_of(part, name, score["scorer"]) if score else None
+        cells += [_cell(value, figure), _difference(difference)]
+    return _row(cells)
 
 
 def escaped(text: str) -> str:
@@ -172,15 +227,17 @@ def _comments(data: Json) -> list[str]:
         f"% mean over training seeds {seeds}, and difference from the baseline in pairs of one seed, with 95 % "
         "intervals over seeds and prompts",
     ]
-    if any(record["prompts"] for record in data.get("settled") or ()):
+    if data.get("whole") is not None:
         lines.append(
-            "% settings were chosen for each entry on half A of the prompts: all figures are of half B"
+            "% settings were chosen for each entry on half A of the prompts: the verdict is by half B, none by the "
+            "rows of all prompts"
         )
     compared = len(data["entries"]) - 1
     if compared > 1 and data["primary"]["scorer"]:
+        half = f" of {HALF}" if data.get("whole") is not None else ""
+        name = escaped(data["primary"]["scorer"].removesuffix(HALF_B))
         lines.append(
-            f"% p of {escaped(data['primary']['scorer'])} is after Holm's adjustment over {compared} entries; other p "
-            "are not adjusted"
+            f"% p of {name}{half} is after Holm's adjustment over {compared} entries; other p are not adjusted"
         )
     return lines
 

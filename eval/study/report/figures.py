@@ -16,7 +16,10 @@ SETTINGS = {
     "lr": "learning rate",
 }  # fmt: skip
 AXES = ("steps", "samples", "FLOPs", "hours")  # what scores are drawn over, if it is known of all
-HALF_A = "-half-a"  # ends the names of scores that settings are chosen by
+HALF_A, HALF_B = (
+    "-half-a",
+    "-half-b",
+)  # end the names of scores that settings are chosen by, and that are reported
 MOST_NUMBERS = 8  # that have room below a chart
 
 
@@ -129,7 +132,7 @@ def settled(data: Json) -> Json | None:
 
     Fields: by, prompts (the score, and the prompts of half A), settings (keys of sets and trainings), axes[]:
     axis, title, by (what it was chosen by), better, drawing, entries[], one an entry in the page's order: entry, value,
-    score (a Value), edge, tried (the least and the most); null where nothing is chosen yet.
+    score (a Value), edge, accepted, tried (the least and the most); null where nothing is chosen yet.
     """
     records = {record["entry"]: record for record in data.get("settled") or ()}
     if not records:
@@ -174,7 +177,7 @@ def _axis(data: Json, axis: str, by_entry: Mapping[str, Json]) -> Json:
             (r := by_entry.get(name))
             and {
                 "entry": name, "value": r["values"][r["chosen"]], "score": r["over_seeds"][r["chosen"]],
-                "edge": r["edge"], "tried": [min(r["values"]), max(r["values"])],
+                "edge": r["edge"], "accepted": r["accepted"], "tried": [min(r["values"]), max(r["values"])],
             }
             for name in colour
         ],

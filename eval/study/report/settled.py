@@ -3,7 +3,8 @@
 Of each entry of study.json's `settled`: entry, scorer, better, prompts (of half A), axes[], one a setting, in the
 order in which they were chosen: axis, scorer, better, prompts (of a learning rate: the validation loss, null),
 values[] that were tried, ascending, over_seeds[] (a Value of each), by_seed[] ({seed: Value} of each), chosen (an
-index), edge ("smallest" or "largest" where the chosen value is the last that was tried on that side, else null).
+index), edge ("smallest" or "largest" where the chosen value is the last that was tried on that side, else null),
+accepted (whether there is a verdict though it is at an edge).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...images.flags import plain
 from ..choices import Choice
+from .verdict import listed
 
 if TYPE_CHECKING:
     from ..study import Study
@@ -21,12 +23,15 @@ Json = dict[str, Any]
 Choices = Mapping[str, Sequence[Choice]]
 
 
-def settled_records(choices: Choices) -> list[Json]:
+def settled_records(study: Study, choices: Choices) -> list[Json]:
     """Returns what was chosen for each entry that has a choice."""
+    accept = study.config.settle is not None and study.config.settle.accept_edge
     return [
         {
             "entry": entry, "scorer": made[-1].scorer, "better": made[-1].better, "prompts": made[-1].prompts,
-            "axes": [choice.record() for choice in made],
+            "axes": [
+                choice.record() | {"accepted": accept and choice.edge is not None} for choice in made
+            ],
         }
         for entry, made in choices.items() if made
     ]  # fmt: skip
@@ -52,6 +57,16 @@ def edges_of(study: Study, choices: Choices, entry: str) -> str:
         f"{new if any(text.startswith('ema') for text in texts) else ''}, or accept the edge "
         "(settle: {accept_edge: true}, or study report --accept-edge)"
     )
+
+
+def beyond(records: Sequence[Json]) -> list[str]:
+    """Returns what choices at edges that were accepted leave open, of the records that `settled_records` returns."""
+    axes = [axis["axis"] for record in records for axis in record["axes"] if axis["accepted"]]
+    if not axes:
+        return []
+    return [
+        f"values of {listed(list(dict.fromkeys(axes)))} beyond those tried: an edge was accepted"
+    ]
 
 
 def own_keys(study: Study) -> set[str]:

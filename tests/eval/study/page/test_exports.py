@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from eval.errors import BadReport
-from eval.study.report.exports import COLUMNS, as_csv, downloads, latex
+from eval.study.report.exports import COLUMNS, as_csv, downloads, latex, refuse_other_csv
 from eval.study.report.page import render, report
 from eval.study.study import Study
 from tests.eval.browser import BROWSER, Page, in_browser
@@ -36,6 +36,22 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 def data(study: Study) -> Json:
     record: Json = json.loads((study.out / "study.json").read_text())
     return record
+
+
+@pytest.fixture
+def halved(data: Json) -> Json:
+    """The same with settings that were chosen on half A, and all scores of the whole set larger by 1."""
+    whole: Json = json.loads(json.dumps({key: data[key] for key in ("scores", "comparisons")}))
+    for score in whole["scores"]:
+        for entry in score["entries"]:
+            entry["over_seeds"]["value"] += 1
+    for difference in whole["comparisons"][0]["differences"]:
+        difference.pop("p_adjusted", None)
+    data["primary"]["scorer"] += "-half-b"
+    scores = data["scores"] + [d for c in data["comparisons"] for d in c["differences"]]
+    for score in scores:
+        score["scorer"] += "-half-b"
+    return data | {"prompts": 15, "whole": whole | {"prompts": 30}}
 
 
 # LaTeX --------------------------------------------------------------------------------------------
@@ -60,7 +76,8 @@ def check_tabular(table: str) -> list[list[str]]:
     assert begin
     assert lines[-1] == r"\end{tabular}"
     rules = [line for line in lines[1:-1] if re.match(r"\\(top|mid|bottom|cmid)rule", line)]
-    assert [line.split("rule")[0] for line in rules] == ["\\top", "\\cmid", "\\mid", "\\bottom"]
+    kinds = [line.split("rule")[0] for line in rules]
+    assert kinds in (["\\top", "\\cmid", *n * ["\\mid"], "\\bottom"] for n in (1, 2))
     for first, last in re.findall(r"\\cmidrule\(lr\){(\d+)-(\d+)}", table):
         assert 1 < int(first) < int(last) <= len(begin[1])
     rows = [cells_of(line) for line in lines[1:-1] if line not in rules]
@@ -90,6 +107,27 @@ def test_the_table_for_latex_has_means_differences_and_p(data: Json) -> None:
     assert difference["p_adjusted"] >= difference["p"]
     assert "after Holm's adjustment over 2 entries" in table
     assert f"% p of {PRIMARY} is" in table
+
+
+def test_the_table_for_latex_has_both_the_half_and_the_whole_set(halved: Json) -> None:
+    table = latex(halved)
+    rows = check_tabular(table)
+    assert PRIMARY in rows[0][1]
+    assert "half-b" not in table
+    places = [i for i, row in enumerate(rows) if len(row) == 1]
+    labels = [rows[i][0].removeprefix(r"\multicolumn{5}{l}{").removesuffix("}") for i in places]
+    whole = "all 30 prompts: contains the half that settings were chosen on"
+    assert labels == ["half B: 15 prompts", whole]
+    names = ["flux", "e2e", r"sd\_35"]
+    assert [row[0] for row in rows[3:6]] == [row[0] for row in rows[7:]] == names
+    scores = halved["scores"][0]["entries"]
+    for row, rise in (rows[4], 0), (rows[8], 1):
+        value = scores[1]["over_seeds"]["value"] + rise
+        assert row[1].startswith(f"${value:.4g}\\ ")
+    assert f"% p of {PRIMARY} of half B is after Holm's adjustment over 2 entries" in table
+    assert "the verdict is by half B, none by the rows of all prompts" in table
+    halved["whole"] |= {"scores": [], "comparisons": []}  # before whole sets are scored
+    assert check_tabular(latex(halved))[8] == ["e2e", *4 * ["--"]]
 
 
 @pytest.mark.parametrize(
@@ -143,8 +181,42 @@ def test_the_csv_file_has_every_score_and_difference(study: Study, data: Json) -
     assert float(mine["2"]["value"]) == entry["by_seed"]["2"]["value"]
     assert float(mine[""]["high"]) == entry["over_seeds"]["high"]
     assert {row["step"] for row in rows} == {"100"}
+    assert {row["prompts"] for row in rows} == {"all"}
     ends = [row for row in differences if row["scorer"] == PRIMARY and not row["seed"]]
     assert [row["p_adjusted"] != "" for row in ends] == [True, True]
+
+
+def test_the_csv_file_has_both_the_half_and_the_whole_set(data: Json, halved: Json) -> None:
+    def lines(prompts: str) -> list[dict[str, str]]:
+        return [
+            row for row in csv.DictReader(io.StringIO(as_csv(halved))) if row["prompts"] == prompts
+        ]
+
+    half, whole = lines("half B"), lines("all: contains the half that settings were chosen on")
+    assert len(half) == len(whole) == (2 * 3 + 2 * 2) * (3 + 1)
+    assert {row["scorer"] for row in half} == {f"{PRIMARY}-half-b", f"{OTHER}-half-b"}
+    assert {(row["scorer"], row["primary"]) for row in whole} == {
+        (PRIMARY, "false"),
+        (OTHER, "false"),
+    }
+    verdicts = [row for row in half if row["primary"] == "true" and row["p_adjusted"]]
+    assert [row["entry"] for row in verdicts] == ["e2e", "sd_35"]
+    value = data["scores"][0]["entries"][1]["over_seeds"]["value"]
+    (mean,) = (
+        float(row["value"]) for row in whole
+        if (row["what"], row["scorer"], row["entry"], row["seed"]) == ("score", PRIMARY, "e2e", "")
+    )  # fmt: skip
+    assert mean == pytest.approx(value + 1)
+
+
+def test_a_table_of_an_earlier_report_is_replaced(study: Study, tmp_path: Path) -> None:
+    """Tables did not always say of which prompts they are."""
+    path = tmp_path / "study.csv"
+    path.write_text((study.out / "study.csv").read_text().replace(",prompts\n", "\n", 1))
+    refuse_other_csv(path)
+    path.write_text("what,scorer\n")
+    with pytest.raises(BadReport):
+        refuse_other_csv(path)
 
 
 def test_the_csv_file_has_every_step(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from eval.study.report.exports import latex
 from eval.study.report.figures import settled, whole_set
 from eval.study.report.page import render, report
+from eval.study.report.settled import beyond
 from shards import charts
 from tests.eval.browser import BROWSER, Page, in_browser
 from tests.eval.study.handmade import PRIMARY, fill, open_study
@@ -32,7 +33,7 @@ def axis(
     return {
         "axis": name, "scorer": f"{PRIMARY}-half-a", "better": "higher", "prompts": 15, "values": values,
         "over_seeds": [value(x) for x in scores], "by_seed": [{"0": value(x)} for x in scores],
-        "chosen": chosen, "edge": edge,
+        "chosen": chosen, "edge": edge, "accepted": False,
     }  # fmt: skip
 
 
@@ -99,7 +100,33 @@ def test_the_page_says_what_was_chosen_on_what(data: Json) -> None:
     assert "3 of 1.5 to 62 [1.9, 2.1]" in text.replace("\u00a0", " ")
     assert "guidance_scale of the pictures chosen for each entry" in text
     assert text.index("half B") < text.index("Differences from")
-    assert "% settings were chosen for each entry on half A of the prompts" in latex(data)
+    assert (
+        "% settings were chosen for each entry on half A of the prompts: the verdict is by half B"
+        in latex(data)
+    )
+
+
+def test_an_edge_that_was_accepted_is_a_plain_note(data: Json) -> None:
+    lines = "e2e: the guidance scale chosen, 1.5, is the smallest that was tried{}. A better one may lie beyond{}."
+    warned = []
+    for accepted in (False, True):
+        data["settled"][1]["axes"][0]["accepted"] = accepted
+        page = Page(render(data))
+        expected = (
+            (", and was accepted as it is", "") if accepted else ("", ": widen its range in settle")
+        )
+        assert lines.format(*expected) in page.text
+        assert "smallest tried, accepted" in page.text or not accepted
+        warned.append(len([p for p in page.all("p") if p.get("class") == "warn"]))
+    assert warned == [warned[1] + 1, warned[1]]
+
+
+def test_what_an_accepted_edge_leaves_open_is_said_once_an_axis(data: Json) -> None:
+    assert beyond(data["settled"]) == []
+    for record in data["settled"]:
+        record["axes"][0]["accepted"] = True
+    (line,) = beyond(data["settled"])
+    assert line.startswith("values of guidance_scale beyond")
 
 
 def test_entries_with_equal_choices_are_told_apart(data: Json) -> None:
@@ -107,7 +134,7 @@ def test_entries_with_equal_choices_are_told_apart(data: Json) -> None:
     text = Page(render(data)).text
     for name in ("flux", "e2e"):
         assert f"{name}: the guidance scale chosen, 1.5, is the smallest that was tried." in text
-    assert "half-a" not in text
+    assert "half-a" not in text.casefold()
 
 
 def test_the_whole_set_is_labelled(data: Json) -> None:

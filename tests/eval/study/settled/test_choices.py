@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import shutil
 from collections.abc import Mapping
@@ -22,6 +24,7 @@ from eval.study.graph import nodes_of
 from eval.study.lock import verify
 from eval.study.pictures import reported_set, trial_sets
 from eval.study.report.analysis import analyse
+from eval.study.report.exports import HALF, WHOLE, as_csv
 from eval.study.report.page import report
 from eval.study.run.files import write_configs
 from eval.study.run.gc import removals, remove
@@ -103,6 +106,12 @@ def test_the_other_half_is_reported_and_the_whole_beside_it(settled: Path) -> No
             assert means == pytest.approx([value["value"] for value in axis["over_seeds"]])
             assert axis["chosen"] == means.index(max(means))
     assert "which had no part in choosing guidance_scale and ema" in " ".join(data["covers"])
+    (left_open,) = (line for line in data["leaves_open"] if "an edge was accepted" in line)
+    assert "ema" in left_open
+    table = list(csv.DictReader(io.StringIO(as_csv(data))))
+    assert {(row["scorer"], row["primary"], row["prompts"]) for row in table} == {
+        (f"{of_whole}-half-b", "true", HALF), (of_whole, "false", WHOLE),
+    }  # fmt: skip
 
 
 def test_nothing_is_made_twice_and_the_lock_holds(settled: Path) -> None:
@@ -361,8 +370,15 @@ def test_an_edge_gives_no_verdict_until_it_is_accepted(settled: Path) -> None:
     flagged = study("report", strict_yaml, "--out", settled / "out", "--accept-edge")
     assert flagged.returncode == 0, flagged.stderr
     assert "widen the range" not in flagged.stdout
+    assert "WARNING" not in flagged.stdout + flagged.stderr
+    page = (settled / "out/report.html").read_text()
+    assert "widen its range" not in page
+    assert "was accepted as it is" in page
     unflagged = study("report", strict_yaml, "--out", settled / "out")
     assert "widen the range" in unflagged.stdout
+    page = (settled / "out/report.html").read_text()
+    assert "widen its range" in page
+    assert "was accepted as it is" not in page
 
 
 def test_too_few_prompts_to_divide_are_refused_before_anything_runs(tmp_path: Path) -> None:
