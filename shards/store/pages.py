@@ -26,13 +26,14 @@ BESIDE = 4  # pages of one read past the cache that are fetched at once
 class Source(Protocol):
     """An open object: `key` names its pages, `fetch` brings bytes of it from afar. `pages` has the file
     (its inode) of each page that was read, 0 while it has none; `anew` is set where one that was read
-    before is fetched once more, or is in another file.
+    before is fetched once more, or is in another file. `beside` is 0 where all of a column is read.
     """
 
     key: str
     size: int
     pages: dict[int, int]
     anew: bool
+    beside: int
 
     def fetch(self, start: int, length: int) -> Any: ...
 

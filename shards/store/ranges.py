@@ -4,6 +4,7 @@ many at once and before their turn, in memory until they are read.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -18,7 +19,7 @@ from .pages import PAGE, Source, fill, spread, straight
 
 THREADS = 32
 HELD = 512 << 20  # bytes that are ready or on their way at most
-LONG = 60  # seconds after which a range that nobody read gives way to others
+LONG = 60  # seconds: what was asked for so much before others that were read, nobody will read
 
 
 class Piece:
@@ -62,6 +63,8 @@ class Ranges:
         self._fetchers = Fetchers(threads, self._next, self._lock)
         self._queue: deque[Piece] = deque()
         self._ranges: dict[Source, list[Range]] = {}  # of each open object
+        # when the latest range that was read was asked for, among readers of the same kind
+        self._reached: dict[bool, float] = {}
         self._held = 0
 
     def willneed(self, source: Source, offset: int, length: int, wanted: int = 0) -> None:
@@ -105,6 +108,8 @@ class Ranges:
         with self._lock:
             for asked in self._ranges.get(source, ()):
                 if asked.start <= start and end <= asked.end:
+                    kind = source.beside > 0
+                    self._reached[kind] = max(asked.asked, self._reached.get(kind, asked.asked))
                     asked.wanted -= end - start
                     if asked.wanted <= 0:
                         self._let_go(source, asked)
@@ -118,9 +123,15 @@ class Ranges:
             del self._ranges[source]
 
     def _let_old_go(self) -> None:
-        """Lets ranges go that were asked for long ago: their reader will not come."""
-        before = time.monotonic() - LONG
+        """Lets ranges go that were passed over: their reader will not come.
+
+        A reader takes ranges in the order in which it asks for them, but for those of a batch. So
+        what counts is not how long ago a range was asked for, which is long after any pause, but
+        whether others were read that were asked for long after it. Rows that are read now and then
+        (`beside`) pass none of a stream over, which pauses meanwhile.
+        """
         for source, asked in list(self._ranges.items()):
+            before = self._reached.get(source.beside > 0, -math.inf) - LONG
             for old in [each for each in asked if each.asked < before]:
                 self._give_up(source, old)
 

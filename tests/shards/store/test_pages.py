@@ -34,7 +34,7 @@ class Counted:
         self.key, self.size = key, size
         self.data = np.random.default_rng(size).bytes(size)
         self.pages: dict[int, int] = {}
-        self.anew = False
+        self.anew, self.beside = False, 0
         self.fetched: list[tuple[int, int]] = []
         self.asked, self.go = threading.Event(), threading.Event()
         self.go.set()
@@ -313,7 +313,7 @@ from pathlib import Path
 from shards.store.page_cache import PageCache
 from shards.store.pages import Pages
 class Slow:
-    key, size, pages, anew = "k", 10_000, {}, False
+    key, size, pages, anew, beside = "k", 10_000, {}, False, 0
     def fetch(self, start, length):
         time.sleep(0.1)
         return bytes(length)

@@ -33,7 +33,7 @@ class Numbered:
     def __init__(self, size: int, key: str = "k") -> None:
         self.key, self.size = key, size
         self.pages: dict[int, int] = {}
-        self.anew = False
+        self.anew, self.beside = False, 0
         self.data = np.random.default_rng(size).bytes(size)
         self.fetched: list[tuple[int, int]] = []
         self.go = threading.Event()
@@ -94,16 +94,37 @@ def test_many_are_fetched_at_once_and_what_has_no_turn_yet_by_its_reader() -> No
 
 
 def test_what_nobody_reads_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once its reader has come to what was asked for long after it."""
+    monkeypatch.setattr(ranges, "LONG", 0)
     reader, source = Ranges(held=250), Numbered(1000)
-    for start in (0, 100, 200):
-        reader.willneed(source, start, 100, 100)
-    until(lambda: len(source.fetched) == 2)  # for the third there is no room
-    monkeypatch.setattr(ranges, "LONG", -1)
+    for start in (0, 100, 200, 300):
+        time.sleep(0.001)
+        reader.willneed(source, start, 50 if start == 200 else 100, 50)
+    until(lambda: len(source.fetched) == 3)  # for the fourth there is no room
+    assert read(reader, source, 200, 50) == source.data[200:250]
     reader.willneed(source, 300, 100, 100)
     assert reader._held == 100
     for start in range(0, 400, 100):
         assert read(reader, source, start, 100) == source.data[start : start + 100]
     assert reader._held == 0
+
+
+def test_what_is_due_stays_over_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it was, and though others were read meanwhile that are not of the stream."""
+    monkeypatch.setattr(ranges, "LONG", 0)
+    reader, source, other = Ranges(held=250), Numbered(1000), Numbered(60, "held-out")
+    other.beside = 1000
+    for start in (0, 100):
+        reader.willneed(source, start, 100, 100)
+    time.sleep(0.01)  # a pause, by LONG
+    reader.willneed(other, 0, 50, 50)
+    assert read(reader, other, 0, 50) == other.data[:50]
+    for start in range(200, 600, 100):
+        reader.willneed(source, start, 100, 100)
+    data = b"".join(read(reader, source, start, 100) for start in range(0, 600, 100))
+    assert data == source.data[:600]
+    assert sorted(source.fetched) == [(start, 100) for start in range(0, 600, 100)]
+    assert other.fetched == [(0, 50)]
 
 
 def test_an_error_is_met_by_the_reader() -> None:
