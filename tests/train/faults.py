@@ -14,7 +14,6 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -66,10 +65,30 @@ def values_of(folder: Path, ranks: int, **changes: Any) -> dict[str, Any]:
 
 def go(folder: Path, ranks: int, *words: str, **changes: Any) -> Job:
     """Start the command."""
+    return command(write_yaml(folder, ranks, **changes), words, ranks)
+
+
+def write_yaml(folder: Path, ranks: int, **changes: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(values_of(folder, ranks, **changes)))
-    return command(path, words, ranks)
+    return path
+
+
+def held(
+    folder: Path, ranks: int, point: str, calls: int, *words: str, logs: str = "", **changes: Any
+) -> Job:
+    """Returns a job whose rank 0 has stopped itself as it entered a function, after so many calls of it."""
+    path = write_yaml(folder, ranks, **changes)
+
+    def work(rank: int) -> None:
+        if rank == 0:
+            stop_at(point, calls)
+        called([str(path), *words])
+
+    job = start(work, ranks, folder / logs)
+    job.until(lambda: is_stopped(job.pids[0]), f"stop at {point}")
+    return job
 
 
 @cache
@@ -216,10 +235,6 @@ def saving(run: Path) -> list[Path]:
     return list((run / "checkpoints").glob(".staging-*"))
 
 
-def step_of(staging: Path) -> int:
-    return int(staging.name.split("-")[2])
-
-
 def terminated(name: str, ranks: int, to: str, seed: int) -> None:
     """A signal to one rank or to all, at any moment after the first step: all save the same step and leave."""
     chance = random.Random(seed)
@@ -246,28 +261,15 @@ def check_terminated(run: Path, job: Job, number: int) -> int:
 
 
 def terminated_saving(name: str, ranks: int, times: int) -> None:
-    """A signal, once or more often, while a checkpoint is being saved: it is saved, and the job leaves with it."""
-    number = getattr(signal, name)
+    """A signal, one to three times and each time at another place of a save: it ends, and the job leaves with it."""
+    number, save = getattr(signal, name), 3
     with scratch() as folder:
-        run = folder / "tiny-vae"
-        job = go(folder, ranks, "steps=100000", "save_every=1")
-        caught = stopped_within(job, lambda: saving(run))
+        job = held(folder, ranks, SAVING[times - 1], save - 1, "steps=100000", "save_every=1")
         for _ in range(times):
             job.send(number)
         job.send(signal.SIGCONT)
-        last = check_terminated(run, job, number)
-        assert last == step_of(caught[0]), "it went on for another step"
-
-
-def stopped_within(job: Job, condition: Callable[[], Any]) -> Any:
-    """Stop all ranks while a condition holds."""
-    while True:
-        job.until(condition, "moment")
-        job.send(signal.SIGSTOP)
-        time.sleep(0.02)
-        if result := condition():
-            return result
-        job.send(signal.SIGCONT)
+        last = check_terminated(folder / "tiny-vae", job, number)
+        assert last == save, "it went on for another step"
 
 
 def terminated_validating(name: str, ranks: int) -> None:
@@ -275,39 +277,24 @@ def terminated_validating(name: str, ranks: int) -> None:
     number = getattr(signal, name)
     validation = {"source": str(columns() / "toy-val"), "rows": 20, "batch": 1, "every": 1}
     with scratch() as folder:
-        job = go(folder, ranks, "steps=100000", "save_every=100000", validation=validation)
-        job.logged(
-            "step 2/"
-        )  # said before the validation of that step, which is nearly all of the time
+        words = "steps=100000", "save_every=100000"
+        job = held(folder, ranks, "step/validate.py:_chunk", 1, *words, validation=validation)
         job.send(number)
+        job.send(signal.SIGCONT)
         check_terminated(folder / "tiny-vae", job, number)
         assert "validation abandoned" in job.text(0)
 
 
 def killed_saving(ranks: int, save: int, wait: int) -> None:
-    """SIGKILL to all ranks within a given save or a later one, some milliseconds after its beginning."""
+    """SIGKILL to all ranks some milliseconds after the beginning of a given save."""
     with scratch() as folder:
         run = folder / "tiny-vae"
-        job = begun_saving(folder, ranks, save)
+        job = held(folder, ranks, SAVING[1], save - 1, "save_every=1")
+        job.send(signal.SIGCONT)
         time.sleep(wait / 1000)
         job.kill()
         assert not saved(run) or saved(run)[-1] >= save - 1
         ends_as_straight(folder, ranks)
-
-
-def begun_saving(folder: Path, ranks: int, save: int) -> Job:
-    """Returns a job within a given save or a later one. A save takes some milliseconds, in which a busy
-    machine may not look: then there is another job.
-    """
-    for _ in range(5):
-        job, run = go(folder, ranks, "save_every=1"), folder / "tiny-vae"
-        while not job.poll():
-            if any(step_of(staging) >= save for staging in saving(run)):
-                return job
-            time.sleep(0.001)
-        assert job.codes == dict.fromkeys(range(ranks), 0), job.text()
-        shutil.rmtree(run)
-    raise AssertionError(f"no save was seen in five jobs:\n{job.text()}")
 
 
 def poisoned(mode: str, ranks: int, rank: int, step: int) -> None:
@@ -379,12 +366,12 @@ POINTS = {
     "report/metrics.py:close": 0,
 }  # fmt: skip
 LEASE_SECONDS = 2.0
+SAVING = [f"checkpoints/checkpoint.py:{name}" for name in ("stage", "write_state", "_replace")]
 
 
-def stop_at(point: str) -> None:
-    """SIGSTOP to this process as it enters a function."""
+def stop_at(point: str, calls: int) -> None:
+    """SIGSTOP to this process as it enters a function, after so many calls of it."""
     file, name = point.split(":")
-    calls = POINTS[point]
 
     def profile(frame: FrameType, event: str, argument: Any) -> None:
         nonlocal calls
@@ -409,19 +396,10 @@ def is_stopped(pid: int) -> bool:
 
 def suspended(point: str, ranks: int, wakes: str) -> None:
     """A job is suspended, its lease expires, another job takes over; when the first one wakes up it changes nothing."""
-    with scratch() as folder, short_leases():
-        run = folder / "tiny-vae"
-        folder.mkdir(exist_ok=True)
-        path = folder / "tiny.yaml"
-        path.write_text(yaml.safe_dump(values_of(folder, ranks)))
-
-        def work(rank: int) -> None:
-            if rank == 0:
-                stop_at(point)
-            called([str(path)])
-
-        first = start(work, ranks, folder / "first")
-        first.until(lambda: is_stopped(first.pids[0]), f"stop at {point}")
+    with scratch() as folder:
+        run, path = folder / "tiny-vae", folder / "tiny.yaml"
+        with short_leases():
+            first = held(folder, ranks, point, POINTS[point], logs="first")
         first.send(signal.SIGSTOP)
         time.sleep(LEASE_SECONDS)
         second = start(lambda rank: called([str(path)]), ranks, folder / "second")

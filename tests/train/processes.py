@@ -46,6 +46,9 @@ class Job:
 
     pids: list[int]
     logs: list[Path]
+    # Bound to the port where the ranks meet, so that no other process gets it. Nobody listens by it:
+    # the store of rank 0, which allows it as this does, binds to the same port.
+    place: socket.socket
     codes: dict[int, int] = field(default_factory=dict)  # of those that have ended
 
     def poll(self) -> bool:
@@ -53,7 +56,10 @@ class Job:
         for rank, pid in enumerate(self.pids):
             if rank not in self.codes and (result := os.waitpid(pid, os.WNOHANG))[0]:
                 self.codes[rank] = os.waitstatus_to_exitcode(result[1])
-        return len(self.codes) == len(self.pids)
+        if len(self.codes) < len(self.pids):
+            return False
+        self.place.close()
+        return True
 
     def wait(self, seconds: float = SECONDS) -> list[int]:
         """Exit codes by rank, or minus the signal. What has not ended then is killed, and TimeoutError."""
@@ -115,9 +121,10 @@ def settle() -> None:
 def start(work: Callable[[int], Any], ranks: int, folder: Path) -> Job:
     """Run `work(rank)` in a process for each rank, with what torchrun puts into the environment."""
     load_all()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    place = socket.socket()
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    place.bind(("127.0.0.1", 0))
+    port = str(place.getsockname()[1])
     folder.mkdir(parents=True, exist_ok=True)
     logs = [folder / f"log-{rank}" for rank in range(ranks)]
     for log in logs:
@@ -131,7 +138,9 @@ def start(work: Callable[[int], Any], ranks: int, folder: Path) -> Job:
         settle()
         work(rank)
 
-    job = Job([fork(lambda rank=rank: as_rank(rank), logs[rank]) for rank in range(ranks)], logs)  # type: ignore[misc]
+    job = Job(
+        [fork(lambda rank=rank: as_rank(rank), logs[rank]) for rank in range(ranks)], logs, place
+    )  # type: ignore[misc]
     JOBS.append(job)
     return job
 

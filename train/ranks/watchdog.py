@@ -32,6 +32,7 @@ from shards.exits import explained
 from ..config import GuardConfig
 
 BEATS = 12  # heartbeats within the silence that counts as death
+MEETING = timedelta(seconds=60)  # for the first connection, while processes start
 VERDICT = "verdict"
 # Code in which a rank waits for others.
 WAITING = re.compile(r"/torch/distributed/|/deepspeed/comm/|/train/ranks/world\.py:(sum|gather)$")
@@ -65,8 +66,9 @@ class Watchdog:
         self.interval = config.silence / BEATS
         # torchrun's store may outlive an attempt of the job
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        timeout = timedelta(seconds=max(1.0, config.silence / 2))
-        store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timeout)
+        self._timeout = timedelta(seconds=max(1.0, config.silence / 2))
+        patience = max(self._timeout, MEETING)
+        store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=patience)
         self._store: Any = PrefixStore(f"guard/{attempt}", store)
         self._holder = f"the store of the run at {address}:{port}"
         self._main = threading.get_ident()
@@ -89,6 +91,7 @@ class Watchdog:
 
     def start(self) -> None:
         """Starts the threads, once all ranks have made their watchdogs."""
+        self._store.set_timeout(self._timeout)
         for thread in self._threads:
             thread.start()
 

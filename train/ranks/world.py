@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed import distributed_c10d
+from torch.distributed import TCPStore, distributed_c10d  # type: ignore[attr-defined]  # public, but not in its __all__
 
 from shards.exits import explained
 from shards.launch import launched
@@ -133,12 +132,12 @@ def _leave_group() -> None:
 
 def _meet(config: GuardConfig) -> tuple[int, int, torch.device]:
     """Joins the process group, without torchrun one of its own. Returns rank, size, device."""
+    store = None
     if launched(meet=True)[1] == 1 and "MASTER_ADDR" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
+        # on a free port, which it keeps: the group's store, of the same process, will be this one
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, multi_tenant=True)
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port))
     rank, size, local = launched(meet=True)
     os.environ["LOCAL_RANK"] = str(local)  # DeepSpeed asks for it
     gpu = torch.cuda.is_available()

@@ -14,8 +14,8 @@ from torch.distributed import distributed_c10d
 
 from shards import exits
 from shards.column.lease import LEASE, Lease
-from shards.format.atomic import canonical_json
-from tests.forks import start_torchrun, wait
+from shards.format.atomic import atomic_write, canonical_json
+from tests.forks import fork, leave_pytest, start_torchrun, wait
 from tests.train import faults
 from tests.train.faults import HOW, check_lost, ends_as_straight, go, lost, saved, scratch
 from tests.train.processes import Job, in_world, load_all, settle, start
@@ -91,6 +91,7 @@ def test_a_hung_rank_is_named_by_the_guard_and_not_by_torch(tmp_path: Path) -> N
 
             group = deepspeed.comm.new_group([0, 1])
             world.phase("a step")
+            world.barrier()  # a rank that is late for the phase would be the one to blame
             while rank == 1:
                 time.sleep(0.01)
             deepspeed.comm.all_reduce(torch.ones(1), group=group)
@@ -105,7 +106,7 @@ def test_a_hung_rank_is_named_by_the_guard_and_not_by_torch(tmp_path: Path) -> N
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_job_that_was_suspended_goes_on(tmp_path: Path, ranks: int) -> None:
     """For longer than ranks may stand still or be silent: a scheduler does it, and nobody has hung."""
-    guard = GuardConfig(hang=1.5, silence=3.0)
+    guard = GuardConfig(hang=3.0, silence=6.0)
 
     def work(rank: int) -> None:
         with joined(guard, tmp_path / "run") as world:
@@ -119,7 +120,7 @@ def test_a_job_that_was_suspended_goes_on(tmp_path: Path, ranks: int) -> None:
     job = start(work, ranks, tmp_path)
     job.logged("done")
     job.send(signal.SIGSTOP)
-    time.sleep(4)
+    time.sleep(7)
     job.send(signal.SIGCONT)
     assert job.wait() == [0] * ranks, job.text()
 
@@ -132,8 +133,8 @@ def test_ranks_that_get_on_outlive_a_stopped_torchrun(tmp_path: Path) -> None:
 
     def work() -> None:
         settle()
-        with joined(GuardConfig(silence=2.0), tmp_path / "run") as world:
-            for _ in range(80):
+        with joined(GuardConfig(silence=6.0), tmp_path / "run") as world:
+            while not (tmp_path / "over").exists():
                 world.phase("a step")
                 time.sleep(0.1)
                 print("done", flush=True)
@@ -144,10 +145,10 @@ def test_ranks_that_get_on_outlive_a_stopped_torchrun(tmp_path: Path) -> None:
         assert time.monotonic() < end, log.read_text()
         time.sleep(0.05)
     os.kill(agent, signal.SIGSTOP)
-    time.sleep(4)
+    time.sleep(7)
     os.kill(agent, signal.SIGCONT)
+    (tmp_path / "over").touch()
     assert wait(agent) == 0, log.read_text()
-    assert log.read_text().count("done") == 2 * 80
 
 
 def test_sigkill_within_a_save() -> None:
@@ -236,26 +237,32 @@ def write_lease(run: Path, seconds: float) -> None:
         "owner": "0" * 32, "host": "far", "machine": "another", "pid": os.getpid(), "command": "train",
         "expires": time.time() + seconds,
     }  # fmt: skip
-    (run / LEASE).write_bytes(canonical_json(record))
+    atomic_write(run / LEASE, canonical_json(record))
 
 
 def test_a_job_of_another_host_is_given_time(tmp_path: Path) -> None:
     """Until its lease expires, or is renewed."""
     write_lease(tmp_path / "run", 0.5)
-    lock = RunLock(tmp_path / "run", seconds=1)
+    lock = RunLock(tmp_path / "run")
     lock.take()
     lock.check()
     lock.release()
     assert not list((tmp_path / "run").iterdir())
     write_lease(tmp_path / "run", 50)
-    pid = os.fork()
-    if pid == 0:
-        time.sleep(0.3)
-        write_lease(tmp_path / "run", 100)  # renewed
-        os._exit(0)
-    with pytest.raises(RunLocked, match="another job trains in this folder .* on far"):
-        RunLock(tmp_path / "run", seconds=1).take()
-    os.waitpid(pid, 0)
+
+    def renew() -> None:
+        leave_pytest()
+        while True:
+            time.sleep(0.3)
+            write_lease(tmp_path / "run", 100)
+
+    pid = fork(renew, tmp_path / "log")
+    try:
+        with pytest.raises(RunLocked, match="another job trains in this folder .* on far"):
+            RunLock(tmp_path / "run", seconds=1).take()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        wait(pid)
 
 
 def test_a_lock_that_was_taken_away_is_noticed(tmp_path: Path) -> None:

@@ -106,7 +106,8 @@ def test_a_config_that_cannot_be_used_ends_before_srun(job: Path) -> None:
 )
 def test_a_signal_to_the_shell(job: Path, ends: int, wanted: bool) -> None:
     """It waits for the ranks, which save; then it tells who ended it by the clock."""
-    stand_in(job, "srun", "touch started; sleep 0.5; echo step-2 > checkpoint; exit 143")
+    wait = "until [ -e signalled ]; do sleep 0.05; done"
+    stand_in(job, "srun", f"touch started; {wait}; echo step-2 > checkpoint; exit 143")
     variables = environment(job, SLURM_JOB_END_TIME=str(int(time.time()) + ends))
     shell = subprocess.Popen(["bash", str(SCRIPT), "a.yaml"], cwd=job, env=variables)
     end = time.monotonic() + 30
@@ -114,6 +115,7 @@ def test_a_signal_to_the_shell(job: Path, ends: int, wanted: bool) -> None:
         assert time.monotonic() < end
         time.sleep(0.01)
     shell.send_signal(signal.SIGTERM)
+    (job / "signalled").touch()
     assert shell.wait(30) == 143
     assert (job / "checkpoint").read_text() == "step-2\n"
     assert called_back(job) == wanted
