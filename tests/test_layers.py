@@ -101,7 +101,13 @@ FLOORS = {
 }
 MOST_FILES = 15  # Python files of a folder
 # run in an environment that has none of ours: they may import each other alone
-ALONE = ("tests.bench.reading.samples", "tests.bench.reading.measure", "tests.bench.reading.peers")
+ALONE = (
+    "tests.bench.reading.samples",
+    "tests.bench.reading.measure",
+    "tests.bench.reading.peers",
+    "tests.bench.reading.remote.passes",
+    "tests.bench.reading.remote.peers",
+)
 
 
 def modules() -> list[tuple[str, Path]]:
@@ -382,9 +388,9 @@ def test_what_runs_beside_other_libraries_imports_none_of_ours(module: str) -> N
 
 
 def test_the_rule_of_what_runs_alone() -> None:
-    assert alone(ALONE[-1], "from .samples import Batch\nimport torch") == []
+    assert alone(ALONE[2], "from .samples import Batch\nimport torch") == []
     for source in ("from shards.read.order import Order", "from .readers import raw"):
-        assert len(alone(ALONE[-1], source)) == 1
+        assert len(alone(ALONE[2], source)) == 1
 
 
 def test_commands_and_those_who_decode_wait_for_no_torch() -> None:

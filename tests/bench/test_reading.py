@@ -62,9 +62,9 @@ for name in sys.argv[1:]:
 
 def test_peers_are_imported_where_nothing_of_ours_is(tmp_path: Path) -> None:
     peers_python = tmp_path / "python"  # another name than this one's, as that of the peers has
-    words = command(peers_python, tmp_path, "peers")
+    names = [command(peers_python, tmp_path, each)[-1] for each in ("peers", "remote.peers")]
     path = environment(peers_python, tmp_path) | {"PYTHONSAFEPATH": "1"}
-    subprocess.run([sys.executable, "-c", ALONE, words[-1]], env=path, check=True)
+    subprocess.run([sys.executable, "-c", ALONE, *names], env=path, check=True)
 
 
 def test_samples_are_plausible_and_the_same_everywhere() -> None:

@@ -104,8 +104,11 @@ def arrays(samples: Samples, moments: bytes, tokens: bytes) -> tuple[Any, Any]:
 
 def mosaicml(folder: Path, samples: Samples, order: str, ring: Ring) -> Iterator[Batch]:
     clean_mds()
-    data = lazily(open_mds(folder / "mds", order))
-    return ring.pack(arrays(samples, row["moments"], row["tokens"]) for row in data)
+    return ring.pack(mosaicml_rows(open_mds(folder / "mds", order), samples))
+
+
+def mosaicml_rows(data: Any, samples: Samples) -> Iterator[tuple[Any, Any]]:
+    return (arrays(samples, row["moments"], row["tokens"]) for row in lazily(data))
 
 
 def mosaicml_zipped(folder: Path, samples: Samples, order: str, ring: Ring) -> Iterator[Batch]:
@@ -152,9 +155,11 @@ def litdata(folder: Path, samples: Samples, order: str, ring: Ring) -> Iterator[
 
     # its own choice decodes 256 rows together, which costs twice as much where rows are shuffled
     how = {"shuffle": True, "batch_decode": 0} if order == "shuffled" else {}
-    data = litdata.StreamingDataset(str(folder / "litdata"), **how)
-    rows = ((row["moments"].numpy(), row["tokens"].numpy()) for row in lazily(data))
-    return ring.pack(rows)
+    return ring.pack(litdata_rows(litdata.StreamingDataset(str(folder / "litdata"), **how)))
+
+
+def litdata_rows(data: Any) -> Iterator[tuple[Any, Any]]:
+    return ((row["moments"].numpy(), row["tokens"].numpy()) for row in lazily(data))
 
 
 # Energon ------------------------------------------------------------------------------------------

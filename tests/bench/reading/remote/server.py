@@ -61,19 +61,21 @@ class Handler(BaseHTTPRequestHandler):
             headers = {"ETag": f'"{size}"', "Last-Modified": "Sat, 01 Jan 2000 00:00:00 GMT"}
             if part := self.headers.get("Range"):
                 first, _, last = part.removeprefix("bytes=").partition("-")
-                status, start, end = 206, int(first), min(int(last) + 1, size)
+                status, start, end = 206, int(first), min(int(last or size) + 1, size)
                 headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
             with path.open("rb") as file:
                 file.seek(start)
                 self.answer(status, file.read(end - start), headers)
+
+    do_HEAD = do_GET
 
     def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
-        self.log.append(len(body))
+        sent = 0 if self.command == "HEAD" else self.wfile.write(body)
+        self.log.append(sent)
 
 
 def listing(folder: Path, query: dict[str, list[str]]) -> str:
@@ -93,7 +95,8 @@ class Store:
     """The folder `bucket` below a folder, served until the block ends."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._sent, self._log = folder, 0, list[int]()
+        self.folder, self._log = folder, list[int]()
+        self._sent = 0  # answers of the log, or bytes of nginx's, that were counted
         handler = type("Handler", (Handler,), {"folder": folder / "bucket", "log": self._log})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.port, self.name = self._server.server_port, "Python's http.server"
@@ -120,12 +123,16 @@ class Store:
 
     def count(self) -> tuple[int, int]:
         """Returns (requests, bytes of bodies) that were answered since this was asked last."""
-        sizes = self._log
-        if self._nginx is not None:
-            time.sleep(0.05)  # a line is written after its answer
-            lines = (self.folder / "access.log").read_text().splitlines()
-            sizes = [int(line.split()[1]) for line in lines]
-        new, self._sent = sizes[self._sent :], len(sizes)
+        if self._nginx is None:
+            new = self._log[self._sent :]
+            self._sent += len(new)
+            return len(new), sum(new)
+        time.sleep(0.05)  # a line is written after its answer
+        with (self.folder / "access.log").open("rb") as log:
+            log.seek(self._sent)
+            whole, newline, _ = log.read().rpartition(b"\n")
+        self._sent += len(whole + newline)
+        new = [int(line.split()[1]) for line in whole.splitlines()]
         return len(new), sum(new)
 
     def __exit__(self, *_: object) -> None:
@@ -141,6 +148,7 @@ class Delayed:
 
     def __init__(self, to: int, seconds: float) -> None:
         self._to, self._seconds = to, seconds
+        self._parts: list[int] = []
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.port = int(self._listener.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
@@ -152,8 +160,16 @@ class Delayed:
                 server = socket.create_connection(("127.0.0.1", self._to))
                 for end in (client, server):
                     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                for a, b, seconds in ((client, server, self._seconds), (server, client, 0.0)):
-                    threading.Thread(target=pass_on, args=(a, b, seconds), daemon=True).start()
+                asked: list[int] = []
+                for way in (
+                    (client, server, self._seconds, asked),
+                    (server, client, 0.0, self._parts),
+                ):
+                    threading.Thread(target=pass_on, args=way, daemon=True).start()
+
+    def passed(self) -> int:
+        """Returns the bytes of answers that were passed on until now, headers among them."""
+        return sum(self._parts)
 
     def __enter__(self) -> Delayed:
         return self
@@ -162,13 +178,16 @@ class Delayed:
         self._listener.close()
 
 
-def pass_on(a: socket.socket, b: socket.socket, seconds: float) -> None:
-    """Passes on what comes from `a` to `b`, each part `seconds` late; a request is one part."""
+def pass_on(a: socket.socket, b: socket.socket, seconds: float, parts: list[int]) -> None:
+    """Passes on what comes from `a` to `b`, each part `seconds` late; a request is one part. Notes the
+    bytes of each.
+    """
     with suppress(OSError):
         while part := a.recv(1 << 18):
             if seconds:
                 time.sleep(seconds)
             b.sendall(part)
+            parts.append(len(part))
     for end in (a, b):
         with suppress(OSError):
             end.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,143 @@
+"""What the bench of object stores says: ratios within rounds, what is promised of them, a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from rich.table import Table
+
+from shards.console import render
+from shards.format.atomic import Json
+from tests.bench.cost import median_interval, paired, promise
+
+from ..samples import Samples
+
+Rate = Callable[[Json], float]  # of a pass, bytes a second
+
+
+def rate(figures: Json) -> float:
+    """Without what opening took; where nothing is fetched, without the first batch, in which threads
+    start and memory is touched for the first time.
+    """
+    if figures["epochs"] > 1:
+        size = figures["bytes"] - figures["first_bytes"]
+        return float(size / (figures["seconds"] - figures["first"]))
+    return float(figures["bytes"] / (figures["seconds"] - figures["opening"]))
+
+
+def rate_with_opening(figures: Json) -> float:
+    return float(figures["bytes"] / figures["seconds"])
+
+
+def rate_after_first(figures: Json) -> float:
+    """What came over the network once the first batch had come: of a first epoch with a cache, whose
+    later batches were fetched in part before that.
+    """
+    return float(figures["fetched_after_first"] / (figures["seconds"] - figures["first"]))
+
+
+def summary(ways: Mapping[str, list[Json]], samples: Samples) -> Json:
+    """Returns the figures of each way, with its rates over those of others of the same round. What
+    plain requests fetch is known before: nothing is opened in their time.
+    """
+
+    def rates(name: str, of: Rate) -> list[float]:
+        return [of(each) for each in ways[name]]
+
+    def figures(name: str) -> Json:
+        passes = ways[name]
+        payload = samples.row_bytes(2) * passes[0]["epochs"]
+        own = rates(name, rate)
+
+        def median(key: str) -> float:
+            return median_interval([each[key] for each in passes])[0]
+
+        found: Json = {
+            "mb_per_s": median_interval([each / 1e6 for each in own])[0],
+            "first_s": median("first"),
+            "opening_s": median("opening"),
+            "requests_a_sample": median("requests") / samples.rows / passes[0]["epochs"],
+            "bytes_a_byte": median("fetched") / payload,
+            "cpu_s_a_gb": 1e9 * median("cpu") / median("bytes"),
+            "over_plain_with_opening": paired(rates(name, rate_with_opening), rates("plain", rate)),
+        }
+        for key, other in OVER.items():
+            if other in ways:
+                found[key] = paired(own, rates(other, rate))
+        if name == "cold" and all("fetched_after_first" in each for each in passes):
+            found["after_first_over_plain"] = paired(
+                rates(name, rate_after_first), rates("plain", rate)
+            )
+        return found | {"passes": passes}
+
+    return {name: figures(name) for name in ways}
+
+
+OVER = {
+    "over_plain": "plain",
+    "over_rows": "rows",
+    "over_staged": "staged",
+    **{
+        f"over_{peer}_{state}": f"{peer}, {state}"
+        for peer in ("mosaicml", "litdata")
+        for state in ("cold", "warm")
+    },
+}
+# (delay, way, key of its figures, bound); what is not measured, as peers that are not installed, has no line
+BARS: tuple[tuple[str, str, str, str, float], ...] = (
+    ("0 ms", "cold", "over_plain", ">=", 0.8),
+    ("0 ms", "cold", "over_plain_with_opening", ">=", 0.8),
+    ("0 ms", "cold", "bytes_a_byte", "<=", 1.05),
+    ("0 ms", "cold", "over_mosaicml_cold", ">=", 1),
+    ("0 ms", "cold", "over_litdata_cold", ">=", 1),
+    ("0 ms", "warm", "over_mosaicml_warm", ">=", 1),
+    ("0 ms", "warm", "over_litdata_warm", ">=", 1),
+    ("0 ms", "warm", "over_staged", ">=", 0.9),
+    ("20 ms", "cold", "first_s", "<=", 1),
+    ("20 ms", "small", "first_s", "<=", 1),
+    ("20 ms", "none", "first_s", "<=", 1),
+    ("20 ms", "cold", "after_first_over_plain", ">=", 0.8),
+    ("20 ms", "small, steady", "over_rows", ">=", 0.8),
+    ("20 ms", "none, steady", "over_rows", ">=", 0.8),
+    ("20 ms", "cold", "over_mosaicml_cold", ">=", 1),
+    ("20 ms", "cold", "over_litdata_cold", ">=", 1),
+    ("20 ms", "warm", "over_mosaicml_warm", ">=", 1),
+    ("20 ms", "warm", "over_litdata_warm", ">=", 1),
+)
+
+
+def promises(delays: Mapping[str, Json]) -> list[Json]:
+    """What is promised of the medians, and whether it holds."""
+    made = []
+    for delay, way, key, sign, bound in BARS:
+        found = delays.get(delay, {}).get(way, {}).get(key)
+        if found is not None:
+            value = found["ratio"] if isinstance(found, dict) else found
+            made.append(promise(f"{delay}, {way}, {key}", value, sign, bound))
+    return made
+
+
+def text(results: Json) -> str:
+    """Returns a table for each delay, and a line for each way that was not run."""
+    parts: list[Table | str] = []
+    figures = ("opening_s", "first_s", "requests_a_sample", "bytes_a_byte", "cpu_s_a_gb")
+    for delay, ways in results["delays"].items():
+        shown = Table(
+            "way", "MB/s", "over plain (95 %)", "with opening", "opening, s", "first batch, s",
+            "requests a sample", "bytes a byte", "CPU s a GB",
+            title=f"{results['server']}, {delay} a request: medians of {results['rounds']} rounds, "
+            "and of ratios within them; rates without opening, later epochs' without their first batch",
+        )  # fmt: skip
+        for column in shown.columns[1:]:
+            column.justify = "right"
+        for name, each in ways.items():
+            own = each["over_plain"]
+            shown.add_row(
+                name, f"{each['mb_per_s']:,.0f}",
+                f"{own['ratio']:.2f} ({own['ratio_low']:.2f} to {own['ratio_high']:.2f})",
+                f"{each['over_plain_with_opening']['ratio']:.2f}",
+                *(f"{each[key]:.2f}" for key in figures),
+            )  # fmt: skip
+        parts.append(shown)
+    parts += [f"not run: {way}: {why}" for way, why in results["not_run"].items()]
+    return render(*parts)
