@@ -6,7 +6,8 @@
 
 All processes of a node share the folder. A page is written under a temporary name and renamed, so
 it is whole or absent; two processes that bring the same page do no harm. Nothing is synced: a page
-that a crash damaged has the wrong size, or fails its row's checksum, and is fetched again.
+that a crash damaged has the wrong size, or fails its row's checksum, and is fetched again. The time
+of access says when a page was used last, that of the change when it was written.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import secrets
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ TOUCH = 60  # seconds: a page used within them is not looked up, nor marked as u
 OPEN_FILES = 1 << 15  # pages that are kept open at most, and a quarter of what a process may open
 FULL = (errno.ENOSPC, errno.EDQUOT)
 Page = int | str  # its number, or the name of a range by itself
+# inode, and when it was written in ns: a file system gives an inode to another file once it is free
+File = tuple[int, int]
 
 
 class OpenPage:
@@ -39,10 +42,10 @@ class OpenPage:
     thread reads from is never given to another file meanwhile.
     """
 
-    __slots__ = ("descriptor", "inode", "until")
+    __slots__ = ("descriptor", "file", "until")
 
-    def __init__(self, descriptor: int, inode: int, until: float) -> None:
-        self.descriptor, self.inode, self.until = descriptor, inode, until
+    def __init__(self, descriptor: int, file: File, until: float) -> None:
+        self.descriptor, self.file, self.until = descriptor, file, until
 
     def __del__(self, close: Any = os.close) -> None:
         close(self.descriptor)
@@ -76,6 +79,7 @@ class PageCache:
         self._full = False  # and that was said
         self._lock = threading.Lock()
         self._open: dict[tuple[str, Page], OpenPage] = {}  # the one opened last is the last
+        self._closing = False  # whether a thread closes what was opened long ago
 
     def path(self, key: str, page: Page) -> str:
         return f"{self.folder}/{key}/{page}"
@@ -104,20 +108,34 @@ class PageCache:
         except FileNotFoundError:
             return None
         status = os.fstat(descriptor)
-        opened = OpenPage(descriptor, status.st_ino, time.monotonic() + TOUCH)
+        opened = OpenPage(descriptor, file_of(status), time.monotonic() + TOUCH)
         if status.st_size != size:
             self.drop(key, page)
             return None
-        if time.time() - status.st_mtime > TOUCH:
+        if time.time() - last_use(status) > TOUCH:
             with suppress(OSError):  # another user's, or of a disk that is only to be read
-                os.utime(descriptor)
+                os.utime(descriptor, ns=(time.time_ns(), status.st_mtime_ns))
         most = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4, OPEN_FILES)
         with self._lock:
-            for name in list(islice(self._open, 2)):  # what another process deleted takes room, too
-                if len(self._open) >= most > 0 or self._open[name].until < time.monotonic():
-                    del self._open[name]
+            while len(self._open) >= most > 0:
+                del self._open[next(iter(self._open))]
             self._open[key, page] = opened
+            start, self._closing = not self._closing, True
+        if start:
+            thread = threading.Thread(
+                target=_close_old, args=(weakref.ref(self),), name="latentbank-close", daemon=True
+            )
+            thread.start()
         return opened
+
+    def close_old(self) -> bool:
+        """Closes what was opened long ago; returns whether other pages are open."""
+        now = time.monotonic()
+        with self._lock:
+            for name in [name for name, page in self._open.items() if page.until < now]:
+                del self._open[name]
+            self._closing = bool(self._open)
+            return self._closing
 
     def _open_file(self, path: str) -> int:
         """Opens a page; where this process may open no more files, the other pages are closed first."""
@@ -133,33 +151,31 @@ class PageCache:
         with self._lock:
             self._open.clear()
 
-    def add(self, key: str, page: Page, data: Any) -> int:
-        """Keeps a page, and returns the inode of its file; 0 if there is no room for it even after
-        evicting.
-        """
+    def add(self, key: str, page: Page, data: Any) -> File | None:
+        """Keeps a page, and returns its file; None if there is no room for it even after evicting."""
         size = memoryview(data).nbytes
         if size > self.limit:
-            return 0
+            return None
         with usable(self.folder):
             for attempt in range(2):
                 try:
                     if attempt:
                         self.evict(full=True)
-                    inode = self._write(key, page, data)
+                    file = self._write(key, page, data)
                     break
                 except OSError as error:
                     if error.errno not in FULL:
                         raise
             else:
                 self._say_full()
-                return 0
+                return None
             with self._lock:
                 self._added += size
                 due = self._added > self.limit // 64
                 self._added *= not due
             if due:
                 self.evict()
-        return inode
+        return file
 
     def _say_full(self) -> None:
         """Says once that the disk is full, since reading goes on, more slowly."""
@@ -171,7 +187,7 @@ class PageCache:
                 file=sys.stderr, flush=True,
             )  # fmt: skip
 
-    def _write(self, key: str, page: Page, data: Any) -> int:
+    def _write(self, key: str, page: Page, data: Any) -> File | None:
         temporary = f"{self.folder}/{key}/{TEMPORARY}{secrets.token_hex(8)}"
         # the folder may be evicted at any moment while it is empty, so it may take a second try
         for _ in range(8):
@@ -179,16 +195,17 @@ class PageCache:
                 os.makedirs(f"{self.folder}/{key}", exist_ok=True)
                 with open(temporary, "xb") as file:
                     file.write(data)
-                    inode = os.fstat(file.fileno()).st_ino
+                    file.flush()
+                    status = os.fstat(file.fileno())
                 os.rename(temporary, self.path(key, page))
-                return inode
+                return file_of(status)
             except (FileNotFoundError, FileExistsError):  # (makedirs: it went while it looked)
                 continue
             except OSError:
                 with suppress(FileNotFoundError):
                     os.unlink(temporary)
                 raise
-        return 0
+        return None
 
     def drop(self, key: str, page: Page) -> None:
         """Deletes a page if it exists."""
@@ -214,7 +231,7 @@ class PageCache:
                 for entry in os.scandir(folder.path):
                     with suppress(FileNotFoundError):
                         status = entry.stat(follow_symlinks=False)
-                        files.append((status.st_mtime, status.st_size, entry.path))
+                        files.append((last_use(status), status.st_size, entry.path))
         return sorted(files)
 
     def evict(self, full: bool = False) -> None:
@@ -241,3 +258,24 @@ class PageCache:
                 for emptied in {os.path.dirname(path) for *_, path in files}:
                     with suppress(OSError):  # not empty
                         os.rmdir(emptied)
+
+
+def file_of(status: os.stat_result) -> File:
+    return status.st_ino, status.st_mtime_ns
+
+
+def last_use(status: os.stat_result) -> float:
+    """Returns when a page was used last, in seconds since 1970."""
+    return max(status.st_atime, status.st_mtime)
+
+
+def _close_old(reference: weakref.ref[PageCache]) -> None:
+    """Closes the pages of a cache once they were opened long ago, until none is open: what another
+    process has deleted takes room for as long as this one, which may read nothing more, has it open.
+    """
+    while True:
+        time.sleep(TOUCH)
+        cache = reference()
+        if cache is None or not cache.close_old():
+            return
+        del cache

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import ShardsError
 from .fetchers import Fetchers
-from .page_cache import OpenPage, PageCache
+from .page_cache import File, OpenPage, PageCache
 
 PAGE = 4 << 20
 THREADS = 16
@@ -25,13 +25,13 @@ BESIDE = 4  # pages of one read past the cache that are fetched at once
 
 class Source(Protocol):
     """An open object: `key` names its pages, `fetch` brings bytes of it from afar. `pages` has the file
-    (its inode) of each page that was read, 0 while it has none; `anew` is set where one that was read
+    of each page that was read, None while it has none; `anew` is set where one that was read
     before is fetched once more, or is in another file. `beside` is 0 where all of a column is read.
     """
 
     key: str
     size: int
-    pages: dict[int, int]
+    pages: dict[int, File | None]
     anew: bool
     beside: int
 
@@ -122,7 +122,7 @@ class Pages:
         """Fills buffers from an object; returns how many bytes came, fewer only at its end."""
         page, start = divmod(offset, self.page_bytes)
         opened = self.cache.ready(source.key, page)
-        if opened and source.pages.get(page) == opened.inode:  # most rows, once all are kept
+        if opened and source.pages.get(page) == opened.file:  # most rows, once all are kept
             size = sum(buffer.nbytes for buffer in buffers)
             if (
                 start + size <= self.page_bytes
@@ -175,14 +175,15 @@ class Pages:
         """Returns a page that is kept, open; it may be in another file than when it was read before."""
         opened = self.cache.open(source.key, page, self._size(source, page))
         if opened:
-            self._note(source, page, opened.inode)
+            self._note(source, page, opened.file)
         return opened
 
-    def _note(self, source: Source, page: int, inode: int) -> None:
-        """Notes in which file a page is; 0: it has just been fetched, and is in none."""
+    def _note(self, source: Source, page: int, file: File | None) -> None:
+        """Notes in which file a page is; None: it has just been fetched, and is in none."""
         with self._lock:
-            source.anew |= page in source.pages and source.pages[page] != (inode or None)
-            source.pages[page] = inode
+            if page in source.pages:
+                source.anew |= file is None or source.pages[page] != file
+            source.pages[page] = file
 
     def take_anew(self, source: Source) -> bool:
         """Returns `anew`, and unsets it."""
@@ -209,7 +210,7 @@ class Pages:
                 future.set_result(os.pread(opened.descriptor, size, 0))
             else:
                 data = source.fetch(page * self.page_bytes, size)
-                self._note(source, page, 0)
+                self._note(source, page, None)
                 future.set_result(data)
                 source.pages[page] = self.cache.add(source.key, page, data)
         except BaseException as error:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from ..errors import CorruptColumn, StoreError
 from .client import NoRanges, TruncatedBody
+from .page_cache import File
 
 CHUNK = 1 << 20  # bytes of a stream that are handed on at a time
 BEYOND = re.compile(r"status code: 416\b")  # a range that starts where the object has ended
@@ -44,7 +45,7 @@ class RemoteObject:
     cached: bool = True  # whether it is read through the pages
     digest: str | None = None
     key: str = field(init=False)
-    pages: dict[int, int] = field(default_factory=dict)  # see `pages.Source`
+    pages: dict[int, File | None] = field(default_factory=dict)  # see `pages.Source`
     anew: bool = False
     beside: int = (
         0  # bytes that are to fit into the cache beside what is expected, or nothing is kept

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import StoreError
-from shards.store.page_cache import PageCache
+from shards.store import page_cache
+from shards.store.page_cache import File, PageCache
 from shards.store.pages import Pages, spread
 
 
@@ -33,7 +34,7 @@ class Counted:
     def __init__(self, size: int, key: str = "k") -> None:
         self.key, self.size = key, size
         self.data = np.random.default_rng(size).bytes(size)
-        self.pages: dict[int, int] = {}
+        self.pages: dict[int, File | None] = {}
         self.anew, self.beside = False, 0
         self.fetched: list[tuple[int, int]] = []
         self.asked, self.go = threading.Event(), threading.Event()
@@ -92,7 +93,9 @@ def test_a_page_is_marked_as_used_only_now_and_then(tmp_path: Path) -> None:
         when = time.time() - age
         os.utime(cache.path("a", 0), (when, when))
         assert PageCache(tmp_path, 1 << 20).open("a", 0, 2)
-        assert (os.stat(cache.path("a", 0)).st_mtime > when + 1) == marked
+        status = os.stat(cache.path("a", 0))
+        assert (status.st_atime > when + 1) == marked
+        assert status.st_mtime < when + 1  # when it was written
 
 
 def test_a_page_of_another_user_is_read(tmp_path: Path) -> None:
@@ -185,7 +188,7 @@ with open(folder / "other", "wb") as other:  # someone else fills the disk
             other.flush()
     except OSError:
         os.close(os.dup(other.fileno()))
-        assert [cache.add("a", page, bytes(1 << 16)) for page in range(3)] == [0, 0, 0]
+        assert [cache.add("a", page, bytes(1 << 16)) for page in range(3)] == [None] * 3
         assert not list(folder.glob("*/.tmp-*"))
         print("sound", flush=True)
         os._exit(0)
@@ -264,14 +267,44 @@ def test_what_another_process_evicted_is_closed(tmp_path: Path) -> None:
     assert len(open_files(tmp_path)) == 3
     ours.evict()
     assert open_files(tmp_path) == []
-    old = [ours.open("k", page, 100) for page in (1, 2)]
-    for page in old:
-        assert page
-        page.until = 0
-    del old, page
-    ours.add("k", 3, bytes(100))
-    assert ours.open("k", 3, 100)
-    assert [Path(path).name for path in open_files(tmp_path)] == ["3"]
+
+
+def test_a_process_that_reads_no_more_closes_its_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else can, and the room of those that are evicted is given back only then."""
+    monkeypatch.setattr(page_cache, "TOUCH", 0.05)
+    cache = PageCache(tmp_path / "cache", 1 << 20)
+    for page in range(3):
+        cache.add("k", page, bytes(100))
+        assert cache.open("k", page, 100)
+        end = time.monotonic() + 20
+        while open_files(tmp_path) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert open_files(tmp_path) == []
+
+
+def test_a_page_in_another_file_of_the_same_inode_is_new(tmp_path: Path) -> None:
+    """A file system gives the number away once nobody has the file open."""
+    cache, source = PageCache(tmp_path, 1 << 20), Counted(100)
+    pages, buffer = Pages(cache, 100), bytearray(10)
+    for _ in range(2):
+        pages.preadv(source, [memoryview(buffer)], 0)
+    pages.take_anew(source)
+    kept = cache.open("k", 0, 100)
+    assert kept
+    before = kept.file
+    cache._close_all()
+    os.utime(cache.path("k", 0), ns=(0, before[1]))  # it is used, by another process
+    pages.preadv(source, [memoryview(buffer)], 20)
+    assert not pages.take_anew(source)
+    cache._close_all()
+    with open(cache.path("k", 0), "r+b") as file:  # in place, so of the same number
+        file.write(source.data)
+    os.utime(cache.path("k", 0), ns=(before[1], before[1] + 1_000_000))
+    pages.preadv(source, [memoryview(buffer)], 20)
+    assert os.stat(cache.path("k", 0)).st_ino == before[0]
+    assert pages.take_anew(source)
 
 
 def test_a_reader_takes_what_is_asked_for_but_has_no_turn_yet(tmp_path: Path) -> None:

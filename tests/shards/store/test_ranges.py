@@ -19,6 +19,7 @@ from shards.read.batch_layout import Planner, Reader
 from shards.read.join import open_join
 from shards.read.stream import Stream
 from shards.store import ranges
+from shards.store.page_cache import File
 from shards.store.pages import PAGE
 from shards.store.ranges import Ranges
 from shards.tools.convert import convert
@@ -32,7 +33,7 @@ class Numbered:
 
     def __init__(self, size: int, key: str = "k") -> None:
         self.key, self.size = key, size
-        self.pages: dict[int, int] = {}
+        self.pages: dict[int, File | None] = {}
         self.anew, self.beside = False, 0
         self.data = np.random.default_rng(size).bytes(size)
         self.fetched: list[tuple[int, int]] = []
