@@ -1,16 +1,45 @@
-"""Commands of ours as processes of their own, with the programs of this environment."""
+"""Commands of ours as processes of their own, with the programs of this environment, and what a
+fork makes anew.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
+from weakref import WeakSet
 
 from . import bound
 
 exists = bound.exists
 kill = bound.kill
+
+
+class Forked(Protocol):
+    """An object with locks, or files, that only one process can use."""
+
+    def after_fork(self) -> None: ...
+
+
+_WATCHED: WeakSet[Forked] = WeakSet()
+
+
+def watch_forks(item: Forked) -> None:
+    """Calls `item.after_fork()` in each child of a fork, for as long as the object lives: a lock that a
+    thread of the parent held is never released in the child, which has no such thread.
+    """
+    _WATCHED.add(item)
+
+
+def _after_fork() -> None:
+    for item in list(_WATCHED):
+        item.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def with_this_python(command: Sequence[str]) -> list[str]:

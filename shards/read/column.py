@@ -32,6 +32,7 @@ from ..format.identity import ColumnIdentity
 from ..format.int8 import read_rows
 from ..format.layout import BLOCK, ZARR_ROWS, ColumnSpec
 from ..format.records import ColumnRecord
+from ..processes import watch_forks
 from ..store.base import Place, Store
 from ..store.open import open_store
 from .objects import Ints, Places, ValueObjects
@@ -74,8 +75,14 @@ class Column:
             )
         self._tables = RowTables(store, spec, digest, snapshot)
         self._objects = ValueObjects(store, spec, self._tables.committed)
-        self._lock = threading.RLock()
+        self.after_fork()
+        watch_forks(self)
         self._expected = False  # whether the store knows how much of it will be read
+        self._value_bytes: int | None = None
+
+    def after_fork(self) -> None:
+        """Makes the lock of a child: a thread of its parent may have held that of the parent."""
+        self._lock = threading.RLock()
 
     @classmethod
     def open(cls, url: Place, partial: bool = False, snapshot_id: Json | None = None) -> Column:
@@ -142,9 +149,14 @@ class Column:
             np.bitwise_or.at(mask, ids // BLOCK, np.uint32(1) << (ids % BLOCK).astype(np.uint32))
         return mask
 
-    @cached_property
+    @property
     def value_bytes(self) -> int:
         """The bytes of all values as stored; where only commits know, by the mean of some of them."""
+        if self._value_bytes is None:  # (a `cached_property` holds a lock, which a fork would keep)
+            self._value_bytes = self._count_bytes()
+        return self._value_bytes
+
+    def _count_bytes(self) -> int:
         rows = sum(self.snapshot.rows)
         if not (self.layout.ragged or self.layout.codec or self.layout.backend == "webdataset"):
             return rows * self.layout.unit_bytes

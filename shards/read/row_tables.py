@@ -17,6 +17,7 @@ from ..column.tar_object import starts as tar_starts
 from ..errors import CorruptColumn
 from ..format.atomic import sha256
 from ..format.layout import HAS_VALUES, ZARR_ROWS, ColumnSpec
+from ..processes import watch_forks
 from ..store.base import Committed, Store
 from .objects import Ints
 
@@ -38,6 +39,10 @@ class RowTables:
         self._tables: dict[str, tuple[NDArray[Any], NDArray[np.bool_]]] = {}
         self._compared = np.zeros(int(self._base[-1]), bool)  # takes no memory until it is used
         self._commits: dict[int, tuple[dict[str, Committed], Mapping[str, str]]] = {}
+        self.after_fork()
+        watch_forks(self)
+
+    def after_fork(self) -> None:
         self._lock = threading.RLock()  # held while tables are read, not while they are looked up
 
     def __call__(self, name: str, rows: Ints) -> NDArray[Any]:

@@ -28,6 +28,7 @@ from typing import Any
 
 from ..errors import StoreError
 from ..format.atomic import TEMPORARY
+from ..processes import watch_forks
 
 TOUCH = 60  # seconds: a page used within them is not looked up, nor marked as used, again
 OPEN_FILES = 1 << 15  # pages that are kept open at most, and a quarter of what a process may open
@@ -77,6 +78,11 @@ class PageCache:
         self.folder, self.limit = folder, limit
         self._added = 0
         self._full = False  # and that was said
+        self.after_fork()
+        watch_forks(self)
+
+    def after_fork(self) -> None:
+        """Closes in a child what its parent has open, whose room would not be given back."""
         self._lock = threading.Lock()
         self._open: dict[tuple[str, Page], OpenPage] = {}  # the one opened last is the last
         self._closing = False  # whether a thread closes what was opened long ago

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -15,7 +16,19 @@ from .page_cache import File
 
 CHUNK = 1 << 20  # bytes of a stream that are handed on at a time
 BEYOND = re.compile(r"status code: 416\b")  # a range that starts where the object has ended
-_FIRST = threading.Lock()  # held while an object's first answer is looked at
+
+
+class First:
+    """Of the answers to the first requests for objects: `lock` is held while one is looked at."""
+
+    lock = threading.Lock()
+
+    @classmethod
+    def after_fork(cls) -> None:
+        cls.lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=First.after_fork)
 
 
 class Bucket(Protocol):
@@ -126,7 +139,7 @@ class RemoteObject:
         """
         size, etag = answer.meta["size"], answer.meta["e_tag"]
         if self.digest is not None:
-            with _FIRST:
+            with First.lock:
                 self.etag = self.etag or etag
         elif self.store.conditional:
             return answer

@@ -1,0 +1,93 @@
+"""A fork while threads of its parent read: what they hold, nobody in the child would release."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards import Column
+from shards.store.page_cache import PageCache
+from tests.forks import fork
+from tests.proxy.server import Proxy
+from tests.shards.objects import Server
+from tests.shards.store.test_pages import open_files
+from tests.shards.toy import moments_spec, write_column
+
+ROWS = np.array([3, 250, 17])
+
+
+def ended(pid: int) -> int | None:
+    """Exit code of a child; None if it did not end in time, and was killed."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        gone, status = os.waitpid(pid, os.WNOHANG)
+        if gone:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+@pytest.mark.parametrize("cache", ["64", "0"])
+@pytest.mark.parametrize("part", ["/crc/", "/moments/c/"])
+def test_a_child_reads_what_a_thread_of_its_parent_waits_for(
+    server: Server,
+    proxy: Proxy,
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+    cache: str,
+) -> None:
+    """As in a worker of a DataLoader that begins while the parent's stream reads ahead."""
+    monkeypatch.setenv("LATENTBANK_CACHE_GB", cache)
+    server.take(write_column(tmp_path / "near", moments_spec(1), (300,)), url)
+    expected = Column.open(tmp_path / "near").read(ROWS).tobytes()
+    column, held, go = Column.open(url), threading.Event(), threading.Event()
+
+    def fault(request: tuple[str, str, str], count: int) -> str | None:
+        if part in request[1] and not held.is_set():
+            held.set()
+            assert go.wait(60)
+        return None
+
+    proxy.fault = fault
+    thread = threading.Thread(target=column.read, args=(ROWS,))
+    thread.start()
+    try:
+        assert held.wait(20)
+
+        def read() -> None:
+            assert column.read(ROWS).tobytes() == expected
+
+        assert ended(fork(read, tmp_path / "log")) == 0, (tmp_path / "log").read_text()
+    finally:
+        go.set()
+        thread.join()
+    assert column.read(ROWS).tobytes() == expected
+    column.close()
+
+
+def test_a_child_has_no_pages_of_its_parent_open(tmp_path: Path) -> None:
+    """The room of those that are evicted would not be given back before it ends."""
+    cache = PageCache(tmp_path / "cache", 1 << 20)
+    cache.add("k", 0, b"12")
+    page = cache.open("k", 0, 2)
+    assert page
+    del page
+
+    def look() -> None:
+        assert open_files(tmp_path / "cache") == []
+        assert cache.open("k", 0, 2)
+
+    with cache._lock:
+        pid = fork(look, tmp_path / "log")
+    assert ended(pid) == 0, (tmp_path / "log").read_text()
+    assert len(open_files(tmp_path / "cache")) == 1
