@@ -50,8 +50,7 @@ class Tab:
         size = {"width": width, "height": height, "deviceScaleFactor": 1}
         self.call("Emulation.setDeviceMetricsOverride", **size, mobile=phone)
         self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.media("screen", dark)
 
     def __enter__(self) -> Tab:
         return self
@@ -123,6 +122,17 @@ class Tab:
             part = {"captureBeyondViewport": True, "clip": size | {"scale": 1}}
         answer = self.call("Page.captureScreenshot", **part)
         path.write_bytes(base64.b64decode(answer["data"]))
+
+    def media(self, kind: str, dark: bool) -> None:
+        """Shows the page as on a "screen" or as for "print", to a reader who prefers light or dark."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", media=kind, features=[scheme])
+
+    def paper(self) -> bytes:
+        """Returns the page on sheets of A4, a PDF whose outline has the headings that are printed."""
+        a4 = {"paperWidth": 8.27, "paperHeight": 11.69, "preferCSSPageSize": True}
+        answer = self.call("Page.printToPDF", **a4, generateDocumentOutline=True)
+        return base64.b64decode(answer["data"])
 
     def _next(self) -> Json:
         while b"\0" not in self._rest:
