@@ -21,6 +21,7 @@ from typing import NoReturn
 
 from .early import end
 from .printing import drop_output
+from .processes import allow_open_files
 from .signals import brought_back, to_main_thread
 
 NO_RIGHT = "Give this user the right to it, or name another place, then run again"
@@ -77,6 +78,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     `main` returns the exit code, None being 0.
     """
     code: int | None = None
+    allow_open_files()
     with _interrupts() as interrupts:
         try:
             code = main()

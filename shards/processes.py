@@ -1,13 +1,15 @@
-"""Commands of ours as processes of their own, with the programs of this environment, and what a
-fork makes anew.
+"""Commands of ours as processes of their own, with the programs of this environment; what a fork
+makes anew; how many files a process may open.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 from weakref import WeakSet
@@ -16,6 +18,18 @@ from . import bound
 
 exists = bound.exists
 kill = bound.kill
+OPEN_FILES = 1 << 17  # that a process needs at most: objects of columns, and pages of a store
+
+
+def allow_open_files() -> None:
+    """Raises this process's soft limit of open files to the hard one, 131,072 at most. It is often
+    1,024 for the sake of programs that use `select`, and what is not kept open is opened for each row.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):  # the system may allow less than the limit says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class Forked(Protocol):

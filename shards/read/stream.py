@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..errors import OrderError
 from ..format.layout import SCALE_BYTES
+from ..processes import allow_open_files
 from .batch_layout import BatchPlan, Planner, Reader
 from .join import JoinedColumns
 from .order import Order
@@ -149,7 +150,8 @@ class Stream(Iterator[Batch]):
     A row is compared with its checksum when this process first reads it. What goes wrong while
     reading is raised from `next`. Raises OrderError before any data is read if position, batch,
     lanes and world do not fit together. Close it, or use it in `with`. A stream belongs to the
-    process that made it: make it after a fork, or in the worker of a DataLoader.
+    process that made it: make it after a fork, or in the worker of a DataLoader. It raises the
+    process's limit of open files as far as it may.
     """
 
     def __init__(
@@ -157,6 +159,7 @@ class Stream(Iterator[Batch]):
         world: int = 1, rank: int = 0, prefetch: int = 2, ahead: int = 1, pin: bool = False,
     ) -> None:  # fmt: skip
         order.check(position, global_batch, world)
+        allow_open_files()
         if len(order.sources) != len(columns.valid_masks):
             raise OrderError(
                 f"an order of {len(order.sources)} source{'s' * (len(order.sources) > 1)} for "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -65,6 +66,19 @@ def process(
         [sys.executable, *line], cwd=ROOT, text=True, stderr=subprocess.PIPE, timeout=120,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), **more,
     )  # type: ignore[call-overload,no-any-return]  # fmt: skip
+
+
+def test_a_command_opens_as_many_files_as_it_may(tmp_path: Path) -> None:
+    code = (
+        "import resource\nfrom shards.exits import run\n"
+        "_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))\n"
+        "run(lambda: print(*resource.getrlimit(resource.RLIMIT_NOFILE)))"
+    )
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert hard > 256
+    result = process(["-c", code], tmp_path)
+    assert result.stdout == f"{min(hard, 1 << 17)} {hard}\n", result.stderr
 
 
 # Errors --------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import torch
 
 from shards import CorruptColumn, JoinedColumns, open_join
 from shards.read.stream import Stream
+from tests.forks import fork, wait
 from tests.shards import reading
 from tests.shards.toy import moments_of, small_moments, small_tokens
 
@@ -56,6 +58,19 @@ def test_in_processes_that_were_started_any_way(
         process.join(120)
     assert process.exitcode == 0
     assert json.loads(out.read_text()) == expected[:3]
+
+
+def test_a_stream_opens_as_many_files_as_it_may(toy: Path, tmp_path: Path) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert hard > 256
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        with reading.stream_of(toy):
+            print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+    assert wait(fork(work, tmp_path / "log")) == 0, (tmp_path / "log").read_text()
+    assert (tmp_path / "log").read_text() == f"{min(hard, 1 << 17)}\n"
 
 
 def test_in_a_worker_of_a_data_loader(toy: Path, expected: list[list[Any]]) -> None:
