@@ -133,6 +133,7 @@ def test_the_scores_and_the_report(
     assert "how much another seed would move this is not known" in capsys.readouterr().out
     html, data = (out / "report.html").read_text(), json.loads((out / "study.json").read_text())
     assert "CC BY-SA 4.0" in html
+    assert (out / "report.html").stat().st_size < 10_000_000
     assert not re.search(r'(src|href)="http|url\(', html)
     assert [entry["name"] for entry in data["entries"]] == list(VAES)
     assert data["complete"]
