@@ -102,7 +102,7 @@ def test_ratios_are_of_one_round() -> None:
     assert len(held) == len(report.BARS)
     failed = [each["what"] for each in held if not each["holds"]]
     assert failed == [
-        "0 ms, cold, over_plain", "0 ms, cold, over_plain_with_opening",
+        "0 ms, cold, over_plain", "0 ms, cold, over_plain_with_opening", "0 ms, cold, over_kept",
         "0 ms, cold, over_mosaicml_cold", "0 ms, cold, over_litdata_cold",
         "20 ms, cold, after_first_over_plain", "20 ms, cold, over_mosaicml_cold",
         "20 ms, cold, over_litdata_cold",

@@ -75,10 +75,20 @@ def rows_in_order(join: JoinedColumns, samples: Samples) -> list[Piece]:
     return [piece for pair in zip(*columns, strict=True) for piece in pair if piece[2]]
 
 
-def plain_requests(way: str, url: str, samples: Samples, answers: Answers) -> None:
-    """Fetches everything by requests of 4 MiB, or the rows of an epoch one by one. What is to be
-    fetched is known before the clock starts.
+def plain_requests(way: str, url: str, folder: Path, samples: Samples, answers: Answers) -> None:
+    """Fetches everything by requests of 4 MiB, which with "kept" are written to files of a folder, or
+    the rows of an epoch one by one. What is to be fetched is known before the clock starts.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def bring(piece: Piece) -> int:
+        handle, first, count = piece
+        data = handle.fetch(first, count)
+        if way == "kept":
+            with open(folder / f"{handle.key}-{first}", "xb") as file:
+                file.write(data)
+        return len(data)
+
     with closing(open_join(f"{url}/latents", f"{url}/text")) as join:
         by_row = way == "rows"
         pieces = rows_in_order(join, samples) if by_row else whole_objects(join, samples)
@@ -86,7 +96,7 @@ def plain_requests(way: str, url: str, samples: Samples, answers: Answers) -> No
         answers.wait()
         start, cpu, size = time.perf_counter(), time.process_time(), 0
         with ThreadPoolExecutor(ROWS if by_row else PLAIN) as pool:
-            for i, data in enumerate(pool.map(fetched, pieces), 1):
+            for i, data in enumerate(pool.map(bring, pieces), 1):
                 size += data
                 if i == batch:
                     answers.say(first=time.perf_counter() - start, first_bytes=size)
@@ -94,17 +104,11 @@ def plain_requests(way: str, url: str, samples: Samples, answers: Answers) -> No
     answers.say(opening=0.0, seconds=seconds, cpu=used, bytes=size)
 
 
-def fetched(piece: Piece) -> int:
-    """Fetches bytes of an object; returns how many."""
-    handle, start, size = piece
-    return len(handle.fetch(start, size))
-
-
 def read(way: str, url: str, folder: str, record: str, plan: str, check: str) -> None:
     """Reads in one way; see `run.WAYS`."""
     answers, samples = Answers(), Samples(**json.loads(record))
-    if way in ("plain", "rows"):
-        plain_requests(way, url, samples, answers)
+    if way in ("plain", "kept", "rows"):
+        plain_requests(way, url, Path(folder), samples, answers)
         return
 
     def open_() -> Epochs:

@@ -1,6 +1,7 @@
 """Serves the samples as objects, starts a process for each way of reading them, and lets them take turns.
 
     plain           all objects by requests of 4 MiB, 16 at once: the limit of this client
+    kept            the same, written to files of 4 MiB: what a reader that keeps them does at least
     rows            one request for each row of the same order, 32 at once
     cold, warm      this program with a cache that holds the columns: its first epoch, three later ones
     small, none     its first epoch with a cache of a quarter of the columns, and with none; `steady` is
@@ -44,6 +45,7 @@ ROOT = Path(__file__).parents[4]
 # what each process prints, in order: (pass, its epochs, whether it starts anew)
 WAYS = {
     "plain": [("plain", 1, True)],
+    "kept": [("kept", 1, True)],
     "rows": [("rows", 1, True)],
     "cache": [("cold", 1, True), ("warm", WARM, True)],
     "small": [("small", 1, True), ("small, steady", 1, False)],
@@ -89,7 +91,7 @@ class Bench:
         """
         cache = self.folder / "cache"
         shutil.rmtree(cache, ignore_errors=True)
-        check &= way not in ("plain", "rows")
+        check &= way not in ("plain", "kept", "rows")
         words = [
             way, f"s3://{BUCKET}", str(cache), json.dumps(self.samples.record()),
             json.dumps([how for _, *how in WAYS[way]]), str(check),
