@@ -1,13 +1,16 @@
 """OUT/study.lock: what a finished study is of, and `python -m eval study verify`, which checks it.
 
     versions   of Python and the packages that compute; recorded, never a difference
+    code       digest of the project's own code; likewise
     study      the YAML as it is resolved; seeds, scorers and flags are in it
+    configs    {path below OUT: digest} of the configs of all commands, as they are resolved
+    prompts    {benchmark or file: digest}
     settled    {entry: {axis: value}} that was chosen
     columns    {folder or url: digest, complete}: what of the caches was trained on
     commands   {node: its command, with OUT for the study's folder}; on how many processes is recorded, never
                a difference
-    outputs    {path below OUT, or path: sha256} of weights that are sampled, of sets of pictures (all their
-               files and settings), and of scores with their items
+    outputs    {path below OUT, or path: sha256} of configs as files, of weights that are sampled, of sets of
+               pictures (all their files and settings), and of scores with their items
 
 The lock is written when `study run` ends with nothing missing, and by nothing else. It holds no times, so
 a study that is run again and made nothing anew has the same lock on the same machine.
@@ -22,27 +25,39 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from shards import Column, ShardsError, atomic_write
+from shards import (
+    Column,
+    FormatVersion,
+    ShardsError,
+    atomic_write,
+    canonical_json,
+    seal,
+    sha256,
+    sha256_file,
+    unseal,
+)
 from shards.format import differences
-from shards.format.atomic import seal, sha256_file, unseal
 from train.checkpoints.checkpoint import CheckpointError, manifest_of
 from train.checkpoints.snapshots import EmaLengthRefused, files_of_length
 
-from ..errors import BadStudy, EvalError
+from ..errors import BadPrompts, BadStudy, EvalError
 from ..images.checks import REMOVED
 from ..images.imageset import ImageSetReader
+from ..prompts.benchmarks import find
 from .earlier import take_over
 from .encoders import places
 from .graph import Node, nodes_of
 from .reuse import Existing
+from .run.files import config_files, config_values
 from .study import Study
 
 Json = dict[str, Any]
-FORMAT, VERSION = "latentbank-study-lock", 1
+FORMAT, VERSION = "latentbank-study-lock", 2
 FILE = "study.lock"
 PACKAGES = (
     "latentbank", "torch", "numpy", "diffusers", "transformers", "deepspeed", "zarr", "scipy", "pillow",
 )  # fmt: skip
+OWN = ("configs", "shards", "encode", "train", "eval")  # packages of the project
 ABSENT = "absent"  # in place of the digest of what is not there
 OUT = "OUT"  # in place of the study's folder, which may be moved
 
@@ -59,7 +74,10 @@ def record_of(study: Study) -> Json:
     nodes = nodes_of(study)
     return {
         "versions": versions(),
+        "code": code_digest(),
         "study": _resolved(study),
+        "configs": _configs(study),
+        "prompts": _prompts(study),
         "settled": {entry: dict(values) for entry, values in study.settled.items()},
         "columns": {place: _column(place) for place in _columns(study)},
         "commands": {
@@ -80,6 +98,30 @@ def versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             installed[name] = version(name)
     return installed
+
+
+def code_digest() -> str:
+    """Returns the digest of the project's own code."""
+    root = Path(__file__).parents[2]
+    files = sorted(path for package in OWN for path in (root / package).rglob("*.py"))
+    return sha256(canonical_json({str(p.relative_to(root)): sha256_file(p) for p in files}))
+
+
+def _configs(study: Study) -> dict[str, str]:
+    """Returns the digests of all configs, in which the study's folder is OUT."""
+    texts = {
+        name: canonical_json(values).decode().replace(str(study.out), OUT)
+        for name, values in config_values(study)["configs"].items()
+    }
+    return {name: sha256(text.encode()) for name, text in texts.items()}
+
+
+def _prompts(study: Study) -> dict[str, str]:
+    name = str(study.config.prompts or study.benchmark)
+    try:
+        return {name: find(study.benchmark, study.config.prompts).digest}
+    except BadPrompts:  # they are not here
+        return {name: ABSENT}
 
 
 def _columns(study: Study) -> list[str]:
@@ -110,22 +152,30 @@ def _outputs(study: Study, nodes: list[Node]) -> Iterator[tuple[str, str]]:
         study.training_name(entry): study.setting(entry).get("ema", existing.flags["ema"])
         for entry in study.entries
     }  # of averages that are sampled
+    for path in (study.out / "study.yaml", *config_files(study)):
+        yield _name(study, path), _file(path)
     for node in nodes:
         if node.seed is None:
             continue
         if node.kind == "train":
+            config = study.run_folder(node.entry, node.seed, node.phase) / "config.yaml"
+            yield _name(study, config), _file(config)
             file = existing.weights_file(node.entry, node.phase)
             last = node.phase + 1 == len(study.parts(node.entry))
             for step in node.outputs:
                 yield _name(study, step / file), _weights(step, file)
                 for path in _average(step, lengths.get(node.entry) if last else None):
-                    yield _name(study, path), sha256_file(path) if path.is_file() else ABSENT
+                    yield _name(study, path), _file(path)
         elif node.kind == "generate":
             for folder in node.outputs:
                 yield _name(study, folder), _pictures(folder)
         else:
             for path in (p for folder in node.outputs for p in sorted(folder.glob("*.json*"))):
                 yield _name(study, path), sha256_file(path)
+
+
+def _file(path: Path) -> str:
+    return sha256_file(path) if path.is_file() else ABSENT
 
 
 def _weights(step: Path, file: str) -> str:
@@ -158,7 +208,8 @@ def _name(study: Study, path: Path) -> str:
 
 
 def verify(study: Study) -> tuple[list[str], list[str]]:
-    """Returns in what a study is other than its lock says, and which versions are others now.
+    """Returns in what a study is other than its lock says, and which versions, the code's among them, are
+    others now.
 
     BadStudy without a lock, or where it is of another YAML than this one.
     """
@@ -167,7 +218,12 @@ def verify(study: Study) -> tuple[list[str], list[str]]:
         raise BadStudy(
             f"{path}: no such file. `python -m eval study run` writes it when everything exists"
         )
-    lock = unseal(path, FORMAT, VERSION)
+    try:
+        lock = unseal(path, FORMAT, VERSION)
+    except FormatVersion as error:
+        raise BadStudy(
+            f"{error}; or `python -m eval study run`, which writes it anew when everything exists"
+        ) from None
     if lines := list(differences(lock["study"], _resolved(study))):
         title = f"{path} is of another study than {study.path} says now:"
         verb = f"python -m eval study verify {study.out / 'study.yaml'} --out {study.out}"
@@ -178,11 +234,11 @@ def verify(study: Study) -> tuple[list[str], list[str]]:
         record["commands"] = {name: _work(words) for name, words in record["commands"].items()}
     faults = [
         f"{part}: {line}"
-        for part in ("settled", "columns", "commands", "outputs")
+        for part in ("configs", "prompts", "settled", "columns", "commands", "outputs")
         for line in _different(lock.get(part, {}), now[part])
     ]
-    others = list(differences(lock["versions"], now["versions"]))
-    return faults, others
+    versions_then, versions_now = (r["versions"] | {"code": r["code"]} for r in (lock, now))
+    return faults, differences(versions_then, versions_now)
 
 
 def removed_sets(study: Study) -> list[Path]:

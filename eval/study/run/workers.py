@@ -1,4 +1,4 @@
-"""Any number of `study run` in one study's folder, all of one YAML and one version of the project.
+"""Any number of `study run` in one study's folder, all of one YAML and one version of the project and of packages.
 
     OUT/workers/session.json     what the workers of this session are, put there by the first of them
     OUT/workers/worker-ID/       the claim of a worker: it is at work while that is renewed
@@ -16,24 +16,24 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from shards import LeaseHeld, canonical_json, sha256, sha256_file
+from shards import LeaseHeld, canonical_json
 from shards.format import differences
 from shards.format.atomic import read_json
 
 from ...errors import ClaimLost, StudyRunning, WorkerDiffers
 from ..graph import Node
-from ..lock import FILE, write_lock
+from ..lock import FILE, code_digest, versions, write_lock
 from ..study import Study
 from .claims import SECONDS, Claim, holder, holder_text
 from .files import SESSION, config_values, write_configs
 
 Json = dict[str, Any]
 COMMAND = "eval study run"
-PACKAGES = ("configs", "shards", "encode", "train", "eval")
+# packages of whose versions numbers depend: workers with others would make parts of one study differently
+COMPUTING = ("torch", "diffusers", "transformers", "deepspeed", "numpy")
 MOST_LINES = 6  # of differences that a message names
 POLL = 0.2  # seconds between two tries to join
 
@@ -65,12 +65,12 @@ class Worker:
             if session and lines:
                 more = [f"and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
                 title = (
-                    f"{self.study.out}: a worker ({holder_text(at_work[0])}) of another YAML or another version of the "
-                    "project works on this study:"
+                    f"{self.study.out}: a worker ({holder_text(at_work[0])}) of another YAML, or of another version of "
+                    "the project or of a package, works on this study:"
                 )
                 advice = (
-                    "Start all workers with the same YAML, --out and code, from the same folder; or wait until "
-                    f"that one has ended or, if it was killed, its lease of {self.seconds:g} s has"
+                    "Start all workers with the same YAML, --out, code and packages, from the same folder; or wait "
+                    f"until that one has ended or, if it was killed, its lease of {self.seconds:g} s has"
                 )
                 raise WorkerDiffers(
                     "\n  ".join([title, *lines[:MOST_LINES], *more]) + f"\n{advice}"
@@ -215,18 +215,13 @@ def _running(study: Study, record: Json) -> StudyRunning:
 
 
 def identity_of(study: Study) -> Json:
-    """Returns what must be the same for all workers: the YAML and all configs as they are resolved, and
-    the project's code.
+    """Returns what must be the same for all workers: the YAML and all configs as they are resolved, the
+    project's code, and the versions of the packages that compute.
     """
-    try:
-        project = version("latentbank")
-    except PackageNotFoundError:
-        project = "unknown"
-    return {**config_values(study), "project": project, "code": code_digest()}
-
-
-def code_digest() -> str:
-    """Returns the digest of the project's own code."""
-    root = Path(__file__).parents[3]
-    files = sorted(path for package in PACKAGES for path in (root / package).rglob("*.py"))
-    return sha256(canonical_json({str(p.relative_to(root)): sha256_file(p) for p in files}))
+    installed = versions()
+    return {
+        **config_values(study),
+        "project": installed.get("latentbank", "unknown"),
+        "code": code_digest(),
+        "versions": {name: installed.get(name, "not installed") for name in COMPUTING},
+    }

@@ -11,9 +11,11 @@ import pytest
 
 from eval.commands import main
 from eval.errors import BadStudy
-from eval.study.lock import FILE, record_of, verify, versions, write_lock
+from eval.prompts.benchmarks import find
+from eval.study.lock import FILE, code_digest, record_of, verify, versions, write_lock
+from eval.study.run.files import write_configs
 from eval.study.study import Study
-from shards import CorruptColumn, sha256_file
+from shards import CorruptColumn, seal, sha256_file
 from tests.eval.study.handmade import PRIMARY, fill, open_study
 from tests.eval.study.page.test_panel import make_study
 
@@ -29,6 +31,8 @@ def study(tmp_path: Path) -> Study:
 def test_what_a_lock_holds(study: Study) -> None:
     record = record_of(study)
     assert versions()["torch"] == record["versions"]["torch"]
+    assert record["code"] == code_digest()
+    assert [*record["configs"]] == [f"configs/{entry}.yaml" for entry in study.entries]
     assert set(record["columns"]) == {
         str(study.path.parent / "cache/pets" / name)
         for name in ("flux", "flux-e2e", "other", "words")
@@ -66,6 +70,10 @@ def remove_column(study: Study) -> None:
     shutil.rmtree(study.path.parent / "cache/pets/other")
 
 
+def change_study_file(study: Study) -> None:
+    (study.out / "study.yaml").write_text("seeds: [7]\n")
+
+
 def add_score(study: Study) -> None:
     folder = study.set_folder("flux", 0, 100) / "scores"
     shutil.copy(folder / f"{PRIMARY}.json", folder / "another.json")
@@ -79,6 +87,7 @@ def add_score(study: Study) -> None:
         (remove_items, "items.jsonl: missing"),
         (remove_column, "cache/pets/other: missing"),
         (add_score, "scores/another.json: not in the lock"),
+        (change_study_file, "outputs: study.yaml: "),
     ],
 )
 def test_changes_are_found(
@@ -90,6 +99,45 @@ def test_changes_are_found(
     assert line in faults[0]
     assert main(["study", "verify", str(study.path), "--out", str(study.out)]) == 1
     assert "1 difference from the lock" in capsys.readouterr().out
+
+
+def test_prompts_that_were_changed_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.json"
+    path.write_text('{"a": "a horse", "b": "two horses"}')
+    study = fill(open_study(tmp_path, prompts=str(path)), (0.0, 0.5))
+    write_lock(study)
+    assert record_of(study)["prompts"] == {str(path): find("prompts", path).digest}
+    assert verify(study) == ([], [])
+    path.write_text('{"a": "a horse", "b": "three horses"}')
+    assert verify(study)[0] == [f"prompts: {path}: changed"]
+    path.unlink()
+    assert verify(study)[0] == [f"prompts: {path}: missing"]
+
+
+def test_a_training_config_that_was_changed_is_found(tmp_path: Path) -> None:
+    """The file that the YAML names, which no digest of the YAML holds; and what the trainer wrote into a run."""
+    study = fill(open_study(tmp_path), (0.0, 0.5))
+    write_configs(study)
+    run = study.run_folder("e2e", 1) / "config.yaml"
+    run.parent.mkdir(parents=True)
+    run.write_text("seed: 1\n")
+    write_lock(study)
+    assert verify(study) == ([], [])
+    run.write_text("seed: 2\n")
+    edited = study.out / "configs/flux.yaml"
+    edited.write_text(edited.read_text().replace("steps: 100", "steps: 101", 1))
+    faults, _ = verify(study)
+    assert faults == [
+        "outputs: configs/flux.yaml: changed",
+        f"outputs: {run.relative_to(study.out)}: changed",
+    ]
+    train = study.config.train
+    train.write_text(train.read_text() + "\nlog_every: 7\n")
+    faults, _ = verify(Study.open(study.path, study.out))
+    assert faults[:2] == [
+        "configs: configs/e2e.yaml: changed",
+        "configs: configs/flux.yaml: changed",
+    ]
 
 
 def test_a_moved_folder_is_the_same_study(tmp_path: Path) -> None:
@@ -117,14 +165,33 @@ def test_other_versions_are_said_and_no_fault(
     study: Study, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = study.out / FILE
-    from shards.format.atomic import seal
-
     record = json.loads(path.read_text())
     del record["digest"]
     record["versions"]["torch"] = "1.0"
     path.write_bytes(seal(record))
     assert main(["study", "verify", str(study.path), "--out", str(study.out)]) == 0
     assert "another version: torch: found '1.0'" in capsys.readouterr().out
+
+
+def test_another_version_of_the_code_is_said_and_no_fault(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = code_digest()
+    monkeypatch.setattr("eval.study.lock.code_digest", lambda: "0" * 64)
+    faults, others = verify(study)
+    assert faults == []
+    assert others == [f"code: found '{before}', expected '{'0' * 64}'"]
+
+
+def test_a_lock_of_another_release_is_written_anew_by_a_run(study: Study) -> None:
+    path = study.out / FILE
+    record = json.loads(path.read_text())
+    del record["digest"]
+    path.write_bytes(seal(record | {"version": 1}))
+    with pytest.raises(
+        BadStudy, match=r"found format .* version 1.*`python -m eval study run`, which"
+    ):
+        verify(study)
 
 
 def test_no_lock_another_study_and_a_damaged_lock(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from eval.errors import StudyRunning, WorkerDiffers
+from eval.study.lock import versions
 from eval.study.run.claims import Claim
 from eval.study.run.workers import Worker, alone, claimed, workers
 from eval.study.status import status
@@ -192,6 +194,14 @@ def test_a_worker_of_another_yaml_or_version_is_refused(
             with pytest.raises(WorkerDiffers, match=rf"pid {os.getpid()} on(.|\n)*{line}") as error:
                 refused()
         assert error.value.exit_code == 2
+    installed = versions()
+    for name in ("torch", "diffusers", "transformers", "deepspeed", "numpy"):
+        others = installed | {name: "9.9.9"}
+        with monkeypatch.context() as patch:
+            patch.setattr("eval.study.run.workers.versions", lambda others=others: others)
+            line = rf"versions\.{name}: found '{re.escape(installed[name])}', expected '9\.9\.9'"
+            with pytest.raises(WorkerDiffers, match=line):
+                Worker(Study.open(path, out), 60).refuse_others()
     monkeypatch.setattr("eval.study.run.workers.code_digest", lambda: "0" * 64)
     newer = Worker(Study.open(path, out), 60)
     with pytest.raises(WorkerDiffers, match="code: found "):
