@@ -23,6 +23,7 @@ from ..flags import generate_settings, scorer_settings
 from ..graph import Kind, nodes_of
 from ..reuse import Existing, read_record
 from ..run.edited import refuse_edited
+from ..run.ready import refuse_few
 from ..study import Study
 from .cost import PARTS, Assumptions, Costs, NodeCost
 from .disk import Room, rooms
@@ -115,11 +116,12 @@ def plan_study(
 
 def plan_existing(study: Study, assumptions: Assumptions) -> StudyPlan:
     """Returns the plan of what a study lacks, beside what exists and what was made by hand; BadStudy
-    for flags that `eval generate` or `eval score` do not take.
+    for flags that `eval generate` or `eval score` do not take, TooFewImages for fewer pictures than a scorer takes.
     """
     generate_settings(study)
     for scorer in study.scorers:
         scorer_settings(study, scorer)
+    refuse_few(study)
     study = take_over(study)
     existing, nodes = Existing(study), nodes_of(study)
     records = {node.id: read_record(study, node.id) or {} for node in nodes}

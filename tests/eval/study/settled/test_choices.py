@@ -30,6 +30,7 @@ from eval.study.run.files import write_configs
 from eval.study.run.gc import removals, remove
 from eval.study.status import states
 from eval.study.study import Study
+from tests.encode.toy import jpeg
 from tests.eval.study.handmade import open_study
 from tests.eval.study.small_study import study, study_yaml, write_inputs
 from train.checkpoints.snapshots import EmaLengthRefused, refuse_planned
@@ -388,6 +389,29 @@ def test_too_few_prompts_to_divide_are_refused_before_anything_runs(tmp_path: Pa
     assert result.returncode == 2
     assert "settle: found 3 prompts, expected at least 4" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_a_scorer_that_cannot_score_a_half_is_refused_before_anything_runs(
+    tmp_path: Path, verb: str
+) -> None:
+    """A Frechet distance of 32 features takes 33 pictures: 40 prompts are enough, a half of them is not."""
+    folder = write_inputs(tmp_path / "inputs")
+    prompts = {f"face-{n:02d}": f"face number {n}" for n in range(40)}
+    (folder / "few.json").write_text(json.dumps(prompts))
+    (folder / "real").mkdir()
+    for n in range(40):
+        (folder / f"real/{n}.jpg").write_bytes(jpeg(n, quality=90))
+    scorers = ["demo-acc", {"demo-fd": {"reference": str(folder / "real"), "label": "real"}}]
+    made = study_yaml(folder, **values(scorers=scorers))
+    result = study(verb, made, "--out", tmp_path / "out")
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "settle: half of " in result.stderr
+    assert "found 20 pictures, expected at least 33 for demo-fd" in result.stderr
+    assert "begins" not in result.stdout + result.stderr
+    assert not (tmp_path / "out").exists()
+    whole = study_yaml(folder, "whole", **values(scorers=scorers, settle=None))
+    assert study("plan", whole, "--out", tmp_path / "out").returncode == 0
 
 
 def test_rates_without_a_validation_are_refused(tmp_path: Path) -> None:
