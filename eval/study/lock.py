@@ -25,6 +25,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from configs import ConfigError, read_yaml
 from shards import (
     Column,
     FormatVersion,
@@ -108,12 +109,21 @@ def code_digest() -> str:
 
 
 def _configs(study: Study) -> dict[str, str]:
-    """Returns the digests of all configs, in which the study's folder is OUT."""
-    texts = {
-        name: canonical_json(values).decode().replace(str(study.out), OUT)
-        for name, values in config_values(study)["configs"].items()
-    }
-    return {name: sha256(text.encode()) for name, text in texts.items()}
+    values = config_values(study)["configs"]
+    return {name: _config_digest(of_config) for name, of_config in values.items()}
+
+
+def _config_digest(values: Json) -> str:
+    """Returns the digest of a config but for the folder of its runs, which moves with the study."""
+    return sha256(canonical_json({key: value for key, value in values.items() if key != "runs"}))
+
+
+def _config_file(path: Path) -> str:
+    """Returns the digest of a config that `study run` wrote; its first line names a YAML that may be moved."""
+    try:
+        return _config_digest(read_yaml(path))
+    except ConfigError:
+        return _file(path)
 
 
 def _prompts(study: Study) -> dict[str, str]:
@@ -153,7 +163,7 @@ def _outputs(study: Study, nodes: list[Node]) -> Iterator[tuple[str, str]]:
         for entry in study.entries
     }  # of averages that are sampled
     for path in (study.out / "study.yaml", *config_files(study)):
-        yield _name(study, path), _file(path)
+        yield _name(study, path), _config_file(path)
     for node in nodes:
         if node.seed is None:
             continue

@@ -142,10 +142,15 @@ def test_a_training_config_that_was_changed_is_found(tmp_path: Path) -> None:
 
 def test_a_moved_folder_is_the_same_study(tmp_path: Path) -> None:
     study = fill(open_study(tmp_path), (0.0, 0.5))
+    write_configs(study)
     write_lock(study)
+    before = (study.out / FILE).read_bytes()
     shutil.move(study.out, tmp_path / "moved")
-    moved = Study.open(study.path, tmp_path / "moved")
+    moved = Study.open(shutil.copy(study.path, tmp_path / "same.yaml"), tmp_path / "moved")
     assert verify(moved) == ([], [])
+    write_configs(moved)
+    write_lock(moved)
+    assert (moved.out / FILE).read_bytes() == before
     shutil.rmtree(moved.set_folder("e2e", 1, 100))
     faults, _ = verify(moved)
     assert faults[0] == "outputs: images/e2e-seed1/step-00000100: missing"

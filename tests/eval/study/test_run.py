@@ -51,9 +51,9 @@ def test_all_is_made(made: Path) -> None:
 def test_a_finished_study_is_locked(made: Path) -> None:
     lock = json.loads((made / "out/study.lock").read_bytes())
     assert not {"absent"} & set(lock["outputs"].values())
-    weights = [path for path in lock["outputs"] if path.startswith("runs/")]
-    assert len(weights) == 2
-    for path in weights:
+    of_runs = [path for path in lock["outputs"] if path.startswith("runs/")]
+    assert [Path(path).name for path in of_runs] == 2 * ["ema.safetensors", "config.yaml"]
+    for path in of_runs:
         assert lock["outputs"][path] == sha256_file(made / "out" / path)
     assert verify(Study.open(made / "fair.yaml", made / "out")) == ([], [])
 
