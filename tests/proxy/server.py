@@ -294,6 +294,18 @@ class Proxy:
         )
 
 
+class Gate:
+    """Holds requests until so many are open at once, which then pass, and all later ones."""
+
+    def __init__(self, proxy: Proxy, count: int) -> None:
+        self.proxy, self.count, self.passed = proxy, count, threading.Event()
+
+    def wait(self) -> None:
+        if self.proxy.open >= self.count:
+            self.passed.set()
+        self.passed.wait(20)
+
+
 def hang_up(handler: BaseHTTPRequestHandler) -> None:
     with suppress(OSError):
         handler.wfile.flush()

@@ -23,8 +23,8 @@ from tests.proxy.server import Proxy
 from tests.shards.toy import moments_spec, row_ids, write_column
 
 URL = f"az://{CONTAINER}/column"
-QUICK = Limits(1, stall=2, request=5, copy=5, give_up=20, backoff=0.01, max_backoff=0.05)
-SHORT = Limits(1, stall=2, request=5, copy=5, give_up=0.5, backoff=0.01, max_backoff=0.05)
+QUICK = Limits(30, stall=60, request=60, copy=60, give_up=60, backoff=0.01, max_backoff=0.05)
+SHORT = Limits(30, stall=60, request=60, copy=60, give_up=0.5, backoff=0.01, max_backoff=0.05)
 PART = 1 << 16
 LARGE = 5 * PART + 17
 
@@ -76,7 +76,7 @@ def test_a_pending_copy_is_waited_for(proxy: Proxy, azure: Azure, meanwhile: str
         assert (blobs(azure), writer.done()) == ({"temporary": data}, False)
         proxy.finish("/values")
         until(lambda: writer.done() or bool(proxy.pending))
-        assert writer.result(10)
+        assert writer.result(60)
     assert blobs(azure) == {"values": data}
 
 
@@ -89,7 +89,7 @@ def test_a_copy_that_does_not_end_is_an_error_and_may_still_end(
     start = time.monotonic()
     with pytest.raises(StoreError, match=f"{URL}/values: the store said that it copied {URL}/.tmp"):
         stage(data, SHORT)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 40
     assert blobs(azure) == {"temporary": data}
     if meanwhile != "absent":  # the next writer finds the name taken
         message = "cannot be read|failed after .* PendingCopyOperation|without bytes exists here"
@@ -108,7 +108,7 @@ def test_a_copy_that_failed_is_an_error(proxy: Proxy, azure: Azure) -> None:
         azure.containers[CONTAINER].clear()
         proxy.finish("/values")
         with pytest.raises(StoreError, match=r"its \d+ bytes cannot be read \(0 bytes there\)"):
-            writer.result(10)
+            writer.result(60)
 
 
 @pytest.mark.parametrize("meanwhile", ["empty", "whole"])
@@ -124,7 +124,7 @@ def test_a_second_writer_waits_for_the_copy_of_the_first(
         time.sleep(0.3)
         assert not second.done()
         proxy.finish("/values")
-        assert (first.result(10), second.result(10)) == (True, False)
+        assert (first.result(60), second.result(60)) == (True, False)
     assert blobs(azure) == {"values": data}
 
 
@@ -141,8 +141,8 @@ def test_an_object_that_is_still_copied_to_is_waited_for(proxy: Proxy, azure: Az
         with pytest.raises(StoreError, match="The store still copies to this object"):
             RemoteStore(URL, SHORT).read("values")
         proxy.finish("/values")
-        assert reader.result(10) == data
-        assert writer.result(10)
+        assert reader.result(60) == data
+        assert writer.result(60)
 
 
 def test_an_object_is_moved_once_its_copy_is_there(proxy: Proxy, azure: Azure) -> None:
@@ -201,7 +201,7 @@ def test_a_column_is_written_while_copies_last(
 
 
 def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)

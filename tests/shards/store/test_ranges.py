@@ -23,7 +23,7 @@ from shards.store.page_cache import File
 from shards.store.pages import PAGE
 from shards.store.ranges import Ranges
 from shards.tools.convert import convert
-from tests.proxy.server import Proxy
+from tests.proxy.server import Gate, Proxy
 from tests.shards.objects import Server
 from tests.shards.toy import SHARD_ROWS, moments_spec, tokens_spec, write_column
 
@@ -39,14 +39,20 @@ class Numbered:
         self.fetched: list[tuple[int, int]] = []
         self.go = threading.Event()
         self.go.set()
+        self.enough = 0  # requests at once, with which they go on
         self.most = self.now = 0
+        self.lock = threading.Lock()
 
     def fetch(self, start: int, length: int) -> bytes:
-        self.fetched.append((start, length))
-        self.now += 1
-        self.most = max(self.most, self.now)
-        assert self.go.wait(10)
-        self.now -= 1
+        with self.lock:
+            self.fetched.append((start, length))
+            self.now += 1
+            self.most = max(self.most, self.now)
+            if self.now == self.enough:
+                self.go.set()
+        assert self.go.wait(60)
+        with self.lock:
+            self.now -= 1
         return self.data[start : start + length]
 
 
@@ -57,7 +63,7 @@ def read(reader: Ranges, source: Numbered, start: int, length: int) -> bytes:
 
 
 def until(true: Any) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -87,7 +93,7 @@ def test_many_are_fetched_at_once_and_what_has_no_turn_yet_by_its_reader() -> No
     for start in range(0, 1000, 100):
         reader.willneed(source, start, 100, 100)
     until(lambda: source.now == 4)
-    threading.Timer(0.2, source.go.set).start()
+    source.enough = 5
     assert read(reader, source, 900, 100) == source.data[900:]
     assert source.most == 5
     assert b"".join(read(reader, source, i, 100) for i in range(0, 900, 100)) == source.data[:900]
@@ -181,7 +187,8 @@ def test_exact_ranges_are_fetched_ahead(
     """Of shuffled rows: each byte once, nothing beside it, many at once."""
     monkeypatch.setenv("LATENTBANK_CACHE_GB", WAYS[way])
     monkeypatch.setattr("shards.read.objects.REMOTE_GAP", 0)
-    proxy.delay = 0.02
+    gate = Gate(proxy, 16)
+    proxy.fault = lambda request, count: gate.wait() if request[2] else None
     here = open_join(near / "moments", near / "tokens")
     far = open_join(f"{url}/moments", f"{url}/tokens")
     words = "without a cache" if way == "no" else "the cache cannot hold all columns"
@@ -203,7 +210,7 @@ def test_exact_ranges_are_fetched_ahead(
             fetched += times * (end - start + 1)
     ahead = 8 * 64 * (32 + 24)  # batches that were not asked for any more
     assert used <= fetched <= used + ahead
-    assert proxy.most >= 16
+    assert gate.passed.is_set()
     assert not list((near / "cache").glob("*/*"))
     for join in (here, far):
         join.close()

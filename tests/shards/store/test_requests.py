@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from shards.errors import CorruptColumn, StoreError
 from shards.read.batch_layout import Planner
 from shards.read.join import open_join
 from shards.read.stream import Stream
-from tests.proxy.server import Proxy, Request
+from tests.proxy.server import Gate, Proxy, Request
 from tests.shards.objects import Server
 from tests.shards.toy import SHARD_ROWS, moments_spec, tokens_spec, write_column
 
@@ -102,13 +103,14 @@ def test_opening_asks_for_nothing_that_the_commits_say(
         np.concatenate([s * SHARD_ROWS + np.arange(3) for s in range(20)])
     )
     ids = ids[near.lengths(ids) > 0] if spec.layout.ragged else ids
-    proxy.fault = lambda request, count: "slow"
+    gate = Gate(proxy, 16)  # commits are asked for side by side; then tables, then indexes
+    proxy.fault = lambda request, count: gate.wait() if "/commits/" in request[1] else None
     far = Column.open(f"{url}/{spec.layout.kind}")
     assert far.read(ids).tobytes() == near.read(ids).tobytes()
     assert count(proxy, "HEAD") == 0
     assert count(proxy, "GET") == OPENING + 20 * (small + indexes + 1)
     assert set(proxy.seen.values()) == {1}
-    assert proxy.most >= 16  # commits, then tables, then indexes, side by side
+    assert gate.passed.is_set()
     if indexes:
         size = 16 * spec.arrays()["moments"].chunks + 4
         parts = [part for _, _, part in proxy.seen if re.fullmatch(r"bytes=\d+-\d+", part)]
@@ -135,13 +137,13 @@ def test_a_batch_does_not_wait_for_the_shards_of_others(
 
     def fault(request: Request, count: int) -> None:
         if (commit := re.search(r"/commits/(\d+)", request[1])) and int(commit[1]) not in shards:
-            assert go.wait(10)
+            assert go.wait(60)
 
     far = open_join(f"{url}/moments", f"{url}/tokens")
     proxy.fault = fault
     with Stream(far, order, position=0, global_batch=8) as stream:
         batch = next(stream)
-        assert count(proxy, "GET", "/commits/") > 2 * len(set(shards.tolist()))
+        until(lambda: count(proxy, "GET", "/commits/") > 2 * len(set(shards.tolist())))
         go.set()
         batches = [batch, *(next(stream) for _ in range(20))]
     with Stream(near, order, position=0, global_batch=8) as stream:
@@ -217,12 +219,15 @@ def test_what_is_kept_is_read_as_a_local_file_is(
     expected = near.read(ids[::-1])
     calls = [Calls(monkeypatch, os, name) for name in ("open", "fstat", "close", "stat")]
     calls.append(Calls(monkeypatch, shards.read.column, "crc32c"))
-    for _ in range(200):  # until the threads that fetch have written what they handed on
+    requests, before = -1, [-1]
+
+    def kept() -> bool:  # once the threads that fetch have written what they handed on
+        nonlocal requests, before
         requests, before = proxy.requests(), [call.count for call in calls]
         assert far.read(ids[::-1]).tobytes() == expected.tobytes()
-        if [call.count for call in calls] == before:
-            break
-    assert [call.count for call in calls] == before
+        return [call.count for call in calls] == before
+
+    until(kept)
     assert proxy.requests() == requests
     for column in (near, far):
         column.close()
@@ -230,11 +235,16 @@ def test_what_is_kept_is_read_as_a_local_file_is(
 
 def kept_page() -> Path:
     """Returns the file of the one page that is kept, once the thread that fetched it has written it."""
-    for _ in range(1000):
-        for page in Path(os.environ["LATENTBANK_CACHE"]).glob("*/0"):
-            return page
+    cache = Path(os.environ["LATENTBANK_CACHE"])
+    until(lambda: any(cache.glob("*/0")))
+    return next(cache.glob("*/0"))
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
         time.sleep(0.01)
-    raise AssertionError("no page was written")
 
 
 def read_once_more(column: Column, ids: NDArray[np.int64]) -> None:

@@ -76,11 +76,11 @@ def test_order_is_one_for_every_world(toy: Path) -> None:
 
 def test_order_far_on_is_as_fast(toy: Path) -> None:
     far = FAR // 64 * 64
-    start = time.monotonic()
+    start = time.process_time()
     near = order(toy, global_batch=64, steps=2)
-    between = time.monotonic()
+    between = time.process_time()
     later = order(toy, global_batch=64, position=far, steps=2)
-    assert time.monotonic() - between < 3 * (between - start) + 1
+    assert time.process_time() - between < 3 * (between - start) + 1
     assert [line["step"] for line in later] == [far // 64, far // 64 + 1]
     assert later != near
 

@@ -101,12 +101,11 @@ def test_what_cannot_be_reached_is_not_damaged(
     copy(write_column(tmp_path / "text", tokens_spec()), f"{url}/text")
     proxy = Proxy(server.port)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
-    limits = Limits(1, stall=1, request=1, copy=1, give_up=2, backoff=0.01, max_backoff=0.1)
 
-    def work() -> None:
-        repair(RemoteStore(f"{url}/text", limits), yes=False)
+    def work(**limits: float) -> None:
+        repair(RemoteStore(f"{url}/text", Limits(**limits)), yes=False)
 
     work()
     proxy.close()
     with pytest.raises(StoreError):
-        work()
+        work(give_up=2, backoff=0.01, max_backoff=0.1)

@@ -7,7 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -360,16 +361,24 @@ def test_a_stop_or_an_error_waits_for_no_more_than_the_objects_in_progress(
 ) -> None:
     """Not for whole shards, which may hold gigabytes: of two threads, each ends one object."""
     source, whole, names = write_column(tmp_path / "a", moments_spec()), copying._copy_object, []
+    stopped = threading.Event()  # from then on no thread begins with another object
 
     def copy_object(source: Any, target: Any, name: str, *rest: Any) -> None:
         if name.startswith("empty/"):
             return
         names.append(name)
         if len(names) == 1:
-            time.sleep(0.2)
             raise error
-        time.sleep(0.3)
+        assert stopped.wait(60)
         whole(source, target, name, *rest)
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            stopped.set()
+            super().shutdown(wait)
+
+    monkeypatch.setattr(copying, "ThreadPoolExecutor", Pool)
 
     monkeypatch.setattr(copying, "_copy_object", copy_object)
     assert sum(len(path.parts) > 2 for path in source.rglob("c/**/*") if path.is_file()) > 6
@@ -482,7 +491,7 @@ def test_of_ranks_that_start_at_once_one_copies(toy: Path, tmp_path: Path) -> No
     )
     words = [sys.executable, "-c", code, str(folder), str(toy / "vae"), str(toy / "text")]
     ranks = [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    outputs = [rank.communicate(timeout=60)[0].splitlines() for rank in ranks]
+    outputs = [rank.communicate(timeout=240)[0].splitlines() for rank in ranks]
     places = [folder / toy.name / name for name in ("vae", "text")]
     assert [output[0] for output in outputs] == [" ".join(map(str, places))] * 4
     counts = sorted(int(output[1]) for output in outputs)
