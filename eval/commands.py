@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from shards.console import Parser, examples_text, not_negative, overview, positi
 from shards.launch import take_local_rank
 from shards.places import local_path, place
 from shards.printing import command
-from shards.signals import stoppable
+from shards.signals import in_time, stoppable
 
 from .errors import BadRequest
 from .images.flags import (
@@ -69,7 +70,8 @@ def main(words: Sequence[str] | None = None) -> int | None:
         import torch  # takes seconds, which --help need not
 
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    code: int | None = args.run_verb(args)
+    with nullcontext() if words[0] == "train" else in_time():  # a training saves what it has
+        code: int | None = args.run_verb(args)
     return code
 
 

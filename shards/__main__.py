@@ -39,7 +39,7 @@ from . import exits
 from .console import Parser, bench_module, bound, not_negative, number, overview, positive
 from .places import local_path, place
 from .printing import command
-from .signals import stoppable
+from .signals import in_time, stoppable
 
 VERBS = {
     "info": "schema, identity, rows by status, sizes, statistics of a column",
@@ -235,7 +235,8 @@ def main() -> int:
         return 0
     args = parser().parse_args()
     try:
-        return stoppable(lambda: run(args))
+        with in_time():
+            return stoppable(lambda: run(args))
     except Exception as error:
         return exits.failed(error)
 

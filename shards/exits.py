@@ -22,7 +22,7 @@ from typing import NoReturn
 from .early import end
 from .printing import drop_output
 from .processes import allow_open_files
-from .signals import brought_back, to_main_thread
+from .signals import brought_back, leave, to_main_thread
 
 NO_RIGHT = "Give this user the right to it, or name another place, then run again"
 MAKE_ROOM = "Make room, or name another disk, then run again"
@@ -92,7 +92,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         if interrupts and code is None:
             code = 128 + signal.SIGINT
             _say("stopped by SIGINT")
-    sys.exit(code or 0)
+    sys.exit(leave(code or 0))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import CodeType, FrameType
 
 # A hang-up is a closed terminal, SIGUSR1 and SIGUSR2 are what SLURM's --signal is set to, SIGXCPU
@@ -23,6 +23,9 @@ SIGNALS = (
     signal.SIGQUIT,
 )  # fmt: skip
 LATER = 0.01  # seconds after which a stop that was lost comes again
+GRACE = 5.0  # seconds without progress after a stop, after which a request is taken to hang
+_REQUESTS: dict[int, float] = {}  # when each thread that asks a store last got anything
+_WAKEUPS: list[int] = []  # where this process, and none that it forks, writes its signals
 
 
 class Stopped(BaseException):
@@ -145,6 +148,79 @@ def stoppable(work: Callable[[], int | None], received: list[int] | None = None)
         return stop.exit_code
 
 
+@contextmanager
+def asking() -> Iterator[None]:
+    """Says that this thread waits for a store meanwhile; see `in_time`."""
+    thread = threading.get_ident()
+    outer = thread in _REQUESTS
+    _REQUESTS[thread] = time.monotonic()
+    try:
+        yield
+    finally:
+        if not outer:
+            del _REQUESTS[thread]
+
+
+def progressed() -> None:
+    """Says that something came of what this thread waits for."""
+    thread = threading.get_ident()
+    if thread in _REQUESTS:
+        _REQUESTS[thread] = time.monotonic()
+
+
+@contextmanager
+def in_time() -> Iterator[None]:
+    """Ends the process after a stop signal where a request to a store hangs, be it in the main thread,
+    which handles no signal meanwhile, or in one that the main thread waits for. Only for commands
+    that may be killed at any moment and go on when they are run again.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    over = threading.Event()
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    _WAKEUPS.append(writer)
+    threading.Thread(target=_end_in_time, args=(reader, over), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.set_wakeup_fd(before)
+        _WAKEUPS.remove(writer)
+        os.close(writer)
+
+
+def _after_fork() -> None:
+    """Stops a child from writing the signals that it gets to its parent."""
+    _REQUESTS.clear()
+    if _WAKEUPS:
+        with suppress(ValueError):
+            signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _end_in_time(reader: int, over: threading.Event) -> None:
+    """Waits for a stop signal, then until a request makes no progress."""
+    number = 0
+    with os.fdopen(reader, "rb", buffering=0) as signals:
+        while number not in SIGNALS:
+            if not (data := signals.read(1)):
+                return
+            number = data[0]
+    since = time.monotonic()
+    while not over.wait(0.1):
+        before = time.monotonic() - GRACE
+        if any(max(last, since) < before for last in list(_REQUESTS.values())):
+            text = f"stopped by {signal.Signals(number).name}, though a store did not answer for {GRACE:g} s"
+            with suppress(OSError):
+                os.write(2, f"{text}; run it again to go on from there\n".encode())
+            leave(128 + number)
+
+
 def leave(exit_code: int) -> int:
     """Ends the process at once if `exit_code` is that of a stop signal, else returns it.
 
@@ -153,7 +229,8 @@ def leave(exit_code: int) -> int:
     """
     if exit_code > 128:
         logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(AttributeError, OSError, ValueError):  # there is none, its reader is gone
+                stream.flush()
         os._exit(exit_code)
     return exit_code

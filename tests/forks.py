@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +81,19 @@ def ended(work: Callable[[], int], output: Path) -> str:
 def wait(pid: int) -> int:
     """Exit code of a child, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def ended_in_time(pid: int) -> int | None:
+    """Exit code of a child; None if it did not end in time, and was killed."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        gone, status = os.waitpid(pid, os.WNOHANG)
+        if gone:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
 
 
 def torchrun(work: Callable[[], Any], ranks: int, output: Path) -> int:

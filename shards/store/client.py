@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 from ..errors import ShardsError, StoreError
 from ..printing import redacted
+from ..signals import asking
 from .throttle import THROTTLED, asked_wait
 
 T = TypeVar("T")
@@ -47,6 +48,7 @@ NETWORK = {
     "http": "the url and the network",
     "https": "the url and the network",
 }
+SLICE = 0.2  # seconds after which a pause looks whether the program ends
 CREATE = ("creating", "copying")  # work to which 409 says that an object exists
 NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|specified bucket does not exist")
 EXPIRED = re.compile("ExpiredToken|TokenExpired|[Tt]oken (has|is) expired|specified time frame")
@@ -210,6 +212,12 @@ class Client:
 
         Raises FileNotFoundError, FileExistsError, or StoreError saying which `work` on `url` failed.
         """
+        with asking():
+            return self._repeat(work, url, action, kind, once)
+
+    def _repeat(
+        self, work: str, url: str, action: Callable[[Any, Any], T], kind: str, once: bool
+    ) -> T:
         start, tries, asked = time.monotonic(), 0, 0.0
         while True:
             tries += 1
@@ -231,12 +239,12 @@ class Client:
                         + (f"The server asked to wait for {asked:.0f} s. " if asked else "")
                         + self._advice(error, library_)
                     ) from None
-            pause = min(self.limits.backoff * 2**tries, self.limits.max_backoff)
-            time.sleep(pause * random.uniform(0.5, 1))
+            seconds = min(self.limits.backoff * 2**tries, self.limits.max_backoff)
+            pause(seconds * random.uniform(0.5, 1))
             if throttled and tries > 1:  # a single one is most often followed by an answer
                 asked = self._asked(url, library_, kind)
                 rest = self.limits.give_up - (time.monotonic() - start)
-                time.sleep(max(min(asked, rest), 0))
+                pause(min(asked, rest))
 
     def _asked(self, url: str, library_: Any, kind: str) -> float:
         """Returns the seconds that the server asks to wait; 0 if it has not said so before."""
@@ -280,6 +288,15 @@ class Client:
                 return advice
             return f"{advice}. They may have expired, or {clock} be wrong"
         return f"Check {NETWORK[self.scheme]}; what was written so far stays, so run again"
+
+
+def pause(seconds: float) -> None:
+    """Sleeps; StoreError once the program ends, which would wait for this thread."""
+    end = time.monotonic() + seconds
+    while (rest := end - time.monotonic()) > 0:
+        if not threading.main_thread().is_alive():
+            raise StoreError("the program ended while a request was to be repeated")
+        time.sleep(min(rest, SLICE))
 
 
 def refused(error: Exception, library_: Any) -> bool:

@@ -12,7 +12,8 @@ import time
 from typing import Any, Protocol
 
 from ..errors import ShardsError, StoreError
-from .client import Client, TruncatedBody, status_of
+from ..signals import asking
+from .client import Client, TruncatedBody, pause, status_of
 
 END = 1024  # last bytes of an object that are compared
 UNFINISHED = (404, 409, 416)  # none there, a copy is pending, shorter than the range
@@ -82,7 +83,8 @@ def wait(store: Bucket, true: Any) -> bool:
         if time.monotonic() - start > limits.give_up:
             return False
         tries += 1
-        time.sleep(min(limits.backoff * 2**tries, limits.max_backoff))
+        with asking():
+            pause(min(limits.backoff * 2**tries, limits.max_backoff))
 
 
 def read_end(store: Bucket, name: str, size: int, count: int) -> bytes:

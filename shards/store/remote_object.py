@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..errors import CorruptColumn, StoreError
+from ..signals import progressed
 from .client import NoRanges, TruncatedBody
 from .page_cache import File
 
@@ -105,6 +106,7 @@ class RemoteObject:
                 if len(chunk) > length - done:
                     raise TruncatedBody(f"more than the {length} bytes came that were asked for")
                 take(start + done, chunk)
+                progressed()
                 done += len(chunk)
             if done < length:
                 raise TruncatedBody(f"{done} bytes came, {length} were asked for")
@@ -118,6 +120,7 @@ class RemoteObject:
             answer, done = self._checked(library.get(store, self.store.key(self.name))), 0
             for chunk in answer.stream(min_chunk_size=CHUNK):
                 take(done, chunk)
+                progressed()
                 done += len(chunk)
             if done != self.size:
                 raise TruncatedBody(f"{done} bytes came, the object has {self.size}")

@@ -210,6 +210,22 @@ def test_ctrl_c_within_a_finaliser_is_not_lost(work: str, stopped: str, tmp_path
     assert (result.returncode, result.stderr) == (130, stopped)
 
 
+@pytest.mark.parametrize("work", ["run(work)", "run(lambda: stoppable(work))"])
+def test_ctrl_c_waits_for_no_thread(work: str, tmp_path: Path) -> None:
+    """Such as one that hangs in the storage: the interpreter would, at its end."""
+    code = (
+        "import os, signal, threading, time\nfrom shards.exits import run\n"
+        "from shards.signals import stoppable\n"
+        "def work():\n"
+        "    threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "    print('begun')\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        f"{work}"
+    )
+    result = process(["-c", code], tmp_path)
+    assert (result.returncode, result.stdout) == (130, "begun\n"), result.stderr
+
+
 def test_ctrl_c_while_the_interpreter_ends_changes_nothing(tmp_path: Path) -> None:
     code = (
         "import os, signal\nfrom shards.exits import run\n"

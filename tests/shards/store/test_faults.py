@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import Column
+from shards import Column, exits, signals
+from shards.__main__ import main
 from shards.errors import CorruptColumn, StoreError
 from shards.store.client import Limits
 from shards.store.object_store import RemoteStore
 from shards.tools.copy import copy
+from tests.forks import ended_in_time, fork
 from tests.proxy.azure import CONTAINER, Azure, Blob, point_to_azure
 from tests.proxy.server import EachKindOnce, Proxy
 from tests.shards.toy import moments_spec, row_ids, write_column
@@ -104,3 +111,46 @@ def test_an_object_that_is_replaced_meanwhile_has_a_name(
     with pytest.raises(StoreError, match="replaced while it was open"):
         column.read(ids)
     column.close()
+
+
+# Ctrl-C --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["info", URL], ["copy", URL, "COPY"]], ids=["info", "copy"])
+def test_ctrl_c_waits_for_no_server_that_hangs(
+    proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    """`info` asks in the main thread, which handles no signal meanwhile, and `copy` in others."""
+    monkeypatch.setattr(signals, "GRACE", 0.3)
+    place = [word.replace("COPY", str(tmp_path / "copy")) for word in words]
+    monkeypatch.setattr(sys, "argv", ["shards", *place])
+    asked = threading.Event()
+
+    def fault(request: tuple[str, str, str], count: int) -> str | None:
+        if words[0] == "copy" and "/moments/c/" not in request[1]:
+            return None
+        asked.set()
+        return "stall"
+
+    proxy.fault = fault
+    pid = fork(lambda: exits.run(main), tmp_path / "log")
+    try:
+        assert asked.wait(20)
+    finally:
+        os.kill(pid, signal.SIGINT)
+        code = ended_in_time(pid)
+    text = (tmp_path / "log").read_text()
+    assert code == 130, text
+    assert "stopped by SIGINT, though a store did not answer for 0.3 s; run it again" in text
+
+
+def test_a_program_waits_for_no_repetition_of_a_request() -> None:
+    code = (
+        "import threading, shards.store.client as client\n"
+        "def work():\n"
+        "    try: client.pause(600)\n"
+        "    except client.StoreError as error: print(error)\n"
+        "threading.Thread(target=work).start()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "the program ended while a request was to be repeated\n", done.stderr

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,26 +10,13 @@ import pytest
 
 from shards import Column
 from shards.store.page_cache import PageCache
-from tests.forks import fork
+from tests.forks import ended_in_time, fork
 from tests.proxy.server import Proxy
 from tests.shards.objects import Server
 from tests.shards.store.test_pages import open_files
 from tests.shards.toy import moments_spec, write_column
 
 ROWS = np.array([3, 250, 17])
-
-
-def ended(pid: int) -> int | None:
-    """Exit code of a child; None if it did not end in time, and was killed."""
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        gone, status = os.waitpid(pid, os.WNOHANG)
-        if gone:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return None
 
 
 @pytest.mark.parametrize("cache", ["64", "0"])
@@ -67,7 +51,7 @@ def test_a_child_reads_what_a_thread_of_its_parent_waits_for(
         def read() -> None:
             assert column.read(ROWS).tobytes() == expected
 
-        assert ended(fork(read, tmp_path / "log")) == 0, (tmp_path / "log").read_text()
+        assert ended_in_time(fork(read, tmp_path / "log")) == 0, (tmp_path / "log").read_text()
     finally:
         go.set()
         thread.join()
@@ -89,5 +73,5 @@ def test_a_child_has_no_pages_of_its_parent_open(tmp_path: Path) -> None:
 
     with cache._lock:
         pid = fork(look, tmp_path / "log")
-    assert ended(pid) == 0, (tmp_path / "log").read_text()
+    assert ended_in_time(pid) == 0, (tmp_path / "log").read_text()
     assert len(open_files(tmp_path / "cache")) == 1
