@@ -27,6 +27,7 @@ from .files import SESSION, config_values
 
 Json = dict[str, Any]
 MOST_LINES = 6  # of files that a message names, and of differences of one config
+METRICS = "metrics.jsonl"
 SHOWN = 16  # characters of a digest
 
 
@@ -42,7 +43,10 @@ def digests_of(study: Study, node: Node, record: Json) -> dict[str, str]:
 
 def _small_files(study: Study, node: Node, record: Json) -> Iterator[Path]:
     if node.kind == "train" and node.seed is not None:
-        yield study.run_folder(node.entry, node.seed, node.phase) / "config.yaml"
+        run = study.run_folder(node.entry, node.seed, node.phase)
+        yield run / "config.yaml"
+        if node.axis:  # a learning rate is chosen by the losses in it
+            yield run / METRICS
     for folder in node.outputs:
         if node.kind == "generate":
             yield folder / "manifest.json"
@@ -79,7 +83,7 @@ def _edited_outputs(study: Study, node: Node) -> list[str]:
         path = study.out / name
         if not path.is_file() or (now := sha256_file(path)) == then:
             continue
-        if node.kind == "train" and _is_own_config(study, node, path):
+        if node.kind == "train" and _is_gone_on_with(study, node, path):
             continue
         lines.append(
             f"{path}, of {node.id}: found sha256 {now:.{SHOWN}}…, expected {then!s:.{SHOWN}}…"
@@ -91,16 +95,19 @@ def _edited_outputs(study: Study, node: Node) -> list[str]:
     return lines if lines and read_record(study, node.id) == record else []
 
 
-def _is_own_config(study: Study, node: Node, path: Path) -> bool:
-    """Whether a run's config is what its newest checkpoint says, or what the study says now: someone has
-    gone on with the training by hand.
+def _is_gone_on_with(study: Study, node: Node, path: Path) -> bool:
+    """Whether somebody has gone on with a training by hand: its config is what its newest checkpoint says, or
+    what the study says now, or, of its metrics, that checkpoint is beyond the training's end.
     """
     assert node.seed is not None
+    assert node.step is not None
+    manifest = Existing(study).newest(path.parent)
+    if path.name == METRICS:
+        return manifest is not None and int(manifest["step"]) > node.step
     try:
         values = read_yaml(path)
     except ConfigError:
         return False
-    manifest = Existing(study).newest(path.parent)
     now = study.train_config(node.entry, node.seed, node.phase).model_dump(mode="json")
     return values == now or (manifest is not None and values == manifest["config"])
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from configs import ConfigError
-from eval.errors import BadStudy
+from eval.errors import BadStudy, OutputEdited
 from eval.prompts.prompts import halves
 from eval.study.choices import choices, settle
 from eval.study.earlier import take_over
@@ -26,6 +26,7 @@ from eval.study.pictures import reported_set, trial_sets
 from eval.study.report.analysis import analyse
 from eval.study.report.exports import HALF, WHOLE, as_csv
 from eval.study.report.page import report
+from eval.study.run.edited import digests_of, refuse_edited
 from eval.study.run.files import write_configs
 from eval.study.run.gc import removals, remove
 from eval.study.status import states
@@ -332,6 +333,28 @@ def test_learning_rates_are_trainings_of_their_own(
     assert "flux-lr-0.0001-seed0" in str(reported_set(chosen, "flux", 0, 100).folder)
     (of_flux,) = choices(chosen)["flux"]
     assert (of_flux.scorer, of_flux.prompts, of_flux.edge) == ("validation loss", None, "smallest")
+
+
+def test_losses_that_were_edited_choose_no_rate(tmp_path: Path) -> None:
+    """They are digested as soon as their training has ended, and refused before anything is chosen by them."""
+    fair = open_study(tmp_path, settle={"lr": [1e-4, 1e-3], "guidance_scale": None, "ema": None})
+    write_losses(fair, {1e-4: 0.4, 1e-3: 0.5})
+    for node in nodes_of(fair):
+        if node.kind == "train":
+            path = fair.log(node.id).with_suffix(".json")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            record = {"exit_code": 0, "files": digests_of(fair, node, {})}
+            path.write_text(json.dumps(record))
+    refuse_edited(fair)
+    metrics = fair.run_folder("e2e-lr-0.001", 1) / "metrics.jsonl"
+    before = metrics.read_text()
+    metrics.write_text(before.replace("0.51", "0.11"))
+    with pytest.raises(
+        OutputEdited, match=r"metrics.jsonl, of train/e2e-lr-0.001/seed1: found sha"
+    ):
+        refuse_edited(fair)
+    metrics.unlink()
+    refuse_edited(fair)
 
 
 def write_configs_to(fair: Study) -> None:
