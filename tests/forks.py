@@ -96,6 +96,28 @@ def ended_in_time(pid: int) -> int | None:
     return None
 
 
+def stop_after(owner: Any, name: str, condition: Callable[[], object]) -> None:
+    """Has this process, a fork, stop itself (SIGSTOP) once, after the first call of a function that ends while
+    a condition holds: what happens then need not be caught in time.
+    """
+    function = getattr(owner, name)
+
+    def stopping(*words: Any, **more: Any) -> Any:
+        result = function(*words, **more)
+        if condition() and getattr(owner, name) is stopping:
+            setattr(owner, name, function)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return result
+
+    setattr(owner, name, stopping)
+
+
+def await_stop(pid: int, output: Path) -> None:
+    """Returns once a child has stopped; AssertionError if it ended."""
+    status = os.waitpid(pid, os.WUNTRACED)[1]
+    assert os.WIFSTOPPED(status), f"{os.waitstatus_to_exitcode(status)}: {output.read_text()}"
+
+
 def torchrun(work: Callable[[], Any], ranks: int, output: Path) -> int:
     """torchrun's agent with `work` in a fork for each rank, not in a Python started anew; its exit code."""
     return wait(start_torchrun(work, ranks, output))

@@ -71,10 +71,15 @@ class Stage:
             self.node = self.rays.add_node(1)
 
 
-def alive(pid: int) -> bool:
+def state_of(pid: int) -> str:
+    """As ps(1) shows it: T is stopped, Z a zombie; X if there is none."""
     with suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    return False
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return "X"
+
+
+def alive(pid: int) -> bool:
+    return state_of(pid) not in "ZX"
 
 
 def config_of(folder: Path, root: Path, **engine: Any) -> EncodeConfig:
@@ -341,17 +346,29 @@ def two_drivers(seed: int, end: str) -> None:
         assert end == "SIGKILL" or not litter(root)
 
 
-def both_drivers_ended(seed: int) -> None:
+def both_drivers_ended() -> None:
     """Of two runs that share the work one is killed and then the other told to end, both in the midst of it; a third
-    goes on.
+    goes on. Their workers stop in the first shard of each, and go on once both are told.
     """
-    at, chance = standing(), random.Random(seed)
+    at = standing()
     with at.root() as root:
         at.ensure_node()
+        stops = [at.fault(f"stop-picture-{shard}-5") for shard in range(SHARDS)]
         first, second = (start(at.config(root, cooperate=True, workers=1)) for _ in range(2))
-        some_time(chance, root)
+
+        def stopped() -> list[int]:
+            return [pid for pid in at.rays.workers() if state_of(pid) == "T"]
+
+        until(lambda: len(stopped()) == 2 or not (alive(first.pid) and alive(second.pid)))
+        workers = stopped()
+        assert len(workers) == 2, first.text() + second.text()
+        for path in stops:
+            path.unlink(missing_ok=True)
         first.kill()
         second.kill(signal.SIGTERM)
+        for pid in workers:
+            with suppress(ProcessLookupError):  # that of the first driver ends with it
+                os.kill(pid, signal.SIGCONT)
         assert (first.wait(), second.wait()) == (-signal.SIGKILL, 143), second.text()
         assert "Traceback" not in second.text()
         assert commits(root) < SHARDS

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from encode.__main__ import main
+from encode.models.vae import Vae
 from encode.run.job import record_failures
 from encode.run.supervisor import is_final
 from encode.tasks import ShardTask, Target
@@ -31,6 +32,7 @@ from shards import (
     Column,
     CorruptColumn,
     IncompleteColumn,
+    ShardWriter,
     create_column,
     exits,
     open_store,
@@ -46,7 +48,7 @@ from shards.tools.repair import repair
 from shards.tools.verify import logical_digest, verify
 from tests.commands.lines import next_lines
 from tests.encode.toy import files_of, jpeg, sample, tar_bytes, write_config, write_source
-from tests.forks import fork, wait
+from tests.forks import await_stop, fork, stop_after, wait
 from tests.seccomp import no_atomic_names, no_links
 from tests.shards.toy import moments_spec
 
@@ -54,10 +56,13 @@ ROOT = Path(__file__).parents[3]
 Encode = Callable[..., tuple[int, str]]
 
 
-def start(output: Path, *words: object, command: str = "run") -> int:
-    """`python -m encode run ...` in a forked process; its pid."""
+def start(
+    output: Path, *words: object, command: str = "run", before: Callable[[], None] = lambda: None
+) -> int:
+    """`python -m encode run ...` in a forked process, which does `before` first; its pid."""
 
     def work() -> None:
+        before()
         sys.argv = ["encode", command, *map(str, words)]
         exits.run(main)
 
@@ -405,6 +410,17 @@ def litter(cache: Path) -> list[Path]:
     return list(cache.rglob(".tmp-*"))
 
 
+def stopped_at_a_commit(commits: Path, output: Path, *words: object) -> int:
+    """The same, in progress: stopped (SIGSTOP) as there is a first commit in a folder."""
+
+    def before() -> None:
+        stop_after(ShardWriter, "commit", lambda: commits.is_dir() and any(commits.iterdir()))
+
+    pid = start(output, *words, before=before)
+    await_stop(pid, output)
+    return pid
+
+
 WATCH = os.WEXITED | os.WNOHANG | os.WNOWAIT  # whether a child has ended, which stays as it is
 
 
@@ -443,10 +459,9 @@ def test_a_signal_drains(
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         root = tmp_path / f"cache-{number}"
         commits = root / "toy/text/commits"
-        pid = start(tmp_path / "output", config, f"root={root}")
-        while not (commits.is_dir() and any(commits.iterdir())):
-            time.sleep(0.005)
+        pid = stopped_at_a_commit(commits, tmp_path / "output", config, f"root={root}")
         os.kill(pid, number)
+        os.kill(pid, signal.SIGCONT)
         code, output = wait(pid), (tmp_path / "output").read_text()
         assert code == 128 + number, output
         assert f"{number.name}: finishing what is in flight" in output
@@ -464,7 +479,12 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, models: Path) -> None:
     """In the middle of a shard, which is then not committed: a large one, so that its end is far away."""
     tars = write_source(tmp_path / "tars", 2, 1000)
     config = write_config(tmp_path / "c.yaml", tmp_path / "cache", tars, models, batch=1)
-    pid = start(tmp_path / "output", config)
+
+    def slow() -> None:
+        rows = Vae.rows
+        Vae.rows = lambda self, images: time.sleep(0.1) or rows(self, images)  # type: ignore[func-returns-value, method-assign]
+
+    pid = start(tmp_path / "output", config, before=slow)
     while not (tmp_path / "cache/toy/index/00000.jsonl").exists():
         time.sleep(0.002)
     os.kill(pid, signal.SIGTERM)
@@ -532,13 +552,12 @@ def test_a_column_that_another_command_holds(
 def test_repair_and_gc_keep_away_from_a_run(tmp_path: Path, models: Path) -> None:
     tars = write_source(tmp_path / "tars", 3, 90)
     config = write_config(tmp_path / "c.yaml", tmp_path / "cache", tars, models, batch=1)
-    pid = start(tmp_path / "output", config)
     column = tmp_path / "cache/toy/vae"
-    while not list(column.glob("commits/*.json")):
-        time.sleep(0.005)
+    pid = stopped_at_a_commit(column / "commits", tmp_path / "output", config)
     for attempt in (lambda: repair(column, yes=True), lambda: collect(column, yes=True)):
         with pytest.raises(LeaseHeld, match="held by `encode run`"):
             attempt()
+    os.kill(pid, signal.SIGCONT)
     assert wait(pid) == 0, (tmp_path / "output").read_text()
     assert not list(tmp_path.glob("cache/toy/*/lease*"))
     collect(column, yes=True)
@@ -549,11 +568,10 @@ def test_a_run_whose_column_is_taken_away_drains(
 ) -> None:
     tars = write_source(tmp_path / "tars", 8, 40)
     config = write_config(tmp_path / "c.yaml", tmp_path / "cache", tars, models, batch=1, look=0.05)
-    pid = start(tmp_path / "output", config)
     column = tmp_path / "cache/toy/vae"
-    while not list(column.glob("commits/*.json")):
-        time.sleep(0.005)
+    pid = stopped_at_a_commit(column / "commits", tmp_path / "output", config)
     with Lease(column, "shards repair", force=True):
+        os.kill(pid, signal.SIGCONT)
         code, output = wait(pid), (tmp_path / "output").read_text()
         assert code == 5, output
         assert "was taken away or expired; it stopped" in output

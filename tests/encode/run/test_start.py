@@ -117,7 +117,7 @@ def test_another_server_of_grpc(tmp_path: Path, models: Path) -> None:
         ray_start.check_address(f"127.0.0.1:{port}")
         env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": f"127.0.0.1:{port}"}
         ended = subprocess.run(
-            [sys.executable, "-c", LIMITED, "run", str(config)], cwd=ROOT, timeout=60, text=True,
+            [sys.executable, "-c", LIMITED, "run", str(config)], cwd=ROOT, timeout=240, text=True,
             capture_output=True, env=env,
         )  # fmt: skip
     finally:
@@ -129,10 +129,10 @@ def test_another_server_of_grpc(tmp_path: Path, models: Path) -> None:
 
 
 def command(config: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """`encode run`, which is to end within a minute."""
+    """`encode run`, which is to end soon: Ray by itself would try for longer."""
     here = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return subprocess.run(
-        [sys.executable, "-m", "encode", "run", str(config)], cwd=ROOT, timeout=60, text=True,
+        [sys.executable, "-m", "encode", "run", str(config)], cwd=ROOT, timeout=240, text=True,
         capture_output=True, env={**here, "PYTHONPATH": str(ROOT), **env},
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from encode.source.fetch import fetched, sweep
 from shards.store.client import Limits
 from shards.store.open import open_store
 from shards.tools.verify import logical_digest
+from tests.encode.rays import until
 from tests.encode.toy import write_config, write_source
 from tests.encode.web import Web, serving
 from tests.forks import fork, wait
@@ -32,7 +34,7 @@ from tests.forks import fork, wait
 QUICK = Limits(1, stall=0.5, request=5, give_up=20, backoff=0.01, max_backoff=0.05)
 # where requests are counted: on a busy machine half a second may pass without a byte
 PATIENT = Limits()
-SHORT = Limits(1, stall=0.3, request=1, give_up=0.4, backoff=0.01, max_backoff=0.05)
+SHORT = replace(PATIENT, give_up=0.4, backoff=0.01, max_backoff=0.05)
 DATA = np.random.default_rng(0).bytes(1_000_003)
 
 
@@ -104,8 +106,8 @@ def test_a_server_that_never_works(web: Web, tmp_path: Path, fault: str) -> None
     web.fault = lambda method, path, part: fault if method == "GET" else None
     start = time.monotonic()
     with pytest.raises(FetchFailed, match=r"/some/a\.tar: ") as caught:
-        bring(web, tmp_path, SHORT)
-    assert time.monotonic() - start < 10
+        bring(web, tmp_path, replace(SHORT, stall=0.3) if fault == "stall" else SHORT)
+    assert time.monotonic() - start < 40  # the server hangs up after 60 s
     assert caught.value.errno is None  # not of this machine's disk: the shard is tried again
     web.fault = lambda method, path, part: None
     assert bring(web, tmp_path) == DATA
@@ -147,7 +149,7 @@ def test_many_who_want_the_same(web: Web, tmp_path: Path) -> None:
 
     def work() -> None:
         with fetched(f"{web.url}/some/a.tar", tmp_path, len(DATA), limits=PATIENT) as path:
-            together.wait(20)
+            together.wait(120)
             assert path.read_bytes() == DATA
 
     with ThreadPoolExecutor(4) as pool:
@@ -177,10 +179,7 @@ def test_a_killed_worker_leaves_what_the_next_goes_on_with(web: Web, tmp_path: P
     scratch = tmp_path / "scratch"
     web.fault = lambda method, path, part: "stall" if part.startswith("bytes=983040") else None
     child = fork(lambda: bring(web, scratch, PATIENT), tmp_path / "output")
-    deadline = time.monotonic() + 20
-    while web.gets() < 16 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.2)
+    until(lambda: [path.read_bytes()[-16:] for path in scratch.glob("*")] == [b"\1" * 15 + b"\0"])
     assert sweep(scratch, 0.0) == 0  # it lives
     os.kill(child, signal.SIGKILL)
     assert wait(child) == -signal.SIGKILL
@@ -225,7 +224,7 @@ def test_a_disk_that_fails_meanwhile(web: Web, tmp_path: Path) -> None:
     def work() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         scratch, size = tmp_path / "scratch", len(DATA)
-        with fetched(f"{web.url}/some/a.tar", scratch, size, report=limit, limits=QUICK):
+        with fetched(f"{web.url}/some/a.tar", scratch, size, report=limit, limits=PATIENT):
             pass
 
     def told() -> None:
@@ -236,7 +235,7 @@ def test_a_disk_that_fails_meanwhile(web: Web, tmp_path: Path) -> None:
 
     start = time.monotonic()
     assert wait(fork(told, tmp_path / "output")) == errno.EFBIG, (tmp_path / "output").read_text()
-    assert time.monotonic() - start < 10  # no request was repeated for it
+    assert time.monotonic() - start < PATIENT.give_up / 2  # no request was repeated for it
 
 
 def test_from_an_object_store(url: str, tmp_path: Path) -> None:

@@ -378,10 +378,10 @@ def test_the_published_lists_of_blip3o(tmp_path: Path) -> None:
     (tmp_path / "short-caption").mkdir()
     for path in expand(patterns):
         Path(path).touch()
-    start = time.monotonic()
+    start = time.process_time()
     source, paths = make_source("blip3o", patterns, 1024)
     assert len(paths) == len(source.tars) == len(set(source.tars)) == 4530
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("again", ["b/0.tar", "a/0.tar", "./a/0.tar"])
