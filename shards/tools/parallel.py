@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol, TypeVar
 
 from ..errors import WorkerDied
+from ..signals import asking
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -88,7 +89,8 @@ def spread(
         outlet.send_bytes(b"")
         drain.join()
         inlet.close()  # after an error, a worker that still has a task ends with its next report
-        pool.shutdown(cancel_futures=True)
+        with asking():  # a worker may hang in a store
+            pool.shutdown(cancel_futures=True)
         outlet.close()
 
 

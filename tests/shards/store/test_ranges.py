@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from dataclasses import replace
@@ -18,7 +19,7 @@ from shards.format.norm import Norm
 from shards.read.batch_layout import Planner, Reader
 from shards.read.join import open_join
 from shards.read.stream import Stream
-from shards.store import ranges
+from shards.store import object_store, ranges
 from shards.store.page_cache import File
 from shards.store.pages import PAGE
 from shards.store.ranges import Ranges
@@ -214,6 +215,26 @@ def test_exact_ranges_are_fetched_ahead(
     assert not list((near / "cache").glob("*/*"))
     for join in (here, far):
         join.close()
+
+
+def test_a_stream_that_pauses_fetches_nothing_twice(
+    proxy: Proxy, url: str, near: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though there is no more room for what it will read than for what it has asked for."""
+    monkeypatch.setenv("LATENTBANK_CACHE_GB", "0")
+    monkeypatch.setattr("shards.read.objects.REMOTE_GAP", 0)
+    monkeypatch.setattr(ranges, "LONG", 0.5)
+    monkeypatch.setitem(object_store._RANGES, os.getpid(), Ranges(held=4000))  # some 70 rows
+    far = open_join(f"{url}/moments", f"{url}/tokens")
+    with Stream(far, far.order(), position=0, global_batch=64, prefetch=1, ahead=2) as stream:
+        for step in range(6):
+            next(stream)
+            if step == 2:
+                time.sleep(1)
+    counts = [n for (method, _, part), n in proxy.seen.items() if method == "GET" and part]
+    assert len(counts) > 6 * 64
+    assert set(counts) == {1}
+    far.close()
 
 
 def test_what_is_near_is_one_request_and_what_is_not_is_none(
