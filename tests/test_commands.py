@@ -119,7 +119,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(words: Sequence[str], unbuffe
     try:
         result = subprocess.run(
             [sys.executable, *words], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True,
-            timeout=60, env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            timeout=240, env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         )  # fmt: skip
     finally:
         os.close(writing)
@@ -148,7 +148,7 @@ def test_another_package_called_tests_does_not_hide_the_benchmarks(
     }
     result = subprocess.run(
         [sys.executable, *WAYS[way], "train", "bench", "--help"], cwd=ROOT, text=True,
-        capture_output=True, timeout=60, env={**os.environ, **paths[way]},
+        capture_output=True, timeout=240, env={**os.environ, **paths[way]},
     )  # fmt: skip
     if way == "module":
         assert result.returncode == 0, result.stderr
@@ -171,7 +171,7 @@ def test_a_signal_ends_it_with_its_code(tmp_path: Path, way: str, number: signal
         assert child.stdout is not None
         assert child.stdout.readline()  # it works
         child.send_signal(number)
-        _, errors = child.communicate(timeout=60)
+        _, errors = child.communicate(timeout=240)
     assert child.returncode == 128 + number
     assert b"Traceback" not in errors
 

@@ -27,10 +27,11 @@ import torch
 from encode.models.vae import Vae
 from encode.registry import ModelSpec
 from eval.images.generate import Request, generate
+from eval.images.imageset import ImageSetWriter
 from eval.images.ranks import Rank
 from tests.encode.toy import text_encoder
 from tests.eval.models import save_run, save_text, save_vae
-from tests.forks import fork, leave_pytest, wait
+from tests.forks import fork, leave_pytest, stop_after, wait
 from tests.memory import MEMORY, kept
 from tests.soak.sweep import Case, Sweep
 
@@ -69,11 +70,17 @@ def request(folder: Path, save_dir: Path) -> Request:
     )
 
 
-def start(save_dir: Path, ranks: int, log: Path, only: tuple[int, ...] = ()) -> list[int]:
-    """Processes of the ranks (or of some alone), each with what torchrun puts into its environment; their pids."""
+def start(
+    save_dir: Path, ranks: int, log: Path, only: tuple[int, ...] = (),
+    before: Callable[[int], None] = lambda number: None,
+) -> list[int]:  # fmt: skip
+    """Processes of the ranks (or of some alone), each with what torchrun puts into its environment; their pids.
+    Each does `before` first.
+    """
     folder, _ = made()
 
     def work(number: int) -> None:
+        before(number)
         os.environ.update(RANK=str(number), WORLD_SIZE=str(ranks), LOCAL_RANK=str(number))
         leave_pytest()
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
@@ -125,6 +132,11 @@ def killed(ranks: int, moment: int) -> None:
         codes = [wait(pid) for pid in pids]
         assert codes == [0] * ranks, [p.read_text() for p in log.parent.glob("log.*")]
         same(save_dir)
+
+
+def stop_at_pictures(folder: Path, count: int) -> None:
+    """Has this process, a fork, stop itself once it has written a picture and there are so many."""
+    stop_after(ImageSetWriter, "save", lambda: len(list(folder.glob("images/*.png"))) >= count)
 
 
 def await_files(save_dir: Path, count: int, pids: list[int]) -> None:

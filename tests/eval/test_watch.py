@@ -114,7 +114,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def until(found: Callable[[], bool], pid: int, seconds: float = 60) -> None:
+def until(found: Callable[[], bool], pid: int, seconds: float = 200) -> None:
     """Wait for what a process that goes on will do."""
     end = time.monotonic() + seconds
     while not found():

@@ -22,7 +22,7 @@ from shards import exits
 from tests.commands.lines import next_lines
 from tests.eval import faults
 from tests.eval.faults import made
-from tests.forks import fork, leave_pytest, wait
+from tests.forks import await_stop, fork, leave_pytest, wait
 
 PROMPTS = ["a red cat", "the blue dog on a flag", "a", "dog", "the red flag"]
 SCALES = ["1.5", "2", "3", "4", "6"]
@@ -180,8 +180,12 @@ def test_killed_in_the_second_set_it_goes_on_there(tmp_path: Path) -> None:
         leave_pytest()
         generate_each(requests_of(fields_of(out)))
 
-    pid = fork(work, log)
-    faults.await_files(out / "guidance_scale-3", 5, [pid])
+    def stopping() -> None:
+        faults.stop_at_pictures(out / "guidance_scale-3", 5)
+        work()
+
+    pid = fork(stopping, log)
+    await_stop(pid, log)
     os.kill(pid, signal.SIGKILL)
     assert wait(pid) == -signal.SIGKILL
     assert files(out / "guidance_scale-6") == files(made()[1])

@@ -23,7 +23,7 @@ from shards.signals import Stopped
 from tests.commands.lines import next_lines
 from tests.eval import faults
 from tests.eval.faults import made, request, same, start
-from tests.forks import fork, leave_pytest, torchrun, wait
+from tests.forks import await_stop, fork, leave_pytest, torchrun, wait
 from tests.memory import in_memory  # noqa: F401 - a fixture, instead of pytest's
 
 ROOT = Path(__file__).parents[3]
@@ -57,8 +57,13 @@ def test_ranks_that_start_one_after_the_other(tmp_path: Path) -> None:
 
 def test_a_rank_that_dies_keeps_no_other_waiting(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    pids = start(out, 3, tmp_path / "log")
-    faults.await_files(out, 5, pids)
+
+    def before(number: int) -> None:
+        if number == 1:
+            faults.stop_at_pictures(out, 5)
+
+    pids = start(out, 3, tmp_path / "log", before=before)
+    await_stop(pids[1], tmp_path / "log.1")
     os.kill(pids[1], signal.SIGKILL)
     assert [wait(pid) for pid in pids] == [0, -signal.SIGKILL, 0]
     assert not json.loads((out / "manifest.json").read_text())["complete"]
@@ -97,9 +102,14 @@ def test_told_to_end_it_says_how_to_go_on(tmp_path: Path) -> None:
         leave_pytest()
         sys.exit(main(words))
 
-    pid = fork(work, tmp_path / "log")
-    faults.await_files(tmp_path / "out", 5, [pid])
+    def stopping() -> None:
+        faults.stop_at_pictures(tmp_path / "out", 5)
+        work()
+
+    pid = fork(stopping, tmp_path / "log")
+    await_stop(pid, tmp_path / "log")
     os.kill(pid, signal.SIGTERM)
+    os.kill(pid, signal.SIGCONT)
     assert wait(pid) == 128 + signal.SIGTERM, (tmp_path / "log").read_text()
     printed = (tmp_path / "log").read_text()
     assert "stopped by SIGTERM; run it again to go on from there" in printed

@@ -94,7 +94,7 @@ class Tab:
 
     def becomes(self, script: str, value: object) -> bool:
         """Whether an expression has a value now or soon: some events come a moment later."""
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while self.evaluate(script) != value:
             if time.monotonic() > end:
                 return False

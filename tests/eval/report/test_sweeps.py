@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from shards.format.atomic import read_json
 from tests.eval import faults
 from tests.eval.browser import BROWSER, in_browser
 from tests.eval.small import prompts_of, save_folder, save_set
-from tests.forks import fork, leave_pytest, wait
+from tests.forks import await_stop, fork, leave_pytest, stop_after, wait
 
 WORDS = ("red", "blue", "cat", "dog", "flag", "on", "the")
 COUNT = 25  # an odd number: one prompt is in no half
@@ -260,16 +259,19 @@ def test_killed_while_it_samples_and_while_it_scores_it_ends_in_the_same_choice(
         leave_pytest()
         main(line)
 
-    pid = fork(work, tmp_path / "log")
-    faults.await_files(out / "guidance_scale-3", 9, [pid])
-    os.kill(pid, signal.SIGKILL)
-    assert wait(pid) == -signal.SIGKILL
-    pid = fork(work, tmp_path / "log")
-    end = time.monotonic() + 60
-    while not list(out.glob("*/halves/a/scores/*.json")) and time.monotonic() < end:
-        time.sleep(0.001)
-    os.kill(pid, signal.SIGKILL)
-    assert wait(pid) == -signal.SIGKILL
+    def sampling() -> None:
+        faults.stop_at_pictures(out / "guidance_scale-3", 9)
+        work()
+
+    def scoring() -> None:
+        stop_after(results, "write", lambda: list(out.glob("*/halves/a/scores/*.json")))
+        work()
+
+    for moment in (sampling, scoring):
+        pid = fork(moment, tmp_path / "log")
+        await_stop(pid, tmp_path / "log")
+        os.kill(pid, signal.SIGKILL)
+        assert wait(pid) == -signal.SIGKILL
     assert not (out / sweeps.NAME).exists()
     assert wait(fork(work, tmp_path / "log")) == 0, (tmp_path / "log").read_text()
     assert sweeps.read(out) == sweeps.read(swept)

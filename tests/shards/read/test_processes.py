@@ -137,7 +137,11 @@ def test_a_process_with_an_open_stream_ends_at_once(toy: Path) -> None:
     )
     before = set(os.listdir("/dev/shm"))
     child = subprocess.run(
-        [sys.executable, "-c", code, str(toy)], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code, str(toy)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert (child.returncode, child.stdout.strip()) == (0, str(reading.BATCH)), child.stderr
     assert not [name for name in set(os.listdir("/dev/shm")) - before if "latentbank" in name]

@@ -122,7 +122,7 @@ def test_reads_ahead_but_not_far(toy: Path) -> None:
 
     join = JoinedColumns([SourceColumns(Counted.open(toy / "vae"), Column.open(toy / "text"))])
     with Stream(join, join.order(0, 8), position=0, global_batch=8, prefetch=3) as stream:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while len(read) < 4 and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.05)

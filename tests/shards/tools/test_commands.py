@@ -48,7 +48,7 @@ def command(*words: object) -> subprocess.CompletedProcess[str]:
 def a_process(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "shards", *map(str, words)], capture_output=True, text=True, cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=60,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,17 +79,22 @@ def nodes_in(folder: Path) -> list[Node]:
     ]
 
 
-def start(path: Path, out: Path, seconds: float) -> subprocess.Popen[str]:
-    """A worker as a process of its own."""
-    words = [sys.executable, "-m", __name__, str(path), str(out), str(seconds)]
-    return subprocess.Popen(
-        words,
-        cwd=ROOT,
-        env=environment(),
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+class Process(subprocess.Popen[bytes]):
+    """A worker as a process of its own, whose output can be read meanwhile."""
+
+    def __init__(self, path: Path, out: Path, seconds: float) -> None:
+        words = [sys.executable, "-m", __name__, str(path), str(out), str(seconds)]
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix="log-", delete=False) as log:
+            self.log = Path(log.name)
+            variables = environment() | {"PYTHONUNBUFFERED": "1"}
+            super().__init__(words, cwd=ROOT, env=variables, stdout=log, stderr=log)
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+
+def start(path: Path, out: Path, seconds: float) -> Process:
+    return Process(path, out, seconds)
 
 
 def lines(folder: Path, name: str) -> int:

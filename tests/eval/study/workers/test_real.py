@@ -64,23 +64,26 @@ def check_whole(made: Path, path: Path, out: Path) -> None:
 
 
 def test_two_workers_of_which_one_is_killed(made: Path) -> None:
-    """While each trains: the first one's training pauses until the second has begun the other."""
+    """While each trains: both trainings pause once they have begun."""
     path, out = study_yaml(made, "pair"), made / "pair"
     fair = Study.open(path, out)
     nodes = nodes_of(fair)
     first = started(path, out, 60)
     wait_for(out / "logs/train/plain/seed0.log", first)
-    training = training_of(out / "configs/plain.yaml", first)
-    os.kill(training, signal.SIGSTOP)
+    trainings = [training_of(out / "configs/plain.yaml", first)]
+    os.kill(trainings[0], signal.SIGSTOP)
     try:
         second = started(path, out, 60)
         wait_for(out / "logs/train/other/seed0.log", second)
+        trainings.append(training_of(out / "configs/other.yaml", second))
+        os.kill(trainings[1], signal.SIGSTOP)
         holders = dict(claimed(fair, nodes))  # at once: `status` takes longer than such a training
         assert holders["train/plain/seed0"]["pid"] == first.pid
         assert holders["train/other/seed0"]["pid"] == second.pid
         assert {record["pid"] for record in workers(fair)} == {first.pid, second.pid}
     finally:
-        os.kill(training, signal.SIGCONT)
+        for training in trainings:
+            os.kill(training, signal.SIGCONT)
     first.kill()
     first.wait()
     output = second.communicate(timeout=600)[0]

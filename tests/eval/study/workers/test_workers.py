@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +19,10 @@ from eval.study.run.claims import Claim
 from eval.study.run.workers import Worker, alone, claimed, workers
 from eval.study.status import status
 from eval.study.study import Study
+from tests.encode.rays import parent, processes
 from tests.eval.study.workers.small_worker import (
     NodeLine,
+    Process,
     lines,
     nodes_in,
     small_yaml,
@@ -32,22 +33,28 @@ from tests.eval.study.workers.small_worker import (
 pytestmark = pytest.mark.timeout(300)  # each worker imports torch
 LEASE = 2.0  # seconds, where a worker is suspended
 LONG = 60.0
-# two chains of three whose first are begun by two workers, and one that needs both
+# two chains of three whose first are begun by two workers, and one that needs both and waits for the test
 CHAINS: list[NodeLine] = [
     ("a0", [], "b0", 0), ("b0", [], "a0", 0),
     *((f"{chain}{n}", [f"{chain}{n - 1}"], 0.5, 0) for n in (1, 2) for chain in "ab"),
-    ("end", ["a2", "b2"], 2.0, 0),
+    ("end", ["a2", "b2"], "go", 0),
 ]  # fmt: skip
 
 
-def wait_until(condition: Callable[[], object], worker: subprocess.Popen[str]) -> None:
+def wait_until(condition: Callable[[], object], worker: Process) -> None:
     while not condition():
-        assert worker.poll() is None, worker.communicate()[0]
+        assert worker.poll() is None, worker.text()
         time.sleep(0.02)
 
 
-def ended(worker: subprocess.Popen[str]) -> str:
-    return worker.communicate(timeout=120)[0]
+def go(folder: Path) -> None:
+    """Lets the commands end that wait for the test."""
+    (folder / "go.begun").touch()
+
+
+def ended(worker: Process) -> str:
+    worker.wait(240)
+    return worker.text()
 
 
 def record(out: Path, name: str) -> dict[str, object]:
@@ -59,6 +66,8 @@ def test_each_node_is_made_once_by_one_of_two(tmp_path: Path) -> None:
     path, out = small_yaml(tmp_path), tmp_path / "out"
     write_nodes(tmp_path, *CHAINS)
     pair = [start(path, out, LONG) for _ in range(2)]
+    wait_until(lambda: any("waits for train/" in worker.text() for worker in pair), pair[0])
+    go(tmp_path)
     outputs = [ended(worker) for worker in pair]
     assert [worker.returncode for worker in pair] == [0, 0], outputs
     for name, *_ in CHAINS:
@@ -67,21 +76,23 @@ def test_each_node_is_made_once_by_one_of_two(tmp_path: Path) -> None:
         assert record(out, name)["exit_code"] == 0
     pids = {record(out, name)["pid"] for name, *_ in CHAINS}
     assert pids == {worker.pid for worker in pair}
-    assert any("waits for train/" in output for output in outputs)
     study = Study.open(path, out)
     assert workers(study) == []
     assert list(claimed(study, nodes_in(tmp_path))) == []
 
 
-@pytest.mark.parametrize("seconds", [0.1, 0.7])
-def test_what_a_killed_worker_had_is_made_by_another(tmp_path: Path, seconds: float) -> None:
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_a_killed_worker_had_is_made_by_another(tmp_path: Path, number: int) -> None:
+    """At work on the second or third of a chain, whose commands wait for the test."""
     path, out = small_yaml(tmp_path), tmp_path / "out"
-    write_nodes(tmp_path, *CHAINS)
+    waits = (f"a{number}", f"b{number}")
+    nodes = [(name, needs, "go" if name in waits else wait, 0) for name, needs, wait, _ in CHAINS]
+    write_nodes(tmp_path, *nodes)
     first, second = (start(path, out, LONG) for _ in range(2))
-    wait_until(lambda: lines(tmp_path, "a1.begun") + lines(tmp_path, "b1.begun"), second)
-    time.sleep(seconds)
+    wait_until(lambda: all(lines(tmp_path, f"{name}.begun") for name in waits), second)
     first.kill()
-    first.wait()
+    first.wait()  # its command gets a signal then
+    go(tmp_path)
     output = ended(second)
     assert second.returncode == 0, output
     for name, *_ in CHAINS:
@@ -96,14 +107,16 @@ def test_a_suspended_worker_loses_its_node_and_its_command(tmp_path: Path) -> No
     write_nodes(tmp_path, ("long", [], "go", 0), ("after", ["long"], 0.1, 0))
     first = start(path, out, LEASE)
     wait_until(lambda: lines(tmp_path, "long.begun"), first)
+    (command,) = commands(tmp_path, "long")
     text = status_of(path, out, tmp_path)
     assert f"train/long: pid {first.pid} on " in text
     first.send_signal(signal.SIGSTOP)
-    second = start(path, out, LEASE)
+    second = start(path, out, LONG)
     wait_until(lambda: lines(tmp_path, "long.begun") == 2, second)
     first.send_signal(signal.SIGCONT)
-    time.sleep(2 * LEASE)
-    (tmp_path / "go.begun").touch()
+    wait_until(lambda: "waits for train/long" in first.text(), first)
+    wait_until(lambda: command not in commands(tmp_path, "long"), second)
+    go(tmp_path)
     outputs = [ended(first), ended(second)]
     assert (first.returncode, second.returncode) == (0, 0), outputs
     taken = "train/long: another worker has taken it over, since this one was suspended"
@@ -112,6 +125,12 @@ def test_a_suspended_worker_loses_its_node_and_its_command(tmp_path: Path) -> No
     assert lines(tmp_path, "long.ended") == 1
     assert record(out, "long")["pid"] == second.pid
     assert "done: train/long" not in outputs[0]
+
+
+def commands(folder: Path, name: str) -> list[int]:
+    """The processes of a node's command; the guard, which is one's child, is named as the command is."""
+    pids = processes(b"\0".join([os.fsencode(folder), name.encode(), b""]))
+    return [pid for pid in pids if parent(pid) not in pids]
 
 
 def status_of(path: Path, out: Path, folder: Path) -> str:
@@ -158,7 +177,7 @@ def test_what_failed_is_not_tried_by_others_but_by_a_later_run(tmp_path: Path) -
 
 def test_a_worker_that_is_stopped_gives_its_node_back(tmp_path: Path) -> None:
     path, out = small_yaml(tmp_path), tmp_path / "out"
-    write_nodes(tmp_path, ("long", [], 3.0, 0))
+    write_nodes(tmp_path, ("long", [], "never", 0))
     worker = start(path, out, 60)
     wait_until(lambda: lines(tmp_path, "long.begun"), worker)
     worker.send_signal(signal.SIGTERM)
@@ -225,7 +244,7 @@ def test_of_two_yamls_at_once_one_is_refused(tmp_path: Path) -> None:
     pair = [start(path, out, LONG) for path in paths]
     while all(worker.poll() is None for worker in pair):
         time.sleep(0.05)
-    (tmp_path / "go.begun").touch()
+    go(tmp_path)
     outputs = [ended(worker) for worker in pair]
     assert sorted(worker.returncode for worker in pair) == [0, 2], outputs
     refused = next(i for i, worker in enumerate(pair) if worker.returncode == 2)
