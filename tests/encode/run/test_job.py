@@ -421,9 +421,6 @@ def stopped_at_a_commit(commits: Path, output: Path, *words: object) -> int:
     return pid
 
 
-WATCH = os.WEXITED | os.WNOHANG | os.WNOWAIT  # whether a child has ended, which stays as it is
-
-
 def count(folder: Path) -> int:
     """Files that are whole."""
     names = (name for _, _, names in os.walk(folder) for name in names)
@@ -438,13 +435,19 @@ def test_sigkill_at_random_moments_then_rerun(
     total, cache = count(tmp_path / "whole"), tmp_path / "cache"
     chance, kills = random.Random(0), 0
     for attempt in range(6):
-        pid = start(tmp_path / "output", config)
         existing = min(count(cache), total)  # the leases of a killed run come on top
         bound = chance.randrange(existing, total + 1)  # files, so that it bites on any machine
-        while count(cache) < bound and os.waitid(os.P_PID, pid, WATCH) is None:
-            time.sleep(0.001)
-        os.kill(pid, signal.SIGKILL)
-        kills += wait(pid) == -signal.SIGKILL
+
+        def stopping() -> None:
+            stop_after(os, "link", lambda: count(cache) >= bound)  # noqa: B023 - called in this turn
+
+        pid = start(tmp_path / "output", config, before=stopping)
+        if os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1]):  # else it came to its end
+            if attempt % 2:  # not just where a name has appeared
+                os.kill(pid, signal.SIGCONT)
+                time.sleep(chance.uniform(0, 0.02))
+            os.kill(pid, signal.SIGKILL)
+            kills += wait(pid) == -signal.SIGKILL
         if attempt % 3 == 2:  # from the beginning again
             assert encode(config)[0] == 0
             assert digests(tmp_path / "cache") == undisturbed
