@@ -198,15 +198,18 @@ def test_learning_rates_are_trained_and_chosen_by_the_validation_loss(tmp_path: 
     assert result.returncode == 0, result.stdout + result.stderr
     fair = opened(folder)
     assert len(list((folder / "out/runs").iterdir())) == 2 * 2 * 2
+    runs = {}
+    for path in (folder / "out/runs").glob("*/config.yaml"):
+        config = yaml.safe_load(path.read_text())
+        entry = path.parent.name.partition("-lr-")[0]
+        runs[entry, config["optim"]["lr"], config["seed"]] = path.parent
     for entry in fair.entries:
         losses = []
         for rate in (1e-9, 1e-2):
             of_seeds = []
             for seed in (0, 1):
-                (run,) = (folder / "out/runs").glob(
-                    f"{entry}-lr-{rate:.0e}-*seed{seed}*".replace("1e-02", "0.01")
-                )
-                lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+                metrics = runs[entry, rate, seed] / "metrics.jsonl"
+                lines = map(json.loads, metrics.read_text().splitlines())
                 of_seeds.append(
                     [line["validation"]["loss"] for line in lines if "validation" in line][-1]
                 )
@@ -220,6 +223,9 @@ def test_learning_rates_are_trained_and_chosen_by_the_validation_loss(tmp_path: 
     data = analyse(fair).data
     assert data["complete"]
     assert data["settled"][0]["axes"][0]["scorer"] == "validation loss"
+    again = study("run", folder / "fair.yaml", "--out", folder / "out")
+    assert again.returncode == 0, again.stderr
+    assert "begins: " not in again.stdout + again.stderr
 
 
 # Without a run ------------------------------------------------------------------------------------
