@@ -76,6 +76,20 @@ def test_every_way_is_measured_and_what_is_not_has_a_line(tmp_path: Path) -> Non
         assert f"{promise['what']}: " in result.stdout
 
 
+def test_a_library_that_is_not_installed_or_fails_has_a_line(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(
+        """#!/bin/sh
+case "$1" in -c) echo '{"litdata": "1"}' ;; *) echo broken >&2; exit 3 ;; esac
+"""
+    )
+    python.chmod(0o755)
+    bench = run.Bench(tmp_path, SAMPLES, python)
+    assert bench.ways == [way for way in run.WAYS if way not in run.PEERS]
+    assert f"mosaicml-streaming is not installed for {python}" in bench.not_run["mosaicml"]
+    assert bench.not_run["litdata"] == "litdata could not be written:\nbroken\n"
+
+
 def passes(seconds: float, opening: float = 0) -> dict[str, Any]:
     return {
         "bytes": 100, "first_bytes": 10, "seconds": seconds, "opening": opening, "first": 0.5, "cpu": 1.0, "epochs": 1,

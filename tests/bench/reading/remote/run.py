@@ -75,8 +75,12 @@ class Bench:
             elif package not in self.versions["peers"]:
                 self.leave_out(way, f"{package} is not installed for {peers}. {INSTALL}")
             else:
-                prepare(store, peers, folder, samples)
-                (folder / store).rename(bucket / store)
+                try:
+                    prepare(store, peers, folder, samples)
+                except Failed as error:
+                    self.leave_out(way, str(error))
+                else:
+                    (folder / store).rename(bucket / store)
 
     def leave_out(self, way: str, why: str) -> None:
         self.ways.remove(way)
