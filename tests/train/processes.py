@@ -36,7 +36,7 @@ IMPORTED = (
     "torch._inductor.compile_fx", "setuptools", "torch.utils.tensorboard", "train.__main__",
 )  # fmt: skip
 Wrap = Callable[[Iterator[Batch], World], Iterator[Batch]]
-SECONDS = 100.0  # a job that takes longer hangs
+SECONDS = 200.0  # a job that takes longer hangs
 JOBS: list["Job"] = []  # that were started, and may still go on
 
 

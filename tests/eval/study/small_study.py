@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,18 @@ def study(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env=environment(), check=False
     )
+
+
+def training_of(config: Path, worker: subprocess.Popen[Any]) -> int:
+    """Returns the process that trains by a config, once its worker has started it."""
+    while True:
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                if str(config).encode() in words and words[1:3] == [b"-m", b"train"]:
+                    return int(folder.name)
+        assert worker.poll() is None, f"exit code {worker.returncode}"
+        time.sleep(0.02)
 
 
 def numbers(out: Path) -> dict[str, Any]:

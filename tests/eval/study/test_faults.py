@@ -37,6 +37,7 @@ from tests.eval.study.small_study import (
     numbers,
     study,
     study_yaml,
+    training_of,
     write_inputs,
 )
 
@@ -64,11 +65,11 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_numbers(made: Path) -> None
     words = [sys.executable, "-m", "eval", "study", "run", str(yaml_path), "--out", str(out)]
     with (made / "killed.log").open("wb") as log:
         process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=log, stderr=log)
-        while not (out / "logs/train/other/seed0.log").exists():
-            assert process.poll() is None, (made / "killed.log").read_text()
-            time.sleep(0.05)
+        training = training_of(out / "configs/other.yaml", process)
+        os.kill(training, signal.SIGSTOP)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        os.kill(training, signal.SIGCONT)
     until = time.monotonic() + 120
     while processes_of(out) and time.monotonic() < until:  # the trainer stops in order
         time.sleep(0.1)

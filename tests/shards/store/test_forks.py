@@ -46,7 +46,7 @@ def test_a_child_reads_what_a_thread_of_its_parent_waits_for(
     thread = threading.Thread(target=column.read, args=(ROWS,))
     thread.start()
     try:
-        assert held.wait(20)
+        assert held.wait(60)
 
         def read() -> None:
             assert column.read(ROWS).tobytes() == expected

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,15 @@ from eval.study.graph import nodes_of
 from eval.study.lock import verify
 from eval.study.run.workers import claimed, workers
 from eval.study.study import Study
-from tests.eval.study.small_study import ROOT, environment, numbers, study_yaml, vae, write
+from tests.eval.study.small_study import (
+    ROOT,
+    environment,
+    numbers,
+    study_yaml,
+    training_of,
+    vae,
+    write,
+)
 
 pytestmark = pytest.mark.timeout(900)  # a study is a dozen processes, each of which imports torch
 
@@ -34,18 +41,6 @@ def started(path: Path, out: Path, lease: float) -> subprocess.Popen[str]:
 
 def wait_for(path: Path, worker: subprocess.Popen[str]) -> None:
     while not path.exists():
-        assert worker.poll() is None, worker.communicate()[0]
-        time.sleep(0.02)
-
-
-def training_of(config: Path, worker: subprocess.Popen[str]) -> int:
-    """Returns the process that trains by a config, once its worker has started it."""
-    while True:
-        for folder in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):  # it has ended
-                words = (folder / "cmdline").read_bytes().split(b"\0")
-                if str(config).encode() in words and words[1:3] == [b"-m", b"train"]:
-                    return int(folder.name)
         assert worker.poll() is None, worker.communicate()[0]
         time.sleep(0.02)
 
