@@ -26,7 +26,7 @@ SWEEPS: dict[str, Sweep] = {
         generating.SWEEP,
         kernels.SWEEP,
         seeds.SWEEP,
-        kills.SWEEP,
+        *kills.SWEEPS,
         panel.SWEEP,
         drawn("order", properties.PROPERTIES, seeds=60),
     ]

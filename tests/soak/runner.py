@@ -60,6 +60,7 @@ MORE = {  # what one sweep alone does
     "generate": (*TRAIN, "tests/eval"),
     "seeds": TRAIN,
     "studies": (*TRAIN, "tests/eval"),
+    "pair": (*TRAIN, "tests/eval"),
     "panel": TRAIN,
     "kernels": ("configs", "encode", "train", "eval", "tests"),
 }

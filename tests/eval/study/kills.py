@@ -1,8 +1,9 @@
 """Studies that are killed at any moment: their numbers are those of one that is not.
 
-studies   a number and how many workers: a study of two entries and two seeds. One worker is killed (SIGKILL) at
-          moments drawn by chance, so often, before it comes to its end. Of two, one is killed and started
-          again, or suspended for twice its lease, as chance has it
+studies   a number: a study of two entries and two seeds. Its worker is killed (SIGKILL) at moments drawn by
+          chance, so often, before it comes to its end
+pair      a number: a study of two entries that two workers make. One of the two, as chance has it, is killed at
+          moments drawn by chance and started again, and once suspended for twice its lease
 """
 
 from __future__ import annotations
@@ -23,21 +24,18 @@ from eval.study.lock import verify
 from eval.study.study import Study
 from tests.eval.study.small_study import ROOT, environment, numbers, study, study_yaml, write_inputs
 from tests.memory import kept
-from tests.soak.sweep import Case, Sweep
+from tests.soak.sweep import Sweep
 
 SCRATCH = os.environ.get("LATENTBANK_SCRATCH")  # of all processes of a soak run, which removes it
 CASES, KILLS = 4, 5
+PAIRS, PAIR_KILLS = 2, 10
 LEASE = 3.0  # seconds
 SEEDS = [0, 1]
 SECONDS = 2 * 3600
 
 
-def check(number: int, workers: int) -> None:
-    """AssertionError where another number comes out, or a command fails."""
-    (alone if workers == 1 else pair)(number)
-
-
 def alone(number: int) -> None:
+    """AssertionError where another number comes out, or a command fails."""
     folder = undisturbed()
     chance, out = random.Random(number), folder / f"killed-{number}"
     path = study_yaml(folder, f"killed-{number}", seeds=SEEDS, checkpoints=2)
@@ -56,32 +54,61 @@ def alone(number: int) -> None:
 
 
 def pair(number: int) -> None:
-    folder = undisturbed()
+    """AssertionError where another number comes out than of one worker, a command fails, or a node is made twice."""
+    folder = undisturbed(SEEDS[:1])
     chance, out = random.Random(number), folder / f"pair-{number}"
-    path = study_yaml(folder, f"pair-{number}", seeds=SEEDS, checkpoints=2)
+    path = study_yaml(folder, f"pair-{number}", seeds=SEEDS[:1], checkpoints=2)
     whole = float((folder / "seconds").read_text())
-    at_work = [started(path, out) for _ in range(2)]
-    faults = 0
-    while faults < KILLS and any(worker.poll() is None for worker in at_work):
-        time.sleep(chance.uniform(0, whole / KILLS))
-        i = chance.randrange(2)
-        if at_work[i].poll() is None:
-            faults += 1
-            if chance.random() < 0.5:
-                at_work[i].kill()
-                assert at_work[i].wait() in (0, -signal.SIGKILL), "a command failed: see its log"
-                at_work[i] = started(path, out)
+    faults = ["kill"] * PAIR_KILLS + ["suspend"]
+    chance.shuffle(faults)
+    while faults:  # where a study came to its end before the last of them, with another one
+        disturbed(path, out, faults, chance, whole)
+        assert numbers(out) == numbers(folder / "out"), differences(out, folder / "out")
+        assert verify(Study.open(path, out)) == ([], [])
+        log = path.with_suffix(".log")
+        lines = log.read_text().splitlines()
+        nodes = [
+            line.partition("done: ")[2].partition(",")[0] for line in lines if "done: " in line
+        ]
+        assert len(nodes) == len(set(nodes)), (
+            f"made more than once: {Counter(nodes).most_common(1)}"
+        )
+        log.unlink()
+        shutil.rmtree(out)
+
+
+def disturbed(
+    path: Path, out: Path, faults: list[str], chance: random.Random, whole: float
+) -> None:
+    """Runs a study with two workers to its end, and takes from `faults` those that came to pass meanwhile.
+    `whole`: the seconds that one worker takes, of which a fault follows the last one within a quarter.
+    """
+    workers = [started(path, out) for _ in range(2)]
+    try:
+        while faults and any(worker.poll() is None for worker in workers):
+            time.sleep(chance.uniform(0, whole / 4))
+            i = chance.randrange(2)
+            if workers[i].poll() is not None:
+                continue
+            if faults[-1] == "kill":
+                workers[i].kill()
+                code = workers[i].wait()
+                assert code in (0, -signal.SIGKILL), "a command failed: see its log"
+                workers[i] = started(path, out)
+                killed = code != 0
             else:
-                at_work[i].send_signal(signal.SIGSTOP)
+                workers[i].send_signal(signal.SIGSTOP)
                 time.sleep(2 * LEASE)
-                at_work[i].send_signal(signal.SIGCONT)
-    assert [worker.wait(SECONDS) for worker in at_work] == [0, 0], "a command failed: see its log"
-    assert numbers(out) == numbers(folder / "out"), differences(out, folder / "out")
-    assert verify(Study.open(path, out)) == ([], [])
-    lines = (folder / f"{path.stem}.log").read_text().splitlines()
-    nodes = [line.partition("done: ")[2].partition(",")[0] for line in lines if "done: " in line]
-    assert len(nodes) == len(set(nodes)), f"made more than once: {Counter(nodes).most_common(1)}"
-    shutil.rmtree(out)
+                workers[i].send_signal(signal.SIGCONT)
+                killed = True
+            if killed:
+                faults.pop()
+        codes = [worker.wait(SECONDS) for worker in workers]
+        assert codes == [0, 0], f"codes {codes}: {path.with_suffix('.log').read_text()[-1500:]}"
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
 
 
 def differences(out: Path, other: Path) -> str:
@@ -110,14 +137,14 @@ def started(path: Path, out: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=log)
 
 
-def undisturbed() -> Path:
+def undisturbed(seeds: list[int] = SEEDS) -> Path:
     """The folder with what studies need, and in `out` one that nothing disturbed; made by one process."""
-    folder = scratch()
+    folder = scratch(len(seeds))
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "seconds").exists():
             write_inputs(folder)
-            path, start = study_yaml(folder, seeds=SEEDS, checkpoints=2), time.monotonic()
+            path, start = study_yaml(folder, seeds=seeds, checkpoints=2), time.monotonic()
             ended = study("run", path, "--out", folder / "out")
             assert ended.returncode == 0, (ended.stdout + ended.stderr)[-2000:]
             (folder / "seconds").write_text(str(time.monotonic() - start))
@@ -125,17 +152,20 @@ def undisturbed() -> Path:
 
 
 @cache
-def scratch() -> Path:
-    folder = (Path(SCRATCH) if SCRATCH else kept()) / "studies"
+def scratch(seeds: int) -> Path:
+    folder = (Path(SCRATCH) if SCRATCH else kept()) / f"studies-{seeds}"
     folder.mkdir(exist_ok=True)
     return folder
 
 
-def cases() -> list[Case]:
-    return [(number, workers) for workers in (1, 2) for number in range(CASES)]
-
-
-SWEEP = Sweep(
-    "studies", f"a study of two entries and two seeds, killed or suspended {KILLS} times at moments drawn by chance",
-    cases, check, lambda case: "one worker" if case[1] == 1 else "two workers", seconds=SECONDS,
-)  # fmt: skip
+SWEEPS = [
+    Sweep(
+        "studies", f"a study of two entries and two seeds, killed {KILLS} times at moments drawn by chance",
+        lambda: [(number,) for number in range(CASES)], alone, lambda _: "killed", seconds=SECONDS,
+    ),
+    Sweep(
+        "pair", f"a study of two workers, of which one is killed {PAIR_KILLS} times at moments drawn by chance and "
+        "one suspended for twice its lease",
+        lambda: [(number,) for number in range(PAIRS)], pair, lambda _: "two workers", seconds=SECONDS,
+    ),
+]  # fmt: skip
