@@ -21,7 +21,7 @@ from ..samples import BATCH, Samples, digest_of_all, digests
 
 # batches of one pass over all samples; with True nothing of it was read ahead in the last pass
 Epoch = Callable[[bool], Iterator[Any]]
-WARM = 3  # epochs of a pass that fetches nothing: one takes a fraction of a second
+WARM = 12  # epochs of a pass that fetches nothing: one takes a twentieth of a second
 
 
 class Answers:

@@ -20,6 +20,7 @@ import numpy as np
 from shards import open_join
 from shards.read.join import JoinedColumns
 from shards.read.stream import Batch, Stream
+from shards.store.page_cache import PIECE
 from shards.tools.copy import stage
 
 from ..samples import BATCH, Samples
@@ -86,7 +87,8 @@ def plain_requests(way: str, url: str, folder: Path, samples: Samples, answers: 
         data = handle.fetch(first, count)
         if way == "kept":
             with open(folder / f"{handle.key}-{first}", "xb") as file:
-                file.write(data)
+                for at in range(0, count, PIECE):
+                    file.write(memoryview(data)[at : at + PIECE])
         return len(data)
 
     with closing(open_join(f"{url}/latents", f"{url}/text")) as join:

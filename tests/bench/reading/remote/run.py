@@ -3,11 +3,11 @@
     plain           all objects by requests of 4 MiB, 16 at once: the limit of this client
     kept            the same, written to files of 4 MiB: what a reader that keeps them does at least
     rows            one request for each row of the same order, 32 at once
-    cold, warm      this program with a cache that holds the columns: its first epoch, three later ones
+    cold, warm      this program with a cache that holds the columns: its first epoch, twelve later ones
     small, none     its first epoch with a cache of a quarter of the columns, and with none; `steady` is
                     its second
-    staging, staged it copies the columns to a folder and reads an epoch there; three later ones
-    mosaicml ...    MosaicML Streaming and LitData with a cache that holds all: first epoch, three later
+    staging, staged it copies the columns to a folder and reads an epoch there; twelve later ones
+    mosaicml ...    MosaicML Streaming and LitData with a cache that holds all: first epoch, twelve later
 
 The store is a folder behind nginx, or behind a small server of Python's where nginx is not
 installed, at 0 and at 20 ms a request. Each way gets a process and an empty cache of its own; they
