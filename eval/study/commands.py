@@ -190,9 +190,11 @@ def _report(args: argparse.Namespace) -> None:
     from .checks import check_sets
     from .earlier import refuse_changed, take_over
     from .report.page import report
+    from .run.edited import refuse_edited
     from .study import Study
 
     study = Study.open(args.study, args.out)
+    refuse_edited(study)  # a score is sealed, the items beside it are not
     if args.accept_edge and study.config.settle is not None:
         settle = study.config.settle.model_copy(update={"accept_edge": True})
         study = replace(study, config=study.config.model_copy(update={"settle": settle}))

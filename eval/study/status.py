@@ -11,11 +11,13 @@ from pathlib import Path
 from shards.console import duration_text, next_text, render
 from train.checkpoints.checkpoint import steps
 
+from ..errors import OutputEdited
 from ..images.flags import plain
 from .earlier import take_over, taken_over
 from .graph import Node, nodes_of
 from .reuse import Existing, read_record
 from .run.claims import holder_text
+from .run.edited import refuse_edited
 from .run.workers import claimed, workers
 from .study import Study
 
@@ -64,7 +66,7 @@ def status(study: Study) -> str:
     after = next_text("eval", "study", verb, study.path, *out)
     return render(
         head, *encoding, table, *_chosen(study), *_claims(study, nodes),
-        *_failures(study, nodes, done), after,
+        *_failures(study, nodes, done), *_edited(study), after,
     )  # fmt: skip
 
 
@@ -108,6 +110,14 @@ def _claims(study: Study, nodes: Sequence[Node]) -> Iterator[str]:
             clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
             text = f", since {clock} ({duration_text(time.time() - since)})"
         yield f"{node}: {holder_text(record)}{text}"
+
+
+def _edited(study: Study) -> Iterator[str]:
+    """Yields which files were edited, for which `study run` is refused."""
+    try:
+        refuse_edited(study)
+    except OutputEdited as error:
+        yield f"`study run` will refuse: {error}"
 
 
 def _failures(study: Study, nodes: Sequence[Node], done: dict[str, bool]) -> Iterator[str]:

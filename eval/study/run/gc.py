@@ -29,6 +29,7 @@ from ..graph import Node, nodes_of
 from ..reuse import Existing, recorded_digest
 from ..status import states
 from ..study import Study
+from .edited import refuse_edited
 from .workers import alone
 
 
@@ -46,8 +47,9 @@ def removals(study: Study) -> tuple[list[Removal], list[str]]:
     """Returns what may go of a study, and which sets are left alone with the reason.
 
     Raises BadStudy where something of the study is still to be made, or its page was not made yet,
-    and StudyChanged where its folder is of another YAML.
+    StudyChanged where its folder is of another YAML, and OutputEdited where a file was edited.
     """
+    refuse_edited(study)
     refuse_changed(study)
     study = take_over(study)
     left = [name for name, done in states(study).items() if not done]

@@ -209,18 +209,42 @@ def test_a_worker_that_is_killed_while_it_writes_configs_leaves_no_edit(
             refuse_edited(study_now)
 
 
+@pytest.mark.parametrize("verb", ["run", "report", "gc"])
+def test_items_of_which_two_were_exchanged_are_used_by_nothing(copied: Study, verb: str) -> None:
+    """They add up to the score as before, but no interval or difference of prompts would be of the pictures."""
+    path = scores(copied).with_suffix(".items.jsonl")
+    items = [json.loads(line) for line in path.read_text().splitlines()]
+    low, high = items[0], items[1]
+    low["value"], high["value"] = high["value"] + 0.25, low["value"] - 0.25
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    assert undone(copied) == set()
+    result = study(verb, copied.path, "--out", copied.out)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert result.stderr.startswith("OutputEdited: ")
+    assert f"{path}, of {SCORED}: found sha256 " in result.stderr
+    assert not (copied.out / "report.html").exists()
+    said = study("status", copied.path, "--out", copied.out).stdout
+    assert f"`study run` will refuse: {copied.out}: files that this study made were changed" in said
+
+
 def test_scores_that_were_edited_are_open(copied: Study) -> None:
     edit(scores(copied), lambda text: text.replace('"value":', '"value":1', 1))
     assert undone(copied) == {SCORED}
 
 
-def test_items_that_were_edited_are_scored_again(copied: Study) -> None:
+def test_items_that_were_edited_are_no_score(copied: Study) -> None:
+    """`run` refuses them; what is missing is scored again."""
     lines = scores(copied).with_suffix(".items.jsonl")
     items = [json.loads(line) for line in lines.read_text().splitlines()]
     items[0]["value"] += 0.5
     lines.write_text("".join(json.dumps(item) + "\n" for item in items))
     assert undone(copied) == {SCORED}
     lines.write_text("no JSON")
+    assert undone(copied) == {SCORED}
+    with pytest.raises(OutputEdited, match=re.escape(str(lines))):
+        refuse_edited(copied)
+    lines.unlink()
+    refuse_edited(copied)
     assert undone(copied) == {SCORED}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from itertools import product
@@ -16,9 +17,8 @@ import pytest
 import yaml
 
 from configs import ConfigError
-from eval.errors import BadStudy, OutputEdited
+from eval.errors import OutputEdited
 from eval.prompts.prompts import halves
-from eval.study.choices import choices, settle
 from eval.study.earlier import take_over
 from eval.study.graph import nodes_of
 from eval.study.lock import verify
@@ -26,8 +26,7 @@ from eval.study.pictures import reported_set, trial_sets
 from eval.study.report.analysis import analyse
 from eval.study.report.exports import HALF, WHOLE, as_csv
 from eval.study.report.page import report
-from eval.study.run.edited import digests_of, refuse_edited
-from eval.study.run.files import write_configs
+from eval.study.run.edited import refuse_edited
 from eval.study.run.gc import removals, remove
 from eval.study.status import states
 from eval.study.study import Study
@@ -37,7 +36,9 @@ from tests.eval.study.small_study import study, study_yaml, write_inputs
 from train.checkpoints.snapshots import EmaLengthRefused, refuse_planned
 
 pytestmark = pytest.mark.timeout(900)  # a study is dozens of processes, each of which imports torch
-SETTLE = {"guidance_scale": [1, 2], "ema": [0.05, 0.1], "accept_edge": True}
+# in another order than they are chosen in
+SETTLE = {"shift": [2, 4], "ema": [0.05, 0.1], "guidance_scale": [1, 2], "accept_edge": True}
+AXES = ["guidance_scale", "ema", "shift"]
 
 
 @pytest.fixture(scope="module", params=[[0], pytest.param([0, 1], marks=pytest.mark.slow)], ids=str)
@@ -71,7 +72,7 @@ def test_the_best_mean_over_seeds_on_half_a_is_chosen(settled: Path) -> None:
     names = list(json.loads((settled / "few.json").read_text()))
     half_a = set(halves([(name, None) for name in names])[0])
     for entry in fair.entries:
-        for axis in ("guidance_scale", "ema"):
+        for number, axis in enumerate(AXES):
             means = []
             for i, value in enumerate(SETTLE[axis]):
                 sets = [trial_sets(fair, entry, seed, axis)[i] for seed in fair.seeds]
@@ -79,6 +80,8 @@ def test_the_best_mean_over_seeds_on_half_a_is_chosen(settled: Path) -> None:
                     manifest = json.loads((each.folder / "manifest.json").read_bytes())
                     assert manifest["settings"]["half"] == "a"
                     assert manifest["settings"][axis] == value
+                    for before in AXES[:number]:  # each at what was chosen before
+                        assert manifest["settings"][before] == fair.settled[entry][before]
                     prompts = json.loads((each.folder / "prompts.json").read_bytes())
                     assert {prompt["id"] for prompt in prompts} == half_a
                 means.append(fmean(value_in(each.folder / "scores") for each in sets))
@@ -88,7 +91,7 @@ def test_the_best_mean_over_seeds_on_half_a_is_chosen(settled: Path) -> None:
             manifest = json.loads(
                 (reported_set(fair, entry, seed, 6).folder / "manifest.json").read_bytes()
             )
-            for axis in ("guidance_scale", "ema"):
+            for axis in AXES:
                 assert manifest["settings"][axis] == fair.settled[entry][axis]
 
 
@@ -102,12 +105,12 @@ def test_the_other_half_is_reported_and_the_whole_beside_it(settled: Path) -> No
     assert f"{of_whole}-half-b" == data["primary"]["scorer"]
     assert [record["entry"] for record in data["settled"]] == ["plain", "other"]
     for record in data["settled"]:
-        assert [axis["axis"] for axis in record["axes"]] == ["guidance_scale", "ema"]
+        assert [axis["axis"] for axis in record["axes"]] == AXES
         for axis in record["axes"]:
             means = [fmean(v["value"] for v in seeds.values()) for seeds in axis["by_seed"]]
             assert means == pytest.approx([value["value"] for value in axis["over_seeds"]])
             assert axis["chosen"] == means.index(max(means))
-    assert "which had no part in choosing guidance_scale and ema" in " ".join(data["covers"])
+    assert "which had no part in choosing guidance_scale, ema and shift" in " ".join(data["covers"])
     (left_open,) = (line for line in data["leaves_open"] if "an edge was accepted" in line)
     assert "ema" in left_open
     table = list(csv.DictReader(io.StringIO(as_csv(data))))
@@ -124,7 +127,7 @@ def test_nothing_is_made_twice_and_the_lock_holds(settled: Path) -> None:
     verified = study("verify", settled / "fair.yaml", "--out", settled / "out")
     assert verified.returncode == 0, verified.stdout
     lock = json.loads((settled / "out/study.lock").read_bytes())
-    assert lock["settled"]["plain"].keys() == {"guidance_scale", "ema"}
+    assert lock["settled"]["plain"].keys() == {*AXES}
 
 
 def test_pictures_of_trials_are_removed_once_they_have_chosen(
@@ -141,7 +144,7 @@ def test_pictures_of_trials_are_removed_once_they_have_chosen(
     again = take_over(Study.open(settled / "fair.yaml", tmp_path / "out"))
     assert again.settled == fair.settled
     for entry, seed in product(fair.entries, fair.seeds):
-        for axis in ("guidance_scale", "ema"):
+        for axis in AXES:
             for each in trial_sets(fair, entry, seed, axis):
                 assert list(each.folder.rglob("*.png")) == []
         left = reported_set(fair, entry, seed, 6).folder.rglob("*.png")
@@ -154,8 +157,8 @@ def test_pictures_of_trials_are_removed_once_they_have_chosen(
     assert removals(again) == ([], [])
 
 
-def test_an_edited_score_of_a_trial_is_made_again_before_it_chooses(settled: Path) -> None:
-    """A score whose items do not add up to it chooses nothing: its axis is open until it is scored again."""
+def test_an_edited_score_of_a_trial_chooses_nothing(settled: Path) -> None:
+    """Its axis and all after it are open, and `run` refuses it."""
     fair = opened(settled)
     (path,) = (trial_sets(fair, "plain", 0, "ema")[0].folder / "scores").glob("*.json")
     before = path.read_bytes()
@@ -167,6 +170,10 @@ def test_an_edited_score_of_a_trial_is_made_again_before_it_chooses(settled: Pat
         assert "generate/plain/seed0/step-00000006" in waiting
         assert "generate/other/seed0/step-00000006" not in waiting
         assert not analyse(edited).data["complete"]
+        with pytest.raises(
+            OutputEdited, match=f"{re.escape(str(path))}, of score/demo-acc/plain/seed0/ema"
+        ):
+            refuse_edited(edited)
     finally:
         path.write_bytes(before)
 
@@ -175,57 +182,11 @@ def test_status_and_plan_say_what_is_chosen(settled: Path) -> None:
     fair = opened(settled)
     said = study("status", settled / "fair.yaml", "--out", settled / "out").stdout
     for entry, chosen in fair.settled.items():
-        text = f"{entry}: guidance_scale {chosen['guidance_scale']:g}, ema {chosen['ema']:g}"
+        text = f"{entry}: " + ", ".join(f"{axis} {chosen[axis]:g}" for axis in AXES)
         assert text in said
     planned = study("plan", settled / "fair.yaml", "--out", settled / "out").stdout
     assert "chosen for each entry: guidance_scale, of 1, 2" in planned
     assert "all that the study asks for exists" in planned
-
-
-@pytest.mark.slow
-def test_learning_rates_are_trained_and_chosen_by_the_validation_loss(tmp_path: Path) -> None:
-    """A rate of next to nothing learns nothing, so the larger one is chosen for both, by the losses in the runs'
-    metrics; pictures are made of the chosen trainings alone.
-    """
-    folder = write_inputs(tmp_path / "inputs")
-    train = yaml.safe_load((folder / "train.yaml").read_text())
-    train |= {
-        "validation": {"source": str(folder / "cache/pets"), "every": 3, "rows": 8, "batch": 8}
-    }
-    (folder / "train.yaml").write_text(yaml.safe_dump(train))
-    rates = {"lr": [1e-9, 1e-2], "guidance_scale": None, "ema": None, "accept_edge": True}
-    result = study("run", study_yaml(folder, **values(settle=rates)), "--out", folder / "out")
-    assert result.returncode == 0, result.stdout + result.stderr
-    fair = opened(folder)
-    assert len(list((folder / "out/runs").iterdir())) == 2 * 2 * 2
-    runs = {}
-    for path in (folder / "out/runs").glob("*/config.yaml"):
-        config = yaml.safe_load(path.read_text())
-        entry = path.parent.name.partition("-lr-")[0]
-        runs[entry, config["optim"]["lr"], config["seed"]] = path.parent
-    for entry in fair.entries:
-        losses = []
-        for rate in (1e-9, 1e-2):
-            of_seeds = []
-            for seed in (0, 1):
-                metrics = runs[entry, rate, seed] / "metrics.jsonl"
-                lines = map(json.loads, metrics.read_text().splitlines())
-                of_seeds.append(
-                    [line["validation"]["loss"] for line in lines if "validation" in line][-1]
-                )
-            losses.append(fmean(of_seeds))
-        assert losses[1] < losses[0]
-        assert fair.settled[entry] == {"lr": 1e-2}
-        commands = [node.command for node in nodes_of(fair) if node.kind == "generate"]
-        assert all(
-            "-lr-0.01-" in command[command.index("--checkpoint") + 1] for command in commands
-        )
-    data = analyse(fair).data
-    assert data["complete"]
-    assert data["settled"][0]["axes"][0]["scorer"] == "validation loss"
-    again = study("run", folder / "fair.yaml", "--out", folder / "out")
-    assert again.returncode == 0, again.stderr
-    assert "begins: " not in again.stdout + again.stderr
 
 
 # Without a run ------------------------------------------------------------------------------------
@@ -312,77 +273,6 @@ def test_what_is_named_and_to_be_chosen_is_refused(tmp_path: Path) -> None:
         open_study(tmp_path, settle={}, entries=entries)
 
 
-def test_learning_rates_are_trainings_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each entry with each rate in each seed, of which the validation loss chooses; the rest waits for it."""
-    rates = {"lr": [1e-4, 1e-3, 1e-2], "guidance_scale": [1, 3], "ema": None}
-    fair = open_study(tmp_path, settle=rates)
-    nodes = nodes_of(fair)
-    trained = [node for node in nodes if node.kind == "train"]
-    assert len(trained) == len({node.outputs for node in trained}) == 2 * 3 * 3
-    assert {node.entry for node in trained} >= {"flux-lr-0.0001", "e2e-lr-0.01"}
-    assert all(node.open for node in nodes if node.kind == "generate")
-    for name, rate in (("flux-lr-0.0001", 1e-4), ("flux-lr-0.01", 1e-2)):
-        assert fair.train_config(name, 0).optim.lr == rate
-    write_configs_to(fair)
-    write_losses(fair, {1e-4: 0.4, 1e-3: 0.5, 1e-2: 0.7})
-    monkeypatch.setattr("eval.study.reuse.Existing.trained", lambda *_: True)
-    chosen = settle(fair)
-    assert chosen.settled == {"flux": {"lr": 1e-4}, "e2e": {"lr": 1e-4}}
-    assert chosen.run_folder("flux", 0).name.startswith("flux-lr-0.0001-")
-    assert chosen.train_config("flux", 0).optim.lr == 1e-4
-    waiting = {node.axis for node in nodes_of(chosen) if node.kind == "generate" and node.open}
-    assert waiting == {""}  # guidance is sampled now, and what is reported waits for it
-    # sets of another rate would be other sets: each has a folder of its own
-    assert "flux-lr-0.0001-seed0" in str(trial_sets(chosen, "flux", 0, "guidance_scale")[0].folder)
-    assert "flux-lr-0.0001-seed0" in str(reported_set(chosen, "flux", 0, 100).folder)
-    (of_flux,) = choices(chosen)["flux"]
-    assert (of_flux.scorer, of_flux.prompts, of_flux.edge) == ("validation loss", None, "smallest")
-
-
-def test_losses_that_were_edited_choose_no_rate(tmp_path: Path) -> None:
-    """They are digested as soon as their training has ended, and refused before anything is chosen by them."""
-    fair = open_study(tmp_path, settle={"lr": [1e-4, 1e-3], "guidance_scale": None, "ema": None})
-    write_losses(fair, {1e-4: 0.4, 1e-3: 0.5})
-    for node in nodes_of(fair):
-        if node.kind == "train":
-            path = fair.log(node.id).with_suffix(".json")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            record = {"exit_code": 0, "files": digests_of(fair, node, {})}
-            path.write_text(json.dumps(record))
-    refuse_edited(fair)
-    metrics = fair.run_folder("e2e-lr-0.001", 1) / "metrics.jsonl"
-    before = metrics.read_text()
-    metrics.write_text(before.replace("0.51", "0.11"))
-    with pytest.raises(
-        OutputEdited, match=r"metrics.jsonl, of train/e2e-lr-0.001/seed1: found sha"
-    ):
-        refuse_edited(fair)
-    metrics.unlink()
-    refuse_edited(fair)
-
-
-def write_configs_to(fair: Study) -> None:
-    fair.out.mkdir(parents=True, exist_ok=True)
-    write_configs(fair)
-
-
-def write_losses(fair: Study, losses: Mapping[float, float]) -> None:
-    """Writes metrics of all trainings, with a validation loss by their learning rate."""
-    for name in fair.trainings:
-        for seed in fair.seeds:
-            folder = fair.run_folder(name, seed)
-            folder.mkdir(parents=True, exist_ok=True)
-            loss = losses[fair.train_config(name, seed).optim.lr]
-            lines = [
-                {"step": step, "validation": {"loss": loss + (0.5 if step < 100 else 0.01 * seed)}}
-                for step in (50, 100)
-            ]
-            text = "".join(json.dumps(line) + "\n" for line in lines)
-            (folder / "metrics.jsonl").write_text(text)
-
-
 def test_an_edge_gives_no_verdict_until_it_is_accepted(settled: Path) -> None:
     """The ranges have two values each, so both choices are edges, but for guidance 1 below which none is."""
     accepted = opened(settled)
@@ -441,13 +331,3 @@ def test_a_scorer_that_cannot_score_a_half_is_refused_before_anything_runs(
     assert not (tmp_path / "out").exists()
     whole = study_yaml(folder, "whole", **values(scorers=scorers, settle=None))
     assert study("plan", whole, "--out", tmp_path / "out").returncode == 0
-
-
-def test_rates_without_a_validation_are_refused(tmp_path: Path) -> None:
-    from eval.study.checks import check_settled
-
-    fair = open_study(tmp_path, settle={"lr": [1e-4, 1e-3]}, **{"with": ["validation=null"]})
-    with pytest.raises(
-        BadStudy, match=r"found no validation.source in the training config of flux"
-    ):
-        check_settled(fair, 100)
