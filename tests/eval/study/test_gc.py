@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from eval.commands import main
-from eval.errors import BadStudy, MissingImages, StudyRunning
+from eval.errors import BadStudy, MissingImages, OutputEdited, StudyRunning
 from eval.images.checks import REMOVED
 from eval.images.imageset import ImageSetReader
 from eval.study.earlier import take_over, taken_over
@@ -169,13 +169,13 @@ def edited_score(study: Study) -> None:
     [
         (no_page, "study.json: no such file. Run `python -m eval study report` first"),
         (no_items, r"1 command of .* are still to be run \(score/demo-acc/plain/seed0"),
-        (edited_score, "still to be run"),
+        (edited_score, "files that this study made were changed since"),
     ],
 )
 def test_refused(finished: Study, change: Callable[[Study], None], message: str) -> None:
     change(finished)
     before = pictures(finished)
-    with pytest.raises(BadStudy, match=message):
+    with pytest.raises((BadStudy, OutputEdited), match=message):
         removals(finished)
     with pytest.raises(SystemExit) as ended:
         exits_of(finished)
