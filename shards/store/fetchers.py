@@ -20,32 +20,45 @@ class Fetchers:
         self, most: int, take: Callable[[], Callable[[], None] | None], lock: threading.Lock
     ) -> None:
         self.most, self._take = most, take
-        self._threads = self._idle = 0
+        self._threads = self._starting = self._idle = 0
+        self._wanted = 0  # pieces of work that no thread has taken yet, at most
         self._due = threading.Condition(lock)
 
     def wake(self, count: int) -> None:
         """Has idle threads, or new ones, take so many pieces of work. Called without the lock."""
         with self._due:
+            self._wanted += count
             self._due.notify(count)
-            started = max(0, min(count - self._idle, self.most - self._threads))
+            lacking = (
+                self._wanted - self._idle - self._starting
+            )  # woken ones are idle till they run
+            started = max(0, min(lacking, self.most - self._threads))
             self._threads += started
+            self._starting += started
         for _ in range(started):
             threading.Thread(target=self._work, name="latentbank-fetch").start()
 
     def _work(self) -> None:
-        while True:
-            with self._due:
-                work = self._next()
-                if work is None or not threading.main_thread().is_alive():
-                    self._threads -= 1
-                    return
+        with self._due:
+            self._starting -= 1
+        while work := self._next():
             work()
 
     def _next(self) -> Callable[[], None] | None:
-        """Returns a piece of work, waited for; None if none came."""
-        woken = True
-        while not (work := self._take()) and woken and threading.main_thread().is_alive():
-            self._idle += 1
-            woken = self._due.wait(LINGER)
-            self._idle -= 1
-        return work
+        """Returns a piece of work, waited for; None if none came, or the program ends: what a thread
+        has taken it does, for others may wait for it.
+        """
+        main, woken = threading.main_thread(), True
+        with self._due:
+            while main.is_alive():
+                if work := self._take():
+                    self._wanted = max(0, self._wanted - 1)
+                    return work
+                self._wanted = 0
+                if not woken:
+                    break
+                self._idle += 1
+                woken = self._due.wait(LINGER)
+                self._idle -= 1
+            self._threads -= 1
+            return None

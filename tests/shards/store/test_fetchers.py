@@ -52,6 +52,19 @@ def test_an_idle_thread_takes_what_comes_next_and_ends_when_nothing_does() -> No
     assert threads._threads == threads._idle == 0
 
 
+def test_work_that_comes_bit_by_bit_is_done_side_by_side() -> None:
+    """One thread is idle; five pieces wait for each other."""
+    gate, work = threading.Barrier(6), deque[Callable[[], None]]()
+    threads, first = fetchers(8, work), threading.Event()
+    work.append(first.set)
+    threads.wake(1)
+    assert first.wait(60)
+    for _ in range(5):
+        work.append(lambda: gate.wait(60) and None)
+        threads.wake(1)
+    gate.wait(60)
+
+
 PROGRAM = """
 import threading, time
 from collections import deque
