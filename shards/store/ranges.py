@@ -40,21 +40,26 @@ class Piece:
 
 
 class Range:
-    """Bytes `start` to `end` of an object; it is let go once `wanted` bytes of it were read."""
+    """Bytes `start` to `end` of an object; it is let go once `wanted` bytes of it were read. It has no
+    pieces while it waits for room.
+    """
 
     __slots__ = ("asked", "end", "pieces", "start", "wanted")
 
-    def __init__(self, source: Source, start: int, end: int, wanted: int) -> None:
+    def __init__(self, start: int, end: int, wanted: int) -> None:
         self.start, self.end, self.wanted, self.asked = start, end, wanted, time.monotonic()
+        self.pieces: list[Piece] = []
+
+    def divide(self, source: Source) -> None:
         self.pieces = [
-            Piece(source, at, min(PAGE, end - at)) for at in range(start, end, PAGE)
+            Piece(source, at, min(PAGE, self.end - at)) for at in range(self.start, self.end, PAGE)
         ]  # no buffer is large
 
 
 class Ranges:
     """Reads ahead of its readers with up to 32 threads. Whoever needs a piece that no thread has begun
-    with fetches it; what was not asked for is fetched when it is read. One object per process, never
-    used by a fork.
+    with fetches it; what was not asked for is fetched when it is read. Ranges for which there is no
+    room wait for it, in turn, or for their reader. One object per process, never used by a fork.
     """
 
     def __init__(self, threads: int = THREADS, held: int = HELD) -> None:
@@ -63,32 +68,35 @@ class Ranges:
         self._fetchers = Fetchers(threads, self._next, self._lock)
         self._queue: deque[Piece] = deque()
         self._ranges: dict[Source, list[Range]] = {}  # of each open object
+        self._waiting: dict[Range, Source] = {}  # for room, in the order in which they were asked for
         # when the latest range that was read was asked for, among readers of the same kind
         self._reached: dict[bool, float] = {}
+        self._oldest = -math.inf  # no range that is there was asked for before
         self._held = 0
 
     def willneed(self, source: Source, offset: int, length: int, wanted: int = 0) -> None:
-        """Fetches a range in the background, unless there is no room for it."""
+        """Fetches a range in the background, as soon as there is room for it."""
         end = min(source.size, offset + length)
-        if end <= offset:
+        if end <= offset or end - offset > self.most:
             return
         with self._lock:
+            new = Range(offset, end, wanted or length)
+            self._ranges.setdefault(source, []).append(new)
+            self._waiting[new] = source
             if self._held + end - offset > self.most:
                 self._let_old_go()
-            if self._held + end - offset > self.most:
-                return
-            new = Range(source, offset, end, wanted or length)
-            self._ranges.setdefault(source, []).append(new)
-            self._held += end - offset
-            self._queue.extend(new.pieces)
-        self._fetchers.wake(len(new.pieces))
+            count = self._admit_waiting()
+        self._wake(count)
 
     def preadv(self, source: Source, buffers: Sequence[memoryview], offset: int) -> int:
         """Fills buffers from an object; returns how many bytes came, fewer only at its end."""
         end = min(source.size, offset + sum(memoryview(buffer).nbytes for buffer in buffers))
         if end <= offset:
             return 0
-        asked = self._take(source, offset, end)
+        with self._lock:
+            asked, count = self._take(source, offset, end)
+            count += self._admit_waiting()
+        self._wake(count)
         if asked is None:
             return straight(source, buffers, offset)
         first = asked.start
@@ -96,28 +104,48 @@ class Ranges:
             piece = asked.pieces[number]
             if self._claim(piece):
                 piece.fetch()
-            elif piece.data.exception() is not None:  # of another thread's request, maybe long ago
+            elif piece.data.done() and piece.data.exception() is not None:  # maybe long ago
                 piece = asked.pieces[number] = Piece(source, piece.start, piece.length)
                 piece.claimed = True
                 piece.fetch()
             fill(parts, piece.data.result(), start)
         return end - offset
 
-    def _take(self, source: Source, start: int, end: int) -> Range | None:
-        """Returns the range that has these bytes, and lets it go if they are the last that are wanted."""
-        with self._lock:
-            for asked in self._ranges.get(source, ()):
-                if asked.start <= start and end <= asked.end:
-                    kind = source.beside > 0
-                    self._reached[kind] = max(asked.asked, self._reached.get(kind, asked.asked))
-                    asked.wanted -= end - start
-                    if asked.wanted <= 0:
-                        self._let_go(source, asked)
-                    return asked
-        return None
+    def _take(self, source: Source, start: int, end: int) -> tuple[Range | None, int]:
+        """Returns the range that has these bytes, let go if they are the last that are wanted, and the
+        number of its pieces if it waited: for its reader there is always room.
+        """
+        for asked in self._ranges.get(source, ()):
+            if asked.start <= start and end <= asked.end:
+                kind = source.beside > 0
+                self._reached[kind] = max(asked.asked, self._reached.get(kind, asked.asked))
+                count = self._admit(asked) if asked in self._waiting else 0
+                asked.wanted -= end - start
+                if asked.wanted <= 0:
+                    self._let_go(source, asked)
+                return asked, count
+        return None, 0
+
+    def _admit(self, asked: Range) -> int:
+        """Has a range fetched; returns the number of its pieces."""
+        asked.divide(self._waiting.pop(asked))
+        self._held += asked.end - asked.start
+        self._queue.extend(asked.pieces)
+        return len(asked.pieces)
+
+    def _admit_waiting(self) -> int:
+        """Has those ranges fetched for which there is room; returns the number of their pieces."""
+        count = 0
+        while self._waiting:
+            first = next(iter(self._waiting))
+            if self._held + first.end - first.start > self.most:
+                break
+            count += self._admit(first)
+        return count
 
     def _let_go(self, source: Source, asked: Range) -> None:
-        self._held -= asked.end - asked.start
+        if self._waiting.pop(asked, None) is None:
+            self._held -= asked.end - asked.start
         self._ranges[source].remove(asked)
         if not self._ranges[source]:
             del self._ranges[source]
@@ -130,10 +158,14 @@ class Ranges:
         whether others were read that were asked for long after it. Rows that are read now and then
         (`beside`) pass none of a stream over, which pauses meanwhile.
         """
+        if max(self._reached.values(), default=-math.inf) - LONG <= self._oldest:
+            return
         for source, asked in list(self._ranges.items()):
             before = self._reached.get(source.beside > 0, -math.inf) - LONG
             for old in [each for each in asked if each.asked < before]:
                 self._give_up(source, old)
+        remaining = (each.asked for asked in self._ranges.values() for each in asked)
+        self._oldest = min(remaining, default=self._oldest)
 
     def _give_up(self, source: Source, asked: Range) -> None:
         for piece in asked.pieces:
@@ -166,3 +198,9 @@ class Ranges:
         with self._lock:
             for asked in list(self._ranges.get(source, ())):
                 self._give_up(source, asked)
+            count = self._admit_waiting()
+        self._wake(count)
+
+    def _wake(self, count: int) -> None:
+        if count:
+            self._fetchers.wake(count)

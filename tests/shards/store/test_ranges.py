@@ -110,11 +110,53 @@ def test_what_nobody_reads_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
         reader.willneed(source, start, 50 if start == 200 else 100, 50)
     until(lambda: len(source.fetched) == 3)  # for the fourth there is no room
     assert read(reader, source, 200, 50) == source.data[200:250]
-    reader.willneed(source, 300, 100, 100)
-    assert reader._held == 100
-    for start in range(0, 400, 100):
+    reader.willneed(source, 400, 100, 100)
+    assert reader._held == 200  # the fourth and this one
+    for start in (0, 100, 300, 400):
         assert read(reader, source, start, 100) == source.data[start : start + 100]
     assert reader._held == 0
+
+
+def test_what_finds_no_room_waits_for_it() -> None:
+    reader, source = Ranges(held=250), Numbered(1000)
+    for start in range(0, 600, 100):
+        reader.willneed(source, start, 100, 100)
+    for start in range(0, 600, 100):
+        until(lambda count=start // 100 + 2: len(source.fetched) >= min(count, 6))
+        assert reader._held <= 250
+        assert read(reader, source, start, 100) == source.data[start : start + 100]
+    assert sorted(source.fetched) == [(start, 100) for start in range(0, 600, 100)]
+    assert reader._held == 0
+
+
+def test_a_reader_that_ended_leaves_room_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it asked for takes all room, and is never read."""
+    monkeypatch.setattr(ranges, "LONG", 0)
+    reader, source = Ranges(held=200), Numbered(1000)
+    for start in (0, 100):
+        reader.willneed(source, start, 100, 100)
+    time.sleep(0.001)
+    reader.willneed(source, 200, 100, 60)
+    assert read(reader, source, 230, 40) == source.data[230:270]
+    time.sleep(0.001)
+    reader.willneed(source, 300, 100, 100)
+    until(lambda: (300, 100) in source.fetched)
+    assert read(reader, source, 200, 20) == source.data[200:220]
+    assert read(reader, source, 300, 100) == source.data[300:400]
+    assert sorted(source.fetched) == [(start, 100) for start in range(0, 400, 100)]
+    assert reader._held == 0
+
+
+def test_what_is_closed_leaves_room_to_what_waits() -> None:
+    reader, source, other = Ranges(held=200), Numbered(1000), Numbered(500)
+    for start in (0, 100, 200):
+        reader.willneed(source, start, 100, 100)
+    reader.willneed(other, 0, 100, 100)
+    assert other.fetched == []
+    reader.forget(source)
+    until(lambda: other.fetched == [(0, 100)])
+    assert read(reader, other, 0, 100) == other.data[:100]
+    assert (reader._held, len(reader._waiting)) == (0, 0)
 
 
 def test_what_is_due_stays_over_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +206,24 @@ def test_an_error_of_another_request_is_not_for_ever() -> None:
     assert read(reader, source, 0, 40) == source.data[:40]
     assert read(reader, source, 40, 60) == source.data[40:]
     assert source.fetched == [(0, 100)] * 2
+
+
+def test_a_request_that_fails_while_its_reader_waits_is_not_made_again() -> None:
+    """It was repeated for as long as a request may be, so an error would come after twice that."""
+
+    class Broken(Numbered):
+        def fetch(self, start: int, length: int) -> bytes:
+            super().fetch(start, length)
+            raise StoreError("no answer")
+
+    reader, source = Ranges(), Broken(100)
+    source.go.clear()
+    reader.willneed(source, 0, 100, 100)
+    until(lambda: source.now == 1)
+    threading.Timer(0.3, source.go.set).start()
+    with pytest.raises(StoreError, match="no answer"):
+        read(reader, source, 0, 100)
+    assert source.fetched == [(0, 100)]
 
 
 # Columns ------------------------------------------------------------------------------------------
