@@ -68,7 +68,7 @@ class Ranges:
         self._fetchers = Fetchers(threads, self._next, self._lock)
         self._queue: deque[Piece] = deque()
         self._ranges: dict[Source, list[Range]] = {}  # of each open object
-        self._waiting: dict[Range, Source] = {}  # for room, in the order in which they were asked for
+        self._waiting: dict[Range, Source] = {}  # for room, what was asked for first first
         # when the latest range that was read was asked for, among readers of the same kind
         self._reached: dict[bool, float] = {}
         self._oldest = -math.inf  # no range that is there was asked for before
