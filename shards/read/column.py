@@ -77,12 +77,14 @@ class Column:
         self._objects = ValueObjects(store, spec, self._tables.committed)
         self.after_fork()
         watch_forks(self)
-        self._expected = False  # whether the store knows how much of it will be read
         self._value_bytes: int | None = None
 
     def after_fork(self) -> None:
-        """Makes the lock of a child: a thread of its parent may have held that of the parent."""
+        """Makes the lock of a child: a thread of its parent may have held that of the parent. The store of
+        a child knows nothing of what will be read.
+        """
         self._lock = threading.RLock()
+        self._expected = False  # whether the store knows how much of it will be read
 
     @classmethod
     def open(cls, url: Place, partial: bool = False, snapshot_id: Json | None = None) -> Column:

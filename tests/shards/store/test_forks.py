@@ -59,6 +59,26 @@ def test_a_child_reads_what_a_thread_of_its_parent_waits_for(
     column.close()
 
 
+def test_a_child_reads_in_the_way_of_its_parent(
+    server: Server, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pages are its own, and know nothing of a column that does not fit until it says so again."""
+    monkeypatch.setenv("LATENTBANK_CACHE_GB", "0.000001")
+    server.take(write_column(tmp_path / "near", moments_spec(1), (300,)), url)
+    column = Column.open(url)
+    note = column.storage_note
+    assert "row by row" in note
+
+    def read() -> None:
+        column.places(ROWS, whole=True)
+        assert column.storage_note == note
+        column.read(ROWS)
+        assert not (tmp_path / "cache").exists()
+
+    assert ended_in_time(fork(read, tmp_path / "log")) == 0, (tmp_path / "log").read_text()
+    column.close()
+
+
 def test_a_child_has_no_pages_of_its_parent_open(tmp_path: Path) -> None:
     """The room of those that are evicted would not be given back before it ends."""
     cache = PageCache(tmp_path / "cache", 1 << 20)
