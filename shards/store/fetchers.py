@@ -42,7 +42,12 @@ class Fetchers:
         with self._due:
             self._starting -= 1
         while work := self._next():
-            work()
+            try:
+                work()
+            except BaseException:  # whatever it is, another thread may take its place
+                with self._due:
+                    self._threads -= 1
+                raise
 
     def _next(self) -> Callable[[], None] | None:
         """Returns a piece of work, waited for; None if none came, or the program ends: what a thread

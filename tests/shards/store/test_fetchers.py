@@ -9,6 +9,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+import pytest
+
 from shards.store.fetchers import LINGER, Fetchers
 
 
@@ -63,6 +65,23 @@ def test_work_that_comes_bit_by_bit_is_done_side_by_side() -> None:
         work.append(lambda: gate.wait(60) and None)
         threads.wake(1)
     gate.wait(60)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_fails_has_a_successor() -> None:
+    def fail() -> None:
+        raise MemoryError
+
+    done = threading.Event()
+    work: deque[Callable[[], None]] = deque([fail])
+    threads = fetchers(1, work)
+    threads.wake(1)
+    end = time.monotonic() + 60
+    while threads._threads and time.monotonic() < end:
+        time.sleep(0.01)
+    work.append(done.set)
+    threads.wake(1)
+    assert done.wait(10)
 
 
 PROGRAM = """
