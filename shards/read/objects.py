@@ -273,6 +273,7 @@ class ValueObjects:
     def hint(self, places: Places) -> None:
         """Says that rows will be read soon: the disk reads ahead, a remote object is fetched."""
         places = self._stored(places)
+        places = places.at((places.start >= 0) & (places.size > 0))  # no range begins with nothing
         places = places.at(np.lexsort((places.start, places.object)))
         end = places.start + places.size
         gap: Any = HINT_GAP
@@ -292,8 +293,7 @@ class ValueObjects:
         wanted = np.add.reduceat(places.size, first).tolist() if len(end) else []
         ranges = zip(places.at(first).rows(), ends, wanted, strict=True)
         for (number, start, _), last, count in ranges:
-            if last > start >= 0:
-                self.store.willneed(self.open(number), start, last - start, count)
+            self.store.willneed(self.open(number), start, last - start, count)
 
     def refuse_short(self, places: Places) -> None:
         """Raises CorruptColumn if objects are too small to hold these rows, before memory is taken

@@ -331,6 +331,7 @@ class RemoteStore(Store):
         if handle.cached and pages.room >= handle.beside:
             return pages.preadv(handle, buffers, offset)
         if handle.cached:
+            handle.anew = True  # also once pages are kept, which it has not seen before
             return self._ranges.preadv(handle, buffers, offset)
         return pages.straight(handle, buffers, offset)
 
@@ -348,7 +349,7 @@ class RemoteStore(Store):
 
     def came_anew(self, handle: Handle) -> bool:
         pages = self._pages
-        return pages.take_anew(handle) or not handle.cached or pages.room < handle.beside
+        return not handle.cached or pages.room < handle.beside or pages.take_anew(handle)
 
     def forget(self, handle: Handle, offset: int, length: int) -> bool:
         self._ranges.forget(handle)

@@ -288,3 +288,37 @@ def test_a_page_that_another_process_fetched_is_compared(
     page.with_name("other").rename(page)
     assert far.read(np.arange(40)).tobytes() == whole.tobytes()
     far.close()
+
+
+def test_what_is_read_in_another_way_is_compared_once_more(
+    proxy: Proxy, url: str, column_at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once another column is closed, its rows are read in pages, for which there was no room."""
+    near = Column.open(column_at(moments_spec(1), (40,)))
+    monkeypatch.setenv("LATENTBANK_CACHE_GB", f"{1.5 * near.value_bytes / 1e9:.9f}")
+    far, other = (Column.open(f"{url}/moments") for _ in range(2))
+    notes, ids = [column.storage_note for column in (far, other)], np.arange(40)
+    assert "row by row" in notes[1]
+    assert far.read(ids).tobytes() == near.read(ids).tobytes()
+    other.close()
+    assert "in pages" in far.storage_note
+    proxy.fault = lambda request, count: "flip" if request[2] else None
+    with pytest.raises(CorruptColumn, match="row 0 of shard 0"):
+        far.read(ids)
+    proxy.fault = lambda request, count: None
+    assert far.read(ids).tobytes() == near.read(ids).tobytes()
+    for column in (near, far):
+        column.close()
+
+
+def test_rows_beside_one_without_a_member_are_asked_for_at_once(
+    proxy: Proxy, url: str, column_at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATENTBANK_CACHE_GB", "0")
+    near = Column.open(column_at(moments_spec(1, backend="webdataset"), (40,)))
+    far, ids = Column.open(f"{url}/moments"), np.arange(40)
+    assert (near.places(ids).start < 0).any()
+    assert far.read(ids).tobytes() == near.read(ids).tobytes()
+    assert proxy.gets() == 1
+    for column in (near, far):
+        column.close()
