@@ -19,7 +19,10 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -49,6 +52,18 @@ OWN_KEYS = {
     "data.latents": "name it as the entry's `latents`",
 }
 OWN_NAMES = {"encode"}  # of files in OUT/configs beside those of entries
+
+
+def _expects(text: str) -> WrapValidator:
+    """Says of a key in these words what it takes, whatever of its value does not fit."""
+
+    def validate(value: Any, fits: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return fits(value)
+        except ValidationError:
+            raise ValueError(f"expected {text}") from None
+
+    return WrapValidator(validate)
 
 
 def _free(words: tuple[str, ...]) -> tuple[str, ...]:
@@ -180,19 +195,32 @@ Values = Annotated[
 ]
 
 
+def _expects_several(for_all: str) -> WrapValidator:
+    return _expects(
+        "a list of two or more numbers above 0, of which one is chosen for each entry. Write such a list; or leave "
+        f"this key out and name one value for all entries: {for_all}"
+    )
+
+
+Scales = Annotated[Values | None, _expects_several("generate: {guidance_scale: 3}")]
+Lengths = Annotated[Values | None, _expects_several("generate: {ema: 0.1}")]
+Shifts = Annotated[Values | None, _expects_several("generate: {shift: 2}")]
+Rates = Annotated[Values | None, _expects_several("with: [optim.lr=1e-4]")]
+
+
 class SettleConfig(Strict):
     """What is chosen for each entry, one value for all its seeds: at the last step, on half A of the
     prompts, by the mean of the primary score over the seeds. The study then reports half B.
     """
 
     # guidance of the sampler; null: none is chosen. So is none where `generate` names it
-    guidance_scale: Values | None = (1.5, 2.0, 3.0, 4.5, 6.0, 9.0)
+    guidance_scale: Scales = (1.5, 2.0, 3.0, 4.5, 6.0, 9.0)
     # lengths of the average of the weights, relative to the updates; the runs keep what they take
-    ema: Values | None = (0.05, 0.075, 0.1)
+    ema: Lengths = (0.05, 0.075, 0.1)
     # timestep shifts of the sampler
-    shift: Values | None = None
+    shift: Shifts = None
     # learning rates: each entry is trained with each in every seed, and its own validation loss chooses
-    lr: Values | None = None
+    lr: Rates = None
     # whether a value at an end of its range, beyond which a better one may lie, gives a verdict
     accept_edge: bool = False
 
@@ -215,6 +243,20 @@ class SettleConfig(Strict):
         return tuple(sorted(values))
 
 
+Seeds = Annotated[
+    tuple[Seed, ...],
+    Field(min_length=1),
+    _expects("a list of whole numbers from 0 on. Write one seed as [3], several as [0, 1, 2]"),
+]
+Checkpoints = Annotated[
+    Size | Annotated[tuple[Size, ...], Field(min_length=1)],
+    _expects(
+        "how many steps are scored, or a list of steps, each a whole number from 1 on. Write 8 for eight of them, "
+        "[5000, 10000] for these two"
+    ),
+]
+
+
 class StudyConfig(Strict):
     # the training config of all entries, and what all have otherwise: [steps=1000]
     train: LocalPath
@@ -223,7 +265,7 @@ class StudyConfig(Strict):
     # what the others are compared with; None: the first entry
     baseline: str | None = None
     # of trainings; three at least for a verdict that holds beyond these trainings
-    seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: Seeds = (0, 1, 2)
     # a name of eval.prompts.BENCHMARKS, or a prompt file of your own: exactly one
     benchmark: str | None = None
     prompts: LocalPath | None = None
@@ -235,7 +277,7 @@ class StudyConfig(Strict):
     settle: SettleConfig | None = SettleConfig()
     # steps that are scored: how many, equally spaced in log samples over the last decade and ending
     # with the last; or the steps themselves
-    checkpoints: Size | Annotated[tuple[Size, ...], Field(min_length=1)] = 8
+    checkpoints: Checkpoints = 8
     # the encode config that an entry's `encoder` is put into
     encode: LocalPath = Path("configs/encode/base/blip3o.yaml")
     # processes of a training; None: the visible GPUs that a job has, else 1

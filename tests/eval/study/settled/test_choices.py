@@ -246,12 +246,12 @@ def test_what_generate_names_is_not_chosen(
 @pytest.mark.parametrize(
     ("settle", "message"),
     [
-        ({"guidance_scale": [3]}, "at least 2"),
+        ({"guidance_scale": [3]}, "a list of two or more numbers"),
         ({"guidance_scale": [3, 3]}, "3 is named twice"),
         ({"guidance_scale": [0.5, 1, 3]}, "make the same pictures"),
         ({"ema": [0.05, 0.5]}, "0.5"),
         ({"shift": [1, float("nan")]}, "found nan"),
-        ({"lr": [1e-4]}, "at least 2"),
+        ({"lr": [1e-4]}, "a list of two or more numbers"),
         ({"cfg": [1, 2]}, "cfg"),
     ],
     ids=str,
