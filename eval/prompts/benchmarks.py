@@ -120,6 +120,7 @@ def find(name: str, path: Path | None = None, folder: Path = PLACE) -> Prompts:
             f"{path}: no such file. `python -m eval prompts fetch {name}` brings the prompts of {name}; or name a file "
             "with --prompts"
             if benchmark.sources
-            else f"{path}: no such file"
+            else f"{path}: no such file, expected the file of your prompts: .txt, a prompt a line, or .json. Check the "
+            "path"
         )
     return benchmark.read(path)

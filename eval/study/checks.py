@@ -18,12 +18,12 @@ from train.run import initial_model, model_config, refuse_narrow, with_sizes
 
 from ..errors import BadStudy, NotPaired
 from ..images.checks import read_manifest
-from ..prompts.benchmarks import find
 from ..prompts.prompts import LEAST_HALVED
 from .earlier import refuse_changed, take_over
 from .encoders import check_classes, check_encoders, places
 from .flags import generate_settings, scorer_settings
 from .graph import Node, nodes_of
+from .pictures import prompts_of
 from .reuse import FROM_ENCODER, Existing, column_exists
 from .study import Study
 
@@ -76,11 +76,12 @@ def preflight(study: Study) -> Study:
     generate_settings(study)
     for scorer in study.scorers:
         scorer_settings(study, scorer)
-    check_settled(study, len(find(study.benchmark, study.config.prompts).items))
+    check_settled(study, len(prompts_of(study).items))
     check_batches(study)
     check_initial(study)
     existing = Existing(study)
     check_columns(study, existing)
+    check_reconstructions(study)
     refuse_changed(study)
     study = take_over(study)
     existing = Existing(study)
@@ -180,6 +181,20 @@ def check_columns(study: Study, existing: Existing) -> None:
             b = existing.training(entry, study.seeds[0], phase)
             if a is not None and b is not None:
                 refuse_unpaired(study, sides, a, b)
+
+
+def check_reconstructions(study: Study) -> None:
+    """Raises BadStudy where a folder of `panel.reconstructions` is absent. Of columns that are still to be made
+    there can be none yet.
+    """
+    folders = study.config.panel.reconstructions if study.config.panel else {}
+    for entry, folder in folders.items():
+        latents = study.train_config(entry, study.seeds[0]).data.resolved().latents
+        if not folder.is_dir() and all(map(column_exists, places(latents))):
+            raise BadStudy(
+                f"{study.path}: panel.reconstructions.{entry}: found no folder {folder}, expected one that `python -m "
+                "eval reconstruct` made. Make it, correct the path, or leave it out"
+            )
 
 
 def check_differ(study: Study, existing: Existing) -> None:

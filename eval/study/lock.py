@@ -44,10 +44,10 @@ from train.checkpoints.snapshots import EmaLengthRefused, files_of_length
 from ..errors import BadPrompts, BadStudy, EvalError
 from ..images.checks import REMOVED
 from ..images.imageset import ImageSetReader
-from ..prompts.benchmarks import find
 from .earlier import take_over
 from .encoders import places
 from .graph import Node, nodes_of
+from .pictures import prompts_of
 from .reuse import Existing
 from .run.files import config_files, config_values
 from .study import Study
@@ -129,7 +129,7 @@ def _config_file(path: Path) -> str:
 def _prompts(study: Study) -> dict[str, str]:
     name = str(study.config.prompts or study.benchmark)
     try:
-        return {name: find(study.benchmark, study.config.prompts).digest}
+        return {name: prompts_of(study).digest}
     except BadPrompts:  # they are not here
         return {name: ABSENT}
 

@@ -1,5 +1,5 @@
-"""The sets of pictures of a study: those that it reports, and those of half A of the prompts by which the
-settings of sampling are chosen.
+"""The prompts of a study, and its sets of pictures: those that it reports, and those of half A of the prompts by
+which the settings of sampling are chosen.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from ..prompts.prompts import Half
+from ..errors import BadPrompts
+from ..prompts.benchmarks import find, place
+from ..prompts.prompts import Half, Prompts
 from .axes import setting_names
 from .study import Study
 
@@ -27,6 +29,21 @@ class PictureSet:
     folder: Path
     setting: Mapping[str, float]  # of sampling, in place of what `generate` says
     half: Half | None = None  # of the prompts
+
+
+def prompts_of(study: Study) -> Prompts:
+    """Returns the prompts of a study; BadPrompts, which names the key, where they are absent or damaged."""
+    path, name = study.config.prompts, study.benchmark
+    if path is None and not (fetched := place(name)).exists():
+        raise BadPrompts(
+            f"{study.path}: benchmark: found no file {fetched}, expected the prompts of {name}. `python -m eval "
+            f"prompts fetch {name}` brings them"
+        )
+    try:
+        return find(name, path)
+    except BadPrompts as error:
+        key = "benchmark" if path is None else "prompts"
+        raise BadPrompts(f"{study.path}: {key}: {error}") from None
 
 
 def reported_set(study: Study, entry: str, seed: int, step: int) -> PictureSet:

@@ -46,14 +46,13 @@ from ..images.checks import (
 )
 from ..images.layouts import LAYOUTS
 from ..images.runs import Run
-from ..prompts.benchmarks import find
 from ..prompts.prompts import Half, Prompts
 from ..scores import results
 from ..scores.aggregate import means_of
 from ..scores.results import Score
 from .flags import generate_settings
 from .graph import Node, nodes_of
-from .pictures import PictureSet
+from .pictures import PictureSet, prompts_of
 from .study import Study
 
 Json = dict[str, Any]
@@ -268,7 +267,7 @@ class Existing:
     def prompts(self) -> Prompts | None:
         """The study's prompts; None while they are not here."""
         try:
-            return find(self.study.benchmark, self.study.config.prompts)
+            return prompts_of(self.study)
         except BadPrompts:
             return None
 

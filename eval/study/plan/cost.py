@@ -35,10 +35,11 @@ from train.plan import (
 )
 
 from ...errors import BadPrompts
-from ...prompts.benchmarks import BENCHMARKS, find
+from ...prompts.benchmarks import BENCHMARKS
 from ...prompts.prompts import Half
 from ..flags import generate_settings
 from ..graph import Node
+from ..pictures import prompts_of
 from ..reuse import column_exists, has_pictures, recorded_digest
 from ..study import Study
 
@@ -336,7 +337,7 @@ class Costs:
     def _prompts(self) -> tuple[int, float]:
         """Prompts and their mean tokens; of the whole benchmark where its prompts are not here."""
         try:
-            items = find(self.study.benchmark, self.study.config.prompts).items
+            items = prompts_of(self.study).items
         except BadPrompts:
             count = BENCHMARKS[self.study.benchmark].prompts
             if count is None:

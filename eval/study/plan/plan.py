@@ -18,6 +18,7 @@ from train.plan import Efficiency, gpu_named
 
 from ...errors import OutputEdited, StudyChanged
 from ...images.flags import plain
+from ..checks import check_reconstructions
 from ..earlier import refuse_changed, take_over, taken_over
 from ..flags import generate_settings, scorer_settings
 from ..graph import Kind, nodes_of
@@ -116,12 +117,14 @@ def plan_study(
 
 def plan_existing(study: Study, assumptions: Assumptions) -> StudyPlan:
     """Returns the plan of what a study lacks, beside what exists and what was made by hand; BadStudy
-    for flags that `eval generate` or `eval score` do not take, TooFewImages for fewer pictures than a scorer takes.
+    for flags that `eval generate` or `eval score` do not take, and for reconstructions that are absent, TooFewImages
+    for fewer pictures than a scorer takes.
     """
     generate_settings(study)
     for scorer in study.scorers:
         scorer_settings(study, scorer)
     refuse_few(study)
+    check_reconstructions(study)
     study = take_over(study)
     existing, nodes = Existing(study), nodes_of(study)
     records = {node.id: read_record(study, node.id) or {} for node in nodes}

@@ -13,11 +13,11 @@ from pathlib import Path
 from shards import ShardsError, exits
 
 from ...errors import BadPrompts, EvalError, TooFewImages
-from ...prompts.benchmarks import find
 from ...prompts.prompts import Prompts
 from ...score import SCORERS
 from ..config import ScorerConfig
 from ..flags import scorer_settings
+from ..pictures import prompts_of
 from ..study import Study
 
 
@@ -26,7 +26,7 @@ def main() -> None:
     import torch
 
     study = Study.open(Path(sys.argv[1]))
-    prompts = find(study.benchmark, study.config.prompts)
+    prompts = prompts_of(study)
     for config in study.scorers:
         args = _settings(study, config, "cuda" if torch.cuda.is_available() else "cpu")
         scorer = SCORERS[config.name]
@@ -40,7 +40,7 @@ def refuse_few(study: Study) -> None:
     said of prompts, weights and references that are not here, nor of models of the hub, which would be fetched.
     """
     try:
-        prompts = find(study.benchmark, study.config.prompts)
+        prompts = prompts_of(study)
     except BadPrompts:
         return
     for config in study.scorers:

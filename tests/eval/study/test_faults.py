@@ -20,9 +20,18 @@ import yaml
 import configs
 from eval.errors import BadPrompts, BadStudy, NotPaired, StudyChanged
 from eval.images.checks import read_manifest
-from eval.study.checks import check_differ, check_pair, check_sets, preflight, refuse_unpaired
+from eval.study.checks import (
+    check_differ,
+    check_pair,
+    check_reconstructions,
+    check_sets,
+    preflight,
+    refuse_unpaired,
+)
 from eval.study.earlier import refuse_changed
 from eval.study.graph import nodes_of
+from eval.study.plan.cost import Assumptions
+from eval.study.plan.plan import plan_existing
 from eval.study.reuse import Existing
 from eval.study.run.command import environment as environment_of
 from eval.study.run.command import visible_gpus
@@ -33,15 +42,19 @@ from shards import ShardsError
 from tests.commands.lines import next_lines
 from tests.eval.study.small_study import (
     ROOT,
+    SIDE,
     environment,
     numbers,
     study,
     study_yaml,
     training_of,
+    vae,
     write_inputs,
 )
 
 pytestmark = pytest.mark.timeout(900)  # a study is a dozen processes, each of which imports torch
+
+NO_PROMPTS = "no such file, expected the file of your prompts: .txt, a prompt a line, or .json. Check the path"
 
 
 def opened(made: Path, out: str = "out", **values: Any) -> Study:
@@ -205,12 +218,19 @@ def test_a_score_whose_items_are_deleted_is_made_again(made: Path) -> None:
             StudyChanged,
             '"power": null, "snapshots": 32} there, {"decay": 0.5, "power": [0.05, 0.1]',
         ),
-        ({"prompts": "absent.json"}, BadPrompts, "absent.json: no such file"),
-        ({"prompts": None, "benchmark": "geneval"}, BadPrompts, "prompts fetch geneval"),
+        ({"prompts": "absent.json"}, BadPrompts, f"changed.yaml: prompts: absent.json: {NO_PROMPTS}"),
+        ({"prompts": None, "benchmark": "geneval"}, BadPrompts, "changed.yaml: benchmark: found no file"),
+        ({"prompts": None, "benchmark": "geneval"}, BadPrompts, "prompts fetch geneval` brings them"),
         ({"with": ["init_from=absent"]}, BadStudy, "plain: init_from: found no checkpoint in absent"),
         ({"differ": ["optim.lrr"]}, BadStudy, "differ: found optim.lrr, expected"),
         ({"differ": ["optim.lrr"]}, BadStudy, "did you mean optim.lr?"),
         ({"differ": ["guidanse_scale"]}, BadStudy, "did you mean guidance_scale?"),
+        (
+            {"panel": {"reconstructions": {"plain": "absent"}}},
+            BadStudy,
+            "changed.yaml: panel.reconstructions.plain: found no folder absent, expected one that `python -m eval "
+            "reconstruct` made. Make it, correct the path, or leave it out",
+        ),
         ({"ranks": 3}, configs.ConfigError, "cannot be cut into micro-batches"),
     ],
 )  # fmt: skip
@@ -229,6 +249,18 @@ def test_refused_before_anything_runs(
     with pytest.raises(error, match=re.escape(message)):
         preflight(study)
     assert sorted((made / "out").rglob("*")) == before
+
+
+def test_reconstructions_that_are_absent_are_refused_by_the_plan_too(made: Path) -> None:
+    """But not those of a column that the study is still to make, of which there can be none yet."""
+    absent = {"reconstructions": {"plain": "absent"}}
+    with pytest.raises(BadStudy, match=r"panel\.reconstructions\.plain: found no folder absent"):
+        plan_existing(opened(made, panel=absent), Assumptions())
+    entries = {
+        "plain": {"latents": "new", "encoder": vae(made, "kl"), "resolution": SIDE},
+        "other": "other",
+    }
+    check_reconstructions(opened(made, entries=entries, panel=absent))
 
 
 def test_other_prompts_are_said_in_words(made: Path, tmp_path: Path) -> None:
