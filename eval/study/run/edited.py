@@ -9,6 +9,7 @@ command left is compared with nothing. Nor is what was made by hand, in other fo
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,7 @@ def _small_files(study: Study, node: Node, record: Json) -> Iterator[Path]:
     if node.kind == "train" and node.seed is not None:
         run = study.run_folder(node.entry, node.seed, node.phase)
         yield run / "config.yaml"
-        if node.axis:  # a learning rate is chosen by the losses in it
-            yield run / METRICS
+        yield run / METRICS  # its losses choose learning rates; they and its costs are on the page
     for folder in node.outputs:
         if node.kind == "generate":
             yield folder / "manifest.json"
@@ -68,7 +68,8 @@ def refuse_edited(study: Study) -> None:
         more = [f"and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
         advice = (
             "Put back what was there. Or remove what is to be made again: of a score its file, of pictures the set's "
-            "folder, of a training its run's folder, of a config its file, which follows the study's YAML"
+            "folder, of a training its run's folder, of a config its file, which follows the study's YAML. Where "
+            f"`settle` has no lr, {METRICS} alone may go: nothing is trained again, the page lacks its losses and costs"
         )
         raise OutputEdited("\n  ".join([title, *lines[:MOST_LINES], *more]) + f"\n{advice}")
 
@@ -83,7 +84,7 @@ def _edited_outputs(study: Study, node: Node) -> list[str]:
         path = study.out / name
         if not path.is_file() or (now := sha256_file(path)) == then:
             continue
-        if node.kind == "train" and _is_gone_on_with(study, node, path):
+        if node.kind == "train" and _is_gone_on_with(study, node, path, then):
             continue
         lines.append(
             f"{path}, of {node.id}: found sha256 {now:.{SHOWN}}…, expected {then!s:.{SHOWN}}…"
@@ -95,21 +96,33 @@ def _edited_outputs(study: Study, node: Node) -> list[str]:
     return lines if lines and read_record(study, node.id) == record else []
 
 
-def _is_gone_on_with(study: Study, node: Node, path: Path) -> bool:
-    """Whether somebody has gone on with a training by hand: its config is what its newest checkpoint says, or
-    what the study says now, or, of its metrics, that checkpoint is beyond the training's end.
+def _is_gone_on_with(study: Study, node: Node, path: Path, then: str) -> bool:
+    """Whether somebody has started a training again by hand: its config is what its newest checkpoint says, or
+    what the study says now; its metrics have lines more, or that checkpoint is beyond the training's end.
     """
     assert node.seed is not None
     assert node.step is not None
     manifest = Existing(study).newest(path.parent)
     if path.name == METRICS:
-        return manifest is not None and int(manifest["step"]) > node.step
+        beyond = manifest is not None and int(manifest["step"]) > node.step
+        return beyond or _has_lines_more(path, then)
     try:
         values = read_yaml(path)
     except ConfigError:
         return False
     now = study.train_config(node.entry, node.seed, node.phase).model_dump(mode="json")
     return values == now or (manifest is not None and values == manifest["config"])
+
+
+def _has_lines_more(path: Path, then: str) -> bool:
+    """Whether the first lines of a file have a digest."""
+    digest = hashlib.sha256()
+    with path.open("rb") as lines:
+        for line in lines:
+            digest.update(line)
+            if digest.hexdigest() == then:
+                return True
+    return False
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -64,11 +64,11 @@ def changed(text: str) -> str:
     return re.sub(r"(: ?)(\d)", r"\g<1>1\2", text, count=1)
 
 
-RUN_CONFIG = "runs/other/config.yaml"
+RUN_CONFIG, METRICS = "runs/other/config.yaml", "runs/other/metrics.jsonl"
 CONFIG = "configs/other.yaml"
 SMALL_FILES = [
     *(f"{SET}/scores/demo-acc*{end}" for end in (".json", ".items.jsonl")), f"{SET}/manifest.json",
-    f"{SET}/prompts.json", RUN_CONFIG, f"{TRAIN}/manifest.json", CONFIG, "configs/encode.yaml", "study.yaml",
+    f"{SET}/prompts.json", RUN_CONFIG, METRICS, f"{TRAIN}/manifest.json", CONFIG, "configs/encode.yaml", "study.yaml",
 ]  # fmt: skip
 
 
@@ -175,6 +175,18 @@ def test_a_training_that_was_gone_on_with_by_hand_is_no_edit(copied: Study) -> N
     values = config.train_config("other", 0).model_dump(mode="json")
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     refuse_edited(config)
+
+
+def test_lines_behind_the_metrics_of_a_training_are_no_edit(copied: Study) -> None:
+    """The trainer writes one whenever it is started again, also beyond the training's end."""
+    path = copied.out / METRICS
+    text = path.read_text()
+    path.write_text(f'{text}{{"step": 6, "start": {{"world": 1}}}}\n{{"step": 8}}\n')
+    refuse_edited(copied)
+    for other in (changed(text), text.partition("\n")[2], text[: text.rindex("{")]):
+        path.write_text(other)
+        with pytest.raises(OutputEdited, match=f"{METRICS}, of {TRAINED}: found sha256 "):
+            refuse_edited(copied)
 
 
 def test_a_worker_that_is_killed_while_it_writes_configs_leaves_no_edit(
