@@ -27,14 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
-from ..format.atomic import TEMPORARY
+from ..format.atomic import TEMPORARY, pieces
 from ..processes import watch_forks
 
 TOUCH = 60  # seconds: a page used within them is not looked up, nor marked as used, again
 OPEN_FILES = 1 << 15  # pages that are kept open at most, and a quarter of what a process may open
-# bytes written at a time: for more, Linux takes memory in blocks of 2 MiB, which a virtual machine has
-# often handed back, and gets again at three times the price of the write
-PIECE = 1 << 18
 FULL = (errno.ENOSPC, errno.EDQUOT)
 Page = int | str  # its number, or the name of a range by itself
 # inode, and when it was written in ns: a file system gives an inode to another file once it is free
@@ -124,6 +121,11 @@ class PageCache:
         if time.time() - last_use(status) > TOUCH:
             with suppress(OSError):  # another user's, or of a disk that is only to be read
                 os.utime(descriptor, ns=(time.time_ns(), status.st_mtime_ns))
+        self._hold(key, page, opened)
+        return opened
+
+    def _hold(self, key: str, page: Page, opened: OpenPage) -> None:
+        """Keeps a page open until a minute or two after its last use."""
         most = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4, OPEN_FILES)
         with self._lock:
             while len(self._open) >= most > 0:
@@ -135,7 +137,6 @@ class PageCache:
                 target=_close_old, args=(weakref.ref(self),), name="latentbank-close", daemon=True
             )
             thread.start()
-        return opened
 
     def close_old(self) -> bool:
         """Closes what was opened long ago; returns whether other pages are open."""
@@ -146,15 +147,20 @@ class PageCache:
             self._closing = bool(self._open)
             return self._closing
 
-    def _open_file(self, path: str) -> int:
-        """Opens a page; where this process may open no more files, the other pages are closed first."""
-        try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE):
-                raise
-        self._close_all()
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def _open_file(self, path: str, flags: int = os.O_RDONLY) -> int:
+        """Opens a page; where this process may open no more files, the other pages are closed first, and
+        threads that write some are waited for.
+        """
+        flags |= os.O_CLOEXEC
+        for _ in range(100):
+            try:
+                return os.open(path, flags, 0o666)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    raise
+            self._close_all()
+            time.sleep(0.01)
+        return os.open(path, flags, 0o666)
 
     def _close_all(self) -> None:
         with self._lock:
@@ -198,18 +204,19 @@ class PageCache:
 
     def _write(self, key: str, page: Page, data: Any) -> File | None:
         temporary = f"{self.folder}/{key}/{TEMPORARY}{secrets.token_hex(8)}"
-        view = memoryview(data).cast("B")
         # the folder may be evicted at any moment while it is empty, so it may take a second try
         for _ in range(8):
             try:
                 os.makedirs(f"{self.folder}/{key}", exist_ok=True)
-                with open(temporary, "xb") as file:
-                    for start in range(0, view.nbytes, PIECE):
-                        file.write(view[start : start + PIECE])
-                    file.flush()
-                    status = os.fstat(file.fileno())
+                descriptor = self._open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+                opened = OpenPage(descriptor, (0, 0), time.monotonic() + TOUCH)
+                for piece in pieces(data):
+                    while piece:
+                        piece = piece[os.write(descriptor, piece) :]
+                opened.file = file_of(os.fstat(descriptor))
                 os.rename(temporary, self.path(key, page))
-                return file_of(status)
+                self._hold(key, page, opened)
+                return opened.file
             except (FileNotFoundError, FileExistsError):  # (makedirs: it went while it looked)
                 continue
             except OSError:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..errors import CorruptColumn, StoreError
+from ..format.atomic import WRITE_BYTES
 from ..signals import progressed
 from .client import NoRanges, TruncatedBody
 from .page_cache import File
 
-CHUNK = 1 << 20  # bytes of a stream that are handed on at a time
 BEYOND = re.compile(r"status code: 416\b")  # a range that starts where the object has ended
 
 
@@ -102,7 +102,7 @@ class RemoteObject:
                 answer = self._get_range(library, store, start + done, length - done)
             except library.exceptions.NotSupportedError:
                 raise NoRanges(f"{self.store.at(self.name)}: the server knows no ranges") from None
-            for chunk in answer.stream(min_chunk_size=CHUNK):
+            for chunk in answer.stream(min_chunk_size=WRITE_BYTES):
                 if len(chunk) > length - done:
                     raise TruncatedBody(f"more than the {length} bytes came that were asked for")
                 take(start + done, chunk)
@@ -118,7 +118,7 @@ class RemoteObject:
 
         def get(library: Any, store: Any) -> None:
             answer, done = self._checked(library.get(store, self.store.key(self.name))), 0
-            for chunk in answer.stream(min_chunk_size=CHUNK):
+            for chunk in answer.stream(min_chunk_size=WRITE_BYTES):
                 take(done, chunk)
                 progressed()
                 done += len(chunk)

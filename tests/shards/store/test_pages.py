@@ -178,6 +178,8 @@ FULL = """
 import os, sys
 from pathlib import Path
 from shards.store.page_cache import PageCache
+from shards.store.pages import Pages
+from tests.shards.store.test_pages import Counted
 folder = Path(sys.argv[1])
 cache = PageCache(folder, 1 << 30)
 added = [cache.add("a", page, bytes(1 << 16)) for page in range(100)]
@@ -186,6 +188,7 @@ assert cache.has("a", 99, 1 << 16) and not cache.has("a", 0, 1 << 16)
 assert not list(folder.glob("*/.tmp-*"))
 for path in folder.glob("*/*"):
     path.unlink()
+cache.evict()  # which closes them
 with open(folder / "other", "wb") as other:  # someone else fills the disk
     try:
         while True:
@@ -195,6 +198,13 @@ with open(folder / "other", "wb") as other:  # someone else fills the disk
         os.close(os.dup(other.fileno()))
         assert [cache.add("a", page, bytes(1 << 16)) for page in range(3)] == [None] * 3
         assert not list(folder.glob("*/.tmp-*"))
+        for freed in (0, 100_000):  # the disk takes nothing of a page, or a part
+            os.ftruncate(other.fileno(), os.fstat(other.fileno()).st_size - freed)
+            source, buffer = Counted(1 << 18), bytearray(1 << 18)
+            assert Pages(cache, 1 << 18).preadv(source, [memoryview(buffer)], 0) == source.size
+            assert bytes(buffer) == source.data
+            assert source.fetched == [(0, 1 << 18)]
+            assert not list(folder.glob("*/*"))
         print("sound", flush=True)
         os._exit(0)
 """
