@@ -30,8 +30,12 @@ from .prefetch import Prefetcher
 ALIGN = 64  # bytes; every part of a buffer starts at a multiple
 CHUNK = 4_096  # samples that are planned at once: order and places then cost 1 % of the reading
 REMOTE_CHUNK = 512  # of columns in a store, whose shards are asked for what places follow from
-PLANNED = 16  # batches of such columns whose places are known before their turn
-WARM = 16  # batches without a disk read, after which hints are left out
+PLANNED = (
+    16  # batches of such columns whose places are known, and that are fetched, before their turn
+)
+WARM = (
+    16  # batches for which nothing was read from a disk or fetched, after which hints are left out
+)
 SLOW = 1e9  # bytes a second; slower, and it is no memory, though the system may not call it a disk
 # samples, rows, sources, number of the text column (B,) int64, cu_seqlens (B + 1,) int32
 Header = tuple[NDArray[Any], ...]
@@ -104,7 +108,8 @@ class Planner:
         self.places = order.places(batch, world, rank)
         self.layout = BatchLayout(columns, self.places.size)
         each = [column for source in columns.by_source for column in source.columns.values()]
-        self.remote = any(column.store.folder is None for column in each)
+        # object stores, in which a column may lie
+        self.remote = {c.store.url: c.store for c in each if c.store.folder is None}.values()
 
     def plans(self, position: int, step: int) -> Iterator[BatchPlan]:
         """Yields the batches at `position`, `position + step` and so on, for ever.
@@ -171,7 +176,7 @@ class Reader:
 
     def __init__(self, planner: Planner) -> None:
         self.planner, self.layout = planner, planner.layout
-        self._warm, self._disk_reads = 0, _disk_reads()
+        self._warm, self._reads = 0, self._count_reads()
         self._hinted = False  # whether batches are, before they are read
 
     def plans(self, position: int, step: int, ahead: int = 1) -> Iterator[BatchPlan]:
@@ -185,7 +190,7 @@ class Reader:
             plans = self.planner.plans(position, step)
             planned: Prefetcher[BatchPlan] | None = None
             if self.planner.remote:
-                plans = planned = Prefetcher(plans, PLANNED, "plan")
+                plans = planned = Prefetcher(self._fetched_early(plans), PLANNED, "plan")
                 stack.callback(planned.close)
             while True:
                 while not waiting or (len(waiting) <= ahead and (not planned or planned.wait(0))):
@@ -197,12 +202,25 @@ class Reader:
                     waiting.append(plan)
                 yield waiting.popleft()
 
-    def hint(self, plan: BatchPlan) -> None:
-        """Says that a batch will be read soon. Columns in a folder are spared it while all that is
-        read comes from memory: a hint costs a tenth of reading the row from there.
+    def _fetched_early(self, plans: Iterator[BatchPlan]) -> Iterator[BatchPlan]:
+        """Yields batches, hinted as soon as they are planned where what is fetched is kept: so many
+        requests are always on their way.
         """
+        for plan in plans:
+            if self._hinted:
+                self.hint(plan, early=True)
+            yield plan
+
+    def hint(self, plan: BatchPlan, early: bool = False) -> None:
+        """Says that a batch will be read soon, or `early` to the stores that keep what they fetch. It is
+        left out while nothing is read from a disk or fetched: a hint costs a tenth of reading the row
+        from memory.
+        """
+        cold = self._warm < WARM
         for op in plan.reads:
-            if self._warm < WARM or op.column.store.folder is None:
+            store = op.column.store
+            due = cold and store.keeps if early else cold or not (store.folder or store.keeps)
+            if due:
                 with suppress(ShardsError, OSError):  # reading it will say, when its turn has come
                     op.column.hint(op.rows, op.places)
 
@@ -216,8 +234,8 @@ class Reader:
             else:
                 op.column.gather(op.rows, buffer.data, op.at, "new", op.places)
         slow = plan.bytes < SLOW * (time.perf_counter() - start)
-        before, self._disk_reads = self._disk_reads, _disk_reads()
-        self._warm = 0 if slow or self._disk_reads > before else self._warm + 1
+        before, self._reads = self._reads, self._count_reads()
+        self._warm = 0 if slow or self._reads > before else self._warm + 1
 
     def _dequantise(self, op: ReadOp, buffer: NDArray[np.uint8]) -> None:
         """Reads int8 rows, or int8 tokens for a batch that has bfloat16 ones too, and writes them as
@@ -229,7 +247,9 @@ class Reader:
         for at, row in zip(op.at.tolist(), rows, strict=True):
             buffer[at : at + row.nbytes] = row.reshape(-1).view(np.uint8)
 
-
-def _disk_reads() -> int:
-    """Returns the blocks that this thread has had read from a disk so far, by itself or ahead."""
-    return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
+    def _count_reads(self) -> int:
+        """Returns the blocks that this thread has had read from a disk so far, by itself or ahead, and what
+        the stores have fetched.
+        """
+        blocks = resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
+        return blocks + sum(store.fetches for store in self.planner.remote)

@@ -237,9 +237,16 @@ class Column:
         naming object, shard and row.
         """
         places = places or self.places(rows)
+        remote = self.store.folder is None
+        apart = remote and not self.layout.codec  # what is read is then opened before
         with self._lock:
+            if apart:
+                self._objects.open_all(places.object)
+            else:
+                self._objects.read(places, view, at)
+        if apart:  # a network takes its time: others plan and ask for rows meanwhile
             self._objects.read(places, view, at)
-            remote = self.store.folder is None
+        with self._lock:
             if remote:
                 self._forget_compared(places)
             if check is True:

@@ -128,6 +128,11 @@ class ValueObjects:
         self._count_in()  # again, if it was closed
         return handle
 
+    def open_all(self, numbers: Ints) -> None:
+        """Opens objects that are not."""
+        for number in set(numbers.tolist()).difference(self.handles):
+            self.open(number)
+
     def keep_beside(self, size: int) -> None:
         """Has a store keep what is read only where `size` bytes fit beside what it expects to be read."""
         if size != self._beside:

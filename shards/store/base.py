@@ -165,6 +165,16 @@ class Store(ABC):
         """Says how many bytes of this store a reader, for as long as it lives, will read in any order."""
 
     @property
+    def keeps(self) -> bool:
+        """Returns whether what is fetched from a store afar is kept, however long before it is read."""
+        return False
+
+    @property
+    def fetches(self) -> int:
+        """Returns a number that grows when this process has fetched from a store afar what it keeps."""
+        return 0
+
+    @property
     def way(self) -> str:
         """Returns how a store afar is read in place, for people."""
         return ""

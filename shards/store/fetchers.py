@@ -48,6 +48,7 @@ class Fetchers:
                 with self._due:
                     self._threads -= 1
                 raise
+            del work  # with what it holds, as a file, before the next is waited for
 
     def _next(self) -> Callable[[], None] | None:
         """Returns a piece of work, waited for; None if none came, or the program ends: what a thread

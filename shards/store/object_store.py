@@ -305,6 +305,14 @@ class RemoteStore(Store):
         self._pages.expect(reader, size)
 
     @property
+    def keeps(self) -> bool:
+        return self._pages.fits
+
+    @property
+    def fetches(self) -> int:
+        return self._pages.fetches
+
+    @property
     def way(self) -> str:
         pages = self._pages
         gigabytes = f"{pages.cache.limit / 1e9:g} GB"

@@ -81,6 +81,14 @@ def straight(
     return max(end - offset, 0)
 
 
+class Coming(Future[Any]):
+    """A page that is fetched for a reader of its object."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self.source = source
+
+
 class Pages:
     """Reads through the cache, and ahead of its readers with up to 16 threads.
 
@@ -93,12 +101,13 @@ class Pages:
         self._expected: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self.room = 0  # bytes that can be kept beside all that is expected; negative: not even that
         self._make_room()
+        self.fetches = 0  # pages that came
         self._lock = threading.Lock()
         self._fetchers = Fetchers(threads, self._next, self._lock)
         self._requested: dict[
             tuple[str, int], Source
         ] = {}  # to be fetched, first come first served
-        self._coming: dict[tuple[str, int], Future[Any]] = {}  # being fetched
+        self._coming: dict[tuple[str, int], Coming] = {}  # being fetched
 
     def expect(self, reader: Any, size: int) -> None:
         """Says how many bytes a reader, for as long as it lives, will read in any order."""
@@ -198,8 +207,13 @@ class Pages:
             coming = self._coming.get(name)
             if coming is None:
                 self._requested.pop(name, None)  # this thread needs it before its turn
-                future = self._coming[name] = Future[Any]()
-        return coming.result() if coming is not None else self._fetch(source, page, future)
+                future = self._coming[name] = Coming(source)
+        if coming is None:
+            return self._fetch(source, page, future)
+        data = coming.result()
+        if coming.source is not source:  # another reader of the object
+            self._note(source, page, None)
+        return data
 
     def _fetch(self, source: Source, page: int, future: Future[Any]) -> Any:
         """Fetches a page that is this thread's to fetch, hands it to who waits, and keeps it."""
@@ -219,6 +233,7 @@ class Pages:
             raise
         finally:
             with self._lock:
+                self.fetches += 1
                 del self._coming[source.key, page]
         return future.result()
 
@@ -248,7 +263,7 @@ class Pages:
             return None
         name = next(iter(self._requested))
         source = self._requested.pop(name)
-        self._coming[name] = Future[Any]()
+        self._coming[name] = Coming(source)
         return partial(self._bring, source, name[1], self._coming[name])
 
     def _bring(self, source: Source, page: int, future: Future[Any]) -> None:

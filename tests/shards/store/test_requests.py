@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ def count(proxy: Proxy, method: str, word: str = "") -> int:
 FEW_FILES = """
 import resource, sys
 import numpy as np
+import numpy.random
 from shards import Column
-resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
+resource.setrlimit(resource.RLIMIT_NOFILE, (72, 72))
 column = Column.open(sys.argv[1])
 ids = 2048 * np.arange(len(column.snapshot.rows))
 first = column.read(ids)
@@ -54,8 +56,8 @@ print("read", flush=True)
 def test_objects_that_were_read_are_open_whatever_the_limit_of_files(
     server: Server, proxy: Proxy, url: str, tmp_path: Path
 ) -> None:
-    """32 objects, where half of 48 files are a column's share."""
-    server.take(write_column(tmp_path / "local", moments_spec(32), (1,) * 32), url)
+    """48 objects, where half of 72 files are a column's share; connections take up to 32."""
+    server.take(write_column(tmp_path / "local", moments_spec(48), (1,) * 48), url)
     with subprocess.Popen(
         [sys.executable, "-c", FEW_FILES, url],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -151,6 +153,32 @@ def test_a_batch_does_not_wait_for_the_shards_of_others(
             expected = next(stream)
             assert batch.moments.equal(expected.moments)
             assert batch.tokens.equal(expected.tokens)
+    far.close()
+    near.close()
+
+
+def test_batches_are_fetched_while_another_waits(proxy: Proxy, url: str, column_at: Any) -> None:
+    """The first row does not come until the objects of many later batches were asked for."""
+    near = open_join(*(column_at(spec, (8,) * 40) for spec in (moments_spec(40), tokens_spec(40))))
+    order = near.order(lanes=1)
+    row = int(order.at(np.zeros(1, np.int64))[1][0])
+    far, go = open_join(f"{url}/moments", f"{url}/tokens"), threading.Event()
+    first = far.latents._objects.path(int(far.latents.places(np.array([row])).object[0]))
+
+    def fault(request: Request, count: int) -> None:
+        if request[1].endswith(f"moments/{first}"):
+            assert go.wait(60)
+
+    def objects() -> int:
+        return len({path for method, path, _ in proxy.seen if method == "GET" and "/c/" in path})
+
+    proxy.fault = fault
+    with Stream(far, order, position=0, global_batch=8) as stream:
+        until(lambda: objects() > 60)  # two batches have 32 at most
+        go.set()
+        assert next(stream).moments.equal(
+            next(Stream(near, order, position=0, global_batch=8)).moments
+        )
     far.close()
     near.close()
 
@@ -288,6 +316,39 @@ def test_a_page_that_another_process_fetched_is_compared(
     page.with_name("other").rename(page)
     assert far.read(np.arange(40)).tobytes() == whole.tobytes()
     far.close()
+
+
+def test_a_page_that_another_reader_fetched_anew_is_compared(
+    proxy: Proxy, url: str, column_at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two columns of one url: one waits for the page that the other fetches once more, damaged."""
+    monkeypatch.setattr("shards.store.page_cache.TOUCH", 0)
+    near, ids = Column.open(column_at(moments_spec(1), (40,))), np.arange(40)
+    columns = [Column.open(f"{url}/moments") for _ in range(2)]
+    whole = near.read(ids).tobytes()
+    for _ in range(2):  # of what the first has fetched, too, the other reads the file
+        for column in columns:
+            assert column.read(ids).tobytes() == whole
+    kept_page().unlink()
+    asked, go = threading.Event(), threading.Event()
+
+    def fault(request: Request, count: int) -> str | None:
+        if not request[2] or asked.is_set():
+            return None
+        asked.set()
+        assert go.wait(60)
+        return "flip"
+
+    proxy.fault = fault
+    columns[0].hint(ids)
+    assert asked.wait(60)
+    with ThreadPoolExecutor(1) as pool:
+        row = pool.submit(columns[1].read, ids[:1])
+        time.sleep(0.3)  # it waits for the page by now
+        go.set()
+        assert row.result().tobytes() == near.read(ids[:1]).tobytes()
+    for column in (near, *columns):
+        column.close()
 
 
 def test_what_is_read_in_another_way_is_compared_once_more(
