@@ -267,8 +267,8 @@ class ValueObjects:
 
     def came_anew(self, objects: Ints) -> list[int]:
         """Returns those of some objects whose bytes may have come over a network once more."""
-        numbers = [n for n in set(objects.tolist()) if n in self.handles]
-        return [n for n in numbers if self.store.came_anew(self.handles[n])]
+        came_anew, handles = self.store.came_anew, self.handles
+        return [n for n in set(objects.tolist()) if n in handles and came_anew(handles[n])]
 
     def forget(self, place: Places) -> bool:
         """Drops what is cached of a row; False if nothing is ever cached."""

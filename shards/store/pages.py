@@ -132,7 +132,7 @@ class Pages:
         page, start = divmod(offset, self.page_bytes)
         opened = self.cache.ready(source.key, page)
         if opened and source.pages.get(page) == opened.file:  # most rows, once all are kept
-            size = sum(buffer.nbytes for buffer in buffers)
+            size = buffers[0].nbytes if len(buffers) == 1 else sum(b.nbytes for b in buffers)
             if (
                 start + size <= self.page_bytes
                 and os.preadv(opened.descriptor, buffers, start) == size
@@ -196,6 +196,8 @@ class Pages:
 
     def take_anew(self, source: Source) -> bool:
         """Returns `anew`, and unsets it."""
+        if not source.anew:
+            return False
         with self._lock:
             anew, source.anew = source.anew, False
         return anew

@@ -33,13 +33,12 @@ def test_every_byte_is_counted(
         monkeypatch.setattr(shutil, "which", lambda name: None)
     bench = run.Bench(tmp_path, SAMPLES, NO_PEERS)
     with Store(tmp_path) as store, Delayed(store.port, 0.001) as late:
-        found = dict(bench.passes("cache", late.port, store, late, check=True))
+        found = dict(bench.passes("cache", late.port, store, check=True))
     assert list(found) == ["cold", "warm"]
     assert [each["bytes"] for each in found.values()] == [PAYLOAD, WARM * PAYLOAD]
     assert PAYLOAD < found["cold"]["fetched"] < 1.2 * PAYLOAD
     assert (found["warm"]["fetched"], found["warm"]["requests"]) == (0, 0)
     assert 0 < found["cold"]["opening"] < found["cold"]["first"] < found["cold"]["seconds"]
-    assert found["warm"]["fetched_after_first"] == 0
 
 
 def test_a_way_that_delivers_other_rows_has_no_numbers(tmp_path: Path) -> None:
@@ -49,7 +48,7 @@ def test_a_way_that_delivers_other_rows_has_no_numbers(tmp_path: Path) -> None:
         Store(tmp_path) as store,
         pytest.raises(run.Failed, match="cache: delivers other rows than were written"),
     ):
-        list(bench.passes("cache", store.port, store, None, check=True))
+        list(bench.passes("cache", store.port, store, check=True))
 
 
 def test_every_way_is_measured_and_what_is_not_has_a_line(tmp_path: Path) -> None:
@@ -93,7 +92,7 @@ case "$1" in -c) echo '{"litdata": "1"}' ;; *) echo broken >&2; exit 3 ;; esac
 def passes(seconds: float, opening: float = 0) -> dict[str, Any]:
     return {
         "bytes": 100, "first_bytes": 10, "seconds": seconds, "opening": opening, "first": 0.5, "cpu": 1.0, "epochs": 1,
-        "requests": 256, "fetched": PAYLOAD, "fetched_after_first": 90,
+        "requests": 256, "fetched": PAYLOAD,
     }  # fmt: skip
 
 
@@ -105,7 +104,6 @@ def test_ratios_are_of_one_round() -> None:
     assert cold["over_plain"]["ratios"] == [0.5, 0.5]
     assert cold["over_plain_with_opening"]["ratios"] == pytest.approx([1 / 3, 1 / 3])
     assert cold["over_litdata_cold"]["ratios"] == [0.5, 0.5]
-    assert cold["after_first_over_plain"]["ratios"] == pytest.approx([90 / 5.5 / 50, 90 / 59.5 / 5])
     ways["warm"] = [{**each, "epochs": 3, "bytes": 310} for each in ways["warm"]]
     assert report.summary(ways, SAMPLES)["warm"]["over_plain"]["ratios"] == pytest.approx(
         [300 / 1.5 / 50, 300 / 19.5 / 5]
@@ -118,7 +116,7 @@ def test_ratios_are_of_one_round() -> None:
     assert failed == [
         "0 ms, cold, over_plain", "0 ms, cold, over_plain_with_opening", "0 ms, cold, over_kept",
         "0 ms, cold, over_mosaicml_cold", "0 ms, cold, over_litdata_cold",
-        "20 ms, cold, after_first_over_plain", "20 ms, cold, over_mosaicml_cold",
+        "20 ms, cold, over_plain", "20 ms, cold, over_mosaicml_cold",
         "20 ms, cold, over_litdata_cold",
     ]  # fmt: skip
 

@@ -87,7 +87,7 @@ class Bench:
         self.not_run[way] = why
 
     def passes(
-        self, way: str, port: int, store: Store, late: Delayed | None, check: bool = False
+        self, way: str, port: int, store: Store, check: bool = False
     ) -> Iterator[tuple[str, Json]]:
         """Runs one way in a process of its own; yields (name, figures) of each pass.
 
@@ -128,10 +128,7 @@ class Bench:
                     if waits:
                         begin()
                     figures = line() | {"epochs": epochs}
-                    at_first = late.passed() if late else 0
                     figures |= line()
-                    if late:
-                        figures["fetched_after_first"] = late.passed() - at_first
                     figures["requests"], figures["fetched"] = store.count()
                     yield name, figures
                 if check:
@@ -172,7 +169,7 @@ def run(folder: Path, args: argparse.Namespace) -> tuple[Json, str]:
                 for way in bench.ways[:: -1 if number % 2 else 1]:
                     check = step == 0
                     try:
-                        for name, found in bench.passes(way, port, store, proxy, check):
+                        for name, found in bench.passes(way, port, store, check):
                             of_delay.setdefault(name, []).append(found)
                     except Failed as error:
                         if way not in PEERS:

@@ -149,7 +149,6 @@ class Delayed:
 
     def __init__(self, to: int, seconds: float) -> None:
         self._to, self._seconds = to, seconds
-        self._parts: list[int] = []
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.port = int(self._listener.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
@@ -161,16 +160,8 @@ class Delayed:
                 server = socket.create_connection(("127.0.0.1", self._to))
                 for end in (client, server):
                     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                asked: list[int] = []
-                for way in (
-                    (client, server, self._seconds, asked),
-                    (server, client, 0.0, self._parts),
-                ):
+                for way in ((client, server, self._seconds), (server, client, 0.0)):
                     threading.Thread(target=pass_on, args=way, daemon=True).start()
-
-    def passed(self) -> int:
-        """Returns the bytes of answers that were passed on until now, headers among them."""
-        return sum(self._parts)
 
     def __enter__(self) -> Delayed:
         return self
@@ -179,16 +170,13 @@ class Delayed:
         self._listener.close()
 
 
-def pass_on(a: socket.socket, b: socket.socket, seconds: float, parts: list[int]) -> None:
-    """Passes on what comes from `a` to `b`, each part `seconds` late; a request is one part. Notes the
-    bytes of each.
-    """
+def pass_on(a: socket.socket, b: socket.socket, seconds: float) -> None:
+    """Passes on what comes from `a` to `b`, each part `seconds` late; a request is one part."""
     with suppress(OSError):
         while part := a.recv(1 << 18):
             if seconds:
                 time.sleep(seconds)
             b.sendall(part)
-            parts.append(len(part))
     for end in (a, b):
         with suppress(OSError):
             end.shutdown(socket.SHUT_RDWR)
