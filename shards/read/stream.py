@@ -144,8 +144,8 @@ class Stream(Iterator[Batch]):
     `stream.position` is that of the next batch.
 
     `prefetch`: batches that a thread has ready ahead; `ahead`: batches before its turn that each is
-    hinted to the disk or fetched into the cache (0: never). `pin`: page-locked memory, for copies
-    to a GPU that do not wait.
+    hinted to the disk or fetched from a store, at least (0: never). `pin`: page-locked memory, for
+    copies to a GPU that do not wait.
 
     A row is compared with its checksum when this process first reads it. What goes wrong while
     reading is raised from `next`. Raises OrderError before any data is read if position, batch,
