@@ -173,7 +173,9 @@ class ValueObjects:
             raise self._missing(number) from None
 
     def _close(self, number: int) -> None:
-        self.store.close(self.handles.pop(number))
+        handle = self.handles.pop(number, None)
+        if handle is not None:  # else closed by another thread
+            self.store.close(handle)
 
     def close(self) -> None:
         _ALIVE.discard(self)
