@@ -1,6 +1,7 @@
 """Folders in memory for tests that write columns: a sync takes 30 ms on a busy disk, and none there."""
 
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,3 +23,8 @@ def in_memory() -> Iterator[Path]:
     """In place of pytest's own, where a conftest imports it."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         yield Path(folder)
+        for (
+            thread
+        ) in threading.enumerate():  # what a reader of a store asked for may still be written
+            if thread.name == "latentbank-fetch":
+                thread.join(60)
