@@ -30,12 +30,8 @@ from .prefetch import Prefetcher
 ALIGN = 64  # bytes; every part of a buffer starts at a multiple
 CHUNK = 4_096  # samples that are planned at once: order and places then cost 1 % of the reading
 REMOTE_CHUNK = 512  # of columns in a store, whose shards are asked for what places follow from
-PLANNED = (
-    16  # batches of such columns whose places are known, and that are fetched, before their turn
-)
-WARM = (
-    16  # batches for which nothing was read from a disk or fetched, after which hints are left out
-)
+PLANNED = 16  # batches of such columns that are planned, and fetched if they are kept, ahead
+WARM = 16  # batches without a disk read or a fetch, after which hints are left out
 SLOW = 1e9  # bytes a second; slower, and it is no memory, though the system may not call it a disk
 # samples, rows, sources, number of the text column (B,) int64, cu_seqlens (B + 1,) int32
 Header = tuple[NDArray[Any], ...]
@@ -108,8 +104,7 @@ class Planner:
         self.places = order.places(batch, world, rank)
         self.layout = BatchLayout(columns, self.places.size)
         each = [column for source in columns.by_source for column in source.columns.values()]
-        # object stores, in which a column may lie
-        self.remote = {c.store.url: c.store for c in each if c.store.folder is None}.values()
+        self.remote = [column.store for column in each if column.store.folder is None]
 
     def plans(self, position: int, step: int) -> Iterator[BatchPlan]:
         """Yields the batches at `position`, `position + step` and so on, for ever.

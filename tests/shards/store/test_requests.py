@@ -173,12 +173,13 @@ def test_batches_are_fetched_while_another_waits(proxy: Proxy, url: str, column_
         return len({path for method, path, _ in proxy.seen if method == "GET" and "/c/" in path})
 
     proxy.fault = fault
-    with Stream(far, order, position=0, global_batch=8) as stream:
+    with (
+        Stream(far, order, position=0, global_batch=8) as stream,
+        Stream(near, order, position=0, global_batch=8) as expected,
+    ):
         until(lambda: objects() > 60)  # two batches have 32 at most
         go.set()
-        assert next(stream).moments.equal(
-            next(Stream(near, order, position=0, global_batch=8)).moments
-        )
+        assert next(stream).moments.equal(next(expected).moments)
     far.close()
     near.close()
 

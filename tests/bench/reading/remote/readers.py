@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from shards import open_join
-from shards.format.atomic import WRITE_BYTES
+from shards.format.atomic import pieces as written_pieces
 from shards.read.join import JoinedColumns
 from shards.read.stream import Batch, Stream
 from shards.tools.copy import stage
@@ -87,8 +87,8 @@ def plain_requests(way: str, url: str, folder: Path, samples: Samples, answers: 
         data = handle.fetch(first, count)
         if way == "kept":
             with open(folder / f"{handle.key}-{first}", "xb") as file:
-                for at in range(0, count, WRITE_BYTES):
-                    file.write(memoryview(data)[at : at + WRITE_BYTES])
+                for part in written_pieces(data):
+                    file.write(part)
         return len(data)
 
     with closing(open_join(f"{url}/latents", f"{url}/text")) as join:
