@@ -6,7 +6,7 @@ in .servers; nginx is a package of the system.
 | azurite | Microsoft's Azure Blob Storage for tests | reads, writes |
 | localbucket | S3, folders of files, with conditions | reads, writes |
 | nanio, s3rver | S3 without conditions | refused as a place to write |
-| fake-gcs-server | Google Cloud Storage; writes by its other protocol alone | reads |
+| fake-gcs-server | Google Cloud Storage; writes and conditions by its other protocol alone | reads |
 | nginx | files with ranges, over TLS | reads |
 """
 
@@ -16,7 +16,6 @@ import base64
 import hashlib
 import hmac
 import http.client
-import json
 import os
 import shutil
 import signal
@@ -31,6 +30,7 @@ from pathlib import Path
 import pytest
 
 from tests.proxy.azure import ACCOUNT, CONTAINER, KEY, point_to_azure
+from tests.proxy.google import point_to_google
 from tests.shards.objects import BUCKET, point_to
 
 INSTALLED = Path(__file__).parents[2] / ".servers"
@@ -201,10 +201,7 @@ def serving(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         if name in ("nanio", "s3rver"):
             monkeypatch.setenv("AWS_ACCESS_KEY_ID", "S3RVER")
             monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "S3RVER")
-        key = {"gcs_base_url": f"http://127.0.0.1:{port}", "disable_oauth": True}
-        key |= {"client_email": "", "private_key": "", "private_key_id": ""}
-        monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(key))
-        monkeypatch.setenv("GOOGLE_ALLOW_HTTP", "true")
+        point_to_google(monkeypatch, port)
         monkeypatch.setenv("HTTPS_ALLOW_INVALID_CERTIFICATES", "true")
         monkeypatch.setenv("LATENTBANK_CACHE", str(folder / "pages"))
         yield server

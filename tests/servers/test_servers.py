@@ -283,6 +283,9 @@ def test_columns_in_google_cloud_storage_are_read(
         assert losses(tmp_path / "far-run", "gs://shelf", near) == losses(
             tmp_path / "near-run", str(near), near
         )
+        with pytest.raises(StoreError, match="400 Bad Request.*invalid uploadType"):
+            copy(near / "toy/vae", "gs://shelf/b/vae")  # once it can, all is to be run on it
+        assert open_store("gs://shelf/b").list() == []
 
 
 def test_tars_behind_nginx_are_encoded(

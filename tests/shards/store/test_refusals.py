@@ -20,6 +20,7 @@ from shards.store.throttle import seconds_asked
 from shards.tools.copy import copy
 from shards.tools.verify import verify
 from tests.proxy.azure import ACCOUNT, CONTAINER, Azure, Blob, point_to_azure
+from tests.proxy.google import GOOGLE_BUCKET, Google, point_to_google
 from tests.proxy.server import Message, Proxy
 from tests.shards.objects import BUCKET, Server, point_to
 from tests.shards.toy import moments_spec, write_column
@@ -40,23 +41,25 @@ class Files:
         return self.azure.answer(replace(request, path=f"/{ACCOUNT}/{CONTAINER}/x"))
 
 
-@pytest.fixture(params=["s3", "az", "http"])
+@pytest.fixture(params=["s3", "az", "gs", "http"])
 def store(
     request: pytest.FixtureRequest, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[Callable[[Limits], RemoteStore]]:
     """Opens a store of each kind behind a proxy, `proxy`; there is an object `x` in it."""
     monkeypatch.setenv("LATENTBANK_CACHE", str(tmp_path / "cache"))
-    backend = {"s3": server.port, "az": Azure(), "http": Files()}[request.param]
+    backends = {"s3": server.port, "az": Azure(), "gs": Google(), "http": Files()}
+    backend = backends[request.param]
     proxy = Proxy(backend)
     point_to(monkeypatch, proxy.port)
     point_to_azure(monkeypatch, proxy.port)
+    point_to_google(monkeypatch, proxy.port)
     request.node.proxy = proxy
     name = re.sub("[^a-z0-9]+", "-", request.node.name)
 
     def open_it(limits: Limits) -> RemoteStore:
         if request.param == "http":
             return WebStore(f"http://127.0.0.1:{proxy.port}/a folder", limits)
-        bucket = {"s3": BUCKET, "az": CONTAINER}[request.param]
+        bucket = {"s3": BUCKET, "az": CONTAINER, "gs": GOOGLE_BUCKET}[request.param]
         return RemoteStore(f"{request.param}://{bucket}/{name}", limits)
 
     if request.param != "http":
@@ -159,7 +162,7 @@ def test_credentials_and_clocks(
         store(QUICK).size("x")  # an answer to HEAD has no text
 
 
-@pytest.mark.parametrize("store", ["s3", "az"], indirect=True)
+@pytest.mark.parametrize("store", ["s3", "az", "gs"], indirect=True)
 def test_credentials_that_run_out_stop_a_copy_which_goes_on_with_new_ones(
     store: Callable[[Limits], RemoteStore], proxy: Proxy, tmp_path: Path
 ) -> None:
@@ -182,7 +185,7 @@ def test_credentials_that_run_out_stop_a_copy_which_goes_on_with_new_ones(
     assert verify(target.url, processes=1) == []
 
 
-@pytest.mark.parametrize("store", ["s3", "az"], indirect=True)
+@pytest.mark.parametrize("store", ["s3", "az", "gs"], indirect=True)
 def test_a_container_that_does_not_exist_is_named(
     store: Callable[[Limits], RemoteStore], tmp_path: Path
 ) -> None:
@@ -213,7 +216,7 @@ def stage(store: RemoteStore, data: bytes) -> bool:
         return file.publish()
 
 
-@pytest.mark.parametrize("store", ["s3", "az"], indirect=True)
+@pytest.mark.parametrize("store", ["s3", "az", "gs"], indirect=True)
 def test_a_server_that_ignores_ranges_ends_in_an_error(
     store: Callable[[Limits], RemoteStore], proxy: Proxy
 ) -> None:
@@ -229,7 +232,7 @@ def test_a_server_that_ignores_ranges_ends_in_an_error(
     assert buffer == b"at"
 
 
-@pytest.mark.parametrize("store", ["s3", "az"], indirect=True)
+@pytest.mark.parametrize("store", ["s3", "az", "gs"], indirect=True)
 def test_an_object_whose_tag_changes_is_another(
     store: Callable[[Limits], RemoteStore], proxy: Proxy
 ) -> None:
