@@ -5,8 +5,8 @@ from __future__ import annotations
 import http.client
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ Request = tuple[str, str, str]  # method, path with query, range
 FAULTS = ("503", "cut", "stall", "close", "lost")  # those that a repetition of the request mends
 COPY_SOURCE = ("x-ms-copy-source", "x-amz-copy-source")
 OWN_HEADERS = {"connection", "transfer-encoding", "content-length", "keep-alive", "date", "server"}
+LATE = 5  # seconds that a machine with much else to do may add to a limit
 S3_ERROR = "<Error><Code>{}</Code><Message>{}</Message></Error>"
 ANSWERS = {  # what stores say, beyond a bare status
     "expired": (400, S3_ERROR.format("ExpiredToken", "The provided token has expired.")),
@@ -152,6 +153,7 @@ class Proxy:
         self.sizes: dict[str, int] = {}  # of objects that were looked up
         self.created: set[str] = set()  # names to which no copy on a condition can be pending
         self.copies = 0  # that were pending
+        self.first_fault: float | None = None  # when the first request came that a fault befell
         self.open = 0  # requests being answered, and the most that ever were
         self.most = 0
         self._lock, self._over = threading.Lock(), threading.Event()
@@ -189,6 +191,17 @@ class Proxy:
     def requests(self) -> int:
         return sum(self.seen.values())
 
+    @contextmanager
+    def given_up(self, seconds: float) -> Iterator[None]:
+        """Requires that what is done meanwhile meets a fault, and is over so many seconds after the
+        first request that met one, or LATE more.
+        """
+        self.first_fault = None
+        yield
+        assert self.first_fault is not None, "no request met a fault"
+        waited = time.monotonic() - self.first_fault
+        assert waited < seconds + LATE, f"given up after {waited:.1f} s, not {seconds:g}"
+
     def finish(self, name: str = "") -> None:
         """Ends the copies that are pending onto names that have `name` in them."""
         for target, copy in list(self.pending.items()):
@@ -212,7 +225,10 @@ class Proxy:
             self.open += 1
             self.most = max(self.most, self.open)
         try:
-            self._serve(handler, message, Fault.of(self.fault(request, count)))
+            now, fault = time.monotonic(), self.fault(request, count)
+            if fault and self.first_fault is None:
+                self.first_fault = now
+            self._serve(handler, message, Fault.of(fault))
         finally:
             with self._lock:
                 self.open -= 1

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.proxy.azure import ACCOUNT, CONTAINER, Azure, Blob
-from tests.proxy.server import Proxy
+from tests.proxy.server import LATE, Proxy
 
 ROOT = f"/{ACCOUNT}/{CONTAINER}"
 DATA = bytes(range(100))
@@ -66,6 +66,16 @@ def test_faults_are_as_they_are_named(proxy: Proxy) -> None:
     fault = ""
     assert ask(proxy, "GET", "a")[0] == 404  # the request was done before its answer was lost
     assert proxy.seen["GET", f"{ROOT}/a", "bytes=3-5"] == proxy.gets() == 3
+
+
+def test_who_goes_on_after_a_fault_has_not_given_up(proxy: Proxy) -> None:
+    with pytest.raises(AssertionError, match="no request met a fault"), proxy.given_up(0):
+        ask(proxy, "GET", "a")
+    proxy.fault = lambda request, count: "503"
+    with proxy.given_up(0):
+        ask(proxy, "GET", "a")
+    with pytest.raises(AssertionError, match=r"given up after 0\.\d s"), proxy.given_up(-LATE):
+        ask(proxy, "GET", "a")
 
 
 def test_a_delay_is_of_every_answer_and_of_none_after_it(proxy: Proxy) -> None:

@@ -99,10 +99,9 @@ def test_a_wait_ends_with_the_limit_and_is_said(
     store: Callable[[Limits], RemoteStore], proxy: Proxy
 ) -> None:
     proxy.fault = lambda request, count: "429 after 3600"
-    start = time.monotonic()
-    with pytest.raises(StoreError, match=r"429 Too Many.*The server asked to wait for 3600 s\."):
+    message = r"429 Too Many.*The server asked to wait for 3600 s\."
+    with proxy.given_up(SHORT.give_up), pytest.raises(StoreError, match=message):
         store(SHORT).read("x")
-    assert time.monotonic() - start < 40
 
 
 def test_a_server_that_does_not_say_how_long_is_not_asked_again(
@@ -222,10 +221,9 @@ def test_a_server_that_ignores_ranges_ends_in_an_error(
 ) -> None:
     proxy.fault = lambda request, count: "whole"
     opened = store(SHORT)
-    start = time.monotonic()
-    with pytest.raises(StoreError, match="gives whole objects where a part is asked for"):
+    message = "gives whole objects where a part is asked for"
+    with proxy.given_up(SHORT.give_up), pytest.raises(StoreError, match=message):
         opened.preadv(opened.open("x"), [memoryview(bytearray(2))], 1)
-    assert time.monotonic() - start < 40
     proxy.fault = lambda request, count: "whole" if count < 3 else None  # an old cache before it
     buffer = bytearray(2)
     opened.preadv(opened.open("x"), [memoryview(buffer)], 1)

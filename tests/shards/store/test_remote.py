@@ -258,10 +258,9 @@ def test_a_dead_store_ends_in_an_error(proxy: Proxy, url: str, fault: str) -> No
         lambda: stage(store, "values", bytes(LARGE)),
     ]
     for act in acts:
-        start = time.monotonic()
-        with pytest.raises(StoreError, match=r"failed after \d+ s: .*Check AWS_ENDPOINT_URL"):
+        message = r"failed after \d+ s: .*Check AWS_ENDPOINT_URL"
+        with proxy.given_up(store._client.limits.give_up), pytest.raises(StoreError, match=message):
             act()
-        assert time.monotonic() - start < 40  # the proxy hangs up after 60 s
 
 
 def test_no_server_no_bucket_no_permission(
