@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 
@@ -13,7 +14,8 @@ class Fetchers:
     held.
 
     They end soon after nothing is left to fetch or the program ends; they are not daemons, since
-    those may be stopped inside the client's code at exit.
+    those may be stopped inside the client's code at exit. Where the system starts no more threads,
+    what no thread takes is left to its reader.
     """
 
     def __init__(
@@ -22,6 +24,7 @@ class Fetchers:
         self.most, self._take = most, take
         self._threads = self._starting = self._idle = 0
         self._wanted = 0  # pieces of work that no thread has taken yet, at most
+        self._refused = False  # whether a thread could not be started, and that was said
         self._due = threading.Condition(lock)
 
     def wake(self, count: int) -> None:
@@ -35,8 +38,25 @@ class Fetchers:
             started = max(0, min(lacking, self.most - self._threads))
             self._threads += started
             self._starting += started
-        for _ in range(started):
-            threading.Thread(target=self._work, name="latentbank-fetch").start()
+        for remaining in range(started, 0, -1):
+            try:
+                threading.Thread(target=self._work, name="latentbank-fetch").start()
+            except (RuntimeError, MemoryError) as error:
+                with self._due:
+                    self._threads -= remaining
+                    self._starting -= remaining
+                self._say_refused(error)
+                return
+
+    def _say_refused(self, error: Exception) -> None:
+        """Says once that no thread can be started, since reading goes on, more slowly."""
+        if not self._refused:
+            self._refused = True
+            print(
+                f"a store is read with fewer requests at once, more slowly: {error or 'no memory'}. Raise "
+                "the limit of threads (`ulimit -u`, or that of the container), or start fewer processes",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
 
     def _work(self) -> None:
         with self._due:

@@ -136,7 +136,10 @@ class PageCache:
             thread = threading.Thread(
                 target=_close_old, args=(weakref.ref(self),), name="latentbank-close", daemon=True
             )
-            thread.start()
+            try:
+                thread.start()
+            except (RuntimeError, MemoryError):  # no more can be started: the next page tries again
+                self._closing = False
 
     def close_old(self) -> bool:
         """Closes what was opened long ago; returns whether other pages are open."""

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +113,26 @@ def test_an_object_that_is_replaced_meanwhile_has_a_name(
     with pytest.raises(StoreError, match="replaced while it was open"):
         column.read(ids)
     column.close()
+
+
+@pytest.mark.parametrize("cache", ["64", "0"])
+def test_without_threads_that_fetch_rows_are_the_same(
+    proxy: Proxy, near: Path, monkeypatch: pytest.MonkeyPatch, cache: str
+) -> None:
+    """None can be started: neither those that fetch ahead, nor the one that closes pages."""
+    monkeypatch.setenv("LATENTBANK_CACHE_GB", cache)
+    start, refused = threading.Thread.start, set[str]()
+
+    def start_others(thread: threading.Thread) -> None:
+        if thread.name.startswith("latentbank"):
+            refused.add(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_others)
+    for _ in range(2):  # then from what is kept
+        np.testing.assert_array_equal(rows_of(RemoteStore(URL, QUICK)), rows_of(near))
+    assert refused == {"latentbank-fetch"} | ({"latentbank-close"} if cache == "64" else set())
 
 
 # Ctrl-C --------------------------------------------------------------------------------------------

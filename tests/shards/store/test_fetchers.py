@@ -82,6 +82,42 @@ def test_a_thread_that_fails_has_a_successor() -> None:
     work.append(done.set)
     threads.wake(1)
     assert done.wait(10)
+    for thread in threading.enumerate():  # the error is said of this test
+        if thread.name == "latentbank-fetch":
+            thread.join(60)
+
+
+def test_a_thread_that_cannot_be_started_is_started_later(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of four the second cannot; then none; then all can."""
+    start, refused, left = threading.Thread.start, [], [1]
+
+    def start_few(thread: threading.Thread) -> None:
+        if not left[0]:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_few)
+    gate, work = threading.Barrier(5), deque[Callable[[], None]]()
+    threads, busy, go = fetchers(4, work), threading.Event(), threading.Event()
+
+    def first() -> None:
+        busy.set()
+        assert go.wait(60)
+
+    work += [first, *[lambda: gate.wait(60) and None] * 4]
+    threads.wake(len(work))
+    assert busy.wait(60)
+    threads.wake(1)
+    assert (threads._threads, threads._starting, len(refused)) == (1, 0, 2)
+    assert capfd.readouterr().err.count("more slowly: can't start new thread. Raise") == 1
+    left[0] = 3
+    threads.wake(1)
+    go.set()
+    gate.wait(60)  # four at once
 
 
 PROGRAM = """
