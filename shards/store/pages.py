@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 import numpy as np
 
@@ -99,7 +99,7 @@ class Pages:
     def __init__(self, cache: PageCache, page_bytes: int = PAGE, threads: int = THREADS) -> None:
         self.cache, self.page_bytes = cache, page_bytes
         self._expected: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-        self.room = 0  # bytes that can be kept beside all that is expected; negative: not even that
+        self._collected = False  # whether a reader was, so that there is more room
         self._make_room()
         self.fetches = 0  # pages that came
         self._lock = threading.Lock()
@@ -112,12 +112,25 @@ class Pages:
     def expect(self, reader: Any, size: int) -> None:
         """Says how many bytes a reader, for as long as it lives, will read in any order."""
         with self._lock:
+            if reader not in self._expected:
+                finalize(reader, self._note_collected).atexit = False
             self._expected[reader] = size
             self._make_room()
 
+    def _note_collected(self) -> None:
+        self._collected = True  # no more: it may come at any moment, also while the lock is held
+
     def _make_room(self) -> None:
-        limit = self.cache.limit
-        self.room = int(FULL_SHARE * limit) - sum(self._expected.values()) if limit > 0 else -1
+        self._collected, limit = False, self.cache.limit
+        self._room = int(FULL_SHARE * limit) - sum(self._expected.values()) if limit > 0 else -1
+
+    @property
+    def room(self) -> int:
+        """Bytes that can be kept beside all that is expected; negative: not even that."""
+        if self._collected:
+            with self._lock:
+                self._make_room()
+        return self._room
 
     @property
     def fits(self) -> bool:

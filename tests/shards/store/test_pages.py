@@ -1,5 +1,6 @@
 """The cache of pages on a disk: what it keeps, what it evicts, and what it does when it cannot."""
 
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -253,6 +254,20 @@ def test_a_disk_that_is_only_to_be_read(tmp_path: Path) -> None:
         pytest.skip(f"may not mount a disk: {done.stderr}")
     assert "Read-only file system" in done.stdout, done.stderr
     assert "Set LATENTBANK_CACHE" in done.stdout
+
+
+def test_a_reader_that_is_collected_at_any_moment_gives_its_room_back(tmp_path: Path) -> None:
+    pages, readers = Pages(PageCache(tmp_path, 800), 100), [Counted(1), Counted(2)]
+    for i in (0, 1, 0, 1):  # one that says it again counts once
+        pages.expect(readers[i], 400)
+    assert (pages.room, pages.fits) == (-100, False)
+    with pages._lock:  # as where its collector runs in the midst of the work
+        readers.pop()
+        gc.collect()
+    assert pages.room == 300
+    readers.pop()
+    gc.collect()
+    assert (pages.room, pages.fits) == (700, True)
 
 
 def test_a_cache_that_cannot_be_is_an_error_with_a_name(tmp_path: Path) -> None:

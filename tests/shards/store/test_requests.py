@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from shards.errors import CorruptColumn, StoreError
 from shards.read.batch_layout import Planner
 from shards.read.join import open_join
 from shards.read.stream import Stream
+from shards.store.pages import Coming
 from tests.proxy.server import Gate, Proxy, Request
 from tests.shards.objects import Server
 from tests.shards.toy import SHARD_ROWS, moments_spec, tokens_spec, write_column
@@ -336,7 +338,7 @@ def test_a_page_that_another_reader_fetched_anew_is_compared(
             assert column.read(ids).tobytes() == whole
     until(lambda: not columns[0].store._pages._coming)
     kept_page().unlink()
-    asked, go = threading.Event(), threading.Event()
+    asked, waited, go = (threading.Event() for _ in range(3))
 
     def fault(request: Request, count: int) -> str | None:
         if not request[2] or asked.is_set():
@@ -345,29 +347,41 @@ def test_a_page_that_another_reader_fetched_anew_is_compared(
         assert go.wait(60)
         return "flip"
 
+    def result(coming: Coming) -> Any:  # of a page that another thread fetches
+        waited.set()
+        return Future.result(coming)
+
     proxy.fault = fault
+    monkeypatch.setattr(Coming, "result", result)
     columns[0].hint(ids)
     assert asked.wait(60)
     with ThreadPoolExecutor(1) as pool:
         row = pool.submit(columns[1].read, ids[:1])
-        time.sleep(0.3)  # it waits for the page by now
+        assert waited.wait(60)
         go.set()
         assert row.result().tobytes() == near.read(ids[:1]).tobytes()
     for column in (near, *columns):
         column.close()
 
 
+@pytest.mark.parametrize("closed", [True, False])
 def test_what_is_read_in_another_way_is_compared_once_more(
-    proxy: Proxy, url: str, column_at: Any, monkeypatch: pytest.MonkeyPatch
+    proxy: Proxy, url: str, column_at: Any, monkeypatch: pytest.MonkeyPatch, closed: bool
 ) -> None:
-    """Once another column is closed, its rows are read in pages, for which there was no room."""
+    """Once another column is closed, or nobody has it any more, its rows are read in pages, for which
+    there was no room.
+    """
     near = Column.open(column_at(moments_spec(1), (40,)))
     monkeypatch.setenv("LATENTBANK_CACHE_GB", f"{1.5 * near.value_bytes / 1e9:.9f}")
     far, other = (Column.open(f"{url}/moments") for _ in range(2))
     notes, ids = [column.storage_note for column in (far, other)], np.arange(40)
     assert "row by row" in notes[1]
     assert far.read(ids).tobytes() == near.read(ids).tobytes()
-    other.close()
+    if closed:
+        other.close()
+    del other
+    gc.collect()
+    assert far.store.keeps
     assert "in pages" in far.storage_note
     proxy.fault = lambda request, count: "flip" if request[2] else None
     with pytest.raises(CorruptColumn, match="row 0 of shard 0"):
