@@ -87,7 +87,7 @@ class DataConfig(Strict):
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     # batches read ahead
     prefetch: int = Field(default=2, ge=1, le=256)
-    # batches before its turn that each is hinted to the disk, or fetched from an object store
+    # batches before its turn that each is hinted to the disk or fetched from an object store, at least; 0: never
     ahead: int = Field(default=1, ge=0, le=256)
 
     @model_validator(mode="before")
