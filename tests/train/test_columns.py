@@ -1,6 +1,7 @@
 """Which columns a run reads: config, several sources and captions, and generations that checkpoints pin."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from shards import (
     put_empty,
     seal,
 )
+from tests.shards.objects import Server
 from tests.train.conftest import launch, tiny_config, words, write_columns
 from train.checkpoints import checkpoint
 from train.config import DataConfig, TrainConfig, run_folder
@@ -57,6 +59,29 @@ def test_one_of_each_a_source() -> None:
     assert config.first == ("a", "t")
     with pytest.raises(ConfigError, match="2 latents, 2 text, 3 weights"):
         load(DataConfig, None, [*words, "weights=[3, 1, 1]"])
+
+
+@pytest.mark.parametrize(
+    ("cache", "way"),
+    [("1", "in pages, kept in {}"), ("1e-06", "row by row, for the cache cannot hold all columns"),
+     ("0", "row by row, without a cache")],
+)  # fmt: skip
+def test_a_run_says_before_its_first_step_how_a_store_is_read(
+    columns: Path, server: Server, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    cache: str, way: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("LATENTBANK_CACHE_GB", cache)
+    server.take(columns / "toy", f"{url}/toy")
+    data = {"latents": f"{url}/toy/vae", "text": f"{url}/toy/text", "lanes": 8}
+    process = launch(tmp_path, columns, data=data, steps=1)
+    assert process.returncode == 0, process.stdout
+    start, _, _ = process.stdout.partition("step 1/1")
+    way = f"{way.format(tmp_path / 'cache')} (LATENTBANK_CACHE_GB: {cache}"
+    for column in (data["latents"], data["text"]):
+        assert re.search(
+            rf"^{column}: \S+ \S+ of values, read {re.escape(way)}", start, re.MULTILINE
+        )
+    assert cache == "1" or not any((tmp_path / "cache").glob("*/0"))  # no page is kept
 
 
 def test_nothing_to_validate_on_is_said_at_once(columns: Path, tmp_path: Path) -> None:
