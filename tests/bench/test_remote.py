@@ -121,6 +121,25 @@ def test_ratios_are_of_one_round() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("delay", ["0 ms", "20 ms"])
+@pytest.mark.parametrize(("small", "none"), [("small", "none"), ("small, steady", "none, steady")])
+@pytest.mark.parametrize(("slower", "holds"), [(3, False), (2, True)])
+def test_a_small_cache_is_held_against_none(
+    delay: str, small: str, none: str, slower: int, holds: bool
+) -> None:
+    """It is worse where it took longer in every round; in others chance may have chosen."""
+    ways = {name: [passes(2)] * 3 for way in run.WAYS for name, *_ in run.WAYS[way]}
+    ways[small] = [passes(2.5)] * slower + [passes(2)] * (3 - slower)
+    figures = {delay: report.summary(ways, SAMPLES)}
+    ratio = figures[delay][small]["over_" + none.replace(", ", "_")]
+    assert ratio["ratio"] == pytest.approx(0.8)
+    bar = f"{delay}, {small}, over_none"
+    (held,) = [each for each in report.promises(figures) if each["what"].startswith(bar)]
+    assert held["what"].endswith(", upper end of 95 %")
+    assert held["holds"] == holds
+    assert held["found"] == pytest.approx(1 if holds else 0.8)
+
+
 def test_what_was_not_measured_promises_nothing() -> None:
     ways = {name: [passes(2)] for way in ("plain", "cache", "rows") for name, *_ in run.WAYS[way]}
     held = report.promises({"0 ms": report.summary(ways, SAMPLES)})
