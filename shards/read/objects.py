@@ -22,6 +22,7 @@ from ..errors import CorruptColumn
 from ..format.atomic import naming
 from ..format.layout import ArraySpec, ColumnSpec
 from ..store.base import Committed, Handle, Store
+from ..store.fetchers import fetch_all
 
 OPEN_FILES = 4  # of a column at least; all of a process share half of what it may open
 REMOTE_HANDLES = 1 << 17  # of a column: they hold no descriptor, but half a kilobyte of memory each
@@ -246,7 +247,8 @@ class ValueObjects:
             handles = [self.open(number) for number in numbers]
         if numbers:
             with ThreadPoolExecutor(REQUESTS) as pool:
-                edges = list(pool.map(self._index, numbers, handles))
+                opened = zip(numbers, handles, strict=True)
+                edges = fetch_all(pool, lambda each: self._index(*each), opened)
             with lock:
                 self._keep_edges(loaded | dict(zip(numbers, edges, strict=True)))
 

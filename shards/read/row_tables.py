@@ -19,6 +19,7 @@ from ..format.atomic import sha256
 from ..format.layout import HAS_VALUES, ZARR_ROWS, ColumnSpec
 from ..processes import watch_forks
 from ..store.base import Committed, Store
+from ..store.fetchers import fetch_all
 from .objects import Ints
 
 NO_MEMBER = 2**32 - 1  # among `starts`: the row has no member in the tar
@@ -104,8 +105,8 @@ class RowTables:
         if self.store.folder is not None or len(parts) < 2:
             return [self._read(name, shard) for name, shard in parts]
         with ThreadPoolExecutor(REQUESTS) as pool:
-            list(pool.map(self._commit, dict.fromkeys(shard for _, shard in parts)))
-            return list(pool.map(lambda part: self._read(*part), parts))
+            fetch_all(pool, self._commit, dict.fromkeys(shard for _, shard in parts))
+            return fetch_all(pool, lambda part: self._read(*part), parts)
 
     def not_compared(self, rows: Ints) -> Ints:
         """Returns the indexes of rows that were not compared with their checksums before, by this
@@ -164,7 +165,7 @@ class RowTables:
         some = present[np.linspace(0, len(present) - 1, min(len(present), 16)).astype(int)].tolist()
         some = list(self._commits) or some
         with ThreadPoolExecutor(REQUESTS) as pool:
-            commits = list(pool.map(self._commit, some))
+            commits = fetch_all(pool, self._commit, some)
         values = (f"{self.layout.kind}/", "tar/")
         size = sum(n for c, _ in commits for path, (n, _) in c.items() if path.startswith(values))
         return size / max(1, int(self._rows[some].sum()))

@@ -1,12 +1,19 @@
-"""Threads that fetch ahead of readers."""
+"""Threads that fetch for readers: ahead of them, or many things at once."""
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 LINGER = 0.25  # seconds that an idle thread waits for work: to start one costs as much as a request
+NO_THREAD = (RuntimeError, MemoryError)  # what starting a thread raises where the system refuses
 
 
 class Fetchers:
@@ -41,7 +48,7 @@ class Fetchers:
         for remaining in range(started, 0, -1):
             try:
                 threading.Thread(target=self._work, name="latentbank-fetch").start()
-            except (RuntimeError, MemoryError) as error:
+            except NO_THREAD as error:
                 with self._due:
                     self._threads -= remaining
                     self._starting -= remaining
@@ -88,3 +95,22 @@ class Fetchers:
                 self._idle -= 1
             self._threads -= 1
             return None
+
+
+def fetch_all(
+    pool: ThreadPoolExecutor, fetch: Callable[[Item], Result], items: Iterable[Item]
+) -> list[Result]:
+    """Returns fetch(item) of each item in order, by the threads of a pool; where it can start none, or no
+    more, this thread does the rest. One item may then be fetched twice. After an error, what has not
+    begun is left out.
+    """
+    waiting, coming = list(items), list[Future[Result]]()
+    with suppress(*NO_THREAD):
+        for item in waiting:
+            coming.append(pool.submit(fetch, item))
+    try:
+        own = [fetch(item) for item in waiting[len(coming) :]]
+        return [future.result() for future in coming] + own
+    finally:
+        for future in coming:  # those that are left after an error
+            future.cancel()

@@ -29,6 +29,7 @@ from typing import Any
 from ..errors import StoreError
 from ..format.atomic import TEMPORARY, pieces
 from ..processes import watch_forks
+from .fetchers import NO_THREAD
 
 TOUCH = 60  # seconds: a page used within them is not looked up, nor marked as used, again
 OPEN_FILES = 1 << 15  # pages that are kept open at most, and a quarter of what a process may open
@@ -138,7 +139,7 @@ class PageCache:
             )
             try:
                 thread.start()
-            except (RuntimeError, MemoryError):  # no more can be started: the next page tries again
+            except NO_THREAD:  # the next page tries again
                 self._closing = False
 
     def close_old(self) -> bool:

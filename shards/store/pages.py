@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary, finalize
 import numpy as np
 
 from ..errors import ShardsError
-from .fetchers import Fetchers
+from .fetchers import Fetchers, fetch_all
 from .page_cache import File, OpenPage, PageCache
 
 PAGE = 4 << 20
@@ -77,7 +77,7 @@ def straight(
         bring(pieces[0])
     elif pieces:
         with ThreadPoolExecutor(BESIDE) as pool:
-            list(pool.map(bring, pieces))
+            fetch_all(pool, bring, pieces)
     return max(end - offset, 0)
 
 

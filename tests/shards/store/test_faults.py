@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from shards.tools.copy import copy
 from tests.forks import ended_in_time, fork
 from tests.proxy.azure import CONTAINER, Azure, Blob, point_to_azure
 from tests.proxy.server import EachKindOnce, Proxy
-from tests.shards.toy import moments_spec, row_ids, write_column
+from tests.shards.toy import moments_spec, row_ids, tokens_spec, write_column
 
 URL = f"az://{CONTAINER}/column"
 QUICK = Limits(30, stall=60, request=60, copy=60, give_up=120, backoff=0.01, max_backoff=0.05)
@@ -116,23 +117,32 @@ def test_an_object_that_is_replaced_meanwhile_has_a_name(
 
 
 @pytest.mark.parametrize("cache", ["64", "0"])
+@pytest.mark.parametrize("codec", [None, "blosc"])
 def test_without_threads_that_fetch_rows_are_the_same(
-    proxy: Proxy, near: Path, monkeypatch: pytest.MonkeyPatch, cache: str
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: str, codec: str | None
 ) -> None:
-    """None can be started: neither those that fetch ahead, nor the one that closes pages."""
+    """None can be started once a column is open: neither those that fetch ahead, nor those that fetch
+    what is known of many shards, nor the one that closes pages.
+    """
     monkeypatch.setenv("LATENTBANK_CACHE_GB", cache)
+    near = write_column(tmp_path / "other", tokens_spec(2, codec=codec), ROWS)
+    copy(near, f"{URL}-other")
+    columns = [Column.open(RemoteStore(f"{URL}-other", QUICK)) for _ in range(2)]
     start, refused = threading.Thread.start, set[str]()
 
     def start_others(thread: threading.Thread) -> None:
-        if thread.name.startswith("latentbank"):
-            refused.add(thread.name)
+        if kind := re.match("latentbank-.*|ThreadPoolExecutor", thread.name):
+            refused.add(kind[0])
             raise RuntimeError("can't start new thread")
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", start_others)
-    for _ in range(2):  # then from what is kept
-        np.testing.assert_array_equal(rows_of(RemoteStore(URL, QUICK)), rows_of(near))
-    assert refused == {"latentbank-fetch"} | ({"latentbank-close"} if cache == "64" else set())
+    ids = np.concatenate([row_ids(0, ROWS), row_ids(1, ROWS)])
+    for column in columns:  # the second from what is kept
+        np.testing.assert_array_equal(column.read(ids), Column.open(near).read(ids))
+        column.close()
+    closing = {"latentbank-close"} if cache == "64" else set()
+    assert refused == {"latentbank-fetch", "ThreadPoolExecutor"} | closing
 
 
 # Ctrl-C --------------------------------------------------------------------------------------------

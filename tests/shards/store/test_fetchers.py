@@ -1,4 +1,4 @@
-"""Threads that fetch ahead of readers."""
+"""Threads that fetch for readers: ahead of them, or many things at once."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from shards.store.fetchers import LINGER, Fetchers
+from shards.store.fetchers import LINGER, Fetchers, fetch_all
 
 
 def fetchers(most: int, work: deque[Callable[[], None]]) -> Fetchers:
@@ -87,20 +88,28 @@ def test_a_thread_that_fails_has_a_successor() -> None:
             thread.join(60)
 
 
+class Left:
+    """The threads that may still be started; others are refused as the system does it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+        self.count, self.refused = count, 0
+        start = threading.Thread.start
+
+        def start_few(thread: threading.Thread) -> None:
+            if not self.count:
+                self.refused += 1
+                raise RuntimeError("can't start new thread")
+            self.count -= 1
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", start_few)
+
+
 def test_a_thread_that_cannot_be_started_is_started_later(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Of four the second cannot; then none; then all can."""
-    start, refused, left = threading.Thread.start, [], [1]
-
-    def start_few(thread: threading.Thread) -> None:
-        if not left[0]:
-            refused.append(thread)
-            raise RuntimeError("can't start new thread")
-        left[0] -= 1
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", start_few)
+    left = Left(monkeypatch, 1)
     gate, work = threading.Barrier(5), deque[Callable[[], None]]()
     threads, busy, go = fetchers(4, work), threading.Event(), threading.Event()
 
@@ -112,12 +121,51 @@ def test_a_thread_that_cannot_be_started_is_started_later(
     threads.wake(len(work))
     assert busy.wait(60)
     threads.wake(1)
-    assert (threads._threads, threads._starting, len(refused)) == (1, 0, 2)
+    assert (threads._threads, threads._starting, left.refused) == (1, 0, 2)
     assert capfd.readouterr().err.count("more slowly: can't start new thread. Raise") == 1
-    left[0] = 3
+    left.count = 3
     threads.wake(1)
     go.set()
     gate.wait(60)  # four at once
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_many_are_fetched_by_the_threads_that_there_are(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Of four; each waits for all others at its first item."""
+    begun = set[int]()
+    gate = threading.Barrier(count + (count < 4))
+
+    def fetch(item: int) -> int:
+        if threading.get_ident() not in begun:
+            begun.add(threading.get_ident())
+            gate.wait(60)
+        return 10 * item
+
+    left = Left(monkeypatch, count)
+    with ThreadPoolExecutor(4) as pool:
+        assert fetch_all(pool, fetch, range(40)) == list(range(0, 400, 10))
+    assert len(begun) == gate.parties
+    assert (left.refused > 0) == (threading.get_ident() in begun) == (count < 4)
+
+
+@pytest.mark.parametrize("count", [0, 4])
+def test_after_an_error_the_rest_is_not_fetched(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    begun: list[int] = []
+
+    def fetch(item: int) -> None:
+        begun.append(item)
+        if not item:
+            raise ValueError("the first")
+        time.sleep(0.01)
+
+    Left(monkeypatch, count)
+    with ThreadPoolExecutor(4) as pool, pytest.raises(ValueError, match="the first"):
+        fetch_all(pool, fetch, range(1000))
+    assert len(begun) < 1000
 
 
 PROGRAM = """
