@@ -78,8 +78,7 @@ class Trainer:
         self.powers = PowerAverages(self.engine.weights(), config.ema, config.steps, run)
         self.state = checkpoint.State(self.engine.fragments, self.totals, {})
         self._checkpoints = run / CHECKPOINTS
-        self.order_identity = order.identity()
-        self.epoch_samples = order.epoch_samples
+        self.order_identity, self.epoch_samples = order.identity(), order.epoch_samples
         self.step_number = self.position = 0  # steps done, samples consumed
         self.changes: list[dict[str, Any]] = []  # of the config, each with its first step
         self.updates = self.skipped = 0  # of the weights; steps in a row without one
@@ -269,6 +268,8 @@ class Trainer:
 
     def _train(self, queue: Iterator[MicroBatch], validator: Validator | None) -> None:
         config, saved, shown = self.config, self.step_number, False
+        if validator and validator.missing(self.step_number, self.metrics):
+            self._validate(validator)
         while self.step_number < config.steps and not self._signal:
             record = self.step(queue)
             if record is not None:
@@ -278,7 +279,7 @@ class Trainer:
                 if (due := self._due(config.log_every)) or not shown:
                     self._log(due)
                     shown = True
-                if validator and self._due(config.validation.every) and not self._signal:
+                if validator and validator.due(self.step_number) and not self._signal:
                     self._validate(validator)
             if self.step_number > saved and (self._to_save() or self._signal):
                 self.save()
@@ -394,10 +395,9 @@ class Trainer:
         flats = {"weights": self.engine.weights(), **self.engine.moments(), "ema": self.ema.parts}
         state = replace(self.state, flats=flats | self.powers.parts)
         model: Any = self.engine.model
-        keep, kept = self.config.keep, self.config.save_at
         path = checkpoint.save(
-            self._checkpoints, state, model, self.record(), self.world, keep, kept
-        )
+            self._checkpoints, state, model, self.record(), self.world, self.config.keep, self.config.save_at
+        )  # fmt: skip
         seconds = time.perf_counter() - start
         log.info("saved %s (%.1f s)", path, seconds)
         self.throughput.leave_out(seconds)

@@ -57,7 +57,7 @@ def columns() -> Path:
 
 def values_of(folder: Path, ranks: int, **changes: Any) -> dict[str, Any]:
     """Of a run that saves every other step: on 1 rank with ZeRO 1, on more with ZeRO 2."""
-    held_out = {"source": str(columns() / "toy-val"), "rows": 8, "batch": 4, "every": 6}
+    held_out = {"source": str(columns() / "toy-val"), "rows": 8, "batch": 1, "every": 6}
     zero = {"zero_optimization": {"stage": min(ranks, 2)}}
     values = {"steps": STEPS, "save_every": 2, "validation": held_out, "deepspeed": zero}
     return tiny_config(columns(), folder, **{**values, **changes})
@@ -108,6 +108,12 @@ def records(run: Path, first: int = 1) -> list[dict[str, Any]]:
     ]
 
 
+def validations(run: Path) -> list[list[Any]]:
+    """Step and loss of each validation."""
+    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    return [[r["step"], r["validation"]["loss"]] for r in lines if "validation" in r]
+
+
 def step_folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
@@ -133,6 +139,7 @@ def ends_as_straight(folder: Path, ranks: int) -> None:
     assert job.wait() == [0] * ranks, job.text()
     run, undisturbed = folder / "tiny-vae", straight(ranks)
     assert records(run) == records(undisturbed)
+    assert validations(run) == validations(undisturbed)
     same_files(step_folder(run, STEPS), step_folder(undisturbed, STEPS))
     assert not list(run.glob("lease*"))
     assert not list((run / "checkpoints").glob(".[!d]*"))
@@ -273,16 +280,20 @@ def terminated_saving(name: str, ranks: int, times: int) -> None:
 
 
 def terminated_validating(name: str, ranks: int) -> None:
-    """A signal during validation: it is abandoned, and the job saves and leaves."""
+    """A signal during validation: it is abandoned, and the job saves and leaves. Started again, the job
+    makes it, also where there is no step left."""
     number = getattr(signal, name)
-    validation = {"source": str(columns() / "toy-val"), "rows": 20, "batch": 1, "every": 1}
     with scratch() as folder:
-        words = "steps=100000", "save_every=100000"
-        job = held(folder, ranks, "step/validate.py:_chunk", 1, *words, validation=validation)
+        calls = (
+            8 // ranks + 1
+        )  # of the first validation, and one of the second, which is the last step's
+        job = held(folder, ranks, "step/validate.py:_chunk", calls, "save_every=100000")
         job.send(number)
         job.send(signal.SIGCONT)
-        check_terminated(folder / "tiny-vae", job, number)
+        assert check_terminated(folder / "tiny-vae", job, number) == STEPS
         assert "validation abandoned" in job.text(0)
+        ends_as_straight(folder, ranks)
+        ends_as_straight(folder, ranks)
 
 
 def killed_saving(ranks: int, save: int, wait: int) -> None:

@@ -27,7 +27,7 @@ from shards.console import without_nan
 from ..model.flops import Cost
 from ..model.flow import SHIFT, level_of
 from .loggers import BackgroundLogger
-from .records import forget_after
+from .records import forget_after, validated
 
 log = logging.getLogger(__name__)
 LEVELS = 8  # equal parts of the run's own noise levels, from much noise to little
@@ -184,7 +184,7 @@ def line(step: int, steps: int, m: dict[str, Any], with_rate: bool = True) -> st
 
 class Metrics:
     """The records of a run, written by rank 0. Those of steps after `step` are from before a crash,
-    and are dropped.
+    and are dropped; `validated` says whether those of `step` have its validation.
 
     `check_lock` raises where another job has the folder by now; it is called before each change of
     the file."""
@@ -196,6 +196,7 @@ class Metrics:
         self.path = run / "metrics.jsonl"
         self._check_lock = check_lock
         forget_after(self.path, step, check_lock)
+        self.validated = validated(self.path, step)
         self._loggers = loggers
         self._failed = False  # whether a line was lost, of which one warning is enough
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,20 +97,40 @@ def forget_after(path: Path, step: int, check_lock: Callable[[], None] = lambda:
         return
     with path.open("r+b") as file:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:
-            end = lines.rfind(b"\n") + 1
-            while end:
-                start = lines.rfind(b"\n", 0, end - 1) + 1
-                if _step_of(lines[start:end], path) <= step:
-                    break
-                end = start
+            kept = (end for end, record in _last_records(lines, path) if record["step"] <= step)
+            end = next(kept, 0)
         check_lock()
         file.truncate(end)
 
 
-def _step_of(line: bytes, path: Path) -> int:
+def validated(path: Path, step: int) -> bool:
+    """Whether the last step of the file is `step` and its validation is there; reads as `forget_after`."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines,
+    ):
+        last = takewhile(
+            lambda record: record["step"] == step, (r for _, r in _last_records(lines, path))
+        )
+        return any("validation" in record for record in last)
+
+
+def _last_records(lines: mmap.mmap, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields where each whole line ends and its record, the last one first."""
+    end = lines.rfind(b"\n") + 1
+    while end:
+        start = lines.rfind(b"\n", 0, end - 1) + 1
+        yield end, _record_of(lines[start:end], path)
+        end = start
+
+
+def _record_of(line: bytes, path: Path) -> dict[str, Any]:
     try:
-        step: int = check(_Step, parse_json(line)).step
-        return step
+        record: dict[str, Any] = parse_json(line)
+        check(_Step, record)
+        return record
     except ValueError as error:
         raise ConfigError(
             f"{path}: found the line {line[:80]!r}, expected a record of a run ({error}). "
