@@ -268,7 +268,8 @@ class Trainer:
 
     def _train(self, queue: Iterator[MicroBatch], validator: Validator | None) -> None:
         config, saved, shown = self.config, self.step_number, False
-        if validator and validator.missing(self.step_number, self.metrics):
+        recorded = not self.metrics or self.metrics.validated
+        if validator and validator.missing(self.step_number, recorded):
             self._validate(validator)
         while self.step_number < config.steps and not self._signal:
             record = self.step(queue)
@@ -429,8 +430,7 @@ class Trainer:
         assert share is not None  # every checkpoint that can be resumed has its config
         self.ema.initial_share = share
         self.step_number, self.position = manifest["step"], manifest["position"]
-        self.init = manifest.get("init")
-        self.changes = manifest.get("changes", [])
+        self.init, self.changes = manifest.get("init"), manifest.get("changes", [])
         record = self.record()
         if "deepspeed" not in manifest:  # an older one: what its JSON file said is unknown
             del record["deepspeed"]

@@ -25,7 +25,6 @@ from shards.read import draw, normal, read_rows
 from ..config import TrainConfig, column_name, files_of
 from ..model.flow import LEVELS, SHIFT, interpolate, losses, noise_levels, target
 from ..ranks.world import World
-from ..report.metrics import Metrics
 from .ema import Ema
 from .engine import Engine
 from .linear_reference import over, reference_of_run
@@ -114,12 +113,10 @@ class Validator:
     def due(self, step: int) -> bool:
         return step % self.config.validation.every == 0 or step == self.config.steps
 
-    def missing(self, step: int, metrics: Metrics | None) -> bool:
-        """Whether a run that goes on from a step was stopped before its validation was recorded, by
-        the first rank's metrics; collective."""
-        if not step or not self.due(step):
-            return False
-        return not all(self.world.gather(metrics is None or metrics.validated))
+    def missing(self, step: int, recorded: bool) -> bool:
+        """Whether a run that goes on from a step was stopped before its validation was `recorded`,
+        which the first rank knows; collective."""
+        return step > 0 and self.due(step) and not all(self.world.gather(recorded))
 
     def prepare(self, run: Path, training: JoinedColumns) -> None:
         """Finds the linear reference of the rows, kept in the run's folder, on the first rank."""
