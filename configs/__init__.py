@@ -20,21 +20,24 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from .kinds import WORDS, of_another_kind
+from .messages import did_you_mean, expects, explained, key_types, no_yaml, shown, types_in
 
 __all__ = [
     "ConfigError",
     "Strict",
     "add_config_options",
     "did_you_mean",
+    "expects",
+    "explained",
     "load",
     "load_text",
     "read_yaml",
@@ -42,6 +45,7 @@ __all__ = [
     "shipped",
     "shipped_names",
     "show_config",
+    "shown",
     "word",
     "write_new",
 ]
@@ -69,10 +73,10 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _true_is_no_number(cls, values: Any) -> Any:
-        for name, annotation in _keys(cls).items() if isinstance(values, Mapping) else ():
-            kinds = set(_types_in(annotation))
+        for name, annotation in key_types(cls).items() if isinstance(values, Mapping) else ():
+            kinds = set(types_in(annotation))
             if kinds & {int, float} and bool not in kinds and _holds_truth(values.get(name)):
-                raise ValueError(f"{name}: found {values[name]}, expected a number")
+                raise ValueError(f"{name}: found {shown(values[name])}, expected a number")
         return values
 
 
@@ -106,14 +110,16 @@ def load_text(model: type[M], text: str, where: str) -> M:
 
 
 def _checked(model: type[M], values: Any, where: str, takes_words: bool) -> M:
-    lines = [f"{name}: found {value}, expected a number" for name, value in _not_finite(values)]
+    lines = [
+        f"{name}: found {shown(value)}, expected a number" for name, value in _not_finite(values)
+    ]
     try:
         if not lines:
             return model.model_validate(values)
     except ValidationError as error:
-        if line := of_another_kind(_keys(model), values, where):
+        if line := of_another_kind(key_types(model), values, where):
             raise ConfigError(line) from None
-        lines = [_explain(model, values, dict(problem), takes_words) for problem in error.errors()]
+        lines = explained(model, values, error, takes_words=takes_words)
     raise ConfigError("\n  ".join([f"{where} is no valid {model.__name__}:", *lines]))
 
 
@@ -203,12 +209,6 @@ def shipped_names() -> list[str]:
     return [f"{PREFIX}{f.relative_to(FOLDER).with_suffix('').as_posix()}" for f in files]
 
 
-def did_you_mean(word: str, names: Iterable[str], end: str = ".") -> str:
-    """Returns `; did you mean NAME?` with the nearest of the names, or `end` where none is near."""
-    near = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else end
-
-
 def _elsewhere(path: Path) -> str:
     """Returns what to do about a config that is not there."""
     siblings = {file.stem: file for file in path.parent.glob("*.yaml")}
@@ -233,6 +233,11 @@ class _Yaml(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.MarkedYAMLError(
+                    problem="found a key in brackets, expected a word. Quote it, or remove them",
+                    problem_mark=key_node.start_mark,
+                )
             if key in seen:
                 raise yaml.MarkedYAMLError(
                     problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark
@@ -265,12 +270,11 @@ def _parse(text: str, where: str) -> Any:
         if _size(node, {}) > MOST_NODES:
             raise ConfigError(f"{where}: its aliases make more than {MOST_NODES} values")
         return loader.construct_document(node)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{where} is not valid YAML: {error}") from None
-    except ValueError as error:  # an integer of thousands of digits
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{where} is not valid YAML: {error}") from None
+    except ConfigError:
+        raise
+    # a ValueError: an integer of thousands of digits
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{where} is not valid YAML: {no_yaml(error, text)}") from None
     finally:
         if loader is not None:
             loader.dispose()
@@ -303,7 +307,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{path} holds {type(values).__name__}, expected `key: value` lines")
+        raise ConfigError(
+            f"{path}: found {shown(values)}, expected `key: value` lines, each key a word"
+        )
     return values
 
 
@@ -312,7 +318,11 @@ def _read_with_base(path: Path) -> dict[str, Any]:
     values = read_yaml(path)
     if "base" not in values:
         return values
-    named = str(values.pop("base"))
+    named = values.pop("base")
+    if not isinstance(named, str):
+        raise ConfigError(
+            f"{path}: base: found {shown(named)}, expected the path of a YAML, from this one's folder"
+        )
     if "://" in named:
         raise ConfigError(f"{path}: base: found the url {named}, expected a path beside this file")
     base = path.parent / os.path.expanduser(named)
@@ -353,90 +363,11 @@ def _not_finite(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
 def _override(word: str) -> dict[str, Any]:
     name, equals, text = word.partition("=")
     keys = name.split(".")
-    if not equals or not all(keys):
-        raise ConfigError(f"found {word!r}, expected KEY=VALUE such as optim.lr=1e-4")
+    if not equals or not all(keys) or name.startswith("-"):
+        raise ConfigError(
+            f"found {word!r}, expected KEY=VALUE such as optim.lr=1e-4, without spaces and hyphens"
+        )
     value: Any = _parse(text, word)
     for key in reversed(keys):
         value = {key: value}
     return dict(value)
-
-
-# ---- messages ---------------------------------------------------------------------------------
-
-
-def _explain(
-    model: type[BaseModel], values: Any, problem: dict[str, Any], takes_words: bool
-) -> str:
-    """One line for one of pydantic's errors."""
-    loc: tuple[int | str, ...] = problem["loc"]
-    name = ".".join(_path(values, loc, problem["type"] == "missing"))
-    message: str = problem["msg"].removeprefix("Value error, ")
-    if not loc:
-        return message  # from a validator of the whole
-    if problem["type"] == "extra_forbidden":
-        known = sorted({key for parent in _models_at(model, loc[:-1]) for key in _keys(parent)})
-        hint = did_you_mean(str(loc[-1]), known)
-        return f"{name}: unknown key{hint} Known keys there: {', '.join(known)}"
-    if problem["type"] == "missing":
-        words = f" or say {name}=VALUE on the command line" if takes_words else ""
-        return f"{name}: missing. Put it into the YAML{words}"
-    return f"{name}: found {problem['input']!r:.80}: {message}"
-
-
-def _path(values: Any, loc: Sequence[int | str], missing: bool) -> Iterator[str]:
-    """The parts of pydantic's location that the user wrote, without the names of union members."""
-    for part in loc[: len(loc) - missing]:
-        known = (
-            values
-            if isinstance(values, Mapping)
-            else range(len(values))
-            if isinstance(values, list)
-            else ()
-        )
-        if part in known:
-            values = values[part]
-            yield str(part)
-    if missing:
-        yield str(loc[-1])
-
-
-def _models_at(model: type[BaseModel], loc: Sequence[int | str]) -> list[type[BaseModel]]:
-    """The models that may stand at this place (several, where a field is a union)."""
-    models = [model]
-    for part in loc:
-        inside = [
-            m
-            for parent in models
-            if part in _keys(parent)
-            for m in _models_in(_keys(parent)[str(part)])
-        ]
-        # Else it is an index or a key of the user's, or names one member of a union.
-        models = inside or [m for m in models if part in _tags(m)] or models
-    return models
-
-
-def _tags(model: type[BaseModel]) -> set[Any]:
-    """How pydantic calls a model as a member of a union: its name, or its discriminator's value."""
-    literals = [field.annotation for field in model.model_fields.values()]
-    return {
-        model.__name__,
-        *(tag for a in literals if get_origin(a) is Literal for tag in get_args(a)),
-    }
-
-
-def _keys(model: type[BaseModel]) -> dict[str, Any]:
-    """The keys of a model as a YAML has them, with their types."""
-    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    return (kind for kind in _types_in(annotation) if issubclass(kind, BaseModel))
-
-
-def _types_in(annotation: Any) -> Iterator[type]:
-    """The plain types that an annotation is put together of."""
-    arguments = get_args(annotation)
-    if not arguments and isinstance(annotation, type):
-        yield annotation
-    for argument in arguments:
-        yield from _types_in(argument)

@@ -15,7 +15,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from configs import Strict, did_you_mean
+from configs import Strict, did_you_mean, expects, explained
 from shards.format import EncoderIdentity
 from shards.places import model
 
@@ -35,7 +35,11 @@ class ModelSpec(Strict):
 
     # of diffusers (VAEs) or transformers (text, features); `package.module:Class` is an autoencoder of
     # your own
-    cls: str = Field(alias="class", pattern=r"^\w+$|^\w+(\.\w+)*:\w+(\.\w+)*$")
+    cls: Annotated[
+        str,
+        Field(pattern=r"^\w+$|^\w+(\.\w+)*:\w+(\.\w+)*$"),
+        expects("a class of diffusers or transformers, or package.module:Class of your own"),
+    ] = Field(alias="class")
     # a hub id, a folder, or `package:NAME/SUB` for data of an installed Python package; what a class of
     # your own is called with
     path: Annotated[str, BeforeValidator(model)] = ""
@@ -78,10 +82,12 @@ class ModelSpec(Strict):
         not allowed that: whoever made a column cannot.
         """
         record = encoder.record()
+        fields = {k: v for k, v in record.items() if k not in MEASURED}
         try:
-            model = cls.model_validate({k: v for k, v in record.items() if k not in MEASURED})
+            model = cls.model_validate(fields)
         except ValidationError as error:
-            raise ModelNotUsable(f"a column's encoder {record!r:.200}: {error}") from None
+            lines = "; ".join(explained(cls, fields, error, defaults=False))
+            raise ModelNotUsable(f"a column's encoder {record!r:.200}: {lines}") from None
         if model.trust_remote_code and os.environ.get(TRUST) != "1":
             raise ModelNotUsable(
                 f"{model.path}: the column was made by Python code that comes with the model, and "

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import configs
-from configs import ConfigError
+from configs import ConfigError, explained
 from encode.models import CaptionTokenizer, PackedText, Vae, load_tokenizer, load_vae, pixels_on
 from encode.registry import TEXTS, ModelSpec, lookup
 from shards import Batch, JoinedColumns, Order, Stream
@@ -139,7 +139,7 @@ def step_encoder(config: TrainConfig, sources: JoinedColumns, device: str) -> Pa
         spec = ModelSpec.model_validate(encoder) if isinstance(encoder, dict) else encoder
     except ValidationError as error:
         raise ConfigError(
-            f"data.encoder: found {encoder!r}, expected a name of encode.registry.TEXTS or class and path: {error}"
+            "\n".join(explained(ModelSpec, encoder, error, above="data.encoder"))
         ) from None
     model = None if spec is None else lookup(spec, TEXTS)
     return PackedText.of_ids(identity, model, config.data.hidden_state, device)

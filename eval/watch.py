@@ -158,11 +158,12 @@ class Watcher:
         path = self.run / "config.yaml"
         if not path.is_file():
             return
-        values = configs.read_yaml(path)
+        values = configs.read_yaml(path).get("ema") or {}
         try:
-            config, steps = EmaConfig.model_validate(values.get("ema") or {}), self._steps(path)
+            config, steps = EmaConfig.model_validate(values), self._steps(path)
         except ValidationError as error:
-            raise Watched(f"{path}: ema: {error}, expected the config of a run") from None
+            line = configs.explained(EmaConfig, values, error, above="ema")[0]
+            raise Watched(f"{path}: {line}") from None
         try:
             refuse_planned(config, steps, steps, length)
         except EmaLengthRefused as error:

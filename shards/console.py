@@ -307,6 +307,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the program with exit code 2."""
         self.print_usage(sys.stderr)
+        if message.startswith("unrecognized") and re.search(r" \w[\w.]*=", message):
+            message += ". No KEY=VALUE is taken here: write it into the YAML, if there is one"
         self.exit(2, f"WrongWords: {self.prog}: {message}\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -346,7 +348,7 @@ def config_words(parser: argparse.ArgumentParser) -> None:
     text = "a YAML file, or a shipped one by its name, as configs:STAGE/NAME"
     parser.add_argument("config", type=local_path, help=text)
     text = "keys to set over it, as optim.lr=1e-4"
-    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help=text)
+    parser.add_argument("overrides", nargs="*", default=[], metavar="a.b=value", help=text)
 
 
 def _whole(text: str, least: int) -> int:

@@ -183,13 +183,16 @@ def test_members_of_unions_are_named_as_written() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("steps: many", "steps: found 'many': Input should be a valid integer"),
+        (
+            "steps: many",
+            "steps: found 'many', expected a whole number. Correct it, or leave it out for 1",
+        ),
         ("steps: 1.5", "steps: found 1.5"),
         ("optim: 3", "optim: found 3"),
-        ("- 1", "holds list, expected `key: value` lines"),
+        ("- 1", "found [1], expected `key: value` lines"),
         ("a: [1", "is not valid YAML"),
         ("steps: 1\nsteps: 2", "the key 'steps' stands twice"),
-        ("1: 2", "holds dict, expected `key: value` lines"),
+        ("1: 2", "found {1: 2}, expected `key: value` lines"),
     ],
 )
 def test_bad_yaml(tmp_path: Path, text: str, message: str) -> None:
@@ -205,7 +208,7 @@ def test_missing_file_and_bad_words(tmp_path: Path) -> None:
         load(Example, tmp_path / "gone.yaml")
     with pytest.raises(ConfigError, match="found a folder"):
         load(Example, tmp_path)
-    for word in ("steps", "=3", "optim..lr=1"):
+    for word in ("steps", "=3", "optim..lr=1", "--steps=3"):
         with pytest.raises(ConfigError, match="expected KEY=VALUE"):
             load(Example, None, [word])
 
@@ -293,6 +296,14 @@ def test_what_is_no_file_of_text(tmp_path: Path) -> None:
     for name, message in (("latin", "UTF-8"), ("pipe", "a pipe"), ("huge", "at most")):
         with pytest.raises(ConfigError, match=message):
             configs.read_yaml(tmp_path / f"{name}.yaml")
+
+
+@pytest.mark.parametrize("base", ["3", "[x]", "null"])
+def test_a_base_that_is_no_path(tmp_path: Path, base: str) -> None:
+    (tmp_path / "a.yaml").write_text(f"base: {base}")
+    with pytest.raises(ConfigError) as error:
+        load(Example, tmp_path / "a.yaml")
+    assert f"a.yaml: base: found {base}, expected the path of a YAML" in str(error.value)
 
 
 @pytest.mark.parametrize("base", ["s3://b/base.yaml", "https://h/base.yaml"])

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from configs import ConfigError, Strict, read_yaml
+from configs import ConfigError, Strict, expects, read_yaml
 from shards.places import local_path, place
 
 from .model.config import ComputeConfig, FlowConfig, ModelConfig
@@ -70,9 +70,11 @@ class DataConfig(Strict):
     mask: Place | tuple[Place, ...] | None = None
     # shift and scale of latents: config: those of the column; measured (by channel) or measured-per-place: what
     # `shards norm` measured of its rows; or the digest of one, which several sources require
-    norm: str = Field(
-        default="config", pattern=r"^(config|measured|measured-per-place|[0-9a-f]{64})$"
-    )
+    norm: Annotated[
+        str,
+        Field(pattern=r"^(config|measured|measured-per-place|[0-9a-f]{64})$"),
+        expects("config, measured, measured-per-place, or a digest of 64 hexadecimal digits"),
+    ] = "config"
     # admits pictures that were cut short but decoded
     truncated: bool = False
     # rows that are not ok in some column: left out, or an error

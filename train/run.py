@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from configs import ConfigError
+from configs import ConfigError, explained
 from shards import IdentityMismatch, JoinedColumns, Order, Stream, open_sources
 from shards.format import differences, preprocess_of
 from shards.launch import launched
@@ -278,17 +278,15 @@ def model_config(config: TrainConfig, shape: DataShape) -> DiTConfig:
             f"at most {c.pos_embed_max_size} tokens a side do not cover: change model.patch_size or "
             "model.pos_embed_max_size"
         )
+    values = c.model_dump(exclude={"image_tokens"}) | {
+        "in_channels": shape.channels,
+        "out_channels": shape.channels,
+        "text_width": shape.text_width,
+    }
     try:
-        return DiTConfig(
-            **c.model_dump(exclude={"image_tokens"}),
-            in_channels=shape.channels,
-            out_channels=shape.channels,
-            text_width=shape.text_width,
-        )
+        return DiTConfig(**values)
     except ValidationError as error:  # of what `auto` chose
-        raise ConfigError(
-            f"model: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
-        ) from None
+        raise ConfigError(explained(DiTConfig, values, error, above="model")[0]) from None
 
 
 def refuse_narrow(model: DiTConfig, flow: FlowConfig) -> str | None:

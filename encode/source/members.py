@@ -57,7 +57,9 @@ def in_order(normal: Callable[[str], str]) -> Callable[[Any], Any]:
     def joined(value: Any) -> Any:
         parts = value.split(OR) if isinstance(value, str) else value
         if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
-            return value  # pydantic says what is wrong with it
+            raise ValueError(
+                "expected a suffix, or a list of them. Write it as in jpg, or [jpg, png]"
+            )
         if not parts:
             raise ValueError("no suffix at all. Write one, or some, as in [jpg, png]")
         return OR.join(dict.fromkeys(normal(part) for part in parts))

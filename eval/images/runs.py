@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from configs import explained
 from shards import FormatVersion, ShardsError, put_if_absent, seal, unseal
 from shards.format.checks import Fields, Text
 from shards.format.checks import check as check_fields
@@ -50,12 +51,11 @@ class Run:
     def flow(self) -> FlowConfig:
         """What the model was trained to say and at which noise levels; of imported weights, which do
         not record it, the reference's. ValueError where it is none."""
+        values = self.training.get("flow", {})
         try:
-            return FlowConfig.model_validate(self.training.get("flow", {}))
+            return FlowConfig.model_validate(values)
         except ValidationError as error:
-            problem = error.errors()[0]
-            name = ".".join(map(str, ("flow", *problem["loc"])))
-            raise ValueError(f"{name}: found {problem['input']!r:.80}: {problem['msg']}") from None
+            raise ValueError(explained(FlowConfig, values, error, above="flow")[0]) from None
 
     def other_shift(self, shift: float | None) -> float | None:
         """Returns a timestep shift of the sampler where it is not the run's own."""

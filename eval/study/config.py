@@ -19,15 +19,13 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    ValidationError,
     ValidationInfo,
-    ValidatorFunctionWrapHandler,
     WrapValidator,
     field_validator,
     model_validator,
 )
 
-from configs import Strict
+from configs import Strict, did_you_mean, expects
 from shards.places import local_path
 from train.config import LocalPath, Place, Text
 
@@ -54,18 +52,6 @@ OWN_KEYS = {
 OWN_NAMES = {"encode"}  # of files in OUT/configs beside those of entries
 
 
-def _expects(text: str) -> WrapValidator:
-    """Says of a key in these words what it takes, whatever of its value does not fit."""
-
-    def validate(value: Any, fits: ValidatorFunctionWrapHandler) -> Any:
-        try:
-            return fits(value)
-        except ValidationError:
-            raise ValueError(f"expected {text}") from None
-
-    return WrapValidator(validate)
-
-
 def _free(words: tuple[str, ...]) -> tuple[str, ...]:
     """Raises ValueError for overrides of what the study sets itself, which would have no effect."""
     for word in words:
@@ -74,7 +60,12 @@ def _free(words: tuple[str, ...]) -> tuple[str, ...]:
     return words
 
 
-Words = Annotated[tuple[str, ...], AfterValidator(_free)]  # a.b=value, as on the command line
+# as on the command line
+Words = Annotated[
+    tuple[str, ...],
+    expects("a list of KEY=VALUE. Write it as in [steps=1000, optim.lr=1e-4]"),
+    AfterValidator(_free),
+]
 
 
 class Part(Strict):
@@ -195,17 +186,17 @@ Values = Annotated[
 ]
 
 
-def _expects_several(for_all: str) -> WrapValidator:
-    return _expects(
+def _several_numbers(for_all: str) -> WrapValidator:
+    return expects(
         "a list of two or more numbers above 0, of which one is chosen for each entry. Write such a list; or leave "
         f"this key out and name one value for all entries: {for_all}"
     )
 
 
-Scales = Annotated[Values | None, _expects_several("generate: {guidance_scale: 3}")]
-Lengths = Annotated[Values | None, _expects_several("generate: {ema: 0.1}")]
-Shifts = Annotated[Values | None, _expects_several("generate: {shift: 2}")]
-Rates = Annotated[Values | None, _expects_several("with: [optim.lr=1e-4]")]
+Scales = Annotated[Values | None, _several_numbers("generate: {guidance_scale: 3}")]
+Lengths = Annotated[Values | None, _several_numbers("generate: {ema: 0.1}")]
+Shifts = Annotated[Values | None, _several_numbers("generate: {shift: 2}")]
+Rates = Annotated[Values | None, _several_numbers("with: [optim.lr=1e-4]")]
 
 
 class SettleConfig(Strict):
@@ -246,13 +237,21 @@ class SettleConfig(Strict):
 Seeds = Annotated[
     tuple[Seed, ...],
     Field(min_length=1),
-    _expects("a list of whole numbers from 0 on. Write one seed as [3], several as [0, 1, 2]"),
+    expects("a list of whole numbers from 0 on. Write one seed as [3], several as [0, 1, 2]"),
 ]
 Checkpoints = Annotated[
     Size | Annotated[tuple[Size, ...], Field(min_length=1)],
-    _expects(
+    expects(
         "how many steps are scored, or a list of steps, each a whole number from 1 on. Write 8 for eight of them, "
         "[5000, 10000] for these two"
+    ),
+]
+
+
+Scorer = Annotated[
+    str | dict[str, Flags],
+    expects(
+        "a scorer's name, or {NAME: {FLAG: VALUE}}. Write it as in fid, or {fid: {batch_size: 8}}"
     ),
 ]
 
@@ -270,7 +269,7 @@ class StudyConfig(Strict):
     benchmark: str | None = None
     prompts: LocalPath | None = None
     # the first is the primary one, of which the verdict is; a scorer with flags is {name: {flag: value}}
-    scorers: tuple[str | dict[str, Flags], ...] = Field(min_length=1)
+    scorers: tuple[Scorer, ...] = Field(min_length=1)
     # flags of `eval generate`
     generate: Flags = {}
     # what is chosen for each entry; null: nothing, and `generate` is for all
@@ -352,7 +351,8 @@ class StudyConfig(Strict):
             raise ValueError(f"expected one of benchmark ({names}) and prompts (a file)")
         if self.benchmark is not None and self.benchmark not in {*BENCHMARKS} - {"prompts"}:
             names = ", ".join(name for name in BENCHMARKS if name != "prompts")
-            raise ValueError(f"benchmark: found {self.benchmark!r}, expected one of {names}")
+            hint = did_you_mean(self.benchmark, BENCHMARKS, "")
+            raise ValueError(f"benchmark: found {self.benchmark!r}, expected one of {names}{hint}")
         for key, values in (
             ("seeds", self.seeds),
             ("scorers", [scorer.name for scorer in self.all_scorers]),

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from configs import did_you_mean
 from shards import console
 from train.checkpoints.snapshots import EmaLengthRefused, refuse_planned
 
@@ -24,17 +25,29 @@ class _Parser(console.Parser):
 
 
 def _parsed(
-    name: str, words: tuple[str, ...], flags: Callable[[argparse.ArgumentParser], None]
+    name: str,
+    command: str,
+    words: tuple[str, ...],
+    flags: Callable[[argparse.ArgumentParser], None],
 ) -> argparse.Namespace:
     parser = _Parser(prog=name, conflict_handler="resolve", add_help=False, allow_abbrev=False)
     flags(parser)
-    return parser.parse_args(words)
+    args = argparse.Namespace()
+    _, unknown = parser.parse_known_args(words, args)
+    if unknown:
+        flag = unknown[0].lstrip("-")
+        known = [word.lstrip("-") for action in parser._actions for word in action.option_strings]
+        raise BadStudy(
+            f"{name}: found {flag}, expected flags of `{command}`{did_you_mean(flag, known)} "
+            f"`python -m {command} --help` lists them"
+        )
+    return args
 
 
 def generate_settings(study: Study) -> dict[str, Any]:
     """Returns what `eval generate` is called with, but for folders; BadStudy for a flag that it lacks."""
     words = ("--checkpoint", "RUN", "--save_dir", "DIR", *flag_words(study.config.generate))
-    args = _parsed(f"{study.path}: generate", words, generate_flags)
+    args = _parsed(f"{study.path}: generate", "eval generate", words, generate_flags)
     try:
         settings = single(vars(args))
     except BadRequest as error:
@@ -71,8 +84,14 @@ def scorer_settings(study: Study, scorer: ScorerConfig) -> argparse.Namespace:
     if scorer.name not in SCORERS:
         raise BadStudy(
             f"{study.path}: scorers: found {scorer.name!r}, expected one of {', '.join(sorted(SCORERS))}"
+            f"{did_you_mean(scorer.name, SCORERS, '')}"
         )
     name = f"{study.path}: scorers: {scorer.name}"
-    args = _parsed(name, scorer.words, lambda p: add_flags(p, SCORERS[scorer.name].flags))
+    args = _parsed(
+        name,
+        f"eval score {scorer.name}",
+        scorer.words,
+        lambda p: add_flags(p, SCORERS[scorer.name].flags),
+    )
     args.partial = False
     return args

@@ -181,7 +181,10 @@ class Study:
         key = entry, phase = self.training_name(entry), phase
         if key not in self._configs:
             words = self._words(entry, phase)
-            config = configs.load(TrainConfig, self.config.train, words, takes_words=False)
+            try:
+                config = configs.load(TrainConfig, self.config.train, words, takes_words=False)
+            except configs.ConfigError as error:
+                raise configs.ConfigError(f"{self.path}: train: {error}") from None
             last = phase == len(self.parts(entry)) - 1
             steps = scored_steps(self.config.checkpoints, config.steps) if last else ()
             saved = tuple(sorted({*config.save_at, *(s for s in steps if s <= config.steps)}))

@@ -86,7 +86,7 @@ def test_expected_sizes() -> None:
         config.check(DataShape(16, 8, 8, 2))
     with pytest.raises(ConfigError, match="channel"):
         data("latents=a", "text=b", "expect={channel: 4, height: 8, width: 8, text_width: 12}")
-    with pytest.raises(ConfigError, match="greater than or equal to 1"):
+    with pytest.raises(ConfigError, match="channels: found 0, expected a whole number from 1 on"):
         data("latents=a", "text=b", "expect={channels: 0, height: 8, width: 8, text_width: 12}")
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from configs import ConfigError, Strict
+from configs import ConfigError, Strict, explained
 
 TIME_CHANNELS = 256  # sines and cosines of the timestep
 Backend = Literal["auto", "plain", "varlen", "flex"]  # see attention.py
@@ -214,12 +214,10 @@ class DiTConfig(Architecture):
             return cls(**{name: value for name, value in values.items() if value is not None})
         except ValidationError as error:
             names = TOP_NAMES | {k: f"base_config.{name}" for k, name in BASE_NAMES.items()}
-            lines = [
-                f"{names.get(name, name)}: found {problem['input']!r:.80}: {problem['msg']}"
-                if (name := ".".join(map(str, problem["loc"])))
-                else problem["msg"]
-                for problem in error.errors()
-            ]
+            faults = (
+                line.partition(": ") for line in explained(cls, values, error, defaults=False)
+            )
+            lines = [f"{names.get(key, key)}{colon}{rest}" for key, colon, rest in faults]
             raise ConfigError("\n  ".join(["config.json is of no model here:", *lines])) from None
 
     def to_reference(self) -> dict[str, Any]:
