@@ -269,7 +269,7 @@ def _advice(fault: _Fault, expected: Sequence[str], defaults: bool) -> str:
     value, items = fault.value, _inside(fault.kinds, 0)
     if isinstance(value, str):
         words = [word for kind in fault.kinds for word in _choices(kind)]
-        if near := difflib.get_close_matches(value, words, n=1, cutoff=0.7):
+        if near := difflib.get_close_matches(value, words, n=1, cutoff=0.8):
             return f"; did you mean {near[0]}?"
         if value.lower() in ("none", "off", "no") and type(None) in fault.kinds:
             return ". Write null"

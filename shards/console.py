@@ -307,8 +307,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the program with exit code 2."""
         self.print_usage(sys.stderr)
-        if message.startswith("unrecognized") and re.search(r" \w[\w.]*=", message):
-            message += ". No KEY=VALUE is taken here: write it into the YAML, if there is one"
+        if message.startswith("unrecognized"):
+            if re.search(r" \w[\w.]*=", message):
+                message += ". No KEY=VALUE is taken here: write it into the YAML, if there is one"
+            elif re.search(r" --\w+\.\w", message):
+                message += ". A key of a config is set by KEY=VALUE, without hyphens"
         self.exit(2, f"WrongWords: {self.prog}: {message}\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

@@ -55,7 +55,9 @@ class Run:
         try:
             return FlowConfig.model_validate(values)
         except ValidationError as error:
-            raise ValueError(explained(FlowConfig, values, error, above="flow")[0]) from None
+            raise ValueError(
+                explained(FlowConfig, values, error, above="flow", defaults=False)[0]
+            ) from None
 
     def other_shift(self, shift: float | None) -> float | None:
         """Returns a timestep shift of the sampler where it is not the run's own."""

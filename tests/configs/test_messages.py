@@ -184,6 +184,7 @@ def test_a_wrong_value_of_any_key_is_said_in_our_words(model: type[Strict]) -> N
         (TrainConfig, "data:", "data: found null, expected keys with values. Its keys are ahead, also"),
         (EncodeConfig, "columns: {a: {kind: tokns}}", "columns.a.kind: found 'tokns', expected moments, latents, "),
         (EncodeConfig, "sources: a.tar", "as {NAME: VALUE}. Write {NAME: a.tar}"),
+        (EncodeConfig, "engine: {device: cuda:0}", "found 'cuda:0', expected auto, cpu or cuda; did you mean cuda?"),
         (EncodeConfig, "engine: {device: gpu}", "found 'gpu', expected auto, cpu or cuda. Correct it, or"),
         (EncodeConfig, "columns: {a: {}}", "columns.a.kind: missing, expected moments, latents, features, tok"),
         (EncodeConfig, "columns: {a: {kind: tokens, imag: x}}", "columns.a.imag: unknown key. Known keys there"),

@@ -87,3 +87,29 @@ def test_bytes_have_a_rate_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
         bar.begin(30_000_000)
         assert bar.pace() == "1.50 MB/s, 0:00:10 to go"
     assert out.getvalue() == "copy 15.00 MB of 30.00 MB in 0:00:10, 1.50 MB/s\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["seeds=[0]"], ". No KEY=VALUE is taken here: write it into the YAML, if there is one\n"),
+        (["--optim.lr=1"], ". A key of a config is set by KEY=VALUE, without hyphens\n"),
+        (["--other"], "unrecognized arguments: --other\n"),
+    ],
+)
+def test_keys_where_none_are_taken(
+    words: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        console.Parser(prog="program").parse_args(words)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.endswith(hint)
+
+
+def test_words_behind_a_config_are_not_required(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = console.Parser(prog="program")
+    console.config_words(parser)
+    assert parser.parse_args(["a.yaml"]).overrides == []
+    with pytest.raises(SystemExit):
+        parser.parse_args([])
+    assert capsys.readouterr().err.endswith("arguments are required: config\n")
