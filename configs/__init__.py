@@ -76,7 +76,9 @@ class Strict(BaseModel):
         for name, annotation in key_types(cls).items() if isinstance(values, Mapping) else ():
             kinds = set(types_in(annotation))
             if kinds & {int, float} and bool not in kinds and _holds_truth(values.get(name)):
-                raise ValueError(f"{name}: found {shown(values[name])}, expected a number")
+                raise ValueError(
+                    f"{name}: found {shown(values[name])}, expected a number. Write one"
+                )
         return values
 
 
@@ -111,7 +113,8 @@ def load_text(model: type[M], text: str, where: str) -> M:
 
 def _checked(model: type[M], values: Any, where: str, takes_words: bool) -> M:
     lines = [
-        f"{name}: found {shown(value)}, expected a number" for name, value in _not_finite(values)
+        f"{name}: found {shown(value)}, expected a number. Write one"
+        for name, value in _not_finite(values)
     ]
     try:
         if not lines:

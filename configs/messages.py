@@ -280,7 +280,7 @@ def _advice(fault: _Fault, expected: Sequence[str], defaults: bool) -> str:
     if expected == [LIST] and any(_takes(item, value) for item in items):
         return f". Write [{in_yaml(value)}]"
     if expected == [LIST] and (words := [word for item in items for word in _choices(item)]):
-        return f" of {_listed(words)}"
+        return f" of {_listed(words)}. Write [{words[0]}]"
     named = (get_args(kind)[1] for kind in fault.kinds if get_origin(kind) is dict)
     if expected == [NAMES] and any(_takes(k, value) for a in named for k in _alternatives(a)):
         return f". Write {{NAME: {in_yaml(value)}}}"

@@ -38,7 +38,9 @@ class ModelSpec(Strict):
     cls: Annotated[
         str,
         Field(pattern=r"^\w+$|^\w+(\.\w+)*:\w+(\.\w+)*$"),
-        expects("a class of diffusers or transformers, or package.module:Class of your own"),
+        expects(
+            "a class of diffusers or transformers, or package.module:Class of your own. Write it as in AutoencoderKL"
+        ),
     ] = Field(alias="class")
     # a hub id, a folder, or `package:NAME/SUB` for data of an installed Python package; what a class of
     # your own is called with

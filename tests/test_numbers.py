@@ -173,10 +173,10 @@ def test_infinity_where_a_model_takes_anything(tmp_path: Path) -> None:
     config.write_text(repr(ROOTS[TrainConfig]))
     with pytest.raises(ConfigError) as caught:
         configs.load(TrainConfig, config, words)
-    assert "deepspeed.zero_optimization.reduce_bucket_size: found inf, expected" in str(
+    assert "deepspeed.zero_optimization.reduce_bucket_size: found .inf, expected" in str(
         caught.value
     )
-    assert "optim.lr: found -inf, expected a number" in str(caught.value)
+    assert "optim.lr: found -.inf, expected a number" in str(caught.value)
 
 
 # Options -------------------------------------------------------------------------------------------------------------

@@ -73,7 +73,9 @@ class DataConfig(Strict):
     norm: Annotated[
         str,
         Field(pattern=r"^(config|measured|measured-per-place|[0-9a-f]{64})$"),
-        expects("config, measured, measured-per-place, or a digest of 64 hexadecimal digits"),
+        expects(
+            "config, measured, measured-per-place, or a digest of 64 hexadecimal digits. Write one of these"
+        ),
     ] = "config"
     # admits pictures that were cut short but decoded
     truncated: bool = False

@@ -366,7 +366,7 @@ def test_flags_as_words() -> None:
             "Only the first may name others",
         ),
         ({"seeds": 3}, f"seeds: found 3, {SEEDS}"),
-        ({"seeds": ["x"]}, f"seeds: found ['x'], {SEEDS}"),
+        ({"seeds": ["x"]}, f"seeds: found [x], {SEEDS}"),
         ({"seeds": [0, -1]}, f"seeds: found [0, -1], {SEEDS}"),
         ({"seeds": []}, f"seeds: found [], {SEEDS}"),
         ({"checkpoints": [0.5]}, f"checkpoints: found [0.5], {CHECKPOINTS}"),
