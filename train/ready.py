@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def check_room(config: TrainConfig, model: DiTConfig, folder: Path) -> None:
     place = folder.absolute()
     while not place.exists():
         place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(place).free + sum(map(_bytes, checkpoint.leftovers(folder)))
     found = f"{folder}: {size_text(free)} are free, and a checkpoint takes {size_text(size)}"
     if free < size:
         raise NoRoom(
@@ -88,3 +89,12 @@ def check_room(config: TrainConfig, model: DiTConfig, folder: Path) -> None:
         log.warning("%s: not enough for the %d that are kept at once (keep, save_at)", found, kept)
     if snapshots and free < kept * size + snapshots:
         log.warning("%s, and the snapshots of ema.power %s in all", found, size_text(snapshots))
+
+
+def _bytes(path: Path) -> int:
+    """Returns the bytes of a file, or of the files in a folder; another job may remove them meanwhile."""
+    total = 0
+    with suppress(OSError):
+        for file in path.iterdir() if path.is_dir() else (path,):
+            total += file.stat().st_size
+    return total

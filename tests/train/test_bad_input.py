@@ -165,6 +165,12 @@ def test_room_for_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
         assert go(folder, 1, "steps=4", "keep=2").wait() == [0]  # it is done
         assert go(folder, 1, "steps=6", "keep=2").wait() == [2]
         assert saved(run) == [2, 4]
+        # a save that was killed has the room that the next one gets, which removes it first
+        unfinished = run / "checkpoints/.staging-step-00000006-0123"
+        unfinished.mkdir()
+        (unfinished / "state-00000-of-00001.safetensors").write_bytes(bytes(sum(files) // 2))
+        assert go(folder, 1, "steps=6", "keep=2").wait() == [0]
+        assert not unfinished.exists()
 
 
 def test_a_folder_that_cannot_be_made() -> None:

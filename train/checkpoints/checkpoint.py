@@ -142,9 +142,9 @@ def save(
 
 def stage(final: Path, world: World) -> Path:
     """Makes an empty staging folder, and removes what crashes and jobs that lost the lock left."""
-    leftovers = [path for pattern in LEFTOVERS for path in final.parent.glob(pattern)]
+    listed = leftovers(final.parent)
     world.check_lock()
-    for path in leftovers:
+    for path in listed:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -152,6 +152,11 @@ def stage(final: Path, world: World) -> Path:
     staging = final.with_name(f".staging-{final.name}-{world.owner}")
     staging.mkdir(parents=True)
     return staging
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Returns what crashes left in a folder of steps, which the next save removes."""
+    return [path for pattern in LEFTOVERS for path in folder.glob(pattern)]
 
 
 def _replace(staging: Path, final: Path, world: World) -> None:
