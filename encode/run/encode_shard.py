@@ -21,6 +21,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,12 @@ from shards import (
     SourceChanged,
     Status,
     put_index,
+    sha256,
 )
 from shards.column import (
     ShardIndex,
     commit_name,
+    index_name,
     member_of,
     own_commit,
     refuse_other_members,
@@ -64,13 +67,14 @@ def encode_shard(
     task: ShardTask, encoders: Mapping[str, Encoder], config: EngineConfig,
     resources: WorkerResources,
 ) -> ShardResult:  # fmt: skip
-    """Encodes one tar into every column of the task and commits each.
+    """Encodes one tar into every column of the task and commits each; writes its index if it has none.
 
     Raises BadTar, SourceChanged, OSError or Aborted; what was committed stays.
     """
     with resources.meter.shard(task.name) as timer, ExitStack() as stack:
         targets = {n: t for n, t in task.targets.items() if not is_committed(t, task.number)}
-        if not targets:
+        has_index = task.folder.size(index_name(task.number)) is not None
+        if not targets and has_index:
             return ShardResult(0)
         with timer("read"):
             path = stack.enter_context(
@@ -79,7 +83,11 @@ def encode_shard(
             tar = Tar(stack.enter_context(path.open("rb")), task.size)
             rows, note = scan_tar(tar.file, task.shard_rows)
             tar.check()
+            if not has_index:
+                note = note_of_commits(task, rows, note)
             index = put_index(task.folder, task.fingerprint, task.number, rows, note)
+        if not targets:
+            return ShardResult(0)
         writers = {
             name: stack.enter_context(_writer(t, task.number, len(rows), index.digest, config))
             for name, t in targets.items()
@@ -135,6 +143,27 @@ def withdrawing(writers: Iterable[ShardWriter], tar: Tar) -> Iterator[None]:
 def is_committed(target: Target, shard: int) -> bool:
     """Returns whether a shard of a column is done, by an earlier attempt or another run."""
     return target.store.size(commit_name(shard)) is not None
+
+
+def note_of_commits(task: ShardTask, rows: Sequence[IndexRow], note: str | None) -> str | None:
+    """Returns the note with which the rows of a tar are the index that columns on disk were made with,
+    which is lost: an older program noted less. Raises SourceChanged where they are another one.
+    """
+    notes = {
+        sha256(ShardIndex.encode(task.fingerprint, task.number, rows, text)): text
+        for text in (None, note)
+    }
+    for peer in chain.from_iterable(task.peers.values()):
+        with suppress(NotAColumn, CorruptColumn, FormatVersion):  # not committed, or damaged
+            expected = own_commit(peer.store, peer.digest, task.number).index
+            if expected not in notes:
+                raise SourceChanged(
+                    f"{task.folder.at(index_name(task.number))}: the index is lost, and {task.tar} has "
+                    f"others than the rows, members or captions of which {peer.store.url} was made. Restore "
+                    "the tar or the index, or make it a new source"
+                )
+            return notes[expected]
+    return note
 
 
 def refuse_others(task: ShardTask, members: Mapping[str, Mapping[str, str]]) -> None:

@@ -57,6 +57,11 @@ def run(config: EncodeConfig, options: Options = Options()) -> int:
 
 
 def _run(config: EncodeConfig, options: Options) -> int:
+    if not config.sources or not config.columns:
+        raise EncodeError(
+            f"found {counted(len(config.sources), 'source')} and {counted(len(config.columns), 'column')} in "
+            "the config, expected one of each at least. Name what is to be encoded"
+        )
     try:
         # what is wrong with a source is said before any model is loaded
         config = with_packed(config, make=True)

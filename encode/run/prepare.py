@@ -22,7 +22,7 @@ from shards import (
     create_column,
     put_empty,
 )
-from shards.column import committed, member_read, read_failures
+from shards.column import committed, index_name, member_read, read_failures
 from shards.read import open_spec
 
 from ..config import EncodeConfig
@@ -72,7 +72,7 @@ def prepare(config: EncodeConfig, jobs: Sequence[SourceJob], executor: Executor)
 
 def claim_columns(plan: RunPlan, retry: bool) -> None:
     """Writes the records of source and columns, and lists the shards to encode: those that nobody
-    has tried, or with `retry` those alone that have failed.
+    has tried, or with `retry` those alone that have failed; and those whose index is lost.
     """
     for job in plan.jobs:
         job.source.put(job.folder)
@@ -106,9 +106,13 @@ def _list_tasks(
     plan: RunPlan, job: SourceJob, targets: Mapping[str, Target],
     peers: Mapping[str, Sequence[Target]], retry: bool,
 ) -> None:  # fmt: skip
-    """Lists shards by the columns they lack; those that lack the same share one mapping."""
+    """Lists shards by the columns they lack; those that lack the same share one mapping. One that
+    lacks its index alone, which was deleted or not copied, has a task without columns.
+    """
     shards = range(len(job.tars))
     commits = {name: set(committed(t.store, len(shards))) for name, t in targets.items()}
+    done = set[int]().union(*commits.values())
+    indexes = {name for name, _ in job.folder.list("index")} if done else set[str]()
     failures = {name: read_failures(t.store) for name, t in targets.items()}
     shared: dict[tuple[str, ...], dict[str, Target]] = {}
 
@@ -129,5 +133,6 @@ def _list_tasks(
             plan.untried |= {targets[name].store.url for name in fresh}
         if failed and not retry:
             plan.failed.append((task(shard, failed), failures[failed[0]][shard]))
-        if names := failed if retry else fresh:
+        names = failed if retry else fresh
+        if names or (shard in done and index_name(shard) not in indexes):
             plan.tasks.append(task(shard, names))

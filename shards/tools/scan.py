@@ -382,7 +382,7 @@ class Scan:
             message = (
                 f"{folder.at(name)}: not the index that {commit_name(self.commit.shard)} of "
                 f"{self.store.url} was made from. If another column of this source says the same, "
-                "delete it: the next encode of this tar writes it again"
+                "delete it: the next `encode run` writes it again"
             )
             self.faults.append(Fault("index", message, self.commit.shard))
 

@@ -3,7 +3,13 @@
 import sys
 from pathlib import Path
 
+import pytest
+
+import configs
 from encode.__main__ import main
+from encode.config import EncodeConfig
+from encode.errors import EncodeError
+from encode.run.job import run
 from shards import exits
 from shards.tools.repair import repair
 from shards.tools.verify import examine, logical_digest, verify
@@ -49,3 +55,37 @@ def test_repaired_and_encoded_again(tmp_path: Path, models: Path) -> None:
         after = files_of(path)
         same = [name for name in before if not name.startswith("commits/")]
         assert all(after[name] == before[name] for name in same)
+
+
+def test_an_index_that_was_deleted_is_written_again(
+    tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tars = write_source(tmp_path / "tars", 2, 5)
+    path = write_config(tmp_path / "toy.yaml", tmp_path / "cache", tars, models)
+    config = configs.load(EncodeConfig, path)
+    assert run(config) == 0
+    source = tmp_path / "cache/toy"
+    whole = files_of(source)
+    indexes = [source / "index/00000.jsonl", source / "index/00001.jsonl"]
+    for index in indexes:
+        index.unlink()
+    assert run(config) == 0
+    assert "complete, 10 rows: 10 ok" in capsys.readouterr().out
+    assert files_of(source) == whole
+    for index in indexes:
+        index.unlink()
+    tar = tmp_path / "tars/1.tar"
+    tar.write_bytes(tar.read_bytes().replace(b"of a toy source", b"of another one."))
+    with pytest.raises(EncodeError, match="the source index says nothing of it"):
+        run(config)
+    assert "00001.jsonl: the index is lost, and" in " ".join(capsys.readouterr().err.split())
+    assert files_of(source) == {n: d for n, d in whole.items() if n != "index/00001.jsonl"}
+
+
+@pytest.mark.parametrize("left_out", ["sources.toy", "columns.vae"])
+def test_a_config_of_nothing_is_refused(left_out: str, tmp_path: Path, models: Path) -> None:
+    tars = write_source(tmp_path / "tars", 1, 1)
+    path = write_config(tmp_path / "toy.yaml", tmp_path / "cache", tars, models)
+    words = [f"{left_out}=null", "columns.text=null"]
+    with pytest.raises(EncodeError, match="found . sources? and . columns? in the config"):
+        run(configs.load(EncodeConfig, path, words))
