@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import shlex
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
@@ -338,5 +339,5 @@ def run_stage(args: argparse.Namespace) -> int:
         paths.setdefault(options.get(kind, "also"), []).append(str(column))
     for option, values in paths.items():
         plain = len(values) == 1 and option != "also"
-        print(f"data.{option}={values[0] if plain else '[' + ', '.join(values) + ']'}")
+        print(shlex.quote(f"data.{option}={values[0] if plain else '[' + ','.join(values) + ']'}"))
     return 0

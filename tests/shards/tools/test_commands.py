@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +14,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+import yaml
 
 from shards import Order, create_column, open_join
 from shards.__main__ import main
@@ -210,6 +214,11 @@ def test_convert_copy_stage_diff(toy: Path, tmp_path: Path) -> None:
     staged = command("stage", toy / "vae", toy / "text", tmp_path / "nvme")
     place = tmp_path / "nvme" / toy.name
     assert staged.stdout.split() == [f"data.latents={place}/vae", f"data.text={place}/text"]
+    both = [shutil.copytree(toy / "vae", tmp_path / name / "vae") for name in ("a b", "c")]
+    staged = command("stage", *both, tmp_path / "two")
+    places = [str(tmp_path / "two" / path.parent.name / "vae") for path in both]
+    (word,) = shlex.split(staged.stdout)  # as a shell takes it
+    assert yaml.safe_load(word.removeprefix("data.latents=")) == places
     info = json.loads(command("info", place / "text", "--json").stdout)
     assert info["rows"] == 2164
     result = command("verify", place / "vae", place / "text")
