@@ -14,6 +14,7 @@ stopped by signal n.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sqlite3
 import sys
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from configs import word
 from shards import NoRoom
 from shards.console import Bar, counted, positive, render, say_next
 from shards.format.atomic import Json
@@ -31,10 +33,11 @@ from shards.signals import stoppable
 
 from ..errors import EncodeError
 from ..source.members import PICTURES
+from ..source.places import MEANING
 from .kinds import KINDS, Options, kind_of, open_rows
 from .listing import PACKED, TROUBLES, trouble_text
 from .table import TABLES
-from .writer import Packed, working, write_tars
+from .writer import WORKING, Packed, read_report, working, write_tars
 
 LOST = 3  # exit code where most is lost
 DEFAULTS = Options()
@@ -92,10 +95,10 @@ def pack(source: Path, out: Path, options: Options = DEFAULTS) -> Packed:
     OSError.
     """
     kind = options.kind or kind_of(source)
-    with working(out) as folder, _room_for_names(out):
+    with _database(out) as database, _room_for_names(out):
         print(render(f"{source}: {KINDS[kind]}"), flush=True)
         with Bar("list", unit="pictures") as bar:
-            rows = open_rows(source, kind, options, folder / "listing.sqlite", bar.advance)
+            rows = open_rows(source, kind, options, database, bar.advance)
         try:
             with Bar("pack", rows.rows, "pictures") as bar:
                 return write_tars(
@@ -103,6 +106,18 @@ def pack(source: Path, out: Path, options: Options = DEFAULTS) -> Packed:
                 )
         finally:
             rows.close()
+
+
+@contextmanager
+def _database(out: Path) -> Iterator[Path | None]:
+    """Yields a database for the rows of a target, in its working folder, which is held. Of a target that
+    is packed it has no name and nothing is held: several runs may compare it with its source at once.
+    """
+    if read_report(out) is not None and not (out / WORKING).exists():
+        yield None
+        return
+    with working(out) as folder:
+        yield folder / "listing.sqlite"
 
 
 @contextmanager
@@ -157,10 +172,11 @@ def report(record: Json) -> str:
 
 def source_lines(packed: Packed) -> str:
     """Returns the lines of an encode config that name a packed source."""
-    last = len(packed.record["tars"]) - 1
-    name = re.sub(r"[^\w.-]", "-", packed.folder.resolve().name)
+    last, folder = len(packed.record["tars"]) - 1, packed.folder.resolve()
+    name = re.sub(r"[^\w.-]", "-", folder.name)
     braces = f"{{00000..{last:05d}}}" if last else "00000"
-    lines = [f'sources: {{ {name}: "{packed.folder.resolve()}/{braces}.tar" }}']
+    place = str(folder) if MEANING & set(str(folder)) else f"{folder}/{braces}.tar"
+    lines = [f"sources: {{ {word(name)}: {json.dumps(place, ensure_ascii=False)} }}"]
     pictures = [suffix for suffix in PICTURES if suffix in packed.record["suffixes"]]
     lines.append(f"# pictures: {', '.join(pictures)}")
     return "\n".join(lines) + "\n"

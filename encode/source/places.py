@@ -10,6 +10,7 @@ tars named one by one.
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -25,13 +26,30 @@ from shards.store import WEB, Limits
 from ..errors import NotASource
 
 TAR = ".tar"
+MEANING = set("{}\\")  # characters that have one in a brace pattern
 LOOKING = Limits(give_up=60)
 
 
 def expand(tars: str | Sequence[str]) -> list[str]:
-    """Returns a source's places in order, from brace patterns such as `data/{000..009}.tar`."""
+    """Returns a source's places in order, from brace patterns such as `data/{000..009}.tar`. A path that
+    exists is none, whatever is in its name. NotASource for a brace without its other half.
+    """
     patterns = [tars] if isinstance(tars, str) else list(tars)
-    return [home(place) for pattern in patterns for place in braceexpand(pattern)]
+    return [home(place) for pattern in patterns for place in _of_braces(pattern)]
+
+
+def _of_braces(pattern: str) -> list[str]:
+    if not MEANING & set(pattern):
+        return [pattern]
+    if not is_url(pattern) and os.path.exists(local_path(pattern)):
+        return [pattern]
+    try:
+        return list(braceexpand(pattern))
+    except ValueError:  # its UnbalancedBracesError, which its types do not name
+        raise NotASource(
+            f"{pattern}: found no such path, and a brace without its other half. Expected a pattern as "
+            "a/{000..999}.tar"
+        ) from None
 
 
 def listed(tars: str | Sequence[str]) -> list[str]:

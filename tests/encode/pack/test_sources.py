@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 import configs
 from encode.config import EncodeConfig
 from encode.errors import NotASource
-from encode.pack.pack import pack
+from encode.pack import pack as packing
+from encode.pack.kinds import Options, Rows
+from encode.pack.pack import pack, source_lines
 from encode.pack.sources import with_packed
 from encode.plan.sample_source import open_job
 from encode.run.job import run
+from encode.source.tars import make_source
 from shards import Column, Status
 from tests.encode.pack.test_pack import CAPTION, COUNT, SOURCES, beside
 from tests.encode.toy import write_config
@@ -58,6 +63,36 @@ def test_a_folder_of_pictures_is_packed_once(
     shutil.move(moved, source)
     with pytest.raises(NotASource, match="packed from something else"):
         run(config)
+
+
+def test_a_root_with_braces_in_its_name(tmp_path: Path, models: Path) -> None:
+    source = beside("txt", CAPTION)(tmp_path / "photos")
+    config = settings(tmp_path, models, source, root=f'"{tmp_path}/{{a,b}}"')
+    tars = open_job(with_packed(config, make=True), "toy").tars
+    assert tars == [f"{tmp_path}/{{a,b}}/packed/toy/00000.tar"]
+    assert open_job(with_packed(config, make=False), "toy").tars == tars
+    lines = source_lines(pack(source, tmp_path / '{c,d} "e"', Options(rows=3)))
+    (places,) = yaml.safe_load(lines)["sources"].values()
+    assert len(make_source("s", places, 1024)[1]) == 3
+
+
+def test_two_runs_look_at_what_is_packed_at_once(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(tmp_path, models, beside("txt", CAPTION)(tmp_path / "photos"))
+    tars = with_packed(config, make=True).sources
+    listed = packing.open_rows
+
+    def meanwhile(*words: Any) -> Rows:
+        monkeypatch.setattr(packing, "open_rows", listed)
+        assert with_packed(config, make=True).sources == tars
+        return listed(*words)
+
+    monkeypatch.setattr(packing, "open_rows", meanwhile)
+    assert with_packed(config, make=True).sources == tars
+    assert sorted(p.name for p in (tmp_path / "cache/packed/toy").iterdir()) == [
+        "00000.tar", "pack.json"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -333,6 +333,16 @@ def test_places_from_patterns(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_path_that_exists_is_no_brace_pattern(tmp_path: Path) -> None:
+    for name in ("{a,b}", "a}b", "{1..2}.x", "back\\slash"):
+        (tmp_path / name).mkdir()
+        (tar := tmp_path / name / "00.tar").write_bytes(b"tar")
+        assert make_source("s", str(tar), 1024)[1] == [str(tar)]
+        assert make_source("s", str(tar.parent), 1024)[1] == [str(tar)]
+    with pytest.raises(NotASource, match="a brace without its other half"):
+        make_source("s", f"{tmp_path}/{{00..03.tar", 1024)
+
+
 def test_patterns_and_folders_are_the_tars_that_they_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
