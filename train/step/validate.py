@@ -9,6 +9,7 @@ compares epochs of one run; it does not compare VAEs.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shards import BadRows, IdentityMismatch, JoinedColumns, open_join
 from shards.format import without_figures
+from shards.format.layout import BLOCK
 from shards.read import draw, normal, read_rows
 
 from ..config import TrainConfig, column_name, files_of
@@ -29,6 +32,9 @@ from .ema import Ema
 from .engine import Engine
 from .linear_reference import over, reference_of_run
 from .online_text import TextEncoder, encoded
+
+Rows = NDArray[np.int64]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,24 @@ def open_held_out(config: TrainConfig, training: JoinedColumns) -> JoinedColumns
             f"{source}: found no row that is ok in {join.latents.name} and {join.text.name}, expected some to "
             "validate on. Name another source, or leave validation.source out"
         )
+    rows = join.valid_rows[: config.validation.rows]
+    if count := _trained_on(join, rows, training):
+        log.warning(
+            "validation.source: %s of the %s rows of %s that are validated on are trained on too, so their loss says "
+            "little of others. Name a source of its own, or by data.mask and validation.mask other rows for each",
+            f"{count:,}", f"{len(rows):,}", source,
+        )  # fmt: skip
     return join
+
+
+def _trained_on(join: JoinedColumns, rows: Rows, training: JoinedColumns) -> int:
+    """Returns how many rows of a held-out source are trained on."""
+    name, count = join.latents.spec.identity["source"], 0
+    for source in training.by_source:
+        if source.latents.spec.identity["source"] == name:
+            known = rows[rows < BLOCK * len(source.valid_mask)]
+            count += int((source.valid_mask[known // BLOCK] >> (known % BLOCK) & 1).sum())
+    return count
 
 
 class Validator:
@@ -154,9 +177,7 @@ class Validator:
             tuple((levels / by_level).tolist()), self.reference,
         )  # fmt: skip
 
-    def _chunk(
-        self, engine: Engine, rows: np.ndarray[Any, np.dtype[np.int64]]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _chunk(self, engine: Engine, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
         """Returns, by row and level, loss (b, 8), mean and mean square of the target by channel (b,
         8, C); fp64 on the CPU."""
         config, device = self.config, self.world.device

@@ -90,7 +90,9 @@ def test_a_plan_shows_how_many_rows_are_read(columns: Path, tmp_path: Path) -> N
     assert any("50 of the 150 valid rows" in note for note in data.notes)
 
 
-def test_one_source_is_parted_into_training_and_validation(columns: Path, tmp_path: Path) -> None:
+def test_one_source_is_parted_into_training_and_validation(
+    columns: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     training = mask_of(columns, tmp_path / "training", KEPT)
     held_out = np.setdiff1d(np.arange(150), KEPT)
     validation = {
@@ -103,6 +105,15 @@ def test_one_source_is_parted_into_training_and_validation(columns: Path, tmp_pa
     assert join is not None
     assert join.valid_rows.tolist() == held_out.tolist()
     assert sources.valid_rows.tolist() == KEPT.tolist()
+    assert not caplog.messages
+    # without a mask of its own, the rows of the validation are those of the training, too
+    del validation["mask"]
+    assert open_held_out(config_of(columns, tmp_path, training, validation=validation), sources)
+    (message,) = caplog.messages
+    assert message.startswith(
+        f"validation.source: {len(KEPT)} of the 150 rows of {columns / 'toy'} "
+    )
+    caplog.clear()
     # the training mask is no matter of another source that is validated on
     config = config_of(columns, tmp_path, training, validation={"source": str(columns / "toy-val")})
     join = open_held_out(config, sources)
