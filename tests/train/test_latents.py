@@ -273,7 +273,7 @@ def test_a_shift_of_the_latent_is_recorded_as_a_number_and_goes_on(
     trained({**values, "steps": 4, "flow": {"shift": 0.25}})  # the same, said as a number
     code, output, _ = fitted({**values, "steps": 5, "flow": {}})
     assert code == 2
-    assert "objective.flow.shift: found 0.25, expected None" in output
+    assert "objective.flow.shift: found 0.25, expected 3.0" in output
     assert not (run / "checkpoints/step-00000005").exists()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from shards.format import differences
 from shards.format.checks import Count, Fields, check
 
+from ..model.config import LATER
 from .checkpoint import CheckpointError, Manifest
 
 
@@ -33,6 +34,8 @@ def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) 
     if manifest.get("order") == record["order"]:  # whose rows are then the same
         earlier["data"] = without_also(manifest.get("data"))
         record = {**record, "data": without_also(record["data"])}
+    earlier["objective"], objective = map(_in_full, (earlier.get("objective"), record["objective"]))
+    record = {**record, "objective": objective}
     fields = ("data", "order", "model", "objective")  # the order holds the seed
     changed = [
         line for field in fields for line in differences(earlier.get(field), record[field], field)
@@ -50,6 +53,14 @@ def refuse_other_run(path: Path, manifest: Manifest, record: Mapping[str, Any]) 
         check(_Resumed, manifest)
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: its manifest: {error}") from None
+
+
+def _in_full(objective: Any) -> Any:
+    """Returns an objective whose flow says what it leaves out, to be shown."""
+    try:
+        return {**objective, "flow": LATER | objective["flow"]}
+    except (KeyError, TypeError):
+        return objective
 
 
 def without_also(data: Any) -> Any:

@@ -26,6 +26,10 @@ def shift_of(values: int) -> float:
     return math.sqrt(values / UNSHIFTED)
 
 
+# fields of a flow that earlier releases did not have, and what these did
+LATER: dict[str, Any] = {"shift": SHIFT, "prediction": "velocity"}
+
+
 class FlowConfig(Strict):
     """Which noise levels a training sample is given, what the model says of it, and how its loss is
     weighted; see flow.py."""
@@ -69,11 +73,10 @@ class FlowConfig(Strict):
     def identity(self) -> dict[str, Any]:
         """Returns what is compared when a run goes on: without the fields that earlier releases did
         not have, where they say what those did."""
-        unchanged = {"shift": SHIFT, "prediction": "velocity"}
         return {
             key: value
             for key, value in self.model_dump(mode="json").items()
-            if key not in unchanged or value != unchanged[key]
+            if key not in LATER or value != LATER[key]
         }
 
 
