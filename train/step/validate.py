@@ -22,7 +22,6 @@ from torch import Tensor
 
 from shards import BadRows, IdentityMismatch, JoinedColumns, open_join
 from shards.format import without_figures
-from shards.format.layout import BLOCK
 from shards.read import draw, normal, read_rows
 
 from ..config import TrainConfig, column_name, files_of
@@ -109,12 +108,9 @@ def open_held_out(config: TrainConfig, training: JoinedColumns) -> JoinedColumns
 
 def _trained_on(join: JoinedColumns, rows: Rows, training: JoinedColumns) -> int:
     """Returns how many rows of a held-out source are trained on."""
-    name, count = join.latents.spec.identity["source"], 0
-    for source in training.by_source:
-        if source.latents.spec.identity["source"] == name:
-            known = rows[rows < BLOCK * len(source.valid_mask)]
-            count += int((source.valid_mask[known // BLOCK] >> (known % BLOCK) & 1).sum())
-    return count
+    name = join.latents.spec.identity["source"]
+    same = [s for s in training.by_source if s.latents.spec.identity["source"] == name]
+    return sum(int(np.isin(rows, source.valid_rows).sum()) for source in same)
 
 
 class Validator:
