@@ -4,6 +4,8 @@ of Python's, and a proxy that is late.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import socket
 import subprocess
@@ -16,7 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-BUCKET = "bench"
+BUCKET, PIPE = "bench", 1 << 20
 CONFIG = """
 daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx.err; worker_processes 2; {user}
 events {{ worker_connections 512; }}
@@ -160,8 +162,10 @@ class Delayed:
                 server = socket.create_connection(("127.0.0.1", self._to))
                 for end in (client, server):
                     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                for way in ((client, server, self._seconds), (server, client, 0.0)):
-                    threading.Thread(target=pass_on, args=way, daemon=True).start()
+                for target, args in (
+                    (pass_requests, (client, server, self._seconds)), (pass_answers, (server, client))
+                ):
+                    threading.Thread(target=target, args=args, daemon=True).start()
 
     def __enter__(self) -> Delayed:
         return self
@@ -170,14 +174,30 @@ class Delayed:
         self._listener.close()
 
 
-def pass_on(a: socket.socket, b: socket.socket, seconds: float) -> None:
-    """Passes on what comes from `a` to `b`, each part `seconds` late; a request is one part."""
+def pass_requests(client: socket.socket, server: socket.socket, seconds: float) -> None:
+    """Passes on what a client sends, each part `seconds` late; a request is one part."""
     with suppress(OSError):
-        while part := a.recv(1 << 18):
-            if seconds:
-                time.sleep(seconds)
-            b.sendall(part)
-    for end in (a, b):
+        while part := client.recv(1 << 16):
+            time.sleep(seconds)
+            server.sendall(part)
+    close_both(client, server)
+
+
+def pass_answers(server: socket.socket, client: socket.socket) -> None:
+    """Passes on what a server sends, by a pipe: its bytes stay in the kernel and are not copied."""
+    out, into = os.pipe()
+    with suppress(OSError):
+        fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, PIPE)
+        while count := os.splice(server.fileno(), into, PIPE):
+            while count:
+                count -= os.splice(out, client.fileno(), count)
+    os.close(out)
+    os.close(into)
+    close_both(client, server)
+
+
+def close_both(*ends: socket.socket) -> None:
+    for end in ends:
         with suppress(OSError):
             end.shutdown(socket.SHUT_RDWR)
         end.close()
