@@ -55,14 +55,14 @@ def test_every_way_is_measured_and_what_is_not_has_a_line(tmp_path: Path) -> Non
     """Without an environment of peers, which the tests do not have."""
     out, missing = tmp_path / "remote.json", tmp_path / "python"
     command = [
-        sys.executable, "-m", "tests.bench.reading.remote", "--light", "--rounds", "1", "--delays", "0",
+        sys.executable, "-m", "tests.bench.reading.remote", "--light", "--rounds", "1", "--networks", "near",
         "--json", str(out), "--peers", str(missing),
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert result.returncode == 0, result.stderr
     found = json.loads(out.read_text())["remote"]
     own = [name for way in run.WAYS if way not in run.PEERS for name, *_ in run.WAYS[way]]
-    ways = found["delays"]["0 ms"]
+    ways = found["networks"]["0 ms"]
     assert sorted(ways) == sorted(own)
     for name, each in ways.items():
         assert len(each["passes"]) == 1
@@ -110,12 +110,14 @@ def test_ratios_are_of_one_round() -> None:
     )
     assert cold["requests_a_sample"] == 2
     assert cold["bytes_a_byte"] == 1
-    held = report.promises({"0 ms": made, "20 ms": made})
+    held = report.promises({"0 ms": made, "1.2 GB/s": made, "20 ms": made})
     assert len(held) == len(report.BARS)
     failed = [each["what"] for each in held if not each["holds"]]
     assert failed == [
         "0 ms, cold, over_plain", "0 ms, cold, over_plain_with_opening", "0 ms, cold, over_kept",
         "0 ms, cold, over_mosaicml_cold", "0 ms, cold, over_litdata_cold",
+        "1.2 GB/s, cold, over_plain", "1.2 GB/s, cold, over_plain_with_opening", "1.2 GB/s, cold, over_kept",
+        "1.2 GB/s, cold, over_mosaicml_cold", "1.2 GB/s, cold, over_litdata_cold",
         "20 ms, cold, over_plain", "20 ms, cold, over_mosaicml_cold",
         "20 ms, cold, over_litdata_cold",
     ]  # fmt: skip

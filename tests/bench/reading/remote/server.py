@@ -1,5 +1,5 @@
-"""A folder as a read-only object store on loopback: nginx for the bytes where it is installed, a listing
-of Python's, and a proxy that is late.
+"""A folder as a read-only object store on loopback: nginx for the bytes where it is installed, as fast
+as it can or with a limit for each connection, a listing of Python's, and a proxy that is late.
 """
 
 from __future__ import annotations
@@ -31,8 +31,14 @@ http {{
     listen 127.0.0.1:{port} backlog=512; root {folder}/bucket;
     location / {{ if ($args ~ "list-type") {{ proxy_pass http://127.0.0.1:{listing}; }} }}
   }}
+  server {{
+    listen 127.0.0.1:{limited} backlog=512; root {folder}/bucket;
+    limit_rate {rate}; sendfile_max_chunk 512k;
+    location / {{ if ($args ~ "list-type") {{ proxy_pass http://127.0.0.1:{listing}; }} }}
+  }}
 }}
 """
+RATE = 75_000_000  # bytes a second of a connection: 1.2 GB of 16, as a network of 10 Gbit/s has
 
 
 def free_port() -> int:
@@ -95,7 +101,9 @@ def listing(folder: Path, query: dict[str, list[str]]) -> str:
 
 
 class Store:
-    """The folder `bucket` below a folder, served until the block ends."""
+    """The folder `bucket` below a folder, served at `port` until the block ends, and at `limited` with
+    RATE for each connection; None without nginx.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._log = folder, list[int]()
@@ -105,14 +113,21 @@ class Store:
         self.port, self.name = self._server.server_port, "Python's http.server"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self._nginx: subprocess.Popen[bytes] | None = None
+        self.limited: int | None = None
         if nginx := shutil.which("nginx"):
-            self.name, listing_port, self.port = "nginx", self.port, free_port()
+            self.name, listing_port = "nginx", self.port
+            self.port, self.limited = free_port(), free_port()
             root = Path("/proc/self").stat().st_uid == 0
             config = folder / "nginx.conf"
             config.write_text(
                 CONFIG.format(
-                    folder=folder, port=self.port, listing=listing_port, user="user root;" * root
-                )
+                    folder=folder,
+                    port=self.port,
+                    limited=self.limited,
+                    rate=RATE,
+                    listing=listing_port,
+                    user="user root;" * root,
+                )  # fmt: skip
             )
             (folder / "nginx").mkdir()
             self._nginx = subprocess.Popen([nginx, "-c", str(config), "-e", f"{folder}/nginx.err"])
@@ -159,13 +174,20 @@ class Delayed:
         with suppress(OSError):  # closed
             while True:
                 client, _ = self._listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._to))
-                for end in (client, server):
-                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                for target, args in (
-                    (pass_requests, (client, server, self._seconds)), (pass_answers, (server, client))
-                ):
-                    threading.Thread(target=target, args=args, daemon=True).start()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self._to)) as server:
+            for end in (client, server):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            answers = threading.Thread(target=pass_answers, args=(server, client), daemon=True)
+            answers.start()
+            with suppress(OSError):
+                while part := client.recv(1 << 16):
+                    time.sleep(self._seconds)
+                    server.sendall(part)
+            shut_down(client, server)
+            answers.join()
 
     def __enter__(self) -> Delayed:
         return self
@@ -174,17 +196,8 @@ class Delayed:
         self._listener.close()
 
 
-def pass_requests(client: socket.socket, server: socket.socket, seconds: float) -> None:
-    """Passes on what a client sends, each part `seconds` late; a request is one part."""
-    with suppress(OSError):
-        while part := client.recv(1 << 16):
-            time.sleep(seconds)
-            server.sendall(part)
-    close_both(client, server)
-
-
 def pass_answers(server: socket.socket, client: socket.socket) -> None:
-    """Passes on what a server sends, by a pipe: its bytes stay in the kernel and are not copied."""
+    """Passes on what a server sends through a pipe: its bytes stay in the kernel and are not copied."""
     out, into = os.pipe()
     with suppress(OSError):
         fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, PIPE)
@@ -193,11 +206,11 @@ def pass_answers(server: socket.socket, client: socket.socket) -> None:
                 count -= os.splice(out, client.fileno(), count)
     os.close(out)
     os.close(into)
-    close_both(client, server)
+    shut_down(client, server)
 
 
-def close_both(*ends: socket.socket) -> None:
+def shut_down(*ends: socket.socket) -> None:
+    """Ends connections for all who read from them or write to them."""
     for end in ends:
         with suppress(OSError):
             end.shutdown(socket.SHUT_RDWR)
-        end.close()
