@@ -13,6 +13,7 @@ import resource
 import time
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ShardsError
+from ..store.fetchers import fetch_all
 from .column import Column
 from .join import JoinedColumns
 from .objects import Places
@@ -30,6 +32,7 @@ from .prefetch import Prefetcher
 ALIGN = 64  # bytes; every part of a buffer starts at a multiple
 CHUNK = 4_096  # samples that are planned at once: order and places then cost 1 % of the reading
 REMOTE_CHUNK = 512  # of columns in a store, whose shards are asked for what places follow from
+COLUMNS = 16  # that a store is asked about at once
 PLANNED = 16  # batches of such columns that are planned, and fetched if they are kept, ahead
 WARM = 16  # batches without a disk read or a fetch, after which hints are left out
 SLOW = 1e9  # bytes a second; slower, and it is no memory, though the system may not call it a disk
@@ -123,7 +126,7 @@ class Planner:
         layout, size = self.layout, self.places.size
         samples = (positions[:, None] + self.places).ravel()
         sources, rows = self.columns.locate(*self.order.at(samples))
-        groups = list(self._groups(samples, sources, rows))
+        groups = self._groups(samples, sources, rows)
         texts, lengths = np.zeros(rows.size, np.int64), np.zeros(rows.size, np.int64)
         for part, text, column, samples_of, places in groups:
             if part is None:
@@ -149,21 +152,30 @@ class Planner:
 
     def _groups(
         self, samples: Ints, sources: Ints, rows: Ints
-    ) -> Iterator[tuple[Part | None, int, Column, Ints, Places]]:
-        """Yields (part, or None for tokens; number of the text column; column; which samples are
-        read from it; their places in it).
+    ) -> list[tuple[Part | None, int, Column, Ints, Places]]:
+        """Returns (part, or None for tokens; number of the text column; column; which samples are
+        read from it; their places in it). What a store is asked for the places is asked for all
+        columns at once.
         """
+        groups: list[tuple[Part | None, int, Column, Ints]] = []
         text = 0
         for s, source in enumerate(self.columns.by_source):
             of_source = np.flatnonzero(sources == s)
             for name, column in {"moments": source.latents, **source.extra}.items():
-                places = column.places(rows[of_source], whole=True)
-                yield self.layout.parts[name], 0, column, of_source, places
+                groups.append((self.layout.parts[name], 0, column, of_source))
             choice = self.order.choose(samples[of_source], source.rates)
             for t, column in enumerate(source.texts):
-                of_text = of_source[choice == t]
-                yield None, text, column, of_text, column.places(rows[of_text], whole=True)
+                groups.append((None, text, column, of_source[choice == t]))
                 text += 1
+
+        def places(group: tuple[Part | None, int, Column, Ints]) -> Places:
+            return group[2].places(rows[group[3]], whole=True)
+
+        if not self.remote:
+            return [(*group, places(group)) for group in groups]
+        with ThreadPoolExecutor(COLUMNS) as pool:
+            all_places = fetch_all(pool, places, groups)
+        return [(*group, each) for group, each in zip(groups, all_places, strict=True)]
 
 
 class Reader:

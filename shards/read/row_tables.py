@@ -5,8 +5,9 @@ a time at first touch, and kept.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -102,11 +103,16 @@ class RowTables:
 
     def _read_many(self, parts: Sequence[tuple[str, int]]) -> list[NDArray[Any]]:
         """Returns the tables' parts of shards, (name, shard) each."""
-        if self.store.folder is not None or len(parts) < 2:
-            return [self._read(name, shard) for name, shard in parts]
-        with ThreadPoolExecutor(REQUESTS) as pool:
-            fetch_all(pool, self._commit, dict.fromkeys(shard for _, shard in parts))
-            return fetch_all(pool, lambda part: self._read(*part), parts)
+        if self.store.folder is not None:
+            return [self._table_of(*part, self._data(self._path(*part))) for part in parts]
+        shards = [s for s in dict.fromkeys(s for _, s in parts) if s not in self._commits]
+        requests: list[Callable[[], Any]] = [partial(self._commit, shard) for shard in shards]
+        requests += [partial(self._data, self._path(*part)) for part in parts]
+        with ThreadPoolExecutor(
+            REQUESTS
+        ) as pool:  # what commits say of the others is compared later
+            data = fetch_all(pool, lambda request: request(), requests)[len(shards) :]
+        return [self._table_of(*part, each) for part, each in zip(parts, data, strict=True)]
 
     def not_compared(self, rows: Ints) -> Ints:
         """Returns the indexes of rows that were not compared with their checksums before, by this
@@ -123,10 +129,13 @@ class RowTables:
         index: Ints = self._base[shard] + place
         return index
 
-    def _read(self, name: str, shard: int) -> NDArray[Any]:
-        """Reads the table's part of a shard."""
-        rows, path = int(self._rows[shard]), f"{name}/{self._arrays[name].key(shard)}"
-        table = self._read_small(name, path, rows, self.committed(path, shard)[1])
+    def _path(self, name: str, shard: int) -> str:
+        return f"{name}/{self._arrays[name].key(shard)}"
+
+    def _table_of(self, name: str, shard: int, data: bytes | None) -> NDArray[Any]:
+        """Returns the table's part of a shard from its object."""
+        rows, path = int(self._rows[shard]), self._path(name, shard)
+        table = self._checked(name, path, rows, self.committed(path, shard)[1], data)
         if name == "lengths" and table.max(initial=0) > self.layout.row_shape[0]:
             raise CorruptColumn(
                 f"{self.store.at(path)}: a row of {table.max()} tokens, at most "
@@ -177,11 +186,12 @@ class RowTables:
     def empty(self) -> NDArray[Any]:
         """Returns the empty caption's tokens, compared with what the first commit says of them."""
         spec = self._arrays["empty"]
-        path = f"empty/{spec.key(0)}"
+        path = self._path("empty", 0)
         shards = (s for s, content in enumerate(self.snapshot.content) if content is not None)
         shard = next(shards, None)
         committed = None if shard is None else self._commit(shard)[0].get(path)
-        return self._read_small("empty", path, spec.shape[0], committed and committed[1])
+        digest = committed and committed[1]
+        return self._checked("empty", path, spec.shape[0], digest, self._data(path))
 
     def _commit(self, shard: int) -> tuple[dict[str, Committed], Mapping[str, str]]:
         """(bytes and sha256 of each object, `members`) of a shard, from the commit that the snapshot names."""
@@ -196,16 +206,23 @@ class RowTables:
             self._commits[shard] = objects, commit.members
         return self._commits[shard]
 
-    def _read_small(self, name: str, path: str, count: int, digest: str | None) -> NDArray[Any]:
-        """Reads the first `count` elements of a small object, without a codec, of this sha256."""
-        spec = self._arrays[name]
+    def _data(self, path: str) -> bytes | None:
+        """Returns a small object; None where there is none."""
         try:
-            data = self.store.read(path)
+            return self.store.read(path)
         except FileNotFoundError:
+            return None
+
+    def _checked(
+        self, name: str, path: str, count: int, digest: str | None, data: bytes | None
+    ) -> NDArray[Any]:
+        """Returns the first `count` elements of a small object, without a codec, of this sha256."""
+        spec = self._arrays[name]
+        if data is None:
             raise CorruptColumn(
                 f"{self.store.at(path)}: the object is missing though its shard is committed. "
                 "Restore it, or repair the column"
-            ) from None
+            )
         size = count * spec.chunk_bytes // spec.chunk_len
         if len(data) < size or (digest is not None and sha256(data) != digest):
             raise CorruptColumn(
