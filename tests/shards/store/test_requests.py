@@ -159,6 +159,29 @@ def test_a_batch_does_not_wait_for_the_shards_of_others(
     near.close()
 
 
+def test_what_precedes_the_first_row_is_asked_for_at_once(
+    proxy: Proxy, url: str, column_at: Any
+) -> None:
+    """Of both columns of a shard: commits, checksums, and lengths; none is answered before all came."""
+    near = open_join(*(column_at(spec, (8,)) for spec in (moments_spec(1), tokens_spec(1))))
+    far, order, gate = (
+        open_join(f"{url}/moments", f"{url}/tokens"),
+        near.order(lanes=1),
+        Gate(proxy, 5),
+    )
+    known = re.compile(r"/(commits|crc|lengths)/")
+    proxy.fault = lambda request, count: gate.wait() if known.search(request[1]) else None
+    with (
+        Stream(far, order, position=0, global_batch=8) as stream,
+        Stream(near, order, position=0, global_batch=8) as expected,
+    ):
+        assert next(stream).moments.equal(next(expected).moments)
+    assert gate.passed.is_set()
+    assert sum(n for (_, path, _), n in proxy.seen.items() if known.search(path)) == 5
+    far.close()
+    near.close()
+
+
 def test_batches_are_fetched_while_another_waits(proxy: Proxy, url: str, column_at: Any) -> None:
     """The first row does not come until the objects of many later batches were asked for."""
     near = open_join(*(column_at(spec, (8,) * 40) for spec in (moments_spec(40), tokens_spec(40))))
