@@ -123,7 +123,7 @@ class Trainer:
             self.powers.update(self.engine.weights(), self.updates)
         self.step_number += 1
         self.position += self.config.global_batch
-        return record
+        return replace(record, skipped=self.skipped > 0)
 
     def _micro_batches(self, batches: Iterator[Batch]) -> Iterator[MicroBatch]:
         """Returns the micro-batches; a thread makes those of columns while the device computes."""

@@ -23,9 +23,11 @@ from tests.train import faults
 from tests.train.conftest import ROOT, launch, write_config
 from tests.train.faults import STEPS, elastic, records, same_files, step_folder
 from tests.train.processes import by_agent
+from train import loop
 from train.config import TrainConfig
 from train.loop import Trainer
 from train.model.dit import DiT, DiTConfig
+from train.model.flow import losses
 
 WORDS = (f"steps={STEPS}", f"keep={STEPS}", "save_every=1")
 
@@ -194,6 +196,41 @@ def test_torchrun_stops_all_ranks_at_a_loss_that_is_not_finite(
     assert [len(w["rows"]) for w in reports] == [8, 8]  # each rank's part of the batch
     assert not set(reports[0]["rows"]) & set(reports[1]["rows"])
     assert reports[0]["step"] == reports[1]["step"] > 0
+
+
+class Overflow(torch.autograd.Function):
+    """Changes no value, and makes its gradient infinite."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # of any inputs
+        return gradient * torch.inf
+
+
+def test_a_gradient_that_overflows_is_a_skipped_step_in_the_log(
+    tmp_path: Path, columns: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loss is finite all the same; the means are of the steps that moved the weights."""
+    step = Trainer.step
+
+    def overflowing(trainer: Trainer, *inputs: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            if trainer.step_number == 3:
+                patch.setattr(loop, "losses", lambda *x: Overflow.apply(losses(*x)))
+            return step(trainer, *inputs)
+
+    monkeypatch.setattr(Trainer, "step", overflowing)
+    changes = {"guard": {"nonfinite": "skip"}, "steps": 6, "log_every": 2}
+    process = launch(tmp_path, columns, **changes)
+    assert process.returncode == 0, process.stdout
+    assert "the gradient of step 3 is not finite on some rank" in process.stdout
+    run = tmp_path / "tiny-vae"
+    assert manifest_of(run, 6)["optimizer"]["step"] == 5
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    assert [r["not_finite"] for r in lines if "loss" in r] == [0, 1, 0]
 
 
 @pytest.mark.slow  # most of it torchrun, which stops and starts ranks

@@ -47,6 +47,7 @@ class StepRecord:
     padded: int  # the same if each micro-batch were padded to its longest caption
     bytes: int  # read from the columns
     waited: float  # seconds for data, mean of the ranks
+    skipped: bool = False  # it moved no weight, for its loss or its gradient was not finite
 
     @property
     def samples(self) -> int:
@@ -132,7 +133,7 @@ class Throughput:
             sum(getattr(s, name) for s in steps) for name in ("samples", "tokens", "padded")
         )
         flops = self.cost.of(samples, tokens) / seconds
-        finite = [s for s in steps if math.isfinite(s.loss)]  # the others moved no weight
+        finite = [s for s in steps if math.isfinite(s.loss) and not s.skipped]
         return {
             "loss": sum(s.loss for s in finite) / len(finite) if finite else math.nan,
             "loss_by_level": _by_level(finite),
