@@ -61,6 +61,7 @@ PACKAGES = (
 OWN = ("configs", "shards", "encode", "train", "eval")  # packages of the project
 ABSENT = "absent"  # in place of the digest of what is not there
 OUT = "OUT"  # in place of the study's folder, which may be moved
+MADE = ("configs", "images", "runs", "settle")  # folders there that commands name
 
 
 def write_lock(study: Study, write: Callable[[Path, bytes], None] = atomic_write) -> Path:
@@ -81,11 +82,17 @@ def record_of(study: Study) -> Json:
         "prompts": _prompts(study),
         "settled": {entry: dict(values) for entry, values in study.settled.items()},
         "columns": {place: _column(place) for place in _columns(study)},
-        "commands": {
-            node.id: [word.replace(str(study.out), OUT) for word in node.command] for node in nodes
-        },
+        "commands": {node.id: [_word(study, word) for word in node.command] for node in nodes},
         "outputs": dict(sorted(_outputs(study, nodes))),
     }
+
+
+def _word(study: Study, word: str) -> str:
+    """Returns a word of a command, with OUT where it is the path, or key=path, of what the study made."""
+    key, equals, value = word.rpartition("=")
+    if any(Path(value).is_relative_to(study.out / folder) for folder in MADE):
+        return f"{key}{equals}{Path(OUT, Path(value).relative_to(study.out))}"
+    return word
 
 
 def _resolved(study: Study) -> Json:
@@ -241,7 +248,10 @@ def verify(study: Study) -> tuple[list[str], list[str]]:
         raise BadStudy("\n  ".join([title, *lines]) + f"\n{advice}")
     now = record_of(take_over(study))
     for record in (lock, now):
-        record["commands"] = {name: _work(words) for name, words in record["commands"].items()}
+        record["commands"] = {
+            name: _work([word.replace(OUT, str(study.out)) for word in words])
+            for name, words in record["commands"].items()
+        }  # not OUT, which locks of before have in place of parts of words, too
     faults = [
         f"{part}: {line}"
         for part in ("configs", "prompts", "settled", "columns", "commands", "outputs")

@@ -156,6 +156,25 @@ def test_a_moved_folder_is_the_same_study(tmp_path: Path) -> None:
     assert faults[0] == "outputs: images/e2e-seed1/step-00000100: missing"
 
 
+@pytest.mark.parametrize("out", ["m", ".", "prompts"])
+def test_a_folder_whose_name_is_in_other_words_of_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    """As `prompts` is in prompts.txt. It may be moved all the same."""
+    path = open_study(tmp_path).path
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    study = fill(Study.open(path, Path(out)), (0.0, 0.5))
+    write_configs(study)
+    write_lock(study)
+    assert verify(study) == ([], [])
+    command = record_of(study)["commands"]["generate/flux/seed0/step-00000100"]
+    assert command[:4] == ["python", "-m", "eval", "generate"]
+    assert "prompts.txt" in command
+    shutil.copytree(out, tmp_path / "moved")
+    assert verify(Study.open(path, tmp_path / "moved")) == ([], [])
+
+
 def test_other_numbers_of_processes_are_the_same_study(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
