@@ -49,6 +49,7 @@ OWN_KEYS = {
     "runs": "runs go below --out; folders of runs made by hand are listed in `reuse`",
     "data.latents": "name it as the entry's `latents`",
 }
+MOST_CHECKPOINTS = 1_000  # that are scored: more is rather a step than a number of them
 OWN_NAMES = {"encode"}  # of files in OUT/configs beside those of entries
 
 
@@ -240,10 +241,10 @@ Seeds = Annotated[
     expects("a list of whole numbers from 0 on. Write one seed as [3], several as [0, 1, 2]"),
 ]
 Checkpoints = Annotated[
-    Size | Annotated[tuple[Size, ...], Field(min_length=1)],
+    Annotated[Size, Field(le=MOST_CHECKPOINTS)] | Annotated[tuple[Size, ...], Field(min_length=1)],
     expects(
-        "how many steps are scored, or a list of steps, each a whole number from 1 on. Write 8 for eight of them, "
-        "[5000, 10000] for these two"
+        f"how many steps are scored, {MOST_CHECKPOINTS:,} at most, or a list of steps, each a whole number from 1 on. "
+        "Write 8 for eight of them, [5000, 10000] for these two"
     ),
 ]
 

@@ -52,7 +52,8 @@ STUDY: dict[str, Any] = {
 # what is expected and what to do, as refusals say it
 SEEDS = "expected a list of whole numbers from 0 on. Write one seed as [3], several as [0, 1, 2]\n"
 CHECKPOINTS = (
-    "expected how many steps are scored, or a list of steps, each a whole number from 1 on. Write 8 for eight of them, "
+    "expected how many steps are scored, 1,000 at most, or a list of steps, each a whole number from 1 on. Write 8 for "
+    "eight of them, "
     "[5000, 10000] for these two\n"
 )
 RANGE = (
@@ -372,6 +373,7 @@ def test_flags_as_words() -> None:
         ({"checkpoints": [0.5]}, f"checkpoints: found [0.5], {CHECKPOINTS}"),
         ({"checkpoints": 0}, f"checkpoints: found 0, {CHECKPOINTS}"),
         ({"checkpoints": []}, f"checkpoints: found [], {CHECKPOINTS}"),
+        ({"checkpoints": 10**9}, f"checkpoints: found 1000000000, {CHECKPOINTS}"),
         (
             {"settle": {"guidance_scale": 3}},
             f"settle.guidance_scale: found 3, {RANGE}: generate: {{guidance_scale: 3}}",
