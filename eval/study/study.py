@@ -16,6 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,10 @@ class Study:
     def _configs(self) -> dict[tuple[str, int], TrainConfig]:
         return {}
 
+    @cached_property
+    def _configs_named(self) -> dict[tuple[str, int], TrainConfig]:
+        return {}
+
     def train_config(self, entry: str, seed: int, phase: int = -1) -> TrainConfig:
         """Returns the resolved config of a run; of a later phase with the run it starts from."""
         phase = self._phase(entry, phase)
@@ -180,14 +185,11 @@ class Study:
         """Returns an entry's config of a phase, with the seed of the training config itself."""
         key = entry, phase = self.training_name(entry), phase
         if key not in self._configs:
-            words = self._words(entry, phase)
-            try:
-                config = configs.load(TrainConfig, self.config.train, words, takes_words=False)
-            except configs.ConfigError as error:
-                raise configs.ConfigError(f"{self.path}: train: {error}") from None
+            config = self._named(entry, phase)
             last = phase == len(self.parts(entry)) - 1
             steps = scored_steps(self.config.checkpoints, config.steps) if last else ()
-            saved = tuple(sorted({*config.save_at, *(s for s in steps if s <= config.steps)}))
+            # a training that the study shortens never comes to later steps
+            saved = tuple(sorted({s for s in (*config.save_at, *steps) if s <= config.steps}))
             self._configs[key] = config.model_copy(
                 update={
                     "save_at": saved,
@@ -198,6 +200,18 @@ class Study:
                 }
             )
         return self._configs[key]
+
+    def _named(self, entry: str, phase: int) -> TrainConfig:
+        """Returns an entry's config of a phase as the YAML says it."""
+        key = self.training_name(entry), phase
+        if key not in self._configs_named:
+            words = self._words(*key)
+            try:
+                config = configs.load(TrainConfig, self.config.train, words, takes_words=False)
+            except configs.ConfigError as error:
+                raise configs.ConfigError(f"{self.path}: train: {error}") from None
+            self._configs_named[key] = config
+        return self._configs_named[key]
 
     def _words(self, entry: str, phase: int) -> list[str]:
         part = self.parts(entry)[phase]
@@ -210,13 +224,18 @@ class Study:
 
     def _also(self, config: TrainConfig, phase: int, entry: str) -> tuple[str, ...]:
         """Returns the columns whose rows must be valid too: those of all entries in this phase,
-        counted from the last, so that all runs see the same rows.
+        counted from the last, so that all runs see the same rows. One text for all is in each anyway.
         """
         from_end = phase - len(self.parts(entry))
-        parts = [self.parts(e)[from_end] for e in self.entries if len(self.parts(e)) >= -from_end]
-        latents = [column for part in parts for column in _several(part.latents)]
-        texts = [column for part in parts for column in _text_columns(part.text)]
-        return tuple(dict.fromkeys([*config.data.also, *latents, *texts]))
+        data = [
+            self._named(e, len(self.parts(e)) + from_end).data
+            for e in self.entries
+            if len(self.parts(e)) >= -from_end
+        ]
+        latents = [column for each in data for column in _several(each.latents)]
+        texts = [_text_columns(each.text) for each in data]
+        others = [] if all(text == texts[0] for text in texts) else chain(*texts)
+        return tuple(dict.fromkeys([*config.data.also, *latents, *others]))
 
     @cached_property
     def steps(self) -> tuple[int, ...]:
@@ -398,9 +417,9 @@ class Study:
 
 
 def _text_columns(text: Any) -> list[str]:
-    """Returns the columns of a part's text: one, several with their rates, or those of each source."""
-    if text is None or isinstance(text, str):
-        return [] if text is None else [text]
+    """Returns the columns of a text: one, several with their rates, or those of each source."""
+    if isinstance(text, str):
+        return [text]
     if isinstance(text, Mapping):
         return list(text)
     return [column for of_source in text for column in _text_columns(of_source)]

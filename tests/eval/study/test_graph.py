@@ -134,6 +134,25 @@ def test_runs_see_the_rows_of_all_entries_and_keep_what_is_scored() -> None:
         assert (config.save_at, config.seed, config.data.latents) == ((10, 500), 7, entry)
 
 
+@pytest.mark.parametrize(
+    "other", [{"text": "longer"}, {"with": ["data.text=longer"]}, {"text": {"longer": 0.5, "words": 0.5}}]
+)  # fmt: skip
+def test_runs_see_the_rows_of_all_texts(other: dict[str, Any]) -> None:
+    """Of the training config's own too, which an entry with another text does not read."""
+    fair = study(entries={"plain": "plain", "equi": {"latents": "equi"} | other})
+    also = [{*fair.train_config(entry, 0).data.also} for entry in fair.entries]
+    assert also == 2 * [{"plain", "equi", "words", "longer"}]
+
+
+def test_a_step_that_a_shorter_training_never_comes_to_is_not_waited_for() -> None:
+    Path("train.yaml").write_text(yaml.safe_dump(TRAIN | {"save_at": [50, 500, 1000]}))
+    fair = study(entries={"plain": "plain", "equi": {"latents": "equi", "steps": 100}}, checkpoints=[100])  # fmt: skip
+    saved = [[path.name for path in node.outputs] for node in nodes_of(fair) if node.kind == "train"]  # fmt: skip
+    assert saved[0] == [f"step-{step:08d}" for step in (50, 100, 500, 1000)]
+    assert saved[1] == ["step-00000050", "step-00000100"]
+    assert fair.train_config("equi", 0).save_at == (50, 100)
+
+
 def test_phases_follow_one_another_seed_by_seed() -> None:
     phases = [{"latents": "small", "steps": 50}, {"steps": 20, "with": ["optim.lr=1e-5"]}]
     fair = study(
