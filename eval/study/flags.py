@@ -52,6 +52,12 @@ def generate_settings(study: Study) -> dict[str, Any]:
         settings = single(vars(args))
     except BadRequest as error:
         raise BadStudy(f"{study.path}: generate: {error}") from None
+    count = settings["n_samples"]
+    if count is not None and count != study.images_per_prompt:  # in a list, or by both names
+        raise BadStudy(
+            f"{study.path}: generate: found {count} pictures of a prompt and {study.images_per_prompt}, expected one "
+            f"number by one name. Write n_samples: {count}"
+        )
     if settings["ema"] is not None:
         _check_average(study, "generate: ema", settings["ema"], settings["ema_weights"])
     for length in study.axes.get("ema", ()):

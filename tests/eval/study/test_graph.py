@@ -347,6 +347,9 @@ def test_folders_of_runs_by_hand_that_are_absent_or_strange(
 def test_pictures_of_a_prompt() -> None:
     for count, expected in ((4, 4), ("4", 4), (None, 1)):
         assert study(generate={"n_samples": count}).images_per_prompt == expected
+    for flags in ({"n_samples": [4]}, {"n_samples": 4, "num_samples": 2}):
+        with pytest.raises(BadStudy, match="Write n_samples: "):
+            generate_settings(study(generate=flags))
 
 
 def test_flags_as_words() -> None:
