@@ -21,7 +21,8 @@ class Target:
 class ShardTask:
     """One tar and the columns it still lacks. `number` is its shard, `folder` that of the source.
     `remote`: pictures are decoded on another node. `peers`: columns of the source on disk, by the
-    suffix that they read.
+    suffix that they read. `fetched_again`: `size` is not the one of the source, see
+    `source.fetched_again`.
     """
 
     source: str
@@ -34,6 +35,7 @@ class ShardTask:
     targets: Mapping[str, Target]  # by name of the column in the config
     remote: bool = False
     peers: Mapping[str, Sequence[Target]] = field(default_factory=dict)
+    fetched_again: bool = False
 
     @property
     def name(self) -> str:

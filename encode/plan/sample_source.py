@@ -38,6 +38,7 @@ from ..config import EncodeConfig, PictureColumn
 from ..errors import BadTar, EncodeError, FetchFailed, MissingTar, NoSuchSuffix
 from ..source import members
 from ..source.fetch import fetched
+from ..source.fetched_again import recorded_source
 from ..source.index import index_heads
 from ..source.members import read_captions
 from ..source.tars import Tar, make_source, read_exactly, scan_tar
@@ -92,6 +93,12 @@ class SourceJob:
     images: Mapping[str, str] = field(default_factory=dict)
     # bytes of a tar for each of its rows, in those that were looked into; None: no row was seen
     row_bytes: float | None = None
+    # bytes of tars that failed and are of another size than the source says, by shard
+    sizes: Mapping[int, int] = field(default_factory=dict)
+
+    def size(self, shard: int) -> int:
+        """Returns the bytes of a tar as it is now."""
+        return self.sizes.get(shard, self.source.tars[shard][1])
 
     def suffix(self, config: EncodeConfig, name: str) -> str:
         """Returns which members a column reads of this source."""
@@ -103,7 +110,7 @@ class SourceJob:
         """Returns the rows of a tar, from its index where that exists, with the captions and some
         pictures of these suffixes. Raises BadTar, FetchFailed or CorruptColumn.
         """
-        place, size = self.tars[shard], self.source.tars[shard][1]
+        place, size = self.tars[shard], self.size(shard)
         index_bytes = self.folder.size(index_name(shard))
         index = None if index_bytes is None else read_index(self.folder, shard)
         if place is None and index is None:
@@ -163,6 +170,7 @@ def open_job(config: EncodeConfig, name: str, index_alone: bool = False) -> Sour
     """
     folder = config.root_store.child(name)
     tars: Sequence[str | None]
+    sizes: Mapping[int, int] = {}
     try:
         source, tars = make_source(name, config.sources[name], config.shard_rows)
     except MissingTar:
@@ -171,8 +179,9 @@ def open_job(config: EncodeConfig, name: str, index_alone: bool = False) -> Sour
         source = open_source(folder)
         tars = [None] * len(source.tars)
     else:
-        source.check(folder)  # an index of other tars says nothing of these
-    job = SourceJob(source, tars, folder, config.engine.scratch_folder)
+        # an index of other tars says nothing of these
+        source, sizes = recorded_source(source, folder)
+    job = SourceJob(source, tars, folder, config.engine.scratch_folder, sizes=sizes)
     return with_images(config, job)
 
 

@@ -56,6 +56,7 @@ from ..meter import DECODE, READ, WRITE, Timer
 from ..models.encoder import CaptionEncoder, Encoder, ImageEncoder
 from ..source.decoding import Batch, View, decoded
 from ..source.fetch import fetched
+from ..source.fetched_again import TAR_BYTES
 from ..source.members import passed_over, read_captions
 from ..source.tars import Tar, scan_tar
 from ..tasks import ShardResult, ShardTask, Target
@@ -110,6 +111,8 @@ def encode_shard(
                     record = provenance(encoders[name], config)
                     record["seconds"] = seconds_of(timer.seconds, name)
                     record["passed_over"] = shard.passed_over(name)
+                    if task.fetched_again:
+                        record[TAR_BYTES] = task.size
                     commit = writer.commit(record, members[name])
                 numbers = Counter(commit.status().tolist())
                 counts[name] = {Status(n).name.lower(): numbers[n] for n in sorted(numbers)}

@@ -118,11 +118,11 @@ def _list_tasks(
 
     def task(shard: int, names: tuple[str, ...]) -> ShardTask:
         columns = shared.setdefault(names, {name: targets[name] for name in names})
-        tar, (_, size) = job.tars[shard], job.source.tars[shard]
+        tar = job.tars[shard]
         assert tar is not None
         return ShardTask(
-            job.source.name, job.source.fingerprint, job.folder, tar, size, shard,
-            job.source.shard_rows, columns, peers=peers,
+            job.source.name, job.source.fingerprint, job.folder, tar, job.size(shard), shard,
+            job.source.shard_rows, columns, peers=peers, fetched_again=shard in job.sizes,
         )  # fmt: skip
 
     for shard in shards:

@@ -141,7 +141,7 @@ def scales(encoder: Encoder, job: SourceJob, name: str, config: EncodeConfig) ->
 
 def _first_pictures(job: SourceJob, shard: int, view: View) -> NDArray[np.uint8]:
     """Returns the crops of a tar's first rows that have a picture, (n, R, R, 3)."""
-    place, size = job.tars[shard], job.source.tars[shard][1]
+    place, size = job.tars[shard], job.size(shard)
     assert place is not None  # a run has all tars in reach
     with fetched(place, job.scratch, size) as path, path.open("rb") as file:
         Tar(file, size)
@@ -155,7 +155,7 @@ def _first_captions(job: SourceJob, shard: int, suffix: str) -> list[str | None]
     """Returns the captions of a tar's first rows, from the tar alone: scales follow neither from
     an index nor from what is behind these rows.
     """
-    place, size = job.tars[shard], job.source.tars[shard][1]
+    place, size = job.tars[shard], job.size(shard)
     assert place is not None  # a run has all tars in reach
     with fetched(place, job.scratch, size) as path, path.open("rb") as file:
         Tar(file, size)

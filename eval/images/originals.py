@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 from encode.errors import TarChanged
 from encode.source import caption_of, decode, read_exactly, transform
-from shards import Column, IndexRow, open_source, read_index, sha256
-from shards.column import chosen, member_of
+from shards import Column, IndexRow, NotAColumn, open_source, read_index, sha256
+from shards.column import chosen, member_of, own_commit
 from shards.format import PicturePreprocess
 
 from ..errors import MissingPictures
@@ -24,7 +25,7 @@ class Originals:
     def __init__(self, column: Column, tars: Path) -> None:
         folder = column.store.parent
         self.source = open_source(folder)
-        self._tars = tars
+        self._column, self._tars = column, tars
         self._index = lru_cache(SHARDS)(lambda shard: read_index(folder, shard).rows)
         self._tar = lru_cache(SHARDS)(self._open)
 
@@ -73,6 +74,10 @@ class Originals:
         name, size = self.source.tars[shard]
         path = self._tars / name
         state = f"found {path.stat().st_size:,} bytes" if path.is_file() else "no such file"
+        if state != f"found {size:,} bytes":
+            with suppress(NotAColumn):  # of one that had failed before, its commit says the size
+                commit = own_commit(self._column.store, self._column.digest, shard)
+                size = commit.provenance.get("tar_bytes", size)
         if state != f"found {size:,} bytes":
             raise MissingPictures(
                 f"{path}: {state}, expected one of {size:,} bytes. Name the folder of the source's own tars with --tars"

@@ -314,7 +314,7 @@ def test_another_source_under_the_same_name(config: Path, encode: Encode) -> Non
         (["shard_rows=1000"], "shard_rows: found 1000"),
         (["root"], "expected KEY=VALUE"),
         (["columns.google/gemma={kind: ids, encoder: gemma-2-2b}"], "Call it gemma"),
-        (["sources={../x: /no/such.tar}"], "sources.../x: found '../x': it has a slash"),
+        (["sources={../x: /no/such.tar}"], "sources: found the name '../x': it has a slash"),
         (["sources={index: /no/such.tar}"], "Call it index-1"),
         (["sources={TOY: /no/such.tar}"], "'toy' and 'TOY' differ in capitals alone"),
     ],

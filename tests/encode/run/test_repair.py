@@ -1,5 +1,6 @@
 """Real columns, damaged in several ways, are repaired and encoded again to what they were."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import configs
 from encode.__main__ import main
 from encode.config import EncodeConfig
 from encode.errors import EncodeError
-from encode.run.job import run
-from shards import exits
+from encode.run.job import Options, run
+from eval.errors import MissingPictures
+from eval.images.originals import Originals
+from shards import Column, IdentityMismatch, exits
 from shards.tools.repair import repair
-from shards.tools.verify import examine, logical_digest, verify
+from shards.tools.verify import check_source, examine, logical_digest, verify
 from tests.encode.toy import files_of, write_config, write_source
 from tests.forks import fork, wait
 
@@ -80,6 +83,42 @@ def test_an_index_that_was_deleted_is_written_again(
         run(config)
     assert "00001.jsonl: the index is lost, and" in " ".join(capsys.readouterr().err.split())
     assert files_of(source) == {n: d for n, d in whole.items() if n != "index/00001.jsonl"}
+
+
+def test_a_tar_that_failed_is_fetched_again_with_another_size(
+    tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tars = write_source(tmp_path / "tars", 2, 5)
+    first, second = (tmp_path / f"tars/{i}.tar" for i in range(2))
+    sound = second.read_bytes()
+    second.write_bytes(b"<html>Too many requests</html>")
+    path = write_config(tmp_path / "toy.yaml", tmp_path / "cache", tars, models)
+    config = configs.load(EncodeConfig, path)
+    assert run(config) == 3
+    first.write_bytes(first.read_bytes() + bytes(512))
+    with pytest.raises(IdentityMismatch):  # of this one there are columns
+        run(config, Options(retry=True))
+    first.write_bytes(first.read_bytes()[:-512])
+    second.write_bytes(sound)
+    assert run(config, Options(retry=True)) == 0
+    assert "complete, 10 rows: 10 ok" in capsys.readouterr().out
+    assert run(config) == 0
+    vae, text = (tmp_path / "cache/toy" / name for name in ("vae", "text"))
+    digest = logical_digest(vae)
+    shutil.rmtree(vae)
+    assert run(config) == 0
+    assert logical_digest(vae) == digest
+    for column in (vae, text):
+        examination = examine(column)
+        assert check_source(examination, [tmp_path / "tars"]) == 2
+        assert examination.faults == []
+    originals = Originals(Column.open(vae), tmp_path / "tars")
+    assert originals.caption(1024, "txt") == "picture number 100 of a toy source"
+    second.write_bytes(sound + bytes(512))
+    with pytest.raises(IdentityMismatch):
+        run(config)
+    with pytest.raises(MissingPictures, match=f"expected one of {len(sound):,} bytes"):
+        Originals(Column.open(vae), tmp_path / "tars").check_tar(1)
 
 
 @pytest.mark.parametrize("left_out", ["sources.toy", "columns.vae"])
