@@ -84,6 +84,9 @@ def encode_shard(
             tar = Tar(stack.enter_context(path.open("rb")), task.size)
             rows, note = scan_tar(tar.file, task.shard_rows)
             tar.check()
+            if has_index and task.fetched_again and not has_commit(task):
+                task.folder.delete(index_name(task.number))  # of the tar as it was when it failed
+                has_index = False
             if not has_index:
                 note = note_of_commits(task, rows, note)
             index = put_index(task.folder, task.fingerprint, task.number, rows, note)
@@ -146,6 +149,12 @@ def withdrawing(writers: Iterable[ShardWriter], tar: Tar) -> Iterator[None]:
 def is_committed(target: Target, shard: int) -> bool:
     """Returns whether a shard of a column is done, by an earlier attempt or another run."""
     return target.store.size(commit_name(shard)) is not None
+
+
+def has_commit(task: ShardTask) -> bool:
+    """Returns whether any column of the source on disk has the shard."""
+    columns = chain(task.targets.values(), *task.peers.values())
+    return any(is_committed(column, task.number) for column in columns)
 
 
 def note_of_commits(task: ShardTask, rows: Sequence[IndexRow], note: str | None) -> str | None:

@@ -11,9 +11,10 @@ from encode.__main__ import main
 from encode.config import EncodeConfig
 from encode.errors import EncodeError
 from encode.run.job import Options, run
+from encode.source.tars import scan_tar
 from eval.errors import MissingPictures
 from eval.images.originals import Originals
-from shards import Column, IdentityMismatch, exits
+from shards import Column, IdentityMismatch, exits, open_source, put_index
 from shards.tools.repair import repair
 from shards.tools.verify import check_source, examine, logical_digest, verify
 from tests.encode.toy import files_of, write_config, write_source
@@ -100,6 +101,8 @@ def test_a_tar_that_failed_is_fetched_again_with_another_size(
         run(config, Options(retry=True))
     first.write_bytes(first.read_bytes()[:-512])
     second.write_bytes(sound)
+    folder, rows = tmp_path / "cache/toy", scan_tar(second, 1024)[0]
+    put_index(folder, open_source(folder).fingerprint, 1, rows[:3], "cut off")  # as it was copied
     assert run(config, Options(retry=True)) == 0
     assert "complete, 10 rows: 10 ok" in capsys.readouterr().out
     assert run(config) == 0
