@@ -35,7 +35,7 @@ from ..config import EmaConfig
 from ..model.dit import DiT
 from ..ranks.world import World
 from ..step.ema import PowerEmas, kind_of
-from ..step.profiles import FARTHEST, MOST, Profile, combination, exponent, snapshots_needed
+from ..step.profiles import MOST, Profile, combination, exponent, snapshots_needed
 from . import checkpoint
 from .checkpoint import CheckpointError, Manifest, State
 
@@ -200,7 +200,7 @@ def refuse_planned(config: EmaConfig, steps: int, step: int, length: float) -> N
     made = {-(-i * steps // count) for i in range(1, count + 1)}  # as `due` says
     kept = sorted({at for at in made if at < step} | {step})
     profiles = [Profile(at, each) for at in kept for each in exponents]
-    if combination(profiles, Profile(step, exponent(length))).distance > FARTHEST:
+    if not combination(profiles, Profile(step, exponent(length))).close:
         count_text = f"step {step} will have {len(kept)}"
         raise EmaLengthRefused(_too_few(config.power, length, count_text, steps / step))
 
@@ -222,7 +222,7 @@ def _parts_of_length(path: Path, manifest: Manifest, length: float) -> _Parts:
     sources = _sources(path, power)
     profiles = [Profile(s.updates, exponent(each)) for s in sources for each in power.lengths]
     result = combination(profiles, Profile(power.updates, exponent(length)))
-    if result.distance > FARTHEST:
+    if not result.close:
         raise EmaLengthRefused(_too_far(path, manifest, power.lengths, length, len(sources)))
     shares = iter(result.weights)
     parts = [(s, {kind_of(each): next(shares) for each in power.lengths}) for s in sources]

@@ -22,6 +22,9 @@ from numpy.typing import NDArray
 # Largest distance of a combined profile from the wanted one, relative to its L2 norm. Up to here
 # weights of trainings are within 1e-3 of an average that was updated in every step.
 FARTHEST = 0.012
+ROUNDING = 2e-4  # of a value in half precision, relative, root mean square
+# Largest rounding of a combined average, relative to its L2 norm: snapshots of large shares of both signs add theirs up
+ROUGHEST = 2e-3
 MOST = 1000  # snapshots that are looked at for a length
 Array = NDArray[np.float64]
 
@@ -38,6 +41,12 @@ class Combination(NamedTuple):
 
     weights: list[float]
     distance: float  # L2, of the profiles, relative to the wanted one
+    rounding: float  # L2, of the weights that are combined, relative to theirs
+
+    @property
+    def close(self) -> bool:
+        """Whether it may be taken for the other average."""
+        return self.distance <= FARTHEST and self.rounding <= ROUGHEST
 
 
 def exponent(length: float) -> float:
@@ -60,7 +69,9 @@ def new_share(update: int, exponent: float) -> float:
 
 def combination(profiles: Sequence[Profile], wanted: Profile) -> Combination:
     """Returns the least-squares combination of different profiles under the condition that its
-    weights add up to 1, so that what all updates have in common is kept exactly."""
+    weights add up to 1, so that what all updates have in common is kept exactly.
+
+    Averages after fewer updates than the wanted one are snapshots, in half precision."""
     products = _products(profiles, profiles)
     with_wanted = _products(profiles, [wanted])[:, 0]
     square = float(_products([wanted], [wanted])[0, 0])
@@ -71,7 +82,9 @@ def combination(profiles: Sequence[Profile], wanted: Profile) -> Combination:
     system[n, :n] = system[:n, n] = scale
     weights = np.linalg.solve(system, np.append(with_wanted * scale, 1.0))[:n] * scale
     distance = weights @ products @ weights - 2 * weights @ with_wanted + square
-    return Combination(weights.tolist(), math.sqrt(max(0.0, float(distance)) / square))
+    halves = weights[[profile.updates < wanted.updates for profile in profiles]]
+    rounding = ROUNDING * float(np.linalg.norm(halves))
+    return Combination(weights.tolist(), math.sqrt(max(0.0, float(distance)) / square), rounding)
 
 
 def snapshots_needed(lengths: Sequence[float], length: float) -> int | None:
@@ -81,7 +94,7 @@ def snapshots_needed(lengths: Sequence[float], length: float) -> int | None:
 
     def enough(count: int) -> bool:
         kept = [Profile((i + 1) / count, g) for i in range(count) for g in exponents]
-        return combination(kept, wanted).distance <= FARTHEST
+        return combination(kept, wanted).close
 
     high = 1
     while not enough(high):

@@ -78,6 +78,36 @@ def test_the_distance_is_that_of_the_shares(count: int, length: float) -> None:
     assert np.ptp(gradient) < 1e-6 * np.linalg.norm(wanted) * np.linalg.norm(held, axis=1).max()
 
 
+@pytest.mark.parametrize(
+    ("lengths", "count", "length", "close"),
+    [
+        ((0.05, 0.1), 32, 0.03, True), ((0.05, 0.1), 64, 0.02, True), ((0.2, 0.25), 16, 0.15, True),
+        ((0.2, 0.25), 32, 0.07, False), ((0.2, 0.25), 100, 0.02, False), ((0.1, 0.2), 100, 0.03, False),
+    ],
+)  # fmt: skip
+def test_snapshots_whose_rounding_would_show_are_not_combined(
+    lengths: tuple[float, float], count: int, length: float, close: bool
+) -> None:
+    """Of weights that wander as in a training, where the profiles are near enough in all cases: averages of
+    near lengths make one of another by large shares of both signs, which add up the snapshots' rounding."""
+    total, chance = 2000, np.random.default_rng(0)
+    pace = 1e-3 / np.sqrt(1 + np.arange(total) / 50)[:, None]
+    start = 0.02 * chance.standard_normal(500)
+    weights = start + np.cumsum(pace * chance.standard_normal((total, 500)), 0)
+    kept = [(total * (i + 1) // count, each) for i in range(count) for each in lengths]
+    result = combination(
+        [Profile(n, exponent(each)) for n, each in kept], Profile(total, exponent(length))
+    )
+    assert result.distance < FARTHEST
+    assert result.close is close
+    averages = np.array([shares(n, each, total) @ weights for n, each in kept])
+    averages[:-2] = averages[:-2].astype(np.float16)  # the last two are of the checkpoint
+    wanted = shares(total, length) @ weights
+    error = np.linalg.norm(result.weights @ averages - wanted) / np.linalg.norm(wanted)
+    assert bool(error < 2e-3) is close
+    assert error == pytest.approx(result.rounding, rel=0.3, abs=2e-4)
+
+
 def test_how_many_snapshots_lengths_need() -> None:
     """16 do for 0.05 to 0.15, 32 for 0.03 to 0.20; the count that is named is enough, one less is not."""
     needed = {x: snapshots_needed((0.05, 0.1), x) for x in np.arange(3, 21) / 100}
