@@ -144,8 +144,9 @@ def analyse(study: Study) -> Analysis:
     prompts = study.config.benchmark or Path(data["benchmark"]).name
     covered, left_open = target_lines(data["targets"])
     axes, settings = study.sampling_axes, first.settings if first else {}
-    data["covers"] = covers(compared[-1], data["prompts"], prompts, len(names), axes) + covered
-    data["leaves_open"] = leaves_open(len(compared[0]), settings, step, axes) + left_open
+    of_all = [seed for seed in compared[0] if all(seed in seeds for seeds in compared)]
+    data["covers"] = covers(of_all, data["prompts"], prompts, len(names), axes) + covered
+    data["leaves_open"] = leaves_open(len(of_all), settings, step, axes) + left_open
     data["leaves_open"] += beyond(data["settled"])
     return Analysis(data, sets, last)
 

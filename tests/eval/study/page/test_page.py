@@ -221,6 +221,14 @@ def test_an_unfinished_study_says_what_is_missing(tmp_path: Path) -> None:
     assert "scores by genai: 1 (flux)" in text
 
 
+def test_seeds_that_an_entry_lacks_are_not_called_trained_for_every_entry(tmp_path: Path) -> None:
+    three = open_study(tmp_path, entries={"flux": "flux", "e2e": "flux-e2e", "late": "flux-late"})
+    data = report(fill(three, (0.0, 0.5, 0.1), skip=[("late", 2)]), pictures=0)
+    assert [len(c["seeds"]) for c in data["comparisons"]] == [3, 2]
+    assert not any("each trained for every entry" in line for line in data["covers"])
+    assert any("other training seeds" in line for line in data["leaves_open"])
+
+
 def test_entries_that_are_yet_to_come_are_counted(tmp_path: Path) -> None:
     """A verdict that stands before they are there must not fall by their number."""
     names = ("flux", "e2e", "sd35")
