@@ -77,6 +77,13 @@ def find_initial(config: TrainConfig, model: DiTConfig) -> Initial | None:
     share = initial_share(manifest) if config.init_ema else None
     if young := young_average(share, manifest.get("init")):
         log.warning("init_from: %s: %s (init_ema=false)", folder, young)
+    output = (training.get("flow") or {}).get("prediction", "velocity")
+    if output != config.flow.prediction:
+        log.warning(
+            "init_from: %s: found a model whose output is the %s, expected the %s, which it has to learn anew. Say "
+            "flow.prediction=%s to go on with what it has learned",
+            folder, output, config.flow.prediction, output,
+        )  # fmt: skip
     record = {
         "path": str(folder.resolve()), "file": name, "sha256": manifest["files"][name]["sha256"],
         "step": manifest["step"], "training": training,

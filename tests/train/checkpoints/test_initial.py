@@ -66,6 +66,18 @@ def test_from_the_weights_of_a_step(columns: Path, source: Path, tmp_path: Path)
     assert not torch.equal(weights["proj_out.weight"], average["proj_out.weight"])
 
 
+def test_weights_that_say_something_else_are_named(
+    columns: Path, source: Path, tmp_path: Path
+) -> None:
+    """A model of latents that starts from one of velocities trains, but not from what that has learned."""
+    config = still(columns, tmp_path, init_from=str(source))
+    assert "found a model whose output is" not in fitted(config)[1]
+    config = {**config, "runs": str(tmp_path / "other"), "flow": {"prediction": "latent"}}
+    code, output, _ = fitted(config)
+    assert code == 0, output
+    assert "found a model whose output is the velocity, expected the latent" in output
+
+
 def imported(step: Path, out: Path, **changes: Any) -> Path:
     """A step as `train import` writes one: weights alone."""
     folder = out / step.name
