@@ -214,7 +214,16 @@ class ValueObjects:
             view[int(at[i]) : int(at[i] + places.size[i])] = blank.tobytes()
 
     def _decode(self, number: int, start: int, view: memoryview) -> None:
-        """Reads a row through the codec."""
+        """Reads a row through the codec; a remote one that cannot be decoded is fetched once more."""
+        try:
+            self._decode_once(number, start, view)
+        except CorruptColumn:
+            place = Places(*(np.array([each]) for each in (number, start, len(view))))
+            if not self.forget(place):
+                raise
+            self._decode_once(number, start, view)
+
+    def _decode_once(self, number: int, start: int, view: memoryview) -> None:
         out = np.frombuffer(view, self.layout.dtype).reshape(-1, *self.layout.unit_shape)
         decode_into(
             self.store, self.open(number), self._array, self._chunk_edges(number),

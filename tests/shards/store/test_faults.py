@@ -24,7 +24,7 @@ from shards.tools.copy import copy
 from tests.forks import ended_in_time, fork
 from tests.proxy.azure import CONTAINER, Azure, Blob, point_to_azure
 from tests.proxy.server import EachKindOnce, Proxy
-from tests.shards.toy import moments_spec, row_ids, tokens_spec, write_column
+from tests.shards.toy import SPECS, STORED, moments_spec, row_ids, tokens_spec, write_column
 
 URL = f"az://{CONTAINER}/column"
 QUICK = Limits(30, stall=60, request=60, copy=60, give_up=120, backoff=0.01, max_backoff=0.05)
@@ -83,6 +83,20 @@ def test_a_fault_that_passes_changes_no_row(
     limits = replace(QUICK, **(STALLS if fault == "stall" else {}))
     np.testing.assert_array_equal(rows_of(RemoteStore(URL, limits)), rows_of(near))
     assert len(read) >= 2
+
+
+@pytest.mark.parametrize("kind", SPECS)
+@pytest.mark.parametrize("stored", STORED)
+def test_a_page_that_rots_on_the_disk_is_fetched_again(
+    proxy: Proxy, tmp_path: Path, kind: str, stored: str
+) -> None:
+    near = write_column(tmp_path / kind, SPECS[kind](2, **STORED[stored]), ROWS)
+    copy(near, URL + kind)
+    expected = rows_of(near)
+    np.testing.assert_array_equal(rows_of(RemoteStore(URL + kind)), expected)
+    for page in (tmp_path / "cache").glob("*/0"):
+        page.write_bytes(bytes(page.stat().st_size))  # as after a power cut
+    np.testing.assert_array_equal(rows_of(RemoteStore(URL + kind)), expected)
 
 
 @pytest.mark.parametrize(
