@@ -225,11 +225,12 @@ class ImageSetReader:
         prompts = self.prompts.half(half)
         layout, count = LAYOUTS[self.settings["layout"]], self.settings["images_per_prompt"]
         paths = {file.path for file in layout.files(prompts, count)}  # also of files that are gone
+        files = [file for file in self.files if file.path in paths]
+        digests = {path: digest for path, digest in self.digests.items() if path in paths}
         return replace(
-            self, folder=self.folder / HALVES / half, half=half, prompts=prompts,
-            files=[file for file in self.files if file.path in paths],
-            settings={**self.settings, "half": half},
-            digests={path: digest for path, digest in self.digests.items() if path in paths},
+            self, folder=self.folder / HALVES / half, half=half, prompts=prompts, files=files,
+            settings={**self.settings, "half": half}, digests=digests,
+            missing=len(paths) - len(digests), removed=len(digests) - len(files),
         )  # fmt: skip
 
     @property

@@ -7,6 +7,7 @@ inside its functions, so that `--help` does not wait for it.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ from pathlib import Path
 from ..images.imageset import ImageSetReader
 from ..prompts.prompts import Prompts
 from .results import Item, Score
+
+# ends of a name, in either order: a label or a model's name may hold such words too
+HALF = re.compile(r"-half-[ab](-partial-\d+-of-\d+)?$")
+PARTIAL = re.compile(r"-partial-\d+-of-\d+(-half-[ab])?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +36,12 @@ class Scorer:
 
 def name(scorer: str, images: ImageSetReader) -> str:
     """Returns a scorer's name, with the half of the prompts that it is of, and the number of files
-    where the set is not complete.
+    where the set is not complete; a name that says so already stays as it is.
     """
-    if images.half and not scorer.endswith(f"-half-{images.half}"):
+    says_half, says_part = (pattern.search(scorer) for pattern in (HALF, PARTIAL))
+    if images.half and not says_half:
         scorer = f"{scorer}-half-{images.half}"
-    if not images.missing or "-partial" in scorer:
+    if not images.missing or says_part:
         return scorer
     return f"{scorer}-partial-{len(images.files)}-of-{len(images.files) + images.missing}"
 

@@ -357,6 +357,28 @@ def test_few_and_partial_sets_say_so_in_the_name(
     assert difference(tmp_path, tmp_path, f"{name}-8-partial-8-of-9")[0].value == 0
 
 
+def test_a_half_of_an_unfinished_set_says_what_itself_lacks(
+    real: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    """The lost pictures are of half B alone, and the reference's label ends as partial sets do."""
+    folder, prompts = save_set(tmp_path / "set", prompts_of(16)), prompts_of(16)
+    lost = prompts.half("b").items[:2]
+    for prompt in lost:
+        (folder / "images" / f"{prompt.id}.png").unlink()
+    words = ["score", "cmmd", str(folder), "--partial", "--reference", str(real)]
+    words += ["--model", str(clip_folder), "--device", "cpu", "--label", "some-partial-half-a"]
+    for more in ([], ["--half", "a"], ["--half", "b"]):
+        main([*words, *more])
+    whole, a, b = (
+        results.read_all(place) for place in (folder, folder / "halves/a", folder / "halves/b")
+    )
+    ends = [next(iter(scores)).rpartition("-half-a-")[2][8:] for scores in (whole, a, b)]
+    assert ends == ["-partial-14-of-16", "-half-a", "-half-b-partial-6-of-8"]
+    assert [next(iter(s.values())).missing for s in (whole, a, b)] == [2, 0, 2]
+    for place, scores in ((folder / "halves/a", a), (folder / "halves/b", b)):
+        assert difference(place, place, next(iter(scores)))[0].value == 0
+
+
 def test_a_broken_picture_ends_with_its_name_and_no_score(
     reference: Path, clip_folder: Path, tmp_path: Path
 ) -> None:
