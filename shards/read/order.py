@@ -120,6 +120,13 @@ class SourceOrder:
         self._window_bits = max(MINIMUM_BITS, (largest - 1).bit_length())
         self._epochs: dict[int, tuple[NDArray[np.uint32], Ints]] = {}
 
+    def rows_beyond(self, valid_mask: NDArray[np.uint32]) -> int:
+        """Returns how many of the rows are not among those of another mask."""
+        known = self.blocks < valid_mask.size
+        admitted = np.zeros_like(self.valid_mask)
+        admitted[known] = valid_mask[self.blocks[known]]
+        return int(np.bitwise_count(self.valid_mask & ~admitted).sum(dtype=np.int64))
+
     def _epoch(self, epoch: int) -> tuple[NDArray[np.uint32], Ints]:
         """Permuted blocks, and the stream rank at which each ends: 12 bytes a block. Two epochs are
         kept, for a batch may lie across their border.

@@ -165,6 +165,13 @@ class Stream(Iterator[Batch]):
                 f"an order of {len(order.sources)} source{'s' * (len(order.sources) > 1)} for "
                 f"columns of {len(columns.valid_masks)}: make it by `JoinedColumns.order`"
             )
+        pairs = zip(order.sources, columns.valid_masks, strict=True)
+        if beyond := sum(source.rows_beyond(mask) for source, mask in pairs):
+            raise OrderError(
+                f"the order has {beyond:,} rows that are not valid in all of these columns. Make it by "
+                "their own `JoinedColumns.order`; for the same rows of several joins, open each with "
+                "`also` the columns of the others"
+            )
         if not 1 <= prefetch <= MOST_READY or ahead < 0:
             raise OrderError(
                 f"prefetch {prefetch} from 1 to {MOST_READY} and ahead {ahead} >= 0 expected"

@@ -261,6 +261,19 @@ def test_refused_before_anything_is_read(join: JoinedColumns) -> None:
     assert not readers()
 
 
+def test_an_order_of_other_rows_is_refused(join: JoinedColumns, toy: Path) -> None:
+    """What an order has beyond the join's rows would be read as rows of zeros."""
+    more = open_join(toy / "vae", toy / "text", truncated=True)
+    count = more.by_source[0].rows - join.by_source[0].rows
+    assert count > 0
+    with pytest.raises(OrderError, match=f"has {count} rows that are not valid"):
+        Stream(join, more.order(0, 8), position=0, global_batch=8)
+    Stream(more, join.order(0, 8), position=0, global_batch=8).close()  # fewer are no fault
+    longer = Order([np.append(join.valid_mask, np.uint32(1))], 0, 8)
+    with pytest.raises(OrderError, match="has 1 rows that are not valid"):
+        Stream(join, longer, position=0, global_batch=8)
+
+
 # What is mixed ------------------------------------------------------------------------------------
 
 
