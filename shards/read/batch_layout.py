@@ -171,7 +171,7 @@ class Planner:
         def places(group: tuple[Part | None, int, Column, Ints]) -> Places:
             return group[2].places(rows[group[3]], whole=True)
 
-        if not self.remote:
+        if not any(column.asks_for_places(rows[these]) for _, _, column, these in groups):
             return [(*group, places(group)) for group in groups]
         with ThreadPoolExecutor(COLUMNS) as pool:
             all_places = fetch_all(pool, places, groups)

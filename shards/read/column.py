@@ -203,6 +203,18 @@ class Column:
         units = self.lengths(rows) if self.layout.ragged else np.ones(len(rows), np.int64)
         return units * self.layout.unit_bytes
 
+    @property
+    def _tables_of_places(self) -> list[str]:
+        """The tables that are read before rows of a store are."""
+        placed = self.layout.ragged or self.layout.backend == "webdataset"
+        return ["crc", "starts"] if placed else ["crc"]
+
+    def asks_for_places(self, rows: Ints) -> bool:
+        """Returns whether a store may be asked before it is known where rows are."""
+        if self.store.folder is not None:
+            return False
+        return self.layout.codec is not None or not self._tables.knows(self._tables_of_places, rows)
+
     def places(self, rows: Ints, whole: bool = False) -> Places:
         """Returns where each row id's values are. Of a store, all that is to be known before they are read
         is fetched for them: checksums, and the indexes of objects that have a codec. `whole`: all other
@@ -210,8 +222,7 @@ class Column:
         """
         remote = self.store.folder is None
         if remote:
-            placed = self.layout.ragged or self.layout.backend == "webdataset"
-            self._tables.load(["crc", "starts"] if placed else ["crc"], rows)
+            self._tables.load(self._tables_of_places, rows)
             self._expect(whole)
         size = self.row_bytes(rows)
         if self.layout.backend == "webdataset":

@@ -73,13 +73,18 @@ class RowTables:
                 self._tables.setdefault(name, (table, np.zeros(len(self._rows), bool)))
         return self._tables[name]
 
+    def knows(self, names: Sequence[str], rows: Ints) -> bool:
+        """Returns whether all of these tables were read of the shards of some rows."""
+        shards = np.unique(self._split(rows)[0])
+        return all(self._table(name)[1][shards].all() for name in names)
+
     def load(self, names: Sequence[str], rows: Ints) -> None:
         """Reads what was not read yet of tables of the shards of some rows; from a store, many objects at
         once.
         """
-        shards = np.unique(self._split(rows)[0])
-        if all(self._table(name)[1][shards].all() for name in names):
+        if self.knows(names, rows):
             return
+        shards = np.unique(self._split(rows)[0])
         with self._lock:
             stored = [name for name in names if name != "starts"]
             if "starts" in names:
