@@ -32,7 +32,7 @@ lint: .venv/ready-test   ## check format, style and types
 bench: .venv/ready-bench .venv-peers/ready   ## measure reading, beside other libraries
 	$(PY) -m shards bench --peers .venv-peers/bin/python --json bench/results.json $(ARGS)
 
-bench-remote: .venv/ready-bench .venv-peers/ready   ## measure reading from an object store on loopback, at 0 and 20 ms a request, beside other libraries (ten minutes; nginx if it is installed)
+bench-remote: .venv/ready-bench .venv-peers/ready   ## measure reading from an object store on loopback, near, limited and late, beside other libraries (fifteen minutes; nginx if it is installed)
 	OMP_NUM_THREADS=1 $(PY) -m tests.bench.reading.remote --json bench/remote.json $(ARGS)
 
 bench-encode: .venv/ready-test   ## measure the encode engine: overhead, encoder-busy share, many shards (half an hour)
