@@ -61,7 +61,7 @@ def score_set(scorer: Scorer, images: ImageSetReader, args: argparse.Namespace) 
         now = time.perf_counter()
         seconds = now - start if score.seconds is None else score.seconds
         score = replace(
-            score, scorer=name(score.scorer, images), missing=score.missing or images.missing,
+            score, scorer=name(score.scorer, images), missing=score.missing or images.missing_pictures,
             seconds=seconds,
         )  # fmt: skip
         start = now

@@ -112,7 +112,8 @@ def measure(
     return Score(
         scorer=title, benchmark=images.prompts.benchmark, better=metric.better, value=value(distance),
         groups={group: value(part, group) for group, part in groups.items()},
-        prompts=len({share.prompt for share in shares}), pictures=len(features), missing=images.missing,
+        prompts=len({share.prompt for share in shares}), pictures=len(features),
+        missing=images.missing_pictures,
         notes=tuple(notes), images=images.digest, prompt_list=images.prompts.digest,
         made_by={
             "metric": kind, "reference": reference.digest, "reference_label": reference.label, **reference.record,

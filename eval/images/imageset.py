@@ -241,6 +241,11 @@ class ImageSetReader:
         return sum(len(file.numbers) for file in self.files)
 
     @property
+    def missing_pictures(self) -> int:
+        """How many pictures the absent files would show, of which a grid has several."""
+        return self.missing * (len(self.files[0].numbers) if self.files else 1)
+
+    @property
     def digest(self) -> str:
         """Of settings and all files: what a score is of."""
         return sha256(canonical_json([self.settings, self.digests]))

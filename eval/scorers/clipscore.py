@@ -73,7 +73,8 @@ def _score(
     notes = (f"{len(cut)} of {len(prompts)} captions were cut",) if cut else ()
     yield Score(
         scorer=f"clipscore-{clip.arch}-{clip.weights[:8]}", benchmark=images.prompts.benchmark, value=overall,
-        better="higher", groups=by_group, prompts=len(prompts), pictures=len(items), missing=images.missing,
+        better="higher", groups=by_group, prompts=len(prompts), pictures=len(items),
+        missing=images.missing_pictures,
         notes=notes, images=images.digest, prompt_list=images.prompts.digest,
         made_by=identity(network, "none") | {
             "model": args.model, "captions_cut": len(cut), "versions": {p: version(p) for p in PACKAGES},

@@ -146,8 +146,8 @@ class Predictions:
         `absent`: prompts of the benchmark that the set does not have, which a half never has.
         """
         images = self.images
-        tiles, per_prompt = len(images.files[0].numbers), int(images.settings["images_per_prompt"])
-        missing = images.missing * tiles + (0 if images.half else absent * per_prompt)
+        per_prompt = int(images.settings["images_per_prompt"])
+        missing = images.missing_pictures + (0 if images.half else absent * per_prompt)
         return Score(
             scorer=f"{name}-partial-{len(items)}-of-{len(items) + missing}" if missing else name,
             benchmark=images.prompts.benchmark, value=values[0], better="higher", groups=values[1],

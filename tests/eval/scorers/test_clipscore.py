@@ -15,7 +15,7 @@ from eval.images.imageset import ImageSetReader
 from eval.prompts.prompts import Prompt, Prompts
 from eval.scores import results
 from tests.commands.lines import next_lines
-from tests.eval.small import WORDS, save_clip, save_set
+from tests.eval.small import WORDS, save_clip, save_folder, save_set
 
 
 @torch.no_grad()
@@ -77,3 +77,17 @@ def test_a_set_without_pictures_and_a_model_that_answers_nan(tmp_path: Path) -> 
     with pytest.raises(MissingImages, match="set: found no picture, expected at least one"):
         main([*words, "--partial"])
     assert not (folder / "scores").exists()
+
+
+def test_a_lost_grid_lacks_all_of_its_pictures(tmp_path: Path) -> None:
+    """The note of a report counts pictures: four of the one file that is absent, by a distance too."""
+    clip, real = save_clip(tmp_path / "clip"), save_folder(tmp_path / "real", 4)
+    prompts = Prompts("tiny", tuple(Prompt(f"{i}", "a red cat") for i in range(3)))
+    folder = save_set(tmp_path / "set", prompts, layout="grids", count=4)
+    (folder / "images" / "1.png").unlink()
+    options = ["--model", str(clip), "--device", "cpu", "--partial"]
+    main(["score", "clipscore", str(folder), *options])
+    main(["score", "cmmd", str(folder), *options, "--reference", str(real)])
+    scores = results.read_all(folder).values()
+    assert [(score.pictures, score.missing) for score in scores] == [(8, 4), (8, 4)]
+    assert all(score.scorer.endswith("-partial-2-of-3") for score in scores)  # files
