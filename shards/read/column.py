@@ -218,8 +218,10 @@ class Column:
     def places(self, rows: Ints, whole: bool = False) -> Places:
         """Returns where each row id's values are. Of a store, all that is to be known before they are read
         is fetched for them: checksums, and the indexes of objects that have a codec. `whole`: all other
-        rows will be read, too, in any order until the column is closed.
+        rows will be read, too, in any order until the column is closed. IndexError for a row that the
+        snapshot lacks.
         """
+        self._tables.split(rows)
         remote = self.store.folder is None
         if remote:
             self._tables.load(self._tables_of_places, rows)

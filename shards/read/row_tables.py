@@ -49,20 +49,23 @@ class RowTables:
 
     def __call__(self, name: str, rows: Ints) -> NDArray[Any]:
         """Returns the table's value of each row id; IndexError for a row that the snapshot lacks."""
-        shard, place = self._split(rows)
+        shard, place = self.split(rows)
         values, read = self._table(name)
         if not read[shard].all():
             self.load([name], rows)
         result: NDArray[Any] = values[self._base[shard] + place]
         return result
 
-    def _split(self, rows: Ints) -> tuple[Ints, Ints]:
+    def split(self, rows: Ints) -> tuple[Ints, Ints]:
         """Returns the shard of each row id, and its row there; IndexError for one that there is not."""
         shard, place = np.divmod(rows, self.layout.shard_rows)
         if len(rows) and (
             rows.min() < 0 or shard.max() >= len(self._rows) or (place >= self._rows[shard]).any()
         ):
-            raise IndexError(f"{self.store.url}: no such rows among {rows.tolist()[:8]}")
+            raise IndexError(
+                f"{self.store.url}: no such rows among {rows.tolist()[:8]}. A row id is shard * "
+                f"{self.layout.shard_rows} + row, and shards have up to {self._rows.max(initial=0)} rows"
+            )
         return shard, place
 
     def _table(self, name: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -75,7 +78,7 @@ class RowTables:
 
     def knows(self, names: Sequence[str], rows: Ints) -> bool:
         """Returns whether all of these tables were read of the shards of some rows."""
-        shards = np.unique(self._split(rows)[0])
+        shards = np.unique(self.split(rows)[0])
         return all(self._table(name)[1][shards].all() for name in names)
 
     def load(self, names: Sequence[str], rows: Ints) -> None:
@@ -84,7 +87,7 @@ class RowTables:
         """
         if self.knows(names, rows):
             return
-        shards = np.unique(self._split(rows)[0])
+        shards = np.unique(self.split(rows)[0])
         with self._lock:
             stored = [name for name in names if name != "starts"]
             if "starts" in names:

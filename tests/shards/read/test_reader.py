@@ -19,6 +19,7 @@ from shards.read import objects as handles
 from tests.shards.toy import (
     ROWS,
     SHAPE,
+    SPECS,
     STORED,
     WIDTH,
     moments_of,
@@ -95,6 +96,16 @@ def test_rows_of_another_type_are_refused(tmp_path: Path) -> None:
         pytest.raises(ValueError, match="a row of float32, the column holds words of float16"),
     ):
         writer.put_block(np.ones((2, *SHAPE), np.float32), np.zeros(2, np.uint8))
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("kind", SPECS)
+def test_values_of_rows_that_are_not_there(tmp_path: Path, kind: str, stored: str) -> None:
+    """What follows a shard's rows in its object is padding and an index, no values."""
+    column = Column.open(write_column(tmp_path / "c", SPECS[kind](**STORED[stored])))
+    for row in (-1, ROWS[0], ROWS[0] + 1, 2048 + ROWS[1], 3 * 2048):
+        with pytest.raises(IndexError, match="no such rows.* A row id is shard"):
+            column.read(np.array([0, row]))
 
 
 def test_rows_that_are_not_there(toy: Path) -> None:
