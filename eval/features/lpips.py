@@ -22,6 +22,7 @@ from torch import Tensor
 from shards import sha256_file
 
 from ..errors import MissingWeights
+from ..images.ranks import check_device
 
 # network -> torchvision's file, the layers that are compared
 BACKBONES = {
@@ -41,6 +42,7 @@ class Lpips:
 
         self._layers = BACKBONES[network][1]
         backbone, heads = find(network, folder)
+        check_device(device)
         self.name, self._device = f"lpips-{network}", torch.device(device)
         self.weights = {"backbone": sha256_file(backbone), "heads": sha256_file(heads)}
         model = models.alexnet() if network == "alex" else models.vgg16()

@@ -15,6 +15,7 @@ from shards import sha256_file
 
 from ..errors import MissingWeights
 from ..images.layouts import Picture
+from ..images.ranks import check_device
 from . import pretrained
 from .crops import crop
 
@@ -63,6 +64,7 @@ def inception(folder: Path | None, device: str = "cpu") -> Network:
     from cleanfid.inception_torchscript import InceptionV3W
     from cleanfid.resize import build_resizer
 
+    check_device(device)
     resize = build_resizer("clean")
     module = InceptionV3W(str(folder), download=False).to(device).eval()
     return Network(

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from eval.commands import main
-from eval.errors import MissingWeights
+from eval.errors import BadRequest, MissingWeights
 from eval.features import pretrained
 from eval.features.networks import Clip, dinov2, inception
 from tests.eval.small import (
@@ -128,6 +128,13 @@ def test_inceptions_weights_are_those_of_the_folder(tmp_path: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(network.features(pixels), stand_in((pixels - 128) / 128))
     assert inception(save_inception(tmp_path / "b", seed=1)).weights != network.weights
+
+
+def test_a_device_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    weights = save_inception(tmp_path / "weights")
+    for name, expected in (("gpu", "cpu, cuda or cuda:NUMBER"), ("cuda:99", "at least 100")):
+        with pytest.raises(BadRequest, match=expected):
+            inception(weights, name)
 
 
 def test_missing_weights_are_named_with_a_way_to_get_them(tmp_path: Path) -> None:
