@@ -9,13 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shards.console import counted, render
+from shards.console import Bar, counted, render
 from shards.places import local_path
 
 from ..config import EncodeConfig
 from ..errors import NotASource
 from ..source.places import expand, is_url, tars_in
-from .kinds import kind_of
+from .kinds import Options, kind_of, open_rows
 from .listing import suffix_of, utf8
 from .pack import mostly_lost, pack, report
 from .table import TABLES
@@ -60,6 +60,13 @@ def _packed(config: EncodeConfig, name: str, places: list[str], make: bool) -> P
                 f"refuses {path} if its files are others"
             )
             print(render(text), file=sys.stderr)
+        elif record["state"]["listing"] != _digest(path):
+            text = (
+                f"source {name!r}: {path} holds other files or dates than were packed into {out}, which is "
+                f"what is counted here. `python -m encode run CONFIG` refuses it: name {out}/*.tar as the "
+                "source to go on with those, or give the source another name"
+            )
+            print(render(text), file=sys.stderr)
         return Packed(out, record, fresh=False)
     packed = pack(path, out)
     words = "packed" if packed.fresh else "already packed"
@@ -68,6 +75,16 @@ def _packed(config: EncodeConfig, name: str, places: list[str], make: bool) -> P
     if packed.fresh or mostly_lost(packed.record):
         print(report(packed.record), flush=True)
     return packed
+
+
+def _digest(path: Path) -> str:
+    """Returns the digest of what `run` would pack."""
+    with Bar(f"list {shlex.quote(path.name)}", unit="pictures") as bar:
+        rows = open_rows(path, kind_of(path), Options(), None, bar.advance)
+    try:
+        return rows.digest
+    finally:
+        rows.close()
 
 
 def place_and_target(

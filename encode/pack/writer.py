@@ -203,7 +203,9 @@ def _refuse_other(earlier: Json, state: Json, place: Path, out: Path) -> None:
         }
         raise NotASource(
             f"{out}: it was packed from something else than {place} is now "
-            f"({', '.join(words[key] for key in changed)}). Pack into a new folder, or delete this one"
+            f"({', '.join(words[key] for key in changed)}). Columns that were made of these tars need "
+            "them: name the tars as the source to go on with those. Else pack into a new folder, which a "
+            "source of another name of `encode run` does, or, if nothing was made of it, delete this one"
         )
 
 

@@ -61,8 +61,15 @@ def test_a_folder_of_pictures_is_packed_once(
     assert run(config) == 0  # its tars are all that is needed
     (Path(moved) / "a/000.txt").write_text("another caption")
     shutil.move(moved, source)
-    with pytest.raises(NotASource, match="packed from something else"):
+    capsys.readouterr()
+    with_packed(config, make=False)
+    text = " ".join(capsys.readouterr().err.split())
+    assert f"{source} holds other files or dates than were packed into {packed}" in text
+    with pytest.raises(
+        NotASource, match="packed from something else .*name the tars as the source"
+    ):
         run(config)
+    assert run(settings(tmp_path, models, f"{packed}/*.tar")) == 0  # what the message advises
 
 
 def test_a_root_with_braces_in_its_name(tmp_path: Path, models: Path) -> None:
