@@ -273,7 +273,7 @@ def test_encoders_that_are_not_that_of_the_ids(cache: Path, tmp_path: Path) -> N
     output: list[tuple[Any, type[Exception], str]] = [
         (None, ModelNotUsable, "no model of the registry has this tokenizer"),
         ("gemma-3", ModelNotUsable, r"did you mean gemma-2b\? Known are"),
-        ({"class": "GemmaModel"}, ConfigError, "data.encoder: found {'class': 'GemmaModel'}"),
+        ({"class": "GemmaModel"}, ConfigError, "data.encoder.path is missing: expected a hub id"),
         ({"class": "GemmaModel", "path": str(cache / "kl")}, ModelNotUsable, "no tokenizer"),
     ]
     for encoder, error, message in output:

@@ -140,7 +140,9 @@ def test_reconstructions_of_no_entry_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_expression_that_is_none_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"panel.groups: found '\[a', expected a regular expression"):
+    with pytest.raises(
+        ConfigError, match=r"panel.groups: found '\[a', expected a regular expression"
+    ):
         open_study(tmp_path, panel={"groups": "[a"})
 
 
