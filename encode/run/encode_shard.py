@@ -39,6 +39,7 @@ from shards import (
     sha256,
 )
 from shards.column import (
+    TAR_BYTES,
     ShardIndex,
     commit_name,
     index_name,
@@ -56,7 +57,6 @@ from ..meter import DECODE, READ, WRITE, Timer
 from ..models.encoder import CaptionEncoder, Encoder, ImageEncoder
 from ..source.decoding import Batch, View, decoded
 from ..source.fetch import fetched
-from ..source.fetched_again import TAR_BYTES
 from ..source.members import passed_over, read_captions
 from ..source.tars import Tar, scan_tar
 from ..tasks import ShardResult, ShardTask, Target

@@ -11,10 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from shards import CorruptColumn, FormatVersion, NotAColumn, Source, Store, open_source
-from shards.column import commit_name, failure_name, own_commit
+from shards.column import TAR_BYTES, commit_name, failure_name, own_commit
 from shards.read import open_spec
-
-TAR_BYTES = "tar_bytes"  # of a commit's provenance
 
 
 def recorded_source(source: Source, folder: Store) -> tuple[Source, Mapping[int, int]]:

@@ -75,9 +75,8 @@ class Originals:
         path = self._tars / name
         state = f"found {path.stat().st_size:,} bytes" if path.is_file() else "no such file"
         if state != f"found {size:,} bytes":
-            with suppress(NotAColumn):  # of one that had failed before, its commit says the size
-                commit = own_commit(self._column.store, self._column.digest, shard)
-                size = commit.provenance.get("tar_bytes", size)
+            with suppress(NotAColumn):
+                size = own_commit(self._column.store, self._column.digest, shard).tar_bytes(size)
         if state != f"found {size:,} bytes":
             raise MissingPictures(
                 f"{path}: {state}, expected one of {size:,} bytes. Name the folder of the source's own tars with --tars"

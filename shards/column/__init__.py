@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .commits import (
+    TAR_BYTES,
     Commit,
     commit_name,
     committed,
@@ -40,6 +41,7 @@ __all__ = [
     "Lease",
     "OR",
     "ShardIndex",
+    "TAR_BYTES",
     "UNREAD",
     "alternatives",
     "chosen",

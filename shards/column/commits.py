@@ -19,6 +19,7 @@ from ..store.base import Place, Store
 from ..store.open import open_store
 
 Run = tuple[int, int, int]  # (first row of the shard, count, status)
+TAR_BYTES = "tar_bytes"  # in a commit's provenance, of a tar that is not of its source's size
 READERS = 16  # records read at once: of an object store each takes a round trip
 
 
@@ -42,6 +43,12 @@ class Commit:
     def content(self) -> str:
         """Returns the digest of the shard's logical content."""
         return sha256(canonical_json([self.shard, self.rows, self.not_ok, self.blocks, self.index]))
+
+    def tar_bytes(self, of_source: int) -> int:
+        """Returns the bytes of the tar that was read: those that its source names, unless it had failed
+        before and was fetched again.
+        """
+        return int(self.provenance.get(TAR_BYTES, of_source))
 
     def record(self) -> Json:
         """Returns the commit record before sealing."""

@@ -116,9 +116,8 @@ class RowTables:
         shards = [s for s in dict.fromkeys(s for _, s in parts) if s not in self._commits]
         requests: list[Callable[[], Any]] = [partial(self._commit, shard) for shard in shards]
         requests += [partial(self._data, self._path(*part)) for part in parts]
-        with ThreadPoolExecutor(
-            REQUESTS
-        ) as pool:  # what commits say of the others is compared later
+        # what commits say of the other objects is compared once all are here
+        with ThreadPoolExecutor(REQUESTS) as pool:
             data = fetch_all(pool, lambda request: request(), requests)[len(shards) :]
         return [self._table_of(*part, each) for part, each in zip(parts, data, strict=True)]
 

@@ -322,6 +322,32 @@ class Gate:
         self.passed.wait(20)
 
 
+class AsksToWait:
+    """Answers three requests with a status and `Retry-After: 1`, and all until 0.9 s have passed since."""
+
+    def __init__(self, status: str) -> None:
+        self.status, self.refused, self.taken = (
+            status,
+            list[float](),
+            list[float](),
+        )  # when they came
+
+    def __call__(self, request: Request, count: int) -> str | None:
+        now = time.monotonic()
+        if self.taken or (len(self.refused) > 2 and now - self.refused[2] > 0.9):
+            self.taken.append(now)
+            return None
+        self.refused.append(now)
+        return f"{self.status} after 1"
+
+    def check_obeyed(self) -> None:
+        """Asserts that nothing came in vain but the request, the same again, and one that asks how long to
+        wait, and that the next came only then.
+        """
+        assert len(self.refused) == 3
+        assert self.taken[0] - self.refused[2] > 0.9
+
+
 def hang_up(handler: BaseHTTPRequestHandler) -> None:
     with suppress(OSError):
         handler.wfile.flush()

@@ -27,19 +27,17 @@ from shards.read.stream import Stream
 from shards.store.client import Limits
 from shards.store.object_store import RemoteStore
 from shards.store.open import open_store
-from shards.tools.convert import convert
 from shards.tools.copy import copy, stage
-from shards.tools.gc import collect
 from shards.tools.info import information
-from shards.tools.repair import repair
 from shards.tools.verify import logical_digest, verify
 from tests.encode.conftest import models  # noqa: F401  # a fixture
 from tests.encode.toy import write_config, write_source
 from tests.proxy.azure import point_to_azure
 from tests.proxy.server import FAULTS, EachKindOnce, Proxy
+from tests.servers.every_tool import use_every_tool
 from tests.servers.servers import Running, serving, url_of
 from tests.shards.objects import point_to
-from tests.shards.toy import ROWS, moments_spec, row_ids, tokens_spec, write_column
+from tests.shards.toy import moments_spec, row_ids, write_column
 from tests.train.conftest import launch, write_columns
 
 pytestmark = pytest.mark.slow
@@ -99,23 +97,7 @@ def test_encoded_there_and_read_from_there(
 
 
 def test_every_tool(store: tuple[str, Running], tmp_path: Path) -> None:
-    near, far = write_column(tmp_path / "near/toy/text", tokens_spec()), f"{store[0]}/a/toy/text"
-    copy(near, far)
-    copy(near, far)  # all is there
-    assert verify(far, processes=1) == []
-    assert information(far)["rows"] == sum(ROWS)
-    place = open_store(far)
-    place.delete("tokens/c/2/0")
-    repair(far, yes=True)
-    garbage, _ = collect(far, yes=True, seconds=0, quarantine=True)
-    assert garbage
-    write_column(far, tokens_spec())  # type: ignore[arg-type]
-    assert verify(far, processes=1) == []
-    convert(far, f"{store[0]}/b/toy/tar", backend="webdataset")
-    copy(f"{store[0]}/b/toy/tar", f"{store[0]}/c/toy/tar")
-    (staged,) = stage([f"{store[0]}/c/toy/tar"], tmp_path / "nvme")
-    assert logical_digest(staged) == logical_digest(near)
-    assert place.stale_temporaries(0) == []
+    use_every_tool(store[0], tmp_path)
 
 
 def test_trained_from_there(store: tuple[str, Running], tmp_path: Path) -> None:

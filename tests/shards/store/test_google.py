@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,17 +22,12 @@ from shards import Column
 from shards.errors import StoreError
 from shards.store.client import Limits
 from shards.store.object_store import RemoteStore
-from shards.store.open import open_store
 from shards.store.throttle import asked_wait
-from shards.tools.convert import convert
-from shards.tools.copy import copy, stage
-from shards.tools.gc import collect
-from shards.tools.info import information
-from shards.tools.repair import repair
-from shards.tools.verify import logical_digest, verify
+from shards.tools.copy import copy
 from tests.proxy.google import GOOGLE_BUCKET, Google, Stored, point_to_google
-from tests.proxy.server import Message, Proxy
-from tests.shards.toy import ROWS, moments_spec, row_ids, tokens_spec, write_column
+from tests.proxy.server import AsksToWait, Message, Proxy
+from tests.servers.every_tool import use_every_tool
+from tests.shards.toy import moments_spec, row_ids, write_column
 
 ROOT = f"gs://{GOOGLE_BUCKET}"
 QUICK = Limits(30, stall=60, request=60, copy=60, give_up=60, backoff=0.01, max_backoff=0.1)
@@ -72,24 +66,7 @@ def test_every_tool(
     proxy: Proxy, google: Google, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shards.store.upload.PART", PART)  # objects of toys are copied in the store
-    near, far = write_column(tmp_path / "near/toy/text", tokens_spec()), f"{ROOT}/a/toy/text"
-    copy(near, far)
-    copy(near, far)  # all is there
-    assert verify(far, processes=1) == []
-    assert information(far)["rows"] == sum(ROWS)
-    place = open_store(far)
-    place.delete("tokens/c/2/0")
-    repair(far, yes=True)
-    garbage, _ = collect(far, yes=True, seconds=0, quarantine=True)
-    assert garbage
-    write_column(far, tokens_spec())  # type: ignore[arg-type]
-    assert verify(far, processes=1) == []
-    convert(far, f"{ROOT}/b/toy/tar", backend="webdataset")
-    copy(f"{ROOT}/b/toy/tar", f"{ROOT}/c/toy/tar")
-    (staged,) = stage([f"{ROOT}/c/toy/tar"], tmp_path / "nvme")
-    assert logical_digest(staged) == logical_digest(near)
-    for column in ("a/toy/text", "b/toy/tar", "c/toy/tar"):
-        assert open_store(f"{ROOT}/{column}").stale_temporaries(0) == []
+    use_every_tool(ROOT, tmp_path)
     assert google.parts == {}
     assert any("uploadId" in path for _, path, _ in proxy.seen)
 
@@ -206,21 +183,9 @@ def credentials(
 def test_a_server_is_left_alone_for_as_long_as_it_asks(
     credentials: str, proxy: Proxy, google: Google
 ) -> None:
-    refused: list[float] = []
-    taken: list[float] = []
-
-    def fault(request: tuple[str, str, str], count: int) -> str | None:
-        now = time.monotonic()
-        if taken or (len(refused) > 2 and now - refused[2] > 0.9):
-            taken.append(now)
-            return None
-        refused.append(now)
-        return "429 after 1"
-
-    proxy.fault = fault
+    proxy.fault = asking = AsksToWait("429")
     assert RemoteStore(f"{ROOT}/a folder", QUICK).read("x") == b"data"
-    assert len(refused) == 3  # the request, the same again, and one that asks how long to wait
-    assert taken[0] - refused[2] > 0.9
+    asking.check_obeyed()
     # the one that asks is admitted, too, once the server takes requests again
     known: list[bool] = []
     admits = google.admits

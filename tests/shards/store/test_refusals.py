@@ -21,7 +21,7 @@ from shards.tools.copy import copy
 from shards.tools.verify import verify
 from tests.proxy.azure import ACCOUNT, CONTAINER, Azure, Blob, point_to_azure
 from tests.proxy.google import GOOGLE_BUCKET, Google, point_to_google
-from tests.proxy.server import Message, Proxy
+from tests.proxy.server import AsksToWait, Message, Proxy
 from tests.shards.objects import BUCKET, Server, point_to
 from tests.shards.toy import moments_spec, write_column
 
@@ -78,21 +78,9 @@ def proxy(store: object, request: pytest.FixtureRequest) -> Proxy:
 def test_a_server_is_left_alone_for_as_long_as_it_asks(
     store: Callable[[Limits], RemoteStore], proxy: Proxy, status: str
 ) -> None:
-    refused: list[float] = []  # when requests came in vain
-    taken: list[float] = []
-
-    def fault(request: tuple[str, str, str], count: int) -> str | None:
-        now = time.monotonic()
-        if taken or (len(refused) > 2 and now - refused[2] > 0.9):
-            taken.append(now)
-            return None
-        refused.append(now)
-        return f"{status} after 1"
-
-    proxy.fault = fault
+    proxy.fault = asking = AsksToWait(status)
     assert store(QUICK).read("x") == b"data"
-    assert len(refused) == 3  # the request, the same again, and one that asks how long to wait
-    assert taken[0] - refused[2] > 0.9
+    asking.check_obeyed()
 
 
 def test_a_wait_ends_with_the_limit_and_is_said(
