@@ -29,7 +29,7 @@ FAMILIES = {  # module and the base of its named errors
     "eval.errors": "EvalError",
     "configs": "ConfigError",
     "train.checkpoints.checkpoint": "CheckpointError",
-    "train.loop": "NonFiniteLoss",
+    "train.step.skips": "NonFiniteLoss",
 }
 
 

@@ -42,6 +42,7 @@ from .step.engine import Engine, deepspeed_config
 from .step.inputs import Inputs, MicroBatch, micro_batches, training_inputs
 from .step.online_text import TextEncoder, encoded, identity_of
 from .step.schedule import learning_rate
+from .step.skips import Skips
 from .step.validate import Validator
 
 log = logging.getLogger(__name__)
@@ -52,12 +53,6 @@ POLL = 1.0  # seconds between two looks of a rank that waits for data at whether
 Batches = Callable[[int, World], Iterator[Batch]]
 
 
-class NonFiniteLoss(RuntimeError):
-    """A loss or gradient that is not finite; the weights are as the step before left them."""
-
-    exit_code = 3
-
-
 class Trainer:
     """A run in progress on one rank: the engine, the average, and how far they are."""
 
@@ -65,8 +60,12 @@ class Trainer:
         self, config: TrainConfig, run: Path, sources: JoinedColumns, order: Order, model: DiT, world: World,
         text_encoder: TextEncoder | None = None, init: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        self.config, self.folder, self.sources, self.world = config, run, sources, world
-        self.text_encoder, self.init = text_encoder, init
+        self.config = config
+        self.folder = run
+        self.sources = sources
+        self.world = world
+        self.text_encoder = text_encoder
+        self.init = init
         self.empty = empty_caption(sources)
         self.totals = {name: p.numel() for name, p in model.named_parameters()}
         self.parameters = parameters(model)
@@ -78,15 +77,19 @@ class Trainer:
         self.powers = PowerAverages(self.engine.weights(), config.ema, config.steps, run)
         self.state = checkpoint.State(self.engine.fragments, self.totals, {})
         self._checkpoints = run / CHECKPOINTS
-        self.order_identity, self.epoch_samples = order.identity(), order.epoch_samples
-        self.step_number = self.position = 0  # steps done, samples consumed
+        self.order_identity = order.identity()
+        self.epoch_samples = order.epoch_samples
+        self.step_number = 0  # steps done
+        self.position = 0  # samples consumed
         self.changes: list[dict[str, Any]] = []  # of the config, each with its first step
-        self.updates = self.skipped = 0  # of the weights; steps in a row without one
+        self.updates = 0  # of the weights
+        self.skips = Skips(config.guard, run, sources, world)
         self.cost = training(model.config, *sources.latent_shape[1:])
         self.gpu = gpu_of(torch.cuda.get_device_name()) if world.device.type == "cuda" else None
         peak = self.gpu.peak * world.size if self.gpu else None
         self.throughput = Throughput(self.cost, peak)
-        self._received = self._signal = 0  # the signal this process got; the one all agreed on
+        self._received = 0  # the signal that this process got
+        self._signal = 0  # the one that all agreed on
         self._all_ready = False  # whether each rank has the data of the next step
 
     # The step ------------------------------------------------------------------------------------------------------
@@ -95,9 +98,10 @@ class Trainer:
         """Updates the weights from this rank's part of a global batch; returns the figures of all
         ranks, or None where a signal came before the data: the weights are then as they were."""
         lr = learning_rate(self.config.optim, self.step_number, self.config.steps)
-        sums, number, micro = StepSums(self.config.flow.timestep_shift), 0, None
+        sums = StepSums(self.config.flow.timestep_shift)
         if not self._data_ready(queue, sums):
             return None
+        number, micro = 0, None
         while micro is None or not micro.last:
             self.world.phase(f"step {self.step_number}, data of micro-batch {number}")
             start = time.perf_counter()
@@ -119,11 +123,12 @@ class Trainer:
             self._not_finite(micro.batch, sums.losses, kind)
         else:
             self.ema.update(self.engine.weights())
-            self.updates, self.skipped = self.updates + 1, 0
+            self.updates += 1
+            self.skips.count = 0
             self.powers.update(self.engine.weights(), self.updates)
         self.step_number += 1
         self.position += self.config.global_batch
-        return replace(record, skipped=self.skipped > 0)
+        return replace(record, skipped=self.skips.count > 0)
 
     def _micro_batches(self, batches: Iterator[Batch]) -> Iterator[MicroBatch]:
         """Returns the micro-batches; a thread makes those of columns while the device computes."""
@@ -148,7 +153,8 @@ class Trainer:
         if self._all_ready:
             return True
         self.world.phase(f"step {self.step_number}, waiting for data")
-        ready, late, start = False, 1.0, time.perf_counter()
+        start = time.perf_counter()
+        ready, late = False, 1.0
         while late and not self._signal:
             if not ready and (ready := _ready(queue, POLL)):
                 sums.wait(time.perf_counter() - start)
@@ -174,39 +180,9 @@ class Trainer:
             self.engine.discard()
         return record
 
-    def _not_finite(self, batch: Batch, loss: torch.Tensor, kind: str) -> None:
-        """Writes down the rows of this rank's batch; then stops, or counts the step as skipped. All
-        ranks come here."""
-        guard = self.config.guard
-        name = f"nonfinite-step-{self.step_number:08d}-rank-{self.world.rank:05d}.json"
-        rows, bad = batch.rows.tolist(), (~loss.isfinite()).tolist()
-        record = {
-            "step": self.step_number, "position": batch.position, "what": kind, "rows": rows,
-            "rows_with_such_a_loss": [row for row, b in zip(rows, bad, strict=True) if b],
-        }  # fmt: skip
-        if len(self.sources.by_source) > 1:
-            record["sources"] = batch.sources.tolist()
-        self.world.together(self.world.check_lock)
-        atomic_write(self.folder / name, canonical_json(record))
-        self.skipped += 1
-        spoiled = any(self.world.sum([not part.isfinite().all() for part in self.engine.weights()]))
-        weights = (
-            "the weights were not finite before it, so an earlier step has spoiled them"
-            if spoiled
-            else f"it left the weights as they were after {self.updates} updates"
-        )
-        message = (
-            f"the {kind} of step {self.step_number} is not finite on some rank; {weights}. The rows of this rank's "
-            f"batch are in {self.folder / name}"
-        )
-        if guard.nonfinite == "stop":
-            raise NonFiniteLoss(f"{message}. Resume with a smaller optim.lr, or look at those rows")
-        if self.skipped > guard.skips:
-            raise NonFiniteLoss(
-                f"{message}. {self.skipped} such steps in a row are more than guard.skips. Resume with a smaller "
-                "optim.lr, or look at the rows of those steps"
-            )
-        log.warning("%s. Skipped, %d in a row", message, self.skipped)
+    def _not_finite(self, batch: Batch, losses: torch.Tensor, kind: str) -> None:
+        weights = self.engine.weights()
+        self.skips.add(self.step_number, batch, losses, kind, weights, self.updates)
 
     # Signals -------------------------------------------------------------------------------------------------------
 
@@ -267,7 +243,8 @@ class Trainer:
         self.throughput.reset()
 
     def _train(self, queue: Iterator[MicroBatch], validator: Validator | None) -> None:
-        config, saved, shown = self.config, self.step_number, False
+        config = self.config
+        saved, shown = self.step_number, False
         recorded = not self.metrics or self.metrics.validated
         if validator and validator.missing(self.step_number, recorded):
             self._validate(validator)
@@ -378,7 +355,7 @@ class Trainer:
             },
             "seed": self.config.seed,
             "init": self.init,
-            "optimizer": {"kind": "adamw", "step": self.updates, "skipped": self.skipped},
+            "optimizer": {"kind": "adamw", "step": self.updates, "skipped": self.skips.count},
             "deepspeed": self.precision,
             "average": {"initial_share": self.ema.initial_share} | self.powers.record(self.updates),
             **({"changes": self.changes} if self.changes else {}),
@@ -421,7 +398,7 @@ class Trainer:
         state = checkpoint.load(path, manifest, blank, self.world.progress)
         self.engine.set_weights(state.flats["weights"])
         self.updates = manifest["optimizer"]["step"]
-        self.skipped = manifest["optimizer"].get("skipped", 0)
+        self.skips.count = manifest["optimizer"].get("skipped", 0)
         moments = {kind: state.flats[kind] for kind in ("exp_avg", "exp_avg_sq")}
         self.engine.set_moments(self.updates, moments)
         self.ema.parts = list(state.flats["ema"])
@@ -429,8 +406,10 @@ class Trainer:
         share = initial_share(manifest)
         assert share is not None  # every checkpoint that can be resumed has its config
         self.ema.initial_share = share
-        self.step_number, self.position = manifest["step"], manifest["position"]
-        self.init, self.changes = manifest.get("init"), manifest.get("changes", [])
+        self.step_number = manifest["step"]
+        self.position = manifest["position"]
+        self.init = manifest.get("init")
+        self.changes = manifest.get("changes", [])
         record = self.record()
         if "deepspeed" not in manifest:  # an older one: what its JSON file said is unknown
             del record["deepspeed"]
