@@ -32,6 +32,7 @@ from .images.flags import (
     sampling_flags,
     set_flags,
 )
+from .images.ranks import chosen_device
 from .latents.flags import preview_flags, reconstruct_flags
 from .prompts.benchmarks import BENCHMARKS, PLACE
 
@@ -66,10 +67,8 @@ def main(words: Sequence[str] | None = None) -> int | None:
             add_flags(verb)
         verb.set_defaults(run_verb=run)
     args = parser.parse_args(words)
-    if getattr(args, "device", None) == "auto":
-        import torch  # takes seconds, which --help need not
-
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if "device" in args:
+        args.device = chosen_device(args.device)
     with nullcontext() if words[0] == "train" else in_time():  # a training saves what it has
         code: int | None = args.run_verb(args)
     return code

@@ -30,6 +30,7 @@ from pydantic import ValidationError
 import configs
 from shards import LeaseHeld, atomic_write, canonical_json, open_store, put_if_absent
 from shards.column import Lease, lease_chain
+from shards.console import Parser
 from shards.format.atomic import read_json
 from shards.signals import Stopped, stoppable
 from train.checkpoints.checkpoint import WHOLE, CheckpointError, steps
@@ -41,6 +42,7 @@ from .errors import BadReport, OtherImages, Watched
 from .images.checks import read_manifest
 from .images.generate import Request, generate
 from .images.imageset import ImageSetReader
+from .images.ranks import chosen_device
 from .prompts.benchmarks import BENCHMARKS, find
 from .score import add_flags
 from .score import run as score_sets
@@ -80,12 +82,13 @@ def parse_scorers(
             raise BadReport(
                 f"--scorer: found {name!r}, expected one of {', '.join(sorted(scorers))}"
             )
-        parser = argparse.ArgumentParser(
+        parser = Parser(
             prog=f"python -m eval {verb} RUN --scorer {name}", conflict_handler="resolve"
         )
         add_flags(parser, scorers[name].flags)
         parser.set_defaults(partial=False, device=device)
         arguments = parser.parse_args(flags)
+        arguments.device = chosen_device(arguments.device)
         requests.append(ScorerRequest(" ".join([name, *flags]), scorers[name], arguments))
     return requests
 

@@ -45,6 +45,15 @@ class Rank:
         return f"cuda:{self.local % torch.cuda.device_count()}"
 
 
+def chosen_device(name: str) -> str:
+    """Returns the device that a flag names: `auto` is a GPU if there is one."""
+    if name != "auto":
+        return name
+    import torch  # takes seconds, which --help need not
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def check_device(name: str) -> None:
     """BadRequest where there is no such device, which torch would say only once it is used."""
     import torch

@@ -21,11 +21,13 @@ from eval.images.imageset import ImageSetReader
 from eval.prompts.prompts import halves
 from eval.report import sweeps
 from eval.report.sweeps import HalfScores, Point
+from eval.score import SCORERS
 from eval.scores import results
 from eval.scores.choose import choose
 from eval.scores.results import Value
 from eval.scores.seeds import Estimate
 from eval.sweep import _sentences
+from eval.watch import parse_scorers
 from shards import exits, seal
 from shards.format.atomic import read_json
 from tests.eval import faults
@@ -303,6 +305,19 @@ def refused(line: list[str], message: str, capsys: pytest.CaptureFixture[str]) -
         exits.run(lambda: main(line))
     assert end.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_flags_of_a_scorer_are_taken_as_eval_score_takes_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    typed = ["demo-acc", "--device", "auto", "--batch-size", "3", "--scorer", "demo-acc"]
+    auto, default = parse_scorers(typed, SCORERS, "cpu", "sweep")
+    assert (auto.args.device, auto.args.batch_size) == ("cuda", 3)
+    assert default.args.device == "cpu"  # that of the sweep
+    with pytest.raises(SystemExit):
+        parse_scorers(["demo-acc", "--bacth-size", "3"], SCORERS, "cpu", "sweep")
+    assert "WrongWords: python -m eval sweep RUN --scorer demo-acc: " in capsys.readouterr().err
 
 
 def test_what_cannot_be_scored_is_refused_before_anything_is_made(
