@@ -26,6 +26,7 @@ from shards.tools.copy import copy
 from shards.tools.verify import logical_digest, verify
 from tests.memory import MEMORY
 from tests.proxy.azure import CONTAINER, Azure, point_to_azure
+from tests.proxy.google import GOOGLE_BUCKET, Google, point_to_google
 from tests.proxy.server import Backend, Proxy, Request
 from tests.shards.objects import BUCKET, Server, point_to
 from tests.shards.toy import moments_spec, row_ids, tokens_spec, write_column
@@ -35,7 +36,7 @@ SEEDS = 60
 ATTEMPTS = 8
 ROWS = (70, 3)
 LIMITS = Limits(1, stall=0.3, request=0.6, copy=1, give_up=2, backoff=0.01, max_backoff=0.05)
-PART = 1 << 9  # of Azure's, so that objects of toys are copied inside the store
+PART = 1 << 9  # of what is in memory, so that objects of toys are copied inside the store
 PASSING = ("503", "500", "429 after 0", "cut", "close", "lost", "stall")
 OF_READS = ("short", "flip", "whole")
 STAYING = ("expired", "skewed", "403")
@@ -45,7 +46,7 @@ VARIANTS: dict[str, Callable[[], ColumnSpec]] = {
     "tokens blosc": lambda: tokens_spec(2, codec="blosc"),
     "moments tar": lambda: moments_spec(2, backend="webdataset"),
 }
-STORES = ("az", "s3")
+STORES = ("az", "gs", "s3")
 
 
 def cases() -> list[Case]:
@@ -83,17 +84,19 @@ def moto(process: int) -> Server:
 @contextmanager
 def behind(store: str, chance: Chance, seed: int, folder: Path) -> Iterator[tuple[Proxy, str]]:
     """A proxy before a store, to which the environment leads, and a url in it."""
-    backend: int | Backend = Azure() if store == "az" else moto(os.getpid()).port
+    in_memory = {"az": Azure, "gs": Google}
+    backend: int | Backend = in_memory[store]() if store in in_memory else moto(os.getpid()).port
     proxy = Proxy(backend, chance, lasts=random.Random(seed).choice((0.0, 0.05, 0.3)))
     proxy.meanwhile = random.Random(seed).choice(("absent", "empty", "whole"))
     with pytest.MonkeyPatch.context() as patch:
         point_to(patch, proxy.port)
         point_to_azure(patch, proxy.port)
+        point_to_google(patch, proxy.port)
         patch.setenv("LATENTBANK_CACHE", str(folder / "pages"))
         patch.setenv("LATENTBANK_CACHE_GB", random.Random(seed).choice(("0", "1")))
-        if store == "az":
+        if store in in_memory:
             patch.setattr("shards.store.upload.PART", PART)
-        container = {"az": CONTAINER, "s3": BUCKET}[store]
+        container = {"az": CONTAINER, "gs": GOOGLE_BUCKET, "s3": BUCKET}[store]
         try:
             yield proxy, f"{store}://{container}/{folder.name}"
         finally:

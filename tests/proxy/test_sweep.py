@@ -6,6 +6,6 @@ from tests.proxy.sweep import SWEEP
 from tests.soak.sweep import Case, sample
 
 
-@pytest.mark.parametrize("case", sample(SWEEP, 8), ids=lambda case: " ".join(map(str, case)))
+@pytest.mark.parametrize("case", sample(SWEEP, 12), ids=lambda case: " ".join(map(str, case)))
 def test_faults_by_chance(case: Case) -> None:
     SWEEP.check(*case)
