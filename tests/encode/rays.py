@@ -5,9 +5,7 @@ own, and nodes that can be killed.
 from __future__ import annotations
 
 import os
-import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,21 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.servers.ports import free_port
+
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"
-
-
-def free_port() -> int:
-    """A port that nothing uses, and that no other process gets by chance: not one of those that the kernel hands
-    out, where it leaves some.
-    """
-    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    ports = range(20_000, first if first > 21_000 else 60_000)
-    while True:
-        port = secrets.choice(ports)
-        with socket.socket() as place, suppress(OSError):
-            place.bind(("127.0.0.1", port))
-            return port
 
 
 def parent(pid: int) -> int:

@@ -31,6 +31,7 @@ import pytest
 
 from tests.proxy.azure import ACCOUNT, CONTAINER, KEY, point_to_azure
 from tests.proxy.google import point_to_google
+from tests.servers.ports import free_port
 from tests.shards.objects import BUCKET, point_to
 
 INSTALLED = Path(__file__).parents[2] / ".servers"
@@ -54,12 +55,6 @@ def program(name: str, package: str) -> str:
     if found is None:
         raise NotInstalled(f"{name}: not found. Run `apt-get install {package}` first")
     return found
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @dataclass

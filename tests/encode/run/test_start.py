@@ -23,8 +23,9 @@ from encode.plan.sample_source import open_job
 from encode.run import ray_start
 from encode.run.job import run
 from tests.encode import interrupts
-from tests.encode.rays import ROOT, free_port
+from tests.encode.rays import ROOT
 from tests.encode.toy import write_config, write_source
+from tests.servers.ports import free_port
 
 SILENCE = 0.5  # seconds that a silent server is waited for here
 

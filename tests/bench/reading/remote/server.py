@@ -18,6 +18,8 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
+from tests.servers.ports import free_port
+
 BUCKET, PIPE = "bench", 1 << 20
 CONFIG = """
 daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx.err; worker_processes 2; {user}
@@ -39,11 +41,6 @@ http {{
 }}
 """
 RATE = 75_000_000  # bytes a second of a connection: 1.2 GB of 16, as a network of 10 Gbit/s has
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 class Handler(BaseHTTPRequestHandler):
