@@ -41,7 +41,9 @@ class SourceChanged(ShardsError, ValueError):
 
 
 class BadRows(ShardsError, ValueError):
-    """Rows that are not ok in every column, where the user has asked for none."""
+    """Rows that are not ok in every column, where the user has asked for none; or no word that says
+    what is to become of them.
+    """
 
 
 class BadMask(ShardsError, ValueError):

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..column.checksum import crc32c
 from ..column.commits import (
@@ -36,7 +36,7 @@ from ..processes import watch_forks
 from ..store.base import Place, Store
 from ..store.open import open_store
 from .objects import Ints, Places, ValueObjects
-from .row_tables import NO_MEMBER, RowTables
+from .row_tables import NO_MEMBER, RowTables, row_ids
 
 Check = Literal[False, True, "new"]
 
@@ -57,7 +57,7 @@ def open_spec(store: Store) -> tuple[ColumnSpec, str]:
 
 
 class Column:
-    """One column, open for reading. Rows are named by row id, in any order.
+    """One column, open for reading. Rows are named by row id, in any order, in an array, list or tensor.
 
     `spec` says what the column is, `snapshot` which rows it holds. Threads that share one take
     turns; a copy made by pickle opens its own files.
@@ -184,22 +184,24 @@ class Column:
 
     # What is known of rows ------------------------------------------------------------------------
 
-    def status(self, rows: Ints) -> NDArray[np.uint8]:
+    def status(self, rows: ArrayLike) -> NDArray[np.uint8]:
         """Returns the status of each row id."""
-        return self._tables("status", rows)
+        return self._tables("status", row_ids(rows))
 
-    def lengths(self, rows: Ints) -> Ints:
+    def lengths(self, rows: ArrayLike) -> Ints:
         """Returns the number of tokens of each row id (0 where rows have a fixed shape)."""
+        rows = row_ids(rows)
         if not self.layout.ragged:
             return np.zeros(len(rows), np.int64)
         return self._tables("lengths", rows).astype(np.int64)
 
-    def checksums(self, rows: Ints) -> NDArray[np.uint32]:
+    def checksums(self, rows: ArrayLike) -> NDArray[np.uint32]:
         """Returns the crc32c of each row id's values as stored."""
-        return self._tables("crc", rows)
+        return self._tables("crc", row_ids(rows))
 
-    def row_bytes(self, rows: Ints) -> Ints:
+    def row_bytes(self, rows: ArrayLike) -> Ints:
         """Returns the bytes that each row id's values take in a buffer."""
+        rows = row_ids(rows)
         units = self.lengths(rows) if self.layout.ragged else np.ones(len(rows), np.int64)
         return units * self.layout.unit_bytes
 
@@ -215,12 +217,13 @@ class Column:
             return False
         return self.layout.codec is not None or not self._tables.knows(self._tables_of_places, rows)
 
-    def places(self, rows: Ints, whole: bool = False) -> Places:
+    def places(self, rows: ArrayLike, whole: bool = False) -> Places:
         """Returns where each row id's values are. Of a store, all that is to be known before they are read
         is fetched for them: checksums, and the indexes of objects that have a codec. `whole`: all other
         rows will be read, too, in any order until the column is closed. IndexError for a row that the
         snapshot lacks.
         """
+        rows = row_ids(rows)
         self._tables.split(rows)
         remote = self.store.folder is None
         if remote:
@@ -239,7 +242,7 @@ class Column:
     # Values ---------------------------------------------------------------------------------------
 
     def gather(
-        self, rows: Ints, view: memoryview, at: Ints, check: Check = False,
+        self, rows: ArrayLike, view: memoryview, at: Ints, check: Check = False,
         places: Places | None = None,
     ) -> None:  # fmt: skip
         """Reads row i's values to `view[at[i]:]`, a flat buffer of bytes; `row_bytes` says how many.
@@ -249,6 +252,7 @@ class Column:
         come once more. `places`: of these rows, if they are known already. Raises CorruptColumn,
         naming object, shard and row.
         """
+        rows = row_ids(rows)
         places = places or self.places(rows)
         remote = self.store.folder is None
         apart = remote and not self.layout.codec  # what is read is then opened before
@@ -297,18 +301,19 @@ class Column:
                 "then `repair` and encode again, or restore it"
             )
 
-    def hint(self, rows: Ints, places: Places | None = None) -> None:
+    def hint(self, rows: ArrayLike, places: Places | None = None) -> None:
         """Says that rows will be read soon: the disk reads ahead, a remote object is fetched."""
-        if len(rows):
+        if len(rows := row_ids(rows)):
             with self._lock:
                 self._objects.hint(places or self.places(rows))
 
     def read_into(
-        self, rows: Ints, out: NDArray[Any], check: Check = False, hinted: bool = False
+        self, rows: ArrayLike, out: NDArray[Any], check: Check = False, hinted: bool = False
     ) -> None:
         """Reads rows end to end into `out`: (B, 2C, H, W) float16, or (sum of lengths, D) bfloat16
         bits. `check` as in `gather`; `hinted`: `hint` was called with just these rows.
         """
+        rows = row_ids(rows)
         if out.size:
             places = self.places(rows)
             if self.store.folder is None and not hinted:  # many requests at once
@@ -316,8 +321,9 @@ class Column:
             view = out.reshape(-1).view(np.uint8).data
             self.gather(rows, view, np.cumsum(places.size) - places.size, check, places)
 
-    def read(self, rows: Ints, check: Check = False, hinted: bool = False) -> NDArray[Any]:
+    def read(self, rows: ArrayLike, check: Check = False, hinted: bool = False) -> NDArray[Any]:
         """Returns rows as a new array as stored, (B, *row) or (sum of lengths, *unit); see `read_into`."""
+        rows = row_ids(rows)
         with self._lock:
             self._objects.refuse_short(self.places(rows))
         count = int(self.lengths(rows).sum()) if self.layout.ragged else len(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from ..format.layout import BLOCK, ColumnSpec, Status, differences
 from .column import Column
 from .objects import Ints
 
+Bad = Literal["skip", "error"]  # what becomes of rows that are not ok in some column
 SHOWN = 8  # rows or shards that an error lists
 REMAKE = "Name the mask of this source, or make one: `python -m shards mask COLUMN --keys FILE --out MASK`"
 
@@ -128,6 +130,15 @@ def check_mask_source(mask: Mask, path: str, spec: ColumnSpec) -> None:
         raise SourceMismatch(
             f"{mask.path}: a mask of source {found[0]} ({found[1]} tars of up to {found[2]} rows), but "
             f"{path} is of {expected[0]} ({expected[1]} tars of up to {expected[2]} rows). {REMAKE}"
+        )
+
+
+def check_bad(bad: str) -> None:
+    """Raises BadRows for a word that is not one of `Bad`."""
+    if bad not in get_args(Bad):
+        raise BadRows(
+            f"bad: found {bad!r}, expected skip, which leaves rows out that are not ok in every column, "
+            "or error, which refuses them"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from ..store.base import Place, Store
 from ..store.open import open_store
 from .column import Column, open_spec
 from .compatible import (
+    Bad,
+    check_bad,
     check_kind,
     check_mask,
     check_mask_source,
@@ -33,7 +35,6 @@ from .order import Order, Union
 
 # a tokens or ids column, or several, each with the share of the samples that takes it
 Text = Place | Mapping[Any, float]
-Bad = Literal["skip", "error"]
 SOURCES = 16  # that are opened at once
 
 
@@ -45,8 +46,7 @@ class SourceColumns:
     but which are not read, so that all runs of a comparison see the same rows. `masks`: each leaves
     the rows out that it does not name. `truncated`: admit rows of status 1. `bad`: rows that are not
     valid in some column are left out ("skip"), or refused with BadRows ("error"). `extra`: columns
-    of rows of one shape that are delivered beside the latents. `snapshot_ids`: by which some columns
-    were opened, by their names in `identity`.
+    of rows of one shape, read beside the latents. `snapshot_ids`: of some, by names in `identity`.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class SourceColumns:
         extra: Mapping[str, Column] | None = None, snapshot_ids: Mapping[str, Json] | None = None,
         masks: Sequence[Mask] = (),
     ) -> None:  # fmt: skip
+        check_bad(bad)
         pairs = [(text, 1.0)] if isinstance(text, Column) else list(text)
         self.latents, self.truncated = latents, truncated
         self.texts, self.rates = tuple(c for c, _ in pairs), tuple(float(r) for _, r in pairs)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..column.commits import Snapshot, commit_name, own_commit
 from ..column.tar_object import starts as tar_starts
@@ -26,6 +26,23 @@ from .objects import Ints
 NO_MEMBER = 2**32 - 1  # among `starts`: the row has no member in the tar
 TYPES = {"lengths": np.uint16, "status": np.uint8, "crc": np.uint32, "starts": np.uint32}
 REQUESTS = 32  # small objects of a store that are on their way at once
+
+
+def row_ids(rows: ArrayLike) -> Ints:
+    """Returns row ids as int64, of a list, a tensor or integers of another width; TypeError for what is
+    none. Bools are not: as integers they would be the rows 0 and 1.
+    """
+    ids = np.asarray(rows)
+    if ids.dtype == np.int64 and ids.ndim == 1:
+        return ids
+    if ids.shape == (0,):
+        return np.zeros(0, np.int64)
+    if ids.ndim == 1 and ids.dtype.kind in "iu":
+        return ids.astype(np.int64)
+    raise TypeError(
+        f"rows: found {ids.dtype} of shape {ids.shape}, expected row ids, integers along one axis. Give "
+        "one row as [row], and a mask as np.flatnonzero(mask)"
+    )
 
 
 class RowTables:

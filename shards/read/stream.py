@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..errors import OrderError
@@ -27,6 +27,7 @@ from .batch_layout import BatchPlan, Planner, Reader
 from .join import JoinedColumns
 from .order import Order
 from .prefetch import Prefetcher
+from .row_tables import row_ids
 
 MOST_READY = 256  # batches; more would be memory for nothing
 TILE = 128  # tokens whose fp32 stays in a CPU's cache; whole captions take it ten times as long
@@ -99,11 +100,12 @@ class Batch:
 
 
 def read_rows(
-    join: JoinedColumns, rows: NDArray[np.int64], check: bool = False
+    join: JoinedColumns, rows: ArrayLike, check: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns (moments, tokens, cu_seqlens) of row ids, as in `Batch`, with the captions of the first
     text column. `check` compares every row's crc.
     """
+    rows = row_ids(rows)
     moments = torch.from_numpy(join.latents.decoded(join.latents.read(rows, check)))
     words = join.text.decoded(join.text.read(rows, check))
     cu_seqlens = torch.zeros(len(rows) + 1, dtype=torch.int32)

@@ -256,6 +256,13 @@ def test_bad_rows_are_an_error_if_asked(toy: Path, tmp_path: Path) -> None:
     assert "are truncated" not in str(caught.value)
 
 
+def test_a_word_for_bad_rows_that_says_nothing(toy: Path) -> None:
+    with pytest.raises(BadRows, match="bad: found 'typo', expected skip, .* or error"):
+        open_join(toy / "vae", toy / "text", bad="typo")  # type: ignore[arg-type]
+    with pytest.raises(BadRows, match="bad: found 'errors', expected skip, .* or error"):
+        open_sources(toy / "vae", toy / "text", bad="errors")  # type: ignore[arg-type]
+
+
 def sound_column(path: Path, failed: int | None = None) -> Path:
     """Moments that are all ok, but for a shard that failed."""
     spec = moments_spec(weights="sound")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from shards import Column, CorruptColumn, IncompleteColumn, ShardWriter, create_column, put_complete
 from shards.read import objects as handles
@@ -115,6 +116,39 @@ def test_rows_that_are_not_there(toy: Path) -> None:
             column.status(np.array([0, row]))
     with pytest.raises(IndexError, match="no such rows"):
         Column.open(toy / "text").read(np.array([ROWS[0]]))
+
+
+ROWS_AS = {
+    "a list": list,
+    "a tensor": torch.from_numpy,
+    "int32": lambda rows: rows.astype(np.int32),
+    "uint64": lambda rows: rows.astype(np.uint64),
+}
+
+
+@pytest.mark.parametrize("kind", SPECS)
+@pytest.mark.parametrize("given", ROWS_AS)
+def test_rows_may_be_given_as(tmp_path: Path, kind: str, given: str) -> None:
+    column = Column.open(write_column(tmp_path / "c", SPECS[kind]()))
+    for rows in (ALL[::7], ALL[:0]):
+        same = ROWS_AS[given](rows)
+        for ask in (column.read, column.lengths, column.status, column.checksums, column.row_bytes):
+            np.testing.assert_array_equal(ask(same), ask(rows))
+        column.hint(same)
+        buffer = bytearray(column.row_bytes(rows).sum())
+        size = column.row_bytes(rows)
+        column.gather(same, memoryview(buffer), np.cumsum(size) - size)
+        assert buffer == column.read(rows).tobytes()
+
+
+@pytest.mark.parametrize("kind", SPECS)
+@pytest.mark.parametrize("rows", [5, [[0, 1]], [0.0, 1.0], [True, False], ["0"], None], ids=str)
+def test_what_are_no_rows_is_refused(tmp_path: Path, kind: str, rows: Any) -> None:
+    """A mask of bools would be the rows 0 and 1."""
+    column = Column.open(write_column(tmp_path / "c", SPECS[kind]()))
+    for ask in (column.read, column.lengths, column.status, column.hint, column.row_bytes):
+        with pytest.raises(TypeError, match="rows: found .*, expected row ids, integers"):
+            ask(rows)
 
 
 def digest_of(column: Column) -> int:
