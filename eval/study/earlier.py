@@ -21,7 +21,7 @@ from ..images.checks import read_manifest
 from .choices import settle
 from .graph import generate_id, train_id
 from .pictures import all_sets, reported_set
-from .reuse import Existing, has_pictures, has_steps, is_saved, recorded_digest
+from .reuse import Existing, has_pictures, has_steps, is_saved, loss_at, recorded_digest
 from .study import Study
 
 SETS_DEEP, RUNS_DEEP = 3, 2  # levels of folders below `reuse`
@@ -144,6 +144,8 @@ def _take_run(existing: Existing, entry: str, seed: int, phase: int, runs: Seque
             manifest = existing.newest(run)
             if manifest is None or not (last or manifest["step"] == config.steps):
                 continue  # the next phase would start from its newest checkpoint
+            if last and "lr" in study.axes and loss_at(run, config.steps) is None:
+                continue  # it would be trained here, and what was made not be looked for
             if existing.run_differences(entry, seed, phase, run) == []:
                 by_hand = {**study.hand_runs, (entry, seed, phase): run}
                 existing.study = replace(study, hand_runs=by_hand)

@@ -33,7 +33,7 @@ from train.checkpoints.checkpoint import WHOLE, CheckpointError, manifest_of, st
 from train.checkpoints.identity import TABLE, compared, training_of
 from train.checkpoints.snapshots import EmaLengthRefused, digest_of_length, refuse_planned
 from train.config import TrainConfig
-from train.report import read_records
+from train.report import read_records, validated
 from train.run import expected_record
 
 from ..errors import BadPrompts, BadScores, EvalError
@@ -59,6 +59,7 @@ Json = dict[str, Any]
 PROGRESS = {"step", "position"}  # of a training: a longer run has the steps of a shorter one
 # of a text encoder in the step, which is not loaded here; TABLE is of the weights that a run starts from
 FROM_ENCODER = ("model.text_width", "data.text_encoder")
+METRICS = "metrics.jsonl"
 DEEP = 3  # parts of a set's path that are the same when a study's folder is moved
 ROUNDING = ("batch_size", "threads")  # settings of a set that change rounding only
 THEN = "{} there, {} now"
@@ -108,21 +109,29 @@ class Existing:
         last = phase + 1 == len(self.study.parts(entry))
         if last and "lr" in self.study.axes and self.validation_loss(entry, seed) is None:
             return False  # a signal may have kept it from its last validation
+        if run == self.study.own_run_folder(entry, seed, phase) and self._cut_short(run, wanted):
+            return False
         return has_steps(run, wanted, file) and self.run_differences(entry, seed, phase, run) == []
+
+    def _cut_short(self, run: Path, wanted: TrainConfig) -> bool:
+        """Whether a signal kept a run from the validation of its last step, which it makes when it goes on.
+        Metrics that were removed say nothing of it.
+        """
+        metrics, manifest = run / METRICS, self.newest(run)
+        if manifest is None or manifest["step"] != wanted.steps or not metrics.is_file():
+            return False
+        validation = manifest["config"].get("validation") or {}  # as it was when the run ended
+        if wanted.validation.source is None or validation.get("source") is None:
+            return False
+        try:
+            return not validated(metrics, wanted.steps)
+        except ConfigError:
+            return False
 
     def validation_loss(self, entry: str, seed: int) -> float | None:
         """Returns the loss of a run's validation at its last step; None where its metrics have none."""
         step = self.study.train_config(entry, seed).steps
-        try:
-            records = read_records(self.study.run_folder(entry, seed) / "metrics.jsonl")
-        except ConfigError:
-            return None
-        losses = [
-            float(record["validation"]["loss"])
-            for record in records
-            if "validation" in record and record.get("step") == step
-        ]
-        return losses[-1] if losses else None
+        return loss_at(self.study.run_folder(entry, seed), step)
 
     def score_names(self, node: Node) -> list[str]:
         """Returns the names of the scores that a node made of the pictures that are there now, the same of
@@ -320,6 +329,22 @@ def has_steps(run: Path, config: TrainConfig, file: str) -> bool:
     """Whether a run has the checkpoints that a study samples from, and the last, with these weights."""
     wanted = {*config.save_at, config.steps}
     return all(is_saved(run / "checkpoints" / f"step-{step:08d}", file) for step in wanted)
+
+
+def loss_at(run: Path, step: int) -> float | None:
+    """Returns the loss of a run's validation at a step; None where its metrics have none, or one that is
+    not finite.
+    """
+    try:
+        records = read_records(run / METRICS)
+    except ConfigError:
+        return None
+    losses = [
+        record["validation"].get("loss")
+        for record in records
+        if record.get("validation") and record["step"] == step
+    ]
+    return losses[-1] if losses else None
 
 
 def is_saved(checkpoint: Path, file: str) -> bool:

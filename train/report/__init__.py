@@ -8,11 +8,14 @@ from shards.lazy import lazy_getattr
 
 if TYPE_CHECKING:
     from .page import write_page
-    from .records import read_records
+    from .records import read_records, validated
 else:
-    __getattr__ = lazy_getattr(__name__, {"page": ("write_page",), "records": ("read_records",)})
+    __getattr__ = lazy_getattr(
+        __name__, {"page": ("write_page",), "records": ("read_records", "validated")}
+    )
 
 __all__ = [
     "read_records",
+    "validated",
     "write_page",
 ]

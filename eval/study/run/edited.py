@@ -22,13 +22,12 @@ from train.checkpoints.checkpoint import CheckpointError, manifest_of
 
 from ...errors import OutputEdited
 from ..graph import Node, nodes_of
-from ..reuse import Existing, names_in, read_record
+from ..reuse import METRICS, Existing, names_in, read_record
 from ..study import Study
 from .files import SESSION, config_values
 
 Json = dict[str, Any]
 MOST_LINES = 6  # of files that a message names, and of differences of one config
-METRICS = "metrics.jsonl"
 SHOWN = 16  # characters of a digest
 
 

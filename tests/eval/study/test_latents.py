@@ -15,6 +15,7 @@ import yaml
 from configs import ConfigError
 from eval.errors import BadStudy, NotPaired
 from eval.study.checks import check_columns, refuse_unpaired
+from eval.study.earlier import take_over
 from eval.study.pictures import reported_set
 from eval.study.reuse import Existing
 from eval.study.study import Study
@@ -23,7 +24,9 @@ from tests.encode.tiny_models import save_dc, save_hunyuan, save_rae, saved
 from tests.eval.study.small_study import SIDE, study_yaml, write_inputs
 from tests.eval.study.small_study import study as run_study
 from tests.train.conftest import tiny_config, words, write_column
+from tests.train.here import forked
 from train.checkpoints.identity import compared
+from train.run import fit
 
 WIDTH = 8
 SHAPES = {"flux": (16, 8, 8), "rae": (48, 4, 4), "hunyuan": (64, 2, 2)}  # a quarter of their sides
@@ -215,3 +218,47 @@ def test_one_config_serves_flux_sd_hunyuan_dc_and_rae(tmp_path: Path) -> None:
     page = (folder / "out/report.html").read_text()
     for key in ("flow.shift", "model.patch_size"):
         assert f'{key} <span class="badge">follows the VAE</span>' in page
+
+
+# Trained ------------------------------------------------------------------------------------------
+
+
+def test_a_last_validation_that_a_signal_cut_short_is_still_to_be_made(
+    columns: Path, tmp_path: Path
+) -> None:
+    """The training goes on for it, at its last step; of metrics that were removed nothing is asked."""
+    held_out = {"source": str(columns), "rows": 4, "batch": 4, "reference": False}
+    made = study(columns, tmp_path, validation=held_out)
+    config, run = made.train_config("flux", 0), made.own_run_folder("flux", 0)
+    metrics = run / "metrics.jsonl"
+    run.parent.mkdir(parents=True)
+
+    def train() -> None:
+        code, output = forked(lambda: fit(config, run), tmp_path / "log")
+        assert code == 0, output
+
+    train()
+    assert Existing(made).trained("flux", 0, 0)
+    lines = metrics.read_text().splitlines(keepends=True)
+    (loss,) = (line for line in lines if "validation" in json.loads(line))
+    metrics.write_text("".join(line for line in lines if line != loss))  # as a signal leaves it
+    assert not Existing(made).trained("flux", 0, 0)
+    by_rate = with_rates(tmp_path, made)
+    assert take_over(by_rate).hand_runs == {}  # its loss is to choose
+    without = study(columns, tmp_path)
+    assert Existing(without).trained("flux", 0, 0)
+    train()
+    assert Existing(made).trained("flux", 0, 0)
+    assert Existing(made).validation_loss("flux", 0) == json.loads(loss)["validation"]["loss"]
+    assert take_over(by_rate).hand_runs == {("flux-lr-0.003", 0, 0): run}
+    metrics.unlink()
+    assert Existing(made).trained("flux", 0, 0)
+
+
+def with_rates(folder: Path, made: Study) -> Study:
+    """A study in a folder of its own that chooses among learning rates, and takes over runs of another."""
+    text = yaml.safe_load((folder / "study.yaml").read_text())
+    rates = {"lr": [3e-3, 1e-3], "guidance_scale": None, "ema": None}
+    text |= {"settle": rates, "reuse": [str(made.out / "runs")]}
+    (folder / "rates.yaml").write_text(yaml.safe_dump(text, sort_keys=False))
+    return Study.open(folder / "rates.yaml", folder / "rates")

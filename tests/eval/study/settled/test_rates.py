@@ -99,6 +99,18 @@ def test_learning_rates_are_trainings_of_their_own(
     assert (of_flux.scorer, of_flux.prompts, of_flux.edge) == ("validation loss", None, "smallest")
 
 
+def test_a_loss_that_is_not_finite_chooses_no_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The metrics have null for it."""
+    fair = open_study(tmp_path, settle={"lr": [1e-4, 1e-3], "guidance_scale": None, "ema": None})
+    write_losses(fair, {1e-4: 0.4, 1e-3: 0.5})
+    metrics = fair.run_folder("e2e-lr-0.001", 1) / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("0.51", "null"))
+    monkeypatch.setattr("eval.study.reuse.Existing.trained", lambda *_: True)
+    assert settle(fair).settled == {"flux": {"lr": 1e-4}, "e2e": {}}
+
+
 def test_losses_that_were_edited_choose_no_rate(tmp_path: Path) -> None:
     """They are digested as soon as their training has ended, and refused before anything is chosen by them."""
     fair = open_study(tmp_path, settle={"lr": [1e-4, 1e-3], "guidance_scale": None, "ema": None})
