@@ -29,8 +29,8 @@ class Fault:
 
     `kind`: "column", "metadata", "commit", "failure", "complete", "valid" (bits), "object" (missing,
     cut off or changed), "rows" (do not fit their checksums), "digest" (of up to 1,024 rows), "source"
-    or "index" (beside the column), "members" (the tar's are not those that were encoded). `object`
-    is a name below the column, `rows` are rows of `shard`.
+    or "index" (beside the column), "members" (the tar's are not those that were encoded), "tar"
+    (there is none). `object` is a name below the column, `rows` are rows of `shard`.
     """
 
     kind: str

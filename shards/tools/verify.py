@@ -35,7 +35,7 @@ from .parallel import SILENT, Progress, processes_for, spread
 from .scan import ShardTask, scan_shard
 
 QUARANTINE, LEASES = "quarantine/", "lease"
-MEMBERS = "members"  # the kind of a fault that lies in the tars, not in the column
+MEMBERS, TAR = "members", "tar"  # kinds of faults that lie in the tars, not in the column
 SHOWN = 8  # shards that a sentence names
 
 
@@ -259,7 +259,8 @@ def _check_empty(examination: Examination, column: Description) -> None:
 
 def check_source(examination: Examination, folders: Sequence[Place]) -> int:
     """Compares what the column was made of with the tars, which are in one of the folders; returns
-    how many shards could be compared. Commits of older releases do not say what they were made of.
+    how many shards were compared: not those without a tar there, nor those whose commits, of older
+    releases, do not say what they were made of.
     """
     column = examination.column
     assert column is not None
@@ -273,17 +274,32 @@ def check_source(examination: Examination, folders: Sequence[Place]) -> int:
         )
     stores = [open_store(folder) for folder in folders]
 
-    def digest_of(commit: Commit) -> str:
-        """Returns the digest of the members that the tar holds now."""
+    def check(commit: Commit) -> Fault | None:
+        """Returns what is wrong with the tar of a shard."""
         name, expected = source.tars[commit.shard]
         expected = commit.tar_bytes(expected)
-        sizes = {store: size for store in stores if (size := store.size(name)) is not None}
-        store, size = next(iter(sizes.items()), (stores[0], None))
-        if size != expected:
-            amount = "no such file" if size is None else f"{size} bytes"
-            raise NotAColumn(
-                f"{store.at(name)}: found {amount}, the source was made of {expected} bytes"
-            )
+        kind = MEMBERS
+        try:
+            sizes = {store: size for store in stores if (size := store.size(name)) is not None}
+            store, size = next(iter(sizes.items()), (stores[0], None))
+            if size != expected:
+                kind, amount = (TAR, "no such file") if size is None else (MEMBERS, f"{size} bytes")
+                message = (
+                    f"{store.at(name)}: found {amount}, the source was made of {expected} bytes"
+                )
+            elif digest_of(commit, store, name) == commit.members[suffix]:
+                return None
+            else:
+                message = (
+                    f"{column.store.url}: shard {commit.shard} was made of other {suffix} members than "
+                    f"{name} holds now. Restore the tar, or make it a new source"
+                )
+        except (OSError, ShardsError) as error:
+            message = damage_message_or_raise(error)
+        return Fault(kind, message, commit.shard)
+
+    def digest_of(commit: Commit, store: Store, name: str) -> str:
+        """Returns the digest of the members that a tar holds now."""
         rows = read_index(parent, commit.shard).rows
         tar = store.open(name, cached=False)
         try:
@@ -291,23 +307,11 @@ def check_source(examination: Examination, folders: Sequence[Place]) -> int:
         finally:
             store.close(tar)
 
-    def check(commit: Commit) -> str | None:
-        try:
-            if digest_of(commit) == commit.members[suffix]:
-                return None
-        except (OSError, ShardsError) as error:
-            return damage_message_or_raise(error)
-        return (
-            f"{column.store.url}: shard {commit.shard} was made of other {suffix} members than "
-            f"{source.tars[commit.shard][0]} holds now. Restore the tar, or make it a new source"
-        )
-
     commits = [commit for commit in column.commits.values() if suffix in commit.members]
     with ThreadPoolExecutor(READERS) as pool:
-        for commit, message in zip(commits, pool.map(check, commits), strict=True):
-            if message is not None:
-                examination.fault(MEMBERS, message, None, commit.shard)
-    return len(commits)
+        faults = [fault for fault in pool.map(check, commits) if fault is not None]
+    examination.faults += faults
+    return len(commits) - sum(fault.kind == TAR for fault in faults)
 
 
 # Digests ------------------------------------------------------------------------------------------
@@ -373,15 +377,22 @@ def run_verify(args: argparse.Namespace) -> int:
             print(json.dumps(fault.record(examination.store.url)) if args.json else fault)
         if args.json:
             continue
-        if args.source:
-            total = len(column.commits) if column else 0
-            rest = "; the commits of the others, from an older release, do not say what they were made of"
-            print(
-                f"{url}: {compared} of {counted(total, 'shard')} compared with the tars"
-                + rest * (compared < total)
-            )
+        if args.source and column is not None:
+            print(_comparison(url, len(column.commits), compared, examination.faults))
         print("\n".join([*examination.sentences(), *_verdict(url, examination.faults)]))
     return code
+
+
+def _comparison(url: str, shards: int, compared: int, faults: Sequence[Fault]) -> str:
+    """Returns how many shards were compared with the tars, and why the others were not."""
+    missing = sum(fault.kind == TAR for fault in faults)
+    untold = shards - compared - missing
+    return (
+        f"{url}: {compared} of {counted(shards, 'shard')} compared with the tars"
+        + f"; of {missing} the tar is missing" * bool(missing)
+        + f"; of {untold} the commit, of an older release, does not say what it was made of"
+        * bool(untold)
+    )
 
 
 def _verdict(url: str, faults: Sequence[Fault]) -> list[str]:
@@ -393,7 +404,12 @@ def _verdict(url: str, faults: Sequence[Fault]) -> list[str]:
             f"{url}: the tars do not match {counted(len(changed), 'shard')}. The column itself is not damaged by "
             "that, and `repair` does not change it"
         )
-    if damage := [fault for fault in faults if fault.kind != MEMBERS]:
+    if missing := sum(fault.kind == TAR for fault in faults):
+        lines.append(
+            f"{url}: {counted(missing, 'tar')} of its source not found. Name a further folder with --source, "
+            "or restore what is missing"
+        )
+    if damage := [fault for fault in faults if fault.kind not in (MEMBERS, TAR)]:
         shards = {fault.shard for fault in damage if fault.shard is not None}
         lines.append(
             f"{url}: DAMAGED, {counted(len(damage), 'fault')}, {counted(len(shards), 'shard')}. See "

@@ -199,7 +199,17 @@ def test_columns_of_other_members_are_told_apart(
     code, printed = shards("verify", other, "--source", tars, "--json")
     assert code == 1
     assert "found 512 bytes" in json.loads(printed)["message"]
-    assert "no such file" in shards("verify", other, "--source", tmp_path)[1]
+    (tars / "0.tar").unlink()
+    code, printed = shards("verify", a, "--source", tars)
+    assert code == 1
+    assert "0.tar: found no such file" in printed
+    assert "1 of 2 shards compared with the tars; of 1 the tar is missing\n" in printed
+    assert "the tars do not match 1 shard." in printed  # the other, whose tar is there
+    assert "1 tar of its source not found. Name a further folder with --source" in printed
+    assert "DAMAGED" not in printed
+    code, printed = shards("verify", other, "--source", tmp_path, "--json")
+    assert code == 1
+    assert [json.loads(line)["kind"] for line in printed.splitlines()] == ["tar", "tar"]
 
 
 @pytest.mark.parametrize(
