@@ -22,6 +22,7 @@ from pydantic_core import PydanticUndefined
 
 MOST = 80  # characters of a value that are shown
 MOST_LINES = 20  # of keys that are named
+NEAR = 0.75  # share of the letters of two names that one is asked for by the other
 KEYS, NAMES, LIST = "keys with values", "names with values, as {NAME: VALUE}", "a list"
 # type of an error of pydantic -> what was expected, with words of the error's context
 EXPECTED = {
@@ -66,8 +67,12 @@ def expects(text: str) -> WrapValidator:
 
 
 def did_you_mean(word: str, names: Iterable[str], end: str = ".") -> str:
-    """Returns `; did you mean NAME?` with the nearest of the names, or `end` where none is near."""
-    near = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
+    """Returns `; did you mean NAME?` with the nearest of the names, or `end` where none is near: but for
+    a letter or two, or with the same letters.
+    """
+    names = list(names)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=NEAR)
+    near = near or [name for name in names if sorted(name) == sorted(word)]
     return f"; did you mean {near[0]}?" if near else end
 
 

@@ -211,8 +211,8 @@ def test_names_of_the_registry(models: Path) -> None:
     assert lookup(model, VAES) is model
     with pytest.raises(
         ModelNotUsable,
-        match="'fluks': no such name; did you mean flux. Known are .*'flux', 'flux-e2e'",
+        match="'fluxs': no such name; did you mean flux. Known are .*'flux', 'flux-e2e'",
     ):
-        lookup("fluks", VAES)
+        lookup("fluxs", VAES)
     assert Path(location(MINILM), "config.json").is_file()
     assert location("owner/name") == "owner/name"

@@ -306,7 +306,7 @@ def test_another_source_under_the_same_name(config: Path, encode: Encode) -> Non
         (["columns.vae.kind=latents"], "AutoencoderKL has a posterior. Say kind: moments"),
         (["engine.remote_decode=2"], "engine.remote_decode"),
         (["columns.vae.resolution=-1"], "columns.vae"),
-        (["columns.vae.encoder=fluks"], "'fluks': no such name; did you mean flux? Known are"),
+        (["columns.vae.encoder=fluxs"], "'fluxs': no such name; did you mean flux? Known are"),
         (["columns.vae.encoder.path=/no/such/vae"], "/no/such/vae: no such folder"),
         (["columns.vae.encoder.class=GemmaModel"], "no class 'GemmaModel'"),
         (["columns.text.template=caption"], "must hold {}"),
