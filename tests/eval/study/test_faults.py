@@ -203,7 +203,7 @@ def test_a_score_whose_items_are_deleted_is_made_again(made: Path) -> None:
         ),
         ({"scorers": ["demo-fd"]}, BadStudy, "--reference"),
         ({"scorers": [{"demo-fd": {"reference": "absent"}}]}, BadStudy, "absent"),
-        ({"generate": {"guidanse_scale": 3}}, BadStudy, "expected flags of `eval generate`; did you mean guidance_scale?"),
+        ({"generate": {"guidanse_scale": 3}}, BadStudy, "flags of `eval generate`; did you mean guidance_scale?"),
         ({"generate": {"ema": 0.1}}, BadStudy, "generate: ema: plain: found no ema.power"),
         ({"generate": {"ema": 0.3}}, BadStudy, "--ema: found '0.3', expected a number of at least 0.01"),
         ({"generate": {"ema": [0.05, 0.1]}}, BadStudy, "--ema: found 2 values, expected one"),
