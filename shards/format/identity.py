@@ -8,9 +8,9 @@ field that this version does not know stays as it is. So `of(record).record() ==
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from ..errors import IdentityMismatch
 from .atomic import Json
@@ -27,7 +27,7 @@ class _Part(BaseModel):
             return cls.model_validate(record)
         except ValidationError as error:
             raise IdentityMismatch(
-                f"identity of a column: {explained(error)}. Name a column, or a run on one, that "
+                f"identity of a column: {explained(error, record)}. Name a column, or a run on one, that "
                 "`python -m encode` has made"
             ) from None
 
@@ -79,7 +79,19 @@ class CaptionPreprocess(_Part):
     hidden_state: int = -1  # 0 the embeddings, -1 the output after the last norm
 
 
-Preprocess = PicturePreprocess | CaptionPreprocess
+def _of_what(preprocess: Any) -> str:
+    """Returns what a preprocess is of, so that what is wrong with it is said of this one."""
+    if isinstance(preprocess, dict):
+        is_text = "max_tokens" in preprocess and "resolution" not in preprocess
+    else:
+        is_text = isinstance(preprocess, CaptionPreprocess)
+    return "captions" if is_text else "pictures"
+
+
+Preprocess = Annotated[
+    Annotated[PicturePreprocess, Tag("pictures")] | Annotated[CaptionPreprocess, Tag("captions")],
+    Discriminator(_of_what),
+]
 
 
 class ColumnIdentity(_Part):

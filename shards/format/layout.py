@@ -128,12 +128,14 @@ class Layout:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"kind {self.kind!r} is none of {', '.join(KINDS)}")
+            raise ValueError(f"kind {self.kind!r:.80} is none of {', '.join(KINDS)}")
         allowed = KINDS[self.kind][1]
         if not self.element:
             object.__setattr__(self, "element", allowed[0])
         if self.element not in allowed:
-            raise ValueError(f"{self.kind} of {self.element}: one of {', '.join(allowed)} expected")
+            raise ValueError(
+                f"{self.kind} of {self.element:.80}: one of {', '.join(allowed)} expected"
+            )
         if self.shard_rows < 1 or self.shard_rows % ZARR_ROWS or self.shards < 0:
             raise ValueError(
                 f"{self.shards} shards of {self.shard_rows} rows: a multiple of {ZARR_ROWS} rows "

@@ -455,8 +455,8 @@ def test_messages_name_file_field_and_bounds() -> None:
     with pytest.raises(CorruptColumn) as caught:
         parse(layout, LAYOUT, "a/column.json")
     assert str(caught.value) == (
-        "a/column.json: damaged record: row_shape[1]: found True, expected a valid "
-        "integer. Restore it, or delete it and encode again"
+        "a/column.json: damaged record: row_shape[1]: found true, expected a whole "
+        "number. Restore it, or delete it and encode again"
     )
 
 

@@ -113,9 +113,14 @@ def test_what_is_no_identity_is_refused(record: Any) -> None:
 @pytest.mark.parametrize(
     ("part", "field", "value", "match"),
     [
-        ("encoder", "path", None, "encoder.path: found None, expected a valid string"),
+        ("encoder", "path", None, "encoder.path: found null, expected text"),
         ("encoder", "class", 7, "encoder.class: found 7"),
-        ("preprocess", "resolution", True, "resolution: found True, expected a valid integer"),
+        (
+            "preprocess",
+            "resolution",
+            True,
+            "preprocess.resolution: found true, expected a whole number",
+        ),
         ("preprocess", "resolution", 256.0, r"resolution: found 256.0"),
     ],
 )
@@ -128,6 +133,11 @@ def test_a_field_of_another_type_is_named(part: str, field: str, value: Any, mat
 def test_a_field_that_is_missing_is_named() -> None:
     with pytest.raises(IdentityMismatch, match="encoder.weights is missing"):
         ColumnIdentity.of({**CAPTION, "encoder": {"class": "x", "path": "y"}})
+    for record, field in ((CAPTION, "template"), (PICTURE, "resolution")):
+        fields = dict(record["preprocess"])
+        del fields[field]
+        with pytest.raises(IdentityMismatch, match=f"column: preprocess.{field} is missing"):
+            ColumnIdentity.of({**record, "preprocess": fields})
 
 
 def test_another_place_is_the_same_model_elsewhere() -> None:
